@@ -1,0 +1,39 @@
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+# spaces in the checkout's path are fine: every path here is relative to it
+PYTHON ?= python3
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test lint bench study clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "uhr needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Run: make $(MAKECMDGOALS) PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[all,dev]' | grep --line-buffered -vE '^Requirement already'
+	@# ultralytics asks for opencv-python, which wants libGL: the headless build, installed last, is the one in use
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps --constraint constraints.txt opencv-python-headless
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m uhr demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/ty check
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+study: $(STAMP)
+	$(BIN)/python -m pytest studies
+
+clean:
+	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

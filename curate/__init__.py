@@ -1,0 +1,1 @@
+"""Images in, manifest out: stages annotate every picture, rules decide, nothing disappears."""

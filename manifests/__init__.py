@@ -1,0 +1,1 @@
+"""The contract between curation and training: immutable, self-describing sets of samples in plain Parquet."""

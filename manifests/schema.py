@@ -1,0 +1,240 @@
+"""Every column of a manifest: name, type, unit, range, meaning, and which stage writes it.
+
+A column's description travels in its Arrow field metadata, so it can be read back from any part with any Parquet
+reader. `docs/schema.md` is generated from this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Raised when a reader of an older version could misread a manifest. Added columns do not raise it."""
+
+KEPT, REJECTED, FAILED = "kept", "rejected", "failed"
+STATUSES = (KEPT, REJECTED, FAILED)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a manifest.
+
+    `unit` and `range` are for people ("px", "[0, 1]"); `source` names the paper or code that defines the number;
+    `stage` is filled in for the columns that a curation stage adds.
+    """
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    unit: str = ""
+    range: str = ""
+    source: str = ""
+    stage: str = ""
+
+    def field(self) -> pa.Field:
+        """The Arrow field, nullable, with everything but name and type in its metadata."""
+        words = {
+            "meaning": self.meaning,
+            "unit": self.unit,
+            "range": self.range,
+            "source": self.source,
+            "stage": self.stage,
+        }
+        return pa.field(self.name, self.type, metadata={k: v for k, v in words.items() if v})
+
+    @classmethod
+    def from_field(cls, field: pa.Field) -> Column:
+        """The column that a Parquet part describes; one that another tool added has no meaning to tell."""
+        words = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}
+        known = {k: words.get(k, "") for k in ("meaning", "unit", "range", "source", "stage")}
+        return cls(field.name, field.type, **known)
+
+
+IDENTITY = (
+    Column(
+        "sample_id",
+        pa.string(),
+        "unique and the same on any machine: SHA-256 of `uri` (or of parent and box), 32 hex digits",
+    ),
+    Column(
+        "uri",
+        pa.string(),
+        "address below the source root that `manifest.json` names; a link is never resolved; `%` and bytes that are no UTF-8 are percent-encoded",
+    ),
+    Column("parent_id", pa.string(), "the sample that a patch was cut from; null for a whole picture"),
+    Column("box", pa.list_(pa.int32(), 4), "x, y, width, height of a patch in the oriented parent", "px"),
+    Column(
+        "source_version",
+        pa.string(),
+        "size and modification time (or ETag) of the source object: decides whether bytes must be read again",
+    ),
+    Column(
+        "content_hash",
+        pa.string(),
+        "SHA-256 of the file's bytes; null where only a header was read",
+        stage="decode",
+    ),
+)
+
+VERDICT = (
+    Column("status", pa.string(), "what became of the sample", range="kept | rejected | failed"),
+    Column(
+        "reason", pa.string(), "the rule that turned the sample down, or the kind of fault; null when kept"
+    ),
+    Column("error", pa.string(), "the fault in words, for people; null unless failed"),
+)
+
+RIGHTS = (
+    Column("caption", pa.string(), "the caption that came with the picture (sidecar, alt text)"),
+    Column("source_url", pa.string(), "where the picture was taken from"),
+    Column("author", pa.string(), "whom to credit"),
+    Column("license", pa.string(), "the licence that the source states"),
+    Column(
+        "source_meta", pa.string(), "everything else that the source says of the picture, as one JSON object"
+    ),
+)
+
+HEADER = (
+    Column(
+        "format",
+        pa.string(),
+        "file format by its content, never by its name",
+        range="JPEG, PNG, WEBP, ...",
+        stage="header",
+    ),
+    Column("width", pa.int32(), "width as displayed (EXIF orientation applied)", "px", "> 0", stage="header"),
+    Column(
+        "height", pa.int32(), "height as displayed (EXIF orientation applied)", "px", "> 0", stage="header"
+    ),
+    Column(
+        "orientation",
+        pa.int8(),
+        "EXIF orientation tag of the file; 1 is upright",
+        range="1..8",
+        stage="header",
+    ),
+    Column(
+        "mode",
+        pa.string(),
+        "colour model of the file",
+        range="L, LA, P, RGB, RGBA, CMYK, ...",
+        stage="header",
+    ),
+    Column("bit_depth", pa.int8(), "bits per channel", "bit", "1..32", stage="header"),
+    Column("file_size", pa.int64(), "size of the file", "byte", ">= 0", stage="header"),
+)
+
+GEOMETRY = (
+    Column("megapixels", pa.float64(), "width x height / 10^6", "Mpx", "> 0", stage="geometry"),
+    Column("aspect_ratio", pa.float64(), "width / height", "1", "> 0", stage="geometry"),
+    Column(
+        "aspect_bucket",
+        pa.string(),
+        "the nearest common aspect ratio, as a label (a training bucket in pixels is chosen in `encode`)",
+        range="1:1, 16:9, 2:3, ...",
+        stage="geometry",
+    ),
+)
+
+GUARDS = (
+    Column(
+        "flat_fraction",
+        pa.float64(),
+        "share of 240 x 240 px patches whose Sobel gradient magnitude has a variance below 800",
+        "1",
+        "[0, 1]",
+        "UltraFlux 2511.18050, tools/filtering_pipeline.py",
+        "flatness",
+    ),
+    Column(
+        "entropy",
+        pa.float64(),
+        "Shannon entropy of the 8-bit gray histogram",
+        "bit",
+        "[0, 8]",
+        "UltraFlux 2511.18050, tools/filtering_pipeline.py",
+        "entropy",
+    ),
+    Column("luma_mean", pa.float64(), "mean of the 8-bit gray value", "1", "[0, 255]", stage="exposure"),
+    Column(
+        "dark_fraction", pa.float64(), "share of pixels with gray below 16", "1", "[0, 1]", stage="exposure"
+    ),
+    Column(
+        "clipped_fraction",
+        pa.float64(),
+        "share of pixels with gray 0 or 255",
+        "1",
+        "[0, 1]",
+        stage="exposure",
+    ),
+    Column(
+        "laplacian_var",
+        pa.float64(),
+        "variance of the 3 x 3 Laplacian of gray: low where nothing is sharp",
+        "1",
+        ">= 0",
+        stage="sharpness",
+    ),
+    Column(
+        "blockiness",
+        pa.float64(),
+        "mean gray step across the 8 x 8 JPEG grid over the mean step inside it: 1 without blocks",
+        "1",
+        ">= 0",
+        stage="sharpness",
+    ),
+    Column(
+        "upscale_ratio",
+        pa.float64(),
+        "estimated linear enlargement that the picture went through: 1 where detail reaches the pixel grid",
+        "1",
+        ">= 1",
+        stage="native_resolution",
+    ),
+)
+
+DUPLICATES = (
+    Column(
+        "dup_group",
+        pa.string(),
+        "`content_hash` shared by all pictures with exactly these bytes; null where it is the only one",
+        stage="exact_duplicates",
+    ),
+    Column(
+        "dup_rank",
+        pa.int32(),
+        "place in its group by uri; 0 is the one to keep, and every picture without duplicates",
+        "1",
+        ">= 0",
+        stage="exact_duplicates",
+    ),
+)
+
+COLUMNS: dict[str, Column] = {
+    column.name: column
+    for group in (IDENTITY, VERDICT, RIGHTS, HEADER, GEOMETRY, GUARDS, DUPLICATES)
+    for column in group
+}
+
+BASE = (*IDENTITY, *VERDICT, *RIGHTS)
+"""The columns that every manifest has, whatever stages ran."""
+
+
+def schema_of(columns: Iterable[Column]) -> pa.Schema:
+    """The Arrow schema of a manifest with the base columns, in their order, and these after them."""
+    added = [column for column in columns if column.name not in {base.name for base in BASE}]
+    return pa.schema([column.field() for column in (*BASE, *added)])
+
+
+def sample_id(uri: str) -> str:
+    """The id of a whole picture: 32 hex digits, the same wherever the source is mounted."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:32]
+
+
+def patch_id(parent_id: str, box: tuple[int, int, int, int]) -> str:
+    """The id of a patch: of its parent and its box (x, y, width, height in oriented pixels)."""
+    return hashlib.sha256(f"{parent_id}#{','.join(map(str, box))}".encode()).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""The model zoo: backbones, adapters and samplers on diffusers' own classes."""

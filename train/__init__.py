@@ -1,0 +1,1 @@
+"""From a slice of a manifest to a model: encode once, train, resume exactly, export."""

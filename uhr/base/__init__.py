@@ -1,0 +1,1 @@
+"""What every room stands on: errors, configuration, files, the console. Imports nothing else of ours."""

@@ -1,0 +1,173 @@
+"""Loose YAML becomes typed objects at one border, here, and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from uhr.base.errors import UserError, unknown
+
+
+class Config(pydantic.BaseModel):
+    """Base of every configuration: immutable, and an unknown key is an error."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+C = TypeVar("C", bound=pydantic.BaseModel)
+
+
+def build(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
+    """`cls` from a loose tree; the first fault becomes one line that names the key, the value and the fix.
+
+    `where` names the file or command that the tree came from.
+    """
+    try:
+        return cls.model_validate(dict(tree))
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        path = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            raise unknown("key", path, _sibling_keys(cls, fault["loc"]), where) from None
+        if fault["type"] == "missing":
+            raise UserError(f"{where}: '{path}' is missing", "give it a value") from None
+        got = f" (got {fault['input']!r})"
+        raise UserError(f"{where}: '{path}' {_lower(fault['msg'])}{got}") from None
+
+
+def _lower(message: str) -> str:
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    return message[:1].lower() + message[1:]
+
+
+def _sibling_keys(cls: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Full dotted paths of the keys that may stand where the unknown one stood."""
+    here: Any = cls
+    walked: list[str] = []
+    for part in loc[:-1]:
+        walked.append(str(part))
+        if isinstance(part, str) and _is_model(here) and part in here.model_fields:
+            here = _model_inside(here.model_fields[part].annotation)
+    names = list(here.model_fields) if _is_model(here) else []
+    return [".".join([*walked, name]) for name in names]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
+
+
+def _model_inside(annotation: Any) -> Any:
+    """The model in `Model`, `Model | None`, `list[Model]`, `dict[str, Model]`."""
+    if _is_model(annotation):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _model_inside(inner)
+        if found is not None:
+            return found
+    return None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a repeated key is an error: the second one would silently win."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    result: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in result:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key '{key}' stands here twice", key_node.start_mark
+            )
+        result[key] = loader.construct_object(value_node, deep=True)
+    return result
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """A YAML mapping, as plain dicts and lists."""
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{where}{line}: {error.problem}", "mend the YAML") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}", "mend the YAML") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{where} holds {type(tree).__name__}, not a mapping", "write 'key: value' lines")
+    return tree
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error})", "name a YAML file") from None
+    return parse_yaml(text, str(path))
+
+
+def apply_sets(tree: Mapping[str, Any], sets: list[str]) -> dict[str, Any]:
+    """`tree` with each `path=value` of the command line put in; the value is read as YAML.
+
+    A path walks mappings by key and lists by index, or by the `name` or `stage` of an entry:
+    `stages.flatness.patch=256`, `rules.entropy="entropy >= 6"`.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(tree))
+    for item in sets:
+        path, equals, text = item.partition("=")
+        if not equals or not path:
+            raise UserError(f"--set {item}", "write it as path=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        *parents, last = path.split(".")
+        here: Any = result
+        for part in parents:
+            here = _step(here, part, path)
+        if isinstance(here, list):
+            here[_index(here, last, path)] = value
+        else:
+            here[last] = value
+    return result
+
+
+def _step(here: Any, part: str, path: str) -> Any:
+    if isinstance(here, list):
+        return here[_index(here, part, path)]
+    if part not in here:
+        here[part] = {}
+    if not isinstance(here[part], dict | list):
+        raise UserError(f"--set {path}: '{part}' holds {here[part]!r}", "set it as a whole")
+    return here[part]
+
+
+def _index(entries: list[Any], part: str, path: str) -> int:
+    if part.lstrip("-").isdigit() and -len(entries) <= int(part) < len(entries):
+        return int(part)
+    names = [e.get("name", e.get("stage")) if isinstance(e, dict) else e for e in entries]
+    if part not in names:
+        raise unknown("entry", part, [str(n) for n in names if n], f"--set {path}")
+    return names.index(part)
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: keys sorted, no spaces. What fingerprints are taken of."""
+    if isinstance(value, pydantic.BaseModel):
+        value = value.model_dump(mode="json")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 (64 hex digits) of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -1,0 +1,97 @@
+"""The command `uhr`: the rooms' commands put together, and the one place that turns errors into exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from uhr import __version__
+from uhr.base.errors import UserError
+from uhr.curate.cli import app as curate
+from uhr.demo import demo
+from uhr.doctor import doctor
+from uhr.manifests.cli import app as manifest
+from uhr.models.cli import app as models
+from uhr.models.cli import sample
+from uhr.train.cli import app as train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From raw pictures to a curated 4K set, and from the set to a model that makes 4K pictures.",
+)
+app.command()(demo)
+app.command()(doctor)
+app.add_typer(curate, name="curate")
+app.add_typer(manifest, name="manifest")
+app.add_typer(models, name="models")
+app.add_typer(sample, name="sample")
+app.add_typer(train, name="train")
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    debug: Debug = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """`debug` is read in `main`, which also has the errors that arise before this is called."""
+    if version:
+        typer.echo(f"uhr {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code. 0 done, 1 an error in one line on stderr, 2 wrong usage, 130 Ctrl-C.
+
+    `--debug` may stand anywhere and adds the traceback.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        outcome = app(args=arguments, prog_name="uhr", standalone_mode=False)
+    except UserError as error:
+        return _fail(str(error), debug)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail(
+            "interrupted: nothing half-written; the same command goes on where it stopped", debug, code=130
+        )
+    except BrokenPipeError:
+        # the reader of our output (head, less) has gone; keep the interpreter's last flush quiet too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:  # noqa: BLE001 - the last net: nobody should meet a traceback unasked
+        usage = _usage_message(error)
+        if usage is not None:
+            return _fail(usage, debug, code=2)
+        return _fail(f"unexpected {type(error).__name__}: {_one_line(error)} (--debug shows where)", debug)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _usage_message(error: Exception) -> str | None:
+    """Click's own errors know their message; they are recognised by that, whichever click typer brings."""
+    format_message = getattr(error, "format_message", None)
+    return _one_line(format_message()) if callable(format_message) else None
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _fail(message: str, debug: bool, code: int = 1) -> int:
+    if debug and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    print(f"uhr: {_one_line(message)}", file=sys.stderr)
+    return code
+
+
+def run() -> None:
+    """Entry point of the installed command."""
+    sys.exit(main())
