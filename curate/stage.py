@@ -1,7 +1,7 @@
 """A stage: what it reads, which columns it adds, and which version of its arithmetic it is.
 
-Stages annotate and never turn a sample down (rules do, `rules.py`). The same frame in gives the same columns out, on
-any machine and in any order: that is what makes a run resumable and its results reusable.
+Stages annotate and never turn a sample down (rules do, `rules.py`). The same frame in gives the same columns
+out, on any machine and in any order: that is what makes a run resumable and its results reusable.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class _Annotator(ABC):
 class Stage(_Annotator):
     """Looks at one picture at a time.
 
-    To add one: subclass, give `name`, `adds` and `annotate`, and list it in `stages/__init__.py`, or name it in a
-    pipeline by import path (`stage: mypkg.stages:Faces`).
+    To add one: subclass, give `name`, `adds` and `annotate`, and list it in `stages/__init__.py`, or name it
+    in a pipeline by import path (`stage: mypkg.stages:Faces`).
     """
 
     reads: ClassVar[Literal["header", "pixels"]] = "pixels"
@@ -77,7 +77,7 @@ class SetStage(_Annotator):
 
     @abstractmethod
     def query(self) -> str:
-        """SQL over the relation `live` (the rows no rule has turned down so far) giving `sample_id` and `adds`.
+        """SQL over the relation `live` (the rows no rule has turned down yet) giving `sample_id` and `adds`.
 
         It must not depend on row order: say ORDER BY inside windows, ties broken by `uri`.
         """

@@ -1,7 +1,7 @@
 """Every column of a manifest: name, type, unit, range, meaning, and which stage writes it.
 
-A column's description travels in its Arrow field metadata, so it can be read back from any part with any Parquet
-reader. `docs/schema.md` is generated from this file.
+A column's description travels in its Arrow field metadata, so it can be read back from any part with any
+Parquet reader. `docs/schema.md` is generated from this file.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ STATUSES = (KEPT, REJECTED, FAILED)
 class Column:
     """One column of a manifest.
 
-    `unit` and `range` are for people ("px", "[0, 1]"); `source` names the paper or code that defines the number;
-    `stage` is filled in for the columns that a curation stage adds.
+    `unit` and `range` are for people ("px", "[0, 1]"); `source` names the paper or code that defines the
+    number; `stage` is filled in for the columns that a curation stage adds.
     """
 
     name: str
@@ -63,7 +63,8 @@ IDENTITY = (
     Column(
         "uri",
         pa.string(),
-        "address below the source root that `manifest.json` names; a link is never resolved; `%` and bytes that are no UTF-8 are percent-encoded",
+        "address below the source root that `manifest.json` names; a link is never resolved; `%` and bytes "
+        "that are no UTF-8 are percent-encoded",
     ),
     Column("parent_id", pa.string(), "the sample that a patch was cut from; null for a whole picture"),
     Column("box", pa.list_(pa.int32(), 4), "x, y, width, height of a patch in the oriented parent", "px"),

@@ -1,4 +1,4 @@
-"""The command `uhr`: the rooms' commands put together, and the one place that turns errors into exit codes."""
+"""The command `uhr`: the rooms' commands put together, and the place that turns errors into exit codes."""
 
 from __future__ import annotations
 
