@@ -1,0 +1,93 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uhr.base.config import Config, apply_sets, build, canonical_json, fingerprint, parse_yaml
+from uhr.base.errors import UserError
+
+
+class Inner(Config):
+    threshold: float = 0.5
+
+
+class Outer(Config):
+    name: str
+    inner: Inner = Inner()
+    many: tuple[Inner, ...] = ()
+
+
+def test_an_unknown_key_names_its_place_and_the_nearest_key():
+    with pytest.raises(UserError) as error:
+        build(Outer, {"name": "a", "inner": {"treshold": 1}}, "plan.yaml")
+    assert str(error.value) == "plan.yaml: unknown key 'inner.treshold': did you mean inner.threshold?"
+
+
+def test_an_unknown_key_inside_a_list_names_the_entry():
+    with pytest.raises(UserError, match=r"unknown key 'many\.1\.treshold': did you mean many\.1\.threshold"):
+        build(Outer, {"name": "a", "many": [{}, {"treshold": 1}]}, "plan.yaml")
+
+
+def test_a_wrong_value_names_its_key_and_the_value():
+    with pytest.raises(
+        UserError, match=r"plan.yaml: 'inner.threshold' should be a valid number.*\(got 'high'\)"
+    ):
+        build(Outer, {"name": "a", "inner": {"threshold": "high"}}, "plan.yaml")
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(UserError, match="'name' is missing"):
+        build(Outer, {}, "plan.yaml")
+
+
+def test_a_repeated_key_is_an_error_and_names_its_line():
+    with pytest.raises(UserError, match=r"x\.yaml line 3: key 'a' stands here twice"):
+        parse_yaml("a: 1\nb: 2\na: 3\n", "x.yaml")
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "just words", "", "a: [1"])
+def test_yaml_that_is_no_mapping_is_one_line(text):
+    with pytest.raises(UserError) as error:
+        parse_yaml(text, "x.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_sets_walk_mappings_and_named_list_entries():
+    tree = {"stages": [{"stage": "header"}, {"stage": "flatness", "patch": 240}], "rules": {"a": "x"}}
+    result = apply_sets(tree, ["stages.flatness.patch=256", "rules.b=width > 3", "stages.0.x=[1, 2]"])
+    assert result == {
+        "stages": [{"stage": "header", "x": [1, 2]}, {"stage": "flatness", "patch": 256}],
+        "rules": {"a": "x", "b": "width > 3"},
+    }
+    assert tree["stages"][1] == {"stage": "flatness", "patch": 240}
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("no equals", "write it as path=value"),
+        ("stages.flatnes.patch=1", "did you mean flatness"),
+        ("name.x=1", "set it as a whole"),
+    ],
+)
+def test_a_set_that_cannot_be_made_says_why(item, message):
+    with pytest.raises(UserError, match=message):
+        apply_sets({"name": "a", "stages": [{"stage": "flatness"}]}, [item])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON)
+def test_canonical_json_keeps_the_value_and_forgets_key_order(value):
+    text = canonical_json(value)
+    assert json.loads(text) == value
+
+    def reverse(v):
+        return {k: reverse(v[k]) for k in reversed(v)} if isinstance(v, dict) else v
+
+    assert fingerprint(reverse(value)) == fingerprint(value)

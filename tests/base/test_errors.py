@@ -1,0 +1,31 @@
+import pickle
+
+import pytest
+
+from uhr.base.errors import UserError, load_object, unknown
+
+
+def test_an_error_keeps_its_words_across_processes():
+    error = pickle.loads(pickle.dumps(UserError("what", "fix")))
+    assert (str(error), error.fix) == ("what: fix", "fix")
+
+
+def test_an_unknown_name_without_near_ones_lists_what_there_is():
+    assert str(unknown("stage", "zzz", ["header", "decode"])) == "unknown stage 'zzz': known: decode, header"
+
+
+def test_an_import_path_finds_an_object_in_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "a_package_of_the_users_own.py").write_text("class Faces:\n    class Inner: pass\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_object("a_package_of_the_users_own:Faces.Inner", "stage").__qualname__ == "Faces.Inner"
+    with pytest.raises(
+        UserError, match="unknown stage in a_package_of_the_users_own 'Face': did you mean Faces"
+    ):
+        load_object("a_package_of_the_users_own:Face", "stage")
+
+
+@pytest.mark.parametrize("path", ["no_colon", ":Name", "module:", "no.such.module:Name"])
+def test_an_import_path_that_leads_nowhere_says_how_to_write_one(path):
+    with pytest.raises(UserError) as error:
+        load_object(path, "stage")
+    assert error.value.fix
