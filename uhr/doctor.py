@@ -87,7 +87,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _packages() -> list[dict[str, Any]]:
-    """Each package with its version and, where it cannot be imported, the fault: installed is not yet working."""
+    """Each package with its version and the fault of its import, if any: installed is not yet working."""
     faults = _import_faults([requirement.module for requirement in REQUIREMENTS])
     rows = []
     for requirement in REQUIREMENTS:
@@ -101,7 +101,7 @@ def _packages() -> list[dict[str, Any]]:
 
 
 def _import_faults(modules: list[str]) -> dict[str, str]:
-    """Import each module in a process of its own kind: a crash at import costs the doctor nothing."""
+    """Import the modules in another process: a crash at import costs the doctor nothing."""
     faults: dict[str, str] = {}
     with progress("packages", total=len(modules)) as advance:
         while left := [module for module in modules if module not in faults]:
@@ -130,8 +130,9 @@ def _accelerator() -> dict[str, Any]:
     """What torch would compute on, asked in a process of its own."""
     code = (
         "import json, torch; c = torch.cuda.is_available();"
-        "print(json.dumps({'device': 'cuda' if c else 'cpu', 'name': torch.cuda.get_device_name() if c else '',"
-        "'memory_bytes': torch.cuda.get_device_properties(0).total_memory if c else 0}))"
+        "print(json.dumps({'device': 'cuda' if c else 'cpu',"
+        "'name': torch.cuda.get_device_name() if c else '',"
+        "'memory_bytes': torch.cuda.mem_get_info()[1] if c else 0}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -180,5 +181,5 @@ def _print(found: dict[str, Any]) -> None:
 
 def _remedy(row: dict[str, Any]) -> str:
     if row["version"] is None:
-        return f"pip install 'uhr[{row['extra']}]'" if row["extra"] else f"pip install {row['package']}"
+        return f"pip install -c constraints.txt -e '.[{row['extra'] or 'all'}]'"
     return row["fault"]

@@ -1,0 +1,173 @@
+"""`uhr demo`: the whole road on this machine, each step by the very command that it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uhr.base.console import progress, say, table
+from uhr.base.errors import UserError
+from uhr.base.files import write_json
+
+MARKER = "uhr-demo.json"
+PROMPT = "a mountain lake at dawn"
+STEPS = 60
+INTERRUPT_AT = 20
+YOUR_OWN = """
+On your own pictures the same road is:
+
+  uhr doctor                                               what is installed and what is missing
+  uhr curate run multiaspect-4k --source YOUR/PICTURES --out YOUR/SET
+  uhr manifest slice YOUR/SET --where "license is not null" --out YOUR/SLICE
+  uhr train encode YOUR/SLICE --model black-forest-labs/FLUX.1-dev --out YOUR/ENCODED --set resolution=1024
+  uhr train run lora --model black-forest-labs/FLUX.1-dev --data YOUR/ENCODED --out YOUR/RUN
+  uhr train export YOUR/RUN --out YOUR/ADAPTER
+  uhr sample euler --model black-forest-labs/FLUX.1-dev --adapter YOUR/ADAPTER --prompt "..." --size 1024x1024 --out picture.png
+"""
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
+) -> None:
+    """The whole road on this machine: pictures, manifest, slice, adapter, picture. No download, no GPU."""
+    start = time.monotonic()
+    _take_folder(out)
+    pictures, manifest, chosen = out / "pictures", out / "manifest", out / "slice"
+    model, encoded, run, adapter = out / "tiny-flux1", out / "encoded", out / "run", out / "adapter"
+
+    _headline("1. Gather pictures, some of them with planted faults")
+    planted = _gather(pictures)
+
+    _headline("2. Curate them on Ray: annotate every picture, turn down by rule, lose nothing")
+    _uhr("curate", "run", "quickstart", "--source", pictures, "--out", manifest)
+    _compare_with_planted(manifest, planted)
+
+    _headline("3. Slice the manifest by metadata")
+    sharp = "upscale_ratio < 1.5 and width >= 256 and height >= 256"
+    _uhr("manifest", "slice", manifest, "--where", sharp, "--split", "train=0.9,val=0.1", "--out", chosen)
+
+    _headline("4. Make a tiny FLUX checkpoint: the real classes, random weights")
+    _uhr("models", "make-tiny", model)
+
+    _headline("5. Encode the slice once: latents and text embeddings")
+    _uhr("train", "encode", chosen, "--model", model, "--out", encoded)
+
+    _headline(f"6. Train a LoRA by flow matching, interrupt it after step {INTERRUPT_AT}, resume it")
+    length = ("--set", f"phases.0.steps={STEPS}")
+    with _interrupt_after(run / "log.jsonl", INTERRUPT_AT):
+        _uhr("train", "run", "lora", "--model", model, "--data", encoded, "--out", run, *length, expect=130)
+    _uhr("train", "resume", run)
+
+    _headline("7. Export the adapter, for diffusers and everything that reads its LoRA files")
+    _uhr("train", "export", run, "--out", adapter)
+
+    _headline("8. Sample a picture without and with the adapter")
+    call = ("sample", "euler", "--model", model, "--prompt", PROMPT, "--size", "256x256", "--seed", 0)
+    _uhr(*call, "--out", out / "without.png")
+    _uhr(*call, "--adapter", adapter, "--out", out / "with.png")
+
+    _headline(f"Done in {time.monotonic() - start:.0f} s")
+    _summary(out)
+
+
+def _take_folder(out: Path) -> None:
+    """An empty folder for this demo; only what an earlier demo left is ever removed."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARKER).is_file():
+            raise UserError(f"{out} holds something else than a demo", "name another folder with --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / MARKER, {"what": "made by `uhr demo`, which clears this folder when it runs again"})
+
+
+def _headline(words: str) -> None:
+    say(f"\n== {words}")
+
+
+def _uhr(*words: object, expect: int = 0) -> None:
+    """Run one command as a user would type it, and stop the demo if it does not end as expected."""
+    from uhr.cli import main
+
+    arguments = [str(word) for word in words]
+    say(f"$ uhr {shlex.join(arguments)}")
+    code = main(arguments)
+    if code != expect:
+        raise UserError(f"the demo's `uhr {shlex.join(arguments)}` ended with exit code {code}, not {expect}")
+
+
+def _gather(folder: Path) -> Sequence[Any]:
+    from uhr.demo_set import gather
+
+    with progress("gather", total=None, unit="pictures") as advance:
+        return gather(folder, advance)
+
+
+def _compare_with_planted(manifest: Path, planted: Sequence[Any]) -> None:
+    """What became of each picture with a planted fault, from the manifest."""
+    from uhr.manifests.manifest import Manifest
+
+    rows = Manifest.open(manifest).table(columns=["uri", "status", "reason", "error"]).to_pylist()
+    found = {row["uri"]: row for row in rows}
+    say("\nWhat became of the planted faults:")
+    table(
+        ["file", "what it is", "status", "reason"],
+        [[p.name, p.what, found[p.name]["status"], found[p.name]["reason"]] for p in planted if p.fault],
+    )
+
+
+class _interrupt_after:
+    """Press Ctrl-C once the log has reached `step`, as a person would, while the block runs."""
+
+    def __init__(self, log: Path, step: int) -> None:
+        self._log, self._step, self._done = log, step, threading.Event()
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            if self._reached():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    def _reached(self) -> bool:
+        if not self._log.exists():
+            return False
+        return len(self._log.read_bytes().splitlines()) >= self._step
+
+
+def _summary(out: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    log = [json.loads(line) for line in (out / "run" / "log.jsonl").read_text().splitlines()]
+    without, adapted = (np.asarray(Image.open(out / name), dtype=int) for name in ("without.png", "with.png"))
+    changed = (without != adapted).any(axis=-1).mean()
+    facts = {
+        "report": f"{out / 'manifest' / 'report.html'}   (open it in a browser)",
+        "manifest": f"{out / 'manifest'}   (plain Parquet in samples/)",
+        "slice": str(out / "slice"),
+        "training": f"{out / 'run'}   (steps 1 to {log[-1]['step']}, loss {log[0]['loss']:.3f} to {log[-1]['loss']:.3f})",
+        "adapter": str(out / "adapter"),
+        "pictures": f"{out / 'without.png'}, {out / 'with.png'}   (the adapter changed {changed:.0%} of the pixels)",
+    }
+    for name, words in facts.items():
+        say(f"{name:10} {words}")
+    say(
+        "\nThe model is tiny and its weights are random: its pictures are noise and its loss says little."
+        "\nEverything else was the real thing: decoding, rules, manifest, encoding, training, resume, export."
+    )
+    say(YOUR_OWN)
