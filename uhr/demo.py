@@ -23,7 +23,7 @@ MARKER = "uhr-demo.json"
 PROMPT = "a mountain lake at dawn"
 STEPS = 60
 INTERRUPT_AT = 20
-YOUR_OWN = """
+YOUR_OWN = r"""
 On your own pictures the same road is:
 
   uhr doctor                                               what is installed and what is missing
@@ -32,7 +32,8 @@ On your own pictures the same road is:
   uhr train encode YOUR/SLICE --model black-forest-labs/FLUX.1-dev --out YOUR/ENCODED --set resolution=1024
   uhr train run lora --model black-forest-labs/FLUX.1-dev --data YOUR/ENCODED --out YOUR/RUN
   uhr train export YOUR/RUN --out YOUR/ADAPTER
-  uhr sample euler --model black-forest-labs/FLUX.1-dev --adapter YOUR/ADAPTER --prompt "..." --size 1024x1024 --out picture.png
+  uhr sample euler --model black-forest-labs/FLUX.1-dev --adapter YOUR/ADAPTER --prompt "..." \
+      --size 1024x1024 --out picture.png
 """
 
 
@@ -156,13 +157,14 @@ def _summary(out: Path) -> None:
     log = [json.loads(line) for line in (out / "run" / "log.jsonl").read_text().splitlines()]
     without, adapted = (np.asarray(Image.open(out / name), dtype=int) for name in ("without.png", "with.png"))
     changed = (without != adapted).any(axis=-1).mean()
+    first, last = log[0], log[-1]
     facts = {
         "report": f"{out / 'manifest' / 'report.html'}   (open it in a browser)",
         "manifest": f"{out / 'manifest'}   (plain Parquet in samples/)",
         "slice": str(out / "slice"),
-        "training": f"{out / 'run'}   (steps 1 to {log[-1]['step']}, loss {log[0]['loss']:.3f} to {log[-1]['loss']:.3f})",
+        "training": f"{out / 'run'}   ({last['step']} steps, loss {first['loss']:.3f} to {last['loss']:.3f})",
         "adapter": str(out / "adapter"),
-        "pictures": f"{out / 'without.png'}, {out / 'with.png'}   (the adapter changed {changed:.0%} of the pixels)",
+        "pictures": f"{out / 'without.png'}, {out / 'with.png'}   ({changed:.0%} of the pixels differ)",
     }
     for name, words in facts.items():
         say(f"{name:10} {words}")
