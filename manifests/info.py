@@ -1,0 +1,131 @@
+"""What `manifest.json` says: where a manifest comes from, what was done, and which parts it is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from uhr.base.config import Config, build, fingerprint
+from uhr.base.errors import UserError
+from uhr.manifests.schema import SCHEMA_VERSION
+
+FILE = "manifest.json"
+
+
+class Part(Config):
+    """One Parquet file of the manifest. `path` is relative to the manifest's folder, `bytes` its size."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Parent(Config):
+    """A manifest that this one was made of. `path` is where it stood then; `id` is what counts."""
+
+    id: str
+    path: str
+    role: str
+
+
+class StageInfo(Config):
+    """A stage of the run: which columns it adds, and whether it ran."""
+
+    name: str
+    version: int
+    fingerprint: str
+    adds: list[str]
+    state: Literal["ran", "skipped"] = "ran"
+    why: str = ""
+
+
+class RuleInfo(Config):
+    """A step of the funnel: of the `seen` samples still in at this rule, `rejected` were turned down."""
+
+    name: str
+    where: str
+    state: Literal["evaluated", "not evaluated"] = "evaluated"
+    why: str = ""
+    seen: int = 0
+    rejected: int = 0
+
+
+class ManifestInfo(Config):
+    """`manifest.json`. `id` depends on the content alone: never on times, paths, hosts or software versions.
+
+    `operation` says what was done: {"kind": "curate", "pipeline": ...} or {"kind": "slice", "where": ...};
+    `counts` holds rows, kept, rejected, failed and reasons; `source` what the listing met and did not open.
+    """
+
+    schema_version: int
+    id: str
+    created: str
+    uhr: str
+    root: str
+    parents: list[Parent] = Field(default_factory=list)
+    operation: dict[str, Any]
+    stages: list[StageInfo] = Field(default_factory=list)
+    rules: list[RuleInfo] = Field(default_factory=list)
+    counts: dict[str, Any]
+    source: dict[str, int] = Field(default_factory=dict)
+    weights: dict[str, str] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    parts: list[Part]
+    previews: list[Part] = Field(default_factory=list)
+
+
+def content_id(
+    schema: pa.Schema,
+    operation: dict[str, Any],
+    parents: Sequence[Parent],
+    parts: Sequence[Part],
+    previews: Sequence[Part],
+) -> str:
+    """The id of a manifest (64 hex digits): SHA-256 over what it holds and what was done to get it."""
+    return fingerprint(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "schema": [[field.name, str(field.type)] for field in schema],
+            "operation": operation,
+            "parents": [[parent.id, parent.role] for parent in parents],
+            "parts": [[part.rows, part.sha256] for part in parts],
+            "previews": [[part.rows, part.sha256] for part in previews],
+        }
+    )
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a committed manifest stands in the folder `path`."""
+    return (Path(path) / FILE).is_file()
+
+
+def read_info(path: Path) -> ManifestInfo:
+    """`manifest.json` of the folder `path`; a UserError where there is none that this version can read."""
+    file = path / FILE
+    if not file.is_file():
+        if not path.exists():
+            raise UserError(f"no manifest at {path}", "name the folder that a run or a slice wrote (--out)")
+        if (path / "samples").is_dir() or (path / "units").is_dir():
+            raise UserError(
+                f"{path} holds an unfinished manifest", "start the command that writes it again: it goes on"
+            )
+        raise UserError(f"{path} holds no {FILE}", "name the folder that a run or a slice wrote (--out)")
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error})", "restore the file, or make it anew") from None
+    version = tree.get("schema_version") if isinstance(tree, dict) else None
+    if not isinstance(version, int):
+        raise UserError(f"{file} names no schema_version", "name the folder of a manifest of uhr")
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{file} has schema version {version}, and this uhr reads up to {SCHEMA_VERSION}",
+            "install a newer uhr (pip install --upgrade uhr)",
+        )
+    return build(ManifestInfo, tree, str(file))

@@ -1,0 +1,266 @@
+"""Manifest: an immutable set of Parquet parts, whole as soon as its `manifest.json` is there."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+import uhr
+from uhr.base.errors import UserError, unknown
+from uhr.base.files import write_json
+from uhr.manifests import parts as parquet
+from uhr.manifests import sql
+from uhr.manifests.info import (
+    FILE,
+    ManifestInfo,
+    Parent,
+    Part,
+    RuleInfo,
+    StageInfo,
+    content_id,
+    is_manifest,
+    read_info,
+)
+from uhr.manifests.schema import SCHEMA_VERSION, STATUSES, Column
+
+__all__ = ["Manifest", "ManifestInfo", "Parent", "RuleInfo", "StageInfo", "is_manifest", "write_manifest"]
+
+
+class Manifest:
+    """A committed manifest, read only. `open` gives one; so does `write_manifest`."""
+
+    def __init__(self, path: Path, info: ManifestInfo) -> None:
+        self.path = path
+        self.info = info
+
+    @classmethod
+    def open(cls, path: Path | str) -> Manifest:
+        """The manifest in the folder `path` (or whose `manifest.json` it is).
+
+        A UserError if none stands there, if it was never finished, if parts are missing, or if it is newer
+        than this version can read.
+        """
+        path = Path(path)
+        path = path.parent if path.name == FILE else path
+        info = read_info(path)
+        for part in (*info.parts, *info.previews):
+            file = path / part.path
+            if not file.is_file() or file.stat().st_size != part.bytes:
+                state = "has changed" if file.exists() else "is missing"
+                raise UserError(f"{file} {state}", f"see 'uhr manifest verify {path}', or make it anew")
+        return cls(path, info)
+
+    @property
+    def id(self) -> str:
+        """Hash of the content (64 hex digits)."""
+        return self.info.id
+
+    @property
+    def root(self) -> Path:
+        """The folder that every `uri` is relative to."""
+        return Path(self.info.root)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of every part, with the field metadata."""
+        return pq.read_schema(self.path / self.info.parts[0].path).remove_metadata()
+
+    @property
+    def columns(self) -> list[Column]:
+        """What each column means, as its parts say."""
+        return [Column.from_field(field) for field in self.schema]
+
+    def dataset(self) -> ds.Dataset:
+        """The parts as one Arrow dataset, rows in the manifest's order."""
+        return ds.dataset(
+            [str(self.path / part.path) for part in self.info.parts], self.schema, format="parquet"
+        )
+
+    def connect(self, threads: int | None = None) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection whose only relation is `samples`; it can reach no file."""
+        return sql.connect(threads, samples=self.dataset())
+
+    def table(
+        self, columns: Sequence[str] | None = None, where: str | None = None, limit: int | None = None
+    ) -> pa.Table:
+        """The rows for which the SQL boolean `where` holds, in the manifest's order; at most `limit`."""
+        columns = self.schema.names if columns is None else list(columns)
+        for name in columns:
+            if name not in self.schema.names:
+                raise unknown("column", name, self.schema.names, str(self.path))
+        query = f"SELECT {', '.join(map(quoted, columns))} FROM samples"
+        condition = None
+        if where is not None:
+            condition = sql.Condition.parse(where, "where")
+            condition.check(self.schema)
+            query += f" WHERE {condition.sql}"
+        if limit is not None:
+            query += f" LIMIT {limit:d}"
+        with self.connect() as connection:
+            try:
+                rows = connection.sql(query).to_arrow_table()
+            except duckdb.Error as error:
+                if condition is None:
+                    raise
+                raise condition.fault(error) from None
+        return rows.cast(pa.schema([self.schema.field(name) for name in columns]))
+
+    def row(self, sample: str) -> dict[str, Any]:
+        """The one row that `sample` names: a sample_id, the beginning of one, or a uri."""
+        whole = "sample_id = $1 OR (uri = $1 AND parent_id IS NULL)"
+        for condition in (whole, "starts_with(sample_id, $1)"):
+            with self.connect() as connection:
+                query = f"SELECT * FROM samples WHERE {condition} LIMIT 2"
+                found = connection.sql(query, params=[sample]).to_arrow_table().to_pylist()
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise UserError(
+                    f"'{sample}' begins several sample ids in {self.path}", "give more of its digits"
+                )
+        raise UserError(
+            f"no sample '{sample}' in {self.path}", "name a sample_id or a uri as the manifest has it"
+        )
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows in order, a batch at a time, without holding more than one row group."""
+        for part in self.info.parts:
+            with pq.ParquetFile(self.path / part.path) as file:
+                yield from file.iter_batches(parquet.GROUP_ROWS, columns=columns)
+
+    def preview_batches(self, sample_ids: Collection[str]) -> Iterator[pa.RecordBatch]:
+        """The preview rows of these samples, in the manifest's order; only row groups with one are read."""
+        wanted = frozenset(sample_ids)
+        for part in self.info.previews:
+            with pq.ParquetFile(self.path / part.path) as file:
+                for group in range(file.num_row_groups):
+                    ids = file.read_row_group(group, columns=["sample_id"]).column(0).to_pylist()
+                    mask = [one in wanted for one in ids]
+                    if any(mask):
+                        rows = file.read_row_group(group).filter(pa.array(mask))
+                        yield from rows.combine_chunks().to_batches()
+
+    def previews(self, sample_ids: Collection[str]) -> dict[str, bytes]:
+        """The JPEG bytes of each of these samples that has a preview."""
+        return {
+            row["sample_id"]: row["jpeg"]
+            for batch in self.preview_batches(sample_ids)
+            for row in batch.select(["sample_id", "jpeg"]).to_pylist()
+        }
+
+
+def write_manifest(
+    out: Path,
+    *,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    previews: Iterable[pa.RecordBatch] | None = None,
+    root: Path | str,
+    operation: dict[str, Any],
+    parents: Sequence[Parent] = (),
+    stages: Sequence[StageInfo] = (),
+    rules: Sequence[RuleInfo] = (),
+    source: Mapping[str, int] | None = None,
+    weights: Mapping[str, str] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Write and commit a manifest into the folder `out`; until the last step there is none to be seen.
+
+    `batches` are the rows in their final order, by uri, with the columns of `schema`; `previews` are rows of
+    `parts.PREVIEW_SCHEMA` in the same order. Neither is ever held as a whole. The same content gives the same
+    bytes and the same id. What a killed commit left behind is cleared first. A UserError if a manifest stands
+    there already; `operation` must hold no path and no time, as it goes into the id.
+    """
+    out = Path(out)
+    if is_manifest(out):
+        raise UserError(f"a manifest stands in {out} already", "name another folder with --out")
+    for stage in stages:
+        missing = set(stage.adds).difference(schema.names) if stage.state == "ran" else set()
+        assert not missing, f"stage {stage.name} says it adds {sorted(missing)}, which the schema lacks"
+    parquet.clear_leftovers(out)
+    tally = _Tally()
+    parts = _write(out / parquet.SAMPLES, schema, tally.watch(batches), parquet.GROUP_ROWS, parquet.PART_ROWS)
+    shown = (
+        _write(
+            out / parquet.PREVIEWS,
+            parquet.PREVIEW_SCHEMA,
+            previews,
+            parquet.PREVIEW_GROUP_ROWS,
+            parquet.PREVIEW_PART_ROWS,
+        )
+        if previews is not None
+        else []
+    )
+    info = ManifestInfo(
+        schema_version=SCHEMA_VERSION,
+        id=content_id(schema, operation, parents, parts, shown),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        uhr=uhr.__version__,
+        root=str(root),
+        parents=list(parents),
+        operation=operation,
+        stages=list(stages),
+        rules=list(rules),
+        counts=tally.counts(),
+        source=dict(source or {}),
+        weights=dict(weights or {}),
+        versions={**_versions(), **(versions or {})},
+        parts=parts,
+        previews=shown,
+    )
+    write_json(out / FILE, info.model_dump(mode="json"))
+    return Manifest(out, info)
+
+
+def _write(
+    folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], group_rows: int, part_rows: int
+) -> list[Part]:
+    return list(parquet.write_parts(folder, schema, batches, group_rows=group_rows, part_rows=part_rows))
+
+
+class _Tally:
+    """Counts verdicts while the rows go by."""
+
+    def __init__(self) -> None:
+        self.statuses: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+
+    def watch(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        last = ""
+        for batch in batches:
+            if batch.num_rows:
+                uris = batch.column("uri")
+                assert uris[0].as_py() >= last, f"rows out of order: {uris[0]} after {last}"
+                last = uris[-1].as_py()
+            for name, counter in (("status", self.statuses), ("reason", self.reasons)):
+                for entry in pc.value_counts(batch.column(name)).to_pylist():
+                    counter[entry["values"]] += entry["counts"]
+            yield batch
+
+    def counts(self) -> dict[str, Any]:
+        strange = set(self.statuses).difference(STATUSES)
+        assert not strange, f"status {strange}"
+        reasons = {name: n for name, n in self.reasons.items() if name is not None}
+        ordered = dict(sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0])))
+        by_status = {status: self.statuses[status] for status in STATUSES}
+        return {"rows": self.statuses.total(), **by_status, "reasons": ordered}
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "pyarrow": pa.__version__, "duckdb": duckdb.__version__}
+
+
+def quoted(name: str) -> str:
+    """A column name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,118 @@
+"""Parquet parts: how rows become files, byte for byte the same whenever the rows are the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uhr.base.errors import UserError
+from uhr.base.files import atomic, sha256_file
+from uhr.manifests.info import FILE, Part
+from uhr.manifests.schema import SCHEMA_VERSION
+
+SAMPLES, PREVIEWS = "samples", "previews"
+
+GROUP_ROWS = 122_880
+"""Rows of a row group of samples: 60 vectors of DuckDB, whose scans slow down many-fold with small groups."""
+
+PART_ROWS = 8 * GROUP_ROWS
+PREVIEW_GROUP_ROWS = 100
+"""About 1.5 MB: one preview is read by reading its row group."""
+
+PREVIEW_PART_ROWS = 200 * PREVIEW_GROUP_ROWS
+
+PREVIEW_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string()),
+        pa.field("jpeg", pa.binary(), metadata={"meaning": "small JPEG for people, never for a model"}),
+        pa.field("width", pa.int32(), metadata={"unit": "px"}),
+        pa.field("height", pa.int32(), metadata={"unit": "px"}),
+    ]
+)
+
+_MARK = b"uhr_schema_version"
+_OURS = re.compile(r"\.?part-\d{5}\.parquet(\.[0-9a-f]{32}\.tmp)?")
+
+
+def write_parts(
+    folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], *, group_rows: int, part_rows: int
+) -> Iterator[Part]:
+    """Write the rows of `batches` to `folder/part-00000.parquet`, ...; a part is yielded when it is on disk.
+
+    How the rows come in batches leaves no trace: groups are cut at `group_rows` and files at `part_rows`, a
+    multiple of it. Without any row one empty part is written: the schema is never lost.
+    """
+    assert part_rows % group_rows == 0
+    schema = schema.with_metadata({_MARK: str(SCHEMA_VERSION).encode()})
+    groups = _regroup(schema, batches, group_rows)
+    group = next(groups, schema.empty_table())
+    number = 0
+    while group is not None:
+        path = folder / f"part-{number:05d}.parquet"
+        rows = 0
+        with atomic(path) as temporary:
+            # the keyword arguments are part of the bytes: change one, and every id changes
+            with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_index=True) as writer:
+                while group is not None and rows < part_rows:
+                    writer.write_table(group, row_group_size=group_rows)
+                    rows += group.num_rows
+                    group = next(groups, None)
+            part = Part(
+                path=f"{folder.name}/{path.name}",
+                rows=rows,
+                bytes=temporary.stat().st_size,
+                sha256=sha256_file(temporary),
+            )
+        yield part
+        number += 1
+
+
+def _regroup(schema: pa.Schema, batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of exactly `rows`, each one contiguous chunk; the last may be shorter."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        assert batch.schema.names == schema.names, f"columns {batch.schema.names}, declared {schema.names}"
+        batch = pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+        while count + batch.num_rows >= rows:
+            head = rows - count
+            yield pa.Table.from_batches([*held, batch.slice(0, head)], schema).combine_chunks()
+            batch = batch.slice(head)
+            held, count = [], 0
+        if batch.num_rows:
+            held.append(batch)
+            count += batch.num_rows
+    if held:
+        yield pa.Table.from_batches(held, schema).combine_chunks()
+
+
+def clear_leftovers(out: Path) -> None:
+    """Remove the parts of a commit that was killed; a UserError if anything else lies in their place."""
+    for temporary in out.glob(f".{FILE}.*.tmp"):
+        temporary.unlink()
+    for folder in (out / SAMPLES, out / PREVIEWS):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise UserError(f"{folder} stands where the manifest would go", "name another folder with --out")
+        for file in sorted(folder.glob("*")) if folder.exists() else ():
+            if not _is_leftover(file):
+                raise UserError(
+                    f"{file} stands where the manifest would go", "name another folder with --out"
+                )
+        for file in sorted(folder.glob("*")) if folder.exists() else ():
+            file.unlink()
+
+
+def _is_leftover(file: Path) -> bool:
+    """By name, and by the mark in its schema: a stranger's `part-00000.parquet` is never touched."""
+    if not _OURS.fullmatch(file.name) or file.is_symlink() or not file.is_file():
+        return False
+    if file.name.endswith(".tmp"):
+        return True
+    try:
+        return _MARK in (pq.read_schema(file).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False

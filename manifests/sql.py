@@ -1,0 +1,225 @@
+"""SQL conditions: the one place where a user's text becomes SQL that runs.
+
+A condition is parsed before anything runs, and only expressions over the columns of one row pass: a rule, a
+slice and `Manifest.table(where=...)` can neither read a file nor write one, and answer the same on every run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from uhr.base.errors import UserError, nearest, unknown
+
+LONGEST = 20_000
+"""Characters of one condition: far above anything written by hand, far below what a parser chokes on."""
+
+_EXPRESSIONS = "BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION OPERATOR TYPE"
+_OPERATORS = """
+    OPERATOR_NOT OPERATOR_IS_NULL OPERATOR_IS_NOT_NULL COMPARE_IN COMPARE_NOT_IN OPERATOR_COALESCE
+    OPERATOR_NULLIF OPERATOR_TRY ARRAY_EXTRACT ARRAY_SLICE STRUCT_EXTRACT
+"""
+# pure functions of one row; what is not listed is refused: aggregates, clocks, dice, files, settings, tables
+_FUNCTIONS = """
+    + - * / // % ^ ** & | << >> || ~ ->> ^@ @> ~~ !~~ ~~* !~~* ~~~
+    like_escape not_like_escape ilike_escape not_ilike_escape
+    abs ceil ceiling floor round trunc sign sqrt cbrt exp ln log log2 log10 pow power mod
+    least greatest isnan isinf isfinite if ifnull nullif
+    lower upper length strlen trim ltrim rtrim contains starts_with ends_with prefix suffix substring substr
+    left right replace position instr strpos split_part string_split concat concat_ws levenshtein
+    regexp_matches regexp_full_match regexp_extract md5 sha256
+    list_value list_contains list_has_any list_has_all array_contains len array_length list_extract
+    json_valid json_type json_exists json_contains json_array_length json_extract json_extract_string
+"""
+EXPRESSIONS = frozenset(_EXPRESSIONS.split())
+OPERATORS = frozenset(_OPERATORS.split())
+FUNCTIONS = frozenset(_FUNCTIONS.split())
+NUMBERS = frozenset({"INTEGER", "DECIMAL", "DOUBLE", "FLOAT", "BIGINT", "HUGEINT", "NUMERIC"})
+
+NAMES = {
+    "SUBQUERY": "a subquery",
+    "WINDOW": "a window function",
+    "STAR": "a star",
+    "PARAMETER": "a parameter",
+    "LAMBDA": "a lambda or '->' (write '->>')",
+    "POSITIONAL_REFERENCE": "a positional reference",
+    "DEFAULT": "DEFAULT",
+    "GROUPING_FUNCTION": "GROUPING",
+}
+
+
+def lock_down(connection: duckdb.DuckDBPyConnection) -> None:
+    """Forbid the connection every file, extension, Python variable and further setting.
+
+    What is registered (Arrow tables and datasets) stays readable, and more can be registered afterwards.
+    """
+    for name in (
+        "enable_external_access",
+        "python_enable_replacements",
+        "autoinstall_known_extensions",
+        "autoload_known_extensions",
+        "allow_community_extensions",
+    ):
+        connection.execute(f"SET {name} = false")
+    connection.execute("SET lock_configuration = true")
+
+
+def connect(threads: int | None = None, **relations: Any) -> duckdb.DuckDBPyConnection:
+    """A locked connection in memory over Arrow tables or datasets, by name. Rows keep their order."""
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET enable_progress_bar = false")
+    if threads is not None:
+        connection.execute(f"SET threads = {threads:d}")
+    lock_down(connection)
+    for name, relation in relations.items():
+        connection.register(name, relation)
+    return connection
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One SQL boolean expression over the columns of one row. Build it with `parse`.
+
+    `columns` are those that the text mentions, as written; `tree` is the expression as DuckDB parsed it.
+    """
+
+    text: str
+    where: str
+    columns: frozenset[str]
+    tree: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Condition:
+        """The condition in `text`; a UserError that names `where` ("rule 'entropy'") if it is none."""
+        text = text.strip()
+        if not text:
+            raise UserError(f"{where}: the condition is empty", "write one such as entropy >= 4")
+        if len(text) > LONGEST:
+            raise UserError(f"{where}: {len(text):,} characters", f"keep a condition below {LONGEST:,}")
+        if any(kind == duckdb.token_type.comment for _, kind in duckdb.tokenize(text)):
+            raise UserError(f"{where}: '{text}' holds a comment", "leave it out")
+        # in parentheses and bare: only one whole expression stands in both ("a) OR (b" and "a, b" do not)
+        with duckdb.connect(":memory:") as parser:
+            tree = _only_expression(parser, f"SELECT ({text}\n) AS verdict FROM samples", text, where)
+            _only_expression(parser, f"SELECT {text}\n", text, where)
+        for node in _nodes(tree):
+            _check(node, text, where)
+        named = [node["column_names"] for node in _nodes(tree) if node["class"] == "COLUMN_REF"]
+        columns = frozenset(path[1] if path[0] == "samples" and path[1:] else path[0] for path in named)
+        return cls(text, where, columns, tree)
+
+    @property
+    def sql(self) -> str:
+        """The text in parentheses, to be put into a query."""
+        return f"({self.text})"
+
+    def check_columns(self, known: Iterable[str]) -> None:
+        """A UserError with the nearest names if the condition mentions a column that is not among `known`."""
+        known = list(known)
+        for name in sorted(self.columns.difference(known)):
+            raise unknown("column", name, known, self.where)
+
+    def check(self, schema: pa.Schema) -> None:
+        """A UserError unless the condition is a boolean over the columns of `schema`."""
+        self.check_columns(schema.names)
+        for node in _nodes(self.tree):
+            column = _text_against_number(node, schema)
+            if column is not None:
+                raise UserError(
+                    f"{self.where}: '{self.text}' compares {column}, a text, with a number", "quote the value"
+                )
+        # one row of nulls: also constants that do not convert ("entropy >= 'high'") fail here, before any run
+        self.mask(pa.Table.from_pylist([{}], schema=schema))
+
+    def mask(self, table: pa.Table) -> pa.ChunkedArray:
+        """The verdicts on the rows of `table`, in their order: true, false or null (bool [rows])."""
+        with connect(samples=table) as connection:
+            try:
+                relation = connection.sql(f"SELECT {self.sql} AS verdict FROM samples")
+                if str(relation.types[0]) != "BOOLEAN":
+                    kind = str(relation.types[0]).strip('"')
+                    raise UserError(
+                        f"{self.where}: '{self.text}' is {kind}, not true or false",
+                        "compare it with something",
+                    )
+                return relation.to_arrow_table().column(0)
+            except duckdb.Error as error:
+                raise self.fault(error) from None
+
+    def fault(self, error: duckdb.Error) -> UserError:
+        """What DuckDB had against the condition, in one line."""
+        first = str(error).strip().splitlines()[0]
+        return UserError(f"{self.where}: '{self.text}': {first}", "mend the condition")
+
+
+def _only_expression(
+    parser: duckdb.DuckDBPyConnection, query: str, text: str, where: str
+) -> Mapping[str, Any]:
+    """The tree of the one expression that `query` selects, if it is nothing but that."""
+    answer = parser.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
+    parsed = json.loads(answer[0]) if answer else {"error": True, "error_message": "no answer"}
+    if parsed["error"]:
+        message = " ".join(str(parsed.get("error_message", "")).split())
+        raise UserError(f"{where}: '{text}' is no SQL condition ({message})", "write one boolean expression")
+    statements = parsed["statements"]
+    node = statements[0]["node"] if len(statements) == 1 else {}
+    beyond = ("where_clause", "group_expressions", "having", "sample", "qualify", "modifiers")
+    if (
+        node.get("type") != "SELECT_NODE"
+        or len(node["select_list"]) != 1
+        or node["cte_map"]["map"]
+        or any(node.get(part) for part in beyond)
+    ):
+        raise UserError(f"{where}: '{text}' is more than one condition", "write one boolean expression")
+    return node["select_list"][0]
+
+
+def _nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
+    """Every expression in the tree, whatever key it hangs on: nothing can hide under a new one."""
+    if isinstance(tree, dict):
+        if "class" in tree:
+            yield tree
+        for value in tree.values():
+            yield from _nodes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _nodes(value)
+
+
+def _check(node: Mapping[str, Any], text: str, where: str) -> None:
+    kind, type_ = node["class"], node["type"]
+    if kind not in EXPRESSIONS or (kind == "OPERATOR" and type_ not in OPERATORS):
+        name = NAMES.get(type_, NAMES.get(kind, f"'{type_.lower()}'"))
+        raise UserError(f"{where}: '{text}' holds {name}", "a condition looks at the columns of one row")
+    if kind == "FUNCTION":
+        name = node["function_name"]
+        if name.lower() not in FUNCTIONS or node.get("schema") or node.get("catalog"):
+            close = nearest(name, (known for known in FUNCTIONS if known[0].isalpha()))
+            hint = f"did you mean {' or '.join(close)}? " if close else ""
+            raise UserError(
+                f"{where}: '{text}' calls {name}, which no condition may",
+                f"{hint}a condition looks at the columns of one row",
+            )
+        if node.get("filter") or node.get("distinct") or node.get("order_bys", {}).get("orders"):
+            raise UserError(f"{where}: '{text}' gives {name} a clause of an aggregate", "leave it out")
+
+
+def _text_against_number(node: Mapping[str, Any], schema: pa.Schema) -> str | None:
+    """The text column that this comparison holds against a number: it would fail at the first word."""
+    sides = [node.get(key) for key in ("left", "right", "input", "lower", "upper")]
+    if node["class"] == "OPERATOR" and node["type"] in ("COMPARE_IN", "COMPARE_NOT_IN"):
+        sides = node["children"]
+    elif node["class"] not in ("COMPARISON", "BETWEEN"):
+        return None
+    numbers = any(side and side.get("literal", {}).get("kind") in NUMBERS for side in sides)
+    for side in sides:
+        if numbers and side and side["class"] == "COLUMN_REF":
+            name = side["column_names"][-1]
+            if name in schema.names and pa.types.is_string(schema.field(name).type):
+                return name
+    return None
