@@ -215,9 +215,13 @@ DUPLICATES = (
     ),
 )
 
+CHOICES = (
+    Column("split", pa.string(), "the part of a training split that the row was drawn into", stage="slice"),
+)
+
 COLUMNS: dict[str, Column] = {
     column.name: column
-    for group in (IDENTITY, VERDICT, RIGHTS, HEADER, GEOMETRY, GUARDS, DUPLICATES)
+    for group in (IDENTITY, VERDICT, RIGHTS, HEADER, GEOMETRY, GUARDS, DUPLICATES, CHOICES)
     for column in group
 }
 
