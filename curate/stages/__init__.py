@@ -1,0 +1,30 @@
+"""The stages by name. A new one is one file here and one line in `NAMES`."""
+
+from __future__ import annotations
+
+from uhr.base.errors import UserError, load_object, unknown
+from uhr.curate.stage import SetStage, Stage
+
+_HERE = "uhr.curate.stages"
+
+NAMES: dict[str, str] = {
+    "header": f"{_HERE}.header:HeaderStage",
+    "decode": f"{_HERE}.decode:DecodeStage",
+    "geometry": f"{_HERE}.geometry:GeometryStage",
+}
+"""Name in a pipeline -> import path. Nothing is imported before it is asked for."""
+
+
+def stage_class(name: str) -> type[Stage] | type[SetStage]:
+    """The class of the stage called `name`, or at a user's own import path `package.module:Class`."""
+    if name in NAMES:
+        found = load_object(NAMES[name], "stage")
+    elif ":" in name:
+        found = load_object(name, "stage")
+    else:
+        raise unknown("stage", name, NAMES)
+    if not (isinstance(found, type) and issubclass(found, Stage | SetStage)):
+        raise UserError(
+            f"stage '{name}' is no stage", "derive the class from uhr.curate.stage:Stage or SetStage"
+        )
+    return found

@@ -1,0 +1,45 @@
+"""Size and shape, from the displayed width and height alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from uhr.curate.frame import Frame
+from uhr.curate.stage import Stage
+from uhr.manifests.schema import GEOMETRY
+
+LANDSCAPES = ((1, 1), (5, 4), (4, 3), (3, 2), (16, 10), (16, 9), (2, 1), (21, 9), (3, 1))
+"""Common aspect ratios (width, height), ascending; portraits are their mirror images."""
+
+
+class GeometryStage(Stage):
+    """Megapixels, aspect ratio, and the label of the nearest common aspect ratio."""
+
+    name = "geometry"
+    reads = "header"
+    adds = GEOMETRY
+
+    def annotate(self, frame: Frame) -> Mapping[str, Any]:
+        width, height = frame.header.width, frame.header.height
+        return {
+            "megapixels": width * height / 1e6,
+            "aspect_ratio": width / height,
+            "aspect_bucket": aspect_bucket(width, height),
+        }
+
+
+def aspect_bucket(width: int, height: int) -> str:
+    """`16:9` and the like: the common ratio nearest to width / height in its logarithm, in integers
+    throughout.
+
+    A picture exactly between two takes the squarer one; turning it by 90 degrees turns the label.
+    """
+    long, short = max(width, height), min(width, height)
+    best = LANDSCAPES[0]
+    for wider in LANDSCAPES[1:]:
+        # nearer to `wider` when (long / short)^2 exceeds the product of the two ratios
+        if long * long * best[1] * wider[1] <= short * short * best[0] * wider[0]:
+            break
+        best = wider
+    return f"{best[0]}:{best[1]}" if width >= height else f"{best[1]}:{best[0]}"

@@ -1,0 +1,32 @@
+"""What the first bytes say: enough to turn down small pictures without decoding them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from uhr.curate.frame import Frame
+from uhr.curate.stage import Stage
+from uhr.manifests.schema import HEADER
+
+
+class HeaderStage(Stage):
+    """Format, size, orientation and colour model from the header. Not yet verified: only `decode` proves a
+    file.
+    """
+
+    name = "header"
+    reads = "header"
+    adds = HEADER
+
+    def annotate(self, frame: Frame) -> Mapping[str, Any]:
+        header = frame.header
+        return {
+            "format": header.format,
+            "width": header.width,
+            "height": header.height,
+            "orientation": header.orientation,
+            "mode": header.mode,
+            "bit_depth": header.bit_depth,
+            "file_size": frame.file_size,
+        }

@@ -1,0 +1,199 @@
+"""The headers of JPEG (ITU T.81, EXIF 2.32), PNG (third edition) and WebP (RFC 9649), byte by byte."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from uhr.manifests.headers import Header, PixelFault, Source
+
+_U16 = struct.Struct(">H").unpack_from
+_U32 = struct.Struct(">I").unpack_from
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
+"""JPEG markers without a length: TEM and the restarts."""
+
+_PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
+_JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
+_MOST_PARTS = 100_000
+"""Segments or chunks after which a walk gives up: a file of tiny chunks must not hold a worker."""
+
+
+def jpeg(source: Source) -> Header:
+    """Walk the segments from SOI to the first SOS."""
+    frame: tuple[int, int, int, int] | None = None
+    orientation, has_icc, seen_exif = 1, False, False
+    first, limit = source.first, len(source.first)
+    position = 2
+    for _ in range(_MOST_PARTS):
+        # marker and segment from the bytes at hand where they suffice: the common case costs no call
+        if position + 24 <= limit:
+            head, base = first, position
+        else:
+            head, base = source.at(position, 24), 0
+        start = head.find(b"\xff", base, base + 24)
+        if start != base:
+            if base + 2 > len(head):
+                break
+            # junk between segments is skipped, as libjpeg does
+            position += 24 if start < 0 else start - base
+            continue
+        if base + 2 > len(head):
+            break
+        marker = head[base + 1]
+        if marker == 0xFF or marker in _BARE or marker == 0:
+            position += 1 if marker == 0xFF else 2
+            continue
+        if marker == 0xD9:
+            break
+        if base + 4 > len(head):
+            break
+        length = _U16(head, base + 2)[0]
+        if marker == 0xDA:
+            return _jpeg_header(frame, orientation, has_icc)
+        if marker in _SOF:
+            if base + 10 > len(head):
+                break
+            frame = (head[base + 4], *struct.unpack_from(">HHB", head, base + 5))
+        elif marker == 0xE1 and not seen_exif and head[base + 4 : base + 10] == b"Exif\0\0":
+            seen_exif = True
+            orientation = exif_orientation(source.at(position + 10, length - 8))
+        elif marker == 0xE2 and head[base + 4 : base + 16] == b"ICC_PROFILE\0":
+            has_icc = True
+        position += 2 + max(length, 2)
+    if frame is None:
+        raise PixelFault("truncated", "the JPEG ends before its frame header")
+    raise PixelFault("truncated", "the JPEG ends before its picture data")
+
+
+def _jpeg_header(frame: tuple[int, int, int, int] | None, orientation: int, has_icc: bool) -> Header:
+    if frame is None:
+        raise PixelFault("corrupt", "the JPEG has picture data but no frame header before them")
+    precision, height, width, components = frame
+    if components not in _JPEG_MODES:
+        raise PixelFault("unsupported", f"a JPEG of {components} components")
+    mode = _JPEG_MODES[components]
+    return Header("JPEG", width, height, mode, precision, orientation, has_icc=has_icc)
+
+
+def png(source: Source) -> Header:
+    """Walk the chunks from IHDR to the first IDAT; an eXIf chunk behind the picture is sought at the end."""
+    if source.first[12:16] != b"IHDR":
+        if source.first[12:16] == b"CgBI":
+            raise PixelFault("unsupported", "a PNG in Apple's private CgBI variant")
+        kind = "truncated" if source.size < 33 else "corrupt"
+        raise PixelFault(kind, "the PNG does not begin with an IHDR chunk")
+    if source.size < 33:
+        raise PixelFault("truncated", "the PNG ends in its header")
+    width, height, bit_depth, colour = struct.unpack_from(">IIBB", source.first, 16)
+    if colour not in _PNG_MODES or bit_depth not in (1, 2, 4, 8, 16):
+        raise PixelFault("corrupt", f"the PNG header says colour type {colour} at {bit_depth} bits")
+    orientation: int | None = None
+    has_icc = has_key = animated = False
+    position = 33
+    for _ in range(_MOST_PARTS):
+        head = source.at(position, 8)
+        if len(head) < 8:
+            raise PixelFault("truncated", "the PNG ends before its picture data")
+        length, kind = _U32(head)[0], head[4:]
+        if kind == b"IDAT":
+            break
+        if kind == b"IEND":
+            raise PixelFault("corrupt", "the PNG holds no picture data")
+        if kind == b"eXIf":
+            orientation = exif_orientation(source.at(position + 8, min(length, 1 << 20)))
+        has_icc |= kind == b"iCCP"
+        has_key |= kind == b"tRNS"
+        animated |= kind == b"acTL"
+        position += 12 + length
+    else:
+        raise PixelFault("corrupt", f"the PNG has more than {_MOST_PARTS} chunks before its picture data")
+    if orientation is None:
+        orientation = _late_exif(source)
+    mode = _PNG_MODES[colour]
+    return Header(
+        "PNG", width, height, mode, bit_depth, orientation, has_key or "A" in mode, has_icc, animated
+    )
+
+
+def _late_exif(source: Source) -> int:
+    """Orientation of an eXIf chunk between the picture data and the end, where some writers put it.
+
+    Sought in the last 64 KiB and believed only if its checksum holds: walking every IDAT costs a read each.
+    """
+    start = max(source.size - 65536, 33)
+    tail = source.at(start, source.size - start)
+    found = tail.rfind(b"eXIf")
+    if found < 4:
+        return 1
+    length = _U32(tail, found - 4)[0]
+    payload = tail[found : found + 4 + length]
+    check = tail[found + 4 + length : found + 8 + length]
+    if len(check) < 4 or zlib.crc32(payload) != _U32(check)[0]:
+        return 1
+    return exif_orientation(payload[4:])
+
+
+def webp(source: Source) -> Header:
+    """The first chunk: VP8 (lossy), VP8L (lossless) or VP8X (canvas, flags, EXIF behind the picture)."""
+    data = source.first[:32]
+    kind = data[12:16]
+    if len(data) < 30:
+        raise PixelFault("truncated", "the WebP ends in its header")
+    if kind == b"VP8 ":
+        if data[23:26] != b"\x9d\x01\x2a":
+            raise PixelFault("corrupt", "the WebP has no VP8 start code")
+        width, height = struct.unpack_from("<HH", data, 26)
+        return Header("WEBP", width & 0x3FFF, height & 0x3FFF, "RGB", 8)
+    if kind == b"VP8L":
+        if data[20] != 0x2F:
+            raise PixelFault("corrupt", "the WebP has no VP8L signature")
+        bits = struct.unpack_from("<I", data, 21)[0]
+        alpha = bool(bits >> 28 & 1)
+        mode = "RGBA" if alpha else "RGB"
+        return Header("WEBP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, mode, 8, has_alpha=alpha)
+    if kind == b"VP8X":
+        flags = data[20]
+        width = int.from_bytes(data[24:27], "little") + 1
+        height = int.from_bytes(data[27:30], "little") + 1
+        alpha = bool(flags & 0x10)
+        orientation = _webp_orientation(source) if flags & 0x08 else 1
+        mode = "RGBA" if alpha else "RGB"
+        return Header(
+            "WEBP", width, height, mode, 8, orientation, alpha, bool(flags & 0x20), bool(flags & 0x02)
+        )
+    raise PixelFault("corrupt", f"the WebP begins with an unknown chunk {kind!r}")
+
+
+def _webp_orientation(source: Source) -> int:
+    position = 12
+    for _ in range(_MOST_PARTS):
+        head = source.at(position, 8)
+        if len(head) < 8:
+            return 1
+        length = struct.unpack_from("<I", head, 4)[0]
+        if head[:4] == b"EXIF":
+            exif = source.at(position + 8, min(length, 1 << 20))
+            # a stray JPEG prefix is common in the wild
+            return exif_orientation(exif.removeprefix(b"Exif\0\0"))
+        position += 8 + length + (length & 1)
+    return 1
+
+
+def exif_orientation(tiff: bytes) -> int:
+    """Tag 0x0112 of the first directory of an EXIF block (a TIFF structure); 1 where none holds."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or len(tiff) < 8:
+        return 1
+    directory = struct.unpack_from(order + "I", tiff, 4)[0]
+    if directory + 2 > len(tiff):
+        return 1
+    count = struct.unpack_from(order + "H", tiff, directory)[0]
+    for entry in range(directory + 2, min(directory + 2 + 12 * count, len(tiff) - 11), 12):
+        tag, kind, length = struct.unpack_from(order + "HHI", tiff, entry)
+        if tag == 0x0112:
+            if length != 1 or kind not in (3, 4):
+                return 1
+            value = struct.unpack_from(order + ("H" if kind == 3 else "I"), tiff, entry + 8)[0]
+            return value if 1 <= value <= 8 else 1
+    return 1

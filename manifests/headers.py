@@ -1,0 +1,133 @@
+"""What a picture's first bytes say of it: format, size, orientation, colour model. Nothing is decoded here.
+
+JPEG, PNG and WebP headers are walked byte by byte (some twenty microseconds a file); Pillow opens the rest,
+lazily. A header vouches for nothing behind it: only a full decode (`pixels.py`) proves that a file is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+FaultKind = Literal[
+    "empty file", "not an image", "truncated", "corrupt", "too large", "unreadable", "unsupported"
+]
+
+FIRST_BYTES = 16 * 1024
+"""How much of a file is read at once; a walk that runs past it reads on where its next segment lies."""
+
+
+class PixelFault(Exception):
+    """A file that gives no picture. `kind` becomes the sample's reason; `message` is for people."""
+
+    def __init__(self, kind: FaultKind, message: str) -> None:
+        self.kind: FaultKind = kind
+        self.message = message
+        super().__init__(f"{kind}: {message}")
+
+    def __reduce__(self) -> tuple[type[PixelFault], tuple[FaultKind, str]]:
+        # exceptions cross process borders: rebuild from the two parts
+        return type(self), (self.kind, self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A picture as its header describes it.
+
+    `raw_width` and `raw_height` are the stored grid in pixels, `width` and `height` the picture as displayed,
+    after `orientation` (EXIF tag 0x0112, 1..8, 1 is upright; an orientation in XMP is not read). `mode` is
+    the colour model of the file (L, LA, P, RGB, RGBA, CMYK, ...), `bit_depth` its bits per channel.
+    `has_alpha` counts the colour keys of PNG and GIF too.
+    """
+
+    format: str
+    raw_width: int
+    raw_height: int
+    mode: str
+    bit_depth: int
+    orientation: int = 1
+    has_alpha: bool = False
+    has_icc: bool = False
+    animated: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.raw_height if self.orientation >= 5 else self.raw_width
+
+    @property
+    def height(self) -> int:
+        return self.raw_width if self.orientation >= 5 else self.raw_height
+
+    @property
+    def pixels(self) -> int:
+        return self.raw_width * self.raw_height
+
+
+class Source:
+    """The bytes of a file, read in pieces: the first ones at once, others where a walk asks for them."""
+
+    def __init__(self, first: bytes, size: int, handle: int | None = None) -> None:
+        self.first, self.size, self._handle = first, size, handle
+
+    def at(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset`, fewer where the file ends."""
+        if offset + count <= len(self.first) or self._handle is None:
+            return self.first[offset : offset + count]
+        return os.pread(self._handle, count, offset)
+
+
+def read_header(source: bytes | Path | str) -> Header:
+    """The header of a file or of its bytes. Raises `PixelFault` and nothing else, whatever the bytes are.
+
+    The format is decided by content, never by name. The size of the picture is not judged here.
+    """
+    if isinstance(source, bytes):
+        return _read(Source(source, len(source)), source)
+    handle = open_file(source)
+    try:
+        size = os.fstat(handle).st_size
+        return _read(Source(os.read(handle, FIRST_BYTES), size, handle), handle)
+    except OSError as error:
+        raise unreadable(error) from None
+    finally:
+        os.close(handle)
+
+
+def open_file(path: Path | str) -> int:
+    """A file handle to read from; a pipe or a socket does not block. Raises `PixelFault("unreadable")`."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise unreadable(error) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise PixelFault("unreadable", "not a regular file")
+    return handle
+
+
+def unreadable(error: Exception) -> PixelFault:
+    """The fault for a file that the operating system does not hand out."""
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return PixelFault("unreadable", f"the file cannot be read ({words})")
+
+
+def _read(source: Source, behind: bytes | int) -> Header:
+    from uhr.manifests import header_walks, pillow_formats
+
+    first = source.first
+    if not first:
+        raise PixelFault("empty file", "the file has no bytes")
+    if first.startswith(b"\xff\xd8\xff"):
+        header = header_walks.jpeg(source)
+    elif first.startswith(b"\x89PNG\r\n\x1a\n"):
+        header = header_walks.png(source)
+    elif first.startswith(b"RIFF") and first[8:12] == b"WEBP":
+        header = header_walks.webp(source)
+    else:
+        header = pillow_formats.header(behind, first)
+    if header.raw_width < 1 or header.raw_height < 1:
+        raise PixelFault("corrupt", f"the header says {header.raw_width} x {header.raw_height} pixels")
+    return header
