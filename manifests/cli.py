@@ -1,0 +1,130 @@
+"""`uhr manifest`: look at a manifest, check it, slice it, report on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uhr.base import console
+from uhr.base.errors import UserError, unknown
+
+app = typer.Typer(no_args_is_help=True, help="Look at a manifest, check it, slice it.")
+
+Folder = Annotated[Path, typer.Argument(metavar="M", help="Folder of the manifest.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
+
+
+@app.command()
+def show(path: Folder, as_json: Json = False) -> None:
+    """Counts by verdict, the funnel per rule, quantiles and coverage of every column."""
+    from dataclasses import asdict
+
+    from uhr.manifests.manifest import Manifest
+    from uhr.manifests.show import print_stats
+    from uhr.manifests.stats import compute
+
+    manifest = Manifest.open(path)
+    stats = compute(manifest)
+    console.emit(asdict(stats), as_json, lambda _: print_stats(manifest, stats))
+
+
+@app.command("slice")
+def slice_(
+    path: Folder,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new manifest.")],
+    where: Annotated[str | None, typer.Option(help="SQL condition over the columns.")] = None,
+    sample: Annotated[int | None, typer.Option(metavar="N", help="Draw N rows of those left.")] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME=SHARE,...", help="Add a column `split`: train=0.9,val=0.1.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="What is drawn depends on this and the sample ids alone.")] = 0,
+    status: Annotated[str, typer.Option(help="Rows to slice: kept, rejected, failed or any.")] = "kept",
+    as_json: Json = False,
+) -> None:
+    """Write a smaller manifest: status, then --where, then --sample, then --split."""
+    from uhr.manifests.manifest import Manifest, is_manifest
+    from uhr.manifests.schema import STATUSES
+    from uhr.manifests.slicing import Slice, parse_split, slice_manifest
+
+    if status not in (*STATUSES, "any"):
+        raise unknown("status", status, (*STATUSES, "any"), "--status")
+    shares = parse_split(split) if split is not None else None
+    wanted = Slice.model_validate(
+        {"status": status, "where": where, "sample": sample, "split": shares, "seed": seed}
+    )
+    parent = Manifest.open(path)
+    finished = is_manifest(out)
+    if finished:
+        made = Manifest.open(out)
+        same = made.info.operation == wanted.operation() and [p.id for p in made.info.parents] == [parent.id]
+        if not same:
+            raise UserError(f"another manifest stands in {out}", "name another folder with --out")
+    else:
+        with console.progress("slice", parent.info.counts["rows"], "rows") as advance:
+            made = slice_manifest(parent, out, wanted, advance)
+    answer = _slice_answer(made)
+    verb = "stands there already, finished:" if finished else "holds"
+    console.emit(answer, as_json, lambda _: console.say(f"{out} {verb} {_words(answer)}"))
+
+
+def _slice_answer(made: Any) -> dict[str, Any]:
+    answer = {"path": str(made.path), "id": made.id, "counts": made.info.counts}
+    if made.info.operation.get("split"):
+        with made.connect() as connection:
+            query = "SELECT split, count(*) FROM samples GROUP BY split ORDER BY split"
+            answer["split"] = dict(connection.sql(query).fetchall())
+    return answer
+
+
+def _words(answer: dict[str, Any]) -> str:
+    parts = [f"{answer['counts']['rows']} rows"]
+    if "split" in answer:
+        parts.append(", ".join(f"{name} {count}" for name, count in answer["split"].items()))
+    return "; ".join([*parts, f"id {answer['id'][:16]}"])
+
+
+@app.command()
+def verify(
+    path: Folder,
+    pixels: Annotated[bool, typer.Option("--pixels", help="Also hash the source files again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check parts, id, schema, rows and previews; every fault is listed, and any makes the exit code 1."""
+    from dataclasses import asdict
+
+    from uhr.manifests.info import read_info
+    from uhr.manifests.show import print_verdict
+    from uhr.manifests.verify import verify as check
+
+    if pixels:
+        with console.progress("hash", read_info(path).counts["rows"], "files") as advance:
+            verdict = check(path, pixels=True, advance=advance)
+    else:
+        verdict = check(path)
+    console.emit(asdict(verdict), as_json, lambda _: print_verdict(verdict))
+    if verdict.faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def lineage(path: Folder, as_json: Json = False) -> None:
+    """The chain of manifests that this one was made of."""
+    from uhr.manifests.lineage import lineage as walk
+    from uhr.manifests.show import print_lineage
+
+    console.emit(walk(path), as_json, print_lineage)
+
+
+@app.command()
+def report(
+    path: Folder,
+    out: Annotated[Path | None, typer.Option("--out", help="HTML file; default M/report.html.")] = None,
+) -> None:
+    """Write one self-contained HTML page: funnel, histograms, gallery with the reason on each picture."""
+    from uhr.manifests.manifest import Manifest
+    from uhr.manifests.report import write_report
+
+    manifest = Manifest.open(path)
+    console.say(str(write_report(manifest, out if out is not None else manifest.path / "report.html")))

@@ -1,0 +1,66 @@
+"""Lineage: the chain of manifests that one was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from uhr.base.errors import UserError
+from uhr.manifests.info import ManifestInfo, Parent, is_manifest, read_info
+
+
+def find_parent(child: Path, parent: Parent) -> Path | None:
+    """Where the parent stands: at its old place, or beside the child under its old name; None if nowhere."""
+    for place in (Path(parent.path), child.resolve().parent / Path(parent.path).name):
+        if not is_manifest(place):
+            continue
+        try:
+            if read_info(place).id == parent.id:
+                return place
+        except UserError:
+            continue  # not readable as a manifest, hence not the parent: it is named by its id
+    return None
+
+
+def lineage(path: Path) -> list[dict[str, Any]]:
+    """The manifest at `path`, then its parents, depth first: depth, role, id, place and operation of each.
+
+    A parent that cannot be found any more has `found` false, and only what its child knows of it.
+    """
+    return list(_walk(path, read_info(path), "", 0))
+
+
+def _walk(path: Path, info: ManifestInfo, role: str, depth: int) -> Iterator[dict[str, Any]]:
+    yield {
+        "depth": depth,
+        "role": role,
+        "id": info.id,
+        "path": str(path),
+        "found": True,
+        "created": info.created,
+        "uhr": info.uhr,
+        "rows": info.counts["rows"],
+        "operation": info.operation,
+    }
+    for parent in info.parents:
+        place = find_parent(path, parent)
+        if place is None:
+            known = {"role": parent.role, "id": parent.id, "path": parent.path}
+            yield {"depth": depth + 1, **known, "found": False}
+        else:
+            yield from _walk(place, read_info(place), parent.role, depth + 1)
+
+
+def summary(operation: dict[str, Any]) -> str:
+    """An operation in a few words: `slice where entropy > 5, sample 100, seed 0`."""
+    kind = operation.get("kind", "?")
+    if kind == "slice":
+        steps = {k: v for k, v in operation.items() if k != "kind"}
+        split = steps.pop("split", None)
+        words = [f"{name} {value}" for name, value in steps.items()]
+        if split:
+            words.append("split " + ",".join(f"{name}={share:g}" for name, share in split.items()))
+        return f"slice: {', '.join(words)}"
+    name = operation.get("pipeline", {}).get("name") if isinstance(operation.get("pipeline"), dict) else None
+    return f"{kind} {name}" if name else kind

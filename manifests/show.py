@@ -1,0 +1,79 @@
+"""What `uhr manifest` prints for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uhr.base.console import say, table
+from uhr.manifests.lineage import summary
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.stats import Stats
+from uhr.manifests.verify import Verdict
+
+
+def print_stats(manifest: Manifest, stats: Stats) -> None:
+    """The statistics as plain tables; empty ones are left out."""
+    info, counts = manifest.info, stats.counts
+    say(f"{manifest.path}  {summary(info.operation)}")
+    say(f"id {info.id}, made {info.created} by uhr {info.uhr}, source root {info.root}")
+    say()
+    states = ", ".join(f"{counts[state]} {state}" for state in ("kept", "rejected", "failed"))
+    say(f"{counts['rows']} rows: {states}")
+    met = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in info.source.items() if count)
+    if met:
+        say(f"not opened in the source: {met}")
+    _section(("reason", "rows"), counts["reasons"].items())
+    rules = [
+        (
+            rule["name"],
+            rule["seen"],
+            rule["rejected"],
+            rule["left"],
+            rule["where"] if rule["state"] == "evaluated" else f"not evaluated: {rule['why']}",
+        )
+        for rule in stats.rules
+    ]
+    _section(("rule", "seen", "rejected", "left", "condition"), rules)
+    numbers = [
+        (n.name, n.unit, f"{n.coverage:.0%}", *n.quantiles.values()) for n in stats.numeric if n.coverage
+    ]
+    heads = list(stats.numeric[0].quantiles) if stats.numeric else []
+    _section(("column", "unit", "filled", *heads), numbers)
+    texts = [
+        (t.name, f"{t.coverage:.0%}", ", ".join(f"{value} {count}" for value, count in t.top.items()))
+        for t in stats.text
+    ]
+    _section(("column", "filled", "values"), texts)
+    _section(("aspect", "rows", "kept"), [(a["bucket"], a["rows"], a["kept"]) for a in stats.aspects])
+
+
+def _section(head: tuple[str, ...], rows: Any) -> None:
+    rows = list(rows)
+    if rows:
+        say()
+        table(head, rows)
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """All faults and notes, then one line that sums up."""
+    if verdict.faults:
+        table(
+            ("check", "where", "fault", "times"),
+            [(f.check, f.where, f.what, f.count) for f in verdict.faults],
+        )
+        say()
+    for note in verdict.notes:
+        say(f"note: {note}")
+    state = f"{len(verdict.faults)} faults" if verdict.faults else "sound"
+    say(f"{verdict.path}: {state}; {verdict.rows} rows; checked {', '.join(verdict.checks)}")
+
+
+def print_lineage(chain: list[dict[str, Any]]) -> None:
+    """One line per manifest, a parent indented below its child."""
+    for link in chain:
+        lead = "  " * link["depth"] + (f"{link['role']} " if link["role"] else "")
+        if link["found"]:
+            what = f"{link['path']}: {link['rows']} rows, {summary(link['operation'])}"
+        else:
+            what = f"not found any more (was at {link['path']})"
+        say(f"{lead}{link['id'][:16]}  {what}")

@@ -1,0 +1,194 @@
+"""Slicing: from a manifest to a smaller one, by steps whose order is fixed: status, where, sample, split.
+
+Who is drawn and into which split depends on (seed, sample_id) alone: not on row order, on the machine, or on
+which other rows there are. A sample of N + 1 contains that of N; a row stays in its split as the set grows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from uhr.base.config import Config
+from uhr.base.console import Advance
+from uhr.base.errors import UserError
+from uhr.manifests.manifest import Manifest, Parent, write_manifest
+from uhr.manifests.schema import COLUMNS
+from uhr.manifests.sql import Condition
+
+SPLIT = COLUMNS["split"]
+
+
+class Slice(Config):
+    """What to take. `split` gives shares by name, which add up to 1; `sample` a number of rows."""
+
+    status: Literal["kept", "rejected", "failed", "any"] = "kept"
+    where: str | None = None
+    sample: int | None = None
+    split: dict[str, float] | None = None
+    seed: int = 0
+
+    def operation(self) -> dict[str, Any]:
+        """What goes into the id: a seed that nothing was drawn with does not."""
+        drawn = self.sample is not None or self.split is not None
+        steps = self.model_dump(exclude_none=True, exclude=set() if drawn else {"seed"})
+        return {"kind": "slice", **steps}
+
+
+def parse_split(text: str) -> dict[str, float]:
+    """`train=0.9,val=0.1` as shares by name."""
+    fix = "write it as train=0.9,val=0.1, adding up to 1"
+    shares: dict[str, float] = {}
+    for item in text.split(","):
+        match = re.fullmatch(r"\s*([A-Za-z][\w-]*)\s*=\s*([0-9.eE+-]+)\s*", item)
+        try:
+            name, share = (match[1], float(match[2])) if match else ("", 0.0)
+        except ValueError:
+            name, share = "", 0.0
+        if not name or name in shares or not 0 < share <= 1:
+            raise UserError(f"--split '{text}': '{item.strip()}' is no share, or stands twice", fix)
+        shares[name] = share
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        raise UserError(f"--split '{text}' adds up to {sum(shares.values()):g}", fix)
+    return shares
+
+
+def slice_manifest(
+    parent: Manifest, out: Path, wanted: Slice, advance: Advance = lambda n=1, note=None: None
+) -> Manifest:
+    """Write the slice `wanted` of `parent` into `out`.
+
+    It keeps every column, the previews of its rows, and the parent's stages, rules and weights, and points to
+    the parent. A UserError if nothing is left, if fewer than `sample` are, or if a split comes out empty.
+    """
+    condition = None
+    if wanted.where is not None:
+        condition = Condition.parse(wanted.where, "--where")
+        condition.check(parent.schema)
+    rows = _read(parent, wanted, condition)
+    mask = _draw(parent, wanted, rows)
+    labels = None
+    if wanted.split is not None:
+        labels = _labels(wanted.split, _unit(rows["split_key"]), mask)
+    schema = parent.schema
+    if labels is not None:
+        if SPLIT.name in schema.names:
+            schema = schema.remove(schema.get_field_index(SPLIT.name))
+        schema = schema.append(SPLIT.field())
+    chosen = rows["sample_id"].filter(pa.array(mask)).to_pylist()
+    return write_manifest(
+        out,
+        schema=schema,
+        batches=_batches(parent, schema, rows["sample_id"], mask, labels, advance),
+        previews=parent.preview_batches(chosen) if parent.info.previews else None,
+        root=parent.root,
+        operation=wanted.operation(),
+        parents=[Parent(id=parent.id, path=str(parent.path.resolve()), role="slice of")],
+        stages=parent.info.stages,
+        rules=parent.info.rules,
+        weights=parent.info.weights,
+    )
+
+
+def _read(parent: Manifest, wanted: Slice, condition: Condition | None) -> dict[str, pa.ChunkedArray]:
+    """For every row in order: its id, whether status and condition take it, and what it is drawn by.
+
+    The keys are the first 64 bits of SHA-256("seed:sample:id") and of ("seed:split:id"); patches are split by
+    the id of their parent, so that no picture is in two splits.
+    """
+    status = "true" if wanted.status == "any" else f"status = '{wanted.status}'"
+    where = condition.sql if condition else "true"
+    key = "('0x' || sha256('{}:{}:' || {})[1:16])::UBIGINT"
+    split_by = "coalesce(parent_id, sample_id)"
+    query = f"""
+        SELECT sample_id, {status} AS by_status, {where} AS by_where,
+               {key.format(wanted.seed, "sample", "sample_id") if wanted.sample else 0} AS sample_key,
+               {key.format(wanted.seed, "split", split_by) if wanted.split else 0} AS split_key
+        FROM samples"""
+    with parent.connect() as connection:
+        try:
+            rows = connection.sql(query).to_arrow_table()
+        except duckdb.Error as error:
+            if condition is None:
+                raise
+            raise condition.fault(error) from None
+    return {name: rows[name] for name in rows.column_names}
+
+
+def _draw(parent: Manifest, wanted: Slice, rows: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
+    """Which rows are in the slice (bool [rows])."""
+    by_status = rows["by_status"].to_numpy()
+    by_where = pc.fill_null(rows["by_where"], False).to_numpy()
+    mask = by_status & by_where
+    left = int(mask.sum())
+    counts = f"{len(mask)} rows, {int(by_status.sum())} of status {wanted.status}"
+    if wanted.where is not None:
+        nulls = int((by_status & rows["by_where"].is_null().to_numpy()).sum())
+        counts += f", {left} of them where {wanted.where}" + (f" ({nulls} are null there)" if nulls else "")
+    if left == 0:
+        raise UserError(f"nothing is left of {parent.path} ({counts})", "loosen --where, or see --status any")
+    if wanted.sample is None:
+        return mask
+    if wanted.sample < 1:
+        raise UserError(f"--sample {wanted.sample}", "ask for at least 1")
+    if wanted.sample > left:
+        raise UserError(
+            f"--sample {wanted.sample} is more than the {left} rows that are left ({counts})", "ask for fewer"
+        )
+    places = np.flatnonzero(mask)
+    ids = rows["sample_id"].filter(pa.array(mask)).to_pylist()
+    keys = rows["sample_key"].to_numpy()[places].tolist()
+    first = sorted(range(left), key=lambda i: (keys[i], ids[i]))[: wanted.sample]
+    mask = np.zeros_like(mask)
+    mask[places[first]] = True
+    return mask
+
+
+def _unit(keys: pa.ChunkedArray) -> np.ndarray:
+    """64-bit keys as numbers in [0, 1): their first 53 bits, which a float holds exactly."""
+    return (keys.to_numpy().astype(np.uint64) >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def _labels(split: Mapping[str, float], draws: np.ndarray, mask: np.ndarray) -> pa.Array:
+    """The split of every row (string [rows]): the share of [0, 1) that its draw falls into."""
+    names = list(split)
+    bounds = np.cumsum([split[name] for name in names])[:-1]
+    codes = np.searchsorted(bounds, draws, side="right")
+    sizes = np.bincount(codes[mask], minlength=len(names))
+    for name, size in zip(names, sizes, strict=True):
+        if size == 0:
+            fix = "give it a larger share, another --seed, or a larger slice"
+            raise UserError(f"--split {name}={split[name]:g} of {int(mask.sum())} rows came out empty", fix)
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(names)).cast(pa.string())
+
+
+def _batches(
+    parent: Manifest,
+    schema: pa.Schema,
+    ids: pa.ChunkedArray,
+    mask: np.ndarray,
+    labels: pa.Array | None,
+    advance: Advance,
+) -> Iterator[pa.RecordBatch]:
+    """The chosen rows, streamed from the parent's parts."""
+    start = 0
+    for batch in parent.rows():
+        here = slice(start, start + batch.num_rows)
+        same = pc.all(
+            pc.equal(ids.slice(start, batch.num_rows), pa.chunked_array([batch.column("sample_id")]))
+        )
+        assert same.as_py(), "the query gave the rows in another order than the parts have them"
+        if labels is not None:
+            if SPLIT.name in batch.schema.names:
+                batch = batch.drop_columns([SPLIT.name])
+            batch = pa.RecordBatch.from_arrays([*batch.columns, labels[here]], schema=schema)
+        yield batch.filter(pa.array(mask[here]))
+        advance(here.stop - start)
+        start = here.stop

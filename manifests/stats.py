@@ -1,0 +1,132 @@
+"""Statistics of a manifest: verdicts, the funnel, quantiles and coverage, common values, aspect ratios."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from uhr.manifests.manifest import Manifest, quoted
+from uhr.manifests.schema import KEPT
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+FEW_VALUES = 32
+"""A text column with at most this many values is listed by value."""
+
+TOP = 10
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A numeric column over all rows: share with a finite value in [0, 1], range, quantiles p1 to p99."""
+
+    name: str
+    unit: str
+    coverage: float
+    least: float | None
+    greatest: float | None
+    quantiles: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text column with few values: share of rows with one [0, 1], and the commonest with their counts."""
+
+    name: str
+    coverage: float
+    values: int
+    top: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """`counts` and `rules` are those of `manifest.json`; `aspects` has rows and kept rows per bucket."""
+
+    id: str
+    counts: dict[str, Any]
+    rules: list[dict[str, Any]]
+    numeric: list[Numeric] = field(default_factory=list)
+    text: list[Text] = field(default_factory=list)
+    aspects: list[dict[str, Any]] = field(default_factory=list)
+
+
+def compute(manifest: Manifest) -> Stats:
+    """The statistics of all rows, whatever became of them."""
+    info = manifest.info
+    rules = [{**rule.model_dump(), "left": rule.seen - rule.rejected} for rule in info.rules]
+    with manifest.connect() as connection:
+        return Stats(
+            id=info.id,
+            counts=info.counts,
+            rules=rules,
+            numeric=_numeric(connection, manifest),
+            text=_text(connection, manifest),
+            aspects=_aspects(connection, manifest),
+        )
+
+
+def numeric_columns(schema: pa.Schema) -> list[str]:
+    """The columns that a histogram can be drawn of."""
+    kinds = (pa.types.is_integer, pa.types.is_floating)
+    return [f.name for f in schema if any(kind(f.type) for kind in kinds)]
+
+
+def finite(column: str) -> str:
+    """SQL: the column as a double, null where it is not a finite number."""
+    value = f"{quoted(column)}::DOUBLE"
+    return f"CASE WHEN isfinite({value}) THEN {value} END"
+
+
+def _numeric(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> list[Numeric]:
+    units = {column.name: column.unit for column in manifest.columns}
+    result = []
+    for name in numeric_columns(manifest.schema):
+        cut = f"quantile_cont(value, {list(QUANTILES)})"
+        inside = f"SELECT {finite(name)} AS value FROM samples"
+        query = f"SELECT count(*), count(value), min(value), max(value), {cut} FROM ({inside})"
+        rows, count, least, greatest, values = _one(connection, query)
+        quantiles = {
+            f"p{q * 100:g}": value
+            for q, value in zip(QUANTILES, values or [None] * len(QUANTILES), strict=True)
+        }
+        result.append(Numeric(name, units[name], count / max(rows, 1), least, greatest, quantiles))
+    return result
+
+
+def _text(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> list[Text]:
+    kinds = (pa.types.is_string, pa.types.is_boolean)
+    names = [f.name for f in manifest.schema if any(kind(f.type) for kind in kinds)]
+    counts = ", ".join(f"approx_count_distinct({quoted(n)}), count({quoted(n)})" for n in names)
+    rows, *answers = _one(connection, f"SELECT count(*), {counts} FROM samples")
+    result = []
+    for name, about, filled in zip(names, answers[::2], answers[1::2], strict=True):
+        if (
+            not filled or about > 2 * FEW_VALUES
+        ):  # a cheap estimate spares the exact count of ids and captions
+            continue
+        value = quoted(name)
+        top = connection.sql(
+            f"SELECT {value}::VARCHAR, count(*) AS n FROM samples WHERE {value} IS NOT NULL"
+            f" GROUP BY {value} ORDER BY n DESC, {value} LIMIT {FEW_VALUES + 1}"
+        ).fetchall()
+        if len(top) <= FEW_VALUES:
+            result.append(Text(name, filled / rows, len(top), dict(top[:TOP])))
+    return result
+
+
+def _aspects(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> list[dict[str, Any]]:
+    if "aspect_bucket" not in manifest.schema.names:
+        return []
+    query = f"""
+        SELECT aspect_bucket, count(*) AS n, count(*) FILTER (WHERE status = '{KEPT}') AS kept
+        FROM samples WHERE aspect_bucket IS NOT NULL
+        GROUP BY aspect_bucket ORDER BY n DESC, aspect_bucket"""
+    return [{"bucket": b, "rows": n, "kept": kept} for b, n, kept in connection.sql(query).fetchall()]
+
+
+def _one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
+    row = connection.sql(query).fetchone()
+    assert row is not None
+    return row
