@@ -1,0 +1,82 @@
+"""Where a model's files are: a folder on this machine, or a hub id that the user named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from uhr.base.errors import UserError
+
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as the user named it. `repository` is set for a hub id, and only then is the network used."""
+
+    text: str
+    folder: Path | None = None
+    repository: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, model: str | Path) -> Source:
+        """A folder if there is one of that name, else a hub id `org/name[@revision]`."""
+        text = str(model)
+        folder = Path(text).expanduser()
+        if folder.is_dir():
+            return cls(text, folder=folder)
+        if folder.exists():
+            raise UserError(f"model '{text}' is a file", f"name the folder that holds its {INDEX}")
+        match = _HUB_ID.fullmatch(text)
+        if isinstance(model, Path) or match is None or text.startswith("."):
+            raise UserError(
+                f"model '{text}' is not there",
+                "name a diffusers folder or a hub id (org/name[@revision]); see `uhr models list`",
+            )
+        return cls(text, repository=match[1], revision=match[2])
+
+    def fetch(self, components: Iterable[str] = ()) -> Path:
+        """The folder with `model_index.json`, and the named components' files, whole.
+
+        A local folder is returned as it is. Of a hub repository exactly the named parts are downloaded into
+        the hub's own cache.
+        """
+        if self.folder is not None:
+            return self.folder
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+        wanted = [INDEX, *(f"{name}/*" for name in components)]
+        if "transformer" not in components:
+            wanted.append("transformer/config.json")
+        assert self.repository is not None
+        try:
+            return Path(
+                snapshot_download(
+                    self.repository,
+                    revision=self.revision,
+                    allow_patterns=wanted,
+                    ignore_patterns=["*.bin", "*.pt", "*.msgpack", "*.onnx*"],
+                )
+            )
+        except GatedRepoError as error:
+            page = f"https://huggingface.co/{self.repository}"
+            raise UserError(
+                f"the hub keeps '{self.repository}' behind a licence",
+                f"accept it on {page}, then run `hf auth login`",
+            ) from error
+        except LocalEntryNotFoundError as error:
+            raise UserError(
+                f"'{self.text}' is no folder here and not in the hub's cache, and the hub is out of reach",
+                "check the path, or the network",
+            ) from error
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            words = " ".join(str(error).split())
+            raise UserError(
+                f"'{self.text}' is no folder here, and the hub did not give it ({words})",
+                "check the path, or the hub id and its revision",
+            ) from error

@@ -1,0 +1,129 @@
+"""Latents: the one place for VAE scale and shift, packing, token grids and position ids.
+
+Shapes: z [B, C, H, W] are latents on the VAE's grid (H = height px / VAE factor), "raw" as the VAE gives and
+takes them or "model" as the backbone sees them. tokens [B, N, 4C] are model latents packed by 2x2 patches,
+row by row, channel c*4 + dy*2 + dx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models.spec import ModelSpec
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """z [B, C, H, W] -> tokens [B, (H/2)(W/2), 4C]. H and W must be even: an odd row has no patch."""
+    batch, channels, height, width = latents.shape
+    assert height % 2 == 0, f"{height} rows of latents are odd"
+    assert width % 2 == 0, f"{width} columns of latents are odd"
+    patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, (height // 2) * (width // 2), channels * 4)
+
+
+def unpack(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """tokens [B, N, 4C] -> z [B, C, H, W]; `height` and `width` are H and W, on the latent grid."""
+    batch, count, channels = tokens.shape
+    assert count * 4 == height * width, f"{count} tokens are no {height} x {width} latents"
+    patches = tokens.reshape(batch, height // 2, width // 2, channels // 4, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, height, width)
+
+
+def image_ids(rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Position ids (0, row, column) of a token grid: float32 [rows * columns, 3].
+
+    Never half precision: bfloat16 is exact only to 256, so that neighbours of an 8K picture share a position.
+    """
+    ids = torch.zeros(rows, columns, 3, dtype=torch.float32, device=device)
+    ids[..., 1] = torch.arange(rows, device=device)[:, None]
+    ids[..., 2] = torch.arange(columns, device=device)[None, :]
+    return ids.reshape(rows * columns, 3)
+
+
+def text_ids(length: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Position ids of the text tokens: float32 zeros [length, 3]."""
+    return torch.zeros(length, 3, dtype=torch.float32, device=device)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Between raw and model latents: model = (raw - shift) * scale."""
+
+    shift: float
+    scale: float
+
+    @classmethod
+    def of(cls, vae_config: Mapping[str, Any]) -> Normalisation:
+        """From a VAE's configuration (`vae.config`, or its `config.json`); both values must be there."""
+        shift, scale = vae_config.get("shift_factor"), vae_config.get("scaling_factor")
+        if shift is None or scale is None:
+            raise UserError(
+                f"the VAE's configuration has shift_factor={shift} and scaling_factor={scale}",
+                "both must be numbers: take the config.json that came with the weights",
+            )
+        return cls(float(shift), float(scale))
+
+    def to_model(self, raw: torch.Tensor) -> torch.Tensor:
+        return (raw - self.shift) * self.scale
+
+    def to_raw(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents / self.scale + self.shift
+
+
+@torch.no_grad()
+def encode_moments(vae: Any, rgb: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the VAE's posterior, raw: two float32 [B, C, H/8, W/8].
+
+    `rgb` is uint8 [B, H, W, 3] (sRGB, an array or a tensor), H and W multiples of the VAE factor. Whatever
+    dtype the VAE has, the result is float32 on its device; a value that is not finite is a UserError.
+    """
+    pixels = torch.as_tensor(rgb).to(vae.device)
+    assert pixels.dtype == torch.uint8, pixels.dtype
+    assert pixels.ndim == 4, tuple(pixels.shape)
+    assert pixels.shape[-1] == 3, tuple(pixels.shape)
+    inputs = pixels.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
+    posterior = vae.encode(inputs.to(vae.dtype)).latent_dist
+    mean, std = posterior.mean.float(), posterior.std.float()
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
+        raise UserError(f"the VAE overflows in {vae.dtype}", "load it in float32")
+    return mean, std
+
+
+def sample_moments(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """One raw latent of the posterior: mean + std * noise, in float32; `noise` is standard normal of that
+    shape."""
+    return mean.float() + std.float() * noise.to(mean.device, torch.float32)
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Model latents [B, C, H, W] -> pictures, float32 [B, 3, 8H, 8W] nominally in [-1, 1]."""
+    raw = Normalisation.of(vae.config).to_raw(latents.float())
+    return vae.decode(raw.to(vae.device, vae.dtype), return_dict=False)[0].float()
+
+
+def to_uint8(pictures: torch.Tensor) -> torch.Tensor:
+    """float [B, 3, H, W] in [-1, 1], clipped -> uint8 [B, H, W, 3], rounded to the nearest level."""
+    levels = (pictures.float() * 0.5 + 0.5).clamp(0, 1) * 255
+    return levels.round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def check_size(spec: ModelSpec, height: int, width: int) -> None:
+    """UserError with the nearest sizes that can be made, unless both sides are multiples of
+    `pixel_multiple`."""
+    multiple = spec.pixel_multiple
+    if height >= multiple and width >= multiple and height % multiple == 0 and width % multiple == 0:
+        return
+    low, high = (f"{_round(width, multiple, up)}x{_round(height, multiple, up)}" for up in (False, True))
+    near = low if low == high else f"{low} or {high}"
+    raise UserError(f"size {width}x{height} cannot be made", f"multiples of {multiple}; nearest {near}")
+
+
+def _round(side: int, multiple: int, up: bool) -> int:
+    steps = -(-side // multiple) if up else side // multiple
+    return max(1, steps) * multiple

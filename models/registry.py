@@ -1,0 +1,44 @@
+"""The names of the known backbones. A new one is a file in `specs/` and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from uhr.base.errors import UserError, unknown
+from uhr.models.spec import ModelSpec
+from uhr.models.specs import flux1, tiny
+
+SPECS: Mapping[str, ModelSpec] = {spec.name: spec for spec in (*flux1.SPECS, *tiny.SPECS)}
+
+
+def names() -> list[str]:
+    """Every spec's name, in the order of the registry."""
+    return list(SPECS)
+
+
+def get(name: str) -> ModelSpec:
+    """The spec of that name; UserError with the nearest names otherwise."""
+    if name not in SPECS:
+        raise unknown("model spec", name, SPECS)
+    return SPECS[name]
+
+
+def match(pipeline_class: str, transformer_config: Mapping[str, Any], where: str) -> ModelSpec:
+    """The spec whose pipeline class and transformer configuration these are.
+
+    `where` names the checkpoint in the error for a pipeline or a geometry that no spec has.
+    """
+    siblings = [spec for spec in SPECS.values() if spec.pipeline_class == pipeline_class]
+    if not siblings:
+        known = sorted({spec.pipeline_class for spec in SPECS.values()})
+        raise UserError(f"{where}: no spec is a '{pipeline_class}'", f"known pipelines: {', '.join(known)}")
+    for spec in siblings:
+        if all(transformer_config.get(key) == value for key, value in spec.transformer_config.items()):
+            return spec
+    keys = sorted({key for spec in siblings for key in spec.transformer_config})
+    shape = ", ".join(f"{key}={transformer_config.get(key)}" for key in keys)
+    raise UserError(
+        f"{where}: no spec has this transformer ({shape})",
+        f"known: {', '.join(spec.name for spec in siblings)}; --spec takes one of them as it is",
+    )

@@ -1,0 +1,1 @@
+"""One small file per family of backbones; each lists its specs in `SPECS` and loads nothing."""

@@ -1,0 +1,96 @@
+"""FLUX.1: the guidance-distilled dev and the step-distilled schnell, 12 billion parameters each."""
+
+from __future__ import annotations
+
+from uhr.models.spec import Licence, ModelSpec, ShiftPolicy
+
+COMPONENTS = {
+    "scheduler": "diffusers:FlowMatchEulerDiscreteScheduler",
+    "text_encoder": "transformers:CLIPTextModel",
+    "text_encoder_2": "transformers:T5EncoderModel",
+    "tokenizer": "transformers:CLIPTokenizer",
+    "tokenizer_2": "transformers:T5TokenizerFast",
+    "transformer": "diffusers:FluxTransformer2DModel",
+    "vae": "diffusers:AutoencoderKL",
+}
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+LORA_TARGET_SETS = {
+    # URAE's: image-stream q, k, v, out of the double blocks and q, k, v of the single blocks (190 linears of
+    # dev)
+    "attention": _ATTENTION,
+    # the set of diffusers' own FLUX trainer: the text stream and both feed-forwards of the double blocks as
+    # well
+    "all-linear": (
+        *(f"attn.{name}" for name in _ATTENTION),
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+    ),
+}
+
+_GEOMETRY = {
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "in_channels": 64,
+}
+
+FLUX1_DEV = ModelSpec(
+    name="flux1-dev",
+    family="flux1",
+    summary="FLUX.1 [dev], 12B, guidance-distilled",
+    pipeline_class="FluxPipeline",
+    components=COMPONENTS,
+    transformer_config={**_GEOMETRY, "guidance_embeds": True},
+    native_size=1024,
+    guidance="embedded",
+    text_lengths={"t5": 512, "clip": 77},
+    double_block="FluxTransformerBlock",
+    single_block="FluxSingleTransformerBlock",
+    lora_target_sets=LORA_TARGET_SETS,
+    licence=Licence(
+        id="other",
+        name="flux-1-dev-non-commercial-license",
+        url="https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+        commercial=False,
+    ),
+    hub_id="black-forest-labs/FLUX.1-dev",
+    shift=ShiftPolicy.DYNAMIC,
+    steps=28,
+    guidance_scale=3.5,
+    notes=("the hub asks to accept the licence first: open the model's page, then `hf auth login`",),
+)
+
+FLUX1_SCHNELL = ModelSpec(
+    name="flux1-schnell",
+    family="flux1",
+    summary="FLUX.1 [schnell], 12B, distilled to 4 steps",
+    pipeline_class="FluxPipeline",
+    components=COMPONENTS,
+    transformer_config={**_GEOMETRY, "guidance_embeds": False},
+    native_size=1024,
+    guidance="none",
+    text_lengths={"t5": 256, "clip": 77},
+    double_block="FluxTransformerBlock",
+    single_block="FluxSingleTransformerBlock",
+    lora_target_sets=LORA_TARGET_SETS,
+    licence=Licence(
+        id="apache-2.0",
+        name="Apache-2.0",
+        url="https://huggingface.co/black-forest-labs/FLUX.1-schnell",
+        commercial=True,
+    ),
+    hub_id="black-forest-labs/FLUX.1-schnell",
+    shift=ShiftPolicy.NONE,
+    steps=4,
+    guidance_scale=None,
+)
+
+SPECS = (FLUX1_DEV, FLUX1_SCHNELL)
