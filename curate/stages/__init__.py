@@ -11,6 +11,12 @@ NAMES: dict[str, str] = {
     "header": f"{_HERE}.header:HeaderStage",
     "decode": f"{_HERE}.decode:DecodeStage",
     "geometry": f"{_HERE}.geometry:GeometryStage",
+    "flatness": f"{_HERE}.flatness:FlatnessStage",
+    "entropy": f"{_HERE}.entropy:EntropyStage",
+    "exposure": f"{_HERE}.exposure:ExposureStage",
+    "sharpness": f"{_HERE}.sharpness:SharpnessStage",
+    "exact_duplicates": f"{_HERE}.exact_duplicates:ExactDuplicatesStage",
+    "rank": f"{_HERE}.rank:RankStage",
 }
 """Name in a pipeline -> import path. Nothing is imported before it is asked for."""
 

@@ -1,0 +1,270 @@
+"""The exact guards: one pass over the gray picture, from which flatness, entropy, exposure and sharpness are
+read.
+
+The pass is compiled by numba and releases the interpreter lock. Rows are visited once, while they are in the
+first cache; what a row contributes is summed in integers (float32 only for the square root, corrected
+below).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+
+PATCH = 240
+"""Side of a flatness patch in px, as published (UltraFlux 2511.18050, `tools/filtering_pipeline.py`)."""
+
+FLAT_VARIANCE = 800.0
+"""A patch is flat when its gradient magnitude has a smaller variance (same source)."""
+
+LARGEST_PATCH = 1024
+"""px: a row of a patch may sum 2 * 1020^2 a pixel in 32 bits."""
+
+_SQRT_ERROR = 4e-6
+"""Bound of the relative error that float32 square roots, summed along a row, leave in a squared mean."""
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Guards:
+    """What the pass found. `histogram` int64 [256] of gray; `variance` and `mean` float64 [rows, columns] of
+    the Sobel gradient magnitude in each whole patch of `patch` px from the top left; `laplacian_var` of the
+    whole picture; `blockiness` >= 0.
+    """
+
+    gray: np.ndarray
+    patch: int
+    histogram: np.ndarray
+    variance: np.ndarray
+    mean: np.ndarray
+    laplacian_var: float
+    blockiness: float
+
+    def flat_fraction(self, threshold: float = FLAT_VARIANCE) -> float:
+        """Share of patches with a variance below `threshold`, in [0, 1]; 0 where there is no whole patch.
+
+        A variance so near the threshold that rounding could decide is computed again as published.
+        """
+        if self.variance.size == 0:
+            return 0.0
+        flat = self.variance < threshold
+        doubtful = np.abs(self.variance - threshold) <= _SQRT_ERROR * self.mean**2 + 1e-6
+        for row, column in np.argwhere(doubtful):
+            y, x = row * self.patch, column * self.patch
+            flat[row, column] = (
+                published_variance(self.gray[y : y + self.patch, x : x + self.patch]) < threshold
+            )
+        return float(flat.mean())
+
+    def entropy(self) -> float:
+        """Shannon entropy of the gray histogram in bits, in [0, 8]."""
+        share = self.histogram[self.histogram > 0] / self.histogram.sum()
+        return float(-(share * np.log2(share)).sum() + 0.0)
+
+    def luma_mean(self) -> float:
+        """Mean gray, in [0, 255]."""
+        return float(self.histogram @ np.arange(256) / self.histogram.sum())
+
+    def fraction(self, *levels: slice) -> float:
+        """Share of pixels whose gray lies in one of the slices of 0..255."""
+        return float(sum(self.histogram[level].sum() for level in levels) / self.histogram.sum())
+
+
+def published_variance(patch: np.ndarray) -> float:
+    """Variance of the Sobel gradient magnitude of a uint8 patch, step by step in float64 as the published
+    script.
+    """
+    import cv2
+
+    across = cv2.Sobel(patch, cv2.CV_64F, 1, 0, ksize=3)
+    down = cv2.Sobel(patch, cv2.CV_64F, 0, 1, ksize=3)
+    return float(np.var(np.sqrt(across**2 + down**2)))
+
+
+def measure(gray: np.ndarray, patch: int = PATCH) -> Guards:
+    """All guards of a gray picture, uint8 [H, W]."""
+    assert 3 <= patch <= LARGEST_PATCH, f"patches of {patch} px"
+    gray = np.ascontiguousarray(gray)
+    height, width = gray.shape
+    rows, columns = height // patch, width // patch
+    histogram = np.zeros((4, 256), np.int64)
+    squares = np.zeros((rows, columns), np.int64)
+    magnitudes = np.zeros((rows, columns), np.float64)
+    sums = np.zeros(6, np.int64)
+    _pass(gray, patch, histogram, squares, magnitudes, sums)
+    laplacian, laplacian_squares, on_grid, inside, n_grid, n_inside = (int(value) for value in sums)
+    count = gray.size
+    mean = magnitudes / patch**2
+    return Guards(
+        gray,
+        patch,
+        histogram.sum(axis=0),
+        np.maximum(squares / patch**2 - mean**2, 0.0),
+        mean,
+        (laplacian_squares - laplacian**2 / count) / count,
+        _ratio(on_grid, n_grid, inside, n_inside),
+    )
+
+
+def _ratio(on_grid: int, n_grid: int, inside: int, n_inside: int) -> float:
+    """Mean step on the grid over the mean step inside; where nothing steps inside, one level in all is
+    assumed.
+    """
+    if n_grid == 0 or on_grid == 0 == inside:
+        return 1.0
+    return (on_grid / n_grid) / (max(inside, 1) / n_inside)
+
+
+def warm() -> None:
+    """Compile the pass, or load it from numba's cache: once in a worker, before its first picture."""
+    measure(np.zeros((16, 16), np.uint8), 8)
+
+
+def _compiled(function: Any) -> Any:
+    """Machine code is cached beside this file or in the user's cache folder; where neither can be written,
+    each process compiles for itself.
+    """
+    options: dict[str, Any] = {
+        "nogil": True,
+        "fastmath": {"reassoc", "contract", "nsz"},
+        "error_model": "numpy",
+    }
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        return numba.njit(**options)(function)
+
+
+@_compiled
+def _pass(gray, patch, histogram, squares, magnitudes, sums):
+    height, width = gray.shape
+    rows, columns = squares.shape
+    smooth = np.empty(width, np.int16)
+    step = np.empty(width, np.int16)
+    for y in range(height):
+        row = gray[y]
+        above = gray[y - 1 if y > 0 else min(1, height - 1)]
+        below = gray[y + 1 if y < height - 1 else max(height - 2, 0)]
+        _count(row, histogram)
+        _laplacian(above, row, below, sums)
+        _steps(above, row, y, sums)
+        patch_row = y // patch
+        if patch_row < rows:
+            # the border is reflected inside the patch, not taken from its neighbours
+            inner = y - patch_row * patch
+            _separate(
+                gray[y + 1] if inner == 0 else above,
+                row,
+                gray[y - 1] if inner == patch - 1 else below,
+                smooth,
+                step,
+            )
+            for column in range(columns):
+                begin, end = column * patch, (column + 1) * patch
+                _gradients(
+                    smooth[begin:end], step[begin:end], squares[patch_row], magnitudes[patch_row], column
+                )
+
+
+@_compiled
+def _count(row, histogram):
+    # four tables: equal neighbours do not wait for each other's increment
+    quarter = len(row) // 4
+    first, second, third, fourth = row[:quarter], row[quarter:], row[2 * quarter :], row[3 * quarter :]
+    one, two, three, four = histogram
+    for x in range(quarter):
+        one[first[x]] += 1
+        two[second[x]] += 1
+        three[third[x]] += 1
+        four[fourth[x]] += 1
+    for x in range(quarter, len(fourth)):
+        four[fourth[x]] += 1
+
+
+@_compiled
+def _laplacian(above, row, below, sums):
+    """cv2.Laplacian(ksize=1): the cross of four neighbours minus four times the middle, borders reflected."""
+    width = len(row)
+    last = width - 1
+    for x in range(0, width, max(last, 1)):
+        left = row[x - 1 if x > 0 else min(1, last)]
+        right = row[x + 1 if x < last else max(last - 1, 0)]
+        value = np.int64(above[x]) + below[x] + left + right - 4 * np.int64(row[x])
+        sums[0] += value
+        sums[1] += value * value
+    for begin in range(1, last, _CHUNK):
+        # sliced, so that every index counts from 0: only such loops become vector instructions
+        end = min(begin + _CHUNK, last)
+        up, down, middle = above[begin:end], below[begin:end], row[begin:end]
+        left, right = row[begin - 1 : end - 1], row[begin + 1 : end + 1]
+        total = np.int32(0)
+        total_squares = np.int32(0)
+        for x in range(len(middle)):
+            around = np.int32(up[x]) + np.int32(down[x]) + np.int32(left[x]) + np.int32(right[x])
+            value = np.int32(around - np.int32(4) * np.int32(middle[x]))
+            total = np.int32(total + value)
+            total_squares = np.int32(total_squares + np.int32(value * value))
+        sums[0] += total
+        sums[1] += total_squares
+
+
+@_compiled
+def _absolute(one, other):
+    """Sum of |one - other| of two rows of bytes of one length."""
+    total = np.int32(0)
+    for x in range(len(one)):
+        total = np.int32(total + abs(np.int32(np.int32(one[x]) - np.int32(other[x]))))
+    return total
+
+
+@_compiled
+def _steps(above, row, y, sums):
+    """Absolute gray steps to the left neighbour and to the row above, on the lines of the 8 x 8 grid and
+    inside.
+    """
+    width = len(row)
+    across = _absolute(row[1:], row[: width - 1])
+    n_grid = (width - 1) // 8
+    on_grid = _absolute(row[8::8], row[7 : width - 1 : 8])
+    sums[2] += on_grid
+    sums[3] += across - on_grid
+    sums[4] += n_grid
+    sums[5] += width - 1 - n_grid
+    if y > 0:
+        on = 0 if y % 8 == 0 else 1
+        sums[2 + on] += _absolute(row, above)
+        sums[4 + on] += width
+
+
+@_compiled
+def _separate(above, row, below, smooth, step):
+    """The vertical halves of the Sobel kernels: 1 2 1 into `smooth`, -1 0 1 into `step`."""
+    for x in range(len(row)):
+        smooth[x] = np.int16(np.int16(above[x]) + np.int16(2) * np.int16(row[x]) + np.int16(below[x]))
+        step[x] = np.int16(np.int16(below[x]) - np.int16(above[x]))
+
+
+@_compiled
+def _gradients(smooth, step, squares, magnitudes, column):
+    """One row of one patch: the sums of the squared gradient magnitude and of the magnitude."""
+    last = len(step) - 1
+    left = np.int32(2) * (np.int32(step[0]) + np.int32(step[1]))
+    right = np.int32(2) * (np.int32(step[last]) + np.int32(step[last - 1]))
+    smooth_left, smooth_right = smooth[: last - 1], smooth[2:]
+    step_left, step_middle, step_right = step[: last - 1], step[1:last], step[2:]
+    total_squares = np.int32(0)
+    total = np.float32(0)
+    for x in range(len(step_middle)):
+        across = np.int32(np.int32(smooth_right[x]) - np.int32(smooth_left[x]))
+        down = np.int32(
+            np.int32(step_left[x]) + np.int32(2) * np.int32(step_middle[x]) + np.int32(step_right[x])
+        )
+        square = np.int32(np.int32(across * across) + np.int32(down * down))
+        total_squares = np.int32(total_squares + square)
+        total += np.sqrt(np.float32(square))
+    squares[column] += total_squares + left * left + right * right
+    magnitudes[column] += np.float64(total) + abs(left) + abs(right)

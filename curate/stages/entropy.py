@@ -1,0 +1,26 @@
+"""Entropy: how many gray levels a picture uses, and how evenly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from uhr.curate.frame import Frame
+from uhr.curate.guards import warm
+from uhr.curate.stage import Stage
+from uhr.manifests.schema import COLUMNS
+
+
+class EntropyStage(Stage):
+    """Shannon entropy of the 8-bit gray histogram in bits, [0, 8]: the number that UltraFlux's filter takes
+    from scikit-image's `shannon_entropy` (2511.18050, `tools/filtering_pipeline.py`).
+    """
+
+    name = "entropy"
+    adds = (COLUMNS["entropy"],)
+
+    def open(self) -> None:
+        warm()
+
+    def annotate(self, frame: Frame) -> Mapping[str, Any]:
+        return {"entropy": frame.guards().entropy()}

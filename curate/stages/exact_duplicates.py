@@ -1,0 +1,30 @@
+"""Exact duplicates: files with the same bytes."""
+
+from __future__ import annotations
+
+from uhr.curate.stage import SetStage
+from uhr.manifests.schema import DUPLICATES
+
+
+class ExactDuplicatesStage(SetStage):
+    """Groups of equal `content_hash` among the live rows, each ranked by `uri`; `dup_rank = 0` is the one to
+    keep.
+
+    A picture that is the only one with its bytes has no group and rank 0; without a hash it has neither.
+    """
+
+    name = "exact_duplicates"
+    needs = ("content_hash",)
+    adds = DUPLICATES
+
+    def query(self) -> str:
+        return """
+            SELECT
+                sample_id,
+                CASE WHEN count(content_hash) OVER same > 1 THEN content_hash END AS dup_group,
+                CASE WHEN content_hash IS NOT NULL
+                    THEN CAST(row_number() OVER (PARTITION BY content_hash ORDER BY uri) - 1 AS INTEGER)
+                END AS dup_rank
+            FROM live
+            WINDOW same AS (PARTITION BY content_hash)
+        """

@@ -1,0 +1,37 @@
+"""Flatness: how much of a picture has no structure at the pixel level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from uhr.base.config import Config
+from uhr.curate.frame import Frame
+from uhr.curate.guards import FLAT_VARIANCE, LARGEST_PATCH, PATCH, warm
+from uhr.curate.stage import Stage
+from uhr.manifests.schema import COLUMNS
+
+
+class FlatnessStage(Stage):
+    """Share of patches whose Sobel gradient magnitude has a small variance, as UltraFlux's filter computes
+    it.
+
+    Patches lie side by side from the top left of the stored grid; incomplete ones at the right and bottom
+    are left out, and a picture without a whole patch has 0.0. Source: UltraFlux 2511.18050,
+    `tools/filtering_pipeline.py`.
+    """
+
+    name = "flatness"
+    adds = (COLUMNS["flat_fraction"],)
+
+    class Params(Config):
+        patch: int = Field(PATCH, ge=8, le=LARGEST_PATCH, description="side of a patch, px")
+        variance: float = Field(FLAT_VARIANCE, ge=0, description="a patch below it is flat")
+
+    def open(self) -> None:
+        warm()
+
+    def annotate(self, frame: Frame) -> Mapping[str, Any]:
+        return {"flat_fraction": frame.guards(self.params.patch).flat_fraction(self.params.variance)}

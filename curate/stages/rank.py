@@ -1,0 +1,49 @@
+"""Rank: where a picture stands among all others by one of its numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from uhr.base.config import Config
+from uhr.curate.stage import SetStage
+from uhr.manifests.schema import Column
+
+
+class RankStage(SetStage):
+    """`<of>_rank`: percent rank in [0, 1] by column `of` among the live rows that have a value; 0 is the
+    best.
+
+    The top 5 % are `<of>_rank < 0.05`. Ties are broken by `uri`, so ranks are distinct and the share is kept.
+    """
+
+    name = "rank"
+
+    class Params(Config):
+        of: str
+        descending: bool = True
+
+    def __init__(self, params: Any = None) -> None:
+        super().__init__(params)
+        of = self.params.of
+        best = "largest" if self.params.descending else "smallest"
+        self.needs = (of,)
+        meaning = f"place among the live rows by `{of}`, {best} first: (rank - 1) / rows; 0 is the best"
+        self.adds = (Column(f"{of}_rank", pa.float64(), meaning, "1", "[0, 1)", stage=self.name),)
+
+    def query(self) -> str:
+        of = '"' + self.params.of.replace('"', '""') + '"'
+        name = '"' + f"{self.params.of}_rank".replace('"', '""') + '"'
+        order = "DESC" if self.params.descending else "ASC"
+        # NaN is no value: DuckDB would order it above every number
+        value = f"CASE WHEN NOT isnan(CAST({of} AS DOUBLE)) THEN {of} END"
+        return f"""
+            SELECT
+                sample_id,
+                CASE WHEN value IS NOT NULL THEN
+                    (row_number() OVER (PARTITION BY value IS NULL ORDER BY value {order}, uri) - 1)
+                    / CAST(count(value) OVER () AS DOUBLE)
+                END AS {name}
+            FROM (SELECT sample_id, uri, {value} AS value FROM live)
+        """

@@ -1,0 +1,28 @@
+"""Sharpness: second derivatives, and the steps that JPEG blocks leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from uhr.curate.frame import Frame
+from uhr.curate.guards import warm
+from uhr.curate.stage import Stage
+from uhr.manifests.schema import COLUMNS
+
+
+class SharpnessStage(Stage):
+    """Variance of OpenCV's 3 x 3 Laplacian (`ksize=1`) of gray, and the mean gray step across the lines of
+    the 8 x 8 grid over the mean step inside its cells. The grid is the stored one, from the top left, as
+    JPEG lays it.
+    """
+
+    name = "sharpness"
+    adds = (COLUMNS["laplacian_var"], COLUMNS["blockiness"])
+
+    def open(self) -> None:
+        warm()
+
+    def annotate(self, frame: Frame) -> Mapping[str, Any]:
+        guards = frame.guards()
+        return {"laplacian_var": guards.laplacian_var, "blockiness": guards.blockiness}
