@@ -102,10 +102,9 @@ def outside_range(column: Column) -> str | None:
 def _count(
     connection: duckdb.DuckDBPyConnection, check: str, where: str, what: str, condition: str
 ) -> Iterator[Fault]:
-    row = connection.sql(
+    (row,) = connection.sql(
         f"SELECT count(*), min(uri), max(uri) FROM samples WHERE {condition}"  # min and max: examples
-    ).fetchone()
-    assert row is not None
+    ).fetchall()
     count, first, last = row
     if count:
         names = str(first) if first == last else f"{first} ... {last}"

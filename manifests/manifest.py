@@ -204,7 +204,8 @@ def write_manifest(
     )
     info = ManifestInfo(
         schema_version=SCHEMA_VERSION,
-        id=content_id(schema, operation, parents, parts, shown),
+        # the schema as a reader meets it: Parquet renames the inside of lists
+        id=content_id(pq.read_schema(out / parts[0].path), operation, parents, parts, shown),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         uhr=uhr.__version__,
         root=str(root),

@@ -67,7 +67,12 @@ IDENTITY = (
         "that are no UTF-8 are percent-encoded",
     ),
     Column("parent_id", pa.string(), "the sample that a patch was cut from; null for a whole picture"),
-    Column("box", pa.list_(pa.int32(), 4), "x, y, width, height of a patch in the oriented parent", "px"),
+    Column(
+        "box",
+        pa.list_(pa.field("element", pa.int32()), 4),
+        "x, y, width, height of a patch in the oriented parent",
+        "px",
+    ),
     Column(
         "source_version",
         pa.string(),

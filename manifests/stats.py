@@ -127,6 +127,5 @@ def _aspects(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> list[
 
 
 def _one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    row = connection.sql(query).fetchone()
-    assert row is not None
+    (row,) = connection.sql(query).fetchall()
     return row
