@@ -1,0 +1,134 @@
+"""`encoded.json`: what a folder of encoded data is, written last. Training refuses a folder without it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from uhr.base.config import Config, build
+from uhr.base.errors import UserError
+from uhr.manifests.info import Part
+from uhr.train.encoding.config import EncodeConfig
+
+FILE = "encoded.json"
+SCHEMA_VERSION = 1
+LATENTS, TEXTS, UNITS = "latents", "texts", "units"
+
+
+class BucketInfo(Config):
+    """All pictures of one size in px. `group_rows`: rows per Parquet row group, fewer in a part's last."""
+
+    height: int
+    width: int
+    rows: int
+    group_rows: int
+    parts: list[Part]
+
+
+class Geometry(Config):
+    """What the cells hold, and what the trainer needs to know of the VAE that it never loads.
+
+    Latents are raw: model latent = (raw - shift) * scale. Shapes leave out the batch.
+    """
+
+    latent_channels: int
+    vae_factor: int
+    shift: float
+    scale: float
+    t5: tuple[int, int]
+    pooled: tuple[int]
+
+
+class ModelInfo(Config):
+    """The model that encoded: `hashes` by component (weights and configuration)."""
+
+    path: str
+    spec: str
+    family: str
+    text_lengths: dict[str, int]
+    hashes: dict[str, str]
+
+
+class ManifestRef(Config):
+    id: str
+    path: str
+    counts: dict[str, Any]
+
+
+class LeftOutRow(Config):
+    sample_id: str
+    uri: str
+    reason: str
+    error: str
+
+
+class TextInfo(Config):
+    """`truncated`: captions (not samples) longer than an encoder reads, by encoder."""
+
+    rows: int
+    truncated: dict[str, int]
+    empty_key: str
+    parts: list[Part]
+
+
+class EncodedInfo(Config):
+    """`id` is a hash of the content: configuration, model, manifest, parts; never of paths or times.
+
+    `counts`: selected rows of the manifest, encoded, left_out, without_caption.
+    `licences`: encoded rows per licence; rows that state none stand under "not stated".
+    """
+
+    schema_version: int
+    id: str
+    created: str
+    uhr: str
+    manifest: ManifestRef
+    model: ModelInfo
+    config: EncodeConfig
+    geometry: Geometry
+    buckets: list[BucketInfo]
+    texts: TextInfo
+    counts: dict[str, int]
+    licences: dict[str, int]
+    left_out: list[LeftOutRow]
+
+    @property
+    def resolution(self) -> int:
+        """px; always resolved in what was encoded."""
+        assert self.config.resolution is not None
+        return self.config.resolution
+
+    def latent_shape(self, bucket: BucketInfo) -> tuple[int, int, int]:
+        """[C, H, W] of the bucket's latents."""
+        factor = self.geometry.vae_factor
+        return self.geometry.latent_channels, bucket.height // factor, bucket.width // factor
+
+
+def read_encoded(path: Path) -> EncodedInfo:
+    """`encoded.json` of a folder. UserError where it is missing, half-written, or of a newer version."""
+    file = path / FILE
+    if not file.is_file():
+        if (path / UNITS).is_dir():
+            raise UserError(
+                f"{path} is not encoded to its end", "run the same `uhr train encode` again: it goes on"
+            )
+        raise UserError(
+            f"{path} holds no encoded data", f"`uhr train encode MANIFEST --model M --out {path}`"
+        )
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({error})", "encode again into another folder") from None
+    version = tree.get("schema_version") if isinstance(tree, dict) else None
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise UserError(
+            f"{file} has schema version {version}, and this uhr reads {SCHEMA_VERSION}", "install a newer uhr"
+        )
+    info = build(EncodedInfo, tree, str(file))
+    for part in (*info.texts.parts, *(part for bucket in info.buckets for part in bucket.parts)):
+        found = path / part.path
+        if not found.is_file() or found.stat().st_size != part.bytes:
+            state = "has another size than when it was written" if found.exists() else "is missing"
+            raise UserError(f"{found} {state}", "copy the folder again, or encode again into another one")
+    return info

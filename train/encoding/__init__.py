@@ -1,0 +1,1 @@
+"""The parts of `encode`: pixel buckets, keys, the work on one unit, and the commit."""

@@ -1,0 +1,102 @@
+"""Pixel buckets: the sizes that pictures are brought to, all of about the same area. Integers throughout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from uhr.base.errors import UserError
+
+
+class Bucket(NamedTuple):
+    """The one source of truth for a size in px; (height, width) in this order everywhere."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+class Placement(NamedTuple):
+    """How a picture comes into its bucket: resized to `height` x `width` px, then the bucket cut out at
+    (top, left).
+
+    The size covers the bucket and touches it along one side; the crop is centred.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def buckets(resolution: int, aspects: Sequence[str], multiple: int) -> tuple[Bucket, ...]:
+    """One bucket per aspect ratio `width:height` and its transpose, of about resolution^2 px each.
+
+    Sides are the multiples of `multiple` nearest to resolution * sqrt(width / height) and its inverse, found
+    in integers. Equal buckets are merged; the order is by width.
+    """
+    if resolution % multiple or resolution < 1:
+        raise UserError(f"resolution {resolution}", f"it must be a multiple of {multiple} px for this model")
+    found = set()
+    for text in aspects:
+        across, down = parse_aspect(text)
+        for a, b in ((across, down), (down, across)):
+            found.add(Bucket(_side(resolution, b, a, multiple), _side(resolution, a, b, multiple)))
+    return tuple(sorted(found, key=lambda bucket: (bucket.width, bucket.height)))
+
+
+def parse_aspect(text: str) -> tuple[int, int]:
+    """`3:2` -> (3, 2), width before height."""
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"aspect ratio '{text}'", "write it as width:height, such as 3:2")
+    across, down = int(parts[0]), int(parts[1])
+    if max(across, down) > 4 * min(across, down):
+        raise UserError(
+            f"aspect ratio '{text}' is beyond 4:1", "panoramas are patches: crop them in curation"
+        )
+    return across, down
+
+
+def _side(resolution: int, this: int, other: int, multiple: int) -> int:
+    """The multiple nearest to resolution * sqrt(this / other): round(sqrt(q)) = (isqrt(4 q) + 1) // 2."""
+    quadruple = 4 * resolution * resolution * this // (other * multiple * multiple)
+    return max(1, (math.isqrt(quadruple) + 1) // 2) * multiple
+
+
+def choose(height: int, width: int, among: Sequence[Bucket]) -> Bucket:
+    """The bucket whose aspect ratio is nearest to that of a picture of height x width px.
+
+    Distance is |log(width / height) - log(bucket's)|, compared as exact fractions; of two at the same
+    distance the first in order.
+    """
+
+    def ratio(bucket: Bucket) -> Fraction:
+        one, two = width * bucket.height, height * bucket.width
+        return Fraction(max(one, two), min(one, two))
+
+    return min(among, key=ratio)
+
+
+def fits(height: int, width: int, bucket: Bucket) -> bool:
+    """Whether a picture of height x width px covers the bucket without being enlarged."""
+    return height >= bucket.height and width >= bucket.width
+
+
+def place(height: int, width: int, bucket: Bucket) -> Placement:
+    """Cover the bucket with the whole short side, then cut the middle out; a picture of its size is left
+    alone.
+    """
+    if width * bucket.height >= height * bucket.width:
+        new_height = bucket.height
+        new_width = max(bucket.width, (2 * width * bucket.height + height) // (2 * height))
+    else:
+        new_width = bucket.width
+        new_height = max(bucket.height, (2 * height * bucket.width + width) // (2 * width))
+    return Placement(
+        new_height, new_width, (new_height - bucket.height) // 2, (new_width - bucket.width) // 2
+    )

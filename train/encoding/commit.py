@@ -1,0 +1,209 @@
+"""From finished units to what training reads: parts by bucket, parts of captions, and `encoded.json` last."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+import uhr
+from uhr.base.config import fingerprint
+from uhr.base.console import Advance, progress
+from uhr.base.errors import UserError
+from uhr.base.files import write_json
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.units import UnitPlan
+from uhr.models.zoo import Model
+from uhr.train.encoded import (
+    FILE,
+    LATENTS,
+    SCHEMA_VERSION,
+    TEXTS,
+    UNITS,
+    BucketInfo,
+    EncodedInfo,
+    Geometry,
+    LeftOutRow,
+    ManifestRef,
+    ModelInfo,
+    TextInfo,
+)
+from uhr.train.encoding.buckets import Bucket
+from uhr.train.encoding.config import EncodeConfig
+from uhr.train.encoding.parts import group_rows, write_parts
+from uhr.train.encoding.tensors import BYTES, size_of
+
+ENCODED = pc.field("reason").is_null()
+STORED = ("sample_id", "uri", "text_key", "latent_key", "mean", "std")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is encoded, with what, and how; `config` is resolved. `rows` are the selected rows of the
+    manifest.
+    """
+
+    out: Path
+    manifest: Manifest
+    model: Model
+    identity: ModelInfo
+    config: EncodeConfig
+    buckets: tuple[Bucket, ...]
+    rows: pa.Table
+
+
+def commit(request: Request, texts: UnitPlan, pictures: UnitPlan) -> EncodedInfo:
+    """Merge finished units into parts; UserError where no picture could be encoded."""
+    out, config = request.out, request.config
+    rows = finished_rows(pictures)
+    left = left_out(rows)
+    if len(left) == rows.num_rows:
+        _refuse_empty(out, left)
+    for folder in (LATENTS, TEXTS):
+        # of a commit that was killed: without encoded.json they are nothing
+        shutil.rmtree(out / folder, ignore_errors=True)
+    geometry, text_info = commit_texts(request, texts)
+    buckets = commit_pictures(request, geometry, pictures, rows)
+    encoded = set(rows.filter(ENCODED)["sample_id"].to_pylist())
+    licences, bare = Counter(), 0
+    for row in request.rows.select(["sample_id", "license", config.caption]).to_pylist():
+        if row["sample_id"] in encoded:
+            licences[row["license"] or "not stated"] += 1
+            bare += not row[config.caption]
+    parts = [part for bucket in buckets for part in bucket.parts] + text_info.parts
+    info = EncodedInfo(
+        schema_version=SCHEMA_VERSION,
+        id=fingerprint(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "manifest": request.manifest.id,
+                "model": request.identity.hashes,
+                "config": config,
+                "parts": [[part.rows, part.sha256] for part in parts],
+            }
+        ),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        uhr=uhr.__version__,
+        manifest=ManifestRef(
+            id=request.manifest.id, path=str(request.manifest.path), counts=request.manifest.info.counts
+        ),
+        model=request.identity,
+        config=config,
+        geometry=geometry,
+        buckets=buckets,
+        texts=text_info,
+        counts={
+            "selected": request.rows.num_rows,
+            "encoded": len(encoded),
+            "left_out": len(left),
+            "without_caption": bare,
+        },
+        licences=dict(sorted(licences.items(), key=lambda entry: (-entry[1], entry[0]))),
+        left_out=left,
+    )
+    write_json(out / FILE, info.model_dump(mode="json"))
+    shutil.rmtree(out / UNITS)
+    return info
+
+
+def _refuse_empty(out: Path, left: list[LeftOutRow]) -> None:
+    shutil.rmtree(out / UNITS)
+    reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(row.reason for row in left).most_common())
+    raise UserError(
+        f"none of the {len(left)} pictures can be encoded ({reasons}); {left[0].uri}: {left[0].error}",
+        "lower the resolution (--set resolution=N), or widen the slice",
+    )
+
+
+def finished_rows(plan: UnitPlan) -> pa.Table:
+    """What became of every picture, in the plan's order, without its tensors; `unit` says where it stands."""
+    columns = ["sample_id", "uri", "height", "width", "reason", "error"]
+    tables = []
+    for unit in range(plan.count):
+        table = pq.read_table(plan.part(unit), columns=columns)
+        tables.append(table.append_column("unit", pa.array([unit] * table.num_rows, pa.int32())))
+    return pa.concat_tables(tables)
+
+
+def left_out(rows: pa.Table) -> list[LeftOutRow]:
+    """The rows without latents, by uri."""
+    gone = rows.filter(~ENCODED).sort_by([("uri", "ascending"), ("sample_id", "ascending")])
+    return [LeftOutRow(**row) for row in gone.select(["sample_id", "uri", "reason", "error"]).to_pylist()]
+
+
+def commit_texts(request: Request, plan: UnitPlan) -> tuple[Geometry, TextInfo]:
+    """Write the embeddings of every caption. The first row gives the shapes of all."""
+    lengths, dtype = request.identity.text_lengths, request.config.text_dtype
+    first = pq.read_table(plan.part(0)).slice(0, 1).to_pylist()[0]
+    row_bytes = len(first["t5"]) + len(first["pooled"])
+    truncated = Counter(dict.fromkeys(lengths, 0))
+
+    def tables(advance: Advance) -> Iterator[pa.Table]:
+        for unit in range(plan.count):
+            table = pq.read_table(plan.part(unit))
+            for name, length in lengths.items():
+                truncated[name] += sum(n > length for n in table[f"{name}_tokens"].to_pylist())
+            yield table
+            advance(table.num_rows)
+
+    with progress("write captions", plan.rows, "captions") as advance:
+        parts = write_parts(request.out / TEXTS, "texts", tables(advance), group_rows(row_bytes))
+    info = TextInfo(rows=plan.rows, truncated=dict(truncated), empty_key=first["text_key"], parts=parts)
+    return _geometry(request, len(first["t5"]) // BYTES[dtype], len(first["pooled"]) // BYTES[dtype]), info
+
+
+def _geometry(request: Request, t5: int, pooled: int) -> Geometry:
+    """`t5` and `pooled`: numbers per caption."""
+    from uhr.models.latents import Normalisation
+
+    spec = request.model.spec
+    config = json.loads((request.model.folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    normalisation = Normalisation.of(config)
+    length = request.identity.text_lengths["t5"]
+    return Geometry(
+        latent_channels=spec.latent_channels,
+        vae_factor=spec.vae_factor,
+        shift=normalisation.shift,
+        scale=normalisation.scale,
+        t5=(length, t5 // length),
+        pooled=(pooled,),
+    )
+
+
+def commit_pictures(request: Request, geometry: Geometry, plan: UnitPlan, rows: pa.Table) -> list[BucketInfo]:
+    """Write the latents of every bucket that has any, one bucket after the other."""
+    encoded = rows.filter(ENCODED)
+    factor = geometry.vae_factor
+    infos = []
+    with progress("write latents", encoded.num_rows, "pictures") as advance:
+        for bucket in request.buckets:
+            inside = encoded.filter(_in(bucket))
+            if not inside.num_rows:
+                continue
+            shape = (geometry.latent_channels, bucket.height // factor, bucket.width // factor)
+            group = group_rows(2 * size_of(shape, request.config.dtype))
+            tables = _bucket_rows(plan, sorted(set(inside["unit"].to_pylist())), bucket, advance)
+            parts = write_parts(request.out / LATENTS, str(bucket), tables, group)
+            sizes = {"height": bucket.height, "width": bucket.width, "rows": inside.num_rows}
+            infos.append(BucketInfo(**sizes, group_rows=group, parts=parts))
+    return infos
+
+
+def _bucket_rows(plan: UnitPlan, units: list[int], bucket: Bucket, advance: Advance) -> Iterator[pa.Table]:
+    for unit in units:
+        table = pq.read_table(plan.part(unit))
+        table = table.filter(_in(bucket) & ENCODED)
+        yield table.select(list(STORED))
+        advance(table.num_rows)
+
+
+def _in(bucket: Bucket) -> pc.Expression:
+    return (pc.field("height") == bucket.height) & (pc.field("width") == bucket.width)

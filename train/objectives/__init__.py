@@ -1,0 +1,18 @@
+"""What is minimised: objectives are pure functions of (model, batch, random numbers)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uhr.base.errors import load_object, unknown
+
+NAMES = {"flow": "uhr.train.objectives.flow:Flow"}
+
+
+def objective_class(name: str) -> Any:
+    """The class of an objective, by its name here or by an import path `mypkg.objectives:Mine`."""
+    if ":" in name:
+        return load_object(name, "objective")
+    if name not in NAMES:
+        raise unknown("objective", name, NAMES)
+    return load_object(NAMES[name], "objective")

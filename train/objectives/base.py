@@ -1,0 +1,55 @@
+"""What an objective is given and what it answers.
+
+Shapes: B samples, C latent channels, h x w latent pixels, S text tokens, D and D2 embedding widths.
+Convention: sigma in [0, 1], 1 is noise; velocity = noise - data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from uhr.models.zoo import PromptEmbeds
+from uhr.train.draws import Draws
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one bucket as the model sees them.
+
+    latents: float32 [B, C, h, w], normalised (shifted and scaled) data.
+    prompts: t5 [B, S, D], pooled [B, D2].
+    sample_ids: of the manifest's rows, for error messages.
+    """
+
+    latents: torch.Tensor
+    prompts: PromptEmbeds
+    sample_ids: tuple[str, ...]
+
+
+class Velocity(Protocol):
+    """The model as a function of unpacked latents; guidance and packing are its own affair."""
+
+    def __call__(self, noisy: torch.Tensor, sigma: torch.Tensor, prompts: PromptEmbeds) -> torch.Tensor:
+        """noisy [B, C, h, w] at sigma [B] -> predicted velocity [B, C, h, w]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one batch costs.
+
+    per_sample: float32 [B], what is minimised (its mean). sigma: [B], as drawn. parts: named terms, [B] each.
+    """
+
+    per_sample: torch.Tensor
+    sigma: torch.Tensor
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """Pure: the same model, batch and draws give the same loss; knows no device, log or loop."""
+
+    def __call__(self, model: Velocity, batch: Batch, draws: Draws) -> Loss: ...

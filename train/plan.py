@@ -1,0 +1,156 @@
+"""Which rows form which batch, in which order: a pure function of (sizes, batch size, seed).
+
+The plan knows nothing of processes: it deals *global* batches, and each process takes its slice of each. Its
+whole state is (epoch, batch): a run stops and goes on at any batch, with any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+WINDOW = 16
+"""Row groups whose rows are mixed with each other: a bucket of fewer row groups is shuffled as a whole."""
+
+
+class PlannedBatch(NamedTuple):
+    """Rows `rows` of bucket number `bucket`: one optimiser step."""
+
+    epoch: int
+    index: int
+    bucket: int
+    rows: tuple[int, ...]
+
+
+class BucketPlan:
+    """Deals every row of every bucket once per epoch, in batches that never mix buckets.
+
+    sizes: rows of each bucket. batch_size: rows per global batch. seed: of the order.
+    block: rows per row group of the stored data, one number for each bucket. Reading is cheapest when rows of
+        one row group come close together: row groups are shuffled, then the rows of `WINDOW` row groups at a
+        time, and a bucket's batches come in that order. Buckets take turns at random.
+    remainder: what happens to a bucket's last rows when they do not fill a batch.
+        "short": they form a smaller batch, so each row comes exactly once per epoch.
+        "drop": this epoch leaves them out, so all batches are equal (compiled or sharded runs need that).
+            The order differs by epoch: other rows are left out each time, and none is lost for good.
+            A bucket with fewer rows than a batch would never be seen: that is refused (ValueError).
+
+    The order is made of Philox raw output, whose stream numpy keeps stable across its versions.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        batch_size: int,
+        seed: int,
+        *,
+        block: Sequence[int] | None = None,
+        remainder: Literal["short", "drop"] = "short",
+    ) -> None:
+        assert batch_size > 0
+        assert all(size > 0 for size in sizes), "an empty bucket has no place in a plan"
+        self.sizes = tuple(sizes)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.block = tuple(block) if block is not None else (1,) * len(self.sizes)
+        assert len(self.block) == len(self.sizes)
+        self.remainder = remainder
+        if remainder == "drop":
+            small = [size for size in self.sizes if size < batch_size]
+            if small:
+                raise ValueError(f"a bucket of {small[0]} rows never fills a batch of {batch_size}")
+        self.batches_of_bucket = tuple(self._count(size) for size in self.sizes)
+        self._epoch_order = lru_cache(maxsize=2)(self._make_epoch)
+
+    def _count(self, size: int) -> int:
+        return size // self.batch_size if self.remainder == "drop" else -(-size // self.batch_size)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Equal for every epoch."""
+        return sum(self.batches_of_bucket)
+
+    def batch(self, epoch: int, index: int) -> PlannedBatch:
+        """Batch `index` of epoch `epoch`, both from 0."""
+        assert 0 <= index < self.batches_per_epoch
+        order, rows = self._epoch_order(epoch)
+        bucket, start = order[index]
+        return PlannedBatch(
+            epoch, index, bucket, tuple(rows[bucket][start : start + self.batch_size].tolist())
+        )
+
+    def at(self, number: int) -> PlannedBatch:
+        """The batch after `number` others, counted through all epochs."""
+        return self.batch(*divmod(number, self.batches_per_epoch))
+
+    def epoch(self, epoch: int) -> Iterator[PlannedBatch]:
+        """All batches of one epoch, in order."""
+        for index in range(self.batches_per_epoch):
+            yield self.batch(epoch, index)
+
+    def _make_epoch(self, epoch: int) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
+        """(bucket, first row in the bucket's order) of each batch, and the order of each bucket's rows."""
+        rows = [self._shuffled_rows(epoch, bucket) for bucket in range(len(self.sizes))]
+        turns = np.repeat(np.arange(len(self.sizes)), self.batches_of_bucket)
+        turns = turns[_permutation(len(turns), self.seed, epoch, "turns")]
+        dealt = [0] * len(self.sizes)
+        batches = []
+        for bucket in turns.tolist():
+            batches.append((bucket, dealt[bucket]))
+            dealt[bucket] += self.batch_size
+        return batches, rows
+
+    def _shuffled_rows(self, epoch: int, bucket: int) -> np.ndarray:
+        size, block = self.sizes[bucket], self.block[bucket]
+        blocks = _permutation(-(-size // block), self.seed, epoch, f"blocks {bucket}")
+        pieces = []
+        for window in range(0, len(blocks), WINDOW):
+            starts = blocks[window : window + WINDOW] * block
+            inside = np.concatenate([np.arange(start, min(start + block, size)) for start in starts])
+            mixed = _permutation(len(inside), self.seed, epoch, f"rows {bucket} {window}")
+            pieces.append(inside[mixed])
+        return np.concatenate(pieces)
+
+
+class Position:
+    """Where a run stands in its plan; two integers, counted in batches that were trained on."""
+
+    def __init__(self, plan: BucketPlan, epoch: int = 0, batch: int = 0) -> None:
+        self._plan = plan
+        self.epoch, self.batch = epoch, batch
+
+    def current(self) -> PlannedBatch:
+        return self._plan.batch(self.epoch, self.batch)
+
+    def advance(self) -> None:
+        self.batch += 1
+        if self.batch == self._plan.batches_per_epoch:
+            self.epoch, self.batch = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.batch = state["epoch"], state["batch"]
+
+
+def share(items: Sequence[T], rank: int, world: int) -> Sequence[T]:
+    """The contiguous slice of a global batch that process `rank` of `world` takes.
+
+    The slices of all ranks, in order, are the whole; their lengths differ by at most one.
+    """
+    assert 0 <= rank < world
+    return items[len(items) * rank // world : len(items) * (rank + 1) // world]
+
+
+def _permutation(count: int, *key: object) -> np.ndarray:
+    """A random order of 0..count-1 that depends on `key` alone: the ranks of raw 64-bit draws."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    draws = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(count)
+    return np.argsort(draws, kind="stable")
