@@ -1,0 +1,139 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from uhr.base.errors import UserError
+from uhr.manifests.cli import app
+from uhr.manifests.manifest import Manifest
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """`uhr manifest ARGUMENTS` in this process: exit code, stdout, stderr."""
+    command = typer.main.get_command(app)
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        try:
+            outcome = command.main(
+                [str(a) for a in arguments], prog_name="uhr manifest", standalone_mode=False
+            )
+        except UserError as error:
+            return 1, capsys.readouterr().out, str(error)
+        said = capsys.readouterr()
+        return outcome if isinstance(outcome, int) else 0, said.out, said.err
+
+    return call
+
+
+def test_show_tells_counts_funnel_quantiles_and_values(run: Run, manifest: Manifest) -> None:
+    code, out, _ = run("show", manifest.path)
+    assert code == 0
+    assert "100 rows: 36 kept, 54 rejected, 10 failed" in out
+    assert "not evaluated: no weights" in out
+    assert "4:3" in out
+    answer = json.loads(run("show", manifest.path, "--json")[1])
+    assert answer["counts"]["kept"] == 36
+    assert answer["rules"][0]["left"] == 60
+    assert {column["name"] for column in answer["numeric"]} >= {"entropy", "width"}
+
+
+def test_slice_writes_once_and_says_so_the_second_time(run: Run, manifest: Manifest, tmp_path: Path) -> None:
+    arguments = (
+        "slice",
+        manifest.path,
+        "--where",
+        "entropy >= 5",
+        "--split",
+        "a=0.5,b=0.5",
+        "--out",
+        tmp_path / "s",
+    )
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert "27 rows" in out
+    assert "a " in out
+    assert "b " in out
+    before = (tmp_path / "s" / "manifest.json").read_bytes()
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert "stands there already" in out
+    assert (tmp_path / "s" / "manifest.json").read_bytes() == before
+    code, _, error = run(*arguments, "--seed", 7)
+    assert code == 1
+    assert "another manifest stands" in error
+
+
+def test_slice_answers_in_json(run: Run, manifest: Manifest, tmp_path: Path) -> None:
+    code, out, _ = run(
+        "slice", manifest.path, "--status", "any", "--sample", 7, "--out", tmp_path / "s", "--json"
+    )
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["counts"]["rows"] == 7
+    assert answer["id"] == Manifest.open(tmp_path / "s").id
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--where", "entropy >"], "no SQL condition"),
+        (["--where", "read_csv('x') IS NULL"], "calls read_csv"),
+        (["--sample", "1000"], "more than the 36 rows"),
+        (["--split", "a=1,b=1"], "adds up to 2"),
+        (["--status", "keep"], "did you mean kept"),
+    ],
+)
+def test_a_wrong_slice_is_one_clear_line(
+    arguments: list[str], says: str, run: Run, manifest: Manifest, tmp_path: Path
+) -> None:
+    code, _, error = run("slice", manifest.path, *arguments, "--out", tmp_path / "s")
+    assert code == 1
+    assert says in error
+    assert "\n" not in error
+    assert not (tmp_path / "s").exists()
+
+
+def test_verify_is_silent_about_nothing(run: Run, manifest: Manifest) -> None:
+    code, out, _ = run("verify", manifest.path)
+    assert code == 0
+    assert "sound; 100 rows" in out
+    (manifest.path / "previews" / "part-00000.parquet").unlink()
+    code, out, _ = run("verify", manifest.path, "--pixels")
+    assert code == 1
+    assert "is missing" in out
+    code, out, _ = run("verify", manifest.path, "--json")
+    assert code == 1
+    assert json.loads(out)["faults"][0]["check"] == "parts"
+
+
+def test_lineage_prints_the_chain_and_names_lost_parents(
+    run: Run, manifest: Manifest, tmp_path: Path
+) -> None:
+    run("slice", manifest.path, "--where", "entropy >= 5", "--out", tmp_path / "a")
+    run("slice", tmp_path / "a", "--sample", 5, "--seed", 3, "--out", tmp_path / "b")
+    code, out, _ = run("lineage", tmp_path / "b")
+    lines = out.splitlines()
+    assert code == 0
+    assert len(lines) == 3
+    assert "sample 5" in lines[0]
+    assert "seed 3" in lines[0]
+    assert "where entropy >= 5" in lines[1]
+    assert manifest.id[:16] in lines[2]
+    assert "curate test" in lines[2]
+    manifest.path.rename(tmp_path / "gone")
+    links = json.loads(run("lineage", tmp_path / "b", "--json")[1])
+    assert [link["found"] for link in links] == [True, True, False]
+    assert links[2]["id"] == manifest.id
+
+
+def test_what_is_no_manifest_is_one_clear_line(run: Run, tmp_path: Path) -> None:
+    for name in ("show", "verify", "lineage", "report"):
+        code, _, error = run(name, tmp_path / "nowhere")
+        assert code == 1
+        assert "no manifest at" in error
