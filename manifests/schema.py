@@ -224,11 +224,18 @@ CHOICES = (
     Column("split", pa.string(), "the part of a training split that the row was drawn into", stage="slice"),
 )
 
-COLUMNS: dict[str, Column] = {
-    column.name: column
-    for group in (IDENTITY, VERDICT, RIGHTS, HEADER, GEOMETRY, GUARDS, DUPLICATES, CHOICES)
-    for column in group
+GROUPS = {
+    "Identity": IDENTITY,
+    "Verdict": VERDICT,
+    "Caption and rights": RIGHTS,
+    "Header": HEADER,
+    "Geometry": GEOMETRY,
+    "Guards": GUARDS,
+    "Duplicates": DUPLICATES,
+    "Choices": CHOICES,
 }
+
+COLUMNS: dict[str, Column] = {column.name: column for group in GROUPS.values() for column in group}
 
 BASE = (*IDENTITY, *VERDICT, *RIGHTS)
 """The columns that every manifest has, whatever stages ran."""

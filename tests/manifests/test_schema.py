@@ -1,0 +1,58 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from uhr.manifests import schema_doc
+from uhr.manifests.checks import outside_range
+from uhr.manifests.schema import BASE, COLUMNS, GROUPS, Column, patch_id, sample_id, schema_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_page_about_the_schema_is_current() -> None:
+    page = (ROOT / schema_doc.FILE).read_text(encoding="utf-8")
+    assert page == schema_doc.render(), "run: python -m uhr.manifests.schema_doc"
+
+
+def test_the_generator_writes_the_page_it_renders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    schema_doc.main()
+    assert schema_doc.FILE.read_text(encoding="utf-8") == schema_doc.render()
+
+
+def test_every_column_says_what_it_means_and_is_named_once() -> None:
+    names = [column.name for group in GROUPS.values() for column in group]
+    assert len(names) == len(set(names)) == len(COLUMNS)
+    assert all(column.meaning for column in COLUMNS.values())
+
+
+def test_every_stated_range_of_a_number_is_one_that_verify_can_check() -> None:
+    numeric = [c for c in COLUMNS.values() if pa.types.is_floating(c.type) or pa.types.is_integer(c.type)]
+    assert all(outside_range(column) for column in numeric)
+
+
+def test_a_column_comes_back_from_its_field() -> None:
+    for column in COLUMNS.values():
+        assert Column.from_field(column.field()) == column
+    assert Column.from_field(pa.field("foreign", pa.int8())) == Column("foreign", pa.int8(), "")
+
+
+def test_a_schema_has_the_base_columns_first_and_each_column_once() -> None:
+    schema = schema_of([COLUMNS["entropy"], COLUMNS["content_hash"]])
+    assert schema.names == [*(column.name for column in BASE), "entropy"]
+
+
+def test_ids_are_fixed_for_all_time() -> None:
+    assert sample_id("a/b.jpg") == "4a51636246e7c418bb925ee98492950a"
+    assert (
+        patch_id("4a51636246e7c418bb925ee98492950a", (0, 16, 512, 256)) == "20c7911eeeb85f277c3958d1bb01220b"
+    )
+
+
+@pytest.mark.parametrize("make_id", [lambda n: sample_id(str(n)), lambda n: patch_id("x", (n, 0, 1, 1))])
+def test_ids_differ(make_id: Callable[[int], str]) -> None:
+    ids = {make_id(n) for n in range(10_000)}
+    assert len(ids) == 10_000
+    assert all(len(one) == 32 for one in ids)
