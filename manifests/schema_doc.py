@@ -1,4 +1,4 @@
-"""`docs/schema.md`, written from the schema: `python -m uhr.manifests.schema_doc` in the repository's root."""
+"""`docs/schema.md`, from the schema: run `python -m uhr.manifests.schema_doc` in the repository's root."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ TOP = """# The schema of a manifest
 
 Written by `python -m uhr.manifests.schema_doc` from `manifests/schema.py`; schema version {version}.
 
-A manifest is a folder. It is committed once, by writing `manifest.json` last and atomically, and never changes after.
+A manifest is a folder. It is committed once, by writing `manifest.json` last and atomically, and never changes.
 
 ```
 OUT/
-  manifest.json            id, schema version, parents, what was done, stages, rules, counts, versions, parts with hashes
+  manifest.json            id, schema version, parents, what was done, stages, rules, counts, parts with hashes
   samples/part-*.parquet   one row per file of the source, sorted by uri; row groups of {rows:,}
   previews/part-*.parquet  small JPEGs for people: {previews}
   report.html              what `uhr manifest report` writes; no part of the manifest
 ```
 
-Any Parquet reader reads the parts. Each column's meaning, unit, range, source and stage stand in its Arrow field
-metadata too. Only `sample_id`, `uri` and `status` are never null: of a row that was turned down early, later stages saw nothing.
-A stage of your own declares its columns in the same way and adds them after these.
+Any Parquet reader reads the parts. Each column's meaning, unit, range, source and stage stand in its Arrow
+field metadata too. Only `sample_id`, `uri` and `status` are never null: of a row that was turned down early, later
+stages saw nothing. A stage of your own declares its columns in the same way; they stand after these.
 """
 
 
