@@ -17,19 +17,19 @@ TOP = """# The schema of a manifest
 
 Written by `python -m uhr.manifests.schema_doc` from `manifests/schema.py`; schema version {version}.
 
-A manifest is a folder. It is committed once, by writing `manifest.json` last and atomically, and never changes.
+A manifest is a folder. It is committed once, by writing `manifest.json` last, and never changes.
 
 ```
 OUT/
-  manifest.json            id, schema version, parents, what was done, stages, rules, counts, parts with hashes
+  manifest.json            id, schema version, parents, what was done, stages, rules, counts, parts
   samples/part-*.parquet   one row per file of the source, sorted by uri; row groups of {rows:,}
   previews/part-*.parquet  small JPEGs for people: {previews}
   report.html              what `uhr manifest report` writes; no part of the manifest
 ```
 
 Any Parquet reader reads the parts. Each column's meaning, unit, range, source and stage stand in its Arrow
-field metadata too. Only `sample_id`, `uri` and `status` are never null: of a row that was turned down early, later
-stages saw nothing. A stage of your own declares its columns in the same way; they stand after these.
+field metadata too. Only `sample_id`, `uri` and `status` are never null: of a row that was turned down early,
+later stages saw nothing. A stage of your own declares its columns in the same way; they stand after these.
 """
 
 
