@@ -86,7 +86,7 @@ def commit(request: Request, texts: UnitPlan, pictures: UnitPlan) -> EncodedInfo
                 "schema_version": SCHEMA_VERSION,
                 "manifest": request.manifest.id,
                 "model": request.identity.hashes,
-                "config": config,
+                "config": config.model_dump(mode="json"),
                 "parts": [[part.rows, part.sha256] for part in parts],
             }
         ),

@@ -1,0 +1,132 @@
+"""A small set of pictures, its manifest, and the manifest encoded with the tiny model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from uhr.base.files import sha256_file
+from uhr.manifests.manifest import Manifest, write_manifest
+from uhr.manifests.schema import GEOMETRY, HEADER, sample_id, schema_of
+from uhr.train.encode import encode
+from uhr.train.encoded import EncodedInfo
+from uhr.train.encoding.config import EncodeConfig
+
+
+@dataclass
+class Picture:
+    """A picture to put into a manifest; the file is written unless it stands already."""
+
+    name: str
+    height: int
+    width: int
+    caption: str | None = None
+    license: str | None = None
+    status: str = "kept"
+    box: tuple[int, int, int, int] | None = None
+    known_size: bool = True
+
+
+def painting(height: int, width: int, seed: int) -> np.ndarray:
+    """uint8 [height, width, 3]: soft blobs and some grain, different for each seed."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    soft = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(int)
+    return np.clip(soft + rng.integers(-12, 13, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def save(path: Path, rgb: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), rgb[..., ::-1])
+
+
+@pytest.fixture(scope="session", name="painting")
+def painting_fixture() -> Callable[[int, int, int], np.ndarray]:
+    return painting
+
+
+@pytest.fixture(scope="session", name="save")
+def save_fixture() -> Callable[[Path, np.ndarray], None]:
+    return save
+
+
+@pytest.fixture(scope="session")
+def manifest_of() -> Callable[[Path, Sequence[dict]], Manifest]:
+    """`manifest_of(folder, pictures)`: paint what is missing under folder/pictures, write folder/manifest.
+
+    A picture is a dict of what `Picture` takes.
+    """
+
+    def make(folder: Path, pictures: Sequence[dict]) -> Manifest:
+        root = folder / "pictures"
+        rows = []
+        for index, picture in enumerate(sorted((Picture(**p) for p in pictures), key=lambda p: p.name)):
+            file = root / picture.name
+            if not file.exists():
+                save(file, painting(picture.height, picture.width, index))
+            row = {
+                "sample_id": sample_id(picture.name + (str(picture.box) if picture.box else "")),
+                "uri": picture.name,
+                "box": picture.box,
+                "content_hash": sha256_file(file),
+                "status": picture.status,
+                "caption": picture.caption,
+                "license": picture.license,
+            }
+            if picture.known_size:
+                row |= {"width": picture.width, "height": picture.height}
+            rows.append(row)
+        schema = schema_of([*HEADER, *GEOMETRY])
+        batch = pa.RecordBatch.from_pylist(rows, schema)
+        operation = {"kind": "test", "rows": len(rows)}
+        return write_manifest(
+            folder / "manifest", schema=schema, batches=[batch], root=root, operation=operation
+        )
+
+    return make
+
+
+PICTURES = [
+    {"name": "a-square.png", "height": 150, "width": 150, "caption": "a red square", "license": "CC0"},
+    {"name": "b-square.png", "height": 200, "width": 200, "caption": "a red square", "license": "CC0"},
+    {"name": "c-square.png", "height": 128, "width": 128, "caption": "a blue circle", "license": "CC-BY"},
+    {"name": "d-wide.png", "height": 150, "width": 240, "caption": "a wide field", "license": "CC-BY"},
+    {"name": "e-wide.png", "height": 160, "width": 250, "caption": None, "license": None},
+    {"name": "f-tall.png", "height": 260, "width": 170, "caption": "a tall tower", "license": "CC0"},
+    {"name": "g-tall.png", "height": 300, "width": 200, "caption": "a tall tower", "license": "CC0"},
+    {"name": "h-square.png", "height": 160, "width": 165, "caption": "a green thing", "license": "CC0"},
+    {"name": "i-square.png", "height": 170, "width": 170, "caption": "x" * 600, "license": "CC0"},
+    {"name": "j-small.png", "height": 60, "width": 60, "caption": "too small", "license": "CC0"},
+    {
+        "name": "k-turned-down.png",
+        "height": 150,
+        "width": 150,
+        "caption": "not kept",
+        "license": "CC0",
+        "status": "rejected",
+    },
+]
+
+
+@dataclass
+class Set:
+    """A manifest and its encoded form."""
+
+    manifest: Manifest
+    folder: Path
+    info: EncodedInfo
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory, tiny_flux, manifest_of) -> Set:
+    """Nine pictures in three buckets of about 128 x 128 px; one more is too small, one was turned down."""
+    folder = tmp_path_factory.mktemp("small set")
+    manifest = manifest_of(folder, PICTURES)
+    config = EncodeConfig(aspects=("1:1", "3:2"))
+    info, stood = encode(manifest.path, str(tiny_flux), folder / "encoded", config, device="cpu")
+    assert not stood
+    return Set(manifest, folder / "encoded", info)
