@@ -6,6 +6,7 @@ out, on any machine and in any order: that is what makes a run resumable and its
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +48,15 @@ class _Annotator(ABC):
 
     def __init__(self, params: Any = None) -> None:
         self.params: Any = self.Params() if params is None else params
+
+    def missing(self) -> str | None:
+        """What this machine lacks to run the stage, with how to get it; None when nothing. Asked once, at
+        plan time: a stage with weights adds them here, and must not fetch anything.
+        """
+        for package in self.packages:
+            if importlib.util.find_spec(package.name) is None:
+                return f"the package '{package.name}' is not installed (pip install 'uhr[{package.extra}]')"
+        return None
 
     def fingerprint(self) -> str:
         """Changes when the code version or a parameter does (64 hex digits)."""

@@ -1,0 +1,35 @@
+"""Units one after the other in this process: for debugging, and where there is only one worker to have."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+
+from uhr.base.errors import UserError
+from uhr.manifests.units import UnitPlan, Watch, Work
+
+
+class InlineRunner:
+    """No process to kill, so no limits: an item that crashes its decoder takes the run with it."""
+
+    def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
+        work.open()
+        for unit in pending:
+            try:
+                plan.run(unit, work, Watch())
+            except Exception as error:
+                raise unit_error(error, unit) from error
+            yield unit
+
+
+def unit_error(error: Exception, unit: int | None) -> UserError:
+    """What `Work.open` (unit None) or `Work.run` raised, as one line that names the unit and the place."""
+    if isinstance(error, UserError):
+        return error
+    where = "a worker could not start" if unit is None else f"unit {unit} failed"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename} line {frames[-1].lineno})" if frames else ""
+    words = " ".join(str(error).split())
+    return UserError(
+        f"{where}: {type(error).__name__}: {words}{place}", "--workers 0 --debug shows the whole trace"
+    )

@@ -1,0 +1,162 @@
+"""Units on Ray Data: on this machine, or on a cluster that shares the plan's folder.
+
+Only numbers of units travel through Ray. Each actor owns one killable child (`worker.Worker`), which writes
+its parts straight into the plan's folder: pixels in Ray blocks cost nine tenths of the speed, and a crash in
+an actor would cost the actor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from uhr.base.errors import UserError
+from uhr.manifests.runners.worker import Worker, cores, search_path
+from uhr.manifests.units import Limits, UnitPlan, Work
+
+_OBJECT_STORE_BYTES = 128 * 2**20
+"""Numbers of units need no room; Ray's default is a third of the machine."""
+
+_MOST_BLOCKS = 10_000
+
+
+class RayRunner:
+    """`workers` actors, one CPU each; `address` names a running cluster, otherwise a Ray of our own is
+    started here.
+    """
+
+    def __init__(
+        self, workers: int | None, limits: Limits, address: str | None = None, threads: int = 1
+    ) -> None:
+        assert workers is None or workers > 0
+        self.workers = workers
+        self.limits = limits
+        self.address = address
+        self.threads = threads
+
+    def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
+        with _ray(self.address, self.workers) as cpus:
+            # a pool that takes every CPU waits for itself for ever: one stays free
+            workers = min(self.workers or max(1, cpus - 1), len(pending))
+            if workers >= cpus:
+                raise UserError(
+                    f"{workers} workers need {workers + 1} CPUs and the Ray cluster has {cpus}",
+                    f"--workers {max(1, cpus - 1)}",
+                )
+            yield from self._stream(plan, pickle.dumps(work), pending, workers)
+
+    def _stream(self, plan: UnitPlan, work: bytes, pending: Sequence[int], workers: int) -> Iterator[int]:
+        import ray.data
+
+        blocks = min(len(pending), _MOST_BLOCKS)
+        results = ray.data.from_items(
+            [{"unit": unit} for unit in pending], override_num_blocks=blocks
+        ).map_batches(
+            UnitActor,
+            fn_constructor_args=(plan.folder.absolute(), work, self.limits, search_path(), self.threads),
+            batch_size=1,
+            num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+        )
+        for row in results.iter_rows():
+            if row["error"] is not None:
+                raise pickle.loads(row["error"])
+            yield int(row["unit"])
+
+
+class UnitActor:
+    """One Ray actor: takes a unit's number, has its child do the unit, gives the number back."""
+
+    def __init__(self, folder: Path, work: bytes, limits: Limits, path: list[str], threads: int) -> None:
+        ours = search_path()
+        both = ours + [folder for folder in path if folder not in ours]
+        self._worker = Worker(folder, work, limits, both, threads)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        errors: list[bytes | None] = []
+        for unit in batch["unit"]:
+            try:
+                self._worker.assign(int(unit))
+                self._worker.finish()
+                errors.append(None)
+            except UserError as error:
+                # as data: an exception in an actor would reach the user wrapped in Ray's own trace
+                errors.append(pickle.dumps(error))
+        return {"unit": batch["unit"], "error": errors}
+
+
+@contextlib.contextmanager
+def _ray(address: str | None, workers: int | None) -> Iterator[int]:
+    """A quiet Ray, and the number of CPUs in it; shut down on the way out if it was started here."""
+    os.environ.update(_QUIET)
+    import ray
+    from ray.data import DataContext
+
+    mine = not ray.is_initialized()
+    if mine:
+        _start(address, workers)
+    try:
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield int(ray.cluster_resources().get("CPU", 0))
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _start(address: str | None, workers: int | None) -> None:
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        with _stderr_kept_back():
+            if address is not None:
+                ray.init(address, **quiet)
+            else:
+                cpus = (workers or cores()) + 1
+                room = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
+                ray.init("local", include_dashboard=False, **room, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        words = " ".join(str(error).split())
+        if address is None:
+            raise UserError(f"Ray does not start here ({words})", "use --engine local") from None
+        raise UserError(
+            f"no Ray cluster at '{address}' ({words})", "start one, or leave --address out"
+        ) from None
+
+
+@contextlib.contextmanager
+def _stderr_kept_back() -> Iterator[None]:
+    """Ray's C++ core greets on file descriptor 2 whatever its log level is; shown only if the start fails."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile("w+b") as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(terminal, kept.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+_QUIET = {
+    # at its own "error" level the core complains of how Ray Data itself starts its actors
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
