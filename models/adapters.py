@@ -7,13 +7,14 @@ own weights stay in float32 whatever the backbone's dtype is: optimisers stall o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from uhr.base.errors import UserError
+from uhr.models.hub import lora_file
 
 ADAPTER = "default"
 """Name of the adapter that training adds."""
@@ -112,46 +113,45 @@ def set_lora_state(transformer: Any, state: Mapping[str, torch.Tensor], name: st
     set_peft_model_state_dict(transformer, dict(state), adapter_name=name)
 
 
-@dataclass
-class Loaded:
-    """What a file put onto a model: under which adapter name, from where, and on how many modules."""
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA as it stands in a file: tensors with diffusers' keys, alphas by module, peft's settings."""
 
-    name: str
-    path: Path
-    modules: int
-    text_modules: int = 0
-    ranks: tuple[int, ...] = field(default=())
+    file: Path
+    state: dict[str, torch.Tensor]
+    alphas: dict[str, float] | None
+    metadata: dict[str, Any] | None
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The distinct ranks of its modules."""
+        return tuple(sorted({t.shape[0] for key, t in self.state.items() if key.endswith("lora_A.weight")}))
+
+    @property
+    def changes_text_encoder(self) -> bool:
+        return any(key.startswith("text_encoder.") for key in self.state)
+
+    def check_fits(self, transformer: Any) -> None:
+        """UserError unless every A and B meets a module of its shape; `transformer` may be on the meta
+        device."""
+        modules = dict(transformer.named_modules())
+        for key, tensor in self.state.items():
+            if not key.startswith("transformer.") or ".lora_" not in key:
+                continue
+            path, _, part = key.removeprefix("transformer.").partition(".lora_")
+            module = modules.get(path)
+            weight = getattr(getattr(module, "base_layer", module), "weight", None)
+            fix = "it was made for another backbone"
+            if weight is None:
+                raise UserError(f"adapter {self.file}: this model has no '{path}'", fix)
+            axis = 1 if part.startswith("A") else 0
+            if tensor.shape[axis] != weight.shape[axis]:
+                what = f"'{path}' has width {weight.shape[axis]} here and {tensor.shape[axis]} in the file"
+                raise UserError(f"adapter {self.file}: {what}", fix)
 
 
-def lora_file(path: str | Path) -> Path:
-    """The safetensors file of an adapter: the file itself, or the only one in a folder; UserError
-    otherwise."""
-    path = Path(path).expanduser()
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise UserError(f"adapter {path} is no safetensors file", "convert it; pickles are never opened")
-        return path
-    if not path.is_dir():
-        raise UserError(f"adapter {path} is not there", "name a .safetensors file or the folder of one")
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "none"
-        raise UserError(
-            f"adapter folder {path} must hold one safetensors file (found: {found})", "name the file"
-        )
-    return files[0]
-
-
-def load_lora(
-    transformer: Any, path: str | Path, name: str, scale: float = 1.0, text_encoder: Any = None
-) -> Loaded:
-    """Put a LoRA file onto a model, `scale` times as strong as it was trained; whatever diffusers reads is
-    read.
-
-    Alpha comes from the file: its metadata, or its per-module tensors. Keys that match no module are an
-    error: part of an adapter would be silently lost. Parts for CLIP go to `text_encoder`, and are an error
-    without one.
-    """
+def read_lora(path: str | Path) -> LoraFile:
+    """Read a LoRA file or the one in a folder: whatever diffusers reads (its own keys, kohya's, XLabs')."""
     from diffusers import FluxPipeline
 
     file = lora_file(path)
@@ -159,34 +159,49 @@ def load_lora(
         state, alphas, metadata = FluxPipeline.lora_state_dict(
             str(file), return_alphas=True, return_lora_metadata=True, local_files_only=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"adapter {file} cannot be read ({_line(error)})", "is it a FLUX LoRA?") from error
-    own = {key.removeprefix("transformer."): t for key, t in state.items() if key.startswith("transformer.")}
-    text = {key: t for key, t in state.items() if key.startswith("text_encoder.")}
-    strange = sorted(set(state) - set(text) - {f"transformer.{key}" for key in own})
-    if strange or not own:
-        raise UserError(
-            f"adapter {file} is no FLUX LoRA", f"unknown key {strange[0]}" if strange else "it is empty"
+    except (OSError, ValueError, RuntimeError, KeyError, AssertionError) as error:
+        # the converter asserts FLUX.1-dev's widths without a word
+        words = _line(error) or "its widths are not those of FLUX.1-dev"
+        raise UserError(f"adapter {file} cannot be read ({words})", "is it a FLUX LoRA?") from error
+    strange = sorted(key for key in state if key.partition(".")[0] not in ("transformer", "text_encoder"))
+    if strange or not state:
+        raise UserError(f"adapter {file} is no FLUX LoRA", f"key {strange[0]}" if strange else "it is empty")
+    return LoraFile(file, state, alphas, metadata)
+
+
+def load_lora(target: Any, path: str | Path, name: str) -> LoraFile:
+    """Put a LoRA file onto a pipeline or a bare transformer, under an adapter name of its own.
+
+    Alpha comes from the file: its metadata, or its per-module tensors. Keys that match no module are an
+    error: part of the adapter would be silently lost. So is a part for CLIP when `target` is a transformer.
+    Scales are set by `activate`.
+    """
+    lora = read_lora(path)
+    whole = hasattr(target, "transformer")
+    transformer = target.transformer if whole else target
+    if lora.changes_text_encoder and not whole:
+        raise UserError(f"adapter {lora.file} also changes CLIP", "load it into a whole pipeline")
+    lora.check_fits(transformer)
+    if whole:
+        target.load_lora_weights(str(lora.file), adapter_name=name, local_files_only=True)
+    else:
+        target.load_lora_adapter(
+            dict(lora.state),
+            network_alphas=lora.alphas,
+            adapter_name=name,
+            metadata=lora.metadata,
+            prefix="transformer",
         )
-    if text and text_encoder is None:
-        raise UserError(f"adapter {file} also changes CLIP", "load it into a whole pipeline")
-    _check_fits(transformer, own, file)
-    transformer.load_lora_adapter(
-        {f"transformer.{key}": tensor for key, tensor in own.items()},
-        network_alphas=alphas,
-        adapter_name=name,
-        metadata=metadata,
-        prefix="transformer",
-    )
     _own_parameters(transformer, name)
-    set_scale(transformer, name, scale)
-    if text:
-        FluxPipeline.load_lora_into_text_encoder(
-            state, alphas, text_encoder, lora_scale=scale, adapter_name=name, metadata=metadata
-        )
-    ranks = sorted({tensor.shape[0] for key, tensor in own.items() if key.endswith("lora_A.weight")})
-    modules = sum(key.endswith("lora_A.weight") for key in own)
-    return Loaded(name, file, modules, sum(key.endswith("lora_A.weight") for key in text), tuple(ranks))
+    return lora
+
+
+def activate(target: Any, scales: Mapping[str, float]) -> None:
+    """Let exactly these adapters act, each this many times as strong as it was trained (0 is off).
+
+    `target` is a pipeline or a bare transformer.
+    """
+    target.set_adapters(list(scales), [float(scale) for scale in scales.values()])
 
 
 def _check_fits(transformer: Any, state: Mapping[str, torch.Tensor], file: Path) -> None:
@@ -195,7 +210,7 @@ def _check_fits(transformer: Any, state: Mapping[str, torch.Tensor], file: Path)
     for key, tensor in state.items():
         if ".lora_A." not in key and ".lora_B." not in key:
             continue
-        path, _, part = key.partition(".lora_")
+        path, _, part = key.removeprefix("transformer.").partition(".lora_")
         module = modules.get(path)
         module = getattr(module, "base_layer", module)
         weight = getattr(module, "weight", None)
@@ -209,15 +224,6 @@ def _check_fits(transformer: Any, state: Mapping[str, torch.Tensor], file: Path)
                 f"adapter {file}: '{path}' has width {wants} here and {side} in the file",
                 "it was made for another backbone",
             )
-
-
-def set_scale(transformer: Any, name: str, scale: float) -> None:
-    """Make an adapter `scale` times as strong as it was trained (1 is as trained, 0 is off); others are left
-    alone."""
-    layers = [layer for layer in _lora_layers(transformer) if name in layer.lora_A]
-    assert layers, f"no adapter '{name}'"
-    for layer in layers:
-        layer.set_scale(name, scale)
 
 
 @dataclass

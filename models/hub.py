@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Source:
             )
         return cls(text, repository=match[1], revision=match[2])
 
-    def fetch(self, components: Iterable[str] = ()) -> Path:
+    def fetch(self, components: Collection[str] = ()) -> Path:
         """The folder with `model_index.json`, and the named components' files, whole.
 
         A local folder is returned as it is. Of a hub repository exactly the named parts are downloaded into
@@ -80,3 +80,22 @@ class Source:
                 f"'{self.text}' is no folder here, and the hub did not give it ({words})",
                 "check the path, or the hub id and its revision",
             ) from error
+
+
+def lora_file(path: str | Path) -> Path:
+    """The safetensors file of an adapter: the file itself, or the only one in a folder; UserError
+    otherwise."""
+    path = Path(path).expanduser()
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise UserError(f"adapter {path} is no safetensors file", "convert it; pickles are never opened")
+        return path
+    if not path.is_dir():
+        raise UserError(f"adapter {path} is not there", "name a .safetensors file or the folder of one")
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise UserError(
+            f"adapter folder {path} must hold one safetensors file (found: {found})", "name the file"
+        )
+    return files[0]

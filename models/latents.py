@@ -114,10 +114,14 @@ def to_uint8(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def check_size(spec: ModelSpec, height: int, width: int) -> None:
-    """UserError with the nearest sizes that can be made, unless both sides are multiples of
+    """UserError with the nearest sizes that can be made, unless both sides fit the spec's
     `pixel_multiple`."""
-    multiple = spec.pixel_multiple
-    if height >= multiple and width >= multiple and height % multiple == 0 and width % multiple == 0:
+    check_sides(spec.pixel_multiple, height, width)
+
+
+def check_sides(multiple: int, height: int, width: int) -> None:
+    """UserError with the nearest sizes that can be made, unless both sides are positive multiples."""
+    if height > 0 and width > 0 and height % multiple == 0 and width % multiple == 0:
         return
     low, high = (f"{_round(width, multiple, up)}x{_round(height, multiple, up)}" for up in (False, True))
     near = low if low == high else f"{low} or {high}"

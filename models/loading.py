@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ class Model:
         return self.folder.name if self.source.repository else None
 
 
-def open_model(model: str | Path, spec: str | None = None, components: Iterable[str] = ()) -> Model:
+def open_model(model: str | Path, spec: str | None = None, components: Collection[str] = ()) -> Model:
     """Find a model and recognise it. The named components of a hub repository are fetched, nothing else.
 
     `spec` overrides what the configuration says.
@@ -138,6 +138,16 @@ def load_transformer(
 ) -> Any:
     """The backbone alone (diffusers' own class), in evaluation mode."""
     return load_component(model, "transformer", dtype, device)
+
+
+def empty_transformer(model: Model) -> Any:
+    """The backbone's modules and shapes without any weights (meta device)."""
+    import diffusers
+    import torch
+
+    cls = getattr(diffusers, model.spec.transformer_class)
+    with torch.device("meta"):
+        return cls.from_config(cls.load_config(model.folder / "transformer", local_files_only=True))
 
 
 def load_vae(model: str | Path | Model, dtype: str | torch.dtype = "float32", device: str = "cpu") -> Any:

@@ -134,12 +134,12 @@ def test_scale_multiplies_what_was_trained_and_zero_is_off(transformer, inputs):
         plain = transformer(**inputs)[0]
         randomise(adapters.add_lora(transformer, lora, seed=0))
         full = transformer(**inputs)[0]
-        adapters.set_scale(transformer, adapters.ADAPTER, 0.0)
+        adapters.activate(transformer, {adapters.ADAPTER: 0.0})
         assert torch.equal(transformer(**inputs)[0], plain)
-        adapters.set_scale(transformer, adapters.ADAPTER, 1.0)
+        adapters.activate(transformer, {adapters.ADAPTER: 1.0})
         assert torch.equal(transformer(**inputs)[0], full)
     module = transformer.transformer_blocks[0].attn.to_q
-    adapters.set_scale(transformer, adapters.ADAPTER, 0.5)
+    adapters.activate(transformer, {adapters.ADAPTER: 0.5})
     assert math.isclose(module.scaling[adapters.ADAPTER], 0.5 * lora.scale)
 
 

@@ -1,0 +1,126 @@
+"""Euler: the plain sampler of flow models, and the base pass of most others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from uhr.base.config import Config
+from uhr.base.errors import UserError
+from uhr.models import latents as latent
+from uhr.models import schedules
+from uhr.models.conditions import Prompt
+from uhr.models.pipelines import OnStepEnd, SamplerPipeline, StepEnd
+from uhr.models.spec import ModelSpec, ShiftPolicy
+
+
+class EulerPipeline(SamplerPipeline):
+    """Text to image by Euler steps, on any FLUX.1 checkpoint.
+
+    With the schedule that the checkpoint was published with it gives what the stock FluxPipeline gives.
+    """
+
+    class Options(Config):
+        """The keyword arguments of a call that `--set` can change; the call's docstring says what they
+        mean."""
+
+        shift: ShiftPolicy | None = None
+        shift_factor: float = 3.0
+        true_cfg_scale: float = 1.0
+
+    @classmethod
+    def preflight(
+        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, negative: bool
+    ) -> None:
+        super().preflight(spec, options, height, width, steps, negative)
+        schedules.shifted(
+            options.shift or spec.shift, steps, spec.tokens(height, width), options.shift_factor
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        prompt_2: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        true_cfg_scale: float = 1.0,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 28,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_pooled_prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int | None = None,
+        shift: ShiftPolicy | str | None = None,
+        shift_factor: float = 3.0,
+    ) -> Any:
+        """Arguments as in diffusers' FluxPipeline, except:
+
+        guidance_scale: must be given where the backbone embeds it, and must not be where it does not
+        true_cfg_scale: above 1 it wants a negative prompt and doubles the model calls:
+                        v = v_negative + scale * (v_prompt - v_negative)
+        sigmas:         noise levels, falling; used as they are, nothing shifts them. A final 0 may be left
+        out shift:          none, static (by `shift_factor`) or dynamic (refused above the tokens that it was
+                        calibrated for); None is what the scheduler's configuration says
+        latents:        noise [B, N, 4C], packed, of the first noise level
+        """
+        height, width = height or 1024, width or 1024
+        latent.check_sides(self.pixel_multiple, height, width)
+        grid = (height // self.pixel_multiple, width // self.pixel_multiple)
+        levels = (
+            self._schedule(num_inference_steps, grid[0] * grid[1], shift, shift_factor)
+            if sigmas is None
+            else _as_levels(sigmas)
+        )
+        step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self.begin(step_end, joint_attention_kwargs)
+        said = self.conditions(
+            Prompt(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds),
+            Prompt(negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds),
+            grid,
+            guidance_scale,
+            true_cfg_scale,
+            num_images_per_prompt,
+            max_sequence_length,
+        )
+        if latents is None:
+            tokens = latent.pack(self.noise(said.positive.t5.shape[0], height, width, generator))
+        else:
+            tokens = latents.to(self._execution_device, torch.float32)
+        tokens = self.integrate(tokens, levels, said, step_end)
+        return self.finish(tokens, height, width, output_type, return_dict)
+
+    def _schedule(
+        self, steps: int, tokens: int, shift: ShiftPolicy | str | None, factor: float
+    ) -> list[float]:
+        config = self.scheduler.config
+        if shift is None:
+            shift = ShiftPolicy.DYNAMIC if config.use_dynamic_shifting else ShiftPolicy.STATIC
+            factor = self.scheduler.shift
+        calibration = schedules.Calibration.of(config)
+        return schedules.shifted(ShiftPolicy(shift), steps, tokens, factor, calibration).tolist()
+
+
+def _as_levels(sigmas: Sequence[float]) -> list[float]:
+    levels = [float(sigma) for sigma in sigmas]
+    if levels and levels[-1] > 0:
+        levels.append(0.0)
+    falling = all(a > b for a, b in pairwise(levels))
+    if len(levels) < 2 or not falling or levels[0] > 1 or levels[-1] < 0:
+        raise UserError(f"sigmas {levels}", "give falling noise levels in (0, 1]")
+    return levels

@@ -1,0 +1,134 @@
+"""What `uhr models` tells of backbones: plain values for machines, and the same as text for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from uhr.base.console import say, table
+from uhr.base.files import human_bytes
+from uhr.models.registry import SPECS
+from uhr.models.samplers import SAMPLERS
+from uhr.models.spec import ModelSpec, ShiftPolicy
+
+SIZES = (1, 2, 4, 8)
+"""Squares of this many times the native side are listed with their tokens."""
+
+
+def overview() -> list[dict[str, Any]]:
+    """One entry per spec, in the order of the registry."""
+    return [
+        {
+            "name": spec.name,
+            "summary": spec.summary,
+            "native_size": spec.native_size,
+            "guidance": spec.guidance,
+            "licence": spec.licence.name,
+            "commercial_use": spec.licence.commercial,
+            "hub_id": spec.hub_id,
+        }
+        for spec in SPECS.values()
+    ]
+
+
+def print_overview(rows: list[dict[str, Any]]) -> None:
+    table(
+        ["model", "what it is", "native", "guidance", "commercial use", "hub id"],
+        [
+            [
+                row["name"],
+                row["summary"],
+                f"{row['native_size']} px",
+                row["guidance"],
+                "yes" if row["commercial_use"] else "no",
+                row["hub_id"] or "make it: uhr models make-tiny DIR",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def details(model: str) -> dict[str, Any]:
+    """Everything about a spec, or about the checkpoint in a folder (then with the bytes of each
+    component)."""
+    from uhr.models.loading import open_model
+
+    if model in SPECS and not Path(model).is_dir():
+        return _spec_details(SPECS[model])
+    opened = open_model(model)
+    found = {
+        name: sum(f.stat().st_size for f in (opened.folder / name).rglob("*") if f.is_file())
+        for name in opened.spec.components
+    }
+    where = {"folder": str(opened.folder), "revision": opened.revision, "bytes": found}
+    return {**_spec_details(opened.spec), **where}
+
+
+def _spec_details(spec: ModelSpec) -> dict[str, Any]:
+    sides = [spec.native_size * times for times in SIZES]
+    return {
+        "name": spec.name,
+        "summary": spec.summary,
+        "family": spec.family,
+        "hub_id": spec.hub_id,
+        "licence": vars(spec.licence),
+        "components": dict(spec.components),
+        "transformer": dict(spec.transformer_config),
+        "native_size": spec.native_size,
+        "pixel_multiple": spec.pixel_multiple,
+        "vae_factor": spec.vae_factor,
+        "patch": spec.patch,
+        "latent_channels": spec.latent_channels,
+        "tokens": {f"{side}x{side}": spec.tokens(side, side) for side in sides},
+        "text_lengths": dict(spec.text_lengths),
+        "guidance": spec.guidance,
+        "sampling": {"steps": spec.steps, "guidance": spec.guidance_scale, "shift": str(spec.shift)},
+        "lora_targets": {name: list(targets) for name, targets in spec.lora_target_sets.items()},
+        "samplers": list(SAMPLERS),
+        "notes": list(spec.notes),
+    }
+
+
+_GUIDANCE = {
+    "embedded": "an input of the backbone; training must name its value",
+    "none": "none; the backbone takes no such input",
+    "cfg": "two passes, with and without the prompt",
+}
+
+
+def print_details(value: dict[str, Any]) -> None:
+    licence, sampling = value["licence"], value["sampling"]
+    rows: dict[str, Any] = {
+        "licence": f"{licence['name']}, commercial use {'allowed' if licence['commercial'] else 'forbidden'}",
+        "weights": value.get("folder") or value["hub_id"] or "random: uhr models make-tiny DIR",
+        "native size": f"{value['native_size']} px; sides are multiples of {value['pixel_multiple']} px",
+        "latents": f"{value['latent_channels']} channels, 1/{value['vae_factor']} of the side, "
+        f"packed {value['patch']}x{value['patch']}",
+        "image tokens": ", ".join(f"{size}: {count:,}" for size, count in value["tokens"].items()),
+        "text tokens": ", ".join(f"{name} {count}" for name, count in value["text_lengths"].items()),
+        "guidance": _GUIDANCE[value["guidance"]],
+        "sampling": _sampling(sampling),
+        "LoRA targets": "; ".join(f"{name}: {', '.join(t)}" for name, t in value["lora_targets"].items()),
+    }
+    if "bytes" in value:
+        rows["on disk"] = ", ".join(f"{name} {human_bytes(n)}" for name, n in value["bytes"].items() if n)
+    model = value.get("folder") or value["hub_id"] or "DIR"
+    say(f"{value['name']}: {value['summary']}\n")
+    for name, words in rows.items():
+        say(f"{name:13} {words}")
+    for note in value["notes"]:
+        say(f"{'note':13} {note}")
+    say("\nWhat can be done with it:")
+    for sampler in value["samplers"]:
+        say(f'  uhr sample {sampler} --model {model} --prompt "..." --out picture.png')
+    say(f"  uhr train encode SLICE --model {model} --out ENCODED, then uhr train run lora")
+
+
+def _sampling(sampling: dict[str, Any]) -> str:
+    guidance = "no guidance" if sampling["guidance"] is None else f"guidance {sampling['guidance']:g}"
+    shift = {
+        ShiftPolicy.NONE: "sigmas not shifted",
+        ShiftPolicy.STATIC: "sigmas shifted by a fixed factor",
+        ShiftPolicy.DYNAMIC: "sigmas shifted by the number of tokens, up to 4,096 of them",
+    }[ShiftPolicy(sampling["shift"])]
+    return f"{sampling['steps']} steps, {guidance}, {shift} (the model card's)"

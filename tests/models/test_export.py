@@ -1,0 +1,190 @@
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from uhr.base.errors import UserError
+from uhr.models import adapters, zoo
+from uhr.models.adapters import LoraSpec
+from uhr.models.card import CardFacts
+from uhr.models.export import export_lora
+
+DEV = zoo.get("flux1-dev")
+
+
+def facts(**changes):
+    values = {
+        "name": "lakes",
+        "spec": zoo.get("tiny-flux1"),
+        "base_model": "tiny-flux1",
+        "base_weights": "ab" * 32,
+        "recipe": "lora",
+        "steps": 60,
+        "resolution": "256x256",
+        "guidance": 1.0,
+        "manifest_id": "f00d",
+        "trained_on": 12,
+        "licences": {"CC0-1.0": 7, None: 5},
+        "surgeries": (),
+        "metrics": {"loss": 0.25},
+        "versions": {"torch": "2.15.0"},
+    }
+    return CardFacts(**{**values, **changes})
+
+
+def trained(tiny_flux, lora, seed=1):
+    """A tiny transformer with an adapter that says something, and its state."""
+    model = zoo.load_transformer(tiny_flux)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapters.add_lora(model, lora, seed=0):
+            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
+    return model, adapters.lora_state(model)
+
+
+@pytest.fixture
+def fresh(tiny_flux):
+    from diffusers import FluxPipeline
+
+    return FluxPipeline.from_pretrained(tiny_flux, local_files_only=True)
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(4, 4), (4, 1), (2, 32)])
+@pytest.mark.parametrize("targets", ["attention", "all-linear"])
+def test_a_stock_pipeline_fuses_exactly_what_our_merge_gives(
+    tiny_flux, fresh, tmp_path, rank, alpha, targets
+):
+    lora = LoraSpec(rank, DEV.lora_target_sets[targets], alpha=alpha)
+    model, state = trained(tiny_flux, lora)
+    base = {name: p.clone() for name, p in fresh.transformer.named_parameters()}
+    folder = export_lora(state, lora, tmp_path / "adapter", facts())
+
+    fresh.load_lora_weights(folder)
+    fresh.fuse_lora()
+    fresh.unload_lora_weights()
+    fused = dict(fresh.transformer.named_parameters())
+    adapters.merge(model)
+    paths = {key.partition(".lora_")[0] for key in state}
+    assert len(paths) == {"attention": 14, "all-linear": 30}[targets]
+    for path in paths:
+        by_hand = alpha / rank * state[f"{path}.lora_B.weight"] @ state[f"{path}.lora_A.weight"]
+        weight = fused[f"{path}.weight"]
+        torch.testing.assert_close(weight, base[f"{path}.weight"] + by_hand, atol=1e-6, rtol=1e-6)
+        ours = model.get_submodule(path).get_base_layer().weight
+        torch.testing.assert_close(weight, ours, atol=1e-6, rtol=1e-6)
+        assert not torch.equal(weight, base[f"{path}.weight"])
+    for name, tensor in base.items():
+        if name.removesuffix(".weight") not in paths:
+            assert torch.equal(fused[name], tensor), name
+
+
+def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(tiny_flux, tmp_path, transformer, inputs):
+    lora = LoraSpec(4, DEV.lora_targets, alpha=2)
+    model, state = trained(tiny_flux, lora)
+    folder = export_lora(state, lora, tmp_path / "adapter", facts())
+    loaded = adapters.load_lora(transformer, folder, "lakes")
+    assert loaded.ranks == (4,)
+    again = adapters.lora_state(transformer, "lakes")
+    assert all(torch.equal(again[key], state[key]) for key in state)
+    with torch.no_grad():
+        assert torch.equal(transformer(**inputs)[0], model(**inputs)[0])
+
+
+def test_two_adapters_act_together_each_by_its_scale(tiny_flux, tmp_path, transformer):
+    lora = LoraSpec(4, ("to_q",))
+    folders = []
+    for i in (1, 2):
+        _, state = trained(tiny_flux, lora, seed=i)
+        folders.append(export_lora(state, lora, tmp_path / str(i), facts()))
+        adapters.load_lora(transformer, folders[-1], f"a{i}")
+    adapters.activate(transformer, {"a1": 0.5, "a2": 2.0})
+    path = "transformer_blocks.1.attn.to_q"
+    layer = transformer.get_submodule(path)
+    before = layer.get_base_layer().weight.clone()
+    expected = before.clone()
+    for i, scale in ((1, 0.5), (2, 2.0)):
+        state = adapters.lora_state(transformer, f"a{i}")
+        expected += scale * state[f"{path}.lora_B.weight"] @ state[f"{path}.lora_A.weight"]
+    merged = adapters.merge(transformer)
+    torch.testing.assert_close(layer.get_base_layer().weight, expected, atol=1e-6, rtol=1e-6)
+    merged.unmerge()
+    assert torch.equal(layer.get_base_layer().weight, before)
+
+
+def test_the_file_has_diffusers_keys_float32_and_alpha_in_its_metadata(tiny_flux, tmp_path):
+    lora = LoraSpec(4, DEV.lora_targets, alpha=8)
+    _, state = trained(tiny_flux, lora)
+    folder = export_lora({k: t.bfloat16() for k, t in state.items()}, lora, tmp_path / "a", facts())
+    assert {p.name for p in folder.iterdir()} == {"pytorch_lora_weights.safetensors", "README.md", "uhr.json"}
+    with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
+        assert set(file.keys()) == {f"transformer.{key}" for key in state}
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float32}  # noqa: SIM118
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert (metadata["transformer.r"], metadata["transformer.lora_alpha"]) == (4, 8)
+
+
+def test_exporting_twice_gives_the_same_bytes_and_never_overwrites(tiny_flux, tmp_path):
+    lora = LoraSpec(4, DEV.lora_targets)
+    _, state = trained(tiny_flux, lora)
+    one, two = (export_lora(state, lora, tmp_path / name, facts()) for name in ("1", "2"))
+    for path in one.iterdir():
+        assert path.read_bytes() == (two / path.name).read_bytes()
+    with pytest.raises(UserError, match="holds an adapter already"):
+        export_lora(state, lora, one, facts())
+
+
+def test_a_state_of_another_rank_than_its_spec_is_refused(tiny_flux, tmp_path):
+    _, state = trained(tiny_flux, LoraSpec(4, DEV.lora_targets))
+    with pytest.raises(AssertionError, match="rank"):
+        export_lora(state, LoraSpec(8, DEV.lora_targets), tmp_path / "a", facts())
+
+
+def read_card(folder):
+    _, head, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+def write_card(tiny_flux, tmp_path, **changes):
+    lora = LoraSpec(4, DEV.lora_targets)
+    _, state = trained(tiny_flux, lora)
+    return read_card(export_lora(state, lora, tmp_path / "card", facts(**changes)))
+
+
+def test_a_card_names_lineage_data_licences_and_what_the_base_forbids(tiny_flux, tmp_path):
+    head, body = write_card(
+        tiny_flux,
+        tmp_path,
+        spec=DEV,
+        base_model="black-forest-labs/FLUX.1-dev@abc",
+        surgeries=("rope: ntk 10",),
+    )
+    assert head["base_model"] == "black-forest-labs/FLUX.1-dev"
+    assert (head["license"], head["license_name"]) == ("other", "flux-1-dev-non-commercial-license")
+    assert head["license_link"].startswith("https://")
+    assert {"lora", "text-to-image"} <= set(head["tags"])
+    for words in ("12 pictures of the manifest `f00d`", "| CC0-1.0 | 7 |", "no licence for 5",
+                  "forbids commercial use", "rope: ntk 10", "embedded 1", "| loss | 0.25 |"):  # fmt: skip
+        assert words in body, words
+
+
+def test_a_card_of_a_tiny_base_says_that_it_paints_nothing_and_claims_no_hub_id(tiny_flux, tmp_path):
+    head, body = write_card(tiny_flux, tmp_path, licences={"CC0-1.0": 12})
+    assert "base_model" not in head
+    assert head["license"] == "apache-2.0"
+    assert "random weights" in body
+    assert "no licence for" not in body
+
+
+def test_the_record_holds_the_facts_for_machines(tiny_flux, tmp_path):
+    lora = LoraSpec(4, DEV.lora_targets, alpha=2)
+    _, state = trained(tiny_flux, lora)
+    folder = export_lora(state, lora, tmp_path / "a", facts())
+    record = json.loads((folder / "uhr.json").read_text())
+    assert record["lora"] == {"rank": 4, "alpha": 2, "targets": list(DEV.lora_targets)}
+    assert (record["manifest_id"], record["spec"], record["steps"]) == ("f00d", "tiny-flux1", 60)
+    assert record["licences"] == {"CC0-1.0": 7, "none recorded": 5}
+    from uhr.base.files import sha256_file
+
+    assert record["sha256"] == sha256_file(folder / "pytorch_lora_weights.safetensors")
