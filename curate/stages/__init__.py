@@ -15,6 +15,7 @@ NAMES: dict[str, str] = {
     "entropy": f"{_HERE}.entropy:EntropyStage",
     "exposure": f"{_HERE}.exposure:ExposureStage",
     "sharpness": f"{_HERE}.sharpness:SharpnessStage",
+    "native_resolution": f"{_HERE}.native_resolution:NativeResolutionStage",
     "exact_duplicates": f"{_HERE}.exact_duplicates:ExactDuplicatesStage",
     "rank": f"{_HERE}.rank:RankStage",
 }

@@ -1,0 +1,131 @@
+"""How much of a picture's grid its detail fills: an estimate of the enlargement that it went through.
+
+Interpolation leaves a cliff in the spectrum at 1 / (2 ratio) cycles per pixel; a lens, or the fall of
+natural detail (power ~ 1 / f^2), leaves a slope. Copied pixels (nearest neighbour) leave no cliff but equal
+neighbours at a fixed period. Both are looked for where the picture has most detail.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+TILES = 8
+"""Most detailed tiles that are looked at; their median outvotes a caption or a frame at native resolution."""
+
+_GRID = 60
+"""px: tiles start at multiples of it, so that columns 2, 3, 4, 5 or 6 apart fall together in all tiles."""
+
+_CLIFF = 6.5
+"""dB by which the band above a cutoff lies below the band under it, both weighted by f^2. Real pictures at
+native size, shrunk by area and saved as JPEG 75 to 95, stay below in 97 of 100.
+"""
+
+_DROP = 6.0
+"""dB below the band under the cliff: where the cutoff is read off. Unbiased for bicubic and Lanczos."""
+
+_COPIED = 0.5
+"""A step between columns is a copy's when its mean is below this share of the largest in its period."""
+
+
+def upscale_ratio(gray: np.ndarray) -> float:
+    """Estimated linear enlargement, >= 1, of a gray picture, uint8 [H, W]; 1.0 where nothing tells of any.
+
+    A picture without detail is no evidence of enlargement and has 1.0: the cliff has to be seen. A strong
+    blur, or a lens that resolves half the grid, cannot be told from an enlargement and has the ratio that
+    would explain it. Noise or grain added afterwards fills the empty band and hides the cliff, the more the
+    stronger it is; an enlargement by less than 1.5 is seldom seen.
+    """
+    tiles = _detailed_tiles(gray)
+    if not tiles:
+        return 1.0
+    copied = _copy_ratio(tiles)
+    return copied if copied > 1 else _cliff_ratio(*_spectrum(tiles))
+
+
+def _detailed_tiles(gray: np.ndarray) -> list[np.ndarray]:
+    """The tiles with the largest mean step between neighbours, float32 [N, N], N = 256 px (less in small
+    pictures).
+    """
+    import cv2
+
+    size = next((n for n in (256, 128, 64) if n <= min(gray.shape)), 0)
+    if size == 0:
+        return []
+    stride = max(_GRID, size // _GRID * _GRID)
+    starts = [np.arange(0, extent - size + 1, stride) for extent in gray.shape]
+    rows = gray[::4]  # every fourth row tells enough of where the detail is
+    steps = cv2.absdiff(rows[:, 1:], rows[:, :-1])
+    sums = cv2.integral(steps)
+    top, left = starts[0] // 4, starts[1]
+    low, right = top + size // 4 - 1, left + size - 1
+    detail = (
+        sums[np.ix_(low, right)]
+        - sums[np.ix_(top, right)]
+        - sums[np.ix_(low, left)]
+        + sums[np.ix_(top, left)]
+    )
+    order = np.argsort(-detail, axis=None, kind="stable")[:TILES]
+    corners = [(starts[0][i // len(left)], starts[1][i % len(left)]) for i in order]
+    return [gray[y : y + size, x : x + size].astype(np.float32) for y, x in corners]
+
+
+def _spectrum(tiles: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies [F] in cycles per pixel and power in dB weighted by f^2 [F], along the axis with more of
+    it.
+
+    One-dimensional spectra under a Hann window, averaged over a tile's lines: interpolation works along the
+    axes.
+    """
+    size = len(tiles[0])
+    window = np.hanning(size).astype(np.float32)
+    frequency = np.arange(1, size // 2 + 1) / size
+    weight = 20 * np.log10(frequency / 0.05)
+    best = np.full(len(frequency), -np.inf)
+    for axis in (0, 1):
+        stack = np.stack([tile if axis else tile.T for tile in tiles])
+        lines = (stack - stack.mean(axis=2, keepdims=True)) * window
+        power = (np.abs(np.fft.rfft(lines, axis=2)) ** 2).mean(axis=1)[:, 1:] / (window**2).sum()
+        level = np.median(10 * np.log10(power + 1e-4), axis=0) + weight
+        if level.mean() > best.mean():
+            best = level
+    return frequency, best
+
+
+def _cliff_ratio(frequency: np.ndarray, level: np.ndarray) -> float:
+    """0.5 / cutoff at the steepest cliff between neighbouring bands, 1.0 where none is steep enough."""
+    cutoffs = 0.5 / 2 ** np.arange(0.3125, 3.01, 1 / 16)
+    under = np.array([_mean(frequency, level, 0.4 * c, 0.85 * c) for c in cutoffs])
+    above = np.array([_mean(frequency, level, 1.15 * c, min(1.8 * c, 0.501)) for c in cutoffs])
+    steepest = int(np.argmax(under - above))
+    # a band that rises to its end is the floor of rounding and JPEG: it hides part of the fall
+    floor = _mean(frequency, level, 0.44, 0.501) - _mean(frequency, level, 0.3, 0.36)
+    if under[steepest] - above[steepest] < _CLIFF - 0.5 * np.clip(floor, 0, 3.3):
+        return 1.0
+    smooth = np.convolve(np.pad(level, 2, mode="edge"), np.full(5, 0.2), "valid")
+    edge = under[steepest] - _DROP
+    below = np.flatnonzero((smooth <= edge) & (frequency >= cutoffs[steepest] / 2))
+    if len(below) == 0 or below[0] == 0:
+        return float(0.5 / cutoffs[steepest])
+    i = below[0]
+    share = np.clip((smooth[i - 1] - edge) / max(smooth[i - 1] - smooth[i], 1e-9), 0, 1)
+    return float(max(1.0, 0.5 / (frequency[i - 1] + share * (frequency[i] - frequency[i - 1]))))
+
+
+def _mean(frequency: np.ndarray, level: np.ndarray, low: float, high: float) -> float:
+    inside = (frequency >= low) & (frequency < high)
+    return float(level[inside].mean()) if inside.any() else np.nan
+
+
+def _copy_ratio(tiles: list[np.ndarray]) -> float:
+    """The period at which copied pixels step, 1.5 or 2 to 6, where rows and columns show it; else 1.0."""
+    ratios = []
+    for axis in (0, 1):
+        steps = np.mean([np.abs(np.diff(tile, axis=axis)).mean(axis=1 - axis) for tile in tiles], axis=0)
+        ratio = 1.0
+        for period in (2, 3, 4, 5, 6):
+            means = np.array([steps[phase::period].mean() for phase in range(period)])
+            copies = int((means < _COPIED * means.max()).sum())
+            if copies == period - 1 or (period == 3 and copies == 1):
+                ratio = max(ratio, period / (period - copies))
+        ratios.append(ratio)
+    return min(ratios)

@@ -1,0 +1,24 @@
+"""Native resolution: finds pictures that were enlarged to look like 4K."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from uhr.curate.frame import Frame
+from uhr.curate.resolution import upscale_ratio
+from uhr.curate.stage import Stage
+from uhr.manifests.schema import COLUMNS
+
+
+class NativeResolutionStage(Stage):
+    """Estimated linear enlargement from the spectrum of the most detailed tiles (`curate/resolution.py`).
+
+    1.0 means that nothing tells of an enlargement: a smooth or noisy picture has it as well as a sharp one.
+    """
+
+    name = "native_resolution"
+    adds = (COLUMNS["upscale_ratio"],)
+
+    def annotate(self, frame: Frame) -> Mapping[str, Any]:
+        return {"upscale_ratio": upscale_ratio(frame.gray)}
