@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -224,7 +224,7 @@ def run_units(
             advance(plan.rows_in(unit), note(unit) if note else None)
 
 
-def _closable(units: Iterator[int]) -> Iterator[int]:
+def _closable(units: Iterator[int]) -> Generator[int, None, None]:
     """A generator around any iterator, so that leaving early closes the runner's own generator."""
     yield from units
 

@@ -13,13 +13,14 @@ class InlineRunner:
     """No process to kill, so no limits: an item that crashes its decoder takes the run with it."""
 
     def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
-        work.open()
-        for unit in pending:
-            try:
-                plan.run(unit, work, Watch())
-            except Exception as error:
-                raise unit_error(error, unit) from error
-            yield unit
+        at: int | None = None
+        try:
+            work.open()
+            for at in pending:
+                plan.run(at, work, Watch())
+                yield at
+        except Exception as error:
+            raise unit_error(error, at) from error
 
 
 def unit_error(error: Exception, unit: int | None) -> UserError:

@@ -117,14 +117,14 @@ def _ray(address: str | None, workers: int | None) -> Iterator[int]:
 def _start(address: str | None, workers: int | None) -> None:
     import ray
 
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         with _stderr_kept_back():
             if address is not None:
                 ray.init(address, **quiet)
             else:
                 cpus = (workers or cores()) + 1
-                room = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
+                room: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
                 ray.init("local", include_dashboard=False, **room, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         words = " ".join(str(error).split())

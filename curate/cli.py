@@ -1,0 +1,135 @@
+"""`uhr curate`: images in, manifest out."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uhr.base import console
+from uhr.base.errors import UserError, unknown
+
+app = typer.Typer(
+    no_args_is_help=True, help="Images in, manifest out: annotate every picture, decide by rule."
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change the pipeline.")]
+
+
+@app.command()
+def run(
+    pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="A preset's name or a YAML file.")],
+    source: Annotated[Path, typer.Option(help="Folder of pictures; every file below it becomes one row.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the manifest. The same command goes on where it stopped.")
+    ],
+    engine: Annotated[str, typer.Option(help="ray: Ray Data; local: worker processes of our own.")] = "ray",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Worker processes; one per core by default, 0: in this process.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A running Ray cluster, which sees SOURCE and OUT under the same paths."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N files.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A rule that cannot be evaluated is an error.")
+    ] = False,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Curate a folder: every file becomes one row, kept, rejected (with the rule) or failed (with the
+    error).
+    """
+    if engine not in ("ray", "local"):
+        raise unknown("engine", engine, ("ray", "local"), "--engine")
+    if address is not None and (engine != "ray" or workers == 0):
+        raise UserError("--address names a Ray cluster", "leave out --engine local and --workers 0")
+    from uhr.curate import engine as rooms
+    from uhr.curate.pipeline import load
+    from uhr.curate.plan import Plan
+    from uhr.curate.show import print_outcome, print_plan
+
+    plan = Plan.of(load(pipeline, sets or []), strict)
+    order = rooms.Order(plan, source, out, engine, workers, address, limit)
+    if dry_run:
+        listing = rooms.survey(order)
+        rows = listing.items.num_rows
+        facts = {**plan.facts(), "inputs": rows, "units": -(-rows // plan.unit_size(rows))}
+        console.emit(facts, as_json, lambda _: print_plan(plan, listing))
+        return
+    words = ["uhr", "curate", "run", pipeline, "--source", str(source), "--engine", engine]
+    words += [word for item in sets or [] for word in ("--set", item)]
+    words += [] if limit is None else ["--limit", str(limit)]
+    outcome = rooms.run(order, lambda taken: shlex.join([*words, "--out", str(_free(taken))]))
+    console.emit(outcome.facts(), as_json, lambda _: print_outcome(outcome))
+
+
+def _free(taken: Path) -> Path:
+    """The first of OUT-2, OUT-3, ... that does not exist."""
+    number = 2
+    while (free := taken.with_name(f"{taken.name}-{number}")).exists():
+        number += 1
+    return free
+
+
+@app.command()
+def status(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a run.")], as_json: Json = False
+) -> None:
+    """How far a run has come, also while it runs."""
+    from uhr.curate.show import print_status
+    from uhr.curate.status import status_of
+
+    console.emit(status_of(out), as_json, print_status)
+
+
+@app.command()
+def explain(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a manifest.")],
+    sample: Annotated[
+        str, typer.Argument(metavar="SAMPLE", help="A sample id, the beginning of one, or a uri.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Why a picture was kept or not: every column by stage, every rule with the values it looked at."""
+    from uhr.curate.explain import explain as tell
+    from uhr.curate.show import print_explanation
+
+    console.emit(tell(out, sample), as_json, print_explanation)
+
+
+@app.command()
+def stages(as_json: Json = False) -> None:
+    """What can be computed of a picture: columns, what they need, packages and their licences."""
+    from uhr.curate.catalogue import all_stages
+    from uhr.curate.show import print_stages
+
+    console.emit(all_stages(), as_json, print_stages)
+
+
+@app.command()
+def show(
+    preset: Annotated[
+        str | None, typer.Argument(metavar="PRESET", help="Without it: the list of presets.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The whole commented YAML of a preset."""
+    from uhr.base.config import parse_yaml
+    from uhr.curate.pipeline import preset_names, preset_text
+
+    if preset is not None:
+        text = preset_text(preset)
+        console.emit(parse_yaml(text, preset), as_json, lambda _: console.say(text.rstrip()))
+        return
+    presets = [
+        {"preset": n, "description": parse_yaml(preset_text(n), n)["description"]} for n in preset_names()
+    ]
+    console.emit(
+        presets, as_json, lambda rows: console.table(["preset", "description"], [[*r.values()] for r in rows])
+    )

@@ -1,0 +1,210 @@
+"""From finished units to a manifest: set stages and the rules after them over all rows, then one commit.
+
+Nothing here is ever held as a whole: rows stream from the staged parts, or from a DuckDB table on disk where
+set stages have to see the whole set.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uhr.base.console import Advance
+from uhr.base.errors import UserError
+from uhr.curate.plan import Plan, Step
+from uhr.curate.rows import PREVIEW, Tally
+from uhr.curate.rules import Judge, Verdict
+from uhr.manifests.manifest import Manifest, RuleInfo, write_manifest
+from uhr.manifests.parts import PREVIEW_SCHEMA
+from uhr.manifests.schema import KEPT, REJECTED
+from uhr.manifests.units import UnitPlan
+
+BATCH_ROWS = 16_384
+MEMORY = "1GiB"
+"""Of DuckDB; what does not fit goes to a file in the units' folder."""
+
+
+def commit(
+    out: Path,
+    plan: Plan,
+    units: UnitPlan,
+    tally: Tally,
+    root: Path,
+    operation: dict[str, object],
+    met: dict[str, int],
+    advance: Advance,
+) -> Manifest:
+    """Write the manifest of a run whose units are all finished."""
+    parts = [units.part(unit) for unit in range(units.count)]
+    seen = dict(tally.seen)
+    rejected = dict(tally.rejected)
+    with _whole_set(units.folder) as everything:
+        if plan.sets:
+            everything.load(parts, plan)
+            for step in plan.sets:
+                everything.annotate(step)
+                everything.ask(step, plan, seen, rejected)
+            batches = everything.batches(plan.schema)
+        else:
+            batches = _staged(parts, plan.schema)
+        return write_manifest(
+            out,
+            schema=plan.schema,
+            batches=_counted(batches, advance),
+            previews=_previews(parts) if plan.config.preview and plan.pixel else None,
+            root=root,
+            operation=operation,
+            stages=plan.stage_infos(),
+            rules=_funnel(plan, seen, rejected),
+            source=met,
+            versions=_versions(),
+        )
+
+
+def _funnel(plan: Plan, seen: dict[str, int], rejected: dict[str, int]) -> list[RuleInfo]:
+    asked = [
+        RuleInfo(
+            name=r.name, where=r.condition.text, seen=seen.get(r.name, 0), rejected=rejected.get(r.name, 0)
+        )
+        for r in plan.rules
+    ]
+    idle = [RuleInfo(name=i.name, where=i.where, state="not evaluated", why=i.why) for i in plan.idle]
+    return asked + idle
+
+
+def _staged(parts: list[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows as their units left them: by uri, since units are cut from the sorted list."""
+    for part in parts:
+        yield from pq.read_table(part, columns=schema.names).to_batches()
+
+
+def _previews(parts: list[Path]) -> Iterator[pa.RecordBatch]:
+    names = ["sample_id", *(field.name for field in PREVIEW)]
+    for part in parts:
+        table = pq.read_table(part, columns=names)
+        table = table.filter(pa.compute.is_valid(table["_jpeg"]))
+        yield from table.rename_columns(PREVIEW_SCHEMA.names).cast(PREVIEW_SCHEMA).to_batches()
+
+
+def _counted(batches: Iterator[pa.RecordBatch], advance: Advance) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch
+        advance(batch.num_rows)
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that numbers come from."""
+    found = {}
+    for name in ("numpy", "opencv-python-headless", "pillow", "numba"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+class _whole_set:
+    """The table `samples` of every row, in a DuckDB file beside the units; gone when the block ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "commit.duckdb"
+
+    def __enter__(self) -> _whole_set:
+        self._clear()
+        self._connection = duckdb.connect(str(self._file))
+        for setting in (f"memory_limit = '{MEMORY}'", "enable_progress_bar = false"):
+            self._connection.execute(f"SET {setting}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._clear()
+
+    def _clear(self) -> None:
+        for name in (self._file.name, f"{self._file.name}.wal"):
+            self._file.with_name(name).unlink(missing_ok=True)
+
+    def load(self, parts: list[Path], plan: Plan) -> None:
+        late = {column.name for step in plan.sets for column in step.stage.adds}
+        early = ", ".join(_quoted(name) for name in plan.schema.names if name not in late)
+        paths = [str(part) for part in parts]
+        self._connection.execute(f"CREATE TABLE samples AS SELECT {early} FROM read_parquet(?)", [paths])
+
+    def annotate(self, step: Step) -> None:
+        """The columns of a set stage on the rows that are still in; null on all others."""
+        assert hasattr(step.stage, "query")
+        run = self._connection.execute
+        run(f"CREATE OR REPLACE TEMP VIEW live AS SELECT * FROM samples WHERE status = '{KEPT}'")
+        try:
+            run(f"CREATE OR REPLACE TABLE answer AS {step.stage.query()}")
+        except duckdb.Error as error:
+            words = " ".join(str(error).split())
+            raise UserError(f"stage '{step.label}': {words}", "mend its query") from None
+        self._check_answer(step)
+        run("DROP VIEW live")
+        columns = ", ".join(f"answer.{_quoted(column.name)}" for column in step.stage.adds)
+        joined = "samples LEFT JOIN answer USING (sample_id)"
+        run(f"CREATE TABLE more AS SELECT samples.*, {columns} FROM {joined}")
+        run("DROP TABLE samples")
+        run("DROP TABLE answer")
+        run("ALTER TABLE more RENAME TO samples")
+
+    def _check_answer(self, step: Step) -> None:
+        names = {row[0] for row in self._connection.execute("DESCRIBE answer").fetchall()}
+        wanted = {"sample_id", *(column.name for column in step.stage.adds)}
+        if names != wanted:
+            raise UserError(
+                f"stage '{step.label}' gives columns {sorted(names)}, not {sorted(wanted)}", "mend its query"
+            )
+        query = "SELECT count(*) - count(DISTINCT sample_id) FROM answer"
+        twice = self._connection.execute(query).fetchone()
+        if twice is None or twice[0]:
+            raise UserError(f"stage '{step.label}' gives a sample more than once", "mend its query")
+
+    def ask(self, step: Step, plan: Plan, seen: dict[str, int], rejected: dict[str, int]) -> None:
+        """The rules that fire after a set stage, by the same judge as all others."""
+        if not step.rules:
+            return
+        columns = {"sample_id"}.union(*(rule.condition.columns for rule in step.rules))
+        chosen = ", ".join(map(_quoted, sorted(columns)))
+        run = self._connection.execute
+        run("CREATE TABLE changes (sample_id VARCHAR, status VARCHAR, reason VARCHAR, error VARCHAR)")
+        query = f"SELECT {chosen} FROM samples WHERE status = '{KEPT}' ORDER BY uri"
+        schema = pa.schema([plan.schema.field(name) for name in sorted(columns)])
+        judge = Judge(plan.schema)
+        for batch in self._connection.cursor().sql(query).to_arrow_reader(BATCH_ROWS):
+            rows = pa.Table.from_batches([batch]).cast(schema).to_pylist()
+            verdicts = judge.verdicts(step.rules, rows, seen)
+            self._change(
+                [(row["sample_id"], v) for row, v in zip(rows, verdicts, strict=True) if v], rejected
+            )
+        update = "status = changes.status, reason = changes.reason, error = changes.error"
+        run(f"UPDATE samples SET {update} FROM changes WHERE samples.sample_id = changes.sample_id")
+        run("DROP TABLE changes")
+
+    def _change(self, verdicts: list[tuple[str, Verdict]], rejected: dict[str, int]) -> None:
+        for _, verdict in verdicts:
+            if verdict.status == REJECTED:
+                rejected[verdict.reason] = rejected.get(verdict.reason, 0) + 1
+        if verdicts:
+            columns = list(zip(*((sample, *verdict) for sample, verdict in verdicts), strict=True))
+            rows = pa.table([pa.array(c, pa.string()) for c in columns], names=["a", "b", "c", "d"])
+            self._connection.register("rows_to_change", rows)
+            self._connection.execute("INSERT INTO changes SELECT * FROM rows_to_change")
+            self._connection.unregister("rows_to_change")
+
+    def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """Every row, by uri, in the manifest's columns."""
+        columns = ", ".join(map(_quoted, schema.names))
+        query = f"SELECT {columns} FROM samples ORDER BY uri"
+        for batch in self._connection.sql(query).to_arrow_reader(BATCH_ROWS):
+            yield from pa.Table.from_batches([batch]).cast(schema).to_batches()
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

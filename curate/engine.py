@@ -1,0 +1,192 @@
+"""A run of a pipeline over a source, from the listing to the report; killed anywhere, it goes on where it
+stopped.
+
+The states of OUT, told apart by what stands there: nothing; `units/` without a plan (killed while listing); a
+plan and some parts; every part; `manifest.json` beside `units/` (killed before the report or the clearing
+up); finished: a manifest, and no `units/`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+from uhr.base.console import progress
+from uhr.base.errors import UserError
+from uhr.curate.commit import commit
+from uhr.curate.lock import only_run
+from uhr.curate.plan import Plan
+from uhr.curate.rows import Tally
+from uhr.curate.sources import Listing, list_folder, refuse_overlap
+from uhr.curate.work import CurateWork
+from uhr.manifests.manifest import Manifest, is_manifest
+from uhr.manifests.units import Limits, PlanMismatch, Runner, UnitPlan, run_units, table_hash
+
+REPORT = "report.html"
+UNITS = "units"
+
+Engine = Literal["ray", "local"]
+Fresh = Callable[[Path], str]
+"""The command that would make the same run into another folder."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the user asked for. `workers` None: one per core, 0: in this process."""
+
+    plan: Plan
+    source: Path
+    out: Path
+    engine: Engine = "ray"
+    workers: int | None = None
+    address: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it. `finished_before`: nothing was left to do, and nothing was touched."""
+
+    manifest: Manifest
+    report: Path
+    unreadable: list[str]
+    finished_before: bool
+    seconds: float
+
+    def facts(self) -> dict[str, object]:
+        """For machines."""
+        info = self.manifest.info
+        return {
+            "manifest": str(self.manifest.path),
+            "id": info.id,
+            "report": str(self.report),
+            "finished_before": self.finished_before,
+            "counts": info.counts,
+            "rules": [rule.model_dump() for rule in info.rules],
+            "skipped": [
+                s.model_dump(include={"name", "adds", "why"}) for s in info.stages if s.state == "skipped"
+            ],
+            "source": info.source,
+            "unreadable_folders": self.unreadable,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def survey(order: Order) -> Listing:
+    """List the source. Errors: it is missing, empty, or overlaps with OUT."""
+    refuse_overlap(order.source, order.out)
+    with progress("list", None, "files") as advance:
+        listing = list_folder(order.source, advance)
+    if order.limit is not None:
+        listing.items = listing.items.slice(0, order.limit)
+    return listing
+
+
+def run(order: Order, fresh: Fresh) -> Outcome:
+    """Curate. Errors: what `survey` raises, an OUT that holds something else, another run at work in it."""
+    start = time.monotonic()
+    _check_out(order.out)
+    listing = survey(order)
+    inputs = table_hash(listing.items)
+    if is_manifest(order.out) and not (order.out / UNITS).exists():
+        manifest = _same_run(order, inputs, fresh)
+        return Outcome(manifest, order.out / REPORT, listing.unreadable, True, time.monotonic() - start)
+    with only_run(order.out / UNITS):
+        if is_manifest(order.out):
+            manifest = _same_run(order, inputs, fresh)
+        else:
+            units, tally = _do_units(order, listing.items, fresh)
+            manifest = _commit(order, listing, units, tally, inputs)
+        report = _finish(manifest)
+    return Outcome(manifest, report, listing.unreadable, False, time.monotonic() - start)
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file", "name a folder")
+    ours = is_manifest(out) or (out / UNITS).is_dir()
+    if out.exists() and not ours and any(out.iterdir()):
+        raise UserError(f"--out {out} holds something else already", "name a new folder")
+
+
+def _same_run(order: Order, inputs: str, fresh: Fresh) -> Manifest:
+    """The manifest in OUT, if it is what this run would make."""
+    manifest = Manifest.open(order.out)
+    made = manifest.info.operation
+    if made.get("kind") != "curate":
+        raise UserError(
+            f"{order.out} holds a manifest of another kind ({made.get('kind')})", "name another folder"
+        )
+    if made.get("fingerprint") != order.plan.fingerprint:
+        raise UserError(f"{order.out} was made with another pipeline", fresh(order.out))
+    if made.get("inputs") != inputs:
+        raise UserError(
+            f"the files in {order.source} are not those that {order.out} was made of", fresh(order.out)
+        )
+    return manifest
+
+
+def _do_units(order: Order, items: pa.Table, fresh: Fresh) -> tuple[UnitPlan, Tally]:
+    plan, folder = order.plan, order.out / UNITS
+    try:
+        units = UnitPlan.create(folder, items, plan.unit_size(items.num_rows), plan.fingerprint)
+    except PlanMismatch as mismatch:
+        changed = (
+            "was begun with another pipeline" if mismatch.changed == "work" else "was begun on other files"
+        )
+        raise UserError(f"the run in {order.out} {changed}", fresh(order.out)) from None
+    tally = Tally.empty()
+    for unit in sorted(units.finished()):
+        tally = tally.plus(Tally.of_part(units.part(unit)))
+
+    def note(unit: int) -> str:
+        nonlocal tally
+        tally = tally.plus(Tally.of_part(units.part(unit)))
+        return tally.words()
+
+    with progress("curate", items.num_rows, "images") as advance:
+        work = CurateWork(plan, str(order.source.absolute()))
+        run_units(units, work, _runner(order), advance, note)
+    return units, tally
+
+
+def _runner(order: Order) -> Runner:
+    from uhr.manifests.runners import InlineRunner, LocalRunner, RayRunner
+    from uhr.manifests.runners.worker import cores
+
+    limits = Limits(order.plan.config.limits.seconds, int(order.plan.config.limits.memory))
+    if order.workers == 0:
+        return InlineRunner()
+    if order.engine == "local":
+        return LocalRunner(order.workers or cores(), limits)
+    workers = order.workers if order.address is not None else order.workers or cores()
+    return RayRunner(workers, limits, order.address)
+
+
+def _commit(order: Order, listing: Listing, units: UnitPlan, tally: Tally, inputs: str) -> Manifest:
+    operation = {
+        "kind": "curate",
+        "pipeline": order.plan.resolved(),
+        "fingerprint": order.plan.fingerprint,
+        "inputs": inputs,
+    }
+    with progress("commit", units.rows, "rows") as advance:
+        met = {**listing.met, "broken_sidecars": tally.broken_sidecars}
+        return commit(order.out, order.plan, units, tally, listing.root, operation, met, advance)
+
+
+def _finish(manifest: Manifest) -> Path:
+    """The report, and then the units are no longer needed: their absence says that nothing is left to do."""
+    from uhr.manifests.report import write_report
+
+    report = manifest.path / REPORT
+    if not report.exists():
+        write_report(manifest, report)
+    shutil.rmtree(manifest.path / UNITS)
+    return report

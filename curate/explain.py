@@ -1,0 +1,91 @@
+"""Why a picture was kept, rejected or failed: its columns by stage, and every rule with what it looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from uhr.curate.rules import NO_VALUE, RULE_ERROR, Judge, Rule
+from uhr.manifests.manifest import Manifest, RuleInfo
+from uhr.manifests.schema import FAILED, REJECTED, VERDICT
+
+PASS, FAIL, NOT_EVALUATED, NOT_REACHED = "pass", "fail", "not evaluated", "not reached"
+
+
+def explain(out: Path, sample: str) -> dict[str, Any]:
+    """The row of `sample` (a sample id, the beginning of one, or a uri): verdict, `columns` by stage, and
+    `rules` with `outcome` pass, fail, not evaluated (its stage did not run) or not reached.
+    """
+    manifest = Manifest.open(out)
+    row = manifest.row(sample)
+    verdict = {column.name: row[column.name] for column in VERDICT}
+    path = str(manifest.root / row["uri"]) if "%" not in row["uri"] else None
+    return {
+        "manifest": str(out),
+        "uri": row["uri"],
+        "sample_id": row["sample_id"],
+        "path": path,
+        **verdict,
+        "columns": _columns(manifest, row),
+        "rules": list(_rules(manifest, row)),
+        "skipped": [
+            s.model_dump(include={"name", "adds", "why"})
+            for s in manifest.info.stages
+            if s.state == "skipped"
+        ],
+    }
+
+
+def _columns(manifest: Manifest, row: dict[str, Any]) -> list[dict[str, Any]]:
+    shown = {"sample_id", "uri", *(column.name for column in VERDICT)}
+    return [
+        {
+            "stage": c.stage or "source",
+            "column": c.name,
+            "value": row[c.name],
+            "unit": c.unit,
+            "range": c.range,
+        }
+        for c in sorted(manifest.columns, key=lambda column: bool(column.stage))
+        if c.name not in shown
+    ]
+
+
+def _rules(manifest: Manifest, row: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    judge = Judge(manifest.schema)
+    unreached = _unreached(manifest, row)
+    ended = unreached is None
+    for info in manifest.info.rules:
+        told: dict[str, Any] = {"rule": info.name, "where": info.where, "values": {}}
+        if info.state == NOT_EVALUATED:
+            yield {**told, "outcome": NOT_EVALUATED, "why": info.why}
+            continue
+        rule = Rule.parse(info.name, info.where)
+        told["values"] = {name: row[name] for name in sorted(rule.condition.columns)}
+        ended = ended or bool(rule.condition.columns.intersection(unreached or ()))
+        outcome = NOT_REACHED if ended else _outcome(judge, rule, row)
+        ended = ended or _ends_here(info, row, outcome)
+        yield {**told, "outcome": outcome, "why": row["error"] if outcome == FAIL and row["error"] else ""}
+
+
+def _outcome(judge: Judge, rule: Rule, row: dict[str, Any]) -> str:
+    return PASS if judge.outcomes([rule], [row])[0][0] is True else FAIL
+
+
+def _ends_here(info: RuleInfo, row: dict[str, Any], outcome: str) -> bool:
+    """Whether this rule gave the row its verdict: nothing after it was asked."""
+    return outcome == FAIL and (row["status"] == REJECTED or row["reason"] in (NO_VALUE, RULE_ERROR))
+
+
+def _unreached(manifest: Manifest, row: dict[str, Any]) -> set[str] | None:
+    """Columns that the row never got because a stage failed it; None where it failed before the first one.
+    The error begins with the name of the stage.
+    """
+    if row["status"] != FAILED or row["reason"] in (NO_VALUE, RULE_ERROR):
+        return set()
+    ran = [stage for stage in manifest.info.stages if stage.state == "ran"]
+    failing = [place for place, stage in enumerate(ran) if (row["error"] or "").startswith(f"{stage.name}: ")]
+    if not failing:
+        return None
+    return {name for stage in ran[failing[0] :] for name in stage.adds}

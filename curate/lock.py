@@ -1,0 +1,69 @@
+"""One run at a time in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from uhr.base.errors import UserError
+
+NAME = "lock"
+
+
+@contextlib.contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder` while the block runs; a UserError if another process has it. The system lets
+    go of it when the process dies, however it dies.
+    """
+    handle = _take(folder)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works in `folder` now."""
+    try:
+        handle = os.open(folder / NAME, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _locked(handle)
+    finally:
+        os.close(handle)
+
+
+def _take(folder: Path) -> int:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            continue  # a run that just finished took the folder away between the two lines
+        if not _locked(handle):
+            os.close(handle)
+            raise UserError(f"another run is at work in {folder.parent}", "wait for it, or stop it")
+        if _same_file(handle, folder / NAME):
+            return handle
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    """Take the lock if nobody has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _same_file(handle: int, path: Path) -> bool:
+    """Whether the name still leads to what was locked: the run before this one may have cleared it away."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False

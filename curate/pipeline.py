@@ -1,0 +1,179 @@
+"""Pipeline YAML: a preset or a file, the differences that a file makes to a preset, and `--set
+path=value`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import ByteSize, Field
+
+from uhr.base.config import Config, apply_sets, build, read_yaml
+from uhr.base.errors import UserError, unknown
+from uhr.curate.sidecars import DEFAULT_KEYS
+from uhr.manifests.pixels import PixelLimits
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class StageEntry(pydantic.BaseModel):
+    """One stage of the list; every other key is a parameter of the stage.
+
+    `stage` is a name or an import path. `if_missing: skip` leaves the stage out where this machine or this
+    version does not have it; `adds` then names its columns, so that rules over them can be reported as not
+    evaluated.
+    """
+
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+
+    stage: str
+    name: str | None = None
+    if_missing: Literal["fail", "skip"] = "fail"
+    adds: list[str] = Field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """What people call it: `name` where a stage stands twice."""
+        return self.name or self.stage
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class RunLimits(PixelLimits):
+    """What one picture may cost: `seconds` of wall time, `memory` of a worker process (bytes, or "4GiB"),
+    pixels and bytes of its file.
+    """
+
+    seconds: float = Field(60.0, gt=0)
+    memory: ByteSize = Field(ByteSize(4 * 2**30), ge=2**28)
+
+
+class SidecarKeys(Config):
+    """Which keys of a JSON sidecar fill which column, the first found; `source_meta` takes the rest."""
+
+    caption: list[str] = DEFAULT_KEYS["caption"]
+    source_url: list[str] = DEFAULT_KEYS["source_url"]
+    author: list[str] = DEFAULT_KEYS["author"]
+    license: list[str] = DEFAULT_KEYS["license"]
+
+
+class PipelineConfig(Config):
+    """A whole pipeline: what is computed of every picture, and which pictures stay."""
+
+    name: str
+    description: str = ""
+    stages: list[StageEntry] = Field(min_length=1)
+    rules: dict[str, str] = Field(default_factory=dict)
+    """Name -> SQL over columns, in the order in which they are asked."""
+    limits: RunLimits = Field(default_factory=RunLimits)
+    preview: int = Field(320, ge=0, le=2048)
+    """Long side in pixels of the small JPEG that reports show; 0 for none."""
+    unit: int | None = Field(None, ge=1)
+    """Pictures per unit of work; by default 8 to 64, or 256 to 4096 where no stage needs pixels."""
+    sidecars: SidecarKeys = Field(default_factory=SidecarKeys)
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def preset_text(name: str) -> str:
+    """The whole commented YAML of a preset."""
+    if name not in preset_names():
+        raise unknown("preset", name, preset_names())
+    return (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load(pipeline: str, sets: Sequence[str] = ()) -> PipelineConfig:
+    """The pipeline that is a preset's name or a YAML file, with the `path=value` settings of the command
+    line.
+    """
+    tree = _with_stage_mappings(_resolve(*_find(pipeline)))
+    tree = apply_sets(tree, list(sets))
+    tree["stages"] = [entry for entry in tree.get("stages") or [] if entry is not None]
+    tree["rules"] = {name: text for name, text in (tree.get("rules") or {}).items() if text is not None}
+    tree.setdefault("name", Path(pipeline).stem)
+    return build(PipelineConfig, tree, pipeline)
+
+
+def _find(pipeline: str) -> tuple[dict[str, Any], str]:
+    if pipeline in preset_names():
+        return read_yaml(PRESETS / f"{pipeline}.yaml"), pipeline
+    path = Path(pipeline)
+    if path.is_file():
+        return read_yaml(path), pipeline
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise UserError(f"the pipeline {pipeline} does not exist", f"name a file, or one of {_presets()}")
+    raise unknown("pipeline", pipeline, preset_names())
+
+
+def _presets() -> str:
+    return ", ".join(preset_names())
+
+
+def _resolve(tree: dict[str, Any], where: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The tree with the preset that it starts from put in; a tree without one is whole already."""
+    if "preset" not in tree:
+        return tree
+    base = tree["preset"]
+    if base not in preset_names():
+        raise unknown("preset", str(base), preset_names(), where)
+    if base in above:
+        raise UserError(f"{where}: preset '{base}' starts from itself", "mend the preset")
+    whole = _resolve(read_yaml(PRESETS / f"{base}.yaml"), base, (*above, base))
+    differences = {key: value for key, value in tree.items() if key != "preset"}
+    if above == ():
+        whole.pop("name", None)
+        whole.pop("description", None)
+    return {**whole, **{key: _merge(key, whole.get(key), value, where) for key, value in differences.items()}}
+
+
+def _merge(key: str, base: Any, value: Any, where: str) -> Any:
+    """One key of the differences over the preset's: mappings are merged and null removes, all else
+    replaces.
+    """
+    if key == "stages" and isinstance(value, Mapping):
+        return _merge_stages(base or [], value, where)
+    if isinstance(base, Mapping) and isinstance(value, Mapping):
+        return {**base, **value}
+    return value
+
+
+def _merge_stages(base: Sequence[Any], differences: Mapping[str, Any], where: str) -> list[Any]:
+    """`flatness: {patch: 256}` changes parameters, `flatness: null` leaves the stage out, another name adds
+    one.
+    """
+    entries = [_as_mapping(entry) for entry in base]
+    labels = [entry.get("name") or entry.get("stage") for entry in entries]
+    for label, change in differences.items():
+        if change is not None and not isinstance(change, Mapping):
+            raise UserError(f"{where}: stages.{label} holds {change!r}", "write its parameters, {} or null")
+        if label in labels:
+            place = labels.index(label)
+            entries[place] = None if change is None else {**entries[place], **change}
+        elif change is None:
+            raise unknown("stage", label, [str(known) for known in labels], where)
+        else:
+            entries.append({"stage": label, **change})
+    return [entry for entry in entries if entry is not None]
+
+
+def _with_stage_mappings(tree: dict[str, Any]) -> dict[str, Any]:
+    """Bare stage names as mappings, so that `--set stages.flatness.patch=256` finds a place to write to."""
+    stages = tree.get("stages")
+    if isinstance(stages, list):
+        return {**tree, "stages": [_as_mapping(entry) for entry in stages]}
+    if isinstance(stages, Mapping):
+        raise UserError(
+            "stages holds a mapping", "write a list, or start from a preset: to give differences only"
+        )
+    return dict(tree)
+
+
+def _as_mapping(entry: Any) -> Any:
+    return {"stage": entry} if isinstance(entry, str) else entry

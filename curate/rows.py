@@ -1,0 +1,165 @@
+"""The rows of one unit while they are made, and the staged part that comes of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uhr.curate.pipeline import SidecarKeys
+from uhr.curate.plan import Plan, Step
+from uhr.curate.rules import Verdict
+from uhr.curate.sidecars import read_sidecars
+from uhr.manifests.schema import FAILED, KEPT, REJECTED, sample_id
+from uhr.manifests.uris import path_of
+
+PREVIEW = (
+    pa.field("_jpeg", pa.binary()),
+    pa.field("_preview_width", pa.int32()),
+    pa.field("_preview_height", pa.int32()),
+)
+"""Columns of a staged part beside the manifest's own; they go to the preview parts."""
+
+_TALLY = b"tally"
+
+
+class Tally(NamedTuple):
+    """What became of the rows of a unit, or of many: rejected by rule, failed by kind of fault; `seen` is how
+    many rows each rule was asked about, `broken_sidecars` how many pictures have one.
+    """
+
+    kept: int
+    rejected: Counter[str]
+    failed: Counter[str]
+    seen: Counter[str]
+    broken_sidecars: int
+
+    @classmethod
+    def empty(cls) -> Tally:
+        return cls(0, Counter(), Counter(), Counter(), 0)
+
+    @classmethod
+    def of_part(cls, part: Path) -> Tally:
+        """What a staged part says of itself, from its footer."""
+        tree = json.loads(pq.read_schema(part).metadata[_TALLY])
+        return cls(tree[0], *map(Counter, tree[1:4]), tree[4])
+
+    def plus(self, other: Tally) -> Tally:
+        return Tally(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def words(self) -> str:
+        """`kept 10, rejected 3, failed 1`."""
+        counts = (self.kept, self.rejected.total(), self.failed.total())
+        return ", ".join(f"{name} {n:,}" for name, n in zip((KEPT, REJECTED, FAILED), counts, strict=True))
+
+
+class Rows:
+    """Indexed like the unit's items; a row is a dict of the columns that are known so far."""
+
+    def __init__(self, plan: Plan, items: pa.Table, root: str) -> None:
+        # what set stages add is not known before every unit is done
+        late = {column.name for step in plan.sets for column in step.stage.adds}
+        self._schema = pa.schema([field for field in plan.schema if field.name not in late])
+        self._types = {field.name: field.type for field in self._schema}
+        self._root = root
+        self._items = items.to_pylist()
+        self._rows = [_row(item) for item in self._items]
+        self._previews: dict[int, tuple[bytes, int, int]] = {}
+        self._broken_sidecars = 0
+        self.seen: Counter[str] = Counter()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._rows[index]
+
+    def alive(self) -> list[int]:
+        """Rows without a verdict."""
+        return [index for index, row in enumerate(self._rows) if row["status"] is None]
+
+    def path(self, index: int) -> str:
+        return self._path(self._rows[index]["uri"])
+
+    def _path(self, uri: str) -> str:
+        # joined by hand where nothing is escaped: that is nearly always, and ten times as fast
+        return str(path_of(Path(self._root), uri)) if "%" in uri else f"{self._root}/{uri}"
+
+    def read_sidecars(self, index: int, keys: SidecarKeys) -> None:
+        uris = self._items[index]["sidecars"]
+        if uris:
+            sidecar = read_sidecars([Path(self._path(uri)) for uri in uris], keys.model_dump())
+            self._rows[index].update(sidecar.values)
+            self._broken_sidecars += sidecar.fault is not None
+
+    def put(self, index: int, step: Step, values: Mapping[str, Any]) -> None:
+        """What a stage gave for a row. A value that its column cannot hold is the stage's error."""
+        row = self._rows[index]
+        declared = {column.name for column in step.stage.adds}
+        strange = values.keys() - declared
+        if strange:
+            raise ValueError(f"it gives column {sorted(strange)[0]!r}, which it does not declare")
+        plain = {name: _plain(value) for name, value in values.items()}
+        for name, value in plain.items():
+            if value is not None and type(value) not in _SAFE.get(self._types[name], ()):
+                pa.scalar(value, self._types[name])
+        row.update(plain)
+
+    def put_preview(self, index: int, jpeg: bytes, width: int, height: int) -> None:
+        self._previews[index] = (jpeg, width, height)
+
+    def fail(self, index: int, kind: str, words: str) -> None:
+        self.decide(index, Verdict(FAILED, kind, words))
+
+    def decide(self, index: int, verdict: Verdict) -> None:
+        error = verdict.error and verdict.error.encode("utf-8", "replace").decode()
+        self._rows[index].update(status=verdict.status, reason=verdict.reason, error=error)
+
+    def part(self) -> pa.Table:
+        """The staged part: the manifest's columns, previews, and the tally in the schema's metadata."""
+        for index in self.alive():
+            self._rows[index]["status"] = KEPT
+        columns = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]
+        shown = [self._previews.get(index, (None, None, None)) for index in range(len(self._rows))]
+        previews = [pa.array([p[i] for p in shown], f.type) for i, f in enumerate(PREVIEW)]
+        schema = pa.schema([*self._schema, *PREVIEW], metadata={_TALLY: json.dumps(self._tally()).encode()})
+        return pa.table([*columns, *previews], schema=schema)
+
+    def _tally(self) -> Tally:
+        verdicts = Counter((row["status"], row["reason"]) for row in self._rows)
+        by_reason = {
+            status: Counter({r: n for (s, r), n in sorted(verdicts.items(), key=str) if s == status})
+            for status in (REJECTED, FAILED)
+        }
+        kept = verdicts[(KEPT, None)]
+        seen = Counter(dict(sorted(self.seen.items())))
+        return Tally(kept, by_reason[REJECTED], by_reason[FAILED], seen, self._broken_sidecars)
+
+
+def _row(item: dict[str, Any]) -> dict[str, Any]:
+    fault = item["fault"]
+    return {
+        "sample_id": sample_id(item["uri"]),
+        "uri": item["uri"],
+        "source_version": item["source_version"],
+        "status": None if fault is None else FAILED,
+        "reason": fault,
+        "error": item["fault_words"],
+    }
+
+
+_SAFE = {
+    pa.float64(): (float,),
+    pa.bool_(): (bool,),
+}
+"""Python types that a column takes without a look at the value."""
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's; NaN is no value, and a rule must not take it for the largest number."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and value != value else value

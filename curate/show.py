@@ -1,0 +1,148 @@
+"""What `uhr curate` says to people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from uhr.base.console import say, table, warn
+from uhr.curate.engine import Outcome
+from uhr.curate.plan import Plan, Step
+from uhr.curate.rules import Rule
+from uhr.curate.sources import Listing, describe
+from uhr.manifests.manifest import ManifestInfo
+
+
+def print_plan(plan: Plan, listing: Listing) -> None:
+    """The dry run: what would happen to each picture, in order."""
+    config = plan.config
+    say(f"{config.name}: {config.description}" if config.description else config.name)
+    size = plan.unit_size(listing.items.num_rows)
+    units = -(-listing.items.num_rows // size)
+    say(f"source  {listing.root}: {describe(listing)}, in {units:,} units of {size}")
+    for line in _not_opened(listing.met):
+        say(f"        {line}")
+    say()
+    _print_rules(plan.first, "before anything is read")
+    for words, steps in (
+        ("from the first bytes", plan.header),
+        ("from the pixels, decoded once", plan.pixel),
+        ("over the whole set", plan.sets),
+    ):
+        if steps:
+            say(f"{words}:")
+        for step in steps:
+            _print_step(step)
+    for skipped in plan.skipped:
+        say(f"skipped  {skipped.label}: {skipped.why}")
+    for idle in plan.idle:
+        say(f"not evaluated  rule {idle.name} ({idle.where})")
+
+
+def _print_step(step: Step) -> None:
+    say(f"  {step.label:<18} {', '.join(column.name for column in step.stage.adds)}")
+    for rule in step.rules:
+        say(f"    keep where {rule.condition.text}   [{rule.name}]")
+
+
+def _print_rules(rules: Iterable[Rule], words: str) -> None:
+    for rule in rules:
+        say(f"{words}: keep where {rule.condition.text}   [{rule.name}]")
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """The end of a run."""
+    info, path = outcome.manifest.info, outcome.manifest.path
+    counts = info.counts
+    if outcome.finished_before:
+        say(f"{path} is finished already, with the same pipeline and the same files; nothing was done")
+    kept, rejected, failed = (f"{counts[name]:,} {name}" for name in ("kept", "rejected", "failed"))
+    took = "" if outcome.finished_before else f"   in {outcome.seconds:.1f} s"
+    say(f"{counts['rows']:,} files: {kept}, {rejected}, {failed}{took}")
+    _print_funnel(info)
+    for line in _not_opened(info.source):
+        say(f"  {line}")
+    for folder in outcome.unreadable:
+        warn(f"folder {folder} could not be read")
+    if info.source.get("broken_sidecars"):
+        warn(f"{info.source['broken_sidecars']:,} pictures have a broken sidecar: see source_meta")
+    say(f"manifest  {path}   id {info.id[:16]}")
+    say(f"report    {outcome.report}")
+    say(f"next      uhr curate explain {path} URI   or   uhr manifest slice {path} --where SQL --out SLICE")
+
+
+def _print_funnel(info: ManifestInfo) -> None:
+    rejecting = {rule.name for rule in info.rules}
+    for rule in info.rules:
+        if rule.state == "evaluated":
+            say(f"  rejected  {rule.rejected:>8,} of {rule.seen:,}   {rule.name}: {rule.where}")
+    for kind, count in info.counts["reasons"].items():
+        if kind not in rejecting:
+            say(f"  failed    {count:>8,}   {kind}")
+    for rule in info.rules:
+        if rule.state == "not evaluated":
+            say(f"  not evaluated       {rule.name}: {rule.where}   ({rule.why})")
+
+
+def _not_opened(met: Mapping[str, int]) -> list[str]:
+    """What the listing met and left alone."""
+    words = {
+        "linked_folders": "links to folders, not entered",
+        "unreadable_folders": "folders that could not be read",
+        "sockets": "sockets, not opened",
+        "pipes": "pipes, not opened",
+        "devices": "devices, not opened",
+    }
+    return [f"{met[name]:,} {meaning}" for name, meaning in words.items() if met.get(name)]
+
+
+def print_status(status: Mapping[str, Any]) -> None:
+    say(f"{status['out']}: {status['state']}")
+    if status["rows"] is None:
+        return
+    units = f" ({status['units_done']:,} of {status['units']:,} units)" if "units" in status else ""
+    say(f"{status['rows_done']:,} of {status['rows']:,} files{units}")
+    say(", ".join(f"{name} {status[name]:,}" for name in ("kept", "rejected", "failed")))
+    for reason, count in status.get("reasons", {}).items():
+        say(f"  {count:>8,}   {reason}")
+    if status["state"] == "stopped":
+        say("the same command goes on where it stopped")
+
+
+def print_explanation(told: Mapping[str, Any]) -> None:
+    say(f"{told['uri']}   {told['sample_id']}")
+    verdict = told["status"] if told["reason"] is None else f"{told['status']}: {told['reason']}"
+    say(verdict if told["error"] is None else f"{verdict}: {told['error']}")
+    stage = None
+    for column in told["columns"]:
+        if column["stage"] != stage:
+            stage = column["stage"]
+            say(f"\n{stage}")
+        unit = "" if column["unit"] in ("", "1") else f" {column['unit']}"
+        say(f"  {column['column']:<18} {_value(column['value'])}{unit}")
+    say("\nrules, in the order in which they are asked")
+    for rule in told["rules"]:
+        looked = ", ".join(f"{name} = {_value(value)}" for name, value in rule["values"].items())
+        tail = f"   [{looked}]" if looked else f"   ({rule['why']})" if rule["why"] else ""
+        say(f"  {rule['outcome']:<14} {rule['rule']}: {rule['where']}{tail}")
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def print_stages(stages: list[dict[str, Any]]) -> None:
+    rows = [
+        [
+            stage["stage"],
+            stage["reads"],
+            ", ".join(column["column"] for column in stage["adds"]),
+            ", ".join(stage["needs"]),
+            ", ".join(f"{p['package']} ({p['licence']})" for p in stage["packages"])
+            + (" missing" if stage["missing"] else ""),
+        ]
+        for stage in stages
+    ]
+    table(["stage", "reads", "adds", "needs", "packages"], rows)

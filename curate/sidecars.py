@@ -1,0 +1,175 @@
+"""Caption and metadata files that lie beside a picture and belong into its row.
+
+`lake.txt`, `lake.json`, `lake.jpg.txt` and `lake.jpg.json` belong to `lake.jpg`; without such a picture they
+are files like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PICTURE_SUFFIXES = frozenset(
+    [
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "png",
+        "apng",
+        "webp",
+        "gif",
+        "bmp",
+        "dib",
+        "tif",
+        "tiff",
+        "avif",
+        "heic",
+        "heif",
+        "hif",
+        "jxl",
+        "jp2",
+        "j2k",
+        "jpx",
+        "jpf",
+        "ppm",
+        "pgm",
+        "pbm",
+        "pnm",
+        "pfm",
+        "tga",
+        "icb",
+        "dds",
+        "ico",
+        "icns",
+        "psd",
+        "exr",
+        "hdr",
+        "qoi",
+        "svg",
+        "dng",
+        "cr2",
+        "nef",
+        "arw",
+        "raw",
+    ]
+)
+"""File names that a sidecar may belong to. What a file is, its content decides."""
+
+SIDECAR_SUFFIXES = (".txt", ".json")
+FIELDS = ("caption", "source_url", "author", "license")
+LONGEST_BYTES = 16 * 2**20
+
+DEFAULT_KEYS: dict[str, list[str]] = {
+    "caption": ["caption"],
+    "source_url": ["source_url", "image_url", "url"],
+    "author": ["author", "photographer"],
+    "license": ["license", "licence"],
+}
+"""Which JSON keys fill which column, first found first; the rest goes into `source_meta`."""
+
+
+class Sidecar(NamedTuple):
+    """What the sidecars of one picture say: values for its row, and what was wrong with them (None:
+    nothing).
+    """
+
+    values: dict[str, str]
+    fault: str | None
+
+
+def sidecars_in(names: Iterable[str], readable: Iterable[str]) -> dict[str, list[str]]:
+    """The sidecars of each picture among the file names of one folder; the more particular ones last.
+
+    Only what is `readable` can be a sidecar: a broken link beside a picture is a row of its own.
+    """
+    names = list(names)
+    candidates = [name for name in readable if name.lower().endswith(SIDECAR_SUFFIXES)]
+    if not candidates:
+        return {}
+    pictures: dict[str, list[str]] = {}
+    for name in names:
+        stem, _, suffix = name.rpartition(".")
+        if stem and suffix.lower() in PICTURE_SUFFIXES:
+            pictures.setdefault(stem, []).append(name)
+            pictures.setdefault(name, []).append(name)
+    found: dict[str, list[str]] = {}
+    # shorter base names first, so that lake.jpg.txt comes after lake.txt and wins
+    for name in sorted(candidates, key=lambda name: (len(name.rpartition(".")[0]), name)):
+        for picture in pictures.get(name.rpartition(".")[0], ()):
+            found.setdefault(picture, []).append(name)
+    return found
+
+
+def read_sidecars(paths: Sequence[Path], keys: Mapping[str, Sequence[str]]) -> Sidecar:
+    """The values of one picture's sidecars, later files over earlier ones; a caption file over a JSON
+    caption.
+
+    A broken sidecar never fails its picture: the fault stands in `source_meta` under `sidecar_fault`, and is
+    returned.
+    """
+    caption: str | None = None
+    tree: dict[str, Any] = {}
+    faults: list[str] = []
+    for path in paths:
+        try:
+            text = _read(path)
+            if path.name.lower().endswith(".txt"):
+                caption = text.strip() or caption
+            else:
+                tree.update(_object(text))
+        except (OSError, ValueError, RecursionError) as error:
+            faults.append(f"{_clean(path.name)}: {_words(error)}")
+    values = {} if caption is None else {"caption": _clean(caption)}
+    for column in FIELDS:
+        for key in keys.get(column, ()):
+            value = tree.get(key)
+            if column not in values and _is_scalar(value):
+                values[column] = _clean(str(value).strip())
+                del tree[key]
+    fault = "; ".join(faults) or None
+    if fault:
+        tree["sidecar_fault"] = fault
+    if tree:
+        values["source_meta"] = _clean(json.dumps(tree, ensure_ascii=False, sort_keys=True))
+    return Sidecar(values, fault)
+
+
+def _read(path: Path) -> str:
+    with open(path, "rb") as file:
+        data = file.read(LONGEST_BYTES + 1)
+    if len(data) > LONGEST_BYTES:
+        raise ValueError(f"longer than {LONGEST_BYTES // 2**20} MiB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        # NaN and Infinity are no JSON: source_meta must be readable by everybody
+        tree = json.loads(text, parse_constant=lambda name: None)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON (line {error.lineno}: {error.msg})") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"holds a JSON {type(tree).__name__}, not an object")  # noqa: TRY004 - one kind for all
+    json.dumps(tree, allow_nan=False)  # 1e999 reads as infinity
+    return tree
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and bool(str(value).strip())
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def _clean(text: str) -> str:
+    """Without lone surrogates, which JSON escapes and file names may bring and UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")

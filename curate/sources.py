@@ -1,0 +1,180 @@
+"""What there is to curate: every regular file below a folder, each under its own address, listed once.
+
+Links are never resolved: a link to a file is a sample of its own, a link to a folder is not entered. Sockets,
+pipes and devices are counted and never opened. Nothing is read here but folders and, once per file, what
+`stat` says.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from uhr.base.errors import UserError
+from uhr.base.files import human_bytes
+from uhr.curate.sidecars import sidecars_in
+from uhr.manifests.uris import uri_of
+
+ITEMS = pa.schema(
+    [
+        pa.field("uri", pa.string()),
+        pa.field("source_version", pa.string()),
+        pa.field(
+            "sidecars", pa.list_(pa.string()), metadata={"meaning": "uris of caption and metadata files"}
+        ),
+        pa.field("sidecar_versions", pa.string()),
+        pa.field("fault", pa.string(), metadata={"meaning": "why there is nothing to read"}),
+        pa.field("fault_words", pa.string()),
+    ]
+)
+"""One row per regular file (or link to one, or broken link), sorted by uri. `fault` is null for what can be
+read.
+"""
+
+NOT_OPENED = ("linked_folders", "unreadable_folders", "sockets", "pipes", "devices")
+
+
+@dataclass
+class Listing:
+    """A source as it was found: the items, what was met and not opened, and which folders could not be
+    read.
+    """
+
+    root: Path
+    items: pa.Table
+    met: dict[str, int]
+    bytes: int
+    unreadable: list[str] = field(default_factory=list)
+
+
+def list_folder(source: Path, advance: Callable[[int], None] | None = None) -> Listing:
+    """Every file below `source`, sorted by uri. `advance` hears of each folder's files.
+
+    Errors: the source is missing, is no folder, or holds no file.
+    """
+    root = Path(os.path.abspath(source))
+    if not root.exists():
+        raise UserError(f"the source {source} does not exist", "name a folder of pictures with --source")
+    if not root.is_dir():
+        raise UserError(f"the source {source} is a file", "name the folder that holds it")
+    walk = _Walk(str(root))
+    for count in walk.folders():
+        if advance is not None:
+            advance(count)
+    if not walk.rows:
+        met = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in walk.met.items() if n)
+        raise UserError(
+            f"the source {source} holds no file{f' ({met})' if met else ''}", "name a folder of pictures"
+        )
+    walk.rows.sort()
+    columns = list(zip(*walk.rows, strict=True))
+    items = pa.table([pa.array(c, f.type) for c, f in zip(columns, ITEMS, strict=True)], schema=ITEMS)
+    met = {name: walk.met[name] for name in NOT_OPENED}
+    return Listing(root, items, met, walk.bytes, walk.unreadable)
+
+
+_Row = tuple[str, str | None, list[str] | None, str | None, str | None, str | None]
+
+
+class _Walk:
+    """One pass over the tree; `rows` are tuples in the order of `ITEMS`."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self.rows: list[_Row] = []
+        self.met: Counter[str] = Counter()
+        self.unreadable: list[str] = []
+        self.bytes = 0
+
+    def folders(self) -> Iterator[int]:
+        """Visit every folder; yields the number of files found in each."""
+        waiting = [""]
+        while waiting:
+            below = waiting.pop()
+            before = len(self.rows)
+            try:
+                with os.scandir(os.path.join(self._root, below)) as entries:
+                    files, folders = self._sort_out(entries)
+            except OSError as error:
+                self.met["unreadable_folders"] += 1
+                self.unreadable.append(f"{uri_of(below) or '.'} ({error.strerror})")
+                continue
+            prefix = f"{below}/" if below else ""
+            self._add(prefix, files)
+            waiting.extend(prefix + name for name in folders)
+            yield len(self.rows) - before
+
+    def _sort_out(self, entries: Iterator[os.DirEntry[str]]) -> tuple[dict[str, _File], list[str]]:
+        files: dict[str, _File] = {}
+        folders: list[str] = []
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.name)
+                continue
+            try:
+                # the only stat of a file; of a link, the file that it leads to
+                status = entry.stat()
+            except OSError as error:
+                files[entry.name] = _unreachable(entry, error)
+                continue
+            if stat.S_ISREG(status.st_mode):
+                self.bytes += status.st_size
+                files[entry.name] = (f"{status.st_size}-{status.st_mtime_ns}", None, None)
+            else:
+                self.met[_special(status.st_mode)] += 1
+        return files, folders
+
+    def _add(self, prefix: str, files: dict[str, _File]) -> None:
+        owned = sidecars_in(files, (name for name, (_, fault, _) in files.items() if fault is None))
+        beside = {name for names in owned.values() for name in names}
+        # a prefix and a name need no escaping more often than not: ask once per folder
+        plain = prefix.isascii() and "%" not in prefix
+        for name, (version, fault, words) in files.items():
+            if name in beside:
+                continue
+            path = prefix + name
+            uri = path if plain and name.isascii() and "%" not in name else uri_of(path)
+            cars = owned.get(name)
+            versions = ",".join(str(files[car][0]) for car in cars) if cars else None
+            uris = [uri_of(prefix + car) for car in cars] if cars else None
+            self.rows.append((uri, version, uris, versions, fault, words))
+
+
+_File = tuple[str | None, str | None, str | None]
+"""Version (size and time), kind of fault, fault in words."""
+
+
+def _unreachable(entry: os.DirEntry[str], error: OSError) -> _File:
+    if entry.is_symlink():
+        return None, "broken link", f"the link leads to nothing that can be read ({error.strerror})"
+    return None, "unreadable", f"the file cannot be looked at ({error.strerror})"
+
+
+def _special(mode: int) -> str:
+    """What is neither file nor folder; a folder can only be met here through a link."""
+    if stat.S_ISDIR(mode):
+        return "linked_folders"
+    if stat.S_ISSOCK(mode):
+        return "sockets"
+    return "pipes" if stat.S_ISFIFO(mode) else "devices"
+
+
+def refuse_overlap(source: Path, out: Path) -> None:
+    """A UserError if one folder lies in the other: a run must not curate its own output."""
+    a, b = source.resolve(), out.resolve()
+    if a == b or a in b.parents:
+        raise UserError(f"--out {out} lies inside the source {source}", "name a folder elsewhere")
+    if b in a.parents:
+        raise UserError(f"the source {source} lies inside --out {out}", "name a folder elsewhere")
+
+
+def describe(listing: Listing) -> str:
+    """`1,234 files, 5.6 GB`."""
+    count = listing.items.num_rows
+    return f"{count:,} {'file' if count == 1 else 'files'}, {human_bytes(listing.bytes)}"

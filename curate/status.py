@@ -1,0 +1,53 @@
+"""How far a run has come, read from its folder while it runs or after it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from uhr.base.errors import UserError
+from uhr.curate.engine import UNITS
+from uhr.curate.lock import is_held
+from uhr.curate.rows import Tally
+from uhr.manifests.manifest import Manifest, is_manifest
+from uhr.manifests.units import UnitPlan
+
+
+def status_of(out: Path) -> dict[str, Any]:
+    """`state` is listing, running, stopped, committed (only the report is missing) or finished; units, rows
+    and verdicts so far.
+    """
+    folder = out / UNITS
+    running = is_held(folder)
+    if is_manifest(out):
+        counts = Manifest.open(out).info.counts
+        state = "finished" if not folder.exists() else "running" if running else "committed"
+        verdicts = {name: counts[name] for name in ("kept", "rejected", "failed")}
+        return {
+            "out": str(out),
+            "state": state,
+            "rows": counts["rows"],
+            "rows_done": counts["rows"],
+            **verdicts,
+        }
+    if not folder.is_dir():
+        raise UserError(f"{out} holds no run", "name the folder that was given as --out")
+    if not UnitPlan.exists(folder):
+        return {"out": str(out), "state": "listing" if running else "stopped", "rows": None, "rows_done": 0}
+    plan = UnitPlan.open(folder)
+    finished = plan.finished()
+    tally = Tally.empty()
+    for unit in finished:
+        tally = tally.plus(Tally.of_part(plan.part(unit)))
+    return {
+        "out": str(out),
+        "state": "running" if running else "stopped",
+        "rows": plan.rows,
+        "rows_done": sum(map(plan.rows_in, finished)),
+        "units": plan.count,
+        "units_done": len(finished),
+        "kept": tally.kept,
+        "rejected": tally.rejected.total(),
+        "failed": tally.failed.total(),
+        "reasons": {**tally.rejected, **tally.failed},
+    }
