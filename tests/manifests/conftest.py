@@ -32,7 +32,11 @@ def make_row(number: int, **changes: Any) -> dict[str, Any]:
         kept = entropy >= 4
         row |= {"status": "kept" if kept else "rejected", "reason": None if kept else "entropy"}
         row |= {"entropy": entropy, "flat_fraction": entropy / 8, "width": 4000, "height": 3000 + number}
-        row |= {"aspect_bucket": "4:3" if number % 3 else "1:1", "format": "JPEG", "content_hash": "0" * 64}
+        row |= {
+            "aspect_bucket": "4:3" if number % 3 else "1:1",
+            "format": "JPEG",
+            "content_hash": f"{number:064x}",
+        }
     return row | changes
 
 

@@ -1,0 +1,178 @@
+"""Histograms as plain geometry; the template draws them as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import duckdb
+import pyarrow as pa
+
+from uhr.manifests.report.thresholds import Threshold
+from uhr.manifests.report.words import number
+from uhr.manifests.schema import STATUSES, Column
+from uhr.manifests.stats import Numeric, finite
+
+WIDTH, HEIGHT = 320.0, 96.0
+"""Of the area that bars stand in, in SVG units."""
+
+BINS = 40
+WIDEST = 32.0
+"""Of a bar: a column with two values is not two walls."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One status's share of a bar, in SVG units from the top left."""
+
+    status: str
+    x: float
+    y: float
+    width: float
+    height: float
+    words: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something at a place on the axis: a threshold of a rule."""
+
+    x: float
+    label: str
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """One numeric column: how its values are spread, by status, and where rules cut.
+
+    `low` and `high` label the ends of the axis: place and text.
+    """
+
+    column: Column
+    numeric: Numeric
+    segments: list[Segment]
+    marks: list[Mark]
+    low: tuple[float, str]
+    high: tuple[float, str]
+    log: bool
+    words: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From values to bins and to places: linear, or logarithmic where values span orders of magnitude.
+
+    `first` and `last` are the values to show; `low` and `high`, where bins end, are up to a bin further out.
+    """
+
+    low: float
+    high: float
+    bins: int
+    log: bool
+    first: float
+    last: float
+
+    def place(self, value: float) -> float:
+        """Where a value stands, in SVG units [0, WIDTH]; values beyond the ends stand at the ends."""
+        low, high = self._scaled(self.low), self._scaled(self.high)
+        share = (self._scaled(max(value, self.low)) - low) / (high - low)
+        return WIDTH * min(max(share, 0.0), 1.0)
+
+    def sql(self, value: str) -> str:
+        """The bin [0, bins) of an SQL number; values beyond the ends fall into the end bins."""
+        low, high = self._scaled(self.low), self._scaled(self.high)
+        scaled = f"log10(greatest({value}, {self.low!r}))" if self.log else value
+        share = f"({scaled} - {low!r}) / {high - low!r}"
+        return f"least(greatest(floor({share} * {self.bins} + 1e-9), 0), {self.bins - 1})::INTEGER"
+
+    def edges(self, bin_: int) -> tuple[float, float]:
+        """The values between which a bin lies."""
+        low, high = self._scaled(self.low), self._scaled(self.high)
+        ends = [low + (high - low) * (bin_ + step) / self.bins for step in (0, 1)]
+        return (10 ** ends[0], 10 ** ends[1]) if self.log else (ends[0], ends[1])
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(value) if self.log else value
+
+
+def axis_for(column: Column, numeric: Numeric, cuts: Sequence[float]) -> Axis | None:
+    """Ends that show p1 to p99 and every threshold; None where there is nothing to show."""
+    least, greatest = numeric.least, numeric.greatest
+    low, high = numeric.quantiles["p1"], numeric.quantiles["p99"]
+    if least is None or greatest is None or low is None or high is None or least == greatest:
+        return None
+    if pa.types.is_integer(column.type) and greatest - least < BINS:
+        return Axis(least - 0.5, greatest + 0.5, round(greatest - least) + 1, False, least, greatest)
+    # a few values far out must not squeeze the rest into one bar
+    spread = high - low
+    low = least if spread == 0 or least > low - spread else low
+    high = greatest if spread == 0 or greatest < high + spread else high
+    low, high = min([low, *cuts]), max([high, *cuts])
+    log = low > 0 and high / low > 100
+    return _aligned(low, high, log, cuts[0] if cuts else low)
+
+
+def _aligned(low: float, high: float, log: bool, cut: float) -> Axis:
+    """An axis of BINS or BINS + 1 bins, one of whose edges is the cut: no bar stands on both sides of it."""
+    start, end, cut = (math.log10(v) if log else v for v in (low, high, cut))
+    step = (end - start) / BINS
+    below = math.ceil((cut - start) / step - 1e-9)
+    above = math.ceil((end - cut) / step - 1e-9)
+    start, end = cut - below * step, cut + above * step
+    return Axis(10**start if log else start, 10**end if log else end, below + above, log, low, high)
+
+
+def histogram(
+    connection: duckdb.DuckDBPyConnection, column: Column, numeric: Numeric, thresholds: Sequence[Threshold]
+) -> Histogram | None:
+    """The histogram of a column of the relation `samples`."""
+    mine = [threshold for threshold in thresholds if threshold.column == column.name]
+    axis = axis_for(column, numeric, [threshold.value for threshold in mine])
+    if axis is None:
+        return None
+    inside = f"SELECT status, {finite(column.name)} AS value FROM samples"
+    query = f"""
+        SELECT {axis.sql("value")} AS bin, status, count(*) FROM ({inside})
+        WHERE value IS NOT NULL GROUP BY bin, status"""
+    counts = {(bin_, status): count for bin_, status, count in connection.sql(query).fetchall()}
+    cuts = "; ".join(f"a rule asks for {t.sign} {number(t.value)}" for t in mine)
+    middle = f"median {number(numeric.quantiles['p50'])} {column.unit}".strip()
+    return Histogram(
+        column=column,
+        numeric=numeric,
+        segments=_segments(axis, counts),
+        marks=[_mark(axis, threshold) for threshold in mine],
+        low=(round(axis.place(axis.first), 2), number(axis.first)),
+        high=(round(axis.place(axis.last), 2), number(axis.last)),
+        log=axis.log,
+        words=f"Histogram of {column.name}: {middle}{'; ' + cuts if cuts else ''}",
+    )
+
+
+def _segments(axis: Axis, counts: dict[tuple[int, str], int]) -> list[Segment]:
+    totals = [sum(counts.get((bin_, status), 0) for status in STATUSES) for bin_ in range(axis.bins)]
+    tallest = max(totals)
+    step = WIDTH / axis.bins
+    width = min(step - min(1, step / 4), WIDEST)
+    result = []
+    for bin_ in range(axis.bins):
+        low, high = axis.edges(bin_)
+        top = HEIGHT
+        for status in STATUSES:
+            count = counts.get((bin_, status), 0)
+            if count:
+                tall = HEIGHT * count / tallest
+                top -= tall
+                words = f"{number(low)} to {number(high)}: {count} {status}"
+                x = round((bin_ + 0.5) * step - width / 2, 2)
+                result.append(Segment(status, x, round(top, 2), round(width, 2), round(tall, 2), words))
+    return result
+
+
+def _mark(axis: Axis, threshold: Threshold) -> Mark:
+    x = axis.place(threshold.value)
+    return Mark(
+        round(x, 2), f"{threshold.sign} {number(threshold.value)}", "end" if x > WIDTH / 2 else "start"
+    )

@@ -1,0 +1,148 @@
+"""Which pictures a report shows: kept and turned down, grouped by reason, within a budget of bytes."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from uhr.manifests.manifest import Manifest, quoted
+from uhr.manifests.report.thresholds import condition_of, thresholds
+from uhr.manifests.report.words import first_words, with_unit
+from uhr.manifests.schema import KEPT, REJECTED
+
+PER_GROUP = 60
+BUDGET = 9_000_000
+"""Bytes of JPEG on a page: about 12 MB as base64."""
+
+KEPT_VALUES = 3
+"""Columns told of a kept picture: the first that rules cut."""
+
+SHOWN_ALWAYS = ("width", "height", "format")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One tile: `source` is a data URI, or None where the picture was turned down before it was decoded."""
+
+    uri: str
+    alt: str
+    source: str | None
+    size: str
+    copies: int
+    values: list[tuple[str, str]]
+    words: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The pictures of one verdict."""
+
+    status: str
+    reason: str
+    condition: str
+    total: int
+    pictures: list[Picture]
+
+
+def groups(manifest: Manifest) -> list[Group]:
+    """Kept first, then those turned down by each rule, in the funnel's order.
+
+    At most PER_GROUP pictures each, chosen by sample_id (a hash, so without regard to name or score), in the
+    order of the value that decided; files with the same bytes count as one. When the budget runs out, each
+    group loses its last ones first.
+    """
+    conditions = {rule.name: rule.where for rule in manifest.info.rules}
+    columns = _columns(manifest)
+    chosen = {key: _choose(manifest, *key, columns.get(key[1], [])) for key in _keys(manifest)}
+    jpegs = _within_budget(manifest, list(chosen.values()))
+    result = []
+    for (status, reason), rows in chosen.items():
+        deciding = columns.get(reason, [])
+        shown = [row for row in rows if row["sample_id"] in jpegs]
+        first = deciding[0] if status == REJECTED and deciding else "uri"
+        shown.sort(key=lambda row: (row[first] is None, row[first], row["uri"]))
+        pictures = [_picture(manifest, row, deciding, jpegs[row["sample_id"]]) for row in shown]
+        total = manifest.info.counts["kept"] if status == KEPT else manifest.info.counts["reasons"][reason]
+        result.append(Group(status, reason, conditions.get(reason, ""), total, pictures))
+    return result
+
+
+def _keys(manifest: Manifest) -> list[tuple[str, str]]:
+    """(status, reason) of every group with a row."""
+    with manifest.connect() as connection:
+        query = f"SELECT DISTINCT reason FROM samples WHERE status = '{REJECTED}' AND reason IS NOT NULL"
+        reasons = [reason for (reason,) in connection.sql(query).fetchall()]
+    order = {rule.name: place for place, rule in enumerate(manifest.info.rules)}
+    reasons.sort(key=lambda reason: (order.get(reason, len(order)), reason))
+    kept = [(KEPT, "")] if manifest.info.counts["kept"] else []
+    return [*kept, *((REJECTED, reason) for reason in reasons)]
+
+
+def _columns(manifest: Manifest) -> dict[str, list[str]]:
+    """By reason, the columns that the rule looked at, plainly cut ones first; by "" those told of kept."""
+    result: dict[str, list[str]] = {}
+    shared: dict[str, None] = {}
+    for rule in manifest.info.rules:
+        condition = condition_of(rule)
+        if condition is not None:
+            plain = [threshold.column for threshold in thresholds(condition)]
+            names = dict.fromkeys([*plain, *sorted(condition.columns)])
+            result[rule.name] = [name for name in names if name in manifest.schema.names]
+            if rule.state == "evaluated":
+                shared |= dict.fromkeys(name for name in plain if name in manifest.schema.names)
+    return {**result, "": list(shared)[:KEPT_VALUES]}
+
+
+def _choose(manifest: Manifest, status: str, reason: str, deciding: Sequence[str]) -> list[dict[str, Any]]:
+    wanted = ["sample_id", "uri", "caption", *SHOWN_ALWAYS, *deciding]
+    names = ", ".join(quoted(n) for n in dict.fromkeys(wanted) if n in manifest.schema.names)
+    where, values = "status = $1", [status]
+    if reason:
+        where, values = f"{where} AND reason = $2", [status, reason]
+    # files with the same bytes once: in a set full of links a group would be one picture over and over
+    same = "PARTITION BY coalesce(content_hash, sample_id)"
+    query = f"""
+        SELECT {names}, count(*) OVER ({same}) AS copies FROM samples WHERE {where}
+        QUALIFY row_number() OVER ({same} ORDER BY sample_id) = 1 ORDER BY sample_id LIMIT {PER_GROUP}"""
+    with manifest.connect() as connection:
+        return connection.sql(query, params=values).to_arrow_table().to_pylist()
+
+
+def _within_budget(
+    manifest: Manifest, rows: Sequence[Sequence[Mapping[str, Any]]]
+) -> dict[str, bytes | None]:
+    """The JPEG of each picture that fits, by sample_id, dealt to the groups in turn; None if it has none."""
+    found = manifest.previews([row["sample_id"] for group in rows for row in group])
+    result: dict[str, bytes | None] = {}
+    used = 0
+    for row in itertools.chain.from_iterable(itertools.zip_longest(*rows)):
+        if row is None:
+            continue
+        jpeg = found.get(row["sample_id"])
+        used += len(jpeg or b"")
+        if used > BUDGET:
+            break
+        result[row["sample_id"]] = jpeg
+    return result
+
+
+def _picture(
+    manifest: Manifest, row: Mapping[str, Any], deciding: Sequence[str], jpeg: bytes | None
+) -> Picture:
+    units = {column.name: column.unit for column in manifest.columns}
+    values = [(name, with_unit(row[name], units[name])) for name in deciding]
+    size = f"{row['width']} × {row['height']}" if row.get("width") and row.get("height") else ""
+    words = first_words(row.get("caption"))
+    return Picture(
+        uri=row["uri"],
+        alt=words or PurePosixPath(row["uri"]).name,
+        source=f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else None,
+        size=size,
+        copies=row["copies"],
+        values=values,
+        words=words,
+    )

@@ -1,0 +1,132 @@
+"""The page: what stands in each section, and its template filled in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from uhr.base.console import progress
+from uhr.base.errors import UserError
+from uhr.base.files import atomic
+from uhr.manifests.lineage import lineage, summary
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.report.charts import HEIGHT, WIDTH, Histogram, histogram
+from uhr.manifests.report.gallery import groups
+from uhr.manifests.report.thresholds import condition_of, thresholds
+from uhr.manifests.report.words import first_words, number, share, with_unit
+from uhr.manifests.schema import FAILED
+from uhr.manifests.stats import Stats, compute
+
+HERE = Path(__file__).parent
+EXAMPLES = 8
+"""Files named per kind of fault."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault: how many samples it took, and some of them with the error in words."""
+
+    kind: str
+    count: int
+    examples: list[tuple[str, str]]
+
+
+def write_report(manifest: Manifest, out: Path) -> Path:
+    """Write the report on `manifest` to the file `out`, atomically; the same manifest gives the same bytes.
+
+    The page needs nothing else: styles, pictures and charts are inside, and it reads without its script.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder", "name an HTML file")
+    with atomic(out) as temporary:
+        temporary.write_text(render(manifest), encoding="utf-8")
+    return out
+
+
+def render(manifest: Manifest) -> str:
+    """The page as HTML. Every value is escaped by the template engine; nothing is marked safe."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise UserError(f"the report needs jinja2 ({error})", "pip install 'uhr[curate]'") from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"number": number, "share": share, "first_words": first_words}
+    environment.globals |= {"with_unit": with_unit}
+    steps = 3
+    with progress("report", steps, "steps") as advance:
+        stats = compute(manifest)
+        advance()
+        charts = _histograms(manifest, stats)
+        advance()
+        pictures = groups(manifest)
+        advance()
+    return environment.get_template("report.html").render(
+        info=manifest.info,
+        path=str(manifest.path),
+        title=_title(manifest),
+        counts=manifest.info.counts,
+        stats=stats,
+        highlights=_highlights(stats),
+        is_slice=manifest.info.operation.get("kind") == "slice",
+        rules=stats.rules,
+        faults=_faults(manifest),
+        histograms=charts,
+        chart=(WIDTH, HEIGHT),
+        aspects=stats.aspects,
+        groups=pictures,
+        chain=[link | {"what": summary(link.get("operation", {}))} for link in lineage(manifest.path)],
+        operation=yaml.safe_dump(manifest.info.operation, sort_keys=False, allow_unicode=True, width=100),
+    )
+
+
+def _title(manifest: Manifest) -> str:
+    operation = manifest.info.operation
+    pipeline = operation.get("pipeline")
+    if isinstance(pipeline, dict) and pipeline.get("name"):
+        return str(pipeline["name"])
+    return manifest.path.resolve().name
+
+
+def _highlights(stats: Stats) -> list[tuple[str, str]]:
+    """Numbers worth a place at the top, of columns that are there."""
+    columns = {column.name: column for column in stats.numeric if column.coverage}
+    result = []
+    for name, words in (("megapixels", "median Mpx"), ("entropy", "median entropy, bit")):
+        if name in columns:
+            result.append((number(columns[name].quantiles["p50"]), words))
+    splits = [column for column in stats.text if column.name == "split"]
+    return result + [(number(n), f"in split {name}") for column in splits for name, n in column.top.items()]
+
+
+def _faults(manifest: Manifest) -> list[Fault]:
+    """The kinds of fault, commonest first."""
+    query = f"""
+        SELECT reason, count(*) AS n, min_by((uri, error), uri, {EXAMPLES})
+        FROM samples WHERE status = '{FAILED}' GROUP BY reason ORDER BY n DESC, reason"""
+    with manifest.connect() as connection:
+        found = connection.sql(query).fetchall()
+    return [Fault(kind, count, [tuple(example) for example in examples]) for kind, count, examples in found]
+
+
+def _histograms(manifest: Manifest, stats: Stats) -> list[Histogram]:
+    """One per numeric column that varies; those that rules look at come first."""
+    cuts = []
+    for rule in manifest.info.rules:
+        condition = condition_of(rule)
+        if condition is not None and rule.state == "evaluated":
+            cuts += thresholds(condition)
+    ruled = [cut.column for cut in cuts]
+    columns = {column.name: column for column in manifest.columns}
+    numeric = sorted(stats.numeric, key=lambda column: column.name not in ruled)
+    with manifest.connect() as connection:
+        charts = [histogram(connection, columns[one.name], one, cuts) for one in numeric if one.coverage]
+    return [chart for chart in charts if chart is not None]

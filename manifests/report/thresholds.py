@@ -1,0 +1,66 @@
+"""What a rule asks of a column, where that is as simple as `entropy >= 4`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from uhr.base.errors import UserError
+from uhr.manifests.info import RuleInfo
+from uhr.manifests.sql import Condition
+
+SIGNS = {
+    "COMPARE_GREATERTHAN": ">",
+    "COMPARE_GREATERTHANOREQUALTO": ">=",
+    "COMPARE_LESSTHAN": "<",
+    "COMPARE_LESSTHANOREQUALTO": "<=",
+    "COMPARE_EQUAL": "=",
+}
+TURNED = {">": "<", ">=": "<=", "<": ">", "<=": ">=", "=": "="}
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A column, compared with a number: `sign` is one of > >= < <= =."""
+
+    column: str
+    sign: str
+    value: float
+
+
+def condition_of(rule: RuleInfo) -> Condition | None:
+    """The rule's condition; None where this version cannot parse it (a rule that another version ran)."""
+    try:
+        return Condition.parse(rule.where, f"rule '{rule.name}'")
+    except UserError:
+        return None  # the report then shows the rule's text alone
+
+
+def thresholds(condition: Condition) -> list[Threshold]:
+    """The comparisons that must all hold; whatever is not of this shape (OR, arithmetic) is left out."""
+    return list(_walk(condition.tree))
+
+
+def _walk(node: Mapping[str, Any]) -> Iterator[Threshold]:
+    if node["type"] == "CONJUNCTION_AND":
+        for child in node["children"]:
+            yield from _walk(child)
+    elif node["class"] == "COMPARISON" and node["type"] in SIGNS:
+        sign = SIGNS[node["type"]]
+        left, right = node["left"], node["right"]
+        for column, value, turned in ((left, right, sign), (right, left, TURNED[sign])):
+            yield from _threshold(column, turned, value)
+    elif node["class"] == "BETWEEN":
+        yield from _threshold(node["input"], ">=", node["lower"])
+        yield from _threshold(node["input"], "<=", node["upper"])
+
+
+def _threshold(column: Mapping[str, Any], sign: str, value: Mapping[str, Any]) -> Iterator[Threshold]:
+    if column["class"] != "COLUMN_REF" or value["class"] != "CONSTANT":
+        return
+    try:
+        number = float(value.get("literal", {}).get("text", ""))
+    except ValueError:
+        return  # compared with a text: nothing to draw
+    yield Threshold(column["column_names"][-1], sign, number)

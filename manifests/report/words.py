@@ -1,0 +1,41 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def number(value: Any) -> str:
+    """`12,345`, `0.0312`, `1.2e+09`: three significant digits, whole numbers whole, thousands grouped."""
+    if value is None:
+        return "–"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < 1e9):
+        return f"{int(value):,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+    return str(value)
+
+
+def with_unit(value: Any, unit: str) -> str:
+    """`3.21 bit`; a missing value has no unit, nor has a pure number (unit "1")."""
+    return number(value) if value is None or unit in ("", "1") else f"{number(value)} {unit}"
+
+
+def share(part: float, whole: float) -> str:
+    """A part of a whole in per cent: `12 %`, `0.4 %`; never 0 for something nor 100 for less than all."""
+    if not whole:
+        return "–"
+    percent = 100 * part / whole
+    if 0 < percent < 0.1:
+        return "< 0.1 %"
+    if 99 < percent < 100:
+        return f"{min(percent, 99.9):.1f} %"
+    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.1f} %"
+
+
+def first_words(text: str | None, most: int = 140) -> str:
+    """The beginning of a text, cut at a word."""
+    text = " ".join((text or "").split())
+    if len(text) <= most:
+        return text
+    return text[:most].rsplit(" ", 1)[0] + " …"
