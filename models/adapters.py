@@ -6,6 +6,7 @@ own weights stay in float32 whatever the backbone's dtype is: optimisers stall o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from uhr.base.errors import UserError
+from uhr.models import adapter_layers
 from uhr.models.hub import lora_file
 
 ADAPTER = "default"
@@ -182,16 +184,19 @@ def load_lora(target: Any, path: str | Path, name: str) -> LoraFile:
     if lora.changes_text_encoder and not whole:
         raise UserError(f"adapter {lora.file} also changes CLIP", "load it into a whole pipeline")
     lora.check_fits(transformer)
-    if whole:
-        target.load_lora_weights(str(lora.file), adapter_name=name, local_files_only=True)
-    else:
-        target.load_lora_adapter(
-            dict(lora.state),
-            network_alphas=lora.alphas,
-            adapter_name=name,
-            metadata=lora.metadata,
-            prefix="transformer",
-        )
+    with warnings.catch_warnings():
+        # several adapters on one model are what is wanted here
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        if whole:
+            target.load_lora_weights(str(lora.file), adapter_name=name, local_files_only=True)
+        else:
+            target.load_lora_adapter(
+                dict(lora.state),
+                network_alphas=lora.alphas,
+                adapter_name=name,
+                metadata=lora.metadata,
+                prefix="transformer",
+            )
     _own_parameters(transformer, name)
     return lora
 
@@ -242,23 +247,34 @@ class Merged:
 
 @torch.no_grad()
 def merge(transformer: Any) -> Merged:
-    """Add the active adapters' scale * B A to the weights; they sleep until `unmerge`.
+    """Add what the active adapters add to the weights; they sleep until `unmerge`.
 
     The sum is taken in float32 and rounded once to the weight's dtype. Subtracting it again would not give
-    the weight back in floating point, so the result holds the former weights.
+    the weight back in floating point, so the result holds the former weights. UserError, and nothing changed,
+    for an adapter that acts on some tokens only, and for quantised weights.
     """
-    kept = []
-    for layer in _lora_layers(transformer):
-        names = [name for name in layer.active_adapters if name in layer.lora_A]
-        assert not layer.merged_adapters, "merged twice"
-        if not names:
-            continue
-        weight = layer.get_base_layer().weight
-        kept.append((layer, weight.detach().to("cpu", copy=True)))
-        total = weight.float() + sum(layer.get_delta_weight(name).float() for name in names)
-        weight.data.copy_(total)
-        layer.merged_adapters.extend(names)
-    return Merged(kept)
+    merged = Merged([])
+    try:
+        for layer in _lora_layers(transformer):
+            _merge_layer(layer, merged)
+    except UserError:
+        merged.unmerge()
+        raise
+    return merged
+
+
+def _merge_layer(layer: Any, merged: Merged) -> None:
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    assert not layer.merged_adapters, "merged twice"
+    if not names:
+        return
+    weight = layer.get_base_layer().weight
+    if not weight.is_floating_point():
+        raise UserError("adapters cannot be merged into quantised weights", "let them act beside these")
+    total = weight.float() + sum(adapter_layers.delta_weight(layer, name) for name in names)
+    merged.layers.append((layer, weight.detach().to("cpu", copy=True)))
+    weight.data.copy_(total)
+    layer.merged_adapters.extend(names)
 
 
 def _line(error: Exception) -> str:

@@ -45,6 +45,7 @@ def export_lora(
     with atomic(folder / WEIGHTS) as temporary:
         tensors = {f"{PREFIX}.{key}": tensor.detach().float().contiguous() for key, tensor in state.items()}
         save_file(tensors, temporary, metadata=diffusers_metadata(lora))
+        _sort_header(temporary)
         record = {"uhr": __version__, "kind": "lora", "sha256": sha256_file(temporary)}
         shape = {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets)}
         write_json(folder / RECORD, {**record, "lora": shape, **facts.as_dict()})
@@ -59,3 +60,18 @@ def diffusers_metadata(lora: LoraSpec) -> dict[str, str]:
     values = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": list(lora.targets)}
     packed = {f"{PREFIX}.{key}": value for key, value in values.items()}
     return {"format": "pt", "lora_adapter_metadata": json.dumps(packed, sort_keys=True)}
+
+
+def _sort_header(path: Path) -> None:
+    """Put a safetensors file's metadata in order: its writer keeps them in a hash map, so bytes would vary.
+
+    The file begins with the header's length (8 bytes, little endian) and the header, JSON padded with spaces.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        assert len(text) == length, "another layout of safetensors' header"
+        file.seek(8)
+        file.write(text)

@@ -126,6 +126,10 @@ def load_component(
         raise UserError(
             f"{name} of {opened.source.text} cannot be loaded ({words})", "check its files"
         ) from error
+    if name == "vae":
+        from uhr.models.vae.f16 import restore
+
+        restore(part)
     return part.eval().to(pick_device(device)) if module else part
 
 

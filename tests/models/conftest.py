@@ -39,3 +39,55 @@ def inputs(stock):
         "txt_ids": latents.text_ids(16),
         "return_dict": False,
     }
+
+
+@pytest.fixture(scope="session")
+def facts():
+    """A maker of what training would say of an adapter; keywords change single facts."""
+    from uhr.models import zoo
+    from uhr.models.card import CardFacts
+
+    values = {
+        "name": "lakes",
+        "spec": zoo.get("tiny-flux1"),
+        "base_model": "tiny-flux1",
+        "base_weights": "ab" * 32,
+        "recipe": "lora",
+        "steps": 60,
+        "resolution": "256x256",
+        "guidance": 1.0,
+        "manifest_id": "f00d",
+        "trained_on": 12,
+        "licences": {"CC0-1.0": 7, None: 5},
+        "surgeries": (),
+        "metrics": {"loss": 0.25},
+        "versions": {"torch": "2.15.0"},
+    }
+    return lambda **changes: CardFacts(**{**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def adapter(tiny_flux, facts, tmp_path_factory):
+    """The folder of an exported LoRA that says something; its path has a space and an equals sign."""
+    import torch
+
+    from uhr.models import adapters, zoo
+    from uhr.models.export import export_lora
+
+    lora = adapters.LoraSpec(4, zoo.get("tiny-flux1").lora_targets, alpha=2)
+    model = zoo.load_transformer(tiny_flux)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapters.add_lora(model, lora, seed=0):
+            parameter.copy_(torch.randn(parameter.shape, generator=draw))
+    return export_lora(adapters.lora_state(model), lora, tmp_path_factory.mktemp("lora") / "a = b", facts())
+
+
+@pytest.fixture
+def flux_dev():
+    """FLUX.1-dev's transformer at its real shape on the meta device: every key, no memory."""
+    import torch
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        return FluxTransformer2DModel(guidance_embeds=True)

@@ -8,30 +8,9 @@ from safetensors import safe_open
 from uhr.base.errors import UserError
 from uhr.models import adapters, zoo
 from uhr.models.adapters import LoraSpec
-from uhr.models.card import CardFacts
 from uhr.models.export import export_lora
 
 DEV = zoo.get("flux1-dev")
-
-
-def facts(**changes):
-    values = {
-        "name": "lakes",
-        "spec": zoo.get("tiny-flux1"),
-        "base_model": "tiny-flux1",
-        "base_weights": "ab" * 32,
-        "recipe": "lora",
-        "steps": 60,
-        "resolution": "256x256",
-        "guidance": 1.0,
-        "manifest_id": "f00d",
-        "trained_on": 12,
-        "licences": {"CC0-1.0": 7, None: 5},
-        "surgeries": (),
-        "metrics": {"loss": 0.25},
-        "versions": {"torch": "2.15.0"},
-    }
-    return CardFacts(**{**values, **changes})
 
 
 def trained(tiny_flux, lora, seed=1):
@@ -54,7 +33,7 @@ def fresh(tiny_flux):
 @pytest.mark.parametrize(("rank", "alpha"), [(4, 4), (4, 1), (2, 32)])
 @pytest.mark.parametrize("targets", ["attention", "all-linear"])
 def test_a_stock_pipeline_fuses_exactly_what_our_merge_gives(
-    tiny_flux, fresh, tmp_path, rank, alpha, targets
+    tiny_flux, fresh, tmp_path, rank, alpha, targets, facts
 ):
     lora = LoraSpec(rank, DEV.lora_target_sets[targets], alpha=alpha)
     model, state = trained(tiny_flux, lora)
@@ -80,7 +59,7 @@ def test_a_stock_pipeline_fuses_exactly_what_our_merge_gives(
             assert torch.equal(fused[name], tensor), name
 
 
-def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(tiny_flux, tmp_path, transformer, inputs):
+def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(tiny_flux, tmp_path, transformer, inputs, facts):
     lora = LoraSpec(4, DEV.lora_targets, alpha=2)
     model, state = trained(tiny_flux, lora)
     folder = export_lora(state, lora, tmp_path / "adapter", facts())
@@ -92,7 +71,7 @@ def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(tiny_flux, tmp_path
         assert torch.equal(transformer(**inputs)[0], model(**inputs)[0])
 
 
-def test_two_adapters_act_together_each_by_its_scale(tiny_flux, tmp_path, transformer):
+def test_two_adapters_act_together_each_by_its_scale(tiny_flux, tmp_path, transformer, facts):
     lora = LoraSpec(4, ("to_q",))
     folders = []
     for i in (1, 2):
@@ -113,7 +92,7 @@ def test_two_adapters_act_together_each_by_its_scale(tiny_flux, tmp_path, transf
     assert torch.equal(layer.get_base_layer().weight, before)
 
 
-def test_the_file_has_diffusers_keys_float32_and_alpha_in_its_metadata(tiny_flux, tmp_path):
+def test_the_file_has_diffusers_keys_float32_and_alpha_in_its_metadata(tiny_flux, tmp_path, facts):
     lora = LoraSpec(4, DEV.lora_targets, alpha=8)
     _, state = trained(tiny_flux, lora)
     folder = export_lora({k: t.bfloat16() for k, t in state.items()}, lora, tmp_path / "a", facts())
@@ -125,17 +104,17 @@ def test_the_file_has_diffusers_keys_float32_and_alpha_in_its_metadata(tiny_flux
     assert (metadata["transformer.r"], metadata["transformer.lora_alpha"]) == (4, 8)
 
 
-def test_exporting_twice_gives_the_same_bytes_and_never_overwrites(tiny_flux, tmp_path):
+def test_exporting_twice_gives_the_same_bytes_and_never_overwrites(tiny_flux, tmp_path, facts):
     lora = LoraSpec(4, DEV.lora_targets)
     _, state = trained(tiny_flux, lora)
-    one, two = (export_lora(state, lora, tmp_path / name, facts()) for name in ("1", "2"))
+    one, *others = (export_lora(state, lora, tmp_path / str(i), facts()) for i in range(8))
     for path in one.iterdir():
-        assert path.read_bytes() == (two / path.name).read_bytes()
+        assert {path.read_bytes()} == {(other / path.name).read_bytes() for other in others}
     with pytest.raises(UserError, match="holds an adapter already"):
         export_lora(state, lora, one, facts())
 
 
-def test_a_state_of_another_rank_than_its_spec_is_refused(tiny_flux, tmp_path):
+def test_a_state_of_another_rank_than_its_spec_is_refused(tiny_flux, tmp_path, facts):
     _, state = trained(tiny_flux, LoraSpec(4, DEV.lora_targets))
     with pytest.raises(AssertionError, match="rank"):
         export_lora(state, LoraSpec(8, DEV.lora_targets), tmp_path / "a", facts())
@@ -146,16 +125,17 @@ def read_card(folder):
     return yaml.safe_load(head), body
 
 
-def write_card(tiny_flux, tmp_path, **changes):
+def write_card(tiny_flux, tmp_path, facts, **changes):
     lora = LoraSpec(4, DEV.lora_targets)
     _, state = trained(tiny_flux, lora)
     return read_card(export_lora(state, lora, tmp_path / "card", facts(**changes)))
 
 
-def test_a_card_names_lineage_data_licences_and_what_the_base_forbids(tiny_flux, tmp_path):
+def test_a_card_names_lineage_data_licences_and_what_the_base_forbids(tiny_flux, tmp_path, facts):
     head, body = write_card(
         tiny_flux,
         tmp_path,
+        facts,
         spec=DEV,
         base_model="black-forest-labs/FLUX.1-dev@abc",
         surgeries=("rope: ntk 10",),
@@ -169,15 +149,15 @@ def test_a_card_names_lineage_data_licences_and_what_the_base_forbids(tiny_flux,
         assert words in body, words
 
 
-def test_a_card_of_a_tiny_base_says_that_it_paints_nothing_and_claims_no_hub_id(tiny_flux, tmp_path):
-    head, body = write_card(tiny_flux, tmp_path, licences={"CC0-1.0": 12})
+def test_a_card_of_a_tiny_base_says_that_it_paints_nothing_and_claims_no_hub_id(tiny_flux, tmp_path, facts):
+    head, body = write_card(tiny_flux, tmp_path, facts, licences={"CC0-1.0": 12})
     assert "base_model" not in head
     assert head["license"] == "apache-2.0"
     assert "random weights" in body
     assert "no licence for" not in body
 
 
-def test_the_record_holds_the_facts_for_machines(tiny_flux, tmp_path):
+def test_the_record_holds_the_facts_for_machines(tiny_flux, tmp_path, facts):
     lora = LoraSpec(4, DEV.lora_targets, alpha=2)
     _, state = trained(tiny_flux, lora)
     folder = export_lora(state, lora, tmp_path / "a", facts())
