@@ -143,9 +143,9 @@ def _draw(parent: Manifest, wanted: Slice, rows: Mapping[str, pa.ChunkedArray]) 
             f"--sample {wanted.sample} is more than the {left} rows that are left ({counts})", "ask for fewer"
         )
     places = np.flatnonzero(mask)
-    ids = rows["sample_id"].filter(pa.array(mask)).to_pylist()
-    keys = rows["sample_key"].to_numpy()[places].tolist()
-    first = sorted(range(left), key=lambda i: (keys[i], ids[i]))[: wanted.sample]
+    ids = rows["sample_id"].filter(pa.array(mask)).to_numpy().astype("S")
+    keys = rows["sample_key"].to_numpy()[places].astype(np.uint64)
+    first = np.lexsort((ids, keys))[: wanted.sample]
     mask = np.zeros_like(mask)
     mask[places[first]] = True
     return mask
