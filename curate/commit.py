@@ -12,6 +12,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from uhr.base.console import Advance
@@ -19,6 +20,7 @@ from uhr.base.errors import UserError
 from uhr.curate.plan import Plan, Step
 from uhr.curate.rows import PREVIEW, Tally
 from uhr.curate.rules import Judge, Verdict
+from uhr.curate.stage import SetStage
 from uhr.manifests.manifest import Manifest, RuleInfo, write_manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.schema import KEPT, REJECTED
@@ -87,7 +89,7 @@ def _previews(parts: list[Path]) -> Iterator[pa.RecordBatch]:
     names = ["sample_id", *(field.name for field in PREVIEW)]
     for part in parts:
         table = pq.read_table(part, columns=names)
-        table = table.filter(pa.compute.is_valid(table["_jpeg"]))
+        table = table.filter(pc.field("_jpeg").is_valid())
         yield from table.rename_columns(PREVIEW_SCHEMA.names).cast(PREVIEW_SCHEMA).to_batches()
 
 
@@ -135,9 +137,8 @@ class _whole_set:
         paths = [str(part) for part in parts]
         self._connection.execute(f"CREATE TABLE samples AS SELECT {early} FROM read_parquet(?)", [paths])
 
-    def annotate(self, step: Step) -> None:
+    def annotate(self, step: Step[SetStage]) -> None:
         """The columns of a set stage on the rows that are still in; null on all others."""
-        assert hasattr(step.stage, "query")
         run = self._connection.execute
         run(f"CREATE OR REPLACE TEMP VIEW live AS SELECT * FROM samples WHERE status = '{KEPT}'")
         try:
@@ -154,7 +155,7 @@ class _whole_set:
         run("DROP TABLE answer")
         run("ALTER TABLE more RENAME TO samples")
 
-    def _check_answer(self, step: Step) -> None:
+    def _check_answer(self, step: Step[SetStage]) -> None:
         names = {row[0] for row in self._connection.execute("DESCRIBE answer").fetchall()}
         wanted = {"sample_id", *(column.name for column in step.stage.adds)}
         if names != wanted:
@@ -166,7 +167,7 @@ class _whole_set:
         if twice is None or twice[0]:
             raise UserError(f"stage '{step.label}' gives a sample more than once", "mend its query")
 
-    def ask(self, step: Step, plan: Plan, seen: dict[str, int], rejected: dict[str, int]) -> None:
+    def ask(self, step: Step[SetStage], plan: Plan, seen: dict[str, int], rejected: dict[str, int]) -> None:
         """The rules that fire after a set stage, by the same judge as all others."""
         if not step.rules:
             return

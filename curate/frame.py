@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uhr.manifests.headers import Header, open_file, read_header
+from uhr.manifests.headers import Header, read_header, unreadable
 from uhr.manifests.pixels import Decoded, PixelLimits, decode, jpeg_preview, read_bytes
 
 if TYPE_CHECKING:
@@ -45,11 +45,10 @@ class Frame:
         """Bytes."""
         if "data" in self.__dict__:
             return len(self.data)
-        handle = open_file(self.path)
         try:
-            return os.fstat(handle).st_size
-        finally:
-            os.close(handle)
+            return os.stat(self.path).st_size
+        except OSError as error:
+            raise unreadable(error) from None
 
     @cached_property
     def data(self) -> bytes:

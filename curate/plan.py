@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -32,12 +32,15 @@ and not so little that writing the part is what takes the time.
 """
 
 
+S = TypeVar("S", Stage, SetStage)
+
+
 @dataclass(frozen=True)
-class Step:
+class Step(Generic[S]):
     """A stage, and the rules that fire right after it."""
 
     label: str
-    stage: Stage | SetStage
+    stage: S
     rules: tuple[Rule, ...] = ()
 
 
@@ -57,9 +60,9 @@ class Plan:
 
     config: PipelineConfig
     first: tuple[Rule, ...]
-    header: tuple[Step, ...]
-    pixel: tuple[Step, ...]
-    sets: tuple[Step, ...]
+    header: tuple[Step[Stage], ...]
+    pixel: tuple[Step[Stage], ...]
+    sets: tuple[Step[SetStage], ...]
     skipped: tuple[Skipped, ...]
     idle: tuple[Idle, ...]
 
@@ -90,23 +93,26 @@ class Plan:
         skipped: Sequence[Skipped],
         idle: Sequence[Idle],
     ) -> Plan:
-        steps = [Step(candidate.label, candidate.stage) for candidate in found]
-        first: tuple[Rule, ...] = ()
+        fired: list[list[Rule]] = [[] for _ in found]
+        first: list[Rule] = []
         for rule in rules:
             place = _completed_at(rule, found)
-            if place < 0:
-                first = (*first, rule)
+            (first if place < 0 else fired[place]).append(rule)
+        header: list[Step[Stage]] = []
+        pixel: list[Step[Stage]] = []
+        sets: list[Step[SetStage]] = []
+        for candidate, own in zip(found, fired, strict=True):
+            if isinstance(candidate.stage, SetStage):
+                sets.append(Step(candidate.label, candidate.stage, tuple(own)))
             else:
-                steps[place] = replace(steps[place], rules=(*steps[place].rules, rule))
-        kinds = [candidate.kind for candidate in found]
-        header, pixel, sets = (
-            tuple(step for step, own in zip(steps, kinds, strict=True) if own == kind)
-            for kind in ("header", "pixel", "set")
+                steps = header if candidate.kind == "header" else pixel
+                steps.append(Step(candidate.label, candidate.stage, tuple(own)))
+        return cls(
+            config, tuple(first), tuple(header), tuple(pixel), tuple(sets), tuple(skipped), tuple(idle)
         )
-        return cls(config, first, header, pixel, sets, tuple(skipped), tuple(idle))
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[Step[Any], ...]:
         return (*self.header, *self.pixel, *self.sets)
 
     @property
@@ -203,7 +209,7 @@ class Plan:
         return ran + left_out
 
 
-def _own_columns(step: Step) -> list[Column]:
+def _own_columns(step: Step[Any]) -> list[Column]:
     """A stage's columns, each told which stage it comes from."""
     return [replace(column, stage=column.stage or step.label) for column in step.stage.adds]
 

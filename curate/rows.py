@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from uhr.curate.fitting import Fit, fit_for
 from uhr.curate.pipeline import SidecarKeys
 from uhr.curate.plan import Plan, Step
 from uhr.curate.rules import Verdict
@@ -66,7 +66,7 @@ class Rows:
         # what set stages add is not known before every unit is done
         late = {column.name for step in plan.sets for column in step.stage.adds}
         self._schema = pa.schema([field for field in plan.schema if field.name not in late])
-        self._types = {field.name: field.type for field in self._schema}
+        self._fits: dict[str, dict[str, Fit]] = {}
         self._root = root
         self._items = items.to_pylist()
         self._rows = [_row(item) for item in self._items]
@@ -95,18 +95,15 @@ class Rows:
             self._rows[index].update(sidecar.values)
             self._broken_sidecars += sidecar.fault is not None
 
-    def put(self, index: int, step: Step, values: Mapping[str, Any]) -> None:
+    def put(self, index: int, step: Step[Any], values: Mapping[str, Any]) -> None:
         """What a stage gave for a row. A value that its column cannot hold is the stage's error."""
-        row = self._rows[index]
-        declared = {column.name for column in step.stage.adds}
-        strange = values.keys() - declared
+        fits = self._fits.get(step.label)
+        if fits is None:
+            fits = self._fits[step.label] = {column.name: fit_for(column.type) for column in step.stage.adds}
+        strange = values.keys() - fits.keys()
         if strange:
             raise ValueError(f"it gives column {sorted(strange)[0]!r}, which it does not declare")
-        plain = {name: _plain(value) for name, value in values.items()}
-        for name, value in plain.items():
-            if value is not None and type(value) not in _SAFE.get(self._types[name], ()):
-                pa.scalar(value, self._types[name])
-        row.update(plain)
+        self._rows[index].update({name: fits[name](value) for name, value in values.items()})
 
     def put_preview(self, index: int, jpeg: bytes, width: int, height: int) -> None:
         self._previews[index] = (jpeg, width, height)
@@ -149,17 +146,3 @@ def _row(item: dict[str, Any]) -> dict[str, Any]:
         "reason": fault,
         "error": item["fault_words"],
     }
-
-
-_SAFE = {
-    pa.float64(): (float,),
-    pa.bool_(): (bool,),
-}
-"""Python types that a column takes without a look at the value."""
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's; NaN is no value, and a rule must not take it for the largest number."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and value != value else value

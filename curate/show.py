@@ -39,7 +39,7 @@ def print_plan(plan: Plan, listing: Listing) -> None:
         say(f"not evaluated  rule {idle.name} ({idle.where})")
 
 
-def _print_step(step: Step) -> None:
+def _print_step(step: Step[Any]) -> None:
     say(f"  {step.label:<18} {', '.join(column.name for column in step.stage.adds)}")
     for rule in step.rules:
         say(f"    keep where {rule.condition.text}   [{rule.name}]")

@@ -15,6 +15,7 @@ import pyarrow as pa
 from uhr.curate.plan import Plan, Step
 from uhr.curate.rows import Rows
 from uhr.curate.rules import Judge, Rule
+from uhr.curate.stage import Stage
 from uhr.manifests.headers import PixelFault
 from uhr.manifests.units import Watch, Work
 
@@ -23,7 +24,7 @@ HELD_PIXELS = 10_000_000
 to ask about many small ones in one query, and about a 4K picture by itself.
 """
 
-Segment = tuple[tuple[tuple[int, Step], ...], tuple[Rule, ...]]
+Segment = tuple[tuple[tuple[int, Step[Stage]], ...], tuple[Rule, ...]]
 """Consecutive steps, each with its number for the watch, and the rules that fire after the last of them."""
 
 
@@ -108,7 +109,7 @@ class _Unit:
         self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
         return False
 
-    def _annotate(self, index: int, frame: Any, steps: Sequence[tuple[int, Step]]) -> bool:
+    def _annotate(self, index: int, frame: Any, steps: Sequence[tuple[int, Step[Stage]]]) -> bool:
         """The columns of these stages for one picture; False where it failed."""
         label = ""
         try:
@@ -116,7 +117,6 @@ class _Unit:
                 label = step.label
                 if not self._begin(index, number, label):
                     return False
-                assert hasattr(step.stage, "annotate")
                 self.rows.put(index, step, step.stage.annotate(frame))
                 if self._plan.config.preview and number == 1 + len(self._plan.header):
                     # right after the first pixel stage: what a later rule turns down is shown as well
@@ -145,9 +145,9 @@ class _Unit:
         return [i for i, verdict in zip(indices, verdicts, strict=True) if verdict is None]
 
 
-def _segments(steps: Sequence[Step], first: int) -> Iterator[Segment]:
+def _segments(steps: Sequence[Step[Stage]], first: int) -> Iterator[Segment]:
     """Steps cut where rules fire; numbered from `first`."""
-    run: list[tuple[int, Step]] = []
+    run: list[tuple[int, Step[Stage]]] = []
     for number, step in enumerate(steps, first):
         run.append((number, step))
         if step.rules:

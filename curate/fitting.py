@@ -1,0 +1,44 @@
+"""Values of a stage as their columns take them: checked one by one, so that a bad one costs its row only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+Fit = Callable[[Any], Any]
+"""The value for the column; raises pyarrow's error where the column cannot hold it."""
+
+
+def fit_for(type_: pa.DataType) -> Fit:
+    """How values come into a column of this type.
+
+    NumPy's numbers become Python's. NaN becomes null: it is no value, and SQL takes it for the largest
+    number.
+    """
+
+    def carefully(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if value is None or (isinstance(value, float) and value != value):
+            return None
+        pa.scalar(value, type_)
+        return value
+
+    # what comes in practice is taken at a glance: this runs for every value of every picture
+    if pa.types.is_floating(type_):
+        return lambda value: value if type(value) is float and value == value else carefully(value)
+    if pa.types.is_integer(type_):
+        least, most = _range(type_)
+        return lambda value: value if type(value) is int and least <= value <= most else carefully(value)
+    if pa.types.is_string(type_):
+        return lambda value: value if type(value) is str and value.isascii() else carefully(value)
+    return carefully
+
+
+def _range(type_: pa.DataType) -> tuple[int, int]:
+    signed = pa.types.is_signed_integer(type_)
+    bits = type_.bit_width - signed
+    return (-(2**bits) if signed else 0), 2**bits - 1
