@@ -1,0 +1,127 @@
+"""The VAE's mid-block attention, exact, without ever holding a score for every pair.
+
+At 4096 x 4096 pixels it has 262,144 tokens of 512 channels, at 8192 x 8192 four times as many: keys and
+values are held whole (in the pass's dtype), queries come band by band.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from uhr.models.vae.stream import Norm, Pass, Shape, cast
+
+BLOCK = 2048
+"""Keys and queries at a time where no fused kernel runs: scores of 2048 x 2048 in float32 are 16 MiB."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """diffusers' `Attention` as the VAEs use it: group norm, biased projections, residual."""
+
+    module: Any
+
+    @property
+    def norm(self) -> Norm:
+        return Norm(self.module.group_norm)
+
+    def shape(self, given: Shape) -> Shape:
+        return given
+
+    def flops(self, given: Shape) -> int:
+        tokens = given.height * given.width
+        return 8 * tokens * given.channels**2 + 4 * tokens**2 * given.channels
+
+
+Bands = Iterable[tuple[torch.Tensor, bool]]
+
+
+def keys_and_values(layer: Attention, bands: Bands, shape: Shape, run: Pass) -> list[torch.Tensor]:
+    """Both projections of the whole picture: two of [1, heads, H * W, C / heads]."""
+    normalise, heads = layer.norm.start(run), layer.module.heads
+    size = (1, heads, shape.height * shape.width, layer.module.to_k.out_features // heads)
+    both: list[torch.Tensor] = []
+    done = 0
+    for band, last in bands:
+        tokens = _tokens(normalise(band, last))
+        both = both or [tokens.new_empty(size) for _ in range(2)]
+        for whole, linear in zip(both, (layer.module.to_k, layer.module.to_v), strict=True):
+            whole[:, :, done : done + tokens.shape[1]] = _heads(_linear(linear, tokens), heads)
+        done += tokens.shape[1]
+    return both
+
+
+def attend(layer: Attention, band: torch.Tensor, both: list[torch.Tensor], run: Pass) -> torch.Tensor:
+    """The layer's output for one band, [1, C, n, W]."""
+    module = layer.module
+    tokens = _tokens(layer.norm.start(run)(band, False))
+    query = _heads(_linear(module.to_q, tokens), module.heads)
+    mixed = scaled_dot_product(query, *both).transpose(1, 2).flatten(2)
+    out = _linear(module.to_out[0], mixed).transpose(1, 2).reshape(band.shape)
+    if module.residual_connection:
+        out += band
+    return out.div_(module.rescale_output_factor)
+
+
+def scaled_dot_product(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """softmax(q k' / sqrt(d)) v for [1, heads, tokens, d], in memory linear in the tokens on every device."""
+    backend = _fused(query, key, value)
+    if backend is None:
+        return in_blocks(query, key, value)
+    with sdpa_kernel([backend]):
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> SDPBackend | None:
+    """The kernel of linear memory for these tensors. Left to itself torch may take the one that is not."""
+    if query.device.type == "cpu":
+        return SDPBackend.FLASH_ATTENTION
+    if query.device.type == "cuda":
+        from torch.backends.cuda import SDPAParams, can_use_efficient_attention
+
+        if can_use_efficient_attention(SDPAParams(query, key, value, None, 0.0, False, False)):
+            return SDPBackend.EFFICIENT_ATTENTION
+    return None
+
+
+def in_blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block: int = BLOCK
+) -> torch.Tensor:
+    """The same by blocks of queries and keys with a running softmax, float32 inside."""
+    done = [_one_block(part, key, value, block) for part in query.split(block, dim=2)]
+    return torch.cat(done, dim=2)
+
+
+def _one_block(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block: int) -> torch.Tensor:
+    scaled = query.float() * query.shape[-1] ** -0.5
+    top = scaled.new_full((*query.shape[:-1], 1), -torch.inf)
+    total = torch.zeros_like(top)
+    out = scaled.new_zeros(*query.shape[:-1], value.shape[-1])
+    for keys, values in zip(key.split(block, dim=2), value.split(block, dim=2), strict=True):
+        scores = scaled @ keys.float().transpose(-1, -2)
+        new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
+        weights = (scores - new_top).exp_()
+        fade = (top - new_top).exp_()
+        total = total * fade + weights.sum(-1, keepdim=True)
+        out = out * fade + weights @ values.float()
+        top = new_top
+    return (out / total).to(query.dtype)
+
+
+def _tokens(band: torch.Tensor) -> torch.Tensor:
+    return band.flatten(2).transpose(1, 2)
+
+
+def _heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
+    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _linear(module: nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
+    bias = None if module.bias is None else cast(module.bias, tokens)
+    return F.linear(tokens, cast(module.weight, tokens), bias)

@@ -1,0 +1,91 @@
+"""F8 to F16: the same weights, 16 pixels per latent (recipe of UltraFlux and Diffusion-4K)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from uhr.base.errors import UserError
+from uhr.models.surgery import Surgery, applied
+
+
+class F16(Surgery):
+    """Halve the latent grid of diffusers' `AutoencoderKL`; no weight changes its name, shape or value.
+
+    Encoder: `conv_in` steps by 2. Decoder: nearest neighbours doubled right before `conv_out`, after the last
+    norm and activation. `config.stride` becomes 2, the key of the published checkpoints, so that a saved VAE
+    says what it is (`restore`). A picture of H x W has a latent of H/16 x W/16. Source: recipes 4.3.
+
+    The official code decodes in 2 x 2 partitions by default and comes out one pixel further down and right
+    than the plain form built here.
+    """
+
+    name: ClassVar[str] = "vae-f16"
+    seats: ClassVar[frozenset[str]] = frozenset(
+        {"vae.encoder.conv_in", "vae.decoder.conv_act", "vae.config.stride"}
+    )
+
+    def perform(self, model: Any) -> dict[str, Any]:
+        conv, before = _seat_of_encoder(model), model.decoder.conv_act
+        kept = {
+            "stride": conv.stride,
+            "conv_act": before,
+            "config": model._internal_dict,
+            "tile_latent_min_size": model.tile_latent_min_size,
+        }
+        conv.stride = (2, 2)
+        # not around conv_out: the published keys are decoder.conv_out.weight and .bias
+        model.decoder.conv_act = nn.Sequential(before, nn.Upsample(scale_factor=2.0, mode="nearest"))
+        model.register_to_config(stride=2)
+        model.tile_latent_min_size //= 2
+        return kept
+
+    def undo(self, model: Any, kept: dict[str, Any]) -> None:
+        model.encoder.conv_in.stride = kept["stride"]
+        model.decoder.conv_act = kept["conv_act"]
+        model._internal_dict = kept["config"]
+        model.tile_latent_min_size = kept["tile_latent_min_size"]
+
+
+def _seat_of_encoder(model: Any) -> nn.Conv2d:
+    conv = getattr(getattr(model, "encoder", None), "conv_in", None)
+    if not isinstance(conv, nn.Conv2d) or not hasattr(model, "register_to_config"):
+        raise UserError(f"{type(model).__name__} is no VAE of diffusers", "apply vae-f16 to an AutoencoderKL")
+    if conv.stride != (1, 1):
+        raise UserError(f"the encoder's conv_in already has stride {conv.stride[0]}", "load an F8 VAE")
+    return conv
+
+
+def restore(model: Any) -> Any:
+    """Apply `F16` to a VAE whose configuration records it (`stride: 2`), as after `from_pretrained`; the VAE.
+
+    diffusers' own class keeps the key but does nothing about it: an F16 checkpoint would run as F8.
+    """
+    stride = model.config.get("stride", 1)
+    if stride not in (1, 2):
+        raise UserError(f"the VAE's configuration has stride={stride}", "only 1 (F8) and 2 (F16) are known")
+    if stride == 2 and F16() not in applied(model):
+        F16().apply(model)
+    return model
+
+
+def vae_factor(vae: Any) -> int:
+    """Pixels per latent of a loaded VAE, per side: 8, or 16 after `F16`; what the modules do, not what is
+    said.
+
+    UserError if the configuration says F16 and the modules are not (see `restore`).
+    """
+    halvings = sum(1 for block in vae.encoder.down_blocks if block.downsamplers is not None)
+    stride = vae.encoder.conv_in.stride[0]
+    if vae.config.get("stride", 1) != stride:
+        said = vae.config.get("stride", 1)
+        what = f"the VAE's configuration has stride={said}, its encoder has stride {stride}"
+        raise UserError(what, "load it with uhr.models.zoo.load_vae, or call uhr.models.vae.f16.restore")
+    return stride * 2**halvings
+
+
+def configured_factor(config: Mapping[str, Any]) -> int:
+    """Pixels per latent that a VAE's configuration (`config.json`) stands for; no weights needed."""
+    return config.get("stride", 1) * 2 ** (len(config["block_out_channels"]) - 1)

@@ -1,0 +1,193 @@
+"""Exact encoding and decoding of pictures of any size in bounded memory.
+
+The result is the untiled VAE's up to rounding (2e-5 in float32): convolutions run in bands of rows that hand
+their edge rows on, GroupNorm uses the statistics of the whole picture, attention sees every token. diffusers'
+`enable_tiling` gives each tile statistics and attention of its own and blends: other pictures, with seams.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import pydantic
+import torch
+from torch import nn
+
+from uhr.base.errors import UserError
+from uhr.models.surgery import Surgery, applied
+from uhr.models.vae.attention import Attention, attend, keys_and_values
+from uhr.models.vae.plan import Plan, Segment, Task, make_plan, whole_bytes
+from uhr.models.vae.program import Layer, Unit, decoder_units, encoder_units
+from uhr.models.vae.store import Given, Moments, Rows
+from uhr.models.vae.stream import Join, Norm, Pass, Shape, Split
+
+Part = Literal["encode", "decode"]
+
+
+class ExactTiling(Surgery):
+    """`vae.encode` and `vae.decode` in at most `memory` bytes, weights not counted.
+
+    memory: bytes, or text such as "8GiB". The default lets a card of 24 GB decode 8192 x 8192 in float32.
+    dtype: "float32" computes in float32 whatever the weights have (each is cast where it is used, so that no
+        second copy of the VAE is made) and returns float32; None computes in the dtype of the weights.
+    hold: where activations lie between passes: "device", or "cpu", which spares a GPU memory and repeated
+        passes at the cost of host memory.
+
+    A picture whose untiled run fits into `memory` is run untiled. Gradients do not flow: revert it for
+    training. Takes the place of `enable_tiling`, which is ignored meanwhile.
+    """
+
+    name: ClassVar[str] = "exact-tiling"
+    seats: ClassVar[frozenset[str]] = frozenset({"vae._encode", "vae._decode"})
+
+    memory: pydantic.ByteSize = pydantic.Field(default=pydantic.ByteSize(20 << 30), gt=0)
+    dtype: Literal["float32"] | None = None
+    hold: Literal["device", "cpu"] = "device"
+
+    def perform(self, model: Any) -> None:
+        if not (hasattr(model, "_encode") and hasattr(model, "_decode") and hasattr(model, "encoder")):
+            raise UserError(f"{type(model).__name__} is no VAE of diffusers", "apply it to an AutoencoderKL")
+        encoder_units(model), decoder_units(model)  # what they refuse, they refuse now
+        model._encode = types.MethodType(_encode, model)
+        model._decode = types.MethodType(_decode, model)
+
+    def undo(self, model: Any, kept: None) -> None:
+        del model._encode, model._decode
+
+    def plan(self, vae: Any, part: Part, height: int, width: int, samples: int = 1) -> Plan:
+        """What encoding pixels [samples, 3, height, width], or decoding latents of that size, will take."""
+        channels = vae.config.in_channels if part == "encode" else vae.config.latent_channels
+        return make_plan(_task(self, vae, part, Shape(channels, height, width), samples), int(self.memory))
+
+    def compute_dtype(self, vae: Any) -> torch.dtype:
+        return torch.float32 if self.dtype == "float32" else vae.dtype
+
+
+def _encode(vae: Any, x: torch.Tensor) -> torch.Tensor:
+    return _run(vae, "encode", x)
+
+
+def _decode(vae: Any, z: torch.Tensor, return_dict: bool = True) -> Any:
+    from diffusers.models.autoencoders.vae import DecoderOutput
+
+    sample = _run(vae, "decode", z)
+    return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+
+def _run(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
+    (options,) = (surgery for surgery in applied(vae) if isinstance(surgery, ExactTiling))
+    if x.requires_grad and torch.is_grad_enabled():
+        raise UserError("exact tiling has no gradient, and its input wants one", "revert it for training")
+    dtype, memory = options.compute_dtype(vae), int(options.memory)
+    task = _task(options, vae, part, Shape(*x.shape[1:]), len(x))
+    with torch.no_grad():
+        if dtype == vae.dtype and len(x) * (whole_bytes(task) - task.fixed) + task.fixed <= memory:
+            return _whole(vae, part, x)
+        plan = make_plan(task, memory)
+        last = task.shapes[-1]
+        out = x.new_empty(len(x), last.channels, last.height, last.width, dtype=dtype)
+        hold = torch.device("cpu") if options.hold == "cpu" else None
+        for sample, place in zip(x.split(1), out.split(1), strict=True):
+            execute(task, plan, sample, place, hold)
+    return out
+
+
+def _task(options: ExactTiling, vae: Any, part: Part, given: Shape, samples: int) -> Task:
+    units = encoder_units(vae) if part == "encode" else decoder_units(vae)
+    itemsize = options.compute_dtype(vae).itemsize
+    task = Task(units, given, itemsize, options.hold == "cpu", fixed=0)
+    fixed = samples * (given.size(itemsize) + task.shapes[-1].size(itemsize))
+    return Task(units, given, itemsize, task.elsewhere, fixed)
+
+
+def _whole(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
+    """The class's own way, without its tiling."""
+    if part == "encode":
+        moments = vae.encoder(x)
+        return moments if vae.quant_conv is None else vae.quant_conv(moments)
+    return vae.decoder(x if vae.post_quant_conv is None else vae.post_quant_conv(x))
+
+
+def execute(
+    task: Task, plan: Plan, sample: torch.Tensor, out: torch.Tensor, hold: torch.device | None
+) -> None:
+    """Run one sample [1, C, H, W] through the plan's segments, into `out`."""
+    run = Pass(out.dtype, {})
+    source: Given | Rows = Given(sample)
+    for i, segment in enumerate(plan.segments):
+        if segment.last == len(task.units):
+            sink: Rows | _Into = _Into(out)
+        else:
+            rows = min(segment.put, plan.segments[i + 1].rows)
+            sink = Rows(task.shapes[segment.last], rows, hold)
+        following = task.units[segment.last] if segment.last < len(task.units) else ()
+        _segment(task, segment, source, sink, following, run)
+        assert isinstance(sink, Rows) or i + 1 == len(plan.segments)
+        source = sink if isinstance(sink, Rows) else source
+
+
+class _Into:
+    """Rows written into a whole tensor."""
+
+    def __init__(self, whole: torch.Tensor) -> None:
+        self._whole, self._written = whole, 0
+
+    def write(self, band: torch.Tensor) -> None:
+        self._whole[:, :, self._written : self._written + band.shape[2]] = band
+        self._written += band.shape[2]
+
+
+def _segment(
+    task: Task, segment: Segment, source: Given | Rows, sink: Rows | _Into, following: Unit, run: Pass
+) -> None:
+    layers = [layer for unit in task.units[segment.first : segment.last] for layer in unit]
+    norm = _first_norm(following)
+    moments = Moments(norm) if norm is not None else None
+
+    def write(band: torch.Tensor) -> None:
+        sink.write(band)
+        if moments is not None:
+            moments.write(band)
+
+    if isinstance(layers[0], Attention):
+        shape = task.shapes[segment.first]
+        both = keys_and_values(layers[0], source.bands(segment.rows, run.dtype), shape, run)
+        for band, _ in source.bands(segment.rows, run.dtype, consume=True):
+            write(attend(layers[0], band, both, run))
+    else:
+        for probed, before in _probes(layers, run):
+            gathered = Moments(probed)
+            _pour(source.bands(segment.rows, run.dtype), before, gathered.write, run)
+            run.statistics[probed] = gathered.finish()
+        _pour(source.bands(segment.rows, run.dtype, consume=True), layers, write, run)
+    if norm is not None and moments is not None:
+        run.statistics[norm] = moments.finish()
+
+
+def _first_norm(unit: Unit) -> nn.GroupNorm | None:
+    """The norm that looks at the unit's very input."""
+    for layer in unit:
+        if isinstance(layer, Attention):
+            return layer.norm.module
+        if not isinstance(layer, Split):
+            return layer.module if isinstance(layer, Norm) else None
+    return None
+
+
+def _probes(layers: list[Layer], run: Pass) -> Iterator[tuple[nn.GroupNorm, list[Layer]]]:
+    """Each norm without statistics yet, and the layers before it, branches that are not joined left out."""
+    for i, layer in enumerate(layers):
+        if isinstance(layer, Norm) and layer.module not in run.statistics:
+            joined = {before.tag for before in layers[:i] if isinstance(before, Join)}
+            yield layer.module, [b for b in layers[:i] if not isinstance(b, Split) or b.tag in joined]
+
+
+def _pour(bands: Iterator[tuple[torch.Tensor, bool]], layers: list[Layer], write: Any, run: Pass) -> None:
+    steps = [layer.start(run) for layer in layers if not isinstance(layer, Attention)]
+    for band, last in bands:
+        for step in steps:
+            band = step(band, last)
+        write(band)
+        del band
