@@ -9,6 +9,7 @@ from uhr.manifests.lineage import summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.stats import Stats
 from uhr.manifests.verify import Verdict
+from uhr.manifests.words import first_words, share
 
 
 def print_stats(manifest: Manifest, stats: Stats) -> None:
@@ -35,12 +36,16 @@ def print_stats(manifest: Manifest, stats: Stats) -> None:
     ]
     _section(("rule", "seen", "rejected", "left", "condition"), rules)
     numbers = [
-        (n.name, n.unit, f"{n.coverage:.0%}", *n.quantiles.values()) for n in stats.numeric if n.coverage
+        (n.name, n.unit, share(n.coverage, 1), *n.quantiles.values()) for n in stats.numeric if n.coverage
     ]
     heads = list(stats.numeric[0].quantiles) if stats.numeric else []
     _section(("column", "unit", "filled", *heads), numbers)
     texts = [
-        (t.name, f"{t.coverage:.0%}", ", ".join(f"{value} {count}" for value, count in t.top.items()))
+        (
+            t.name,
+            share(t.coverage, 1),
+            ", ".join(f"{first_words(value, 40)} {count}" for value, count in t.top.items()),
+        )
         for t in stats.text
     ]
     _section(("column", "filled", "values"), texts)

@@ -13,7 +13,7 @@ from uhr.manifests.schema import KEPT
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 FEW_VALUES = 32
-"""A text column with at most this many values is listed by value."""
+"""A text column with at most this many values, shared by several rows, is listed by value."""
 
 TOP = 10
 
@@ -111,7 +111,7 @@ def _text(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> list[Tex
             f"SELECT {value}::VARCHAR, count(*) AS n FROM samples WHERE {value} IS NOT NULL"
             f" GROUP BY {value} ORDER BY n DESC, {value} LIMIT {FEW_VALUES + 1}"
         ).fetchall()
-        if len(top) <= FEW_VALUES:
+        if len(top) <= min(FEW_VALUES, max(3, filled // 2)):  # not ids or captions of a small set
             result.append(Text(name, filled / rows, len(top), dict(top[:TOP])))
     return result
 

@@ -10,9 +10,9 @@ import duckdb
 import pyarrow as pa
 
 from uhr.manifests.report.thresholds import Threshold
-from uhr.manifests.report.words import number
 from uhr.manifests.schema import STATUSES, Column
 from uhr.manifests.stats import Numeric, finite
+from uhr.manifests.words import number
 
 WIDTH, HEIGHT = 320.0, 96.0
 """Of the area that bars stand in, in SVG units."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from uhr.manifests.manifest import Manifest, quoted
 from uhr.manifests.report.thresholds import condition_of, thresholds
-from uhr.manifests.report.words import first_words, with_unit
 from uhr.manifests.schema import KEPT, REJECTED
+from uhr.manifests.words import first_words, with_unit
 
 PER_GROUP = 60
 BUDGET = 9_000_000

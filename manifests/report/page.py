@@ -15,9 +15,9 @@ from uhr.manifests.manifest import Manifest
 from uhr.manifests.report.charts import HEIGHT, WIDTH, Histogram, histogram
 from uhr.manifests.report.gallery import groups
 from uhr.manifests.report.thresholds import condition_of, thresholds
-from uhr.manifests.report.words import first_words, number, share, with_unit
 from uhr.manifests.schema import FAILED
 from uhr.manifests.stats import Stats, compute
+from uhr.manifests.words import first_words, number, share, with_unit
 
 HERE = Path(__file__).parent
 EXAMPLES = 8

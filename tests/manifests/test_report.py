@@ -17,11 +17,11 @@ from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.report import gallery, write_report
 from uhr.manifests.report.charts import HEIGHT, WIDTH, Axis, axis_for, histogram
 from uhr.manifests.report.thresholds import Threshold, thresholds
-from uhr.manifests.report.words import first_words, number, share, with_unit
 from uhr.manifests.schema import COLUMNS, sample_id
 from uhr.manifests.slicing import Slice, slice_manifest
 from uhr.manifests.sql import Condition
 from uhr.manifests.stats import compute
+from uhr.manifests.words import first_words, number, share, with_unit
 
 Make = Callable[..., Manifest]
 Row = Callable[..., dict[str, Any]]

@@ -43,6 +43,13 @@ def test_text_columns_with_few_values_are_counted(manifest: Manifest) -> None:
     assert "sample_id" not in found
 
 
+def test_what_names_single_rows_is_not_listed_by_value(make: Make, make_row: Row, tmp_path: Path) -> None:
+    rows = [make_row(n, caption=f"picture {n}", author=f"a{n % 2}") for n in range(12)]
+    names = {column.name for column in compute(make(tmp_path / "set", rows)).text}
+    assert names >= {"author", "license", "status"}
+    assert not names & {"caption", "content_hash", "sample_id", "uri"}
+
+
 def test_a_text_column_with_one_value_too_many_is_left_out(make: Make, make_row: Row, tmp_path: Path) -> None:
     for extra, listed in ((0, True), (1, False)):
         rows = [make_row(n, author=f"a{n % (FEW_VALUES + extra)}") for n in range(200)]

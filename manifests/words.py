@@ -36,6 +36,4 @@ def share(part: float, whole: float) -> str:
 def first_words(text: str | None, most: int = 140) -> str:
     """The beginning of a text, cut at a word."""
     text = " ".join((text or "").split())
-    if len(text) <= most:
-        return text
-    return text[:most].rsplit(" ", 1)[0] + " …"
+    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"
