@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from uhr.base.config import Config, build
+from uhr.base.console import say, table
 from uhr.base.errors import UserError
 from uhr.manifests.info import Part
 from uhr.train.encoding.config import EncodeConfig
@@ -132,3 +134,19 @@ def read_encoded(path: Path) -> EncodedInfo:
             state = "has another size than when it was written" if found.exists() else "is missing"
             raise UserError(f"{found} {state}", "copy the folder again, or encode again into another one")
     return info
+
+
+def print_encoded(info: EncodedInfo) -> None:
+    """What was encoded, for people; what was left out comes with its reason."""
+    counts = info.counts
+    say(f"{counts['encoded']:,} of {counts['selected']:,} pictures encoded at {info.resolution} px")
+    table(["bucket", "pictures"], [[f"{b.width}x{b.height}", b.rows] for b in info.buckets])
+    bare = counts["without_caption"]
+    say(f"{info.texts.rows:,} captions; {bare:,} pictures have none and get the empty one")
+    for name, count in info.texts.truncated.items():
+        if count:
+            say(f"{count:,} captions are cut: longer than {info.model.text_lengths[name]} tokens of {name}")
+    say("licences: " + ", ".join(f"{name} {count:,}" for name, count in info.licences.items()))
+    for reason, count in Counter(row.reason for row in info.left_out).most_common():
+        first = next(row for row in info.left_out if row.reason == reason)
+        say(f"left out, {reason}: {count:,} ({first.uri}: {first.error})")

@@ -1,7 +1,8 @@
 """Which rows form which batch, in which order: a pure function of (sizes, batch size, seed).
 
 The plan knows nothing of processes: it deals *global* batches, and each process takes its slice of each. Its
-whole state is (epoch, batch): a run stops and goes on at any batch, with any number of processes.
+whole state is the number of batches done, or (epoch, batch): a run stops and goes on at any batch, with any
+number of processes.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ class BucketPlan:
             epoch, index, bucket, tuple(rows[bucket][start : start + self.batch_size].tolist())
         )
 
-    def at(self, number: int) -> PlannedBatch:
-        """The batch after `number` others, counted through all epochs."""
-        return self.batch(*divmod(number, self.batches_per_epoch))
+    def at(self, done: int) -> PlannedBatch:
+        """The batch that comes after `done` others, counted through all epochs."""
+        return self.batch(*divmod(done, self.batches_per_epoch))
 
     def epoch(self, epoch: int) -> Iterator[PlannedBatch]:
         """All batches of one epoch, in order."""
@@ -116,28 +117,6 @@ class BucketPlan:
             mixed = _permutation(len(inside), self.seed, epoch, f"rows {bucket} {window}")
             pieces.append(inside[mixed])
         return np.concatenate(pieces)
-
-
-class Position:
-    """Where a run stands in its plan; two integers, counted in batches that were trained on."""
-
-    def __init__(self, plan: BucketPlan, epoch: int = 0, batch: int = 0) -> None:
-        self._plan = plan
-        self.epoch, self.batch = epoch, batch
-
-    def current(self) -> PlannedBatch:
-        return self._plan.batch(self.epoch, self.batch)
-
-    def advance(self) -> None:
-        self.batch += 1
-        if self.batch == self._plan.batches_per_epoch:
-            self.epoch, self.batch = self.epoch + 1, 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "batch": self.batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.batch = state["epoch"], state["batch"]
 
 
 def share(items: Sequence[T], rank: int, world: int) -> Sequence[T]:

@@ -108,6 +108,8 @@ class Recipe(Config):
 
     caption_dropout: share of samples that train with the empty caption. clip: largest norm of the gradient.
     ema: decay per step of the averaged adapter; None keeps none.
+    sources: where each value comes from, by dotted path. origin: the recipe's values before they were
+    changed.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Recipe(Config):
     seed: int = Field(ge=0)
     runtime: Runtime
     sources: Mapping[str, str] = Field(default={}, exclude=True)
+    origin: Mapping[str, Any] | None = Field(default=None, exclude=True)
 
     @property
     def steps(self) -> int:
@@ -139,6 +142,14 @@ class Recipe(Config):
                 return index, step
             step -= phase.steps
         raise AssertionError("past the last phase")
+
+    def done_by_phase(self, step: int) -> list[int]:
+        """How many of the first `step` steps of the run belong to each phase."""
+        done = []
+        for phase in self.phases:
+            done.append(min(step, phase.steps))
+            step -= done[-1]
+        return done
 
     def check(self, spec: ModelSpec) -> None:
         """UserError where this recipe does not fit the model."""

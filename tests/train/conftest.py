@@ -126,7 +126,7 @@ def small_set(tmp_path_factory, tiny_flux, manifest_of) -> Set:
     """Nine pictures in three buckets of about 128 x 128 px; one more is too small, one was turned down."""
     folder = tmp_path_factory.mktemp("small set")
     manifest = manifest_of(folder, PICTURES)
-    config = EncodeConfig(aspects=("1:1", "3:2"))
+    config = EncodeConfig(aspects=("1/1", "3/2"))
     info, stood = encode(manifest.path, str(tiny_flux), folder / "encoded", config, device="cpu")
     assert not stood
     return Set(manifest, folder / "encoded", info)

@@ -116,7 +116,7 @@ def test_a_picture_of_its_buckets_size_keeps_every_pixel():
 def test_encoding_again_says_so_and_runs_no_model(small_set, tiny_flux, monkeypatch):
     monkeypatch.setattr(PictureWork, "open", _must_not_run)
     monkeypatch.setattr(TextWork, "open", _must_not_run)
-    config = EncodeConfig(aspects=("1:1", "3:2"))
+    config = EncodeConfig(aspects=("1/1", "3/2"))
     info, stood = encode(small_set.manifest.path, str(tiny_flux), small_set.folder, config)
     assert stood
     assert info == small_set.info
@@ -149,7 +149,7 @@ def test_an_interrupted_encode_goes_on_and_ends_with_the_same_bytes(
         small_set.manifest.path,
         str(tiny_flux),
         tmp_path / "encoded",
-        EncodeConfig(aspects=("1:1", "3:2")),
+        EncodeConfig(aspects=("1/1", "3/2")),
     )
     with pytest.raises(KeyboardInterrupt):
         encode(*arguments, device="cpu")
@@ -164,7 +164,7 @@ def test_an_interrupted_encode_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_worker_processes_give_the_same_rows(small_set, tiny_flux, tmp_path):
-    config = EncodeConfig(aspects=("1:1", "3:2"))
+    config = EncodeConfig(aspects=("1/1", "3/2"))
     encode(small_set.manifest.path, str(tiny_flux), tmp_path / "encoded", config, "cpu", workers=1)
     for ours, theirs in zip(
         rows_of(small_set.folder, "latents"), rows_of(tmp_path / "encoded", "latents"), strict=True
@@ -202,7 +202,7 @@ def test_enlarge_takes_what_is_too_small(four, tiny_flux, tmp_path):
 
 
 def test_a_patch_is_encoded_from_its_box(four, tiny_flux, tmp_path):
-    config = EncodeConfig(aspects=("1:1",), dtype="float32")
+    config = EncodeConfig(aspects=("1/1",), dtype="float32")
     encode(four.path, str(tiny_flux), tmp_path / "encoded", config, "cpu")
     patches = [row for row in rows_of(tmp_path / "encoded", "latents") if four.row(row["sample_id"])["box"]]
     (patch,) = patches

@@ -34,7 +34,7 @@ class Placement(NamedTuple):
 
 
 def buckets(resolution: int, aspects: Sequence[str], multiple: int) -> tuple[Bucket, ...]:
-    """One bucket per aspect ratio `width:height` and its transpose, of about resolution^2 px each.
+    """One bucket per aspect ratio `width/height` and its transpose, of about resolution^2 px each.
 
     Sides are the multiples of `multiple` nearest to resolution * sqrt(width / height) and its inverse, found
     in integers. Equal buckets are merged; the order is by width.
@@ -50,14 +50,14 @@ def buckets(resolution: int, aspects: Sequence[str], multiple: int) -> tuple[Buc
 
 
 def parse_aspect(text: str) -> tuple[int, int]:
-    """`3:2` -> (3, 2), width before height."""
-    parts = text.split(":")
+    """`3/2` -> (3, 2), width before height. (YAML reads 3:2 as a time of day.)"""
+    parts = text.split("/")
     if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"aspect ratio '{text}'", "write it as width:height, such as 3:2")
+        raise UserError(f"aspect ratio '{text}'", "write it as width/height, such as 3/2")
     across, down = int(parts[0]), int(parts[1])
     if max(across, down) > 4 * min(across, down):
         raise UserError(
-            f"aspect ratio '{text}' is beyond 4:1", "panoramas are patches: crop them in curation"
+            f"aspect ratio '{text}' is beyond 4/1", "panoramas are patches: crop them in curation"
         )
     return across, down
 

@@ -18,7 +18,7 @@ class EncodeConfig(Config):
     below.
 
     resolution: px; buckets have about its square as area. None: the model's native size.
-    aspects: aspect ratios (width:height) of the buckets; each transpose is one too.
+    aspects: aspect ratios (width/height) of the buckets; each transpose is one too.
     enlarge: take pictures that are smaller than their bucket; they are left out otherwise.
     dtype: of the stored latents (mean and standard deviation); the VAE itself runs in float32.
     text_dtype: of the stored embeddings, and of the text encoders while they run.
@@ -27,7 +27,7 @@ class EncodeConfig(Config):
     """
 
     resolution: int | None = Field(None, gt=0)
-    aspects: tuple[str, ...] = Field(("1:1", "5:4", "4:3", "3:2", "16:9", "2:1"), min_length=1)
+    aspects: tuple[str, ...] = Field(("1/1", "5/4", "4/3", "3/2", "16/9", "2/1"), min_length=1)
     enlarge: bool = False
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     text_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"

@@ -28,6 +28,11 @@ class Batch:
     prompts: PromptEmbeds
     sample_ids: tuple[str, ...]
 
+    def of(self, start: int, stop: int) -> Batch:
+        """Samples `start` to `stop` (exclusive) of these."""
+        prompts = PromptEmbeds(self.prompts.t5[start:stop], self.prompts.pooled[start:stop], (), ())
+        return Batch(self.latents[start:stop], prompts, self.sample_ids[start:stop])
+
 
 class Velocity(Protocol):
     """The model as a function of unpacked latents; guidance and packing are its own affair."""

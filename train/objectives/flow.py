@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from uhr.models.flow import interpolate
 from uhr.train.draws import Draws
 from uhr.train.objectives.base import Batch, Loss, Velocity
 from uhr.train.timesteps import Timesteps
@@ -22,7 +23,7 @@ class Flow:
         sigma = self.timesteps.sigma(draws.uniform("sigma")).to(data)
         noise = draws.normal("noise", data.shape[1:]).to(data)
         s = sigma.view(-1, 1, 1, 1)
-        predicted = model((1 - s) * data + s * noise, sigma, batch.prompts)
+        predicted = model(interpolate(data, noise, s), sigma, batch.prompts)
         error = predicted.float() - (noise - data)
         per_sample = error.square().mean(dim=(1, 2, 3))
         return Loss(per_sample, sigma)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from uhr.base.config import apply_sets, build, read_yaml
+from uhr.base.console import say, table
 from uhr.base.errors import UserError, load_object, unknown
-from uhr.train.recipe import Recipe
+from uhr.train.recipe import Recipe, leaves
 
 NAMES = {"lora": "uhr.train.recipes.lora:RECIPE"}
 
@@ -48,9 +50,9 @@ def resolve(name: str | None, config: Path | None = None, sets: list[str] | None
     base = recipe(name)
     where = str(config) if config is not None else "--set"
     tree = merged(base.model_dump(mode="json"), differences, where)
-    # sources are not a configuration: they stay the recipe's own
     resolved = build(Recipe, apply_sets(tree, sets or []), where)
-    return resolved.model_copy(update={"sources": base.sources})
+    # where values come from is no configuration: it stays the recipe's own
+    return resolved.model_copy(update={"sources": base.sources, "origin": base.model_dump(mode="json")})
 
 
 def merged(tree: Any, differences: Any, where: str) -> Any:
@@ -74,3 +76,30 @@ def _entry(entries: list[Any], key: str, where: str) -> int:
     if key not in names:
         raise unknown("entry", key, [name for name in names if name], where)
     return names.index(key)
+
+
+def described(recipe: Recipe) -> list[dict[str, Any]]:
+    """Every value of a recipe: its dotted path, the value, and its source ("set by you" where that was
+    changed).
+    """
+    values = dict(leaves(recipe.model_dump(mode="json")))
+    given = dict(leaves(recipe.origin)) if recipe.origin is not None else values
+    return [
+        {
+            "path": path,
+            "value": value,
+            "source": recipe.source(path) if given.get(path) == value else "set by you",
+        }
+        for path, value in values.items()
+    ]
+
+
+def print_described(recipe: Recipe, rows: list[dict[str, Any]]) -> None:
+    """The same for people."""
+    say(f"{recipe.name}: {recipe.about}\n")
+    values = [row for row in rows if row["path"] not in ("name", "about")]
+    table(
+        ["value of", "is", "source"],
+        [[row["path"], json.dumps(row["value"]), row["source"]] for row in values],
+    )
+    say("\nchange one with --set, several with --config FILE (`recipe: NAME`, then what differs)")

@@ -17,7 +17,7 @@ resolutions = st.tuples(st.integers(1, 256), st.sampled_from([16, 32])).map(lamb
 @given(resolutions, st.lists(ratios, min_size=1, max_size=6))
 def test_sides_are_the_multiples_nearest_to_the_exact_ones(size, pairs):
     resolution, multiple = size
-    for bucket in buckets(resolution, [f"{a}:{b}" for a, b in pairs], multiple):
+    for bucket in buckets(resolution, [f"{a}/{b}" for a, b in pairs], multiple):
         assert bucket.height % multiple == bucket.width % multiple == 0
         both = [*pairs, *((b, a) for a, b in pairs)]
         exact = [(resolution * math.sqrt(b / a), resolution * math.sqrt(a / b)) for a, b in both]
@@ -72,7 +72,7 @@ def test_a_picture_of_the_buckets_size_is_left_alone(rows, columns):
     assert place(bucket.height, bucket.width, bucket) == (bucket.height, bucket.width, 0, 0)
 
 
-@pytest.mark.parametrize("text", ["16x9", "3", "0:1", "a:b", "9:2", "1:5"])
+@pytest.mark.parametrize("text", ["16x9", "3", "0/1", "a/b", "9/2", "1/5"])
 def test_a_bad_aspect_is_an_error_that_names_it(text):
     with pytest.raises(UserError, match=text):
         parse_aspect(text)
@@ -80,4 +80,4 @@ def test_a_bad_aspect_is_an_error_that_names_it(text):
 
 def test_a_resolution_off_the_models_grid_is_an_error():
     with pytest.raises(UserError, match=r"resolution 1000: it must be a multiple of 16"):
-        buckets(1000, ["1:1"], 16)
+        buckets(1000, ["1/1"], 16)

@@ -6,7 +6,7 @@ from uhr.train.encoding.config import PICTURE_ONLY, SELECTION, TEXT_ONLY, Encode
 
 OTHER = {
     "resolution": 256,
-    "aspects": ("1:1",),
+    "aspects": ("1/1",),
     "enlarge": True,
     "dtype": "float32",
     "text_dtype": "float32",

@@ -1,0 +1,200 @@
+"""`uhr train plan`: what a run will cost, worked out without loading any weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from uhr.base.console import say, table
+from uhr.base.errors import UserError
+from uhr.base.files import human_bytes
+from uhr.models.zoo import ModelSpec, get, names, open_model
+from uhr.train.data import EncodedData
+from uhr.train.encoded import BucketInfo
+from uhr.train.encoding.tensors import size_of
+from uhr.train.recipe import Recipe
+
+WORK_PER_TOKEN = 24
+"""Numbers per token and channel that one transformer block keeps for its backward pass: normalised inputs,
+q, k, v before and after normalisation and rotation, attention output, and a feed-forward four times as wide,
+twice."""
+
+
+def estimate(recipe: Recipe, model: str, data: Sequence[Path]) -> dict[str, Any]:
+    """Steps, batches, tokens, parameters, memory and storage of a run, in plain values.
+
+    model: a checkpoint, or the name of a published spec. Sizes are in bytes; memory is an estimate and says
+    so.
+    """
+    spec, config = _backbone(model)
+    recipe.check(spec)
+    encoded = {d.info.resolution: d for d in map(EncodedData.open, data)}
+    phases = [_phase(recipe, index, spec, encoded) for index in range(len(recipe.phases))]
+    parameters = _parameters(spec, config, recipe.targets(spec), recipe.adapter.rank)
+    longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
+    return {
+        "recipe": recipe.name,
+        "model": spec.name,
+        "steps": recipe.steps,
+        "samples": recipe.steps * recipe.batch.size,
+        "phases": phases,
+        "parameters": {name: parameters[name] for name in ("base", "trainable")},
+        "memory": _memory(recipe, parameters, longest),
+        "storage": _storage(recipe, spec, config, parameters["trainable"], encoded),
+    }
+
+
+def _backbone(model: str) -> tuple[ModelSpec, dict[str, Any]]:
+    """The spec, and the transformer's whole configuration."""
+    import diffusers
+
+    if model in names() and not Path(model).is_dir():
+        spec = get(model)
+        if spec.tiny:
+            raise UserError(
+                f"'{model}' has no published weights", "uhr models make-tiny DIR, then --model DIR"
+            )
+        return spec, dict(spec.transformer_config)
+    opened = open_model(model)
+    cls = getattr(diffusers, opened.spec.transformer_class)
+    return opened.spec, dict(cls.load_config(opened.folder / "transformer", local_files_only=True))
+
+
+def _parameters(spec: ModelSpec, config: dict[str, Any], targets: Sequence[str], rank: int) -> dict[str, int]:
+    """Of the backbone and of the adapter; the module is built on torch's meta device, where it has no
+    weights.
+    """
+    import diffusers
+    import torch
+
+    with torch.device("meta"):
+        transformer = getattr(diffusers, spec.transformer_class).from_config(config)
+    adapted = [
+        module
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{t}") for t in targets)
+    ]
+    blocks = [m for m in transformer.modules() if type(m).__name__ in (spec.double_block, spec.single_block)]
+    return {
+        "base": sum(p.numel() for p in transformer.parameters()),
+        "trainable": sum(rank * (m.in_features + m.out_features) for m in adapted),
+        "blocks": len(blocks),
+        "width": transformer.inner_dim,
+    }
+
+
+def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: dict[int, EncodedData]) -> dict[str, Any]:
+    phase = recipe.phases[index]
+    resolution = phase.resolution or spec.native_size
+    known = encoded.get(resolution)
+    if encoded and known is None:
+        raise UserError(
+            f"phase '{phase.name}' wants data at {resolution} px, and given is {sorted(encoded)}",
+            f"give the data of that resolution, or --set phases.{phase.name}.resolution=N",
+        )
+    sizes = known.buckets if known else [_unknown_data(resolution)]
+    text = spec.text_lengths["t5"]
+    buckets = [
+        {
+            "size": f"{bucket.width}x{bucket.height}",
+            "rows": bucket.rows or None,
+            "batches_per_epoch": _batches(recipe, bucket.rows) if bucket.rows else None,
+            "image_tokens": spec.tokens(bucket.height, bucket.width),
+            "tokens": spec.tokens(bucket.height, bucket.width) + text,
+        }
+        for bucket in sizes
+    ]
+    per_epoch = sum(_batches(recipe, bucket.rows) for bucket in sizes)
+    return {
+        "name": phase.name,
+        "steps": phase.steps,
+        "resolution": resolution,
+        "batches_per_epoch": per_epoch or None,
+        "epochs": round(phase.steps / per_epoch, 2) if per_epoch else None,
+        "buckets": buckets,
+    }
+
+
+def _unknown_data(resolution: int) -> BucketInfo:
+    return BucketInfo(height=resolution, width=resolution, rows=0, group_rows=1, parts=[])
+
+
+def _batches(recipe: Recipe, rows: int) -> int:
+    size = recipe.batch.size
+    return rows // size if recipe.batch.remainder == "drop" else math.ceil(rows / size)
+
+
+def _memory(recipe: Recipe, parameters: dict[str, int], tokens: int) -> dict[str, int]:
+    """Bytes on the device, at the longest sequence.
+
+    weights: the frozen backbone. adapter: value, gradient, two moments, and the average if there is one.
+    activations: each block's input, and what the block being differentiated keeps (all blocks without
+    gradient checkpointing).
+    """
+    width = 2 if recipe.runtime.precision == "bf16" else 4
+    per_block = recipe.batch.micro * tokens * parameters["width"] * width
+    at_work = 1 if recipe.runtime.gradient_checkpointing else parameters["blocks"]
+    sizes = {
+        "weights": parameters["base"] * width,
+        "adapter": parameters["trainable"] * (16 + (4 if recipe.ema is not None else 0)),
+        "activations": per_block * (parameters["blocks"] + WORK_PER_TOKEN * at_work),
+    }
+    return {**sizes, "total": sum(sizes.values())}
+
+
+def _storage(
+    recipe: Recipe,
+    spec: ModelSpec,
+    config: dict[str, Any],
+    trainable: int,
+    encoded: dict[int, EncodedData],
+) -> dict[str, Any]:
+    """Bytes on disk: per picture and caption (in bfloat16, as `encode` stores by default), and per
+    checkpoint.
+    """
+    resolution = recipe.phases[0].resolution or spec.native_size
+    side = resolution // spec.vae_factor
+    widths = (
+        config.get("joint_attention_dim", 4096) * spec.text_lengths["t5"],
+        config.get("pooled_projection_dim", 768),
+    )
+    storage: dict[str, Any] = {
+        "latents_per_picture": 2 * size_of((spec.latent_channels, side, side), "bfloat16"),
+        "text_per_caption": size_of((sum(widths),), "bfloat16"),
+        "checkpoint": trainable * (12 + (4 if recipe.ema is not None else 0)),
+    }
+    if encoded:
+        infos = [data.info for data in encoded.values()]
+        parts = [
+            p for info in infos for p in (*info.texts.parts, *(q for b in info.buckets for q in b.parts))
+        ]
+        storage["encoded_data"] = sum(part.bytes for part in parts)
+    return storage
+
+
+def print_estimate(plan: dict[str, Any]) -> None:
+    """The same for people."""
+    base, trainable = plan["parameters"]["base"], plan["parameters"]["trainable"]
+    say(f"{plan['recipe']} on {plan['model']}: {plan['steps']:,} steps, {plan['samples']:,} samples")
+    say(
+        f"trainable {trainable:,} of {base + trainable:,} parameters ({trainable / base:.2%} of the backbone)"
+    )
+    for phase in plan["phases"]:
+        epochs = f", {phase['epochs']:g} epochs" if phase["epochs"] is not None else ""
+        say(f"\nphase {phase['name']}: {phase['steps']:,} steps at {phase['resolution']} px{epochs}")
+        table(
+            ["bucket", "pictures", "batches per epoch", "image tokens", "tokens with text"],
+            [
+                [b["size"], b["rows"], b["batches_per_epoch"], b["image_tokens"], b["tokens"]]
+                for b in phase["buckets"]
+            ],
+        )
+    say("\nestimated memory at the longest sequence:")
+    table(["what", "size"], [[name, human_bytes(size)] for name, size in plan["memory"].items()])
+    say("\nstorage:")
+    table(
+        ["what", "size"],
+        [[name.replace("_", " "), human_bytes(size)] for name, size in plan["storage"].items()],
+    )

@@ -1,0 +1,181 @@
+"""`uhr train`: recipes, encode, plan, run, resume, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uhr.base import console
+from uhr.base.console import say
+from uhr.base.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="Encode a slice once, train on it, export what came out.")
+
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value; repeatable.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
+RecipeName = Annotated[
+    str | None,
+    typer.Argument(metavar="RECIPE", help="A name (`uhr train recipes`), or package.module:Recipe."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML that begins with `recipe: NAME` and holds differences.")
+]
+ModelPath = Annotated[str, typer.Option("--model", help="A diffusers folder, or a hub id[@revision].")]
+DATA_HELP = "What `uhr train encode` wrote; once per resolution."
+DataFolders = Annotated[list[Path] | None, typer.Option("--data", help=DATA_HELP)]
+
+
+@app.command("recipes")
+def recipes_(as_json: Json = False) -> None:
+    """Every recipe and what it is for."""
+    from uhr.train.recipes import NAMES, recipe
+
+    rows = [
+        {"name": r.name, "about": r.about, "family": r.family, "steps": r.steps} for r in map(recipe, NAMES)
+    ]
+    console.emit(rows, as_json, lambda _: console.table(list(rows[0]), [list(r.values()) for r in rows]))
+
+
+@app.command("show")
+def show_(
+    recipe: RecipeName = None, config: ConfigFile = None, sets: Sets = None, as_json: Json = False
+) -> None:
+    """A recipe in full, resolved: every value, and where it comes from."""
+    from uhr.train.recipes import described, print_described, resolve
+
+    resolved = resolve(recipe, config, sets)
+    console.emit(described(resolved), as_json, lambda rows: print_described(resolved, rows))
+
+
+@app.command("plan")
+def plan_(
+    model: Annotated[str, typer.Option("--model", help="A checkpoint, or the name of a published spec.")],
+    recipe: RecipeName = None,
+    data: DataFolders = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Steps, batches, tokens, parameters, memory and storage of a run, before it starts; loads no weights."""
+    from uhr.train.budget import estimate, print_estimate
+    from uhr.train.recipes import resolve
+
+    console.emit(estimate(resolve(recipe, config, sets), model, data or []), as_json, print_estimate)
+
+
+@app.command("encode")
+def encode_(
+    manifest: Annotated[Path, typer.Argument(help="A manifest; its kept rows are encoded.")],
+    model: ModelPath,
+    out: Annotated[Path, typer.Option("--out", help="Folder for latents and text embeddings.")],
+    sets: Sets = None,
+    device: Device = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes for the pictures; 0 works in this one.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Turn a manifest's kept rows into latents and text embeddings, once. Started again, it goes on."""
+    from uhr.base.config import apply_sets, build
+    from uhr.train.encode import encode
+    from uhr.train.encoding.config import EncodeConfig
+
+    config = build(EncodeConfig, apply_sets({}, sets or []), "--set")
+    info, stood = encode(manifest, model, out, config, device, workers)
+
+    def text(_: Any) -> None:
+        from uhr.train.encoded import print_encoded
+
+        if stood:
+            say(f"{out} is encoded already: the same manifest, model and configuration")
+        print_encoded(info)
+        say(f"\nnext: uhr train run lora --model {model} --data {out} --out RUN")
+
+    console.emit({"already": stood, **info.model_dump(mode="json")}, as_json, text)
+
+
+@app.command("run")
+def run_(
+    model: ModelPath,
+    data: Annotated[list[Path], typer.Option("--data", help=DATA_HELP)],
+    out: Annotated[Path, typer.Option("--out", help="Folder for log and checkpoints.")],
+    recipe: RecipeName = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> None:
+    """Train. Ctrl-C finishes the step and saves; the same command goes on, and so does `uhr train resume`."""
+    from uhr.train.job import start
+    from uhr.train.recipes import resolve
+
+    job = start(resolve(recipe, config, sets), model, data, out)
+    if job.resume is not None and job.done < job.recipe.steps:
+        say(f"{out} holds this very run at step {job.done}: going on")
+    _train(job)
+
+
+@app.command("resume")
+def resume_(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    sets: Sets = None,
+    model: Annotated[str | None, typer.Option(help="Where the model is now, if it was moved.")] = None,
+    data: DataFolders = None,
+) -> None:
+    """Go on exactly where a run stopped. Only steps, device and checkpoints may be changed."""
+    from uhr.train.job import reopen
+
+    job = reopen(run, sets or [], model, data or [])
+    if job.resume is None:
+        say(f"{run} has no checkpoint yet: starting at its first step")
+    _train(job)
+
+
+def _train(job: Any) -> None:
+    if job.done >= job.recipe.steps:
+        say(f"{job.out} is finished: all {job.recipe.steps} steps are done")
+        last = job.recipe.phases[-1]
+        say(f"longer: uhr train resume {job.out} --set phases.{last.name}.steps={2 * last.steps}")
+    else:
+        from uhr.train.loop import train
+
+        outcome = train(job, say)
+        say(f"{outcome.step} steps done, loss {outcome.loss:.4f} at the last; {outcome.checkpoint}")
+    say(f"next: uhr train export {job.out} --out ADAPTER")
+
+
+@app.command("export")
+def export_(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the adapter and its card.")],
+    checkpoint: Annotated[
+        int | None, typer.Option(help="Step of a checkpoint; the newest otherwise.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="trained, or ema: their running average.")] = "trained",
+    as_json: Json = False,
+) -> None:
+    """Write the adapter as diffusers and others load it, with a model card: lineage, counts, licences."""
+    from uhr.train.export import export
+
+    if weights not in ("trained", "ema"):
+        raise UserError(f"--weights {weights}", "say trained or ema")
+    folder, info = export(run, out, checkpoint, "ema" if weights == "ema" else "trained")
+
+    def text(_: Any) -> None:
+        say(f"{folder}: adapter after step {info.step}, and its card README.md")
+        sample = f"uhr sample euler --model {info.model.path} --adapter {folder}"
+        say(f'next: {sample} --prompt "..." --out with.png')
+
+    console.emit({"folder": str(folder), "step": info.step}, as_json, text)
+
+
+@app.command("log")
+def log_(run: Annotated[Path, typer.Argument(help="Folder of a run.")], as_json: Json = False) -> None:
+    """The course of a run: loss, learning rate and gradient norm, a line per stretch of steps."""
+    from uhr.train.track import print_log, read_log
+
+    entries = read_log(run)
+    if not entries:
+        raise UserError(f"{run} has no log", "name the folder that `uhr train run --out` wrote")
+    console.emit(entries, as_json, print_log)

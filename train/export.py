@@ -1,0 +1,88 @@
+"""From a checkpoint to an adapter that other tools load, with a card that says what it was made from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from uhr.base.errors import UserError
+from uhr.models.adapters import LoraSpec
+from uhr.models.card import CardFacts
+from uhr.models.export import export_lora
+from uhr.models.zoo import get
+from uhr.train import checkpoint
+from uhr.train.checkpoint import CheckpointInfo
+from uhr.train.encoded import EncodedInfo, read_encoded
+from uhr.train.job import read_run
+from uhr.train.recipe import Recipe
+
+
+def export(
+    run: Path, out: Path, step: int | None = None, weights: Literal["trained", "ema"] = "trained"
+) -> tuple[Path, CheckpointInfo]:
+    """Write the adapter of a run's checkpoint (the newest whole one, or that of `step`) into the folder
+    `out`.
+
+    weights: the trained ones, or their running average where the recipe keeps one.
+    """
+    from safetensors.torch import load_file
+
+    read_run(run)
+    folder, info = _choose(run, step)
+    recipe = Recipe.model_validate(info.recipe)
+    if weights == "ema" and recipe.ema is None:
+        raise UserError(f"{run} keeps no average", "leave --weights out, or train with --set ema=0.999")
+    state = load_file(folder / ("ema.safetensors" if weights == "ema" else "adapter.safetensors"))
+    spec = get(info.model.spec)
+    lora = LoraSpec(recipe.adapter.rank, recipe.targets(spec), recipe.adapter.alpha)
+    return export_lora(state, lora, out, _facts(out.resolve().name, recipe, info, weights)), info
+
+
+def _choose(run: Path, step: int | None) -> tuple[Path, CheckpointInfo]:
+    if step is not None:
+        have = ", ".join(map(str, checkpoint.steps(run))) or "none"
+        if step not in checkpoint.steps(run):
+            raise UserError(f"{run} has no checkpoint of step {step}", f"it has: {have}")
+        folder = checkpoint.folder_of(run, step)
+        return folder, checkpoint.read_info(folder)
+    found = checkpoint.newest(run)
+    if found is None:
+        raise UserError(f"{run} has no checkpoint yet", f"`uhr train resume {run}` trains on")
+    return found[0], found[1]
+
+
+def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> CardFacts:
+    sets = [_encoded(Path(ref.path), ref.id) for ref in info.data]
+    licences: Counter[str | None] = Counter()
+    for encoded in sets:
+        for licence, count in encoded.licences.items():
+            licences[None if licence == "not stated" else licence] += count
+    used = recipe.done_by_phase(info.step)
+    reached = [p for p, steps in zip(recipe.phases, used, strict=True) if steps]
+    return CardFacts(
+        name=name,
+        spec=get(info.model.spec),
+        base_model=info.model.name,
+        base_weights=info.model.transformer,
+        recipe=recipe.name
+        if weights == "trained"
+        else f"{recipe.name}, averaged over steps ({recipe.ema:g})",
+        steps=info.step,
+        resolution=", then ".join(f"{p.resolution or get(info.model.spec).native_size} px" for p in reached),
+        guidance=recipe.guidance.scale,
+        manifest_id=", ".join(dict.fromkeys(ref.manifest_id for ref in info.data)),
+        trained_on=sum(encoded.counts["encoded"] for encoded in sets),
+        licences=licences,
+        surgeries=tuple(entry["surgery"] for entry in info.surgeries),
+        metrics=info.metrics,
+        versions=info.versions,
+    )
+
+
+def _encoded(path: Path, id: str) -> EncodedInfo:
+    """The record of the data that the checkpoint was trained on; licences must not be guessed."""
+    encoded = read_encoded(path)
+    if encoded.id != id:
+        raise UserError(f"{path} is not the data of this run", "put the encoded data back where it was")
+    return encoded

@@ -1,0 +1,244 @@
+"""The training loop: from a job to its last step, or to the checkpoint at which somebody stopped it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uhr.base.console import progress
+from uhr.base.errors import UserError
+from uhr.models.adapters import LoraSpec, add_lora
+from uhr.models.latents import Normalisation, sample_moments
+from uhr.models.surgery import compose, from_record, record
+from uhr.models.zoo import PromptEmbeds, load_transformer, pick_device
+from uhr.train import checkpoint, optim
+from uhr.train.data import EncodedData, Rows
+from uhr.train.draws import Draws
+from uhr.train.job import Job
+from uhr.train.objectives import objective_class
+from uhr.train.objectives.base import Batch, Objective, Velocity
+from uhr.train.plan import BucketPlan, PlannedBatch
+from uhr.train.recipe import Recipe
+from uhr.train.state import TrainState, adapter_parameters, seed_everything
+from uhr.train.stop import stop_requests
+from uhr.train.track import track
+from uhr.train.velocity import FAMILIES
+
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`step` steps are done; `checkpoint` holds them. `stopped`: before the last one, as somebody asked."""
+
+    step: int
+    checkpoint: Path
+    loss: float
+    stopped: bool
+
+
+class Leg:
+    """One phase of a job: its data, its order, its objective."""
+
+    def __init__(self, job: Job, phase: int, device: torch.device) -> None:
+        config = job.recipe.phases[phase]
+        self.data: EncodedData = job.data_of(phase)
+        self.plan: BucketPlan = job.plan_of(phase)
+        self.objective: Objective = objective_class(config.objective)(config.timesteps)
+        self.recipe = job.recipe
+        self.device = device
+        geometry = self.data.info.geometry
+        self._normalisation = Normalisation(geometry.shift, geometry.scale)
+        self._empty = self.data.empty_prompt()
+
+    def batch(self, rows: Rows, draws: Draws) -> Batch:
+        """Stored rows as the model sees them: a latent drawn, normalised; some captions emptied."""
+        raw = rows.mean.float()
+        if self.recipe.latents == "sample":
+            raw = sample_moments(raw, rows.std, draws.normal("latents", raw.shape[1:]))
+        dropped = draws.uniform("caption dropout") < self.recipe.caption_dropout
+        t5 = torch.where(dropped[:, None, None], self._empty.t5, rows.prompts.t5)
+        pooled = torch.where(dropped[:, None], self._empty.pooled, rows.prompts.pooled)
+        prompts = PromptEmbeds(t5.to(self.device), pooled.to(self.device), (), ())
+        return Batch(self._normalisation.to_model(raw).to(self.device), prompts, rows.sample_ids)
+
+
+class Trainer:
+    """A job with its model in memory."""
+
+    def __init__(self, job: Job) -> None:
+        recipe = job.recipe
+        self.job, self.recipe = job, recipe
+        self.device = pick_device(recipe.runtime.device)
+        seed_everything(recipe.seed)
+        transformer = load_transformer(job.model, DTYPES[recipe.runtime.precision], recipe.runtime.device)
+        compose(transformer, from_record(recipe.surgeries, f"recipe {recipe.name}: surgeries"))
+        if recipe.runtime.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        add_lora(transformer, lora_of(recipe, job), recipe.seed)
+        transformer.train()
+        self.surgeries = record(transformer)
+        self.velocity: Velocity = FAMILIES[recipe.family](transformer, recipe.guidance)
+        adapter = adapter_parameters(transformer)
+        average = (
+            {name: p.detach().clone() for name, p in adapter.items()} if recipe.ema is not None else None
+        )
+        self.state = TrainState(0, adapter, optim.build(recipe.optimiser, adapter), average)
+        if job.resume is not None:
+            checkpoint.load_checkpoint(*job.resume, self.state)
+        self._leg: tuple[int, Leg] | None = None
+
+    def run(self) -> Outcome:
+        """Train from where the state is to the recipe's last step."""
+        job, state = self.job, self.state
+        runtime = self.recipe.runtime
+        entry: dict[str, Any] = {"loss": float("nan")}
+        with (
+            track(job.out, state.step) as write,
+            progress("train", self.recipe.steps, "steps") as advance,
+            stop_requests() as stop,
+        ):
+            advance(state.step)
+            while state.step < self.recipe.steps:
+                entry = self.step()
+                write(entry)
+                advance(1, f"loss {entry['loss']:.4f}")
+                last = state.step == self.recipe.steps
+                if last or stop.asked or state.step % runtime.checkpoint_every == 0:
+                    folder = self.save({"loss": entry["loss"]})
+                if stop.asked and not last:
+                    return Outcome(state.step, folder, entry["loss"], stopped=True)
+        return Outcome(state.step, folder, entry["loss"], stopped=False)
+
+    def step(self) -> dict[str, Any]:
+        """One optimiser step over one global batch; its line of the log."""
+        start = time.perf_counter()
+        phase, inside = self.recipe.phase_of(self.state.step)
+        leg, config = self._enter(phase), self.recipe.phases[phase]
+        planned = leg.plan.at(inside)
+        lr = config.lr_at(inside)
+        optim.set_lr(self.state.optimiser, lr)
+        rows = leg.data.read(planned.bucket, planned.rows)
+        losses, sigmas, parts = self._accumulate(leg, planned, rows)
+        parameters = list(self.state.adapter.values())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        self._refuse_non_finite("gradient", norm[None], rows)
+        self.state.optimiser.step()
+        self.state.optimiser.zero_grad(set_to_none=True)
+        if self.recipe.ema is not None:
+            self.state.update_ema(self.recipe.ema)
+        self.state.step += 1
+        seconds = time.perf_counter() - start
+        bucket = leg.data.buckets[planned.bucket]
+        return {
+            "step": self.state.step,
+            "phase": config.name,
+            "epoch": planned.epoch,
+            "bucket": f"{bucket.width}x{bucket.height}",
+            "samples": len(planned.rows),
+            "loss": losses.mean().item(),
+            "parts": {name: values.mean().item() for name, values in parts.items()},
+            "sigma": {"mean": sigmas.mean().item(), "min": sigmas.min().item(), "max": sigmas.max().item()},
+            "lr": lr,
+            "grad_norm": norm.item(),
+            "seconds": round(seconds, 4),
+            "samples_per_second": round(len(planned.rows) / seconds, 3),
+            "peak_memory": peak_memory(self.device),
+        }
+
+    def _accumulate(
+        self, leg: Leg, planned: PlannedBatch, rows: Rows
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Gradients of the mean loss over the whole batch, a micro-batch at a time: [B] losses, sigmas,
+        parts.
+        """
+        count = len(planned.rows)
+        draws = Draws(self.recipe.seed, self.state.step, range(count))
+        whole = leg.batch(rows, draws)
+        losses, sigmas, parts = [], [], []
+        for start in range(0, count, self.recipe.batch.micro):
+            stop = min(start + self.recipe.batch.micro, count)
+            loss = leg.objective(self.velocity, whole.of(start, stop), draws.of(start, stop))
+            self._refuse_non_finite("loss", loss.per_sample, rows, start)
+            (loss.per_sample.sum() / count).backward()
+            losses.append(loss.per_sample.detach())
+            sigmas.append(loss.sigma)
+            parts.append(loss.parts)
+        names = parts[0].keys()
+        return (
+            torch.cat(losses),
+            torch.cat(sigmas),
+            {name: torch.cat([part[name].detach() for part in parts]) for name in names},
+        )
+
+    def _enter(self, phase: int) -> Leg:
+        if self._leg is None or self._leg[0] != phase:
+            self._leg = phase, Leg(self.job, phase, self.device)
+        return self._leg[1]
+
+    def _refuse_non_finite(self, what: str, values: torch.Tensor, rows: Rows, start: int = 0) -> None:
+        """The weights are still those of the last step: nothing that is not finite is ever written."""
+        finite = torch.isfinite(values.detach()).tolist()
+        if all(finite):
+            return
+        guilty = rows.sample_ids
+        if len(finite) > 1 or what == "loss":
+            guilty = tuple(s for s, ok in zip(guilty[start:], finite, strict=False) if not ok)
+        lr = f"phases.{self.recipe.phases[self.recipe.phase_of(self.state.step)[0]].name}.lr"
+        raise UserError(
+            f"step {self.state.step + 1}: the {what} is not finite (samples {', '.join(guilty)})",
+            f"look at those samples (uhr curate explain), or start a new run with a lower --set {lr}=...",
+        )
+
+    def save(self, metrics: dict[str, float]) -> Path:
+        """Write a checkpoint, and remove those that are one too many."""
+        step = self.state.step
+        # at the very end this is where a longer last phase would go on
+        phase, inside = self.recipe.phase_of(min(step, self.recipe.steps - 1))
+        epoch, batch = divmod(inside + (step == self.recipe.steps), self._enter(phase).plan.batches_per_epoch)
+        folder = checkpoint.write_checkpoint(
+            self.job.out,
+            self.state,
+            {
+                "phase": phase,
+                "epoch": epoch,
+                "batch": batch,
+                "recipe": self.recipe.model_dump(mode="json"),
+                "model": self.job.info.model,
+                "data": self.job.info.data,
+                "surgeries": self.surgeries,
+                "metrics": metrics,
+            },
+        )
+        checkpoint.keep_newest(self.job.out, self.recipe.runtime.keep_checkpoints)
+        return folder
+
+
+def lora_of(recipe: Recipe, job: Job) -> LoraSpec:
+    """The recipe's adapter on the job's model."""
+    return LoraSpec(recipe.adapter.rank, recipe.targets(job.model.spec), recipe.adapter.alpha)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU if there is one, else of this process, at its highest so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def train(job: Job, say: Callable[[str], None]) -> Outcome:
+    """Carry a job out. KeyboardInterrupt after the checkpoint, where somebody stopped it."""
+    outcome = Trainer(job).run()
+    if outcome.stopped:
+        say(f"stopped after step {outcome.step} of {job.recipe.steps}; saved in {outcome.checkpoint}")
+        say(f"go on with: uhr train resume {job.out}")
+        raise KeyboardInterrupt
+    return outcome
