@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from uhr.manifests.info import ManifestInfo
@@ -148,7 +148,7 @@ def _order(manifest: Manifest) -> Iterator[Fault]:
         if len(uris) == 0:
             continue
         first = uris[0].as_py()
-        falls = bool(pc.any(pc.less(uris[1:], uris[:-1])).as_py())
+        falls = any(after < before for before, after in itertools.pairwise(uris.to_pylist()))
         if falls or (last is not None and first < last):
             yield Fault("order", "uri", "the rows are not sorted by it")
             return

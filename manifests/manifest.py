@@ -12,7 +12,6 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
@@ -245,7 +244,7 @@ class _Tally:
                 assert uris[0].as_py() >= last, f"rows out of order: {uris[0]} after {last}"
                 last = uris[-1].as_py()
             for name, counter in (("status", self.statuses), ("reason", self.reasons)):
-                for entry in pc.value_counts(batch.column(name)).to_pylist():
+                for entry in batch.column(name).value_counts().to_pylist():
                     counter[entry["values"]] += entry["counts"]
             yield batch
 
@@ -259,7 +258,7 @@ class _Tally:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "pyarrow": pa.__version__, "duckdb": duckdb.__version__}
+    return {"python": platform.python_version(), "pyarrow": str(pa.__version__), "duckdb": str(duckdb.__version__)}
 
 
 def quoted(name: str) -> str:

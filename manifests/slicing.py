@@ -181,10 +181,8 @@ def _batches(
     start = 0
     for batch in parent.rows():
         here = slice(start, start + batch.num_rows)
-        same = pc.all(
-            pc.equal(ids.slice(start, batch.num_rows), pa.chunked_array([batch.column("sample_id")]))
-        )
-        assert same.as_py(), "the query gave the rows in another order than the parts have them"
+        same = ids.slice(start, batch.num_rows).equals(pa.chunked_array([batch.column("sample_id")]))
+        assert same, "the query gave the rows in another order than the parts have them"
         if labels is not None:
             if SPLIT.name in batch.schema.names:
                 batch = batch.drop_columns([SPLIT.name])

@@ -162,7 +162,8 @@ def _only_expression(
 ) -> Mapping[str, Any]:
     """The tree of the one expression that `query` selects, if it is nothing but that."""
     answer = parser.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
-    parsed = json.loads(answer[0]) if answer else {"error": True, "error_message": "no answer"}
+    assert answer is not None
+    parsed: dict[str, Any] = json.loads(answer[0])
     if parsed["error"]:
         message = " ".join(str(parsed.get("error_message", "")).split())
         raise UserError(f"{where}: '{text}' is no SQL condition ({message})", "write one boolean expression")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from uhr.base.console import Advance
@@ -112,7 +111,7 @@ def _pixels(manifest: Manifest, advance: Advance) -> Iterator[Fault]:
     """Each source file that a row has a hash of is read again."""
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         for batch in manifest.rows(columns=["uri", "content_hash"]):
-            rows = batch.filter(pc.is_valid(batch.column("content_hash"))).to_pylist()
+            rows = batch.filter(batch.column("content_hash").is_valid()).to_pylist()
             advance(batch.num_rows - len(rows))
             answers = pool.map(lambda row: _file(manifest.root, row["uri"], row["content_hash"]), rows)
             for row, what in zip(rows, answers, strict=True):

@@ -17,7 +17,7 @@ from uhr.manifests.report.gallery import groups
 from uhr.manifests.report.thresholds import condition_of, thresholds
 from uhr.manifests.schema import FAILED
 from uhr.manifests.stats import Stats, compute
-from uhr.manifests.words import first_words, number, share, with_unit
+from uhr.manifests.words import first_words, number, share
 
 HERE = Path(__file__).parent
 EXAMPLES = 8
@@ -59,8 +59,7 @@ def render(manifest: Manifest) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "share": share, "first_words": first_words}
-    environment.globals |= {"with_unit": with_unit}
+    environment.filters.update(number=number, share=share, first_words=first_words)
     steps = 3
     with progress("report", steps, "steps") as advance:
         stats = compute(manifest)

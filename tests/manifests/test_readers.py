@@ -17,7 +17,7 @@ KEPT = 36
 
 def test_duckdb_reads_it(manifest: Manifest) -> None:
     query = f"SELECT count(*), min(entropy) FROM '{manifest.path}/samples/*.parquet' WHERE status = 'kept'"
-    assert duckdb.sql(query).fetchall() == [(KEPT, 4.0)]
+    assert duckdb.connect().sql(query).fetchall() == [(KEPT, 4.0)]
 
 
 def test_polars_reads_it(manifest: Manifest) -> None:

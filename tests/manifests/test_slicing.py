@@ -98,7 +98,7 @@ def test_what_is_drawn_does_not_depend_on_row_order_or_on_other_rows(
     # uris that sort in another order, for the same sample ids
     rows = [make_row(40 + n) | {"status": "kept", "reason": None, "error": None} for n in range(40)]
     moved = [row | {"uri": f"{place:03d}"} for place, row in zip(order, rows, strict=True)]
-    moved.sort(key=lambda row: row["uri"])
+    moved.sort(key=lambda row: str(row["uri"]))
     with tempfile.TemporaryDirectory() as folder:
         one, two = make(Path(folder) / "1", rows), make(Path(folder) / "2", moved)
         half = make(Path(folder) / "3", rows[::2])
@@ -128,9 +128,10 @@ def test_patches_of_one_picture_are_never_split(make: Make, make_row: Row, tmp_p
     for number in range(40, 80):
         whole = make_row(number, status="kept", reason=None, error=None)
         rows.append(whole)
-        for box in ([0, 0, 512, 512], [512, 0, 512, 512], [0, 512, 512, 512]):
-            patch = patch_id(whole["sample_id"], tuple(box))
-            rows.append(whole | {"sample_id": patch, "parent_id": whole["sample_id"], "box": box})
+        for x in (0, 512, 1024):
+            box = (x, 0, 512, 512)
+            patch = patch_id(whole["sample_id"], box)
+            rows.append(whole | {"sample_id": patch, "parent_id": whole["sample_id"], "box": list(box)})
     made = slice_manifest(make(tmp_path / "set", rows), tmp_path / "s", Slice(split={"a": 0.5, "b": 0.5}))
     found: dict[str, set[str]] = {}
     for row in made.table(["uri", "split"]).to_pylist():

@@ -179,7 +179,7 @@ def test_a_lost_parent_is_a_note_and_a_moved_pair_is_not(manifest: Manifest, tmp
 
 def test_pixels_reads_the_source_again(make: Make, tmp_path: Path) -> None:
     names = ["a.jpg", "b 100%.jpg", "c.jpg", "d.jpg"]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         file = tmp_path / "source" / name
         file.parent.mkdir(exist_ok=True)
