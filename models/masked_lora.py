@@ -1,0 +1,149 @@
+"""LoRA on chosen tokens only, inside the linear: y = W x + m (B A x) scale, m = 1 on the chosen rows of x.
+
+UltraGen's adapter acts on guide tokens and leaves image and text to the frozen weights (paper section 3.3;
+the official code switches scales in a context manager and misses the joint pass). Here the choice is a
+`TokenMask` that all layers of an adapter share. Whoever lays out the sequence tells it before each call:
+
+    mask = TokenMask();  mask_adapter(transformer, "guide", mask)
+    mask.tell_guide(text=512, image=4096, guide=256)             # [text | image | guide] in one pass
+    mask.tell(image=True, joint=guide_rows, modulation=True)     # a pass of guide tokens of its own
+    mask.tell()                                                  # a pass without any
+
+Code that did not make the mask finds it by `masks(transformer)`. A mask holds until it is told otherwise, so
+gradient checkpointing, which runs a layer again in the backward pass, finds it as it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models import adapter_layers
+from uhr.models.adapter_layers import Variant
+from uhr.models.low_rank import LowRank
+
+Stream = Literal["image", "text", "joint", "modulation"]
+"""What a linear reads: image tokens or text tokens (double blocks), both, text first (single blocks), or one
+vector per sample that has no tokens (everything behind the time embedding)."""
+
+Rows = torch.Tensor | bool
+"""Chosen rows of a stream: bool [S], or all (True) or none (False) of them."""
+
+
+class TokenMask:
+    """Which rows of each stream an adapter acts on; one object for all of its layers."""
+
+    def __init__(self) -> None:
+        self._chosen: dict[Stream, tuple[int, torch.Tensor] | bool] | None = None
+
+    def tell(
+        self, *, image: Rows = False, text: Rows = False, joint: Rows = False, modulation: bool = False
+    ) -> None:
+        """Choose rows for the calls to come; False where nothing is said.
+
+        Tensors are bool [tokens], the same for every sample of a batch; on the model's device they spare a
+        copy per layer.
+        """
+        assert isinstance(modulation, bool), "a modulation has no rows to choose from"
+        rows: dict[Stream, Rows] = {"image": image, "text": text, "joint": joint, "modulation": modulation}
+        self._chosen = {stream: _indices(choice) for stream, choice in rows.items()}
+
+    def tell_guide(self, text: int, image: int, guide: int, device: torch.device | str = "cpu") -> None:
+        """Choose the guide tokens of a sequence [text | image | guide] of these lengths.
+
+        Modulations, which the three share in such a call, are left alone.
+        """
+        rows = torch.zeros(text + image + guide, dtype=torch.bool, device=device)
+        rows[text + image :] = True
+        self.tell(image=rows[text:], joint=rows)
+
+    def rows(self, stream: Stream, tokens: int, name: str) -> torch.Tensor | bool:
+        """Indices of the chosen rows of a stream of that many tokens, or all or none of them.
+
+        Adapter `name` asks; UserError where nobody has told the mask anything.
+        """
+        if self._chosen is None:
+            what = f"adapter '{name}' acts on chosen tokens only, and nothing here chooses any"
+            raise UserError(what, "sample with ultragen, or leave the adapter out")
+        chosen = self._chosen[stream]
+        if isinstance(chosen, bool):
+            return chosen
+        length, index = chosen
+        assert length == tokens, f"the mask of the {stream} stream is {length} tokens long, not {tokens}"
+        return index
+
+
+def _indices(rows: Rows) -> tuple[int, torch.Tensor] | bool:
+    if isinstance(rows, bool):
+        return rows
+    assert rows.dtype == torch.bool, rows.dtype
+    assert rows.ndim == 1, tuple(rows.shape)
+    return len(rows), rows.nonzero().flatten()
+
+
+class Masked(Variant):
+    """(alpha / rank) B A on the chosen rows; others are not computed and stay as they were, bit for bit."""
+
+    def __init__(self, mask: TokenMask, stream: Stream) -> None:
+        self.mask, self.stream = mask, stream
+
+    def forward(
+        self, module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        rows = self.mask.rows(self.stream, x.shape[-2] if x.ndim > 1 else 1, active_adapter)
+        if rows is False:
+            return result
+        a, b, scale = (
+            module.lora_A[active_adapter],
+            module.lora_B[active_adapter],
+            module.scaling[active_adapter],
+        )
+        if rows is True:
+            return result + b(a(x)) * scale
+        index = rows.to(x.device)
+        changed = result.index_select(-2, index) + b(a(x.index_select(-2, index))) * scale
+        return result.index_copy(-2, index, changed.to(result.dtype))
+
+    def delta(self, module: Any, name: str) -> torch.Tensor:
+        raise _not_a_weight(name)
+
+    def low_rank(self, module: Any, name: str) -> LowRank:
+        raise _not_a_weight(name)
+
+
+def _not_a_weight(name: str) -> UserError:
+    what = f"adapter '{name}' acts on chosen tokens only and is no change of the weights"
+    return UserError(what, "keep it beside them: it cannot be merged, nor added to others in one LoRA")
+
+
+def mask_adapter(transformer: Any, name: str, mask: TokenMask) -> None:
+    """Let an ordinary LoRA on the model act only on the tokens that `mask` chooses, wherever it is."""
+    for path, layer in adapter_layers.layers_of(transformer, name).items():
+        adapter_layers.attach({path: layer}, name, Masked(mask, stream_of(path)))
+
+
+def masks(transformer: Any) -> list[TokenMask]:
+    """The masks of a model's token-masked adapters, each once; none where it has no such adapter."""
+    found: dict[int, TokenMask] = {}
+    for name in adapter_layers.names(transformer):
+        for layer in adapter_layers.layers_of(transformer, name).values():
+            variant = adapter_layers.variant_of(layer, name)
+            if isinstance(variant, Masked):
+                found[id(variant.mask)] = variant.mask
+    return list(found.values())
+
+
+def stream_of(path: str) -> Stream:
+    """What the linear at this path of a FLUX.1 or FLUX.2 transformer reads."""
+    leaf = path.rpartition("transformer_blocks.")[2]
+    if path.startswith("single_transformer_blocks."):
+        return "modulation" if ".norm." in leaf else "joint"
+    if path.startswith("transformer_blocks."):
+        if ".norm" in leaf:
+            return "modulation"
+        text = (".attn.add_", ".attn.to_add_out", ".ff_context.")
+        return "text" if any(word in leaf for word in text) else "image"
+    tokens: dict[str, Stream] = {"x_embedder": "image", "proj_out": "image", "context_embedder": "text"}
+    return tokens.get(path, "modulation")

@@ -1,0 +1,203 @@
+"""URAE's adapters of singular components, in the exact difference form.
+
+    y = W x + s (b_t (a_t x) - b_0 (a_0 x))
+
+a_t [rank, in] and b_t [out, rank] are trained and start as a_0 and b_0, the smallest ("minor") or largest
+("major") singular components of W, of which frozen copies stay. The paper (section 3.3) and its code put
+W - b_0 a_0 into the weight and add b_t a_t; that is the same function, but a bfloat16 weight rounds the
+residual back to W (b_0 a_0 is below half a unit in the last place of most entries), and the minor part is
+counted twice. Here W is never touched: the start is exact in any dtype, quantised weights do, and the teacher
+is the model with the adapter disabled. There is no alpha / rank; s is 1 in training.
+
+What URAE itself calls "major" in its 2K recipe is an ordinary LoRA (`adapters.LoraSpec`): that is what its 2K
+weights are. `components="major"` is the same construction as minor with the largest components.
+
+It is one adapter of peft's (`adapter_layers.py` says why): a_t and b_t are its `lora_A` and `lora_B`, a_0 and
+b_0 buffers `start` of these, so that `adapters.lora_state` and any checkpoint hold all four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from uhr.base.console import progress
+from uhr.base.errors import unknown
+from uhr.models import adapter_layers
+from uhr.models.adapter_layers import Variant
+from uhr.models.adapters import ADAPTER, LoraSpec, add_lora
+from uhr.models.components import Factors, Which, cached
+from uhr.models.low_rank import LowRank
+
+START = "start"
+"""Name of the frozen copy beside a trained `weight`."""
+
+
+@dataclass(frozen=True)
+class MinorSpec:
+    """Which components of which linears: `targets` are module suffixes (a spec's `lora_targets`)."""
+
+    rank: int
+    targets: tuple[str, ...]
+    components: Which = "minor"
+
+
+class Difference(Variant):
+    """s (b_t a_t - b_0 a_0). Both halves go through the same operations in the same dtype, so that equal
+    factors cancel to zero exactly."""
+
+    def forward(
+        self, module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        a, b = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        start = F.linear(F.linear(x, a.start.to(a.weight.dtype)), b.start.to(b.weight.dtype))
+        return result + (b(a(x)) - start) * module.scaling[active_adapter]
+
+    def delta(self, module: Any, name: str) -> torch.Tensor:
+        a, b = module.lora_A[name], module.lora_B[name]
+        dtype = torch.promote_types(a.weight.dtype, torch.float32)
+        now = b.weight.detach().to(dtype) @ a.weight.detach().to(dtype)
+        return (now - b.start.to(dtype) @ a.start.to(dtype)) * module.scaling[name]
+
+    def low_rank(self, module: Any, name: str) -> LowRank:
+        a, b = module.lora_A[name], module.lora_B[name]
+        trained = Factors(a.weight.detach(), b.weight.detach())
+        return difference(trained, Factors(a.start, b.start)).scaled(module.scaling[name])
+
+
+def difference(trained: Factors, start: Factors) -> LowRank:
+    """b_t a_t - b_0 a_0 as one LoRA of twice the rank and scale 1, in the order of URAE's own converter:
+    A = [-a_0; a_t], B = [b_0, b_t]."""
+    a = torch.cat([-start.a.to(trained.a.dtype), trained.a])
+    b = torch.cat([start.b.to(trained.b.dtype), trained.b], dim=1)
+    return LowRank(a, b, alpha=float(a.shape[0]))
+
+
+def add_minor(
+    transformer: Any,
+    spec: MinorSpec,
+    cache: Path | None,
+    name: str = ADAPTER,
+    over: Iterable[str] = (),
+    device: torch.device | str | None = None,
+) -> list[torch.nn.Parameter]:
+    """Freeze the backbone and put an adapter on it; its parameters a_t, b_t, float32 and trainable.
+
+    The output stays bitwise what it was. Adapters that act go on acting, and do not train. `cache`: folder of
+    decompositions (`components.py`); None keeps none. `over`: adapters on the model that count as part of W,
+    at their present scale (URAE's 4K adapter stands on its 2K LoRA). `device`: where to decompose; where the
+    weight is if None. A model on the meta device gets the structure alone.
+    """
+    adapter_layers.check_unmerged(transformer)
+    acting, over = adapter_layers.active(transformer), _check_over(transformer, over)
+    with adapter_layers.several_adapters():
+        own = add_lora(transformer, LoraSpec(spec.rank, spec.targets), seed=0, name=name)
+    layers = adapter_layers.layers_of(transformer, name)
+    try:
+        starts = _starts(layers, spec.rank, spec.components, cache, over, device)
+    except BaseException:
+        adapter_layers.remove(transformer, name)
+        raise
+    for path, layer in layers.items():
+        if path in starts:
+            with torch.no_grad():
+                layer.lora_A[name].weight.copy_(starts[path].a)
+                layer.lora_B[name].weight.copy_(starts[path].b)
+    _attach(layers, name, starts)
+    adapter_layers.activate(transformer, [*acting, name], train=[name])
+    return own
+
+
+def load_minor(
+    transformer: Any,
+    trained: Mapping[str, Factors],
+    name: str,
+    cache: Path | None,
+    over: Iterable[str] = (),
+    scale: float = 1.0,
+    components: Which = "minor",
+    device: torch.device | str | None = None,
+) -> None:
+    """Put published factors a_t, b_t on the model, by module (`conversion.urae_factors` reads URAE's file).
+
+    a_0 and b_0 are decomposed again, from the weights and adapters that the factors were trained on: `over`
+    must name the same. The adapter is frozen; those that act go on acting.
+    """
+    over = _check_over(transformer, over)
+    values = {path: LowRank(f.a, f.b, alpha=float(f.a.shape[0])) for path, f in trained.items()}
+    adapter_layers.put(transformer, values, name, f"'{name}'", scale)
+    layers = adapter_layers.layers_of(transformer, name)
+    ranks = {part.rank for part in values.values()}
+    assert len(ranks) == 1, f"ranks {ranks}"
+    try:
+        starts = _starts(layers, ranks.pop(), components, cache, over, device)
+    except BaseException:
+        adapter_layers.remove(transformer, name)
+        raise
+    _attach(layers, name, starts)
+
+
+def restore_minor(
+    transformer: Any, state: Mapping[str, torch.Tensor], name: str = ADAPTER, scale: float = 1.0
+) -> None:
+    """Put an adapter on the model from what `adapters.lora_state` gave, frozen; nothing is decomposed."""
+    trained, starts = state_factors(state)
+    values = {path: LowRank(f.a, f.b, alpha=float(f.a.shape[0])) for path, f in trained.items()}
+    adapter_layers.put(transformer, values, name, f"'{name}'", scale)
+    _attach(adapter_layers.layers_of(transformer, name), name, starts)
+
+
+def state_factors(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Factors], dict[str, Factors]]:
+    """(trained, start) by module, from what `adapters.lora_state` gave."""
+    paths = list(dict.fromkeys(key.partition(".lora_")[0] for key in state))
+    trained, starts = (
+        {path: Factors(state[f"{path}.lora_A.{part}"], state[f"{path}.lora_B.{part}"]) for path in paths}
+        for part in ("weight", START)
+    )
+    return trained, starts
+
+
+def _starts(
+    layers: Mapping[str, Any],
+    rank: int,
+    components: Which,
+    cache: Path | None,
+    over: Iterable[str],
+    device: torch.device | str | None,
+) -> dict[str, Factors]:
+    """The components of every layer's weight; none for a model on the meta device."""
+    if any(layer.get_base_layer().weight.is_meta for layer in layers.values()):
+        return {}
+    starts = {}
+    with progress(f"{components} components", len(layers), "linears") as advance:
+        for path, layer in layers.items():
+            weight = adapter_layers.base_weight(layer)
+            for other in over:
+                if other in layer.lora_A:
+                    weight = weight + adapter_layers.delta_weight(layer, other)
+            starts[path], found = cached(weight.to(device or weight.device), rank, components, cache)
+            advance(note="from the cache" if found else "")
+    return starts
+
+
+def _attach(layers: Mapping[str, Any], name: str, starts: Mapping[str, Factors]) -> None:
+    """Hang the frozen factors beside the trained ones, and let peft call `Difference`."""
+    for path, layer in layers.items():
+        a, b = layer.lora_A[name], layer.lora_B[name]
+        start = starts.get(path, Factors(a.weight.detach().clone(), b.weight.detach().clone()))
+        a.register_buffer(START, start.a.to(a.weight.device, torch.float32))
+        b.register_buffer(START, start.b.to(b.weight.device, torch.float32))
+    adapter_layers.attach(layers, name, Difference())
+
+
+def _check_over(transformer: Any, over: Iterable[str]) -> tuple[str, ...]:
+    acting, over = adapter_layers.active(transformer), tuple(over)
+    for name in over:
+        if name not in acting:
+            raise unknown("active adapter", name, acting)
+    return over
