@@ -1,0 +1,149 @@
+"""Overlapping patches of a picture (or latent) of any size: where they lie, how they blend, whether they
+show."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from uhr.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle on a picture's grid, in that grid's own units (pixels or latents)."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def bottom(self) -> int:
+        return self.top + self.height
+
+    @property
+    def right(self) -> int:
+        return self.left + self.width
+
+    def crop(self, x: torch.Tensor) -> torch.Tensor:
+        """The box of x [..., H, W]: a view."""
+        return x[..., self.top : self.bottom, self.left : self.right]
+
+    def scaled(self, factor: int) -> Box:
+        """The same box on a grid that is `factor` times as fine."""
+        return Box(*(factor * side for side in (self.top, self.left, self.height, self.width)))
+
+
+def starts(length: int, window: int, overlap: int, multiple: int = 1) -> list[int]:
+    """Where windows start along one axis: the first at 0, the last ending at `length`, evenly spread, as few
+    as overlap by at least `overlap` each. A window as long as the axis or longer starts once, at 0.
+
+    All but the last are multiples of `multiple` (a packing grid, say), which must divide window - overlap;
+    the last one is too if it divides length - window.
+    """
+    if not 0 <= overlap < window:
+        raise UserError(f"patches of {window} cannot overlap by {overlap}", f"give 0 to {window - 1}")
+    step = window - overlap
+    if step % multiple:
+        raise UserError(
+            f"patches of {window} that overlap by {overlap} step by {step}",
+            f"the step must be a multiple of {multiple}",
+        )
+    free = length - window
+    if free <= 0:
+        return [0]
+    steps = -(-free // step)
+    return [i * free // steps // multiple * multiple for i in range(steps)] + [free]
+
+
+def grid(
+    height: int, width: int, window: int | tuple[int, int], overlap: int, multiple: int = 1
+) -> list[Box]:
+    """Boxes that cover [height, width], row by row, each at least `overlap` over the next.
+
+    `window` is a side, or (height, width). Along an axis shorter than the window the box is as long as the
+    axis. A 4096 grid with windows of 1024 has 49 boxes at overlap 512, 36 at 384 and 25 at 256.
+    """
+    tall, wide = (window, window) if isinstance(window, int) else window
+    tops = starts(height, tall, overlap, multiple)
+    lefts = starts(width, wide, overlap, multiple)
+    return [
+        Box(top, left, min(tall, height), min(wide, width)) for top, left in itertools.product(tops, lefts)
+    ]
+
+
+def feather(box: Box, height: int, width: int, overlap: int) -> torch.Tensor:
+    """Blending weights of a patch, float32 [box.height, box.width] in (0, 1]: a plateau of 1, and on each
+    side inside the picture a Gaussian ramp of the overlap's width (recipes 1.3, step 6; s = overlap / 3).
+
+    A side on the picture's border keeps weight 1: no neighbour would make up for it.
+    """
+    rows = _ramps(box.height, overlap, box.top > 0, box.bottom < height)
+    columns = _ramps(box.width, overlap, box.left > 0, box.right < width)
+    return rows[:, None] * columns[None, :]
+
+
+def _ramps(length: int, overlap: int, first: bool, last: bool) -> torch.Tensor:
+    weights = torch.ones(length)
+    if overlap > 0:
+        # distances from the plateau to pixel centres, outermost first
+        distance = overlap - 0.5 - torch.arange(min(overlap, length), dtype=torch.float32)
+        ramp = torch.exp(-(distance**2) / (2 * (overlap / 3) ** 2))
+        if first:
+            weights[: len(ramp)] *= ramp
+        if last:
+            weights[length - len(ramp) :] *= ramp.flip(0)
+    return weights
+
+
+class Canvas:
+    """Patches put together by a weighted mean, in float32: `add` each, then `result`."""
+
+    def __init__(
+        self, batch: int, channels: int, height: int, width: int, device: torch.device | str = "cpu"
+    ):
+        self._sum = torch.zeros(batch, channels, height, width, device=device)
+        self._weights = torch.zeros(height, width, device=device)
+
+    def add(self, box: Box, patch: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """`patch` is [B, C, h, w] at `box`, `weights` [h, w] (1 if none: MultiDiffusion's plain mean)."""
+        place, weights = self._sum.device, torch.ones(patch.shape[-2:]) if weights is None else weights
+        weights = weights.to(place, torch.float32)
+        box.crop(self._sum).add_(patch.to(place, torch.float32) * weights)
+        box.crop(self._weights).add_(weights)
+
+    def result(self) -> torch.Tensor:
+        """[B, C, H, W]. Every place must be covered."""
+        assert bool((self._weights > 0).all()), "the patches leave a gap"
+        return self._sum / self._weights
+
+
+def seam_strength(picture: torch.Tensor, boxes: Sequence[Box]) -> float:
+    """How much patch borders show in [B, C, H, W]: the mean absolute difference across the boxes' edges,
+    over that between the neighbouring rows (columns) two further in on either side. 1 is no seam; a picture
+    with no edges inside, or none that differ, gives 1.
+    """
+    across, beside = 0.0, 0.0
+    for axis, edges in ((-2, _inner(boxes, "top", "bottom")), (-1, _inner(boxes, "left", "right"))):
+        steps = picture.float().diff(dim=axis).abs()
+        count = steps.shape[axis]
+        for edge in edges:
+            around = [edge - 1 + shift for shift in (-2, 2) if 0 <= edge - 1 + shift < count]
+            if not 0 < edge <= count or not around:
+                continue
+            across += steps.select(axis, edge - 1).mean().item()
+            beside += sum(steps.select(axis, place).mean().item() for place in around) / len(around)
+    if beside == 0:
+        return 1.0 if across == 0 else float("inf")
+    return across / beside
+
+
+def _inner(boxes: Sequence[Box], first: str, last: str) -> list[int]:
+    """Positions where a box begins or ends, the picture's own borders left out."""
+    ends = {getattr(box, last) for box in boxes}
+    places = {getattr(box, first) for box in boxes} | ends
+    return sorted(places - {0, max(ends)})
