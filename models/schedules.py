@@ -8,13 +8,13 @@ dead.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, unknown
 from uhr.models.spec import ShiftPolicy
 
 
@@ -82,3 +82,103 @@ def shifted(
         return shift(sigmas, factor)
     assert policy is ShiftPolicy.DYNAMIC, policy
     return shift(sigmas, (calibration or Calibration()).factor(tokens))
+
+
+def logarithmic(steps: int, start: float = 1.0) -> torch.Tensor:
+    """Levels in geometric progression from `start` to the last level of the linear grid, then 0.
+
+    RealUHR's ablation names a logarithmic schedule without a formula; this one shares the linear grid's ends.
+    """
+    ends = linear(steps, start)
+    ratio = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
+    return torch.cat([start * float(steps) ** -ratio, ends[-1:]])
+
+
+def cosine(steps: int, start: float = 1.0) -> torch.Tensor:
+    """Uniform in the angle a with tan(a) = sigma / (1 - sigma), from `start` to 0.
+
+    That is the cosine schedule's signal-to-noise ratio carried over to rectified flow ("CosMap", Esser et al.
+    2403.03206). RealUHR's ablation names a cosine schedule without a formula.
+    """
+    angle = math.atan2(start, 1 - start) * linear(steps)
+    return angle.sin() / (angle.sin() + angle.cos())
+
+
+def warp(t: torch.Tensor, alpha: float = 0.15, p: float = 2.0) -> torch.Tensor:
+    """RealUHR's time warp (eq. 6, 7): clip(t (1 + alpha sgn(t - 0.5) sin(pi t)^p), 0, 1), t = 1 - sigma.
+
+    It jumps up by alpha in all at t = 0.5, which stays where it is. UserError for an alpha at which it would
+    not rise everywhere (`largest_alpha`); the paper calls it strictly monotone for every alpha below 0.5 and
+    p above 1, which does not hold.
+    """
+    limit = largest_alpha(p)
+    if not 0 <= alpha < limit:
+        raise UserError(
+            f"the time warp is not monotone for alpha {alpha:g} and p {p:g}", f"below {limit:.4f} it is"
+        )
+    offset = t - 0.5
+    side = torch.where(offset.abs() < 1e-9, 0.0, offset.sign())
+    return (t * (1 + alpha * side * torch.sin(math.pi * t).clamp(min=0) ** p)).clamp(0, 1)
+
+
+def largest_alpha(p: float) -> float:
+    """The smallest alpha at which the warp stops rising somewhere: 0.4878 for p = 2.
+
+    The slope is 1 - alpha g(t) below t = 0.5 and 1 + alpha g(t) above, g = S^p + p pi t S^(p-1) C with
+    S = sin(pi t), C = cos(pi t). p below 1 has no such alpha: the slope at t = 1 is infinite.
+    """
+    if p < 1:
+        raise UserError(f"time warp of p {p:g}", "give p of at least 1; the paper's is 2")
+    t = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    sine, cosine_ = torch.sin(math.pi * t).clamp(min=0), torch.cos(math.pi * t)
+    slope = sine**p + p * math.pi * t * sine ** (p - 1) * cosine_
+    below, above = slope[t < 0.5].max(), (-slope[t > 0.5]).max()
+    return 1 / max(below.item(), above.item())
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A schedule that may tell the backbone another noise level than the true one.
+
+    sigmas [steps + 1] are the true levels, which steps are taken by; labels [steps] are those that the
+    backbone is told; float64.
+    """
+
+    sigmas: torch.Tensor
+    labels: torch.Tensor
+
+
+def _true(sigmas: torch.Tensor) -> Labelled:
+    return Labelled(sigmas, sigmas[:-1])
+
+
+def _warped_labels(steps: int, start: float, alpha: float, p: float) -> Labelled:
+    sigmas = linear(steps, start)
+    return Labelled(sigmas, 1 - warp(1 - sigmas[:-1], alpha, p))
+
+
+def _warped_grid(steps: int, start: float, alpha: float, p: float) -> Labelled:
+    return _true(1 - warp(1 - linear(steps, start), alpha, p))
+
+
+PATCH_SCHEDULES: Mapping[str, Callable[[int, float, float, float], Labelled]] = {
+    "warped-labels": _warped_labels,
+    "warped-grid": _warped_grid,
+    "uniform": lambda steps, start, alpha, p: _true(linear(steps, start)),
+    "logarithmic": lambda steps, start, alpha, p: _true(logarithmic(steps, start)),
+    "cosine": lambda steps, start, alpha, p: _true(cosine(steps, start)),
+}
+
+
+def patch_schedule(name: str, steps: int, start: float, alpha: float = 0.15, p: float = 2.0) -> Labelled:
+    """RealUHR's schedule for patches, and those of its ablation, from noise level `start` (its gamma) to 0.
+
+    warped-labels: reading A, the paper's Algorithm 1 and the default of recipes: steps by the uniform grid,
+    and
+                   the backbone is told the warped time: a latent past the middle is called cleaner than it is
+    warped-grid:   reading B, steps and labels both by the warped time, as the prose has it. At a start other
+                   than 1 the first step begins at the warped level, as does the noise that belongs to it
+    """
+    if name not in PATCH_SCHEDULES:
+        raise unknown("patch schedule", name, PATCH_SCHEDULES)
+    return PATCH_SCHEDULES[name](steps, start, alpha, p)
