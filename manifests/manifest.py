@@ -258,7 +258,8 @@ class _Tally:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "pyarrow": str(pa.__version__), "duckdb": str(duckdb.__version__)}
+    versions = {"pyarrow": pa.__version__, "duckdb": duckdb.__version__}
+    return {"python": platform.python_version(), **{name: str(version) for name, version in versions.items()}}
 
 
 def quoted(name: str) -> str:

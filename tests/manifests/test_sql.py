@@ -4,7 +4,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
@@ -70,6 +70,8 @@ HOSTILE = [
     "DEFAULT",
     "",
     "  \n ",
+    "entropy > 4\0",
+    "entropy > 4 AND caption = '\ud800'",
     "(" * 5_000 + "true" + ")" * 5_000,
     "true AND " * 5_000 + "true",
 ]
@@ -128,6 +130,7 @@ def test_wrong_names_and_types_are_found_without_a_row(text: str, says: str) -> 
         Condition.parse(text, "rule 'x'").check(SCHEMA)
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.none() | st.floats(0, 8), st.none() | st.floats(0, 1)), max_size=50),
     st.floats(0, 8),
@@ -188,6 +191,61 @@ def test_a_locked_connection_reaches_nothing_but_its_relations(query: str, tmp_p
     assert file.read_text() == "a,b\n1,2\n"
     assert list(tmp_path.iterdir()) == [file]
     assert secret.num_rows == 1
+
+
+WORDS = [
+    "entropy",
+    "uri",
+    "4",
+    "'a'",
+    "(",
+    ")",
+    "AND",
+    "OR",
+    "NOT",
+    ">",
+    "=",
+    ",",
+    ";",
+    "--",
+    "/*",
+    "SELECT",
+    "FROM",
+    "samples",
+    "*",
+    "::",
+    "INTEGER",
+    "IN",
+    "CASE",
+    "WHEN",
+    "THEN",
+    "END",
+    "count",
+    "[",
+    "]",
+    "->",
+    "$$",
+    '"',
+    "?",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=30) | st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join))
+def test_any_text_is_either_a_safe_boolean_or_a_clear_error(text: str) -> None:
+    try:
+        condition = Condition.parse(text, "rule 'x'")
+        condition.check(SCHEMA)
+    except UserError:
+        return
+    # what passes stands for itself wherever it is put: its negation is its negation
+    table = pa.Table.from_pylist([{"entropy": 5.0, "uri": "a"}, {}], schema=SCHEMA)
+    try:
+        verdicts = condition.mask(table).to_pylist()
+        negated = Condition.parse(f"NOT {condition.sql}", "rule 'x'").mask(table).to_pylist()
+    except UserError:
+        return
+    assert negated == [None if verdict is None else not verdict for verdict in verdicts]
 
 
 def test_a_condition_crosses_process_borders() -> None:
