@@ -102,7 +102,7 @@ class Condition:
         if len(text) > LONGEST:
             raise UserError(f"{where}: {len(text):,} characters", f"keep a condition below {LONGEST:,}")
         if not text.isprintable() and any("\ud800" <= c <= "\udfff" or c == "\0" for c in text):
-            raise UserError(f"{where}: {ascii(text)} holds bytes that are no text", "leave them out")
+            raise UserError(f"{where}: {text!a} holds bytes that are no text", "leave them out")
         if any(kind == duckdb.token_type.comment for _, kind in duckdb.tokenize(text)):
             raise UserError(f"{where}: '{text}' holds a comment", "leave it out")
         # in parentheses and bare: only one whole expression stands in both ("a) OR (b" and "a, b" do not)
