@@ -94,7 +94,7 @@ def load(pipeline: str, sets: Sequence[str] = ()) -> PipelineConfig:
     line.
     """
     tree = _with_stage_mappings(_resolve(*_find(pipeline)))
-    tree = apply_sets(tree, list(sets))
+    tree = _with_stage_mappings(apply_sets(tree, list(sets)))
     tree["stages"] = [entry for entry in tree.get("stages") or [] if entry is not None]
     tree["rules"] = {name: text for name, text in (tree.get("rules") or {}).items() if text is not None}
     tree.setdefault("name", Path(pipeline).stem)

@@ -118,8 +118,8 @@ def in_order(found: Sequence[Candidate], skipped: Sequence[Skipped]) -> tuple[li
                 ordered.append(candidate)
                 have.update(candidate.adds)
             elif kind == "header" and any(c.kind == "pixel" and c.adds.intersection(lacking) for c in found):
-                # it reads no pixels itself, but waits for a number that comes from them
-                waiting[waiting.index(candidate)] = replace(candidate, kind="pixel")
+                # it reads no pixels but waits for a number that comes from them: behind all pixel stages
+                waiting.append(replace(candidate, kind="pixel"))
             elif candidate.entry.if_missing == "skip" and (gone := _skipped_owner(lacking, left_out)):
                 why = f"it needs {lacking[0]} of the skipped stage '{gone.label}'"
                 left_out.append(Skipped(candidate.label, tuple(sorted(candidate.adds)), why))

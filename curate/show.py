@@ -65,7 +65,7 @@ def print_outcome(outcome: Outcome) -> None:
     for folder in outcome.unreadable:
         warn(f"folder {folder} could not be read")
     if info.source.get("broken_sidecars"):
-        warn(f"{info.source['broken_sidecars']:,} pictures have a broken sidecar: see source_meta")
+        warn(f"{info.source['broken_sidecars']:,} with a broken sidecar: see source_meta")
     say(f"manifest  {path}   id {info.id[:16]}")
     say(f"report    {outcome.report}")
     say(f"next      uhr curate explain {path} URI   or   uhr manifest slice {path} --where SQL --out SLICE")

@@ -1,0 +1,287 @@
+"""Runs as a user starts them: every file is one row, both engines agree, a bad picture costs its row only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from uhr.manifests.manifest import Manifest
+
+
+@pytest.fixture
+def curate(uhr, pictures, tmp_path):
+    """Run a pipeline over the pictures in this process: the manifest, and what was printed."""
+
+    def call(pipeline: str, *words: object, workers: int = 0, name: str = "out") -> tuple[Manifest, str]:
+        out = tmp_path / name
+        words = (*words, "--engine", "local", "--workers", workers)
+        code, printed, errors = uhr("curate", "run", pipeline, "--source", pictures, "--out", out, *words)
+        assert code == 0, errors
+        return Manifest.open(out), printed
+
+    return call
+
+
+def rows_of(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    return {row["uri"]: row for row in manifest.table().to_pylist()}
+
+
+def reasons(manifest: Manifest) -> dict[str, str]:
+    return {uri: row["reason"] or row["status"] for uri, row in rows_of(manifest).items()}
+
+
+def test_every_file_becomes_one_row_with_the_verdict_that_it_deserves(curate, expected):
+    manifest, printed = curate("quickstart")
+    assert reasons(manifest) == expected
+    for row in rows_of(manifest).values():
+        assert (row["error"] is None) == (row["status"] != "failed")
+        assert row["source_version"] is not None or row["reason"] == "broken link"
+    assert "17 files: 8 kept, 5 rejected, 4 failed" in printed
+    assert (manifest.path / "report.html").stat().st_size > 1000
+    assert not (manifest.path / "units").exists()
+
+
+def test_a_picture_that_its_header_settles_is_never_decoded(curate):
+    row = rows_of(curate("quickstart")[0])["small and truncated.png"]
+    assert (row["status"], row["reason"]) == ("rejected", "resolution")
+    assert row["width"] == 60
+    assert row["content_hash"] is None, "nothing behind the header has vouched for it"
+
+
+def test_stages_after_a_rule_leave_what_it_turned_down_alone(curate):
+    sets = ("--set", "rules.exposure=luma_mean < 0")
+    rows = rows_of(curate("quickstart", *sets)[0])
+    assert {row["reason"] for row in rows.values() if row["luma_mean"] is not None} == {"exposure"}
+    flat, small, kept = rows["flat.png"], rows["small.png"], rows["1.jpg"]
+    assert flat["flat_fraction"] is not None
+    assert flat["entropy"] is None, "the rule over flat_fraction fires before the next stage"
+    assert small["megapixels"] is not None
+    assert small["flat_fraction"] is None
+    assert kept["laplacian_var"] is None
+    assert kept["dup_rank"] is None
+
+
+def test_captions_and_rights_of_sidecars_are_in_their_picture_s_row(curate):
+    row = rows_of(curate("quickstart")[0])["5.jpg"]
+    assert row["caption"] == "a striped field"
+    assert (row["author"], row["license"]) == ("Ada", "CC0")
+    assert json.loads(row["source_meta"]) == {"camera": "X1"}
+
+
+def test_a_broken_sidecar_is_a_warning_and_a_note(curate, pictures, uhr, tmp_path):
+    (pictures / "1.json").write_text("{")
+    code, _, errors = uhr(
+        "curate", "run", "quickstart", "--source", pictures, "--out", tmp_path / "o", "--workers", 0
+    )
+    assert code == 0
+    assert "warning: 1 with a broken sidecar" in errors
+    row = Manifest.open(tmp_path / "o").row("1.jpg")
+    assert row["status"] == "kept"
+    assert "1.json: no JSON" in json.loads(row["source_meta"])["sidecar_fault"]
+
+
+def test_all_that_was_decoded_has_a_preview_kept_or_not(curate):
+    manifest, _ = curate("quickstart")
+    rows = rows_of(manifest)
+    shown = manifest.previews([row["sample_id"] for row in rows.values()])
+    decoded = {row["sample_id"] for row in rows.values() if row["content_hash"] is not None}
+    assert set(shown) == decoded
+    assert {rows[uri]["sample_id"] for uri in ("flat.png", "trip/same as 1.jpg")} <= decoded
+    without, _ = curate("quickstart", "--set", "preview=0", name="without")
+    assert without.previews(decoded) == {}
+
+
+@pytest.mark.ray
+def test_both_engines_and_any_number_of_workers_give_the_same_manifest(curate, uhr, pictures, tmp_path):
+    sets = ("--set", "unit=3")
+    ids = {curate("quickstart", *sets, workers=n, name=f"local {n}")[0].id for n in (0, 1, 3)}
+    ids.add(curate("quickstart", name="other units")[0].id)
+    out = tmp_path / "on ray"
+    code, printed, errors = uhr(
+        "curate", "run", "quickstart", "--source", pictures, "--out", out, "--workers", 2, *sets
+    )
+    assert code == 0
+    assert "17 files: 8 kept, 5 rejected, 4 failed" in printed
+    assert [
+        line
+        for line in errors.splitlines()
+        if not line.startswith(("list:", "curate:", "commit:", "report:"))
+    ] == []
+    ids.add(Manifest.open(out).id)
+    assert len(ids) == 1
+
+
+def test_links_to_folders_sockets_and_pipes_are_named_in_the_summary_and_the_manifest(curate, pictures):
+    import os
+
+    os.mkfifo(pictures / "pipe.jpg")
+    (pictures / "again").symlink_to(pictures / "trip")
+    manifest, printed = curate("quickstart")
+    assert manifest.info.source["pipes"] == manifest.info.source["linked_folders"] == 1
+    assert "1 pipes, not opened" in printed
+    assert "1 links to folders, not entered" in printed
+
+
+def test_the_funnel_adds_up(curate):
+    info = curate("quickstart")[0].info
+    funnel = [(rule.name, rule.seen, rule.rejected) for rule in info.rules]
+    assert funnel == [("resolution", 14, 2), ("flatness", 11, 2), ("entropy", 9, 0), ("duplicates", 9, 1)]
+    assert info.counts == {
+        "rows": 17,
+        "kept": 8,
+        "rejected": 5,
+        "failed": 4,
+        "reasons": {
+            "flatness": 2,
+            "resolution": 2,
+            "broken link": 1,
+            "duplicates": 1,
+            "empty file": 1,
+            "not an image": 1,
+            "truncated": 1,
+        },
+    }
+
+
+def test_a_rule_that_cannot_be_evaluated_is_named_on_the_terminal_and_in_the_manifest(
+    curate, uhr, pictures, tmp_path
+):
+    manifest, printed = curate("multiaspect-4k")
+    idle = {rule.name: rule.why for rule in manifest.info.rules if rule.state == "not evaluated"}
+    assert set(idle) == {"nsfw", "quality", "aesthetics"}
+    for name in idle:
+        assert f"not evaluated       {name}" in printed
+    skipped = {stage.name for stage in manifest.info.stages if stage.state == "skipped"}
+    assert {"safety", "q_align", "artimuse", "rank"} <= skipped
+    words = (
+        "curate",
+        "run",
+        "multiaspect-4k",
+        "--source",
+        pictures,
+        "--out",
+        tmp_path / "strict",
+        "--strict",
+    )
+    code, _, errors = uhr(*words)
+    assert code == 1
+    assert "--strict: safety would be skipped" in errors
+    assert not (tmp_path / "strict").exists()
+
+
+def test_a_set_stage_sees_what_is_still_in_and_rules_after_it_decide(curate, outside):
+    stages = ["header", "decode", f"{outside}:Neighbours", "exact_duplicates"]
+    rules = {"crowd": "neighbours = 12 AND uri <> '1.jpg'", "first": "dup_rank = 0"}
+    sets = [f"{name}={json.dumps(value)}" for name, value in (("stages", stages), ("rules", rules))]
+    manifest, _ = curate("quickstart", "--set", sets[0], "--set", sets[1])
+    rows = rows_of(manifest)
+    # 14 readable headers, two of them with a truncated picture behind it
+    assert {row["neighbours"] for row in rows.values()} == {12, None}
+    assert {row["status"] for row in rows.values() if row["neighbours"] is None} == {"failed"}
+    # "1.jpg" is out before duplicates are looked for, so its copy is the first
+    found = reasons(manifest)
+    assert [uri for uri, reason in found.items() if reason == "crowd"] == ["1.jpg"]
+    assert [uri for uri, reason in found.items() if reason == "first"] == ["link.png"]
+    assert found["trip/same as 1.jpg"] == "kept"
+    assert [(rule.name, rule.seen, rule.rejected) for rule in manifest.info.rules] == [
+        ("crowd", 12, 1),
+        ("first", 11, 1),
+    ]
+
+
+MOODS = {
+    "segfault": ("crash", "crashed (SIGSEGV)"),
+    "sleep": ("time limit", "took longer than 5 s"),
+    "eat": ("memory limit", "needed more than 629.1 MB of memory"),
+    "raise": ("stage error", "KeyError: 'a key\\nwith two lines'"),
+    "exit": ("stage error", "SystemExit: 3"),
+    "nan": ("no value", "rule 'scored' (score >= 0): column score has no value"),
+    "type": ("stage error", "ArrowInvalid"),
+    "column": ("stage error", "ValueError: it gives column 'mod', which it does not declare"),
+    "text": ("stage error", "surrogates not allowed"),
+    "fine": ("kept", ""),
+}
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_whatever_a_user_s_own_stage_does_to_a_picture_costs_that_picture_only(
+    uhr, pictures, outside, tmp_path, engine
+):
+    source = tmp_path / "moody"
+    source.mkdir()
+    for mood in MOODS:
+        shutil.copy(pictures / "1.jpg", source / f"{mood}.jpg")
+    pipeline = tmp_path / "moody.yaml"
+    pipeline.write_text(f"""
+        stages: [header, decode, {{stage: "{outside}:Moody"}}, {{stage: "{outside}:Redness", scale: 0.5}}]
+        rules: {{scored: score >= 0}}
+        limits: {{seconds: 5, memory: 600MiB}}
+        unit: 5
+    """)
+    words = ("--out", tmp_path / "out", "--engine", engine, "--workers", 2)
+    code, _, errors = uhr("curate", "run", pipeline, "--source", source, *words)
+    assert code == 0, errors
+    rows = rows_of(Manifest.open(tmp_path / "out"))
+    for mood, (reason, words) in MOODS.items():
+        row = rows[f"{mood}.jpg"]
+        assert (row["reason"] or row["status"]) == reason, row
+        assert words in (row["error"] or ""), row
+        assert "\n" not in (row["error"] or "")
+        assert row["content_hash"] is not None, "what came before the fault is kept"
+        assert (row["redness"] is not None) == (mood == "fine")
+    assert 0 < rows["fine.jpg"]["redness"] < 127
+    assert rows["segfault.jpg"]["error"].startswith(f"{outside}:Moody: ")
+
+
+def test_the_manifest_tells_how_it_was_made(curate):
+    info = curate("quickstart", "--set", "rules.entropy=entropy >= 5")[0].info
+    assert info.operation["kind"] == "curate"
+    assert info.operation["pipeline"]["rules"]["entropy"] == "entropy >= 5"
+    assert {stage["stage"]: stage for stage in info.operation["pipeline"]["stages"]}["flatness"][
+        "patch"
+    ] == 240
+    assert [stage.name for stage in info.stages][:2] == ["header", "geometry"]
+    assert all(len(stage.fingerprint) == 64 for stage in info.stages)
+    assert "pillow" in info.versions
+
+
+def test_names_that_are_no_utf_8_and_percent_signs_are_read_under_their_own_name(curate, pictures):
+    import os
+
+    for name in (b"caf\xe9.jpg", b"100%.jpg", "Zoë %41.jpg".encode(), b"new\nline.jpg"):
+        shutil.copy(pictures / "1.jpg", os.fsdecode(os.path.join(os.fsencode(pictures), name)))
+    found = reasons(curate("quickstart", "--set", "rules.duplicates=null", workers=1)[0])
+    for uri in ("caf%E9.jpg", "100%25.jpg", "Zoë %2541.jpg", "new\nline.jpg"):
+        assert found[uri] == "kept"
+
+
+def test_a_limit_takes_the_first_files_by_name(curate):
+    assert list(rows_of(curate("quickstart", "--limit", 3)[0])) == ["1.jpg", "3.jpg", "5.jpg"]
+
+
+def test_a_pixel_limit_fails_the_picture_before_it_is_decoded(curate):
+    found = reasons(curate("quickstart", "--set", "limits.pixels=100000")[0])
+    assert found["1.jpg"] == "too large"
+    assert found["small.png"] == "resolution"
+
+
+def test_the_sidecar_keys_of_the_pipeline_are_the_ones_that_count(curate):
+    row = rows_of(curate("quickstart", "--set", "sidecars.author=[camera]")[0])["5.jpg"]
+    assert row["author"] == "X1"
+    assert json.loads(row["source_meta"]) == {"photographer": "Ada"}
+
+
+def test_pictures_of_every_orientation_and_mode_go_through(curate, pictures):
+    picture = Image.open(pictures / "1.jpg")
+    picture.convert("CMYK").save(pictures / "cmyk.jpg")
+    picture.convert("L").save(pictures / "gray.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(pictures / "turned.jpg", exif=exif)
+    rows = rows_of(curate("quickstart")[0])
+    assert {rows[name]["status"] for name in ("cmyk.jpg", "gray.png", "turned.jpg")} == {"kept"}
+    assert (rows["turned.jpg"]["width"], rows["turned.jpg"]["height"]) == (300, 400)
