@@ -230,7 +230,7 @@ WORDS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.text(max_size=30) | st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join))
 def test_any_text_is_either_a_safe_boolean_or_a_clear_error(text: str) -> None:
     try:
