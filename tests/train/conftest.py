@@ -8,13 +8,23 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from uhr.base.files import sha256_file
+from uhr.cli import main
 from uhr.manifests.manifest import Manifest, write_manifest
 from uhr.manifests.schema import GEOMETRY, HEADER, sample_id, schema_of
 from uhr.train.encode import encode
 from uhr.train.encoded import EncodedInfo
 from uhr.train.encoding.config import EncodeConfig
+from uhr.train.job import Job, start
+from uhr.train.recipes import resolve
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny tensors are slower on two threads than on one, many times so where others use the cores."""
+    torch.set_num_threads(1)
 
 
 @dataclass
@@ -130,3 +140,44 @@ def small_set(tmp_path_factory, tiny_flux, manifest_of) -> Set:
     info, stood = encode(manifest.path, str(tiny_flux), folder / "encoded", config, device="cpu")
     assert not stood
     return Set(manifest, folder / "encoded", info)
+
+
+FAST = [
+    "runtime.precision=fp32",
+    "runtime.gradient_checkpointing=false",
+    "batch.size=3",
+    "batch.micro=3",
+    "adapter.rank=4",
+    "adapter.alpha=4",
+]
+"""What makes a step of the tiny model quick."""
+
+
+@pytest.fixture(scope="session")
+def fast() -> list[str]:
+    return FAST
+
+
+@pytest.fixture
+def job_of(small_set, tiny_flux, tmp_path) -> Callable[..., Job]:
+    """`job_of("phases.main.steps=4", ..., out=...)`: a job on the small set, quick unless told otherwise."""
+
+    def make(*sets: str, out: Path | None = None, model: Path = tiny_flux, data: Path | None = None) -> Job:
+        recipe = resolve("lora", None, [*FAST, *sets])
+        return start(recipe, str(model), [data or small_set.folder], out or tmp_path / "run")
+
+    return make
+
+
+@pytest.fixture
+def uhr(small_set, tiny_flux) -> Callable[..., int]:
+    """`uhr("resume", run)`: `uhr train ...` in this process; its exit code. `run` is given model and data."""
+
+    def call(command: str, *words: object) -> int:
+        more = []
+        if command == "run":
+            more = ["--model", tiny_flux, "--data", small_set.folder]
+            more += [part for value in FAST for part in ("--set", value)]
+        return main(["train", command, *map(str, words[:1]), *map(str, more), *map(str, words[1:])])
+
+    return call
