@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 _LOCK = threading.Lock()
 
@@ -15,7 +15,7 @@ _DECODERS = ("JPEG", "JFIF", "libpng", "TIFF", "imgcodecs", "WARN:", "ERROR:", "
 
 
 @contextlib.contextmanager
-def captured() -> Iterator[list[str]]:
+def captured() -> Generator[list[str]]:
     """Standard error of the whole process goes into the list, which is filled when the block ends.
 
     One block at a time: threads wait for each other, worker processes do not.

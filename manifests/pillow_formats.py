@@ -10,7 +10,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from uhr.manifests.headers import Header, PixelFault
@@ -39,7 +39,7 @@ _LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
-def _unhindered() -> Iterator[None]:
+def _unhindered() -> Generator[None]:
     """Pillow's own size guard and its warnings off: our limits judge the size, alike for all formats."""
     from PIL import Image
 

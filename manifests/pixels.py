@@ -1,24 +1,21 @@
-"""Bytes to pixels: the only decode there is.
+"""Bytes to pixels: the only decode there is, and the only resize.
 
-JPEG, PNG and WebP are decoded by OpenCV (to the bit what Pillow gives, and faster), the rest by Pillow.
-OpenCV and libjpeg leave a damaged picture partly gray with no more than a line on standard error: that line
-is read here.
+Nothing is decoded before header and limits have passed it. What comes out is either the stored grid, as the
+exact guards measure it, or the picture as a person sees it: upright, sRGB, alpha over white.
 """
 
 from __future__ import annotations
 
-import io
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from uhr.base.config import Config
 from uhr.base.files import human_bytes
-from uhr.manifests import colour, pillow_formats
-from uhr.manifests.decoder_noise import captured
-from uhr.manifests.headers import FaultKind, Header, PixelFault, open_file, read_header, unreadable
+from uhr.manifests.decoders import Planes, decode_planes, upright
+from uhr.manifests.headers import Header, PixelFault, open_file, read_header, unreadable
 
 Box = tuple[int, int, int, int]
 """x, y, width, height in oriented pixels."""
@@ -42,19 +39,22 @@ class PixelLimits(Config):
 
 @dataclass(eq=False)
 class Decoded:
-    """A picture that was decoded whole.
-
-    `bgr` is uint8 [H, W, 3] on the stored grid: before orientation, ICC and alpha; of 16-bit channels the
-    upper eight bits, as libpng and Pillow take them; of an animation the first frame. `notes` says what was
-    odd but harmless.
-    """
+    """A picture that was decoded whole."""
 
     header: Header
-    bgr: np.ndarray
-    alpha: np.ndarray | None = None
-    cmyk: np.ndarray | None = None
-    conversion: colour.Conversion | None = None
-    notes: list[str] = field(default_factory=list)
+    planes: Planes
+
+    @property
+    def bgr(self) -> np.ndarray:
+        """uint8 [H, W, 3] on the stored grid: before orientation, ICC and alpha. Of 16-bit channels the
+        upper eight bits, as libpng and Pillow take them; of an animation the first frame.
+        """
+        return self.planes.bgr
+
+    @property
+    def notes(self) -> list[str]:
+        """What was odd but harmless: a profile that could not be used, stray bytes."""
+        return self.planes.notes
 
     def gray(self) -> np.ndarray:
         """uint8 [H, W] on the stored grid: OpenCV's BGR2GRAY (0.299 R + 0.587 G + 0.114 B in fixed point)."""
@@ -69,16 +69,17 @@ class Decoded:
         """
         import cv2
 
-        stored = self.bgr if self.cmyk is None else self.cmyk
-        pixels = _crop(upright(stored, self.header.orientation), box)
-        if self.alpha is not None:
-            pixels = _over_white(pixels, _crop(upright(self.alpha, self.header.orientation), box))
+        planes, orientation = self.planes, self.header.orientation
+        stored = planes.bgr if planes.cmyk is None else planes.cmyk
+        pixels = _crop(upright(stored, orientation), box)
+        if planes.alpha is not None:
+            pixels = _over_white(pixels, _crop(upright(planes.alpha, orientation), box))
         pixels = np.ascontiguousarray(pixels)
         if long_side is not None:
             pixels = fit(pixels, long_side)
-        if self.cmyk is None:
+        if planes.cmyk is None:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-        return pixels if self.conversion is None else self.conversion.apply(pixels)
+        return pixels if planes.conversion is None else planes.conversion.apply(pixels)
 
 
 def read_bytes(path: Path | str, limits: PixelLimits | None = None) -> bytes:
@@ -110,135 +111,7 @@ def decode(data: bytes, limits: PixelLimits | None = None, header: Header | None
     _check_bytes(len(data), limits)
     header = header or read_header(data)
     limits.check(header)
-    with captured() as noise:
-        if header.format in ("JPEG", "PNG", "WEBP"):
-            decoded = _with_opencv(data, header)
-        else:
-            decoded = _with_pillow(data, header)
-    if decoded is None:
-        raise _fault(data, header, noise)
-    _check_noise(noise)
-    decoded.notes += noise
-    if decoded.bgr.shape[:2] != (header.raw_height, header.raw_width):
-        found = f"{decoded.bgr.shape[1]} x {decoded.bgr.shape[0]}"
-        raise PixelFault(
-            "corrupt", f"the header says {header.raw_width} x {header.raw_height}, found {found}"
-        )
-    if decoded.alpha is not None and decoded.alpha.min() == 255:
-        decoded.alpha = None
-    if header.has_icc:
-        _attach_profile(decoded, data)
-    return decoded
-
-
-def _with_opencv(data: bytes, header: Header) -> Decoded | None:
-    """None where OpenCV gives no picture."""
-    import cv2
-
-    if header.format == "JPEG" and header.bit_depth != 8:
-        raise PixelFault("unsupported", f"a JPEG of {header.bit_depth} bits per channel")
-    wants_alpha = header.has_alpha and header.mode != "L"
-    flags = cv2.IMREAD_UNCHANGED if wants_alpha else cv2.IMREAD_COLOR
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise PixelFault("too large", "the memory does not suffice to decode it") from None
-        raise PixelFault("corrupt", f"the decoder gave up ({error.err})") from None
-    if pixels is None or pixels.ndim != 3:
-        return None
-    if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
-    if pixels.shape[2] == 4:
-        return Decoded(header, cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR), alpha=pixels[..., 3])
-    decoded = Decoded(header, pixels)
-    if header.has_alpha:
-        _add_colour_key(decoded, data)
-    return decoded
-
-
-def _add_colour_key(decoded: Decoded, data: bytes) -> None:
-    """Transparency of a gray PNG's colour key, which OpenCV does not give."""
-    if decoded.header.bit_depth == 16:
-        decoded.notes.append("the transparent gray value of a 16-bit PNG is ignored")
-        return
-    image = pillow_formats.load(pillow_formats.open_image(io.BytesIO(data), (decoded.header.format,)))
-    decoded.alpha = np.array(image.convert("RGBA").getchannel("A"))
-
-
-def _with_pillow(data: bytes, header: Header) -> Decoded:
-    image = pillow_formats.load(pillow_formats.open_image(io.BytesIO(data)))
-    rgb, alpha, cmyk = pillow_formats.planes(image, header)
-    if header.format == "TIFF":
-        # Pillow turns TIFFs upright by itself: back to the stored grid
-        back = {6: 8, 8: 6}.get(header.orientation, header.orientation)
-        rgb = upright(rgb, back)
-        alpha = None if alpha is None else upright(alpha, back)
-        cmyk = None if cmyk is None else upright(cmyk, back)
-    return Decoded(header, np.ascontiguousarray(rgb[..., ::-1]), alpha, cmyk)
-
-
-def _attach_profile(decoded: Decoded, data: bytes) -> None:
-    header = decoded.header
-    formats = {"JPEG": ("JPEG", "MPO")}.get(header.format, (header.format,))
-    try:
-        image = pillow_formats.open_image(io.BytesIO(data), formats)
-        profile = image.info.get("icc_profile")
-        if not profile:
-            decoded.notes.append("ICC profile ignored: it cannot be read")
-            return
-        mode = {"L": "L", "LA": "L", "CMYK": "CMYK"}.get(header.mode, "RGB")
-        wanted = colour.conversion(bytes(profile), mode)
-        if wanted.note:
-            decoded.notes.append(wanted.note)
-        elif wanted.transform is not None:
-            if mode == "CMYK" and decoded.cmyk is None:
-                decoded.cmyk = np.array(pillow_formats.load(image))
-            decoded.conversion = wanted
-    except PixelFault as fault:
-        decoded.notes.append(f"ICC profile ignored: {fault.message}")
-    if decoded.conversion is None:
-        decoded.cmyk = None
-
-
-def _check_noise(noise: list[str]) -> None:
-    """Damage that libjpeg fills with gray or garbage and goes on. Stray bytes between segments do no harm."""
-    for line in noise:
-        harmless = "extraneous bytes" in line
-        if ("Corrupt JPEG data" in line and not harmless) or "Premature end" in line:
-            raise PixelFault("corrupt", line)
-
-
-def _fault(data: bytes, header: Header, noise: list[str]) -> PixelFault:
-    """Why a decoder gave nothing: the file stops early, or its bytes are wrong."""
-    words = "; ".join(noise)
-    kind: FaultKind = "corrupt"
-    if "nsupported" in words:
-        kind = "unsupported"
-    elif _ends_early(data, header.format):
-        kind = "truncated"
-    what = {"truncated": "ends before the picture does", "unsupported": "is in a variant not read here"}
-    return PixelFault(kind, f"the {header.format} {what.get(kind, 'is damaged')}{words and f' ({words})'}")
-
-
-def _ends_early(data: bytes, format: str) -> bool:
-    if format == "PNG":
-        return b"IEND" not in data[-4096:] and data.rfind(b"IEND\xaeB`\x82") < 0
-    if format == "WEBP":
-        return int.from_bytes(data[4:8], "little") + 8 > len(data)
-    # EOI behind the last scan: one in an embedded thumbnail lies before it
-    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-
-
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """A view of [H, W, ...] as EXIF orientation 1..8 says it is to be displayed."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
+    return Decoded(header, decode_planes(data, header))
 
 
 def _crop(pixels: np.ndarray, box: Box | None) -> np.ndarray:

@@ -1,0 +1,162 @@
+"""The decoders at work: OpenCV for JPEG, PNG and WebP, Pillow for the rest, and why one of them gave nothing.
+
+OpenCV gives to the bit what Pillow gives, in half the time. It and libjpeg leave a damaged picture partly
+gray with no more than a line on standard error: that line is read here. Used by `pixels.py` alone.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from uhr.manifests import colour, pillow_formats
+from uhr.manifests.decoder_noise import captured
+from uhr.manifests.headers import FaultKind, Header, PixelFault
+
+
+@dataclass(eq=False)
+class Planes:
+    """What a file holds, on its stored grid of uint8: `bgr` [H, W, 3], `alpha` [H, W] where something shows
+    through, `cmyk` [H, W, 4] where a profile is to convert it, the conversion to sRGB, and what was odd but
+    harmless.
+    """
+
+    bgr: np.ndarray
+    alpha: np.ndarray | None = None
+    cmyk: np.ndarray | None = None
+    conversion: colour.Conversion | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def decode_planes(data: bytes, header: Header) -> Planes:
+    """The whole picture. Raises `PixelFault` and nothing else, whatever the bytes are."""
+    with captured() as noise:
+        if header.format in ("JPEG", "PNG", "WEBP"):
+            planes = _with_opencv(data, header)
+        else:
+            planes = _with_pillow(data, header)
+    if planes is None:
+        raise _fault(data, header, noise)
+    _check_noise(noise)
+    planes.notes += noise
+    if planes.bgr.shape[:2] != (header.raw_height, header.raw_width):
+        found = f"{planes.bgr.shape[1]} x {planes.bgr.shape[0]}"
+        raise PixelFault(
+            "corrupt", f"the header says {header.raw_width} x {header.raw_height}, found {found}"
+        )
+    if planes.alpha is not None and planes.alpha.min() == 255:
+        planes.alpha = None
+    if header.has_icc:
+        _attach_profile(planes, data, header)
+    if planes.conversion is None:
+        planes.cmyk = None
+    return planes
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of [H, W, ...] as EXIF orientation 1..8 says it is to be displayed."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _with_opencv(data: bytes, header: Header) -> Planes | None:
+    """None where OpenCV gives no picture."""
+    import cv2
+
+    if header.format == "JPEG" and header.bit_depth != 8:
+        raise PixelFault("unsupported", f"a JPEG of {header.bit_depth} bits per channel")
+    wants_alpha = header.has_alpha and header.mode != "L"
+    flags = cv2.IMREAD_UNCHANGED if wants_alpha else cv2.IMREAD_COLOR
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise PixelFault("too large", "the memory does not suffice to decode it") from None
+        raise PixelFault("corrupt", f"the decoder gave up ({error.err})") from None
+    if pixels is None or pixels.ndim != 3:
+        return None
+    if pixels.dtype == np.uint16:
+        pixels = np.right_shift(pixels, 8).astype(np.uint8)
+    if pixels.shape[2] == 4:
+        return Planes(cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR), alpha=pixels[..., 3])
+    planes = Planes(pixels)
+    if header.has_alpha:
+        _add_colour_key(planes, data, header)
+    return planes
+
+
+def _add_colour_key(planes: Planes, data: bytes, header: Header) -> None:
+    """Transparency of a gray PNG's colour key, which OpenCV does not give."""
+    if header.bit_depth == 16:
+        planes.notes.append("the transparent gray value of a 16-bit PNG is ignored")
+        return
+    image = pillow_formats.load(pillow_formats.open_image(io.BytesIO(data), (header.format,)))
+    planes.alpha = np.array(image.convert("RGBA").getchannel("A"))
+
+
+def _with_pillow(data: bytes, header: Header) -> Planes:
+    image = pillow_formats.load(pillow_formats.open_image(io.BytesIO(data)))
+    rgb, alpha, cmyk = pillow_formats.planes(image, header)
+    if header.format == "TIFF":
+        # Pillow turns TIFFs upright by itself: back to the stored grid
+        back = {6: 8, 8: 6}.get(header.orientation, header.orientation)
+        rgb = upright(rgb, back)
+        alpha = None if alpha is None else upright(alpha, back)
+        cmyk = None if cmyk is None else upright(cmyk, back)
+    return Planes(np.ascontiguousarray(rgb[..., ::-1]), alpha, cmyk)
+
+
+def _attach_profile(planes: Planes, data: bytes, header: Header) -> None:
+    formats = {"JPEG": ("JPEG", "MPO")}.get(header.format, (header.format,))
+    try:
+        image = pillow_formats.open_image(io.BytesIO(data), formats)
+        profile = image.info.get("icc_profile")
+        if not profile:
+            planes.notes.append("ICC profile ignored: it cannot be read")
+            return
+        mode = {"L": "L", "LA": "L", "CMYK": "CMYK"}.get(header.mode, "RGB")
+        wanted = colour.conversion(bytes(profile), mode)
+        if wanted.note:
+            planes.notes.append(wanted.note)
+        elif wanted.transform is not None:
+            if mode == "CMYK" and planes.cmyk is None:
+                planes.cmyk = np.array(pillow_formats.load(image))
+            planes.conversion = wanted
+    except PixelFault as fault:
+        planes.notes.append(f"ICC profile ignored: {fault.message}")
+
+
+def _check_noise(noise: list[str]) -> None:
+    """Damage that libjpeg fills with gray or garbage and goes on. Stray bytes between segments do no harm."""
+    for line in noise:
+        harmless = "extraneous bytes" in line
+        if ("Corrupt JPEG data" in line and not harmless) or "Premature end" in line:
+            raise PixelFault("corrupt", line)
+
+
+def _fault(data: bytes, header: Header, noise: list[str]) -> PixelFault:
+    """Why a decoder gave nothing: the file stops early, or its bytes are wrong."""
+    words = "; ".join(noise)
+    kind: FaultKind = "corrupt"
+    if "nsupported" in words:
+        kind = "unsupported"
+    elif _ends_early(data, header.format):
+        kind = "truncated"
+    what = {"truncated": "ends before the picture does", "unsupported": "is in a variant not read here"}
+    return PixelFault(kind, f"the {header.format} {what.get(kind, 'is damaged')}{words and f' ({words})'}")
+
+
+def _ends_early(data: bytes, format: str) -> bool:
+    if format == "PNG":
+        return data.rfind(b"IEND\xaeB`\x82") < 0
+    if format == "WEBP":
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    # EOI behind the last scan: one in an embedded thumbnail lies before it
+    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
