@@ -125,6 +125,11 @@ def variant_of(layer: Any, name: str) -> Variant | None:
     return layer.lora_variant.get(name)
 
 
+def variants(model: Any) -> list[Variant]:
+    """Every arithmetic of its own that some adapter has in some layer."""
+    return [variant for _, layer in _lora_layers(model) for variant in layer.lora_variant.values()]
+
+
 def delta_weight(layer: Any, name: str) -> torch.Tensor:
     """What an adapter adds to a layer's weight at its present scale: [out, in], float32 at least."""
     variant = variant_of(layer, name)

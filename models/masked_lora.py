@@ -5,9 +5,9 @@ the official code switches scales in a context manager and misses the joint pass
 `TokenMask` that all layers of an adapter share. Whoever lays out the sequence tells it before each call:
 
     mask = TokenMask();  mask_adapter(transformer, "guide", mask)
-    mask.tell_guide(text=512, image=4096, guide=256)             # [text | image | guide] in one pass
-    mask.tell(image=True, joint=guide_rows, modulation=True)     # a pass of guide tokens of its own
-    mask.tell()                                                  # a pass without any
+    mask.tell_guide(text=512, image=4096, guide=256)        # [text | image | guide] in one pass
+    mask.tell(image=True, joint=True, modulation=True)      # a pass of guide tokens alone
+    mask.tell()                                             # a pass without any
 
 Code that did not make the mask finds it by `masks(transformer)`. A mask holds until it is told otherwise, so
 gradient checkpointing, which runs a layer again in the backward pass, finds it as it was.
@@ -126,13 +126,8 @@ def mask_adapter(transformer: Any, name: str, mask: TokenMask) -> None:
 
 def masks(transformer: Any) -> list[TokenMask]:
     """The masks of a model's token-masked adapters, each once; none where it has no such adapter."""
-    found: dict[int, TokenMask] = {}
-    for name in adapter_layers.names(transformer):
-        for layer in adapter_layers.layers_of(transformer, name).values():
-            variant = adapter_layers.variant_of(layer, name)
-            if isinstance(variant, Masked):
-                found[id(variant.mask)] = variant.mask
-    return list(found.values())
+    acting = (variant for variant in adapter_layers.variants(transformer) if isinstance(variant, Masked))
+    return list({id(variant.mask): variant.mask for variant in acting}.values())
 
 
 def stream_of(path: str) -> Stream:
