@@ -28,9 +28,12 @@ from uhr.base.errors import UserError, load_object, unknown
 
 KNOWN: Mapping[str, str] = {
     "exact-tiling": "uhr.models.vae.tiled:ExactTiling",
+    "lora": "uhr.models.adapter_surgeries:PlainLora",
     "rope-ntk": "uhr.models.rope_surgeries:RopeNtk",
     "rope-resonance": "uhr.models.rope_surgeries:RopeResonance",
     "rope-yarn": "uhr.models.rope_surgeries:RopeYarn",
+    "singular-components": "uhr.models.adapter_surgeries:SingularComponents",
+    "token-masked-lora": "uhr.models.adapter_surgeries:TokenMaskedLora",
     "vae-f16": "uhr.models.vae.f16:F16",
 }
 """Name -> import path. A surgery of the user's own is recorded by its import path instead."""

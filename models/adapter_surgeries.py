@@ -1,0 +1,91 @@
+"""Adapters that training adds, as surgeries: named in recipes, listed in checkpoints and cards, reversible.
+
+A surgery has an adapter's structure; its weights are the checkpoint's. One model carries several as long as
+their `adapter` names differ.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from uhr.base.errors import UserError
+from uhr.models import adapter_layers
+from uhr.models.components import Which
+from uhr.models.surgery import Surgery
+
+
+class AdapterSurgery(Surgery):
+    """One adapter; `targets` are module suffixes (a set of `ModelSpec.lora_target_sets`)."""
+
+    adapter: str = "default"
+    rank: int = Field(gt=0)
+    targets: tuple[str, ...] = Field(min_length=1)
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}:{self.adapter}"
+
+    def perform(self, model: Any) -> Any:
+        """Add the adapter to those on the model and let it train with them; returns what trained before."""
+        if self.adapter in adapter_layers.names(model):
+            raise UserError(f"adapter name '{self.adapter}' is taken on this model", "give another name")
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        acting, training = adapter_layers.active(model), adapter_layers.training(model)
+        with adapter_layers.several_adapters():
+            self.add(model)
+        adapter_layers.activate(model, [*acting, self.adapter], train=[*training, self.adapter])
+        return trained
+
+    def undo(self, model: Any, kept: Any) -> None:
+        adapter_layers.remove(model, self.adapter)
+        for parameter in kept:
+            parameter.requires_grad_(True)
+
+    @abstractmethod
+    def add(self, model: Any) -> None:
+        """Put the adapter on."""
+
+
+class PlainLora(AdapterSurgery):
+    """An ordinary LoRA, `adapters.add_lora`; `seed` draws its first weights."""
+
+    name: ClassVar[str] = "lora"
+    alpha: float = Field(gt=0)
+    seed: int = 0
+
+    def add(self, model: Any) -> None:
+        from uhr.models.adapters import LoraSpec, add_lora
+
+        add_lora(model, LoraSpec(self.rank, self.targets, self.alpha), self.seed, self.adapter)
+
+
+class TokenMaskedLora(PlainLora):
+    """A LoRA on the tokens that `masked_lora.masks(model)` choose."""
+
+    name: ClassVar[str] = "token-masked-lora"
+
+    def add(self, model: Any) -> None:
+        from uhr.models.masked_lora import TokenMask, mask_adapter
+
+        super().add(model)
+        mask_adapter(model, self.adapter, TokenMask())
+
+
+class SingularComponents(AdapterSurgery):
+    """URAE's minor or major components, `minor.add_minor`. `cache`, the folder of decompositions, is a matter
+    of the machine and not recorded."""
+
+    name: ClassVar[str] = "singular-components"
+    components: Which = "minor"
+    over: tuple[str, ...] = ()
+    cache: Path | None = Field(None, exclude=True)
+
+    def add(self, model: Any) -> None:
+        from uhr.models.minor import MinorSpec, add_minor
+
+        spec = MinorSpec(self.rank, self.targets, self.components)
+        add_minor(model, spec, self.cache, self.adapter, self.over)
