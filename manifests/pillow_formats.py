@@ -32,6 +32,9 @@ _KNOWN_BUT_CLOSED = (
 )
 """Signatures at an offset of real pictures that nothing installed here opens."""
 
+_COMMON_WORDS = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"P7")
+"""Signatures of BMP and PPM, so short that any text may begin with them."""
+
 _REDUCED_RESOLUTION = 1
 """Bit of TIFF tag 254: a thumbnail, as in the first directory of many camera raw files."""
 
@@ -57,11 +60,16 @@ def header(source: bytes | int, first: bytes) -> Header:
     for offset, signature, name in _KNOWN_BUT_CLOSED:
         if first.startswith(signature, offset):
             raise PixelFault("unsupported", f"{name} pictures cannot be opened here")
-    if isinstance(source, bytes):
-        return header_of(open_image(io.BytesIO(source)))
-    with os.fdopen(os.dup(source), "rb") as file:
-        file.seek(0)
-        return header_of(open_image(file))
+    try:
+        if isinstance(source, bytes):
+            return header_of(open_image(io.BytesIO(source)))
+        with os.fdopen(os.dup(source), "rb") as file:
+            file.seek(0)
+            return header_of(open_image(file))
+    except PixelFault as fault:
+        if fault.kind == "corrupt" and first.startswith(_COMMON_WORDS):
+            raise PixelFault("not an image", "no picture format begins like this") from None
+        raise
 
 
 def open_image(file: Any, formats: tuple[str, ...] = FORMATS) -> Image.Image:

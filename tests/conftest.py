@@ -1,6 +1,8 @@
 """Fixtures that several rooms share."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -11,3 +13,22 @@ def tiny_flux(tmp_path_factory) -> Path:
     from uhr.models.zoo import make_tiny
 
     return make_tiny("tiny-flux1", tmp_path_factory.mktemp("model") / "tiny flux1", seed=0)
+
+
+@pytest.fixture(scope="session")
+def forge() -> ModuleType:
+    """`forge.py` beside this file: pictures as bytes, in every format, mode and orientation."""
+    spec = importlib.util.spec_from_file_location("forge", Path(__file__).with_name("forge.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def torture(tmp_path_factory) -> tuple[Path, list]:
+    """The demo's folder of pictures and planted faults, and what each file is and becomes. Read only."""
+    from uhr.demo_set import gather
+
+    folder = tmp_path_factory.mktemp("torture") / "demo pictures"
+    folder.mkdir()
+    return folder, gather(folder, lambda n=1, note=None: None)

@@ -1,0 +1,117 @@
+"""Pictures as bytes, for the tests of headers and pixels."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+MODES = {
+    "JPEG": ("L", "RGB", "CMYK"),
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "WEBP": ("RGB", "RGBA"),
+    "TIFF": ("L", "RGB", "RGBA", "CMYK", "I;16"),
+    "GIF": ("P",),
+    "BMP": ("L", "RGB"),
+    "AVIF": ("RGB", "RGBA"),
+}
+
+
+def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """Smooth colours with a little noise, of any Pillow mode."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x + y) % 256, 255 - x % 256]
+    array = np.clip(np.stack(planes, -1) + rng.integers(-9, 10, (height, width, 4)), 0, 255).astype(np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(array[..., 0].astype(np.uint16) * 257 + 5)
+    image = Image.fromarray(array, "RGBA")
+    if mode == "CMYK":
+        return image.convert("RGB").convert("CMYK")
+    return image.convert("RGB").convert(mode) if mode in ("1", "L", "P", "RGB") else image.convert(mode)
+
+
+def encode(image: Image.Image, format: str, orientation: int | None = None, **settings: Any) -> bytes:
+    """The bytes of a file, with EXIF orientation where one is given."""
+    if orientation is not None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        settings["exif"] = exif
+    buffer = io.BytesIO()
+    image.save(buffer, format, **settings)
+    return buffer.getvalue()
+
+
+@st.composite
+def files(draw: st.DrawFn, formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP")) -> tuple[bytes, str]:
+    """Bytes of a small picture file and its format, over modes, sizes, orientations and encoder settings."""
+    format = draw(st.sampled_from(formats))
+    mode = draw(st.sampled_from(MODES[format]))
+    image = picture(draw(st.integers(1, 70)), draw(st.integers(1, 70)), mode, draw(st.integers(0, 3)))
+    settings: dict[str, Any] = {}
+    if format == "JPEG":
+        settings["progressive"] = draw(st.booleans())
+        settings["quality"] = draw(st.sampled_from((30, 75, 95)))
+        settings["restart_marker_blocks"] = draw(st.sampled_from((0, 1, 3)))
+        settings["comment"] = b"x" * draw(st.sampled_from((0, 10, 20_000)))
+    if format == "WEBP":
+        settings["lossless"] = draw(st.booleans())
+    if format in ("JPEG", "PNG", "WEBP", "TIFF") and draw(st.booleans()):
+        settings["icc_profile"] = srgb_profile()
+    orientation = (
+        draw(st.sampled_from((None, *range(1, 9)))) if format in ("JPEG", "PNG", "WEBP", "TIFF") else None
+    )
+    return encode(image, format, orientation, **settings), format
+
+
+def srgb_profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def wide_gamut_profile(gamma: float = 2.2) -> bytes:
+    """A matrix profile with AdobeRGB's primaries (ICC.1:2010), put together tag by tag."""
+
+    def s15(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    def xyz(x: float, y: float, z: float) -> bytes:
+        return b"XYZ \0\0\0\0" + s15(x) + s15(y) + s15(z)
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    name = b"wide\0"
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name)) + name + bytes(4 + 4 + 2 + 1 + 67 + 3),
+        b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        b"rXYZ": xyz(0.60974, 0.31111, 0.01947),
+        b"gXYZ": xyz(0.20528, 0.62567, 0.06087),
+        b"bXYZ": xyz(0.14919, 0.06322, 0.74457),
+        b"rTRC": curve,
+        b"gTRC": curve,
+        b"bTRC": curve,
+        b"cprt": b"text\0\0\0\0none\0\0\0\0",
+    }
+    offset, table, body = 128 + 4 + 12 * len(tags), b"", b""
+    for tag, data in tags.items():
+        data += bytes(-len(data) % 4)
+        table += tag + struct.pack(">II", offset + len(body), len(data))
+        body += data
+    head = struct.pack(">I4sI4s4s4s", 0, b"none", 0x02100000, b"mntr", b"RGB ", b"XYZ ") + bytes(12) + b"acsp"
+    head += bytes(28) + s15(0.9642) + s15(1.0) + s15(0.8249)
+    head += bytes(128 - len(head))
+    whole = head + struct.pack(">I", len(tags)) + table + body
+    return struct.pack(">I", len(whole)) + whole[4:]
+
+
+def png_with_header(header: bytes) -> bytes:
+    """A PNG with this IHDR and a few zeros for a picture."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(64))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
