@@ -1,0 +1,115 @@
+"""Hierarchical local attention by FlexAttention: one fused block-sparse kernel on CUDA.
+
+The same numbers as `gathered.py`, to rounding. In window-first order windows of 256 tokens and a text of 512
+fill whole 128 x 128 tiles, so that almost every tile is either skipped or dense.
+
+Compiled on CUDA, forward and backward. On a CPU it runs uncompiled, without a backward pass, and materialises
+all scores: that is for comparing the back ends on small grids, and proves the masks, not the kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models.attention.counts import tile_pairs
+from uhr.models.attention.gathered import Guide
+from uhr.models.attention.layout import WindowLayout
+from uhr.models.attention.rules import WindowRules, mask_mod
+
+TILE = 128
+
+SPECIALISATIONS = 64
+"""Grids, dtypes and gradient modes of one process that get a compiled kernel each."""
+
+
+@dataclass
+class BlockMasks:
+    """Block masks by geometry: built once for a shape and shared by all layers and steps."""
+
+    kept: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    def get(
+        self, layout: WindowLayout, rules: WindowRules, text: int, guide: bool, device: torch.device
+    ) -> Any:
+        """The mask of queries [T | X] over keys [T | X | Y], or [T | X] without `guide`."""
+        key = (layout, rules, text, guide, device)
+        if key not in self.kept:
+            self.kept[key] = block_mask(layout, rules, text, guide, device, text + layout.tokens)
+        return self.kept[key]
+
+
+def block_mask(
+    layout: WindowLayout,
+    rules: WindowRules,
+    text: int,
+    guide: bool,
+    device: torch.device,
+    queries: int | None = None,
+) -> Any:
+    """A BlockMask over the joint sequence [T | X | Y], whose queries are its first `queries` tokens.
+
+    Made from the tiles' counted pairs: no mask of all pairs is ever held, which at 4K would be 4.6 GB.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    length = text + layout.tokens + guide * layout.guide_tokens
+    queries = length if queries is None else queries
+    counted = tile_pairs(layout, rules, text, guide, (TILE, TILE), queries, device)
+    full = counted == TILE * TILE
+    partial = (counted > 0) & ~full
+    return BlockMask.from_kv_blocks(
+        *_block_table(partial),
+        *_block_table(full),
+        BLOCK_SIZE=(TILE, TILE),
+        mask_mod=mask_mod(layout, rules, text),
+        seq_lengths=(queries, length),
+    )
+
+
+def _block_table(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many key tiles each query tile has, and which, those first: int32 [1, 1, Q], [1, 1, Q, K]."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1).int()[None, None], order.int()[None, None].contiguous()
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def _kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if query.device.type == "cpu" or torch.compiler.is_compiling():
+        return flex_attention(query, key, value, block_mask=mask)
+    # every grid is a specialisation: past torch's 8 it would run unfused, which at 4K needs 200 GB a layer
+    with torch._dynamo.config.patch(recompile_limit=SPECIALISATIONS):
+        return _compiled()(query, key, value, block_mask=mask)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    guide: Guide | None,
+    layout: WindowLayout,
+    rules: WindowRules,
+    masks: BlockMasks,
+) -> torch.Tensor:
+    """As `gathered.attend`: text and image queries, [B, T + N, H, D]."""
+    wants_gradient = any(x.requires_grad for x in (query, key, value, *(guide or ())))
+    if query.device.type == "cpu" and wants_gradient and torch.is_grad_enabled():
+        raise UserError("FlexAttention has no backward pass on a CPU", "take the gathered back end")
+    text = query.shape[1] - layout.tokens
+    mask = masks.get(layout, rules, text, guide is not None, query.device)
+    if guide is not None:
+        key, value = (torch.cat(pair, dim=1) for pair in zip((key, value), guide, strict=True))
+    return _kernel(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask).transpose(1, 2)

@@ -1,0 +1,188 @@
+"""The guide stream: UltraGen's low-resolution tokens Y, run through the backbone's own blocks at timestep 0.
+
+Y is a third stream beside text and image, with its own modulation (that of timestep 0, same guidance and same
+pooled text) and scaled positions. It never attends the image and is attended by it in every layer. So a layer
+of Y is one more call of the same stock block, on Y alone, made from inside the block's attention at the
+moment when the keys and values of Y are wanted: the text stream of that call has length 0, and the text that
+Y may see is the text stream's rotated keys and values in that very layer. No block is copied or patched.
+
+Two modes:
+
+- exact (the default, and the only one that carries gradients): Y runs through every layer of every call. This
+  is joint attention over [T | X | Y] under `rules.py`, and the reference for the other mode.
+- cached: the first call stores every layer's keys and values of Y, later ones read them. Y depends on the
+  text stream, and that stream on the image and the timestep: a stored Y has seen the text of the step at
+  which it was stored. The two modes agree at that step, and at every step if `guide_to_text` is off, because
+  then nothing in Y depends on the step; otherwise later steps of a cached guide attend keys that are a little
+  out of date. Cost of exact: the blocks on M = N/16 more tokens. Cost of cached: 2 * M * width values a layer
+  are kept (2.9 GB at 4K for FLUX.1 in bfloat16).
+
+A cache belongs to one prompt and one guide. It notices when text, guide, guidance, positions or adapters
+differ from those it was made with, and is then made anew; `clear` does that on demand (a chosen step).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models.attention import gathered
+from uhr.models.attention.layout import WindowLayout
+from uhr.models.attention.processors import Attend, Rotary
+from uhr.models.attention.rules import WindowRules
+from uhr.models.attention.streams import GuideStream
+from uhr.models.masked_lora import TokenMask, masks
+
+SEEN = ("encoder_hidden_states", "pooled_projections", "guidance", "img_ids", "txt_ids")
+"""Arguments of a call that the guide depends on, beside its latents."""
+
+
+@dataclass
+class GuideCache:
+    """Keys and values of Y, [B, M, H, D] by layer, and what they were made from."""
+
+    layers: dict[int, gathered.Guide] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: Hashable = None
+
+    def clear(self) -> None:
+        """Forget: the next call stores anew, from its own text stream."""
+        self.layers.clear()
+        self.tensors.clear()
+        self.weights = None
+
+    def match(self, tensors: Mapping[str, torch.Tensor], weights: Hashable) -> None:
+        """Clear if what the keys and values were made from is not this; then keep this."""
+        same = self.tensors.keys() == tensors.keys() and self.weights == weights
+        if same and all(_equal(self.tensors[name], tensors[name]) for name in tensors):
+            return
+        self.clear()
+        # copies: a caller may write into its tensors
+        self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        self.weights = weights
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and bool(torch.equal(a, b))
+
+
+@dataclass
+class Guide:
+    """What guides a picture: its packed latents at 1/ratio of the size, clean, [B, M, C] in raster order.
+
+    Token-masked adapters (`models/masked_lora.py`: UltraGen's LoRA) act on these tokens and on no others.
+    """
+
+    latents: torch.Tensor
+    cached: bool = False
+    cache: GuideCache = field(default_factory=GuideCache)
+
+    def begin(
+        self, transformer: Any, inputs: Mapping[str, Any], layout: WindowLayout, rules: WindowRules
+    ) -> GuideRun:
+        """The guide's part in one call of `transformer`; `inputs` are the call's arguments by name."""
+        image = inputs["hidden_states"]
+        shape = (image.shape[0], layout.guide_tokens, image.shape[2])
+        assert tuple(self.latents.shape) == shape, f"guide {tuple(self.latents.shape)} is not {shape}"
+        if self.cached:
+            if torch.is_grad_enabled():
+                raise UserError(
+                    "a cached guide carries no gradients", "run without gradients, or with cached=False"
+                )
+            seen = {name: inputs[name] for name in SEEN if isinstance(inputs.get(name), torch.Tensor)}
+            scale = (inputs.get("joint_attention_kwargs") or {}).get("scale", 1.0)
+            self.cache.match({"latents": self.latents, **seen}, (weights_state(transformer), scale, rules))
+        latents = layout.guide_to_windows(self.latents).to(image.device, image.dtype)
+        stream = GuideStream.of(transformer, latents, inputs)
+        return GuideRun(self, stream, layout, rules, layout.anchors(image.device), masks(transformer))
+
+
+@dataclass
+class GuideRun:
+    """The guide within one transformer call."""
+
+    guide: Guide
+    stream: GuideStream
+    layout: WindowLayout
+    rules: WindowRules
+    anchors: torch.Tensor
+    masks: list[TokenMask]
+    states: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Y before each layer. Kept where gradients are, since gradient checkpointing runs a layer twice."""
+
+    @torch.compiler.disable
+    def keys_values(self, layer: Any, text: gathered.Guide, rotary: Rotary) -> gathered.Guide:
+        """Y's keys and values in the layer of processor `layer`, rotated: two [B, M, H, D], window-first.
+
+        `text` are the text stream's keys and values in this layer, `rotary` the angles of [T | X].
+        """
+        index = self.stream.index(layer)
+        kept = self.guide.cache.layers
+        if self.guide.cached and index in kept:
+            return kept[index]
+        length = text[0].shape[1]
+        own_rotary = (rotary[0][length:][self.anchors], rotary[1][length:][self.anchors])
+        call = GuidePass(text, self.layout, self.rules)
+        with _chosen(self.masks):
+            state = self.stream.embed() if index == 0 else self.states[index]
+            following = self.stream.step(index, state, own_rotary, call)
+        self.states.setdefault(index + 1, following)
+        if not torch.is_grad_enabled():
+            self.states.pop(index, None)
+        assert call.own is not None
+        if self.guide.cached:
+            kept[index] = call.own
+        return call.own
+
+
+@contextlib.contextmanager
+def _chosen(masks: list[TokenMask]) -> Generator[None]:
+    """All tokens of the pass are the guide's, as is its modulation; before and after it none are."""
+    for mask in masks:
+        mask.tell(image=True, joint=True, modulation=True)
+    try:
+        yield
+    finally:
+        for mask in masks:
+            mask.tell()
+
+
+@dataclass
+class GuidePass(Attend):
+    """Attention of Y's tokens in one layer; their keys and values are found in `own` afterwards."""
+
+    text: gathered.Guide
+    layout: WindowLayout
+    rules: WindowRules
+    own: gathered.Guide | None = None
+
+    def attend(
+        self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rotary: Rotary
+    ) -> torch.Tensor:
+        self.own = (key, value)
+        return gathered.attend_guide(query, self.own, self.text, self.layout, self.rules)
+
+
+def weights_state(transformer: Any) -> Hashable:
+    """Something that differs once weights or adapters do: which parameters there are, how often each was
+    written to, and the plain settings (scales, names, switches) of every module that neither torch nor
+    diffusers has.
+    """
+    parameters = tuple((id(p), 0 if p.is_inference() else p._version) for p in transformer.parameters())
+    settings = []
+    for module in transformer.modules():
+        if not type(module).__module__.startswith(("torch.", "diffusers.")):
+            settings.append(tuple(_plain(name, value) for name, value in vars(module).items()))
+    return parameters, tuple(settings)
+
+
+def _plain(name: str, value: Any) -> str:
+    simple = (
+        isinstance(value, bool | int | float | str | list | tuple | dict | set | None) and name[:1] != "_"
+    )
+    return f"{name}={value!r}" if simple or name in ("_active_adapter", "_disable_adapters") else name

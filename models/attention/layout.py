@@ -1,0 +1,163 @@
+"""Window-first order: image and guide tokens reordered so that a window is one contiguous run.
+
+A picture of H x W image tokens (X) is cut into square windows of `window` tokens a side. Its guide (Y) is the
+same picture at 1/ratio of the size, cut into windows of window/ratio tokens, so that window k of X and window
+k of Y cover the same area. Raster order runs row by row over the whole grid; window-first order runs row by
+row over windows and row by row inside each (UltraGen's second version; its first had a Hilbert curve inside).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from uhr.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """A token grid of height x width, its windows, and the guide grid that belongs to it.
+
+    `window` is 16 tokens (256 px of FLUX) and `ratio`, image to guide per side, is 4, as in the paper. Both
+    sides of the grid must be multiples of `window`, and `window` of `ratio`; a UserError names the nearest
+    sizes that are.
+    """
+
+    height: int
+    width: int
+    window: int = 16
+    ratio: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.window, self.ratio) < 1:
+            raise UserError(
+                f"a grid of {self.height} x {self.width} tokens, window {self.window}, ratio {self.ratio}",
+                "all four must be at least 1",
+            )
+        if self.window % self.ratio:
+            raise UserError(
+                f"windows of {self.window} tokens do not divide by the guide's ratio {self.ratio}",
+                f"take windows of {_round_up(self.window, self.ratio)} tokens, or ratio 1",
+            )
+        if self.height % self.window or self.width % self.window:
+            near = nearest_sizes(self.height, self.width, self.window)
+            raise UserError(
+                f"a grid of {self.height} x {self.width} tokens has no whole windows of {self.window}",
+                f"nearest grids that are: {near}",
+            )
+
+    @classmethod
+    def of_pixels(cls, height: int, width: int, token: int, window: int = 16, ratio: int = 4) -> WindowLayout:
+        """The layout of a picture of height x width px, `token` px a token (16 with FLUX's VAE, 32 with F16).
+
+        A size that is not made of whole windows is a UserError that names the nearest sizes in px.
+        """
+        multiple = token * window
+        if height % multiple or width % multiple or min(height, width) < 1:
+            near = nearest_sizes(height, width, multiple)
+            what = (
+                f"windowed attention cannot make {height} x {width} px: both must be multiples of {multiple}"
+            )
+            raise UserError(what, f"nearest sizes that can be made: {near}")
+        return cls(height // token, width // token, window, ratio)
+
+    @property
+    def rows(self) -> int:
+        """Windows from top to bottom."""
+        return self.height // self.window
+
+    @property
+    def columns(self) -> int:
+        """Windows from left to right."""
+        return self.width // self.window
+
+    @property
+    def tokens(self) -> int:
+        """N: image tokens."""
+        return self.height * self.width
+
+    @property
+    def guide_window(self) -> int:
+        """Side of a guide window, in guide tokens."""
+        return self.window // self.ratio
+
+    @property
+    def guide_height(self) -> int:
+        return self.height // self.ratio
+
+    @property
+    def guide_width(self) -> int:
+        return self.width // self.ratio
+
+    @property
+    def guide_tokens(self) -> int:
+        """M: guide tokens, N / ratio^2."""
+        return self.guide_height * self.guide_width
+
+    def to_windows(self, x: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """Image tokens (or their ids, along `dim`) from raster to window-first order."""
+        return _to_windows(x, dim, self.height, self.width, self.window)
+
+    def to_raster(self, x: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """The inverse of `to_windows`."""
+        return _to_raster(x, dim, self.height, self.width, self.window)
+
+    def guide_to_windows(self, y: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """Guide tokens from raster to window-first order."""
+        return _to_windows(y, dim, self.guide_height, self.guide_width, self.guide_window)
+
+    def guide_to_raster(self, y: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """The inverse of `guide_to_windows`."""
+        return _to_raster(y, dim, self.guide_height, self.guide_width, self.guide_window)
+
+    def anchors(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """For each guide token the image token that stands at its scaled position: int64 [M], both
+        window-first.
+
+        A guide token's position is ratio * (row, column), with no half offset (UltraGen): that of the image
+        token at the top left of the area it covers. Taking the rotary angles of these image tokens therefore
+        gives the guide exactly the scaled positions, whatever the position embedding does with them.
+        """
+        raster = torch.arange(self.tokens, device=device).view(self.height, self.width)
+        order = self.to_windows(raster.flatten(), dim=0)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(self.tokens, device=device)
+        scaled = raster[:: self.ratio, :: self.ratio].flatten()
+        return place[self.guide_to_windows(scaled, dim=0)]
+
+
+def window_side(native_tokens: int, ratio: int = 4) -> int:
+    """Tokens a side of a window for a backbone trained on native_tokens x native_tokens: a quarter of it, at
+    least `ratio` and a multiple of it. 64 (FLUX at 1024 px) gives the paper's 16."""
+    return _round_up(max(native_tokens // 4, 1), ratio)
+
+
+def nearest_sizes(height: int, width: int, multiple: int) -> str:
+    """The sizes around height x width whose sides are positive multiples of `multiple`, nearest first, as
+    text."""
+    sides = []
+    for side in (height, width):
+        below = max(side // multiple, 1) * multiple
+        sides.append(sorted({below, max(_round_up(side, multiple), multiple)}))
+    sizes = [(h, w) for h in sides[0] for w in sides[1]]
+    sizes.sort(key=lambda size: abs(size[0] - height) + abs(size[1] - width))
+    return ", ".join(f"{h} x {w}" for h, w in sizes[:3])
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _to_windows(x: torch.Tensor, dim: int, height: int, width: int, side: int) -> torch.Tensor:
+    dim %= x.ndim
+    assert x.shape[dim] == height * width, f"{x.shape[dim]} tokens are no {height} x {width} grid"
+    grid = x.unflatten(dim, (height // side, side, width // side, side))
+    return grid.transpose(dim + 1, dim + 2).flatten(dim, dim + 3)
+
+
+def _to_raster(x: torch.Tensor, dim: int, height: int, width: int, side: int) -> torch.Tensor:
+    dim %= x.ndim
+    assert x.shape[dim] == height * width, f"{x.shape[dim]} tokens are no {height} x {width} grid"
+    grid = x.unflatten(dim, (height // side, width // side, side, side))
+    return grid.transpose(dim + 1, dim + 2).flatten(dim, dim + 3)

@@ -1,0 +1,185 @@
+"""Who attends to whom: UltraGen's rules over text (T), image (X) and guide (Y) tokens, as data and as a
+predicate.
+
+    query \\ key   text              X                          Y
+    text           yes               yes                        never
+    X (window i)   yes               window i and neighbours    the guide window of the same area
+    Y              `guide_to_text`   never                      all of Y, or near windows
+
+That is the paper's mask. The official code holds three others, which differ from it and from each other;
+where they offer a real choice it is an option here, and its default is the paper's reading:
+
+- `neighbourhood`: the paper says "adjacent" and its figures suggest all eight neighbours ("box", the
+  default). One of the code's builders writes "own" and calls it four neighbours ("cross"); its training mask
+  is a "sliding" one, 8 tokens to each side of every query token.
+- `image_to_guide`: "own" is the paper's; "all" is the code's training mask.
+- `guide_to_text`: True as in the code's training mask; its inference mask leaves the text out.
+- `guide_to_guide`: the paper's global attention ("full") is quadratic in M. "auto" is full up to 4,096 guide
+  tokens (a 4K picture) and above that "local": the guide windows within `guide_reach`, 8 by default, which is
+  about 4,600 keys. The code's inference mask allows 2 tokens only, which is no global guide any more.
+
+Text never sees the guide and the guide never sees the image, without an option: that is what makes the
+guide's keys and values independent of the noisy image, hence cacheable (`guide.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import pydantic
+import torch
+
+from uhr.base.config import Config
+from uhr.models.attention.layout import WindowLayout
+
+FULL_GUIDE = 4096
+"""Guide tokens up to which "auto" lets all of them see each other."""
+
+MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(batch, head, query index, key index) -> bool, over indices into [T | X | Y]; FlexAttention's signature."""
+
+
+class WindowRules(Config):
+    """The options of the mask; see the module. `reach` counts windows (cross, box: 1) or tokens (sliding:
+    8)."""
+
+    neighbourhood: Literal["own", "cross", "box", "sliding"] = "box"
+    reach: int | None = pydantic.Field(default=None, ge=1)
+    image_to_guide: Literal["own", "all"] = "own"
+    guide_to_text: bool = True
+    guide_to_guide: Literal["auto", "full", "local"] = "auto"
+    guide_reach: int = pydantic.Field(default=8, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _own_has_no_reach(self) -> WindowRules:
+        if self.neighbourhood == "own" and self.reach is not None:
+            raise ValueError("neighbourhood 'own' takes no reach")
+        return self
+
+    @property
+    def distance(self) -> int:
+        """`reach` with its default: windows for own (0), cross and box (1), tokens for sliding (8)."""
+        if self.reach is not None:
+            return self.reach
+        return {"own": 0, "cross": 1, "box": 1, "sliding": 8}[self.neighbourhood]
+
+    def guide_is_local(self, layout: WindowLayout) -> bool:
+        """Whether guide tokens see only the guide windows within `guide_reach`."""
+        if self.guide_to_guide == "auto":
+            return layout.guide_tokens > FULL_GUIDE
+        return self.guide_to_guide == "local"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a neighbouring window that a window's queries see.
+
+    The neighbour stands `row` and `column` windows away; the part is its tokens [top, bottom) x [left,
+    right).
+    """
+
+    row: int
+    column: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def tokens(self) -> int:
+        return (self.bottom - self.top) * (self.right - self.left)
+
+
+def pieces(neighbourhood: str, distance: int, side: int) -> tuple[Piece, ...]:
+    """What a window of side x side tokens sees around itself, itself included, borders of the grid apart.
+
+    For a sliding neighbourhood the parts together are the tokens that any of the window's queries sees; which
+    of them a single query sees is `sliding_mask`'s matter.
+    """
+    if neighbourhood == "sliding":
+        spans = _sliding_spans(distance, side)
+        return tuple(Piece(r, c, *spans[r], *spans[c]) for r in spans for c in spans)
+    near = range(-distance, distance + 1)
+    offsets = [(r, c) for r in near for c in near if neighbourhood != "cross" or r == 0 or c == 0]
+    return tuple(Piece(r, c, 0, side, 0, side) for r, c in offsets)
+
+
+def _sliding_spans(reach: int, side: int) -> dict[int, tuple[int, int]]:
+    """Window offset along one axis -> the tokens [first, last) of that window within reach of any query."""
+    furthest = -(-reach // side)
+    spans = {}
+    for offset in range(-furthest, furthest + 1):
+        first = max(0, -reach - offset * side)
+        last = min(side, side + reach - offset * side)
+        spans[offset] = (first, last)
+    return spans
+
+
+def sliding_mask(piece: Piece, reach: int, side: int, device: torch.device) -> torch.Tensor:
+    """Which tokens of a piece are within `reach` of each query of the window, per axis: bool [side^2,
+    tokens]."""
+    query = torch.arange(side, device=device)
+    rows = torch.arange(piece.top, piece.bottom, device=device) + piece.row * side
+    columns = torch.arange(piece.left, piece.right, device=device) + piece.column * side
+    near_row = (query[:, None] - rows).abs() <= reach
+    near_column = (query[:, None] - columns).abs() <= reach
+    both = near_row[:, None, :, None] & near_column[None, :, None, :]
+    return both.reshape(side * side, piece.tokens)
+
+
+def mask_mod(layout: WindowLayout, rules: WindowRules, text: int) -> MaskMod:
+    """The rules as a predicate on joint indices [T | X | Y], image and guide tokens in window-first order."""
+    image_end = text + layout.tokens
+    side, guide_side = layout.window, layout.guide_window
+    columns, local, reach = layout.columns, rules.guide_is_local(layout), rules.guide_reach
+    neighbourhood, distance = rules.neighbourhood, rules.distance
+    guide_sees_text, all_guide = rules.guide_to_text, rules.image_to_guide == "all"
+
+    def allowed(
+        _batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
+        from_text, from_guide = query < text, query >= image_end
+        to_text, to_guide = key < text, key >= image_end
+        from_image, to_image = ~(from_text | from_guide), ~(to_text | to_guide)
+        text_keys = to_text & (from_image | from_guide) if guide_sees_text else to_text & from_image
+        image_keys = (
+            from_image & to_image & _near(query - text, key - text, neighbourhood, distance, side, columns)
+        )
+        guide_keys = from_image & to_guide
+        if not all_guide:
+            guide_keys = guide_keys & ((query - text) // side**2 == (key - image_end) // guide_side**2)
+        among_guide = from_guide & to_guide
+        if local:
+            among_guide = among_guide & _near(
+                query - image_end, key - image_end, "box", reach, guide_side, columns
+            )
+        return (from_text & ~to_guide) | text_keys | image_keys | guide_keys | among_guide
+
+    return allowed
+
+
+def _near(
+    query: torch.Tensor, key: torch.Tensor, neighbourhood: str, distance: int, side: int, columns: int
+) -> torch.Tensor:
+    """Whether `key` lies in the neighbourhood of `query`; indices into one grid in window-first order."""
+    query_window, key_window = query // side**2, key // side**2
+    rows = query_window // columns - key_window // columns
+    across = query_window % columns - key_window % columns
+    if neighbourhood == "sliding":
+        rows = rows * side + query % side**2 // side - key % side**2 // side
+        across = across * side + query % side - key % side
+    if neighbourhood == "cross":
+        return ((rows == 0) & (across.abs() <= distance)) | ((across == 0) & (rows.abs() <= distance))
+    return (rows.abs() <= distance) & (across.abs() <= distance)
+
+
+def dense_mask(
+    layout: WindowLayout, rules: WindowRules, text: int, guide: bool, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """The rules as a bool matrix [S, S], S = T + N (+ M with `guide`): for small grids and for looking at."""
+    length = text + layout.tokens + guide * layout.guide_tokens
+    index = torch.arange(length, device=device)
+    zero = torch.zeros((), dtype=torch.long, device=device)
+    return mask_mod(layout, rules, text)(zero, zero, index[:, None], index[None, :])

@@ -1,0 +1,119 @@
+"""How each family's blocks take a third stream: the guide's embedding, its modulation, one layer of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import Flux2Transformer2DModel
+
+from uhr.models.attention.processors import Attend, Rotary
+
+
+@dataclass
+class GuideStream(ABC):
+    """Runs guide tokens through one transformer, layer by layer.
+
+    `latents` [B, M, C] in window-first order and the model's dtype; `inputs` are the call's arguments by
+    name, of which guidance and pooled text are taken: the guide differs from the image in its timestep alone,
+    which is 0.
+    """
+
+    transformer: Any
+    latents: torch.Tensor
+    inputs: Mapping[str, Any]
+
+    @staticmethod
+    def of(transformer: Any, latents: torch.Tensor, inputs: Mapping[str, Any]) -> GuideStream:
+        family = Flux2Stream if isinstance(transformer, Flux2Transformer2DModel) else Flux1Stream
+        return family(transformer, latents, inputs)
+
+    def __post_init__(self) -> None:
+        self.blocks = [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+        self.doubles = len(self.transformer.transformer_blocks)
+        self.places = {id(block.attn.processor): i for i, block in enumerate(self.blocks)}
+
+    def index(self, layer: Any) -> int:
+        """The layer that a processor belongs to, double blocks first."""
+        return self.places[id(layer)]
+
+    def step(self, index: int, state: torch.Tensor, rotary: Rotary, attention: Attend) -> torch.Tensor:
+        """Y [B, M, width] through one block. The class's own forward: the block is already running, and what
+        is hooked onto it (offloading, sharding) must not run again."""
+        block = self.blocks[index]
+        nothing = state[:, :0]
+        call = type(block).forward
+        asked = {"attention": attention}
+        if index < self.doubles:
+            _, following = self.double(call, block, state, nothing, rotary, asked)
+            return following
+        return self.single(call, block, state, nothing, rotary, asked)
+
+    def timestep(self) -> torch.Tensor:
+        return self.latents.new_zeros(self.latents.shape[0])
+
+    def guidance(self) -> torch.Tensor | None:
+        given = self.inputs.get("guidance")
+        return None if given is None else given.to(self.latents.dtype) * 1000
+
+    @abstractmethod
+    def embed(self) -> torch.Tensor:
+        """Y before the first layer; computes the modulation as well."""
+
+    @abstractmethod
+    def double(
+        self,
+        call: Any,
+        block: Any,
+        state: torch.Tensor,
+        text: torch.Tensor,
+        rotary: Rotary,
+        asked: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    @abstractmethod
+    def single(
+        self,
+        call: Any,
+        block: Any,
+        state: torch.Tensor,
+        text: torch.Tensor,
+        rotary: Rotary,
+        asked: dict[str, Any],
+    ) -> torch.Tensor: ...
+
+
+class Flux1Stream(GuideStream):
+    """FLUX.1: each block makes its modulation from one embedding of time, guidance and pooled text."""
+
+    def embed(self) -> torch.Tensor:
+        given = (self.timestep(), self.guidance(), self.inputs["pooled_projections"])
+        self.modulation = self.transformer.time_text_embed(*(x for x in given if x is not None))
+        return self.transformer.x_embedder(self.latents)
+
+    def double(self, call, block, state, text, rotary, asked):
+        return call(block, state, text, self.modulation, rotary, asked)
+
+    def single(self, call, block, state, text, rotary, asked):
+        return call(block, state, text, self.modulation, rotary, asked)[1]
+
+
+class Flux2Stream(GuideStream):
+    """FLUX.2: all blocks of a kind share modulations that the transformer makes."""
+
+    def embed(self) -> torch.Tensor:
+        model = self.transformer
+        embedding = model.time_guidance_embed(self.timestep(), self.guidance())
+        self.image = model.double_stream_modulation_img(embedding)
+        self.text = model.double_stream_modulation_txt(embedding)
+        self.joint = model.single_stream_modulation(embedding)
+        return model.x_embedder(self.latents)
+
+    def double(self, call, block, state, text, rotary, asked):
+        return call(block, state, text, self.image, self.text, rotary, asked)
+
+    def single(self, call, block, state, text, rotary, asked):
+        return call(block, state, None, self.joint, rotary, asked)

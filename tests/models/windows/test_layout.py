@@ -1,0 +1,109 @@
+"""Window-first order, its inverse, scaled positions, and the sizes that it takes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uhr.base.errors import UserError
+from uhr.models.attention.layout import WindowLayout, nearest_sizes, window_side
+from uhr.models.latents import image_ids
+
+SIDES = st.integers(1, 5)
+
+
+@st.composite
+def layouts(draw) -> WindowLayout:
+    ratio = draw(st.integers(1, 4))
+    window = ratio * draw(st.integers(1, 4))
+    return WindowLayout(window * draw(SIDES), window * draw(SIDES), window, ratio)
+
+
+@settings(deadline=None, max_examples=50)
+@given(layouts())
+def test_window_first_order_and_back_is_the_identity(layout):
+    x = torch.arange(2 * layout.tokens).view(2, layout.tokens, 1)
+    assert torch.equal(layout.to_raster(layout.to_windows(x)), x)
+    assert torch.equal(layout.to_windows(layout.to_raster(x)), x)
+    y = torch.arange(layout.guide_tokens)
+    assert torch.equal(layout.guide_to_raster(layout.guide_to_windows(y, dim=0), dim=0), y)
+
+
+@settings(deadline=None, max_examples=50)
+@given(layouts())
+def test_a_window_is_one_contiguous_run_in_raster_order_inside(layout):
+    ids = layout.to_windows(image_ids(layout.height, layout.width), dim=0)[:, 1:].long()
+    side = layout.window
+    for k, window in enumerate(ids.view(-1, side**2, 2)):
+        corner = torch.tensor([k // layout.columns * side, k % layout.columns * side])
+        inside = torch.cartesian_prod(torch.arange(side), torch.arange(side)).view(-1, 2)
+        assert torch.equal(window, corner + inside)
+
+
+@settings(deadline=None, max_examples=50)
+@given(layouts())
+def test_window_k_of_the_guide_covers_the_area_of_window_k_of_the_image(layout):
+    image = layout.to_windows(image_ids(layout.height, layout.width), dim=0)
+    guide = layout.guide_to_windows(image_ids(layout.guide_height, layout.guide_width), dim=0)
+    windows = layout.rows * layout.columns
+    of_image = (image[:, 1:] // layout.window).view(windows, -1, 2)
+    of_guide = (guide[:, 1:] // layout.guide_window).view(windows, -1, 2)
+    assert torch.equal(of_image[:, :1], of_guide[:, :1])
+
+
+@settings(deadline=None, max_examples=50)
+@given(layouts())
+def test_a_guide_token_stands_at_ratio_times_its_row_and_column(layout):
+    image = layout.to_windows(image_ids(layout.height, layout.width), dim=0)
+    guide = layout.guide_to_windows(image_ids(layout.guide_height, layout.guide_width), dim=0)
+    assert torch.equal(image[layout.anchors()], layout.ratio * guide)
+
+
+def test_the_paper_s_geometry():
+    layout = WindowLayout.of_pixels(4096, 2048, token=16)
+    assert (layout.height, layout.width, layout.rows, layout.columns) == (256, 128, 16, 8)
+    assert (layout.tokens, layout.guide_tokens, layout.guide_window) == (32768, 2048, 4)
+    first = layout.guide_to_windows(image_ids(64, 32), dim=0)[:5, 1:]
+    assert (4 * first).tolist() == [[0, 0], [0, 4], [0, 8], [0, 12], [4, 0]]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "near"),
+    [
+        (1000, 1024, "1024 x 1024, 768 x 1024"),
+        (100, 300, "256 x 256, 256 x 512"),
+        (2160, 3840, "2048 x 3840, 2304 x 3840"),
+    ],
+)
+def test_a_size_that_is_not_made_of_windows_names_the_nearest_that_are(height, width, near):
+    with pytest.raises(UserError, match=f"multiples of 256.*{near}"):
+        WindowLayout.of_pixels(height, width, token=16)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(1, 300))
+def test_the_nearest_sizes_can_be_made_and_none_is_nearer(height, width, multiple):
+    sizes = [
+        tuple(map(int, size.split(" x "))) for size in nearest_sizes(height, width, multiple).split(", ")
+    ]
+    assert all(side % multiple == 0 and side > 0 for size in sizes for side in size)
+    best = sum(
+        min(abs(k * multiple - side) for k in range(1, side // multiple + 2)) for side in (height, width)
+    )
+    assert abs(sizes[0][0] - height) + abs(sizes[0][1] - width) == best
+
+
+def test_tokens_and_windows_that_do_not_divide_are_refused():
+    with pytest.raises(UserError, match=r"60 x 64 tokens.*64 x 64"):
+        WindowLayout(60, 64)
+    with pytest.raises(
+        UserError, match=r"windows of 6 tokens do not divide by the guide's ratio 4.*8 tokens"
+    ):
+        WindowLayout(12, 12, window=6, ratio=4)
+    with pytest.raises(UserError, match="at least 1"):
+        WindowLayout(0, 16)
+
+
+def test_a_window_is_a_quarter_of_the_native_grid_and_holds_a_guide_token():
+    assert [window_side(native) for native in (64, 8, 2, 72)] == [16, 4, 4, 20]
+    assert window_side(64, ratio=2) == 16
