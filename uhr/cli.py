@@ -60,9 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error), debug)
     except (typer.Abort, KeyboardInterrupt):
-        return _fail(
-            "interrupted: nothing half-written; the same command goes on where it stopped", debug, code=130
-        )
+        outcome = 130
     except BrokenPipeError:
         # the reader of our output (head, less) has gone; keep the interpreter's last flush quiet too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,6 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
         if usage is not None:
             return _fail(usage, debug, code=2)
         return _fail(f"unexpected {type(error).__name__}: {_one_line(error)} (--debug shows where)", debug)
+    if outcome == 130:
+        # typer makes Ctrl-C this exit code, and says nothing
+        return _fail(
+            "interrupted: nothing half-written; the same command goes on where it stopped", debug, code=130
+        )
     return outcome if isinstance(outcome, int) else 0
 
 

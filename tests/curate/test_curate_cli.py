@@ -1,0 +1,178 @@
+"""`uhr curate` as people and machines read it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from uhr.curate.pipeline import preset_names, preset_text
+from uhr.curate.stages import NAMES
+from uhr.manifests.schema import sample_id
+
+
+@pytest.fixture
+def out(uhr, pictures, tmp_path):
+    """A finished run of quickstart, with one rule that cannot be evaluated."""
+    pipeline = tmp_path / "mine.yaml"
+    pipeline.write_text("""
+        preset: quickstart
+        stages: {q_align: {if_missing: skip, adds: [q_align]}}
+        rules: {quality: q_align > 4}
+    """)
+    folder = tmp_path / "out"
+    words = ("--source", pictures, "--out", folder, "--engine", "local", "--workers", 0)
+    assert uhr("curate", "run", pipeline, *words)[0] == 0
+    return folder
+
+
+def explained(uhr, out, sample) -> dict:
+    code, printed, errors = uhr("curate", "explain", out, sample, "--json")
+    assert code == 0, errors
+    return json.loads(printed)
+
+
+def outcomes(told: dict) -> dict[str, str]:
+    return {rule["rule"]: rule["outcome"] for rule in told["rules"]}
+
+
+def test_explain_follows_a_picture_to_where_its_way_ended(uhr, out):
+    passed = {"resolution": "pass", "flatness": "pass", "entropy": "pass", "duplicates": "pass"}
+    nothing = dict.fromkeys(passed, "not reached")
+    ways = {
+        "1.jpg": ("kept", passed),
+        "trip/same as 1.jpg": ("rejected", {**passed, "duplicates": "fail"}),
+        "flat.png": ("rejected", {**nothing, "resolution": "pass", "flatness": "fail"}),
+        "small.png": ("rejected", {**nothing, "resolution": "fail"}),
+        "truncated.jpg": ("failed", {**nothing, "resolution": "pass"}),
+        "notes.txt": ("failed", nothing),
+        "gone.jpg": ("failed", nothing),
+    }
+    for uri, (status, rules) in ways.items():
+        told = explained(uhr, out, uri)
+        assert (told["status"], outcomes(told)) == (status, {**rules, "quality": "not evaluated"}), uri
+
+
+def test_explain_shows_what_each_rule_looked_at_and_every_column_under_its_stage(uhr, out):
+    told = explained(uhr, out, sample_id("1.jpg")[:12])
+    assert told["uri"] == "1.jpg"
+    rules = {rule["rule"]: rule for rule in told["rules"]}
+    assert rules["resolution"]["values"] == {"megapixels": 0.12}
+    assert rules["quality"]["why"].startswith("stage 'q_align' was skipped")
+    by_stage = {column["column"]: column["stage"] for column in told["columns"]}
+    assert (by_stage["caption"], by_stage["width"], by_stage["entropy"]) == ("source", "header", "entropy")
+    code, printed, _ = uhr("curate", "explain", out, "small.png")
+    assert code == 0
+    assert "rejected: resolution" in printed
+    assert "fail           resolution: megapixels >= 0.1   [megapixels = 0.0024]" in printed
+    assert "not reached    entropy" in printed
+    assert "width              60 px" in printed
+
+
+def test_explain_of_what_is_not_there_is_one_line(uhr, out, tmp_path):
+    assert uhr("curate", "explain", out, "nobody.jpg")[2].startswith("uhr: no sample 'nobody.jpg'")
+    code, _, errors = uhr("curate", "explain", tmp_path / "nowhere", "x")
+    assert code == 1
+    assert errors.count("\n") == 1
+
+
+def test_status_of_a_finished_run_and_of_none(uhr, out, tmp_path):
+    code, printed, _ = uhr("curate", "status", out)
+    assert code == 0
+    assert printed == f"{out}: finished\n17 of 17 files\nkept 8, rejected 5, failed 4\n"
+    assert json.loads(uhr("curate", "status", out, "--json")[1])["state"] == "finished"
+    code, _, errors = uhr("curate", "status", tmp_path / "nowhere")
+    assert code == 1
+    assert "holds no run" in errors
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(uhr, pictures, tmp_path):
+    words = ("curate", "run", "multiaspect-4k", "--source", pictures, "--out", tmp_path / "out", "--dry-run")
+    code, printed, _ = uhr(*words)
+    assert code == 0
+    assert not (tmp_path / "out").exists()
+    lines = printed.splitlines()
+    assert "17 files" in printed
+    assert "in 3 units of 8" in printed
+    at = [
+        next(i for i, line in enumerate(lines) if word in line)
+        for word in ("geometry", "8.2944", "decode ", "flat_f")
+    ]
+    assert at == sorted(at)
+    assert "skipped  q_align: this version does not have it" in printed
+    facts = json.loads(uhr(*words, "--json")[1])
+    assert (facts["inputs"], facts["units"]) == (17, 3)
+    assert [s["stage"] for s in facts["stages"][:3]] == ["header", "geometry", "decode"]
+    assert [idle["name"] for idle in facts["not_evaluated"]] == ["nsfw", "quality", "aesthetics"]
+
+
+def test_the_summary_is_there_for_machines_too(uhr, pictures, tmp_path):
+    words = ("curate", "run", "quickstart", "--source", pictures, "--out", tmp_path / "out", "--workers", 0)
+    facts = json.loads(uhr(*words, "--json")[1])
+    assert facts["counts"]["kept"] == 8
+    assert facts["finished_before"] is False
+    assert json.loads(uhr(*words, "--json")[1])["finished_before"] is True
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_show_prints_a_preset_whole(uhr, name):
+    code, printed, _ = uhr("curate", "show", name)
+    assert code == 0
+    assert printed == preset_text(name)
+    assert json.loads(uhr("curate", "show", name, "--json")[1]) == yaml.safe_load(preset_text(name))
+
+
+def test_show_lists_presets_and_stages_lists_stages(uhr):
+    listed = uhr("curate", "show")[1]
+    assert all(name in listed for name in preset_names())
+    stages = {stage["stage"]: stage for stage in json.loads(uhr("curate", "stages", "--json")[1])}
+    assert list(stages) == list(NAMES)
+    assert stages["flatness"]["parameters"] == {"patch": 240, "variance": 800.0}
+    assert stages["exact_duplicates"]["needs"] == ["content_hash"]
+    assert stages["header"]["reads"] == "header"
+    printed = uhr("curate", "stages")[1]
+    assert all(name in printed for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("show", "quickstrat"), 1, "unknown preset 'quickstrat': did you mean quickstart?"),
+        (("run", "quickstart", "--source", "nowhere", "--out", "o"), 1, "the source nowhere does not exist"),
+        (
+            ("run", "quickstart", "--source", "s", "--out", "o", "--engine", "spark"),
+            1,
+            "unknown engine 'spark'",
+        ),
+        (("run", "quickstart", "--source", "s", "--out", "o", "--set", "rules"), 1, "write it as path=value"),
+        (
+            ("run", "quickstart", "--source", "s", "--out", "o", "--set", "rules.a=entrpy > 3"),
+            1,
+            "did you mean entropy",
+        ),
+        (
+            ("run", "quickstart", "--source", "s", "--out", "o", "--set", "stages.flatnes.patch=3"),
+            1,
+            "mean flatness",
+        ),
+        (
+            ("run", "quickstart", "--source", "s", "--out", "o", "--set", "limit.pixels=3"),
+            1,
+            "did you mean limits",
+        ),
+        (("run", "quickstart", "--source", "s"), 2, "--out"),
+        (
+            ("run", "quickstart", "--source", "s", "--out", "o", "--address", "x", "--engine", "local"),
+            1,
+            "--address",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_traceback(uhr, tmp_path, monkeypatch, words, code, said):
+    monkeypatch.chdir(tmp_path)
+    found, printed, errors = uhr("curate", *words)
+    assert (found, printed) == (code, "")
+    assert said in errors
+    assert errors.count("\n") == 1 + errors.count("list:")
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,242 @@
+"""Killed at any moment and started again, a run ends as if nothing had happened, and does nothing twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from uhr.curate.lock import is_held
+from uhr.curate.status import status_of
+from uhr.manifests.manifest import Manifest, is_manifest
+
+# a picture takes at least 20 ms, so that there is a middle of the run to be killed in
+PIPELINE = """
+preset: quickstart
+stages: {{"{outside}:Slow": {{seconds: {seconds}}}}}
+unit: 2
+"""
+SLOW = """
+
+class Slow(Stage):
+    name = "slow"
+    adds = (Column("slow", pa.bool_(), "whether it was"),)
+
+    class Params(Config):
+        seconds: float
+
+    def annotate(self, frame):
+        time.sleep(self.params.seconds)
+        return {"slow": True}
+"""
+
+
+class Run:
+    """The same command again and again, as a process of its own."""
+
+    def __init__(
+        self, tmp_path: Path, source: Path, outside: str, engine: str, seconds: float = 0.02
+    ) -> None:
+        package = tmp_path / "elsewhere" / outside / "__init__.py"
+        package.write_text(package.read_text() + SLOW)
+        self.pipeline = tmp_path / "slow.yaml"
+        self.pipeline.write_text(PIPELINE.format(outside=outside, seconds=seconds))
+        self.path = str(package.parent.parent)
+        self.source, self.engine = source, engine
+
+    def words(self, out: Path) -> list[str]:
+        options = ["--source", self.source, "--out", out, "--engine", self.engine, "--workers", 2]
+        return ["curate", "run", str(self.pipeline), *map(str, options)]
+
+    def start(self, out: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "uhr", *self.words(out)],
+            env={**os.environ, "PYTHONPATH": self.path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def kill_when(self, out: Path, moment: Callable[[], bool], patience: float = 90) -> bool:
+        """SIGKILL to the whole group as soon as `moment` says so; False if the run ended before."""
+        process = self.start(out)
+        end = time.monotonic() + patience
+        while process.poll() is None and not moment():
+            assert time.monotonic() < end, "the moment never came"
+            time.sleep(0.001)
+        killed = process.poll() is None
+        if killed:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return killed
+
+    def finish(self, out: Path) -> str:
+        process = self.start(out)
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, printed
+        return printed
+
+
+def parts(out: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every finished unit."""
+    found = {}
+    for path in (out / "units").glob("unit-*.parquet"):
+        status = path.stat()
+        found[path.name] = (status.st_ino, status.st_mtime_ns)
+    return found
+
+
+def content(out: Path) -> tuple[str, list[dict]]:
+    manifest = Manifest.open(out)
+    return manifest.id, manifest.table().to_pylist()
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
+    paths = [folder, *folder.rglob("*")]
+    return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns, p.stat().st_size) for p in paths}
+
+
+def moments(out: Path, seed: int) -> dict[str, Callable[[], bool]]:
+    """Named states of OUT, and one drawn time."""
+    units = out / "units"
+    late = time.monotonic() + random.Random(seed).uniform(0.2, 4)
+    return {
+        "while listing": (units / "lock").exists,
+        "after the plan": (units / "plan.json").exists,
+        "after some units": lambda: len(parts(out)) >= 3,
+        "in the commit": (out / "samples").exists,
+        "before the report": lambda: is_manifest(out),
+        "clearing up": (out / "report.html").exists,
+        "at any time": lambda: time.monotonic() > late,
+    }
+
+
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path, pictures, outside):
+    run = Run(tmp_path, pictures, outside, "local")
+    calm, out = tmp_path / "calm", tmp_path / "out"
+    run.finish(calm)
+    killed = []
+    before: dict[str, tuple[int, int]] = {}
+    for name in moments(out, 0):
+        if run.kill_when(out, moments(out, 1)[name]):
+            killed.append(name)
+        now = parts(out)
+        if now:
+            assert {unit: now[unit] for unit in before} == before, f"a finished unit was touched after {name}"
+        before = now
+    assert {"after the plan", "after some units"} <= set(killed)
+    printed = run.finish(out)
+    assert content(out) == content(calm)
+    assert (out / "report.html").exists()
+    assert not (out / "units").exists()
+    assert "17 files: 8 kept, 5 rejected, 4 failed" in printed
+
+
+@pytest.mark.ray
+def test_a_run_on_ray_that_was_killed_goes_on_with_any_engine(tmp_path, pictures, outside):
+    run = Run(tmp_path, pictures, outside, "ray", seconds=0.3)
+    calm, out = tmp_path / "calm", tmp_path / "out"
+    assert run.kill_when(out, lambda: len(parts(out)) >= 2)
+    before = parts(out)
+    run.engine = "local"
+    assert run.kill_when(out, lambda: len(parts(out)) > len(before))
+    assert before.items() <= parts(out).items()
+    run.finish(out)
+    run.finish(calm)
+    assert content(out) == content(calm)
+
+
+def test_a_finished_run_says_so_and_touches_nothing(uhr, pictures, tmp_path):
+    words = ("curate", "run", "quickstart", "--source", pictures, "--out", tmp_path / "out", "--workers", 0)
+    assert uhr(*words)[0] == 0
+    before = tree(tmp_path / "out")
+    code, printed, _ = uhr(*words, "--engine", "local")
+    assert code == 0
+    assert "is finished already, with the same pipeline and the same files; nothing was done" in printed
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "half done"])
+def test_other_files_or_another_pipeline_want_another_folder(uhr, pictures, tmp_path, outside, finished):
+    out = tmp_path / "out"
+    words = ["curate", "run", "quickstart", "--source", pictures, "--out", out, "--workers", 0]
+    if finished:
+        assert uhr(*words)[0] == 0
+    else:
+        run = Run(tmp_path, pictures, outside, "local")
+        words[2] = run.pipeline
+        assert run.kill_when(out, lambda: len(parts(out)) >= 2)
+    code, _, errors = uhr(*words, "--set", "rules.entropy=entropy > 5")
+    assert code == 1
+    assert "with another pipeline: uhr curate run" in errors
+    assert "--set 'rules.entropy=entropy > 5'" in errors
+    assert f"--out '{tmp_path}/out-2'" in errors or f"--out {tmp_path}/out-2" in errors
+    (pictures / "1.jpg").touch()
+    code, _, errors = uhr(*words)
+    assert code == 1
+    assert "files" in errors
+    assert "out-2" in errors
+    assert errors.count("\n") - errors.count("list:") == 1
+
+
+def test_only_one_run_at_a_time_works_in_a_folder(uhr, pictures, tmp_path, outside):
+    run = Run(tmp_path, pictures, outside, "local", seconds=0.5)
+    out = tmp_path / "out"
+    first = run.start(out)
+    try:
+        while len(parts(out)) < 1:
+            assert first.poll() is None
+            time.sleep(0.01)
+        assert is_held(out / "units")
+        seen = status_of(out)
+        assert seen["state"] == "running"
+        assert 1 <= seen["units_done"] < seen["units"] == 9
+        assert seen["kept"] + seen["rejected"] + seen["failed"] == seen["rows_done"] <= seen["rows"] == 17
+        code, _, errors = uhr(*run.words(out))
+        assert code == 1
+        assert f"another run is at work in {out}: wait for it, or stop it" in errors
+        assert first.poll() is None
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+    assert not is_held(out / "units")
+    assert status_of(out)["state"] == "stopped"
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path, pictures, outside):
+    run = Run(tmp_path, pictures, outside, "local", seconds=0.3)
+    out = tmp_path / "out"
+    process = run.start(out)
+    while len(parts(out)) < 1:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in printed.splitlines()[-1]
+    assert "Traceback" not in printed
+    before = parts(out)
+    run.kill_when(out, lambda: len(parts(out)) > len(before))
+    assert before.items() <= parts(out).items()
+
+
+def test_out_must_be_new_or_a_run_s_own(uhr, pictures, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").touch()
+    words = ("curate", "run", "quickstart", "--source", pictures, "--workers", 0, "--out")
+    code, _, errors = uhr(*words, out)
+    assert (code, errors) == (1, f"uhr: --out {out} holds something else already: name a new folder\n")
+    code, _, errors = uhr(*words, out / "thesis.tex")
+    assert (code, errors) == (1, f"uhr: --out {out}/thesis.tex is a file: name a folder\n")
+    code, _, errors = uhr(*words, pictures / "out")
+    assert code == 1
+    assert "lies inside the source" in errors
