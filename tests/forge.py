@@ -74,36 +74,56 @@ def srgb_profile() -> bytes:
 
 
 def wide_gamut_profile(gamma: float = 2.2) -> bytes:
-    """A matrix profile with AdobeRGB's primaries (ICC.1:2010), put together tag by tag."""
-
-    def s15(value: float) -> bytes:
-        return struct.pack(">i", round(value * 65536))
-
-    def xyz(x: float, y: float, z: float) -> bytes:
-        return b"XYZ \0\0\0\0" + s15(x) + s15(y) + s15(z)
-
+    """A matrix profile with AdobeRGB's primaries, put together tag by tag (ICC.1:2010)."""
     curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
-    name = b"wide\0"
     tags = {
-        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name)) + name + bytes(4 + 4 + 2 + 1 + 67 + 3),
-        b"wtpt": xyz(0.9642, 1.0, 0.8249),
-        b"rXYZ": xyz(0.60974, 0.31111, 0.01947),
-        b"gXYZ": xyz(0.20528, 0.62567, 0.06087),
-        b"bXYZ": xyz(0.14919, 0.06322, 0.74457),
+        b"rXYZ": _xyz(0.60974, 0.31111, 0.01947),
+        b"gXYZ": _xyz(0.20528, 0.62567, 0.06087),
+        b"bXYZ": _xyz(0.14919, 0.06322, 0.74457),
         b"rTRC": curve,
         b"gTRC": curve,
         b"bTRC": curve,
-        b"cprt": b"text\0\0\0\0none\0\0\0\0",
+    }
+    return _profile(b"mntr", b"RGB ", b"XYZ ", tags)
+
+
+def cmyk_profile() -> bytes:
+    """A printer whose inks darken each other: the sixteen full overprints in Lab, linear between them."""
+    inks = np.array(list(np.ndindex(2, 2, 2, 2)))
+    c, m, y, k = inks.T
+    lightness = 100 * (1 - 0.9 * k) * (1 - 0.4 * c) * (1 - 0.5 * m) * (1 - 0.1 * y)
+    a = (1 - k) * (-30 * c + 60 * m)
+    b = (1 - k) * (-40 * c + 70 * y)
+    grid = np.stack([lightness * 2.55, a + 128, b + 128], -1).round().clip(0, 255).astype(np.uint8)
+    identity = b"".join(_s15(float(row == column)) for row in range(3) for column in range(3))
+    ramp = bytes(range(256))
+    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + identity + ramp * 4 + grid.tobytes() + ramp * 3
+    return _profile(b"prtr", b"CMYK", b"Lab ", {b"A2B0": table})
+
+
+def _s15(value: float) -> bytes:
+    return struct.pack(">i", round(value * 65536))
+
+
+def _xyz(x: float, y: float, z: float) -> bytes:
+    return b"XYZ \0\0\0\0" + _s15(x) + _s15(y) + _s15(z)
+
+
+def _profile(kind: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+    name = b"made for a test\0"
+    white = (0.9642, 1.0, 0.8249)
+    tags = tags | {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name)) + name + bytes(78),
+        b"wtpt": _xyz(*white),
+        b"cprt": b"text\0\0\0\0none\0",
     }
     offset, table, body = 128 + 4 + 12 * len(tags), b"", b""
     for tag, data in tags.items():
-        data += bytes(-len(data) % 4)
         table += tag + struct.pack(">II", offset + len(body), len(data))
-        body += data
-    head = struct.pack(">I4sI4s4s4s", 0, b"none", 0x02100000, b"mntr", b"RGB ", b"XYZ ") + bytes(12) + b"acsp"
-    head += bytes(28) + s15(0.9642) + s15(1.0) + s15(0.8249)
-    head += bytes(128 - len(head))
-    whole = head + struct.pack(">I", len(tags)) + table + body
+        body += data + bytes(-len(data) % 4)
+    head = struct.pack(">I4sI4s4s4s", 0, b"none", 0x02100000, kind, space, connection) + bytes(12) + b"acsp"
+    head += bytes(28) + _xyz(*white)[8:]
+    whole = head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
     return struct.pack(">I", len(whole)) + whole[4:]
 
 
