@@ -15,6 +15,7 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.models.spec import ModelSpec
+from uhr.models.vae.tiled import compute_dtype
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
@@ -87,10 +88,10 @@ def encode_moments(vae: Any, rgb: Any) -> tuple[torch.Tensor, torch.Tensor]:
     assert pixels.ndim == 4, tuple(pixels.shape)
     assert pixels.shape[-1] == 3, tuple(pixels.shape)
     inputs = pixels.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
-    posterior = vae.encode(inputs.to(vae.dtype)).latent_dist
+    posterior = vae.encode(inputs.to(compute_dtype(vae))).latent_dist
     mean, std = posterior.mean.float(), posterior.std.float()
     if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
-        raise UserError(f"the VAE overflows in {vae.dtype}", "load it in float32")
+        raise UserError(f"the VAE overflows in {compute_dtype(vae)}", "load it in float32")
     return mean, std
 
 
@@ -104,7 +105,7 @@ def sample_moments(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -
 def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Model latents [B, C, H, W] -> pictures, float32 [B, 3, 8H, 8W] nominally in [-1, 1]."""
     raw = Normalisation.of(vae.config).to_raw(latents.float())
-    return vae.decode(raw.to(vae.device, vae.dtype), return_dict=False)[0].float()
+    return vae.decode(raw.to(vae.device, compute_dtype(vae)), return_dict=False)[0].float()
 
 
 def to_uint8(pictures: torch.Tensor) -> torch.Tensor:

@@ -221,7 +221,9 @@ def _scratch(task: Task, first: int, last: int, rows: int) -> int:
             shape, rows = layer.shape(shape), _rows(layer, rows)
             out, extra = shape.size(size, rows), 0
             if isinstance(layer, Conv):
-                extra = given + 2 * (layer.kernel - 1) * given // taken
+                # the band with its edge rows, and once more where columns are padded on one side only
+                copies = 1 + (layer.pads[2] != layer.pads[3])
+                extra = copies * (given + 2 * (layer.kernel - 1) * given // taken)
                 beside += (layer.kernel - 1) * given // taken
             elif isinstance(layer, Norm):
                 # a float32 copy, and the moments' kernel writes what it does not need

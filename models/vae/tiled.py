@@ -61,8 +61,15 @@ class ExactTiling(Surgery):
         channels = vae.config.in_channels if part == "encode" else vae.config.latent_channels
         return make_plan(_task(self, vae, part, Shape(channels, height, width), samples), int(self.memory))
 
-    def compute_dtype(self, vae: Any) -> torch.dtype:
-        return torch.float32 if self.dtype == "float32" else vae.dtype
+
+def compute_dtype(vae: Any) -> torch.dtype:
+    """The dtype that `encode` and `decode` of this VAE compute in, and so the one to hand them."""
+    options = [surgery for surgery in applied(vae) if isinstance(surgery, ExactTiling)]
+    return _compute_dtype(options[0], vae) if options else vae.dtype
+
+
+def _compute_dtype(options: ExactTiling, vae: Any) -> torch.dtype:
+    return torch.float32 if options.dtype == "float32" else vae.dtype
 
 
 def _encode(vae: Any, x: torch.Tensor) -> torch.Tensor:
@@ -80,7 +87,7 @@ def _run(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
     (options,) = (surgery for surgery in applied(vae) if isinstance(surgery, ExactTiling))
     if x.requires_grad and torch.is_grad_enabled():
         raise UserError("exact tiling has no gradient, and its input wants one", "revert it for training")
-    dtype, memory = options.compute_dtype(vae), int(options.memory)
+    dtype, memory = _compute_dtype(options, vae), int(options.memory)
     task = _task(options, vae, part, Shape(*x.shape[1:]), len(x))
     with torch.no_grad():
         if dtype == vae.dtype and len(x) * (whole_bytes(task) - task.fixed) + task.fixed <= memory:
@@ -96,7 +103,7 @@ def _run(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
 
 def _task(options: ExactTiling, vae: Any, part: Part, given: Shape, samples: int) -> Task:
     units = encoder_units(vae) if part == "encode" else decoder_units(vae)
-    itemsize = options.compute_dtype(vae).itemsize
+    itemsize = _compute_dtype(options, vae).itemsize
     task = Task(units, given, itemsize, options.hold == "cpu", fixed=0)
     fixed = samples * (given.size(itemsize) + task.shapes[-1].size(itemsize))
     return Task(units, given, itemsize, task.elsewhere, fixed)

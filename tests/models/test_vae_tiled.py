@@ -133,6 +133,31 @@ def test_a_bfloat16_vae_decoded_in_float32_is_the_float32_vae_of_the_same_weight
     assert (run(vae, "decode", z).float() - expected).abs().max() > 2 / 255
 
 
+def test_pictures_and_latents_reach_a_float32_pass_unrounded(tiny_flux):
+    from uhr.models import latents
+    from uhr.models.zoo import load_vae
+
+    half, single = load_vae(tiny_flux, dtype="bfloat16"), load_vae(tiny_flux)
+    single.load_state_dict(half.state_dict())
+    ExactTiling(dtype="float32").apply(half)
+    z, rgb = draw(1, 16, 8, 8), torch.randint(0, 256, (1, 64, 48, 3), dtype=torch.uint8)
+    assert (latents.decode(half, z) - latents.decode(single, z)).abs().max() < EXACT
+    for found, expected in zip(
+        latents.encode_moments(half, rgb), latents.encode_moments(single, rgb), strict=True
+    ):
+        assert (found - expected).abs().max() < 1e-4
+
+
+def test_flux2s_vae_is_built_of_the_same_parts():
+    from diffusers import AutoencoderKLFlux2
+
+    vae = AutoencoderKLFlux2(block_out_channels=(8, 8, 16, 16), norm_num_groups=4, sample_size=64).eval()
+    for part, x in (("decode", draw(1, 32, 7, 5)), ("encode", draw(1, 3, 50, 61))):
+        expected = run(vae, part, x)
+        with temporarily(vae, tightest(vae, part, *x.shape[2:])):
+            assert (run(vae, part, x) - expected).abs().max() < EXACT
+
+
 def test_in_bfloat16_bands_are_no_further_from_the_truth_than_the_whole(vae):
     z = draw(1, 4, 9, 11).to(torch.bfloat16)
     truth = run(vae.to(torch.bfloat16).double(), "decode", z.double())
