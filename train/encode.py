@@ -50,7 +50,8 @@ def encode(
 
 def _request(manifest: Manifest, model: Model, out: Path, config: EncodeConfig) -> Request:
     resolution = config.resolution or model.spec.native_size
-    config = config.model_copy(update={"resolution": resolution})
+    split = config.split or ("train" if "split" in manifest.schema.names else None)
+    config = config.model_copy(update={"resolution": resolution, "split": split})
     identity = ModelInfo(
         path=model.source.text,
         spec=model.spec.name,
@@ -72,18 +73,20 @@ def component_hash(model: Model, name: str) -> str:
 
 
 def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
-    """The kept rows of the split to encode, in the manifest's order."""
+    """The kept rows of the split to encode (`config` is resolved), in the manifest's order."""
     names = manifest.schema.names
     if config.caption not in names:
         raise unknown("caption column", config.caption, names, str(manifest.path))
     where = "status = 'kept'"
-    if "split" in names:
+    if config.split is not None:
+        if "split" not in names:
+            raise UserError(f"{manifest.path} has no column 'split'", "slice it with --split first")
         where += " AND split = '{}'".format(config.split.replace("'", "''"))
     wanted = ["sample_id", "uri", "box", "content_hash", "license", config.caption]
     wanted += [name for name in ("width", "height") if name in names]
     rows = manifest.table(list(dict.fromkeys(wanted)), where=where)
     if not rows.num_rows:
-        of = f" of split '{config.split}'" if "split" in names else ""
+        of = f" of split '{config.split}'" if config.split is not None else ""
         raise UserError(f"{manifest.path} has no kept row{of}", f"see `uhr manifest show {manifest.path}`")
     return rows
 

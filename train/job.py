@@ -17,8 +17,10 @@ from uhr.models.zoo import Model, open_model, weights_hash
 from uhr.train import checkpoint
 from uhr.train.checkpoint import CheckpointInfo, DataRef, ModelRef
 from uhr.train.data import EncodedData
+from uhr.train.objectives import objective_class
 from uhr.train.plan import BucketPlan
 from uhr.train.recipe import Recipe
+from uhr.train.track import FILE as LOG
 
 FILE = "run.json"
 
@@ -48,19 +50,7 @@ class Job:
 
     def plan_of(self, phase: int) -> BucketPlan:
         """The order of the phase's batches; each phase has its own."""
-        recipe, data = self.recipe, self.data_of(phase)
-        try:
-            return BucketPlan(
-                [bucket.rows for bucket in data.buckets],
-                recipe.batch.size,
-                recipe.seed + phase,
-                block=[bucket.group_rows for bucket in data.buckets],
-                remainder=recipe.batch.remainder,
-            )
-        except ValueError as error:
-            raise UserError(
-                f"{data.path}: {error}", "--set batch.remainder=short, or a smaller batch"
-            ) from None
+        return _plan(self.recipe, phase, self.data_of(phase))
 
     @property
     def done(self) -> int:
@@ -68,12 +58,25 @@ class Job:
         return self.resume[1].step if self.resume else 0
 
 
+def _plan(recipe: Recipe, phase: int, data: EncodedData) -> BucketPlan:
+    try:
+        return BucketPlan(
+            [bucket.rows for bucket in data.buckets],
+            recipe.batch.size,
+            recipe.seed + phase,
+            block=[bucket.group_rows for bucket in data.buckets],
+            remainder=recipe.batch.remainder,
+        )
+    except ValueError as error:
+        raise UserError(f"{data.path}: {error}", "--set batch.remainder=short, or a smaller batch") from None
+
+
 def start(recipe: Recipe, model: str, data: Sequence[Path], out: Path) -> Job:
     """A job in a new folder, or the one that stands there if it was asked the same (so that a killed command
     can just be given again). UserError where it was asked something else.
     """
     info, opened, sets = _check(recipe, model, data)
-    if (out / FILE).is_file():
+    if _begun(out):
         before = read_run(out)
         differs = _differences(before, info)
         if differs:
@@ -82,11 +85,16 @@ def start(recipe: Recipe, model: str, data: Sequence[Path], out: Path) -> Job:
                 f"name another folder with --out, or go on with `uhr train resume {out}`",
             )
         return _job(out, recipe, opened, before, sets)
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(path.name != FILE for path in out.iterdir()):
         raise UserError(f"{out} is not empty, and holds no run", "name a new folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / FILE, info.model_dump(mode="json"))
     return _job(out, recipe, opened, info, sets)
+
+
+def _begun(out: Path) -> bool:
+    """Whether a run here has come to its first step; one that has not may still be asked otherwise."""
+    return (out / FILE).is_file() and (out / LOG).is_file()
 
 
 def reopen(out: Path, sets: Sequence[str] = (), model: str | None = None, data: Sequence[Path] = ()) -> Job:
@@ -128,7 +136,8 @@ def _check(recipe: Recipe, model: str, data: Sequence[Path]) -> tuple[RunInfo, M
                 f"{encoded.path} was encoded at {resolution} px, and no phase of {recipe.name} trains there",
                 f"leave it out, or --set phases.{recipe.phases[0].name}.resolution={resolution}",
             )
-    for phase in recipe.phases:
+    for index, phase in enumerate(recipe.phases):
+        objective_class(phase.objective)
         resolution = phase.resolution or opened.spec.native_size
         if resolution not in found:
             have = ", ".join(f"{px} px" for px in sorted(found)) or "none"
@@ -136,6 +145,7 @@ def _check(recipe: Recipe, model: str, data: Sequence[Path]) -> tuple[RunInfo, M
                 f"phase '{phase.name}' wants data encoded at {resolution} px, and given is {have}",
                 f"encode with --set resolution={resolution}, or --set phases.{phase.name}.resolution=N",
             )
+        _plan(recipe, index, found[resolution])
     info = RunInfo(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),

@@ -15,16 +15,15 @@ import torch
 from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.models.adapters import LoraSpec, add_lora
-from uhr.models.latents import Normalisation, sample_moments
 from uhr.models.surgery import compose, from_record, record
-from uhr.models.zoo import PromptEmbeds, load_transformer, pick_device
+from uhr.models.zoo import load_transformer, pick_device
 from uhr.train import checkpoint, optim
-from uhr.train.data import EncodedData, Rows
+from uhr.train.data import Rows
 from uhr.train.draws import Draws
 from uhr.train.job import Job
-from uhr.train.objectives import objective_class
-from uhr.train.objectives.base import Batch, Objective, Velocity
-from uhr.train.plan import BucketPlan, PlannedBatch
+from uhr.train.objectives.base import Velocity
+from uhr.train.phase import PhaseRun
+from uhr.train.plan import PlannedBatch
 from uhr.train.recipe import Recipe
 from uhr.train.state import TrainState, adapter_parameters, seed_everything
 from uhr.train.stop import stop_requests
@@ -42,32 +41,6 @@ class Outcome:
     checkpoint: Path
     loss: float
     stopped: bool
-
-
-class Leg:
-    """One phase of a job: its data, its order, its objective."""
-
-    def __init__(self, job: Job, phase: int, device: torch.device) -> None:
-        config = job.recipe.phases[phase]
-        self.data: EncodedData = job.data_of(phase)
-        self.plan: BucketPlan = job.plan_of(phase)
-        self.objective: Objective = objective_class(config.objective)(config.timesteps)
-        self.recipe = job.recipe
-        self.device = device
-        geometry = self.data.info.geometry
-        self._normalisation = Normalisation(geometry.shift, geometry.scale)
-        self._empty = self.data.empty_prompt()
-
-    def batch(self, rows: Rows, draws: Draws) -> Batch:
-        """Stored rows as the model sees them: a latent drawn, normalised; some captions emptied."""
-        raw = rows.mean.float()
-        if self.recipe.latents == "sample":
-            raw = sample_moments(raw, rows.std, draws.normal("latents", raw.shape[1:]))
-        dropped = draws.uniform("caption dropout") < self.recipe.caption_dropout
-        t5 = torch.where(dropped[:, None, None], self._empty.t5, rows.prompts.t5)
-        pooled = torch.where(dropped[:, None], self._empty.pooled, rows.prompts.pooled)
-        prompts = PromptEmbeds(t5.to(self.device), pooled.to(self.device), (), ())
-        return Batch(self._normalisation.to_model(raw).to(self.device), prompts, rows.sample_ids)
 
 
 class Trainer:
@@ -93,7 +66,7 @@ class Trainer:
         self.state = TrainState(0, adapter, optim.build(recipe.optimiser, adapter), average)
         if job.resume is not None:
             checkpoint.load_checkpoint(*job.resume, self.state)
-        self._leg: tuple[int, Leg] | None = None
+        self._phase: PhaseRun | None = None
 
     def run(self) -> Outcome:
         """Train from where the state is to the recipe's last step."""
@@ -120,13 +93,13 @@ class Trainer:
     def step(self) -> dict[str, Any]:
         """One optimiser step over one global batch; its line of the log."""
         start = time.perf_counter()
-        phase, inside = self.recipe.phase_of(self.state.step)
-        leg, config = self._enter(phase), self.recipe.phases[phase]
-        planned = leg.plan.at(inside)
+        index, inside = self.recipe.phase_of(self.state.step)
+        phase, config = self.phase(index), self.recipe.phases[index]
+        planned = phase.plan.at(inside)
         lr = config.lr_at(inside)
         optim.set_lr(self.state.optimiser, lr)
-        rows = leg.data.read(planned.bucket, planned.rows)
-        losses, sigmas, parts = self._accumulate(leg, planned, rows)
+        rows = phase.data.read(planned.bucket, planned.rows)
+        losses, sigmas, parts = self._accumulate(phase, planned, rows)
         parameters = list(self.state.adapter.values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         self._refuse_non_finite("gradient", norm[None], rows)
@@ -136,7 +109,7 @@ class Trainer:
             self.state.update_ema(self.recipe.ema)
         self.state.step += 1
         seconds = time.perf_counter() - start
-        bucket = leg.data.buckets[planned.bucket]
+        bucket = phase.data.buckets[planned.bucket]
         return {
             "step": self.state.step,
             "phase": config.name,
@@ -154,18 +127,18 @@ class Trainer:
         }
 
     def _accumulate(
-        self, leg: Leg, planned: PlannedBatch, rows: Rows
+        self, phase: PhaseRun, planned: PlannedBatch, rows: Rows
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Gradients of the mean loss over the whole batch, a micro-batch at a time: [B] losses, sigmas,
         parts.
         """
         count = len(planned.rows)
         draws = Draws(self.recipe.seed, self.state.step, range(count))
-        whole = leg.batch(rows, draws)
+        whole = phase.batch(rows, draws)
         losses, sigmas, parts = [], [], []
         for start in range(0, count, self.recipe.batch.micro):
             stop = min(start + self.recipe.batch.micro, count)
-            loss = leg.objective(self.velocity, whole.of(start, stop), draws.of(start, stop))
+            loss = phase.objective(self.velocity, whole.of(start, stop), draws.of(start, stop))
             self._refuse_non_finite("loss", loss.per_sample, rows, start)
             (loss.per_sample.sum() / count).backward()
             losses.append(loss.per_sample.detach())
@@ -178,10 +151,11 @@ class Trainer:
             {name: torch.cat([part[name].detach() for part in parts]) for name in names},
         )
 
-    def _enter(self, phase: int) -> Leg:
-        if self._leg is None or self._leg[0] != phase:
-            self._leg = phase, Leg(self.job, phase, self.device)
-        return self._leg[1]
+    def phase(self, index: int) -> PhaseRun:
+        """The phase of that number; only one is open at a time."""
+        if self._phase is None or self._phase.index != index:
+            self._phase = PhaseRun(self.job, index, self.device)
+        return self._phase
 
     def _refuse_non_finite(self, what: str, values: torch.Tensor, rows: Rows, start: int = 0) -> None:
         """The weights are still those of the last step: nothing that is not finite is ever written."""
@@ -202,7 +176,7 @@ class Trainer:
         step = self.state.step
         # at the very end this is where a longer last phase would go on
         phase, inside = self.recipe.phase_of(min(step, self.recipe.steps - 1))
-        epoch, batch = divmod(inside + (step == self.recipe.steps), self._enter(phase).plan.batches_per_epoch)
+        epoch, batch = divmod(inside + (step == self.recipe.steps), self.phase(phase).plan.batches_per_epoch)
         folder = checkpoint.write_checkpoint(
             self.job.out,
             self.state,

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from uhr.base.config import Config
 from uhr.base.errors import UserError, unknown
 from uhr.models.spec import GuidanceKind, ModelSpec
+from uhr.models.surgery import from_record
 from uhr.train.timesteps import Timesteps
 
 
@@ -66,7 +67,7 @@ class Batching(Config):
 
 
 class Phase(Config):
-    """One leg of the curriculum.
+    """One stage of the curriculum.
 
     resolution: px, as the data was encoded; None is the model's native size.
     objective: a name of `objectives`, or an import path. steps: optimiser steps.
@@ -165,6 +166,7 @@ class Recipe(Config):
                 f"'{spec.guidance}'",
                 f"--set 'guidance={{kind: {spec.guidance}, scale: {scale}}}'",
             )
+        from_record(self.surgeries, f"recipe {self.name}: surgeries")
         targets = self.adapter.targets
         if isinstance(targets, str) and targets not in spec.lora_target_sets:
             raise unknown("set of targets", targets, spec.lora_target_sets, f"recipe {self.name}")

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from uhr.base.files import sha256_file
-from uhr.cli import main
 from uhr.manifests.manifest import Manifest, write_manifest
 from uhr.manifests.schema import GEOMETRY, HEADER, sample_id, schema_of
 from uhr.train.encode import encode
@@ -167,17 +166,3 @@ def job_of(small_set, tiny_flux, tmp_path) -> Callable[..., Job]:
         return start(recipe, str(model), [data or small_set.folder], out or tmp_path / "run")
 
     return make
-
-
-@pytest.fixture
-def uhr(small_set, tiny_flux) -> Callable[..., int]:
-    """`uhr("resume", run)`: `uhr train ...` in this process; its exit code. `run` is given model and data."""
-
-    def call(command: str, *words: object) -> int:
-        more = []
-        if command == "run":
-            more = ["--model", tiny_flux, "--data", small_set.folder]
-            more += [part for value in FAST for part in ("--set", value)]
-        return main(["train", command, *map(str, words[:1]), *map(str, more), *map(str, words[1:])])
-
-    return call

@@ -270,6 +270,11 @@ def test_only_rows_of_the_split_are_encoded(tmp_path, manifest_of, tiny_flux):
         encode(tmp_path / "s", str(tiny_flux), tmp_path / "test", EncodeConfig(split="test"), "cpu")
 
 
+def test_a_split_that_the_manifest_does_not_have_is_an_error(four, tiny_flux, tmp_path):
+    with pytest.raises(UserError, match="has no column 'split'"):
+        encode(four.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(split="val"), "cpu")
+
+
 def test_an_unknown_caption_column_names_the_nearest(four, tiny_flux, tmp_path):
     with pytest.raises(UserError, match="unknown caption column 'captoin': did you mean caption"):
         encode(four.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(caption="captoin"))

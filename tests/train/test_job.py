@@ -142,8 +142,10 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_at_its_first_step(jo
 
 
 def test_another_run_in_the_same_folder_is_refused(job_of, tmp_path):
-    job_of("seed=1", out=tmp_path / "run")
-    with pytest.raises(UserError, match=r"another caption_dropout, another seed: name another folder"):
+    train(job_of("seed=1", "phases.main.steps=1", out=tmp_path / "run"), print)
+    with pytest.raises(
+        UserError, match=r"another caption_dropout, another phases.0.steps, another seed: name another folder"
+    ):
         job_of("seed=2", "caption_dropout=0.5", out=tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
@@ -198,9 +200,21 @@ def test_data_must_have_the_resolution_of_a_phase(job_of, small_set, tiny_flux, 
     assert train(job, print).step == 2
 
 
-def test_drop_refuses_a_bucket_that_would_never_be_seen(job_of):
-    job = job_of("batch.remainder=drop", "phases.main.steps=1")
-    with pytest.raises(
-        UserError, match=r"a bucket of 2 rows never fills a batch of 3: --set batch.remainder=short"
-    ):
+def test_what_cannot_run_is_refused_before_anything_is_written(job_of, tmp_path):
+    for change, message in [
+        ("batch.remainder=drop", r"a bucket of 2 rows never fills a batch of 3: --set batch.remainder=short"),
+        ("phases.main.objective=flwo", "unknown objective 'flwo': did you mean flow"),
+        ("surgeries=[{surgery: vae}]", "unknown surgery 'vae'"),
+        ("adapter.targets=atention", "unknown set of targets 'atention'"),
+        ("family=flux2", "recipe lora is for flux2, and tiny-flux1 is of family flux1"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            job_of(change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_its_folder_free(job_of):
+    job = job_of("adapter.targets=[to_nothing]")
+    with pytest.raises(UserError, match="'to_nothing' matches no module"):
         train(job, print)
+    assert train(job_of("phases.main.steps=1"), print).step == 1

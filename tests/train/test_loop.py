@@ -79,9 +79,9 @@ def test_an_accumulated_gradient_is_that_of_the_whole_batch(job_of, tmp_path):
     gradients = []
     for micro in (1, 2, 3):
         trainer = Trainer(job_of("batch.size=3", f"batch.micro={micro}", out=tmp_path / str(micro)))
-        leg = trainer._enter(0)
-        planned = next(b for b in leg.plan.epoch(0) if len(b.rows) == 3)
-        trainer._accumulate(leg, planned, leg.data.read(planned.bucket, planned.rows))
+        phase = trainer.phase(0)
+        planned = next(b for b in phase.plan.epoch(0) if len(b.rows) == 3)
+        trainer._accumulate(phase, planned, phase.data.read(planned.bucket, planned.rows))
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.state.adapter.values()]))
     assert gradients[0].abs().max() > 0
     for other in gradients[1:]:
@@ -92,14 +92,16 @@ def test_the_loss_goes_down_on_a_few_pictures(job_of):
     trainer = Trainer(
         job_of("phases.main.lr=0.02", "adapter.rank=16", "adapter.alpha=16", "caption_dropout=0")
     )
-    leg = trainer._enter(0)
-    planned = max(leg.plan.epoch(0), key=lambda batch: len(batch.rows))
-    rows = leg.data.read(planned.bucket, planned.rows)
+    phase = trainer.phase(0)
+    planned = max(phase.plan.epoch(0), key=lambda batch: len(batch.rows))
+    rows = phase.data.read(planned.bucket, planned.rows)
 
     def loss() -> float:
         draws = [Draws(99, step, range(len(planned.rows))) for step in range(8)]
         with torch.no_grad():
-            found = [leg.objective(trainer.velocity, leg.batch(rows, d), d).per_sample.mean() for d in draws]
+            found = [
+                phase.objective(trainer.velocity, phase.batch(rows, d), d).per_sample.mean() for d in draws
+            ]
         return torch.stack(found).mean().item()
 
     before = loss()
@@ -192,8 +194,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_sample_and_keeps_the_weig
     ) as e:
         train(job, print)
     trainer = Trainer(job)
-    planned = trainer._enter(0).plan.at(2)
-    rows = trainer._enter(0).data.read(planned.bucket, planned.rows)
+    planned = trainer.phase(0).plan.at(2)
+    rows = trainer.phase(0).data.read(planned.bucket, planned.rows)
     assert rows.sample_ids[1] in str(e.value)
     assert rows.sample_ids[0] not in str(e.value)
     assert len((job.out / "log.jsonl").read_text().splitlines()) == 2

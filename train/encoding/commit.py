@@ -155,7 +155,9 @@ def commit_texts(request: Request, plan: UnitPlan) -> tuple[Geometry, TextInfo]:
             advance(table.num_rows)
 
     with progress("write captions", plan.rows, "captions") as advance:
-        parts = write_parts(request.out / TEXTS, "texts", tables(advance), group_rows(row_bytes))
+        parts = write_parts(
+            request.out / TEXTS, "texts", tables(advance), group_rows(row_bytes), {"t5, pooled": dtype}
+        )
     info = TextInfo(rows=plan.rows, truncated=dict(truncated), empty_key=first["text_key"], parts=parts)
     return _geometry(request, len(first["t5"]) // BYTES[dtype], len(first["pooled"]) // BYTES[dtype]), info
 
@@ -191,7 +193,11 @@ def commit_pictures(request: Request, geometry: Geometry, plan: UnitPlan, rows: 
             shape = (geometry.latent_channels, bucket.height // factor, bucket.width // factor)
             group = group_rows(2 * size_of(shape, request.config.dtype))
             tables = _bucket_rows(plan, sorted(set(inside["unit"].to_pylist())), bucket, advance)
-            parts = write_parts(request.out / LATENTS, str(bucket), tables, group)
+            facts = {
+                "mean, std": f"raw latents {list(shape)} (channel, row, column), {request.config.dtype}",
+                "model latents": f"(raw - {geometry.shift}) * {geometry.scale}",
+            }
+            parts = write_parts(request.out / LATENTS, str(bucket), tables, group, facts)
             sizes = {"height": bucket.height, "width": bucket.width, "rows": inside.num_rows}
             infos.append(BucketInfo(**sizes, group_rows=group, parts=parts))
     return infos

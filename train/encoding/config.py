@@ -23,7 +23,8 @@ class EncodeConfig(Config):
     dtype: of the stored latents (mean and standard deviation); the VAE itself runs in float32.
     text_dtype: of the stored embeddings, and of the text encoders while they run.
     caption: column of the manifest that holds the caption; a row without one gets the empty caption.
-    split: where the manifest has a column `split`, only its rows of this name.
+    split: only rows with this value in the manifest's column `split`. None: "train" where there is that
+        column, all rows where there is none.
     """
 
     resolution: int | None = Field(None, gt=0)
@@ -32,7 +33,7 @@ class EncodeConfig(Config):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     text_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     caption: str = "caption"
-    split: str = "train"
+    split: str | None = None
 
 
 SELECTION = {"caption", "split"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,21 +23,25 @@ def group_rows(row_bytes: int) -> int:
     return max(1, min(GROUP_ROWS, GROUP_BYTES // row_bytes))
 
 
-def write_parts(folder: Path, stem: str, tables: Iterable[pa.Table], group: int) -> list[Part]:
+def write_parts(
+    folder: Path, stem: str, tables: Iterable[pa.Table], group: int, facts: Mapping[str, str]
+) -> list[Part]:
     """`folder/stem-00000.parquet`, ...: row groups of `group` rows, pages with checksums, no compression.
 
-    Latents and embeddings are noise to a compressor. A damaged page is found when it is read.
+    Latents and embeddings are noise to a compressor. A damaged page is found when it is read. `facts` go into
+    each file's schema, for whoever reads it without `encoded.json`.
     """
     parts: list[Part] = []
     groups = _regroup(tables, group)
     following = next(groups, None)
+    schema = following.schema.with_metadata(dict(facts)) if following is not None else None
     while following is not None:
         path = folder / f"{stem}-{len(parts):05d}.parquet"
         rows = size = 0
         with atomic(path) as temporary:
             with pq.ParquetWriter(
                 temporary,
-                following.schema,
+                schema,
                 compression="none",
                 use_dictionary=False,
                 write_statistics=False,

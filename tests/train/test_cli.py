@@ -1,0 +1,142 @@
+"""The commands as people type them, one after the other."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from uhr.cli import main
+from uhr.train.loop import Trainer
+from uhr.train.recipes import NAMES
+
+
+def answer(capsys, *words: object):
+    assert main([*map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_from_a_manifest_to_a_picture_that_the_adapter_changed(
+    small_set, tiny_flux, fast, tmp_path, capsys, monkeypatch
+):
+    from diffusers import FluxPipeline
+
+    data, run, adapter = (tmp_path / name for name in ("encoded set", "a run", "an adapter"))
+    encode = ["train", "encode", str(small_set.manifest.path), "--model", str(tiny_flux), "--out", str(data)]
+    assert main([*encode, "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert "9 of 10 pictures encoded at 128 px" in told
+    assert "left out, too small: 1 (j-small.png: 60x60 px" in told
+    assert "1 captions are cut: longer than 512 tokens of t5" in told
+    assert f"next: uhr train run lora --model {tiny_flux} --data {data} --out RUN" in told
+    assert main(encode) == 0
+    assert "is encoded already" in capsys.readouterr().out
+
+    sets = [
+        part for value in [*fast, "phases.main.steps=6", "phases.main.lr=0.05"] for part in ("--set", value)
+    ]
+    real = Trainer.step
+
+    def press_ctrl_c(self):
+        if self.state.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", press_ctrl_c)
+        words = [
+            "train",
+            "run",
+            "lora",
+            "--model",
+            str(tiny_flux),
+            "--data",
+            str(data),
+            "--out",
+            str(run),
+            *sets,
+        ]
+        assert main(words) == 130
+    capsys.readouterr()
+    assert main(["train", "resume", str(run)]) == 0
+    assert f"next: uhr train export {run} --out ADAPTER" in capsys.readouterr().out
+    assert main(["train", "resume", str(run)]) == 0
+    assert "is finished: all 6 steps are done" in capsys.readouterr().out
+    assert [line["step"] for line in answer(capsys, "train", "log", run)] == [1, 2, 3, 4, 5, 6]
+    assert main(["train", "log", str(run)]) == 0
+    assert capsys.readouterr().out.startswith("steps")
+    assert answer(capsys, "train", "export", run, "--out", adapter)["step"] == 6
+
+    pipeline = FluxPipeline.from_pretrained(tiny_flux)
+
+    def picture():
+        call = pipeline(
+            "a red square", height=128, width=128, num_inference_steps=2, output_type="pt",
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        return call.images
+
+    without = picture()
+    pipeline.load_lora_weights(adapter)
+    assert (picture() - without).abs().max() > 0.01
+
+
+def test_recipes_are_listed_and_shown_with_sources(capsys):
+    assert [row["name"] for row in answer(capsys, "train", "recipes")] == list(NAMES)
+    rows = {row["path"]: row for row in answer(capsys, "train", "show", "lora", "--set", "seed=9")}
+    assert rows["seed"] == {"path": "seed", "value": 9, "source": "set by you"}
+    assert rows["phases.0.lr"]["value"] == 1e-4
+    assert "diffusers" in rows["phases.0.lr"]["source"]
+    assert main(["train", "recipes"]) == 0
+    assert main(["train", "show", "lora"]) == 0
+    assert "guidance.scale" in capsys.readouterr().out
+
+
+def test_a_plan_is_printed_without_weights(capsys, small_set, tiny_flux):
+    assert main(["train", "plan", "lora", "--model", "flux1-dev"]) == 0
+    assert "18,677,760" in capsys.readouterr().out
+    plan = answer(capsys, "train", "plan", "lora", "--model", tiny_flux, "--data", small_set.folder)
+    assert plan["phases"][0]["batches_per_epoch"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show"], "no recipe is named: name one (lora) or give --config FILE"),
+        (["show", "loar"], "unknown recipe 'loar': did you mean lora?"),
+        (["show", "lora", "--set", "phases.main.lr"], "--set phases.main.lr: write it as path=value"),
+        (
+            ["show", "lora", "--set", "adapter.rnak=3"],
+            "unknown key 'adapter.rnak': did you mean adapter.rank",
+        ),
+        (["resume", "nowhere"], "nowhere holds no run: name the folder that `uhr train run --out` wrote"),
+        (["export", "nowhere", "--out", "x"], "nowhere holds no run"),
+        (["export", "nowhere", "--out", "x", "--weights", "mean"], "--weights mean: say trained or ema"),
+        (["log", "nowhere"], "nowhere has no log"),
+        (["encode", "nowhere", "--model", "M", "--out", "x"], "no manifest at nowhere"),
+        (["plan", "lora", "--model", "flux1-devv"], "flux1-devv"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_code(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *words]) == 1
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.strip().splitlines()) == 1
+
+
+def test_an_unknown_encode_key_is_an_error(capsys, small_set, tiny_flux, tmp_path):
+    words = ["encode", str(small_set.manifest.path), "--model", str(tiny_flux), "--out", str(tmp_path / "x")]
+    assert main(["train", *words, "--set", "resolutoin=64"]) == 1
+    assert "unknown key 'resolutoin': did you mean resolution?" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_config_file_holds_the_recipe(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("recipe: lora\nseed: 5\n")
+    rows = {
+        row["path"]: row["value"]
+        for row in answer(capsys, "train", "show", "--config", tmp_path / "mine.yaml")
+    }
+    assert rows["seed"] == 5
