@@ -92,6 +92,7 @@ def run(order: Order, fresh: Fresh) -> Outcome:
     """Curate. Errors: what `survey` raises, an OUT that holds something else, another run at work in it."""
     start = time.monotonic()
     _check_out(order.out)
+    runner = _runner(order)
     listing = survey(order)
     inputs = table_hash(listing.items)
     if is_manifest(order.out) and not (order.out / UNITS).exists():
@@ -101,7 +102,7 @@ def run(order: Order, fresh: Fresh) -> Outcome:
         if is_manifest(order.out):
             manifest = _same_run(order, inputs, fresh)
         else:
-            units, tally = _do_units(order, listing.items, fresh)
+            units, tally = _do_units(order, runner, listing.items, fresh)
             manifest = _commit(order, listing, units, tally, inputs)
         report = _finish(manifest)
     return Outcome(manifest, report, listing.unreadable, False, time.monotonic() - start)
@@ -132,7 +133,7 @@ def _same_run(order: Order, inputs: str, fresh: Fresh) -> Manifest:
     return manifest
 
 
-def _do_units(order: Order, items: pa.Table, fresh: Fresh) -> tuple[UnitPlan, Tally]:
+def _do_units(order: Order, runner: Runner, items: pa.Table, fresh: Fresh) -> tuple[UnitPlan, Tally]:
     plan, folder = order.plan, order.out / UNITS
     try:
         units = UnitPlan.create(folder, items, plan.unit_size(items.num_rows), plan.fingerprint)
@@ -152,7 +153,9 @@ def _do_units(order: Order, items: pa.Table, fresh: Fresh) -> tuple[UnitPlan, Ta
 
     with progress("curate", items.num_rows, "images") as advance:
         work = CurateWork(plan, str(order.source.absolute()))
-        run_units(units, work, _runner(order), advance, note)
+        if order.engine == "ray" and order.workers != 0:
+            advance(0, "starting Ray")
+        run_units(units, work, runner, advance, note)
     return units, tally
 
 

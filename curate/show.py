@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,8 +10,10 @@ from uhr.base.console import say, table, warn
 from uhr.curate.engine import Outcome
 from uhr.curate.plan import Plan, Step
 from uhr.curate.rules import Rule
-from uhr.curate.sources import Listing, describe
+from uhr.curate.sources import NOT_OPENED, Listing, describe
 from uhr.manifests.manifest import ManifestInfo
+
+MOST_WARNINGS = 5
 
 
 def print_plan(plan: Plan, listing: Listing) -> None:
@@ -20,8 +23,8 @@ def print_plan(plan: Plan, listing: Listing) -> None:
     size = plan.unit_size(listing.items.num_rows)
     units = -(-listing.items.num_rows // size)
     say(f"source  {listing.root}: {describe(listing)}, in {units:,} units of {size}")
-    for line in _not_opened(listing.met):
-        say(f"        {line}")
+    if not_opened := _not_opened(listing.met):
+        say(f"        {not_opened}")
     say()
     _print_rules(plan.first, "before anything is read")
     for words, steps in (
@@ -60,15 +63,19 @@ def print_outcome(outcome: Outcome) -> None:
     took = "" if outcome.finished_before else f"   in {outcome.seconds:.1f} s"
     say(f"{counts['rows']:,} files: {kept}, {rejected}, {failed}{took}")
     _print_funnel(info)
-    for line in _not_opened(info.source):
-        say(f"  {line}")
-    for folder in outcome.unreadable:
+    if not_opened := _not_opened(info.source):
+        say(f"  {not_opened}")
+    for folder in outcome.unreadable[:MOST_WARNINGS]:
         warn(f"folder {folder} could not be read")
+    if len(outcome.unreadable) > MOST_WARNINGS:
+        warn(f"... and {len(outcome.unreadable) - MOST_WARNINGS:,} more")
     if info.source.get("broken_sidecars"):
         warn(f"{info.source['broken_sidecars']:,} with a broken sidecar: see source_meta")
     say(f"manifest  {path}   id {info.id[:16]}")
     say(f"report    {outcome.report}")
-    say(f"next      uhr curate explain {path} URI   or   uhr manifest slice {path} --where SQL --out SLICE")
+    quoted = shlex.quote(str(path))
+    say(f"why       uhr curate explain {quoted} URI")
+    say(f"next      uhr manifest slice {quoted} --where SQL --out SLICE")
 
 
 def _print_funnel(info: ManifestInfo) -> None:
@@ -84,16 +91,11 @@ def _print_funnel(info: ManifestInfo) -> None:
             say(f"  not evaluated       {rule.name}: {rule.where}   ({rule.why})")
 
 
-def _not_opened(met: Mapping[str, int]) -> list[str]:
-    """What the listing met and left alone."""
-    words = {
-        "linked_folders": "links to folders, not entered",
-        "unreadable_folders": "folders that could not be read",
-        "sockets": "sockets, not opened",
-        "pipes": "pipes, not opened",
-        "devices": "devices, not opened",
-    }
-    return [f"{met[name]:,} {meaning}" for name, meaning in words.items() if met.get(name)]
+def _not_opened(met: Mapping[str, int]) -> str:
+    """What the listing met and left alone, in one line; empty if nothing."""
+    words = {"linked_folders": "links to folders", "unreadable_folders": "unreadable folders"}
+    found = [f"{words.get(name, name)} {met[name]:,}" for name in NOT_OPENED if met.get(name)]
+    return f"not opened: {', '.join(found)}" if found else ""
 
 
 def print_status(status: Mapping[str, Any]) -> None:

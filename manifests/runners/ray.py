@@ -8,6 +8,7 @@ an actor would cost the actor.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import pickle
@@ -36,6 +37,8 @@ class RayRunner:
         self, workers: int | None, limits: Limits, address: str | None = None, threads: int = 1
     ) -> None:
         assert workers is None or workers > 0
+        if importlib.util.find_spec("ray") is None:
+            raise UserError("Ray is not installed", "pip install 'uhr[curate]', or use --engine local")
         self.workers = workers
         self.limits = limits
         self.address = address

@@ -122,8 +122,7 @@ def test_links_to_folders_sockets_and_pipes_are_named_in_the_summary_and_the_man
     (pictures / "again").symlink_to(pictures / "trip")
     manifest, printed = curate("quickstart")
     assert manifest.info.source["pipes"] == manifest.info.source["linked_folders"] == 1
-    assert "1 pipes, not opened" in printed
-    assert "1 links to folders, not entered" in printed
+    assert "not opened: links to folders 1, pipes 1" in printed
 
 
 def test_the_funnel_adds_up(curate):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from uhr.curate.lock import is_held
@@ -78,6 +79,18 @@ class Run:
         process.communicate()
         return killed
 
+    def actors(self) -> list[psutil.Process]:
+        """The processes of Ray's actors that do this run's units."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                ours = process.environ().get("PYTHONPATH", "").startswith(self.path)
+                if ours and "UnitActor" in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue  # it has ended since it was listed
+        return found
+
     def finish(self, out: Path) -> str:
         process = self.start(out)
         printed, _ = process.communicate(timeout=120)
@@ -141,15 +154,20 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path, pictu
 
 
 @pytest.mark.ray
-def test_a_run_on_ray_that_was_killed_goes_on_with_any_engine(tmp_path, pictures, outside):
+def test_on_ray_a_killed_run_goes_on_and_a_killed_actor_is_replaced(tmp_path, pictures, outside):
     run = Run(tmp_path, pictures, outside, "ray", seconds=0.3)
     calm, out = tmp_path / "calm", tmp_path / "out"
     assert run.kill_when(out, lambda: len(parts(out)) >= 2)
     before = parts(out)
-    run.engine = "local"
-    assert run.kill_when(out, lambda: len(parts(out)) > len(before))
+    process = run.start(out)
+    while len(parts(out)) == len(before):
+        assert process.poll() is None
+        time.sleep(0.01)
+    run.actors()[0].kill()
     assert before.items() <= parts(out).items()
-    run.finish(out)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    run.engine = "local"
     run.finish(calm)
     assert content(out) == content(calm)
 
