@@ -1,0 +1,86 @@
+"""Sizes of the passes of a cascade: a base at about the backbone's native area, then up to the target.
+
+All sizes are (height, width) in px and multiples of the backbone's pixel multiple; ratios are of sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from uhr.base.errors import UserError
+from uhr.models.latents import check_sides
+
+Size = tuple[int, int]
+
+LAST_STRETCH = 0.9
+"""A stage that would reach this share of the target's side is left out: the target itself is the stage."""
+
+
+def base_size(height: int, width: int, native: int, multiple: int) -> Size:
+    """The size of the base pass for a target: at most native^2 px, close to that, and close to the target's
+    aspect ratio (4096 x 4096 -> 1024 x 1024, 2160 x 3840 -> 768 x 1360). A smaller target is its own base.
+
+    A shortfall in area counts a quarter of an equal error of the aspect ratio: a ratio that is off
+    stretches the picture when it is enlarged.
+    """
+    limit = (native // multiple) ** 2
+    rows, columns = height // multiple, width // multiple
+    if rows * columns <= limit:
+        return height, width
+    aspect = rows / columns
+    best, best_error = (1, 1), math.inf
+    for tall in range(1, limit + 1):
+        for wide in {math.floor(tall / aspect), math.ceil(tall / aspect)}:
+            if wide < 1 or tall * wide > limit:
+                continue
+            error = abs(math.log(tall / wide / aspect)) + 0.25 * math.log(limit / (tall * wide))
+            if error < best_error:
+                best, best_error = (tall, wide), error
+    return best[0] * multiple, best[1] * multiple
+
+
+def enlargement(size: Size, base: Size) -> float:
+    """How many times the side of `base` that of `size` is: the square root of the areas' ratio."""
+    return math.sqrt(size[0] * size[1] / (base[0] * base[1]))
+
+
+def cascade(target: Size, base: Size, ratios: Sequence[float], multiple: int) -> list[Size]:
+    """The sizes after the base, the last of them the target.
+
+    `ratios` are sides over the base's, rising: (2, 4) is 1K-2K-4K, (2, 3, 4) is HiFlow's in its paper. Those
+    below the target's are passed through; beyond the list's end the last is doubled, again and again.
+    """
+    if not ratios or any(b <= a for a, b in zip([1, *ratios], ratios, strict=False)):
+        raise UserError(f"a cascade of {list(ratios)}", "give rising ratios above 1: [2, 4], say")
+    whole = enlargement(target, base)
+    steps = list(ratios)
+    while steps[-1] < whole:
+        steps.append(2 * steps[-1])
+    passed = [ratio / whole for ratio in steps if ratio / whole < LAST_STRETCH]
+    return [
+        *((_near(share * target[0], multiple), _near(share * target[1], multiple)) for share in passed),
+        target,
+    ]
+
+
+def check_enlarges(target: Size, native: int, sampler: str) -> None:
+    """UserError unless the target has more px than the backbone's native square: there would be no stage."""
+    if target[0] * target[1] <= native**2:
+        height, width = target
+        raise UserError(
+            f"{sampler} makes pictures above the native {native}x{native}; {width}x{height} is not",
+            "ask for a larger size, or take euler",
+        )
+
+
+def check_multiple_of_base(target: Size, native: int, multiple: int) -> int:
+    """How many times the base's side the target's is, for samplers that need a whole number (DemoFusion
+    interleaves whole grids); UserError with the nearest sizes otherwise."""
+    times = max(2, round(math.sqrt(target[0] * target[1]) / native))
+    check_sides(times * multiple, *target)
+    return times
+
+
+def _near(side: float, multiple: int) -> int:
+    return max(1, round(side / multiple)) * multiple
