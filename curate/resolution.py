@@ -20,7 +20,10 @@ _CLIFF = 6.5
 native size, shrunk by area and saved as JPEG 75 to 95, stay below in 97 of 100.
 """
 
-_DROP = 6.0
+_ALMOST = 0.8
+"""Of cliffs at least this share of the steepest, the one at the lowest frequency counts."""
+
+_DROP = 7.0
 """dB below the band under the cliff: where the cutoff is read off. Unbiased for bicubic and Lanczos."""
 
 _COPIED = 0.5
@@ -31,9 +34,10 @@ def upscale_ratio(gray: np.ndarray) -> float:
     """Estimated linear enlargement, >= 1, of a gray picture, uint8 [H, W]; 1.0 where nothing tells of any.
 
     A picture without detail is no evidence of enlargement and has 1.0: the cliff has to be seen. A strong
-    blur, or a lens that resolves half the grid, cannot be told from an enlargement and has the ratio that
-    would explain it. Noise or grain added afterwards fills the empty band and hides the cliff, the more the
-    stronger it is; an enlargement by less than 1.5 is seldom seen.
+    blur, a lens that resolves half the grid, or a smooth pattern that repeats cannot be told from an
+    enlargement and has the ratio that would explain it. Noise or grain added afterwards fills the empty band
+    and hides the cliff. An enlargement by less than 1.5 is seldom seen, and bilinear ones may be taken for
+    up to 40 % less than they are.
     """
     tiles = _detailed_tiles(gray)
     if not tiles:
@@ -96,16 +100,18 @@ def _cliff_ratio(frequency: np.ndarray, level: np.ndarray) -> float:
     cutoffs = 0.5 / 2 ** np.arange(0.3125, 3.01, 1 / 16)
     under = np.array([_mean(frequency, level, 0.4 * c, 0.85 * c) for c in cutoffs])
     above = np.array([_mean(frequency, level, 1.15 * c, min(1.8 * c, 0.501)) for c in cutoffs])
-    steepest = int(np.argmax(under - above))
+    cliffs = under - above
     # a band that rises to its end is the floor of rounding and JPEG: it hides part of the fall
     floor = _mean(frequency, level, 0.44, 0.501) - _mean(frequency, level, 0.3, 0.36)
-    if under[steepest] - above[steepest] < _CLIFF - 0.5 * np.clip(floor, 0, 3.3):
+    if cliffs.max() < _CLIFF - 0.5 * np.clip(floor, 0, 3.3):
         return 1.0
+    # bilinear lets the next band through as a second hill: the cliff before it is the one that counts
+    cliff = int(np.flatnonzero(cliffs >= _ALMOST * cliffs.max())[-1])
     smooth = np.convolve(np.pad(level, 2, mode="edge"), np.full(5, 0.2), "valid")
-    edge = under[steepest] - _DROP
-    below = np.flatnonzero((smooth <= edge) & (frequency >= cutoffs[steepest] / 2))
+    edge = under[cliff] - _DROP
+    below = np.flatnonzero((smooth <= edge) & (frequency >= cutoffs[cliff] / 2))
     if len(below) == 0 or below[0] == 0:
-        return float(0.5 / cutoffs[steepest])
+        return float(0.5 / cutoffs[cliff])
     i = below[0]
     share = np.clip((smooth[i - 1] - edge) / max(smooth[i - 1] - smooth[i], 1e-9), 0, 1)
     return float(max(1.0, 0.5 / (frequency[i - 1] + share * (frequency[i] - frequency[i - 1]))))
