@@ -75,12 +75,16 @@ sample = typer.Typer(
 @sample.command("list")
 def list_samplers(as_json: Json = False) -> None:
     """Every sampler: what it does and which weights it takes."""
-    rows = [{"name": name, **vars(info)} for name, info in SAMPLERS.items()]
+    rows = [
+        {"name": name, "families": list(info.paths), "summary": info.summary, "weights": info.weights}
+        for name, info in SAMPLERS.items()
+    ]
     console.emit(
         rows,
         as_json,
         lambda _: console.table(
-            ["sampler", "what it does", "weights"], [[r["name"], r["summary"], r["weights"]] for r in rows]
+            ["sampler", "what it does", "backbones", "weights"],
+            [[r["name"], r["summary"], ", ".join(r["families"]), r["weights"]] for r in rows],
         ),
     )
 

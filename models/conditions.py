@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,8 +12,8 @@ from uhr.base.errors import UserError
 
 @dataclass(frozen=True)
 class Prompt:
-    """Texts, or their embeddings, as diffusers' pipelines take them. `text_2` goes to T5 where it is
-    given."""
+    """Texts, or their embeddings, as diffusers' pipelines take them. On FLUX.1 `text_2` goes to T5 where it
+    is given, and embeddings come with a pooled vector; other families have neither."""
 
     text: str | Sequence[str] | None = None
     text_2: str | Sequence[str] | None = None
@@ -38,13 +38,19 @@ class Prompt:
             return self.embeds.shape[0]
         return len(self.texts or ())
 
-    def check(self, kind: str) -> int:
-        """How many they are; UserError unless there are either texts, or both embeddings of each."""
+    def check(self, kind: str, pooled: bool) -> int:
+        """How many they are; UserError unless there are either texts or embeddings, never half of them.
+
+        `pooled` says whether the backbone takes a second text and a pooled vector.
+        """
         if not self.given:
-            raise UserError(f"no {kind} is given", f"give a {kind}, or its two embeddings")
+            raise UserError(f"no {kind} is given", f"give a {kind}, or its embeddings")
         if self.text is not None and self.embeds is not None:
             raise UserError(f"both a {kind} and its embeddings are given", "give one of them")
-        if (self.embeds is None) != (self.pooled is None):
+        if not pooled and (self.text_2 is not None or self.pooled is not None):
+            what = f"a second {kind} or a pooled embedding is given, and this backbone has one text encoder"
+            raise UserError(what, "leave it out")
+        if pooled and (self.embeds is None) != (self.pooled is None):
             raise UserError(f"only one of the {kind}'s two embeddings is given", "give both")
         return self.count
 
@@ -59,12 +65,12 @@ def _as_list(text: str | Sequence[str] | None) -> list[str] | None:
 class Condition:
     """One branch of guidance, for B pictures.
 
-    t5 [B, L, D] and pooled [B, P] in the backbone's dtype; text_ids [L, 3], image_ids [N, 3] and guidance [B]
-    (None where the backbone embeds none) in float32.
+    text [B, L, D] and pooled [B, P] (None where the backbone takes none) in the backbone's dtype; text_ids
+    [L, axes], image_ids [N, axes] and guidance [B] (None where the backbone embeds none) in float32.
     """
 
-    t5: torch.Tensor
-    pooled: torch.Tensor
+    text: torch.Tensor
+    pooled: torch.Tensor | None
     text_ids: torch.Tensor
     image_ids: torch.Tensor
     guidance: torch.Tensor | None
@@ -77,6 +83,20 @@ class Conditions:
     positive: Condition
     negative: Condition | None = None
     scale: float = 1.0
+
+    @property
+    def branches(self) -> int:
+        """Calls of the backbone that one guided velocity takes."""
+        return 1 if self.negative is None else 2
+
+    def map(self, change: Callable[[Condition], Condition]) -> Conditions:
+        """The same change on both branches."""
+        negative = None if self.negative is None else change(self.negative)
+        return replace(self, positive=change(self.positive), negative=negative)
+
+    def at(self, image_ids: torch.Tensor) -> Conditions:
+        """The same words over another grid of image tokens."""
+        return self.map(lambda condition: replace(condition, image_ids=image_ids))
 
 
 def check_cfg(scale: float, negative: bool) -> None:

@@ -7,7 +7,7 @@ row by row, channel c*4 + dy*2 + dx.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,19 +76,58 @@ class Normalisation:
         return latents / self.scale + self.shift
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class PatchNormalisation:
+    """FLUX.2's: model = (raw - mean) / std per channel of the 2x2 patches; `mean` and `std` are [4C]."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    @classmethod
+    def of(cls, vae: Any) -> PatchNormalisation:
+        """From the BatchNorm statistics of an AutoencoderKLFlux2."""
+        variance = vae.bn.running_var.float()
+        return cls(vae.bn.running_mean.float(), torch.sqrt(variance + vae.config.batch_norm_eps))
+
+    def to_model(self, raw: torch.Tensor) -> torch.Tensor:
+        return self._patchwise(raw, lambda tokens, mean, std: (tokens - mean) / std)
+
+    def to_raw(self, latents: torch.Tensor) -> torch.Tensor:
+        return self._patchwise(latents, lambda tokens, mean, std: tokens * std + mean)
+
+    def _patchwise(self, z: torch.Tensor, change: Callable[..., torch.Tensor]) -> torch.Tensor:
+        tokens = change(pack(z), self.mean.to(z.device), self.std.to(z.device))
+        return unpack(tokens, *z.shape[-2:])
+
+
+def normalisation(vae: Any) -> Normalisation | PatchNormalisation:
+    """That of a loaded VAE, of any family. Both kinds work on z [B, C, H, W], H and W even."""
+    return PatchNormalisation.of(vae) if hasattr(vae, "bn") else Normalisation.of(vae.config)
+
+
+def to_pictures(rgb: Any) -> torch.Tensor:
+    """uint8 [B, H, W, 3] (sRGB, an array or a tensor) -> float32 [B, 3, H, W] in [-1, 1]."""
+    pixels = torch.as_tensor(rgb)
+    assert pixels.dtype == torch.uint8, pixels.dtype
+    assert pixels.ndim == 4, tuple(pixels.shape)
+    assert pixels.shape[-1] == 3, tuple(pixels.shape)
+    return pixels.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
+
+
 def encode_moments(vae: Any, rgb: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the VAE's posterior, raw: two float32 [B, C, H/8, W/8].
 
     `rgb` is uint8 [B, H, W, 3] (sRGB, an array or a tensor), H and W multiples of the VAE factor. Whatever
     dtype the VAE has, the result is float32 on its device; a value that is not finite is a UserError.
     """
-    pixels = torch.as_tensor(rgb).to(vae.device)
-    assert pixels.dtype == torch.uint8, pixels.dtype
-    assert pixels.ndim == 4, tuple(pixels.shape)
-    assert pixels.shape[-1] == 3, tuple(pixels.shape)
-    inputs = pixels.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
-    posterior = vae.encode(inputs.to(compute_dtype(vae))).latent_dist
+    return moments(vae, to_pictures(torch.as_tensor(rgb).to(_device(vae))))
+
+
+@torch.no_grad()
+def moments(vae: Any, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `encode_moments`, of pictures [B, 3, H, W] in [-1, 1]."""
+    inputs = pictures.to(_device(vae), compute_dtype(vae))
+    posterior = vae.encode(inputs).latent_dist
     mean, std = posterior.mean.float(), posterior.std.float()
     if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
         raise UserError(f"the VAE overflows in {compute_dtype(vae)}", "load it in float32")
@@ -104,8 +143,15 @@ def sample_moments(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -
 @torch.no_grad()
 def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Model latents [B, C, H, W] -> pictures, float32 [B, 3, 8H, 8W] nominally in [-1, 1]."""
-    raw = Normalisation.of(vae.config).to_raw(latents.float())
-    return vae.decode(raw.to(vae.device, compute_dtype(vae)), return_dict=False)[0].float()
+    raw = normalisation(vae).to_raw(latents.float())
+    return vae.decode(raw.to(_device(vae), compute_dtype(vae)), return_dict=False)[0].float()
+
+
+def _device(vae: Any) -> torch.device:
+    """Where the VAE computes: an offloaded one says another place, or none, until it is called."""
+    from diffusers.utils.torch_utils import get_module_execution_device
+
+    return get_module_execution_device(vae)
 
 
 def to_uint8(pictures: torch.Tensor) -> torch.Tensor:

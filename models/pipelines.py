@@ -1,31 +1,49 @@
 """What every sampler shares as a diffusers pipeline: prompts, guidance, the call of the backbone, pictures
-out.
+in and out.
 
-A sampler is a subclass with a `__call__` of its own. Differences to the stock FluxPipeline: latents stay in
-float32 between steps and position ids in float32 always, whatever the backbone's dtype; sigmas come from
-`schedules.py`; guidance is never assumed; every call of the backbone is counted.
+How to write one. Derive from `SamplerPipeline` and write `__call__` (and `preflight`, `Options`) with the
+methods below, which mean the same on every family of backbones:
+
+    begin         reset the counters and what diffusers' properties report
+    grid          (rows, columns) of image tokens of a size in px; UserError for one that cannot be made
+    schedule      noise levels by a shift policy
+    conditions    prompts to what the backbone is told; `said.at(self.image_ids(grid))` for another grid
+    noise         standard normal z;  pack, unpack between z [B, C, H, W] and tokens [B, N, 4C]
+    encode        pictures to z;  decode: z to pictures
+    velocity      one call of the backbone;  guided_velocity: one, or two with a negative prompt
+    integrate     Euler steps with progress bar, callback, interruption
+    finish        tokens to what `output_type` asks for
+
+Then bind it to families: `class EulerPipeline(Euler, OnFlux1)`, `class Flux2EulerPipeline(Euler, OnFlux2)`,
+and name them in `samplers.SAMPLERS`. Differences to the stock pipelines: latents stay in float32 between
+steps and position ids in float32 always, whatever the backbone's dtype; sigmas come from `schedules.py`;
+guidance is never assumed; every call of the backbone is counted.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers import FluxPipeline
-from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
+from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
-from uhr.models import flow
+from uhr.models import flow, schedules
 from uhr.models import latents as latent
+from uhr.models.backbones.base import Backbone
 from uhr.models.conditions import Condition, Conditions, Prompt, check_cfg
-from uhr.models.spec import ModelSpec
+from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
 
 OnStepEnd = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 """diffusers' `callback_on_step_end(pipeline, step, timestep, tensors) -> tensors to go on with`."""
+
+StepVelocity = Callable[[torch.Tensor, float, int, Conditions], torch.Tensor]
+"""`velocity(x, sigma, step, said)` at x of noise level sigma, of x's shape."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +54,14 @@ class StepEnd:
     names: Sequence[str] = ("latents",)
 
 
-class SamplerPipeline(FluxPipeline):
-    """Base of the samplers. After a run, `model_calls` is how often it called the backbone, and `sigmas` the
-    noise levels that it went through."""
+class SamplerPipeline(DiffusionPipeline):
+    """Base of the samplers, whatever the family. After a run, `model_calls` is how often it called the
+    backbone, and `sigmas` the noise levels that it went through."""
+
+    backbone: ClassVar[Backbone]
+    output_class: ClassVar[type]
+    pooled: ClassVar[bool]
+    """Whether the family takes a second text and a pooled embedding."""
 
     model_calls: int = 0
     sigmas: tuple[float, ...] = ()
@@ -52,12 +75,22 @@ class SamplerPipeline(FluxPipeline):
     ) -> None:
         """UserError for what this sampler cannot make of a model, asked before any weights are loaded."""
         latent.check_size(spec, height, width)
-        check_cfg(getattr(options, "true_cfg_scale", 1.0), negative)
+        if spec.guidance != "cfg":
+            check_cfg(getattr(options, "true_cfg_scale", 1.0), negative)
+
+    @abstractmethod
+    def embed(self, prompt: Prompt, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the stock pipeline makes of a prompt: text [B, L, D], pooled [B, P] or None."""
 
     @property
     def pixel_multiple(self) -> int:
         """Height and width are multiples of this many px."""
         return 2 * self.vae_scale_factor
+
+    @property
+    def guidance_kind(self) -> GuidanceKind:
+        """How this checkpoint is guided: embedded, none, or cfg."""
+        return self.backbone.guidance_kind(self.transformer, self.config)
 
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         """Reset what diffusers' properties report, and the count of model calls."""
@@ -65,10 +98,32 @@ class SamplerPipeline(FluxPipeline):
         if wrong:
             known = ", ".join(self._callback_tensor_inputs)
             raise UserError(f"the step callback asks for {', '.join(wrong)}", f"known: {known}")
-        self._joint_attention_kwargs = attention
+        # FLUX.1's name of it and FLUX.2's
+        self._joint_attention_kwargs = self._attention_kwargs = attention
         self._current_timestep = None
         self._interrupt = False
         self.model_calls = 0
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of image tokens of height x width px; UserError with the nearest sizes if none."""
+        latent.check_sides(self.pixel_multiple, height, width)
+        return height // self.pixel_multiple, width // self.pixel_multiple
+
+    def image_ids(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Position ids of a token grid: float32 [rows * columns, axes]."""
+        return self.backbone.image_ids(*grid, device=self._execution_device)
+
+    def schedule(
+        self, steps: int, tokens: int, shift: ShiftPolicy | str | None = None, factor: float = 3.0
+    ) -> list[float]:
+        """steps + 1 noise levels from 1 to 0, shifted; `shift` None is as the scheduler's configuration
+        says."""
+        config = self.scheduler.config
+        if shift is None:
+            shift = ShiftPolicy.DYNAMIC if config.use_dynamic_shifting else ShiftPolicy.STATIC
+            factor = self.scheduler.shift
+        dynamic = self.backbone.shifter(config, steps)
+        return schedules.shifted(ShiftPolicy(shift), steps, tokens, factor, dynamic).tolist()
 
     def conditions(
         self,
@@ -82,84 +137,106 @@ class SamplerPipeline(FluxPipeline):
     ) -> Conditions:
         """Encode both prompts for a grid of (rows, columns) image tokens, `pictures` times each.
 
-        `length` is in T5 tokens; None is what the backbone was trained with: 512, or schnell's 256.
+        `length` is in text tokens; None is what the backbone was trained with. Where the backbone is guided
+        by two passes ("cfg"), `guidance_scale` is their scale, the negative prompt is "" unless given, and
+        `true_cfg_scale` must stay 1; elsewhere `true_cfg_scale` is that of a negative prompt.
         """
         self._guidance_scale = guidance_scale
-        count = positive.check("prompt")
-        check_cfg(true_cfg_scale, negative.given)
-        said = self._encode(positive, grid, guidance_scale, pictures, length)
+        count = positive.check("prompt", self.pooled)
+        embedded, scale, negative = self._guidance(guidance_scale, true_cfg_scale, negative)
+        length = length or self.backbone.text_length(self.transformer)
+        said = self._condition(positive, grid, embedded, pictures, length)
         if not negative.given:
             return Conditions(said)
-        if negative.check("negative prompt") not in (1, count):
+        if negative.check("negative prompt", self.pooled) not in (1, count):
             what = f"{negative.count} negative prompts for {count} prompts"
             raise UserError(what, "give one, or one for each")
         repeats = pictures * count // negative.count
-        return Conditions(said, self._encode(negative, grid, guidance_scale, repeats, length), true_cfg_scale)
+        return Conditions(said, self._condition(negative, grid, embedded, repeats, length), scale)
 
-    def _encode(
-        self, prompt: Prompt, grid: tuple[int, int], scale: float | None, repeats: int, length: int | None
+    def _guidance(
+        self, guidance: float | None, true_cfg: float, negative: Prompt
+    ) -> tuple[float | None, float, Prompt]:
+        """(the number that the backbone is told, the scale of two passes, the negative prompt)."""
+        kind = self.guidance_kind
+        if kind != "none" and guidance is None:
+            raise UserError("this backbone wants a guidance scale", "give one; its card says which")
+        if kind == "cfg":
+            assert guidance is not None
+            if true_cfg != 1:
+                raise UserError(f"true_cfg_scale {true_cfg:g} is given", "here guidance_scale is that scale")
+            if guidance == 1 and negative.given:
+                raise UserError("a negative prompt has no effect at guidance 1", "raise it, to 4 say")
+            return None, guidance, negative if negative.given or guidance == 1 else Prompt("")
+        check_cfg(true_cfg, negative.given)
+        if kind == "none" and guidance:
+            what = f"guidance {guidance:g} is given, and this backbone takes none"
+            raise UserError(what, "leave it out, or give a negative prompt and true_cfg_scale")
+        return guidance if kind == "embedded" else None, true_cfg, negative
+
+    def _condition(
+        self, prompt: Prompt, grid: tuple[int, int], guidance: float | None, repeats: int, length: int
     ) -> Condition:
         device, dtype = self._execution_device, self.transformer.dtype
-        t5, pooled, _ = self.encode_prompt(
-            prompt=prompt.texts,
-            prompt_2=prompt.texts_2,
-            prompt_embeds=prompt.embeds,
-            pooled_prompt_embeds=prompt.pooled,
-            device=device,
-            num_images_per_prompt=1,
-            max_sequence_length=length or (512 if self.transformer.config.guidance_embeds else 256),
-        )
-        t5, pooled = (e.to(device, dtype).repeat_interleave(repeats, dim=0) for e in (t5, pooled))
-        return Condition(
-            t5=t5,
-            pooled=pooled,
-            text_ids=latent.text_ids(t5.shape[1], device),
-            image_ids=latent.image_ids(*grid, device=device),
-            guidance=self._guidance(scale, t5.shape[0]),
-        )
-
-    def _guidance(self, scale: float | None, batch: int) -> torch.Tensor | None:
-        if not self.transformer.config.guidance_embeds:
-            if scale:
-                what = f"guidance {scale:g} is given, and this backbone takes none"
-                raise UserError(what, "leave it out, or give a negative prompt and true_cfg_scale")
-            return None
-        if scale is None:
-            raise UserError("this backbone wants a guidance scale", "give one; FLUX.1-dev's card says 3.5")
-        return torch.full((batch,), float(scale), dtype=torch.float32, device=self._execution_device)
+        text, pooled = self.embed(prompt, length)
+        text = text.to(device, dtype).repeat_interleave(repeats, dim=0)
+        if pooled is not None:
+            pooled = pooled.to(device, dtype).repeat_interleave(repeats, dim=0)
+        if guidance is not None:
+            told = torch.full((text.shape[0],), float(guidance), dtype=torch.float32, device=device)
+        else:
+            told = None
+        text_ids = self.backbone.text_ids(text.shape[1], device)
+        return Condition(text, pooled, text_ids, self.image_ids(grid), told)
 
     def noise(self, batch: int, height: int, width: int, generator: Any) -> torch.Tensor:
-        """Standard normal model latents of `batch` pictures of height x width px: float32 [B, C, H/8, W/8].
+        """Standard normal z of `batch` pictures of height x width px: float32 [B, C, H/8, W/8].
 
-        Always drawn in float32: the same seed starts from the same noise in any dtype.
+        Always drawn in float32, in the stock pipeline's order: the same seed starts from the same noise in
+        any dtype.
         """
-        channels = self.transformer.config.in_channels // 4
-        shape = (batch, channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
-        return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        rows, columns = height // self.vae_scale_factor, width // self.vae_scale_factor
+        shape = self.backbone.noise_shape(self.transformer.config.in_channels // 4, rows, columns)
+        drawn = randn_tensor(
+            (batch, *shape), generator=generator, device=self._execution_device, dtype=torch.float32
+        )
+        if shape[1:] == (rows, columns):
+            return drawn
+        return latent.unpack(drawn.flatten(2).transpose(1, 2), rows, columns)
+
+    def pack(self, z: torch.Tensor) -> torch.Tensor:
+        """z [B, C, H, W] -> tokens [B, (H/2)(W/2), 4C]."""
+        return latent.pack(z)
+
+    def unpack(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """tokens of a grid of (rows, columns) -> z [B, C, 2 rows, 2 columns]."""
+        return latent.unpack(tokens, 2 * grid[0], 2 * grid[1])
+
+    @torch.no_grad()
+    def encode(self, pictures: torch.Tensor, generator: Any = None) -> torch.Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] -> z, float32 [B, C, H/8, W/8]: the posterior's mean, or with a
+        generator a sample of it. `latents.to_pictures` makes such pictures of uint8."""
+        mean, std = latent.moments(self.vae, pictures)
+        if generator is not None:
+            draw = randn_tensor(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
+            mean = latent.sample_moments(mean, std, draw)
+        return latent.normalisation(self.vae).to_model(mean).to(self._execution_device)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """z -> pictures, float32 [B, 3, 8H, 8W] nominally in [-1, 1]."""
+        return latent.decode(self.vae, z)
 
     def velocity(
         self, tokens: torch.Tensor, sigma: float, condition: Condition, branch: str = "cond"
     ) -> torch.Tensor:
         """The backbone's velocity (noise - data) at tokens [B, N, 4C] of noise level sigma: float32 [B, N,
-        4C].
-
-        Sigma goes in as float32: the backbone itself casts it to its dtype before it multiplies by 1000, in
-        training as here. `branch` names the pass for diffusers' step caches.
-        """
+        4C]. `branch` names the pass for diffusers' step caches."""
         self.model_calls += 1
+        level = torch.full((tokens.shape[0],), sigma, dtype=torch.float32, device=tokens.device)
         with self.transformer.cache_context(branch):
-            velocity = self.transformer(
-                hidden_states=tokens.to(self.transformer.dtype),
-                timestep=torch.full((tokens.shape[0],), sigma, dtype=torch.float32, device=tokens.device),
-                guidance=condition.guidance,
-                pooled_projections=condition.pooled,
-                encoder_hidden_states=condition.t5,
-                txt_ids=condition.text_ids,
-                img_ids=condition.image_ids,
-                joint_attention_kwargs=dict(self.joint_attention_kwargs or {}),
-                return_dict=False,
-            )[0]
-        return velocity.float()
+            return self.backbone.call(
+                self.transformer, tokens, level, condition, self._joint_attention_kwargs
+            )
 
     def guided_velocity(self, tokens: torch.Tensor, sigma: float, said: Conditions) -> torch.Tensor:
         """One pass, or with a negative prompt two: v_negative + scale * (v_positive - v_negative)."""
@@ -170,32 +247,44 @@ class SamplerPipeline(FluxPipeline):
         return negative + said.scale * (positive - negative)
 
     def integrate(
-        self, tokens: torch.Tensor, sigmas: Sequence[float], said: Conditions, step_end: StepEnd
+        self,
+        tokens: torch.Tensor,
+        sigmas: Sequence[float],
+        said: Conditions,
+        step_end: StepEnd,
+        velocity: StepVelocity | None = None,
     ) -> torch.Tensor:
-        """Euler from sigmas[0] to sigmas[-1] with progress bar, step callback and interruption."""
+        """Euler from sigmas[0] to sigmas[-1] with progress bar, step callback and interruption.
+
+        `velocity(x, sigma, step, said)` is what the steps follow, `guided_velocity` if None: a sampler puts
+        in here what it does to the latents before the call, to the velocity after it, and what it keeps of
+        each step (`flow.data_estimate`). `said` is handed in since the callback may have changed it.
+        """
         self.sigmas = tuple(sigmas)
         self._num_timesteps = len(sigmas) - 1
         now = said
 
-        def velocity(x: torch.Tensor, sigma: float, step: int) -> torch.Tensor:
+        def follow(x: torch.Tensor, sigma: float, step: int) -> torch.Tensor:
             self._current_timestep = 1000 * sigma
-            return self.guided_velocity(x, sigma, now)
+            if velocity is None:
+                return self.guided_velocity(x, sigma, now)
+            return velocity(x, sigma, step, now)
 
         def after(step: int, x: torch.Tensor) -> torch.Tensor:
             nonlocal now
             if step_end.callback is not None:
-                tensors = {"latents": x, "prompt_embeds": now.positive.t5}
+                tensors = {"latents": x, "prompt_embeds": now.positive.text}
                 shown = {name: tensors[name] for name in step_end.names}
                 timestep = torch.tensor(1000 * sigmas[step], dtype=torch.float32)
                 changed = step_end.callback(self, step, timestep, shown) or {}
                 x = changed.get("latents", x)
-                t5 = changed.get("prompt_embeds", now.positive.t5)
-                now = replace(now, positive=replace(now.positive, t5=t5))
+                text = changed.get("prompt_embeds", now.positive.text)
+                now = replace(now, positive=replace(now.positive, text=text))
             bar.update()
             return x
 
         with self.progress_bar(total=len(sigmas) - 1) as bar:
-            tokens = flow.euler(velocity, tokens, sigmas, after, stop=lambda: self.interrupt)
+            tokens = flow.euler(follow, tokens, sigmas, after, stop=lambda: self.interrupt)
         self._current_timestep = None
         return tokens
 
@@ -205,7 +294,7 @@ class SamplerPipeline(FluxPipeline):
         """tokens [B, N, 4C] -> pictures as `output_type` says: pil, np, pt, or "latent" (the tokens)."""
         pictures: Any = tokens
         if output_type != "latent":
-            z = latent.unpack(tokens, height // self.vae_scale_factor, width // self.vae_scale_factor)
-            pictures = self.image_processor.postprocess(latent.decode(self.vae, z), output_type=output_type)
+            decoded = self.decode(self.unpack(tokens, self.grid(height, width)))
+            pictures = self.image_processor.postprocess(decoded, output_type=output_type)
         self.maybe_free_model_hooks()
-        return FluxPipelineOutput(images=pictures) if return_dict else (pictures,)
+        return self.output_class(images=pictures) if return_dict else (pictures,)

@@ -97,7 +97,7 @@ def check(request: Request) -> Call:
     dtype = request.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
-    pipeline_class = sampler_class(request.sampler)
+    pipeline_class = sampler_class(request.sampler, model.spec.family)
     options = build(pipeline_class.Options, apply_sets({}, list(request.sets)), f"sampler {request.sampler}")
     guidance = model.spec.guidance_scale if request.guidance is None else request.guidance
     steps = request.steps or model.spec.steps

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -33,6 +33,22 @@ def shift(sigmas: torch.Tensor, factor: float) -> torch.Tensor:
         raise UserError(f"shift factor {factor}", "give a factor above 0; 1 shifts nothing, 3 is FLUX's")
     # the same as factor s / (1 + (factor - 1) s), and exact at both ends
     return factor * sigmas / (factor * sigmas + (1 - sigmas))
+
+
+class Shifter(Protocol):
+    """A dynamic shift: the factor for a number of image tokens, refused where its calibration ends."""
+
+    def factor(self, tokens: int) -> float: ...
+
+
+def refuse_runaway(tokens: int, limit: int, mu: float) -> None:
+    """UserError above `limit` image tokens, where the lines through which mu was fitted run away."""
+    if tokens > limit:
+        raise UserError(
+            f"the dynamic shift is calibrated up to {limit} image tokens; this picture has "
+            f"{tokens} (factor {math.exp(mu):,.0f}: almost every step at pure noise)",
+            "take a static one: --set shift=static",
+        )
 
 
 @dataclass(frozen=True)
@@ -62,26 +78,24 @@ class Calibration:
 
     def factor(self, tokens: int) -> float:
         """exp(mu), refused above `max_tokens`: the line runs away there (25 at 2K, 103,777 at 4K)."""
-        if tokens > self.max_tokens:
-            raise UserError(
-                f"the dynamic shift is calibrated up to {self.max_tokens} image tokens; this picture has "
-                f"{tokens} (factor {math.exp(self.mu(tokens)):,.0f}: almost every step at pure noise)",
-                "take a static one: --set shift=static",
-            )
+        refuse_runaway(tokens, self.max_tokens, self.mu(tokens))
         return math.exp(self.mu(tokens))
 
 
 def shifted(
-    policy: ShiftPolicy, steps: int, tokens: int, factor: float = 3.0, calibration: Calibration | None = None
+    policy: ShiftPolicy, steps: int, tokens: int, factor: float = 3.0, dynamic: Shifter | None = None
 ) -> torch.Tensor:
-    """The linear grid shifted by a policy: not at all, by `factor`, or by the number of image tokens."""
+    """The linear grid shifted by a policy: not at all, by `factor`, or by the number of image tokens.
+
+    `dynamic` is the backbone family's own (`Backbone.shifter`); FLUX.1-dev's if None.
+    """
     sigmas = linear(steps)
     if policy is ShiftPolicy.NONE:
         return sigmas
     if policy is ShiftPolicy.STATIC:
         return shift(sigmas, factor)
     assert policy is ShiftPolicy.DYNAMIC, policy
-    return shift(sigmas, (calibration or Calibration()).factor(tokens))
+    return shift(sigmas, (dynamic or Calibration()).factor(tokens))
 
 
 def logarithmic(steps: int, start: float = 1.0) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from uhr.base.console import say, table
 from uhr.base.files import human_bytes
 from uhr.models.registry import SPECS
-from uhr.models.samplers import SAMPLERS
+from uhr.models.samplers import names_for
 from uhr.models.spec import ModelSpec, ShiftPolicy
 
 SIZES = (1, 2, 4, 8)
@@ -84,7 +84,7 @@ def _spec_details(spec: ModelSpec) -> dict[str, Any]:
         "guidance": spec.guidance,
         "sampling": {"steps": spec.steps, "guidance": spec.guidance_scale, "shift": str(spec.shift)},
         "lora_targets": {name: list(targets) for name, targets in spec.lora_target_sets.items()},
-        "samplers": list(SAMPLERS),
+        "samplers": names_for(spec.family),
         "notes": list(spec.notes),
     }
 

@@ -1,4 +1,4 @@
-"""The samplers by name. A new one is a file here and a line in `SAMPLERS`; a user's own goes by import
+"""The samplers by name. A new one is a file here and an entry in `SAMPLERS`; a user's own goes by import
 path."""
 
 from __future__ import annotations
@@ -7,23 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from uhr.base.errors import load_object, unknown
+from uhr.base.errors import UserError, load_object, unknown
 
 
 @dataclass(frozen=True)
 class SamplerInfo:
-    """A sampler before its code is imported: where its pipeline class is, and what it needs."""
+    """A sampler before its code is imported: its pipeline class on each family of backbones, and what it
+    needs."""
 
-    path: str
+    paths: Mapping[str, str]
     summary: str
     weights: str
 
 
 SAMPLERS: Mapping[str, SamplerInfo] = {
     "euler": SamplerInfo(
-        "uhr.models.samplers.euler:EulerPipeline",
+        {
+            "flux1": "uhr.models.samplers.euler:EulerPipeline",
+            "flux2": "uhr.models.samplers.euler:Flux2EulerPipeline",
+        },
         "plain Euler steps, as FLUX was published",
-        "any FLUX.1 checkpoint; takes any FLUX LoRA",
+        "any FLUX checkpoint; takes any LoRA of its family",
     ),
 }
 
@@ -34,7 +38,27 @@ def check_name(name: str) -> None:
         raise unknown("sampler", name, SAMPLERS)
 
 
-def sampler_class(name: str) -> Any:
-    """The pipeline class of a sampler, by name or by import path `package.module:Class`."""
+def names_for(family: str) -> list[str]:
+    """The samplers that run on a family of backbones."""
+    return [name for name, info in SAMPLERS.items() if family in info.paths]
+
+
+def sampler_class(name: str, family: str) -> Any:
+    """The pipeline class of a sampler on a family of backbones, by name or by import path
+    `package.module:Class`; UserError for a family that it does not run on."""
     check_name(name)
-    return load_object(SAMPLERS[name].path if name in SAMPLERS else name, "sampler")
+    if name not in SAMPLERS:
+        cls = load_object(name, "sampler")
+        own = getattr(getattr(cls, "backbone", None), "name", None)
+        if own != family:
+            what = f"sampler '{name}' is for {own} backbones" if own else f"'{name}' is no sampler's pipeline"
+            fix = "derive it from a SamplerPipeline and a class of uhr.models.samplers.families"
+            raise UserError(f"{what}, and this one is of family {family}", fix)
+        return cls
+    paths = SAMPLERS[name].paths
+    if family not in paths:
+        what = f"sampler '{name}' does not run on {family} backbones"
+        raise UserError(
+            what, f"it runs on {', '.join(paths)}; on {family} run {', '.join(names_for(family))}"
+        )
+    return load_object(paths[family], "sampler")

@@ -10,17 +10,17 @@ import torch
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
-from uhr.models import latents as latent
 from uhr.models import schedules
 from uhr.models.conditions import Prompt
 from uhr.models.pipelines import OnStepEnd, SamplerPipeline, StepEnd
+from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.spec import ModelSpec, ShiftPolicy
 
 
-class EulerPipeline(SamplerPipeline):
-    """Text to image by Euler steps, on any FLUX.1 checkpoint.
+class Euler(SamplerPipeline):
+    """Text to image by Euler steps.
 
-    With the schedule that the checkpoint was published with it gives what the stock FluxPipeline gives.
+    With the schedule that the checkpoint was published with it gives what the stock pipeline gives.
     """
 
     class Options(Config):
@@ -36,9 +36,8 @@ class EulerPipeline(SamplerPipeline):
         cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, negative: bool
     ) -> None:
         super().preflight(spec, options, height, width, steps, negative)
-        schedules.shifted(
-            options.shift or spec.shift, steps, spec.tokens(height, width), options.shift_factor
-        )
+        shift, dynamic = options.shift or spec.shift, cls.backbone.shifter({}, steps)
+        schedules.shifted(shift, steps, spec.tokens(height, width), options.shift_factor, dynamic)
 
     @torch.no_grad()
     def __call__(
@@ -69,21 +68,23 @@ class EulerPipeline(SamplerPipeline):
         shift: ShiftPolicy | str | None = None,
         shift_factor: float = 3.0,
     ) -> Any:
-        """Arguments as in diffusers' FluxPipeline, except:
+        """Arguments as in diffusers' FluxPipeline, on every family; one with a single text encoder takes no
+        second prompt and no pooled embeddings. Differences:
 
-        guidance_scale: must be given where the backbone embeds it, and must not be where it does not
+        guidance_scale: must be given where the backbone embeds it or is guided by two passes (where it is
+                        their scale), and must not be where it takes none
         true_cfg_scale: above 1 it wants a negative prompt and doubles the model calls:
                         v = v_negative + scale * (v_prompt - v_negative)
         sigmas:         noise levels, falling; used as they are, nothing shifts them. A final 0 may be left
-        out shift:          none, static (by `shift_factor`) or dynamic (refused above the tokens that it was
+                        out
+        shift:          none, static (by `shift_factor`) or dynamic (refused above the tokens that it was
                         calibrated for); None is what the scheduler's configuration says
         latents:        noise [B, N, 4C], packed, of the first noise level
         """
         height, width = height or 1024, width or 1024
-        latent.check_sides(self.pixel_multiple, height, width)
-        grid = (height // self.pixel_multiple, width // self.pixel_multiple)
+        grid = self.grid(height, width)
         levels = (
-            self._schedule(num_inference_steps, grid[0] * grid[1], shift, shift_factor)
+            self.schedule(num_inference_steps, grid[0] * grid[1], shift, shift_factor)
             if sigmas is None
             else _as_levels(sigmas)
         )
@@ -99,21 +100,11 @@ class EulerPipeline(SamplerPipeline):
             max_sequence_length,
         )
         if latents is None:
-            tokens = latent.pack(self.noise(said.positive.t5.shape[0], height, width, generator))
+            tokens = self.pack(self.noise(said.positive.text.shape[0], height, width, generator))
         else:
             tokens = latents.to(self._execution_device, torch.float32)
         tokens = self.integrate(tokens, levels, said, step_end)
         return self.finish(tokens, height, width, output_type, return_dict)
-
-    def _schedule(
-        self, steps: int, tokens: int, shift: ShiftPolicy | str | None, factor: float
-    ) -> list[float]:
-        config = self.scheduler.config
-        if shift is None:
-            shift = ShiftPolicy.DYNAMIC if config.use_dynamic_shifting else ShiftPolicy.STATIC
-            factor = self.scheduler.shift
-        calibration = schedules.Calibration.of(config)
-        return schedules.shifted(ShiftPolicy(shift), steps, tokens, factor, calibration).tolist()
 
 
 def _as_levels(sigmas: Sequence[float]) -> list[float]:
@@ -124,3 +115,11 @@ def _as_levels(sigmas: Sequence[float]) -> list[float]:
     if len(levels) < 2 or not falling or levels[0] > 1 or levels[-1] < 0:
         raise UserError(f"sigmas {levels}", "give falling noise levels in (0, 1]")
     return levels
+
+
+class EulerPipeline(Euler, OnFlux1):
+    """Euler on FLUX.1."""
+
+
+class Flux2EulerPipeline(Euler, OnFlux2):
+    """Euler on FLUX.2 [klein]."""
