@@ -1,0 +1,76 @@
+"""A folder from the wild: each planted fault ends as its planter said, and planting repeats itself."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from uhr.cli import main
+from uhr.demo_faults import plant
+from uhr.manifests.manifest import Manifest
+
+
+@pytest.fixture(scope="module")
+def curated(torture, tmp_path_factory) -> dict[str, dict]:
+    folder, _ = torture
+    out = tmp_path_factory.mktemp("curated") / "out"
+    assert (
+        main(["curate", "run", "quickstart", "--source", str(folder), "--out", str(out), "--engine", "local"])
+        == 0
+    )
+    return {row["uri"]: row for row in Manifest.open(out).table().to_pylist()}
+
+
+def test_every_file_is_one_row_and_sidecars_are_none(torture, curated) -> None:
+    folder, planted = torture
+    assert set(curated) == {file.name for file in planted}
+    sidecars = [p for p in folder.rglob("*") if p.suffix in (".txt", ".json") and p.name != "notes.txt"]
+    assert len(sidecars) >= 15
+
+
+def test_each_file_becomes_what_its_planter_said(torture, curated) -> None:
+    _, planted = torture
+    expected = {file.name: (file.status, file.reason) for file in planted}
+    assert {name: (row["status"], row["reason"]) for name, row in curated.items()} == expected
+
+
+def test_faults_are_told_in_words(curated) -> None:
+    for row in curated.values():
+        assert (row["status"] == "failed") == bool(row["error"])
+
+
+def test_sidecars_are_in_their_pictures_rows(torture, curated) -> None:
+    folder, _ = torture
+    cat = curated["photographs/chelsea.png"]
+    words = json.loads((folder / "photographs" / "chelsea.json").read_text())
+    assert (cat["caption"], cat["author"], cat["license"]) == tuple(
+        words[key] for key in ("caption", "author", "license")
+    )
+    scene = curated["scenes/marble-2160x3840.jpg"]
+    assert scene["caption"] == (folder / "scenes" / "marble-2160x3840.txt").read_text().strip()
+
+
+def test_what_was_enlarged_shows_and_what_is_native_does_not(curated) -> None:
+    assert 2.5 < curated["planted/enlarged.jpg"]["upscale_ratio"] < 5
+    for name, row in curated.items():
+        if name.startswith("scenes/"):
+            assert row["upscale_ratio"] < 1.3, name
+            assert row["megapixels"] >= 8.2944
+
+
+def test_a_picture_that_lies_on_its_side_has_its_displayed_size(curated) -> None:
+    row = curated["planted/rotated.jpg"]
+    assert (row["width"], row["height"], row["orientation"]) == (600, 500, 6)
+
+
+def test_planting_again_gives_the_same_bytes(torture, tmp_path) -> None:
+    folder, _ = torture
+    shutil.copytree(folder / "photographs", tmp_path / "photographs")
+    plant(tmp_path / "planted", tmp_path / "photographs", lambda n=1, note=None: None)
+    assert _hashes(tmp_path / "planted") == _hashes(folder / "planted")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
