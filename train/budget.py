@@ -133,7 +133,7 @@ def _memory(recipe: Recipe, parameters: dict[str, int], tokens: int) -> dict[str
     activations: each block's input, and what the block being differentiated keeps (all blocks without
     gradient checkpointing).
     """
-    width = 2 if recipe.runtime.precision == "bf16" else 4
+    width = 2 if recipe.runtime.precision == "bfloat16" else 4
     per_block = recipe.batch.micro * tokens * parameters["width"] * width
     at_work = 1 if recipe.runtime.gradient_checkpointing else parameters["blocks"]
     sizes = {

@@ -22,6 +22,9 @@ from uhr.train.state import TrainState, generators, set_generators
 
 FILE = "checkpoint.json"
 FOLDER = "checkpoints"
+GENERATORS = "generators-00000.json"
+"""Of process 0; each process has its own."""
+
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -35,11 +38,13 @@ MAY_CHANGE = (
 
 
 class DataRef(Config):
-    """Encoded data of a run: ids are what counts, the path is where it was."""
+    """Encoded data of a run: ids are what counts, the path is where it was. `licences` counts `rows`."""
 
     path: str
     id: str
     manifest_id: str
+    rows: int
+    licences: dict[str, int]
 
 
 class ModelRef(Config):
@@ -91,7 +96,7 @@ def write_checkpoint(run: Path, state: TrainState, facts: Mapping[str, Any]) -> 
     staging.mkdir(parents=True)
     for name, tensors in state.tensors().items():
         save_file(tensors, staging / f"{name}.safetensors")
-    write_json(staging / "generators.json", generators())
+    write_json(staging / GENERATORS, generators())
     files = {}
     for path in sorted(staging.iterdir()):
         _sync(path)
@@ -190,7 +195,7 @@ def load_checkpoint(folder: Path, info: CheckpointInfo, state: TrainState) -> No
 
     names = ["adapter", "optimiser"] + (["ema"] if state.ema is not None else [])
     state.load(info.step, {name: load_file(folder / f"{name}.safetensors") for name in names})
-    set_generators(json.loads((folder / "generators.json").read_text(encoding="utf-8")))
+    set_generators(json.loads((folder / GENERATORS).read_text(encoding="utf-8")))
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -78,7 +78,10 @@ def encode_(
     workers: Annotated[int, typer.Option(min=0, help="Processes for the pictures; 0 works in this one.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Turn a manifest's kept rows into latents and text embeddings, once. Started again, it goes on."""
+    """Turn a manifest's kept rows into latents and text embeddings, once. Started again, it goes on.
+
+    --set takes resolution, aspects, enlarge, dtype, text_dtype, caption (a column) and split.
+    """
     from uhr.base.config import apply_sets, build
     from uhr.train.encode import encode
     from uhr.train.encoding.config import EncodeConfig
@@ -140,8 +143,8 @@ def _train(job: Any) -> None:
     else:
         from uhr.train.loop import train
 
-        outcome = train(job, say)
-        say(f"{outcome.step} steps done, loss {outcome.loss:.4f} at the last; {outcome.checkpoint}")
+        outcome = train(job)
+        say(f"{outcome.step} steps done, mean loss {outcome.loss:.4f} at the end; {outcome.checkpoint}")
     say(f"next: uhr train export {job.out} --out ADAPTER")
 
 

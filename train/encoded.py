@@ -15,6 +15,9 @@ from uhr.train.encoding.config import EncodeConfig
 
 FILE = "encoded.json"
 SCHEMA_VERSION = 1
+NOT_STATED = "not stated"
+"""Stands for the licence of rows that state none."""
+
 LATENTS, TEXTS, UNITS = "latents", "texts", "units"
 
 
@@ -78,7 +81,7 @@ class EncodedInfo(Config):
     """`id` is a hash of the content: configuration, model, manifest, parts; never of paths or times.
 
     `counts`: selected rows of the manifest, encoded, left_out, without_caption.
-    `licences`: encoded rows per licence; rows that state none stand under "not stated".
+    `licences`: encoded rows per licence; rows that state none stand under `NOT_STATED`.
     """
 
     schema_version: int

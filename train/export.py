@@ -13,7 +13,7 @@ from uhr.models.export import export_lora
 from uhr.models.zoo import get
 from uhr.train import checkpoint
 from uhr.train.checkpoint import CheckpointInfo
-from uhr.train.encoded import EncodedInfo, read_encoded
+from uhr.train.encoded import NOT_STATED
 from uhr.train.job import read_run
 from uhr.train.recipe import Recipe
 
@@ -53,11 +53,10 @@ def _choose(run: Path, step: int | None) -> tuple[Path, CheckpointInfo]:
 
 
 def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> CardFacts:
-    sets = [_encoded(Path(ref.path), ref.id) for ref in info.data]
     licences: Counter[str | None] = Counter()
-    for encoded in sets:
-        for licence, count in encoded.licences.items():
-            licences[None if licence == "not stated" else licence] += count
+    for data in info.data:
+        for licence, count in data.licences.items():
+            licences[None if licence == NOT_STATED else licence] += count
     used = recipe.done_by_phase(info.step)
     reached = [p for p, steps in zip(recipe.phases, used, strict=True) if steps]
     return CardFacts(
@@ -72,17 +71,9 @@ def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> Car
         resolution=", then ".join(f"{p.resolution or get(info.model.spec).native_size} px" for p in reached),
         guidance=recipe.guidance.scale,
         manifest_id=", ".join(dict.fromkeys(ref.manifest_id for ref in info.data)),
-        trained_on=sum(encoded.counts["encoded"] for encoded in sets),
+        trained_on=sum(data.rows for data in info.data),
         licences=licences,
         surgeries=tuple(entry["surgery"] for entry in info.surgeries),
         metrics=info.metrics,
         versions=info.versions,
     )
-
-
-def _encoded(path: Path, id: str) -> EncodedInfo:
-    """The record of the data that the checkpoint was trained on; licences must not be guessed."""
-    encoded = read_encoded(path)
-    if encoded.id != id:
-        raise UserError(f"{path} is not the data of this run", "put the encoded data back where it was")
-    return encoded

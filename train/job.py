@@ -105,9 +105,14 @@ def reopen(out: Path, sets: Sequence[str] = (), model: str | None = None, data: 
     """
     before = read_run(out)
     recipe = build(Recipe, apply_sets(before.recipe, list(sets)), f"{out / FILE} with --set")
-    info, opened, found = _check(
-        recipe, model or before.model.path, data or [Path(ref.path) for ref in before.data]
-    )
+    model = model or before.model.path
+    data = data or [Path(ref.path) for ref in before.data]
+    for option, path in (("model", Path(model)), *(("data", path) for path in data)):
+        if path.is_absolute() and not path.exists():
+            raise UserError(
+                f"{path}, the {option} of {out}, is not there", f"say where it is with --{option}"
+            )
+    info, opened, found = _check(recipe, model, data)
     for name in _differences(before, info):
         if name in ("model", "data"):
             raise UserError(
@@ -150,16 +155,26 @@ def _check(recipe: Recipe, model: str, data: Sequence[Path]) -> tuple[RunInfo, M
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
         model=ModelRef(
-            path=opened.source.text,
+            # a folder's path must mean the same when the run is resumed from elsewhere
+            path=opened.source.text if opened.source.repository else str(opened.folder.absolute()),
             name=opened.source.text if opened.source.repository else opened.folder.resolve().name,
             spec=opened.spec.name,
             transformer=weights_hash(opened, "transformer"),
         ),
-        data=[
-            DataRef(path=str(d.path), id=d.info.id, manifest_id=d.info.manifest.id) for d in found.values()
-        ],
+        data=[_data_ref(encoded) for encoded in found.values()],
     )
     return info, opened, found
+
+
+def _data_ref(data: EncodedData) -> DataRef:
+    info = data.info
+    return DataRef(
+        path=str(data.path.absolute()),
+        id=info.id,
+        manifest_id=info.manifest.id,
+        rows=info.counts["encoded"],
+        licences=info.licences,
+    )
 
 
 def _check_data(data: EncodedData, model: Model) -> None:
@@ -183,7 +198,11 @@ def read_run(out: Path) -> RunInfo:
     """`run.json` of a run's folder; UserError where there is none."""
     if not (out / FILE).is_file():
         raise UserError(f"{out} holds no run", "name the folder that `uhr train run --out` wrote")
-    return build(RunInfo, json.loads((out / FILE).read_text(encoding="utf-8")), str(out / FILE))
+    try:
+        tree = json.loads((out / FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{out / FILE} cannot be read ({error})", "restore it, or start a new run") from None
+    return build(RunInfo, tree, str(out / FILE))
 
 
 def _differences(before: RunInfo, after: RunInfo) -> list[str]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from uhr.base.console import progress
+from uhr.base.console import progress, say
 from uhr.base.errors import UserError
 from uhr.models.adapters import LoraSpec, add_lora
 from uhr.models.surgery import compose, from_record, record
@@ -27,15 +28,19 @@ from uhr.train.plan import PlannedBatch
 from uhr.train.recipe import Recipe
 from uhr.train.state import TrainState, adapter_parameters, seed_everything
 from uhr.train.stop import stop_requests
-from uhr.train.track import track
+from uhr.train.track import read_log, track
 from uhr.train.velocity import FAMILIES
 
-DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+RECENT = 50
+"""Steps whose mean loss goes into a checkpoint: one step's says little."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`step` steps are done; `checkpoint` holds them. `stopped`: before the last one, as somebody asked."""
+    """`step` steps are done; `checkpoint` holds them. `loss`: mean of the last `RECENT` steps.
+
+    stopped: somebody asked to, before the last step.
+    """
 
     step: int
     checkpoint: Path
@@ -51,7 +56,7 @@ class Trainer:
         self.job, self.recipe = job, recipe
         self.device = pick_device(recipe.runtime.device)
         seed_everything(recipe.seed)
-        transformer = load_transformer(job.model, DTYPES[recipe.runtime.precision], recipe.runtime.device)
+        transformer = load_transformer(job.model, recipe.runtime.precision, recipe.runtime.device)
         compose(transformer, from_record(recipe.surgeries, f"recipe {recipe.name}: surgeries"))
         if recipe.runtime.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
@@ -69,26 +74,28 @@ class Trainer:
         self._phase: PhaseRun | None = None
 
     def run(self) -> Outcome:
-        """Train from where the state is to the recipe's last step."""
-        job, state = self.job, self.state
-        runtime = self.recipe.runtime
-        entry: dict[str, Any] = {"loss": float("nan")}
+        """Train from where the state is to the recipe's last step; at least one step must be left."""
+        job, state, total = self.job, self.state, self.recipe.steps
+        assert state.step < total
+        recent = deque((line["loss"] for line in read_log(job.out) if line["step"] <= state.step), RECENT)
         with (
             track(job.out, state.step) as write,
-            progress("train", self.recipe.steps, "steps") as advance,
+            progress("train", total, "steps") as advance,
             stop_requests() as stop,
         ):
             advance(state.step)
-            while state.step < self.recipe.steps:
+            while True:
                 entry = self.step()
                 write(entry)
+                recent.append(entry["loss"])
                 advance(1, f"loss {entry['loss']:.4f}")
-                last = state.step == self.recipe.steps
-                if last or stop.asked or state.step % runtime.checkpoint_every == 0:
-                    folder = self.save({"loss": entry["loss"]})
-                if stop.asked and not last:
-                    return Outcome(state.step, folder, entry["loss"], stopped=True)
-        return Outcome(state.step, folder, entry["loss"], stopped=False)
+                # read once: a request that comes while the checkpoint is written waits for the next step
+                stopping = stop.asked or state.step == total
+                if stopping or state.step % self.recipe.runtime.checkpoint_every == 0:
+                    mean = sum(recent) / len(recent)
+                    folder = self.save({"loss": entry["loss"], f"mean loss of {len(recent)} steps": mean})
+                    if stopping:
+                        return Outcome(state.step, folder, mean, stopped=state.step < total)
 
     def step(self) -> dict[str, Any]:
         """One optimiser step over one global batch; its line of the log."""
@@ -102,7 +109,8 @@ class Trainer:
         losses, sigmas, parts = self._accumulate(phase, planned, rows)
         parameters = list(self.state.adapter.values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
-        self._refuse_non_finite("gradient", norm[None], rows)
+        if not torch.isfinite(norm):
+            raise self._not_finite("gradient", rows.sample_ids)
         self.state.optimiser.step()
         self.state.optimiser.zero_grad(set_to_none=True)
         if self.recipe.ema is not None:
@@ -139,7 +147,10 @@ class Trainer:
         for start in range(0, count, self.recipe.batch.micro):
             stop = min(start + self.recipe.batch.micro, count)
             loss = phase.objective(self.velocity, whole.of(start, stop), draws.of(start, stop))
-            self._refuse_non_finite("loss", loss.per_sample, rows, start)
+            finite = torch.isfinite(loss.per_sample.detach()).tolist()
+            if not all(finite):
+                inside = rows.sample_ids[start:stop]
+                raise self._not_finite("loss", [s for s, ok in zip(inside, finite, strict=True) if not ok])
             (loss.per_sample.sum() / count).backward()
             losses.append(loss.per_sample.detach())
             sigmas.append(loss.sigma)
@@ -157,18 +168,12 @@ class Trainer:
             self._phase = PhaseRun(self.job, index, self.device)
         return self._phase
 
-    def _refuse_non_finite(self, what: str, values: torch.Tensor, rows: Rows, start: int = 0) -> None:
+    def _not_finite(self, what: str, samples: Sequence[str]) -> UserError:
         """The weights are still those of the last step: nothing that is not finite is ever written."""
-        finite = torch.isfinite(values.detach()).tolist()
-        if all(finite):
-            return
-        guilty = rows.sample_ids
-        if len(finite) > 1 or what == "loss":
-            guilty = tuple(s for s, ok in zip(guilty[start:], finite, strict=False) if not ok)
-        lr = f"phases.{self.recipe.phases[self.recipe.phase_of(self.state.step)[0]].name}.lr"
-        raise UserError(
-            f"step {self.state.step + 1}: the {what} is not finite (samples {', '.join(guilty)})",
-            f"look at those samples (uhr curate explain), or start a new run with a lower --set {lr}=...",
+        phase = self.recipe.phases[self.recipe.phase_of(self.state.step)[0]]
+        return UserError(
+            f"step {self.state.step + 1}: the {what} is not finite (samples {', '.join(samples)})",
+            f"look at those samples, or start a new run with a lower --set phases.{phase.name}.lr=...",
         )
 
     def save(self, metrics: dict[str, float]) -> Path:
@@ -208,7 +213,7 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def train(job: Job, say: Callable[[str], None]) -> Outcome:
+def train(job: Job) -> Outcome:
     """Carry a job out. KeyboardInterrupt after the checkpoint, where somebody stopped it."""
     outcome = Trainer(job).run()
     if outcome.stopped:

@@ -96,7 +96,7 @@ class Runtime(Config):
     """
 
     device: str
-    precision: Literal["bf16", "fp32"]
+    precision: Literal["bfloat16", "float32"]
     gradient_checkpointing: bool
     checkpoint_every: int = Field(gt=0)
     keep_checkpoints: int = Field(gt=0)

@@ -142,7 +142,7 @@ def small_set(tmp_path_factory, tiny_flux, manifest_of) -> Set:
 
 
 FAST = [
-    "runtime.precision=fp32",
+    "runtime.precision=float32",
     "runtime.gradient_checkpointing=false",
     "batch.size=3",
     "batch.micro=3",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from uhr.cli import main
+from uhr.train.encoding.config import EncodeConfig
 from uhr.train.loop import Trainer
 from uhr.train.recipes import NAMES
 
@@ -140,3 +141,9 @@ def test_a_config_file_holds_the_recipe(capsys, tmp_path):
         for row in answer(capsys, "train", "show", "--config", tmp_path / "mine.yaml")
     }
     assert rows["seed"] == 5
+
+
+def test_the_help_of_encode_names_every_key(capsys):
+    assert main(["train", "encode", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert not [name for name in EncodeConfig.model_fields if name not in told]

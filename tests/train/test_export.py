@@ -21,7 +21,7 @@ def run(job_of):
         "runtime.checkpoint_every=2",
     ]
     job = job_of(*sets)
-    train(job, print)
+    train(job)
     return job.out
 
 
@@ -86,7 +86,7 @@ def test_what_is_not_there_is_an_error(run, job_of, tmp_path):
     with pytest.raises(UserError, match="has no checkpoint yet"):
         export(fresh.out, tmp_path / "a")
     plain = job_of("phases.main.steps=1", out=tmp_path / "plain")
-    train(plain, print)
+    train(plain)
     with pytest.raises(UserError, match="keeps no average"):
         export(plain.out, tmp_path / "a", weights="ema")
     export(plain.out, tmp_path / "a")

@@ -31,7 +31,7 @@ CHANGED = {
     "latents": "latents=mean",
     "caption_dropout": "caption_dropout=1",
     "seed": "seed=1",
-    "runtime.precision": "runtime.precision=bf16",
+    "runtime.precision": "runtime.precision=bfloat16",
 }
 ELSEWHERE = {
     # checked against the model or the data, or by tests of their own
@@ -111,7 +111,7 @@ def test_the_loss_goes_down_on_a_few_pictures(job_of):
 
 
 def test_adapters_and_their_optimiser_are_float32_on_a_bfloat16_backbone(job_of):
-    trainer = Trainer(job_of("runtime.precision=bf16", "ema=0.9"))
+    trainer = Trainer(job_of("runtime.precision=bfloat16", "ema=0.9"))
     trainer.step()
     for tensors in trainer.state.tensors().values():
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
@@ -134,12 +134,12 @@ def test_training_needs_no_text_encoder_no_tokenizer_and_no_vae(job_of, tiny_flu
     lean.mkdir()
     shutil.copy(tiny_flux / "model_index.json", lean)
     shutil.copytree(tiny_flux / "transformer", lean / "transformer")
-    assert train(job_of("phases.main.steps=1", model=lean), print).step == 1
+    assert train(job_of("phases.main.steps=1", model=lean)).step == 1
 
 
 def test_a_line_per_step_tells_how_it_went(job_of):
     job = job_of("phases.main.steps=3", "phases.main.warmup=2", "phases.main.lr=0.001")
-    train(job, print)
+    train(job)
     lines = [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert [line["lr"] for line in lines] == [0.0005, 0.001, 0.001]
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_sample_and_keeps_the_weig
     with pytest.raises(
         UserError, match=r"step 3: the loss is not finite \(samples ([0-9a-f]{32})\).*phases.main.lr"
     ) as e:
-        train(job, print)
+        train(job)
     trainer = Trainer(job)
     planned = trainer.phase(0).plan.at(2)
     rows = trainer.phase(0).data.read(planned.bucket, planned.rows)

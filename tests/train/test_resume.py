@@ -30,7 +30,7 @@ VARIANTS = {
     "plain": [],
     # two micro-batches to a step, half precision, checkpointed blocks, an average beside the weights
     "everything": [
-        "--set", "batch.micro=2", "--set", "runtime.precision=bf16", "--set", "ema=0.9",
+        "--set", "batch.micro=2", "--set", "runtime.precision=bfloat16", "--set", "ema=0.9",
         "--set", "runtime.gradient_checkpointing=true", "--set", "phases.main.warmup=6",
     ],
 }  # fmt: skip

@@ -25,6 +25,7 @@ from uhr.models.zoo import Model
 from uhr.train.encoded import (
     FILE,
     LATENTS,
+    NOT_STATED,
     SCHEMA_VERSION,
     TEXTS,
     UNITS,
@@ -76,7 +77,7 @@ def commit(request: Request, texts: UnitPlan, pictures: UnitPlan) -> EncodedInfo
     licences, bare = Counter(), 0
     for row in request.rows.select(["sample_id", "license", config.caption]).to_pylist():
         if row["sample_id"] in encoded:
-            licences[row["license"] or "not stated"] += 1
+            licences[row["license"] or NOT_STATED] += 1
             bare += not row[config.caption]
     parts = [part for bucket in buckets for part in bucket.parts] + text_info.parts
     info = EncodedInfo(
