@@ -34,10 +34,11 @@ class Factors:
 def decompose(weight: torch.Tensor, rank: int, which: Which) -> Factors:
     """The `rank` smallest or largest components of a weight [out, in] of any shape and floating dtype.
 
-    By the eigenvectors of the smaller Gram matrix in float64: thrice as fast as an SVD of the whole, and
-    nearer to the truth than the official code's SVD in float32 (it resolves singular values down to 1e-8 of
-    the largest). Randomised SVD, which is faster, finds no small ones. Factors come in float32, or in
-    float64 for a float64 weight; components of value zero are zero in both.
+    By the eigenvectors of the smaller Gram matrix in float64. That costs what an SVD in float32 does (8 s of
+    one CPU core at 3072 x 3072, URAE's 190 linears of FLUX.1 in half an hour) and is nearer to the truth than
+    the official code's float32: it resolves singular values down to 1e-8 of the largest. Randomised SVD,
+    which is faster, finds no small ones. Factors come in float32, or in float64 for a float64 weight;
+    components of value zero are zero in both.
     """
     assert weight.ndim == 2, tuple(weight.shape)
     out, width = weight.shape
