@@ -40,7 +40,7 @@ def load_adapter(
     `over` and `cache` are for minor factors, see `minor.load_minor`: URAE's 4K file stands on its 2K LoRA,
     which must be on the model at scale 1 and be named in `over`. Keys that are not understood, or that meet
     no module of their shape, are a UserError. XLabs' and control LoRAs, and parts for CLIP, go through
-    diffusers' own reader: `adapters.load_lora`.
+    diffusers' own reader: `adapters.load_lora`. Load before weights are offloaded from memory.
     """
     file, over = lora_file(path), tuple(over)
     state, metadata = lora_formats.read_file(file)
