@@ -1,10 +1,14 @@
 """Fixtures that several rooms share."""
 
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+# tiny tensors are slower on two threads than on one, many times so where something else uses the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

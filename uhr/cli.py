@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -55,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
+    # where pyiqa has brought bitsandbytes along, its import complains of kernels that nothing here uses
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         outcome = app(args=arguments, prog_name="uhr", standalone_mode=False)
     except UserError as error:

@@ -1,0 +1,81 @@
+"""The whole road on real input: what the demo leaves behind is what it says, and is what the parts promise."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uhr.manifests.manifest import Manifest
+
+
+def test_the_demo_walks_to_the_end_and_says_what_it_made(walked):
+    assert walked.code == 0, walked.printed
+    for name in ("manifest/report.html", "run/log.jsonl", "without.png", "with.png"):
+        assert (walked.folder / "demo" / name).stat().st_size > 0
+    assert "its pictures are noise" in walked.printed
+
+
+def test_every_planted_fault_ends_as_it_was_planted(walked, torture):
+    _, planted = torture
+    rows = Manifest.open(walked.folder / "demo" / "manifest").table(columns=["uri", "status", "reason"])
+    found = {row["uri"]: (row["status"], row["reason"]) for row in rows.to_pylist()}
+    assert found == {p.name: (p.status, p.reason) for p in planted}
+    assert {status for status, _ in found.values()} == {"kept", "rejected", "failed"}
+
+
+def test_training_was_interrupted_and_every_step_stands_in_the_log_once(walked):
+    assert "stopped after step" in walked.printed
+    log = [json.loads(line) for line in (walked.folder / "demo/run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, len(log) + 1))
+
+
+def test_the_adapter_changes_the_picture_and_the_seed_does_not(walked):
+    without, adapted = (np.asarray(Image.open(walked.folder / "demo" / n)) for n in ("without.png", "with.png"))
+    assert without.shape == adapted.shape == (256, 256, 3)
+    assert (without != adapted).any()
+    assert without.std() > 5
+
+
+def test_the_adapter_merges_in_stock_diffusers_as_in_ours(walked):
+    import torch
+    from diffusers import FluxPipeline
+
+    from uhr.models.adapters import load_lora, merge
+    from uhr.models.zoo import load_transformer
+
+    model, adapter = walked.folder / "demo" / "tiny-flux1", walked.folder / "demo" / "adapter"
+    stock = FluxPipeline.from_pretrained(model, local_files_only=True)
+    plain = {name: weight.clone() for name, weight in stock.transformer.state_dict().items()}
+    stock.load_lora_weights(adapter)
+    stock.fuse_lora()
+    stock.unload_lora_weights()
+    fused = stock.transformer.state_dict()
+
+    ours = load_transformer(model)
+    load_lora(ours, adapter, "demo")
+    merge(ours)
+    merged = {name.replace(".base_layer", ""): w for name, w in ours.state_dict().items() if ".lora_" not in name}
+    assert set(merged) == set(fused)
+    changed = [name for name in fused if not torch.equal(fused[name], plain[name])]
+    assert changed
+    for name in fused:
+        torch.testing.assert_close(merged[name], fused[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_demo_clears_its_own_folder_and_no_other(walked, tmp_path, monkeypatch, capsys):
+    from uhr.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "thesis.txt").write_text("years of work")
+    assert main(["demo"]) == 1
+    assert "name another folder with --out" in capsys.readouterr().err
+    assert (tmp_path / "demo" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["manifest", "slice"])
+def test_what_the_demo_wrote_verifies(walked, name):
+    from uhr.cli import main
+
+    assert main(["manifest", "verify", str(walked.folder / "demo" / name)]) == 0
