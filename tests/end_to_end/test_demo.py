@@ -1,4 +1,4 @@
-"""The whole road on real input: what the demo leaves behind is what it says, and is what the parts promise."""
+"""The whole road on real input: the demo leaves behind what it says, and that is what the parts promise."""
 
 import json
 
@@ -31,7 +31,8 @@ def test_training_was_interrupted_and_every_step_stands_in_the_log_once(walked):
 
 
 def test_the_adapter_changes_the_picture_and_the_seed_does_not(walked):
-    without, adapted = (np.asarray(Image.open(walked.folder / "demo" / n)) for n in ("without.png", "with.png"))
+    names = ("without.png", "with.png")
+    without, adapted = (np.asarray(Image.open(walked.folder / "demo" / name)) for name in names)
     assert without.shape == adapted.shape == (256, 256, 3)
     assert (without != adapted).any()
     assert without.std() > 5
@@ -55,7 +56,8 @@ def test_the_adapter_merges_in_stock_diffusers_as_in_ours(walked):
     ours = load_transformer(model)
     load_lora(ours, adapter, "demo")
     merge(ours)
-    merged = {name.replace(".base_layer", ""): w for name, w in ours.state_dict().items() if ".lora_" not in name}
+    state = ours.state_dict()
+    merged = {name.replace(".base_layer", ""): state[name] for name in state if ".lora_" not in name}
     assert set(merged) == set(fused)
     changed = [name for name in fused if not torch.equal(fused[name], plain[name])]
     assert changed

@@ -54,7 +54,10 @@ def test_a_command_starts_as_a_process_of_its_own(walked, command):
     [
         ("curate run quikstart --source demo/pictures --out x", "did you mean quickstart"),
         ("curate run quickstart --source demo/nowhere --out x", "nowhere"),
-        ("curate run quickstart --source demo/pictures --out x --set rules.bad='entropi > 3'", "did you mean entropy"),
+        (
+            "curate run quickstart --source demo/pictures --out x --set rules.bad='entropi > 3'",
+            "did you mean entropy",
+        ),
         ("curate run quickstart --source demo/pictures --out x --set rules.bad='entropy >'", "rule 'bad'"),
         ("curate run quickstart --source demo/pictures --out x --set limts.seconds=3", "did you mean limits"),
         ("manifest slice demo/manifest --where 'widht > 3' --out x", "did you mean width"),
