@@ -13,7 +13,7 @@ import contextlib
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -100,7 +100,7 @@ def activate(model: Any, acting: Iterable[str], train: Iterable[str] = ()) -> No
 
 
 @contextlib.contextmanager
-def several_adapters() -> Iterator[None]:
+def several_adapters() -> Generator[None]:
     """Within it peft does not warn of a second adapter on a model: it is what is meant."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
