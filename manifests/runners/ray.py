@@ -132,24 +132,26 @@ def _start(address: str | None, workers: int | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         words = " ".join(str(error).split())
         if address is None:
-            raise UserError(f"Ray does not start here ({words})", "use --engine local") from None
+            raise UserError(f"Ray does not start here ({words})", "use --engine local") from error
         raise UserError(
             f"no Ray cluster at '{address}' ({words})", "start one, or leave --address out"
-        ) from None
+        ) from error
 
 
 @contextlib.contextmanager
 def _stderr_kept_back() -> Iterator[None]:
-    """Ray's C++ core greets on file descriptor 2 whatever its log level is; shown only if the start fails."""
+    """Ray's C++ core greets on file descriptor 2 whatever its log level is; if the start fails,
+    --debug shows it.
+    """
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile("w+b") as kept:
         os.dup2(kept.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception as error:
             kept.seek(0)
-            os.write(terminal, kept.read())
+            error.add_note(kept.read().decode(errors="replace"))
             raise
         finally:
             os.dup2(terminal, 2)
