@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from uhr.base.errors import UserError
 from uhr.base.files import human_bytes
 from uhr.models.zoo import ModelSpec, get, names, open_model
 from uhr.train.data import EncodedData
-from uhr.train.encoded import BucketInfo
 from uhr.train.encoding.tensors import size_of
+from uhr.train.job import plan_for
 from uhr.train.recipe import Recipe
 
 WORK_PER_TOKEN = 24
@@ -94,36 +93,31 @@ def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: dict[int, Encod
             f"phase '{phase.name}' wants data at {resolution} px, and given is {sorted(encoded)}",
             f"give the data of that resolution, or --set phases.{phase.name}.resolution=N",
         )
-    sizes = known.buckets if known else [_unknown_data(resolution)]
-    text = spec.text_lengths["t5"]
-    buckets = [
-        {
-            "size": f"{bucket.width}x{bucket.height}",
-            "rows": bucket.rows or None,
-            "batches_per_epoch": _batches(recipe, bucket.rows) if bucket.rows else None,
-            "image_tokens": spec.tokens(bucket.height, bucket.width),
-            "tokens": spec.tokens(bucket.height, bucket.width) + text,
-        }
-        for bucket in sizes
-    ]
-    per_epoch = sum(_batches(recipe, bucket.rows) for bucket in sizes)
+    if known is None:
+        sizes: list[tuple[int, int, int | None, int | None]] = [(resolution, resolution, None, None)]
+        per_epoch = None
+    else:
+        plan = plan_for(recipe, index, known)
+        counts = zip(known.buckets, plan.batches_of_bucket, strict=True)
+        sizes = [(bucket.height, bucket.width, bucket.rows, batches) for bucket, batches in counts]
+        per_epoch = plan.batches_per_epoch
     return {
         "name": phase.name,
         "steps": phase.steps,
         "resolution": resolution,
-        "batches_per_epoch": per_epoch or None,
+        "batches_per_epoch": per_epoch,
         "epochs": round(phase.steps / per_epoch, 2) if per_epoch else None,
-        "buckets": buckets,
+        "buckets": [
+            {
+                "size": f"{width}x{height}",
+                "rows": rows,
+                "batches_per_epoch": batches,
+                "image_tokens": spec.tokens(height, width),
+                "tokens": spec.tokens(height, width) + spec.text_lengths["t5"],
+            }
+            for height, width, rows, batches in sizes
+        ],
     }
-
-
-def _unknown_data(resolution: int) -> BucketInfo:
-    return BucketInfo(height=resolution, width=resolution, rows=0, group_rows=1, parts=[])
-
-
-def _batches(recipe: Recipe, rows: int) -> int:
-    size = recipe.batch.size
-    return rows // size if recipe.batch.remainder == "drop" else math.ceil(rows / size)
 
 
 def _memory(recipe: Recipe, parameters: dict[str, int], tokens: int) -> dict[str, int]:

@@ -30,6 +30,12 @@ DATA_HELP = "What `uhr train encode` wrote; once per resolution."
 DataFolders = Annotated[list[Path] | None, typer.Option("--data", help=DATA_HELP)]
 
 
+def _next(*words: object) -> None:
+    from uhr.train.words import command
+
+    say(f"next: {command(*words)}")
+
+
 @app.command("recipes")
 def recipes_(as_json: Json = False) -> None:
     """Every recipe and what it is for."""
@@ -95,7 +101,8 @@ def encode_(
         if stood:
             say(f"{out} is encoded already: the same manifest, model and configuration")
         print_encoded(info)
-        say(f"\nnext: uhr train run lora --model {model} --data {out} --out RUN")
+        say()
+        _next("train", "run", "lora", "--model", model, "--data", out, "--out", "RUN")
 
     console.emit({"already": stood, **info.model_dump(mode="json")}, as_json, text)
 
@@ -139,13 +146,16 @@ def _train(job: Any) -> None:
     if job.done >= job.recipe.steps:
         say(f"{job.out} is finished: all {job.recipe.steps} steps are done")
         last = job.recipe.phases[-1]
-        say(f"longer: uhr train resume {job.out} --set phases.{last.name}.steps={2 * last.steps}")
+        from uhr.train.words import command
+
+        longer = f"phases.{last.name}.steps={2 * last.steps}"
+        say(f"longer: {command('train', 'resume', job.out, '--set', longer)}")
     else:
         from uhr.train.loop import train
 
         outcome = train(job)
         say(f"{outcome.step} steps done, mean loss {outcome.loss:.4f} at the end; {outcome.checkpoint}")
-    say(f"next: uhr train export {job.out} --out ADAPTER")
+    _next("train", "export", job.out, "--out", "ADAPTER")
 
 
 @app.command("export")
@@ -167,8 +177,10 @@ def export_(
 
     def text(_: Any) -> None:
         say(f"{folder}: adapter after step {info.step}, and its card README.md")
-        sample = f"uhr sample euler --model {info.model.path} --adapter {folder}"
-        say(f'next: {sample} --prompt "..." --out with.png')
+        model = info.model.path
+        _next(
+            "sample", "euler", "--model", model, "--adapter", folder, "--prompt", "A PROMPT", "--out", "A.png"
+        )
 
     console.emit({"folder": str(folder), "step": info.step}, as_json, text)
 

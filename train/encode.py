@@ -19,6 +19,7 @@ from uhr.train.encoding.buckets import buckets, choose
 from uhr.train.encoding.commit import Request, commit
 from uhr.train.encoding.config import ENCODE_VERSION, EncodeConfig, text_key
 from uhr.train.encoding.work import PICTURE_ITEMS, TEXT_ITEMS, PictureWork, TextWork
+from uhr.train.words import command
 
 TEXT_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 PICTURES_PER_UNIT, TEXTS_PER_UNIT = 16, 64
@@ -87,7 +88,9 @@ def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
     rows = manifest.table(list(dict.fromkeys(wanted)), where=where)
     if not rows.num_rows:
         of = f" of split '{config.split}'" if config.split is not None else ""
-        raise UserError(f"{manifest.path} has no kept row{of}", f"see `uhr manifest show {manifest.path}`")
+        raise UserError(
+            f"{manifest.path} has no kept row{of}", f"see `{command('manifest', 'show', manifest.path)}`"
+        )
     return rows
 
 

@@ -12,6 +12,7 @@ from uhr.base.console import say, table
 from uhr.base.errors import UserError
 from uhr.manifests.info import Part
 from uhr.train.encoding.config import EncodeConfig
+from uhr.train.words import command
 
 FILE = "encoded.json"
 SCHEMA_VERSION = 1
@@ -119,7 +120,8 @@ def read_encoded(path: Path) -> EncodedInfo:
                 f"{path} is not encoded to its end", "run the same `uhr train encode` again: it goes on"
             )
         raise UserError(
-            f"{path} holds no encoded data", f"`uhr train encode MANIFEST --model M --out {path}`"
+            f"{path} holds no encoded data",
+            f"`{command('train', 'encode', 'MANIFEST', '--model', 'M', '--out', path)}`",
         )
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from uhr.train.checkpoint import CheckpointInfo
 from uhr.train.encoded import NOT_STATED
 from uhr.train.job import read_run
 from uhr.train.recipe import Recipe
+from uhr.train.words import command
 
 
 def export(
@@ -48,7 +49,7 @@ def _choose(run: Path, step: int | None) -> tuple[Path, CheckpointInfo]:
         return folder, checkpoint.read_info(folder)
     found = checkpoint.newest(run)
     if found is None:
-        raise UserError(f"{run} has no checkpoint yet", f"`uhr train resume {run}` trains on")
+        raise UserError(f"{run} has no checkpoint yet", f"`{command('train', 'resume', run)}` trains on")
     return found[0], found[1]
 
 

@@ -21,6 +21,7 @@ from uhr.train.objectives import objective_class
 from uhr.train.plan import BucketPlan
 from uhr.train.recipe import Recipe
 from uhr.train.track import FILE as LOG
+from uhr.train.words import command
 
 FILE = "run.json"
 
@@ -50,7 +51,7 @@ class Job:
 
     def plan_of(self, phase: int) -> BucketPlan:
         """The order of the phase's batches; each phase has its own."""
-        return _plan(self.recipe, phase, self.data_of(phase))
+        return plan_for(self.recipe, phase, self.data_of(phase))
 
     @property
     def done(self) -> int:
@@ -58,7 +59,8 @@ class Job:
         return self.resume[1].step if self.resume else 0
 
 
-def _plan(recipe: Recipe, phase: int, data: EncodedData) -> BucketPlan:
+def plan_for(recipe: Recipe, phase: int, data: EncodedData) -> BucketPlan:
+    """The order of a phase's batches; UserError where a bucket would never be seen."""
     try:
         return BucketPlan(
             [bucket.rows for bucket in data.buckets],
@@ -82,7 +84,7 @@ def start(recipe: Recipe, model: str, data: Sequence[Path], out: Path) -> Job:
         if differs:
             raise UserError(
                 f"{out} holds a run with another {', another '.join(differs)}",
-                f"name another folder with --out, or go on with `uhr train resume {out}`",
+                f"name another folder with --out, or go on with `{command('train', 'resume', out)}`",
             )
         return _job(out, recipe, opened, before, sets)
     if out.exists() and any(path.name != FILE for path in out.iterdir()):
@@ -150,7 +152,7 @@ def _check(recipe: Recipe, model: str, data: Sequence[Path]) -> tuple[RunInfo, M
                 f"phase '{phase.name}' wants data encoded at {resolution} px, and given is {have}",
                 f"encode with --set resolution={resolution}, or --set phases.{phase.name}.resolution=N",
             )
-        _plan(recipe, index, found[resolution])
+        plan_for(recipe, index, found[resolution])
     info = RunInfo(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),

@@ -30,6 +30,7 @@ from uhr.train.state import TrainState, adapter_parameters, seed_everything
 from uhr.train.stop import stop_requests
 from uhr.train.track import read_log, track
 from uhr.train.velocity import FAMILIES
+from uhr.train.words import command
 
 RECENT = 50
 """Steps whose mean loss goes into a checkpoint: one step's says little."""
@@ -218,6 +219,6 @@ def train(job: Job) -> Outcome:
     outcome = Trainer(job).run()
     if outcome.stopped:
         say(f"stopped after step {outcome.step} of {job.recipe.steps}; saved in {outcome.checkpoint}")
-        say(f"go on with: uhr train resume {job.out}")
+        say(f"go on with: {command('train', 'resume', job.out)}")
         raise KeyboardInterrupt
     return outcome

@@ -38,6 +38,7 @@ class Picture:
     status: str = "kept"
     box: tuple[int, int, int, int] | None = None
     known_size: bool = True
+    known_hash: bool = True
 
 
 def painting(height: int, width: int, seed: int) -> np.ndarray:
@@ -81,7 +82,7 @@ def manifest_of() -> Callable[[Path, Sequence[dict]], Manifest]:
                 "sample_id": sample_id(picture.name + (str(picture.box) if picture.box else "")),
                 "uri": picture.name,
                 "box": picture.box,
-                "content_hash": sha256_file(file),
+                "content_hash": sha256_file(file) if picture.known_hash else None,
                 "status": picture.status,
                 "caption": picture.caption,
                 "license": picture.license,

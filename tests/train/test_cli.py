@@ -30,7 +30,7 @@ def test_from_a_manifest_to_a_picture_that_the_adapter_changed(
     assert "9 of 10 pictures encoded at 128 px" in told
     assert "left out, too small: 1 (j-small.png: 60x60 px" in told
     assert "1 captions are cut: longer than 512 tokens of t5" in told
-    assert f"next: uhr train run lora --model {tiny_flux} --data {data} --out RUN" in told
+    assert f"next: uhr train run lora --model '{tiny_flux}' --data '{data}' --out RUN" in told
     assert main(encode) == 0
     assert "is encoded already" in capsys.readouterr().out
 
@@ -61,7 +61,7 @@ def test_from_a_manifest_to_a_picture_that_the_adapter_changed(
         assert main(words) == 130
     capsys.readouterr()
     assert main(["train", "resume", str(run)]) == 0
-    assert f"next: uhr train export {run} --out ADAPTER" in capsys.readouterr().out
+    assert f"next: uhr train export '{run}' --out ADAPTER" in capsys.readouterr().out
     assert main(["train", "resume", str(run)]) == 0
     assert "is finished: all 6 steps are done" in capsys.readouterr().out
     assert [line["step"] for line in answer(capsys, "train", "log", run)] == [1, 2, 3, 4, 5, 6]

@@ -218,6 +218,16 @@ def test_a_picture_that_changed_or_vanished_or_broke_is_left_out(four, tiny_flux
     assert reasons(info) == [("a.png", "changed"), ("b.png", "unreadable")]
 
 
+def test_a_box_outside_its_picture_costs_its_row(tmp_path, manifest_of, tiny_flux):
+    picture = {"name": "a.png", "height": 150, "width": 150, "caption": "a", "known_hash": False}
+    manifest = manifest_of(tmp_path, [picture, {**picture, "box": (30, 0, 128, 128)}])
+    info, _ = encode(manifest.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(), "cpu")
+    assert info.counts["encoded"] == 1
+    assert [(left.reason, left.error) for left in info.left_out] == [
+        ("changed", "its box [30, 0, 128, 128] is not inside 150x150 px")
+    ]
+
+
 def test_latents_that_are_not_finite_are_left_out_by_name(four, tiny_flux, tmp_path):
     broken = tmp_path / "broken model"
     shutil.copytree(tiny_flux, broken)

@@ -106,7 +106,7 @@ def test_stopped_once_or_twice_it_ends_bit_for_bit_the_same(
         assert main(command) == 130
         told = capsys.readouterr()
         assert f"stopped after step {stop} of {STEPS}" in told.out
-        assert f"go on with: uhr train resume {run}" in told.out
+        assert f"go on with: uhr train resume {run}\n" in told.out
         assert steps(run)[-1] == stop
         command = ["train", "resume", str(run)]
     assert main(command) == 0

@@ -129,7 +129,8 @@ class PictureWork(Work):
 
     def _read(self, item: dict[str, Any], box: tuple[int, int, int, int] | None) -> tuple[str, np.ndarray]:
         """The file's hash and its upright sRGB pixels."""
-        from uhr.manifests.pixels import PixelFault, load_rgb, read_bytes
+        from uhr.manifests.headers import PixelFault, read_header
+        from uhr.manifests.pixels import load_rgb, read_bytes
         from uhr.manifests.uris import path_of
 
         try:
@@ -137,6 +138,11 @@ class PictureWork(Work):
             content_hash = hashlib.sha256(data).hexdigest()
             if item["content_hash"] not in (None, content_hash):
                 raise LeftOut("changed", "the file is no longer the one that was curated")
+            header = read_header(data)
+            if box is not None and (box[0] + box[2] > header.width or box[1] + box[3] > header.height):
+                raise LeftOut(
+                    "changed", f"its box {list(box)} is not inside {header.width}x{header.height} px"
+                )
             return content_hash, load_rgb(data, box)
         except PixelFault as fault:
             raise LeftOut(fault.kind, fault.message) from None
