@@ -274,3 +274,18 @@ def test_flex_on_a_cpu_refuses_gradients():
     joint, _ = Case(WindowLayout(8, 8, 4, 2), WindowRules(), 0, guide=False).streams()
     with pytest.raises(UserError, match="gathered"):
         flex.attend(*joint, None, WindowLayout(8, 8, 4, 2), WindowRules(), flex.BlockMasks())
+
+
+def test_the_mask_of_a_compiled_kernel_traces_without_a_break():
+    # CUDA's kernel is generated from the same trace; here it runs uncompiled after it
+    from torch.nn.attention.flex_attention import flex_attention
+
+    case = Case(WindowLayout(16, 24, 8, 4), WindowRules(), text=16, dtype=torch.float32, head_dim=16)
+    case.qkv.requires_grad_(False)
+    joint, guide = case.streams()
+    mask = flex.BlockMasks().get(case.layout, case.rules, case.text, True, torch.device("cpu"))
+    traced = torch.compile(flex_attention, backend="aot_eager", dynamic=False, fullgraph=True)
+    keys = [torch.cat([joint[i], guide[i]], dim=1).transpose(1, 2) for i in (1, 2)]
+    with torch.no_grad():
+        out = traced(joint[0].transpose(1, 2), *keys, block_mask=mask).transpose(1, 2)
+    assert (case.raster(out) - case.gathered()).abs().max() < 1e-6
