@@ -63,7 +63,7 @@ def recognise(path: str | Path) -> ModelSpec:
     folder = Path(path)
     index = _read_json(folder / INDEX, f"{folder} is no diffusers checkpoint")
     config = _read_json(folder / "transformer" / "config.json", f"{folder} has no transformer")
-    return match(str(index.get("_class_name")), config, where=str(folder))
+    return match(index, config, where=str(folder))
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def load_pipeline(
         opened = open_model(opened.source.text, opened.spec.name, opened.spec.components)
     cls = pipeline_class or getattr(importlib.import_module("diffusers"), opened.spec.pipeline_class)
     parts = {name: load_component(opened, name, dtype, device) for name in opened.spec.components}
-    return cls(**parts)
+    return cls(**parts, **opened.spec.pipeline_config)
 
 
 def weights_hash(model: str | Path | Model, component: str) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 from uhr.base.errors import UserError, unknown
 from uhr.models.spec import ModelSpec
-from uhr.models.specs import flux1, tiny
+from uhr.models.specs import flux1, flux2, tiny
 
-SPECS: Mapping[str, ModelSpec] = {spec.name: spec for spec in (*flux1.SPECS, *tiny.SPECS)}
+SPECS: Mapping[str, ModelSpec] = {spec.name: spec for spec in (*flux1.SPECS, *flux2.SPECS, *tiny.SPECS)}
 
 
 def names() -> list[str]:
@@ -24,21 +24,30 @@ def get(name: str) -> ModelSpec:
     return SPECS[name]
 
 
-def match(pipeline_class: str, transformer_config: Mapping[str, Any], where: str) -> ModelSpec:
-    """The spec whose pipeline class and transformer configuration these are.
+def match(index: Mapping[str, Any], transformer_config: Mapping[str, Any], where: str) -> ModelSpec:
+    """The spec whose `model_index.json` and transformer configuration these are.
 
     `where` names the checkpoint in the error for a pipeline or a geometry that no spec has.
     """
+    pipeline_class = str(index.get("_class_name"))
     siblings = [spec for spec in SPECS.values() if spec.pipeline_class == pipeline_class]
     if not siblings:
         known = sorted({spec.pipeline_class for spec in SPECS.values()})
         raise UserError(f"{where}: no spec is a '{pipeline_class}'", f"known pipelines: {', '.join(known)}")
     for spec in siblings:
-        if all(transformer_config.get(key) == value for key, value in spec.transformer_config.items()):
+        if _holds(spec.transformer_config, transformer_config) and _holds(spec.pipeline_config, index):
             return spec
-    keys = sorted({key for spec in siblings for key in spec.transformer_config})
-    shape = ", ".join(f"{key}={transformer_config.get(key)}" for key in keys)
+    found = {
+        key: values.get(key)
+        for values, of in ((transformer_config, "transformer_config"), (index, "pipeline_config"))
+        for key in sorted({key for spec in siblings for key in getattr(spec, of)})
+    }
+    shape = ", ".join(f"{key}={value}" for key, value in found.items())
     raise UserError(
         f"{where}: no spec has this transformer ({shape})",
         f"known: {', '.join(spec.name for spec in siblings)}; --spec takes one of them as it is",
     )
+
+
+def _holds(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    return all(found.get(key) == value for key, value in wanted.items())

@@ -80,6 +80,10 @@ class ModelSpec:
     vae_factor: int = 8
     patch: int = 2
     latent_channels: int = 16
+    pipeline_config: Mapping[str, Any] = field(default_factory=dict)
+    """Values of `model_index.json` that are no components: they tell siblings apart, and a pipeline takes
+    them."""
+
     notes: tuple[str, ...] = field(default=())
 
     @property

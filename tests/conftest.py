@@ -20,6 +20,14 @@ def tiny_flux(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_flux2(tmp_path_factory) -> Path:
+    """A tiny FLUX.2 [klein] checkpoint: diffusers folder, real classes, random weights. Read only."""
+    from uhr.models.zoo import make_tiny
+
+    return make_tiny("tiny-flux2", tmp_path_factory.mktemp("model2") / "tiny flux2", seed=0)
+
+
+@pytest.fixture(scope="session")
 def forge() -> ModuleType:
     """`forge.py` beside this file: pictures as bytes, in every format, mode and orientation."""
     spec = importlib.util.spec_from_file_location("forge", Path(__file__).with_name("forge.py"))

@@ -10,6 +10,12 @@ from dataclasses import replace
 
 from uhr.models.spec import Licence
 from uhr.models.specs.flux1 import FLUX1_DEV
+from uhr.models.specs.flux2 import FLUX2_KLEIN_4B, lora_target_sets
+
+_LICENCE = Licence(
+    id="apache-2.0", name="Apache-2.0", url="https://www.apache.org/licenses/LICENSE-2.0", commercial=True
+)
+_NOTES = ("random weights: what it paints is no picture of anything",)
 
 TINY_FLUX1 = replace(
     FLUX1_DEV,
@@ -24,11 +30,29 @@ TINY_FLUX1 = replace(
         "guidance_embeds": True,
     },
     native_size=128,
-    licence=Licence(
-        id="apache-2.0", name="Apache-2.0", url="https://www.apache.org/licenses/LICENSE-2.0", commercial=True
-    ),
+    licence=_LICENCE,
     hub_id=None,
-    notes=("random weights: what it paints is no picture of anything",),
+    notes=_NOTES,
 )
 
-SPECS = (TINY_FLUX1,)
+TINY_FLUX2 = replace(
+    FLUX2_KLEIN_4B,
+    name="tiny-flux2",
+    summary="FLUX.2 [klein]'s classes at 1M parameters, random weights: for tests, demos and dry runs",
+    transformer_config={
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "in_channels": 128,
+        "joint_attention_dim": 96,
+        "guidance_embeds": False,
+    },
+    lora_target_sets=lora_target_sets(2),
+    native_size=128,
+    licence=_LICENCE,
+    hub_id=None,
+    notes=_NOTES,
+)
+
+SPECS = (TINY_FLUX1, TINY_FLUX2)

@@ -13,6 +13,16 @@ def stock(tiny_flux):
     return pipeline
 
 
+@pytest.fixture(scope="session")
+def stock2(tiny_flux2):
+    """diffusers' own Flux2KleinPipeline on the tiny checkpoint. Shared: a test leaves it as it found it."""
+    from diffusers import Flux2KleinPipeline
+
+    pipeline = Flux2KleinPipeline.from_pretrained(tiny_flux2, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 @pytest.fixture
 def transformer(tiny_flux):
     """A tiny transformer of the test's own."""

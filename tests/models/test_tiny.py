@@ -15,12 +15,16 @@ def contents(folder):
     }
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny_flux, tmp_path):
-    again = zoo.make_tiny("tiny-flux1", tmp_path / "again", seed=0)
-    other = zoo.make_tiny("tiny-flux1", tmp_path / "other", seed=1)
-    assert contents(again) == contents(tiny_flux)
-    for component in ("transformer", "vae", "text_encoder", "text_encoder_2"):
-        assert zoo.weights_hash(other, component) != zoo.weights_hash(tiny_flux, component)
+@pytest.mark.parametrize(
+    ("name", "made"), [("tiny-flux1", "tiny_flux"), ("tiny-flux2", "tiny_flux2")], ids=["flux1", "flux2"]
+)
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(name, made, request, tmp_path):
+    folder = request.getfixturevalue(made)
+    again = zoo.make_tiny(name, tmp_path / "again", seed=0)
+    other = zoo.make_tiny(name, tmp_path / "other", seed=1)
+    assert contents(again) == contents(folder)
+    for component in {"transformer", "vae", "text_encoder", "text_encoder_2"} & set(zoo.get(name).components):
+        assert zoo.weights_hash(other, component) != zoo.weights_hash(folder, component)
 
 
 def test_making_one_leaves_torchs_random_state_alone(tmp_path):
@@ -57,6 +61,53 @@ def test_geometry_is_that_of_flux_in_small(stock):
     assert (stock.tokenizer.model_max_length, stock.tokenizer_2.model_max_length) == (77, 512)
 
 
+def test_geometry_is_that_of_flux2_klein_in_small(stock2):
+    config = stock2.transformer.config
+    assert config.axes_dims_rope == [8, 8, 8, 8]
+    assert not config.guidance_embeds
+    assert config.rope_theta == 2000
+    assert config.joint_attention_dim == 3 * stock2.text_encoder.config.hidden_size
+    assert stock2.config.is_distilled
+    assert stock2.vae_scale_factor == 8
+    assert stock2.vae.config.latent_channels == 32
+    assert stock2.vae.quant_conv is not None
+    # every channel is normalised by numbers of its own, or a mistake in their order would not show
+    assert (
+        len(set(stock2.vae.bn.running_mean.tolist())) == len(set(stock2.vae.bn.running_var.tolist())) == 128
+    )
+
+
+def test_a_prompt_is_wrapped_in_the_turns_of_a_chat_without_thoughts(stock2):
+    turns = [{"role": "user", "content": "a lake"}]
+    said = stock2.tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    answer = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert said == "<|im_start|>user\na lake<|im_end|>\n" + answer
+    ids = stock2.tokenizer(said).input_ids
+    # each mark is one token
+    assert len(ids) == 5 + len("user\na lake\nassistant\n\n\n\n\n")
+    assert stock2.tokenizer.decode(ids) == said
+
+
+def paint2(stock2, prompt="a red house", seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.from_numpy(
+        stock2(
+            prompt=prompt, height=128, width=128, num_inference_steps=4, guidance_scale=1.0,
+            generator=draw, output_type="np", max_sequence_length=64,
+        ).images[0]
+    )  # fmt: skip
+
+
+def test_flux2s_pictures_have_contrast_and_prompt_and_seed_each_change_them(stock2):
+    first = paint2(stock2)
+    assert first.std() > 0.05
+    assert ((first == 0) | (first == 1)).float().mean() < 0.1
+    for other in (paint2(stock2, prompt="the sea"), paint2(stock2, seed=1)):
+        assert (first - other).abs().mean() > 0.01
+
+
 def paint(stock, prompt="a red house", seed=0, guidance=3.5):
     draw = torch.Generator().manual_seed(seed)
     return torch.from_numpy(
@@ -75,12 +126,14 @@ def test_pictures_have_contrast_and_prompt_guidance_and_seed_each_change_them(st
         assert (first - other).abs().mean() > 0.01
 
 
-def test_latents_of_pictures_have_about_unit_variance_and_a_narrow_posterior(stock):
+@pytest.mark.parametrize("family", ["stock", "stock2"])
+def test_latents_of_pictures_have_about_unit_variance_and_a_narrow_posterior(family, request):
+    stock = request.getfixturevalue(family)
     draw = torch.Generator().manual_seed(0)
     rgb = torch.randint(0, 256, (4, 16, 16, 3), generator=draw, dtype=torch.uint8)
     rgb = rgb.repeat_interleave(8, 1).repeat_interleave(8, 2)
     mean, std = latents.encode_moments(stock.vae, rgb)
-    model = latents.Normalisation.of(stock.vae.config).to_model(mean)
+    model = latents.normalisation(stock.vae).to_model(mean)
     assert 0.5 < model.std() < 2
     assert abs(model.mean()) < 0.5
     assert std.mean() < 0.2

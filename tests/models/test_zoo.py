@@ -54,8 +54,55 @@ def test_flux_devs_geometry_is_that_of_diffusers_defaults():
             assert defaults[key] == value, key
 
 
-def test_a_folder_is_recognised_by_its_configuration(tiny_flux):
+def test_klein_9b_has_nine_billion_parameters_and_4b_four():
+    import diffusers
+
+    for name, billions in (("flux2-klein-9b", 9), ("flux2-klein-4b", 4)):
+        with torch.device("meta"):
+            model = diffusers.Flux2Transformer2DModel(**zoo.get(name).transformer_config)
+        assert round(sum(p.numel() for p in model.parameters()) / 1e9) == billions
+
+
+def test_every_lora_target_is_there_and_both_kinds_of_blocks_have_some():
+    import diffusers
+
+    for name in zoo.names():
+        spec = zoo.get(name)
+        with torch.device("meta"):
+            model = getattr(diffusers, spec.transformer_class)(**spec.transformer_config)
+        kinds = {f".{path}": type(module) for path, module in model.named_modules()}
+        for targets in spec.lora_target_sets.values():
+            hits = {t: [path for path in kinds if path.endswith(f".{t}")] for t in targets}
+            assert all(hits.values()), (name, hits)
+            paths = [path for found in hits.values() for path in found]
+            assert {kinds[path] for path in paths} == {torch.nn.Linear}
+            assert {path.startswith(".single") for path in paths} == {True, False}
+
+
+def test_guidance_and_licence_of_klein_are_those_of_its_variant():
+    distilled, base = zoo.get("flux2-klein-9b"), zoo.get("flux2-klein-base-9b")
+    assert (distilled.guidance, distilled.guidance_scale, distilled.steps) == ("none", None, 4)
+    assert (base.guidance, base.guidance_scale, base.steps) == ("cfg", 4.0, 50)
+    assert [zoo.get(f"flux2-klein-{size}b").licence.commercial for size in (4, 9)] == [True, False]
+
+
+def test_a_folder_is_recognised_by_its_configuration(tiny_flux, tiny_flux2):
     assert zoo.recognise(tiny_flux).name == "tiny-flux1"
+    assert zoo.recognise(tiny_flux2).name == "tiny-flux2"
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.names() if not zoo.get(name).tiny])
+def test_every_published_configuration_is_recognised_as_itself(name, tmp_path):
+    spec = zoo.get(name)
+    index = {"_class_name": spec.pipeline_class, **spec.pipeline_config}
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(dict(spec.transformer_config)))
+    assert zoo.recognise(tmp_path) is spec
+
+
+def test_a_loaded_pipeline_knows_whether_it_is_distilled(tiny_flux2, tmp_path):
+    assert zoo.load_pipeline(tiny_flux2).config.is_distilled
 
 
 def fake(folder, pipeline="FluxPipeline", **transformer):

@@ -1,23 +1,11 @@
-"""Makes a tiny checkpoint: a diffusers folder of the real classes with seeded random weights.
-
-The weights are drawn so that signals neither die nor explode: pictures have contrast, and prompt, guidance
-and seed each change them. The VAE's latents have the statistics that the real scaling factor expects.
-"""
+"""A tiny FLUX.1: FluxPipeline of CLIP, T5, the transformer and the VAE, in a few megabytes."""
 
 from __future__ import annotations
 
-import math
-import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from uhr.base.errors import UserError, unknown
-from uhr.models.registry import SPECS, get
 from uhr.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    import torch
+from uhr.models.tiny.draw import draw
 
 TEXT_WIDTH = 32
 POOLED_WIDTH = 32
@@ -28,43 +16,27 @@ SCALING, SHIFT = 0.3611, 0.1159
 """Scale and shift of FLUX.1's VAE: model latent = (z - shift) * scaling."""
 
 
-def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
-    """Write a tiny checkpoint that `FluxPipeline.from_pretrained` loads; the folder's path.
-
-    The same seed gives the same bytes. A folder that holds anything is refused.
-    """
-    spec = get(spec_name)
-    if not spec.tiny:
-        raise unknown("tiny spec", spec_name, [name for name, s in SPECS.items() if s.tiny])
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty", "name a new folder")
-    assert spec.family == "flux1"
+def pipeline(spec: ModelSpec, seed: int) -> Any:
+    """The whole pipeline, weights drawn."""
     import torch
-
-    from uhr.models.quiet import quiet_loading
-
-    # the classes draw initial weights of their own: keep that off the caller's generator
-    with torch.random.fork_rng(devices=[]), quiet_loading():
-        _pipeline(spec, seed).save_pretrained(folder)
-    return folder
-
-
-def _pipeline(spec: ModelSpec, seed: int) -> Any:
     from diffusers import FluxPipeline
 
+    vae = draw(_vae(spec), "vae", seed, _vae_gain)
+    with torch.no_grad():
+        _set_latent_statistics(vae)
     return FluxPipeline(
-        scheduler=_scheduler(),
-        vae=_draw(_vae(spec), "vae", seed, _vae_gain),
-        text_encoder=_draw(_clip(spec), "text_encoder", seed, _text_gain),
+        scheduler=scheduler(),
+        vae=vae,
+        text_encoder=draw(_clip(spec), "text_encoder", seed, _text_gain),
         tokenizer=_clip_tokenizer(spec),
-        text_encoder_2=_draw(_t5(), "text_encoder_2", seed, _text_gain),
+        text_encoder_2=draw(_t5(), "text_encoder_2", seed, _text_gain),
         tokenizer_2=_t5_tokenizer(spec),
-        transformer=_draw(_transformer(spec), "transformer", seed, _transformer_gain),
+        transformer=draw(_transformer(spec), "transformer", seed, _transformer_gain),
     )
 
 
-def _scheduler() -> Any:
+def scheduler() -> Any:
+    """As published with FLUX.1-dev, and with FLUX.2."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(
@@ -171,10 +143,6 @@ def _t5() -> Any:
     )
 
 
-Gain = Callable[[str], tuple[float, float]]
-"""A parameter's name -> (factor on its standard deviation 1/sqrt(fan in), mean)."""
-
-
 def _transformer_gain(name: str) -> tuple[float, float]:
     # velocities of unit size, as those of unit noise and unit data are
     return (1.5, 0.0) if name == "proj_out.weight" else (1.0, 0.0)
@@ -192,37 +160,6 @@ def _vae_gain(name: str) -> tuple[float, float]:
         "encoder.conv_out.weight": (1 / SCALING / 0.6, 0.0),
         "decoder.conv_out.weight": (0.8, 0.0),
     }.get(name, (1.0, 0.0))
-
-
-def _draw(module: Any, component: str, seed: int, gain: Gain) -> Any:
-    """Fill every parameter from its own stream, named by seed, component and parameter: no order matters."""
-    import torch
-
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.copy_(_values(name, tuple(parameter.shape), component, seed, gain))
-        if component == "vae":
-            _set_latent_statistics(module)
-    return module.eval()
-
-
-def _values(name: str, shape: tuple[int, ...], component: str, seed: int, gain: Gain) -> torch.Tensor:
-    """numpy's generator rather than torch's: its stream is the same on every processor."""
-    import numpy as np
-    import torch
-
-    stream = np.random.default_rng([seed, zlib.crc32(f"{component}.{name}".encode())])
-    values = stream.standard_normal(shape, dtype=np.float32)
-    if len(shape) == 1:
-        scale, mean = (0.02, 1.0) if "norm" in name and name.endswith("weight") else (0.02, 0.0)
-    else:
-        embedding = any(
-            word in name for word in ("embedding.weight", "shared", "embed_tokens", "relative_attention")
-        )
-        fan_in = 1 if embedding else math.prod(shape[1:])
-        factor, mean = gain(name)
-        scale = factor / math.sqrt(fan_in)
-    return torch.from_numpy(values * np.float32(scale) + np.float32(mean))
 
 
 def _set_latent_statistics(vae: Any) -> None:

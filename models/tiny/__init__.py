@@ -1,0 +1,35 @@
+"""Makes a tiny checkpoint: a diffusers folder of the real classes with seeded random weights.
+
+The weights are drawn so that signals neither die nor explode: pictures have contrast, and prompt, guidance
+and seed each change them. The VAE's latents have the statistics that the real normalisation expects.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uhr.base.errors import UserError, unknown
+from uhr.models.registry import SPECS, get
+
+
+def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
+    """Write a tiny checkpoint that the stock pipeline's `from_pretrained` loads; the folder's path.
+
+    The same seed gives the same bytes. A folder that holds anything is refused.
+    """
+    spec = get(spec_name)
+    if not spec.tiny:
+        raise unknown("tiny spec", spec_name, [name for name, s in SPECS.items() if s.tiny])
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty", "name a new folder")
+    import torch
+
+    from uhr.models.quiet import quiet_loading
+    from uhr.models.tiny import flux1, flux2
+
+    make = {"flux1": flux1.pipeline, "flux2": flux2.pipeline}[spec.family]
+    # the classes draw initial weights of their own: keep that off the caller's generator
+    with torch.random.fork_rng(devices=[]), quiet_loading():
+        make(spec, seed).save_pretrained(folder)
+    return folder

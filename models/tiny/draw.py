@@ -1,0 +1,49 @@
+"""Seeded random weights under which signals neither die nor explode."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+Gain = Callable[[str], tuple[float, float]]
+"""A parameter's name -> (factor on its standard deviation 1/sqrt(fan in), mean)."""
+
+
+def draw(module: Any, component: str, seed: int, gain: Gain) -> Any:
+    """Fill every parameter from its own stream, named by seed, component and parameter: no order matters."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(values(name, tuple(parameter.shape), component, seed, gain))
+    return module.eval()
+
+
+def stream(name: str, component: str, seed: int) -> Any:
+    """numpy's generator rather than torch's: it is the same on every processor."""
+    import numpy as np
+
+    return np.random.default_rng([seed, zlib.crc32(f"{component}.{name}".encode())])
+
+
+def values(name: str, shape: tuple[int, ...], component: str, seed: int, gain: Gain) -> torch.Tensor:
+    """float32 of a parameter's shape."""
+    import numpy as np
+    import torch
+
+    normal = stream(name, component, seed).standard_normal(shape, dtype=np.float32)
+    if len(shape) == 1:
+        scale, mean = (0.02, 1.0) if "norm" in name and name.endswith("weight") else (0.02, 0.0)
+    else:
+        embedding = any(
+            word in name for word in ("embedding.weight", "shared", "embed_tokens", "relative_attention")
+        )
+        fan_in = 1 if embedding else math.prod(shape[1:])
+        factor, mean = gain(name)
+        scale = factor / math.sqrt(fan_in)
+    return torch.from_numpy(normal * np.float32(scale) + np.float32(mean))
