@@ -9,7 +9,7 @@ set of places that fits.
 
 What is counted (bytes): the caller's input, the result, the activation that is put down (input and output of
 a segment share the space: bands of the input go as bands of the output come), keys and values, and the
-scratch of one band. Not counted: weights, and what a convolution kernel takes for itself.
+scratch of one band, with a convolution kernel's copies of its input and output. Not counted: weights.
 """
 
 from __future__ import annotations
@@ -224,6 +224,8 @@ def _scratch(task: Task, first: int, last: int, rows: int) -> int:
                 # the band with its edge rows, and once more where columns are padded on one side only
                 copies = 1 + (layer.pads[2] != layer.pads[3])
                 extra = copies * (given + 2 * (layer.kernel - 1) * given // taken)
+                # kernels hold input and output once more, in a layout of their own
+                extra += given + out
                 beside += (layer.kernel - 1) * given // taken
             elif isinstance(layer, Norm):
                 # a float32 copy, and the moments' kernel writes what it does not need
