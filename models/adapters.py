@@ -17,6 +17,7 @@ import torch
 from uhr.base.errors import UserError
 from uhr.models import adapter_layers
 from uhr.models.hub import lora_file
+from uhr.models.lora_keys import layout_of
 
 ADAPTER = "default"
 """Name of the adapter that training adds."""
@@ -152,23 +153,41 @@ class LoraFile:
                 raise UserError(f"adapter {self.file}: {what}", fix)
 
 
-def read_lora(path: str | Path) -> LoraFile:
-    """Read a LoRA file or the one in a folder: whatever diffusers reads (its own keys, kohya's, XLabs')."""
-    from diffusers import FluxPipeline
-
+def read_lora(path: str | Path, family: str = "flux1") -> LoraFile:
+    """Read a LoRA file or the one in a folder: whatever diffusers reads for that family of backbones (its own
+    keys, kohya's, for FLUX.1 XLabs')."""
     file = lora_file(path)
     try:
-        state, alphas, metadata = FluxPipeline.lora_state_dict(
-            str(file), return_alphas=True, return_lora_metadata=True, local_files_only=True
-        )
+        state, alphas, metadata = _READERS[family](str(file))
     except (OSError, ValueError, RuntimeError, KeyError, AssertionError) as error:
         # the converter asserts FLUX.1-dev's widths without a word
         words = _line(error) or "its widths are not those of FLUX.1-dev"
-        raise UserError(f"adapter {file} cannot be read ({words})", "is it a FLUX LoRA?") from error
+        raise UserError(f"adapter {file} cannot be read ({words})", f"is it a {family} LoRA?") from error
     strange = sorted(key for key in state if key.partition(".")[0] not in ("transformer", "text_encoder"))
     if strange or not state:
-        raise UserError(f"adapter {file} is no FLUX LoRA", f"key {strange[0]}" if strange else "it is empty")
+        why = f"key {strange[0]}" if strange else "it is empty"
+        raise UserError(f"adapter {file} is no {family} LoRA", why)
     return LoraFile(file, state, alphas, metadata)
+
+
+def _read_flux1(file: str) -> tuple[dict[str, torch.Tensor], dict[str, float] | None, dict[str, Any] | None]:
+    from diffusers import FluxPipeline
+
+    return FluxPipeline.lora_state_dict(
+        file, return_alphas=True, return_lora_metadata=True, local_files_only=True
+    )
+
+
+def _read_flux2(file: str) -> tuple[dict[str, torch.Tensor], dict[str, float] | None, dict[str, Any] | None]:
+    from diffusers import Flux2KleinPipeline
+
+    state, metadata = Flux2KleinPipeline.lora_state_dict(
+        file, return_lora_metadata=True, local_files_only=True
+    )
+    return state, None, metadata
+
+
+_READERS = {"flux1": _read_flux1, "flux2": _read_flux2}
 
 
 def load_lora(target: Any, path: str | Path, name: str) -> LoraFile:
@@ -178,9 +197,9 @@ def load_lora(target: Any, path: str | Path, name: str) -> LoraFile:
     error: part of the adapter would be silently lost. So is a part for CLIP when `target` is a transformer.
     Scales are set by `activate`.
     """
-    lora = read_lora(path)
     whole = hasattr(target, "transformer")
     transformer = target.transformer if whole else target
+    lora = read_lora(path, layout_of(transformer).family)
     if lora.changes_text_encoder and not whole:
         raise UserError(f"adapter {lora.file} also changes CLIP", "load it into a whole pipeline")
     lora.check_fits(transformer)
@@ -207,28 +226,6 @@ def activate(target: Any, scales: Mapping[str, float]) -> None:
     `target` is a pipeline or a bare transformer.
     """
     target.set_adapters(list(scales), [float(scale) for scale in scales.values()])
-
-
-def _check_fits(transformer: Any, state: Mapping[str, torch.Tensor], file: Path) -> None:
-    """Every A and B must meet a module of its shape."""
-    modules = dict(transformer.named_modules())
-    for key, tensor in state.items():
-        if ".lora_A." not in key and ".lora_B." not in key:
-            continue
-        path, _, part = key.removeprefix("transformer.").partition(".lora_")
-        module = modules.get(path)
-        module = getattr(module, "base_layer", module)
-        weight = getattr(module, "weight", None)
-        if weight is None:
-            raise UserError(f"adapter {file}: this model has no '{path}'", "it was made for another backbone")
-        side, wants = (
-            (tensor.shape[1], weight.shape[1]) if part.startswith("A") else (tensor.shape[0], weight.shape[0])
-        )
-        if side != wants:
-            raise UserError(
-                f"adapter {file}: '{path}' has width {wants} here and {side} in the file",
-                "it was made for another backbone",
-            )
 
 
 @dataclass

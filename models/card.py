@@ -80,12 +80,13 @@ from diffusers import {facts.spec.pipeline_class}
 
 pipe = {facts.spec.pipeline_class}.from_pretrained("{facts.base_model}", torch_dtype=torch.bfloat16)
 pipe.load_lora_weights("path/to/this/folder")
-pipe("a prompt", num_inference_steps={facts.spec.steps}{scale}).images[0].save("picture.png")
+pipe(prompt="a prompt", num_inference_steps={facts.spec.steps}{scale}).images[0].save("picture.png")
 ```
 
 ```bash
-uhr sample euler --model {facts.base_model} --adapter path/to/this/folder --prompt "a prompt" --out
-picture.png ```"""
+uhr sample euler --model {facts.base_model} --adapter path/to/this/folder \\
+    --prompt "a prompt" --out picture.png
+```"""
 
 
 def _training(facts: CardFacts) -> str:

@@ -20,7 +20,7 @@ from uhr.models.spec import ModelSpec
 if TYPE_CHECKING:
     import torch
 
-    from uhr.models.text import TextEncoders
+    from uhr.models.text import ChatEncoder, TextEncoders
 
 DTYPES = ("float32", "bfloat16", "float16")
 TEXT_COMPONENTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
@@ -161,13 +161,18 @@ def load_vae(model: str | Path | Model, dtype: str | torch.dtype = "float32", de
 
 def load_text_encoders(
     model: str | Path | Model, dtype: str | torch.dtype = "float32", device: str = "cpu"
-) -> TextEncoders:
-    """Both text encoders with their tokenizers, for `text.encode_prompts`."""
-    from uhr.models.text import TextEncoders
+) -> TextEncoders | ChatEncoder:
+    """A family's text encoders with their tokenizers: FLUX.1's for `text.encode_prompts`, FLUX.2's for
+    `text.encode_chat`."""
+    from uhr.models.text import ChatEncoder, TextEncoders
 
-    opened = model if isinstance(model, Model) else open_model(model, components=TEXT_COMPONENTS)
-    parts = {name: load_component(opened, name, dtype, device) for name in TEXT_COMPONENTS}
-    return TextEncoders(**parts, lengths=dict(opened.spec.text_lengths))
+    opened = model if isinstance(model, Model) else open_model(model)
+    names = [name for name in TEXT_COMPONENTS if name in opened.spec.components]
+    if opened.source.repository:
+        opened = open_model(opened.source.text, opened.spec.name, names)
+    parts = {name: load_component(opened, name, dtype, device) for name in names}
+    cls = {"flux1": TextEncoders, "flux2": ChatEncoder}[opened.spec.family]
+    return cls(**parts, lengths=dict(opened.spec.text_lengths))
 
 
 def load_pipeline(

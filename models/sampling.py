@@ -116,7 +116,7 @@ def _check_adapters(model: Model, adapters: tuple[Adapter, ...]) -> None:
 
     transformer = empty_transformer(model)
     for adapter in adapters:
-        read_lora(adapter.file).check_fits(transformer)
+        read_lora(adapter.file, model.spec.family).check_fits(transformer)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -18,10 +18,19 @@ from uhr.models.loading import (
 )
 from uhr.models.registry import get, names
 from uhr.models.spec import GuidanceKind, Licence, ModelSpec, ShiftPolicy
-from uhr.models.text import PromptEmbeds, TextEncoders, encode_prompts
+from uhr.models.text import (
+    ChatEmbeds,
+    ChatEncoder,
+    PromptEmbeds,
+    TextEncoders,
+    encode_chat,
+    encode_prompts,
+)
 from uhr.models.tiny import make_tiny
 
 __all__ = [
+    "ChatEmbeds",
+    "ChatEncoder",
     "GuidanceKind",
     "Licence",
     "Model",
@@ -29,6 +38,7 @@ __all__ = [
     "PromptEmbeds",
     "ShiftPolicy",
     "TextEncoders",
+    "encode_chat",
     "encode_prompts",
     "get",
     "load_component",

@@ -115,7 +115,7 @@ def test_a_part_for_clip_wants_a_pipeline(transformer, tmp_path):
         (lambda folder: (folder / "x.safetensors").write_bytes(b"junk") and folder, "cannot be read"),
         (
             lambda folder: write(folder / "x.safetensors", {"unet.a": torch.zeros(1)}),
-            "no FLUX LoRA|cannot be read",
+            "no flux1 LoRA|cannot be read",
         ),
     ],
 )

@@ -37,3 +37,23 @@ def test_no_gradient_is_kept(encoders):
 def test_what_is_beyond_the_length_does_not_count(encoders):
     longer = zoo.encode_prompts(encoders, ["word " * 300 + "tail", "word " * 300 + "another end"])
     assert torch.equal(longer.t5[0], longer.t5[1])
+
+
+@pytest.fixture(scope="module")
+def chat(tiny_flux2):
+    return zoo.load_text_encoders(tiny_flux2)
+
+
+def test_flux2s_embeddings_are_bitwise_those_of_the_stock_pipeline(chat, stock2):
+    ours = zoo.encode_chat(chat, PROMPTS)
+    with torch.no_grad():
+        theirs, _ = stock2.encode_prompt(PROMPTS, max_sequence_length=512)
+    assert torch.equal(ours.text, theirs)
+    assert ours.text.shape == (4, 512, 96)
+    assert not ours.text.requires_grad
+
+
+def test_flux2s_token_counts_take_in_the_turns_around_a_prompt(chat):
+    embeds = zoo.encode_chat(chat, PROMPTS)
+    assert [count > 512 for count in embeds.tokens] == [False, False, False, True]
+    assert embeds.tokens[0] - embeds.tokens[1] == len(PROMPTS[0])

@@ -1,0 +1,126 @@
+"""Plain LoRA on FLUX.2: added, read out, exported, read by the stock pipeline, merged."""
+
+import pytest
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models import adapters, lora_formats, zoo
+from uhr.models.adapters import LoraSpec
+from uhr.models.backbones.flux2 import Flux2
+from uhr.models.conversion import load_adapter, lora_of
+from uhr.models.export import export_lora
+from uhr.models.lora_keys import layout_of
+
+SPEC = zoo.get("tiny-flux2")
+MODULES = {"attention": 2 * 4 + 2, "all-linear": 2 * 12 + 2 * 2}
+
+
+@pytest.fixture
+def fresh(tiny_flux2):
+    from diffusers import Flux2KleinPipeline
+
+    return Flux2KleinPipeline.from_pretrained(tiny_flux2, local_files_only=True)
+
+
+def trained(tiny_flux2, lora, seed=1):
+    """A tiny transformer with an adapter that says something, and its state."""
+    model = zoo.load_transformer(tiny_flux2)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapters.add_lora(model, lora, seed=0):
+            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
+    return model, adapters.lora_state(model)
+
+
+def call(model):
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return model(
+            hidden_states=torch.randn(2, 64, 128, generator=draw),
+            encoder_hidden_states=torch.randn(2, 16, 96, generator=draw),
+            timestep=torch.tensor([0.9, 0.3]),
+            img_ids=Flux2().image_ids(8, 8),
+            txt_ids=Flux2().text_ids(16),
+            return_dict=False,
+        )[0]
+
+
+@pytest.mark.parametrize("targets", MODULES)
+def test_a_stock_pipeline_fuses_exactly_what_our_merge_gives(tiny_flux2, fresh, tmp_path, targets, facts):
+    lora = LoraSpec(4, SPEC.lora_target_sets[targets], alpha=2)
+    model, state = trained(tiny_flux2, lora)
+    base = {name: p.clone() for name, p in fresh.transformer.named_parameters()}
+    folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC))
+
+    fresh.load_lora_weights(folder)
+    torch.testing.assert_close(call(fresh.transformer), call(model), atol=1e-5, rtol=1e-5)
+    fresh.fuse_lora()
+    fresh.unload_lora_weights()
+    fused = dict(fresh.transformer.named_parameters())
+    merged = adapters.merge(model)
+    paths = {key.partition(".lora_")[0] for key in state}
+    assert len(paths) == MODULES[targets]
+    for path in paths:
+        by_hand = 2 / 4 * state[f"{path}.lora_B.weight"] @ state[f"{path}.lora_A.weight"]
+        torch.testing.assert_close(
+            fused[f"{path}.weight"], base[f"{path}.weight"] + by_hand, atol=1e-6, rtol=1e-6
+        )
+        ours = model.get_submodule(path).get_base_layer().weight
+        torch.testing.assert_close(fused[f"{path}.weight"], ours, atol=1e-6, rtol=1e-6)
+    for name, tensor in base.items():
+        assert (name.removesuffix(".weight") in paths) != torch.equal(fused[name], tensor), name
+    merged.unmerge()
+    for path in paths:
+        assert torch.equal(model.get_submodule(path).get_base_layer().weight, base[f"{path}.weight"])
+
+
+def test_our_own_loaders_read_it_back_bitwise_with_its_alpha(tiny_flux2, tmp_path, facts, fresh):
+    lora = LoraSpec(4, SPEC.lora_target_sets["all-linear"], alpha=2)
+    model, state = trained(tiny_flux2, lora)
+    folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC))
+    bare = zoo.load_transformer(tiny_flux2)
+    for target in (bare, fresh):
+        assert adapters.load_lora(target, folder, "lakes").ranks == (4,)
+        transformer = getattr(target, "transformer", target)
+        again = adapters.lora_state(transformer, "lakes")
+        assert all(torch.equal(again[key], state[key]) for key in state)
+        assert torch.equal(call(transformer), call(model))
+    other = zoo.load_transformer(tiny_flux2)
+    load_adapter(other, folder, "lakes")
+    assert torch.equal(call(other), call(model))
+
+
+def test_kohyas_and_comfyuis_keys_of_it_do_the_same(tiny_flux2, tmp_path):
+    # attention only: diffusers' kohya reader knows the blocks' linears
+    model, _ = trained(tiny_flux2, LoraSpec(4, SPEC.lora_targets, alpha=2))
+    expected = call(model)
+    for form in (lora_formats.Format.KOHYA, lora_formats.Format.COMFYUI):
+        file = tmp_path / f"{form}.safetensors"
+        lora_formats.save(lora_of(model), file, form, layout_of(model))
+        other = zoo.load_transformer(tiny_flux2)
+        load_adapter(other, file, "x")
+        torch.testing.assert_close(call(other), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_of_the_other_family_is_one_clear_line(tiny_flux, tiny_flux2, tmp_path, adapter, facts):
+    lora = LoraSpec(4, SPEC.lora_targets)
+    _, state = trained(tiny_flux2, lora)
+    folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC))
+    with pytest.raises(UserError, match=r"this model has no 'single_transformer_blocks.*to_qkv_mlp_proj'"):
+        adapters.load_lora(zoo.load_transformer(tiny_flux), folder, "x")
+    with pytest.raises(UserError, match=r"this model has no|has width"):
+        adapters.load_lora(zoo.load_transformer(tiny_flux2), adapter, "x")
+
+
+def test_the_card_of_it_calls_the_stock_pipeline_as_it_wants_to_be_called(tiny_flux2, tmp_path, facts, fresh):
+    lora = LoraSpec(4, SPEC.lora_targets)
+    _, state = trained(tiny_flux2, lora)
+    folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC, guidance=None))
+    card = (folder / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    code = code.replace('"tiny-flux1"', repr(str(tiny_flux2))).replace("path/to/this/folder", str(folder))
+    code = code.replace('"picture.png"', repr(str(tmp_path / "picture.png")))
+    code = code.replace('(prompt="a prompt"', '(prompt="a prompt", height=64, width=64')
+    exec(code, {})
+    assert (tmp_path / "picture.png").exists()
+    assert "flux2" in card
