@@ -27,6 +27,7 @@ from uhr.base.config import Config, build
 from uhr.base.errors import UserError, load_object, unknown
 
 KNOWN: Mapping[str, str] = {
+    "attention-calls": "uhr.models.attention.call:AttentionCalls",
     "exact-tiling": "uhr.models.vae.tiled:ExactTiling",
     "lora": "uhr.models.adapter_surgeries:PlainLora",
     "rope-ntk": "uhr.models.rope_surgeries:RopeNtk",

@@ -7,7 +7,8 @@
 
 Everything outside stays as it is: tokens and ids go in and come out in raster order, the state dict is the
 same, and a call without `attention` is the stock one, bit for bit. A pipeline that passes
-`joint_attention_kwargs` on needs no change either.
+`joint_attention_kwargs` on needs no change either. Blocks may be compiled (`compile_repeated_blocks`), with
+`fullgraph` only for FlexAttention without a guide.
 """
 
 from __future__ import annotations
@@ -81,29 +82,34 @@ class Windows(Attention):
             "hidden_states": self.layout.to_windows(image),
             "img_ids": self.layout.to_windows(inputs["img_ids"], dim=-2),
         }
-        return ordered, _WindowsCall(self, run, inputs["encoder_hidden_states"].shape[1])
+        text, mask = inputs["encoder_hidden_states"].shape[1], None
+        if self.backend == "flex" or (self.backend == "auto" and image.device.type == "cuda"):
+            mask = self.masks.get(self.layout, self.rules, text, run is not None, image.device)
+        return ordered, _WindowsCall(self.layout, self.rules, text, run, mask)
 
 
 @dataclass
 class _WindowsCall(Call):
-    windows: Windows
-    guide: GuideRun | None
+    layout: WindowLayout
+    rules: WindowRules
     text: int
+    guide: GuideRun | None
+    mask: Any
+    """FlexAttention's; None for the gathered back end."""
 
     def attend(
         self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rotary: Rotary
     ) -> torch.Tensor:
-        plan, text = self.windows, self.text
         guide = None
         if self.guide is not None:
-            guide = self.guide.keys_values(layer, (key[:, :text], value[:, :text]), rotary)
-        on_cuda = query.device.type == "cuda"
-        if plan.backend == "flex" or (plan.backend == "auto" and on_cuda):
-            return flex.attend(query, key, value, guide, plan.layout, plan.rules, plan.masks)
-        return gathered.attend(query, key, value, guide, plan.layout, plan.rules)
+            text = (key[:, : self.text], value[:, : self.text])
+            guide = self.guide.keys_values(layer, text, rotary)
+        if self.mask is not None:
+            return flex.attend(query, key, value, guide, self.mask)
+        return gathered.attend(query, key, value, guide, self.layout, self.rules)
 
     def end(self, sample: torch.Tensor) -> torch.Tensor:
-        return self.windows.layout.to_raster(sample)
+        return self.layout.to_raster(sample)
 
 
 class AttentionCalls(Surgery):

@@ -96,20 +96,13 @@ def _kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: A
 
 
 def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    guide: Guide | None,
-    layout: WindowLayout,
-    rules: WindowRules,
-    masks: BlockMasks,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, guide: Guide | None, mask: Any
 ) -> torch.Tensor:
-    """As `gathered.attend`: text and image queries, [B, T + N, H, D]."""
+    """As `gathered.attend`, with the rules in a mask of `BlockMasks`: text and image queries, [B, T + N, H,
+    D]."""
     wants_gradient = any(x.requires_grad for x in (query, key, value, *(guide or ())))
     if query.device.type == "cpu" and wants_gradient and torch.is_grad_enabled():
         raise UserError("FlexAttention has no backward pass on a CPU", "take the gathered back end")
-    text = query.shape[1] - layout.tokens
-    mask = masks.get(layout, rules, text, guide is not None, query.device)
     if guide is not None:
-        key, value = (torch.cat(pair, dim=1) for pair in zip((key, value), guide, strict=True))
+        key, value = torch.cat([key, guide[0]], dim=1), torch.cat([value, guide[1]], dim=1)
     return _kernel(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask).transpose(1, 2)

@@ -103,7 +103,8 @@ class Case:
     def flex(self):
         joint, guide = self.streams()
         keys = None if guide is None else (guide[1], guide[2])
-        return self.raster(flex.attend(*joint, keys, self.layout, self.rules, flex.BlockMasks()))
+        mask = flex.BlockMasks().get(self.layout, self.rules, self.text, self.guide, torch.device("cpu"))
+        return self.raster(flex.attend(*joint, keys, mask))
 
     def dense(self):
         query, key, value = (x.transpose(1, 2) for x in self.qkv)
@@ -273,7 +274,7 @@ def test_the_guide_is_global_up_to_4096_tokens_and_local_above():
 def test_flex_on_a_cpu_refuses_gradients():
     joint, _ = Case(WindowLayout(8, 8, 4, 2), WindowRules(), 0, guide=False).streams()
     with pytest.raises(UserError, match="gathered"):
-        flex.attend(*joint, None, WindowLayout(8, 8, 4, 2), WindowRules(), flex.BlockMasks())
+        flex.attend(*joint, None, mask=None)
 
 
 def test_the_mask_of_a_compiled_kernel_traces_without_a_break():

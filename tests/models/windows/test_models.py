@@ -147,3 +147,11 @@ def test_a_stock_pipeline_samples_in_windows(stock):
         )
     assert (whole - dense).abs().max() < 1e-4
     assert (windows - dense).abs().max() > 1e-3
+
+
+def test_fused_projections_are_read_as_fused(model, arguments):
+    plain = copy.deepcopy(model)
+    with temporarily(plain, AttentionCalls()):
+        expected = run(plain, arguments, Windows(LAYOUT))
+        plain.fuse_qkv_projections()
+        assert (run(plain, arguments, Windows(LAYOUT)) - expected).abs().max() < 1e-12
