@@ -31,15 +31,20 @@ def shifts(step: int) -> bool:
 
 
 def pad(
-    latents: torch.Tensor, sigma: float, ring: Ring, noise: Callable[[], torch.Tensor], width: int = 1
+    latents: torch.Tensor,
+    sigma: float,
+    ring: Ring,
+    noise: Callable[[], torch.Tensor] | None = None,
+    width: int = 1,
 ) -> torch.Tensor:
     """[B, C, H, W] at noise level sigma -> [B, C, H + 2 width, W + 2 width].
 
-    `noise()` draws standard normal values of the padded shape; it is not called for zeros.
+    `noise()` draws standard normal values of the padded shape; zeros need none.
     """
     padded = F.pad(latents, (width, width, width, width))
     if ring is Ring.ZEROS:
         return padded
+    assert noise is not None
     around = sigma * noise().to(latents)
     around[..., width:-width, width:-width] = latents
     return around

@@ -29,6 +29,30 @@ SAMPLERS: Mapping[str, SamplerInfo] = {
         "plain Euler steps, as FLUX was published",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
+    "sdedit": SamplerInfo(
+        {
+            "flux1": "uhr.models.samplers.sdedit:SDEditPipeline",
+            "flux2": "uhr.models.samplers.sdedit:Flux2SDEditPipeline",
+        },
+        "a base picture or yours, enlarged, noised part of the way and painted on",
+        "any FLUX checkpoint; takes any LoRA of its family",
+    ),
+    "imax": SamplerInfo(
+        {
+            "flux1": "uhr.models.samplers.imax:IMaxPipeline",
+            "flux2": "uhr.models.samplers.imax:Flux2IMaxPipeline",
+        },
+        "from noise at full size, drawn towards an enlarged base picture",
+        "any FLUX checkpoint; takes any LoRA of its family",
+    ),
+    "hiflow": SamplerInfo(
+        {
+            "flux1": "uhr.models.samplers.hiflow:HiFlowPipeline",
+            "flux2": "uhr.models.samplers.hiflow:Flux2HiFlowPipeline",
+        },
+        "a cascade in which each stage follows the path of the one below",
+        "any FLUX checkpoint; takes any LoRA of its family",
+    ),
 }
 
 

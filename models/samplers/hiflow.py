@@ -1,0 +1,228 @@
+"""HiFlow: each stage follows the path of the stage below it, in where it starts, where it heads, and how it
+turns."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from uhr.models import flow
+from uhr.models.alignment import Acceleration, LowPass, align_direction
+from uhr.models.conditions import Conditions
+from uhr.models.filters import bicubic, butterworth_low_pass, haar_low_pass
+from uhr.models.projection import velocity_towards
+from uhr.models.samplers.families import OnFlux1, OnFlux2
+from uhr.models.samplers.passes import Job
+from uhr.models.samplers.staged import Staged, StagedOptions
+from uhr.models.sizes import cascade, check_enlarges
+from uhr.models.stages import Ask, Stage, StageShift, after_strength, from_level, sized
+from uhr.models.swin import Ring
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {
+        "cascade": (2, 3, 4),
+        "starts": (0.6, 0.3, 0.3),
+        "starts_are": "levels",
+        "start_from": "reference",
+        "cutoff": 0.4,
+        "direction": (1.0,),
+        "acceleration": (1.0,),
+        "fade": "sigma",
+        "guidance": (),
+        "ring": Ring.NOISE,
+        "shift": None,
+    },
+    "code": {
+        "cascade": (2, 4),
+        "starts": (16 / 30, 10 / 30),
+        "starts_are": "shares",
+        "start_from": "picture",
+        "cutoff": 0.2,
+        "direction": (1.0, 0.25),
+        "acceleration": (0.5,),
+        "fade": "linear",
+        "guidance": (4.5, 6.0),
+        "ring": Ring.ZEROS,
+        "shift": StageShift.NATIVE,
+    },
+}
+"""The values of the options that say nothing themselves."""
+
+PerStage = tuple[float, ...]
+"""One value for each stage above the base; the last one serves all that follow."""
+
+
+class HiFlowOptions(StagedOptions):
+    """preset is `paper` (HiFlow v2, the default) or `code` (its repository); None is the preset's value.
+
+    cascade:      sides over the base's: 2, 3, 4 in the paper, 2, 4 in the code
+    starts:       where the stages enter the schedule: 0.6, 0.3, 0.3 in the paper (its tau), the last 16 and
+                  10 of 30 steps in the code
+    starts_are:   levels: at the first that is at most this (paper); shares of the steps that are left (code)
+    start_from:   reference: the enlarged clean estimate of that very step (eq. 7, paper); picture: the last
+                  stage's picture, enlarged and sharpened in pixels (code)
+    low_pass:     butterworth, at `cutoff` (0.4 in the paper, 0.2 in the code; 1 is an axis' Nyquist
+                  frequency), or haar
+    direction:    alpha at a stage's first step (1 in the paper, 1 and 0.25 in the code)
+    acceleration: beta there (1 in the paper, 0.5 in the code)
+    fade:         both fall as sigma / start (t / tau, paper) or linearly over the stage's steps (code)
+    guidance:     of the stages, where the backbone embeds guidance: 4.5 and 6 in the code; the paper names
+                  none: the call's own. guidance_high overrides it with one number
+    reference:    estimates are enlarged as latents (the code's default) or in pixels, through the VAE
+    sharpening:   sigma of the Gaussian for pictures that are enlarged in pixels. The code draws it from
+                  (0.1, 2) at every call, so that no two of its runs agree
+    swin, ring:   swin patchify on every other step (code; the paper is silent) and what its ring holds:
+                  zeros in the code
+    shift:        of all stages, base included. For the paper as elsewhere: static 3, whose level after 20 of
+                  30 steps is its tau 0.6; for the code native (factor 3.158), where it means to be static but
+                  tells the wrong object
+    """
+
+    preset: Literal["paper", "code"] = "paper"
+    cascade: PerStage | None = None
+    starts: PerStage | None = Field(default=None, min_length=1)
+    starts_are: Literal["levels", "shares"] | None = None
+    start_from: Literal["reference", "picture"] | None = None
+    low_pass: Literal["butterworth", "haar"] = "butterworth"
+    cutoff: float | None = Field(default=None, gt=0)
+    direction: PerStage | None = Field(default=None, min_length=1)
+    acceleration: PerStage | None = Field(default=None, min_length=1)
+    fade: Literal["sigma", "linear"] | None = None
+    guidance: PerStage | None = None
+    reference: Literal["latents", "pixels"] = "latents"
+    sharpening: float = Field(default=1.0, gt=0)
+    swin: bool = True
+    ring: Ring | None = None
+
+    def resolved(self) -> HiFlowOptions:
+        """With the preset's values in place of None."""
+        preset = PRESETS[self.preset]
+        return self.model_copy(update={key: preset[key] for key in preset if getattr(self, key) is None})
+
+
+class Reference:
+    """Clean estimates of the stages below, by the number of steps that are left in the schedule that all
+    stages share. A stage's own take the place of those from before; a picture stands for all steps."""
+
+    def __init__(self, picture: torch.Tensor | None) -> None:
+        self._picture = picture
+        self._estimates: dict[int, torch.Tensor] = {}
+
+    def update(self, estimates: Mapping[int, torch.Tensor]) -> None:
+        self._estimates.update(estimates)
+
+    def over(self, stage: Stage, sampler: HiFlow, options: Any) -> Callable[[int], torch.Tensor]:
+        """R over a stage's grid: z by the number of steps that are left."""
+        picture = self._picture
+        encoded = None if picture is None else sampler.enlarge(picture, stage)
+
+        def at(left: int) -> torch.Tensor:
+            if left not in self._estimates:
+                assert encoded is not None
+                return encoded
+            if options.reference == "pixels":
+                return sampler.enlarge(sampler.decode(self._estimates[left]), stage, options.sharpening)
+            rows, columns = sampler.grid(*stage.size)
+            return bicubic(self._estimates[left], 2 * rows, 2 * columns)
+
+        return at
+
+
+class HiFlow(Staged):
+    """HiFlow (2504.06232): a virtual reference path at high resolution out of the clean estimates of the
+    stage below, and three alignments with it (`alignment.py`): initialisation, direction, acceleration.
+
+    Calls at 30 steps and 4K: 30 + 10 + 3 + 3 in the paper, 30 + 16 + 10 in the code. Estimates are stored as
+    the backbone gives them, before alignment. With a picture in place of the base pass its latents are the
+    reference at every step of the first stage, as if the base's path were a straight line.
+
+    Differences to the code: swin's ring is around the backbone's call alone, so that filters and references
+    never see it (the code pads them too, and crops the ring off again).
+    """
+
+    Options = HiFlowOptions
+    published_steps = 30
+
+    @classmethod
+    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
+        check_enlarges(ask.size, ask.native, "hiflow")
+        levels = ask.levels(options.shift, options.shift_factor)
+        base = ask.base(levels)
+        sizes = cascade(ask.size, base.size, options.cascade, ask.multiple)
+        enter = from_level if options.starts_are == "levels" else after_strength
+        stages = [sized(*size, enter(levels, _pick(options.starts, i))) for i, size in enumerate(sizes)]
+        return stages if ask.picture else [base, *stages]
+
+    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
+        reference, (last, *_), z = Reference(job.picture), job.plan, None
+        stages = list(job.plan)
+        if job.picture is None:
+            found: list[torch.Tensor] = []
+            z = self.base(job, found.append)
+            reference.update({last.steps - step: data for step, data in enumerate(found)})
+            stages = stages[1:]
+        for index, stage in enumerate(stages):
+            if self.interrupt:
+                break
+            z, last = self._stage(job, index, stage, reference, z), stage
+            if job.preview is not None and stage is not stages[-1]:
+                job.preview(z)
+        assert z is not None
+        return z, last
+
+    def _stage(
+        self, job: Job, index: int, stage: Stage, reference: Reference, below: torch.Tensor | None
+    ) -> torch.Tensor:
+        """z of a stage above the base; `below` is that of the one below it. Leaves its estimates in
+        `reference`."""
+        options, aims = job.options, reference.over(stage, self, job.options)
+        alpha, beta = _pick(options.direction, index), _pick(options.acceleration, index)
+        low_pass, acceleration = _low_pass(options), Acceleration()
+        estimates: dict[int, torch.Tensor] = {}
+
+        def velocity(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
+            v = self.swung(job, z, sigma, step, said) if options.swin else self.field(z, sigma, said)
+            data, aim = flow.data_estimate(z, v, sigma), aims(stage.steps - step)
+            estimates[stage.steps - step] = data
+            fade = sigma / stage.sigmas[0] if options.fade == "sigma" else 1 - step / stage.steps
+            data = align_direction(data, aim, alpha * fade, low_pass)
+            return velocity_towards(z, acceleration.align(data, aim, sigma, beta * fade), sigma)
+
+        if options.start_from == "reference":
+            data = aims(stage.steps)
+        else:
+            pixels = job.picture if below is None else self.decode(below)
+            assert pixels is not None
+            data = self.enlarge(pixels, stage, options.sharpening)
+        start = flow.interpolate(data, self.noise(job.batch, *stage.size, job.generator), stage.sigmas[0])
+        z = self.follow(job, stage, start, velocity, guidance=self._guidance_at(job, index))
+        reference.update(estimates)
+        return z
+
+    def _guidance_at(self, job: Job, index: int) -> float | None:
+        asked, preset = job.options.guidance_high, job.options.guidance
+        if asked is not None or not preset or self.guidance_kind != "embedded":
+            return asked
+        return _pick(preset, index)
+
+
+def _pick(values: Sequence[float], index: int) -> float:
+    return values[min(index, len(values) - 1)]
+
+
+def _low_pass(options: Any) -> LowPass:
+    if options.low_pass == "haar":
+        return haar_low_pass
+    return functools.partial(butterworth_low_pass, cutoff=options.cutoff)
+
+
+class HiFlowPipeline(HiFlow, OnFlux1):
+    """HiFlow on FLUX.1."""
+
+
+class Flux2HiFlowPipeline(HiFlow, OnFlux2):
+    """HiFlow on FLUX.2 [klein]."""

@@ -1,0 +1,208 @@
+"""The passes that staged samplers are put together from: a base picture, an enlargement, a guided path above
+the native size."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from uhr.models import flow, surgery, swin
+from uhr.models.conditions import Condition, Conditions
+from uhr.models.filters import bicubic, sharpen
+from uhr.models.hr_toolkit import Native, Toolkit
+from uhr.models.pipelines import SamplerPipeline, StepEnd
+from uhr.models.stages import Stage
+from uhr.models.vae.tiled import ExactTiling
+
+Guided = Callable[[torch.Tensor, float, int, Conditions], torch.Tensor]
+"""`velocity(z, sigma, step, said)` at z [B, C, H, W] of noise level sigma: of z's shape."""
+
+
+@dataclass
+class Job:
+    """One call on its way through the stages of its plan. `steps_done` counts on from stage to stage."""
+
+    options: Any
+    plan: list[Stage]
+    said: Conditions
+    native: Native
+    generator: Any
+    step_end: StepEnd
+    picture: torch.Tensor | None
+    """Pixels in place of the base pass, [B, 3, h, w] in [-1, 1]."""
+
+    preview: Callable[[torch.Tensor], None] | None
+    steps_done: int = 0
+
+    @property
+    def batch(self) -> int:
+        return self.said.positive.text.shape[0]
+
+
+class _Quiet:
+    """In place of a stage's bar, while one bar counts the calls of all stages."""
+
+    def update(self, n: int = 1) -> None:
+        pass
+
+
+class Passes(SamplerPipeline):
+    """Operations on z [B, C, H, W] of any size. After a run, `stages` are those that were run, `surgeries`
+    what was on the models meanwhile."""
+
+    published_guidance: ClassVar[float | None] = None
+    """Of the stages above the base, for backbones that embed guidance."""
+
+    stages: Sequence[Stage] = ()
+    surgeries: Sequence[dict[str, Any]] = ()
+    _bar: Any = None
+
+    def base(self, job: Job, keep: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
+        """z of the base pass: the plan's first stage, from pure noise. `keep` is shown the clean estimate of
+        each step."""
+        stage = job.plan[0]
+        noise = self.noise(job.batch, *stage.size, job.generator)
+
+        def velocity(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
+            v = self.field(z, sigma, said)
+            if keep is not None:
+                keep(flow.data_estimate(z, v, sigma))
+            return v
+
+        z = self.follow(job, stage, noise, velocity, Toolkit.off())
+        if job.preview is not None and len(job.plan) > 1:
+            job.preview(z)
+        return z
+
+    def enlarge(
+        self, pixels: torch.Tensor, stage: Stage, sharpening: float | None = None, generator: Any = None
+    ) -> torch.Tensor:
+        """z of a picture brought to the stage's size by bicubic interpolation, and sharpened with a Gaussian
+        of this sigma if one is given: the posterior's mean, or with a generator a sample of it."""
+        large = bicubic(pixels, *stage.size)
+        return self.encode(large if sharpening is None else sharpen(large, sharpening), generator)
+
+    def follow(
+        self,
+        job: Job,
+        stage: Stage,
+        z: torch.Tensor,
+        velocity: Guided | None = None,
+        toolkit: Toolkit | None = None,
+        guidance: float | None = None,
+    ) -> torch.Tensor:
+        """Euler over a stage from z, which is at its first noise level, along `velocity` (`field` if None).
+
+        `toolkit` None is the job's, and `guidance` None the call's own.
+        """
+        grid = self.grid(*stage.size)
+        kit, tokens = toolkit or job.options.toolkit, grid[0] * grid[1]
+        said = self._told(job, grid, kit, guidance)
+
+        def along(packed: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
+            at = self.unpack(packed, grid)
+            return self.pack(
+                self.field(at, sigma, said) if velocity is None else velocity(at, sigma, step, said)
+            )
+
+        before = self._joint_attention_kwargs
+        self.stages = (*self.stages, stage)
+        try:
+            with kit.on(self.transformer, tokens, job.native) as surgeries:
+                self._note(surgeries)
+                self._joint_attention_kwargs = {**(before or {}), **kit.attention(tokens, job.native)}
+                found = self.integrate(self.pack(z), stage.sigmas, said, self._numbered(job), along)
+        finally:
+            self._joint_attention_kwargs = before
+        job.steps_done += stage.steps
+        return self.unpack(found, grid)
+
+    def field(self, z: torch.Tensor, sigma: float, said: Conditions) -> torch.Tensor:
+        """The guided velocity at z of any even size, whose positions count from 0."""
+        grid = z.shape[-2] // 2, z.shape[-1] // 2
+        tokens = self.guided_velocity(self.pack(z), sigma, said.at(self.image_ids(grid)))
+        return self.unpack(tokens, grid)
+
+    def ringed(
+        self, job: Job, z: torch.Tensor, sigma: float, ring: swin.Ring, width: int = 1
+    ) -> torch.Tensor:
+        """z with a ring of `width` positions around it (`swin.pad`), its noise from the call's generator."""
+        height, across = (self.vae_scale_factor * (side + 2 * width) for side in z.shape[-2:])
+        return swin.pad(z, sigma, ring, lambda: self.noise(z.shape[0], height, across, job.generator), width)
+
+    def swung(self, job: Job, z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
+        """`field` with swin patchify, whose ring the job's options name."""
+        if not swin.shifts(step):
+            return self.field(z, sigma, said)
+        return swin.crop(self.field(self.ringed(job, z, sigma, job.options.ring), sigma, said))
+
+    def high_guidance(self, job: Job) -> float | None:
+        """What `follow` takes above the base: the user's number, or the published one where it applies."""
+        asked = job.options.guidance_high
+        return self.published_guidance if asked is None and self.guidance_kind == "embedded" else asked
+
+    def _told(self, job: Job, grid: tuple[int, int], kit: Toolkit, guidance: float | None) -> Conditions:
+        def change(condition: Condition) -> Condition:
+            told = condition.guidance
+            if told is not None and guidance is not None:
+                told = torch.full_like(told, guidance)
+            text, ids = kit.texts(condition.text, condition.text_ids, *grid, job.native)
+            return replace(condition, text=text, text_ids=ids, guidance=told)
+
+        said = job.said.map(change)
+        if guidance is not None and self.guidance_kind == "cfg" and said.negative is not None:
+            said = replace(said, scale=guidance)
+        return said
+
+    def _numbered(self, job: Job) -> StepEnd:
+        """The user's callback, its step counted on from the stages before."""
+        callback, done = job.step_end.callback, job.steps_done
+        if callback is None:
+            return job.step_end
+        return replace(job.step_end, callback=lambda p, step, time, kw: callback(p, done + step, time, kw))
+
+    def _note(self, surgeries: Sequence[surgery.Surgery]) -> None:
+        for described in (each.describe() for each in surgeries):
+            if described not in self.surgeries:
+                self.surgeries = (*self.surgeries, described)
+
+    @contextlib.contextmanager
+    def exact_vae(self) -> Generator[None]:
+        """Exact tiling for the length of a call, unless something else splits the VAE already."""
+        taken = any("vae._encode" in each.seats for each in surgery.applied(self.vae))
+        if taken or getattr(self.vae, "use_tiling", False):
+            yield
+            return
+        with surgery.temporarily(self.vae, ExactTiling()):
+            self._note([ExactTiling()])
+            yield
+
+    @contextlib.contextmanager
+    def one_bar(self, total: int) -> Generator[None]:
+        """One bar over all calls of the backbone, in place of one for each stage."""
+        with super().progress_bar(total=total) as bar:
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """diffusers' bar, or none while `one_bar` counts."""
+        if self._bar is not None and iterable is None:
+            return contextlib.nullcontext(_Quiet())
+        return super().progress_bar(iterable, total)
+
+    def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
+        super().begin(step_end, attention)
+        self.stages, self.surgeries = (), ()
+
+    def velocity(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        found = super().velocity(*args, **kwargs)
+        if self._bar is not None:
+            self._bar.update()
+        return found

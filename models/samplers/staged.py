@@ -1,0 +1,193 @@
+"""What the samplers that paint in stages share: one call, one plan, one bar, toolkit, previews."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from uhr.base.config import Config, build
+from uhr.base.errors import UserError
+from uhr.models import registry, schedules
+from uhr.models.conditions import Conditions, Prompt
+from uhr.models.hr_toolkit import Native, Toolkit
+from uhr.models.pipelines import OnStepEnd, StepEnd
+from uhr.models.samplers.passes import Job, Passes
+from uhr.models.spec import ModelSpec, ShiftPolicy
+from uhr.models.stages import Ask, Stage, StagedOutput, StageShift, check_aspect, pixels, total_calls
+
+FEW_STEPS = 12
+"""A model whose card asks for fewer steps was distilled for them: a sampler's own number is not for it."""
+
+
+class StagedOptions(Config):
+    """What every staged sampler can be told with `--set`, or as keyword arguments of a call.
+
+    true_cfg_scale:  as in EulerPipeline
+    guidance_high:   guidance of the stages above the base; None is the sampler's published number where the
+                     backbone embeds guidance, and the call's own elsewhere
+    shift:           of those stages, static or native; None is static on FLUX.1, native on FLUX.2
+    shift_factor:    of the static shift
+    toolkit:         what lets the backbone work above its native size (`hr_toolkit.Toolkit`)
+    native_size:     side in px of the backbone's training square; None is what its spec says
+    """
+
+    true_cfg_scale: float = 1.0
+    guidance_high: float | None = None
+    shift: StageShift | None = None
+    shift_factor: float = Field(default=3.0, gt=0)
+    toolkit: Toolkit = Toolkit()
+    native_size: int | None = Field(default=None, gt=0)
+
+    def resolved(self) -> StagedOptions:
+        """With a preset's values, where a sampler has presets."""
+        return self
+
+
+class Staged(Passes):
+    """Base of the staged samplers: a new one writes `Options`, `plan` and `run`."""
+
+    Options = StagedOptions
+    published_steps: ClassVar[int] = 30
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
+        """The stages in order, the last of the size that was asked for. UserError for what cannot be."""
+
+    @abstractmethod
+    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
+        """z of the last stage that was run, and that stage."""
+
+    @classmethod
+    def default_steps(cls, spec: ModelSpec) -> int:
+        """The published number of steps, or the model's own where that is of a few-step model."""
+        return spec.steps if spec.steps < FEW_STEPS else cls.published_steps
+
+    @classmethod
+    def ask(cls, spec: ModelSpec, height: int, width: int, steps: int, picture: bool = False) -> Ask:
+        """What `plan` wants, of a model that is not loaded."""
+
+        def schedule(
+            steps: int, tokens: int, shift: ShiftPolicy | str | None = None, factor: float = 3.0
+        ) -> list[float]:
+            policy = spec.shift if shift is None else ShiftPolicy(shift)
+            return schedules.shifted(policy, steps, tokens, factor, cls.backbone.shifter({}, steps)).tolist()
+
+        native, multiple = spec.native_size, spec.pixel_multiple
+        return Ask(height, width, steps, native, multiple, spec.family, schedule, picture, spec.steps)
+
+    @classmethod
+    def preflight(
+        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, negative: bool
+    ) -> None:
+        super().preflight(spec, options, height, width, steps, negative)
+        if options.guidance_high is not None and spec.guidance == "none":
+            raise UserError(f"{spec.name} takes no guidance", "leave out guidance_high")
+        ask = cls.ask(spec, height, width, steps)
+        cls.plan(replace(ask, native=options.native_size or ask.native), options.resolved())
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        prompt_2: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        image: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_pooled_prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int | None = None,
+        return_stages: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Arguments as in EulerPipeline, and `Options`' fields by name. Differences:
+
+        image:               a picture (or one for each prompt) in place of the base pass, of any size and
+                             the target's aspect ratio: PIL, an array, or a tensor in [0, 1]
+        height, width:       twice the native size if not given
+        num_inference_steps: None is the sampler's published number, or the model's own if that is below 12
+        callback_on_step_end: its step counts on through the stages
+        return_stages:       the output's `stages` holds the pictures of every stage before the last
+        """
+        settings = build(self.Options, options, f"sampler {type(self).__name__}").resolved()
+        ask = self._ask(settings, height, width, num_inference_steps, image is not None)
+        plan = self.plan(ask, settings)
+        step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self.begin(step_end, joint_attention_kwargs)
+        said = self.conditions(
+            Prompt(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds),
+            Prompt(negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds),
+            self.grid(*plan[0].size),
+            guidance_scale,
+            settings.true_cfg_scale,
+            num_images_per_prompt,
+            max_sequence_length,
+        )
+        picture = None if image is None else self._picture(image, ask, said)
+        shown: list[Any] = []
+        native = Native(ask.native // ask.multiple, self.backbone.text_length(self.transformer))
+        keep = (lambda z: shown.append(self._show(z, output_type))) if return_stages else None
+        job = Job(settings, plan, said, native, generator, step_end, picture, keep)
+        with self.exact_vae(), self.one_bar(total_calls(plan, said.branches)):
+            z, last = self.run(job)
+            (images,) = self.finish(self.pack(z), *last.size, output_type, return_dict=False)
+        if return_dict:
+            return StagedOutput(images=images, stages=shown if return_stages else None)
+        return (images, shown) if return_stages else (images,)
+
+    def _ask(
+        self, settings: Any, height: int | None, width: int | None, steps: int | None, picture: bool
+    ) -> Ask:
+        spec = self._spec(settings.native_size)
+        native = settings.native_size or spec.native_size
+        height, width = height or 2 * native, width or 2 * native
+        self.grid(height, width)
+        if steps is None:
+            steps = self.published_steps if spec is None else self.default_steps(spec)
+        card = None if spec is None else spec.steps
+        multiple, family = self.pixel_multiple, self.backbone.name
+        return Ask(height, width, steps, native, multiple, family, self.schedule, picture, card)
+
+    def _spec(self, native_size: int | None) -> Any:
+        """The spec of the loaded backbone; None for one that no spec describes if its size is given."""
+        stock = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("diffusers."))
+        try:
+            index = {**self.config, "_class_name": stock.__name__}
+            return registry.match(index, self.transformer.config, "this backbone")
+        except UserError as error:
+            if native_size is None:
+                raise UserError(
+                    error.what, "give native_size, the side in px of its training square"
+                ) from None
+            return None
+
+    def _picture(self, image: Any, ask: Ask, said: Conditions) -> torch.Tensor:
+        found = pixels(image).to(self._execution_device)
+        batch = said.positive.text.shape[0]
+        if batch % found.shape[0]:
+            raise UserError(f"{found.shape[0]} pictures for {batch} prompts", "give one, or one for each")
+        check_aspect((found.shape[-2], found.shape[-1]), ask.size, ask.multiple)
+        return found.repeat_interleave(batch // found.shape[0], dim=0)
+
+    def _show(self, z: torch.Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return self.pack(z)
+        return self.image_processor.postprocess(self.decode(z), output_type=output_type)

@@ -1,0 +1,193 @@
+"""The passes of a sampler that paints small first: what each is, and where its path begins.
+
+A plan is a list of stages, made without any weights: the same one is checked, shown, run and written down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+
+from uhr.base.errors import UserError
+from uhr.models.sizes import Size, base_size
+from uhr.models.spec import ShiftPolicy
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Euler steps over one size (px): `sigmas` are steps + 1 falling noise levels; each step takes `calls`
+    passes of the backbone for every branch of guidance."""
+
+    name: str
+    height: int
+    width: int
+    sigmas: tuple[float, ...]
+    calls: int = 1
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def size(self) -> Size:
+        return self.height, self.width
+
+    def describe(self) -> dict[str, Any]:
+        """JSON, for the picture's record."""
+        return {
+            "name": self.name,
+            "height": self.height,
+            "width": self.width,
+            "sigmas": list(self.sigmas),
+            "calls_per_step": self.calls,
+        }
+
+
+def sized(height: int, width: int, sigmas: Sequence[float], calls: int = 1) -> Stage:
+    """A stage that is named after its size."""
+    return Stage(f"{width}x{height}", height, width, tuple(sigmas), calls)
+
+
+def total_calls(plan: Sequence[Stage], branches: int = 1) -> int:
+    """Passes of the backbone that a whole plan takes, with 2 branches where guidance takes two."""
+    return branches * sum(stage.steps * stage.calls for stage in plan)
+
+
+class StageShift(StrEnum):
+    """How the grid of a stage above the native size is shifted. The dynamic shift runs away up there.
+
+    static: by a fixed factor: 3 is what every method on FLUX.1 takes
+    native: by the family's dynamic factor at the native size (3.158 on FLUX.1-dev), whatever the stage's size
+    """
+
+    STATIC = "static"
+    NATIVE = "native"
+
+    @classmethod
+    def usual(cls, family: str) -> StageShift:
+        """Static on FLUX.1, which the published numbers are of; native on a family that has none."""
+        return cls.STATIC if family == "flux1" else cls.NATIVE
+
+
+class Schedule(Protocol):
+    """`SamplerPipeline.schedule`: steps + 1 noise levels from 1 to 0; `shift` None is as published."""
+
+    def __call__(
+        self, steps: int, tokens: int, shift: ShiftPolicy | str | None = None, factor: float = 3.0
+    ) -> list[float]: ...
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a plan is made from. Sizes in px; `multiple` is what sides are multiples of, `native` the side of
+    the square that the backbone was trained at, `picture` whether one is given in place of the base pass."""
+
+    height: int
+    width: int
+    steps: int
+    native: int
+    multiple: int
+    family: str
+    schedule: Schedule
+    picture: bool = False
+    model_steps: int | None = None
+    """Those of the model's card, None where no spec describes it."""
+
+    @property
+    def size(self) -> Size:
+        return self.height, self.width
+
+    def base(self, sigmas: Sequence[float], size: Size | None = None) -> Stage:
+        """The base pass: over `size`, or one of about the native area and the target's aspect ratio."""
+        height, width = size or base_size(*self.size, self.native, self.multiple)
+        return Stage("base", height, width, tuple(sigmas))
+
+    def published_base(self, steps: int | None) -> Stage:
+        """A base pass over the model's own schedule; `steps` None is as many as its card says."""
+        stage = self.base(())
+        tokens = stage.height * stage.width // self.multiple**2
+        return self.base(self.schedule(steps or self.model_steps or self.steps, tokens))
+
+    def of_steps(self, steps: int | None) -> Ask:
+        """The same with another number of steps; None is the same number."""
+        return replace(self, steps=steps or self.steps)
+
+    def levels(self, shift: StageShift | None, factor: float) -> list[float]:
+        """`steps` + 1 noise levels of a stage above the native size."""
+        if (shift or StageShift.usual(self.family)) is StageShift.STATIC:
+            return self.schedule(self.steps, 0, ShiftPolicy.STATIC, factor)
+        return self.schedule(self.steps, (self.native // self.multiple) ** 2, ShiftPolicy.DYNAMIC)
+
+
+def after_strength(sigmas: Sequence[float], strength: float) -> list[float]:
+    """The last `strength` of a schedule's steps, as FluxImg2Img counts them: from index N - N * strength.
+
+    The level that stands there is the true noise level: 0.875 for strength 0.7 under shift 3.
+    """
+    if not 0 < strength <= 1:
+        raise UserError(f"strength {strength:g}", "give more than 0, which changes nothing, and at most 1")
+    steps = len(sigmas) - 1
+    # rounded first: 30 * (1 - 0.7) is 9, and a hair more in floating point
+    start = math.floor(round(steps * (1 - strength), 6))
+    return list(sigmas[min(start, steps - 1) :])
+
+
+def from_level(sigmas: Sequence[float], level: float) -> list[float]:
+    """The part of a schedule from its first level that is at most `level`; at least the last step."""
+    if not 0 < level <= 1:
+        raise UserError(f"start level {level:g}", "give more than 0 and at most 1")
+    # levels are published with four digits
+    start = next(i for i, sigma in enumerate(sigmas) if sigma <= level + 1e-4)
+    return list(sigmas[min(start, len(sigmas) - 2) :])
+
+
+@dataclass
+class StagedOutput(BaseOutput):
+    """`images` as `output_type` says; `stages`, if asked for, holds those of every stage before the last."""
+
+    images: Any
+    stages: list[Any] | None = None
+
+
+def pixels(image: Any) -> torch.Tensor:
+    """A picture, or several of one size -> float32 [B, 3, H, W] in [-1, 1].
+
+    Takes what diffusers' pipelines take: PIL pictures (transparency is dropped: flatten it first), arrays
+    uint8 or float in [0, 1] [(B,) H, W, 3], tensors in [0, 1] [(B,) 3, H, W]; or lists of them.
+    """
+    if isinstance(image, (list, tuple)):
+        parts = [pixels(part) for part in image]
+        if len({part.shape[-2:] for part in parts}) != 1:
+            raise UserError("the pictures of a batch differ in size", "give pictures of one size")
+        return torch.cat(parts)
+    if isinstance(image, torch.Tensor):
+        found = image.float()
+    else:
+        array = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+        found = torch.from_numpy(array.copy()).float() / (255 if array.dtype == np.uint8 else 1)
+        found = found.movedim(-1, -3)
+    found = found if found.ndim == 4 else found[None]
+    if found.ndim != 4 or found.shape[1] != 3:
+        raise UserError(
+            f"a picture of shape {tuple(found.shape)}", "give RGB: [3, H, W] tensors, [H, W, 3] arrays"
+        )
+    return found * 2 - 1
+
+
+def check_aspect(picture: Size, target: Size, multiple: int) -> None:
+    """UserError with a size that fits, where `target` would stretch the picture by more than its rounding to
+    the token grid."""
+    tall, wide = picture
+    height, width = target
+    if abs(width - height * wide / tall) <= multiple or abs(height - width * tall / wide) <= multiple:
+        return
+    scale = math.sqrt(height * width / (tall * wide))
+    fit = "x".join(str(max(1, round(side * scale / multiple)) * multiple) for side in (wide, tall))
+    raise UserError(f"a picture of {wide}x{tall} does not fit {width}x{height}", f"crop it, or ask for {fit}")

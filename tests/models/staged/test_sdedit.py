@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models import flow
+from uhr.models.filters import bicubic
+from uhr.models.samplers.sdedit import SDEditPipeline
+from uhr.models.stages import after_strength
+
+SHORT = {"strength": 0.5, "base_steps": 2, "num_inference_steps": 4}
+
+
+@pytest.fixture
+def sdedit(made):
+    return made(SDEditPipeline)
+
+
+@pytest.fixture
+def still(sdedit, monkeypatch):
+    """SDEdit on a field that does not move: a stage ends where it began."""
+    monkeypatch.setattr(sdedit, "velocity", lambda tokens, *_, **__: torch.zeros_like(tokens))
+    return sdedit
+
+
+def test_strength_counts_steps_and_the_shifted_level_is_the_true_one():
+    levels = [3 * (1 - i / 10) / (1 + 2 * (1 - i / 10)) for i in range(11)]
+    assert after_strength(levels, 0.7)[0] == pytest.approx(0.875)
+    assert len(after_strength(levels, 0.7)) == 8
+
+
+@pytest.mark.parametrize("steps", [4, 20, 28, 30, 50])
+@pytest.mark.parametrize("strength", [0.05, 0.3, 0.35, 0.6, 0.7, 1.0])
+def test_as_many_steps_are_taken_as_diffusers_takes(steps, strength):
+    start = int(max(steps - min(steps * strength, steps), 0))
+    expected = min(start, steps - 1)
+    if abs(steps * strength - round(steps * strength)) < 1e-9:
+        expected = steps - round(steps * strength)
+    assert len(after_strength([1 - i / steps for i in range(steps + 1)], strength)) - 1 == steps - expected
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.5, 1.2])
+def test_a_strength_that_is_none_is_one_clear_line(sdedit, call, strength):
+    with pytest.raises(UserError, match="strength"):
+        sdedit("x", **call, strength=strength)
+    with pytest.raises(UserError, match="strength"):
+        after_strength([1.0, 0.5, 0.0], strength)
+
+
+def test_a_picture_is_enlarged_in_pixels_encoded_and_noised_to_the_first_level(still, call, seeded):
+    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    found = still("x", image=picture, **{**call, **SHORT}, generator=seeded(), output_type="latent").images
+    z = still.encode(bicubic(2 * picture - 1, 256, 256))
+    expected = flow.interpolate(z, still.noise(1, 256, 256, seeded()), 0.75)
+    torch.testing.assert_close(found, still.pack(expected), atol=1e-6, rtol=1e-6)
+    assert [stage.sigmas for stage in still.stages] == [pytest.approx((0.75, 0.5, 0.0))]
+
+
+def test_from_a_prompt_the_base_pass_is_that_picture(sdedit, call, seeded, monkeypatch):
+    seen = []
+    encode = type(sdedit).encode
+    monkeypatch.setattr(sdedit, "encode", lambda p, *a: seen.append(p) or encode(sdedit, p, *a))
+    output = sdedit("x", **{**call, **SHORT}, generator=seeded(), return_stages=True, output_type="latent")
+    (base,) = output.stages
+    enlarged = bicubic(sdedit.decode(sdedit.unpack(base, (8, 8))), 256, 256)
+    torch.testing.assert_close(seen[0], enlarged)
+    assert [stage.name for stage in sdedit.stages] == ["base", "256x256"]
+
+
+def test_the_base_takes_the_cards_steps_and_schedule_unless_told(sdedit, call, seeded):
+    sdedit("x", **{**call, "num_inference_steps": 4}, strength=0.5, generator=seeded(), output_type="latent")
+    base, edit = sdedit.stages
+    assert (base.steps, edit.steps) == (28, 2)
+    assert base.sigmas == pytest.approx(sdedit.schedule(28, 64))
+    assert sdedit.model_calls == 30
+
+
+def test_by_default_it_takes_clears_twenty_steps_at_strength_seven_tenths(sdedit, call, seeded):
+    more = {**call, "num_inference_steps": None}
+    sdedit("x", image=torch.rand(3, 128, 128), **more, generator=seeded(), output_type="latent")
+    assert sdedit.model_calls == 14
+    assert sdedit.stages[0].sigmas[0] == pytest.approx(0.875)
+
+
+def test_full_strength_is_the_plain_sampler_with_the_toolkit(sdedit, call, seeded):
+    start = {"image": torch.rand(3, 128, 128), "strength": 1.0, "output_type": "latent"}
+    one = sdedit("x", **call, **start, generator=seeded()).images
+    start["image"] = torch.zeros(3, 128, 128)
+    torch.testing.assert_close(sdedit("x", **call, **start, generator=seeded()).images, one)
+
+
+def test_the_picture_may_already_have_the_targets_size(still, call, seeded):
+    picture = torch.rand(1, 3, 256, 256, generator=seeded(2))
+    found = still("x", image=picture, **{**call, **SHORT}, generator=seeded(), output_type="latent").images
+    expected = flow.interpolate(still.encode(2 * picture - 1), still.noise(1, 256, 256, seeded()), 0.75)
+    torch.testing.assert_close(found, still.pack(expected), atol=1e-6, rtol=1e-6)
