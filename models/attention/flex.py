@@ -18,7 +18,7 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.models.attention.counts import tile_pairs
-from uhr.models.attention.gathered import Guide
+from uhr.models.attention.gathered import KeysValues
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.rules import WindowRules, mask_mod
 
@@ -96,7 +96,7 @@ def _kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: A
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, guide: Guide | None, mask: Any
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, guide: KeysValues | None, mask: Any
 ) -> torch.Tensor:
     """As `gathered.attend`, with the rules in a mask of `BlockMasks`: text and image queries, [B, T + N, H,
     D]."""

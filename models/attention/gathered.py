@@ -20,8 +20,8 @@ from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.rules import Piece, WindowRules, pieces, sliding_mask
 from uhr.models.attention.sweep import Step, most_keys, steps
 
-Guide = tuple[torch.Tensor, torch.Tensor]
-"""Keys and values of the guide's tokens, each [B, M, H, D]."""
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of some tokens, [B, tokens, H, D] each."""
 
 CPU_BUFFER = 8 * 2**20
 ACCELERATOR_BUFFER = 512 * 2**20
@@ -56,7 +56,7 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    guide: Guide | None,
+    guide: KeysValues | None,
     layout: WindowLayout,
     rules: WindowRules,
     buffer: int | None = None,
@@ -64,8 +64,8 @@ def attend(
     """Text and image queries: [B, T + N, H, D] from joint query, key and value of that shape.
 
     Text rows see text and image; image rows see text, their neighbourhood, and of `guide` what the rules say.
-    `buffer` bounds the gathered keys and values in bytes; the default is `CPU_BUFFER` or
-    `ACCELERATOR_BUFFER`.
+    `buffer` bounds the gathered keys and values in bytes (one window's at least); the default is `CPU_BUFFER`
+    or `ACCELERATOR_BUFFER`.
     """
     text = query.shape[1] - layout.tokens
     assert text >= 0, f"{query.shape[1]} tokens are less than the grid's {layout.tokens}"
@@ -83,7 +83,7 @@ def attend(
 
 
 def attend_guide(
-    query: torch.Tensor, guide: Guide, text: Guide, layout: WindowLayout, rules: WindowRules
+    query: torch.Tensor, guide: KeysValues, text: KeysValues, layout: WindowLayout, rules: WindowRules
 ) -> torch.Tensor:
     """Guide queries [B, M, H, D] over the guide's own keys and, where the rules say so, the text's."""
     key, value = guide
@@ -105,8 +105,8 @@ def local(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    shared: Guide,
-    own: Guide | None,
+    shared: KeysValues,
+    own: KeysValues | None,
     around: Around,
     buffer: int | None = None,
 ) -> torch.Tensor:

@@ -46,7 +46,7 @@ SEEN = ("encoder_hidden_states", "pooled_projections", "guidance", "img_ids", "t
 class GuideCache:
     """Keys and values of Y, [B, M, H, D] by layer, and what they were made from."""
 
-    layers: dict[int, gathered.Guide] = field(default_factory=dict)
+    layers: dict[int, gathered.KeysValues] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: Hashable = None
 
@@ -113,10 +113,11 @@ class GuideRun:
     anchors: torch.Tensor
     masks: list[TokenMask]
     states: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Y before each layer. Kept where gradients are, since gradient checkpointing runs a layer twice."""
+    """Y before each layer. Kept where gradients are, since gradient checkpointing (not reentrant, diffusers'
+    default) runs a layer twice."""
 
     @torch.compiler.disable
-    def keys_values(self, layer: Any, text: gathered.Guide, rotary: Rotary) -> gathered.Guide:
+    def keys_values(self, layer: Any, text: gathered.KeysValues, rotary: Rotary) -> gathered.KeysValues:
         """Y's keys and values in the layer of processor `layer`, rotated: two [B, M, H, D], window-first.
 
         `text` are the text stream's keys and values in this layer, `rotary` the angles of [T | X].
@@ -156,10 +157,10 @@ def _chosen(masks: list[TokenMask]) -> Generator[None]:
 class GuidePass(Attend):
     """Attention of Y's tokens in one layer; their keys and values are found in `own` afterwards."""
 
-    text: gathered.Guide
+    text: gathered.KeysValues
     layout: WindowLayout
     rules: WindowRules
-    own: gathered.Guide | None = None
+    own: gathered.KeysValues | None = None
 
     def attend(
         self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rotary: Rotary

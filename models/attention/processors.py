@@ -50,6 +50,7 @@ class FluxProcessor(FluxAttnProcessor):
             return super().__call__(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
+        assert attention_mask is None, "the call's attention has its own rules"
         joint = _attended(self, attn, hidden_states, encoder_hidden_states, image_rotary_emb, attention)
         if encoder_hidden_states is None:
             return joint
@@ -72,6 +73,7 @@ class Flux2Processor(Flux2AttnProcessor):
             return super().__call__(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
+        assert attention_mask is None, "the call's attention has its own rules"
         assert encoder_hidden_states is not None
         joint = _attended(self, attn, hidden_states, encoder_hidden_states, image_rotary_emb, attention)
         return _project_streams(attn, joint, encoder_hidden_states.shape[1])
@@ -91,6 +93,7 @@ class Flux2SingleProcessor(Flux2ParallelSelfAttnProcessor):
     ) -> torch.Tensor:
         if attention is None:
             return super().__call__(attn, hidden_states, attention_mask, image_rotary_emb)
+        assert attention_mask is None, "the call's attention has its own rules"
         joint = attn.to_qkv_mlp_proj(hidden_states)
         attended, fed = 3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor
         # by ratio: under tensor parallelism a rank holds an equal share of each
