@@ -7,12 +7,13 @@ that the paper describes saves 69 times there, borders counted. Quote counts of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from uhr.models.attention.layout import WindowLayout
-from uhr.models.attention.rules import WindowRules, mask_mod, pieces
+from uhr.models.attention.rules import Piece, WindowRules, mask_mod, pieces
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,20 @@ def _grid_pairs(layout: WindowLayout, rules: WindowRules) -> int:
     if rules.neighbourhood == "sliding":
         return _reach_pairs(layout.height, rules.distance) * _reach_pairs(layout.width, rules.distance)
     around = pieces(rules.neighbourhood, rules.distance, layout.window)
-    return layout.window**4 * _window_pairs(layout, {(part.row, part.column) for part in around})
+    return layout.window**4 * _window_pairs(layout.rows, layout.columns, around)
 
 
 def _guide_pairs(layout: WindowLayout, rules: WindowRules) -> int:
     if not rules.guide_is_local(layout):
         return layout.guide_tokens**2
-    around = pieces("box", rules.guide_reach, layout.guide_window)
-    return layout.guide_window**4 * _window_pairs(layout, {(part.row, part.column) for part in around})
+    block = layout.guide_block
+    around = pieces("box", rules.guide_reach, block)
+    return block**4 * _window_pairs(layout.guide_height // block, layout.guide_width // block, around)
 
 
-def _window_pairs(layout: WindowLayout, offsets: set[tuple[int, int]]) -> int:
-    """Pairs of windows that stand at one of the offsets to each other."""
-    inside = (max(layout.rows - abs(r), 0) * max(layout.columns - abs(c), 0) for r, c in offsets)
+def _window_pairs(rows: int, columns: int, around: Iterable[Piece]) -> int:
+    """Pairs of windows of a grid of which one is a neighbour of the other."""
+    inside = (max(rows - abs(part.row), 0) * max(columns - abs(part.column), 0) for part in around)
     return sum(inside)
 
 

@@ -47,9 +47,10 @@ class Around:
 
     @classmethod
     def guide(cls, layout: WindowLayout, rules: WindowRules) -> Around:
-        """The guide's own grid, where its tokens see only near windows."""
-        around = pieces("box", rules.guide_reach, layout.guide_window)
-        return cls(layout.rows, layout.columns, layout.guide_window, around, None)
+        """The guide's own grid of blocks, where its tokens see only near ones."""
+        block = layout.guide_block
+        around = pieces("box", rules.guide_reach, block)
+        return cls(layout.guide_height // block, layout.guide_width // block, block, around, None)
 
 
 def attend(
@@ -89,7 +90,8 @@ def attend_guide(
     key, value = guide
     seen = text if rules.guide_to_text else (key[:, :0], value[:, :0])
     if rules.guide_is_local(layout):
-        return local(query, key, value, seen, None, Around.guide(layout, rules))
+        blocks = [layout.guide_to_blocks(x) for x in (query, key, value)]
+        return layout.guide_from_blocks(local(*blocks, seen, None, Around.guide(layout, rules)))
     both = [torch.cat(pair, dim=1) for pair in zip(seen, guide, strict=True)]
     return dense(query, *both)
 

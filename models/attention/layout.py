@@ -95,6 +95,13 @@ class WindowLayout:
         """M: guide tokens, N / ratio^2."""
         return self.guide_height * self.guide_width
 
+    @property
+    def guide_block(self) -> int:
+        """Side of the guide's blocks, in guide tokens: the largest multiple of its windows, up to `window`,
+        that divides both sides of its grid. Where guide tokens see only near ones, these are blocks."""
+        sides = range(self.guide_window, self.window + 1, self.guide_window)
+        return max(b for b in sides if self.guide_height % b == 0 and self.guide_width % b == 0)
+
     def to_windows(self, x: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """Image tokens (or their ids, along `dim`) from raster to window-first order."""
         return _to_windows(x, dim, self.height, self.width, self.window)
@@ -110,6 +117,16 @@ class WindowLayout:
     def guide_to_raster(self, y: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """The inverse of `guide_to_windows`."""
         return _to_raster(y, dim, self.guide_height, self.guide_width, self.guide_window)
+
+    def guide_to_blocks(self, y: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """Guide tokens from window-first order to that of their blocks."""
+        raster = self.guide_to_raster(y, dim)
+        return _to_windows(raster, dim, self.guide_height, self.guide_width, self.guide_block)
+
+    def guide_from_blocks(self, y: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """The inverse of `guide_to_blocks`."""
+        raster = _to_raster(y, dim, self.guide_height, self.guide_width, self.guide_block)
+        return self.guide_to_windows(raster, dim)
 
     def anchors(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """For each guide token the image token that stands at its scaled position: int64 [M], both

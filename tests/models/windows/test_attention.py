@@ -44,6 +44,11 @@ def oracle(layout: WindowLayout, rules: WindowRules, text: int, guide: bool) -> 
     reach = {"own": 0, "cross": 1, "box": 1, "sliding": 8}[rules.neighbourhood]
     reach = rules.reach if rules.reach is not None else reach
     side, guide_side = layout.window, layout.window // layout.ratio
+    block = max(
+        b
+        for b in range(guide_side, side + 1, guide_side)
+        if not (y.max(0) + 1)[0] % b and not (y.max(0) + 1)[1] % b
+    )
 
     def all_or_none(rows: int, columns: int, yes: bool) -> np.ndarray:
         return np.full((rows, columns), yes)
@@ -51,8 +56,8 @@ def oracle(layout: WindowLayout, rules: WindowRules, text: int, guide: bool) -> 
     image = near(rules.neighbourhood, reach, side, x[:, None], x[None])
     same_area = (x[:, None] // side == y[None] // guide_side).all(-1)
     seen = all_or_none(len(x), len(y), True) if rules.image_to_guide == "all" else same_area
-    full = rules.guide_to_guide == "full" or (rules.guide_to_guide == "auto" and len(y) <= 4096)
-    among = np.full((len(y), len(y)), full) | near("box", rules.guide_reach, guide_side, y[:, None], y[None])
+    full = rules.guide_to_guide == "full" or (rules.guide_to_guide == "auto" and len(y) <= 16384)
+    among = np.full((len(y), len(y)), full) | near("box", rules.guide_reach, block, y[:, None], y[None])
     table = [
         [
             all_or_none(text, text, True),
@@ -264,11 +269,11 @@ def test_the_predicate_says_the_same_as_the_table(neighbourhood):
         assert torch.equal(dense_mask(layout, rules, 3, guide=True), table)
 
 
-def test_the_guide_is_global_up_to_4096_tokens_and_local_above():
+def test_the_guide_is_global_up_to_8k_and_local_above():
     rules = WindowRules()
-    assert not rules.guide_is_local(WindowLayout(256, 256))
-    assert rules.guide_is_local(WindowLayout(512, 512))
-    assert not WindowRules(guide_to_guide="full").guide_is_local(WindowLayout(512, 512))
+    assert not rules.guide_is_local(WindowLayout(512, 512))
+    assert rules.guide_is_local(WindowLayout(512, 1024))
+    assert not WindowRules(guide_to_guide="full").guide_is_local(WindowLayout(512, 1024))
 
 
 def test_flex_on_a_cpu_refuses_gradients():

@@ -59,6 +59,24 @@ def test_a_guide_token_stands_at_ratio_times_its_row_and_column(layout):
     assert torch.equal(image[layout.anchors()], layout.ratio * guide)
 
 
+@settings(deadline=None, max_examples=50)
+@given(layouts())
+def test_blocks_of_the_guide_are_made_of_its_windows_and_tile_it(layout):
+    y = torch.arange(layout.guide_tokens)
+    assert torch.equal(layout.guide_from_blocks(layout.guide_to_blocks(y, dim=0), dim=0), y)
+    ids = image_ids(layout.guide_height, layout.guide_width)
+    blocks = layout.guide_to_blocks(layout.guide_to_windows(ids, dim=0), dim=0)[:, 1:]
+    block = layout.guide_block
+    assert block % layout.guide_window == 0
+    numbers = (blocks // block).view(-1, block**2, 2)
+    assert torch.equal(numbers, numbers[:, :1].expand_as(numbers))
+
+
+def test_blocks_of_a_real_guide_are_as_large_as_windows():
+    assert WindowLayout(1024, 512).guide_block == 16
+    assert WindowLayout(1024, 528).guide_block == 4
+
+
 def test_the_paper_s_geometry():
     layout = WindowLayout.of_pixels(4096, 2048, token=16)
     assert (layout.height, layout.width, layout.rows, layout.columns) == (256, 128, 16, 8)
