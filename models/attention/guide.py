@@ -99,6 +99,8 @@ class Guide:
             self.cache.match({"latents": self.latents, **seen}, (weights_state(transformer), scale, rules))
         latents = layout.guide_to_windows(self.latents).to(image.device, image.dtype)
         stream = GuideStream.of(transformer, latents, inputs)
+        if len(self.cache.layers) < len(stream.blocks):
+            self.cache.layers.clear()  # the call that stored them was cut short
         return GuideRun(self, stream, layout, rules, layout.anchors(image.device), masks(transformer))
 
 

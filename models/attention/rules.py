@@ -4,7 +4,7 @@ predicate.
     query \\ key   text              X                          Y
     text           yes               yes                        never
     X (window i)   yes               window i and neighbours    the guide window of the same area
-    Y              `guide_to_text`   never                      all of Y, or near windows
+    Y              `guide_to_text`   never                      all of Y, or near blocks
 
 That is the paper's mask. The official code holds three others, which differ from it and from each other;
 where they offer a real choice it is an option here, and its default is the paper's reading:
@@ -43,8 +43,10 @@ MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tor
 
 
 class WindowRules(Config):
-    """The options of the mask; see the module. `reach` counts windows (cross, box: 1) or tokens (sliding:
-    8)."""
+    """The options of the mask; see the module.
+
+    `reach` counts windows (cross and box, default 1) or tokens (sliding, default 8), `guide_reach` blocks.
+    """
 
     neighbourhood: Literal["own", "cross", "box", "sliding"] = "box"
     reach: int | None = pydantic.Field(default=None, ge=1)

@@ -72,7 +72,8 @@ class GuideStream(ABC):
         text: torch.Tensor,
         rotary: Rotary,
         asked: dict[str, Any],
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`call`, a double block's forward, on Y beside an empty text: the text, and Y after the block."""
 
     @abstractmethod
     def single(
@@ -83,7 +84,8 @@ class GuideStream(ABC):
         text: torch.Tensor,
         rotary: Rotary,
         asked: dict[str, Any],
-    ) -> torch.Tensor: ...
+    ) -> torch.Tensor:
+        """`call`, a single block's forward, on Y behind an empty text: Y after the block."""
 
 
 class Flux1Stream(GuideStream):

@@ -89,6 +89,22 @@ def test_a_cache_is_made_anew_when_what_it_was_made_from_changes(listening, inpu
     assert torch.equal(changed, run(listening, given, Windows(LAYOUT, guide=Guide(guide_latents))))
 
 
+def test_a_cache_that_a_broken_call_left_half_full_is_made_anew(listening, inputs, guide_latents):
+    cached = Windows(LAYOUT, guide=Guide(guide_latents, cached=True))
+    last = listening.single_transformer_blocks[-1]
+
+    def stop(module, args, kwargs):
+        raise KeyboardInterrupt
+
+    hook = last.register_forward_pre_hook(stop, with_kwargs=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(listening, inputs, cached)
+    hook.remove()
+    assert cached.guide.cache.layers
+    exact = run(listening, inputs, Windows(LAYOUT, guide=Guide(guide_latents)))
+    assert torch.equal(run(listening, inputs, cached), exact)
+
+
 def test_a_cache_notices_another_guide(listening, inputs, guide_latents):
     runs = Runs(listening)
     guide = Guide(guide_latents.clone(), cached=True)
