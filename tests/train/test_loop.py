@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from uhr.base.errors import UserError
+from uhr.train import checkpoint
 from uhr.train.draws import Draws
+from uhr.train.job import reopen
 from uhr.train.loop import Trainer, train
 from uhr.train.recipe import leaves
 from uhr.train.recipes import recipe
@@ -110,6 +112,36 @@ def test_the_loss_goes_down_on_a_few_pictures(job_of):
     assert loss() < 0.9 * before
 
 
+def test_latents_reach_the_model_shifted_and_scaled(job_of, tmp_path):
+    phase = Trainer(job_of("latents=mean", out=tmp_path / "mean")).phase(0)
+    rows = phase.data.read(1, [0, 1, 2])
+    latents = phase.batch(rows, Draws(0, 0, range(3))).latents
+    # FLUX.1's VAE: shift 0.1159, scale 0.3611
+    torch.testing.assert_close(latents, (rows.mean.float() - 0.1159) * 0.3611)
+
+    sampled = Trainer(job_of("latents=sample", out=tmp_path / "sample")).phase(0)
+    draws = [sampled.batch(rows, Draws(0, step, range(3))).latents for step in range(200)]
+    spread = torch.stack(draws).std(dim=0) / 0.3611
+    torch.testing.assert_close(spread, rows.std.float(), rtol=0.35, atol=0)
+    torch.testing.assert_close(spread.mean(), rows.std.float().mean(), rtol=0.01, atol=0)
+
+
+def test_captions_are_dropped_to_the_empty_one_at_their_rate(job_of, tmp_path):
+    phase = Trainer(job_of("caption_dropout=0.3")).phase(0)
+    rows, empty = phase.data.read(1, [0, 1, 2]), phase.data.empty_prompt()
+    dropped = 0
+    for step in range(300):
+        prompts = phase.batch(rows, Draws(0, step, range(3))).prompts
+        for i in range(3):
+            gone = torch.equal(prompts.t5[i], empty.t5[0])
+            own = empty if gone else rows.prompts
+            assert torch.equal(prompts.t5[i], own.t5[0 if gone else i])
+            assert torch.equal(prompts.pooled[i], own.pooled[0 if gone else i])
+            dropped += gone
+    # 270 of 900 expected, standard deviation 14
+    assert abs(dropped - 270) < 70
+
+
 def test_adapters_and_their_optimiser_are_float32_on_a_bfloat16_backbone(job_of):
     trainer = Trainer(job_of("runtime.precision=bfloat16", "ema=0.9"))
     trainer.step()
@@ -207,3 +239,20 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(job_of, o
     with pytest.raises(UserError, match="step 1: the gradient is not finite"):
         trainer.step()
     assert all(torch.equal(p, b) for p, b in zip(trainer.state.adapter.values(), before, strict=True))
+
+
+def test_an_objective_that_draws_from_the_process_wide_generator_resumes_exactly(
+    job_of, objectives, tmp_path
+):
+    sets = ["phases.main.steps=4", f"phases.main.objective={objectives}:Restless"]
+    train(job_of(*sets, out=tmp_path / "straight"))
+    broken = Trainer(job_of(*sets, out=tmp_path / "broken"))
+    for _ in range(2):
+        broken.step()
+    broken.save({})
+    torch.rand(3)  # what another process would have had in its generator
+    train(reopen(tmp_path / "broken"))
+    one, two = (
+        checkpoint.read_info(checkpoint.folder_of(tmp_path / n, 4)).files for n in ("straight", "broken")
+    )
+    assert one == two
