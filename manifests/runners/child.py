@@ -37,8 +37,10 @@ def main(socket: int, page: int, parent: int) -> None:
 
 
 def _serve(connection: Connection, page: mmap.mmap, folder: Path, packed: bytes, threads: int) -> None:
+    from uhr.manifests.runners.heap import keep_freed_memory
     from uhr.manifests.units import UnitPlan
 
+    keep_freed_memory()
     unit: int | None = None
     try:
         plan = UnitPlan.open(folder)
