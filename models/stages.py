@@ -104,6 +104,16 @@ class Ask:
     def size(self) -> Size:
         return self.height, self.width
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the target's tokens."""
+        return self.height // self.multiple, self.width // self.multiple
+
+    @property
+    def native_side(self) -> int:
+        """Side of the training square in tokens."""
+        return self.native // self.multiple
+
     def base(self, sigmas: Sequence[float], size: Size | None = None) -> Stage:
         """The base pass: over `size`, or one of about the native area and the target's aspect ratio."""
         height, width = size or base_size(*self.size, self.native, self.multiple)
@@ -123,7 +133,7 @@ class Ask:
         """`steps` + 1 noise levels of a stage above the native size."""
         if (shift or StageShift.usual(self.family)) is StageShift.STATIC:
             return self.schedule(self.steps, 0, ShiftPolicy.STATIC, factor)
-        return self.schedule(self.steps, (self.native // self.multiple) ** 2, ShiftPolicy.DYNAMIC)
+        return self.schedule(self.steps, self.native_side**2, ShiftPolicy.DYNAMIC)
 
 
 def after_strength(sigmas: Sequence[float], strength: float) -> list[float]:
@@ -137,6 +147,16 @@ def after_strength(sigmas: Sequence[float], strength: float) -> list[float]:
     # rounded first: 30 * (1 - 0.7) is 9, and a hair more in floating point
     start = math.floor(round(steps * (1 - strength), 6))
     return list(sigmas[min(start, steps - 1) :])
+
+
+def check_begins_below_noise(sigmas: Sequence[float], strength: float) -> None:
+    """UserError where a path from a picture begins at pure noise, which shows nothing of it."""
+    if sigmas[0] == 1:
+        steps = len(sigmas) - 1
+        what = (
+            f"at strength {strength:g} all {steps} steps are taken, from pure noise: no picture shows through"
+        )
+        raise UserError(what, "lower the strength, or take more steps")
 
 
 def from_level(sigmas: Sequence[float], level: float) -> list[float]:

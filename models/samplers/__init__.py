@@ -37,6 +37,22 @@ SAMPLERS: Mapping[str, SamplerInfo] = {
         "a base picture or yours, enlarged, noised part of the way and painted on",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
+    "multidiffusion": SamplerInfo(
+        {
+            "flux1": "uhr.models.samplers.multidiffusion:MultiDiffusionPipeline",
+            "flux2": "uhr.models.samplers.multidiffusion:Flux2MultiDiffusionPipeline",
+        },
+        "overlapping windows of the native size, averaged at every step",
+        "any FLUX checkpoint; takes any LoRA of its family",
+    ),
+    "demofusion": SamplerInfo(
+        {
+            "flux1": "uhr.models.samplers.demofusion:DemoFusionPipeline",
+            "flux2": "uhr.models.samplers.demofusion:Flux2DemoFusionPipeline",
+        },
+        "stages of windows, tied by skip residuals and by sub-grids of the whole picture",
+        "any FLUX checkpoint; takes any LoRA of its family",
+    ),
     "imax": SamplerInfo(
         {
             "flux1": "uhr.models.samplers.imax:IMaxPipeline",

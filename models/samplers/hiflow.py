@@ -17,7 +17,7 @@ from uhr.models.filters import bicubic, butterworth_low_pass, haar_low_pass
 from uhr.models.projection import velocity_towards
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import Staged, StagedOptions
+from uhr.models.samplers.staged import DenseOptions, Staged
 from uhr.models.sizes import cascade, check_enlarges
 from uhr.models.stages import Ask, Stage, StageShift, after_strength, from_level, sized
 from uhr.models.swin import Ring
@@ -56,7 +56,7 @@ PerStage = tuple[float, ...]
 """One value for each stage above the base; the last one serves all that follow."""
 
 
-class HiFlowOptions(StagedOptions):
+class HiFlowOptions(DenseOptions):
     """preset is `paper` (HiFlow v2, the default) or `code` (its repository); None is the preset's value.
 
     cascade:      sides over the base's: 2, 3, 4 in the paper, 2, 4 in the code
@@ -199,7 +199,7 @@ class HiFlow(Staged):
             assert pixels is not None
             data = self.enlarge(pixels, stage, options.sharpening)
         start = flow.interpolate(data, self.noise(job.batch, *stage.size, job.generator), stage.sigmas[0])
-        z = self.follow(job, stage, start, velocity, guidance=self._guidance_at(job, index))
+        z = self.follow(job, stage, start, velocity, options.toolkit, self._guidance_at(job, index))
         reference.update(estimates)
         return z
 

@@ -14,13 +14,13 @@ from uhr.models.hr_toolkit import Toolkit
 from uhr.models.projection import Projection, cosine_weight, project, velocity_towards
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import Staged, StagedOptions
+from uhr.models.samplers.staged import DenseOptions, Staged
 from uhr.models.sizes import check_enlarges
 from uhr.models.stages import Ask, Stage, sized
 from uhr.models.swin import Ring, crop, shifts
 
 
-class IMaxOptions(StagedOptions):
+class IMaxOptions(DenseOptions):
     """projection:   how the pull fades (`projection.Projection`): cosine_decay is the official README's and
                   the default, cosine_shift the official function's; constant
     shift_factor: 6, as the README has it: it acted in diffusers up to 0.31, and later releases read past it
@@ -84,7 +84,7 @@ class IMax(Staged):
             return project(v, velocity_towards(z, reference, sigma), weight, options.projection, low_pass)
 
         noise = self.noise(job.batch, *stage.size, job.generator)
-        return self.follow(job, stage, noise, velocity, guidance=self.high_guidance(job)), stage
+        return self.follow(job, stage, noise, velocity, options.toolkit, self.high_guidance(job)), stage
 
 
 def shifted_low_pass(x: torch.Tensor) -> torch.Tensor:

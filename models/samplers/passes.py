@@ -73,7 +73,7 @@ class Passes(SamplerPipeline):
                 keep(flow.data_estimate(z, v, sigma))
             return v
 
-        z = self.follow(job, stage, noise, velocity, Toolkit.off())
+        z = self.follow(job, stage, noise, velocity)
         if job.preview is not None and len(job.plan) > 1:
             job.preview(z)
         return z
@@ -97,10 +97,10 @@ class Passes(SamplerPipeline):
     ) -> torch.Tensor:
         """Euler over a stage from z, which is at its first noise level, along `velocity` (`field` if None).
 
-        `toolkit` None is the job's, and `guidance` None the call's own.
+        `toolkit` is on meanwhile; `guidance` None is the call's own.
         """
         grid = self.grid(*stage.size)
-        kit, tokens = toolkit or job.options.toolkit, grid[0] * grid[1]
+        kit, tokens = toolkit or Toolkit.off(), grid[0] * grid[1]
         said = self._told(job, grid, kit, guidance)
 
         def along(packed: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:

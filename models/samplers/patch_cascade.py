@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,52 +10,36 @@ import torch
 
 from uhr.base.config import build
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers, flow
-from uhr.models.conditions import Condition, Conditions, Prompt
-from uhr.models.enlarge import bicubic_at, reflected
+from uhr.models.conditions import Prompt
 from uhr.models.hr_toolkit import Native
-from uhr.models.patch_plan import PatchCascadeOptions, PatchStage, patch_stage
-from uhr.models.patches import Box, feather
+from uhr.models.patch_plan import PatchCascadeOptions, enlarged_size, patch_stage, up_to
 from uhr.models.pipelines import OnStepEnd, StepEnd
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.passes import Job
-from uhr.models.samplers.silence import only
+from uhr.models.samplers.patch_pass import PatchPass, Words
 from uhr.models.samplers.staged import Staged
-from uhr.models.sizes import Size
 from uhr.models.spec import ModelSpec
-from uhr.models.stages import Ask, Stage, StagedOutput, check_aspect, pixels
-from uhr.models.strips import StripCanvas
-from uhr.models.strips import Whole
-
-UNADAPTED = (
-    "unadapted: no adapter acts on the patches, they are painted by the checkpoint as it stands. RealUHR's "
-    "weights were never published; train an adapter with `uhr train run gca`"
-)
+from uhr.models.stages import Ask, Stage, StagedOutput, pixels
 
 
-class PatchCascade(Staged):
+class PatchCascade(PatchPass):
     """RealUHR's inference (recipes 1.3, 1.4): text to image, creative up-sampling of any picture by `gamma`,
     and, at scale 1, suppression of artifacts.
 
     The base is made by the model without its adapters at its native area, enlarged in pixels (bicubic), cut
     into overlapping patches of the native size, and each of them encoded (the posterior's mode), noised to
-    level gamma (eq. 5), painted in 4 Euler steps under positions of its own from 0, decoded, and blended
-    into its neighbours by a Gaussian ramp. Published for FLUX.1-dev: base at guidance 3.5 (28 steps). Calls:
-    the base's, and patches x steps, twice where guided.
+    level gamma (eq. 5), painted in 4 Euler steps at positions of its own from 0, decoded, and blended into
+    its neighbours by a Gaussian ramp. Published for FLUX.1-dev: base at guidance 3.5. Calls: the base's
+    (28), and patches x steps (36 x 4 at 4K), twice that where the patches are guided.
 
-    Differences to the paper: the enlarged picture is cut, not each cut enlarged, which has no borders of
-    its own; patches share one noise. Memory does not grow with the picture but for the picture itself (1 byte
-    a value for PIL, else 4), one row of patches, and the noise. A fully fine-tuned patch model makes its own
-    base, too: make that by `euler` with the original, and give it as `image`.
+    Differences to the paper: the enlarged picture is cut, not each cut enlarged, so that no cut has borders
+    of its own; patches share one noise. Memory does not grow with the picture but by the picture itself (1
+    byte a value for PIL, else 4), the noise, and one row of patches. A fully fine-tuned patch model would
+    make its own base, too: make that by `euler` with the original, and give it as `image`.
     """
 
     Options = PatchCascadeOptions
     published_steps = 4
-    notes: Sequence[str] = ()
-    """What a reader of the picture must know of the last run."""
-
-    _together: int = 1
-    """Patches in a pass of the backbone: each counts as a call."""
 
     @classmethod
     def preflight(
@@ -84,7 +66,6 @@ class PatchCascade(Staged):
         negative_prompt: str | list[str] | None = None,
         negative_prompt_2: str | list[str] | None = None,
         image: Any = None,
-        scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -102,55 +83,69 @@ class PatchCascade(Staged):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int | None = None,
         return_stages: bool = False,
+        scale: float | None = None,
         **options: Any,
     ) -> Any:
         """Arguments as in EulerPipeline, and `Options`' fields by name. Differences:
 
         image:               a picture (or one for each prompt) in place of the base pass, of any size: it is
                              continued by reflection to whole tokens, and the result is cut back
-        scale:               of that picture, 1 or more: the result has exactly this many times its sides
-                             (rounded). 4 if no size is given, as in the paper's figure 7
+        scale:               of that picture, 1 or more: the result has exactly this many times its sides,
+                             rounded. 4 if no size is given either, as in figure 7
         height, width:       in place of a scale, of the picture's aspect ratio; without a picture twice the
                              native size if not given
         num_inference_steps: of each patch; None is 4
         guidance_scale:      of the base pass; a given picture needs none
-        output_type:         as in diffusers; "latent" is the finished picture encoded again, since patches
-                             are blended in pixels
+        output_type:         as in diffusers; "pt" lies on the CPU, and "latent" is the finished picture
+                             encoded again, since patches are blended in pixels
         callback_on_step_end: its step counts on from the base pass and from patch to patch; latents are those
-                             of the patches at hand [patches x batch, N, 4C]
+                             of the patches at hand, [patches * batch, N, 4C]
         return_stages:       the output's `stages` holds the base picture
 
         If interrupted, places that are not painted yet stay as the enlargement shows them.
         """
         settings = build(self.Options, options, f"sampler {type(self).__name__}")
         picture = None if image is None else pixels(image).to(self._execution_device)
-        target = self._target(picture, scale, height, width, settings)
-        padded = tuple(-(-side // self.pixel_multiple) * self.pixel_multiple for side in target)
-        if picture is None:
-            self.grid(*target)
-        ask = self._ask(settings, *padded, num_inference_steps, picture is not None)
+        target = enlarged_size(picture, scale, height, width, self.pixel_multiple)
+        size = (height, width)
+        if target is not None:
+            size = tuple(up_to(side, self.pixel_multiple) for side in target)
+            if output_type == "latent":
+                self.grid(*target)
+        ask = self._ask(settings, *size, num_inference_steps, picture is not None)
         plan = self.plan(ask, settings)
         step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.begin(step_end, joint_attention_kwargs)
-        prompts = (
+        words = Words(
             Prompt(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds),
             Prompt(negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds),
+            guidance_scale,
+            num_images_per_prompt,
+            max_sequence_length,
         )
-        numbers = (guidance_scale, num_images_per_prompt, max_sequence_length)
+        base_said, said = self.say(words, plan, settings)
         shown: list[Any] = []
-        with self.one_bar(0) as bar:
-            base_said, said = self._say(prompts, numbers, plan, settings)
-            bar.total = _calls(plan, base_said, said)
-            keep = (lambda z: shown.append(self._show(z, output_type))) if return_stages else None
-            native = Native(ask.native // ask.multiple, self.backbone.text_length(self.transformer))
-            job = Job(settings, plan, base_said, native, generator, step_end, picture, keep)
+        keep = (lambda z: shown.append(self._show(z, output_type))) if return_stages else None
+        native = Native(ask.native_side, self.backbone.text_length(self.transformer))
+        job = Job(settings, plan, base_said, native, generator, step_end, picture, keep)
+        calls = sum(
+            stage.steps * stage.calls * each.branches
+            for stage, each in zip(plan[::-1], (said, base_said), strict=False)
+        )
+        with self.one_bar(calls):
             if picture is None:
-                with self._original(settings):
-                    job.picture = self.decode(self.base(job))
-            else:
-                job.picture = _for_each(picture, said.positive.text.shape[0])
-            images = self._painted(replace(job, said=said), target, output_type)
+                with self.original(settings):
+                    picture = self.decode(self.base(job))
+            images = self.painted(replace(job, said=said), picture, target or ask.size, output_type)
         self.maybe_free_model_hooks()
         if return_dict:
             return StagedOutput(images=images, stages=shown if return_stages else None)
         return (images, shown) if return_stages else (images,)
+
+
+class PatchCascadePipeline(PatchCascade, OnFlux1):
+    """RealUHR's patch cascade on FLUX.1."""
+
+
+class Flux2PatchCascadePipeline(PatchCascade, OnFlux2):
+    """RealUHR's patch cascade on FLUX.2 [klein]."""

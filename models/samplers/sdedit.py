@@ -10,16 +10,16 @@ from pydantic import Field
 from uhr.models import flow
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import Staged, StagedOptions
-from uhr.models.stages import Ask, Stage, after_strength, sized
+from uhr.models.samplers.staged import DenseOptions, Staged
+from uhr.models.stages import Ask, Stage, after_strength, check_begins_below_noise, sized
 
 
-class SDEditOptions(StagedOptions):
-    """strength:   share of the steps that are taken, (0, 1]: 0.7 is CLEAR's recipe for high resolutions
+class SDEditOptions(DenseOptions):
+    """strength:   share of the steps that are taken, in (0, 1): 0.7 is CLEAR's recipe for high resolutions
     base_steps: of the base pass; None is what the model's card says
     """
 
-    strength: float = Field(default=0.7, gt=0, le=1)
+    strength: float = Field(default=0.7, gt=0, lt=1)
     base_steps: int | None = Field(default=None, gt=0)
 
 
@@ -39,6 +39,7 @@ class SDEdit(Staged):
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
         levels = after_strength(ask.levels(options.shift, options.shift_factor), options.strength)
+        check_begins_below_noise(levels, options.strength)
         edit = sized(*ask.size, levels)
         return [edit] if ask.picture else [ask.published_base(options.base_steps), edit]
 
@@ -53,7 +54,7 @@ class SDEdit(Staged):
             data = self.enlarge(job.picture, stage)
         noise = self.noise(job.batch, *stage.size, job.generator)
         start = flow.interpolate(data, noise, stage.sigmas[0])
-        return self.follow(job, stage, start, guidance=self.high_guidance(job)), stage
+        return self.follow(job, stage, start, None, job.options.toolkit, self.high_guidance(job)), stage
 
 
 class SDEditPipeline(SDEdit, OnFlux1):

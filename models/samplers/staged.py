@@ -32,7 +32,6 @@ class StagedOptions(Config):
                      backbone embeds guidance, and the call's own elsewhere
     shift:           of those stages, static or native; None is static on FLUX.1, native on FLUX.2
     shift_factor:    of the static shift
-    toolkit:         what lets the backbone work above its native size (`hr_toolkit.Toolkit`)
     native_size:     side in px of the backbone's training square; None is what its spec says
     """
 
@@ -40,12 +39,17 @@ class StagedOptions(Config):
     guidance_high: float | None = None
     shift: StageShift | None = None
     shift_factor: float = Field(default=3.0, gt=0)
-    toolkit: Toolkit = Toolkit()
     native_size: int | None = Field(default=None, gt=0)
 
     def resolved(self) -> StagedOptions:
         """With a preset's values, where a sampler has presets."""
         return self
+
+
+class DenseOptions(StagedOptions):
+    """toolkit: what lets the backbone work above its native size (`hr_toolkit.Toolkit`)"""
+
+    toolkit: Toolkit = Toolkit()
 
 
 class Staged(Passes):
@@ -143,7 +147,7 @@ class Staged(Passes):
         )
         picture = None if image is None else self._picture(image, ask, said)
         shown: list[Any] = []
-        native = Native(ask.native // ask.multiple, self.backbone.text_length(self.transformer))
+        native = Native(ask.native_side, self.backbone.text_length(self.transformer))
         keep = (lambda z: shown.append(self._show(z, output_type))) if return_stages else None
         job = Job(settings, plan, said, native, generator, step_end, picture, keep)
         with self.exact_vae(), self.one_bar(total_calls(plan, said.branches)):

@@ -10,11 +10,15 @@ from uhr.models import stages, surgery, zoo
 from uhr.models.samplers import sampler_class
 
 SHORT = {
-    "sdedit": {"strength": 0.5, "base_steps": 2},
+    "sdedit": {"strength": 0.5, "base_steps": 2, "num_inference_steps": 4},
+    "multidiffusion": {"strength": 0.5, "base_steps": 2, "num_inference_steps": 4},
+    "demofusion": {"num_inference_steps": 2},
     "imax": {},
     "hiflow": {},
 }
 NAMES = tuple(SHORT)
+DENSE = ("sdedit", "imax", "hiflow")
+"""Those that call the backbone above its native size."""
 
 
 @pytest.fixture(params=NAMES)
@@ -35,7 +39,7 @@ def sample(name, sampler, call, seeded):
     )
 
 
-def test_with_a_straight_field_it_returns_its_target(sampler, sample, straight, monkeypatch):
+def test_with_a_straight_field_it_returns_its_target(name, sampler, sample, straight, monkeypatch):
     """The reference of those that have one is made the target, too."""
     target = straight(sampler)
 
@@ -44,7 +48,9 @@ def test_with_a_straight_field_it_returns_its_target(sampler, sample, straight, 
         return sampler.unpack(target(rows * columns), (rows, columns))
 
     monkeypatch.setattr(sampler, "encode", encode)
-    found = sample(output_type="latent").images
+    # DemoFusion's blurred estimate is not the field's: next to no blur
+    more = {"blur": 1e-3} if name == "demofusion" else {}
+    found = sample(**more, output_type="latent").images
     torch.testing.assert_close(found, target(256), atol=2e-5, rtol=2e-5)
 
 
@@ -93,7 +99,7 @@ def test_the_callback_counts_on_through_the_stages_and_may_replace_latents(sampl
     found = sample(callback_on_step_end=callback, output_type="latent").images
     levels = [sigma for stage in sampler.stages for sigma in stage.sigmas[:-1]]
     assert seen == [(i, round(1000 * sigma, 3)) for i, sigma in enumerate(levels)]
-    assert not found.any()
+    assert found.std() < 1e-6
 
 
 def test_the_same_seed_is_bitwise_the_same_picture_and_another_is_not(sample, seeded):
@@ -113,12 +119,14 @@ def test_it_leaves_torchs_random_state_and_the_models_alone(sampler, sample):
     assert sampler.joint_attention_kwargs is None
 
 
-def test_what_was_on_the_models_is_listed(sampler, sample):
+def test_what_was_on_the_models_is_listed(name, sampler, sample):
     sample(output_type="latent")
-    names = {each["surgery"].rpartition(":")[2] for each in sampler.surgeries}
-    assert {"exact-tiling", "rope-ntk"} < names
-    sample(output_type="latent", toolkit={"ntk": 1, "proportional": False})
-    assert [each["surgery"] for each in sampler.surgeries] == ["exact-tiling"]
+    names = [each["surgery"] for each in sampler.surgeries]
+    if name in DENSE:
+        assert {"exact-tiling", "rope-ntk"} < set(names)
+        sample(output_type="latent", toolkit={"ntk": 1, "proportional": False})
+        names = [each["surgery"] for each in sampler.surgeries]
+    assert names == ["exact-tiling"]
 
 
 def test_a_batch_is_its_pictures_made_one_by_one(sample, seeded):
@@ -130,12 +138,18 @@ def test_a_batch_is_its_pictures_made_one_by_one(sample, seeded):
     assert [picture.size for picture in four] == [(256, 256)] * 4
 
 
-def test_a_negative_prompt_and_the_toolkit_change_the_picture(sample):
-    plain = sample(output_type="latent").images
+def test_a_negative_prompt_changes_the_picture(sample):
     negative = sample(output_type="latent", negative_prompt="n", true_cfg_scale=3.0).images
-    bare = sample(output_type="latent", toolkit={"ntk": 1, "proportional": False}).images
-    assert not torch.allclose(plain, negative, atol=1e-3)
-    assert not torch.allclose(plain, bare, atol=1e-4)
+    assert not torch.allclose(sample(output_type="latent").images, negative, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", DENSE, indirect=True)
+@pytest.mark.parametrize("part", ["ntk", "proportional", "text_duplication"])
+def test_above_the_native_size_each_part_of_the_toolkit_acts(sampler, sample, part):
+    usual = type(sampler).Options().toolkit.model_dump()
+    changed = {**usual, part: 1 if part == "ntk" else not usual[part]}
+    other = sample(output_type="latent", toolkit=changed).images
+    assert not torch.allclose(sample(output_type="latent").images, other, atol=1e-4)
 
 
 def test_a_picture_takes_the_place_of_the_base_pass(sampler, sample, seeded):
@@ -151,9 +165,9 @@ def test_a_picture_takes_the_place_of_the_base_pass(sampler, sample, seeded):
 
 
 def test_pictures_come_in_any_shape_of_the_tokens_and_every_output_type(sample):
-    picture = sample(height=192, width=320, num_inference_steps=2).images[0]
+    picture = sample(height=192, width=320).images[0]
     assert picture.size == (320, 192)
-    (array,) = sample(output_type="np", num_inference_steps=2, return_dict=False)
+    (array,) = sample(output_type="np", return_dict=False)
     assert array.shape == (1, 256, 256, 3)
     with pytest.raises(
         UserError, match="200x256 cannot be made: multiples of 16; nearest 192x256 or 208x256"
@@ -200,9 +214,11 @@ def test_what_cannot_be_is_one_clear_line(sample, more, message):
 
 def test_preflight_and_the_call_make_the_same_plan(sampler, sample, name):
     cls, spec = type(sampler), zoo.get("tiny-flux1")
-    options = cls.Options(**SHORT[name])
-    cls.preflight(spec, options, 256, 256, 3, False)
-    plan = cls.plan(cls.ask(spec, 256, 256, 3), options.resolved())
+    given = dict(SHORT[name])
+    steps = given.pop("num_inference_steps", 3)
+    options = cls.Options(**given)
+    cls.preflight(spec, options, 256, 256, steps, False)
+    plan = cls.plan(cls.ask(spec, 256, 256, steps), options.resolved())
     sample(output_type="latent")
     for ours, theirs in zip(plan, sampler.stages, strict=True):
         assert (ours.name, ours.size, ours.calls) == (theirs.name, theirs.size, theirs.calls)

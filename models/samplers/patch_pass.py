@@ -1,0 +1,203 @@
+"""The patches of a patch cascade: what they are told, where they begin, how they come together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models import adapter_layers, flow
+from uhr.models.conditions import Condition, Conditions, Prompt
+from uhr.models.enlarge import bicubic_at, reflected
+from uhr.models.patch_plan import PatchCascadeOptions, PatchStage
+from uhr.models.patches import Box, feather
+from uhr.models.pipelines import StepEnd
+from uhr.models.samplers.passes import Job
+from uhr.models.samplers.silence import only
+from uhr.models.samplers.staged import Staged
+from uhr.models.sizes import Size
+from uhr.models.stages import Stage
+from uhr.models.strips import Gathered, StripCanvas
+
+UNADAPTED = (
+    "unadapted: no adapter acts on the patches, which the checkpoint paints as it stands. RealUHR's weights "
+    "were never published: train an adapter with the recipe gca, and give it with --adapter"
+)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a call says of its prompts."""
+
+    positive: Prompt
+    negative: Prompt
+    guidance: float | None
+    pictures: int
+    length: int | None
+
+
+class PatchPass(Staged):
+    """Operations of PatchCascade. After a run `notes` is what a reader of the picture must know of it."""
+
+    notes: Sequence[str] = ()
+    _together: int = 1
+    """Patches in each pass of the backbone."""
+
+    def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
+        super().begin(step_end, attention)
+        self._together = 1
+        self.notes = () if adapter_layers.active(self.transformer) else (UNADAPTED,)
+
+    def velocity(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As ever; every patch in it counts as a call."""
+        found = super().velocity(*args, **kwargs)
+        more = self._together - 1
+        self.model_calls += more
+        if more and self._bar is not None:
+            self._bar.update(more)
+        return found
+
+    def say(
+        self, words: Words, plan: Sequence[Stage], options: PatchCascadeOptions
+    ) -> tuple[Conditions, Conditions]:
+        """What the backbone is told in the base pass and of a patch: the same words, another guidance."""
+        patches = plan[-1]
+        assert isinstance(patches, PatchStage)
+        said = self._said(words, options, self.grid(*patches.patch), alone=len(plan) == 1)
+        base = said
+        if len(plan) > 1 and self._text_changes(options):
+            with self.original(options):
+                base = self._said(words, options, self.grid(*patches.patch), alone=False)
+        if len(plan) > 1:
+            base = base.at(self.image_ids(self.grid(*plan[0].size)))
+        kind = self.guidance_kind
+        base_scale = words.guidance if kind == "cfg" and words.guidance is not None else 1.0
+        told = said.map(lambda condition: _guided(condition, options.patch_guidance))
+        return _scaled(base, base_scale), _scaled(told, options.true_cfg_scale)
+
+    def _said(
+        self, words: Words, options: PatchCascadeOptions, grid: tuple[int, int], alone: bool
+    ) -> Conditions:
+        guidance, true_cfg = words.guidance, options.true_cfg_scale
+        if self.guidance_kind == "embedded" and alone:
+            guidance = options.patch_guidance
+        if self.guidance_kind == "cfg":
+            # a negative prompt is encoded if either pass wants it
+            if guidance == 1 or (guidance is None and alone):
+                guidance = true_cfg
+            true_cfg = 1.0
+        return self.conditions(
+            words.positive, words.negative, grid, guidance, true_cfg, words.pictures, words.length
+        )
+
+    @contextlib.contextmanager
+    def original(self, options: PatchCascadeOptions) -> Generator[None]:
+        """Without the adapters that are for the patches alone."""
+        if options.base_adapters == "all":
+            yield
+            return
+        encoder = getattr(self, "text_encoder", None)
+        models = [self.transformer] if encoder is None else [self.transformer, encoder]
+        with only(models, options.base_adapters):
+            yield
+
+    def _text_changes(self, options: PatchCascadeOptions) -> bool:
+        """Whether the words read otherwise without those adapters."""
+        encoder = getattr(self, "text_encoder", None)
+        if encoder is None or options.base_adapters == "all":
+            return False
+        return not set(adapter_layers.active(encoder)) <= set(options.base_adapters)
+
+    def painted(self, job: Job, base: torch.Tensor, target: Size, output_type: str) -> Any:
+        """The base picture [b, 3, h, w] in [-1, 1] brought to `target` px, as `output_type` says."""
+        stage = job.plan[-1]
+        assert isinstance(stage, PatchStage)
+        base = for_each(base, job.batch)
+        self.stages = (*self.stages, stage)
+        shared = self.noise(job.batch, *stage.size, job.generator) if job.options.shared_noise else None
+        whole = Gathered(job.batch, target, exact=output_type != "pil")
+        canvas = StripCanvas(job.batch, 3, stage.width, whole.write)
+        for first in range(0, len(stage.boxes), job.options.batch):
+            boxes = stage.boxes[first : first + job.options.batch]
+            anchors = torch.cat([_anchor(base, target, stage.size, box) for box in boxes])
+            patches = anchors if self.interrupt else self._paint(job, stage, boxes, anchors, shared)
+            for box, patch in zip(boxes, patches.chunk(len(boxes)), strict=True):
+                canvas.add(box, patch, feather(box, *stage.size, stage.overlap))
+        canvas.finish()
+        if output_type == "pil":
+            return whole.pil()
+        if output_type == "latent":
+            with self.exact_vae():
+                return self.pack(self.encode(whole.values))
+        return self.image_processor.postprocess(whole.values, output_type=output_type)
+
+    def _paint(
+        self,
+        job: Job,
+        stage: PatchStage,
+        boxes: Sequence[Box],
+        anchors: torch.Tensor,
+        shared: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Patches [patches * B, 3, h, w] from the enlarged picture's; those themselves if interrupted."""
+        noise = torch.cat([self._noise_of(job, box, shared) for box in boxes])
+        z = flow.interpolate(self.encode(anchors), noise, stage.sigmas[0])
+        steps = 0
+
+        def along(tokens: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
+            nonlocal steps
+            steps += 1
+            return self.guided_velocity(tokens, stage.labels[step], said)
+
+        self._together = len(boxes)
+        said = job.said.map(lambda condition: _repeated(condition, len(boxes)))
+        tokens = self.integrate(self.pack(z), stage.sigmas, said, self._numbered(job), along)
+        job.steps_done += stage.steps
+        if steps < stage.steps:
+            return anchors
+        return self.decode(self.unpack(tokens, self.grid(*stage.patch)))
+
+    def _noise_of(self, job: Job, box: Box, shared: torch.Tensor | None) -> torch.Tensor:
+        if shared is None:
+            return self.noise(job.batch, box.height, box.width, job.generator)
+        factor = self.vae_scale_factor
+        return Box(*(side // factor for side in (box.top, box.left, box.height, box.width))).crop(shared)
+
+
+def for_each(pictures: torch.Tensor, batch: int) -> torch.Tensor:
+    """Pictures [b, 3, h, w] for `batch` prompts: one for all, or one for each (in runs)."""
+    if batch % len(pictures):
+        raise UserError(f"{len(pictures)} pictures for {batch} prompts", "give one, or one for each")
+    return pictures.repeat_interleave(batch // len(pictures), dim=0)
+
+
+def _anchor(picture: torch.Tensor, target: Size, padded: Size, box: Box) -> torch.Tensor:
+    """The box of a picture [B, 3, h, w] that is enlarged to `target` and continued to `padded`."""
+    rows = reflected(target[0], padded[0])[box.top : box.bottom]
+    columns = reflected(target[1], padded[1])[box.left : box.right]
+    return bicubic_at(picture, target, rows, columns)
+
+
+def _guided(condition: Condition, guidance: float) -> Condition:
+    if condition.guidance is None:
+        return condition
+    return replace(condition, guidance=torch.full_like(condition.guidance, guidance))
+
+
+def _scaled(said: Conditions, scale: float) -> Conditions:
+    """Two passes of this scale, or one where it is 1."""
+    return Conditions(said.positive) if scale == 1 else replace(said, scale=scale)
+
+
+def _repeated(condition: Condition, times: int) -> Condition:
+    """For so many patches of each picture, patch by patch."""
+
+    def rows(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else torch.cat([x] * times)
+
+    text = torch.cat([condition.text] * times)
+    return replace(condition, text=text, pooled=rows(condition.pooled), guidance=rows(condition.guidance))

@@ -1,0 +1,160 @@
+"""UltraFlux: native 4K in one pass, on the latents of an F16 VAE under Resonance positions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from uhr.base.config import Config
+from uhr.base.errors import UserError
+from uhr.models import surgery
+from uhr.models.hr_toolkit import Toolkit
+from uhr.models.latents import check_sides
+from uhr.models.pipelines import StepEnd
+from uhr.models.rope_surgeries import RopeResonance, RopeYarn
+from uhr.models.samplers.families import OnFlux1, OnFlux2
+from uhr.models.samplers.passes import Job
+from uhr.models.samplers.staged import Staged
+from uhr.models.spec import ModelSpec, ShiftPolicy
+from uhr.models.stages import Ask, Stage, sized
+from uhr.models.surgery import Surgery
+from uhr.models.vae.f16 import F16, vae_factor
+
+UNTRAINED = (
+    "unadapted: the F8 VAE was made F16 for this call without training. UltraFlux's own VAE and transformer "
+    "are published as Owen777/UltraFlux-v1 (give it with --model); the recipe ultraflux trains others"
+)
+
+NATIVE = 4
+"""The published native side over the backbone's: 4096 px where FLUX.1 has 1024."""
+
+
+class UltraFluxOptions(Config):
+    """What `--set` can change of ultraflux, or keyword arguments of a call.
+
+    shift_factor:   of the static shift: 3 in the official script, whose time_shift of 4 nothing reads
+    positions:      resonance is the code since 2025-12-17; yarn and plain for comparison. The v1 transformer
+                    was released under a Resonance with a wrong sign in its exponent, v1.1 after it: take v1.1
+                    (`ultraflux_weights`). Positions act where an axis is longer than the native side only
+    true_cfg_scale: as in EulerPipeline; the paper has none
+    native_size:    side in px of the training square of the backbone before UltraFlux; None is what its spec
+                    says. The positions' window is its tokens of F8: 64 for FLUX.1, UltraFlux's 2048 px
+    """
+
+    shift_factor: float = Field(default=3.0, gt=0)
+    positions: Literal["resonance", "yarn", "plain"] = "resonance"
+    true_cfg_scale: float = 1.0
+    native_size: int | None = Field(default=None, gt=0)
+
+    def resolved(self) -> UltraFluxOptions:
+        """Nothing to resolve: there are no presets."""
+        return self
+
+
+class UltraFlux(Staged):
+    """UltraFlux's inference (recipes 4), by its official script: 4096 x 4096 or any aspect ratio, 50 steps,
+    guidance 4 (the pipeline's default there is 7), static shift 3; 50 calls of 16,384 tokens, no base pass.
+
+    The VAE works at factor 16, and sides are multiples of 32 px. An F8 VAE is made F16 for the length of a
+    call, an F16 one (UltraFlux's, or of the recipe vae-f16) is taken as it is. On a backbone that was not
+    trained for it this paints what the F8 decoder makes of half the latents: see `notes`.
+    """
+
+    Options = UltraFluxOptions
+    published_steps = 50
+    notes: Sequence[str] = ()
+    """What a reader of the picture must know of the last run."""
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """16, whatever diffusers' constructor makes of the VAE's levels and writes here."""
+        return 16
+
+    @vae_scale_factor.setter
+    def vae_scale_factor(self, value: int) -> None:
+        pass
+
+    @classmethod
+    def default_guidance(cls, spec: ModelSpec) -> float | None:
+        """4 where the backbone embeds guidance, its card's elsewhere."""
+        return 4.0 if spec.guidance == "embedded" else spec.guidance_scale
+
+    @classmethod
+    def ask(cls, spec: ModelSpec, height: int, width: int, steps: int, picture: bool = False) -> Ask:
+        asked = super().ask(spec, height, width, steps, picture)
+        return replace(asked, multiple=_multiple(spec))
+
+    @classmethod
+    def preflight(
+        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, negative: bool
+    ) -> None:
+        check_sides(_multiple(spec), height, width)
+        # past Staged's, whose options these are not
+        super(Staged, cls).preflight(spec, options, height, width, steps, negative)
+        cls.plan(cls.ask(spec, height, width, steps), options)
+
+    @classmethod
+    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
+        if ask.picture:
+            what = "ultraflux has no base pass that a picture could take the place of"
+            raise UserError(what, "leave the picture out, or take sdedit or patch-cascade")
+        return [sized(*ask.size, ask.schedule(ask.steps, 0, ShiftPolicy.STATIC, options.shift_factor))]
+
+    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
+        stage = job.plan[-1]
+        noise = self.noise(job.batch, *stage.size, job.generator)
+        # an F16 token is as wide as two of F8
+        with self._on(self.transformer, _positions(job.options.positions, 2 * job.native.side)):
+            return self.follow(job, stage, noise, toolkit=Toolkit.off()), stage
+
+    def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
+        super().begin(step_end, attention)
+        self.notes = () if self.vae.config.get("stride", 1) == 2 else (UNTRAINED,)
+
+    @contextlib.contextmanager
+    def exact_vae(self) -> Generator[None]:
+        """F16, and exact tiling as ever."""
+        # modules count, not what the configuration says: diffusers loads a published F16 VAE as F8
+        stride = self.vae.encoder.conv_in.stride[0]
+        with self._on(self.vae, None if stride == 2 else F16()), super().exact_vae():
+            assert vae_factor(self.vae) == self.vae_scale_factor, vae_factor(self.vae)
+            yield
+
+    @contextlib.contextmanager
+    def _on(self, model: Any, wanted: Surgery | None) -> Generator[None]:
+        """A surgery for the length of a block, unless it is on the model already."""
+        missing = [] if wanted is None or wanted in surgery.applied(model) else [wanted]
+        with surgery.temporarily(model, *missing):
+            self._note(surgery.applied(model))
+            yield
+
+    def _ask(
+        self, settings: Any, height: int | None, width: int | None, steps: int | None, picture: bool
+    ) -> Ask:
+        spec = self._spec(settings.native_size)
+        side = NATIVE * (settings.native_size or spec.native_size)
+        return super()._ask(settings, height or side, width or side, steps, picture)
+
+
+def _multiple(spec: ModelSpec) -> int:
+    """Sides are multiples of this many px: 16 a latent, times the patch."""
+    return 2 * spec.pixel_multiple
+
+
+def _positions(name: str, window: int) -> Surgery | None:
+    """The surgery of that name; None leaves the positions alone."""
+    kinds = {"resonance": RopeResonance, "yarn": RopeYarn}
+    return kinds[name](window=window) if name in kinds else None
+
+
+class UltraFluxPipeline(UltraFlux, OnFlux1):
+    """UltraFlux on FLUX.1."""
+
+
+class Flux2UltraFluxPipeline(UltraFlux, OnFlux2):
+    """UltraFlux's form on FLUX.2 [klein], for which no weights of it exist."""

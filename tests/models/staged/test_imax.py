@@ -1,0 +1,99 @@
+import pytest
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models import zoo
+from uhr.models.filters import bicubic, haar_low_pass
+from uhr.models.projection import cosine_weight, project, velocity_towards
+from uhr.models.samplers.imax import IMaxOptions, IMaxPipeline, shifted_low_pass
+from uhr.models.stages import total_calls
+
+
+@pytest.fixture
+def imax(made):
+    return made(IMaxPipeline)
+
+
+def plan(side=4096, **options):
+    spec = zoo.get("flux1-dev")
+    ask = IMaxPipeline.ask(spec, side, side, IMaxPipeline.default_steps(spec))
+    return IMaxPipeline.plan(ask, IMaxOptions(**options))
+
+
+def test_the_plan_is_the_published_one():
+    base, high = plan()
+    assert ((base.width, base.steps), (high.width, high.steps)) == ((1024, 30), (4096, 30))
+    assert base.sigmas[1] == pytest.approx(3 * (29 / 30) / (1 + 2 * 29 / 30))
+    assert high.sigmas[1] == pytest.approx(6 * (29 / 30) / (1 + 5 * 29 / 30))
+    assert total_calls(plan()) == 60
+    assert IMaxPipeline.published_guidance == 7
+
+
+def test_a_size_that_needs_no_enlargement_is_refused(imax, call):
+    with pytest.raises(UserError, match="imax makes pictures above the native 128x128; 128x128 is not"):
+        imax("x", **{**call, "height": 128, "width": 128})
+
+
+def test_every_step_is_projected_towards_the_enlarged_base(imax, call, seeded, monkeypatch):
+    """By hand, without swin: a field that is a function of its input alone."""
+    monkeypatch.setattr(imax, "guided_velocity", lambda tokens, sigma, said: 0.3 * tokens + 0.1)
+    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    for kind in ("cosine_decay", "cosine_shift", "constant"):
+        found = imax(
+            "x", **call, image=picture, swin=False, sample=False, projection=kind, generator=seeded(),
+            output_type="latent",
+        ).images  # fmt: skip
+        sigmas = imax.stages[0].sigmas
+        reference = imax.encode(bicubic(2 * picture - 1, 256, 256))
+        x = imax.noise(1, 256, 256, seeded())
+        for i in range(3):
+            v, towards = 0.3 * x + 0.1, velocity_towards(x, reference, sigmas[i])
+            x = x + (sigmas[i + 1] - sigmas[i]) * project(v, towards, cosine_weight(i, 3), kind_of(kind))
+        torch.testing.assert_close(found, imax.pack(x), atol=1e-4, rtol=1e-4)
+
+
+def kind_of(name):
+    from uhr.models.projection import Projection
+
+    return Projection(name)
+
+
+def test_the_reference_is_a_sample_of_the_posterior_unless_told(imax, call, seeded, monkeypatch):
+    given = []
+    encode = type(imax).encode
+    monkeypatch.setattr(imax, "encode", lambda p, g=None: given.append(g) or encode(imax, p, g))
+    draw = seeded()
+    imax("x", **call, generator=draw, output_type="latent")
+    imax("x", **call, generator=draw, sample=False, output_type="latent")
+    assert given == [draw, None]
+
+
+def test_guidance_above_the_base_is_seven_unless_told(imax, call, seeded, monkeypatch):
+    told = []
+    velocity = type(imax).velocity
+
+    def spy(tokens, sigma, condition, **kw):
+        told.append(condition.guidance.item())
+        return velocity(imax, tokens, sigma, condition, **kw)
+
+    monkeypatch.setattr(imax, "velocity", spy)
+    imax("x", **call, generator=seeded(), output_type="latent")
+    imax("x", **call, guidance_high=5, generator=seeded(), output_type="latent")
+    assert told == [3.5] * 3 + [7] * 3 + [3.5] * 3 + [5] * 3
+
+
+def test_swin_calls_the_backbone_on_one_more_row_and_column_at_even_steps(imax, call, seeded, monkeypatch):
+    seen = []
+    velocity = type(imax).velocity
+    monkeypatch.setattr(
+        imax, "velocity", lambda t, *a, **k: seen.append(t.shape[1]) or velocity(imax, t, *a, **k)
+    )
+    imax("x", **call, image=torch.rand(3, 128, 128), generator=seeded(), output_type="latent")
+    assert seen == [17 * 17, 16 * 16, 17 * 17]
+
+
+def test_the_shifted_low_pass_is_the_plain_one_of_the_shifted_picture():
+    x = torch.randn(1, 2, 8, 10)
+    torch.testing.assert_close(shifted_low_pass(x)[..., 1:-1, 1:-1], haar_low_pass(x[..., 1:-1, 1:-1]))
+    constant = torch.full((1, 1, 6, 6), 3.0)
+    torch.testing.assert_close(shifted_low_pass(constant), constant)
