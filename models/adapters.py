@@ -206,10 +206,11 @@ def load_lora(target: Any, path: str | Path, name: str) -> LoraFile:
     with warnings.catch_warnings():
         # several adapters on one model are what is wanted here
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-        if whole:
+        if lora.changes_text_encoder:
             target.load_lora_weights(str(lora.file), adapter_name=name, local_files_only=True)
         else:
-            target.load_lora_adapter(
+            # a pipeline's own loader would complain of every file without a part for CLIP
+            transformer.load_lora_adapter(
                 dict(lora.state),
                 network_alphas=lora.alphas,
                 adapter_name=name,
