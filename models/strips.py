@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from uhr.models.latents import to_uint8
 from uhr.models.patches import Box
 
 Strip = Callable[[int, torch.Tensor], None]
@@ -51,3 +53,32 @@ class StripCanvas:
         self._strip(self._top, self._sum[:, :, :rows] / weights)
         self._sum, self._weights = self._sum[:, :, rows:], self._weights[rows:]
         self._top += rows
+
+
+class Gathered:
+    """Finished strips put together, cut to a size (height, width) in px.
+
+    `values` are float32 [B, 3, H, W] in [-1, 1] if `exact`, else uint8 [B, H, W, 3], a quarter of the memory.
+    """
+
+    def __init__(self, batch: int, size: tuple[int, int], exact: bool) -> None:
+        self._exact = exact
+        shape = (batch, 3, *size) if exact else (batch, *size, 3)
+        self.values = torch.empty(shape, dtype=torch.float32 if exact else torch.uint8)
+
+    def write(self, top: int, rows: torch.Tensor) -> None:
+        """The strip that begins at row `top`; what lies beyond the size is left out."""
+        height, width = self.values.shape[2:] if self._exact else self.values.shape[1:3]
+        rows = rows[:, :, : max(0, height - top), :width]
+        bottom = top + rows.shape[2]
+        if self._exact:
+            self.values[:, :, top:bottom] = rows
+        else:
+            self.values[:, top:bottom] = to_uint8(rows)
+
+    def pil(self) -> list[Any]:
+        """PIL pictures, of uint8."""
+        from PIL import Image
+
+        assert not self._exact
+        return [Image.fromarray(picture) for picture in self.values.numpy()]
