@@ -112,6 +112,17 @@ def paint(
         str, typer.Option(help="float32, bfloat16, float16; auto: bfloat16 on a GPU, float32 on the CPU.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    offload: Annotated[
+        str | None,
+        typer.Option(help="Keep weights off the GPU: model, group, sequential (least memory, slowest)."),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="nf4, int8 (bitsandbytes), int8wo, float8wo (torchao).")
+    ] = None,
+    transformer: Annotated[
+        Path | None, typer.Option(help="Other weights of the backbone: a folder, safetensors file or GGUF.")
+    ] = None,
+    vae: Annotated[Path | None, typer.Option(help="Other weights of the VAE: a folder or a file.")] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="K=V", help="A sampler's option; may be repeated.")
     ] = None,
@@ -132,6 +143,10 @@ def paint(
         adapters=tuple(adapter or ()),
         dtype=dtype,
         device=device,
+        offload=offload,
+        quantize=quantize,
+        transformer=transformer,
+        vae=vae,
         sets=tuple(sets or ()),
     )
     call = sampling.check(request)

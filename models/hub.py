@@ -30,7 +30,10 @@ class Source:
         if folder.is_dir():
             return cls(text, folder=folder)
         if folder.exists():
-            raise UserError(f"model '{text}' is a file", f"name the folder that holds its {INDEX}")
+            raise UserError(
+                f"model '{text}' is a file",
+                f"name the folder that holds its {INDEX}; a backbone's file goes beside it (--transformer)",
+            )
         match = _HUB_ID.fullmatch(text)
         if isinstance(model, Path) or match is None or text.startswith("."):
             raise UserError(

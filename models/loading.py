@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,14 @@ from typing import TYPE_CHECKING, Any
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import sha256_file
 from uhr.models.hub import INDEX, Source
+from uhr.models.offload import check as check_offload
+from uhr.models.offload import offload as put_offload
+from uhr.models.quantize import LARGE, check_quantised
+from uhr.models.quantize import check as check_quantize
+from uhr.models.quantize import options as quantize_options
 from uhr.models.quiet import quiet_loading
 from uhr.models.registry import get, match, names
+from uhr.models.single_file import load_single_file
 from uhr.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -102,39 +108,63 @@ def pick_device(device: str) -> torch.device:
 
 
 def load_component(
-    model: str | Path | Model, name: str, dtype: str | torch.dtype = "float32", device: str = "cpu"
+    model: str | Path | Model,
+    name: str,
+    dtype: str | torch.dtype = "float32",
+    device: str = "cpu",
+    *,
+    quantize: str | None = None,
+    weights: str | Path | None = None,
 ) -> Any:
     """One component by its folder name, in evaluation mode; a tokenizer or scheduler takes no dtype or
     device.
 
-    Only safetensors are read, and a local folder never touches the network.
+    Only safetensors (or GGUF) are read, and a local folder never touches the network. `quantize` is a name of
+    `quantize.KINDS`, for the backbone and the large text encoder; others load as they are. `weights` is where
+    the component's weights are instead: a folder of its own (with a config.json), or a single file of BFL's,
+    ComfyUI's or GGUF.
     """
     opened = model if isinstance(model, Model) else open_model(model, components=(name,))
     if name not in opened.spec.components:
         raise unknown("component", name, opened.spec.components, opened.spec.name)
-    library, _, class_name = opened.spec.components[name].partition(":")
-    cls = getattr(importlib.import_module(library), class_name)
-    options: dict[str, Any] = {"local_files_only": True}
-    module = hasattr(cls, "parameters")
-    if module:
-        options |= {"use_safetensors": True, _dtype_option(library): pick_dtype(dtype)}
-    try:
-        with quiet_loading():
-            part = cls.from_pretrained(opened.folder / name, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        words = " ".join(str(error).split())
-        raise UserError(
-            f"{name} of {opened.source.text} cannot be loaded ({words})", "check its files"
-        ) from error
+    library_name, _, class_name = opened.spec.components[name].partition(":")
+    library = importlib.import_module(library_name)
+    cls = getattr(library, class_name)
+    if not hasattr(cls, "parameters"):
+        return _from_pretrained(cls, opened.folder / name, f"{name} of {opened.source.text}", {})
+    torch_dtype, place = pick_dtype(dtype), pick_device(device)
+    options = {"use_safetensors": True, _DTYPE_OPTION[library_name]: torch_dtype}
+    quantised = quantize is not None and class_name in LARGE
+    if quantize is not None and quantised:
+        check_quantize(quantize, place)
+        options |= quantize_options(quantize, library, torch_dtype, place)
+    source = opened.folder / name if weights is None else Path(weights).expanduser()
+    if source.is_file():
+        if quantised:
+            raise UserError(f"{name} from a single file cannot be quantised", f"leave out {quantize}")
+        part = load_single_file(cls, name, source, opened.folder, torch_dtype, place)
+    else:
+        where = f"{name} of {opened.source.text}" if weights is None else f"{name} in {source}"
+        part = _from_pretrained(cls, source, where, options)
+    if quantize is not None and quantised:
+        check_quantised(part, quantize)
     if name == "vae":
         from uhr.models.vae.f16 import restore
 
         restore(part)
-    return part.eval().to(pick_device(device)) if module else part
+    return part.eval() if quantised else part.eval().to(place)
 
 
-def _dtype_option(library: str) -> str:
-    return {"diffusers": "torch_dtype", "transformers": "dtype"}[library]
+_DTYPE_OPTION = {"diffusers": "torch_dtype", "transformers": "dtype"}
+
+
+def _from_pretrained(cls: Any, folder: Path, where: str, options: dict[str, Any]) -> Any:
+    try:
+        with quiet_loading():
+            return cls.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        words = " ".join(str(error).split())
+        raise UserError(f"{where} cannot be loaded ({words})", "check its files") from error
 
 
 def load_transformer(
@@ -180,27 +210,64 @@ def load_pipeline(
     dtype: str | torch.dtype = "float32",
     device: str = "cpu",
     pipeline_class: type | None = None,
+    *,
+    quantize: str | None = None,
+    offload: str | None = None,
+    weights: Mapping[str, str | Path] | None = None,
 ) -> Any:
-    """A whole pipeline: the stock class of its spec, or `pipeline_class` (a sampler of ours, say)."""
+    """A whole pipeline: the stock class of its spec, or `pipeline_class` (a sampler of ours, say).
+
+    `quantize` and `weights` (by component) are as in `load_component`. `offload` (model, group, sequential)
+    keeps the weights in the CPU's memory; a caller that adds adapters does that first and offloads itself.
+    """
     opened = model if isinstance(model, Model) else open_model(model)
     if opened.source.repository:
         opened = open_model(opened.source.text, opened.spec.name, opened.spec.components)
+    place, weights = pick_device(device), weights or {}
+    strange = sorted(set(weights) - set(opened.spec.components))
+    if strange:
+        raise unknown("component", strange[0], opened.spec.components, opened.spec.name)
+    kind = None if offload is None else check_offload(offload, place)
     cls = pipeline_class or getattr(importlib.import_module("diffusers"), opened.spec.pipeline_class)
-    parts = {name: load_component(opened, name, dtype, device) for name in opened.spec.components}
-    return cls(**parts, **opened.spec.pipeline_config)
+    home = device if kind is None else "cpu"
+    parts = {
+        name: load_component(
+            opened,
+            name,
+            dtype,
+            # weights are quantised on the GPU, and the offload takes them from there
+            device if quantize is not None else home,
+            quantize=quantize,
+            weights=weights.get(name),
+        )
+        for name in opened.spec.components
+    }
+    pipeline = cls(**parts, **opened.spec.pipeline_config)
+    if kind is not None:
+        put_offload(pipeline, kind, place)
+    return pipeline
 
 
 def weights_hash(model: str | Path | Model, component: str) -> str:
-    """SHA-256 (64 hex digits) over a component's safetensors files: sorted names and the hash of each one's
-    bytes.
-
-    A component without weights (a tokenizer, a scheduler) is hashed over all of its files.
-    """
+    """`hash_of` a component of a model."""
     opened = model if isinstance(model, Model) else open_model(model, components=(component,))
     folder = opened.folder / component
-    files = sorted(folder.glob("*.safetensors")) or sorted(p for p in folder.glob("*") if p.is_file())
-    if not files:
+    if not folder.is_dir():
         raise UserError(f"{opened.source.text} has no component '{component}'", f"expected files in {folder}")
+    return hash_of(folder)
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 (64 hex digits) of a file, or over a folder's safetensors files: sorted names and the hash of
+    each one's bytes.
+
+    A folder without weights (a tokenizer, a scheduler) is hashed over all of its files.
+    """
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(path.glob("*.safetensors")) or sorted(p for p in path.glob("*") if p.is_file())
+    if not files:
+        raise UserError(f"{path} is empty", "expected weights or configuration there")
     total = hashlib.sha256()
     for file in files:
         total.update(f"{file.name} {sha256_file(file)}\n".encode())

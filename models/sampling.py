@@ -13,7 +13,10 @@ from uhr.base.console import progress
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import atomic, sha256_file
 from uhr.models.hub import lora_file
-from uhr.models.loading import DTYPES, Model, open_model
+from uhr.models.loading import DTYPES, Model, hash_of, open_model
+from uhr.models.offload import Offload, offload
+from uhr.models.offload import check as check_offload
+from uhr.models.quantize import check as check_quantize
 from uhr.models.samplers import check_name, sampler_class
 
 CHUNK = "uhr"
@@ -56,7 +59,17 @@ class Request:
     adapters: tuple[str, ...] = ()
     dtype: str = "auto"
     device: str = "auto"
+    offload: str | None = None
+    quantize: str | None = None
+    transformer: Path | None = None
+    vae: Path | None = None
     sets: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> dict[str, Path]:
+        """Components whose weights are elsewhere: a folder of their own, or a single file."""
+        named = {"transformer": self.transformer, "vae": self.vae}
+        return {name: path.expanduser() for name, path in named.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -91,9 +104,18 @@ def check(request: Request) -> Call:
         raise UserError(f"{model.spec.name} takes no guidance", "leave out --guidance")
     adapters = tuple(Adapter.parse(text) for text in request.adapters)
 
+    for name, path in request.weights.items():
+        if not path.exists():
+            raise UserError(f"--{name} {path} is not there", "name a folder, or a .safetensors or .gguf file")
+
     from uhr.models.loading import pick_device
 
-    device = str(pick_device(request.device))
+    place = pick_device(request.device)
+    if request.offload is not None:
+        check_offload(request.offload, place)
+    if request.quantize is not None:
+        check_quantize(request.quantize, place)
+    device = str(place)
     dtype = request.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
@@ -135,12 +157,22 @@ def run(call: Call) -> dict[str, Any]:
     from uhr.models.loading import load_pipeline
 
     request = call.request
-    pipeline = load_pipeline(call.model, call.dtype, call.device, call.pipeline_class)
+    pipeline = load_pipeline(
+        call.model,
+        call.dtype,
+        "cpu" if request.offload and not request.quantize else call.device,
+        call.pipeline_class,
+        quantize=request.quantize,
+        weights=request.weights,
+    )
     pipeline.set_progress_bar_config(disable=True)
     for i, adapter in enumerate(call.adapters):
         load_lora(pipeline, adapter.file, f"adapter_{i}")
     if call.adapters:
         activate(pipeline, {f"adapter_{i}": adapter.scale for i, adapter in enumerate(call.adapters)})
+    if request.offload is not None:
+        # after the adapters: their weights are offloaded with the rest
+        offload(pipeline, Offload(request.offload), torch.device(call.device))
     with progress("sample", total=call.steps, unit="steps") as advance:
 
         def stepped(*_: Any) -> dict[str, Any]:
@@ -174,6 +206,11 @@ def _record(call: Call, pipeline: Any) -> dict[str, Any]:
         "sampler": request.sampler,
         "options": call.options.model_dump(mode="json"),
         "model": {"name": model.source.text, "spec": model.spec.name, "revision": model.revision},
+        "weights": {
+            name: {"path": str(path), "sha256": hash_of(path)} for name, path in request.weights.items()
+        },
+        "quantize": request.quantize,
+        "offload": request.offload,
         "adapters": [
             {"file": str(a.file), "scale": a.scale, "sha256": sha256_file(a.file)} for a in call.adapters
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def print_details(value: dict[str, Any]) -> None:
         "text tokens": ", ".join(f"{name} {count}" for name, count in value["text_lengths"].items()),
         "guidance": _GUIDANCE[value["guidance"]],
         "sampling": _sampling(sampling),
-        "LoRA targets": "; ".join(f"{name}: {', '.join(t)}" for name, t in value["lora_targets"].items()),
+        "LoRA targets": "; ".join(f"{name}: {_names(t)}" for name, t in value["lora_targets"].items()),
     }
     if "bytes" in value:
         rows["on disk"] = ", ".join(f"{name} {human_bytes(n)}" for name, n in value["bytes"].items() if n)
@@ -121,7 +122,21 @@ def print_details(value: dict[str, Any]) -> None:
     say("\nWhat can be done with it:")
     for sampler in value["samplers"]:
         say(f'  uhr sample {sampler} --model {model} --prompt "..." --out picture.png')
-    say(f"  uhr train encode SLICE --model {model} --out ENCODED, then uhr train run lora")
+    if value["family"] == "flux1":
+        say(f"  uhr train encode SLICE --model {model} --out ENCODED, then uhr train run lora")
+
+
+def _names(targets: list[str]) -> str:
+    """Runs of names that differ only in a block's number, as one: `blocks.{0-23}.attn.to_out`."""
+    runs: dict[str, list[int]] = {}
+    for target in targets:
+        number = re.search(r"\.(\d+)\.", target)
+        pattern = target if number is None else re.sub(r"\.\d+\.", ".#.", target, count=1)
+        runs.setdefault(pattern, []).extend([] if number is None else [int(number[1])])
+    return ", ".join(
+        pattern.replace("#", f"{{{min(found)}-{max(found)}}}") if found else pattern
+        for pattern, found in runs.items()
+    )
 
 
 def _sampling(sampling: dict[str, Any]) -> str:
@@ -129,6 +144,6 @@ def _sampling(sampling: dict[str, Any]) -> str:
     shift = {
         ShiftPolicy.NONE: "sigmas not shifted",
         ShiftPolicy.STATIC: "sigmas shifted by a fixed factor",
-        ShiftPolicy.DYNAMIC: "sigmas shifted by the number of tokens, up to 4,096 of them",
+        ShiftPolicy.DYNAMIC: "sigmas shifted by the number of tokens, up to about 1024x1024 px",
     }[ShiftPolicy(sampling["shift"])]
     return f"{sampling['steps']} steps, {guidance}, {shift} (the model card's)"

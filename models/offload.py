@@ -1,0 +1,40 @@
+"""Weights kept in the CPU's memory and brought to the GPU when they are needed, through diffusers' hooks."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from uhr.base.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Offload(StrEnum):
+    """How much is on the GPU at a time: a whole component, a group of layers loaded ahead on a stream of its
+    own, or one layer (least memory, slowest)."""
+
+    MODEL = "model"
+    GROUP = "group"
+    SEQUENTIAL = "sequential"
+
+
+def check(kind: str, device: torch.device) -> Offload:
+    """The kind of that name; UserError for an unknown one, or where there is no GPU to offload from."""
+    if kind not in list(Offload):
+        raise unknown("offload", kind, list(Offload))
+    if device.type == "cpu":
+        raise UserError(f"offload '{kind}' keeps weights off a GPU, and the device is cpu", "leave it out")
+    return Offload(kind)
+
+
+def offload(pipeline: Any, kind: Offload, device: torch.device) -> None:
+    """Put the hooks on a pipeline whose weights are on the CPU. Adapters go on before, since they are new
+    weights."""
+    if kind is Offload.MODEL:
+        pipeline.enable_model_cpu_offload(device=device)
+    elif kind is Offload.SEQUENTIAL:
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        pipeline.enable_group_offload(device, offload_type="leaf_level", use_stream=device.type == "cuda")

@@ -1,0 +1,114 @@
+"""Components in one file: BFL's and ComfyUI's safetensors, diffusers' own keys, GGUF; read by diffusers.
+
+The file gives weights only. Configuration comes from the model that the component is put into, and every
+weight that it wants must be there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uhr.base.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+_BACKBONE_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+_SCALED = (".scale_weight", ".weight_scale", ".comfy_quant", "scaled_fp8")
+
+
+def load_single_file(
+    cls: Any, component: str, file: Path, folder: Path, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """A transformer or VAE of class `cls` from `file`, configured as `component` of the diffusers `folder`.
+
+    GGUF weights stay quantised and are computed with in `dtype`; all others are cast to it.
+    """
+    where = f"{component} file {file}"
+    try:
+        part = _gguf(cls, component, file, folder, dtype) if file.suffix == ".gguf" else None
+        if part is None:
+            part = _assigned(cls, _read(file, where), folder / component, dtype, where)
+    except (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
+        # the converters look up the keys that they expect, and FLUX.1's splits by its real width
+        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{where} cannot be read ({words})", _fix(folder / component)) from error
+    return part.eval().to(device)
+
+
+def _fix(folder: Path) -> str:
+    return f"is it of the same model as {folder}?"
+
+
+def _assigned(
+    cls: Any, checkpoint: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype, where: str
+) -> Any:
+    """The module with the checkpoint's weights, each of which must be there; keys are converted by diffusers.
+
+    `from_single_file` would do the same, and fail without a name where a weight lacks.
+    """
+    import torch
+
+    config = cls.load_config(folder, local_files_only=True)
+    with torch.device("meta"):
+        part = cls.from_config(config)
+    wanted = part.state_dict()
+    # the two namings share some keys
+    own = 2 * len(wanted.keys() & checkpoint.keys()) > len(wanted)
+    state = checkpoint if own else _converted(cls, checkpoint, config, where)
+    lacking, strange = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if lacking or strange:
+        what = f"lacks {lacking[0]}" if lacking else f"holds {strange[0]}, which this model has not"
+        more = len(lacking) + len(strange) - 1
+        raise UserError(f"{where} {what}" + (f" (and {more} more)" if more else ""), _fix(folder))
+    part.load_state_dict({key: value.to(dtype) for key, value in state.items()}, assign=True)
+    return part
+
+
+def _converted(cls: Any, checkpoint: dict[str, torch.Tensor], config: Any, where: str) -> dict[str, Any]:
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    known = SINGLE_FILE_LOADABLE_CLASSES.get(cls.__name__)
+    if known is None:
+        raise UserError(
+            f"{where} is not in diffusers' keys, and it converts no {cls.__name__}",
+            "name a folder of diffusers'",
+        )
+    return known["checkpoint_mapping_fn"](checkpoint=checkpoint, config=config)
+
+
+def _gguf(cls: Any, component: str, file: Path, folder: Path, dtype: torch.dtype) -> Any:
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("reading GGUF needs the package gguf", "pip install gguf")
+    from diffusers import GGUFQuantizationConfig
+
+    return cls.from_single_file(
+        str(file),
+        config=str(folder),
+        subfolder=component,
+        local_files_only=True,
+        quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),
+        torch_dtype=dtype,
+    )
+
+
+def _read(file: Path, where: str) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{where} cannot be read ({error})", "download it again") from error
+    scaled = sorted(key for key in state if key.endswith(_SCALED))
+    if scaled:
+        what = f"{where} holds weights with scales of ComfyUI's ({scaled[0]})"
+        raise UserError(what, "diffusers reads none of these: take a plain safetensors file or a GGUF")
+    for prefix in _BACKBONE_PREFIXES:
+        # a whole checkpoint of ComfyUI's: the backbone's part of it. The VAE's converter finds its own
+        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if inside and where.startswith("transformer"):
+            return inside
+    return state
