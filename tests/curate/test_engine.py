@@ -95,23 +95,10 @@ def test_all_that_was_decoded_has_a_preview_kept_or_not(curate):
     assert without.previews(decoded) == {}
 
 
-@pytest.mark.ray
-def test_both_engines_and_any_number_of_workers_give_the_same_manifest(curate, uhr, pictures, tmp_path):
+def test_any_number_of_workers_and_any_cut_into_units_give_the_same_manifest(curate):
     sets = ("--set", "unit=3")
-    ids = {curate("quickstart", *sets, workers=n, name=f"local {n}")[0].id for n in (0, 1, 3)}
+    ids = {curate("quickstart", *sets, workers=n, name=f"out {n}")[0].id for n in (0, 1, 3)}
     ids.add(curate("quickstart", name="other units")[0].id)
-    out = tmp_path / "on ray"
-    code, printed, errors = uhr(
-        "curate", "run", "quickstart", "--source", pictures, "--out", out, "--workers", 2, *sets
-    )
-    assert code == 0
-    assert "17 files: 8 kept, 5 rejected, 4 failed" in printed
-    assert [
-        line
-        for line in errors.splitlines()
-        if not line.startswith(("list:", "curate:", "commit:", "report:"))
-    ] == []
-    ids.add(Manifest.open(out).id)
     assert len(ids) == 1
 
 
@@ -206,9 +193,9 @@ MOODS = {
 }
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
-def test_whatever_a_user_s_own_stage_does_to_a_picture_costs_that_picture_only(
-    uhr, pictures, outside, tmp_path, engine
+@pytest.mark.ray
+def test_what_a_user_s_own_stage_does_to_a_picture_costs_that_picture_only_on_both_engines(
+    uhr, pictures, outside, tmp_path
 ):
     source = tmp_path / "moody"
     source.mkdir()
@@ -221,10 +208,23 @@ def test_whatever_a_user_s_own_stage_does_to_a_picture_costs_that_picture_only(
         limits: {{seconds: 5, memory: 600MiB}}
         unit: 5
     """)
-    words = ("--out", tmp_path / "out", "--engine", engine, "--workers", 2)
-    code, _, errors = uhr("curate", "run", pipeline, "--source", source, *words)
-    assert code == 0, errors
-    rows = rows_of(Manifest.open(tmp_path / "out"))
+    ids = []
+    for engine in ("local", "ray"):
+        out = tmp_path / engine
+        words = ("--source", source, "--out", out, "--engine", engine, "--workers", 2)
+        code, _, errors = uhr("curate", "run", pipeline, *words)
+        assert code == 0, errors
+        noise = [line for line in errors.splitlines() if line.split(":")[0] not in PROGRESS]
+        assert noise == []
+        _check_moods(rows_of(Manifest.open(out)), f"{outside}:Moody")
+        ids.append(Manifest.open(out).id)
+    assert ids[0] == ids[1]
+
+
+PROGRESS = ("list", "curate", "commit", "report")
+
+
+def _check_moods(rows: dict[str, dict[str, Any]], stage: str) -> None:
     for mood, (reason, words) in MOODS.items():
         row = rows[f"{mood}.jpg"]
         assert (row["reason"] or row["status"]) == reason, row
@@ -233,7 +233,7 @@ def test_whatever_a_user_s_own_stage_does_to_a_picture_costs_that_picture_only(
         assert row["content_hash"] is not None, "what came before the fault is kept"
         assert (row["redness"] is not None) == (mood == "fine")
     assert 0 < rows["fine.jpg"]["redness"] < 127
-    assert rows["segfault.jpg"]["error"].startswith(f"{outside}:Moody: ")
+    assert rows["segfault.jpg"]["error"].startswith(f"{stage}: ")
 
 
 def test_the_manifest_tells_how_it_was_made(curate):
