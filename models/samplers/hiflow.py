@@ -98,11 +98,6 @@ class HiFlowOptions(DenseOptions):
     swin: bool = True
     ring: Ring | None = None
 
-    def resolved(self) -> HiFlowOptions:
-        """With the preset's values in place of None."""
-        preset = PRESETS[self.preset]
-        return self.model_copy(update={key: preset[key] for key in preset if getattr(self, key) is None})
-
 
 class Reference:
     """Clean estimates of the stages below, by the number of steps that are left in the schedule that all
@@ -146,6 +141,12 @@ class HiFlow(Staged):
 
     Options = HiFlowOptions
     published_steps = 30
+
+    @classmethod
+    def resolve(cls, options: Any) -> Any:
+        preset = PRESETS[options.preset]
+        told = {key: value for key, value in preset.items() if getattr(options, key) is None}
+        return options.model_copy(update=told)
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:

@@ -52,14 +52,24 @@ class _Quiet:
 
 class Passes(SamplerPipeline):
     """Operations on z [B, C, H, W] of any size. After a run, `stages` are those that were run, `surgeries`
-    what was on the models meanwhile."""
+    what was on the models meanwhile, `settings` the options with every preset's value filled in."""
 
     published_guidance: ClassVar[float | None] = None
     """Of the stages above the base, for backbones that embed guidance."""
 
     stages: Sequence[Stage] = ()
     surgeries: Sequence[dict[str, Any]] = ()
+    settings: Any = None
     _bar: Any = None
+
+    def details(self) -> dict[str, Any]:
+        """JSON for the picture's record: what was run, on which models."""
+        told = {} if self.settings is None else {"settings": self.settings.model_dump(mode="json")}
+        return {
+            "stages": [stage.describe() for stage in self.stages],
+            "surgeries": list(self.surgeries),
+            **told,
+        }
 
     def base(self, job: Job, keep: Callable[[torch.Tensor], None] | None = None) -> torch.Tensor:
         """z of the base pass: the plan's first stage, from pure noise. `keep` is shown the clean estimate of

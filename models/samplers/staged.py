@@ -41,10 +41,6 @@ class StagedOptions(Config):
     shift_factor: float = Field(default=3.0, gt=0)
     native_size: int | None = Field(default=None, gt=0)
 
-    def resolved(self) -> StagedOptions:
-        """With a preset's values, where a sampler has presets."""
-        return self
-
 
 class DenseOptions(StagedOptions):
     """toolkit: what lets the backbone work above its native size (`hr_toolkit.Toolkit`)"""
@@ -66,6 +62,11 @@ class Staged(Passes):
     @abstractmethod
     def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
         """z of the last stage that was run, and that stage."""
+
+    @classmethod
+    def resolve(cls, options: Any) -> Any:
+        """The options with a preset's values, where a sampler has presets."""
+        return options
 
     @classmethod
     def default_steps(cls, spec: ModelSpec) -> int:
@@ -92,8 +93,15 @@ class Staged(Passes):
         super().preflight(spec, options, height, width, steps, negative)
         if options.guidance_high is not None and spec.guidance == "none":
             raise UserError(f"{spec.name} takes no guidance", "leave out guidance_high")
-        ask = cls.ask(spec, height, width, steps)
-        cls.plan(replace(ask, native=options.native_size or ask.native), options.resolved())
+        cls.planned(spec, options, height, width, steps)
+
+    @classmethod
+    def planned(
+        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, picture: bool = False
+    ) -> list[Stage]:
+        """The plan of a call, of a model that is not loaded."""
+        ask = cls.ask(spec, height, width, steps, picture)
+        return cls.plan(replace(ask, native=options.native_size or ask.native), cls.resolve(options))
 
     @torch.no_grad()
     def __call__(
@@ -131,11 +139,14 @@ class Staged(Passes):
         callback_on_step_end: its step counts on through the stages
         return_stages:       the output's `stages` holds the pictures of every stage before the last
         """
-        settings = build(self.Options, options, f"sampler {type(self).__name__}").resolved()
+        settings = self.resolve(build(self.Options, options, f"sampler {type(self).__name__}"))
+        if settings.guidance_high is not None and self.guidance_kind == "none":
+            raise UserError("this backbone takes no guidance", "leave out guidance_high")
         ask = self._ask(settings, height, width, num_inference_steps, image is not None)
         plan = self.plan(ask, settings)
         step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.begin(step_end, joint_attention_kwargs)
+        self.settings = settings
         said = self.conditions(
             Prompt(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds),
             Prompt(negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds),

@@ -18,7 +18,7 @@ def hiflow(made):
 def plan(side=4096, spec="flux1-dev", **options):
     spec = zoo.get(spec)
     ask = HiFlowPipeline.ask(spec, side, side, HiFlowPipeline.default_steps(spec))
-    return HiFlowPipeline.plan(ask, HiFlowOptions(**options).resolved())
+    return HiFlowPipeline.plan(ask, HiFlowPipeline.resolve(HiFlowOptions(**options)))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_stage_enters_at_the_first_level_that_is_low_enough_and_takes_one_step
 
 
 def test_single_values_of_a_preset_can_be_changed_and_the_rest_stays():
-    found = HiFlowOptions(preset="code", cutoff=0.3, cascade=(2, 3, 4)).resolved()
+    found = HiFlowPipeline.resolve(HiFlowOptions(preset="code", cutoff=0.3, cascade=(2, 3, 4)))
     assert (found.cutoff, found.cascade, found.guidance, found.fade) == (0.3, (2, 3, 4), (4.5, 6.0), "linear")
     assert [stage.steps for stage in plan(preset="code", cascade=(2, 3, 4))] == [30, 16, 10, 10]
 

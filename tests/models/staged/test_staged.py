@@ -1,5 +1,7 @@
 """What holds for every staged sampler alike."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -218,7 +220,7 @@ def test_preflight_and_the_call_make_the_same_plan(sampler, sample, name):
     steps = given.pop("num_inference_steps", 3)
     options = cls.Options(**given)
     cls.preflight(spec, options, 256, 256, steps, False)
-    plan = cls.plan(cls.ask(spec, 256, 256, steps), options.resolved())
+    plan = cls.planned(spec, options, 256, 256, steps)
     sample(output_type="latent")
     for ours, theirs in zip(plan, sampler.stages, strict=True):
         assert (ours.name, ours.size, ours.calls) == (theirs.name, theirs.size, theirs.calls)
@@ -232,3 +234,13 @@ def test_pictures_of_different_samplers_differ(made, call, seeded):
         found.append(pipeline("x", **{**call, **short}, generator=seeded(), output_type="latent").images)
     for i, one in enumerate(found):
         assert not any(torch.allclose(one, other, atol=1e-2) for other in found[:i])
+
+
+def test_the_record_says_what_was_run_with_every_value(name, sampler, sample):
+    sample(output_type="latent")
+    details = json.loads(json.dumps(sampler.details()))
+    assert [stage["width"] for stage in details["stages"]] == [stage.width for stage in sampler.stages]
+    assert sum((len(s["sigmas"]) - 1) * s["calls_per_step"] for s in details["stages"]) == sampler.model_calls
+    assert details["surgeries"][0]["surgery"] == "exact-tiling"
+    may_be_none = {"guidance_high", "native_size", "shift", "base_steps"}
+    assert {key for key, value in details["settings"].items() if value is None} <= may_be_none

@@ -1,0 +1,99 @@
+"""The staged samplers on FLUX.2: few-step models without guidance, and undistilled ones guided by two
+passes."""
+
+import pytest
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models import stages, zoo
+from uhr.models.samplers import sampler_class
+
+SHORT = {
+    "sdedit": {"strength": 0.5, "base_steps": 2},
+    "multidiffusion": {},
+    "demofusion": {"num_inference_steps": 2},
+    "imax": {},
+    "hiflow": {},
+}
+CALL = {"height": 256, "width": 256, "max_sequence_length": 32, "output_type": "latent"}
+
+
+@pytest.fixture(scope="module")
+def made2(tiny_flux2):
+    """A maker of pipelines that share tiny-flux2's components."""
+    first = sampler_class("euler", "flux2").from_pretrained(tiny_flux2, local_files_only=True)
+
+    def make(name, **config):
+        pipeline = sampler_class(name, "flux2")(**first.components, **{"is_distilled": True, **config})
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return make
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_it_runs_by_the_models_own_steps_and_counts_them(made2, name, seeded):
+    sampler = made2(name)
+    found = sampler("a red house", **CALL, **SHORT[name], generator=seeded()).images
+    again = sampler("a red house", **CALL, **SHORT[name], generator=seeded()).images
+    assert found.shape == (1, 256, 128)
+    assert torch.isfinite(found).all()
+    assert torch.equal(found, again)
+    assert sampler.model_calls == stages.total_calls(sampler.stages)
+    if "num_inference_steps" not in SHORT[name]:
+        assert sampler.default_steps(zoo.get("tiny-flux2")) == 4
+        assert max(stage.steps for stage in sampler.stages if stage.name != "base") <= 4
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_with_a_straight_field_it_returns_its_target(made2, name, seeded, monkeypatch):
+    sampler = made2(name)
+    value = torch.randn(32, generator=seeded(5)).repeat_interleave(4)
+
+    def target(rows, columns):
+        return sampler.unpack(value.expand(1, rows * columns, 128), (rows, columns))
+
+    monkeypatch.setattr(sampler, "velocity", lambda x, sigma, *_, **__: (x - value) / sigma)
+    monkeypatch.setattr(sampler, "encode", lambda p, g=None: target(p.shape[-2] // 16, p.shape[-1] // 16))
+    more = {**SHORT[name], **({"blur": 1e-3} if name == "demofusion" else {})}
+    found = sampler("x", **CALL, **more, generator=seeded()).images
+    torch.testing.assert_close(found, value.expand(1, 256, 128), atol=5e-5, rtol=5e-5)
+
+
+def test_stages_above_the_base_take_the_familys_shift_at_the_native_size(made2, seeded):
+    sampler = made2("sdedit")
+    sampler("x", **CALL, strength=0.5, image=torch.rand(3, 128, 128), generator=seeded())
+    expected = sampler.schedule(4, 64, "dynamic")[2:]
+    assert sampler.stages[0].sigmas == pytest.approx(expected)
+    sampler("x", **CALL, strength=0.5, shift="static", image=torch.rand(3, 128, 128), generator=seeded())
+    assert sampler.stages[0].sigmas == pytest.approx((0.75, 0.5, 0.0))
+
+
+def test_guidance_of_a_model_that_takes_none_is_refused(made2):
+    spec = zoo.get("tiny-flux2")
+    for name in SHORT:
+        cls = sampler_class(name, "flux2")
+        with pytest.raises(UserError, match="tiny-flux2 takes no guidance: leave out guidance_high"):
+            cls.preflight(spec, cls.Options(guidance_high=5.0), 256, 256, 4, False)
+    with pytest.raises(UserError, match="takes none"):
+        made2("imax")("x", **CALL, guidance_scale=3.5)
+    with pytest.raises(UserError, match="leave out guidance_high"):
+        made2("imax")("x", **CALL, guidance_high=3.5)
+
+
+def test_an_undistilled_model_is_guided_by_two_passes_at_every_stage(made2, seeded):
+    sampler = made2("imax", is_distilled=False)
+    more = {**CALL, "num_inference_steps": 2, "native_size": 128, "guidance_scale": 4.0}
+    plain = sampler("x", **more, generator=seeded()).images
+    assert sampler.model_calls == 2 * 4
+    # the published 7 is a number for embedded guidance
+    same = sampler("x", **more, guidance_high=4.0, generator=seeded()).images
+    other = sampler("x", **more, guidance_high=7.0, generator=seeded()).images
+    assert torch.equal(plain, same)
+    assert not torch.allclose(plain, other, atol=1e-3)
+
+
+def test_a_backbone_that_no_spec_describes_wants_its_native_size(made2, seeded):
+    sampler = made2("imax", is_distilled=False)
+    with pytest.raises(UserError, match="give native_size"):
+        sampler("x", **CALL, guidance_scale=4.0)
