@@ -50,8 +50,7 @@ class PatchCascade(PatchPass):
         if options.patch_guidance != 1 and spec.guidance != "embedded":
             what = f"patch_guidance {options.patch_guidance:g} is given, and {spec.name} embeds no guidance"
             raise UserError(what, "leave it out; true_cfg_scale guides the patches")
-        ask = cls.ask(spec, height, width, steps)
-        cls.plan(replace(ask, native=options.native_size or ask.native), options)
+        cls.planned(spec, options, height, width, steps)
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
@@ -116,6 +115,7 @@ class PatchCascade(PatchPass):
         plan = self.plan(ask, settings)
         step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.begin(step_end, joint_attention_kwargs)
+        self.settings = settings
         words = Words(
             Prompt(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds),
             Prompt(negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds),
@@ -134,8 +134,7 @@ class PatchCascade(PatchPass):
         )
         with self.one_bar(calls):
             if picture is None:
-                with self.original(settings):
-                    picture = self.decode(self.base(job))
+                picture = self.decode(self.run(job)[0])
             images = self.painted(replace(job, said=said), picture, target or ask.size, output_type)
         self.maybe_free_model_hooks()
         if return_dict:

@@ -112,6 +112,15 @@ class PatchPass(Staged):
             return False
         return not set(adapter_layers.active(encoder)) <= set(options.base_adapters)
 
+    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
+        """The base pass, by the original model: the last stage that has a z of its own. Patches come together
+        in pixels, see `painted`."""
+        with self.original(job.options):
+            return self.base(job), job.plan[0]
+
+    def details(self) -> dict[str, Any]:
+        return {**super().details(), "notes": list(self.notes)}
+
     def painted(self, job: Job, base: torch.Tensor, target: Size, output_type: str) -> Any:
         """The base picture [b, 3, h, w] in [-1, 1] brought to `target` px, as `output_type` says."""
         stage = job.plan[-1]

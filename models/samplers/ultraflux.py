@@ -38,9 +38,8 @@ class UltraFluxOptions(Config):
     """What `--set` can change of ultraflux, or keyword arguments of a call.
 
     shift_factor:   of the static shift: 3 in the official script, whose time_shift of 4 nothing reads
-    positions:      resonance is the code since 2025-12-17; yarn and plain for comparison. The v1 transformer
-                    was released under a Resonance with a wrong sign in its exponent, v1.1 after it: take v1.1
-                    (`ultraflux_weights`). Positions act where an axis is longer than the native side only
+    positions:      resonance is the code since 2025-12-17; yarn and plain for comparison. They act where an
+                    axis is longer than the window only
     true_cfg_scale: as in EulerPipeline; the paper has none
     native_size:    side in px of the training square of the backbone before UltraFlux; None is what its spec
                     says. The positions' window is its tokens of F8: 64 for FLUX.1, UltraFlux's 2048 px
@@ -51,18 +50,19 @@ class UltraFluxOptions(Config):
     true_cfg_scale: float = 1.0
     native_size: int | None = Field(default=None, gt=0)
 
-    def resolved(self) -> UltraFluxOptions:
-        """Nothing to resolve: there are no presets."""
-        return self
-
 
 class UltraFlux(Staged):
     """UltraFlux's inference (recipes 4), by its official script: 4096 x 4096 or any aspect ratio, 50 steps,
     guidance 4 (the pipeline's default there is 7), static shift 3; 50 calls of 16,384 tokens, no base pass.
 
     The VAE works at factor 16, and sides are multiples of 32 px. An F8 VAE is made F16 for the length of a
-    call, an F16 one (UltraFlux's, or of the recipe vae-f16) is taken as it is. On a backbone that was not
-    trained for it this paints what the F8 decoder makes of half the latents: see `notes`.
+    call, an F16 one (UltraFlux's, or of the recipe vae-f16) is taken as it is. Without UltraFlux's training
+    the decoder makes a softer picture of half the latents a side: see `notes`.
+
+    Published weights: Owen777/UltraFlux-v1 is a whole model (transformer, F16 VAE). Its transformer was
+    trained and released under a Resonance whose exponent had the wrong sign; the one of
+    Owen777/UltraFlux-v1-1-Transformer came after the correction, and is the one to take (recipes 8, row 21):
+    load it in v1's place (`--transformer`, `load_pipeline(weights=)`).
     """
 
     Options = UltraFluxOptions
@@ -96,7 +96,7 @@ class UltraFlux(Staged):
         check_sides(_multiple(spec), height, width)
         # past Staged's, whose options these are not
         super(Staged, cls).preflight(spec, options, height, width, steps, negative)
-        cls.plan(cls.ask(spec, height, width, steps), options)
+        cls.planned(spec, options, height, width, steps)
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
@@ -115,6 +115,9 @@ class UltraFlux(Staged):
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         super().begin(step_end, attention)
         self.notes = () if self.vae.config.get("stride", 1) == 2 else (UNTRAINED,)
+
+    def details(self) -> dict[str, Any]:
+        return {**super().details(), "notes": list(self.notes)}
 
     @contextlib.contextmanager
     def exact_vae(self) -> Generator[None]:
