@@ -140,7 +140,8 @@ class Staged(Passes):
         return_stages:       the output's `stages` holds the pictures of every stage before the last
         """
         settings = self.resolve(build(self.Options, options, f"sampler {type(self).__name__}"))
-        if settings.guidance_high is not None and self.guidance_kind == "none":
+        # not every sampler that is staged can guide its stages apart
+        if getattr(settings, "guidance_high", None) is not None and self.guidance_kind == "none":
             raise UserError("this backbone takes no guidance", "leave out guidance_high")
         ask = self._ask(settings, height, width, num_inference_steps, image is not None)
         plan = self.plan(ask, settings)
