@@ -1,0 +1,27 @@
+"""Curation's claims of speed: the exact guards, header-only filtering, Ray against local workers.
+
+python -m benchmarks.curation
+"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import engines, guards
+from uhr.base.console import say
+
+
+def main() -> None:
+    """Prints each part's numbers and what of the claims holds; exit code 1 if something does not."""
+    found = guards.claims()
+    for claim in engines.CLAIMS:
+        measured = claim()
+        found[f"{measured.words}: {measured.measured}"] = measured.holds
+    say()
+    for words, holds in found.items():
+        say(f"{'holds' if holds else 'FAILS'}  {words}")
+    sys.exit(0 if all(found.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()
