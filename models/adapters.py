@@ -47,9 +47,10 @@ class LoraSpec:
     def peft_config(self) -> Any:
         from peft import LoraConfig
 
+        alpha: Any = self.alpha  # peft's annotation is too narrow
         return LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=alpha,
             target_modules=list(self.targets),
             init_lora_weights="gaussian",
         )

@@ -22,13 +22,13 @@ guidance is never assumed; every call of the backbone is counted.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from uhr.base.config import Config
@@ -54,7 +54,7 @@ class StepEnd:
     names: Sequence[str] = ("latents",)
 
 
-class SamplerPipeline(DiffusionPipeline):
+class SamplerPipeline(DiffusionPipeline, ABC):
     """Base of the samplers, whatever the family. After a run, `model_calls` is how often it called the
     backbone, and `sigmas` the noise levels that it went through."""
 
@@ -66,8 +66,8 @@ class SamplerPipeline(DiffusionPipeline):
     model_calls: int = 0
     sigmas: tuple[float, ...] = ()
 
-    class Options(Config):
-        """The keyword arguments of a call that `uhr sample --set` can change; a sampler has its own."""
+    Options: ClassVar[Any] = Config
+    """A `Config` class: the keyword arguments of a call that `uhr sample --set` can change."""
 
     @classmethod
     def preflight(

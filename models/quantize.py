@@ -3,6 +3,7 @@ text encoder, nothing else (a VAE and CLIP are small, and lose by it)."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,15 +29,11 @@ def _int8(library: Any, dtype: torch.dtype) -> Any:
 
 
 def _int8_weights(library: Any, dtype: torch.dtype) -> Any:
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return library.TorchAoConfig(Int8WeightOnlyConfig())
+    return library.TorchAoConfig(importlib.import_module("torchao.quantization").Int8WeightOnlyConfig())
 
 
 def _float8_weights(library: Any, dtype: torch.dtype) -> Any:
-    from torchao.quantization import Float8WeightOnlyConfig
-
-    return library.TorchAoConfig(Float8WeightOnlyConfig())
+    return library.TorchAoConfig(importlib.import_module("torchao.quantization").Float8WeightOnlyConfig())
 
 
 @dataclass(frozen=True)

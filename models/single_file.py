@@ -70,7 +70,7 @@ def _assigned(
 def _converted(cls: Any, checkpoint: dict[str, torch.Tensor], config: Any, where: str) -> dict[str, Any]:
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
-    known = SINGLE_FILE_LOADABLE_CLASSES.get(cls.__name__)
+    known: Any = SINGLE_FILE_LOADABLE_CLASSES.get(cls.__name__)
     if known is None:
         raise UserError(
             f"{where} is not in diffusers' keys, and it converts no {cls.__name__}",

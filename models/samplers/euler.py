@@ -17,19 +17,21 @@ from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.spec import ModelSpec, ShiftPolicy
 
 
+class EulerOptions(Config):
+    """The keyword arguments of a call that `--set` can change; the call's docstring says what they mean."""
+
+    shift: ShiftPolicy | None = None
+    shift_factor: float = 3.0
+    true_cfg_scale: float = 1.0
+
+
 class Euler(SamplerPipeline):
     """Text to image by Euler steps.
 
     With the schedule that the checkpoint was published with it gives what the stock pipeline gives.
     """
 
-    class Options(Config):
-        """The keyword arguments of a call that `--set` can change; the call's docstring says what they
-        mean."""
-
-        shift: ShiftPolicy | None = None
-        shift_factor: float = 3.0
-        true_cfg_scale: float = 1.0
+    Options = EulerOptions
 
     @classmethod
     def preflight(

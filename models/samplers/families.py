@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers import Flux2KleinPipeline, FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_output import Flux2PipelineOutput
 
 from uhr.models.backbones.flux1 import Flux1
@@ -22,13 +25,14 @@ class OnFlux1(SamplerPipeline, FluxPipeline):
 
     def embed(self, prompt: Prompt, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """T5's [B, length, D] and CLIP's [B, P]."""
+        arguments: dict[str, Any] = {
+            "prompt": prompt.texts,
+            "prompt_2": prompt.texts_2,
+            "prompt_embeds": prompt.embeds,
+            "pooled_prompt_embeds": prompt.pooled,
+        }
         text, pooled, _ = self.encode_prompt(
-            prompt=prompt.texts,
-            prompt_2=prompt.texts_2,
-            prompt_embeds=prompt.embeds,
-            pooled_prompt_embeds=prompt.pooled,
-            device=self._execution_device,
-            max_sequence_length=length,
+            **arguments, device=self._execution_device, max_sequence_length=length
         )
         return text, pooled
 
@@ -42,10 +46,6 @@ class OnFlux2(SamplerPipeline, Flux2KleinPipeline):
 
     def embed(self, prompt: Prompt, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Three of Qwen3's hidden states side by side, [B, length, 3 D]; padded places included."""
-        text, _ = self.encode_prompt(
-            prompt=prompt.texts,
-            prompt_embeds=prompt.embeds,
-            device=self._execution_device,
-            max_sequence_length=length,
-        )
+        arguments: dict[str, Any] = {"prompt": prompt.texts, "prompt_embeds": prompt.embeds}
+        text, _ = self.encode_prompt(**arguments, device=self._execution_device, max_sequence_length=length)
         return text, None

@@ -129,18 +129,17 @@ def _t5_tokenizer(spec: ModelSpec) -> Any:
 def _t5() -> Any:
     from transformers import T5Config, T5EncoderModel
 
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(_t5_pieces()),
-            d_model=TEXT_WIDTH,
-            d_kv=8,
-            d_ff=2 * TEXT_WIDTH,
-            num_layers=2,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-        )
-    )
+    config: dict[str, Any] = {
+        "vocab_size": len(_t5_pieces()),
+        "d_model": TEXT_WIDTH,
+        "d_kv": 8,
+        "d_ff": 2 * TEXT_WIDTH,
+        "num_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    }
+    return T5EncoderModel(T5Config(**config))
 
 
 def _transformer_gain(name: str) -> tuple[float, float]:

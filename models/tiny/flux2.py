@@ -60,11 +60,11 @@ def _vae(spec: ModelSpec) -> Any:
 
 def _tokenizer(spec: ModelSpec) -> Any:
     """Qwen's byte alphabet without merges: one token per byte."""
-    from transformers import Qwen2TokenizerFast
+    from transformers import Qwen2Tokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     vocabulary = {letter: i for i, letter in enumerate(bytes_to_unicode().values())}
-    return Qwen2TokenizerFast(
+    return Qwen2Tokenizer(
         vocabulary,
         merges=[],
         eos_token="<|im_end|>",
