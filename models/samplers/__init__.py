@@ -69,6 +69,22 @@ SAMPLERS: Mapping[str, SamplerInfo] = {
         "a cascade in which each stage follows the path of the one below",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
+    "patch-cascade": SamplerInfo(
+        {
+            "flux1": "uhr.models.samplers.patch_cascade:PatchCascadePipeline",
+            "flux2": "uhr.models.samplers.patch_cascade:Flux2PatchCascadePipeline",
+        },
+        "a base picture or yours, enlarged and painted anew in overlapping patches",
+        "any FLUX checkpoint, unadapted; better with an adapter for patches, none of which is published",
+    ),
+    "ultraflux": SamplerInfo(
+        {
+            "flux1": "uhr.models.samplers.ultraflux:UltraFluxPipeline",
+            "flux2": "uhr.models.samplers.ultraflux:Flux2UltraFluxPipeline",
+        },
+        "native 4K in one pass, with an F16 VAE and Resonance positions",
+        "Owen777/UltraFlux-v1, its transformer from Owen777/UltraFlux-v1-1-Transformer",
+    ),
 }
 
 

@@ -25,7 +25,7 @@ from uhr.models.strips import Gathered, StripCanvas
 
 UNADAPTED = (
     "unadapted: no adapter acts on the patches, which the checkpoint paints as it stands. RealUHR's weights "
-    "were never published: train an adapter with the recipe gca, and give it with --adapter"
+    "were never published; an adapter that was trained for patches goes in with --adapter"
 )
 
 

@@ -27,7 +27,7 @@ from uhr.models.vae.f16 import F16, vae_factor
 
 UNTRAINED = (
     "unadapted: the F8 VAE was made F16 for this call without training. UltraFlux's own VAE and transformer "
-    "are published as Owen777/UltraFlux-v1 (give it with --model); the recipe ultraflux trains others"
+    "are published as Owen777/UltraFlux-v1: give that with --model"
 )
 
 NATIVE = 4
@@ -56,7 +56,7 @@ class UltraFlux(Staged):
     guidance 4 (the pipeline's default there is 7), static shift 3; 50 calls of 16,384 tokens, no base pass.
 
     The VAE works at factor 16, and sides are multiples of 32 px. An F8 VAE is made F16 for the length of a
-    call, an F16 one (UltraFlux's, or of the recipe vae-f16) is taken as it is. Without UltraFlux's training
+    call, an F16 one, UltraFlux's say, is taken as it is. Without UltraFlux's training
     the decoder makes a softer picture of half the latents a side: see `notes`.
 
     Published weights: Owen777/UltraFlux-v1 is a whole model (transformer, F16 VAE). Its transformer was
