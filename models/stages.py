@@ -180,7 +180,7 @@ def pixels(image: Any) -> torch.Tensor:
     """A picture, or several of one size -> float32 [B, 3, H, W] in [-1, 1].
 
     Takes what diffusers' pipelines take: PIL pictures (transparency is dropped: flatten it first), arrays
-    uint8 or float in [0, 1] [(B,) H, W, 3], tensors in [0, 1] [(B,) 3, H, W]; or lists of them.
+    [(B,) H, W, 3] and tensors [(B,) 3, H, W], uint8 or float in [0, 1]; or lists of them.
     """
     if isinstance(image, (list, tuple)):
         parts = [pixels(part) for part in image]
@@ -188,12 +188,16 @@ def pixels(image: Any) -> torch.Tensor:
             raise UserError("the pictures of a batch differ in size", "give pictures of one size")
         return torch.cat(parts)
     if isinstance(image, torch.Tensor):
-        found = image.float()
+        found = image
     else:
         array = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
-        found = torch.from_numpy(array.copy()).float() / (255 if array.dtype == np.uint8 else 1)
-        found = found.movedim(-1, -3)
-    found = found if found.ndim == 4 else found[None]
+        found = torch.from_numpy(array.copy())
+        found = found.movedim(-1, -3) if found.ndim > 2 else found
+    if found.dtype == torch.uint8:
+        found = found.float() / 255
+    if not found.dtype.is_floating_point:
+        raise UserError(f"a picture of {found.dtype}", "give 8 bits a value, or floats in [0, 1]")
+    found = found.float() if found.ndim == 4 else found.float()[None]
     if found.ndim != 4 or found.shape[1] != 3:
         raise UserError(
             f"a picture of shape {tuple(found.shape)}", "give RGB: [3, H, W] tensors, [H, W, 3] arrays"
