@@ -35,7 +35,9 @@ def match(index: Mapping[str, Any], transformer_config: Mapping[str, Any], where
         known = sorted({spec.pipeline_class for spec in SPECS.values()})
         raise UserError(f"{where}: no spec is a '{pipeline_class}'", f"known pipelines: {', '.join(known)}")
     for spec in siblings:
-        if _holds(spec.transformer_config, transformer_config) and _holds(spec.pipeline_config, index):
+        # diffusers takes what an index does not say for False
+        pipeline_config = {key: index.get(key, False) for key in spec.pipeline_config}
+        if pipeline_config == spec.pipeline_config and _holds(spec.transformer_config, transformer_config):
             return spec
     found = {
         key: values.get(key)

@@ -55,4 +55,13 @@ TINY_FLUX2 = replace(
     notes=_NOTES,
 )
 
-SPECS = (TINY_FLUX1, TINY_FLUX2)
+TINY_FLUX2_BASE = replace(
+    TINY_FLUX2,
+    name="tiny-flux2-base",
+    summary="the same weights called undistilled, so that two passes guide them",
+    pipeline_config={"is_distilled": False},
+    guidance="cfg",
+    guidance_scale=4.0,
+)
+
+SPECS = (TINY_FLUX1, TINY_FLUX2, TINY_FLUX2_BASE)

@@ -191,3 +191,23 @@ def test_a_picture_survives_encoding_as_the_stock_pipeline_does_it(euler):
     torch.testing.assert_close(euler.pack(euler.encode(pictures)), theirs.flatten(2).mT, atol=1e-5, rtol=1e-5)
     drawn = euler.encode(pictures, generator=seeded())
     assert 0 < (drawn - euler.encode(pictures)).abs().mean() < 0.2
+
+
+def test_the_command_guides_an_undistilled_checkpoint_by_its_cards_scale(tmp_path, capsys):
+    from uhr.cli import main
+    from uhr.models import zoo
+    from uhr.models.sampling import read_record
+
+    folder = zoo.make_tiny("tiny-flux2-base", tmp_path / "base")
+    call = ["sample", "euler", "--model", str(folder), "--prompt", "a", "--size", "64x64", "--steps", "2"]
+    for name, more, calls in (
+        ("card", [], 4),
+        ("negative", ["--negative", "a cat"], 4),
+        ("one", ["--guidance", "1"], 2),
+    ):
+        out = tmp_path / f"{name}.png"
+        assert main([*call, "--device", "cpu", "--out", str(out), *more]) == 0, capsys.readouterr()
+        record = read_record(out)
+        assert record["model_calls"] == calls
+        assert record["guidance"] == (1.0 if name == "one" else 4.0)
+    assert "guidance 4" in capsys.readouterr().out

@@ -338,9 +338,12 @@ def test_a_file_as_the_whole_model_says_where_it_goes(tmp_path):
         zoo.open_model(file)
 
 
-def test_what_tells_a_distilled_checkpoint_must_be_in_its_index(tiny_flux2, tmp_path):
+def test_whether_a_checkpoint_is_distilled_stands_in_its_index_and_false_need_not(tiny_flux2, tmp_path):
     folder = shutil.copytree(tiny_flux2, tmp_path / "m")
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | {"is_distilled": False}))
-    with pytest.raises(UserError, match=r"no spec has this transformer .*is_distilled=False"):
-        zoo.recognise(folder)
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text())
+    assert zoo.recognise(folder).name == "tiny-flux2"
+    for changed in (index | {"is_distilled": False}, {k: v for k, v in index.items() if k != "is_distilled"}):
+        file.write_text(json.dumps(changed))
+        assert zoo.recognise(folder).name == "tiny-flux2-base"
+        assert not zoo.load_pipeline(folder).config.is_distilled
