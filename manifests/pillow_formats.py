@@ -133,7 +133,10 @@ def _mode(mode: str, tags: Any) -> tuple[str, int]:
 def load(image: Image.Image) -> Image.Image:
     """Decode the first frame in place; whatever goes wrong becomes a `PixelFault`."""
     try:
-        image.load()
+        with warnings.catch_warnings():
+            # of metadata that nobody reads here
+            warnings.simplefilter("ignore")
+            image.load()
     except MemoryError:
         raise PixelFault("too large", "the memory does not suffice to decode it") from None
     except Exception as error:  # noqa: BLE001 - decoders meet hostile bytes with any exception; it is told on
