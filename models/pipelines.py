@@ -78,6 +78,30 @@ class SamplerPipeline(DiffusionPipeline, ABC):
         if spec.guidance != "cfg":
             check_cfg(getattr(options, "true_cfg_scale", 1.0), negative)
 
+    @classmethod
+    def default_steps(cls, spec: ModelSpec) -> int:
+        """Steps of a call that names none: its card's, unless the sampler was published with others."""
+        return spec.steps
+
+    @classmethod
+    def default_guidance(cls, spec: ModelSpec) -> float | None:
+        """Guidance of a command that names none, likewise; a call in Python must name it."""
+        return spec.guidance_scale
+
+    @classmethod
+    def default_size(cls, spec: ModelSpec) -> tuple[int, int]:
+        """Height and width in px of a command that names none, likewise."""
+        return spec.native_size, spec.native_size
+
+    @classmethod
+    def all_steps(cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int) -> int:
+        """Steps of a whole call, of every stage: what the step callback is called for."""
+        return steps
+
+    def details(self) -> dict[str, Any]:
+        """JSON for the picture's record, of the last run: what only this sampler knows of it."""
+        return {}
+
     @abstractmethod
     def embed(self, prompt: Prompt, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the stock pipeline makes of a prompt: text [B, L, D], pooled [B, P] or None."""

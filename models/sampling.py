@@ -44,7 +44,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. None is what the model's card says (steps, guidance) or its native size; dtype
+    """What the user asked for. None is the sampler's default for the model (size, steps, guidance); dtype
     "auto" is bfloat16 on a GPU and float32 on the CPU."""
 
     sampler: str
@@ -99,7 +99,6 @@ def check(request: Request) -> Call:
     if request.steps is not None and request.steps < 1:
         raise UserError(f"--steps {request.steps}", "give at least 1")
     model = open_model(request.model)
-    width, height = request.size or (model.spec.native_size, model.spec.native_size)
     if request.guidance is not None and model.spec.guidance == "none":
         raise UserError(f"{model.spec.name} takes no guidance", "leave out --guidance")
     adapters = tuple(Adapter.parse(text) for text in request.adapters)
@@ -121,8 +120,11 @@ def check(request: Request) -> Call:
         dtype = "float32" if device == "cpu" else "bfloat16"
     pipeline_class = sampler_class(request.sampler, model.spec.family)
     options = build(pipeline_class.Options, apply_sets({}, list(request.sets)), f"sampler {request.sampler}")
-    guidance = model.spec.guidance_scale if request.guidance is None else request.guidance
-    steps = request.steps or model.spec.steps
+    height, width = request.size[::-1] if request.size else pipeline_class.default_size(model.spec)
+    guidance = request.guidance
+    if guidance is None:
+        guidance = pipeline_class.default_guidance(model.spec)
+    steps = request.steps or pipeline_class.default_steps(model.spec)
     pipeline_class.preflight(model.spec, options, height, width, steps, request.negative is not None)
     if adapters:
         _check_adapters(model, adapters)
@@ -173,7 +175,8 @@ def run(call: Call) -> dict[str, Any]:
     if request.offload is not None:
         # after the adapters: their weights are offloaded with the rest
         offload(pipeline, Offload(request.offload), torch.device(call.device))
-    with progress("sample", total=call.steps, unit="steps") as advance:
+    total = call.pipeline_class.all_steps(call.model.spec, call.options, call.height, call.width, call.steps)
+    with progress("sample", total=total, unit="steps") as advance:
 
         def stepped(*_: Any) -> dict[str, Any]:
             advance()
@@ -225,6 +228,7 @@ def _record(call: Call, pipeline: Any) -> dict[str, Any]:
         "device": call.device,
         "sigmas": list(pipeline.sigmas),
         "model_calls": pipeline.model_calls,
+        "details": pipeline.details(),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
     }
 
@@ -257,7 +261,8 @@ def describe(path: Path, record: dict[str, Any]) -> str:
     """What was made, for people: nothing that was filled in stays unsaid."""
     guidance = "no guidance" if record["guidance"] is None else f"guidance {record['guidance']:g}"
     adapters = "".join(f", {a['file']} at {a['scale']:g}" for a in record["adapters"])
+    notes = "".join(f"\nnote: {note}" for note in record["details"].get("notes", ()))
     return (
         f"{path}: {record['width']}x{record['height']}, {record['sampler']} on {record['model']['spec']}"
-        f"{adapters}, {record['steps']} steps, {guidance}, seed {record['seed']}"
+        f"{adapters}, {record['steps']} steps, {guidance}, seed {record['seed']}{notes}"
     )

@@ -74,6 +74,15 @@ class Staged(Passes):
         return spec.steps if spec.steps < FEW_STEPS else cls.published_steps
 
     @classmethod
+    def default_size(cls, spec: ModelSpec) -> tuple[int, int]:
+        """Twice the native size: there is nothing to stage at it."""
+        return 2 * spec.native_size, 2 * spec.native_size
+
+    @classmethod
+    def all_steps(cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int) -> int:
+        return sum(stage.steps for stage in cls.planned(spec, options, height, width, steps))
+
+    @classmethod
     def ask(cls, spec: ModelSpec, height: int, width: int, steps: int, picture: bool = False) -> Ask:
         """What `plan` wants, of a model that is not loaded."""
 

@@ -85,6 +85,11 @@ class UltraFlux(Staged):
         return 4.0 if spec.guidance == "embedded" else spec.guidance_scale
 
     @classmethod
+    def default_size(cls, spec: ModelSpec) -> tuple[int, int]:
+        """The published native size, 4096 x 4096 for FLUX.1."""
+        return NATIVE * spec.native_size, NATIVE * spec.native_size
+
+    @classmethod
     def ask(cls, spec: ModelSpec, height: int, width: int, steps: int, picture: bool = False) -> Ask:
         asked = super().ask(spec, height, width, steps, picture)
         return replace(asked, multiple=_multiple(spec))

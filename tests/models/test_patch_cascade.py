@@ -575,3 +575,23 @@ def test_a_pil_picture_is_taken_as_it_is(sample):
 def test_sizes_come_from_scales_by_rounding():
     assert enlarged_size(torch.zeros(1, 3, 333, 100), 1.5, None, None, 16) == (500, 150)
     assert enlarged_size(None, None, 256, 256, 16) is None
+
+
+def test_the_command_paints_says_that_it_is_unadapted_and_writes_all_of_it_down(tiny_flux, tmp_path, capsys):
+    from uhr.cli import main
+    from uhr.models import sampling
+
+    out = tmp_path / "picture.png"
+    command = ["sample", "patch-cascade", "--model", str(tiny_flux), "--prompt", "a house", "--out", str(out)]
+    assert main([*command, "--set", "base_steps=2", "--set", "gamma=0.3", "--set", "overlap=0"]) == 0
+    assert "note: unadapted: no adapter acts on the patches" in capsys.readouterr().out
+    record = sampling.read_record(out)
+    assert Image.open(out).size == (record["width"], record["height"]) == (256, 256)
+    assert (record["steps"], record["guidance"], record["model_calls"]) == (4, 3.5, 2 + 4 * 4)
+    assert record["options"]["gamma"] == record["details"]["settings"]["gamma"] == 0.3
+    base, patches = record["details"]["stages"]
+    assert (base["name"], patches["calls_per_step"], patches["patch"]) == ("base", 4, [128, 128])
+    assert patches["labels"] == pytest.approx([0.2313, 0.176, 0.1237, 0.0674], abs=6e-5)
+    assert record["details"]["notes"][0].startswith("unadapted")
+    assert main([*command, "--size", "250x256"]) == 1
+    assert "nearest 240x256 or 256x256" in capsys.readouterr().err

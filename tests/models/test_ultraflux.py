@@ -336,3 +336,22 @@ def test_its_form_runs_on_flux2(tiny_flux2, sample):
     assert picture.size == (512, 256)
     assert pipeline.model_calls == 3
     assert surgery.applied(pipeline.vae) == surgery.applied(pipeline.transformer) == []
+
+
+def test_the_command_paints_at_the_published_defaults(tiny_flux, tmp_path, capsys):
+    from PIL import Image
+
+    from uhr.cli import main
+    from uhr.models import sampling
+
+    out = tmp_path / "picture.png"
+    command = ["sample", "ultraflux", "--model", str(tiny_flux), "--prompt", "a house", "--out", str(out)]
+    assert main(command) == 0
+    assert "note: unadapted: the F8 VAE was made F16" in capsys.readouterr().out
+    record = sampling.read_record(out)
+    assert Image.open(out).size == (record["width"], record["height"]) == (512, 512)
+    assert (record["steps"], record["guidance"], record["model_calls"]) == (50, 4.0, 50)
+    applied = [each["surgery"] for each in record["details"]["surgeries"]]
+    assert applied == ["vae-f16", "exact-tiling", "rope-resonance"]
+    assert main([*command, "--size", "240x256"]) == 1
+    assert "multiples of 32; nearest 224x256 or 256x256" in capsys.readouterr().err
