@@ -37,10 +37,11 @@ class PixelFault(Exception):
 class Header:
     """A picture as its header describes it.
 
-    `raw_width` and `raw_height` are the stored grid in pixels, `width` and `height` the picture as displayed,
-    after `orientation` (EXIF tag 0x0112, 1..8, 1 is upright; an orientation in XMP is not read). `mode` is
-    the colour model of the file (L, LA, P, RGB, RGBA, CMYK, ...), `bit_depth` its bits per channel.
-    `has_alpha` counts the colour keys of PNG and GIF too.
+    `raw_width` and `raw_height` are the stored grid in pixels, `width` and `height` the picture as
+    displayed, after `orientation` (EXIF tag 0x0112, 1..8, 1 is upright; an orientation in XMP is not read).
+    `mode` is the colour model of the file (L, LA, P, RGB, RGBA, CMYK, ...), `bit_depth` its bits per
+    channel. `has_alpha` counts the colour keys of PNG and GIF too. `animated`: more frames are announced,
+    which the headers of GIF and TIFF cannot.
     """
 
     format: str

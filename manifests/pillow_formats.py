@@ -92,7 +92,8 @@ def header_of(image: Image.Image) -> Header:
     tags = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
     try:
         with _unhindered():
-            animated = bool(getattr(image, "is_animated", False))
+            # a GIF or TIFF would have to be walked to its second frame
+            animated = image.format == "AVIF" and bool(getattr(image, "is_animated", False))
             if tags is None:
                 width, height = image.size
                 orientation = image.getexif().get(0x0112, 1) if image.format == "AVIF" else 1
