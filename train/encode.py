@@ -50,6 +50,11 @@ def encode(
 
 
 def _request(manifest: Manifest, model: Model, out: Path, config: EncodeConfig) -> Request:
+    from uhr.train.velocity import FAMILIES
+
+    if model.spec.family not in FAMILIES:
+        what = f"{model.spec.name} is of family {model.spec.family}, which no recipe trains"
+        raise UserError(what, f"encode for a model of {', '.join(FAMILIES)}")
     resolution = config.resolution or model.spec.native_size
     split = config.split or ("train" if "split" in manifest.schema.names else None)
     config = config.model_copy(update={"resolution": resolution, "split": split})

@@ -290,6 +290,12 @@ def test_an_unknown_caption_column_names_the_nearest(four, tiny_flux, tmp_path):
         encode(four.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(caption="captoin"))
 
 
+def test_a_family_that_no_recipe_trains_is_refused_before_anything_is_encoded(four, tiny_flux2, tmp_path):
+    with pytest.raises(UserError, match="tiny-flux2 is of family flux2, which no recipe trains"):
+        encode(four.path, str(tiny_flux2), tmp_path / "encoded", EncodeConfig(), "cpu")
+    assert not (tmp_path / "encoded").exists()
+
+
 def test_half_written_damaged_and_newer_folders_are_refused(small_set, tmp_path):
     with pytest.raises(UserError, match="holds no encoded data"):
         read_encoded(tmp_path)
