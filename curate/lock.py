@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from uhr.base.errors import UserError
@@ -14,7 +14,7 @@ NAME = "lock"
 
 
 @contextlib.contextmanager
-def only_run(folder: Path) -> Iterator[None]:
+def only_run(folder: Path) -> Generator[None]:
     """Hold the lock of `folder` while the block runs; a UserError if another process has it. The system lets
     go of it when the process dies, however it dies.
     """

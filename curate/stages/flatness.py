@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import Field
 
-from uhr.base.config import Config
 from uhr.curate.frame import Frame
 from uhr.curate.guards import FLAT_VARIANCE, LARGEST_PATCH, PATCH, warm
 from uhr.curate.stage import Stage
@@ -26,7 +25,7 @@ class FlatnessStage(Stage):
     name = "flatness"
     adds = (COLUMNS["flat_fraction"],)
 
-    class Params(Config):
+    class Params(Stage.Params):
         patch: int = Field(PATCH, ge=8, le=LARGEST_PATCH, description="side of a patch, px")
         variance: float = Field(FLAT_VARIANCE, ge=0, description="a patch below it is flat")
 

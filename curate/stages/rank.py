@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from uhr.base.config import Config
 from uhr.curate.stage import SetStage
 from uhr.manifests.schema import Column
 
@@ -20,7 +19,7 @@ class RankStage(SetStage):
 
     name = "rank"
 
-    class Params(Config):
+    class Params(SetStage.Params):
         of: str
         descending: bool = True
 

@@ -14,7 +14,7 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class UnitActor:
 
 
 @contextlib.contextmanager
-def _ray(address: str | None, workers: int | None) -> Iterator[int]:
+def _ray(address: str | None, workers: int | None) -> Generator[int]:
     """A quiet Ray, and the number of CPUs in it; shut down on the way out if it was started here."""
     os.environ.update(_QUIET)
     import ray
@@ -139,7 +139,7 @@ def _start(address: str | None, workers: int | None) -> None:
 
 
 @contextlib.contextmanager
-def _stderr_kept_back() -> Iterator[None]:
+def _stderr_kept_back() -> Generator[None]:
     """Ray's C++ core greets on file descriptor 2 whatever its log level is; if the start fails,
     --debug shows it.
     """

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import pydantic
 import yaml
+import yaml.constructor
+import yaml.resolver
 
 from uhr.base.errors import UserError, unknown
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 Advance = Callable[..., None]
@@ -14,7 +14,7 @@ Advance = Callable[..., None]
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int | None, unit: str = "") -> Iterator[Advance]:
+def progress(description: str, total: int | None, unit: str = "") -> Generator[Advance]:
     """A progress bar on stderr where that is a terminal, a plain line every few seconds elsewhere."""
     if sys.stderr.isatty():
         with _bar(description, total, unit) as advance:
@@ -25,7 +25,7 @@ def progress(description: str, total: int | None, unit: str = "") -> Iterator[Ad
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
+def _bar(description: str, total: int | None, unit: str) -> Generator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -41,13 +41,15 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
         task = bar.add_task(description, total=total, note="")
 
         def advance(n: int = 1, note: str | None = None) -> None:
-            bar.update(task, advance=n, **({} if note is None else {"note": note}))
+            if note is not None:
+                bar.update(task, note=note)
+            bar.update(task, advance=n)
 
         yield advance
 
 
 @contextlib.contextmanager
-def _lines(description: str, total: int | None, unit: str, every: float = 5.0) -> Iterator[Advance]:
+def _lines(description: str, total: int | None, unit: str, every: float = 5.0) -> Generator[Advance]:
     start = last = time.monotonic()
     done, words = 0, ""
 

@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Generator[Path]:
     """A temporary name beside `path` to write to; renamed to `path` when the block ends without an error.
 
     The bytes are on disk before the name is: a crash at any moment leaves the old file, the new one, or none.
