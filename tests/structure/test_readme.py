@@ -20,7 +20,10 @@ def block(language: str, containing: str) -> str:
 
 def test_the_schema_table_names_every_column():
     table = README.split("<!-- schema")[1].split("<!-- /schema")[0]
-    rows = {title: re.findall(r"`(\w+)`", columns) for title, columns in re.findall(r"\| (.*?) \| (.*?) \|\n", table)}
+    rows = {
+        title: re.findall(r"`(\w+)`", columns)
+        for title, columns in re.findall(r"\| (.*?) \| (.*?) \|\n", table)
+    }
     assert {title: [c.name for c in columns] for title, columns in GROUPS.items()} == {
         title: names for title, names in rows.items() if names
     }
