@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
 from uhr.models.attention.call import AttentionCalls
 from uhr.models.attention.proportional import Proportional, duplicate_text
+from uhr.models.conditions import Condition, Conditions
 from uhr.models.rope_surgeries import RopeNtk
 from uhr.models.surgery import Surgery, applied, temporarily
 
@@ -36,6 +36,10 @@ class Native:
     def keys(self) -> int:
         """4608 for FLUX: 64 x 64 image tokens and 512 text tokens."""
         return self.side**2 + self.text
+
+
+POSITIONS = "transformer.pos_embed"
+"""The seat of every surgery that scales positions."""
 
 
 class Toolkit(Config):
@@ -74,30 +78,33 @@ class Toolkit(Config):
             return {}
         return {"attention": Proportional(native.keys)}
 
-    def texts(
-        self, embeds: torch.Tensor, ids: torch.Tensor, rows: int, columns: int, native: Native
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text embeddings [B, T, D] and ids [T, axes] for a grid of rows x columns tokens, repeated if so
-        set."""
+    def told(self, said: Conditions, grid: tuple[int, int], native: Native) -> Conditions:
+        """The words over a grid of (rows, columns) tokens: the text is repeated if so set."""
         if not self.text_duplication:
-            return embeds, ids
-        return duplicate_text(embeds, ids, rows, columns, native.side)
+            return said
+
+        def repeat(condition: Condition) -> Condition:
+            text, ids = duplicate_text(condition.text, condition.text_ids, *grid, native.side)
+            return replace(condition, text=text, text_ids=ids)
+
+        return said.map(repeat)
 
     @contextlib.contextmanager
-    def on(self, transformer: Any, tokens: int, native: Native) -> Generator[list[Surgery]]:
-        """The surgeries, on `transformer` for the length of a `with` block.
+    def on(self, pipeline: Any, tokens: int, native: Native) -> Generator[list[Surgery]]:
+        """The toolkit on a sampler's pipeline, for its calls with so many image tokens.
 
-        Attention calls that are there already (a sampler's or an adapter's) stay and serve; positions that
-        another surgery has scaled are a UserError, since the two would not add up.
+        Attention calls that are on its transformer already (a sampler's or an adapter's) stay and serve;
+        positions that another surgery has scaled are a UserError, since the two would not add up.
         """
-        wanted = self.surgeries(tokens, native)
-        there = applied(transformer)
-        scaled = [surgery.key for surgery in there if "transformer.pos_embed" in surgery.seats]
-        if scaled and any("transformer.pos_embed" in surgery.seats for surgery in wanted):
-            raise UserError(
-                f"the positions are already scaled by '{scaled[0]}'",
-                "keep it and set toolkit.ntk=1, or revert it",
-            )
-        missing = [surgery for surgery in wanted if surgery not in there]
-        with temporarily(transformer, *missing):
-            yield wanted
+        wanted, there = self.surgeries(tokens, native), applied(pipeline.transformer)
+        scaled = [surgery.key for surgery in there if POSITIONS in surgery.seats]
+        if scaled and any(POSITIONS in surgery.seats for surgery in wanted):
+            what = f"the positions are already scaled by '{scaled[0]}'"
+            raise UserError(what, "keep it and set toolkit.ntk=1, or revert it")
+        before = pipeline._joint_attention_kwargs
+        with temporarily(pipeline.transformer, *(each for each in wanted if each not in there)):
+            pipeline._joint_attention_kwargs = {**(before or {}), **self.attention(tokens, native)}
+            try:
+                yield wanted
+            finally:
+                pipeline._joint_attention_kwargs = before

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
 from uhr.models import schedules
 from uhr.models.conditions import Prompt
+from uhr.models.hr_toolkit import Toolkit
 from uhr.models.pipelines import OnStepEnd, SamplerPipeline, StepEnd
 from uhr.models.samplers.families import OnFlux1, OnFlux2
+from uhr.models.samplers.native import native_of
 from uhr.models.spec import ModelSpec, ShiftPolicy
 
 
@@ -23,13 +26,20 @@ class EulerOptions(Config):
     shift: ShiftPolicy | None = None
     shift_factor: float = 3.0
     true_cfg_scale: float = 1.0
+    toolkit: Toolkit | None = None
+    native_size: int | None = Field(default=None, gt=0)
 
 
 class Euler(SamplerPipeline):
     """Text to image by Euler steps.
 
-    With the schedule that the checkpoint was published with it gives what the stock pipeline gives.
+    With the schedule that the checkpoint was published with it gives what the stock pipeline gives. With a
+    toolkit it is the training-free baseline that papers call FLUX*: above the native size with NTK positions,
+    proportional attention and a static shift.
     """
+
+    surgeries: Sequence[dict[str, Any]] = ()
+    """What the toolkit had on the backbone in the last run."""
 
     Options = EulerOptions
 
@@ -38,7 +48,8 @@ class Euler(SamplerPipeline):
         cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, negative: bool
     ) -> None:
         super().preflight(spec, options, height, width, steps, negative)
-        shift, dynamic = options.shift or spec.shift, cls.backbone.shifter({}, steps)
+        usual = spec.shift if options.toolkit is None else ShiftPolicy.STATIC
+        shift, dynamic = options.shift or usual, cls.backbone.shifter({}, steps)
         schedules.shifted(shift, steps, spec.tokens(height, width), options.shift_factor, dynamic)
 
     @torch.no_grad()
@@ -69,6 +80,8 @@ class Euler(SamplerPipeline):
         max_sequence_length: int | None = None,
         shift: ShiftPolicy | str | None = None,
         shift_factor: float = 3.0,
+        toolkit: Toolkit | Mapping[str, Any] | None = None,
+        native_size: int | None = None,
     ) -> Any:
         """Arguments as in diffusers' FluxPipeline, on every family; one with a single text encoder takes no
         second prompt and no pooled embeddings. Differences:
@@ -82,7 +95,14 @@ class Euler(SamplerPipeline):
         shift:          none, static (by `shift_factor`) or dynamic (refused above the tokens that it was
                         calibrated for); None is what the scheduler's configuration says
         latents:        noise [B, N, 4C], packed, of the first noise level
+        toolkit:        what lets the backbone work above its native size (`hr_toolkit.Toolkit`, or its fields:
+                        {} has its defaults). `shift` None is then static
+        native_size:    side in px of the backbone's training square, for the toolkit; None is what its spec
+                        says
         """
+        kit = None if toolkit is None else Toolkit.model_validate(toolkit)
+        if kit is not None and shift is None:
+            shift = ShiftPolicy.STATIC
         height, width = height or 1024, width or 1024
         grid = self.grid(height, width)
         levels = (
@@ -105,8 +125,18 @@ class Euler(SamplerPipeline):
             tokens = self.pack(self.noise(said.positive.text.shape[0], height, width, generator))
         else:
             tokens = latents.to(self._execution_device, torch.float32)
-        tokens = self.integrate(tokens, levels, said, step_end)
+        if kit is None:
+            self.surgeries = ()
+            tokens = self.integrate(tokens, levels, said, step_end)
+        else:
+            native = native_of(self, native_size)
+            with kit.on(self, tokens.shape[1], native) as surgeries:
+                self.surgeries = [each.describe() for each in surgeries]
+                tokens = self.integrate(tokens, levels, kit.told(said, grid, native), step_end)
         return self.finish(tokens, height, width, output_type, return_dict)
+
+    def details(self) -> dict[str, Any]:
+        return {"surgeries": list(self.surgeries)}
 
 
 def _as_levels(sigmas: Sequence[float]) -> list[float]:

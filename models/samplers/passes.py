@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from uhr.models import flow, surgery, swin
-from uhr.models.conditions import Condition, Conditions
+from uhr.models.conditions import Conditions
 from uhr.models.filters import bicubic, sharpen
 from uhr.models.hr_toolkit import Native, Toolkit
 from uhr.models.pipelines import SamplerPipeline, StepEnd
@@ -111,7 +111,7 @@ class Passes(SamplerPipeline):
         """
         grid = self.grid(*stage.size)
         kit, tokens = toolkit or Toolkit.off(), grid[0] * grid[1]
-        said = self._told(job, grid, kit, guidance)
+        said = kit.told(self._guided(job.said, guidance), grid, job.native)
 
         def along(packed: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
             at = self.unpack(packed, grid)
@@ -119,15 +119,10 @@ class Passes(SamplerPipeline):
                 self.field(at, sigma, said) if velocity is None else velocity(at, sigma, step, said)
             )
 
-        before = self._joint_attention_kwargs
         self.stages = (*self.stages, stage)
-        try:
-            with kit.on(self.transformer, tokens, job.native) as surgeries:
-                self._note(surgeries)
-                self._joint_attention_kwargs = {**(before or {}), **kit.attention(tokens, job.native)}
-                found = self.integrate(self.pack(z), stage.sigmas, said, self._numbered(job), along)
-        finally:
-            self._joint_attention_kwargs = before
+        with kit.on(self, tokens, job.native) as surgeries:
+            self._note(surgeries)
+            found = self.integrate(self.pack(z), stage.sigmas, said, self._numbered(job), along)
         job.steps_done += stage.steps
         return self.unpack(found, grid)
 
@@ -155,18 +150,15 @@ class Passes(SamplerPipeline):
         asked = job.options.guidance_high
         return self.published_guidance if asked is None and self.guidance_kind == "embedded" else asked
 
-    def _told(self, job: Job, grid: tuple[int, int], kit: Toolkit, guidance: float | None) -> Conditions:
-        def change(condition: Condition) -> Condition:
-            told = condition.guidance
-            if told is not None and guidance is not None:
-                told = torch.full_like(told, guidance)
-            text, ids = kit.texts(condition.text, condition.text_ids, *grid, job.native)
-            return replace(condition, text=text, text_ids=ids, guidance=told)
-
-        said = job.said.map(change)
-        if guidance is not None and self.guidance_kind == "cfg" and said.negative is not None:
-            said = replace(said, scale=guidance)
-        return said
+    def _guided(self, said: Conditions, guidance: float | None) -> Conditions:
+        """The same words at another guidance, embedded or of two passes."""
+        if guidance is None:
+            return said
+        if said.positive.guidance is not None:
+            told = torch.full_like(said.positive.guidance, guidance)
+            return said.map(lambda condition: replace(condition, guidance=told))
+        guided_by_passes = self.guidance_kind == "cfg" and said.negative is not None
+        return replace(said, scale=guidance) if guided_by_passes else said
 
     def _numbered(self, job: Job) -> StepEnd:
         """The user's callback, its step counted on from the stages before."""

@@ -12,10 +12,11 @@ from pydantic import Field
 
 from uhr.base.config import Config, build
 from uhr.base.errors import UserError
-from uhr.models import registry, schedules
+from uhr.models import schedules
 from uhr.models.conditions import Conditions, Prompt
-from uhr.models.hr_toolkit import Native, Toolkit
+from uhr.models.hr_toolkit import Toolkit
 from uhr.models.pipelines import OnStepEnd, StepEnd
+from uhr.models.samplers.native import native_of, spec_of
 from uhr.models.samplers.passes import Job, Passes
 from uhr.models.spec import ModelSpec, ShiftPolicy
 from uhr.models.stages import Ask, Stage, StagedOutput, StageShift, check_aspect, pixels, total_calls
@@ -168,7 +169,7 @@ class Staged(Passes):
         )
         picture = None if image is None else self._picture(image, ask, said)
         shown: list[Any] = []
-        native = Native(ask.native_side, self.backbone.text_length(self.transformer))
+        native = native_of(self, ask.native)
         keep = (lambda z: shown.append(self._show(z, output_type))) if return_stages else None
         job = Job(settings, plan, said, native, generator, step_end, picture, keep)
         with self.exact_vae(), self.one_bar(total_calls(plan, said.branches)):
@@ -181,8 +182,8 @@ class Staged(Passes):
     def _ask(
         self, settings: Any, height: int | None, width: int | None, steps: int | None, picture: bool
     ) -> Ask:
-        spec = self._spec(settings.native_size)
-        native = settings.native_size or spec.native_size
+        spec = spec_of(self, settings.native_size)
+        native = settings.native_size or (spec.native_size if spec is not None else 0)
         height, width = height or 2 * native, width or 2 * native
         self.grid(height, width)
         if steps is None:
@@ -190,19 +191,6 @@ class Staged(Passes):
         card = None if spec is None else spec.steps
         multiple, family = self.pixel_multiple, self.backbone.name
         return Ask(height, width, steps, native, multiple, family, self.schedule, picture, card)
-
-    def _spec(self, native_size: int | None) -> Any:
-        """The spec of the loaded backbone; None for one that no spec describes if its size is given."""
-        stock = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("diffusers."))
-        try:
-            index = {**self.config, "_class_name": stock.__name__}
-            return registry.match(index, self.transformer.config, "this backbone")
-        except UserError as error:
-            if native_size is None:
-                raise UserError(
-                    error.what, "give native_size, the side in px of its training square"
-                ) from None
-            return None
 
     def _picture(self, image: Any, ask: Ask, said: Conditions) -> torch.Tensor:
         found = pixels(image).to(self._execution_device)

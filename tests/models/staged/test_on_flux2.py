@@ -93,9 +93,10 @@ def test_an_undistilled_model_is_guided_by_two_passes_at_every_stage(made2, seed
     assert not torch.allclose(plain, other, atol=1e-3)
 
 
-def test_a_backbone_that_no_spec_describes_wants_its_native_size(made2, seeded):
+def test_a_backbone_that_no_spec_describes_wants_its_native_size(made2, seeded, monkeypatch):
     sampler = made2("imax")
-    shallow = {**sampler.transformer.config, "num_layers": 1}
-    sampler.transformer = type(sampler.transformer).from_config(shallow)
+    monkeypatch.setattr("uhr.models.registry.SPECS", {})
     with pytest.raises(UserError, match="give native_size"):
         sampler("x", **CALL)
+    sampler("x", **CALL, num_inference_steps=1, native_size=128, generator=seeded())
+    assert [stage.name for stage in sampler.stages] == ["base", "256x256"]

@@ -1,0 +1,70 @@
+"""`uhr sample` with every staged sampler, in process."""
+
+import json
+
+import pytest
+
+from uhr.cli import main
+from uhr.models import sampling
+
+SETS = {
+    "sdedit": ["strength=0.5", "base_steps=1", "toolkit.ntk=4"],
+    "multidiffusion": ["strength=0.5", "base_steps=1", "overlap=0.25"],
+    "demofusion": ["ring=zeros", "blur=0.8"],
+    "imax": ["projection=cosine_shift", "toolkit.text_duplication=false"],
+    "hiflow": ["preset=code", "cascade=[2]", "starts=[0.6]", "guidance_high=5"],
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_picture_by_command_carries_what_was_run(name, tiny_flux, tmp_path, capsys):
+    out = tmp_path / "a.png"
+    sets = [word for each in SETS[name] for word in ("--set", each)]
+    arguments = [
+        "--model",
+        tiny_flux,
+        "--prompt",
+        "x",
+        "--out",
+        out,
+        "--size",
+        "192x256",
+        "--steps",
+        3,
+        *sets,
+    ]
+    assert main([str(a) for a in ("sample", name, *arguments)]) == 0, capsys.readouterr().err
+    record = sampling.read_record(out)
+    assert (record["width"], record["height"], record["steps"]) == (192, 256, 3)
+    details = record["details"]
+    assert details["stages"][-1]["width"] == 192
+    calls = sum((len(stage["sigmas"]) - 1) * stage["calls_per_step"] for stage in details["stages"])
+    assert record["model_calls"] == calls
+    for key, _, value in (each.partition("=") for each in SETS[name]):
+        told = details["settings"]
+        for part in key.split("."):
+            told = told[part]
+        assert json.dumps(told).strip('"[]').rstrip(".0") == value.strip("[]").rstrip(".0")
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("imax", ["--size", "128x128"], "imax makes pictures above the native 128x128"),
+        ("hiflow", ["--size", "200x256"], "nearest 192x256 or 208x256"),
+        ("demofusion", ["--size", "272x256"], "nearest 256x256 or 288x256"),
+        ("sdedit", ["--set", "strength=1"], "'strength' should be less than 1"),
+        ("hiflow", ["--set", "preset=papers"], "'preset'"),
+        ("imax", ["--set", "projection=cosine"], "'projection'"),
+        (
+            "multidiffusion",
+            ["--set", "strength=0.9", "--steps", "2"],
+            "lower the strength, or take more steps",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_loaded(name, more, message, tiny_flux, tmp_path, capsys):
+    arguments = ["--model", tiny_flux, "--prompt", "x", "--out", tmp_path / "a.png", *more]
+    assert main([str(a) for a in ("sample", name, *arguments)]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

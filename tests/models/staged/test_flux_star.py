@@ -1,0 +1,35 @@
+"""Euler with the toolkit: the papers' FLUX*."""
+
+import pytest
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models import surgery, zoo
+from uhr.models.samplers.euler import EulerOptions, EulerPipeline
+
+
+@pytest.fixture
+def euler(made):
+    return made(EulerPipeline)
+
+
+def test_the_toolkit_acts_above_the_native_size_and_is_taken_off(euler, call, seeded):
+    def sample(**more):
+        return euler("x", **{**call, **more}, generator=seeded(), output_type="latent").images
+
+    plain, star = sample(shift="static"), sample(toolkit={})
+    assert not torch.allclose(plain, star, atol=1e-3)
+    assert euler.details()["surgeries"][0]["surgery"] == "rope-ntk"
+    assert surgery.applied(euler.transformer) == []
+    assert torch.equal(sample(toolkit={"ntk": 1, "proportional": False}), plain)
+    assert not torch.allclose(sample(toolkit={"text_duplication": True}), star, atol=1e-4)
+    small = {"height": 128, "width": 128}
+    assert torch.equal(sample(**small, toolkit={}), sample(**small, shift="static"))
+
+
+def test_with_the_toolkit_the_shift_is_static_and_4k_is_no_runaway(euler, call, seeded):
+    EulerPipeline.preflight(zoo.get("flux1-dev"), EulerOptions(toolkit={}), 4096, 4096, 28, False)
+    with pytest.raises(UserError, match="65536"):
+        EulerPipeline.preflight(zoo.get("flux1-dev"), EulerOptions(), 4096, 4096, 28, False)
+    euler("x", **call, toolkit={}, generator=seeded(), output_type="latent")
+    assert euler.sigmas[1] == pytest.approx(3 * (2 / 3) / (1 + 2 * 2 / 3))
