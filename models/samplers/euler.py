@@ -95,8 +95,8 @@ class Euler(SamplerPipeline):
         shift:          none, static (by `shift_factor`) or dynamic (refused above the tokens that it was
                         calibrated for); None is what the scheduler's configuration says
         latents:        noise [B, N, 4C], packed, of the first noise level
-        toolkit:        what lets the backbone work above its native size (`hr_toolkit.Toolkit`, or its fields:
-                        {} has its defaults). `shift` None is then static
+        toolkit:        what lets the backbone work above its native size: `hr_toolkit.Toolkit`, or its fields
+                        ({} has its defaults). `shift` None is then static
         native_size:    side in px of the backbone's training square, for the toolkit; None is what its spec
                         says
         """

@@ -1,5 +1,6 @@
 """What holds for every staged sampler alike."""
 
+import copy
 import json
 
 import numpy as np
@@ -244,3 +245,16 @@ def test_the_record_says_what_was_run_with_every_value(name, sampler, sample):
     assert details["surgeries"][0]["surgery"] == "exact-tiling"
     may_be_none = {"guidance_high", "native_size", "shift", "base_steps"}
     assert {key for key, value in details["settings"].items() if value is None} <= may_be_none
+
+
+def test_beside_a_bfloat16_backbone_latents_ids_and_levels_stay_float32(sampler, sample, monkeypatch):
+    backbone, seen = copy.deepcopy(sampler.transformer).to(torch.bfloat16), []
+    forward = backbone.forward
+    backbone.forward = lambda **arguments: seen.append(arguments) or forward(**arguments)
+    monkeypatch.setattr(sampler, "transformer", backbone)
+    found = sample(output_type="latent").images
+    assert found.dtype == torch.float32
+    assert torch.isfinite(found).all()
+    for arguments in seen:
+        assert {arguments[key].dtype for key in ("img_ids", "txt_ids", "timestep")} == {torch.float32}
+        assert arguments["hidden_states"].dtype == torch.bfloat16
