@@ -11,10 +11,10 @@ import torch
 from uhr.base.config import build
 from uhr.base.errors import UserError
 from uhr.models.conditions import Prompt
-from uhr.models.hr_toolkit import Native
 from uhr.models.patch_plan import PatchCascadeOptions, enlarged_size, patch_stage, up_to
 from uhr.models.pipelines import OnStepEnd, StepEnd
 from uhr.models.samplers.families import OnFlux1, OnFlux2
+from uhr.models.samplers.native import native_of
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.patch_pass import PatchPass, Words
 from uhr.models.samplers.staged import Staged
@@ -126,7 +126,7 @@ class PatchCascade(PatchPass):
         base_said, said = self.say(words, plan, settings)
         shown: list[Any] = []
         keep = (lambda z: shown.append(self._show(z, output_type))) if return_stages else None
-        native = Native(ask.native_side, self.backbone.text_length(self.transformer))
+        native = native_of(self, ask.native)
         job = Job(settings, plan, base_said, native, generator, step_end, picture, keep)
         calls = sum(
             stage.steps * stage.calls * each.branches

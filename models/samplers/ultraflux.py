@@ -18,6 +18,7 @@ from uhr.models.latents import check_sides
 from uhr.models.pipelines import StepEnd
 from uhr.models.rope_surgeries import RopeResonance, RopeYarn
 from uhr.models.samplers.families import OnFlux1, OnFlux2
+from uhr.models.samplers.native import spec_of
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.staged import Staged
 from uhr.models.spec import ModelSpec, ShiftPolicy
@@ -127,9 +128,8 @@ class UltraFlux(Staged):
     @contextlib.contextmanager
     def exact_vae(self) -> Generator[None]:
         """F16, and exact tiling as ever."""
-        # modules count, not what the configuration says: diffusers loads a published F16 VAE as F8
-        stride = self.vae.encoder.conv_in.stride[0]
-        with self._on(self.vae, None if stride == 2 else F16()), super().exact_vae():
+        # by what is on it, not by what its configuration says: diffusers loads a published F16 VAE as F8
+        with self._on(self.vae, F16()), super().exact_vae():
             assert vae_factor(self.vae) == self.vae_scale_factor, vae_factor(self.vae)
             yield
 
@@ -144,8 +144,8 @@ class UltraFlux(Staged):
     def _ask(
         self, settings: Any, height: int | None, width: int | None, steps: int | None, picture: bool
     ) -> Ask:
-        spec = self._spec(settings.native_size)
-        side = NATIVE * (settings.native_size or spec.native_size)
+        spec = spec_of(self, settings.native_size)
+        side = NATIVE * (settings.native_size or (spec.native_size if spec is not None else 0))
         return super()._ask(settings, height or side, width or side, steps, picture)
 
 

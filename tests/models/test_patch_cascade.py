@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers, latents, surgery, zoo
+from uhr.models import adapter_layers, flow, latents, surgery, zoo
 from uhr.models.adapters import LoraSpec, activate, add_lora
 from uhr.models.filters import bicubic
 from uhr.models.patch_plan import PatchCascadeOptions, enlarged_size
@@ -170,6 +170,22 @@ def test_reading_b_steps_by_the_warped_time_as_well(cascade, sample, told):
     warped = [0.6543, 0.3695, 0.2313, 0.1237]
     assert [float(call["timestep"]) for call in told] == pytest.approx(warped, abs=6e-5)
     assert cascade.sigmas == pytest.approx([*warped, 0], abs=6e-5)
+
+
+@pytest.mark.parametrize("schedule", ["warped-labels", "warped-grid"])
+def test_a_patch_begins_between_its_anchor_and_its_cut_of_the_noise_at_the_first_level(
+    cascade, sample, told, schedule
+):
+    """Equation 5; in reading B the first level is the warped one, and gamma what it is warped from."""
+    given = picture()
+    sample(image=given, scale=2, gamma=0.6, schedule=schedule)
+    stage = cascade.stages[-1]
+    assert (stage.sigmas[0] == pytest.approx(0.6)) == (schedule == "warped-labels")
+    enlarged, noise = bicubic(2 * given - 1, 256, 256), torch.randn(1, 16, 32, 32, generator=seeded())
+    for box, call in zip(stage.boxes, told[::2], strict=True):
+        cut = noise[..., box.top // 8 : box.bottom // 8, box.left // 8 : box.right // 8]
+        start = flow.interpolate(cascade.encode(box.crop(enlarged)), cut, stage.sigmas[0])
+        torch.testing.assert_close(call["hidden_states"], latents.pack(start), atol=1e-4, rtol=0)
 
 
 def test_patches_are_told_guidance_1_and_positions_of_their_own_from_0(sample, told):
