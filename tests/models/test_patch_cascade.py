@@ -611,3 +611,19 @@ def test_the_command_paints_says_that_it_is_unadapted_and_writes_all_of_it_down(
     assert record["details"]["notes"][0].startswith("unadapted")
     assert main([*command, "--size", "250x256"]) == 1
     assert "nearest 240x256 or 256x256" in capsys.readouterr().err
+
+
+def test_beside_a_half_precision_backbone_ids_levels_and_pixels_stay_float32(tiny_flux, sample):
+    from diffusers import FluxPipeline
+
+    stock = FluxPipeline.from_pretrained(tiny_flux, local_files_only=True, torch_dtype=torch.bfloat16)
+    pipeline = PatchCascadePipeline.from_pipe(stock, torch_dtype=torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    seen = []
+    forward = pipeline.transformer.forward
+    pipeline.transformer.forward = lambda **kwargs: seen.append(kwargs) or forward(**kwargs)
+    assert sample(pipeline=pipeline, output_type="pt").images.dtype == torch.float32
+    assert {call[name].dtype for call in seen for name in ("img_ids", "txt_ids", "timestep")} == {
+        torch.float32
+    }
+    assert {call["hidden_states"].dtype for call in seen} == {torch.bfloat16}

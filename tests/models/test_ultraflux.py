@@ -355,3 +355,35 @@ def test_the_command_paints_at_the_published_defaults(tiny_flux, tmp_path, capsy
     assert applied == ["vae-f16", "exact-tiling", "rope-resonance"]
     assert main([*command, "--size", "240x256"]) == 1
     assert "multiples of 32; nearest 224x256 or 256x256" in capsys.readouterr().err
+
+
+def test_an_adapter_acts_at_its_scale(tiny_flux, sample, adapter):
+    from uhr.models import adapters
+
+    pipeline = quiet(UltraFluxPipeline.from_pretrained(tiny_flux, local_files_only=True))
+    size = {"height": 256, "width": 256, "output_type": "latent"}
+    plain = sample(pipeline=pipeline, **size).images
+    adapters.load_lora(pipeline, adapter, "style")
+    found = []
+    for scale in (0.0, 1.0):
+        adapters.activate(pipeline, {"style": scale})
+        found.append(sample(pipeline=pipeline, **size).images)
+    torch.testing.assert_close(found[0], plain, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found[1], plain, atol=1e-4)
+
+
+def test_beside_a_half_precision_backbone_ids_and_levels_stay_float32(tiny_flux, sample):
+    from diffusers import FluxPipeline
+
+    stock = FluxPipeline.from_pretrained(tiny_flux, local_files_only=True, torch_dtype=torch.bfloat16)
+    pipeline = quiet(UltraFluxPipeline.from_pipe(stock, torch_dtype=torch.bfloat16))
+    seen = []
+    forward = pipeline.transformer.forward
+    pipeline.transformer.forward = lambda **kwargs: seen.append(kwargs) or forward(**kwargs)
+    assert (
+        sample(pipeline=pipeline, height=256, width=256, output_type="latent").images.dtype == torch.float32
+    )
+    assert {call[name].dtype for call in seen for name in ("img_ids", "txt_ids", "timestep")} == {
+        torch.float32
+    }
+    assert {call["hidden_states"].dtype for call in seen} == {torch.bfloat16}
