@@ -58,7 +58,7 @@ class RayRunner:
     def _stream(self, plan: UnitPlan, work: bytes, pending: Sequence[int], workers: int) -> Iterator[int]:
         import ray.data
 
-        # Ray gives up a run in which nothing finishes for half an hour; here a unit of bad items may take longer
+        # Ray gives up a run in which nothing finishes for half an hour; a unit of bad items may take longer
         patience = max(1800.0, 2 * plan.size * self.limits.seconds)
         ray.data.DataContext.get_current().execution_no_progress_timeout_s = patience
         blocks = min(len(pending), _MOST_BLOCKS)
