@@ -20,7 +20,7 @@ import pyarrow as pa
 from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.curate.commit import commit
-from uhr.curate.lock import only_run
+from uhr.base.lock import only_run
 from uhr.curate.plan import Plan
 from uhr.curate.rows import Tally
 from uhr.curate.sources import Listing, list_folder, refuse_overlap

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from uhr.curate.lock import is_held
+from uhr.base.lock import is_held
 from uhr.curate.status import status_of
 from uhr.manifests.manifest import Manifest, is_manifest
 

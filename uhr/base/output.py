@@ -1,0 +1,49 @@
+"""The folder that a command writes to: new, empty, or left by the same kind of command; never anybody else's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from uhr.base.errors import UserError
+
+
+def claim(out: Path, ours: Iterable[str], marks: Iterable[str], what: str) -> None:
+    """Make the folder `out` ready to be written to.
+
+    `ours` are the names that this kind of command writes there; one of `marks` among them shows that such a
+    command has been there. A UserError where `out` is a file, cannot be made or written to, or holds anything
+    else: nothing in a folder of the user's is ever mixed with, overwritten or cleared. `what` says in the
+    error what goes there ("a curated set").
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file", f"name a folder for {what}")
+    strangers, marked = _strangers(out, set(ours), set(marks))
+    if strangers:
+        raise UserError(f"--out {out} holds something else already ({strangers[0]})", "name a new folder")
+    if not marked and out.is_dir() and any(out.iterdir()):
+        first = min(entry.name for entry in out.iterdir())
+        raise UserError(f"--out {out} holds something else already ({first})", "name a new folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".uhr-writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--out {out} cannot be written to ({error.strerror})", "name another folder"
+        ) from None
+
+
+_OWN_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.uhr-writable")
+"""What `files.atomic` (and the probe above) leave behind when they are killed."""
+
+
+def _strangers(out: Path, ours: set[str], marks: set[str]) -> tuple[list[str], bool]:
+    if not out.is_dir():
+        return [], False
+    names = sorted(entry.name for entry in out.iterdir())
+    names = [name for name in names if not _OWN_TEMPORARY.fullmatch(name)]
+    return [name for name in names if name not in ours], any(name in marks for name in names)
