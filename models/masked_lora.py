@@ -36,7 +36,8 @@ class TokenMask:
     """Which rows of each stream an adapter acts on; one object for all of its layers."""
 
     def __init__(self) -> None:
-        self._chosen: dict[Stream, tuple[int, torch.Tensor] | bool] | None = None
+        self.told: dict[Stream, tuple[int, torch.Tensor] | bool] | None = None
+        """What it was told last; a sampler puts it back after its call."""
 
     def tell(
         self, *, image: Rows = False, text: Rows = False, joint: Rows = False, modulation: bool = False
@@ -48,7 +49,7 @@ class TokenMask:
         """
         assert isinstance(modulation, bool), "a modulation has no rows to choose from"
         rows: dict[Stream, Rows] = {"image": image, "text": text, "joint": joint, "modulation": modulation}
-        self._chosen = {stream: _indices(choice) for stream, choice in rows.items()}
+        self.told = {stream: _indices(choice) for stream, choice in rows.items()}
 
     def tell_guide(self, text: int, image: int, guide: int, device: torch.device | str = "cpu") -> None:
         """Choose the guide tokens of a sequence [text | image | guide] of these lengths.
@@ -64,10 +65,10 @@ class TokenMask:
 
         Adapter `name` asks; UserError where nobody has told the mask anything.
         """
-        if self._chosen is None:
+        if self.told is None:
             what = f"adapter '{name}' acts on chosen tokens only, and nothing here chooses any"
             raise UserError(what, "sample with ultragen, or leave the adapter out")
-        chosen = self._chosen[stream]
+        chosen = self.told[stream]
         if isinstance(chosen, bool):
             return chosen
         length, index = chosen

@@ -69,6 +69,15 @@ SAMPLERS: Mapping[str, SamplerInfo] = {
         "a cascade in which each stage follows the path of the one below",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
+    "ultragen": SamplerInfo(
+        {
+            "flux1": "uhr.models.samplers.ultragen:UltraGenPipeline",
+            "flux2": "uhr.models.samplers.ultragen:Flux2UltraGenPipeline",
+        },
+        "a base picture or yours guides local windows of attention: 4K, 8K and beyond",
+        "UltraGen's LoRA (github.com/PeterYYZhang/Scale-DiT links it), or one trained on guide tokens; "
+        "unadapted without",
+    ),
     "patch-cascade": SamplerInfo(
         {
             "flux1": "uhr.models.samplers.patch_cascade:PatchCascadePipeline",

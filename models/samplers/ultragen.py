@@ -1,0 +1,274 @@
+"""UltraGen: a low-resolution picture guides a large one that is painted in local windows of attention."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models import flow, surgery
+from uhr.models.attention.call import AttentionCalls, Windows
+from uhr.models.attention.flex import BlockMasks
+from uhr.models.attention.guide import Guide
+from uhr.models.attention.layout import WindowLayout
+from uhr.models.conditions import Condition, Conditions
+from uhr.models.filters import bicubic
+from uhr.models.hr_toolkit import POSITIONS
+from uhr.models.pipelines import StepEnd
+from uhr.models.projection import cosine_weight, project, velocity_towards
+from uhr.models.rope_surgeries import RopeNtk
+from uhr.models.samplers.families import OnFlux1, OnFlux2
+from uhr.models.samplers.guide_adapters import guide_only
+from uhr.models.samplers.native import spec_of
+from uhr.models.samplers.passes import Job
+from uhr.models.samplers.staged import Staged
+from uhr.models.samplers.ultragen_plan import (
+    UltraGenOptions,
+    code_weight,
+    few_steps,
+    layout_of,
+    skipped,
+    stage_sizes,
+)
+from uhr.models.sizes import check_enlarges
+from uhr.models.spec import ModelSpec
+from uhr.models.stages import Ask, Stage, sized
+
+PUBLISHED_SIDE = 4
+"""The default side over the native one: 4096 px on FLUX.1."""
+
+UNADAPTED = (
+    "unadapted: no adapter on this model acts on guide tokens, which it was not trained to read. Fetch "
+    "UltraGen's LoRA for this backbone (github.com/PeterYYZhang/Scale-DiT links it) and give it with "
+    "--adapter, or train one: a LoRA of rank 16 on to_q, to_k, to_v, masked to guide tokens "
+    "(surgery token-masked-lora)"
+)
+
+
+@dataclass
+class Attending:
+    """What a stage's calls attend by: `Windows` of its own for each branch of guidance, since a cached guide
+    belongs to one text."""
+
+    layout: WindowLayout
+    guide: torch.Tensor | None
+    """The guide's tokens [B, M, 4C]."""
+
+    options: UltraGenOptions
+    masks: BlockMasks
+    branches: dict[str, Windows] = field(default_factory=dict)
+
+    def of(self, branch: str) -> Windows:
+        if branch not in self.branches:
+            guide = None if self.guide is None else Guide(self.guide, cached=self.options.cached)
+            windows = Windows(self.layout, self.options.rules, guide, self.options.backend, self.masks)
+            self.branches[branch] = windows
+        return self.branches[branch]
+
+
+class UltraGen(Staged):
+    """UltraGen (Scale-DiT, 2510.16325; recipes 3): a base picture at the native size, enlarged, noised to the
+    level after 10 of 28 steps (0.84375 under static shift 3), and painted on by the last 18 with hierarchical
+    local attention. Every window sees itself, its neighbours, the text, and the part of the guide that covers
+    the same area: the picture below at a quarter of the side, clean, at timestep 0.
+
+    Calls on FLUX.1-dev at 4K: 28 + 18. At 8K the guide is of 2048 px, which is painted first, in the same way
+    (28 + 18 + 18). Sides are multiples of the window, 256 px on FLUX.
+
+    Where the picture below has the guide's size, its latents are the guide; otherwise it is resized in pixels
+    and encoded. Ids are float32, where the code's collide above 4096 px. `attention/rules.py` has the masks
+    to choose from; none is dilated to a kernel's tiles as the code's is.
+    """
+
+    Options = UltraGenOptions
+    published_steps = 28
+    published_guidance = 4.5
+    published_cfg = 8.0
+    """`guidance_high` where guidance takes two passes."""
+
+    notes: Sequence[str] = ()
+    """What a reader of the picture must know of the last run."""
+
+    guide_adapters: Sequence[str] = ()
+    """The adapters that acted on guide tokens alone in the last run."""
+
+    _attending: Attending | None = None
+    _block_masks: BlockMasks | None = None
+    _whole_steps: int = 0
+
+    @classmethod
+    def default_size(cls, spec: ModelSpec) -> tuple[int, int]:
+        """4096 x 4096 for FLUX.1."""
+        return PUBLISHED_SIDE * spec.native_size, PUBLISHED_SIDE * spec.native_size
+
+    @classmethod
+    def preflight(
+        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, negative: bool
+    ) -> None:
+        # first: the sizes that it names are windows', not tokens'
+        native = options.native_size or spec.native_size
+        layout_of((height, width), spec.pixel_multiple, native // spec.pixel_multiple, options)
+        super().preflight(spec, options, height, width, steps, negative)
+
+    @classmethod
+    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
+        check_enlarges(ask.size, ask.native, "ultragen")
+        layout = layout_of(ask.size, ask.multiple, ask.native_side, options)
+        sizes = stage_sizes(ask, options, layout.window * ask.multiple)
+        levels = ask.levels(options.shift, options.shift_factor)[skipped(ask, options) :]
+        stages = [sized(*size, levels) for size in sizes]
+        return stages if ask.picture else [ask.published_base(options.base_steps), *stages]
+
+    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
+        with guide_only(self.transformer, job.options.guide_adapters) as kept:
+            self.guide_adapters = tuple(kept)
+            self.notes = () if kept else (UNADAPTED,)
+            stages, last, z = list(job.plan), job.plan[0], None
+            if job.picture is None:
+                with self._on(self._positions(job.options.base_ntk)):
+                    z = self.base(job)
+                stages = stages[1:]
+            for stage in stages:
+                if self.interrupt:
+                    break
+                z, last = self._stage(job, stage, z), stage
+                if job.preview is not None and stage is not stages[-1]:
+                    job.preview(z)
+        assert z is not None
+        return z, last
+
+    def _stage(self, job: Job, stage: Stage, below: torch.Tensor | None) -> torch.Tensor:
+        """z of a windowed stage; `below` is that of the one below it, None for the job's picture."""
+        options, first = job.options, stage.sigmas[0]
+        guide, data = self._warm_start(job, stage, below)
+        noise = self.noise(job.batch, *stage.size, job.generator)
+
+        def projected(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
+            v = self.field(z, sigma, said)
+            if options.projection == "code":
+                weight = code_weight(step, stage.steps, self._whole_steps)
+            else:
+                weight = cosine_weight(step, stage.steps)
+            return project(v, velocity_towards(z, data, sigma), weight)
+
+        velocity = None if options.projection == "off" else projected
+        start = flow.interpolate(data, noise, first)
+        ntk = options.ntk or (1.0 if self._few_steps(options) else 10.0)
+        wanted = [AttentionCalls(), *self._positions(ntk)]
+        layout = layout_of(stage.size, self.pixel_multiple, job.native.side, options)
+        with self._on(wanted), self._attend(layout, guide, options):
+            return self.follow(job, stage, start, velocity, None, self.high_guidance(job))
+
+    def _warm_start(
+        self, job: Job, stage: Stage, below: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """(z of the guide, or None where there is none; z of the stage's size to begin from)."""
+        options, factor = job.options, self.vae_scale_factor
+        small = stage.height // options.ratio, stage.width // options.ratio
+        in_pixels = options.warm_start == "pixels"
+        pixels = job.picture if below is None else None
+        guide = below
+        if below is not None and tuple(below.shape[-2:]) != (small[0] // factor, small[1] // factor):
+            guide = None
+            pixels = self.decode(below)
+        elif below is not None and in_pixels:
+            pixels = self.decode(below)
+        if guide is None and (options.guide or (below is None and not in_pixels)):
+            assert pixels is not None
+            guide = self.encode(bicubic(pixels, *small))
+        if in_pixels:
+            assert pixels is not None
+            data = self.enlarge(pixels, stage, options.sharpening)
+        else:
+            latents = guide if below is None else below
+            assert latents is not None
+            data = bicubic(latents, stage.height // factor, stage.width // factor)
+        return (guide if options.guide else None), data
+
+    def high_guidance(self, job: Job) -> float | None:
+        """As everywhere, and the published number of two passes, too."""
+        if job.options.guidance_high is None and self.guidance_kind == "cfg":
+            return self.published_cfg
+        return super().high_guidance(job)
+
+    def velocity(
+        self, tokens: torch.Tensor, sigma: float, condition: Condition, branch: str = "cond"
+    ) -> torch.Tensor:
+        """One call, in windows while a stage attends by them."""
+        if self._attending is None:
+            return super().velocity(tokens, sigma, condition, branch)
+        before = self._joint_attention_kwargs
+        self._joint_attention_kwargs = {**(before or {}), "attention": self._attending.of(branch)}
+        try:
+            return super().velocity(tokens, sigma, condition, branch)
+        finally:
+            self._joint_attention_kwargs = before
+
+    def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
+        super().begin(step_end, attention)
+        self.notes, self.guide_adapters = (), ()
+
+    def details(self) -> dict[str, Any]:
+        return {
+            **super().details(),
+            "guide_adapters": list(self.guide_adapters),
+            "notes": list(self.notes),
+        }
+
+    @contextlib.contextmanager
+    def _attend(
+        self, layout: WindowLayout, guide: torch.Tensor | None, options: UltraGenOptions
+    ) -> Generator[None]:
+        """Windows for the length of a block; the guide's cache ends with it, block masks are kept."""
+        self._block_masks = self._block_masks or BlockMasks()
+        tokens = None if guide is None else self.pack(guide)
+        self._attending = Attending(layout, tokens, options, self._block_masks)
+        try:
+            yield
+        finally:
+            self._attending = None
+
+    @contextlib.contextmanager
+    def _on(self, wanted: Sequence[surgery.Surgery]) -> Generator[None]:
+        """Surgeries of the transformer for the length of a block, where they are not on it already."""
+        there = surgery.applied(self.transformer)
+        with surgery.temporarily(self.transformer, *(each for each in wanted if each not in there)):
+            self._note(wanted)
+            yield
+
+    def _positions(self, ntk: float) -> list[surgery.Surgery]:
+        if ntk == 1:
+            return []
+        wanted = RopeNtk(factor=ntk)
+        scaled = [each for each in surgery.applied(self.transformer) if POSITIONS in each.seats]
+        if scaled and scaled[0] != wanted:
+            what = f"the positions are already scaled by '{scaled[0].key}'"
+            raise UserError(what, "keep it and set ntk=1 and base_ntk=1, or revert it")
+        return [wanted]
+
+    def _few_steps(self, options: UltraGenOptions) -> bool:
+        spec = spec_of(self, options.native_size)
+        return few_steps(self.backbone.name, None if spec is None else spec.steps)
+
+    def _ask(
+        self, settings: Any, height: int | None, width: int | None, steps: int | None, picture: bool
+    ) -> Ask:
+        spec = spec_of(self, settings.native_size)
+        native = settings.native_size or (spec.native_size if spec is not None else 0)
+        height, width = height or PUBLISHED_SIDE * native, width or PUBLISHED_SIDE * native
+        layout_of((height, width), self.pixel_multiple, native // self.pixel_multiple, settings)
+        asked = super()._ask(settings, height, width, steps, picture)
+        self._whole_steps = asked.steps
+        return asked
+
+
+class UltraGenPipeline(UltraGen, OnFlux1):
+    """UltraGen on FLUX.1."""
+
+
+class Flux2UltraGenPipeline(UltraGen, OnFlux2):
+    """UltraGen on FLUX.2 [klein], the family of its newest code."""

@@ -1,0 +1,119 @@
+"""What ultragen can be told, and the stages, windows and weights that follow from it."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+from pydantic import Field
+
+from uhr.base.errors import UserError
+from uhr.models.attention.layout import WindowLayout, window_side
+from uhr.models.attention.rules import WindowRules
+from uhr.models.samplers.staged import FEW_STEPS, StagedOptions
+from uhr.models.sizes import Size, base_size, check_enlarges
+from uhr.models.stages import Ask
+
+SKIPPED = 10 / 28
+"""Share of the schedule that the warm start skips (paper's ablation: PSNR 28.70, 1.56 times as fast)."""
+
+STRETCH = 1.5
+"""A guide that is less than this many times the native side is the base, enlarged; a larger one is painted
+first."""
+
+
+class UltraGenOptions(StagedOptions):
+    """What `--set` can change of ultragen, or keyword arguments of a call.
+
+    skip:           steps of the schedule that the warm start skips; None is 10 of 28 in proportion (paper's
+                    ablation), and none on few-step FLUX.2, which starts from pure noise (its configuration)
+    warm_start:     pixels: the picture below, enlarged and sharpened (paper, eq. 1); latents: bicubic on its
+                    latents, without decoding (code)
+    sharpening:     sigma of the Gaussian of the unsharp mask; None sharpens not. The paper names no kernel
+    guidance_high:  None is 4.5 where guidance is embedded and 8 where it takes two passes (code's
+                    configurations for FLUX.1 and klein-base)
+    ntk:            theta of the windowed stages times this, image and guide alike; None is 10 (paper and
+                    code), and 1 on few-step FLUX.2 (its configuration)
+    base_ntk:       the same of the base pass: 1 is stock; the code has 10 there too
+    base_steps:     of the base pass; None is what the model's card says: 28 on FLUX.1-dev (code)
+    ratio:          sides of image over guide (paper: 4)
+    window:         side of a window in image tokens; None is a quarter of the native grid, the paper's 16 of
+                    FLUX
+    rules:          who attends to whom, the paper's mask unless told (`attention.rules.WindowRules`)
+    guide:          False leaves the guide's tokens out: windows alone
+    cached:         the guide's keys and values are computed at a stage's first step and kept (a flag of the
+                    code). False runs the guide in every call, as in training: exact, and slower
+    guide_adapters: names of the adapters that act on guide tokens alone; None are those that are recognised
+                    as UltraGen's (`guide_adapters.is_published`). All others act on every token. A command's
+                    are called adapter_0, adapter_1 in their order
+    projection:     off (paper); code: its hidden projected flow, whose weight rises again towards the end;
+                    decay: the same with I-Max's falling cosine
+    below:          sides of the stages below the last over its own, rising: (0.25,). None is the recursion:
+                    a quarter each (`ratio`) down to about the native size; a given picture goes straight to
+                    the target
+    backend:        of the attention (`attention.call.Windows`)
+    """
+
+    skip: int | None = Field(default=None, ge=0)
+    warm_start: Literal["pixels", "latents"] = "pixels"
+    sharpening: float | None = Field(default=1.0, gt=0)
+    ntk: float | None = Field(default=None, ge=1)
+    base_ntk: float = Field(default=1.0, ge=1)
+    base_steps: int | None = Field(default=None, gt=0)
+    ratio: int = Field(default=4, ge=1)
+    window: int | None = Field(default=None, ge=1)
+    rules: WindowRules = WindowRules()
+    guide: bool = True
+    cached: bool = True
+    guide_adapters: tuple[str, ...] | None = None
+    projection: Literal["off", "code", "decay"] = "off"
+    below: tuple[float, ...] | None = None
+    backend: Literal["auto", "gathered", "flex"] = "auto"
+
+
+def layout_of(size: Size, multiple: int, native_side: int, options: UltraGenOptions) -> WindowLayout:
+    """The windows of a picture of `size` px, `multiple` px a token, for a backbone of native_side^2 tokens;
+    UserError with the nearest sizes if they do not fill it."""
+    window = options.window or window_side(native_side, options.ratio)
+    return WindowLayout.of_pixels(*size, multiple, window, options.ratio)
+
+
+def few_steps(family: str, model_steps: int | None) -> bool:
+    """Whether a model is a distilled FLUX.2, for which UltraGen has a configuration of its own."""
+    return family == "flux2" and model_steps is not None and model_steps < FEW_STEPS
+
+
+def code_weight(step: int, steps: int, whole: int) -> float:
+    """The weight of the code's projected flow in the last `steps` of `whole`: (1 + cos(pi (step + steps) /
+    whole)) / 2. Of 18 in 28 it falls from 0.283 to 0 at step 10 and rises to 0.146 at the end."""
+    return 0.5 * (1 + math.cos(math.pi * (step + steps) / whole))
+
+
+def stage_sizes(ask: Ask, options: UltraGenOptions, unit: int) -> list[Size]:
+    """Sizes of the windowed stages, multiples of `unit` px, the last of them the target."""
+    side = math.sqrt(ask.height * ask.width)
+    if options.below is not None:
+        shares = [*options.below, 1.0]
+        if min(shares) <= 0 or any(b <= a for a, b in pairwise(shares)):
+            raise UserError(f"below={list(options.below)}", "give rising shares between 0 and 1: [0.25], say")
+    else:
+        shares = [1.0]
+        while (
+            not ask.picture and options.ratio > 1 and shares[0] * side / options.ratio >= STRETCH * ask.native
+        ):
+            shares.insert(0, shares[0] / options.ratio)
+    lower = [base_size(*ask.size, max(unit, int(share * side)), unit) for share in shares[:-1]]
+    for size in lower:
+        check_enlarges(size, ask.native, "a stage of ultragen")
+    return [*lower, ask.size]
+
+
+def skipped(ask: Ask, options: UltraGenOptions) -> int:
+    """Steps of the schedule that the warm start skips; UserError if none would be left."""
+    skip = options.skip
+    if skip is None:
+        skip = 0 if few_steps(ask.family, ask.model_steps) else round(ask.steps * SKIPPED)
+    if skip >= ask.steps:
+        raise UserError(f"skip {skip} of {ask.steps} steps", "skip fewer, or take more steps")
+    return skip

@@ -1,0 +1,415 @@
+import copy
+import json
+
+import pytest
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models import flow, stages, surgery, zoo
+from uhr.models.filters import bicubic, sharpen
+from uhr.models.low_rank import LowRank
+from uhr.models.masked_lora import TokenMask, mask_adapter
+from uhr.models.rope_surgeries import RopeNtk
+from uhr.models.samplers import sampler_class
+from uhr.models.samplers.guide_adapters import PUBLISHED, guide_only, is_published
+from uhr.models.samplers.ultragen import Flux2UltraGenPipeline, UltraGenPipeline
+from uhr.models.samplers.ultragen_plan import UltraGenOptions, code_weight
+
+SHORT = {"num_inference_steps": 4, "base_steps": 2, "skip": 2, "output_type": "latent"}
+
+
+@pytest.fixture
+def ultragen(made):
+    return made(UltraGenPipeline)
+
+
+@pytest.fixture
+def sample(ultragen, call, seeded):
+    """A short call, seed 0, as z tokens; keywords change it."""
+
+    def run(prompt="a red house", **more):
+        return ultragen(prompt, **{**call, **SHORT, "generator": seeded(), **more})
+
+    return run
+
+
+@pytest.fixture
+def still(ultragen, monkeypatch):
+    """A field that does not move: a stage ends where it began."""
+    monkeypatch.setattr(ultragen, "velocity", lambda tokens, *_, **__: torch.zeros_like(tokens))
+    return ultragen
+
+
+def plan(name="flux1-dev", height=4096, width=4096, steps=None, picture=False, **options):
+    spec = zoo.get(name)
+    cls = sampler_class("ultragen", spec.family)
+    steps = steps or cls.default_steps(spec)
+    return cls.planned(spec, UltraGenOptions(**options), height, width, steps, picture)
+
+
+def test_4k_is_28_calls_at_1k_and_the_last_18_of_28_from_level_0_84375():
+    base, high = plan()
+    assert ((base.size, base.steps), (high.size, high.steps)) == (((1024, 1024), 28), ((4096, 4096), 18))
+    assert high.sigmas[0] == 0.84375
+    assert high.sigmas[-2] == pytest.approx(0.1)
+    assert stages.total_calls(plan()) == 46
+    assert UltraGenPipeline.published_guidance == 4.5
+    assert UltraGenPipeline.default_size(zoo.get("flux1-dev")) == (4096, 4096)
+
+
+@pytest.mark.parametrize(
+    ("size", "lower"),
+    [
+        ((2048, 2048), []),
+        ((5120, 5120), []),
+        ((8192, 8192), [(2048, 2048)]),
+        ((16384, 16384), [(4096, 4096)]),
+        ((32768, 32768), [(2048, 2048), (8192, 8192)]),
+        ((4608, 8192), [(1024, 1792)]),
+    ],
+)
+def test_above_4k_a_stage_of_a_quarter_of_the_side_is_painted_first(size, lower):
+    found = [stage.size for stage in plan(height=size[0], width=size[1])]
+    assert found[1:] == [*lower, size]
+    assert all(side % 256 == 0 for stage in found[1:] for side in stage)
+
+
+def test_stages_below_can_be_named_and_a_picture_goes_straight_to_the_target():
+    assert [s.size[0] for s in plan(height=8192, width=8192, below=(0.25, 0.5))[1:]] == [2048, 4096, 8192]
+    assert [s.size[0] for s in plan(height=8192, width=8192, below=())[1:]] == [8192]
+    assert [s.size[0] for s in plan(height=8192, width=8192, picture=True)] == [8192]
+    for wrong in ((0.5, 0.25), (0.0, 0.5), (1.0,)):
+        with pytest.raises(UserError, match="rising shares"):
+            plan(height=8192, width=8192, below=wrong)
+    with pytest.raises(UserError, match="a stage of ultragen makes pictures above the native 1024x1024"):
+        plan(below=(0.25,))
+
+
+def test_few_step_flux2_starts_from_noise_and_others_skip_in_proportion():
+    klein, tiny = plan("flux2-klein-9b")[-1], plan("tiny-flux2", 512, 512)[-1]
+    assert (klein.steps, klein.sigmas[0], tiny.sigmas[0]) == (4, 1.0, 1.0)
+    assert [plan(steps=steps)[-1].steps for steps in (14, 28, 56)] == [9, 18, 36]
+    assert plan(skip=4)[-1].steps == 24
+    with pytest.raises(UserError, match="skip 28 of 28 steps"):
+        plan(skip=28)
+
+
+@pytest.mark.parametrize("size", [(1000, 4096), (4096, 2000), (4104, 4096)])
+def test_a_size_without_whole_windows_names_the_nearest_before_weights_and_in_a_call(size, ultragen, call):
+    spec = zoo.get("flux1-dev")
+    with pytest.raises(UserError, match="multiples of 256: nearest sizes that can be made"):
+        UltraGenPipeline.preflight(spec, UltraGenOptions(), *size, 28, False)
+    with pytest.raises(UserError, match="multiples of 64: nearest sizes that can be made: 256 x 256"):
+        ultragen("x", **{**call, "height": 272, "width": 256})
+
+
+def test_sizes_and_settings_that_cannot_be_are_one_clear_line(ultragen, call):
+    with pytest.raises(UserError, match="ultragen makes pictures above the native 128x128; 128x128 is not"):
+        ultragen("x", **{**call, "height": 128, "width": 128})
+    with pytest.raises(UserError, match="takes no guidance"):
+        Flux2UltraGenPipeline.preflight(
+            zoo.get("tiny-flux2"), UltraGenOptions(guidance_high=4.5), 512, 512, 4, False
+        )
+    with pytest.raises(UserError, match="do not divide by the guide's ratio"):
+        plan(window=2)
+
+
+@pytest.mark.parametrize("warm_start", ["pixels", "latents"])
+@pytest.mark.parametrize("projection", ["off", "code", "decay"])
+def test_with_a_straight_field_it_returns_its_target(
+    warm_start, projection, ultragen, sample, straight, monkeypatch
+):
+    target = straight(ultragen)
+
+    def encode(pictures, generator=None):
+        rows, columns = pictures.shape[-2] // 16, pictures.shape[-1] // 16
+        return ultragen.unpack(target(rows * columns), (rows, columns))
+
+    monkeypatch.setattr(ultragen, "encode", encode)
+    found = sample(warm_start=warm_start, projection=projection).images
+    torch.testing.assert_close(found, target(256), atol=2e-5, rtol=2e-5)
+
+
+def test_every_step_is_one_call_for_each_branch_under_one_bar_and_callback(ultragen, sample, monkeypatch):
+    steps, bars = [], []
+    one_bar = type(ultragen).one_bar
+    monkeypatch.setattr(ultragen, "one_bar", lambda total: bars.append(total) or one_bar(ultragen, total))
+    sample(callback_on_step_end=lambda p, step, time, tensors: steps.append(step) or {})
+    assert ultragen.model_calls == stages.total_calls(ultragen.stages) == 4
+    sample(negative_prompt="blue", true_cfg_scale=2.0)
+    assert ultragen.model_calls == 8
+    assert steps == [0, 1, 2, 3]
+    assert bars == [4, 8]
+
+
+def test_the_same_seed_gives_the_same_picture_and_the_transformer_is_bitwise_as_before(
+    ultragen, sample, call, seeded
+):
+    before = {key: value.clone() for key, value in ultragen.transformer.state_dict().items()}
+    processors = dict(ultragen.transformer.attn_processors)
+    embedding = ultragen.transformer.pos_embed
+    first, second = sample().images, sample().images
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, sample(generator=seeded(1)).images, atol=1e-2)
+    after = ultragen.transformer.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert ultragen.transformer.attn_processors == processors
+    assert ultragen.transformer.pos_embed is embedding
+    assert surgery.applied(ultragen.transformer) == surgery.applied(ultragen.vae) == []
+
+
+def test_after_an_error_in_a_stage_everything_is_off_again(ultragen, sample):
+    def fail(p, step, time, tensors):
+        if step == 2:
+            raise RuntimeError("stop")
+        return {}
+
+    with pytest.raises(RuntimeError, match="stop"):
+        sample(callback_on_step_end=fail)
+    assert surgery.applied(ultragen.transformer) == surgery.applied(ultragen.vae) == []
+    assert ultragen._attending is None
+
+
+def test_the_surgeries_and_settings_of_the_call_are_in_its_record(ultragen, sample):
+    sample()
+    details = json.loads(json.dumps(ultragen.details()))
+    assert [each["surgery"] for each in details["surgeries"]] == [
+        "exact-tiling",
+        "attention-calls",
+        "rope-ntk",
+    ]
+    assert details["surgeries"][-1]["factor"] == 10
+    assert details["settings"]["rules"]["neighbourhood"] == "box"
+    assert "Fetch UltraGen's LoRA" in details["notes"][0]
+
+
+def dense(ultragen, stage, start, said):
+    """The stage's path by the stock transformer at NTK 10, every token seeing every other."""
+    grid = ultragen.grid(*stage.size)
+    with torch.no_grad(), surgery.temporarily(ultragen.transformer, RopeNtk(factor=10)):
+        return flow.euler(
+            lambda x, sigma, step: ultragen.guided_velocity(x, sigma, said.at(ultragen.image_ids(grid))),
+            ultragen.pack(start),
+            stage.sigmas,
+        )
+
+
+def test_a_window_as_large_as_the_grid_without_a_guide_is_the_dense_run(
+    ultragen, sample, seeded, monkeypatch
+):
+    told = []
+    follow = type(ultragen).follow
+    monkeypatch.setattr(
+        ultragen, "follow", lambda *args: told.append((args, ultragen._guided(args[0].said, args[5])))
+        or follow(ultragen, *args),
+    )  # fmt: skip
+    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    whole = sample(image=picture, guide=False, window=16).images
+    ((_, stage, start, *_), said) = told[0]
+    torch.testing.assert_close(whole, dense(ultragen, stage, start, said), atol=2e-5, rtol=2e-5)
+    local = sample(image=picture, guide=False, rules={"neighbourhood": "own"}).images
+    assert not torch.allclose(local, whole, atol=1e-3)
+
+
+def test_the_guide_changes_the_picture_and_a_cached_one_is_the_exact_one_where_it_sees_no_text(sample):
+    blind = {"guide_to_text": False}
+    exact, cached = sample(cached=False, rules=blind).images, sample(rules=blind).images
+    torch.testing.assert_close(exact, cached, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(exact, sample(guide=False).images, atol=1e-4)
+    one_step = {"num_inference_steps": 2, "skip": 1}
+    torch.testing.assert_close(
+        sample(**one_step).images, sample(**one_step, cached=False).images, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_the_warm_start_is_the_picture_sharpened_in_pixels_or_its_latents_enlarged(still, sample, seeded):
+    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    noise = still.noise(1, 256, 256, seeded())
+    large = bicubic(2 * picture - 1, 256, 256)
+    small = still.encode(bicubic(2 * picture - 1, 64, 64))
+    for data, options in (
+        (still.encode(sharpen(large, 1.0)), {}),
+        (still.encode(large), {"sharpening": None}),
+        (bicubic(small, 32, 32), {"warm_start": "latents"}),
+    ):
+        found = sample(image=picture, **options).images
+        expected = flow.interpolate(data, noise, still.stages[0].sigmas[0])
+        torch.testing.assert_close(found, still.pack(expected), atol=1e-5, rtol=1e-5)
+
+
+def guides(ultragen, monkeypatch):
+    """(size of the stage, guide tokens) of every stage that runs from now on."""
+    found = []
+    attend = type(ultragen)._attend
+
+    def spy(layout, guide, options):
+        found.append((layout.height, guide))
+        return attend(ultragen, layout, guide, options)
+
+    monkeypatch.setattr(ultragen, "_attend", spy)
+    return found
+
+
+def test_latents_of_the_guides_size_are_the_guide_and_others_are_resized_in_pixels(
+    ultragen, sample, monkeypatch
+):
+    found = guides(ultragen, monkeypatch)
+    base = sample(height=512, width=512, return_stages=True).stages[0]
+    assert torch.equal(ultragen.pack(found[0][1]), base)
+    found.clear()
+    below = sample(return_stages=True).stages[0]
+    pictures = ultragen.decode(ultragen.unpack(below, (8, 8)))
+    torch.testing.assert_close(found[0][1], ultragen.encode(bicubic(pictures, 64, 64)), atol=1e-5, rtol=1e-5)
+
+
+def test_in_the_recursion_each_picture_is_the_next_ones_guide(ultragen, sample, monkeypatch):
+    found = guides(ultragen, monkeypatch)
+    one = {"num_inference_steps": 2, "skip": 1, "base_steps": 1}
+    output = sample(height=1024, width=1024, return_stages=True, **one)
+    assert [stage.name for stage in ultragen.stages] == ["base", "256x256", "1024x1024"]
+    assert len(output.stages) == 2
+    assert [height for height, _ in found] == [16, 64]
+    assert torch.equal(ultragen.pack(found[1][1]), output.stages[1])
+    assert ultragen.model_calls == 3
+
+
+def test_the_codes_projection_weight_falls_to_0_and_rises_again():
+    weights = [code_weight(i, 18, 28) for i in range(18)]
+    assert weights[0] == pytest.approx(0.283, abs=5e-4)
+    assert weights[10] == pytest.approx(0, abs=1e-12)
+    assert weights[17] == pytest.approx(0.146, abs=5e-4)
+
+
+def test_projection_and_options_change_the_picture(sample):
+    plain = sample().images
+    for options in (
+        {"projection": "code"},
+        {"projection": "decay"},
+        {"base_ntk": 10.0},
+        {"ntk": 1.0},
+        {"guidance_high": 9.0},
+        {"rules": {"neighbourhood": "cross"}, "window": 4},
+        {"ratio": 2},
+    ):
+        assert not torch.allclose(sample(**options).images, plain, atol=1e-4), options
+
+
+def test_guidance_above_the_base_is_4_5_and_the_base_has_the_calls(ultragen, sample, monkeypatch):
+    told = []
+    velocity = type(ultragen).velocity
+    monkeypatch.setattr(
+        ultragen,
+        "velocity",
+        lambda x, s, c, branch="cond": told.append(c.guidance.item()) or velocity(ultragen, x, s, c, branch),
+    )
+    sample()
+    assert told == [3.5, 3.5, 4.5, 4.5]
+
+
+def test_a_batch_is_its_pictures_and_a_negative_prompt_has_a_guide_of_its_own(ultragen, sample, seeded):
+    prompts = ["a red house", "a blue lake"]
+    both = sample(prompts, generator=[seeded(0), seeded(1)]).images
+    for i, prompt in enumerate(prompts):
+        torch.testing.assert_close(
+            both[i : i + 1], sample(prompt, generator=seeded(i)).images, atol=1e-4, rtol=1e-4
+        )
+    same = sample(negative_prompt="a red house", true_cfg_scale=3.0).images
+    torch.testing.assert_close(same, sample().images, atol=1e-4, rtol=1e-4)
+
+
+def put(transformer, paths, name):
+    """A LoRA that has something to say on these linears."""
+    from uhr.models import adapter_layers
+
+    draw, modules = torch.Generator().manual_seed(3), dict(transformer.named_modules())
+    parts = {}
+    for path in paths:
+        rows, columns = modules[path].weight.shape
+        a, b = torch.randn(2, columns, generator=draw), torch.randn(rows, 2, generator=draw)
+        parts[path] = LowRank(a, 0.3 * b, 2.0)
+    adapter_layers.put(transformer, parts, name, "here")
+
+
+@pytest.fixture
+def own(ultragen):
+    """The pipeline on a transformer of the test's own."""
+    own = UltraGenPipeline(**{**ultragen.components, "transformer": copy.deepcopy(ultragen.transformer)})
+    own.set_progress_bar_config(disable=True)
+    return own
+
+
+def published_paths(transformer):
+    from uhr.models.samplers.guide_adapters import _BLOCK
+
+    linears = (name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear))
+    return [name for name in linears if _BLOCK.sub(r"\g<kind>.", name) in PUBLISHED]
+
+
+def test_ultragens_lora_acts_on_the_guide_alone_and_is_an_ordinary_one_afterwards(own, call, seeded):
+    def sample(**more):
+        return own("x", **{**call, **SHORT}, **more, generator=seeded(), return_stages=True)
+
+    plain, unguided = sample(), sample(guide=False).images
+    put(own.transformer, published_paths(own.transformer), "bridge")
+    assert is_published(own.transformer, "bridge")
+    adapted = sample()
+    assert (own.guide_adapters, own.notes) == (("bridge",), ())
+    assert torch.equal(adapted.stages[0], plain.stages[0])
+    assert not torch.allclose(adapted.images, plain.images, atol=1e-3)
+    assert torch.equal(sample(guide=False).images, unguided)
+    layers = [m for m in own.transformer.modules() if hasattr(m, "lora_variant")]
+    assert layers
+    assert not any("bridge" in layer.lora_variant for layer in layers)
+    everywhere = sample(guide_adapters=())
+    assert not torch.allclose(everywhere.stages[0], plain.stages[0], atol=1e-3)
+
+
+def test_a_style_lora_acts_on_every_token_unless_it_is_named(own, call, seeded):
+    def sample(**more):
+        return own("x", **{**call, **SHORT}, **more, generator=seeded(), return_stages=True)
+
+    plain = sample()
+    put(own.transformer, ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_v"], "style")
+    styled, kept = sample(), sample(guide_adapters=("style",))
+    assert not torch.allclose(styled.stages[0], plain.stages[0], atol=1e-4)
+    assert torch.equal(kept.stages[0], plain.stages[0])
+    with pytest.raises(UserError, match="stile"):
+        sample(guide_adapters=("stile",))
+
+
+def test_a_masked_adapter_stays_masked_and_is_told_again_what_it_was_told(own, call, seeded):
+    put(own.transformer, ["transformer_blocks.0.attn.to_k"], "bridge")
+    mask = TokenMask()
+    mask_adapter(own.transformer, "bridge", mask)
+    own("x", **{**call, **SHORT}, generator=seeded())
+    assert own.guide_adapters == ("bridge",)
+    assert mask.told is None
+    with guide_only(own.transformer, None) as kept:
+        assert kept == ["bridge"]
+        assert mask.told is not None
+
+
+def test_positions_that_something_else_has_scaled_are_refused(own, call, seeded):
+    with (
+        surgery.temporarily(own.transformer, RopeNtk(factor=5)),
+        pytest.raises(UserError, match="already scaled by 'rope-ntk'"),
+    ):
+        own("x", **{**call, **SHORT}, generator=seeded())
+
+
+def test_the_published_lora_is_known_by_flux1_devs_linears(flux_dev):
+    """19 double blocks of 6 linears, 38 single ones of 6, and the embedder."""
+    assert len(published_paths(flux_dev)) == 19 * 6 + 38 * 6 + 1
+
+
+def test_flux2_runs_by_its_own_configuration(tiny_flux2, seeded):
+    sampler = Flux2UltraGenPipeline.from_pretrained(tiny_flux2, local_files_only=True)
+    sampler.set_progress_bar_config(disable=True)
+    more = {"height": 512, "width": 512, "max_sequence_length": 32, "output_type": "latent"}
+    found = sampler("x", **more, generator=seeded()).images
+    assert torch.isfinite(found).all()
+    assert torch.equal(found, sampler("x", **more, generator=seeded()).images)
+    assert sampler.model_calls == 4 + 4
+    # its configuration leaves the positions alone
+    assert [each["surgery"] for each in sampler.surgeries] == ["exact-tiling", "attention-calls"]
