@@ -8,7 +8,6 @@ up); finished: a manifest, and no `units/`.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,17 +18,15 @@ import pyarrow as pa
 
 from uhr.base.console import progress
 from uhr.base.errors import UserError
-from uhr.curate.commit import commit
 from uhr.base.lock import only_run
+from uhr.curate.commit import commit
+from uhr.curate.folder import REPORT, UNITS, clear_units, is_finished, take
 from uhr.curate.plan import Plan
 from uhr.curate.rows import Tally
 from uhr.curate.sources import Listing, list_folder, refuse_overlap
 from uhr.curate.work import CurateWork
 from uhr.manifests.manifest import Manifest, is_manifest
 from uhr.manifests.units import Limits, PlanMismatch, Runner, UnitPlan, run_units, table_hash
-
-REPORT = "report.html"
-UNITS = "units"
 
 Engine = Literal["ray", "local"]
 Fresh = Callable[[Path], str]
@@ -91,11 +88,12 @@ def survey(order: Order) -> Listing:
 def run(order: Order, fresh: Fresh) -> Outcome:
     """Curate. Errors: what `survey` raises, an OUT that holds something else, another run at work in it."""
     start = time.monotonic()
-    _check_out(order.out)
+    refuse_overlap(order.source, order.out)
+    take(order.out)
     runner = _runner(order)
     listing = survey(order)
     inputs = table_hash(listing.items)
-    if is_manifest(order.out) and not (order.out / UNITS).exists():
+    if is_finished(order.out):
         manifest = _same_run(order, inputs, fresh)
         return Outcome(manifest, order.out / REPORT, listing.unreadable, True, time.monotonic() - start)
     with only_run(order.out / UNITS):
@@ -106,14 +104,6 @@ def run(order: Order, fresh: Fresh) -> Outcome:
             manifest = _commit(order, listing, units, tally, inputs)
         report = _finish(manifest)
     return Outcome(manifest, report, listing.unreadable, False, time.monotonic() - start)
-
-
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file", "name a folder")
-    ours = is_manifest(out) or (out / UNITS).is_dir()
-    if out.exists() and not ours and any(out.iterdir()):
-        raise UserError(f"--out {out} holds something else already", "name a new folder")
 
 
 def _same_run(order: Order, inputs: str, fresh: Fresh) -> Manifest:
@@ -191,5 +181,5 @@ def _finish(manifest: Manifest) -> Path:
     report = manifest.path / REPORT
     if not report.exists():
         write_report(manifest, report)
-    shutil.rmtree(manifest.path / UNITS)
+    clear_units(manifest.path)
     return report

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.curate.engine import UNITS
 from uhr.base.lock import is_held
+from uhr.curate.folder import UNITS
 from uhr.curate.rows import Tally
 from uhr.manifests.manifest import Manifest, is_manifest
 from uhr.manifests.units import UnitPlan
