@@ -1,11 +1,12 @@
 SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 VENV := .venv
 BIN := $(VENV)/bin
 # spaces in the checkout's path are fine: every path here is relative to it
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench study clean
+.PHONY: install demo test lint bench clean
 
 install: $(STAMP)
 
@@ -13,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "uhr needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Run: make $(MAKECMDGOALS) PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[all,dev]' | grep --line-buffered -vE '^Requirement already'
+	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[all,dev]' | { grep -v '^Requirement already' || true; }
 	@# ultralytics asks for opencv-python, which wants libGL: the headless build, installed last, is the one in use
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps --constraint constraints.txt opencv-python-headless
 	touch $(STAMP)
@@ -32,9 +33,6 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
-
-study: $(STAMP)
-	$(BIN)/python -m pytest studies
 
 clean:
 	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -65,13 +65,13 @@ def demo(
     _headline("5. Encode the slice once: latents and text embeddings")
     _uhr("train", "encode", chosen, "--model", model, "--out", encoded)
 
-    _headline(f"6. Train a LoRA by flow matching, interrupt it after step {INTERRUPT_AT}, resume it")
+    _headline("6. Train a LoRA by flow matching, interrupt it (Ctrl-C), resume it")
     length = ("--set", f"phases.0.steps={STEPS}")
     with _interrupt_after(run / "log.jsonl", INTERRUPT_AT):
         _uhr("train", "run", "lora", "--model", model, "--data", encoded, "--out", run, *length, expect=130)
     _uhr("train", "resume", run)
 
-    _headline("7. Export the adapter, for diffusers and everything that reads its LoRA files")
+    _headline("7. Export the adapter, as diffusers loads it")
     _uhr("train", "export", run, "--out", adapter)
 
     _headline("8. Sample a picture without and with the adapter")
@@ -83,14 +83,22 @@ def demo(
     _summary(out)
 
 
+MADE = ("pictures", "manifest", "slice", "tiny-flux1", "encoded", "run", "adapter", "without.png", "with.png")
+"""What the demo writes into its folder, and clears there when it runs again."""
+
+
 def _take_folder(out: Path) -> None:
-    """An empty folder for this demo; only what an earlier demo left is ever removed."""
-    if out.exists() and any(out.iterdir()):
-        if not (out / MARKER).is_file():
-            raise UserError(f"{out} holds something else than a demo", "name another folder with --out")
-        shutil.rmtree(out)
+    """A folder for this demo. What an earlier one made is cleared; whatever else was put there stays."""
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise UserError(f"{out} holds something else than a demo", "name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / MARKER, {"what": "made by `uhr demo`, which clears this folder when it runs again"})
+    before = [out / name for name in MADE if (out / name).exists()]
+    if before:
+        say(f"clearing what an earlier demo made in {out}: {', '.join(path.name for path in before)}")
+    for path in before:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    made = {"what": "made by `uhr demo`, which clears these names when it runs again", "names": MADE}
+    write_json(out / MARKER, made)
 
 
 def _headline(words: str) -> None:

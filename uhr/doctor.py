@@ -119,8 +119,9 @@ def _import_faults(modules: list[str]) -> dict[str, str]:
                     faults[module] = " ".join(fault.split())
                     advance(note=module)
             code = probe.wait()
-            if code:
-                crashed = next(module for module in left if module not in faults)
+            # a process may also crash while it ends, when every module has been imported
+            crashed = next((module for module in left if module not in faults), None)
+            if code and crashed is not None:
                 faults[crashed] = f"the import crashed (exit code {code})"
                 advance(note=crashed)
     return faults

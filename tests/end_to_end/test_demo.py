@@ -65,7 +65,19 @@ def test_the_adapter_merges_in_stock_diffusers_as_in_ours(walked):
         torch.testing.assert_close(merged[name], fused[name], rtol=1e-5, atol=1e-6)
 
 
-def test_the_demo_clears_its_own_folder_and_no_other(walked, tmp_path, monkeypatch, capsys):
+def test_the_demo_clears_what_it_made_and_nothing_else(tmp_path, capsys):
+    from uhr.demo import MARKER, _take_folder
+
+    _take_folder(tmp_path)
+    (tmp_path / "manifest").mkdir()
+    (tmp_path / "manifest" / "manifest.json").touch()
+    (tmp_path / "my-slice").mkdir()
+    _take_folder(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my-slice", MARKER]
+    assert "manifest" in capsys.readouterr().out
+
+
+def test_the_demo_takes_no_folder_of_another_kind(walked, tmp_path, monkeypatch, capsys):
     from uhr.cli import main
 
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """Each `uhr` command that README.md shows, as it stands there, in its order, after the demo."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -29,24 +30,44 @@ def test_every_command_of_the_readme_works(walked, monkeypatch, capsys):
         assert code == 0, f"{command}\n{capsys.readouterr().err}"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "curate show quickstart",
-        "curate stages --json",
-        "manifest show demo/manifest --json",
-        "models list --json",
-        "sample list --json",
-        "train recipes --json",
-    ],
-)
-def test_a_command_starts_as_a_process_of_its_own(walked, command):
-    done = subprocess.run(
-        [sys.executable, "-m", "uhr", *shlex.split(command)],
-        cwd=walked.folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+OWN_PROCESS = [
+    "doctor --json",
+    "curate run quickstart --source demo/pictures/photographs --out own/set --engine local --workers 1",
+    "curate status own/set --json",
+    "curate explain own/set bus.jpg --json",
+    "curate show quickstart",
+    "curate stages --json",
+    "manifest show own/set --json",
+    "manifest slice own/set --where 'width > 256' --sample 3 --out own/slice --json",
+    "manifest lineage own/slice --json",
+    "manifest verify own/slice --json",
+    "manifest report own/slice",
+    "models list --json",
+    "models show tiny-flux1 --json",
+    "models make-tiny own/model",
+    "sample list --json",
+    "sample euler --model own/model --prompt x --size 128x128 --steps 2 --out own/x.png",
+    "train recipes --json",
+    "train show lora --json",
+    "train plan lora --model own/model --json",
+    "train encode own/slice --model own/model --out own/encoded",
+    "train run lora --model own/model --data own/encoded --out own/run --set phases.0.steps=2",
+    "train resume own/run",
+    "train export own/run --out own/adapter",
+]
+"""Each command once as a user starts it, in an order in which one finds what another left."""
+
+
+def test_every_command_works_as_a_process_of_its_own(walked):
+    for command in OWN_PROCESS:
+        done = subprocess.run(
+            [sys.executable, "-m", "uhr", *shlex.split(command)],
+            cwd=walked.folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout.strip(), command
+        if command.endswith("--json"):
+            json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,27 @@ def build(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
         raise UserError(f"{where}: '{path}' {_lower(fault['msg'])}{got}") from None
 
 
+def read_versioned(cls: type[C], file: Path, newest: int, fix: str) -> C:
+    """`cls` from a JSON file of ours that says its `schema_version`. UserError for whatever is wrong with the
+    file: unreadable, no JSON object, no version or a newer one than `newest`, another content. `fix` is what
+    to do where it is damaged.
+    """
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({error})", fix) from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} cannot be read (it is no JSON object)", fix)
+    version = tree.get("schema_version")
+    if type(version) is not int or version < 1:
+        raise UserError(f"{file} does not say its schema version", fix)
+    if version > newest:
+        raise UserError(
+            f"{file} has schema version {version}, and this uhr reads {newest}", "install a newer uhr"
+        )
+    return build(cls, tree, str(file))
+
+
 def _lower(message: str) -> str:
     message = message.removeprefix("Value error, ").removeprefix("Input ")
     return message[:1].lower() + message[1:]

@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
+
+_CHUNK = 16 << 20
 
 
 @contextlib.contextmanager
@@ -22,16 +24,16 @@ def atomic(path: Path) -> Generator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Return once a file's bytes, or a folder's names, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -44,10 +46,16 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 (64 hex digits) of a file's bytes."""
+def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """SHA-256 (64 hex digits) of a file's bytes. `advance(n)` hears of every n bytes more."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if advance is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        total = hashlib.sha256()
+        while chunk := file.read(_CHUNK):
+            total.update(chunk)
+            advance(len(chunk))
+        return total.hexdigest()
 
 
 def human_bytes(count: float) -> str:

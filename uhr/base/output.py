@@ -1,4 +1,4 @@
-"""The folder that a command writes to: new, empty, or left by the same kind of command; never anybody else's."""
+"""The folder that a command writes to: new, empty, or left by its own kind; never a stranger's."""
 
 from __future__ import annotations
 
