@@ -35,8 +35,9 @@ WALLPAPERS = Path("/usr/share/wallpapers")
 HEADER_FILES = 200_000
 HEADER_PER_SECOND = 20_000
 RAY_SHARE = 0.8
-LOCAL_SECONDS = 75.0
-"""Aimed at for one local run: the claim is about runs of a minute or more."""
+LOCAL_SECONDS = 120.0
+"""Aimed at for one local run, by a short one that has the same start to make: the claim is about runs of a
+minute or more."""
 
 
 @dataclass(frozen=True)
