@@ -10,7 +10,7 @@ from typing import Any
 from uhr.models import adapter_layers
 from uhr.models.masked_lora import Masked, TokenMask, mask_adapter, masks
 
-_BLOCK = re.compile(r"(?P<kind>(?:single_)?transformer_blocks)\.\d+\.")
+BLOCK = re.compile(r"(?P<kind>(?:single_)?transformer_blocks)\.\d+\.")
 
 _SINGLE = ("norm.linear", "proj_mlp", "proj_out", "attn.to_q", "attn.to_k", "attn.to_v")
 _DOUBLE = ("norm1.linear", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.2")
@@ -26,7 +26,7 @@ def is_published(transformer: Any, name: str) -> bool:
     """Whether an adapter on the model adapts exactly the linears that UltraGen's does, by which alone it is
     known: image and joint streams with their modulations and the embedder, and nothing of the text stream."""
     paths = adapter_layers.layers_of(transformer, name)
-    return {_BLOCK.sub(r"\g<kind>.", path) for path in paths} == PUBLISHED
+    return {BLOCK.sub(r"\g<kind>.", path) for path in paths} == PUBLISHED
 
 
 @contextlib.contextmanager

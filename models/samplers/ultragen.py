@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+import functools
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,9 +30,8 @@ from uhr.models.samplers.staged import Staged
 from uhr.models.samplers.ultragen_plan import (
     UltraGenOptions,
     code_weight,
-    few_steps,
+    filled,
     layout_of,
-    skipped,
     stage_sizes,
 )
 from uhr.models.sizes import check_enlarges
@@ -47,6 +47,9 @@ UNADAPTED = (
     "--adapter, or train one: a LoRA of rank 16 on to_q, to_k, to_v, masked to guide tokens "
     "(surgery token-masked-lora)"
 )
+
+Pixels = Callable[[], Any]
+"""The picture below a stage, [B, 3, h, w], decoded when it is first asked for."""
 
 
 @dataclass
@@ -93,12 +96,10 @@ class UltraGen(Staged):
     notes: Sequence[str] = ()
     """What a reader of the picture must know of the last run."""
 
-    guide_adapters: Sequence[str] = ()
-    """The adapters that acted on guide tokens alone in the last run."""
-
     _attending: Attending | None = None
     _block_masks: BlockMasks | None = None
-    _whole_steps: int = 0
+    _filled: UltraGenOptions | None = None
+    """The options of the call, with every None filled in that follows from model and size."""
 
     @classmethod
     def default_size(cls, spec: ModelSpec) -> tuple[int, int]:
@@ -117,15 +118,16 @@ class UltraGen(Staged):
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
         check_enlarges(ask.size, ask.native, "ultragen")
-        layout = layout_of(ask.size, ask.multiple, ask.native_side, options)
-        sizes = stage_sizes(ask, options, layout.window * ask.multiple)
-        levels = ask.levels(options.shift, options.shift_factor)[skipped(ask, options) :]
-        stages = [sized(*size, levels) for size in sizes]
+        options = filled(ask, options)
+        levels = ask.levels(options.shift, options.shift_factor)[options.skip :]
+        stages = [sized(*size, levels) for size in stage_sizes(ask, options)]
         return stages if ask.picture else [ask.published_base(options.base_steps), *stages]
 
     def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
+        assert self._filled is not None
         with guide_only(self.transformer, job.options.guide_adapters) as kept:
-            self.guide_adapters = tuple(kept)
+            job.options = self._filled.model_copy(update={"guide_adapters": tuple(kept)})
+            self.settings = job.options
             self.notes = () if kept else (UNADAPTED,)
             stages, last, z = list(job.plan), job.plan[0], None
             if job.picture is None:
@@ -144,50 +146,50 @@ class UltraGen(Staged):
     def _stage(self, job: Job, stage: Stage, below: torch.Tensor | None) -> torch.Tensor:
         """z of a windowed stage; `below` is that of the one below it, None for the job's picture."""
         options, first = job.options, stage.sigmas[0]
-        guide, data = self._warm_start(job, stage, below)
-        noise = self.noise(job.batch, *stage.size, job.generator)
+        pixels = functools.cache(lambda: job.picture if below is None else self.decode(below))
+        guide = self._reduced(stage, options.ratio, below, pixels) if options.guide else None
+        start = data = self.noise(job.batch, *stage.size, job.generator)
+        if first < 1 or options.projection != "off":
+            data = self._enlarged(stage, options, below, pixels, guide)
+            start = flow.interpolate(data, start, first)
 
         def projected(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
             v = self.field(z, sigma, said)
             if options.projection == "code":
-                weight = code_weight(step, stage.steps, self._whole_steps)
+                weight = code_weight(step, stage.steps, stage.steps + options.skip)
             else:
                 weight = cosine_weight(step, stage.steps)
             return project(v, velocity_towards(z, data, sigma), weight)
 
         velocity = None if options.projection == "off" else projected
-        start = flow.interpolate(data, noise, first)
-        ntk = options.ntk or (1.0 if self._few_steps(options) else 10.0)
-        wanted = [AttentionCalls(), *self._positions(ntk)]
+        wanted = [AttentionCalls(), *self._positions(options.ntk)]
         layout = layout_of(stage.size, self.pixel_multiple, job.native.side, options)
         with self._on(wanted), self._attend(layout, guide, options):
             return self.follow(job, stage, start, velocity, None, self.high_guidance(job))
 
-    def _warm_start(
-        self, job: Job, stage: Stage, below: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """(z of the guide, or None where there is none; z of the stage's size to begin from)."""
-        options, factor = job.options, self.vae_scale_factor
-        small = stage.height // options.ratio, stage.width // options.ratio
-        in_pixels = options.warm_start == "pixels"
-        pixels = job.picture if below is None else None
-        guide = below
-        if below is not None and tuple(below.shape[-2:]) != (small[0] // factor, small[1] // factor):
-            guide = None
-            pixels = self.decode(below)
-        elif below is not None and in_pixels:
-            pixels = self.decode(below)
-        if guide is None and (options.guide or (below is None and not in_pixels)):
-            assert pixels is not None
-            guide = self.encode(bicubic(pixels, *small))
-        if in_pixels:
-            assert pixels is not None
-            data = self.enlarge(pixels, stage, options.sharpening)
-        else:
-            latents = guide if below is None else below
-            assert latents is not None
-            data = bicubic(latents, stage.height // factor, stage.width // factor)
-        return (guide if options.guide else None), data
+    def _reduced(self, stage: Stage, ratio: int, below: torch.Tensor | None, pixels: Pixels) -> torch.Tensor:
+        """z of the picture below at 1/ratio of the stage's size; as it is where it has that size."""
+        size = stage.height // ratio, stage.width // ratio
+        latents = tuple(side // self.vae_scale_factor for side in size)
+        if below is not None and tuple(below.shape[-2:]) == latents:
+            return below
+        return self.encode(bicubic(pixels(), *size))
+
+    def _enlarged(
+        self,
+        stage: Stage,
+        options: UltraGenOptions,
+        below: torch.Tensor | None,
+        pixels: Pixels,
+        guide: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """z of the picture below at the stage's size; of a given picture's latents, those of the guide."""
+        if options.warm_start == "pixels":
+            return self.enlarge(pixels(), stage, options.sharpening)
+        latents = guide if below is None else below
+        if latents is None:
+            latents = self._reduced(stage, options.ratio, below, pixels)
+        return bicubic(latents, *(side // self.vae_scale_factor for side in stage.size))
 
     def high_guidance(self, job: Job) -> float | None:
         """As everywhere, and the published number of two passes, too."""
@@ -210,14 +212,10 @@ class UltraGen(Staged):
 
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         super().begin(step_end, attention)
-        self.notes, self.guide_adapters = (), ()
+        self.notes = ()
 
     def details(self) -> dict[str, Any]:
-        return {
-            **super().details(),
-            "guide_adapters": list(self.guide_adapters),
-            "notes": list(self.notes),
-        }
+        return {**super().details(), "notes": list(self.notes)}
 
     @contextlib.contextmanager
     def _attend(
@@ -250,10 +248,6 @@ class UltraGen(Staged):
             raise UserError(what, "keep it and set ntk=1 and base_ntk=1, or revert it")
         return [wanted]
 
-    def _few_steps(self, options: UltraGenOptions) -> bool:
-        spec = spec_of(self, options.native_size)
-        return few_steps(self.backbone.name, None if spec is None else spec.steps)
-
     def _ask(
         self, settings: Any, height: int | None, width: int | None, steps: int | None, picture: bool
     ) -> Ask:
@@ -262,7 +256,7 @@ class UltraGen(Staged):
         height, width = height or PUBLISHED_SIDE * native, width or PUBLISHED_SIDE * native
         layout_of((height, width), self.pixel_multiple, native // self.pixel_multiple, settings)
         asked = super()._ask(settings, height, width, steps, picture)
-        self._whole_steps = asked.steps
+        self._filled = filled(asked, settings)
         return asked
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field
 
 from uhr.base.errors import UserError
-from uhr.models.attention.layout import WindowLayout, window_side
+from uhr.models.attention.layout import WindowLayout, nearest_sizes, window_side
 from uhr.models.attention.rules import WindowRules
 from uhr.models.samplers.staged import FEW_STEPS, StagedOptions
 from uhr.models.sizes import Size, base_size, check_enlarges
@@ -76,7 +77,13 @@ def layout_of(size: Size, multiple: int, native_side: int, options: UltraGenOpti
     """The windows of a picture of `size` px, `multiple` px a token, for a backbone of native_side^2 tokens;
     UserError with the nearest sizes if they do not fill it."""
     window = options.window or window_side(native_side, options.ratio)
-    return WindowLayout.of_pixels(*size, multiple, window, options.ratio)
+    one = WindowLayout(window, window, window, options.ratio)
+    (height, width), unit = size, multiple * window
+    if height % unit or width % unit or min(size) < 1:
+        near = nearest_sizes(width, height, unit).replace(" x ", "x")
+        what = f"ultragen cannot make {width}x{height}: both sides are multiples of a window's {unit} px"
+        raise UserError(what, f"nearest sizes that can be made: {near}")
+    return replace(one, height=height // multiple, width=width // multiple)
 
 
 def few_steps(family: str, model_steps: int | None) -> bool:
@@ -90,30 +97,45 @@ def code_weight(step: int, steps: int, whole: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step + steps) / whole))
 
 
-def stage_sizes(ask: Ask, options: UltraGenOptions, unit: int) -> list[Size]:
-    """Sizes of the windowed stages, multiples of `unit` px, the last of them the target."""
-    side = math.sqrt(ask.height * ask.width)
+def filled(ask: Ask, options: UltraGenOptions) -> UltraGenOptions:
+    """The options with what follows from model and size in place of None; UserError for what cannot be."""
+    few = few_steps(ask.family, ask.model_steps)
+    skip = options.skip
+    if skip is None:
+        skip = 0 if few else round(ask.steps * SKIPPED)
+    if skip >= ask.steps:
+        raise UserError(f"skip {skip} of {ask.steps} steps", "skip fewer, or take more steps")
+    layout = layout_of(ask.size, ask.multiple, ask.native_side, options)
+    return options.model_copy(
+        update={
+            "skip": skip,
+            "ntk": options.ntk or (1.0 if few else 10.0),
+            "window": layout.window,
+            "below": _below(ask, options),
+        }
+    )
+
+
+def _below(ask: Ask, options: UltraGenOptions) -> tuple[float, ...]:
+    """Sides of the stages below the last over its own."""
     if options.below is not None:
         shares = [*options.below, 1.0]
         if min(shares) <= 0 or any(b <= a for a, b in pairwise(shares)):
             raise UserError(f"below={list(options.below)}", "give rising shares between 0 and 1: [0.25], say")
-    else:
-        shares = [1.0]
-        while (
-            not ask.picture and options.ratio > 1 and shares[0] * side / options.ratio >= STRETCH * ask.native
-        ):
-            shares.insert(0, shares[0] / options.ratio)
-    lower = [base_size(*ask.size, max(unit, int(share * side)), unit) for share in shares[:-1]]
+        return options.below
+    side, share, found = math.sqrt(ask.height * ask.width), 1 / options.ratio, []
+    while not ask.picture and share < 1 and share * side >= STRETCH * ask.native:
+        found.insert(0, share)
+        share /= options.ratio
+    return tuple(found)
+
+
+def stage_sizes(ask: Ask, options: UltraGenOptions) -> list[Size]:
+    """Sizes of the windowed stages by filled options, of whole windows each, the last of them the target."""
+    assert options.window is not None
+    assert options.below is not None
+    unit, side = options.window * ask.multiple, math.sqrt(ask.height * ask.width)
+    lower = [base_size(*ask.size, max(unit, int(share * side)), unit) for share in options.below]
     for size in lower:
         check_enlarges(size, ask.native, "a stage of ultragen")
     return [*lower, ask.size]
-
-
-def skipped(ask: Ask, options: UltraGenOptions) -> int:
-    """Steps of the schedule that the warm start skips; UserError if none would be left."""
-    skip = options.skip
-    if skip is None:
-        skip = 0 if few_steps(ask.family, ask.model_steps) else round(ask.steps * SKIPPED)
-    if skip >= ask.steps:
-        raise UserError(f"skip {skip} of {ask.steps} steps", "skip fewer, or take more steps")
-    return skip
