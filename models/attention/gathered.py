@@ -9,7 +9,7 @@ tokens in window-first order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,17 +70,12 @@ def attend(
     """
     text = query.shape[1] - layout.tokens
     assert text >= 0, f"{query.shape[1]} tokens are less than the grid's {layout.tokens}"
-    around = Around.image(layout, rules)
     own, shared = None, (key[:, :text], value[:, :text])
     if guide is not None and rules.image_to_guide == "own":
         own = guide
     elif guide is not None:
         shared = (torch.cat([shared[0], guide[0]], dim=1), torch.cat([shared[1], guide[1]], dim=1))
-    image = (query[:, text:], key[:, text:], value[:, text:])
-    windows = local(*image, shared, own, around, buffer)
-    if not text:
-        return windows
-    return torch.cat([dense(query[:, :text], key, value), windows], dim=1)
+    return local(query, key, value, shared, own, Around.image(layout, rules), text, buffer)
 
 
 def attend_guide(
@@ -110,16 +105,18 @@ def local(
     shared: KeysValues,
     own: KeysValues | None,
     around: Around,
+    lead: int = 0,
     buffer: int | None = None,
 ) -> torch.Tensor:
-    """Windowed attention of one grid: query, key, value [B, N, H, D] -> [B, N, H, D].
+    """Windowed attention of one grid: query, key, value [B, lead + N, H, D] -> the same shape.
 
-    Every window also sees the `shared` tokens [B, S, H, D] and, of `own` [B, windows * m, H, D], its m.
+    The first `lead` rows are no part of the grid and see all of key and value. Every window also sees the
+    `shared` tokens [B, S, H, D] and, of `own` [B, windows * m, H, D], its m.
     """
     if buffer is None:
         buffer = CPU_BUFFER if query.device.type == "cpu" else ACCELERATOR_BUFFER
     own = own if own is not None else (key[:, :0], value[:, :0])
-    out: torch.Tensor = _Local.apply(query, key, value, *shared, *own, around, buffer)
+    out: torch.Tensor = _Local.apply(query, key, value, *shared, *own, around, lead, buffer)
     return out
 
 
@@ -129,11 +126,14 @@ class _Local(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
-        *tensors, around, buffer = arguments
+        *tensors, around, lead, buffer = arguments
         ctx.save_for_backward(*tensors)
-        ctx.around, ctx.buffer = around, buffer
-        out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
-        for sample, target in zip(_samples(tensors), out, strict=True):
+        ctx.around, ctx.lead, ctx.buffer = around, lead, buffer
+        query, key, value = tensors[:3]
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        if lead:
+            out[:, :lead] = dense(query[:, :lead], key, value)
+        for sample, target in zip(_samples(tensors, lead), out[:, lead:], strict=True):
             sweep = _Sweep(sample, around, buffer)
             place = sweep.windows(target)
             for step in sweep:
@@ -143,19 +143,36 @@ class _Local(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tensors = ctx.saved_tensors
+        tensors, lead = ctx.saved_tensors, ctx.lead
         wide = torch.promote_types(tensors[0].dtype, torch.float32)
         sums = [torch.zeros(t.shape, dtype=wide, device=t.device) for t in tensors]
-        for sample, grads, upstream in zip(_samples(tensors), _samples(sums), grad, strict=True):
+        if lead:
+            _add_lead_gradients(tensors, lead, grad[:, :lead], sums)
+        for sample, grads, upstream in zip(
+            _samples(tensors, lead), _samples(sums, lead), grad[:, lead:], strict=True
+        ):
             sweep = _Sweep(sample, ctx.around, ctx.buffer)
             place = sweep.windows(upstream)
             for step in sweep:
                 sweep.add_gradients(step, place[step.first : step.last, step.column].transpose(1, 2), grads)
-        return *(total.to(t.dtype) for total, t in zip(sums, tensors, strict=True)), None, None
+        return *(total.to(t.dtype) for total, t in zip(sums, tensors, strict=True)), None, None, None
 
 
-def _samples(tensors: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> Iterator[tuple[torch.Tensor, ...]]:
-    return zip(*tensors, strict=True)
+def _add_lead_gradients(
+    tensors: Sequence[torch.Tensor], lead: int, upstream: torch.Tensor, sums: Sequence[torch.Tensor]
+) -> None:
+    inputs = [x.detach().requires_grad_() for x in (tensors[0][:, :lead], tensors[1], tensors[2])]
+    with torch.enable_grad():
+        out = dense(*inputs)
+    query, key, value = torch.autograd.grad(out, inputs, upstream)
+    sums[0][:, :lead] += query
+    sums[1].add_(key)
+    sums[2].add_(value)
+
+
+def _samples(tensors: Sequence[torch.Tensor], lead: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Each sample's tensors, query, key and value from the grid's first token on."""
+    return zip(*(x[:, lead:] for x in tensors[:3]), *tensors[3:], strict=True)
 
 
 class _Sweep:
