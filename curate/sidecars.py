@@ -7,6 +7,7 @@ are files like any other.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,8 @@ PICTURE_SUFFIXES = frozenset(
 SIDECAR_SUFFIXES = (".txt", ".json")
 FIELDS = ("caption", "source_url", "author", "license")
 LONGEST_BYTES = 16 * 2**20
+MOST_DIGITS = 1000
+"""Of a whole number; Python itself refuses to read more than 4300."""
 
 DEFAULT_KEYS: dict[str, list[str]] = {
     "caption": ["caption"],
@@ -119,7 +122,9 @@ def read_sidecars(paths: Sequence[Path], keys: Mapping[str, Sequence[str]]) -> S
             if path.name.lower().endswith(".txt"):
                 caption = text.strip() or caption
             else:
-                tree.update(_object(text))
+                read, odd = _object(text)
+                tree.update(read)
+                faults += [f"{_clean(path.name)}: {words}" for words in odd]
         except (OSError, ValueError, RecursionError) as error:
             faults.append(f"{_clean(path.name)}: {_words(error)}")
     values = {} if caption is None else {"caption": _clean(caption)}
@@ -148,16 +153,27 @@ def _read(path: Path) -> str:
         raise ValueError("not UTF-8") from None
 
 
-def _object(text: str) -> dict[str, Any]:
+def _object(text: str) -> tuple[dict[str, Any], list[str]]:
+    """The object, and what of it had to become null: numbers that not every reader of `source_meta` takes."""
+    odd: list[str] = []
+
+    def refuse(number: str) -> None:
+        odd.append(f"{number if len(number) <= 20 else f'{number[:20]}...'} is no JSON number")
+
+    def whole(digits: str) -> int | None:
+        return int(digits) if len(digits) <= MOST_DIGITS else refuse(digits)
+
+    def real(digits: str) -> float | None:
+        value = float(digits)  # 1e999 reads as infinity
+        return value if math.isfinite(value) else refuse(digits)
+
     try:
-        # NaN and Infinity are no JSON: source_meta must be readable by everybody
-        tree = json.loads(text, parse_constant=lambda name: None)
+        tree = json.loads(text, parse_constant=refuse, parse_float=real, parse_int=whole)
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON (line {error.lineno}: {error.msg})") from None
     if not isinstance(tree, dict):
         raise ValueError(f"holds a JSON {type(tree).__name__}, not an object")  # noqa: TRY004 - one kind for all
-    json.dumps(tree, allow_nan=False)  # 1e999 reads as infinity
-    return tree
+    return tree, odd
 
 
 def _is_scalar(value: Any) -> bool:
