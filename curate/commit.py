@@ -24,6 +24,7 @@ from uhr.curate.stage import SetStage
 from uhr.manifests.manifest import Manifest, RuleInfo, write_manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.schema import KEPT, REJECTED
+from uhr.manifests.sql import quoted
 from uhr.manifests.units import UnitPlan
 
 BATCH_ROWS = 16_384
@@ -133,7 +134,7 @@ class _whole_set:
 
     def load(self, parts: list[Path], plan: Plan) -> None:
         late = {column.name for step in plan.sets for column in step.stage.adds}
-        early = ", ".join(_quoted(name) for name in plan.schema.names if name not in late)
+        early = ", ".join(quoted(name) for name in plan.schema.names if name not in late)
         paths = [str(part) for part in parts]
         self._connection.execute(f"CREATE TABLE samples AS SELECT {early} FROM read_parquet(?)", [paths])
 
@@ -148,7 +149,7 @@ class _whole_set:
             raise UserError(f"stage '{step.label}': {words}", "mend its query") from None
         self._check_answer(step)
         run("DROP VIEW live")
-        columns = ", ".join(f"answer.{_quoted(column.name)}" for column in step.stage.adds)
+        columns = ", ".join(f"answer.{quoted(column.name)}" for column in step.stage.adds)
         joined = "samples LEFT JOIN answer USING (sample_id)"
         run(f"CREATE TABLE more AS SELECT samples.*, {columns} FROM {joined}")
         run("DROP TABLE samples")
@@ -172,7 +173,7 @@ class _whole_set:
         if not step.rules:
             return
         columns = {"sample_id"}.union(*(rule.condition.columns for rule in step.rules))
-        chosen = ", ".join(map(_quoted, sorted(columns)))
+        chosen = ", ".join(map(quoted, sorted(columns)))
         run = self._connection.execute
         run("CREATE TABLE changes (sample_id VARCHAR, status VARCHAR, reason VARCHAR, error VARCHAR)")
         query = f"SELECT {chosen} FROM samples WHERE status = '{KEPT}' ORDER BY uri"
@@ -201,11 +202,7 @@ class _whole_set:
 
     def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """Every row, by uri, in the manifest's columns."""
-        columns = ", ".join(map(_quoted, schema.names))
+        columns = ", ".join(map(quoted, schema.names))
         query = f"SELECT {columns} FROM samples ORDER BY uri"
         for batch in self._connection.sql(query).to_arrow_reader(BATCH_ROWS):
             yield from pa.Table.from_batches([batch]).cast(schema).to_batches()
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uhr.manifests.info import ManifestInfo
-from uhr.manifests.manifest import Manifest, quoted
+from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import STATUSES, Column
+from uhr.manifests.sql import quoted
 
 EXAMPLES = 3
 """Samples that a fault names; its count covers all."""

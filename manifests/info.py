@@ -57,7 +57,10 @@ class RuleInfo(Config):
 
 
 class ManifestInfo(Config):
-    """`manifest.json`. `id` depends on the content alone: never on times, paths, hosts or software versions.
+    """`manifest.json`. `id` depends on the content and on what was done alone: never on when, where or with
+    which software versions it was made. The content of a curated manifest includes `source_version` (size and
+    modification time of each source file) and what its stages were given: pictures copied with new times give
+    another id.
 
     `operation` says what was done: {"kind": "curate", "pipeline": ...} or {"kind": "slice", "where": ...};
     `counts` holds rows, kept, rejected, failed and reasons; `source` what the listing met and did not open.
@@ -111,10 +114,10 @@ def read_info(path: Path) -> ManifestInfo:
     if not file.is_file():
         if not path.exists():
             raise UserError(f"no manifest at {path}", "name the folder that a run or a slice wrote (--out)")
-        if (path / "samples").is_dir() or (path / "units").is_dir():
-            raise UserError(
-                f"{path} holds an unfinished manifest", "start the command that writes it again: it goes on"
-            )
+        if (path / "units").is_dir():
+            raise UserError(f"{path} holds an unfinished curated set", "start the same run again: it goes on")
+        if (path / "samples").is_dir():
+            raise UserError(f"{path} holds an unfinished manifest", "start the command that writes it again")
         raise UserError(f"{path} holds no {FILE}", "name the folder that a run or a slice wrote (--out)")
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
@@ -126,6 +129,6 @@ def read_info(path: Path) -> ManifestInfo:
     if version > SCHEMA_VERSION:
         raise UserError(
             f"{file} has schema version {version}, and this uhr reads up to {SCHEMA_VERSION}",
-            "install a newer uhr (pip install --upgrade uhr)",
+            "install a newer uhr",
         )
     return build(ManifestInfo, tree, str(file))

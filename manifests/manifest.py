@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import platform
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 import uhr
 from uhr.base.errors import UserError, unknown
-from uhr.base.files import write_json
+from uhr.base.files import sha256_file, write_json
 from uhr.manifests import parts as parquet
 from uhr.manifests import sql
 from uhr.manifests.info import (
@@ -73,7 +74,8 @@ class Manifest:
     @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema of every part, with the field metadata."""
-        return pq.read_schema(self.path / self.info.parts[0].path).remove_metadata()
+        with self._damage_named():
+            return pq.read_schema(self.path / self.info.parts[0].path).remove_metadata()
 
     @property
     def columns(self) -> list[Column]:
@@ -86,9 +88,29 @@ class Manifest:
             [str(self.path / part.path) for part in self.info.parts], self.schema, format="parquet"
         )
 
-    def connect(self, threads: int | None = None) -> duckdb.DuckDBPyConnection:
-        """A DuckDB connection whose only relation is `samples`; it can reach no file."""
-        return sql.connect(threads, samples=self.dataset())
+    @contextlib.contextmanager
+    def connect(self, threads: int | None = None) -> Generator[duckdb.DuckDBPyConnection]:
+        """A DuckDB connection whose only relation is `samples`; it can reach no file.
+
+        A UserError that names the part if reading fails inside the block since a part is damaged.
+        """
+        with self._damage_named(), sql.connect(threads, samples=self.dataset()) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _damage_named(self) -> Generator[None]:
+        """Turn a failed read into a UserError if a part is damaged; any other error passes as it is."""
+        try:
+            yield
+        except (pa.ArrowException, duckdb.Error, OSError):
+            # the error itself rarely says which file, and may be about a condition: the hashes tell for sure
+            for part in (*self.info.parts, *self.info.previews):
+                file = self.path / part.path
+                if not file.is_file() or sha256_file(file) != part.sha256:
+                    raise UserError(
+                        f"{file} is damaged", f"see 'uhr manifest verify {self.path}', or make it anew"
+                    ) from None
+            raise
 
     def table(
         self, columns: Sequence[str] | None = None, where: str | None = None, limit: int | None = None
@@ -98,7 +120,7 @@ class Manifest:
         for name in columns:
             if name not in self.schema.names:
                 raise unknown("column", name, self.schema.names, str(self.path))
-        query = f"SELECT {', '.join(map(quoted, columns))} FROM samples"
+        query = f"SELECT {', '.join(map(sql.quoted, columns))} FROM samples"
         condition = None
         if where is not None:
             condition = sql.Condition.parse(where, "where")
@@ -106,13 +128,13 @@ class Manifest:
             query += f" WHERE {condition.sql}"
         if limit is not None:
             query += f" LIMIT {limit:d}"
-        with self.connect() as connection:
-            try:
+        try:
+            with self.connect() as connection:
                 rows = connection.sql(query).to_arrow_table()
-            except duckdb.Error as error:
-                if condition is None:
-                    raise
-                raise condition.fault(error) from None
+        except duckdb.Error as error:
+            if condition is None:
+                raise
+            raise condition.fault(error) from None
         return rows.cast(pa.schema([self.schema.field(name) for name in columns]))
 
     def row(self, sample: str) -> dict[str, Any]:
@@ -135,14 +157,14 @@ class Manifest:
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """All rows in order, a batch at a time, without holding more than one row group."""
         for part in self.info.parts:
-            with pq.ParquetFile(self.path / part.path) as file:
+            with self._damage_named(), pq.ParquetFile(self.path / part.path) as file:
                 yield from file.iter_batches(parquet.GROUP_ROWS, columns=columns)
 
     def preview_batches(self, sample_ids: Collection[str]) -> Iterator[pa.RecordBatch]:
         """The preview rows of these samples, in the manifest's order; only row groups with one are read."""
         wanted = frozenset(sample_ids)
         for part in self.info.previews:
-            with pq.ParquetFile(self.path / part.path) as file:
+            with self._damage_named(), pq.ParquetFile(self.path / part.path) as file:
                 for group in range(file.num_row_groups):
                     ids = file.read_row_group(group, columns=["sample_id"]).column(0).to_pylist()
                     mask = [one in wanted for one in ids]
@@ -260,8 +282,3 @@ class _Tally:
 def _versions() -> dict[str, str]:
     versions = {"pyarrow": pa.__version__, "duckdb": duckdb.__version__}
     return {"python": platform.python_version(), **{name: str(version) for name, version in versions.items()}}
-
-
-def quoted(name: str) -> str:
-    """A column name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'

@@ -19,7 +19,10 @@ import pyarrow.compute as pc
 from uhr.base.config import Config
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
-from uhr.manifests.manifest import Manifest, Parent, write_manifest
+from uhr.base.output import claim
+from uhr.manifests.info import FILE
+from uhr.manifests.manifest import Manifest, Parent, is_manifest, write_manifest
+from uhr.manifests.parts import PREVIEWS, SAMPLES
 from uhr.manifests.schema import COLUMNS
 from uhr.manifests.sql import Condition
 
@@ -66,7 +69,8 @@ def slice_manifest(
     """Write the slice `wanted` of `parent` into `out`.
 
     It keeps every column, the previews of its rows, and the parent's stages, rules and weights, and points to
-    the parent. A UserError if nothing is left, if fewer than `sample` are, or if a split comes out empty.
+    the parent. A UserError if nothing is left, if fewer than `sample` are, if a split comes out empty, or if
+    `out` is no folder for it: inside a manifest, or holding anything but what a killed slice left there.
     """
     condition = None
     if wanted.where is not None:
@@ -83,6 +87,7 @@ def slice_manifest(
             schema = schema.remove(schema.get_field_index(SPLIT.name))
         schema = schema.append(SPLIT.field())
     chosen = rows["sample_id"].filter(pa.array(mask)).to_pylist()
+    _claim(out)
     return write_manifest(
         out,
         schema=schema,
@@ -95,6 +100,14 @@ def slice_manifest(
         rules=parent.info.rules,
         weights=parent.info.weights,
     )
+
+
+def _claim(out: Path) -> None:
+    for above in Path(out).resolve().parents:
+        if is_manifest(above):
+            raise UserError(f"--out {out} lies inside the manifest {above}", "name a folder outside it")
+    # a killed slice leaves samples without manifest.json; `write_manifest` looks whether they are ours
+    claim(out, (FILE, SAMPLES, PREVIEWS, "report.html"), (FILE, SAMPLES), "a slice")
 
 
 def _read(parent: Manifest, wanted: Slice, condition: Condition | None) -> dict[str, pa.ChunkedArray]:
@@ -112,13 +125,13 @@ def _read(parent: Manifest, wanted: Slice, condition: Condition | None) -> dict[
                {key.format(wanted.seed, "sample", "sample_id") if wanted.sample else 0} AS sample_key,
                {key.format(wanted.seed, "split", split_by) if wanted.split else 0} AS split_key
         FROM samples"""
-    with parent.connect() as connection:
-        try:
+    try:
+        with parent.connect() as connection:
             rows = connection.sql(query).to_arrow_table()
-        except duckdb.Error as error:
-            if condition is None:
-                raise
-            raise condition.fault(error) from None
+    except duckdb.Error as error:
+        if condition is None:
+            raise
+        raise condition.fault(error) from None
     return {name: rows[name] for name in rows.column_names}
 
 

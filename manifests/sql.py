@@ -53,6 +53,11 @@ NAMES = {
 }
 
 
+def quoted(name: str) -> str:
+    """A column name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def lock_down(connection: duckdb.DuckDBPyConnection) -> None:
     """Forbid the connection every file, extension, Python variable and further setting.
 

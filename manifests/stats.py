@@ -8,8 +8,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from uhr.manifests.manifest import Manifest, quoted
+from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import KEPT
+from uhr.manifests.sql import quoted
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 FEW_VALUES = 32

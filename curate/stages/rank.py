@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from uhr.curate.stage import SetStage
 from uhr.manifests.schema import Column
+from uhr.manifests.sql import quoted
 
 
 class RankStage(SetStage):
@@ -32,8 +33,8 @@ class RankStage(SetStage):
         self.adds = (Column(f"{of}_rank", pa.float64(), meaning, "1", "[0, 1)", stage=self.name),)
 
     def query(self) -> str:
-        of = '"' + self.params.of.replace('"', '""') + '"'
-        name = '"' + f"{self.params.of}_rank".replace('"', '""') + '"'
+        of = quoted(self.params.of)
+        name = quoted(f"{self.params.of}_rank")
         order = "DESC" if self.params.descending else "ASC"
         # NaN is no value: DuckDB would order it above every number
         value = f"CASE WHEN NOT isnan(CAST({of} AS DOUBLE)) THEN {of} END"

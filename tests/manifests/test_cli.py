@@ -129,3 +129,55 @@ def test_what_is_no_manifest_is_one_clear_line(run: Run, tmp_path: Path) -> None
         code, _, error = run(name, tmp_path / "nowhere")
         assert code == 1
         assert "no manifest at" in error
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("inside", "says"),
+    [
+        ("set/inside", "lies inside the manifest"),
+        ("set/samples", "lies inside the manifest"),
+        ("set", "another manifest stands"),
+        ("mine", "holds something else already (notes.txt)"),
+        ("stopped", "holds something else already (units)"),
+        ("mine/notes.txt", "is a file"),
+        ("mine/notes.txt/deeper", "cannot be written to"),
+    ],
+)
+def test_a_slice_never_mixes_with_what_is_there(
+    inside: str, says: str, run: Run, manifest: Manifest, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "stopped" / "units").mkdir(parents=True)
+    before = _tree(tmp_path)
+    code, _, error = run("slice", manifest.path, "--out", tmp_path / inside)
+    assert code == 1
+    assert says in error
+    assert error.count("\n") == 1
+    assert _tree(tmp_path) == before
+
+
+def test_a_slice_into_what_cannot_be_written_to_is_one_line(run: Run, manifest: Manifest) -> None:
+    code, _, error = run("slice", manifest.path, "--out", "/proc/x")
+    assert code == 1
+    assert "--out /proc/x cannot be written to" in error
+    assert error.count("\n") == 1
+
+
+def test_a_killed_slice_can_be_started_again(run: Run, manifest: Manifest, tmp_path: Path) -> None:
+    arguments = ("slice", manifest.path, "--where", "entropy >= 5", "--out", tmp_path / "s")
+    run(*arguments)
+    whole = _tree(tmp_path / "s")
+    (tmp_path / "s" / "manifest.json").unlink()
+    code, _, error = run("show", tmp_path / "s")
+    assert code == 1
+    assert "unfinished manifest: start the command that writes it again\n" in error
+    assert run(*arguments)[0] == 0
+    again = _tree(tmp_path / "s")
+    assert {name: data for name, data in again.items() if name.endswith("parquet")} == {
+        name: data for name, data in whole.items() if name.endswith("parquet")
+    }

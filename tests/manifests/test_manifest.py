@@ -2,6 +2,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,10 @@ from hypothesis import strategies as st
 from uhr.base.errors import UserError
 from uhr.manifests import parts
 from uhr.manifests.manifest import Manifest, Parent, is_manifest
+from uhr.manifests.report import write_report
 from uhr.manifests.schema import COLUMNS, sample_id, schema_of
+from uhr.manifests.slicing import Slice, slice_manifest
+from uhr.manifests.stats import compute
 
 Make = Callable[..., Manifest]
 Row = Callable[..., dict[str, Any]]
@@ -274,3 +278,39 @@ def _bytes(manifest: Manifest) -> dict[str, bytes]:
     files = [*manifest.path.glob("samples/*"), *manifest.path.glob("previews/*")]
     random.shuffle(files)
     return {str(file.relative_to(manifest.path)): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("folder", ["samples", "previews"])
+@pytest.mark.parametrize("place", ["middle", "footer", "end"])
+def test_a_damaged_part_is_named_by_whatever_reads_it(
+    folder: str, place: str, manifest: Manifest, tmp_path: Path
+) -> None:
+    ids = manifest.table(["sample_id"])["sample_id"].to_pylist()
+    part = manifest.path / folder / "part-00000.parquet"
+    data = bytearray(part.read_bytes())
+    footer = int.from_bytes(data[-8:-4], "little")
+    start = {"middle": 4, "footer": len(data) - 8 - footer, "end": len(data) - 4}[place]
+    stop = {"middle": len(data) - 8 - footer, "footer": len(data) - 8, "end": len(data)}[place]
+    data[start:stop] = bytes(255 - byte for byte in data[start:stop])
+    part.write_bytes(data)
+    says = f"{part} is damaged: see 'uhr manifest verify {manifest.path}'"
+    readers: list[Callable[[Manifest], Any]] = [lambda each: each.previews(ids)]
+    if folder == "samples":
+        readers = [
+            lambda each: each.table(where="entropy > 5"),
+            lambda each: each.table(),
+            lambda each: list(each.rows()),
+            lambda each: each.row("folder/00001.jpg"),
+            compute,
+            lambda each: slice_manifest(each, tmp_path / "s", Slice(where="entropy > 5")),
+            lambda each: write_report(each, tmp_path / "r.html"),
+        ]
+    for read in readers:
+        with pytest.raises(UserError, match=re.escape(says)):
+            read(Manifest.open(manifest.path))
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_wrong_condition_on_a_sound_manifest_is_not_called_damage(manifest: Manifest) -> None:
+    with pytest.raises(UserError, match="CAST"):
+        manifest.table(where="CAST(uri AS INTEGER) = 1")
