@@ -38,6 +38,7 @@ from uhr.models import latents as latent
 from uhr.models.backbones.base import Backbone
 from uhr.models.conditions import Condition, Conditions, Prompt, check_cfg
 from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
+from uhr.models.vae.f16 import vae_factor
 
 OnStepEnd = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 """diffusers' `callback_on_step_end(pipeline, step, timestep, tensors) -> tensors to go on with`."""
@@ -105,6 +106,16 @@ class SamplerPipeline(DiffusionPipeline, ABC):
     @abstractmethod
     def embed(self, prompt: Prompt, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the stock pipeline makes of a prompt: text [B, L, D], pooled [B, P] or None."""
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent of the VAE that is loaded, per side: 8, or 16 of an F16 one. What diffusers'
+        constructor counts, the VAE's levels, and writes here, is 8 for both."""
+        return 8 if self.vae is None else vae_factor(self.vae)
+
+    @vae_scale_factor.setter
+    def vae_scale_factor(self, value: int) -> None:
+        pass
 
     @property
     def pixel_multiple(self) -> int:

@@ -1,10 +1,13 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models import latents
+from uhr.models import latents, zoo
 from uhr.models.samplers.euler import EulerPipeline
+from uhr.models.vae.f16 import F16
 
 CALL = {"height": 64, "width": 96, "num_inference_steps": 4, "guidance_scale": 3.5, "max_sequence_length": 32}
 
@@ -270,3 +273,37 @@ def test_tokens_out_are_pictures_by_the_one_decoder(euler):
     picture = euler.finish(tokens, 64, 96, "np", return_dict=True).images[0]
     decoded = latents.to_uint8(latents.decode(euler.vae, latents.unpack(tokens, 8, 12)))[0].numpy()
     assert np.array_equal((picture * 255).round().astype(np.uint8), decoded)
+
+
+@pytest.fixture(scope="module")
+def f16_folder(tiny_flux, tmp_path_factory):
+    """The tiny model with an F16 VAE, as it is published: the same weights and a key of the configuration."""
+    folder = tmp_path_factory.mktemp("f16") / "model"
+    shutil.copytree(tiny_flux, folder)
+    vae = zoo.load_vae(tiny_flux)
+    F16().apply(vae)
+    vae.save_pretrained(folder / "vae")
+    return folder
+
+
+@pytest.mark.parametrize("sampler", ["euler", "sdedit", "hiflow"])
+def test_on_an_f16_vae_the_picture_has_the_size_asked_for(f16_folder, tmp_path, sampler, capsys):
+    from PIL import Image
+
+    from uhr.cli import main
+
+    out = tmp_path / "picture.png"
+    command = ["sample", sampler, "--model", str(f16_folder), "--prompt", "a", "--steps", "4"]
+    assert main([*command, "--size", "320x192", "--out", str(out)]) == 0, capsys.readouterr().err
+    assert Image.open(out).size == (320, 192)
+
+
+def test_on_an_f16_vae_sides_are_multiples_of_32_px(f16_folder, tmp_path, capsys):
+    from uhr.cli import main
+
+    out = tmp_path / "picture.png"
+    command = ["sample", "euler", "--model", str(f16_folder), "--prompt", "a", "--steps", "2"]
+    assert main([*command, "--size", "80x64", "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert "80x64 cannot be made: multiples of 32; nearest 64x64 or 96x64" in error
+    assert not out.exists()
