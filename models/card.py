@@ -1,5 +1,4 @@
-"""The model card of an adapter: what it is, how to use it, what it was made from, and what may be done with
-it."""
+"""The model card of an adapter: what it is, how to use it, what it was made from, what it may be used for."""
 
 from __future__ import annotations
 
@@ -8,6 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uhr.models.spec import ModelSpec
+
+MODEL = "path/to/the/model"
+ALPHA_UNSAID = """
+
+Alpha stands in the file's metadata, which diffusers reads. A program that does not read it takes alpha for
+the rank, and the adapter then acts at another strength: set it to alpha / rank there."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def lora_card(facts: CardFacts, rank: int, alpha: float, targets: tuple[str, ...
     sections = [
         f"# {facts.name}",
         f"A LoRA for {facts.spec.summary}, rank {rank}, alpha {alpha:g}, on {', '.join(targets)}.",
-        _usage(facts),
+        _usage(facts, alpha == rank),
         _training(facts),
         _data(facts),
         _licence(facts),
@@ -70,7 +75,13 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
     return head
 
 
-def _usage(facts: CardFacts) -> str:
+def _usage(facts: CardFacts, alpha_said: bool) -> str:
+    hub_id, at, revision = facts.base_model.partition("@")
+    # a folder's name alone leads nowhere on the reader's machine
+    on_hub = "/" in facts.base_model
+    named, model = (hub_id, facts.base_model) if on_hub else (MODEL, MODEL)
+    pinned = f', revision="{revision}"' if on_hub and at else ""
+    remark = "" if alpha_said else ALPHA_UNSAID
     scale = "" if facts.spec.guidance_scale is None else f", guidance_scale={facts.spec.guidance_scale:g}"
     return f"""## Use
 
@@ -78,15 +89,15 @@ def _usage(facts: CardFacts) -> str:
 import torch
 from diffusers import {facts.spec.pipeline_class}
 
-pipe = {facts.spec.pipeline_class}.from_pretrained("{facts.base_model}", torch_dtype=torch.bfloat16)
+pipe = {facts.spec.pipeline_class}.from_pretrained("{named}"{pinned}, torch_dtype=torch.bfloat16)
 pipe.load_lora_weights("path/to/this/folder")
 pipe(prompt="a prompt", num_inference_steps={facts.spec.steps}{scale}).images[0].save("picture.png")
 ```
 
 ```bash
-uhr sample euler --model {facts.base_model} --adapter path/to/this/folder \\
+uhr sample euler --model {model} --adapter path/to/this/folder \\
     --prompt "a prompt" --out picture.png
-```"""
+```{remark}"""
 
 
 def _training(facts: CardFacts) -> str:

@@ -1,4 +1,8 @@
-"""Adapters as files that diffusers, and whatever reads its LoRA files, loads."""
+"""Adapters as LoRA files that diffusers loads, with the strength that they were trained at.
+
+Other readers of diffusers' keys get the matrices; who does not read its metadata takes alpha for the rank.
+`lora_formats` writes the keys of kohya and ComfyUI, with alpha as tensors.
+"""
 
 from __future__ import annotations
 

@@ -29,11 +29,6 @@ def data_estimate(x: torch.Tensor, velocity: torch.Tensor, sigma: Level) -> torc
     return x - sigma * velocity
 
 
-def noise_estimate(x: torch.Tensor, velocity: torch.Tensor, sigma: Level) -> torch.Tensor:
-    """The noise that x would have come from: x + (1 - sigma) v."""
-    return x + (1 - sigma) * velocity
-
-
 def euler_step(x: torch.Tensor, velocity: torch.Tensor, sigma: float, sigma_next: float) -> torch.Tensor:
     """x + (sigma_next - sigma) v in float32; the step is negative, towards the data."""
     return x.float() + (sigma_next - sigma) * velocity.float()

@@ -1,5 +1,4 @@
-"""What every sampler shares as a diffusers pipeline: prompts, guidance, the call of the backbone, pictures
-in and out.
+"""What every sampler shares as a diffusers pipeline: prompts, guidance, model calls, pictures in and out.
 
 How to write one. Derive from `SamplerPipeline` and write `__call__` (and `preflight`, `Options`) with the
 methods below, which mean the same on every family of backbones:
@@ -151,8 +150,7 @@ class SamplerPipeline(DiffusionPipeline, ABC):
     def schedule(
         self, steps: int, tokens: int, shift: ShiftPolicy | str | None = None, factor: float = 3.0
     ) -> list[float]:
-        """steps + 1 noise levels from 1 to 0, shifted; `shift` None is as the scheduler's configuration
-        says."""
+        """steps + 1 noise levels from 1 to 0, shifted; `shift` None is as the scheduler is configured."""
         config = self.scheduler.config
         if shift is None:
             shift = ShiftPolicy.DYNAMIC if config.use_dynamic_shifting else ShiftPolicy.STATIC

@@ -90,8 +90,7 @@ class Euler(SamplerPipeline):
                         their scale), and must not be where it takes none
         true_cfg_scale: above 1 it wants a negative prompt and doubles the model calls:
                         v = v_negative + scale * (v_prompt - v_negative)
-        sigmas:         noise levels, falling; used as they are, nothing shifts them. A final 0 may be left
-                        out
+        sigmas:         noise levels, falling; used as they are, unshifted. A final 0 may be left out
         shift:          none, static (by `shift_factor`) or dynamic (refused above the tokens that it was
                         calibrated for); None is what the scheduler's configuration says
         latents:        noise [B, N, 4C], packed, of the first noise level

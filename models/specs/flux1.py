@@ -16,11 +16,9 @@ COMPONENTS = {
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 LORA_TARGET_SETS = {
-    # URAE's: image-stream q, k, v, out of the double blocks and q, k, v of the single blocks (190 linears of
-    # dev)
+    # URAE's: image-stream q, k, v, out of the double blocks, q, k, v of the single ones (190 linears of dev)
     "attention": _ATTENTION,
-    # the set of diffusers' own FLUX trainer: the text stream and both feed-forwards of the double blocks as
-    # well
+    # of diffusers' own FLUX trainer: also the text stream and both feed-forwards of the double blocks
     "all-linear": (
         *(f"attn.{name}" for name in _ATTENTION),
         "attn.add_q_proj",

@@ -118,7 +118,9 @@ def test_the_card_of_it_calls_the_stock_pipeline_as_it_wants_to_be_called(tiny_f
     folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC, guidance=None))
     card = (folder / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
-    code = code.replace('"tiny-flux1"', repr(str(tiny_flux2))).replace("path/to/this/folder", str(folder))
+    code = code.replace('"path/to/the/model"', repr(str(tiny_flux2))).replace(
+        "path/to/this/folder", str(folder)
+    )
     code = code.replace('"picture.png"', repr(str(tmp_path / "picture.png")))
     code = code.replace('(prompt="a prompt"', '(prompt="a prompt", height=64, width=64')
     exec(code, {})

@@ -141,6 +141,8 @@ def test_a_card_names_lineage_data_licences_and_what_the_base_forbids(tiny_flux,
         surgeries=("rope: ntk 10",),
     )
     assert head["base_model"] == "black-forest-labs/FLUX.1-dev"
+    assert 'from_pretrained("black-forest-labs/FLUX.1-dev", revision="abc", torch_dtype' in body
+    assert "--model black-forest-labs/FLUX.1-dev@abc " in body
     assert (head["license"], head["license_name"]) == ("other", "flux-1-dev-non-commercial-license")
     assert head["license_link"].startswith("https://")
     assert {"lora", "text-to-image"} <= set(head["tags"])
@@ -155,6 +157,16 @@ def test_a_card_of_a_tiny_base_says_that_it_paints_nothing_and_claims_no_hub_id(
     assert head["license"] == "apache-2.0"
     assert "random weights" in body
     assert "no licence for" not in body
+    assert 'from_pretrained("path/to/the/model", torch_dtype' in body
+    assert "--model path/to/the/model " in body
+
+
+@pytest.mark.parametrize(("alpha", "told"), [(4, False), (8, True)])
+def test_a_card_tells_of_the_metadata_where_alpha_is_not_the_rank(tiny_flux, tmp_path, facts, alpha, told):
+    lora = LoraSpec(4, DEV.lora_targets, alpha=alpha)
+    _, state = trained(tiny_flux, lora)
+    _, body = read_card(export_lora(state, lora, tmp_path / "card", facts()))
+    assert ("set it to alpha / rank" in body) == told
 
 
 def test_the_record_holds_the_facts_for_machines(tiny_flux, tmp_path, facts):
