@@ -350,3 +350,17 @@ def test_an_undistilled_flux2_is_guided_by_two_passes_at_8_above_the_base(tiny_f
     assert not torch.allclose(
         plain, sampler("x", **more, guidance_high=4.0, generator=seeded()).images, atol=1e-3
     )
+
+
+def test_a_cached_guide_runs_once_for_each_branch_of_a_stage_and_an_exact_one_at_every_call(
+    sample, monkeypatch
+):
+    from uhr.models.attention.streams import Flux1Stream
+
+    runs = []
+    embed = Flux1Stream.embed
+    monkeypatch.setattr(Flux1Stream, "embed", lambda stream: runs.append(1) or embed(stream))
+    for options, expected in (({}, 2), ({"cached": False}, 4)):
+        runs.clear()
+        sample(negative_prompt="blue", true_cfg_scale=2.0, **options)
+        assert len(runs) == expected
