@@ -28,7 +28,12 @@ def run(
     ],
     engine: Annotated[str, typer.Option(help="ray: Ray Data; local: worker processes of our own.")] = "ray",
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Worker processes; one per core by default, 0: in this process.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Worker processes; one per core by default. 0: in this process, with no protection: "
+            "a picture that crashes its decoder ends the run.",
+        ),
     ] = None,
     address: Annotated[
         str | None,

@@ -11,19 +11,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
-from uhr.base.console import progress
+from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
 from uhr.base.lock import only_run
 from uhr.curate.commit import commit
+from uhr.curate.failures import Failures, failures_of
 from uhr.curate.folder import REPORT, UNITS, clear_units, is_finished, take
 from uhr.curate.plan import Plan
 from uhr.curate.rows import Tally
-from uhr.curate.sources import Listing, list_folder, refuse_overlap
+from uhr.curate.sources import Listing, check_source, list_folder, refuse_overlap
 from uhr.curate.work import CurateWork
 from uhr.manifests.manifest import Manifest, is_manifest
 from uhr.manifests.units import Limits, PlanMismatch, Runner, UnitPlan, run_units, table_hash
@@ -56,6 +58,11 @@ class Outcome:
     finished_before: bool
     seconds: float
 
+    @cached_property
+    def failures(self) -> Failures:
+        """What went wrong, in words."""
+        return failures_of(self.manifest)
+
     def facts(self) -> dict[str, object]:
         """For machines."""
         info = self.manifest.info
@@ -66,6 +73,12 @@ class Outcome:
             "finished_before": self.finished_before,
             "counts": info.counts,
             "rules": [rule.model_dump() for rule in info.rules],
+            "failures": [
+                {"kind": kind, "error": error, "rows": rows}
+                for kind, found in self.failures.commonest.items()
+                for error, rows in found
+            ],
+            "rules_that_failed_every_row": self.failures.always,
             "skipped": [
                 s.model_dump(include={"name", "adds", "why"}) for s in info.stages if s.state == "skipped"
             ],
@@ -81,13 +94,14 @@ def survey(order: Order) -> Listing:
     with progress("list", None, "files") as advance:
         listing = list_folder(order.source, advance)
     if order.limit is not None:
-        listing.items = listing.items.slice(0, order.limit)
+        listing = listing.first(order.limit)
     return listing
 
 
 def run(order: Order, fresh: Fresh) -> Outcome:
     """Curate. Errors: what `survey` raises, an OUT that holds something else, another run at work in it."""
     start = time.monotonic()
+    check_source(order.source)
     refuse_overlap(order.source, order.out)
     take(order.out)
     runner = _runner(order)
@@ -141,6 +155,8 @@ def _do_units(order: Order, runner: Runner, items: pa.Table, fresh: Fresh) -> tu
         tally = tally.plus(Tally.of_part(units.part(unit)))
         return tally.words()
 
+    if order.workers == 0:
+        warn("in this process: a picture that crashes its decoder, hangs or eats the memory ends the run")
     with progress("curate", items.num_rows, "images") as advance:
         work = CurateWork(plan, str(order.source.absolute()))
         if order.engine == "ray" and order.workers != 0:

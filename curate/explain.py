@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from uhr.curate.rules import NO_VALUE, RULE_ERROR, Judge, Rule
+from uhr.base.errors import UserError
+from uhr.curate.faults import NO_VALUE, RULE_ERROR
+from uhr.curate.rules import Judge, Rule
 from uhr.manifests.manifest import Manifest, RuleInfo
 from uhr.manifests.schema import FAILED, REJECTED, VERDICT
+from uhr.manifests.uris import path_of, uri_of
 
 PASS, FAIL, NOT_EVALUATED, NOT_REACHED = "pass", "fail", "not evaluated", "not reached"
 
 
 def explain(out: Path, sample: str) -> dict[str, Any]:
     """The row of `sample` (a sample id, the beginning of one, or a uri): verdict, `columns` by stage, and
-    `rules` with `outcome` pass, fail, not evaluated (its stage did not run) or not reached.
+    `rules` with `outcome` pass, fail, not evaluated (its stage did not run) or not reached. `path` is None
+    where the file's name is no UTF-8, which JSON cannot hold: the uri tells it.
     """
     manifest = Manifest.open(out)
-    row = manifest.row(sample)
+    row = _row(manifest, sample)
     verdict = {column.name: row[column.name] for column in VERDICT}
-    path = str(manifest.root / row["uri"]) if "%" not in row["uri"] else None
+    path = str(path_of(manifest.root, row["uri"]))
     return {
         "manifest": str(out),
         "uri": row["uri"],
         "sample_id": row["sample_id"],
-        "path": path,
+        "path": path if _is_text(path) else None,
         **verdict,
         "columns": _columns(manifest, row),
         "rules": list(_rules(manifest, row)),
@@ -35,6 +40,45 @@ def explain(out: Path, sample: str) -> dict[str, Any]:
             if s.state == "skipped"
         ],
     }
+
+
+def _row(manifest: Manifest, sample: str) -> dict[str, Any]:
+    """The row that `sample` names, as people name a picture: a sample id, the beginning of one, a uri, the
+    name below the source as it is on disk, or a path that leads into the source.
+    """
+    refused: UserError | None = None
+    for name in _names(manifest.root, sample):
+        try:
+            return manifest.row(name)
+        except UserError as error:
+            refused = refused or error
+    assert refused is not None
+    raise UserError(shown(refused.what), refused.fix) from None
+
+
+def _names(root: Path, sample: str) -> list[str]:
+    """What a manifest may call `sample`, the likeliest first; all of it is UTF-8."""
+    escaped = uri_of(sample)
+    names = [sample] if _is_text(sample) else []
+    names.append(escaped)
+    path = os.path.abspath(sample)
+    for base in (os.path.abspath(root), os.path.realpath(root)):
+        if path.startswith(base.rstrip("/") + "/"):
+            names.append(uri_of(os.path.relpath(path, base)))
+    return list(dict.fromkeys(names))
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(text: str) -> str:
+    """`text` for a terminal: what cannot be printed (ESC, a newline, a lone surrogate) as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _columns(manifest: Manifest, row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ class StageEntry(pydantic.BaseModel):
 
     `stage` is a name or an import path. `if_missing: skip` leaves the stage out where this machine or this
     version does not have it; `adds` then names its columns, so that rules over them can be reported as not
-    evaluated.
+    evaluated. A name that no version has (`stages.LATER`) is a slip of the pen, unless it comes with `adds`.
     """
 
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
@@ -45,8 +45,9 @@ class StageEntry(pydantic.BaseModel):
 
 
 class RunLimits(PixelLimits):
-    """What one picture may cost: `seconds` of wall time, `memory` of a worker process (bytes, or "4GiB"),
-    pixels and bytes of its file.
+    """What one picture may cost: `seconds` of wall time at a stretch (from one rule to the next, as the rules
+    between pixel stages are asked about many pictures at once, and its clock starts anew behind them),
+    `memory` of a worker process (bytes, or "4GiB"), pixels and bytes of its file.
     """
 
     seconds: float = Field(60.0, gt=0)
@@ -93,8 +94,8 @@ def load(pipeline: str, sets: Sequence[str] = ()) -> PipelineConfig:
     """The pipeline that is a preset's name or a YAML file, with the `path=value` settings of the command
     line.
     """
-    tree = _with_stage_mappings(_resolve(*_find(pipeline)))
-    tree = _with_stage_mappings(apply_sets(tree, list(sets)))
+    tree = _with_stage_mappings(_resolve(*_find(pipeline)), pipeline)
+    tree = _with_stage_mappings(apply_sets(tree, list(sets)), pipeline)
     tree["stages"] = [entry for entry in tree.get("stages") or [] if entry is not None]
     tree["rules"] = {name: text for name, text in (tree.get("rules") or {}).items() if text is not None}
     tree.setdefault("name", Path(pipeline).stem)
@@ -163,16 +164,21 @@ def _merge_stages(base: Sequence[Any], differences: Mapping[str, Any], where: st
     return [entry for entry in entries if entry is not None]
 
 
-def _with_stage_mappings(tree: dict[str, Any]) -> dict[str, Any]:
-    """Bare stage names as mappings, so that `--set stages.flatness.patch=256` finds a place to write to."""
-    stages = tree.get("stages")
-    if isinstance(stages, list):
-        return {**tree, "stages": [_as_mapping(entry) for entry in stages]}
+def _with_stage_mappings(tree: dict[str, Any], where: str) -> dict[str, Any]:
+    """Bare stage names as mappings, so that `--set stages.flatness.patch=256` finds a place to write to.
+    A UserError where `stages` is no list or `rules` no mapping.
+    """
+    stages, rules = tree.get("stages"), tree.get("rules")
     if isinstance(stages, Mapping):
         raise UserError(
-            "stages holds a mapping", "write a list, or start from a preset: to give differences only"
+            f"{where}: stages holds a mapping",
+            "write a list, or start from a preset: to give differences only",
         )
-    return dict(tree)
+    if not isinstance(stages, list | None):
+        raise UserError(f"{where}: stages holds {stages!r}", "write a list, such as [header, decode]")
+    if not isinstance(rules, Mapping | None):
+        raise UserError(f"{where}: rules holds {rules!r}", "write a mapping of name: condition")
+    return tree if stages is None else {**tree, "stages": [_as_mapping(entry) for entry in stages]}
 
 
 def _as_mapping(entry: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -10,7 +11,7 @@ from uhr.base.config import build
 from uhr.base.errors import UserError, nearest
 from uhr.curate.pipeline import PipelineConfig, StageEntry, load
 from uhr.curate.stage import SetStage, Stage
-from uhr.curate.stages import stage_class
+from uhr.curate.stages import LATER, stage_class
 from uhr.manifests.schema import BASE, COLUMNS, VERDICT, Column
 
 Kind = Literal["header", "pixel", "set"]
@@ -78,14 +79,41 @@ def _stage(entry: StageEntry, where: str) -> Stage | SetStage:
     try:
         cls = stage_class(entry.stage)
     except UserError as error:
-        absent = entry.if_missing == "skip" and ":" not in entry.stage
+        if entry.if_missing == "fail":
+            raise
+        if not _may_be_absent(entry, error):
+            fix = f"{error.fix}; or name its columns: adds: [...]"
+            raise UserError(error.what, fix) from None
+        absent = ":" not in entry.stage
         raise _Missing(UserError("this version does not have it") if absent else error) from None
-    stage = cls(build(cls.Params, entry.params, f"{where}: stage '{entry.label}'"))
+    stage = _instance(cls, entry, where)
     lack = stage.missing()
     if lack is not None:
         error = UserError(f"stage '{entry.label}' cannot run: {lack}")
         raise _Missing(error, tuple(column.name for column in stage.adds))
     return stage
+
+
+def _may_be_absent(entry: StageEntry, error: UserError) -> bool:
+    """Whether a stage that is not found may be left out, or was mistyped."""
+    return bool(entry.adds) or entry.stage in LATER or isinstance(error.__cause__, ImportError)
+
+
+def _instance(cls: type[Stage] | type[SetStage], entry: StageEntry, where: str) -> Stage | SetStage:
+    if inspect.isabstract(cls):
+        lacking = ", ".join(sorted(cls.__abstractmethods__))
+        raise UserError(f"stage '{entry.label}': {cls.__name__} has no method {lacking}", "write it")
+    params = build(cls.Params, entry.params, f"{where}: stage '{entry.label}'")
+    try:
+        return cls(params)
+    except UserError:
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"stage '{entry.label}' cannot be made ({type(error).__name__}: {words})",
+            f"mend {cls.__name__}.__init__, which is given its Params; --debug shows the whole trace",
+        ) from error
 
 
 def _check_unique(found: Sequence[Candidate]) -> None:

@@ -100,10 +100,19 @@ class Rows:
         fits = self._fits.get(step.label)
         if fits is None:
             fits = self._fits[step.label] = {column.name: fit_for(column.type) for column in step.stage.adds}
+        if not isinstance(values, Mapping):
+            raise TypeError(f"annotate gives {type(values).__name__}, not a mapping of its columns")
         strange = values.keys() - fits.keys()
         if strange:
             raise ValueError(f"it gives column {sorted(strange)[0]!r}, which it does not declare")
-        self._rows[index].update({name: fits[name](value) for name, value in values.items()})
+        fitted = {}
+        for name, value in values.items():
+            try:
+                fitted[name] = fits[name](value)
+            except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+                given = f"{type(value).__name__} {_short(value)}"
+                raise ValueError(f"column '{name}' cannot hold {given} ({_first_line(error)})") from error
+        self._rows[index].update(fitted)
 
     def put_preview(self, index: int, jpeg: bytes, width: int, height: int) -> None:
         self._previews[index] = (jpeg, width, height)
@@ -134,6 +143,15 @@ class Rows:
         kept = verdicts[(KEPT, None)]
         seen = Counter(dict(sorted(self.seen.items())))
         return Tally(kept, by_reason[REJECTED], by_reason[FAILED], seen, self._broken_sidecars)
+
+
+def _short(value: object, most: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _row(item: dict[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import duckdb
 import pyarrow as pa
 
+from uhr.base.errors import UserError
+from uhr.curate.faults import KINDS, NO_VALUE, RULE_ERROR
 from uhr.manifests import sql
 from uhr.manifests.schema import FAILED, REJECTED
-
-NO_VALUE, RULE_ERROR = "no value", "rule error"
-"""Kinds of fault: a rule was null on a row, or could not be computed on it."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,11 @@ class Rule:
 
     @classmethod
     def parse(cls, name: str, text: str) -> Rule:
+        """Errors: a name that is a kind of fault, a text that is no condition."""
+        if name in KINDS:
+            raise UserError(
+                f"rule '{name}' is called like a kind of fault", "give it a name that `reason` can tell apart"
+            )
         return cls(name, sql.Condition.parse(text, f"rule '{name}'"))
 
 

@@ -8,12 +8,17 @@ from typing import Any
 
 from uhr.base.console import say, table, warn
 from uhr.curate.engine import Outcome
+from uhr.curate.explain import shown
+from uhr.curate.failures import Failures
 from uhr.curate.plan import Plan, Step
 from uhr.curate.rules import Rule
 from uhr.curate.sources import NOT_OPENED, Listing, describe
 from uhr.manifests.manifest import ManifestInfo
+from uhr.manifests.words import first_words
 
 MOST_WARNINGS = 5
+LONGEST_WORDS = 160
+"""Of one error, in characters."""
 
 
 def print_plan(plan: Plan, listing: Listing) -> None:
@@ -62,13 +67,15 @@ def print_outcome(outcome: Outcome) -> None:
     kept, rejected, failed = (f"{counts[name]:,} {name}" for name in ("kept", "rejected", "failed"))
     took = "" if outcome.finished_before else f"   in {outcome.seconds:.1f} s"
     say(f"{counts['rows']:,} files: {kept}, {rejected}, {failed}{took}")
-    _print_funnel(info)
+    _print_funnel(info, outcome.failures)
     if not_opened := _not_opened(info.source):
         say(f"  {not_opened}")
     for folder in outcome.unreadable[:MOST_WARNINGS]:
-        warn(f"folder {folder} could not be read")
+        warn(f"folder {shown(folder)} could not be read")
     if len(outcome.unreadable) > MOST_WARNINGS:
         warn(f"... and {len(outcome.unreadable) - MOST_WARNINGS:,} more")
+    for rule in outcome.failures.always:
+        warn(f"rule {rule} failed every row that it saw: see the error above, and mend the rule or its stage")
     if info.source.get("broken_sidecars"):
         warn(f"{info.source['broken_sidecars']:,} with a broken sidecar: see source_meta")
     say(f"manifest  {path}   id {info.id[:16]}")
@@ -78,7 +85,7 @@ def print_outcome(outcome: Outcome) -> None:
     say(f"next      uhr manifest slice {quoted} --where SQL --out SLICE")
 
 
-def _print_funnel(info: ManifestInfo) -> None:
+def _print_funnel(info: ManifestInfo, failures: Failures) -> None:
     rejecting = {rule.name for rule in info.rules}
     for rule in info.rules:
         if rule.state == "evaluated":
@@ -86,6 +93,9 @@ def _print_funnel(info: ManifestInfo) -> None:
     for kind, count in info.counts["reasons"].items():
         if kind not in rejecting:
             say(f"  failed    {count:>8,}   {kind}")
+            for words, times in failures.commonest.get(kind, ()):
+                of = "" if times == count else f"{times:,} times "
+                say(f"                       {of}{shown(first_words(words, LONGEST_WORDS))}")
     for rule in info.rules:
         if rule.state == "not evaluated":
             say(f"  not evaluated       {rule.name}: {rule.where}   ({rule.why})")
@@ -112,9 +122,11 @@ def print_status(status: Mapping[str, Any]) -> None:
 
 
 def print_explanation(told: Mapping[str, Any]) -> None:
-    say(f"{told['uri']}   {told['sample_id']}")
+    say(f"{shown(told['uri'])}   {told['sample_id']}")
+    if told["path"] is not None:
+        say(shown(told["path"]))
     verdict = told["status"] if told["reason"] is None else f"{told['status']}: {told['reason']}"
-    say(verdict if told["error"] is None else f"{verdict}: {told['error']}")
+    say(shown(verdict if told["error"] is None else f"{verdict}: {told['error']}"))
     stage = None
     for column in told["columns"]:
         if column["stage"] != stage:
@@ -125,14 +137,14 @@ def print_explanation(told: Mapping[str, Any]) -> None:
     say("\nrules, in the order in which they are asked")
     for rule in told["rules"]:
         looked = ", ".join(f"{name} = {_value(value)}" for name, value in rule["values"].items())
-        tail = f"   [{looked}]" if looked else f"   ({rule['why']})" if rule["why"] else ""
+        tail = f"   [{looked}]" if looked else f"   ({shown(rule['why'])})" if rule["why"] else ""
         say(f"  {rule['outcome']:<14} {rule['rule']}: {rule['where']}{tail}")
 
 
 def _value(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else shown(str(value))
 
 
 def print_stages(stages: list[dict[str, Any]]) -> None:

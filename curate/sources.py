@@ -11,13 +11,14 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from uhr.base.errors import UserError
 from uhr.base.files import human_bytes
+from uhr.curate.faults import BROKEN_LINK
 from uhr.curate.sidecars import sidecars_in
 from uhr.manifests.uris import uri_of
 
@@ -52,17 +53,32 @@ class Listing:
     bytes: int
     unreadable: list[str] = field(default_factory=list)
 
+    def first(self, count: int) -> Listing:
+        """Its first items alone; `bytes` are theirs and their sidecars'."""
+        items = self.items.slice(0, count)
+        sizes: dict[str, int] = {}  # by uri: two pictures may share a sidecar
+        for row in items.to_pylist():
+            uris = [row["uri"], *(row["sidecars"] or ())]
+            versions = [row["source_version"], *(row["sidecar_versions"] or "").split(",")]
+            sizes.update((u, int(v.partition("-")[0])) for u, v in zip(uris, versions, strict=False) if v)
+        return replace(self, items=items, bytes=sum(sizes.values()))
+
+
+def check_source(source: Path) -> None:
+    """A UserError if the source is missing or no folder."""
+    if not source.exists():
+        raise UserError(f"the source {source} does not exist", "name a folder of pictures with --source")
+    if not source.is_dir():
+        raise UserError(f"the source {source} is a file", "name the folder that holds it")
+
 
 def list_folder(source: Path, advance: Callable[[int], None] | None = None) -> Listing:
     """Every file below `source`, sorted by uri. `advance` hears of each folder's files.
 
     Errors: the source is missing, is no folder, or holds no file.
     """
+    check_source(source)
     root = Path(os.path.abspath(source))
-    if not root.exists():
-        raise UserError(f"the source {source} does not exist", "name a folder of pictures with --source")
-    if not root.is_dir():
-        raise UserError(f"the source {source} is a file", "name the folder that holds it")
     walk = _Walk(str(root))
     for count in walk.folders():
         if advance is not None:
@@ -152,7 +168,7 @@ _File = tuple[str | None, str | None, str | None]
 
 def _unreachable(entry: os.DirEntry[str], error: OSError) -> _File:
     if entry.is_symlink():
-        return None, "broken link", f"the link leads to nothing that can be read ({error.strerror})"
+        return None, BROKEN_LINK, f"the link leads to nothing that can be read ({error.strerror})"
     return None, "unreadable", f"the file cannot be looked at ({error.strerror})"
 
 

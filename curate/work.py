@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from uhr.curate.faults import STAGE_ERROR
 from uhr.curate.plan import Plan, Step
 from uhr.curate.rows import Rows
 from uhr.curate.rules import Judge, Rule
@@ -127,7 +128,7 @@ class _Unit:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a stage may do anything: it costs this row only
             words = " ".join(str(error).split())
             self.rows.fail(
-                index, "stage error", f"{label}: {type(error).__name__}{': ' if words else ''}{words}"
+                index, STAGE_ERROR, f"{label}: {type(error).__name__}{': ' if words else ''}{words}"
             )
         else:
             return True

@@ -137,6 +137,10 @@ class Moody(Stage):
             return {"mood": "odd", "score": float("nan")}
         elif stem == "type":
             return {"mood": "odd", "score": "high"}
+        elif stem == "none":
+            return None
+        elif stem == "list":
+            return [1.0]
         elif stem == "column":
             return {"mod": "odd"}
         elif stem == "text":

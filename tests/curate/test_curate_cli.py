@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
 import pytest
 import yaml
 
+from uhr.base.files import human_bytes
 from uhr.curate.pipeline import preset_names, preset_text
 from uhr.curate.stages import NAMES
 from uhr.manifests.schema import sample_id
@@ -176,3 +179,56 @@ def test_a_mistake_is_one_line_and_no_traceback(uhr, tmp_path, monkeypatch, word
     assert said in errors
     assert errors.count("\n") == 1 + errors.count("list:")
     assert not (tmp_path / "o").exists()
+
+
+def test_explain_takes_a_picture_as_people_name_it(uhr, pictures, tmp_path, monkeypatch):
+    odd = os.fsdecode(b"caf\xe9 100%.png")
+    shutil.copy(pictures / "flat.png", pictures / odd)
+    shutil.copy(pictures / "flat.png", pictures / "100% é.png")
+    shutil.copy(pictures / "1.jpg", pictures / "red \x1b[31m\nline.jpg")
+    out = tmp_path / "out"
+    assert uhr("curate", "run", "quickstart", "--source", pictures, "--out", out, "--workers", 0)[0] == 0
+    path = str(pictures / odd)
+    monkeypatch.chdir(pictures / "trip")
+    for name in ("caf%E9 100%25.png", odd, path, f"../{odd}"):
+        told = explained(uhr, out, name)
+        assert told["uri"] == "caf%E9 100%25.png"
+        assert told["path"] is None, "JSON cannot hold it"
+    shown = explained(uhr, out, "same as 1.jpg")
+    assert (shown["uri"], shown["path"]) == ("trip/same as 1.jpg", str(pictures / "trip" / "same as 1.jpg"))
+    full = explained(uhr, out, "100% é.png")
+    assert (full["uri"], full["path"]) == ("100%25 é.png", str(pictures / "100% é.png"))
+    code, printed, _ = uhr("curate", "explain", out, "red \x1b[31m\nline.jpg")
+    assert code == 0
+    assert printed.startswith("red \\x1b[31m\\nline.jpg   ")
+    assert "\x1b" not in printed
+    code, _, errors = uhr("curate", "explain", out, os.fsdecode(b"no\xe9body\x1b"))
+    assert code == 1
+    assert "\x1b" not in errors
+    assert errors.startswith("uhr: no sample 'no%E9body\\x1b'")
+
+
+def test_a_dry_run_of_the_first_files_counts_their_bytes_only(uhr, pictures, tmp_path):
+    words = ("curate", "run", "quickstart", "--source", pictures, "--out", tmp_path / "o", "--dry-run")
+    # by uri: 1.jpg, 3.jpg, 5.jpg with its two sidecars
+    whole = [pictures / name for name in ("1.jpg", "3.jpg", "5.jpg", "5.txt", "5.json")]
+    expected = human_bytes(sum(path.stat().st_size for path in whole))
+    assert f"3 files, {expected}," in uhr(*words, "--limit", 3)[1]
+    assert f"3 files, {expected}," not in uhr(*words)[1]
+
+
+def test_a_run_in_this_process_says_once_that_it_has_no_protection(uhr, pictures, tmp_path):
+    words = ("curate", "run", "quickstart", "--source", pictures, "--out", tmp_path / "o")
+    assert uhr(*words, "--workers", 0)[2].count("warning: in this process: a picture that crashes") == 1
+    assert "in this process" not in uhr(*words, "--workers", 0)[2], "nothing is left to do"
+
+
+def test_the_summary_says_what_went_wrong_and_which_rule_never_worked(uhr, pictures, tmp_path):
+    words = ("curate", "run", "quickstart", "--source", pictures, "--out", tmp_path / "o", "--workers", 0)
+    code, printed, errors = uhr(*words, "--set", "rules.odd=cast(format as int) > 1")
+    assert code == 0
+    assert "rule 'odd' (cast(format as int) > 1): Conversion Error" in printed
+    assert "warning: rule odd failed every row that it saw" in errors
+    facts = json.loads(uhr(*words, "--set", "rules.odd=cast(format as int) > 1", "--json")[1])
+    assert facts["rules_that_failed_every_row"] == ["odd"]
+    assert {one["kind"] for one in facts["failures"]} >= {"rule error", "not an image"}

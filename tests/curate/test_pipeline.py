@@ -106,6 +106,10 @@ def test_a_stage_may_stand_twice_under_two_names(tmp_path):
         ("stages: [header]\nrule: {a: b}", "unknown key 'rule': did you mean rules"),
         ("stages: [header]\nlimits: {second: 3}", "unknown key 'limits.second': did you mean limits.second"),
         ("stages: []", "'stages'"),
+        ("stages: header", "stages holds 'header': write a list"),
+        ("preset: quickstart\nstages: header", "stages holds 'header': write a list"),
+        ("stages: [header]\nrules: [a]", r"rules holds \['a'\]: write a mapping"),
+        ("preset: quickstart\nrules: [a]", r"rules holds \['a'\]: write a mapping"),
         ("name: x", "'stages' is missing|'stages' list should have"),
         ("stages: {header: {}}", "write a list"),
         ("stages: [{patch: 3}]", "'stages.0.stage' is missing"),
@@ -140,3 +144,9 @@ def test_a_mistake_in_a_file_is_one_line_with_the_file_and_the_way_out(tmp_path,
 def test_a_pipeline_that_is_not_there_names_those_that_are(name, words):
     with pytest.raises(UserError, match=words):
         load(name)
+
+
+@pytest.mark.parametrize(("change", "words"), [("rules=5", "rules holds 5"), ("stages=5", "stages holds 5")])
+def test_a_setting_of_the_wrong_shape_is_one_line(change, words):
+    with pytest.raises(UserError, match=words):
+        load("quickstart", [change])

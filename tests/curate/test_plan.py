@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from uhr.base.errors import UserError
+from uhr.curate import faults
 from uhr.curate.pipeline import PipelineConfig, load, preset_names
 from uhr.curate.plan import Plan
 
@@ -139,7 +141,15 @@ def test_strict_makes_whatever_would_be_skipped_an_error():
             {},
             "column 'q' of the skipped stage 'q': give 'rank' if_missing: skip too",
         ),
-        ([{"stage": "q", "if_missing": "skip"}], {}, "no stage can run here"),
+        ([{"stage": "q_align", "if_missing": "skip"}], {}, "no stage can run here"),
+        (
+            ["header", {"stage": "q_aling", "if_missing": "skip"}],
+            {},
+            "unknown stage 'q_aling': did you mean q_align.*adds",
+        ),
+        (["header", {"stage": "json:Faces", "if_missing": "skip"}], {}, "unknown stage in json 'Faces'"),
+        (["header"], {"truncated": "width > 1"}, "rule 'truncated' is called like a kind of fault"),
+        (["header"], {"no value": "width > 1"}, "rule 'no value' is called like a kind of fault"),
         (["exact_duplicates"], {}, "needs column 'content_hash'"),
         (["header"], {"r": "widht > 3"}, "rule 'r': unknown column 'widht': did you mean width"),
         (["header"], {"r": "entropy > 3"}, "rule 'r': no stage adds column 'entropy': put stage 'entropy'"),
@@ -154,6 +164,33 @@ def test_strict_makes_whatever_would_be_skipped_an_error():
 def test_a_mistake_is_one_line_before_anything_runs(entries, rules, words):
     with pytest.raises(UserError, match=words) as error:
         plan_of(stages=stages(*entries), rules=rules)
+    assert "\n" not in str(error.value)
+
+
+def test_every_kind_of_fault_that_the_code_writes_is_one_that_no_rule_may_bear(tmp_path):
+    room = Path(faults.__file__).parent
+    for path in [*room.rglob("*.py"), *(room.parent / "manifests").rglob("*.py")]:
+        for kind in re.findall(r'PixelFault\(\s*"([a-z ]+)"|, "(unreadable)", f"', path.read_text()):
+            assert set(kind) - {""} <= faults.KINDS, path
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("pass", "Broken has no method annotate: write it"),
+        (
+            "annotate = len\n    def __init__(self, params): raise RuntimeError('no\\nluck')",
+            r"cannot be made \(RuntimeError: no luck\): mend Broken.__init__",
+        ),
+        ("annotate = len\n    def __init__(self): pass", r"cannot be made \(TypeError: .*given"),
+    ],
+)
+def test_a_stage_of_the_user_s_that_cannot_be_made_is_one_line(outside, tmp_path, body, words):
+    package = tmp_path / "elsewhere" / outside / "__init__.py"
+    package.write_text(package.read_text() + f"\nclass Broken(Stage):\n    name = 'broken'\n    {body}\n")
+    with pytest.raises(UserError, match=words) as error:
+        plan_of(stages=stages("header", f"{outside}:Broken"))
+    assert f"stage '{outside}:Broken'" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhr.curate.rules import NO_VALUE, RULE_ERROR, Judge, Rule
+from uhr.curate.faults import NO_VALUE, RULE_ERROR
+from uhr.curate.rules import Judge, Rule
 from uhr.manifests.schema import FAILED, REJECTED
 
 SCHEMA = pa.schema([("a", pa.float64()), ("b", pa.int32()), ("s", pa.string())])

@@ -1,0 +1,21 @@
+"""The kinds of fault that fail a picture; they stand in `reason`, as the names of rules do."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from uhr.manifests.headers import FaultKind
+from uhr.manifests.units import CRASH, MEMORY_LIMIT, TIME_LIMIT
+
+NO_VALUE, RULE_ERROR = "no value", "rule error"
+"""A rule was null on a row, or could not be computed on it."""
+
+STAGE_ERROR = "stage error"
+"""A stage raised, or gave what its columns cannot hold."""
+
+BROKEN_LINK = "broken link"
+
+KINDS: frozenset[str] = frozenset(
+    (*get_args(FaultKind), TIME_LIMIT, MEMORY_LIMIT, CRASH, NO_VALUE, RULE_ERROR, STAGE_ERROR, BROKEN_LINK)
+)
+"""All of them: no rule may bear such a name, or nobody could tell a rejection from a failure."""
