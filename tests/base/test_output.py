@@ -23,6 +23,11 @@ def test_a_folder_of_the_same_kind_is_taken_with_what_a_killed_write_left(tmp_pa
     claimed(tmp_path)
 
 
+def test_a_folder_with_nothing_but_what_a_killed_write_left_counts_as_empty(tmp_path):
+    (tmp_path / f".manifest.json.{'a' * 32}.tmp").touch()
+    claimed(tmp_path)
+
+
 @pytest.mark.parametrize("names", [["thesis.doc"], ["manifest.json", "thesis.doc"], ["samples"]])
 def test_a_folder_that_holds_anything_else_is_refused_and_untouched(tmp_path, names):
     for name in names:

@@ -20,12 +20,10 @@ def claim(out: Path, ours: Iterable[str], marks: Iterable[str], what: str) -> No
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file", f"name a folder for {what}")
-    strangers, marked = _strangers(out, set(ours), set(marks))
+    names = _names(out)
+    strangers = sorted(names - set(ours)) or ([] if names & set(marks) else sorted(names))
     if strangers:
         raise UserError(f"--out {out} holds something else already ({strangers[0]})", "name a new folder")
-    if not marked and out.is_dir() and any(out.iterdir()):
-        first = min(entry.name for entry in out.iterdir())
-        raise UserError(f"--out {out} holds something else already ({first})", "name a new folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".uhr-writable"
@@ -41,9 +39,8 @@ _OWN_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.uhr-writable")
 """What `files.atomic` (and the probe above) leave behind when they are killed."""
 
 
-def _strangers(out: Path, ours: set[str], marks: set[str]) -> tuple[list[str], bool]:
+def _names(out: Path) -> set[str]:
+    """What stands in `out`, but for what a killed write of ours left there."""
     if not out.is_dir():
-        return [], False
-    names = sorted(entry.name for entry in out.iterdir())
-    names = [name for name in names if not _OWN_TEMPORARY.fullmatch(name)]
-    return [name for name in names if name not in ours], any(name in marks for name in names)
+        return set()
+    return {entry.name for entry in out.iterdir() if not _OWN_TEMPORARY.fullmatch(entry.name)}
