@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,14 +9,18 @@ import pyarrow as pa
 from uhr.base.config import fingerprint
 from uhr.base.console import progress
 from uhr.base.errors import UserError, unknown
+from uhr.base.lock import only_run
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.units import Limits, Runner, UnitPlan, run_units
-from uhr.models.zoo import Model, open_model, weights_hash
+from uhr.models.zoo import Model, open_model
 from uhr.train.encoded import FILE, LATENTS, TEXTS, UNITS, EncodedInfo, ModelInfo, read_encoded
-from uhr.train.encoding.buckets import buckets, choose
+from uhr.train.encoding.buckets import buckets
 from uhr.train.encoding.commit import Request, commit
-from uhr.train.encoding.config import ENCODE_VERSION, EncodeConfig, text_key
-from uhr.train.encoding.work import PICTURE_ITEMS, TEXT_ITEMS, PictureWork, TextWork
+from uhr.train.encoding.config import ENCODE_VERSION, EncodeConfig
+from uhr.train.encoding.folder import claim_encoded, clear
+from uhr.train.encoding.items import caption_items, picture_items
+from uhr.train.encoding.work import PictureWork, TextWork
+from uhr.train.hashing import component_hash
 from uhr.train.words import command
 
 TEXT_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
@@ -33,20 +35,29 @@ def encode(
     """Encode into `out`; (what stands there, whether it stood there already).
 
     workers: processes for the pictures; 0 works in this one. Text encoders and VAE are never in memory
-    together. UserError where `out` holds something else, and where no row can be encoded.
+    together. UserError where `out` holds something else, where another run is at work in it, and where no row
+    can be encoded.
     """
     request = _request(
         Manifest.open(manifest), open_model(model, components=("vae", *TEXT_PARTS)), out, config
     )
-    if (out / FILE).is_file():
-        stands = read_encoded(out)
-        _check_same(out, stands, request)
-        shutil.rmtree(out / UNITS, ignore_errors=True)
-        return stands, True
-    keys = caption_keys(request)
-    texts = _run_texts(request, keys, device)
-    pictures = _run_pictures(request, keys, device, workers)
-    return commit(request, texts, pictures), False
+    if (out / FILE).is_file() and not (out / UNITS).exists():
+        return _standing(request), True
+    with only_run(out / UNITS):
+        if (out / FILE).is_file():
+            stands = _standing(request)
+            clear(out, UNITS)
+            return stands, True
+        texts = _run_texts(request, device)
+        pictures = _run_pictures(request, texts, device, workers)
+        return commit(request, texts, pictures), False
+
+
+def _standing(request: Request) -> EncodedInfo:
+    """What stands encoded already, if it is what is asked."""
+    stands = read_encoded(request.out)
+    _check_same(request.out, stands, request)
+    return stands
 
 
 def _request(manifest: Manifest, model: Model, out: Path, config: EncodeConfig) -> Request:
@@ -58,6 +69,8 @@ def _request(manifest: Manifest, model: Model, out: Path, config: EncodeConfig) 
     resolution = config.resolution or model.spec.native_size
     split = config.split or ("train" if "split" in manifest.schema.names else None)
     config = config.model_copy(update={"resolution": resolution, "split": split})
+    rows = select(manifest, config)
+    claim_encoded(out)  # before the weights are hashed, which takes a while
     identity = ModelInfo(
         path=model.source.text,
         spec=model.spec.name,
@@ -66,16 +79,7 @@ def _request(manifest: Manifest, model: Model, out: Path, config: EncodeConfig) 
         hashes={name: component_hash(model, name) for name in ("vae", *TEXT_PARTS)},
     )
     sizes = buckets(resolution, config.aspects, model.spec.pixel_multiple)
-    return Request(out, manifest, model, identity, config, sizes, select(manifest, config))
-
-
-def component_hash(model: Model, name: str) -> str:
-    """Of a component's weights and of its configuration (64 hex digits)."""
-    file = model.folder / name / "config.json"
-    tree = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    # keys with an underscore say where the file was saved and by which version
-    config = {key: value for key, value in tree.items() if not key.startswith("_")}
-    return fingerprint([weights_hash(model, name), config])
+    return Request(out, manifest, model, identity, config, sizes, rows)
 
 
 def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
@@ -112,58 +116,34 @@ def _check_same(out: Path, stands: EncodedInfo, request: Request) -> None:
         raise UserError(what, "name another folder with --out")
 
 
-def caption_keys(request: Request) -> dict[str, str]:
-    """Each caption's key, in order of first use; the empty one first, as caption dropout always needs it."""
-    encoders = fingerprint([request.identity.hashes[name] for name in TEXT_PARTS])
-    captions = (text or "" for text in request.rows[request.config.caption].to_pylist())
-    return {
-        caption: text_key(request.config, encoders, request.identity.text_lengths, caption)
-        for caption in dict.fromkeys(["", *captions])
-    }
-
-
-def _run_texts(request: Request, keys: dict[str, str], device: str) -> UnitPlan:
+def _run_texts(request: Request, device: str) -> UnitPlan:
     from uhr.manifests.runners import InlineRunner
 
-    items = [{"text_key": key, "caption": caption} for caption, key in keys.items()]
-    # a caption's key says how it is encoded: the items are their own fingerprint
-    plan = UnitPlan.create(
-        request.out / UNITS / TEXTS, pa.Table.from_pylist(items, TEXT_ITEMS), TEXTS_PER_UNIT, "captions"
+    encoders = fingerprint([request.identity.hashes[name] for name in TEXT_PARTS])
+    items = caption_items(
+        request.rows[request.config.caption], request.config, encoders, request.identity.text_lengths
     )
+    # a caption's key says how it is encoded: the items are their own fingerprint
+    plan = UnitPlan.create(request.out / UNITS / TEXTS, items, TEXTS_PER_UNIT, "captions")
     work = TextWork(request.model, request.config, device)
     _run("encode captions", "captions", plan, work, InlineRunner())
     return plan
 
 
-def _run_pictures(request: Request, keys: dict[str, str], device: str, workers: int) -> UnitPlan:
+def _run_pictures(request: Request, texts: UnitPlan, device: str, workers: int) -> UnitPlan:
     from uhr.manifests.runners import InlineRunner, LocalRunner
 
     vae_hash = request.identity.hashes["vae"]
     mark = fingerprint([ENCODE_VERSION, request.config.model_dump(mode="json"), vae_hash])
-    plan = UnitPlan.create(
-        request.out / UNITS / LATENTS, _picture_items(request, keys), PICTURES_PER_UNIT, mark
-    )
+    captions = pa.concat_tables([texts.items(unit) for unit in range(texts.count)])
+    items = picture_items(request.rows, request.config.caption, captions, request.buckets)
+    plan = UnitPlan.create(request.out / UNITS / LATENTS, items, PICTURES_PER_UNIT, mark)
     work = PictureWork(
         request.model, request.config, request.buckets, vae_hash, request.manifest.root, device
     )
     runner = LocalRunner(workers, LIMITS) if workers else InlineRunner()
     _run("encode pictures", "pictures", plan, work, runner)
     return plan
-
-
-def _picture_items(request: Request, keys: dict[str, str]) -> pa.Table:
-    """The pictures by bucket, as far as the manifest knows their size, then by address."""
-    items = []
-    for row in request.rows.to_pylist():
-        width, height = row["box"][2:] if row["box"] else (row.get("width"), row.get("height"))
-        place = len(request.buckets)
-        if width and height:
-            place = request.buckets.index(choose(height, width, request.buckets))
-        item = {name: row[name] for name in ("sample_id", "uri", "box", "content_hash")}
-        item["text_key"] = keys[row[request.config.caption] or ""]
-        items.append((place, row["uri"], row["sample_id"], item))
-    items.sort(key=lambda entry: entry[:3])
-    return pa.Table.from_pylist([item for *_, item in items], PICTURE_ITEMS)
 
 
 def _run(description: str, unit: str, plan: UnitPlan, work: TextWork | PictureWork, runner: Runner) -> None:

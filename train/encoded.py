@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from uhr.base.config import Config, build
+from uhr.base.config import Config, read_versioned
 from uhr.base.console import say, table
 from uhr.base.errors import UserError
 from uhr.manifests.info import Part
@@ -20,6 +18,7 @@ NOT_STATED = "not stated"
 """Stands for the licence of rows that state none."""
 
 LATENTS, TEXTS, UNITS = "latents", "texts", "units"
+LEFT_OUT = "left_out.parquet"
 
 
 class BucketInfo(Config):
@@ -62,11 +61,24 @@ class ManifestRef(Config):
     counts: dict[str, Any]
 
 
-class LeftOutRow(Config):
-    sample_id: str
+class LeftOutExample(Config):
     uri: str
-    reason: str
     error: str
+
+
+class LeftOutReason(Config):
+    """How many rows have no latents for one reason, and the first few of them."""
+
+    reason: str
+    rows: int
+    examples: list[LeftOutExample]
+
+
+class LeftOut(Config):
+    """`part` has every row without latents (sample_id, uri, reason, error), by uri; `reasons` counts them."""
+
+    part: Part
+    reasons: list[LeftOutReason]
 
 
 class TextInfo(Config):
@@ -97,7 +109,7 @@ class EncodedInfo(Config):
     texts: TextInfo
     counts: dict[str, int]
     licences: dict[str, int]
-    left_out: list[LeftOutRow]
+    left_out: LeftOut
 
     @property
     def resolution(self) -> int:
@@ -123,17 +135,9 @@ def read_encoded(path: Path) -> EncodedInfo:
             f"{path} holds no encoded data",
             f"`{command('train', 'encode', 'MANIFEST', '--model', 'M', '--out', path)}`",
         )
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} cannot be read ({error})", "encode again into another folder") from None
-    version = tree.get("schema_version") if isinstance(tree, dict) else None
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise UserError(
-            f"{file} has schema version {version}, and this uhr reads {SCHEMA_VERSION}", "install a newer uhr"
-        )
-    info = build(EncodedInfo, tree, str(file))
-    for part in (*info.texts.parts, *(part for bucket in info.buckets for part in bucket.parts)):
+    info = read_versioned(EncodedInfo, file, SCHEMA_VERSION, "encode again into another folder")
+    latents = (part for bucket in info.buckets for part in bucket.parts)
+    for part in (*info.texts.parts, *latents, info.left_out.part):
         found = path / part.path
         if not found.is_file() or found.stat().st_size != part.bytes:
             state = "has another size than when it was written" if found.exists() else "is missing"
@@ -152,6 +156,8 @@ def print_encoded(info: EncodedInfo) -> None:
         if count:
             say(f"{count:,} captions are cut: longer than {info.model.text_lengths[name]} tokens of {name}")
     say("licences: " + ", ".join(f"{name} {count:,}" for name, count in info.licences.items()))
-    for reason, count in Counter(row.reason for row in info.left_out).most_common():
-        first = next(row for row in info.left_out if row.reason == reason)
-        say(f"left out, {reason}: {count:,} ({first.uri}: {first.error})")
+    for left in info.left_out.reasons:
+        first = left.examples[0]
+        say(f"left out, {left.reason}: {left.rows:,} ({first.uri}: {first.error})")
+    if info.left_out.reasons:
+        say(f"all that were left out stand in {LEFT_OUT}")

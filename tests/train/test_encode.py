@@ -25,13 +25,20 @@ def rows_of(folder, kind):
     ]
 
 
+def left_out_of(folder):
+    return pq.read_table(folder / "left_out.parquet").to_pylist()
+
+
 def test_every_kept_picture_is_encoded_or_left_out_with_a_reason(small_set):
     info = small_set.info
     assert info.counts == {"selected": 10, "encoded": 9, "left_out": 1, "without_caption": 1}
-    (left,) = info.left_out
-    assert (left.uri, left.reason) == ("j-small.png", "too small")
-    assert "60x60" in left.error
-    assert "128x128" in left.error
+    (left,) = left_out_of(small_set.folder)
+    assert (left["uri"], left["reason"]) == ("j-small.png", "too small")
+    assert "60x60" in left["error"]
+    assert "128x128" in left["error"]
+    (reason,) = info.left_out.reasons
+    assert (reason.reason, reason.rows) == ("too small", 1)
+    assert [(example.uri, example.error) for example in reason.examples] == [(left["uri"], left["error"])]
     assert info.licences == {"CC0": 6, "CC-BY": 2, "not stated": 1}
     assert info.manifest.id == small_set.manifest.id
     assert read_encoded(small_set.folder) == info
@@ -192,10 +199,6 @@ def four(tmp_path, manifest_of):
     )
 
 
-def reasons(info):
-    return [(left.uri, left.reason) for left in info.left_out]
-
-
 def test_enlarge_takes_what_is_too_small(four, tiny_flux, tmp_path):
     info, _ = encode(four.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(enlarge=True), "cpu")
     assert info.counts["encoded"] == 4
@@ -214,8 +217,12 @@ def test_a_patch_is_encoded_from_its_box(four, tiny_flux, tmp_path):
 def test_a_picture_that_changed_or_vanished_or_broke_is_left_out(four, tiny_flux, tmp_path):
     (four.root / "a.png").write_bytes((four.root / "a.png").read_bytes() + b"more")
     (four.root / "b.png").unlink()
-    info, _ = encode(four.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(), "cpu")
-    assert reasons(info) == [("a.png", "changed"), ("b.png", "unreadable")]
+    encode(four.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(), "cpu")
+    found = left_out_of(tmp_path / "encoded")
+    assert [(left["uri"], left["reason"]) for left in found] == [
+        ("a.png", "changed"),
+        ("b.png", "unreadable"),
+    ]
 
 
 def test_a_box_outside_its_picture_costs_its_row(tmp_path, manifest_of, tiny_flux):
@@ -223,7 +230,7 @@ def test_a_box_outside_its_picture_costs_its_row(tmp_path, manifest_of, tiny_flu
     manifest = manifest_of(tmp_path, [picture, {**picture, "box": (30, 0, 128, 128)}])
     info, _ = encode(manifest.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(), "cpu")
     assert info.counts["encoded"] == 1
-    assert [(left.reason, left.error) for left in info.left_out] == [
+    assert [(left["reason"], left["error"]) for left in left_out_of(tmp_path / "encoded")] == [
         ("changed", "its box [30, 0, 128, 128] is not inside 150x150 px")
     ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +17,15 @@ import uhr
 from uhr.base.config import fingerprint
 from uhr.base.console import Advance, progress
 from uhr.base.errors import UserError
-from uhr.base.files import write_json
+from uhr.base.files import atomic, sha256_file, write_json
+from uhr.manifests.info import Part
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.units import UnitPlan
 from uhr.models.zoo import Model
 from uhr.train.encoded import (
     FILE,
     LATENTS,
+    LEFT_OUT,
     NOT_STATED,
     SCHEMA_VERSION,
     TEXTS,
@@ -32,17 +33,23 @@ from uhr.train.encoded import (
     BucketInfo,
     EncodedInfo,
     Geometry,
-    LeftOutRow,
+    LeftOut,
+    LeftOutExample,
+    LeftOutReason,
     ManifestRef,
     ModelInfo,
     TextInfo,
 )
 from uhr.train.encoding.buckets import Bucket
 from uhr.train.encoding.config import EncodeConfig
+from uhr.train.encoding.folder import clear
 from uhr.train.encoding.parts import group_rows, write_parts
 from uhr.train.encoding.tensors import BYTES, size_of
 
 ENCODED = pc.field("reason").is_null()
+EXAMPLES = 3
+"""Left-out rows per reason that `encoded.json` names."""
+
 STORED = ("sample_id", "uri", "text_key", "latent_key", "mean", "std")
 
 
@@ -65,20 +72,16 @@ def commit(request: Request, texts: UnitPlan, pictures: UnitPlan) -> EncodedInfo
     """Merge finished units into parts; UserError where no picture could be encoded."""
     out, config = request.out, request.config
     rows = finished_rows(pictures)
-    left = left_out(rows)
-    if len(left) == rows.num_rows:
-        _refuse_empty(out, left)
-    for folder in (LATENTS, TEXTS):
-        # of a commit that was killed: without encoded.json they are nothing
-        shutil.rmtree(out / folder, ignore_errors=True)
+    gone = left_out(rows)
+    if gone.num_rows == rows.num_rows:
+        _refuse_empty(out, gone)
+    # of a commit that was killed: without encoded.json they are nothing
+    clear(out, LATENTS, TEXTS)
     geometry, text_info = commit_texts(request, texts)
     buckets = commit_pictures(request, geometry, pictures, rows)
-    encoded = set(rows.filter(ENCODED)["sample_id"].to_pylist())
-    licences, bare = Counter(), 0
-    for row in request.rows.select(["sample_id", "license", config.caption]).to_pylist():
-        if row["sample_id"] in encoded:
-            licences[row["license"] or NOT_STATED] += 1
-            bare += not row[config.caption]
+    encoded = rows.filter(ENCODED)["sample_id"]
+    sources = request.rows.filter(pc.field("sample_id").isin(encoded.combine_chunks()))
+    bare = sources.filter(pc.field(config.caption).is_null() | (pc.field(config.caption) == ""))
     parts = [part for bucket in buckets for part in bucket.parts] + text_info.parts
     info = EncodedInfo(
         schema_version=SCHEMA_VERSION,
@@ -104,22 +107,32 @@ def commit(request: Request, texts: UnitPlan, pictures: UnitPlan) -> EncodedInfo
         counts={
             "selected": request.rows.num_rows,
             "encoded": len(encoded),
-            "left_out": len(left),
-            "without_caption": bare,
+            "left_out": gone.num_rows,
+            "without_caption": bare.num_rows,
         },
-        licences=dict(sorted(licences.items(), key=lambda entry: (-entry[1], entry[0]))),
-        left_out=left,
+        licences=_count_licences(sources["license"]),
+        left_out=write_left_out(out, gone),
     )
     write_json(out / FILE, info.model_dump(mode="json"))
-    shutil.rmtree(out / UNITS)
+    clear(out, UNITS)
     return info
 
 
-def _refuse_empty(out: Path, left: list[LeftOutRow]) -> None:
-    shutil.rmtree(out / UNITS)
-    reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(row.reason for row in left).most_common())
+def _count_licences(stated: pa.ChunkedArray) -> dict[str, int]:
+    """Rows per licence, the most frequent one first."""
+    counts: Counter[str] = Counter()
+    for entry in stated.value_counts().to_pylist():
+        counts[entry["values"] or NOT_STATED] += entry["counts"]
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _refuse_empty(out: Path, gone: pa.Table) -> None:
+    clear(out, UNITS)
+    reasons = _reasons(gone)
+    counts = ", ".join(f"{left.rows} {left.reason}" for left in reasons)
+    first = gone.slice(0, 1).to_pylist()[0]
     raise UserError(
-        f"none of the {len(left)} pictures can be encoded ({reasons}); {left[0].uri}: {left[0].error}",
+        f"none of the {gone.num_rows} pictures can be encoded ({counts}); {first['uri']}: {first['error']}",
         "lower the resolution (--set resolution=N), or widen the slice",
     )
 
@@ -130,14 +143,37 @@ def finished_rows(plan: UnitPlan) -> pa.Table:
     tables = []
     for unit in range(plan.count):
         table = pq.read_table(plan.part(unit), columns=columns)
-        tables.append(table.append_column("unit", pa.array([unit] * table.num_rows, pa.int32())))
+        tables.append(table.append_column("unit", pa.repeat(pa.scalar(unit, pa.int32()), table.num_rows)))
     return pa.concat_tables(tables)
 
 
-def left_out(rows: pa.Table) -> list[LeftOutRow]:
+def left_out(rows: pa.Table) -> pa.Table:
     """The rows without latents, by uri."""
     gone = rows.filter(~ENCODED).sort_by([("uri", "ascending"), ("sample_id", "ascending")])
-    return [LeftOutRow(**row) for row in gone.select(["sample_id", "uri", "reason", "error"]).to_pylist()]
+    return gone.select(["sample_id", "uri", "reason", "error"])
+
+
+def write_left_out(out: Path, gone: pa.Table) -> LeftOut:
+    """All rows without latents go to a file of their own; what is read at each start stays small."""
+    with atomic(out / LEFT_OUT) as temporary:
+        pq.write_table(gone, temporary, compression="zstd")
+        part = Part(
+            path=LEFT_OUT,
+            rows=gone.num_rows,
+            bytes=temporary.stat().st_size,
+            sha256=sha256_file(temporary),
+        )
+    return LeftOut(part=part, reasons=_reasons(gone))
+
+
+def _reasons(gone: pa.Table) -> list[LeftOutReason]:
+    """The most frequent one first."""
+    found = []
+    for entry in gone["reason"].value_counts().to_pylist():
+        some = gone.filter(pc.field("reason") == entry["values"]).slice(0, EXAMPLES)
+        examples = [LeftOutExample(**row) for row in some.select(["uri", "error"]).to_pylist()]
+        found.append(LeftOutReason(reason=entry["values"], rows=entry["counts"], examples=examples))
+    return sorted(found, key=lambda left: (-left.rows, left.reason))
 
 
 def commit_texts(request: Request, plan: UnitPlan) -> tuple[Geometry, TextInfo]:
