@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import uhr
-from uhr.base.config import Config, build
+from uhr.base.config import Config, read_versioned
 from uhr.base.errors import UserError
-from uhr.base.files import sha256_file, write_json
+from uhr.base.files import sha256_file, sync, write_json
 from uhr.train.recipe import leaves
 from uhr.train.state import TrainState, generators, set_generators
 
@@ -24,6 +24,9 @@ FILE = "checkpoint.json"
 FOLDER = "checkpoints"
 GENERATORS = "generators-00000.json"
 """Of process 0; each process has its own."""
+
+ALWAYS = {"adapter.safetensors", "optimiser.safetensors", GENERATORS}
+"""The files without which a run cannot go on."""
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})")
@@ -99,7 +102,7 @@ def write_checkpoint(run: Path, state: TrainState, facts: Mapping[str, Any]) -> 
     write_json(staging / GENERATORS, generators())
     files = {}
     for path in sorted(staging.iterdir()):
-        _sync(path)
+        sync(path)
         files[path.name] = Stored(bytes=path.stat().st_size, sha256=sha256_file(path))
     info = CheckpointInfo(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -113,16 +116,8 @@ def write_checkpoint(run: Path, state: TrainState, facts: Mapping[str, Any]) -> 
         # torn, or this step was written already: a rename needs the place to be free
         remove(final)
     os.replace(staging, final)
-    _sync(final.parent)
+    sync(final.parent)
     return final
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove(folder: Path) -> None:
@@ -157,13 +152,10 @@ def read_info(folder: Path) -> CheckpointInfo:
     file = folder / FILE
     if not file.is_file():
         raise UserError(f"{folder} has no {FILE}", "it was never finished: take another checkpoint")
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} cannot be read ({error})", "take another checkpoint") from None
-    if tree.get("schema_version", 0) > SCHEMA_VERSION:
-        raise UserError(f"{file} is of a newer uhr", "install it")
-    info = build(CheckpointInfo, tree, str(file))
+    info = read_versioned(CheckpointInfo, file, SCHEMA_VERSION, "take another checkpoint")
+    lacks = sorted(ALWAYS - info.files.keys())
+    if lacks:
+        raise UserError(f"{file} knows nothing of {lacks[0]}", "take another checkpoint")
     for name, stored in info.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != stored.bytes or sha256_file(path) != stored.sha256:

@@ -117,13 +117,16 @@ def run_(
     sets: Sets = None,
 ) -> None:
     """Train. Ctrl-C finishes the step and saves; the same command goes on, and so does `uhr train resume`."""
+    from uhr.train.hold import hold
     from uhr.train.job import start
     from uhr.train.recipes import resolve
 
-    job = start(resolve(recipe, config, sets), model, data, out)
-    if job.resume is not None and job.done < job.recipe.steps:
-        say(f"{out} holds this very run at step {job.done}: going on")
-    _train(job)
+    wanted = resolve(recipe, config, sets)
+    with hold(out):
+        job = start(wanted, model, data, out)
+        if job.resume is not None and job.done < job.recipe.steps:
+            say(f"{out} holds this very run at step {job.done}: going on")
+        _train(job)
 
 
 @app.command("resume")
@@ -134,12 +137,15 @@ def resume_(
     data: DataFolders = None,
 ) -> None:
     """Go on exactly where a run stopped. Only steps, device and checkpoints may be changed."""
-    from uhr.train.job import reopen
+    from uhr.train.hold import hold
+    from uhr.train.job import read_run, reopen
 
-    job = reopen(run, sets or [], model, data or [])
-    if job.resume is None:
-        say(f"{run} has no checkpoint yet: starting at its first step")
-    _train(job)
+    read_run(run)  # no lock in a folder that holds no run
+    with hold(run):
+        job = reopen(run, sets or [], model, data or [])
+        if job.resume is None:
+            say(f"{run} has no checkpoint yet: starting at its first step")
+        _train(job)
 
 
 def _train(job: Any) -> None:
@@ -154,6 +160,9 @@ def _train(job: Any) -> None:
         from uhr.train.loop import train
 
         outcome = train(job)
+        if outcome.stopped:
+            # `train` has said where to go on
+            raise typer.Exit(130)
         say(f"{outcome.step} steps done, mean loss {outcome.loss:.4f} at the end; {outcome.checkpoint}")
     _next("train", "export", job.out, "--out", "ADAPTER")
 

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uhr.base.config import Config, apply_sets, build
+from uhr.base.config import Config, apply_sets, build, read_versioned
 from uhr.base.console import warn
 from uhr.base.errors import UserError
 from uhr.base.files import write_json
-from uhr.models.zoo import Model, open_model, weights_hash
+from uhr.models.zoo import Model, open_model
 from uhr.train import checkpoint
 from uhr.train.checkpoint import CheckpointInfo, DataRef, ModelRef
 from uhr.train.data import EncodedData
+from uhr.train.hashing import shown_weights_hash
+from uhr.train.hold import FILE, claim_run
 from uhr.train.objectives import objective_class
 from uhr.train.plan import BucketPlan
 from uhr.train.recipe import Recipe
 from uhr.train.track import FILE as LOG
 from uhr.train.words import command
 
-FILE = "run.json"
+SCHEMA_VERSION = 1
 
 
 class RunInfo(Config):
     """`run.json`: what the run was asked, resolved. A resumed run reads its recipe, model and data here."""
 
+    schema_version: int = SCHEMA_VERSION
     created: str
     recipe: dict[str, Any]
     model: ModelRef
@@ -87,9 +89,7 @@ def start(recipe: Recipe, model: str, data: Sequence[Path], out: Path) -> Job:
                 f"name another folder with --out, or go on with `{command('train', 'resume', out)}`",
             )
         return _job(out, recipe, opened, before, sets)
-    if out.exists() and any(path.name != FILE for path in out.iterdir()):
-        raise UserError(f"{out} is not empty, and holds no run", "name a new folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
+    claim_run(out)
     write_json(out / FILE, info.model_dump(mode="json"))
     return _job(out, recipe, opened, info, sets)
 
@@ -161,7 +161,7 @@ def _check(recipe: Recipe, model: str, data: Sequence[Path]) -> tuple[RunInfo, M
             path=opened.source.text if opened.source.repository else str(opened.folder.absolute()),
             name=opened.source.text if opened.source.repository else opened.folder.resolve().name,
             spec=opened.spec.name,
-            transformer=weights_hash(opened, "transformer"),
+            transformer=shown_weights_hash(opened, "transformer"),
         ),
         data=[_data_ref(encoded) for encoded in found.values()],
     )
@@ -200,11 +200,7 @@ def read_run(out: Path) -> RunInfo:
     """`run.json` of a run's folder; UserError where there is none."""
     if not (out / FILE).is_file():
         raise UserError(f"{out} holds no run", "name the folder that `uhr train run --out` wrote")
-    try:
-        tree = json.loads((out / FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{out / FILE} cannot be read ({error})", "restore it, or start a new run") from None
-    return build(RunInfo, tree, str(out / FILE))
+    return read_versioned(RunInfo, out / FILE, SCHEMA_VERSION, "restore it, or start a new run")
 
 
 def _differences(before: RunInfo, after: RunInfo) -> list[str]:

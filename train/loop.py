@@ -215,10 +215,9 @@ def peak_memory(device: torch.device) -> int:
 
 
 def train(job: Job) -> Outcome:
-    """Carry a job out. KeyboardInterrupt after the checkpoint, where somebody stopped it."""
+    """Carry a job out, to its last step or to where somebody stopped it."""
     outcome = Trainer(job).run()
     if outcome.stopped:
         say(f"stopped after step {outcome.step} of {job.recipe.steps}; saved in {outcome.checkpoint}")
         say(f"go on with: {command('train', 'resume', job.out)}")
-        raise KeyboardInterrupt
     return outcome

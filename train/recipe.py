@@ -104,9 +104,7 @@ class Runtime(Config):
 
 class Recipe(Config):
     """family: of `ModelSpec`. surgeries: of the transformer, as `models.surgery.record` writes them.
-
     latents: whether a VAE latent is drawn from its distribution at each visit.
-
     caption_dropout: share of samples that train with the empty caption. clip: largest norm of the gradient.
     ema: decay per step of the averaged adapter; None keeps none.
     sources: where each value comes from, by dotted path. origin: the recipe's values before they were

@@ -125,6 +125,33 @@ def test_a_torn_checkpoint_is_passed_over_and_named(job_of, capsys):
     ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "7", "{", "{}", '{"schema_version": "1"}', '{"schema_version": 99}', "[" * 100_000,
+     '{"schema_version": 1, "step": 2}', b"\xff\xfe"],
+)  # fmt: skip
+def test_whatever_is_wrong_with_a_checkpoint_json_an_older_one_goes_on(tmp_path, text, job_of):
+    job = job_of("phases.main.steps=1")
+    train(job)
+    torn = folder_of(job.out, 2)
+    torn.mkdir()
+    (torn / "checkpoint.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    folder, info, faults = newest(job.out)
+    assert (folder, info.step, len(faults)) == (folder_of(job.out, 1), 1, 1)
+    assert str(torn) in faults[0]
+
+
+def test_a_checkpoint_that_lists_no_optimiser_is_torn(job_of):
+    job = job_of("phases.main.steps=1")
+    train(job)
+    file = folder_of(job.out, 1) / "checkpoint.json"
+    tree = json.loads(file.read_text())
+    del tree["files"]["optimiser.safetensors"]
+    file.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"knows nothing of optimiser.safetensors"):
+        newest(job.out)
+
+
 def test_no_whole_checkpoint_is_an_error(job_of):
     job = job_of("phases.main.steps=1")
     train(job)
@@ -149,7 +176,7 @@ def test_another_run_in_the_same_folder_is_refused(job_of, tmp_path):
         job_of("seed=2", "caption_dropout=0.5", out=tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    with pytest.raises(UserError, match="is not empty, and holds no run"):
+    with pytest.raises(UserError, match="holds something else already"):
         job_of(out=tmp_path / "other")
 
 
