@@ -39,6 +39,37 @@ class Slow(Stage):
 """
 
 
+DEATHS = {
+    "in the commit": ("uhr.manifests.manifest", "write_json"),
+    "before the report": ("uhr.curate.engine", "_finish"),
+    "in the report": ("uhr.manifests.report", "write_report"),
+    "before clearing up": ("uhr.curate.engine", "clear_units"),
+    "while clearing up": ("pathlib.Path", "unlink"),
+}
+"""Where a run is killed, which is too short a moment to be met from outside: as it calls this function."""
+
+DIES = """
+import importlib, os, signal, sys
+from pathlib import Path
+from uhr.cli import main
+import uhr.curate.engine
+
+module, name, out = sys.argv[1:4]
+
+def die(path=None, *words, **options):
+    if module != "pathlib.Path":
+        os.kill(os.getpid(), signal.SIGKILL)
+    unlink(path, *words, **options)
+    # the first of the units is gone, the others stand
+    if path.parent == Path(out, "units") and path.name.startswith("unit-"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+unlink = Path.unlink
+setattr(Path if module == "pathlib.Path" else importlib.import_module(module), name, die)
+sys.exit(main(sys.argv[4:]))
+"""
+
+
 class Run:
     """The same command again and again, as a process of its own."""
 
@@ -78,6 +109,18 @@ class Run:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return killed
+
+    def die_at(self, out: Path, moment: str) -> int:
+        """Run until `moment` of `DEATHS`; the exit code."""
+        words = [sys.executable, "-c", DIES, *DEATHS[moment], str(out), *self.words(out)]
+        done = subprocess.run(
+            words,
+            env={**os.environ, "PYTHONPATH": self.path},
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+        return done.returncode
 
     def actors(self) -> list[psutil.Process]:
         """The processes of Ray's actors that do this run's units."""
@@ -125,11 +168,48 @@ def moments(out: Path, seed: int) -> dict[str, Callable[[], bool]]:
         "while listing": (units / "lock").exists,
         "after the plan": (units / "plan.json").exists,
         "after some units": lambda: len(parts(out)) >= 3,
-        "in the commit": (out / "samples").exists,
-        "before the report": lambda: is_manifest(out),
-        "clearing up": (out / "report.html").exists,
         "at any time": lambda: time.monotonic() > late,
     }
+
+
+def _stands(out: Path) -> dict[str, bool]:
+    """What tells the end of a run apart: the manifest, the report, and some or all of the units."""
+    return {
+        "samples": any((out / "samples").glob("part-*.parquet")),
+        "manifest": is_manifest(out),
+        "report": (out / "report.html").exists(),
+        "all units": len(parts(out)) == 9,
+        "plan": (out / "units" / "plan.json").exists(),
+    }
+
+
+def test_killed_at_each_moment_of_its_end_a_run_goes_on_from_there(tmp_path, pictures, outside):
+    run = Run(tmp_path, pictures, outside, "local", seconds=0)
+    out = tmp_path / "out"
+    units, now = dict.fromkeys(("all units", "plan"), True), {}
+    expected = {
+        "in the commit": {"samples": True, "manifest": False, "report": False, **units},
+        "before the report": {"samples": True, "manifest": True, "report": False, **units},
+        "in the report": {"samples": True, "manifest": True, "report": False, **units},
+        "before clearing up": {"samples": True, "manifest": True, "report": True, **units},
+    }
+    for moment, stands in expected.items():
+        assert run.die_at(out, moment) == -signal.SIGKILL, moment
+        assert _stands(out) == stands, moment
+        assert not now or parts(out) == now, f"a finished unit was touched after {moment}"
+        now = parts(out)
+        assert status_of(out)["state"] == ("committed" if stands["manifest"] else "stopped")
+    assert run.die_at(out, "while clearing up") == -signal.SIGKILL
+    assert len(parts(out)) < 9
+    assert (out / "units" / "lock").exists()
+    before = Manifest.open(out).id
+    printed = run.finish(out)
+    assert not (out / "units").exists()
+    assert "17 files: 8 kept, 5 rejected, 4 failed" in printed
+    calm = tmp_path / "calm"
+    run.finish(calm)
+    assert content(out) == content(calm)
+    assert Manifest.open(out).id == before
 
 
 def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path, pictures, outside):
