@@ -160,11 +160,7 @@ def _storage(
         "checkpoint": trainable * (12 + (4 if recipe.ema is not None else 0)),
     }
     if encoded:
-        infos = [data.info for data in encoded.values()]
-        parts = [
-            p for info in infos for p in (*info.texts.parts, *(q for b in info.buckets for q in b.parts))
-        ]
-        storage["encoded_data"] = sum(part.bytes for part in parts)
+        storage["encoded_data"] = sum(part.bytes for data in encoded.values() for part in data.info.parts)
     return storage
 
 

@@ -117,6 +117,12 @@ class EncodedInfo(Config):
         assert self.config.resolution is not None
         return self.config.resolution
 
+    @property
+    def parts(self) -> list[Part]:
+        """Every Parquet file that `encoded.json` vouches for."""
+        latents = (part for bucket in self.buckets for part in bucket.parts)
+        return [*self.texts.parts, *latents, self.left_out.part]
+
     def latent_shape(self, bucket: BucketInfo) -> tuple[int, int, int]:
         """[C, H, W] of the bucket's latents."""
         factor = self.geometry.vae_factor
@@ -136,8 +142,7 @@ def read_encoded(path: Path) -> EncodedInfo:
             f"`{command('train', 'encode', 'MANIFEST', '--model', 'M', '--out', path)}`",
         )
     info = read_versioned(EncodedInfo, file, SCHEMA_VERSION, "encode again into another folder")
-    latents = (part for bucket in info.buckets for part in bucket.parts)
-    for part in (*info.texts.parts, *latents, info.left_out.part):
+    for part in info.parts:
         found = path / part.path
         if not found.is_file() or found.stat().st_size != part.bytes:
             state = "has another size than when it was written" if found.exists() else "is missing"
