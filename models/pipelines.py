@@ -21,6 +21,7 @@ guidance is never assumed; every call of the backbone is counted.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from uhr.base.config import Config
+from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.models import flow, schedules
 from uhr.models import latents as latent
@@ -54,6 +56,18 @@ class StepEnd:
     names: Sequence[str] = ("latents",)
 
 
+class _Watched:
+    """In place of a bar: tells a pipeline's watcher."""
+
+    def __init__(self, pipeline: SamplerPipeline) -> None:
+        self.pipeline = pipeline
+
+    def update(self, n: int = 1) -> None:
+        stages = getattr(self.pipeline, "stages", ())
+        if self.pipeline.watch is not None:
+            self.pipeline.watch(n, note=stages[-1].name if stages else None)
+
+
 class SamplerPipeline(DiffusionPipeline, ABC):
     """Base of the samplers, whatever the family. After a run, `model_calls` is how often it called the
     backbone, and `sigmas` the noise levels that it went through."""
@@ -65,6 +79,9 @@ class SamplerPipeline(DiffusionPipeline, ABC):
 
     model_calls: int = 0
     sigmas: tuple[float, ...] = ()
+
+    watch: Advance | None = None
+    """Hears of progress in place of diffusers' bar: first `total`, then each call and its stage's name."""
 
     Options: ClassVar[Any] = Config
     """A `Config` class: the keyword arguments of a call that `uhr sample --set` can change."""
@@ -125,6 +142,13 @@ class SamplerPipeline(DiffusionPipeline, ABC):
     def guidance_kind(self) -> GuidanceKind:
         """How this checkpoint is guided: embedded, none, or cfg."""
         return self.backbone.guidance_kind(self.transformer, self.config)
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """diffusers' bar, or none while `watch` listens."""
+        if self.watch is None or iterable is not None:
+            return super().progress_bar(iterable, total)
+        self.watch(0, total=total)
+        return contextlib.nullcontext(_Watched(self))
 
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         """Reset what diffusers' properties report, and the count of model calls."""

@@ -17,7 +17,7 @@ from uhr.demo import demo
 from uhr.doctor import doctor
 from uhr.manifests.cli import app as manifest
 from uhr.models.cli import app as models
-from uhr.models.cli import sample
+from uhr.sample import app as sample
 from uhr.train.cli import app as train
 
 app = typer.Typer(

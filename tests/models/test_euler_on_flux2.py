@@ -196,7 +196,7 @@ def test_a_picture_survives_encoding_as_the_stock_pipeline_does_it(euler):
 def test_the_command_guides_an_undistilled_checkpoint_by_its_cards_scale(tmp_path, capsys):
     from uhr.cli import main
     from uhr.models import zoo
-    from uhr.models.sampling import read_record
+    from uhr.models.sampling.record import read_record
 
     folder = zoo.make_tiny("tiny-flux2-base", tmp_path / "base")
     call = ["sample", "euler", "--model", str(folder), "--prompt", "a", "--size", "64x64", "--steps", "2"]

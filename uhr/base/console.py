@@ -10,7 +10,8 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 Advance = Callable[..., None]
-"""`advance(n=1, note=None)`: n more are done; `note` replaces the words behind the bar."""
+"""`advance(n=1, note=None, total=None)`: n more are done; `note` replaces the words behind the bar, `total`
+the number of all, where that becomes known later."""
 
 
 @contextlib.contextmanager
@@ -40,9 +41,11 @@ def _bar(description: str, total: int | None, unit: str) -> Generator[Advance]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total, note="")
 
-        def advance(n: int = 1, note: str | None = None) -> None:
+        def advance(n: int = 1, note: str | None = None, total: int | None = None) -> None:
             if note is not None:
                 bar.update(task, note=note)
+            if total is not None:
+                bar.update(task, total=total)
             bar.update(task, advance=n)
 
         yield advance
@@ -51,18 +54,19 @@ def _bar(description: str, total: int | None, unit: str) -> Generator[Advance]:
 @contextlib.contextmanager
 def _lines(description: str, total: int | None, unit: str, every: float = 5.0) -> Generator[Advance]:
     start = last = time.monotonic()
-    done, words = 0, ""
+    done, words, known = 0, "", total
 
     def line() -> None:
-        of = f"/{total}" if total is not None else ""
+        of = f"/{known}" if known is not None else ""
         took = time.monotonic() - start
         tail = "  " + words if words else ""
         print(f"{description}: {done}{of} {unit} in {took:.1f} s{tail}", file=sys.stderr, flush=True)
 
-    def advance(n: int = 1, note: str | None = None) -> None:
-        nonlocal done, last, words
+    def advance(n: int = 1, note: str | None = None, total: int | None = None) -> None:
+        nonlocal done, last, words, known
         done += n
         words = words if note is None else note
+        known = known if total is None else total
         if time.monotonic() - last >= every:
             last = time.monotonic()
             line()

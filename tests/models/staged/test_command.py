@@ -5,7 +5,7 @@ import json
 import pytest
 
 from uhr.cli import main
-from uhr.models import sampling
+from uhr.models.sampling.record import read_record
 
 SETS = {
     "sdedit": ["strength=0.5", "base_steps=1", "toolkit.ntk=4"],
@@ -34,7 +34,7 @@ def test_a_picture_by_command_carries_what_was_run(name, tiny_flux, tmp_path, ca
         *sets,
     ]
     assert main([str(a) for a in ("sample", name, *arguments)]) == 0, capsys.readouterr().err
-    record = sampling.read_record(out)
+    record = read_record(out)
     assert (record["width"], record["height"], record["steps"]) == (192, 256, 3)
     details = record["details"]
     assert details["stages"][-1]["width"] == 192

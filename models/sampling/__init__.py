@@ -1,0 +1,1 @@
+"""From what a user asks for to a picture that says how it was made: request, setup, session, record."""

@@ -1,0 +1,92 @@
+"""What a user asks for, as plain values: a request says how pictures are made, an item what is made.
+
+Both go through JSON and back unchanged, so that a call can be written down, sent to a worker, and repeated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from uhr.base.config import Config
+from uhr.base.errors import UserError
+from uhr.models.hub import lora_file
+
+Pixels = tuple[int, int]
+"""Width and height in px, in the order in which people say them."""
+
+
+class Adapter(Config):
+    """An adapter as the user named it, and how strong it acts: 1 is as it was trained."""
+
+    name: str
+    scale: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Adapter:
+        """`PATH` or `PATH=0.8`."""
+        path, equals, number = text.rpartition("=")
+        if not equals or Path(text).expanduser().exists():
+            return cls(name=text)
+        try:
+            return cls(name=path, scale=float(number))
+        except ValueError:
+            raise UserError(f"adapter '{text}': '{number}' is no number", "write PATH or PATH=0.8") from None
+
+    @property
+    def file(self) -> Path:
+        """Its safetensors file; UserError where there is none."""
+        return lora_file(self.name)
+
+
+class Request(Config):
+    """How pictures are made. None is the sampler's default for the model (size, steps, guidance); dtype
+    "auto" is bfloat16 on a GPU and float32 on the CPU.
+
+    `options` are the sampler's own, by name; `size` is that of every item that names none; `scale` is how
+    many times a given picture's sides the result has.
+    """
+
+    sampler: str
+    model: str
+    spec: str | None = None
+    size: Pixels | None = None
+    scale: float | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    adapters: tuple[Adapter, ...] = ()
+    dtype: str = "auto"
+    device: str = "auto"
+    offload: str | None = None
+    quantize: str | None = None
+    transformer: Path | None = None
+    vae: Path | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, Path]:
+        """Components whose weights are elsewhere: a folder of their own, or a single file."""
+        named = {"transformer": self.transformer, "vae": self.vae}
+        return {name: path.expanduser() for name, path in named.items() if path is not None}
+
+
+class Item(Config):
+    """What is made: one picture. `name` is its file's name without the suffix; `image` a picture in place of
+    the base pass."""
+
+    prompt: str
+    name: str = ""
+    negative: str | None = None
+    seed: int = 0
+    size: Pixels | None = None
+    image: Path | None = None
+
+
+def parse_size(text: str) -> Pixels:
+    """`WxH` in px -> (width, height)."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit()):
+        raise UserError(f"size '{text}'", "write it as WIDTHxHEIGHT, 1024x1024 say")
+    return int(width), int(height)
