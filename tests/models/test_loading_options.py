@@ -11,10 +11,12 @@ from safetensors.torch import save_file
 
 from uhr.base.errors import UserError
 from uhr.cli import main
-from uhr.models import offload, quantize, sampling, zoo
-from uhr.models.lora_keys import FLUX1, FLUX2
+from uhr.models import offload, quantize, zoo
+from uhr.models.adapters.keys import FLUX1, FLUX2
 from uhr.models.offload import Offload
 from uhr.models.samplers.euler import EulerPipeline, Flux2EulerPipeline
+from uhr.models.sampling import request, session, setup
+from uhr.models.sampling.record import read_record
 
 CALL = {"prompt": "a", "height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"}
 GUIDANCE = {"tiny_flux": 3.5, "tiny_flux2": None}
@@ -271,17 +273,17 @@ def test_offload_wants_a_gpu_and_a_known_name(tiny_flux):
 def test_adapters_are_on_before_their_weights_are_offloaded(tiny_flux, adapter, tmp_path, monkeypatch):
     """The command's order, on a device that stands in for a GPU."""
     seen = {}
-    monkeypatch.setattr(sampling, "check_offload", lambda kind, device: Offload(kind))
+    monkeypatch.setattr(setup, "check_offload", lambda kind, device: Offload(kind))
 
     def put(pipeline, kind, device):
         seen.update(kind=kind, adapters=pipeline.get_active_adapters())
 
-    monkeypatch.setattr(sampling, "offload", put)
-    request = sampling.Request(
-        "euler", str(tiny_flux), "a", tmp_path / "a.png", size=(64, 64), steps=1,
-        adapters=(str(adapter),), device="cpu", offload="group",
+    monkeypatch.setattr(session, "offload", put)
+    asked = request.Request(
+        sampler="euler", model=str(tiny_flux), size=(64, 64), steps=1, device="cpu", offload="group",
+        adapters=(request.Adapter.parse(str(adapter)),),
     )  # fmt: skip
-    sampling.run(sampling.check(request))
+    session.Session(setup.Setup.of(asked))
     assert seen == {"kind": Offload.GROUP, "adapters": ["adapter_0"]}
 
 
@@ -310,7 +312,7 @@ def test_the_command_takes_a_backbone_in_a_file_and_records_it(tiny_flux2, tmp_p
         out = tmp_path / f"{name}.png"
         assert main([*common, "--out", str(out), *more]) == 0, capsys.readouterr()
         pictures[name] = out
-    records = {name: sampling.read_record(path) for name, path in pictures.items()}
+    records = {name: read_record(path) for name, path in pictures.items()}
     assert records["plain"]["weights"] == {}
     assert len(records["file"]["weights"]["transformer"]["sha256"]) == 64
     colours = {name: sampling_pixels(path) for name, path in pictures.items()}

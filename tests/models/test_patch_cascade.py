@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers, flow, latents, surgery, zoo
-from uhr.models.adapters import LoraSpec, activate, add_lora
+from uhr.models import flow, latents, surgery, zoo
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.plain import LoraSpec, activate, add_lora
 from uhr.models.filters import bicubic
 from uhr.models.patch_plan import PatchCascadeOptions, enlarged_size
 from uhr.models.patches import Canvas, feather, seam_strength
@@ -366,7 +367,7 @@ def adapted(tiny_flux):
     pipeline.set_progress_bar_config(disable=True)
     targets = zoo.get("tiny-flux1").lora_targets
     for seed, name in enumerate(("gca", "style")):
-        with adapter_layers.several_adapters():
+        with peft_layers.several_adapters():
             own = add_lora(pipeline.transformer, LoraSpec(4, targets), seed, name)
         with torch.no_grad():
             for parameter in own:
@@ -391,7 +392,7 @@ def test_adapters_are_for_the_patches_unless_it_is_said_otherwise(adapted, sampl
     both, _ = run(base_adapters="all")
     differ = [(a - b).abs().max() > 1e-3 for a, b in ((styled, base), (both, base), (both, styled))]
     assert all(differ)
-    assert adapter_layers.active(adapted.transformer) == ["gca", "style"]
+    assert peft_layers.active(adapted.transformer) == ["gca", "style"]
     _, same = run()
     assert torch.equal(same, found)
     with pytest.raises(UserError, match="adapter 'styl'"):
@@ -415,7 +416,7 @@ def test_what_changes_the_text_encoder_is_silent_in_the_base_pass_too(tiny_flux,
 
 
 def test_merged_adapters_cannot_be_silenced_and_it_says_so(adapted, sample):
-    from uhr.models.adapters import merge
+    from uhr.models.adapters.merging import merge
 
     merged = merge(adapted.transformer)
     with pytest.raises(UserError, match="merged"):
@@ -595,13 +596,13 @@ def test_sizes_come_from_scales_by_rounding():
 
 def test_the_command_paints_says_that_it_is_unadapted_and_writes_all_of_it_down(tiny_flux, tmp_path, capsys):
     from uhr.cli import main
-    from uhr.models import sampling
+    from uhr.models.sampling.record import read_record
 
     out = tmp_path / "picture.png"
     command = ["sample", "patch-cascade", "--model", str(tiny_flux), "--prompt", "a house", "--out", str(out)]
     assert main([*command, "--set", "base_steps=2", "--set", "gamma=0.3", "--set", "overlap=0"]) == 0
     assert "note: unadapted: no adapter acts on the patches" in capsys.readouterr().out
-    record = sampling.read_record(out)
+    record = read_record(out)
     assert Image.open(out).size == (record["width"], record["height"]) == (256, 256)
     assert (record["steps"], record["guidance"], record["model_calls"]) == (4, 3.5, 2 + 4 * 4)
     assert record["options"]["gamma"] == record["details"]["settings"]["gamma"] == 0.3

@@ -342,13 +342,13 @@ def test_the_command_paints_at_the_published_defaults(tiny_flux, tmp_path, capsy
     from PIL import Image
 
     from uhr.cli import main
-    from uhr.models import sampling
+    from uhr.models.sampling.record import read_record
 
     out = tmp_path / "picture.png"
     command = ["sample", "ultraflux", "--model", str(tiny_flux), "--prompt", "a house", "--out", str(out)]
     assert main(command) == 0
     assert "note: unadapted: the F8 VAE was made F16" in capsys.readouterr().out
-    record = sampling.read_record(out)
+    record = read_record(out)
     assert Image.open(out).size == (record["width"], record["height"]) == (512, 512)
     assert (record["steps"], record["guidance"], record["model_calls"]) == (50, 4.0, 50)
     applied = [each["surgery"] for each in record["details"]["surgeries"]]
@@ -358,15 +358,15 @@ def test_the_command_paints_at_the_published_defaults(tiny_flux, tmp_path, capsy
 
 
 def test_an_adapter_acts_at_its_scale(tiny_flux, sample, adapter):
-    from uhr.models import adapters
+    from uhr.models.adapters.plain import activate, load_lora
 
     pipeline = quiet(UltraFluxPipeline.from_pretrained(tiny_flux, local_files_only=True))
     size = {"height": 256, "width": 256, "output_type": "latent"}
     plain = sample(pipeline=pipeline, **size).images
-    adapters.load_lora(pipeline, adapter, "style")
+    load_lora(pipeline, adapter, "style")
     found = []
     for scale in (0.0, 1.0):
-        adapters.activate(pipeline, {"style": scale})
+        activate(pipeline, {"style": scale})
         found.append(sample(pipeline=pipeline, **size).images)
     torch.testing.assert_close(found[0], plain, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(found[1], plain, atol=1e-4)
