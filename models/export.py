@@ -1,7 +1,7 @@
 """Adapters as LoRA files that diffusers loads, with the strength that they were trained at.
 
 Other readers of diffusers' keys get the matrices; who does not read its metadata takes alpha for the rank.
-`lora_formats` writes the keys of kohya and ComfyUI, with alpha as tensors.
+`adapters.formats` writes the keys of kohya and ComfyUI, with alpha as tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from uhr import __version__
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, sha256_file, write_json
-from uhr.models.adapters import LoraSpec
+from uhr.models.adapters.plain import LoraSpec
 from uhr.models.card import CardFacts, lora_card
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def export_lora(
 ) -> Path:
     """Write a LoRA's weights, its model card and its record (`uhr.json`) into a folder; the folder's path.
 
-    `state` is what `adapters.lora_state` gives. Keys are diffusers' own, and alpha stands in the metadata
+    `state` is what `plain.lora_state` gives. Keys are diffusers' own, and alpha stands in the metadata
     that diffusers reads: without it a reader would take alpha = rank. The weights come last, so a folder with
     weights is whole. A folder that has weights already is refused.
     """

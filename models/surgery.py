@@ -29,12 +29,12 @@ from uhr.base.errors import UserError, load_object, unknown
 KNOWN: Mapping[str, str] = {
     "attention-calls": "uhr.models.attention.call:AttentionCalls",
     "exact-tiling": "uhr.models.vae.tiled:ExactTiling",
-    "lora": "uhr.models.adapter_surgeries:PlainLora",
+    "lora": "uhr.models.adapters.surgeries:PlainLora",
     "rope-ntk": "uhr.models.rope_surgeries:RopeNtk",
     "rope-resonance": "uhr.models.rope_surgeries:RopeResonance",
     "rope-yarn": "uhr.models.rope_surgeries:RopeYarn",
-    "singular-components": "uhr.models.adapter_surgeries:SingularComponents",
-    "token-masked-lora": "uhr.models.adapter_surgeries:TokenMaskedLora",
+    "singular-components": "uhr.models.adapters.surgeries:SingularComponents",
+    "token-masked-lora": "uhr.models.adapters.surgeries:TokenMaskedLora",
     "vae-f16": "uhr.models.vae.f16:F16",
 }
 """Name -> import path. A surgery of the user's own is recorded by its import path instead."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from uhr.base.errors import UserError
-from uhr.models.adapters import LoraSpec
+from uhr.models.adapters.plain import LoraSpec
 from uhr.models.card import CardFacts
 from uhr.models.export import export_lora
 from uhr.models.zoo import get

@@ -15,7 +15,7 @@ import torch
 
 from uhr.base.console import progress, say
 from uhr.base.errors import UserError
-from uhr.models.adapters import LoraSpec, add_lora
+from uhr.models.adapters.plain import LoraSpec, add_lora
 from uhr.models.surgery import compose, from_record, record
 from uhr.models.zoo import load_transformer, pick_device
 from uhr.train import checkpoint, optim

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from uhr.models.adapters import ADAPTER, lora_state
+from uhr.models.adapters.plain import ADAPTER, lora_state
 from uhr.train import optim
 
 
 @dataclass
 class TrainState:
-    """step: optimiser steps done. adapter: parameters by their names in `adapters.lora_state`, float32.
+    """step: optimiser steps done. adapter: parameters by their names in `plain.lora_state`, float32.
 
     ema: their running average under the same names, or None.
     """
@@ -60,7 +60,7 @@ def _copy_into(targets: Mapping[str, torch.Tensor], sources: Mapping[str, torch.
 
 
 def adapter_parameters(transformer: Any) -> dict[str, torch.nn.Parameter]:
-    """The trainable parameters by their names in `adapters.lora_state`."""
+    """The trainable parameters by their names in `plain.lora_state`."""
     found = {
         name.replace(f".{ADAPTER}.", "."): parameter
         for name, parameter in transformer.named_parameters()

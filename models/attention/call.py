@@ -22,12 +22,12 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from uhr.base.errors import UserError
+from uhr.models.adapters.masked import masks
 from uhr.models.attention import flex, gathered
 from uhr.models.attention.guide import Guide, GuideRun
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.processors import Attend, Rotary
 from uhr.models.attention.rules import WindowRules
-from uhr.models.masked_lora import masks
 from uhr.models.surgery import Surgery
 
 Inputs = dict[str, Any]

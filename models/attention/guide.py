@@ -31,12 +31,12 @@ from typing import Any
 import torch
 
 from uhr.base.errors import UserError
+from uhr.models.adapters.masked import TokenMask, masks
 from uhr.models.attention import gathered
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.processors import Attend, Rotary
 from uhr.models.attention.rules import WindowRules
 from uhr.models.attention.streams import GuideStream
-from uhr.models.masked_lora import TokenMask, masks
 
 SEEN = ("encoder_hidden_states", "pooled_projections", "guidance", "img_ids", "txt_ids")
 """Arguments of a call that the guide depends on, beside its latents."""
@@ -75,7 +75,7 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 class Guide:
     """What guides a picture: its packed latents at 1/ratio of the size, clean, [B, M, C] in raster order.
 
-    Token-masked adapters (`models/masked_lora.py`: UltraGen's LoRA) act on these tokens and on no others.
+    Token-masked adapters (`adapters/masked.py`: UltraGen's LoRA) act on these tokens and on no others.
     """
 
     latents: torch.Tensor

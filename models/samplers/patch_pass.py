@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers, flow
+from uhr.models import flow
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.silence import only
 from uhr.models.conditions import Condition, Conditions, Prompt
 from uhr.models.enlarge import bicubic_at, reflected
 from uhr.models.patch_plan import PatchCascadeOptions, PatchStage
 from uhr.models.patches import Box, feather
 from uhr.models.pipelines import StepEnd
 from uhr.models.samplers.passes import Job
-from uhr.models.samplers.silence import only
 from uhr.models.samplers.staged import Staged
 from uhr.models.sizes import Size
 from uhr.models.stages import Stage
@@ -50,7 +51,7 @@ class PatchPass(Staged):
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         super().begin(step_end, attention)
         self._together = 1
-        self.notes = () if adapter_layers.active(self.transformer) else (UNADAPTED,)
+        self.notes = () if peft_layers.active(self.transformer) else (UNADAPTED,)
 
     def velocity(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As ever; every patch in it counts as a call."""
@@ -110,7 +111,7 @@ class PatchPass(Staged):
         encoder = getattr(self, "text_encoder", None)
         if encoder is None or options.base_adapters == "all":
             return False
-        return not set(adapter_layers.active(encoder)) <= set(options.base_adapters)
+        return not set(peft_layers.active(encoder)) <= set(options.base_adapters)
 
     def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
         """The base pass, by the original model: the last stage that has a z of its own. Patches come together

@@ -12,6 +12,7 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.models import flow, surgery
+from uhr.models.adapters.guide_only import guide_only
 from uhr.models.attention.call import AttentionCalls, Windows
 from uhr.models.attention.flex import BlockMasks
 from uhr.models.attention.guide import Guide
@@ -23,7 +24,6 @@ from uhr.models.pipelines import StepEnd
 from uhr.models.projection import cosine_weight, project, velocity_towards
 from uhr.models.rope_surgeries import RopeNtk
 from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.guide_adapters import guide_only
 from uhr.models.samplers.native import spec_of
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.staged import Staged

@@ -46,7 +46,7 @@ class UltraGenOptions(StagedOptions):
     cached:         the guide's keys and values are computed at a stage's first step and kept (a flag of the
                     code). False runs the guide in every call, as in training: exact, and slower
     guide_adapters: names of the adapters that act on guide tokens alone; None are those that are recognised
-                    as UltraGen's (`guide_adapters.is_published`). All others act on every token. A command's
+                    as UltraGen's (`guide_only.is_published`). All others act on every token. A command's
                     are called adapter_0, adapter_1 in their order
     projection:     off (paper); code: its hidden projected flow, whose weight rises again towards the end;
                     decay: the same with I-Max's falling cosine

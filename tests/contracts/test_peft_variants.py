@@ -1,4 +1,4 @@
-"""What `models/adapter_layers.py` leans on in peft: the hook that replaces an adapter's arithmetic."""
+"""What `models/adapters/peft_layers.py` leans on in peft: the hook that replaces an adapter's arithmetic."""
 
 import inspect
 
@@ -7,7 +7,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 
-from uhr.models.adapter_layers import Variant, several_adapters
+from uhr.models.adapters.peft_layers import Variant, several_adapters
 
 
 def layer(**options):

@@ -42,7 +42,8 @@ def test_the_adapter_merges_in_stock_diffusers_as_in_ours(walked):
     import torch
     from diffusers import FluxPipeline
 
-    from uhr.models.adapters import load_lora, merge
+    from uhr.models.adapters.merging import merge
+    from uhr.models.adapters.plain import load_lora
     from uhr.models.zoo import load_transformer
 
     model, adapter = walked.folder / "demo" / "tiny-flux1", walked.folder / "demo" / "adapter"

@@ -81,16 +81,17 @@ def adapter(tiny_flux, facts, tmp_path_factory):
     """The folder of an exported LoRA that says something; its path has a space and an equals sign."""
     import torch
 
-    from uhr.models import adapters, zoo
+    from uhr.models import zoo
+    from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
     from uhr.models.export import export_lora
 
-    lora = adapters.LoraSpec(4, zoo.get("tiny-flux1").lora_targets, alpha=2)
+    lora = LoraSpec(4, zoo.get("tiny-flux1").lora_targets, alpha=2)
     model = zoo.load_transformer(tiny_flux)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in adapters.add_lora(model, lora, seed=0):
+        for parameter in add_lora(model, lora, seed=0):
             parameter.copy_(torch.randn(parameter.shape, generator=draw))
-    return export_lora(adapters.lora_state(model), lora, tmp_path_factory.mktemp("lora") / "a = b", facts())
+    return export_lora(lora_state(model), lora, tmp_path_factory.mktemp("lora") / "a = b", facts())
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import yaml
 from safetensors import safe_open
 
 from uhr.base.errors import UserError
-from uhr.models import adapters, zoo
-from uhr.models.adapters import LoraSpec
+from uhr.models import zoo
+from uhr.models.adapters.merging import merge
+from uhr.models.adapters.plain import LoraSpec, activate, add_lora, load_lora, lora_state
 from uhr.models.export import export_lora
 
 DEV = zoo.get("flux1-dev")
@@ -18,9 +19,9 @@ def trained(tiny_flux, lora, seed=1):
     model = zoo.load_transformer(tiny_flux)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in adapters.add_lora(model, lora, seed=0):
+        for parameter in add_lora(model, lora, seed=0):
             parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
-    return model, adapters.lora_state(model)
+    return model, lora_state(model)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_a_stock_pipeline_fuses_exactly_what_our_merge_gives(
     fresh.fuse_lora()
     fresh.unload_lora_weights()
     fused = dict(fresh.transformer.named_parameters())
-    adapters.merge(model)
+    merge(model)
     paths = {key.partition(".lora_")[0] for key in state}
     assert len(paths) == {"attention": 14, "all-linear": 30}[targets]
     for path in paths:
@@ -63,9 +64,9 @@ def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(tiny_flux, tmp_path
     lora = LoraSpec(4, DEV.lora_targets, alpha=2)
     model, state = trained(tiny_flux, lora)
     folder = export_lora(state, lora, tmp_path / "adapter", facts())
-    loaded = adapters.load_lora(transformer, folder, "lakes")
+    loaded = load_lora(transformer, folder, "lakes")
     assert loaded.ranks == (4,)
-    again = adapters.lora_state(transformer, "lakes")
+    again = lora_state(transformer, "lakes")
     assert all(torch.equal(again[key], state[key]) for key in state)
     with torch.no_grad():
         assert torch.equal(transformer(**inputs)[0], model(**inputs)[0])
@@ -77,16 +78,16 @@ def test_two_adapters_act_together_each_by_its_scale(tiny_flux, tmp_path, transf
     for i in (1, 2):
         _, state = trained(tiny_flux, lora, seed=i)
         folders.append(export_lora(state, lora, tmp_path / str(i), facts()))
-        adapters.load_lora(transformer, folders[-1], f"a{i}")
-    adapters.activate(transformer, {"a1": 0.5, "a2": 2.0})
+        load_lora(transformer, folders[-1], f"a{i}")
+    activate(transformer, {"a1": 0.5, "a2": 2.0})
     path = "transformer_blocks.1.attn.to_q"
     layer = transformer.get_submodule(path)
     before = layer.get_base_layer().weight.clone()
     expected = before.clone()
     for i, scale in ((1, 0.5), (2, 2.0)):
-        state = adapters.lora_state(transformer, f"a{i}")
+        state = lora_state(transformer, f"a{i}")
         expected += scale * state[f"{path}.lora_B.weight"] @ state[f"{path}.lora_A.weight"]
-    merged = adapters.merge(transformer)
+    merged = merge(transformer)
     torch.testing.assert_close(layer.get_base_layer().weight, expected, atol=1e-6, rtol=1e-6)
     merged.unmerge()
     assert torch.equal(layer.get_base_layer().weight, before)

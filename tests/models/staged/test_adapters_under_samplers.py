@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from uhr.models import adapters
+from uhr.models.adapters.plain import activate, load_lora
 from uhr.models.samplers import sampler_class
 
 SHORT = {
@@ -26,11 +26,11 @@ def test_a_lora_acts_at_its_scale_and_at_none_not_at_all(name, made, call, seede
         return sampler("x", **more, generator=seeded(), output_type="latent").images
 
     plain = sample()
-    adapters.load_lora(sampler, adapter, "style")
+    load_lora(sampler, adapter, "style")
     try:
         found = {}
         for scale in (0.0, 0.5, 1.0):
-            adapters.activate(sampler, {"style": scale})
+            activate(sampler, {"style": scale})
             found[scale] = sample()
     finally:
         sampler.unload_lora_weights()

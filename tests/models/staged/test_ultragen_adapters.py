@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers, surgery
-from uhr.models.low_rank import LowRank
-from uhr.models.masked_lora import TokenMask, mask_adapter
+from uhr.models import surgery
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.guide_only import BLOCK, PUBLISHED, guide_only, is_published
+from uhr.models.adapters.low_rank import LowRank
+from uhr.models.adapters.masked import TokenMask, mask_adapter
 from uhr.models.rope_surgeries import RopeNtk
-from uhr.models.samplers.guide_adapters import BLOCK, PUBLISHED, guide_only, is_published
 from uhr.models.samplers.ultragen import UltraGenPipeline
 
 SHORT = {"num_inference_steps": 4, "base_steps": 2, "skip": 2, "output_type": "latent"}
@@ -29,7 +30,7 @@ def put(transformer, paths, name):
         rows, columns = modules[path].weight.shape
         a, b = torch.randn(2, columns, generator=draw), torch.randn(rows, 2, generator=draw)
         parts[path] = LowRank(a, 0.3 * b, 2.0)
-    adapter_layers.put(transformer, parts, name, "here")
+    peft_layers.put(transformer, parts, name, "here")
 
 
 @pytest.fixture

@@ -212,7 +212,7 @@ def test_a_token_masked_adapter_acts_on_the_guide_and_on_nothing_else(
 ):
     from peft import LoraConfig
 
-    from uhr.models.masked_lora import TokenMask, mask_adapter
+    from uhr.models.adapters.masked import TokenMask, mask_adapter
 
     targets = ["to_q", "to_k", "to_v", "to_qkv_mlp_proj", "x_embedder", "to_out.0"]
     targets += ["timestep_embedder.linear_1"]

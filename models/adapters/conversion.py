@@ -1,6 +1,6 @@
 """Adapters from files to the model and from the model to plain LoRAs, exactly.
 
-Files: LoRA in the keys of diffusers, kohya or ComfyUI (`lora_formats.py`), URAE's 2K LoRA and Scale-DiT's
+Files: LoRA in the keys of diffusers, kohya or ComfyUI (`formats.py`), URAE's 2K LoRA and Scale-DiT's
 (both in diffusers' keys, without alpha: alpha = rank), URAE's 4K minor factors and the LoRA of rank 48 that
 its converter makes of them.
 """
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers, lora_formats
-from uhr.models.components import Factors
+from uhr.models.adapters import formats, peft_layers
+from uhr.models.adapters.components import Factors
+from uhr.models.adapters.keys import layout_of
+from uhr.models.adapters.low_rank import LowRank, total
+from uhr.models.adapters.minor import START, difference, load_minor, state_factors
 from uhr.models.hub import lora_file
-from uhr.models.lora_keys import layout_of
-from uhr.models.low_rank import LowRank, total
-from uhr.models.minor import START, difference, load_minor, state_factors
 
 _URAE_KEY = re.compile(
     r"((?:single_)?transformer_blocks\.\d+\.attn)\.processor\.(to_q|to_k|to_v|to_out)_(a|b)\.weight"
@@ -40,18 +40,18 @@ def load_adapter(
     `over` and `cache` are for minor factors, see `minor.load_minor`: URAE's 4K file stands on its 2K LoRA,
     which must be on the model at scale 1 and be named in `over`. Keys that are not understood, or that meet
     no module of their shape, are a UserError. XLabs' and control LoRAs, and parts for CLIP, go through
-    diffusers' own reader: `adapters.load_lora`. Load before weights are offloaded from memory.
+    diffusers' own reader: `plain.load_lora`. Load before weights are offloaded from memory.
     """
     file, over = lora_file(path), tuple(over)
-    state, metadata = lora_formats.read_file(file)
+    state, metadata = formats.read_file(file)
     if is_urae_minor(state):
         if not over:
             fix = "load that first and name it as what the factors stand on (over=)"
             raise UserError(f"adapter {file} holds minor factors that were trained on top of a 2K LoRA", fix)
         load_minor(transformer, urae_factors(state, str(file)), name, cache, over, scale)
         return
-    lora = lora_formats.read_state(state, metadata, layout_of(transformer), str(file))
-    adapter_layers.put(transformer, lora, name, str(file), scale)
+    lora = formats.read_state(state, metadata, layout_of(transformer), str(file))
+    peft_layers.put(transformer, lora, name, str(file), scale)
 
 
 def is_urae_minor(state: Iterable[str]) -> bool:
@@ -85,16 +85,16 @@ def lora_of(transformer: Any, names: Iterable[str] | None = None) -> dict[str, L
     Ranks add up: a minor adapter counts twice its rank, and URAE's 4K over its 2K LoRA is rank 48, in the
     order of the official converter if the minor one is named first. A token-masked adapter is a UserError.
     """
-    names = list(adapter_layers.active(transformer) if names is None else names)
+    names = list(peft_layers.active(transformer) if names is None else names)
     parts: dict[str, list[LowRank]] = {}
     for name in names:
-        for path, layer in adapter_layers.layers_of(transformer, name).items():
-            parts.setdefault(path, []).append(adapter_layers.low_rank(layer, name))
+        for path, layer in peft_layers.layers_of(transformer, name).items():
+            parts.setdefault(path, []).append(peft_layers.low_rank(layer, name))
     return {path: total(found) for path, found in parts.items()}
 
 
 def lora_of_state(state: Mapping[str, torch.Tensor], alpha: float | None = None) -> dict[str, LowRank]:
-    """A plain LoRA from what `adapters.lora_state` gave (or an average of such), without a model.
+    """A plain LoRA from what `plain.lora_state` gave (or an average of such), without a model.
 
     `alpha` of an ordinary LoRA is its rank if None; a minor adapter has none and becomes twice its rank.
     """

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers, zoo
-from uhr.models.adapter_surgeries import PlainLora, SingularComponents, TokenMaskedLora
-from uhr.models.adapters import lora_state
-from uhr.models.masked_lora import masks
+from uhr.models import zoo
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.masked import masks
+from uhr.models.adapters.plain import lora_state
+from uhr.models.adapters.surgeries import PlainLora, SingularComponents, TokenMaskedLora
 from uhr.models.surgery import applied, compose, from_record, record, temporarily
 
 TARGETS = zoo.get("tiny-flux1").lora_targets
@@ -39,7 +40,7 @@ def test_reverting_puts_back_every_bit_and_what_trained(transformer, surgery, tr
     surgery.apply(transformer)
     assert applied(transformer) == [surgery]
     trained = {name for name, p in transformer.named_parameters() if p.requires_grad}
-    assert len(trained) == 2 * len(adapter_layers.layers_of(transformer, surgery.adapter))
+    assert len(trained) == 2 * len(peft_layers.layers_of(transformer, surgery.adapter))
     assert all(".lora_" in name for name in trained)
     surgery.revert(transformer)
     assert same(everything(transformer), before)
@@ -49,8 +50,8 @@ def test_reverting_puts_back_every_bit_and_what_trained(transformer, surgery, tr
 def test_all_kinds_go_onto_one_model_train_together_and_come_off_in_any_order(transformer):
     before = everything(transformer)
     compose(transformer, list(KINDS.values()))
-    assert adapter_layers.active(transformer) == ["a", "b", "c"]
-    assert adapter_layers.training(transformer) == ["a", "b", "c"]
+    assert peft_layers.active(transformer) == ["a", "b", "c"]
+    assert peft_layers.training(transformer) == ["a", "b", "c"]
     assert len(masks(transformer)) == 1
     for name in ("singular-components", "lora", "token-masked-lora"):
         KINDS[name].revert(transformer)
@@ -63,7 +64,7 @@ def test_a_checkpoints_list_makes_the_same_structure_again(tiny_flux, transforme
     other = zoo.load_transformer(tiny_flux)
     compose(other, from_record(record(transformer)))
     assert applied(other) == applied(transformer)
-    for name in adapter_layers.names(transformer):
+    for name in peft_layers.names(transformer):
         one, two = lora_state(transformer, name), lora_state(other, name)
         assert one.keys() == two.keys()
         assert all(torch.equal(one[key], two[key]) for key in one)

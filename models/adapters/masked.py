@@ -20,9 +20,9 @@ from typing import Any, Literal
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers
-from uhr.models.adapter_layers import Variant
-from uhr.models.low_rank import LowRank
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.low_rank import LowRank
+from uhr.models.adapters.peft_layers import Variant
 
 Stream = Literal["image", "text", "joint", "modulation"]
 """What a linear reads: image tokens or text tokens (double blocks), both, text first (single blocks), or one
@@ -121,13 +121,13 @@ def _not_a_weight(name: str) -> UserError:
 
 def mask_adapter(transformer: Any, name: str, mask: TokenMask) -> None:
     """Let an ordinary LoRA on the model act only on the tokens that `mask` chooses, wherever it is."""
-    for path, layer in adapter_layers.layers_of(transformer, name).items():
-        adapter_layers.attach({path: layer}, name, Masked(mask, stream_of(path)))
+    for path, layer in peft_layers.layers_of(transformer, name).items():
+        peft_layers.attach({path: layer}, name, Masked(mask, stream_of(path)))
 
 
 def masks(transformer: Any) -> list[TokenMask]:
     """The masks of a model's token-masked adapters, each once; none where it has no such adapter."""
-    acting = (variant for variant in adapter_layers.variants(transformer) if isinstance(variant, Masked))
+    acting = (variant for variant in peft_layers.variants(transformer) if isinstance(variant, Masked))
     return list({id(variant.mask): variant.mask for variant in acting}.values())
 
 

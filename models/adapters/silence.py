@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator, Sequence
 from typing import Any
 
 from uhr.base.errors import unknown
-from uhr.models import adapter_layers
+from uhr.models.adapters import peft_layers
 
 
 @contextlib.contextmanager
@@ -17,23 +17,23 @@ def only(models: Sequence[Any], adapters: Collection[str]) -> Generator[None]:
     UserError for a name that none of them carries, and for adapters that are merged into weights while
     others than the named would have to be silent.
     """
-    carried = sorted({name for model in models for name in adapter_layers.names(model)})
+    carried = sorted({name for model in models for name in peft_layers.names(model)})
     for name in adapters:
         if name not in carried:
             raise unknown("adapter", name, carried, "base_adapters")
-    before = [(model, adapter_layers.active(model), adapter_layers.training(model)) for model in models]
+    before = [(model, peft_layers.active(model), peft_layers.training(model)) for model in models]
     changed = [entry for entry in before if not set(entry[1]) <= set(adapters)]
     for model, _, _ in changed:
-        adapter_layers.check_unmerged(model)
+        peft_layers.check_unmerged(model)
     try:
         for model, acting, training in changed:
             _activate(model, acting, training, adapters)
         yield
     finally:
         for model, acting, training in changed:
-            adapter_layers.activate(model, acting, training)
+            peft_layers.activate(model, acting, training)
 
 
 def _activate(model: Any, acting: list[str], training: list[str], adapters: Collection[str]) -> None:
     left = [name for name in acting if name in adapters]
-    adapter_layers.activate(model, left, [name for name in training if name in adapters])
+    peft_layers.activate(model, left, [name for name in training if name in adapters])

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
-from uhr.models import components
-from uhr.models.components import cached, decompose, weight_hash
+from uhr.models.adapters import components
+from uhr.models.adapters.components import cached, decompose, weight_hash
 
 
 def weight(out, width, dtype=torch.float64, seed=0):

@@ -9,10 +9,12 @@ import torch
 import torch.distributed as dist
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers, adapters, zoo
-from uhr.models.adapters import ADAPTER, LoraSpec, add_lora, lora_state
-from uhr.models.low_rank import LowRank
-from uhr.models.minor import MinorSpec, add_minor
+from uhr.models import zoo
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.low_rank import LowRank
+from uhr.models.adapters.merging import merge
+from uhr.models.adapters.minor import MinorSpec, add_minor
+from uhr.models.adapters.plain import ADAPTER, LoraSpec, add_lora, lora_state
 
 TARGETS = zoo.get("tiny-flux1").lora_targets
 Q = "transformer_blocks.0.attn.to_q"
@@ -30,11 +32,11 @@ def update(out=64, width=64, rank=2, alpha=3.0):
 
 def test_what_is_put_on_a_model_is_read_back_bit_for_bit_and_only_where_it_belongs(transformer):
     lora = {Q: update(), "proj_out": update(out=64, rank=3, alpha=1.5)}
-    adapter_layers.put(transformer, lora, "style", "here", scale=0.5)
-    layers = adapter_layers.layers_of(transformer, "style")
+    peft_layers.put(transformer, lora, "style", "here", scale=0.5)
+    layers = peft_layers.layers_of(transformer, "style")
     assert layers.keys() == lora.keys()  # and not single_transformer_blocks.0.proj_out
     for path, layer in layers.items():
-        found = adapter_layers.low_rank(layer, "style")
+        found = peft_layers.low_rank(layer, "style")
         assert torch.equal(found.a, lora[path].a)
         assert torch.equal(found.b, lora[path].b)
         assert found.scale == 0.5 * lora[path].scale
@@ -42,7 +44,7 @@ def test_what_is_put_on_a_model_is_read_back_bit_for_bit_and_only_where_it_belon
 
 def test_float32_values_stay_float32_on_a_bfloat16_backbone(tiny_flux):
     model = zoo.load_transformer(tiny_flux, dtype="bfloat16")
-    adapter_layers.put(model, {Q: update()}, "style", "here")
+    peft_layers.put(model, {Q: update()}, "style", "here")
     weight = model.get_submodule(Q).lora_A["style"].weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, update().a)
@@ -53,13 +55,13 @@ def test_putting_one_on_leaves_those_that_act_acting_and_those_that_train_traini
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    adapter_layers.put(transformer, {Q: update()}, "second", "here")
+    peft_layers.put(transformer, {Q: update()}, "second", "here")
     assert torch.equal(torch.rand(3), expected)
-    assert adapter_layers.active(transformer) == ["first", "second"]
-    assert adapter_layers.training(transformer) == ["first"]
-    adapter_layers.remove(transformer, "first")
-    assert adapter_layers.active(transformer) == ["second"]
-    assert adapter_layers.training(transformer) == []
+    assert peft_layers.active(transformer) == ["first", "second"]
+    assert peft_layers.training(transformer) == ["first"]
+    peft_layers.remove(transformer, "first")
+    assert peft_layers.active(transformer) == ["second"]
+    assert peft_layers.training(transformer) == []
 
 
 @pytest.mark.parametrize(
@@ -71,14 +73,14 @@ def test_an_update_that_fits_nowhere_is_an_error_and_the_model_stays_as_it_was(
 ):
     keys = transformer.state_dict().keys()
     with pytest.raises(UserError, match=words):
-        adapter_layers.put(transformer, {Q: update(), path: update(*shape)}, "style", "style.safetensors")
+        peft_layers.put(transformer, {Q: update(), path: update(*shape)}, "style", "style.safetensors")
     assert transformer.state_dict().keys() == keys
 
 
 def test_an_adapter_that_is_not_there_is_an_error_with_the_nearest_names(transformer):
-    adapter_layers.put(transformer, {Q: update()}, "style", "here")
+    peft_layers.put(transformer, {Q: update()}, "style", "here")
     with pytest.raises(UserError, match="did you mean style"):
-        adapter_layers.remove(transformer, "stile")
+        peft_layers.remove(transformer, "stile")
 
 
 def quantise(model, make, flag):
@@ -107,13 +109,13 @@ def test_components_of_a_quantised_base_start_exactly_and_leave_it_quantised(tra
     transformer(**inputs)[0].square().mean().backward()
     assert all(parameter.grad.any() for parameter in own)
     layer = transformer.get_submodule(Q)
-    dequantised = adapter_layers.base_weight(layer)
+    dequantised = peft_layers.base_weight(layer)
     x = torch.eye(64)
     torch.testing.assert_close(
         layer.get_base_layer()(x) - layer.get_base_layer().bias, dequantised.T, rtol=1e-4, atol=1e-4
     )
     with pytest.raises(UserError, match="quantised"):
-        adapters.merge(transformer)
+        merge(transformer)
 
 
 def test_under_fsdp2_in_bfloat16_the_start_is_exact_and_the_gathered_state_is_whole(tiny_flux, inputs):
@@ -147,10 +149,10 @@ def test_under_fsdp2_in_bfloat16_the_start_is_exact_and_the_gathered_state_is_wh
 def test_nothing_is_added_to_a_model_with_merged_adapters(transformer):
     """peft would unmerge them by subtraction first, and the weight would no longer be the one before."""
     add_lora(transformer, LoraSpec(2, TARGETS), seed=0, name=ADAPTER)
-    merged = adapters.merge(transformer)
+    merged = merge(transformer)
     with pytest.raises(UserError, match="unmerge them first"):
         add_minor(transformer, MinorSpec(2, TARGETS), None, name="minor")
     with pytest.raises(UserError, match="unmerge them first"):
-        adapter_layers.put(transformer, {Q: update()}, "style", "here")
+        peft_layers.put(transformer, {Q: update()}, "style", "here")
     merged.unmerge()
-    adapter_layers.put(transformer, {Q: update()}, "style", "here")
+    peft_layers.put(transformer, {Q: update()}, "style", "here")

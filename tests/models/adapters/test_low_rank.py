@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhr.models.low_rank import LowRank, fuse, split, total
+from uhr.models.adapters.low_rank import LowRank, fuse, split, total
 
 
 def draw(out, width, rank, alpha, seed):

@@ -7,8 +7,8 @@ import re
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from uhr.models import adapter_layers
-from uhr.models.masked_lora import Masked, TokenMask, mask_adapter, masks
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.masked import Masked, TokenMask, mask_adapter, masks
 
 BLOCK = re.compile(r"(?P<kind>(?:single_)?transformer_blocks)\.\d+\.")
 
@@ -25,7 +25,7 @@ PUBLISHED = frozenset(
 def is_published(transformer: Any, name: str) -> bool:
     """Whether an adapter on the model adapts exactly the linears that UltraGen's does, by which alone it is
     known: image and joint streams with their modulations and the embedder, and nothing of the text stream."""
-    paths = adapter_layers.layers_of(transformer, name)
+    paths = peft_layers.layers_of(transformer, name)
     return {BLOCK.sub(r"\g<kind>.", path) for path in paths} == PUBLISHED
 
 
@@ -36,7 +36,7 @@ def guide_only(transformer: Any, named: Sequence[str] | None) -> Generator[list[
     `named` are to be kept so; None are those that `is_published` recognises. Adapters that were masked before
     stay so. Outside a guide's pass (base, image, text) none of them acts; all is as it was afterwards.
     """
-    acting = adapter_layers.active(transformer)
+    acting = peft_layers.active(transformer)
     plain = [name for name in acting if not _masked(transformer, name)]
     chosen = [name for name in plain if is_published(transformer, name)] if named is None else list(named)
     mask, before = TokenMask(), [(each, each.told) for each in masks(transformer)]
@@ -49,12 +49,12 @@ def guide_only(transformer: Any, named: Sequence[str] | None) -> Generator[list[
         yield [name for name in acting if _masked(transformer, name)]
     finally:
         for name in added:
-            for layer in adapter_layers.layers_of(transformer, name).values():
+            for layer in peft_layers.layers_of(transformer, name).values():
                 del layer.lora_variant[name]
         for each, told in before:
             each.told = told
 
 
 def _masked(transformer: Any, name: str) -> bool:
-    layers = adapter_layers.layers_of(transformer, name).values()
-    return any(isinstance(adapter_layers.variant_of(layer, name), Masked) for layer in layers)
+    layers = peft_layers.layers_of(transformer, name).values()
+    return any(isinstance(peft_layers.variant_of(layer, name), Masked) for layer in layers)

@@ -12,11 +12,12 @@ from diffusers import Flux2Transformer2DModel
 from safetensors.torch import save_file
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers, zoo
-from uhr.models.adapters import LoraSpec, add_lora, lora_state
-from uhr.models.conversion import is_urae_minor, load_adapter, lora_of, urae_factors
-from uhr.models.masked_lora import TokenMask, mask_adapter
-from uhr.models.minor import MinorSpec, add_minor, load_minor, state_factors
+from uhr.models import zoo
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.conversion import is_urae_minor, load_adapter, lora_of, urae_factors
+from uhr.models.adapters.masked import TokenMask, mask_adapter
+from uhr.models.adapters.minor import MinorSpec, add_minor, load_minor, state_factors
+from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
 
 SCALE_DIT_FLUX1 = (
     r"x_embedder|transformer_blocks\.\d+\.(norm1\.linear|attn\.to_[kqv]|attn\.to_out\.0|ff\.net\.2)"
@@ -74,7 +75,7 @@ def test_uraes_2k_lora_meets_190_linears_of_flux_dev(flux_dev, tmp_path):
     state = lora_keys(urae_modules(flux_dev), rank=16)
     assert state["transformer.single_transformer_blocks.37.attn.to_v.lora_B.weight"].shape == (3072, 16)
     load_adapter(flux_dev, write(tmp_path, state), "urae-2k")
-    layers = adapter_layers.layers_of(flux_dev, "urae-2k")
+    layers = peft_layers.layers_of(flux_dev, "urae-2k")
     assert len(layers) == 190
     assert {layer.scaling["urae-2k"] for layer in layers.values()} == {1.0}
 
@@ -91,15 +92,15 @@ def test_uraes_4k_factors_meet_190_linears_of_flux_dev_over_the_2k_lora(flux_dev
     assert sum(tensor.numel() for tensor in minor.values()) == 18_677_760
     load_adapter(flux_dev, write(tmp_path, lora_keys(modules, rank=16), "2k.safetensors"), "urae-2k")
     load_adapter(flux_dev, write(tmp_path, minor, "4k.safetensors"), "urae-4k", over=["urae-2k"])
-    assert len(adapter_layers.layers_of(flux_dev, "urae-4k")) == 190
-    assert adapter_layers.active(flux_dev) == ["urae-2k", "urae-4k"]
+    assert len(peft_layers.layers_of(flux_dev, "urae-4k")) == 190
+    assert peft_layers.active(flux_dev) == ["urae-2k", "urae-4k"]
     converted = lora_of(flux_dev, ["urae-4k", "urae-2k"])
     assert {(part.rank, part.scale) for part in converted.values()} == {(48, 1.0)}
 
 
 def test_uraes_converted_lora_of_rank_48_meets_flux_dev(flux_dev, tmp_path):
     load_adapter(flux_dev, write(tmp_path, lora_keys(urae_modules(flux_dev), rank=48)), "urae-4k")
-    layers = adapter_layers.layers_of(flux_dev, "urae-4k")
+    layers = peft_layers.layers_of(flux_dev, "urae-4k")
     assert {layer.r["urae-4k"] for layer in layers.values()} == {48}
     assert {layer.scaling["urae-4k"] for layer in layers.values()} == {1.0}
 
@@ -107,10 +108,10 @@ def test_uraes_converted_lora_of_rank_48_meets_flux_dev(flux_dev, tmp_path):
 def test_scale_dits_lora_meets_343_linears_of_flux_dev_and_takes_a_mask(flux_dev, tmp_path):
     state = lora_keys(linears(flux_dev, SCALE_DIT_FLUX1), rank=16)
     load_adapter(flux_dev, write(tmp_path, state), "guide")
-    layers = adapter_layers.layers_of(flux_dev, "guide")
+    layers = peft_layers.layers_of(flux_dev, "guide")
     assert len(layers) == 1 + 19 * 6 + 38 * 6
     mask_adapter(flux_dev, "guide", TokenMask())
-    assert all(adapter_layers.variant_of(layer, "guide") for layer in layers.values())
+    assert all(peft_layers.variant_of(layer, "guide") for layer in layers.values())
 
 
 def test_scale_dits_lora_meets_flux2_klein_9b_and_takes_a_mask(tmp_path):
@@ -121,7 +122,7 @@ def test_scale_dits_lora_meets_flux2_klein_9b_and_takes_a_mask(tmp_path):
     state = lora_keys(linears(model, SCALE_DIT_FLUX2), rank=16)
     load_adapter(model, write(tmp_path, state), "guide")
     mask_adapter(model, "guide", TokenMask())
-    assert len(adapter_layers.layers_of(model, "guide")) == 1 + 8 * 6 + 24 * 2
+    assert len(peft_layers.layers_of(model, "guide")) == 1 + 8 * 6 + 24 * 2
 
 
 def noise(*shape, draw=torch.Generator().manual_seed(0)):
@@ -179,7 +180,7 @@ def test_minor_factors_without_what_they_stand_on_are_an_error(transformer, tmp_
     file = write(tmp_path, urae_keys(urae_modules(transformer), 4))
     with pytest.raises(UserError, match="on top of a 2K LoRA"):
         load_adapter(transformer, file, "urae-4k")
-    assert adapter_layers.names(transformer) == []
+    assert peft_layers.names(transformer) == []
 
 
 def test_a_factor_without_its_other_half_is_an_error_that_names_it(transformer):
@@ -206,7 +207,7 @@ def test_a_lora_beside_it_does_not_change_what_an_adapter_is_read_as(transformer
     add_lora(transformer, LoraSpec(2, ("to_q",)), seed=0, name="other")
     state = lora_keys(linears(transformer, r"x_embedder"), 3, noise)
     load_adapter(transformer, write(tmp_path, state), "style", scale=0.5)
-    assert adapter_layers.names(transformer) == ["other", "style"]
+    assert peft_layers.names(transformer) == ["other", "style"]
     (part,) = lora_of(transformer, ["style"]).values()
     torch.testing.assert_close(
         part.delta(),

@@ -25,8 +25,8 @@ from uhr.base.files import atomic
 if TYPE_CHECKING:
     import torch
 
-    from uhr.models.lora_keys import Fused, KeyLayout
-    from uhr.models.low_rank import Lora, LowRank
+    from uhr.models.adapters.keys import Fused, KeyLayout
+    from uhr.models.adapters.low_rank import Lora, LowRank
 
 A_B = ("lora_A", "lora_B")
 DOWN_UP = ("lora_down", "lora_up")
@@ -75,7 +75,7 @@ def read_state(
 
     `where` names the file in errors.
     """
-    from uhr.models.low_rank import LowRank
+    from uhr.models.adapters.low_rank import LowRank
 
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in state.items():
@@ -153,7 +153,7 @@ def _pairs(named: Mapping[str, LowRank], pair: tuple[str, str]) -> dict[str, tor
 
 
 def _to_bfl(lora: Lora, layout: KeyLayout) -> dict[str, LowRank]:
-    from uhr.models.low_rank import fuse
+    from uhr.models.adapters.low_rank import fuse
 
     fused = {}
     for name, (prefix, entry) in layout.seats(lora).items():
@@ -165,7 +165,7 @@ def _to_bfl(lora: Lora, layout: KeyLayout) -> dict[str, LowRank]:
 
 
 def _from_key(name: str, whole: LowRank, layout: KeyLayout, where: str) -> dict[str, LowRank]:
-    from uhr.models.low_rank import split
+    from uhr.models.adapters.low_rank import split
 
     prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
     if prefix is None:
@@ -195,7 +195,7 @@ def _swap(part: LowRank) -> LowRank:
     """Exchange the halves of the output (scale and shift of the last normalisation); its own inverse."""
     import torch
 
-    from uhr.models.low_rank import LowRank
+    from uhr.models.adapters.low_rank import LowRank
 
     first, second = part.b.chunk(2, dim=0)
     return LowRank(part.a, torch.cat([second, first]), part.alpha)

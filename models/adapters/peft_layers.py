@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from uhr.base.errors import UserError, unknown
-from uhr.models.low_rank import Lora, LowRank
+from uhr.models.adapters.low_rank import Lora, LowRank
 
 
 class Variant(ABC):
@@ -56,13 +56,20 @@ class Variant(ABC):
         orig_weight.data.copy_(self.merge_safe(module, active_adapter, orig_weight.data))
 
     def unmerge(self, module: Any, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
-        """`unfuse_lora()`: subtracted again, so only up to rounding; `adapters.merge` restores bitwise."""
+        """`unfuse_lora()`: subtracted again, so only up to rounding; `merging.merge` restores bitwise."""
         return (orig_weight - self.delta(module, active_adapter)).to(orig_weight.dtype)
+
+
+def all_layers(model: Any) -> list[tuple[str, Any]]:
+    """(path, layer) of peft's layers that can hold adapters, in module order."""
+    from peft.tuners.lora import LoraLayer
+
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
 def layers_of(model: Any, name: str) -> dict[str, Any]:
     """peft's layers that hold adapter `name`, by the module's path; UserError if none does."""
-    found = {path: layer for path, layer in _lora_layers(model) if name in layer.lora_A}
+    found = {path: layer for path, layer in all_layers(model) if name in layer.lora_A}
     if not found:
         raise unknown("adapter", name, names(model))
     return found
@@ -70,13 +77,13 @@ def layers_of(model: Any, name: str) -> dict[str, Any]:
 
 def names(model: Any) -> list[str]:
     """The adapters that a model carries, sorted; active or not."""
-    return sorted({name for _, layer in _lora_layers(model) for name in layer.lora_A})
+    return sorted({name for _, layer in all_layers(model) for name in layer.lora_A})
 
 
 def active(model: Any) -> list[str]:
     """The adapters that act, in the order in which they are added up."""
     acting = (
-        name for _, layer in _lora_layers(model) for name in layer.active_adapters if name in layer.lora_A
+        name for _, layer in all_layers(model) for name in layer.active_adapters if name in layer.lora_A
     )
     return list(dict.fromkeys(acting))
 
@@ -93,7 +100,7 @@ def activate(model: Any, acting: Iterable[str], train: Iterable[str] = ()) -> No
     """
     acting, train = list(acting), set(train)
     assert train <= set(acting), f"{train} train and do not act"
-    for _, layer in _lora_layers(model):
+    for _, layer in all_layers(model):
         layer.set_adapter(acting)
         for name, weights in [*layer.lora_A.items(), *layer.lora_B.items()]:
             weights.requires_grad_(name in train)
@@ -109,7 +116,7 @@ def several_adapters() -> Generator[None]:
 
 def check_unmerged(model: Any) -> None:
     """UserError where adapters are merged: peft would take them out by subtraction, which is not exact."""
-    if any(layer.merged_adapters for _, layer in _lora_layers(model)):
+    if any(layer.merged_adapters for _, layer in all_layers(model)):
         raise UserError("adapters are merged into this model", "unmerge them first")
 
 
@@ -127,7 +134,7 @@ def variant_of(layer: Any, name: str) -> Variant | None:
 
 def variants(model: Any) -> list[Variant]:
     """Every arithmetic of its own that some adapter has in some layer."""
-    return [variant for _, layer in _lora_layers(model) for variant in layer.lora_variant.values()]
+    return [variant for _, layer in all_layers(model) for variant in layer.lora_variant.values()]
 
 
 def delta_weight(layer: Any, name: str) -> torch.Tensor:
@@ -235,9 +242,3 @@ def remove(model: Any, name: str) -> None:
 def _trains(model: Any, name: str) -> bool:
     weights = (layer.lora_A[name] for layer in layers_of(model, name).values())
     return any(parameter.requires_grad for linear in weights for parameter in linear.parameters())
-
-
-def _lora_layers(model: Any) -> list[tuple[str, Any]]:
-    from peft.tuners.lora import LoraLayer
-
-    return [(path, module) for path, module in model.named_modules() if isinstance(module, LoraLayer)]

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models import adapters, lora_formats, zoo
-from uhr.models.adapters import LoraSpec
+from uhr.models import zoo
+from uhr.models.adapters import formats
+from uhr.models.adapters.conversion import load_adapter, lora_of
+from uhr.models.adapters.keys import layout_of
+from uhr.models.adapters.merging import merge
+from uhr.models.adapters.plain import LoraSpec, add_lora, load_lora, lora_state
 from uhr.models.backbones.flux2 import Flux2
-from uhr.models.conversion import load_adapter, lora_of
 from uhr.models.export import export_lora
-from uhr.models.lora_keys import layout_of
 
 SPEC = zoo.get("tiny-flux2")
 MODULES = {"attention": 2 * 4 + 2, "all-linear": 2 * 12 + 2 * 2}
@@ -27,9 +29,9 @@ def trained(tiny_flux2, lora, seed=1):
     model = zoo.load_transformer(tiny_flux2)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in adapters.add_lora(model, lora, seed=0):
+        for parameter in add_lora(model, lora, seed=0):
             parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
-    return model, adapters.lora_state(model)
+    return model, lora_state(model)
 
 
 def call(model):
@@ -57,7 +59,7 @@ def test_a_stock_pipeline_fuses_exactly_what_our_merge_gives(tiny_flux2, fresh, 
     fresh.fuse_lora()
     fresh.unload_lora_weights()
     fused = dict(fresh.transformer.named_parameters())
-    merged = adapters.merge(model)
+    merged = merge(model)
     paths = {key.partition(".lora_")[0] for key in state}
     assert len(paths) == MODULES[targets]
     for path in paths:
@@ -80,9 +82,9 @@ def test_our_own_loaders_read_it_back_bitwise_with_its_alpha(tiny_flux2, tmp_pat
     folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC))
     bare = zoo.load_transformer(tiny_flux2)
     for target in (bare, fresh):
-        assert adapters.load_lora(target, folder, "lakes").ranks == (4,)
+        assert load_lora(target, folder, "lakes").ranks == (4,)
         transformer = getattr(target, "transformer", target)
-        again = adapters.lora_state(transformer, "lakes")
+        again = lora_state(transformer, "lakes")
         assert all(torch.equal(again[key], state[key]) for key in state)
         assert torch.equal(call(transformer), call(model))
     other = zoo.load_transformer(tiny_flux2)
@@ -94,9 +96,9 @@ def test_kohyas_and_comfyuis_keys_of_it_do_the_same(tiny_flux2, tmp_path):
     # attention only: diffusers' kohya reader knows the blocks' linears
     model, _ = trained(tiny_flux2, LoraSpec(4, SPEC.lora_targets, alpha=2))
     expected = call(model)
-    for form in (lora_formats.Format.KOHYA, lora_formats.Format.COMFYUI):
+    for form in (formats.Format.KOHYA, formats.Format.COMFYUI):
         file = tmp_path / f"{form}.safetensors"
-        lora_formats.save(lora_of(model), file, form, layout_of(model))
+        formats.save(lora_of(model), file, form, layout_of(model))
         other = zoo.load_transformer(tiny_flux2)
         load_adapter(other, file, "x")
         torch.testing.assert_close(call(other), expected, atol=1e-5, rtol=1e-5)
@@ -107,9 +109,9 @@ def test_an_adapter_of_the_other_family_is_one_clear_line(tiny_flux, tiny_flux2,
     _, state = trained(tiny_flux2, lora)
     folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC))
     with pytest.raises(UserError, match=r"this model has no 'single_transformer_blocks.*to_qkv_mlp_proj'"):
-        adapters.load_lora(zoo.load_transformer(tiny_flux), folder, "x")
+        load_lora(zoo.load_transformer(tiny_flux), folder, "x")
     with pytest.raises(UserError, match=r"this model has no|has width"):
-        adapters.load_lora(zoo.load_transformer(tiny_flux2), adapter, "x")
+        load_lora(zoo.load_transformer(tiny_flux2), adapter, "x")
 
 
 def test_the_card_of_it_calls_the_stock_pipeline_as_it_wants_to_be_called(tiny_flux2, tmp_path, facts, fresh):

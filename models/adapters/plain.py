@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft: add, read out, load, scale, merge and take the merge back.
+"""Plain low-rank adapters through peft: add, read out, load, scale.
 
 An adapter adds (alpha / rank) B A to a frozen weight W [out, in], with A [rank, in] and B [out, rank]. Its
 own weights stay in float32 whatever the backbone's dtype is: optimisers stall on half-precision masters.
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.keys import layout_of
 from uhr.models.hub import lora_file
-from uhr.models.lora_keys import layout_of
 
 ADAPTER = "default"
 """Name of the adapter that training adds."""
@@ -79,18 +79,12 @@ def add_lora(transformer: Any, lora: LoraSpec, seed: int, name: str = ADAPTER) -
 def _own_parameters(transformer: Any, name: str) -> list[torch.nn.Parameter]:
     """The adapter's parameters in module order, made float32."""
     found = []
-    for layer in _lora_layers(transformer):
+    for _, layer in peft_layers.all_layers(transformer):
         for weights in (layer.lora_A, layer.lora_B):
             if name in weights:
                 weights[name].float()
                 found += list(weights[name].parameters())
     return found
-
-
-def _lora_layers(model: Any) -> list[Any]:
-    from peft.tuners.lora import LoraLayer
-
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
 def lora_state(
@@ -228,52 +222,6 @@ def activate(target: Any, scales: Mapping[str, float]) -> None:
     `target` is a pipeline or a bare transformer.
     """
     target.set_adapters(list(scales), [float(scale) for scale in scales.values()])
-
-
-@dataclass
-class Merged:
-    """A model whose adapters are in its weights, and the weights they replaced (on the CPU)."""
-
-    layers: list[tuple[Any, torch.Tensor]]
-
-    def unmerge(self) -> None:
-        """Put the former weights back, bit for bit; the adapters act beside them again."""
-        for layer, former in self.layers:
-            layer.get_base_layer().weight.data.copy_(former)
-            layer.merged_adapters.clear()
-        self.layers = []
-
-
-@torch.no_grad()
-def merge(transformer: Any) -> Merged:
-    """Add what the active adapters add to the weights; they sleep until `unmerge`.
-
-    The sum is taken in float32 and rounded once to the weight's dtype. Subtracting it again would not give
-    the weight back in floating point, so the result holds the former weights. UserError, and nothing changed,
-    for an adapter that acts on some tokens only, and for quantised weights.
-    """
-    merged = Merged([])
-    try:
-        for layer in _lora_layers(transformer):
-            _merge_layer(layer, merged)
-    except UserError:
-        merged.unmerge()
-        raise
-    return merged
-
-
-def _merge_layer(layer: Any, merged: Merged) -> None:
-    names = [name for name in layer.active_adapters if name in layer.lora_A]
-    assert not layer.merged_adapters, "merged twice"
-    if not names:
-        return
-    weight = layer.get_base_layer().weight
-    if not weight.is_floating_point():
-        raise UserError("adapters cannot be merged into quantised weights", "let them act beside these")
-    total = weight.float() + sum(adapter_layers.delta_weight(layer, name) for name in names)
-    merged.layers.append((layer, weight.detach().to("cpu", copy=True)))
-    weight.data.copy_(total)
-    layer.merged_adapters.extend(names)
 
 
 def _line(error: Exception) -> str:

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers
-from uhr.models.components import Which
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.components import Which
 from uhr.models.surgery import Surgery
 
 
@@ -31,17 +31,17 @@ class AdapterSurgery(Surgery):
 
     def perform(self, model: Any) -> Any:
         """Add the adapter to those on the model and let it train with them; returns what trained before."""
-        if self.adapter in adapter_layers.names(model):
+        if self.adapter in peft_layers.names(model):
             raise UserError(f"adapter name '{self.adapter}' is taken on this model", "give another name")
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        acting, training = adapter_layers.active(model), adapter_layers.training(model)
-        with adapter_layers.several_adapters():
+        acting, training = peft_layers.active(model), peft_layers.training(model)
+        with peft_layers.several_adapters():
             self.add(model)
-        adapter_layers.activate(model, [*acting, self.adapter], train=[*training, self.adapter])
+        peft_layers.activate(model, [*acting, self.adapter], train=[*training, self.adapter])
         return trained
 
     def undo(self, model: Any, kept: Any) -> None:
-        adapter_layers.remove(model, self.adapter)
+        peft_layers.remove(model, self.adapter)
         for parameter in kept:
             parameter.requires_grad_(True)
 
@@ -51,25 +51,25 @@ class AdapterSurgery(Surgery):
 
 
 class PlainLora(AdapterSurgery):
-    """An ordinary LoRA, `adapters.add_lora`; `seed` draws its first weights."""
+    """An ordinary LoRA, `plain.add_lora`; `seed` draws its first weights."""
 
     name: ClassVar[str] = "lora"
     alpha: float = Field(gt=0)
     seed: int = 0
 
     def add(self, model: Any) -> None:
-        from uhr.models.adapters import LoraSpec, add_lora
+        from uhr.models.adapters.plain import LoraSpec, add_lora
 
         add_lora(model, LoraSpec(self.rank, self.targets, self.alpha), self.seed, self.adapter)
 
 
 class TokenMaskedLora(PlainLora):
-    """A LoRA on the tokens that `masked_lora.masks(model)` choose."""
+    """A LoRA on the tokens that `masked.masks(model)` choose."""
 
     name: ClassVar[str] = "token-masked-lora"
 
     def add(self, model: Any) -> None:
-        from uhr.models.masked_lora import TokenMask, mask_adapter
+        from uhr.models.adapters.masked import TokenMask, mask_adapter
 
         super().add(model)
         mask_adapter(model, self.adapter, TokenMask())
@@ -85,7 +85,7 @@ class SingularComponents(AdapterSurgery):
     cache: Path | None = Field(None, exclude=True)
 
     def add(self, model: Any) -> None:
-        from uhr.models.minor import MinorSpec, add_minor
+        from uhr.models.adapters.minor import MinorSpec, add_minor
 
         spec = MinorSpec(self.rank, self.targets, self.components)
         add_minor(model, spec, self.cache, self.adapter, self.over)

@@ -9,11 +9,11 @@ residual back to W (b_0 a_0 is below half a unit in the last place of most entri
 counted twice. Here W is never touched: the start is exact in any dtype, quantised weights do, and the teacher
 is the model with the adapter disabled. There is no alpha / rank; s is 1 in training.
 
-What URAE itself calls "major" in its 2K recipe is an ordinary LoRA (`adapters.LoraSpec`): that is what its 2K
+What URAE itself calls "major" in its 2K recipe is an ordinary LoRA (`plain.LoraSpec`): that is what its 2K
 weights are. `components="major"` is the same construction as minor with the largest components.
 
-It is one adapter of peft's (`adapter_layers.py` says why): a_t and b_t are its `lora_A` and `lora_B`, a_0 and
-b_0 buffers `start` of these, so that `adapters.lora_state` and any checkpoint hold all four.
+It is one adapter of peft's (`peft_layers.py` says why): a_t and b_t are its `lora_A` and `lora_B`, a_0 and
+b_0 buffers `start` of these, so that `plain.lora_state` and any checkpoint hold all four.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ import torch.nn.functional as F
 
 from uhr.base.console import progress
 from uhr.base.errors import unknown
-from uhr.models import adapter_layers
-from uhr.models.adapter_layers import Variant
-from uhr.models.adapters import ADAPTER, LoraSpec, add_lora
-from uhr.models.components import Factors, Which, cached
-from uhr.models.low_rank import LowRank
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.components import Factors, Which, cached
+from uhr.models.adapters.low_rank import LowRank
+from uhr.models.adapters.peft_layers import Variant
+from uhr.models.adapters.plain import ADAPTER, LoraSpec, add_lora
 
 START = "start"
 """Name of the frozen copy beside a trained `weight`."""
@@ -93,15 +93,15 @@ def add_minor(
     at their present scale (URAE's 4K adapter stands on its 2K LoRA). `device`: where to decompose; where the
     weight is if None. A model on the meta device gets the structure alone.
     """
-    adapter_layers.check_unmerged(transformer)
-    acting, over = adapter_layers.active(transformer), _check_over(transformer, over)
-    with adapter_layers.several_adapters():
+    peft_layers.check_unmerged(transformer)
+    acting, over = peft_layers.active(transformer), _check_over(transformer, over)
+    with peft_layers.several_adapters():
         own = add_lora(transformer, LoraSpec(spec.rank, spec.targets), seed=0, name=name)
-    layers = adapter_layers.layers_of(transformer, name)
+    layers = peft_layers.layers_of(transformer, name)
     try:
         starts = _starts(layers, spec.rank, spec.components, cache, over, device)
     except BaseException:
-        adapter_layers.remove(transformer, name)
+        peft_layers.remove(transformer, name)
         raise
     for path, layer in layers.items():
         if path in starts:
@@ -109,7 +109,7 @@ def add_minor(
                 layer.lora_A[name].weight.copy_(starts[path].a)
                 layer.lora_B[name].weight.copy_(starts[path].b)
     _attach(layers, name, starts)
-    adapter_layers.activate(transformer, [*acting, name], train=[name])
+    peft_layers.activate(transformer, [*acting, name], train=[name])
     return own
 
 
@@ -130,14 +130,14 @@ def load_minor(
     """
     over = _check_over(transformer, over)
     values = {path: LowRank(f.a, f.b, alpha=float(f.a.shape[0])) for path, f in trained.items()}
-    adapter_layers.put(transformer, values, name, f"'{name}'", scale)
-    layers = adapter_layers.layers_of(transformer, name)
+    peft_layers.put(transformer, values, name, f"'{name}'", scale)
+    layers = peft_layers.layers_of(transformer, name)
     ranks = {part.rank for part in values.values()}
     assert len(ranks) == 1, f"ranks {ranks}"
     try:
         starts = _starts(layers, ranks.pop(), components, cache, over, device)
     except BaseException:
-        adapter_layers.remove(transformer, name)
+        peft_layers.remove(transformer, name)
         raise
     _attach(layers, name, starts)
 
@@ -145,15 +145,15 @@ def load_minor(
 def restore_minor(
     transformer: Any, state: Mapping[str, torch.Tensor], name: str = ADAPTER, scale: float = 1.0
 ) -> None:
-    """Put an adapter on the model from what `adapters.lora_state` gave, frozen; nothing is decomposed."""
+    """Put an adapter on the model from what `plain.lora_state` gave, frozen; nothing is decomposed."""
     trained, starts = state_factors(state)
     values = {path: LowRank(f.a, f.b, alpha=float(f.a.shape[0])) for path, f in trained.items()}
-    adapter_layers.put(transformer, values, name, f"'{name}'", scale)
-    _attach(adapter_layers.layers_of(transformer, name), name, starts)
+    peft_layers.put(transformer, values, name, f"'{name}'", scale)
+    _attach(peft_layers.layers_of(transformer, name), name, starts)
 
 
 def state_factors(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Factors], dict[str, Factors]]:
-    """(trained, start) by module, from what `adapters.lora_state` gave."""
+    """(trained, start) by module, from what `plain.lora_state` gave."""
     paths = list(dict.fromkeys(key.partition(".lora_")[0] for key in state))
     trained, starts = (
         {path: Factors(state[f"{path}.lora_A.{part}"], state[f"{path}.lora_B.{part}"]) for path in paths}
@@ -176,10 +176,10 @@ def _starts(
     starts = {}
     with progress(f"{components} components", len(layers), "linears") as advance:
         for path, layer in layers.items():
-            weight = adapter_layers.base_weight(layer)
+            weight = peft_layers.base_weight(layer)
             for other in over:
                 if other in layer.lora_A:
-                    weight = weight + adapter_layers.delta_weight(layer, other)
+                    weight = weight + peft_layers.delta_weight(layer, other)
             starts[path], found = cached(weight.to(device or weight.device), rank, components, cache)
             advance(note="from the cache" if found else "")
     return starts
@@ -192,11 +192,11 @@ def _attach(layers: Mapping[str, Any], name: str, starts: Mapping[str, Factors])
         start = starts.get(path, Factors(a.weight.detach().clone(), b.weight.detach().clone()))
         a.register_buffer(START, start.a.to(a.weight.device, torch.float32))
         b.register_buffer(START, start.b.to(b.weight.device, torch.float32))
-    adapter_layers.attach(layers, name, Difference())
+    peft_layers.attach(layers, name, Difference())
 
 
 def _check_over(transformer: Any, over: Iterable[str]) -> tuple[str, ...]:
-    acting, over = adapter_layers.active(transformer), tuple(over)
+    acting, over = peft_layers.active(transformer), tuple(over)
     for name in over:
         if name not in acting:
             raise unknown("active adapter", name, acting)

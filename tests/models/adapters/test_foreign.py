@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from uhr.base.errors import UserError
-from uhr.models import adapters
+from uhr.models.adapters.plain import load_lora
 
 PATH = "transformer_blocks.0.attn.to_q"
 
@@ -34,7 +34,7 @@ def test_a_diffusers_file_without_metadata_has_alpha_equal_to_rank(transformer, 
         tmp_path / "l.safetensors",
         {f"transformer.{PATH}.lora_A.weight": a, f"transformer.{PATH}.lora_B.weight": b},
     )
-    adapters.load_lora(transformer, file, "x")
+    load_lora(transformer, file, "x")
     torch.testing.assert_close(delta(transformer), b @ a)
 
 
@@ -47,7 +47,7 @@ def test_a_kohya_file_brings_its_alpha_per_module(transformer, tmp_path):
         f"{fused}.lora_up.weight": up,
         f"{fused}.alpha": torch.tensor(1.0),
     }
-    adapters.load_lora(transformer, write(tmp_path / "kohya.safetensors", tensors), "x")
+    load_lora(transformer, write(tmp_path / "kohya.safetensors", tensors), "x")
     for i, name in enumerate(("to_q", "to_k", "to_v")):
         layer = transformer.get_submodule(f"transformer_blocks.0.attn.{name}")
         torch.testing.assert_close(layer.get_delta_weight("x"), 0.5 * up[64 * i : 64 * (i + 1)] @ down)
@@ -60,7 +60,7 @@ def test_a_kohya_file_of_another_width_is_an_error(transformer, tmp_path):
         f"{fused}.lora_up.weight": torch.zeros(448, 2),
     }
     with pytest.raises(UserError, match="cannot be read"):
-        adapters.load_lora(transformer, write(tmp_path / "kohya.safetensors", tensors), "x")
+        load_lora(transformer, write(tmp_path / "kohya.safetensors", tensors), "x")
 
 
 def test_weights_of_a_half_precision_file_are_float32_on_the_model(transformer, tmp_path):
@@ -69,7 +69,7 @@ def test_weights_of_a_half_precision_file_are_float32_on_the_model(transformer, 
         tmp_path / "l.safetensors",
         {f"transformer.{PATH}.lora_A.weight": a, f"transformer.{PATH}.lora_B.weight": b},
     )
-    adapters.load_lora(transformer, file, "x")
+    load_lora(transformer, file, "x")
     assert transformer.get_submodule(PATH).lora_A["x"].weight.dtype == torch.float32
 
 
@@ -78,7 +78,7 @@ def test_a_key_of_another_backbone_is_an_error_and_not_a_silent_loss(transformer
     path = "transformer.transformer_blocks.18.attn.to_q"
     file = write(tmp_path / "l.safetensors", {f"{path}.lora_A.weight": a, f"{path}.lora_B.weight": b})
     with pytest.raises(UserError, match=r"has no 'transformer_blocks\.18\.attn\.to_q'"):
-        adapters.load_lora(transformer, file, "x")
+        load_lora(transformer, file, "x")
     assert not hasattr(transformer, "peft_config")
 
 
@@ -89,7 +89,7 @@ def test_a_width_of_another_backbone_is_an_error(transformer, tmp_path):
         {f"transformer.{PATH}.lora_A.weight": a, f"transformer.{PATH}.lora_B.weight": b},
     )
     with pytest.raises(UserError, match="has width 64 here and 48 in the file"):
-        adapters.load_lora(transformer, file, "x")
+        load_lora(transformer, file, "x")
 
 
 def test_a_part_for_clip_wants_a_pipeline(transformer, tmp_path):
@@ -100,7 +100,7 @@ def test_a_part_for_clip_wants_a_pipeline(transformer, tmp_path):
                f"transformer.{PATH}.lora_A.weight": ta, f"transformer.{PATH}.lora_B.weight": tb}  # fmt: skip
     file = write(tmp_path / "l.safetensors", tensors)
     with pytest.raises(UserError, match="also changes CLIP"):
-        adapters.load_lora(transformer, file, "x")
+        load_lora(transformer, file, "x")
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_a_part_for_clip_wants_a_pipeline(transformer, tmp_path):
 )
 def test_what_is_no_adapter_is_one_clear_line(transformer, tmp_path, make, message):
     with pytest.raises(UserError, match=message):
-        adapters.load_lora(transformer, make(tmp_path), "x")
+        load_lora(transformer, make(tmp_path), "x")
 
 
 def test_two_files_in_a_folder_are_ambiguous(transformer, tmp_path):
     for name in "ab":
         write(tmp_path / f"{name}.safetensors", {"x": torch.zeros(1)})
     with pytest.raises(UserError, match=r"a\.safetensors, b\.safetensors"):
-        adapters.load_lora(transformer, tmp_path, "x")
+        load_lora(transformer, tmp_path, "x")

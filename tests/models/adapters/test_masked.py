@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers, adapters, zoo
-from uhr.models.adapters import LoraSpec, add_lora
-from uhr.models.conversion import lora_of
-from uhr.models.low_rank import LowRank
-from uhr.models.masked_lora import TokenMask, mask_adapter, masks, stream_of
+from uhr.models import zoo
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.conversion import lora_of
+from uhr.models.adapters.low_rank import LowRank
+from uhr.models.adapters.masked import TokenMask, mask_adapter, masks, stream_of
+from uhr.models.adapters.merging import merge
+from uhr.models.adapters.plain import LoraSpec, activate, add_lora, lora_state
 
 TARGETS = zoo.get("tiny-flux1").lora_targets
 IMAGE, JOINT = "transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_q"
@@ -48,7 +50,7 @@ def test_chosen_rows_are_those_of_the_ordinary_lora_and_the_others_those_of_the_
     model = torch.nn.ModuleDict({"x_embedder": linear})
     draw = torch.Generator().manual_seed(0)
     part = LowRank(torch.randn(2, 6, generator=draw), torch.randn(5, 2, generator=draw), 3.0)
-    adapter_layers.put(model, {"x_embedder": part}, "guide", "here", dtype=dtype)
+    peft_layers.put(model, {"x_embedder": part}, "guide", "here", dtype=dtype)
     x = torch.randn(2, len(rows), 6, generator=draw).to(dtype)
     plain, full = linear(x), model["x_embedder"](x)
     mask = TokenMask()
@@ -119,11 +121,11 @@ def test_guide_rows_are_the_last_of_the_image_stream_and_of_the_joint_one(masked
 
         return hook
 
-    for path, layer in adapter_layers.layers_of(model, "guide").items():
+    for path, layer in peft_layers.layers_of(model, "guide").items():
         layer.register_forward_hook(watch(path))
     mask.tell_guide(text=TEXT, image=60, guide=4)
     call(model, inputs)
-    for path, layer in adapter_layers.layers_of(model, "guide").items():
+    for path, layer in peft_layers.layers_of(model, "guide").items():
         x, out = seen[path]
         changed = (out != layer.get_base_layer()(x)).any(dim=-1).any(dim=0)
         expected = torch.arange(x.shape[1]) >= x.shape[1] - 4
@@ -135,11 +137,11 @@ def test_two_masked_adapters_and_an_ordinary_one_add_up(tiny_flux, inputs):
     model = zoo.load_transformer(tiny_flux)
     one, two = TokenMask(), TokenMask()
     for seed, name in enumerate(("ordinary", "one", "two")):
-        with adapter_layers.several_adapters():
+        with peft_layers.several_adapters():
             move(add_lora(model, LoraSpec(4, TARGETS), seed=0, name=name), seed)
     mask_adapter(model, "one", one)
     mask_adapter(model, "two", two)
-    adapters.activate(model, {"ordinary": 0.5, "one": 2.0, "two": -1.0})
+    activate(model, {"ordinary": 0.5, "one": 2.0, "two": -1.0})
     rows = torch.arange(64)
     one.tell(image=rows < 10)
     two.tell(image=(rows > 5) & (rows < 20))
@@ -159,7 +161,7 @@ def test_a_model_is_asked_for_its_masks_and_a_copy_has_masks_of_its_own(masked, 
     assert masks(model) == [mask]
     (other,) = masks(copy.deepcopy(model))
     assert other is not mask
-    adapter_layers.remove(model, "guide")
+    peft_layers.remove(model, "guide")
     assert masks(model) == []
 
 
@@ -181,7 +183,7 @@ def test_it_is_no_change_of_the_weights_so_it_is_neither_merged_nor_converted(ma
     mask.tell_guide(text=TEXT, image=60, guide=4)
     before = call(model, inputs)
     with pytest.raises(UserError, match="cannot be merged"):
-        adapters.merge(model)
+        merge(model)
     with pytest.raises(UserError, match="cannot be merged"):
         lora_of(model)
     with pytest.raises(UserError, match="cannot be merged"):
@@ -191,7 +193,7 @@ def test_it_is_no_change_of_the_weights_so_it_is_neither_merged_nor_converted(ma
 
 def test_its_state_is_that_of_a_plain_lora(masked):
     model, _ = masked
-    state = adapters.lora_state(model, "guide")
+    state = lora_state(model, "guide")
     assert {key.rpartition(".lora_")[2] for key in state} == {"A.weight", "B.weight"}
 
 

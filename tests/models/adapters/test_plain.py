@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models import adapters, zoo
-from uhr.models.adapters import LoraSpec
+from uhr.models import zoo
+from uhr.models.adapters.merging import merge
+from uhr.models.adapters.plain import ADAPTER, LoraSpec, activate, add_lora, lora_state, set_lora_state
 
 TARGETS = zoo.get("tiny-flux1").lora_targets
 
@@ -20,7 +21,7 @@ def randomise(parameters, seed=1):
 
 def dense_deltas(transformer, lora, scale=1.0):
     """(alpha / rank) B A of every module, by hand."""
-    state = adapters.lora_state(transformer)
+    state = lora_state(transformer)
     paths = {key.partition(".lora_")[0] for key in state}
     return {
         path: scale * lora.alpha / lora.rank
@@ -32,13 +33,13 @@ def dense_deltas(transformer, lora, scale=1.0):
 def test_a_fresh_adapter_leaves_the_output_bitwise_alone(transformer, inputs):
     with torch.no_grad():
         before = transformer(**inputs)[0]
-        adapters.add_lora(transformer, LoraSpec(4, TARGETS), seed=0)
+        add_lora(transformer, LoraSpec(4, TARGETS), seed=0)
         assert torch.equal(transformer(**inputs)[0], before)
 
 
 def test_only_the_adapter_is_trainable_and_it_is_float32_on_a_bfloat16_backbone(tiny_flux):
     model = zoo.load_transformer(tiny_flux, dtype="bfloat16")
-    own = adapters.add_lora(model, LoraSpec(4, TARGETS), seed=0)
+    own = add_lora(model, LoraSpec(4, TARGETS), seed=0)
     assert {id(p) for p in own} == {id(p) for p in model.parameters() if p.requires_grad}
     assert {p.dtype for p in own} == {torch.float32}
     assert model.x_embedder.weight.dtype == torch.bfloat16
@@ -49,8 +50,8 @@ def test_initial_weights_come_from_the_seed_alone(tiny_flux):
     for seed, noise in ((0, 1), (0, 2), (5, 1)):
         model = zoo.load_transformer(tiny_flux)
         torch.manual_seed(noise)
-        adapters.add_lora(model, LoraSpec(8, TARGETS), seed=seed)
-        states.append(adapters.lora_state(model))
+        add_lora(model, LoraSpec(8, TARGETS), seed=seed)
+        states.append(lora_state(model))
     first, again, other = states
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["transformer_blocks.0.attn.to_q.lora_A.weight"],
@@ -64,7 +65,7 @@ def test_adding_one_leaves_torchs_random_state_alone(transformer):
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    adapters.add_lora(transformer, LoraSpec(4, TARGETS), seed=0)
+    add_lora(transformer, LoraSpec(4, TARGETS), seed=0)
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -73,7 +74,7 @@ def test_flux_dev_has_190_adapted_linears_with_18677760_parameters_at_rank_16():
 
     with torch.device("meta"):
         model = FluxTransformer2DModel(guidance_embeds=True)
-    own = adapters.add_lora(model, LoraSpec(16, zoo.get("flux1-dev").lora_targets), seed=0)
+    own = add_lora(model, LoraSpec(16, zoo.get("flux1-dev").lora_targets), seed=0)
     assert len(own) == 2 * 190
     assert sum(p.numel() for p in own) == 18_677_760
 
@@ -82,8 +83,8 @@ def test_the_larger_target_set_reaches_text_stream_and_feed_forwards_but_no_proj
     transformer,
 ):
     targets = zoo.get("flux1-dev").lora_target_sets["all-linear"]
-    adapters.add_lora(transformer, LoraSpec(4, targets), seed=0)
-    adapted = {key.partition(".lora_")[0] for key in adapters.lora_state(transformer)}
+    add_lora(transformer, LoraSpec(4, targets), seed=0)
+    adapted = {key.partition(".lora_")[0] for key in lora_state(transformer)}
     assert len(adapted) == 2 * 12 + 2 * 3
     assert "transformer_blocks.0.ff_context.net.2" in adapted
     assert not any("proj_mlp" in path or "proj_out" in path or "norm" in path for path in adapted)
@@ -91,18 +92,18 @@ def test_the_larger_target_set_reaches_text_stream_and_feed_forwards_but_no_proj
 
 def test_a_target_that_matches_nothing_is_an_error(transformer):
     with pytest.raises(UserError, match="to_queue"):
-        adapters.add_lora(transformer, LoraSpec(4, ("to_q", "to_queue")), seed=0)
+        add_lora(transformer, LoraSpec(4, ("to_q", "to_queue")), seed=0)
 
 
 @pytest.mark.parametrize("alpha", [4.0, 1.0, 32.0])
 def test_merging_adds_alpha_over_rank_b_a_and_unmerging_restores_every_bit(transformer, inputs, alpha):
     lora = LoraSpec(4, TARGETS, alpha=alpha)
     before = {name: p.clone() for name, p in transformer.named_parameters()}
-    randomise(adapters.add_lora(transformer, lora, seed=0))
+    randomise(add_lora(transformer, lora, seed=0))
     deltas = dense_deltas(transformer, lora)
     with torch.no_grad():
         beside = transformer(**inputs)[0]
-        merged = adapters.merge(transformer)
+        merged = merge(transformer)
         inside = transformer(**inputs)[0]
     torch.testing.assert_close(inside, beside, atol=1e-4, rtol=1e-4)
     for path, delta in deltas.items():
@@ -119,9 +120,9 @@ def test_a_merge_in_bfloat16_is_rounded_once_and_restored_bitwise(tiny_flux):
     model = zoo.load_transformer(tiny_flux, dtype="bfloat16")
     lora = LoraSpec(4, TARGETS)
     former = model.transformer_blocks[0].attn.to_q.weight.clone()
-    randomise(adapters.add_lora(model, lora, seed=0))
+    randomise(add_lora(model, lora, seed=0))
     delta = dense_deltas(model, lora)["transformer_blocks.0.attn.to_q"]
-    merged = adapters.merge(model)
+    merged = merge(model)
     base = model.transformer_blocks[0].attn.to_q.get_base_layer().weight
     assert torch.equal(base, (former.float() + delta).bfloat16())
     merged.unmerge()
@@ -132,40 +133,40 @@ def test_scale_multiplies_what_was_trained_and_zero_is_off(transformer, inputs):
     lora = LoraSpec(4, TARGETS, alpha=8)
     with torch.no_grad():
         plain = transformer(**inputs)[0]
-        randomise(adapters.add_lora(transformer, lora, seed=0))
+        randomise(add_lora(transformer, lora, seed=0))
         full = transformer(**inputs)[0]
-        adapters.activate(transformer, {adapters.ADAPTER: 0.0})
+        activate(transformer, {ADAPTER: 0.0})
         assert torch.equal(transformer(**inputs)[0], plain)
-        adapters.activate(transformer, {adapters.ADAPTER: 1.0})
+        activate(transformer, {ADAPTER: 1.0})
         assert torch.equal(transformer(**inputs)[0], full)
     module = transformer.transformer_blocks[0].attn.to_q
-    adapters.activate(transformer, {adapters.ADAPTER: 0.5})
-    assert math.isclose(module.scaling[adapters.ADAPTER], 0.5 * lora.scale)
+    activate(transformer, {ADAPTER: 0.5})
+    assert math.isclose(module.scaling[ADAPTER], 0.5 * lora.scale)
 
 
 def test_state_goes_out_and_back_in_bit_for_bit(tiny_flux):
     source, target = (zoo.load_transformer(tiny_flux) for _ in range(2))
     lora = LoraSpec(4, TARGETS)
-    randomise(adapters.add_lora(source, lora, seed=0))
-    adapters.add_lora(target, lora, seed=9)
-    state = adapters.lora_state(source)
-    adapters.set_lora_state(target, state)
-    again = adapters.lora_state(target)
+    randomise(add_lora(source, lora, seed=0))
+    add_lora(target, lora, seed=9)
+    state = lora_state(source)
+    set_lora_state(target, state)
+    again = lora_state(target)
     assert state.keys() == again.keys()
     assert all(torch.equal(state[key], again[key]) for key in state)
 
 
 def test_half_a_state_is_refused(transformer):
-    adapters.add_lora(transformer, LoraSpec(4, TARGETS), seed=0)
-    state = adapters.lora_state(transformer)
+    add_lora(transformer, LoraSpec(4, TARGETS), seed=0)
+    state = lora_state(transformer)
     state.popitem()
     with pytest.raises(AssertionError):
-        adapters.set_lora_state(transformer, state)
+        set_lora_state(transformer, state)
 
 
 def test_a_trained_step_changes_the_adapter_and_nothing_else(transformer, inputs):
     frozen = {name: p.clone() for name, p in transformer.named_parameters()}
-    own = adapters.add_lora(transformer, LoraSpec(4, TARGETS), seed=0)
+    own = add_lora(transformer, LoraSpec(4, TARGETS), seed=0)
     optimiser = torch.optim.SGD(own, lr=0.1)
     transformer(**inputs)[0].square().mean().backward()
     optimiser.step()

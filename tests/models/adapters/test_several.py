@@ -6,13 +6,15 @@ import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
 
-from uhr.models import adapter_layers, adapters, lora_formats, zoo
-from uhr.models.adapters import LoraSpec, add_lora
-from uhr.models.conversion import load_adapter, lora_of
-from uhr.models.lora_formats import Format
-from uhr.models.lora_keys import layout_of
-from uhr.models.masked_lora import TokenMask, mask_adapter
-from uhr.models.minor import MinorSpec, add_minor
+from uhr.models import zoo
+from uhr.models.adapters import formats, peft_layers
+from uhr.models.adapters.conversion import load_adapter, lora_of
+from uhr.models.adapters.formats import Format
+from uhr.models.adapters.keys import layout_of
+from uhr.models.adapters.masked import TokenMask, mask_adapter
+from uhr.models.adapters.merging import merge
+from uhr.models.adapters.minor import MinorSpec, add_minor
+from uhr.models.adapters.plain import LoraSpec, activate, add_lora
 
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "to_out.0", "x_embedder", "ff.net.2", "ff.linear_out")
 GUIDE = 6
@@ -47,8 +49,8 @@ def targets_of(model):
 
 def put(model, name):
     """Add an adapter of that kind, with something to say; those on the model go on acting."""
-    acting, targets = adapter_layers.active(model), targets_of(model)
-    with adapter_layers.several_adapters():
+    acting, targets = peft_layers.active(model), targets_of(model)
+    with peft_layers.several_adapters():
         if name in ("minor", "major"):
             own = add_minor(model, MinorSpec(3, targets, name), None, name=name)
         else:
@@ -61,11 +63,11 @@ def put(model, name):
         mask = TokenMask()
         mask_adapter(model, name, mask)
         mask.tell_guide(text=16, image=64 - GUIDE, guide=GUIDE)
-    adapter_layers.activate(model, [*acting, name])
+    peft_layers.activate(model, [*acting, name])
 
 
-def activate(model, names):
-    adapters.activate(model, {name: SCALES[name] for name in names})
+def act(model, names):
+    activate(model, {name: SCALES[name] for name in names})
 
 
 def given(model, inputs):
@@ -97,20 +99,20 @@ def rows_of(path, x):
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_in_every_linear_several_adapters_with_scales_are_the_sum_of_each_alone(crowded, inputs, count):
     seen = {}
-    layers = adapter_layers.layers_of(crowded, "style")
+    layers = peft_layers.layers_of(crowded, "style")
     hooks = [
         layer.register_forward_hook(lambda m, args, out, path=path: seen.update({path: (args[0], out)}))
         for path, layer in layers.items()
     ]
     for names in itertools.combinations(SCALES, count):
-        activate(crowded, names)
+        act(crowded, names)
         call(crowded, inputs)
         for path, (x, out) in list(seen.items()):
             layer = layers[path]
             expected = layer.get_base_layer()(x)
             for name in names:
                 if name != "guide":
-                    expected = expected + x @ adapter_layers.delta_weight(layer, name).T
+                    expected = expected + x @ peft_layers.delta_weight(layer, name).T
                 else:
                     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
                     expected = expected + rows_of(path, x) * (x @ a.T @ b.T) * 1.5 * SCALES[name]
@@ -120,24 +122,24 @@ def test_in_every_linear_several_adapters_with_scales_are_the_sum_of_each_alone(
 
 
 def test_the_order_in_which_adapters_act_changes_nothing_but_rounding(crowded, inputs):
-    activate(crowded, SCALES)
+    act(crowded, SCALES)
     one = call(crowded, inputs)
-    activate(crowded, reversed(list(SCALES)))
+    act(crowded, reversed(list(SCALES)))
     torch.testing.assert_close(call(crowded, inputs), one, rtol=1e-4, atol=1e-4)
 
 
 def test_every_adapter_matters(crowded, inputs):
-    activate(crowded, SCALES)
+    act(crowded, SCALES)
     everything = call(crowded, inputs)
     for name in SCALES:
-        activate(crowded, [other for other in SCALES if other != name])
+        act(crowded, [other for other in SCALES if other != name])
         assert (call(crowded, inputs) - everything).abs().max() > 1e-3, name
 
 
 def test_merged_into_the_weights_they_are_what_they_are_beside_them(crowded, inputs):
-    activate(crowded, PLAIN)
+    act(crowded, PLAIN)
     beside = call(crowded, inputs)
-    merged = adapters.merge(crowded)
+    merged = merge(crowded)
     torch.testing.assert_close(call(crowded, inputs), beside, rtol=1e-3, atol=1e-3)
     merged.unmerge()
     assert torch.equal(call(crowded, inputs), beside)
@@ -145,34 +147,34 @@ def test_merged_into_the_weights_they_are_what_they_are_beside_them(crowded, inp
 
 def test_as_one_plain_lora_of_the_summed_rank_they_are_the_same_function(tiny_flux, inputs, crowded):
     model = bare(crowded, tiny_flux)
-    activate(crowded, PLAIN)
+    act(crowded, PLAIN)
     lora = lora_of(crowded)
     assert {part.rank for part in lora.values()} == {4 + 4 + 6 + 6}
-    adapter_layers.put(model, lora, "all", "here")
+    peft_layers.put(model, lora, "all", "here")
     torch.testing.assert_close(call(model, inputs), call(crowded, inputs), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("form", list(Format))
 def test_through_a_file_of_any_form_they_are_the_same_function(tmp_path, tiny_flux, inputs, crowded, form):
     model = bare(crowded, tiny_flux)
-    activate(crowded, PLAIN)
-    file = lora_formats.save(lora_of(crowded), tmp_path / "all.safetensors", form, layout_of(model))
+    act(crowded, PLAIN)
+    file = formats.save(lora_of(crowded), tmp_path / "all.safetensors", form, layout_of(model))
     load_adapter(model, file, "all")
     torch.testing.assert_close(call(model, inputs), call(crowded, inputs), rtol=1e-3, atol=1e-3)
 
 
 def test_taking_one_off_leaves_the_others_as_they_were(crowded, inputs):
     rest = [name for name in SCALES if name != "minor"]
-    activate(crowded, rest)
+    act(crowded, rest)
     before = call(crowded, inputs)
-    adapter_layers.remove(crowded, "minor")
-    assert adapter_layers.active(crowded) == rest
+    peft_layers.remove(crowded, "minor")
+    assert peft_layers.active(crowded) == rest
     assert torch.equal(call(crowded, inputs), before)
 
 
 def test_taking_all_off_in_any_order_gives_the_plain_model_back(crowded, tiny_flux, inputs):
     plain = bare(crowded, tiny_flux)
     for name in sorted(SCALES):
-        adapter_layers.remove(crowded, name)
+        peft_layers.remove(crowded, name)
     assert crowded.state_dict().keys() == plain.state_dict().keys()
     assert torch.equal(call(crowded, inputs), call(plain, inputs))

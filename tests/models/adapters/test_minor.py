@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from uhr.base.errors import UserError
-from uhr.models import adapter_layers, adapters, components, zoo
-from uhr.models.adapters import ADAPTER, LoraSpec, add_lora, lora_state
-from uhr.models.components import Factors, decompose
-from uhr.models.conversion import lora_of, lora_of_state
-from uhr.models.low_rank import LowRank
-from uhr.models.minor import MinorSpec, add_minor, difference, load_minor, restore_minor
+from uhr.models import zoo
+from uhr.models.adapters import components, peft_layers
+from uhr.models.adapters.components import Factors, decompose
+from uhr.models.adapters.conversion import lora_of, lora_of_state
+from uhr.models.adapters.low_rank import LowRank
+from uhr.models.adapters.merging import merge
+from uhr.models.adapters.minor import MinorSpec, add_minor, difference, load_minor, restore_minor
+from uhr.models.adapters.plain import ADAPTER, LoraSpec, add_lora, lora_state, set_lora_state
 
 TARGETS = zoo.get("tiny-flux1").lora_targets
 SPEC = MinorSpec(4, TARGETS)
@@ -51,14 +53,14 @@ def test_a_fresh_adapter_leaves_the_output_bitwise_alone(tiny_flux, inputs, dtyp
 
 def test_flux_dev_has_190_adapted_linears_with_18677760_parameters_at_rank_16(flux_dev):
     own = add_minor(flux_dev, MinorSpec(16, zoo.get("flux1-dev").lora_targets), None)
-    assert len(adapter_layers.layers_of(flux_dev, ADAPTER)) == 190
+    assert len(peft_layers.layers_of(flux_dev, ADAPTER)) == 190
     assert sum(parameter.numel() for parameter in own) == 18_677_760
 
 
 def test_each_linear_computes_the_difference_form(transformer):
     move(add_minor(transformer, SPEC, None))
     x = torch.randn(2, 5, 64)
-    for path, layer in adapter_layers.layers_of(transformer, ADAPTER).items():
+    for path, layer in peft_layers.layers_of(transformer, ADAPTER).items():
         layer.set_scale(ADAPTER, 0.7)
         base = layer.get_base_layer()
         start = decompose(base.weight.detach(), 4, "minor")
@@ -81,7 +83,7 @@ def test_only_the_two_trained_factors_get_gradients_and_the_weight_is_never_touc
     for name, tensor in frozen.items():
         module, _, leaf = name.rpartition(".")
         assert torch.equal(now.get(name, now.get(f"{module}.base_layer.{leaf}")), tensor), name
-    assert len(starts) == 2 * len(adapter_layers.layers_of(transformer, ADAPTER))
+    assert len(starts) == 2 * len(peft_layers.layers_of(transformer, ADAPTER))
     assert all(
         torch.equal(dict(transformer.named_buffers())[name], tensor) for name, tensor in starts.items()
     )
@@ -128,7 +130,7 @@ def test_merging_adds_the_difference_rounded_once_and_unmerging_restores_every_b
     layer = model.get_submodule(Q)
     a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
     delta = (b.weight @ a.weight - b.start @ a.start).detach()
-    merged = adapters.merge(model)
+    merged = merge(model)
     assert torch.equal(layer.get_base_layer().weight, (former.float() + delta).to(former.dtype))
     merged.unmerge()
     assert torch.equal(layer.get_base_layer().weight, former)
@@ -137,14 +139,14 @@ def test_merging_adds_the_difference_rounded_once_and_unmerging_restores_every_b
 def test_merging_a_fresh_adapter_changes_no_bit(transformer):
     former = transformer.get_submodule(Q).weight.detach().clone()
     add_minor(transformer, SPEC, None)
-    adapters.merge(transformer)
+    merge(transformer)
     assert torch.equal(transformer.get_submodule(Q).get_base_layer().weight, former)
 
 
 def test_a_merged_model_computes_what_the_adapter_beside_it_does(transformer, inputs):
     move(add_minor(transformer, SPEC, None))
     beside = call(transformer, inputs)
-    merged = adapters.merge(transformer)
+    merged = merge(transformer)
     torch.testing.assert_close(call(transformer, inputs), beside, rtol=1e-4, atol=1e-4)
     merged.unmerge()
     assert torch.equal(call(transformer, inputs), beside)
@@ -165,10 +167,10 @@ def test_as_a_plain_lora_of_twice_the_rank_it_is_the_same_function(tiny_flux, tr
     transformer.set_adapters([ADAPTER], [0.6])
     lora = lora_of(transformer)
     assert {(part.rank, part.scale) for part in lora.values()} == {(8, 0.6)}
-    for path, layer in adapter_layers.layers_of(transformer, ADAPTER).items():
-        torch.testing.assert_close(lora[path].delta(), adapter_layers.delta_weight(layer, ADAPTER))
+    for path, layer in peft_layers.layers_of(transformer, ADAPTER).items():
+        torch.testing.assert_close(lora[path].delta(), peft_layers.delta_weight(layer, ADAPTER))
     plain = zoo.load_transformer(tiny_flux)
-    adapter_layers.put(plain, lora, "plain", "here")
+    peft_layers.put(plain, lora, "plain", "here")
     torch.testing.assert_close(call(plain, inputs), call(transformer, inputs), rtol=1e-4, atol=1e-4)
 
 
@@ -191,7 +193,7 @@ def test_with_a_further_lora_the_ranks_add_up_in_the_order_of_the_official_conve
     move(add_minor(transformer, SPEC, None, name="four", over=["two"]), seed=2)
     lora = lora_of(transformer, ["four", "two"])
     assert {(part.rank, part.scale) for part in lora.values()} == {(12, 1.0)}
-    for path, layer in adapter_layers.layers_of(transformer, "four").items():
+    for path, layer in peft_layers.layers_of(transformer, "four").items():
         a, b, two_a, two_b = (m[n] for n in ("four", "two") for m in (layer.lora_A, layer.lora_B))
         assert torch.equal(lora[path].a, torch.cat([-a.start, a.weight, two_a.weight]))
         assert torch.equal(lora[path].b, torch.cat([b.start, b.weight, two_b.weight], dim=1))
@@ -208,14 +210,14 @@ def test_over_another_adapter_the_components_are_those_of_the_sum(transformer, i
     expected = decompose(layer.get_base_layer().weight + 0.5 * b @ a, 4, "minor")
     start = layer.lora_B["four"].start @ layer.lora_A["four"].start
     torch.testing.assert_close(start, expected.b @ expected.a, rtol=1e-5, atol=1e-7)
-    assert adapter_layers.active(transformer) == ["two", "four"]
-    assert adapter_layers.training(transformer) == ["four"]
+    assert peft_layers.active(transformer) == ["two", "four"]
+    assert peft_layers.training(transformer) == ["four"]
 
 
 def test_standing_over_an_adapter_that_is_not_there_is_an_error(transformer):
     with pytest.raises(UserError, match="unknown active adapter 'two'"):
         add_minor(transformer, SPEC, None, over=["two"])
-    assert adapter_layers.names(transformer) == []
+    assert peft_layers.names(transformer) == []
 
 
 def test_the_state_holds_the_frozen_halves_and_restores_bitwise_without_decomposing(
@@ -239,7 +241,7 @@ def test_a_state_goes_into_an_adapter_of_the_same_shape_bit_for_bit(tiny_flux, t
     for name, buffer in other.named_buffers():
         if name.endswith(".start"):
             buffer.zero_()
-    adapters.set_lora_state(other, state)
+    set_lora_state(other, state)
     again = lora_state(other)
     assert all(torch.equal(again[key], tensor) for key, tensor in state.items())
 
@@ -249,7 +251,7 @@ def test_published_factors_stand_on_a_fresh_decomposition(tiny_flux, transformer
     move(own)
     trained = {
         path: Factors(layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
-        for path, layer in adapter_layers.layers_of(transformer, ADAPTER).items()
+        for path, layer in peft_layers.layers_of(transformer, ADAPTER).items()
     }
     other = zoo.load_transformer(tiny_flux)
     load_minor(other, trained, "published", None)
@@ -259,7 +261,7 @@ def test_published_factors_stand_on_a_fresh_decomposition(tiny_flux, transformer
 def test_decompositions_are_kept_by_the_weights_hash(tmp_path, tiny_flux, monkeypatch):
     first, second = (zoo.load_transformer(tiny_flux) for _ in range(2))
     add_minor(first, SPEC, tmp_path)
-    assert len(list(tmp_path.iterdir())) == len(adapter_layers.layers_of(first, ADAPTER))
+    assert len(list(tmp_path.iterdir())) == len(peft_layers.layers_of(first, ADAPTER))
     monkeypatch.setattr(components, "decompose", None)
     add_minor(second, SPEC, tmp_path)
     one, two = lora_state(first), lora_state(second)
@@ -284,7 +286,7 @@ def test_a_rank_that_a_target_does_not_have_leaves_the_model_as_it_was(transform
 def test_taking_it_off_gives_the_plain_model_back(transformer, inputs):
     before, output = weights(transformer), call(transformer, inputs)
     move(add_minor(transformer, SPEC, None))
-    adapter_layers.remove(transformer, ADAPTER)
+    peft_layers.remove(transformer, ADAPTER)
     after = weights(transformer)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -310,13 +312,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(transformer, inputs):
 
 
 def test_diffusers_loads_the_plain_form_with_the_same_function(tmp_path, tiny_flux, transformer, inputs):
-    from uhr.models import lora_formats
-    from uhr.models.lora_keys import FLUX1
+    from uhr.models.adapters import formats
+    from uhr.models.adapters.keys import FLUX1
 
     move(add_minor(transformer, SPEC, None))
-    file = lora_formats.save(
-        lora_of(transformer), tmp_path / "plain.safetensors", lora_formats.Format.DIFFUSERS, FLUX1
-    )
+    file = formats.save(lora_of(transformer), tmp_path / "plain.safetensors", formats.Format.DIFFUSERS, FLUX1)
     other = zoo.load_transformer(tiny_flux)
     other.load_lora_adapter(str(file), prefix="transformer")
     torch.testing.assert_close(call(other, inputs), call(transformer, inputs), rtol=1e-4, atol=1e-4)
@@ -326,4 +326,4 @@ def test_a_name_that_is_taken_is_an_error(transformer):
     add_minor(transformer, SPEC, None)
     lora = {Q: LowRank(torch.zeros(1, 64), torch.zeros(64, 1), 1.0)}
     with pytest.raises(UserError, match="'default' is taken"):
-        adapter_layers.put(transformer, lora, ADAPTER, "here")
+        peft_layers.put(transformer, lora, ADAPTER, "here")

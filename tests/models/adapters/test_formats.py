@@ -8,10 +8,10 @@ from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel, FluxPipeline
 from safetensors.torch import save_file
 
 from uhr.base.errors import UserError
-from uhr.models import lora_formats
-from uhr.models.lora_formats import DOWN_UP, Format
-from uhr.models.lora_keys import FLUX1, FLUX2, layout_of
-from uhr.models.low_rank import LowRank
+from uhr.models.adapters import formats
+from uhr.models.adapters.formats import DOWN_UP, Format
+from uhr.models.adapters.keys import FLUX1, FLUX2, layout_of
+from uhr.models.adapters.low_rank import LowRank
 
 WIDTH = 3072
 """FLUX.1's real width: diffusers' kohya reader has it written in."""
@@ -85,7 +85,7 @@ def mixed_alpha(path):
 @pytest.mark.parametrize(("rank", "alpha"), [(2, 5.0), (mixed_rank, mixed_alpha)], ids=["uniform", "mixed"])
 def test_a_file_of_any_form_comes_back_exactly(tmp_path, form, shapes, rank, alpha):
     lora = draw(shapes, rank, alpha)
-    found = lora_formats.load(lora_formats.save(lora, tmp_path / "a.safetensors", form, FLUX1), FLUX1)
+    found = formats.load(formats.save(lora, tmp_path / "a.safetensors", form, FLUX1), FLUX1)
     same(found, lora)
     assert {path: part.rank for path, part in found.items()} == {p: part.rank for p, part in lora.items()}
 
@@ -93,20 +93,20 @@ def test_a_file_of_any_form_comes_back_exactly(tmp_path, form, shapes, rank, alp
 def test_at_one_scale_nothing_is_computed_on_the_way():
     lora = draw(EVERYTHING)
     for form in Format:
-        found = lora_formats.read_state(*lora_formats.write_state(lora, form, FLUX1), FLUX1, "here")
+        found = formats.read_state(*formats.write_state(lora, form, FLUX1), FLUX1, "here")
         assert all(torch.equal(found[path].b, part.b) for path, part in lora.items())
         assert all(found[path].scale == part.scale for path, part in lora.items())
 
 
 def test_the_keys_are_those_of_kohya_and_comfyui():
     lora = draw(URAE)
-    kohya, _ = lora_formats.write_state(lora, Format.KOHYA, FLUX1)
+    kohya, _ = formats.write_state(lora, Format.KOHYA, FLUX1)
     name = "lora_unet_double_blocks_0_img_attn_qkv"
     assert kohya[f"{name}.lora_down.weight"].shape == (6, WIDTH)
     assert kohya[f"{name}.lora_up.weight"].shape == (3 * WIDTH, 6)
     assert kohya[f"{name}.alpha"].item() == 15.0  # alpha / rank stays 5 / 2 at rank 6
     assert kohya["lora_unet_single_blocks_37_linear1.lora_up.weight"].shape == (7 * WIDTH, 6)
-    comfy, _ = lora_formats.write_state(lora, Format.COMFYUI, FLUX1)
+    comfy, _ = formats.write_state(lora, Format.COMFYUI, FLUX1)
     assert comfy["diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight"].shape == (6, WIDTH)
     assert comfy["diffusion_model.double_blocks.0.img_attn.proj.lora_B.weight"].shape == (WIDTH, 2)
     assert comfy["diffusion_model.double_blocks.0.img_attn.qkv.alpha"].item() == 15.0
@@ -114,7 +114,7 @@ def test_the_keys_are_those_of_kohya_and_comfyui():
 
 def test_a_fused_b_is_block_diagonal_with_nothing_for_parts_that_are_not_adapted():
     lora = draw(URAE)
-    state, _ = lora_formats.write_state(lora, Format.KOHYA, FLUX1)
+    state, _ = formats.write_state(lora, Format.KOHYA, FLUX1)
     up = state["lora_unet_single_blocks_37_linear1.lora_up.weight"]
     for i, part in enumerate(QKV):
         block = up[i * WIDTH : (i + 1) * WIDTH]
@@ -130,7 +130,7 @@ def test_a_fused_b_is_block_diagonal_with_nothing_for_parts_that_are_not_adapted
 )
 def test_diffusers_reads_the_same_weights(tmp_path, shapes, rank, alpha, form, pair):
     lora = draw(shapes, rank, alpha)
-    path = lora_formats.save(lora, tmp_path / "a.safetensors", form, FLUX1, pair=pair)
+    path = formats.save(lora, tmp_path / "a.safetensors", form, FLUX1, pair=pair)
     found = by_module(FluxPipeline.lora_state_dict(str(path), local_files_only=True))
     for path in set(found) - set(lora):  # diffusers copies a fused update to parts that have none of it
         assert not found.pop(path).b.any()
@@ -139,14 +139,14 @@ def test_diffusers_reads_the_same_weights(tmp_path, shapes, rank, alpha, form, p
 
 def test_diffusers_leaves_comfyuis_other_spelling_of_flux1_unread():
     """Why `DOWN_UP` exists. When this fails, diffusers has learnt to read it."""
-    state, _ = lora_formats.write_state(draw(URAE), Format.COMFYUI, FLUX1)
+    state, _ = formats.write_state(draw(URAE), Format.COMFYUI, FLUX1)
     read = FluxPipeline.lora_state_dict(dict(state))
     assert not any(key.startswith("transformer.") for key in read)
 
 
 def test_diffusers_own_form_carries_alpha_in_the_metadata_that_it_reads(tmp_path):
     lora = draw(URAE, mixed_rank, mixed_alpha)
-    path = lora_formats.save(lora, tmp_path / "a.safetensors", Format.DIFFUSERS, FLUX1, {"made_by": "a test"})
+    path = formats.save(lora, tmp_path / "a.safetensors", Format.DIFFUSERS, FLUX1, {"made_by": "a test"})
     state, metadata = FluxPipeline.lora_state_dict(
         str(path), return_lora_metadata=True, local_files_only=True
     )
@@ -154,29 +154,29 @@ def test_diffusers_own_form_carries_alpha_in_the_metadata_that_it_reads(tmp_path
     assert metadata["transformer.alpha_pattern"] == {f"^{p}": 1.0 for p in lora if "to_v" in p}
     assert metadata["transformer.rank_pattern"] == {f"^{p}": 3 for p in lora if "to_k" in p}
     assert len(state) == 2 * len(lora)
-    assert lora_formats.read_file(path)[1]["made_by"] == "a test"
+    assert formats.read_file(path)[1]["made_by"] == "a test"
 
 
 def test_alpha_is_the_rank_where_a_file_says_nothing():
-    state, _ = lora_formats.write_state(draw(URAE, rank=2, alpha=5.0), Format.DIFFUSERS, FLUX1)
-    found = lora_formats.read_state(state, None, FLUX1, "here")
+    state, _ = formats.write_state(draw(URAE, rank=2, alpha=5.0), Format.DIFFUSERS, FLUX1)
+    found = formats.read_state(state, None, FLUX1, "here")
     assert {part.scale for part in found.values()} == {1.0}
 
 
 def test_pefts_rank_stabilised_scale_is_read():
-    state, metadata = lora_formats.write_state(draw(URAE, rank=4, alpha=8.0), Format.DIFFUSERS, FLUX1)
-    packed = json.loads(metadata[lora_formats.DIFFUSERS_METADATA]) | {"transformer.use_rslora": True}
-    metadata[lora_formats.DIFFUSERS_METADATA] = json.dumps(packed)
-    found = lora_formats.read_state(state, metadata, FLUX1, "here")
+    state, metadata = formats.write_state(draw(URAE, rank=4, alpha=8.0), Format.DIFFUSERS, FLUX1)
+    packed = json.loads(metadata[formats.DIFFUSERS_METADATA]) | {"transformer.use_rslora": True}
+    metadata[formats.DIFFUSERS_METADATA] = json.dumps(packed)
+    found = formats.read_state(state, metadata, FLUX1, "here")
     assert {part.scale for part in found.values()} == {8 / 4**0.5}
 
 
 def test_scale_and_shift_of_the_last_normalisation_change_places():
     lora = draw({"norm_out.linear": (2 * WIDTH, WIDTH)})
-    state, _ = lora_formats.write_state(lora, Format.KOHYA, FLUX1)
+    state, _ = formats.write_state(lora, Format.KOHYA, FLUX1)
     up = state["lora_unet_final_layer_adaLN_modulation_1.lora_up.weight"]
     assert torch.equal(up[:WIDTH], lora["norm_out.linear"].b[WIDTH:])
-    same(lora_formats.read_state(state, None, FLUX1, "here"), lora)
+    same(formats.read_state(state, None, FLUX1, "here"), lora)
 
 
 def test_every_linear_of_flux1_has_a_name_of_bfls_and_comes_back(flux_dev):
@@ -219,13 +219,13 @@ def test_flux2s_kohya_file_is_read_by_diffusers():
             "single_transformer_blocks.2.attn.to_out": (64, 256),
         }
     )
-    state, _ = lora_formats.write_state(lora, Format.KOHYA, FLUX2)
+    state, _ = formats.write_state(lora, Format.KOHYA, FLUX2)
     same(by_module(Flux2KleinPipeline.lora_state_dict(dict(state))), lora)
-    same(lora_formats.read_state(state, None, FLUX2, "here"), lora)
+    same(formats.read_state(state, None, FLUX2, "here"), lora)
 
 
 def broken(**changes):
-    state, _ = lora_formats.write_state(draw(URAE), Format.KOHYA, FLUX1)
+    state, _ = formats.write_state(draw(URAE), Format.KOHYA, FLUX1)
     name = "lora_unet_double_blocks_0_img_attn_proj"
     return state | {f"{name}.{key}": value for key, value in changes.items()}, name
 
@@ -240,48 +240,48 @@ def broken(**changes):
     ],
 )
 def test_what_is_not_understood_is_an_error_that_names_it(key, words):
-    state, _ = lora_formats.write_state(draw(URAE), Format.KOHYA, FLUX1)
+    state, _ = formats.write_state(draw(URAE), Format.KOHYA, FLUX1)
     with pytest.raises(UserError, match=words):
-        lora_formats.read_state(state | {key: torch.zeros(2, 4)}, None, FLUX1, "here")
+        formats.read_state(state | {key: torch.zeros(2, 4)}, None, FLUX1, "here")
 
 
 def test_a_lora_of_another_backbone_is_an_error_that_names_the_module():
     state = {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.zeros(2, 8),
              "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": torch.zeros(25, 2)}  # fmt: skip
     with pytest.raises(UserError, match="img_attn_qkv"):
-        lora_formats.read_state(state, None, FLUX1, "here")
+        formats.read_state(state, None, FLUX1, "here")
     strange = {key.replace("double", "input"): tensor for key, tensor in state.items()}
     with pytest.raises(UserError, match="input_blocks"):
-        lora_formats.read_state(strange, None, FLUX1, "here")
+        formats.read_state(strange, None, FLUX1, "here")
 
 
 def test_a_module_without_a_name_of_bfls_cannot_be_written():
     with pytest.raises(UserError, match=r"attn\.to_w"):
-        lora_formats.write_state(draw({DOUBLE + "attn.to_w": (8, 8)}), Format.KOHYA, FLUX1)
+        formats.write_state(draw({DOUBLE + "attn.to_w": (8, 8)}), Format.KOHYA, FLUX1)
 
 
 def test_a_file_that_is_no_safetensors_file_is_an_error(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"not one")
     with pytest.raises(UserError, match="cannot be read"):
-        lora_formats.load(path, FLUX1)
+        formats.load(path, FLUX1)
 
 
 def test_one_module_in_two_spellings_is_an_error(tmp_path):
     lora = draw({DOUBLE + "attn.to_out.0": (8, 8)})
     both = (
-        lora_formats.write_state(lora, Format.KOHYA, FLUX1)[0]
-        | lora_formats.write_state(lora, Format.DIFFUSERS, FLUX1)[0]
+        formats.write_state(lora, Format.KOHYA, FLUX1)[0]
+        | formats.write_state(lora, Format.DIFFUSERS, FLUX1)[0]
     )
     save_file(both, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="twice"):
-        lora_formats.load(tmp_path / "a.safetensors", FLUX1)
+        formats.load(tmp_path / "a.safetensors", FLUX1)
 
 
 def test_diffusers_hands_kohyas_modules_outside_the_blocks_to_nobody():
     """Why our own reader comes first. When this fails, diffusers has learnt to load them."""
     lora = draw({"x_embedder": (WIDTH, 64), **URAE})
-    state, _ = lora_formats.write_state(lora, Format.KOHYA, FLUX1)
+    state, _ = formats.write_state(lora, Format.KOHYA, FLUX1)
     read = FluxPipeline.lora_state_dict(dict(state))
     assert [key for key in read if "x_embedder" in key and key.startswith("transformer.")] == []
-    same(lora_formats.read_state(state, None, FLUX1, "here"), lora)
+    same(formats.read_state(state, None, FLUX1, "here"), lora)
