@@ -15,7 +15,7 @@ Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """Every known backbone: what it is, and whether it may be used commercially."""
+    """Every known backbone, whether it may be used commercially, and which weights exist for the samplers."""
     from uhr.models import show
 
     console.emit(show.overview(), as_json, show.print_overview)

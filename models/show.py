@@ -9,14 +9,40 @@ from typing import Any
 from uhr.base.console import say, table
 from uhr.base.files import human_bytes
 from uhr.models.registry import SPECS
-from uhr.models.samplers import names_for
+from uhr.models.samplers import SAMPLERS, names_for
 from uhr.models.spec import ModelSpec, ShiftPolicy
 
 SIZES = (1, 2, 4, 8)
 """Squares of this many times the native side are listed with their tokens."""
 
 
-def overview() -> list[dict[str, Any]]:
+def overview() -> dict[str, list[dict[str, Any]]]:
+    """The backbones, and the samplers with the weights that exist for them."""
+    return {"models": models(), "samplers": samplers()}
+
+
+def print_overview(value: dict[str, list[dict[str, Any]]]) -> None:
+    print_models(value["models"])
+    say("\nWeights for the samplers:\n")
+    print_samplers(value["samplers"])
+
+
+def samplers() -> list[dict[str, Any]]:
+    """One entry per sampler, in the order of their registry."""
+    return [
+        {"name": name, "families": list(info.paths), "summary": info.summary, "weights": info.weights}
+        for name, info in SAMPLERS.items()
+    ]
+
+
+def print_samplers(rows: list[dict[str, Any]]) -> None:
+    table(
+        ["sampler", "what it does", "backbones", "weights"],
+        [[row["name"], row["summary"], ", ".join(row["families"]), row["weights"]] for row in rows],
+    )
+
+
+def models() -> list[dict[str, Any]]:
     """One entry per spec, in the order of the registry."""
     return [
         {
@@ -32,7 +58,7 @@ def overview() -> list[dict[str, Any]]:
     ]
 
 
-def print_overview(rows: list[dict[str, Any]]) -> None:
+def print_models(rows: list[dict[str, Any]]) -> None:
     table(
         ["model", "what it is", "native", "guidance", "commercial use", "hub id"],
         [

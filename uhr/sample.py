@@ -37,18 +37,9 @@ app = typer.Typer(
 @app.command("list")
 def list_samplers(as_json: Json = False) -> None:
     """Every sampler: what it does and which weights it takes."""
-    rows = [
-        {"name": name, "families": list(info.paths), "summary": info.summary, "weights": info.weights}
-        for name, info in SAMPLERS.items()
-    ]
-    console.emit(
-        rows,
-        as_json,
-        lambda _: console.table(
-            ["sampler", "what it does", "backbones", "weights"],
-            [[r["name"], r["summary"], ", ".join(r["families"]), r["weights"]] for r in rows],
-        ),
-    )
+    from uhr.models import show
+
+    console.emit(show.samplers(), as_json, show.print_samplers)
 
 
 def paint(

@@ -27,7 +27,7 @@ SAMPLERS: Mapping[str, SamplerInfo] = {
             "flux2": "uhr.models.samplers.euler:Flux2EulerPipeline",
         },
         "plain Euler steps, as FLUX was published",
-        "any FLUX checkpoint; takes any LoRA of its family",
+        "any FLUX checkpoint; takes any LoRA of its family, URAE's (github.com/Huage001/URAE) among them",
     ),
     "sdedit": SamplerInfo(
         {

@@ -4,6 +4,7 @@ import json
 
 from uhr.cli import main
 from uhr.models import zoo
+from uhr.models.samplers import SAMPLERS
 
 
 def run(capsys, *arguments, code=0):
@@ -22,12 +23,21 @@ def fails(capsys, *arguments, code=1):
 
 
 def test_list_names_every_backbone_and_its_commercial_use(capsys):
-    rows = json.loads(run(capsys, "models", "list", "--json").out)
+    rows = json.loads(run(capsys, "models", "list", "--json").out)["models"]
     assert {row["name"]: row["commercial_use"] for row in rows} == {
         name: zoo.get(name).licence.commercial for name in zoo.names()
     }
     text = run(capsys, "models", "list").out
     assert all(name in text for name in zoo.names())
+
+
+def test_list_says_per_sampler_which_weights_exist(capsys):
+    rows = json.loads(run(capsys, "models", "list", "--json").out)["samplers"]
+    assert {row["name"]: row["weights"] for row in rows} == {
+        name: info.weights for name, info in SAMPLERS.items()
+    }
+    text = " ".join(run(capsys, "models", "list").out.split())
+    assert "Owen777/UltraFlux-v1" in text
 
 
 def test_show_tells_tokens_guidance_and_licence_of_a_spec_and_of_a_folder(capsys, tiny_flux):
