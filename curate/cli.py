@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -67,10 +66,10 @@ def run(
         facts = {**plan.facts(), "inputs": rows, "units": -(-rows // plan.unit_size(rows))}
         console.emit(facts, as_json, lambda _: print_plan(plan, listing))
         return
-    words = ["uhr", "curate", "run", pipeline, "--source", str(source), "--engine", engine]
+    words = ["curate", "run", pipeline, "--source", str(source), "--engine", engine]
     words += [word for item in sets or [] for word in ("--set", item)]
     words += [] if limit is None else ["--limit", str(limit)]
-    outcome = rooms.run(order, lambda taken: shlex.join([*words, "--out", str(_free(taken))]))
+    outcome = rooms.run(order, lambda taken: console.command(*words, "--out", _free(taken)))
     console.emit(outcome.facts(), as_json, lambda _: print_outcome(outcome))
 
 

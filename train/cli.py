@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from uhr.base import console
-from uhr.base.console import say
+from uhr.base.console import command, say
 from uhr.base.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Encode a slice once, train on it, export what came out.")
@@ -31,7 +31,6 @@ DataFolders = Annotated[list[Path] | None, typer.Option("--data", help=DATA_HELP
 
 
 def _next(*words: object) -> None:
-    from uhr.train.words import command
 
     say(f"next: {command(*words)}")
 
@@ -152,7 +151,6 @@ def _train(job: Any) -> None:
     if job.done >= job.recipe.steps:
         say(f"{job.out} is finished: all {job.recipe.steps} steps are done")
         last = job.recipe.phases[-1]
-        from uhr.train.words import command
 
         longer = f"phases.{last.name}.steps={2 * last.steps}"
         say(f"longer: {command('train', 'resume', job.out, '--set', longer)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from uhr.base.config import fingerprint
-from uhr.base.console import progress
+from uhr.base.console import command, progress
 from uhr.base.errors import UserError, unknown
 from uhr.base.lock import only_run
 from uhr.manifests.manifest import Manifest
@@ -21,7 +21,6 @@ from uhr.train.encoding.folder import claim_encoded, clear
 from uhr.train.encoding.items import caption_items, picture_items
 from uhr.train.encoding.work import PictureWork, TextWork
 from uhr.train.hashing import component_hash
-from uhr.train.words import command
 
 TEXT_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 PICTURES_PER_UNIT, TEXTS_PER_UNIT = 16, 64

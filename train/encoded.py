@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.config import Config, read_versioned
-from uhr.base.console import say, table
+from uhr.base.console import command, say, table
 from uhr.base.errors import UserError
 from uhr.manifests.info import Part
 from uhr.train.encoding.config import EncodeConfig
-from uhr.train.words import command
 
 FILE = "encoded.json"
 SCHEMA_VERSION = 1

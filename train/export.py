@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
+from uhr.base.console import command
 from uhr.base.errors import UserError
 from uhr.models.adapters.plain import LoraSpec
 from uhr.models.card import CardFacts
@@ -16,7 +17,6 @@ from uhr.train.checkpoint import CheckpointInfo
 from uhr.train.encoded import NOT_STATED
 from uhr.train.job import read_run
 from uhr.train.recipe import Recipe
-from uhr.train.words import command
 
 
 def export(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.config import Config, apply_sets, build, read_versioned
-from uhr.base.console import warn
+from uhr.base.console import command, warn
 from uhr.base.errors import UserError
 from uhr.base.files import write_json
 from uhr.models.zoo import Model, open_model
@@ -22,7 +22,6 @@ from uhr.train.objectives import objective_class
 from uhr.train.plan import BucketPlan
 from uhr.train.recipe import Recipe
 from uhr.train.track import FILE as LOG
-from uhr.train.words import command
 
 SCHEMA_VERSION = 1
 

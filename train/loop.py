@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from uhr.base.console import progress, say
+from uhr.base.console import command, progress, say
 from uhr.base.errors import UserError
 from uhr.models.adapters.plain import LoraSpec, add_lora
 from uhr.models.surgery import compose, from_record, record
@@ -30,7 +30,6 @@ from uhr.train.state import TrainState, adapter_parameters, seed_everything
 from uhr.train.stop import stop_requests
 from uhr.train.track import read_log, track
 from uhr.train.velocity import FAMILIES
-from uhr.train.words import command
 
 RECENT = 50
 """Steps whose mean loss goes into a checkpoint: one step's says little."""

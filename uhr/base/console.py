@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -111,3 +112,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)
+
+
+def command(*words: object) -> str:
+    """`uhr` and these words as a line to copy: a path with a space in it survives the shell."""
+    return shlex.join(["uhr", *map(str, words)])
