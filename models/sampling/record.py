@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 from uhr import __version__
 from uhr.base.errors import UserError
-from uhr.base.files import atomic, sha256_file
-from uhr.models.loading import hash_of
+from uhr.base.files import atomic, write_json
 from uhr.models.sampling.setup import Call, Setup
 
 CHUNK = "uhr"
@@ -29,15 +29,12 @@ def record_of(setup: Setup, call: Call, pipeline: Any) -> dict[str, Any]:
         "sampler": request.sampler,
         "options": setup.method.options.model_dump(mode="json"),
         "model": {"name": model.source.text, "spec": model.spec.name, "revision": model.revision},
-        "weights": {
-            name: {"path": str(path), "sha256": hash_of(path)} for name, path in request.weights.items()
-        },
+        "weights": setup.weights,
         "quantize": request.quantize,
         "offload": request.offload,
-        "adapters": [
-            {"file": str(a.file), "scale": a.scale, "sha256": sha256_file(a.file)} for a in request.adapters
-        ],
+        "adapters": setup.adapters,
         "prompt": item.prompt,
+        "original": None if item.original is None else item.original.model_dump(),
         "negative": item.negative,
         "width": call.width,
         "height": call.height,
@@ -50,27 +47,64 @@ def record_of(setup: Setup, call: Call, pipeline: Any) -> dict[str, Any]:
         "model_calls": pipeline.model_calls,
         "details": pipeline.details(),
         "versions": {name: version(name) for name in PACKAGES},
+        # under the names that curation looks for in the JSON beside a picture
+        "caption": item.prompt,
+        "license": model.spec.licence.name,
     }
 
 
+def beside(path: Path) -> Path:
+    """The JSON file of a PNG."""
+    return path.with_suffix(".json")
+
+
 def check_out(out: Path) -> None:
-    """UserError unless `out` is the name of a PNG."""
+    """UserError unless `out` is the name of a PNG, beside which no JSON stands that is not ours."""
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} is no PNG", "name a file that ends in .png")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder", "name a file in it")
+    file = beside(out)
+    if file.exists() and _read_json(file) is None:
+        raise UserError(f"{file} is not ours, and the record of {out.name} goes there", "rename one of them")
 
 
 def write(path: Path, picture: Any, record: dict[str, Any]) -> None:
-    """A PIL picture as PNG with the record in its `uhr` text chunk, atomically."""
+    """A PIL picture as PNG with the record in its `uhr` text chunk, and the same beside it as JSON.
+
+    Both are whole or absent, and the JSON comes last: where it stands, its picture does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # that of an earlier picture must not stand beside this one
+    beside(path).unlink(missing_ok=True)
+    with atomic(path) as temporary:
+        temporary.write_bytes(png_bytes(picture, record))
+    write_json(beside(path), record)
+
+
+def png_bytes(picture: Any, record: dict[str, Any]) -> bytes:
+    """A PIL picture as PNG with the record in its `uhr` text chunk."""
     from PIL.PngImagePlugin import PngInfo
 
-    info = PngInfo()
+    info, file = PngInfo(), io.BytesIO()
     info.add_text(CHUNK, json.dumps(record, sort_keys=True))
-    with atomic(path) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=info)
+    picture.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record of a PNG that `uhr sample` wrote; UserError for any other picture."""
+    """The record of a picture that `uhr sample` wrote: in the PNG, or in the JSON beside it where an editor
+    has dropped it from the PNG. `path` may be the JSON itself. UserError for any other file."""
+    if path.suffix.lower() == ".json":
+        record = _read_json(path)
+    else:
+        record = _read_chunk(path) or _read_json(beside(path))
+    if record is None:
+        raise UserError(f"{path} does not say how it was made", "name a PNG that `uhr sample` wrote")
+    return record
+
+
+def _read_chunk(path: Path) -> dict[str, Any] | None:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -78,9 +112,26 @@ def read_record(path: Path) -> dict[str, Any]:
             text = getattr(picture, "text", {}).get(CHUNK)
     except (OSError, UnidentifiedImageError) as error:
         raise UserError(f"{path} cannot be read ({error})", "name a PNG") from error
-    if text is None:
-        raise UserError(f"{path} does not say how it was made", "name a PNG that `uhr sample` wrote")
-    return json.loads(text)
+    return None if text is None else _parsed(text)
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """A file's record, or None for a file that is not there or not ours."""
+    try:
+        return _parsed(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error})", "name a PNG that `uhr sample` wrote") from error
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """A record of ours, or None for whatever else a text is."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and {"uhr", "sampler", "model"} <= found.keys() else None
 
 
 def describe(path: Path, record: dict[str, Any]) -> str:

@@ -72,9 +72,18 @@ class Request(Config):
         return {name: path.expanduser() for name, path in named.items() if path is not None}
 
 
+class Original(Config):
+    """A prompt as the user wrote it, where a language model rewrote it: which one, and the SHA-256 of what it
+    was told."""
+
+    prompt: str
+    model: str
+    instruction: str
+
+
 class Item(Config):
     """What is made: one picture. `name` is its file's name without the suffix; `image` a picture in place of
-    the base pass."""
+    the base pass; `original` what `prompt` was before it was rewritten."""
 
     prompt: str
     name: str = ""
@@ -82,6 +91,7 @@ class Item(Config):
     seed: int = 0
     size: Pixels | None = None
     image: Path | None = None
+    original: Original | None = None
 
 
 def parse_size(text: str) -> Pixels:
