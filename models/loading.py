@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 from collections.abc import Callable, Collection, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError, unknown
-from uhr.base.files import sha256_file
+from uhr.models.hashes import hash_of
 from uhr.models.hub import INDEX, Source
 from uhr.models.offload import check as check_offload
 from uhr.models.offload import offload as put_offload
@@ -251,32 +250,9 @@ def load_pipeline(
 def weights_hash(
     model: str | Path | Model, component: str, advance: Callable[[int], None] | None = None
 ) -> str:
-    """`hash_of` a component of a model."""
+    """`hashes.hash_of` a component of a model."""
     opened = model if isinstance(model, Model) else open_model(model, components=(component,))
     folder = opened.folder / component
     if not folder.is_dir():
         raise UserError(f"{opened.source.text} has no component '{component}'", f"expected files in {folder}")
     return hash_of(folder, advance)
-
-
-def hash_of(path: Path, advance: Callable[[int], None] | None = None) -> str:
-    """SHA-256 (64 hex digits) of a file, or over a folder's safetensors files: sorted names and the hash of
-    each one's bytes.
-
-    A folder without weights (a tokenizer, a scheduler) is hashed over all of its files. `advance(n)` hears of
-    every n bytes more.
-    """
-    if path.is_file():
-        return sha256_file(path, advance)
-    files = weight_files(path)
-    if not files:
-        raise UserError(f"{path} is empty", "expected weights or configuration there")
-    total = hashlib.sha256()
-    for file in files:
-        total.update(f"{file.name} {sha256_file(file, advance)}\n".encode())
-    return total.hexdigest()
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """What `hash_of` a folder reads."""
-    return sorted(folder.glob("*.safetensors")) or sorted(p for p in folder.glob("*") if p.is_file())

@@ -1,35 +1,17 @@
-"""Hashes of weights, with a bar: reading 24 GB takes minutes."""
+"""Hashes of a model's components, as encoding and checkpoints keep them."""
 
 from __future__ import annotations
 
 import json
 
 from uhr.base.config import fingerprint
-from uhr.base.console import progress
-from uhr.models.loading import weight_files
-from uhr.models.zoo import Model, weights_hash
-
-QUICK = 500_000_000
-"""Bytes that are hashed before anybody wonders."""
-
-_MB = 1_000_000
+from uhr.models.hashes import shown_hash
+from uhr.models.zoo import Model
 
 
 def shown_weights_hash(model: Model, component: str) -> str:
     """`weights_hash`; what is long shows its progress."""
-    folder = model.folder / component
-    size = sum(file.stat().st_size for file in weight_files(folder))
-    if size < QUICK:
-        return weights_hash(model, component)
-    done = 0
-    with progress(f"hash {component}", size // _MB, "MB") as advance:
-
-        def more(count: int) -> None:
-            nonlocal done
-            before, done = done, done + count
-            advance(done // _MB - before // _MB)
-
-        return weights_hash(model, component, more)
+    return shown_hash(model.folder / component, component)
 
 
 def component_hash(model: Model, name: str) -> str:

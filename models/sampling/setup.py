@@ -6,16 +6,21 @@ Nothing here loads weights: what cannot be made is refused within a second.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from uhr.base.config import build
 from uhr.base.errors import UserError, unknown
+from uhr.models.hashes import file_hash, shown_hash
 from uhr.models.loading import DTYPES, Model, open_model, pick_device
 from uhr.models.offload import check as check_offload
 from uhr.models.quantize import check as check_quantize
 from uhr.models.samplers import check_name, sampler_class
 from uhr.models.sampling.request import Adapter, Item, Request
 from uhr.models.spec import ModelSpec
+
+WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2")
+"""Components that have weights of their own."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,28 @@ class Setup:
     @property
     def spec(self) -> ModelSpec:
         return self.model.spec
+
+    @cached_property
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """Every component that has weights: the file or folder that the user named for it (None: the model's
+        own), and their SHA-256 (`hashes.hash_of`). A hub's model must have been loaded before."""
+        named = self.request.weights
+        return {
+            name: {
+                "path": str(named[name]) if name in named else None,
+                "sha256": shown_hash(named.get(name, self.model.folder / name), name),
+            }
+            for name in WEIGHTED
+            if name in self.spec.components
+        }
+
+    @cached_property
+    def adapters(self) -> list[dict[str, Any]]:
+        """Every adapter: its file, its scale, the SHA-256 of the file."""
+        return [
+            {"file": str(each.file), "scale": each.scale, "sha256": file_hash(each.file)}
+            for each in self.request.adapters
+        ]
 
     def call(self, item: Item) -> Call:
         """The item, checked, with what it left open filled in."""

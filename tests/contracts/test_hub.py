@@ -1,8 +1,14 @@
-"""What we lean on in huggingface_hub: what is fetched, and how a refusal is told from a missing network."""
+"""What we lean on in huggingface_hub: what is fetched, how a refusal is told from a missing network, and
+under which names files lie in its cache."""
 
+import hashlib
 import inspect
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
-from huggingface_hub import snapshot_download
+import pytest
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
 
@@ -15,3 +21,48 @@ def test_a_snapshot_takes_revision_and_patterns():
 def test_refusals_and_missing_networks_are_errors_of_their_own():
     assert issubclass(GatedRepoError, HfHubHTTPError)
     assert not issubclass(LocalEntryNotFoundError, GatedRepoError)
+
+
+@pytest.fixture
+def hub():
+    """A hub on this machine that has one file, kept in LFS: (its address, the file's bytes)."""
+    data = b"weights" * 100
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            for name, value in {
+                "X-Repo-Commit": "c" * 40,
+                "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
+                "X-Linked-Size": len(data),
+                "ETag": '"of the transport"',
+                "Content-Length": len(data),
+            }.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", data
+        server.shutdown()
+
+
+def test_a_file_in_lfs_lies_in_the_cache_under_its_sha256(hub, tmp_path, monkeypatch):
+    from uhr.models import hashes
+
+    address, data = hub
+    path = Path(
+        hf_hub_download("org/name", "transformer/x.safetensors", endpoint=address, cache_dir=tmp_path)
+    )
+    assert path.read_bytes() == data
+    assert path.is_symlink()
+    monkeypatch.setattr(hashes, "SMALL", 0)
+    monkeypatch.setattr(hashes, "sha256_file", None)
+    assert hashes.file_hash(path) == hashlib.sha256(data).hexdigest()

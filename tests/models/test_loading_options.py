@@ -313,8 +313,14 @@ def test_the_command_takes_a_backbone_in_a_file_and_records_it(tiny_flux2, tmp_p
         assert main([*common, "--out", str(out), *more]) == 0, capsys.readouterr()
         pictures[name] = out
     records = {name: read_record(path) for name, path in pictures.items()}
-    assert records["plain"]["weights"] == {}
-    assert len(records["file"]["weights"]["transformer"]["sha256"]) == 64
+    parts = {name: record["weights"] for name, record in records.items()}
+    assert parts["plain"].keys() == {"transformer", "vae", "text_encoder"}
+    assert {name: part["transformer"]["path"] for name, part in parts.items()} == {
+        "plain": None, "file": str(file), "folder": str(other / "transformer"),
+    }  # fmt: skip
+    assert len({part["transformer"]["sha256"] for part in parts.values()}) == 3
+    assert len({part["vae"]["sha256"] for part in parts.values()}) == 1
+    assert parts["folder"]["transformer"]["sha256"] == zoo.weights_hash(other, "transformer")
     colours = {name: sampling_pixels(path) for name, path in pictures.items()}
     assert np.array_equal(colours["file"], colours["folder"])
     assert not np.array_equal(colours["file"], colours["plain"])
