@@ -86,6 +86,10 @@ class ModelSpec:
 
     notes: tuple[str, ...] = field(default=())
 
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the published `config.json` of the VAE and of each text encoder says of their shapes: by these a
+    spec's costs are known without any file."""
+
     @property
     def pixel_multiple(self) -> int:
         """Height and width must be multiples of this many px: VAE factor times patch side."""

@@ -32,6 +32,40 @@ LORA_TARGET_SETS = {
     ),
 }
 
+CONFIGS = {
+    "text_encoder": {
+        "vocab_size": 49408,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 77,
+        "projection_dim": 768,
+    },
+    "text_encoder_2": {
+        "vocab_size": 32128,
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    },
+    "vae": {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "latent_channels": 16,
+        "norm_num_groups": 32,
+        "sample_size": 1024,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+}
+"""CLIP-L, T5-XXL and the VAE, which both have."""
+
 _GEOMETRY = {
     "num_layers": 19,
     "num_single_layers": 38,
@@ -63,6 +97,7 @@ FLUX1_DEV = ModelSpec(
     shift=ShiftPolicy.DYNAMIC,
     steps=28,
     guidance_scale=3.5,
+    configs=CONFIGS,
     notes=("the hub asks to accept the licence first: open the model's page, then `hf auth login`",),
 )
 
@@ -89,6 +124,7 @@ FLUX1_SCHNELL = ModelSpec(
     shift=ShiftPolicy.NONE,
     steps=4,
     guidance_scale=None,
+    configs=CONFIGS,
 )
 
 SPECS = (FLUX1_DEV, FLUX1_SCHNELL)

@@ -47,6 +47,43 @@ def lora_target_sets(single_blocks: int) -> dict[str, tuple[str, ...]]:
     }
 
 
+_QWEN3 = {
+    "vocab_size": 151936,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+_VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 32,
+    "norm_num_groups": 32,
+    "sample_size": 1024,
+}
+CONFIGS_9B = {
+    # Qwen3-8B
+    "text_encoder": {
+        **_QWEN3,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "tie_word_embeddings": False,
+    },
+    "vae": _VAE,
+}
+CONFIGS_4B = {
+    # Qwen3-4B
+    "text_encoder": {
+        **_QWEN3,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "tie_word_embeddings": True,
+    },
+    "vae": _VAE,
+}
+
 _9B = {
     "num_layers": 8,
     "num_single_layers": 24,
@@ -93,6 +130,7 @@ FLUX2_KLEIN_9B = ModelSpec(
         "the hub asks to accept the licence first: open the model's page, then `hf auth login`",
         "block counts and widths are from third-party listings, not checked against weights",
     ),
+    configs=CONFIGS_9B,
 )
 
 FLUX2_KLEIN_BASE_9B = replace(
@@ -119,6 +157,7 @@ FLUX2_KLEIN_4B = replace(
     name="flux2-klein-4b",
     summary="FLUX.2 [klein] 4B, distilled to 4 steps",
     transformer_config=_4B,
+    configs=CONFIGS_4B,
     lora_target_sets=lora_target_sets(20),
     licence=_APACHE,
     hub_id="black-forest-labs/FLUX.2-klein-4B",
@@ -130,6 +169,7 @@ FLUX2_KLEIN_BASE_4B = replace(
     name="flux2-klein-base-4b",
     summary="FLUX.2 [klein] base 4B, undistilled: the one to train adapters on",
     transformer_config=_4B,
+    configs=CONFIGS_4B,
     lora_target_sets=lora_target_sets(20),
     licence=_APACHE,
     hub_id="black-forest-labs/FLUX.2-klein-base-4B",

@@ -7,9 +7,11 @@ and seed each change them. The VAE's latents have the statistics that the real n
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from uhr.base.errors import UserError, unknown
 from uhr.models.registry import SPECS, get
+from uhr.models.spec import ModelSpec
 
 
 def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
@@ -26,10 +28,19 @@ def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
     import torch
 
     from uhr.models.quiet import quiet_loading
-    from uhr.models.tiny import flux1, flux2
 
-    make = {"flux1": flux1.pipeline, "flux2": flux2.pipeline}[spec.family]
     # the classes draw initial weights of their own: keep that off the caller's generator
     with torch.random.fork_rng(devices=[]), quiet_loading():
-        make(spec, seed).save_pretrained(folder)
+        _family(spec).pipeline(spec, seed).save_pretrained(folder)
     return folder
+
+
+def component(spec: ModelSpec, name: str) -> Any:
+    """A module of a tiny pipeline as its class makes it, its weights not drawn: for its shape."""
+    return _family(spec).COMPONENTS[name](spec)
+
+
+def _family(spec: ModelSpec) -> Any:
+    from uhr.models.tiny import flux1, flux2
+
+    return {"flux1": flux1, "flux2": flux2}[spec.family]

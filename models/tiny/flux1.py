@@ -29,7 +29,7 @@ def pipeline(spec: ModelSpec, seed: int) -> Any:
         vae=vae,
         text_encoder=draw(_clip(spec), "text_encoder", seed, _text_gain),
         tokenizer=_clip_tokenizer(spec),
-        text_encoder_2=draw(_t5(), "text_encoder_2", seed, _text_gain),
+        text_encoder_2=draw(_t5(spec), "text_encoder_2", seed, _text_gain),
         tokenizer_2=_t5_tokenizer(spec),
         transformer=draw(_transformer(spec), "transformer", seed, _transformer_gain),
     )
@@ -126,7 +126,7 @@ def _t5_tokenizer(spec: ModelSpec) -> Any:
     return T5Tokenizer(vocab=_t5_pieces(), extra_ids=0, model_max_length=spec.text_lengths["t5"])
 
 
-def _t5() -> Any:
+def _t5(spec: ModelSpec) -> Any:
     from transformers import T5Config, T5EncoderModel
 
     config: dict[str, Any] = {
@@ -140,6 +140,10 @@ def _t5() -> Any:
         "tie_word_embeddings": False,
     }
     return T5EncoderModel(T5Config(**config))
+
+
+COMPONENTS = {"transformer": _transformer, "vae": _vae, "text_encoder": _clip, "text_encoder_2": _t5}
+"""What makes each module of the pipeline."""
 
 
 def _transformer_gain(name: str) -> tuple[float, float]:

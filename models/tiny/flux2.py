@@ -99,6 +99,10 @@ def _qwen3(spec: ModelSpec) -> Any:
     )
 
 
+COMPONENTS = {"transformer": _transformer, "vae": _vae, "text_encoder": _qwen3}
+"""What makes each module of the pipeline."""
+
+
 def _transformer_gain(name: str) -> tuple[float, float]:
     # found by trying: velocities of unit size, as those of unit noise and unit data are, and a prompt that
     # shows (the modulation has no biases that would open its gates, and no pooled prompt goes into it)

@@ -1,0 +1,124 @@
+"""What GPUs can do by their makers' data sheets, and how long counted operations take on them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from uhr.base.errors import unknown
+from uhr.models.costs.operations import Operations
+
+LINEAR = 0.70
+"""Share of the peak rate that is taken to be reached by the products of large weights."""
+
+ATTENTION = 0.55
+"""By attention, forward, at head width 128; by windows, too. With these two shares dense FLUX.1-dev at 4096 x
+4096 and 28 steps takes an H200 192 s."""
+
+CONVOLUTION = 0.35
+"""By the VAE's convolutions."""
+
+LINK = 0.4
+"""Of the bus to the host, whose memory is not pinned where whole components move."""
+
+RESERVED = 1 << 30
+"""Bytes of a device that are not to be had: the driver's context, kernels, what the allocator cannot fill."""
+
+_PCIE = {3: 15.8e9, 4: 31.5e9, 5: 63.0e9}
+"""Bytes a second of 16 lanes one way, by generation."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU. `memory` in bytes; operations a second: `tensor` on dense tensor cores in bfloat16 or float16
+    with float32 sums, `float32` in plain float32; `link` is the bus to the host in bytes a second."""
+
+    name: str
+    title: str
+    memory: int
+    tensor: float
+    float32: float
+    link: float
+
+    @property
+    def usable(self) -> int:
+        return self.memory - RESERVED
+
+    def seconds(self, work: Operations, dtype: str = "bfloat16") -> float:
+        """How long the operations take at the stated shares of the peak rate."""
+        peak = self.float32 if dtype == "float32" else self.tensor
+        return (work.linear / LINEAR + work.attention / ATTENTION + work.convolution / CONVOLUTION) / peak
+
+    def moving(self, size: float) -> float:
+        """Seconds to bring so many bytes over from the host."""
+        return size / (LINK * self.link)
+
+
+def _device(name: str, title: str, gib: int, tensor: float, float32: float, pcie: int) -> Device:
+    return Device(name, title, gib << 30, tensor * 1e12, float32 * 1e12, _PCIE[pcie])
+
+
+DEVICES: Mapping[str, Device] = {
+    device.name: device
+    for device in (
+        _device("rtx-3060", "GeForce RTX 3060", 12, 25.5, 12.7, 4),
+        _device("rtx-4070", "GeForce RTX 4070", 12, 58.3, 29.1, 4),
+        _device("rtx-4080", "GeForce RTX 4080", 16, 97.5, 48.7, 4),
+        _device("rtx-3090", "GeForce RTX 3090", 24, 71.0, 35.6, 4),
+        _device("rtx-4090", "GeForce RTX 4090", 24, 165.2, 82.6, 4),
+        _device("rtx-5090", "GeForce RTX 5090", 32, 209.5, 104.8, 5),
+        _device("rtx-a6000", "RTX A6000", 48, 154.8, 38.7, 4),
+        _device("l40s", "L40S", 48, 362.0, 91.6, 4),
+        _device("a100-40", "A100 40GB", 40, 312.0, 19.5, 4),
+        _device("a100", "A100 80GB", 80, 312.0, 19.5, 4),
+        _device("h100", "H100 SXM 80GB", 80, 989.4, 66.9, 5),
+        _device("h200", "H200 SXM 141GB", 141, 989.4, 66.9, 5),
+        _device("b200", "B200 180GB", 180, 2250.0, 75.0, 5),
+    )
+}
+"""NVIDIA's data sheets and architecture papers; tensor rates without sparsity."""
+
+DEFAULT = "h200"
+"""What is planned for where no GPU is here."""
+
+_MARKS = {
+    "rtx-3060": r"RTX 3060",
+    "rtx-4070": r"RTX 4070(?! (Ti|SUPER))",
+    "rtx-4080": r"RTX 4080(?! SUPER)",
+    "rtx-3090": r"RTX 3090(?! Ti)",
+    "rtx-4090": r"RTX 4090(?! ?D)",
+    "rtx-5090": r"RTX 5090(?! ?D)",
+    "rtx-a6000": r"RTX A6000",
+    "l40s": r"L40S",
+    "a100-40": r"A100.*40GB",
+    "a100": r"A100.*80GB",
+    "h100": r"H100(?!.*(PCIe|NVL))",
+    "h200": r"H200(?!.*NVL)",
+    "b200": r"\bB200",
+}
+"""How the driver calls them."""
+
+
+def device(name: str) -> Device:
+    """The GPU of that name; UserError with the nearest names."""
+    if name not in DEVICES:
+        raise unknown("GPU", name, DEVICES, "--on")
+    return DEVICES[name]
+
+
+def called(driver_name: str) -> str | None:
+    """The name here of a GPU that the driver calls so; None for one without a data sheet here."""
+    return next((name for name, mark in _MARKS.items() if re.search(mark, driver_name)), None)
+
+
+def here() -> Device | None:
+    """This machine's first GPU, with the memory that it has; None without a GPU, or with one that is not in
+    the table."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(0)
+    name = called(found.name)
+    return None if name is None else replace(DEVICES[name], title=found.name, memory=found.total_memory)

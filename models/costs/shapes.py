@@ -1,0 +1,75 @@
+"""A model's components without weights: the real classes on torch's meta device, from a spec or a
+checkpoint's configurations."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from uhr.models.loading import Model
+from uhr.models.quiet import quiet_loading
+from uhr.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def empty_components(model: Model | ModelSpec) -> dict[str, nn.Module]:
+    """Every component that has parameters, by its folder's name, on the meta device.
+
+    Of a checkpoint by its own configurations; where it has none here (of a hub id only what is asked for is
+    fetched) by the spec's published ones, and so for a bare spec.
+    """
+    spec = model.spec if isinstance(model, Model) else model
+    made = {}
+    for name in spec.components:
+        cls = component_class(spec, name)
+        if not hasattr(cls, "parameters"):
+            continue
+        folder = model.folder / name if isinstance(model, Model) else None
+        if folder is not None and (folder / "config.json").is_file():
+            made[name] = _of_folder(cls, name, folder)
+        else:
+            made[name] = empty_component(spec, name)
+    return made
+
+
+def component_class(spec: ModelSpec, name: str) -> Any:
+    library, _, class_name = spec.components[name].partition(":")
+    return getattr(importlib.import_module(library), class_name)
+
+
+def empty_component(spec: ModelSpec, name: str) -> nn.Module:
+    """One component of a bare spec."""
+    if spec.tiny:
+        from uhr.models.tiny import component
+
+        return _on_meta(lambda: component(spec, name))
+    config = spec.transformer_config if name == "transformer" else spec.configs[name]
+    return _made(component_class(spec, name), config)
+
+
+def _of_folder(cls: Any, name: str, folder: Any) -> nn.Module:
+    if hasattr(cls, "load_config"):
+        made = _made(cls, cls.load_config(folder, local_files_only=True))
+    else:
+        made = _made(cls, cls.config_class.from_pretrained(folder, local_files_only=True).to_dict())
+    if name == "vae":
+        from uhr.models.vae.f16 import restore
+
+        restore(made)
+    return made
+
+
+def _made(cls: Any, config: Mapping[str, Any]) -> nn.Module:
+    if hasattr(cls, "from_config") and hasattr(cls, "load_config"):
+        return _on_meta(lambda: cls.from_config(dict(config)))
+    return _on_meta(lambda: cls(cls.config_class(**config)))
+
+
+def _on_meta(make: Any) -> nn.Module:
+    import torch
+
+    with torch.device("meta"), quiet_loading():
+        return make().eval().requires_grad_(False)
