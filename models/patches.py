@@ -1,10 +1,8 @@
-"""Overlapping patches of a picture (or latent) of any size: where they lie, how they blend, whether they
-show."""
+"""Overlapping patches of a picture (or latent) of any size: where they lie, and how they blend."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,30 +118,3 @@ class Canvas:
         """[B, C, H, W]. Every place must be covered."""
         assert bool((self._weights > 0).all()), "the patches leave a gap"
         return self._sum / self._weights
-
-
-def seam_strength(picture: torch.Tensor, boxes: Sequence[Box]) -> float:
-    """How much patch borders show in [B, C, H, W]: the mean absolute difference across the boxes' edges,
-    over that between the neighbouring rows (columns) two further in on either side. 1 is no seam; a picture
-    with no edges inside, or none that differ, gives 1.
-    """
-    across, beside = 0.0, 0.0
-    for axis, edges in ((-2, _inner(boxes, "top", "bottom")), (-1, _inner(boxes, "left", "right"))):
-        steps = picture.float().diff(dim=axis).abs()
-        count = steps.shape[axis]
-        for edge in edges:
-            around = [edge - 1 + shift for shift in (-2, 2) if 0 <= edge - 1 + shift < count]
-            if not 0 < edge <= count or not around:
-                continue
-            across += steps.select(axis, edge - 1).mean().item()
-            beside += sum(steps.select(axis, place).mean().item() for place in around) / len(around)
-    if beside == 0:
-        return 1.0 if across == 0 else float("inf")
-    return across / beside
-
-
-def _inner(boxes: Sequence[Box], first: str, last: str) -> list[int]:
-    """Positions where a box begins or ends, the picture's own borders left out."""
-    ends = {getattr(box, last) for box in boxes}
-    places = {getattr(box, first) for box in boxes} | ends
-    return sorted(places - {0, max(ends)})

@@ -11,8 +11,9 @@ from uhr.models.adapters import peft_layers
 from uhr.models.adapters.plain import LoraSpec, activate, add_lora
 from uhr.models.filters import bicubic
 from uhr.models.patch_plan import PatchCascadeOptions, enlarged_size
-from uhr.models.patches import Canvas, feather, seam_strength
+from uhr.models.patches import Canvas, feather
 from uhr.models.samplers.patch_cascade import Flux2PatchCascadePipeline, PatchCascadePipeline
+from uhr.models.seams import seam_strength
 
 CALL = {
     "height": 256,
@@ -526,7 +527,7 @@ def test_what_cannot_be_is_one_clear_line(sample, more, message):
 def test_preflight_makes_the_plan_of_the_call(cascade, sample):
     spec, options = zoo.get("tiny-flux1"), PatchCascadeOptions(base_steps=2)
     PatchCascadePipeline.preflight(spec, options, 256, 384, 2, False)
-    plan = PatchCascadePipeline.plan(PatchCascadePipeline.ask(spec, 256, 384, 2), options)
+    plan = PatchCascadePipeline.planned(spec, options, 256, 384, 2)
     sample(width=384)
     assert [stage.describe() for stage in plan] == [
         {**stage.describe(), "sigmas": pytest.approx(stage.sigmas)} for stage in cascade.stages
@@ -541,9 +542,7 @@ def test_preflight_makes_the_plan_of_the_call(cascade, sample):
 def test_a_4k_picture_takes_36_patches_of_flux_and_49_at_half_overlap():
     spec = zoo.get("flux1-dev")
     for overlap, size, count in ((0.375, 4096, 36), (0.5, 4096, 49), (0.375, 2048, 9), (0.5, 2048, 9)):
-        stages = PatchCascadePipeline.plan(
-            PatchCascadePipeline.ask(spec, size, size, 4), PatchCascadeOptions(overlap=overlap)
-        )
+        stages = PatchCascadePipeline.planned(spec, PatchCascadeOptions(overlap=overlap), size, size, 4)
         assert [(stage.name, stage.calls, stage.steps) for stage in stages] == [
             ("base", 1, 28),
             ("patches", count, 4),
