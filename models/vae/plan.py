@@ -99,7 +99,7 @@ def make_plan(task: Task, memory: int) -> Plan:
     segments = tuple(
         _with_widest_bands(task, first, last, memory - task.fixed) for first, last in itertools.pairwise(cuts)
     )
-    return Plan(segments, task.fixed, _once(task))
+    return Plan(segments, task.fixed, once(task))
 
 
 def whole_bytes(task: Task) -> int:
@@ -177,7 +177,8 @@ def _flops(task: Task, first: int, last: int) -> int:
     return total + so_far
 
 
-def _once(task: Task) -> int:
+def once(task: Task) -> int:
+    """Operations of an untiled run."""
     total = 0
     for unit, shape in zip(task.units, task.shapes, strict=False):
         for layer in unit:

@@ -18,7 +18,7 @@ from torch import nn
 from uhr.base.errors import UserError
 from uhr.models.surgery import Surgery, applied
 from uhr.models.vae.attention import Attention, attend, keys_and_values
-from uhr.models.vae.plan import Plan, Segment, Task, make_plan, whole_bytes
+from uhr.models.vae.plan import Plan, Segment, Task, make_plan, once, whole_bytes
 from uhr.models.vae.program import Layer, Unit, decoder_units, encoder_units
 from uhr.models.vae.store import Given, Moments, Rows
 from uhr.models.vae.stream import Join, Norm, Pass, Shape, Split
@@ -50,6 +50,7 @@ class ExactTiling(Surgery):
         if not (hasattr(model, "_encode") and hasattr(model, "_decode") and hasattr(model, "encoder")):
             raise UserError(f"{type(model).__name__} is no VAE of diffusers", "apply it to an AutoencoderKL")
         encoder_units(model), decoder_units(model)  # what they refuse, they refuse now
+        _check_weights(model)
         model._encode = types.MethodType(_encode, model)
         model._decode = types.MethodType(_decode, model)
 
@@ -60,6 +61,16 @@ class ExactTiling(Surgery):
         """What encoding pixels [samples, 3, height, width], or decoding latents of that size, will take."""
         channels = vae.config.in_channels if part == "encode" else vae.config.latent_channels
         return make_plan(_task(self, vae, part, Shape(channels, height, width), samples), int(self.memory))
+
+    def takes(self, vae: Any, part: Part, height: int, width: int) -> tuple[int, int]:
+        """The same for one sample, untiled where that fits: bytes alive at most, weights not counted, and
+        operations."""
+        channels = vae.config.in_channels if part == "encode" else vae.config.latent_channels
+        task = _task(self, vae, part, Shape(channels, height, width), 1)
+        if _fits_whole(self, vae, task, 1):
+            return whole_bytes(task), once(task)
+        plan = make_plan(task, int(self.memory))
+        return plan.peak, plan.flops
 
 
 def compute_dtype(vae: Any) -> torch.dtype:
@@ -83,14 +94,23 @@ def _decode(vae: Any, z: torch.Tensor, return_dict: bool = True) -> Any:
     return DecoderOutput(sample=sample) if return_dict else (sample,)
 
 
+def _check_weights(vae: Any) -> None:
+    """A plan needs shapes alone; a run reads the weights past their modules' own forward."""
+    if any(parameter.is_meta for parameter in vae.parameters()):
+        raise UserError(
+            "exact tiling sees weights on the meta device", "use model offload, not sequential offload"
+        )
+
+
 def _run(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
     (options,) = (surgery for surgery in applied(vae) if isinstance(surgery, ExactTiling))
+    _check_weights(vae)
     if x.requires_grad and torch.is_grad_enabled():
         raise UserError("exact tiling has no gradient, and its input wants one", "revert it for training")
     dtype, memory = _compute_dtype(options, vae), int(options.memory)
     task = _task(options, vae, part, Shape(*x.shape[1:]), len(x))
     with torch.no_grad():
-        if dtype == vae.dtype and len(x) * (whole_bytes(task) - task.fixed) + task.fixed <= memory:
+        if _fits_whole(options, vae, task, len(x)):
             return _whole(vae, part, x)
         plan = make_plan(task, memory)
         last = task.shapes[-1]
@@ -107,6 +127,12 @@ def _task(options: ExactTiling, vae: Any, part: Part, given: Shape, samples: int
     task = Task(units, given, itemsize, options.hold == "cpu", fixed=0)
     fixed = samples * (given.size(itemsize) + task.shapes[-1].size(itemsize))
     return Task(units, given, itemsize, task.elsewhere, fixed)
+
+
+def _fits_whole(options: ExactTiling, vae: Any, task: Task, samples: int) -> bool:
+    """Whether so many samples are run untiled, together."""
+    alive = samples * (whole_bytes(task) - task.fixed) + task.fixed
+    return _compute_dtype(options, vae) == vae.dtype and alive <= int(options.memory)
 
 
 def _whole(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,108 @@
+"""Bytes that a pass needs beside the weights, counted by running it on tensors without memory (`live.py`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from uhr.models.costs.operations import Operations
+from uhr.models.costs.work import Coding, Passes, Windowed
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.backbones.base import Backbone
+    from uhr.models.vae.tiled import ExactTiling
+
+
+class BackboneMemory:
+    """Of a transformer, by one double and one single block of it: every other block frees what it takes.
+
+    `transformer` is any FLUX transformer, on any device; `dtype` what it would be loaded in.
+    """
+
+    def __init__(self, backbone: Backbone, transformer: Any, dtype: torch.dtype) -> None:
+        import torch
+
+        config = {**transformer.config, "num_layers": 1, "num_single_layers": 1}
+        with torch.device("meta"):
+            slim = type(transformer).from_config(config).eval().requires_grad_(False)
+        self._slim = torch.nn.Module.to(slim, dtype=dtype)
+        self._backbone, self._dtype = backbone, dtype
+        whole = transformer.config
+        self._layers = whole.num_layers + whole.num_single_layers
+        self._width = whole.num_attention_heads * whole.attention_head_dim
+
+    def peak(self, passes: Passes) -> int:
+        """Most bytes of activations alive at once in one of the passes, guide included.
+
+        What attention takes is the gathered back end's, or one fused kernel's.
+        """
+        import torch
+
+        from uhr.models.attention.call import AttentionCalls
+        from uhr.models.costs.live import peak_bytes
+        from uhr.models.surgery import temporarily
+
+        sample = torch.empty(
+            passes.together, passes.image, self._slim.config.in_channels, device="meta", dtype=torch.float32
+        )
+        level = torch.empty(passes.together, device="meta")
+        told, condition = self._attention(passes), self._condition(passes)
+
+        def call() -> torch.Tensor:
+            return self._backbone.call(self._slim, sample, level, condition, {"attention": told})
+
+        with temporarily(self._slim, AttentionCalls()):
+            return peak_bytes(call)
+
+    def kept(self, passes: Passes) -> int:
+        """Bytes of a guide's keys and values that stay between the passes of one branch of guidance."""
+        if passes.windows is None or passes.windows.guide != "kept":
+            return 0
+        return 2 * self._layers * passes.guide * self._width * self._dtype.itemsize * passes.together
+
+    def _attention(self, passes: Passes) -> Any:
+        from uhr.models.attention.call import Windows
+        from uhr.models.attention.proportional import Proportional
+
+        windows = passes.windows
+        if windows is None:
+            return Proportional()
+        return Windows(windows.layout, windows.rules, self._guide(passes, windows), "gathered")
+
+    def _guide(self, passes: Passes, windows: Windowed) -> Any:
+        import torch
+
+        from uhr.models.attention.guide import Guide
+
+        if windows.guide == "none":
+            return None
+        channels = self._slim.config.in_channels
+        return Guide(torch.empty(passes.together, passes.guide, channels, device="meta"))
+
+    def _condition(self, passes: Passes) -> Any:
+        import torch
+
+        from uhr.models.conditions import Condition
+
+        config, batch = self._slim.config, passes.together
+        pooled = config.get("pooled_projection_dim")
+        place: dict[str, Any] = {"device": "meta", "dtype": self._dtype}
+        return Condition(
+            text=torch.empty(batch, passes.text, config.joint_attention_dim, **place),
+            pooled=None if pooled is None else torch.empty(batch, pooled, **place),
+            text_ids=self._backbone.text_ids(passes.text, "meta"),
+            # only their number matters
+            image_ids=self._backbone.image_ids(passes.image, 1, "meta"),
+            guidance=torch.empty(batch, device="meta") if config.get("guidance_embeds") else None,
+        )
+
+
+def coding_takes(vae: Any, coding: Coding, tiling: ExactTiling) -> tuple[int, Operations]:
+    """Of one pass of a VAE under exact tiling: most bytes alive, its input and result included, and its
+    operations, of which small memory repeats some."""
+    from uhr.models.vae.f16 import vae_factor
+
+    factor = 1 if coding.part == "encode" else vae_factor(vae)
+    held, flops = tiling.takes(vae, coding.part, coding.height // factor, coding.width // factor)
+    return held, Operations(convolution=flops)
