@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from uhr.base.config import Config
 from uhr.base.errors import UserError
 from uhr.models import schedules
 from uhr.models.patches import Box, grid
+from uhr.models.planning import SamplerOptions
 from uhr.models.sizes import Size
 from uhr.models.stages import Ask, Stage, check_aspect
 
 
-class PatchCascadeOptions(Config):
+class PatchCascadeOptions(SamplerOptions):
     """What `--set` can change of patch-cascade, or keyword arguments of a call.
 
     gamma:          noise level at which patches begin, the creativity: 0.3 stays faithful, 0.8 reinvents
@@ -41,7 +41,6 @@ class PatchCascadeOptions(Config):
     base_adapters:  adapters that act on the base pass as well: names, or "all". By default it is made by the
                     original model, and adapters are for the patches
     base_steps:     of the base pass; None is what the model's card says
-    native_size:    side in px of the backbone's training square; None is what its spec says
     """
 
     gamma: float = Field(default=0.4, gt=0, le=1)
@@ -52,22 +51,25 @@ class PatchCascadeOptions(Config):
     patch: int | None = Field(default=None, gt=0)
     batch: int = Field(default=1, gt=0)
     shared_noise: bool = True
-    true_cfg_scale: float = 1.0
     patch_guidance: float = 1.0
     base_adapters: tuple[str, ...] | Literal["all"] = ()
     base_steps: int | None = Field(default=None, gt=0)
-    native_size: int | None = Field(default=None, gt=0)
 
 
 @dataclass(frozen=True)
 class PatchStage(Stage):
     """Every patch through the same steps: `sigmas` are the true noise levels, `labels` [steps] those that the
     backbone is told. `boxes` in px, ordered by their top, all of one size, neighbours at least `overlap` px
-    over each other. `calls` is the number of patches, however many share a pass."""
+    over each other. `calls` is the number of patches, however many (`batch`) share a pass."""
 
     boxes: tuple[Box, ...] = ()
     labels: tuple[float, ...] = ()
     overlap: int = 0
+    batch: int = 1
+
+    @property
+    def rounds(self) -> int:
+        return -(-len(self.boxes) // self.batch)
 
     @property
     def patch(self) -> Size:
@@ -100,12 +102,8 @@ def patch_stage(ask: Ask, options: PatchCascadeOptions) -> PatchStage:
         boxes=tuple(boxes),
         labels=tuple(levels.labels.tolist()),
         overlap=overlap,
+        batch=options.batch,
     )
-
-
-def up_to(side: int, multiple: int) -> int:
-    """The smallest multiple that is no smaller than a side."""
-    return -(-side // multiple) * multiple
 
 
 def enlarged_size(

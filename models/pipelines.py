@@ -31,14 +31,13 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
-from uhr.base.config import Config
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.models import flow, schedules
 from uhr.models import latents as latent
-from uhr.models.backbones.base import Backbone
 from uhr.models.conditions import Condition, Conditions, Prompt, check_cfg
-from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
+from uhr.models.planning import Planning
+from uhr.models.spec import GuidanceKind, ShiftPolicy
 from uhr.models.vae.f16 import vae_factor
 
 OnStepEnd = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
@@ -68,52 +67,22 @@ class _Watched:
             self.pipeline.watch(n, note=stages[-1].name if stages else None)
 
 
-class SamplerPipeline(DiffusionPipeline, ABC):
+class SamplerPipeline(Planning, DiffusionPipeline, ABC):
     """Base of the samplers, whatever the family. After a run, `model_calls` is how often it called the
     backbone, and `sigmas` the noise levels that it went through."""
 
-    backbone: ClassVar[Backbone]
     output_class: ClassVar[type]
     pooled: ClassVar[bool]
     """Whether the family takes a second text and a pooled embedding."""
+
+    guided: ClassVar[bool] = False
+    """Whether its calls have tokens of a guide, which adapters can be kept to."""
 
     model_calls: int = 0
     sigmas: tuple[float, ...] = ()
 
     watch: Advance | None = None
     """Hears of progress in place of diffusers' bar: first `total`, then each call and its stage's name."""
-
-    Options: ClassVar[Any] = Config
-    """A `Config` class: the keyword arguments of a call that `uhr sample --set` can change."""
-
-    @classmethod
-    def preflight(
-        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, negative: bool
-    ) -> None:
-        """UserError for what this sampler cannot make of a model, asked before any weights are loaded."""
-        latent.check_size(spec, height, width)
-        if spec.guidance != "cfg":
-            check_cfg(getattr(options, "true_cfg_scale", 1.0), negative)
-
-    @classmethod
-    def default_steps(cls, spec: ModelSpec) -> int:
-        """Steps of a call that names none: its card's, unless the sampler was published with others."""
-        return spec.steps
-
-    @classmethod
-    def default_guidance(cls, spec: ModelSpec) -> float | None:
-        """Guidance of a command that names none, likewise; a call in Python must name it."""
-        return spec.guidance_scale
-
-    @classmethod
-    def default_size(cls, spec: ModelSpec) -> tuple[int, int]:
-        """Height and width in px of a command that names none, likewise."""
-        return spec.native_size, spec.native_size
-
-    @classmethod
-    def all_steps(cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int) -> int:
-        """Steps of a whole call, of every stage: what the step callback is called for."""
-        return steps
 
     def details(self) -> dict[str, Any]:
         """JSON for the picture's record, of the last run: what only this sampler knows of it."""

@@ -6,10 +6,9 @@ All sizes are (height, width) in px and multiples of the backbone's pixel multip
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from uhr.base.errors import UserError
-from uhr.models.latents import check_sides
 
 Size = tuple[int, int]
 
@@ -64,22 +63,52 @@ def cascade(target: Size, base: Size, ratios: Sequence[float], multiple: int) ->
     ]
 
 
-def check_enlarges(target: Size, native: int, sampler: str) -> None:
+def check_enlarges(target: Size, native: int) -> None:
     """UserError unless the target has more px than the backbone's native square: there would be no stage."""
     if target[0] * target[1] <= native**2:
         height, width = target
-        raise UserError(
-            f"{sampler} makes pictures above the native {native}x{native}; {width}x{height} is not",
-            "ask for a larger size, or take euler",
-        )
+        what = f"size {width}x{height} is not above the native {native}x{native}, as all pictures here are"
+        raise UserError(what, "ask for a larger size, or take euler")
 
 
-def check_multiple_of_base(target: Size, native: int, multiple: int) -> int:
-    """How many times the base's side the target's is, for samplers that need a whole number (DemoFusion
-    interleaves whole grids); UserError with the nearest sizes otherwise."""
-    times = max(2, round(math.sqrt(target[0] * target[1]) / native))
-    check_sides(times * multiple, *target)
-    return times
+def whole_times(target: Size, native: int, multiple: int) -> int:
+    """How many times the base's side the target's is, for samplers that need a whole number: DemoFusion
+    interleaves whole grids. At least 2, and at most as many as the native square has tokens a side."""
+    times = round(math.sqrt(target[0] * target[1]) / native)
+    return min(max(2, times), native // multiple)
+
+
+def up_to(side: int, multiple: int) -> int:
+    """The smallest multiple that is no smaller than a side."""
+    return -(-side // multiple) * multiple
+
+
+def smallest(asked: Size, unit: Callable[[Size], int], enough: Callable[[Size], bool]) -> Size:
+    """A size no smaller than the one asked for whose sides are multiples of `unit(size)` and that is
+    `enough`, of which neither side can be a unit shorter.
+
+    What is not enough grows in the shape that was asked for. The unit may rise with the size.
+    """
+
+    def taller(size: Size) -> bool:
+        """Than the shape that was asked for."""
+        return size[0] * asked[1] > size[1] * asked[0]
+
+    def fits(size: Size) -> bool:
+        return min(size[0] - asked[0], size[1] - asked[1]) >= 0 and unit(size) == step and enough(size)
+
+    step, found = 0, asked
+    while unit(found) != step:
+        step = unit(found)
+        found = up_to(asked[0], step), up_to(asked[1], step)
+        while unit(found) < step or not enough(found):
+            found = (found[0], found[1] + step) if taller(found) else (found[0] + step, found[1])
+    while True:
+        shorter = [(found[0], found[1] - step), (found[0] - step, found[1])]
+        left = [size for size in sorted(shorter, key=taller) if fits(size)]
+        if not left:
+            return found
+        found = left[0]
 
 
 def _near(side: float, multiple: int) -> int:

@@ -36,6 +36,11 @@ class Stage:
         return len(self.sigmas) - 1
 
     @property
+    def rounds(self) -> int:
+        """How often the steps are gone through."""
+        return 1
+
+    @property
     def size(self) -> Size:
         return self.height, self.width
 
@@ -58,6 +63,11 @@ def sized(height: int, width: int, sigmas: Sequence[float], calls: int = 1) -> S
 def total_calls(plan: Sequence[Stage], branches: int = 1) -> int:
     """Passes of the backbone that a whole plan takes, with 2 branches where guidance takes two."""
     return branches * sum(stage.steps * stage.calls for stage in plan)
+
+
+def total_steps(plan: Sequence[Stage]) -> int:
+    """Steps of a whole plan: what the step callback is called for."""
+    return sum(stage.steps * stage.rounds for stage in plan)
 
 
 class StageShift(StrEnum):

@@ -18,7 +18,7 @@ from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.multidiffusion import average, windows
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.staged import Staged, StagedOptions
-from uhr.models.sizes import check_enlarges, check_multiple_of_base
+from uhr.models.sizes import whole_times
 from uhr.models.stages import Ask, Stage, sized
 from uhr.models.swin import Ring
 
@@ -54,12 +54,16 @@ class DemoFusion(Staged):
     """
 
     Options = DemoFusionOptions
+    above_native = True
     published_steps = 50
 
     @classmethod
+    def unit(cls, ask: Ask, options: Any) -> int:
+        return ask.multiple * whole_times(ask.size, ask.native, ask.multiple)
+
+    @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        check_enlarges(ask.size, ask.native, "demofusion")
-        times = check_multiple_of_base(ask.size, ask.native, ask.multiple)
+        times = whole_times(ask.size, ask.native, ask.multiple)
         height, width = ask.height // times, ask.width // times
         levels, side = ask.levels(options.shift, options.shift_factor), 2 * ask.native_side
         stages = []

@@ -7,27 +7,24 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from pydantic import Field
 
-from uhr.base.config import Config
 from uhr.base.errors import UserError
-from uhr.models import schedules
 from uhr.models.conditions import Prompt
 from uhr.models.hr_toolkit import Toolkit
 from uhr.models.pipelines import OnStepEnd, SamplerPipeline, StepEnd
+from uhr.models.planning import SamplerOptions
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.native import native_of
-from uhr.models.spec import ModelSpec, ShiftPolicy
+from uhr.models.spec import ShiftPolicy
+from uhr.models.stages import Ask, Stage, sized
 
 
-class EulerOptions(Config):
+class EulerOptions(SamplerOptions):
     """The keyword arguments of a call that `--set` can change; the call's docstring says what they mean."""
 
     shift: ShiftPolicy | None = None
     shift_factor: float = 3.0
-    true_cfg_scale: float = 1.0
     toolkit: Toolkit | None = None
-    native_size: int | None = Field(default=None, gt=0)
 
 
 class Euler(SamplerPipeline):
@@ -43,14 +40,14 @@ class Euler(SamplerPipeline):
 
     Options = EulerOptions
 
+    takes_picture = False
+    native_times = 1
+
     @classmethod
-    def preflight(
-        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, negative: bool
-    ) -> None:
-        super().preflight(spec, options, height, width, steps, negative)
-        usual = spec.shift if options.toolkit is None else ShiftPolicy.STATIC
-        shift, dynamic = options.shift or usual, cls.backbone.shifter({}, steps)
-        schedules.shifted(shift, steps, spec.tokens(height, width), options.shift_factor, dynamic)
+    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
+        shift = options.shift or (None if options.toolkit is None else ShiftPolicy.STATIC)
+        rows, columns = ask.grid
+        return [sized(*ask.size, ask.schedule(ask.steps, rows * columns, shift, options.shift_factor))]
 
     @torch.no_grad()
     def __call__(

@@ -18,7 +18,7 @@ from uhr.models.projection import velocity_towards
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.staged import DenseOptions, Staged
-from uhr.models.sizes import cascade, check_enlarges
+from uhr.models.sizes import cascade
 from uhr.models.stages import Ask, Stage, StageShift, after_strength, from_level, sized
 from uhr.models.swin import Ring
 
@@ -140,6 +140,7 @@ class HiFlow(Staged):
     """
 
     Options = HiFlowOptions
+    above_native = True
     published_steps = 30
 
     @classmethod
@@ -150,7 +151,6 @@ class HiFlow(Staged):
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        check_enlarges(ask.size, ask.native, "hiflow")
         levels = ask.levels(options.shift, options.shift_factor)
         base = ask.base(levels)
         sizes = cascade(ask.size, base.size, options.cascade, ask.multiple)

@@ -15,7 +15,6 @@ from uhr.models.projection import Projection, cosine_weight, project, velocity_t
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.staged import DenseOptions, Staged
-from uhr.models.sizes import check_enlarges
 from uhr.models.stages import Ask, Stage, sized
 from uhr.models.swin import Ring, crop, shifts
 
@@ -54,12 +53,12 @@ class IMax(Staged):
     """
 
     Options = IMaxOptions
+    above_native = True
     published_steps = 30
     published_guidance = 7.0
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        check_enlarges(ask.size, ask.native, "imax")
         high = sized(*ask.size, ask.levels(options.shift, options.shift_factor))
         if ask.picture:
             return [high]

@@ -11,14 +11,14 @@ import torch
 from uhr.base.config import build
 from uhr.base.errors import UserError
 from uhr.models.conditions import Prompt
-from uhr.models.patch_plan import PatchCascadeOptions, enlarged_size, patch_stage, up_to
+from uhr.models.patch_plan import PatchCascadeOptions, enlarged_size, patch_stage
 from uhr.models.pipelines import OnStepEnd, StepEnd
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.native import native_of
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.patch_pass import PatchPass, Words
-from uhr.models.samplers.staged import Staged
-from uhr.models.spec import ModelSpec
+from uhr.models.sizes import up_to
+from uhr.models.spec import GuidanceKind
 from uhr.models.stages import Ask, Stage, StagedOutput, pixels
 
 
@@ -42,15 +42,14 @@ class PatchCascade(PatchPass):
     published_steps = 4
 
     @classmethod
-    def preflight(
-        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, negative: bool
-    ) -> None:
-        # past Staged's, whose options these are not
-        super(Staged, cls).preflight(spec, options, height, width, steps, negative)
-        if options.patch_guidance != 1 and spec.guidance != "embedded":
-            what = f"patch_guidance {options.patch_guidance:g} is given, and {spec.name} embeds no guidance"
+    def check_options(cls, options: Any, kind: GuidanceKind) -> None:
+        if options.patch_guidance != 1 and kind != "embedded":
+            what = f"patch_guidance {options.patch_guidance:g} is given, and this backbone embeds no guidance"
             raise UserError(what, "leave it out; true_cfg_scale guides the patches")
-        cls.planned(spec, options, height, width, steps)
+
+    @classmethod
+    def enough(cls, ask: Ask, options: Any) -> bool:
+        return max(ask.size) >= (options.patch or ask.native)
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
@@ -112,7 +111,8 @@ class PatchCascade(PatchPass):
             if output_type == "latent":
                 self.grid(*target)
         ask = self._ask(settings, *size, num_inference_steps, picture is not None)
-        plan = self.plan(ask, settings)
+        self.check_options(settings, self.guidance_kind)
+        plan = self.checked_plan(ask, settings)
         step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.begin(step_end, joint_attention_kwargs)
         self.settings = settings

@@ -4,43 +4,34 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field
 
-from uhr.base.config import Config, build
+from uhr.base.config import build
 from uhr.base.errors import UserError
-from uhr.models import schedules
 from uhr.models.conditions import Conditions, Prompt
 from uhr.models.hr_toolkit import Toolkit
 from uhr.models.pipelines import OnStepEnd, StepEnd
+from uhr.models.planning import SamplerOptions
 from uhr.models.samplers.native import native_of, spec_of
 from uhr.models.samplers.passes import Job, Passes
-from uhr.models.spec import ModelSpec, ShiftPolicy
 from uhr.models.stages import Ask, Stage, StagedOutput, StageShift, check_aspect, pixels, total_calls
 
-FEW_STEPS = 12
-"""A model whose card asks for fewer steps was distilled for them: a sampler's own number is not for it."""
 
+class StagedOptions(SamplerOptions):
+    """What every staged sampler can be told besides.
 
-class StagedOptions(Config):
-    """What every staged sampler can be told with `--set`, or as keyword arguments of a call.
-
-    true_cfg_scale:  as in EulerPipeline
     guidance_high:   guidance of the stages above the base; None is the sampler's published number where the
                      backbone embeds guidance, and the call's own elsewhere
     shift:           of those stages, static or native; None is static on FLUX.1, native on FLUX.2
     shift_factor:    of the static shift
-    native_size:     side in px of the backbone's training square; None is what its spec says
     """
 
-    true_cfg_scale: float = 1.0
     guidance_high: float | None = None
     shift: StageShift | None = None
     shift_factor: float = Field(default=3.0, gt=0)
-    native_size: int | None = Field(default=None, gt=0)
 
 
 class DenseOptions(StagedOptions):
@@ -53,65 +44,11 @@ class Staged(Passes):
     """Base of the staged samplers: a new one writes `Options`, `plan` and `run`."""
 
     Options = StagedOptions
-    published_steps: ClassVar[int] = 30
-
-    @classmethod
-    @abstractmethod
-    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        """The stages in order, the last of the size that was asked for. UserError for what cannot be."""
+    published_steps = 30
 
     @abstractmethod
     def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
         """z of the last stage that was run, and that stage."""
-
-    @classmethod
-    def resolve(cls, options: Any) -> Any:
-        """The options with a preset's values, where a sampler has presets."""
-        return options
-
-    @classmethod
-    def default_steps(cls, spec: ModelSpec) -> int:
-        """The published number of steps, or the model's own where that is of a few-step model."""
-        return spec.steps if spec.steps < FEW_STEPS else cls.published_steps
-
-    @classmethod
-    def default_size(cls, spec: ModelSpec) -> tuple[int, int]:
-        """Twice the native size: there is nothing to stage at it."""
-        return 2 * spec.native_size, 2 * spec.native_size
-
-    @classmethod
-    def all_steps(cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int) -> int:
-        return sum(stage.steps for stage in cls.planned(spec, options, height, width, steps))
-
-    @classmethod
-    def ask(cls, spec: ModelSpec, height: int, width: int, steps: int, picture: bool = False) -> Ask:
-        """What `plan` wants, of a model that is not loaded."""
-
-        def schedule(
-            steps: int, tokens: int, shift: ShiftPolicy | str | None = None, factor: float = 3.0
-        ) -> list[float]:
-            policy = spec.shift if shift is None else ShiftPolicy(shift)
-            return schedules.shifted(policy, steps, tokens, factor, cls.backbone.shifter({}, steps)).tolist()
-
-        native, multiple = spec.native_size, spec.pixel_multiple
-        return Ask(height, width, steps, native, multiple, spec.family, schedule, picture, spec.steps)
-
-    @classmethod
-    def preflight(
-        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, negative: bool
-    ) -> None:
-        super().preflight(spec, options, height, width, steps, negative)
-        if options.guidance_high is not None and spec.guidance == "none":
-            raise UserError(f"{spec.name} takes no guidance", "leave out guidance_high")
-        cls.planned(spec, options, height, width, steps)
-
-    @classmethod
-    def planned(
-        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, picture: bool = False
-    ) -> list[Stage]:
-        """The plan of a call, of a model that is not loaded."""
-        ask = cls.ask(spec, height, width, steps, picture)
-        return cls.plan(replace(ask, native=options.native_size or ask.native), cls.resolve(options))
 
     @torch.no_grad()
     def __call__(
@@ -150,11 +87,9 @@ class Staged(Passes):
         return_stages:       the output's `stages` holds the pictures of every stage before the last
         """
         settings = self.resolve(build(self.Options, options, f"sampler {type(self).__name__}"))
-        # not every sampler that is staged can guide its stages apart
-        if getattr(settings, "guidance_high", None) is not None and self.guidance_kind == "none":
-            raise UserError("this backbone takes no guidance", "leave out guidance_high")
+        self.check_options(settings, self.guidance_kind)
         ask = self._ask(settings, height, width, num_inference_steps, image is not None)
-        plan = self.plan(ask, settings)
+        plan = self.checked_plan(ask, settings)
         step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.begin(step_end, joint_attention_kwargs)
         self.settings = settings
@@ -184,10 +119,10 @@ class Staged(Passes):
     ) -> Ask:
         spec = spec_of(self, settings.native_size)
         native = settings.native_size or (spec.native_size if spec is not None else 0)
-        height, width = height or 2 * native, width or 2 * native
-        self.grid(height, width)
+        side = self.native_times * native
+        height, width = height or side, width or side
         if steps is None:
-            steps = self.published_steps if spec is None else self.default_steps(spec)
+            steps = (self.published_steps or 0) if spec is None else self.default_steps(spec)
         card = None if spec is None else spec.steps
         multiple, family = self.pixel_multiple, self.backbone.name
         return Ask(height, width, steps, native, multiple, family, self.schedule, picture, card)

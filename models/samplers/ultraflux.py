@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
-from uhr.base.config import Config
-from uhr.base.errors import UserError
 from uhr.models import surgery
 from uhr.models.hr_toolkit import Toolkit
-from uhr.models.latents import check_sides
 from uhr.models.pipelines import StepEnd
+from uhr.models.planning import SamplerOptions
 from uhr.models.rope_surgeries import RopeResonance, RopeYarn
 from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.native import spec_of
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.staged import Staged
 from uhr.models.spec import ModelSpec, ShiftPolicy
@@ -31,25 +27,19 @@ UNTRAINED = (
     "are published as Owen777/UltraFlux-v1: give that with --model"
 )
 
-NATIVE = 4
-"""The published native side over the backbone's: 4096 px where FLUX.1 has 1024."""
 
-
-class UltraFluxOptions(Config):
+class UltraFluxOptions(SamplerOptions):
     """What `--set` can change of ultraflux, or keyword arguments of a call.
 
     shift_factor:   of the static shift: 3 in the official script, whose time_shift of 4 nothing reads
     positions:      resonance is the code since 2025-12-17; yarn and plain for comparison. They act where an
                     axis is longer than the window only
-    true_cfg_scale: as in EulerPipeline; the paper has none
-    native_size:    side in px of the training square of the backbone before UltraFlux; None is what its spec
-                    says. The positions' window is its tokens of F8: 64 for FLUX.1, UltraFlux's 2048 px
+    native_size:    of the backbone before UltraFlux. The positions' window is its tokens of F8: 64 for
+                    FLUX.1, UltraFlux's 2048 px
     """
 
     shift_factor: float = Field(default=3.0, gt=0)
     positions: Literal["resonance", "yarn", "plain"] = "resonance"
-    true_cfg_scale: float = 1.0
-    native_size: int | None = Field(default=None, gt=0)
 
 
 class UltraFlux(Staged):
@@ -67,6 +57,8 @@ class UltraFlux(Staged):
     """
 
     Options = UltraFluxOptions
+    takes_picture = False
+    native_times = 4
     published_steps = 50
     notes: Sequence[str] = ()
     """What a reader of the picture must know of the last run."""
@@ -86,29 +78,11 @@ class UltraFlux(Staged):
         return 4.0 if spec.guidance == "embedded" else spec.guidance_scale
 
     @classmethod
-    def default_size(cls, spec: ModelSpec) -> tuple[int, int]:
-        """The published native size, 4096 x 4096 for FLUX.1."""
-        return NATIVE * spec.native_size, NATIVE * spec.native_size
-
-    @classmethod
-    def ask(cls, spec: ModelSpec, height: int, width: int, steps: int, picture: bool = False) -> Ask:
-        asked = super().ask(spec, height, width, steps, picture)
-        return replace(asked, multiple=_multiple(spec))
-
-    @classmethod
-    def preflight(
-        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, negative: bool
-    ) -> None:
-        check_sides(_multiple(spec), height, width)
-        # past Staged's, whose options these are not
-        super(Staged, cls).preflight(spec, options, height, width, steps, negative)
-        cls.planned(spec, options, height, width, steps)
+    def multiple(cls, spec: ModelSpec) -> int:
+        return 16 * spec.patch
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        if ask.picture:
-            what = "ultraflux has no base pass that a picture could take the place of"
-            raise UserError(what, "leave the picture out, or take sdedit or patch-cascade")
         return [sized(*ask.size, ask.schedule(ask.steps, 0, ShiftPolicy.STATIC, options.shift_factor))]
 
     def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
@@ -140,18 +114,6 @@ class UltraFlux(Staged):
         with surgery.temporarily(model, *missing):
             self._note(surgery.applied(model))
             yield
-
-    def _ask(
-        self, settings: Any, height: int | None, width: int | None, steps: int | None, picture: bool
-    ) -> Ask:
-        spec = spec_of(self, settings.native_size)
-        side = NATIVE * (settings.native_size or (spec.native_size if spec is not None else 0))
-        return super()._ask(settings, height or side, width or side, steps, picture)
-
-
-def _multiple(spec: ModelSpec) -> int:
-    """Sides are multiples of this many px: 16 a latent, times the patch."""
-    return 2 * spec.pixel_multiple
 
 
 def _positions(name: str, window: int) -> Surgery | None:

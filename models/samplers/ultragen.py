@@ -24,7 +24,6 @@ from uhr.models.pipelines import StepEnd
 from uhr.models.projection import cosine_weight, project, velocity_towards
 from uhr.models.rope_surgeries import RopeNtk
 from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.native import spec_of
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.staged import Staged
 from uhr.models.samplers.ultragen_plan import (
@@ -33,13 +32,9 @@ from uhr.models.samplers.ultragen_plan import (
     filled,
     layout_of,
     stage_sizes,
+    window_of,
 )
-from uhr.models.sizes import check_enlarges
-from uhr.models.spec import ModelSpec
 from uhr.models.stages import Ask, Stage, sized
-
-PUBLISHED_SIDE = 4
-"""The default side over the native one: 4096 px on FLUX.1."""
 
 UNADAPTED = (
     "unadapted: no adapter on this model acts on guide tokens, which it was not trained to read. Fetch "
@@ -88,6 +83,9 @@ class UltraGen(Staged):
     """
 
     Options = UltraGenOptions
+    guided = True
+    above_native = True
+    native_times = 4
     published_steps = 28
     published_guidance = 4.5
     published_cfg = 8.0
@@ -102,22 +100,11 @@ class UltraGen(Staged):
     """The options of the call, with every None filled in that follows from model and size."""
 
     @classmethod
-    def default_size(cls, spec: ModelSpec) -> tuple[int, int]:
-        """4096 x 4096 for FLUX.1."""
-        return PUBLISHED_SIDE * spec.native_size, PUBLISHED_SIDE * spec.native_size
-
-    @classmethod
-    def preflight(
-        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, negative: bool
-    ) -> None:
-        # first: the sizes that it names are windows', not tokens'
-        native = options.native_size or spec.native_size
-        layout_of((height, width), spec.pixel_multiple, native // spec.pixel_multiple, options)
-        super().preflight(spec, options, height, width, steps, negative)
+    def unit(cls, ask: Ask, options: Any) -> int:
+        return ask.multiple * window_of(options, ask.native_side)
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        check_enlarges(ask.size, ask.native, "ultragen")
         options = filled(ask, options)
         levels = ask.levels(options.shift, options.shift_factor)[options.skip :]
         stages = [sized(*size, levels) for size in stage_sizes(ask, options)]
@@ -251,10 +238,6 @@ class UltraGen(Staged):
     def _ask(
         self, settings: Any, height: int | None, width: int | None, steps: int | None, picture: bool
     ) -> Ask:
-        spec = spec_of(self, settings.native_size)
-        native = settings.native_size or (spec.native_size if spec is not None else 0)
-        height, width = height or PUBLISHED_SIDE * native, width or PUBLISHED_SIDE * native
-        layout_of((height, width), self.pixel_multiple, native // self.pixel_multiple, settings)
         asked = super()._ask(settings, height, width, steps, picture)
         self._filled = filled(asked, settings)
         return asked

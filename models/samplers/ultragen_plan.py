@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field
 
 from uhr.base.errors import UserError
-from uhr.models.attention.layout import WindowLayout, nearest_sizes, window_side
+from uhr.models.attention.layout import WindowLayout, window_side
 from uhr.models.attention.rules import WindowRules
-from uhr.models.samplers.staged import FEW_STEPS, StagedOptions
+from uhr.models.planning import FEW_STEPS
+from uhr.models.samplers.staged import StagedOptions
 from uhr.models.sizes import Size, base_size, check_enlarges
 from uhr.models.stages import Ask
 
@@ -73,17 +73,16 @@ class UltraGenOptions(StagedOptions):
     backend: Literal["auto", "gathered", "flex"] = "auto"
 
 
-def layout_of(size: Size, multiple: int, native_side: int, options: UltraGenOptions) -> WindowLayout:
-    """The windows of a picture of `size` px, `multiple` px a token, for a backbone of native_side^2 tokens;
-    UserError with the nearest sizes if they do not fill it."""
+def window_of(options: UltraGenOptions, native_side: int) -> int:
+    """Side of a window in image tokens, for a backbone of native_side^2 tokens; UserError if it does not
+    divide by the guide's ratio."""
     window = options.window or window_side(native_side, options.ratio)
-    one = WindowLayout(window, window, window, options.ratio)
-    (height, width), unit = size, multiple * window
-    if height % unit or width % unit or min(size) < 1:
-        near = nearest_sizes(width, height, unit).replace(" x ", "x")
-        what = f"ultragen cannot make {width}x{height}: both sides are multiples of a window's {unit} px"
-        raise UserError(what, f"nearest sizes that can be made: {near}")
-    return replace(one, height=height // multiple, width=width // multiple)
+    return WindowLayout(window, window, window, options.ratio).window
+
+
+def layout_of(size: Size, multiple: int, native_side: int, options: UltraGenOptions) -> WindowLayout:
+    """The windows of a picture of `size` px, `multiple` px a token; UserError if they do not fill it."""
+    return WindowLayout.of_pixels(*size, multiple, window_of(options, native_side), options.ratio)
 
 
 def few_steps(family: str, model_steps: int | None) -> bool:
@@ -105,12 +104,11 @@ def filled(ask: Ask, options: UltraGenOptions) -> UltraGenOptions:
         skip = 0 if few else round(ask.steps * SKIPPED)
     if skip >= ask.steps:
         raise UserError(f"skip {skip} of {ask.steps} steps", "skip fewer, or take more steps")
-    layout = layout_of(ask.size, ask.multiple, ask.native_side, options)
     return options.model_copy(
         update={
             "skip": skip,
             "ntk": options.ntk or (1.0 if few else 10.0),
-            "window": layout.window,
+            "window": window_of(options, ask.native_side),
             "below": _below(ask, options),
         }
     )
@@ -137,5 +135,5 @@ def stage_sizes(ask: Ask, options: UltraGenOptions) -> list[Size]:
     unit, side = options.window * ask.multiple, math.sqrt(ask.height * ask.width)
     lower = [base_size(*ask.size, max(unit, int(share * side)), unit) for share in options.below]
     for size in lower:
-        check_enlarges(size, ask.native, "a stage of ultragen")
+        check_enlarges(size, ask.native)
     return [*lower, ask.size]

@@ -99,7 +99,7 @@ def test_the_native_size_is_four_times_the_backbones_with_as_many_tokens_as_f8_h
 
 def test_flux_dev_at_4k_is_16384_tokens_50_steps_guidance_4_and_a_window_of_64():
     spec = zoo.get("flux1-dev")
-    ask = UltraFluxPipeline.ask(spec, 4096, 4096, UltraFluxPipeline.default_steps(spec))
+    ask = UltraFluxPipeline.ask(spec, UltraFluxOptions(), 4096, 4096, UltraFluxPipeline.default_steps(spec))
     (stage,) = UltraFluxPipeline.plan(ask, UltraFluxOptions())
     assert (stage.steps, stage.size, ask.grid) == (50, (4096, 4096), (128, 128))
     assert UltraFluxPipeline.default_guidance(spec) == 4.0

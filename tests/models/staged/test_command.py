@@ -50,7 +50,7 @@ def test_a_picture_by_command_carries_what_was_run(name, tiny_flux, tmp_path, ca
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("imax", ["--size", "128x128"], "imax makes pictures above the native 128x128"),
+        ("imax", ["--size", "128x128"], "size 128x128 is not above the native 128x128"),
         ("hiflow", ["--size", "200x256"], "nearest 192x256 or 208x256"),
         ("demofusion", ["--size", "272x256"], "nearest 256x256 or 288x256"),
         ("sdedit", ["--set", "strength=1"], "'strength' should be less than 1"),

@@ -20,8 +20,8 @@ def sampler(made):
 
 def plan(spec, side, **options):
     spec = zoo.get(spec)
-    ask = DemoFusionPipeline.ask(spec, side, side, DemoFusionPipeline.default_steps(spec))
-    return DemoFusionPipeline.plan(ask, DemoFusionOptions(**options))
+    steps = DemoFusionPipeline.default_steps(spec)
+    return DemoFusionPipeline.planned(spec, DemoFusionOptions(**options), side, side, steps)
 
 
 def test_stages_grow_by_one_base_at_a_time_and_4k_takes_the_counted_calls():

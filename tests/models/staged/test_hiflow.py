@@ -17,8 +17,8 @@ def hiflow(made):
 
 def plan(side=4096, spec="flux1-dev", **options):
     spec = zoo.get(spec)
-    ask = HiFlowPipeline.ask(spec, side, side, HiFlowPipeline.default_steps(spec))
-    return HiFlowPipeline.plan(ask, HiFlowPipeline.resolve(HiFlowOptions(**options)))
+    steps = HiFlowPipeline.default_steps(spec)
+    return HiFlowPipeline.planned(spec, HiFlowOptions(**options), side, side, steps)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ def imax(made):
 
 def plan(side=4096, **options):
     spec = zoo.get("flux1-dev")
-    ask = IMaxPipeline.ask(spec, side, side, IMaxPipeline.default_steps(spec))
-    return IMaxPipeline.plan(ask, IMaxOptions(**options))
+    return IMaxPipeline.planned(spec, IMaxOptions(**options), side, side, IMaxPipeline.default_steps(spec))
 
 
 def test_the_plan_is_the_published_one():
@@ -30,7 +29,7 @@ def test_the_plan_is_the_published_one():
 
 
 def test_a_size_that_needs_no_enlargement_is_refused(imax, call):
-    with pytest.raises(UserError, match="imax makes pictures above the native 128x128; 128x128 is not"):
+    with pytest.raises(UserError, match="size 128x128 is not above the native 128x128"):
         imax("x", **{**call, "height": 128, "width": 128})
 
 

@@ -73,7 +73,7 @@ def test_guidance_of_a_model_that_takes_none_is_refused(made2):
     spec = zoo.get("tiny-flux2")
     for name in SHORT:
         cls = sampler_class(name, "flux2")
-        with pytest.raises(UserError, match="tiny-flux2 takes no guidance: leave out guidance_high"):
+        with pytest.raises(UserError, match="this backbone takes no guidance: leave out guidance_high"):
             cls.preflight(spec, cls.Options(guidance_high=5.0), 256, 256, 4, False)
     with pytest.raises(UserError, match="takes none"):
         made2("imax")("x", **CALL, guidance_scale=3.5)

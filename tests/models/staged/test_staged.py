@@ -172,9 +172,7 @@ def test_pictures_come_in_any_shape_of_the_tokens_and_every_output_type(sample):
     assert picture.size == (320, 192)
     (array,) = sample(output_type="np", return_dict=False)
     assert array.shape == (1, 256, 256, 3)
-    with pytest.raises(
-        UserError, match="200x256 cannot be made: multiples of 16; nearest 192x256 or 208x256"
-    ):
+    with pytest.raises(UserError, match=r"200x256 cannot be made: multiples of \d+; nearest 192x256 or"):
         sample(width=200)
 
 

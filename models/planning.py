@@ -1,0 +1,181 @@
+"""What is known of a sampler's call before any weights are loaded: which sizes can be made, in which stages.
+
+Everything hangs on one `Ask`: `unit` and `enough` say which sizes can be made, `plan` in which stages. A call
+of a loaded pipeline asks the same questions, so that what was checked and shown is what runs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from uhr.base.config import Config
+from uhr.base.errors import UserError
+from uhr.models import schedules
+from uhr.models.backbones.base import Backbone
+from uhr.models.conditions import check_cfg
+from uhr.models.latents import check_sides
+from uhr.models.sizes import Size, check_enlarges, smallest
+from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
+from uhr.models.stages import Ask, Stage, total_steps
+
+FEW_STEPS = 12
+"""A model whose card asks for fewer steps was distilled for them: a sampler's own number is not for it."""
+
+
+class SamplerOptions(Config):
+    """What every sampler can be told with `--set`, or as keyword arguments of a call.
+
+    true_cfg_scale: above 1 it wants a negative prompt and doubles the model calls:
+                    v = v_negative + scale * (v_prompt - v_negative)
+    native_size:    side in px of the backbone's training square; None is what its spec says
+    """
+
+    true_cfg_scale: float = 1.0
+    native_size: int | None = Field(default=None, gt=0)
+
+
+class Planning(ABC):
+    """Base of the samplers, as far as it needs no model. Sizes are (height, width) in px."""
+
+    backbone: ClassVar[Backbone]
+
+    Options: ClassVar[Any] = SamplerOptions
+    """A class of `SamplerOptions`: the keyword arguments of a call that `uhr sample --set` can change."""
+
+    takes_picture: ClassVar[bool] = True
+    """Whether a picture may be given in place of the base pass."""
+
+    above_native: ClassVar[bool] = False
+    """Whether all pictures have more px than the backbone's native square."""
+
+    published_steps: ClassVar[int | None] = None
+    """Of a call that names none; None is what the model's card says."""
+
+    native_times: ClassVar[int] = 2
+    """Side of a call that names no size, over the native one."""
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
+        """The stages in order, the last of the size that was asked for. UserError for what cannot be."""
+
+    @classmethod
+    def resolve(cls, options: Any) -> Any:
+        """The options with a preset's values, where a sampler has presets."""
+        return options
+
+    @classmethod
+    def unit(cls, ask: Ask, options: Any) -> int:
+        """What both sides are multiples of at about this size, in px."""
+        return ask.multiple
+
+    @classmethod
+    def enough(cls, ask: Ask, options: Any) -> bool:
+        """Whether a picture of this size is large enough."""
+        return not cls.above_native or ask.height * ask.width > ask.native**2
+
+    @classmethod
+    def check_options(cls, options: Any, kind: GuidanceKind) -> None:
+        """UserError for options that would be ignored in silence on a backbone that is guided so."""
+        if getattr(options, "guidance_high", None) is not None and kind == "none":
+            raise UserError("this backbone takes no guidance", "leave out guidance_high")
+
+    @classmethod
+    def default_steps(cls, spec: ModelSpec) -> int:
+        """The published number of steps, or the model's own where that is of a few-step model."""
+        return spec.steps if spec.steps < FEW_STEPS else cls.published_steps or spec.steps
+
+    @classmethod
+    def default_guidance(cls, spec: ModelSpec) -> float | None:
+        """Guidance of a command that names none, its card's; a call in Python must name it."""
+        return spec.guidance_scale
+
+    @classmethod
+    def default_size(cls, spec: ModelSpec) -> Size:
+        """Height and width in px of a call that names none."""
+        return cls.native_times * spec.native_size, cls.native_times * spec.native_size
+
+    @classmethod
+    def multiple(cls, spec: ModelSpec) -> int:
+        """Side of an image token in px."""
+        return spec.pixel_multiple
+
+    @classmethod
+    def ask(
+        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, picture: bool = False
+    ) -> Ask:
+        """What is asked of a model that is not loaded."""
+
+        def schedule(
+            steps: int, tokens: int, shift: ShiftPolicy | str | None = None, factor: float = 3.0
+        ) -> list[float]:
+            policy = spec.shift if shift is None else ShiftPolicy(shift)
+            return schedules.shifted(policy, steps, tokens, factor, cls.backbone.shifter({}, steps)).tolist()
+
+        native = options.native_size or spec.native_size
+        multiple, family = cls.multiple(spec), spec.family
+        return Ask(height, width, steps, native, multiple, family, schedule, picture, spec.steps)
+
+    @classmethod
+    def checked_plan(cls, ask: Ask, options: Any) -> list[Stage]:
+        """The stages of a call with resolved options; UserError for a size that cannot be made, with the
+        nearest that can."""
+        if ask.picture and not cls.takes_picture:
+            what = "this sampler has no base pass that a picture could take the place of"
+            raise UserError(what, "leave the picture out, or take sdedit or patch-cascade")
+        check_sides(cls.unit(ask, options), *ask.size)
+        if cls.above_native:
+            check_enlarges(ask.size, ask.native)
+        return cls.plan(ask, options)
+
+    @classmethod
+    def planned(
+        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, picture: bool = False
+    ) -> list[Stage]:
+        """The stages of a call of a model that is not loaded, the last of the size that is asked for."""
+        ask = cls.ask(spec, options, height, width, steps, picture)
+        return cls.checked_plan(ask, cls.resolve(options))
+
+    @classmethod
+    def makeable(cls, spec: ModelSpec, options: Any, height: int, width: int) -> Size:
+        """The smallest size that can be made with sides no shorter than these: no side can be a unit shorter.
+
+        Where it is not enough of a picture, both sides grow.
+        """
+        resolved = cls.resolve(options)
+
+        def at(size: Size) -> Ask:
+            return cls.ask(spec, options, *size, steps=1)
+
+        return smallest(
+            (height, width),
+            lambda size: cls.unit(at(size), resolved),
+            lambda size: cls.enough(at(size), resolved),
+        )
+
+    @classmethod
+    def preflight(
+        cls,
+        spec: ModelSpec,
+        options: Any,
+        height: int,
+        width: int,
+        steps: int,
+        negative: bool,
+        picture: bool = False,
+    ) -> None:
+        """UserError for what this sampler cannot make of a model, asked before any weights are loaded."""
+        cls.planned(spec, options, height, width, steps, picture)
+        if spec.guidance != "cfg":
+            check_cfg(options.true_cfg_scale, negative)
+        cls.check_options(options, spec.guidance)
+
+    @classmethod
+    def all_steps(
+        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, picture: bool = False
+    ) -> int:
+        """Steps of a whole call, of every stage: what the step callback is called for."""
+        return total_steps(cls.planned(spec, options, height, width, steps, picture))

@@ -1,0 +1,86 @@
+"""What every sampler of the registry says of sizes before any weights are loaded, on every family."""
+
+import inspect
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uhr.base.errors import UserError
+from uhr.models import sizes, zoo
+from uhr.models.samplers import SAMPLERS, names_for, sampler_class
+
+SPECS = ("tiny-flux1", "tiny-flux2", "tiny-flux2-base", "flux1-dev", "flux1-schnell", "flux2-klein-9b")
+CASES = [(name, spec) for spec in SPECS for name in names_for(zoo.get(spec).family)]
+ASKED = st.integers(1, 24 * 128)
+
+
+def options_of(cls):
+    """Options by which any size can be made: Euler's own schedule ends at 4096 tokens."""
+    return cls.Options(shift="static") if "shift" in cls.Options.model_fields else cls.Options()
+
+
+@pytest.mark.parametrize(("name", "spec"), CASES)
+@settings(max_examples=25)
+@given(height=ASKED, width=ASKED, picture=st.booleans())
+def test_what_is_makeable_is_the_smallest_size_of_its_kind_and_what_is_planned(
+    name, spec, height, width, picture
+):
+    spec = zoo.get(spec)
+    cls = sampler_class(name, spec.family)
+    options, steps, picture = options_of(cls), max(8, cls.default_steps(spec)), picture and cls.takes_picture
+    if name == "multidiffusion":
+        picture = False  # at its published strength it begins at pure noise
+
+    def check(size):
+        cls.preflight(spec, options, *size, steps, False, picture)
+
+    found = cls.makeable(spec, options, height, width)
+    assert found[0] >= height
+    assert found[1] >= width
+    check(found)
+    stages = cls.planned(spec, options, *found, steps, picture)
+    assert stages[-1].size == found
+    assert (stages[0].name == "base") <= (not picture)
+    unit = cls.unit(cls.ask(spec, options, *found, steps), cls.resolve(options))
+    for size in ((found[0] - unit, found[1]), (found[0], found[1] - unit)):
+        if size[0] >= height and size[1] >= width:
+            with pytest.raises(UserError, match=r"\d+x\d+"):
+                check(size)
+    assert cls.makeable(spec, options, *found) == found
+
+
+@pytest.mark.parametrize(("name", "spec"), CASES)
+def test_the_default_size_can_be_made(name, spec):
+    spec = zoo.get(spec)
+    cls = sampler_class(name, spec.family)
+    size, options = cls.default_size(spec), cls.Options()
+    assert cls.makeable(spec, options, *size) == size
+    steps = cls.default_steps(spec)
+    cls.preflight(spec, options, *size, steps, False)
+    assert cls.all_steps(spec, options, *size, steps) >= steps
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_picture_where_none_is_taken_is_refused_by_plan_and_call(name):
+    cls, spec = sampler_class(name, "flux1"), zoo.get("flux1-dev")
+    assert cls.takes_picture == (
+        "image" in inspect.signature(cls.__call__).parameters and name != "ultraflux"
+    )
+    if not cls.takes_picture:
+        with pytest.raises(UserError, match=r"no base pass that a picture.*sdedit or patch-cascade"):
+            cls.preflight(spec, cls.Options(), *cls.default_size(spec), 28, False, picture=True)
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 64), st.integers(1, 40_000))
+def test_the_smallest_size_is_no_longer_than_need_be(height, width, unit, area):
+    def enough(size):
+        return size[0] * size[1] >= area
+
+    found = sizes.smallest((height, width), lambda size: unit, enough)
+    assert found[0] % unit == found[1] % unit == 0
+    assert found[0] >= height
+    assert found[1] >= width
+    assert enough(found)
+    for shorter in ((found[0] - unit, found[1]), (found[0], found[1] - unit)):
+        assert shorter[0] < height or shorter[1] < width or not enough(shorter)
