@@ -87,6 +87,12 @@ def wide_gamut_profile(gamma: float = 2.2) -> bytes:
     return _profile(b"mntr", b"RGB ", b"XYZ ", tags)
 
 
+def gray_profile(gamma: float) -> bytes:
+    """A matrix profile of one channel."""
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    return _profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": curve})
+
+
 def cmyk_profile() -> bytes:
     """A printer whose inks darken each other: the sixteen full overprints in Lab, linear between them."""
     inks = np.array(list(np.ndindex(2, 2, 2, 2)))

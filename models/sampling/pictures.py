@@ -23,14 +23,11 @@ from uhr.models.sizes import Size
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "QOI", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "QOI", "TIFF")
 """A fixed list: Pillow's other plugins see pictures in almost any bytes (TGA) or start programs (EPS)."""
 
-MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
-GRAY = ("1", "L", "LA", "La")
-
-_READ_BEHIND = 8
-"""Least side in px at which the colours of a picture's hidden parts are looked for."""
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+GRAY = ("1", "L", "LA")
 
 
 @dataclass(frozen=True)
@@ -71,104 +68,95 @@ class Given:
 
 
 def open_picture(path: Path | str) -> Given:
-    """The first picture in a file, whole. UserError, in one line, for whatever is no picture or too large
-    (179 megapixels, Pillow's guard against bombs)."""
+    """The first picture in a file, whole. UserError, in one line, for whatever is no picture, is damaged, or
+    is larger than 179 megapixels (Pillow's guard against bombs)."""
+    path = Path(path)
+    if not path.is_file():
+        what = f"picture {path} is " + ("no file" if path.exists() else "not there")
+        raise UserError(what, "name a picture, or a folder of pictures")
     try:
-        return _opened(Path(path))
-    except FileNotFoundError:
-        raise UserError(f"picture {path} is not there", "name a picture, or a folder of pictures") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder", "name a picture in it") from None
+        return _opened(path)
     except UserError:
         raise
-    except MemoryError:
-        raise UserError(f"picture {path} does not fit into memory", "cut it into parts") from None
-    except Exception as error:  # noqa: BLE001 - parsers meet hostile bytes with any exception; it is told on
+    except MemoryError as error:
+        raise UserError(f"picture {path} does not fit into memory", "cut it into parts") from error
+    except Exception as error:
+        # parsers meet hostile bytes with any exception
         raise _fault(path, error) from error
 
 
-def _fault(path: Path | str, error: Exception) -> UserError:
+def _fault(path: Path, error: Exception) -> UserError:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, Image.DecompressionBombError):
         return UserError(f"picture {path} has more than 179 megapixels", "cut it into parts, or shrink it")
     if isinstance(error, UnidentifiedImageError):
         return UserError(f"{path} is no picture that can be read", f"known formats: {', '.join(FORMATS)}")
-    words = f"{type(error).__name__}: {error}".replace("\n", " ")
-    return UserError(f"picture {path} is damaged ({words})", "open it in an editor, and save it again")
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(f"picture {path} is damaged ({words})", "open it in an editor and save it again")
 
 
 def _opened(path: Path) -> Given:
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings():
-        # of sizes under Pillow's own limit, and of metadata that nobody reads here
+    with warnings.catch_warnings(), open(path, "rb") as opened:
+        # of sizes under Pillow's limit, and of metadata that nobody reads here
         warnings.simplefilter("ignore")
-        with Image.open(path, formats=FORMATS) as file:
-            # a TIFF turns itself upright when it is loaded
+        # by handle: given a path, Pillow maps some TIFFs into memory, and then turns them upright wrongly
+        with Image.open(opened, formats=FORMATS) as file:
+            # gray with alpha, of 16 bits, is opened as colours
+            gray = file.mode in GRAY or any(tile[-1] == "LA;16B" for tile in file.tile)
+            # loaded first: a TIFF turns itself upright then
             file.load()
             picture = ImageOps.exif_transpose(file)
-    if picture.mode.startswith("I;16"):
-        picture = _upper_bits(picture)
+            if picture.mode.startswith("I;16") or (picture.mode == "I" and file.format == "PPM"):
+                picture, gray = _upper_bits(picture, file), True
     if picture.mode not in MODES:
-        what = f"picture {path} has {picture.mode} pixels, which have no agreed black and white"
+        what = f"picture {path} has values of kind {picture.mode}, of which none is agreed to be white"
         raise UserError(what, "save it with 8 or 16 bits a channel")
-    return _given(picture)
+    return _given(picture, gray)
 
 
-def _given(picture: Image) -> Given:
-    profile = picture.info.get("icc_profile") or None
-    alpha = None
-    if picture.has_transparency_data:
-        alpha = picture.convert("RGBA").getchannel("A")
-        alpha = None if alpha.getextrema()[0] == 255 else alpha
-    gray = picture.mode in GRAY
-    stored = picture if picture.mode == "CMYK" else picture.convert("L" if gray else "RGB")
-    colours = colours_of(stored.mode, profile)
-    if not gray and colours.note and profile is not None:
-        # gray with alpha of 16 bits comes as RGBA, under its gray profile
-        as_gray = colours_of("L", profile)
-        if not as_gray.note and _is_gray(stored):
-            stored, gray, colours = stored.convert("L"), True, as_gray
-    rgb = colours.inwards(stored)
-    rgb.info.clear()
-    if alpha is not None:
-        rgb = _without_hidden(rgb, alpha)
-    return Given(rgb, alpha, gray, colours, (colours.note,) if colours.note else ())
-
-
-def _upper_bits(picture: Image) -> Image:
+def _upper_bits(picture: Image, file: Any) -> Image:
+    """Mode L of gray integers of more than 8 bits; a TIFF says of how many. No transparency."""
     import numpy as np
     from PIL import Image
 
-    found = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
-    found.info.update(picture.info)
+    tags = getattr(file, "tag_v2", None)
+    depth = 16 if tags is None else tags.get(258, (16,))[0]
+    found = Image.fromarray((np.asarray(picture).astype(np.uint16) >> (depth - 8)).astype(np.uint8))
+    if "icc_profile" in picture.info:
+        found.info["icc_profile"] = picture.info["icc_profile"]
     return found
 
 
-def _is_gray(picture: Image) -> bool:
-    from PIL import ImageChops
+def _given(picture: Image, gray: bool) -> Given:
+    alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+    if alpha is not None and alpha.getextrema()[0] == 255:
+        alpha = None
+    stored = picture if picture.mode == "CMYK" else picture.convert("L" if gray else "RGB")
+    colours = colours_of(stored.mode, picture.info.get("icc_profile") or None)
+    rgb = colours.inwards(stored)
+    rgb.info.clear()
+    if alpha is not None:
+        rgb = without_hidden(rgb, alpha)
+    return Given(rgb, alpha, gray, colours, (colours.note,) if colours.note else ())
 
-    red, green, blue = picture.split()
-    return not (ImageChops.difference(red, green).getbbox() or ImageChops.difference(red, blue).getbbox())
 
+def without_hidden(rgb: Image, alpha: Image) -> Image:
+    """The picture with the colours of what is wholly transparent taken from what is visible around it: nobody
+    ever saw them, and an enlargement would mix them into every edge. Smaller and smaller copies, down to one
+    in which all is visible, tell what is around."""
+    from PIL import Image
 
-def _without_hidden(rgb: Image, alpha: Image) -> Image:
-    """The picture with the colours of what is wholly transparent taken from what is visible nearby: nobody
-    ever saw them, and an enlargement would let them shine through along every edge."""
-    visible, colour = _tensor(alpha), _tensor(rgb)
-    weights = visible
-    sums, filled = colour * weights, torch.where(weights > 0, colour, -1.0)
-    size = (int(visible.shape[-2]), int(visible.shape[-1]))
-    while bool((filled < 0).any()) and max(sums.shape[-2:]) > 1:
-        sums, weights = (
-            torch.nn.functional.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
-            for x in (sums, weights)
-        )
-        mean = torch.where(weights > 0, sums / weights.clamp(min=1e-12), -1.0)
-        spread = torch.nn.functional.interpolate(mean, size, mode="nearest")
-        filled = torch.where(filled < 0, spread, filled)
-    return _image(filled.clamp(0, 1))
+    visible = alpha.point([0] + [255] * 255)
+    if visible.getextrema() in ((0, 0), (255, 255)):
+        return rgb
+    both = rgb.copy()
+    both.putalpha(visible)
+    small = both.reduce(2)
+    around = without_hidden(small.convert("RGB"), small.getchannel("A"))
+    return Image.composite(rgb, around.resize(rgb.size, Image.Resampling.BILINEAR), visible)
 
 
 def _tensor(picture: Image) -> torch.Tensor:
