@@ -1,0 +1,102 @@
+"""Windows and samplers on one large GPU: FLUX.1-dev's shape with random weights, no download.
+
+    python -m benchmarks.gpu --out benchmarks/results/gpu-DATE.md      all of it
+    python -m benchmarks.gpu --only samplers --budget 540              where a command may take ten minutes
+    python -m benchmarks.gpu --tiny                                    the same code on a CPU, in a minute
+
+Wants torch (2.11 or newer), diffusers with the transformers that its FLUX pipelines import, pydantic, PyYAML
+and Pillow, and nothing else of this project's dependencies. Parts:
+
+    attention   one layer: windows against dense flash SDPA, forward and backward
+    step        one call of the transformer
+    vae         encoding and decoding by exact tiling
+    samplers    a 4K picture by each sampler, an 8K one by UltraGen
+
+Every row is printed, and written to --out and --json, as soon as it is measured. Exit code 1 where an aim
+that was measured is missed or a measurement fails; on a CPU no aim of speed applies, unless it is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import aims, attention, samplers, step, vae
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.clock import Budget, Clock
+from benchmarks.gpu.report import Table, facts
+from benchmarks.gpu.shapes import SIZES, Models, flux1_dev, tiny
+from uhr.base.console import say
+from uhr.base.errors import UserError, unknown
+
+PARTS = {"attention": attention.run, "step": step.run, "vae": vae.run, "samplers": samplers.run}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code."""
+    asked = _parser().parse_args(arguments)
+    parts, sizes = _names(asked.only, PARTS, "part"), _names(asked.sizes, SIZES, "size")
+    if not asked.tiny and not torch.cuda.is_available():
+        raise UserError("torch sees no GPU here", "--tiny proves the benchmark on a CPU")
+    shape = tiny() if asked.tiny else flux1_dev()
+    wanted = aims.chosen(asked.aim, on_gpu=not asked.tiny)
+    table = Table(facts(shape, _command(arguments)), asked.out, asked.json)
+    table.ending = lambda measured: aims.conclusion(measured, wanted)
+    limit = asked.seconds or (1.0 if asked.tiny else 120.0)
+    bench = Bench(
+        shape,
+        Models(shape),
+        sizes,
+        table,
+        Clock(shape.device),
+        Budget(asked.budget),
+        limit,
+        rounds=2 if asked.tiny else 5,
+        compiled=asked.compile,
+    )
+    table.begin()
+    for part in parts:
+        PARTS[part](bench)
+    table.write()
+    say()
+    for line in aims.conclusion(table, wanted):
+        say(line)
+    return 0 if aims.everything_holds(table, wanted) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="See the module.")
+    parser.add_argument("--tiny", action="store_true", help="toy shapes in float32 on the CPU")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas")
+    parser.add_argument("--sizes", default=",".join(SIZES), help="sizes, with commas")
+    parser.add_argument("--out", type=Path, help="Markdown file for the table")
+    parser.add_argument("--json", type=Path, help="JSON file for its numbers")
+    parser.add_argument("--budget", type=float, default=3600.0, help="seconds for the whole run")
+    parser.add_argument("--seconds", type=float, help="seconds for one picture (120); longer is extrapolated")
+    parser.add_argument("--compile", action="store_true", help="measure calls with compiled blocks, too")
+    parser.add_argument("--aim", action="append", default=[], metavar="NAME=LIMIT", help="another bound")
+    return parser
+
+
+def _names(text: str, known: Sequence[str] | dict[str, object], kind: str) -> list[str]:
+    """Names with commas between them, in the order in which they are known."""
+    asked = [name for name in text.split(",") if name]
+    for name in asked:
+        if name not in known:
+            raise unknown(kind, name, known)
+    return [name for name in known if name in asked]
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return " ".join(["python -m benchmarks.gpu", *arguments])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"benchmarks.gpu: {error}")

@@ -1,0 +1,184 @@
+"""One layer's attention: windows by either back end against torch's dense SDPA, forward and backward.
+
+Inputs are as diffusers' processors have them, [1, tokens, heads, head_dim], and what windows take includes
+joining the guide's keys to the others and the guide's own attention (as in a call without a cache).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.report import Row
+from benchmarks.gpu.shapes import Shape
+from uhr.models.attention import flex, gathered
+from uhr.models.attention.counts import Pairs, pairs
+from uhr.models.attention.layout import WindowLayout
+from uhr.models.attention.rules import WindowRules
+
+Results = tuple[torch.Tensor, ...]
+FLASH, CUDNN = "dense, flash", "dense, cuDNN"
+WINDOWS = {"flex": "windows, flex", "gathered": "windows, gathered"}
+BACKWARD = 2.5
+"""Operations of a backward pass over those of the forward: five products in place of two."""
+
+
+@dataclass
+class Inputs:
+    """Random queries, keys and values of text and image, and of the guide."""
+
+    joint: list[torch.Tensor]
+    guide: list[torch.Tensor]
+    layout: WindowLayout
+    rules: WindowRules
+    masks: flex.BlockMasks
+
+    @classmethod
+    def of(cls, shape: Shape, size: str) -> Inputs:
+        layout, draw = shape.layout(size), torch.Generator(shape.device).manual_seed(0)
+
+        def three(tokens: int) -> list[torch.Tensor]:
+            measures = (1, tokens, shape.heads, shape.head_dim)
+            place: dict[str, Any] = {"device": shape.device, "dtype": shape.dtype, "generator": draw}
+            return [torch.randn(measures, **place) for _ in range(3)]
+
+        joint, guide = three(shape.text + layout.tokens), three(layout.guide_tokens)
+        return cls(joint, guide, layout, WindowRules(), flex.BlockMasks())
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [*self.joint, *self.guide]
+
+    def dense(self, backend: SDPBackend) -> Results:
+        with sdpa_kernel([backend]):
+            return (F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in self.joint)),)
+
+    def windows(self, backend: str) -> Results:
+        query, key, value = self.joint
+        own = self.guide[1], self.guide[2]
+        text = query.shape[1] - self.layout.tokens
+        if backend == "flex":
+            mask = self.masks.get(self.layout, self.rules, text, True, query.device)
+            image = flex.attend(query, key, value, own, mask)
+        else:
+            image = gathered.attend(query, key, value, own, self.layout, self.rules)
+        said = key[:, :text], value[:, :text]
+        return image, gathered.attend_guide(self.guide[0], own, said, self.layout, self.rules)
+
+
+def run(bench: Bench) -> None:
+    """A row for each size, direction and way."""
+    rates: dict[tuple[str, str], float] = {}
+    for size in bench.sizes:
+        inputs, counted = Inputs.of(bench.shape, size), _counted(bench.shape, size)
+        _measure(bench, size, "forward", inputs, counted, rates)
+        for x in inputs.tensors:
+            x.requires_grad_()
+        _measure(bench, size, "backward", inputs, counted, rates)
+        del inputs
+        bench.clock.clear()
+
+
+def _counted(shape: Shape, size: str) -> Pairs:
+    return pairs(shape.layout(size), WindowRules(), shape.text)
+
+
+def _ways(bench: Bench, inputs: Inputs, backward: bool) -> dict[str, Callable[[], Results]]:
+    ways = {FLASH: lambda: inputs.dense(SDPBackend.FLASH_ATTENTION)}
+    if bench.clock.cuda:
+        ways[CUDNN] = lambda: inputs.dense(SDPBackend.CUDNN_ATTENTION)
+    if bench.clock.cuda or not backward:  # on a CPU FlexAttention has no backward pass
+        ways[WINDOWS["flex"]] = lambda: inputs.windows("flex")
+    ways[WINDOWS["gathered"]] = lambda: inputs.windows("gathered")
+    return ways
+
+
+def _measure(
+    bench: Bench,
+    size: str,
+    what: str,
+    inputs: Inputs,
+    counted: Pairs,
+    rates: dict[tuple[str, str], float],
+) -> None:
+    backward = what == "backward"
+    runs: dict[str, Callable[[], object]] = {}
+    flops, first, peaks, results = {}, {}, {}, {}
+    for way, forward in _ways(bench, inputs, backward).items():
+        dense = way in (FLASH, CUDNN)
+        work = bench.shape.attention_flops(counted.dense if dense else counted.total)
+        flops[way] = work * (BACKWARD if backward else 1)
+        # the forward pass before it, and the run that warms up
+        seconds = bench.judged(flops[way], rates.get((way, what))) * (bench.rounds + 1)
+        if bench.left_out("attention", what, size, way, seconds):
+            continue
+        run = _graph(forward, inputs) if backward else _without_graph(forward)
+
+        def warm(way: str = way, run: Callable[[], object] = run) -> object:
+            bench.clock.clear()
+            first[way] = bench.clock.seconds(run)
+            peaks[way] = bench.clock.peak()
+            return run() if way in WINDOWS.values() else True
+
+        result = bench.attempt("attention", what, size, way, warm)
+        if result is not None:
+            runs[way], results[way] = run, result
+    best = bench.clock.best(runs, bench.rounds)
+    error = _difference(results)
+    for way, seconds in best.items():
+        rates[way, what] = flops[way] / seconds
+        bench.table.add(
+            Row(
+                "attention",
+                what,
+                size,
+                way,
+                seconds,
+                _how(bench, first[way], error if way == WINDOWS["flex"] else None),
+                best[FLASH] / seconds if FLASH in best else None,
+                flops[way] / seconds / 1e12,
+                peaks[way],
+                error=error if way == WINDOWS["flex"] else None,
+            )
+        )
+
+
+def _how(bench: Bench, first: float, error: float | None) -> str:
+    words = f"best of {bench.rounds}; first {first:.3g} s"
+    return words if error is None else f"{words}; off gathered by {error:.1e}"
+
+
+def _without_graph(forward: Callable[[], Results]) -> Callable[[], Results]:
+    def run() -> Results:
+        with torch.no_grad():
+            return forward()
+
+    return run
+
+
+def _graph(forward: Callable[[], Results], inputs: Inputs) -> Callable[[], Results]:
+    """The backward pass alone: the forward one is run when it is first called."""
+    kept: list[Results] = []
+
+    def run() -> Results:
+        if not kept:
+            kept.append(forward())
+        wanted = inputs.tensors if len(kept[0]) > 1 else inputs.joint
+        upstream = [torch.ones_like(out) for out in kept[0]]
+        return torch.autograd.grad(kept[0], wanted, upstream, retain_graph=True)
+
+    return run
+
+
+def _difference(results: Mapping[str, Any]) -> float | None:
+    """Largest relative difference of what the two back ends gave, in norm."""
+    both = [results[way] for way in WINDOWS.values() if way in results]
+    if len(both) < 2:
+        return None
+    return max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(*both, strict=True))

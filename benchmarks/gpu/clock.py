@@ -1,0 +1,77 @@
+"""Seconds and bytes: CUDA events and the allocator's marks on a GPU, the wall clock on a CPU."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+class Clock:
+    """Times work on one device. Every figure is of finished work: nothing is left in the stream's queue."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def finish(self) -> None:
+        """Wait for the device."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def mark(self) -> torch.cuda.Event | float:
+        """A moment in the device's stream; two of them give `between`, after `finish`."""
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, first: torch.cuda.Event | float, last: torch.cuda.Event | float) -> float:
+        """Seconds."""
+        if isinstance(first, float) or isinstance(last, float):
+            assert isinstance(first, float)
+            assert isinstance(last, float)
+            return last - first
+        return first.elapsed_time(last) / 1000
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """One run, from the device's idleness to its idleness."""
+        self.finish()
+        first = self.mark()
+        result = run()
+        last = self.mark()
+        self.finish()
+        del result
+        return self.between(first, last)
+
+    def best(self, runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+        """The best of several rounds of each run, one after the other in every round."""
+        found: dict[str, float] = {}
+        for _ in range(rounds):
+            for name, run in runs.items():
+                found[name] = min(self.seconds(run), found.get(name, float("inf")))
+        return found
+
+    def clear(self) -> None:
+        """Give back what is not held any more, and count peaks from here."""
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> float | None:
+        """Most GiB that were allocated at once since `clear`, weights and inputs included; None on a CPU."""
+        return torch.cuda.max_memory_allocated() / 2**30 if self.cuda else None
+
+
+class Budget:
+    """Seconds that are left of what a run, or a part of it, may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return self._end - time.monotonic()

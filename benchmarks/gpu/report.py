@@ -1,0 +1,144 @@
+"""One table for all parts, written down row by row: a run that is killed keeps what it measured."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uhr.base.console import say
+from uhr.base.files import atomic, write_json
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement, or why there is none (`seconds` None, `how` says why)."""
+
+    part: str
+    what: str
+    size: str
+    way: str
+    seconds: float | None
+    how: str
+    times: float | None = None
+    """How many times faster than the dense way of the same work."""
+
+    tflops: float | None = None
+    """Counted operations a second, in units of 10^12; pairs that a mask excludes are no work."""
+
+    peak: float | None = None
+    """GiB allocated at most."""
+
+    failed: bool = False
+    error: float | None = None
+    """Largest relative difference from another way to the same result."""
+
+
+HEAD = ("part", "what", "size", "way", "seconds", "times", "TFLOP/s", "peak GiB", "how")
+_WIDTHS = (9, 14, 4, 32, 9, 6, 7, 8)
+
+
+def cells(row: Row) -> list[str]:
+    """The row as it is shown."""
+    numbers = [_number(value) for value in (row.seconds, row.times, row.tflops, row.peak)]
+    return [row.part, row.what, row.size, row.way, *numbers, row.how]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+@dataclass
+class Table:
+    """Rows as they come: on stdout, and in files if they are named."""
+
+    facts: dict[str, str]
+    out: Path | None = None
+    json: Path | None = None
+    rows: list[Row] = field(default_factory=list)
+    ending: Callable[[Table], list[str]] = lambda table: []
+    """Lines behind the table, of what was measured so far."""
+
+    def begin(self) -> None:
+        for name, value in self.facts.items():
+            say(f"{name}: {value}")
+        say()
+        say(_line(HEAD))
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        say(_line(cells(row)))
+        self.write()
+
+    def write(self) -> None:
+        if self.out is not None:
+            with atomic(self.out) as temporary:
+                temporary.write_text(self.markdown(), encoding="utf-8")
+        if self.json is not None:
+            write_json(self.json, {"facts": self.facts, "rows": [asdict(row) for row in self.rows]})
+
+    def markdown(self) -> str:
+        """The whole report, as `results/` keeps it."""
+        lines = ["# Windows and samplers on a GPU", "", "`python -m benchmarks.gpu`, random weights.", ""]
+        lines += [f"- {name}: {value}" for name, value in self.facts.items()]
+        lines += ["", *(_markdown(row) for row in [HEAD, ["--"] * len(HEAD), *map(cells, self.rows)])]
+        return "\n".join([*lines, "", *(f"- {line}" for line in self.ending(self))]) + "\n"
+
+    def find(self, **wanted: str) -> list[Row]:
+        """The rows whose columns have these values, those that failed or were left out as well."""
+        return [row for row in self.rows if all(getattr(row, key) == value for key, value in wanted.items())]
+
+
+def _line(parts: Sequence[str]) -> str:
+    *columns, how = parts
+    shown = [
+        part.rjust(width) if i >= 4 else part.ljust(width)
+        for i, (part, width) in enumerate(zip(columns, _WIDTHS, strict=True))
+    ]
+    return "  ".join([*shown, how]).rstrip()
+
+
+def _markdown(parts: Iterable[str]) -> str:
+    return "| " + " | ".join(parts) + " |"
+
+
+def facts(shape: Any, command: str) -> dict[str, str]:
+    """What the numbers belong to."""
+    found = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": command,
+        "model": f"{shape.spec.name}'s shape in {str(shape.dtype).removeprefix('torch.')}",
+        "device": f"{platform.machine()} CPU",
+        "versions": ", ".join(_versions()),
+    }
+    if shape.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(shape.device)
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        found["device"] = f"{properties.name}, {memory}, {properties.multi_processor_count} multiprocessors"
+        found["driver"] = f"{_driver()}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    return found
+
+
+def _versions() -> Iterable[str]:
+    yield f"Python {platform.python_version()}"
+    yield f"torch {torch.__version__}"
+    for name in ("diffusers", "triton"):
+        try:
+            yield f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            yield f"no {name}"
+
+
+def _driver() -> str:
+    """The driver's version, as its kernel module says it."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text().split()
+    except OSError as error:
+        return f"driver unknown ({error.strerror})"
+    return "driver " + next((word for word in words if word[:1].isdigit() and "." in word), "unknown")

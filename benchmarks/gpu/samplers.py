@@ -1,0 +1,225 @@
+"""A picture by each sampler, through its pipeline, with the numbers of steps of its paper.
+
+Each sampler first paints with few steps: that warms it up, and gives the seconds of a call in each of its
+stages, and of all that is no call (VAE, filters, putting patches together). From these its whole time is
+extrapolated. Where that is within the limit the whole picture is painted, and its wall clock counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.report import Row
+from benchmarks.gpu.step import compiled_blocks
+from uhr.base.console import Advance, progress
+from uhr.models.attention.call import Windows
+from uhr.models.attention.counts import pairs
+from uhr.models.samplers import names_for, sampler_class
+from uhr.models.stages import Stage
+
+PART = "sampler"
+OPTIONS: Mapping[str, Mapping[str, Any]] = {"euler": {"toolkit": {}}}
+"""What a call is told beside size, steps and guidance: plain Euler cannot paint above the native size
+without the toolkit."""
+
+FEW: Mapping[str, Mapping[str, Any]] = {
+    "euler": {"num_inference_steps": 2},
+    "sdedit": {"num_inference_steps": 4, "base_steps": 2},
+    "multidiffusion": {"num_inference_steps": 1},
+    "demofusion": {"num_inference_steps": 1},
+    "imax": {"num_inference_steps": 2, "base_steps": 2},
+    "hiflow": {"num_inference_steps": 4, "starts": (0.8, 0.8, 0.8)},
+    "ultragen": {"num_inference_steps": 3, "base_steps": 2},
+    "patch-cascade": {"num_inference_steps": 1, "base_steps": 2},
+    "ultraflux": {"num_inference_steps": 2},
+}
+"""The shortest way through all stages of a sampler, with two calls in each where that is possible: the first
+call of a stage makes kernels and fills caches."""
+
+ORDER = (
+    ("patch-cascade", "4K"),
+    ("ultragen", "4K"),
+    ("ultraflux", "4K"),
+    ("hiflow", "4K"),
+    ("ultragen", "8K"),
+)
+"""The cheapest come first; what is not named comes after, in the order of the registry."""
+
+
+class OverTime(Exception):
+    """A picture takes longer than it may."""
+
+
+@dataclass
+class Calls:
+    """Every call of a transformer while it is watched: when it began and ended, and its operations."""
+
+    bench: Bench
+    advance: Advance = lambda n=1, note=None: None
+    marks: list[tuple[Any, Any]] = field(default_factory=list)
+    flops: list[float] = field(default_factory=list)
+
+    def before(self, module: Any, args: Any, given: dict[str, Any]) -> None:
+        text, image = given["encoder_hidden_states"].shape[1], given["hidden_states"].shape[1]
+        seen, shape = (text + image) ** 2, self.bench.shape
+        asked = (given.get("joint_attention_kwargs") or {}).get("attention")
+        if isinstance(asked, Windows):
+            counted = pairs(asked.layout, asked.rules, text, asked.guide is not None)
+            # a cached guide is computed once
+            seen = counted.total - (counted.guide if asked.guide is None or asked.guide.cached else 0)
+        self.flops.append(shape.call_flops(text + image, seen))
+        self.begun = self.bench.clock.mark()
+
+    def after(self, module: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+        self.marks.append((self.begun, self.bench.clock.mark()))
+        self.advance()
+
+    def seconds(self) -> list[float]:
+        """Of each call; the device must have finished."""
+        return [self.bench.clock.between(*pair) for pair in self.marks]
+
+    @contextmanager
+    def of(self, transformer: Any) -> Generator[None]:
+        hooks = [
+            transformer.register_forward_pre_hook(self.before, with_kwargs=True),
+            transformer.register_forward_hook(self.after, with_kwargs=True),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+@dataclass(frozen=True)
+class Painted:
+    """One whole call of a pipeline."""
+
+    wall: float
+    calls: list[float]
+    """Seconds of each call of the transformer."""
+
+    flops: float
+    peak: float | None
+    stages: list[int]
+    """Calls of each stage."""
+
+    @property
+    def beside(self) -> float:
+        """Seconds of all that is no call."""
+        return self.wall - sum(self.calls)
+
+    def per_call(self) -> list[float]:
+        """Seconds of a call in each stage: the median of all but the stage's first, which warms up."""
+        found, first = [], 0
+        for count in self.stages:
+            own = self.calls[first : first + count]
+            found.append(statistics.median(own[1:] or own))
+            first += count
+        return found
+
+
+def run(bench: Bench) -> None:
+    """A row for each sampler; 8K by UltraGen alone."""
+    names = names_for(bench.shape.spec.family)
+    wanted = [*ORDER, *((name, "4K") for name in names if (name, "4K") not in ORDER)]
+    for suffix in ["", ", blocks compiled"] if bench.compiled else [""]:
+        with torch.no_grad(), compiled_blocks(bench.models.transformer, compiled=bool(suffix)):
+            for name, size in wanted:
+                if size in bench.sizes:
+                    _one(bench, name, size, suffix)
+
+
+def _one(bench: Bench, name: str, size: str, suffix: str) -> None:
+    cls = sampler_class(name, bench.shape.spec.family)
+    few = FEW.get(name, {"num_inference_steps": 2})
+    calls, first = _calls(cls, bench, name, size, {}), _calls(cls, bench, name, size, few)
+    way = f"{sum(calls)} calls{suffix}"
+    # as if each call were dense and of the native size: what is larger is cut short by the deadline
+    native = bench.shape.layout("1K").tokens + bench.shape.text
+    least = bench.judged(sum(first) * bench.shape.call_flops(native, native**2))
+    if bench.left_out(PART, name, size, way, least):
+        return
+    try:
+        rehearsal = bench.attempt(PART, name, size, way, lambda: _paint(bench, cls, name, size, first, few))
+        if rehearsal is None:
+            return
+        found = _extrapolated(name, size, way, rehearsal, calls)
+        if found.seconds is not None and found.seconds <= min(bench.limit, bench.budget.left):
+            whole = bench.attempt(PART, name, size, way, lambda: _paint(bench, cls, name, size, calls, {}))
+            found = found if whole is None else _measured(name, size, way, whole)
+    except OverTime as over:
+        found = Row(PART, name, size, way, None, f"left out: {over}")
+    bench.table.add(found)
+
+
+def _calls(cls: Any, bench: Bench, name: str, size: str, asked: Mapping[str, Any]) -> list[int]:
+    """Calls of each stage, by the sampler's own plan."""
+    spec, side = bench.shape.spec, bench.shape.side(size)
+    options = {**OPTIONS.get(name, {}), **asked}
+    steps = options.pop("num_inference_steps", cls.default_steps(spec))
+    plan: Sequence[Stage] = cls.planned(spec, cls.Options(**options), side, side, steps)
+    return [stage.steps * stage.calls for stage in plan]
+
+
+def _paint(
+    bench: Bench, cls: Any, name: str, size: str, stages: list[int], asked: Mapping[str, Any]
+) -> Painted:
+    """A picture by a pipeline's whole call, from embeddings of a prompt to PIL; `asked` overrides what the
+    sampler was published with."""
+    spec, side, clock = bench.shape.spec, bench.shape.side(size), bench.clock
+    pipeline, watched = bench.models.pipeline(cls), Calls(bench)
+    given = {"num_inference_steps": cls.default_steps(spec), **OPTIONS.get(name, {}), **asked}
+    last: list[torch.Tensor] = []
+
+    def after_step(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        last[:] = [tensors["latents"]]
+        if bench.budget.left < 0:
+            raise OverTime(f"the budget ended after {len(watched.flops)} of {sum(stages)} calls")
+        return {}
+
+    clock.clear()
+    with progress(f"{name} {size}", sum(stages), "calls") as advance, watched.of(pipeline.transformer):
+        watched.advance = advance
+        clock.finish()
+        begun = time.perf_counter()
+        (picture,) = pipeline(
+            **bench.models.prompt(),
+            height=side,
+            width=side,
+            guidance_scale=cls.default_guidance(spec),
+            generator=torch.Generator(bench.shape.device).manual_seed(4),
+            callback_on_step_end=after_step,
+            **given,
+        ).images
+        clock.finish()
+        wall = time.perf_counter() - begun
+    if picture.size != (side, side) or not bool(torch.isfinite(last[0]).all()):
+        raise RuntimeError(f"{name} gave {picture.size} px, or latents that are not finite")
+    if len(watched.flops) != sum(stages):
+        raise RuntimeError(f"{name} took {len(watched.flops)} calls, and its plan says {sum(stages)}")
+    return Painted(wall, watched.seconds(), sum(watched.flops), clock.peak(), stages)
+
+
+def _extrapolated(name: str, size: str, way: str, few: Painted, calls: Sequence[int]) -> Row:
+    """The whole picture's seconds from those of a call in each stage."""
+    seconds = few.beside + sum(n * each for n, each in zip(calls, few.per_call(), strict=True))
+    how = f"extrapolated from {len(few.calls)} calls; {few.beside:.3g} s beside calls"
+    return _row(name, size, way, few, seconds, how)
+
+
+def _measured(name: str, size: str, way: str, whole: Painted) -> Row:
+    return _row(name, size, way, whole, whole.wall, f"wall clock; {whole.beside:.3g} s beside calls")
+
+
+def _row(name: str, size: str, way: str, painted: Painted, seconds: float, how: str) -> Row:
+    rate = painted.flops / sum(painted.calls) / 1e12
+    return Row(PART, name, size, way, seconds, how, tflops=rate, peak=painted.peak)

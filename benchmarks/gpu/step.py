@@ -1,0 +1,122 @@
+"""One call of the whole transformer: dense, and in UltraGen's windows with and without a cached guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.report import Row
+from benchmarks.gpu.shapes import Shape
+from uhr.models import latents, surgery
+from uhr.models.attention.call import AttentionCalls, Windows
+from uhr.models.attention.counts import pairs
+from uhr.models.attention.flex import BlockMasks
+from uhr.models.attention.guide import Guide
+from uhr.models.attention.rules import WindowRules
+
+DENSE = "dense"
+CACHED = "windows, guide cached"
+EXACT = "windows, guide in every call"
+
+
+def run(bench: Bench) -> None:
+    """A row for each size and way; with compiled blocks after that, if they are asked for."""
+    masks, transformer = BlockMasks(), bench.models.transformer
+    with torch.no_grad(), surgery.temporarily(transformer, AttentionCalls()):
+        for suffix in ["", ", blocks compiled"] if bench.compiled else [""]:
+            with _blocks(transformer, compiled=bool(suffix)):
+                rates: dict[str, float] = {}
+                for size in bench.sizes:
+                    _size(bench, size, suffix, masks, rates)
+
+
+@contextmanager
+def _blocks(transformer: Any, compiled: bool) -> Generator[None]:
+    """The transformer with its blocks compiled for the length of a `with` block, if so."""
+    if not compiled:
+        yield
+        return
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    for block in blocks:
+        block.compile()
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None
+
+
+compiled_blocks = _blocks
+
+
+def _size(bench: Bench, size: str, suffix: str, masks: BlockMasks, rates: dict[str, float]) -> None:
+    runs: dict[str, Callable[[], object]] = {}
+    flops, first, peaks = {}, {}, {}
+    for way in (DENSE, CACHED, EXACT):
+        flops[way] = call_flops(bench.shape, size, way)
+        seconds = bench.judged(flops[way], rates.get(way)) * (bench.rounds + 1)
+        if bench.left_out("step", "one call", size, way + suffix, seconds):
+            continue
+        run = _call(bench, size, way, masks)
+
+        def warm(way: str = way, run: Callable[[], object] = run) -> bool:
+            bench.clock.clear()
+            first[way] = bench.clock.seconds(run)
+            # what made kernels and filled caches is over
+            bench.clock.clear()
+            run()
+            peaks[way] = bench.clock.peak()
+            return True
+
+        if bench.attempt("step", "one call", size, way + suffix, warm):
+            runs[way] = run
+    best = bench.clock.best(runs, bench.rounds)
+    for way, seconds in best.items():
+        rates[way] = flops[way] / seconds
+        times = best[DENSE] / seconds if DENSE in best else None
+        how = f"best of {bench.rounds}; first {first[way]:.3g} s"
+        rate = rates[way] / 1e12
+        bench.table.add(Row("step", "one call", size, way + suffix, seconds, how, times, rate, peaks[way]))
+    del runs
+    bench.clock.clear()
+
+
+def call_flops(shape: Shape, size: str, way: str) -> float:
+    """Operations of one call."""
+    layout, exact = shape.layout(size), way == EXACT
+    counted = pairs(layout, WindowRules(), shape.text)
+    tokens = shape.text + layout.tokens
+    if way == DENSE:
+        return shape.call_flops(tokens, counted.dense)
+    return shape.call_flops(
+        tokens + exact * layout.guide_tokens, counted.total - (0 if exact else counted.guide)
+    )
+
+
+def _call(bench: Bench, size: str, way: str, masks: BlockMasks) -> Callable[[], object]:
+    """One call on random tokens; `Windows` of its own, so that each way has a cache of its own."""
+    shape, layout, transformer = bench.shape, bench.shape.layout(size), bench.models.transformer
+    draw, said = torch.Generator(shape.device).manual_seed(3), bench.models.prompt()
+    place: dict[str, Any] = {"generator": draw, "device": shape.device, "dtype": shape.dtype}
+    channels = transformer.config.in_channels
+    image = torch.randn(1, layout.tokens, channels, **place)
+    attention: dict[str, Any] = {}
+    if way != DENSE:
+        guide = Guide(torch.randn(1, layout.guide_tokens, channels, **place), cached=way == CACHED)
+        attention["attention"] = Windows(layout, WindowRules(), guide, masks=masks)
+    level = torch.full((1,), 0.5, device=shape.device)
+    given = {
+        "hidden_states": image,
+        "timestep": level,
+        "guidance": torch.full((1,), 3.5, device=shape.device),
+        "pooled_projections": said["pooled_prompt_embeds"],
+        "encoder_hidden_states": said["prompt_embeds"],
+        "txt_ids": latents.text_ids(shape.text, shape.device),
+        "img_ids": latents.image_ids(layout.height, layout.width, shape.device),
+        "return_dict": False,
+    }
+    return lambda: transformer(**given, joint_attention_kwargs=dict(attention))
