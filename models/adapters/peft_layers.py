@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping
@@ -61,7 +62,10 @@ class Variant(ABC):
 
 
 def all_layers(model: Any) -> list[tuple[str, Any]]:
-    """(path, layer) of peft's layers that can hold adapters, in module order."""
+    """(path, layer) of peft's layers that can hold adapters, in module order; none where peft is not even
+    loaded, or not installed."""
+    if "peft" not in sys.modules:
+        return []
     from peft.tuners.lora import LoraLayer
 
     return [(path, module) for path, module in model.named_modules() if isinstance(module, LoraLayer)]
