@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(text: str, known: Sequence[str] | dict[str, object], kind: str) -> list[str]:
+def _names(text: str, known: Collection[str], kind: str) -> list[str]:
     """Names with commas between them, in the order in which they are known."""
     asked = [name for name in text.split(",") if name]
     for name in asked:

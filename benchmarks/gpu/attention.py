@@ -56,8 +56,9 @@ class Inputs:
         return [*self.joint, *self.guide]
 
     def dense(self, backend: SDPBackend) -> Results:
+        query, key, value = (x.transpose(1, 2) for x in self.joint)
         with sdpa_kernel([backend]):
-            return (F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in self.joint)),)
+            return (F.scaled_dot_product_attention(query, key, value),)
 
     def windows(self, backend: str) -> Results:
         query, key, value = self.joint

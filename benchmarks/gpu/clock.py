@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -20,21 +21,17 @@ class Clock:
         if self.cuda:
             torch.cuda.synchronize()
 
-    def mark(self) -> torch.cuda.Event | float:
-        """A moment in the device's stream; two of them give `between`, after `finish`."""
+    def mark(self) -> Any:
+        """A moment in the device's stream: two of them give `between`, after `finish`."""
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def between(self, first: torch.cuda.Event | float, last: torch.cuda.Event | float) -> float:
+    def between(self, first: Any, last: Any) -> float:
         """Seconds."""
-        if isinstance(first, float) or isinstance(last, float):
-            assert isinstance(first, float)
-            assert isinstance(last, float)
-            return last - first
-        return first.elapsed_time(last) / 1000
+        return first.elapsed_time(last) / 1000 if self.cuda else last - first
 
     def seconds(self, run: Callable[[], object]) -> float:
         """One run, from the device's idleness to its idleness."""
