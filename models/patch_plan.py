@@ -12,10 +12,14 @@ from pydantic import Field
 
 from uhr.base.errors import UserError
 from uhr.models import schedules
+from uhr.models.fitting import target_size
 from uhr.models.patches import Box, grid
 from uhr.models.planning import SamplerOptions
 from uhr.models.sizes import Size
-from uhr.models.stages import Ask, Stage, check_aspect
+from uhr.models.stages import Ask, Stage
+
+USUAL_SCALE = 4.0
+"""Of a picture, where neither scale nor size is named (figure 7)."""
 
 
 class PatchCascadeOptions(SamplerOptions):
@@ -106,29 +110,14 @@ def patch_stage(ask: Ask, options: PatchCascadeOptions) -> PatchStage:
     )
 
 
-def enlarged_size(
-    picture: Any, scale: float | None, height: int | None, width: int | None, multiple: int
-) -> Size | None:
-    """Height and width in px of what a picture [B, 3, h, w] becomes: scale times its sides, or those given.
-
-    None without a picture. Neither side may shrink, and the aspect ratio may change by rounding only.
-    """
+def enlarged_size(picture: Any, scale: float | None, height: int | None, width: int | None) -> Size | None:
+    """Height and width in px of what a picture [B, 3, h, w] becomes (`fitting.target_size`): scale times its
+    sides, `USUAL_SCALE` if nothing is said, or those given. None without a picture."""
     if picture is None:
         if scale is not None:
             raise UserError(f"scale {scale:g} is given without a picture", "give image, or height and width")
         return None
-    tall, wide = picture.shape[-2:]
     if (height is None) != (width is None):
         raise UserError("only one of height and width is given", "give both, or a scale")
-    if height is not None and width is not None:
-        if scale is not None:
-            raise UserError("both a scale and a size are given", "give one of them")
-        check_aspect((tall, wide), (height, width), multiple)
-        found = height, width
-    else:
-        scale = 4.0 if scale is None else scale
-        found = round(scale * tall), round(scale * wide)
-    if found[0] < tall or found[1] < wide:
-        what = f"a picture of {wide}x{tall} would shrink to {found[1]}x{found[0]}"
-        raise UserError(what, "shrink it before, and take scale 1")
-    return found
+    size = None if height is None or width is None else (height, width)
+    return target_size(tuple(picture.shape[-2:]), scale, size, USUAL_SCALE)

@@ -36,6 +36,7 @@ from uhr.base.errors import UserError
 from uhr.models import flow, schedules
 from uhr.models import latents as latent
 from uhr.models.conditions import Condition, Conditions, Prompt, check_cfg
+from uhr.models.patches import Box
 from uhr.models.planning import Planning
 from uhr.models.spec import GuidanceKind, ShiftPolicy
 from uhr.models.vae.f16 import vae_factor
@@ -80,6 +81,10 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
 
     model_calls: int = 0
     sigmas: tuple[float, ...] = ()
+
+    pieces: Sequence[Box] = ()
+    """Patches or windows, in px, that the last run's picture was put together from; none where it was painted
+    whole."""
 
     watch: Advance | None = None
     """Hears of progress in place of diffusers' bar: first `total`, then each call and its stage's name."""
@@ -130,6 +135,7 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
         self._current_timestep = None
         self._interrupt = False
         self.model_calls = 0
+        self.pieces = ()
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of image tokens of height x width px; UserError with the nearest sizes if none."""

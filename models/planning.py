@@ -16,6 +16,7 @@ from uhr.base.errors import UserError
 from uhr.models import schedules
 from uhr.models.backbones.base import Backbone
 from uhr.models.conditions import check_cfg
+from uhr.models.costs.work import Costed
 from uhr.models.latents import check_sides
 from uhr.models.sizes import Size, check_enlarges, smallest
 from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
@@ -37,7 +38,7 @@ class SamplerOptions(Config):
     native_size: int | None = Field(default=None, gt=0)
 
 
-class Planning(ABC):
+class Planning(Costed, ABC):
     """Base of the samplers, as far as it needs no model. Sizes are (height, width) in px."""
 
     backbone: ClassVar[Backbone]
@@ -47,6 +48,10 @@ class Planning(ABC):
 
     takes_picture: ClassVar[bool] = True
     """Whether a picture may be given in place of the base pass."""
+
+    fits_pictures: ClassVar[bool] = False
+    """Whether a picture of any size comes back at exactly the size that is asked for; elsewhere `fitting`
+    sees to it."""
 
     above_native: ClassVar[bool] = False
     """Whether all pictures have more px than the backbone's native square."""
@@ -97,6 +102,16 @@ class Planning(ABC):
     def default_size(cls, spec: ModelSpec) -> Size:
         """Height and width in px of a call that names none."""
         return cls.native_times * spec.native_size, cls.native_times * spec.native_size
+
+    @classmethod
+    def default_scale(cls) -> float:
+        """How many times a given picture's sides a command makes that names neither scale nor size."""
+        return cls.native_times
+
+    @classmethod
+    def patch(cls, spec: ModelSpec, options: Any) -> int:
+        """Side in px of the least that is painted of a given picture."""
+        return options.native_size or spec.native_size
 
     @classmethod
     def multiple(cls, spec: ModelSpec) -> int:

@@ -32,10 +32,12 @@ def seam_strength(picture: torch.Tensor, boxes: Sequence[Box]) -> float:
     return across / beside
 
 
-def seams_of(picture: Any, boxes: Sequence[Box]) -> float:
-    """`seam_strength` of a PIL picture."""
+def seams_of(picture: Any, boxes: Sequence[Box]) -> float | None:
+    """`seam_strength` of a PIL picture; None where it was not put together from several boxes."""
     import numpy as np
 
+    if len(boxes) < 2:
+        return None
     return seam_strength(torch.from_numpy(np.array(picture.convert("RGB"))).movedim(-1, 0)[None], boxes)
 
 

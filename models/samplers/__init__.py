@@ -127,3 +127,11 @@ def sampler_class(name: str, family: str) -> Any:
             what, f"it runs on {', '.join(paths)}; on {family} run {', '.join(names_for(family))}"
         )
     return load_object(paths[family], "sampler")
+
+
+def check_takes_picture(name: str, family: str) -> None:
+    """UserError, with those that do, for a sampler in which no picture takes the place of a base pass."""
+    if sampler_class(name, family).takes_picture:
+        return
+    those = [other for other in names_for(family) if sampler_class(other, family).takes_picture]
+    raise UserError(f"sampler '{name}' takes no picture", f"these do: {', '.join(those)}")

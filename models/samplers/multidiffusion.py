@@ -85,6 +85,7 @@ class MultiDiffusion(Staged):
         if pixels is not None:
             z = flow.interpolate(self.enlarge(pixels, stage), z, stage.sigmas[0])
         boxes = windows((z.shape[-2], z.shape[-1]), 2 * job.native.side, job.options.overlap)
+        self.pieces = [box.scaled(self.vae_scale_factor) for box in boxes]
 
         def velocity(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
             return average(self, z, sigma, said, boxes)

@@ -11,14 +11,14 @@ import torch
 from uhr.base.config import build
 from uhr.base.errors import UserError
 from uhr.models.conditions import Prompt
-from uhr.models.patch_plan import PatchCascadeOptions, enlarged_size, patch_stage
+from uhr.models.patch_plan import USUAL_SCALE, PatchCascadeOptions, enlarged_size, patch_stage
 from uhr.models.pipelines import OnStepEnd, StepEnd
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.native import native_of
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.patch_pass import PatchPass, Words
 from uhr.models.sizes import up_to
-from uhr.models.spec import GuidanceKind
+from uhr.models.spec import GuidanceKind, ModelSpec
 from uhr.models.stages import Ask, Stage, StagedOutput, pixels
 
 
@@ -40,12 +40,44 @@ class PatchCascade(PatchPass):
 
     Options = PatchCascadeOptions
     published_steps = 4
+    fits_pictures = True
+
+    @classmethod
+    def default_scale(cls) -> float:
+        return USUAL_SCALE
+
+    @classmethod
+    def patch(cls, spec: ModelSpec, options: Any) -> int:
+        return options.patch or super().patch(spec, options)
 
     @classmethod
     def check_options(cls, options: Any, kind: GuidanceKind) -> None:
         if options.patch_guidance != 1 and kind != "embedded":
             what = f"patch_guidance {options.patch_guidance:g} is given, and this backbone embeds no guidance"
             raise UserError(what, "leave it out; true_cfg_scale guides the patches")
+
+    @classmethod
+    def passes(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Passes, ...]:
+        if not isinstance(stage, PatchStage):
+            return super().passes(ask, options, stage, text)
+        height, width = stage.patch
+        count, tokens = stage.steps * stage.calls, height * width // ask.multiple**2
+        return (Passes(count, tokens, text, together=min(options.batch, stage.calls)),)
+
+    @classmethod
+    def codings(cls, ask: Ask, options: Any, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:
+        *base, patches = plan
+        assert isinstance(patches, PatchStage)
+        of_patches = tuple(Coding(part, *patches.patch, patches.calls) for part in ("encode", "decode"))
+        return [*((Coding("decode", *stage.size),) for stage in base), of_patches]
+
+    @classmethod
+    def branches(
+        cls, kind: GuidanceKind, options: Any, guidance: float | None, negative: bool, stage: Stage
+    ) -> int:
+        if isinstance(stage, PatchStage):
+            return 1 if options.true_cfg_scale == 1 else 2
+        return 1 if kind != "cfg" or guidance in (None, 1) else 2
 
     @classmethod
     def enough(cls, ask: Ask, options: Any) -> bool:
@@ -104,7 +136,7 @@ class PatchCascade(PatchPass):
         """
         settings = build(self.Options, options, f"sampler {type(self).__name__}")
         picture = None if image is None else pixels(image).to(self._execution_device)
-        target = enlarged_size(picture, scale, height, width, self.pixel_multiple)
+        target = enlarged_size(picture, scale, height, width)
         size = (height, width)
         if target is not None:
             size = tuple(up_to(side, self.pixel_multiple) for side in target)

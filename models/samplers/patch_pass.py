@@ -127,7 +127,7 @@ class PatchPass(Staged):
         stage = job.plan[-1]
         assert isinstance(stage, PatchStage)
         base = for_each(base, job.batch)
-        self.stages = (*self.stages, stage)
+        self.stages, self.pieces = (*self.stages, stage), stage.boxes
         shared = self.noise(job.batch, *stage.size, job.generator) if job.options.shared_noise else None
         whole = Gathered(job.batch, target, exact=output_type != "pil")
         canvas = StripCanvas(job.batch, 3, stage.width, whole.write)

@@ -20,6 +20,7 @@ from uhr.models.attention.layout import WindowLayout
 from uhr.models.conditions import Condition, Conditions
 from uhr.models.filters import bicubic
 from uhr.models.hr_toolkit import POSITIONS
+from uhr.models.patches import grid
 from uhr.models.pipelines import StepEnd
 from uhr.models.projection import cosine_weight, project, velocity_towards
 from uhr.models.rope_surgeries import RopeNtk
@@ -151,6 +152,7 @@ class UltraGen(Staged):
         velocity = None if options.projection == "off" else projected
         wanted = [AttentionCalls(), *self._positions(options.ntk)]
         layout = layout_of(stage.size, self.pixel_multiple, job.native.side, options)
+        self.pieces = grid(*stage.size, layout.window * self.pixel_multiple, overlap=0)
         with self._on(wanted), self._attend(layout, guide, options):
             return self.follow(job, stage, start, velocity, None, self.high_guidance(job))
 
