@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Generator, Sequence
 from typing import Any
 
 from uhr.models.adapters import peft_layers
 from uhr.models.adapters.masked import Masked, TokenMask, mask_adapter, masks
-
-BLOCK = re.compile(r"(?P<kind>(?:single_)?transformer_blocks)\.\d+\.")
-
-_SINGLE = ("norm.linear", "proj_mlp", "proj_out", "attn.to_q", "attn.to_k", "attn.to_v")
-_DOUBLE = ("norm1.linear", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.2")
-PUBLISHED = frozenset(
-    {"x_embedder"}
-    | {f"single_transformer_blocks.{leaf}" for leaf in _SINGLE}
-    | {f"transformer_blocks.{leaf}" for leaf in _DOUBLE}
-)
-"""The linears of UltraGen's (Scale-DiT's) published LoRA on FLUX.1, block numbers left out (its code)."""
+from uhr.models.adapters.published import is_ultragens
 
 
 def is_published(transformer: Any, name: str) -> bool:
-    """Whether an adapter on the model adapts exactly the linears that UltraGen's does, by which alone it is
-    known: image and joint streams with their modulations and the embedder, and nothing of the text stream."""
-    paths = peft_layers.layers_of(transformer, name)
-    return {BLOCK.sub(r"\g<kind>.", path) for path in paths} == PUBLISHED
+    """Whether an adapter on the model is UltraGen's, by the modules that it adapts."""
+    return is_ultragens(peft_layers.layers_of(transformer, name))
 
 
 @contextlib.contextmanager

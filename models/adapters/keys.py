@@ -1,4 +1,4 @@
-"""Names of a backbone's linears in BFL's own code (used by kohya, ComfyUI and others) and in diffusers.
+"""Names of a backbone's linears in BFL's own code (used by kohya, ComfyUI and others), XLabs' and diffusers.
 
 BFL fuses what reads the same input: query, key and value, and in FLUX.1's single blocks the MLP's first half
 as well. Facts of `diffusers.loaders.single_file_utils`, which converts whole checkpoints; a test holds every
@@ -38,6 +38,17 @@ def _alone(part: str, swapped: bool = False) -> Fused:
     return Fused((part,), (0,), swapped)
 
 
+XLABS = {
+    "processor.qkv_lora1": Fused(_QKV, (1, 1, 1)),
+    "processor.proj_lora1": _alone("attn.to_out.0"),
+    "processor.qkv_lora2": Fused(_ADDED_QKV, (1, 1, 1)),
+    "processor.proj_lora2": _alone("attn.to_add_out"),
+    "processor.qkv_lora": Fused(_QKV, (1, 1, 1)),
+    "processor.proj_lora": _alone("proj_out"),
+}
+"""XLabs' names inside a block of FLUX.1: numbered in double blocks, without a number in single ones."""
+
+
 @dataclass(frozen=True)
 class KeyLayout:
     """A family's names: those inside a double and a single block, and those outside."""
@@ -48,8 +59,9 @@ class KeyLayout:
     top: Mapping[str, Fused]
 
     def locate(self, name: str) -> tuple[str, Fused] | None:
-        """(diffusers' prefix, entry) of a BFL name, whose dots may be underscores; None if it has none."""
-        for pattern, prefix, table in self._tables():
+        """(diffusers' prefix, entry) of a name of BFL's, XLabs' or diffusers' own, whose dots may be
+        underscores; None if it has none."""
+        for pattern, prefix, table in self._spellings():
             match = re.fullmatch(pattern, name)
             if match is None:
                 continue
@@ -84,12 +96,19 @@ class KeyLayout:
                 return bfl + key, prefix, entry
         raise unknown(f"module of {self.family}", module, (part for e in table.values() for part in e.parts))
 
-    def _tables(self) -> list[tuple[str, str, Mapping[str, Fused]]]:
+    def _spellings(self) -> list[tuple[str, str, Mapping[str, Fused]]]:
+        double, single = "transformer_blocks.{}.", "single_transformer_blocks.{}."
         return [
-            (r"double_blocks[._](\d+)[._](.+)", "transformer_blocks.{}.", self.double),
-            (r"single_blocks[._](\d+)[._](.+)", "single_transformer_blocks.{}.", self.single),
-            (r"(.+)", "", self.top),
+            (r"double_blocks[._](\d+)[._](.+)", double, {**self.double, **XLABS}),
+            (r"single_blocks[._](\d+)[._](.+)", single, {**self.single, **XLABS}),
+            (r"transformer_blocks[._](\d+)[._](.+)", double, _each_alone(self.double)),
+            (r"single_transformer_blocks[._](\d+)[._](.+)", single, _each_alone(self.single)),
+            (r"(.+)", "", {**self.top, **_each_alone(self.top)}),
         ]
+
+
+def _each_alone(entries: Mapping[str, Fused]) -> dict[str, Fused]:
+    return {part: _alone(part) for entry in entries.values() for part in entry.parts}
 
 
 FLUX1 = KeyLayout(

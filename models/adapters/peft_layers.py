@@ -199,7 +199,7 @@ def put(
     from peft import LoraConfig, inject_adapter_in_model
 
     check_unmerged(model)
-    _check_fits(model, lora, where)
+    check_fits(model, lora, where)
     if name in names(model):
         raise UserError(f"adapter name '{name}' is taken on this model", f"taken: {', '.join(names(model))}")
     acting, trained = active(model), training(model)
@@ -220,7 +220,8 @@ def put(
     activate(model, [*acting, name], trained)
 
 
-def _check_fits(model: Any, lora: Lora, where: str) -> None:
+def check_fits(model: Any, lora: Lora, where: str) -> None:
+    """UserError, in which `where` names the adapter, unless the model has every module of it in its shape."""
     modules = dict(model.named_modules())
     for path, part in lora.items():
         layer = modules.get(path)

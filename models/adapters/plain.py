@@ -1,4 +1,4 @@
-"""Plain low-rank adapters through peft: add, read out, load, scale.
+"""Plain low-rank adapters through peft: added to a model, read out, written back.
 
 An adapter adds (alpha / rank) B A to a frozen weight W [out, in], with A [rank, in] and B [out, rank]. Its
 own weights stay in float32 whatever the backbone's dtype is: optimisers stall on half-precision masters.
@@ -6,18 +6,14 @@ own weights stay in float32 whatever the backbone's dtype is: optimisers stall o
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from uhr.base.errors import UserError
 from uhr.models.adapters import peft_layers
-from uhr.models.adapters.keys import layout_of
-from uhr.models.hub import lora_file
 
 ADAPTER = "default"
 """Name of the adapter that training adds."""
@@ -109,120 +105,3 @@ def set_lora_state(transformer: Any, state: Mapping[str, torch.Tensor], name: st
     expected = lora_state(transformer, name)
     assert set(state) == set(expected), sorted(set(state) ^ set(expected))[:4]
     set_peft_model_state_dict(transformer, dict(state), adapter_name=name)
-
-
-@dataclass(frozen=True)
-class LoraFile:
-    """A LoRA as it stands in a file: tensors with diffusers' keys, alphas by module, peft's settings."""
-
-    file: Path
-    state: dict[str, torch.Tensor]
-    alphas: dict[str, float] | None
-    metadata: dict[str, Any] | None
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The distinct ranks of its modules."""
-        return tuple(sorted({t.shape[0] for key, t in self.state.items() if key.endswith("lora_A.weight")}))
-
-    @property
-    def changes_text_encoder(self) -> bool:
-        return any(key.startswith("text_encoder.") for key in self.state)
-
-    def check_fits(self, transformer: Any) -> None:
-        """UserError unless every A and B meets a module of its shape; `transformer` may be on the meta
-        device."""
-        modules = dict(transformer.named_modules())
-        for key, tensor in self.state.items():
-            if not key.startswith("transformer.") or ".lora_" not in key:
-                continue
-            path, _, part = key.removeprefix("transformer.").partition(".lora_")
-            module = modules.get(path)
-            weight = getattr(getattr(module, "base_layer", module), "weight", None)
-            fix = "it was made for another backbone"
-            if weight is None:
-                raise UserError(f"adapter {self.file}: this model has no '{path}'", fix)
-            axis = 1 if part.startswith("A") else 0
-            if tensor.shape[axis] != weight.shape[axis]:
-                what = f"'{path}' has width {weight.shape[axis]} here and {tensor.shape[axis]} in the file"
-                raise UserError(f"adapter {self.file}: {what}", fix)
-
-
-def read_lora(path: str | Path, family: str = "flux1") -> LoraFile:
-    """Read a LoRA file or the one in a folder: whatever diffusers reads for that family of backbones (its own
-    keys, kohya's, for FLUX.1 XLabs')."""
-    file = lora_file(path)
-    try:
-        state, alphas, metadata = _READERS[family](str(file))
-    except (OSError, ValueError, RuntimeError, KeyError, AssertionError) as error:
-        # the converter asserts FLUX.1-dev's widths without a word
-        words = _line(error) or "its widths are not those of FLUX.1-dev"
-        raise UserError(f"adapter {file} cannot be read ({words})", f"is it a {family} LoRA?") from error
-    strange = sorted(key for key in state if key.partition(".")[0] not in ("transformer", "text_encoder"))
-    if strange or not state:
-        why = f"key {strange[0]}" if strange else "it is empty"
-        raise UserError(f"adapter {file} is no {family} LoRA", why)
-    return LoraFile(file, state, alphas, metadata)
-
-
-def _read_flux1(file: str) -> tuple[dict[str, torch.Tensor], dict[str, float] | None, dict[str, Any] | None]:
-    from diffusers import FluxPipeline
-
-    return FluxPipeline.lora_state_dict(
-        file, return_alphas=True, return_lora_metadata=True, local_files_only=True
-    )
-
-
-def _read_flux2(file: str) -> tuple[dict[str, torch.Tensor], dict[str, float] | None, dict[str, Any] | None]:
-    from diffusers import Flux2KleinPipeline
-
-    state, metadata = Flux2KleinPipeline.lora_state_dict(
-        file, return_lora_metadata=True, local_files_only=True
-    )
-    return state, None, metadata
-
-
-_READERS = {"flux1": _read_flux1, "flux2": _read_flux2}
-
-
-def load_lora(target: Any, path: str | Path, name: str) -> LoraFile:
-    """Put a LoRA file onto a pipeline or a bare transformer, under an adapter name of its own.
-
-    Alpha comes from the file: its metadata, or its per-module tensors. Keys that match no module are an
-    error: part of the adapter would be silently lost. So is a part for CLIP when `target` is a transformer.
-    Scales are set by `activate`.
-    """
-    whole = hasattr(target, "transformer")
-    transformer = target.transformer if whole else target
-    lora = read_lora(path, layout_of(transformer).family)
-    if lora.changes_text_encoder and not whole:
-        raise UserError(f"adapter {lora.file} also changes CLIP", "load it into a whole pipeline")
-    lora.check_fits(transformer)
-    with warnings.catch_warnings():
-        # several adapters on one model are what is wanted here
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-        if lora.changes_text_encoder:
-            target.load_lora_weights(str(lora.file), adapter_name=name, local_files_only=True)
-        else:
-            # a pipeline's own loader would complain of every file without a part for CLIP
-            transformer.load_lora_adapter(
-                dict(lora.state),
-                network_alphas=lora.alphas,
-                adapter_name=name,
-                metadata=lora.metadata,
-                prefix="transformer",
-            )
-    _own_parameters(transformer, name)
-    return lora
-
-
-def activate(target: Any, scales: Mapping[str, float]) -> None:
-    """Let exactly these adapters act, each this many times as strong as it was trained (0 is off).
-
-    `target` is a pipeline or a bare transformer.
-    """
-    target.set_adapters(list(scales), [float(scale) for scale in scales.values()])
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

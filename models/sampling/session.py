@@ -30,7 +30,8 @@ class Session:
     def __init__(self, setup: Setup) -> None:
         import torch
 
-        from uhr.models.adapters.plain import activate, load_lora
+        from uhr.models.adapters.components import user_cache
+        from uhr.models.adapters.files import load_adapters, read_all
         from uhr.models.loading import load_pipeline
 
         self.setup = setup
@@ -44,11 +45,9 @@ class Session:
             weights=request.weights,
         )
         self.pipeline.set_progress_bar_config(disable=True)
-        for i, adapter in enumerate(request.adapters):
-            load_lora(self.pipeline, adapter.file, f"adapter_{i}")
-        if request.adapters:
-            scales = {f"adapter_{i}": adapter.scale for i, adapter in enumerate(request.adapters)}
-            activate(self.pipeline, scales)
+        files = read_all([adapter.file for adapter in request.adapters], self.pipeline)
+        scales = dict(zip(files, (adapter.scale for adapter in request.adapters), strict=True))
+        load_adapters(self.pipeline, files, scales, user_cache())
         if request.offload is not None:
             # after the adapters: their weights are offloaded with the rest
             offload(self.pipeline, Offload(request.offload), torch.device(setup.device))

@@ -98,7 +98,7 @@ class Setup:
             check_offload(request.offload, place)
         if request.quantize is not None:
             check_quantize(request.quantize, place)
-        _check_adapters(model, request.adapters)
+        _check_adapters(model, method, request.adapters)
         dtype = request.dtype
         if dtype == "auto":
             dtype = "float32" if place.type == "cpu" else "bfloat16"
@@ -135,14 +135,14 @@ class Setup:
         return self.method.call(item)
 
 
-def _check_adapters(model: Model, adapters: tuple[Adapter, ...]) -> None:
-    """Every adapter must fit the backbone's shape, known without its weights."""
+def _check_adapters(model: Model, method: Method, adapters: tuple[Adapter, ...]) -> None:
+    """Every adapter must be understood, fit the backbone's shape, and make sense with the others and with the
+    sampler: all of it known without weights."""
     if not adapters:
         return
     files = [adapter.file for adapter in adapters]
-    from uhr.models.adapters.plain import read_lora
+    from uhr.models.adapters.files import check, read_all
     from uhr.models.loading import empty_transformer
 
     transformer = empty_transformer(model)
-    for file in files:
-        read_lora(file, model.spec.family).check_fits(transformer)
+    check(read_all(files, transformer), transformer, method.pipeline_class.guided)

@@ -42,8 +42,8 @@ def test_the_adapter_merges_in_stock_diffusers_as_in_ours(walked):
     import torch
     from diffusers import FluxPipeline
 
+    from uhr.models.adapters.files import load_adapter
     from uhr.models.adapters.merging import merge
-    from uhr.models.adapters.plain import load_lora
     from uhr.models.zoo import load_transformer
 
     model, adapter = walked.folder / "demo" / "tiny-flux1", walked.folder / "demo" / "adapter"
@@ -55,7 +55,7 @@ def test_the_adapter_merges_in_stock_diffusers_as_in_ours(walked):
     fused = stock.transformer.state_dict()
 
     ours = load_transformer(model)
-    load_lora(ours, adapter, "demo")
+    load_adapter(ours, adapter, "demo")
     merge(ours)
     state = ours.state_dict()
     merged = {name.replace(".base_layer", ""): state[name] for name in state if ".lora_" not in name}

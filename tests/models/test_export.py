@@ -7,8 +7,10 @@ from safetensors import safe_open
 
 from uhr.base.errors import UserError
 from uhr.models import zoo
+from uhr.models.adapters.files import load_adapter
 from uhr.models.adapters.merging import merge
-from uhr.models.adapters.plain import LoraSpec, activate, add_lora, load_lora, lora_state
+from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
+from uhr.models.adapters.scales import set_scales
 from uhr.models.export import export_lora
 
 DEV = zoo.get("flux1-dev")
@@ -64,7 +66,7 @@ def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(tiny_flux, tmp_path
     lora = LoraSpec(4, DEV.lora_targets, alpha=2)
     model, state = trained(tiny_flux, lora)
     folder = export_lora(state, lora, tmp_path / "adapter", facts())
-    loaded = load_lora(transformer, folder, "lakes")
+    loaded = load_adapter(transformer, folder, "lakes")
     assert loaded.ranks == (4,)
     again = lora_state(transformer, "lakes")
     assert all(torch.equal(again[key], state[key]) for key in state)
@@ -78,8 +80,8 @@ def test_two_adapters_act_together_each_by_its_scale(tiny_flux, tmp_path, transf
     for i in (1, 2):
         _, state = trained(tiny_flux, lora, seed=i)
         folders.append(export_lora(state, lora, tmp_path / str(i), facts()))
-        load_lora(transformer, folders[-1], f"a{i}")
-    activate(transformer, {"a1": 0.5, "a2": 2.0})
+        load_adapter(transformer, folders[-1], f"a{i}")
+    set_scales(transformer, {"a1": 0.5, "a2": 2.0})
     path = "transformer_blocks.1.attn.to_q"
     layer = transformer.get_submodule(path)
     before = layer.get_base_layer().weight.clone()

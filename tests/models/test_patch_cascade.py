@@ -8,7 +8,8 @@ from PIL import Image
 from uhr.base.errors import UserError
 from uhr.models import flow, latents, surgery, zoo
 from uhr.models.adapters import peft_layers
-from uhr.models.adapters.plain import LoraSpec, activate, add_lora
+from uhr.models.adapters.plain import LoraSpec, add_lora
+from uhr.models.adapters.scales import set_scales
 from uhr.models.filters import bicubic
 from uhr.models.patch_plan import PatchCascadeOptions, enlarged_size
 from uhr.models.patches import Canvas, feather
@@ -373,7 +374,7 @@ def adapted(tiny_flux):
         with torch.no_grad():
             for parameter in own:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=seeded(seed))
-    activate(pipeline.transformer, {"gca": 1.0, "style": 0.5})
+    set_scales(pipeline.transformer, {"gca": 1.0, "style": 0.5})
     return pipeline
 
 
@@ -589,8 +590,8 @@ def test_a_pil_picture_is_taken_as_it_is(sample):
 
 
 def test_sizes_come_from_scales_by_rounding():
-    assert enlarged_size(torch.zeros(1, 3, 333, 100), 1.5, None, None, 16) == (500, 150)
-    assert enlarged_size(None, None, 256, 256, 16) is None
+    assert enlarged_size(torch.zeros(1, 3, 333, 100), 1.5, None, None) == (500, 150)
+    assert enlarged_size(None, None, 256, 256) is None
 
 
 def test_the_command_paints_says_that_it_is_unadapted_and_writes_all_of_it_down(tiny_flux, tmp_path, capsys):

@@ -358,15 +358,16 @@ def test_the_command_paints_at_the_published_defaults(tiny_flux, tmp_path, capsy
 
 
 def test_an_adapter_acts_at_its_scale(tiny_flux, sample, adapter):
-    from uhr.models.adapters.plain import activate, load_lora
+    from uhr.models.adapters.files import load_adapter
+    from uhr.models.adapters.scales import set_scales
 
     pipeline = quiet(UltraFluxPipeline.from_pretrained(tiny_flux, local_files_only=True))
     size = {"height": 256, "width": 256, "output_type": "latent"}
     plain = sample(pipeline=pipeline, **size).images
-    load_lora(pipeline, adapter, "style")
+    load_adapter(pipeline, adapter, "style")
     found = []
     for scale in (0.0, 1.0):
-        activate(pipeline, {"style": scale})
+        set_scales(pipeline, {"style": scale})
         found.append(sample(pipeline=pipeline, **size).images)
     torch.testing.assert_close(found[0], plain, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(found[1], plain, atol=1e-4)

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 from safetensors.torch import save_file
 
 from uhr.base.errors import UserError
-from uhr.models.adapters.plain import load_lora
+from uhr.models.adapters import peft_layers
+from uhr.models.adapters.conversion import lora_of
+from uhr.models.adapters.files import load_adapter
+from uhr.models.adapters.scales import set_scales
 
 PATH = "transformer_blocks.0.attn.to_q"
 
@@ -34,7 +38,7 @@ def test_a_diffusers_file_without_metadata_has_alpha_equal_to_rank(transformer, 
         tmp_path / "l.safetensors",
         {f"transformer.{PATH}.lora_A.weight": a, f"transformer.{PATH}.lora_B.weight": b},
     )
-    load_lora(transformer, file, "x")
+    load_adapter(transformer, file, "x")
     torch.testing.assert_close(delta(transformer), b @ a)
 
 
@@ -47,20 +51,89 @@ def test_a_kohya_file_brings_its_alpha_per_module(transformer, tmp_path):
         f"{fused}.lora_up.weight": up,
         f"{fused}.alpha": torch.tensor(1.0),
     }
-    load_lora(transformer, write(tmp_path / "kohya.safetensors", tensors), "x")
+    load_adapter(transformer, write(tmp_path / "kohya.safetensors", tensors), "x")
     for i, name in enumerate(("to_q", "to_k", "to_v")):
         layer = transformer.get_submodule(f"transformer_blocks.0.attn.{name}")
         torch.testing.assert_close(layer.get_delta_weight("x"), 0.5 * up[64 * i : 64 * (i + 1)] @ down)
 
 
-def test_a_kohya_file_of_another_width_is_an_error(transformer, tmp_path):
+def test_a_kohya_file_is_read_at_any_width_and_refused_at_a_wrong_one(transformer, tmp_path):
+    """diffusers' own reader takes FLUX.1-dev's alone."""
+    draw = torch.Generator().manual_seed(1)
+    down, up = torch.randn(2, 64, generator=draw), torch.randn(7 * 64, 2, generator=draw)
     fused = "lora_unet_single_blocks_0_linear1"
-    tensors = {
-        f"{fused}.lora_down.weight": torch.zeros(2, 64),
-        f"{fused}.lora_up.weight": torch.zeros(448, 2),
+    tensors = {f"{fused}.lora_down.weight": down, f"{fused}.lora_up.weight": up}
+    load_adapter(transformer, write(tmp_path / "kohya.safetensors", tensors), "x")
+    layer = transformer.get_submodule("single_transformer_blocks.0.proj_mlp")
+    torch.testing.assert_close(layer.get_delta_weight("x"), up[3 * 64 :] @ down)
+    wrong = tensors | {f"{fused}.lora_up.weight": up[:-1]}
+    with pytest.raises(UserError, match=r"linear1' has 447 rows, not 448"):
+        load_adapter(transformer, write(tmp_path / "wrong.safetensors", wrong), "y")
+
+
+def test_a_half_precision_file_loses_no_digit_to_its_alpha(transformer, tmp_path):
+    """diffusers' own reader multiplies by alpha / rank in the file's dtype."""
+    a, b = (t.bfloat16() for t in matrices(rank=3))
+    name = "lora_unet_double_blocks_0_img_attn_proj"
+    tensors = {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b, f"{name}.alpha": torch.tensor(1.0)}
+    load_adapter(transformer, write(tmp_path / "l.safetensors", tensors), "x")
+    layer = transformer.get_submodule("transformer_blocks.0.attn.to_out.0")
+    assert torch.equal(layer.lora_A["x"].weight, a.float())
+    assert torch.equal(layer.lora_B["x"].weight, b.float())
+    assert layer.scaling["x"] == 1 / 3
+
+
+def drawn(shapes, down, up):
+    """A and B of every module [out, in] of `shapes`, in these two spellings."""
+    draw, state = torch.Generator().manual_seed(2), {}
+    for name, (out, width) in shapes.items():
+        state[f"{name}.{down}"] = torch.randn(2, width, generator=draw)
+        state[f"{name}.{up}"] = torch.randn(out, 2, generator=draw)
+    return state
+
+
+def xlabs():
+    shapes = {
+        "double_blocks.0.processor.qkv_lora1": (192, 64),
+        "double_blocks.0.processor.proj_lora2": (64, 64),
+        "double_blocks.1.processor.qkv_lora2": (192, 64),
+        "double_blocks.1.processor.proj_lora1": (64, 64),
+        "single_blocks.0.processor.qkv_lora": (192, 64),
+        "single_blocks.1.processor.proj_lora": (64, 320),
     }
-    with pytest.raises(UserError, match="cannot be read"):
-        load_lora(transformer, write(tmp_path / "kohya.safetensors", tensors), "x")
+    return drawn(shapes, "down.weight", "up.weight")
+
+
+def onetrainer():
+    shapes = {
+        "lora_transformer_single_transformer_blocks_0_attn_to_k": (64, 64),
+        "lora_transformer_transformer_blocks_1_attn_to_out_0": (64, 64),
+        "lora_transformer_transformer_blocks_0_attn_add_v_proj": (64, 64),
+        "lora_transformer_x_embedder": (64, 64),
+        "lora_transformer_time_text_embed_timestep_embedder_linear_1": (64, 256),
+    }
+    alphas = {f"{name}.alpha": torch.tensor(1.0) for name in shapes}
+    return drawn(shapes, "lora_down.weight", "lora_up.weight") | alphas
+
+
+@pytest.mark.parametrize("make", [xlabs, onetrainer])
+def test_other_makers_files_are_what_diffusers_makes_of_them(transformer, tmp_path, make):
+    theirs = FluxPipeline.lora_state_dict(dict(make()))
+    paths = {key.partition(".lora_")[0] for key in theirs}
+    load_adapter(transformer, write(tmp_path / "l.safetensors", make()), "x")
+    ours = lora_of(transformer, ["x"])
+    assert {path.removeprefix("transformer.") for path in paths} == ours.keys()
+    for path in paths:
+        expected = theirs[f"{path}.lora_B.weight"] @ theirs[f"{path}.lora_A.weight"]
+        torch.testing.assert_close(ours[path.removeprefix("transformer.")].delta(), expected)
+
+
+def test_pefts_own_prefix_and_adapter_name_are_understood(transformer, tmp_path):
+    a, b = matrices()
+    key = f"base_model.model.{PATH}"
+    tensors = {f"{key}.lora_A.default.weight": a, f"{key}.lora_B.default.weight": b}
+    load_adapter(transformer, write(tmp_path / "l.safetensors", tensors), "x")
+    torch.testing.assert_close(delta(transformer), b @ a)
 
 
 def test_weights_of_a_half_precision_file_are_float32_on_the_model(transformer, tmp_path):
@@ -69,7 +142,7 @@ def test_weights_of_a_half_precision_file_are_float32_on_the_model(transformer, 
         tmp_path / "l.safetensors",
         {f"transformer.{PATH}.lora_A.weight": a, f"transformer.{PATH}.lora_B.weight": b},
     )
-    load_lora(transformer, file, "x")
+    load_adapter(transformer, file, "x")
     assert transformer.get_submodule(PATH).lora_A["x"].weight.dtype == torch.float32
 
 
@@ -77,8 +150,8 @@ def test_a_key_of_another_backbone_is_an_error_and_not_a_silent_loss(transformer
     a, b = matrices()
     path = "transformer.transformer_blocks.18.attn.to_q"
     file = write(tmp_path / "l.safetensors", {f"{path}.lora_A.weight": a, f"{path}.lora_B.weight": b})
-    with pytest.raises(UserError, match=r"has no 'transformer_blocks\.18\.attn\.to_q'"):
-        load_lora(transformer, file, "x")
+    with pytest.raises(UserError, match=r"blocks\.18\.attn\.to_q' is 64 x 64, this model has no such"):
+        load_adapter(transformer, file, "x")
     assert not hasattr(transformer, "peft_config")
 
 
@@ -88,19 +161,72 @@ def test_a_width_of_another_backbone_is_an_error(transformer, tmp_path):
         tmp_path / "l.safetensors",
         {f"transformer.{PATH}.lora_A.weight": a, f"transformer.{PATH}.lora_B.weight": b},
     )
-    with pytest.raises(UserError, match="has width 64 here and 48 in the file"):
-        load_lora(transformer, file, "x")
+    with pytest.raises(UserError, match="is 48 x 48, this model has 64 x 64 there"):
+        load_adapter(transformer, file, "x")
+
+
+def with_clip(name, a="lora_A", b="lora_B"):
+    """A file that changes CLIP's first layer and the backbone."""
+    down, up = matrices(width=32, seed=3)
+    rest = drawn({f"transformer.{PATH}": (64, 64)}, "lora_A.weight", "lora_B.weight")
+    return {f"{name}.{a}.weight": down, f"{name}.{b}.weight": up, **rest}
+
+
+CLIP = "encoder.layers.0.self_attn.q_proj"
+SPELLINGS = {
+    "diffusers": with_clip(f"text_encoder.text_model.{CLIP}"),
+    "flat": with_clip(f"text_encoder.{CLIP}"),
+    "kohya": with_clip("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", "lora_down", "lora_up"),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_part_for_clip_acts_on_clip_at_its_scale(tiny_flux, tmp_path, spelling):
+    pipeline = FluxPipeline.from_pretrained(tiny_flux, local_files_only=True)
+    ids = torch.arange(1, 9)[None]
+
+    def embed():
+        with torch.no_grad():
+            return pipeline.text_encoder(ids).last_hidden_state
+
+    before = embed()
+    file = write(tmp_path / "l.safetensors", SPELLINGS[spelling])
+    load_adapter(pipeline, file, "x", scale=0.5)
+    (path,) = peft_layers.layers_of(pipeline.text_encoder, "x")
+    assert path.endswith(CLIP)
+    layer = pipeline.text_encoder.get_submodule(path)
+    down, up = matrices(width=32, seed=3)
+    torch.testing.assert_close(layer.get_delta_weight("x"), 0.5 * up @ down)
+    assert not torch.allclose(embed(), before, atol=1e-4)
+    set_scales(pipeline, {"x": 0.0})
+    torch.testing.assert_close(embed(), before)
+
+
+def test_clips_part_is_what_diffusers_loads(tiny_flux, tmp_path):
+    file = write(tmp_path / "l.safetensors", SPELLINGS["diffusers"])
+    found = []
+    for load in (lambda p: p.load_lora_weights(file, adapter_name="x"), lambda p: load_adapter(p, file, "x")):
+        pipeline = FluxPipeline.from_pretrained(tiny_flux, local_files_only=True)
+        load(pipeline)
+        with torch.no_grad():
+            found.append(pipeline.text_encoder(torch.arange(1, 9)[None]).last_hidden_state)
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_a_part_for_clip_wants_a_pipeline(transformer, tmp_path):
-    a, b = matrices(width=32)
-    ta, tb = matrices()
-    layer = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
-    tensors = {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b,
-               f"transformer.{PATH}.lora_A.weight": ta, f"transformer.{PATH}.lora_B.weight": tb}  # fmt: skip
-    file = write(tmp_path / "l.safetensors", tensors)
+    file = write(tmp_path / "l.safetensors", SPELLINGS["diffusers"])
     with pytest.raises(UserError, match="also changes CLIP"):
-        load_lora(transformer, file, "x")
+        load_adapter(transformer, file, "x")
+    assert peft_layers.names(transformer) == []
+
+
+T5 = ("text_encoder_2.encoder.block.0.layer.0.SelfAttention.q", "lora_te3_encoder_block_0")
+
+
+@pytest.mark.parametrize("name", T5)
+def test_a_part_for_t5_is_refused(transformer, tmp_path, name):
+    with pytest.raises(UserError, match="also changes a text encoder"):
+        load_adapter(transformer, write(tmp_path / "l.safetensors", with_clip(name)), "x")
 
 
 @pytest.mark.parametrize(
@@ -115,17 +241,17 @@ def test_a_part_for_clip_wants_a_pipeline(transformer, tmp_path):
         (lambda folder: (folder / "x.safetensors").write_bytes(b"junk") and folder, "cannot be read"),
         (
             lambda folder: write(folder / "x.safetensors", {"unet.a": torch.zeros(1)}),
-            "no flux1 LoRA|cannot be read",
+            "unknown key 'unet.a'",
         ),
     ],
 )
 def test_what_is_no_adapter_is_one_clear_line(transformer, tmp_path, make, message):
     with pytest.raises(UserError, match=message):
-        load_lora(transformer, make(tmp_path), "x")
+        load_adapter(transformer, make(tmp_path), "x")
 
 
 def test_two_files_in_a_folder_are_ambiguous(transformer, tmp_path):
     for name in "ab":
         write(tmp_path / f"{name}.safetensors", {"x": torch.zeros(1)})
     with pytest.raises(UserError, match=r"a\.safetensors, b\.safetensors"):
-        load_lora(transformer, tmp_path, "x")
+        load_adapter(transformer, tmp_path, "x")

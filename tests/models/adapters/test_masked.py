@@ -15,7 +15,8 @@ from uhr.models.adapters.conversion import lora_of
 from uhr.models.adapters.low_rank import LowRank
 from uhr.models.adapters.masked import TokenMask, mask_adapter, masks, stream_of
 from uhr.models.adapters.merging import merge
-from uhr.models.adapters.plain import LoraSpec, activate, add_lora, lora_state
+from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
+from uhr.models.adapters.scales import set_scales
 
 TARGETS = zoo.get("tiny-flux1").lora_targets
 IMAGE, JOINT = "transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_q"
@@ -141,7 +142,7 @@ def test_two_masked_adapters_and_an_ordinary_one_add_up(tiny_flux, inputs):
             move(add_lora(model, LoraSpec(4, TARGETS), seed=0, name=name), seed)
     mask_adapter(model, "one", one)
     mask_adapter(model, "two", two)
-    activate(model, {"ordinary": 0.5, "one": 2.0, "two": -1.0})
+    set_scales(model, {"ordinary": 0.5, "one": 2.0, "two": -1.0})
     rows = torch.arange(64)
     one.tell(image=rows < 10)
     two.tell(image=(rows > 5) & (rows < 20))

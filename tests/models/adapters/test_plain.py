@@ -6,7 +6,8 @@ import torch
 from uhr.base.errors import UserError
 from uhr.models import zoo
 from uhr.models.adapters.merging import merge
-from uhr.models.adapters.plain import ADAPTER, LoraSpec, activate, add_lora, lora_state, set_lora_state
+from uhr.models.adapters.plain import ADAPTER, LoraSpec, add_lora, lora_state, set_lora_state
+from uhr.models.adapters.scales import set_scales
 
 TARGETS = zoo.get("tiny-flux1").lora_targets
 
@@ -135,12 +136,12 @@ def test_scale_multiplies_what_was_trained_and_zero_is_off(transformer, inputs):
         plain = transformer(**inputs)[0]
         randomise(add_lora(transformer, lora, seed=0))
         full = transformer(**inputs)[0]
-        activate(transformer, {ADAPTER: 0.0})
+        set_scales(transformer, {ADAPTER: 0.0})
         assert torch.equal(transformer(**inputs)[0], plain)
-        activate(transformer, {ADAPTER: 1.0})
+        set_scales(transformer, {ADAPTER: 1.0})
         assert torch.equal(transformer(**inputs)[0], full)
     module = transformer.transformer_blocks[0].attn.to_q
-    activate(transformer, {ADAPTER: 0.5})
+    set_scales(transformer, {ADAPTER: 0.5})
     assert math.isclose(module.scaling[ADAPTER], 0.5 * lora.scale)
 
 

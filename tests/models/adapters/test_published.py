@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from uhr.base.errors import UserError
 from uhr.models import zoo
 from uhr.models.adapters import peft_layers
-from uhr.models.adapters.conversion import is_urae_minor, load_adapter, lora_of, urae_factors
-from uhr.models.adapters.masked import TokenMask, mask_adapter
+from uhr.models.adapters.conversion import lora_of
+from uhr.models.adapters.files import load_adapter
 from uhr.models.adapters.minor import MinorSpec, add_minor, load_minor, state_factors
 from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
+from uhr.models.adapters.published import is_urae_minor, urae_factors
 
 SCALE_DIT_FLUX1 = (
     r"x_embedder|transformer_blocks\.\d+\.(norm1\.linear|attn\.to_[kqv]|attn\.to_out\.0|ff\.net\.2)"
@@ -105,24 +106,24 @@ def test_uraes_converted_lora_of_rank_48_meets_flux_dev(flux_dev, tmp_path):
     assert {layer.scaling["urae-4k"] for layer in layers.values()} == {1.0}
 
 
-def test_scale_dits_lora_meets_343_linears_of_flux_dev_and_takes_a_mask(flux_dev, tmp_path):
+def test_scale_dits_lora_meets_343_linears_of_flux_dev_and_is_kept_to_guide_tokens(flux_dev, tmp_path):
     state = lora_keys(linears(flux_dev, SCALE_DIT_FLUX1), rank=16)
     load_adapter(flux_dev, write(tmp_path, state), "guide")
     layers = peft_layers.layers_of(flux_dev, "guide")
     assert len(layers) == 1 + 19 * 6 + 38 * 6
-    mask_adapter(flux_dev, "guide", TokenMask())
     assert all(peft_layers.variant_of(layer, "guide") for layer in layers.values())
 
 
-def test_scale_dits_lora_meets_flux2_klein_9b_and_takes_a_mask(tmp_path):
+def test_scale_dits_lora_meets_flux2_klein_9b_and_is_kept_to_guide_tokens(tmp_path):
     with torch.device("meta"):
         model = Flux2Transformer2DModel(
             num_layers=8, num_single_layers=24, num_attention_heads=32, joint_attention_dim=12288
         )
     state = lora_keys(linears(model, SCALE_DIT_FLUX2), rank=16)
     load_adapter(model, write(tmp_path, state), "guide")
-    mask_adapter(model, "guide", TokenMask())
-    assert len(peft_layers.layers_of(model, "guide")) == 1 + 8 * 6 + 24 * 2
+    layers = peft_layers.layers_of(model, "guide")
+    assert len(layers) == 1 + 8 * 6 + 24 * 2
+    assert all(peft_layers.variant_of(layer, "guide") for layer in layers.values())
 
 
 def noise(*shape, draw=torch.Generator().manual_seed(0)):

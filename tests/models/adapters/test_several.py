@@ -8,13 +8,15 @@ from diffusers import Flux2Transformer2DModel
 
 from uhr.models import zoo
 from uhr.models.adapters import formats, peft_layers
-from uhr.models.adapters.conversion import load_adapter, lora_of
+from uhr.models.adapters.conversion import lora_of
+from uhr.models.adapters.files import load_adapter
 from uhr.models.adapters.formats import Format
 from uhr.models.adapters.keys import layout_of
 from uhr.models.adapters.masked import TokenMask, mask_adapter
 from uhr.models.adapters.merging import merge
 from uhr.models.adapters.minor import MinorSpec, add_minor
-from uhr.models.adapters.plain import LoraSpec, activate, add_lora
+from uhr.models.adapters.plain import LoraSpec, add_lora
+from uhr.models.adapters.scales import set_scales
 
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "to_out.0", "x_embedder", "ff.net.2", "ff.linear_out")
 GUIDE = 6
@@ -67,7 +69,7 @@ def put(model, name):
 
 
 def act(model, names):
-    activate(model, {name: SCALES[name] for name in names})
+    set_scales(model, {name: SCALES[name] for name in names})
 
 
 def given(model, inputs):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from uhr.models.adapters.plain import activate, load_lora
+from uhr.models.adapters.files import load_adapter
+from uhr.models.adapters.scales import set_scales
 from uhr.models.samplers import sampler_class
 
 SHORT = {
@@ -26,11 +27,11 @@ def test_a_lora_acts_at_its_scale_and_at_none_not_at_all(name, made, call, seede
         return sampler("x", **more, generator=seeded(), output_type="latent").images
 
     plain = sample()
-    load_lora(sampler, adapter, "style")
+    load_adapter(sampler, adapter, "style")
     try:
         found = {}
         for scale in (0.0, 0.5, 1.0):
-            activate(sampler, {"style": scale})
+            set_scales(sampler, {"style": scale})
             found[scale] = sample()
     finally:
         sampler.unload_lora_weights()

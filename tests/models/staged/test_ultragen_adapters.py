@@ -8,9 +8,10 @@ import torch
 from uhr.base.errors import UserError
 from uhr.models import surgery
 from uhr.models.adapters import peft_layers
-from uhr.models.adapters.guide_only import BLOCK, PUBLISHED, guide_only, is_published
+from uhr.models.adapters.guide_only import guide_only, is_published
 from uhr.models.adapters.low_rank import LowRank
 from uhr.models.adapters.masked import TokenMask, mask_adapter
+from uhr.models.adapters.published import BLOCK, ULTRAGEN
 from uhr.models.rope_surgeries import RopeNtk
 from uhr.models.samplers.ultragen import UltraGenPipeline
 
@@ -43,7 +44,7 @@ def own(ultragen):
 
 def published_paths(transformer):
     linears = (name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear))
-    return [name for name in linears if BLOCK.sub(r"\g<kind>.", name) in PUBLISHED]
+    return [name for name in linears if BLOCK.sub(r"\g<kind>.", name) in ULTRAGEN["flux1"]]
 
 
 def test_ultragens_lora_acts_on_the_guide_alone_and_is_an_ordinary_one_afterwards(own, call, seeded):

@@ -1,0 +1,179 @@
+"""The one way from an adapter's file onto a model: read, recognised, checked without weights, put on.
+
+Files: LoRA in the keys of any maker that `reading.py` lists, with a part for FLUX.1's CLIP or without;
+URAE's 2K LoRA, its converted LoRA and its 4K minor factors; UltraGen's LoRA; our exports, and the adapters of
+our checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uhr.base.errors import UserError
+from uhr.base.files import sha256_file
+from uhr.models.adapters import peft_layers, reading
+from uhr.models.adapters.components import Factors
+from uhr.models.adapters.conversion import lora_of_state
+from uhr.models.adapters.keys import KeyLayout, layout_of
+from uhr.models.adapters.low_rank import Lora, LowRank
+from uhr.models.adapters.masked import TokenMask, mask_adapter
+from uhr.models.adapters.minor import START, load_minor
+from uhr.models.adapters.published import is_urae_minor, urae_factors
+from uhr.models.adapters.scales import set_scale, transformer_of
+from uhr.models.adapters.usage import Usage
+from uhr.models.hub import lora_file
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter as it stands in a file, in its dtype, on the CPU.
+
+    lora: updates of the backbone by diffusers' path of the module.  clip: of FLUX.1's CLIP.
+    factors: whether `lora` holds minor factors a_t, b_t alone (as URAE publishes them), of which a_0, b_0 are
+    to be decomposed from the weights that they were trained on.
+    """
+
+    path: Path
+    lora: Lora
+    clip: Lora
+    usage: Usage
+    factors: bool = False
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The distinct ranks of the backbone's modules, rising."""
+        return tuple(sorted({part.rank for part in self.lora.values()}))
+
+    def check_fits(self, transformer: Any) -> None:
+        """UserError unless every module is there in its shape; `transformer` may be on the meta device."""
+        peft_layers.check_fits(transformer, self.lora, str(self.path))
+
+
+def read(path: str | Path, layout: KeyLayout) -> AdapterFile:
+    """Read an adapter file, or the one in a folder, for a family of backbones; UserError for whatever is not
+    understood."""
+    file = lora_file(path)
+    state, metadata = reading.read_file(file)
+    if is_urae_minor(state):
+        factors = urae_factors(state, str(file))
+        lora = {module: LowRank(f.a, f.b, alpha=float(f.a.shape[0])) for module, f in factors.items()}
+        return AdapterFile(file, lora, {}, Usage(), factors=True)
+    if any(key.endswith(f".{START}") for key in state):
+        own = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
+        parts = reading.Parts(lora_of_state(own), {})
+    else:
+        parts = reading.read_state(state, metadata, layout, str(file))
+    return AdapterFile(file, parts.backbone, parts.clip, Usage.of(metadata, parts.backbone, str(file)))
+
+
+def read_all(paths: Iterable[str | Path], target: Any) -> dict[str, AdapterFile]:
+    """The adapters of a command, for a pipeline or a bare transformer, by the names that they have on it:
+    adapter_0, adapter_1, ... in their order."""
+    layout = layout_of(transformer_of(target))
+    return {f"adapter_{i}": read(path, layout) for i, path in enumerate(paths)}
+
+
+def load_adapter(
+    target: Any,
+    path: str | Path,
+    name: str,
+    scale: float = 1.0,
+    over: Iterable[str] = (),
+    cache: Path | None = None,
+) -> AdapterFile:
+    """Put one file's adapter on a pipeline or a bare transformer, frozen, `scale` times as strong; adapters
+    that act go on acting. Load before weights are offloaded from memory.
+
+    `over` and `cache` are for minor factors, see `minor.load_minor`: URAE's 4K file stands on its 2K LoRA,
+    which must be on the model at scale 1 and be named in `over`.
+    """
+    file, over = read(path, layout_of(transformer_of(target))), tuple(over)
+    if file.factors and not over:
+        raise _baseless(file, "put that on first and name it as what the factors stand on (over=)")
+    _put(target, file, name, over, cache)
+    set_scale(target, name, scale)
+    return file
+
+
+def load_adapters(
+    target: Any, files: Mapping[str, AdapterFile], scales: Mapping[str, float], cache: Path | None = None
+) -> None:
+    """Put several adapters on a pipeline or a bare transformer, in this order, each `scales` times as strong;
+    what stands on another finds it among those before it (`bases`)."""
+    stands_on = bases(files)
+    for name, file in files.items():
+        _put(target, file, name, stands_on[name], cache)
+    for name, scale in scales.items():
+        set_scale(target, name, scale)
+
+
+def check(files: Mapping[str, AdapterFile], transformer: Any, guided: bool) -> None:
+    """UserError for adapters that do not fit the backbone or each other, and for one that acts on a guide's
+    tokens where a sampler has none (`guided` off). `transformer` may be on the meta device."""
+    bases(files)
+    for file in files.values():
+        file.check_fits(transformer)
+        if file.usage.tokens == "guide" and not guided:
+            what = f"adapter {file.path} acts on a guide's tokens alone, and this sampler has none"
+            raise UserError(what, "sample with ultragen, or leave the adapter out")
+
+
+def bases(files: Mapping[str, AdapterFile]) -> dict[str, tuple[str, ...]]:
+    """What each adapter was trained on top of, by name: () for most.
+
+    Minor factors stand on the one LoRA before them that adapts the same modules. An export that names others
+    by their hash wants them among `files`. UserError where one is missing or cannot be told.
+    """
+    names = list(files)
+    found = {}
+    for i, (name, file) in enumerate(files.items()):
+        found[name] = (_base(file, {other: files[other] for other in names[:i]}),) if file.factors else ()
+        _check_beside(file, files.values())
+    return found
+
+
+def _base(file: AdapterFile, before: Mapping[str, AdapterFile]) -> str:
+    same = [name for name, other in before.items() if not other.factors and set(other.lora) == set(file.lora)]
+    if not same:
+        raise _baseless(file, "give that one before it")
+    if len(same) > 1:
+        several = " and ".join(str(before[name].path) for name in same)
+        fix = "give any other LoRA after the factors"
+        raise UserError(f"adapter {file.path}: both {several} could be the LoRA that it stands on", fix)
+    return same[0]
+
+
+def _baseless(file: AdapterFile, fix: str) -> UserError:
+    return UserError(f"adapter {file.path} holds minor factors that were trained on top of a 2K LoRA", fix)
+
+
+def _check_beside(file: AdapterFile, files: Iterable[AdapterFile]) -> None:
+    if not file.usage.over:
+        return
+    hashes = {sha256_file(other.path) for other in files}
+    for name, wanted in file.usage.over.items():
+        if wanted not in hashes:
+            what = f"adapter {file.path} was trained on top of '{name}' (SHA-256 {wanted[:12]}...)"
+            raise UserError(what, "give that one beside it")
+
+
+def _put(target: Any, file: AdapterFile, name: str, over: tuple[str, ...], cache: Path | None) -> None:
+    """Put an adapter on, at scale 1."""
+    transformer = transformer_of(target)
+    if file.clip and transformer is target:
+        raise UserError(f"adapter {file.path} also changes CLIP", "load it into a whole pipeline")
+    file.check_fits(transformer)
+    if file.factors:
+        trained = {module: Factors(part.a, part.b) for module, part in file.lora.items()}
+        load_minor(transformer, trained, name, cache, over)
+    elif file.lora:
+        peft_layers.put(transformer, file.lora, name, str(file.path))
+    if file.usage.tokens == "guide":
+        mask_adapter(transformer, name, TokenMask())
+    if file.clip:
+        inside = "text_model." if hasattr(target.text_encoder, "text_model") else ""
+        clip = {inside + module: part for module, part in file.clip.items()}
+        peft_layers.put(target.text_encoder, clip, name, str(file.path))

@@ -1,0 +1,203 @@
+"""LoRA files of many makers, read exactly: every key is understood, alpha is kept, nothing is computed.
+
+    transformer.transformer_blocks.0.attn.to_q.lora_A.weight          diffusers; alpha in the metadata
+    base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight     peft
+    lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight           kohya; alpha as a tensor per module
+    lora_transformer_transformer_blocks_0_attn_to_q.lora_down.weight  OneTrainer; the same
+    diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight        ComfyUI, ai-toolkit; the same
+    double_blocks.0.processor.qkv_lora1.down.weight                   XLabs; without alpha
+
+Where nothing says alpha it is the rank. diffusers' own readers round half-precision files when they fold
+alpha in, take kohya's only at FLUX.1-dev's widths, and drop what they do not know with a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from uhr.base.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.adapters.keys import Fused, KeyLayout
+    from uhr.models.adapters.low_rank import Lora, LowRank
+
+DIFFUSERS_METADATA = "lora_adapter_metadata"
+"""Where diffusers keeps peft's settings in a file's metadata: JSON."""
+
+_KINDS = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_A.default.weight": "a",
+    ".lora_B.default.weight": "b",
+    ".lora_down.weight": "a",
+    ".lora_up.weight": "b",
+    ".lora.down.weight": "a",
+    ".lora.up.weight": "b",
+    ".down.weight": "a",
+    ".up.weight": "b",
+    ".alpha": "alpha",
+}
+"""Spellings of A [rank, in], B [out, rank] and alpha, the longer before those that they end in."""
+
+_PREFIXES = ("lora_unet_", "lora_transformer_", "diffusion_model.", "base_model.model.", "transformer.")
+_CLIP_PREFIXES = ("text_encoder.", "lora_te1_", "lora_te_")
+_TEXT_PREFIXES = ("text_encoder", "lora_te")
+_CLIP_NAME = re.compile(
+    r"(?:text_model[._])?encoder[._]layers[._](\d+)[._](self_attn|mlp)[._](q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+)
+
+
+class Parts(NamedTuple):
+    """An adapter as values, by the model that it changes."""
+
+    backbone: dict[str, LowRank]
+    """By diffusers' path of the module in the transformer."""
+
+    clip: dict[str, LowRank]
+    """By the path of the module in FLUX.1's CLIP, without the "text_model." of transformers before 5."""
+
+
+def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file; UserError where it is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        words = " ".join(str(error).split())
+        raise UserError(f"adapter {path} cannot be read ({words})", "is it a safetensors file?") from error
+
+
+def read_state(
+    state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None, layout: KeyLayout, where: str
+) -> Parts:
+    """A LoRA in any maker's keys, in the file's dtype; `where` names the file in errors.
+
+    UserError for a key that is not understood, for halves that do not meet, and for a module named twice.
+    """
+    from uhr.models.adapters.low_rank import LowRank
+
+    alpha_of = _alphas(metadata or {}, where)
+    found = Parts({}, {})
+    for name, parts in _by_module(state, where).items():
+        a, b = _halves(name, parts, where)
+        alpha = float(parts["alpha"]) if "alpha" in parts else alpha_of(name, a.shape[0])
+        whole = LowRank(a, b, alpha)
+        if name.startswith(_TEXT_PREFIXES):
+            target, updates = found.clip, _of_clip(name, whole, layout, where)
+        else:
+            target, updates = found.backbone, _of_backbone(name, whole, layout, where)
+        for path, part in updates.items():
+            if path in target:
+                raise UserError(f"adapter {where}: '{path}' stands in it twice", "keep one spelling")
+            target[path] = part
+    if not (found.backbone or found.clip):
+        raise UserError(f"adapter {where} is empty", "download it again")
+    return found
+
+
+def _by_module(state: Mapping[str, torch.Tensor], where: str) -> dict[str, dict[str, torch.Tensor]]:
+    """Module's name in the file -> its "a", "b" and "alpha"."""
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in state.items():
+        suffix = next((suffix for suffix in _KINDS if key.endswith(suffix)), None)
+        if suffix is None:
+            fix = "only plain LoRA (A, B and alpha per linear) is read: no DoRA, LoKr, bias or convolution"
+            raise UserError(f"adapter {where}: unknown key '{key}'", fix)
+        parts, kind = modules.setdefault(key.removesuffix(suffix), {}), _KINDS[suffix]
+        if kind in parts:
+            raise UserError(f"adapter {where}: '{key}' stands in it twice", "keep one spelling")
+        parts[kind] = tensor
+    return modules
+
+
+def _halves(name: str, parts: Mapping[str, torch.Tensor], where: str) -> tuple[torch.Tensor, torch.Tensor]:
+    if "a" not in parts or "b" not in parts:
+        raise UserError(f"adapter {where}: '{name}' lacks A or B", "download it again")
+    a, b = parts["a"], parts["b"]
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        shapes = f"A {tuple(a.shape)}, B {tuple(b.shape)}"
+        raise UserError(f"adapter {where}: '{name}' has {shapes}", "A is [rank, in], B is [out, rank]")
+    return a, b
+
+
+def _of_clip(name: str, whole: LowRank, layout: KeyLayout, where: str) -> Lora:
+    prefix = next((prefix for prefix in _CLIP_PREFIXES if name.startswith(prefix)), None)
+    match = None if prefix is None else _CLIP_NAME.fullmatch(name.removeprefix(prefix))
+    if layout.family != "flux1" or match is None:
+        what = f"adapter {where} also changes a text encoder ('{name}')"
+        raise UserError(what, f"of text encoders only FLUX.1's CLIP can be adapted; this is {layout.family}")
+    index, block, linear = match.groups()
+    return {f"encoder.layers.{index}.{block}.{linear}": whole}
+
+
+def _of_backbone(name: str, whole: LowRank, layout: KeyLayout, where: str) -> Lora:
+    from uhr.models.adapters.low_rank import split
+
+    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
+    inside = name.removeprefix(prefix)
+    found = layout.locate(inside)
+    if found is None and (prefix in ("", "transformer.", "base_model.model.")):
+        return {inside: whole}  # a path of the model's, or not: its modules know
+    if found is None:
+        raise UserError(f"adapter {where}: {layout.family} has no '{name}'", "it is for another backbone")
+    block, entry = found
+    if len(entry.parts) == 1:
+        return {block + entry.parts[0]: swap(whole) if entry.swapped else whole}
+    parts = split(whole, _outs(entry, whole, name, where))
+    return {
+        block + part: update for part, update in zip(entry.parts, parts, strict=True) if update is not None
+    }
+
+
+def _outs(entry: Fused, whole: LowRank, name: str, where: str) -> list[int]:
+    rows, width = whole.features
+    outs = entry.outs(rows, width)
+    if sum(outs) != rows:
+        what = f"adapter {where}: '{name}' has {rows} rows, not {sum(outs)}"
+        raise UserError(what, "it is for another backbone")
+    return outs
+
+
+def swap(part: LowRank) -> LowRank:
+    """Exchange the halves of the output (scale and shift of the last normalisation); its own inverse."""
+    import torch
+
+    from uhr.models.adapters.low_rank import LowRank
+
+    first, second = part.b.chunk(2, dim=0)
+    return LowRank(part.a, torch.cat([second, first]), part.alpha)
+
+
+def _alphas(metadata: Mapping[str, str], where: str) -> Callable[[str, int], float]:
+    """(module's name, rank) -> alpha by diffusers' metadata; the rank where that says nothing."""
+    if DIFFUSERS_METADATA not in metadata:
+        return lambda name, rank: float(rank)
+    try:
+        packed: dict[str, Any] = json.loads(metadata[DIFFUSERS_METADATA])
+    except ValueError as error:
+        fix = "download it again"
+        raise UserError(f"adapter {where}: its {DIFFUSERS_METADATA} is no JSON", fix) from error
+
+    def alpha_of(name: str, rank: int) -> float:
+        from peft.utils.other import get_pattern_key
+
+        own = name.startswith("text_encoder.")
+        prefix = "text_encoder." if own else "transformer."
+        config = {
+            k.removeprefix(prefix): v for k, v in packed.items() if k.startswith("text_encoder.") == own
+        }
+        pattern = config.get("alpha_pattern") or {}
+        path = name.removeprefix(prefix)
+        alpha = float(pattern.get(get_pattern_key(list(pattern), path), config.get("lora_alpha", rank)))
+        # peft's rank-stabilised LoRA divides by the root of the rank
+        return alpha * rank**0.5 if config.get("use_rslora") else alpha
+
+    return alpha_of
