@@ -31,10 +31,18 @@ def check(kind: str, device: torch.device) -> Offload:
 
 def offload(pipeline: Any, kind: Offload, device: torch.device) -> None:
     """Put the hooks on a pipeline whose weights are on the CPU. Adapters go on before, since they are new
-    weights."""
+    weights. `is_offloaded` says it of a pipeline afterwards."""
+    pipeline.offloaded = kind
     if kind is Offload.MODEL:
         pipeline.enable_model_cpu_offload(device=device)
     elif kind is Offload.SEQUENTIAL:
+        # a VAE is small, and exact tiling reads its weights past the layers that bring them
+        pipeline._exclude_from_cpu_offload = [*pipeline._exclude_from_cpu_offload, "vae"]
         pipeline.enable_sequential_cpu_offload(device=device)
     else:
         pipeline.enable_group_offload(device, offload_type="leaf_level", use_stream=device.type == "cuda")
+
+
+def is_offloaded(pipeline: Any) -> bool:
+    """Whether a pipeline's weights are elsewhere between its calls."""
+    return getattr(pipeline, "offloaded", None) is not None

@@ -67,6 +67,15 @@ class _ProportionalCall(Call):
         )
 
 
+def text_copies(height: int, width: int, tile: int = TEXT_TILE) -> int:
+    """How many copies `duplicate_text` makes."""
+    return math.prod(_tiles(height, width, tile))
+
+
+def _tiles(height: int, width: int, tile: int) -> tuple[int, int]:
+    return max(1, height // tile), max(1, width // tile)
+
+
 def duplicate_text(
     embeds: torch.Tensor, ids: torch.Tensor, height: int, width: int, tile: int = TEXT_TILE
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +86,7 @@ def duplicate_text(
     j). This keeps the share of text among the keys (I-Max; off by default in HiFlow). A grid smaller than two
     tiles a side gets one copy: what came in.
     """
-    down, across = max(1, height // tile), max(1, width // tile)
+    down, across = _tiles(height, width, tile)
     corners = [(i * tile, j * tile) for i in range(down) for j in range(across)]
     offsets = torch.zeros(len(corners), 1, ids.shape[-1], dtype=ids.dtype, device=ids.device)
     offsets[:, 0, 1:3] = torch.tensor(corners, dtype=ids.dtype, device=ids.device)

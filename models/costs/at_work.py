@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from uhr.models.costs.operations import Operations
-from uhr.models.costs.work import Coding, Passes, Windowed
+from uhr.models.costs.work import Calls, Coding, Windowed
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,8 @@ class BackboneMemory:
         self._layers = whole.num_layers + whole.num_single_layers
         self._width = whole.num_attention_heads * whole.attention_head_dim
 
-    def peak(self, passes: Passes) -> int:
-        """Most bytes of activations alive at once in one of the passes, guide included.
+    def peak(self, calls: Calls) -> int:
+        """Most bytes of activations alive at once in one of the calls, guide included.
 
         What attention takes is the gathered back end's, or one fused kernel's.
         """
@@ -44,10 +44,10 @@ class BackboneMemory:
         from uhr.models.surgery import temporarily
 
         sample = torch.empty(
-            passes.together, passes.image, self._slim.config.in_channels, device="meta", dtype=torch.float32
+            calls.together, calls.image, self._slim.config.in_channels, device="meta", dtype=torch.float32
         )
-        level = torch.empty(passes.together, device="meta")
-        told, condition = self._attention(passes), self._condition(passes)
+        level = torch.empty(calls.together, device="meta")
+        told, condition = self._attention(calls), self._condition(calls)
 
         def call() -> torch.Tensor:
             return self._backbone.call(self._slim, sample, level, condition, {"attention": told})
@@ -55,22 +55,22 @@ class BackboneMemory:
         with temporarily(self._slim, AttentionCalls()):
             return peak_bytes(call)
 
-    def kept(self, passes: Passes) -> int:
-        """Bytes of a guide's keys and values that stay between the passes of one branch of guidance."""
-        if passes.windows is None or passes.windows.guide != "kept":
+    def kept(self, calls: Calls) -> int:
+        """Bytes of a guide's keys and values that stay between the calls of one branch of guidance."""
+        if calls.windows is None or calls.windows.guide != "kept":
             return 0
-        return 2 * self._layers * passes.guide * self._width * self._dtype.itemsize * passes.together
+        return 2 * self._layers * calls.guide * self._width * self._dtype.itemsize * calls.together
 
-    def _attention(self, passes: Passes) -> Any:
+    def _attention(self, calls: Calls) -> Any:
         from uhr.models.attention.call import Windows
         from uhr.models.attention.proportional import Proportional
 
-        windows = passes.windows
+        windows = calls.windows
         if windows is None:
             return Proportional()
-        return Windows(windows.layout, windows.rules, self._guide(passes, windows), "gathered")
+        return Windows(windows.layout, windows.rules, self._guide(calls, windows), "gathered")
 
-    def _guide(self, passes: Passes, windows: Windowed) -> Any:
+    def _guide(self, calls: Calls, windows: Windowed) -> Any:
         import torch
 
         from uhr.models.attention.guide import Guide
@@ -78,22 +78,22 @@ class BackboneMemory:
         if windows.guide == "none":
             return None
         channels = self._slim.config.in_channels
-        return Guide(torch.empty(passes.together, passes.guide, channels, device="meta"))
+        return Guide(torch.empty(calls.together, calls.guide, channels, device="meta"))
 
-    def _condition(self, passes: Passes) -> Any:
+    def _condition(self, calls: Calls) -> Any:
         import torch
 
         from uhr.models.conditions import Condition
 
-        config, batch = self._slim.config, passes.together
+        config, batch = self._slim.config, calls.together
         pooled = config.get("pooled_projection_dim")
         place: dict[str, Any] = {"device": "meta", "dtype": self._dtype}
         return Condition(
-            text=torch.empty(batch, passes.text, config.joint_attention_dim, **place),
+            text=torch.empty(batch, calls.text, config.joint_attention_dim, **place),
             pooled=None if pooled is None else torch.empty(batch, pooled, **place),
-            text_ids=self._backbone.text_ids(passes.text, "meta"),
+            text_ids=self._backbone.text_ids(calls.text, "meta"),
             # only their number matters
-            image_ids=self._backbone.image_ids(passes.image, 1, "meta"),
+            image_ids=self._backbone.image_ids(calls.image, 1, "meta"),
             guidance=torch.empty(batch, device="meta") if config.get("guidance_embeds") else None,
         )
 

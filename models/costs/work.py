@@ -1,4 +1,4 @@
-"""What a sampler's stages ask of backbone and VAE, in numbers: the passes, and what each goes over."""
+"""What a sampler's stages ask of backbone and VAE, in numbers: the calls, and what each goes over."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from uhr.models.attention.rules import WindowRules
 from uhr.models.costs.operations import BackboneCost, Operations, dense_pairs
 from uhr.models.spec import GuidanceKind
 from uhr.models.stages import Ask, Stage
+from uhr.models.swin import shifts
+
+Guided = Literal["none", "kept", "in every call"]
+"""Whether there is a guide, and whether its keys and values are kept from the first call on."""
 
 
 @dataclass(frozen=True)
 class Windowed:
-    """Attention in windows; `guide` is whether there is one, and whether its keys and values are kept from
-    the first pass on."""
+    """Attention in windows, with or without a guide."""
 
     layout: WindowLayout
     rules: WindowRules
-    guide: Literal["none", "kept", "in every pass"]
+    guide: Guided
 
 
 @dataclass(frozen=True)
-class Passes:
-    """`count` passes of the backbone in one branch of guidance, each over `image` and `text` tokens;
+class Calls:
+    """`count` calls of the backbone in one branch of guidance, each over `image` and `text` tokens;
     `windows` None is dense attention. So many `together` share a batch."""
 
     count: int
@@ -43,14 +46,14 @@ class Passes:
 
     @property
     def pairs(self) -> int:
-        """Query-key pairs of one layer in one pass, without those among the guide's own tokens."""
+        """Query-key pairs of one layer in one call, without those among the guide's own tokens."""
         if self.windows is None:
             return dense_pairs(self.image, self.text)
         counted = pairs(self.windows.layout, self.windows.rules, self.text, self.guide > 0)
         return counted.text + counted.image
 
     def operations(self, backbone: BackboneCost) -> Operations:
-        """Of all passes."""
+        """Of all calls."""
         whole = backbone.call(self.image, self.text, self.pairs).times(self.count)
         if not self.guide or self.windows is None:
             return whole
@@ -73,10 +76,10 @@ class Costed:
     """Base of the samplers, as far as their costs go: a sampler overrides what is not so with it."""
 
     @classmethod
-    def passes(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Passes, ...]:
+    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
         """The backbone's over a stage for one branch of guidance, by resolved options; `text` is the prompt's
         tokens. By default each is over the stage's whole grid."""
-        return (Passes(stage.steps * stage.calls, tokens(ask, stage), text),)
+        return (Calls(stage.steps * stage.calls, tokens(ask, stage), text),)
 
     @classmethod
     def codings(cls, ask: Ask, options: Any, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:
@@ -97,6 +100,17 @@ class Costed:
         if kind == "cfg":
             return 1 if guidance == 1 else 2
         return 2 if negative else 1
+
+
+def swung_calls(ask: Ask, stage: Stage, text: int, swin: bool) -> tuple[Calls, ...]:
+    """Those of a stage over its whole grid, which with swin patchify has a row and a column more at every
+    other step (`swin.py`)."""
+    if not swin:
+        return (Calls(stage.steps, tokens(ask, stage), text),)
+    rows, columns = stage.height // ask.multiple, stage.width // ask.multiple
+    wider = sum(shifts(step) for step in range(stage.steps))
+    shifted = Calls(wider, (rows + 1) * (columns + 1), text)
+    return (shifted, Calls(stage.steps - wider, rows * columns, text)) if stage.steps > 1 else (shifted,)
 
 
 def tokens(ask: Ask, stage: Stage) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from pydantic import Field
 
 from uhr.models import flow
 from uhr.models.conditions import Conditions
+from uhr.models.costs.work import Calls, Coding
 from uhr.models.filters import bicubic, gaussian_blur
 from uhr.models.patches import Box
 from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.multidiffusion import average, windows
+from uhr.models.samplers.multidiffusion import average, windowed_calls, windows
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.staged import Staged, StagedOptions
 from uhr.models.sizes import whole_times
@@ -60,6 +62,24 @@ class DemoFusion(Staged):
     @classmethod
     def unit(cls, ask: Ask, options: Any) -> int:
         return ask.multiple * whole_times(ask.size, ask.native, ask.multiple)
+
+    @classmethod
+    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
+        if stage.name == "base":
+            return super().calls(ask, options, stage, text)
+        base = whole_times(ask.size, ask.native, ask.multiple)
+        times = stage.height * base // ask.height
+        whole = stage.steps * times**2
+        tokens = stage.height * stage.width // (times * ask.multiple) ** 2
+        (windows,) = windowed_calls(ask, options, stage, text)
+        return replace(windows, count=windows.count - whole), Calls(whole, tokens, text)
+
+    @classmethod
+    def codings(cls, ask: Ask, options: Any, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:
+        found: list[tuple[Coding, ...]] = [()] * len(plan)
+        if ask.picture:
+            found[0] = (Coding("encode", plan[0].height // 2, plan[0].width // 2),)
+        return [*found[:-1], (*found[-1], Coding("decode", *plan[-1].size))]
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:

@@ -13,6 +13,7 @@ from pydantic import Field
 from uhr.models import flow
 from uhr.models.alignment import Acceleration, LowPass, align_direction
 from uhr.models.conditions import Conditions
+from uhr.models.costs.work import Calls, Coding, swung_calls
 from uhr.models.filters import bicubic, butterworth_low_pass, haar_low_pass
 from uhr.models.projection import velocity_towards
 from uhr.models.samplers.families import OnFlux1, OnFlux2
@@ -148,6 +149,30 @@ class HiFlow(Staged):
         preset = PRESETS[options.preset]
         told = {key: value for key, value in preset.items() if getattr(options, key) is None}
         return options.model_copy(update=told)
+
+    @classmethod
+    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
+        return swung_calls(ask, stage, text, options.swin and stage.name != "base")
+
+    @classmethod
+    def codings(cls, ask: Ask, options: Any, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:
+        found: list[list[Coding]] = [[] for _ in plan]
+        for index, stage in enumerate(plan):
+            if ask.picture:
+                found[index].append(Coding("encode", *stage.size))
+            if index == 0:
+                continue
+            if options.reference == "pixels":
+                below = plan[index - 1]
+                # at every step whose estimate is of the stage below, and once more to begin with
+                again = stage.steps + (options.start_from == "reference")
+                found[index].append(Coding("decode", *below.size, again))
+                found[index].append(Coding("encode", *stage.size, again))
+            if options.start_from == "picture":
+                found[index - 1].append(Coding("decode", *plan[index - 1].size))
+                found[index].append(Coding("encode", *stage.size))
+        found[-1].append(Coding("decode", *plan[-1].size))
+        return [tuple(codings) for codings in found]
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:

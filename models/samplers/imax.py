@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
+from uhr.models.attention.proportional import text_copies
 from uhr.models.conditions import Conditions
+from uhr.models.costs.work import Calls, swung_calls
 from uhr.models.filters import haar_low_pass
 from uhr.models.hr_toolkit import Toolkit
 from uhr.models.projection import Projection, cosine_weight, project, velocity_towards
@@ -56,6 +58,13 @@ class IMax(Staged):
     above_native = True
     published_steps = 30
     published_guidance = 7.0
+
+    @classmethod
+    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
+        if stage.name == "base":
+            return super().calls(ask, options, stage, text)
+        copies = text_copies(*ask.grid, ask.native_side) if options.toolkit.text_duplication else 1
+        return swung_calls(ask, stage, copies * text, options.swin)
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:

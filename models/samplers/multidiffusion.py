@@ -10,6 +10,7 @@ from pydantic import Field
 
 from uhr.models import flow
 from uhr.models.conditions import Conditions
+from uhr.models.costs.work import Calls
 from uhr.models.patches import Box, Canvas, grid
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.passes import Job, Passes
@@ -42,6 +43,13 @@ def average(
     return canvas.result()
 
 
+def windowed_calls(ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
+    """Those of a stage whose every call is over one window; a smaller stage is one window."""
+    side = ask.native_side
+    tokens = min(side, stage.height // ask.multiple) * min(side, stage.width // ask.multiple)
+    return (Calls(stage.steps * stage.calls, tokens, text),)
+
+
 class MultiDiffusionOptions(StagedOptions):
     """overlap:    share of a window's side by which the next one overlaps it (paper: half, or more)
     strength:   1 begins at pure noise, as published; less begins at the enlarged base picture, as SDEdit does
@@ -63,6 +71,10 @@ class MultiDiffusion(Staged):
 
     Options = MultiDiffusionOptions
     published_steps = 50
+
+    @classmethod
+    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
+        return windowed_calls(ask, options, stage, text)
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from pydantic import ByteSize
 
 from uhr.models import flow, surgery, swin
 from uhr.models.conditions import Conditions
@@ -16,6 +17,7 @@ from uhr.models.filters import bicubic, sharpen
 from uhr.models.hr_toolkit import Native, Toolkit
 from uhr.models.pipelines import SamplerPipeline, StepEnd
 from uhr.models.stages import Stage
+from uhr.models.vae.room import room_of
 from uhr.models.vae.tiled import ExactTiling
 
 Guided = Callable[[torch.Tensor, float, int, Conditions], torch.Tensor]
@@ -174,13 +176,15 @@ class Passes(SamplerPipeline):
 
     @contextlib.contextmanager
     def exact_vae(self) -> Generator[None]:
-        """Exact tiling for the length of a call, unless something else splits the VAE already."""
+        """Exact tiling for the length of a call, in the memory that the device has for it, unless something
+        else splits the VAE already."""
         taken = any("vae._encode" in each.seats for each in surgery.applied(self.vae))
         if taken or getattr(self.vae, "use_tiling", False):
             yield
             return
-        with surgery.temporarily(self.vae, ExactTiling()):
-            self._note([ExactTiling()])
+        tiling = ExactTiling(memory=ByteSize(room_of(self)))
+        with surgery.temporarily(self.vae, tiling):
+            self._note([tiling])
             yield
 
     @contextlib.contextmanager

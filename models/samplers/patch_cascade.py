@@ -11,7 +11,8 @@ import torch
 from uhr.base.config import build
 from uhr.base.errors import UserError
 from uhr.models.conditions import Prompt
-from uhr.models.patch_plan import USUAL_SCALE, PatchCascadeOptions, enlarged_size, patch_stage
+from uhr.models.costs.work import Calls, Coding
+from uhr.models.patch_plan import USUAL_SCALE, PatchCascadeOptions, PatchStage, enlarged_size, patch_stage
 from uhr.models.pipelines import OnStepEnd, StepEnd
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.native import native_of
@@ -57,12 +58,12 @@ class PatchCascade(PatchPass):
             raise UserError(what, "leave it out; true_cfg_scale guides the patches")
 
     @classmethod
-    def passes(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Passes, ...]:
+    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
         if not isinstance(stage, PatchStage):
-            return super().passes(ask, options, stage, text)
+            return super().calls(ask, options, stage, text)
         height, width = stage.patch
         count, tokens = stage.steps * stage.calls, height * width // ask.multiple**2
-        return (Passes(count, tokens, text, together=min(options.batch, stage.calls)),)
+        return (Calls(count, tokens, text, together=min(options.batch, stage.calls)),)
 
     @classmethod
     def codings(cls, ask: Ask, options: Any, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:

@@ -18,6 +18,7 @@ from uhr.models.attention.flex import BlockMasks
 from uhr.models.attention.guide import Guide
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.conditions import Condition, Conditions
+from uhr.models.costs.work import Calls, Coding, Guided, Windowed
 from uhr.models.filters import bicubic
 from uhr.models.hr_toolkit import POSITIONS
 from uhr.models.patches import grid
@@ -30,6 +31,7 @@ from uhr.models.samplers.staged import Staged
 from uhr.models.samplers.ultragen_plan import (
     UltraGenOptions,
     code_weight,
+    coded_stages,
     filled,
     layout_of,
     stage_sizes,
@@ -103,6 +105,18 @@ class UltraGen(Staged):
     @classmethod
     def unit(cls, ask: Ask, options: Any) -> int:
         return ask.multiple * window_of(options, ask.native_side)
+
+    @classmethod
+    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
+        if stage.name == "base":
+            return super().calls(ask, options, stage, text)
+        layout = layout_of(stage.size, ask.multiple, ask.native_side, options)
+        guide: Guided = "none" if not options.guide else "kept" if options.cached else "in every call"
+        return (Calls(stage.steps, layout.tokens, text, Windowed(layout, options.rules, guide)),)
+
+    @classmethod
+    def codings(cls, ask: Ask, options: Any, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:
+        return coded_stages(ask, filled(ask, options), plan)
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:

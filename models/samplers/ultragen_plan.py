@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -11,10 +12,11 @@ from pydantic import Field
 from uhr.base.errors import UserError
 from uhr.models.attention.layout import WindowLayout, window_side
 from uhr.models.attention.rules import WindowRules
+from uhr.models.costs.work import Coding
 from uhr.models.planning import FEW_STEPS
 from uhr.models.samplers.staged import StagedOptions
 from uhr.models.sizes import Size, base_size, check_enlarges
-from uhr.models.stages import Ask
+from uhr.models.stages import Ask, Stage
 
 SKIPPED = 10 / 28
 """Share of the schedule that the warm start skips (paper's ablation: PSNR 28.70, 1.56 times as fast)."""
@@ -137,3 +139,24 @@ def stage_sizes(ask: Ask, options: UltraGenOptions) -> list[Size]:
     for size in lower:
         check_enlarges(size, ask.native)
     return [*lower, ask.size]
+
+
+def coded_stages(ask: Ask, options: UltraGenOptions, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:
+    """What the VAE codes in each stage, by filled options: the picture below for the guide (whose latents are
+    it where they have its size), and enlarged for the start. A picture below is decoded once."""
+    found: list[list[Coding]] = [[] for _ in plan]
+    for index, stage in enumerate(plan):
+        below = plan[index - 1].size if index else None
+        if below is None and not ask.picture:
+            continue
+        reduced = stage.height // options.ratio, stage.width // options.ratio
+        warm = stage.sigmas[0] < 1 or options.projection != "off"
+        # whose latents: the guide's, and the start's where it is made of latents
+        latents = options.guide or (warm and options.warm_start == "latents" and below is None)
+        coded = [reduced] if latents and below != reduced else []
+        coded += [stage.size] if warm and options.warm_start == "pixels" else []
+        found[index] += [Coding("encode", *size) for size in coded]
+        if coded and below is not None:
+            found[index - 1].append(Coding("decode", *below))
+    found[-1].append(Coding("decode", *plan[-1].size))
+    return [tuple(codings) for codings in found]
