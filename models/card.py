@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from uhr.models.adapters.usage import Usage
 from uhr.models.spec import ModelSpec
 
 MODEL = "path/to/the/model"
@@ -47,15 +48,16 @@ class CardFacts:
         return {**values, **plain, "metrics": dict(self.metrics), "versions": dict(self.versions)}
 
 
-def lora_card(facts: CardFacts, rank: int, alpha: float, targets: tuple[str, ...]) -> str:
+def lora_card(facts: CardFacts, rank: int, alpha: float, targets: tuple[str, ...], usage: Usage) -> str:
     """Markdown with the YAML front matter that the hub reads."""
     import yaml
 
     head = yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)
+    what = f"A LoRA for {facts.spec.summary}, rank {rank}, alpha {alpha:g}, on {', '.join(targets)}."
     sections = [
         f"# {facts.name}",
-        f"A LoRA for {facts.spec.summary}, rank {rank}, alpha {alpha:g}, on {', '.join(targets)}.",
-        _usage(facts, alpha == rank),
+        what + _limits(usage),
+        _guided(facts) if usage.tokens == "guide" else _usage(facts, alpha == rank),
         _training(facts),
         _data(facts),
         _licence(facts),
@@ -73,6 +75,24 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
         head |= {"license_name": licence.name, "license_link": licence.url}
     head["tags"] = ["text-to-image", "lora", "diffusers", facts.spec.family, "uhr"]
     return head
+
+
+def _limits(usage: Usage) -> str:
+    guide = " It acts on the tokens of UltraGen's guide alone." if usage.tokens == "guide" else ""
+    over = "".join(f" It acts on top of `{name}` (SHA-256 `{sha}`)." for name, sha in usage.over.items())
+    return guide + over
+
+
+def _guided(facts: CardFacts) -> str:
+    """Only a sampler that has a guide's tokens can use it."""
+    return f"""## Use
+
+```bash
+uhr sample ultragen --model {facts.base_model if "/" in facts.base_model else MODEL} \\
+    --adapter path/to/this/folder --prompt "a prompt" --out picture.png
+```
+
+Programs that load it as an ordinary LoRA let it act on every token, for which it was not trained."""
 
 
 def _usage(facts: CardFacts, alpha_said: bool) -> str:

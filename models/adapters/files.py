@@ -1,8 +1,8 @@
 """The one way from an adapter's file onto a model: read, recognised, checked without weights, put on.
 
 Files: LoRA in the keys of any maker that `reading.py` lists, with a part for FLUX.1's CLIP or without;
-URAE's 2K LoRA, its converted LoRA and its 4K minor factors; UltraGen's LoRA; our exports, and the adapters of
-our checkpoints.
+URAE's 2K LoRA, its converted LoRA and its 4K minor factors; UltraGen's LoRA; our exports, and the singular
+components of a checkpoint.
 """
 
 from __future__ import annotations

@@ -42,3 +42,7 @@ class Usage(Config):
         if not isinstance(tree, dict):
             raise UserError(f"adapter {where}: its {METADATA} is no JSON object", "export it again")
         return build(cls, tree, f"adapter {where}")
+
+
+ORDINARY = Usage()
+"""Of an adapter that acts on every token and stands on nothing."""
