@@ -30,10 +30,7 @@ class Source:
         if folder.is_dir():
             return cls(text, folder=folder)
         if folder.exists():
-            raise UserError(
-                f"model '{text}' is a file",
-                f"name the folder that holds its {INDEX}; a backbone's file goes beside it (--transformer)",
-            )
+            raise UserError(f"model '{text}' is a file", f"name the folder that holds its {INDEX}")
         match = _HUB_ID.fullmatch(text)
         if isinstance(model, Path) or match is None or text.startswith("."):
             raise UserError(
@@ -42,8 +39,9 @@ class Source:
             )
         return cls(text, repository=match[1], revision=match[2])
 
-    def fetch(self, components: Collection[str] = ()) -> Path:
-        """The folder with `model_index.json`, and the named components' files, whole.
+    def fetch(self, components: Collection[str] = (), configs: Collection[str] = ()) -> Path:
+        """The folder with `model_index.json`, and the named components' files, whole; of `configs` the
+        configuration alone.
 
         A local folder is returned as it is. Of a hub repository exactly the named parts are downloaded into
         the hub's own cache.
@@ -53,7 +51,7 @@ class Source:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
-        wanted = [INDEX, *(f"{name}/*" for name in components)]
+        wanted = [INDEX, *(f"{name}/*" for name in components), *(f"{name}/config.json" for name in configs)]
         if "transformer" not in components:
             wanted.append("transformer/config.json")
         assert self.repository is not None

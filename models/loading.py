@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,28 @@ TEXT_COMPONENTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 
 @dataclass(frozen=True)
 class Model:
-    """A model whose files are here and whose spec is known; nothing of it is loaded."""
+    """A model whose files are here and whose spec is known; nothing of it is loaded.
+
+    `file` holds the backbone's weights where they are not in the folder, which gives the rest.
+    """
 
     source: Source
     folder: Path
     spec: ModelSpec
+    file: Path | None = None
+
+    @property
+    def weights(self) -> dict[str, Path]:
+        """Components whose weights are not in the folder."""
+        return {} if self.file is None else {"transformer": self.file}
+
+    def fetched(self, components: Collection[str], elsewhere: Collection[str] = ()) -> Model:
+        """The same, with the files of these components here, fetched from the hub if need be; those whose
+        weights are `elsewhere` give their configuration alone."""
+        if self.source.repository is None:
+            return self
+        wanted = [name for name in components if name not in elsewhere]
+        return replace(self, folder=self.source.fetch(wanted, elsewhere))
 
     @property
     def revision(self) -> str | None:
@@ -45,11 +62,22 @@ class Model:
         return self.folder.name if self.source.repository else None
 
 
-def open_model(model: str | Path, spec: str | None = None, components: Collection[str] = ()) -> Model:
+def open_model(
+    model: str | Path,
+    spec: str | None = None,
+    components: Collection[str] = (),
+    base: str | Path | None = None,
+) -> Model:
     """Find a model and recognise it. The named components of a hub repository are fetched, nothing else.
 
-    `spec` overrides what the configuration says.
+    `spec` overrides what the configuration says. A model may be a lone file of BFL's, ComfyUI's or GGUF: that
+    is a backbone, and `base`, a folder or hub id, gives the text encoders, the VAE and every configuration.
     """
+    file = Path(model).expanduser()
+    if file.is_file():
+        return _open_file(file, spec, components, base)
+    if base is not None:
+        raise UserError(f"a base ({base}) for model '{model}', which is no single file", "leave out the base")
     if str(model) in names() and not Path(model).is_dir():
         known = get(str(model))
         what = (
@@ -61,6 +89,23 @@ def open_model(model: str | Path, spec: str | None = None, components: Collectio
     source = Source.parse(model)
     folder = source.fetch(components)
     return Model(source, folder, get(spec) if spec else recognise(folder))
+
+
+def _open_file(file: Path, spec: str | None, components: Collection[str], base: str | Path | None) -> Model:
+    from uhr.models.file_spec import candidates
+
+    found = candidates(file)
+    if base is None:
+        ids = " or ".join(each.hub_id or f"a {each.name} folder" for each in found)
+        what = f"{file} is the backbone of {found[0].name} alone"
+        raise UserError(what, f"say where the rest is: --base {ids}, or a folder of such a model")
+    if Path(base).expanduser().is_file():
+        raise UserError(f"base {base} is a file too", "name a diffusers folder or a hub id")
+    opened = open_model(base, spec, [name for name in components if name != "transformer"])
+    if spec is None and opened.spec not in found:
+        what = f"{file} is a backbone of {found[0].name}, and the base {base} is {opened.spec.name}"
+        raise UserError(what, f"give a base that is {found[0].name}, {found[0].hub_id or 'or another file'}")
+    return replace(opened, file=file)
 
 
 def recognise(path: str | Path) -> ModelSpec:
@@ -124,6 +169,7 @@ def load_component(
     ComfyUI's or GGUF.
     """
     opened = model if isinstance(model, Model) else open_model(model, components=(name,))
+    weights = opened.weights.get(name) if weights is None else weights
     if name not in opened.spec.components:
         raise unknown("component", name, opened.spec.components, opened.spec.name)
     library_name, _, class_name = opened.spec.components[name].partition(":")
@@ -197,8 +243,7 @@ def load_text_encoders(
 
     opened = model if isinstance(model, Model) else open_model(model)
     names = [name for name in TEXT_COMPONENTS if name in opened.spec.components]
-    if opened.source.repository:
-        opened = open_model(opened.source.text, opened.spec.name, names)
+    opened = opened.fetched(names)
     parts = {name: load_component(opened, name, dtype, device) for name in names}
     cls = {"flux1": TextEncoders, "flux2": ChatEncoder}[opened.spec.family]
     return cls(**parts, lengths=dict(opened.spec.text_lengths))
@@ -220,12 +265,11 @@ def load_pipeline(
     keeps the weights in the CPU's memory; a caller that adds adapters does that first and offloads itself.
     """
     opened = model if isinstance(model, Model) else open_model(model)
-    if opened.source.repository:
-        opened = open_model(opened.source.text, opened.spec.name, opened.spec.components)
-    place, weights = pick_device(device), weights or {}
+    place, weights = pick_device(device), {**opened.weights, **(weights or {})}
     strange = sorted(set(weights) - set(opened.spec.components))
     if strange:
         raise unknown("component", strange[0], opened.spec.components, opened.spec.name)
+    opened = opened.fetched(opened.spec.components, weights)
     kind = None if offload is None else check_offload(offload, place)
     cls = pipeline_class or getattr(importlib.import_module("diffusers"), opened.spec.pipeline_class)
     home = device if kind is None else "cpu"
@@ -252,7 +296,7 @@ def weights_hash(
 ) -> str:
     """`hashes.hash_of` a component of a model."""
     opened = model if isinstance(model, Model) else open_model(model, components=(component,))
-    folder = opened.folder / component
-    if not folder.is_dir():
+    folder = opened.weights.get(component, opened.folder / component)
+    if not folder.exists():
         raise UserError(f"{opened.source.text} has no component '{component}'", f"expected files in {folder}")
     return hash_of(folder, advance)

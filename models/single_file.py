@@ -7,15 +7,16 @@ weight that it wants must be there.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError
+from uhr.models.file_spec import BACKBONE_PREFIXES
 
 if TYPE_CHECKING:
     import torch
 
-_BACKBONE_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _SCALED = (".scale_weight", ".weight_scale", ".comfy_quant", "scaled_fp8")
 
 
@@ -94,6 +95,14 @@ def _gguf(cls: Any, component: str, file: Path, folder: Path, dtype: torch.dtype
     )
 
 
+def check_plain(names: Iterable[str], where: str) -> None:
+    """UserError for a file whose weights are scaled in ComfyUI's way."""
+    scaled = sorted(name for name in names if name.endswith(_SCALED))
+    if scaled:
+        what = f"{where} holds weights with scales of ComfyUI's ({scaled[0]})"
+        raise UserError(what, "diffusers reads none of these: take a plain safetensors file or a GGUF")
+
+
 def _read(file: Path, where: str) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -102,11 +111,8 @@ def _read(file: Path, where: str) -> dict[str, torch.Tensor]:
         state = load_file(file)
     except SafetensorError as error:
         raise UserError(f"{where} cannot be read ({error})", "download it again") from error
-    scaled = sorted(key for key in state if key.endswith(_SCALED))
-    if scaled:
-        what = f"{where} holds weights with scales of ComfyUI's ({scaled[0]})"
-        raise UserError(what, "diffusers reads none of these: take a plain safetensors file or a GGUF")
-    for prefix in _BACKBONE_PREFIXES:
+    check_plain(state, where)
+    for prefix in BACKBONE_PREFIXES:
         # a whole checkpoint of ComfyUI's: the backbone's part of it. The VAE's converter finds its own
         inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if inside and where.startswith("transformer"):

@@ -1,18 +1,25 @@
-"""`uhr sample`: paint pictures by any sampler."""
+"""`uhr sample`: paint pictures by any sampler, and make one again."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from uhr import sample_options as opt
 from uhr.base import console
-from uhr.base.config import apply_sets
+from uhr.base.config import apply_sets, build
+from uhr.base.errors import UserError
 from uhr.models.samplers import SAMPLERS, check_name
 
-Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
+if TYPE_CHECKING:
+    from uhr.models.sampling.request import Item
+    from uhr.models.sampling.session import Painting
+    from uhr.models.sampling.setup import Setup
+
+LOOK, PAINT = "Look", "Samplers"
 
 
 class SamplerGroup(TyperGroup):
@@ -34,83 +41,151 @@ app = typer.Typer(
 )
 
 
-@app.command("list")
-def list_samplers(as_json: Json = False) -> None:
-    """Every sampler: what it does and which weights it takes."""
-    from uhr.models import show
+@app.callback(invoke_without_command=True)
+def again(
+    ctx: typer.Context,
+    repeat: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="Make this picture again from its own record; no SAMPLER then."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Of --repeat: the new picture.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="DIR|ID", help="Of --repeat: where the model is now, if elsewhere.")
+    ] = None,
+    as_json: opt.Json = False,
+) -> None:
+    if repeat is None:
+        if ctx.invoked_subcommand is None:
+            raise UserError("no sampler is named", "see `uhr sample list`, or give --repeat PICTURE")
+        if out or model or as_json:
+            raise UserError("an option stands before the sampler's name", "put it behind")
+        return
+    if ctx.invoked_subcommand is not None:
+        raise UserError(f"--repeat {repeat} and the sampler '{ctx.invoked_subcommand}'", "give one of them")
+    if out is None:
+        raise UserError("--repeat without --out", "name the new picture: --out again.png")
+    _repeat(repeat, out, model, as_json)
 
-    console.emit(show.samplers(), as_json, show.print_samplers)
+
+@app.command("list", rich_help_panel=LOOK)
+def list_samplers(as_json: opt.Json = False) -> None:
+    """Every sampler: what it does and which weights it takes."""
+    rows = [
+        {"name": name, "families": list(info.paths), "summary": info.summary, "weights": info.weights}
+        for name, info in SAMPLERS.items()
+    ]
+    console.emit(
+        rows,
+        as_json,
+        lambda _: console.table(
+            ["sampler", "what it does", "backbones", "weights"],
+            [[r["name"], r["summary"], ", ".join(r["families"]), r["weights"]] for r in rows],
+        ),
+    )
 
 
 def paint(
     ctx: typer.Context,
-    model: Annotated[
-        str, typer.Option(help="A diffusers folder, or a hub id: org/name or org/name@revision.")
-    ],
-    prompt: Annotated[str, typer.Option(help="What to paint.")],
-    out: Annotated[Path, typer.Option(help="The PNG to write; the whole call goes into it.")],
-    size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="In px; the model's own if not given.")
-    ] = None,
-    adapter: Annotated[
-        list[str] | None, typer.Option(metavar="PATH[=SCALE]", help="A LoRA folder or file; may be repeated.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="The model card's if not given.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="The model card's if not given.")] = None,
-    negative: Annotated[
-        str | None, typer.Option(help="Negative prompt; wants --set true_cfg_scale=3.5, say.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed and call give the same picture.")] = 0,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; auto: bfloat16 on a GPU, float32 on the CPU.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    offload: Annotated[
-        str | None,
-        typer.Option(help="Keep weights off the GPU: model, group, sequential (least memory, slowest)."),
-    ] = None,
-    quantize: Annotated[
-        str | None, typer.Option(help="nf4, int8 (bitsandbytes), int8wo, float8wo (torchao).")
-    ] = None,
-    transformer: Annotated[
-        Path | None, typer.Option(help="Other weights of the backbone: a folder, safetensors file or GGUF.")
-    ] = None,
-    vae: Annotated[Path | None, typer.Option(help="Other weights of the VAE: a folder or a file.")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="K=V", help="A sampler's option; may be repeated.")
-    ] = None,
-    as_json: Json = False,
+    model: opt.Model,
+    prompt: opt.Prompt,
+    out: opt.Out,
+    size: opt.Size = None,
+    image: opt.Image = None,
+    scale: opt.Scale = None,
+    negative: opt.Negative = None,
+    seed: opt.Seed = 0,
+    steps: opt.Steps = None,
+    guidance: opt.Guidance = None,
+    sets: opt.Sets = None,
+    base: opt.Base = None,
+    spec: opt.Spec = None,
+    adapters: opt.Adapters = None,
+    transformer: opt.Transformer = None,
+    vae: opt.Vae = None,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    offload: opt.Offload = None,
+    quantize: opt.Quantize = None,
+    previews: opt.Previews = None,
+    as_json: opt.Json = False,
 ) -> None:
     from uhr.models.sampling import record
     from uhr.models.sampling.request import Adapter, Item, Request, parse_size
-    from uhr.models.sampling.session import Session
     from uhr.models.sampling.setup import Setup
 
     record.check_out(out)
-    request = Request(
-        sampler=str(ctx.info_name),
-        model=model,
-        size=parse_size(size) if size else None,
-        steps=steps,
-        guidance=guidance,
-        adapters=tuple(Adapter.parse(text) for text in adapter or ()),
-        dtype=dtype,
-        device=device,
-        offload=offload,
-        quantize=quantize,
-        transformer=transformer,
-        vae=vae,
-        options=apply_sets({}, sets or []),
-    )
-    setup = Setup.of(request)
-    call = setup.call(Item(name=out.stem, prompt=prompt, negative=negative, seed=seed))
-    session = Session(setup)
-    with console.progress("sample", total=None, unit="calls") as advance:
-        painting = session.paint(call, advance)
-    record.write(out, painting.picture, painting.record)
+    tree = {
+        "sampler": str(ctx.info_name),
+        "model": model,
+        "base": base,
+        "spec": spec,
+        "size": parse_size(size) if size else None,
+        "scale": scale,
+        "steps": steps,
+        "guidance": guidance,
+        "adapters": [Adapter.parse(text) for text in adapters or ()],
+        "dtype": dtype,
+        "device": device,
+        "offload": offload,
+        "quantize": quantize,
+        "transformer": transformer,
+        "vae": vae,
+        "options": apply_sets({}, sets or []),
+    }
+    setup = Setup.of(build(Request, tree, "uhr sample"))
+    said = {"name": out.stem, "prompt": prompt, "negative": negative, "seed": seed, "image": image}
+    item = build(Item, said, "uhr sample")
+    painting = _painted(setup, item, out, previews)
     value = {"out": str(out), **painting.record}
     console.emit(value, as_json, lambda _: console.say(record.describe(out, painting.record)))
 
 
+def _painted(setup: Setup, item: Item, out: Path, previews: Path | None = None) -> Painting:
+    """One picture, with a bar, on the disk with what belongs to it."""
+    from uhr.models.sampling import record
+    from uhr.models.sampling.session import Session
+
+    call = setup.call(item)
+    if previews is not None:
+        setup.check_previews(call)
+    session = Session(setup)
+    with console.progress("sample", total=None, unit="calls") as advance:
+        painting = session.paint(call, advance, stages=previews is not None)
+    if previews is not None:
+        record.write_stages(previews, out.stem, painting.stages)
+    record.write(out, painting.picture, painting.record)
+    return painting
+
+
+def _repeat(picture: Path, out: Path, model: str | None, as_json: bool) -> None:
+    from uhr.models.sampling import record, repeat
+    from uhr.models.sampling.session import Session
+    from uhr.models.sampling.setup import Setup
+
+    record.check_out(out)
+    then = record.read_record(picture)
+    if out.exists() and picture.exists() and out.samefile(picture):
+        raise UserError(f"--out {out} is the picture that is to be repeated", "name another file")
+    request, item = repeat.asked(then, str(picture), model)
+    repeat.check_files(request, item)
+    request, lines = repeat.on_this_machine(request)
+    setup = Setup.of(request)
+    call = setup.call(item)
+    session = Session(setup)
+    lines += repeat.differences(then, setup, item)
+    for line in lines:
+        console.warn(line)
+    with console.progress("sample", total=None, unit="calls") as advance:
+        painting = session.paint(call, advance)
+    record.write(out, painting.picture, painting.record)
+    found = repeat.compare(picture, painting.picture)
+    value = {"out": str(out), "differences": lines, **found.describe(), "record": painting.record}
+    console.emit(value, as_json, lambda _: console.say(f"{record.describe(out, painting.record)}\n{found}"))
+
+
 for _name, _info in SAMPLERS.items():
-    app.command(_name, help=f"{_info.summary}. Weights: {_info.weights}.")(paint)
+    app.command(_name, help=f"{_info.summary}. Weights: {_info.weights}.", rich_help_panel=PAINT)(paint)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import math
+import platform
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from uhr import __version__
 from uhr.base.errors import UserError
-from uhr.base.files import atomic, write_json
+from uhr.base.files import atomic, sha256_file, write_json
 from uhr.models.sampling.setup import Call, Setup
 
 CHUNK = "uhr"
@@ -19,20 +23,25 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft")
 """Whose versions stand in a record."""
 
 
-def record_of(setup: Setup, call: Call, pipeline: Any) -> dict[str, Any]:
-    """The whole call that a pipeline has just made, as JSON."""
-    from importlib.metadata import version
-
+def record_of(setup: Setup, call: Call, pipeline: Any, seams: float | None = None) -> dict[str, Any]:
+    """The whole call that a pipeline has just made, as JSON: what was asked for (`request`, `item`), and what
+    came of it; `seams` are those of its patches (`seams.seam_strength`)."""
     request, model, item = setup.request, setup.model, call.item
     return {
         "uhr": __version__,
         "sampler": request.sampler,
         "options": setup.method.options.model_dump(mode="json"),
-        "model": {"name": model.source.text, "spec": model.spec.name, "revision": model.revision},
+        "model": {
+            "name": request.model,
+            "base": request.base,
+            "spec": model.spec.name,
+            "revision": model.revision,
+        },
         "weights": setup.weights,
         "quantize": request.quantize,
         "offload": request.offload,
         "adapters": setup.adapters,
+        "image": _image(call),
         "prompt": item.prompt,
         "original": None if item.original is None else item.original.model_dump(),
         "negative": item.negative,
@@ -45,12 +54,50 @@ def record_of(setup: Setup, call: Call, pipeline: Any) -> dict[str, Any]:
         "device": setup.device,
         "sigmas": list(pipeline.sigmas),
         "model_calls": pipeline.model_calls,
-        "details": pipeline.details(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "details": _details(call, pipeline.details(), seams),
+        "versions": versions(),
+        "machine": machine(setup.device),
+        "request": request.model_dump(mode="json"),
+        # a name is no part of how it was made
+        "item": item.model_dump(mode="json", exclude={"name"}),
         # under the names that curation looks for in the JSON beside a picture
         "caption": item.prompt,
         "license": model.spec.licence.name,
     }
+
+
+def _image(call: Call) -> dict[str, Any] | None:
+    """The given picture: its file, and how it was brought to a size that can be made."""
+    path = call.item.image
+    if path is None or call.fit is None:
+        return None
+    return {"path": str(path), "sha256": sha256_file(path.expanduser()), **call.fit.describe()}
+
+
+def _details(call: Call, told: dict[str, Any], seams: float | None) -> dict[str, Any]:
+    if seams is not None and math.isfinite(seams):
+        told = {**told, "seams": round(seams, 4)}
+    if call.given is not None and call.given.notes:
+        told = {**told, "notes": [*told.get("notes", ()), *call.given.notes]}
+    return told
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that pixels come out of."""
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What of a machine the last bit of a pixel depends on: what computes, and on the CPU how many threads
+    share a sum."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return {"computes": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    computes = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"computes": computes, "threads": torch.get_num_threads()}
 
 
 def beside(path: Path) -> Path:
@@ -82,6 +129,13 @@ def write(path: Path, picture: Any, record: dict[str, Any]) -> None:
     write_json(beside(path), record)
 
 
+def write_stages(folder: Path, stem: str, stages: Sequence[tuple[str, Any]]) -> None:
+    """The pictures of stages (PIL) by their names, as `STEM-1-base.png` and so on."""
+    for number, (name, picture) in enumerate(stages, 1):
+        with atomic(folder / f"{stem}-{number}-{name}.png") as temporary:
+            picture.save(temporary, format="PNG")
+
+
 def png_bytes(picture: Any, record: dict[str, Any]) -> bytes:
     """A PIL picture as PNG with the record in its `uhr` text chunk."""
     from PIL.PngImagePlugin import PngInfo
@@ -104,13 +158,24 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _read_chunk(path: Path) -> dict[str, Any] | None:
-    from PIL import Image, UnidentifiedImageError
+@contextlib.contextmanager
+def opened(path: Path) -> Generator[Any]:
+    """A picture that was painted here (PIL), of any size: Pillow refuses from 179 megapixels on, 16K say."""
+    from PIL import Image
 
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as picture:
+            yield picture
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _read_chunk(path: Path) -> dict[str, Any] | None:
+    try:
+        with opened(path) as picture:
             text = getattr(picture, "text", {}).get(CHUNK)
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})", "name a PNG") from error
     return None if text is None else _parsed(text)
 

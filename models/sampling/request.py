@@ -45,12 +45,14 @@ class Request(Config):
     """How pictures are made. None is the sampler's default for the model (size, steps, guidance); dtype
     "auto" is bfloat16 on a GPU and float32 on the CPU.
 
-    `options` are the sampler's own, by name; `size` is that of every item that names none; `scale` is how
+    `model` may be a backbone's lone file, and `base` is then the model that gives the rest. `options` are the
+    sampler's own, by name; `size` is that of every item that names none; `scale` is how
     many times a given picture's sides the result has.
     """
 
     sampler: str
     model: str
+    base: str | None = None
     spec: str | None = None
     size: Pixels | None = None
     scale: float | None = None

@@ -11,6 +11,7 @@ from uhr.base.console import Advance
 from uhr.models.offload import Offload, offload
 from uhr.models.sampling.record import record_of
 from uhr.models.sampling.setup import Call, Setup
+from uhr.models.seams import seams_of
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,39 @@ class Session:
             # after the adapters: their weights are offloaded with the rest
             offload(self.pipeline, Offload(request.offload), torch.device(setup.device))
 
-    def paint(self, call: Call, advance: Advance | None = None) -> Painting:
-        """One picture. `advance(n, note, total)` hears how many calls of the backbone there will be, of each
-        that is done, and of which stage it was."""
+    def paint(self, call: Call, advance: Advance | None = None, stages: bool = False) -> Painting:
+        """One picture, and with `stages` those of the stages before the last, which cost a decoding each.
+        `advance(n, note, total)` hears how many calls of the backbone there will be, of each that is done,
+        and of which stage it was."""
         import torch
 
-        item = call.item
+        item, given, fit = call.item, call.given, call.fit
+        height, width = (call.height, call.width) if fit is None else fit.made
         with self._watched(advance):
             found = self.pipeline(
                 prompt=item.prompt,
                 negative_prompt=item.negative,
-                height=call.height,
-                width=call.width,
+                height=height,
+                width=width,
                 num_inference_steps=call.steps,
                 guidance_scale=call.guidance,
                 # the CPU's generator: the same noise on every device
                 generator=torch.Generator("cpu").manual_seed(item.seed),
+                **({} if given is None or fit is None else {"image": given.hand(fit)}),
+                # only staged samplers know it, and only of those is it asked
+                **({"return_stages": True} if stages else {}),
                 **self.setup.method.options.model_dump(),
             )
-        return Painting(found.images[0], record_of(self.setup, call, self.pipeline))
+        (picture,) = found.images
+        record = record_of(self.setup, call, self.pipeline, seams_of(picture, self.pipeline.pieces))
+        if given is not None and fit is not None:
+            picture = given.put_back(picture, fit)
+        return Painting(picture, record, self._shown(found.stages) if stages else [])
+
+    def _shown(self, pictures: list[list[Any]]) -> list[tuple[str, Any]]:
+        """The first picture of every stage before the last, by the stage's name."""
+        names = [stage.name for stage in self.pipeline.stages[:-1]]
+        return [(name, batch[0]) for name, batch in zip(names, pictures, strict=True)]
 
     @contextlib.contextmanager
     def _watched(self, advance: Advance | None) -> Generator[None]:

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from uhr.base.config import build
 from uhr.base.errors import UserError, unknown
+from uhr.models.fitting import Fit, check_patch, fit, target_size
 from uhr.models.hashes import file_hash, shown_hash
 from uhr.models.loading import DTYPES, Model, open_model, pick_device
 from uhr.models.offload import check as check_offload
 from uhr.models.quantize import check as check_quantize
-from uhr.models.samplers import check_name, sampler_class
+from uhr.models.samplers import check_name, check_takes_picture, sampler_class
+from uhr.models.sampling.pictures import Given, open_picture
 from uhr.models.sampling.request import Adapter, Item, Request
+from uhr.models.sizes import Size
 from uhr.models.spec import ModelSpec
+from uhr.models.stages import Stage
 
 WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2")
 """Components that have weights of their own."""
@@ -25,13 +30,21 @@ WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2")
 
 @dataclass(frozen=True)
 class Call:
-    """One picture that can be made: its item, and every number that was left open filled in. Sizes in px."""
+    """One picture that can be made: its item, and every number that was left open filled in. Sizes in px.
+
+    `height` and `width` are those of the finished picture, `planned` is what the sampler's plan is of: more
+    than those where a given picture is no whole number of tokens (windows, grids). `given` is that picture,
+    opened, and `fit` how it is brought to a size that can be made.
+    """
 
     item: Item
     height: int
     width: int
     steps: int
     guidance: float | None
+    planned: Size
+    given: Given | None = None
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +75,49 @@ class Method:
         return cls(request, spec, pipeline_class, options, steps, guidance)
 
     def call(self, item: Item) -> Call:
-        """UserError for a size that cannot be made, and for a negative prompt that would have no effect."""
+        """UserError for a size that cannot be made, a picture that cannot be opened or taken, and a negative
+        prompt that would have no effect."""
+        if item.image is not None:
+            return self._of_picture(item, item.image)
+        if self.request.scale is not None:
+            raise UserError(
+                f"--scale {self.request.scale:g} is given without a picture", "give --size instead"
+            )
+        size = self._size(item) or self.pipeline_class.default_size(self.spec)
+        self._preflight(item, size)
+        return Call(item, size[0], size[1], self.steps, self.guidance, planned=size)
+
+    def _of_picture(self, item: Item, path: Path) -> Call:
+        check_takes_picture(self.request.sampler, self.spec.family)
+        given = open_picture(path.expanduser())
+        cls, options, spec = self.pipeline_class, self.options, self.spec
+        target = target_size(given.size, self.request.scale, self._size(item), cls.default_scale())
+        check_patch(given.size, target, cls.patch(spec, options))
+
+        def makeable(height: int, width: int) -> Size:
+            return cls.makeable(spec, options, height, width)
+
+        if cls.fits_pictures:
+            found, planned = Fit(given.size, target, given.size, target), makeable(*target)
+        else:
+            found = fit(given.size, target, makeable)
+            planned = found.made
+        self._preflight(item, planned)
+        return Call(item, target[0], target[1], self.steps, self.guidance, planned, given, found)
+
+    def stages(self, call: Call) -> list[Stage]:
+        """What the call will go through."""
+        cls, picture = self.pipeline_class, call.item.image is not None
+        return cls.planned(self.spec, self.options, *call.planned, self.steps, picture)
+
+    def _size(self, item: Item) -> Size | None:
+        """Height and width that were asked for."""
         size = item.size or self.request.size
-        height, width = size[::-1] if size else self.pipeline_class.default_size(self.spec)
-        negative = item.negative is not None
-        self.pipeline_class.preflight(self.spec, self.options, height, width, self.steps, negative)
-        return Call(item, height, width, self.steps, self.guidance)
+        return None if size is None else (size[1], size[0])
+
+    def _preflight(self, item: Item, size: Size) -> None:
+        negative, picture = item.negative is not None, item.image is not None
+        self.pipeline_class.preflight(self.spec, self.options, *size, self.steps, negative, picture)
 
 
 @dataclass(frozen=True)
@@ -86,7 +136,11 @@ class Setup:
         check_name(request.sampler)
         if request.dtype not in ("auto", *DTYPES):
             raise unknown("dtype", request.dtype, ("auto", *DTYPES), "--dtype")
-        model = open_model(request.model, request.spec)
+        model = open_model(request.model, request.spec, base=request.base)
+        if model.file is not None and request.transformer is not None:
+            raise UserError(
+                f"--transformer {request.transformer} and a backbone as --model", "give one of them"
+            )
         method = Method.of(request, model.spec)
         for name, path in request.weights.items():
             if not path.exists():
@@ -112,7 +166,7 @@ class Setup:
     def weights(self) -> dict[str, dict[str, Any]]:
         """Every component that has weights: the file or folder that the user named for it (None: the model's
         own), and their SHA-256 (`hashes.hash_of`). A hub's model must have been loaded before."""
-        named = self.request.weights
+        named = {**self.model.weights, **self.request.weights}
         return {
             name: {
                 "path": str(named[name]) if name in named else None,
@@ -133,6 +187,14 @@ class Setup:
     def call(self, item: Item) -> Call:
         """The item, checked, with what it left open filled in."""
         return self.method.call(item)
+
+    def check_previews(self, call: Call) -> None:
+        """UserError for a call of one stage, before which there is nothing to see."""
+        if len(self.method.stages(call)) > 1:
+            return
+        name = self.request.sampler
+        what = f"{name} paints this picture in one stage, and previews are of those before the last"
+        raise UserError(what, "leave out --previews")
 
 
 def _check_adapters(model: Model, method: Method, adapters: tuple[Adapter, ...]) -> None:

@@ -1,0 +1,163 @@
+"""A picture made again from its own record, and whether it is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uhr.base.config import build
+from uhr.base.errors import UserError
+from uhr.models.sampling.record import machine, opened, versions
+from uhr.models.sampling.request import Item, Request
+from uhr.models.sampling.setup import Setup
+
+WHERE_MADE = "repeat it in the folder where it was made, since paths are kept as they were given"
+
+
+def asked(record: Mapping[str, Any], where: str, model: str | None = None) -> tuple[Request, Item]:
+    """What a record's picture was made of, with every default filled in as it was then.
+
+    A hub's model is taken at the commit that was used, unless `model` names another place for it. UserError
+    for a record that lacks something.
+    """
+    try:
+        request = build(Request, record["request"], where)
+        item = build(Item, record["item"], where)
+        known = {
+            **_model(record["model"], model),
+            "options": record["options"],
+            "steps": record["steps"],
+            "guidance": record["guidance"],
+            "dtype": record["dtype"],
+            "device": record["device"],
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"the record of {where} is not whole ({type(error).__name__}: {error})"
+        raise UserError(what, "was it changed? it cannot be repeated") from error
+    request = build(Request, {**request.model_dump(), **known}, where)
+    if item.image is None:
+        size = (record["width"], record["height"])
+        item = build(Item, {**item.model_dump(), "size": size}, where)
+    return request, item
+
+
+def _model(then: Mapping[str, Any], now: str | None) -> dict[str, Any]:
+    """The model and its base; what came from the hub (the base, if there is one) at its commit of then. `now`
+    is the model's place of today, or the base's if that is a folder or hub id and the model a lone file."""
+    name, base, revision = then["name"], then["base"], then["revision"]
+    if now is not None and (base is None or Path(now).expanduser().is_file()):
+        return {"model": now, "base": base}
+    if now is not None:
+        return {"model": name, "base": now}
+    pinned = None if revision is None else "@".join(((base or name).partition("@")[0], revision))
+    return {"model": name, "base": pinned or base} if base else {"model": pinned or name, "base": None}
+
+
+def on_this_machine(request: Request) -> tuple[Request, list[str]]:
+    """The request on a device that is here, and what that changes."""
+    from uhr.models.loading import pick_device
+
+    try:
+        pick_device(request.device)
+    except UserError:
+        place = pick_device("auto")
+        changed = request.model_copy(update={"device": str(place)})
+        return changed, [f"device: made on {request.device}, which is not here; now on {place}"]
+    return request, []
+
+
+def check_files(request: Request, item: Item) -> None:
+    """UserError for a file that the picture was made of and that is not there."""
+    named = {"adapter": [Path(each.name).expanduser() for each in request.adapters]}
+    named |= {name: [path] for name, path in request.weights.items()}
+    named["picture"] = [] if item.image is None else [item.image.expanduser()]
+    for kind, paths in named.items():
+        for path in paths:
+            if not path.exists():
+                raise UserError(f"{kind} {path} is not there", WHERE_MADE)
+
+
+def differences(record: Mapping[str, Any], setup: Setup, item: Item) -> list[str]:
+    """A line for each thing that is not as it was when the picture was made: weights, adapters, the given
+    picture, versions, the machine. A hub's model must have been loaded before."""
+    lines = []
+    then = record.get("weights", {})
+    for name, now in setup.weights.items():
+        if then.get(name, {}).get("sha256") != now["sha256"]:
+            lines.append(f"weights: those of the {name} are not the same as then")
+    for old, new in zip(record.get("adapters", ()), setup.adapters, strict=True):
+        if old["sha256"] != new["sha256"]:
+            lines.append(f"adapter: {new['file']} is not the same file as then")
+    lines += _given(record.get("image"), item)
+    lines += _changed("version", {"uhr": record.get("uhr"), **record.get("versions", {})}, _versions_now())
+    return lines + _changed("machine", record.get("machine", {}), machine(setup.device))
+
+
+def _given(then: Mapping[str, Any] | None, item: Item) -> list[str]:
+    from uhr.base.files import sha256_file
+
+    if item.image is None or then is None or then["sha256"] == sha256_file(item.image.expanduser()):
+        return []
+    return [f"picture: {item.image} is not the same file as then"]
+
+
+def _versions_now() -> dict[str, Any]:
+    from uhr import __version__
+
+    return {"uhr": __version__, **versions()}
+
+
+def _changed(kind: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = [*now, *(name for name in then if name not in now)]
+    return [
+        f"{kind}: {name} was {then.get(name)}, and is {now.get(name)}"
+        for name in names
+        if then.get(name) != now.get(name)
+    ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Pixels of two pictures of `width` x `height` px that differ in any value, and by how much at most (of
+    255). `other` is the size of the first, where that is another one: then all differ."""
+
+    width: int
+    height: int
+    differ: int
+    most: int
+    other: tuple[int, int] | None = None
+
+    @property
+    def identical(self) -> bool:
+        return self.differ == 0
+
+    def describe(self) -> dict[str, Any]:
+        """JSON."""
+        return {
+            "identical": self.identical,
+            "pixels_that_differ": self.differ,
+            "largest_difference": self.most,
+        }
+
+    def __str__(self) -> str:
+        total = self.width * self.height
+        if self.identical:
+            return f"identical: all {total:,} pixels"
+        if self.other is not None:
+            return f"not comparable: the first has {self.other[0]}x{self.other[1]} px"
+        return f"not identical: {self.differ:,} of {total:,} pixels differ, by at most {self.most} of 255"
+
+
+def compare(first: Path, again: Any) -> Comparison:
+    """The picture in a file and one in memory (PIL), value by value, transparency as well."""
+    import numpy as np
+
+    with opened(first) as file:
+        one, two = np.asarray(file.convert("RGBA")), np.asarray(again.convert("RGBA"))
+    width, height = again.size
+    if one.shape != two.shape:
+        return Comparison(width, height, width * height, 255, (one.shape[1], one.shape[0]))
+    apart = (np.maximum(one, two) - np.minimum(one, two)).max(axis=-1)
+    return Comparison(width, height, int((apart > 0).sum()), int(apart.max()))

@@ -1,0 +1,151 @@
+"""The options of `uhr sample`, in the groups in which its help shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+WHAT, HOW, MODEL, MACHINE, OUTPUT = "What to paint", "How", "Model and adapters", "Machine", "Output"
+
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.", rich_help_panel=OUTPUT)]
+
+Prompt = Annotated[str, typer.Option(help="What to paint.", rich_help_panel=WHAT)]
+Image = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A picture in place of the base pass, of any size; not every sampler takes one.",
+        rich_help_panel=WHAT,
+    ),
+]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        help="With --image: the result has exactly this many times its sides.", rich_help_panel=WHAT
+    ),
+]
+Negative = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="What to keep away from. Takes two passes a step; where the backbone has guidance built in, it "
+        "wants --set true_cfg_scale=3.5, say.",
+        rich_help_panel=WHAT,
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(help="The same seed and call give the same picture.", rich_help_panel=WHAT)
+]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="WxH", help="In px; the sampler's own if not given.", rich_help_panel=WHAT),
+]
+
+Steps = Annotated[
+    int | None,
+    typer.Option(help="The published number, or the model card's, if not given.", rich_help_panel=HOW),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="The published number, or the model card's, if not given.", rich_help_panel=HOW),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="K=V",
+        help="An option of this sampler alone; may be repeated. `uhr sample options SAMPLER` lists them.",
+        rich_help_panel=HOW,
+    ),
+]
+
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|ID|FILE",
+        help="A diffusers folder, a hub id (org/name or org/name@revision), or with --base a backbone's lone "
+        "file: BFL's, ComfyUI's or GGUF.",
+        rich_help_panel=MODEL,
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|ID",
+        help="With a lone file as --model: the folder or hub id that gives the rest.",
+        rich_help_panel=MODEL,
+    ),
+]
+Spec = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What the model is, where its configuration does not say so: a name of `uhr models list`.",
+        rich_help_panel=MODEL,
+    ),
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="PATH[=SCALE]",
+        help="A LoRA folder or file; may be repeated.",
+        rich_help_panel=MODEL,
+    ),
+]
+Transformer = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="Other weights of the backbone: a folder, safetensors file or GGUF.",
+        rich_help_panel=MODEL,
+    ),
+]
+Vae = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="Other weights of the VAE: a folder or a file.", rich_help_panel=MODEL),
+]
+
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="float32, bfloat16, float16; auto: bfloat16 on a GPU, float32 on the CPU.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=MACHINE)]
+Offload = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="Keep weights off the GPU: model, group, sequential (least memory, slowest).",
+        rich_help_panel=MACHINE,
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="nf4, int8 (bitsandbytes), int8wo, float8wo (torchao).",
+        rich_help_panel=MACHINE,
+    ),
+]
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        metavar="FILE.png",
+        help="The picture; the whole call goes into it, and into a JSON beside it.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Previews = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Also keep the pictures of the stages before the last, here.",
+        rich_help_panel=OUTPUT,
+    ),
+]
