@@ -67,7 +67,7 @@ class BackboneCost:
         weights: Counter[str] = Counter(image=0, text=0, joint=0, head=0, once=0, head_once=0)
         for name, module in transformer.named_modules():
             if isinstance(module, nn.Linear):
-                weights[_passed_by(name)] += module.in_features * module.out_features
+                weights[passed_by(name)] += module.in_features * module.out_features
         config: Any = transformer.config
         return cls(
             dict(weights),
@@ -98,7 +98,8 @@ class BackboneCost:
         return 4 * self.head_dim * self.heads * pairs * self.layers
 
 
-def _passed_by(name: str) -> str:
+def passed_by(name: str) -> str:
+    """What passes a FLUX transformer's linear layer of that name: a key of `BackboneCost.weights`."""
     if name == "proj_out":
         return "head"
     if name.startswith("norm_out"):

@@ -90,7 +90,7 @@ def make_plan(task: Task, memory: int) -> Plan:
     possible."""
     cuts = _cheapest(task, memory - task.fixed)
     if cuts is None:
-        least = task.fixed + _least(task)
+        least = least_memory(task)
         shape = f"{task.given.width} x {task.given.height}"
         raise UserError(
             f"exact tiling of a {shape} input in {_words(memory)} is not possible",
@@ -100,6 +100,11 @@ def make_plan(task: Task, memory: int) -> Plan:
         _with_widest_bands(task, first, last, memory - task.fixed) for first, last in itertools.pairwise(cuts)
     )
     return Plan(segments, task.fixed, once(task))
+
+
+def least_memory(task: Task) -> int:
+    """Bytes with less of which `make_plan` finds nothing."""
+    return task.fixed + _least(task)
 
 
 def whole_bytes(task: Task) -> int:

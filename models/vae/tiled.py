@@ -18,7 +18,7 @@ from torch import nn
 from uhr.base.errors import UserError
 from uhr.models.surgery import Surgery, applied
 from uhr.models.vae.attention import Attention, attend, keys_and_values
-from uhr.models.vae.plan import Plan, Segment, Task, make_plan, once, whole_bytes
+from uhr.models.vae.plan import Plan, Segment, Task, least_memory, make_plan, once, whole_bytes
 from uhr.models.vae.program import Layer, Unit, decoder_units, encoder_units
 from uhr.models.vae.store import Given, Moments, Rows
 from uhr.models.vae.stream import Join, Norm, Pass, Shape, Split
@@ -64,12 +64,12 @@ class ExactTiling(Surgery):
 
     def takes(self, vae: Any, part: Part, height: int, width: int) -> tuple[int, int]:
         """The same for one sample, untiled where that fits: bytes alive at most, weights not counted, and
-        operations."""
+        operations. Where `memory` is too little, of the least that is enough."""
         channels = vae.config.in_channels if part == "encode" else vae.config.latent_channels
         task = _task(self, vae, part, Shape(channels, height, width), 1)
         if _fits_whole(self, vae, task, 1):
             return whole_bytes(task), once(task)
-        plan = make_plan(task, int(self.memory))
+        plan = make_plan(task, max(int(self.memory), least_memory(task)))
         return plan.peak, plan.flops
 
 

@@ -1,0 +1,181 @@
+"""A plan as JSON for machines and as tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uhr.base.console import say, table
+from uhr.models.costs.devices import ATTENTION, CONVOLUTION, LINEAR
+from uhr.models.sampling.plan import Plan, StagePlan, Way
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Everything of it as JSON; sizes in bytes and px, times in seconds."""
+    method, call, device, way = plan.method, plan.call, plan.device, plan.way
+    phases = plan.phases(way)
+    peak = plan.peak(way)
+    told: dict[str, Any] = {
+        "sampler": method.request.sampler,
+        "model": method.spec.name,
+        "width": call.width,
+        "height": call.height,
+        "guidance": call.guidance,
+        "dtype": plan.dtype,
+        **vars(way),
+        "stages": [_stage(stage) for stage in plan.stages],
+        "model_calls": plan.model_calls,
+        "operations": plan.operations(way)._asdict(),
+        "memory": {
+            "peak": peak.total,
+            "at": peak.name,
+            "largest": peak.largest,
+            "phases": [{"name": phase.name, **phase.held, "total": phase.total} for phase in phases],
+        },
+    }
+    if device is None:
+        return told
+    times = plan.seconds(way)
+    told["on"] = {"name": device.name, "title": device.title, "memory": device.memory}
+    told["memory"]["fits"] = plan.fits(way)
+    told["seconds"] = {**times, "total": sum(times.values())}
+    told["shares_of_peak"] = {"linear": LINEAR, "attention": ATTENTION, "convolution": CONVOLUTION}
+    if not plan.fits(way):
+        told["instead"] = _instead(plan, plan.fastest())
+    return told
+
+
+def _stage(stage: StagePlan) -> dict[str, Any]:
+    return {
+        "name": stage.stage.name,
+        "width": stage.stage.width,
+        "height": stage.stage.height,
+        "steps": stage.stage.steps * stage.stage.rounds,
+        "calls": stage.count,
+        "branches": stage.branches,
+        "passes": [
+            {
+                "calls": stage.branches * each.count,
+                "image_tokens": each.image,
+                "text_tokens": each.text,
+                "guide_tokens": each.guide,
+                "together": each.together,
+                "pairs_per_layer": each.pairs,
+            }
+            for each in stage.calls
+        ],
+        "vae": [vars(coding) for coding in stage.codings],
+        "operations": stage.backbone._asdict(),
+    }
+
+
+def _instead(plan: Plan, way: Way | None) -> dict[str, Any] | None:
+    if way is None:
+        return None
+    return {**vars(way), "peak": plan.peak(way).total, "seconds": sum(plan.seconds(way).values())}
+
+
+def show(plan: Plan) -> None:
+    """For people."""
+    method, call, device, way = plan.method, plan.call, plan.device, plan.way
+    where = "" if device is None else f", on {device.title}"
+    flags = "".join(f", {kind}" for kind in (way.offload and f"offload {way.offload}", way.quantize) if kind)
+    say(
+        f"{method.request.sampler} on {method.spec.name}, {call.width}x{call.height}, {plan.dtype}{flags}"
+        f"{where}: planned from shapes, nothing is loaded\n"
+    )
+    _show_stages(plan)
+    say()
+    _show_memory(plan)
+    if device is not None:
+        say()
+        _show_times(plan)
+
+
+def _show_stages(plan: Plan) -> None:
+    rows = []
+    for each in plan.stages:
+        seconds = [] if plan.device is None else [duration(plan.seconds(plan.way)[each.stage.name])]
+        rows.append(
+            [
+                each.stage.name,
+                f"{each.stage.width}x{each.stage.height}",
+                each.stage.steps,
+                each.count,
+                _span(call.image for call in each.calls),
+                _span(call.text for call in each.calls),
+                _span(call.guide for call in each.calls),
+                _span(call.pairs for call in each.calls),
+                count(each.backbone.total),
+                *seconds,
+            ]
+        )
+    head = ["stage", "size", "steps", "calls", "image tokens", "text", "guide", "pairs a layer", "operations"]
+    table([*head, *(() if plan.device is None else ("time",))], rows)
+    doubled = {each.branches for each in plan.stages} - {1}
+    twice = ", two for each step where two branches guide" if doubled else ""
+    whole = count(plan.operations(plan.way).total)
+    say(f"\n{plan.model_calls:,} calls of the backbone{twice}; {whole} operations in all")
+
+
+def _show_memory(plan: Plan) -> None:
+    way, device, peak = plan.way, plan.device, plan.peak(plan.way)
+    rows = []
+    for phase in plan.phases(way):
+        weights = sum(size for name, size in phase.held.items() if "weights" in name or "layer" in name)
+        rest = phase.total - weights
+        rows.append([phase.name, gib(weights), gib(rest), gib(phase.total)])
+    table(["on the device", "weights", "at work", "in all"], rows)
+    largest = f"{peak.largest}, {gib(peak.held[peak.largest])}"
+    say(f"\nat most {gib(peak.total)}, at '{peak.name}'; the largest item: {largest}")
+    if device is None:
+        return
+    if plan.fits(way):
+        say(f"fits {device.title}, which has {gib(device.usable)} to give")
+        return
+    say(f"does not fit {device.title}, which has {gib(device.usable)} to give")
+    other = plan.fastest()
+    if other is None:
+        say("nothing that can be told of its weights makes it fit: take a smaller size, or patch-cascade")
+    else:
+        took = duration(sum(plan.seconds(other).values()))
+        say(f"fits with {other.flags}: {gib(plan.peak(other).total)}, some {took}")
+
+
+def _show_times(plan: Plan) -> None:
+    times = plan.seconds(plan.way)
+    say(f"some {duration(sum(times.values()))}: " + ", ".join(f"{n} {duration(s)}" for n, s in times.items()))
+    say(
+        f"estimated, not measured: operations at {LINEAR:.0%} (linear), {ATTENTION:.0%} (attention) and "
+        f"{CONVOLUTION:.0%} (VAE) of what the data sheet says"
+    )
+
+
+def _span(values: Any) -> str:
+    found = sorted(set(values))
+    words = [f"{value:,}" if value < 10**6 else count(value) for value in found]
+    return "-" if found == [0] else words[0] if len(words) == 1 else f"{words[0]} to {words[-1]}"
+
+
+def count(number: float) -> str:
+    """`1.2 P`: three digits and a decimal prefix."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if number < 999.5:
+            return f"{number:.3g} {prefix}".strip()
+        number /= 1000
+    return f"{number:.3g} E"
+
+
+def gib(size: float) -> str:
+    """In GiB, as GPUs are sold and drivers count."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `32 s`, `2 min 22 s`, `1 h 20 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
