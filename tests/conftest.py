@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -34,7 +37,47 @@ def tiny_flux2(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def forge() -> ModuleType:
     """`forge.py` beside this file: pictures as bytes, in every format, mode and orientation."""
-    spec = importlib.util.spec_from_file_location("forge", Path(__file__).with_name("forge.py"))
+    return _beside("forge")
+
+
+@pytest.fixture(scope="session")
+def object_store_server() -> Iterator[Any]:
+    """`object_store.ObjectStoreServer`, running."""
+    server = _beside("object_store").ObjectStoreServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(object_store_server, monkeypatch, tmp_path) -> Any:
+    """The same, with credentials for it in the environment and one empty bucket, `s3.bucket`."""
+    import boto3
+    import s3fs
+    from botocore.retries.standard import ExponentialBackoff
+
+    # what is tried again is tried at once
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.01)
+    settings = {
+        "AWS_ENDPOINT_URL": object_store_server.endpoint,
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "tests",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    object_store_server.bucket = f"bucket-{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=object_store_server.bucket)
+    object_store_server.requests.clear()
+    # a file system that s3fs keeps would remember another test's environment
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield object_store_server
+    object_store_server.fault = lambda method, path: None
+
+
+def _beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

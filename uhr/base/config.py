@@ -33,12 +33,16 @@ def build(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
     try:
         return cls.model_validate(dict(tree))
     except pydantic.ValidationError as error:
-        fault = error.errors()[0]
+        faults = error.errors()
+        # a misspelt key is also a missing one: say the cause
+        fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
         path = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             raise unknown("key", path, _sibling_keys(cls, fault["loc"]), where) from None
         if fault["type"] == "missing":
             raise UserError(f"{where}: '{path}' is missing", "give it a value") from None
+        if not path:  # of the whole tree: which values do not go together, its message says
+            raise UserError(f"{where}: {_lower(fault['msg'])}") from None
         got = f" (got {fault['input']!r})"
         raise UserError(f"{where}: '{path}' {_lower(fault['msg'])}{got}") from None
 

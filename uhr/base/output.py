@@ -35,7 +35,7 @@ def claim(out: Path, ours: Iterable[str], marks: Iterable[str], what: str) -> No
         ) from None
 
 
-_OWN_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.uhr-writable")
+OWN_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.uhr-writable")
 """What `files.atomic` (and the probe above) leave behind when they are killed."""
 
 
@@ -43,4 +43,4 @@ def _names(out: Path) -> set[str]:
     """What stands in `out`, but for what a killed write of ours left there."""
     if not out.is_dir():
         return set()
-    return {entry.name for entry in out.iterdir() if not _OWN_TEMPORARY.fullmatch(entry.name)}
+    return {entry.name for entry in out.iterdir() if not OWN_TEMPORARY.fullmatch(entry.name)}

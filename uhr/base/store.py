@@ -1,0 +1,223 @@
+"""A place for finished files: a folder, or a prefix of an object store, behind the same five verbs.
+
+Names are relative, with `/` between their parts. A name is whole or absent, whoever dies while it is written:
+a folder gets a file that is renamed, and a PUT to an object store shows nothing until all bytes are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from uhr.base.errors import UserError
+from uhr.base.files import atomic
+from uhr.base.output import OWN_TEMPORARY
+
+ATTEMPTS = 6
+"""Of a request to an object store before it counts as failed: about 15 s of waiting in between."""
+
+
+class StoreError(UserError):
+    """The place itself cannot be read or written: no item's fault, so it ends a run."""
+
+
+class Store(ABC):
+    """Where files go. `text` is how the user named it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @abstractmethod
+    def names(self) -> set[str]:
+        """Every name that stands here, at any depth."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a name; None where it is absent."""
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Bytes under a name, atomically; what stood there is replaced."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether a name stands here now."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove a name; nothing happens where it is absent."""
+
+    @abstractmethod
+    def work_folder(self) -> Path:
+        """A folder on this machine for what a run notes down while it works here."""
+
+    def place(self, name: str) -> str:
+        """How people call the file of that name."""
+        return f"{self.text.rstrip('/')}/{name}"
+
+
+def is_url(text: str) -> bool:
+    """Whether `text` names a place in an object store (`s3://bucket/prefix`), not a path."""
+    return "://" in text
+
+
+def open_store(text: str) -> Store:
+    """The store that `text` names. Touches nothing; UserError where no package speaks that protocol."""
+    return ObjectStore(text) if is_url(text) else FolderStore(text)
+
+
+class FolderStore(Store):
+    """A folder; made when the first file is written."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.folder = Path(text).expanduser()
+
+    def names(self) -> set[str]:
+        found = set()
+        for folder, _, files in os.walk(self.folder):
+            below = Path(folder).relative_to(self.folder)
+            found |= {(below / file).as_posix() for file in files if not OWN_TEMPORARY.fullmatch(file)}
+        return found
+
+    def read(self, name: str) -> bytes | None:
+        with self._told(name):
+            try:
+                return (self.folder / name).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, data: bytes) -> None:
+        with self._told(name), atomic(self.folder / name) as temporary:
+            temporary.write_bytes(data)
+
+    def exists(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
+    def delete(self, name: str) -> None:
+        with self._told(name):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def work_folder(self) -> Path:
+        return self.folder / "work"
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"{self.place(name)}: {error.strerror or error}", _GO_ON) from error
+
+
+class ObjectStore(Store):
+    """A prefix of a bucket, through fsspec; S3's credentials and endpoint are where its tools look for them
+    (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `AWS_ENDPOINT_URL`, ...).
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text.rstrip("/"))
+        protocol, _, path = self.text.partition("://")
+        if not path.strip("/"):
+            raise UserError(f"{text} names no bucket", f"write it as {protocol}://bucket/prefix")
+        self._files = _file_system(protocol, text)
+        self._root = self._files._strip_protocol(self.text).rstrip("/")
+
+    def names(self) -> set[str]:
+        with self._told(""):
+            try:
+                found = self._files.find(self._root)
+            except FileNotFoundError:
+                return set()
+        return {path[len(self._root) + 1 :] for path in found}
+
+    def read(self, name: str) -> bytes | None:
+        with self._told(name):
+            try:
+                return self._files.cat_file(f"{self._root}/{name}")
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, data: bytes) -> None:
+        with self._told(name):
+            self._files.pipe_file(f"{self._root}/{name}", data)
+
+    def exists(self, name: str) -> bool:
+        with self._told(name):
+            return bool(self._files.exists(f"{self._root}/{name}"))
+
+    def delete(self, name: str) -> None:
+        with self._told(name), contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(f"{self._root}/{name}")
+
+    def work_folder(self) -> Path:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "uhr" / "stores" / hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Generator[None]:
+        try:
+            yield
+        except Exception as error:
+            words = _fault(error, self.text)
+            if words is None:
+                raise
+            raise StoreError(f"{self.place(name) if name else self.text}: {words[0]}", words[1]) from error
+
+
+_GO_ON = "mend that; the same command goes on where it stopped"
+
+
+def _file_system(protocol: str, text: str) -> Any:
+    """fsspec's file system, which asks the store and not its own memory what stands there."""
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if protocol == "s3":
+        retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+        options["config_kwargs"] = {"retries": retries, "read_timeout": 30}
+    try:
+        import fsspec
+
+        found = fsspec.filesystem(protocol, **options)
+    except ImportError as error:
+        missing = "pip install 'uhr[s3]'" if protocol == "s3" else f"install what fsspec needs ({error})"
+        raise UserError(f"{text} needs a package that is not installed", missing) from error
+    except ValueError as error:
+        raise UserError(f"{text}: {error}", "name a folder, or s3://bucket/prefix") from error
+    if protocol == "s3":
+        found.retries = 1  # botocore's own are enough: s3fs would do all of them five times
+    return found
+
+
+_KINDS = {
+    "NoCredentialsError": ("there are no credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    "PartialCredentialsError": (
+        "half of the credentials is missing",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    ),
+    "ProfileNotFound": ("there is no such AWS profile", "check AWS_PROFILE"),
+    "EndpointConnectionError": (
+        "the store does not answer",
+        "check AWS_ENDPOINT_URL and the network; the same command goes on where it stopped",
+    ),
+    "PermissionError": ("access is denied", "check the credentials, and what they may do with the bucket"),
+    "FileNotFoundError": ("there is no such bucket", "make the bucket, or name another"),
+}
+"""By the name of the exception's class, in the client library's words or Python's."""
+
+
+def _fault(error: Exception, text: str) -> tuple[str, str] | None:
+    """What went wrong, and the fix; None for a mistake of ours, which is no fault of the store."""
+    kinds = [cls.__name__ for cls in type(error).__mro__]
+    library = type(error).__module__.partition(".")[0]
+    if "OSError" not in kinds and library not in ("botocore", "aiobotocore", "aiohttp"):
+        return None
+    said = " ".join(str(error).split())
+    for kind in kinds:
+        if kind in _KINDS:
+            what, fix = _KINDS[kind]
+            return f"{what} ({said})", fix
+    return f"the store failed ({said or kinds[0]})", _GO_ON
