@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -40,6 +41,10 @@ class Limits:
     """Wall time per item; time that the machine slept does not count."""
     memory: int = 4 * 2**30
     """Resident bytes per worker process."""
+
+
+NO_LIMITS = Limits(math.inf, 2**62)
+"""For work whose items may take as long and as much as they need: a picture that is painted, say."""
 
 
 class Fault(NamedTuple):
@@ -153,6 +158,10 @@ class UnitPlan:
     @staticmethod
     def exists(folder: Path) -> bool:
         return (folder / "plan.json").exists()
+
+    def packed(self) -> dict[str, bytes]:
+        """The plan's files by name: written into another folder, on another machine, they are this plan."""
+        return {name: (self.folder / name).read_bytes() for name in ("items.arrow", "plan.json")}
 
     @property
     def count(self) -> int:

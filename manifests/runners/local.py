@@ -10,10 +10,15 @@ from uhr.manifests.units import Limits, UnitPlan, Work
 
 
 class LocalRunner:
-    """`workers` child processes with `threads` threads each, killed when an item passes a limit."""
+    """`workers` child processes with `threads` threads each, killed when an item passes a limit.
 
-    def __init__(self, workers: int, limits: Limits, threads: int = 1) -> None:
+    `gpus`: names as in CUDA_VISIBLE_DEVICES; each child sees one of them alone, in turn. Without any, a child
+    sees what this process sees.
+    """
+
+    def __init__(self, workers: int, limits: Limits, threads: int = 1, gpus: Sequence[str] = ()) -> None:
         assert workers > 0
+        self.gpus = tuple(gpus)
         self.workers = workers
         self.limits = limits
         self.threads = threads
@@ -21,8 +26,8 @@ class LocalRunner:
     def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
         waiting = iter(pending)
         team = [
-            Worker(plan.folder, work, self.limits, threads=self.threads)
-            for _ in range(min(self.workers, len(pending)))
+            Worker(plan.folder, work, self.limits, threads=self.threads, environment=self._seen_by(number))
+            for number in range(min(self.workers, len(pending)))
         ]
         try:
             busy = list(team)
@@ -43,3 +48,6 @@ class LocalRunner:
         finally:
             for worker in team:
                 worker.close()
+
+    def _seen_by(self, number: int) -> dict[str, str]:
+        return {"CUDA_VISIBLE_DEVICES": self.gpus[number % len(self.gpus)]} if self.gpus else {}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -37,7 +38,9 @@ _LOG_BYTES = 1 << 20
 class Child:
     """A started child: process, socket, shared page, and a file for what it prints."""
 
-    def __init__(self, order: tuple[Path, bytes, int], path: list[str], threads: int) -> None:
+    def __init__(
+        self, order: tuple[Path, bytes, int], path: list[str], threads: int, environment: Mapping[str, str]
+    ) -> None:
         ours, theirs = socket.socketpair()
         page = _shared_page()
         self._page = mmap.mmap(page, PAGE_BYTES)
@@ -51,7 +54,7 @@ class Child:
             stdout=self._log,
             stderr=self._log,
             pass_fds=(theirs.fileno(), page),
-            env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))},
+            env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads)), **environment},
         )
         theirs.close()
         os.close(page)

@@ -1,4 +1,5 @@
-"""Units on Ray Data: on this machine, or on a cluster that shares the plan's folder.
+"""Units on Ray Data: on this machine, or on a cluster, whose machines share the plan's folder or are sent the
+plan.
 
 Only numbers of units travel through Ray. Each actor owns one killable child (`worker.Worker`), which writes
 its parts straight into the plan's folder: pixels in Ray blocks cost nine tenths of the speed, and a crash in
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import os
 import pickle
 import sys
@@ -31,12 +33,23 @@ _MOST_BLOCKS = 10_000
 class RayRunner:
     """`workers` actors, one CPU each; `address` names a running cluster, otherwise a Ray of our own is
     started here.
+
+    `gpus`: how many each actor has for itself, and its child sees alone. `carry`: each actor is sent the plan
+    and keeps the parts to itself, for work whose results are elsewhere, on machines that share no folder.
     """
 
     def __init__(
-        self, workers: int | None, limits: Limits, address: str | None = None, threads: int = 1
+        self,
+        workers: int | None,
+        limits: Limits,
+        address: str | None = None,
+        threads: int = 1,
+        gpus: int = 0,
+        carry: bool = False,
     ) -> None:
         assert workers is None or workers > 0
+        self.gpus = gpus
+        self.carry = carry
         if importlib.util.find_spec("ray") is None:
             raise UserError("Ray is not installed", "pip install 'uhr[curate]', or use --engine local")
         self.workers = workers
@@ -45,30 +58,50 @@ class RayRunner:
         self.threads = threads
 
     def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
-        with _ray(self.address, self.workers) as cpus:
-            # a pool that takes every CPU waits for itself for ever: one stays free
-            workers = min(self.workers or max(1, cpus - 1), len(pending))
-            if workers >= cpus:
-                raise UserError(
-                    f"{workers} workers need {workers + 1} CPUs and the Ray cluster has {cpus}",
-                    f"--workers {max(1, cpus - 1)}",
-                )
+        with _ray(self.address, self.workers) as (cpus, gpus):
+            workers = self._team(cpus, gpus, len(pending))
             yield from self._stream(plan, pickle.dumps(work), pending, workers)
+
+    def _team(self, cpus: int, gpus: int, units: int) -> int:
+        """How many actors; a UserError for more than the cluster can hold, which would wait for ever."""
+        # a pool that takes every CPU waits for itself: one stays free
+        most = max(1, cpus - 1)
+        if self.gpus:
+            most = min(most, gpus // self.gpus)
+        if most == 0:
+            raise UserError(f"the Ray cluster has {gpus} GPUs", "--device cpu, or --engine local")
+        workers = min(self.workers or most, units)
+        if workers > most or workers >= cpus:
+            needs = f"{workers + 1} CPUs" + (f" and {workers * self.gpus} GPUs" if self.gpus else "")
+            has = f"{cpus}" + (f" and {gpus}" if self.gpus else "")
+            raise UserError(
+                f"{workers} workers need {needs} and the Ray cluster has {has}", f"--workers {most}"
+            )
+        return workers
 
     def _stream(self, plan: UnitPlan, work: bytes, pending: Sequence[int], workers: int) -> Iterator[int]:
         import ray.data
 
         # Ray gives up a run in which nothing finishes for half an hour; a unit of bad items may take longer
         patience = max(1800.0, 2 * plan.size * self.limits.seconds)
+        if math.isinf(patience):
+            patience = -1.0  # Ray's word for it
         ray.data.DataContext.get_current().execution_no_progress_timeout_s = patience
         blocks = min(len(pending), _MOST_BLOCKS)
         results = ray.data.from_items(
             [{"unit": unit} for unit in pending], override_num_blocks=blocks
         ).map_batches(
             UnitActor,
-            fn_constructor_args=(plan.folder.absolute(), work, self.limits, search_path(), self.threads),
+            fn_constructor_args=(
+                plan.packed() if self.carry else plan.folder.absolute(),
+                work,
+                self.limits,
+                search_path(),
+                self.threads,
+            ),
             batch_size=1,
             num_cpus=1,
+            num_gpus=self.gpus or None,
             compute=ray.data.ActorPoolStrategy(size=workers),
         )
         for row in results.iter_rows():
@@ -80,10 +113,19 @@ class RayRunner:
 class UnitActor:
     """One Ray actor: takes a unit's number, has its child do the unit, gives the number back."""
 
-    def __init__(self, folder: Path, work: bytes, limits: Limits, path: list[str], threads: int) -> None:
+    def __init__(
+        self, plan: Path | dict[str, bytes], work: bytes, limits: Limits, path: list[str], threads: int
+    ) -> None:
+        folder = plan if isinstance(plan, Path) else self._unpack(plan)
         ours = search_path()
         both = ours + [folder for folder in path if folder not in ours]
         self._worker = Worker(folder, work, limits, both, threads)
+
+    def _unpack(self, plan: dict[str, bytes]) -> Path:
+        self._folder = tempfile.TemporaryDirectory(prefix="uhr-units-")
+        for name, data in plan.items():
+            Path(self._folder.name, name).write_bytes(data)
+        return Path(self._folder.name)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         errors: list[bytes | None] = []
@@ -99,8 +141,8 @@ class UnitActor:
 
 
 @contextlib.contextmanager
-def _ray(address: str | None, workers: int | None) -> Generator[int]:
-    """A quiet Ray, and the number of CPUs in it; shut down on the way out if it was started here."""
+def _ray(address: str | None, workers: int | None) -> Generator[tuple[int, int]]:
+    """A quiet Ray, and its numbers of CPUs and GPUs; shut down on the way out if it was started here."""
     os.environ.update(_QUIET)
     import ray
     from ray.data import DataContext
@@ -114,7 +156,8 @@ def _ray(address: str | None, workers: int | None) -> Generator[int]:
         context.print_on_execution_start = False
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        yield int(ray.cluster_resources().get("CPU", 0))
+        there = ray.cluster_resources()
+        yield int(there.get("CPU", 0)), int(there.get("GPU", 0))
     finally:
         if mine:
             ray.shutdown()

@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_any
 from pathlib import Path
@@ -47,11 +48,13 @@ class Worker:
         limits: Limits,
         path: list[str] | None = None,
         threads: int = 1,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._order = (folder.absolute(), work if isinstance(work, bytes) else pickle.dumps(work), threads)
         self._limits = limits
         self._path = search_path() if path is None else path
         self._threads = threads
+        self._environment = environment or {}
         self._child: Child | None = None
         self.unit: int | None = None
 
@@ -112,7 +115,7 @@ class Worker:
 
     def _send(self) -> None:
         if self._child is None:
-            self._child = Child(self._order, self._path, self._threads)
+            self._child = Child(self._order, self._path, self._threads, self._environment)
         try:
             self._child.connection.send((self.unit, self._faults))
         except (BrokenPipeError, ConnectionResetError):

@@ -110,3 +110,16 @@ class Surroundings(Work):
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
         threads = [self.cv2.getNumThreads(), pa.cpu_count(), int(os.environ["OMP_NUM_THREADS"])]
         return pa.table({"threads": threads, "pid": [os.getpid()] * 3})
+
+
+class SeesGpus(Work):
+    """Which GPUs the process may use, told to a folder: where parts stay with the worker."""
+
+    def __init__(self, told: Path) -> None:
+        self.told = told
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        for x in items["x"].to_pylist():
+            (self.told / str(x)).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+        time.sleep(0.3)  # long enough for the others to get a unit too
+        return items
