@@ -1,0 +1,235 @@
+"""The matrix adapter x sampler x family: every kind of adapter's file, through every sampler's real pipeline.
+
+Cells come from the registry, so a new sampler is in it by itself. What does not go together says so before
+weights are loaded.
+"""
+
+import copy
+import functools
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from uhr.base.errors import UserError
+from uhr.cli import main
+from uhr.models import zoo
+from uhr.models.adapters import files, formats, peft_layers
+from uhr.models.adapters.conversion import lora_of
+from uhr.models.adapters.keys import layout_of
+from uhr.models.adapters.minor import MinorSpec, add_minor
+from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
+from uhr.models.adapters.scales import set_scales
+from uhr.models.adapters.usage import ORDINARY, Usage
+from uhr.models.export import export_lora
+from uhr.models.samplers import SAMPLERS, names_for, sampler_class
+from uhr.models.sampling import setup
+from uhr.models.sampling.record import read_record
+from uhr.models.sampling.request import Adapter, Request
+
+FAMILIES = {"flux1": "tiny-flux1", "flux2": "tiny-flux2"}
+CELLS = [(family, name) for family in FAMILIES for name in names_for(family)]
+KINDS = {
+    "plain": {"plain": 1.0},
+    "style from a kohya file": {"style": 1.0},
+    "minor": {"minor": 1.0},
+    "major": {"major": 1.0},
+    "on guide tokens": {"guide": 1.0},
+    "style and minor": {"style": 0.7, "minor": 0.5},
+}
+"""Files that act together, and how strongly."""
+
+NATIVE = 64
+"""Side in px of the square that stands for the native one: 16 tokens, pictures of 64."""
+
+RANK = 2
+
+
+class Family:
+    """A tiny model of a family, adapter files for it, and its samplers."""
+
+    def __init__(self, name, folder, files):
+        self.spec, self.folder, self.files = zoo.get(FAMILIES[name]), folder, files
+        self.first = sampler_class("euler", name).from_pretrained(folder, local_files_only=True)
+        self.paint = functools.cache(self._paint)
+
+    @functools.cache  # noqa: B019 (as long as the session)
+    def pipeline(self, name):
+        """A sampler on components of its own."""
+        pipeline = sampler_class(name, self.spec.family).from_pipe(copy.deepcopy(self.first))
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def request(self, name, adapters=()):
+        """The quickest call of a sampler."""
+        cls = sampler_class(name, self.spec.family)
+        options = {"native_size": NATIVE, "base_steps": 1}
+        options = {key: value for key, value in options.items() if key in cls.Options.model_fields}
+        height, width = cls.makeable(self.spec, cls.Options(**options), 2 * NATIVE, 2 * NATIVE)
+        return Request(
+            sampler=name, model=str(self.folder), size=(width, height), steps=self._steps(cls, options),
+            device="cpu", options=options, adapters=adapters,
+        )  # fmt: skip
+
+    def _steps(self, cls, options):
+        """The fewest that the sampler takes."""
+        for steps in range(1, 6):
+            try:
+                cls.planned(self.spec, cls.Options(**options), 2 * NATIVE, 2 * NATIVE, steps)
+            except UserError:
+                continue
+            return steps
+        pytest.fail(f"{cls.__name__} wants more than 5 steps")
+
+    def sample(self, name):
+        """Latents of the quickest call with the adapters that are on the sampler now."""
+        pipeline, request = self.pipeline(name), self.request(name)
+        return pipeline(
+            "x",
+            width=request.size[0],
+            height=request.size[1],
+            num_inference_steps=request.steps,
+            guidance_scale=pipeline.default_guidance(self.spec),
+            generator=torch.Generator().manual_seed(0),
+            max_sequence_length=16,
+            output_type="latent",
+            **request.options,
+        ).images
+
+    def _paint(self, name):
+        """The same without any adapter, once."""
+        assert peft_layers.names(self.pipeline(name).transformer) == []
+        return self.sample(name)
+
+
+def adapter_files(spec, folder, out, facts):
+    """A file of every kind."""
+
+    def make(name, components=None, usage=ORDINARY):
+        model, lora = zoo.load_transformer(folder), LoraSpec(RANK, spec.lora_targets, alpha=3.0)
+        if components:
+            own = add_minor(model, MinorSpec(RANK, spec.lora_targets, components), None)
+        else:
+            own = add_lora(model, lora, seed=0)
+        draw = torch.Generator().manual_seed(len(name))
+        with torch.no_grad():
+            for parameter in own:
+                parameter += 0.5 * torch.randn(parameter.shape, generator=draw)
+        return model, export_lora(lora_state(model), lora, out / name, facts(spec=spec), usage)
+
+    found = {name: make(name, components)[1] for name, components in
+             {"plain": None, "minor": "minor", "major": "major"}.items()}  # fmt: skip
+    found["guide"] = make("guide", usage=Usage(tokens="guide"))[1]
+    model, _ = make("other style")
+    kohya = formats.Format.KOHYA
+    found["style"] = formats.save(lora_of(model), out / "style.safetensors", kohya, layout_of(model))
+    return found
+
+
+@pytest.fixture(scope="session")
+def families(tiny_flux, tiny_flux2, facts, tmp_path_factory):
+    made = {}
+    for name, folder in {"flux1": tiny_flux, "flux2": tiny_flux2}.items():
+        out = tmp_path_factory.mktemp(f"adapters-{name}")
+        made[name] = Family(name, folder, adapter_files(zoo.get(FAMILIES[name]), folder, out, facts))
+    return made
+
+
+def test_every_sampler_is_in_the_matrix_on_every_family():
+    assert {name for _, name in CELLS} == SAMPLERS.keys()
+    assert len(CELLS) == sum(len(info.paths) for info in SAMPLERS.values())
+
+
+@pytest.mark.parametrize(("family", "name"), CELLS)
+def test_without_adapters_a_call_gives_the_same_finite_picture_again(families, family, name):
+    found = families[family].paint(name)
+    assert found.isfinite().all()
+    assert torch.equal(families[family].sample(name), found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("family", "name"), CELLS)
+def test_adapters_act_and_at_scale_0_not_at_all(families, family, name, kind):
+    here, scales = families[family], list(KINDS[kind].values())
+    paths = [here.files[each] for each in KINDS[kind]]
+    asked = tuple(Adapter(name=str(path), scale=scale) for path, scale in zip(paths, scales, strict=True))
+    pipeline, before = here.pipeline(name), here.paint(name)
+    if "guide" in KINDS[kind] and not pipeline.guided:
+        # a setup loads nothing
+        with pytest.raises(UserError, match="acts on a guide's tokens alone, and this sampler has none"):
+            setup.Setup.of(here.request(name, asked))
+        return
+    setup.Setup.of(here.request(name, asked))
+    found = files.read_all(paths, pipeline)
+    files.load_adapters(pipeline, found, dict(zip(found, scales, strict=True)))
+    try:
+        adapted = here.sample(name)
+        set_scales(pipeline, dict.fromkeys(found, 0.0))
+        silent = here.sample(name)
+    finally:
+        for each in found:
+            peft_layers.remove(pipeline.transformer, each)
+    assert adapted.isfinite().all()
+    assert (adapted - before).abs().max() > 1e-3 * before.abs().max()
+    torch.testing.assert_close(silent, before, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("family", "name"), CELLS)
+def test_components_in_training_paint_what_their_export_paints(families, family, name):
+    """The difference form on the model against the LoRA of twice the rank in the file."""
+    here, pipeline = families[family], families[family].pipeline(name)
+    transformer = pipeline.transformer
+    own = add_minor(transformer, MinorSpec(RANK, here.spec.lora_targets), None, name="minor")
+    draw = torch.Generator().manual_seed(len("minor"))
+    with torch.no_grad():
+        for parameter in own:
+            parameter += 0.5 * torch.randn(parameter.shape, generator=draw)
+        trained = here.sample(name)
+    peft_layers.remove(transformer, "minor")
+    files.load_adapter(pipeline, here.files["minor"], "minor")
+    exported = here.sample(name)
+    peft_layers.remove(transformer, "minor")
+    torch.testing.assert_close(exported, trained, rtol=1e-3, atol=1e-3)
+
+
+COMMANDS = {
+    "a style and singular components": ("flux1", "imax", {"style": 0.7, "minor": 0.5}),
+    "a plain LoRA on FLUX.2": ("flux2", "sdedit", {"plain": 1.0}),
+    "an adapter for guide tokens": ("flux1", "ultragen", {"guide": 1.0, "style": 0.5}),
+    "major components": ("flux2", "patch-cascade", {"major": 1.0}),
+}
+
+
+def command(here, name, out, adapters):
+    request = here.request(name)
+    words = ["sample", name, "--model", here.folder, "--prompt", "x", "--out", out, "--device", "cpu"]
+    words += ["--size", "{}x{}".format(*request.size), "--steps", request.steps]
+    words += [word for key, value in request.options.items() for word in ("--set", f"{key}={value}")]
+    words += [
+        word for each, scale in adapters.items() for word in ("--adapter", f"{here.files[each]}={scale}")
+    ]
+    return main([str(word) for word in words])
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_the_command_puts_them_on_and_records_them(families, case, tmp_path, capsys):
+    family, name, adapters = COMMANDS[case]
+    here = families[family]
+    assert command(here, name, tmp_path / "with.png", adapters) == 0, capsys.readouterr().err
+    assert command(here, name, tmp_path / "without.png", {}) == 0, capsys.readouterr().err
+    record = read_record(tmp_path / "with.png")
+    assert [entry["scale"] for entry in record["adapters"]] == list(adapters.values())
+    if "guide" in adapters:
+        assert json.dumps(record["details"]["settings"]["guide_adapters"]) == '["adapter_0"]'
+    one, other = (Image.open(tmp_path / f"{each}.png") for each in ("with", "without"))
+    assert one.tobytes() != other.tobytes()
+
+
+def test_the_command_refuses_what_does_not_go_together_before_loading(
+    families, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("uhr.models.loading.load_pipeline", None)
+    assert command(families["flux2"], "euler", tmp_path / "a.png", {"guide": 1.0}) == 1
+    assert "sample with ultragen" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
