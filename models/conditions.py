@@ -55,6 +55,18 @@ class Prompt:
         return self.count
 
 
+@dataclass(frozen=True)
+class Words:
+    """What a call says, how strongly, and of how many pictures for each prompt. `length` is in text tokens;
+    None is what the backbone was trained with."""
+
+    positive: Prompt
+    negative: Prompt
+    guidance: float | None
+    pictures: int
+    length: int | None
+
+
 def _as_list(text: str | Sequence[str] | None) -> list[str] | None:
     if text is None:
         return None

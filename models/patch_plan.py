@@ -12,7 +12,6 @@ from pydantic import Field
 
 from uhr.base.errors import UserError
 from uhr.models import schedules
-from uhr.models.fitting import target_size
 from uhr.models.patches import Box, grid
 from uhr.models.planning import SamplerOptions
 from uhr.models.sizes import Size
@@ -108,16 +107,3 @@ def patch_stage(ask: Ask, options: PatchCascadeOptions) -> PatchStage:
         overlap=overlap,
         batch=options.batch,
     )
-
-
-def enlarged_size(picture: Any, scale: float | None, height: int | None, width: int | None) -> Size | None:
-    """Height and width in px of what a picture [B, 3, h, w] becomes (`fitting.target_size`): scale times its
-    sides, `USUAL_SCALE` if nothing is said, or those given. None without a picture."""
-    if picture is None:
-        if scale is not None:
-            raise UserError(f"scale {scale:g} is given without a picture", "give image, or height and width")
-        return None
-    if (height is None) != (width is None):
-        raise UserError("only one of height and width is given", "give both, or a scale")
-    size = None if height is None or width is None else (height, width)
-    return target_size(tuple(picture.shape[-2:]), scale, size, USUAL_SCALE)

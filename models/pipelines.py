@@ -1,18 +1,17 @@
 """What every sampler shares as a diffusers pipeline: prompts, guidance, model calls, pictures in and out.
 
-How to write one. Derive from `SamplerPipeline` and write `__call__` (and `preflight`, `Options`) with the
-methods below, which mean the same on every family of backbones:
+How to write one. Derive from `samplers.staged.Staged`, name its `Options`, and write `plan` and `run` with
+the methods below, which mean the same on every family of backbones:
 
-    begin         reset the counters and what diffusers' properties report
     grid          (rows, columns) of image tokens of a size in px; UserError for one that cannot be made
     schedule      noise levels by a shift policy
     conditions    prompts to what the backbone is told; `said.at(self.image_ids(grid))` for another grid
     noise         standard normal z;  pack, unpack between z [B, C, H, W] and tokens [B, N, 4C]
-    encode        pictures to z;  decode: z to pictures
+    encode        pictures to z;  decode: z to pictures;  shown: z to what `output_type` asks for
     velocity      one call of the backbone;  guided_velocity: one, or two with a negative prompt
-    integrate     Euler steps with progress bar, callback, interruption
-    finish        tokens to what `output_type` asks for
+    integrate     Euler steps with callback and interruption
 
+and those of `samplers.passes.Passes`: base pass, enlargement, a guided path over a stage.
 Then bind it to families: `class EulerPipeline(Euler, OnFlux1)`, `class Flux2EulerPipeline(Euler, OnFlux2)`,
 and name them in `samplers.SAMPLERS`. Differences to the stock pipelines: latents stay in float32 between
 steps and position ids in float32 always, whatever the backbone's dtype; sigmas come from `schedules.py`;
@@ -33,12 +32,12 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
-from uhr.models import flow, schedules
+from uhr.models import flow, registry, schedules
 from uhr.models import latents as latent
-from uhr.models.conditions import Condition, Conditions, Prompt, check_cfg
+from uhr.models.conditions import Condition, Conditions, Prompt, Words, check_cfg
 from uhr.models.patches import Box
 from uhr.models.planning import Planning
-from uhr.models.spec import GuidanceKind, ShiftPolicy
+from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
 from uhr.models.vae.f16 import vae_factor
 
 OnStepEnd = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
@@ -72,7 +71,6 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
     """Base of the samplers, whatever the family. After a run, `model_calls` is how often it called the
     backbone, and `sigmas` the noise levels that it went through."""
 
-    output_class: ClassVar[type]
     pooled: ClassVar[bool]
     """Whether the family takes a second text and a pooled embedding."""
 
@@ -106,6 +104,13 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
     @vae_scale_factor.setter
     def vae_scale_factor(self, value: int) -> None:
         pass
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """The spec that describes the loaded backbone; None where none does."""
+        stock = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("diffusers."))
+        index = {**self.config, "_class_name": stock.__name__}
+        return registry.find(index, self.transformer.config)
 
     @property
     def pixel_multiple(self) -> int:
@@ -157,33 +162,24 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
         dynamic = self.backbone.shifter(config, steps)
         return schedules.shifted(ShiftPolicy(shift), steps, tokens, factor, dynamic).tolist()
 
-    def conditions(
-        self,
-        positive: Prompt,
-        negative: Prompt,
-        grid: tuple[int, int],
-        guidance_scale: float | None,
-        true_cfg_scale: float,
-        pictures: int,
-        length: int | None,
-    ) -> Conditions:
-        """Encode both prompts for a grid of (rows, columns) image tokens, `pictures` times each.
+    def conditions(self, words: Words, grid: tuple[int, int], true_cfg_scale: float) -> Conditions:
+        """Encode both prompts for a grid of (rows, columns) image tokens.
 
-        `length` is in text tokens; None is what the backbone was trained with. Where the backbone is guided
-        by two passes ("cfg"), `guidance_scale` is their scale, the negative prompt is "" unless given, and
-        `true_cfg_scale` must stay 1; elsewhere `true_cfg_scale` is that of a negative prompt.
+        Where the backbone is guided by two passes ("cfg"), the words' guidance is their scale, the negative
+        prompt is "" unless given, and `true_cfg_scale` must stay 1; elsewhere `true_cfg_scale` is that of a
+        negative prompt.
         """
-        self._guidance_scale = guidance_scale
-        count = positive.check("prompt", self.pooled)
-        embedded, scale, negative = self._guidance(guidance_scale, true_cfg_scale, negative)
-        length = length or self.backbone.text_length(self.transformer)
-        said = self._condition(positive, grid, embedded, pictures, length)
+        self._guidance_scale = words.guidance
+        count = words.positive.check("prompt", self.pooled)
+        embedded, scale, negative = self._guidance(words.guidance, true_cfg_scale, words.negative)
+        length = words.length or self.backbone.text_length(self.transformer)
+        said = self._condition(words.positive, grid, embedded, words.pictures, length)
         if not negative.given:
             return Conditions(said)
         if negative.check("negative prompt", self.pooled) not in (1, count):
             what = f"{negative.count} negative prompts for {count} prompts"
             raise UserError(what, "give one, or one for each")
-        repeats = pictures * count // negative.count
+        repeats = words.pictures * count // negative.count
         return Conditions(said, self._condition(negative, grid, embedded, repeats, length), scale)
 
     def _guidance(
@@ -286,7 +282,7 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
         step_end: StepEnd,
         velocity: StepVelocity | None = None,
     ) -> torch.Tensor:
-        """Euler from sigmas[0] to sigmas[-1] with progress bar, step callback and interruption.
+        """Euler from sigmas[0] to sigmas[-1] with step callback and interruption.
 
         `velocity(x, sigma, step, said)` is what the steps follow, `guided_velocity` if None: a sampler puts
         in here what it does to the latents before the call, to the velocity after it, and what it keeps of
@@ -312,21 +308,14 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
                 x = changed.get("latents", x)
                 text = changed.get("prompt_embeds", now.positive.text)
                 now = replace(now, positive=replace(now.positive, text=text))
-            bar.update()
             return x
 
-        with self.progress_bar(total=len(sigmas) - 1) as bar:
-            tokens = flow.euler(follow, tokens, sigmas, after, stop=lambda: self.interrupt)
+        tokens = flow.euler(follow, tokens, sigmas, after, stop=lambda: self.interrupt)
         self._current_timestep = None
         return tokens
 
-    def finish(
-        self, tokens: torch.Tensor, height: int, width: int, output_type: str, return_dict: bool
-    ) -> Any:
-        """tokens [B, N, 4C] -> pictures as `output_type` says: pil, np, pt, or "latent" (the tokens)."""
-        pictures: Any = tokens
-        if output_type != "latent":
-            decoded = self.decode(self.unpack(tokens, self.grid(height, width)))
-            pictures = self.image_processor.postprocess(decoded, output_type=output_type)
-        self.maybe_free_model_hooks()
-        return self.output_class(images=pictures) if return_dict else (pictures,)
+    def shown(self, z: torch.Tensor, output_type: str) -> Any:
+        """z as `output_type` says: pil, np, pt, or "latent" (its tokens)."""
+        if output_type == "latent":
+            return self.pack(z)
+        return self.image_processor.postprocess(self.decode(z), output_type=output_type)

@@ -24,21 +24,29 @@ def get(name: str) -> ModelSpec:
     return SPECS[name]
 
 
-def match(index: Mapping[str, Any], transformer_config: Mapping[str, Any], where: str) -> ModelSpec:
-    """The spec whose `model_index.json` and transformer configuration these are.
-
-    `where` names the checkpoint in the error for a pipeline or a geometry that no spec has.
-    """
-    pipeline_class = str(index.get("_class_name"))
-    siblings = [spec for spec in SPECS.values() if spec.pipeline_class == pipeline_class]
-    if not siblings:
-        known = sorted({spec.pipeline_class for spec in SPECS.values()})
-        raise UserError(f"{where}: no spec is a '{pipeline_class}'", f"known pipelines: {', '.join(known)}")
-    for spec in siblings:
+def find(index: Mapping[str, Any], transformer_config: Mapping[str, Any]) -> ModelSpec | None:
+    """The spec whose `model_index.json` and transformer configuration these are; None if none has them."""
+    for spec in _siblings(str(index.get("_class_name"))):
         # diffusers takes what an index does not say for False
         pipeline_config = {key: index.get(key, False) for key in spec.pipeline_config}
         if pipeline_config == spec.pipeline_config and _holds(spec.transformer_config, transformer_config):
             return spec
+    return None
+
+
+def match(index: Mapping[str, Any], transformer_config: Mapping[str, Any], where: str) -> ModelSpec:
+    """As `find`; UserError where no spec has them.
+
+    `where` names the checkpoint in the error for a pipeline or a geometry that no spec has.
+    """
+    pipeline_class = str(index.get("_class_name"))
+    siblings = _siblings(pipeline_class)
+    if not siblings:
+        known = sorted({spec.pipeline_class for spec in SPECS.values()})
+        raise UserError(f"{where}: no spec is a '{pipeline_class}'", f"known pipelines: {', '.join(known)}")
+    spec = find(index, transformer_config)
+    if spec is not None:
+        return spec
     found = {
         key: values.get(key)
         for values, of in ((transformer_config, "transformer_config"), (index, "pipeline_config"))
@@ -49,6 +57,10 @@ def match(index: Mapping[str, Any], transformer_config: Mapping[str, Any], where
         f"{where}: no spec has this transformer ({shape})",
         f"known: {', '.join(spec.name for spec in siblings)}; --spec takes one of them as it is",
     )
+
+
+def _siblings(pipeline_class: str) -> list[ModelSpec]:
+    return [spec for spec in SPECS.values() if spec.pipeline_class == pipeline_class]
 
 
 def _holds(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> bool:

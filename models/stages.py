@@ -96,19 +96,32 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Ask:
-    """What a plan is made from. Sizes in px; `multiple` is what sides are multiples of, `native` the side of
-    the square that the backbone was trained at, `picture` whether one is given in place of the base pass."""
+    """What a plan is made from. Sizes in px; sides are multiples of `multiple`, `native_size` is the side of
+    the square that the backbone was trained at (None: unknown), `picture` whether one is given in place of
+    the base pass."""
 
     height: int
     width: int
     steps: int
-    native: int
+    native_size: int | None
     multiple: int
     family: str
     schedule: Schedule
     picture: bool = False
     model_steps: int | None = None
     """Those of the model's card, None where no spec describes it."""
+
+    @property
+    def native(self) -> int:
+        """Side of the training square; UserError where neither a spec nor the user says it."""
+        if self.native_size is None:
+            fix = "give native_size, the side in px of its training square"
+            raise UserError("no spec describes this backbone", fix)
+        return self.native_size
+
+    def at(self, size: Size) -> Ask:
+        """The same of another size."""
+        return replace(self, height=size[0], width=size[1])
 
     @property
     def size(self) -> Size:
@@ -213,6 +226,13 @@ def pixels(image: Any) -> torch.Tensor:
             f"a picture of shape {tuple(found.shape)}", "give RGB: [3, H, W] tensors, [H, W, 3] arrays"
         )
     return found * 2 - 1
+
+
+def for_each(pictures: torch.Tensor, batch: int) -> torch.Tensor:
+    """Pictures [b, 3, h, w] for `batch` prompts: one for all, or one for each (in runs)."""
+    if batch % len(pictures):
+        raise UserError(f"{len(pictures)} pictures for {batch} prompts", "give one, or one for each")
+    return pictures.repeat_interleave(batch // len(pictures), dim=0)
 
 
 def check_aspect(picture: Size, target: Size, multiple: int) -> None:

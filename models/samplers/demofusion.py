@@ -112,7 +112,7 @@ class DemoFusion(Staged):
 
     def _stage(self, job: Job, stage: Stage, times: int, below: torch.Tensor) -> torch.Tensor:
         """z at `times` the base's side, from that of the stage below."""
-        options, noise = job.options, self.noise(job.batch, *stage.size, job.generator)
+        options, noise = job.options, self.fresh(job, stage)
         data = bicubic(below, *noise.shape[-2:])
         boxes = windows((noise.shape[-2], noise.shape[-1]), 2 * job.native.side, options.overlap)
         reach = 2 * (round(2 * job.native.side * options.overlap) // 8) if options.jitter else 0

@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
-from diffusers.pipelines.flux2.pipeline_output import Flux2PipelineOutput
 
 from uhr.models.backbones.flux1 import Flux1
 from uhr.models.backbones.flux2 import Flux2
@@ -20,7 +18,6 @@ class OnFlux1(SamplerPipeline, FluxPipeline):
     """FLUX.1's components and text encoding."""
 
     backbone = Flux1()
-    output_class = FluxPipelineOutput
     pooled = True
 
     def embed(self, prompt: Prompt, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -41,7 +38,6 @@ class OnFlux2(SamplerPipeline, Flux2KleinPipeline):
     """FLUX.2 [klein]'s components and text encoding."""
 
     backbone = Flux2()
-    output_class = Flux2PipelineOutput
     pooled = False
 
     def embed(self, prompt: Prompt, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:

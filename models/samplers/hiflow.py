@@ -58,16 +58,17 @@ PerStage = tuple[float, ...]
 
 
 class HiFlowOptions(DenseOptions):
-    """preset is `paper` (HiFlow v2, the default) or `code` (its repository); None is the preset's value.
+    """None is the preset's value.
 
+    preset:       paper is HiFlow v2, code its repository
     cascade:      sides over the base's: 2, 3, 4 in the paper, 2, 4 in the code
     starts:       where the stages enter the schedule: 0.6, 0.3, 0.3 in the paper (its tau), the last 16 and
                   10 of 30 steps in the code
     starts_are:   levels: at the first that is at most this (paper); shares of the steps that are left (code)
     start_from:   reference: the enlarged clean estimate of that very step (eq. 7, paper); picture: the last
                   stage's picture, enlarged and sharpened in pixels (code)
-    low_pass:     butterworth, at `cutoff` (0.4 in the paper, 0.2 in the code; 1 is an axis' Nyquist
-                  frequency), or haar
+    low_pass:     butterworth, at `cutoff`, or haar
+    cutoff:       0.4 in the paper, 0.2 in the code; 1 is an axis' Nyquist frequency
     direction:    alpha at a stage's first step (1 in the paper, 1 and 0.25 in the code)
     acceleration: beta there (1 in the paper, 0.5 in the code)
     fade:         both fall as sigma / start (t / tau, paper) or linearly over the stage's steps (code)
@@ -224,7 +225,7 @@ class HiFlow(Staged):
             pixels = job.picture if below is None else self.decode(below)
             assert pixels is not None
             data = self.enlarge(pixels, stage, options.sharpening)
-        start = flow.interpolate(data, self.noise(job.batch, *stage.size, job.generator), stage.sigmas[0])
+        start = flow.interpolate(data, self.fresh(job, stage), stage.sigmas[0])
         z = self.follow(job, stage, start, velocity, options.toolkit, self._guidance_at(job, index))
         reference.update(estimates)
         return z

@@ -91,7 +91,7 @@ class IMax(Staged):
             weight = cosine_weight(step, stage.steps)
             return project(v, velocity_towards(z, reference, sigma), weight, options.projection, low_pass)
 
-        noise = self.noise(job.batch, *stage.size, job.generator)
+        noise = self.fresh(job, stage)
         return self.follow(job, stage, noise, velocity, options.toolkit, self.high_guidance(job)), stage
 
 

@@ -93,7 +93,7 @@ class MultiDiffusion(Staged):
             if self.interrupt:
                 return z, job.plan[0]
             pixels = self.decode(z)
-        z = self.noise(job.batch, *stage.size, job.generator)
+        z = self.fresh(job, stage)
         if pixels is not None:
             z = flow.interpolate(self.enlarge(pixels, stage), z, stage.sigmas[0])
         boxes = windows((z.shape[-2], z.shape[-1]), 2 * job.native.side, job.options.overlap)

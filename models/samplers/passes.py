@@ -11,12 +11,14 @@ from typing import Any, ClassVar
 import torch
 from pydantic import ByteSize
 
+from uhr.base.errors import UserError
 from uhr.models import flow, surgery, swin
 from uhr.models.conditions import Conditions
 from uhr.models.filters import bicubic, sharpen
 from uhr.models.hr_toolkit import Native, Toolkit
 from uhr.models.pipelines import SamplerPipeline, StepEnd
-from uhr.models.stages import Stage
+from uhr.models.sizes import Size
+from uhr.models.stages import Ask, Stage
 from uhr.models.vae.room import room_of
 from uhr.models.vae.tiled import ExactTiling
 
@@ -29,27 +31,38 @@ class Job:
     """One call on its way through the stages of its plan. `steps_done` counts on from stage to stage."""
 
     options: Any
+    ask: Ask
+    target: Size
     plan: list[Stage]
-    said: Conditions
-    native: Native
+    told: Sequence[Conditions]
+    """What the backbone is told in each stage of the plan."""
+
+    text: int
+    """Text tokens that the backbone was trained with."""
+
     generator: Any
     step_end: StepEnd
     picture: torch.Tensor | None
     """Pixels in place of the base pass, [B, 3, h, w] in [-1, 1]."""
 
+    latents: torch.Tensor | None
+    """Noise of the first stage, packed [B, N, 4C]; None once it is used."""
+
     preview: Callable[[torch.Tensor], None] | None
     steps_done: int = 0
 
     @property
+    def said(self) -> Conditions:
+        """What the backbone is told in the first stage, and in others if nothing else is said."""
+        return self.told[0]
+
+    @property
+    def native(self) -> Native:
+        return Native(self.ask.native_side, self.text)
+
+    @property
     def batch(self) -> int:
         return self.said.positive.text.shape[0]
-
-
-class _Quiet:
-    """In place of a stage's bar, while one bar counts the calls of all stages."""
-
-    def update(self, n: int = 1) -> None:
-        pass
 
 
 class Passes(SamplerPipeline):
@@ -77,7 +90,6 @@ class Passes(SamplerPipeline):
         """z of the base pass: the plan's first stage, from pure noise. `keep` is shown the clean estimate of
         each step."""
         stage = job.plan[0]
-        noise = self.noise(job.batch, *stage.size, job.generator)
 
         def velocity(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
             v = self.field(z, sigma, said)
@@ -85,10 +97,21 @@ class Passes(SamplerPipeline):
                 keep(flow.data_estimate(z, v, sigma))
             return v
 
-        z = self.follow(job, stage, noise, velocity)
+        z = self.follow(job, stage, self.fresh(job, stage), velocity)
         if job.preview is not None and len(job.plan) > 1:
             job.preview(z)
         return z
+
+    def fresh(self, job: Job, stage: Stage) -> torch.Tensor:
+        """Standard normal z of a stage: the call's own for the first that asks for it, drawn for others."""
+        given, job.latents = job.latents, None
+        if given is None:
+            return self.noise(job.batch, *stage.size, job.generator)
+        grid = self.grid(*stage.size)
+        if given.ndim != 3 or given.shape[:2] != (job.batch, grid[0] * grid[1]):
+            shape = f"[{job.batch}, {grid[0] * grid[1]}, 4C]"
+            raise UserError(f"latents of shape {list(given.shape)}", f"give packed noise of shape {shape}")
+        return self.unpack(given.to(self._execution_device, torch.float32), grid)
 
     def enlarge(
         self, pixels: torch.Tensor, stage: Stage, sharpening: float | None = None, generator: Any = None
@@ -112,8 +135,10 @@ class Passes(SamplerPipeline):
         `toolkit` is on meanwhile; `guidance` None is the call's own.
         """
         grid = self.grid(*stage.size)
-        kit, tokens = toolkit or Toolkit.off(), grid[0] * grid[1]
-        said = kit.told(self._guided(job.said, guidance), grid, job.native)
+        said, kit = self._guided(job.said, guidance), contextlib.nullcontext([])
+        if toolkit is not None:
+            said = toolkit.told(said, grid, job.native)
+            kit = toolkit.on(self, grid[0] * grid[1], job.native)
 
         def along(packed: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
             at = self.unpack(packed, grid)
@@ -122,7 +147,7 @@ class Passes(SamplerPipeline):
             )
 
         self.stages = (*self.stages, stage)
-        with kit.on(self, tokens, job.native) as surgeries:
+        with kit as surgeries:
             self._note(surgeries)
             found = self.integrate(self.pack(z), stage.sigmas, said, self._numbered(job), along)
         job.steps_done += stage.steps
@@ -177,8 +202,8 @@ class Passes(SamplerPipeline):
     @contextlib.contextmanager
     def exact_vae(self) -> Generator[None]:
         """Exact tiling for the length of a call, in the memory that the device has for it, unless something
-        else splits the VAE already."""
-        taken = any("vae._encode" in each.seats for each in surgery.applied(self.vae))
+        else splits the VAE already, or there is none."""
+        taken = self.vae is None or any("vae._encode" in each.seats for each in surgery.applied(self.vae))
         if taken or getattr(self.vae, "use_tiling", False):
             yield
             return
@@ -189,19 +214,13 @@ class Passes(SamplerPipeline):
 
     @contextlib.contextmanager
     def one_bar(self, total: int) -> Generator[None]:
-        """One bar over all calls of the backbone, in place of one for each stage."""
-        with super().progress_bar(total=total) as bar:
+        """One bar over all calls of the backbone, whatever their stage."""
+        with self.progress_bar(total=total) as bar:
             self._bar = bar
             try:
                 yield
             finally:
                 self._bar = None
-
-    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-        """diffusers' bar, or none while `one_bar` counts."""
-        if self._bar is not None and iterable is None:
-            return contextlib.nullcontext(_Quiet())
-        return super().progress_bar(iterable, total)
 
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         super().begin(step_end, attention)

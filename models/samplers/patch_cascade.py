@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
-
-from uhr.base.config import build
 from uhr.base.errors import UserError
-from uhr.models.conditions import Prompt
 from uhr.models.costs.work import Calls, Coding
-from uhr.models.patch_plan import USUAL_SCALE, PatchCascadeOptions, PatchStage, enlarged_size, patch_stage
-from uhr.models.pipelines import OnStepEnd, StepEnd
+from uhr.models.fitting import target_size
+from uhr.models.patch_plan import USUAL_SCALE, PatchCascadeOptions, PatchStage, patch_stage
 from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.native import native_of
 from uhr.models.samplers.passes import Job
-from uhr.models.samplers.patch_pass import PatchPass, Words
-from uhr.models.sizes import up_to
+from uhr.models.samplers.patch_pass import PatchPass
+from uhr.models.sizes import Size, up_to
 from uhr.models.spec import GuidanceKind, ModelSpec
-from uhr.models.stages import Ask, Stage, StagedOutput, pixels
+from uhr.models.stages import Ask, Stage
 
 
 class PatchCascade(PatchPass):
@@ -37,6 +31,12 @@ class PatchCascade(PatchPass):
     of its own; patches share one noise. Memory does not grow with the picture but by the picture itself (1
     byte a value for PIL, else 4), the noise, and one row of patches. A fully fine-tuned patch model would
     make its own base, too: make that by `euler` with the original, and give it as `image`.
+
+    A given picture may have any size, and the result has exactly `scale` times its sides, rounded (4 as in
+    figure 7 if nothing is said); it needs no guidance. Steps are those of each patch. "pt" lies on the CPU,
+    "latent" is the finished picture encoded again, since patches are blended in pixels. The callback is shown
+    the latents of the patches at hand, [patches * batch, N, 4C]. If interrupted, places that are not painted
+    yet stay as the enlargement shows them.
     """
 
     Options = PatchCascadeOptions
@@ -89,90 +89,18 @@ class PatchCascade(PatchPass):
         patches = patch_stage(ask, options)
         return [patches] if ask.picture else [ask.published_base(options.base_steps), patches]
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        prompt: str | list[str] | None = None,
-        prompt_2: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        negative_prompt_2: str | list[str] | None = None,
-        image: Any = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        pooled_prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        negative_pooled_prompt_embeds: torch.Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        joint_attention_kwargs: dict[str, Any] | None = None,
-        callback_on_step_end: OnStepEnd | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        max_sequence_length: int | None = None,
-        return_stages: bool = False,
-        scale: float | None = None,
-        **options: Any,
-    ) -> Any:
-        """Arguments as in EulerPipeline, and `Options`' fields by name. Differences:
+    def target(self, given: Size, scale: float | None, size: Size | None) -> Size:
+        return target_size(given, scale, size, self.default_scale())
 
-        image:               a picture (or one for each prompt) in place of the base pass, of any size: it is
-                             continued by reflection to whole tokens, and the result is cut back
-        scale:               of that picture, 1 or more: the result has exactly this many times its sides,
-                             rounded. 4 if no size is given either, as in figure 7
-        height, width:       in place of a scale, of the picture's aspect ratio; without a picture twice the
-                             native size if not given
-        num_inference_steps: of each patch; None is 4
-        guidance_scale:      of the base pass; a given picture needs none
-        output_type:         as in diffusers; "pt" lies on the CPU, and "latent" is the finished picture
-                             encoded again, since patches are blended in pixels
-        callback_on_step_end: its step counts on from the base pass and from patch to patch; latents are those
-                             of the patches at hand, [patches * batch, N, 4C]
-        return_stages:       the output's `stages` holds the base picture
+    def painted_size(self, target: Size) -> Size:
+        """In whole tokens: a picture is continued by reflection, and the result cut back."""
+        return up_to(target[0], self.pixel_multiple), up_to(target[1], self.pixel_multiple)
 
-        If interrupted, places that are not painted yet stay as the enlargement shows them.
-        """
-        settings = build(self.Options, options, f"sampler {type(self).__name__}")
-        picture = None if image is None else pixels(image).to(self._execution_device)
-        target = enlarged_size(picture, scale, height, width)
-        size = (height, width)
-        if target is not None:
-            size = tuple(up_to(side, self.pixel_multiple) for side in target)
-            if output_type == "latent":
-                self.grid(*target)
-        ask = self._ask(settings, *size, num_inference_steps, picture is not None)
-        self.check_options(settings, self.guidance_kind)
-        plan = self.checked_plan(ask, settings)
-        step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        self.begin(step_end, joint_attention_kwargs)
-        self.settings = settings
-        words = Words(
-            Prompt(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds),
-            Prompt(negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds),
-            guidance_scale,
-            num_images_per_prompt,
-            max_sequence_length,
-        )
-        base_said, said = self.say(words, plan, settings)
-        shown: list[Any] = []
-        keep = (lambda z: shown.append(self._show(z, output_type))) if return_stages else None
-        native = native_of(self, ask.native)
-        job = Job(settings, plan, base_said, native, generator, step_end, picture, keep)
-        calls = sum(
-            stage.steps * stage.calls * each.branches
-            for stage, each in zip(plan[::-1], (said, base_said), strict=False)
-        )
-        with self.one_bar(calls):
-            if picture is None:
-                picture = self.decode(self.run(job)[0])
-            images = self.painted(replace(job, said=said), picture, target or ask.size, output_type)
-        self.maybe_free_model_hooks()
-        if return_dict:
-            return StagedOutput(images=images, stages=shown if return_stages else None)
-        return (images, shown) if return_stages else (images,)
+    def make(self, job: Job, output_type: str) -> Any:
+        if output_type == "latent":
+            self.grid(*job.target)
+        base = self.decode(self.run(job)[0]) if job.picture is None else job.picture
+        return self.painted(job, base, output_type)
 
 
 class PatchCascadePipeline(PatchCascade, OnFlux1):

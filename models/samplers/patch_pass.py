@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from uhr.base.errors import UserError
 from uhr.models import flow
 from uhr.models.adapters import peft_layers
 from uhr.models.adapters.silence import only
-from uhr.models.conditions import Condition, Conditions, Prompt
+from uhr.models.conditions import Condition, Conditions, Words
 from uhr.models.enlarge import bicubic_at, reflected
 from uhr.models.patch_plan import PatchCascadeOptions, PatchStage
 from uhr.models.patches import Box, feather
@@ -28,17 +27,6 @@ UNADAPTED = (
     "unadapted: no adapter acts on the patches, which the checkpoint paints as it stands. RealUHR's weights "
     "were never published; an adapter that was trained for patches goes in with --adapter"
 )
-
-
-@dataclass(frozen=True)
-class Words:
-    """What a call says of its prompts."""
-
-    positive: Prompt
-    negative: Prompt
-    guidance: float | None
-    pictures: int
-    length: int | None
 
 
 class PatchPass(Staged):
@@ -62,23 +50,21 @@ class PatchPass(Staged):
             self._bar.update(more)
         return found
 
-    def say(
-        self, words: Words, plan: Sequence[Stage], options: PatchCascadeOptions
-    ) -> tuple[Conditions, Conditions]:
+    def say(self, words: Words, plan: Sequence[Stage], options: PatchCascadeOptions) -> list[Conditions]:
         """What the backbone is told in the base pass and of a patch: the same words, another guidance."""
         patches = plan[-1]
         assert isinstance(patches, PatchStage)
         said = self._said(words, options, self.grid(*patches.patch), alone=len(plan) == 1)
-        base = said
-        if len(plan) > 1 and self._text_changes(options):
-            with self.original(options):
-                base = self._said(words, options, self.grid(*patches.patch), alone=False)
-        if len(plan) > 1:
-            base = base.at(self.image_ids(self.grid(*plan[0].size)))
-        kind = self.guidance_kind
-        base_scale = words.guidance if kind == "cfg" and words.guidance is not None else 1.0
         told = said.map(lambda condition: _guided(condition, options.patch_guidance))
-        return _scaled(base, base_scale), _scaled(told, options.true_cfg_scale)
+        of_patches = _scaled(told, options.true_cfg_scale)
+        if len(plan) == 1:
+            return [of_patches]
+        if self._text_changes(options):
+            with self.original(options):
+                said = self._said(words, options, self.grid(*patches.patch), alone=False)
+        by_passes = self.guidance_kind == "cfg" and words.guidance is not None
+        base = said.at(self.image_ids(self.grid(*plan[0].size)))
+        return [_scaled(base, words.guidance if by_passes else 1.0), of_patches]
 
     def _said(
         self, words: Words, options: PatchCascadeOptions, grid: tuple[int, int], alone: bool
@@ -91,9 +77,7 @@ class PatchPass(Staged):
             if guidance == 1 or (guidance is None and alone):
                 guidance = true_cfg
             true_cfg = 1.0
-        return self.conditions(
-            words.positive, words.negative, grid, guidance, true_cfg, words.pictures, words.length
-        )
+        return self.conditions(replace(words, guidance=guidance), grid, true_cfg)
 
     @contextlib.contextmanager
     def original(self, options: PatchCascadeOptions) -> Generator[None]:
@@ -122,18 +106,17 @@ class PatchPass(Staged):
     def details(self) -> dict[str, Any]:
         return {**super().details(), "notes": list(self.notes)}
 
-    def painted(self, job: Job, base: torch.Tensor, target: Size, output_type: str) -> Any:
-        """The base picture [b, 3, h, w] in [-1, 1] brought to `target` px, as `output_type` says."""
+    def painted(self, job: Job, base: torch.Tensor, output_type: str) -> Any:
+        """The base picture [B, 3, h, w] in [-1, 1] brought to the job's target, as `output_type` says."""
         stage = job.plan[-1]
         assert isinstance(stage, PatchStage)
-        base = for_each(base, job.batch)
         self.stages, self.pieces = (*self.stages, stage), stage.boxes
-        shared = self.noise(job.batch, *stage.size, job.generator) if job.options.shared_noise else None
-        whole = Gathered(job.batch, target, exact=output_type != "pil")
+        shared = self.fresh(job, stage) if job.options.shared_noise else None
+        whole = Gathered(job.batch, job.target, exact=output_type != "pil")
         canvas = StripCanvas(job.batch, 3, stage.width, whole.write)
         for first in range(0, len(stage.boxes), job.options.batch):
             boxes = stage.boxes[first : first + job.options.batch]
-            anchors = torch.cat([_anchor(base, target, stage.size, box) for box in boxes])
+            anchors = torch.cat([_anchor(base, job.target, stage.size, box) for box in boxes])
             patches = anchors if self.interrupt else self._paint(job, stage, boxes, anchors, shared)
             for box, patch in zip(boxes, patches.chunk(len(boxes)), strict=True):
                 canvas.add(box, patch, feather(box, *stage.size, stage.overlap))
@@ -141,8 +124,7 @@ class PatchPass(Staged):
         if output_type == "pil":
             return whole.pil()
         if output_type == "latent":
-            with self.exact_vae():
-                return self.pack(self.encode(whole.values))
+            return self.pack(self.encode(whole.values))
         return self.image_processor.postprocess(whole.values, output_type=output_type)
 
     def _paint(
@@ -164,7 +146,7 @@ class PatchPass(Staged):
             return self.guided_velocity(tokens, stage.labels[step], said)
 
         self._together = len(boxes)
-        said = job.said.map(lambda condition: _repeated(condition, len(boxes)))
+        said = job.told[-1].map(lambda condition: _repeated(condition, len(boxes)))
         tokens = self.integrate(self.pack(z), stage.sigmas, said, self._numbered(job), along)
         job.steps_done += stage.steps
         if steps < stage.steps:
@@ -176,13 +158,6 @@ class PatchPass(Staged):
             return self.noise(job.batch, box.height, box.width, job.generator)
         factor = self.vae_scale_factor
         return Box(*(side // factor for side in (box.top, box.left, box.height, box.width))).crop(shared)
-
-
-def for_each(pictures: torch.Tensor, batch: int) -> torch.Tensor:
-    """Pictures [b, 3, h, w] for `batch` prompts: one for all, or one for each (in runs)."""
-    if batch % len(pictures):
-        raise UserError(f"{len(pictures)} pictures for {batch} prompts", "give one, or one for each")
-    return pictures.repeat_interleave(batch // len(pictures), dim=0)
 
 
 def _anchor(picture: torch.Tensor, target: Size, padded: Size, box: Box) -> torch.Tensor:

@@ -52,7 +52,7 @@ class SDEdit(Staged):
             data = self.enlarge(self.decode(z), stage)
         else:
             data = self.enlarge(job.picture, stage)
-        noise = self.noise(job.batch, *stage.size, job.generator)
+        noise = self.fresh(job, stage)
         start = flow.interpolate(data, noise, stage.sigmas[0])
         return self.follow(job, stage, start, None, job.options.toolkit, self.high_guidance(job)), stage
 

@@ -1,29 +1,32 @@
-"""What the samplers that paint in stages share: one call, one plan, one bar, toolkit, previews."""
+"""The call of every sampler: one signature, one plan, one bar, previews."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from pydantic import Field
 
 from uhr.base.config import build
 from uhr.base.errors import UserError
-from uhr.models.conditions import Conditions, Prompt
+from uhr.models.conditions import Conditions, Prompt, Words
+from uhr.models.fitting import target_size
 from uhr.models.hr_toolkit import Toolkit
 from uhr.models.pipelines import OnStepEnd, StepEnd
 from uhr.models.planning import SamplerOptions
-from uhr.models.samplers.native import native_of, spec_of
 from uhr.models.samplers.passes import Job, Passes
-from uhr.models.stages import Ask, Stage, StagedOutput, StageShift, check_aspect, pixels, total_calls
+from uhr.models.sizes import Size
+from uhr.models.stages import Ask, Stage, StagedOutput, StageShift, check_aspect, for_each, pixels
+
+C = TypeVar("C", bound=Callable[..., Any])
 
 
 class StagedOptions(SamplerOptions):
-    """What every staged sampler can be told besides.
-
-    guidance_high:   guidance of the stages above the base; None is the sampler's published number where the
+    """guidance_high:   of the stages above the base; None is the sampler's published number where the
                      backbone embeds guidance, and the call's own elsewhere
     shift:           of those stages, static or native; None is static on FLUX.1, native on FLUX.2
     shift_factor:    of the static shift
@@ -41,10 +44,12 @@ class DenseOptions(StagedOptions):
 
 
 class Staged(Passes):
-    """Base of the staged samplers: a new one writes `Options`, `plan` and `run`."""
+    """Base of the samplers: a new one writes `Options`, `plan` and `run`."""
 
-    Options = StagedOptions
-    published_steps = 30
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Options" in cls.__dict__:
+            cls.__call__ = _showing(getattr(cls.__call__, "plain", cls.__call__), cls.Options)
 
     @abstractmethod
     def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
@@ -60,10 +65,12 @@ class Staged(Passes):
         image: Any = None,
         height: int | None = None,
         width: int | None = None,
+        scale: float | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
         pooled_prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
@@ -77,65 +84,121 @@ class Staged(Passes):
         return_stages: bool = False,
         **options: Any,
     ) -> Any:
-        """Arguments as in EulerPipeline, and `Options`' fields by name. Differences:
+        """Arguments as in diffusers' FluxPipeline, on every family, and the options below by name. A family
+        with a single text encoder takes no second prompt and no pooled embeddings. Differences:
 
         image:               a picture (or one for each prompt) in place of the base pass, of any size and
                              the target's aspect ratio: PIL, an array, or a tensor in [0, 1]
-        height, width:       twice the native size if not given
+        height, width:       the sampler's usual size if not given
+        scale:               how many times the picture's sides the result has, in place of height and width;
+                             the sampler's usual one if nothing is said of either
         num_inference_steps: None is the sampler's published number, or the model's own if that is below 12
+        guidance_scale:      must be given where the backbone embeds it or is guided by two passes (where it
+                             is their scale), and must not be where it takes none
+        latents:             noise of the first stage [B, N, 4C], packed, in place of what is drawn
         callback_on_step_end: its step counts on through the stages
         return_stages:       the output's `stages` holds the pictures of every stage before the last
         """
         settings = self.resolve(build(self.Options, options, f"sampler {type(self).__name__}"))
         self.check_options(settings, self.guidance_kind)
-        ask = self._ask(settings, height, width, num_inference_steps, image is not None)
+        picture = None if image is None else pixels(image).to(self._execution_device)
+        target, ask = self._asked(settings, picture, scale, height, width, num_inference_steps)
         plan = self.checked_plan(ask, settings)
         step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.begin(step_end, joint_attention_kwargs)
         self.settings = settings
-        said = self.conditions(
+        words = Words(
             Prompt(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds),
             Prompt(negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds),
-            self.grid(*plan[0].size),
             guidance_scale,
-            settings.true_cfg_scale,
             num_images_per_prompt,
             max_sequence_length,
         )
-        picture = None if image is None else self._picture(image, ask, said)
+        said = self.say(words, plan, settings)
+        if picture is not None:
+            picture = for_each(picture, said[0].positive.text.shape[0])
+        text = self.backbone.text_length(self.transformer)
         shown: list[Any] = []
-        native = native_of(self, ask.native)
-        keep = (lambda z: shown.append(self._show(z, output_type))) if return_stages else None
-        job = Job(settings, plan, said, native, generator, step_end, picture, keep)
-        with self.exact_vae(), self.one_bar(total_calls(plan, said.branches)):
-            z, last = self.run(job)
-            (images,) = self.finish(self.pack(z), *last.size, output_type, return_dict=False)
+        keep = (lambda z: shown.append(self.shown(z, output_type))) if return_stages else None
+        job = Job(settings, ask, target, plan, said, text, generator, step_end, picture, latents, keep)
+        calls = sum(stage.steps * stage.calls * each.branches for stage, each in zip(plan, said, strict=True))
+        with self.exact_vae(), self.one_bar(calls):
+            images = self.make(job, output_type)
+        self.maybe_free_model_hooks()
         if return_dict:
             return StagedOutput(images=images, stages=shown if return_stages else None)
         return (images, shown) if return_stages else (images,)
 
-    def _ask(
-        self, settings: Any, height: int | None, width: int | None, steps: int | None, picture: bool
-    ) -> Ask:
-        spec = spec_of(self, settings.native_size)
-        native = settings.native_size or (spec.native_size if spec is not None else 0)
-        side = self.native_times * native
-        height, width = height or side, width or side
+    def make(self, job: Job, output_type: str) -> Any:
+        """The finished pictures."""
+        z, _ = self.run(job)
+        return self.shown(z, output_type)
+
+    def say(self, words: Words, plan: Sequence[Stage], options: Any) -> list[Conditions]:
+        """What the backbone is told in each stage."""
+        said = self.conditions(words, self.grid(*plan[0].size), options.true_cfg_scale)
+        return [said] * len(plan)
+
+    def target(self, given: Size, scale: float | None, size: Size | None) -> Size:
+        """What a picture of `given` px is to become: as large as asked for, or the sampler's usual scale."""
+        if size is None or scale is not None:
+            return target_size(given, scale, size, self.default_scale())
+        check_aspect(given, size, self.pixel_multiple)
+        return size
+
+    def painted_size(self, target: Size) -> Size:
+        """Of the picture that `target` px are cut out of."""
+        return target
+
+    def _asked(
+        self,
+        settings: Any,
+        picture: torch.Tensor | None,
+        scale: float | None,
+        height: int | None,
+        width: int | None,
+        steps: int | None,
+    ) -> tuple[Size, Ask]:
+        """The size of the result, and what a plan is made from."""
+        spec = self.spec
         if steps is None:
-            steps = (self.published_steps or 0) if spec is None else self.default_steps(spec)
-        card = None if spec is None else spec.steps
-        multiple, family = self.pixel_multiple, self.backbone.name
-        return Ask(height, width, steps, native, multiple, family, self.schedule, picture, card)
+            steps = self.published_steps if spec is None else self.default_steps(spec)
+        if steps is None:
+            raise UserError("no spec describes this backbone", "give num_inference_steps")
+        native = settings.native_size or (None if spec is None else spec.native_size)
+        card, multiple, family = None if spec is None else spec.steps, self.pixel_multiple, self.backbone.name
+        ask = Ask(0, 0, steps, native, multiple, family, self.schedule, picture is not None, card)
+        if picture is not None:
+            if (height is None) != (width is None):
+                raise UserError("only one of height and width is given", "give both, or a scale")
+            size = None if height is None or width is None else (height, width)
+            target = self.target((picture.shape[-2], picture.shape[-1]), scale, size)
+            return target, ask.at(self.painted_size(target))
+        if scale is not None:
+            raise UserError(f"scale {scale:g} is given without a picture", "give image, or height and width")
+        target = height or self.native_times * ask.native, width or self.native_times * ask.native
+        return target, ask.at(target)
 
-    def _picture(self, image: Any, ask: Ask, said: Conditions) -> torch.Tensor:
-        found = pixels(image).to(self._execution_device)
-        batch = said.positive.text.shape[0]
-        if batch % found.shape[0]:
-            raise UserError(f"{found.shape[0]} pictures for {batch} prompts", "give one, or one for each")
-        check_aspect((found.shape[-2], found.shape[-1]), ask.size, ask.multiple)
-        return found.repeat_interleave(batch // found.shape[0], dim=0)
 
-    def _show(self, z: torch.Tensor, output_type: str) -> Any:
-        if output_type == "latent":
-            return self.pack(z)
-        return self.image_processor.postprocess(self.decode(z), output_type=output_type)
+def _showing(call: C, options: type[SamplerOptions]) -> C:
+    """The call, whose signature and docstring have the options' fields in place of `**options`."""
+
+    @functools.wraps(call)
+    def shown(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(self, *args, **kwargs)
+
+    own = inspect.signature(call)
+    named = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    fields = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.get_default(call_default_factory=True),
+            annotation=field.annotation,
+        )
+        for name, field in options.model_fields.items()
+    ]
+    told = [inspect.getdoc(cls) for cls in reversed(options.__mro__) if issubclass(cls, SamplerOptions)]
+    vars(shown).update(plain=call, __signature__=own.replace(parameters=[*named, *fields]))
+    shown.__doc__ = "\n\n".join([inspect.cleandoc(call.__doc__ or ""), *(each for each in told if each)])
+    return cast(C, shown)

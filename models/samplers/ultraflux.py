@@ -10,7 +10,6 @@ import torch
 from pydantic import Field
 
 from uhr.models import surgery
-from uhr.models.hr_toolkit import Toolkit
 from uhr.models.pipelines import StepEnd
 from uhr.models.planning import SamplerOptions
 from uhr.models.rope_surgeries import RopeResonance, RopeYarn
@@ -87,10 +86,10 @@ class UltraFlux(Staged):
 
     def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
         stage = job.plan[-1]
-        noise = self.noise(job.batch, *stage.size, job.generator)
+        noise = self.fresh(job, stage)
         # an F16 token is as wide as two of F8
         with self._on(self.transformer, _positions(job.options.positions, 2 * job.native.side)):
-            return self.follow(job, stage, noise, toolkit=Toolkit.off()), stage
+            return self.follow(job, stage, noise), stage
 
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         super().begin(step_end, attention)

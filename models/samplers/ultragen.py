@@ -99,8 +99,6 @@ class UltraGen(Staged):
 
     _attending: Attending | None = None
     _block_masks: BlockMasks | None = None
-    _filled: UltraGenOptions | None = None
-    """The options of the call, with every None filled in that follows from model and size."""
 
     @classmethod
     def unit(cls, ask: Ask, options: Any) -> int:
@@ -126,9 +124,9 @@ class UltraGen(Staged):
         return stages if ask.picture else [ask.published_base(options.base_steps), *stages]
 
     def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
-        assert self._filled is not None
+        options = filled(job.ask, job.options)
         with guide_only(self.transformer, job.options.guide_adapters) as kept:
-            job.options = self._filled.model_copy(update={"guide_adapters": tuple(kept)})
+            job.options = options.model_copy(update={"guide_adapters": tuple(kept)})
             self.settings = job.options
             self.notes = () if kept else (UNADAPTED,)
             stages, last, z = list(job.plan), job.plan[0], None
@@ -150,7 +148,7 @@ class UltraGen(Staged):
         options, first = job.options, stage.sigmas[0]
         pixels = functools.cache(lambda: job.picture if below is None else self.decode(below))
         guide = self._reduced(stage, options.ratio, below, pixels) if options.guide else None
-        start = data = self.noise(job.batch, *stage.size, job.generator)
+        start = data = self.fresh(job, stage)
         if first < 1 or options.projection != "off":
             data = self._enlarged(stage, options, below, pixels, guide)
             start = flow.interpolate(data, start, first)
@@ -250,13 +248,6 @@ class UltraGen(Staged):
             what = f"the positions are already scaled by '{scaled[0].key}'"
             raise UserError(what, "keep it and set ntk=1 and base_ntk=1, or revert it")
         return [wanted]
-
-    def _ask(
-        self, settings: Any, height: int | None, width: int | None, steps: int | None, picture: bool
-    ) -> Ask:
-        asked = super()._ask(settings, height, width, steps, picture)
-        self._filled = filled(asked, settings)
-        return asked
 
 
 class UltraGenPipeline(UltraGen, OnFlux1):

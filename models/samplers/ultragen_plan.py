@@ -125,17 +125,24 @@ def _below(ask: Ask, options: UltraGenOptions) -> tuple[float, ...]:
         return options.below
     side, share, found = math.sqrt(ask.height * ask.width), 1 / options.ratio, []
     while not ask.picture and share < 1 and share * side >= STRETCH * ask.native:
-        found.insert(0, share)
+        height, width = _lower(ask, options, share)
+        # in whole windows it may come out no larger than the base
+        if height * width > ask.native**2:
+            found.insert(0, share)
         share /= options.ratio
     return tuple(found)
 
 
+def _lower(ask: Ask, options: UltraGenOptions, share: float) -> Size:
+    """The size of a stage of about this share of the target's side, in whole windows."""
+    unit = window_of(options, ask.native_side) * ask.multiple
+    return base_size(*ask.size, max(unit, int(share * math.sqrt(ask.height * ask.width))), unit)
+
+
 def stage_sizes(ask: Ask, options: UltraGenOptions) -> list[Size]:
     """Sizes of the windowed stages by filled options, of whole windows each, the last of them the target."""
-    assert options.window is not None
     assert options.below is not None
-    unit, side = options.window * ask.multiple, math.sqrt(ask.height * ask.width)
-    lower = [base_size(*ask.size, max(unit, int(share * side)), unit) for share in options.below]
+    lower = [_lower(ask, options, share) for share in options.below]
     for size in lower:
         check_enlarges(size, ask.native)
     return [*lower, ask.size]

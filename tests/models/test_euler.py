@@ -148,28 +148,6 @@ def test_an_interrupted_call_stops_stepping_and_hands_over_what_it_has(euler):
     assert euler.model_calls == 4
 
 
-def test_the_progress_bar_counts_steps(euler, monkeypatch):
-    bars = []
-
-    class Bar:
-        def __init__(self, total):
-            self.total, self.done = total, 0
-            bars.append(self)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def update(self):
-            self.done += 1
-
-    monkeypatch.setattr(euler, "progress_bar", Bar)
-    euler("x", **CALL, generator=seeded(), output_type="latent")
-    assert [(bar.total, bar.done) for bar in bars] == [(4, 4)]
-
-
 @pytest.mark.parametrize(
     ("kind", "check"),
     [
@@ -270,7 +248,7 @@ def test_dynamic_shift_is_refused_above_4096_tokens_and_static_is_not(euler, mon
 
 def test_tokens_out_are_pictures_by_the_one_decoder(euler):
     tokens = torch.randn(1, 24, 64, generator=seeded())
-    picture = euler.finish(tokens, 64, 96, "np", return_dict=True).images[0]
+    picture = euler.shown(euler.unpack(tokens, (4, 6)), "np")[0]
     decoded = latents.to_uint8(latents.decode(euler.vae, latents.unpack(tokens, 8, 12)))[0].numpy()
     assert np.array_equal((picture * 255).round().astype(np.uint8), decoded)
 

@@ -11,7 +11,7 @@ from uhr.models.adapters import peft_layers
 from uhr.models.adapters.plain import LoraSpec, add_lora
 from uhr.models.adapters.scales import set_scales
 from uhr.models.filters import bicubic
-from uhr.models.patch_plan import PatchCascadeOptions, enlarged_size
+from uhr.models.patch_plan import PatchCascadeOptions
 from uhr.models.patches import Canvas, feather
 from uhr.models.samplers.patch_cascade import Flux2PatchCascadePipeline, PatchCascadePipeline
 from uhr.models.seams import seam_strength
@@ -587,11 +587,6 @@ def test_a_pil_picture_is_taken_as_it_is(sample):
         sample(image=x, scale=2, output_type="pt").images for x in (Image.fromarray(pixels), pixels)
     )
     assert torch.equal(as_pil, as_array)
-
-
-def test_sizes_come_from_scales_by_rounding():
-    assert enlarged_size(torch.zeros(1, 3, 333, 100), 1.5, None, None) == (500, 150)
-    assert enlarged_size(None, None, 256, 256) is None
 
 
 def test_the_command_paints_says_that_it_is_unadapted_and_writes_all_of_it_down(tiny_flux, tmp_path, capsys):
