@@ -76,6 +76,15 @@ def s3(object_store_server, monkeypatch, tmp_path) -> Any:
     object_store_server.fault = lambda method, path: None
 
 
+@pytest.fixture
+def chat(monkeypatch) -> Iterator[Any]:
+    """`chat_server.ChatServerHere`, running; no key of the user's is sent to it."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    running = _beside("chat_server").ChatServerHere()
+    yield running
+    running.stop()
+
+
 def _beside(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
