@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ByteSize
 
+from uhr.base.errors import unknown
 from uhr.models.costs import operations
 from uhr.models.costs.at_work import BackboneMemory, coding_takes
-from uhr.models.costs.devices import Device
+from uhr.models.costs.devices import DEFAULT, Device, here
+from uhr.models.costs.devices import device as find_device
 from uhr.models.costs.memory import BACKBONE, VAE, Phase, loading, moved, resident
 from uhr.models.costs.operations import BackboneCost, Operations
-from uhr.models.costs.shapes import empty_components
+from uhr.models.costs.shapes import bare, empty_components
 from uhr.models.costs.weights import WeightBytes, weight_bytes
 from uhr.models.costs.work import Calls, Coding
-from uhr.models.loading import Model, pick_dtype
+from uhr.models.loading import DTYPES, Model, open_model, pick_dtype
+from uhr.models.offload import Offload
+from uhr.models.quantize import KINDS
+from uhr.models.registry import get
+from uhr.models.samplers import check_name
+from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.setup import Call, Method
 from uhr.models.spec import ModelSpec
 from uhr.models.stages import Stage
@@ -66,30 +74,63 @@ class Way:
         return " ".join(f"{flag} {value}" for flag, value in given.items() if value) or "neither"
 
 
-class Plan:
-    """A call of a method on a model that is not loaded, on a device (None: a CPU, of which no time is said).
+def plan(request: Request, item: Item, on: str | None = None) -> Plan:
+    """What the picture will take on the GPU of that name: this machine's if None, or else an H200.
 
-    `picture` is whether one is given in place of the base pass; `adapters` are their bytes.
+    The model may be the bare name of a spec, or a spec's hub id, of which nothing is fetched. UserError for
+    what cannot be made.
     """
+    check_name(request.sampler)
+    if request.dtype not in ("auto", *DTYPES):
+        raise unknown("dtype", request.dtype, ("auto", *DTYPES), "--dtype")
+    if request.offload is not None and request.offload not in list(Offload):
+        raise unknown("offload", request.offload, list(Offload))
+    if request.quantize is not None and request.quantize not in KINDS:
+        raise unknown("quantisation", request.quantize, KINDS)
+    device = None
+    if request.device != "cpu" or on is not None:
+        device = here() or find_device(DEFAULT) if on is None else find_device(on)
+    model = _model(request)
+    method = Method.of(request, model if isinstance(model, ModelSpec) else model.spec)
+    dtype = request.dtype
+    if dtype == "auto":
+        dtype = "float32" if device is None else "bfloat16"
+    return Plan(method, method.call(item), model, device, dtype)
+
+
+def _model(request: Request) -> Model | ModelSpec:
+    known = bare(request.model)
+    if known is None or request.base is not None:
+        return open_model(request.model, request.spec, base=request.base)
+    return known if request.spec is None else get(request.spec)
+
+
+def _packed(file: Path | None) -> int | None:
+    """Bytes of weights that stay as their file packs them; None for those that are read in a dtype."""
+    return file.stat().st_size if file is not None and file.suffix == ".gguf" else None
+
+
+class Plan:
+    """A call of a method on a model that is not loaded, on a device (None: a CPU, of which no time is
+    said)."""
 
     def __init__(
-        self,
-        method: Method,
-        call: Call,
-        model: Model | ModelSpec,
-        device: Device | None,
-        dtype: str,
-        picture: bool = False,
-        adapters: int = 0,
+        self, method: Method, call: Call, model: Model | ModelSpec, device: Device | None, dtype: str
     ) -> None:
         self.method, self.call, self.device, self.dtype = method, call, device, dtype
-        self._adapters, self._type = adapters, pick_dtype(dtype)
+        self._type = pick_dtype(dtype)
+        self._weights: dict[str | None, dict[str, WeightBytes]] = {}
+        self._coded: dict[tuple[Any, ...], tuple[int, Operations]] = {}
+        self._peaks: dict[Calls, int] = {}
+        here = {} if isinstance(model, ModelSpec) else model.weights
+        self._files = {**here, **method.request.weights}
         self._parts: Mapping[str, Any] = empty_components(model)
         for part in self._parts.values():
             torch.nn.Module.to(part, dtype=self._type)
         self.backbone = BackboneCost.of(self._parts[BACKBONE])
         cls, spec = method.pipeline_class, method.spec
-        ask = cls.ask(spec, method.options, call.height, call.width, call.steps, picture)
+        picture = call.item.image is not None
+        ask = cls.ask(spec, method.options, *call.planned, call.steps, picture)
         self._ask = ask
         self._match_vae(ask.multiple // spec.patch)
         options = cls.resolve(method.options)
@@ -155,16 +196,29 @@ class Plan:
     # memory
 
     def weights(self, way: Way) -> dict[str, WeightBytes]:
-        found = {name: weight_bytes(part, self._type, way.quantize) for name, part in self._parts.items()}
+        """By component; adapters count with the backbone."""
+        if way.quantize not in self._weights:
+            self._weights[way.quantize] = self._weighed(way.quantize)
+        return self._weights[way.quantize]
+
+    def _weighed(self, quantize: str | None) -> dict[str, WeightBytes]:
+        found = {name: weight_bytes(part, self._type, quantize) for name, part in self._parts.items()}
+        request = self.method.request
+        adapters = sum(adapter.file.stat().st_size for adapter in request.adapters)
         own = found[BACKBONE]
-        return found | {BACKBONE: WeightBytes(own.whole + self._adapters, own.largest)}
+        packed = _packed(self._files.get(BACKBONE))
+        whole = own.whole if packed is None else packed
+        return found | {BACKBONE: WeightBytes(whole + adapters, own.largest)}
 
     def phases(self, way: Way) -> list[Phase]:
         """The parts of the call and what each holds on the device; those of one kind at their largest."""
         weights = self.weights(way)
         found = [loading(weights, way.offload, way.quantize is not None)]
-        encoders = [name for name in TEXT_ENCODERS if name in weights]
-        found += [Phase(f"encode text ({name})", resident(weights, name, way.offload)) for name in encoders]
+        if way.offload is not None:
+            encoders = [name for name in TEXT_ENCODERS if name in weights]
+            found += [
+                Phase(f"encode text ({name})", resident(weights, name, way.offload)) for name in encoders
+            ]
         for stage in self.stages:
             held = resident(weights, BACKBONE, way.offload) | self._activations(stage, way)
             found.append(Phase(f"stage {stage.stage.name}", held))
@@ -179,9 +233,8 @@ class Plan:
         return max(self.phases(way), key=lambda phase: phase.total)
 
     def _activations(self, stage: StagePlan, way: Way) -> dict[str, int]:
-        memory = self._backbone_memory
-        held = {"activations": max(memory.peak(each) for each in stage.calls)}
-        kept = max(memory.kept(each) for each in stage.calls)
+        held = {"activations": max(self._peak(each) for each in stage.calls)}
+        kept = max(self._backbone_memory.kept(each) for each in stage.calls)
         if kept:
             held["guide's keys and values"] = kept * stage.branches
         if way.quantize is not None:
@@ -191,6 +244,12 @@ class Plan:
             rows = max(each.together * (each.image + each.text) for each in stage.calls)
             held["products of 8 bits"] = rows * (4 * self._widest[1] + self._widest[2])
         return held
+
+    def _peak(self, calls: Calls) -> int:
+        one = replace(calls, count=1)
+        if one not in self._peaks:
+            self._peaks[one] = self._backbone_memory.peak(one)
+        return self._peaks[one]
 
     @functools.cached_property
     def _backbone_memory(self) -> BackboneMemory:
@@ -219,15 +278,11 @@ class Plan:
         whole = sum(each.whole for each in self.weights(way).values()) if way.offload is None else 0
         return room(self.device.memory, whole)
 
-    @functools.cached_property
-    def _codings(self) -> dict[tuple[Any, ...], tuple[int, Operations]]:
-        return {}
-
     def _coding(self, coding: Coding, memory: int) -> tuple[int, Operations]:
         key = coding.part, coding.height, coding.width, memory
-        if key not in self._codings:
-            self._codings[key] = coding_takes(self._parts[VAE], coding, ExactTiling(memory=ByteSize(memory)))
-        return self._codings[key]
+        if key not in self._coded:
+            self._coded[key] = coding_takes(self._parts[VAE], coding, ExactTiling(memory=ByteSize(memory)))
+        return self._coded[key]
 
     # time
 

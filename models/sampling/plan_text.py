@@ -123,7 +123,7 @@ def _show_memory(plan: Plan) -> None:
     for phase in plan.phases(way):
         weights = sum(size for name, size in phase.held.items() if "weights" in name or "layer" in name)
         rest = phase.total - weights
-        rows.append([phase.name, gib(weights), gib(rest), gib(phase.total)])
+        rows.append([phase.name, gib(weights), gib(rest) if rest else None, gib(phase.total)])
     table(["on the device", "weights", "at work", "in all"], rows)
     largest = f"{peak.largest}, {gib(peak.held[peak.largest])}"
     say(f"\nat most {gib(peak.total)}, at '{peak.name}'; the largest item: {largest}")
@@ -143,7 +143,8 @@ def _show_memory(plan: Plan) -> None:
 
 def _show_times(plan: Plan) -> None:
     times = plan.seconds(plan.way)
-    say(f"some {duration(sum(times.values()))}: " + ", ".join(f"{n} {duration(s)}" for n, s in times.items()))
+    parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in times.items() if seconds >= 0.05)
+    say(f"takes some {duration(sum(times.values()))}" + (f": {parts}" if parts else ""))
     say(
         f"estimated, not measured: operations at {LINEAR:.0%} (linear), {ATTENTION:.0%} (attention) and "
         f"{CONVOLUTION:.0%} (VAE) of what the data sheet says"
