@@ -15,7 +15,7 @@ from uhr.base.errors import UserError
 from uhr.models.samplers import SAMPLERS, check_name
 
 if TYPE_CHECKING:
-    from uhr.models.sampling.request import Item
+    from uhr.models.sampling.request import Item, Request
     from uhr.models.sampling.session import Painting
     from uhr.models.sampling.setup import Setup
 
@@ -88,11 +88,22 @@ def list_samplers(as_json: opt.Json = False) -> None:
     )
 
 
+@app.command("options", rich_help_panel=LOOK)
+def options_of_sampler(
+    sampler: Annotated[str, typer.Argument(metavar="SAMPLER", help="A name of `uhr sample list`.")],
+    as_json: opt.Json = False,
+) -> None:
+    """What a sampler alone can be told with --set: defaults, and what each means."""
+    from uhr.models.sampling import options
+
+    console.emit(options.options_of(sampler), as_json, options.print_options)
+
+
 def paint(
     ctx: typer.Context,
     model: opt.Model,
-    prompt: opt.Prompt,
-    out: opt.Out,
+    prompt: opt.Prompt = None,
+    out: opt.Out = None,
     size: opt.Size = None,
     image: opt.Image = None,
     scale: opt.Scale = None,
@@ -110,6 +121,8 @@ def paint(
     device: opt.Device = "auto",
     offload: opt.Offload = None,
     quantize: opt.Quantize = None,
+    plan: opt.Plan = False,
+    on: opt.On = None,
     previews: opt.Previews = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -117,7 +130,6 @@ def paint(
     from uhr.models.sampling.request import Adapter, Item, Request, parse_size
     from uhr.models.sampling.setup import Setup
 
-    record.check_out(out)
     tree = {
         "sampler": str(ctx.info_name),
         "model": model,
@@ -136,12 +148,30 @@ def paint(
         "vae": vae,
         "options": apply_sets({}, sets or []),
     }
-    setup = Setup.of(build(Request, tree, "uhr sample"))
-    said = {"name": out.stem, "prompt": prompt, "negative": negative, "seed": seed, "image": image}
-    item = build(Item, said, "uhr sample")
+    request = build(Request, tree, "uhr sample")
+    said = {"prompt": prompt or "", "negative": negative, "seed": seed, "image": image}
+    if plan:
+        _plan(request, build(Item, said, "uhr sample"), on, as_json)
+        return
+    if on is not None:
+        raise UserError(f"--on {on} plans for a GPU and paints nothing", "give --plan as well")
+    if prompt is None or out is None:
+        missing = "--prompt TEXT" if prompt is None else "--out FILE.png"
+        raise UserError(f"{missing} is missing", "give it, or --plan to see what it would take")
+    record.check_out(out)
+    setup = Setup.of(request)
+    item = build(Item, {"name": out.stem, **said}, "uhr sample")
     painting = _painted(setup, item, out, previews)
     value = {"out": str(out), **painting.record}
     console.emit(value, as_json, lambda _: console.say(record.describe(out, painting.record)))
+
+
+def _plan(request: Request, item: Item, on: str | None, as_json: bool) -> None:
+    from uhr.models.sampling import plan_text
+    from uhr.models.sampling.plan import plan
+
+    found = plan(request, item, on)
+    console.emit(plan_text.describe(found), as_json, lambda _: plan_text.show(found))
 
 
 def _painted(setup: Setup, item: Item, out: Path, previews: Path | None = None) -> Painting:

@@ -45,7 +45,12 @@ MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tor
 class WindowRules(Config):
     """The options of the mask; see the module.
 
-    `reach` counts windows (cross and box, default 1) or tokens (sliding, default 8), `guide_reach` blocks.
+    neighbourhood:  which windows an image token sees besides its own
+    reach:          how far, in windows (cross and box; None is 1) or tokens (sliding; None is 8)
+    image_to_guide: image tokens see the guide tokens of their own window, or all of them
+    guide_to_text:  whether guide tokens see the text
+    guide_to_guide: auto is full up to a number of guide tokens, and local above it
+    guide_reach:    of local guide tokens, in blocks
     """
 
     neighbourhood: Literal["own", "cross", "box", "sliding"] = "box"

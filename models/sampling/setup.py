@@ -5,12 +5,13 @@ Nothing here loads weights: what cannot be made is refused within a second.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from uhr.base.config import build
+from uhr.base.config import Config, build
 from uhr.base.errors import UserError, unknown
 from uhr.models.fitting import Fit, check_patch, fit, target_size
 from uhr.models.hashes import file_hash, shown_hash
@@ -67,7 +68,7 @@ class Method:
         if request.guidance is not None and spec.guidance == "none":
             raise UserError(f"{spec.name} takes no guidance", "leave out --guidance")
         pipeline_class = sampler_class(request.sampler, spec.family)
-        options = build(pipeline_class.Options, request.options, f"sampler {request.sampler}")
+        options = _options(pipeline_class.Options, request)
         guidance = request.guidance
         if guidance is None:
             guidance = pipeline_class.default_guidance(spec)
@@ -118,6 +119,17 @@ class Method:
     def _preflight(self, item: Item, size: Size) -> None:
         negative, picture = item.negative is not None, item.image is not None
         self.pipeline_class.preflight(self.spec, self.options, *size, self.steps, negative, picture)
+
+
+def _options(cls: type[Config], request: Request) -> Any:
+    """The sampler's options. What is said of one part of an option (`toolkit.ntk`) leaves the sampler's own
+    values of its other parts."""
+    tree = dict(request.options)
+    for name, value in tree.items():
+        usual = cls.model_fields[name].get_default(call_default_factory=True) if name in cls.model_fields else None
+        if isinstance(usual, Config) and isinstance(value, Mapping):
+            tree[name] = {**usual.model_dump(), **value}
+    return build(cls, tree, f"sampler {request.sampler}")
 
 
 @dataclass(frozen=True)

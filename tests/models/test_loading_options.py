@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from uhr.base.errors import UserError
+from uhr.base.files import sha256_file
 from uhr.cli import main
 from uhr.models import offload, quantize, zoo
 from uhr.models.adapters.keys import FLUX1, FLUX2
@@ -339,11 +340,38 @@ def sampling_pixels(path):
     return np.asarray(Image.open(path))
 
 
-def test_a_file_as_the_whole_model_says_where_it_goes(tmp_path):
-    file = tmp_path / "flux1-dev.safetensors"
-    file.write_bytes(b"")
-    with pytest.raises(UserError, match=r"is a file: name the folder .* \(--transformer\)"):
+def test_a_lone_file_is_a_model_with_a_base_for_the_rest(tiny_flux2, tmp_path, capsys):
+    other = zoo.make_tiny("tiny-flux2", tmp_path / "other", seed=3)
+    file = tmp_path / "backbone.safetensors"
+    state = bfl_names(zoo.load_transformer(other), FLUX2)
+    save_file({f"model.diffusion_model.{name}": tensor for name, tensor in state.items()}, file)
+    with pytest.raises(
+        UserError, match=r"is the backbone of tiny-flux2 alone: say where the rest is: --base"
+    ):
         zoo.open_model(file)
+    opened = zoo.open_model(file, base=tiny_flux2)
+    assert (opened.spec.name, opened.folder) == ("tiny-flux2", tiny_flux2)
+    assert zoo.weights_hash(opened, "transformer") == sha256_file(file)
+    assert zoo.weights_hash(opened, "vae") == zoo.weights_hash(tiny_flux2, "vae")
+    expected = zoo.load_transformer(other).state_dict()
+    found = zoo.load_transformer(opened).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert torch.equal(
+        next(zoo.load_pipeline(opened).transformer.parameters()), next(iter(expected.values()))
+    )
+
+
+def test_a_base_must_be_of_the_files_model(tiny_flux, tiny_flux2, tmp_path):
+    file = tmp_path / "backbone.safetensors"
+    save_file(zoo.load_transformer(tiny_flux2).state_dict(), file)
+    with pytest.raises(UserError, match=r"is a backbone of tiny-flux2, and the base .* is tiny-flux1"):
+        zoo.open_model(file, base=tiny_flux)
+    with pytest.raises(UserError, match="is a file too"):
+        zoo.open_model(file, base=file)
+    with pytest.raises(UserError, match="which is no single file"):
+        zoo.open_model(tiny_flux, base=tiny_flux)
+    assert zoo.open_model(file, "tiny-flux2-base", base=tiny_flux2).spec.name == "tiny-flux2-base"
 
 
 def test_whether_a_checkpoint_is_distilled_stands_in_its_index_and_false_need_not(tiny_flux2, tmp_path):

@@ -139,7 +139,7 @@ def test_an_unknown_geometry_is_an_error_unless_the_spec_is_given(tmp_path):
         ),
         (lambda p: "tiny-flux1", "make one: `uhr models make-tiny DIR`"),
         (lambda p: p, r"no diffusers checkpoint \(no .*model_index.json\): expected model_index.json"),
-        (lambda p: (p / "x.safetensors").write_bytes(b"") or p / "x.safetensors", "is a file"),
+        (lambda p: (p / "x.safetensors").write_bytes(b"") or p / "x.safetensors", "cannot be read"),
         (lambda p: fake(p, pipeline="StableDiffusionPipeline"), "no spec is a 'StableDiffusionPipeline'"),
     ],
 )

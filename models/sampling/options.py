@@ -1,0 +1,120 @@
+"""What a sampler can be told with `--set`: names, values, defaults and meanings, read from its `Options`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import textwrap
+import types
+from enum import Enum
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from uhr.base.config import Config
+from uhr.base.console import say
+from uhr.base.errors import load_object
+from uhr.models.samplers import SAMPLERS, check_name, sampler_class
+
+_ENTRY = re.compile(r"(\w+(?:, \w+)*):\s+(.*)")
+
+
+def options_of(sampler: str) -> list[dict[str, Any]]:
+    """An entry per option: name (dotted where it is part of another), values, default, meaning."""
+    check_name(sampler)
+    if sampler in SAMPLERS:
+        cls = sampler_class(sampler, next(iter(SAMPLERS[sampler].paths)))
+    else:
+        cls = load_object(sampler, "sampler")
+    return _entries(cls.Options, cls.Options())
+
+
+def print_options(entries: list[dict[str, Any]]) -> None:
+    """For people: what may be written for each, and below it what it means."""
+    for entry in entries:
+        name, default = entry["name"], entry["default"]
+        if entry["values"] != "{}":
+            shown = "" if default is None else f"  [default: {json.dumps(default)}]".replace('"', "")
+            say(f"--set {name}={entry['values']}{shown}")
+        elif default is None:
+            say(f"--set {name}={{}}  [off unless it or one of its parts is set]")
+        else:
+            say(f"{name}, in parts")
+        for line in textwrap.wrap(entry["meaning"], 96):
+            say(f"      {line}")
+
+
+def _entries(options: type[Config], defaults: Config, prefix: str = "") -> list[dict[str, Any]]:
+    """`defaults` has the values of whoever says nothing; of a part that is off by default, those that it has
+    when it is on."""
+    found = []
+    meanings = _meanings(options)
+    for name, field in options.model_fields.items():
+        default = getattr(defaults, name)
+        inner = next((part for part in _parts(field.annotation) if _is_config(part)), None)
+        if inner is not None:
+            found.append(_entry(prefix + name, "{}", None if default is None else {}, meanings[name]))
+            found += _entries(inner, inner() if default is None else default, f"{prefix}{name}.")
+        else:
+            found.append(_entry(prefix + name, _values(field.annotation), _plain(default), meanings[name]))
+    return found
+
+
+def _entry(name: str, values: str, default: Any, meaning: str) -> dict[str, Any]:
+    return {"name": name, "values": values, "default": default, "meaning": meaning}
+
+
+def _meanings(options: type[Config]) -> dict[str, str]:
+    """Of every field, from the docstrings of the class and its bases: lines `name: meaning`, continued by
+    indented ones."""
+    found = dict.fromkeys(options.model_fields, "")
+    for cls in reversed(options.__mro__):
+        if not issubclass(cls, Config) or not cls.__doc__:
+            continue
+        names: list[str] = []
+        for line in inspect.cleandoc(cls.__doc__).splitlines():
+            entry = _ENTRY.fullmatch(line)
+            if entry is not None and set(entry[1].split(", ")) <= set(options.model_fields):
+                names = entry[1].split(", ")
+                found |= dict.fromkeys(names, entry[2].strip())
+            elif line.startswith(" ") and names:
+                found |= {name: f"{found[name]} {line.strip()}" for name in names}
+            else:
+                names = []
+    return found
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """The members of a union, without None."""
+    if get_origin(annotation) is Annotated:
+        return _parts(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [part for each in get_args(annotation) for part in _parts(each)]
+    return [] if annotation is type(None) else [annotation]
+
+
+def _is_config(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Config)
+
+
+def _values(annotation: Any) -> str:
+    """What may be written after the equals sign."""
+    words = []
+    for part in _parts(annotation):
+        if get_origin(part) is Literal:
+            words += [str(value) for value in get_args(part)]
+        elif isinstance(part, type) and issubclass(part, Enum):
+            words += [str(member.value) for member in part]
+        elif get_origin(part) in (tuple, list):
+            inside = next((_values(each) for each in get_args(part) if each is not Ellipsis), "...")
+            words.append(f"[{inside}, ...]")
+        elif _is_config(part):
+            words.append("{}")
+        else:
+            words.append({bool: "true|false", int: "INT", float: "FLOAT"}.get(part, "TEXT"))
+    return "|".join(dict.fromkeys(words))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
