@@ -26,7 +26,7 @@ def multiples(unit):
 
 def whole_bases(height, width):
     """Of DemoFusion, whose unit rises with the size."""
-    return smallest((height, width), lambda size: 16 * whole_times(size, 128), lambda size: True)
+    return smallest((height, width), lambda size: 16 * whole_times(size, 64, 16), lambda size: True)
 
 
 makers = st.sampled_from([multiples(16), multiples(64), whole_bases])
