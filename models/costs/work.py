@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from uhr.models.attention.counts import pairs
 from uhr.models.attention.layout import WindowLayout
+from uhr.models.attention.proportional import text_copies
 from uhr.models.attention.rules import WindowRules
 from uhr.models.costs.operations import BackboneCost, Operations, dense_pairs
 from uhr.models.spec import GuidanceKind
@@ -79,7 +80,7 @@ class Costed:
     def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
         """The backbone's over a stage for one branch of guidance, by resolved options; `text` is the prompt's
         tokens. By default each is over the stage's whole grid."""
-        return (Calls(stage.steps * stage.calls, tokens(ask, stage), text),)
+        return (Calls(stage.steps * stage.calls, tokens(ask, stage), told(ask, options, stage, text)),)
 
     @classmethod
     def codings(cls, ask: Ask, options: Any, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:
@@ -102,10 +103,19 @@ class Costed:
         return 2 if negative else 1
 
 
-def swung_calls(ask: Ask, stage: Stage, text: int, swin: bool) -> tuple[Calls, ...]:
+def told(ask: Ask, options: Any, stage: Stage, text: int) -> int:
+    """Text tokens of a stage, copies included (`hr_toolkit.Toolkit.told`)."""
+    toolkit = getattr(options, "toolkit", None)
+    if stage.name == "base" or toolkit is None or not toolkit.text_duplication:
+        return text
+    return text * text_copies(stage.height // ask.multiple, stage.width // ask.multiple, ask.native_side)
+
+
+def swung_calls(ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
     """Those of a stage over its whole grid, which with swin patchify has a row and a column more at every
     other step (`swin.py`)."""
-    if not swin:
+    text = told(ask, options, stage, text)
+    if stage.name == "base" or not options.swin:
         return (Calls(stage.steps, tokens(ask, stage), text),)
     rows, columns = stage.height // ask.multiple, stage.width // ask.multiple
     wider = sum(shifts(step) for step in range(stage.steps))

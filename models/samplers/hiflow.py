@@ -4,7 +4,7 @@ turns."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -153,7 +153,7 @@ class HiFlow(Staged):
 
     @classmethod
     def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
-        return swung_calls(ask, stage, text, options.swin and stage.name != "base")
+        return swung_calls(ask, options, stage, text)
 
     @classmethod
     def codings(cls, ask: Ask, options: Any, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:
@@ -184,22 +184,17 @@ class HiFlow(Staged):
         stages = [sized(*size, enter(levels, _pick(options.starts, i))) for i, size in enumerate(sizes)]
         return stages if ask.picture else [base, *stages]
 
-    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
-        reference, (last, *_), z = Reference(job.picture), job.plan, None
-        stages = list(job.plan)
+    def run(self, job: Job) -> Generator[torch.Tensor]:
+        reference, stages, z = Reference(job.picture), job.plan, None
         if job.picture is None:
             found: list[torch.Tensor] = []
             z = self.base(job, found.append)
-            reference.update({last.steps - step: data for step, data in enumerate(found)})
-            stages = stages[1:]
+            yield z
+            base, *stages = stages
+            reference.update({base.steps - step: data for step, data in enumerate(found)})
         for index, stage in enumerate(stages):
-            if self.interrupt:
-                break
-            z, last = self._stage(job, index, stage, reference, z), stage
-            if job.preview is not None and stage is not stages[-1]:
-                job.preview(z)
-        assert z is not None
-        return z, last
+            z = self._stage(job, index, stage, reference, z)
+            yield z
 
     def _stage(
         self, job: Job, index: int, stage: Stage, reference: Reference, below: torch.Tensor | None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from uhr.models.attention.proportional import text_copies
 from uhr.models.conditions import Conditions
 from uhr.models.costs.work import Calls, swung_calls
 from uhr.models.filters import haar_low_pass
@@ -61,10 +61,7 @@ class IMax(Staged):
 
     @classmethod
     def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
-        if stage.name == "base":
-            return super().calls(ask, options, stage, text)
-        copies = text_copies(*ask.grid, ask.native_side) if options.toolkit.text_duplication else 1
-        return swung_calls(ask, stage, copies * text, options.swin)
+        return swung_calls(ask, options, stage, text)
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
@@ -73,17 +70,13 @@ class IMax(Staged):
             return [high]
         return [ask.base(ask.of_steps(options.base_steps).levels(options.shift, options.base_shift)), high]
 
-    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
-        stage = job.plan[-1]
-        if job.picture is None:
+    def run(self, job: Job) -> Generator[torch.Tensor]:
+        stage, picture, options = job.plan[-1], job.picture, job.options
+        if picture is None:
             z = self.base(job)
-            if self.interrupt:
-                return z, job.plan[0]
-            pixels = self.decode(z)
-        else:
-            pixels = job.picture
-        options = job.options
-        reference = self.enlarge(pixels, stage, generator=job.generator if options.sample else None)
+            yield z
+            picture = self.decode(z)
+        reference = self.enlarge(picture, stage, generator=job.generator if options.sample else None)
 
         def velocity(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
             v = self.swung(job, z, sigma, step, said) if options.swin else self.field(z, sigma, said)
@@ -92,7 +85,7 @@ class IMax(Staged):
             return project(v, velocity_towards(z, reference, sigma), weight, options.projection, low_pass)
 
         noise = self.fresh(job, stage)
-        return self.follow(job, stage, noise, velocity, options.toolkit, self.high_guidance(job)), stage
+        yield self.follow(job, stage, noise, velocity, options.toolkit, self.high_guidance(job))
 
 
 def shifted_low_pass(x: torch.Tensor) -> torch.Tensor:
