@@ -65,12 +65,15 @@ def _check_unstretched(given: Size, size: Size) -> None:
         raise UserError(f"a picture of {_times(given)} does not fit {_times(size)}", fix)
 
 
-def check_patch(given: Size, target: Size, patch: int) -> None:
-    """UserError, with the scale to take, where a target is shorter than one patch along both sides."""
-    if max(target) < patch:
-        least = math.ceil(100 * patch / max(given)) / 100
-        what = f"a picture of {_times(given)} becomes {_times(target)}, less than one patch of {patch} px"
-        raise UserError(what, f"take a scale of {least:g} or more")
+def check_patch(given: Size, target: Size, patch: int, whole: bool) -> None:
+    """UserError, with the scale to take, for a target of less than one patch: with `whole` of fewer px than a
+    square of that side, else shorter along both sides."""
+    if target[0] * target[1] >= patch**2 if whole else max(target) >= patch:
+        return
+    side = math.sqrt(given[0] * given[1]) if whole else max(given)
+    least = math.ceil(100 * patch / side) / 100
+    what = f"a picture of {_times(given)} becomes {_times(target)}, less than one patch of {patch}x{patch}"
+    raise UserError(what, f"take a scale of {least:g} or more")
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class Method:
         given = open_picture(path.expanduser())
         cls, options, spec = self.pipeline_class, self.options, self.spec
         target = target_size(given.size, self.request.scale, self._size(item), cls.default_scale())
-        check_patch(given.size, target, cls.patch(spec, options))
+        check_patch(given.size, target, cls.patch(spec, options), whole=cls.above_native)
 
         def makeable(height: int, width: int) -> Size:
             return cls.makeable(spec, options, height, width)
@@ -126,7 +126,11 @@ def _options(cls: type[Config], request: Request) -> Any:
     values of its other parts."""
     tree = dict(request.options)
     for name, value in tree.items():
-        usual = cls.model_fields[name].get_default(call_default_factory=True) if name in cls.model_fields else None
+        usual = (
+            cls.model_fields[name].get_default(call_default_factory=True)
+            if name in cls.model_fields
+            else None
+        )
         if isinstance(usual, Config) and isinstance(value, Mapping):
             tree[name] = {**usual.model_dump(), **value}
     return build(cls, tree, f"sampler {request.sampler}")

@@ -148,9 +148,16 @@ def test_what_cannot_become_of_a_picture_is_said_with_what_can(scale, size, mess
         target_size((96, 128), scale, size, 4)
 
 
-def test_less_than_a_patch_is_said_with_the_scale_that_makes_one():
-    fitting.check_patch((40, 100), (52, 128), 128)
-    with pytest.raises(
-        UserError, match=r"100x40 becomes 127x51, less than one patch .*: take a scale of 1\.28 or"
-    ):
-        fitting.check_patch((40, 100), (51, 127), 128)
+@given(sides, sides, st.booleans())
+def test_less_than_a_patch_is_said_with_the_scale_that_makes_one(height, width, whole):
+    size = (height, width)
+    large = height * width >= 128**2 if whole else max(size) >= 128
+    if large:
+        fitting.check_patch(size, size, 128, whole)
+        return
+    with pytest.raises(UserError, match=r"less than one patch of 128x128: take a scale of") as error:
+        fitting.check_patch(size, size, 128, whole)
+    scale = float(str(error.value).split("scale of ")[1].split()[0])
+    fitting.check_patch(size, target_size(size, scale * 1.01, None, 1), 128, whole)
+    with pytest.raises(UserError):
+        fitting.check_patch(size, target_size(size, max(1, scale * 0.95), None, 1), 128, whole)

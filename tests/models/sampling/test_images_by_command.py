@@ -128,7 +128,8 @@ def test_samplers_of_patches_write_down_how_strong_their_seams_are(forge, made):
     [
         ("euler", (160, 128), [], "sampler 'euler' takes no picture: these do: sdedit, multidiffusion"),
         ("ultraflux", (160, 128), [], "sampler 'ultraflux' takes no picture: these do: "),
-        ("sdedit", (40, 30), ["--scale", "2"], "80x60, less than one patch of 128 px: take a scale of 3.2"),
+        ("sdedit", (40, 30), ["--scale", "2"], "80x60, less than one patch of 128x128: take a scale of 3.2"),
+        ("imax", (160, 90), ["--scale", "1"], "less than one patch of 128x128: take a scale of 1.07"),
         ("sdedit", (160, 128), ["--scale", "0.5"], "would shrink to 80x64: shrink it before"),
         ("sdedit", (160, 128), ["--scale", "2", "--size", "320x256"], "both a scale and a size"),
         ("multidiffusion", (160, 128), ["--set", "strength=1"], "no picture shows through"),
