@@ -213,8 +213,10 @@ def _repeat(picture: Path, out: Path, model: str | None, as_json: bool) -> None:
         painting = session.paint(call, advance)
     record.write(out, painting.picture, painting.record)
     found = repeat.compare(picture, painting.picture)
-    value = {"out": str(out), "differences": lines, **found.describe(), "record": painting.record}
-    console.emit(value, as_json, lambda _: console.say(f"{record.describe(out, painting.record)}\n{found}"))
+    told = {"identical": None} if found is None else found.describe()
+    verdict = "no picture of then to compare it with" if found is None else str(found)
+    value = {"out": str(out), "differences": lines, **told, "record": painting.record}
+    console.emit(value, as_json, lambda _: console.say(f"{record.describe(out, painting.record)}\n{verdict}"))
 
 
 for _name, _info in SAMPLERS.items():

@@ -51,6 +51,10 @@ def _model(then: Mapping[str, Any], now: str | None) -> dict[str, Any]:
         return {"model": now, "base": base}
     if now is not None:
         return {"model": name, "base": now}
+    for place in (base, name) if revision is None else (name,) if base else ():
+        # a folder's name may look like a hub id, and nobody asked for a download
+        if place is not None and not Path(place).expanduser().exists():
+            raise UserError(f"model {place} is not there", "say where it is now: --model DIR")
     pinned = None if revision is None else "@".join(((base or name).partition("@")[0], revision))
     return {"model": name, "base": pinned or base} if base else {"model": pinned or name, "base": None}
 
@@ -69,7 +73,8 @@ def on_this_machine(request: Request) -> tuple[Request, list[str]]:
 
 
 def check_files(request: Request, item: Item) -> None:
-    """UserError for a file that the picture was made of and that is not there."""
+    """UserError for a file that the picture was made of and that is not there. The model is asked for by
+    whoever opens it."""
     named = {"adapter": [Path(each.name).expanduser() for each in request.adapters]}
     named |= {name: [path] for name, path in request.weights.items()}
     named["picture"] = [] if item.image is None else [item.image.expanduser()]
@@ -150,8 +155,13 @@ class Comparison:
         return f"not identical: {self.differ:,} of {total:,} pixels differ, by at most {self.most} of 255"
 
 
-def compare(first: Path, again: Any) -> Comparison:
-    """The picture in a file and one in memory (PIL), value by value, transparency as well."""
+def compare(first: Path, again: Any) -> Comparison | None:
+    """The picture in a file, or beside a record's JSON, and one in memory (PIL), value by value, transparency
+    as well; None where no picture stands beside the JSON."""
+    if first.suffix.lower() == ".json":
+        first = first.with_suffix(".png")
+        if not first.exists():
+            return None
     import numpy as np
 
     with opened(first) as file:
