@@ -105,9 +105,10 @@ class Fit:
         return continued(picture.float(), self.handed)
 
     def cut(self, painted: Any) -> Any:
-        """The `target` part of a PIL picture of `made` px; itself where that is all of it."""
-        assert painted.size == self.made[::-1], (painted.size, self.made)
-        return painted if self.made == self.target else painted.crop((0, 0, *self.target[::-1]))
+        """The `target` part of a PIL picture of `made` px, or the same part of a stage's before it."""
+        sides = zip(self.target, painted.size[::-1], self.made, strict=True)
+        height, width = (max(1, round(side * of / made)) for side, of, made in sides)
+        return painted if (width, height) == painted.size else painted.crop((0, 0, width, height))
 
     def describe(self) -> dict[str, Any]:
         """JSON, for the picture's record: sizes as [height, width]."""

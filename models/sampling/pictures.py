@@ -54,6 +54,7 @@ class Given:
         """The finished picture, `fit.target` px, of what a sampler painted (sRGB, `fit.made` px): cut, and
         with the given picture's colours, profile and transparency."""
         found = fit.cut(painted.convert("RGB"))
+        assert found.size == fit.target[::-1], (painted.size, fit)
         if self.gray:
             found = found.convert("L").convert("RGB")
         found = self.colours.outwards(found)

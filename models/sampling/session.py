@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uhr.base.console import Advance
+from uhr.models.fitting import Fit
 from uhr.models.offload import Offload, offload
 from uhr.models.sampling.record import record_of
 from uhr.models.sampling.setup import Call, Setup
@@ -80,12 +81,14 @@ class Session:
         record = record_of(self.setup, call, self.pipeline, seams_of(picture, self.pipeline.pieces))
         if given is not None and fit is not None:
             picture = given.put_back(picture, fit)
-        return Painting(picture, record, self._shown(found.stages) if stages else [])
+        return Painting(picture, record, self._shown(found.stages, fit) if stages else [])
 
-    def _shown(self, pictures: list[list[Any]]) -> list[tuple[str, Any]]:
-        """The first picture of every stage before the last, by the stage's name."""
+    def _shown(self, pictures: list[list[Any]], fit: Fit | None) -> list[tuple[str, Any]]:
+        """The first picture of every stage before the last, by the stage's name, without what a given picture
+        was continued by."""
         names = [stage.name for stage in self.pipeline.stages[:-1]]
-        return [(name, batch[0]) for name, batch in zip(names, pictures, strict=True)]
+        shown = [(name, batch[0]) for name, batch in zip(names, pictures, strict=True)]
+        return shown if fit is None else [(name, fit.cut(picture)) for name, picture in shown]
 
     @contextlib.contextmanager
     def _watched(self, advance: Advance | None) -> Generator[None]:

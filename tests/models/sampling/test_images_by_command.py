@@ -109,6 +109,18 @@ def test_a_size_may_be_named_instead(forge, made):
     )
 
 
+def test_previews_of_stages_show_the_picture_and_nothing_of_its_mirror_image(forge, made, tmp_path):
+    data = forge.encode(forge.picture(193, 137), "PNG")
+    _, record = made("hiflow", data, "--scale", 2, "--previews", tmp_path / "stages")
+    (first, _) = record["details"]["stages"]
+    (preview,) = (tmp_path / "stages").iterdir()
+    given = record["image"]
+    with Image.open(preview) as picture:
+        for axis, side in ((1, first["height"]), (0, first["width"])):
+            target, made_of = given["target"][1 - axis], given["made"][1 - axis]
+            assert picture.size[axis] == round(side * target / made_of) < side
+
+
 def test_cmyk_comes_back_as_srgb_and_the_command_says_so(forge, made, capsys):
     data = forge.encode(forge.picture(140, 130, "CMYK"), "JPEG", icc_profile=forge.cmyk_profile())
     picture, record = made("sdedit", data, "--scale", 1)
