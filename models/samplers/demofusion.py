@@ -4,7 +4,7 @@ sub-grids that see the whole picture."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -93,22 +93,18 @@ class DemoFusion(Staged):
             stages.append(sized(s * height, s * width, levels, calls))
         return stages if ask.picture else [ask.base(levels, (height, width)), *stages]
 
-    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
-        last, *upper = job.plan
+    def run(self, job: Job) -> Generator[torch.Tensor]:
+        first, *upper = job.plan
         if job.picture is None:
             z = self.base(job)
+            yield z
         else:
             upper = job.plan
-            below = sized(last.height // 2, last.width // 2, last.sigmas)
-            z = self.enlarge(job.picture, below)
+            z = self.enlarge(job.picture, sized(first.height // 2, first.width // 2, first.sigmas))
         anchor = z
         for times, stage in enumerate(upper, start=2):
-            if self.interrupt:
-                break
-            z, last = restandardised(self._stage(job, stage, times, z), anchor), stage
-            if job.preview is not None and stage is not upper[-1]:
-                job.preview(z)
-        return z, last
+            z = restandardised(self._stage(job, stage, times, z), anchor)
+            yield z
 
     def _stage(self, job: Job, stage: Stage, times: int, below: torch.Tensor) -> torch.Tensor:
         """z at `times` the base's side, from that of the stage below."""

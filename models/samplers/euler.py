@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from itertools import pairwise
 from typing import Annotated
 
@@ -62,9 +62,9 @@ class Euler(Staged):
         """What the model's card says."""
         return spec.steps
 
-    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
+    def run(self, job: Job) -> Generator[torch.Tensor]:
         (stage,) = job.plan
-        return self.follow(job, stage, self.fresh(job, stage), toolkit=job.options.toolkit), stage
+        yield self.follow(job, stage, self.fresh(job, stage), toolkit=job.options.toolkit)
 
 
 def _as_levels(sigmas: Sequence[float]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -86,23 +86,22 @@ class MultiDiffusion(Staged):
         alone = ask.picture or options.strength == 1
         return [stage] if alone else [ask.published_base(options.base_steps), stage]
 
-    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
-        stage, pixels = job.plan[-1], job.picture
+    def run(self, job: Job) -> Generator[torch.Tensor]:
+        stage, picture = job.plan[-1], job.picture
         if len(job.plan) > 1:
             z = self.base(job)
-            if self.interrupt:
-                return z, job.plan[0]
-            pixels = self.decode(z)
+            yield z
+            picture = self.decode(z)
         z = self.fresh(job, stage)
-        if pixels is not None:
-            z = flow.interpolate(self.enlarge(pixels, stage), z, stage.sigmas[0])
+        if picture is not None:
+            z = flow.interpolate(self.enlarge(picture, stage), z, stage.sigmas[0])
         boxes = windows((z.shape[-2], z.shape[-1]), 2 * job.native.side, job.options.overlap)
         self.pieces = [box.scaled(self.vae_scale_factor) for box in boxes]
 
         def velocity(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
             return average(self, z, sigma, said, boxes)
 
-        return self.follow(job, stage, z, velocity, guidance=self.high_guidance(job)), stage
+        yield self.follow(job, stage, z, velocity, guidance=self.high_guidance(job))
 
 
 class MultiDiffusionPipeline(MultiDiffusion, OnFlux1):

@@ -97,10 +97,7 @@ class Passes(SamplerPipeline):
                 keep(flow.data_estimate(z, v, sigma))
             return v
 
-        z = self.follow(job, stage, self.fresh(job, stage), velocity)
-        if job.preview is not None and len(job.plan) > 1:
-            job.preview(z)
-        return z
+        return self.follow(job, stage, self.fresh(job, stage), velocity)
 
     def fresh(self, job: Job, stage: Stage) -> torch.Tensor:
         """Standard normal z of a stage: the call's own for the first that asks for it, drawn for others."""

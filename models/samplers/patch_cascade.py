@@ -99,8 +99,11 @@ class PatchCascade(PatchPass):
     def make(self, job: Job, output_type: str) -> Any:
         if output_type == "latent":
             self.grid(*job.target)
-        base = self.decode(self.run(job)[0]) if job.picture is None else job.picture
-        return self.painted(job, base, output_type)
+        picture = job.picture
+        for z in self.reached(job):
+            picture = self.decode(z)
+        assert picture is not None
+        return self.painted(job, picture, output_type)
 
 
 class PatchCascadePipeline(PatchCascade, OnFlux1):

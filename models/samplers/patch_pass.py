@@ -97,11 +97,13 @@ class PatchPass(Staged):
             return False
         return not set(peft_layers.active(encoder)) <= set(options.base_adapters)
 
-    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
-        """The base pass, by the original model: the last stage that has a z of its own. Patches come together
+    def run(self, job: Job) -> Generator[torch.Tensor]:
+        """The base pass, by the original model: the only stage that has a z of its own. Patches come together
         in pixels, see `painted`."""
-        with self.original(job.options):
-            return self.base(job), job.plan[0]
+        if job.picture is None:
+            with self.original(job.options):
+                z = self.base(job)
+            yield z
 
     def details(self) -> dict[str, Any]:
         return {**super().details(), "notes": list(self.notes)}

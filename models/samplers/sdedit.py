@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -43,18 +44,16 @@ class SDEdit(Staged):
         edit = sized(*ask.size, levels)
         return [edit] if ask.picture else [ask.published_base(options.base_steps), edit]
 
-    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
-        stage = job.plan[-1]
-        if job.picture is None:
+    def run(self, job: Job) -> Generator[torch.Tensor]:
+        stage, picture = job.plan[-1], job.picture
+        if picture is None:
             z = self.base(job)
-            if self.interrupt:
-                return z, job.plan[0]
-            data = self.enlarge(self.decode(z), stage)
-        else:
-            data = self.enlarge(job.picture, stage)
+            yield z
+            picture = self.decode(z)
+        data = self.enlarge(picture, stage)
         noise = self.fresh(job, stage)
         start = flow.interpolate(data, noise, stage.sigmas[0])
-        return self.follow(job, stage, start, None, job.options.toolkit, self.high_guidance(job)), stage
+        yield self.follow(job, stage, start, None, job.options.toolkit, self.high_guidance(job))
 
 
 class SDEditPipeline(SDEdit, OnFlux1):

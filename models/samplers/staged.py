@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -52,8 +53,8 @@ class Staged(Passes):
             cls.__call__ = _showing(getattr(cls.__call__, "plain", cls.__call__), cls.Options)
 
     @abstractmethod
-    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
-        """z of the last stage that was run, and that stage."""
+    def run(self, job: Job) -> Generator[torch.Tensor]:
+        """z of each stage of the plan in turn; nothing is asked of it after an interruption."""
 
     @torch.no_grad()
     def __call__(
@@ -131,8 +132,18 @@ class Staged(Passes):
 
     def make(self, job: Job, output_type: str) -> Any:
         """The finished pictures."""
-        z, _ = self.run(job)
-        return self.shown(z, output_type)
+        *_, last = self.reached(job)
+        return self.shown(last, output_type)
+
+    def reached(self, job: Job) -> Generator[torch.Tensor]:
+        """z of each stage that is run, with its preview."""
+        with contextlib.closing(self.run(job)) as run:
+            for stage, z in zip(job.plan, run, strict=False):
+                if job.preview is not None and stage is not job.plan[-1]:
+                    job.preview(z)
+                yield z
+                if self.interrupt:
+                    return
 
     def say(self, words: Words, plan: Sequence[Stage], options: Any) -> list[Conditions]:
         """What the backbone is told in each stage."""

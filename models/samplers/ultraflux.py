@@ -84,12 +84,12 @@ class UltraFlux(Staged):
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
         return [sized(*ask.size, ask.schedule(ask.steps, 0, ShiftPolicy.STATIC, options.shift_factor))]
 
-    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
+    def run(self, job: Job) -> Generator[torch.Tensor]:
         stage = job.plan[-1]
         noise = self.fresh(job, stage)
         # an F16 token is as wide as two of F8
         with self._on(self.transformer, _positions(job.options.positions, 2 * job.native.side)):
-            return self.follow(job, stage, noise), stage
+            yield self.follow(job, stage, noise)
 
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         super().begin(step_end, attention)

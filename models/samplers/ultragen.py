@@ -123,25 +123,21 @@ class UltraGen(Staged):
         stages = [sized(*size, levels) for size in stage_sizes(ask, options)]
         return stages if ask.picture else [ask.published_base(options.base_steps), *stages]
 
-    def run(self, job: Job) -> tuple[torch.Tensor, Stage]:
+    def run(self, job: Job) -> Generator[torch.Tensor]:
         options = filled(job.ask, job.options)
         with guide_only(self.transformer, job.options.guide_adapters) as kept:
             job.options = options.model_copy(update={"guide_adapters": tuple(kept)})
             self.settings = job.options
             self.notes = () if kept else (UNADAPTED,)
-            stages, last, z = list(job.plan), job.plan[0], None
+            stages, z = job.plan, None
             if job.picture is None:
                 with self._on(self._positions(job.options.base_ntk)):
                     z = self.base(job)
+                yield z
                 stages = stages[1:]
             for stage in stages:
-                if self.interrupt:
-                    break
-                z, last = self._stage(job, stage, z), stage
-                if job.preview is not None and stage is not stages[-1]:
-                    job.preview(z)
-        assert z is not None
-        return z, last
+                z = self._stage(job, stage, z)
+                yield z
 
     def _stage(self, job: Job, stage: Stage, below: torch.Tensor | None) -> torch.Tensor:
         """z of a windowed stage; `below` is that of the one below it, None for the job's picture."""

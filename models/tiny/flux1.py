@@ -64,17 +64,24 @@ def _transformer(spec: ModelSpec) -> Any:
     )
 
 
+def vae_shape(spec: ModelSpec) -> dict[str, Any]:
+    """What the VAEs of all families are made with."""
+    return {
+        "down_block_types": ("DownEncoderBlock2D",) * len(VAE_CHANNELS),
+        "up_block_types": ("UpDecoderBlock2D",) * len(VAE_CHANNELS),
+        "block_out_channels": VAE_CHANNELS,
+        "layers_per_block": 1,
+        "latent_channels": spec.latent_channels,
+        "norm_num_groups": 4,
+        "sample_size": spec.native_size,
+    }
+
+
 def _vae(spec: ModelSpec) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(VAE_CHANNELS),
-        up_block_types=("UpDecoderBlock2D",) * len(VAE_CHANNELS),
-        block_out_channels=VAE_CHANNELS,
-        layers_per_block=1,
-        latent_channels=spec.latent_channels,
-        norm_num_groups=4,
-        sample_size=spec.native_size,
+        **vae_shape(spec),
         scaling_factor=SCALING,
         shift_factor=SHIFT,
         use_quant_conv=False,

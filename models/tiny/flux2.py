@@ -6,7 +6,7 @@ from typing import Any
 
 from uhr.models.spec import ModelSpec
 from uhr.models.tiny.draw import draw, stream
-from uhr.models.tiny.flux1 import VAE_CHANNELS, scheduler
+from uhr.models.tiny.flux1 import scheduler, vae_shape
 
 TEXT_LAYERS = 28
 """The pipeline takes hidden states 9, 18 and 27."""
@@ -47,15 +47,7 @@ def _transformer(spec: ModelSpec) -> Any:
 def _vae(spec: ModelSpec) -> Any:
     from diffusers import AutoencoderKLFlux2
 
-    return AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * len(VAE_CHANNELS),
-        up_block_types=("UpDecoderBlock2D",) * len(VAE_CHANNELS),
-        block_out_channels=VAE_CHANNELS,
-        layers_per_block=1,
-        latent_channels=spec.latent_channels,
-        norm_num_groups=4,
-        sample_size=spec.native_size,
-    )
+    return AutoencoderKLFlux2(**vae_shape(spec))
 
 
 def _tokenizer(spec: ModelSpec) -> Any:
