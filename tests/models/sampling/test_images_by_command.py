@@ -169,6 +169,24 @@ def test_a_broken_picture_and_a_scale_of_nothing_are_one_line(forge, made, tiny_
     assert "none.png is not there" in capsys.readouterr().err
 
 
+def test_repeated_it_is_the_same_in_the_same_frame_and_another_picture_is_noticed(
+    forge, made, tmp_path, capsys
+):
+    data, profile, _ = framed(forge)
+    picture, _ = made("patch-cascade", data, "--scale", 1.5)
+    words = ["sample", "--repeat", tmp_path / "out.png", "--out", tmp_path / "again.png"]
+    assert main([str(word) for word in words]) == 0
+    assert "identical: all" in capsys.readouterr().out
+    with Image.open(tmp_path / "again.png") as again:
+        assert again.info["icc_profile"] == profile
+        assert np.array_equal(np.asarray(again), np.asarray(picture))
+    (tmp_path / "given picture").write_bytes(forge.encode(forge.picture(137, 193), "PNG"))
+    assert main([str(word) for word in words]) == 0
+    said = capsys.readouterr()
+    assert "given picture is not the same file as then" in said.err
+    assert "not identical" in said.out
+
+
 def test_the_json_beside_it_says_the_same(forge, made, tmp_path):
     _, record = made("sdedit", forge.encode(forge.picture(160, 128), "PNG"), "--scale", 2)
     assert json.loads((tmp_path / "out.json").read_text()) == record
