@@ -135,9 +135,14 @@ def _profile(kind: bytes, space: bytes, connection: bytes, tags: dict[bytes, byt
 
 def png_with_header(header: bytes) -> bytes:
     """A PNG with this IHDR and a few zeros for a picture."""
+    return png(header, bytes(64))
+
+
+def png(header: bytes, rows: bytes) -> bytes:
+    """A PNG of this IHDR and these rows, each behind its filter's byte."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(64))) + chunk(b"IEND", b"")
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts

@@ -8,6 +8,7 @@ taken). EXIF data (place, camera) are not passed on.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,8 @@ def _fault(path: Path, error: Exception) -> UserError:
 
     if isinstance(error, Image.DecompressionBombError):
         return UserError(f"picture {path} has more than 179 megapixels", "cut it into parts, or shrink it")
+    if isinstance(error, OSError) and error.errno is not None:
+        return UserError(f"picture {path} cannot be read ({error.strerror})", "is it yours to read?")
     if isinstance(error, UnidentifiedImageError):
         return UserError(f"{path} is no picture that can be read", f"known formats: {', '.join(FORMATS)}")
     words = " ".join(f"{type(error).__name__}: {error}".split())
@@ -107,6 +110,7 @@ def _opened(path: Path) -> Given:
         with Image.open(opened, formats=FORMATS) as file:
             # gray with alpha, of 16 bits, is opened as colours
             gray = file.mode in GRAY or any(tile[-1] == "LA;16B" for tile in file.tile)
+            notes = tuple(_left_out(file))
             # loaded first: a TIFF turns itself upright then
             file.load()
             picture = ImageOps.exif_transpose(file)
@@ -115,7 +119,16 @@ def _opened(path: Path) -> Given:
     if picture.mode not in MODES:
         what = f"picture {path} has values of kind {picture.mode}, of which none is agreed to be white"
         raise UserError(what, "save it with 8 or 16 bits a channel")
-    return _given(picture, gray)
+    return _given(picture, gray, notes)
+
+
+def _left_out(file: Any) -> Iterator[str]:
+    """What of an opened file, not loaded yet, is not taken."""
+    # a photograph's second picture (MPO) is a thumbnail, depth or brightness
+    if file.format != "MPO" and getattr(file, "is_animated", False):
+        yield "of several frames the first is taken"
+    if any(";16" in str(tile[-1]) for tile in file.tile):
+        yield "of 16 bits a value the upper eight are taken"
 
 
 def _upper_bits(picture: Image, file: Any) -> Image:
@@ -131,7 +144,7 @@ def _upper_bits(picture: Image, file: Any) -> Image:
     return found
 
 
-def _given(picture: Image, gray: bool) -> Given:
+def _given(picture: Image, gray: bool, notes: tuple[str, ...]) -> Given:
     alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
     if alpha is not None and alpha.getextrema()[0] == 255:
         alpha = None
@@ -141,7 +154,7 @@ def _given(picture: Image, gray: bool) -> Given:
     rgb.info.clear()
     if alpha is not None:
         rgb = without_hidden(rgb, alpha)
-    return Given(rgb, alpha, gray, colours, (colours.note,) if colours.note else ())
+    return Given(rgb, alpha, gray, colours, (*notes, *([colours.note] if colours.note else ())))
 
 
 def without_hidden(rgb: Image, alpha: Image) -> Image:

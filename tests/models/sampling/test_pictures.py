@@ -212,6 +212,34 @@ def test_a_colour_key_and_a_palettes_transparency_count(forge, opened):
     assert (levels(found.alpha) > 0).sum() == 1
 
 
+def test_of_several_frames_the_first_is_taken_and_noted(forge, opened):
+    frames = [forge.picture(30, 20, seed=seed) for seed in (0, 1)]
+    for format in ("PNG", "TIFF", "WEBP"):
+        settings = {"save_all": True, "append_images": frames[1:]}
+        if format == "WEBP":
+            settings["lossless"] = True
+        found = opened(forge.encode(frames[0], format, **settings))
+        assert found.notes == ("of several frames the first is taken",)
+        assert np.array_equal(levels(found.rgb), levels(frames[0]))
+
+
+def test_of_deep_values_the_upper_bits_are_taken_and_noted(forge, opened):
+    deep = "of 16 bits a value the upper eight are taken"
+    for format in ("PNG", "TIFF"):
+        found = opened(forge.encode(forge.picture(30, 20, "I;16"), format))
+        assert found.notes == (deep,)
+        assert np.array_equal(levels(found.rgb)[..., 0], levels(forge.picture(30, 20, "I;16")) >> 8)
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 4, 0, 0, 0)
+    gray_alpha = forge.png(header, b"\0" + struct.pack(">HHHH", 0x80FF, 0xFFFF, 0x10FF, 0x8000))
+    found = opened(gray_alpha)
+    assert (found.gray, found.notes) == (True, (deep,))
+    assert levels(found.put_back(found.rgb, same((1, 2)))).tolist() == [[[0x80, 0xFF], [0x10, 0x80]]]
+    colours = forge.png(
+        struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), b"\0" + struct.pack(">HHH", 256, 512, 767)
+    )
+    assert (levels(opened(colours).rgb).tolist(), opened(colours).notes) == ([[[1, 2, 2]]], (deep,))
+
+
 def test_what_nobody_saw_does_not_shine_through_at_the_edges(forge, opened):
     """A red disc whose hidden surroundings are green: whatever enlarges the colours finds no green."""
     y, x = np.mgrid[:40, :50]
@@ -278,3 +306,15 @@ def test_a_missing_file_and_a_folder_are_no_pictures(tmp_path):
         open_picture(tmp_path / "nothing.png")
     with pytest.raises(UserError, match="is no file"):
         open_picture(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_no_damaged_one(forge, tmp_path, monkeypatch):
+    path = tmp_path / "theirs.png"
+    path.write_bytes(forge.encode(forge.picture(9, 9), "PNG"))
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UserError, match=r"theirs\.png cannot be read \(Permission denied\)"):
+        open_picture(path)
