@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uhr.base.console import Advance
 from uhr.base.errors import UserError, unknown
 from uhr.models.hashes import hash_of
 from uhr.models.hub import INDEX, Source
@@ -258,11 +259,13 @@ def load_pipeline(
     quantize: str | None = None,
     offload: str | None = None,
     weights: Mapping[str, str | Path] | None = None,
+    advance: Advance | None = None,
 ) -> Any:
     """A whole pipeline: the stock class of its spec, or `pipeline_class` (a sampler of ours, say).
 
     `quantize` and `weights` (by component) are as in `load_component`. `offload` (model, group, sequential)
     keeps the weights in the CPU's memory; a caller that adds adapters does that first and offloads itself.
+    `advance(n, note, total)` hears of every component that is loaded.
     """
     opened = model if isinstance(model, Model) else open_model(model)
     place, weights = pick_device(device), {**opened.weights, **(weights or {})}
@@ -273,8 +276,11 @@ def load_pipeline(
     kind = None if offload is None else check_offload(offload, place)
     cls = pipeline_class or getattr(importlib.import_module("diffusers"), opened.spec.pipeline_class)
     home = device if kind is None else "cpu"
-    parts = {
-        name: load_component(
+    parts: dict[str, Any] = {}
+    for name in opened.spec.components:
+        if advance is not None:
+            advance(0, note=name, total=len(opened.spec.components))
+        parts[name] = load_component(
             opened,
             name,
             dtype,
@@ -283,8 +289,8 @@ def load_pipeline(
             quantize=quantize,
             weights=weights.get(name),
         )
-        for name in opened.spec.components
-    }
+        if advance is not None:
+            advance(1)
     pipeline = cls(**parts, **opened.spec.pipeline_config)
     if kind is not None:
         put_offload(pipeline, kind, place)

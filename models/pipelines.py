@@ -37,6 +37,7 @@ from uhr.models import latents as latent
 from uhr.models.conditions import Condition, Conditions, Prompt, Words, check_cfg
 from uhr.models.patches import Box
 from uhr.models.planning import Planning
+from uhr.models.sizes import check_sides
 from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
 from uhr.models.vae.f16 import vae_factor
 
@@ -144,7 +145,7 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of image tokens of height x width px; UserError with the nearest sizes if none."""
-        latent.check_sides(self.pixel_multiple, height, width)
+        check_sides(self.pixel_multiple, height, width)
         return height // self.pixel_multiple, width // self.pixel_multiple
 
     def image_ids(self, grid: tuple[int, int]) -> torch.Tensor:
@@ -252,6 +253,8 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """z -> pictures, float32 [B, 3, 8H, 8W] nominally in [-1, 1]."""
+        if self.watch is not None:
+            self.watch(0, note="decoding")
         return latent.decode(self.vae, z)
 
     def velocity(

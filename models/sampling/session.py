@@ -29,7 +29,8 @@ class Session:
     """The pipeline of a setup, in memory with its adapters: loaded once, for as many pictures as are
     wanted."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, advance: Advance | None = None) -> None:
+        """`advance(n, note, total)` hears of every component that is loaded."""
         import torch
 
         from uhr.models.adapters.components import user_cache
@@ -45,6 +46,7 @@ class Session:
             setup.method.pipeline_class,
             quantize=request.quantize,
             weights=request.weights,
+            advance=advance,
         )
         self.pipeline.set_progress_bar_config(disable=True)
         files = read_all([adapter.file for adapter in request.adapters], self.pipeline)
