@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
+from uhr.models.quantize import check_installed
 from uhr.models.registry import SPECS
 from uhr.models.spec import ModelSpec
 
@@ -123,8 +123,7 @@ def _safetensors(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _gguf(file: Path) -> dict[str, tuple[int, ...]]:
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError("reading GGUF needs the package gguf", "pip install gguf")
+    check_installed("gguf", "reading GGUF")
     tensors = importlib.import_module("gguf").GGUFReader(file).tensors
     # GGUF counts dimensions from the last
     return {each.name: tuple(int(n) for n in each.shape[::-1]) for each in tensors}

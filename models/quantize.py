@@ -54,13 +54,17 @@ KINDS: Mapping[str, Kind] = {
 """nf4: 4 bits; int8: 8 bits, outliers apart; int8wo, float8wo: 8-bit weights alone, computed in the dtype."""
 
 
+def check_installed(package: str, what: str) -> None:
+    """UserError where a package of the extra `quantize`, which `what` needs, is missing."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{what} needs the package {package}", "pip install 'uhr[quantize]'")
+
+
 def check(kind: str, device: torch.device) -> None:
     """UserError for an unknown kind, a package that is not installed, or a device that it does not run on."""
     if kind not in KINDS:
         raise unknown("quantisation", kind, KINDS)
-    package = KINDS[kind].package
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"quantisation '{kind}' needs the package {package}", f"pip install {package}")
+    check_installed(KINDS[kind].package, f"quantisation '{kind}'")
     if KINDS[kind].gpu and device.type == "cpu":
         others = ", ".join(name for name, other in KINDS.items() if not other.gpu)
         raise UserError(f"quantisation '{kind}' wants a GPU", f"on a CPU take one of {others}, or none")

@@ -6,13 +6,13 @@ weight that it wants must be there.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError
 from uhr.models.file_spec import BACKBONE_PREFIXES
+from uhr.models.quantize import check_installed
 
 if TYPE_CHECKING:
     import torch
@@ -81,8 +81,7 @@ def _converted(cls: Any, checkpoint: dict[str, torch.Tensor], config: Any, where
 
 
 def _gguf(cls: Any, component: str, file: Path, folder: Path, dtype: torch.dtype) -> Any:
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError("reading GGUF needs the package gguf", "pip install gguf")
+    check_installed("gguf", "reading GGUF")
     from diffusers import GGUFQuantizationConfig
 
     return cls.from_single_file(

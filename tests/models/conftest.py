@@ -52,6 +52,43 @@ def inputs(stock):
 
 
 @pytest.fixture(scope="session")
+def inputs2():
+    """The same of the tiny FLUX.2 transformer."""
+    import torch
+
+    from uhr.models.backbones.flux2 import Flux2
+
+    draw = torch.Generator().manual_seed(0)
+    return {
+        "hidden_states": torch.randn(2, 64, 128, generator=draw),
+        "encoder_hidden_states": torch.randn(2, 16, 96, generator=draw),
+        "timestep": torch.tensor([0.9, 0.3]),
+        "img_ids": Flux2().image_ids(8, 8),
+        "txt_ids": Flux2().text_ids(16),
+        "return_dict": False,
+    }
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A maker of a checkpoint's transformer with a LoRA on it that says something, and of its state."""
+    import torch
+
+    from uhr.models import zoo
+    from uhr.models.adapters.plain import add_lora, lora_state
+
+    def make(folder, lora, seed=1):
+        model = zoo.load_transformer(folder)
+        draw = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in add_lora(model, lora, seed=0):
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
+        return model, lora_state(model)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def facts():
     """A maker of what training would say of an adapter; keywords change single facts."""
     from uhr.models import zoo
@@ -77,21 +114,15 @@ def facts():
 
 
 @pytest.fixture(scope="session")
-def adapter(tiny_flux, facts, tmp_path_factory):
+def adapter(tiny_flux, trained, facts, tmp_path_factory):
     """The folder of an exported LoRA that says something; its path has a space and an equals sign."""
-    import torch
-
     from uhr.models import zoo
-    from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
+    from uhr.models.adapters.plain import LoraSpec
     from uhr.models.export import export_lora
 
     lora = LoraSpec(4, zoo.get("tiny-flux1").lora_targets, alpha=2)
-    model = zoo.load_transformer(tiny_flux)
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in add_lora(model, lora, seed=0):
-            parameter.copy_(torch.randn(parameter.shape, generator=draw))
-    return export_lora(lora_state(model), lora, tmp_path_factory.mktemp("lora") / "a = b", facts())
+    _, state = trained(tiny_flux, lora)
+    return export_lora(state, lora, tmp_path_factory.mktemp("lora") / "a = b", facts())
 
 
 @pytest.fixture

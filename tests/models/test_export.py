@@ -9,21 +9,11 @@ from uhr.base.errors import UserError
 from uhr.models import zoo
 from uhr.models.adapters.files import load_adapter
 from uhr.models.adapters.merging import merge
-from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
+from uhr.models.adapters.plain import LoraSpec, lora_state
 from uhr.models.adapters.scales import set_scales
 from uhr.models.export import export_lora
 
 DEV = zoo.get("flux1-dev")
-
-
-def trained(tiny_flux, lora, seed=1):
-    """A tiny transformer with an adapter that says something, and its state."""
-    model = zoo.load_transformer(tiny_flux)
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in add_lora(model, lora, seed=0):
-            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
-    return model, lora_state(model)
 
 
 @pytest.fixture
@@ -36,7 +26,7 @@ def fresh(tiny_flux):
 @pytest.mark.parametrize(("rank", "alpha"), [(4, 4), (4, 1), (2, 32)])
 @pytest.mark.parametrize("targets", ["attention", "all-linear"])
 def test_a_stock_pipeline_fuses_exactly_what_our_merge_gives(
-    tiny_flux, fresh, tmp_path, rank, alpha, targets, facts
+    tiny_flux, fresh, tmp_path, rank, alpha, targets, facts, trained
 ):
     lora = LoraSpec(rank, DEV.lora_target_sets[targets], alpha=alpha)
     model, state = trained(tiny_flux, lora)
@@ -62,7 +52,9 @@ def test_a_stock_pipeline_fuses_exactly_what_our_merge_gives(
             assert torch.equal(fused[name], tensor), name
 
 
-def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(tiny_flux, tmp_path, transformer, inputs, facts):
+def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(
+    tiny_flux, tmp_path, transformer, inputs, facts, trained
+):
     lora = LoraSpec(4, DEV.lora_targets, alpha=2)
     model, state = trained(tiny_flux, lora)
     folder = export_lora(state, lora, tmp_path / "adapter", facts())
@@ -74,7 +66,7 @@ def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(tiny_flux, tmp_path
         assert torch.equal(transformer(**inputs)[0], model(**inputs)[0])
 
 
-def test_two_adapters_act_together_each_by_its_scale(tiny_flux, tmp_path, transformer, facts):
+def test_two_adapters_act_together_each_by_its_scale(tiny_flux, tmp_path, transformer, facts, trained):
     lora = LoraSpec(4, ("to_q",))
     folders = []
     for i in (1, 2):
@@ -95,7 +87,7 @@ def test_two_adapters_act_together_each_by_its_scale(tiny_flux, tmp_path, transf
     assert torch.equal(layer.get_base_layer().weight, before)
 
 
-def test_the_file_has_diffusers_keys_float32_and_alpha_in_its_metadata(tiny_flux, tmp_path, facts):
+def test_the_file_has_diffusers_keys_float32_and_alpha_in_its_metadata(tiny_flux, tmp_path, facts, trained):
     lora = LoraSpec(4, DEV.lora_targets, alpha=8)
     _, state = trained(tiny_flux, lora)
     folder = export_lora({k: t.bfloat16() for k, t in state.items()}, lora, tmp_path / "a", facts())
@@ -107,7 +99,7 @@ def test_the_file_has_diffusers_keys_float32_and_alpha_in_its_metadata(tiny_flux
     assert (metadata["transformer.r"], metadata["transformer.lora_alpha"]) == (4, 8)
 
 
-def test_exporting_twice_gives_the_same_bytes_and_never_overwrites(tiny_flux, tmp_path, facts):
+def test_exporting_twice_gives_the_same_bytes_and_never_overwrites(tiny_flux, tmp_path, facts, trained):
     lora = LoraSpec(4, DEV.lora_targets)
     _, state = trained(tiny_flux, lora)
     one, *others = (export_lora(state, lora, tmp_path / str(i), facts()) for i in range(8))
@@ -117,7 +109,7 @@ def test_exporting_twice_gives_the_same_bytes_and_never_overwrites(tiny_flux, tm
         export_lora(state, lora, one, facts())
 
 
-def test_a_state_of_another_rank_than_its_spec_is_refused(tiny_flux, tmp_path, facts):
+def test_a_state_of_another_rank_than_its_spec_is_refused(tiny_flux, tmp_path, facts, trained):
     _, state = trained(tiny_flux, LoraSpec(4, DEV.lora_targets))
     with pytest.raises(AssertionError, match="rank"):
         export_lora(state, LoraSpec(8, DEV.lora_targets), tmp_path / "a", facts())
@@ -128,17 +120,18 @@ def read_card(folder):
     return yaml.safe_load(head), body
 
 
-def write_card(tiny_flux, tmp_path, facts, **changes):
-    lora = LoraSpec(4, DEV.lora_targets)
-    _, state = trained(tiny_flux, lora)
-    return read_card(export_lora(state, lora, tmp_path / "card", facts(**changes)))
+@pytest.fixture
+def write_card(tiny_flux, tmp_path, trained, facts):
+    def write(**changes):
+        lora = LoraSpec(4, DEV.lora_targets)
+        _, state = trained(tiny_flux, lora)
+        return read_card(export_lora(state, lora, tmp_path / "card", facts(**changes)))
+
+    return write
 
 
-def test_a_card_names_lineage_data_licences_and_what_the_base_forbids(tiny_flux, tmp_path, facts):
+def test_a_card_names_lineage_data_licences_and_what_the_base_forbids(write_card):
     head, body = write_card(
-        tiny_flux,
-        tmp_path,
-        facts,
         spec=DEV,
         base_model="black-forest-labs/FLUX.1-dev@abc",
         surgeries=("rope: ntk 10",),
@@ -154,8 +147,8 @@ def test_a_card_names_lineage_data_licences_and_what_the_base_forbids(tiny_flux,
         assert words in body, words
 
 
-def test_a_card_of_a_tiny_base_says_that_it_paints_nothing_and_claims_no_hub_id(tiny_flux, tmp_path, facts):
-    head, body = write_card(tiny_flux, tmp_path, facts, licences={"CC0-1.0": 12})
+def test_a_card_of_a_tiny_base_says_that_it_paints_nothing_and_claims_no_hub_id(write_card):
+    head, body = write_card(licences={"CC0-1.0": 12})
     assert "base_model" not in head
     assert head["license"] == "apache-2.0"
     assert "random weights" in body
@@ -165,14 +158,16 @@ def test_a_card_of_a_tiny_base_says_that_it_paints_nothing_and_claims_no_hub_id(
 
 
 @pytest.mark.parametrize(("alpha", "told"), [(4, False), (8, True)])
-def test_a_card_tells_of_the_metadata_where_alpha_is_not_the_rank(tiny_flux, tmp_path, facts, alpha, told):
+def test_a_card_tells_of_the_metadata_where_alpha_is_not_the_rank(
+    tiny_flux, tmp_path, facts, alpha, told, trained
+):
     lora = LoraSpec(4, DEV.lora_targets, alpha=alpha)
     _, state = trained(tiny_flux, lora)
     _, body = read_card(export_lora(state, lora, tmp_path / "card", facts()))
     assert ("set it to alpha / rank" in body) == told
 
 
-def test_the_record_holds_the_facts_for_machines(tiny_flux, tmp_path, facts):
+def test_the_record_holds_the_facts_for_machines(tiny_flux, tmp_path, facts, trained):
     lora = LoraSpec(4, DEV.lora_targets, alpha=2)
     _, state = trained(tiny_flux, lora)
     folder = export_lora(state, lora, tmp_path / "a", facts())

@@ -10,8 +10,7 @@ from uhr.models.adapters.conversion import lora_of
 from uhr.models.adapters.files import load_adapter
 from uhr.models.adapters.keys import layout_of
 from uhr.models.adapters.merging import merge
-from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
-from uhr.models.backbones.flux2 import Flux2
+from uhr.models.adapters.plain import LoraSpec, lora_state
 from uhr.models.export import export_lora
 
 SPEC = zoo.get("tiny-flux2")
@@ -19,44 +18,28 @@ MODULES = {"attention": 2 * 4 + 2, "all-linear": 2 * 12 + 2 * 2}
 
 
 @pytest.fixture
-def fresh(tiny_flux2):
+def fresh(tiny_flux2, trained):
     from diffusers import Flux2KleinPipeline
 
     return Flux2KleinPipeline.from_pretrained(tiny_flux2, local_files_only=True)
 
 
-def trained(tiny_flux2, lora, seed=1):
-    """A tiny transformer with an adapter that says something, and its state."""
-    model = zoo.load_transformer(tiny_flux2)
-    draw = torch.Generator().manual_seed(seed)
+def call(model, inputs2):
     with torch.no_grad():
-        for parameter in add_lora(model, lora, seed=0):
-            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
-    return model, lora_state(model)
-
-
-def call(model):
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        return model(
-            hidden_states=torch.randn(2, 64, 128, generator=draw),
-            encoder_hidden_states=torch.randn(2, 16, 96, generator=draw),
-            timestep=torch.tensor([0.9, 0.3]),
-            img_ids=Flux2().image_ids(8, 8),
-            txt_ids=Flux2().text_ids(16),
-            return_dict=False,
-        )[0]
+        return model(**inputs2)[0]
 
 
 @pytest.mark.parametrize("targets", MODULES)
-def test_a_stock_pipeline_fuses_exactly_what_our_merge_gives(tiny_flux2, fresh, tmp_path, targets, facts):
+def test_a_stock_pipeline_fuses_exactly_what_our_merge_gives(
+    tiny_flux2, fresh, tmp_path, targets, facts, trained, inputs2
+):
     lora = LoraSpec(4, SPEC.lora_target_sets[targets], alpha=2)
     model, state = trained(tiny_flux2, lora)
     base = {name: p.clone() for name, p in fresh.transformer.named_parameters()}
     folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC))
 
     fresh.load_lora_weights(folder)
-    torch.testing.assert_close(call(fresh.transformer), call(model), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(call(fresh.transformer, inputs2), call(model, inputs2), atol=1e-5, rtol=1e-5)
     fresh.fuse_lora()
     fresh.unload_lora_weights()
     fused = dict(fresh.transformer.named_parameters())
@@ -77,7 +60,9 @@ def test_a_stock_pipeline_fuses_exactly_what_our_merge_gives(tiny_flux2, fresh, 
         assert torch.equal(model.get_submodule(path).get_base_layer().weight, base[f"{path}.weight"])
 
 
-def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(tiny_flux2, tmp_path, facts, fresh):
+def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(
+    tiny_flux2, tmp_path, facts, fresh, trained, inputs2
+):
     lora = LoraSpec(4, SPEC.lora_target_sets["all-linear"], alpha=2)
     model, state = trained(tiny_flux2, lora)
     folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC))
@@ -87,22 +72,24 @@ def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(tiny_flux2, tmp_pat
         transformer = getattr(target, "transformer", target)
         again = lora_state(transformer, "lakes")
         assert all(torch.equal(again[key], state[key]) for key in state)
-        assert torch.equal(call(transformer), call(model))
+        assert torch.equal(call(transformer, inputs2), call(model, inputs2))
 
 
-def test_kohyas_and_comfyuis_keys_of_it_do_the_same(tiny_flux2, tmp_path):
+def test_kohyas_and_comfyuis_keys_of_it_do_the_same(tiny_flux2, tmp_path, trained, inputs2):
     # attention only: diffusers' kohya reader knows the blocks' linears
     model, _ = trained(tiny_flux2, LoraSpec(4, SPEC.lora_targets, alpha=2))
-    expected = call(model)
+    expected = call(model, inputs2)
     for form in (formats.Format.KOHYA, formats.Format.COMFYUI):
         file = tmp_path / f"{form}.safetensors"
         formats.save(lora_of(model), file, form, layout_of(model))
         other = zoo.load_transformer(tiny_flux2)
         load_adapter(other, file, "x")
-        torch.testing.assert_close(call(other), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(call(other, inputs2), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_adapter_of_the_other_family_is_one_clear_line(tiny_flux, tiny_flux2, tmp_path, adapter, facts):
+def test_an_adapter_of_the_other_family_is_one_clear_line(
+    tiny_flux, tiny_flux2, tmp_path, adapter, facts, trained
+):
     lora = LoraSpec(4, SPEC.lora_targets)
     _, state = trained(tiny_flux2, lora)
     folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC))
@@ -112,7 +99,9 @@ def test_an_adapter_of_the_other_family_is_one_clear_line(tiny_flux, tiny_flux2,
         load_adapter(zoo.load_transformer(tiny_flux2), adapter, "x")
 
 
-def test_the_card_of_it_calls_the_stock_pipeline_as_it_wants_to_be_called(tiny_flux2, tmp_path, facts, fresh):
+def test_the_card_of_it_calls_the_stock_pipeline_as_it_wants_to_be_called(
+    tiny_flux2, tmp_path, facts, fresh, trained
+):
     lora = LoraSpec(4, SPEC.lora_targets)
     _, state = trained(tiny_flux2, lora)
     folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC, guidance=None))
