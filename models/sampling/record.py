@@ -105,12 +105,20 @@ def beside(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def check_out(out: Path) -> None:
-    """UserError unless `out` is the name of a PNG, beside which no JSON stands that is not ours."""
+def check_out(out: Path, given: Path | None = None) -> None:
+    """UserError unless `out` is the name of a PNG, beside which no JSON stands that is not ours, and which is
+    not the `given` picture itself."""
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} is no PNG", "name a file that ends in .png")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", "name a file in it")
+    if (
+        given is not None
+        and out.exists()
+        and given.expanduser().exists()
+        and out.samefile(given.expanduser())
+    ):
+        raise UserError(f"--out {out} is the given picture itself", "name another file")
     file = beside(out)
     if file.exists() and _read_json(file) is None:
         raise UserError(f"{file} is not ours, and the record of {out.name} goes there", "rename one of them")

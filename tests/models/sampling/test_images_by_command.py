@@ -165,6 +165,9 @@ def test_a_broken_picture_and_a_scale_of_nothing_are_one_line(forge, made, tiny_
     words = ["sample", "sdedit", "--model", tiny_flux, "--prompt", "x", "--out", tmp_path / "b.png"]
     assert main([str(word) for word in (*words, "--scale", 2)]) == 1
     assert "--scale 2 is given without a picture" in capsys.readouterr().err
+    (tmp_path / "b.png").write_bytes(forge.encode(forge.picture(160, 128), "PNG"))
+    assert main([str(word) for word in (*words, "--image", tmp_path / "b.png")]) == 1
+    assert "b.png is the given picture itself" in capsys.readouterr().err
     assert main([str(word) for word in (*words, "--image", tmp_path / "none.png")]) == 1
     assert "none.png is not there" in capsys.readouterr().err
 
