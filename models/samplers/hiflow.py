@@ -162,6 +162,9 @@ class HiFlow(Staged):
             if ask.picture:
                 found[index].append(Coding("encode", *stage.size))
             if index == 0:
+                # the given picture is reference and start
+                again = ask.picture and options.start_from == "picture"
+                found[0] += [Coding("encode", *stage.size)] if again else []
                 continue
             if options.reference == "pixels":
                 below = plan[index - 1]
