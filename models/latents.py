@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models.spec import ModelSpec
 from uhr.models.vae.tiled import compute_dtype
 
 
@@ -158,23 +157,3 @@ def to_uint8(pictures: torch.Tensor) -> torch.Tensor:
     """float [B, 3, H, W] in [-1, 1], clipped -> uint8 [B, H, W, 3], rounded to the nearest level."""
     levels = (pictures.float() * 0.5 + 0.5).clamp(0, 1) * 255
     return levels.round().to(torch.uint8).permute(0, 2, 3, 1)
-
-
-def check_size(spec: ModelSpec, height: int, width: int) -> None:
-    """UserError with the nearest sizes that can be made, unless both sides fit the spec's
-    `pixel_multiple`."""
-    check_sides(spec.pixel_multiple, height, width)
-
-
-def check_sides(multiple: int, height: int, width: int) -> None:
-    """UserError with the nearest sizes that can be made, unless both sides are positive multiples."""
-    if height > 0 and width > 0 and height % multiple == 0 and width % multiple == 0:
-        return
-    low, high = (f"{_round(width, multiple, up)}x{_round(height, multiple, up)}" for up in (False, True))
-    near = low if low == high else f"{low} or {high}"
-    raise UserError(f"size {width}x{height} cannot be made", f"multiples of {multiple}; nearest {near}")
-
-
-def _round(side: int, multiple: int, up: bool) -> int:
-    steps = -(-side // multiple) if up else side // multiple
-    return max(1, steps) * multiple

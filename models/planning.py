@@ -17,8 +17,7 @@ from uhr.models import schedules
 from uhr.models.backbones.base import Backbone
 from uhr.models.conditions import check_cfg
 from uhr.models.costs.work import Costed
-from uhr.models.latents import check_sides
-from uhr.models.sizes import Size, check_enlarges, smallest
+from uhr.models.sizes import Size, check_enlarges, check_sides, smallest
 from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
 from uhr.models.stages import Ask, Stage, total_steps
 

@@ -63,6 +63,21 @@ def cascade(target: Size, base: Size, ratios: Sequence[float], multiple: int) ->
     ]
 
 
+def check_sides(multiple: int, height: int, width: int) -> None:
+    """UserError with the nearest sizes that can be made, unless both sides are positive multiples."""
+    if height > 0 and width > 0 and height % multiple == 0 and width % multiple == 0:
+        return
+    near = nearest(multiple, height, width)
+    raise UserError(f"size {width}x{height} cannot be made", f"multiples of {multiple}; nearest {near}")
+
+
+def nearest(multiple: int, height: int, width: int) -> str:
+    """The sizes below and above whose sides are positive multiples, for people: width first."""
+    high = up_to(max(height, 1), multiple), up_to(max(width, 1), multiple)
+    low = max(multiple, height // multiple * multiple), max(multiple, width // multiple * multiple)
+    return " or ".join(f"{size[1]}x{size[0]}" for size in ([low] if low == high else [low, high]))
+
+
 def check_enlarges(target: Size, native: int) -> None:
     """UserError unless the target has more px than the backbone's native square: there would be no stage."""
     if target[0] * target[1] <= native**2:

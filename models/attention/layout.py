@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from uhr.base.errors import UserError
+from uhr.models.sizes import check_sides, nearest, up_to
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,19 @@ class WindowLayout:
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.window, self.ratio) < 1:
             raise UserError(
-                f"a grid of {self.height} x {self.width} tokens, window {self.window}, ratio {self.ratio}",
+                f"a grid of {self.width}x{self.height} tokens, window {self.window}, ratio {self.ratio}",
                 "all four must be at least 1",
             )
         if self.window % self.ratio:
             raise UserError(
                 f"windows of {self.window} tokens do not divide by the guide's ratio {self.ratio}",
-                f"take windows of {_round_up(self.window, self.ratio)} tokens, or ratio 1",
+                f"take windows of {up_to(self.window, self.ratio)} tokens, or ratio 1",
             )
         if self.height % self.window or self.width % self.window:
-            near = nearest_sizes(self.height, self.width, self.window)
+            near = nearest(self.window, self.height, self.width)
             raise UserError(
-                f"a grid of {self.height} x {self.width} tokens has no whole windows of {self.window}",
-                f"nearest grids that are: {near}",
+                f"a grid of {self.width}x{self.height} tokens has no whole windows of {self.window}",
+                f"nearest grids that have: {near}",
             )
 
     @classmethod
@@ -53,13 +54,7 @@ class WindowLayout:
 
         A size that is not made of whole windows is a UserError that names the nearest sizes in px.
         """
-        multiple = token * window
-        if height % multiple or width % multiple or min(height, width) < 1:
-            near = nearest_sizes(height, width, multiple)
-            what = (
-                f"windowed attention cannot make {height} x {width} px: both must be multiples of {multiple}"
-            )
-            raise UserError(what, f"nearest sizes that can be made: {near}")
+        check_sides(token * window, height, width)
         return cls(height // token, width // token, window, ratio)
 
     @property
@@ -147,23 +142,7 @@ class WindowLayout:
 def window_side(native_tokens: int, ratio: int = 4) -> int:
     """Tokens a side of a window for a backbone trained on native_tokens x native_tokens: a quarter of it, at
     least `ratio` and a multiple of it. 64 (FLUX at 1024 px) gives the paper's 16."""
-    return _round_up(max(native_tokens // 4, 1), ratio)
-
-
-def nearest_sizes(height: int, width: int, multiple: int) -> str:
-    """The sizes around height x width whose sides are positive multiples of `multiple`, nearest first, as
-    text."""
-    sides = []
-    for side in (height, width):
-        below = max(side // multiple, 1) * multiple
-        sides.append(sorted({below, max(_round_up(side, multiple), multiple)}))
-    sizes = [(h, w) for h in sides[0] for w in sides[1]]
-    sizes.sort(key=lambda size: abs(size[0] - height) + abs(size[1] - width))
-    return ", ".join(f"{h} x {w}" for h, w in sizes[:3])
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+    return up_to(max(native_tokens // 4, 1), ratio)
 
 
 def _to_windows(x: torch.Tensor, dim: int, height: int, width: int, side: int) -> torch.Tensor:

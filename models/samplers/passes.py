@@ -14,7 +14,7 @@ from pydantic import ByteSize
 from uhr.base.errors import UserError
 from uhr.models import flow, surgery, swin
 from uhr.models.conditions import Conditions
-from uhr.models.filters import bicubic, sharpen
+from uhr.models.filters import ENLARGEMENTS, sharpen
 from uhr.models.hr_toolkit import Native, Toolkit
 from uhr.models.pipelines import SamplerPipeline, StepEnd
 from uhr.models.sizes import Size
@@ -111,11 +111,16 @@ class Passes(SamplerPipeline):
         return self.unpack(given.to(self._execution_device, torch.float32), grid)
 
     def enlarge(
-        self, pixels: torch.Tensor, stage: Stage, sharpening: float | None = None, generator: Any = None
+        self,
+        pixels: torch.Tensor,
+        stage: Stage,
+        sharpening: float | None = None,
+        generator: Any = None,
+        by: str = "bicubic",
     ) -> torch.Tensor:
-        """z of a picture brought to the stage's size by bicubic interpolation, and sharpened with a Gaussian
+        """z of a picture brought to the stage's size (`filters.ENLARGEMENTS`), and sharpened with a Gaussian
         of this sigma if one is given: the posterior's mean, or with a generator a sample of it."""
-        large = bicubic(pixels, *stage.size)
+        large = ENLARGEMENTS[by](pixels, *stage.size)
         return self.encode(large if sharpening is None else sharpen(large, sharpening), generator)
 
     def follow(

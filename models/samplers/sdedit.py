@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -16,12 +16,15 @@ from uhr.models.stages import Ask, Stage, after_strength, check_begins_below_noi
 
 
 class SDEditOptions(DenseOptions):
-    """strength:   share of the steps that are taken, in (0, 1): 0.7 is CLEAR's recipe for high resolutions
-    base_steps: of the base pass; None is what the model's card says
+    """strength:    share of the steps that are taken, in (0, 1): 0.7 is CLEAR's recipe for high resolutions
+    base_steps:  of the base pass; None is what the model's card says
+    enlargement: bicubic, as in CLEAR's script, or lanczos, by which diffusers' FluxImg2ImgPipeline resizes a
+                 picture that does not fit
     """
 
     strength: float = Field(default=0.7, gt=0, lt=1)
     base_steps: int | None = Field(default=None, gt=0)
+    enlargement: Literal["bicubic", "lanczos"] = "bicubic"
 
 
 class SDEdit(Staged):
@@ -50,7 +53,7 @@ class SDEdit(Staged):
             z = self.base(job)
             yield z
             picture = self.decode(z)
-        data = self.enlarge(picture, stage)
+        data = self.enlarge(picture, stage, by=job.options.enlargement)
         noise = self.fresh(job, stage)
         start = flow.interpolate(data, noise, stage.sigmas[0])
         yield self.follow(job, stage, start, None, job.options.toolkit, self.high_guidance(job))

@@ -91,7 +91,7 @@ def make_plan(task: Task, memory: int) -> Plan:
     cuts = _cheapest(task, memory - task.fixed)
     if cuts is None:
         least = least_memory(task)
-        shape = f"{task.given.width} x {task.given.height}"
+        shape = f"{task.given.width}x{task.given.height}"
         raise UserError(
             f"exact tiling of a {shape} input in {_words(memory)} is not possible",
             f"give it at least {_words(least)}" + ("" if task.elsewhere else ", or hold: cpu"),
@@ -120,6 +120,16 @@ def whole_bytes(task: Task) -> int:
                 here = 7 * shape.size(task.itemsize)
             peak, shape = max(peak, branch + here), out
     return task.fixed + peak
+
+
+def most_values(task: Task) -> int:
+    """Values of the largest tensor of an untiled run of one sample."""
+    most = 0
+    for unit, shape in zip(task.units, task.shapes, strict=False):
+        for layer in unit:
+            shape = layer.shape(shape)
+            most = max(most, shape.size(1))
+    return most
 
 
 def _cheapest(task: Task, memory: int) -> list[int] | None:

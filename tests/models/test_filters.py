@@ -120,3 +120,14 @@ def test_each_filter_computes_in_float32_and_gives_the_dtype_back(dtype):
         found = use(x)
         assert found.dtype == dtype
         assert torch.equal(found, use(x.float()).to(dtype))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 90), st.integers(1, 90))
+def test_lanczos_is_pillows_whether_it_enlarges_or_shrinks(height, width, taller, wider):
+    x = draw(1, 1, height, width)
+    expected = Image.fromarray(x[0, 0].numpy()).resize((wider, taller), Image.Resampling.LANCZOS)
+    found = filters.lanczos(x, taller, wider)
+    np.testing.assert_allclose(found[0, 0].numpy(), np.asarray(expected), atol=2e-5)
+    constant = filters.lanczos(torch.full((1, 2, height, width), 0.3), taller, wider)
+    torch.testing.assert_close(constant, torch.full((1, 2, taller, wider), 0.3), atol=1e-6, rtol=0)

@@ -11,6 +11,28 @@ SIDE = st.integers(1, 600).map(lambda tokens: 16 * tokens)
 
 
 @pytest.mark.parametrize(
+    ("width", "height", "near"),
+    [(1000, 1000, "992x992 or 1008x1008"), (1024, 1000, "1024x992 or 1024x1008"), (8, 5, "16x16")],
+)
+def test_a_size_that_cannot_be_made_names_the_nearest_that_can(width, height, near):
+    with pytest.raises(
+        UserError, match=f"size {width}x{height} cannot be made: multiples of 16; nearest {near}$"
+    ):
+        sizes.check_sides(16, height, width)
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(1, 300))
+def test_the_sizes_that_are_named_can_be_made_and_are_the_next_below_and_above(height, width, multiple):
+    named = [
+        tuple(map(int, size.split("x"))) for size in sizes.nearest(multiple, height, width).split(" or ")
+    ]
+    for wide, tall in named:
+        sizes.check_sides(multiple, tall, wide)
+        assert max(abs(wide - width), abs(tall - height)) < multiple
+    assert len(named) == 1 or all(b - a in (0, multiple) for a, b in zip(*named, strict=True))
+
+
+@pytest.mark.parametrize(
     ("target", "native", "base"),
     [
         ((4096, 4096), 1024, (1024, 1024)),

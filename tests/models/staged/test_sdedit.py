@@ -3,7 +3,7 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.models import flow
-from uhr.models.filters import bicubic
+from uhr.models.filters import bicubic, lanczos
 from uhr.models.samplers.sdedit import SDEditPipeline
 from uhr.models.stages import after_strength
 
@@ -54,6 +54,19 @@ def test_a_picture_is_enlarged_in_pixels_encoded_and_noised_to_the_first_level(s
     expected = flow.interpolate(z, still.noise(1, 256, 256, seeded()), 0.75)
     torch.testing.assert_close(found, still.pack(expected), atol=1e-6, rtol=1e-6)
     assert [stage.sigmas for stage in still.stages] == [pytest.approx((0.75, 0.5, 0.0))]
+
+
+def test_it_may_be_enlarged_by_lanczos_in_place_of_bicubic(still, call, seeded):
+    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    arguments = {**call, **SHORT, "image": picture, "output_type": "latent"}
+    found = still("x", **arguments, enlargement="lanczos", generator=seeded()).images
+    z = still.encode(lanczos(2 * picture - 1, 256, 256))
+    expected = flow.interpolate(z, still.noise(1, 256, 256, seeded()), 0.75)
+    torch.testing.assert_close(found, still.pack(expected), atol=1e-6, rtol=1e-6)
+    assert still.details()["settings"]["enlargement"] == "lanczos"
+    assert not torch.allclose(found, still("x", **arguments, generator=seeded()).images, atol=1e-3)
+    with pytest.raises(UserError, match="enlargement"):
+        still("x", **arguments, enlargement="nearest")
 
 
 def test_from_a_prompt_the_base_pass_is_that_picture(sdedit, call, seeded, monkeypatch):
