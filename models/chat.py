@@ -146,7 +146,7 @@ class _Broken(Exception):
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """The key must not follow to wherever a server points: a redirect is an error that says where to."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
         return None
 
 

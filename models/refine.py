@@ -53,8 +53,12 @@ class Refinement:
 
     def open(self) -> Refiner:
         """The refiner; asks the server for the name of its model where none is given."""
-        text = INSTRUCTION if self.instruction is None else _read(self.instruction)
-        return Refiner(ChatServer(self.url, self.model, self.seconds), text)
+        return Refiner(ChatServer(self.url, self.model, self.seconds), self.text)
+
+    @property
+    def text(self) -> str:
+        """The instructions."""
+        return INSTRUCTION if self.instruction is None else _read(self.instruction)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ import typer
 from typer.core import TyperGroup
 
 from uhr import sample_options as opt
+from uhr import sample_set
 from uhr.base import console
 from uhr.base.config import apply_sets, build
 from uhr.base.errors import UserError
 from uhr.models.samplers import SAMPLERS, check_name
 
 if TYPE_CHECKING:
+    from uhr.models.refine import Refinement
     from uhr.models.sampling.request import Item, Request
-    from uhr.models.sampling.session import Painting
+    from uhr.models.sampling.session import Painting, Session
     from uhr.models.sampling.setup import Setup
 
 LOOK, PAINT = "Look", "Samplers"
@@ -78,13 +80,16 @@ def list_samplers(as_json: opt.Json = False) -> None:
         {"name": name, "families": list(info.paths), "summary": info.summary, "weights": info.weights}
         for name, info in SAMPLERS.items()
     ]
-    console.emit(
-        rows,
-        as_json,
-        lambda _: console.table(
-            ["sampler", "what it does", "backbones", "weights"],
-            [[r["name"], r["summary"], ", ".join(r["families"]), r["weights"]] for r in rows],
-        ),
+    console.emit(rows, as_json, _print_samplers)
+
+
+def _print_samplers(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        console.say(f"{row['name']} ({', '.join(row['families'])})")
+        console.say(f"    {row['summary']}")
+        console.say(f"    weights: {row['weights']}")
+    console.say(
+        "\n`uhr sample SAMPLER --help` has what all of them take, `uhr sample options SAMPLER` the rest"
     )
 
 
@@ -101,34 +106,40 @@ def options_of_sampler(
 
 def paint(
     ctx: typer.Context,
-    model: opt.Model,
+    *,
     prompt: opt.Prompt = None,
-    out: opt.Out = None,
-    size: opt.Size = None,
+    prompts: opt.Prompts = None,
+    refine: opt.Refine = None,
+    refine_model: opt.RefineModel = None,
+    refine_instruction: opt.RefineInstruction = None,
     image: opt.Image = None,
     scale: opt.Scale = None,
+    size: opt.Size = None,
     negative: opt.Negative = None,
     seed: opt.Seed = 0,
-    steps: opt.Steps = None,
-    guidance: opt.Guidance = None,
-    sets: opt.Sets = None,
+    out: opt.Out = None,
+    previews: opt.Previews = None,
+    as_json: opt.Json = False,
+    model: opt.Model,
     base: opt.Base = None,
     spec: opt.Spec = None,
     adapters: opt.Adapters = None,
     transformer: opt.Transformer = None,
     vae: opt.Vae = None,
+    steps: opt.Steps = None,
+    guidance: opt.Guidance = None,
+    sets: opt.Sets = None,
+    plan: opt.Plan = False,
+    on: opt.On = None,
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
     offload: opt.Offload = None,
     quantize: opt.Quantize = None,
-    plan: opt.Plan = False,
-    on: opt.On = None,
-    previews: opt.Previews = None,
-    as_json: opt.Json = False,
+    engine: opt.Engine = "ray",
+    workers: opt.Workers = None,
+    address: opt.Address = None,
 ) -> None:
-    from uhr.models.sampling import record
     from uhr.models.sampling.request import Adapter, Item, Request, parse_size
-    from uhr.models.sampling.setup import Setup
 
     tree = {
         "sampler": str(ctx.info_name),
@@ -149,18 +160,46 @@ def paint(
         "options": apply_sets({}, sets or []),
     }
     request = build(Request, tree, "uhr sample")
-    said = {"prompt": prompt or "", "negative": negative, "seed": seed, "image": image}
+    said = build(
+        Item, {"prompt": prompt or "", "negative": negative, "seed": seed, "image": image}, "uhr sample"
+    )
     if plan:
-        _plan(request, build(Item, said, "uhr sample"), on, as_json)
+        if prompts is not None:
+            raise UserError("--plan is of one picture", "leave --prompts out")
+        _plan(request, said, on, as_json)
         return
     if on is not None:
         raise UserError(f"--on {on} plans for a GPU and paints nothing", "give --plan as well")
+    refinement = sample_set.refinement_of(refine, refine_model, refine_instruction)
+    team = sample_set.Team.of(engine, workers, address)
+    if sample_set.is_set(prompts, image):
+        sample_set.make_set(request, said, prompts, out, refinement, previews, team, as_json)
+        return
+    team.refuse_one_picture()
     if prompt is None or out is None:
         missing = "--prompt TEXT" if prompt is None else "--out FILE.png"
         raise UserError(f"{missing} is missing", "give it, or --plan to see what it would take")
-    record.check_out(out)
+    _one(request, said, Path(out), refinement, previews, as_json)
+
+
+def _one(
+    request: Request,
+    said: Item,
+    out: Path,
+    refinement: Refinement | None,
+    previews: Path | None,
+    as_json: bool,
+) -> None:
+    from uhr.models.refine import refine_one
+    from uhr.models.sampling import record
+    from uhr.models.sampling.setup import Setup
+
+    record.check_out(out, said.image)
     setup = Setup.of(request)
-    item = build(Item, {"name": out.stem, **said}, "uhr sample")
+    item = said.model_copy(update={"name": out.stem})
+    if refinement is not None:
+        setup.call(item)  # before anybody is asked
+        item = refine_one(item, refinement)
     painting = _painted(setup, item, out, previews)
     value = {"out": str(out), **painting.record}
     console.emit(value, as_json, lambda _: console.say(record.describe(out, painting.record)))
@@ -177,12 +216,11 @@ def _plan(request: Request, item: Item, on: str | None, as_json: bool) -> None:
 def _painted(setup: Setup, item: Item, out: Path, previews: Path | None = None) -> Painting:
     """One picture, with a bar, on the disk with what belongs to it."""
     from uhr.models.sampling import record
-    from uhr.models.sampling.session import Session
 
     call = setup.call(item)
     if previews is not None:
         setup.check_previews(call)
-    session = Session(setup)
+    session = _loaded(setup)
     with console.progress("sample", total=None, unit="calls") as advance:
         painting = session.paint(call, advance, stages=previews is not None)
     if previews is not None:
@@ -191,9 +229,16 @@ def _painted(setup: Setup, item: Item, out: Path, previews: Path | None = None) 
     return painting
 
 
+def _loaded(setup: Setup) -> Session:
+    """The setup's pipeline in memory, with a bar: 30 GB take a while."""
+    from uhr.models.sampling.session import Session
+
+    with console.progress("load", total=None, unit="parts") as advance:
+        return Session(setup, advance)
+
+
 def _repeat(picture: Path, out: Path, model: str | None, as_json: bool) -> None:
     from uhr.models.sampling import record, repeat
-    from uhr.models.sampling.session import Session
     from uhr.models.sampling.setup import Setup
 
     record.check_out(out)
@@ -205,7 +250,7 @@ def _repeat(picture: Path, out: Path, model: str | None, as_json: bool) -> None:
     request, lines = repeat.on_this_machine(request)
     setup = Setup.of(request)
     call = setup.call(item)
-    session = Session(setup)
+    session = _loaded(setup)
     lines += repeat.differences(then, setup, item)
     for line in lines:
         console.warn(line)
@@ -220,4 +265,9 @@ def _repeat(picture: Path, out: Path, model: str | None, as_json: bool) -> None:
 
 
 for _name, _info in SAMPLERS.items():
-    app.command(_name, help=f"{_info.summary}. Weights: {_info.weights}.", rich_help_panel=PAINT)(paint)
+    _words = (
+        f"{_info.summary[:1].upper()}{_info.summary[1:]}.",
+        f"Weights: {_info.weights}.",
+        f"What only this sampler takes (--set): `uhr sample options {_name}`.",
+    )
+    app.command(_name, help="\n\n".join(_words), rich_help_panel=PAINT)(paint)

@@ -11,12 +11,45 @@ WHAT, HOW, MODEL, MACHINE, OUTPUT = "What to paint", "How", "Model and adapters"
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.", rich_help_panel=OUTPUT)]
 
-Prompt = Annotated[str, typer.Option(help="What to paint.", rich_help_panel=WHAT)]
-Image = Annotated[
+Prompt = Annotated[str | None, typer.Option(help="What to paint.", rich_help_panel=WHAT)]
+Prompts = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="A picture in place of the base pass, of any size; not every sampler takes one.",
+        help="Make a set, a picture per prompt: a .txt with one per line; a .jsonl, .csv or .parquet with "
+        "prompt and, if wanted, name, negative, seed, width, height, image; or a manifest, for its captions.",
+        rich_help_panel=WHAT,
+    ),
+]
+Refine = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Have prompts rewritten first by this OpenAI-compatible server, http://localhost:8000/v1 say; "
+        "both are recorded. Its key, if it wants one, is OPENAI_API_KEY.",
+        rich_help_panel=WHAT,
+    ),
+]
+RefineModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Of --refine: the model; the server's only one if not given.",
+        rich_help_panel=WHAT,
+    ),
+]
+RefineInstruction = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Of --refine: what the model is told, in place of our own.", rich_help_panel=WHAT
+    ),
+]
+Image = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE|DIR",
+        help="A picture in place of the base pass, of any size; not every sampler takes one. Of a folder, "
+        "every picture.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -134,11 +167,29 @@ Quantize = Annotated[
 ]
 
 Out = Annotated[
-    Path,
+    str | None,
     typer.Option(
-        metavar="FILE.png",
-        help="The picture; the whole call goes into it, and into a JSON beside it.",
+        metavar="FILE.png|DIR|s3://...",
+        help="The picture; the whole call goes into it, and into a JSON beside it. Of a set: a folder or "
+        "s3://bucket/prefix; the same command goes on where it stopped.",
         rich_help_panel=OUTPUT,
+    ),
+]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Paint nothing: print stages, calls, tokens, operations, memory, time. No weights are needed: a "
+        "bare name of `uhr models list` will do as --model.",
+        rich_help_panel=MACHINE,
+    ),
+]
+On = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GPU",
+        help="Of --plan: for this GPU, rtx-4090 say; else for the one that is here, or an h200.",
+        rich_help_panel=MACHINE,
     ),
 ]
 Previews = Annotated[
@@ -147,5 +198,27 @@ Previews = Annotated[
         metavar="DIR",
         help="Also keep the pictures of the stages before the last, here.",
         rich_help_panel=OUTPUT,
+    ),
+]
+
+Engine = Annotated[
+    str,
+    typer.Option(help="Of a set: ray, or local: worker processes of our own.", rich_help_panel=MACHINE),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Of a set: how many paint at a time, each with the model in memory; one per GPU by default, one "
+        "on the CPU. 0: this process.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a set: a running Ray cluster, which sees model and OUT under the same names; with --device "
+        "cuda for its GPUs.",
+        rich_help_panel=MACHINE,
     ),
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -89,15 +89,6 @@ def from_pictures(folder: Path, prompt: str, defaults: Defaults) -> tuple[list[E
         )
         entries.append(Entry(item, str(image)))
     return entries, [name for name in files if suffixes[name] not in PICTURES]
-
-
-def check_all(entries: Iterable[Entry], check: Callable[[Item], object]) -> None:
-    """`check` every item; its error is told with the place where the item stands."""
-    for entry in entries:
-        try:
-            check(entry.item)
-        except UserError as error:
-            raise UserError(f"{entry.where}: {error.what}", error.fix) from error
 
 
 def _files_below(folder: Path) -> Iterable[str]:

@@ -14,11 +14,12 @@ NAME = "lock"
 
 
 @contextlib.contextmanager
-def only_run(folder: Path) -> Generator[None]:
+def only_run(folder: Path, where: object = None) -> Generator[None]:
     """Hold the lock of `folder` while the block runs; a UserError if another process has it. The system lets
-    go of it when the process dies, however it dies.
+    go of it when the process dies, however it dies. `where` is how people call the place that is worked in;
+    None: the folder that `folder` lies in.
     """
-    handle = _take(folder)
+    handle = _take(folder, folder.parent if where is None else where)
     try:
         yield
     finally:
@@ -37,7 +38,7 @@ def is_held(folder: Path) -> bool:
         os.close(handle)
 
 
-def _take(folder: Path) -> int:
+def _take(folder: Path, where: object) -> int:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -46,7 +47,7 @@ def _take(folder: Path) -> int:
             continue  # a run that just finished took the folder away between the two lines
         if not _locked(handle):
             os.close(handle)
-            raise UserError(f"another run is at work in {folder.parent}", "wait for it, or stop it")
+            raise UserError(f"another run is at work in {where}", "wait for it, or stop it")
         if _same_file(handle, folder / NAME):
             return handle
         os.close(handle)

@@ -20,10 +20,7 @@ def claim(out: Path, ours: Iterable[str], marks: Iterable[str], what: str) -> No
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file", f"name a folder for {what}")
-    names = _names(out)
-    strangers = sorted(names - set(ours)) or ([] if names & set(marks) else sorted(names))
-    if strangers:
-        raise UserError(f"--out {out} holds something else already ({strangers[0]})", "name a new folder")
+    refuse_strangers(str(out), names_in(out), ours, marks)
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".uhr-writable"
@@ -35,11 +32,18 @@ def claim(out: Path, ours: Iterable[str], marks: Iterable[str], what: str) -> No
         ) from None
 
 
+def refuse_strangers(out: str, names: set[str], ours: Iterable[str], marks: Iterable[str]) -> None:
+    """A UserError if any of the names that stand in `out` is not ours, or none of our marks is there."""
+    strangers = sorted(names - set(ours)) or ([] if names & set(marks) else sorted(names))
+    if strangers:
+        raise UserError(f"--out {out} holds something else already ({strangers[0]})", "name a new folder")
+
+
 OWN_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.uhr-writable")
 """What `files.atomic` (and the probe above) leave behind when they are killed."""
 
 
-def _names(out: Path) -> set[str]:
+def names_in(out: Path) -> set[str]:
     """What stands in `out`, but for what a killed write of ours left there."""
     if not out.is_dir():
         return set()

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.train.generating.items import MOST_BYTES, Defaults, check_all, from_pictures, from_prompts
+from uhr.train.generating.items import MOST_BYTES, Defaults, from_pictures, from_prompts
 from uhr.train.generating.prompts import Line, Placed
 
 
@@ -80,13 +80,3 @@ def test_a_folder_without_pictures_is_one_line(tmp_path):
     pictures(tmp_path, "notes.txt")
     with pytest.raises(UserError, match="holds no picture"):
         from_pictures(tmp_path, "x", Defaults())
-
-
-def test_what_cannot_be_made_is_told_with_its_place():
-    def check(item):
-        if item.seed == 2:
-            raise UserError("no such size", "take 64x64")
-
-    entries = from_prompts(placed({}, {}, {}, {}), Path(), Defaults())
-    with pytest.raises(UserError, match=r"^prompts\.jsonl line 3: no such size: take 64x64$"):
-        check_all(entries, check)

@@ -1,0 +1,217 @@
+"""A set of pictures, from the first check to its index; killed anywhere, the same command goes on.
+
+OUT is a folder or a prefix of an object store:
+
+    request.json     what this is a set of; stands before anything is painted
+    refined/         answers of the server that rewrites prompts
+    pictures/        NAME.png and NAME.json; an item is done when its JSON stands, whoever wrote it
+    failed/          NAME.json of what could not be made; tried again by the next run
+    set.parquet      a row per item
+    set.json         last
+
+What a run notes down for itself (its lock, its units) is in OUT/work, or for an object store in the user's
+cache, and gone when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uhr.base import lock
+from uhr.base.console import progress
+from uhr.base.errors import UserError
+from uhr.base.output import claim, names_in, refuse_strangers
+from uhr.base.store import FolderStore, Store, open_store
+from uhr.manifests.units import Runner, UnitPlan, run_units
+from uhr.models.refine import Refinement
+from uhr.models.sampling.request import Item, Request
+from uhr.models.sampling.setup import Setup
+from uhr.train.generating import identity, index
+from uhr.train.generating.index import SetInfo
+from uhr.train.generating.items import Entry
+from uhr.train.generating.refining import ANSWERS, refine_all
+from uhr.train.generating.team import Engine, runner_of
+from uhr.train.generating.work import (
+    FAILED,
+    PICTURES,
+    PaintWork,
+    failure,
+    failure_name,
+    items_table,
+    picture_name,
+    record_name,
+)
+
+OURS = (identity.FILE, ANSWERS, PICTURES, FAILED, index.INDEX, index.FILE, "work")
+MARKS = (identity.FILE, "work")
+
+MOST_UNITS = 10_000
+"""Below that a unit is one picture: whoever is free takes the next one."""
+
+_UNITS = re.compile(r"plan\.json|items\.arrow|unit-\d+-[0-9a-f]+\.parquet|\..+\.[0-9a-f]{32}\.tmp")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the user asked for. `workers` None: one per GPU, on the CPU one; 0: in this process.
+
+    `lenient`: items that do not pass the check count as failed, where they come from a folder of pictures;
+    a mistake in a file of prompts ends the run before it begins. `fresh` gives the command that makes this
+    set elsewhere.
+    """
+
+    request: Request
+    entries: Sequence[Entry]
+    out: str
+    fresh: Callable[[str], str]
+    refinement: Refinement | None = None
+    previews: Path | None = None
+    engine: Engine = "ray"
+    workers: int | None = None
+    address: str | None = None
+    lenient: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it. `before`: nothing was left to do."""
+
+    out: str
+    info: SetInfo
+    before: bool
+    first_error: str | None
+
+    def facts(self) -> dict[str, Any]:
+        """For machines."""
+        return {"out": self.out, "finished_before": self.before, **self.info.model_dump(mode="json")}
+
+
+def generate(order: Order) -> Outcome:
+    """Make a set, or what is left of it. UserError for whatever can be known before weights are loaded, an
+    OUT of another set or another kind, another run at work in it, and a store that fails.
+    """
+    store = open_store(order.out)
+    _refuse_strangers(store)
+    setup = Setup.of(_checkable(order))
+    runner = runner_of(order.engine, order.workers, order.address, setup.device)
+    refused = _check(order, setup)
+    items = [entry.item for entry in order.entries]
+    asked = identity.identify(setup, items, order.refinement).model_copy(update={"request": order.request})
+    if isinstance(store, FolderStore):
+        claim(store.folder, OURS, MARKS, "the set")
+    with lock.only_run(store.work_folder(), store.text):
+        try:
+            identity.take(store, asked, order.fresh(order.out))
+            names = store.names()
+            found = index.read_set(store)
+            if found is not None and not found.counts["failed"] and not _undone(items, names):
+                return Outcome(order.out, found, True, None)
+            _paint(order, store, names, runner, refused)
+            with progress("index", len(items), "pictures") as advance:
+                info, error = index.finish(store, asked, items, advance)
+        finally:
+            _clear(store.work_folder())
+    return Outcome(order.out, info, False, error)
+
+
+def _refuse_strangers(store: Store) -> None:
+    """Before anything long: nothing is written where something else stands."""
+    if isinstance(store, FolderStore):
+        if store.folder.exists() and not store.folder.is_dir():
+            raise UserError(f"--out {store.text} is a file", "name a folder, or a .png for one picture")
+        found = names_in(store.folder)
+    else:
+        found = {name.partition("/")[0] for name in store.names()}
+    refuse_strangers(store.text, found, OURS, MARKS)
+
+
+def _checkable(order: Order) -> Request:
+    """The request as far as this machine can judge it: a cluster may have the GPU that is missing here."""
+    import torch
+
+    if order.address is None or not order.request.device.startswith("cuda") or torch.cuda.is_available():
+        return order.request
+    return order.request.model_copy(update={"device": "cpu", "offload": None, "quantize": None})
+
+
+def _check(order: Order, setup: Setup) -> dict[str, str]:
+    """Every item. A UserError tells the place of the first that cannot be made; if the order is lenient,
+    those are returned by name, with what is wrong, as long as there are others.
+    """
+    refused = {}
+    with progress("check", len(order.entries), "items") as advance:
+        for entry in order.entries:
+            try:
+                call = setup.call(entry.item)
+                if order.previews is not None:
+                    setup.check_previews(call)
+            except UserError as error:
+                if not order.lenient:
+                    raise UserError(f"{entry.where}: {error.what}", error.fix) from error
+                refused[entry.item.name] = str(error)
+            advance()
+    if len(refused) == len(order.entries):
+        words = next(iter(refused.values()))
+        raise UserError(f"none of the {len(refused)} pictures can be used; the first: {words}")
+    return refused
+
+
+def _paint(order: Order, store: Store, names: set[str], runner: Runner, refused: dict[str, str]) -> None:
+    """Whatever is not done and can be: prompts first, all of them, then pictures."""
+    items = [entry.item for entry in order.entries]
+    for item in items:
+        if item.name in refused:
+            store.write(failure_name(item.name), failure(item.name, item.prompt, refused[item.name]))
+    left = [item for item in _undone(items, names) if item.name not in refused]
+    if left and order.refinement is not None:
+        left = _refined(left, order.refinement, store, names)
+    if not left:
+        return
+    folder = store.work_folder() / "units"
+    _clear_units(folder)
+    table = items_table(left, [failure_name(item.name) in names for item in left])
+    plan = UnitPlan.create(folder, table, -(-len(left) // MOST_UNITS), "paint")
+    work = PaintWork(order.request, order.out, os.getcwd(), order.previews)
+    with progress("paint", len(items), "pictures") as advance:
+        if len(items) > len(left):
+            advance(len(items) - len(left), f"{len(items) - len(left)} were done or refused before")
+        advance(0, "loading the model")
+        run_units(plan, work, runner, advance, lambda unit: "")
+
+
+def _undone(items: Sequence[Item], names: set[str]) -> list[Item]:
+    return [item for item in items if not {record_name(item.name), picture_name(item.name)} <= names]
+
+
+def _refined(items: list[Item], refinement: Refinement, store: Store, names: set[str]) -> list[Item]:
+    refiner = refinement.open()
+    with progress("refine", len({item.prompt for item in items}), "prompts") as advance:
+        refined, silent = refine_all(items, refiner, store, names, advance)
+    for item in items:
+        if item.prompt in silent:
+            store.write(failure_name(item.name), failure(item.name, item.prompt, silent[item.prompt]))
+    return refined
+
+
+def _clear(work: Path) -> None:
+    """Remove what a run noted down, and its lock last: whoever comes in between must find the run at work."""
+    _clear_units(work / "units")
+    (work / lock.NAME).unlink(missing_ok=True)
+    if not any(work.iterdir()):
+        work.rmdir()
+
+
+def _clear_units(folder: Path) -> None:
+    """Remove the names that a run writes, and no others."""
+    if not folder.is_dir():
+        return
+    for entry in list(folder.iterdir()):
+        if _UNITS.fullmatch(entry.name):
+            entry.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()

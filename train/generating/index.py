@@ -1,0 +1,140 @@
+"""The end of a set: a table of all of its items, and `set.json`, which says that nothing is left to do."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import uhr
+from uhr.base.config import Config, fingerprint
+from uhr.base.console import Advance
+from uhr.base.errors import UserError
+from uhr.base.store import Store
+from uhr.manifests.info import Part
+from uhr.models.sampling.request import Item
+from uhr.train.generating.identity import PLACE, SCHEMA_VERSION, SetRequest
+from uhr.train.generating.work import failure_name, picture_name, record_name
+
+FILE, INDEX = "set.json", "set.parquet"
+READ_AT_ONCE = 16
+
+SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string()),
+        pa.field("status", pa.string(), metadata={"meaning": "made or failed"}),
+        pa.field("prompt", pa.string(), metadata={"meaning": "as it was painted"}),
+        pa.field(
+            "original_prompt", pa.string(), metadata={"meaning": "as the user wrote it, where it differs"}
+        ),
+        pa.field("negative", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("width", pa.int32(), metadata={"unit": "px"}),
+        pa.field("height", pa.int32(), metadata={"unit": "px"}),
+        pa.field("image", pa.string(), metadata={"meaning": "the given picture"}),
+        pa.field("file", pa.string(), metadata={"meaning": "from the set's folder"}),
+        pa.field("bytes", pa.int64()),
+        pa.field("sha256", pa.string(), metadata={"meaning": "of the file"}),
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+class SetInfo(Config):
+    """`set.json`: written last. `weights`, `adapters` and `versions` are those of the pictures' records."""
+
+    schema_version: int
+    id: str
+    uhr: str
+    request: SetRequest
+    counts: dict[str, int]
+    weights: dict[str, Any]
+    adapters: list[Any]
+    versions: dict[str, str]
+    index: Part
+
+
+def finish(
+    store: Store, asked: SetRequest, items: Sequence[Item], advance: Advance
+) -> tuple[SetInfo, str | None]:
+    """Write the index and `set.json`, from what stands in the store; the error of the first item that failed.
+    UserError for a picture that this set's request did not make.
+    """
+    request = asked.request.model_dump(mode="json", exclude=PLACE)
+
+    def read(item: Item) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        data = store.read(record_name(item.name))
+        if data is None:
+            return _failed(store, item), None
+        return _made(store, item, data, request)
+
+    rows, first = [], None
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        for row, record in pool.map(read, items):
+            rows.append(row)
+            first = first or record
+            advance()
+    index = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), index, compression="zstd")
+    data = index.getvalue()
+    part = Part(path=INDEX, rows=len(rows), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    made = sum(row["status"] == "made" for row in rows)
+    info = SetInfo(
+        schema_version=SCHEMA_VERSION,
+        id=fingerprint([asked.id, part.sha256]),
+        uhr=uhr.__version__,
+        request=asked,
+        counts={"items": len(rows), "made": made, "failed": len(rows) - made},
+        weights={} if first is None else first["weights"],
+        adapters=[] if first is None else first["adapters"],
+        versions={} if first is None else first["versions"],
+        index=part,
+    )
+    store.write(INDEX, data)
+    store.write(FILE, (info.model_dump_json(indent=2) + "\n").encode())
+    return info, next((f"{row['name']}: {row['error']}" for row in rows if row["status"] == "failed"), None)
+
+
+def read_set(store: Store) -> SetInfo | None:
+    """What `finish` wrote; None where a set is not finished, or was written by another version."""
+    data = store.read(FILE)
+    try:
+        return None if data is None else SetInfo.model_validate_json(data)
+    except ValueError:
+        return None
+
+
+def _failed(store: Store, item: Item) -> dict[str, Any]:
+    data = store.read(failure_name(item.name))
+    error = "the picture is missing" if data is None else json.loads(data)["error"]
+    tree = item.model_dump(include={"name", "prompt", "negative", "seed"})
+    return {**tree, "status": "failed", "image": _text(item.image), "error": error}
+
+
+def _made(
+    store: Store, item: Item, data: bytes, request: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    place, again = store.place(record_name(item.name)), "remove it; the same command paints it again"
+    try:
+        record = json.loads(data)
+        row = {name: record[name] for name in ("prompt", "negative", "seed", "width", "height")}
+        row |= {"name": item.name, "status": "made", "image": _text(item.image), **record["png"]}
+        original = record["original"]
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{place} is no record of a picture of this set", again) from None
+    asked = original["prompt"] if original else record["prompt"]
+    painted = {name: value for name, value in record["request"].items() if name not in PLACE}
+    if painted != request or (asked, record["seed"]) != (item.prompt, item.seed):
+        raise UserError(f"{place} is of a picture that was made otherwise", again)
+    row |= {"original_prompt": original and original["prompt"], "file": picture_name(item.name)}
+    return row, record
+
+
+def _text(path: Any) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,60 @@
+"""The prompts of a set, rewritten: each different one asked once, every answer kept where the set is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from uhr.base.console import Advance
+from uhr.base.errors import UserError
+from uhr.base.store import Store
+from uhr.models.chat import NoAnswer
+from uhr.models.refine import Refiner
+from uhr.models.sampling.request import Item
+
+ANSWERS = "refined"
+AT_ONCE = 4
+"""Questions that are with the server at the same time."""
+
+
+def refine_all(
+    items: Sequence[Item], refiner: Refiner, store: Store, known: set[str], advance: Advance
+) -> tuple[list[Item], dict[str, str]]:
+    """The items refined, and by prompt what is wrong where the server has no answer; the items of those are
+    left out. `known`: the names that stand in the store.
+
+    UserError where the server cannot be asked, and where it answers nothing at all.
+    """
+    prompts = list(dict.fromkeys(item.prompt for item in items))
+    answers: dict[str, str] = {}
+    silent: dict[str, str] = {}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        asked = {pool.submit(_answer, prompt, refiner, store, known): prompt for prompt in prompts}
+        try:
+            for done in as_completed(asked):
+                prompt = asked[done]
+                try:
+                    answers[prompt] = done.result()
+                except NoAnswer as none:
+                    silent[prompt] = f"{refiner.server.model} does not rewrite its prompt ({none})"
+                advance()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if prompts and not answers:
+        raise UserError(next(iter(silent.values())), "check the server, or leave --refine out")
+    return [refiner.refine(item, answers.__getitem__) for item in items if item.prompt in answers], silent
+
+
+def _answer(prompt: str, refiner: Refiner, store: Store, known: set[str]) -> str:
+    """From the store, or from the server and then into the store."""
+    name = f"{ANSWERS}/{refiner.key(prompt)[:32]}.json"
+    if name in known:
+        data = store.read(name)
+        if data is not None:
+            return json.loads(data)["refined"]
+    refined = refiner.ask(prompt)
+    tree = {"prompt": prompt, "refined": refined, "model": refiner.server.model}
+    store.write(name, (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode())
+    return refined

@@ -1,0 +1,45 @@
+"""Who paints: how many processes, on which engine, with which GPU and how many threads each."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from uhr.base.errors import UserError
+from uhr.manifests.runners import InlineRunner, LocalRunner, RayRunner
+from uhr.manifests.runners.worker import cores
+from uhr.manifests.units import NO_LIMITS, Runner
+
+Engine = Literal["ray", "local"]
+
+
+def runner_of(engine: Engine, workers: int | None, address: str | None, device: str) -> Runner:
+    """The runner for pictures on `device` ("cuda" is any GPU, "cuda:1" that one). A picture may take as long
+    as it needs, so it has no limits.
+
+    `workers` None is one per GPU, and one on the CPU or on a GPU that is named; 0 is this process. The number
+    of threads follows from what was asked for, never from what is left to do: it may move the last bit of a
+    sum.
+    """
+    if address is not None and (engine != "ray" or workers == 0):
+        raise UserError("--address names a Ray cluster", "leave out --engine local and --workers 0")
+    if workers == 0:
+        return InlineRunner()
+    shared = device == "cuda"
+    gpus = visible_gpus() if shared else ()
+    count = workers or (None if shared and address is not None else len(gpus) or 1)
+    threads = max(1, cores() // (count or len(gpus) or 1))
+    if engine == "local":
+        assert count is not None
+        return LocalRunner(count, NO_LIMITS, threads, gpus)
+    return RayRunner(count, NO_LIMITS, address, threads, gpus=int(shared), carry=True)
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs of this process, by the names that CUDA_VISIBLE_DEVICES takes."""
+    import torch
+
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is not None:
+        return tuple(name.strip() for name in said.split(",") if name.strip())
+    return tuple(map(str, range(torch.cuda.device_count())))

@@ -1,0 +1,128 @@
+"""What a worker does: it loads the model once and paints one item after another into the store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from uhr.base.errors import UserError
+from uhr.base.store import StoreError, open_store
+from uhr.manifests.units import Fault, Watch, Work
+from uhr.models.sampling.request import Item, Request
+
+if TYPE_CHECKING:
+    from uhr.models.sampling.session import Painting
+
+PICTURES, FAILED = "pictures", "failed"
+
+ITEMS = pa.schema([("item", pa.string()), ("failed_before", pa.bool_())])
+"""`item` is an `Item` as JSON."""
+
+ROWS = pa.schema([("name", pa.string()), ("error", pa.string())])
+"""What became of each; `error` is null where the picture stands."""
+
+
+def picture_name(name: str) -> str:
+    return f"{PICTURES}/{name}.png"
+
+
+def record_name(name: str) -> str:
+    """An item is done when this stands: it is written after the picture."""
+    return f"{PICTURES}/{name}.json"
+
+
+def failure_name(name: str) -> str:
+    return f"{FAILED}/{name}.json"
+
+
+def failure(name: str, prompt: str, error: str) -> bytes:
+    """What stands under `failure_name`."""
+    tree = {"name": name, "prompt": prompt, "error": error}
+    return (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def items_table(items: Iterable[Item], failed_before: Iterable[bool]) -> pa.Table:
+    rows = [
+        {"item": item.model_dump_json(), "failed_before": failed}
+        for item, failed in zip(items, failed_before, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, ITEMS)
+
+
+class PaintWork(Work):
+    """Paints into `out`, a folder or URL as the user named it, seen from `home`. An item that cannot be made
+    is written down under `failed/`, and the next one is taken.
+    """
+
+    def __init__(self, request: Request, out: str, home: str, previews: Path | None = None) -> None:
+        self.request, self.out, self.home, self.previews = request, out, home, previews
+        self._session: Any = None
+
+    def open(self) -> None:
+        # on another machine of a cluster the folder may be missing, and nothing named from there
+        if os.path.isdir(self.home):
+            os.chdir(self.home)
+        from uhr.models.sampling.session import Session
+        from uhr.models.sampling.setup import Setup
+
+        self._store = open_store(self.out)
+        self._session = Session(Setup.of(self.request))
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        rows = []
+        for index, row in enumerate(items.to_pylist()):
+            item = Item.model_validate_json(row["item"])
+            fault = watch.begin(index)
+            # an earlier try of this unit may have come this far before its process died
+            error = None
+            if not self._store.exists(record_name(item.name)):
+                error = self._make(item, fault)
+                if error is None and row["failed_before"]:
+                    self._store.delete(failure_name(item.name))
+            rows.append({"name": item.name, "error": error})
+        return pa.Table.from_pylist(rows, ROWS)
+
+    def _make(self, item: Item, fault: Fault | None) -> str | None:
+        """Paint and write one item; what is wrong with it, where something is."""
+        import torch
+
+        try:
+            if fault is not None:
+                raise UserError(f"the process that painted it {fault.message}", "see what is left of memory")
+            self._write(item, self._paint(item))
+        except StoreError:
+            raise
+        except (UserError, torch.OutOfMemoryError) as error:
+            words = " ".join(str(error).split())
+            if not isinstance(error, UserError):
+                torch.cuda.empty_cache()
+                words = f"out of GPU memory ({words}): --offload model, --quantize, or a smaller size"
+            self._store.write(failure_name(item.name), failure(item.name, item.prompt, words))
+            return words
+        return None
+
+    def _paint(self, item: Item) -> Painting:
+        from uhr.models.sampling.record import write_stages
+
+        call = self._session.setup.call(item)
+        painting = self._session.paint(call, stages=self.previews is not None)
+        if self.previews is not None:
+            name = Path(item.name)
+            write_stages(self.previews / name.parent, name.name, painting.stages)
+        return painting
+
+    def _write(self, item: Item, painting: Painting) -> None:
+        from uhr.models.sampling.record import png_bytes
+
+        data = png_bytes(painting.picture, painting.record)
+        self._store.write(picture_name(item.name), data)
+        png = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        tree = {**painting.record, "png": png}
+        text = json.dumps(tree, indent=2, ensure_ascii=False, sort_keys=True)
+        self._store.write(record_name(item.name), (text + "\n").encode())

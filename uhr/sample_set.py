@@ -1,0 +1,146 @@
+"""`uhr sample` with `--prompts`, or with a folder as `--image`: a set of pictures in place of one."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from uhr.base import console
+from uhr.base.errors import UserError, unknown
+from uhr.base.store import is_url, open_store
+
+if TYPE_CHECKING:
+    from uhr.models.refine import Refinement
+    from uhr.models.sampling.request import Item, Request
+    from uhr.train.generate import Outcome
+    from uhr.train.generating.items import Defaults, Entry
+
+ENGINES = ("ray", "local")
+
+
+def refinement_of(url: str | None, model: str | None, instruction: Path | None) -> Refinement | None:
+    """What `--refine` and its companions ask for."""
+    if url is None:
+        if model is not None or instruction is not None:
+            name = "--refine-model" if model is not None else "--refine-instruction"
+            raise UserError(f"{name} without --refine", "name the server: --refine http://localhost:8000/v1")
+        return None
+    from uhr.models.refine import Refinement
+
+    return Refinement(url, model, instruction)
+
+
+class Team(NamedTuple):
+    """Who paints a set."""
+
+    engine: str
+    workers: int | None
+    address: str | None
+
+    @classmethod
+    def of(cls, engine: str, workers: int | None, address: str | None) -> Team:
+        if engine not in ENGINES:
+            raise unknown("engine", engine, ENGINES, "--engine")
+        return cls(engine, workers, address)
+
+    def refuse_one_picture(self) -> None:
+        """One picture is painted here and alone."""
+        if self.workers or self.address is not None:
+            name = "--workers" if self.workers else "--address"
+            raise UserError(f"{name} is of a set, and this is one picture", "leave it out, or give --prompts")
+
+
+def is_set(prompts: Path | None, image: Path | None) -> bool:
+    """Whether a call makes a set: from a file of prompts, or of a folder of pictures."""
+    return prompts is not None or (image is not None and image.is_dir())
+
+
+def make_set(
+    request: Request,
+    said: Item,
+    prompts: Path | None,
+    out: str | None,
+    refinement: Refinement | None,
+    previews: Path | None,
+    team: Team,
+    as_json: bool,
+) -> None:
+    """Make it and say what came of it; UserError at the end where a picture could not be made. `said` is what
+    the command says of every item.
+    """
+    if out is None:
+        raise UserError("--out is missing", "name a folder for the set, or s3://bucket/prefix")
+    from uhr.train.generate import Order, generate
+    from uhr.train.generating.items import Defaults
+
+    entries, others = _entries(prompts, said, Defaults(said.negative, said.seed, said.image))
+    order = Order(
+        request=request,
+        entries=entries,
+        out=out,
+        fresh=lambda taken: _again(taken, _free(taken)),
+        refinement=refinement,
+        previews=previews,
+        engine="local" if team.engine == "local" else "ray",
+        workers=team.workers,
+        address=team.address,
+        lenient=prompts is None,
+    )
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        console.warn(f"{said.image} also holds what is no picture by its name: {others[0]}{more}")
+    outcome = generate(order)
+    console.emit(outcome.facts(), as_json, lambda _: _tell(outcome))
+    counts = outcome.info.counts
+    if counts["failed"]:
+        what = f"{counts['failed']} of {counts['items']} pictures failed; {outcome.first_error}"
+        raise UserError(what, f"see {open_store(out).place('failed')}; the same command tries them again")
+
+
+def _entries(prompts: Path | None, said: Item, defaults: Defaults) -> tuple[list[Entry], list[str]]:
+    """The items, and the names of files in a folder of pictures that are none."""
+    from uhr.train.generating.items import from_pictures, from_prompts
+    from uhr.train.generating.prompts import read_prompts
+
+    if prompts is None:
+        assert said.image is not None
+        if not said.prompt:
+            raise UserError("--prompt TEXT is missing", "say what the pictures show, or give --prompts FILE")
+        return from_pictures(said.image, said.prompt, defaults)
+    if said.prompt:
+        raise UserError("--prompt and --prompts", "give one of them")
+    if said.image is not None and said.image.is_dir():
+        fix = "name each prompt's picture in its `image`, or give --prompt TEXT for all pictures"
+        raise UserError(f"--prompts and the folder {said.image}", fix)
+    return from_prompts(read_prompts(prompts), prompts.parent, defaults), []
+
+
+def _tell(outcome: Outcome) -> None:
+    counts, out = outcome.info.counts, outcome.out
+    if outcome.before:
+        console.say(f"{out} is finished: {counts['made']} pictures of the same request")
+    else:
+        failed = f", {counts['failed']} failed" if counts["failed"] else ""
+        console.say(f"{out}: {counts['made']} pictures{failed}; {outcome.info.index.path} lists them")
+    if counts["made"] and not is_url(out):
+        pictures = Path(out) / "pictures"
+        console.say()
+        curate = ("curate", "run", "quickstart", "--source", pictures, "--out", "MANIFEST")
+        console.say(f"next: {console.command(*curate)}")
+
+
+def _again(taken: str, free: str) -> str:
+    """This command with another OUT."""
+    words: list[Any] = [free if word == taken else word for word in sys.argv[1:]]
+    words = [word.replace(f"--out={taken}", f"--out={free}") for word in words]
+    return shlex.join(["uhr", *words]) if free in shlex.join(words) else f"give --out {free}"
+
+
+def _free(taken: str) -> str:
+    """The first of OUT-2, OUT-3, ... where nothing stands."""
+    number = 2
+    while open_store(free := f"{taken.rstrip('/')}-{number}").names():
+        number += 1
+    return free
