@@ -53,7 +53,7 @@ def alpha_of(levels, height, width):
 
 
 @pytest.mark.parametrize("sampler", TAKING)
-def test_a_framed_picture_of_odd_size_comes_back_upright_enlarged_and_framed(sampler, forge, made):
+def test_a_framed_picture_of_odd_size_comes_back_upright_enlarged_and_framed(sampler, forge, made, tmp_path):
     data, profile, alpha = framed(forge)
     picture, record = made(sampler, data, "--scale", 2)
     assert (picture.size, picture.mode) == ((274, 386), "RGBA")
@@ -67,6 +67,9 @@ def test_a_framed_picture_of_odd_size_comes_back_upright_enlarged_and_framed(sam
     # no base pass
     assert all(stage["name"] != "base" for stage in record["details"]["stages"])
     assert record["item"]["image"].endswith("given picture")
+    assert json.loads((tmp_path / "out.json").read_text()) == record
+    # how strong seams are, where there are pieces that could have some
+    assert ("seams" in record["details"]) == (sampler in ("patch-cascade", "multidiffusion", "ultragen"))
 
 
 @pytest.mark.parametrize("sampler", ["sdedit", "patch-cascade", "ultragen"])
@@ -128,13 +131,6 @@ def test_cmyk_comes_back_as_srgb_and_the_command_says_so(forge, made, capsys):
     assert "the picture was CMYK: the result is sRGB" in record["details"]["notes"]
 
 
-def test_samplers_of_patches_write_down_how_strong_their_seams_are(forge, made):
-    data = forge.encode(forge.picture(160, 128), "PNG")
-    for sampler in ("patch-cascade", "multidiffusion", "ultragen"):
-        assert made(sampler, data, "--scale", 2)[1]["details"]["seams"] > 0
-    assert "seams" not in made("sdedit", data, "--scale", 2)[1]["details"]
-
-
 @pytest.mark.parametrize(
     ("sampler", "size", "more", "message"),
     [
@@ -190,6 +186,23 @@ def test_repeated_it_is_the_same_in_the_same_frame_and_another_picture_is_notice
     assert "not identical" in said.out
 
 
-def test_the_json_beside_it_says_the_same(forge, made, tmp_path):
-    _, record = made("sdedit", forge.encode(forge.picture(160, 128), "PNG"), "--scale", 2)
-    assert json.loads((tmp_path / "out.json").read_text()) == record
+def test_a_picture_of_a_folder_becomes_what_it_becomes_alone(forge, made, tiny_flux, tmp_path, capsys):
+    data, *_ = framed(forge)
+    alone, record = made("sdedit", data, "--scale", 1.5, "--seed", 3)
+    folder, out = tmp_path / "folder", tmp_path / "set"
+    folder.mkdir()
+    (folder / "lake.png").write_bytes(data)
+    (folder / "torn.png").write_bytes(data[:500])
+    words = ["sample", "sdedit", "--model", tiny_flux, "--prompt", "x", "--image", folder, "--out", out]
+    more = ["--scale", 1.5, "--seed", 3, "--steps", 3, "--set", "strength=0.5", "--engine", "local"]
+    assert main([str(word) for word in (*words, *more, "--workers", 0)]) == 1
+    assert "torn.png is damaged" in capsys.readouterr().err
+    with Image.open(out / "pictures" / "lake.png") as picture:
+        assert picture.info["icc_profile"] == alone.info["icc_profile"]
+        assert np.array_equal(np.asarray(picture), np.asarray(alone))
+    of_set = read_record(out / "pictures" / "lake.png")
+    differ = {"request", "item", "image"}
+    assert {k: v for k, v in of_set.items() if k not in differ} == {
+        k: v for k, v in record.items() if k not in differ
+    }
+    assert {**of_set["image"], "path": ""} == {**record["image"], "path": ""}
