@@ -32,6 +32,7 @@ from benchmarks.gpu.report import Table, facts
 from benchmarks.gpu.shapes import SIZES, Models, flux1_dev, tiny
 from uhr.base.console import say
 from uhr.base.errors import UserError, unknown
+from uhr.models.samplers import names_for
 
 PARTS = {"attention": attention.run, "step": step.run, "vae": vae.run, "samplers": samplers.run}
 
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         Budget(asked.budget),
         limit,
         rounds=2 if asked.tiny else 5,
+        samplers=_names(asked.samplers, names_for(shape.spec.family), "sampler"),
         compiled=asked.compile,
     )
     table.begin()
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tiny", action="store_true", help="toy shapes in float32 on the CPU")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas")
     parser.add_argument("--sizes", default=",".join(SIZES), help="sizes, with commas")
+    parser.add_argument("--samplers", default="", help="of the part samplers; all if none is named")
     parser.add_argument("--out", type=Path, help="Markdown file for the table")
     parser.add_argument("--json", type=Path, help="JSON file for its numbers")
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds for the whole run")

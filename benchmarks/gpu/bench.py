@@ -36,6 +36,9 @@ class Bench:
     """Seconds that one picture, or one call, may take; beyond, it is extrapolated or left out."""
 
     rounds: int
+    samplers: Sequence[str]
+    """Those to be measured, all if none is named."""
+
     compiled: bool
     """Measure with compiled blocks, too."""
 

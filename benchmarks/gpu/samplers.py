@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.report import Row
-from benchmarks.gpu.step import compiled_blocks
+from benchmarks.gpu.step import DENSE, blocks, forget, one_call
 from uhr.base.console import Advance, progress
 from uhr.models.attention.call import Windows
 from uhr.models.attention.counts import pairs
@@ -132,9 +132,10 @@ def run(bench: Bench) -> None:
     names = names_for(bench.shape.spec.family)
     wanted = [*ORDER, *((name, "4K") for name in names if (name, "4K") not in ORDER)]
     for suffix in ["", ", blocks compiled"] if bench.compiled else [""]:
-        with torch.no_grad(), compiled_blocks(bench.models.transformer, compiled=bool(suffix)):
+        with torch.no_grad(), blocks(bench.models.transformer, compiled=bool(suffix)):
             for name, size in wanted:
-                if size in bench.sizes:
+                if size in bench.sizes and (not bench.samplers or name in bench.samplers):
+                    forget(compiled=bool(suffix))
                     _one(bench, name, size, suffix)
 
 
@@ -148,6 +149,7 @@ def _one(bench: Bench, name: str, size: str, suffix: str) -> None:
     least = bench.judged(sum(first) * bench.shape.call_flops(native, native**2))
     if bench.left_out(PART, name, size, way, least):
         return
+    one_call(bench, "1K", DENSE)()  # a base pass of one call would be all warm-up
     try:
         rehearsal = bench.attempt(PART, name, size, way, lambda: _paint(bench, cls, name, size, first, few))
         if rehearsal is None:

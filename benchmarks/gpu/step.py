@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.report import Row
@@ -28,29 +29,38 @@ def run(bench: Bench) -> None:
     masks, transformer = BlockMasks(), bench.models.transformer
     with torch.no_grad(), surgery.temporarily(transformer, AttentionCalls()):
         for suffix in ["", ", blocks compiled"] if bench.compiled else [""]:
-            with _blocks(transformer, compiled=bool(suffix)):
+            with blocks(transformer, compiled=bool(suffix)):
                 rates: dict[str, float] = {}
                 for size in bench.sizes:
+                    forget(compiled=bool(suffix))
                     _size(bench, size, suffix, masks, rates)
 
 
 @contextmanager
-def _blocks(transformer: Any, compiled: bool) -> Generator[None]:
-    """The transformer with its blocks compiled for the length of a `with` block, if so."""
+def blocks(transformer: Any, compiled: bool) -> Generator[None]:
+    """The transformer with its blocks compiled for the length of a `with` block, if so.
+
+    Each size, way and sampler is a kernel of its own: what was compiled before is thrown away (call
+    `forget` between them), and torch may make as many as it takes; at its usual 8 it goes on uncompiled.
+    """
     if not compiled:
         yield
         return
-    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
-    for block in blocks:
-        block.compile()
+    parts = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    for part in parts:
+        part.compile(dynamic=False)
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=64):
+            yield
     finally:
-        for block in blocks:
-            block._compiled_call_impl = None
+        for part in parts:
+            part._compiled_call_impl = None
 
 
-compiled_blocks = _blocks
+def forget(compiled: bool) -> None:
+    """Throw away what was compiled, if anything is."""
+    if compiled:
+        torch.compiler.reset()
 
 
 def _size(bench: Bench, size: str, suffix: str, masks: BlockMasks, rates: dict[str, float]) -> None:
@@ -61,7 +71,7 @@ def _size(bench: Bench, size: str, suffix: str, masks: BlockMasks, rates: dict[s
         seconds = bench.judged(flops[way], rates.get(way)) * (bench.rounds + 1)
         if bench.left_out("step", "one call", size, way + suffix, seconds):
             continue
-        run = _call(bench, size, way, masks)
+        run = one_call(bench, size, way, masks)
 
         def warm(way: str = way, run: Callable[[], object] = run) -> bool:
             bench.clock.clear()
@@ -97,7 +107,7 @@ def call_flops(shape: Shape, size: str, way: str) -> float:
     )
 
 
-def _call(bench: Bench, size: str, way: str, masks: BlockMasks) -> Callable[[], object]:
+def one_call(bench: Bench, size: str, way: str, masks: BlockMasks | None = None) -> Callable[[], object]:
     """One call on random tokens; `Windows` of its own, so that each way has a cache of its own."""
     shape, layout, transformer = bench.shape, bench.shape.layout(size), bench.models.transformer
     draw, said = torch.Generator(shape.device).manual_seed(3), bench.models.prompt()
@@ -107,7 +117,7 @@ def _call(bench: Bench, size: str, way: str, masks: BlockMasks) -> Callable[[], 
     attention: dict[str, Any] = {}
     if way != DENSE:
         guide = Guide(torch.randn(1, layout.guide_tokens, channels, **place), cached=way == CACHED)
-        attention["attention"] = Windows(layout, WindowRules(), guide, masks=masks)
+        attention["attention"] = Windows(layout, WindowRules(), guide, masks=masks or BlockMasks())
     level = torch.full((1,), 0.5, device=shape.device)
     given = {
         "hidden_states": image,

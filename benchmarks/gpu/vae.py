@@ -1,56 +1,98 @@
-"""Encoding and decoding of a whole picture by exact tiling, as the samplers do it."""
+"""Encoding and decoding of a whole picture by exact tiling, as the samplers do it, and the middle attention.
+
+That attention is one head of 512 channels over every latent: two thirds of a large picture's work, by a fused
+kernel that was not made for so wide a head. `in_blocks` is the other way to it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.report import Row
 from uhr.models import surgery
+from uhr.models.vae.attention import in_blocks, scaled_dot_product
 from uhr.models.vae.tiled import ExactTiling, Part
+
+QUERIES = 65536
+"""Queries that are timed: all take minutes at 8K."""
+
+WAYS: dict[str, Callable[..., torch.Tensor]] = {"fused kernel": scaled_dot_product, "blocks": in_blocks}
 
 
 def run(bench: Bench) -> None:
-    """A row for each size and direction."""
-    vae, rates = bench.models.vae, {}
+    """A row for each size and direction, and for each way of attention."""
+    vae, rates = bench.models.vae, dict[str, float]()
     with torch.no_grad(), surgery.temporarily(vae, tiling := ExactTiling()):
         for size in bench.sizes:
-            for part in ("encode", "decode"):
-                _one(bench, vae, tiling, size, part, rates)
+            _attention(bench, size, rates)
+            for part in get_args(Part):
+                _whole(bench, vae, tiling, size, part, rates)
 
 
-def _one(bench: Bench, vae: Any, tiling: ExactTiling, size: str, part: Part, rates: dict[str, float]) -> None:
-    shape = bench.shape
+def _whole(
+    bench: Bench, vae: Any, tiling: ExactTiling, size: str, part: Part, rates: dict[str, float]
+) -> None:
+    shape, way = bench.shape, "exact tiling"
     side = shape.side(size) // (1 if part == "encode" else shape.spec.vae_factor)
-    plan = tiling.plan(vae, part, side, side)
-    seconds = bench.judged(plan.flops, rates.get(part)) * 2
-    if bench.left_out("vae", part, size, "exact tiling", seconds):
+    flops = tiling.takes(vae, part, side, side)[1]
+    if bench.left_out("vae", part, size, way, 2 * bench.judged(flops, rates.get(part))):
         return
     channels = 3 if part == "encode" else vae.config.latent_channels
     given = torch.rand(1, channels, side, side, device=shape.device, dtype=shape.dtype) * 2 - 1
-    work: Callable[[], object] = (
-        (lambda: vae.encode(given)) if part == "encode" else (lambda: vae.decode(given))
-    )
+    act = vae.encode if part == "encode" else vae.decode
 
-    def measured() -> tuple[float, float, float | None]:
-        first = bench.clock.seconds(work)
+    def measured() -> Row:
+        first = bench.clock.seconds(lambda: act(given))
         bench.clock.clear()
-        best = bench.clock.best({part: work}, 1)[part]
-        return first, best, bench.clock.peak()
+        second = bench.clock.seconds(lambda: act(given))
+        rates[part] = flops / second
+        how = f"second run; first {first:.3g} s"
+        return Row("vae", part, size, way, second, how, tflops=flops / second / 1e12, peak=bench.clock.peak())
 
-    found = bench.attempt("vae", part, size, "exact tiling", measured)
-    if found is None:
-        return
-    first, best, peak = found
-    rates[part] = plan.flops / best
-    row = Row("vae", part, size, "exact tiling", best, f"second run; first {first:.3g} s")
-    bench.table.add(_with(row, plan.flops / best / 1e12, peak))
+    row = bench.attempt("vae", part, size, way, measured)
+    if row is not None:
+        bench.table.add(row)
 
 
-def _with(row: Row, tflops: float, peak: float | None) -> Row:
-    from dataclasses import replace
+def _attention(bench: Bench, size: str, rates: dict[str, float]) -> None:
+    shape, draw = bench.shape, torch.Generator(bench.shape.device).manual_seed(5)
+    tokens, width = (shape.side(size) // shape.spec.vae_factor) ** 2, shape.vae["block_out_channels"][-1]
+    queries = min(QUERIES, tokens)
+    flops = 4.0 * queries * tokens * width
+    place: dict[str, Any] = {"device": shape.device, "dtype": shape.dtype, "generator": draw}
+    query, key, value = (torch.randn(1, 1, count, width, **place) for count in (queries, tokens, tokens))
+    times, results = {}, {}
+    for way, attend in WAYS.items():
+        if bench.left_out("vae", "attention", size, way, 3 * bench.judged(flops, rates.get(way))):
+            continue
 
-    return replace(row, tflops=tflops, peak=peak)
+        def measured(way: str = way, attend: Callable[..., torch.Tensor] = attend) -> Row:
+            bench.clock.clear()
+            results[way] = attend(query, key, value)
+            seconds = times[way] = min(bench.clock.seconds(lambda: attend(query, key, value)) for _ in (0, 1))
+            rates[way] = flops / seconds
+            other = times.get("fused kernel")
+            return Row(
+                "vae",
+                "attention",
+                size,
+                way,
+                seconds,
+                f"best of 2; {queries:,} of {tokens:,} queries",
+                None if other is None else other / seconds,
+                flops / seconds / 1e12,
+                bench.clock.peak(),
+                error=_difference(*results.values()) if len(results) == 2 else None,
+            )
+
+        row = bench.attempt("vae", "attention", size, way, measured)
+        if row is not None:
+            bench.table.add(row)
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.float() - b.float()).norm() / b.float().norm())

@@ -124,8 +124,11 @@ def _kinds(
     guide = 1 + windows + (index - text - layout.tokens) // layout.guide_window**2
     kind = torch.where(index < text, 0, torch.where(index < text + layout.tokens, image, guide))
     kind = kind - (0 if text else 1)
-    starts = torch.cat([kind.new_ones(1), kind[1:] - kind[:-1]])
-    return kind, starts.nonzero().flatten()
+    # counted, not searched for: that would wait for the device
+    first = [0] * bool(text)
+    first += range(text, text + layout.tokens, layout.window**2)
+    first += range(text + layout.tokens, length, layout.guide_window**2)
+    return kind, torch.tensor(first, device=device)
 
 
 def _kinds_in_tiles(kind: torch.Tensor, tile: int, kinds: int) -> torch.Tensor:

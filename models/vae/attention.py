@@ -17,8 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from uhr.models.vae.stream import Norm, Pass, Shape, cast
 
-BLOCK = 2048
-"""Keys and queries at a time where no fused kernel runs: scores of 2048 x 2048 in float32 are 16 MiB."""
+BLOCK = 2048, 2048
+GPU_BLOCK = 4096, 16384
+"""Queries and keys at a time where no fused kernel runs: scores in float32 of 16 MiB, or on a GPU, which
+small products do not fill, of 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -91,27 +93,35 @@ def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> SDPBa
 
 
 def in_blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block: int = BLOCK
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block: tuple[int, int] | None = None
 ) -> torch.Tensor:
-    """The same by blocks of queries and keys with a running softmax, float32 inside."""
-    done = [_one_block(part, key, value, block) for part in query.split(block, dim=2)]
+    """The same by blocks of (queries, keys) with a running softmax, float32 inside."""
+    queries, keys = block or (BLOCK if query.device.type == "cpu" else GPU_BLOCK)
+    done = [_one_block(part, key, value, keys) for part in query.split(queries, dim=2)]
     return torch.cat(done, dim=2)
 
 
 def _one_block(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block: int) -> torch.Tensor:
-    scaled = query.float() * query.shape[-1] ** -0.5
-    top = scaled.new_full((*query.shape[:-1], 1), -torch.inf)
+    shape = query.shape[:-1]
+    top = torch.full((*shape, 1), -torch.inf, device=query.device)
     total = torch.zeros_like(top)
-    out = scaled.new_zeros(*query.shape[:-1], value.shape[-1])
+    out = torch.zeros(*shape, value.shape[-1], device=query.device)
     for keys, values in zip(key.split(block, dim=2), value.split(block, dim=2), strict=True):
-        scores = scaled @ keys.float().transpose(-1, -2)
+        scores = _product(query, keys.transpose(-1, -2)).mul_(query.shape[-1] ** -0.5)
         new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
-        weights = (scores - new_top).exp_()
+        weights = scores.sub_(new_top).exp_()
         fade = (top - new_top).exp_()
         total = total * fade + weights.sum(-1, keepdim=True)
-        out = out * fade + weights @ values.float()
+        out = out * fade + _product(weights.to(query.dtype), values)
         top = new_top
     return (out / total).to(query.dtype)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b in float32, [1, heads, n, m]: of halves by a GPU's matrix units, which add up in float32."""
+    if a.device.type == "cuda" and a.dtype != torch.float32:
+        return torch.bmm(a[0], b[0], out_dtype=torch.float32)[None]
+    return a.float() @ b.float()
 
 
 def _tokens(band: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch import nn
 from uhr.base.errors import UserError
 from uhr.models.surgery import Surgery, applied
 from uhr.models.vae.attention import Attention, attend, keys_and_values
-from uhr.models.vae.plan import Plan, Segment, Task, least_memory, make_plan, once, whole_bytes
+from uhr.models.vae.plan import Plan, Segment, Task, least_memory, make_plan, most_values, once, whole_bytes
 from uhr.models.vae.program import Layer, Unit, decoder_units, encoder_units
 from uhr.models.vae.store import Given, Moments, Rows
 from uhr.models.vae.stream import Join, Norm, Pass, Shape, Split
@@ -132,7 +132,9 @@ def _task(options: ExactTiling, vae: Any, part: Part, given: Shape, samples: int
 def _fits_whole(options: ExactTiling, vae: Any, task: Task, samples: int) -> bool:
     """Whether so many samples are run untiled, together."""
     alive = samples * (whole_bytes(task) - task.fixed) + task.fixed
-    return _compute_dtype(options, vae) == vae.dtype and alive <= int(options.memory)
+    # beyond, kernels of convolution and interpolation fail on GPUs, or take slow ways
+    indexed = samples * most_values(task) < 2**31
+    return _compute_dtype(options, vae) == vae.dtype and alive <= int(options.memory) and indexed
 
 
 def _whole(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:

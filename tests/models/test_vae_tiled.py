@@ -233,7 +233,7 @@ def test_attention_in_blocks_is_attention(queries, keys, block, heads):
     query, key, value = draw(1, heads, queries, 8), 3 * draw(1, heads, keys, 8), draw(1, heads, keys, 8)
     scores = query.double() @ key.double().transpose(-1, -2) / 8**0.5
     expected = scores.softmax(-1) @ value.double()
-    assert (in_blocks(query, key, value, block) - expected).abs().max() < 1e-5
+    assert (in_blocks(query, key, value, (block, block + 1)) - expected).abs().max() < 1e-5
     assert (scaled_dot_product(query, key, value) - expected).abs().max() < 1e-5
 
 
@@ -272,3 +272,17 @@ def test_what_cannot_be_streamed_exactly_is_refused_before_anything_changes(vae)
 def test_an_input_that_wants_a_gradient_is_refused(vae):
     with temporarily(vae, ExactTiling()), pytest.raises(UserError, match="no gradient"):
         vae.decode(draw(1, 4, 4, 4).requires_grad_(True))
+
+
+def test_no_untiled_run_has_a_tensor_that_32_bits_cannot_index():
+    from diffusers import AutoencoderKL
+
+    from benchmarks.flux import VAE
+
+    with torch.device("meta"):
+        vae = AutoencoderKL(**VAE)
+    endless = ExactTiling(memory="1TiB")
+    # 256 channels of 2048 x 2048 px are 2^30 values, of 4096 x 4096 px 2^32
+    for latents, tiled in ((256, False), (512, True)):
+        plan = endless.plan(vae, "decode", latents, latents)
+        assert (endless.takes(vae, "decode", latents, latents) == (plan.peak, plan.flops)) == tiled
