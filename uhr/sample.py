@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from uhr.models.sampling.session import Painting, Session
     from uhr.models.sampling.setup import Setup
 
-LOOK, PAINT = "Look", "Samplers"
+LOOK, PAINT, AGAIN = "Look", "Samplers", "Make a picture again"
 
 
 class SamplerGroup(TyperGroup):
@@ -49,16 +49,21 @@ def again(
     repeat: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.png", help="Make this picture again from its own record; no SAMPLER then."
+            metavar="FILE.png",
+            help="A picture of ours, made again from its own record; no SAMPLER then.",
+            rich_help_panel=AGAIN,
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Of --repeat: the new picture.")
+        Path | None, typer.Option(metavar="FILE.png", help="The new picture.", rich_help_panel=AGAIN)
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="DIR|ID", help="Of --repeat: where the model is now, if elsewhere.")
+        str | None,
+        typer.Option(
+            metavar="DIR|ID", help="Where the model is now, if elsewhere than then.", rich_help_panel=AGAIN
+        ),
     ] = None,
-    as_json: opt.Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer as JSON.", rich_help_panel=AGAIN)] = False,
 ) -> None:
     if repeat is None:
         if ctx.invoked_subcommand is None:
@@ -108,10 +113,6 @@ def paint(
     ctx: typer.Context,
     *,
     prompt: opt.Prompt = None,
-    prompts: opt.Prompts = None,
-    refine: opt.Refine = None,
-    refine_model: opt.RefineModel = None,
-    refine_instruction: opt.RefineInstruction = None,
     image: opt.Image = None,
     scale: opt.Scale = None,
     size: opt.Size = None,
@@ -129,12 +130,16 @@ def paint(
     steps: opt.Steps = None,
     guidance: opt.Guidance = None,
     sets: opt.Sets = None,
-    plan: opt.Plan = False,
-    on: opt.On = None,
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
     offload: opt.Offload = None,
     quantize: opt.Quantize = None,
+    plan: opt.Plan = False,
+    on: opt.On = None,
+    prompts: opt.Prompts = None,
+    refine: opt.Refine = None,
+    refine_model: opt.RefineModel = None,
+    refine_instruction: opt.RefineInstruction = None,
     engine: opt.Engine = "ray",
     workers: opt.Workers = None,
     address: opt.Address = None,
@@ -234,7 +239,9 @@ def _loaded(setup: Setup) -> Session:
     from uhr.models.sampling.session import Session
 
     with console.progress("load", total=None, unit="parts") as advance:
-        return Session(setup, advance)
+        session = Session(setup, advance)
+    setup.hash_weights()
+    return session
 
 
 def _repeat(picture: Path, out: Path, model: str | None, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 WHAT, HOW, MODEL, MACHINE, OUTPUT = "What to paint", "How", "Model and adapters", "Machine", "Output"
+SET, PLAN = "A set of pictures", "Plan"
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.", rich_help_panel=OUTPUT)]
 
@@ -18,7 +19,7 @@ Prompts = Annotated[
         metavar="FILE",
         help="Make a set, a picture per prompt: a .txt with one per line; a .jsonl, .csv or .parquet with "
         "prompt and, if wanted, name, negative, seed, width, height, image; or a manifest, for its captions.",
-        rich_help_panel=WHAT,
+        rich_help_panel=SET,
     ),
 ]
 Refine = Annotated[
@@ -27,7 +28,7 @@ Refine = Annotated[
         metavar="URL",
         help="Have prompts rewritten first by this OpenAI-compatible server, http://localhost:8000/v1 say; "
         "both are recorded. Its key, if it wants one, is OPENAI_API_KEY.",
-        rich_help_panel=WHAT,
+        rich_help_panel=SET,
     ),
 ]
 RefineModel = Annotated[
@@ -35,13 +36,13 @@ RefineModel = Annotated[
     typer.Option(
         metavar="NAME",
         help="Of --refine: the model; the server's only one if not given.",
-        rich_help_panel=WHAT,
+        rich_help_panel=SET,
     ),
 ]
 RefineInstruction = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Of --refine: what the model is told, in place of our own.", rich_help_panel=WHAT
+        metavar="FILE", help="Of --refine: what the model is told, in place of our own.", rich_help_panel=SET
     ),
 ]
 Image = Annotated[
@@ -181,7 +182,7 @@ Plan = Annotated[
         "--plan",
         help="Paint nothing: print stages, calls, tokens, operations, memory, time. No weights are needed: a "
         "bare name of `uhr models list` will do as --model.",
-        rich_help_panel=MACHINE,
+        rich_help_panel=PLAN,
     ),
 ]
 On = Annotated[
@@ -189,7 +190,7 @@ On = Annotated[
     typer.Option(
         metavar="GPU",
         help="Of --plan: for this GPU, rtx-4090 say; else for the one that is here, or an h200.",
-        rich_help_panel=MACHINE,
+        rich_help_panel=PLAN,
     ),
 ]
 Previews = Annotated[
@@ -203,7 +204,7 @@ Previews = Annotated[
 
 Engine = Annotated[
     str,
-    typer.Option(help="Of a set: ray, or local: worker processes of our own.", rich_help_panel=MACHINE),
+    typer.Option(help="Of a set: ray, or local: worker processes of our own.", rich_help_panel=SET),
 ]
 Workers = Annotated[
     int | None,
@@ -211,7 +212,7 @@ Workers = Annotated[
         min=0,
         help="Of a set: how many paint at a time, each with the model in memory; one per GPU by default, one "
         "on the CPU. 0: this process.",
-        rich_help_panel=MACHINE,
+        rich_help_panel=SET,
     ),
 ]
 Address = Annotated[
@@ -219,6 +220,6 @@ Address = Annotated[
     typer.Option(
         help="Of a set: a running Ray cluster, which sees model and OUT under the same names; with --device "
         "cuda for its GPUs.",
-        rich_help_panel=MACHINE,
+        rich_help_panel=SET,
     ),
 ]

@@ -211,8 +211,10 @@ def describe(path: Path, record: dict[str, Any]) -> str:
     """What was made, for people: nothing that was filled in stays unsaid."""
     guidance = "no guidance" if record["guidance"] is None else f"guidance {record['guidance']:g}"
     adapters = "".join(f", {a['file']} at {a['scale']:g}" for a in record["adapters"])
+    image = "" if record["image"] is None else f" from {record['image']['path']}"
     notes = "".join(f"\nnote: {note}" for note in record["details"].get("notes", ()))
     return (
-        f"{path}: {record['width']}x{record['height']}, {record['sampler']} on {record['model']['spec']}"
-        f"{adapters}, {record['steps']} steps, {guidance}, seed {record['seed']}{notes}"
+        f"{path}: {record['width']}x{record['height']}{image}, {record['sampler']} on "
+        f"{record['model']['spec']}{adapters}, {record['steps']} steps, {guidance}, seed {record['seed']}, "
+        f"{record['dtype']} on {record['device']}, {record['model_calls']} calls of the backbone{notes}"
     )

@@ -51,7 +51,7 @@ class Session:
         self.pipeline.set_progress_bar_config(disable=True)
         files = read_all([adapter.file for adapter in request.adapters], self.pipeline)
         scales = dict(zip(files, (adapter.scale for adapter in request.adapters), strict=True))
-        load_adapters(self.pipeline, files, scales, user_cache())
+        load_adapters(self.pipeline, files, scales, user_cache(), setup.device)
         if request.offload is not None:
             # after the adapters: their weights are offloaded with the rest
             offload(self.pipeline, Offload(request.offload), torch.device(setup.device))

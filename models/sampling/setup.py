@@ -192,6 +192,10 @@ class Setup:
             if name in self.spec.components
         }
 
+    def hash_weights(self) -> None:
+        """Have the hashes made now, with a bar where that takes long, and not in the middle of a picture."""
+        _ = self.weights
+
     @cached_property
     def adapters(self) -> list[dict[str, Any]]:
         """Every adapter: its file, its scale, the SHA-256 of the file."""
