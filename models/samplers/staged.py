@@ -208,6 +208,7 @@ def _showing(call: C, options: type[SamplerOptions]) -> C:
             annotation=field.annotation,
         )
         for name, field in options.model_fields.items()
+        if name not in own.parameters
     ]
     told = [inspect.getdoc(cls) for cls in reversed(options.__mro__) if issubclass(cls, SamplerOptions)]
     vars(shown).update(plain=call, __signature__=own.replace(parameters=[*named, *fields]))
