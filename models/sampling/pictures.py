@@ -73,9 +73,11 @@ def open_picture(path: Path | str) -> Given:
     """The first picture in a file, whole. UserError, in one line, for whatever is no picture, is damaged, or
     is larger than 179 megapixels (Pillow's guard against bombs)."""
     path = Path(path)
+    if not path.exists():
+        raise UserError(f"picture {path} is not there", "name a picture, or a folder of pictures")
     if not path.is_file():
-        what = f"picture {path} is " + ("no file" if path.exists() else "not there")
-        raise UserError(what, "name a picture, or a folder of pictures")
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise UserError(f"picture {path} is {what}", "name a single picture")
     try:
         return _opened(path)
     except UserError:

@@ -1,6 +1,7 @@
 """Given pictures: what a model is shown of them, and what comes back in their frame."""
 
 import io
+import os
 import struct
 
 import numpy as np
@@ -301,11 +302,14 @@ def test_what_is_no_picture_is_one_line_with_the_fix(data, message, forge, opene
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_and_a_folder_are_no_pictures(tmp_path):
+def test_a_missing_file_a_folder_and_a_pipe_are_no_pictures(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.png is not there: name a picture, or a folder"):
         open_picture(tmp_path / "nothing.png")
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is a folder: name a single picture"):
         open_picture(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is no regular file"):
+        open_picture(tmp_path / "pipe")
 
 
 def test_a_file_that_may_not_be_read_is_no_damaged_one(forge, tmp_path, monkeypatch):
