@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError
 from uhr.base.files import sha256_file
 from uhr.models.adapters import peft_layers, reading
-from uhr.models.adapters.components import Factors
 from uhr.models.adapters.conversion import lora_of_state
 from uhr.models.adapters.keys import KeyLayout, layout_of
-from uhr.models.adapters.low_rank import Lora, LowRank
+from uhr.models.adapters.low_rank import Lora
 from uhr.models.adapters.masked import TokenMask, mask_adapter
 from uhr.models.adapters.minor import START, load_minor
 from uhr.models.adapters.published import is_urae_minor, urae_factors
 from uhr.models.adapters.scales import set_scale, transformer_of
-from uhr.models.adapters.usage import Usage
+from uhr.models.adapters.usage import ORDINARY, Usage
 from uhr.models.hub import lora_file
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,7 @@ def read(path: str | Path, layout: KeyLayout) -> AdapterFile:
     file = lora_file(path)
     state, metadata = reading.read_file(file)
     if is_urae_minor(state):
-        factors = urae_factors(state, str(file))
-        lora = {module: LowRank(f.a, f.b, alpha=float(f.a.shape[0])) for module, f in factors.items()}
-        return AdapterFile(file, lora, {}, Usage(), factors=True)
+        return AdapterFile(file, urae_factors(state, str(file)), {}, ORDINARY, factors=True)
     if any(key.endswith(f".{START}") for key in state):
         own = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
         parts = reading.Parts(lora_of_state(own), {})
@@ -83,29 +83,34 @@ def load_adapter(
     scale: float = 1.0,
     over: Iterable[str] = (),
     cache: Path | None = None,
+    device: torch.device | str | None = None,
 ) -> AdapterFile:
     """Put one file's adapter on a pipeline or a bare transformer, frozen, `scale` times as strong; adapters
     that act go on acting. Load before weights are offloaded from memory.
 
-    `over` and `cache` are for minor factors, see `minor.load_minor`: URAE's 4K file stands on its 2K LoRA,
-    which must be on the model at scale 1 and be named in `over`.
+    `over`, `cache` and `device` are for minor factors, see `minor.load_minor`: URAE's 4K file stands on its
+    2K LoRA, which must be on the model at scale 1 and be named in `over`.
     """
     file, over = read(path, layout_of(transformer_of(target))), tuple(over)
     if file.factors and not over:
         raise _baseless(file, "put that on first and name it as what the factors stand on (over=)")
-    _put(target, file, name, over, cache)
+    _put(target, file, name, over, cache, device)
     set_scale(target, name, scale)
     return file
 
 
 def load_adapters(
-    target: Any, files: Mapping[str, AdapterFile], scales: Mapping[str, float], cache: Path | None = None
+    target: Any,
+    files: Mapping[str, AdapterFile],
+    scales: Mapping[str, float],
+    cache: Path | None = None,
+    device: torch.device | str | None = None,
 ) -> None:
-    """Put several adapters on a pipeline or a bare transformer, in this order, each `scales` times as strong;
-    what stands on another finds it among those before it (`bases`)."""
+    """Put several adapters on, as `load_adapter` does, in this order, each `scales` times as strong; what
+    stands on another finds it among those before it (`bases`)."""
     stands_on = bases(files)
     for name, file in files.items():
-        _put(target, file, name, stands_on[name], cache)
+        _put(target, file, name, stands_on[name], cache, device)
     for name, scale in scales.items():
         set_scale(target, name, scale)
 
@@ -160,15 +165,21 @@ def _check_beside(file: AdapterFile, files: Iterable[AdapterFile]) -> None:
             raise UserError(what, "give that one beside it")
 
 
-def _put(target: Any, file: AdapterFile, name: str, over: tuple[str, ...], cache: Path | None) -> None:
+def _put(
+    target: Any,
+    file: AdapterFile,
+    name: str,
+    over: tuple[str, ...],
+    cache: Path | None,
+    device: torch.device | str | None,
+) -> None:
     """Put an adapter on, at scale 1."""
     transformer = transformer_of(target)
     if file.clip and transformer is target:
         raise UserError(f"adapter {file.path} also changes CLIP", "load it into a whole pipeline")
     file.check_fits(transformer)
     if file.factors:
-        trained = {module: Factors(part.a, part.b) for module, part in file.lora.items()}
-        load_minor(transformer, trained, name, cache, over)
+        load_minor(transformer, file.lora, name, cache, over, device)
     elif file.lora:
         peft_layers.put(transformer, file.lora, name, str(file.path))
     if file.usage.tokens == "guide":

@@ -30,7 +30,7 @@ from uhr.base.console import progress
 from uhr.base.errors import unknown
 from uhr.models.adapters import peft_layers
 from uhr.models.adapters.components import Factors, Which, cached
-from uhr.models.adapters.low_rank import LowRank
+from uhr.models.adapters.low_rank import Lora, LowRank
 from uhr.models.adapters.peft_layers import Variant
 from uhr.models.adapters.plain import ADAPTER, LoraSpec, add_lora
 
@@ -115,41 +115,29 @@ def add_minor(
 
 def load_minor(
     transformer: Any,
-    trained: Mapping[str, Factors],
+    trained: Lora,
     name: str,
     cache: Path | None,
     over: Iterable[str] = (),
-    scale: float = 1.0,
-    components: Which = "minor",
     device: torch.device | str | None = None,
 ) -> None:
-    """Put published factors a_t, b_t on the model, by module (`conversion.urae_factors` reads URAE's file).
+    """Put published factors a_t, b_t on the model (`published.urae_factors` reads URAE's file).
 
     a_0 and b_0 are decomposed again, from the weights and adapters that the factors were trained on: `over`
-    must name the same. The adapter is frozen; those that act go on acting.
+    must name the same. `cache`, `device`: as for `add_minor`. The adapter is frozen; those that act go on
+    acting.
     """
     over = _check_over(transformer, over)
-    values = {path: LowRank(f.a, f.b, alpha=float(f.a.shape[0])) for path, f in trained.items()}
-    peft_layers.put(transformer, values, name, f"'{name}'", scale)
+    peft_layers.put(transformer, trained, name, f"'{name}'")
     layers = peft_layers.layers_of(transformer, name)
-    ranks = {part.rank for part in values.values()}
+    ranks = {part.rank for part in trained.values()}
     assert len(ranks) == 1, f"ranks {ranks}"
     try:
-        starts = _starts(layers, ranks.pop(), components, cache, over, device)
+        starts = _starts(layers, ranks.pop(), "minor", cache, over, device)
     except BaseException:
         peft_layers.remove(transformer, name)
         raise
     _attach(layers, name, starts)
-
-
-def restore_minor(
-    transformer: Any, state: Mapping[str, torch.Tensor], name: str = ADAPTER, scale: float = 1.0
-) -> None:
-    """Put an adapter on the model from what `plain.lora_state` gave, frozen; nothing is decomposed."""
-    trained, starts = state_factors(state)
-    values = {path: LowRank(f.a, f.b, alpha=float(f.a.shape[0])) for path, f in trained.items()}
-    peft_layers.put(transformer, values, name, f"'{name}'", scale)
-    _attach(peft_layers.layers_of(transformer, name), name, starts)
 
 
 def state_factors(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Factors], dict[str, Factors]]:

@@ -64,7 +64,7 @@ class Variant(ABC):
 def all_layers(model: Any) -> list[tuple[str, Any]]:
     """(path, layer) of peft's layers that can hold adapters, in module order; none where peft is not even
     loaded, or not installed."""
-    if "peft" not in sys.modules:
+    if sys.modules.get("peft") is None:
         return []
     from peft.tuners.lora import LoraLayer
 

@@ -15,7 +15,7 @@ from uhr.base.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from uhr.models.adapters.components import Factors
+    from uhr.models.adapters.low_rank import LowRank
 
 _URAE_KEY = re.compile(
     r"((?:single_)?transformer_blocks\.\d+\.attn)\.processor\.(to_q|to_k|to_v|to_out)_(a|b)\.weight"
@@ -54,12 +54,12 @@ def is_urae_minor(state: Iterable[str]) -> bool:
     return any(_URAE_KEY.fullmatch(key) for key in state)
 
 
-def urae_factors(state: Mapping[str, torch.Tensor], where: str) -> dict[str, Factors]:
-    """The trained a_t, b_t of URAE's 4K file by module, as `minor.load_minor` takes them.
+def urae_factors(state: Mapping[str, torch.Tensor], where: str) -> dict[str, LowRank]:
+    """The trained b_t a_t of URAE's 4K file by module, as `minor.load_minor` takes them.
 
     Its keys are `<block>.attn.processor.to_{q,k,v}_{a,b}.weight`, and `to_out_{a,b}` in double blocks.
     """
-    from uhr.models.adapters.components import Factors
+    from uhr.models.adapters.low_rank import LowRank
 
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in state.items():
@@ -72,4 +72,4 @@ def urae_factors(state: Mapping[str, torch.Tensor], where: str) -> dict[str, Fac
         if set(pair) != {"a", "b"} or pair["a"].shape[0] != pair["b"].shape[1]:
             what = f"adapter {where}: '{path}' lacks a factor or they do not meet"
             raise UserError(what, "download it again")
-    return {path: Factors(pair["a"], pair["b"]) for path, pair in found.items()}
+    return {path: LowRank(pair["a"], pair["b"], float(len(pair["a"]))) for path, pair in found.items()}

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from uhr.base.errors import UserError
 from uhr.base.files import sha256_file
 from uhr.models import zoo
-from uhr.models.adapters import formats, peft_layers
+from uhr.models.adapters import components, formats, peft_layers
 from uhr.models.adapters.conversion import lora_of
 from uhr.models.adapters.files import bases, check, load_adapter, load_adapters, read, read_all
 from uhr.models.adapters.keys import FLUX1, FLUX2
@@ -115,11 +115,11 @@ def test_what_fits_and_what_does_not_is_known_without_weights(transformer, flux_
         check(read_all([style], flux_dev), flux_dev, guided=False)
 
 
-def trained(transformer, components=None):
+def adapted(transformer, which=None):
     """An adapter that says something on the model, and what training would export of it."""
     spec = LoraSpec(3, TARGETS, alpha=6.0)
-    if components:
-        own = add_minor(transformer, MinorSpec(3, TARGETS, components), None)
+    if which:
+        own = add_minor(transformer, MinorSpec(3, TARGETS, which), None)
     else:
         own = add_lora(transformer, spec, seed=0)
     draw = torch.Generator().manual_seed(5)
@@ -134,14 +134,14 @@ def call(transformer, inputs):
         return transformer(**inputs)[0]
 
 
-@pytest.mark.parametrize("components", ["minor", "major"])
+@pytest.mark.parametrize("which", ["minor", "major"])
 def test_an_export_of_singular_components_is_a_lora_of_twice_the_rank(
-    tiny_flux, transformer, inputs, tmp_path, facts, components
+    tiny_flux, transformer, inputs, tmp_path, facts, which
 ):
     """Which stock diffusers loads, and which is the same function."""
     from diffusers import FluxPipeline
 
-    state, spec = trained(transformer, components)
+    state, spec = adapted(transformer, which)
     folder = export_lora(state, spec, tmp_path / "minor", facts())
     expected = call(transformer, inputs)
     ours, stock = zoo.load_transformer(tiny_flux), FluxPipeline.from_pretrained(tiny_flux)
@@ -151,8 +151,11 @@ def test_an_export_of_singular_components_is_a_lora_of_twice_the_rank(
         torch.testing.assert_close(call(model, inputs), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_checkpoints_singular_components_are_read_as_they_stand(tiny_flux, transformer, inputs, tmp_path):
-    state, _ = trained(transformer, "minor")
+def test_a_checkpoints_singular_components_are_read_without_decomposing(
+    tiny_flux, transformer, inputs, tmp_path, monkeypatch
+):
+    state, _ = adapted(transformer, "minor")
+    monkeypatch.setattr(components, "decompose", None)
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "adapter.safetensors")
     other = zoo.load_transformer(tiny_flux)
     load_adapter(other, tmp_path / "adapter.safetensors", "x")
@@ -162,7 +165,7 @@ def test_a_checkpoints_singular_components_are_read_as_they_stand(tiny_flux, tra
 def test_an_export_for_guide_tokens_says_so_and_is_kept_to_them(
     tiny_flux, transformer, tmp_path, facts, inputs
 ):
-    state, spec = trained(transformer)
+    state, spec = adapted(transformer)
     folder = export_lora(state, spec, tmp_path / "guide", facts(), Usage(tokens="guide"))
     card = (folder / "README.md").read_text()
     assert "tokens of UltraGen's guide alone" in card

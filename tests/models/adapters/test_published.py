@@ -16,6 +16,7 @@ from uhr.models import zoo
 from uhr.models.adapters import peft_layers
 from uhr.models.adapters.conversion import lora_of
 from uhr.models.adapters.files import load_adapter
+from uhr.models.adapters.low_rank import LowRank
 from uhr.models.adapters.minor import MinorSpec, add_minor, load_minor, state_factors
 from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
 from uhr.models.adapters.published import is_urae_minor, urae_factors
@@ -170,10 +171,11 @@ def test_our_conversion_is_the_official_converters_file_key_for_key(tmp_path, tr
 def test_factors_that_were_saved_untrained_change_nothing(tiny_flux, transformer, inputs):
     add_minor(transformer, MinorSpec(4, zoo.get("tiny-flux1").lora_targets), None)
     factors, _ = state_factors(lora_state(transformer))
+    lora = {path: LowRank(pair.a, pair.b, 4.0) for path, pair in factors.items()}
     other = zoo.load_transformer(tiny_flux)
     with torch.no_grad():
         before = other(**inputs)[0]
-        load_minor(other, factors, "four", None)
+        load_minor(other, lora, "four", None)
         assert torch.equal(other(**inputs)[0], before)
 
 
