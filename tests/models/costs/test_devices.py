@@ -1,0 +1,57 @@
+"""The table of GPUs."""
+
+import pytest
+
+from uhr.base.errors import UserError
+from uhr.models.costs import devices
+from uhr.models.costs.devices import DEVICES, called, device
+from uhr.models.costs.operations import Operations
+from uhr.models.vae.room import BESIDE, LEAST, MOST, room
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA RTX A6000", "rtx-a6000"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4070 Ti", None),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_drivers_name_and_no_other_is_taken_for_it(driver, name):
+    assert called(driver) == name
+
+
+def test_every_gpu_of_the_table_can_be_known_and_is_plausible():
+    assert set(devices._MARKS) == set(DEVICES)
+    for each in DEVICES.values():
+        assert called(f"NVIDIA {each.title}") == each.name
+        assert each.tensor > each.float32 > 1e12
+        assert 12 << 30 <= each.memory <= 192 << 30
+
+
+def test_an_unknown_gpu_is_an_error_with_the_nearest_names():
+    with pytest.raises(UserError, match="rtx-4090"):
+        device("rtx-4091")
+
+
+def test_time_is_operations_over_the_stated_share_of_the_peak_rate():
+    h100 = device("h100")
+    assert h100.seconds(Operations(linear=int(989.4e12))) == pytest.approx(1 / devices.LINEAR)
+    both = Operations(int(1e15), int(1e15), int(1e14))
+    apart = sum(h100.seconds(Operations(*(v if i == j else 0 for j, v in enumerate(both)))) for i in range(3))
+    assert h100.seconds(both) == pytest.approx(apart)
+    assert h100.seconds(both, "float32") > 10 * h100.seconds(both)
+
+
+def test_a_vae_is_given_what_the_weights_leave_and_no_more_than_helps():
+    assert room(141 << 30, 34 << 30) == MOST
+    assert room(24 << 30, 12 << 30) == (12 << 30) - BESIDE
+    assert room(24 << 30, 24 << 30) == LEAST

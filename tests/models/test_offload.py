@@ -1,0 +1,60 @@
+"""What offloading leaves for the VAE: weights where exact tiling finds them, and memory to work in."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from uhr.models import offload, zoo
+from uhr.models.offload import Offload
+from uhr.models.samplers.sdedit import SDEditPipeline
+from uhr.models.vae.room import MOST, room, room_of
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def sampler(tiny_flux):
+    found = zoo.load_pipeline(tiny_flux, pipeline_class=SDEditPipeline)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def test_sequential_offload_leaves_the_vae_where_exact_tiling_reads_it(sampler, monkeypatch):
+    from accelerate import cpu_offload
+
+    def paint():
+        call = {"height": 192, "width": 192, "num_inference_steps": 4, "guidance_scale": 3.5}
+        draw = torch.Generator().manual_seed(0)
+        return np.asarray(sampler("a lake", **call, generator=draw, max_sequence_length=16).images[0])
+
+    def put(device):
+        """As diffusers does, on a CPU."""
+        for name, part in sampler.components.items():
+            if isinstance(part, torch.nn.Module) and name not in sampler._exclude_from_cpu_offload:
+                cpu_offload(part, device, offload_buffers=False)
+
+    expected = paint()
+    monkeypatch.setattr(sampler, "enable_sequential_cpu_offload", put)
+    offload.offload(sampler, Offload.SEQUENTIAL, torch.device("cpu"))
+    assert sampler.transformer.device == torch.device("meta")
+    assert sampler.vae.device == torch.device("cpu")
+    np.testing.assert_array_equal(paint(), expected)
+    assert type(sampler)._exclude_from_cpu_offload == []
+
+
+def test_the_vae_is_given_what_the_device_has_for_it_whatever_is_free_at_the_moment(sampler, monkeypatch):
+    assert room_of(sampler) == MOST
+    card = SimpleNamespace(total_memory=12 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(SDEditPipeline, "_execution_device", torch.device("cuda"))
+    weights = sum(
+        p.numel() * p.element_size()
+        for part in sampler.components.values()
+        if isinstance(part, torch.nn.Module)
+        for p in part.parameters()
+    )
+    assert room_of(sampler) == room(12 * GIB, weights) < room(12 * GIB, 0)
+    sampler.offloaded = Offload.MODEL
+    assert room_of(sampler) == room(12 * GIB, 0)
