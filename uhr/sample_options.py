@@ -125,7 +125,7 @@ Adapters = Annotated[
     typer.Option(
         "--adapter",
         metavar="PATH[=SCALE]",
-        help="A LoRA folder or file; may be repeated.",
+        help="An adapter's folder or file; may be repeated. URAE's 4K factors come after its 2K LoRA.",
         rich_help_panel=MODEL,
     ),
 ]

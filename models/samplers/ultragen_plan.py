@@ -47,9 +47,10 @@ class UltraGenOptions(StagedOptions):
     guide:          False leaves the guide's tokens out: windows alone
     cached:         the guide's keys and values are computed at a stage's first step and kept (a flag of the
                     code). False runs the guide in every call, as in training: exact, and slower
-    guide_adapters: names of the adapters that act on guide tokens alone; None are those that are recognised
-                    as UltraGen's (`guide_only.is_published`). All others act on every token. A command's
-                    are called adapter_0, adapter_1 in their order
+    guide_adapters: names of the adapters that act on guide tokens alone, beside those whose file says so (an
+                    export's `adapters.usage`, UltraGen's by its keys); None are those that were loaded
+                    otherwise and have UltraGen's modules. All others act on every token. A command's are
+                    called adapter_0, adapter_1 in their order
     projection:     off (paper); code: its hidden projected flow, whose weight rises again towards the end;
                     decay: the same with I-Max's falling cosine
     below:          sides of the stages below the last over its own, rising: (0.25,). None is the recursion:
