@@ -124,7 +124,7 @@ def test_a_sampler_of_the_users_own_goes_by_import_path(capsys, tiny_flux, tmp_p
         "    class Options(EulerPipeline.Options):\n"
         "        strength: float = 1.0\n"
         "    def __call__(self, *a, strength=1.0, **k):\n"
-        "        return super().__call__(*a, sigmas=[strength, strength / 2], **k)\n"
+        "        return super().__call__(*a, **{**k, 'sigmas': [strength, strength / 2]})\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "a.png"
