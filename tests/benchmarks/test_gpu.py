@@ -1,0 +1,177 @@
+"""The benchmark that needs a large GPU, proven at tiny size on the CPU."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import aims, samplers, shapes
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.clock import Budget, Clock
+from benchmarks.gpu.report import Row, Table
+from uhr.base.errors import UserError
+from uhr.models.samplers import names_for
+
+ABSENT = [
+    *(
+        "accelerate",
+        "bitsandbytes",
+        "boto3",
+        "cv2",
+        "datasets",
+        "duckdb",
+        "jinja2",
+        "numba",
+        "pandas",
+        "peft",
+    ),
+    *("polars", "psutil", "pyarrow", "pyiqa", "pywt", "ray", "scipy", "sentencepiece", "skimage"),
+    *("torchvision", "ultralytics"),
+]
+"""What this project or its models use elsewhere, and a machine that is lent for an hour may lack."""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The whole benchmark in a process that finds nothing but torch, diffusers and what they need."""
+    folder = tmp_path_factory.mktemp("gpu")
+    code = (
+        "import runpy, sys\n"
+        f"sys.modules.update(dict.fromkeys({ABSENT!r}))\n"
+        f"sys.argv[1:] = ['--tiny', '--seconds', '0.5', '--out', {str(folder / 'table.md')!r}, "
+        f"'--json', {str(folder / 'rows.json')!r}]\n"
+        "runpy.run_module('benchmarks.gpu', run_name='__main__')\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "rows.json").read_text()), (folder / "table.md").read_text(), done.stdout
+
+
+def test_every_sampler_of_the_registry_has_a_row_at_4k(report):
+    rows = [row for row in report[0]["rows"] if row["part"] == "sampler"]
+    assert {row["what"] for row in rows if row["size"] == "4K"} == set(names_for("flux1"))
+    assert ("ultragen", "8K") in {(row["what"], row["size"]) for row in rows}
+
+
+def test_a_row_has_finite_numbers_or_says_why_not(report):
+    for row in report[0]["rows"]:
+        numbers = [row[key] for key in ("seconds", "times", "tflops", "error") if row[key] is not None]
+        assert all(math.isfinite(number) and number >= 0 for number in numbers), row
+        assert (row["seconds"] is not None and row["seconds"] > 0) or row["how"].startswith("left out: "), row
+        assert not row["failed"], row
+
+
+def test_attention_and_steps_are_measured_at_every_size(report):
+    found = {(row["part"], row["what"], row["size"]) for row in report[0]["rows"]}
+    for size in ("1K", "2K", "4K", "8K"):
+        assert {
+            ("attention", "forward", size),
+            ("attention", "backward", size),
+            ("step", "one call", size),
+        } <= found
+
+
+def test_the_table_is_the_same_on_paper_and_on_screen(report):
+    tree, paper, screen = report
+    for row in tree["rows"]:
+        assert any(f"| {row['what']} | {row['size']} | {row['way']} |" in line for line in paper.splitlines())
+        assert any(row["what"] in line and row["way"] in line for line in screen.splitlines())
+
+
+def test_the_two_back_ends_gave_the_same(report):
+    found = [row["error"] for row in report[0]["rows"] if row["error"] is not None]
+    assert len(found) >= 4
+    assert max(found) < 1e-5
+
+
+@pytest.mark.parametrize(("limit", "code"), [("0", 0), ("1e9", 1)])
+def test_an_aim_that_is_missed_is_exit_code_1(limit, code, capsys):
+    asked = ["--tiny", "--only", "attention", "--sizes", "4K", "--aim", f"attention-4k={limit}"]
+    assert main(asked) == code
+    assert ("FAILS" in capsys.readouterr().out) == bool(code)
+
+
+def test_what_the_budget_has_no_room_for_is_in_the_table(tmp_path, capsys):
+    assert main(["--tiny", "--budget", "0", "--only", "step,samplers", "--json", str(tmp_path / "rows")]) == 0
+    rows = json.loads((tmp_path / "rows").read_text())["rows"]
+    assert {row["what"] for row in rows} >= set(names_for("flux1"))
+    assert all(row["how"].startswith("left out: ") for row in rows)
+
+
+def test_without_a_gpu_it_names_the_way_to_run_it():
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--tiny"):
+            main([])
+
+
+def bench(out=None):
+    shape = shapes.tiny()
+    table = Table({}, out)
+    return Bench(
+        shape, shapes.Models(shape), ["4K", "8K"], table, Clock(shape.device), Budget(60), 60, 1, [], False
+    )
+
+
+def test_out_of_memory_is_a_row_and_a_missed_aim(capsys):
+    run = bench()
+
+    def work():
+        raise torch.OutOfMemoryError("no room")
+
+    assert run.attempt("sampler", "ultragen", "8K", "64 calls", work) is None
+    assert run.table.rows[0].how == aims.OUT_OF_MEMORY
+    assert not aims.everything_holds(run.table, aims.AIMS)
+
+
+def test_a_failure_is_a_row_and_the_run_goes_on(capsys):
+    run = bench()
+
+    def work():
+        raise RuntimeError("no kernel for this")
+
+    assert run.attempt("attention", "forward", "4K", "windows, flex", work) is None
+    assert run.table.rows[0].how == "failed: no kernel for this"
+    assert not aims.everything_holds(run.table, [])
+
+
+def test_a_run_that_is_killed_keeps_its_rows(tmp_path, capsys):
+    run = bench(tmp_path / "table.md")
+    for size in ("4K", "8K"):
+        run.table.add(Row("step", "one call", size, "dense", 1.0, "best of 1"))
+        assert f"| {size} | dense | 1 |" in (tmp_path / "table.md").read_text()
+
+
+def test_an_extrapolation_takes_each_stage_at_its_own_pace():
+    # a base of two calls and a stage of three, the first of each cold; 2 s beside all calls
+    few = samplers.Painted(2 + 9 + 1 + 20 + 4 + 6, [9, 1, 20, 4, 6], 1e12, None, [2, 3])
+    row = samplers._extrapolated("hiflow", "4K", "38 calls", few, [28, 10])
+    assert row.seconds == pytest.approx(2 + 28 * 1 + 10 * 5)
+    assert row.how.startswith("extrapolated from 5 calls")
+
+
+def test_operations_are_those_that_torch_counts():
+    from diffusers import FluxTransformer2DModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from uhr.models import latents
+
+    shape = shapes.flux1_dev()
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(**shape.spec.transformer_config)
+        given = {
+            "hidden_states": torch.empty(1, 4096, 64),
+            "encoder_hidden_states": torch.empty(1, 512, 4096),
+            "pooled_projections": torch.empty(1, 768),
+            "timestep": torch.empty(1),
+            "guidance": torch.empty(1),
+        }
+    ids = {"img_ids": latents.image_ids(64, 64, "meta"), "txt_ids": latents.text_ids(512, "meta")}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**given, **ids)
+    assert shape.call_flops(4608, 4608**2) == pytest.approx(counter.get_total_flops(), rel=0.01)
