@@ -15,7 +15,7 @@ from uhr.models.hashes import hash_of
 from uhr.models.hub import INDEX, Source
 from uhr.models.offload import check as check_offload
 from uhr.models.offload import offload as put_offload
-from uhr.models.quantize import LARGE, check_quantised
+from uhr.models.quantize import LARGE, MOVABLE, check_quantised, is_large
 from uhr.models.quantize import check as check_quantize
 from uhr.models.quantize import options as quantize_options
 from uhr.models.quiet import quiet_loading
@@ -259,12 +259,15 @@ def load_pipeline(
     quantize: str | None = None,
     offload: str | None = None,
     weights: Mapping[str, str | Path] | None = None,
+    park: bool = False,
     advance: Advance | None = None,
 ) -> Any:
     """A whole pipeline: the stock class of its spec, or `pipeline_class` (a sampler of ours, say).
 
     `quantize` and `weights` (by component) are as in `load_component`. `offload` (model, group, sequential)
     keeps the weights in the CPU's memory; a caller that adds adapters does that first and offloads itself.
+    With `park` a component is on the device no longer than it takes to quantise it there, if its kind can be
+    moved (`quantize.MOVABLE`): two need not have room at once.
     `advance(n, note, total)` hears of every component that is loaded.
     """
     opened = model if isinstance(model, Model) else open_model(model)
@@ -275,20 +278,23 @@ def load_pipeline(
     opened = opened.fetched(opened.spec.components, weights)
     kind = None if offload is None else check_offload(offload, place)
     cls = pipeline_class or getattr(importlib.import_module("diffusers"), opened.spec.pipeline_class)
-    home = device if kind is None else "cpu"
+    home = device if kind is None and not park else "cpu"
     parts: dict[str, Any] = {}
     for name in opened.spec.components:
         if advance is not None:
             advance(0, note=name, total=len(opened.spec.components))
+        quantised = quantize is not None and is_large(opened.spec.components[name])
         parts[name] = load_component(
             opened,
             name,
             dtype,
             # weights are quantised on the GPU, and the offload takes them from there
-            device if quantize is not None else home,
+            device if quantised or (quantize is not None and not park) else home,
             quantize=quantize,
             weights=weights.get(name),
         )
+        if park and quantised and quantize in MOVABLE:
+            parts[name].to("cpu")
         if advance is not None:
             advance(1)
     pipeline = cls(**parts, **opened.spec.pipeline_config)

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 LARGE = frozenset({"FluxTransformer2DModel", "Flux2Transformer2DModel", "T5EncoderModel", "Qwen3ForCausalLM"})
 """The classes whose linears are quantised."""
 
+MOVABLE = frozenset({"nf4"})
+"""Kinds whose weights may leave the GPU after they were quantised there."""
+
+
+def is_large(component: str) -> bool:
+    """Whether a component, named as `library:Class`, is quantised at all."""
+    return component.partition(":")[2] in LARGE
+
 
 def _nf4(library: Any, dtype: torch.dtype) -> Any:
     return library.BitsAndBytesConfig(

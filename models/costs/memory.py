@@ -43,10 +43,16 @@ def resident(weights: Mapping[str, WeightBytes], active: str, offload: str | Non
     return {f"{active} layer": weights[active].largest} | vae
 
 
-def loading(weights: Mapping[str, WeightBytes], offload: str | None, quantised: bool) -> Phase:
-    """While weights are read: on the device where they stay there, or are quantised there."""
-    there = offload is None or quantised
-    return Phase("loading", {f"{name} weights": each.whole for name, each in weights.items() if there})
+def loading(weights: Mapping[str, WeightBytes], offload: str | None, quantised: bool, parked: bool) -> Phase:
+    """While weights are read: on the device where they stay there, or are quantised there, one component
+    after another if they are `parked`."""
+    if offload is not None and not quantised:
+        return Phase("loading", {})
+    held = {f"{name} weights": each.whole for name, each in weights.items()}
+    if parked:
+        largest = max(held, key=lambda name: held[name])
+        held = {largest: held[largest]}
+    return Phase("loading", held)
 
 
 def moved(weights: WeightBytes, offload: str | None, calls: int, rounds: int) -> tuple[int, bool]:

@@ -27,7 +27,7 @@ from uhr.models.costs.weights import WeightBytes, weight_bytes
 from uhr.models.costs.work import Calls, Coding
 from uhr.models.loading import DTYPES, Model, open_model, pick_dtype
 from uhr.models.offload import Offload
-from uhr.models.quantize import KINDS
+from uhr.models.quantize import KINDS, MOVABLE
 from uhr.models.registry import get
 from uhr.models.samplers import check_name
 from uhr.models.sampling.request import Item, Request
@@ -213,7 +213,8 @@ class Plan:
     def phases(self, way: Way) -> list[Phase]:
         """The parts of the call and what each holds on the device; those of one kind at their largest."""
         weights = self.weights(way)
-        found = [loading(weights, way.offload, way.quantize is not None)]
+        parked = way.offload is not None and way.quantize in MOVABLE and not self.method.request.adapters
+        found = [loading(weights, way.offload, way.quantize is not None, parked)]
         if way.offload is not None:
             encoders = [name for name in TEXT_ENCODERS if name in weights]
             found += [

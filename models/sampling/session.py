@@ -46,6 +46,8 @@ class Session:
             setup.method.pipeline_class,
             quantize=request.quantize,
             weights=request.weights,
+            # adapters may have to compute with the weights that they are put on
+            park=request.offload is not None and not request.adapters,
             advance=advance,
         )
         self.pipeline.set_progress_bar_config(disable=True)

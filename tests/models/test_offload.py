@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from uhr.models import offload, zoo
+from uhr.models import loading, offload, zoo
 from uhr.models.offload import Offload
 from uhr.models.samplers.sdedit import SDEditPipeline
 from uhr.models.vae.room import MOST, room, room_of
@@ -58,3 +58,34 @@ def test_the_vae_is_given_what_the_device_has_for_it_whatever_is_free_at_the_mom
     assert room_of(sampler) == room(12 * GIB, weights) < room(12 * GIB, 0)
     sampler.offloaded = Offload.MODEL
     assert room_of(sampler) == room(12 * GIB, 0)
+
+
+@pytest.mark.parametrize(("park", "kind"), [(False, "nf4"), (True, "nf4"), (True, "int8")])
+def test_what_is_quantised_leaves_the_gpu_before_the_next_comes_where_it_is_parked(
+    tiny_flux, monkeypatch, park, kind
+):
+    log = []
+
+    class Part(torch.nn.Module):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def to(self, device):
+            log.append((self.name, "moved", device))
+            return self
+
+    def load(model, name, dtype, device, **_):
+        log.append((name, "loaded", device))
+        return Part(name)
+
+    monkeypatch.setattr(loading, "load_component", load)
+    monkeypatch.setattr(loading, "pick_device", torch.device)
+    loading.load_pipeline(tiny_flux, "bfloat16", "cuda", lambda **parts: parts, quantize=kind, park=park)
+    large = [entry for entry in log if entry[0] in ("transformer", "text_encoder_2")]
+    if park and kind == "nf4":
+        assert [entry[1:] for entry in large] == 2 * [("loaded", "cuda"), ("moved", "cpu")]
+    else:
+        assert [entry[1:] for entry in large] == 2 * [("loaded", "cuda")]
+    small = {entry[1:] for entry in log if entry[0] in ("vae", "text_encoder")}
+    assert small == {("loaded", "cpu" if park else "cuda")}

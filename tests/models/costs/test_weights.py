@@ -84,12 +84,12 @@ def test_each_offload_leaves_on_the_device_what_it_should():
 
 
 def test_weights_that_are_quantised_are_loaded_onto_the_device_whatever_is_offloaded():
-    assert loading(WEIGHTS, "model", quantised=False).total == 0
-    assert (
-        loading(WEIGHTS, "model", quantised=True).total
-        == loading(WEIGHTS, None, quantised=False).total
-        == 113
-    )
+    def there(*told):
+        return loading(WEIGHTS, *told).total
+
+    assert there("model", False, False) == 0
+    assert there("model", True, False) == there(None, False, False) == there(None, True, False) == 113
+    assert there("model", True, True) == 100
 
 
 def test_whole_components_come_and_go_once_a_round_and_layers_at_every_call():
