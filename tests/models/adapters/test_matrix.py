@@ -11,6 +11,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from uhr.base.errors import UserError
 from uhr.cli import main
@@ -37,6 +38,7 @@ KINDS = {
     "major": {"major": 1.0},
     "on guide tokens": {"guide": 1.0},
     "style and minor": {"style": 0.7, "minor": 0.5},
+    "URAE's 4K factors over its 2K LoRA": {"urae-2k": 1.0, "urae-4k": 0.8},
 }
 """Files that act together, and how strongly."""
 
@@ -124,7 +126,23 @@ def adapter_files(spec, folder, out, facts):
     model, _ = make("other style")
     kohya = formats.Format.KOHYA
     found["style"] = formats.save(lora_of(model), out / "style.safetensors", kohya, layout_of(model))
+    double = {path: part for path, part in lora_of(model).items() if path.startswith("transformer_blocks")}
+    found["urae-2k"] = formats.save(
+        double, out / "2k.safetensors", formats.Format.DIFFUSERS, layout_of(model)
+    )
+    found["urae-4k"] = factors(double, out / "4k.safetensors")
     return found
+
+
+def factors(lora, file):
+    """These updates as URAE's processors hold theirs."""
+    state = {}
+    for path, part in lora.items():
+        block, _, linear = path.removesuffix(".0").rpartition(".")
+        state |= {f"{block}.processor.{linear}_a.weight": part.a.clone()}
+        state |= {f"{block}.processor.{linear}_b.weight": part.b.clone()}
+    save_file(state, file)
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -198,6 +216,11 @@ COMMANDS = {
     "a plain LoRA on FLUX.2": ("flux2", "sdedit", {"plain": 1.0}),
     "an adapter for guide tokens": ("flux1", "ultragen", {"guide": 1.0, "style": 0.5}),
     "major components": ("flux2", "patch-cascade", {"major": 1.0}),
+    "URAE's": ("flux1", "hiflow", {"urae-2k": 1.0, "urae-4k": 0.8, "style": 0.5}),
+}
+REFUSED = {
+    "a guide's tokens that are not there": ("flux2", "euler", ["guide"], "sample with ultragen"),
+    "factors before what they stand on": ("flux1", "imax", ["urae-4k", "urae-2k"], "give that one before it"),
 }
 
 
@@ -213,7 +236,8 @@ def command(here, name, out, adapters):
 
 
 @pytest.mark.parametrize("case", COMMANDS)
-def test_the_command_puts_them_on_and_records_them(families, case, tmp_path, capsys):
+def test_the_command_puts_them_on_and_records_them(families, case, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     family, name, adapters = COMMANDS[case]
     here = families[family]
     assert command(here, name, tmp_path / "with.png", adapters) == 0, capsys.readouterr().err
@@ -222,14 +246,18 @@ def test_the_command_puts_them_on_and_records_them(families, case, tmp_path, cap
     assert [entry["scale"] for entry in record["adapters"]] == list(adapters.values())
     if "guide" in adapters:
         assert json.dumps(record["details"]["settings"]["guide_adapters"]) == '["adapter_0"]'
+    kept = list((tmp_path / "cache").glob("uhr/components/*.safetensors"))
+    assert len(kept) == (8 if "urae-4k" in adapters else 0)  # four linears in two blocks
     one, other = (Image.open(tmp_path / f"{each}.png") for each in ("with", "without"))
     assert one.tobytes() != other.tobytes()
 
 
+@pytest.mark.parametrize("case", REFUSED)
 def test_the_command_refuses_what_does_not_go_together_before_loading(
-    families, tmp_path, capsys, monkeypatch
+    families, case, tmp_path, capsys, monkeypatch
 ):
+    family, name, adapters, message = REFUSED[case]
     monkeypatch.setattr("uhr.models.loading.load_pipeline", None)
-    assert command(families["flux2"], "euler", tmp_path / "a.png", {"guide": 1.0}) == 1
-    assert "sample with ultragen" in capsys.readouterr().err
+    assert command(families[family], name, tmp_path / "a.png", dict.fromkeys(adapters, 1.0)) == 1
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
