@@ -60,6 +60,13 @@ class Inputs:
         with sdpa_kernel([backend]):
             return (F.scaled_dot_product_attention(query, key, value),)
 
+    def cudnn_takes_them(self) -> bool:
+        """Whether torch has a cuDNN kernel for the dense way: the faster peer where there is one."""
+        from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
+
+        query, key, value = (x.transpose(1, 2) for x in self.joint)
+        return can_use_cudnn_attention(SDPAParams(query, key, value, None, 0.0, False, False))
+
     def windows(self, backend: str) -> Results:
         query, key, value = self.joint
         own = self.guide[1], self.guide[2]
@@ -92,7 +99,7 @@ def _counted(shape: Shape, size: str) -> Pairs:
 
 def _ways(bench: Bench, inputs: Inputs, backward: bool) -> dict[str, Callable[[], Results]]:
     ways = {FLASH: lambda: inputs.dense(SDPBackend.FLASH_ATTENTION)}
-    if bench.clock.cuda:
+    if bench.clock.cuda and inputs.cudnn_takes_them():
         ways[CUDNN] = lambda: inputs.dense(SDPBackend.CUDNN_ATTENTION)
     if bench.clock.cuda or not backward:  # on a CPU FlexAttention has no backward pass
         ways[WINDOWS["flex"]] = lambda: inputs.windows("flex")
@@ -130,24 +137,13 @@ def _measure(
         result = bench.attempt("attention", what, size, way, warm)
         if result is not None:
             runs[way], results[way] = run, result
-    best = bench.clock.best(runs, bench.rounds)
-    error = _difference(results)
+    best, error = bench.clock.best(runs, bench.rounds), _difference(results)
     for way, seconds in best.items():
         rates[way, what] = flops[way] / seconds
-        bench.table.add(
-            Row(
-                "attention",
-                what,
-                size,
-                way,
-                seconds,
-                _how(bench, first[way], error if way == WINDOWS["flex"] else None),
-                best[FLASH] / seconds if FLASH in best else None,
-                flops[way] / seconds / 1e12,
-                peaks[way],
-                error=error if way == WINDOWS["flex"] else None,
-            )
-        )
+        off = error if way == WINDOWS["flex"] else None
+        times = best[FLASH] / seconds if FLASH in best else None
+        how, rate = _how(bench, first[way], off), flops[way] / seconds / 1e12
+        bench.table.add(Row("attention", what, size, way, seconds, how, times, rate, peaks[way], error=off))
 
 
 def _how(bench: Bench, first: float, error: float | None) -> str:

@@ -150,6 +150,7 @@ def _one(bench: Bench, name: str, size: str, suffix: str) -> None:
     if bench.left_out(PART, name, size, way, least):
         return
     one_call(bench, "1K", DENSE)()  # a base pass of one call would be all warm-up
+    found = None
     try:
         rehearsal = bench.attempt(PART, name, size, way, lambda: _paint(bench, cls, name, size, first, few))
         if rehearsal is None:
@@ -159,7 +160,7 @@ def _one(bench: Bench, name: str, size: str, suffix: str) -> None:
             whole = bench.attempt(PART, name, size, way, lambda: _paint(bench, cls, name, size, calls, {}))
             found = found if whole is None else _measured(name, size, way, whole)
     except OverTime as over:
-        found = Row(PART, name, size, way, None, f"left out: {over}")
+        found = found or Row(PART, name, size, way, None, f"left out: {over}")
     bench.table.add(found)
 
 
