@@ -13,13 +13,13 @@ alpha in, take kohya's only at FLUX.1-dev's widths, and drop what they do not kn
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from uhr.base.errors import UserError
+from uhr.models.adapters.usage import json_object
 
 if TYPE_CHECKING:
     import torch
@@ -88,8 +88,8 @@ def read_state(
     found = Parts({}, {})
     for name, parts in _by_module(state, where).items():
         a, b = _halves(name, parts, where)
-        alpha = float(parts["alpha"]) if "alpha" in parts else alpha_of(name, a.shape[0])
-        whole = LowRank(a, b, alpha)
+        alpha = parts["alpha"].item() if "alpha" in parts else alpha_of(name, a.shape[0])
+        whole = LowRank(a, b, float(alpha))
         if name.startswith(_TEXT_PREFIXES):
             target, updates = found.clip, _of_clip(name, whole, layout, where)
         else:
@@ -122,9 +122,11 @@ def _halves(name: str, parts: Mapping[str, torch.Tensor], where: str) -> tuple[t
     if "a" not in parts or "b" not in parts:
         raise UserError(f"adapter {where}: '{name}' lacks A or B", "download it again")
     a, b = parts["a"], parts["b"]
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-        shapes = f"A {tuple(a.shape)}, B {tuple(b.shape)}"
-        raise UserError(f"adapter {where}: '{name}' has {shapes}", "A is [rank, in], B is [out, rank]")
+    alone = "alpha" not in parts or parts["alpha"].numel() == 1
+    if not (a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] > 0 and alone):
+        shapes = ", ".join(f"{half.upper()} {tuple(tensor.shape)}" for half, tensor in parts.items())
+        fix = "A is [rank, in], B is [out, rank], alpha a number"
+        raise UserError(f"adapter {where}: '{name}' has {shapes}", fix)
     return a, b
 
 
@@ -180,20 +182,15 @@ def _alphas(metadata: Mapping[str, str], where: str) -> Callable[[str, int], flo
     """(module's name, rank) -> alpha by diffusers' metadata; the rank where that says nothing."""
     if DIFFUSERS_METADATA not in metadata:
         return lambda name, rank: float(rank)
-    try:
-        packed: dict[str, Any] = json.loads(metadata[DIFFUSERS_METADATA])
-    except ValueError as error:
-        fix = "download it again"
-        raise UserError(f"adapter {where}: its {DIFFUSERS_METADATA} is no JSON", fix) from error
+    packed = json_object(metadata[DIFFUSERS_METADATA], f"adapter {where}: its {DIFFUSERS_METADATA}")
 
     def alpha_of(name: str, rank: int) -> float:
         from peft.utils.other import get_pattern_key
 
-        own = name.startswith("text_encoder.")
-        prefix = "text_encoder." if own else "transformer."
-        config = {
-            k.removeprefix(prefix): v for k, v in packed.items() if k.startswith("text_encoder.") == own
-        }
+        clip = name.startswith("text_encoder.")
+        prefix = "text_encoder." if clip else "transformer."
+        mine = {key: value for key, value in packed.items() if key.startswith("text_encoder.") == clip}
+        config = {key.removeprefix(prefix): value for key, value in mine.items()}
         pattern = config.get("alpha_pattern") or {}
         path = name.removeprefix(prefix)
         alpha = float(pattern.get(get_pattern_key(list(pattern), path), config.get("lora_alpha", rank)))

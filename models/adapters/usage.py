@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -35,13 +35,19 @@ class Usage(Config):
         """What a file says of itself, else what is known of published ones by the modules that they adapt."""
         if METADATA not in metadata:
             return cls(tokens="guide" if is_ultragens(paths) else "all")
-        try:
-            tree = json.loads(metadata[METADATA])
-        except ValueError:
-            tree = None
-        if not isinstance(tree, dict):
-            raise UserError(f"adapter {where}: its {METADATA} is no JSON object", "export it again")
+        tree = json_object(metadata[METADATA], f"adapter {where}: its {METADATA}")
         return build(cls, tree, f"adapter {where}")
+
+
+def json_object(text: str, what: str) -> dict[str, Any]:
+    """An object in a file's metadata; UserError, of which `what` is the subject, for anything else."""
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise UserError(f"{what} is no JSON object", "download or export it again")
+    return tree
 
 
 ORDINARY = Usage()

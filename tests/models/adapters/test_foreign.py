@@ -3,12 +3,15 @@
 import pytest
 import torch
 from diffusers import FluxPipeline
+from hypothesis import given, strategies
 from safetensors.torch import save_file
 
 from uhr.base.errors import UserError
-from uhr.models.adapters import peft_layers
+from uhr.models.adapters import formats, peft_layers, reading
 from uhr.models.adapters.conversion import lora_of
 from uhr.models.adapters.files import load_adapter
+from uhr.models.adapters.keys import FLUX1
+from uhr.models.adapters.low_rank import LowRank
 from uhr.models.adapters.scales import set_scales
 
 PATH = "transformer_blocks.0.attn.to_q"
@@ -255,3 +258,58 @@ def test_two_files_in_a_folder_are_ambiguous(transformer, tmp_path):
         write(tmp_path / f"{name}.safetensors", {"x": torch.zeros(1)})
     with pytest.raises(UserError, match=r"a\.safetensors, b\.safetensors"):
         load_adapter(transformer, tmp_path, "x")
+
+
+NARROW = {
+    "transformer_blocks.0.attn.to_q": (8, 8),
+    "transformer_blocks.0.attn.to_v": (8, 8),
+    "single_transformer_blocks.1.proj_mlp": (32, 8),
+    "norm_out.linear": (16, 8),
+}
+SPOILT = {
+    "lost": lambda tensor: None,
+    "turned": lambda tensor: tensor.T if tensor.ndim == 2 else tensor[None],
+    "folded": lambda tensor: tensor.reshape(1, *tensor.shape, 1),
+    "empty": lambda tensor: tensor[:0] if tensor.ndim else tensor.new_zeros(0),
+    "one row less": lambda tensor: tensor[:-1] if tensor.ndim else tensor,
+    "a number": lambda tensor: tensor.new_tensor(1.0),
+    "integers": lambda tensor: tensor.long(),
+}
+NAMES = (
+    "{}",
+    "x.{}",
+    "unet.{}",
+    "{}.weight",
+    "text_encoder.{}",
+    "lora_te2_{}",
+    "transformer.{}",
+    "lora_unet_{}",
+)
+SAID = (None, "", "[]", "null", '{"transformer.r": 2}', '{"transformer.alpha_pattern": null}')
+
+
+@given(data=strategies.data())
+def test_a_spoilt_file_is_read_or_refused(data):
+    """And never anything else, whatever is wrong with it."""
+    draw = torch.Generator().manual_seed(0)
+    lora = {
+        path: LowRank(torch.randn(2, width, generator=draw), torch.randn(out, 2, generator=draw), 1.0)
+        for path, (out, width) in NARROW.items()
+    }
+    form = data.draw(strategies.sampled_from(list(formats.Format)))
+    state, metadata = formats.write_state(lora, form, FLUX1)
+    for key in data.draw(strategies.lists(strategies.sampled_from(sorted(state)), max_size=3, unique=True)):
+        spoil = data.draw(strategies.sampled_from(sorted(SPOILT)))
+        tensor = SPOILT[spoil](state.pop(key))
+        if tensor is not None:
+            state[data.draw(strategies.sampled_from(NAMES)).format(key)] = tensor
+    said = data.draw(strategies.sampled_from(SAID))
+    if said is not None:
+        metadata[reading.DIFFUSERS_METADATA] = said
+    try:
+        found = reading.read_state(state, metadata, FLUX1, "here")
+    except UserError:
+        return
+    for path, part in found.backbone.items():
+        assert part.features == NARROW.get(path, part.features)
+        assert part.rank > 0

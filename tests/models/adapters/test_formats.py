@@ -235,12 +235,6 @@ def test_flux2s_kohya_file_is_read_by_diffusers():
     same(read(state, None, FLUX2, "here"), lora)
 
 
-def broken(**changes):
-    state, _ = formats.write_state(draw(URAE), Format.KOHYA, FLUX1)
-    name = "lora_unet_double_blocks_0_img_attn_proj"
-    return state | {f"{name}.{key}": value for key, value in changes.items()}, name
-
-
 @pytest.mark.parametrize(
     ("key", "words"),
     [
