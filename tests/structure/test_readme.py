@@ -1,6 +1,8 @@
 """README.md says what is so: its tables are current, its tree exists, its stage and its pipeline work."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,29 @@ def test_the_schema_table_names_every_column():
     assert {title: [c.name for c in columns] for title, columns in GROUPS.items()} == {
         title: names for title, names in rows.items() if names
     }
+
+
+def test_the_table_of_gpus_is_what_plans_say():
+    from uhr.models.sampling.table import table
+
+    assert README.split("<!-- gpus")[1].split("-->\n")[1].split("<!-- /gpus")[0] == table()
+
+
+def test_every_command_of_the_table_can_be_planned_and_fits_its_gpu(capsys):
+    from uhr.cli import main
+    from uhr.models.sampling.table import ROWS, command
+
+    for gpu, call in ROWS:
+        assert f"`{command(call)}`" in README
+        assert main([*shlex.split(command(call))[1:], "--plan", "--on", gpu, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["memory"]["fits"], call
+
+
+def test_the_table_of_gpus_has_the_sizes_that_people_have():
+    from uhr.models.costs.devices import device
+    from uhr.models.sampling.table import ROWS
+
+    assert {device(gpu).memory >> 30 for gpu, _ in ROWS} == {12, 24, 48, 80}
 
 
 def test_every_file_that_the_tree_names_is_there():
