@@ -296,7 +296,7 @@ def load_pipeline(
         if park and quantised and quantize in MOVABLE:
             parts[name].to("cpu")
         if advance is not None:
-            advance(1)
+            advance(1, note="")
     pipeline = cls(**parts, **opened.spec.pipeline_config)
     if kind is not None:
         put_offload(pipeline, kind, place)

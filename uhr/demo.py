@@ -83,7 +83,10 @@ def demo(
     _summary(out)
 
 
-MADE = ("pictures", "manifest", "slice", "tiny-flux1", "encoded", "run", "adapter", "without.png", "with.png")
+MADE = (
+    *("pictures", "manifest", "slice", "tiny-flux1", "encoded", "run", "adapter"),
+    *("without.png", "without.json", "with.png", "with.json"),
+)
 """What the demo writes into its folder, and clears there when it runs again."""
 
 

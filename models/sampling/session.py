@@ -102,3 +102,5 @@ class Session:
             yield
         finally:
             self.pipeline.watch = None
+        if advance is not None:
+            advance(0, note="")

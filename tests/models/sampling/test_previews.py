@@ -57,7 +57,9 @@ def test_the_bar_hears_of_every_call_and_of_its_stage(sampler, tiny_flux):
     assert total == sum(n for n, _, _ in heard) == painting.record["model_calls"] == total_calls(planned)
     notes = [note for n, note, _ in heard if n and note]
     assert list(dict.fromkeys(notes)) == [stage.name for stage in planned]
-    assert heard[-1][1] == "decoding" or sampler == "patch-cascade"
+    # patches are decoded one by one
+    assert heard[-2][1] == "decoding"
+    assert heard[-1] == (0, "", None)
 
 
 def test_two_passes_a_step_are_counted_too(tiny_flux):
