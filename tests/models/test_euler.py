@@ -74,32 +74,6 @@ def test_with_a_straight_field_the_sampler_returns_its_target(euler, monkeypatch
     torch.testing.assert_close(found, target, atol=2e-5, rtol=2e-5)
 
 
-def test_the_same_seed_is_bitwise_the_same_picture_and_another_seed_is_not(euler):
-    first, again, other = (
-        np.asarray(euler("a red house", **CALL, generator=seeded(s)).images[0]) for s in (3, 3, 4)
-    )
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-
-
-def test_a_call_leaves_torchs_random_state_alone(euler):
-    torch.manual_seed(1)
-    expected = torch.rand(2)
-    torch.manual_seed(1)
-    euler("x", **CALL, generator=seeded())
-    assert torch.equal(torch.rand(2), expected)
-
-
-@pytest.mark.parametrize(("more", "per_step"), [({}, 1), ({"negative_prompt": "", "true_cfg_scale": 2.0}, 2)])
-def test_model_calls_are_the_steps_times_the_branches(euler, monkeypatch, more, per_step):
-    calls = []
-    forward = euler.transformer.forward
-    monkeypatch.setattr(euler.transformer, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
-    euler("x", **CALL, **more, generator=seeded(), output_type="latent")
-    assert len(calls) == euler.model_calls == 4 * per_step
-    assert len(euler.sigmas) == 5
-
-
 def test_embeddings_may_stand_in_for_the_prompt(euler):
     t5, pooled, _ = euler.encode_prompt(["a", "b"], max_sequence_length=32)
     named = euler(
@@ -136,18 +110,6 @@ def test_the_step_callback_sees_each_step_and_may_replace_latents(euler):
     assert not found.any()
 
 
-def test_an_interrupted_call_stops_stepping_and_hands_over_what_it_has(euler):
-    def callback(pipeline, step, timestep, tensors):
-        pipeline._interrupt = step == 1
-        return {}
-
-    picture = euler("x", **CALL, generator=seeded(), callback_on_step_end=callback).images[0]
-    assert euler.model_calls == 2
-    assert picture.size == (96, 64)
-    euler("x", **CALL, generator=seeded(), output_type="latent")
-    assert euler.model_calls == 4
-
-
 @pytest.mark.parametrize(
     ("kind", "check"),
     [
@@ -162,11 +124,6 @@ def test_every_output_type_of_diffusers_comes_out(euler, kind, check):
     assert check(euler(["a", "b"], **arguments, generator=seeded(), output_type=kind).images)
     (images,) = euler(["a", "b"], **arguments, generator=seeded(), output_type=kind, return_dict=False)
     assert check(images)
-
-
-def test_from_pipe_shares_the_components(euler, stock):
-    made = EulerPipeline.from_pipe(stock)
-    assert made.transformer is stock.transformer
 
 
 def test_in_bfloat16_latents_and_ids_stay_float32_and_noise_is_that_of_float32(tiny_flux):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from uhr.base.errors import UserError
-from uhr.models import flow, latents, surgery, zoo
+from uhr.models import flow, latents, zoo
 from uhr.models.adapters import peft_layers
 from uhr.models.adapters.plain import LoraSpec, add_lora
 from uhr.models.adapters.scales import set_scales
@@ -251,15 +251,6 @@ def test_how_many_patches_share_a_pass_changes_no_more_than_rounding(sample):
     torch.testing.assert_close(alone, together, atol=2e-4, rtol=0)
 
 
-def test_a_batch_is_its_pictures_made_one_by_one(sample):
-    both = sample(["a", "the sea"], generator=[seeded(1), seeded(2)], output_type="pt", batch=2).images
-    for prompt, seed, found in (("a", 1, both[:1]), ("the sea", 2, both[1:])):
-        alone = sample(prompt, generator=[seeded(seed)], output_type="pt").images
-        torch.testing.assert_close(found, alone, atol=5e-4, rtol=0)
-    four = sample(["a", "b"], num_images_per_prompt=2, image=[picture(), picture(seed=3)], scale=1).images
-    assert [each.size for each in four] == [(128, 128)] * 4
-
-
 @pytest.mark.parametrize(
     ("size", "scale", "expected"),
     [
@@ -329,18 +320,6 @@ def test_one_noise_for_all_patches_makes_seams_weaker_and_the_feather_hides_what
     assert own > 1.4
     assert abs(shared - 1) < 0.4 * (own - 1)
     assert 0.75 < blended < 1.1
-
-
-def test_the_same_seed_is_bitwise_the_same_picture_and_nothing_else_moves(cascade, sample):
-    torch.manual_seed(1)
-    expected = torch.rand(2)
-    torch.manual_seed(1)
-    first, again, other = (np.asarray(sample(generator=seeded(s)).images[0]) for s in (3, 3, 4))
-    assert torch.equal(torch.rand(2), expected)
-    assert first.shape == (256, 256, 3)
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-    assert surgery.applied(cascade.transformer) == surgery.applied(cascade.vae) == []
 
 
 def test_the_base_is_eulers_picture_at_the_native_area(cascade, sample, tiny_flux):
@@ -525,21 +504,6 @@ def test_what_cannot_be_is_one_clear_line(sample, more, message):
         sample(**more)
 
 
-def test_preflight_makes_the_plan_of_the_call(cascade, sample):
-    spec, options = zoo.get("tiny-flux1"), PatchCascadeOptions(base_steps=2)
-    PatchCascadePipeline.preflight(spec, options, 256, 384, 2, False)
-    plan = PatchCascadePipeline.planned(spec, options, 256, 384, 2)
-    sample(width=384)
-    assert [stage.describe() for stage in plan] == [
-        {**stage.describe(), "sigmas": pytest.approx(stage.sigmas)} for stage in cascade.stages
-    ]
-    assert PatchCascadePipeline.default_steps(spec) == 4
-    with pytest.raises(UserError, match="embeds no guidance"):
-        Flux2PatchCascadePipeline.preflight(
-            zoo.get("tiny-flux2"), PatchCascadeOptions(patch_guidance=2), 256, 256, 4, False
-        )
-
-
 def test_a_4k_picture_takes_36_patches_of_flux_and_49_at_half_overlap():
     spec = zoo.get("flux1-dev")
     for overlap, size, count in ((0.375, 4096, 36), (0.5, 4096, 49), (0.375, 2048, 9), (0.5, 2048, 9)):
@@ -581,14 +545,6 @@ def test_it_runs_on_flux2_distilled_and_undistilled(flux2, sample):
     assert base.model_calls == 4
 
 
-def test_a_pil_picture_is_taken_as_it_is(sample):
-    pixels = (255 * picture(70, 90)[0].movedim(0, -1)).byte().numpy()
-    as_pil, as_array = (
-        sample(image=x, scale=2, output_type="pt").images for x in (Image.fromarray(pixels), pixels)
-    )
-    assert torch.equal(as_pil, as_array)
-
-
 def test_the_command_paints_says_that_it_is_unadapted_and_writes_all_of_it_down(tiny_flux, tmp_path, capsys):
     from uhr.cli import main
     from uhr.models.sampling.record import read_record
@@ -607,19 +563,3 @@ def test_the_command_paints_says_that_it_is_unadapted_and_writes_all_of_it_down(
     assert record["details"]["notes"][0].startswith("unadapted")
     assert main([*command, "--size", "250x256"]) == 1
     assert "nearest 240x256 or 256x256" in capsys.readouterr().err
-
-
-def test_beside_a_half_precision_backbone_ids_levels_and_pixels_stay_float32(tiny_flux, sample):
-    from diffusers import FluxPipeline
-
-    stock = FluxPipeline.from_pretrained(tiny_flux, local_files_only=True, torch_dtype=torch.bfloat16)
-    pipeline = PatchCascadePipeline.from_pipe(stock, torch_dtype=torch.bfloat16)
-    pipeline.set_progress_bar_config(disable=True)
-    seen = []
-    forward = pipeline.transformer.forward
-    pipeline.transformer.forward = lambda **kwargs: seen.append(kwargs) or forward(**kwargs)
-    assert sample(pipeline=pipeline, output_type="pt").images.dtype == torch.float32
-    assert {call[name].dtype for call in seen for name in ("img_ids", "txt_ids", "timestep")} == {
-        torch.float32
-    }
-    assert {call["hidden_states"].dtype for call in seen} == {torch.bfloat16}

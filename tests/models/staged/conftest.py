@@ -1,11 +1,17 @@
-"""The staged samplers on the tiny model, and quick calls of them."""
+"""Every sampler of the registry on the tiny models, and quick calls of them."""
 
 import pytest
+
+QUICK = {"base_steps": 2, "strength": 0.5, "skip": 2}
+"""Options that make calls short, for the samplers that have them."""
+
+FEWER_STEPS = ("demofusion", "patch-cascade")
+"""Those whose steps are of many calls."""
 
 
 @pytest.fixture(scope="session")
 def call():
-    """Arguments that suit every staged sampler: 256 px, twice the tiny model's native size."""
+    """Arguments that suit every sampler on FLUX.1: 256 px, twice the tiny model's native size."""
     return {
         "height": 256,
         "width": 256,
@@ -13,6 +19,22 @@ def call():
         "guidance_scale": 3.5,
         "max_sequence_length": 16,
     }
+
+
+@pytest.fixture(scope="session")
+def quick(call):
+    """A maker of a sampler's arguments, by its name and its pipeline class: few steps, 192 px."""
+
+    def arguments(name, cls):
+        short = {key: value for key, value in QUICK.items() if key in cls.Options.model_fields}
+        found = {**call, **short, "height": 192, "width": 192}
+        found["num_inference_steps"] = 2 if name in FEWER_STEPS else 4
+        if cls.backbone.name == "flux2":
+            # its tiny model is distilled, and its prompts come with the turns of a chat
+            found.update(guidance_scale=None, max_sequence_length=32)
+        return found
+
+    return arguments
 
 
 @pytest.fixture(scope="session")
@@ -24,17 +46,20 @@ def seeded():
 
 
 @pytest.fixture(scope="session")
-def made(tiny_flux):
-    """A maker of one pipeline for each class; all share the tiny model's components."""
-    found = {}
+def made(tiny_flux, tiny_flux2):
+    """A maker of one pipeline for each class; those of a family share the tiny model's components."""
+    from uhr.models import zoo
+
+    folders, found = {"flux1": tiny_flux, "flux2": tiny_flux2}, {}
 
     def make(cls):
         if cls not in found:
-            first = next(iter(found.values()), None)
+            family = cls.backbone.name
+            first = next((each for each in found.values() if each.backbone.name == family), None)
             if first is None:
-                found[cls] = cls.from_pretrained(tiny_flux, local_files_only=True)
+                found[cls] = cls.from_pretrained(folders[family], local_files_only=True)
             else:
-                found[cls] = cls(**first.components)
+                found[cls] = cls(**first.components, **zoo.get(f"tiny-{family}").pipeline_config)
             found[cls].set_progress_bar_config(disable=True)
         return found[cls]
 
@@ -48,13 +73,14 @@ def straight(monkeypatch):
     import torch
 
     def lead(pipeline):
-        value = torch.randn(16, generator=torch.Generator().manual_seed(5)).repeat_interleave(4)
+        channels = pipeline.transformer.config.in_channels // 4
+        value = torch.randn(channels, generator=torch.Generator().manual_seed(5)).repeat_interleave(4)
 
         def velocity(tokens, sigma, *_, **__):
             pipeline.model_calls += 1
             return (tokens - value) / sigma
 
         monkeypatch.setattr(pipeline, "velocity", velocity)
-        return lambda count: value.expand(1, count, 64)
+        return lambda count: value.expand(1, count, 4 * channels)
 
     return lead

@@ -1,38 +1,34 @@
-"""`uhr sample` with every staged sampler, in process."""
+"""`uhr sample` with every sampler of the registry, in process."""
 
 import json
 
 import pytest
 
 from uhr.cli import main
+from uhr.models.samplers import SAMPLERS, sampler_class
 from uhr.models.sampling.record import read_record
 
+QUICK = {"base_steps": "1", "strength": "0.5", "skip": "1"}
 SETS = {
-    "sdedit": ["strength=0.5", "base_steps=1", "toolkit.ntk=4"],
-    "multidiffusion": ["strength=0.5", "base_steps=1", "overlap=0.25"],
+    "euler": ["toolkit.ntk=4", "shift=static"],
+    "sdedit": ["enlargement=lanczos", "toolkit.ntk=4"],
+    "multidiffusion": ["overlap=0.25"],
     "demofusion": ["ring=zeros", "blur=0.8"],
     "imax": ["projection=cosine_shift", "toolkit.text_duplication=false"],
     "hiflow": ["preset=code", "cascade=[2]", "starts=[0.6]", "guidance_high=5"],
+    "ultragen": ["rules.neighbourhood=cross", "projection=decay"],
+    "patch-cascade": ["gamma=0.3", "schedule=cosine"],
+    "ultraflux": ["positions=yarn"],
 }
+"""What is set besides, of samplers that have more to set."""
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_picture_by_command_carries_what_was_run(name, tiny_flux, tmp_path, capsys):
-    out = tmp_path / "a.png"
-    sets = [word for each in SETS[name] for word in ("--set", each)]
-    arguments = [
-        "--model",
-        tiny_flux,
-        "--prompt",
-        "x",
-        "--out",
-        out,
-        "--size",
-        "192x256",
-        "--steps",
-        3,
-        *sets,
-    ]
+    out, fields = tmp_path / "a.png", sampler_class(name, "flux1").Options.model_fields
+    sets = [*(f"{key}={value}" for key, value in QUICK.items() if key in fields), *SETS.get(name, ())]
+    arguments = ["--model", tiny_flux, "--prompt", "x", "--out", out, "--size", "192x256", "--steps", 3]
+    arguments += [word for each in sets for word in ("--set", each)]
     assert main([str(a) for a in ("sample", name, *arguments)]) == 0, capsys.readouterr().err
     record = read_record(out)
     assert (record["width"], record["height"], record["steps"]) == (192, 256, 3)
@@ -40,7 +36,7 @@ def test_a_picture_by_command_carries_what_was_run(name, tiny_flux, tmp_path, ca
     assert details["stages"][-1]["width"] == 192
     calls = sum((len(stage["sigmas"]) - 1) * stage["calls_per_step"] for stage in details["stages"])
     assert record["model_calls"] == calls
-    for key, _, value in (each.partition("=") for each in SETS[name]):
+    for key, _, value in (each.partition("=") for each in sets):
         told = details["settings"]
         for part in key.split("."):
             told = told[part]

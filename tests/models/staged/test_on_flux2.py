@@ -5,16 +5,9 @@ import pytest
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models import stages, zoo
-from uhr.models.samplers import sampler_class
+from uhr.models import zoo
+from uhr.models.samplers import SAMPLERS, sampler_class
 
-SHORT = {
-    "sdedit": {"strength": 0.5, "base_steps": 2},
-    "multidiffusion": {},
-    "demofusion": {"num_inference_steps": 2},
-    "imax": {},
-    "hiflow": {},
-}
 CALL = {"height": 256, "width": 256, "max_sequence_length": 32, "output_type": "latent"}
 
 
@@ -31,35 +24,6 @@ def made2(tiny_flux2):
     return make
 
 
-@pytest.mark.parametrize("name", SHORT)
-def test_it_runs_by_the_models_own_steps_and_counts_them(made2, name, seeded):
-    sampler = made2(name)
-    found = sampler("a red house", **CALL, **SHORT[name], generator=seeded()).images
-    again = sampler("a red house", **CALL, **SHORT[name], generator=seeded()).images
-    assert found.shape == (1, 256, 128)
-    assert torch.isfinite(found).all()
-    assert torch.equal(found, again)
-    assert sampler.model_calls == stages.total_calls(sampler.stages)
-    if "num_inference_steps" not in SHORT[name]:
-        assert sampler.default_steps(zoo.get("tiny-flux2")) == 4
-        assert max(stage.steps for stage in sampler.stages if stage.name != "base") <= 4
-
-
-@pytest.mark.parametrize("name", SHORT)
-def test_with_a_straight_field_it_returns_its_target(made2, name, seeded, monkeypatch):
-    sampler = made2(name)
-    value = torch.randn(32, generator=seeded(5)).repeat_interleave(4)
-
-    def target(rows, columns):
-        return sampler.unpack(value.expand(1, rows * columns, 128), (rows, columns))
-
-    monkeypatch.setattr(sampler, "velocity", lambda x, sigma, *_, **__: (x - value) / sigma)
-    monkeypatch.setattr(sampler, "encode", lambda p, g=None: target(p.shape[-2] // 16, p.shape[-1] // 16))
-    more = {**SHORT[name], **({"blur": 1e-3} if name == "demofusion" else {})}
-    found = sampler("x", **CALL, **more, generator=seeded()).images
-    torch.testing.assert_close(found, value.expand(1, 256, 128), atol=5e-5, rtol=5e-5)
-
-
 def test_stages_above_the_base_take_the_familys_shift_at_the_native_size(made2, seeded):
     sampler = made2("sdedit")
     sampler("x", **CALL, strength=0.5, image=torch.rand(3, 128, 128), generator=seeded())
@@ -71,10 +35,14 @@ def test_stages_above_the_base_take_the_familys_shift_at_the_native_size(made2, 
 
 def test_guidance_of_a_model_that_takes_none_is_refused(made2):
     spec = zoo.get("tiny-flux2")
-    for name in SHORT:
-        cls = sampler_class(name, "flux2")
-        with pytest.raises(UserError, match="this backbone takes no guidance: leave out guidance_high"):
-            cls.preflight(spec, cls.Options(guidance_high=5.0), 256, 256, 4, False)
+    classes = [sampler_class(name, "flux2") for name in SAMPLERS]
+    for cls in classes:
+        if "guidance_high" in cls.Options.model_fields:
+            with pytest.raises(UserError, match="this backbone takes no guidance: leave out guidance_high"):
+                cls.preflight(spec, cls.Options(guidance_high=5.0), 256, 256, 4, False)
+    cascade = sampler_class("patch-cascade", "flux2")
+    with pytest.raises(UserError, match="patch_guidance 2 is given, and this backbone embeds no guidance"):
+        cascade.preflight(spec, cascade.Options(patch_guidance=2), 256, 256, 4, False)
     with pytest.raises(UserError, match="takes none"):
         made2("imax")("x", **CALL, guidance_scale=3.5)
     with pytest.raises(UserError, match="leave out guidance_high"):

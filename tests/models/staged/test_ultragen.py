@@ -128,47 +128,6 @@ def test_with_a_straight_field_it_returns_its_target(
     torch.testing.assert_close(found, target(256), atol=2e-5, rtol=2e-5)
 
 
-def test_every_step_is_one_call_for_each_branch_under_one_bar_and_callback(ultragen, sample, monkeypatch):
-    steps, bars = [], []
-    one_bar = type(ultragen).one_bar
-    monkeypatch.setattr(ultragen, "one_bar", lambda total: bars.append(total) or one_bar(ultragen, total))
-    sample(callback_on_step_end=lambda p, step, time, tensors: steps.append(step) or {})
-    assert ultragen.model_calls == stages.total_calls(ultragen.stages) == 4
-    sample(negative_prompt="blue", true_cfg_scale=2.0)
-    assert ultragen.model_calls == 8
-    assert steps == [0, 1, 2, 3]
-    assert bars == [4, 8]
-
-
-def test_the_same_seed_gives_the_same_picture_and_the_transformer_is_bitwise_as_before(
-    ultragen, sample, call, seeded
-):
-    before = {key: value.clone() for key, value in ultragen.transformer.state_dict().items()}
-    processors = dict(ultragen.transformer.attn_processors)
-    embedding = ultragen.transformer.pos_embed
-    first, second = sample().images, sample().images
-    assert torch.equal(first, second)
-    assert not torch.allclose(first, sample(generator=seeded(1)).images, atol=1e-2)
-    after = ultragen.transformer.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[key], after[key]) for key in before)
-    assert ultragen.transformer.attn_processors == processors
-    assert ultragen.transformer.pos_embed is embedding
-    assert surgery.applied(ultragen.transformer) == surgery.applied(ultragen.vae) == []
-
-
-def test_after_an_error_in_a_stage_everything_is_off_again(ultragen, sample):
-    def fail(p, step, time, tensors):
-        if step == 2:
-            raise RuntimeError("stop")
-        return {}
-
-    with pytest.raises(RuntimeError, match="stop"):
-        sample(callback_on_step_end=fail)
-    assert surgery.applied(ultragen.transformer) == surgery.applied(ultragen.vae) == []
-    assert ultragen._attending is None
-
-
 def test_the_surgeries_and_settings_of_the_call_are_in_its_record(ultragen, sample):
     sample()
     details = json.loads(json.dumps(ultragen.details()))
