@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from uhr.base.console import say, table
 from uhr.base.errors import UserError
 from uhr.base.files import human_bytes
-from uhr.models.zoo import ModelSpec, get, names, open_model
+from uhr.models.costs.shapes import bare, empty_component
+from uhr.models.loading import empty_transformer
+from uhr.models.zoo import ModelSpec, open_model
 from uhr.train.data import EncodedData
 from uhr.train.encoding.tensors import size_of
 from uhr.train.job import plan_for
@@ -27,11 +29,11 @@ def estimate(recipe: Recipe, model: str, data: Sequence[Path]) -> dict[str, Any]
     model: a checkpoint, or the name of a published spec. Sizes are in bytes; memory is an estimate and says
     so.
     """
-    spec, config = _backbone(model)
+    spec, transformer = _backbone(model)
     recipe.check(spec)
     encoded = {d.info.resolution: d for d in map(EncodedData.open, data)}
     phases = [_phase(recipe, index, spec, encoded) for index in range(len(recipe.phases))]
-    parameters = _parameters(spec, config, recipe.targets(spec), recipe.adapter.rank)
+    parameters = _parameters(spec, transformer, recipe.targets(spec), recipe.adapter.rank)
     longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
     return {
         "recipe": recipe.name,
@@ -41,35 +43,25 @@ def estimate(recipe: Recipe, model: str, data: Sequence[Path]) -> dict[str, Any]
         "phases": phases,
         "parameters": {name: parameters[name] for name in ("base", "trainable")},
         "memory": _memory(recipe, parameters, longest),
-        "storage": _storage(recipe, spec, config, parameters["trainable"], encoded),
+        "storage": _storage(recipe, spec, transformer.config, parameters["trainable"], encoded),
     }
 
 
-def _backbone(model: str) -> tuple[ModelSpec, dict[str, Any]]:
-    """The spec, and the transformer's whole configuration."""
-    import diffusers
-
-    if model in names() and not Path(model).is_dir():
-        spec = get(model)
-        if spec.tiny:
-            raise UserError(
-                f"'{model}' has no published weights", "uhr models make-tiny DIR, then --model DIR"
-            )
-        return spec, dict(spec.transformer_config)
-    opened = open_model(model)
-    cls = getattr(diffusers, opened.spec.transformer_class)
-    return opened.spec, dict(cls.load_config(opened.folder / "transformer", local_files_only=True))
+def _backbone(model: str) -> tuple[ModelSpec, Any]:
+    """The spec, and the transformer without its weights."""
+    known = bare(model)
+    if known is None:
+        opened = open_model(model)
+        return opened.spec, empty_transformer(opened)
+    if known.tiny:
+        raise UserError(f"'{model}' has no published weights", "uhr models make-tiny DIR, then --model DIR")
+    return known, empty_component(known, "transformer")
 
 
-def _parameters(spec: ModelSpec, config: dict[str, Any], targets: Sequence[str], rank: int) -> dict[str, int]:
-    """Of the backbone and of the adapter; the module is built on torch's meta device, where it has no
-    weights.
-    """
-    import diffusers
+def _parameters(spec: ModelSpec, transformer: Any, targets: Sequence[str], rank: int) -> dict[str, int]:
+    """Of the backbone and of the adapter."""
     import torch
 
-    with torch.device("meta"):
-        transformer = getattr(diffusers, spec.transformer_class).from_config(config)
     adapted = [
         module
         for name, module in transformer.named_modules()
@@ -141,7 +133,7 @@ def _memory(recipe: Recipe, parameters: dict[str, int], tokens: int) -> dict[str
 def _storage(
     recipe: Recipe,
     spec: ModelSpec,
-    config: dict[str, Any],
+    config: Mapping[str, Any],
     trainable: int,
     encoded: dict[int, EncodedData],
 ) -> dict[str, Any]:
