@@ -6,7 +6,11 @@ from typing import Any
 
 from uhr.base.errors import load_object, unknown
 
-NAMES = {"flow": "uhr.train.objectives.flow:Flow"}
+NAMES = {
+    "flow": "uhr.train.objectives.flow:Flow",
+    "wavelet": "uhr.train.objectives.wavelet:Wavelet",
+    "snr-huber-wavelet": "uhr.train.objectives.wavelet:SnrHuberWavelet",
+}
 
 
 def objective_class(name: str) -> Any:

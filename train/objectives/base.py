@@ -11,8 +11,10 @@ from typing import Protocol
 
 import torch
 
+from uhr.models.flow import interpolate
 from uhr.models.zoo import PromptEmbeds
 from uhr.train.draws import Draws
+from uhr.train.timesteps import Timesteps
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,29 @@ class Loss:
     per_sample: torch.Tensor
     sigma: torch.Tensor
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The model's velocity at one noise level of each sample: `error` [B, C, h, w] is it less the true one,
+    float32; sigma [B], as drawn."""
+
+    error: torch.Tensor
+    sigma: torch.Tensor
+
+    @property
+    def levels(self) -> torch.Tensor:
+        """Sigma [B, 1, 1, 1]."""
+        return self.sigma.view(-1, 1, 1, 1)
+
+
+def guess(model: Velocity, batch: Batch, draws: Draws, timesteps: Timesteps) -> Guess:
+    """Show the model x_sigma = (1 - sigma) x + sigma e, e ~ N(0, I), whose velocity is e - x."""
+    data = batch.latents.float()
+    sigma = timesteps.sigma(draws.uniform("sigma")).to(data)
+    noise = draws.normal("noise", data.shape[1:]).to(data)
+    predicted = model(interpolate(data, noise, sigma.view(-1, 1, 1, 1)), sigma, batch.prompts)
+    return Guess(predicted.float() - (noise - data), sigma)
 
 
 class Objective(Protocol):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from uhr.models.flow import interpolate
 from uhr.train.draws import Draws
-from uhr.train.objectives.base import Batch, Loss, Velocity
+from uhr.train.objectives.base import Batch, Loss, Velocity, guess
 from uhr.train.timesteps import Timesteps
 
 
@@ -19,11 +18,5 @@ class Flow:
         self.timesteps = timesteps
 
     def __call__(self, model: Velocity, batch: Batch, draws: Draws) -> Loss:
-        data = batch.latents.float()
-        sigma = self.timesteps.sigma(draws.uniform("sigma")).to(data)
-        noise = draws.normal("noise", data.shape[1:]).to(data)
-        s = sigma.view(-1, 1, 1, 1)
-        predicted = model(interpolate(data, noise, s), sigma, batch.prompts)
-        error = predicted.float() - (noise - data)
-        per_sample = error.square().mean(dim=(1, 2, 3))
-        return Loss(per_sample, sigma)
+        found = guess(model, batch, draws, self.timesteps)
+        return Loss(found.error.square().mean(dim=(1, 2, 3)), found.sigma)

@@ -161,6 +161,16 @@ def test_gradients_are_those_of_dense_attention_under_the_mask(case):
     assert (ours - dense).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("guide_to_text", [True, False])
+@pytest.mark.parametrize("neighbourhood", ["box", "cross"])
+def test_in_float64_nothing_but_the_last_digit_differs_from_dense(neighbourhood, guide_to_text):
+    rules = WindowRules(neighbourhood=neighbourhood, guide_to_text=guide_to_text)
+    case = Case(WindowLayout(16, 24, window=4), rules, text=6)
+    dense = case.dense()
+    assert (case.gathered() - dense[:, : case.end]).abs().max() < 1e-15
+    assert (case.gathered_guide() - dense[:, case.end :]).abs().max() < 1e-15
+
+
 @pytest.mark.parametrize("guide", [True, False])
 @pytest.mark.parametrize("neighbourhood", NEIGHBOURHOODS)
 def test_float32_agrees_with_dense_to_1e_6_at_the_paper_s_window(neighbourhood, guide):
