@@ -89,7 +89,19 @@ def open_model(
         raise UserError(f"'{model}' is the name of a spec, not of weights", what)
     source = Source.parse(model)
     folder = source.fetch(components)
-    return Model(source, folder, get(spec) if spec else recognise(folder))
+    return Model(source, folder, recognise(folder) if spec is None else _told(folder, get(spec)))
+
+
+def _told(folder: Path, spec: ModelSpec) -> ModelSpec:
+    """The spec that the user says it is, unless its index says plainly that it is of another family."""
+    index = _read_json(folder / INDEX, f"{folder} is no diffusers checkpoint")
+    families = {other.transformer_class: other.family for other in map(get, names())}
+    # a class that nobody knows may be anything
+    family = families.get(str((index.get("transformer") or [None])[-1]), spec.family)
+    if family != spec.family:
+        what = f"{folder} is of family {family}, and --spec {spec.name} of {spec.family}"
+        raise UserError(what, "leave out --spec, or name one of the same family")
+    return spec
 
 
 def _open_file(file: Path, spec: str | None, components: Collection[str], base: str | Path | None) -> Model:
@@ -97,9 +109,10 @@ def _open_file(file: Path, spec: str | None, components: Collection[str], base: 
 
     found = candidates(file)
     if base is None:
-        ids = " or ".join(each.hub_id or f"a {each.name} folder" for each in found)
+        ids = " or ".join(each.hub_id for each in found if each.hub_id)
         what = f"{file} is the backbone of {found[0].name} alone"
-        raise UserError(what, f"say where the rest is: --base {ids}, or a folder of such a model")
+        where = f"{ids}, or a folder of such a model" if ids else "FOLDER, of such a model"
+        raise UserError(what, f"say where the rest is: --base {where}")
     if Path(base).expanduser().is_file():
         raise UserError(f"base {base} is a file too", "name a diffusers folder or a hub id")
     opened = open_model(base, spec, [name for name in components if name != "transformer"])

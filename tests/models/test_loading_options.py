@@ -372,6 +372,8 @@ def test_a_base_must_be_of_the_files_model(tiny_flux, tiny_flux2, tmp_path):
         zoo.open_model(file, base=tiny_flux)
     with pytest.raises(UserError, match="is a file too"):
         zoo.open_model(file, base=file)
+    with pytest.raises(UserError, match="is of family flux1, and --spec tiny-flux2 of flux2"):
+        zoo.open_model(tiny_flux, "tiny-flux2")
     with pytest.raises(UserError, match="which is no single file"):
         zoo.open_model(tiny_flux, base=tiny_flux)
     assert zoo.open_model(file, "tiny-flux2-base", base=tiny_flux2).spec.name == "tiny-flux2-base"
