@@ -151,9 +151,11 @@ def _check(order: Order, setup: Setup) -> dict[str, str]:
                 if order.previews is not None:
                     setup.check_previews(call)
             except UserError as error:
+                what = error.what if entry.where in error.what else f"{entry.where}: {error.what}"
+                told = UserError(what, error.fix)
                 if not order.lenient:
-                    raise UserError(f"{entry.where}: {error.what}", error.fix) from error
-                refused[entry.item.name] = str(error)
+                    raise told from error
+                refused[entry.item.name] = str(told)
             advance()
     if len(refused) == len(order.entries):
         words = next(iter(refused.values()))

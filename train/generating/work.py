@@ -81,7 +81,7 @@ class PaintWork(Work):
             fault = watch.begin(index)
             # an earlier try of this unit may have come this far before its process died
             error = None
-            if not self._store.exists(record_name(item.name)):
+            if not all(self._store.exists(name(item.name)) for name in (record_name, picture_name)):
                 error = self._make(item, fault)
                 if error is None and row["failed_before"]:
                     self._store.delete(failure_name(item.name))

@@ -1,0 +1,126 @@
+"""Sets of tiny pictures by command, in this process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch, tmp_path, tiny_flux) -> None:
+    """In a folder of its own, with the tests' own sampler `moody:Moody` to be found, and `tiny` the model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    (tmp_path / "tiny").symlink_to(tiny_flux)
+
+
+class Made:
+    """What a command left: its exit code, what it said, and the folder of the set."""
+
+    def __init__(self, code: int, out: str, err: str, folder: str) -> None:
+        self.code, self.out, self.err = code, out, err
+        self.folder = Path(folder)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return pq.read_table(self.folder / "set.parquet").to_pylist()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return json.loads((self.folder / "set.json").read_text())
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Every file of the set by its name."""
+        paths = (path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in paths}
+
+    @property
+    def error(self) -> str:
+        """The one line on stderr that is an error."""
+        (line,) = [line for line in self.err.splitlines() if line.startswith("uhr: ")]
+        assert "Traceback" not in self.err
+        return line
+
+
+@pytest.fixture
+def make(capfd):
+    """`make(prompts, *options)`: `uhr sample euler --prompts ...` into ./out; of texts or objects."""
+    from uhr.cli import main
+
+    def run(prompts: list[Any] | None, *options: Any, out: Any = "out", sampler: str = "euler") -> Made:
+        words = ["sample", sampler, "--model", "tiny", "--device", "cpu"]
+        if "--size" not in options:
+            words += ["--size", "64x64", "--steps", "1"]
+        if prompts is not None:
+            lines = [json.dumps({"prompt": p} if isinstance(p, str) else p) + "\n" for p in prompts]
+            Path("prompts.jsonl").write_text("".join(lines))
+            words += ["--prompts", "prompts.jsonl"]
+        capfd.readouterr()
+        if not any(str(option) in ("--engine", "--workers") for option in options):
+            words += ["--workers", "0"]
+        code = main([*words, "--out", str(out), *map(str, options)])
+        return Made(code, *capfd.readouterr(), str(out))
+
+    return run
+
+
+PROMPTER = """
+import sys
+from uhr.cli import main
+from uhr.train.generating import team
+
+team.cores = lambda: 2  # a thread for each of two workers, on any machine: the same last bits
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def killed():
+    """`killed(options, out, done)`: the command in a process of its own with two workers, and SIGKILL when
+    `done()`."""
+
+    def kill(options, out, done):
+        words = [
+            "sample",
+            "moody:Moody",
+            "--model",
+            "tiny",
+            "--size",
+            "64x64",
+            "--steps",
+            "1",
+            "--device",
+            "cpu",
+        ]
+        words += ["--prompts", "prompts.jsonl", "--workers", "2", *options, "--out", out]
+        process = subprocess.Popen([sys.executable, "-c", PROMPTER, *words], stderr=subprocess.DEVNULL)
+        while not done():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        time.sleep(0.5)  # its children die with it, but not in the same moment
+
+    return kill
+
+
+@pytest.fixture
+def stamps() -> Callable[[str], dict[Path, int]]:
+    """`stamps(folder)`: when each file below it was written."""
+
+    def found(folder: str) -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.is_file()}
+
+    return found

@@ -1,0 +1,71 @@
+"""A folder of given pictures as a set."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uhr.models.sampling.record import read_record
+
+
+def pictures(folder, *names):
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+
+
+SDEDIT = ("--image", "given", "--scale", 2, "--prompt", "more detail")
+
+
+@pytest.fixture
+def batch(capfd):
+    from uhr.cli import main
+
+    def run(*options):
+        words = ["sample", "sdedit", "--model", "tiny", "--steps", "4", "--device", "cpu", "--workers", "0"]
+        words += ["--out", "out"]
+        capfd.readouterr()
+        code = main([*words, *map(str, options)])
+        return code, capfd.readouterr()
+
+    return run
+
+
+def test_a_folder_of_pictures_is_a_batch_and_a_broken_one_costs_itself(batch):
+    given = Path("given")
+    pictures(given, "a.png", "sub/b.jpg", "c.png")
+    (given / "c.png").write_bytes((given / "c.png").read_bytes()[:200])
+    (given / "notes.txt").touch()
+    code, said = batch(*SDEDIT)
+    assert code == 1
+    assert "1 of 3 pictures failed; c: " in said.err
+    assert "given also holds what is no picture by its name: notes.txt" in said.err
+    for name in ("a", "sub/b"):
+        assert Image.open(f"out/pictures/{name}.png").size == (256, 192)
+    record = read_record(Path("out/pictures/sub/b.png"))
+    assert record["item"]["image"] == "given/sub/b.jpg"
+    pictures(given, "a.png", "sub/b.jpg", "c.png")
+    code, said = batch(*SDEDIT)
+    assert code == 1
+    assert "other prompts or pictures" in said.err
+
+
+def test_a_folder_of_which_no_picture_can_be_used_is_one_line(batch):
+    Path("given").mkdir()
+    Path("given/a.png").write_text("no picture")
+    code, said = batch(*SDEDIT)
+    assert code == 1
+    assert "none of the 1 pictures can be used; the first: given/a.png is no picture" in said.err
+    assert not Path("out").exists()
+
+
+def test_previews_of_a_set_lie_under_its_names(make):
+    options = ("--size", "256x256", "--steps", "4", "--previews", "seen")
+    made = make([{"prompt": "a lake", "name": "sub/lake"}], *options, sampler="sdedit")
+    assert made.code == 0, made.err
+    (seen,) = Path("seen").rglob("*.png")
+    assert seen.parent == Path("seen/sub")
+    assert seen.name.startswith("lake-1-")
+    assert "leave out --previews" in make(["a lake"], "--previews", "seen", out="other").error

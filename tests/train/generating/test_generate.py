@@ -1,0 +1,222 @@
+"""Sets of pictures: an item is one picture whoever paints it, nothing is painted twice, a bad one costs
+itself."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uhr.base.lock import only_run
+from uhr.curate.sidecars import DEFAULT_KEYS, read_sidecars
+from uhr.manifests.units import CRASH, Fault, Watch
+from uhr.models.sampling.record import read_record
+from uhr.models.sampling.request import Item, Request
+from uhr.train.generating.work import PaintWork, items_table
+
+PROMPTS = ["a lake", {"prompt": "a hill", "name": "hills/green", "seed": 7}, "three foxes", "fog", "a mill"]
+
+
+def test_a_set_is_a_picture_and_a_record_per_prompt_an_index_and_set_json(make):
+    made = make(PROMPTS, "--seed", 100)
+    assert made.code == 0
+    assert [(row["name"], row["prompt"], row["seed"]) for row in made.rows] == [
+        ("0000", "a lake", 100), ("hills/green", "a hill", 7), ("0002", "three foxes", 102),
+        ("0003", "fog", 103), ("0004", "a mill", 104),
+    ]  # fmt: skip
+    for row in made.rows:
+        file = made.folder / row["file"]
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"]
+        assert Image.open(file).size == (row["width"], row["height"]) == (64, 64)
+        record = read_record(file)
+        beside = json.loads(file.with_suffix(".json").read_text())
+        assert beside == {**record, "png": {"bytes": row["bytes"], "sha256": row["sha256"]}}
+        assert (record["prompt"], record["seed"]) == (row["prompt"], row["seed"])
+    assert made.facts["counts"] == {"items": 5, "made": 5, "failed": 0}
+    assert made.facts["index"]["sha256"] == hashlib.sha256(made.files["set.parquet"]).hexdigest()
+    assert made.facts["weights"]["transformer"]["sha256"]
+    assert not (made.folder / "work").exists()
+
+
+def test_the_record_is_a_sidecar_that_gives_curation_caption_and_licence(make):
+    made = make(["a lake"])
+    values = read_sidecars([made.folder / "pictures" / "0000.json"], DEFAULT_KEYS).values
+    assert (values["caption"], values["license"]) == ("a lake", "Apache-2.0")
+
+
+def test_a_picture_of_a_set_is_the_one_that_is_made_alone(make, capfd):
+    from uhr.cli import main
+
+    made = make(PROMPTS)
+    words = "sample euler --model tiny --size 64x64 --steps 1 --device cpu --seed 2 --out alone.png --prompt"
+    assert main([*words.split(), "three foxes"]) == 0
+    assert np.array_equal(Image.open("alone.png"), Image.open(made.folder / "pictures" / "0002.png"))
+
+
+def test_the_same_command_again_says_so_and_touches_nothing(make, stamps):
+    first = make(PROMPTS)
+    before = stamps("out")
+    again = make(PROMPTS)
+    assert (again.code, stamps("out")) == (0, before)
+    assert "out is finished" in again.out
+    assert first.out != again.out
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "words"),
+    [
+        (PROMPTS, ["--seed", 1], "other prompts or pictures"),
+        (PROMPTS[:3], [], "other number of prompts"),
+        (PROMPTS, ["--steps", 2], "other steps"),
+        (PROMPTS, ["--guidance", 2], "other guidance"),
+    ],
+)
+def test_another_request_is_refused_with_a_command_for_a_new_folder(
+    make, monkeypatch, prompts, options, words, stamps
+):
+    make(PROMPTS)
+    before = stamps("out")
+    Path("out-2").mkdir()
+    (Path("out-2") / "x").touch()
+    monkeypatch.setattr(sys, "argv", ["uhr", "sample", "euler", "--prompts", "prompts.jsonl", "--out", "out"])
+    refused = make(prompts, *options)
+    assert refused.code == 1
+    assert words in refused.error
+    assert refused.error.endswith("uhr sample euler --prompts prompts.jsonl --out out-3")
+    assert stamps("out") == before
+
+
+def test_another_model_under_the_same_name_is_another_request(make, tiny_flux):
+    from uhr.models.zoo import make_tiny
+
+    make(["a lake"])
+    Path("tiny").unlink()
+    make_tiny("tiny-flux1", Path("tiny"), seed=1)
+    assert "other weights" in make(["a lake"]).error
+
+
+def test_what_is_missing_is_painted_again_and_nothing_else(make, stamps):
+    whole = make(PROMPTS).files
+    Path("out/pictures/0002.png").unlink()
+    Path("out/pictures/hills/green.json").unlink()
+    Path("out/set.json").unlink()
+    before = stamps("out")
+    again = make(PROMPTS)
+    assert again.files == whole
+    painted = {path.name for path, stamp in stamps("out/pictures").items() if before.get(path) != stamp}
+    assert painted == {"0002.png", "0002.json", "green.png", "green.json"}
+
+
+def test_an_item_that_fails_costs_itself_and_is_tried_again(make, stamps):
+    prompts = ["a lake", "refuse this", "a mill"]
+    made = make(prompts, sampler="moody:Moody")
+    assert made.code == 1
+    assert "1 of 3 pictures failed; 0001: no such picture: ask for another" in made.error
+    assert [row["status"] for row in made.rows] == ["made", "failed", "made"]
+    assert made.rows[1]["error"] == "no such picture: ask for another"
+    assert made.facts["counts"] == {"items": 3, "made": 2, "failed": 1}
+    assert json.loads(made.files["failed/0001.json"])["prompt"] == "refuse this"
+    before = stamps("out/pictures")
+    assert make(prompts, sampler="moody:Moody").code == 1
+    assert stamps("out/pictures") == before
+
+
+def test_an_item_that_ends_its_process_twice_is_written_down_and_left_alone(tmp_path):
+    request = Request(sampler="euler", model="tiny", size=(64, 64), steps=1, device="cpu")
+    items = [Item(prompt=f"{n}", name=f"{n}") for n in range(3)]
+    work = PaintWork(request, str(tmp_path / "out"), str(tmp_path))
+    work.open()
+    rows = work.run(
+        items_table(items, [False] * 3), Watch({1: Fault(CRASH, "crashed (SIGSEGV)")})
+    ).to_pylist()
+    assert [row["error"] is None for row in rows] == [True, False, True]
+    assert "crashed (SIGSEGV)" in json.loads((tmp_path / "out/failed/1.json").read_text())["error"]
+    names = {path.name for path in (tmp_path / "out/pictures").iterdir()}
+    assert names == {"0.png", "0.json", "2.png", "2.json"}
+
+
+def test_an_item_that_succeeds_at_last_leaves_no_failure_behind(make, monkeypatch):
+    import moody
+
+    prompts = ["a lake", "refuse this"]
+    assert make(prompts, sampler="moody:Moody").code == 1
+    monkeypatch.setattr(moody.Moody, "__call__", moody.EulerPipeline.__call__)
+    made = make(prompts, sampler="moody:Moody")
+    assert made.code == 0
+    assert not any(name.startswith("failed/") for name in made.files)
+    assert made.facts["counts"]["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"prompt": "x", "width": 60, "height": 64}, "prompts.jsonl line 2: .*64"),
+        ({"prompt": "x", "image": "nowhere.png"}, "prompts.jsonl line 2: "),
+        ({"prompt": "x", "sede": 1}, "prompts.jsonl line 2: unknown key 'sede': did you mean seed"),
+    ],
+)
+def test_a_line_that_cannot_be_made_is_told_before_anything_is_written(make, line, words):
+    import re
+
+    refused = make(["a lake", line, "a mill"])
+    assert refused.code == 1
+    assert re.search(words, refused.error)
+    assert not Path("out").exists()
+
+
+def test_one_run_at_a_time(make):
+    make(["a lake"])
+    Path("out/set.json").unlink()
+    with only_run(Path("out/work")):
+        assert "another run is at work in out: wait for it" in make(["a lake"]).error
+
+
+@pytest.mark.parametrize("name", ["thesis.doc", "pictures/mine.png", "set.json"])
+def test_a_folder_that_holds_anything_else_is_refused_and_untouched(make, name, stamps):
+    (Path("out") / name).parent.mkdir(parents=True)
+    (Path("out") / name).write_text("mine")
+    before = stamps("out")
+    assert "holds something else already" in make(["a lake"]).error
+    assert stamps("out") == before
+
+
+def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
+    make(PROMPTS)
+    record = Path("out/pictures/0002.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "seed": 9}))
+    Path("out/set.json").unlink()
+    assert "0002.json is of a picture that was made otherwise: remove it" in make(PROMPTS).error
+    record.write_text("{}")
+    assert "0002.json is no record of a picture of this set: remove it" in make(PROMPTS).error
+    record.unlink()
+    assert make(PROMPTS).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prompts", "p.txt", "--prompt", "x", "--out", "o"], "--prompt and --prompts"),
+        (["--prompts", "p.txt"], "--out is missing"),
+        (["--prompts", "p.txt", "--out", "o", "--engine", "spark"], "unknown engine 'spark'"),
+        (["--prompts", "p.txt", "--out", "o", "--address", "x", "--workers", "0"], "names a Ray cluster"),
+        (["--prompts", "p.txt", "--out", "o", "--plan"], "--plan is of one picture"),
+        (["--prompts", "p.txt", "--out", "p.txt"], "is a file"),
+        (["--prompts", "nowhere.txt", "--out", "o"], "nowhere.txt cannot be read"),
+        (["--image", "given", "--out", "o"], "--prompt TEXT is missing"),
+        (["--image", "given", "--prompts", "p.txt", "--out", "o"], "--prompts and the folder given"),
+        (["--prompt", "x", "--out", "o.png", "--workers", "2"], "--workers is of a set"),
+        (["--prompt", "x", "--out", "o.png", "--refine-model", "m"], "--refine-model without --refine"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(capfd, options, words):
+    from uhr.cli import main
+
+    Path("p.txt").write_text("a lake\n")
+    Path("given").mkdir()
+    assert main(["sample", "euler", "--model", "tiny", "--device", "cpu", *options]) == 1
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("uhr: ")]
+    assert words in line
+    assert not Path("o").exists()
