@@ -20,77 +20,56 @@ class SamplerInfo:
     weights: str
 
 
+def _on_both(module: str, name: str) -> Mapping[str, str]:
+    """A sampler's pipelines on FLUX.1 and FLUX.2, by its file here and its name in them."""
+    path = f"{__name__}.{module}"
+    return {"flux1": f"{path}:{name}Pipeline", "flux2": f"{path}:Flux2{name}Pipeline"}
+
+
 SAMPLERS: Mapping[str, SamplerInfo] = {
     "euler": SamplerInfo(
-        {
-            "flux1": "uhr.models.samplers.euler:EulerPipeline",
-            "flux2": "uhr.models.samplers.euler:Flux2EulerPipeline",
-        },
+        _on_both("euler", "Euler"),
         "plain Euler steps, as FLUX was published",
         "any FLUX checkpoint; takes any LoRA of its family, URAE's (github.com/Huage001/URAE) among them",
     ),
     "sdedit": SamplerInfo(
-        {
-            "flux1": "uhr.models.samplers.sdedit:SDEditPipeline",
-            "flux2": "uhr.models.samplers.sdedit:Flux2SDEditPipeline",
-        },
+        _on_both("sdedit", "SDEdit"),
         "a base picture or yours, enlarged, noised part of the way and painted on",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "multidiffusion": SamplerInfo(
-        {
-            "flux1": "uhr.models.samplers.multidiffusion:MultiDiffusionPipeline",
-            "flux2": "uhr.models.samplers.multidiffusion:Flux2MultiDiffusionPipeline",
-        },
+        _on_both("multidiffusion", "MultiDiffusion"),
         "overlapping windows of the native size, averaged at every step",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "demofusion": SamplerInfo(
-        {
-            "flux1": "uhr.models.samplers.demofusion:DemoFusionPipeline",
-            "flux2": "uhr.models.samplers.demofusion:Flux2DemoFusionPipeline",
-        },
+        _on_both("demofusion", "DemoFusion"),
         "stages of windows, tied by skip residuals and by sub-grids of the whole picture",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "imax": SamplerInfo(
-        {
-            "flux1": "uhr.models.samplers.imax:IMaxPipeline",
-            "flux2": "uhr.models.samplers.imax:Flux2IMaxPipeline",
-        },
+        _on_both("imax", "IMax"),
         "from noise at full size, drawn towards an enlarged base picture",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "hiflow": SamplerInfo(
-        {
-            "flux1": "uhr.models.samplers.hiflow:HiFlowPipeline",
-            "flux2": "uhr.models.samplers.hiflow:Flux2HiFlowPipeline",
-        },
+        _on_both("hiflow", "HiFlow"),
         "a cascade in which each stage follows the path of the one below",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "ultragen": SamplerInfo(
-        {
-            "flux1": "uhr.models.samplers.ultragen:UltraGenPipeline",
-            "flux2": "uhr.models.samplers.ultragen:Flux2UltraGenPipeline",
-        },
+        _on_both("ultragen", "UltraGen"),
         "a base picture or yours guides local windows of attention: 4K, 8K and beyond",
         "UltraGen's LoRA (github.com/PeterYYZhang/Scale-DiT links it), or one trained on guide tokens; "
         "unadapted without",
     ),
     "patch-cascade": SamplerInfo(
-        {
-            "flux1": "uhr.models.samplers.patch_cascade:PatchCascadePipeline",
-            "flux2": "uhr.models.samplers.patch_cascade:Flux2PatchCascadePipeline",
-        },
+        _on_both("patch_cascade", "PatchCascade"),
         "a base picture or yours, enlarged and painted anew in overlapping patches",
         "any FLUX checkpoint, unadapted; better with an adapter for patches, none of which is published",
     ),
     "ultraflux": SamplerInfo(
-        {
-            "flux1": "uhr.models.samplers.ultraflux:UltraFluxPipeline",
-            "flux2": "uhr.models.samplers.ultraflux:Flux2UltraFluxPipeline",
-        },
+        _on_both("ultraflux", "UltraFlux"),
         "native 4K in one pass, with an F16 VAE and Resonance positions",
         "Owen777/UltraFlux-v1, its transformer from Owen777/UltraFlux-v1-1-Transformer",
     ),

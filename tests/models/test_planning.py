@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from uhr.base.errors import UserError
 from uhr.models import sizes, zoo
 from uhr.models.samplers import SAMPLERS, names_for, sampler_class
+from uhr.models.stages import total_calls
 
 SPECS = ("tiny-flux1", "tiny-flux2", "tiny-flux2-base", "flux1-dev", "flux1-schnell", "flux2-klein-9b")
 CASES = [(name, spec) for spec in SPECS for name in names_for(zoo.get(spec).family)]
@@ -57,6 +58,27 @@ def test_the_default_size_can_be_made(name, spec):
     steps = cls.default_steps(spec)
     cls.preflight(spec, options, *size, steps, False)
     assert cls.all_steps(spec, options, *size, steps) >= steps
+
+
+CALLS = {
+    "euler": 28,
+    "sdedit": 28 + 14,
+    "multidiffusion": 50 * 49,
+    "demofusion": 50 + 50 * (9 + 4) + 50 * (25 + 9) + 50 * (49 + 16),
+    "imax": 30 + 30,
+    "hiflow": 30 + 10 + 3 + 3,
+    "ultragen": 28 + 18,
+    "patch-cascade": 28 + 4 * 36,
+    "ultraflux": 50,
+}
+"""Of the backbone for a 4096 x 4096 picture on FLUX.1-dev, as published: every sampler must say."""
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_4k_picture_takes_as_many_calls_as_the_paper_says(name):
+    cls, spec = sampler_class(name, "flux1"), zoo.get("flux1-dev")
+    plan = cls.planned(spec, options_of(cls), 4096, 4096, cls.default_steps(spec))
+    assert total_calls(plan) == CALLS[name]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
