@@ -5,6 +5,7 @@ Both go through JSON and back unchanged, so that a call can be written down, sen
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ class Adapter(Config):
         if not equals or Path(text).expanduser().exists():
             return cls(name=text)
         try:
-            return cls(name=path, scale=float(number))
+            scale = float(number)
         except ValueError:
-            raise UserError(f"adapter '{text}': '{number}' is no number", "write PATH or PATH=0.8") from None
+            scale = math.nan
+        if not math.isfinite(scale):
+            raise UserError(f"adapter '{text}': '{number}' is no number", "write PATH or PATH=0.8")
+        return cls(name=path, scale=scale)
 
     @property
     def file(self) -> Path:
@@ -99,6 +103,6 @@ class Item(Config):
 def parse_size(text: str) -> Pixels:
     """`WxH` in px -> (width, height)."""
     width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdigit() and height.isdigit()):
+    if not (cross and width.isdecimal() and height.isdecimal()):
         raise UserError(f"size '{text}'", "write it as WIDTHxHEIGHT, 1024x1024 say")
     return int(width), int(height)
