@@ -22,23 +22,28 @@ CONVOLUTION = 0.35
 LINK = 0.4
 """Of the bus to the host, whose memory is not pinned where whole components move."""
 
+READING = 0.7
+"""Of the memory's bandwidth, where weights are dequantised."""
+
 RESERVED = 1 << 30
 """Bytes of a device that are not to be had: the driver's context, kernels, what the allocator cannot fill."""
 
-_PCIE = {3: 15.8e9, 4: 31.5e9, 5: 63.0e9}
+_PCIE = {4: 31.5e9, 5: 63.0e9}
 """Bytes a second of 16 lanes one way, by generation."""
 
 
 @dataclass(frozen=True)
 class Device:
     """One GPU. `memory` in bytes; operations a second: `tensor` on dense tensor cores in bfloat16 or float16
-    with float32 sums, `float32` in plain float32; `link` is the bus to the host in bytes a second."""
+    with float32 sums, `float32` in plain float32; bytes a second: `bandwidth` of its memory, `link` of the
+    bus to the host."""
 
     name: str
     title: str
     memory: int
     tensor: float
     float32: float
+    bandwidth: float
     link: float
 
     @property
@@ -50,31 +55,38 @@ class Device:
         peak = self.float32 if dtype == "float32" else self.tensor
         return (work.linear / LINEAR + work.attention / ATTENTION + work.convolution / CONVOLUTION) / peak
 
+    def reading(self, size: float) -> float:
+        """Seconds to read or write so many bytes of the device's memory."""
+        return size / (READING * self.bandwidth)
+
     def moving(self, size: float) -> float:
         """Seconds to bring so many bytes over from the host."""
         return size / (LINK * self.link)
 
 
-def _device(name: str, title: str, gib: int, tensor: float, float32: float, pcie: int) -> Device:
-    return Device(name, title, gib << 30, tensor * 1e12, float32 * 1e12, _PCIE[pcie])
+def _device(
+    name: str, title: str, gib: int, tensor: float, float32: float, bandwidth: int, pcie: int
+) -> Device:
+    """Memory in GiB, rates in tera-operations a second, bandwidth in GB/s."""
+    return Device(name, title, gib << 30, tensor * 1e12, float32 * 1e12, bandwidth * 1e9, _PCIE[pcie])
 
 
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
-        _device("rtx-3060", "GeForce RTX 3060", 12, 25.5, 12.7, 4),
-        _device("rtx-4070", "GeForce RTX 4070", 12, 58.3, 29.1, 4),
-        _device("rtx-4080", "GeForce RTX 4080", 16, 97.5, 48.7, 4),
-        _device("rtx-3090", "GeForce RTX 3090", 24, 71.0, 35.6, 4),
-        _device("rtx-4090", "GeForce RTX 4090", 24, 165.2, 82.6, 4),
-        _device("rtx-5090", "GeForce RTX 5090", 32, 209.5, 104.8, 5),
-        _device("rtx-a6000", "RTX A6000", 48, 154.8, 38.7, 4),
-        _device("l40s", "L40S", 48, 362.0, 91.6, 4),
-        _device("a100-40", "A100 40GB", 40, 312.0, 19.5, 4),
-        _device("a100", "A100 80GB", 80, 312.0, 19.5, 4),
-        _device("h100", "H100 SXM 80GB", 80, 989.4, 66.9, 5),
-        _device("h200", "H200 SXM 141GB", 141, 989.4, 66.9, 5),
-        _device("b200", "B200 180GB", 180, 2250.0, 75.0, 5),
+        _device("rtx-3060", "GeForce RTX 3060", 12, 25.5, 12.7, 360, 4),
+        _device("rtx-4070", "GeForce RTX 4070", 12, 58.3, 29.1, 504, 4),
+        _device("rtx-4080", "GeForce RTX 4080", 16, 97.5, 48.7, 717, 4),
+        _device("rtx-3090", "GeForce RTX 3090", 24, 71.0, 35.6, 936, 4),
+        _device("rtx-4090", "GeForce RTX 4090", 24, 165.2, 82.6, 1008, 4),
+        _device("rtx-5090", "GeForce RTX 5090", 32, 209.5, 104.8, 1792, 5),
+        _device("rtx-a6000", "RTX A6000", 48, 154.8, 38.7, 768, 4),
+        _device("l40s", "L40S", 48, 362.0, 91.6, 864, 4),
+        _device("a100-40", "A100 40GB", 40, 312.0, 19.5, 1555, 4),
+        _device("a100", "A100 80GB", 80, 312.0, 19.5, 2039, 4),
+        _device("h100", "H100 SXM 80GB", 80, 989.4, 66.9, 3350, 5),
+        _device("h200", "H200 SXM 141GB", 141, 989.4, 66.9, 4800, 5),
+        _device("b200", "B200 180GB", 180, 2250.0, 75.0, 8000, 5),
     )
 }
 """NVIDIA's data sheets and architecture papers; tensor rates without sparsity."""

@@ -230,6 +230,10 @@ class Plan:
         named = {phase.name: phase for phase in sorted(found, key=lambda phase: phase.total)}
         return [phase for phase in found if named[phase.name] is phase and phase.total]
 
+    def host(self, way: Way) -> int:
+        """Bytes of weights in the host's memory."""
+        return 0 if way.offload is None else sum(each.whole for each in self.weights(way).values())
+
     def peak(self, way: Way) -> Phase:
         return max(self.phases(way), key=lambda phase: phase.total)
 
@@ -288,7 +292,7 @@ class Plan:
     # time
 
     def seconds(self, way: Way) -> dict[str, float]:
-        """By text, each stage's backbone, the VAE, and what weights take to come and go."""
+        """By text, each stage's backbone, the VAE, and what quantised or offloaded weights take."""
         assert self.device is not None
         device, weights = self.device, self.weights(way)
         found = {"text": device.seconds(self.text, self.dtype)}
@@ -304,7 +308,13 @@ class Plan:
             waits += max(0.0, moving - compute) if meanwhile else moving
             found[stage.stage.name] = compute
         work = operations.total(self.coded(stage, way) for stage in self.stages)
-        return {**found, "VAE": device.seconds(work, self.dtype), "weights coming and going": waits}
+        found["VAE"] = device.seconds(work, self.dtype)
+        if way.quantize is not None:
+            # read, and written in the dtype, at every call
+            dense = self.weights(Way(None, None))[BACKBONE].whole
+            size = self.model_calls * (weights[BACKBONE].whole + dense)
+            found["dequantising"] = device.reading(size)
+        return {**found, "weights coming and going": waits}
 
     def ways(self) -> list[Way]:
         """All that can be told of where weights are kept and how. Layer by layer nothing is quantised: the

@@ -29,6 +29,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "peak": peak.total,
             "at": peak.name,
             "largest": peak.largest,
+            "host": plan.host(way),
             "phases": [{"name": phase.name, **phase.held, "total": phase.total} for phase in phases],
         },
     }
@@ -78,10 +79,11 @@ def show(plan: Plan) -> None:
     """For people."""
     method, call, device, way = plan.method, plan.call, plan.device, plan.way
     where = "" if device is None else f", on {device.title}"
+    guidance = "no guidance" if call.guidance is None else f"guidance {call.guidance:g}"
     flags = "".join(f", {kind}" for kind in (way.offload and f"offload {way.offload}", way.quantize) if kind)
     say(
-        f"{method.request.sampler} on {method.spec.name}, {call.width}x{call.height}, {plan.dtype}{flags}"
-        f"{where}: planned from shapes, nothing is loaded\n"
+        f"{method.request.sampler} on {method.spec.name}, {call.width}x{call.height}, {guidance}, "
+        f"{plan.dtype}{flags}{where}: planned from shapes, nothing is loaded\n"
     )
     _show_stages(plan)
     say()
@@ -126,7 +128,8 @@ def _show_memory(plan: Plan) -> None:
         rows.append([phase.name, gib(weights), gib(rest) if rest else None, gib(phase.total)])
     table(["on the device", "weights", "at work", "in all"], rows)
     largest = f"{peak.largest}, {gib(peak.held[peak.largest])}"
-    say(f"\nat most {gib(peak.total)}, at '{peak.name}'; the largest item: {largest}")
+    host = f"; {gib(plan.host(way))} of weights in the host's memory" if way.offload else ""
+    say(f"\nat most {gib(peak.total)}, at '{peak.name}'; the largest item: {largest}{host}")
     if device is None:
         return
     if plan.fits(way):

@@ -165,6 +165,10 @@ def test_less_on_the_device_with_every_further_offload_and_quantisation():
     assert found.peak(Way(None, "nf4")).total < found.peak(Way(None, None)).total
     times = [sum(found.seconds(Way(offload, None)).values()) for offload in (None, "model", "group")]
     assert times == sorted(times)
+    took = {kind: found.seconds(Way(None, kind)) for kind in (None, "nf4", "int8")}
+    assert "dequantising" not in took[None]
+    assert 0 < took["nf4"]["dequantising"] < took["int8"]["dequantising"]
+    assert found.host(Way(None, None)) == 0 < found.host(Way("model", "nf4")) < found.host(Way("group", None))
 
 
 def test_the_peak_is_the_largest_of_the_phases_and_names_its_largest_item(capsys):
@@ -187,7 +191,7 @@ def test_on_a_cpu_there_is_no_time_and_float32(capsys):
 
 
 def test_the_gpu_that_is_here_is_planned_for_unless_another_is_named(monkeypatch):
-    here = devices.Device("rtx-4090", "the one here", 23 * GIB, 1e14, 1e13, 1e10)
+    here = devices.Device("rtx-4090", "the one here", 23 * GIB, 1e14, 1e13, 1e12, 1e10)
     monkeypatch.setattr("uhr.models.sampling.plan.here", lambda: here)
     assert asked("imax", on=None).device is here
     monkeypatch.setattr("uhr.models.sampling.plan.here", lambda: None)
