@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uhr.base.errors import UserError
+from uhr.base.files import user_path
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 INDEX = "model_index.json"
@@ -26,7 +27,7 @@ class Source:
     def parse(cls, model: str | Path) -> Source:
         """A folder if there is one of that name, else a hub id `org/name[@revision]`."""
         text = str(model)
-        folder = Path(text).expanduser()
+        folder = user_path(text)
         if folder.is_dir():
             return cls(text, folder=folder)
         if folder.exists():
@@ -86,7 +87,7 @@ class Source:
 def lora_file(path: str | Path) -> Path:
     """The safetensors file of an adapter: the file itself, or the only one in a folder; UserError
     otherwise."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise UserError(f"adapter {path} is no safetensors file", "convert it; pickles are never opened")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from uhr.base.console import Advance
 from uhr.base.errors import UserError, unknown
+from uhr.base.files import user_path
 from uhr.models.hashes import hash_of
 from uhr.models.hub import INDEX, Source
 from uhr.models.offload import check as check_offload
@@ -74,7 +75,7 @@ def open_model(
     `spec` overrides what the configuration says. A model may be a lone file of BFL's, ComfyUI's or GGUF: that
     is a backbone, and `base`, a folder or hub id, gives the text encoders, the VAE and every configuration.
     """
-    file = Path(model).expanduser()
+    file = user_path(model)
     if file.is_file():
         return _open_file(file, spec, components, base)
     if base is not None:
@@ -113,7 +114,7 @@ def _open_file(file: Path, spec: str | None, components: Collection[str], base: 
         what = f"{file} is the backbone of {found[0].name} alone"
         where = f"{ids}, or a folder of such a model" if ids else "FOLDER, of such a model"
         raise UserError(what, f"say where the rest is: --base {where}")
-    if Path(base).expanduser().is_file():
+    if user_path(base).is_file():
         raise UserError(f"base {base} is a file too", "name a diffusers folder or a hub id")
     opened = open_model(base, spec, [name for name in components if name != "transformer"])
     if spec is None and opened.spec not in found:
@@ -197,7 +198,7 @@ def load_component(
     if quantize is not None and quantised:
         check_quantize(quantize, place)
         options |= quantize_options(quantize, library, torch_dtype, place)
-    source = opened.folder / name if weights is None else Path(weights).expanduser()
+    source = opened.folder / name if weights is None else user_path(weights)
     if source.is_file():
         if quantised:
             raise UserError(f"{name} from a single file cannot be quantised", f"leave out {quantize}")

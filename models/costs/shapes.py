@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uhr.base.files import user_path
 from uhr.models.loading import Model
 from uhr.models.quiet import quiet_loading
 from uhr.models.registry import SPECS
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def bare(model: str) -> ModelSpec | None:
     """The spec that a model's name or published hub id stands for, where no folder of that name is here."""
-    if Path(model).expanduser().exists():
+    if user_path(model).exists():
         return None
     hub_id = model.partition("@")[0]
     return next((spec for spec in SPECS.values() if model == spec.name or hub_id == spec.hub_id), None)

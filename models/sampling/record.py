@@ -13,7 +13,7 @@ from typing import Any
 
 from uhr import __version__
 from uhr.base.errors import UserError
-from uhr.base.files import atomic, sha256_file, write_json
+from uhr.base.files import atomic, sha256_file, user_path, write_json
 from uhr.models.sampling.setup import Call, Setup
 
 CHUNK = "uhr"
@@ -71,7 +71,7 @@ def _image(call: Call) -> dict[str, Any] | None:
     path = call.item.image
     if path is None or call.fit is None:
         return None
-    return {"path": str(path), "sha256": sha256_file(path.expanduser()), **call.fit.describe()}
+    return {"path": str(path), "sha256": sha256_file(user_path(path)), **call.fit.describe()}
 
 
 def _details(call: Call, told: dict[str, Any], seams: float | None) -> dict[str, Any]:
@@ -112,12 +112,7 @@ def check_out(out: Path, given: Path | None = None) -> None:
         raise UserError(f"--out {out} is no PNG", "name a file that ends in .png")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", "name a file in it")
-    if (
-        given is not None
-        and out.exists()
-        and given.expanduser().exists()
-        and out.samefile(given.expanduser())
-    ):
+    if given is not None and out.exists() and user_path(given).exists() and out.samefile(user_path(given)):
         raise UserError(f"--out {out} is the given picture itself", "name another file")
     file = beside(out)
     if file.exists() and _read_json(file) is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from uhr.base.config import build
 from uhr.base.errors import UserError
+from uhr.base.files import user_path
 from uhr.models.sampling.record import machine, opened, versions
 from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.setup import Setup
@@ -47,13 +48,13 @@ def _model(then: Mapping[str, Any], now: str | None) -> dict[str, Any]:
     """The model and its base; what came from the hub (the base, if there is one) at its commit of then. `now`
     is the model's place of today, or the base's if that is a folder or hub id and the model a lone file."""
     name, base, revision = then["name"], then["base"], then["revision"]
-    if now is not None and (base is None or Path(now).expanduser().is_file()):
+    if now is not None and (base is None or user_path(now).is_file()):
         return {"model": now, "base": base}
     if now is not None:
         return {"model": name, "base": now}
     for place in (base, name) if revision is None else (name,) if base else ():
         # a folder's name may look like a hub id, and nobody asked for a download
-        if place is not None and not Path(place).expanduser().exists():
+        if place is not None and not user_path(place).exists():
             raise UserError(f"model {place} is not there", "say where it is now: --model DIR")
     pinned = None if revision is None else "@".join(((base or name).partition("@")[0], revision))
     return {"model": name, "base": pinned or base} if base else {"model": pinned or name, "base": None}
@@ -75,9 +76,9 @@ def on_this_machine(request: Request) -> tuple[Request, list[str]]:
 def check_files(request: Request, item: Item) -> None:
     """UserError for a file that the picture was made of and that is not there. The model is asked for by
     whoever opens it."""
-    named = {"adapter": [Path(each.name).expanduser() for each in request.adapters]}
+    named = {"adapter": [user_path(each.name) for each in request.adapters]}
     named |= {name: [path] for name, path in request.weights.items()}
-    named["picture"] = [] if item.image is None else [item.image.expanduser()]
+    named["picture"] = [] if item.image is None else [user_path(item.image)]
     for kind, paths in named.items():
         for path in paths:
             if not path.exists():
@@ -103,7 +104,7 @@ def differences(record: Mapping[str, Any], setup: Setup, item: Item) -> list[str
 def _given(then: Mapping[str, Any] | None, item: Item) -> list[str]:
     from uhr.base.files import sha256_file
 
-    if item.image is None or then is None or then["sha256"] == sha256_file(item.image.expanduser()):
+    if item.image is None or then is None or then["sha256"] == sha256_file(user_path(item.image)):
         return []
     return [f"picture: {item.image} is not the same file as then"]
 

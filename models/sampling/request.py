@@ -13,6 +13,7 @@ from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
+from uhr.base.files import user_path
 from uhr.models.hub import lora_file
 
 Pixels = tuple[int, int]
@@ -29,7 +30,7 @@ class Adapter(Config):
     def parse(cls, text: str) -> Adapter:
         """`PATH` or `PATH=0.8`."""
         path, equals, number = text.rpartition("=")
-        if not equals or Path(text).expanduser().exists():
+        if not equals or user_path(text).exists():
             return cls(name=text)
         try:
             scale = float(number)
@@ -75,7 +76,7 @@ class Request(Config):
     def weights(self) -> dict[str, Path]:
         """Components whose weights are elsewhere: a folder of their own, or a single file."""
         named = {"transformer": self.transformer, "vae": self.vae}
-        return {name: path.expanduser() for name, path in named.items() if path is not None}
+        return {name: user_path(path) for name, path in named.items() if path is not None}
 
 
 class Original(Config):

@@ -13,6 +13,7 @@ from typing import Any
 
 from uhr.base.config import Config, build
 from uhr.base.errors import UserError, unknown
+from uhr.base.files import user_path
 from uhr.models.fitting import Fit, check_patch, fit, target_size
 from uhr.models.hashes import file_hash, shown_hash
 from uhr.models.loading import DTYPES, Model, open_model, pick_device
@@ -90,7 +91,7 @@ class Method:
 
     def _of_picture(self, item: Item, path: Path) -> Call:
         check_takes_picture(self.request.sampler, self.spec.family)
-        given = open_picture(path.expanduser())
+        given = open_picture(user_path(path))
         cls, options, spec = self.pipeline_class, self.options, self.spec
         target = target_size(given.size, self.request.scale, self._size(item), cls.default_scale())
         check_patch(given.size, target, cls.patch(spec, options), whole=cls.above_native)

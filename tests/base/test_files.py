@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from uhr.base.files import atomic, human_bytes, sha256_file, write_json
+from uhr.base.files import atomic, human_bytes, sha256_file, user_path, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -34,3 +34,9 @@ def test_a_finished_write_replaces_the_file_and_makes_its_folder(tmp_path):
 )
 def test_bytes_for_people(count, words):
     assert human_bytes(count) == words
+
+
+def test_a_home_that_is_not_here_is_a_name_like_any_other(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert str(user_path("~/a")) == "/somewhere/a"
+    assert str(user_path("~nobody that is here/a")) == "~nobody that is here/a"

@@ -12,6 +12,7 @@ from typing import Any
 import uhr
 from uhr.base.config import Config, fingerprint
 from uhr.base.errors import UserError
+from uhr.base.files import user_path
 from uhr.base.store import Store
 from uhr.models.refine import Refinement
 from uhr.models.sampling.request import Item, Request
@@ -84,7 +85,7 @@ def _item(item: Item) -> dict[str, Any]:
     """An item and the state of its picture: another one under the same name is another item."""
     tree = item.model_dump(mode="json")
     if item.image is not None:
-        stat = item.image.expanduser().stat()
+        stat = user_path(item.image).stat()
         tree["image_state"] = [stat.st_size, stat.st_mtime_ns]
     return tree
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from uhr.base.errors import UserError
+from uhr.base.files import user_path
 from uhr.models.sampling.request import Item
 from uhr.train.generating.prompts import Placed
 
@@ -57,7 +58,7 @@ def from_prompts(lines: Sequence[Placed], folder: Path, defaults: Defaults) -> l
             negative=line.negative if line.negative is not None else defaults.negative,
             seed=line.seed if line.seed is not None else defaults.seed + number,
             size=size,
-            image=defaults.image if line.image is None else folder / Path(line.image).expanduser(),
+            image=defaults.image if line.image is None else folder / user_path(line.image),
         )
         entries.append(Entry(item, where))
     _refuse_twins(entries)

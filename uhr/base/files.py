@@ -40,6 +40,11 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a user wrote it: `~` is the home; `~somebody`, who is not here, is a name like any other."""
+    return Path(os.path.expanduser(text))
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, atomically."""
     with atomic(path) as temporary:

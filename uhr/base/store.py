@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.base.files import atomic
+from uhr.base.files import atomic, user_path
 from uhr.base.output import OWN_TEMPORARY
 
 ATTEMPTS = 6
@@ -76,7 +76,7 @@ class FolderStore(Store):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.folder = Path(text).expanduser()
+        self.folder = user_path(text)
 
     def names(self) -> set[str]:
         found = set()
