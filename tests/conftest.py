@@ -41,6 +41,12 @@ def forge() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def gpu() -> ModuleType:
+    """`pretend_gpu.py` beside this file: a GPU that is not there."""
+    return _beside("pretend_gpu")
+
+
+@pytest.fixture(scope="session")
 def object_store_server() -> Iterator[Any]:
     """`object_store.ObjectStoreServer`, running."""
     server = _beside("object_store").ObjectStoreServer()

@@ -18,7 +18,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.report import Row
 from benchmarks.gpu.shapes import Shape
 from uhr.models.attention import flex, gathered
-from uhr.models.attention.counts import Pairs, pairs
+from uhr.models.attention.counts import pairs
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.rules import WindowRules
 
@@ -84,17 +84,13 @@ def run(bench: Bench) -> None:
     """A row for each size, direction and way."""
     rates: dict[tuple[str, str], float] = {}
     for size in bench.sizes:
-        inputs, counted = Inputs.of(bench.shape, size), _counted(bench.shape, size)
-        _measure(bench, size, "forward", inputs, counted, rates)
+        inputs = Inputs.of(bench.shape, size)
+        measure(bench, size, "forward", inputs, rates)
         for x in inputs.tensors:
             x.requires_grad_()
-        _measure(bench, size, "backward", inputs, counted, rates)
+        measure(bench, size, "backward", inputs, rates)
         del inputs
         bench.clock.clear()
-
-
-def _counted(shape: Shape, size: str) -> Pairs:
-    return pairs(shape.layout(size), WindowRules(), shape.text)
 
 
 def _ways(bench: Bench, inputs: Inputs, backward: bool) -> dict[str, Callable[[], Results]]:
@@ -107,14 +103,10 @@ def _ways(bench: Bench, inputs: Inputs, backward: bool) -> dict[str, Callable[[]
     return ways
 
 
-def _measure(
-    bench: Bench,
-    size: str,
-    what: str,
-    inputs: Inputs,
-    counted: Pairs,
-    rates: dict[tuple[str, str], float],
-) -> None:
+def measure(bench: Bench, size: str, what: str, inputs: Inputs, rates: dict[tuple[str, str], float]) -> None:
+    """A row for each way of one direction, "forward" or "backward"; `rates` are operations a second so far,
+    by way and direction."""
+    counted = pairs(inputs.layout, inputs.rules, bench.shape.text)
     backward = what == "backward"
     runs: dict[str, Callable[[], object]] = {}
     flops, first, peaks, results = {}, {}, {}, {}

@@ -1,15 +1,17 @@
 """The benchmark that needs a large GPU, proven at tiny size on the CPU."""
 
+import contextlib
 import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu import aims, samplers, shapes
+from benchmarks.gpu import aims, attention, samplers, shapes, step, vae
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.clock import Budget, Clock
@@ -175,3 +177,28 @@ def test_operations_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**given, **ids)
     assert shape.call_flops(4608, 4608**2) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_what_is_measured_lies_on_the_gpu(gpu, monkeypatch, capsys):
+    """One layer, one call and the VAE of the benchmark, traced on a GPU that is not there."""
+    generator, models = torch.Generator(), shapes.Models(shapes.tiny())
+    parts = models.transformer, models.vae
+    models.shape = replace(models.shape, device=gpu.CUDA, dtype=torch.bfloat16)
+    monkeypatch.setattr(torch, "Generator", lambda device: generator)
+    # which kernels there are is a matter of values
+    monkeypatch.setattr(attention, "sdpa_kernel", contextlib.nullcontext)
+    table, clock, shape = Table({}), Clock(torch.device("cpu")), models.shape
+    run = Bench(shape, models, ["2K"], table, clock, Budget(60), 60, 1, [], False)
+    with gpu.pretended(monkeypatch):
+        for part in parts:
+            gpu.to_cuda(part)
+        attention.measure(run, "2K", "forward", attention.Inputs.of(shape, "2K"), {})
+        step.run(run)
+        vae.run(run)
+    assert not [row for row in table.rows if row.failed]
+    assert {row.way for row in table.rows} >= {
+        *attention.WINDOWS.values(),
+        step.CACHED,
+        step.EXACT,
+        *vae.WAYS,
+    }
