@@ -144,18 +144,25 @@ def _check(order: Order, setup: Setup) -> dict[str, str]:
     those are returned by name, with what is wrong, as long as there are others.
     """
     refused = {}
+    kinds = set()
     with progress("check", len(order.entries), "items") as advance:
         for entry in order.entries:
+            item = entry.item
+            kind = (item.size, item.negative is None)
             try:
-                call = setup.call(entry.item)
-                if order.previews is not None:
-                    setup.check_previews(call)
+                # without a picture nothing but these can be wrong
+                if item.image is not None or kind not in kinds:
+                    call = setup.call(item)
+                    if order.previews is not None:
+                        setup.check_previews(call)
+                if item.image is None:
+                    kinds.add(kind)
             except UserError as error:
                 what = error.what if entry.where in error.what else f"{entry.where}: {error.what}"
                 told = UserError(what, error.fix)
                 if not order.lenient:
                     raise told from error
-                refused[entry.item.name] = str(told)
+                refused[item.name] = str(told)
             advance()
     if len(refused) == len(order.entries):
         words = next(iter(refused.values()))

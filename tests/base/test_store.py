@@ -161,7 +161,14 @@ def test_missing_credentials_and_a_store_that_is_not_there_are_one_line(s3, monk
         open_store(f"s3://{s3.bucket}/y").write("a", b"1")
 
 
-@pytest.mark.parametrize(("text", "words"), [("s3://", "names no bucket"), ("warp://x/y", "warp")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("s3://", "names no bucket"),
+        ("gs://x/y", "in no store that is known"),
+        ("file:///tmp/x", "name a folder"),
+    ],
+)
 def test_an_address_that_names_no_place_is_one_line(text, words):
     with pytest.raises(UserError, match=words):
         open_store(text)

@@ -14,6 +14,7 @@ from uhr.base.config import Config, fingerprint
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
 from uhr.base.store import Store
+from uhr.models.hashes import shown_hash
 from uhr.models.refine import Refinement
 from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.setup import Setup
@@ -27,9 +28,10 @@ SCHEMA_VERSION = 1
 class SetRequest(Config):
     """`request.json`.
 
-    `weights` holds the SHA-256 of each component of a model that is on the disk (a hub's is named by its
-    revision); `items` the hash of every item as it was asked for, before any prompt was rewritten; `refine`
-    the model that rewrites (None: the server's only one) and the hash of what it is told.
+    `weights` holds the SHA-256 of each component whose weights were on the disk before the set was begun (a
+    hub's model is named by its revision); `items` the hash of every item as it was asked for, before any
+    prompt was rewritten; `refine` the model that rewrites (None: the server's only one) and the hash of what
+    it is told.
     """
 
     schema_version: int
@@ -50,8 +52,11 @@ class SetRequest(Config):
 
 def identify(setup: Setup, items: Sequence[Item], refinement: Refinement | None) -> SetRequest:
     """Of a request whose items are checked. Hashes weights that nothing has hashed yet."""
-    of_hub = bool(setup.model.source.repository)
-    weights = {} if of_hub else {name: each["sha256"] for name, each in setup.weights.items()}
+    if setup.model.source.repository:
+        here = {**setup.model.weights, **setup.request.weights}
+        weights = {name: shown_hash(path, name) for name, path in here.items()}
+    else:
+        weights = {name: each["sha256"] for name, each in setup.weights.items()}
     refine = None if refinement is None else {"model": refinement.model, "told": fingerprint(refinement.text)}
     return SetRequest(
         schema_version=SCHEMA_VERSION,

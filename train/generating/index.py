@@ -79,6 +79,11 @@ def finish(
         for row, record in pool.map(read, items):
             rows.append(row)
             first = first or record
+            if record is not None and first is not None and record["weights"] != first["weights"]:
+                what = (
+                    f"{store.place(record_name(row['name']))} is of a picture by other weights than the first"
+                )
+                raise UserError(what, "remove one of them; the same command paints it again")
             advance()
     index = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), index, compression="zstd")

@@ -174,21 +174,19 @@ _GO_ON = "mend that; the same command goes on where it stopped"
 
 def _file_system(protocol: str, text: str) -> Any:
     """fsspec's file system, which asks the store and not its own memory what stands there."""
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if protocol == "s3":
-        retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
-        options["config_kwargs"] = {"retries": retries, "read_timeout": 30}
+    if protocol != "s3":
+        # fsspec knows many more, and of most of them a reader would see halves of files
+        raise UserError(f"{text} is in no store that is known here", "name a folder, or s3://bucket/prefix")
     try:
         import fsspec
 
-        found = fsspec.filesystem(protocol, **options)
+        retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+        found = fsspec.filesystem(
+            "s3", use_listings_cache=False, config_kwargs={"retries": retries, "read_timeout": 30}
+        )
     except ImportError as error:
-        missing = "pip install 'uhr[s3]'" if protocol == "s3" else f"install what fsspec needs ({error})"
-        raise UserError(f"{text} needs a package that is not installed", missing) from error
-    except ValueError as error:
-        raise UserError(f"{text}: {error}", "name a folder, or s3://bucket/prefix") from error
-    if protocol == "s3":
-        found.retries = 1  # botocore's own are enough: s3fs would do all of them five times
+        raise UserError(f"{text} needs a package that is not installed", "pip install 'uhr[s3]'") from error
+    found.retries = 1  # botocore's own are enough: s3fs would do all of them five times
     return found
 
 

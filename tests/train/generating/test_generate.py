@@ -186,9 +186,12 @@ def test_a_folder_that_holds_anything_else_is_refused_and_untouched(make, name, 
 def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
     make(PROMPTS)
     record = Path("out/pictures/0002.json")
-    record.write_text(json.dumps({**json.loads(record.read_text()), "seed": 9}))
+    made = json.loads(record.read_text())
+    record.write_text(json.dumps({**made, "seed": 9}))
     Path("out/set.json").unlink()
     assert "0002.json is of a picture that was made otherwise: remove it" in make(PROMPTS).error
+    record.write_text(json.dumps({**made, "weights": {}}))
+    assert "0002.json is of a picture by other weights than the first: remove" in make(PROMPTS).error
     record.write_text("{}")
     assert "0002.json is no record of a picture of this set: remove it" in make(PROMPTS).error
     record.unlink()
