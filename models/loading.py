@@ -163,6 +163,9 @@ def pick_device(device: str) -> torch.device:
         raise UserError(f"'{device}' is no device", "give auto, cpu, cuda or cuda:1") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device '{device}' is not here: torch sees no GPU", "give --device cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        what = f"device '{device}' is not here: torch sees {torch.cuda.device_count()}, counted from 0"
+        raise UserError(what, "give --device cuda")
     return chosen
 
 

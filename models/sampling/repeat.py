@@ -68,8 +68,11 @@ def on_this_machine(request: Request) -> tuple[Request, list[str]]:
         pick_device(request.device)
     except UserError:
         place = pick_device("auto")
-        changed = request.model_copy(update={"device": str(place)})
-        return changed, [f"device: made on {request.device}, which is not here; now on {place}"]
+        lines = [f"device: made on {request.device}, which is not here; now on {place}"]
+        if request.offload is not None and place.type == "cpu":
+            lines.append(f"offload: {request.offload} has no GPU to spare; now without")
+        offload = None if place.type == "cpu" else request.offload
+        return request.model_copy(update={"device": str(place), "offload": offload}), lines
     return request, []
 
 

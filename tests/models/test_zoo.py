@@ -203,6 +203,11 @@ def test_a_cuda_device_that_is_not_there_is_one_clear_line(tiny_flux, monkeypatc
     with pytest.raises(UserError, match="torch sees no GPU"):
         zoo.load_vae(tiny_flux, device="cuda")
     assert zoo.pick_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert zoo.pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="'cuda:2' is not here: torch sees 2, counted from 0"):
+        zoo.pick_device("cuda:2")
 
 
 def test_a_local_folder_never_touches_the_network(tiny_flux, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from uhr.base.errors import UserError
@@ -15,6 +16,7 @@ from uhr.cli import main
 from uhr.models import zoo
 from uhr.models.samplers import SAMPLERS
 from uhr.models.sampling import record, repeat
+from uhr.models.sampling.request import Request
 
 SETS = {
     "euler": ["shift=static", "toolkit.ntk=4"],
@@ -142,7 +144,10 @@ def test_other_weights_are_told_and_so_is_how_many_pixels_differ(uhr, tiny_flux,
     )
 
 
-def test_versions_machine_device_and_files_of_then_are_compared(uhr, tiny_flux, adapter, given, tmp_path):
+def test_versions_machine_device_and_files_of_then_are_compared(
+    uhr, tiny_flux, adapter, given, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     one = tmp_path / "one.png"
     style = shutil.copytree(adapter, tmp_path / "style")
     uhr(*words("sdedit", tiny_flux, one, "--adapter", style, "--image", given))
@@ -236,6 +241,16 @@ def test_a_hubs_model_is_repeated_at_its_commit(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="model org/name is not there: say where it is now: --model DIR"):
         repeat._model(then | {"name": "org/name", "revision": None}, None)
     assert repeat._model(then | {"revision": None}, "org/other") == {"model": "org/other", "base": None}
+
+
+def test_without_its_gpu_a_picture_is_made_on_what_is_here(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = Request(sampler="euler", model="m", device="cuda:7", offload="model")
+    found, lines = repeat.on_this_machine(asked)
+    assert (found.device, found.offload) == ("cpu", None)
+    assert [line.partition(":")[0] for line in lines] == ["device", "offload"]
+    here = Request(sampler="euler", model="m", device="cpu")
+    assert repeat.on_this_machine(here) == (here, [])
 
 
 def test_pictures_of_two_sizes_do_not_compare(tmp_path):
