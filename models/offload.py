@@ -43,6 +43,13 @@ def offload(pipeline: Any, kind: Offload, device: torch.device) -> None:
         pipeline.enable_group_offload(device, offload_type="leaf_level", use_stream=device.type == "cuda")
 
 
+def clear(pipeline: Any) -> None:
+    """Send back what lies on the GPU, where whole components come and go: a text encoder would stay beside a
+    VAE that works before the backbone does."""
+    for hook in getattr(pipeline, "_all_hooks", ()):
+        hook.offload()
+
+
 def is_offloaded(pipeline: Any) -> bool:
     """Whether a pipeline's weights are elsewhere between its calls."""
     return getattr(pipeline, "offloaded", None) is not None

@@ -16,6 +16,7 @@ from uhr.models import flow, surgery, swin
 from uhr.models.conditions import Conditions
 from uhr.models.filters import ENLARGEMENTS, sharpen
 from uhr.models.hr_toolkit import Native, Toolkit
+from uhr.models.offload import clear
 from uhr.models.pipelines import SamplerPipeline, StepEnd
 from uhr.models.sizes import Size
 from uhr.models.stages import Ask, Stage
@@ -205,6 +206,7 @@ class Passes(SamplerPipeline):
     def exact_vae(self) -> Generator[None]:
         """Exact tiling for the length of a call, in the memory that the device has for it, unless something
         else splits the VAE already, or there is none."""
+        clear(self)
         taken = self.vae is None or any("vae._encode" in each.seats for each in surgery.applied(self.vae))
         if taken or getattr(self.vae, "use_tiling", False):
             yield

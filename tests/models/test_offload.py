@@ -89,3 +89,27 @@ def test_what_is_quantised_leaves_the_gpu_before_the_next_comes_where_it_is_park
         assert [entry[1:] for entry in large] == 2 * [("loaded", "cuda")]
     small = {entry[1:] for entry in log if entry[0] in ("vae", "text_encoder")}
     assert small == {("loaded", "cpu" if park else "cuda")}
+
+
+def test_text_encoders_are_gone_before_a_vae_that_works_first(sampler, monkeypatch):
+    """A given picture is encoded before the backbone's first call would drive them out."""
+    log = []
+    for name in ("encode_prompt", "encode"):
+        run = getattr(sampler, name)
+        monkeypatch.setattr(
+            sampler, name, lambda *a, name=name, run=run, **k: log.append(name) or run(*a, **k)
+        )
+    monkeypatch.setattr(
+        sampler, "_all_hooks", [SimpleNamespace(offload=lambda: log.append("sent back"))], raising=False
+    )
+    monkeypatch.setattr(sampler, "maybe_free_model_hooks", lambda: None)
+    sampler(
+        "a lake",
+        image=torch.rand(1, 3, 128, 128),
+        height=192,
+        width=192,
+        num_inference_steps=4,
+        guidance_scale=3.5,
+        max_sequence_length=16,
+    )
+    assert log == ["encode_prompt", "sent back", "encode"]
