@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.console import say, table
-from uhr.base.files import human_bytes
+from uhr.base.files import human_bytes, user_path
 from uhr.models.registry import SPECS
 from uhr.models.samplers import SAMPLERS, names_for
 from uhr.models.spec import ModelSpec, ShiftPolicy
@@ -76,12 +76,17 @@ def print_models(rows: list[dict[str, Any]]) -> None:
 
 
 def details(model: str) -> dict[str, Any]:
-    """Everything about a spec, or about the checkpoint in a folder (then with the bytes of each
-    component)."""
+    """Everything about a spec, or about the checkpoint in a folder or a backbone's lone file (then with the
+    bytes of each component)."""
+    from uhr.models.file_spec import candidates
     from uhr.models.loading import open_model
 
     if model in SPECS and not Path(model).is_dir():
         return _spec_details(SPECS[model])
+    file = user_path(model)
+    if file.is_file():
+        where = {"file": str(file), "bytes": {"transformer": file.stat().st_size}}
+        return {**_spec_details(candidates(file)[0]), **where}
     opened = open_model(model)
     found = {
         name: sum(f.stat().st_size for f in (opened.folder / name).rglob("*") if f.is_file())
@@ -127,7 +132,10 @@ def print_details(value: dict[str, Any]) -> None:
     licence, sampling = value["licence"], value["sampling"]
     rows: dict[str, Any] = {
         "licence": f"{licence['name']}, commercial use {'allowed' if licence['commercial'] else 'forbidden'}",
-        "weights": value.get("folder") or value["hub_id"] or "random: uhr models make-tiny DIR",
+        "weights": value.get("file")
+        or value.get("folder")
+        or value["hub_id"]
+        or "random: uhr models make-tiny DIR",
         "native size": f"{value['native_size']} px; sides are multiples of {value['pixel_multiple']} px",
         "latents": f"{value['latent_channels']} channels, 1/{value['vae_factor']} of the side, "
         f"packed {value['patch']}x{value['patch']}",
@@ -140,6 +148,8 @@ def print_details(value: dict[str, Any]) -> None:
     if "bytes" in value:
         rows["on disk"] = ", ".join(f"{name} {human_bytes(n)}" for name, n in value["bytes"].items() if n)
     model = value.get("folder") or value["hub_id"] or "DIR"
+    if "file" in value:
+        model = f"{value['file']} --base {model}"
     say(f"{value['name']}: {value['summary']}\n")
     for name, words in rows.items():
         say(f"{name:13} {words}")
@@ -148,7 +158,7 @@ def print_details(value: dict[str, Any]) -> None:
     say("\nWhat can be done with it:")
     for sampler in value["samplers"]:
         say(f'  uhr sample {sampler} --model {model} --prompt "..." --out picture.png')
-    if value["family"] == "flux1":
+    if value["family"] == "flux1" and "file" not in value:
         say(f"  uhr train encode SLICE --model {model} --out ENCODED, then uhr train run lora")
 
 

@@ -57,6 +57,13 @@ def test_show_tells_tokens_guidance_and_licence_of_a_spec_and_of_a_folder(capsys
     assert "on disk" in run(capsys, "models", "show", tiny_flux).out
 
 
+def test_show_knows_a_backbones_lone_file(capsys, tiny_flux):
+    (file,) = (tiny_flux / "transformer").glob("*.safetensors")
+    found = json.loads(run(capsys, "models", "show", file, "--json").out)
+    assert (found["name"], found["bytes"]) == ("tiny-flux1", {"transformer": file.stat().st_size})
+    assert f"uhr sample euler --model {file} --base DIR" in run(capsys, "models", "show", file).out
+
+
 def test_make_tiny_makes_what_the_zoo_makes(capsys, tiny_flux, tmp_path):
     run(capsys, "models", "make-tiny", tmp_path / "m", "--seed", 0)
     assert zoo.weights_hash(tmp_path / "m", "transformer") == zoo.weights_hash(tiny_flux, "transformer")
