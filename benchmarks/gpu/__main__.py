@@ -1,7 +1,7 @@
 """Windows and samplers on one large GPU: FLUX.1-dev's shape with random weights, no download.
 
     python -m benchmarks.gpu --out benchmarks/results/gpu-DATE.md      all of it
-    python -m benchmarks.gpu --only samplers --budget 540              where a command may take ten minutes
+    python -m benchmarks.gpu --only samplers --budget 540 --append     where a command may take ten minutes
     python -m benchmarks.gpu --tiny                                    the same code on a CPU, in a minute
 
 Wants torch (2.11 or newer), diffusers with the transformers that its FLUX pipelines import, pydantic, PyYAML
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str]) -> int:
         samplers=_names(asked.samplers, names_for(shape.spec.family), "sampler"),
         compiled=asked.compile,
     )
+    if asked.append:
+        table.resume()
     table.begin()
     for part in parts:
         PARTS[part](bench)
@@ -78,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samplers", default="", help="of the part samplers; all if none is named")
     parser.add_argument("--out", type=Path, help="Markdown file for the table")
     parser.add_argument("--json", type=Path, help="JSON file for its numbers")
+    parser.add_argument("--append", action="store_true", help="to the rows that --json holds already")
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds for the whole run")
     parser.add_argument("--seconds", type=float, help="seconds for one picture (120); longer is extrapolated")
     parser.add_argument("--compile", action="store_true", help="measure calls with compiled blocks, too")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from uhr.base.console import say
+from uhr.base.errors import UserError
 from uhr.base.files import atomic, write_json
 
 
@@ -39,6 +41,11 @@ class Row:
     error: float | None = None
     """Largest relative difference from another way to the same result."""
 
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What was measured."""
+        return self.part, self.what, self.size, self.way
+
 
 HEAD = ("part", "what", "size", "way", "seconds", "times", "TFLOP/s", "peak GiB", "how")
 _WIDTHS = (9, 14, 4, 32, 9, 6, 7, 8)
@@ -60,7 +67,7 @@ class Table:
 
     facts: dict[str, str]
     out: Path | None = None
-    json: Path | None = None
+    numbers: Path | None = None
     rows: list[Row] = field(default_factory=list)
     ending: Callable[[Table], list[str]] = lambda table: []
     """Lines behind the table, of what was measured so far."""
@@ -71,8 +78,23 @@ class Table:
         say()
         say(_line(HEAD))
 
+    def resume(self) -> None:
+        """Go on from the rows of the JSON file; UserError if they are of another model, device or version."""
+        if self.numbers is None or not self.numbers.exists():
+            raise UserError("--append goes on from a JSON file that is there", "name it with --json")
+        tree = json.loads(self.numbers.read_text(encoding="utf-8"))
+        for name in ("model", "device", "versions"):
+            if tree["facts"][name] != self.facts[name]:
+                what = (
+                    f"{self.numbers} is of {name} '{tree['facts'][name]}', and this is '{self.facts[name]}'"
+                )
+                raise UserError(what, "write another file, without --append")
+        self.facts["command"] = f"{tree['facts']['command']}; {self.facts['command']}"
+        self.rows = [Row(**row) for row in tree["rows"]]
+
     def add(self, row: Row) -> None:
-        self.rows.append(row)
+        """A row, in place of an older one of the same work."""
+        self.rows = [other for other in self.rows if other.key != row.key] + [row]
         say(_line(cells(row)))
         self.write()
 
@@ -80,8 +102,8 @@ class Table:
         if self.out is not None:
             with atomic(self.out) as temporary:
                 temporary.write_text(self.markdown(), encoding="utf-8")
-        if self.json is not None:
-            write_json(self.json, {"facts": self.facts, "rows": [asdict(row) for row in self.rows]})
+        if self.numbers is not None:
+            write_json(self.numbers, {"facts": self.facts, "rows": [asdict(row) for row in self.rows]})
 
     def markdown(self) -> str:
         """The whole report, as `results/` keeps it."""

@@ -112,6 +112,17 @@ def test_without_a_gpu_it_names_the_way_to_run_it():
             main([])
 
 
+def test_several_commands_make_one_table(tmp_path, capsys):
+    files = ["--json", str(tmp_path / "rows"), "--out", str(tmp_path / "table.md")]
+    assert main(["--tiny", "--only", "vae", "--sizes", "1K", *files]) == 0
+    assert main(["--tiny", "--only", "vae", "--sizes", "1K,2K", "--append", *files]) == 0
+    rows = json.loads((tmp_path / "rows").read_text())["rows"]
+    assert [row["size"] for row in rows] == ["1K"] * 4 + ["2K"] * 4
+    (tmp_path / "rows").write_text((tmp_path / "rows").read_text().replace("torch 2.", "torch 1."))
+    with pytest.raises(UserError, match="versions"):
+        main(["--tiny", "--only", "vae", "--append", *files])
+
+
 def bench(out=None):
     shape = shapes.tiny()
     table = Table({}, out)
