@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from uhr.base.errors import UserError
 from uhr.models import flow
 from uhr.models.adapters import peft_layers
 from uhr.models.adapters.silence import only
@@ -112,6 +113,8 @@ class PatchPass(Staged):
         """The base picture [B, 3, h, w] in [-1, 1] brought to the job's target, as `output_type` says."""
         stage = job.plan[-1]
         assert isinstance(stage, PatchStage)
+        if job.latents is not None and not job.options.shared_noise:
+            raise UserError("latents are given, and every patch draws its own noise", "set shared_noise=True")
         self.stages, self.pieces = (*self.stages, stage), stage.boxes
         shared = self.fresh(job, stage) if job.options.shared_noise else None
         whole = Gathered(job.batch, job.target, exact=output_type != "pil")

@@ -497,6 +497,10 @@ def test_latents_are_those_of_the_finished_picture(cascade, sample, monkeypatch)
         ({"image": torch.rand(2, 3, 128, 128), "scale": 1}, "2 pictures for 1 prompts"),
         ({"true_cfg_scale": 3.0}, "wants a negative prompt"),
         ({"guidance_scale": None}, "wants a guidance scale"),
+        (
+            {"image": picture(), "scale": 1, "shared_noise": False, "latents": torch.zeros(1, 64, 64)},
+            "every patch draws its own noise: set shared_noise",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(sample, more, message):
