@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from uhr.base.console import say, table
-from uhr.models.costs.devices import ATTENTION, CONVOLUTION, LINEAR
-from uhr.models.sampling.plan import Plan, StagePlan, Way
+from uhr.models.costs.devices import ATTENTION, CONVOLUTION, LINEAR, Device
+from uhr.models.sampling.plan import Plan, StagePlan
 
 
 def describe(plan: Plan) -> dict[str, Any]:
     """Everything of it as JSON; sizes in bytes and px, times in seconds."""
-    method, call, device, way = plan.method, plan.call, plan.device, plan.way
-    phases = plan.phases(way)
-    peak = plan.peak(way)
+    method, call, device, price = plan.method, plan.call, plan.device, plan.asked
     told: dict[str, Any] = {
         "sampler": method.request.sampler,
         "model": method.spec.name,
@@ -21,27 +19,31 @@ def describe(plan: Plan) -> dict[str, Any]:
         "height": call.height,
         "guidance": call.guidance,
         "dtype": plan.dtype,
-        **vars(way),
+        **vars(price.way),
         "stages": [_stage(stage) for stage in plan.stages],
         "model_calls": plan.model_calls,
-        "operations": plan.operations(way)._asdict(),
+        "operations": price.operations._asdict(),
         "memory": {
-            "peak": peak.total,
-            "at": peak.name,
-            "largest": peak.largest,
-            "host": plan.host(way),
-            "phases": [{"name": phase.name, **phase.held, "total": phase.total} for phase in phases],
+            "peak": price.peak.total,
+            "at": price.peak.name,
+            "largest": price.peak.largest,
+            "host": price.host,
+            "phases": [{"name": phase.name, **phase.held, "total": phase.total} for phase in price.phases],
         },
     }
     if device is None:
         return told
-    times = plan.seconds(way)
     told["on"] = {"name": device.name, "title": device.title, "memory": device.memory}
-    told["memory"]["fits"] = plan.fits(way)
-    told["seconds"] = {**times, "total": sum(times.values())}
+    told["memory"]["fits"] = price.fits
+    told["seconds"] = {**price.seconds, "total": price.total}
     told["shares_of_peak"] = {"linear": LINEAR, "attention": ATTENTION, "convolution": CONVOLUTION}
-    if not plan.fits(way):
-        told["instead"] = _instead(plan, plan.fastest())
+    if not price.fits:
+        other = plan.fastest()
+        told["instead"] = other and {
+            **vars(other.way),
+            "peak": other.peak.total,
+            "seconds": other.total,
+        }
     return told
 
 
@@ -69,15 +71,9 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
     }
 
 
-def _instead(plan: Plan, way: Way | None) -> dict[str, Any] | None:
-    if way is None:
-        return None
-    return {**vars(way), "peak": plan.peak(way).total, "seconds": sum(plan.seconds(way).values())}
-
-
 def show(plan: Plan) -> None:
     """For people."""
-    method, call, device, way = plan.method, plan.call, plan.device, plan.way
+    method, call, device, way = plan.method, plan.call, plan.device, plan.asked.way
     where = "" if device is None else f", on {device.title}"
     guidance = "no guidance" if call.guidance is None else f"guidance {call.guidance:g}"
     flags = "".join(f", {kind}" for kind in (way.offload and f"offload {way.offload}", way.quantize) if kind)
@@ -96,7 +92,7 @@ def show(plan: Plan) -> None:
 def _show_stages(plan: Plan) -> None:
     rows = []
     for each in plan.stages:
-        seconds = [] if plan.device is None else [duration(plan.seconds(plan.way)[each.stage.name])]
+        seconds = [] if plan.device is None else [duration(plan.asked.seconds[each.stage.name])]
         rows.append(
             [
                 each.stage.name,
@@ -115,39 +111,41 @@ def _show_stages(plan: Plan) -> None:
     table([*head, *(() if plan.device is None else ("time",))], rows)
     doubled = {each.branches for each in plan.stages} - {1}
     twice = ", two for each step where two branches guide" if doubled else ""
-    whole = count(plan.operations(plan.way).total)
+    whole = count(plan.asked.operations.total)
     say(f"\n{plan.model_calls:,} calls of the backbone{twice}; {whole} operations in all")
 
 
 def _show_memory(plan: Plan) -> None:
-    way, device, peak = plan.way, plan.device, plan.peak(plan.way)
+    price, device, peak = plan.asked, plan.device, plan.asked.peak
     rows = []
-    for phase in plan.phases(way):
+    for phase in price.phases:
         weights = sum(size for name, size in phase.held.items() if "weights" in name or "layer" in name)
         rest = phase.total - weights
         rows.append([phase.name, gib(weights), gib(rest) if rest else None, gib(phase.total)])
     table(["on the device", "weights", "at work", "in all"], rows)
     largest = f"{peak.largest}, {gib(peak.held[peak.largest])}"
-    host = f"; {gib(plan.host(way))} of weights in the host's memory" if way.offload else ""
+    host = f"; {gib(price.host)} of weights in the host's memory" if price.host else ""
     say(f"\nat most {gib(peak.total)}, at '{peak.name}'; the largest item: {largest}{host}")
-    if device is None:
+    if device is not None:
+        _show_fit(plan, device)
+
+
+def _show_fit(plan: Plan, device: Device) -> None:
+    fits = "fits" if plan.asked.fits else "does not fit"
+    say(f"{fits} {device.title}, which has {gib(device.usable)} to give")
+    if plan.asked.fits:
         return
-    if plan.fits(way):
-        say(f"fits {device.title}, which has {gib(device.usable)} to give")
-        return
-    say(f"does not fit {device.title}, which has {gib(device.usable)} to give")
     other = plan.fastest()
     if other is None:
         say("nothing that can be told of its weights makes it fit: take a smaller size, or patch-cascade")
     else:
-        took = duration(sum(plan.seconds(other).values()))
-        say(f"fits with {other.flags}: {gib(plan.peak(other).total)}, some {took}")
+        say(f"fits with {other.way.flags}: {gib(other.peak.total)}, some {duration(other.total)}")
 
 
 def _show_times(plan: Plan) -> None:
-    times = plan.seconds(plan.way)
+    times = plan.asked.seconds
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in times.items() if seconds >= 0.05)
-    say(f"takes some {duration(sum(times.values()))}" + (f": {parts}" if parts else ""))
+    say(f"takes some {duration(plan.asked.total)}" + (f": {parts}" if parts else ""))
     say(
         f"estimated, not measured: operations at {LINEAR:.0%} (linear), {ATTENTION:.0%} (attention) and "
         f"{CONVOLUTION:.0%} (VAE) of what the data sheet says"

@@ -52,10 +52,9 @@ def table() -> str:
     """Markdown."""
     lines = ["| GPU | command | memory | time |", "|--|--|--|--|"]
     for gpu, call in ROWS:
-        found, card = planned(gpu, call), device(gpu)
-        peak, took = found.peak(found.way).total, sum(found.seconds(found.way).values())
+        price, card = planned(gpu, call).asked, device(gpu)
         title = f"{card.memory >> 30} GB ({re.sub(' [0-9]+GB', '', card.title)})"
-        lines.append(f"| {title} | `{command(call)}` | {gib(peak)} | {duration(took)} |")
+        lines.append(f"| {title} | `{command(call)}` | {gib(price.peak.total)} | {duration(price.total)} |")
     return "\n".join(lines) + "\n"
 
 

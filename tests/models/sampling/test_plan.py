@@ -12,8 +12,9 @@ from uhr.cli import main
 from uhr.models import zoo
 from uhr.models.costs import devices
 from uhr.models.samplers import SAMPLERS
-from uhr.models.sampling.plan import Way, plan
+from uhr.models.sampling.plan import plan
 from uhr.models.sampling.plan_text import count, duration, gib
+from uhr.models.sampling.price import Way
 from uhr.models.sampling.request import Item, Request
 
 GIB = 1 << 30
@@ -41,9 +42,9 @@ def offline(monkeypatch):
 def test_every_sampler_is_planned_of_every_backbones_bare_name(sampler, model, offline):
     found = asked(sampler, model)
     assert found.model_calls == sum(stage.count for stage in found.stages) > 0
-    assert found.seconds(found.way)["VAE"] > 0
-    whole = found.weights(found.way)
-    assert found.peak(found.way).total > sum(each.whole for each in whole.values())
+    assert found.asked.seconds["VAE"] > 0
+    whole = sum(each.whole for each in found.cost.weights(None).values())
+    assert found.asked.peak.total > whole
 
 
 def test_a_hub_id_is_planned_without_the_hub_and_is_its_spec(capsys, offline):
@@ -100,7 +101,7 @@ def test_guidance_of_two_passes_doubles_calls_and_operations():
     item = Item(prompt="a lake", negative="dull")
     twice = asked("imax", size=(2048, 2048), item=item, options={"true_cfg_scale": 3.0})
     assert twice.model_calls == 2 * once.model_calls == 120
-    assert twice.operations(twice.way).linear > 1.99 * once.operations(once.way).linear
+    assert twice.asked.operations.linear > 1.99 * once.asked.operations.linear
     klein = asked("imax", "flux2-klein-base-9b", size=(2048, 2048))
     assert klein.model_calls == 120
     assert asked("imax", "flux2-klein-base-9b", size=(2048, 2048), guidance=1.0).model_calls == 60
@@ -160,15 +161,20 @@ def test_what_does_not_fit_says_so_and_what_would(capsys):
 
 def test_less_on_the_device_with_every_further_offload_and_quantisation():
     found = asked(size=(4096, 4096))
-    peaks = [found.peak(Way(offload, None)).total for offload in (None, "model", "sequential")]
+    peaks = [found.priced(Way(offload, None)).peak.total for offload in (None, "model", "sequential")]
     assert peaks == sorted(peaks, reverse=True)
-    assert found.peak(Way(None, "nf4")).total < found.peak(Way(None, None)).total
-    times = [sum(found.seconds(Way(offload, None)).values()) for offload in (None, "model", "group")]
+    assert found.priced(Way(None, "nf4")).peak.total < found.priced(Way(None, None)).peak.total
+    times = [found.priced(Way(offload, None)).total for offload in (None, "model", "group")]
     assert times == sorted(times)
-    took = {kind: found.seconds(Way(None, kind)) for kind in (None, "nf4", "int8")}
+    took = {kind: found.priced(Way(None, kind)).seconds for kind in (None, "nf4", "int8")}
     assert "dequantising" not in took[None]
     assert 0 < took["nf4"]["dequantising"] < took["int8"]["dequantising"]
-    assert found.host(Way(None, None)) == 0 < found.host(Way("model", "nf4")) < found.host(Way("group", None))
+    assert (
+        found.priced(Way(None, None)).host
+        == 0
+        < found.priced(Way("model", "nf4")).host
+        < found.priced(Way("group", None)).host
+    )
 
 
 def test_the_peak_is_the_largest_of_the_phases_and_names_its_largest_item(capsys):
@@ -202,12 +208,12 @@ def test_adapters_and_packed_files_count_as_the_weights_that_they_are(tmp_path, 
     plain = asked("imax", str(tiny_flux))
     size = next(adapter.glob("*.safetensors")).stat().st_size
     adapted = asked("imax", str(tiny_flux), adapters=[{"name": str(adapter)}])
-    whole = adapted.weights(adapted.way)["transformer"].whole - plain.weights(plain.way)["transformer"].whole
+    whole = adapted.cost.weights(None)["transformer"].whole - plain.cost.weights(None)["transformer"].whole
     assert whole == size
     packed = tmp_path / "packed.gguf"
     packed.write_bytes(bytes(1234))
     found = asked("imax", str(tiny_flux), transformer=packed)
-    assert found.weights(found.way)["transformer"].whole == 1234
+    assert found.cost.weights(None)["transformer"].whole == 1234
 
 
 def test_the_memory_of_a_plan_is_for_the_vae_that_the_sampler_makes():
@@ -216,7 +222,7 @@ def test_the_memory_of_a_plan_is_for_the_vae_that_the_sampler_makes():
     plain = asked("imax", size=(4096, 4096))
     assert found.stages[-1].calls[0].image == 16384
     assert plain.stages[-1].calls[0].image > 65535
-    assert found.coded(found.stages[-1], found.way).total < plain.coded(plain.stages[-1], plain.way).total
+    assert found.asked.coded(found.stages[-1]).total < plain.asked.coded(plain.stages[-1]).total
 
 
 def test_numbers_are_shown_as_people_say_them():
@@ -233,7 +239,7 @@ def test_numbers_are_shown_as_people_say_them():
 
 def test_a_plan_of_other_dtypes_weighs_what_they_weigh():
     whole = {
-        dtype: asked("imax", dtype=dtype).weights(Way(None, None))["transformer"].whole
+        dtype: asked("imax", dtype=dtype).cost.weights(None)["transformer"].whole
         for dtype in ("bfloat16", "float16", "float32")
     }
     assert whole["bfloat16"] == whole["float16"] == whole["float32"] / 2 == 2 * 11_901_408_320
