@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from benchmarks.gpu import aims, attention, samplers, shapes, step, vae
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.clock import Budget, Clock
-from benchmarks.gpu.report import Row, Table
+from benchmarks.gpu.report import Row, Table, facts
 from uhr.base.errors import UserError
 from uhr.models.samplers import names_for
 
@@ -110,6 +111,42 @@ def test_without_a_gpu_it_names_the_way_to_run_it():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--tiny"):
             main([])
+
+
+def test_a_gpu_is_timed_by_its_own_events_in_seconds(monkeypatch):
+    class Event:
+        now = 0.0
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = Event.now
+
+        def elapsed_time(self, later):
+            return later.at - self.at  # milliseconds, as torch has it
+
+    def work():
+        Event.now += 250
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 << 30)
+    clock = Clock(torch.device("cuda"))
+    clock.clear()
+    assert clock.best({"work": work}, rounds=2) == {"work": 0.25}
+    assert clock.peak() == 3
+
+
+def test_the_header_names_the_card_its_driver_and_the_versions(monkeypatch):
+    card = SimpleNamespace(name="NVIDIA H200", total_memory=141 << 30, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    found = facts(shapes.flux1_dev(), "python -m benchmarks.gpu")
+    assert found["device"] == "NVIDIA H200, 141 GiB, 132 multiprocessors"
+    assert "driver" in found["driver"]
+    assert f"torch {torch.__version__}" in found["versions"]
+    assert found["model"] == "flux1-dev's shape in bfloat16"
 
 
 def test_several_commands_make_one_table(tmp_path, capsys):
