@@ -4,8 +4,8 @@
     python -m benchmarks.gpu --only samplers --budget 540 --append     where a command may take ten minutes
     python -m benchmarks.gpu --tiny                                    the same code on a CPU, in a minute
 
-Wants torch (2.11 or newer), diffusers with the transformers that its FLUX pipelines import, pydantic, PyYAML
-and Pillow, and nothing else of this project's dependencies. Parts:
+Wants torch (2.11 or newer), diffusers with the transformers that its FLUX pipelines import, pydantic, PyYAML,
+numpy and Pillow, and nothing else of what this project depends on. Parts:
 
     attention   one layer: windows against dense flash SDPA, forward and backward
     step        one call of the transformer
