@@ -11,7 +11,8 @@ the methods below, which mean the same on every family of backbones:
     velocity      one call of the backbone;  guided_velocity: one, or two with a negative prompt
     integrate     Euler steps with callback and interruption
 
-and those of `samplers.passes.Passes`: base pass, enlargement, a guided path over a stage.
+and those of `samplers.passes.Passes`: base pass, enlargement, a guided path over a stage. What its stages ask
+of backbone and VAE, where it is not what `costs.work.Costed` takes for granted, it says there.
 Then bind it to families: `class EulerPipeline(Euler, OnFlux1)`, `class Flux2EulerPipeline(Euler, OnFlux2)`,
 and name them in `samplers.SAMPLERS`. Differences to the stock pipelines: latents stay in float32 between
 steps and position ids in float32 always, whatever the backbone's dtype; sigmas come from `schedules.py`;

@@ -81,6 +81,9 @@ def show(plan: Plan) -> None:
         f"{method.request.sampler} on {method.spec.name}, {call.width}x{call.height}, {guidance}, "
         f"{plan.dtype}{flags}{where}: planned from shapes, nothing is loaded\n"
     )
+    if call.planned != (call.height, call.width):
+        height, width = call.planned
+        say(f"painted as {width}x{height} and cut\n")
     _show_stages(plan)
     say()
     _show_memory(plan)

@@ -1,48 +1,16 @@
 """Exact tiling keeps its word about memory, and 8K fits a card of 24 GB."""
 
-import weakref
-
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from uhr.base.errors import UserError
+from uhr.models.costs.live import Live
 from uhr.models.surgery import temporarily
 from uhr.models.vae import program
 from uhr.models.vae.tiled import ExactTiling
 
 GIB = 2**30
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that exist: exact, the same on every machine, deaf to the allocator."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage(), (args, kwargs))
-        return out
-
-    def _count(self, storage, inputs) -> None:
-        given = {t.untyped_storage()._cdata for t in tree_leaves(inputs) if isinstance(t, torch.Tensor)}
-        if storage._cdata in self._seen | given:
-            return
-        self._seen.add(storage._cdata)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
-
-    def _free(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
 
 
 def flux_vae(**changes) -> AutoencoderKL:
