@@ -59,6 +59,8 @@ def read_prompts(path: Path) -> list[Placed]:
     """
     if path.is_dir():
         found = list(_of_manifest(path))
+    elif not path.is_file():
+        raise UserError(f"--prompts {path} is not there", f"name {FORMS}")
     else:
         readers = {".txt": _of_text, ".jsonl": _of_jsonl, ".csv": _of_csv, ".parquet": _of_parquet}
         if path.suffix.lower() not in readers:
