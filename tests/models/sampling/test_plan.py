@@ -11,6 +11,7 @@ from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.models import zoo
 from uhr.models.costs import devices
+from uhr.models.registry import SPECS
 from uhr.models.samplers import SAMPLERS
 from uhr.models.sampling.plan import plan
 from uhr.models.sampling.plan_text import count, duration, gib
@@ -37,9 +38,14 @@ def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
 
 
-@pytest.mark.parametrize("model", ["flux1-dev", "flux1-schnell", "flux2-klein-9b", "flux2-klein-base-4b"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_is_planned_of_every_backbones_bare_name(sampler, model, offline):
+@pytest.mark.parametrize(
+    ("model", "sampler"),
+    [
+        *(("flux2-klein-base-4b", sampler) for sampler in SAMPLERS),
+        *((spec, "ultragen") for spec in SPECS),
+    ],
+)
+def test_every_sampler_and_every_backbone_is_planned_by_its_bare_name(sampler, model, offline):
     found = asked(sampler, model)
     assert found.model_calls == sum(stage.count for stage in found.stages) > 0
     assert found.asked.seconds["VAE"] > 0
