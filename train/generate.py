@@ -39,6 +39,7 @@ from uhr.train.generating.team import Engine, runner_of
 from uhr.train.generating.work import (
     FAILED,
     PICTURES,
+    REQUEST,
     PaintWork,
     failure,
     failure_name,
@@ -47,8 +48,8 @@ from uhr.train.generating.work import (
     record_name,
 )
 
-OURS = (identity.FILE, ANSWERS, PICTURES, FAILED, index.INDEX, index.FILE, "work")
-MARKS = (identity.FILE, "work")
+OURS = (REQUEST, ANSWERS, PICTURES, FAILED, index.INDEX, index.FILE, "work")
+MARKS = (REQUEST, "work")
 
 MOST_UNITS = 10_000
 """Below that a unit is one picture: whoever is free takes the next one."""
@@ -185,7 +186,9 @@ def _paint(order: Order, store: Store, names: set[str], runner: Runner, refused:
     _clear_units(folder)
     table = items_table(left, [failure_name(item.name) in names for item in left])
     plan = UnitPlan.create(folder, table, -(-len(left) // MOST_UNITS), "paint")
-    work = PaintWork(order.request, order.out, os.getcwd(), order.previews)
+    out = str(store.folder.absolute()) if isinstance(store, FolderStore) else store.text
+    previews = order.previews and order.previews.absolute()
+    work = PaintWork(order.request, out, os.getcwd(), previews)
     with progress("paint", len(items), "pictures") as advance:
         if len(items) > len(left):
             advance(len(items) - len(left), f"{len(items) - len(left)} were done or refused before")

@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"unexpected {type(error).__name__}: {_one_line(error)} (--debug shows where)", debug)
     if outcome == 130:
         # typer makes Ctrl-C this exit code, and says nothing
-        words = "interrupted; nothing is half-written (what curate, encode, train and sets do goes on)"
+        words = "interrupted; nothing is half-written (curate, encode, train, sets: the same command goes on)"
         return _fail(words, debug, code=130)
     return outcome if isinstance(outcome, int) else 0
 

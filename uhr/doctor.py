@@ -46,6 +46,7 @@ REQUIREMENTS = (
     Requirement("gguf", "gguf", "quantize", "backbones in GGUF files"),
     Requirement("bitsandbytes", "bitsandbytes", "quantize", "quantised weights: nf4, int8"),
     Requirement("torchao", "torchao.quantization", "quantize", "quantised weights: int8wo, float8wo"),
+    Requirement("s3fs", "s3fs", "s3", "sets of pictures into an object store"),
     Requirement("datasets", "datasets", "all", "Hugging Face datasets"),
     Requirement("open_clip_torch", "open_clip", "clip", "CLIP scores"),
     Requirement("pyiqa", "pyiqa", "quality", "image quality scores", "PolyForm-Noncommercial-1.0.0"),

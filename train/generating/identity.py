@@ -18,8 +18,8 @@ from uhr.models.hashes import shown_hash
 from uhr.models.refine import Refinement
 from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.setup import Setup
+from uhr.train.generating.work import REQUEST
 
-FILE = "request.json"
 PLACE = {"device", "offload"}
 """Parts of a request that say where it is done, not what; each picture's record names its device."""
 SCHEMA_VERSION = 1
@@ -73,14 +73,14 @@ def identify(setup: Setup, items: Sequence[Item], refinement: Refinement | None)
 
 def take(store: Store, asked: SetRequest, fix: str) -> None:
     """Make OUT that of this request; a UserError that says what differs where it is another's already."""
-    data = store.read(FILE)
+    data = store.read(REQUEST)
     if data is None:
-        store.write(FILE, (asked.model_dump_json(indent=2) + "\n").encode())
+        store.write(REQUEST, (asked.model_dump_json(indent=2) + "\n").encode())
         return
     try:
         there = json.loads(data)
     except ValueError:
-        raise UserError(f"{store.place(FILE)} is damaged", f"remove it, or {fix}") from None
+        raise UserError(f"{store.place(REQUEST)} is damaged", f"remove it, or {fix}") from None
     differs = list(_differences(there, json.loads(asked.model_dump_json())))
     if differs:
         raise UserError(f"{store.text} holds another set: other {', '.join(differs)}", fix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from uhr.models.sampling.request import Item, Request
 if TYPE_CHECKING:
     from uhr.models.sampling.session import Painting
 
-PICTURES, FAILED = "pictures", "failed"
+REQUEST, PICTURES, FAILED = "request.json", "pictures", "failed"
 
 ITEMS = pa.schema([("item", pa.string()), ("failed_before", pa.bool_())])
 """`item` is an `Item` as JSON."""
@@ -56,8 +57,8 @@ def items_table(items: Iterable[Item], failed_before: Iterable[bool]) -> pa.Tabl
 
 
 class PaintWork(Work):
-    """Paints into `out`, a folder or URL as the user named it, seen from `home`. An item that cannot be made
-    is written down under `failed/`, and the next one is taken.
+    """Paints into `out`, an absolute folder or a URL; the request's files are named as seen from `home`. An
+    item that cannot be made is written down under `failed/`, and the next one is taken.
     """
 
     def __init__(self, request: Request, out: str, home: str, previews: Path | None = None) -> None:
@@ -72,6 +73,9 @@ class PaintWork(Work):
         from uhr.models.sampling.setup import Setup
 
         self._store = open_store(self.out)
+        if not self._store.exists(REQUEST):
+            what = f"{self.out} is not the same place on {platform.node()} as where the set was asked for"
+            raise UserError(what, "name a folder that all machines share, or s3://bucket/prefix")
         self._session = Session(Setup.of(self.request))
 
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uhr.base.errors import UserError
 from uhr.base.lock import only_run
 from uhr.curate.sidecars import DEFAULT_KEYS, read_sidecars
 from uhr.manifests.units import CRASH, Fault, Watch
@@ -128,6 +129,10 @@ def test_an_item_that_ends_its_process_twice_is_written_down_and_left_alone(tmp_
     request = Request(sampler="euler", model="tiny", size=(64, 64), steps=1, device="cpu")
     items = [Item(prompt=f"{n}", name=f"{n}") for n in range(3)]
     work = PaintWork(request, str(tmp_path / "out"), str(tmp_path))
+    with pytest.raises(UserError, match="name a folder that all machines share"):
+        work.open()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/request.json").touch()
     work.open()
     rows = work.run(
         items_table(items, [False] * 3), Watch({1: Fault(CRASH, "crashed (SIGSEGV)")})
@@ -207,7 +212,7 @@ def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
         (["--prompts", "p.txt", "--out", "o", "--address", "x", "--workers", "0"], "names a Ray cluster"),
         (["--prompts", "p.txt", "--out", "o", "--plan"], "--plan is of one picture"),
         (["--prompts", "p.txt", "--out", "p.txt"], "is a file"),
-        (["--prompts", "nowhere.txt", "--out", "o"], "nowhere.txt cannot be read"),
+        (["--prompts", "nowhere.txt", "--out", "o"], "nowhere.txt is not there"),
         (["--image", "given", "--out", "o"], "--prompt TEXT is missing"),
         (["--image", "given", "--prompts", "p.txt", "--out", "o"], "--prompts and the folder given"),
         (["--prompt", "x", "--out", "o.png", "--workers", "2"], "--workers is of a set"),
