@@ -176,7 +176,9 @@ def weights_state(transformer: Any) -> Hashable:
     written to, and the plain settings (scales, names, switches) of every module that neither torch nor
     diffusers has.
     """
-    parameters = tuple((id(p), 0 if p.is_inference() else p._version) for p in transformer.parameters())
+    # offloaded layer by layer, each is on the meta device between calls, and another object every time
+    there = (p for p in transformer.parameters() if not p.is_meta)
+    parameters = tuple((id(p), 0 if p.is_inference() else p._version) for p in there)
     settings = []
     for module in transformer.modules():
         if not type(module).__module__.startswith(("torch.", "diffusers.")):

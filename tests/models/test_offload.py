@@ -113,3 +113,28 @@ def test_text_encoders_are_gone_before_a_vae_that_works_first(sampler, monkeypat
         max_sequence_length=16,
     )
     assert log == ["encode_prompt", "sent back", "encode"]
+
+
+def test_a_cached_guide_outlives_weights_that_come_layer_by_layer(tiny_flux, monkeypatch):
+    from accelerate import cpu_offload
+
+    from uhr.models.attention import guide
+    from uhr.models.samplers.ultragen import UltraGenPipeline
+
+    pipeline = zoo.load_pipeline(tiny_flux, pipeline_class=UltraGenPipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    made = []
+    for family in guide.GuideStream.__subclasses__():
+        embed = family.embed
+        monkeypatch.setattr(family, "embed", lambda self, embed=embed: made.append(1) or embed(self))
+
+    def paint():
+        call = {"height": 256, "width": 256, "num_inference_steps": 4, "guidance_scale": 3.5}
+        draw = torch.Generator().manual_seed(0)
+        return np.asarray(pipeline("a lake", **call, generator=draw, max_sequence_length=16).images[0])
+
+    expected = paint()
+    assert len(made) == 1
+    cpu_offload(pipeline.transformer, torch.device("cpu"), offload_buffers=False)
+    np.testing.assert_array_equal(paint(), expected)
+    assert len(made) == 2
