@@ -23,7 +23,7 @@ def overview() -> dict[str, list[dict[str, Any]]]:
 
 def print_overview(value: dict[str, list[dict[str, Any]]]) -> None:
     print_models(value["models"])
-    say("\nWeights for the samplers:\n")
+    say("\nThe samplers, and which weights exist for them:\n")
     print_samplers(value["samplers"])
 
 
@@ -36,10 +36,10 @@ def samplers() -> list[dict[str, Any]]:
 
 
 def print_samplers(rows: list[dict[str, Any]]) -> None:
-    table(
-        ["sampler", "what it does", "backbones", "weights"],
-        [[row["name"], row["summary"], ", ".join(row["families"]), row["weights"]] for row in rows],
-    )
+    for row in rows:
+        say(f"{row['name']} ({', '.join(row['families'])})")
+        say(f"    {row['summary']}")
+        say(f"    weights: {row['weights']}")
 
 
 def models() -> list[dict[str, Any]]:

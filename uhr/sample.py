@@ -81,18 +81,15 @@ def again(
 @app.command("list", rich_help_panel=LOOK)
 def list_samplers(as_json: opt.Json = False) -> None:
     """Every sampler: what it does and which weights it takes."""
-    rows = [
-        {"name": name, "families": list(info.paths), "summary": info.summary, "weights": info.weights}
-        for name, info in SAMPLERS.items()
-    ]
-    console.emit(rows, as_json, _print_samplers)
+    from uhr.models import show
+
+    console.emit(show.samplers(), as_json, _print_samplers)
 
 
 def _print_samplers(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        console.say(f"{row['name']} ({', '.join(row['families'])})")
-        console.say(f"    {row['summary']}")
-        console.say(f"    weights: {row['weights']}")
+    from uhr.models import show
+
+    show.print_samplers(rows)
     console.say(
         "\n`uhr sample SAMPLER --help` has what all of them take, `uhr sample options SAMPLER` the rest"
     )
