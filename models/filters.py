@@ -60,8 +60,8 @@ def butterworth_low_pass(x: torch.Tensor, cutoff: float, order: int = 4) -> torc
     """Butterworth low-pass over the last two axes by FFT: gain 1 / (1 + (d^2 / cutoff^2)^order), in (0, 1].
 
     d^2 is the sum of squares of the two frequencies as fractions of the Nyquist frequency, so that `cutoff`
-    lies in (0, sqrt 2]. HiFlow's LP (recipes 5.2; cutoff 0.4 in the paper, 0.2 in the code, order 4). On even
-    sizes this is its formula; on odd ones the formula misses the centre, and this does not.
+    lies in (0, sqrt 2]. HiFlow's LP (2504.06232, eq. 8; cutoff 0.4 in the paper, 0.2 in the code, order 4).
+    On even sizes this is its code's formula; on odd ones that misses the centre, and this does not.
     """
     assert cutoff > 0, cutoff
     height, width = x.shape[-2:]
@@ -105,8 +105,8 @@ def bicubic(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def lanczos(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """As `bicubic`, by a sinc of three lobes under one of its own: Pillow's LANCZOS, by which diffusers' image
-    to image pipelines resize. Wider where an axis shrinks; what lies beyond a border does not count."""
+    """As `bicubic`, by a sinc of three lobes under one of its own: Pillow's LANCZOS, by which diffusers'
+    image to image pipelines resize. Wider where an axis shrinks; what lies beyond a border does not count."""
     return _resampled(_resampled(x.float(), -2, height), -1, width).to(x.dtype)
 
 

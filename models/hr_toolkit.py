@@ -1,9 +1,10 @@
 """The toolkit by which the dense methods make a backbone work above its native size, without training.
 
-I-Max, HiFlow, URAE, CLEAR and the "FLUX*" baseline share it (recipes 0.5): NTK positions, proportional
-attention, repeated text, a static shift, swin patchify. The first three change what the backbone computes and
-stand here, as surgeries put on for a call and taken off after it; the static shift belongs to the schedule,
-swin patchify (`swin.py`) to the step. Windowed attention must not take the proportional scale.
+I-Max, HiFlow, URAE and CLEAR share it in their official code, and so does the baseline that URAE's tables
+call "FLUX-1.dev*": NTK positions, proportional attention, repeated text, a static shift, swin patchify. The
+first three change what the backbone computes and stand here, as surgeries put on for a call and taken off
+after it; the static shift belongs to the schedule, swin patchify (`swin.py`) to the step. Windowed attention
+must not take the proportional scale.
 """
 
 from __future__ import annotations

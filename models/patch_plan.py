@@ -25,14 +25,15 @@ class PatchCascadeOptions(SamplerOptions):
     """What `--set` can change of patch-cascade, or keyword arguments of a call.
 
     gamma:          noise level at which patches begin, the creativity: 0.3 stays faithful, 0.8 reinvents
-                    (figure 7). The paper gives no default for text to image; 0.4 is of the recommended 0.35
-                    to 0.5 (recipes 1.3). 1 starts from pure noise, the ablation "w/o patch init"
+                    (figure 7). The paper gives no default for text to image; 0.4 is ours, nearer to the
+                    faithful end. 1 starts from pure noise, the ablation "w/o Patch Init" (table 3)
     schedule:       of the patches (`schedules.patch_schedule`): warped-labels is Algorithm 1, warped-grid the
-                    paper's prose; uniform, logarithmic, cosine are its ablation
-    alpha, p:       of the time warp; the paper's best
+                    paper's prose; uniform, logarithmic, cosine are its ablation (table 2)
+    alpha, p:       of the time warp (eq. 6); the paper's best
     overlap:        of neighbouring patches, at least this share of a patch's side. Not given in the paper;
-                    its times of 38 s at 2K and 108 s at 4K allow 37 to 50 % (recipes 1.2), and 0.375 is the
-                    cheaper end: 9 and 36 patches, 0.5 makes 9 and 49. It is also the width of the feather
+                    its times of 38 s at 2K and 108 s at 4K (table 1), as one share and one of each patch,
+                    allow 37 to 50 %; 0.375, ours, is the cheaper end: 9 and 36 patches, where 0.5 makes 9
+                    and 49. It is also the width of the feather
     patch:          side of a patch in px; None is the native size
     batch:          patches in one pass of the backbone; it changes no more than rounding
     shared_noise:   patches are cut from one noise, so that neighbours agree where they overlap. Not in the
@@ -40,7 +41,7 @@ class PatchCascadeOptions(SamplerOptions):
     true_cfg_scale: w of the patches: above 1 it wants a negative prompt ("" is the null condition) and
                     doubles their calls. The paper leaves open whether inference is guided; 1 is one pass
     patch_guidance: what a backbone with embedded guidance is told on the patches: 1.0 is no guidance, what
-                    the adaptation trains with (recipes 1.2)
+                    we train the adaptation with: the paper only says that theta does not depend on it
     base_adapters:  adapters that act on the base pass as well: names, or "all". By default it is made by the
                     original model, and adapters are for the patches
     base_steps:     of the base pass; None is what the model's card says

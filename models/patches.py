@@ -76,7 +76,8 @@ def grid(
 
 def feather(box: Box, height: int, width: int, overlap: int) -> torch.Tensor:
     """Blending weights of a patch, float32 [box.height, box.width] in (0, 1]: a plateau of 1, and on each
-    side inside the picture a Gaussian ramp of the overlap's width (recipes 1.3, step 6; s = overlap / 3).
+    side inside the picture a Gaussian ramp of the overlap's width. RealUHR says "alpha blending with Gaussian
+    feathering" (figure 3); plateau and standard deviation, overlap / 3, are ours.
 
     A side on the picture's border keeps weight 1: no neighbour would make up for it.
     """

@@ -187,10 +187,10 @@ PATCH_SCHEDULES: Mapping[str, Callable[[int, float, float, float], Labelled]] = 
 def patch_schedule(name: str, steps: int, start: float, alpha: float = 0.15, p: float = 2.0) -> Labelled:
     """RealUHR's schedule for patches, and those of its ablation, from noise level `start` (its gamma) to 0.
 
-    warped-labels: reading A, the paper's Algorithm 1 and the default of recipes: steps by the uniform grid;
-                   the backbone is told the warped time: a latent past the middle is called cleaner than it is
-    warped-grid:   reading B, steps and labels both by the warped time, as the prose has it. At a start other
-                   than 1 the first step begins at the warped level, as does the noise that belongs to it
+    warped-labels: Algorithm 1 as it stands, and the default: steps by the uniform grid; the backbone is told
+                   the warped time: a latent past the middle is called cleaner than it is
+    warped-grid:   steps and labels both by the warped time, as the prose around eq. 6 has it. At a start
+                   other than 1 the first step begins at the warped level, as does the noise of that level
     """
     if name not in PATCH_SCHEDULES:
         raise unknown("patch schedule", name, PATCH_SCHEDULES)

@@ -1,8 +1,8 @@
 """The smallest or largest singular components of a weight, kept on disk under the weight's hash.
 
 W [out, in] = U diag(S) V^T, S falling. The minor components are the last `rank` triplets, the major ones the
-first; b = U sqrt(S) [out, rank] and a = sqrt(S) V^T [rank, in], so that b a is that part of W (URAE section
-3.3, official `train_4k.py`).
+first; b = U sqrt(S) [out, rank] and a = sqrt(S) V^T [rank, in], so that b a is that part of W (URAE, section
+2.3, eq. 5 and 6; official `train_4k.py`).
 """
 
 from __future__ import annotations

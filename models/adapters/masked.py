@@ -1,8 +1,9 @@
 """LoRA on chosen tokens only, inside the linear: y = W x + m (B A x) scale, m = 1 on the chosen rows of x.
 
-UltraGen's adapter acts on guide tokens and leaves image and text to the frozen weights (paper section 3.3;
-the official code switches scales in a context manager and misses the joint pass). Here the choice is a
-`TokenMask` that all layers of an adapter share. Whoever lays out the sequence tells it before each call:
+UltraGen's adapter acts on guide tokens and leaves image and text to the frozen weights (2510.16325, section
+3, "Parameter-Efficient Joint Denoising"; the official code switches scales in a context manager and misses
+the joint pass). Here the choice is a `TokenMask` that all layers of an adapter share. Whoever lays out the
+sequence tells it before each call:
 
     mask = TokenMask();  mask_adapter(transformer, "guide", mask)
     mask.tell_guide(text=512, image=4096, guide=256)        # [text | image | guide] in one pass

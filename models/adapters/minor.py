@@ -3,9 +3,9 @@
     y = W x + s (b_t (a_t x) - b_0 (a_0 x))
 
 a_t [rank, in] and b_t [out, rank] are trained and start as a_0 and b_0, the smallest ("minor") or largest
-("major") singular components of W, of which frozen copies stay. The paper (section 3.3) and its code put
-W - b_0 a_0 into the weight and add b_t a_t; that is the same function, but a bfloat16 weight rounds the
-residual back to W (b_0 a_0 is below half a unit in the last place of most entries), and the minor part is
+("major") singular components of W, of which frozen copies stay. The paper (section 2.3, eq. 5 and 6) and its
+code put W - b_0 a_0 into the weight and add b_t a_t; that is the same function, but a bfloat16 weight rounds
+the residual back to W (b_0 a_0 is below half a unit in the last place of most entries), and the minor part is
 counted twice. Here W is never touched: the start is exact in any dtype, quantised weights do, and the teacher
 is the model with the adapter disabled. There is no alpha / rank; s is 1 in training.
 

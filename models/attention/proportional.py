@@ -1,5 +1,5 @@
-"""What the dense methods do about attention over more tokens than the backbone was trained on (`recipes`:
-I-Max, URAE, HiFlow, CLEAR): sharpen the softmax, and repeat the text.
+"""What the dense methods do about attention over more tokens than the backbone was trained on: sharpen the
+softmax (official code of I-Max, URAE, HiFlow and CLEAR), and repeat the text (I-Max, HiFlow).
 
 Neither belongs to windowed attention, whose queries have about as many keys at any size.
 """

@@ -18,8 +18,8 @@ from uhr.models.stages import Ask, Stage
 
 
 class PatchCascade(PatchPass):
-    """RealUHR's inference (recipes 1.3, 1.4): text to image, creative up-sampling of any picture by `gamma`,
-    and, at scale 1, suppression of artifacts.
+    """RealUHR's inference (figure 3, Algorithm 1): text to image, creative up-sampling of any picture by
+    `gamma`, and, at scale 1, suppression of artifacts.
 
     The base is made by the model without its adapters at its native area, enlarged in pixels (bicubic), cut
     into overlapping patches of the native size, and each of them encoded (the posterior's mode), noised to

@@ -42,7 +42,7 @@ class UltraFluxOptions(SamplerOptions):
 
 
 class UltraFlux(Staged):
-    """UltraFlux's inference (recipes 4), by its official script: 4096 x 4096 or any aspect ratio, 50 steps,
+    """UltraFlux's inference, by its official `inf_ultraflux.py`: 4096 x 4096 or any aspect ratio, 50 steps,
     guidance 4 (the pipeline's default there is 7), static shift 3; 50 calls of 16,384 tokens, no base pass.
 
     The VAE works at factor 16, and sides are multiples of 32 px. An F8 VAE is made F16 for the length of a
@@ -51,8 +51,9 @@ class UltraFlux(Staged):
 
     Published weights: Owen777/UltraFlux-v1 is a whole model (transformer, F16 VAE). Its transformer was
     trained and released under a Resonance whose exponent had the wrong sign; the one of
-    Owen777/UltraFlux-v1-1-Transformer came after the correction, and is the one to take (recipes 8, row 21):
-    load it in v1's place (`--transformer`, `load_pipeline(weights=)`).
+    Owen777/UltraFlux-v1-1-Transformer came after the correction (17 December 2025, in the official
+    `transformer_flux_visionyarn.py`), and is the one to take: load it in v1's place (`--transformer`,
+    `load_pipeline(weights=)`).
     """
 
     Options = UltraFluxOptions

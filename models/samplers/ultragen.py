@@ -72,10 +72,10 @@ class Attending:
 
 
 class UltraGen(Staged):
-    """UltraGen (Scale-DiT, 2510.16325; recipes 3): a base picture at the native size, enlarged, noised to the
-    level after 10 of 28 steps (0.84375 under static shift 3), and painted on by the last 18 with hierarchical
-    local attention. Every window sees itself, its neighbours, the text, and the part of the guide that covers
-    the same area: the picture below at a quarter of the side, clean, at timestep 0.
+    """UltraGen (Scale-DiT, 2510.16325, section 3): a base picture at the native size, enlarged, noised to
+    the level after 10 of 28 steps (0.84375 under static shift 3), and painted on by the last 18 with
+    hierarchical local attention. Every window sees itself, its neighbours, the text, and the part of the
+    guide that covers the same area: the picture below at a quarter of the side, clean, at timestep 0.
 
     Calls on FLUX.1-dev at 4K: 28 + 18. At 8K the guide is of 2048 px, which is painted first, in the same way
     (28 + 18 + 18). Sides are multiples of the window, 256 px on FLUX.

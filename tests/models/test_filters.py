@@ -53,7 +53,7 @@ def test_the_haar_low_pass_is_a_projection_onto_block_means(height, width):
 
 
 def butterworth_by_loops(x: np.ndarray, cutoff: float, order: int) -> np.ndarray:
-    """The formula of recipes 5.2 on the centred spectrum, term by term; even sizes."""
+    """The formula of HiFlow's code on the centred spectrum, term by term; even sizes."""
     height, width = x.shape[-2:]
     gain = np.empty((height, width))
     for h in range(height):

@@ -158,7 +158,7 @@ def test_as_gamma_goes_to_zero_the_anchor_is_left(cascade, sample):
 def test_the_backbone_is_told_the_warped_time_and_steps_go_by_the_true_one(
     sample, told, gamma, labels, sigmas
 ):
-    """The golden values of recipes 1.4, reading A."""
+    """Algorithm 1 for alpha 0.15 and p 2, worked out by hand."""
     times = []
     sample(
         image=picture(128, 128), scale=1, gamma=gamma, num_inference_steps=4, output_type="pt",
@@ -168,7 +168,7 @@ def test_the_backbone_is_told_the_warped_time_and_steps_go_by_the_true_one(
     assert times == pytest.approx(sigmas, abs=1e-6)
 
 
-def test_reading_b_steps_by_the_warped_time_as_well(cascade, sample, told):
+def test_the_warped_grid_steps_by_the_warped_time_as_well(cascade, sample, told):
     sample(image=picture(), scale=1, gamma=0.6, num_inference_steps=4, schedule="warped-grid")
     warped = [0.6543, 0.3695, 0.2313, 0.1237]
     assert [float(call["timestep"]) for call in told] == pytest.approx(warped, abs=6e-5)
@@ -179,7 +179,7 @@ def test_reading_b_steps_by_the_warped_time_as_well(cascade, sample, told):
 def test_a_patch_begins_between_its_anchor_and_its_cut_of_the_noise_at_the_first_level(
     cascade, sample, told, schedule
 ):
-    """Equation 5; in reading B the first level is the warped one, and gamma what it is warped from."""
+    """Equation 5; on the warped grid the first level is the warped one, and gamma what it is warped from."""
     given = picture()
     sample(image=given, scale=2, gamma=0.6, schedule=schedule)
     stage = cascade.stages[-1]

@@ -97,7 +97,7 @@ def test_flux_dev_at_4k_is_16384_tokens_50_steps_guidance_4_and_a_window_of_64()
     assert (stage.steps, stage.size, ask.grid) == (50, (4096, 4096), (128, 128))
     assert UltraFluxPipeline.default_guidance(spec) == 4.0
     assert 2 * ask.native_side == 64
-    # recipes 0.3: static shift 3, whatever the script's time_shift of 4
+    # static shift 3: nothing in diffusers reads the script's time_shift of 4
     assert stage.sigmas[:3] == pytest.approx([1, 3 * 0.98 / (1 + 2 * 0.98), 3 * 0.96 / (1 + 2 * 0.96)])
 
 

@@ -24,7 +24,8 @@ def residual(found: Guess) -> torch.Tensor:
 
 
 class Wavelet:
-    """Diffusion-4K's wavelet loss: E || W(x_sigma - sigma v) - W(x) ||^2, one level of Haar (recipes 6).
+    """Diffusion-4K's wavelet loss: E || W(x_sigma - sigma v) - W(x) ||^2, one level of Haar, as in its
+    official `train_flux_4k_wavelet.py`.
 
     The transform is orthonormal, so that this is sigma^2 times the squared error of the velocity: flow
     matching with another weight, no frequency before any other. For comparison.
@@ -39,8 +40,8 @@ class Wavelet:
 
 
 class SnrHuberWavelet:
-    """UltraFlux's SNR-aware Huber wavelet loss (recipes 4.2): omega(sigma) times the mean over the bands of
-    rho_c(r) = c^2 (sqrt(1 + (r / c)^2) - 1).
+    """UltraFlux's SNR-aware Huber wavelet loss (its paper, CVPR 2026): omega(sigma) times the mean over the
+    bands of rho_c(r) = c^2 (sqrt(1 + (r / c)^2) - 1).
 
     gamma: where the signal-to-noise ratio (1 - sigma)^2 / sigma^2 is cut off
     beta:  omega = sigma / (1 - sigma) * min(SNR, gamma)^beta; for 0.5 that is
@@ -48,8 +49,8 @@ class SnrHuberWavelet:
            diverges towards noise
     alpha: c = c_min + (c_max - c_min) (min(SNR, gamma) / gamma)^alpha
 
-    The paper gives c_min and c_max and neither gamma, beta nor alpha, whose defaults are those recommended
-    (recipes 4.2). No code of it was published.
+    The paper gives c_min and c_max and neither gamma, beta nor alpha, whose defaults are ours: gamma that of
+    min-SNR weighting (2303.09556), beta the least that stays finite. No code of it was published.
     """
 
     def __init__(

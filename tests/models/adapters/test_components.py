@@ -37,7 +37,7 @@ def test_the_factors_are_the_singular_components_of_a_weight_of_any_shape(out, w
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 3e-6)])
 @pytest.mark.parametrize("shape", [(96, 96), (96, 64), (64, 96)])
 def test_minor_part_and_residual_are_the_weight(shape, dtype, tolerance):
-    """W_res = the other components, by SVD: recipes 2.2."""
+    """W_res = the other components, by SVD: URAE, eq. 5."""
     w = weight(*shape, dtype=dtype)
     u, s, vh = torch.linalg.svd(w, full_matrices=False)
     residual = (u[:, :-16] * s[:-16]) @ vh[:-16]
