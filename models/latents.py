@@ -129,6 +129,9 @@ def moments(vae: Any, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     posterior = vae.encode(inputs).latent_dist
     mean, std = posterior.mean.float(), posterior.std.float()
     if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
+        if not bool(torch.isfinite(inputs).all()) or compute_dtype(vae) == torch.float32:
+            what = "the VAE is given, or makes, what is not finite"
+            raise UserError(what, "look at the numbers given (guidance, scales), and at the weights")
         raise UserError(f"the VAE overflows in {compute_dtype(vae)}", "load it in float32")
     return mean, std
 
