@@ -41,13 +41,20 @@ class Shifter(Protocol):
     def factor(self, tokens: int) -> float: ...
 
 
+class Runaway(UserError):
+    """A dynamic shift above its calibration. Who asked for the schedule knows what to change: `mended`."""
+
+    def mended(self, fix: str) -> UserError:
+        return UserError(self.what, fix)
+
+
 def refuse_runaway(tokens: int, limit: int, mu: float) -> None:
-    """UserError above `limit` image tokens, where the lines through which mu was fitted run away."""
+    """Runaway above `limit` image tokens, where the lines through which mu was fitted run away."""
     if tokens > limit:
-        raise UserError(
+        raise Runaway(
             f"the dynamic shift is calibrated up to {limit} image tokens; this picture has "
             f"{tokens} (factor {math.exp(mu):,.0f}: almost every step at pure noise)",
-            "take a static one: --set shift=static",
+            "shift by a fixed factor",
         )
 
 

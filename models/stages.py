@@ -16,6 +16,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from uhr.base.errors import UserError
+from uhr.models.schedules import Runaway
 from uhr.models.sizes import Size, base_size
 from uhr.models.spec import ShiftPolicy
 
@@ -146,7 +147,12 @@ class Ask:
         """A base pass over the model's own schedule; `steps` None is as many as its card says."""
         stage = self.base(())
         tokens = stage.height * stage.width // self.multiple**2
-        return self.base(self.schedule(steps or self.model_steps or self.steps, tokens))
+        try:
+            levels = self.schedule(steps or self.model_steps or self.steps, tokens)
+        except Runaway as error:
+            fix = f"the base pass has about the area of native_size, {self.native} px: set it lower"
+            raise error.mended(fix) from error
+        return self.base(levels)
 
     def of_steps(self, steps: int | None) -> Ask:
         """The same with another number of steps; None is the same number."""
@@ -156,7 +162,10 @@ class Ask:
         """`steps` + 1 noise levels of a stage above the native size."""
         if (shift or StageShift.usual(self.family)) is StageShift.STATIC:
             return self.schedule(self.steps, 0, ShiftPolicy.STATIC, factor)
-        return self.schedule(self.steps, self.native_side**2, ShiftPolicy.DYNAMIC)
+        try:
+            return self.schedule(self.steps, self.native_side**2, ShiftPolicy.DYNAMIC)
+        except Runaway as error:
+            raise error.mended("take a static one: set shift=static") from error
 
 
 def after_strength(sigmas: Sequence[float], strength: float) -> list[float]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import BeforeValidator
@@ -15,10 +15,17 @@ from uhr.models.planning import SamplerOptions
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.staged import Staged
+from uhr.models.schedules import Runaway
 from uhr.models.spec import ModelSpec, ShiftPolicy
 from uhr.models.stages import Ask, Stage, sized
 
-Levels = Annotated[tuple[float, ...], BeforeValidator(lambda levels: tuple(float(each) for each in levels))]
+
+def _floats(levels: Any) -> Any:
+    """Levels of any sequence, an array's or a tensor's too; what is none is left to pydantic to refuse."""
+    return tuple(float(each) for each in levels) if isinstance(levels, Iterable) else levels
+
+
+Levels = Annotated[tuple[float, ...], BeforeValidator(_floats)]
 
 
 class EulerOptions(SamplerOptions):
@@ -55,7 +62,11 @@ class Euler(Staged):
             shift = ShiftPolicy.STATIC
         if options.sigmas is not None:
             return [sized(*ask.size, _as_levels(options.sigmas))]
-        return [sized(*ask.size, ask.schedule(ask.steps, rows * columns, shift, options.shift_factor))]
+        try:
+            levels = ask.schedule(ask.steps, rows * columns, shift, options.shift_factor)
+        except Runaway as error:
+            raise error.mended("take a static one: set shift=static") from error
+        return [sized(*ask.size, levels)]
 
     @classmethod
     def default_steps(cls, spec: ModelSpec) -> int:

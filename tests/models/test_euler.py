@@ -185,6 +185,8 @@ def test_a_backbone_without_guidance_takes_none_and_256_text_tokens(tiny_flux):
         ({"prompt_embeds": torch.zeros(1, 4, 32)}, "only one of the prompt's two embeddings"),
         ({"prompt": "x", "sigmas": [0.5, 0.7]}, "falling"),
         ({"prompt": "x", "sigmas": [1.5, 0.7]}, "falling"),
+        ({"prompt": "x", "sigmas": 5}, "'sigmas'"),
+        ({"prompt": "x", "sigmas": ["high"]}, "'sigmas'"),
         ({"prompt": "x", "num_inference_steps": 0}, "0 steps"),
         ({"prompt": "x", "callback_on_step_end_tensor_inputs": ["latent"]}, "asks for latent"),
     ],

@@ -102,3 +102,24 @@ def test_the_smallest_size_is_no_longer_than_need_be(height, width, unit, area):
     assert enough(found)
     for shorter in ((found[0] - unit, found[1]), (found[0], found[1] - unit)):
         assert shorter[0] < height or shorter[1] < width or not enough(shorter)
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "fix"),
+    [
+        ("euler", {}, "set shift=static"),
+        ("imax", {"shift": "native"}, "set shift=static"),
+        # the base pass has no `shift` of its own
+        ("patch-cascade", {}, "native_size, 2048 px: set it lower"),
+        ("sdedit", {}, "native_size, 2048 px: set it lower"),
+        ("ultragen", {"shift": "static"}, "native_size, 2048 px: set it lower"),
+    ],
+)
+def test_a_runaway_shift_is_refused_with_what_that_sampler_can_be_told(name, told, fix):
+    cls, spec = sampler_class(name, "flux1"), zoo.get("flux1-dev")
+    options = cls.Options(native_size=2048, **told)
+    with pytest.raises(
+        UserError, match="calibrated up to 4096 image tokens; this picture has 16384"
+    ) as found:
+        cls.preflight(spec, options, *(2 * [2048 if name == "euler" else 4096]), 28, False)
+    assert found.value.fix.endswith(fix)

@@ -139,7 +139,7 @@ def test_a_sampler_of_the_users_own_goes_by_import_path(capsys, tiny_flux, tmp_p
         (("--model", "nowhere"), "model 'nowhere' is not there"),
         (("--size", "100x100"), "multiples of 16; nearest 96x96 or 112x112"),
         (("--size", "big"), "write it as WIDTHxHEIGHT"),
-        (("--size", "2048x2048"), "take a static one: --set shift=static"),
+        (("--size", "2048x2048"), "take a static one: set shift=static"),
         (("--adapter", "nowhere=0.5"), "adapter nowhere is not there"),
         (("--steps", "0"), "--steps 0"),
         (("--dtype", "int8"), "unknown dtype 'int8'"),
