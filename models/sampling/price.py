@@ -11,7 +11,7 @@ from uhr.models.costs.devices import Device
 from uhr.models.costs.memory import BACKBONE, VAE, Phase, loading, moved, resident
 from uhr.models.costs.operations import Operations
 from uhr.models.quantize import MOVABLE
-from uhr.models.vae.room import MOST, room
+from uhr.models.vae.room import host_room, room
 
 if TYPE_CHECKING:
     from uhr.models.sampling.plan import Plan, StagePlan
@@ -55,7 +55,7 @@ class Price:
     def room(self) -> int:
         """Bytes that exact tiling is given (`vae/room.py`)."""
         if self._plan.device is None:
-            return MOST
+            return host_room()
         return room(self._plan.device.memory, 0 if self.way.offload else self._whole)
 
     @property

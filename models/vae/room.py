@@ -1,11 +1,13 @@
-"""How much memory a VAE's pass is given on a device: what the weights leave of it, and no more than helps.
+"""How much memory a VAE's pass is given: what the weights leave of a GPU, a share of the host's memory on a
+CPU, and no more than helps.
 
-It hangs on what the device has in all, not on what is free at the moment: the same call on the same machine
-is tiled in the same way, and its picture is the same to the last bit.
+It hangs on what there is in all, not on what is free at the moment: the same call on the same machine, with
+as many threads on a CPU, is tiled in the same way, and its picture is the same to the last bit.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -26,11 +28,20 @@ def room(memory: int, weights: int) -> int:
     return min(MOST, max(memory - weights - BESIDE, LEAST))
 
 
+def host_room(memory: int | None = None, threads: int | None = None, cores: int | None = None) -> int:
+    """Bytes for a pass on the CPU: of half of the memory the share that this process has of the cores, so
+    that the workers of a set, who divide the cores, take no more than that half together. Of this machine and
+    this process where nothing is said."""
+    memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    threads, cores = threads or torch.get_num_threads(), cores or os.cpu_count() or 1
+    return min(MOST, max(memory // 2 * min(threads, cores) // cores, LEAST))
+
+
 def room_of(pipeline: Any) -> int:
     """Bytes for a pass of a loaded pipeline's VAE."""
     device = torch.device(pipeline._execution_device)
     if device.type != "cuda":
-        return MOST
+        return host_room()
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     weights = 0 if is_offloaded(pipeline) else sum(_bytes(part) for part in parts)
     return room(torch.cuda.get_device_properties(device).total_memory, weights)

@@ -9,7 +9,7 @@ import torch
 from uhr.models import loading, offload, zoo
 from uhr.models.offload import Offload
 from uhr.models.samplers.sdedit import SDEditPipeline
-from uhr.models.vae.room import MOST, room, room_of
+from uhr.models.vae.room import host_room, room, room_of
 
 GIB = 1 << 30
 
@@ -45,7 +45,7 @@ def test_sequential_offload_leaves_the_vae_where_exact_tiling_reads_it(sampler, 
 
 
 def test_the_vae_is_given_what_the_device_has_for_it_whatever_is_free_at_the_moment(sampler, monkeypatch):
-    assert room_of(sampler) == MOST
+    assert room_of(sampler) == host_room()
     card = SimpleNamespace(total_memory=12 * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(SDEditPipeline, "_execution_device", torch.device("cuda"))
