@@ -17,7 +17,7 @@ from pathlib import Path
 from uhr.base.config import fingerprint
 from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
-from uhr.base.files import sha256_file, write_json
+from uhr.base.files import sha256_file, user_cache, write_json
 
 SMALL = 16_000_000
 """Bytes that are hashed as quickly as a memory of them is looked up."""
@@ -136,8 +136,7 @@ def _state(path: Path) -> dict[str, str | int]:
 
 def _memory(state: dict[str, str | int]) -> Path:
     """A file for each path: writers of different ones never meet, and of one the last wins, as a whole."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "uhr" / "hashes" / f"{fingerprint(state['path'])[:32]}.json"
+    return user_cache("hashes") / f"{fingerprint(state['path'])[:32]}.json"
 
 
 def _remembered(state: dict[str, str | int]) -> str | None:

@@ -8,7 +8,6 @@ first; b = U sqrt(S) [out, rank] and a = sqrt(S) V^T [rank, in], so that b a is 
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,12 +73,6 @@ def cached(weight: torch.Tensor, rank: int, which: Which, folder: Path | None) -
     with atomic(path) as temporary:
         save_file({"a": factors.a.cpu(), "b": factors.b.cpu()}, temporary)
     return factors, False
-
-
-def user_cache() -> Path:
-    """Where commands keep decompositions: `uhr/components` in the user's cache folder (XDG_CACHE_HOME, or
-    ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uhr" / "components"
 
 
 def weight_hash(weight: torch.Tensor) -> str:

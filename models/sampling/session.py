@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uhr.base.console import Advance
+from uhr.base.files import user_cache
 from uhr.models.fitting import Fit
 from uhr.models.offload import Offload, offload
 from uhr.models.sampling.record import record_of
@@ -33,7 +34,6 @@ class Session:
         """`advance(n, note, total)` hears of every component that is loaded."""
         import torch
 
-        from uhr.models.adapters.components import user_cache
         from uhr.models.adapters.files import load_adapters, read_all
         from uhr.models.loading import load_pipeline
 
@@ -53,7 +53,7 @@ class Session:
         self.pipeline.set_progress_bar_config(disable=True)
         files = read_all([adapter.file for adapter in request.adapters], self.pipeline)
         scales = dict(zip(files, (adapter.scale for adapter in request.adapters), strict=True))
-        load_adapters(self.pipeline, files, scales, user_cache(), setup.device)
+        load_adapters(self.pipeline, files, scales, user_cache("components"), setup.device)
         if request.offload is not None:
             # after the adapters: their weights are offloaded with the rest
             offload(self.pipeline, Offload(request.offload), torch.device(setup.device))

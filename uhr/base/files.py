@@ -31,6 +31,11 @@ def atomic(path: Path) -> Generator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def user_cache(name: str) -> Path:
+    """The folder in the user's cache (XDG_CACHE_HOME, or ~/.cache) for things of that name."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uhr" / name
+
+
 def sync(path: Path) -> None:
     """Return once a file's bytes, or a folder's names, are on disk."""
     handle = os.open(path, os.O_RDONLY)

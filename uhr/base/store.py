@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.base.files import atomic, user_path
+from uhr.base.files import atomic, user_cache, user_path
 from uhr.base.output import OWN_TEMPORARY
 
 ATTEMPTS = 6
@@ -155,8 +155,7 @@ class ObjectStore(Store):
             self._files.rm_file(f"{self._root}/{name}")
 
     def work_folder(self) -> Path:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "uhr" / "stores" / hashlib.sha256(self.text.encode()).hexdigest()[:16]
+        return user_cache("stores") / hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     @contextlib.contextmanager
     def _told(self, name: str) -> Generator[None]:
