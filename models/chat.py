@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import random
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -24,6 +25,11 @@ LONGEST_WAIT = 30.0
 
 _OF_THE_QUESTION = (400, 413, 422)
 """What a server answers to a question that is too long, or that it will not answer."""
+
+_REFUSED = re.compile(
+    r"(?=.*(max_tokens|temperature)).*not support|unsupported.*(max_tokens|temperature)", re.I
+)
+"""In the words of a 400: a parameter that this model does not take."""
 
 MOST_BYTES = 4 << 20
 """Of an answer; a longer one is no chat completion."""
@@ -57,11 +63,13 @@ class ChatServer:
         self.url = url.rstrip("/").removesuffix("/chat/completions")
         self.seconds = seconds
         self._sleep = sleep
+        self._reasons = False
         self._opener = urllib.request.build_opener(_NoRedirects)
         self.model = model or self._only_model()
 
     def ask(self, instruction: str, question: str, *, seed: int = 0, tokens: int = 1024) -> str:
-        """The model's answer at temperature 0, without white space around it.
+        """The model's answer without white space around it, at temperature 0 unless the model has one
+        temperature only.
 
         `tokens` is the most that it may write. NoAnswer where it says nothing or not to the end; ServerError
         where asking again does not help.
@@ -72,17 +80,28 @@ class ChatServer:
                 {"role": "system", "content": instruction},
                 {"role": "user", "content": question},
             ],
-            "temperature": 0,
             "seed": seed,
-            "max_tokens": tokens,
         }
-        choice = _choice(self._fetch("/chat/completions", body))
+        choice = _choice(self._complete(body, tokens))
         text = choice["message"].get("content")
         if not isinstance(text, str) or not text.strip():
             raise NoAnswer("the answer is empty")
         if choice.get("finish_reason") == "length":
             raise NoAnswer(f"the answer is longer than {tokens} tokens")
         return text.strip()
+
+    def _complete(self, body: dict[str, Any], tokens: int) -> Any:
+        """Hosted models that reason refuse two parameters that all others know: they are asked without."""
+        if not self._reasons:
+            try:
+                usual = {**body, "temperature": 0, "max_tokens": tokens}
+                return self._fetch("/chat/completions", usual)
+            except NoAnswer as none:
+                if not _REFUSED.search(str(none)):
+                    raise
+        answer = self._fetch("/chat/completions", {**body, "max_completion_tokens": tokens})
+        self._reasons = True
+        return answer
 
     def _only_model(self) -> str:
         """The name of the model that is served, where it is one."""

@@ -48,7 +48,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(chat, monkeypatch, capfd)
     ChatServer(chat.url).ask("x", "y")
     assert chat.headers[-1]["Authorization"] == "Bearer secret-key"
     assert "secret" not in json.dumps(chat.asked)
-    for reply in (401, 500, (302, {"Location": "http://127.0.0.1:9/v1"})):
+    for reply in (401, 500):
         chat.reply = lambda body, n, reply=reply: reply
         with pytest.raises(ServerError) as error:
             ChatServer(chat.url, "expander", sleep=lambda _: None).ask("x", "y")
@@ -111,10 +111,55 @@ def test_a_refusal_is_told_at_once_with_what_the_server_says(chat, client, statu
     assert len(chat.asked) == 1
 
 
-def test_a_redirect_is_not_followed(chat, client):
-    chat.reply = lambda body, n: (307, {"Location": "http://elsewhere.test/v1"})
-    with pytest.raises(ServerError, match=r"307 \(it is at http://elsewhere.test/v1\): name that address"):
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_the_key_goes_nowhere_else(chat, client, monkeypatch, status):
+    monkeypatch.setenv(KEY, "secret-key")
+    elsewhere = chat_server.ChatServerHere()
+    try:
+        chat.reply = lambda body, n: (status, {"Location": f"{elsewhere.url}/models"})
+        words = rf"{status} \(it is at {elsewhere.url}/models\): name that address"
+        with pytest.raises(ServerError, match=words) as error:
+            client.ask("x", "y")
+        assert elsewhere.headers == []
+        assert "secret" not in str(error.value)
+    finally:
+        elsewhere.stop()
+
+
+REFUSALS = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+    "'max_completion_tokens' instead.",
+    "temperature": "Unsupported value: 'temperature' does not support 0 with this model.",
+}
+
+
+def test_a_model_that_refuses_the_usual_parameters_is_asked_without_and_from_then_on(chat, client):
+    def picky(body, n):
+        for name, words in REFUSALS.items():
+            if name in body:
+                return lambda handler: handler.send({"error": {"message": words}}, 400)
+        return "done"
+
+    chat.reply = picky
+    assert [client.ask("x", "y", tokens=9) for _ in range(2)] == ["done", "done"]
+    assert len(chat.asked) == 3
+    assert chat.asked[1] == chat.asked[2]
+    assert chat.asked[1]["max_completion_tokens"] == 9
+
+
+@pytest.mark.parametrize("words", REFUSALS.values())
+def test_either_refusal_is_known(chat, client, words):
+    refusal = {"error": {"message": words}}
+    chat.reply = lambda body, n: "done" if n == 2 else lambda handler: handler.send(refusal, 400)
+    assert client.ask("x", "y") == "done"
+
+
+def test_a_question_that_is_too_long_is_asked_once(chat, client):
+    long = "max_tokens is too large: 2048. This model's maximum context length is 4096 tokens"
+    chat.reply = lambda body, n: lambda handler: handler.send({"error": {"message": long}}, 400)
+    with pytest.raises(NoAnswer, match="too large"):
         client.ask("x", "y")
+    assert len(chat.asked) == 1
 
 
 @pytest.mark.parametrize(

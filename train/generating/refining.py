@@ -17,6 +17,9 @@ ANSWERS = "refined"
 AT_ONCE = 4
 """Questions that are with the server at the same time."""
 
+GIVE_UP = 8
+"""Prompts without an answer, and none with one, after which no more are asked."""
+
 
 def refine_all(
     items: Sequence[Item], refiner: Refiner, store: Store, known: set[str], advance: Advance
@@ -24,8 +27,10 @@ def refine_all(
     """The items refined, and by prompt what is wrong where the server has no answer; the items of those are
     left out. `known`: the names that stand in the store.
 
-    UserError where the server cannot be asked, and where it answers nothing at all.
+    UserError where the server cannot be asked, where it answers nothing at all, and where its model is not
+    the one that rewrote the prompts before.
     """
+    _check_model(refiner.server.model, store, known)
     prompts = list(dict.fromkeys(item.prompt for item in items))
     answers: dict[str, str] = {}
     silent: dict[str, str] = {}
@@ -38,13 +43,29 @@ def refine_all(
                     answers[prompt] = done.result()
                 except NoAnswer as none:
                     silent[prompt] = f"{refiner.server.model} does not rewrite its prompt ({none})"
+                    if not answers and len(silent) >= GIVE_UP:
+                        raise _nothing(silent) from None
                 advance()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     if prompts and not answers:
-        raise UserError(next(iter(silent.values())), "check the server, or leave --refine out")
+        raise _nothing(silent)
     return [refiner.refine(item, answers.__getitem__) for item in items if item.prompt in answers], silent
+
+
+def _nothing(silent: dict[str, str]) -> UserError:
+    return UserError(next(iter(silent.values())), "check the server, or leave --refine out")
+
+
+def _check_model(model: str, store: Store, known: set[str]) -> None:
+    """A server's only model has no name in the request, and may be another one since."""
+    first = min((name for name in known if name.startswith(f"{ANSWERS}/")), default=None)
+    data = None if first is None else store.read(first)
+    before = model if data is None else json.loads(data)["model"]
+    if before != model:
+        what = f"prompts of {store.text} were rewritten by {before}, and the server has {model}"
+        raise UserError(what, f"serve {before} again, or name another --out")
 
 
 def _answer(prompt: str, refiner: Refiner, store: Store, known: set[str]) -> str:

@@ -84,6 +84,23 @@ def test_a_server_without_any_answer_and_one_that_is_not_there_end_the_run_in_on
     assert "\n" not in refused.error
 
 
+def test_a_server_that_refuses_everything_is_not_asked_a_thousand_times(make, chat):
+    chat.reply = lambda body, n: 400
+    made = make([f"hill {n}" for n in range(60)], "--refine", chat.url)
+    assert "does not rewrite its prompt (the server answers 400" in made.error
+    assert len(chat.asked) < 30
+
+
+def test_another_model_on_the_server_does_not_go_on_with_the_set(make, chat):
+    assert make(["a lake", "fog"], "--refine", chat.url).code == 0
+    Path("out/pictures/0001.json").unlink()
+    chat.models = ["other"]
+    made = make(["a lake", "fog"], "--refine", chat.url)
+    assert "prompts of out were rewritten by expander, and the server has other" in made.error
+    chat.models = ["expander"]
+    assert make(["a lake", "fog"], "--refine", chat.url).code == 0
+
+
 def test_prompts_as_they_are_and_another_instruction_are_other_sets(make, chat):
     make(["a lake"], "--refine", chat.url)
     assert "other refine" in make(["a lake"]).error
