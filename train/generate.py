@@ -15,6 +15,7 @@ cache, and gone when it ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from typing import Any
 from uhr.base import lock
 from uhr.base.console import progress
 from uhr.base.errors import UserError
+from uhr.base.files import user_path
 from uhr.base.output import claim, names_in, refuse_strangers
 from uhr.base.store import FolderStore, Store, open_store
 from uhr.manifests.units import Runner, UnitPlan, run_units
@@ -61,9 +63,9 @@ _UNITS = re.compile(r"plan\.json|items\.arrow|unit-\d+-[0-9a-f]+\.parquet|\..+\.
 class Order:
     """What the user asked for. `workers` None: one per GPU, on the CPU one; 0: in this process.
 
-    `lenient`: items that do not pass the check count as failed, where they come from a folder of pictures;
-    a mistake in a file of prompts ends the run before it begins. `fresh` gives the command that makes this
-    set elsewhere.
+    `pictures`: the folder that the entries come from, if they come from one. What does not pass the check
+    counts as failed then; a mistake in a file of prompts ends the run before it begins. `fresh` gives the
+    command that makes this set elsewhere.
     """
 
     request: Request
@@ -75,7 +77,7 @@ class Order:
     engine: Engine = "ray"
     workers: int | None = None
     address: str | None = None
-    lenient: bool = False
+    pictures: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def generate(order: Order) -> Outcome:
     """
     store = open_store(order.out)
     _refuse_strangers(store)
+    _keep_apart(order, store)
     setup = Setup.of(_checkable(order))
     runner = runner_of(order.engine, order.workers, order.address, setup.device)
     refused = _check(order, setup)
@@ -131,6 +134,23 @@ def _refuse_strangers(store: Store) -> None:
     refuse_strangers(store.text, found, OURS, MARKS)
 
 
+def _keep_apart(order: Order, store: Store) -> None:
+    """What is written must not be read as a given picture by the next run, nor previews stand in the way of
+    the set."""
+    out = store.folder if isinstance(store, FolderStore) else None
+    for name, place in (("--out", out), ("--previews", order.previews)):
+        if place is not None and order.pictures is not None and _is_below(place, order.pictures):
+            what = f"{name} {place} is in the folder of given pictures, {order.pictures}"
+            raise UserError(what, "name a folder beside it: what is written there would be taken for given")
+    if out is not None and order.previews is not None and _is_below(order.previews, out):
+        raise UserError(f"--previews {order.previews} is in --out {out}", "name a folder beside it")
+
+
+def _is_below(place: Path, folder: Path) -> bool:
+    """Whether `place` is `folder` or in it, whatever both are called."""
+    return user_path(place).resolve().is_relative_to(user_path(folder).resolve())
+
+
 def _checkable(order: Order) -> Request:
     """The request as far as this machine can judge it: a cluster may have the GPU that is missing here."""
     import torch
@@ -141,8 +161,8 @@ def _checkable(order: Order) -> Request:
 
 
 def _check(order: Order, setup: Setup) -> dict[str, str]:
-    """Every item. A UserError tells the place of the first that cannot be made; if the order is lenient,
-    those are returned by name, with what is wrong, as long as there are others.
+    """Every item. A UserError tells the place of the first that cannot be made; of a folder of
+    pictures those are returned by name, with what is wrong, as long as there are others.
     """
     refused = {}
     kinds = set()
@@ -161,7 +181,7 @@ def _check(order: Order, setup: Setup) -> dict[str, str]:
             except UserError as error:
                 what = error.what if entry.where in error.what else f"{entry.where}: {error.what}"
                 told = UserError(what, error.fix)
-                if not order.lenient:
+                if order.pictures is None:
                     raise told from error
                 refused[item.name] = str(told)
             advance()
@@ -214,7 +234,7 @@ def _clear(work: Path) -> None:
     """Remove what a run noted down, and its lock last: whoever comes in between must find the run at work."""
     _clear_units(work / "units")
     (work / lock.NAME).unlink(missing_ok=True)
-    if not any(work.iterdir()):
+    with contextlib.suppress(OSError):  # not empty: the next run has its lock in it already
         work.rmdir()
 
 

@@ -86,7 +86,7 @@ def make_set(
         engine="local" if team.engine == "local" else "ray",
         workers=team.workers,
         address=team.address,
-        lenient=prompts is None,
+        pictures=said.image if prompts is None else None,
     )
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""

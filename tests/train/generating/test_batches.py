@@ -25,7 +25,7 @@ def batch(capfd):
 
     def run(*options):
         words = ["sample", "sdedit", "--model", "tiny", "--steps", "4", "--device", "cpu", "--workers", "0"]
-        words += ["--out", "out"]
+        words += [] if "--out" in options else ["--out", "out"]
         capfd.readouterr()
         code = main([*words, *map(str, options)])
         return code, capfd.readouterr()
@@ -69,3 +69,22 @@ def test_previews_of_a_set_lie_under_its_names(make):
     assert seen.parent == Path("seen/sub")
     assert seen.name.startswith("lake-1-")
     assert "leave out --previews" in make(["a lake"], "--previews", "seen", out="other").error
+
+
+@pytest.mark.parametrize("options", [("--out", "given/big"), ("--out", "set", "--previews", "given/seen")])
+def test_what_is_written_is_never_taken_for_given(batch, options):
+    pictures(Path("given"), "a.png")
+    code, said = batch(*SDEDIT, *options)
+    assert code == 1
+    assert f"{options[-1]} is in the folder of given pictures, given: name a folder beside it" in said.err
+    assert [path.name for path in Path("given").iterdir()] == ["a.png"]
+    assert not Path("set").exists()
+
+
+@pytest.mark.parametrize("seen", ["out", "out/previews", "other/../out/x"])
+def test_previews_have_a_folder_of_their_own(make, seen):
+    options = ("--size", "256x256", "--steps", "4", "--previews", seen)
+    refused = make(["a lake"], *options, sampler="sdedit")
+    assert refused.code == 1
+    assert "is in --out out: name a folder beside it" in refused.error
+    assert not Path("out").exists()
