@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from uhr.base.errors import unknown
+from uhr.base.errors import UserError, unknown
 from uhr.models.costs.operations import Operations
 
 LINEAR = 0.70
@@ -96,20 +96,21 @@ DEFAULT = "h200"
 
 _MARKS = {
     "rtx-3060": r"RTX 3060",
-    "rtx-4070": r"RTX 4070(?! (Ti|SUPER))",
-    "rtx-4080": r"RTX 4080(?! SUPER)",
-    "rtx-3090": r"RTX 3090(?! Ti)",
-    "rtx-4090": r"RTX 4090(?! ?D)",
-    "rtx-5090": r"RTX 5090(?! ?D)",
+    "rtx-4070": r"RTX 4070",
+    "rtx-4080": r"RTX 4080",
+    "rtx-3090": r"RTX 3090",
+    "rtx-4090": r"RTX 4090",
+    "rtx-5090": r"RTX 5090",
     "rtx-a6000": r"RTX A6000",
     "l40s": r"L40S",
-    "a100-40": r"A100.*40GB",
-    "a100": r"A100.*80GB",
-    "h100": r"H100(?!.*(PCIe|NVL))",
-    "h200": r"H200(?!.*NVL)",
-    "b200": r"\bB200",
+    "a100-40": r"A100.*[ -]40GB",
+    "a100": r"A100.*[ -]80GB( PCIe)?",
+    "h100": r"H100( SXM)? 80GB( HBM3)?",
+    "h200": r"H200( SXM 141GB)?",
+    "b200": r"B200( 180GB)?",
 }
-"""How the driver calls them."""
+"""How the driver calls them, to the end of the name: a Ti, SUPER, D, Laptop GPU, NVL or MIG part is another
+chip, or less of it."""
 
 
 def device(name: str) -> Device:
@@ -121,16 +122,18 @@ def device(name: str) -> Device:
 
 def called(driver_name: str) -> str | None:
     """The name here of a GPU that the driver calls so; None for one without a data sheet here."""
-    return next((name for name, mark in _MARKS.items() if re.search(mark, driver_name)), None)
+    return next((name for name, mark in _MARKS.items() if re.search(rf"\b{mark}$", driver_name)), None)
 
 
 def here() -> Device | None:
-    """This machine's first GPU, with the memory that it has; None without a GPU, or with one that is not in
-    the table."""
+    """This machine's first GPU, with the memory that it has; None without a GPU. UserError for one that is not
+    in the table."""
     import torch
 
     if not torch.cuda.is_available():
         return None
     found = torch.cuda.get_device_properties(0)
     name = called(found.name)
-    return None if name is None else replace(DEVICES[name], title=found.name, memory=found.total_memory)
+    if name is None:
+        raise UserError(f"no data sheet of the GPU here, {found.name}, is known", "name another with --on")
+    return replace(DEVICES[name], title=found.name, memory=found.total_memory)

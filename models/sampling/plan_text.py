@@ -149,9 +149,11 @@ def _show_times(plan: Plan) -> None:
     times = plan.asked.seconds
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in times.items() if seconds >= 0.05)
     say(f"takes some {duration(plan.asked.total)}" + (f": {parts}" if parts else ""))
+    windows = any(call.windows for stage in plan.stages for call in stage.calls)
+    gathered = "; memory of windows as by the gathered back end, where a GPU takes FlexAttention"
     say(
         f"estimated, not measured: operations at {LINEAR:.0%} (linear), {ATTENTION:.0%} (attention) and "
-        f"{CONVOLUTION:.0%} (VAE) of what the data sheet says"
+        f"{CONVOLUTION:.0%} (VAE) of what the data sheet says{gathered if windows else ''}"
     )
 
 

@@ -1,6 +1,9 @@
 """The table of GPUs."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from uhr.base.errors import UserError
 from uhr.models.costs import devices
@@ -17,11 +20,18 @@ from uhr.models.vae.room import BESIDE, LEAST, MOST, host_room, room
         ("NVIDIA GeForce RTX 4090 D", None),
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA A100-PCIE-40GB", "a100-40"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", None),
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA B200", "b200"),
         ("NVIDIA RTX A6000", "rtx-a6000"),
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA GeForce RTX 4070 Ti", None),
+        ("NVIDIA GeForce RTX 3060 Ti", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA GeForce GTX 1080", None),
     ],
 )
@@ -40,6 +50,20 @@ def test_every_gpu_of_the_table_can_be_known_and_is_plausible():
 def test_an_unknown_gpu_is_an_error_with_the_nearest_names():
     with pytest.raises(UserError, match="rtx-4090"):
         device("rtx-4091")
+
+
+def test_the_gpu_here_is_its_data_sheet_with_its_own_memory_or_an_error(monkeypatch):
+    card = SimpleNamespace(name="NVIDIA GeForce RTX 4090", total_memory=23 << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    found = devices.here()
+    assert found is not None
+    assert (found.name, found.title, found.memory) == ("rtx-4090", card.name, 23 << 30)
+    card.name = "NVIDIA GeForce RTX 3080"
+    with pytest.raises(UserError, match=r"no data sheet of the GPU here, NVIDIA GeForce RTX 3080.*--on"):
+        devices.here()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.here() is None
 
 
 def test_time_is_operations_over_the_stated_share_of_the_peak_rate():

@@ -1,6 +1,7 @@
 """`uhr sample SAMPLER --plan`: what a call takes, told without weights, of any model and for any GPU."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +101,22 @@ def test_nothing_is_painted_loaded_or_written(tmp_path, monkeypatch, capsys):
     assert "60 calls of the backbone" in text
     assert "estimated, not measured" in text
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_of_windows_says_which_back_end_its_memory_is_of(capsys):
+    for sampler, said in (("ultragen", True), ("imax", False)):
+        assert main(["sample", sampler, "--model", "flux1-dev", "--plan", "--on", "h200"]) == 0
+        assert ("the gathered back end" in capsys.readouterr().out.splitlines()[-1]) == said
+
+
+def test_a_gpu_here_without_a_data_sheet_is_said_and_not_taken_for_another(monkeypatch, capsys):
+    card = SimpleNamespace(name="Tesla T4", total_memory=15 * GIB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    words = ["sample", "imax", "--model", "flux1-dev", "--plan"]
+    assert main(words) == 1
+    assert "no data sheet of the GPU here, Tesla T4" in capsys.readouterr().err
+    assert main([*words, "--on", "rtx-4080"]) == 0
 
 
 def test_guidance_of_two_passes_doubles_calls_and_operations():
