@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uhr.base.errors import UserError
@@ -16,15 +16,17 @@ INDEX = "model_index.json"
 
 @dataclass(frozen=True)
 class Source:
-    """A model as the user named it. `repository` is set for a hub id, and only then is the network used."""
+    """A model as the user named it. `repository` is set for a hub id, and only then is the network used; with
+    `cached` not even then: what the hub's cache holds must do."""
 
     text: str
     folder: Path | None = None
     repository: str | None = None
     revision: str | None = None
+    cached: bool = False
 
     @classmethod
-    def parse(cls, model: str | Path) -> Source:
+    def parse(cls, model: str | Path, fetch: bool = True) -> Source:
         """A folder if there is one of that name, else a hub id `org/name[@revision]`."""
         text = str(model)
         folder = user_path(text)
@@ -38,14 +40,25 @@ class Source:
                 f"model '{text}' is not there",
                 "name a diffusers folder or a hub id (org/name[@revision]); see `uhr models list`",
             )
-        return cls(text, repository=match[1], revision=match[2])
+        return cls(text, repository=match[1], revision=match[2], cached=not fetch)
+
+    def pinned(self, folder: Path) -> Source:
+        """The same at the commit whose snapshot `folder` is: a branch may move on before the next fetch."""
+        return self if self.repository is None else replace(self, revision=folder.name)
+
+    @property
+    def exact(self) -> str:
+        """What names it on another machine and at another time: a hub id with its revision."""
+        return (
+            self.text if self.repository is None else "@".join(filter(None, (self.repository, self.revision)))
+        )
 
     def fetch(self, components: Collection[str] = (), configs: Collection[str] = ()) -> Path:
         """The folder with `model_index.json`, and the named components' files, whole; of `configs` the
         configuration alone.
 
         A local folder is returned as it is. Of a hub repository exactly the named parts are downloaded into
-        the hub's own cache.
+        the hub's own cache; none if it must be there already.
         """
         if self.folder is not None:
             return self.folder
@@ -63,6 +76,7 @@ class Source:
                     revision=self.revision,
                     allow_patterns=wanted,
                     ignore_patterns=["*.bin", "*.pt", "*.msgpack", "*.onnx*"],
+                    **({"local_files_only": True} if self.cached else {}),
                 )
             )
         except GatedRepoError as error:
@@ -72,6 +86,9 @@ class Source:
                 f"accept it on {page}, then run `hf auth login`",
             ) from error
         except LocalEntryNotFoundError as error:
+            if self.cached:
+                what = f"'{self.text}' is no folder here and not in the hub's cache"
+                raise UserError(what, f"if you want it from the hub, name it: --model {self.text}") from error
             raise UserError(
                 f"'{self.text}' is no folder here and not in the hub's cache, and the hub is out of reach",
                 "check the path, or the network",

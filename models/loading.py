@@ -56,7 +56,8 @@ class Model:
         if self.source.repository is None:
             return self
         wanted = [name for name in components if name not in elsewhere]
-        return replace(self, folder=self.source.fetch(wanted, elsewhere))
+        folder = self.source.fetch(wanted, elsewhere)
+        return replace(self, source=self.source.pinned(folder), folder=folder)
 
     @property
     def revision(self) -> str | None:
@@ -69,15 +70,17 @@ def open_model(
     spec: str | None = None,
     components: Collection[str] = (),
     base: str | Path | None = None,
+    fetch: bool = True,
 ) -> Model:
-    """Find a model and recognise it. The named components of a hub repository are fetched, nothing else.
+    """Find a model and recognise it. The named components of a hub repository are fetched, nothing else;
+    without `fetch` they must be in the hub's cache, now and later.
 
     `spec` overrides what the configuration says. A model may be a lone file of BFL's, ComfyUI's or GGUF: that
     is a backbone, and `base`, a folder or hub id, gives the text encoders, the VAE and every configuration.
     """
     file = user_path(model)
     if file.is_file():
-        return _open_file(file, spec, components, base)
+        return _open_file(file, spec, components, base, fetch)
     if base is not None:
         raise UserError(f"a base ({base}) for model '{model}', which is no single file", "leave out the base")
     if str(model) in names() and not Path(model).is_dir():
@@ -88,9 +91,10 @@ def open_model(
             else "make one: `uhr models make-tiny DIR`"
         )
         raise UserError(f"'{model}' is the name of a spec, not of weights", what)
-    source = Source.parse(model)
+    source = Source.parse(model, fetch)
     folder = source.fetch(components)
-    return Model(source, folder, recognise(folder) if spec is None else _told(folder, get(spec)))
+    known = recognise(folder) if spec is None else _told(folder, get(spec))
+    return Model(source.pinned(folder), folder, known)
 
 
 def _told(folder: Path, spec: ModelSpec) -> ModelSpec:
@@ -105,7 +109,9 @@ def _told(folder: Path, spec: ModelSpec) -> ModelSpec:
     return spec
 
 
-def _open_file(file: Path, spec: str | None, components: Collection[str], base: str | Path | None) -> Model:
+def _open_file(
+    file: Path, spec: str | None, components: Collection[str], base: str | Path | None, fetch: bool
+) -> Model:
     from uhr.models.file_spec import candidates
 
     found = candidates(file)
@@ -116,7 +122,7 @@ def _open_file(file: Path, spec: str | None, components: Collection[str], base: 
         raise UserError(what, f"say where the rest is: --base {where}")
     if user_path(base).is_file():
         raise UserError(f"base {base} is a file too", "name a diffusers folder or a hub id")
-    opened = open_model(base, spec, [name for name in components if name != "transformer"])
+    opened = open_model(base, spec, [n for n in components if n != "transformer"], fetch=fetch)
     if spec is None and opened.spec not in found:
         what = f"{file} is a backbone of {found[0].name}, and the base {base} is {opened.spec.name}"
         raise UserError(what, f"give a base that is {found[0].name}, {found[0].hub_id or 'or another file'}")

@@ -266,8 +266,25 @@ def test_of_a_hub_repository_only_the_parts_asked_for_are_fetched(tiny_flux, mon
     assert patterns == ("model_index.json", "vae/*", "transformer/config.json")
     hub.asked.clear()
     assert type(zoo.load_pipeline("org/model")).__name__ == "FluxPipeline"
-    assert all(revision is None for _, revision, _ in hub.asked)
+    assert [revision for _, revision, _ in hub.asked] == [None, tiny_flux.name]
     assert {"transformer/*", "vae/*", "text_encoder_2/*"} <= set(hub.asked[-1][2])
+
+
+def test_a_branch_that_moves_on_is_left_at_its_commit(tiny_flux, tmp_path, monkeypatch):
+    def hub(repository, *, revision, **_):
+        folder = tmp_path / (revision or hub.main)
+        hub.main = "bbbb"
+        if not folder.exists():
+            folder.symlink_to(tiny_flux)
+        return str(folder)
+
+    hub.main = "aaaa"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    model = zoo.open_model("org/model")
+    loaded = model.fetched(model.spec.components)
+    assert (model.revision, loaded.revision) == ("aaaa", "aaaa")
+    assert loaded.source.exact == "org/model@aaaa"
+    assert zoo.open_model(loaded.source.exact).revision == "aaaa"
 
 
 def test_a_gated_repository_says_how_to_get_in(monkeypatch):
