@@ -45,14 +45,20 @@ def _times(size: str) -> Callable[[Table], float | None]:
 
 
 def _seconds(sampler: str, size: str) -> Callable[[Table], float | None]:
+    """By the wall clock: what is extrapolated is in the table and proves nothing."""
+
     def value(table: Table) -> float | None:
         rows = table.find(part="sampler", what=sampler, size=size)
-        return min((row.seconds for row in rows if row.seconds is not None), default=None)
+        whole = (row.seconds for row in rows if row.seconds is not None and not row.extrapolated)
+        return min(whole, default=None)
 
     return value
 
 
 def _memory(sampler: str, size: str) -> Callable[[Table], float | None]:
+    """Of a whole picture, or of one of fewer steps: it goes through all stages, and no step takes more than
+    another of its stage."""
+
     def value(table: Table) -> float | None:
         rows = table.find(part="sampler", what=sampler, size=size)
         if any(row.how == OUT_OF_MEMORY for row in rows):

@@ -41,6 +41,9 @@ class Row:
     error: float | None = None
     """Largest relative difference from another way to the same result."""
 
+    extrapolated: bool = False
+    """Whether `seconds` are worked out from a few calls; the rest of the row was measured."""
+
     @property
     def key(self) -> tuple[str, str, str, str]:
         """What was measured."""

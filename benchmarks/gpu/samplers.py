@@ -2,7 +2,8 @@
 
 Each sampler first paints with few steps: that warms it up, and gives the seconds of a call in each of its
 stages, and of all that is no call (VAE, filters, putting patches together). From these its whole time is
-extrapolated. Where that is within the limit the whole picture is painted, and its wall clock counts.
+extrapolated. Where that is within the limit the whole picture is painted, and its wall clock counts: an aim
+of seconds is held by a whole picture alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import statistics
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -216,7 +217,7 @@ def _extrapolated(name: str, size: str, way: str, few: Painted, calls: Sequence[
     """The whole picture's seconds from those of a call in each stage."""
     seconds = few.beside + sum(n * each for n, each in zip(calls, few.per_call(), strict=True))
     how = f"extrapolated from {len(few.calls)} calls; {few.beside:.3g} s beside calls"
-    return _row(name, size, way, few, seconds, how)
+    return replace(_row(name, size, way, few, seconds, how), extrapolated=True)
 
 
 def _measured(name: str, size: str, way: str, whole: Painted) -> Row:

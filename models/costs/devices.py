@@ -126,8 +126,8 @@ def called(driver_name: str) -> str | None:
 
 
 def here() -> Device | None:
-    """This machine's first GPU, with the memory that it has; None without a GPU. UserError for one that is not
-    in the table."""
+    """This machine's first GPU, with the memory that it has; None without a GPU. UserError for one that is
+    not in the table."""
     import torch
 
     if not torch.cuda.is_available():

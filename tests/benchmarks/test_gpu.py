@@ -36,7 +36,7 @@ ABSENT = [
     *("polars", "psutil", "pyarrow", "pyiqa", "pywt", "ray", "scipy", "sentencepiece", "skimage"),
     *("torchvision", "ultralytics"),
 ]
-"""What this project or its models use elsewhere, and a machine that is lent for an hour may lack."""
+"""What this project or its models use elsewhere, and the benchmark does without."""
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +203,20 @@ def test_an_extrapolation_takes_each_stage_at_its_own_pace():
     row = samplers._extrapolated("hiflow", "4K", "38 calls", few, [28, 10])
     assert row.seconds == pytest.approx(2 + 28 * 1 + 10 * 5)
     assert row.how.startswith("extrapolated from 5 calls")
+
+
+@pytest.mark.parametrize(("whole", "said"), [(False, "not measured"), (True, "holds")])
+def test_an_extrapolation_holds_no_aim_of_seconds(whole, said):
+    few = samplers.Painted(8.0, [1, 1, 1, 1, 1], 1e12, 90.0, [2, 3])
+    row = samplers._extrapolated("ultragen", "4K", "46 calls", few, [5, 18])
+    if whole:
+        row = samplers._measured("ultragen", "4K", "46 calls", replace(few, wall=30.0))
+    assert row.seconds < 45
+    table = Table({}, None, rows=[row, replace(row, size="8K")])
+    lines = {aim.name: aim.verdict(table).split("  ")[0] for aim in aims.AIMS}
+    assert lines["ultragen-4k"] == said
+    # a picture of fewer steps takes as much memory
+    assert lines["ultragen-8k"] == "holds"
 
 
 def test_operations_are_those_that_torch_counts():
