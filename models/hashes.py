@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from uhr.base.config import fingerprint
 from uhr.base.console import progress, warn
@@ -51,6 +52,23 @@ def hash_of(path: Path, advance: _Advance | None = None) -> str:
     for file in files:
         total.update(f"{file.name} {file_hash(file, advance)}\n".encode())
     return total.hexdigest()
+
+
+def config_of(component: Path) -> dict[str, Any]:
+    """What the config.json of a component's folder says, without the keys that tell where it was saved and by
+    which version (they begin with an underscore); empty where there is none."""
+    file = component / "config.json"
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({error})", "mend or download it again") from None
+    return {key: value for key, value in tree.items() if not key.startswith("_")}
+
+
+def config_hash(component: Path) -> str | None:
+    """Of `config_of` (64 hex digits), which is not among the weights; None where there is nothing."""
+    config = config_of(component)
+    return fingerprint(config) if config else None
 
 
 def shown_hash(path: Path, what: str) -> str:

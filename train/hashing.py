@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from uhr.base.config import fingerprint
-from uhr.models.hashes import shown_hash
+from uhr.models.hashes import config_of, shown_hash
 from uhr.models.zoo import Model
 
 
@@ -16,8 +14,4 @@ def shown_weights_hash(model: Model, component: str) -> str:
 
 def component_hash(model: Model, name: str) -> str:
     """Of a component's weights and of its configuration (64 hex digits)."""
-    file = model.folder / name / "config.json"
-    tree = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    # keys with an underscore say where the file was saved and by which version
-    config = {key: value for key, value in tree.items() if not key.startswith("_")}
-    return fingerprint([shown_weights_hash(model, name), config])
+    return fingerprint([shown_weights_hash(model, name), config_of(model.folder / name)])

@@ -12,7 +12,7 @@ from uhr.base.errors import UserError
 from uhr.base.files import user_path
 from uhr.models.sampling.record import machine, opened, versions
 from uhr.models.sampling.request import Item, Request
-from uhr.models.sampling.setup import Setup
+from uhr.models.sampling.setup import WEIGHTED, Setup
 
 WHERE_MADE = "repeat it in the folder where it was made, since paths are kept as they were given"
 
@@ -89,13 +89,17 @@ def check_files(request: Request, item: Item) -> None:
 
 
 def differences(record: Mapping[str, Any], setup: Setup, item: Item) -> list[str]:
-    """A line for each thing that is not as it was when the picture was made: weights, adapters, the given
-    picture, versions, the machine. A hub's model must have been loaded before."""
+    """A line for each thing that is not as it was when the picture was made: components' files, adapters,
+    the given picture, versions, the machine. A hub's model must have been loaded before."""
     lines = []
     then = record.get("weights", {})
     for name, now in setup.weights.items():
-        if then.get(name, {}).get("sha256") != now["sha256"]:
-            lines.append(f"weights: those of the {name} are not the same as then")
+        before = then.get(name, {})
+        if before.get("sha256") != now["sha256"]:
+            kind = "weights" if name in WEIGHTED else "files"
+            lines.append(f"{kind}: those of the {name} are not the same as then")
+        if before.get("config") != now["config"]:
+            lines.append(f"configuration: that of the {name} is not the same as then")
     for old, new in zip(record.get("adapters", ()), setup.adapters, strict=True):
         if old["sha256"] != new["sha256"]:
             lines.append(f"adapter: {new['file']} is not the same file as then")

@@ -15,7 +15,7 @@ from uhr.base.config import Config, build
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
 from uhr.models.fitting import Fit, check_patch, fit, target_size
-from uhr.models.hashes import file_hash, shown_hash
+from uhr.models.hashes import config_hash, file_hash, shown_hash
 from uhr.models.loading import DTYPES, Model, open_model, pick_device
 from uhr.models.offload import check as check_offload
 from uhr.models.quantize import check as check_quantize
@@ -181,16 +181,23 @@ class Setup:
 
     @cached_property
     def weights(self) -> dict[str, dict[str, Any]]:
-        """Every component that has weights: the file or folder that the user named for it (None: the model's
-        own), and their SHA-256 (`hashes.hash_of`). A hub's model must have been loaded before."""
-        named = {**self.model.weights, **self.request.weights}
+        """Every component: the file or folder that the user named for its weights (None: the model's own),
+        their SHA-256 (`hashes.hash_of`; of a scheduler and a tokenizer all files), and the hash of its
+        configuration. A hub's model must have been loaded before."""
+        return {name: self._hashed(name) for name in self.spec.components}
+
+    @property
+    def elsewhere(self) -> dict[str, Path]:
+        """Components whose weights are not in the model's folder."""
+        return {**self.model.weights, **self.request.weights}
+
+    def _hashed(self, name: str) -> dict[str, Any]:
+        named, own = self.elsewhere.get(name), self.model.folder / name
         return {
-            name: {
-                "path": str(named[name]) if name in named else None,
-                "sha256": shown_hash(named.get(name, self.model.folder / name), name),
-            }
-            for name in WEIGHTED
-            if name in self.spec.components
+            "path": None if named is None else str(named),
+            "sha256": shown_hash(named or own, name),
+            # a lone file is loaded by the configuration of the model's own component
+            "config": config_hash(named if named is not None and named.is_dir() else own),
         }
 
     def hash_weights(self) -> None:

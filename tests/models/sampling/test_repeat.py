@@ -134,7 +134,7 @@ def test_other_weights_are_told_and_so_is_how_many_pixels_differ(uhr, tiny_flux,
     said = uhr("--repeat", one, "--out", two, "--model", other)
     assert [line for line in said.err.splitlines() if line.startswith("warning: ")] == [
         f"warning: weights: those of the {name} are not the same as then"
-        for name in ("transformer", "text_encoder", "text_encoder_2")
+        for name in ("text_encoder", "text_encoder_2", "transformer")
     ]
     differ = int((np.abs(pixels(one) - pixels(two)).max(axis=-1) > 0).sum())
     most = np.abs(pixels(one) - pixels(two)).max()
@@ -142,6 +142,28 @@ def test_other_weights_are_told_and_so_is_how_many_pixels_differ(uhr, tiny_flux,
     assert said.out.splitlines()[-1] == (
         f"not identical: {differ:,} of 16,384 pixels differ, by at most {most} of 255"
     )
+
+
+def test_an_edited_configuration_scheduler_or_tokenizer_is_told(uhr, tiny_flux, tmp_path):
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    model = shutil.copytree(tiny_flux, tmp_path / "model")
+    uhr(*words("euler", model, one))
+
+    def edit(file, **values):
+        tree = json.loads((model / file).read_text())
+        (model / file).write_text(json.dumps({**tree, **values}))
+
+    edit("vae/config.json", _diffusers_version="99", _name_or_path="elsewhere")
+    assert "warning" not in uhr("--repeat", one, "--out", two).err
+    edit("vae/config.json", scaling_factor=0.5)
+    edit("scheduler/scheduler_config.json", max_shift=2.0)
+    edit("tokenizer/tokenizer_config.json", model_max_length=5)
+    said = uhr("--repeat", one, "--out", two)
+    assert sorted(line for line in said.err.splitlines() if line.startswith("warning: ")) == [
+        "warning: configuration: that of the vae is not the same as then",
+        "warning: files: those of the scheduler are not the same as then",
+        "warning: files: those of the tokenizer are not the same as then",
+    ]
 
 
 def test_versions_machine_device_and_files_of_then_are_compared(

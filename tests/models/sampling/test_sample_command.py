@@ -9,6 +9,7 @@ from PIL import Image
 
 from uhr.cli import main
 from uhr.models import zoo
+from uhr.models.hashes import config_hash
 from uhr.models.sampling.record import read_record
 
 
@@ -76,13 +77,21 @@ def test_json_is_the_record_and_nothing_else_on_stdout(capsys, tiny_flux, tmp_pa
     assert value == json.loads(out.with_suffix(".json").read_text())
 
 
-def test_the_record_holds_the_hash_of_every_weight_that_took_part(capsys, tiny_flux, tmp_path):
+def test_the_record_holds_the_hash_of_every_component_that_took_part(capsys, tiny_flux, tmp_path):
     out = tmp_path / "a.png"
     run(capsys, *sample(tiny_flux, out))
     parts = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    files = ("scheduler", "tokenizer", "tokenizer_2")
     assert read_record(out)["weights"] == {
-        name: {"path": None, "sha256": zoo.weights_hash(tiny_flux, name)} for name in parts
+        name: {
+            "path": None,
+            "sha256": zoo.weights_hash(tiny_flux, name),
+            "config": config_hash(tiny_flux / name),
+        }
+        for name in (*parts, *files)
     }
+    assert all(config_hash(tiny_flux / name) for name in parts)
+    assert config_hash(tiny_flux / "scheduler") is None
 
 
 def test_size_is_the_models_own_unless_given(capsys, tiny_flux, tmp_path):
