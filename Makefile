@@ -23,7 +23,8 @@ demo: $(STAMP)
 	$(BIN)/python -m uhr demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	@# two processes; a file stays in one, for the fixtures that its tests share
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
