@@ -76,7 +76,7 @@ class Source:
                     revision=self.revision,
                     allow_patterns=wanted,
                     ignore_patterns=["*.bin", "*.pt", "*.msgpack", "*.onnx*"],
-                    **({"local_files_only": True} if self.cached else {}),
+                    local_files_only=self.cached,
                 )
             )
         except GatedRepoError as error:

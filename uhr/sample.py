@@ -63,19 +63,27 @@ def again(
             metavar="DIR|ID", help="Where the model is now, if elsewhere than then.", rich_help_panel=AGAIN
         ),
     ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="package.module:Class",
+            help="The sampler that the record names, if that is not one of ours: only then its code is run.",
+            rich_help_panel=AGAIN,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer as JSON.", rich_help_panel=AGAIN)] = False,
 ) -> None:
     if repeat is None:
         if ctx.invoked_subcommand is None:
             raise UserError("no sampler is named", "see `uhr sample list`, or give --repeat PICTURE")
-        if out or model or as_json:
+        if out or model or sampler or as_json:
             raise UserError("an option stands before the sampler's name", "put it behind")
         return
     if ctx.invoked_subcommand is not None:
         raise UserError(f"--repeat {repeat} and the sampler '{ctx.invoked_subcommand}'", "give one of them")
     if out is None:
         raise UserError("--repeat without --out", "name the new picture: --out again.png")
-    _repeat(repeat, out, model, as_json)
+    _repeat(repeat, out, model, sampler, as_json)
 
 
 @app.command("list", rich_help_panel=LOOK)
@@ -222,6 +230,8 @@ def _painted(setup: Setup, item: Item, out: Path, previews: Path | None = None) 
     call = setup.call(item)
     if previews is not None:
         setup.check_previews(call)
+        names = [stage.name for stage in setup.method.stages(call)[:-1]]
+        record.check_stages(record.stage_files(previews, out.stem, names), item.image)
     session = _loaded(setup)
     with console.progress("sample", total=None, unit="calls") as advance:
         painting = session.paint(call, advance, stages=previews is not None)
@@ -241,18 +251,16 @@ def _loaded(setup: Setup) -> Session:
     return session
 
 
-def _repeat(picture: Path, out: Path, model: str | None, as_json: bool) -> None:
+def _repeat(picture: Path, out: Path, model: str | None, sampler: str | None, as_json: bool) -> None:
     from uhr.models.sampling import record, repeat
     from uhr.models.sampling.setup import Setup
 
-    record.check_out(out)
-    then = record.read_record(picture)
-    if out.exists() and picture.exists() and out.samefile(picture):
-        raise UserError(f"--out {out} is the picture that is to be repeated", "name another file")
-    request, item = repeat.asked(then, str(picture), model)
+    then, original = record.read_record(picture), repeat.picture_of(picture)
+    request, item = repeat.asked(then, str(picture), model, sampler)
+    repeat.check_out(out, picture, item)
     repeat.check_files(request, item)
     request, lines = repeat.on_this_machine(request)
-    setup = Setup.of(request)
+    setup = Setup.of(request, fetch=repeat.may_fetch(model))
     call = setup.call(item)
     session = _loaded(setup)
     lines += repeat.differences(then, setup, item)
@@ -260,8 +268,11 @@ def _repeat(picture: Path, out: Path, model: str | None, as_json: bool) -> None:
         console.warn(line)
     with console.progress("sample", total=None, unit="calls") as advance:
         painting = session.paint(call, advance)
-    record.write(out, painting.picture, painting.record)
-    found = repeat.compare(picture, painting.picture)
+    try:
+        # before anything is written
+        found = None if original is None else repeat.compare(original, painting.picture)
+    finally:
+        record.write(out, painting.picture, painting.record)
     told = {"identical": None} if found is None else found.describe()
     verdict = "no picture of then to compare it with" if found is None else str(found)
     value = {"out": str(out), "differences": lines, **told, "record": painting.record}

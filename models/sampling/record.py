@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
 import platform
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from uhr import __version__
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, sha256_file, user_path, write_json
+from uhr.models.guidance import spoken
 from uhr.models.sampling.setup import Call, Setup
 
 CHUNK = "uhr"
 """The PNG text chunk that holds the record, as JSON."""
+
+STAGE = "uhr-stage"
+"""The PNG text chunk that marks a preview: it holds the stage's name."""
+
+SEARCHED = 1 << 26
+"""px up to which a picture is decoded to look for a record behind its pixels, where some editors put it."""
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 """Whose versions stand in a record."""
@@ -112,11 +118,18 @@ def check_out(out: Path, given: Path | None = None) -> None:
         raise UserError(f"--out {out} is no PNG", "name a file that ends in .png")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", "name a file in it")
-    if given is not None and out.exists() and user_path(given).exists() and out.samefile(user_path(given)):
+    if _is_same(out, given):
         raise UserError(f"--out {out} is the given picture itself", "name another file")
     file = beside(out)
     if file.exists() and _read_json(file) is None:
         raise UserError(f"{file} is not ours, and the record of {out.name} goes there", "rename one of them")
+
+
+def _is_same(file: Path, given: Path | None) -> bool:
+    """Whether both are there and one file, `given` as a user wrote it."""
+    if given is None or not file.exists() or not user_path(given).exists():
+        return False
+    return file.samefile(user_path(given))
 
 
 def write(path: Path, picture: Any, record: dict[str, Any]) -> None:
@@ -124,19 +137,37 @@ def write(path: Path, picture: Any, record: dict[str, Any]) -> None:
 
     Both are whole or absent, and the JSON comes last: where it stands, its picture does.
     """
+    data = png_bytes(picture, record)
     path.parent.mkdir(parents=True, exist_ok=True)
     # that of an earlier picture must not stand beside this one
     beside(path).unlink(missing_ok=True)
     with atomic(path) as temporary:
-        temporary.write_bytes(png_bytes(picture, record))
+        temporary.write_bytes(data)
     write_json(beside(path), record)
 
 
+def stage_files(folder: Path, stem: str, names: Sequence[str]) -> list[Path]:
+    """Where pictures of stages go: `STEM-1-base.png` and so on."""
+    return [folder / f"{stem}-{number}-{name}.png" for number, name in enumerate(names, 1)]
+
+
+def check_stages(files: Sequence[Path], given: Path | None = None) -> None:
+    """UserError for a file that is there and no earlier picture of a stage, or that is the `given` picture:
+    it would be written over."""
+    for file in files:
+        if file.exists() and (_is_same(file, given) or _read_chunk(file, STAGE) is None):
+            raise UserError(f"{file} is there, and a preview would replace it", "name another --previews DIR")
+
+
 def write_stages(folder: Path, stem: str, stages: Sequence[tuple[str, Any]]) -> None:
-    """The pictures of stages (PIL) by their names, as `STEM-1-base.png` and so on."""
-    for number, (name, picture) in enumerate(stages, 1):
-        with atomic(folder / f"{stem}-{number}-{name}.png") as temporary:
-            picture.save(temporary, format="PNG")
+    """The pictures of stages (PIL) by their names, each marked as one."""
+    from PIL.PngImagePlugin import PngInfo
+
+    for file, (name, picture) in zip(stage_files(folder, stem, [n for n, _ in stages]), stages, strict=True):
+        info = PngInfo()
+        info.add_text(STAGE, name)
+        with atomic(file) as temporary:
+            picture.save(temporary, format="PNG", pnginfo=info)
 
 
 def png_bytes(picture: Any, record: dict[str, Any]) -> bytes:
@@ -144,7 +175,7 @@ def png_bytes(picture: Any, record: dict[str, Any]) -> bytes:
     from PIL.PngImagePlugin import PngInfo
 
     info, file = PngInfo(), io.BytesIO()
-    info.add_text(CHUNK, json.dumps(record, sort_keys=True))
+    info.add_text(CHUNK, json.dumps(record, sort_keys=True, allow_nan=False))
     picture.save(file, format="PNG", pnginfo=info)
     return file.getvalue()
 
@@ -155,32 +186,33 @@ def read_record(path: Path) -> dict[str, Any]:
     if path.suffix.lower() == ".json":
         record = _read_json(path)
     else:
-        record = _read_chunk(path) or _read_json(beside(path))
+        text = _read_chunk(path, CHUNK)
+        record = (None if text is None else _parsed(text)) or _read_json(beside(path))
     if record is None:
         raise UserError(f"{path} does not say how it was made", "name a PNG that `uhr sample` wrote")
     return record
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Generator[Any]:
-    """A picture that was painted here (PIL), of any size: Pillow refuses from 179 megapixels on, 16K say."""
-    from PIL import Image
+def opened(path: Path) -> Any:
+    """A PNG (PIL), not decoded yet, of any size: whoever decodes it must have seen that. `Image.open` refuses
+    from 179 megapixels on, 16K say."""
+    from PIL.PngImagePlugin import PngImageFile
 
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path) as picture:
-            yield picture
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def _read_chunk(path: Path) -> dict[str, Any] | None:
-    try:
-        with opened(path) as picture:
-            text = getattr(picture, "text", {}).get(CHUNK)
+        return PngImageFile(path)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error})", "name a PNG") from error
-    return None if text is None else _parsed(text)
+
+
+def _read_chunk(path: Path, name: str) -> str | None:
+    with opened(path) as picture:
+        found = picture.info.get(name)
+        if found is None and picture.width * picture.height <= SEARCHED:
+            try:
+                found = picture.text.get(name)
+            except (OSError, SyntaxError, ValueError) as error:
+                raise UserError(f"{path} cannot be read ({error})", "name a PNG") from error
+    return found if isinstance(found, str) else None
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
@@ -204,7 +236,7 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 def describe(path: Path, record: dict[str, Any]) -> str:
     """What was made, for people: nothing that was filled in stays unsaid."""
-    guidance = "no guidance" if record["guidance"] is None else f"guidance {record['guidance']:g}"
+    guidance = spoken([stage["guidance"] for stage in record["details"]["stages"]])
     adapters = "".join(f", {a['file']} at {a['scale']:g}" for a in record["adapters"])
     image = "" if record["image"] is None else f" from {record['image']['path']}"
     notes = "".join(f"\nnote: {note}" for note in record["details"].get("notes", ()))

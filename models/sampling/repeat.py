@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from uhr.base.config import build
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
-from uhr.models.sampling.record import machine, opened, versions
+from uhr.models.samplers import SAMPLERS, check_name
+from uhr.models.sampling import record as records
+from uhr.models.sampling.record import beside, machine, opened, versions
 from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.setup import WEIGHTED, Setup
 
 WHERE_MADE = "repeat it in the folder where it was made, since paths are kept as they were given"
 
 
-def asked(record: Mapping[str, Any], where: str, model: str | None = None) -> tuple[Request, Item]:
+def asked(
+    record: Mapping[str, Any], where: str, model: str | None = None, sampler: str | None = None
+) -> tuple[Request, Item]:
     """What a record's picture was made of, with every default filled in as it was then.
 
     A hub's model is taken at the commit that was used, unless `model` names another place for it. UserError
-    for a record that lacks something.
+    for a record that lacks something, and for a sampler that is none of ours: a record may come from anybody,
+    so that its code runs only if the user names it as `sampler`.
     """
     try:
         request = build(Request, record["request"], where)
@@ -37,6 +43,10 @@ def asked(record: Mapping[str, Any], where: str, model: str | None = None) -> tu
     except (KeyError, TypeError, ValueError) as error:
         what = f"the record of {where} is not whole ({type(error).__name__}: {error})"
         raise UserError(what, "was it changed? it cannot be repeated") from error
+    check_name(request.sampler)
+    if request.sampler not in (SAMPLERS if sampler is None else (sampler,)):
+        what = f"the record of {where} asks for the sampler '{request.sampler}'"
+        raise UserError(what, f"if you trust its code, name it: --sampler {quote(request.sampler)}")
     request = build(Request, {**request.model_dump(), **known}, where)
     if item.image is None:
         size = (record["width"], record["height"])
@@ -58,6 +68,31 @@ def _model(then: Mapping[str, Any], now: str | None) -> dict[str, Any]:
             raise UserError(f"model {place} is not there", "say where it is now: --model DIR")
     pinned = None if revision is None else "@".join(((base or name).partition("@")[0], revision))
     return {"model": name, "base": pinned or base} if base else {"model": pinned or name, "base": None}
+
+
+def may_fetch(model: str | None) -> bool:
+    """Whether the hub may be asked: for a `model` that the user has named, unless that is a lone file, to
+    which the record names the rest. Else its cache must do."""
+    return model is not None and not user_path(model).is_file()
+
+
+def picture_of(file: Path) -> Path | None:
+    """The picture of then: the file itself, or what stands beside a record's JSON, if anything does."""
+    if file.suffix.lower() != ".json":
+        return file
+    picture = file.with_suffix(".png")
+    return picture if picture.exists() else None
+
+
+def check_out(out: Path, picture: Path, item: Item) -> None:
+    """UserError unless `out` can be written without a loss: of the picture that is repeated, of its record,
+    or of the picture that it was made of."""
+    records.check_out(out, item.image)
+    for old in (picture, picture_of(picture), beside(picture)):
+        for new in (out, beside(out)):
+            if old is not None and old.exists() and new.exists() and new.samefile(old):
+                what = f"--out {out}: {new} is the picture that is to be repeated, or its record"
+                raise UserError(what, "name another file")
 
 
 def on_this_machine(request: Request) -> tuple[Request, list[str]]:
@@ -163,19 +198,18 @@ class Comparison:
         return f"not identical: {self.differ:,} of {total:,} pixels differ, by at most {self.most} of 255"
 
 
-def compare(first: Path, again: Any) -> Comparison | None:
-    """The picture in a file, or beside a record's JSON, and one in memory (PIL), value by value, transparency
-    as well; None where no picture stands beside the JSON."""
-    if first.suffix.lower() == ".json":
-        first = first.with_suffix(".png")
-        if not first.exists():
-            return None
+def compare(first: Path, again: Any) -> Comparison:
+    """The picture in a file and one in memory (PIL), value by value, transparency as well. A file of another
+    size is not decoded."""
     import numpy as np
 
-    with opened(first) as file:
-        one, two = np.asarray(file.convert("RGBA")), np.asarray(again.convert("RGBA"))
     width, height = again.size
-    if one.shape != two.shape:
-        return Comparison(width, height, width * height, 255, (one.shape[1], one.shape[0]))
+    with opened(first) as file:
+        if file.size != again.size:
+            return Comparison(width, height, width * height, 255, file.size)
+        try:
+            one, two = np.asarray(file.convert("RGBA")), np.asarray(again.convert("RGBA"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{first} cannot be compared with ({error})", "it is damaged") from error
     apart = (np.maximum(one, two) - np.minimum(one, two)).max(axis=-1)
     return Comparison(width, height, int((apart > 0).sum()), int(apart.max()))

@@ -95,7 +95,7 @@ class Item(Config):
     prompt: str
     name: str = ""
     negative: str | None = None
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     size: Pixels | None = None
     image: Path | None = None
     original: Original | None = None

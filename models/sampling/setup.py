@@ -148,12 +148,13 @@ class Setup:
     device: str
 
     @classmethod
-    def of(cls, request: Request) -> Setup:
-        """UserError for whatever of a request cannot be, whichever picture it is for."""
+    def of(cls, request: Request, fetch: bool = True) -> Setup:
+        """UserError for whatever of a request cannot be, whichever picture it is for. Without `fetch` the hub
+        is not asked, and its cache must do."""
         check_name(request.sampler)
         if request.dtype not in ("auto", *DTYPES):
             raise unknown("dtype", request.dtype, ("auto", *DTYPES), "--dtype")
-        model = open_model(request.model, request.spec, base=request.base)
+        model = open_model(request.model, request.spec, base=request.base, fetch=fetch)
         if model.file is not None and request.transformer is not None:
             raise UserError(
                 f"--transformer {request.transformer} and a backbone as --model", "give one of them"

@@ -23,6 +23,16 @@ def test_refusals_and_missing_networks_are_errors_of_their_own():
     assert not issubclass(LocalEntryNotFoundError, GatedRepoError)
 
 
+def test_with_local_files_only_a_snapshot_is_of_the_cache_and_nobody_is_asked(hub, tmp_path):
+    address, _ = hub
+    with pytest.raises(LocalEntryNotFoundError):
+        snapshot_download("org/name", endpoint=address, cache_dir=tmp_path, local_files_only=True)
+    folder = tmp_path / "models--org--name" / "snapshots" / ("c" * 40)
+    folder.mkdir(parents=True)
+    words = {"endpoint": "http://127.0.0.1:9", "cache_dir": tmp_path, "local_files_only": True}
+    assert Path(snapshot_download("org/name", revision="c" * 40, **words)) == folder
+
+
 @pytest.fixture
 def hub():
     """A hub on this machine that has one file, kept in LFS: (its address, the file's bytes)."""

@@ -250,7 +250,8 @@ class FakeHub:
     def __init__(self, folder):
         self.folder, self.asked = folder, []
 
-    def __call__(self, repository, *, revision, allow_patterns, ignore_patterns):
+    def __call__(self, repository, *, revision, allow_patterns, ignore_patterns, local_files_only):
+        assert not local_files_only
         self.asked.append((repository, revision, tuple(allow_patterns)))
         return str(self.folder)
 

@@ -17,9 +17,9 @@ from uhr.base.errors import UserError, unknown
 
 
 class Config(pydantic.BaseModel):
-    """Base of every configuration: immutable, and an unknown key is an error."""
+    """Base of every configuration: immutable; an unknown key is an error, and so is a number that is none."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=pydantic.BaseModel)

@@ -51,9 +51,10 @@ def user_path(text: str | Path) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, atomically."""
+    """`value` as indented JSON, atomically. ValueError for a NaN or an infinity, which JSON does not have."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.models.samplers import SAMPLERS, sampler_class
+from uhr.models.sampling import record
 from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.session import Session
 from uhr.models.sampling.setup import Setup
@@ -85,6 +87,26 @@ def test_the_command_writes_them_beside_no_record(tiny_flux, tmp_path, capsys):
     }
     assert all("uhr" not in picture.text for picture in found.values())
     assert json.loads((tmp_path / "lake.json").read_text())["width"] == 256
+
+
+def test_they_replace_earlier_ones_and_nothing_else(tiny_flux, tmp_path, capsys, monkeypatch):
+    from uhr.models import loading
+
+    previews, out = tmp_path / "previews", tmp_path / "lake.png"
+    words = ["sample", "sdedit", "--model", str(tiny_flux), "--prompt", "x", "--steps", "4", "--size"]
+    words += ["128x128", "--device", "cpu", "--out", str(out), "--previews", str(previews)]
+    assert main(words) == 0
+    (file,) = previews.iterdir()
+    before = file.read_bytes()
+    assert main(words) == 0
+    assert file.read_bytes() == before
+    monkeypatch.setattr(loading, "load_component", None)
+    record.check_stages([file, previews / "none.png"], given=out)
+    with pytest.raises(UserError, match="a preview would replace it"):
+        record.check_stages([file], given=file)
+    Image.new("RGB", (8, 8)).save(file)
+    assert main(words) == 1
+    assert f"{file} is there, and a preview would replace it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sampler", ["euler", "ultraflux"])

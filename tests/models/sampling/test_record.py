@@ -1,13 +1,16 @@
 """The record of a picture: in the PNG and beside it, whole or absent, and never in a stranger's file."""
 
 import json
+import math
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from uhr.base.errors import UserError
-from uhr.models.sampling import record
+from uhr.models.sampling import record, repeat
 
 RECORD = {
     "uhr": "0",
@@ -75,3 +78,49 @@ def test_out_is_a_pngs_name(tmp_path):
     for name in ("a.jpg", "a", "folder.png"):
         with pytest.raises(UserError, match="--out"):
             record.check_out(Path(tmp_path / name))
+
+
+def test_a_number_that_is_none_is_not_written_and_what_stands_there_stays(tmp_path):
+    out = tmp_path / "lake.png"
+    record.write(out, picture(), RECORD)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.write(out, picture(1), RECORD | {"guidance": math.nan})
+    assert record.read_record(out) == json.loads(record.beside(out).read_text()) == RECORD
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+TEXT = chunk(b"tEXt", record.CHUNK.encode() + b"\0" + json.dumps(RECORD).encode())
+
+
+def test_a_record_behind_the_pixels_is_found_in_a_picture_that_is_no_bomb(tmp_path, monkeypatch):
+    file = tmp_path / "edited.png"
+    picture().save(file)
+    data = file.read_bytes()
+    file.write_bytes(data[:-12] + TEXT + data[-12:])
+    assert record.read_record(file) == RECORD
+    monkeypatch.setattr(record, "SEARCHED", 63)
+    with pytest.raises(UserError, match="does not say how it was made"):
+        record.read_record(file)
+
+
+def bomb(path, side=20_000):
+    """A PNG of ours, by its header, that declares `side`^2 px; reading them is an error."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    parts = [header, TEXT, chunk(b"IDAT", b"boom"), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+def test_a_large_picture_is_not_decoded_to_be_read_or_compared(tmp_path):
+    file, guard = bomb(tmp_path / "bomb.png"), Image.MAX_IMAGE_PIXELS
+    assert record.read_record(file) == RECORD
+    found = repeat.compare(file, picture())
+    assert str(found) == "not comparable: the first has 20000x20000 px"
+    with record.opened(file) as opened:
+        assert opened.size == (20_000, 20_000)
+        assert guard == Image.MAX_IMAGE_PIXELS, "Pillow's own guard is left as it was"
+    with pytest.raises(UserError, match="cannot be compared with"):
+        repeat.compare(bomb(tmp_path / "damaged.png", side=8), picture())

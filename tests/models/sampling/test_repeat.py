@@ -248,6 +248,34 @@ def test_wrong_calls_of_repeat_are_one_line(uhr, tiny_flux, tmp_path):
     assert "does not say how it was made" in error
 
 
+def test_nothing_is_lost_by_repeating(uhr, tiny_flux, given, tmp_path, monkeypatch):
+    from uhr.models import loading
+
+    one, kept = tmp_path / "one.png", tmp_path / "kept.png"
+    uhr(*words("sdedit", tiny_flux, one, "--image", given))
+    shutil.copy(one, kept)
+    monkeypatch.setattr(loading, "load_component", None)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for picture in (one, record.beside(one)):
+        assert "is the picture that is to be repeated" in uhr("--repeat", picture, "--out", one, code=1).err
+    for picture in (one, kept, record.beside(one)):
+        assert "is the given picture itself" in uhr("--repeat", picture, "--out", given, code=1).err
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    one.unlink()
+    # the record is all that is left
+    error = uhr("--repeat", record.beside(one), "--out", one, code=1).err
+    assert "one.json is the picture that is to be repeated, or its record" in error
+
+
+def test_a_damaged_picture_of_then_costs_no_new_one(uhr, tiny_flux, tmp_path):
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    uhr(*words("euler", tiny_flux, one))
+    then = pixels(one)
+    one.write_bytes(one.read_bytes()[:-2000])
+    assert "cannot be compared with" in uhr("--repeat", record.beside(one), "--out", two, code=1).err
+    assert np.array_equal(pixels(two), then)
+
+
 def test_a_hubs_model_is_repeated_at_its_commit(tmp_path, monkeypatch):
     then = {"name": "org/name@main", "base": None, "spec": "flux1-dev", "revision": "c0ffee"}
     assert repeat._model(then, None) == {"model": "org/name@c0ffee", "base": None}

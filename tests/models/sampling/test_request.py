@@ -1,13 +1,16 @@
 """Requests and items are plain values: through JSON and back they are the same."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uhr.base.config import build
 from uhr.base.errors import UserError
+from uhr.models.samplers import SAMPLERS, sampler_class
 from uhr.models.sampling.request import Adapter, Item, Original, Request, parse_size
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -28,8 +31,8 @@ requests = st.builds(
 )  # fmt: skip
 originals = st.none() | st.builds(Original, prompt=text, model=text, instruction=text)
 items = st.builds(
-    Item, prompt=text, name=text, negative=st.none() | text, seed=st.integers(), size=sizes, image=paths,
-    original=originals,
+    Item, prompt=text, name=text, negative=st.none() | text, seed=st.integers(0, 2**63 - 1), size=sizes,
+    image=paths, original=originals,
 )  # fmt: skip
 
 
@@ -67,3 +70,19 @@ def test_sizes_are_read_as_people_write_them(width, height):
 def test_what_is_no_size_is_one_line(size):
     with pytest.raises(UserError, match="write it as WIDTHxHEIGHT"):
         parse_size(size)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_is_one_that_torch_takes(seed):
+    with pytest.raises(UserError, match="'seed' should be"):
+        build(Item, {"prompt": "", "seed": seed}, "here")
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", -math.inf])
+def test_a_number_that_is_none_is_refused_wherever_one_is_given(number):
+    for more in ({"guidance": number}, {"scale": number}, {"adapters": [{"name": "a", "scale": number}]}):
+        with pytest.raises(UserError, match="should be a finite number"):
+            build(Request, {"sampler": "euler", "model": "m", **more}, "here")
+    for sampler in SAMPLERS:
+        with pytest.raises(UserError, match="'true_cfg_scale' should be a finite number"):
+            build(sampler_class(sampler, "flux1").Options, {"true_cfg_scale": number}, "here")
