@@ -2,6 +2,8 @@
 
 import pytest
 
+from uhr.models.samplers import SAMPLERS, sampler_class
+
 QUICK = {"base_steps": 2, "strength": 0.5, "skip": 2}
 """Options that make calls short, for the samplers that have them."""
 
@@ -84,3 +86,25 @@ def straight(monkeypatch):
         return lambda count: value.expand(1, count, 4 * channels)
 
     return lead
+
+
+@pytest.fixture(params=SAMPLERS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def family():
+    return "flux1"
+
+
+@pytest.fixture
+def sampler(name, family, made):
+    return made(sampler_class(name, family))
+
+
+@pytest.fixture
+def sample(name, sampler, quick, seeded):
+    """A short call of the sampler, seed 0; keywords change it."""
+    usual = quick(name, type(sampler))
+    return lambda prompt="a red house", **more: sampler(prompt, **{**usual, "generator": seeded(), **more})

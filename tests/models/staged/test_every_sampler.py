@@ -1,27 +1,23 @@
-"""What holds for every sampler alike: a new one in the registry joins by itself."""
+"""What every sampler does alike on the way to a picture: a new one in the registry joins by itself."""
 
 import contextlib
 import copy
-import inspect
-import json
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from uhr.base.errors import UserError
-from uhr.models import stages, surgery, zoo
+from uhr.models import stages, surgery
 from uhr.models.hr_toolkit import Toolkit
 from uhr.models.samplers import SAMPLERS, sampler_class
 from uhr.models.vae import tiled
 
 FAMILIES = ("flux1", "flux2")
 SIDE = 192
-CLASSES = {name: sampler_class(name, "flux1") for name in SAMPLERS}
-PICTURES = [name for name, cls in CLASSES.items() if cls.takes_picture]
 DENSE = [
-    name for name, cls in CLASSES.items() if isinstance(getattr(cls.Options(), "toolkit", None), Toolkit)
+    name
+    for name in SAMPLERS
+    if isinstance(getattr(sampler_class(name, "flux1").Options(), "toolkit", None), Toolkit)
 ]
 """Those that call the backbone above its native size as it is."""
 
@@ -32,28 +28,6 @@ PLAIN = {
     "patch-cascade": {"schedule": "uniform"},
 }
 """Options by which a sampler follows nothing but the field and its reference."""
-
-
-@pytest.fixture(params=SAMPLERS)
-def name(request):
-    return request.param
-
-
-@pytest.fixture
-def family():
-    return "flux1"
-
-
-@pytest.fixture
-def sampler(name, family, made):
-    return made(sampler_class(name, family))
-
-
-@pytest.fixture
-def sample(name, sampler, quick, seeded):
-    """A short call of the sampler, seed 0; keywords change it."""
-    usual = quick(name, type(sampler))
-    return lambda prompt="a red house", **more: sampler(prompt, **{**usual, "generator": seeded(), **more})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -154,15 +128,6 @@ def test_the_same_seed_is_bitwise_the_same_picture_and_another_is_not(sample, se
     assert not np.array_equal(first, other)
 
 
-def test_noise_may_be_given_in_place_of_what_is_drawn_first(sampler, sample, seeded):
-    drawn = sample(output_type="pt").images
-    draw, first = seeded(), sampler.stages[0]
-    noise = sampler.pack(sampler.noise(1, *first.size, draw))
-    assert torch.equal(sample(latents=noise, generator=draw, output_type="pt").images, drawn)
-    with pytest.raises(UserError, match=r"latents of shape \[1, 3, 64\]: give packed noise"):
-        sample(latents=noise[:, :3])
-
-
 def test_it_leaves_torchs_random_state_and_the_models_alone(sampler, sample):
     torch.manual_seed(1)
     expected = torch.rand(2)
@@ -253,49 +218,6 @@ def test_above_the_native_size_each_part_of_the_toolkit_acts(sampler, sample, pa
     assert not torch.allclose(sample(**size).images, other, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", PICTURES, indirect=True)
-def test_a_picture_takes_the_place_of_the_base_pass(sampler, sample, seeded):
-    pixels = (255 * torch.rand(96, 96, 3, generator=seeded(1))).byte().numpy()
-    as_pil = sample(image=Image.fromarray(pixels), output_type="pt").images
-    assert len(sampler.stages) == 1
-    as_array = sample(image=pixels, output_type="pt").images
-    as_tensor = sample(image=torch.from_numpy(pixels).movedim(-1, 0) / 255, output_type="pt").images
-    assert torch.equal(as_pil, as_array)
-    torch.testing.assert_close(as_tensor, as_pil, atol=1e-4, rtol=1e-4)
-    other = sample(image=255 - pixels, output_type="pt").images
-    assert not torch.allclose(other, as_pil, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", PICTURES, indirect=True)
-def test_a_scale_is_of_the_pictures_sides(sample):
-    picture = torch.rand(3, 128, 96)
-    assert sample(image=picture, scale=2, height=None, width=None).images[0].size == (192, 256)
-    with pytest.raises(UserError, match="both a scale and a size"):
-        sample(image=picture, scale=2)
-    with pytest.raises(UserError, match="only one of height and width"):
-        sample(image=picture, width=None)
-
-
-def test_pictures_come_in_any_shape_of_the_units_and_every_output_type(sample):
-    picture = sample(height=192, width=320).images[0]
-    assert picture.size == (320, 192)
-    (array,) = sample(output_type="np", return_dict=False)
-    tensor = sample(output_type="pt").images
-    assert array.shape == (1, SIDE, SIDE, 3)
-    assert np.allclose(array[0], tensor[0].movedim(0, -1))
-    with pytest.raises(UserError, match=r"200x192 cannot be made: multiples of \d+; nearest 192x192 or"):
-        sample(width=200)
-
-
-def test_every_stage_before_the_last_is_shown_on_request(sampler, sample):
-    output = sample(return_stages=True)
-    shown = [pictures[0].size for pictures in output.stages]
-    assert shown == [(each.width, each.height) for each in sampler.stages[:-1]]
-    assert sample().stages is None
-    images, again = sample(return_stages=True, return_dict=False)
-    assert (images[0].size, len(again)) == ((SIDE, SIDE), len(shown))
-
-
 def test_an_interrupted_call_hands_over_what_it_reached(sampler, sample):
     def callback(pipeline, step, timestep, tensors):
         pipeline._interrupt = step == 1
@@ -305,80 +227,6 @@ def test_an_interrupted_call_hands_over_what_it_reached(sampler, sample):
     last = sampler.stages[-1]
     assert picture.size == (last.width, last.height)
     assert sampler.model_calls <= 2 * max(each.calls for each in sampler.stages)
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"strenght": 1}, "unknown key 'strenght'"),
-        ({"prompt": None}, "no prompt is given"),
-        ({"guidance_scale": None}, "wants a guidance scale"),
-        ({"negative_prompt": "y"}, "no effect at true_cfg_scale 1"),
-        ({"true_cfg_scale": 3.0}, "wants a negative prompt"),
-        ({"scale": 2}, "scale 2 is given without a picture"),
-        ({"callback_on_step_end_tensor_inputs": ["latent"]}, "asks for latent"),
-    ],
-)
-def test_what_cannot_be_is_one_clear_line(sample, more, message):
-    with pytest.raises(UserError, match=message):
-        sample(**more)
-
-
-@pytest.mark.parametrize("name", PICTURES, indirect=True)
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (torch.rand(3, 64, 128), "a picture of 128x64 does not fit 192x192"),
-        (torch.rand(2, 3, 64, 64), "2 pictures for 1 prompts"),
-        ([torch.rand(3, 64, 64), torch.rand(3, 32, 32)], "differ in size"),
-        (torch.rand(1, 64, 64), "give RGB"),
-    ],
-)
-def test_a_picture_that_cannot_be_is_one_clear_line(sample, image, message):
-    with pytest.raises(UserError, match=message):
-        sample(image=image)
-
-
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in PICTURES], indirect=True)
-def test_a_picture_where_none_is_taken_is_refused(sample):
-    with pytest.raises(UserError, match="no base pass that a picture"):
-        sample(image=torch.rand(3, 128, 128))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_preflight_and_the_call_make_the_same_plan(name, family, sampler, sample, quick):
-    cls, spec = type(sampler), zoo.get(f"tiny-{family}")
-    given = quick(name, cls)
-    options = cls.Options(**{key: value for key, value in given.items() if key in cls.Options.model_fields})
-    told = (spec, options, SIDE, SIDE, given["num_inference_steps"])
-    cls.preflight(*told, False)
-    sample(output_type="latent")
-    assert cls.all_steps(*told) == stages.total_steps(sampler.stages)
-    assert [each.describe() for each in cls.planned(*told)] == [
-        {**each.describe(), "sigmas": pytest.approx(each.sigmas)} for each in sampler.stages
-    ]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_call_that_names_neither_size_nor_steps_takes_the_samplers_own(
-    name, family, sampler, sample, monkeypatch
-):
-    cls, spec = type(sampler), zoo.get(f"tiny-{family}")
-    monkeypatch.setattr(sampler, "velocity", lambda tokens, *_, **__: torch.zeros_like(tokens))
-    sample(height=None, width=None, num_inference_steps=None, output_type="latent")
-    assert sampler.stages[-1].size == cls.default_size(spec)
-    options = sampler.settings
-    plan = cls.planned(spec, options, *cls.default_size(spec), cls.default_steps(spec))
-    assert [each.steps for each in plan] == [each.steps for each in sampler.stages]
-
-
-def test_the_record_says_what_was_run_with_every_value(name, sampler, sample):
-    sample(output_type="latent")
-    details = json.loads(json.dumps(sampler.details()))
-    assert [each["width"] for each in details["stages"]] == [each.width for each in sampler.stages]
-    assert sum((len(s["sigmas"]) - 1) * s["calls_per_step"] for s in details["stages"]) == sampler.model_calls
-    assert details["settings"].keys() == type(sampler).Options.model_fields.keys()
-    assert surgery.from_record(details["surgeries"])
 
 
 def test_beside_a_bfloat16_backbone_latents_ids_and_levels_stay_float32(sampler, sample, monkeypatch):
@@ -392,21 +240,3 @@ def test_beside_a_bfloat16_backbone_latents_ids_and_levels_stay_float32(sampler,
     for arguments in seen:
         assert {arguments[key].dtype for key in ("img_ids", "txt_ids", "timestep")} == {torch.float32}
         assert arguments["hidden_states"].dtype == torch.bfloat16
-
-
-def test_its_signature_shows_diffusers_arguments_and_its_own_options(name):
-    cls = CLASSES[name]
-    shown = inspect.signature(cls.__call__).parameters
-    stock = inspect.signature(next(c for c in cls.__mro__ if c.__module__.startswith("diffusers.")).__call__)
-    ip_adapter = {key for key in stock.parameters if "ip_adapter" in key}
-    # `sigmas` bypass a schedule, which only Euler has no other use for
-    assert set(stock.parameters) - ip_adapter - {"sigmas"} <= set(shown)
-    for key, field in cls.Options.model_fields.items():
-        assert shown[key].default == field.get_default(call_default_factory=True)
-        assert key in cls.__call__.__doc__
-
-
-def test_it_is_made_from_the_stock_pipelines_parts(name, stock):
-    pipeline = CLASSES[name].from_pipe(stock)
-    assert pipeline.transformer is stock.transformer
-    assert pipeline._optional_components == stock._optional_components
