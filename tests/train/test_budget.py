@@ -8,7 +8,7 @@ from uhr.train.recipes import resolve
 
 def test_flux1_dev_has_the_published_numbers_without_any_weights():
     plan = estimate(resolve("lora"), "flux1-dev", [])
-    # 190 linears at rank 16 (recipes of URAE), 11.9 billion parameters, 64 x 64 tokens and 512 of text
+    # 190 linears at rank 16 (URAE's official code), 11.9 billion parameters, 64 x 64 tokens and 512 of text
     assert plan["parameters"] == {"base": 11_901_408_320, "trainable": 18_677_760}
     assert plan["phases"][0]["buckets"][0]["tokens"] == 4096 + 512
     assert plan["memory"]["weights"] == 2 * 11_901_408_320
