@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,11 @@ from uhr.models.refine import Refinement
 from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.setup import Setup
 from uhr.train.generating import identity, index
+from uhr.train.generating.identity import SetRequest
 from uhr.train.generating.index import SetInfo
 from uhr.train.generating.items import Entry
 from uhr.train.generating.refining import ANSWERS, refine_all
-from uhr.train.generating.team import Engine, runner_of
+from uhr.train.generating.team import Engine, runner_of, threads_of
 from uhr.train.generating.work import (
     FAILED,
     PICTURES,
@@ -102,20 +103,21 @@ def generate(order: Order) -> Outcome:
     _refuse_strangers(store)
     _keep_apart(order, store)
     setup = Setup.of(_checkable(order))
-    runner = runner_of(order.engine, order.workers, order.address, setup.device)
+    request = identity.settled(order.request, setup)
+    runner = runner_of(order.engine, order.workers, order.address, request.device)
     refused = _check(order, setup)
     items = [entry.item for entry in order.entries]
-    asked = identity.identify(setup, items, order.refinement).model_copy(update={"request": order.request})
+    asked = identity.identify(request, setup, threads_of(runner), items, order.refinement)
     if isinstance(store, FolderStore):
         claim(store.folder, OURS, MARKS, "the set")
     with lock.only_run(store.work_folder(), store.text):
         try:
-            identity.take(store, asked, order.fresh(order.out))
+            asked = identity.take(store, asked, order.fresh(order.out))
             names = store.names()
             found = index.read_set(store)
             if found is not None and not found.counts["failed"] and not _undone(items, names):
                 return Outcome(order.out, found, True, None)
-            _paint(order, store, names, runner, refused)
+            _paint(order, asked, store, names, runner, refused)
             with progress("index", len(items), "pictures") as advance:
                 info, error = index.finish(store, asked, items, advance)
         finally:
@@ -191,7 +193,14 @@ def _check(order: Order, setup: Setup) -> dict[str, str]:
     return refused
 
 
-def _paint(order: Order, store: Store, names: set[str], runner: Runner, refused: dict[str, str]) -> None:
+def _paint(
+    order: Order,
+    asked: SetRequest,
+    store: Store,
+    names: set[str],
+    runner: Runner,
+    refused: dict[str, str],
+) -> None:
     """Whatever is not done and can be: prompts first, all of them, then pictures."""
     items = [entry.item for entry in order.entries]
     for item in items:
@@ -208,12 +217,24 @@ def _paint(order: Order, store: Store, names: set[str], runner: Runner, refused:
     plan = UnitPlan.create(folder, table, -(-len(left) // MOST_UNITS), "paint")
     out = str(store.folder.absolute()) if isinstance(store, FolderStore) else store.text
     previews = order.previews and order.previews.absolute()
-    work = PaintWork(order.request, out, os.getcwd(), previews)
-    with progress("paint", len(items), "pictures") as advance:
+    work = PaintWork(asked.request, out, os.getcwd(), previews, asked.threads)
+    with _own_threads(), progress("paint", len(items), "pictures") as advance:
         if len(items) > len(left):
             advance(len(items) - len(left), f"{len(items) - len(left)} were done or refused before")
         advance(0, "loading the model")
         run_units(plan, work, runner, advance, lambda unit: "")
+
+
+@contextlib.contextmanager
+def _own_threads() -> Generator[None]:
+    """This process's number of threads, whatever it is in the block: work may be done in this process."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _undone(items: Sequence[Item], names: set[str]) -> list[Item]:

@@ -137,6 +137,11 @@ def _options(cls: type[Config], request: Request) -> Any:
     return build(cls, tree, f"sampler {request.sampler}")
 
 
+def usual_dtype(device: str) -> str:
+    """What `--dtype auto` is on a device."""
+    return "float32" if device.partition(":")[0] == "cpu" else "bfloat16"
+
+
 @dataclass(frozen=True)
 class Setup:
     """A request of which every name is resolved, its files found, nothing loaded."""
@@ -171,9 +176,7 @@ class Setup:
         if request.quantize is not None:
             check_quantize(request.quantize, place)
         _check_adapters(model, method, request.adapters)
-        dtype = request.dtype
-        if dtype == "auto":
-            dtype = "float32" if place.type == "cpu" else "bfloat16"
+        dtype = usual_dtype(place.type) if request.dtype == "auto" else request.dtype
         return cls(request, model, method, dtype, str(place))
 
     @property

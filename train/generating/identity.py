@@ -1,6 +1,7 @@
 """What a set is a set of: written into OUT before anything is painted, compared by every later run.
 
-It names neither machine nor engine nor the number of workers: of those a picture does not depend.
+It names neither engine nor the number of workers, of which a picture does not depend, nor the machine, of
+which no more than last bits do: another GPU or another kind of CPU may round otherwise.
 """
 
 from __future__ import annotations
@@ -14,31 +15,37 @@ from uhr.base.config import Config, fingerprint
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
 from uhr.base.store import Store
-from uhr.models.hashes import shown_hash
+from uhr.models.hashes import config_hash, shown_hash
 from uhr.models.refine import Refinement
 from uhr.models.sampling.request import Item, Request
-from uhr.models.sampling.setup import Setup
+from uhr.models.sampling.setup import Setup, usual_dtype
 from uhr.train.generating.work import REQUEST
 
 PLACE = {"device", "offload"}
-"""Parts of a request that say where it is done, not what; each picture's record names its device."""
+"""Parts of a request that say where it is done, not what; of the device its kind is compared."""
 SCHEMA_VERSION = 1
 
 
 class SetRequest(Config):
     """`request.json`.
 
-    `weights` holds the SHA-256 of each component whose weights were on the disk before the set was begun (a
-    hub's model is named by its revision); `items` the hash of every item as it was asked for, before any
-    prompt was rewritten; `refine` the model that rewrites (None: the server's only one) and the hash of what
-    it is told.
+    `request` leaves nothing open that another machine or a later day would fill in otherwise (`settled`).
+    `computes` is what paints, "cpu" or "cuda", and `threads` how many threads each worker has on a CPU: a sum
+    is cut among them, which moves its last bit. They are those of the run that began the set.
+
+    `weights` holds the hashes of each component that was on the disk before the set was begun (a hub's model
+    is named by its revision); `items` the hash of every item as it was asked for, before any prompt was
+    rewritten; `refine` the model that rewrites (None: the server's only one) and the hash of what it is told.
     """
 
     schema_version: int
     uhr: str
     request: Request
+    spec: str
+    computes: str
+    threads: int | None
     revision: str | None
-    weights: dict[str, str]
+    weights: dict[str, dict[str, str | None]]
     adapters: list[str]
     count: int
     items: str
@@ -46,22 +53,43 @@ class SetRequest(Config):
 
     @property
     def id(self) -> str:
-        """64 hex digits: the same for the same pictures."""
+        """64 hex digits: the same for the same pictures, on machines of the same kind."""
         return fingerprint(self.model_dump(mode="json", exclude={"uhr": True, "request": PLACE}))
 
 
-def identify(setup: Setup, items: Sequence[Item], refinement: Refinement | None) -> SetRequest:
-    """Of a request whose items are checked. Hashes weights that nothing has hashed yet."""
+def settled(request: Request, setup: Setup) -> Request:
+    """The request with a hub's model at the commit that was found, its device, and its dtype."""
+    model = setup.model.source.exact
+    device = setup.device if request.device == "auto" else request.device
+    known = {
+        "model" if request.base is None else "base": model,
+        "device": device,
+        "dtype": usual_dtype(device) if request.dtype == "auto" else request.dtype,
+    }
+    return request.model_copy(update=known)
+
+
+def identify(
+    request: Request, setup: Setup, threads: int, items: Sequence[Item], refinement: Refinement | None
+) -> SetRequest:
+    """Of a settled request whose items are checked. Hashes weights that nothing has hashed yet."""
     if setup.model.source.repository:
-        here = {**setup.model.weights, **setup.request.weights}
-        weights = {name: shown_hash(path, name) for name, path in here.items()}
+        weights = {
+            name: {"sha256": shown_hash(path, name), "config": config_hash(path)}
+            for name, path in setup.elsewhere.items()
+        }
     else:
-        weights = {name: each["sha256"] for name, each in setup.weights.items()}
+        weights = {
+            name: {"sha256": each["sha256"], "config": each["config"]} for name, each in setup.weights.items()
+        }
     refine = None if refinement is None else {"model": refinement.model, "told": fingerprint(refinement.text)}
     return SetRequest(
         schema_version=SCHEMA_VERSION,
         uhr=uhr.__version__,
-        request=setup.request,
+        request=request,
+        spec=setup.spec.name,
+        computes=kind_of(request.device),
+        threads=threads if kind_of(request.device) == "cpu" else None,
         revision=setup.model.revision,
         weights=weights,
         adapters=[each["sha256"] for each in setup.adapters],
@@ -71,19 +99,27 @@ def identify(setup: Setup, items: Sequence[Item], refinement: Refinement | None)
     )
 
 
-def take(store: Store, asked: SetRequest, fix: str) -> None:
-    """Make OUT that of this request; a UserError that says what differs where it is another's already."""
+def take(store: Store, asked: SetRequest, fix: str) -> SetRequest:
+    """Make OUT that of this request, and return the request, with the threads of the run that began the set;
+    a UserError that says what differs where OUT is another's already."""
     data = store.read(REQUEST)
     if data is None:
         store.write(REQUEST, (asked.model_dump_json(indent=2) + "\n").encode())
-        return
+        return asked
     try:
         there = json.loads(data)
-    except ValueError:
+        begun = asked.model_copy(update={"threads": there.get("threads")})
+    except (ValueError, AttributeError):
         raise UserError(f"{store.place(REQUEST)} is damaged", f"remove it, or {fix}") from None
-    differs = list(_differences(there, json.loads(asked.model_dump_json())))
+    differs = list(_differences(there, json.loads(begun.model_dump_json())))
     if differs:
         raise UserError(f"{store.text} holds another set: other {', '.join(differs)}", fix)
+    return begun
+
+
+def kind_of(device: str) -> str:
+    """Of "cuda:1" it is "cuda"."""
+    return device.partition(":")[0]
 
 
 def _item(item: Item) -> dict[str, Any]:
@@ -97,7 +133,12 @@ def _item(item: Item) -> dict[str, Any]:
 
 def _differences(there: dict[str, Any], asked: dict[str, Any]) -> Iterable[str]:
     """Names of what is not the same, those of the request by themselves."""
-    names = {"items": "prompts or pictures", "count": "number of prompts", "uhr": ""}
+    names = {
+        "items": "prompts or pictures",
+        "count": "number of prompts",
+        "uhr": "",
+        "computes": "kind of device",
+    }
     for name, value in asked.items():
         before = there.get(name)
         if before == value or name == "uhr":

@@ -19,7 +19,7 @@ from uhr.base.errors import UserError
 from uhr.base.store import Store
 from uhr.manifests.info import Part
 from uhr.models.sampling.request import Item
-from uhr.train.generating.identity import PLACE, SCHEMA_VERSION, SetRequest
+from uhr.train.generating.identity import PLACE, SCHEMA_VERSION, SetRequest, kind_of
 from uhr.train.generating.work import failure_name, picture_name, record_name
 
 FILE, INDEX = "set.json", "set.parquet"
@@ -66,24 +66,20 @@ def finish(
     """Write the index and `set.json`, from what stands in the store; the error of the first item that failed.
     UserError for a picture that this set's request did not make.
     """
-    request = asked.request.model_dump(mode="json", exclude=PLACE)
 
     def read(item: Item) -> tuple[dict[str, Any], dict[str, Any] | None]:
         data = store.read(record_name(item.name))
         if data is None:
             return _failed(store, item), None
-        return _made(store, item, data, request)
+        return _made(store, item, data, asked)
 
     rows, first = [], None
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         for row, record in pool.map(read, items):
             rows.append(row)
             first = first or record
-            if record is not None and first is not None and record["weights"] != first["weights"]:
-                what = (
-                    f"{store.place(record_name(row['name']))} is of a picture by other weights than the first"
-                )
-                raise UserError(what, "remove one of them; the same command paints it again")
+            if record is not None and first is not None:
+                _check_alike(first, record, store.place(record_name(row["name"])))
             advance()
     index = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), index, compression="zstd")
@@ -122,23 +118,73 @@ def _failed(store: Store, item: Item) -> dict[str, Any]:
     return {**tree, "status": "failed", "image": _text(item.image), "error": error}
 
 
-def _made(
-    store: Store, item: Item, data: bytes, request: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _made(store: Store, item: Item, data: bytes, asked: SetRequest) -> tuple[dict[str, Any], dict[str, Any]]:
     place, again = store.place(record_name(item.name)), "remove it; the same command paints it again"
     try:
         record = json.loads(data)
         row = {name: record[name] for name in ("prompt", "negative", "seed", "width", "height")}
         row |= {"name": item.name, "status": "made", "image": _text(item.image), **record["png"]}
         original = record["original"]
-    except (ValueError, LookupError, TypeError):
+        otherwise = _told(record) != _asked(asked, item)
+        _shared(record)
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{place} is no record of a picture of this set", again) from None
-    asked = original["prompt"] if original else record["prompt"]
-    painted = {name: value for name, value in record["request"].items() if name not in PLACE}
-    if painted != request or (asked, record["seed"]) != (item.prompt, item.seed):
+    if otherwise:
         raise UserError(f"{place} is of a picture that was made otherwise", again)
     row |= {"original_prompt": original and original["prompt"], "file": picture_name(item.name)}
     return row, record
+
+
+REWRITTEN = {"name", "prompt", "original"}
+"""Parts of an item that a picture's record may have otherwise than the set."""
+
+
+def _asked(asked: SetRequest, item: Item) -> dict[str, Any]:
+    """What a record must say of an item's picture."""
+    return {
+        "request": asked.request.model_dump(mode="json", exclude=PLACE),
+        "item": item.model_dump(mode="json", exclude=REWRITTEN),
+        "prompt": item.prompt,
+        "seed": item.seed,
+        "dtype": asked.request.dtype,
+        "computes": asked.computes,
+        "threads": asked.threads,
+        "adapters": asked.adapters,
+        "rewritten": asked.refine is not None,
+    }
+
+
+def _told(record: dict[str, Any]) -> dict[str, Any]:
+    """What it says. Errors: whatever a stranger's JSON may lead to."""
+    original = record["original"]
+    return {
+        "request": {name: value for name, value in record["request"].items() if name not in PLACE},
+        "item": {name: value for name, value in record["item"].items() if name not in REWRITTEN},
+        "prompt": original["prompt"] if original else record["prompt"],
+        "seed": record["seed"],
+        "dtype": record["dtype"],
+        "computes": kind_of(record["device"]),
+        "threads": record["machine"].get("threads"),
+        "adapters": [each["sha256"] for each in record["adapters"]],
+        "rewritten": original is not None,
+    }
+
+
+def _shared(record: dict[str, Any]) -> dict[str, Any]:
+    """What is known when the first picture is painted, and is the same for all."""
+    original = record["original"]
+    return {
+        "weights": record["weights"],
+        "rewriting": original and (original["model"], original["instruction"]),
+    }
+
+
+def _check_alike(first: dict[str, Any], record: dict[str, Any], place: str) -> None:
+    known = _shared(record)
+    for name, value in _shared(first).items():
+        if known[name] != value:
+            what = f"{place} is of a picture by other {name} than the first"
+            raise UserError(what, "remove one of them; the same command paints it again")
 
 
 def _text(path: Any) -> str | None:

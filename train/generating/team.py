@@ -18,8 +18,8 @@ def runner_of(engine: Engine, workers: int | None, address: str | None, device: 
     as it needs, so it has no limits.
 
     `workers` None is one per GPU, and one on the CPU or on a GPU that is named; 0 is this process. The number
-    of threads follows from what was asked for, never from what is left to do: it may move the last bit of a
-    sum.
+    of threads follows from what was asked for, never from what is left to do; on the CPU that of the run
+    which began the set is kept (`work.PaintWork`).
     """
     if address is not None and (engine != "ray" or workers == 0):
         raise UserError("--address names a Ray cluster", "leave out --engine local and --workers 0")
@@ -33,6 +33,15 @@ def runner_of(engine: Engine, workers: int | None, address: str | None, device: 
         assert count is not None
         return LocalRunner(count, NO_LIMITS, threads, gpus)
     return RayRunner(count, NO_LIMITS, address, threads, gpus=int(shared), carry=True)
+
+
+def threads_of(runner: Runner) -> int:
+    """How many threads each of its workers has."""
+    if isinstance(runner, LocalRunner | RayRunner):
+        return runner.threads
+    import torch
+
+    return torch.get_num_threads()
 
 
 def visible_gpus() -> tuple[str, ...]:

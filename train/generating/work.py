@@ -57,20 +57,34 @@ def items_table(items: Iterable[Item], failed_before: Iterable[bool]) -> pa.Tabl
 
 
 class PaintWork(Work):
-    """Paints into `out`, an absolute folder or a URL; the request's files are named as seen from `home`. An
-    item that cannot be made is written down under `failed/`, and the next one is taken.
+    """Paints into `out`, an absolute folder or a URL, with so many threads (None: as many as there are); the
+    request's files are named as seen from `home`. An item that cannot be made is written down under
+    `failed/`, and the next one is taken.
     """
 
-    def __init__(self, request: Request, out: str, home: str, previews: Path | None = None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        out: str,
+        home: str,
+        previews: Path | None = None,
+        threads: int | None = None,
+    ) -> None:
         self.request, self.out, self.home, self.previews = request, out, home, previews
+        self.threads = threads
         self._session: Any = None
 
     def open(self) -> None:
         # on another machine of a cluster the folder may be missing, and nothing named from there
         if os.path.isdir(self.home):
             os.chdir(self.home)
+        import torch
+
         from uhr.models.sampling.session import Session
         from uhr.models.sampling.setup import Setup
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
 
         self._store = open_store(self.out)
         if not self._store.exists(REQUEST):

@@ -3,7 +3,9 @@ itself."""
 
 import hashlib
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,13 @@ from PIL import Image
 
 from uhr.base.errors import UserError
 from uhr.base.lock import only_run
+from uhr.base.store import open_store
 from uhr.curate.sidecars import DEFAULT_KEYS, read_sidecars
 from uhr.manifests.units import CRASH, Fault, Watch
 from uhr.models.sampling.record import read_record
 from uhr.models.sampling.request import Item, Request
+from uhr.models.sampling.setup import Setup
+from uhr.train.generating import identity
 from uhr.train.generating.work import PaintWork, items_table
 
 PROMPTS = ["a lake", {"prompt": "a hill", "name": "hills/green", "seed": 7}, "three foxes", "fog", "a mill"]
@@ -97,6 +102,77 @@ def test_another_model_under_the_same_name_is_another_request(make, tiny_flux):
     Path("tiny").unlink()
     make_tiny("tiny-flux1", Path("tiny"), seed=1)
     assert "other weights" in make(["a lake"]).error
+
+
+@pytest.mark.parametrize(
+    "file", ["scheduler/scheduler_config.json", "vae/config.json", "tokenizer/tokenizer_config.json"]
+)
+def test_a_model_that_was_edited_is_another_request(make, tiny_flux, file):
+    Path("tiny").unlink()
+    shutil.copytree(tiny_flux, "tiny")
+    assert make(["a lake", "fog"]).code == 0
+    Path("out/pictures/0001.json").unlink()
+    tree = json.loads((Path("tiny") / file).read_text())
+    (Path("tiny") / file).write_text(json.dumps({**tree, "edited": 1}))
+    assert "other weights" in make(["a lake", "fog"]).error
+
+
+def test_a_set_is_of_one_dtype_and_kind_of_device(make, tiny_flux):
+    """What the same request would be on a machine with a GPU is another set."""
+    items = [Item(prompt="a lake")]
+    request = Request(sampler="euler", model=str(tiny_flux), size=(64, 64), steps=1)
+    here = Setup.of(request.model_copy(update={"device": "cpu"}))
+    there = replace(here, device="cuda")
+    one, other = (
+        identity.identify(identity.settled(request, setup), setup, 4, items, None) for setup in (here, there)
+    )
+    assert (one.request.dtype, one.computes, one.threads) == ("float32", "cpu", 4)
+    assert (other.request.dtype, other.computes, other.threads) == ("bfloat16", "cuda", None)
+    assert one.id != other.id
+    store = open_store("set")
+    identity.take(store, one, "x")
+    with pytest.raises(UserError, match="another set: other dtype, kind of device"):
+        identity.take(store, other, "x")
+    # by its number the same kind of device
+    first = other.request.model_copy(update={"device": "cuda:1"})
+    assert identity.identify(first, there, 4, items, None).id == other.id
+
+
+def test_the_run_that_begins_a_set_says_how_many_threads_each_worker_has(make, monkeypatch):
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr("uhr.train.generate.threads_of", lambda runner: 3)
+    first = make(PROMPTS)
+    assert first.code == 0
+    assert json.loads(first.files["request.json"])["threads"] == 3
+    Path("out/pictures/0002.json").unlink()
+    monkeypatch.setattr("uhr.train.generate.threads_of", lambda runner: 2)
+    again = make(PROMPTS)
+    assert again.code == 0, again.err
+    assert again.files == first.files
+    assert read_record(Path("out/pictures/0002.png"))["machine"]["threads"] == 3
+    assert torch.get_num_threads() == before
+
+
+def test_a_set_of_a_hubs_model_is_painted_at_one_commit(make, tiny_flux, tmp_path, monkeypatch):
+    """The branch moves on while the set is begun."""
+    asked = []
+
+    def hub(repository, *, revision, **_):
+        asked.append(revision)
+        folder = tmp_path / (revision or ("a" if len(asked) == 1 else "b") * 40)
+        if not folder.exists():
+            folder.symlink_to(tiny_flux)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    made = make(["a lake", "fog"], "--model", "org/model")
+    assert made.code == 0, made.err
+    assert asked[0] is None
+    assert set(asked[1:]) == {"a" * 40}
+    record = read_record(made.folder / "pictures/0000.png")
+    assert record["model"]["revision"] == made.facts["request"]["revision"] == "a" * 40
 
 
 def test_what_is_missing_is_painted_again_and_nothing_else(make, stamps):
@@ -192,9 +268,21 @@ def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
     make(PROMPTS)
     record = Path("out/pictures/0002.json")
     made = json.loads(record.read_text())
-    record.write_text(json.dumps({**made, "seed": 9}))
     Path("out/set.json").unlink()
-    assert "0002.json is of a picture that was made otherwise: remove it" in make(PROMPTS).error
+    otherwise = [
+        {"seed": 9},
+        {"dtype": "bfloat16"},
+        {"device": "cuda:1"},
+        {"machine": {"threads": 99}},
+        {"adapters": [{"sha256": "0" * 64}]},
+        {"item": {**made["item"], "negative": "fog"}},
+        {"item": {**made["item"], "size": [128, 128]}},
+        {"item": {**made["item"], "image": "other.png"}},
+        {"original": {"prompt": made["prompt"], "model": "x", "instruction": "y"}},
+    ]
+    for change in otherwise:
+        record.write_text(json.dumps({**made, **change}))
+        assert "0002.json is of a picture that was made otherwise: remove it" in make(PROMPTS).error, change
     record.write_text(json.dumps({**made, "weights": {}}))
     assert "0002.json is of a picture by other weights than the first: remove" in make(PROMPTS).error
     record.write_text("{}")

@@ -101,6 +101,16 @@ def test_another_model_on_the_server_does_not_go_on_with_the_set(make, chat):
     assert make(["a lake", "fog"], "--refine", chat.url).code == 0
 
 
+def test_a_picture_of_another_models_prompt_is_found_at_the_end(make, chat):
+    assert make(["a lake", "fog"], "--refine", chat.url).code == 0
+    Path("out/set.json").unlink()
+    file = Path("out/pictures/0001.json")
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "original": {**record["original"], "model": "other"}}))
+    made = make(["a lake", "fog"], "--refine", chat.url)
+    assert "0001.json is of a picture by other rewriting than the first: remove one of them" in made.error
+
+
 def test_prompts_as_they_are_and_another_instruction_are_other_sets(make, chat):
     make(["a lake"], "--refine", chat.url)
     assert "other refine" in make(["a lake"]).error
