@@ -174,9 +174,7 @@ def paint(
         Item, {"prompt": prompt or "", "negative": negative, "seed": seed, "image": image}, "uhr sample"
     )
     if plan:
-        if prompts is not None:
-            raise UserError("--plan is of one picture", "leave --prompts out")
-        _plan(request, said, on, as_json)
+        _plan(request, said, prompts, on, as_json)
         return
     if on is not None:
         raise UserError(f"--on {on} plans for a GPU and paints nothing", "give --plan as well")
@@ -184,12 +182,17 @@ def paint(
     team = sample_set.Team.of(engine, workers, address)
     if sample_set.is_set(prompts, image):
         sample_set.make_set(request, said, prompts, out, refinement, previews, team, as_json)
-        return
-    team.refuse_one_picture()
+    else:
+        team.refuse_one_picture()
+        _one(request, said, _named(prompt, out), refinement, previews, as_json)
+
+
+def _named(prompt: str | None, out: str | None) -> Path:
+    """The one picture's file; UserError where it or the prompt is not given."""
     if prompt is None or out is None:
         missing = "--prompt TEXT" if prompt is None else "--out FILE.png"
         raise UserError(f"{missing} is missing", "give it, or --plan to see what it would take")
-    _one(request, said, Path(out), refinement, previews, as_json)
+    return Path(out)
 
 
 def _one(
@@ -215,10 +218,12 @@ def _one(
     console.emit(value, as_json, lambda _: console.say(record.describe(out, painting.record)))
 
 
-def _plan(request: Request, item: Item, on: str | None, as_json: bool) -> None:
+def _plan(request: Request, item: Item, prompts: Path | None, on: str | None, as_json: bool) -> None:
     from uhr.models.sampling import plan_text
     from uhr.models.sampling.plan import plan
 
+    if prompts is not None:
+        raise UserError("--plan is of one picture", "leave --prompts out")
     found = plan(request, item, on)
     console.emit(plan_text.describe(found), as_json, lambda _: plan_text.show(found))
 
