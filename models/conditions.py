@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from uhr.base.errors import UserError
+from uhr.models.spec import GuidanceKind
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,15 @@ class Conditions:
         """The same change on both branches."""
         negative = None if self.negative is None else change(self.negative)
         return replace(self, positive=change(self.positive), negative=negative)
+
+    def guided(self, kind: GuidanceKind, guidance: float | None) -> Conditions:
+        """The same words at another guidance: embedded, or of two passes, which are one at 1."""
+        if guidance is None or kind == "none":
+            return self
+        if kind == "cfg":
+            return replace(self, negative=None) if guidance == 1 else replace(self, scale=guidance)
+        told = torch.full((self.positive.text.shape[0],), guidance, device=self.positive.text.device)
+        return self.map(lambda condition: replace(condition, guidance=told))
 
     def at(self, image_ids: torch.Tensor) -> Conditions:
         """The same words over another grid of image tokens."""

@@ -41,7 +41,8 @@ class PatchCascadeOptions(SamplerOptions):
     true_cfg_scale: w of the patches: above 1 it wants a negative prompt ("" is the null condition) and
                     doubles their calls. The paper leaves open whether inference is guided; 1 is one pass
     patch_guidance: what a backbone with embedded guidance is told on the patches: 1.0 is no guidance, what
-                    we train the adaptation with: the paper only says that theta does not depend on it
+                    we train the adaptation with: the paper only says that theta does not depend on it.
+                    With a picture a call's own guidance is that of the patches
     base_adapters:  adapters that act on the base pass as well: names, or "all". By default it is made by the
                     original model, and adapters are for the patches
     base_steps:     of the base pass; None is what the model's card says

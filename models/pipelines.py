@@ -35,7 +35,7 @@ from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.models import flow, registry, schedules
 from uhr.models import latents as latent
-from uhr.models.conditions import Condition, Conditions, Prompt, Words, check_cfg
+from uhr.models.conditions import Condition, Conditions, Prompt, Words
 from uhr.models.patches import Box
 from uhr.models.planning import Planning
 from uhr.models.sizes import check_sides
@@ -164,60 +164,42 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
         dynamic = self.backbone.shifter(config, steps)
         return schedules.shifted(ShiftPolicy(shift), steps, tokens, factor, dynamic).tolist()
 
-    def conditions(self, words: Words, grid: tuple[int, int], true_cfg_scale: float) -> Conditions:
-        """Encode both prompts for a grid of (rows, columns) image tokens.
+    def conditions(
+        self,
+        words: Words,
+        grid: tuple[int, int],
+        true_cfg_scale: float,
+        guidances: Sequence[float | None],
+    ) -> Conditions:
+        """Encode both prompts for a grid of (rows, columns) image tokens; what they are `guided` by comes
+        after.
 
-        Where the backbone is guided by two passes ("cfg"), the words' guidance is their scale, the negative
-        prompt is "" unless given, and `true_cfg_scale` must stay 1; elsewhere `true_cfg_scale` is that of a
-        negative prompt.
+        Where the backbone is guided by two passes ("cfg"), the stages' `guidances` are their scales, and the
+        negative prompt is "" unless given; elsewhere `true_cfg_scale` is that of a negative prompt.
         """
         self._guidance_scale = words.guidance
+        negative = words.negative
+        if self.guidance_kind == "cfg" and not negative.given and set(guidances) != {1}:
+            negative = Prompt("")
         count = words.positive.check("prompt", self.pooled)
-        embedded, scale, negative = self._guidance(words.guidance, true_cfg_scale, words.negative)
         length = words.length or self.backbone.text_length(self.transformer)
-        said = self._condition(words.positive, grid, embedded, words.pictures, length)
+        said = self._condition(words.positive, grid, words.pictures, length)
         if not negative.given:
             return Conditions(said)
         if negative.check("negative prompt", self.pooled) not in (1, count):
             what = f"{negative.count} negative prompts for {count} prompts"
             raise UserError(what, "give one, or one for each")
         repeats = words.pictures * count // negative.count
-        return Conditions(said, self._condition(negative, grid, embedded, repeats, length), scale)
+        return Conditions(said, self._condition(negative, grid, repeats, length), true_cfg_scale)
 
-    def _guidance(
-        self, guidance: float | None, true_cfg: float, negative: Prompt
-    ) -> tuple[float | None, float, Prompt]:
-        """(the number that the backbone is told, the scale of two passes, the negative prompt)."""
-        kind = self.guidance_kind
-        if kind != "none" and guidance is None:
-            raise UserError("this backbone wants a guidance scale", "give one; its card says which")
-        if kind == "cfg":
-            assert guidance is not None
-            if true_cfg != 1:
-                raise UserError(f"true_cfg_scale {true_cfg:g} is given", "here guidance_scale is that scale")
-            if guidance == 1 and negative.given:
-                raise UserError("a negative prompt has no effect at guidance 1", "raise it, to 4 say")
-            return None, guidance, negative if negative.given or guidance == 1 else Prompt("")
-        check_cfg(true_cfg, negative.given)
-        if kind == "none" and guidance:
-            what = f"guidance {guidance:g} is given, and this backbone takes none"
-            raise UserError(what, "leave it out, or give a negative prompt and true_cfg_scale")
-        return guidance if kind == "embedded" else None, true_cfg, negative
-
-    def _condition(
-        self, prompt: Prompt, grid: tuple[int, int], guidance: float | None, repeats: int, length: int
-    ) -> Condition:
+    def _condition(self, prompt: Prompt, grid: tuple[int, int], repeats: int, length: int) -> Condition:
         device, dtype = self._execution_device, self.transformer.dtype
         text, pooled = self.embed(prompt, length)
         text = text.to(device, dtype).repeat_interleave(repeats, dim=0)
         if pooled is not None:
             pooled = pooled.to(device, dtype).repeat_interleave(repeats, dim=0)
-        if guidance is not None:
-            told = torch.full((text.shape[0],), float(guidance), dtype=torch.float32, device=device)
-        else:
-            told = None
         text_ids = self.backbone.text_ids(text.shape[1], device)
-        return Condition(text, pooled, text_ids, self.image_ids(grid), told)
+        return Condition(text, pooled, text_ids, self.image_ids(grid), guidance=None)
 
     def noise(self, batch: int, height: int, width: int, generator: Any) -> torch.Tensor:
         """Standard normal z of `batch` pictures of height x width px: float32 [B, C, H/8, W/8].

@@ -7,6 +7,7 @@ of a loaded pipeline asks the same questions, so that what was checked and shown
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -15,10 +16,10 @@ from uhr.base.config import Config
 from uhr.base.errors import UserError
 from uhr.models import schedules
 from uhr.models.backbones.base import Backbone
-from uhr.models.conditions import check_cfg
 from uhr.models.costs.work import Costed
+from uhr.models.guidance import Guiding
 from uhr.models.sizes import Size, check_enlarges, check_sides, smallest
-from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
+from uhr.models.spec import ModelSpec, ShiftPolicy
 from uhr.models.stages import Ask, Stage, total_steps
 
 FEW_STEPS = 12
@@ -37,7 +38,7 @@ class SamplerOptions(Config):
     native_size: int | None = Field(default=None, gt=0)
 
 
-class Planning(Costed, ABC):
+class Planning(Costed, Guiding, ABC):
     """Base of the samplers, as far as it needs no model. Sizes are (height, width) in px."""
 
     backbone: ClassVar[Backbone]
@@ -82,20 +83,9 @@ class Planning(Costed, ABC):
         return not cls.above_native or ask.height * ask.width > ask.native**2
 
     @classmethod
-    def check_options(cls, options: Any, kind: GuidanceKind) -> None:
-        """UserError for options that would be ignored in silence on a backbone that is guided so."""
-        if getattr(options, "guidance_high", None) is not None and kind == "none":
-            raise UserError("this backbone takes no guidance", "leave out guidance_high")
-
-    @classmethod
     def default_steps(cls, spec: ModelSpec) -> int:
         """The published number of steps, or the model's own where that is of a few-step model."""
         return spec.steps if spec.steps < FEW_STEPS else cls.published_steps or spec.steps
-
-    @classmethod
-    def default_guidance(cls, spec: ModelSpec) -> float | None:
-        """Guidance of a command that names none, its card's; a call in Python must name it."""
-        return spec.guidance_scale
 
     @classmethod
     def default_size(cls, spec: ModelSpec) -> Size:
@@ -180,12 +170,21 @@ class Planning(Costed, ABC):
         steps: int,
         negative: bool,
         picture: bool = False,
+        guidance: float | None = None,
     ) -> None:
-        """UserError for what this sampler cannot make of a model, asked before any weights are loaded."""
-        cls.planned(spec, options, height, width, steps, picture)
-        if spec.guidance != "cfg":
-            check_cfg(options.true_cfg_scale, negative)
-        cls.check_options(options, spec.guidance)
+        """UserError for what this sampler cannot make of a model, asked before any weights are loaded;
+        `guidance` None is what the model's card says."""
+        plan = cls.planned(spec, options, height, width, steps, picture)
+        if guidance is None:
+            guidance = cls.unsaid_guidance(spec, options, plan)
+        told = cls.guidances(spec.guidance, cls.resolve(options), guidance, plan)
+        cls.check_guidance(spec.guidance, options, told, guidance, negative, plan[0].name == "base")
+
+    @classmethod
+    def unsaid_guidance(cls, spec: ModelSpec, options: Any, plan: Sequence[Stage]) -> float | None:
+        """Of a command that names none: that of the model's card, where a stage wants it."""
+        told = cls.guidances(spec.guidance, cls.resolve(options), None, plan)
+        return cls.default_guidance(spec) if None in told else None
 
     @classmethod
     def all_steps(

@@ -127,7 +127,7 @@ class DemoFusion(Staged):
             # the step is taken from z: its distance from x goes along
             return v + (z - x) / (stage.sigmas[step + 1] - sigma)
 
-        return self.follow(job, stage, noise, velocity, guidance=self.high_guidance(job))
+        return self.follow(job, stage, noise, velocity)
 
     def _local(
         self,

@@ -20,6 +20,7 @@ from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.staged import DenseOptions, Staged
 from uhr.models.sizes import cascade
+from uhr.models.spec import GuidanceKind
 from uhr.models.stages import Ask, Stage, StageShift, after_strength, from_level, sized
 from uhr.models.swin import Ring
 
@@ -33,7 +34,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "direction": (1.0,),
         "acceleration": (1.0,),
         "fade": "sigma",
-        "guidance": (),
         "ring": Ring.NOISE,
         "shift": None,
     },
@@ -46,12 +46,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "direction": (1.0, 0.25),
         "acceleration": (0.5,),
         "fade": "linear",
-        "guidance": (4.5, 6.0),
         "ring": Ring.ZEROS,
         "shift": StageShift.NATIVE,
     },
 }
 """The values of the options that say nothing themselves."""
+
+GUIDANCE: Mapping[str, Sequence[float]] = {"paper": (), "code": (4.5, 6.0)}
+"""Of a preset's stages above the base; none is the call's own."""
 
 PerStage = tuple[float, ...]
 """One value for each stage above the base; the last one serves all that follow."""
@@ -152,6 +154,18 @@ class HiFlow(Staged):
         return options.model_copy(update=told)
 
     @classmethod
+    def guidance_option(cls, kind: GuidanceKind, options: Any, index: int = 0) -> tuple[str, Any] | None:
+        if options.guidance_high is None and options.guidance and kind == "embedded":
+            return "guidance", _pick(options.guidance, index)
+        return super().guidance_option(kind, options, index)
+
+    @classmethod
+    def guidance_above(cls, kind: GuidanceKind, options: Any, index: int) -> float | None:
+        """The preset's, which rises from stage to stage."""
+        preset = GUIDANCE[options.preset] if options.guidance is None else ()
+        return _pick(preset, index) if preset and kind == "embedded" else None
+
+    @classmethod
     def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
         return swung_calls(ask, options, stage, text)
 
@@ -224,15 +238,9 @@ class HiFlow(Staged):
             assert pixels is not None
             data = self.enlarge(pixels, stage, options.sharpening)
         start = flow.interpolate(data, self.fresh(job, stage), stage.sigmas[0])
-        z = self.follow(job, stage, start, velocity, options.toolkit, self._guidance_at(job, index))
+        z = self.follow(job, stage, start, velocity, options.toolkit)
         reference.update(estimates)
         return z
-
-    def _guidance_at(self, job: Job, index: int) -> float | None:
-        asked, preset = job.options.guidance_high, job.options.guidance
-        if asked is not None or not preset or self.guidance_kind != "embedded":
-            return asked
-        return _pick(preset, index)
 
 
 def _pick(values: Sequence[float], index: int) -> float:

@@ -85,7 +85,7 @@ class IMax(Staged):
             return project(v, velocity_towards(z, reference, sigma), weight, options.projection, low_pass)
 
         noise = self.fresh(job, stage)
-        yield self.follow(job, stage, noise, velocity, options.toolkit, self.high_guidance(job))
+        yield self.follow(job, stage, noise, velocity, options.toolkit)
 
 
 def shifted_low_pass(x: torch.Tensor) -> torch.Tensor:

@@ -101,7 +101,7 @@ class MultiDiffusion(Staged):
         def velocity(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
             return average(self, z, sigma, said, boxes)
 
-        yield self.follow(job, stage, z, velocity, guidance=self.high_guidance(job))
+        yield self.follow(job, stage, z, velocity)
 
 
 class MultiDiffusionPipeline(MultiDiffusion, OnFlux1):

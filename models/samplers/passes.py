@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import ByteSize
@@ -53,27 +53,22 @@ class Job:
     steps_done: int = 0
 
     @property
-    def said(self) -> Conditions:
-        """What the backbone is told in the first stage, and in others if nothing else is said."""
-        return self.told[0]
-
-    @property
     def native(self) -> Native:
         return Native(self.ask.native_side, self.text)
 
     @property
     def batch(self) -> int:
-        return self.said.positive.text.shape[0]
+        return self.told[0].positive.text.shape[0]
 
 
 class Passes(SamplerPipeline):
     """Operations on z [B, C, H, W] of any size. After a run, `stages` are those that were run, `surgeries`
     what was on the models meanwhile, `settings` the options with every preset's value filled in."""
 
-    published_guidance: ClassVar[float | None] = None
-    """Of the stages above the base, for backbones that embed guidance."""
-
     stages: Sequence[Stage] = ()
+    told_guidance: Sequence[float | None] = ()
+    """Of each stage of the last call's plan."""
+
     surgeries: Sequence[dict[str, Any]] = ()
     settings: Any = None
     _bar: Any = None
@@ -82,7 +77,10 @@ class Passes(SamplerPipeline):
         """JSON for the picture's record: what was run, on which models."""
         told = {} if self.settings is None else {"settings": self.settings.model_dump(mode="json")}
         return {
-            "stages": [stage.describe() for stage in self.stages],
+            "stages": [
+                {**stage.describe(), "guidance": guidance}
+                for stage, guidance in zip(self.stages, self.told_guidance, strict=False)
+            ],
             "surgeries": list(self.surgeries),
             **told,
         }
@@ -131,14 +129,11 @@ class Passes(SamplerPipeline):
         z: torch.Tensor,
         velocity: Guided | None = None,
         toolkit: Toolkit | None = None,
-        guidance: float | None = None,
     ) -> torch.Tensor:
-        """Euler over a stage from z, which is at its first noise level, along `velocity` (`field` if None).
-
-        `toolkit` is on meanwhile; `guidance` None is the call's own.
-        """
+        """Euler over a stage of the plan from z, which is at its first noise level, along `velocity` (`field`
+        if None), with `toolkit` on meanwhile."""
         grid = self.grid(*stage.size)
-        said, kit = self._guided(job.said, guidance), contextlib.nullcontext([])
+        said, kit = job.told[job.plan.index(stage)], contextlib.nullcontext([])
         if toolkit is not None:
             said = toolkit.told(said, grid, job.native)
             kit = toolkit.on(self, grid[0] * grid[1], job.native)
@@ -174,21 +169,6 @@ class Passes(SamplerPipeline):
         if not swin.shifts(step):
             return self.field(z, sigma, said)
         return swin.crop(self.field(self.ringed(job, z, sigma, job.options.ring), sigma, said))
-
-    def high_guidance(self, job: Job) -> float | None:
-        """What `follow` takes above the base: the user's number, or the published one where it applies."""
-        asked = job.options.guidance_high
-        return self.published_guidance if asked is None and self.guidance_kind == "embedded" else asked
-
-    def _guided(self, said: Conditions, guidance: float | None) -> Conditions:
-        """The same words at another guidance, embedded or of two passes."""
-        if guidance is None:
-            return said
-        if said.positive.guidance is not None:
-            told = torch.full_like(said.positive.guidance, guidance)
-            return said.map(lambda condition: replace(condition, guidance=told))
-        guided_by_passes = self.guidance_kind == "cfg" and said.negative is not None
-        return replace(said, scale=guidance) if guided_by_passes else said
 
     def _numbered(self, job: Job) -> StepEnd:
         """The user's callback, its step counted on from the stages before."""
@@ -228,7 +208,7 @@ class Passes(SamplerPipeline):
 
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         super().begin(step_end, attention)
-        self.stages, self.surgeries = (), ()
+        self.stages, self.surgeries, self.told_guidance = (), (), ()
 
     def velocity(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         found = super().velocity(*args, **kwargs)

@@ -52,10 +52,28 @@ class PatchCascade(PatchPass):
         return options.patch or super().patch(spec, options)
 
     @classmethod
+    def guidance_option(cls, kind: GuidanceKind, options: Any, index: int = 0) -> tuple[str, Any] | None:
+        """Of the patches: 1, which is no guidance, is as good as unsaid."""
+        name = "patch_guidance" if kind == "embedded" else "true_cfg_scale"
+        number = getattr(options, name)
+        return None if number == 1 or kind == "none" else (name, number)
+
+    @classmethod
+    def guidance_above(cls, kind: GuidanceKind, options: Any, index: int) -> float | None:
+        return None if kind == "none" else 1.0
+
+    @classmethod
     def check_options(cls, options: Any, kind: GuidanceKind) -> None:
         if options.patch_guidance != 1 and kind != "embedded":
             what = f"patch_guidance {options.patch_guidance:g} is given, and this backbone embeds no guidance"
             raise UserError(what, "leave it out; true_cfg_scale guides the patches")
+
+    @classmethod
+    def check_passes(
+        cls, kind: GuidanceKind, true_cfg: float, told: Sequence[float | None], negative: bool
+    ) -> None:
+        """Here true_cfg_scale is of the patches, whatever the backbone."""
+        super().check_passes(kind, 1.0 if kind == "cfg" else true_cfg, told, negative)
 
     @classmethod
     def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
@@ -76,9 +94,9 @@ class PatchCascade(PatchPass):
     def branches(
         cls, kind: GuidanceKind, options: Any, guidance: float | None, negative: bool, stage: Stage
     ) -> int:
-        if isinstance(stage, PatchStage):
-            return 1 if options.true_cfg_scale == 1 else 2
-        return 1 if kind != "cfg" or guidance in (None, 1) else 2
+        if kind == "cfg":
+            return super().branches(kind, options, guidance, negative, stage)
+        return 2 if isinstance(stage, PatchStage) and options.true_cfg_scale != 1 else 1
 
     @classmethod
     def enough(cls, ask: Ask, options: Any) -> bool:

@@ -55,30 +55,18 @@ class PatchPass(Staged):
         """What the backbone is told in the base pass and of a patch: the same words, another guidance."""
         patches = plan[-1]
         assert isinstance(patches, PatchStage)
-        said = self._said(words, options, self.grid(*patches.patch), alone=len(plan) == 1)
-        told = said.map(lambda condition: _guided(condition, options.patch_guidance))
-        of_patches = _scaled(told, options.true_cfg_scale)
-        if len(plan) == 1:
-            return [of_patches]
+        kind, *base, of_patches = self.guidance_kind, *self.told_guidance
+        grid, scale = self.grid(*patches.patch), 1.0 if kind == "cfg" else options.true_cfg_scale
+        said = self.conditions(words, grid, scale, self.told_guidance)
+        told = said.guided(kind, of_patches)
+        if not base:
+            return [told]
         if self._text_changes(options):
             with self.original(options):
-                said = self._said(words, options, self.grid(*patches.patch), alone=False)
-        by_passes = self.guidance_kind == "cfg" and words.guidance is not None
-        base = said.at(self.image_ids(self.grid(*plan[0].size)))
-        return [_scaled(base, words.guidance if by_passes else 1.0), of_patches]
-
-    def _said(
-        self, words: Words, options: PatchCascadeOptions, grid: tuple[int, int], alone: bool
-    ) -> Conditions:
-        guidance, true_cfg = words.guidance, options.true_cfg_scale
-        if self.guidance_kind == "embedded" and alone:
-            guidance = options.patch_guidance
-        if self.guidance_kind == "cfg":
-            # a negative prompt is encoded if either pass wants it
-            if guidance == 1 or (guidance is None and alone):
-                guidance = true_cfg
-            true_cfg = 1.0
-        return self.conditions(replace(words, guidance=guidance), grid, true_cfg)
+                said = self.conditions(words, grid, scale, self.told_guidance)
+        if kind != "cfg":
+            said = Conditions(said.positive)
+        return [said.guided(kind, base[0]).at(self.image_ids(self.grid(*plan[0].size))), told]
 
     @contextlib.contextmanager
     def original(self, options: PatchCascadeOptions) -> Generator[None]:
@@ -170,17 +158,6 @@ def _anchor(picture: torch.Tensor, target: Size, padded: Size, box: Box) -> torc
     rows = reflected(target[0], padded[0])[box.top : box.bottom]
     columns = reflected(target[1], padded[1])[box.left : box.right]
     return bicubic_at(picture, target, rows, columns)
-
-
-def _guided(condition: Condition, guidance: float) -> Condition:
-    if condition.guidance is None:
-        return condition
-    return replace(condition, guidance=torch.full_like(condition.guidance, guidance))
-
-
-def _scaled(said: Conditions, scale: float) -> Conditions:
-    """Two passes of this scale, or one where it is 1."""
-    return Conditions(said.positive) if scale == 1 else replace(said, scale=scale)
 
 
 def _repeated(condition: Condition, times: int) -> Condition:

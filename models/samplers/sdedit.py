@@ -56,7 +56,7 @@ class SDEdit(Staged):
         data = self.enlarge(picture, stage, by=job.options.enlargement)
         noise = self.fresh(job, stage)
         start = flow.interpolate(data, noise, stage.sigmas[0])
-        yield self.follow(job, stage, start, None, job.options.toolkit, self.high_guidance(job))
+        yield self.follow(job, stage, start, None, job.options.toolkit)
 
 
 class SDEditPipeline(SDEdit, OnFlux1):

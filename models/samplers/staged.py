@@ -28,7 +28,8 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 class StagedOptions(SamplerOptions):
     """guidance_high:   of the stages above the base; None is the sampler's published number where the
-                     backbone embeds guidance, and the call's own elsewhere
+                     backbone embeds guidance, and the call's own elsewhere, as in a call with a picture
+                     that names one
     shift:           of those stages, static or native; None is static on FLUX.1, native on FLUX.2
     shift_factor:    of the static shift
     """
@@ -95,13 +96,14 @@ class Staged(Passes):
                              the sampler's usual one if nothing is said of either
         num_inference_steps: None is the sampler's published number, or the model's own if that is below 12
         guidance_scale:      must be given where the backbone embeds it or is guided by two passes (where it
-                             is their scale), and must not be where it takes none
+                             is their scale), and must not be where it takes none. It is the base pass's, and
+                             with an image every stage's: there None is the published number, if there is one
         latents:             noise of the first stage [B, N, 4C], packed, in place of what is drawn
         callback_on_step_end: its step counts on through the stages
         return_stages:       the output's `stages` holds the pictures of every stage before the last
         """
-        settings = self.resolve(build(self.Options, options, f"sampler {type(self).__name__}"))
-        self.check_options(settings, self.guidance_kind)
+        asked = build(self.Options, options, f"sampler {type(self).__name__}")
+        settings = self.resolve(asked)
         picture = None if image is None else pixels(image).to(self._execution_device)
         target, ask = self._asked(settings, picture, scale, height, width, num_inference_steps)
         plan = self.checked_plan(ask, settings)
@@ -115,6 +117,7 @@ class Staged(Passes):
             num_images_per_prompt,
             max_sequence_length,
         )
+        self.told_guidance = self.checked_guidances(words, plan, asked)
         said = self.say(words, plan, settings)
         if picture is not None:
             picture = for_each(picture, said[0].positive.text.shape[0])
@@ -145,10 +148,17 @@ class Staged(Passes):
                 if self.interrupt:
                     return
 
+    def checked_guidances(self, words: Words, plan: Sequence[Stage], options: Any) -> list[float | None]:
+        """Of each stage; UserError for what would be ignored in silence."""
+        kind, guidance, negative = self.guidance_kind, words.guidance, words.negative.given
+        told = self.guidances(kind, self.resolve(options), guidance, plan)
+        self.check_guidance(kind, options, told, guidance, negative, plan[0].name == "base")
+        return told
+
     def say(self, words: Words, plan: Sequence[Stage], options: Any) -> list[Conditions]:
-        """What the backbone is told in each stage."""
-        said = self.conditions(words, self.grid(*plan[0].size), options.true_cfg_scale)
-        return [said] * len(plan)
+        """What the backbone is told in each stage: the same words, by the stage's guidance."""
+        said = self.conditions(words, self.grid(*plan[0].size), options.true_cfg_scale, self.told_guidance)
+        return [said.guided(self.guidance_kind, number) for number in self.told_guidance]
 
     def target(self, given: Size, scale: float | None, size: Size | None) -> Size:
         """What a picture of `given` px is to become: as large as asked for, or the sampler's usual scale."""

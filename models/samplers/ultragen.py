@@ -37,6 +37,7 @@ from uhr.models.samplers.ultragen_plan import (
     stage_sizes,
     window_of,
 )
+from uhr.models.spec import GuidanceKind
 from uhr.models.stages import Ask, Stage, sized
 
 UNADAPTED = (
@@ -101,6 +102,10 @@ class UltraGen(Staged):
     _block_masks: BlockMasks | None = None
 
     @classmethod
+    def guidance_above(cls, kind: GuidanceKind, options: Any, index: int) -> float | None:
+        return cls.published_cfg if kind == "cfg" else super().guidance_above(kind, options, index)
+
+    @classmethod
     def unit(cls, ask: Ask, options: Any) -> int:
         return ask.multiple * window_of(options, ask.native_side)
 
@@ -162,7 +167,7 @@ class UltraGen(Staged):
         layout = layout_of(stage.size, self.pixel_multiple, job.native.side, options)
         self.pieces = grid(*stage.size, layout.window * self.pixel_multiple, overlap=0)
         with self._on(wanted), self._attend(layout, guide, options):
-            return self.follow(job, stage, start, velocity, None, self.high_guidance(job))
+            return self.follow(job, stage, start, velocity)
 
     def _reduced(self, stage: Stage, ratio: int, below: torch.Tensor | None, pixels: Pixels) -> torch.Tensor:
         """z of the picture below at 1/ratio of the stage's size; as it is where it has that size."""
@@ -187,12 +192,6 @@ class UltraGen(Staged):
         if latents is None:
             latents = self._reduced(stage, options.ratio, below, pixels)
         return bicubic(latents, *(side // self.vae_scale_factor for side in stage.size))
-
-    def high_guidance(self, job: Job) -> float | None:
-        """As everywhere, and the published number of two passes, too."""
-        if job.options.guidance_high is None and self.guidance_kind == "cfg":
-            return self.published_cfg
-        return super().high_guidance(job)
 
     def velocity(
         self, tokens: torch.Tensor, sigma: float, condition: Condition, branch: str = "cond"

@@ -33,6 +33,7 @@ class StagePlan:
     """One stage: `calls` of the backbone are of one branch of guidance, `backbone` the work of all."""
 
     stage: Stage
+    guidance: float | None
     branches: int
     calls: tuple[Calls, ...]
     codings: tuple[Coding, ...]
@@ -101,11 +102,12 @@ class Plan:
         stages = cls.checked_plan(ask, options)
         negative = call.item.negative is not None
         self.stages = []
-        for stage, codings in zip(stages, cls.codings(ask, options, stages), strict=True):
-            branches = cls.branches(spec.guidance, options, call.guidance, negative, stage)
+        told = cls.guidances(spec.guidance, options, call.guidance, stages)
+        for stage, guidance, codings in zip(stages, told, cls.codings(ask, options, stages), strict=True):
+            branches = cls.branches(spec.guidance, options, guidance, negative, stage)
             calls = cls.calls(ask, options, stage, self.cost.text_tokens)
             work = operations.total(each.operations(self.cost.backbone) for each in calls)
-            self.stages.append(StagePlan(stage, branches, calls, codings, work.times(branches)))
+            self.stages.append(StagePlan(stage, guidance, branches, calls, codings, work.times(branches)))
 
     @property
     def model_calls(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from uhr.base.console import say, table
 from uhr.models.costs.devices import ATTENTION, CONVOLUTION, LINEAR, Device
+from uhr.models.guidance import spoken
 from uhr.models.sampling.plan import Plan, StagePlan
 
 
@@ -54,6 +55,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
         "height": stage.stage.height,
         "steps": stage.stage.steps * stage.stage.rounds,
         "calls": stage.count,
+        "guidance": stage.guidance,
         "branches": stage.branches,
         "passes": [
             {
@@ -75,7 +77,7 @@ def show(plan: Plan) -> None:
     """For people."""
     method, call, device, way = plan.method, plan.call, plan.device, plan.asked.way
     where = "" if device is None else f", on {device.title}"
-    guidance = "no guidance" if call.guidance is None else f"guidance {call.guidance:g}"
+    guidance = spoken([stage.guidance for stage in plan.stages])
     flags = "".join(f", {kind}" for kind in (way.offload and f"offload {way.offload}", way.quantize) if kind)
     say(
         f"{method.request.sampler} on {method.spec.name}, {call.width}x{call.height}, {guidance}, "

@@ -34,9 +34,10 @@ WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2")
 class Call:
     """One picture that can be made: its item, and every number that was left open filled in. Sizes in px.
 
-    `height` and `width` are those of the finished picture, `planned` is what the sampler's plan is of: more
-    than those where a given picture is no whole number of tokens (windows, grids). `given` is that picture,
-    opened, and `fit` how it is brought to a size that can be made.
+    `guidance` None leaves the sampler's published numbers, or there is none. `height` and `width` are those
+    of the finished picture, `planned` is what the sampler's plan is of: more than those where a given picture
+    is no whole number of tokens (windows, grids). `given` is that picture, opened, and `fit` how it is
+    brought to a size that can be made.
     """
 
     item: Item
@@ -58,7 +59,6 @@ class Method:
     pipeline_class: Any
     options: Any
     steps: int
-    guidance: float | None
 
     @classmethod
     def of(cls, request: Request, spec: ModelSpec) -> Method:
@@ -70,11 +70,8 @@ class Method:
             raise UserError(f"{spec.name} takes no guidance", "leave out --guidance")
         pipeline_class = sampler_class(request.sampler, spec.family)
         options = _options(pipeline_class.Options, request)
-        guidance = request.guidance
-        if guidance is None:
-            guidance = pipeline_class.default_guidance(spec)
         steps = request.steps or pipeline_class.default_steps(spec)
-        return cls(request, spec, pipeline_class, options, steps, guidance)
+        return cls(request, spec, pipeline_class, options, steps)
 
     def call(self, item: Item) -> Call:
         """UserError for a size that cannot be made, a picture that cannot be opened or taken, and a negative
@@ -86,8 +83,7 @@ class Method:
                 f"--scale {self.request.scale:g} is given without a picture", "give --size instead"
             )
         size = self._size(item) or self.pipeline_class.default_size(self.spec)
-        self._preflight(item, size)
-        return Call(item, size[0], size[1], self.steps, self.guidance, planned=size)
+        return Call(item, size[0], size[1], self.steps, self._preflight(item, size), planned=size)
 
     def _of_picture(self, item: Item, path: Path) -> Call:
         check_takes_picture(self.request.sampler, self.spec.family)
@@ -104,8 +100,8 @@ class Method:
         else:
             found = fit(given.size, target, makeable)
             planned = found.made
-        self._preflight(item, planned)
-        return Call(item, target[0], target[1], self.steps, self.guidance, planned, given, found)
+        guidance = self._preflight(item, planned)
+        return Call(item, target[0], target[1], self.steps, guidance, planned, given, found)
 
     def stages(self, call: Call) -> list[Stage]:
         """What the call will go through."""
@@ -117,9 +113,14 @@ class Method:
         size = item.size or self.request.size
         return None if size is None else (size[1], size[0])
 
-    def _preflight(self, item: Item, size: Size) -> None:
+    def _preflight(self, item: Item, size: Size) -> float | None:
+        """The call's guidance; UserError for what cannot be made."""
+        cls, spec, options, guidance = self.pipeline_class, self.spec, self.options, self.request.guidance
         negative, picture = item.negative is not None, item.image is not None
-        self.pipeline_class.preflight(self.spec, self.options, *size, self.steps, negative, picture)
+        cls.preflight(spec, options, *size, self.steps, negative, picture, guidance)
+        if guidance is not None:
+            return guidance
+        return cls.unsaid_guidance(spec, options, cls.planned(spec, options, *size, self.steps, picture))
 
 
 def _options(cls: type[Config], request: Request) -> Any:

@@ -123,3 +123,73 @@ def test_a_runaway_shift_is_refused_with_what_that_sampler_can_be_told(name, tol
     ) as found:
         cls.preflight(spec, options, *(2 * [2048 if name == "euler" else 4096]), 28, False)
     assert found.value.fix.endswith(fix)
+
+
+@pytest.mark.parametrize(("name", "spec"), CASES)
+def test_a_negative_prompt_and_scales_that_would_do_nothing_are_refused_before_weights(name, spec):
+    spec = zoo.get(spec)
+    cls = sampler_class(name, spec.family)
+    size, steps = cls.default_size(spec), cls.default_steps(spec)
+    two_passes = spec.guidance == "cfg"
+
+    def check(negative, guidance=None, **told):
+        cls.preflight(spec, cls.Options(**told), *size, steps, negative, False, guidance)
+
+    if not two_passes:
+        with pytest.raises(UserError, match="no effect at true_cfg_scale 1"):
+            check(True)
+    elif name not in ("ultragen", "patch-cascade"):
+        check(True, 2.0)
+        with pytest.raises(UserError, match="no effect at guidance 1"):
+            check(True, 1.0)
+    if two_passes and name != "patch-cascade":
+        with pytest.raises(UserError, match="true_cfg_scale 3 is given: here guidance_scale is that scale"):
+            check(True, 2.0, true_cfg_scale=3.0)
+    elif not two_passes:
+        with pytest.raises(UserError, match="wants a negative prompt"):
+            check(False, true_cfg_scale=3.0)
+
+
+PICTURES = [case for case in CASES if sampler_class(case[0], zoo.get(case[1]).family).takes_picture]
+
+
+@pytest.mark.parametrize(("name", "spec"), PICTURES)
+def test_with_a_picture_the_calls_guidance_is_of_every_stage_and_else_the_published_one(name, spec):
+    spec = zoo.get(spec)
+    cls, kind = sampler_class(name, spec.family), spec.guidance
+    options = cls.Options(strength=0.7) if name == "multidiffusion" else cls.Options()
+    told = (spec, options, *cls.default_size(spec), max(8, cls.default_steps(spec)))
+    resolved, plan = cls.resolve(options), cls.planned(*told, True)
+    if kind == "none":
+        assert cls.guidances(kind, resolved, None, plan) == [None] * len(plan)
+        with pytest.raises(UserError, match="takes none"):
+            cls.preflight(*told, False, True, 9.0)
+        return
+    cls.preflight(*told, False, True, 9.0)
+    assert cls.guidances(kind, resolved, 9.0, plan) == [9.0] * len(plan)
+    unsaid = cls.guidances(kind, resolved, cls.unsaid_guidance(spec, options, plan), plan)
+    published = {"patch-cascade": 1, "ultragen": 8 if kind == "cfg" else 4.5}
+    if kind == "embedded":
+        published |= {"sdedit": 7.5, "imax": 7}
+    assert set(unsaid) == {published.get(name, spec.guidance_scale)}
+    # with a base pass the number is of that
+    base, *above = cls.guidances(kind, resolved, 9.0, cls.planned(*told))
+    assert base == 9.0
+    assert set(above) == {published.get(name, 9.0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("sdedit", {"guidance_high": 5.0}),
+        ("hiflow", {"guidance": (4.0, 5.0)}),
+        ("patch-cascade", {"patch_guidance": 2.0}),
+    ],
+)
+def test_guidance_that_no_stage_would_take_is_refused(name, told):
+    cls, spec = sampler_class(name, "flux1"), zoo.get("flux1-dev")
+    asked = (spec, cls.Options(**told), 2048, 2048, 28, False)
+    cls.preflight(*asked, True)
+    cls.preflight(*asked, False, 3.0)
+    with pytest.raises(UserError, match=f"guidance 3 would reach no stage: {next(iter(told))} is given"):
+        cls.preflight(*asked, True, 3.0)
