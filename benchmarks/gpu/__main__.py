@@ -1,7 +1,7 @@
 """Windows and samplers on one large GPU: FLUX.1-dev's shape with random weights, no download.
 
     python -m benchmarks.gpu --out benchmarks/results/gpu-DATE.md      all of it
-    python -m benchmarks.gpu --only samplers --budget 540 --append     in parts, for queues with a time limit
+    python -m benchmarks.gpu --only samplers --budget 1700 --append    in parts, for queues with a time limit
     python -m benchmarks.gpu --tiny                                    the same code on a CPU, in a minute
 
 Wants torch (2.11 or newer), diffusers with the transformers that its FLUX pipelines import, pydantic, PyYAML,
