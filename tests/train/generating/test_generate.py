@@ -20,6 +20,7 @@ from uhr.manifests.units import CRASH, Fault, Watch
 from uhr.models.sampling.record import read_record
 from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.setup import Setup
+from uhr.train.generate import _clear
 from uhr.train.generating import identity
 from uhr.train.generating.work import PaintWork, items_table
 
@@ -316,3 +317,13 @@ def test_what_does_not_go_together_is_one_line(capfd, options, words):
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("uhr: ")]
     assert words in line
     assert not Path("o").exists()
+
+
+def test_clearing_up_after_a_run_leaves_the_next_one_alone(tmp_path):
+    work = tmp_path / "work"
+    _clear(work)  # the next run has come and gone, and the folder with it
+    work.mkdir()
+    with only_run(work):
+        (work / "next").touch()
+        _clear(work)
+        assert (work / "next").exists()
