@@ -56,6 +56,52 @@ def test_with_a_straight_field_it_returns_its_target(name, sampler, sample, stra
     torch.testing.assert_close(found, (expected / 2 + 0.5).clamp(0, 1), atol=2e-5, rtol=2e-5)
 
 
+WHOLE = {
+    "euler": {},
+    "sdedit": {},
+    "multidiffusion": {"strength": 1.0},
+    "imax": {"swin": False},
+    "hiflow": {"swin": False},
+    "ultragen": {"guide": False},
+    "ultraflux": {},
+}
+"""Samplers, and options, whose every call is over a part of z as it lies there."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", WHOLE, indirect=True)
+def test_every_place_finds_its_own_value(name, sampler, sample, seeded, monkeypatch):
+    """x* is another at every place: each call's part of the picture is known again by its noise, and a window
+    that is cut, or put back, where it does not belong leads elsewhere."""
+    side, fresh = SIDE // (2 * sampler.vae_scale_factor), seeded(7)
+    noise = sampler.noise(1, SIDE, SIDE, fresh)
+    target = torch.randn(noise.shape, generator=fresh)
+    grid, away, parts = (side, side), sampler.pack(noise - target).view(side, side, -1), []
+
+    def velocity(tokens, sigma, condition, branch="cond"):
+        sampler.model_calls += 1
+        rows, columns = (int(condition.image_ids[:, axis].max()) + 1 for axis in (1, 2))
+        path = sampler.pack(target + sigma * (noise - target)).view(side, side, -1)
+        distance = (path - tokens[0, 0]).abs().amax(-1)
+        top, left = divmod(int(distance.argmin()), side)
+        assert distance[top, left] < 1e-3
+        parts.append((top, left, rows, columns))
+        return away[top : top + rows, left : left + columns].reshape(tokens.shape)
+
+    monkeypatch.setattr(sampler, "velocity", velocity)
+    monkeypatch.setattr(sampler, "encode", lambda pictures, generator=None: target)
+    picture = {"image": torch.rand(3, 96, 96)} if type(sampler).takes_picture else {}
+    found = sample(
+        **WHOLE[name],
+        **({} if name == "multidiffusion" else picture),
+        latents=sampler.pack(noise),
+        output_type="latent",
+    ).images
+    assert len(sampler.stages) == 1
+    torch.testing.assert_close(sampler.unpack(found, grid), target, atol=1e-4, rtol=1e-4)
+    assert len(set(parts)) == sampler.stages[0].calls
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pictures_of_different_samplers_differ(family, made, quick, seeded):
     found = {}

@@ -60,9 +60,18 @@ def test_a_stage_enters_at_the_first_level_that_is_low_enough_and_takes_one_step
         from_level([1, 0], 0.0)
 
 
+def test_the_values_that_no_plan_shows_are_the_published_ones():
+    paper, code = (HiFlowPipeline.resolve(HiFlowOptions(preset=preset)) for preset in ("paper", "code"))
+    assert (paper.start_from, paper.cutoff, paper.fade, paper.ring) == ("reference", 0.4, "sigma", "noise")
+    assert (paper.direction, paper.acceleration) == ((1.0,), (1.0,))
+    assert (code.start_from, code.cutoff, code.fade, code.ring) == ("picture", 0.2, "linear", "zeros")
+    assert (code.direction, code.acceleration) == ((1.0, 0.25), (0.5,))
+
+
 def test_single_values_of_a_preset_can_be_changed_and_the_rest_stays():
     found = HiFlowPipeline.resolve(HiFlowOptions(preset="code", cutoff=0.3, cascade=(2, 3, 4)))
-    assert (found.cutoff, found.cascade, found.guidance, found.fade) == (0.3, (2, 3, 4), (4.5, 6.0), "linear")
+    assert (found.cutoff, found.cascade, found.fade) == (0.3, (2, 3, 4), "linear")
+    assert [HiFlowPipeline.guidance_above("embedded", found, index) for index in range(3)] == [4.5, 6.0, 6.0]
     assert [stage.steps for stage in plan(preset="code", cascade=(2, 3, 4))] == [30, 16, 10, 10]
 
 

@@ -33,13 +33,15 @@ def test_a_size_that_needs_no_enlargement_is_refused(imax, call):
         imax("x", **{**call, "height": 128, "width": 128})
 
 
-def test_every_step_is_projected_towards_the_enlarged_base(imax, call, seeded, monkeypatch):
-    """By hand, without swin: a field that is a function of its input alone."""
+@pytest.mark.parametrize("swin", [False, True])
+def test_every_step_is_projected_towards_the_enlarged_base(imax, call, seeded, monkeypatch, swin):
+    """By hand, for a field that is a function of each place alone; with swin the low-pass filter's blocks move
+    at even steps."""
     monkeypatch.setattr(imax, "guided_velocity", lambda tokens, sigma, said: 0.3 * tokens + 0.1)
     picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
     for kind in ("cosine_decay", "cosine_shift", "constant"):
         found = imax(
-            "x", **call, image=picture, swin=False, sample=False, projection=kind, generator=seeded(),
+            "x", **call, image=picture, swin=swin, sample=False, projection=kind, generator=seeded(),
             output_type="latent",
         ).images  # fmt: skip
         sigmas = imax.stages[0].sigmas
@@ -47,7 +49,9 @@ def test_every_step_is_projected_towards_the_enlarged_base(imax, call, seeded, m
         x = imax.noise(1, 256, 256, seeded())
         for i in range(3):
             v, towards = 0.3 * x + 0.1, velocity_towards(x, reference, sigmas[i])
-            x = x + (sigmas[i + 1] - sigmas[i]) * project(v, towards, cosine_weight(i, 3), kind_of(kind))
+            low_pass = shifted_low_pass if swin and i in (0, 2) else haar_low_pass
+            found_v = project(v, towards, cosine_weight(i, 3), kind_of(kind), low_pass)
+            x = x + (sigmas[i + 1] - sigmas[i]) * found_v
         torch.testing.assert_close(found, imax.pack(x), atol=1e-4, rtol=1e-4)
 
 

@@ -41,6 +41,29 @@ def test_a_picture_takes_the_place_of_the_base_pass(sampler, sample, seeded):
 
 
 @pytest.mark.parametrize("name", PICTURES, indirect=True)
+def test_with_a_picture_the_calls_guidance_is_what_the_backbone_is_told(sampler, sample, monkeypatch):
+    told, velocity = set(), sampler.velocity
+
+    def spy(tokens, sigma, condition, *args, **more):
+        told.add(condition.guidance.unique().item())
+        return velocity(tokens, sigma, condition, *args, **more)
+
+    monkeypatch.setattr(sampler, "velocity", spy)
+    pictures = []
+    for guidance in (2.0, 9.0):
+        told.clear()
+        picture = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(1))
+        pictures.append(sample(image=picture, guidance_scale=guidance, output_type="pt").images)
+        assert told == {guidance}
+        assert [each["guidance"] for each in sampler.details()["stages"]] == [guidance]
+    assert not torch.allclose(*pictures, atol=1e-4)
+    # and with a base pass each stage is told, and written down, its own
+    told.clear()
+    sample(guidance_scale=2.0, output_type="latent")
+    assert {each["guidance"] for each in sampler.details()["stages"]} == told
+
+
+@pytest.mark.parametrize("name", PICTURES, indirect=True)
 def test_a_scale_is_of_the_pictures_sides(sample):
     picture = torch.rand(3, 128, 96)
     assert sample(image=picture, scale=2, height=None, width=None).images[0].size == (192, 256)
