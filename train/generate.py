@@ -31,6 +31,7 @@ from uhr.base.output import claim, names_in, refuse_strangers
 from uhr.base.store import FolderStore, Store, open_store
 from uhr.manifests.units import Runner, UnitPlan, run_units
 from uhr.models.refine import Refinement
+from uhr.models.sampling.record import check_stages, stage_files
 from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.setup import Setup
 from uhr.train.generating import identity, index
@@ -167,19 +168,20 @@ def _check(order: Order, setup: Setup) -> dict[str, str]:
     pictures those are returned by name, with what is wrong, as long as there are others.
     """
     refused = {}
-    kinds = set()
+    # by kind, the names of previews
+    kinds: dict[Any, list[str]] = {}
     with progress("check", len(order.entries), "items") as advance:
         for entry in order.entries:
             item = entry.item
-            kind = (item.size, item.negative is None)
+            kind = (item.image, item.size, item.negative is None)
             try:
-                # without a picture nothing but these can be wrong
-                if item.image is not None or kind not in kinds:
+                # nothing but these can be wrong
+                if kind not in kinds:
                     call = setup.call(item)
-                    if order.previews is not None:
-                        setup.check_previews(call)
-                if item.image is None:
-                    kinds.add(kind)
+                    kinds[kind] = [] if order.previews is None else setup.previewed(call)
+                if order.previews is not None:
+                    files = stage_files(order.previews, item.name, kinds[kind])
+                    check_stages(files, item.image)
             except UserError as error:
                 what = error.what if entry.where in error.what else f"{entry.where}: {error.what}"
                 told = UserError(what, error.fix)

@@ -234,9 +234,7 @@ def _painted(setup: Setup, item: Item, out: Path, previews: Path | None = None) 
 
     call = setup.call(item)
     if previews is not None:
-        setup.check_previews(call)
-        names = [stage.name for stage in setup.method.stages(call)[:-1]]
-        record.check_stages(record.stage_files(previews, out.stem, names), item.image)
+        record.check_stages(record.stage_files(previews, out.stem, setup.previewed(call)), item.image)
     session = _loaded(setup)
     with console.progress("sample", total=None, unit="calls") as advance:
         painting = session.paint(call, advance, stages=previews is not None)

@@ -221,10 +221,12 @@ class Setup:
         """The item, checked, with what it left open filled in."""
         return self.method.call(item)
 
-    def check_previews(self, call: Call) -> None:
-        """UserError for a call of one stage, before which there is nothing to see."""
-        if len(self.method.stages(call)) > 1:
-            return
+    def previewed(self, call: Call) -> list[str]:
+        """The names of the stages before the last; UserError for a call of one, before which there is nothing
+        to see."""
+        names = [stage.name for stage in self.method.stages(call)[:-1]]
+        if names:
+            return names
         name = self.request.sampler
         what = f"{name} paints this picture in one stage, and previews are of those before the last"
         raise UserError(what, "leave out --previews")

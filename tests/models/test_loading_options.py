@@ -318,7 +318,7 @@ def test_the_command_takes_a_backbone_in_a_file_and_records_it(tiny_flux2, tmp_p
         pictures[name] = out
     records = {name: read_record(path) for name, path in pictures.items()}
     parts = {name: record["weights"] for name, record in records.items()}
-    assert parts["plain"].keys() == {"transformer", "vae", "text_encoder"}
+    assert parts["plain"].keys() == {"transformer", "vae", "text_encoder", "scheduler", "tokenizer"}
     assert {name: part["transformer"]["path"] for name, part in parts.items()} == {
         "plain": None, "file": str(file), "folder": str(other / "transformer"),
     }  # fmt: skip

@@ -71,6 +71,19 @@ def test_previews_of_a_set_lie_under_its_names(make):
     assert "leave out --previews" in make(["a lake"], "--previews", "seen", out="other").error
 
 
+def test_previews_of_a_set_replace_earlier_ones_and_nothing_else(make):
+    options = ("--size", "256x256", "--steps", "4", "--previews", "seen")
+    prompts = [{"prompt": "a lake", "name": "lake"}, {"prompt": "a hill", "name": "hill"}]
+    make(prompts, *options, sampler="hiflow")
+    (seen,) = Path("seen").glob("hill-*.png")
+    Path("out/pictures/hill.png").unlink()
+    assert make(prompts, *options, sampler="hiflow").code == 0
+    seen.write_bytes(Path("out/pictures/hill.png").read_bytes())
+    again = make(prompts, *options, sampler="hiflow", out="other")
+    assert f"{seen} is there, and a preview would replace it" in again.error
+    assert not Path("other").exists()
+
+
 @pytest.mark.parametrize("options", [("--out", "given/big"), ("--out", "set", "--previews", "given/seen")])
 def test_what_is_written_is_never_taken_for_given(batch, options):
     pictures(Path("given"), "a.png")
