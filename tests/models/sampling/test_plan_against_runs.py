@@ -182,6 +182,8 @@ def test_a_run_on_a_given_picture_does_what_its_plan_says(
         ("imax", {"true_cfg_scale": 2.0}, None, "dull", "tiny-flux1"),
         ("imax", {}, 1.0, None, "tiny-flux2-base"),
         ("demofusion", {}, None, None, "tiny-flux2-base"),
+        # one pass for the base, two at the published 8
+        ("ultragen", {"base_steps": 1}, 1.0, None, "tiny-flux2-base"),
         ("ultragen", {"base_steps": 1}, None, "dull", "tiny-flux2-base"),
         ("patch-cascade", {"base_steps": 1, "true_cfg_scale": 2.0}, None, "", "tiny-flux1"),
         ("patch-cascade", {"base_steps": 1, "true_cfg_scale": 2.0}, None, None, "tiny-flux2-base"),

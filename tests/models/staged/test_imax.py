@@ -35,8 +35,8 @@ def test_a_size_that_needs_no_enlargement_is_refused(imax, call):
 
 @pytest.mark.parametrize("swin", [False, True])
 def test_every_step_is_projected_towards_the_enlarged_base(imax, call, seeded, monkeypatch, swin):
-    """By hand, for a field that is a function of each place alone; with swin the low-pass filter's blocks move
-    at even steps."""
+    """By hand, for a field that is a function of each place alone; with swin the low-pass filter's blocks
+    move at even steps."""
     monkeypatch.setattr(imax, "guided_velocity", lambda tokens, sigma, said: 0.3 * tokens + 0.1)
     picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
     for kind in ("cosine_decay", "cosine_shift", "constant"):
