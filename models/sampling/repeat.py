@@ -8,7 +8,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from uhr.base.config import build
+from pydantic import Field
+
+from uhr.base.config import Config, build
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
 from uhr.models.samplers import SAMPLERS, check_name
@@ -18,6 +20,16 @@ from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.setup import WEIGHTED, Setup
 
 WHERE_MADE = "repeat it in the folder where it was made, since paths are kept as they were given"
+
+
+class Told(Config):
+    """What `differences` reads of a record, of which others may have changed anything."""
+
+    weights: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    adapters: tuple[dict[str, Any], ...]
+    image: dict[str, Any] | None = None
+    versions: dict[str, Any] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
 
 
 def asked(
@@ -40,6 +52,9 @@ def asked(
             "dtype": record["dtype"],
             "device": record["device"],
         }
+        told = build(Told, {name: record[name] for name in Told.model_fields if name in record}, where)
+        if len(told.adapters) != len(request.adapters):
+            raise ValueError(f"{len(told.adapters)} adapters of {len(request.adapters)}")
     except (KeyError, TypeError, ValueError) as error:
         what = f"the record of {where} is not whole ({type(error).__name__}: {error})"
         raise UserError(what, "was it changed? it cannot be repeated") from error
@@ -136,7 +151,7 @@ def differences(record: Mapping[str, Any], setup: Setup, item: Item) -> list[str
         if before.get("config") != now["config"]:
             lines.append(f"configuration: that of the {name} is not the same as then")
     for old, new in zip(record.get("adapters", ()), setup.adapters, strict=True):
-        if old["sha256"] != new["sha256"]:
+        if old.get("sha256") != new["sha256"]:
             lines.append(f"adapter: {new['file']} is not the same file as then")
     lines += _given(record.get("image"), item)
     lines += _changed("version", {"uhr": record.get("uhr"), **record.get("versions", {})}, _versions_now())
@@ -146,7 +161,7 @@ def differences(record: Mapping[str, Any], setup: Setup, item: Item) -> list[str
 def _given(then: Mapping[str, Any] | None, item: Item) -> list[str]:
     from uhr.base.files import sha256_file
 
-    if item.image is None or then is None or then["sha256"] == sha256_file(user_path(item.image)):
+    if item.image is None or then is None or then.get("sha256") == sha256_file(user_path(item.image)):
         return []
     return [f"picture: {item.image} is not the same file as then"]
 

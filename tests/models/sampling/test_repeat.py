@@ -225,6 +225,9 @@ def test_a_missing_file_is_one_line_with_the_fix_before_anything_is_loaded(
         (lambda r: r.update(options={"shfit": 1}), "unknown key 'shfit': did you mean shift"),
         (lambda r: r.update(model=3), "is not whole"),
         (lambda r: r.update(width="wide"), "'size.0'"),
+        (lambda r: r.update(weights={"vae": 1}), "'weights.vae'"),
+        (lambda r: r.update(machine=[1]), "'machine'"),
+        (lambda r: r.update(adapters=[{}]), "1 adapters of 0"),
     ],
 )
 def test_a_record_that_was_changed_is_one_line(change, message, uhr, tiny_flux, tmp_path):

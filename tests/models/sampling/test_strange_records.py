@@ -33,7 +33,7 @@ def strangers(uhr, tiny_flux, tmp_path, monkeypatch):
     def make(**changes):
         found = record.read_record(tmp_path / "own.png")
         for name, change in changes.items():
-            found[name] |= change
+            found[name] = change if isinstance(change, list) else found[name] | change
         record.write(Path("strange.png"), Image.open(tmp_path / "own.png"), found)
         return "strange.png"
 
@@ -116,7 +116,7 @@ def test_adapters_weights_and_pictures_of_a_record_are_paths_and_nothing_else(uh
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     for changes in (
-        {"request": {"adapters": [{"name": "strange/lora", "scale": 1}]}},
+        {"request": {"adapters": [{"name": "strange/lora", "scale": 1}]}, "adapters": [{}]},
         {"request": {"transformer": "strange/weights"}},
         {"request": {"vae": "https://example.org/vae.safetensors"}},
         {"item": {"image": "https://example.org/x.png"}},
