@@ -30,6 +30,16 @@ def test_every_command_of_the_readme_works(walked, monkeypatch, capsys):
         assert code == 0, f"{command}\n{capsys.readouterr().err}"
 
 
+def test_the_python_of_the_readme_paints(walked, monkeypatch):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (block,) = (block for block in blocks if "from_pretrained" in block)
+    monkeypatch.chdir(walked.folder)
+    found = {}
+    exec(block, found)
+    assert (found["picture"].size, found["larger"].size) == ((256, 256), (384, 384))
+
+
 OWN_PROCESS = [
     "doctor --json",
     "curate run quickstart --source demo/pictures/photographs --out own/set --engine local --workers 1",
