@@ -12,17 +12,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
-from uhr.models.attention.call import AttentionCalls
-from uhr.models.attention.proportional import Proportional, duplicate_text
-from uhr.models.conditions import Condition, Conditions
-from uhr.models.rope_surgeries import RopeNtk
 from uhr.models.surgery import Surgery, applied, temporarily
+
+if TYPE_CHECKING:
+    from uhr.models.conditions import Condition, Conditions
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,9 @@ class Toolkit(Config):
 
     def surgeries(self, tokens: int, native: Native) -> list[Surgery]:
         """What is put on the transformer for a grid of so many image tokens."""
+        from uhr.models.attention.call import AttentionCalls
+        from uhr.models.rope_surgeries import RopeNtk
+
         if tokens <= native.side**2:
             return []
         found: list[Surgery] = []
@@ -75,12 +77,16 @@ class Toolkit(Config):
 
     def attention(self, tokens: int, native: Native) -> dict[str, Any]:
         """What the backbone's calls are given besides, as `joint_attention_kwargs`."""
+        from uhr.models.attention.proportional import Proportional
+
         if not self.proportional or tokens <= native.side**2:
             return {}
         return {"attention": Proportional(native.keys)}
 
     def told(self, said: Conditions, grid: tuple[int, int], native: Native) -> Conditions:
         """The words over a grid of (rows, columns) tokens: the text is repeated if so set."""
+        from uhr.models.attention.proportional import duplicate_text
+
         if not self.text_duplication:
             return said
 

@@ -10,32 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pydantic import Field
-
-from uhr.base.config import Config
 from uhr.base.errors import UserError
 from uhr.models import schedules
 from uhr.models.backbones.base import Backbone
 from uhr.models.costs.work import Costed
 from uhr.models.guidance import Guiding
+from uhr.models.samplers.options import SamplerOptions
 from uhr.models.sizes import Size, check_enlarges, check_sides, smallest
 from uhr.models.spec import ModelSpec, ShiftPolicy
 from uhr.models.stages import Ask, Stage, total_steps
 
 FEW_STEPS = 12
 """A model whose card asks for fewer steps was distilled for them: a sampler's own number is not for it."""
-
-
-class SamplerOptions(Config):
-    """What every sampler can be told with `--set`, or as keyword arguments of a call.
-
-    true_cfg_scale: above 1 it wants a negative prompt and doubles the model calls:
-                    v = v_negative + scale * (v_prompt - v_negative)
-    native_size:    side in px of the backbone's training square; None is what its spec says
-    """
-
-    true_cfg_scale: float = 1.0
-    native_size: int | None = Field(default=None, gt=0)
 
 
 class Planning(Costed, Guiding, ABC):

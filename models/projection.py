@@ -7,24 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from enum import StrEnum
 
 import torch
 
+from uhr.models.choices import Projection
 from uhr.models.filters import haar_low_pass
-
-
-class Projection(StrEnum):
-    """How strongly, and on which frequencies, over the steps; f = `cosine_weight`, from 1 to 0.
-
-    cosine_decay: f on the low band: the official README's, and the default
-    cosine_shift: all frequencies at weight f, and the low band at 1 - f: the official function's default
-    constant:     the low band is the reference's at every step
-    """
-
-    COSINE_DECAY = "cosine_decay"
-    COSINE_SHIFT = "cosine_shift"
-    CONSTANT = "constant"
 
 
 def velocity_towards(x: torch.Tensor, data: torch.Tensor, sigma: float) -> torch.Tensor:

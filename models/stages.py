@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from uhr.base.errors import UserError
+from uhr.models.choices import StageShift
 from uhr.models.schedules import Runaway
 from uhr.models.sizes import Size, base_size
 from uhr.models.spec import ShiftPolicy
@@ -69,22 +69,6 @@ def total_calls(plan: Sequence[Stage], branches: int = 1) -> int:
 def total_steps(plan: Sequence[Stage]) -> int:
     """Steps of a whole plan: what the step callback is called for."""
     return sum(stage.steps * stage.rounds for stage in plan)
-
-
-class StageShift(StrEnum):
-    """How the grid of a stage above the native size is shifted. The dynamic shift runs away up there.
-
-    static: by a fixed factor: 3 is what every method on FLUX.1 takes
-    native: by the family's dynamic factor at the native size (3.158 on FLUX.1-dev), whatever the stage's size
-    """
-
-    STATIC = "static"
-    NATIVE = "native"
-
-    @classmethod
-    def usual(cls, family: str) -> StageShift:
-        """Static on FLUX.1, which the published numbers are of; native on a family that has none."""
-        return cls.STATIC if family == "flux1" else cls.NATIVE
 
 
 class Schedule(Protocol):

@@ -8,21 +8,11 @@ off; nothing of it is ever used, so that padding around the call alone is the sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 
 import torch
 import torch.nn.functional as F
 
-
-class Ring(StrEnum):
-    """What the ring holds.
-
-    noise: noise at the step's level around data of 0, which is what the backbone expects; the default
-    zeros: as in the official codes, out of the backbone's distribution at any level above 0
-    """
-
-    NOISE = "noise"
-    ZEROS = "zeros"
+from uhr.models.choices import Ring
 
 
 def shifts(step: int) -> bool:

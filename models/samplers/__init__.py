@@ -1,5 +1,5 @@
-"""The samplers by name. A new one is a file here and an entry in `SAMPLERS`; a user's own goes by import
-path."""
+"""The samplers by name. A new one is a file here, its options in `options.py`, and an entry in `SAMPLERS`; a
+user's own goes by import path."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ class SamplerInfo:
     """A sampler before its code is imported: its pipeline class on each family of backbones, and what it
     needs."""
 
+    name: str
+    """Of its classes, before `Options` and `Pipeline`."""
+
     paths: Mapping[str, str]
     summary: str
     weights: str
@@ -28,47 +31,56 @@ def _on_both(module: str, name: str) -> Mapping[str, str]:
 
 SAMPLERS: Mapping[str, SamplerInfo] = {
     "euler": SamplerInfo(
+        "Euler",
         _on_both("euler", "Euler"),
         "plain Euler steps, as FLUX was published",
         "any FLUX checkpoint; takes any LoRA of its family, URAE's (github.com/Huage001/URAE) among them",
     ),
     "sdedit": SamplerInfo(
+        "SDEdit",
         _on_both("sdedit", "SDEdit"),
         "a base picture or yours, enlarged, noised part of the way and painted on",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "multidiffusion": SamplerInfo(
+        "MultiDiffusion",
         _on_both("multidiffusion", "MultiDiffusion"),
         "overlapping windows of the native size, averaged at every step",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "demofusion": SamplerInfo(
+        "DemoFusion",
         _on_both("demofusion", "DemoFusion"),
         "stages of windows, tied by skip residuals and by sub-grids of the whole picture",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "imax": SamplerInfo(
+        "IMax",
         _on_both("imax", "IMax"),
         "from noise at full size, drawn towards an enlarged base picture",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "hiflow": SamplerInfo(
+        "HiFlow",
         _on_both("hiflow", "HiFlow"),
         "a cascade in which each stage follows the path of the one below",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "ultragen": SamplerInfo(
+        "UltraGen",
         _on_both("ultragen", "UltraGen"),
         "a base picture or yours guides local windows of attention: 4K, 8K and beyond",
         "UltraGen's LoRA (github.com/PeterYYZhang/Scale-DiT links it), or one trained on guide tokens; "
         "unadapted without",
     ),
     "patch-cascade": SamplerInfo(
+        "PatchCascade",
         _on_both("patch_cascade", "PatchCascade"),
         "a base picture or yours, enlarged and painted anew in overlapping patches",
         "any FLUX checkpoint, unadapted; better with an adapter for patches, none of which is published",
     ),
     "ultraflux": SamplerInfo(
+        "UltraFlux",
         _on_both("ultraflux", "UltraFlux"),
         "native 4K in one pass, with an F16 VAE and Resonance positions",
         "Owen777/UltraFlux-v1, its transformer from Owen777/UltraFlux-v1-1-Transformer",
@@ -80,6 +92,14 @@ def check_name(name: str) -> None:
     """UserError with the nearest names, unless it is a sampler's name or an import path."""
     if name not in SAMPLERS and ":" not in name:
         raise unknown("sampler", name, SAMPLERS)
+
+
+def options_class(name: str) -> Any:
+    """The options of a sampler, by name without importing its code, or by import path."""
+    check_name(name)
+    if name not in SAMPLERS:
+        return load_object(name, "sampler").Options
+    return load_object(f"{__name__}.options:{SAMPLERS[name].name}Options", "sampler")
 
 
 def names_for(family: str) -> list[str]:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import Field
 
 from uhr.models import flow
 from uhr.models.conditions import Conditions
@@ -18,33 +17,11 @@ from uhr.models.filters import bicubic, gaussian_blur
 from uhr.models.patches import Box
 from uhr.models.samplers.families import OnFlux1, OnFlux2
 from uhr.models.samplers.multidiffusion import average, windowed_calls, windows
+from uhr.models.samplers.options import DemoFusionOptions
 from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import Staged, StagedOptions
+from uhr.models.samplers.staged import Staged
 from uhr.models.sizes import whole_times
 from uhr.models.stages import Ask, Stage, sized
-from uhr.models.swin import Ring
-
-
-class DemoFusionOptions(StagedOptions):
-    """Published for SDXL (2311.16973); defaults as in its code.
-
-    residual_power, global_power, blur_power: 3, 1, 1: exponents of the cosine c by which the skip residual,
-                the global path and the blur fade
-    blur:       largest sigma of the blur in latents: 1 in the code, 0.8 in its README
-    overlap:    share of a window's side by which the next one overlaps it
-    jitter:     windows move at random by up to a quarter of the overlap, in whole tokens
-    jitter_seed: where they move; apart from the generator, so that a batch is its pictures made one by one
-    ring:       what windows find beyond the picture's border (`swin.Ring`; the code: zeros)
-    """
-
-    residual_power: float = Field(default=3.0, ge=0)
-    global_power: float = Field(default=1.0, ge=0)
-    blur_power: float = Field(default=1.0, ge=0)
-    blur: float = Field(default=1.0, gt=0)
-    overlap: float = Field(default=0.5, ge=0, lt=1)
-    jitter: bool = True
-    jitter_seed: int = 0
-    ring: Ring = Ring.NOISE
 
 
 class DemoFusion(Staged):

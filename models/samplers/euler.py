@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from itertools import pairwise
-from typing import Annotated, Any
 
 import torch
-from pydantic import BeforeValidator
 
 from uhr.base.errors import UserError
-from uhr.models.hr_toolkit import Toolkit
-from uhr.models.planning import SamplerOptions
 from uhr.models.samplers.families import OnFlux1, OnFlux2
+from uhr.models.samplers.options import EulerOptions
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.staged import Staged
 from uhr.models.schedules import Runaway
 from uhr.models.spec import ModelSpec, ShiftPolicy
 from uhr.models.stages import Ask, Stage, sized
-
-
-def _floats(levels: Any) -> Any:
-    """Levels of any sequence, an array's or a tensor's too; what is none is left to pydantic to refuse."""
-    return tuple(float(each) for each in levels) if isinstance(levels, Iterable) else levels
-
-
-Levels = Annotated[tuple[float, ...], BeforeValidator(_floats)]
-
-
-class EulerOptions(SamplerOptions):
-    """sigmas:       noise levels, falling; used as they are, unshifted. A final 0 may be left out
-    shift:        none, static (by `shift_factor`) or dynamic (refused above the tokens that it was calibrated
-                  for); None is what the scheduler's configuration says, and static with a toolkit
-    shift_factor: of the static shift
-    toolkit:      what lets the backbone work above its native size: `hr_toolkit.Toolkit`, or its fields ({}
-                  has its defaults)
-    """
-
-    sigmas: Levels | None = None
-    shift: ShiftPolicy | None = None
-    shift_factor: float = 3.0
-    toolkit: Toolkit | None = None
 
 
 class Euler(Staged):

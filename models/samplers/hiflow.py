@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from uhr.models import flow
 from uhr.models.alignment import Acceleration, LowPass, align_direction
@@ -17,8 +16,9 @@ from uhr.models.costs.work import Calls, Coding, swung_calls
 from uhr.models.filters import bicubic, butterworth_low_pass, haar_low_pass
 from uhr.models.projection import velocity_towards
 from uhr.models.samplers.families import OnFlux1, OnFlux2
+from uhr.models.samplers.options import HiFlowOptions
 from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import DenseOptions, Staged
+from uhr.models.samplers.staged import Staged
 from uhr.models.sizes import cascade
 from uhr.models.spec import GuidanceKind
 from uhr.models.stages import Ask, Stage, StageShift, after_strength, from_level, sized
@@ -54,53 +54,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 GUIDANCE: Mapping[str, Sequence[float]] = {"paper": (), "code": (4.5, 6.0)}
 """Of a preset's stages above the base; none is the call's own."""
-
-PerStage = tuple[float, ...]
-"""One value for each stage above the base; the last one serves all that follow."""
-
-
-class HiFlowOptions(DenseOptions):
-    """None is the preset's value.
-
-    preset:       paper is HiFlow v2, code its repository
-    cascade:      sides over the base's: 2, 3, 4 in the paper, 2, 4 in the code
-    starts:       where the stages enter the schedule: 0.6, 0.3, 0.3 in the paper (its tau), the last 16 and
-                  10 of 30 steps in the code
-    starts_are:   levels: at the first that is at most this (paper); shares of the steps that are left (code)
-    start_from:   reference: the enlarged clean estimate of that very step (eq. 7, paper); picture: the last
-                  stage's picture, enlarged and sharpened in pixels (code)
-    low_pass:     butterworth, at `cutoff`, or haar
-    cutoff:       0.4 in the paper, 0.2 in the code; 1 is an axis' Nyquist frequency
-    direction:    alpha at a stage's first step (1 in the paper, 1 and 0.25 in the code)
-    acceleration: beta there (1 in the paper, 0.5 in the code)
-    fade:         both fall as sigma / start (t / tau, paper) or linearly over the stage's steps (code)
-    guidance:     of the stages, where the backbone embeds guidance: 4.5 and 6 in the code; the paper names
-                  none: the call's own. guidance_high overrides it with one number
-    reference:    estimates are enlarged as latents (the code's default) or in pixels, through the VAE
-    sharpening:   sigma of the Gaussian for pictures that are enlarged in pixels. The code draws it from
-                  (0.1, 2) at every call, so that no two of its runs agree
-    swin, ring:   swin patchify on every other step (code; the paper is silent) and what its ring holds:
-                  zeros in the code
-    shift:        of all stages, base included. For the paper as elsewhere: static 3, whose level after 20 of
-                  30 steps is its tau 0.6; for the code native (factor 3.158), where it means to be static but
-                  tells the wrong object
-    """
-
-    preset: Literal["paper", "code"] = "paper"
-    cascade: PerStage | None = None
-    starts: PerStage | None = Field(default=None, min_length=1)
-    starts_are: Literal["levels", "shares"] | None = None
-    start_from: Literal["reference", "picture"] | None = None
-    low_pass: Literal["butterworth", "haar"] = "butterworth"
-    cutoff: float | None = Field(default=None, gt=0)
-    direction: PerStage | None = Field(default=None, min_length=1)
-    acceleration: PerStage | None = Field(default=None, min_length=1)
-    fade: Literal["sigma", "linear"] | None = None
-    guidance: PerStage | None = None
-    reference: Literal["latents", "pixels"] = "latents"
-    sharpening: float = Field(default=1.0, gt=0)
-    swin: bool = True
-    ring: Ring | None = None
 
 
 class Reference:

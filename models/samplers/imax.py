@@ -7,39 +7,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 
 from uhr.models.conditions import Conditions
 from uhr.models.costs.work import Calls, swung_calls
 from uhr.models.filters import haar_low_pass
-from uhr.models.hr_toolkit import Toolkit
-from uhr.models.projection import Projection, cosine_weight, project, velocity_towards
+from uhr.models.projection import cosine_weight, project, velocity_towards
 from uhr.models.samplers.families import OnFlux1, OnFlux2
+from uhr.models.samplers.options import IMaxOptions
 from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import DenseOptions, Staged
+from uhr.models.samplers.staged import Staged
 from uhr.models.stages import Ask, Stage, sized
-from uhr.models.swin import Ring, crop, shifts
-
-
-class IMaxOptions(DenseOptions):
-    """projection:   how the pull fades (`projection.Projection`): cosine_decay is the official README's and
-                  the default, cosine_shift the official function's; constant
-    shift_factor: 6, as the README has it: it acted in diffusers up to 0.31, and later releases read past it
-    toolkit:      as in the official function: repeated text, and NTK frequencies clipped from below
-    swin, ring:   swin patchify on every other step, and what its ring holds (`swin.Ring`; the code: zeros)
-    base_steps:   of the base pass; None is as many as above it (30 in the code)
-    base_shift:   static factor of the base pass
-    sample:       the reference is a sample of the VAE's posterior, as in the code, not its mean
-    """
-
-    shift_factor: float = Field(default=6.0, gt=0)
-    toolkit: Toolkit = Toolkit(ntk_floor=True, text_duplication=True)
-    projection: Projection = Projection.COSINE_DECAY
-    swin: bool = True
-    ring: Ring = Ring.NOISE
-    base_steps: int | None = Field(default=None, gt=0)
-    base_shift: float = Field(default=3.0, gt=0)
-    sample: bool = True
+from uhr.models.swin import crop, shifts
 
 
 class IMax(Staged):

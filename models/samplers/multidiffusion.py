@@ -6,15 +6,15 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
 
 from uhr.models import flow
 from uhr.models.conditions import Conditions
 from uhr.models.costs.work import Calls
 from uhr.models.patches import Box, Canvas, grid
 from uhr.models.samplers.families import OnFlux1, OnFlux2
+from uhr.models.samplers.options import MultiDiffusionOptions
 from uhr.models.samplers.passes import Job, Passes
-from uhr.models.samplers.staged import Staged, StagedOptions
+from uhr.models.samplers.staged import Staged
 from uhr.models.stages import Ask, Stage, after_strength, check_begins_below_noise, sized
 
 
@@ -48,17 +48,6 @@ def windowed_calls(ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Cal
     side = ask.native_side
     tokens = min(side, stage.height // ask.multiple) * min(side, stage.width // ask.multiple)
     return (Calls(stage.steps * stage.calls, tokens, text),)
-
-
-class MultiDiffusionOptions(StagedOptions):
-    """overlap:    share of a window's side by which the next one overlaps it (paper: half, or more)
-    strength:   1 begins at pure noise, as published; less begins at the enlarged base picture, as SDEdit does
-    base_steps: of that base pass; None is what the model's card says
-    """
-
-    overlap: float = Field(default=0.5, ge=0, lt=1)
-    strength: float = Field(default=1.0, gt=0, le=1)
-    base_steps: int | None = Field(default=None, gt=0)
 
 
 class MultiDiffusion(Staged):

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from uhr.models import flow
 from uhr.models.samplers.families import OnFlux1, OnFlux2
+from uhr.models.samplers.options import SDEditOptions
 from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import DenseOptions, Staged
+from uhr.models.samplers.staged import Staged
 from uhr.models.stages import Ask, Stage, after_strength, check_begins_below_noise, sized
-
-
-class SDEditOptions(DenseOptions):
-    """strength:    share of the steps that are taken, in (0, 1): 0.7 is CLEAR's recipe for high resolutions
-    base_steps:  of the base pass; None is what the model's card says
-    enlargement: bicubic, as in CLEAR's script, or lanczos, by which diffusers' FluxImg2ImgPipeline resizes a
-                 picture that does not fit
-    """
-
-    strength: float = Field(default=0.7, gt=0, lt=1)
-    base_steps: int | None = Field(default=None, gt=0)
-    enlargement: Literal["bicubic", "lanczos"] = "bicubic"
 
 
 class SDEdit(Staged):

@@ -10,39 +10,18 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
-from pydantic import Field
 
 from uhr.base.config import build
 from uhr.base.errors import UserError
 from uhr.models.conditions import Conditions, Prompt, Words
 from uhr.models.fitting import target_size
-from uhr.models.hr_toolkit import Toolkit
 from uhr.models.pipelines import OnStepEnd, StepEnd
-from uhr.models.planning import SamplerOptions
+from uhr.models.samplers.options import SamplerOptions
 from uhr.models.samplers.passes import Job, Passes
 from uhr.models.sizes import Size
-from uhr.models.stages import Ask, Stage, StagedOutput, StageShift, check_aspect, for_each, pixels
+from uhr.models.stages import Ask, Stage, StagedOutput, check_aspect, for_each, pixels
 
 C = TypeVar("C", bound=Callable[..., Any])
-
-
-class StagedOptions(SamplerOptions):
-    """guidance_high:   of the stages above the base; None is the sampler's published number where the
-                     backbone embeds guidance, and the call's own elsewhere, as in a call with a picture
-                     that names one
-    shift:           of those stages, static or native; None is static on FLUX.1, native on FLUX.2
-    shift_factor:    of the static shift
-    """
-
-    guidance_high: float | None = None
-    shift: StageShift | None = None
-    shift_factor: float = Field(default=3.0, gt=0)
-
-
-class DenseOptions(StagedOptions):
-    """toolkit: what lets the backbone work above its native size (`hr_toolkit.Toolkit`)"""
-
-    toolkit: Toolkit = Toolkit()
 
 
 class Staged(Passes):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from uhr.models import surgery
 from uhr.models.pipelines import StepEnd
-from uhr.models.planning import SamplerOptions
 from uhr.models.rope_surgeries import RopeResonance, RopeYarn
 from uhr.models.samplers.families import OnFlux1, OnFlux2
+from uhr.models.samplers.options import UltraFluxOptions
 from uhr.models.samplers.passes import Job
 from uhr.models.samplers.staged import Staged
 from uhr.models.spec import ModelSpec, ShiftPolicy
@@ -25,20 +24,6 @@ UNTRAINED = (
     "unadapted: the F8 VAE was made F16 for this call without training. UltraFlux's own VAE and transformer "
     "are published as Owen777/UltraFlux-v1: give that with --model"
 )
-
-
-class UltraFluxOptions(SamplerOptions):
-    """What `--set` can change of ultraflux, or keyword arguments of a call.
-
-    shift_factor:   of the static shift: 3 in the official script, whose time_shift of 4 nothing reads
-    positions:      resonance is the code since 2025-12-17; yarn and plain for comparison. They act where an
-                    axis is longer than the window only
-    native_size:    of the backbone before UltraFlux. The positions' window is its tokens of F8: 64 for
-                    FLUX.1, UltraFlux's 2048 px
-    """
-
-    shift_factor: float = Field(default=3.0, gt=0)
-    positions: Literal["resonance", "yarn", "plain"] = "resonance"
 
 
 class UltraFlux(Staged):

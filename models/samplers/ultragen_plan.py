@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
-
-from pydantic import Field
 
 from uhr.base.errors import UserError
 from uhr.models.attention.layout import WindowLayout, window_side
-from uhr.models.attention.rules import WindowRules
 from uhr.models.costs.work import Coding
 from uhr.models.planning import FEW_STEPS
-from uhr.models.samplers.staged import StagedOptions
+from uhr.models.samplers.options import UltraGenOptions
 from uhr.models.sizes import Size, base_size, check_enlarges
 from uhr.models.stages import Ask, Stage
 
@@ -24,56 +20,6 @@ SKIPPED = 10 / 28
 STRETCH = 1.5
 """A guide that is less than this many times the native side is the base, enlarged; a larger one is painted
 first."""
-
-
-class UltraGenOptions(StagedOptions):
-    """What `--set` can change of ultragen, or keyword arguments of a call.
-
-    skip:           steps of the schedule that the warm start skips; None is 10 of 28 in proportion (paper's
-                    ablation), and none on few-step FLUX.2, which starts from pure noise (its configuration)
-    warm_start:     pixels: the picture below, enlarged and sharpened (paper, eq. 1); latents: bicubic on its
-                    latents, without decoding (code)
-    sharpening:     sigma of the Gaussian of the unsharp mask; None sharpens not. The paper names no kernel
-    guidance_high:  None is 4.5 where guidance is embedded and 8 where it takes two passes (code's
-                    configurations for FLUX.1 and klein-base)
-    ntk:            theta of the windowed stages times this, image and guide alike; None is 10 (paper and
-                    code), and 1 on few-step FLUX.2 (its configuration)
-    base_ntk:       the same of the base pass: 1 is stock; the code has 10 there too
-    base_steps:     of the base pass; None is what the model's card says: 28 on FLUX.1-dev (code)
-    ratio:          sides of image over guide (paper: 4)
-    window:         side of a window in image tokens; None is a quarter of the native grid, the paper's 16 of
-                    FLUX
-    rules:          who attends to whom, the paper's mask unless told (`attention.rules.WindowRules`)
-    guide:          False leaves the guide's tokens out: windows alone
-    cached:         the guide's keys and values are computed at a stage's first step and kept (a flag of the
-                    code). False runs the guide in every call, as in training: exact, and slower
-    guide_adapters: names of the adapters that act on guide tokens alone, beside those whose file says so (an
-                    export's `adapters.usage`, UltraGen's by its keys); None are those that were loaded
-                    otherwise and have UltraGen's modules. All others act on every token. A command's are
-                    called adapter_0, adapter_1 in their order
-    projection:     off (paper); code: its hidden projected flow, whose weight rises again towards the end;
-                    decay: the same with I-Max's falling cosine
-    below:          sides of the stages below the last over its own, rising: (0.25,). None is the recursion:
-                    a quarter each (`ratio`) down to about the native size; a given picture goes straight to
-                    the target
-    backend:        of the attention (`attention.call.Windows`)
-    """
-
-    skip: int | None = Field(default=None, ge=0)
-    warm_start: Literal["pixels", "latents"] = "pixels"
-    sharpening: float | None = Field(default=1.0, gt=0)
-    ntk: float | None = Field(default=None, ge=1)
-    base_ntk: float = Field(default=1.0, ge=1)
-    base_steps: int | None = Field(default=None, gt=0)
-    ratio: int = Field(default=4, ge=1)
-    window: int | None = Field(default=None, ge=1)
-    rules: WindowRules = WindowRules()
-    guide: bool = True
-    cached: bool = True
-    guide_adapters: tuple[str, ...] | None = None
-    projection: Literal["off", "code", "decay"] = "off"
-    below: tuple[float, ...] | None = None
-    backend: Literal["auto", "gathered", "flex"] = "auto"
 
 
 def window_of(options: UltraGenOptions, native_side: int) -> int:

@@ -12,20 +12,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from uhr.base.config import Config
 from uhr.base.console import say
-from uhr.base.errors import load_object
-from uhr.models.samplers import SAMPLERS, check_name, sampler_class
+from uhr.models.samplers import options_class
 
 _ENTRY = re.compile(r"(\w+(?:, \w+)*):\s+(.*)")
 
 
 def options_of(sampler: str) -> list[dict[str, Any]]:
     """An entry per option: name (dotted where it is part of another), values, default, meaning."""
-    check_name(sampler)
-    if sampler in SAMPLERS:
-        cls = sampler_class(sampler, next(iter(SAMPLERS[sampler].paths)))
-    else:
-        cls = load_object(sampler, "sampler")
-    return _entries(cls.Options, cls.Options())
+    options = options_class(sampler)
+    return _entries(options, options())
 
 
 def print_options(entries: list[dict[str, Any]]) -> None:

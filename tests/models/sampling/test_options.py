@@ -1,12 +1,14 @@
 """What `uhr sample options` tells: every option that there is, with a meaning, and defaults that are true."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from uhr.base.config import apply_sets
 from uhr.cli import main
-from uhr.models.samplers import SAMPLERS, sampler_class
+from uhr.models.samplers import SAMPLERS, options_class, sampler_class
 from uhr.models.sampling.options import options_of
 from uhr.models.sampling.request import Request
 from uhr.models.sampling.setup import Method
@@ -54,3 +56,18 @@ def test_the_command_lists_them_for_people_and_machines(capsys):
     assert json.loads(capsys.readouterr().out) == options_of("sdedit")
     assert main(["sample", "options", "sdedid"]) == 1
     assert "did you mean sdedit?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["flux1", "flux2"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_options_that_are_listed_are_the_ones_that_the_sampler_takes(sampler, family):
+    assert options_class(sampler) is sampler_class(sampler, family).Options
+
+
+def test_they_are_listed_without_importing_torch():
+    code = (
+        "import sys; from uhr.cli import main\n"
+        "assert main(['sample', 'list']) == main(['sample', 'options', 'ultragen']) == 0\n"
+        "assert not {'torch', 'diffusers', 'transformers', 'peft'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
