@@ -106,10 +106,10 @@ def test_a_record_behind_the_pixels_is_found_in_a_picture_that_is_no_bomb(tmp_pa
         record.read_record(file)
 
 
-def bomb(path, side=20_000):
+def bomb(path, side=20_000, text=TEXT):
     """A PNG of ours, by its header, that declares `side`^2 px; reading them is an error."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    parts = [header, TEXT, chunk(b"IDAT", b"boom"), chunk(b"IEND", b"")]
+    parts = [header, text, chunk(b"IDAT", b"boom"), chunk(b"IEND", b"")]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     return path
 
@@ -117,6 +117,8 @@ def bomb(path, side=20_000):
 def test_a_large_picture_is_not_decoded_to_be_read_or_compared(tmp_path):
     file, guard = bomb(tmp_path / "bomb.png"), Image.MAX_IMAGE_PIXELS
     assert record.read_record(file) == RECORD
+    with pytest.raises(UserError, match="does not say how it was made"):
+        record.read_record(bomb(tmp_path / "silent.png", text=b""))
     found = repeat.compare(file, picture())
     assert str(found) == "not comparable: the first has 20000x20000 px"
     with record.opened(file) as opened:
