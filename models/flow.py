@@ -9,10 +9,13 @@ velocity's sign turned. `sigma` is a float or a tensor that broadcasts against x
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
+
+from uhr.base.errors import UserError
 
 Level = float | torch.Tensor
 Velocity = Callable[[torch.Tensor, float, int], torch.Tensor]
@@ -32,6 +35,14 @@ def data_estimate(x: torch.Tensor, velocity: torch.Tensor, sigma: Level) -> torc
 def euler_step(x: torch.Tensor, velocity: torch.Tensor, sigma: float, sigma_next: float) -> torch.Tensor:
     """x + (sigma_next - sigma) v in float32; the step is negative, towards the data."""
     return x.float() + (sigma_next - sigma) * velocity.float()
+
+
+def check_finite(x: torch.Tensor, what: str) -> None:
+    """UserError where a value of x is none (NaN, infinite): a picture of it would be black, or grey."""
+    # the sum has none either, and takes no memory
+    if not math.isfinite(x.sum(dtype=torch.float32).item()):
+        fix = "take another dtype (bfloat16 or float32), and look at the weights, adapters and guidance"
+        raise UserError(f"{what} are not finite numbers (NaN or infinite)", fix)
 
 
 def _go_on() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -77,6 +78,8 @@ class Guiding:
         """UserError for a call's guidance or negative prompt that would be ignored in silence; `told` are the
         `guidances` of the plan, which is `based` if it begins with a base pass."""
         cls.check_options(options, kind)
+        if guidance is not None and not math.isfinite(guidance):
+            raise UserError(f"guidance {guidance:g}", "give a finite number")
         if kind == "none" and guidance:
             what = f"guidance {guidance:g} is given, and this backbone takes none"
             raise UserError(what, "leave it out, or give a negative prompt and true_cfg_scale")

@@ -238,7 +238,9 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
         """z -> pictures, float32 [B, 3, 8H, 8W] nominally in [-1, 1]."""
         if self.watch is not None:
             self.watch(0, note="decoding")
-        return latent.decode(self.vae, z)
+        pictures = latent.decode(self.vae, z)
+        flow.check_finite(pictures, "decoding: the pixels of the VAE")
+        return pictures
 
     def velocity(
         self, tokens: torch.Tensor, sigma: float, condition: Condition, branch: str = "cond"

@@ -148,6 +148,7 @@ class Passes(SamplerPipeline):
         with kit as surgeries:
             self._note(surgeries)
             found = self.integrate(self.pack(z), stage.sigmas, said, self._numbered(job), along)
+        flow.check_finite(found, f"stage {stage.name}: its latents")
         job.steps_done += stage.steps
         return self.unpack(found, grid)
 

@@ -141,6 +141,7 @@ class PatchPass(Staged):
         self._together = len(boxes)
         said = job.told[-1].map(lambda condition: _repeated(condition, len(boxes)))
         tokens = self.integrate(self.pack(z), stage.sigmas, said, self._numbered(job), along)
+        flow.check_finite(tokens, f"stage {stage.name}: its latents")
         job.steps_done += stage.steps
         if steps < stage.steps:
             return anchors

@@ -151,6 +151,8 @@ def test_a_sampler_of_the_users_own_goes_by_import_path(capsys, tiny_flux, tmp_p
         (("--size", "2048x2048"), "take a static one: set shift=static"),
         (("--adapter", "nowhere=0.5"), "adapter nowhere is not there"),
         (("--steps", "0"), "--steps 0"),
+        (("--guidance", "nan"), "'guidance' should be a finite number (got nan)"),
+        (("--guidance", "inf"), "'guidance' should be a finite number (got inf)"),
         (("--dtype", "int8"), "unknown dtype 'int8'"),
         (("--device", "abacus"), "'abacus' is no device"),
         (("--out", "x.jpg"), "name a file that ends in .png"),
@@ -189,6 +191,19 @@ def test_an_adapter_of_another_backbone_is_refused_before_any_weights_are_loaded
     monkeypatch.setattr(loading, "load_component", None)
     error = fails(capsys, *sample(tiny_flux, tmp_path / "a.png", "--adapter", tmp_path / "l.safetensors"))
     assert "it was made for another backbone" in error
+
+
+def test_an_adapter_that_is_not_of_numbers_makes_no_black_picture(capsys, tiny_flux, tmp_path):
+    from safetensors.torch import save_file
+
+    key = "transformer.transformer_blocks.0.attn.to_q.lora_"
+    broken = {f"{key}A.weight": torch.ones(2, 64), f"{key}B.weight": torch.full((64, 2), torch.nan)}
+    save_file(broken, tmp_path / "l.safetensors")
+    assert (
+        main([*map(str, sample(tiny_flux, tmp_path / "a.png", "--adapter", tmp_path / "l.safetensors"))]) == 1
+    )
+    assert "stage 64x96: its latents are not finite numbers" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["l.safetensors"]
 
 
 def test_an_unknown_sampler_is_named_with_the_nearest(capsys, tiny_flux, tmp_path):

@@ -101,6 +101,8 @@ def test_every_stage_before_the_last_is_shown_on_request(sampler, sample):
         ({"guidance_scale": None}, "wants a guidance scale"),
         ({"negative_prompt": "y"}, "no effect at true_cfg_scale 1"),
         ({"true_cfg_scale": 3.0}, "wants a negative prompt"),
+        ({"guidance_scale": float("nan")}, "guidance nan: give a finite number"),
+        ({"guidance_scale": float("inf")}, "guidance inf: give a finite number"),
         ({"scale": 2}, "scale 2 is given without a picture"),
         ({"callback_on_step_end_tensor_inputs": ["latent"]}, "asks for latent"),
     ],
@@ -108,6 +110,21 @@ def test_every_stage_before_the_last_is_shown_on_request(sampler, sample):
 def test_what_cannot_be_is_one_clear_line(sample, more, message):
     with pytest.raises(UserError, match=message):
         sample(**more)
+
+
+@pytest.mark.parametrize("output_type", ["pil", "latent"])
+def test_what_is_no_number_is_an_error_that_names_the_stage_and_no_black_picture(
+    sampler, sample, output_type, monkeypatch
+):
+    monkeypatch.setattr(sampler, "velocity", lambda tokens, *_, **__: torch.full_like(tokens, torch.nan))
+    with pytest.raises(UserError, match=r"^stage (base|patches|\d+x\d+): its latents are not finite"):
+        sample(output_type=output_type)
+
+
+def test_what_the_vae_makes_of_half_precision_is_no_black_picture_either(sampler, sample, monkeypatch):
+    monkeypatch.setattr("uhr.models.latents.decode", lambda vae, z: torch.full((1, 3, 8, 8), torch.inf))
+    with pytest.raises(UserError, match=r"^decoding: the pixels of the VAE are not finite"):
+        sample()
 
 
 @pytest.mark.parametrize("name", PICTURES, indirect=True)
