@@ -37,14 +37,31 @@ def test_the_table_of_gpus_is_what_plans_say():
     assert README.split("<!-- gpus")[1].split("-->\n")[1].split("<!-- /gpus")[0] == table()
 
 
-def test_every_command_of_the_table_can_be_planned_and_fits_its_gpu(capsys):
+def test_every_row_of_the_table_is_what_its_command_plans_and_nothing_that_fits_is_faster(capsys):
     from uhr.cli import main
+    from uhr.models.sampling.price import ways
     from uhr.models.sampling.table import ROWS, command
 
-    for gpu, call in ROWS:
-        assert f"`{command(call)}`" in README
-        assert main([*shlex.split(command(call))[1:], "--plan", "--on", gpu, "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["memory"]["fits"], call
+    def planned(words, *options):
+        assert main([*words, "--plan", "--on", gpu, *options]) == 0
+        return capsys.readouterr().out
+
+    lines = [line for line in README.splitlines() if "| `uhr sample " in line]
+    for (gpu, call), line in zip(ROWS, lines, strict=True):
+        words = shlex.split(command(gpu, call))[1:]
+        assert f"| `{command(gpu, call)}` |" in line
+        memory, host, time = line.rstrip(" |").split(" | ")[-3:]
+        shown = planned(words)
+        assert f"at most {memory}, at" in shown
+        assert f"takes some {time}" in shown
+        assert (f"; {host} of weights in the host's memory" in shown) == (host != "-")
+        found = json.loads(planned(words, "--json"))
+        assert found["memory"]["fits"], call
+        bare = ["sample", *shlex.split(call), "--model", "flux1-dev", "--prompt", "x"]
+        for way in ways():
+            flags = [] if way.flags == "neither" else way.flags.split()
+            other = json.loads(planned(bare, *flags, "--json"))
+            assert not other["memory"]["fits"] or other["seconds"]["total"] >= found["seconds"]["total"]
 
 
 def test_the_table_of_gpus_has_the_sizes_that_people_have():
