@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Ring(StrEnum):
-    """What the ring holds.
+    """What the ring around swung latents holds (`swin.py`).
 
     noise: noise at the step's level around data of 0, which is what the backbone expects; the default
     zeros: as in the official codes, out of the backbone's distribution at any level above 0

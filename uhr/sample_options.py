@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from uhr.base.errors import UserError
+
 WHAT, HOW, MODEL, MACHINE, OUTPUT = "What to paint", "How", "Model and adapters", "Machine", "Output"
 SET, PLAN = "A set of pictures", "Plan"
+
+_FOLDED = re.compile(r"[a-z][a-z0-9+.-]+:/.*")
+"""What becomes of a URL as a path: one of its slashes goes."""
+
+
+def path_here(option: typer.CallbackParam, value: Path | None) -> Path | None:
+    """UserError for a URL where a file of this machine is wanted."""
+    if value is not None and _FOLDED.fullmatch(str(value)) and not value.exists():
+        url, name = str(value).replace(":/", "://", 1), (option.name or "").replace("_", "-")
+        raise UserError(
+            f"--{name} {url} is no path",
+            "give a path of this machine: only what SAMPLER paints may go to a bucket",
+        )
+    return value
+
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.", rich_help_panel=OUTPUT)]
 
@@ -16,6 +34,7 @@ Prompt = Annotated[str | None, typer.Option(help="What to paint.", rich_help_pan
 Prompts = Annotated[
     Path | None,
     typer.Option(
+        callback=path_here,
         metavar="FILE",
         help="Make a set, a picture per prompt: a .txt with one per line; a .jsonl, .csv or .parquet with "
         "prompt and, if wanted, name, negative, seed, width, height, image; or a manifest, for its captions.",
@@ -42,12 +61,16 @@ RefineModel = Annotated[
 RefineInstruction = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Of --refine: what the model is told, in place of our own.", rich_help_panel=SET
+        callback=path_here,
+        metavar="FILE",
+        help="Of --refine: what the model is told, in place of our own.",
+        rich_help_panel=SET,
     ),
 ]
 Image = Annotated[
     Path | None,
     typer.Option(
+        callback=path_here,
         metavar="FILE|DIR",
         help="A picture in place of the base pass, of any size; not every sampler takes one. Of a folder, "
         "every picture.",
@@ -57,7 +80,9 @@ Image = Annotated[
 Scale = Annotated[
     float | None,
     typer.Option(
-        help="With --image: the result has exactly this many times its sides.", rich_help_panel=WHAT
+        help="With --image: the result has exactly this many times its sides. If neither this nor --size "
+        "is given: 4 for patch-cascade and ultragen, 2 for others.",
+        rich_help_panel=WHAT,
     ),
 ]
 Negative = Annotated[
@@ -83,7 +108,11 @@ Steps = Annotated[
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option(help="The published number, or the model card's, if not given.", rich_help_panel=HOW),
+    typer.Option(
+        help="The published number, or the model card's, if not given. It is of the base pass, and with "
+        "--image of every stage; --set guidance_high=7, say, is of the stages above the base.",
+        rich_help_panel=HOW,
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
@@ -132,6 +161,7 @@ Adapters = Annotated[
 Transformer = Annotated[
     Path | None,
     typer.Option(
+        callback=path_here,
         metavar="PATH",
         help="Other weights of the backbone: a folder, safetensors file or GGUF.",
         rich_help_panel=MODEL,
@@ -139,7 +169,12 @@ Transformer = Annotated[
 ]
 Vae = Annotated[
     Path | None,
-    typer.Option(metavar="PATH", help="Other weights of the VAE: a folder or a file.", rich_help_panel=MODEL),
+    typer.Option(
+        callback=path_here,
+        metavar="PATH",
+        help="Other weights of the VAE: a folder or a file.",
+        rich_help_panel=MODEL,
+    ),
 ]
 
 Dtype = Annotated[
@@ -196,6 +231,7 @@ On = Annotated[
 Previews = Annotated[
     Path | None,
     typer.Option(
+        callback=path_here,
         metavar="DIR",
         help="Also keep the pictures of the stages before the last, here.",
         rich_help_panel=OUTPUT,

@@ -15,6 +15,7 @@ from uhr.models.rope import ResonancePosEmbed
 from uhr.models.rope_surgeries import RopeNtk, RopeResonance
 from uhr.models.samplers.ultraflux import UltraFluxOptions, UltraFluxPipeline
 from uhr.models.vae.f16 import F16
+from uhr.models.vae.room import room_of
 from uhr.models.vae.tiled import ExactTiling
 
 CALL = {"num_inference_steps": 3, "guidance_scale": 4.0, "max_sequence_length": 16}
@@ -138,7 +139,11 @@ def test_surgeries_are_listed_and_taken_off_bitwise_even_after_a_failure(ultrafl
 
     sample(num_inference_steps=1)
     assert [each["surgery"] for each in ultraflux.surgeries] == ["vae-f16", "exact-tiling", "rope-resonance"]
-    assert surgery.from_record(ultraflux.surgeries) == [F16(), ExactTiling(), RopeResonance(window=8)]
+    assert surgery.from_record(ultraflux.surgeries) == [
+        F16(),
+        ExactTiling(memory=room_of(ultraflux)),
+        RopeResonance(window=8),
+    ]
     assert untouched()
 
     def fails(*_):
@@ -274,7 +279,6 @@ def test_surgeries_that_are_on_the_model_already_stay_and_rivals_are_refused(tin
             "256x272 cannot be made: multiples of 32; nearest 256x256 or 256x288",
         ),
         ({"image": torch.rand(3, 512, 512)}, "no base pass.*sdedit or patch-cascade"),
-        ({"guidance_scale": None}, "wants a guidance scale"),
         ({"positions": "ntk"}, "positions"),
         ({"toolkit": {}}, "unknown key 'toolkit'"),
     ],

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from uhr.cli import main
 from uhr.models.samplers import SAMPLERS, sampler_class
@@ -64,3 +65,27 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(name, more, message, t
     assert main([str(a) for a in ("sample", name, *arguments)]) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "spoken", "told"),
+    [
+        (["--size", "192x192", "--guidance", "2"], "guidance 2, then 7.5", [2.0, 7.5]),
+        (["--image", "given.png"], "guidance 7.5", [7.5]),
+        (["--image", "given.png", "--guidance", "2"], "guidance 2", [2.0]),
+        (["--image", "given.png", "--set", "guidance_high=5"], "guidance 5", [5.0]),
+    ],
+)
+def test_the_line_and_the_record_say_the_guidance_of_each_stage(
+    more, spoken, told, tiny_flux, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (128, 128), "teal").save("given.png")
+    short = ["--steps", "2", "--set", "base_steps=1", "--set", "strength=0.5"]
+    arguments = ["sample", "sdedit", "--model", str(tiny_flux), "--prompt", "x", *short, *more]
+    assert main([*arguments, "--out", "a.png"]) == 0, capsys.readouterr().err
+    assert f"steps, {spoken}, seed" in capsys.readouterr().out.replace("\n", " ")
+    assert [stage["guidance"] for stage in read_record(tmp_path / "a.png")["details"]["stages"]] == told
+    # and it is made again so
+    assert main(["sample", "--repeat", "a.png", "--out", "b.png"]) == 0, capsys.readouterr().err
+    assert "identical" in capsys.readouterr().out
