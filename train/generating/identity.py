@@ -34,8 +34,9 @@ class SetRequest(Config):
     is cut among them, which moves its last bit. They are those of the run that began the set.
 
     `weights` holds the hashes of each component that was on the disk before the set was begun (a hub's model
-    is named by its revision); `items` the hash of every item as it was asked for, before any prompt was
-    rewritten; `refine` the model that rewrites (None: the server's only one) and the hash of what it is told.
+    is named by its revision); `items` the hash of each of the items' fields, as they were asked for, before
+    any prompt was rewritten; `refine` the model that rewrites (None: the server's only one) and the hash of
+    what it is told.
     """
 
     schema_version: int
@@ -48,7 +49,7 @@ class SetRequest(Config):
     weights: dict[str, dict[str, str | None]]
     adapters: list[str]
     count: int
-    items: str
+    items: dict[str, str]
     refine: dict[str, str | None] | None
 
     @property
@@ -94,7 +95,7 @@ def identify(
         weights=weights,
         adapters=[each["sha256"] for each in setup.adapters],
         count=len(items),
-        items=fingerprint([_item(item) for item in items]),
+        items=_hashes(items),
         refine=refine,
     )
 
@@ -122,22 +123,26 @@ def kind_of(device: str) -> str:
     return device.partition(":")[0]
 
 
-def _item(item: Item) -> dict[str, Any]:
-    """An item and the state of its picture: another one under the same name is another item."""
-    tree = item.model_dump(mode="json")
-    if item.image is not None:
-        stat = user_path(item.image).stat()
-        tree["image_state"] = [stat.st_size, stat.st_mtime_ns]
-    return tree
+def _hashes(items: Sequence[Item]) -> dict[str, str]:
+    """Of each field, of all items in their order. Another picture under the same name is another one."""
+    trees = [item.model_dump(mode="json") for item in items]
+    for item, tree in zip(items, trees, strict=True):
+        if item.image is not None:
+            stat = user_path(item.image).stat()
+            tree["image"] = [tree["image"], stat.st_size, stat.st_mtime_ns]
+    return {name: fingerprint([tree[name] for tree in trees]) for name in Item.model_fields}
 
 
 def _differences(there: dict[str, Any], asked: dict[str, Any]) -> Iterable[str]:
-    """Names of what is not the same, those of the request by themselves."""
+    """Names of what is not the same, those of the request and of the items by themselves."""
     names = {
         "items": "prompts or pictures",
         "count": "number of prompts",
-        "uhr": "",
         "computes": "kind of device",
+        "prompt": "prompts",
+        "name": "names",
+        "seed": "seeds",
+        "image": "pictures",
     }
     for name, value in asked.items():
         before = there.get(name)
@@ -145,5 +150,9 @@ def _differences(there: dict[str, Any], asked: dict[str, Any]) -> Iterable[str]:
             continue
         if name == "request" and isinstance(before, dict):
             yield from (key for key in value if key not in PLACE and before.get(key) != value[key])
+        elif name == "items" and isinstance(before, dict):
+            # of another number of items nothing is the same
+            if there.get("count") == asked["count"]:
+                yield from (names.get(key, key) for key in value if before.get(key) != value[key])
         else:
             yield names.get(name, name)

@@ -49,7 +49,7 @@ def test_a_folder_of_pictures_is_a_batch_and_a_broken_one_costs_itself(batch):
     pictures(given, "a.png", "sub/b.jpg", "c.png")
     code, said = batch(*SDEDIT)
     assert code == 1
-    assert "other prompts or pictures" in said.err
+    assert "another set: other pictures: " in said.err
 
 
 def test_a_folder_of_which_no_picture_can_be_used_is_one_line(batch):

@@ -75,8 +75,9 @@ def test_the_same_command_again_says_so_and_touches_nothing(make, stamps):
 @pytest.mark.parametrize(
     ("prompts", "options", "words"),
     [
-        (PROMPTS, ["--seed", 1], "other prompts or pictures"),
-        (PROMPTS[:3], [], "other number of prompts"),
+        (PROMPTS, ["--seed", 1], "another set: other seeds: "),
+        (PROMPTS[:3], [], "another set: other number of prompts: "),
+        ([*PROMPTS[:4], "a fox"], ["--seed", 1], "another set: other prompts, seeds: "),
         (PROMPTS, ["--steps", 2], "other steps"),
         (PROMPTS, ["--guidance", 2], "other guidance"),
     ],
