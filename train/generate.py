@@ -39,7 +39,7 @@ from uhr.train.generating.identity import SetRequest
 from uhr.train.generating.index import SetInfo
 from uhr.train.generating.items import Entry
 from uhr.train.generating.refining import ANSWERS, refine_all
-from uhr.train.generating.team import Engine, runner_of, threads_of
+from uhr.train.generating.team import Engine, beginning, runner_of, threads_of
 from uhr.train.generating.work import (
     FAILED,
     PICTURES,
@@ -223,7 +223,7 @@ def _paint(
     with _own_threads(), progress("paint", len(items), "pictures") as advance:
         if len(items) > len(left):
             advance(len(items) - len(left), f"{len(items) - len(left)} were done or refused before")
-        advance(0, "loading the model")
+        advance(0, beginning(runner))
         run_units(plan, work, runner, advance, lambda unit: "")
 
 

@@ -35,6 +35,14 @@ def runner_of(engine: Engine, workers: int | None, address: str | None, device: 
     return RayRunner(count, NO_LIMITS, address, threads, gpus=int(shared), carry=True)
 
 
+def beginning(runner: Runner) -> str:
+    """What a run does before there is a picture, which may take minutes."""
+    if isinstance(runner, RayRunner | LocalRunner):
+        number = {None: "a worker per GPU", 1: "1 worker"}.get(runner.workers, f"{runner.workers} workers")
+        return f"{'starting Ray; ' if isinstance(runner, RayRunner) else ''}loading the model in {number}"
+    return "loading the model"
+
+
 def threads_of(runner: Runner) -> int:
     """How many threads each of its workers has."""
     if isinstance(runner, LocalRunner | RayRunner):

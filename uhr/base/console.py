@@ -68,7 +68,8 @@ def _lines(description: str, total: int | None, unit: str, every: float = 5.0) -
         done += n
         words = words if note is None else note
         known = known if total is None else total
-        if time.monotonic() - last >= every:
+        # what the wait for the first is for is said before it
+        if time.monotonic() - last >= every or (note and n == done == 0 and last == start):
             last = time.monotonic()
             line()
 

@@ -7,7 +7,7 @@ import pytest
 from uhr.base.errors import UserError
 from uhr.manifests.runners import InlineRunner, LocalRunner, RayRunner
 from uhr.train.generating import team
-from uhr.train.generating.team import runner_of, visible_gpus
+from uhr.train.generating.team import beginning, runner_of, visible_gpus
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +57,19 @@ def test_ray_actors_too_and_a_cluster_is_asked_for_its_gpus(workers, address, de
 
 def test_no_workers_are_this_process():
     assert isinstance(runner_of("ray", 0, None, "cpu"), InlineRunner)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("ray", None, None, "cpu"), "starting Ray; loading the model in 1 worker"),
+        (("ray", None, "10.0.0.1:6379", "cuda"), "starting Ray; loading the model in a worker per GPU"),
+        (("local", 2, None, "cpu"), "loading the model in 2 workers"),
+        (("ray", 0, None, "cpu"), "loading the model"),
+    ],
+)
+def test_what_goes_on_before_there_is_a_picture_is_told(asked, words):
+    assert beginning(runner_of(*asked)) == words
 
 
 @pytest.mark.parametrize(("engine", "workers"), [("local", 2), ("ray", 0)])
