@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from uhr.base.config import Config, canonical_json, fingerprint
+from uhr.base.errors import install
 from uhr.manifests.schema import Column
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class _Annotator(ABC):
         """
         for package in self.packages:
             if importlib.util.find_spec(package.name) is None:
-                return f"the package '{package.name}' is not installed (pip install 'uhr[{package.extra}]')"
+                return f"the package '{package.name}' is not installed ({install(package.extra)})"
         return None
 
     def fingerprint(self) -> str:

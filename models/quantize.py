@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from uhr.base.errors import UserError, unknown
+from uhr.base.errors import UserError, install, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ KINDS: Mapping[str, Kind] = {
 def check_installed(package: str, what: str) -> None:
     """UserError where a package of the extra `quantize`, which `what` needs, is missing."""
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{what} needs the package {package}", "pip install 'uhr[quantize]'")
+        raise UserError(f"{what} needs the package {package}", install("quantize"))
 
 
 def check(kind: str, device: torch.device) -> None:

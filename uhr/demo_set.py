@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, install
 from uhr.demo_scenes import SCENES
 
 _CC0 = "CC0-1.0"
@@ -97,7 +97,7 @@ def _package_folder(package: str) -> Path:
     """Where a package lies, without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"the demo's photographs come with {package}", "pip install 'uhr[demo]'")
+        raise UserError(f"the demo's photographs come with {package}", install("demo"))
     return Path(spec.submodule_search_locations[0])
 
 

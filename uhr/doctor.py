@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from uhr.base.console import emit, progress, say, table
+from uhr.base.errors import install
 from uhr.base.files import human_bytes
 
 
@@ -186,5 +187,5 @@ def _print(found: dict[str, Any]) -> None:
 
 def _remedy(row: dict[str, Any]) -> str:
     if row["version"] is None:
-        return f"pip install -c constraints.txt -e '.[{row['extra'] or 'all'}]'"
+        return install(row["extra"] or "all")
     return row["fault"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from uhr.base.console import progress
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, install
 from uhr.base.files import atomic
 from uhr.manifests.lineage import lineage, summary
 from uhr.manifests.manifest import Manifest
@@ -51,7 +51,7 @@ def render(manifest: Manifest) -> str:
     try:
         import jinja2
     except ImportError as error:
-        raise UserError(f"the report needs jinja2 ({error})", "pip install 'uhr[curate]'") from None
+        raise UserError(f"the report needs jinja2 ({error})", install("curate")) from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,

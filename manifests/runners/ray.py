@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, install
 from uhr.manifests.runners.worker import Worker, cores, search_path
 from uhr.manifests.units import Limits, UnitPlan, Work
 
@@ -51,7 +51,7 @@ class RayRunner:
         self.gpus = gpus
         self.carry = carry
         if importlib.util.find_spec("ray") is None:
-            raise UserError("Ray is not installed", "pip install 'uhr[curate]', or use --engine local")
+            raise UserError("Ray is not installed", f"{install('curate')}, or use --engine local")
         self.workers = workers
         self.limits = limits
         self.address = address

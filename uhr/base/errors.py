@@ -25,6 +25,11 @@ class UserError(Exception):
         return type(self), (self.what, self.fix)
 
 
+def install(extra: str) -> str:
+    """The command, in the folder of the sources, that brings what an optional part needs, as it is tested."""
+    return f"pip install -c constraints.txt -e '.[{extra}]'"
+
+
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     """The known names that look most like `name`, best first."""
     return difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)

@@ -14,7 +14,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, install
 from uhr.base.files import atomic, user_cache, user_path
 from uhr.base.output import OWN_TEMPORARY
 
@@ -184,7 +184,7 @@ def _file_system(protocol: str, text: str) -> Any:
             "s3", use_listings_cache=False, config_kwargs={"retries": retries, "read_timeout": 30}
         )
     except ImportError as error:
-        raise UserError(f"{text} needs a package that is not installed", "pip install 'uhr[s3]'") from error
+        raise UserError(f"{text} needs a package that is not installed", install("s3")) from error
     found.retries = 1  # botocore's own are enough: s3fs would do all of them five times
     return found
 
