@@ -88,7 +88,7 @@ def open_model(
         what = (
             f"give a folder, or its hub id {known.hub_id}"
             if known.hub_id
-            else "make one: `uhr models make-tiny DIR`"
+            else f"make one: `uhr models make-tiny DIR --spec {known.name}`"
         )
         raise UserError(f"'{model}' is the name of a spec, not of weights", what)
     source = Source.parse(model, fetch)

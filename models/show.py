@@ -68,11 +68,16 @@ def print_models(rows: list[dict[str, Any]]) -> None:
                 f"{row['native_size']} px",
                 row["guidance"],
                 "yes" if row["commercial_use"] else "no",
-                row["hub_id"] or "make it: uhr models make-tiny DIR",
+                row["hub_id"] or f"make it: {_make(row['name'])}",
             ]
             for row in rows
         ],
     )
+
+
+def _make(name: str) -> str:
+    """The command that makes a tiny model."""
+    return f"uhr models make-tiny DIR --spec {name}"
 
 
 def details(model: str) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def print_details(value: dict[str, Any]) -> None:
         "weights": value.get("file")
         or value.get("folder")
         or value["hub_id"]
-        or "random: uhr models make-tiny DIR",
+        or f"random: {_make(value['name'])}",
         "native size": f"{value['native_size']} px; sides are multiples of {value['pixel_multiple']} px",
         "latents": f"{value['latent_channels']} channels, 1/{value['vae_factor']} of the side, "
         f"packed {value['patch']}x{value['patch']}",

@@ -83,7 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _usage_message(error: Exception) -> str | None:
     """Click's own errors know their message; they are recognised by that, whichever click typer brings."""
     format_message = getattr(error, "format_message", None)
-    return _one_line(format_message()) if callable(format_message) else None
+    if not callable(format_message):
+        return None
+    context = getattr(error, "ctx", None)
+    usage = "" if context is None else f" ({_one_line(context.get_usage())})"
+    return f"{_one_line(format_message())}{usage}"
 
 
 def _one_line(error: object) -> str:

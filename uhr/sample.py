@@ -13,6 +13,7 @@ from uhr import sample_set
 from uhr.base import console
 from uhr.base.config import apply_sets, build
 from uhr.base.errors import UserError
+from uhr.base.store import FolderStore
 from uhr.models.samplers import SAMPLERS, check_name
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from uhr.models.sampling.request import Item, Request
     from uhr.models.sampling.session import Painting, Session
     from uhr.models.sampling.setup import Setup
+    from uhr.models.sampling.target import Target
 
 LOOK, PAINT, AGAIN = "Look", "Samplers", "Make a picture again"
 
@@ -49,13 +51,17 @@ def again(
     repeat: Annotated[
         Path | None,
         typer.Option(
+            callback=opt.path_here,
             metavar="FILE.png",
             help="A picture of ours, made again from its own record; no SAMPLER then.",
             rich_help_panel=AGAIN,
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="The new picture.", rich_help_panel=AGAIN)
+        Path | None,
+        typer.Option(
+            callback=opt.path_here, metavar="FILE.png", help="The new picture.", rich_help_panel=AGAIN
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -150,6 +156,7 @@ def paint(
     address: opt.Address = None,
 ) -> None:
     from uhr.models.sampling.request import Adapter, Item, Request, parse_size
+    from uhr.models.sampling.target import Target
 
     tree = {
         "sampler": str(ctx.info_name),
@@ -184,21 +191,21 @@ def paint(
         sample_set.make_set(request, said, prompts, out, refinement, previews, team, as_json)
     else:
         team.refuse_one_picture()
-        _one(request, said, _named(prompt, out), refinement, previews, as_json)
+        _one(request, said, Target.of(_named(prompt, out)), refinement, previews, as_json)
 
 
-def _named(prompt: str | None, out: str | None) -> Path:
+def _named(prompt: str | None, out: str | None) -> str:
     """The one picture's file; UserError where it or the prompt is not given."""
     if prompt is None or out is None:
         missing = "--prompt TEXT" if prompt is None else "--out FILE.png"
         raise UserError(f"{missing} is missing", "give it, or --plan to see what it would take")
-    return Path(out)
+    return out
 
 
 def _one(
     request: Request,
     said: Item,
-    out: Path,
+    out: Target,
     refinement: Refinement | None,
     previews: Path | None,
     as_json: bool,
@@ -207,15 +214,17 @@ def _one(
     from uhr.models.sampling import record
     from uhr.models.sampling.setup import Setup
 
-    record.check_out(out, said.image)
+    out.check(said.image)
+    if previews is not None:
+        FolderStore(str(previews)).probe()
     setup = Setup.of(request)
     item = said.model_copy(update={"name": out.stem})
     if refinement is not None:
         setup.call(item)  # before anybody is asked
         item = refine_one(item, refinement)
     painting = _painted(setup, item, out, previews)
-    value = {"out": str(out), **painting.record}
-    console.emit(value, as_json, lambda _: console.say(record.describe(out, painting.record)))
+    value = {"out": out.text, **painting.record}
+    console.emit(value, as_json, lambda _: console.say(record.describe(out.text, painting.record)))
 
 
 def _plan(request: Request, item: Item, prompts: Path | None, on: str | None, as_json: bool) -> None:
@@ -228,7 +237,7 @@ def _plan(request: Request, item: Item, prompts: Path | None, on: str | None, as
     console.emit(plan_text.describe(found), as_json, lambda _: plan_text.show(found))
 
 
-def _painted(setup: Setup, item: Item, out: Path, previews: Path | None = None) -> Painting:
+def _painted(setup: Setup, item: Item, out: Target, previews: Path | None = None) -> Painting:
     """One picture, with a bar, on the disk with what belongs to it."""
     from uhr.models.sampling import record
 
@@ -240,7 +249,7 @@ def _painted(setup: Setup, item: Item, out: Path, previews: Path | None = None) 
         painting = session.paint(call, advance, stages=previews is not None)
     if previews is not None:
         record.write_stages(previews, out.stem, painting.stages)
-    record.write(out, painting.picture, painting.record)
+    out.write(painting.picture, painting.record)
     return painting
 
 

@@ -62,13 +62,16 @@ def plan(request: Request, item: Item, on: str | None = None) -> Plan:
     if on is not None:
         device = find_device(on)
     elif request.device != "cpu":
-        device = here() or find_device(DEFAULT)
+        device = here()
+    assumed = on is None and request.device != "cpu" and device is None
+    if assumed:
+        device = find_device(DEFAULT)
     dtype = request.dtype
     if dtype == "auto":
         dtype = "float32" if device is None else "bfloat16"
     model = _model(request)
     method = Method.of(request, model if isinstance(model, ModelSpec) else model.spec)
-    return Plan(method, method.call(item), model, device, dtype)
+    return Plan(method, method.call(item), model, device, dtype, assumed)
 
 
 def _model(request: Request) -> Model | ModelSpec:
@@ -79,12 +82,19 @@ def _model(request: Request) -> Model | ModelSpec:
 
 
 class Plan:
-    """A call of a method on a model that is not loaded, on a device (None: a CPU, of which no time is
-    said)."""
+    """A call of a method on a model that is not loaded, on a device (None: a CPU, of which no time is said),
+    which is `assumed` where nobody named it and no GPU is here."""
 
     def __init__(
-        self, method: Method, call: Call, model: Model | ModelSpec, device: Device | None, dtype: str
+        self,
+        method: Method,
+        call: Call,
+        model: Model | ModelSpec,
+        device: Device | None,
+        dtype: str,
+        assumed: bool = False,
     ) -> None:
+        self.assumed = assumed
         self.method, self.call, self.device, self.dtype = method, call, device, dtype
         self._prices: dict[Way, Price] = {}
         cls, spec, request = method.pipeline_class, method.spec, method.request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from uhr.base.console import say, table
+from uhr.base.console import counted, say, table
 from uhr.models.costs.devices import ATTENTION, CONVOLUTION, LINEAR, Device
 from uhr.models.guidance import spoken
 from uhr.models.sampling.plan import Plan, StagePlan
@@ -34,7 +34,12 @@ def describe(plan: Plan) -> dict[str, Any]:
     }
     if device is None:
         return told
-    told["on"] = {"name": device.name, "title": device.title, "memory": device.memory}
+    told["on"] = {
+        "name": device.name,
+        "title": device.title,
+        "memory": device.memory,
+        "assumed": plan.assumed,
+    }
     told["memory"]["fits"] = price.fits
     told["seconds"] = {**price.seconds, "total": price.total}
     told["shares_of_peak"] = {"linear": LINEAR, "attention": ATTENTION, "convolution": CONVOLUTION}
@@ -43,6 +48,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         told["instead"] = other and {
             **vars(other.way),
             "peak": other.peak.total,
+            "host": other.host,
             "seconds": other.total,
         }
     return told
@@ -77,6 +83,7 @@ def show(plan: Plan) -> None:
     """For people."""
     method, call, device, way = plan.method, plan.call, plan.device, plan.asked.way
     where = "" if device is None else f", on {device.title}"
+    where += " (no GPU is here: --on NAME plans for another)" if plan.assumed else ""
     guidance = spoken([stage.guidance for stage in plan.stages])
     flags = "".join(f", {kind}" for kind in (way.offload and f"offload {way.offload}", way.quantize) if kind)
     say(
@@ -117,7 +124,7 @@ def _show_stages(plan: Plan) -> None:
     doubled = {each.branches for each in plan.stages} - {1}
     twice = ", two for each step where two branches guide" if doubled else ""
     whole = count(plan.asked.operations.total)
-    say(f"\n{plan.model_calls:,} calls of the backbone{twice}; {whole} operations in all")
+    say(f"\n{counted(plan.model_calls, 'call')} of the backbone{twice}; {whole} operations in all")
 
 
 def _show_memory(plan: Plan) -> None:
@@ -144,13 +151,18 @@ def _show_fit(plan: Plan, device: Device) -> None:
     if other is None:
         say("nothing that can be told of its weights makes it fit: take a smaller size, or patch-cascade")
     else:
-        say(f"fits with {other.way.flags}: {gib(other.peak.total)}, some {duration(other.total)}")
+        host = f" ({gib(other.host)} of the host)" if other.host else ""
+        say(f"fits with {other.way.flags}: {gib(other.peak.total)}{host}, some {duration(other.total)}")
 
 
 def _show_times(plan: Plan) -> None:
     times = plan.asked.seconds
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in times.items() if seconds >= 0.05)
-    say(f"takes some {duration(plan.asked.total)}" + (f": {parts}" if parts else ""))
+    # one that offloads may be faster then: its VAE has more room, and works in larger tiles
+    takes = (
+        "takes some" if plan.asked.fits else "if it fitted, with the VAE in small tiles, it would take some"
+    )
+    say(f"{takes} {duration(plan.asked.total)}" + (f": {parts}" if parts else ""))
     windows = any(call.windows for stage in plan.stages for call in stage.calls)
     gathered = "; memory of windows as by the gathered back end, where a GPU takes FlexAttention"
     say(

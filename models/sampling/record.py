@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import platform
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Generator, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from uhr import __version__
+from uhr.base.console import counted
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, sha256_file, user_path, write_json
+from uhr.base.store import FolderStore
 from uhr.models.guidance import spoken
 from uhr.models.sampling.setup import Call, Setup
 
@@ -112,17 +115,33 @@ def beside(path: Path) -> Path:
 
 
 def check_out(out: Path, given: Path | None = None) -> None:
-    """UserError unless `out` is the name of a PNG, beside which no JSON stands that is not ours, and which is
-    not the `given` picture itself."""
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out} is no PNG", "name a file that ends in .png")
+    """UserError unless `out` is the name of a PNG that can be written, beside which no JSON stands that is
+    not ours, and which is not the `given` picture itself."""
+    check_name(str(out))
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", "name a file in it")
     if _is_same(out, given):
         raise UserError(f"--out {out} is the given picture itself", "name another file")
+    FolderStore(str(out.parent)).probe()
     file = beside(out)
     if file.exists() and _read_json(file) is None:
-        raise UserError(f"{file} is not ours, and the record of {out.name} goes there", "rename one of them")
+        raise _not_ours(str(file), out.name)
+
+
+def check_name(out: str) -> None:
+    """UserError unless it is a PNG's."""
+    if PurePath(out).suffix.lower() != ".png":
+        raise UserError(f"--out {out} is no PNG", "name a file that ends in .png")
+
+
+def check_beside(place: str, name: str, data: bytes | None) -> None:
+    """UserError where `data`, which stand at `place` beside the picture of that name, are no record."""
+    if data is not None and _parsed(data.decode("utf-8", "replace")) is None:
+        raise _not_ours(place, name)
+
+
+def _not_ours(place: str, name: str) -> UserError:
+    return UserError(f"{place} is not ours, and the record of {name} goes there", "rename one of them")
 
 
 def _is_same(file: Path, given: Path | None) -> bool:
@@ -138,12 +157,22 @@ def write(path: Path, picture: Any, record: dict[str, Any]) -> None:
     Both are whole or absent, and the JSON comes last: where it stands, its picture does.
     """
     data = png_bytes(picture, record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # that of an earlier picture must not stand beside this one
-    beside(path).unlink(missing_ok=True)
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
-    write_json(beside(path), record)
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # that of an earlier picture must not stand beside this one
+        beside(path).unlink(missing_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_bytes(data)
+        write_json(beside(path), record)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Generator[None]:
+    """What a disk refuses, in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error})", "mend that") from error
 
 
 def stage_files(folder: Path, stem: str, names: Sequence[str]) -> list[Path]:
@@ -166,7 +195,7 @@ def write_stages(folder: Path, stem: str, stages: Sequence[tuple[str, Any]]) -> 
     for file, (name, picture) in zip(stage_files(folder, stem, [n for n, _ in stages]), stages, strict=True):
         info = PngInfo()
         info.add_text(STAGE, name)
-        with atomic(file) as temporary:
+        with _told(file), atomic(file) as temporary:
             picture.save(temporary, format="PNG", pnginfo=info)
 
 
@@ -234,14 +263,15 @@ def _parsed(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and {"uhr", "sampler", "model"} <= found.keys() else None
 
 
-def describe(path: Path, record: dict[str, Any]) -> str:
+def describe(path: Path | str, record: dict[str, Any]) -> str:
     """What was made, for people: nothing that was filled in stays unsaid."""
     guidance = spoken([stage["guidance"] for stage in record["details"]["stages"]])
     adapters = "".join(f", {a['file']} at {a['scale']:g}" for a in record["adapters"])
     image = "" if record["image"] is None else f" from {record['image']['path']}"
     notes = "".join(f"\nnote: {note}" for note in record["details"].get("notes", ()))
+    steps, calls = counted(record["steps"], "step"), counted(record["model_calls"], "call")
     return (
         f"{path}: {record['width']}x{record['height']}{image}, {record['sampler']} on "
-        f"{record['model']['spec']}{adapters}, {record['steps']} steps, {guidance}, seed {record['seed']}, "
-        f"{record['dtype']} on {record['device']}, {record['model_calls']} calls of the backbone{notes}"
+        f"{record['model']['spec']}{adapters}, {steps}, {guidance}, seed {record['seed']}, "
+        f"{record['dtype']} on {record['device']}, {calls} of the backbone{notes}"
     )

@@ -14,6 +14,12 @@ def test_an_unknown_name_without_near_ones_lists_what_there_is():
     assert str(unknown("stage", "zzz", ["header", "decode"])) == "unknown stage 'zzz': known: decode, header"
 
 
+def test_a_name_that_is_near_nothing_is_met_with_all_that_there_are():
+    kinds = ("nf4", "int8", "int8wo", "float8wo")
+    assert unknown("quantisation", "foo", kinds).fix == "known: float8wo, int8, int8wo, nf4"
+    assert unknown("quantisation", "int8w", kinds).fix.startswith("did you mean int8")
+
+
 def test_an_import_path_finds_an_object_in_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "a_package_of_the_users_own.py").write_text("class Faces:\n    class Inner: pass\n")
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """`uhr models`, in process: what people and machines get, and one line for each mistake."""
 
 import json
+import re
 
 from uhr.cli import main
 from uhr.models import zoo
@@ -62,6 +63,19 @@ def test_show_knows_a_backbones_lone_file(capsys, tiny_flux):
     found = json.loads(run(capsys, "models", "show", file, "--json").out)
     assert (found["name"], found["bytes"]) == ("tiny-flux1", {"transformer": file.stat().st_size})
     assert f"uhr sample euler --model {file} --base DIR" in run(capsys, "models", "show", file).out
+
+
+def test_each_tiny_model_is_named_with_the_command_that_makes_it(capsys, tmp_path):
+    rows = run(capsys, "models", "list").out.splitlines()
+    for name in ("tiny-flux1", "tiny-flux2", "tiny-flux2-base"):
+        (row,) = (row for row in rows if row.startswith(f"{name} "))
+        assert row.endswith(f"make it: uhr models make-tiny DIR --spec {name}")
+
+
+def test_wrong_usage_is_told_with_the_right_one(capsys, tmp_path):
+    line = fails(capsys, "models", "make-tiny", "tiny-flux1", "--out", tmp_path / "t1", code=2)
+    assert "No such option: --out" in line
+    assert re.search(r"\(Usage: uhr models make-tiny \[OPTIONS\] .?DIR.?\)$", line)
 
 
 def test_make_tiny_makes_what_the_zoo_makes(capsys, tiny_flux, tmp_path):

@@ -137,7 +137,7 @@ def test_an_unknown_geometry_is_an_error_unless_the_spec_is_given(tmp_path):
             lambda p: "flux1-dev",
             "name of a spec, not of weights: give a folder, or its hub id black-forest-labs",
         ),
-        (lambda p: "tiny-flux1", "make one: `uhr models make-tiny DIR`"),
+        (lambda p: "tiny-flux1", "make one: `uhr models make-tiny DIR --spec tiny-flux1`"),
         (lambda p: p, r"no diffusers checkpoint \(no .*model_index.json\): expected model_index.json"),
         (lambda p: (p / "x.safetensors").write_bytes(b"") or p / "x.safetensors", "cannot be read"),
         (lambda p: fake(p, pipeline="StableDiffusionPipeline"), "no spec is a 'StableDiffusionPipeline'"),

@@ -115,6 +115,11 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 step`, `2,000 steps`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def command(*words: object) -> str:
     """`uhr` and these words as a line to copy: a path with a space in it survives the shell."""
     return shlex.join(["uhr", *map(str, words)])

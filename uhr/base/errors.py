@@ -32,7 +32,7 @@ def install(extra: str) -> str:
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     """The known names that look most like `name`, best first."""
-    return difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
+    return difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:

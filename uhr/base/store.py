@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import tempfile
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from pathlib import Path
@@ -51,6 +53,10 @@ class Store(ABC):
     @abstractmethod
     def delete(self, name: str) -> None:
         """Remove a name; nothing happens where it is absent."""
+
+    @abstractmethod
+    def probe(self) -> None:
+        """UserError unless files can be written here; nothing of the attempt stays."""
 
     @abstractmethod
     def work_folder(self) -> Path:
@@ -103,6 +109,18 @@ class FolderStore(Store):
         with self._told(name):
             (self.folder / name).unlink(missing_ok=True)
 
+    def probe(self) -> None:
+        place = self.folder
+        try:
+            # the folder itself may be made when it is wanted
+            while not place.exists() and place != place.parent:
+                place = place.parent
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            what = f"nothing can be written to {self.text} ({place}: {error.strerror or error})"
+            raise UserError(what, "name a folder that is yours to write to") from error
+
     def work_folder(self) -> Path:
         return self.folder / "work"
 
@@ -153,6 +171,11 @@ class ObjectStore(Store):
     def delete(self, name: str) -> None:
         with self._told(name), contextlib.suppress(FileNotFoundError):
             self._files.rm_file(f"{self._root}/{name}")
+
+    def probe(self) -> None:
+        name = f".probe-{uuid.uuid4().hex}"
+        self.write(name, b"")
+        self.delete(name)
 
     def work_folder(self) -> Path:
         return user_cache("stores") / hashlib.sha256(self.text.encode()).hexdigest()[:16]

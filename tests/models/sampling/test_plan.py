@@ -15,7 +15,7 @@ from uhr.models.costs import devices
 from uhr.models.registry import SPECS
 from uhr.models.samplers import SAMPLERS
 from uhr.models.sampling.plan import plan
-from uhr.models.sampling.plan_text import count, duration, gib
+from uhr.models.sampling.plan_text import count, describe, duration, gib, show
 from uhr.models.sampling.price import Way
 from uhr.models.sampling.request import Item, Request
 
@@ -178,6 +178,11 @@ def test_what_does_not_fit_says_so_and_what_would(capsys):
     assert then["memory"]["peak"] == instead["peak"] < 23 * GIB
     assert main(["sample", *words, "--plan"]) == 0
     assert "does not fit GeForce RTX 4090" in capsys.readouterr().out
+    # that one that offloads is faster is told with why, and with what the host must have
+    assert main(["sample", "patch-cascade", *words[1:-1], "rtx-4070", "--plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "fits with --offload group: 2.5 GiB (31.4 GiB of the host), some" in shown
+    assert "if it fitted, with the VAE in small tiles, it would take some" in shown
     hopeless = answered(capsys, *words[:4], "8192x8192", "--on", "rtx-4070")
     assert hopeless["instead"] is None
 
@@ -273,3 +278,13 @@ def test_a_spec_is_what_one_says_it_is():
     assert asked("imax", "flux1-dev", spec="flux1-schnell").method.spec is zoo.get("flux1-schnell")
     with pytest.raises(UserError, match="unknown model spec"):
         asked("imax", "flux1-dev", spec="flux3")
+
+
+@pytest.mark.parametrize(("on", "device", "assumed"), [(None, "auto", True), ("l40s", "auto", False)])
+def test_a_gpu_that_is_not_here_is_not_taken_for_one_that_is(on, device, assumed, monkeypatch, capsys):
+    monkeypatch.setattr("uhr.models.sampling.plan.here", lambda: None)
+    request = Request(sampler="euler", model="tiny-flux1", size=(64, 64), steps=1, device=device)
+    found = plan(request, Item(prompt="a"), on)
+    show(found)
+    assert ("(no GPU is here: " in capsys.readouterr().out) == assumed
+    assert describe(found)["on"]["assumed"] == assumed

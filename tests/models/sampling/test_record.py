@@ -75,7 +75,7 @@ def test_a_json_of_somebody_elses_is_not_written_over(tmp_path, content):
 
 def test_out_is_a_pngs_name(tmp_path):
     (tmp_path / "folder.png").mkdir()
-    for name in ("a.jpg", "a", "folder.png"):
+    for name in ("a.jpg", "a", ".png", "folder.png"):
         with pytest.raises(UserError, match="--out"):
             record.check_out(Path(tmp_path / name))
 
