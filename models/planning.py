@@ -16,7 +16,7 @@ from uhr.models.backbones.base import Backbone
 from uhr.models.costs.work import Costed
 from uhr.models.guidance import Guiding
 from uhr.models.samplers.options import SamplerOptions
-from uhr.models.sizes import Size, check_enlarges, check_sides, smallest
+from uhr.models.sizes import Size, check_enlarges, smallest
 from uhr.models.spec import ModelSpec, ShiftPolicy
 from uhr.models.stages import Ask, Stage, total_steps
 
@@ -116,10 +116,32 @@ class Planning(Costed, Guiding, ABC):
         if ask.picture and not cls.takes_picture:
             what = "this sampler has no base pass that a picture could take the place of"
             raise UserError(what, "leave the picture out, or take sdedit or patch-cascade")
-        check_sides(cls.unit(ask, options), *ask.size)
-        if cls.above_native:
-            check_enlarges(ask.size, ask.native)
+        unit = cls.unit(ask, options)
+        if min(ask.size) <= 0 or ask.height % unit or ask.width % unit:
+            fix = f"multiples of {unit}; nearest {cls.near(ask, options)}"
+            raise UserError(f"size {ask.width}x{ask.height} cannot be made", fix)
+        if cls.above_native and not cls.enough(ask, options):
+            check_enlarges(ask.size, ask.native, cls.near(ask, options))
         return cls.plan(ask, options)
+
+    @classmethod
+    def near(cls, ask: Ask, options: Any) -> str:
+        """The largest size that can be made with no side longer than asked for, if there is one, and the
+        smallest with none shorter, for people: width first."""
+        unit = cls.unit(ask, options)
+        low = ask.at((ask.height // unit * unit, ask.width // unit * unit))
+        high = cls._smallest(ask.at((max(ask.height, 1), max(ask.width, 1))), options)
+        fits = min(low.size) > 0 and cls.unit(low, options) == unit and cls.enough(low, options)
+        return " or ".join(f"{width}x{height}" for height, width in ([low.size] if fits else []) + [high])
+
+    @classmethod
+    def _smallest(cls, ask: Ask, options: Any) -> Size:
+        """As `makeable`, by resolved options."""
+        return smallest(
+            ask.size,
+            lambda size: cls.unit(ask.at(size), options),
+            lambda size: cls.enough(ask.at(size), options),
+        )
 
     @classmethod
     def planned(
@@ -135,16 +157,7 @@ class Planning(Costed, Guiding, ABC):
 
         Where it is not enough of a picture, both sides grow.
         """
-        resolved = cls.resolve(options)
-
-        def at(size: Size) -> Ask:
-            return cls.ask(spec, options, *size, steps=1)
-
-        return smallest(
-            (height, width),
-            lambda size: cls.unit(at(size), resolved),
-            lambda size: cls.enough(at(size), resolved),
-        )
+        return cls._smallest(cls.ask(spec, options, height, width, steps=1), cls.resolve(options))
 
     @classmethod
     def preflight(
@@ -168,7 +181,7 @@ class Planning(Costed, Guiding, ABC):
 
     @classmethod
     def unsaid_guidance(cls, spec: ModelSpec, options: Any, plan: Sequence[Stage]) -> float | None:
-        """Of a command that names none: that of the model's card, where a stage wants it."""
+        """Of a call that names none: that of the model's card, where a stage wants it."""
         told = cls.guidances(spec.guidance, cls.resolve(options), None, plan)
         return cls.default_guidance(spec) if None in told else None
 

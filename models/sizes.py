@@ -78,12 +78,13 @@ def nearest(multiple: int, height: int, width: int) -> str:
     return " or ".join(f"{size[1]}x{size[0]}" for size in ([low] if low == high else [low, high]))
 
 
-def check_enlarges(target: Size, native: int) -> None:
-    """UserError unless the target has more px than the backbone's native square: there would be no stage."""
+def check_enlarges(target: Size, native: int, near: str = "a larger size") -> None:
+    """UserError unless the target has more px than the backbone's native square: there would be no stage.
+    `near` is what to ask for instead."""
     if target[0] * target[1] <= native**2:
         height, width = target
         what = f"size {width}x{height} is not above the native {native}x{native}, as all pictures here are"
-        raise UserError(what, "ask for a larger size, or take euler")
+        raise UserError(what, f"ask for {near}, or take euler")
 
 
 def whole_times(target: Size, native: int, multiple: int) -> int:

@@ -172,7 +172,8 @@ def check_begins_below_noise(sigmas: Sequence[float], strength: float) -> None:
         what = (
             f"at strength {strength:g} all {steps} steps are taken, from pure noise: no picture shows through"
         )
-        raise UserError(what, "lower the strength, or take more steps")
+        fix = "lower the strength, or take more steps" if strength < 1 else "lower the strength, to 0.7 say"
+        raise UserError(what, fix)
 
 
 def from_level(sigmas: Sequence[float], level: float) -> list[float]:
@@ -195,8 +196,9 @@ class StagedOutput(BaseOutput):
 def pixels(image: Any) -> torch.Tensor:
     """A picture, or several of one size -> float32 [B, 3, H, W] in [-1, 1].
 
-    Takes what diffusers' pipelines take: PIL pictures (transparency is dropped: flatten it first), arrays
-    [(B,) H, W, 3] and tensors [(B,) 3, H, W], uint8 or float in [0, 1]; or lists of them.
+    Takes what diffusers' pipelines take: PIL pictures, arrays [(B,) H, W, 3] and tensors [(B,) 3, H, W],
+    uint8 or float in [0, 1]; or lists of them. UserError for a picture that is transparent anywhere: the
+    command keeps that beside the call (`sampling.pictures`), and nothing here does.
     """
     if isinstance(image, (list, tuple)):
         parts = [pixels(part) for part in image]
@@ -206,7 +208,7 @@ def pixels(image: Any) -> torch.Tensor:
     if isinstance(image, torch.Tensor):
         found = image
     else:
-        array = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+        array = np.asarray(image if isinstance(image, np.ndarray) else _opaque(image))
         found = torch.from_numpy(array.copy())
         found = found.movedim(-1, -3) if found.ndim > 2 else found
     if found.dtype == torch.uint8:
@@ -219,6 +221,14 @@ def pixels(image: Any) -> torch.Tensor:
             f"a picture of shape {tuple(found.shape)}", "give RGB: [3, H, W] tensors, [H, W, 3] arrays"
         )
     return found * 2 - 1
+
+
+def _opaque(picture: Any) -> Any:
+    """A PIL picture as RGB."""
+    if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        what = f"a picture of mode {picture.mode} with transparency, which a pipeline would drop"
+        raise UserError(what, 'flatten it: .convert("RGB"); `uhr sample --image` keeps it')
+    return picture.convert("RGB")
 
 
 def for_each(pictures: torch.Tensor, batch: int) -> torch.Tensor:

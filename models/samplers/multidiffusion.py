@@ -50,6 +50,10 @@ def windowed_calls(ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Cal
     return (Calls(stage.steps * stage.calls, tokens, text),)
 
 
+OF_PICTURES = 0.7
+"""Strength with a picture of one's own where none is named: ours, by that of SDEdit as CLEAR takes it."""
+
+
 class MultiDiffusion(Staged):
     """MultiDiffusion (Bar-Tal et al. 2302.08113) for flow models: Euler on the mean of the windows'
     velocities, which is the mean of their steps. 50 steps, as in the paper; 9 windows at 2K, 49 at 4K.
@@ -67,12 +71,13 @@ class MultiDiffusion(Staged):
 
     @classmethod
     def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        levels = after_strength(ask.levels(options.shift, options.shift_factor), options.strength)
+        strength = options.strength or (OF_PICTURES if ask.picture else 1.0)
+        levels = after_strength(ask.levels(options.shift, options.shift_factor), strength)
         boxes = windows((2 * ask.grid[0], 2 * ask.grid[1]), 2 * ask.native_side, options.overlap)
         stage = sized(*ask.size, levels, len(boxes))
-        if ask.picture or options.strength < 1:
-            check_begins_below_noise(levels, options.strength)
-        alone = ask.picture or options.strength == 1
+        if ask.picture or strength < 1:
+            check_begins_below_noise(levels, strength)
+        alone = ask.picture or strength == 1
         return [stage] if alone else [ask.published_base(options.base_steps), stage]
 
     def run(self, job: Job) -> Generator[torch.Tensor]:

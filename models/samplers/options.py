@@ -86,11 +86,12 @@ class SDEditOptions(DenseOptions):
 class MultiDiffusionOptions(StagedOptions):
     """overlap:    share of a window's side by which the next one overlaps it (paper: half, or more)
     strength:   1 begins at pure noise, as published; less begins at the enlarged base picture, as SDEdit does
+                None is 1, and with a picture of one's own 0.7: ours, by sdedit's
     base_steps: of that base pass; None is what the model's card says
     """
 
     overlap: float = Field(default=0.5, ge=0, lt=1)
-    strength: float = Field(default=1.0, gt=0, le=1)
+    strength: float | None = Field(default=None, gt=0, le=1)
     base_steps: int | None = Field(default=None, gt=0)
 
 

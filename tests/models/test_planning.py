@@ -1,5 +1,7 @@
 """What every sampler of the registry says of sizes before any weights are loaded, on every family."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,8 +30,6 @@ def test_what_is_makeable_is_the_smallest_size_of_its_kind_and_what_is_planned(
     spec = zoo.get(spec)
     cls = sampler_class(name, spec.family)
     options, steps, picture = options_of(cls), max(8, cls.default_steps(spec)), picture and cls.takes_picture
-    if name == "multidiffusion":
-        picture = False  # at its published strength it begins at pure noise
 
     def check(size):
         cls.preflight(spec, options, *size, steps, False, picture)
@@ -47,6 +47,41 @@ def test_what_is_makeable_is_the_smallest_size_of_its_kind_and_what_is_planned(
             with pytest.raises(UserError, match=r"\d+x\d+"):
                 check(size)
     assert cls.makeable(spec, options, *found) == found
+
+
+@pytest.mark.parametrize(("name", "spec"), CASES)
+@settings(max_examples=25)
+@given(height=st.integers(0, 24 * 128), width=st.integers(0, 24 * 128))
+def test_a_size_that_is_named_as_the_nearest_can_be_made(name, spec, height, width):
+    spec = zoo.get(spec)
+    cls = sampler_class(name, spec.family)
+    options, steps = options_of(cls), max(8, cls.default_steps(spec))
+    if cls.makeable(spec, options, max(height, 1), max(width, 1)) == (height, width):
+        return
+    with pytest.raises(UserError) as found:
+        cls.preflight(spec, options, height, width, steps, False)
+    named = re.findall(r"(\d+)x(\d+)", found.value.fix)
+    assert named or name == "patch-cascade"  # which may say by which option this size can be
+    for wide, tall in named:
+        cls.preflight(spec, options, int(tall), int(wide), steps, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "side", "near"),
+    [
+        ("ultragen", "flux1-dev", 1000, "1024x1280"),
+        ("ultragen", "tiny-flux1", 100, "128x192"),
+        ("ultragen", "flux1-dev", 1024, "1024x1280"),
+        ("hiflow", "tiny-flux1", 120, "128x144"),
+        ("imax", "tiny-flux1", 0, "128x144"),
+        ("euler", "tiny-flux1", 0, "16x16"),
+    ],
+)
+def test_the_nearest_size_is_above_the_native_one_where_all_must_be(name, spec, side, near):
+    spec = zoo.get(spec)
+    cls = sampler_class(name, spec.family)
+    with pytest.raises(UserError, match=rf"(nearest|ask for) {near}\b"):
+        cls.preflight(spec, cls.Options(), side, side, 28, False)
 
 
 @pytest.mark.parametrize(("name", "spec"), CASES)
