@@ -53,6 +53,8 @@ class Prompt:
             raise UserError(what, "leave it out")
         if pooled and (self.embeds is None) != (self.pooled is None):
             raise UserError(f"only one of the {kind}'s two embeddings is given", "give both")
+        if self.count == 0:
+            raise UserError(f"a list of no {kind}s is given", "give one or more")
         return self.count
 
 

@@ -25,7 +25,7 @@ class Guiding:
 
     @classmethod
     def default_guidance(cls, spec: ModelSpec) -> float | None:
-        """Guidance of a command that names none, its card's; a call in Python must name it."""
+        """Guidance of a call that names none: its card's."""
         return spec.guidance_scale
 
     @classmethod
@@ -84,7 +84,8 @@ class Guiding:
             what = f"guidance {guidance:g} is given, and this backbone takes none"
             raise UserError(what, "leave it out, or give a negative prompt and true_cfg_scale")
         if kind != "none" and None in told:
-            raise UserError("this backbone wants a guidance scale", "give one; its card says which")
+            what = "this backbone wants a guidance scale, and no spec that says which describes it"
+            raise UserError(what, "give the number of its model card")
         option = cls.guidance_option(kind, options)
         if not based and guidance is not None and option is not None:
             what = (

@@ -16,12 +16,13 @@ of backbone and VAE, where it is not what `costs.work.Costed` takes for granted,
 Then bind it to families: `class EulerPipeline(Euler, OnFlux1)`, `class Flux2EulerPipeline(Euler, OnFlux2)`,
 and name them in `samplers.SAMPLERS`. Differences to the stock pipelines: latents stay in float32 between
 steps and position ids in float32 always, whatever the backbone's dtype; sigmas come from `schedules.py`;
-guidance is never assumed; every call of the backbone is counted.
+guidance that a call leaves out is the model card's; every call of the backbone is counted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -110,9 +111,33 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
     @property
     def spec(self) -> ModelSpec | None:
         """The spec that describes the loaded backbone; None where none does."""
-        stock = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("diffusers."))
-        index = {**self.config, "_class_name": stock.__name__}
+        index = {**self.config, "_class_name": self.stock().__name__}
         return registry.find(index, self.transformer.config)
+
+    @classmethod
+    def stock(cls) -> type:
+        """diffusers' own pipeline of the family."""
+        return next(each for each in cls.__mro__ if each.__module__.startswith("diffusers."))
+
+    def to_json_string(self) -> str:
+        """As `save_pretrained` writes it into `model_index.json`: the stock pipeline's, which opens the
+        folder wherever diffusers is; so does every sampler of the family."""
+        told = {**json.loads(super().to_json_string()), "_class_name": self.stock().__name__}
+        return json.dumps(told, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers', read before anything is loaded; UserError for a checkpoint of another family."""
+        found = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        name = (found[0] if isinstance(found, tuple) else found).get("_class_name")
+        others = {spec.pipeline_class: spec.family for spec in registry.SPECS.values()}
+        others.pop(cls.stock().__name__, None)
+        if name in others:
+            what = (
+                f"{pretrained_model_name_or_path} is a {name}, and {cls.__name__} is for {cls.backbone.name}"
+            )
+            raise UserError(what, f"take the sampler's pipeline of {others[name]}")
+        return found
 
     @property
     def pixel_multiple(self) -> int:

@@ -69,14 +69,16 @@ class Staged(Passes):
         with a single text encoder takes no second prompt and no pooled embeddings. Differences:
 
         image:               a picture (or one for each prompt) in place of the base pass, of any size and
-                             the target's aspect ratio: PIL, an array, or a tensor in [0, 1]
+                             the target's aspect ratio: PIL, an array, or a tensor in [0, 1]. Transparency is
+                             for the command, `uhr sample --image`: here it is refused
         height, width:       the sampler's usual size if not given
         scale:               how many times the picture's sides the result has, in place of height and width;
                              the sampler's usual one if nothing is said of either
         num_inference_steps: None is the sampler's published number, or the model's own if that is below 12
-        guidance_scale:      must be given where the backbone embeds it or is guided by two passes (where it
-                             is their scale), and must not be where it takes none. It is the base pass's, and
-                             with an image every stage's: there None is the published number, if there is one
+        guidance_scale:      what the backbone embeds, or the scale of its two passes; must not be given where
+                             it takes none. It is the base pass's, and with an image every stage's. None is
+                             the published number, or that of the model's card: 3.5 of FLUX.1-dev. Where no
+                             spec describes the backbone it must be given
         latents:             noise of the first stage [B, N, 4C], packed, in place of what is drawn
         callback_on_step_end: its step counts on through the stages
         return_stages:       the output's `stages` holds the pictures of every stage before the last
@@ -86,6 +88,8 @@ class Staged(Passes):
         picture = None if image is None else pixels(image).to(self._execution_device)
         target, ask = self._asked(settings, picture, scale, height, width, num_inference_steps)
         plan = self.checked_plan(ask, settings)
+        if guidance_scale is None and self.spec is not None:
+            guidance_scale = self.unsaid_guidance(self.spec, asked, plan)
         step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.begin(step_end, joint_attention_kwargs)
         self.settings = settings
@@ -98,8 +102,11 @@ class Staged(Passes):
         )
         self.told_guidance = self.checked_guidances(words, plan, asked)
         said = self.say(words, plan, settings)
+        count = said[0].positive.text.shape[0]
+        if isinstance(generator, list) and len(generator) != count:
+            raise UserError(f"{len(generator)} generators for {count} pictures", "give one, or one for each")
         if picture is not None:
-            picture = for_each(picture, said[0].positive.text.shape[0])
+            picture = for_each(picture, count)
         text = self.backbone.text_length(self.transformer)
         shown: list[Any] = []
         keep = (lambda z: shown.append(self.shown(z, output_type))) if return_stages else None

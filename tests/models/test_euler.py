@@ -150,10 +150,16 @@ def test_sizes_follow_the_grid_and_wrong_ones_are_refused(euler):
         euler("x", **{**CALL, "height": 100, "width": 64})
 
 
-def test_guidance_is_never_assumed(euler, monkeypatch):
+def test_guidance_that_is_not_given_is_the_models_cards_and_never_a_guess(euler, monkeypatch):
+    from uhr.models.pipelines import SamplerPipeline
+
     arguments = {name: value for name, value in CALL.items() if name != "guidance_scale"}
-    with pytest.raises(UserError, match="wants a guidance scale"):
-        euler("x", **arguments)
+    found = euler("x", **arguments, generator=seeded(), output_type="latent").images
+    assert euler.told_guidance == [zoo.get("tiny-flux1").guidance_scale] == [3.5]
+    assert torch.equal(found, euler("x", **CALL, generator=seeded(), output_type="latent").images)
+    monkeypatch.setattr(SamplerPipeline, "spec", None)
+    with pytest.raises(UserError, match="wants a guidance scale, and no spec that says which describes it"):
+        euler("x", **arguments, native_size=128)
 
 
 def test_a_backbone_without_guidance_takes_none_and_256_text_tokens(tiny_flux):

@@ -91,7 +91,6 @@ def test_latents_are_those_of_the_finished_picture(cascade, sample, monkeypatch,
         ({"image": PICTURE, "height": 256, "width": 512}, "a picture of 128x128 does not fit 512x256"),
         ({"image": torch.rand(2, 3, 128, 128), "scale": 1}, "2 pictures for 1 prompts"),
         ({"true_cfg_scale": 3.0}, "wants a negative prompt"),
-        ({"guidance_scale": None}, "wants a guidance scale"),
         (
             {"image": PICTURE, "scale": 1, "shared_noise": False, "latents": torch.zeros(1, 64, 64)},
             "every patch draws its own noise: set shared_noise",

@@ -41,6 +41,14 @@ def test_a_picture_takes_the_place_of_the_base_pass(sampler, sample, seeded):
 
 
 @pytest.mark.parametrize("name", PICTURES, indirect=True)
+def test_a_picture_is_painted_by_the_samplers_own_options_and_steps(name, family, sampler, made, monkeypatch):
+    monkeypatch.setattr(sampler, "velocity", lambda tokens, *_, **__: torch.zeros_like(tokens))
+    opaque = Image.new("RGBA", (96, 96), (90, 120, 40, 255))
+    size = sampler("x", image=opaque, height=192, width=192, max_sequence_length=16).images[0].size
+    assert size == (192, 192)
+
+
+@pytest.mark.parametrize("name", PICTURES, indirect=True)
 def test_with_a_picture_the_calls_guidance_is_what_the_backbone_is_told(sampler, sample, monkeypatch):
     told, velocity = set(), sampler.velocity
 
@@ -98,7 +106,9 @@ def test_every_stage_before_the_last_is_shown_on_request(sampler, sample):
     [
         ({"strenght": 1}, "unknown key 'strenght'"),
         ({"prompt": None}, "no prompt is given"),
-        ({"guidance_scale": None}, "wants a guidance scale"),
+        ({"prompt": []}, "a list of no prompts is given: give one or more"),
+        ({"prompt": ["a", "b"], "generator": [torch.Generator()]}, "1 generators for 2 pictures: give one"),
+        ({"generator": []}, "0 generators for 1 pictures"),
         ({"negative_prompt": "y"}, "no effect at true_cfg_scale 1"),
         ({"true_cfg_scale": 3.0}, "wants a negative prompt"),
         ({"guidance_scale": float("nan")}, "guidance nan: give a finite number"),
@@ -135,6 +145,10 @@ def test_what_the_vae_makes_of_half_precision_is_no_black_picture_either(sampler
         (torch.rand(2, 3, 64, 64), "2 pictures for 1 prompts"),
         ([torch.rand(3, 64, 64), torch.rand(3, 32, 32)], "differ in size"),
         (torch.rand(1, 64, 64), "give RGB"),
+        (
+            Image.new("RGBA", (64, 64), (1, 2, 3, 254)),
+            r'with transparency, .*: flatten it: .convert\("RGB"\)',
+        ),
     ],
 )
 def test_a_picture_that_cannot_be_is_one_clear_line(sample, image, message):
@@ -194,6 +208,32 @@ def test_its_signature_shows_diffusers_arguments_and_its_own_options(name):
     for key, field in cls.Options.model_fields.items():
         assert shown[key].default == field.get_default(call_default_factory=True)
         assert key in cls.__call__.__doc__
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_it_saves_is_opened_by_diffusers_and_by_itself(family, sampler, tmp_path, tiny_flux, tiny_flux2):
+    from diffusers import DiffusionPipeline, __version__
+
+    sampler.save_pretrained(tmp_path)
+    index, cls = json.loads((tmp_path / "model_index.json").read_text()), type(sampler)
+    folder = {"flux1": tiny_flux, "flux2": tiny_flux2}[family]
+    index.pop("_name_or_path", None)
+    assert index == json.loads((folder / "model_index.json").read_text())
+    assert index["_diffusers_version"] == __version__
+    theirs = DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+    assert type(theirs) is cls.stock()
+    ours = cls.from_pretrained(tmp_path, local_files_only=True)
+    assert ours.spec == sampler.spec == zoo.get(f"tiny-{family}")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_of_another_family_is_one_line_before_it_is_loaded(
+    family, name, tiny_flux, tiny_flux2, monkeypatch
+):
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.load_sub_model", None)
+    cls, folder = sampler_class(name, family), {"flux1": tiny_flux2, "flux2": tiny_flux}[family]
+    with pytest.raises(UserError, match=rf"is a Flux\w*, and {cls.__name__} is for {family}: take the"):
+        cls.from_pretrained(folder, local_files_only=True)
 
 
 def test_it_is_made_from_the_stock_pipelines_parts(name, stock):
