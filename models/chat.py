@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+from uhr.base.console import warn
 from uhr.base.errors import UserError
 
 KEY = "OPENAI_API_KEY"
@@ -64,6 +65,7 @@ class ChatServer:
         self.seconds = seconds
         self._sleep = sleep
         self._reasons = False
+        self._told_until = 0.0
         self._opener = urllib.request.build_opener(_NoRedirects)
         self.model = model or self._only_model()
 
@@ -130,10 +132,19 @@ class ChatServer:
                 words, wait = _words(error), 0.0
             if attempt < ATTEMPTS - 1:
                 # full jitter: many that failed together do not come back together
-                self._sleep(min(LONGEST_WAIT, max(wait, random.uniform(0.5, 1.0) * 2**attempt)))
+                wait = min(LONGEST_WAIT, max(wait, random.uniform(0.5, 1.0) * 2**attempt))
+                self._tell(words, wait)
+                self._sleep(wait)
         raise ServerError(
             f"{self.url} failed {ATTEMPTS} times: {words}", "check the server; the same command goes on"
         )
+
+    def _tell(self, words: str, wait: float) -> None:
+        """Why nothing happens; of many questions that wait at a time, one says it."""
+        now = time.monotonic()
+        if now >= self._told_until:
+            self._told_until = now + wait
+            warn(f"{self.url} failed: {words}; asked again in {wait:.0f} s")
 
     def _once(self, path: str, body: dict[str, Any] | None) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,6 +39,9 @@ TOKENS = 2048
 """The most that an answer may have: a model that thinks aloud first needs room."""
 
 _THOUGHT_ENDS = "</think>"
+
+_ANNOUNCED = re.compile(r"\A[^\n]{0,120}:[*_ ]*\n\s*\n")
+"""A short first line that ends in a colon, with an empty line below: 'Sure! Here is the prompt:'."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Refiner:
     def ask(self, prompt: str) -> str:
         """The prompt rewritten, as one line. NoAnswer, ServerError: as `ChatServer.ask`."""
         answer = self.server.ask(self.instruction, prompt, tokens=TOKENS)
-        # models that reason may put their thoughts before the answer
-        words = " ".join(answer.rpartition(_THOUGHT_ENDS)[2].split())
+        # models that reason may put their thoughts before the answer, and chatty ones an announcement
+        words = " ".join(_ANNOUNCED.sub("", answer.rpartition(_THOUGHT_ENDS)[2].strip()).split())
         if len(words) > 1 and words[0] == words[-1] == '"' and '"' not in words[1:-1]:
             words = words[1:-1].strip()
         if not words:

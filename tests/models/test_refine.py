@@ -70,6 +70,13 @@ def test_what_passes_is_asked_again_with_growing_waits(chat, client, waits, faul
     assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2 <= waits[2] <= 4
 
 
+def test_that_it_is_asked_again_and_why_is_told(chat, client, waits, capsys):
+    chat.reply = lambda body, n: 500 if n < 2 else "done"
+    assert client.ask("x", "y") == "done"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"warning: {chat.url} failed: 500 (on request); asked again in {waits[0]:.0f} s"
+
+
 def test_the_server_says_how_long_to_wait_within_reason(chat, client, waits):
     replies = {
         1: (429, {"Retry-After": "7"}),
@@ -210,6 +217,9 @@ def test_a_server_that_is_not_there_is_one_line(waits):
         ('"a lake at dawn"', "a lake at dawn"),
         ('"OPEN" on a door, "SHUT" on another "', '"OPEN" on a door, "SHUT" on another "'),
         ("<think>they want\na lake</think>\n\na lake at dawn", "a lake at dawn"),
+        ("Sure! Here:\n\nA lake\nat dawn", "A lake at dawn"),
+        ("**The prompt:**\n\nA lake", "A lake"),
+        ("A lake of two parts:\nwater and fog", "A lake of two parts: water and fog"),
     ],
 )
 def test_an_answer_becomes_one_line_without_thoughts_and_outer_quotes(chat, client, answer, prompt):
