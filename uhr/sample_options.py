@@ -95,7 +95,12 @@ Negative = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(help="The same seed and call give the same picture.", rich_help_panel=WHAT)
+    int,
+    typer.Option(
+        help="The same seed and call give the same picture. In a set the first picture's; the next has the "
+        "next.",
+        rich_help_panel=WHAT,
+    ),
 ]
 Size = Annotated[
     str | None,

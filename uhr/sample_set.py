@@ -72,6 +72,8 @@ def make_set(
     """
     if out is None:
         raise UserError("--out is missing", "name a folder for the set, or s3://bucket/prefix")
+    if out.lower().endswith(".png"):
+        raise UserError(f"--out {out} is one picture's, and this makes a set", "name a folder or a prefix")
     from uhr.train.generate import Order, generate
     from uhr.train.generating.items import Defaults
 
