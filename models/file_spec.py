@@ -95,12 +95,7 @@ def _fits(spec: ModelSpec, facts: Mapping[str, Any]) -> bool:
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the backbone's weights in a safetensors file or GGUF; of all weights in a file that
     marks none as the backbone's. UserError for a file that cannot be read."""
-    try:
-        shapes = _gguf(file) if file.suffix == ".gguf" else _safetensors(file)
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise UserError(
-            f"{file} cannot be read ({' '.join(str(error).split())})", "download it again"
-        ) from error
+    shapes = stored_shapes(file)
     for prefix in BACKBONE_PREFIXES:
         inside = {
             name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)
@@ -108,6 +103,16 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         if inside:
             return inside
     return shapes
+
+
+def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all weights in a safetensors file or GGUF; UserError for what cannot be read."""
+    try:
+        return _gguf(file) if file.suffix == ".gguf" else _safetensors(file)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise UserError(
+            f"{file} cannot be read ({' '.join(str(error).split())})", "download it again"
+        ) from error
 
 
 def _safetensors(file: Path) -> dict[str, tuple[int, ...]]:

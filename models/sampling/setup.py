@@ -18,6 +18,7 @@ from uhr.models.fitting import Fit, check_patch, fit, target_size
 from uhr.models.hashes import config_hash, file_hash, shown_hash
 from uhr.models.loading import DTYPES, Model, open_model, pick_device
 from uhr.models.offload import check as check_offload
+from uhr.models.other_weights import check_weights
 from uhr.models.quantize import check as check_quantize
 from uhr.models.samplers import check_name, check_takes_picture, sampler_class
 from uhr.models.sampling.pictures import Given, open_picture
@@ -171,6 +172,7 @@ class Setup:
                 raise UserError(
                     f"--{name} {path} is not there", "name a folder, or a .safetensors or .gguf file"
                 )
+            check_weights(name, path, model.spec, told=request.spec is not None)
         place = pick_device(request.device)
         if request.offload is not None:
             check_offload(request.offload, place)
