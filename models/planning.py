@@ -132,7 +132,18 @@ class Planning(Costed, Guiding, ABC):
         low = ask.at((ask.height // unit * unit, ask.width // unit * unit))
         high = cls._smallest(ask.at((max(ask.height, 1), max(ask.width, 1))), options)
         fits = min(low.size) > 0 and cls.unit(low, options) == unit and cls.enough(low, options)
-        return " or ".join(f"{width}x{height}" for height, width in ([low.size] if fits else []) + [high])
+        sizes = [low.size, high] if fits else [high]
+        # where none can be for another reason, that is said next
+        able = [size for size in sizes if cls._plans(ask.at(size), options)] or sizes
+        return " or ".join(f"{width}x{height}" for height, width in able)
+
+    @classmethod
+    def _plans(cls, ask: Ask, options: Any) -> bool:
+        try:
+            cls.plan(ask, options)
+        except UserError:
+            return False
+        return True
 
     @classmethod
     def _smallest(cls, ask: Ask, options: Any) -> Size:

@@ -202,6 +202,8 @@ def pixels(image: Any) -> torch.Tensor:
     """
     if isinstance(image, (list, tuple)):
         parts = [pixels(part) for part in image]
+        if not parts:
+            raise UserError("a list of no pictures is given", "give one or more")
         if len({part.shape[-2:] for part in parts}) != 1:
             raise UserError("the pictures of a batch differ in size", "give pictures of one size")
         return torch.cat(parts)

@@ -145,6 +145,7 @@ def test_what_the_vae_makes_of_half_precision_is_no_black_picture_either(sampler
         (torch.rand(2, 3, 64, 64), "2 pictures for 1 prompts"),
         ([torch.rand(3, 64, 64), torch.rand(3, 32, 32)], "differ in size"),
         (torch.rand(1, 64, 64), "give RGB"),
+        ([], "a list of no pictures is given"),
         (
             Image.new("RGBA", (64, 64), (1, 2, 3, 254)),
             r'with transparency, .*: flatten it: .convert\("RGB"\)',
