@@ -231,8 +231,9 @@ def _plan(request: Request, item: Item, prompts: Path | None, on: str | None, as
     from uhr.models.sampling import plan_text
     from uhr.models.sampling.plan import plan
 
-    if prompts is not None:
-        raise UserError("--plan is of one picture", "leave --prompts out")
+    if sample_set.is_set(prompts, item.image):
+        sample_set.plan_set(request, item, prompts, on, as_json)
+        return
     found = plan(request, item, on)
     console.emit(plan_text.describe(found), as_json, lambda _: plan_text.show(found))
 

@@ -221,7 +221,7 @@ Plan = Annotated[
     typer.Option(
         "--plan",
         help="Paint nothing: print stages, calls, tokens, operations, memory, time. No weights are needed: a "
-        "bare name of `uhr models list` will do as --model.",
+        "bare name of `uhr models list` will do as --model. Of a set: one picture's times their number.",
         rich_help_panel=PLAN,
     ),
 ]

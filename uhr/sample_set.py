@@ -101,6 +101,18 @@ def make_set(
         raise UserError(what, f"see {open_store(out).place('failed')}; the same command tries them again")
 
 
+def plan_set(request: Request, said: Item, prompts: Path | None, on: str | None, as_json: bool) -> None:
+    """Say what the set will take; nothing is painted."""
+    from uhr.models.sampling import plan_of_set
+    from uhr.train.generating.items import Defaults
+
+    if prompts is None:
+        said = said.model_copy(update={"prompt": said.prompt or "any"})  # none is needed for a plan
+    entries, _ = _entries(prompts, said, Defaults(said.negative, said.seed, said.image))
+    kinds = plan_of_set.plan_set(request, entries, on)
+    console.emit(plan_of_set.describe(kinds), as_json, lambda _: plan_of_set.show(kinds))
+
+
 def _entries(prompts: Path | None, said: Item, defaults: Defaults) -> tuple[list[Entry], list[str]]:
     """The items, and the names of files in a folder of pictures that are none."""
     from uhr.train.generating.items import from_pictures, from_prompts

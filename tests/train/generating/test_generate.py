@@ -300,7 +300,6 @@ def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
         (["--prompts", "p.txt"], "--out is missing"),
         (["--prompts", "p.txt", "--out", "o", "--engine", "spark"], "unknown engine 'spark'"),
         (["--prompts", "p.txt", "--out", "o", "--address", "x", "--workers", "0"], "names a Ray cluster"),
-        (["--prompts", "p.txt", "--out", "o", "--plan"], "--plan is of one picture"),
         (["--prompts", "p.txt", "--out", "p.txt"], "is a file"),
         (["--prompts", "p.txt", "--out", "o/x.png"], "--out o/x.png is one picture's, and this makes a set"),
         (["--image", "given", "--prompt", "x", "--out", "s3://b/x.PNG"], "name a folder or a prefix"),

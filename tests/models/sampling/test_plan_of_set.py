@@ -1,0 +1,66 @@
+"""`--plan` of a set: the plan of a picture of each kind, times their number."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from uhr.cli import main
+
+WORDS = ["--model", "flux1-dev", "--plan", "--on", "h200"]
+
+
+@pytest.fixture
+def planned(capsys):
+    def run(*words):
+        assert main(["sample", *words, *WORDS, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_a_set_of_prompts_takes_what_its_pictures_take_one_by_one(planned, capsys, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c", "width": 512, "height": 1024}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["euler", "--size", "1024x1024", "--prompts", str(file)]
+    found = planned(*words)
+    alone = {size: planned("euler", "--size", size) for size in ("1024x1024", "512x1024")}
+    kinds = {f"{kind['width']}x{kind['height']}": kind for kind in found["kinds"]}
+    assert {size: kind["pictures"] for size, kind in kinds.items()} == {"1024x1024": 2, "512x1024": 1}
+    for size, kind in kinds.items():
+        assert {**alone[size], "pictures": kind["pictures"]} == kind
+    one, two = alone["1024x1024"]["seconds"]["total"], alone["512x1024"]["seconds"]["total"]
+    assert found["seconds"] == pytest.approx(2 * one + two)
+    assert found["pictures"] == 3
+    assert main(["sample", *words, *WORDS]) == 0
+    shown = capsys.readouterr().out
+    assert "that is one picture of the largest kind; the set:" in shown
+    assert "3 pictures: some" in shown
+    assert "on one GPU, a picture after another; loading the model comes on top" in shown
+    assert main(["sample", *words, *WORDS[:-2], "--device", "cpu"]) == 0
+    assert "on one GPU" not in capsys.readouterr().out
+
+
+def test_a_folder_of_pictures_can_be_planned_and_a_broken_one_is_warned_of(capsys, tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (512, 512)).save(tmp_path / f"{name}.png")
+    (tmp_path / "c.png").write_bytes(b"none")
+    words = ["sample", "patch-cascade", "--image", str(tmp_path), "--scale", "2", *WORDS]
+    assert main([*words, "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert [(kind["pictures"], kind["width"]) for kind in found["kinds"]] == [(2, 1024)]
+    (line,) = [line for line in said.err.splitlines() if line.startswith("warning: ")]
+    assert f"{tmp_path}/c.png" in line
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").unlink()
+    assert main(words) == 1
+    assert "none of the 1 pictures can be used" in capsys.readouterr().err
+
+
+def test_a_line_that_cannot_be_made_is_an_error_that_names_it(capsys, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a", "width": 1001, "height": 1000}')
+    assert main(["sample", "euler", "--prompts", str(file), *WORDS]) == 1
+    assert f"{file} line 1: " in capsys.readouterr().err
