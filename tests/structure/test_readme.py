@@ -39,7 +39,9 @@ def test_the_table_of_gpus_is_what_plans_say():
 
 def test_every_row_of_the_table_is_what_its_command_plans_and_nothing_that_fits_is_faster(capsys):
     from uhr.cli import main
+    from uhr.models.sampling.plan import plan
     from uhr.models.sampling.price import ways
+    from uhr.models.sampling.request import Item, Request, parse_size
     from uhr.models.sampling.table import ROWS, command
 
     def planned(words, *options):
@@ -57,11 +59,12 @@ def test_every_row_of_the_table_is_what_its_command_plans_and_nothing_that_fits_
         assert (f"; {host} of weights in the host's memory" in shown) == (host != "-")
         found = json.loads(planned(words, "--json"))
         assert found["memory"]["fits"], call
-        bare = ["sample", *shlex.split(call), "--model", "flux1-dev", "--prompt", "x"]
-        for way in ways():
-            flags = [] if way.flags == "neither" else way.flags.split()
-            other = json.loads(planned(bare, *flags, "--json"))
-            assert not other["memory"]["fits"] or other["seconds"]["total"] >= found["seconds"]["total"]
+        sampler, _, size = call.partition(" --size ")
+        asked = plan(
+            Request(sampler=sampler, model="flux1-dev", size=parse_size(size)), Item(prompt="x"), gpu
+        )
+        others = [price.total for price in map(asked.priced, ways()) if price.fits]
+        assert found["seconds"]["total"] == pytest.approx(min(others)), call
 
 
 def test_the_table_of_gpus_has_the_sizes_that_people_have():
