@@ -13,6 +13,7 @@ from uhr import sample_set
 from uhr.base import console
 from uhr.base.config import apply_sets, build
 from uhr.base.errors import UserError
+from uhr.base.files import user_path
 from uhr.base.store import FolderStore
 from uhr.models.samplers import SAMPLERS, check_name
 
@@ -89,7 +90,7 @@ def again(
         raise UserError(f"--repeat {repeat} and the sampler '{ctx.invoked_subcommand}'", "give one of them")
     if out is None:
         raise UserError("--repeat without --out", "name the new picture: --out again.png")
-    _repeat(repeat, out, model, sampler, as_json)
+    _repeat(repeat, user_path(out), model, sampler, as_json)
 
 
 @app.command("list", rich_help_panel=LOOK)
@@ -216,6 +217,7 @@ def _one(
 
     out.check(said.image)
     if previews is not None:
+        previews = user_path(previews)
         FolderStore(str(previews)).probe()
     setup = Setup.of(request)
     item = said.model_copy(update={"name": out.stem})

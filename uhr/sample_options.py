@@ -23,7 +23,7 @@ def path_here(option: typer.CallbackParam, value: Path | None) -> Path | None:
         url, name = str(value).replace(":/", "://", 1), (option.name or "").replace("_", "-")
         raise UserError(
             f"--{name} {url} is no path",
-            "give a path of this machine: only what SAMPLER paints may go to a bucket",
+            "give a path of this machine; only --out of a sampler may be in a bucket",
         )
     return value
 
@@ -211,8 +211,8 @@ Out = Annotated[
     str | None,
     typer.Option(
         metavar="FILE.png|DIR|s3://...",
-        help="The picture; the whole call goes into it, and into a JSON beside it. Of a set: a folder or "
-        "s3://bucket/prefix; the same command goes on where it stopped.",
+        help="The picture, here or as s3://bucket/picture.png; the whole call goes into it, and into a JSON "
+        "beside it. Of a set: a folder or s3://bucket/prefix; the same command goes on where it stopped.",
         rich_help_panel=OUTPUT,
     ),
 ]

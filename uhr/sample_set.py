@@ -133,11 +133,12 @@ def _entries(prompts: Path | None, said: Item, defaults: Defaults) -> tuple[list
 
 def _tell(outcome: Outcome) -> None:
     counts, out = outcome.info.counts, outcome.out
+    made = console.counted(counts["made"], "picture")
     if outcome.before:
-        console.say(f"{out} is finished: {counts['made']} pictures of the same request")
+        console.say(f"{out} is finished: {made} of the same request")
     else:
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
-        console.say(f"{out}: {counts['made']} pictures{failed}; {outcome.info.index.path} lists them")
+        console.say(f"{out}: {made}{failed}; {outcome.info.index.path} lists them")
     if counts["made"] and not is_url(out):
         pictures = Path(out) / "pictures"
         console.say()

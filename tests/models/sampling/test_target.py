@@ -107,3 +107,14 @@ def test_the_help_says_how_many_times_a_picture_is_enlarged():
 
 def test_one_is_one():
     assert [counted(n, "step") for n in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]
+
+
+def test_the_home_is_the_home_for_all_that_is_written(tiny_flux, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    sets = ("--set", "strength=0.5", "--steps", "2")
+    assert main(euler(tiny_flux, "~/x.png", "--previews", "~/seen", *sets, sampler="sdedit")) == 0
+    assert main(["sample", "--repeat", str(tmp_path / "x.png"), "--out", "~/y.png"]) == 0
+    assert "identical" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} >= {"x.png", "x.json", "y.png", "y.json", "seen"}
+    assert not (tmp_path / "~").exists()
