@@ -69,6 +69,11 @@ class Planning(Costed, Guiding, ABC):
         return not cls.above_native or ask.height * ask.width > ask.native**2
 
     @classmethod
+    def step_count(cls, spec: ModelSpec, options: Any, asked: int | None) -> int:
+        """Steps of a command: as many as were asked for, or the sampler's own number."""
+        return asked or cls.default_steps(spec)
+
+    @classmethod
     def default_steps(cls, spec: ModelSpec) -> int:
         """The published number of steps, or the model's own where that is of a few-step model."""
         return spec.steps if spec.steps < FEW_STEPS else cls.published_steps or spec.steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -41,6 +42,16 @@ class Euler(Staged):
         except Runaway as error:
             raise error.mended("take a static one: set shift=static") from error
         return [sized(*ask.size, levels)]
+
+    @classmethod
+    def step_count(cls, spec: ModelSpec, options: Any, asked: int | None) -> int:
+        if options.sigmas is None:
+            return super().step_count(spec, options, asked)
+        if asked is not None:
+            raise UserError(
+                f"both {asked} steps and sigmas are given", "give one: each of the levels is a step"
+            )
+        return len(_as_levels(options.sigmas)) - 1
 
     @classmethod
     def default_steps(cls, spec: ModelSpec) -> int:

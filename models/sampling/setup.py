@@ -71,7 +71,7 @@ class Method:
             raise UserError(f"{spec.name} takes no guidance", "leave out --guidance")
         pipeline_class = sampler_class(request.sampler, spec.family)
         options = _options(pipeline_class.Options, request)
-        steps = request.steps or pipeline_class.default_steps(spec)
+        steps = pipeline_class.step_count(spec, options, request.steps)
         return cls(request, spec, pipeline_class, options, steps)
 
     def call(self, item: Item) -> Call:

@@ -45,6 +45,17 @@ def pixels(path):
     return np.asarray(Image.open(path), dtype=int)
 
 
+def test_levels_that_are_given_are_the_steps_and_take_no_number_beside_them(capsys, tiny_flux, tmp_path):
+    out = tmp_path / "lake.png"
+    words = ("--model", tiny_flux, "--prompt", "x", "--size", "64x64", "--set", "sigmas=[1, 0.5, 0.2]")
+    run(capsys, "sample", "euler", *words, "--out", out)
+    record = read_record(out)
+    assert (record["steps"], record["model_calls"], record["sigmas"]) == (3, 3, [1, 0.5, 0.2, 0])
+    said = fails(capsys, "sample", "euler", *words, "--steps", 5, "--out", tmp_path / "other.png")
+    assert "both 5 steps and sigmas" in said
+    assert not (tmp_path / "other.png").exists()
+
+
 def test_a_picture_is_made_and_says_in_itself_how(capsys, tiny_flux, tmp_path):
     out = tmp_path / "new folder" / "lake.png"
     said = run(capsys, *sample(tiny_flux, out, "--seed", 7)).out
