@@ -310,7 +310,7 @@ def test_only_one_run_at_a_time_works_in_a_folder(uhr, pictures, tmp_path, outsi
 
 
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path, pictures, outside):
-    run = Run(tmp_path, pictures, outside, "local", seconds=0.3)
+    run = Run(tmp_path, pictures, outside, "local", seconds=1.0)
     out = tmp_path / "out"
     process = run.start(out)
     while len(parts(out)) < 1:
