@@ -95,6 +95,8 @@ class Run:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # what a shell runs in the background ignores Ctrl-C, and so does what it starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
         )
 
     def kill_when(self, out: Path, moment: Callable[[], bool], patience: float = 90) -> bool:
@@ -310,7 +312,7 @@ def test_only_one_run_at_a_time_works_in_a_folder(uhr, pictures, tmp_path, outsi
 
 
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path, pictures, outside):
-    run = Run(tmp_path, pictures, outside, "local", seconds=1.0)
+    run = Run(tmp_path, pictures, outside, "local", seconds=0.3)
     out = tmp_path / "out"
     process = run.start(out)
     while len(parts(out)) < 1:
