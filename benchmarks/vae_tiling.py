@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.flux import VAE
 from uhr.base import console
+from uhr.models.registry import get
 
 SIDE, TILE = 384, 96
 MEMORY = {"exact, 192 MiB": 192, "exact, 96 MiB": 96}
@@ -113,7 +113,7 @@ def _vae():
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    vae = AutoencoderKL(**VAE)
+    vae = AutoencoderKL(**get("flux1-dev").configs["vae"])
     return vae.eval().requires_grad_(False)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.flux import VAE
 from uhr.models import registry
 from uhr.models.attention.layout import WindowLayout, window_side
 from uhr.models.spec import ModelSpec
@@ -80,8 +79,9 @@ class Shape:
 
 def flux1_dev() -> Shape:
     """The published configuration in bfloat16 on the GPU."""
-    text = registry.get("flux1-dev").text_lengths["t5"]
-    return Shape(registry.get("flux1-dev"), {}, VAE, text, torch.device("cuda"), torch.bfloat16)
+    spec = registry.get("flux1-dev")
+    text = spec.text_lengths["t5"]
+    return Shape(spec, {}, dict(spec.configs["vae"]), text, torch.device("cuda"), torch.bfloat16)
 
 
 def tiny() -> Shape:
@@ -94,7 +94,8 @@ def tiny() -> Shape:
         "pooled_projection_dim": 32,
         "axes_dims_rope": (axes - 2 * side, side, side),
     }
-    vae = {**VAE, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    published = registry.get("flux1-dev").configs["vae"]
+    vae = {**published, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
     return Shape(spec, transformer, vae, 16, torch.device("cpu"), torch.float32)
 
 

@@ -60,6 +60,8 @@ CONFIGS = {
         "latent_channels": 16,
         "norm_num_groups": 32,
         "sample_size": 1024,
+        "scaling_factor": 0.3611,
+        "shift_factor": 0.1159,
         "use_quant_conv": False,
         "use_post_quant_conv": False,
     },

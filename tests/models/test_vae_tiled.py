@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from uhr.base.errors import UserError
+from uhr.models.registry import get
 from uhr.models.surgery import compose, from_record, record, temporarily
 from uhr.models.vae.attention import in_blocks, scaled_dot_product
 from uhr.models.vae.f16 import F16
@@ -277,10 +278,8 @@ def test_an_input_that_wants_a_gradient_is_refused(vae):
 def test_no_untiled_run_has_a_tensor_that_32_bits_cannot_index():
     from diffusers import AutoencoderKL
 
-    from benchmarks.flux import VAE
-
     with torch.device("meta"):
-        vae = AutoencoderKL(**VAE)
+        vae = AutoencoderKL(**get("flux1-dev").configs["vae"])
     endless = ExactTiling(memory="1TiB")
     # 256 channels of 2048 x 2048 px are 2^30 values, of 4096 x 4096 px 2^32
     for latents, tiled in ((256, False), (512, True)):
