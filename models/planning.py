@@ -18,7 +18,7 @@ from uhr.models.guidance import Guiding
 from uhr.models.samplers.options import SamplerOptions
 from uhr.models.sizes import Size, check_enlarges, smallest
 from uhr.models.spec import ModelSpec, ShiftPolicy
-from uhr.models.stages import Ask, Stage, total_steps
+from uhr.models.stages import Ask, Stage
 
 FEW_STEPS = 12
 """A model whose card asks for fewer steps was distilled for them: a sampler's own number is not for it."""
@@ -200,10 +200,3 @@ class Planning(Costed, Guiding, ABC):
         """Of a call that names none: that of the model's card, where a stage wants it."""
         told = cls.guidances(spec.guidance, cls.resolve(options), None, plan)
         return cls.default_guidance(spec) if None in told else None
-
-    @classmethod
-    def all_steps(
-        cls, spec: ModelSpec, options: Any, height: int, width: int, steps: int, picture: bool = False
-    ) -> int:
-        """Steps of a whole call, of every stage: what the step callback is called for."""
-        return total_steps(cls.planned(spec, options, height, width, steps, picture))

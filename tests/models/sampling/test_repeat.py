@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from uhr.base.errors import UserError
-from uhr.cli import main
 from uhr.models import zoo
 from uhr.models.samplers import SAMPLERS
 from uhr.models.sampling import record, repeat
@@ -32,19 +31,6 @@ SETS = {
 """Options that are not the defaults, for every sampler."""
 
 NO_PICTURE = ("euler", "ultraflux")
-
-
-@pytest.fixture
-def uhr(capsys):
-    """Runs `uhr sample`; (stdout, stderr)."""
-
-    def run(*words, code=0):
-        found = main(["sample", *(str(word) for word in words)])
-        said = capsys.readouterr()
-        assert found == code, said.err
-        return said
-
-    return run
 
 
 @pytest.fixture

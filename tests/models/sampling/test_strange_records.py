@@ -6,21 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from uhr.cli import main
 from uhr.models.sampling import record
-
-
-@pytest.fixture
-def uhr(capsys):
-    """Runs `uhr sample`; (stdout, stderr)."""
-
-    def run(*words, code=0):
-        found = main(["sample", *(str(word) for word in words)])
-        said = capsys.readouterr()
-        assert found == code, said.err
-        return said
-
-    return run
 
 
 @pytest.fixture
