@@ -29,8 +29,8 @@ from skimage.measure import shannon_entropy
 from uhr.base.console import say, table
 from uhr.curate import guards
 from uhr.demo_scenes import SCENES
-from uhr.manifests.pixels import decode
 from uhr.manifests.runners.heap import keep_freed_memory
+from uhr.pixels.decode import decode
 
 WALLPAPERS = Path("/usr/share/wallpapers")
 """Real pictures up to 5K, where Debian's plasma-workspace-wallpapers is installed."""

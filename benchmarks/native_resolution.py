@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.guards import real_pictures
 from uhr.base.console import say, table
 from uhr.curate.resolution import upscale_ratio
-from uhr.manifests.pixels import decode
+from uhr.pixels.decode import decode
 
 KERNELS = {
     "nearest": cv2.INTER_NEAREST,

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uhr.manifests.headers import Header, read_header, unreadable
-from uhr.manifests.pixels import Decoded, PixelLimits, decode, jpeg_preview, read_bytes
+from uhr.pixels.decode import Decoded, PixelLimits, decode, jpeg_preview, read_bytes
+from uhr.pixels.headers import read_header
+from uhr.pixels.types import Header, unreadable
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,7 @@ from pydantic import ByteSize, Field
 from uhr.base.config import Config, apply_sets, build, read_yaml
 from uhr.base.errors import UserError, unknown
 from uhr.curate.sidecars import DEFAULT_KEYS
-from uhr.manifests.pixels import PixelLimits
+from uhr.pixels.decode import PixelLimits
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -17,8 +17,8 @@ from uhr.curate.plan import Plan, Step
 from uhr.curate.rows import Rows
 from uhr.curate.rules import Judge, Rule
 from uhr.curate.stage import Stage
-from uhr.manifests.headers import PixelFault
 from uhr.manifests.units import Watch, Work
+from uhr.pixels.types import PixelFault
 
 HELD_PIXELS = 10_000_000
 """Pixels of pictures that are held at once while rules are asked between pixel stages (12 bytes each): enough

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from uhr.curate.frame import Frame
-from uhr.manifests.headers import PixelFault
+from uhr.pixels.types import PixelFault
 
 
 @pytest.fixture

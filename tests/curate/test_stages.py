@@ -14,9 +14,9 @@ from uhr.curate.frame import Frame
 from uhr.curate.stage import SetStage, Stage
 from uhr.curate.stages import NAMES, stage_class
 from uhr.curate.stages.geometry import LANDSCAPES, aspect_bucket
-from uhr.manifests.headers import PixelFault
-from uhr.manifests.pixels import PixelLimits
 from uhr.manifests.schema import COLUMNS
+from uhr.pixels.decode import PixelLimits
+from uhr.pixels.types import PixelFault
 
 FRAME_STAGES = [name for name in NAMES if issubclass(stage_class(name), Stage)]
 

@@ -13,10 +13,11 @@ ROOMS = ("curate", "manifests", "models", "train")
 
 MAY_IMPORT = {
     "uhr.base": {"uhr.base"},
-    "uhr.manifests": {"uhr.base", "uhr.manifests"},
-    "uhr.models": {"uhr.base", "uhr.models"},
-    "uhr.curate": {"uhr.base", "uhr.manifests", "uhr.models", "uhr.curate"},
-    "uhr.train": {"uhr.base", "uhr.manifests", "uhr.models", "uhr.train"},
+    "uhr.pixels": {"uhr.base", "uhr.pixels"},
+    "uhr.manifests": {"uhr.base", "uhr.pixels", "uhr.manifests"},
+    "uhr.models": {"uhr.base", "uhr.pixels", "uhr.models"},
+    "uhr.curate": {"uhr.base", "uhr.pixels", "uhr.manifests", "uhr.models", "uhr.curate"},
+    "uhr.train": {"uhr.base", "uhr.pixels", "uhr.manifests", "uhr.models", "uhr.train"},
 }
 
 

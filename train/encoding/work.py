@@ -129,9 +129,10 @@ class PictureWork(Work):
 
     def _read(self, item: dict[str, Any], box: tuple[int, int, int, int] | None) -> tuple[str, np.ndarray]:
         """The file's hash and its upright sRGB pixels."""
-        from uhr.manifests.headers import PixelFault, read_header
-        from uhr.manifests.pixels import load_rgb, read_bytes
         from uhr.manifests.uris import path_of
+        from uhr.pixels.decode import load_rgb, read_bytes
+        from uhr.pixels.headers import read_header
+        from uhr.pixels.types import PixelFault
 
         try:
             data = read_bytes(path_of(self.root, item["uri"]))
@@ -150,7 +151,7 @@ class PictureWork(Work):
 
 def cut(rgb: np.ndarray, bucket: Bucket) -> np.ndarray:
     """uint8 [H, W, 3] -> [bucket.height, bucket.width, 3]; a picture of that size comes back untouched."""
-    from uhr.manifests.pixels import resize
+    from uhr.pixels.decode import resize
 
     placement = pixel_buckets.place(*rgb.shape[:2], bucket)
     if (placement.height, placement.width) != rgb.shape[:2]:

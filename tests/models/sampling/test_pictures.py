@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from uhr.base.errors import UserError
-from uhr.manifests.pixels import load_rgb
 from uhr.models.filters import bicubic
 from uhr.models.fitting import fit
 from uhr.models.sampling.pictures import open_picture, without_hidden
 from uhr.models.sizes import up_to
+from uhr.pixels.decode import load_rgb
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
-"""What a picture's first bytes say of it: format, size, orientation, colour model. Nothing is decoded here.
+"""What a header is, how an image file is read in pieces, and the fault of a file that gives no image.
 
-JPEG, PNG and WebP headers are walked byte by byte (some twenty microseconds a file); Pillow opens the rest,
-lazily. A header vouches for nothing behind it: only a full decode (`pixels.py`) proves that a file is whole.
+Below all other modules of this package, which share these types.
 """
 
 from __future__ import annotations
@@ -15,9 +14,6 @@ from typing import Literal
 FaultKind = Literal[
     "empty file", "not an image", "truncated", "corrupt", "too large", "unreadable", "unsupported"
 ]
-
-FIRST_BYTES = 16 * 1024
-"""How much of a file is read at once; a walk that runs past it reads on where its next segment lies."""
 
 
 class PixelFault(Exception):
@@ -67,7 +63,7 @@ class Header:
         return self.raw_width * self.raw_height
 
 
-class Source:
+class FileBytes:
     """The bytes of a file, read in pieces: the first ones at once, others where a walk asks for them."""
 
     def __init__(self, first: bytes, size: int, handle: int | None = None) -> None:
@@ -78,23 +74,6 @@ class Source:
         if offset + count <= len(self.first) or self._handle is None:
             return self.first[offset : offset + count]
         return os.pread(self._handle, count, offset)
-
-
-def read_header(source: bytes | Path | str) -> Header:
-    """The header of a file or of its bytes. Raises `PixelFault` and nothing else, whatever the bytes are.
-
-    The format is decided by content, never by name. The size of the picture is not judged here.
-    """
-    if isinstance(source, bytes):
-        return _read(Source(source, len(source)), source)
-    handle = open_file(source)
-    try:
-        size = os.fstat(handle).st_size
-        return _read(Source(os.read(handle, FIRST_BYTES), size, handle), handle)
-    except OSError as error:
-        raise unreadable(error) from None
-    finally:
-        os.close(handle)
 
 
 def open_file(path: Path | str) -> int:
@@ -113,22 +92,3 @@ def unreadable(error: Exception) -> PixelFault:
     """The fault for a file that the operating system does not hand out."""
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return PixelFault("unreadable", f"the file cannot be read ({words})")
-
-
-def _read(source: Source, behind: bytes | int) -> Header:
-    from uhr.manifests import header_walks, pillow_formats
-
-    first = source.first
-    if not first:
-        raise PixelFault("empty file", "the file has no bytes")
-    if first.startswith(b"\xff\xd8\xff"):
-        header = header_walks.jpeg(source)
-    elif first.startswith(b"\x89PNG\r\n\x1a\n"):
-        header = header_walks.png(source)
-    elif first.startswith(b"RIFF") and first[8:12] == b"WEBP":
-        header = header_walks.webp(source)
-    else:
-        header = pillow_formats.header(behind, first)
-    if header.raw_width < 1 or header.raw_height < 1:
-        raise PixelFault("corrupt", f"the header says {header.raw_width} x {header.raw_height} pixels")
-    return header

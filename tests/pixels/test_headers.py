@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uhr.manifests.headers import FIRST_BYTES, Header, PixelFault, read_header
+from uhr.pixels.headers import FIRST_BYTES, read_header
+from uhr.pixels.types import Header, PixelFault
 
 COLOUR_MODELS = {"1": "L", "I;16": "L", "I": "L"}
 SLOW = settings(max_examples=150, deadline=None)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from uhr.manifests.headers import Header, PixelFault
+from uhr.pixels.types import Header, PixelFault
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from uhr.manifests.headers import Header, PixelFault, Source
+from uhr.pixels.types import FileBytes, Header, PixelFault
 
 _U16 = struct.Struct(">H").unpack_from
 _U32 = struct.Struct(">I").unpack_from
@@ -19,7 +19,7 @@ _MOST_PARTS = 100_000
 """Segments or chunks after which a walk gives up: a file of tiny chunks must not hold a worker."""
 
 
-def jpeg(source: Source) -> Header:
+def jpeg(source: FileBytes) -> Header:
     """Walk the segments from SOI to the first SOS."""
     frame: tuple[int, int, int, int] | None = None
     orientation, has_icc, seen_exif = 1, False, False
@@ -76,7 +76,7 @@ def _jpeg_header(frame: tuple[int, int, int, int] | None, orientation: int, has_
     return Header("JPEG", width, height, mode, precision, orientation, has_icc=has_icc)
 
 
-def png(source: Source) -> Header:
+def png(source: FileBytes) -> Header:
     """Walk the chunks from IHDR to the first IDAT; an eXIf chunk behind the picture is sought at the end."""
     if source.first[12:16] != b"IHDR":
         if source.first[12:16] == b"CgBI":
@@ -116,7 +116,7 @@ def png(source: Source) -> Header:
     )
 
 
-def _late_exif(source: Source) -> int:
+def _late_exif(source: FileBytes) -> int:
     """Orientation of an eXIf chunk between the picture data and the end, where some writers put it.
 
     Sought in the last 64 KiB and believed only if its checksum holds: walking every IDAT costs a read each.
@@ -134,7 +134,7 @@ def _late_exif(source: Source) -> int:
     return exif_orientation(payload[4:])
 
 
-def webp(source: Source) -> Header:
+def webp(source: FileBytes) -> Header:
     """The first chunk: VP8 (lossy), VP8L (lossless) or VP8X (canvas, flags, EXIF behind the picture)."""
     data = source.first[:32]
     kind = data[12:16]
@@ -165,7 +165,7 @@ def webp(source: Source) -> Header:
     raise PixelFault("corrupt", f"the WebP begins with an unknown chunk {kind!r}")
 
 
-def _webp_orientation(source: Source) -> int:
+def _webp_orientation(source: FileBytes) -> int:
     position = 12
     for _ in range(_MOST_PARTS):
         head = source.at(position, 8)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from uhr.manifests.headers import PixelFault
-from uhr.manifests.pixels import PixelLimits, decode, fit, jpeg_preview, load_rgb, read_bytes, resize
+from uhr.pixels.decode import PixelLimits, decode, fit, jpeg_preview, load_rgb, read_bytes, resize
+from uhr.pixels.types import PixelFault
 
 SLOW = settings(max_examples=80, deadline=None)
 

@@ -1,7 +1,7 @@
 """The decoders at work: OpenCV for JPEG, PNG and WebP, Pillow for the rest, and why one of them gave nothing.
 
 OpenCV gives to the bit what Pillow gives, in half the time. It and libjpeg leave a damaged picture partly
-gray with no more than a line on standard error: that line is read here. Used by `pixels.py` alone.
+gray with no more than a line on standard error: that line is read here. Used by `decode.py` alone.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from uhr.manifests import colour, pillow_formats
-from uhr.manifests.decoder_noise import captured
-from uhr.manifests.headers import FaultKind, Header, PixelFault
+from uhr.pixels import colour, pillow_formats
+from uhr.pixels.decoder_noise import captured
+from uhr.pixels.types import FaultKind, Header, PixelFault
 
 
 @dataclass(eq=False)

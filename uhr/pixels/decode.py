@@ -1,0 +1,171 @@
+"""Bytes to pixels: the only decode there is, and the only resize.
+
+Nothing is decoded before header and limits have passed it. What comes out is either the stored grid, as the
+exact guards measure it, or the picture as a person sees it: upright, sRGB, alpha over white.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from uhr.base.config import Config
+from uhr.base.files import human_bytes
+from uhr.pixels.decoders import Planes, decode_planes, upright
+from uhr.pixels.headers import read_header
+from uhr.pixels.types import Header, PixelFault, open_file, unreadable
+
+Box = tuple[int, int, int, int]
+"""x, y, width, height in oriented pixels."""
+
+
+class PixelLimits(Config):
+    """Guards that hold before anything is decoded.
+
+    400 megapixels is four times the largest single-shot cameras, and their 2.8 GB (colour, gray and a copy)
+    fit a worker; stitched panoramas beyond it need a higher limit and more memory.
+    """
+
+    pixels: int = 400_000_000
+    file_bytes: int = 2_000_000_000
+
+    def check(self, header: Header) -> None:
+        if header.pixels > self.pixels:
+            size = f"{header.raw_width} x {header.raw_height}"
+            raise PixelFault("too large", f"{size} pixels, more than the limit of {self.pixels / 1e6:g} Mpx")
+
+
+@dataclass(eq=False)
+class Decoded:
+    """A picture that was decoded whole."""
+
+    header: Header
+    planes: Planes
+
+    @property
+    def bgr(self) -> np.ndarray:
+        """uint8 [H, W, 3] on the stored grid: before orientation, ICC and alpha. Of 16-bit channels the
+        upper eight bits, as libpng and Pillow take them; of an animation the first frame.
+        """
+        return self.planes.bgr
+
+    @property
+    def notes(self) -> list[str]:
+        """What was odd but harmless: a profile that could not be used, stray bytes."""
+        return self.planes.notes
+
+    def gray(self) -> np.ndarray:
+        """uint8 [H, W] on the stored grid: OpenCV's BGR2GRAY (0.299 R + 0.587 G + 0.114 B in fixed point)."""
+        import cv2
+
+        return cv2.cvtColor(self.bgr, cv2.COLOR_BGR2GRAY)
+
+    def rgb(self, box: Box | None = None, long_side: int | None = None) -> np.ndarray:
+        """uint8 [H', W', 3], upright sRGB, alpha over white; of `box` only where one is given.
+
+        `long_side` in pixels: larger pictures are shrunk to it, before their colours are converted.
+        """
+        import cv2
+
+        planes, orientation = self.planes, self.header.orientation
+        stored = planes.bgr if planes.cmyk is None else planes.cmyk
+        pixels = _crop(upright(stored, orientation), box)
+        if planes.alpha is not None:
+            pixels = _over_white(pixels, _crop(upright(planes.alpha, orientation), box))
+        pixels = np.ascontiguousarray(pixels)
+        if long_side is not None:
+            pixels = fit(pixels, long_side)
+        if planes.cmyk is None:
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return pixels if planes.conversion is None else planes.conversion.apply(pixels)
+
+
+def read_bytes(path: Path | str, limits: PixelLimits | None = None) -> bytes:
+    """All bytes of a file. `PixelFault` when it cannot be read, is empty, or exceeds the limit."""
+    limits = limits or PixelLimits()
+    handle = open_file(path)
+    with open(handle, "rb", buffering=0) as file:
+        try:
+            _check_bytes(os.fstat(handle).st_size, limits)
+            return file.readall()
+        except OSError as error:
+            raise unreadable(error) from None
+
+
+def _check_bytes(size: int, limits: PixelLimits) -> None:
+    if size == 0:
+        raise PixelFault("empty file", "the file has no bytes")
+    if size > limits.file_bytes:
+        words = f"{human_bytes(size)}, more than the limit of {human_bytes(limits.file_bytes)}"
+        raise PixelFault("too large", words)
+
+
+def decode(data: bytes, limits: PixelLimits | None = None, header: Header | None = None) -> Decoded:
+    """The whole picture in `data`. Raises `PixelFault` and nothing else, whatever the bytes are.
+
+    `header` spares the second look where `read_header(data)` is known already.
+    """
+    limits = limits or PixelLimits()
+    _check_bytes(len(data), limits)
+    header = header or read_header(data)
+    limits.check(header)
+    return Decoded(header, decode_planes(data, header))
+
+
+def _crop(pixels: np.ndarray, box: Box | None) -> np.ndarray:
+    if box is None:
+        return pixels
+    x, y, width, height = box
+    inside = 0 <= x < x + width <= pixels.shape[1] and 0 <= y < y + height <= pixels.shape[0]
+    assert inside, f"box {box} in a picture of {pixels.shape[:2]}"
+    return pixels[y : y + height, x : x + width]
+
+
+def _over_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Blended in the file's own encoding, rounded: (c a + 255 (255 - a)) / 255."""
+    weight = alpha.astype(np.uint16)[..., None]
+    blend = pixels * weight + np.uint16(255) * (255 - weight) + np.uint16(127)
+    return (blend // 255).astype(np.uint8)
+
+
+def load_rgb(
+    source: Path | str | bytes, box: Box | None = None, limits: PixelLimits | None = None
+) -> np.ndarray:
+    """Upright sRGB pixels, uint8 [H, W, 3], of a file or its bytes; of `box` only where one is given."""
+    data = source if isinstance(source, bytes) else read_bytes(source, limits)
+    return decode(data, limits).rgb(box)
+
+
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, C]: averaged over areas along a side that shrinks, Lanczos where it grows."""
+    import cv2
+
+    old_height, old_width = pixels.shape[:2]
+    shrunk = (min(width, old_width), min(height, old_height))
+    if shrunk != (old_width, old_height):
+        pixels = cv2.resize(pixels, shrunk, interpolation=cv2.INTER_AREA)
+    if shrunk != (width, height):
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LANCZOS4)
+    return pixels
+
+
+def fit(pixels: np.ndarray, long_side: int) -> np.ndarray:
+    """Shrunk so that the longer side is `long_side`; as it is where that is no shrinking."""
+    height, width = pixels.shape[:2]
+    scale = long_side / max(height, width)
+    if scale >= 1:
+        return pixels
+    return resize(pixels, max(1, round(height * scale)), max(1, round(width * scale)))
+
+
+def jpeg_preview(rgb: np.ndarray, long_side: int = 320, quality: int = 82) -> tuple[bytes, int, int]:
+    """A small JPEG for people: its bytes, width and height in pixels."""
+    import cv2
+
+    small = np.ascontiguousarray(fit(rgb, long_side)[..., ::-1])
+    done, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done, "OpenCV encodes every uint8 picture"
+    return data.tobytes(), small.shape[1], small.shape[0]
