@@ -82,7 +82,9 @@ def shown(text: str) -> str:
 
 
 def _columns(manifest: Manifest, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the source gave first, then the columns of each stage together, in the order of the pipeline."""
     shown = {"sample_id", "uri", *(column.name for column in VERDICT)}
+    order = {stage.name: place for place, stage in enumerate(manifest.info.stages)}
     return [
         {
             "stage": c.stage or "source",
@@ -91,7 +93,7 @@ def _columns(manifest: Manifest, row: dict[str, Any]) -> list[dict[str, Any]]:
             "unit": c.unit,
             "range": c.range,
         }
-        for c in sorted(manifest.columns, key=lambda column: bool(column.stage))
+        for c in sorted(manifest.columns, key=lambda c: order.get(c.stage, len(order)) if c.stage else -1)
         if c.name not in shown
     ]
 

@@ -134,6 +134,16 @@ HEADER = (
     Column("file_size", pa.int64(), "size of the file", "byte", ">= 0", stage="header"),
 )
 
+DECODE = (
+    Column(
+        "notes",
+        pa.string(),
+        "what the decoder found odd in an image that it decoded whole, separated by `; ` (an ICC profile "
+        "that was ignored, stray bytes between segments); null where nothing was odd, or nothing was decoded",
+        stage="decode",
+    ),
+)
+
 GEOMETRY = (
     Column("megapixels", pa.float64(), "width x height / 10^6", "Mpx", "> 0", stage="geometry"),
     Column("aspect_ratio", pa.float64(), "width / height", "1", "> 0", stage="geometry"),
@@ -229,6 +239,7 @@ GROUPS = {
     "Verdict": VERDICT,
     "Caption and rights": RIGHTS,
     "Header": HEADER,
+    "Decode": DECODE,
     "Geometry": GEOMETRY,
     "Guards": GUARDS,
     "Duplicates": DUPLICATES,

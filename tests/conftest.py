@@ -41,6 +41,12 @@ def forge() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def damage() -> ModuleType:
+    """`damage.py` beside this file: image files cut, zeroed, overwritten, or with megabytes of metadata."""
+    return _beside("damage")
+
+
+@pytest.fixture(scope="session")
 def gpu() -> ModuleType:
     """`pretend_gpu.py` beside this file: a GPU that is not there."""
     return _beside("pretend_gpu")
