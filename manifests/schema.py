@@ -130,7 +130,14 @@ HEADER = (
         range="L, LA, P, RGB, RGBA, CMYK, ...",
         stage="header",
     ),
-    Column("bit_depth", pa.int8(), "bits per channel", "bit", "1..32", stage="header"),
+    Column(
+        "bit_depth",
+        pa.int8(),
+        "bits per channel, as the file stores them; null where its channels differ or its header does not say",
+        "bit",
+        "1..64",
+        stage="header",
+    ),
     Column("file_size", pa.int64(), "size of the file", "byte", ">= 0", stage="header"),
 )
 

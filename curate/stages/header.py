@@ -16,6 +16,7 @@ class HeaderStage(Stage):
     """
 
     name = "header"
+    version = 2
     reads = "header"
     adds = HEADER
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from uhr.pixels.code_points import from_code_points
+
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Colour space of a profile -> the Pillow mode that its transform reads."""
 
@@ -37,6 +39,17 @@ class Conversion:
         height, width = grid.shape[:2]
         image = Image.frombuffer(self.mode, (width, height), grid, "raw", self.mode, 0, 1)
         return np.array(ImageCms.applyTransform(image, self.transform))
+
+
+def hdr_curve(profile: bytes) -> str:
+    """Why a profile with a `cicp` tag (ICC.1:2022, 9.2.17) describes no image that sRGB can show, or ""."""
+    count = int.from_bytes(profile[128:132], "big")
+    for entry in range(132, 132 + 12 * min(count, 100), 12):
+        if profile[entry : entry + 4] == b"cicp":
+            start = int.from_bytes(profile[entry + 4 : entry + 8], "big")
+            primaries, transfer = (profile[start + 8 : start + 10] + b"\x02\x02")[:2]
+            return from_code_points(primaries, transfer, "the ICC profile").unsupported
+    return ""
 
 
 @functools.lru_cache(maxsize=32)

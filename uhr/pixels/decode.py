@@ -14,8 +14,9 @@ import numpy as np
 
 from uhr.base.config import Config
 from uhr.base.files import human_bytes
-from uhr.pixels.decoders import Planes, decode_planes, upright
+from uhr.pixels.decoders import decode_planes, upright
 from uhr.pixels.headers import read_header
+from uhr.pixels.planes import Planes
 from uhr.pixels.types import Header, PixelFault, open_file, unreadable
 
 Box = tuple[int, int, int, int]

@@ -7,31 +7,20 @@ gray with no more than a line on standard error: that line is read here. Used by
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from uhr.pixels import colour, pillow_formats
+from uhr.pixels import code_points, colour, pillow_formats
 from uhr.pixels.decoder_noise import captured
+from uhr.pixels.planes import Planes
 from uhr.pixels.types import FaultKind, Header, PixelFault
 
 
-@dataclass(eq=False)
-class Planes:
-    """What a file holds, on its stored grid of uint8: `bgr` [H, W, 3], `alpha` [H, W] where something shows
-    through, `cmyk` [H, W, 4] where a profile is to convert it, the conversion to sRGB, and what was odd but
-    harmless.
-    """
-
-    bgr: np.ndarray
-    alpha: np.ndarray | None = None
-    cmyk: np.ndarray | None = None
-    conversion: colour.Conversion | None = None
-    notes: list[str] = field(default_factory=list)
-
-
 def decode_planes(data: bytes, header: Header) -> Planes:
-    """The whole picture. Raises `PixelFault` and nothing else, whatever the bytes are."""
+    """The whole image. Raises `PixelFault` and nothing else, whatever the bytes are."""
+    if header.unsupported:
+        raise PixelFault("unsupported", header.unsupported)
     with captured() as noise:
         if header.format in ("JPEG", "PNG", "WEBP"):
             planes = _with_opencv(data, header)
@@ -40,7 +29,7 @@ def decode_planes(data: bytes, header: Header) -> Planes:
     if planes is None:
         raise _fault(data, header, noise)
     _check_noise(noise)
-    planes.notes += noise
+    planes.notes += [*header.notes, *noise]
     if planes.bgr.shape[:2] != (header.raw_height, header.raw_width):
         found = f"{planes.bgr.shape[1]} x {planes.bgr.shape[0]}"
         raise PixelFault(
@@ -48,8 +37,7 @@ def decode_planes(data: bytes, header: Header) -> Planes:
         )
     if planes.alpha is not None and planes.alpha.min() == 255:
         planes.alpha = None
-    if header.has_icc:
-        _attach_profile(planes, data, header)
+    _attach_colours(planes, data, header)
     if planes.conversion is None:
         planes.cmyk = None
     return planes
@@ -70,8 +58,6 @@ def _with_opencv(data: bytes, header: Header) -> Planes | None:
     """None where OpenCV gives no picture."""
     import cv2
 
-    if header.format == "JPEG" and header.bit_depth != 8:
-        raise PixelFault("unsupported", f"a JPEG of {header.bit_depth} bits per channel")
     wants_alpha = header.has_alpha and header.mode != "L"
     flags = cv2.IMREAD_UNCHANGED if wants_alpha else cv2.IMREAD_COLOR
     try:
@@ -113,24 +99,47 @@ def _with_pillow(data: bytes, header: Header) -> Planes:
     return Planes(np.ascontiguousarray(rgb[..., ::-1]), alpha, cmyk)
 
 
-def _attach_profile(planes: Planes, data: bytes, header: Header) -> None:
+def _attach_colours(planes: Planes, data: bytes, header: Header) -> None:
+    """The ICC profile that describes the colours, the file's own or one that equals its code points, and the
+    conversion from it to sRGB. A profile that cannot be used is left out with a note.
+    """
+    if planes.profile is None and header.has_icc:
+        try:
+            planes.profile = _profile(data, header)
+        except PixelFault as fault:
+            planes.notes.append(f"ICC profile ignored: {fault.message}")
+    elif planes.profile is None and header.colour is not None:
+        planes.profile = code_points.icc_profile(header.colour)
+    if planes.profile is None:
+        return
+    curve = colour.hdr_curve(planes.profile)
+    if curve:
+        raise PixelFault("unsupported", curve)
+    mode = {"L": "L", "LA": "L", "CMYK": "CMYK"}.get(header.mode, "RGB")
+    wanted = colour.conversion(planes.profile, mode)
+    if wanted.note:
+        planes.notes.append(wanted.note)
+        planes.profile = None
+    elif wanted.transform is not None:
+        if mode == "CMYK" and planes.cmyk is None:
+            planes.cmyk = _cmyk(data, header)
+        planes.conversion = wanted
+
+
+def _profile(data: bytes, header: Header) -> bytes:
+    profile = _lazy(data, header).info.get("icc_profile")
+    if not profile:
+        raise PixelFault("corrupt", "it cannot be read")
+    return bytes(profile)
+
+
+def _cmyk(data: bytes, header: Header) -> np.ndarray:
+    return np.array(pillow_formats.load(_lazy(data, header)))
+
+
+def _lazy(data: bytes, header: Header) -> Any:
     formats = {"JPEG": ("JPEG", "MPO")}.get(header.format, (header.format,))
-    try:
-        image = pillow_formats.open_image(io.BytesIO(data), formats)
-        profile = image.info.get("icc_profile")
-        if not profile:
-            planes.notes.append("ICC profile ignored: it cannot be read")
-            return
-        mode = {"L": "L", "LA": "L", "CMYK": "CMYK"}.get(header.mode, "RGB")
-        wanted = colour.conversion(bytes(profile), mode)
-        if wanted.note:
-            planes.notes.append(wanted.note)
-        elif wanted.transform is not None:
-            if mode == "CMYK" and planes.cmyk is None:
-                planes.cmyk = np.array(pillow_formats.load(image))
-            planes.conversion = wanted
-    except PixelFault as fault:
-        planes.notes.append(f"ICC profile ignored: {fault.message}")
+    return pillow_formats.open_image(io.BytesIO(data), formats)
 
 
 def _check_noise(noise: list[str]) -> None:

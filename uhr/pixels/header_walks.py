@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import zlib
 
+from uhr.pixels import code_points, exif
+from uhr.pixels.code_points import ColourTags
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
 _U16 = struct.Struct(">H").unpack_from
@@ -13,6 +15,7 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset({0x01, *range(0xD0, 0xD8)})
 """JPEG markers without a length: TEM and the restarts."""
 
+_PNG_COLOUR = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _MOST_PARTS = 100_000
@@ -22,7 +25,7 @@ _MOST_PARTS = 100_000
 def jpeg(source: FileBytes) -> Header:
     """Walk the segments from SOI to the first SOS."""
     frame: tuple[int, int, int, int] | None = None
-    orientation, has_icc, seen_exif = 1, False, False
+    orientation, has_icc, exif_block = 1, False, b""
     first, limit = source.first, len(source.first)
     position = 2
     for _ in range(_MOST_PARTS):
@@ -50,14 +53,15 @@ def jpeg(source: FileBytes) -> Header:
             break
         length = _U16(head, base + 2)[0]
         if marker == 0xDA:
-            return _jpeg_header(frame, orientation, has_icc)
+            adobe_rgb = not has_icc and exif.says_adobe_rgb(exif_block)
+            return _jpeg_header(frame, orientation, has_icc, adobe_rgb)
         if marker in _SOF:
             if base + 10 > len(head):
                 break
             frame = (head[base + 4], *struct.unpack_from(">HHB", head, base + 5))
-        elif marker == 0xE1 and not seen_exif and head[base + 4 : base + 10] == b"Exif\0\0":
-            seen_exif = True
-            orientation = exif_orientation(source.at(position + 10, length - 8))
+        elif marker == 0xE1 and not exif_block and head[base + 4 : base + 10] == b"Exif\0\0":
+            exif_block = source.at(position + 10, max(length - 8, 0))
+            orientation = exif.orientation(exif_block)
         elif marker == 0xE2 and head[base + 4 : base + 16] == b"ICC_PROFILE\0":
             has_icc = True
         position += 2 + max(length, 2)
@@ -66,14 +70,20 @@ def jpeg(source: FileBytes) -> Header:
     raise PixelFault("truncated", "the JPEG ends before its picture data")
 
 
-def _jpeg_header(frame: tuple[int, int, int, int] | None, orientation: int, has_icc: bool) -> Header:
+def _jpeg_header(
+    frame: tuple[int, int, int, int] | None, orientation: int, has_icc: bool, adobe_rgb: bool
+) -> Header:
     if frame is None:
         raise PixelFault("corrupt", "the JPEG has picture data but no frame header before them")
     precision, height, width, components = frame
     if components not in _JPEG_MODES:
         raise PixelFault("unsupported", f"a JPEG of {components} components")
     mode = _JPEG_MODES[components]
-    return Header("JPEG", width, height, mode, precision, orientation, has_icc=has_icc)
+    colour = code_points.ADOBE_RGB if adobe_rgb and mode == "RGB" else None
+    unsupported = "" if precision == 8 else f"a JPEG of {precision} bits per channel"
+    return Header(
+        "JPEG", width, height, mode, precision, orientation, False, has_icc, False, colour, unsupported
+    )
 
 
 def png(source: FileBytes) -> Header:
@@ -89,7 +99,8 @@ def png(source: FileBytes) -> Header:
     if colour not in _PNG_MODES or bit_depth not in (1, 2, 4, 8, 16):
         raise PixelFault("corrupt", f"the PNG header says colour type {colour} at {bit_depth} bits")
     orientation: int | None = None
-    has_icc = has_key = animated = False
+    has_key = animated = False
+    chunks: dict[bytes, bytes] = {}
     position = 33
     for _ in range(_MOST_PARTS):
         head = source.at(position, 8)
@@ -101,8 +112,11 @@ def png(source: FileBytes) -> Header:
         if kind == b"IEND":
             raise PixelFault("corrupt", "the PNG holds no picture data")
         if kind == b"eXIf":
-            orientation = exif_orientation(source.at(position + 8, min(length, 1 << 20)))
-        has_icc |= kind == b"iCCP"
+            orientation = exif.orientation(source.at(position + 8, min(length, 1 << 20)))
+        elif kind in _PNG_COLOUR and kind not in chunks:
+            chunks[kind] = source.at(position + 8, min(length, 32))
+        elif kind in (b"zTXt", b"tEXt") and orientation is None:
+            orientation = _png_text_exif(source, kind, position + 8, length)
         has_key |= kind == b"tRNS"
         animated |= kind == b"acTL"
         position += 12 + length
@@ -111,9 +125,68 @@ def png(source: FileBytes) -> Header:
     if orientation is None:
         orientation = _late_exif(source)
     mode = _PNG_MODES[colour]
+    has_icc, tags = _png_colour(chunks)
     return Header(
-        "PNG", width, height, mode, bit_depth, orientation, has_key or "A" in mode, has_icc, animated
+        "PNG",
+        width,
+        height,
+        mode,
+        bit_depth,
+        orientation,
+        has_key or "A" in mode,
+        has_icc,
+        animated,
+        tags.space,
+        tags.unsupported,
+        (tags.note,) if tags.note else (),
     )
+
+
+def _png_colour(chunks: dict[bytes, bytes]) -> tuple[bool, ColourTags]:
+    """Whether an ICC profile describes the colours, and what other chunks say of them: cICP goes before iCCP,
+    sRGB, and gAMA with cHRM (PNG third edition, 4.3).
+    """
+    note = ""
+    if len(chunks.get(b"cICP", b"")) >= 4:
+        primaries, transfer, matrix, full_range = chunks[b"cICP"][:4]
+        tags = code_points.from_code_points(primaries, transfer, "the cICP chunk")
+        if matrix != 0:
+            note = f"the cICP chunk is ignored: matrix {matrix}, a PNG has only 0"
+        elif tags.unsupported:
+            return False, tags
+        elif full_range != 1:
+            return False, ColourTags(unsupported="the cICP chunk names narrow-range values")
+        elif (primaries, transfer) != (2, 2):
+            return False, tags
+    if b"iCCP" in chunks:
+        return True, ColourTags(note=note)
+    if b"sRGB" in chunks:
+        return False, ColourTags(note=note)
+    gamma = chromaticities = None
+    if len(chunks.get(b"gAMA", b"")) >= 4:
+        encoding = _U32(chunks[b"gAMA"])[0]
+        gamma = 100_000 / encoding if encoding else 0.0
+    if len(chunks.get(b"cHRM", b"")) >= 32:
+        values = [value / 100_000 for value in struct.unpack(">8I", chunks[b"cHRM"])]
+        chromaticities = code_points.chromaticities(values)
+    tags = code_points.from_chromaticities(chromaticities, gamma, "gAMA and cHRM")
+    return False, tags._replace(note=note or tags.note)
+
+
+def _png_text_exif(source: FileBytes, kind: bytes, position: int, length: int) -> int | None:
+    """Orientation of the EXIF block that ImageMagick writes in hexadecimal digits; None for other text."""
+    keyword = b"Raw profile type exif\0"
+    if length > 1 << 20 or source.at(position, len(keyword)) != keyword:
+        return None
+    text = source.at(position + len(keyword), length - len(keyword))
+    try:
+        if kind == b"zTXt":
+            text = zlib.decompressobj().decompress(text[1:], 1 << 21)
+        # a newline, "exif", the number of bytes, and digits in lines
+        digits = b"".join(text.split()[2:])
+        return exif.orientation(bytes.fromhex(digits.decode("ascii")).removeprefix(b"Exif\0\0"))
+    except (zlib.error, ValueError):
+        return None
 
 
 def _late_exif(source: FileBytes) -> int:
@@ -131,7 +204,7 @@ def _late_exif(source: FileBytes) -> int:
     check = tail[found + 4 + length : found + 8 + length]
     if len(check) < 4 or zlib.crc32(payload) != _U32(check)[0]:
         return 1
-    return exif_orientation(payload[4:])
+    return exif.orientation(payload[4:])
 
 
 def webp(source: FileBytes) -> Header:
@@ -173,27 +246,8 @@ def _webp_orientation(source: FileBytes) -> int:
             return 1
         length = struct.unpack_from("<I", head, 4)[0]
         if head[:4] == b"EXIF":
-            exif = source.at(position + 8, min(length, 1 << 20))
+            block = source.at(position + 8, min(length, 1 << 20))
             # a stray JPEG prefix is common in the wild
-            return exif_orientation(exif.removeprefix(b"Exif\0\0"))
+            return exif.orientation(block.removeprefix(b"Exif\0\0"))
         position += 8 + length + (length & 1)
-    return 1
-
-
-def exif_orientation(tiff: bytes) -> int:
-    """Tag 0x0112 of the first directory of an EXIF block (a TIFF structure); 1 where none holds."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None or len(tiff) < 8:
-        return 1
-    directory = struct.unpack_from(order + "I", tiff, 4)[0]
-    if directory + 2 > len(tiff):
-        return 1
-    count = struct.unpack_from(order + "H", tiff, directory)[0]
-    for entry in range(directory + 2, min(directory + 2 + 12 * count, len(tiff) - 11), 12):
-        tag, kind, length = struct.unpack_from(order + "HHI", tiff, entry)
-        if tag == 0x0112:
-            if length != 1 or kind not in (3, 4):
-                return 1
-            value = struct.unpack_from(order + ("H" if kind == 3 else "I"), tiff, entry + 8)[0]
-            return value if 1 <= value <= 8 else 1
     return 1

@@ -156,7 +156,7 @@ def planes(image: Image.Image, header: Header) -> tuple[np.ndarray, np.ndarray |
     import numpy as np
 
     if image.mode.startswith("I;16"):
-        gray = (np.asarray(image).astype(np.uint16) >> (header.bit_depth - 8)).astype(np.uint8)
+        gray = (np.asarray(image).astype(np.uint16) >> ((header.bit_depth or 16) - 8)).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2), None, None
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
         raise PixelFault("unsupported", f"a {image.format} of {header.bit_depth}-bit {image.mode} values")

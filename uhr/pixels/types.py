@@ -9,7 +9,10 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from uhr.pixels.code_points import ColourSpace
 
 FaultKind = Literal[
     "empty file", "not an image", "truncated", "corrupt", "too large", "unreadable", "unsupported"
@@ -36,19 +39,26 @@ class Header:
     `raw_width` and `raw_height` are the stored grid in pixels, `width` and `height` the picture as
     displayed, after `orientation` (EXIF tag 0x0112, 1..8, 1 is upright; an orientation in XMP is not read).
     `mode` is the colour model of the file (L, LA, P, RGB, RGBA, CMYK, ...), `bit_depth` its bits per
-    channel. `has_alpha` counts the colour keys of PNG and GIF too. `animated`: more frames are announced,
-    which the headers of GIF and TIFF cannot.
+    channel, None where the channels differ or the header does not say. `has_alpha` counts the colour keys of
+    PNG and GIF too. `animated`: more frames are announced, which the headers of GIF and TIFF cannot.
+
+    `has_icc`: an ICC profile describes the colours. `colour` is what other numbers of the file say of them
+    (code points, chromaticities), None for sRGB. `unsupported` says why the pixels cannot be decoded to the
+    right colours, and is empty where they can. `notes` are what was odd but harmless.
     """
 
     format: str
     raw_width: int
     raw_height: int
     mode: str
-    bit_depth: int
+    bit_depth: int | None
     orientation: int = 1
     has_alpha: bool = False
     has_icc: bool = False
     animated: bool = False
+    colour: ColourSpace | None = None
+    unsupported: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:

@@ -1,0 +1,63 @@
+"""What this package reads of an EXIF block (EXIF 2.32, a TIFF structure): orientation, and Adobe RGB."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+_ORIENTATION, _EXIF, _INTEROPERABILITY = 0x0112, 0x8769, 0xA005
+_COLOUR_SPACE, _INDEX = 0xA001, 0x0001
+
+
+class _Block(NamedTuple):
+    data: bytes
+    order: str
+
+    def find(self, directory: int, tag: int) -> tuple[int, int, int] | None:
+        """Kind, count and the offset of the value field of the first entry of `tag` in a directory."""
+        if directory + 2 > len(self.data):
+            return None
+        count = struct.unpack_from(self.order + "H", self.data, directory)[0]
+        for entry in range(directory + 2, min(directory + 2 + 12 * count, len(self.data) - 11), 12):
+            found, kind, length = struct.unpack_from(self.order + "HHI", self.data, entry)
+            if found == tag:
+                return kind, length, entry + 8
+        return None
+
+    def number(self, directory: int, tag: int) -> int | None:
+        """The value of an entry that is one SHORT or LONG; None otherwise."""
+        found = self.find(directory, tag)
+        if found is None or found[0] not in (3, 4) or found[1] != 1:
+            return None
+        return struct.unpack_from(self.order + ("H" if found[0] == 3 else "I"), self.data, found[2])[0]
+
+
+def _block(tiff: bytes) -> tuple[_Block, int] | None:
+    """The block and the offset of its first directory."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or len(tiff) < 8:
+        return None
+    return _Block(tiff, order), struct.unpack_from(order + "I", tiff, 4)[0]
+
+
+def orientation(tiff: bytes) -> int:
+    """Tag 0x0112 of the first directory, 1..8; 1 where there is no valid one."""
+    found = _block(tiff)
+    value = None if found is None else found[0].number(found[1], _ORIENTATION)
+    return value if value is not None and 1 <= value <= 8 else 1
+
+
+def says_adobe_rgb(tiff: bytes) -> bool:
+    """Whether the block names Adobe RGB, as cameras do that embed no ICC profile: the interoperability index
+    R03 (DCF 2.0, "optional colour space"), or the value 2 of the tag ColorSpace.
+    """
+    found = _block(tiff)
+    directory = None if found is None else found[0].number(found[1], _EXIF)
+    if found is None or directory is None:
+        return False
+    block = found[0]
+    if block.number(directory, _COLOUR_SPACE) == 2:
+        return True
+    names = block.number(directory, _INTEROPERABILITY)
+    index = None if names is None else block.find(names, _INDEX)
+    return index is not None and block.data[index[2] : index[2] + 3] == b"R03"
