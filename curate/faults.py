@@ -15,6 +15,11 @@ STAGE_ERROR = "stage error"
 
 BROKEN_LINK = "broken link"
 
+CHANGED = "changed"
+"""The file, or a sidecar of it, is not the one that was listed any more: it was written to, replaced or
+removed while the run was in progress. Such a row holds nothing that was measured.
+"""
+
 KINDS: frozenset[str] = frozenset(
     (*get_args(FaultKind), TIME_LIMIT, MEMORY_LIMIT, CRASH, NO_VALUE, RULE_ERROR, STAGE_ERROR, BROKEN_LINK)
 )

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from uhr.curate.faults import CHANGED
 from uhr.curate.fitting import Fit, fit_for
 from uhr.curate.pipeline import SidecarKeys
 from uhr.curate.plan import Plan, Step
 from uhr.curate.rules import Verdict
 from uhr.curate.sidecars import read_sidecars
-from uhr.manifests.schema import FAILED, KEPT, REJECTED, sample_id
+from uhr.manifests.schema import BASE, FAILED, KEPT, REJECTED, sample_id
 from uhr.manifests.uris import path_of
 
 PREVIEW = (
@@ -25,6 +26,9 @@ PREVIEW = (
     pa.field("_preview_height", pa.int32()),
 )
 """Columns of a staged part beside the manifest's own; they go to the preview parts."""
+
+_OF_THE_LISTING = [column.name for column in BASE if column.name != "content_hash"]
+"""Columns that hold without the image's bytes: its address and listed version, the values of its sidecars."""
 
 _TALLY = b"tally"
 
@@ -89,9 +93,13 @@ class Rows:
         return str(path_of(Path(self._root), uri)) if "%" in uri else f"{self._root}/{uri}"
 
     def read_sidecars(self, index: int, keys: SidecarKeys) -> None:
-        uris = self._items[index]["sidecars"]
-        if uris:
-            sidecar = read_sidecars([Path(self._path(uri)) for uri in uris], keys.model_dump())
+        """Add the values of an image's sidecars. Raises `PixelFault("changed")` where one of them is not the
+        file that was listed any more.
+        """
+        item = self._items[index]
+        if item["sidecars"]:
+            paths = [Path(self._path(uri)) for uri in item["sidecars"]]
+            sidecar = read_sidecars(paths, keys.model_dump(), item["sidecar_versions"].split(","))
             self._rows[index].update(sidecar.values)
             self._broken_sidecars += sidecar.fault is not None
 
@@ -118,6 +126,11 @@ class Rows:
         self._previews[index] = (jpeg, width, height)
 
     def fail(self, index: int, kind: str, words: str) -> None:
+        if kind == CHANGED:
+            # what was measured before may be of another version of the file than what is there now
+            row = self._rows[index]
+            self._rows[index] = {name: row.get(name) for name in _OF_THE_LISTING}
+            self._previews.pop(index, None)
         self.decide(index, Verdict(FAILED, kind, words))
 
     def decide(self, index: int, verdict: Verdict) -> None:

@@ -12,6 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from uhr.curate.faults import CHANGED
+from uhr.pixels.files import opened
+from uhr.pixels.types import PixelFault
+
 PICTURE_SUFFIXES = frozenset(
     [
         "jpg",
@@ -106,26 +110,32 @@ def sidecars_in(names: Iterable[str], readable: Iterable[str]) -> dict[str, list
     return found
 
 
-def read_sidecars(paths: Sequence[Path], keys: Mapping[str, Sequence[str]]) -> Sidecar:
-    """The values of one picture's sidecars, later files over earlier ones; a caption file over a JSON
-    caption.
+def read_sidecars(
+    paths: Sequence[Path], keys: Mapping[str, Sequence[str]], versions: Sequence[str] | None = None
+) -> Sidecar:
+    """The values of one image's sidecars, later files over earlier ones; a caption file over a JSON caption.
 
-    A broken sidecar never fails its picture: the fault stands in `source_meta` under `sidecar_fault`, and is
-    returned.
+    A broken sidecar never fails its image: the fault is in `source_meta` under `sidecar_fault`, and is
+    returned. `versions` are those that were listed, one for each path; raises `PixelFault("changed")` for a
+    sidecar that has another one by now, or changes while it is read.
     """
     caption: str | None = None
     tree: dict[str, Any] = {}
     faults: list[str] = []
-    for path in paths:
+    for path, version in zip(paths, versions or [None] * len(paths), strict=True):
         try:
-            text = _read(path)
+            text = _read(path, version)
             if path.name.lower().endswith(".txt"):
                 caption = text.strip() or caption
             else:
                 read, odd = _object(text)
                 tree.update(read)
                 faults += [f"{_clean(path.name)}: {words}" for words in odd]
-        except (OSError, ValueError, RecursionError) as error:
+        except PixelFault as fault:
+            if fault.kind == CHANGED:
+                raise PixelFault(fault.kind, f"{_clean(path.name)}: {fault.message}") from None
+            faults.append(f"{_clean(path.name)}: {fault.message}")
+        except (ValueError, RecursionError) as error:
             faults.append(f"{_clean(path.name)}: {_words(error)}")
     values = {} if caption is None else {"caption": _clean(caption)}
     for column in FIELDS:
@@ -142,8 +152,8 @@ def read_sidecars(paths: Sequence[Path], keys: Mapping[str, Sequence[str]]) -> S
     return Sidecar(values, fault)
 
 
-def _read(path: Path) -> str:
-    with open(path, "rb") as file:
+def _read(path: Path, version: str | None) -> str:
+    with opened(path, version) as handle, open(handle, "rb", closefd=False) as file:
         data = file.read(LONGEST_BYTES + 1)
     if len(data) > LONGEST_BYTES:
         raise ValueError(f"longer than {LONGEST_BYTES // 2**20} MiB")
@@ -181,9 +191,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _words(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _clean(text: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from uhr.base.errors import UserError
-from uhr.base.files import human_bytes
+from uhr.base.files import file_version, human_bytes
 from uhr.curate.faults import BROKEN_LINK
 from uhr.curate.sidecars import sidecars_in
 from uhr.manifests.uris import uri_of
@@ -141,7 +141,7 @@ class _Walk:
                 continue
             if stat.S_ISREG(status.st_mode):
                 self.bytes += status.st_size
-                files[entry.name] = (f"{status.st_size}-{status.st_mtime_ns}", None, None)
+                files[entry.name] = (file_version(status), None, None)
             else:
                 self.met[_special(status.st_mode)] += 1
         return files, folders

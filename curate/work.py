@@ -12,13 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from uhr.curate.faults import STAGE_ERROR
+from uhr.curate.faults import CHANGED, STAGE_ERROR
 from uhr.curate.plan import Plan, Step
 from uhr.curate.rows import Rows
 from uhr.curate.rules import Judge, Rule
 from uhr.curate.stage import Stage
-from uhr.manifests.units import Watch, Work
-from uhr.pixels.types import PixelFault
+from uhr.manifests.units import Fault, Watch, Work
+from uhr.pixels.types import Header, PixelFault
 
 HELD_PIXELS = 10_000_000
 """Pixels of pictures that are held at once while rules are asked between pixel stages (12 bytes each): enough
@@ -54,12 +54,11 @@ class _Unit:
         self._plan = plan
         self._judge = judge
         self._watch = watch
+        self._headers: dict[int, Header] = {}
         self.rows = rows
 
     def run(self) -> None:
-        alive = [index for index in self.rows.alive() if self._begin(index, 0, "sidecars")]
-        for index in alive:
-            self.rows.read_sidecars(index, self._plan.config.sidecars)
+        alive = [index for index in self.rows.alive() if self._sidecars(index)]
         alive = self._ask(self._plan.first, alive)
         for segment in _segments(self._plan.header, 1):
             alive = self._ask(segment[1], [i for i in alive if self._annotate(i, self._frame(i), segment[0])])
@@ -100,7 +99,20 @@ class _Unit:
         from uhr.curate.frame import Frame
 
         row = self.rows[index]
-        return Frame(row["uri"], self.rows.path(index), row, self._plan.config.limits)
+        known = self._headers.get(index)
+        return Frame(row["uri"], self.rows.path(index), row, self._plan.config.limits, known)
+
+    def _sidecars(self, index: int) -> bool:
+        """Read the sidecars of one image; False where it failed."""
+        label = "sidecars"
+        if not self._begin(index, 0, label):
+            return False
+        try:
+            self.rows.read_sidecars(index, self._plan.config.sidecars)
+        except PixelFault as fault:
+            self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
+            return False
+        return True
 
     def _begin(self, index: int, number: int, label: str) -> bool:
         """False where this picture ended an earlier try in this step: its row has failed now."""
@@ -123,16 +135,26 @@ class _Unit:
                     # right after the first pixel stage: what a later rule turns down is shown as well
                     label = f"{step.label}: preview"
                     self.rows.put_preview(index, *frame.preview(self._plan.config.preview))
+            frame.check_unchanged()
+            if frame.known is not None:
+                self._headers[index] = frame.known
         except PixelFault as fault:
-            self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
+            self._fail(index, frame, label, fault)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a stage may do anything: it costs this row only
             words = " ".join(str(error).split())
-            self.rows.fail(
-                index, STAGE_ERROR, f"{label}: {type(error).__name__}{': ' if words else ''}{words}"
-            )
+            message = f"{type(error).__name__}{': ' if words else ''}{words}"
+            self._fail(index, frame, label, Fault(STAGE_ERROR, message))
         else:
             return True
         return False
+
+    def _fail(self, index: int, frame: Any, label: str, fault: PixelFault | Fault) -> None:
+        """Fail a row, as "changed" where that is why a stage failed: it may have opened the file itself."""
+        try:
+            frame.check_unchanged()
+        except PixelFault as found:
+            fault = found if found.kind == CHANGED else fault
+        self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
 
     def _ask(self, rules: Sequence[Rule], indices: list[int]) -> list[int]:
         """The rows that all rules let through."""

@@ -6,20 +6,23 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
-from uhr.base.files import sha256_file
+from uhr.base.files import file_version, sha256_file
 from uhr.manifests import parts as parquet
 from uhr.manifests.checks import Fault, check_rows
 from uhr.manifests.info import ManifestInfo, Part, content_id, read_info
 from uhr.manifests.lineage import find_parent
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.schema import BASE, COLUMNS
+from uhr.manifests.schema import BASE, COLUMNS, KEPT
 from uhr.manifests.uris import path_of
+from uhr.pixels.headers import read_header
+from uhr.pixels.types import PixelFault
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Verdict:
 def verify(path: Path, *, pixels: bool = False, advance: Advance = lambda n=1, note=None: None) -> Verdict:
     """Check the manifest in the folder `path`; all faults, not only the first.
 
-    With `pixels`, the source files are read and hashed again, which `advance` counts.
+    With `pixels`, the source files are read and hashed again, which `advance` counts, and format and size of
+    each image are compared with its row.
     """
     info = read_info(path)
     faults = list(_parts(path, info))
@@ -108,23 +112,56 @@ def _schema(manifest: Manifest) -> Iterator[Fault]:
 
 
 def _pixels(manifest: Manifest, advance: Advance) -> Iterator[Fault]:
-    """Each source file that a row has a hash of is read again."""
+    """Each source file that a row says something of is read again."""
+    known = ("uri", "status", "parent_id", "content_hash", *_OF_THE_FILE)
+    names = [name for name in known if name in manifest.schema.names]
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-        for batch in manifest.rows(columns=["uri", "content_hash"]):
-            rows = batch.filter(batch.column("content_hash").is_valid()).to_pylist()
+        for batch in manifest.rows(columns=names):
+            rows = [row for row in batch.to_pylist() if _describes_bytes(row)]
             advance(batch.num_rows - len(rows))
-            answers = pool.map(lambda row: _file(manifest.root, row["uri"], row["content_hash"]), rows)
+            answers = pool.map(lambda row: _file(manifest.root, row), rows)
             for row, what in zip(rows, answers, strict=True):
                 advance()
                 if what:
                     yield Fault("pixels", row["uri"], what)
 
 
-def _file(root: Path, uri: str, expected: str) -> str:
+_OF_THE_FILE = ("format", "width", "height", "file_size")
+"""Columns that follow from the bytes of a whole image, in any version of this software."""
+
+
+def _describes_bytes(row: dict[str, Any]) -> bool:
+    """Whether the row has a hash, or is kept by its header alone."""
+    return row["content_hash"] is not None or (row["status"] == KEPT and bool(_of_the_file(row)))
+
+
+def _of_the_file(row: dict[str, Any]) -> dict[str, Any]:
+    """What the row says of the file. The sizes of a patch are those of its box."""
+    if row["parent_id"] is not None:
+        return {}
+    return {name: row[name] for name in _OF_THE_FILE if row.get(name) is not None}
+
+
+def _file(root: Path, row: dict[str, Any]) -> str:
+    """What of a row is not true of its file; empty where all is."""
+    expected, told = row["content_hash"], _of_the_file(row)
     try:
-        file = path_of(root, uri)
+        file = path_of(root, row["uri"])
         if not file.is_file():
             return f"is missing below {root}"
-        return "" if sha256_file(file) == expected else "has other bytes than when it was curated"
+        status = file.stat()
+        if expected is not None and sha256_file(file) != expected:
+            return "has other bytes than when it was curated"
+        if not told:
+            return ""
+        header = read_header(file, file_version(status))
+    except PixelFault as fault:
+        return f"has no header that can be read ({fault.kind}: {fault.message})"
     except (UserError, OSError) as error:
         return f"cannot be read ({error})"
+    found = {"format": header.format, "width": header.width, "height": header.height}
+    found["file_size"] = status.st_size
+    wrong = [
+        f"{name} {found[name]} instead of {value}" for name, value in told.items() if found[name] != value
+    ]
+    return f"has {', '.join(wrong)}: its row was made of another file" if wrong else ""

@@ -202,6 +202,34 @@ def test_pixels_reads_the_source_again(make: Make, tmp_path: Path) -> None:
     assert _kinds(faults) == {("pixels", "b 100%25.jpg"), ("pixels", "c.jpg")}
 
 
+def test_pixels_finds_rows_that_were_made_of_two_files(make: Make, forge: Any, tmp_path: Path) -> None:
+    """Hash of one file, header of another; or a header of a file that is another one by now."""
+    (tmp_path / "source").mkdir()
+    rows: list[dict[str, Any]] = []
+    for seed, name in enumerate(("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg")):
+        file = tmp_path / "source" / name
+        file.write_bytes(forge.encode(forge.picture(48, 32, seed=seed), "JPEG"))
+        row = {"uri": name, "sample_id": sample_id(name), "status": "kept", "format": "JPEG"}
+        row |= {"width": 48, "height": 32, "file_size": file.stat().st_size}
+        rows.append(row | {"content_hash": sha256_file(file)})
+    rows[1] |= {"width": 96, "height": 64}  # as a run that met two versions of b.jpg left it
+    rows[2] |= {"content_hash": None, "width": 47}
+    rows[3] |= {"content_hash": None, "status": "rejected", "reason": "entropy"}
+    (tmp_path / "source" / "d.jpg").unlink()  # rejected by its header, and removed since
+    rows[4] |= {"content_hash": None, "file_size": 7}
+    faults = verify(make(tmp_path / "set", rows).path, pixels=True).faults
+    assert {fault.where: fault.what.partition(":")[0] for fault in faults} == {
+        "b.jpg": "has width 48 instead of 96, height 32 instead of 64",
+        "c.jpg": "has width 48 instead of 47",
+        "e.jpg": f"has file_size {(tmp_path / 'source/e.jpg').stat().st_size} instead of 7",
+    }
+    (tmp_path / "source" / "c.jpg").write_bytes(b"no image")
+    assert (
+        "has no header that can be read"
+        in {fault.where: fault.what for fault in verify(tmp_path / "set", pixels=True).faults}["c.jpg"]
+    )
+
+
 def _kinds(faults: list[Fault]) -> set[tuple[str, str]]:
     return {(fault.check, fault.where) for fault in faults}
 

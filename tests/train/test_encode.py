@@ -225,6 +225,42 @@ def test_a_picture_that_changed_or_vanished_or_broke_is_left_out(four, tiny_flux
     ]
 
 
+def test_an_image_of_another_size_than_its_row_says_is_left_out_where_no_hash_is_known(
+    tmp_path, manifest_of, tiny_flux, painting, save
+):
+    images = [
+        {"name": f"{name}.png", "height": 150, "width": 150, "caption": name, "known_hash": False}
+        for name in ("a", "b")
+    ]
+    manifest = manifest_of(tmp_path, images)
+    save(manifest.root / "a.png", painting(200, 260, 7))
+    info, _ = encode(manifest.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(), "cpu")
+    assert info.counts["encoded"] == 1
+    ((reason, error),) = [(left["reason"], left["error"]) for left in left_out_of(tmp_path / "encoded")]
+    assert reason == "changed"
+    assert error.endswith("260x200 px, and the manifest says 150x150")
+
+
+def test_an_image_that_is_written_while_it_is_read_is_left_out(tmp_path, manifest_of, tiny_flux, monkeypatch):
+    import uhr.pixels.decode
+
+    image = {"name": "a.png", "height": 150, "width": 150, "caption": "a", "known_hash": False}
+    manifest = manifest_of(tmp_path, [image, {**image, "name": "b.png"}])
+    check = uhr.pixels.decode._check_bytes
+
+    def written_meanwhile(size, limits):
+        file = manifest.root / "a.png"
+        if size == file.stat().st_size:
+            file.write_bytes(file.read_bytes() + b"more")
+        check(size, limits)
+
+    monkeypatch.setattr(uhr.pixels.decode, "_check_bytes", written_meanwhile)
+    encode(manifest.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(), "cpu")
+    (left,) = left_out_of(tmp_path / "encoded")
+    assert (left["uri"], left["reason"]) == ("a.png", "changed")
+    assert "when reading began" in left["error"]
+
+
 def test_a_box_outside_its_picture_costs_its_row(tmp_path, manifest_of, tiny_flux):
     picture = {"name": "a.png", "height": 150, "width": 150, "caption": "a", "known_hash": False}
     manifest = manifest_of(tmp_path, [picture, {**picture, "box": (30, 0, 128, 128)}])

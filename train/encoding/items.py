@@ -40,10 +40,19 @@ def picture_items(rows: pa.Table, caption: str, texts: pa.Table, buckets: Sequen
         "index_in", [rows[caption].fill_null("")], pc.SetLookupOptions(texts["caption"].combine_chunks())
     )
     columns = {name: rows[name] for name in ("sample_id", "uri", "box", "content_hash")}
+    columns |= {name: _of_the_whole(rows, name) for name in ("width", "height")}
     items = pa.table({**columns, "text_key": texts["text_key"].take(found)}).cast(PICTURE_ITEMS)
     places = pa.array(_places(_sides(rows, "height", 3), _sides(rows, "width", 2), buckets), pa.int32())
     order = [("place", "ascending"), ("uri", "ascending"), ("sample_id", "ascending")]
     return items.append_column("place", places).sort_by(order).drop_columns("place")
+
+
+def _of_the_whole(rows: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
+    """A side of each whole image in px; null for a box, and where the manifest does not say it."""
+    if name not in rows.schema.names:
+        return pa.nulls(rows.num_rows, pa.int32())
+    whole = pc.call_function("is_null", [rows["box"]])
+    return pc.call_function("if_else", [whole, rows[name].cast(pa.int32()), pa.scalar(None, pa.int32())])
 
 
 def _sides(rows: pa.Table, name: str, place: int) -> np.ndarray:

@@ -25,9 +25,13 @@ PICTURE_ITEMS = pa.schema(
         ("uri", pa.string()),
         ("box", pa.list_(pa.int32(), 4)),
         ("content_hash", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
         ("text_key", pa.string()),
     ]
 )
+"""`width` and `height` of the whole image in px, null where the manifest does not say them or has a box."""
+
 PICTURE_ROWS = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -130,7 +134,7 @@ class PictureWork(Work):
     def _read(self, item: dict[str, Any], box: tuple[int, int, int, int] | None) -> tuple[str, np.ndarray]:
         """The file's hash and its upright sRGB pixels."""
         from uhr.manifests.uris import path_of
-        from uhr.pixels.decode import load_rgb, read_bytes
+        from uhr.pixels.decode import decode, read_bytes
         from uhr.pixels.headers import read_header
         from uhr.pixels.types import PixelFault
 
@@ -140,11 +144,16 @@ class PictureWork(Work):
             if item["content_hash"] not in (None, content_hash):
                 raise LeftOut("changed", "the file is no longer the one that was curated")
             header = read_header(data)
+            size, curated = (header.width, header.height), (item["width"], item["height"])
+            # the bytes are those that were curated where the hash is equal
+            if item["content_hash"] is None and None not in curated and size != curated:
+                words = f"{size[0]}x{size[1]} px, and the manifest says {curated[0]}x{curated[1]}"
+                raise LeftOut("changed", f"the file is no longer the one that was curated: {words}")
             if box is not None and (box[0] + box[2] > header.width or box[1] + box[3] > header.height):
                 raise LeftOut(
                     "changed", f"its box {list(box)} is not inside {header.width}x{header.height} px"
                 )
-            return content_hash, load_rgb(data, box)
+            return content_hash, decode(data, header=header).rgb(box)
         except PixelFault as fault:
             raise LeftOut(fault.kind, fault.message) from None
 

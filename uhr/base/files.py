@@ -57,6 +57,13 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def file_version(status: os.stat_result) -> str:
+    """`SIZE-MTIME`, in bytes and ns, of what `os.stat` or `os.fstat` gives: the `source_version` of a file in
+    a folder. Two states of a file with one version are taken for the same bytes.
+    """
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
 def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
     """SHA-256 (64 hex digits) of a file's bytes. `advance(n)` hears of every n bytes more."""
     with open(path, "rb") as file:

@@ -15,9 +15,10 @@ import numpy as np
 from uhr.base.config import Config
 from uhr.base.files import human_bytes
 from uhr.pixels.decoders import decode_planes, upright
+from uhr.pixels.files import opened
 from uhr.pixels.headers import read_header
 from uhr.pixels.planes import Planes
-from uhr.pixels.types import Header, PixelFault, open_file, unreadable
+from uhr.pixels.types import Header, PixelFault
 
 Box = tuple[int, int, int, int]
 """x, y, width, height in oriented pixels."""
@@ -84,16 +85,19 @@ class Decoded:
         return pixels if planes.conversion is None else planes.conversion.apply(pixels)
 
 
-def read_bytes(path: Path | str, limits: PixelLimits | None = None) -> bytes:
-    """All bytes of a file. `PixelFault` when it cannot be read, is empty, or exceeds the limit."""
+def read_bytes(path: Path | str, limits: PixelLimits | None = None, version: str | None = None) -> bytes:
+    """All bytes of a file, of one version of it.
+
+    Raises `PixelFault` when it cannot be read, is empty, exceeds the limit, changes while it is read, or has
+    another `version` (`uhr.base.files.file_version`) than the one that was listed.
+    """
     limits = limits or PixelLimits()
-    handle = open_file(path)
-    with open(handle, "rb", buffering=0) as file:
-        try:
-            _check_bytes(os.fstat(handle).st_size, limits)
-            return file.readall()
-        except OSError as error:
-            raise unreadable(error) from None
+    with opened(path, version) as handle:
+        size = os.fstat(handle).st_size
+        _check_bytes(size, limits)
+        with open(handle, "rb", closefd=False) as file:
+            # no further: what is appended meanwhile may have no end
+            return file.read(size)
 
 
 def _check_bytes(size: int, limits: PixelLimits) -> None:

@@ -10,27 +10,24 @@ import os
 from pathlib import Path
 
 from uhr.pixels import header_walks, pillow_formats
-from uhr.pixels.types import FileBytes, Header, PixelFault, open_file, unreadable
+from uhr.pixels.files import opened
+from uhr.pixels.types import FileBytes, Header, PixelFault
 
 FIRST_BYTES = 16 * 1024
 """How much of a file is read at once; a walk that runs past it reads on where its next segment lies."""
 
 
-def read_header(source: bytes | Path | str) -> Header:
+def read_header(source: bytes | Path | str, version: str | None = None) -> Header:
     """The header of a file or of its bytes. Raises `PixelFault` and nothing else, whatever the bytes are.
 
-    The format is decided by content, never by name. The size of the picture is not judged here.
+    The format is decided by content, never by name. The size of the image is not judged here. With the
+    `version` of a file (`uhr.base.files.file_version`), one that has another by now is a fault.
     """
     if isinstance(source, bytes):
         return _read(FileBytes(source, len(source)), source)
-    handle = open_file(source)
-    try:
+    with opened(source, version) as handle:
         size = os.fstat(handle).st_size
         return _read(FileBytes(os.read(handle, FIRST_BYTES), size, handle), handle)
-    except OSError as error:
-        raise unreadable(error) from None
-    finally:
-        os.close(handle)
 
 
 def _read(source: FileBytes, behind: bytes | int) -> Header:

@@ -6,17 +6,18 @@ Below all other modules of this package, which share these types.
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from uhr.pixels.code_points import ColourSpace
 
 FaultKind = Literal[
-    "empty file", "not an image", "truncated", "corrupt", "too large", "unreadable", "unsupported"
+    "empty file", "not an image", "truncated", "corrupt", "too large", "unreadable", "unsupported", "changed"
 ]
+"""Why a file gives no image. `changed`: it is not the file that was listed, or not the one whose header was
+read; all others are of one version of the file.
+"""
 
 
 class PixelFault(Exception):
@@ -84,21 +85,3 @@ class FileBytes:
         if offset + count <= len(self.first) or self._handle is None:
             return self.first[offset : offset + count]
         return os.pread(self._handle, count, offset)
-
-
-def open_file(path: Path | str) -> int:
-    """A file handle to read from; a pipe or a socket does not block. Raises `PixelFault("unreadable")`."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        raise unreadable(error) from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise PixelFault("unreadable", "not a regular file")
-    return handle
-
-
-def unreadable(error: Exception) -> PixelFault:
-    """The fault for a file that the operating system does not hand out."""
-    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return PixelFault("unreadable", f"the file cannot be read ({words})")
