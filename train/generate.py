@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base import lock
-from uhr.base.console import progress
+from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
 from uhr.base.output import claim, names_in, refuse_strangers
@@ -104,6 +104,8 @@ def generate(order: Order) -> Outcome:
     _refuse_strangers(store)
     _keep_apart(order, store)
     setup = Setup.of(_checkable(order))
+    for note in setup.notes:
+        warn(note)
     request = identity.settled(order.request, setup)
     runner = runner_of(order.engine, order.workers, order.address, request.device)
     refused = _check(order, setup)

@@ -7,6 +7,7 @@ components of a checkpoint.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uhr.base.errors import UserError
 from uhr.base.files import sha256_file
 from uhr.models.adapters import peft_layers, reading
+from uhr.models.adapters.alphas import settings_beside
 from uhr.models.adapters.conversion import lora_of_state
 from uhr.models.adapters.keys import KeyLayout, layout_of
 from uhr.models.adapters.low_rank import Lora
@@ -36,6 +38,7 @@ class AdapterFile:
     lora: updates of the backbone by diffusers' path of the module.  clip: of FLUX.1's CLIP.
     factors: whether `lora` holds minor factors a_t, b_t alone (as URAE publishes them), of which a_0, b_0 are
     to be decomposed from the weights that they were trained on.
+    notes: what a user must know of its strength. config: peft's settings beside the file, if they were read.
     """
 
     path: Path
@@ -43,6 +46,8 @@ class AdapterFile:
     clip: Lora
     usage: Usage
     factors: bool = False
+    notes: tuple[str, ...] = ()
+    config: Path | None = None
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -55,18 +60,21 @@ class AdapterFile:
 
 
 def read(path: str | Path, layout: KeyLayout) -> AdapterFile:
-    """Read an adapter file, or the one in a folder, for a family of backbones; UserError for whatever is not
-    understood."""
+    """Read an adapter file, or the one in a folder, for a family of backbones, with peft's
+    `adapter_config.json` beside it. UserError for whatever is not understood."""
     file = lora_file(path)
     state, metadata = reading.read_file(file)
     if is_urae_minor(state):
         return AdapterFile(file, urae_factors(state, str(file)), {}, ORDINARY, factors=True)
     if any(key.endswith(f".{START}") for key in state):
         own = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
-        parts = reading.Parts(lora_of_state(own), {})
+        parts, beside = reading.Parts(lora_of_state(own), {}), None
     else:
-        parts = reading.read_state(state, metadata, layout, str(file))
-    return AdapterFile(file, parts.backbone, parts.clip, Usage.of(metadata, parts.backbone, str(file)))
+        beside = settings_beside(file, state)
+        parts = reading.read_state(state, metadata, layout, str(file), beside)
+    usage = Usage.of(metadata, parts.backbone, str(file))
+    config = None if beside is None else Path(beside.where)
+    return AdapterFile(file, parts.backbone, parts.clip, usage, notes=parts.notes, config=config)
 
 
 def read_all(paths: Iterable[str | Path], target: Any) -> dict[str, AdapterFile]:
@@ -89,11 +97,14 @@ def load_adapter(
     that act go on acting. Load before weights are offloaded from memory.
 
     `over`, `cache` and `device` are for minor factors, see `minor.load_minor`: URAE's 4K file stands on its
-    2K LoRA, which must be on the model at scale 1 and be named in `over`.
+    2K LoRA, which must be on the model at scale 1 and be named in `over`. A file that does not say its alpha
+    causes a Python warning.
     """
     file, over = read(path, layout_of(transformer_of(target))), tuple(over)
     if file.factors and not over:
         raise _baseless(file, "put that on first and name it as what the factors stand on (over=)")
+    for note in file.notes:
+        warnings.warn(note, stacklevel=2)
     _put(target, file, name, over, cache, device)
     set_scale(target, name, scale)
     return file

@@ -1,34 +1,34 @@
 """LoRA files of many makers, read exactly: every key is understood, alpha is kept, nothing is computed.
 
     transformer.transformer_blocks.0.attn.to_q.lora_A.weight          diffusers; alpha in the metadata
-    base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight     peft
+    base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight     peft; alpha in adapter_config.json
     lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight           kohya; alpha as a tensor per module
     lora_transformer_transformer_blocks_0_attn_to_q.lora_down.weight  OneTrainer; the same
     diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight        ComfyUI, ai-toolkit; the same
     double_blocks.0.processor.qkv_lora1.down.weight                   XLabs; without alpha
 
-Where nothing says alpha it is the rank. diffusers' own readers round half-precision files when they fold
+Where alpha comes from is in `alphas.py`. diffusers' own readers round half-precision files when they fold
 alpha in, take kohya's only at FLUX.1-dev's widths, and drop what they do not know with a warning.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from uhr.base.errors import UserError
-from uhr.models.adapters.usage import json_object
+from uhr.models.adapters.alphas import DIFFUSERS_METADATA, TEXT_PREFIXES, Alphas
 
 if TYPE_CHECKING:
     import torch
 
     from uhr.models.adapters.keys import Fused, KeyLayout
     from uhr.models.adapters.low_rank import Lora, LowRank
+    from uhr.models.adapters.settings import PeftSettings
 
-DIFFUSERS_METADATA = "lora_adapter_metadata"
-"""Where diffusers keeps peft's settings in a file's metadata: JSON."""
+__all__ = ["DIFFUSERS_METADATA", "Parts", "read_file", "read_state", "swap"]
 
 _KINDS = {
     ".lora_A.weight": "a",
@@ -47,7 +47,6 @@ _KINDS = {
 
 _PREFIXES = ("lora_unet_", "lora_transformer_", "diffusion_model.", "base_model.model.", "transformer.")
 _CLIP_PREFIXES = ("text_encoder.", "lora_te1_", "lora_te_")
-_TEXT_PREFIXES = ("text_encoder", "lora_te")
 _CLIP_NAME = re.compile(
     r"(?:text_model[._])?encoder[._]layers[._](\d+)[._](self_attn|mlp)[._](q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 )
@@ -61,6 +60,9 @@ class Parts(NamedTuple):
 
     clip: dict[str, LowRank]
     """By the path of the module in FLUX.1's CLIP, without the "text_model." of transformers before 5."""
+
+    notes: tuple[str, ...] = ()
+    """What a user must know of its strength."""
 
 
 def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -76,21 +78,27 @@ def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def read_state(
-    state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None, layout: KeyLayout, where: str
+    state: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None,
+    layout: KeyLayout,
+    where: str,
+    beside: PeftSettings | None = None,
 ) -> Parts:
-    """A LoRA in any maker's keys, in the file's dtype; `where` names the file in errors.
+    """A LoRA in any maker's keys, in the file's dtype; `where` names the file in errors, and `beside` are
+    peft's settings in the file beside it.
 
-    UserError for a key that is not understood, for halves that do not meet, and for a module named twice.
+    Raises UserError for a key that is not understood, for halves that do not meet, for a module named twice,
+    and for facts about alpha that disagree.
     """
     from uhr.models.adapters.low_rank import LowRank
 
-    alpha_of = _alphas(metadata or {}, where)
+    alphas = Alphas(metadata or {}, beside, where)
     found = Parts({}, {})
     for name, parts in _by_module(state, where).items():
         a, b = _halves(name, parts, where)
-        alpha = parts["alpha"].item() if "alpha" in parts else alpha_of(name, a.shape[0])
-        whole = LowRank(a, b, float(alpha))
-        if name.startswith(_TEXT_PREFIXES):
+        own = float(parts["alpha"].item()) if "alpha" in parts else None
+        whole = LowRank(a, b, alphas.of(name, a.shape[0], own))
+        if name.startswith(TEXT_PREFIXES):
             target, updates = found.clip, _of_clip(name, whole, layout, where)
         else:
             target, updates = found.backbone, _of_backbone(name, whole, layout, where)
@@ -100,7 +108,7 @@ def read_state(
             target[path] = part
     if not (found.backbone or found.clip):
         raise UserError(f"adapter {where} is empty", "download it again")
-    return found
+    return found._replace(notes=alphas.finish())
 
 
 def _by_module(state: Mapping[str, torch.Tensor], where: str) -> dict[str, dict[str, torch.Tensor]]:
@@ -176,25 +184,3 @@ def swap(part: LowRank) -> LowRank:
 
     first, second = part.b.chunk(2, dim=0)
     return LowRank(part.a, torch.cat([second, first]), part.alpha)
-
-
-def _alphas(metadata: Mapping[str, str], where: str) -> Callable[[str, int], float]:
-    """(module's name, rank) -> alpha by diffusers' metadata; the rank where that says nothing."""
-    if DIFFUSERS_METADATA not in metadata:
-        return lambda name, rank: float(rank)
-    packed = json_object(metadata[DIFFUSERS_METADATA], f"adapter {where}: its {DIFFUSERS_METADATA}")
-
-    def alpha_of(name: str, rank: int) -> float:
-        from peft.utils.other import get_pattern_key
-
-        clip = name.startswith("text_encoder.")
-        prefix = "text_encoder." if clip else "transformer."
-        mine = {key: value for key, value in packed.items() if key.startswith("text_encoder.") == clip}
-        config = {key.removeprefix(prefix): value for key, value in mine.items()}
-        pattern = config.get("alpha_pattern") or {}
-        path = name.removeprefix(prefix)
-        alpha = float(pattern.get(get_pattern_key(list(pattern), path), config.get("lora_alpha", rank)))
-        # peft's rank-stabilised LoRA divides by the root of the rank
-        return alpha * rank**0.5 if config.get("use_rslora") else alpha
-
-    return alpha_of

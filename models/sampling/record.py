@@ -63,7 +63,7 @@ def record_of(setup: Setup, call: Call, pipeline: Any, seams: float | None = Non
         "device": setup.device,
         "sigmas": list(pipeline.sigmas),
         "model_calls": pipeline.model_calls,
-        "details": _details(call, pipeline.details(), seams),
+        "details": _details(setup, call, pipeline.details(), seams),
         "versions": versions(),
         "machine": machine(setup.device),
         "request": request.model_dump(mode="json"),
@@ -83,12 +83,11 @@ def _image(call: Call) -> dict[str, Any] | None:
     return {"path": str(path), "sha256": sha256_file(user_path(path)), **call.fit.describe()}
 
 
-def _details(call: Call, told: dict[str, Any], seams: float | None) -> dict[str, Any]:
+def _details(setup: Setup, call: Call, told: dict[str, Any], seams: float | None) -> dict[str, Any]:
     if seams is not None and math.isfinite(seams):
         told = {**told, "seams": round(seams, 4)}
-    if call.given is not None and call.given.notes:
-        told = {**told, "notes": [*told.get("notes", ()), *call.given.notes]}
-    return told
+    notes = [*setup.notes, *(() if call.given is None else call.given.notes)]
+    return {**told, "notes": [*told.get("notes", ()), *notes]} if notes else told
 
 
 def versions() -> dict[str, str]:

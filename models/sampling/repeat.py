@@ -153,6 +153,8 @@ def differences(record: Mapping[str, Any], setup: Setup, item: Item) -> list[str
     for old, new in zip(record.get("adapters", ()), setup.adapters, strict=True):
         if old.get("sha256") != new["sha256"]:
             lines.append(f"adapter: {new['file']} is not the same file as then")
+        if old.get("config") != new["config"]:
+            lines.append(f"adapter: the settings beside {new['file']} are not the same as then")
     lines += _given(record.get("image"), item)
     lines += _changed("version", {"uhr": record.get("uhr"), **record.get("versions", {})}, _versions_now())
     return lines + _changed("machine", record.get("machine", {}), machine(setup.device))

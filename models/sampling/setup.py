@@ -139,6 +139,20 @@ def _options(cls: type[Config], request: Request) -> Any:
     return build(cls, tree, f"sampler {request.sampler}")
 
 
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What an adapter's file and those beside it say of how it acts: peft's settings that were read from a
+    file of their own, and what a user must know."""
+
+    config: Path | None
+    notes: tuple[str, ...]
+
+
+def adapter_id(entry: Mapping[str, Any]) -> str:
+    """What an adapter in a record is identified by: the hash of its file, and of the settings beside it."""
+    return "+".join(filter(None, (entry["sha256"], entry.get("config"))))
+
+
 def usual_dtype(device: str) -> str:
     """What `--dtype auto` is on a device."""
     return "float32" if device.partition(":")[0] == "cpu" else "bfloat16"
@@ -153,6 +167,7 @@ class Setup:
     method: Method
     dtype: str
     device: str
+    adapter_facts: tuple[AdapterFacts, ...] = ()
 
     @classmethod
     def of(cls, request: Request, fetch: bool = True) -> Setup:
@@ -178,9 +193,9 @@ class Setup:
             check_offload(request.offload, place)
         if request.quantize is not None:
             check_quantize(request.quantize, place)
-        _check_adapters(model, method, request.adapters)
+        facts = _check_adapters(model, method, request.adapters)
         dtype = usual_dtype(place.type) if request.dtype == "auto" else request.dtype
-        return cls(request, model, method, dtype, str(place))
+        return cls(request, model, method, dtype, str(place), facts)
 
     @property
     def spec(self) -> ModelSpec:
@@ -213,11 +228,22 @@ class Setup:
 
     @cached_property
     def adapters(self) -> list[dict[str, Any]]:
-        """Every adapter: its file, its scale, the SHA-256 of the file."""
+        """Every adapter: its file, its scale, the SHA-256 of the file and of the settings beside it (None:
+        none were read)."""
         return [
-            {"file": str(each.file), "scale": each.scale, "sha256": file_hash(each.file)}
-            for each in self.request.adapters
+            {
+                "file": str(each.file),
+                "scale": each.scale,
+                "sha256": file_hash(each.file),
+                "config": None if facts.config is None else file_hash(facts.config),
+            }
+            for each, facts in zip(self.request.adapters, self.adapter_facts, strict=True)
         ]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user must know of every image that is made so."""
+        return tuple(dict.fromkeys(note for facts in self.adapter_facts for note in facts.notes))
 
     def call(self, item: Item) -> Call:
         """The item, checked, with what it left open filled in."""
@@ -234,14 +260,16 @@ class Setup:
         raise UserError(what, "leave out --previews")
 
 
-def _check_adapters(model: Model, method: Method, adapters: tuple[Adapter, ...]) -> None:
+def _check_adapters(model: Model, method: Method, adapters: tuple[Adapter, ...]) -> tuple[AdapterFacts, ...]:
     """Every adapter must be understood, fit the backbone's shape, and make sense with the others and with the
     sampler: all of it known without weights."""
     if not adapters:
-        return
+        return ()
     files = [adapter.file for adapter in adapters]
     from uhr.models.adapters.files import check, read_all
     from uhr.models.loading import empty_transformer
 
     transformer = empty_transformer(model)
-    check(read_all(files, transformer), transformer, method.pipeline_class.guided)
+    found = read_all(files, transformer)
+    check(found, transformer, method.pipeline_class.guided)
+    return tuple(AdapterFacts(each.config, each.notes) for each in found.values())

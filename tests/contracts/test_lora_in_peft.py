@@ -1,11 +1,15 @@
 """What we lean on in peft: the layer that carries adapters, its configuration, its state."""
 
+import dataclasses
 import inspect
+import json
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+
+from uhr.models.adapters import settings
 
 
 def model(**config):
@@ -69,3 +73,18 @@ def test_state_goes_out_without_the_adapters_name_and_in_again():
     assert set(state) == {"to_q.lora_A.weight", "to_q.lora_B.weight"}
     set_peft_model_state_dict(net, {key: torch.ones_like(t) for key, t in state.items()}, adapter_name="x")
     assert bool((net.to_q.lora_A["x"].weight == 1).all())
+
+
+def test_every_key_of_a_configuration_is_computed_without_effect_or_refused():
+    """A key that fails this is new: decide in `models/adapters/settings.py` what its values mean."""
+    known = [*settings.COMPUTED, *settings.WITHOUT_EFFECT, *settings.PLAIN, settings.INITIAL]
+    assert len(known) == len(set(known))
+    assert sorted(known) == sorted(field.name for field in dataclasses.fields(LoraConfig))
+
+
+def test_pefts_own_defaults_are_a_plain_lora():
+    plain = json.loads(json.dumps(LoraConfig().to_dict()))
+    for key, accepted in settings.PLAIN.items():
+        assert plain[key] == accepted[0], key
+    assert {key: plain[key] for key in settings.DEFAULTS} == settings.DEFAULTS
+    assert settings.PeftSettings.of(plain, "here").scale("to_q") == 1

@@ -18,7 +18,7 @@ from uhr.base.store import Store
 from uhr.models.hashes import config_hash, shown_hash
 from uhr.models.refine import Refinement
 from uhr.models.sampling.request import Item, Request
-from uhr.models.sampling.setup import Setup, usual_dtype
+from uhr.models.sampling.setup import Setup, adapter_id, usual_dtype
 from uhr.train.generating.work import REQUEST
 
 PLACE = {"device", "offload"}
@@ -93,7 +93,7 @@ def identify(
         threads=threads if kind_of(request.device) == "cpu" else None,
         revision=setup.model.revision,
         weights=weights,
-        adapters=[each["sha256"] for each in setup.adapters],
+        adapters=[adapter_id(each) for each in setup.adapters],
         count=len(items),
         items=_hashes(items),
         refine=refine,

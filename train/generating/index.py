@@ -19,6 +19,7 @@ from uhr.base.errors import UserError
 from uhr.base.store import Store
 from uhr.manifests.info import Part
 from uhr.models.sampling.request import Item
+from uhr.models.sampling.setup import adapter_id
 from uhr.train.generating.identity import PLACE, SCHEMA_VERSION, SetRequest, kind_of
 from uhr.train.generating.work import failure_name, picture_name, record_name
 
@@ -165,7 +166,7 @@ def _told(record: dict[str, Any]) -> dict[str, Any]:
         "dtype": record["dtype"],
         "computes": kind_of(record["device"]),
         "threads": record["machine"].get("threads"),
-        "adapters": [each["sha256"] for each in record["adapters"]],
+        "adapters": [adapter_id(each) for each in record["adapters"]],
         "rewritten": original is not None,
     }
 
