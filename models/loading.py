@@ -263,14 +263,29 @@ def load_text_encoders(
 ) -> TextEncoders | ChatEncoder:
     """A family's text encoders with their tokenizers: FLUX.1's for `text.encode_prompts`, FLUX.2's for
     `text.encode_chat`."""
-    from uhr.models.text import ChatEncoder, TextEncoders
-
     opened = model if isinstance(model, Model) else open_model(model)
     names = [name for name in TEXT_COMPONENTS if name in opened.spec.components]
     opened = opened.fetched(names)
-    parts = {name: load_component(opened, name, dtype, device) for name in names}
-    cls = {"flux1": TextEncoders, "flux2": ChatEncoder}[opened.spec.family]
-    return cls(**parts, lengths=dict(opened.spec.text_lengths))
+    return _text_encoders(opened, {name: load_component(opened, name, dtype, device) for name in names})
+
+
+def load_tokenizers(model: Model) -> TextEncoders | ChatEncoder | None:
+    """The same without the encoders, which is enough to count tokens; None where a tokenizer's files are not
+    on this machine. Nothing is fetched."""
+    names = [name for name in TEXT_COMPONENTS if name in model.spec.components]
+    tokenizers = [name for name in names if name.startswith("tokenizer")]
+    if not all((model.folder / name).is_dir() for name in tokenizers):
+        return None
+    return _text_encoders(
+        model, {name: load_component(model, name) if name in tokenizers else None for name in names}
+    )
+
+
+def _text_encoders(model: Model, parts: Mapping[str, Any]) -> TextEncoders | ChatEncoder:
+    from uhr.models.text import ChatEncoder, TextEncoders
+
+    cls = {"flux1": TextEncoders, "flux2": ChatEncoder}[model.spec.family]
+    return cls(**parts, lengths=dict(model.spec.text_lengths))
 
 
 def load_pipeline(

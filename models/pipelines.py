@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +42,10 @@ from uhr.models.patches import Box
 from uhr.models.planning import Planning
 from uhr.models.sizes import check_sides
 from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
+from uhr.models.text import Embedded, TokenCount, notes_of
 from uhr.models.vae.f16 import vae_factor
+
+logger = logging.getLogger(__name__)
 
 OnStepEnd = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 """diffusers' `callback_on_step_end(pipeline, step, timestep, tensors) -> tensors to go on with`."""
@@ -87,6 +91,13 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
     """Patches or windows, in px, that the last run's picture was put together from; none where it was painted
     whole."""
 
+    token_counts: Sequence[TokenCount] = ()
+    """How much of the last call's prompts was read; empty for embeddings that were given."""
+
+    logs: bool = True
+    """Whether a call logs what was cut off its prompts. `sampling.session` does not let it: there the record
+    says it."""
+
     watch: Advance | None = None
     """Hears of progress in place of diffusers' bar: first `total`, then each call and its stage's name."""
 
@@ -95,8 +106,15 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
         return {}
 
     @abstractmethod
-    def embed(self, prompt: Prompt, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the stock pipeline makes of a prompt: text [B, L, D], pooled [B, P] or None."""
+    def embed(self, prompt: Prompt, length: int) -> Embedded:
+        """What the stock pipeline makes of texts, at most `length` tokens of each, or of embeddings that are
+        given."""
+
+    def log_cuts(self, counts: Sequence[TokenCount]) -> None:
+        """Log what was cut off texts, in one line; nothing where nothing was."""
+        notes = notes_of(counts)
+        if notes and self.logs:
+            logger.warning("; ".join(notes))
 
     @property
     def vae_scale_factor(self) -> int:
@@ -168,6 +186,7 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
         self._interrupt = False
         self.model_calls = 0
         self.pieces = ()
+        self.token_counts = ()
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of image tokens of height x width px; UserError with the nearest sizes if none."""
@@ -208,19 +227,23 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
             negative = Prompt("")
         count = words.positive.check("prompt", self.pooled)
         length = words.length or self.backbone.text_length(self.transformer)
-        said = self._condition(words.positive, grid, words.pictures, length)
+        found = self.embed(words.positive, length)
+        self.token_counts = found.counts
+        said = self._condition(found, grid, words.pictures)
         if not negative.given:
             return Conditions(said)
         if negative.check("negative prompt", self.pooled) not in (1, count):
             what = f"{negative.count} negative prompts for {count} prompts"
             raise UserError(what, "give one, or one for each")
+        other = self.embed(negative, length).called("negative")
+        self.token_counts = (*found.counts, *other.counts)
         repeats = words.pictures * count // negative.count
-        return Conditions(said, self._condition(negative, grid, repeats, length), true_cfg_scale)
+        return Conditions(said, self._condition(other, grid, repeats), true_cfg_scale)
 
-    def _condition(self, prompt: Prompt, grid: tuple[int, int], repeats: int, length: int) -> Condition:
+    def _condition(self, found: Embedded, grid: tuple[int, int], repeats: int) -> Condition:
         device, dtype = self._execution_device, self.transformer.dtype
-        text, pooled = self.embed(prompt, length)
-        text = text.to(device, dtype).repeat_interleave(repeats, dim=0)
+        text = found.text.to(device, dtype).repeat_interleave(repeats, dim=0)
+        pooled = found.pooled
         if pooled is not None:
             pooled = pooled.to(device, dtype).repeat_interleave(repeats, dim=0)
         text_ids = self.backbone.text_ids(text.shape[1], device)

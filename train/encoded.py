@@ -158,10 +158,20 @@ def print_encoded(info: EncodedInfo) -> None:
     say(f"{info.texts.rows:,} captions; {bare:,} pictures have none and get the empty one")
     for name, count in info.texts.truncated.items():
         if count:
-            say(f"{count:,} captions are cut: longer than {info.model.text_lengths[name]} tokens of {name}")
+            say(_truncated(name, count, info.model.text_lengths[name]))
     say("licences: " + ", ".join(f"{name} {count:,}" for name, count in info.licences.items()))
     for left in info.left_out.reasons:
         first = left.examples[0]
         say(f"left out, {left.reason}: {left.rows:,} ({first.uri}: {first.error})")
     if info.left_out.reasons:
         say(f"all that were left out stand in {LEFT_OUT}")
+
+
+def _truncated(encoder: str, count: int, reads: int) -> str:
+    """What it means that so many captions are longer than an encoder reads."""
+    if encoder == "clip":
+        # FLUX.1 takes one pooled vector of it, and the text itself from T5
+        where = "which is no loss where t5 reads them"
+        return f"{count:,} captions are longer than the {reads} tokens of clip, {where}"
+    which = f"{TEXTS}/*.parquet has the number of each in {encoder}_tokens"
+    return f"{count:,} captions are cut: longer than {reads} tokens of {encoder}; {which}"

@@ -231,13 +231,20 @@ def _one(
 
 def _plan(request: Request, item: Item, prompts: Path | None, on: str | None, as_json: bool) -> None:
     from uhr.models.sampling import plan_text
+    from uhr.models.sampling.lengths import token_counts
     from uhr.models.sampling.plan import plan
 
     if sample_set.is_set(prompts, item.image):
         sample_set.plan_set(request, item, prompts, on, as_json)
         return
     found = plan(request, item, on)
-    console.emit(plan_text.describe(found), as_json, lambda _: plan_text.show(found))
+    counts = token_counts(found.model, [item])
+
+    def show(_: object) -> None:
+        plan_text.show(found)
+        plan_text.show_counts(counts)
+
+    console.emit(plan_text.describe(found, counts), as_json, show)
 
 
 def _painted(setup: Setup, item: Item, out: Target, previews: Path | None = None) -> Painting:

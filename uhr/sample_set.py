@@ -103,14 +103,21 @@ def make_set(
 
 def plan_set(request: Request, said: Item, prompts: Path | None, on: str | None, as_json: bool) -> None:
     """Say what the set will take; nothing is painted."""
-    from uhr.models.sampling import plan_of_set
+    from uhr.models.sampling import plan_of_set, plan_text
+    from uhr.models.sampling.lengths import token_counts
     from uhr.train.generating.items import Defaults
 
     if prompts is None:
         said = said.model_copy(update={"prompt": said.prompt or "any"})  # none is needed for a plan
     entries, _ = _entries(prompts, said, Defaults(said.negative, said.seed, said.image))
     kinds = plan_of_set.plan_set(request, entries, on)
-    console.emit(plan_of_set.describe(kinds), as_json, lambda _: plan_of_set.show(kinds))
+    counts = token_counts(kinds[0].plan.model, [entry.item for entry in entries])
+
+    def show(_: object) -> None:
+        plan_of_set.show(kinds)
+        plan_text.show_counts(counts)
+
+    console.emit(plan_of_set.describe(kinds, counts), as_json, show)
 
 
 def _entries(prompts: Path | None, said: Item, defaults: Defaults) -> tuple[list[Entry], list[str]]:
@@ -139,6 +146,9 @@ def _tell(outcome: Outcome) -> None:
     else:
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
         console.say(f"{out}: {made}{failed}; {outcome.info.index.path} lists them")
+    if cut := counts.get("truncated"):
+        of = console.counted(cut, "picture")
+        console.say(f"the prompts of {of} are longer than is read: `truncated` in {outcome.info.index.path}")
     if counts["made"] and not is_url(out):
         pictures = Path(out) / "pictures"
         console.say()

@@ -20,6 +20,7 @@ from uhr.models.offload import clear
 from uhr.models.pipelines import SamplerPipeline, StepEnd
 from uhr.models.sizes import Size
 from uhr.models.stages import Ask, Stage
+from uhr.models.text import notes_of
 from uhr.models.vae.room import room_of
 from uhr.models.vae.tiled import ExactTiling
 
@@ -71,6 +72,9 @@ class Passes(SamplerPipeline):
 
     surgeries: Sequence[dict[str, Any]] = ()
     settings: Any = None
+    notes: Sequence[str] = ()
+    """What a reader of the last run's picture must know of it, besides what was cut off its prompts."""
+
     _bar: Any = None
 
     def details(self) -> dict[str, Any]:
@@ -82,6 +86,8 @@ class Passes(SamplerPipeline):
                 for stage, guidance in zip(self.stages, self.told_guidance, strict=False)
             ],
             "surgeries": list(self.surgeries),
+            "text_tokens": [count.describe() for count in self.token_counts],
+            "notes": [*self.notes, *notes_of(self.token_counts)],
             **told,
         }
 
@@ -209,7 +215,7 @@ class Passes(SamplerPipeline):
 
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         super().begin(step_end, attention)
-        self.stages, self.surgeries, self.told_guidance = (), (), ()
+        self.stages, self.surgeries, self.told_guidance, self.notes = (), (), (), ()
 
     def velocity(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         found = super().velocity(*args, **kwargs)

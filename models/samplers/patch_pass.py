@@ -31,9 +31,8 @@ UNADAPTED = (
 
 
 class PatchPass(Staged):
-    """Operations of PatchCascade. After a run `notes` is what a reader of the picture must know of it."""
+    """Operations of PatchCascade."""
 
-    notes: Sequence[str] = ()
     _together: int = 1
     """Patches in each pass of the backbone."""
 
@@ -93,9 +92,6 @@ class PatchPass(Staged):
             with self.original(job.options):
                 z = self.base(job)
             yield z
-
-    def details(self) -> dict[str, Any]:
-        return {**super().details(), "notes": list(self.notes)}
 
     def painted(self, job: Job, base: torch.Tensor, output_type: str) -> Any:
         """The base picture [B, 3, h, w] in [-1, 1] brought to the job's target, as `output_type` says."""

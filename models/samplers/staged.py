@@ -80,6 +80,8 @@ class Staged(Passes):
                              the published number, or that of the model's card: 3.5 of FLUX.1-dev. Where no
                              spec describes the backbone it must be given
         latents:             noise of the first stage [B, N, 4C], packed, in place of what is drawn
+        max_sequence_length: None is what the backbone was trained with. What is cut off a prompt is logged in
+                             one warning, and `token_counts` has the numbers
         callback_on_step_end: its step counts on through the stages
         return_stages:       the output's `stages` holds the pictures of every stage before the last
         """
@@ -102,6 +104,7 @@ class Staged(Passes):
         )
         self.told_guidance = self.checked_guidances(words, plan, asked)
         said = self.say(words, plan, settings)
+        self.log_cuts(self.token_counts)
         count = said[0].positive.text.shape[0]
         if isinstance(generator, list) and len(generator) != count:
             raise UserError(f"{len(generator)} generators for {count} pictures", "give one, or one for each")

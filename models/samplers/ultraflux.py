@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -45,8 +45,6 @@ class UltraFlux(Staged):
     takes_picture = False
     native_times = 4
     published_steps = 50
-    notes: Sequence[str] = ()
-    """What a reader of the picture must know of the last run."""
 
     @property
     def vae_scale_factor(self) -> int:
@@ -80,9 +78,6 @@ class UltraFlux(Staged):
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         super().begin(step_end, attention)
         self.notes = () if self.vae.config.get("stride", 1) == 2 else (UNTRAINED,)
-
-    def details(self) -> dict[str, Any]:
-        return {**super().details(), "notes": list(self.notes)}
 
     @contextlib.contextmanager
     def exact_vae(self) -> Generator[None]:

@@ -95,9 +95,6 @@ class UltraGen(Staged):
     published_cfg = 8.0
     """`guidance_high` where guidance takes two passes."""
 
-    notes: Sequence[str] = ()
-    """What a reader of the picture must know of the last run."""
-
     _attending: Attending | None = None
     _block_masks: BlockMasks | None = None
 
@@ -209,9 +206,6 @@ class UltraGen(Staged):
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         super().begin(step_end, attention)
         self.notes = ()
-
-    def details(self) -> dict[str, Any]:
-        return {**super().details(), "notes": list(self.notes)}
 
     @contextlib.contextmanager
     def _attend(

@@ -94,7 +94,7 @@ class Plan:
         dtype: str,
         assumed: bool = False,
     ) -> None:
-        self.assumed = assumed
+        self.model, self.assumed = model, assumed
         self.method, self.call, self.device, self.dtype = method, call, device, dtype
         self._prices: dict[Way, Price] = {}
         cls, spec, request = method.pipeline_class, method.spec, method.request

@@ -14,6 +14,7 @@ from uhr.models.sampling.pictures import open_picture
 from uhr.models.sampling.plan import Plan, plan
 from uhr.models.sampling.plan_text import duration, gib
 from uhr.models.sampling.request import Item, Request
+from uhr.models.text import TokenCount
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ def plan_set(request: Request, items: Sequence[tuple[Item, str]], on: str | None
     return sorted(kinds, key=lambda kind: kind.plan.asked.peak.total, reverse=True)
 
 
-def describe(kinds: Sequence[Kind]) -> dict[str, Any]:
-    """Everything as JSON; `seconds` on one GPU, without loading the model."""
+def describe(kinds: Sequence[Kind], counts: Sequence[TokenCount]) -> dict[str, Any]:
+    """Everything as JSON; `seconds` on one GPU, without loading the model. `counts`: of all prompts."""
     return {
+        **plan_text.describe_counts(counts),
         "pictures": sum(kind.count for kind in kinds),
         "seconds": _seconds(kinds),
         "kinds": [{"pictures": kind.count, **plan_text.describe(kind.plan)} for kind in kinds],

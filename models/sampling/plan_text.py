@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from uhr.base.console import counted, say, table
 from uhr.models.costs.devices import ATTENTION, CONVOLUTION, LINEAR, Device
 from uhr.models.guidance import spoken
 from uhr.models.sampling.plan import Plan, StagePlan
+from uhr.models.text import TokenCount, notes_of
 
 
-def describe(plan: Plan) -> dict[str, Any]:
-    """Everything of it as JSON; sizes in bytes and px, times in seconds."""
+def describe(plan: Plan, counts: Sequence[TokenCount] | None = None) -> dict[str, Any]:
+    """Everything of it as JSON; sizes in bytes and px, times in seconds. `counts`: of its prompts, where they
+    were counted."""
     method, call, device, price = plan.method, plan.call, plan.device, plan.asked
     told: dict[str, Any] = {
         "sampler": method.request.sampler,
@@ -24,6 +27,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "stages": [_stage(stage) for stage in plan.stages],
         "model_calls": plan.model_calls,
         "operations": price.operations._asdict(),
+        **({} if counts is None else describe_counts(counts)),
         "memory": {
             "peak": price.peak.total,
             "at": price.peak.name,
@@ -52,6 +56,29 @@ def describe(plan: Plan) -> dict[str, Any]:
             "seconds": other.total,
         }
     return told
+
+
+def describe_counts(counts: Sequence[TokenCount]) -> dict[str, Any]:
+    """The tokens of prompts as JSON, with a note for each kind of text that is cut; no counts where the
+    tokenizers are not on this machine."""
+    tokens = [
+        {
+            "text": each.text,
+            "encoder": each.encoder,
+            "texts": len(each.tokens),
+            "longest": max(each.tokens),
+            "reads": each.reads,
+            "cut": each.cut,
+        }
+        for each in counts
+    ]
+    return {"text_tokens": tokens, "notes": notes_of(counts)}
+
+
+def show_counts(counts: Sequence[TokenCount]) -> None:
+    """For people: what of the prompts will not be read."""
+    for note in notes_of(counts):
+        say(f"note: {note}")
 
 
 def _stage(stage: StagePlan) -> dict[str, Any]:

@@ -51,6 +51,8 @@ class Session:
             advance=advance,
         )
         self.pipeline.set_progress_bar_config(disable=True)
+        # what is cut off a prompt is in the record
+        self.pipeline.logs = False
         files = read_all([adapter.file for adapter in request.adapters], self.pipeline)
         scales = dict(zip(files, (adapter.scale for adapter in request.adapters), strict=True))
         load_adapters(self.pipeline, files, scales, user_cache("components"), setup.device)

@@ -41,7 +41,7 @@ def test_from_prompts_to_an_adapter_by_command(tmp_path, monkeypatch, capfd):
         assert main(shlex.split(command)) == 0, f"{command}\n{capfd.readouterr().err}"
 
     facts = json.loads(Path("set/set.json").read_text())
-    assert facts["counts"] == {"items": 4, "made": 4, "failed": 0}
+    assert facts["counts"] == {"items": 4, "made": 4, "failed": 0, "truncated": 0}
     rows = (
         Manifest.open(Path("manifest"))
         .table(["uri", "caption", "license", "status", "source_meta"])

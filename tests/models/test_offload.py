@@ -94,7 +94,7 @@ def test_what_is_quantised_leaves_the_gpu_before_the_next_comes_where_it_is_park
 def test_text_encoders_are_gone_before_a_vae_that_works_first(sampler, monkeypatch):
     """A given picture is encoded before the backbone's first call would drive them out."""
     log = []
-    for name in ("encode_prompt", "encode"):
+    for name in ("embed", "encode"):
         run = getattr(sampler, name)
         monkeypatch.setattr(
             sampler, name, lambda *a, name=name, run=run, **k: log.append(name) or run(*a, **k)
@@ -112,7 +112,7 @@ def test_text_encoders_are_gone_before_a_vae_that_works_first(sampler, monkeypat
         guidance_scale=3.5,
         max_sequence_length=16,
     )
-    assert log == ["encode_prompt", "sent back", "encode"]
+    assert log == ["embed", "sent back", "encode"]
 
 
 def test_a_cached_guide_outlives_weights_that_come_layer_by_layer(tiny_flux, monkeypatch):

@@ -29,7 +29,9 @@ def test_from_a_manifest_to_a_picture_that_the_adapter_changed(
     told = capsys.readouterr().out
     assert "9 of 10 pictures encoded at 128 px" in told
     assert "left out, too small: 1 (j-small.png: 60x60 px" in told
-    assert "1 captions are cut: longer than 512 tokens of t5" in told
+    cut = "1 captions are cut: longer than 512 tokens of t5; texts/*.parquet has the number of each"
+    assert told.count(cut) == 1
+    assert "1 captions are longer than the 77 tokens of clip, which is no loss where t5 reads them" in told
     assert f"next: uhr train run lora --model '{tiny_flux}' --data '{data}' --out RUN" in told
     assert main(encode) == 0
     assert "is encoded already" in capsys.readouterr().out

@@ -39,6 +39,17 @@ SCHEMA = pa.schema(
         pa.field("width", pa.int32(), metadata={"unit": "px"}),
         pa.field("height", pa.int32(), metadata={"unit": "px"}),
         pa.field("image", pa.string(), metadata={"meaning": "the given picture"}),
+        pa.field(
+            "prompt_tokens",
+            pa.int32(),
+            metadata={"meaning": "tokens of the prompt, for the encoder that reads the most of it"},
+        ),
+        pa.field("negative_tokens", pa.int32(), metadata={"meaning": "the same of the negative prompt"}),
+        pa.field(
+            "truncated",
+            pa.bool_(),
+            metadata={"meaning": "the end of the prompt or of the negative prompt was not read"},
+        ),
         pa.field("file", pa.string(), metadata={"meaning": "from the set's folder"}),
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string(), metadata={"meaning": "of the file"}),
@@ -48,7 +59,10 @@ SCHEMA = pa.schema(
 
 
 class SetInfo(Config):
-    """`set.json`: written last. `weights`, `adapters` and `versions` are those of the pictures' records."""
+    """`set.json`: written last. `weights`, `adapters` and `versions` are those of the pictures' records.
+
+    `counts`: items, and of them made, failed, and truncated (made of a prompt whose end was not read).
+    """
 
     schema_version: int
     id: str
@@ -92,7 +106,12 @@ def finish(
         id=fingerprint([asked.id, part.sha256]),
         uhr=uhr.__version__,
         request=asked,
-        counts={"items": len(rows), "made": made, "failed": len(rows) - made},
+        counts={
+            "items": len(rows),
+            "made": made,
+            "failed": len(rows) - made,
+            "truncated": sum(bool(row.get("truncated")) for row in rows),
+        },
         weights={} if first is None else first["weights"],
         adapters=[] if first is None else first["adapters"],
         versions={} if first is None else first["versions"],
@@ -126,6 +145,7 @@ def _made(store: Store, item: Item, data: bytes, asked: SetRequest) -> tuple[dic
         row = {name: record[name] for name in ("prompt", "negative", "seed", "width", "height")}
         row |= {"name": item.name, "status": "made", "image": _text(item.image), **record["png"]}
         original = record["original"]
+        row |= _tokens(record["details"].get("text_tokens"))
         otherwise = _told(record) != _asked(asked, item)
         _shared(record)
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -134,6 +154,23 @@ def _made(store: Store, item: Item, data: bytes, asked: SetRequest) -> tuple[dic
         raise UserError(f"{place} is of a picture that was made otherwise", again)
     row |= {"original_prompt": original and original["prompt"], "file": picture_name(item.name)}
     return row, record
+
+
+def _tokens(counts: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """How long the texts are, by a record; nulls for one of an earlier version, which did not count them."""
+    if counts is None:
+        return {}
+    longest = {"prompt": None, "negative prompt": None}
+    reads = dict.fromkeys(longest, 0)
+    for each in counts:
+        if each["text"] in reads and each["reads"] > reads[each["text"]]:
+            reads[each["text"]] = each["reads"]
+            (longest[each["text"]],) = each["tokens"]
+    return {
+        "prompt_tokens": longest["prompt"],
+        "negative_tokens": longest["negative prompt"],
+        "truncated": any(each["cut"] for each in counts),
+    }
 
 
 REWRITTEN = {"name", "prompt", "original"}

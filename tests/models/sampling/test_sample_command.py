@@ -71,6 +71,33 @@ def test_a_picture_is_made_and_says_in_itself_how(capsys, tiny_flux, tmp_path):
     assert Image.open(out).text.keys() == {"uhr"}
 
 
+@pytest.mark.parametrize(("family", "encoder"), [("flux1", "t5"), ("flux2", "qwen3")])
+def test_a_prompt_that_is_cut_is_said_in_one_line_and_in_the_record(
+    capsys, request, tmp_path, family, encoder
+):
+    model, out = request.getfixturevalue(f"tiny_{family}".removesuffix("1")), tmp_path / "lake.png"
+    words = ("sample", "euler", "--model", model, "--size", "64x64", "--steps", 1, "--device", "cpu")
+    prompt = "a lake " * 200
+    said, err = run(capsys, *words, "--prompt", prompt, "--out", out)
+    for record in (read_record(out), json.loads(out.with_suffix(".json").read_text())):
+        (note,) = record["details"]["notes"]
+        found = next(each for each in record["details"]["text_tokens"] if each["encoder"] == encoder)
+        assert found["tokens"][0] > found["reads"] == 512
+        assert (
+            note == f"the prompt has {found['tokens'][0]:,} tokens, {encoder} reads 512: its end is not read"
+        )
+    assert (said + err).count(note) == 1
+    assert prompt[-50:] not in said + err
+    assert "indexing errors" not in err
+    # a plan knows it too, by the tokenizers
+    planned, _ = run(capsys, *words, "--prompt", prompt, "--plan")
+    assert planned.endswith(f"note: {note}\n")
+    described = json.loads(run(capsys, *words, "--prompt", prompt, "--plan", "--json").out)
+    assert described["notes"] == [note]
+    short = json.loads(run(capsys, *words, "--prompt", "a lake", "--plan", "--json").out)
+    assert short["notes"] == []
+
+
 def test_the_same_call_writes_the_same_bytes(capsys, tiny_flux, tmp_path):
     one, two, other = (tmp_path / f"{n}.png" for n in range(3))
     run(capsys, *sample(tiny_flux, one))

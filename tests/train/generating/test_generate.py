@@ -42,10 +42,44 @@ def test_a_set_is_a_picture_and_a_record_per_prompt_an_index_and_set_json(make):
         beside = json.loads(file.with_suffix(".json").read_text())
         assert beside == {**record, "png": {"bytes": row["bytes"], "sha256": row["sha256"]}}
         assert (record["prompt"], record["seed"]) == (row["prompt"], row["seed"])
-    assert made.facts["counts"] == {"items": 5, "made": 5, "failed": 0}
+    assert made.facts["counts"] == {"items": 5, "made": 5, "failed": 0, "truncated": 0}
     assert made.facts["index"]["sha256"] == hashlib.sha256(made.files["set.parquet"]).hexdigest()
     assert made.facts["weights"]["transformer"]["sha256"]
     assert not (made.folder / "work").exists()
+
+
+def test_prompts_that_are_cut_are_counted_and_can_be_found(make):
+    long = "a lake " * 200
+    prompts = ["a lake", long, {"prompt": "a hill", "negative": long}, {"prompt": "a tree", "negative": "x"}]
+    first = make(prompts, "--set", "true_cfg_scale=2", "--negative", "n")
+    assert first.code == 0, first.err
+    assert [row["truncated"] for row in first.rows] == [False, True, True, False]
+    tokens = [(row["prompt_tokens"] > 512, row["negative_tokens"] > 512) for row in first.rows]
+    assert tokens == [(False, False), (True, False), (False, True), (False, False)]
+    assert first.facts["counts"] == {"items": 4, "made": 4, "failed": 0, "truncated": 2}
+    line = "the prompts of 2 pictures are longer than is read: `truncated` in set.parquet"
+    assert first.out.count(line) == 1
+    assert long.strip() not in first.out + first.err
+    again = make(prompts, "--set", "true_cfg_scale=2", "--negative", "n")
+    assert again.out.count(line) == 1
+    planned = make(prompts, "--set", "true_cfg_scale=2", "--negative", "n", "--plan")
+    assert "note: 1 of 4 prompts have more tokens than the 512 that t5 reads" in planned.out
+    assert "note: 1 of 4 negative prompts have more tokens" in planned.out
+
+
+def test_a_record_that_counted_no_tokens_leaves_them_open(make):
+    """As one of an earlier version."""
+    first = make(["a lake", "a hill"])
+    file = Path("out/pictures/0000.json")
+    record = json.loads(file.read_text())
+    for name in ("text_tokens", "notes"):
+        del record["details"][name]
+    file.write_text(json.dumps(record))
+    Path("out/set.json").unlink()
+    again = make(["a lake", "a hill"])
+    assert (first.code, again.code) == (0, 0), again.err
+    assert [row["truncated"] for row in again.rows] == [None, False]
+    assert [row["prompt_tokens"] for row in again.rows] == [None, first.rows[1]["prompt_tokens"]]
 
 
 def test_the_record_is_a_sidecar_that_gives_curation_caption_and_licence(make):
@@ -196,7 +230,7 @@ def test_an_item_that_fails_costs_itself_and_is_tried_again(make, stamps):
     assert "1 of 3 pictures failed; 0001: no such picture: ask for another" in made.error
     assert [row["status"] for row in made.rows] == ["made", "failed", "made"]
     assert made.rows[1]["error"] == "no such picture: ask for another"
-    assert made.facts["counts"] == {"items": 3, "made": 2, "failed": 1}
+    assert made.facts["counts"] == {"items": 3, "made": 2, "failed": 1, "truncated": 0}
     assert json.loads(made.files["failed/0001.json"])["prompt"] == "refuse this"
     before = stamps("out/pictures")
     assert make(prompts, sampler="moody:Moody").code == 1
