@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from uhr.base import lock
 from uhr.base.console import progress, warn
@@ -108,9 +108,10 @@ def generate(order: Order) -> Outcome:
         warn(note)
     request = identity.settled(order.request, setup)
     runner = runner_of(order.engine, order.workers, order.address, request.device)
-    refused = _check(order, setup)
+    checked = _check(order, setup)
     items = [entry.item for entry in order.entries]
-    asked = identity.identify(request, setup, threads_of(runner), items, order.refinement)
+    versions = {path: image.version for path, image in checked.images.items()}
+    asked = identity.identify(request, setup, threads_of(runner), items, order.refinement, versions)
     if isinstance(store, FolderStore):
         claim(store.folder, OURS, MARKS, "the set")
     with lock.only_run(store.work_folder(), store.text):
@@ -120,7 +121,7 @@ def generate(order: Order) -> Outcome:
             found = index.read_set(store)
             if found is not None and not found.counts["failed"] and not _undone(items, names):
                 return Outcome(order.out, found, True, None)
-            _paint(order, asked, store, names, runner, refused)
+            _paint(order, asked, store, names, runner, checked)
             with progress("index", len(items), "pictures") as advance:
                 info, error = index.finish(store, asked, items, advance)
         finally:
@@ -165,11 +166,25 @@ def _checkable(order: Order) -> Request:
     return order.request.model_copy(update={"device": "cpu", "offload": None, "quantize": None})
 
 
-def _check(order: Order, setup: Setup) -> dict[str, str]:
+class _Image(NamedTuple):
+    """The bytes of an image that was opened (`Given.version` and `Given.sha256`)."""
+
+    version: str
+    sha256: str
+
+
+class _Checked(NamedTuple):
+    """`refused`: by name, what is wrong with an item. `images`: by path, what was opened."""
+
+    refused: dict[str, str]
+    images: dict[Path, _Image]
+
+
+def _check(order: Order, setup: Setup) -> _Checked:
     """Every item. A UserError tells the place of the first that cannot be made; of a folder of
-    pictures those are returned by name, with what is wrong, as long as there are others.
+    images those are refused by name, as long as there are others.
     """
-    refused = {}
+    refused, images = {}, {}
     # by kind, the names of previews
     kinds: dict[Any, list[str]] = {}
     with progress("check", len(order.entries), "items") as advance:
@@ -181,6 +196,8 @@ def _check(order: Order, setup: Setup) -> dict[str, str]:
                 if kind not in kinds:
                     call = setup.call(item)
                     kinds[kind] = [] if order.previews is None else setup.previewed(call)
+                    if item.image is not None and call.given is not None:
+                        images.setdefault(item.image, _Image(call.given.version, call.given.sha256))
                 if order.previews is not None:
                     files = stage_files(order.previews, item.name, kinds[kind])
                     check_stages(files, item.image)
@@ -194,7 +211,7 @@ def _check(order: Order, setup: Setup) -> dict[str, str]:
     if len(refused) == len(order.entries):
         words = next(iter(refused.values()))
         raise UserError(f"none of the {len(refused)} pictures can be used; the first: {words}")
-    return refused
+    return _Checked(refused, images)
 
 
 def _paint(
@@ -203,10 +220,10 @@ def _paint(
     store: Store,
     names: set[str],
     runner: Runner,
-    refused: dict[str, str],
+    checked: _Checked,
 ) -> None:
     """Whatever is not done and can be: prompts first, all of them, then pictures."""
-    items = [entry.item for entry in order.entries]
+    items, refused = [entry.item for entry in order.entries], checked.refused
     for item in items:
         if item.name in refused:
             store.write(failure_name(item.name), failure(item.name, item.prompt, refused[item.name]))
@@ -217,7 +234,8 @@ def _paint(
         return
     folder = store.work_folder() / "units"
     _clear_units(folder)
-    table = items_table(left, [failure_name(item.name) in names for item in left])
+    hashes = {path: image.sha256 for path, image in checked.images.items()}
+    table = items_table(left, [failure_name(item.name) in names for item in left], hashes)
     plan = UnitPlan.create(folder, table, -(-len(left) // MOST_UNITS), "paint")
     out = str(store.folder.absolute()) if isinstance(store, FolderStore) else store.text
     previews = order.previews and order.previews.absolute()

@@ -285,7 +285,7 @@ def _repeat(picture: Path, out: Path, model: str | None, sampler: str | None, as
     setup = Setup.of(request, fetch=repeat.may_fetch(model))
     call = setup.call(item)
     session = _loaded(setup)
-    lines += repeat.differences(then, setup, item)
+    lines += repeat.differences(then, setup, call)
     for line in lines:
         console.warn(line)
     with console.progress("sample", total=None, unit="calls") as advance:

@@ -14,7 +14,7 @@ from typing import Any
 from uhr import __version__
 from uhr.base.console import counted
 from uhr.base.errors import UserError
-from uhr.base.files import atomic, sha256_file, user_path, write_json
+from uhr.base.files import atomic, user_path, write_json
 from uhr.base.store import FolderStore
 from uhr.models.guidance import spoken
 from uhr.models.sampling.setup import Call, Setup
@@ -76,11 +76,11 @@ def record_of(setup: Setup, call: Call, pipeline: Any, seams: float | None = Non
 
 
 def _image(call: Call) -> dict[str, Any] | None:
-    """The given picture: its file, and how it was brought to a size that can be made."""
-    path = call.item.image
-    if path is None or call.fit is None:
+    """The given image: the file that was opened, and how it was brought to a size that can be made."""
+    path, given = call.item.image, call.given
+    if path is None or given is None or call.fit is None:
         return None
-    return {"path": str(path), "sha256": sha256_file(user_path(path)), **call.fit.describe()}
+    return {"path": str(path), "sha256": given.sha256, **call.fit.describe()}
 
 
 def _details(setup: Setup, call: Call, told: dict[str, Any], seams: float | None) -> dict[str, Any]:

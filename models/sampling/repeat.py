@@ -17,7 +17,7 @@ from uhr.models.samplers import SAMPLERS, check_name
 from uhr.models.sampling import record as records
 from uhr.models.sampling.record import beside, machine, opened, versions
 from uhr.models.sampling.request import Item, Request
-from uhr.models.sampling.setup import WEIGHTED, Setup
+from uhr.models.sampling.setup import WEIGHTED, Call, Setup
 
 WHERE_MADE = "repeat it in the folder where it was made, since paths are kept as they were given"
 
@@ -138,7 +138,7 @@ def check_files(request: Request, item: Item) -> None:
                 raise UserError(f"{kind} {path} is not there", WHERE_MADE)
 
 
-def differences(record: Mapping[str, Any], setup: Setup, item: Item) -> list[str]:
+def differences(record: Mapping[str, Any], setup: Setup, call: Call) -> list[str]:
     """A line for each thing that is not as it was when the picture was made: components' files, adapters,
     the given picture, versions, the machine. A hub's model must have been loaded before."""
     lines = []
@@ -155,17 +155,15 @@ def differences(record: Mapping[str, Any], setup: Setup, item: Item) -> list[str
             lines.append(f"adapter: {new['file']} is not the same file as then")
         if old.get("config") != new["config"]:
             lines.append(f"adapter: the settings beside {new['file']} are not the same as then")
-    lines += _given(record.get("image"), item)
+    lines += _given(record.get("image"), call)
     lines += _changed("version", {"uhr": record.get("uhr"), **record.get("versions", {})}, _versions_now())
     return lines + _changed("machine", record.get("machine", {}), machine(setup.device))
 
 
-def _given(then: Mapping[str, Any] | None, item: Item) -> list[str]:
-    from uhr.base.files import sha256_file
-
-    if item.image is None or then is None or then.get("sha256") == sha256_file(user_path(item.image)):
+def _given(then: Mapping[str, Any] | None, call: Call) -> list[str]:
+    if call.given is None or then is None or then.get("sha256") == call.given.sha256:
         return []
-    return [f"picture: {item.image} is not the same file as then"]
+    return [f"picture: {call.item.image} is not the same file as then"]
 
 
 def _versions_now() -> dict[str, Any]:

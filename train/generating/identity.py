@@ -7,13 +7,14 @@ which no more than last bits do: another GPU or another kind of CPU may round ot
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import uhr
 from uhr.base.config import Config, fingerprint
 from uhr.base.errors import UserError
-from uhr.base.files import user_path
+from uhr.base.files import file_version, user_path
 from uhr.base.store import Store
 from uhr.models.hashes import config_hash, shown_hash
 from uhr.models.refine import Refinement
@@ -71,9 +72,16 @@ def settled(request: Request, setup: Setup) -> Request:
 
 
 def identify(
-    request: Request, setup: Setup, threads: int, items: Sequence[Item], refinement: Refinement | None
+    request: Request,
+    setup: Setup,
+    threads: int,
+    items: Sequence[Item],
+    refinement: Refinement | None,
+    images: Mapping[Path, str] | None = None,
 ) -> SetRequest:
-    """Of a settled request whose items are checked. Hashes weights that nothing has hashed yet."""
+    """Of a settled request whose items are checked. `images` are the versions of the images that were opened
+    for that, by path. Hashes weights that nothing has hashed yet.
+    """
     if setup.model.source.repository:
         weights = {
             name: {"sha256": shown_hash(path, name), "config": config_hash(path)}
@@ -95,7 +103,7 @@ def identify(
         weights=weights,
         adapters=[adapter_id(each) for each in setup.adapters],
         count=len(items),
-        items=_hashes(items),
+        items=_hashes(items, images or {}),
         refine=refine,
     )
 
@@ -123,14 +131,23 @@ def kind_of(device: str) -> str:
     return device.partition(":")[0]
 
 
-def _hashes(items: Sequence[Item]) -> dict[str, str]:
-    """Of each field, of all items in their order. Another picture under the same name is another one."""
+def _hashes(items: Sequence[Item], images: Mapping[Path, str]) -> dict[str, str]:
+    """Of each field, of all items in their order. Another image under the same name is another one."""
     trees = [item.model_dump(mode="json") for item in items]
     for item, tree in zip(items, trees, strict=True):
         if item.image is not None:
-            stat = user_path(item.image).stat()
-            tree["image"] = [tree["image"], stat.st_size, stat.st_mtime_ns]
+            version = images.get(item.image) or _version(item.image)
+            size, _, time = version.partition("-")
+            tree["image"] = [tree["image"], int(size), int(time)]
     return {name: fingerprint([tree[name] for tree in trees]) for name in Item.model_fields}
+
+
+def _version(image: Path) -> str:
+    """Of a file that could not be opened: a link that leads nowhere has none, and is an item that failed."""
+    try:
+        return file_version(user_path(image).stat())
+    except OSError:
+        return "0-0"
 
 
 def _differences(there: dict[str, Any], asked: dict[str, Any]) -> Iterable[str]:

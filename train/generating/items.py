@@ -19,8 +19,15 @@ from uhr.train.generating.prompts import Placed
 MOST_BYTES = 200
 """Of one part of a name: file systems end at 255, and what a temporary file is called comes on top."""
 
-PICTURES = frozenset(["avif", "bmp", "gif", "jp2", "jpeg", "jpg", "png", "ppm", "qoi", "tif", "tiff", "webp"])
-"""Suffixes of the files in a folder that are taken for pictures; the rest is counted and said."""
+PICTURES = frozenset(
+    {
+        *("apng", "avif", "bmp", "dib", "gif", "ico", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpf", "jpg"),
+        *("jpx", "pbm", "pgm", "png", "pnm", "ppm", "qoi", "tif", "tiff", "webp"),
+    }
+)
+"""Suffixes of the files in a folder that are taken for images, of the formats that `uhr.pixels` decodes; the
+rest is counted and reported.
+"""
 
 _ANYWHERE = re.compile(r'[^\x00-\x1f\x7f<>:"\\|?*/]+')
 _HERE = re.compile(r"[^\x00-\x1f\x7f/]+")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 REQUEST, PICTURES, FAILED = "request.json", "pictures", "failed"
 
-ITEMS = pa.schema([("item", pa.string()), ("failed_before", pa.bool_())])
-"""`item` is an `Item` as JSON."""
+ITEMS = pa.schema([("item", pa.string()), ("failed_before", pa.bool_()), ("image_sha256", pa.string())])
+"""`item` is an `Item` as JSON; `image_sha256` is of its image's bytes when the set was checked, or null."""
 
 ROWS = pa.schema([("name", pa.string()), ("error", pa.string())])
 """What became of each; `error` is null where the picture stands."""
@@ -48,9 +48,17 @@ def failure(name: str, prompt: str, error: str) -> bytes:
     return (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def items_table(items: Iterable[Item], failed_before: Iterable[bool]) -> pa.Table:
+def items_table(
+    items: Iterable[Item], failed_before: Iterable[bool], images: Mapping[Path, str] | None = None
+) -> pa.Table:
+    """A row per item. `images`: by path, the SHA-256 of the bytes that were checked."""
+    images = images or {}
     rows = [
-        {"item": item.model_dump_json(), "failed_before": failed}
+        {
+            "item": item.model_dump_json(),
+            "failed_before": failed,
+            "image_sha256": None if item.image is None else images.get(item.image),
+        }
         for item, failed in zip(items, failed_before, strict=True)
     ]
     return pa.Table.from_pylist(rows, ITEMS)
@@ -100,20 +108,22 @@ class PaintWork(Work):
             # an earlier try of this unit may have come this far before its process died
             error = None
             if not all(self._store.exists(name(item.name)) for name in (record_name, picture_name)):
-                error = self._make(item, fault)
+                error = self._make(item, fault, row["image_sha256"])
                 if error is None and row["failed_before"]:
                     self._store.delete(failure_name(item.name))
             rows.append({"name": item.name, "error": error})
         return pa.Table.from_pylist(rows, ROWS)
 
-    def _make(self, item: Item, fault: Fault | None) -> str | None:
-        """Paint and write one item; what is wrong with it, where something is."""
+    def _make(self, item: Item, fault: Fault | None, image: str | None) -> str | None:
+        """Generate and write one item; what is wrong with it, where something is. `image` is the SHA-256 that
+        its image must have, None for any.
+        """
         import torch
 
         try:
             if fault is not None:
                 raise UserError(f"the process that painted it {fault.message}", "see what is left of memory")
-            self._write(item, self._paint(item))
+            self._write(item, self._paint(item, image))
         except StoreError:
             raise
         except (UserError, torch.OutOfMemoryError) as error:
@@ -125,10 +135,13 @@ class PaintWork(Work):
             return words
         return None
 
-    def _paint(self, item: Item) -> Painting:
+    def _paint(self, item: Item, image: str | None) -> Painting:
         from uhr.models.sampling.record import write_stages
 
         call = self._session.setup.call(item)
+        if call.given is not None and image not in (None, call.given.sha256):
+            what = f"image {item.image} changed after the set was checked"
+            raise UserError(what, "run the command again when nothing writes to it")
         painting = self._session.paint(call, stages=self.previews is not None)
         if self.previews is not None:
             name = Path(item.name)

@@ -1,4 +1,8 @@
-"""ICC profiles: from a picture's own colours to sRGB."""
+"""ICC profiles: from the colours of a file to sRGB, and back. The only home of such conversions.
+
+Relative colorimetric intent with black point compensation, in 8 bits, both ways. Colours outside of sRGB are
+clipped on the way in.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +35,32 @@ class Conversion:
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] RGB or [H, W, 4] CMYK in, uint8 [H, W, 3] sRGB out."""
-        from PIL import Image, ImageCms
-
         if self.transform is None:
             return pixels
-        grid = np.ascontiguousarray(pixels[..., 0] if self.mode == "L" else pixels)
-        height, width = grid.shape[:2]
-        image = Image.frombuffer(self.mode, (width, height), grid, "raw", self.mode, 0, 1)
-        return np.array(ImageCms.applyTransform(image, self.transform))
+        return _applied(self.transform, self.mode, pixels[..., 0] if self.mode == "L" else pixels)
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """The way back: from sRGB to the colours of the file that an edited image came from.
+
+    `profile` is the ICC profile to embed beside the pixels that `apply` gives, None for sRGB without one.
+    `mode` is what they are stored as, RGB or L. `transform` is a Pillow CMS transform from RGB to `mode`, or
+    None where the pixels stay sRGB. `note` is what a reader of the result must know.
+    """
+
+    profile: bytes | None = None
+    mode: str = "RGB"
+    transform: Any = None
+    note: str = ""
+
+    def apply(self, rgb: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] sRGB in; uint8 [H, W, 3], or [H, W] where `mode` is L, out. For L without a
+        transform the channels have to be equal.
+        """
+        if self.transform is not None:
+            return _applied(self.transform, "RGB", rgb)
+        return rgb[..., 0] if self.mode == "L" else rgb
 
 
 def hdr_curve(profile: bytes) -> str:
@@ -67,18 +89,61 @@ def conversion(profile: bytes, mode: str) -> Conversion:
             mode = "RGB"  # gray pixels under an RGB profile are common: r = g = b
         if reads != mode:
             return Conversion(mode, note=f"ICC profile ignored: it is for {space}, the picture is {mode}")
-        transform = ImageCms.buildTransform(
-            source,
-            ImageCms.createProfile("sRGB"),
-            mode,
-            "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
+        transform = _transform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (OSError, ImageCms.PyCMSError, ValueError, TypeError) as error:
         return Conversion(mode, note=f"ICC profile ignored: it cannot be used ({error})")
     built = Conversion(mode, transform)
     return built if mode == "CMYK" or _moves_colours(built) else Conversion(mode)
+
+
+@functools.lru_cache(maxsize=32)
+def restoration(profile: bytes | None, mode: str) -> Restoration:
+    """The way from sRGB back to an image of `mode` (RGB, L or CMYK) with this profile.
+
+    - Without a profile, or with one that is broken or describes other pixels: the result is sRGB without a
+      profile, gray for gray.
+    - RGB or gray: the result is converted to the profile's colours, and the profile is embedded.
+    - CMYK, and a profile that describes only the way to sRGB: no RGB image has these colours; the result is
+      sRGB, and sRGB's profile is embedded.
+    """
+    from PIL import ImageCms
+
+    stored = "L" if mode == "L" else "RGB"
+    if profile is None:
+        note = "the image is CMYK without a profile: its colours are a guess" if mode == "CMYK" else ""
+        return Restoration(mode=stored, note=note)
+    inwards = conversion(profile, mode)
+    if inwards.note:
+        return Restoration(mode=stored, note=inwards.note)
+    if inwards.transform is None:
+        return Restoration(profile, inwards.mode)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    if mode == "CMYK":
+        return Restoration(srgb.tobytes(), note="the image was CMYK: the result is sRGB")
+    try:
+        back = _transform(srgb, ImageCms.ImageCmsProfile(io.BytesIO(profile)), "RGB", inwards.mode)
+    except ImageCms.PyCMSError:
+        note = "the image's ICC profile has no conversion from sRGB: the result is sRGB"
+        return Restoration(srgb.tobytes(), note=note)
+    return Restoration(profile, inwards.mode, back)
+
+
+def _transform(source: Any, target: Any, reads: str, writes: str) -> Any:
+    """Raises `ImageCms.PyCMSError` where a profile does not say how."""
+    from PIL import ImageCms
+
+    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+    return ImageCms.buildTransform(source, target, reads, writes, intent, flags)
+
+
+def _applied(transform: Any, mode: str, pixels: np.ndarray) -> np.ndarray:
+    """uint8 pixels of `mode` through a Pillow CMS transform."""
+    from PIL import Image, ImageCms
+
+    grid = np.ascontiguousarray(pixels)
+    height, width = grid.shape[:2]
+    image = Image.frombuffer(mode, (width, height), grid, "raw", mode, 0, 1)
+    return np.array(ImageCms.applyTransform(image, transform))
 
 
 def _moves_colours(built: Conversion) -> bool:

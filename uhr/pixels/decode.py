@@ -70,16 +70,34 @@ class Decoded:
 
         `long_side` in pixels: larger pictures are shrunk to it, before their colours are converted.
         """
-        import cv2
-
-        planes, orientation = self.planes, self.header.orientation
-        stored = planes.bgr if planes.cmyk is None else planes.cmyk
-        pixels = _crop(upright(stored, orientation), box)
-        if planes.alpha is not None:
-            pixels = _over_white(pixels, _crop(upright(planes.alpha, orientation), box))
+        alpha, pixels = self.alpha(), _crop(self._upright(), box)
+        if alpha is not None:
+            pixels = _over_white(pixels, _crop(alpha, box))
         pixels = np.ascontiguousarray(pixels)
         if long_side is not None:
             pixels = fit(pixels, long_side)
+        return self._converted(pixels)
+
+    def opaque_rgb(self) -> np.ndarray:
+        """uint8 [H, W, 3], upright sRGB as if nothing were transparent: where `alpha` is 0, whatever the file
+        stores there.
+        """
+        return self._converted(np.ascontiguousarray(self._upright()))
+
+    def alpha(self) -> np.ndarray | None:
+        """uint8 [H, W], upright, 255 is opaque; None where every pixel is."""
+        alpha = self.planes.alpha
+        return None if alpha is None else upright(alpha, self.header.orientation)
+
+    def _upright(self) -> np.ndarray:
+        planes = self.planes
+        return upright(planes.bgr if planes.cmyk is None else planes.cmyk, self.header.orientation)
+
+    def _converted(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels as they are stored, BGR or CMYK, to sRGB."""
+        import cv2
+
+        planes = self.planes
         if planes.cmyk is None:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
         return pixels if planes.conversion is None else planes.conversion.apply(pixels)

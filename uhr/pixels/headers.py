@@ -13,6 +13,9 @@ from uhr.pixels import header_walks, pillow_formats
 from uhr.pixels.files import opened
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
+FORMATS = ("JPEG", "PNG", "WEBP", *pillow_formats.FORMATS)
+"""Every format that is decoded, by the names in `Header.format`."""
+
 FIRST_BYTES = 16 * 1024
 """How much of a file is read at once; a walk that runs past it reads on where its next segment lies."""
 

@@ -1,5 +1,6 @@
 """`uhr sample SAMPLER --image`: any picture, exactly enlarged, in its own frame, by every sampler."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from uhr.cli import main
 from uhr.models.filters import bicubic
 from uhr.models.samplers import SAMPLERS, sampler_class
+from uhr.models.sampling.pictures import Given
 from uhr.models.sampling.record import read_record
 
 SETS = {"sdedit": ["strength=0.5"], "multidiffusion": ["strength=0.5"], "patch-cascade": ["overlap=0"]}
@@ -124,11 +126,26 @@ def test_previews_of_stages_show_the_picture_and_nothing_of_its_mirror_image(for
             assert picture.size[axis] == round(side * target / made_of) < side
 
 
+def test_the_record_names_the_bytes_that_were_opened_whatever_the_file_is_when_it_ends(
+    forge, made, monkeypatch, tmp_path
+):
+    data = forge.encode(forge.picture(140, 130), "PNG")
+    hand = Given.hand
+
+    def then_replaced(self, fit):
+        (tmp_path / "given picture").write_bytes(forge.encode(forge.picture(140, 130, seed=5), "PNG"))
+        return hand(self, fit)
+
+    monkeypatch.setattr(Given, "hand", then_replaced)
+    _, record = made("sdedit", data, "--scale", 1)
+    assert record["image"]["sha256"] == hashlib.sha256(data).hexdigest()
+
+
 def test_cmyk_comes_back_as_srgb_and_the_command_says_so(forge, made, capsys):
     data = forge.encode(forge.picture(140, 130, "CMYK"), "JPEG", icc_profile=forge.cmyk_profile())
     picture, record = made("sdedit", data, "--scale", 1)
     assert picture.mode == "RGB"
-    assert "the picture was CMYK: the result is sRGB" in record["details"]["notes"]
+    assert "the image was CMYK: the result is sRGB" in record["details"]["notes"]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +182,7 @@ def test_a_broken_picture_and_a_scale_of_nothing_are_one_line(forge, made, tiny_
     assert main([str(word) for word in (*words, "--image", tmp_path / "b.png")]) == 1
     assert "b.png is the given picture itself" in capsys.readouterr().err
     assert main([str(word) for word in (*words, "--image", tmp_path / "none.png")]) == 1
-    assert "none.png is not there" in capsys.readouterr().err
+    assert "none.png does not exist" in capsys.readouterr().err
 
 
 def test_repeated_it_is_the_same_in_the_same_frame_and_another_picture_is_noticed(

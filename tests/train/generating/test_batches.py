@@ -52,12 +52,51 @@ def test_a_folder_of_pictures_is_a_batch_and_a_broken_one_costs_itself(batch):
     assert "another set: other pictures: " in said.err
 
 
+def test_an_image_that_changes_after_the_check_fails_and_the_next_run_sees_another_set(batch, monkeypatch):
+    from uhr.train import generate
+
+    given = Path("given")
+    pictures(given, "a.png", "b.png")
+    paint = generate._paint
+
+    def after_a_change(*arguments):
+        pictures(given, "x.png", "b.png")
+        (given / "x.png").unlink()
+        with open(given / "a.png", "ab") as file:
+            file.write(b"more")
+        paint(*arguments)
+
+    monkeypatch.setattr(generate, "_paint", after_a_change)
+    code, said = batch(*SDEDIT)
+    assert code == 1
+    assert "1 of 2 pictures failed; a: image given/a.png changed after the set was checked" in said.err
+    assert Image.open("out/pictures/b.png").size == (256, 192), "it was written again with the same bytes"
+    monkeypatch.undo()
+
+
+def test_a_link_to_nothing_in_a_folder_of_images_costs_itself(batch):
+    pictures(Path("given"), "a.png")
+    Path("given/b.png").symlink_to("nowhere.png")
+    code, said = batch(*SDEDIT)
+    assert code == 1
+    assert "1 of 2 pictures failed; b: image given/b.png does not exist" in said.err
+
+
+def test_every_format_that_is_decoded_has_a_suffix_that_a_folder_of_images_takes():
+    from uhr.pixels.headers import FORMATS
+    from uhr.train.generating.items import PICTURES
+
+    Image.init()
+    for format in FORMATS:
+        assert any(suffix[1:] in PICTURES for suffix, name in Image.EXTENSION.items() if name == format)
+
+
 def test_a_folder_of_which_no_picture_can_be_used_is_one_line(batch):
     Path("given").mkdir()
     Path("given/a.png").write_text("no picture")
     code, said = batch(*SDEDIT)
     assert code == 1
-    assert "none of the 1 pictures can be used; the first: given/a.png is no picture" in said.err
+    assert "none of the 1 pictures can be used; the first: given/a.png is not an image" in said.err
     assert not Path("out").exists()
 
 

@@ -1,0 +1,48 @@
+"""An image to be edited: its pixels apart from its transparency, and the way back to its own colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from uhr.pixels.colour import Restoration, restoration
+from uhr.pixels.decode import Decoded, PixelLimits, decode
+from uhr.pixels.frames import several_frames
+
+
+@dataclass(frozen=True, eq=False)
+class Editable:
+    """An image, upright and of 8 bits per channel.
+
+    `rgb` is uint8 [H, W, 3] in sRGB, `alpha` uint8 [H, W] (255 is opaque) or None where all is opaque.
+    `gray`: the file stores gray values. `restoration` converts edited pixels to the file's own colours.
+    `notes` say what of the file was not taken, or not taken as it is.
+    """
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None
+    gray: bool
+    restoration: Restoration
+    notes: tuple[str, ...]
+
+
+def open_editable(data: bytes, limits: PixelLimits | None = None) -> Editable:
+    """The image in the bytes of a file. Raises `PixelFault` and nothing else, whatever the bytes are."""
+    decoded = decode(data, limits)
+    header = decoded.header
+    gray = header.mode in ("L", "LA")
+    mode = "L" if gray else "CMYK" if header.mode == "CMYK" else "RGB"
+    found = restoration(decoded.planes.profile, mode)
+    notes = [*_left_out(data, decoded), *decoded.notes, *([found.note] if found.note else ())]
+    return Editable(decoded.opaque_rgb(), decoded.alpha(), gray, found, tuple(notes))
+
+
+def _left_out(data: bytes, decoded: Decoded) -> list[str]:
+    notes = []
+    if several_frames(data, decoded.header):
+        notes.append("of several frames the first is taken")
+    depth = decoded.header.bit_depth
+    if depth is not None and depth > 8:
+        notes.append(f"of {depth} bits a value the upper eight are taken")
+    return notes
