@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from uhr.base.stable_text import stable_text
 from uhr.curate.faults import CHANGED, STAGE_ERROR
 from uhr.curate.plan import Plan, Step
 from uhr.curate.rows import Rows
@@ -141,7 +142,7 @@ class _Unit:
         except PixelFault as fault:
             self._fail(index, frame, label, fault)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a stage may do anything: it costs this row only
-            words = " ".join(str(error).split())
+            words = stable_text(str(error))
             message = f"{type(error).__name__}{': ' if words else ''}{words}"
             self._fail(index, frame, label, Fault(STAGE_ERROR, message))
         else:

@@ -133,7 +133,8 @@ HEADER = (
     Column(
         "bit_depth",
         pa.int8(),
-        "bits per channel, as the file stores them; null where its channels differ or its header does not say",
+        "bits per channel, as the file stores them; null where its channels differ or its header does not "
+        "say",
         "bit",
         "1..64",
         stage="header",

@@ -1,46 +1,82 @@
-"""What the C decoders print: kept off the terminal, and read, for it is their only word of damaged pixels."""
+"""What the C decoders print on standard error: kept off the terminal and read, as some damage is reported
+nowhere else.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Generator
 
+from uhr.base.stable_text import stable_text
+
 _LOCK = threading.Lock()
 
-_DECODERS = ("JPEG", "JFIF", "libpng", "TIFF", "imgcodecs", "WARN:", "ERROR:", "SOS parameters", "Huffman")
-"""Words that only a decoder's line has. Any other line came from another thread and is passed on."""
+_LIBJPEG = (
+    "Corrupt JPEG data: ",
+    "Premature end of JPEG file",
+    "Invalid SOS parameters for",
+    "Inconsistent progression sequence",
+    "Unknown Adobe color transform",
+    "Warning: unknown JFIF revision",
+)
+"""Beginnings of libjpeg's warnings (jerror.h). Its errors are not printed: they end the decode."""
+
+_LIBTIFF = (
+    r"^_?(?:TIFF|LZW|ZIP|JPEG|OJPEG|Fax|PackBits|PixarLog|Thunder|NeXT|LogLuv|LERC|ZSTD|LZMA|WebP)\w*: "
+)
+
+_DECODER_LINE = re.compile(
+    rf"{'|'.join(_LIBJPEG)}|libpng (?:warning|error): |\bimdecode_?\(|\[ *[A-Z]+:\d+@\d|{_LIBTIFF}"
+)
+"""What only a decoder's line looks like. Any other line came from another thread and is passed on."""
+
+LOGGED = "OpenCV: "
+"""Beginning of what OpenCV logs itself; any other line is of a library below it."""
+
+_OPENCV_LEVEL = re.compile(r"\[ *([A-Z]+):\d+@\d")
 
 
 @contextlib.contextmanager
 def captured() -> Generator[list[str]]:
-    """Standard error of the whole process goes into the list, which is filled when the block ends.
+    """Standard error of the whole process goes into the list, which is filled when the block ends: each line
+    of a decoder, as `stable_text` gives it. What OpenCV logs below the level of a warning is dropped.
 
     One block at a time: threads wait for each other, worker processes do not.
     """
     lines: list[str] = []
-    with _LOCK, tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else _memory_file() as file:
+    with _LOCK, _memory_file() as file:
         try:
             terminal = os.dup(2)
         except OSError:
-            # a daemon without standard error: nothing to keep clean
-            yield lines
-            return
+            # a process without standard error: the decoders print all the same
+            terminal = None
         os.dup2(file.fileno(), 2)
         try:
             yield lines
         finally:
-            os.dup2(terminal, 2)
+            if terminal is None:
+                os.close(2)
+            else:
+                os.dup2(terminal, 2)
             file.seek(0)
             for line in file.read().decode(errors="replace").splitlines():
-                if any(word in line for word in _DECODERS):
-                    lines.append(line.strip())
-                else:
+                if _DECODER_LINE.search(line):
+                    level = _OPENCV_LEVEL.search(line)
+                    if level is None:
+                        lines.append(stable_text(line))
+                    elif level[1] in ("WARN", "ERROR", "FATAL"):
+                        lines.append(LOGGED + stable_text(line))
+                elif terminal is not None:
                     os.write(terminal, f"{line}\n".encode())
-            os.close(terminal)
+            if terminal is not None:
+                os.close(terminal)
 
 
 def _memory_file():
-    return open(os.memfd_create("decoder-noise"), "w+b")
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("decoder-noise"), "w+b")
+    return tempfile.TemporaryFile()

@@ -7,29 +7,34 @@ gray with no more than a line on standard error: that line is read here. Used by
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 
-from uhr.pixels import code_points, colour, pillow_formats
-from uhr.pixels.decoder_noise import captured
+from uhr.pixels import code_points, colour, jpeg, pillow_formats, png
+from uhr.pixels.decoder_noise import LOGGED, captured
+from uhr.pixels.jpeg import JpegFile
 from uhr.pixels.planes import Planes
+from uhr.pixels.png import PngFile
 from uhr.pixels.types import FaultKind, Header, PixelFault
+from uhr.pixels.webp import WebpFile
+
+_FILES = {"JPEG": JpegFile, "PNG": PngFile, "WEBP": WebpFile}
+"""What OpenCV decodes. Each class prepares the bytes for the decoder and judges what it prints."""
+
+_LONGEST_SIDE = {"JPEG": jpeg.LONGEST_SIDE, "PNG": png.LONGEST_SIDE}
 
 
 def decode_planes(data: bytes, header: Header) -> Planes:
     """The whole image. Raises `PixelFault` and nothing else, whatever the bytes are."""
     if header.unsupported:
         raise PixelFault("unsupported", header.unsupported)
-    with captured() as noise:
-        if header.format in ("JPEG", "PNG", "WEBP"):
-            planes = _with_opencv(data, header)
-        else:
+    if header.format in _FILES:
+        planes = _with_opencv(data, header)
+    else:
+        with captured() as lines:
             planes = _with_pillow(data, header)
-    if planes is None:
-        raise _fault(data, header, noise)
-    _check_noise(noise)
-    planes.notes += [*header.notes, *noise]
+        planes.notes += lines
+    planes.notes[:0] = header.notes
     if planes.bgr.shape[:2] != (header.raw_height, header.raw_width):
         found = f"{planes.bgr.shape[1]} x {planes.bgr.shape[0]}"
         raise PixelFault(
@@ -54,37 +59,62 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def _with_opencv(data: bytes, header: Header) -> Planes | None:
-    """None where OpenCV gives no picture."""
+def _with_opencv(data: bytes, header: Header) -> Planes:
+    import cv2
+
+    longest = _LONGEST_SIDE.get(header.format)
+    if longest is not None and max(header.raw_width, header.raw_height) > longest:
+        size = f"{header.raw_width} x {header.raw_height}"
+        limit = f"its decoder is limited to {longest:,} px a side"
+        raise PixelFault("unsupported", f"the {header.format} has {size} px, {limit}")
+    file = _FILES[header.format](data)
+    with captured() as lines:
+        pixels = _imdecode(file.decodable, header)
+    if pixels is None or pixels.ndim != 3:
+        raise _fault(file, header, lines)
+    file.judge([line for line in lines if not line.startswith(LOGGED)])
+    notes = [*file.notes, *(line for line in lines if line.startswith(LOGGED))]
+    if pixels.dtype == np.uint16:
+        pixels = np.right_shift(pixels, 8).astype(np.uint8)
+    if pixels.shape[2] == 4:
+        planes = Planes(cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR), alpha=pixels[..., 3], notes=notes)
+    else:
+        planes = Planes(pixels, notes=notes)
+        if isinstance(file, PngFile) and file.key and header.mode == "L":
+            planes.alpha = _colour_key(file, header, pixels)
+    if header.has_icc:
+        try:
+            planes.profile = file.profile()
+        except PixelFault as fault:
+            planes.notes.append(f"ICC profile ignored: {fault.message}")
+    return planes
+
+
+def _imdecode(data: bytes, header: Header) -> np.ndarray | None:
+    """BGR or BGRA, uint8 or uint16 [H, W, C]; None where OpenCV gives no image."""
     import cv2
 
     wants_alpha = header.has_alpha and header.mode != "L"
     flags = cv2.IMREAD_UNCHANGED if wants_alpha else cv2.IMREAD_COLOR
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise PixelFault("too large", "the memory does not suffice to decode it") from None
-        raise PixelFault("corrupt", f"the decoder gave up ({error.err})") from None
-    if pixels is None or pixels.ndim != 3:
-        return None
-    if pixels.dtype == np.uint16:
-        pixels = np.right_shift(pixels, 8).astype(np.uint8)
-    if pixels.shape[2] == 4:
-        return Planes(cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR), alpha=pixels[..., 3])
-    planes = Planes(pixels)
-    if header.has_alpha:
-        _add_colour_key(planes, data, header)
-    return planes
+        raise _refused(error.err) from None
 
 
-def _add_colour_key(planes: Planes, data: bytes, header: Header) -> None:
-    """Transparency of a gray PNG's colour key, which OpenCV does not give."""
-    if header.bit_depth == 16:
-        planes.notes.append("the transparent gray value of a 16-bit PNG is ignored")
-        return
-    image = pillow_formats.load(pillow_formats.open_image(io.BytesIO(data), (header.format,)))
-    planes.alpha = np.array(image.convert("RGBA").getchannel("A"))
+def _colour_key(file: PngFile, header: Header, pixels: np.ndarray) -> np.ndarray:
+    """Alpha of a gray PNG with one transparent value, which OpenCV does not give."""
+    import cv2
+
+    depth = header.bit_depth or 8
+    value = int.from_bytes(file.key[:2], "big") & (1 << depth) - 1
+    if depth == 16:
+        flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+        with captured():
+            gray = cv2.imdecode(np.frombuffer(file.decodable, np.uint8), flags)
+    else:
+        gray, value = pixels[..., 0], value * 255 // ((1 << depth) - 1)
+    return np.where(gray == value, np.uint8(0), np.uint8(255))
 
 
 def _with_pillow(data: bytes, header: Header) -> Planes:
@@ -103,12 +133,12 @@ def _attach_colours(planes: Planes, data: bytes, header: Header) -> None:
     """The ICC profile that describes the colours, the file's own or one that equals its code points, and the
     conversion from it to sRGB. A profile that cannot be used is left out with a note.
     """
-    if planes.profile is None and header.has_icc:
+    if planes.profile is None and header.has_icc and header.format not in _FILES:
         try:
-            planes.profile = _profile(data, header)
+            planes.profile = _profile(data)
         except PixelFault as fault:
             planes.notes.append(f"ICC profile ignored: {fault.message}")
-    elif planes.profile is None and header.colour is not None:
+    elif planes.profile is None and header.colour is not None and not header.has_icc:
         planes.profile = code_points.icc_profile(header.colour)
     if planes.profile is None:
         return
@@ -122,50 +152,45 @@ def _attach_colours(planes: Planes, data: bytes, header: Header) -> None:
         planes.profile = None
     elif wanted.transform is not None:
         if mode == "CMYK" and planes.cmyk is None:
-            planes.cmyk = _cmyk(data, header)
+            planes.cmyk = _cmyk(data)
         planes.conversion = wanted
 
 
-def _profile(data: bytes, header: Header) -> bytes:
-    profile = _lazy(data, header).info.get("icc_profile")
+def _profile(data: bytes) -> bytes:
+    profile = pillow_formats.open_image(io.BytesIO(data)).info.get("icc_profile")
     if not profile:
         raise PixelFault("corrupt", "it cannot be read")
     return bytes(profile)
 
 
-def _cmyk(data: bytes, header: Header) -> np.ndarray:
-    return np.array(pillow_formats.load(_lazy(data, header)))
+def _cmyk(data: bytes) -> np.ndarray:
+    """uint8 [H, W, 4] of a JPEG, which OpenCV does not give."""
+    image = pillow_formats.open_image(io.BytesIO(JpegFile(data).without_metadata()), ("JPEG",))
+    return np.array(pillow_formats.load(image))
 
 
-def _lazy(data: bytes, header: Header) -> Any:
-    formats = {"JPEG": ("JPEG", "MPO")}.get(header.format, (header.format,))
-    return pillow_formats.open_image(io.BytesIO(data), formats)
+def _refused(message: str) -> PixelFault:
+    """The fault for an exception of OpenCV."""
+    if "llocate" in message or "nsufficient memory" in message:
+        return PixelFault("too large", "the memory does not suffice to decode it")
+    if "CV_IO_MAX_IMAGE" in message:
+        limit = "see CV_IO_MAX_IMAGE_PIXELS in the documentation of OpenCV"
+        return PixelFault("unsupported", f"more pixels than OpenCV decodes ({message}; {limit})")
+    return PixelFault("corrupt", f"the decoder gave up ({message})")
 
 
-def _check_noise(noise: list[str]) -> None:
-    """Damage that libjpeg fills with gray or garbage and goes on. Stray bytes between segments do no harm."""
-    for line in noise:
-        harmless = "extraneous bytes" in line
-        if ("Corrupt JPEG data" in line and not harmless) or "Premature end" in line:
-            raise PixelFault("corrupt", line)
-
-
-def _fault(data: bytes, header: Header, noise: list[str]) -> PixelFault:
-    """Why a decoder gave nothing: the file stops early, or its bytes are wrong."""
-    words = "; ".join(noise)
+def _fault(file: JpegFile | PngFile | WebpFile, header: Header, lines: list[str]) -> PixelFault:
+    """Why OpenCV gave no image: the file stops early, or its bytes are wrong."""
+    printed = "; ".join(lines)
+    if "llocate" in printed or "CV_IO_MAX_IMAGE" in printed:
+        # older versions print what newer ones raise
+        return _refused(printed)
     kind: FaultKind = "corrupt"
-    if "nsupported" in words:
-        kind = "unsupported"
-    elif _ends_early(data, header.format):
+    if file.truncated:
         kind = "truncated"
-    what = {"truncated": "ends before the picture does", "unsupported": "is in a variant not read here"}
-    return PixelFault(kind, f"the {header.format} {what.get(kind, 'is damaged')}{words and f' ({words})'}")
-
-
-def _ends_early(data: bytes, format: str) -> bool:
-    if format == "PNG":
-        return data.rfind(b"IEND\xaeB`\x82") < 0
-    if format == "WEBP":
-        return int.from_bytes(data[4:8], "little") + 8 > len(data)
-    # EOI behind the last scan: one in an embedded thumbnail lies before it
-    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    elif "nsupported" in printed:
+        kind = "unsupported"
+    what = {"truncated": "ends before the image does", "unsupported": "is in a variant not read here"}
+    return PixelFault(
+        kind, f"the {header.format} {what.get(kind, 'is damaged')}{printed and f' ({printed})'}"
+    )

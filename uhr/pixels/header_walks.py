@@ -7,7 +7,7 @@ import zlib
 
 from uhr.pixels import code_points, exif
 from uhr.pixels.code_points import ColourTags
-from uhr.pixels.types import FileBytes, Header, PixelFault
+from uhr.pixels.types import MOST_PARTS, FileBytes, Header, PixelFault
 
 _U16 = struct.Struct(">H").unpack_from
 _U32 = struct.Struct(">I").unpack_from
@@ -18,8 +18,11 @@ _BARE = frozenset({0x01, *range(0xD0, 0xD8)})
 _PNG_COLOUR = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
-_MOST_PARTS = 100_000
-"""Segments or chunks after which a walk gives up: a file of tiny chunks must not hold a worker."""
+_LARGEST_EXIF = 64 << 20
+"""Bytes of an EXIF block that are read; only JPEG's format limits it."""
+
+_TAIL = 64 << 10
+"""Bytes at the end of a PNG in which the end of its image data is sought first: one read."""
 
 
 def jpeg(source: FileBytes) -> Header:
@@ -28,7 +31,7 @@ def jpeg(source: FileBytes) -> Header:
     orientation, has_icc, exif_block = 1, False, b""
     first, limit = source.first, len(source.first)
     position = 2
-    for _ in range(_MOST_PARTS):
+    for _ in range(MOST_PARTS):
         # marker and segment from the bytes at hand where they suffice: the common case costs no call
         if position + 24 <= limit:
             head, base = first, position
@@ -65,6 +68,8 @@ def jpeg(source: FileBytes) -> Header:
         elif marker == 0xE2 and head[base + 4 : base + 16] == b"ICC_PROFILE\0":
             has_icc = True
         position += 2 + max(length, 2)
+    else:
+        raise _too_many("JPEG", "segments")
     if frame is None:
         raise PixelFault("truncated", "the JPEG ends before its frame header")
     raise PixelFault("truncated", "the JPEG ends before its picture data")
@@ -76,6 +81,8 @@ def _jpeg_header(
     if frame is None:
         raise PixelFault("corrupt", "the JPEG has picture data but no frame header before them")
     precision, height, width, components = frame
+    if height == 0:
+        raise PixelFault("unsupported", "a JPEG whose height is given behind its first scan (DNL)")
     if components not in _JPEG_MODES:
         raise PixelFault("unsupported", f"a JPEG of {components} components")
     mode = _JPEG_MODES[components]
@@ -87,7 +94,7 @@ def _jpeg_header(
 
 
 def png(source: FileBytes) -> Header:
-    """Walk the chunks from IHDR to the first IDAT; an eXIf chunk behind the picture is sought at the end."""
+    """Walk the chunks from IHDR to the first IDAT, and those behind the image data for an eXIf chunk."""
     if source.first[12:16] != b"IHDR":
         if source.first[12:16] == b"CgBI":
             raise PixelFault("unsupported", "a PNG in Apple's private CgBI variant")
@@ -102,7 +109,7 @@ def png(source: FileBytes) -> Header:
     has_key = animated = False
     chunks: dict[bytes, bytes] = {}
     position = 33
-    for _ in range(_MOST_PARTS):
+    for _ in range(MOST_PARTS):
         head = source.at(position, 8)
         if len(head) < 8:
             raise PixelFault("truncated", "the PNG ends before its picture data")
@@ -112,7 +119,7 @@ def png(source: FileBytes) -> Header:
         if kind == b"IEND":
             raise PixelFault("corrupt", "the PNG holds no picture data")
         if kind == b"eXIf":
-            orientation = exif.orientation(source.at(position + 8, min(length, 1 << 20)))
+            orientation = _png_exif(source, position, length)
         elif kind in _PNG_COLOUR and kind not in chunks:
             chunks[kind] = source.at(position + 8, min(length, 32))
         elif kind in (b"zTXt", b"tEXt") and orientation is None:
@@ -121,9 +128,9 @@ def png(source: FileBytes) -> Header:
         animated |= kind == b"acTL"
         position += 12 + length
     else:
-        raise PixelFault("corrupt", f"the PNG has more than {_MOST_PARTS} chunks before its picture data")
+        raise _too_many("PNG", "chunks")
     if orientation is None:
-        orientation = _late_exif(source)
+        orientation = _late_exif(source, position)
     mode = _PNG_MODES[colour]
     has_icc, tags = _png_colour(chunks)
     return Header(
@@ -189,22 +196,53 @@ def _png_text_exif(source: FileBytes, kind: bytes, position: int, length: int) -
         return None
 
 
-def _late_exif(source: FileBytes) -> int:
-    """Orientation of an eXIf chunk between the picture data and the end, where some writers put it.
-
-    Sought in the last 64 KiB and believed only if its checksum holds: walking every IDAT costs a read each.
-    """
-    start = max(source.size - 65536, 33)
+def _late_exif(source: FileBytes, position: int) -> int:
+    """Orientation of an eXIf chunk behind the image data of a PNG, which begin at `position`."""
+    start = max(source.size - _TAIL, position)
     tail = source.at(start, source.size - start)
-    found = tail.rfind(b"eXIf")
-    if found < 4:
+    at = tail.rfind(b"IDAT")
+    while at >= 4:
+        found = _exif_behind(FileBytes(tail, len(tail)), at - 4)
+        if found is not None:
+            return found
+        at = tail.rfind(b"IDAT", 0, at)
+    return _exif_behind(source, position) or 1
+
+
+def _exif_behind(source: FileBytes, position: int) -> int | None:
+    """Orientation of the first eXIf chunk from a PNG's IDAT chunk at `position` on, 1 if there is none before
+    IEND; None if no chunks lead to IEND.
+
+    Most encoders write IDAT chunks of one size, so many of them are stepped over at once where the same
+    length and kind are found again.
+    """
+    stride = 1
+    for _ in range(MOST_PARTS):
+        head = source.at(position, 8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return 1 if head[4:] == b"IEND" else None
+        length, kind = _U32(head)[0], head[4:]
+        if kind == b"eXIf":
+            return _png_exif(source, position, length)
+        if kind == b"IDAT" and source.at(position + stride * (12 + length), 8) == head:
+            position += stride * (12 + length)
+            stride *= 2
+            continue
+        position += 12 + length if stride == 1 or kind != b"IDAT" else 0
+        stride = max(stride // 2, 1)
+    return None
+
+
+def _png_exif(source: FileBytes, position: int, length: int) -> int:
+    """Orientation of the eXIf chunk at `position`, which is believed only if its checksum is right."""
+    chunk = source.at(position + 4, min(length, _LARGEST_EXIF) + 8)
+    if length <= _LARGEST_EXIF and zlib.crc32(chunk[:-4]) != int.from_bytes(chunk[-4:], "big"):
         return 1
-    length = _U32(tail, found - 4)[0]
-    payload = tail[found : found + 4 + length]
-    check = tail[found + 4 + length : found + 8 + length]
-    if len(check) < 4 or zlib.crc32(payload) != _U32(check)[0]:
-        return 1
-    return exif.orientation(payload[4:])
+    return exif.orientation(chunk[4:-4])
+
+
+def _too_many(format: str, parts: str) -> PixelFault:
+    return PixelFault("unsupported", f"a {format} of more than {MOST_PARTS:,} {parts}")
 
 
 def webp(source: FileBytes) -> Header:
@@ -240,13 +278,13 @@ def webp(source: FileBytes) -> Header:
 
 def _webp_orientation(source: FileBytes) -> int:
     position = 12
-    for _ in range(_MOST_PARTS):
+    for _ in range(MOST_PARTS):
         head = source.at(position, 8)
         if len(head) < 8:
             return 1
         length = struct.unpack_from("<I", head, 4)[0]
         if head[:4] == b"EXIF":
-            block = source.at(position + 8, min(length, 1 << 20))
+            block = source.at(position + 8, min(length, _LARGEST_EXIF))
             # a stray JPEG prefix is common in the wild
             return exif.orientation(block.removeprefix(b"Exif\0\0"))
         position += 8 + length + (length & 1)

@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from uhr.base.stable_text import stable_text
+
 if TYPE_CHECKING:
     from uhr.pixels.code_points import ColourSpace
 
@@ -20,13 +22,24 @@ read; all others are of one version of the file.
 """
 
 
+MOST_PARTS = 1_000_000
+"""Segments or chunks of a file after which a walk gives up: one of tiny parts must not hold a worker."""
+
+LARGEST_PROFILE = 16 << 20
+"""Bytes of an ICC profile that is read; those of printing presses have some 3 MB. In a PNG, a few bytes may
+inflate to gigabytes.
+"""
+
+
 class PixelFault(Exception):
-    """A file that gives no picture. `kind` becomes the sample's reason; `message` is for people."""
+    """A file that gives no image. `kind` becomes the sample's reason; `message` is for people, and the same
+    on every run: clocks and addresses that a library puts into its own messages are removed.
+    """
 
     def __init__(self, kind: FaultKind, message: str) -> None:
         self.kind: FaultKind = kind
-        self.message = message
-        super().__init__(f"{kind}: {message}")
+        self.message = stable_text(message)
+        super().__init__(f"{kind}: {self.message}")
 
     def __reduce__(self) -> tuple[type[PixelFault], tuple[FaultKind, str]]:
         # exceptions cross process borders: rebuild from the two parts
