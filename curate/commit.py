@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
+from uhr.base.output import all_or_nothing
 from uhr.curate.plan import Plan, Step
 from uhr.curate.rows import PREVIEW, Tally
 from uhr.curate.rules import Judge, Verdict
@@ -46,7 +47,7 @@ def commit(
     parts = [units.part(unit) for unit in range(units.count)]
     seen = dict(tally.seen)
     rejected = dict(tally.rejected)
-    with _whole_set(units.folder) as everything:
+    with _whole_set(units.folder) as everything, all_or_nothing(out):
         if plan.sets:
             everything.load(parts, plan)
             for step in plan.sets:

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
+from uhr.base.files import saving
 from uhr.base.lock import only_run
 from uhr.curate.commit import commit
 from uhr.curate.failures import Failures, failures_of
@@ -99,7 +100,13 @@ def survey(order: Order) -> Listing:
 
 
 def run(order: Order, fresh: Fresh) -> Outcome:
-    """Curate. Errors: what `survey` raises, an OUT that holds something else, another run at work in it."""
+    """Curate. Errors: what `survey` raises, an OUT that holds something else or cannot be written, another
+    run at work in it."""
+    with saving(order.out, "make room there; the same command goes on where it stopped"):
+        return _run(order, fresh)
+
+
+def _run(order: Order, fresh: Fresh) -> Outcome:
     start = time.monotonic()
     check_source(order.source)
     refuse_overlap(order.source, order.out)

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from uhr.base.config import Config
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
-from uhr.base.output import claim
+from uhr.base.files import saving
+from uhr.base.output import all_or_nothing, claim
 from uhr.manifests.info import FILE
 from uhr.manifests.manifest import Manifest, Parent, is_manifest, write_manifest
 from uhr.manifests.parts import PREVIEWS, SAMPLES
@@ -87,19 +88,21 @@ def slice_manifest(
             schema = schema.remove(schema.get_field_index(SPLIT.name))
         schema = schema.append(SPLIT.field())
     chosen = rows["sample_id"].filter(pa.array(mask)).to_pylist()
-    _claim(out)
-    return write_manifest(
-        out,
-        schema=schema,
-        batches=_batches(parent, schema, rows["sample_id"], mask, labels, advance),
-        previews=parent.preview_batches(chosen) if parent.info.previews else None,
-        root=parent.root,
-        operation=wanted.operation(),
-        parents=[Parent(id=parent.id, path=str(parent.path.resolve()), role="slice of")],
-        stages=parent.info.stages,
-        rules=parent.info.rules,
-        weights=parent.info.weights,
-    )
+    fix = "make room there, then give the same command again"
+    with saving(out, fix), all_or_nothing(Path(out)):
+        _claim(out)
+        return write_manifest(
+            out,
+            schema=schema,
+            batches=_batches(parent, schema, rows["sample_id"], mask, labels, advance),
+            previews=parent.preview_batches(chosen) if parent.info.previews else None,
+            root=parent.root,
+            operation=wanted.operation(),
+            parents=[Parent(id=parent.id, path=str(parent.path.resolve()), role="slice of")],
+            stages=parent.info.stages,
+            rules=parent.info.rules,
+            weights=parent.info.weights,
+        )
 
 
 def _claim(out: Path) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from uhr import __version__
 from uhr.base.errors import UserError
-from uhr.base.files import atomic, sha256_file, write_json
+from uhr.base.files import atomic, saving, sha256_file, write_json
+from uhr.base.output import all_or_nothing
 from uhr.models.adapters import formats
 from uhr.models.adapters.conversion import lora_of_state
 from uhr.models.adapters.keys import LAYOUTS
@@ -41,7 +42,7 @@ def export_lora(
     becomes the LoRA of twice its rank that is the same function. Keys are diffusers' own, and alpha stands in
     the metadata that diffusers reads: without it a reader would take alpha = rank. So does `usage`, which our
     reader honours. The weights come last, so a folder with weights is whole; one that has weights already is
-    refused.
+    refused. Where the disk takes no more, nothing is left there, and the error is a UserError.
     """
     folder = Path(folder)
     if (folder / WEIGHTS).exists():
@@ -50,13 +51,14 @@ def export_lora(
     assert ranks == {lora.rank}, f"a LoRA of rank {lora.rank} has matrices of rank {ranks}"
     values = lora_of_state({key: tensor.float() for key, tensor in state.items()}, lora.alpha)
     rank, alpha = next((part.rank, part.alpha) for part in values.values())
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / CARD) as temporary:
-        temporary.write_text(lora_card(facts, rank, alpha, lora.targets, usage), encoding="utf-8")
-    with atomic(folder / WEIGHTS) as temporary:
-        layout = LAYOUTS[facts.spec.transformer_class]
-        formats.save(values, temporary, formats.Format.DIFFUSERS, layout, usage.metadata())
-        record = {"uhr": __version__, "kind": "lora", "sha256": sha256_file(temporary)}
+    layout = LAYOUTS[facts.spec.transformer_class]
+    card = lora_card(facts, rank, alpha, lora.targets, usage)
+    fix = "make room and export again, or name another folder"
+    with saving(folder, fix), all_or_nothing(folder), atomic(folder / WEIGHTS) as weights:
+        formats.save(values, weights, formats.Format.DIFFUSERS, layout, usage.metadata())
+        with atomic(folder / CARD) as temporary:
+            temporary.write_text(card, encoding="utf-8")
+        record = {"uhr": __version__, "kind": "lora", "sha256": sha256_file(weights)}
         shape = {"rank": rank, "alpha": alpha, "targets": list(lora.targets)}
         said = usage.model_dump(mode="json", exclude_defaults=True)
         write_json(folder / RECORD, {**record, "lora": {**shape, **said}, **facts.as_dict()})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uhr.base.errors import UserError
-from uhr.base.files import user_path
+from uhr.base.files import disk_fault, user_path
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 INDEX = "model_index.json"
@@ -94,6 +94,9 @@ class Source:
                 "check the path, or the network",
             ) from error
         except (HfHubHTTPError, OSError, ValueError) as error:
+            if (reason := disk_fault(error)) is not None:
+                fix = "make room, or set HF_HOME to a folder of another disk"
+                raise UserError(f"the hub's cache cannot take '{self.text}' ({reason})", fix) from error
             words = " ".join(str(error).split())
             raise UserError(
                 f"'{self.text}' is no folder here, and the hub did not give it ({words})",

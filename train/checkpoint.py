@@ -15,8 +15,11 @@ from typing import Any
 
 import uhr
 from uhr.base.config import Config, read_versioned
+from uhr.base.console import command
 from uhr.base.errors import UserError
-from uhr.base.files import sha256_file, sync, write_json
+from uhr.base.files import saving, sha256_file, sync, write_json
+from uhr.base.output import all_or_nothing
+from uhr.models.weight_files import save_tensors
 from uhr.train.recipe import leaves
 from uhr.train.state import TrainState, generators, set_generators
 
@@ -90,20 +93,30 @@ def write_checkpoint(run: Path, state: TrainState, facts: Mapping[str, Any]) -> 
     """Write the state after `state.step` steps; `facts` are the other fields of `CheckpointInfo`.
 
     Everything goes to a folder of another name first; its last file is `checkpoint.json`, and its last act
-    the rename.
+    the rename. Where the disk takes no more, that folder is removed and the error is a UserError, which says
+    which step is saved.
     """
-    from safetensors.torch import save_file
-
     final = folder_of(run, state.step)
     staging = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
+    with saving(run / FOLDER, go_on(run)), all_or_nothing(staging):
+        _fill(staging, state, facts)
+        if final.exists():
+            # torn, or this step was written already: a rename needs the place to be free
+            remove(final)
+        os.replace(staging, final)
+        sync(final.parent)
+    return final
+
+
+def _fill(staging: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
     staging.mkdir(parents=True)
     for name, tensors in state.tensors().items():
-        save_file(tensors, staging / f"{name}.safetensors")
+        save_tensors(tensors, staging / f"{name}.safetensors")
     write_json(staging / GENERATORS, generators())
-    files = {}
-    for path in sorted(staging.iterdir()):
-        sync(path)
-        files[path.name] = Stored(bytes=path.stat().st_size, sha256=sha256_file(path))
+    files = {
+        path.name: Stored(bytes=path.stat().st_size, sha256=sha256_file(path))
+        for path in sorted(staging.iterdir())
+    }
     info = CheckpointInfo(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         step=state.step,
@@ -112,12 +125,13 @@ def write_checkpoint(run: Path, state: TrainState, facts: Mapping[str, Any]) -> 
         **facts,
     )
     write_json(staging / FILE, info.model_dump(mode="json"))
-    if final.exists():
-        # torn, or this step was written already: a rename needs the place to be free
-        remove(final)
-    os.replace(staging, final)
-    sync(final.parent)
-    return final
+
+
+def go_on(run: Path) -> str:
+    """What to do where the disk of a run takes no more: which step is saved, and the command that goes on."""
+    saved = steps(run)
+    state = f"step {saved[-1]} is saved" if saved else "no step is saved yet"
+    return f"{state}; make room, then `{command('train', 'resume', run)}`"
 
 
 def remove(folder: Path) -> None:

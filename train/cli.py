@@ -10,6 +10,7 @@ import typer
 from uhr.base import console
 from uhr.base.console import command, say
 from uhr.base.errors import UserError
+from uhr.base.files import saving
 
 app = typer.Typer(no_args_is_help=True, help="Encode a slice once, train on it, export what came out.")
 
@@ -28,6 +29,9 @@ ConfigFile = Annotated[
 ModelPath = Annotated[str, typer.Option("--model", help="A diffusers folder, or a hub id[@revision].")]
 DATA_HELP = "What `uhr train encode` wrote; once per resolution."
 DataFolders = Annotated[list[Path] | None, typer.Option("--data", help=DATA_HELP)]
+
+
+AGAIN = "make room there; the same command goes on where it stopped"
 
 
 def _next(*words: object) -> None:
@@ -92,7 +96,8 @@ def encode_(
     from uhr.train.encoding.config import EncodeConfig
 
     config = build(EncodeConfig, apply_sets({}, sets or []), "--set")
-    info, stood = encode(manifest, model, out, config, device, workers)
+    with saving(out, AGAIN):
+        info, stood = encode(manifest, model, out, config, device, workers)
 
     def text(_: Any) -> None:
         from uhr.train.encoded import print_encoded
@@ -121,7 +126,7 @@ def run_(
     from uhr.train.recipes import resolve
 
     wanted = resolve(recipe, config, sets)
-    with hold(out):
+    with saving(out, AGAIN), hold(out):
         job = start(wanted, model, data, out)
         if job.resume is not None and job.done < job.recipe.steps:
             say(f"{out} holds this very run at step {job.done}: going on")
@@ -140,7 +145,7 @@ def resume_(
     from uhr.train.job import read_run, reopen
 
     read_run(run)  # no lock in a folder that holds no run
-    with hold(run):
+    with saving(run, AGAIN), hold(run):
         job = reopen(run, sets or [], model, data or [])
         if job.resume is None:
             say(f"{run} has no checkpoint yet: starting at its first step")

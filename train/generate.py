@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from uhr.base import lock
 from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
-from uhr.base.files import user_path
+from uhr.base.files import saving, user_path
 from uhr.base.output import claim, names_in, refuse_strangers
 from uhr.base.store import FolderStore, Store, open_store
 from uhr.manifests.units import Runner, UnitPlan, run_units
@@ -114,7 +114,8 @@ def generate(order: Order) -> Outcome:
     asked = identity.identify(request, setup, threads_of(runner), items, order.refinement, versions)
     if isinstance(store, FolderStore):
         claim(store.folder, OURS, MARKS, "the set")
-    with lock.only_run(store.work_folder(), store.text):
+    fix = "make room there; the same command goes on where it stopped"
+    with saving(store.work_folder(), fix), lock.only_run(store.work_folder(), store.text):
         try:
             asked = identity.take(store, asked, order.fresh(order.out))
             names = store.names()

@@ -15,6 +15,7 @@ import torch
 
 from uhr.base.console import command, progress, say
 from uhr.base.errors import UserError
+from uhr.base.files import saving
 from uhr.models.adapters.plain import LoraSpec, add_lora
 from uhr.models.surgery import compose, from_record, record
 from uhr.models.zoo import load_transformer, pick_device
@@ -79,6 +80,7 @@ class Trainer:
         assert state.step < total
         recent = deque((line["loss"] for line in read_log(job.out) if line["step"] <= state.step), RECENT)
         with (
+            saving(job.out, lambda: checkpoint.go_on(job.out)),
             track(job.out, state.step) as write,
             progress("train", total, "steps") as advance,
             stop_requests() as stop,

@@ -12,6 +12,7 @@ import typer
 
 from uhr import __version__
 from uhr.base.errors import UserError
+from uhr.base.files import disk_fault
 from uhr.curate.cli import app as curate
 from uhr.demo import demo
 from uhr.doctor import doctor
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         outcome = app(args=arguments, prog_name="uhr", standalone_mode=False)
     except UserError as error:
-        return _fail(str(error), debug)
+        return _fail(str(error.worded()), debug)
     except (typer.Abort, KeyboardInterrupt):
         outcome = 130
     except BrokenPipeError:
@@ -72,12 +73,23 @@ def main(arguments: list[str] | None = None) -> int:
         usage = _usage_message(error)
         if usage is not None:
             return _fail(usage, debug, code=2)
+        if (reason := disk_fault(error)) is not None:
+            return _fail(f"nothing more can be written{_where(error)} ({reason}): {_MAKE_ROOM}", debug)
         return _fail(f"unexpected {type(error).__name__}: {_one_line(error)} (--debug shows where)", debug)
     if outcome == 130:
         # typer makes Ctrl-C this exit code, and says nothing
         words = "interrupted; nothing is half-written (curate, encode, train, sets: the same command goes on)"
         return _fail(words, debug, code=130)
     return outcome if isinstance(outcome, int) else 0
+
+
+_MAKE_ROOM = "make room there, then give the same command again"
+
+
+def _where(error: Exception) -> str:
+    """The file of an OSError, if it has one."""
+    file = getattr(error, "filename", None)
+    return "" if file is None else f" to {os.fsdecode(file)}"
 
 
 def _usage_message(error: Exception) -> str | None:

@@ -17,7 +17,7 @@ import typer
 
 from uhr.base.console import progress, say, table
 from uhr.base.errors import UserError
-from uhr.base.files import write_json
+from uhr.base.files import saving, write_json
 
 MARKER = "uhr-demo.json"
 PROMPT = "a mountain lake at dawn"
@@ -44,12 +44,14 @@ def demo(
     start = time.monotonic()
     # the tiny model's tensors are slower on many threads than on one
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _take_folder(out)
+    with saving(out, "make room there, or name another folder with --out"):
+        _take_folder(out)
     pictures, manifest, chosen = out / "pictures", out / "manifest", out / "slice"
     model, encoded, run, adapter = out / "tiny-flux1", out / "encoded", out / "run", out / "adapter"
 
     _headline("1. Gather pictures, some of them with planted faults")
-    planted = _gather(pictures)
+    with saving(out, "make room there, or name another folder with --out"):
+        planted = _gather(pictures)
 
     _headline("2. Curate them on Ray: annotate every picture, turn down by rule, lose nothing")
     _uhr("curate", "run", "quickstart", "--source", pictures, "--out", manifest)

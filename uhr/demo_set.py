@@ -109,7 +109,9 @@ def _scenes(folder: Path, advance: Callable[..., None]) -> list[Planted]:
     for seed, (name, caption, scene, height, width) in enumerate(SCENES):
         picture = scene(np.random.default_rng(seed), height, width)
         jpeg, png = (cv2.IMWRITE_JPEG_QUALITY, 90), (cv2.IMWRITE_PNG_COMPRESSION, 1)
-        cv2.imwrite(str(folder / name), picture, jpeg if name.endswith(".jpg") else png)
+        suffix, settings = (".jpg", jpeg) if name.endswith(".jpg") else (".png", png)
+        # imwrite would only return False where the disk is full
+        (folder / name).write_bytes(cv2.imencode(suffix, picture, settings)[1].tobytes())
         (folder / name).with_suffix(".txt").write_text(caption + "\n")
         files.append(Planted(f"{folder.name}/{name}", caption))
         advance(note=name)

@@ -9,7 +9,7 @@ import yaml
 
 from uhr.base.console import progress
 from uhr.base.errors import UserError, install
-from uhr.base.files import atomic
+from uhr.base.files import atomic, saving
 from uhr.manifests.lineage import lineage, summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.report.charts import HEIGHT, WIDTH, Histogram, histogram
@@ -41,8 +41,9 @@ def write_report(manifest: Manifest, out: Path) -> Path:
     out = Path(out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", "name an HTML file")
-    with atomic(out) as temporary:
-        temporary.write_text(render(manifest), encoding="utf-8")
+    text = render(manifest)
+    with saving(out, "make room there, or name another file with --out"), atomic(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return out
 
 

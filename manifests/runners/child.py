@@ -58,9 +58,9 @@ def _serve(connection: Connection, page: mmap.mmap, folder: Path, packed: bytes,
     except Exception as error:  # noqa: BLE001 - every error goes to the parent, which raises it there
         from uhr.manifests.runners.inline import unit_error
 
-        report = unit_error(error, unit)
-        report.add_note(traceback.format_exc())
-        connection.send(("error", (report.what, report.fix, traceback.format_exc())))
+        report = unit_error(error, unit, folder)
+        # the type stays here: an error of the user's own class may not be importable in the parent
+        connection.send(("error", (report.what, report.fix, report.give, traceback.format_exc())))
 
 
 def _page_watch(page: mmap.mmap) -> Any:

@@ -79,8 +79,8 @@ class Worker:
                 kind, value = child.connection.recv()
                 if kind == "error":
                     self.close()
-                    what, fix, trace = value
-                    error = UserError(what, fix)
+                    what, fix, give, trace = value
+                    error = UserError(what, fix, give)
                     error.add_note(trace)
                     raise error
                 if kind == "done":

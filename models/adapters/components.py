@@ -14,8 +14,9 @@ from typing import Literal
 
 import torch
 
+from uhr.base.console import warn
 from uhr.base.errors import UserError
-from uhr.base.files import atomic
+from uhr.models.weight_files import save_tensors
 
 Which = Literal["minor", "major"]
 
@@ -68,10 +69,10 @@ def cached(weight: torch.Tensor, rank: int, which: Which, folder: Path | None) -
     if path.exists():
         return _read(path, weight, rank), True
     factors = decompose(weight, rank, which)
-    from safetensors.torch import save_file
-
-    with atomic(path) as temporary:
-        save_file({"a": factors.a.cpu(), "b": factors.b.cpu()}, temporary)
+    try:
+        save_tensors({"a": factors.a.cpu(), "b": factors.b.cpu()}, path)
+    except OSError as error:
+        warn(f"{path} cannot be written ({error.strerror}): these components are computed again next time")
     return factors, False
 
 

@@ -19,8 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uhr.base.files import atomic
 from uhr.models.adapters.reading import DIFFUSERS_METADATA, swap
+from uhr.models.weight_files import save_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -67,29 +67,10 @@ def save(
 ) -> Path:
     """Write a safetensors file atomically; `facts` go into its metadata. The file's path. Equal adapters give
     equal bytes."""
-    from safetensors.torch import save_file
-
     state, metadata = write_state(lora, form, layout, pair)
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in state.items()}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={**(facts or {}), **metadata})
-        _sort_header(temporary)
+    save_tensors(tensors, path, {**(facts or {}), **metadata})
     return path
-
-
-def _sort_header(path: Path) -> None:
-    """Put a safetensors file's metadata in order: its writer keeps them in a hash map, so bytes would vary.
-
-    The file begins with the header's length (8 bytes, little endian) and the header, JSON padded with spaces.
-    """
-    with open(path, "r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
-        assert len(text) == length, "another layout of safetensors' header"
-        file.seek(8)
-        file.write(text)
 
 
 def _pairs(named: Mapping[str, LowRank], pair: tuple[str, str]) -> dict[str, torch.Tensor]:

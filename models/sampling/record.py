@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
 import platform
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from uhr import __version__
 from uhr.base.console import counted
 from uhr.base.errors import UserError
-from uhr.base.files import atomic, user_path, write_json
-from uhr.base.store import FolderStore
+from uhr.base.files import atomic, saving, user_path, write_json
+from uhr.base.store import FolderStore, StoreError
 from uhr.models.guidance import spoken
 from uhr.models.sampling.setup import Call, Setup
 
@@ -156,7 +155,7 @@ def write(path: Path, picture: Any, record: dict[str, Any]) -> None:
     Both are whole or absent, and the JSON comes last: where it stands, its picture does.
     """
     data = png_bytes(picture, record)
-    with _told(path):
+    with saving(path, _ROOM, StoreError):
         path.parent.mkdir(parents=True, exist_ok=True)
         # that of an earlier picture must not stand beside this one
         beside(path).unlink(missing_ok=True)
@@ -165,13 +164,7 @@ def write(path: Path, picture: Any, record: dict[str, Any]) -> None:
         write_json(beside(path), record)
 
 
-@contextlib.contextmanager
-def _told(path: Path) -> Generator[None]:
-    """What a disk refuses, in one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error})", "mend that") from error
+_ROOM = "make room there, or name another place"
 
 
 def stage_files(folder: Path, stem: str, names: Sequence[str]) -> list[Path]:
@@ -194,7 +187,7 @@ def write_stages(folder: Path, stem: str, stages: Sequence[tuple[str, Any]]) -> 
     for file, (name, picture) in zip(stage_files(folder, stem, [n for n, _ in stages]), stages, strict=True):
         info = PngInfo()
         info.add_text(STAGE, name)
-        with _told(file), atomic(file) as temporary:
+        with saving(file, _ROOM, StoreError), atomic(file) as temporary:
             picture.save(temporary, format="PNG", pnginfo=info)
 
 

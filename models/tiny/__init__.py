@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError, unknown
+from uhr.base.files import saving, usual_modes
+from uhr.base.output import all_or_nothing
 from uhr.models.registry import SPECS, get
 from uhr.models.spec import ModelSpec
+from uhr.models.weight_files import as_os_error
 
 
 def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
     """Write a tiny checkpoint that the stock pipeline's `from_pretrained` loads; the folder's path.
 
-    The same seed gives the same bytes. A folder that holds anything is refused.
+    The same seed gives the same bytes. A folder that holds anything is refused; where the disk takes no more,
+    nothing is left there, and the error is a UserError.
     """
     spec = get(spec_name)
     if not spec.tiny:
@@ -31,7 +35,10 @@ def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
 
     # the classes draw initial weights of their own: keep that off the caller's generator
     with torch.random.fork_rng(devices=[]), quiet_loading():
-        _family(spec).pipeline(spec, seed).save_pretrained(folder)
+        pipeline = _family(spec).pipeline(spec, seed)
+        with saving(folder, "make room, or name another folder"), all_or_nothing(folder), as_os_error(folder):
+            pipeline.save_pretrained(folder)
+            usual_modes(folder)
     return folder
 
 

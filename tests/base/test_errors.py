@@ -2,12 +2,30 @@ import pickle
 
 import pytest
 
-from uhr.base.errors import UserError, load_object, unknown
+from uhr.base.errors import UserError, load_object, unknown, worded
+from uhr.manifests.units import PlanMismatch
 
 
 def test_an_error_keeps_its_words_across_processes():
     error = pickle.loads(pickle.dumps(UserError("what", "fix")))
     assert (str(error), error.fix) == ("what: fix", "fix")
+
+
+def test_an_error_keeps_what_its_class_adds_across_processes():
+    mismatch = pickle.loads(pickle.dumps(PlanMismatch("what", "fix", "work")))
+    assert (str(mismatch), mismatch.changed) == ("what: fix", "work")
+
+
+def test_arguments_of_a_fix_are_options_of_whoever_prints_it():
+    error = UserError("no GPU", "take the CPU", give={"text_dtype": "float32", "device": "cpu"})
+    assert str(error) == "no GPU: take the CPU: text_dtype=float32, device=cpu"
+    assert str(error.worded()) == "no GPU: take the CPU: --text-dtype float32 --device cpu"
+    with pytest.raises(UserError) as caught, worded(device="--set runtime.device="):
+        raise pickle.loads(pickle.dumps(error))
+    assert str(caught.value.worded()) == (
+        "no GPU: take the CPU: --set runtime.device=cpu: --text-dtype float32"
+    )
+    assert str(UserError("what", give={"base": "DIR"}).worded()) == "what: --base DIR"
 
 
 def test_an_unknown_name_without_near_ones_lists_what_there_is():

@@ -1,8 +1,21 @@
+import errno
 import hashlib
+import os
+import stat
 
 import pytest
 
-from uhr.base.files import atomic, human_bytes, sha256_file, user_path, write_json
+from uhr.base.errors import UserError
+from uhr.base.files import (
+    atomic,
+    disk_fault,
+    human_bytes,
+    saving,
+    sha256_file,
+    user_path,
+    usual_modes,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -40,3 +53,75 @@ def test_a_home_that_is_not_here_is_a_name_like_any_other(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     assert str(user_path("~/a")) == "/somewhere/a"
     assert str(user_path("~nobody that is here/a")) == "~nobody that is here/a"
+
+
+@pytest.fixture(params=[0o022, 0o002, 0o077], ids=oct)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def private(path):
+    """A file that only its owner may read, put there by a rename: how some libraries write."""
+    temporary = path.with_name("x.tmp")
+    os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+    os.replace(temporary, path)
+
+
+def test_an_atomic_file_has_the_umasks_mode_however_its_writer_made_it(umask, tmp_path):
+    with atomic(tmp_path / "plain") as temporary:
+        temporary.write_text("x")
+    with atomic(tmp_path / "renamed") as temporary:
+        private(temporary)
+    assert {mode(path) for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+def test_a_folder_that_a_library_wrote_gets_the_umasks_modes(umask, tmp_path):
+    (tmp_path / "deep").mkdir()
+    private(tmp_path / "deep" / "weights")
+    (tmp_path / "outside").touch(0o600)
+    (tmp_path / "deep" / "link").symlink_to(tmp_path / "outside")
+    usual_modes(tmp_path / "deep")
+    assert mode(tmp_path / "deep" / "weights") == 0o666 & ~umask
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["link", "weights"]
+
+
+class OfALibrary(Exception):
+    """How DuckDB and safetensors raise: neither an OSError nor an errno."""
+
+
+FULL = [
+    (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device"),
+    (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "Disk quota exceeded"),
+    (OfALibrary("Error while serializing: I/O error: File too large (os error 27)"), "File too large"),
+    (OfALibrary('Could not write file "a": No space left on device'), "No space left on device"),
+]
+
+
+@pytest.mark.parametrize(("error", "reason"), FULL)
+def test_a_full_disk_is_one_line_whoever_says_it(error, reason, tmp_path):
+    assert disk_fault(error) == reason
+    with pytest.raises(UserError) as caught, saving(tmp_path, lambda: "step 5 is saved"):
+        raise error
+    assert str(caught.value) == f"{tmp_path} cannot be written ({reason}): step 5 is saved"
+
+
+def denied(path):
+    return PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_what_may_not_be_written_is_told_from_what_may_not_be_read(tmp_path):
+    place = tmp_path / "out" / "report.html"
+    for file in (place, place.parent, place.with_name(f".{place.name}.1.tmp"), place / "inside"):
+        with pytest.raises(UserError) as caught, saving(place, "mend"):
+            raise denied(file)
+        assert str(caught.value) == f"{place} cannot be written (Permission denied): mend"
+    for error in (denied(tmp_path / "source"), ValueError("no"), UserError("mine")):
+        with pytest.raises(type(error)) as passed, saving(place, "mend"):
+            raise error
+        assert passed.value is error

@@ -1,7 +1,7 @@
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.base.output import claim
+from uhr.base.output import all_or_nothing, claim
 
 OURS, MARKS = ("manifest.json", "samples", "report.html"), ("manifest.json",)
 
@@ -43,3 +43,22 @@ def test_a_file_and_a_folder_that_cannot_be_made_are_one_line(tmp_path):
         claimed(tmp_path / "file")
     with pytest.raises(UserError, match="cannot be written to"):
         claimed(tmp_path / "file" / "below")
+
+
+def test_a_block_that_fails_leaves_what_was_there_and_no_folder_of_its_own(tmp_path):
+    (tmp_path / "mine").touch()
+
+    def fail(folder):
+        with all_or_nothing(folder):
+            (folder / "deep").mkdir(parents=True)
+            (folder / "deep" / "file").touch()
+            (folder / "link").symlink_to(tmp_path)
+            raise KeyboardInterrupt
+
+    for folder in (tmp_path, tmp_path / "a" / "b"):
+        with pytest.raises(KeyboardInterrupt):
+            fail(folder)
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    with all_or_nothing(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b").mkdir(parents=True)
+    assert (tmp_path / "a" / "b").is_dir()

@@ -1,10 +1,63 @@
 """The demo, once, in a folder with a space in its path: the road that the other tests walk on."""
 
 import os
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+SMALL = [
+    "models make-tiny model",
+    "curate run quickstart --source images --out set --engine local --workers 1",
+    "manifest slice set --sample 3 --out slice",
+    "manifest report slice --out report.html",
+    "train encode slice --model model --out encoded --device cpu",
+    "train run lora --model model --data encoded --out run --set phases.0.steps=3 --set runtime.device=cpu "
+    "--set runtime.precision=float32 --set runtime.checkpoint_every=2 --set ema=0.9",
+    "train export run --out adapter",
+    "sample sdedit --model model --adapter adapter --prompt a --size 256x256 --steps 4 --previews previews "
+    "--out image.png",
+    "sample euler --model model --prompts prompts.txt --size 128x128 --steps 1 --engine local --workers 0 "
+    "--out generated",
+]
+"""The workflow from images to a generated set, small, on the CPU."""
+
+
+def _run_small(folder: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from uhr.cli import main
+
+    (folder / "images").mkdir(parents=True)
+    for number in range(4):
+        noise = np.random.default_rng(number).integers(0, 255, (400, 400, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "images" / f"{number}.png")
+        (folder / "images" / f"{number}.txt").write_text(f"image {number}")
+    (folder / "prompts.txt").write_text("a\nb\n")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for command in SMALL:
+            assert main(shlex.split(command)) == 0, command
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def run_small() -> Callable[[Path], None]:
+    """`run_small(folder)`: write images with captions into a new folder, and run `SMALL` there."""
+    return _run_small
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Path:
+    """A folder in which `SMALL` was run. Read only."""
+    folder = tmp_path_factory.mktemp("small") / "flow"
+    _run_small(folder)
+    return folder
 
 
 @dataclass

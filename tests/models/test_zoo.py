@@ -303,6 +303,19 @@ def test_a_gated_repository_says_how_to_get_in(monkeypatch):
         zoo.open_model("org/model")
 
 
+def test_a_full_disk_under_the_hubs_cache_is_no_wrong_id(monkeypatch):
+    import errno
+
+    import huggingface_hub
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(UserError, match=r"cannot take 'org/model' \(No space left on device\): make room"):
+        zoo.open_model("org/model")
+
+
 def test_a_hub_out_of_reach_is_one_clear_line(monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError

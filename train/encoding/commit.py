@@ -18,6 +18,7 @@ from uhr.base.config import fingerprint
 from uhr.base.console import Advance, progress
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, sha256_file, write_json
+from uhr.base.output import all_or_nothing
 from uhr.manifests.info import Part
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.units import UnitPlan
@@ -70,13 +71,23 @@ class Request:
 
 def commit(request: Request, texts: UnitPlan, pictures: UnitPlan) -> EncodedInfo:
     """Merge finished units into parts; UserError where no picture could be encoded."""
-    out, config = request.out, request.config
+    out = request.out
     rows = finished_rows(pictures)
     gone = left_out(rows)
     if gone.num_rows == rows.num_rows:
         _refuse_empty(out, gone)
     # of a commit that was killed: without encoded.json they are nothing
     clear(out, LATENTS, TEXTS)
+    with all_or_nothing(out):
+        info = _write(request, texts, pictures, rows, gone)
+    clear(out, UNITS)
+    return info
+
+
+def _write(
+    request: Request, texts: UnitPlan, pictures: UnitPlan, rows: pa.Table, gone: pa.Table
+) -> EncodedInfo:
+    out, config = request.out, request.config
     geometry, text_info = commit_texts(request, texts)
     buckets = commit_pictures(request, geometry, pictures, rows)
     encoded = rows.filter(ENCODED)["sample_id"]
@@ -114,7 +125,6 @@ def commit(request: Request, texts: UnitPlan, pictures: UnitPlan) -> EncodedInfo
         left_out=write_left_out(out, gone),
     )
     write_json(out / FILE, info.model_dump(mode="json"))
-    clear(out, UNITS)
     return info
 
 

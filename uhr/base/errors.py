@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 
 class UserError(Exception):
     """A mistake that the person at the terminal can mend: printed as one line, exit code 1, no traceback.
 
-    `what` says what is wrong, where, and with which value; `fix` says what to do about it.
+    Args:
+        what: what is wrong, where, and with which value.
+        fix: what to do about it.
+        give: arguments that the fix says to give, by the name of the parameter. A function that several
+            commands call does not know their options: it names its own parameter here (`{"base": "FOLDER"}`),
+            and each caller writes it as its option (`worded`). Until then it reads `base=FOLDER`, as in a
+            call from Python.
     """
 
-    def __init__(self, what: str, fix: str | None = None) -> None:
+    def __init__(self, what: str, fix: str | None = None, give: Mapping[str, str] | None = None) -> None:
         self.what = what
         self.fix = fix
-        super().__init__(what if fix is None else f"{what}: {fix}")
+        self.give = dict(give or {})
+        super().__init__(what)
 
-    def __reduce__(self) -> tuple[type[UserError], tuple[str, str | None]]:
-        # exceptions cross process borders (worker pools, Ray): rebuild from the two parts
-        return type(self), (self.what, self.fix)
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}={value}" for name, value in self.give.items())
+        return ": ".join(part for part in (self.what, self.fix, given) if part)
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str | None], dict[str, Any]]:
+        # exceptions cross process borders (worker pools, Ray): rebuild from the parts
+        return type(self), (self.what, self.fix), vars(self)
+
+    def worded(self, options: Mapping[str, str] | None = None) -> UserError:
+        """The same error with arguments in the fix as options of a command.
+
+        `options` has the option of each parameter as a prefix of its value: `{"device": "--set
+        runtime.device="}`; other parameters stay as they are. Without `options` every parameter is the option
+        of its name: `text_dtype` is `--text-dtype VALUE`.
+        """
+        if options is None:
+            options = {name: f"--{name.replace('_', '-')} " for name in self.give}
+        written = [options[name] + value for name, value in self.give.items() if name in options]
+        left = {name: value for name, value in self.give.items() if name not in options}
+        found = copy.copy(self)
+        found.fix = ": ".join(part for part in (self.fix, " ".join(written)) if part) or None
+        found.give = left
+        return found
+
+
+@contextlib.contextmanager
+def worded(**options: str) -> Generator[None]:
+    """In the block arguments in the fix of a `UserError` are written as these options (`UserError.worded`);
+    for a command whose option for a parameter has another name."""
+    try:
+        yield
+    except UserError as error:
+        raise error.worded(options) from error.__cause__
 
 
 def install(extra: str) -> str:

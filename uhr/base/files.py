@@ -1,17 +1,23 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and what is said where a disk refuses them."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from uhr.base.errors import UserError
+
 _CHUNK = 16 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""A disk or a quota without space, a limit on the size of a file, a disk that is mounted read-only."""
 
 
 @contextlib.contextmanager
@@ -19,16 +25,90 @@ def atomic(path: Path) -> Generator[Path]:
     """A temporary name beside `path` to write to; renamed to `path` when the block ends without an error.
 
     The bytes are on disk before the name is: a crash at any moment leaves the old file, the new one, or none.
+    The file gets the mode that the umask gives to new files, whatever the library that writes it does
+    (safetensors writes files that only their owner can read).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        mode = _create(temporary)
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _create(path: Path) -> int:
+    """Create an empty file; the mode (permission bits) that it got."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+
+
+def usual_modes(folder: Path) -> None:
+    """Give every file below `folder` the mode that the umask gives to new files: for a folder that a library
+    wrote."""
+    probe = folder / f".mode.{uuid.uuid4().hex}.tmp"
+    try:
+        mode = _create(probe)
+    finally:
+        probe.unlink(missing_ok=True)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+
+
+@contextlib.contextmanager
+def saving(
+    place: Path | str, fix: str | Callable[[], str], kind: type[UserError] = UserError
+) -> Generator[None]:
+    """Turn a failed write to `place`, a file or a folder, into one error of this kind: "PLACE cannot be
+    written (No space left on device): FIX". `fix` may be a function where it depends on what was written
+    until then.
+
+    The block may do other things as well: an error counts as a failed write where it says that a disk takes
+    no more (`disk_fault`), or is an OSError about a file in `place`. Every other error passes unchanged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = disk_fault(error) or _refused(error, Path(place))
+        if reason is None:
+            raise
+        fix = fix if isinstance(fix, str) else fix()
+        raise kind(f"{place} cannot be written ({reason})", fix) from error
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """What the system says of a disk that takes no more bytes ("No space left on device", "Disk quota
+    exceeded", "File too large", "Read-only file system"), if that is what an exception of any library is
+    about; None otherwise.
+    """
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return os.strerror(error.errno)
+    # DuckDB and safetensors raise errors of their own that hold the system's text and no number
+    text = str(error)
+    return next((reason for reason in map(os.strerror, _FULL) if reason in text), None)
+
+
+def _refused(error: Exception, place: Path) -> str | None:
+    """The system's reason where an OSError is about a file in `place`, about its temporary name (`atomic`),
+    or about a parent that could not be made."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    place, file = place.absolute(), Path(os.fsdecode(error.filename)).absolute()
+    temporary = file.parent == place.parent and file.name.startswith(f".{place.name}.")
+    if temporary or file.is_relative_to(place) or place.is_relative_to(file):
+        return error.strerror or str(error)
+    return None
 
 
 def user_cache(name: str) -> Path:

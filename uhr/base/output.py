@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from uhr.base.errors import UserError
@@ -37,6 +39,24 @@ def refuse_strangers(out: str, names: set[str], ours: Iterable[str], marks: Iter
     strangers = sorted(names - set(ours)) or ([] if names & set(marks) else sorted(names))
     if strangers:
         raise UserError(f"--out {out} holds something else already ({strangers[0]})", "name a new folder")
+
+
+@contextlib.contextmanager
+def all_or_nothing(folder: Path) -> Generator[None]:
+    """A block that writes into `folder`; if it does not come to its end (an error, Ctrl-C), the names that it
+    added there are removed, and so are the folders that it had to make.
+    """
+    before = set(folder.iterdir()) if folder.is_dir() else set()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in set(folder.iterdir()) - before if folder.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise
 
 
 OWN_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.uhr-writable")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError, install
-from uhr.base.files import atomic, user_cache, user_path
+from uhr.base.files import atomic, disk_fault, user_cache, user_path
 from uhr.base.output import OWN_TEMPORARY
 
 ATTEMPTS = 6
@@ -129,7 +129,8 @@ class FolderStore(Store):
         try:
             yield
         except OSError as error:
-            raise StoreError(f"{self.place(name)}: {error.strerror or error}", _GO_ON) from error
+            fix = _GO_ON if disk_fault(error) is None else _MAKE_ROOM
+            raise StoreError(f"{self.place(name)}: {error.strerror or error}", fix) from error
 
 
 class ObjectStore(Store):
@@ -191,6 +192,7 @@ class ObjectStore(Store):
             raise StoreError(f"{self.place(name) if name else self.text}: {words[0]}", words[1]) from error
 
 
+_MAKE_ROOM = "make room there; the same command goes on where it stopped"
 _GO_ON = "mend that; the same command goes on where it stopped"
 
 

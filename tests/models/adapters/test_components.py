@@ -110,3 +110,17 @@ def test_a_broken_cache_file_is_an_error_that_says_to_delete_it(tmp_path):
     file.write_bytes(b"torn")
     with pytest.raises(UserError, match="delete the file"):
         cached(w, 4, "minor", tmp_path)
+
+
+def test_a_cache_that_takes_no_more_costs_a_warning_and_no_factors(tmp_path, monkeypatch, capsys):
+    from safetensors import SafetensorError
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    w = torch.eye(8)
+    factors, found = cached(w, 2, "minor", tmp_path)
+    assert (factors.a.shape, found) == ((2, 8), False)
+    assert "cannot be written (No space left on device)" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
