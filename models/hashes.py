@@ -35,6 +35,9 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 _Advance = Callable[[int], None]
 
+FileState = dict[str, str | int]
+"""What `file_state` gives."""
+
 
 def hash_of(path: Path, advance: _Advance | None = None) -> str:
     """SHA-256 (64 hex digits) of a file, or over a folder's safetensors files: sorted names and the hash of
@@ -99,11 +102,11 @@ def file_hash(path: Path, advance: _Advance | None = None) -> str:
     known = known_hash(path)
     if known is not None:
         return known
-    before = _state(path)
+    before = file_state(path)
     found = sha256_file(path, advance)
     if (
         path.stat().st_size >= SMALL
-        and before == _state(path)
+        and before == file_state(path)
         and abs(time.time() - path.stat().st_mtime) >= SETTLED
     ):
         _remember(before, found)
@@ -114,7 +117,7 @@ def known_hash(path: Path) -> str | None:
     """A file's SHA-256 if the hub's cache or an earlier hash tells it; None otherwise."""
     if path.stat().st_size < SMALL:
         return None
-    return _of_hub(path) or _remembered(_state(path))
+    return _of_hub(path) or _remembered(file_state(path))
 
 
 def _of_hub(path: Path) -> str | None:
@@ -138,7 +141,7 @@ def _of_hub(path: Path) -> str | None:
     return None
 
 
-def _state(path: Path) -> dict[str, str | int]:
+def file_state(path: Path) -> FileState:
     """What tells one content of a file from another without reading it. Times are in ns; the inode's own
     (ctime) cannot be set back by whoever replaces a file under its old time."""
     real = path.resolve()
@@ -152,12 +155,18 @@ def _state(path: Path) -> dict[str, str | int]:
     }
 
 
-def _memory(state: dict[str, str | int]) -> Path:
+def same_bytes(one: FileState, other: FileState) -> bool:
+    """Whether two states of a file are of the same bytes, as far as can be known without reading it. A new
+    mode or another hard link moves the inode's time alone."""
+    return all(one[name] == other[name] for name in ("path", "size", "mtime", "inode"))
+
+
+def _memory(state: FileState) -> Path:
     """A file for each path: writers of different ones never meet, and of one the last wins, as a whole."""
     return user_cache("hashes") / f"{fingerprint(state['path'])[:32]}.json"
 
 
-def _remembered(state: dict[str, str | int]) -> str | None:
+def _remembered(state: FileState) -> str | None:
     try:
         found = json.loads(_memory(state).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -169,7 +178,7 @@ def _remembered(state: dict[str, str | int]) -> str | None:
     return value if isinstance(value, str) and _SHA256.fullmatch(value) else None
 
 
-def _remember(state: dict[str, str | int], value: str) -> None:
+def _remember(state: FileState, value: str) -> None:
     file = _memory(state)
     try:
         write_json(file, {"state": state, "sha256": value})

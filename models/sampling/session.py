@@ -84,6 +84,7 @@ class Session:
                 **self.setup.method.options.model_dump(),
             )
         (picture,) = found.images
+        self.setup.hash_weights()
         record = record_of(self.setup, call, self.pipeline, seams_of(picture, self.pipeline.pieces))
         if given is not None and fit is not None:
             picture = given.put_back(picture, fit)

@@ -5,8 +5,8 @@ Nothing here loads weights: what cannot be made is refused within a second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ from uhr.base.config import Config, build
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
 from uhr.models.fitting import Fit, check_patch, fit, target_size
-from uhr.models.hashes import config_hash, file_hash, shown_hash
+from uhr.models.hashes import (
+    FileState,
+    config_hash,
+    file_hash,
+    file_state,
+    same_bytes,
+    shown_hash,
+    weight_files,
+)
 from uhr.models.loading import DTYPES, Model, open_model, pick_device
 from uhr.models.offload import check as check_offload
 from uhr.models.other_weights import check_weights
@@ -168,6 +176,9 @@ class Setup:
     dtype: str
     device: str
     adapter_facts: tuple[AdapterFacts, ...] = ()
+    states: Mapping[Path, FileState] = field(default_factory=dict)
+    """Of every file of weights and adapters that was there when the setup was made: they are checked, loaded
+    and hashed one after another, and have to be the same bytes each time."""
 
     @classmethod
     def of(cls, request: Request, fetch: bool = True) -> Setup:
@@ -193,9 +204,10 @@ class Setup:
             check_offload(request.offload, place)
         if request.quantize is not None:
             check_quantize(request.quantize, place)
+        states = {file: file_state(file) for file in _files(model, request)}
         facts = _check_adapters(model, method, request.adapters)
         dtype = usual_dtype(place.type) if request.dtype == "auto" else request.dtype
-        return cls(request, model, method, dtype, str(place), facts)
+        return cls(request, model, method, dtype, str(place), facts, states)
 
     @property
     def spec(self) -> ModelSpec:
@@ -223,8 +235,14 @@ class Setup:
         }
 
     def hash_weights(self) -> None:
-        """Have the hashes made now, with a bar where that takes long, and not in the middle of a picture."""
-        _ = self.weights
+        """Have the hashes made now, with a bar where that takes long, and not in the middle of an image.
+        Raises UserError where a file is not the one that was checked: it may be that, or the new one, which
+        is in memory."""
+        _ = self.weights, self.adapters
+        for file, before in self.states.items():
+            if not file.exists() or not same_bytes(before, file_state(file)):
+                what = f"{file} changed after it was checked"
+                raise UserError(what, "run the command again when nothing writes to it")
 
     @cached_property
     def adapters(self) -> list[dict[str, Any]]:
@@ -258,6 +276,15 @@ class Setup:
         name = self.request.sampler
         what = f"{name} paints this picture in one stage, and previews are of those before the last"
         raise UserError(what, "leave out --previews")
+
+
+def _files(model: Model, request: Request) -> Iterator[Path]:
+    """Files of weights and adapters that are on the disk; a hub's model may not be there yet."""
+    named = {**model.weights, **request.weights}
+    for name in model.spec.components:
+        path = named.get(name, model.folder / name)
+        yield from [path] if path.is_file() else weight_files(path)
+    yield from (adapter.file for adapter in request.adapters)
 
 
 def _check_adapters(model: Model, method: Method, adapters: tuple[Adapter, ...]) -> tuple[AdapterFacts, ...]:

@@ -1,6 +1,7 @@
 """`uhr sample`, in process: what people and machines get, and one line for each mistake."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -54,6 +55,34 @@ def test_levels_that_are_given_are_the_steps_and_take_no_number_beside_them(caps
     said = fails(capsys, "sample", "euler", *words, "--steps", 5, "--out", tmp_path / "other.png")
     assert "both 5 steps and sigmas" in said
     assert not (tmp_path / "other.png").exists()
+
+
+def test_weights_that_are_replaced_while_they_are_loaded_are_in_no_record(
+    capsys, tiny_flux, tmp_path, monkeypatch
+):
+    """Their hash would be that of the new file, and the image that of the old one."""
+    from uhr.models import loading
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_flux, model)
+    (file,) = (model / "vae").glob("*.safetensors")
+    load = loading.load_pipeline
+
+    def then_replaced(*given, **named):
+        pipeline = load(*given, **named)
+        file.chmod(0o600)
+        shutil.copy(file, tmp_path / "new")
+        if replace:
+            (tmp_path / "new").replace(file)
+        return pipeline
+
+    monkeypatch.setattr(loading, "load_pipeline", then_replaced)
+    replace = False
+    run(capsys, *sample(model, tmp_path / "a.png"))
+    replace = True
+    said = fails(capsys, *sample(model, tmp_path / "b.png"))
+    assert f"{file} changed after it was checked: run the command again" in said
+    assert not (tmp_path / "b.png").exists()
 
 
 def test_a_picture_is_made_and_says_in_itself_how(capsys, tiny_flux, tmp_path):
