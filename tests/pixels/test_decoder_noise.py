@@ -53,6 +53,7 @@ WARNINGS = (
     "libpng warning: tRNS: invalid",
     "TIFFReadDirectory: Warning, Unknown field with tag 34031",
     "LZWDecode: Not enough data at scanline 12",
+    "tempfile.tif: Using code not yet in table.",
 )
 
 

@@ -26,8 +26,10 @@ _LIBJPEG = (
 """Beginnings of libjpeg's warnings (jerror.h). Its errors are not printed: they end the decode."""
 
 _LIBTIFF = (
-    r"^_?(?:TIFF|LZW|ZIP|JPEG|OJPEG|Fax|PackBits|PixarLog|Thunder|NeXT|LogLuv|LERC|ZSTD|LZMA|WebP)\w*: "
+    r"^(?:_?(?:TIFF|LZW|ZIP|JPEG|OJPEG|Fax|PackBits|PixarLog|Thunder|NeXT|LogLuv|LERC|ZSTD|LZMA|WebP)\w*"
+    r"|tempfile\.tif): "
 )
+"""libtiff begins a message with the function's name, or the file's, which Pillow calls tempfile.tif."""
 
 _DECODER_LINE = re.compile(
     rf"{'|'.join(_LIBJPEG)}|libpng (?:warning|error): |\bimdecode_?\(|\[ *[A-Z]+:\d+@\d|{_LIBTIFF}"
