@@ -22,7 +22,7 @@ from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.base.lock import only_run
 from uhr.curate.commit import commit
-from uhr.curate.failures import Failures, failures_of
+from uhr.curate.failures import Failures, Noted, failures_of, noted_in
 from uhr.curate.folder import REPORT, UNITS, clear_units, is_finished, take
 from uhr.curate.plan import Plan
 from uhr.curate.rows import Tally
@@ -64,6 +64,11 @@ class Outcome:
         """What went wrong, in words."""
         return failures_of(self.manifest)
 
+    @cached_property
+    def noted(self) -> Noted | None:
+        """What was odd about images that were kept."""
+        return noted_in(self.manifest)
+
     def facts(self) -> dict[str, object]:
         """For machines."""
         info = self.manifest.info
@@ -79,6 +84,7 @@ class Outcome:
                 for kind, found in self.failures.commonest.items()
                 for error, rows in found
             ],
+            "noted": None if self.noted is None else self.noted._asdict(),
             "rules_that_failed_every_row": self.failures.always,
             "skipped": [
                 s.model_dump(include={"name", "adds", "why"}) for s in info.stages if s.state == "skipped"

@@ -1,4 +1,4 @@
-"""What went wrong in a finished run, in the words that say it most often."""
+"""What went wrong in a finished run, or was odd about what was kept, by the message that is most frequent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from uhr.curate.faults import NO_VALUE, RULE_ERROR
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.schema import FAILED
+from uhr.manifests.schema import FAILED, KEPT
 
 
 class Failures(NamedTuple):
@@ -37,3 +37,21 @@ def failures_of(manifest: Manifest) -> Failures:
                 by_rule[name] += count if error.startswith(f"rule '{name}' (") else 0
     seen = {rule.name: rule.seen for rule in manifest.info.rules}
     return Failures(commonest, [name for name, n in by_rule.items() if n and n == seen[name]])
+
+
+class Noted(NamedTuple):
+    """How many kept images have notes of their decoder; the most frequent note, and how many have it."""
+
+    rows: int
+    note: str
+    times: int
+
+
+def noted_in(manifest: Manifest) -> Noted | None:
+    """None if no kept row has a note, or nothing was decoded."""
+    if "notes" not in manifest.schema.names:
+        return None
+    query = "SELECT notes, count(*) AS n FROM samples WHERE status = $1 AND notes IS NOT NULL "
+    with manifest.connect() as connection:
+        found = connection.execute(query + "GROUP BY notes ORDER BY n DESC, notes", [KEPT]).fetchall()
+    return Noted(sum(times for _, times in found), *found[0]) if found else None

@@ -68,6 +68,10 @@ def print_outcome(outcome: Outcome) -> None:
     took = "" if outcome.finished_before else f"   in {outcome.seconds:.1f} s"
     say(f"{counts['rows']:,} files: {kept}, {rejected}, {failed}{took}")
     _print_funnel(info, outcome.failures)
+    if (noted := outcome.noted) is not None:
+        of = "" if noted.times == noted.rows else f"{noted.times:,} times "
+        note = shown(first_words(noted.note, LONGEST_WORDS))
+        say(f"  notes on  {noted.rows:>8,} of {counts['kept']:,} kept   {of}{note}")
     if not_opened := _not_opened(info.source):
         say(f"  {not_opened}")
     for folder in outcome.unreadable[:MOST_WARNINGS]:

@@ -20,7 +20,9 @@ def test_notes_are_in_the_row_and_in_explain(uhr, pictures, tmp_path) -> None:
     _with_notes(pictures)
     out = tmp_path / "out"
     words = ("--source", pictures, "--out", out, "--engine", "local", "--workers", 0)
-    assert uhr("curate", "run", "quickstart", *words)[0] == 0
+    code, printed, _ = uhr("curate", "run", "quickstart", *words)
+    assert code == 0
+    assert "notes on         2 of 10 kept   ICC profile ignored" in printed
     rows = {row["uri"]: row for row in Manifest.open(out).table().to_pylist()}
     for name in ("profile.jpeg", "profile.png"):
         assert "ICC profile ignored" in rows[name]["notes"]

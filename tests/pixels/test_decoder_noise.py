@@ -67,6 +67,15 @@ def test_every_line_of_a_decoder_is_caught_and_others_are_passed_on(capfd) -> No
     assert capfd.readouterr().err.splitlines() == list(others)
 
 
+def test_of_nested_blocks_the_inner_one_gets_the_lines(capfd) -> None:
+    with captured() as outer:
+        os.write(2, b"Premature end of JPEG file\n")
+        with captured() as inner:
+            os.write(2, b"Corrupt JPEG data: bad Huffman code\nanother line\n")
+    assert (outer, inner) == ([WARNINGS[1]], [WARNINGS[0]])
+    assert capfd.readouterr().err == "another line\n"
+
+
 def test_damage_is_noticed_by_a_process_without_standard_error(forge, tmp_path) -> None:
     data = forge.encode(forge.picture(300, 200), "JPEG")
     middle = len(data) // 2

@@ -167,6 +167,38 @@ def test_a_sequential_jpeg_that_lacks_the_scan_of_a_component_is_truncated(forge
     assert "component 2" in fault.message
 
 
+def test_a_sequential_jpeg_of_one_scan_per_component_is_clean(forge, capfd) -> None:
+    planes = [forge.encode(forge.picture(64, 48, "L", seed), "JPEG") for seed in range(3)]
+    at = planes[0].find(b"\xff\xc0")
+    frame = planes[0][at + 4 : at + 9] + b"\3" + b"\1\x11\0" + b"\2\x11\0" + b"\3\x11\0"
+    data = planes[0][:at] + b"\xff\xc0" + struct.pack(">H", len(frame) + 2) + frame
+    data += planes[0][at + 13 : planes[0].find(b"\xff\xda")]
+    for component, plane in enumerate(planes, 1):
+        scan = bytearray(plane[plane.find(b"\xff\xda") : -2])
+        scan[5] = component
+        data += bytes(scan)
+    decoded = decode(data + b"\xff\xd9")
+    assert decoded.notes == []
+    assert np.array_equal(decoded.rgb(), np.asarray(Image.open(io.BytesIO(data + b"\xff\xd9"))))
+    # unusual spectral parameters in the second scan hide no damage in it
+    second = data.find(b"\xff\xda", data.find(b"\xff\xda") + 2)
+    odd = data[: second + 7] + b"\0\0" + data[second + 9 :]
+    assert np.array_equal(decode(odd + b"\xff\xd9").rgb(), decoded.rgb())
+    damaged = odd[: second + 100] + bytes(400) + odd[second + 500 :] + b"\xff\xd9"
+    assert fault_of(damaged).kind == "corrupt"
+
+
+def test_megabytes_of_stray_bytes_in_the_header_are_passed_over_at_once(whole, tmp_path) -> None:
+    path = tmp_path / "zeros.jpg"
+    path.write_bytes(whole[:20] + bytes(60_000_000) + whole[20:])
+    assert read_header(path) == read_header(whole)
+    assert np.array_equal(decode(path.read_bytes()).rgb(), decode(whole).rgb())
+    path.write_bytes(whole[:20] + bytes(60_000_000))
+    with pytest.raises(PixelFault) as caught:
+        read_header(path)
+    assert caught.value.kind == "truncated"
+
+
 def test_what_follows_the_image_does_not_matter(whole, forge) -> None:
     right = decode(whole).rgb()
     second = forge.encode(forge.picture(50, 40, seed=3), "JPEG")

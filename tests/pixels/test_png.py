@@ -211,6 +211,25 @@ def test_one_transparent_gray_value_at_every_depth(depth, forge, chunk) -> None:
     assert decoded.rgb()[0, :, 0].tolist() == expected
 
 
+def test_an_interlaced_image_is_clean(forge) -> None:
+    pixels = np.asarray(forge.picture(53, 37))
+    passes = (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    )
+    rows = b"".join(
+        b"\0" + row.tobytes() for x, y, right, down in passes for row in pixels[y::down, x::right]
+    )
+    decoded = decode(forge.png(struct.pack(">IIBBBBB", 53, 37, 8, 2, 0, 0, 1), rows))
+    assert decoded.notes == []
+    assert np.array_equal(decoded.rgb(), pixels)
+
+
 def test_too_many_chunks_are_unsupported_with_the_limit_named(whole, chunk, monkeypatch) -> None:
     monkeypatch.setattr(header_walks, "MOST_PARTS", 50)
     with pytest.raises(PixelFault, match="a PNG of more than 50 chunks") as caught:

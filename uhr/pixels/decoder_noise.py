@@ -13,7 +13,7 @@ from collections.abc import Generator
 
 from uhr.base.stable_text import stable_text
 
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
 
 _LIBJPEG = (
     "Corrupt JPEG data: ",
@@ -47,7 +47,7 @@ def captured() -> Generator[list[str]]:
     """Standard error of the whole process goes into the list, which is filled when the block ends: each line
     of a decoder, as `stable_text` gives it. What OpenCV logs below the level of a warning is dropped.
 
-    One block at a time: threads wait for each other, worker processes do not.
+    Threads wait for each other, worker processes do not. Of nested blocks the inner one gets the lines.
     """
     lines: list[str] = []
     with _LOCK, _memory_file() as file:

@@ -10,6 +10,7 @@ import io
 
 import numpy as np
 
+from uhr.base.stable_text import stable_text
 from uhr.pixels import code_points, colour, jpeg, pillow_formats, png
 from uhr.pixels.decoder_noise import LOGGED, captured
 from uhr.pixels.jpeg import JpegFile
@@ -34,7 +35,6 @@ def decode_planes(data: bytes, header: Header) -> Planes:
         with captured() as lines:
             planes = _with_pillow(data, header)
         planes.notes += lines
-    planes.notes[:0] = header.notes
     if planes.bgr.shape[:2] != (header.raw_height, header.raw_width):
         found = f"{planes.bgr.shape[1]} x {planes.bgr.shape[0]}"
         raise PixelFault(
@@ -45,6 +45,7 @@ def decode_planes(data: bytes, header: Header) -> Planes:
     _attach_colours(planes, data, header)
     if planes.conversion is None:
         planes.cmyk = None
+    planes.notes = [stable_text(note) for note in (*header.notes, *planes.notes)]
     return planes
 
 

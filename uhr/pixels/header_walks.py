@@ -21,8 +21,8 @@ _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _LARGEST_EXIF = 64 << 20
 """Bytes of an EXIF block that are read; only JPEG's format limits it."""
 
-_TAIL = 64 << 10
-"""Bytes at the end of a PNG in which the end of its image data is sought first: one read."""
+_BLOCK = 64 << 10
+"""Bytes that are read at once where something is sought."""
 
 
 def jpeg(source: FileBytes) -> Header:
@@ -42,7 +42,9 @@ def jpeg(source: FileBytes) -> Header:
             if base + 2 > len(head):
                 break
             # junk between segments is skipped, as libjpeg does
-            position += 24 if start < 0 else start - base
+            block = source.at(position, _BLOCK)
+            start = block.find(b"\xff")
+            position += len(block) if start < 0 else start
             continue
         if base + 2 > len(head):
             break
@@ -198,7 +200,7 @@ def _png_text_exif(source: FileBytes, kind: bytes, position: int, length: int) -
 
 def _late_exif(source: FileBytes, position: int) -> int:
     """Orientation of an eXIf chunk behind the image data of a PNG, which begin at `position`."""
-    start = max(source.size - _TAIL, position)
+    start = max(source.size - _BLOCK, position)
     tail = source.at(start, source.size - start)
     at = tail.rfind(b"IDAT")
     while at >= 4:
