@@ -47,6 +47,12 @@ def damage() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def tiff_files() -> ModuleType:
+    """`tiff_files.py` beside this file: TIFFs of any layout."""
+    return _beside("tiff_files")
+
+
+@pytest.fixture(scope="session")
 def gpu() -> ModuleType:
     """`pretend_gpu.py` beside this file: a GPU that is not there."""
     return _beside("pretend_gpu")

@@ -143,6 +143,16 @@ def _jpeg2000_size(data: bytearray, width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def _ppm_size(data: bytearray, width: int, height: int) -> bytes:
+    kind, _, _, rest = bytes(data).split(maxsplit=3)
+    return b"%s\n%d %d\n%s" % (kind, width, height, rest)
+
+
+def _qoi_size(data: bytearray, width: int, height: int) -> bytes:
+    struct.pack_into(">II", data, 4, width, height)
+    return bytes(data)
+
+
 _SIZES: dict[str, Callable[[bytearray, int, int], bytes]] = {
     "JPEG": _jpeg_size,
     "PNG": _png_size,
@@ -152,6 +162,8 @@ _SIZES: dict[str, Callable[[bytearray, int, int], bytes]] = {
     "TIFF": _tiff_size,
     "AVIF": _avif_size,
     "JPEG2000": _jpeg2000_size,
+    "PPM": _ppm_size,
+    "QOI": _qoi_size,
 }
 
 

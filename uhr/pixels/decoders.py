@@ -1,4 +1,4 @@
-"""The decoders at work: OpenCV for JPEG, PNG and WebP, Pillow for the rest, and why one of them gave nothing.
+"""The decoders at work: OpenCV for JPEG, PNG and WebP, a module of its own for each other format.
 
 OpenCV gives to the bit what Pillow gives, in half the time. It and libjpeg leave a damaged picture partly
 gray with no more than a line on standard error: that line is read here. Used by `decode.py` alone.
@@ -7,20 +7,48 @@ gray with no more than a line on standard error: that line is read here. Used by
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from uhr.base.stable_text import stable_text
-from uhr.pixels import code_points, colour, jpeg, pillow_formats, png
+from uhr.pixels import (
+    avif,
+    bmp,
+    code_points,
+    colour,
+    gif,
+    ico,
+    jpeg,
+    jpeg2000,
+    netpbm,
+    pillow_formats,
+    png,
+    qoi,
+    tiff_pixels,
+)
 from uhr.pixels.decoder_noise import LOGGED, captured
 from uhr.pixels.jpeg import JpegFile
 from uhr.pixels.planes import Planes
 from uhr.pixels.png import PngFile
-from uhr.pixels.types import FaultKind, Header, PixelFault
+from uhr.pixels.types import FaultKind, FileBytes, Header, PixelFault
 from uhr.pixels.webp import WebpFile
 
 _FILES = {"JPEG": JpegFile, "PNG": PngFile, "WEBP": WebpFile}
 """What OpenCV decodes. Each class prepares the bytes for the decoder and judges what it prints."""
+
+_OWN: dict[str, Callable[[bytes, Header], Planes]] = {
+    "AVIF": avif.planes,
+    "BMP": bmp.planes,
+    "GIF": gif.planes,
+    "ICO": ico.planes,
+    "JPEG2000": jpeg2000.planes,
+    "PPM": netpbm.planes,
+    "QOI": qoi.planes,
+    "TIFF": tiff_pixels.planes,
+}
+"""Formats whose pixels, and ICC profile, are read in a module of their own."""
 
 _LONGEST_SIDE = {"JPEG": jpeg.LONGEST_SIDE, "PNG": png.LONGEST_SIDE}
 
@@ -29,12 +57,9 @@ def decode_planes(data: bytes, header: Header) -> Planes:
     """The whole image. Raises `PixelFault` and nothing else, whatever the bytes are."""
     if header.unsupported:
         raise PixelFault("unsupported", header.unsupported)
-    if header.format in _FILES:
-        planes = _with_opencv(data, header)
-    else:
-        with captured() as lines:
-            planes = _with_pillow(data, header)
-        planes.notes += lines
+    if header.format == "ICO" and ico.is_png(data):
+        data, header = ico.largest(FileBytes(data, len(data))), replace(header, format="PNG")
+    planes = _with_opencv(data, header) if header.format in _FILES else _alone(data, header)
     if planes.bgr.shape[:2] != (header.raw_height, header.raw_width):
         found = f"{planes.bgr.shape[1]} x {planes.bgr.shape[0]}"
         raise PixelFault(
@@ -118,28 +143,23 @@ def _colour_key(file: PngFile, header: Header, pixels: np.ndarray) -> np.ndarray
     return np.where(gray == value, np.uint8(0), np.uint8(255))
 
 
-def _with_pillow(data: bytes, header: Header) -> Planes:
-    image = pillow_formats.load(pillow_formats.open_image(io.BytesIO(data)))
-    rgb, alpha, cmyk = pillow_formats.planes(image, header)
-    if header.format == "TIFF":
-        # Pillow turns TIFFs upright by itself: back to the stored grid
-        back = {6: 8, 8: 6}.get(header.orientation, header.orientation)
-        rgb = upright(rgb, back)
-        alpha = None if alpha is None else upright(alpha, back)
-        cmyk = None if cmyk is None else upright(cmyk, back)
-    return Planes(np.ascontiguousarray(rgb[..., ::-1]), alpha, cmyk)
+def _alone(data: bytes, header: Header) -> Planes:
+    """By the module of the format; some of them call OpenCV."""
+    import cv2
+
+    try:
+        return _OWN[header.format](data, header)
+    except cv2.error as error:
+        raise _refused(error.err) from None
+    except MemoryError:
+        raise PixelFault("too large", "the memory does not suffice to decode it") from None
 
 
 def _attach_colours(planes: Planes, data: bytes, header: Header) -> None:
     """The ICC profile that describes the colours, the file's own or one that equals its code points, and the
     conversion from it to sRGB. A profile that cannot be used is left out with a note.
     """
-    if planes.profile is None and header.has_icc and header.format not in _FILES:
-        try:
-            planes.profile = _profile(data)
-        except PixelFault as fault:
-            planes.notes.append(f"ICC profile ignored: {fault.message}")
-    elif planes.profile is None and header.colour is not None and not header.has_icc:
+    if planes.profile is None and header.colour is not None and not header.has_icc:
         planes.profile = code_points.icc_profile(header.colour)
     if planes.profile is None:
         return
@@ -155,13 +175,6 @@ def _attach_colours(planes: Planes, data: bytes, header: Header) -> None:
         if mode == "CMYK" and planes.cmyk is None:
             planes.cmyk = _cmyk(data)
         planes.conversion = wanted
-
-
-def _profile(data: bytes) -> bytes:
-    profile = pillow_formats.open_image(io.BytesIO(data)).info.get("icc_profile")
-    if not profile:
-        raise PixelFault("corrupt", "it cannot be read")
-    return bytes(profile)
 
 
 def _cmyk(data: bytes) -> np.ndarray:

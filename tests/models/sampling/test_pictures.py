@@ -285,7 +285,7 @@ def outcome(opened, data):
     [
         (b"", r"is not an image that can be read \(the file has no bytes\): known formats: JPEG"),
         (b"no picture", "is not an image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "of an unsupported kind .*PostScript"),
         ("bomb", r"60000 x 60000 pixels, more than the limit of 400 Mpx\): cut it"),
         ("half", "is damaged .*: open it in an editor"),
         ("float", "of an unsupported kind .*32-bit.*: convert it"),

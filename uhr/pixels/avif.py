@@ -1,0 +1,149 @@
+"""AVIF (AV1 Image File Format 1.1, HEIF ISO/IEC 23008-12): its header box by box, its pixels by libavif.
+
+Size, depth, transparency, orientation and colours are what the properties of the primary item say, or those
+of the first track in a sequence. Orientation is `irot` and `imir` alone: the standard leaves the one in EXIF
+without effect. libavif, through Pillow, decodes; 10 and 12 bits are rounded to 8 there.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+
+from uhr.pixels import av1, code_points, heif, isobmff
+from uhr.pixels.heif import ImageFacts
+from uhr.pixels.planes import Planes
+from uhr.pixels.types import FileBytes, Header, PixelFault
+
+_TURNED = {(0, None): 1, (1, None): 8, (2, None): 3, (3, None): 6}
+_MIRRORED = {(0, 0): 4, (1, 0): 5, (2, 0): 2, (3, 0): 7, (0, 1): 2, (1, 1): 7, (2, 1): 4, (3, 1): 5}
+_ORIENTATIONS: dict[tuple[int, int | None], int] = {**_TURNED, **_MIRRORED}
+"""(quarter turns anticlockwise of `irot`, axis of `imir`) -> EXIF orientation."""
+
+
+def header(source: FileBytes) -> Header:
+    """The header of an AVIF file; raises `PixelFault` where it is not whole or the image is not AV1."""
+    facts = heif.read(source)
+    try:
+        return _header(source, facts)
+    except (struct.error, IndexError, ValueError) as error:
+        raise PixelFault("corrupt", f"the properties of the AVIF are damaged ({error})") from None
+
+
+def _header(source: FileBytes, facts: ImageFacts) -> Header:
+    width, height = facts.size
+    bits, gray = _depth(facts)
+    notes = []
+    crop = facts.find(b"clap")
+    unsupported = ""
+    if crop is not None and not _whole(crop, width, height):
+        unsupported = "an AVIF with a clean aperture (clap) that cuts its image"
+    shape = facts.find(b"pasp")
+    if shape is not None and len(set(struct.unpack_from(">II", shape))) == 2:
+        notes.append("the pixel aspect ratio (pasp) is ignored")
+    icc, tags = _colours(source, facts)
+    if tags.note and not icc:
+        notes.append(tags.note)
+    mode = ("LA" if facts.alpha else "L") if gray else ("RGBA" if facts.alpha else "RGB")
+    return Header(
+        "AVIF",
+        width,
+        height,
+        mode,
+        bits,
+        _orientation(facts),
+        facts.alpha,
+        icc is not None,
+        facts.frames > 1,
+        None if icc else tags.space,
+        unsupported or tags.unsupported,
+        tuple(notes),
+    )
+
+
+def _depth(facts: ImageFacts) -> tuple[int | None, bool]:
+    """Bits per channel, and whether there is gray alone: av1C, else pixi."""
+    if len(facts.config) >= 3:
+        flags = facts.config[2]
+        return (8, 10, 10, 12)[flags >> 5 & 3], bool(flags & 0x10)
+    pixi = facts.find(b"pixi")
+    if pixi is None:
+        return None, False
+    channels = set(pixi[5 : 5 + pixi[4]])
+    return (channels.pop() if len(channels) == 1 else None), pixi[4] == 1
+
+
+def _orientation(facts: ImageFacts) -> int:
+    turn, mirror = facts.find(b"irot"), facts.find(b"imir")
+    return _ORIENTATIONS[(turn[0] & 3 if turn else 0, mirror[0] & 1 if mirror else None)]
+
+
+def _whole(crop: bytes, width: int, height: int) -> bool:
+    """Whether a clean aperture is the whole image: its size and an offset of zero, all of them fractions."""
+    wide, by, high, over, x, _, y, _ = struct.unpack_from(">IIIIiIiI", crop)
+    return (wide, high, x, y) == (width * by, height * over, 0, 0)
+
+
+def _colours(source: FileBytes, facts: ImageFacts) -> tuple[bytes | None, code_points.ColourTags]:
+    """The ICC profile, and the meaning of the code points: of `nclx`, else of the AV1 sequence header."""
+    boxes = [data for kind, data in facts.properties if kind == b"colr"]
+    icc = next((data[4:] for data in boxes if data[:4] in (b"prof", b"rICC")), None)
+    nclx = next((data for data in boxes if data[:4] == b"nclx"), None)
+    if nclx is not None:
+        return icc, code_points.from_code_points(*struct.unpack_from(">HH", nclx, 4), "its nclx box")
+    sequence = _sequence_header(source, facts)
+    if sequence is None:
+        return icc, code_points.ColourTags()
+    return icc, code_points.from_code_points(sequence.primaries, sequence.transfer, "its AV1 sequence header")
+
+
+def _sequence_header(source: FileBytes, facts: ImageFacts) -> av1.SequenceHeader | None:
+    if facts.bitstream is None:
+        return None
+    start, count = facts.bitstream
+    return av1.sequence_header(source.at(start, min(count, 512)))
+
+
+def planes(data: bytes, header: Header) -> Planes:
+    """The pixels of the primary image, or of a sequence's first frame. Raises `PixelFault` for a file that is
+    cut or damaged.
+    """
+    from PIL import AvifImagePlugin
+
+    source = FileBytes(data, len(data))
+    facts = heif.read(source)
+    if isobmff.ends_early(source) or facts.end > len(data):
+        raise PixelFault("truncated", "the AVIF ends before its image data do")
+    sequence = _sequence_header(source, facts)
+    if sequence is not None and (sequence.width, sequence.height) != facts.tile:
+        # libavif would stretch it
+        size = (
+            f"{sequence.width} x {sequence.height} pixels are coded, {facts.tile[0]} x {facts.tile[1]} named"
+        )
+        raise PixelFault("corrupt", f"the AVIF contradicts itself: {size}")
+    major = b"avis" if facts.sequence else b"avif"
+    if data[8:12] != major:
+        # Pillow and libavif go by the major brand; the facts are of the image that this brand selects
+        data = data[:8] + major + data[12:]
+    try:
+        image = AvifImagePlugin.AvifImageFile(io.BytesIO(data))
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - libavif's failures come as several kinds; the message is kept
+        raise _fault(str(error)) from None
+    rgb = np.array(image.convert("RGB"))
+    alpha = np.array(image.getchannel("A")) if header.has_alpha and image.mode == "RGBA" else None
+    return Planes(np.ascontiguousarray(rgb[..., ::-1]), alpha, profile=_colours(source, facts)[0])
+
+
+def _fault(message: str) -> PixelFault:
+    """What libavif's message means: Pillow passes on the texts of `avifResultToString`."""
+    if "Truncated" in message:
+        return PixelFault("truncated", f"the AVIF ends before its image data do ({message})")
+    unsupported = ("Conversion from YUV", "Not implemented", "Unsupported", "No codec")
+    if any(text in message for text in unsupported):
+        return PixelFault("unsupported", f"an AVIF in a variant that libavif does not decode ({message})")
+    return PixelFault("corrupt", f"the AVIF cannot be decoded ({message})")
