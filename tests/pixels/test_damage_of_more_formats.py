@@ -19,6 +19,7 @@ FILES = {
     "tiff by lzw": ("TIFF", "RGBA", {"compression": "tiff_lzw"}),
     "tiff by packbits": ("TIFF", "L", {"compression": "packbits"}),
     "tiff by jpeg": ("TIFF", "RGB", {"compression": "jpeg"}),
+    "tiff of cmyk by jpeg": ("TIFF", "CMYK", {"compression": "jpeg"}),
     "tiff of a palette": ("TIFF", "P", {}),
     "tiff of cmyk": ("TIFF", "CMYK", {}),
     "fax": ("TIFF", "1", {"compression": "group4"}),
@@ -90,3 +91,12 @@ def test_a_cut_at_any_place_is_truncated(name, forge) -> None:
         found = outcome(whole[:place])
         assert isinstance(found, PixelFault), f"{place} of {len(whole)} bytes"
         assert found.kind == "truncated", f"{place} of {len(whole)} bytes: {found}"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_what_libjpeg_reports_of_a_jpeg_in_a_tiff_is_a_fault(mode, forge, damage) -> None:
+    whole = forge.encode(forge.picture(300, 200, mode), "TIFF", compression="jpeg", quality=90)
+    random = np.random.default_rng(4)
+    starts = random.integers(len(whole) // 4, len(whole) * 3 // 4, 40)
+    found = [outcome(damage.overwritten(whole, int(start), 16, seed)) for seed, start in enumerate(starts)]
+    assert sum(isinstance(one, PixelFault) for one in found) > 20

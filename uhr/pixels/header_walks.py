@@ -60,6 +60,8 @@ def jpeg(source: FileBytes) -> Header:
         if marker == 0xDA:
             adobe_rgb = not has_icc and exif.says_adobe_rgb(exif_block)
             return _jpeg_header(frame, orientation, has_icc, adobe_rgb)
+        if marker == 0xF7:
+            raise PixelFault("unsupported", "a JPEG-LS file cannot be opened here")
         if marker in _SOF:
             if base + 10 > len(head):
                 break

@@ -12,7 +12,8 @@ from uhr.pixels import isobmff
 from uhr.pixels.types import PixelFault
 
 READ_HERE: tuple[tuple[bytes, str], ...] = (
-    (b"\xff\xd8\xff", "JPEG"),
+    # stray bytes may be between SOI and the next marker
+    (b"\xff\xd8", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"GIF87a", "GIF"),
     (b"GIF89a", "GIF"),

@@ -263,14 +263,17 @@ def _jpeg(stream: bytes, width: int) -> np.ndarray:
     import cv2
 
     file = JpegFile(stream)
+    encoded = np.frombuffer(file.decodable, np.uint8)
     with captured() as lines:
         if width == 4:
+            # Pillow keeps libjpeg's warnings to itself, OpenCV has no inks
+            cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
             image = pillow_formats.load(pillow_formats.open_image(io.BytesIO(file.decodable), ("JPEG",)))
             # Pillow inverts the inks of a JPEG, as Photoshop stores them; a TIFF does not
             pixels = 255 - np.asarray(image)
         else:
             flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-            pixels = cv2.imdecode(np.frombuffer(file.decodable, np.uint8), flags)
+            pixels = cv2.imdecode(encoded, flags)
     file.judge(lines)
     if pixels is None or file.truncated:
         raise PixelFault("corrupt", "a damaged JPEG")
