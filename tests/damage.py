@@ -153,6 +153,12 @@ def _qoi_size(data: bytearray, width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def _ico_size(data: bytearray, width: int, height: int) -> bytes:
+    """In the directory alone; the image in the file has a size of its own."""
+    data[6:8] = bytes([width % 256, height % 256])
+    return bytes(data)
+
+
 _SIZES: dict[str, Callable[[bytearray, int, int], bytes]] = {
     "JPEG": _jpeg_size,
     "PNG": _png_size,
@@ -164,6 +170,7 @@ _SIZES: dict[str, Callable[[bytearray, int, int], bytes]] = {
     "JPEG2000": _jpeg2000_size,
     "PPM": _ppm_size,
     "QOI": _qoi_size,
+    "ICO": _ico_size,
 }
 
 
@@ -244,6 +251,12 @@ def _ppm_metadata(data: bytes, count: int) -> bytes:
     return data[:3] + (b"#" + b"x" * 62 + b"\n") * -(-count // 64) + data[3:]
 
 
+def _ico_metadata(data: bytes, count: int) -> bytes:
+    """A gap between the directory and the only image."""
+    (start,) = struct.unpack_from("<I", data, 18)
+    return data[:18] + struct.pack("<I", start + count) + data[22:start] + b"x" * count + data[start:]
+
+
 _METADATA: dict[str, Callable[[bytes, int], bytes]] = {
     "JPEG": _jpeg_metadata,
     "PNG": _png_metadata,
@@ -254,6 +267,7 @@ _METADATA: dict[str, Callable[[bytes, int], bytes]] = {
     "AVIF": _box_at_the_end,
     "JPEG2000": _box_at_the_end,
     "PPM": _ppm_metadata,
+    "ICO": _ico_metadata,
 }
 
 

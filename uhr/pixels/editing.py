@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from uhr.pixels import gif
 from uhr.pixels.colour import Restoration, restoration
 from uhr.pixels.decode import Decoded, PixelLimits, decode
-from uhr.pixels.frames import several_frames
+from uhr.pixels.tiff_directory import first_directory
+from uhr.pixels.types import FileBytes, Header
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +42,20 @@ def open_editable(data: bytes, limits: PixelLimits | None = None) -> Editable:
 
 def _left_out(data: bytes, decoded: Decoded) -> list[str]:
     notes = []
-    if several_frames(data, decoded.header):
+    if _several_frames(data, decoded.header):
         notes.append("of several frames the first is taken")
     depth = decoded.header.bit_depth
     if depth is not None and depth > 8:
         notes.append(f"of {depth} bits a value the upper eight are taken")
     return notes
+
+
+def _several_frames(data: bytes, header: Header) -> bool:
+    """Whether a second frame or page is announced. Previews and depth maps that a JPEG may carry behind its
+    image, and the sizes of an icon, are no frames.
+    """
+    if header.format == "GIF":
+        return gif.several_frames(data)
+    if header.format == "TIFF":
+        return first_directory(FileBytes(data, len(data))).following != 0
+    return header.animated

@@ -222,6 +222,16 @@ def _ends_early(source: FileBytes, frame: _Frame) -> bool:
     return False
 
 
+def several_frames(data: bytes) -> bool:
+    """Whether the bytes of a whole GIF have a second frame."""
+    source = FileBytes(data, len(data))
+    _, frame = _start(source)
+    position = _behind_sub_blocks(source, frame.codes + 1)
+    while source.at(position, 1) == _EXTENSION:
+        position = _behind_sub_blocks(source, position + 2)
+    return source.at(position, 1) == _IMAGE
+
+
 def _colour_table(packed: int) -> int:
     """Bytes of the table that a packed field announces."""
     return 3 << (packed & 7) + 1 if packed & 0x80 else 0

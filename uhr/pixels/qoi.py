@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from uhr.pixels import code_points
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
 _HEADER, _END = 14, bytes(7) + b"\1"
+
+LINEAR = "the QOI header names linear light, taken as sRGB"
+"""The specification calls that byte purely informative, and Pillow sets it in every QOI that it writes: if it
+were believed, most files would come out far too bright.
+"""
 
 
 def header(source: FileBytes) -> Header:
@@ -28,9 +32,9 @@ def header(source: FileBytes) -> Header:
     width, height, channels, light = struct.unpack_from(">IIBB", head, 4)
     if channels not in (3, 4) or light not in (0, 1):
         raise PixelFault("corrupt", f"the QOI header names {channels} channels and colour space {light}")
-    linear = code_points.ColourSpace(code_points.SRGB, 1.0) if light else None
     mode = "RGBA" if channels == 4 else "RGB"
-    return Header("QOI", width, height, mode, 8, has_alpha=channels == 4, colour=linear)
+    notes = (LINEAR,) if light else ()
+    return Header("QOI", width, height, mode, 8, has_alpha=channels == 4, notes=notes)
 
 
 def planes(data: bytes, header: Header) -> Planes:
