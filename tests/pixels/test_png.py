@@ -248,3 +248,12 @@ def test_of_an_animation_the_default_image_is_decoded(forge, chunk) -> None:
         decoded = decode(data)
         assert np.array_equal(decoded.rgb(), np.asarray(first))
         assert {kind for kind, _ in chunks_of(PngFile(data).decodable)} == {b"IHDR", b"IDAT", b"IEND"}
+
+
+def test_a_chunk_that_claims_more_bytes_than_the_file_has_costs_no_memory(forge) -> None:
+    data = bytearray(forge.encode(forge.picture(48, 40), "PNG"))
+    struct.pack_into(">I", data, data.index(b"IDAT") - 4, 0x7FFFFFFF)
+    fault = fault_of(bytes(data))
+    assert fault.kind == "corrupt"
+    assert "ends within its IDAT chunk of 2,147,483,647 bytes" in fault.message
+    assert fault_of(bytes(data[:200])).kind == "truncated"

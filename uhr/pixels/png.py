@@ -19,6 +19,8 @@ _CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _GRAY, _COLOUR, _PALETTE = 0, 2, 3
 """Colour types without an alpha channel."""
 
+_END = b"IEND\xaeB`\x82"
+
 _HARMLESS = {
     "libpng warning: IDAT: Extra compressed data": "extra bytes behind the compressed image data",
     "libpng warning: Extra compressed data in IDAT": "extra bytes behind the compressed image data",
@@ -73,8 +75,13 @@ class PngFile:
                 break
             length, kind = struct.unpack_from(">I4s", data, position)
             behind = position + 12 + length
-            if behind > len(data) or not kind.isalpha():
+            if not kind.isalpha():
                 break
+            if behind > len(data):
+                # the decoder would make room for all that the chunk claims
+                cut = data.find(_END, position) < 0
+                what = f"ends within its {kind.decode()} chunk of {length:,} bytes"
+                raise PixelFault("truncated" if cut else "corrupt", f"the PNG {what}")
             if self._keep(kind, view[position + 4 : behind]):
                 if kept[-1][1] == position:
                     kept[-1][1] = behind
@@ -85,7 +92,7 @@ class PngFile:
                 return data if len(kept) == 1 else b"".join(view[start:stop] for start, stop in kept)
         else:
             raise PixelFault("unsupported", f"a PNG of more than {MOST_PARTS:,} chunks")
-        self.truncated = data.find(b"IEND\xaeB`\x82", position) < 0
+        self.truncated = data.find(_END, position) < 0
         # the decoder says what is wrong with the rest
         return b"".join([*(view[start:stop] for start, stop in kept), view[position:]])
 
