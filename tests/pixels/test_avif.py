@@ -193,21 +193,42 @@ def test_of_a_sequence_the_first_frame_is_taken(forge) -> None:
     assert np.array_equal(decode(data[:8] + b"msf1" + data[12:]).rgb(), decoded.rgb())
 
 
-@pytest.mark.parametrize("crop", [True, False])
-def test_a_clean_aperture_that_cuts_is_unsupported(plain, crop) -> None:
-    # in place of pixi, which needs not be there: a property of the same size would not fit, so the box grows
-    found = plain.index(b"pixi")
-    pixi = plain[found - 4 : found - 4 + int.from_bytes(plain[found - 4 : found], "big")]
-    width = 60 if crop else 64
-    clap = struct.pack(">I4sIIIIiIiI", 40, b"clap", width, 1, 48, 1, 0, 1, 0, 1)
-    # which is property 2 of the image, and must be honoured: its essential bit is set
-    data = grown(plain, pixi, clap).replace(b"\x01\x02\x83\x04", b"\x01\x82\x83\x04")
-    header = read_header(data)
-    assert bool(header.unsupported) == crop
-    if crop:
-        assert "clean aperture" in fault_of(data).message
-    else:
-        assert np.array_equal(decode(data).rgb(), decode(plain).rgb())
+def with_aperture(data: bytes, *fields: int) -> bytes:
+    """With a `clap` of these eight numbers in place of `pixi`, which is optional: property 2 of the image,
+    whose essential bit is set.
+    """
+    found = data.index(b"pixi")
+    pixi = data[found - 4 : found - 4 + int.from_bytes(data[found - 4 : found], "big")]
+    clap = struct.pack(">I4sIIIIiIiI", 40, b"clap", *fields)
+    return grown(data, pixi, clap).replace(b"\x01\x02\x83\x04", b"\x01\x82\x83\x04")
+
+
+@pytest.mark.parametrize(
+    ("fields", "x", "y", "width", "height"),
+    [
+        ((64, 1, 48, 1, 0, 1, 0, 1), 0, 0, 64, 48),
+        ((60, 1, 40, 1, 0, 1, 0, 1), 2, 4, 60, 40),
+        ((60, 1, 40, 1, -2, 1, 4, 1), 0, 8, 60, 40),
+        ((61, 1, 96, 2, 3, 2, 0, 1), 3, 0, 61, 48),
+    ],
+)
+def test_a_clean_aperture_cuts_the_image(plain, fields, x, y, width, height) -> None:
+    decoded = decode(with_aperture(plain, *fields))
+    assert (decoded.header.raw_width, decoded.header.raw_height) == (width, height)
+    assert np.array_equal(decoded.rgb(), decode(plain).rgb()[y : y + height, x : x + width])
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ((61, 1, 48, 1, 0, 1, 0, 1), "unsupported"),
+        ((60, 1, 40, 1, 5, 1, 0, 1), "corrupt"),
+        ((64, 0, 48, 1, 0, 1, 0, 1), "corrupt"),
+        ((0, 1, 48, 1, 0, 1, 0, 1), "corrupt"),
+    ],
+)
+def test_a_clean_aperture_between_or_outside_the_pixels_is_a_fault(plain, fields, kind) -> None:
+    assert fault_of(with_aperture(plain, *fields)).kind == kind
 
 
 def grown(data: bytes, old: bytes, new: bytes) -> bytes:

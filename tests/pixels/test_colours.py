@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -228,10 +229,12 @@ def test_every_primaries_of_the_standard_gives_a_profile_whose_white_is_white() 
         assert (white >= 254).all(), number
 
 
-def test_orientation_in_a_text_chunk_of_imagemagick_is_read(damage, forge) -> None:
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt"])
+def test_orientation_in_a_text_chunk_of_imagemagick_is_read(damage, forge, kind) -> None:
     block = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     text = b"\nexif\n%8d\n" % len(block) + block.hex().encode() + b"\n"
+    body = text if kind == b"tEXt" else b"\0" + zlib.compress(text)
     data = forge.encode(forge.picture(20, 10), "PNG")
-    late = data[:33] + damage.png_chunk(b"tEXt", b"Raw profile type exif\0" + text) + data[33:]
+    late = data[:33] + damage.png_chunk(kind, b"Raw profile type exif\0" + body) + data[33:]
     assert Image.open(io.BytesIO(late)).getexif()[0x0112] == 6
     assert (read_header(late).orientation, read_header(late).width) == (6, 10)

@@ -208,6 +208,21 @@ def test_premultiplied_colours_are_divided(tiff_files, bits) -> None:
     assert np.abs(decoded.rgb() - over_white * 255).max() <= 2
 
 
+def test_transparent_inks_show_white_paper(tiff_files, forge) -> None:
+    inks = np.asarray(forge.picture(40, 30, "CMYK")).astype(int)
+    alpha = np.zeros((30, 40, 1), int)
+    alpha[:, 20:] = 255
+    samples = np.concatenate([inks, alpha], axis=2)
+    layout = tiff_files.Layout(photometric=5, extra=(2,))
+    profile = forge.cmyk_profile()
+    plain = decode(tiff_files.write(inks, tiff_files.Layout(photometric=5), {34675: profile})).rgb()
+    paper = decode(tiff_files.write(inks * 0, tiff_files.Layout(photometric=5), {34675: profile})).rgb()
+    rgb = decode(tiff_files.write(samples, layout, {34675: profile})).rgb()
+    assert np.array_equal(rgb[:, :20], paper[:, :20])
+    assert np.array_equal(rgb[:, 20:], plain[:, 20:])
+    assert paper.min() > 240
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("planar", [False, True])
 def test_orientation_turns_the_image_and_not_the_stored_grid(tiff_files, orientation, planar) -> None:

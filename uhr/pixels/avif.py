@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+from fractions import Fraction
 
 import numpy as np
 
@@ -28,18 +29,14 @@ def header(source: FileBytes) -> Header:
     facts = heif.read(source)
     try:
         return _header(source, facts)
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, ZeroDivisionError) as error:
         raise PixelFault("corrupt", f"the properties of the AVIF are damaged ({error})") from None
 
 
 def _header(source: FileBytes, facts: ImageFacts) -> Header:
-    width, height = facts.size
+    _, _, width, height = _crop(facts)
     bits, gray = _depth(facts)
     notes = []
-    crop = facts.find(b"clap")
-    unsupported = ""
-    if crop is not None and not _whole(crop, width, height):
-        unsupported = "an AVIF with a clean aperture (clap) that cuts its image"
     shape = facts.find(b"pasp")
     if shape is not None and len(set(struct.unpack_from(">II", shape))) == 2:
         notes.append("the pixel aspect ratio (pasp) is ignored")
@@ -58,7 +55,7 @@ def _header(source: FileBytes, facts: ImageFacts) -> Header:
         icc is not None,
         facts.frames > 1,
         None if icc else tags.space,
-        unsupported or tags.unsupported,
+        tags.unsupported,
         tuple(notes),
     )
 
@@ -80,10 +77,22 @@ def _orientation(facts: ImageFacts) -> int:
     return _ORIENTATIONS[(turn[0] & 3 if turn else 0, mirror[0] & 1 if mirror else None)]
 
 
-def _whole(crop: bytes, width: int, height: int) -> bool:
-    """Whether a clean aperture is the whole image: its size and an offset of zero, all of them fractions."""
-    wide, by, high, over, x, _, y, _ = struct.unpack_from(">IIIIiIiI", crop)
-    return (wide, high, x, y) == (width * by, height * over, 0, 0)
+def _crop(facts: ImageFacts) -> tuple[int, int, int, int]:
+    """x, y, width and height of the part of the coded image that is shown: its clean aperture (`clap`,
+    ISO/IEC 14496-12 12.1.4), fractions of a size and of the distance between the centres.
+    """
+    width, height = facts.size
+    box = facts.find(b"clap")
+    if box is None:
+        return 0, 0, width, height
+    fields = struct.unpack_from(">IIIIiIiI", box)
+    wide, high, right, down = (Fraction(a, b) for a, b in zip(fields[::2], fields[1::2], strict=True))
+    x, y = right + (width - wide) / 2, down + (height - high) / 2
+    if any(part.denominator != 1 for part in (wide, high, x, y)):
+        raise PixelFault("unsupported", "an AVIF with a clean aperture (clap) that cuts through its pixels")
+    if x < 0 or y < 0 or wide < 1 or high < 1 or x + wide > width or y + high > height:
+        raise PixelFault("corrupt", "the AVIF has a clean aperture (clap) outside its image")
+    return int(x), int(y), int(wide), int(high)
 
 
 def _colours(source: FileBytes, facts: ImageFacts) -> tuple[bytes | None, code_points.ColourTags]:
@@ -117,7 +126,8 @@ def planes(data: bytes, header: Header) -> Planes:
     if isobmff.ends_early(source) or facts.end > len(data):
         raise PixelFault("truncated", "the AVIF ends before its image data do")
     sequence = _sequence_header(source, facts)
-    if sequence is not None and (sequence.width, sequence.height) != facts.tile:
+    layered = any(facts.find(kind) is not None for kind in (b"a1op", b"lsel", b"a1lx"))
+    if sequence is not None and (sequence.width, sequence.height) != facts.tile and not layered:
         # libavif would stretch it
         size = (
             f"{sequence.width} x {sequence.height} pixels are coded, {facts.tile[0]} x {facts.tile[1]} named"
@@ -134,6 +144,12 @@ def planes(data: bytes, header: Header) -> Planes:
         raise
     except Exception as error:  # noqa: BLE001 - libavif's failures come as several kinds; the message is kept
         raise _fault(str(error)) from None
+    if (image.width, image.height) != facts.size:
+        raise PixelFault(
+            "corrupt", f"the AVIF names {facts.size}, {image.width} x {image.height} pixels are coded"
+        )
+    x, y, width, height = _crop(facts)
+    image = image.crop((x, y, x + width, y + height))
     rgb = np.array(image.convert("RGB"))
     alpha = np.array(image.getchannel("A")) if header.has_alpha and image.mode == "RGBA" else None
     return Planes(np.ascontiguousarray(rgb[..., ::-1]), alpha, profile=_colours(source, facts)[0])

@@ -10,12 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from uhr.pixels import code_points
+from uhr.pixels.code_points import ColourTags
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
 _RAW, _RLE8, _RLE4, _BITFIELDS, _JPEG, _PNG, _ALPHA_BITFIELDS = range(7)
 _FILE_HEADER = 14
 _DEFAULT_MASKS = {16: (0x7C00, 0x3E0, 0x1F, 0), 32: (0xFF0000, 0xFF00, 0xFF, 0)}
+_CALIBRATED, _EMBEDDED, _LINKED = bytes(4), b"DEBM", b"KNIL"
+"""Colour spaces of a BITMAPV4HEADER or BITMAPV5HEADER that are not sRGB under another name."""
+
 _SLACK = 2048
 """Bytes that writers may count too many: their padding, or header and palette."""
 
@@ -129,6 +134,7 @@ def header(source: FileBytes) -> Header:
         mode = "L" if gray else "P"
         if gray and dib.bits == 1 and set(table[:, 0].tolist()) == {0, 255}:
             bits = 1
+    tags = _colours(source, dib)
     return Header(
         "BMP",
         dib.width,
@@ -136,8 +142,10 @@ def header(source: FileBytes) -> Header:
         mode,
         bits,
         has_alpha=bool(dib.masks[3]),
+        has_icc=_profile_place(source, dib) is not None,
+        colour=tags.space,
         unsupported=unsupported(dib),
-        notes=tuple(_notes(source, dib)),
+        notes=(tags.note,) if tags.note else (),
     )
 
 
@@ -145,15 +153,34 @@ def _offset(source: FileBytes) -> int:
     return int.from_bytes(source.at(10, 4), "little")
 
 
-def _notes(source: FileBytes, dib: Dib) -> list[str]:
-    """Colours that a BITMAPV4HEADER or BITMAPV5HEADER names and nobody reads here."""
+def _colours(source: FileBytes, dib: Dib) -> ColourTags:
+    """The calibrated colours of a BITMAPV4HEADER: XYZ of the primaries, which add up to white, and gammas."""
     fields = source.at(dib.start, 128)
-    if dib.size < 108:
-        return []
-    kind = fields[56:60]
-    if kind == bytes(4) and any(fields[60:108]):
-        return ["the calibrated colours of the BMP header are ignored"]
-    return ["ICC profile ignored: one in a BMP is not read"] if kind in (b"DEBM", b"KNIL") else []
+    if dib.size < 108 or len(fields) < 108:
+        return ColourTags()
+    if fields[56:60] == _LINKED:
+        return ColourTags(note="ICC profile ignored: it is in another file")
+    if fields[56:60] != _CALIBRATED or not any(fields[60:108]):
+        return ColourTags()
+    ends = [[value / (1 << 30) for value in struct.unpack_from("<3i", fields, at)] for at in (60, 72, 84)]
+    gammas = [value / 65536 for value in struct.unpack_from("<3I", fields, 96)]
+    white = [sum(values) for values in zip(*ends, strict=True)]
+    if min(map(sum, (white, *ends))) <= 0 or max(gammas) - min(gammas) > 0.01:
+        return ColourTags(
+            note="the calibrated colours of the BMP header are ignored: they describe no display"
+        )
+    points = [part / sum(values) for values in (white, *ends) for part in values[:2]]
+    given = code_points.chromaticities(points)
+    return code_points.from_chromaticities(given, gammas[0] or None, "the BMP header")
+
+
+def _profile_place(source: FileBytes, dib: Dib) -> tuple[int, int] | None:
+    """Offset and bytes of the ICC profile that a BITMAPV5HEADER embeds."""
+    fields = source.at(dib.start, 128)
+    if dib.size < 124 or fields[56:60] != _EMBEDDED:
+        return None
+    offset, count = struct.unpack_from("<II", fields, 112)
+    return dib.start + offset, count
 
 
 def planes(data: bytes, header: Header) -> Planes:
@@ -163,7 +190,11 @@ def planes(data: bytes, header: Header) -> Planes:
     start = _offset(source) or dib.pixels
     if start < dib.palette:
         raise PixelFault("corrupt", f"the pixels of the BMP are at byte {start}, within its header")
-    return dib_planes(data, dib, start)
+    planes = dib_planes(data, dib, start)
+    place = _profile_place(source, dib)
+    if place is not None:
+        planes.profile = data[place[0] : sum(place)]
+    return planes
 
 
 def dib_planes(data: bytes, dib: Dib, start: int) -> Planes:

@@ -72,7 +72,9 @@ class Decoded:
         """
         alpha, pixels = self.alpha(), _crop(self._upright(), box)
         if alpha is not None:
-            pixels = _over_white(pixels, _crop(alpha, box))
+            # no ink is white
+            white = 255 if self.planes.cmyk is None else 0
+            pixels = _over(pixels, _crop(alpha, box), white)
         pixels = np.ascontiguousarray(pixels)
         if long_side is not None:
             pixels = fit(pixels, long_side)
@@ -147,10 +149,10 @@ def _crop(pixels: np.ndarray, box: Box | None) -> np.ndarray:
     return pixels[y : y + height, x : x + width]
 
 
-def _over_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Blended in the file's own encoding, rounded: (c a + 255 (255 - a)) / 255."""
+def _over(pixels: np.ndarray, alpha: np.ndarray, white: int) -> np.ndarray:
+    """Blended in the file's own encoding, rounded: (c a + white (255 - a)) / 255."""
     weight = alpha.astype(np.uint16)[..., None]
-    blend = pixels * weight + np.uint16(255) * (255 - weight) + np.uint16(127)
+    blend = pixels * weight + np.uint16(white) * (255 - weight) + np.uint16(127)
     return (blend // 255).astype(np.uint8)
 
 
