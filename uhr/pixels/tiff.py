@@ -53,6 +53,9 @@ _COMPRESSIONS |= {
 ASSOCIATED, UNASSOCIATED = 1, 2
 _COREL_ALPHA = 999
 
+_MOST_SAMPLES = 64
+"""Bands of a pixel that are read: of a million, a pixel would take a megabyte."""
+
 _MOST_TILE = 1 << 26
 """Pixels of a tile that is larger than its image, after which a file is damaged."""
 
@@ -151,8 +154,8 @@ def read(directory: Directory) -> Reading:
     """What a directory says of its samples; raises `PixelFault` where it contradicts itself."""
     photometric = directory.number(262, -1)
     compression = directory.number(259, 1)
-    samples = directory.number(277, 1)
     bits = directory.numbers(258, (1,))
+    samples = directory.number(277, len(bits))
     # one value for all samples is against the rules, and common
     depths = set(bits[:samples] if len(bits) >= samples else bits)
     depth = depths.pop() if len(depths) == 1 else None
@@ -197,6 +200,8 @@ def _unsupported(
         return f"a TIFF compressed by {_COMPRESSIONS.get(compression, f'method {compression}')}"
     if samples < _COLOURS[photometric]:
         raise PixelFault("corrupt", f"a {_MODES[photometric]} TIFF of {samples} samples per pixel")
+    if samples > _MOST_SAMPLES:
+        return f"a TIFF of {samples} samples per pixel"
     if depth is None:
         return "a TIFF whose samples differ in depth"
     formats = set(directory.numbers(339, (1,)))
@@ -212,7 +217,7 @@ def _unsupported(
 
 def _unsupported_by_photometric(directory: Directory, photometric: int, compression: int, depth: int) -> str:
     planar = directory.number(284, 1) == 2
-    samples = directory.number(277, 1)
+    samples = directory.number(277, len(directory.numbers(258, (1,))))
     if compression == JPEG and not _is_plain_jpeg(photometric, samples, depth, planar):
         return f"a JPEG-compressed {_MODES[photometric]} TIFF of {samples} samples of {depth} bits"
     if photometric == PALETTE and depth > 8:

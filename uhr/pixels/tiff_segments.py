@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uhr.pixels import pillow_formats, tiff
+from uhr.pixels import header_walks, pillow_formats, tiff
 from uhr.pixels.decoder_noise import captured
 from uhr.pixels.jpeg import JpegFile
 from uhr.pixels.tiff import Layout
 from uhr.pixels.tiff_directory import Directory
-from uhr.pixels.types import PixelFault
+from uhr.pixels.types import FileBytes, PixelFault
 
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 _BATCH = 1 << 26
@@ -24,6 +24,9 @@ _BATCH = 1 << 26
 
 _CHUNK, _MOST_LEFT = 1 << 20, 1 << 26
 """Bytes that are read at once, and at most, behind the pixels of a deflated segment."""
+
+_MOST_PADDING = 64
+"""Pixels by which the JPEG of a segment may be wider and higher: a small one may name a huge size."""
 
 _MOST_UNPACKED = 1 << 22
 """Samples that are unpacked at once where they are no whole bytes."""
@@ -210,13 +213,15 @@ class SegmentReader:
         marker = b"\xff\xee\0\x0eAdobe" + struct.pack(">HHHB", 100, 0, 0, transform)
         stream = b"\xff\xd8" + marker + self.tables[2:-2] + stored[2:]
         try:
+            frame = header_walks.jpeg(FileBytes(stream, len(stream)))
+            wide = layout.across <= frame.raw_width < layout.across + _MOST_PADDING
+            high = segment.rows <= frame.raw_height < layout.down + _MOST_PADDING
+            if not wide or not high:
+                raise PixelFault("corrupt", f"a JPEG of {frame.raw_width} x {frame.raw_height} pixels")
             values = _jpeg(stream, self._width)
         except PixelFault as fault:
             kind = "corrupt" if fault.kind == "truncated" else fault.kind
             raise PixelFault(kind, f"segment {segment.index} of the TIFF: {fault.message}") from None
-        if values.shape[0] < segment.rows or values.shape[1] < layout.across:
-            size = f"{values.shape[1]} x {values.shape[0]}"
-            raise PixelFault("corrupt", f"segment {segment.index} of the TIFF is a JPEG of {size} pixels")
         return values[: segment.rows, : layout.across]
 
     def _subsampled(self, segment: Segment, data: bytes) -> np.ndarray:
