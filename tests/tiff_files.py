@@ -60,7 +60,7 @@ def write(samples: np.ndarray, layout: Layout, tags: dict[int, Any] | None = Non
 
 
 def assemble(segments: list[bytes], entries: dict[int, Any], layout: Layout) -> bytes:
-    """A file of these strips or tiles, which stand before the directory, and these entries."""
+    """A file of these strips or tiles, which come before the directory, and these entries."""
     order, big = layout.order, layout.big
     value, start = ("Q", 16) if big else ("I", 8)
     offsets = [start + sum(map(len, segments[:i])) for i in range(len(segments))]

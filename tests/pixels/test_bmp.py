@@ -122,7 +122,7 @@ def test_channels_of_five_and_six_bits_are_scaled_to_255() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (bmp(24, bytes(36), compression=4), "JPEG"),
         (bmp(24, bytes(36), compression=5), "PNG"),
@@ -132,10 +132,10 @@ def test_channels_of_five_and_six_bits_are_scaled_to_255() -> None:
         (bmp(24, bytes(36), compression=11), "compression 11"),
     ],
 )
-def test_a_bmp_that_is_not_read_is_named(data, words) -> None:
+def test_a_bmp_that_is_not_read_is_named(data, message) -> None:
     fault = fault_of(data)
     assert fault.kind == "unsupported"
-    assert words in fault.message
+    assert message in fault.message
 
 
 MASKS = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0)

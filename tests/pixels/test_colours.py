@@ -165,7 +165,7 @@ def test_narrow_range_values_are_unsupported(damage, forge, pixels) -> None:
 
 
 @pytest.mark.parametrize(
-    ("chunks", "words"),
+    ("chunks", "message"),
     [
         ((cicp(12, 13, 1),), "matrix 1"),
         ((cicp(77, 13),), "primaries 77"),
@@ -177,10 +177,10 @@ def test_narrow_range_values_are_unsupported(damage, forge, pixels) -> None:
         ((chrm((73000, 26000, *SRGB_CHRM[2:])),), "no gamut"),
     ],
 )
-def test_numbers_that_mean_nothing_are_ignored_with_a_note(damage, forge, pixels, chunks, words) -> None:
+def test_numbers_that_mean_nothing_are_ignored_with_a_note(damage, forge, pixels, chunks, message) -> None:
     decoded = decode(png_with(damage, forge, pixels, *chunks))
     assert np.array_equal(decoded.rgb(), pixels)
-    assert any(words in note for note in decoded.notes), decoded.notes
+    assert any(message in note for note in decoded.notes), decoded.notes
 
 
 def exif_with(tags: dict[int, int], index: bytes = b"") -> bytes:

@@ -180,7 +180,7 @@ def test_a_defined_opacity_needs_no_note() -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "inner", "words"),
+    ("space", "inner", "message"),
     [
         (14, (), "CIELab"),
         (20, (), "e-sRGB"),
@@ -191,24 +191,24 @@ def test_a_defined_opacity_needs_no_note() -> None:
         (17, (), "3 channels in 1 colours"),
     ],
 )
-def test_a_colour_space_that_is_not_read_is_named(space, inner, words) -> None:
+def test_a_colour_space_that_is_not_read_is_named(space, inner, message) -> None:
     data = jp2(codestream(samples_of(8, 3), 8), *inner, space=space)
     fault = fault_of(data)
     assert fault.kind == "unsupported"
-    assert words in fault.message
+    assert message in fault.message
     assert read_header(data).bit_depth == 8
 
 
 @pytest.mark.parametrize(
-    ("component", "words"),
+    ("component", "message"),
     [(b"\x87\1\1", "signed"), (b"\7\2\2", "subsampled"), (b"\3\1\1", "4, 8 bits"), (b"\x18\1\1", "bits")],
 )
-def test_a_component_that_is_not_read_is_named(component, words) -> None:
+def test_a_component_that_is_not_read_is_named(component, message) -> None:
     stream = codestream(samples_of(8, 3), 8)
     data = stream[:45] + component + stream[48:]
     fault = fault_of(data)
     assert fault.kind == "unsupported"
-    assert words in fault.message
+    assert message in fault.message
 
 
 def test_premultiplied_opacity_is_unsupported() -> None:

@@ -1,4 +1,4 @@
-"""`not an image` is only said of what no signature claims; a known format that is not read is named."""
+"""`not an image` is only what no signature claims; a known format that is not read is named."""
 
 import struct
 

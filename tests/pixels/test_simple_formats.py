@@ -77,7 +77,7 @@ def test_a_cut_pnm_is_truncated(kind, keep) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"P5\n2 2\n1000\n" + struct.pack(">4H", 1, 2, 3, 1001), "above its maximum"),
         (b"P2\n2 2\n7\n1 2 3 8\n", "above its maximum"),
@@ -89,10 +89,10 @@ def test_a_cut_pnm_is_truncated(kind, keep) -> None:
         (b"P5\n0 2\n255\n" + bytes(8), "0 x 2"),
     ],
 )
-def test_a_pnm_that_contradicts_itself_is_corrupt(data, words) -> None:
+def test_a_pnm_that_contradicts_itself_is_corrupt(data, message) -> None:
     fault = fault_of(data)
     assert fault.kind == "corrupt"
-    assert words in fault.message
+    assert message in fault.message
 
 
 def test_bits_of_a_plain_pbm_need_no_gap_and_comments_may_be_among_values() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from uhr.pixels import tiff_segments
 from uhr.pixels.decode import decode
 from uhr.pixels.headers import read_header
 from uhr.pixels.types import PixelFault
@@ -148,6 +149,20 @@ def test_files_of_pillow_are_read_as_pillow_reads_them(forge, mode, compression)
         assert np.array_equal(decoded.planes.alpha, np.asarray(image.getchannel("A")))
 
 
+@pytest.mark.parametrize("name", ["lzma", "zstd"])
+def test_a_compression_that_libtiff_may_lack_is_read_or_named(forge, monkeypatch, name) -> None:
+    image = forge.picture(50, 40)
+    try:
+        data = forge.encode(image, "TIFF", compression=name)
+    except OSError:
+        # built without it: nothing can be written either
+        return
+    assert np.array_equal(decode(data).rgb(), np.asarray(image))
+    monkeypatch.setattr(tiff_segments, "_libtiff_has", lambda compression: False)
+    fault = fault_of(data)
+    assert (fault.kind, name in fault.message) == ("unsupported", True)
+
+
 @pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
 @pytest.mark.parametrize("white_is_zero", [False, True])
 def test_fax_is_read(forge, compression, white_is_zero) -> None:
@@ -238,7 +253,7 @@ def test_orientation_turns_the_image_and_not_the_stored_grid(tiff_files, orienta
 
 
 @pytest.mark.parametrize(
-    ("bits", "count", "photometric", "tags", "words"),
+    ("bits", "count", "photometric", "tags", "message"),
     [
         (8, 3, 8, {}, "CIELab"),
         (8, 3, 9, {}, "ICCLab"),
@@ -258,14 +273,14 @@ def test_orientation_turns_the_image_and_not_the_stored_grid(tiff_files, orienta
         (12, 3, 2, {259: (3, [8]), 317: (3, [2])}, "12 bits with predictor 2"),
     ],
 )
-def test_a_variant_that_is_not_read_is_named(tiff_files, bits, count, photometric, tags, words) -> None:
+def test_a_variant_that_is_not_read_is_named(tiff_files, bits, count, photometric, tags, message) -> None:
     data = tiff_files.write(
         samples_of(bits, count), tiff_files.Layout(bits=bits, photometric=photometric), tags
     )
     assert (read_header(data).raw_width, read_header(data).raw_height) == (WIDTH, HEIGHT)
     fault = fault_of(data)
     assert fault.kind == "unsupported"
-    assert words in fault.message
+    assert message in fault.message
 
 
 @pytest.mark.parametrize("bits", [24, 32, 64])

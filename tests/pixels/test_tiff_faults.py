@@ -59,7 +59,7 @@ def test_a_wrong_byte_in_a_deflated_strip_is_corrupt(tiff_files) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tags", "words"),
+    ("tags", "message"),
     [
         ({257: HEIGHT * 2}, "strips"),
         ({256: WIDTH * 2}, "bytes"),
@@ -68,11 +68,11 @@ def test_a_wrong_byte_in_a_deflated_strip_is_corrupt(tiff_files) -> None:
         ({320: (3, [1, 2, 3]), 262: (3, [3]), 277: (3, [1]), 258: (3, [8])}, "colour map"),
     ],
 )
-def test_a_directory_that_contradicts_itself_is_corrupt(tiff_files, tags, words) -> None:
+def test_a_directory_that_contradicts_itself_is_corrupt(tiff_files, tags, message) -> None:
     data = tiff_files.write(samples_of(8, 3), tiff_files.Layout(rows=HEIGHT), {278: HEIGHT, **tags})
     fault = fault_of(data)
     assert fault.kind == "corrupt"
-    assert words in fault.message
+    assert message in fault.message
 
 
 def test_a_sparse_tile_is_unsupported(tiff_files) -> None:

@@ -291,7 +291,7 @@ def _run_lengths(data: bytes, start: int, dib: Dib) -> np.ndarray:
                 position += length + length % 2
                 run = np.stack([stored >> 4, stored & 15], axis=1).ravel() if dib.bits == 4 else stored
             # what is past the end of a row is left out
-            room = max(0, min(many, dib.width - x))
-            found[y, x : x + room] = run[:room]
+            shown = max(0, min(many, dib.width - x))
+            found[y, x : x + shown] = run[:shown]
             x += many
     return found

@@ -147,7 +147,7 @@ def _spans_a_gamut(chromaticities: Chromaticities) -> bool:
 def icc_profile(space: ColourSpace) -> bytes:
     """An ICC profile (version 4.3, matrix and curves) of the space: what a file with it embedded would say.
 
-    White is adapted to D50 by the Bradford transform, as ICC.1:2010 annex E asks.
+    White is adapted to D50 by the Bradford transform, as ICC.1:2010 annex E requires.
     """
     import numpy as np
 

@@ -95,7 +95,9 @@ def header(source: FileBytes) -> Header:
     if alpha and not facts.definitions:
         notes.append("the last component is not defined, taken for opacity")
     if facts.orientation != 1:
-        notes.append(f"orientation {facts.orientation} in an EXIF box is ignored: JPEG 2000 has none")
+        notes.append(
+            f"orientation {facts.orientation} in an EXIF box is ignored: JPEG 2000 has no orientation"
+        )
     return Header(
         "JPEG2000",
         *facts.size,

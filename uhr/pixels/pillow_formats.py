@@ -49,7 +49,7 @@ def open_image(file: Any, formats: tuple[str, ...]) -> Image.Image:
         if "nsupported" in str(error):
             raise PixelFault("unsupported", f"a variant that is not read here ({error})") from None
         raise PixelFault("corrupt", f"the header cannot be read ({error})") from None
-    except Exception as error:  # noqa: BLE001 - parsers meet hostile bytes with any exception; it is told on
+    except Exception as error:  # noqa: BLE001 - parsers meet hostile bytes with any exception; the message is kept
         raise PixelFault("corrupt", f"the header cannot be read ({type(error).__name__}: {error})") from None
 
 
@@ -60,10 +60,10 @@ def load(image: Image.Image) -> Image.Image:
             image.load()
     except MemoryError:
         raise PixelFault("too large", "the memory does not suffice to decode it") from None
-    except Exception as error:  # noqa: BLE001 - decoders meet hostile bytes with any exception; it is told on
+    except Exception as error:  # noqa: BLE001 - decoders meet hostile bytes with any exception; the message is kept
         truncated = "truncated" in str(error) or isinstance(error, EOFError)
-        words = f"the {image.format} cannot be decoded ({type(error).__name__}: {error})"
-        raise PixelFault("truncated" if truncated else "corrupt", words) from None
+        message = f"the {image.format} cannot be decoded ({type(error).__name__}: {error})"
+        raise PixelFault("truncated" if truncated else "corrupt", message) from None
     return image
 
 

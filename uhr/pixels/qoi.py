@@ -41,7 +41,7 @@ def planes(data: bytes, header: Header) -> Planes:
     """The pixels. Raises `PixelFault` for a file that ends before them, or has more of them than its size."""
     count = header.raw_width * header.raw_height
     end = len(data) - len(_END) if data.endswith(_END) else len(data)
-    # a byte stands for 62 pixels at most: no array is made for a size that the file cannot have
+    # a byte codes 62 pixels at most: no array is made for a size that the file cannot have
     if count > 62 * max(end - _HEADER, 0):
         raise PixelFault("truncated", f"the QOI has {end - _HEADER} bytes for {count} pixels")
     pixels = np.empty((count, 4), np.uint8)

@@ -1,4 +1,4 @@
-"""Which format a file is in, by its first bytes: one that is read here, one that is known and not, or none.
+"""The format of a file by its first bytes: one that is read here, one that is only known, or no image.
 
 The file's name is never looked at. Short signatures that ordinary text or any bytes may begin with (BM, P6,
 PCX) count only with a plausible field behind them. TGA has no signature and is never recognised.

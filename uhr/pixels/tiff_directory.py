@@ -18,7 +18,7 @@ _MOST_ENTRIES = 4096
 @dataclass
 class Directory:
     """One directory. `order` is a struct byte order; `entries` has type, count, and the offset of the values
-    by tag; `following` is the offset of the next directory, 0 for none.
+    by tag; `following` is the offset of the next directory, 0 without one.
     """
 
     source: FileBytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -24,6 +25,9 @@ _BATCH = 1 << 26
 
 _CHUNK, _MOST_LEFT = 1 << 20, 1 << 26
 """Bytes that are read at once, and at most, behind the pixels of a deflated segment."""
+
+_OPTIONAL = {34925: "lzma", 50000: "zstd"}
+"""Compressions that libtiff may be built without, and Pillow's names of them."""
 
 _MOST_PADDING = 64
 """Pixels by which the JPEG of a segment may be wider and higher: a small one may name a huge size."""
@@ -197,14 +201,26 @@ class SegmentReader:
         if options is not None:
             tags[options] = self.directory.number(options, 0)
         whole = _tiff(tags, stored)
+        if layout.compression in _OPTIONAL and not _libtiff_has(_OPTIONAL[layout.compression]):
+            name = _OPTIONAL[layout.compression]
+            raise PixelFault(
+                "unsupported", f"a TIFF compressed by {name}, which this libtiff was built without"
+            )
+        found, fault = b"", None
         with captured() as lines:
-            found = _fax(whole) if fax else _bytes(whole)
-        if lines:
-            raise PixelFault("corrupt", f"the TIFF is damaged ({lines[0]})")
+            try:
+                found = _fax(whole) if fax else _bytes(whole)
+            except PixelFault as error:
+                fault = error
+        if fault is not None and fault.kind != "corrupt":
+            raise fault
+        if lines or fault is not None:
+            why = lines[0] if lines or fault is None else fault.message
+            raise PixelFault("corrupt", f"the TIFF is damaged ({why})")
         return found
 
     def _jpeg(self, segment: Segment) -> np.ndarray:
-        """A JPEG stream whose tables are in a tag. What its components mean is said by the TIFF alone: an
+        """A JPEG stream whose tables are in a tag. What its components mean is in the TIFF alone: an
         Adobe marker passes it on.
         """
         layout = self.layout
@@ -248,6 +264,18 @@ def _tiff(tags: dict[int, int], strips: list[bytes]) -> bytes:
     table = b"".join(entry for _, entry in sorted(entries.items()))
     head = b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, len(entries))
     return head + table + bytes(8) + (b"".join(lists) if count > 1 else b"") + b"".join(strips)
+
+
+@functools.cache
+def _libtiff_has(compression: str) -> bool:
+    from PIL import Image
+
+    with captured():
+        try:
+            Image.new("L", (8, 8)).save(io.BytesIO(), "TIFF", compression=compression)
+        except OSError:
+            return False
+    return True
 
 
 def _bytes(data: bytes) -> bytes:
