@@ -70,6 +70,7 @@ def media(brand: bytes, compatible: bytes = b"") -> bytes:
         (b"%PDF-1.7\n", "PDF"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
         (b"\xc5\xd0\xd3\xc6" + bytes(20), "EPS"),
+        (b"<svg/>", "SVG"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- a comment -->\n<svg viewBox='0 0 1 1'/>", "SVG"),
         (b"\n <!DOCTYPE svg PUBLIC '-//W3C//DTD SVG 1.1//EN' ''>\n<svg/>", "SVG"),

@@ -112,7 +112,7 @@ _HEIF = {
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 _PCX_CODINGS = {bytes([1, bits]) for bits in (1, 2, 4, 8)}
 _PNM = re.compile(rb"P[1-6](?:[ \t\n\v\f\r]|#[^\n\r]*[\n\r])+(?:[0-9]|(?:#[^\n\r]*)?\Z)")
-_SVG = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.{0,2000})?(?:<!DOCTYPE svg|<svg[\s>])", re.DOTALL)
+_SVG = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.{0,2000})?(?:<!DOCTYPE svg|<svg[\s/>])", re.DOTALL)
 
 _PAM_PFM = re.compile(rb"P([7fF])[ \t]*\r?\n")
 
