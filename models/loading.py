@@ -14,12 +14,12 @@ from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
 from uhr.models.hashes import hash_of
 from uhr.models.hub import INDEX, Source
+from uhr.models.loading_checks import load_whole
 from uhr.models.offload import check as check_offload
 from uhr.models.offload import offload as put_offload
 from uhr.models.quantize import LARGE, MOVABLE, check_quantised, is_large
 from uhr.models.quantize import check as check_quantize
 from uhr.models.quantize import options as quantize_options
-from uhr.models.quiet import quiet_loading
 from uhr.models.registry import get, match, names
 from uhr.models.single_file import load_single_file
 from uhr.models.spec import ModelSpec
@@ -200,7 +200,7 @@ def load_component(
     library = importlib.import_module(library_name)
     cls = getattr(library, class_name)
     if not hasattr(cls, "parameters"):
-        return _from_pretrained(cls, opened.folder / name, f"{name} of {opened.source.text}", {})
+        return _without_weights(cls, opened, name)
     torch_dtype, place = pick_dtype(dtype), pick_device(device)
     options = {"use_safetensors": True, _DTYPE_OPTION[library_name]: torch_dtype}
     quantised = quantize is not None and class_name in LARGE
@@ -214,7 +214,7 @@ def load_component(
         part = load_single_file(cls, name, source, opened.folder, torch_dtype, place)
     else:
         where = f"{name} of {opened.source.text}" if weights is None else f"{name} in {source}"
-        part = _from_pretrained(cls, source, where, options)
+        part = load_whole(cls, source, where, options)
     if quantize is not None and quantised:
         check_quantised(part, quantize)
     if name == "vae":
@@ -224,16 +224,16 @@ def load_component(
     return part.eval() if quantised else part.eval().to(place)
 
 
+def _without_weights(cls: Any, model: Model, name: str) -> Any:
+    """A tokenizer or the scheduler."""
+    where = f"{name} of {model.source.text}"
+    part = load_whole(cls, model.folder / name, where)
+    if name == "tokenizer" and model.spec.family == "flux2" and not part.chat_template:
+        raise UserError(f"{where} lacks chat_template.jinja", "download it again")
+    return part
+
+
 _DTYPE_OPTION = {"diffusers": "torch_dtype", "transformers": "dtype"}
-
-
-def _from_pretrained(cls: Any, folder: Path, where: str, options: dict[str, Any]) -> Any:
-    try:
-        with quiet_loading():
-            return cls.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        words = " ".join(str(error).split())
-        raise UserError(f"{where} cannot be loaded ({words})", "check its files") from error
 
 
 def load_transformer(

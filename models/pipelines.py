@@ -38,6 +38,7 @@ from uhr.base.errors import UserError
 from uhr.models import flow, registry, schedules
 from uhr.models import latents as latent
 from uhr.models.conditions import Condition, Conditions, Prompt, Words
+from uhr.models.loading_checks import checked_loading
 from uhr.models.patches import Box
 from uhr.models.planning import Planning
 from uhr.models.sizes import check_sides
@@ -142,6 +143,15 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
         folder wherever diffusers is; so does every sampler of the family."""
         told = {**json.loads(super().to_json_string()), "_class_name": self.stock().__name__}
         return json.dumps(told, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As diffusers', from safetensors files unless `use_safetensors` says otherwise. Raises UserError
+        where a component's files lack weights or hold others than its configuration has."""
+        with checked_loading():
+            return super().from_pretrained(
+                pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs}
+            )
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,8 +1,9 @@
-"""Keeps the loading bars of diffusers and transformers off the terminal: ours are the only ones there."""
+"""Keeps what diffusers and transformers print while loading off the terminal where we say it ourselves."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Generator
 
 
@@ -20,3 +21,30 @@ def quiet_loading() -> Generator[None]:
     finally:
         for log in shown:
             log.enable_progress_bar()
+
+
+_REPORTERS = (
+    "transformers.modeling_utils",
+    "diffusers.models.modeling_utils",
+    "diffusers.configuration_utils",
+)
+_REPORTS = ("LOAD REPORT", "Some weights of", "The config attributes")
+
+
+@contextlib.contextmanager
+def quiet_reports() -> Generator[None]:
+    """Within it neither library logs which weights and keys did not fit: `loading_checks` raises an error for
+    them."""
+    loggers = [logging.getLogger(name) for name in _REPORTERS]
+    for logger in loggers:
+        logger.addFilter(_is_no_report)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_is_no_report)
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not any(report in text for report in _REPORTS)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError
-from uhr.models.file_spec import BACKBONE_PREFIXES
+from uhr.models.file_spec import BACKBONE_PREFIXES, read_shapes
+from uhr.models.loading_checks import check_config
 from uhr.models.quantize import check_installed
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def load_single_file(
     GGUF weights stay quantised and are computed with in `dtype`; all others are cast to it.
     """
     where = f"{component} file {file}"
+    check_config(cls, folder / component, f"{component} of {folder}")
     try:
         part = _gguf(cls, component, file, folder, dtype) if file.suffix == ".gguf" else None
         if part is None:
@@ -52,20 +54,28 @@ def _assigned(
     """
     import torch
 
-    config = cls.load_config(folder, local_files_only=True)
     with torch.device("meta"):
-        part = cls.from_config(config)
+        part = cls.from_config(cls.load_config(folder, local_files_only=True))
+    state = _fitted(cls, checkpoint, part, folder, where)
+    part.load_state_dict({key: value.to(dtype) for key, value in state.items()}, assign=True)
+    return part
+
+
+def _fitted(
+    cls: Any, checkpoint: dict[str, torch.Tensor], part: Any, folder: Path, where: str
+) -> dict[str, torch.Tensor]:
+    """The checkpoint in the keys of the module `part`; UserError for a weight that lacks, and for one too
+    many."""
     wanted = part.state_dict()
     # the two namings share some keys
     own = 2 * len(wanted.keys() & checkpoint.keys()) > len(wanted)
-    state = checkpoint if own else _converted(cls, checkpoint, config, where)
+    state = checkpoint if own else _converted(cls, checkpoint, part.config, where)
     lacking, strange = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if lacking or strange:
         what = f"lacks {lacking[0]}" if lacking else f"holds {strange[0]}, which this model has not"
         more = len(lacking) + len(strange) - 1
         raise UserError(f"{where} {what}" + (f" (and {more} more)" if more else ""), _fix(folder))
-    part.load_state_dict({key: value.to(dtype) for key, value in state.items()}, assign=True)
-    return part
+    return state
 
 
 def _converted(cls: Any, checkpoint: dict[str, torch.Tensor], config: Any, where: str) -> dict[str, Any]:
@@ -82,8 +92,15 @@ def _converted(cls: Any, checkpoint: dict[str, torch.Tensor], config: Any, where
 
 def _gguf(cls: Any, component: str, file: Path, folder: Path, dtype: torch.dtype) -> Any:
     check_installed("gguf", "reading GGUF")
+    import torch
     from diffusers import GGUFQuantizationConfig
 
+    # by names and shapes alone: diffusers' reader leaves out what lacks, and passes over what is too many
+    shapes = read_shapes(file)
+    with torch.device("meta"):
+        empty = cls.from_config(cls.load_config(folder / component, local_files_only=True))
+        named = {name: torch.empty(shape) for name, shape in shapes.items()}
+    _fitted(cls, named, empty, folder / component, f"{component} file {file}")
     return cls.from_single_file(
         str(file),
         config=str(folder),

@@ -1,5 +1,8 @@
 """A backbone in a GGUF file: its weights stay quantised, and adapters act beside them."""
 
+import re
+import sys
+
 import gguf
 import pytest
 import torch
@@ -96,3 +99,23 @@ def test_an_adapter_acts_beside_quantised_weights_as_beside_what_they_stand_for(
     torch.testing.assert_close(call(found, inputs2), call(exact, inputs2), rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="cannot be merged into quantised weights"):
         merge(found)
+
+
+CHANGES = {
+    "lacks transformer_blocks.0.ff.linear_in.weight": lambda state: state.pop(
+        "double_blocks.0.img_mlp.0.weight"
+    ),
+    "holds strange.weight": lambda state: state.update({"strange.weight": torch.zeros(32, 32)}),
+}
+
+
+@pytest.mark.parametrize(("words", "change"), CHANGES.items(), ids=CHANGES)
+def test_a_gguf_file_that_is_not_whole_is_refused_and_the_weight_named(
+    tiny_flux2, model, tmp_path, monkeypatch, words, change
+):
+    state = named(model)
+    change(state)
+    monkeypatch.setattr(sys.modules[__name__], "named", lambda model: state)
+    file = write(tmp_path / "t.gguf", model, Kind.Q8_0)
+    with pytest.raises(UserError, match=rf"transformer file .*t\.gguf {re.escape(words)}"):
+        zoo.load_component(tiny_flux2, "transformer", weights=file)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -282,6 +283,25 @@ def test_latents_that_are_not_finite_are_left_out_by_name(four, tiny_flux, tmp_p
         UserError, match=r"none of the 4 pictures can be encoded \(3 not finite, 1 too small\); a.png"
     ):
         encode(four.path, str(broken), tmp_path / "encoded", EncodeConfig(), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("part", "weight"),
+    [
+        ("text_encoder", "encoder.layers.0.mlp.fc1.weight"),
+        ("text_encoder_2", "encoder.block.0.layer.0.SelfAttention.q.weight"),
+        ("vae", "encoder.conv_in.weight"),
+    ],
+)
+def test_nothing_is_encoded_by_a_model_that_lacks_weights(four, tiny_flux, tmp_path, part, weight):
+    model, out = shutil.copytree(tiny_flux, tmp_path / "model"), tmp_path / "encoded"
+    (file,) = (model / part).glob("*.safetensors")
+    state = load_file(file)
+    del state[weight]
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"{part} of .* lacks {re.escape(weight)}: download it again"):
+        encode(four.path, str(model), out, EncodeConfig(), "cpu")
+    assert not (out / "encoded.json").exists()
 
 
 def test_values_beyond_the_stored_dtype_are_left_out(four, tiny_flux, tmp_path):
