@@ -66,8 +66,8 @@ class Source:
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
         wanted = [INDEX, *(f"{name}/*" for name in components), *(f"{name}/config.json" for name in configs)]
-        if "transformer" not in components:
-            wanted.append("transformer/config.json")
+        # what a model is and how its noise levels are spaced is known without any weights
+        wanted += ["transformer/config.json", "scheduler/scheduler_config.json"]
         assert self.repository is not None
         try:
             return Path(

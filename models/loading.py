@@ -21,6 +21,7 @@ from uhr.models.quantize import LARGE, MOVABLE, check_quantised, is_large
 from uhr.models.quantize import check as check_quantize
 from uhr.models.quantize import options as quantize_options
 from uhr.models.registry import get, match, names
+from uhr.models.scheduler_config import read_config
 from uhr.models.single_file import load_single_file
 from uhr.models.spec import ModelSpec
 
@@ -94,6 +95,7 @@ def open_model(
     source = Source.parse(model, fetch)
     folder = source.fetch(components)
     known = recognise(folder) if spec is None else _told(folder, get(spec))
+    known = replace(known, scheduler_config=read_config(folder))
     return Model(source.pinned(folder), folder, known)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from uhr.base.errors import UserError
 from uhr.models.quiet import quiet_loading, quiet_reports
+from uhr.models.scheduler_config import SchedulerConfig
 
 WITHOUT_EFFECT = ("num_batches_tracked", "position_ids", "inv_freq")
 """Ends of the names of buffers that are counted for training, or computed anew: files have them or have
@@ -70,10 +71,10 @@ def checked_loading() -> Generator[None]:
     The libraries offer no other place: their pipelines ask for no loading report. Other threads' calls pass
     through unchanged, but for a second one in here, which waits.
     """
-    from diffusers import ModelMixin
+    from diffusers import ModelMixin, SchedulerMixin
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    bases = (ModelMixin, PreTrainedModel, PreTrainedTokenizerBase)
+    bases = (ModelMixin, SchedulerMixin, PreTrainedModel, PreTrainedTokenizerBase)
     with _one_at_a_time, quiet_reports():
         originals = [base.__dict__["from_pretrained"] for base in bases]
         for base, original in zip(bases, originals, strict=True):
@@ -103,6 +104,9 @@ def _checked(cls: Any, load: Any, folder: Path, where: str, options: Mapping[str
     if not hasattr(cls, "parameters"):
         if hasattr(cls, "vocab_files_names"):
             check_tokenizer_files(cls, folder, where)
+        elif hasattr(cls, "load_config"):
+            # a scheduler drops keys that it does not know
+            SchedulerConfig.of(cls.load_config(folder, local_files_only=True), where)
         return load(folder, **options)
     check_shards(folder, where, options.get("variant"))
     if _is_diffusers(cls):

@@ -35,12 +35,13 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
-from uhr.models import flow, registry, schedules
+from uhr.models import flow, registry
 from uhr.models import latents as latent
 from uhr.models.conditions import Condition, Conditions, Prompt, Words
 from uhr.models.loading_checks import checked_loading
 from uhr.models.patches import Box
 from uhr.models.planning import Planning
+from uhr.models.scheduler_config import SchedulerConfig
 from uhr.models.sizes import check_sides
 from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
 from uhr.models.text import Embedded, TokenCount, notes_of
@@ -113,7 +114,10 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
 
     def log_cuts(self, counts: Sequence[TokenCount]) -> None:
         """Log what was cut off texts, in one line; nothing where nothing was."""
-        notes = notes_of(counts)
+        self.log(notes_of(counts))
+
+    def log(self, notes: Sequence[str]) -> None:
+        """Log them in one line; nothing where there are none."""
         if notes and self.logs:
             logger.warning("; ".join(notes))
 
@@ -211,12 +215,8 @@ class SamplerPipeline(Planning, DiffusionPipeline, ABC):
         self, steps: int, tokens: int, shift: ShiftPolicy | str | None = None, factor: float = 3.0
     ) -> list[float]:
         """steps + 1 noise levels from 1 to 0, shifted; `shift` None is as the scheduler is configured."""
-        config = self.scheduler.config
-        if shift is None:
-            shift = ShiftPolicy.DYNAMIC if config.use_dynamic_shifting else ShiftPolicy.STATIC
-            factor = self.scheduler.shift
-        dynamic = self.backbone.shifter(config, steps)
-        return schedules.shifted(ShiftPolicy(shift), steps, tokens, factor, dynamic).tolist()
+        config = SchedulerConfig.of_scheduler(self.scheduler)
+        return config.schedule(self.backbone, steps, tokens, shift, factor)
 
     def conditions(
         self,

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from uhr.base.errors import UserError
-from uhr.models import schedules
 from uhr.models.backbones.base import Backbone
 from uhr.models.costs.work import Costed
 from uhr.models.guidance import Guiding
 from uhr.models.samplers.options import SamplerOptions
+from uhr.models.scheduler_config import SchedulerConfig
 from uhr.models.sizes import Size, check_enlarges, smallest
 from uhr.models.spec import ModelSpec, ShiftPolicy
 from uhr.models.stages import Ask, Stage
@@ -104,11 +104,17 @@ class Planning(Costed, Guiding, ABC):
     ) -> Ask:
         """What is asked of a model that is not loaded."""
 
+        found = spec.scheduler_config
+        config = (
+            SchedulerConfig.of(found, f"the scheduler of this {spec.name}")
+            if found
+            else SchedulerConfig.usual(spec.shift)
+        )
+
         def schedule(
             steps: int, tokens: int, shift: ShiftPolicy | str | None = None, factor: float = 3.0
         ) -> list[float]:
-            policy = spec.shift if shift is None else ShiftPolicy(shift)
-            return schedules.shifted(policy, steps, tokens, factor, cls.backbone.shifter({}, steps)).tolist()
+            return config.schedule(cls.backbone, steps, tokens, shift, factor)
 
         native = options.native_size or spec.native_size
         multiple, family = cls.multiple(spec), spec.family

@@ -1,8 +1,7 @@
 """Schedules: how sigma falls from 1 (noise) to 0 (data) over the steps of a sampler.
 
 A schedule is a float64 tensor [steps + 1] that begins at the first noise level and ends in 0; step i goes
-from sigmas[i] to sigmas[i + 1]. Nothing here reads a scheduler object, whose configuration keys are partly
-dead.
+from sigmas[i] to sigmas[i + 1]. Nothing here reads a scheduler object: `scheduler_config.py` does.
 """
 
 from __future__ import annotations
@@ -36,9 +35,12 @@ def shift(sigmas: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 class Shifter(Protocol):
-    """A dynamic shift: the factor for a number of image tokens, refused where its calibration ends."""
+    """A dynamic shift for a number of image tokens: its factor, refused where the calibration ends, and mu,
+    the factor's logarithm."""
 
     def factor(self, tokens: int) -> float: ...
+
+    def mu(self, tokens: int) -> float: ...
 
 
 class Runaway(UserError):

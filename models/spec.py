@@ -90,6 +90,10 @@ class ModelSpec:
     """What the published `config.json` of the VAE and of each text encoder says of their shapes: by these a
     spec's costs are known without any file."""
 
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Of a checkpoint whose folder is known: what its `scheduler_config.json` says. Empty for a spec of the
+    registry, of which `shift` is all that is known."""
+
     @property
     def pixel_multiple(self) -> int:
         """Height and width must be multiples of this many px: VAE factor times patch side."""

@@ -59,7 +59,8 @@ Levels = Annotated[tuple[float, ...], BeforeValidator(_floats)]
 class EulerOptions(SamplerOptions):
     """sigmas:       noise levels, falling; used as they are, unshifted. A final 0 may be left out
     shift:        none, static (by `shift_factor`) or dynamic (refused above the tokens that it was calibrated
-                  for); None is what the scheduler's configuration says, and static with a toolkit
+                  for), of the linear grid; None is what the scheduler's configuration says, spacing included
+                  (Karras, exponential, beta, a terminal level), and static with a toolkit
     shift_factor: of the static shift
     toolkit:      what lets the backbone work above its native size: `hr_toolkit.Toolkit`, or its fields ({}
                   has its defaults)

@@ -73,7 +73,10 @@ class Passes(SamplerPipeline):
     surgeries: Sequence[dict[str, Any]] = ()
     settings: Any = None
     notes: Sequence[str] = ()
-    """What a reader of the last run's picture must know of it, besides what was cut off its prompts."""
+    """What a reader of the last run's picture must know of it, besides what was cut off its prompts and what
+    of the scheduler's settings did not act."""
+
+    schedule_notes: Sequence[str] = ()
 
     _bar: Any = None
 
@@ -87,7 +90,7 @@ class Passes(SamplerPipeline):
             ],
             "surgeries": list(self.surgeries),
             "text_tokens": [count.describe() for count in self.token_counts],
-            "notes": [*self.notes, *notes_of(self.token_counts)],
+            "notes": [*self.notes, *self.schedule_notes, *notes_of(self.token_counts)],
             **told,
         }
 
@@ -215,7 +218,8 @@ class Passes(SamplerPipeline):
 
     def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
         super().begin(step_end, attention)
-        self.stages, self.surgeries, self.told_guidance, self.notes = (), (), (), ()
+        self.stages, self.surgeries, self.told_guidance = (), (), ()
+        self.notes, self.schedule_notes = (), ()
 
     def velocity(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         found = super().velocity(*args, **kwargs)

@@ -18,6 +18,7 @@ from uhr.models.fitting import target_size
 from uhr.models.pipelines import OnStepEnd, StepEnd
 from uhr.models.samplers.options import SamplerOptions
 from uhr.models.samplers.passes import Job, Passes
+from uhr.models.scheduler_config import SchedulerConfig
 from uhr.models.sizes import Size
 from uhr.models.stages import Ask, Stage, StagedOutput, check_aspect, for_each, pixels
 
@@ -85,6 +86,7 @@ class Staged(Passes):
         callback_on_step_end: its step counts on through the stages
         return_stages:       the output's `stages` holds the pictures of every stage before the last
         """
+        configured = SchedulerConfig.of_scheduler(self.scheduler)
         asked = build(self.Options, options, f"sampler {type(self).__name__}")
         settings = self.resolve(asked)
         picture = None if image is None else pixels(image).to(self._execution_device)
@@ -95,6 +97,8 @@ class Staged(Passes):
         step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.begin(step_end, joint_attention_kwargs)
         self.settings = settings
+        self.schedule_notes = configured.notes(self.backbone, plan, self.pixel_multiple)
+        self.log(self.schedule_notes)
         words = Words(
             Prompt(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds),
             Prompt(negative_prompt, negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds),

@@ -31,6 +31,7 @@ from uhr.models.quantize import check as check_quantize
 from uhr.models.samplers import check_name, check_takes_picture, sampler_class
 from uhr.models.sampling.pictures import Given, open_picture
 from uhr.models.sampling.request import Adapter, Item, Request
+from uhr.models.scheduler_config import SchedulerConfig
 from uhr.models.sizes import Size
 from uhr.models.spec import ModelSpec
 from uhr.models.stages import Stage
@@ -192,6 +193,7 @@ class Setup:
             raise UserError(
                 f"--transformer {request.transformer} and a backbone as --model", "give one of them"
             )
+        SchedulerConfig.of(model.spec.scheduler_config, f"scheduler of {model.source.text}")
         method = Method.of(request, model.spec)
         for name, path in request.weights.items():
             if not path.exists():
