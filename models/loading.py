@@ -232,6 +232,11 @@ def _without_weights(cls: Any, model: Model, name: str) -> Any:
     part = load_whole(cls, model.folder / name, where)
     if name == "tokenizer" and model.spec.family == "flux2" and not part.chat_template:
         raise UserError(f"{where} lacks chat_template.jinja", "download it again")
+    length = model.spec.text_lengths.get("clip")
+    if name == "tokenizer" and length is not None and part.model_max_length != length:
+        # samplers pad to the tokenizer's own length, training to the spec's
+        what = f"{where} has model_max_length {part.model_max_length}, and {model.spec.name} reads {length}"
+        raise UserError(what, "correct its tokenizer_config.json")
     return part
 
 

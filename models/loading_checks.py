@@ -34,6 +34,12 @@ PUBLISHED_KEYS: Mapping[str, frozenset[str]] = {
 """Keys that published configurations have and diffusers' class has not: those of UltraFlux, whose sampler
 sets its positions itself, and whose VAE `vae.f16.restore` understands."""
 
+IGNORED_BY_STOCK: Mapping[str, frozenset[str]] = {
+    "AutoencoderKL": frozenset({"latents_mean", "latents_std"}),
+}
+"""Keys that diffusers' class keeps and the stock pipelines of these families never read: a checkpoint that
+sets them was normalised otherwise than by shift_factor and scaling_factor."""
+
 _OFF = (None, False, [], {}, "")
 """Values at which a key of a newer diffusers is not in use."""
 
@@ -183,9 +189,11 @@ def check_config(cls: Any, folder: Path, where: str) -> None:
     config = cls.load_config(folder, local_files_only=True)
     known = {*inspect.signature(cls.__init__).parameters, "quantization_config"}
     known |= PUBLISHED_KEYS.get(cls.__name__, frozenset())
-    for key in sorted(config.keys() - known):
-        if not key.startswith("_") and config[key] not in _OFF:
-            what = f"config.json of {where} has {key} {config[key]!r}, which {cls.__name__} does not know"
+    ignored = IGNORED_BY_STOCK.get(cls.__name__, frozenset())
+    for key in sorted(config.keys() - known | ignored):
+        if not key.startswith("_") and config.get(key) not in _OFF:
+            why = "the stock pipeline never reads" if key in ignored else f"{cls.__name__} does not know"
+            what = f"config.json of {where} has {key} {config[key]!r}, which {why}"
             raise UserError(what, "update diffusers, or remove the key if the weights do not need it")
 
 

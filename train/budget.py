@@ -12,6 +12,7 @@ from uhr.base.files import human_bytes
 from uhr.models.costs.shapes import bare, empty_component
 from uhr.models.loading import empty_transformer
 from uhr.models.zoo import ModelSpec, open_model
+from uhr.train.average import described
 from uhr.train.data import EncodedData
 from uhr.train.encoding.tensors import size_of
 from uhr.train.job import plan_for
@@ -39,6 +40,7 @@ def estimate(recipe: Recipe, model: str, data: Sequence[Path]) -> dict[str, Any]
         "recipe": recipe.name,
         "model": spec.name,
         "steps": recipe.steps,
+        "average": None if recipe.ema is None else described(recipe.ema, recipe.steps),
         "samples": recipe.steps * recipe.batch.size,
         "phases": phases,
         "parameters": {name: parameters[name] for name in ("base", "trainable")},
@@ -163,6 +165,8 @@ def print_estimate(plan: dict[str, Any]) -> None:
     say(
         f"trainable {trainable:,} of {base + trainable:,} parameters ({trainable / base:.2%} of the backbone)"
     )
+    if plan["average"] is not None:
+        say(f"averaged adapter: {plan['average']}")
     for phase in plan["phases"]:
         epochs = f", {phase['epochs']:g} epochs" if phase["epochs"] is not None else ""
         say(f"\nphase {phase['name']}: {phase['steps']:,} steps at {phase['resolution']} px{epochs}")

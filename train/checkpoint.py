@@ -19,7 +19,9 @@ from uhr.base.console import command
 from uhr.base.errors import UserError
 from uhr.base.files import saving, sha256_file, sync, write_json
 from uhr.base.output import all_or_nothing
+from uhr.models.adapters.alphas import DIFFUSERS_METADATA
 from uhr.models.weight_files import save_tensors
+from uhr.train import average
 from uhr.train.recipe import leaves
 from uhr.train.state import TrainState, generators, set_generators
 
@@ -111,7 +113,7 @@ def write_checkpoint(run: Path, state: TrainState, facts: Mapping[str, Any]) -> 
 def _fill(staging: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
     staging.mkdir(parents=True)
     for name, tensors in state.tensors().items():
-        save_tensors(tensors, staging / f"{name}.safetensors")
+        save_tensors(tensors, staging / f"{name}.safetensors", _metadata(name, facts["recipe"]))
     write_json(staging / GENERATORS, generators())
     files = {
         path.name: Stored(bytes=path.stat().st_size, sha256=sha256_file(path))
@@ -125,6 +127,16 @@ def _fill(staging: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
         **facts,
     )
     write_json(staging / FILE, info.model_dump(mode="json"))
+
+
+def _metadata(name: str, recipe: Mapping[str, Any]) -> dict[str, str] | None:
+    """What the tensors of a file do not say: of an adapter its rank and alpha, as diffusers writes them, so
+    that whoever loads the file by itself gets its strength; of an average how it was made."""
+    if name not in ("adapter", "ema"):
+        return None
+    lora = {"transformer.r": recipe["adapter"]["rank"], "transformer.lora_alpha": recipe["adapter"]["alpha"]}
+    packed = {DIFFUSERS_METADATA: json.dumps(lora, sort_keys=True)}
+    return {**packed, average.MARK: average.WARMED_UP} if name == "ema" else packed
 
 
 def go_on(run: Path) -> str:
@@ -199,8 +211,10 @@ def load_checkpoint(folder: Path, info: CheckpointInfo, state: TrainState) -> No
     """Put a checkpoint's tensors into `state`, and the process-wide generators to where they were."""
     from safetensors.torch import load_file
 
-    names = ["adapter", "optimiser"] + (["ema"] if state.ema is not None else [])
-    state.load(info.step, {name: load_file(folder / f"{name}.safetensors") for name in names})
+    tensors = {name: load_file(folder / f"{name}.safetensors") for name in ("adapter", "optimiser")}
+    if state.ema is not None:
+        tensors["ema"] = average.read_average(folder / "ema.safetensors", info.recipe["ema"], info.step)
+    state.load(info.step, tensors)
     set_generators(json.loads((folder / GENERATORS).read_text(encoding="utf-8")))
 
 

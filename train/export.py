@@ -12,7 +12,7 @@ from uhr.models.adapters.plain import LoraSpec
 from uhr.models.card import CardFacts
 from uhr.models.export import export_lora
 from uhr.models.zoo import get
-from uhr.train import checkpoint
+from uhr.train import average, checkpoint
 from uhr.train.checkpoint import CheckpointInfo
 from uhr.train.encoded import NOT_STATED
 from uhr.train.job import read_run
@@ -25,7 +25,7 @@ def export(
     """Write the adapter of a run's checkpoint (the newest whole one, or that of `step`) into the folder
     `out`.
 
-    weights: the trained ones, or their running average where the recipe keeps one.
+    weights: the trained ones, or their running average where the recipe keeps one (`average.decay_at`).
     """
     from safetensors.torch import load_file
 
@@ -34,7 +34,11 @@ def export(
     recipe = Recipe.model_validate(info.recipe)
     if weights == "ema" and recipe.ema is None:
         raise UserError(f"{run} keeps no average", "leave --weights out, or train with --set ema=0.999")
-    state = load_file(folder / ("ema.safetensors" if weights == "ema" else "adapter.safetensors"))
+    if weights == "ema":
+        assert recipe.ema is not None
+        state = average.read_average(folder / "ema.safetensors", recipe.ema, info.step)
+    else:
+        state = load_file(folder / "adapter.safetensors")
     spec = get(info.model.spec)
     lora = LoraSpec(recipe.adapter.rank, recipe.targets(spec), recipe.adapter.alpha)
     return export_lora(state, lora, out, _facts(out.resolve().name, recipe, info, weights)), info
@@ -65,9 +69,7 @@ def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> Car
         spec=get(info.model.spec),
         base_model=info.model.name,
         base_weights=info.model.transformer,
-        recipe=recipe.name
-        if weights == "trained"
-        else f"{recipe.name}, averaged over steps ({recipe.ema:g})",
+        recipe=recipe.name + (_average(recipe, info.step) if weights == "ema" else ""),
         steps=info.step,
         resolution=", then ".join(f"{p.resolution or get(info.model.spec).native_size} px" for p in reached),
         guidance=recipe.guidance.scale,
@@ -78,3 +80,8 @@ def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> Car
         metrics=info.metrics,
         versions=info.versions,
     )
+
+
+def _average(recipe: Recipe, step: int) -> str:
+    assert recipe.ema is not None
+    return f", averaged over steps ({average.described(recipe.ema, step)})"

@@ -20,6 +20,7 @@ from uhr.models.adapters.plain import LoraSpec, add_lora
 from uhr.models.surgery import compose, from_record, record
 from uhr.models.zoo import load_transformer, pick_device
 from uhr.train import checkpoint, optim
+from uhr.train.average import decay_at, described
 from uhr.train.data import Rows
 from uhr.train.draws import Draws
 from uhr.train.job import Job
@@ -115,9 +116,9 @@ class Trainer:
             raise self._not_finite("gradient", rows.sample_ids)
         self.state.optimiser.step()
         self.state.optimiser.zero_grad(set_to_none=True)
+        self.state.step += 1
         if self.recipe.ema is not None:
             self.state.update_ema(self.recipe.ema)
-        self.state.step += 1
         seconds = time.perf_counter() - start
         bucket = phase.data.buckets[planned.bucket]
         return {
@@ -217,6 +218,9 @@ def peak_memory(device: torch.device) -> int:
 
 def train(job: Job) -> Outcome:
     """Carry a job out, to its last step or to where somebody stopped it."""
+    recipe = job.recipe
+    if recipe.ema is not None and decay_at(recipe.steps, recipe.ema) < recipe.ema:
+        say(f"averaged adapter: {described(recipe.ema, recipe.steps)}")
     outcome = Trainer(job).run()
     if outcome.stopped:
         say(f"stopped after step {outcome.step} of {job.recipe.steps}; saved in {outcome.checkpoint}")

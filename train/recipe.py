@@ -106,9 +106,9 @@ class Recipe(Config):
     """family: of `ModelSpec`. surgeries: of the transformer, as `models.surgery.record` writes them.
     latents: whether a VAE latent is drawn from its distribution at each visit.
     caption_dropout: share of samples that train with the empty caption. clip: largest norm of the gradient.
-    ema: decay per step of the averaged adapter; None keeps none.
-    sources: where each value comes from, by dotted path. origin: the recipe's values before they were
-    changed.
+    ema: decay per step of the averaged adapter, which is reached by a warm-up (`average.decay_at`); None
+    keeps none. sources: where each value comes from, by dotted path. origin: the recipe's values before they
+    were changed.
     """
 
     name: str

@@ -12,13 +12,15 @@ import torch
 
 from uhr.models.adapters.plain import ADAPTER, lora_state
 from uhr.train import optim
+from uhr.train.average import decay_at
 
 
 @dataclass
 class TrainState:
     """step: optimiser steps done. adapter: parameters by their names in `plain.lora_state`, float32.
 
-    ema: their running average under the same names, or None.
+    ema: their running average under the same names, or None; it has no count of its own, since it was updated
+    once for each step.
     """
 
     step: int
@@ -28,10 +30,11 @@ class TrainState:
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
-        """average <- decay * average + (1 - decay) * parameter."""
+        """average <- d * average + (1 - d) * parameter, with d = `decay_at(step, decay)`."""
         assert self.ema is not None
+        now = decay_at(self.step, decay)
         for name, average in self.ema.items():
-            average.lerp_(self.adapter[name].detach(), 1 - decay)
+            average.lerp_(self.adapter[name].detach(), 1 - now)
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Everything as CPU tensors, by the name of the file that holds it."""

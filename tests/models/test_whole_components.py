@@ -303,6 +303,22 @@ def test_a_key_of_a_configuration_that_its_class_does_not_know_is_not_dropped(co
     refused(folder, model, part, r"has a_key_of_next_year 2\.5, which \w+ does not know")
 
 
+def test_a_vae_that_was_normalised_by_a_mean_and_deviation_of_its_own_is_refused(copy):
+    folder = copy("tiny_flux")
+    configure(folder / "vae", latents_mean=[0.1] * 16, latents_std=[1.0] * 16)
+    refused(folder, "tiny_flux", "vae", r"has latents_mean \[0\.1.*which the stock pipeline never reads")
+
+
+@pytest.mark.parametrize("length", [64, 128])
+def test_a_clip_tokenizer_of_another_length_than_training_pads_to_is_refused(copy, length):
+    folder = copy("tiny_flux")
+    configure(folder / "tokenizer", "tokenizer_config.json", model_max_length=length)
+    with pytest.raises(
+        UserError, match=rf"tokenizer of .* has model_max_length {length}, and tiny-flux1 reads 77"
+    ):
+        zoo.load_component(folder, "tokenizer")
+
+
 def test_a_component_that_is_handed_over_is_the_callers_own(copy):
     folder = copy("tiny_flux")
     whole = T5EncoderModel.from_pretrained(folder / "text_encoder_2")
