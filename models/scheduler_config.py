@@ -14,14 +14,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from uhr.base.errors import UserError
-from uhr.models import schedules
-from uhr.models.schedules import Shifter
 from uhr.models.spec import ShiftPolicy
 
 if TYPE_CHECKING:
+    from uhr.models.schedules import Shifter
     from uhr.models.stages import Stage
 
 CLASS = "FlowMatchEulerDiscreteScheduler"
@@ -127,6 +124,8 @@ class SchedulerConfig:
         `shift` None is as the checkpoint is configured, spacing included. A policy is that shift of the
         linear grid and nothing else: by `factor`, or the dynamic one of the backbone's `family`.
         """
+        from uhr.models import schedules
+
         dynamic = family.shifter(self.values, steps)
         if shift is None:
             return self._levels(steps, tokens, dynamic)
@@ -157,6 +156,7 @@ class SchedulerConfig:
         Raises UserError where the shift's calibration ends, and where the levels do not fall to 0.
         """
         import diffusers
+        import numpy as np
 
         if steps < 1:
             raise UserError(f"{steps} steps", "give at least 1")
