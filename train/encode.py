@@ -21,6 +21,7 @@ from uhr.train.encoding.folder import claim_encoded, clear
 from uhr.train.encoding.items import caption_items, picture_items
 from uhr.train.encoding.work import PictureWork, TextWork
 from uhr.train.hashing import component_hash
+from uhr.train.threads import threads_given
 
 TEXT_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 PICTURES_PER_UNIT, TEXTS_PER_UNIT = 16, 64
@@ -140,7 +141,10 @@ def _run_pictures(request: Request, texts: UnitPlan, device: str, workers: int) 
     work = PictureWork(
         request.model, request.config, request.buckets, vae_hash, request.manifest.root, device
     )
-    runner = LocalRunner(workers, LIMITS) if workers else InlineRunner()
+    # one thread unless another number is given: the last bits of latents then depend neither on the machine's
+    # cores nor on the number of workers
+    threads = threads_given() or 1
+    runner = LocalRunner(workers, LIMITS, threads) if workers else InlineRunner()
     _run("encode pictures", "pictures", plan, work, runner)
     return plan
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from uhr.base import lock
-from uhr.base.console import progress, warn
+from uhr.base.console import counted, progress, warn
 from uhr.base.errors import UserError
 from uhr.base.files import saving, user_path
 from uhr.base.output import claim, names_in, refuse_strangers
@@ -39,7 +39,7 @@ from uhr.train.generating.identity import SetRequest
 from uhr.train.generating.index import SetInfo
 from uhr.train.generating.items import Entry
 from uhr.train.generating.refining import ANSWERS, refine_all
-from uhr.train.generating.team import Engine, beginning, runner_of, threads_of
+from uhr.train.generating.team import beginning, is_remote, threads_of
 from uhr.train.generating.work import (
     FAILED,
     PICTURES,
@@ -63,7 +63,7 @@ _UNITS = re.compile(r"plan\.json|items\.arrow|unit-\d+-[0-9a-f]+\.parquet|\..+\.
 
 @dataclass(frozen=True)
 class Order:
-    """What the user asked for. `workers` None: one per GPU, on the CPU one; 0: in this process.
+    """What the user asked for; `runner` does it.
 
     `pictures`: the folder that the entries come from, if they come from one. What does not pass the check
     counts as failed then; a mistake in a file of prompts ends the run before it begins. `fresh` gives the
@@ -74,11 +74,9 @@ class Order:
     entries: Sequence[Entry]
     out: str
     fresh: Callable[[str], str]
+    runner: Runner
     refinement: Refinement | None = None
     previews: Path | None = None
-    engine: Engine = "ray"
-    workers: int | None = None
-    address: str | None = None
     pictures: Path | None = None
 
 
@@ -107,7 +105,7 @@ def generate(order: Order) -> Outcome:
     for note in setup.notes:
         warn(note)
     request = identity.settled(order.request, setup)
-    runner = runner_of(order.engine, order.workers, order.address, request.device)
+    runner = order.runner
     checked = _check(order, setup)
     items = [entry.item for entry in order.entries]
     versions = {path: image.version for path, image in checked.images.items()}
@@ -122,12 +120,21 @@ def generate(order: Order) -> Outcome:
             found = index.read_set(store)
             if found is not None and not found.counts["failed"] and not _undone(items, names):
                 return Outcome(order.out, found, True, None)
+            _tell_threads(store, asked, threads_of(runner))
             _paint(order, asked, store, names, runner, checked)
             with progress("index", len(items), "pictures") as advance:
                 info, error = index.finish(store, asked, items, advance)
         finally:
             _clear(store.work_folder())
     return Outcome(order.out, info, False, error)
+
+
+def _tell_threads(store: Store, asked: SetRequest, threads: int) -> None:
+    """A set keeps the number of threads that it was begun with, whatever this run was given."""
+    if asked.threads is not None and asked.threads != threads:
+        kept = counted(asked.threads, "thread")
+        why = "with others the last bits of an image may differ"
+        warn(f"{store.text} was begun with {kept} for each worker and keeps that number: {why}")
 
 
 def _refuse_strangers(store: Store) -> None:
@@ -162,7 +169,11 @@ def _checkable(order: Order) -> Request:
     """The request as far as this machine can judge it: a cluster may have the GPU that is missing here."""
     import torch
 
-    if order.address is None or not order.request.device.startswith("cuda") or torch.cuda.is_available():
+    if (
+        not is_remote(order.runner)
+        or not order.request.device.startswith("cuda")
+        or torch.cuda.is_available()
+    ):
         return order.request
     return order.request.model_copy(update={"device": "cpu", "offload": None, "quantize": None})
 

@@ -74,26 +74,30 @@ def make_set(
         raise UserError("--out is missing", "name a folder for the set, or s3://bucket/prefix")
     if out.lower().endswith(".png"):
         raise UserError(f"--out {out} is one picture's, and this makes a set", "name a folder or a prefix")
-    from uhr.train.generate import Order, generate
     from uhr.train.generating.items import Defaults
+    from uhr.train.generating.team import device_of, early, runner_of
 
     entries, others = _entries(prompts, said, Defaults(said.negative, said.seed, said.image))
-    order = Order(
-        request=request,
-        entries=entries,
-        out=out,
-        fresh=lambda taken: _again(taken, _free(taken)),
-        refinement=refinement,
-        previews=previews,
-        engine="local" if team.engine == "local" else "ray",
-        workers=team.workers,
-        address=team.address,
-        pictures=said.image if prompts is None else None,
-    )
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         console.warn(f"{said.image} also holds what is no picture by its name: {others[0]}{more}")
-    outcome = generate(order)
+    engine = "local" if team.engine == "local" else "ray"
+    runner = runner_of(engine, team.workers, team.address, device_of(request))
+    with early(runner, len(entries), out):
+        # seconds of imports, during which worker processes do theirs
+        from uhr.train.generate import Order, generate
+
+        order = Order(
+            request=request,
+            entries=entries,
+            out=out,
+            fresh=lambda taken: _again(taken, _free(taken)),
+            runner=runner,
+            refinement=refinement,
+            previews=previews,
+            pictures=said.image if prompts is None else None,
+        )
+        outcome = generate(order)
     console.emit(outcome.facts(), as_json, lambda _: _tell(outcome))
     counts = outcome.info.counts
     if counts["failed"]:

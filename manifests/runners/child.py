@@ -7,7 +7,9 @@ that killed it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib
 import mmap
 import os
 import pickle
@@ -17,6 +19,7 @@ import struct
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,15 @@ PAGE = struct.Struct("<qqq")
 PAGE_BYTES = mmap.PAGESIZE
 
 
-def main(socket: int, page: int, parent: int) -> None:
-    """Entry point: serve units until the parent hangs up."""
+def main(socket: int, page: int, parent: int, imports: Sequence[str]) -> None:
+    """Entry point: import these modules, then serve units until the parent hangs up."""
     os.set_inheritable(socket, False)
     os.set_inheritable(page, False)
     _die_with(parent, socket)
+    for name in imports:
+        # ahead of time only: the work needs the module too, and its error reaches the parent
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     connection = Connection(socket)
     folder, packed, threads = connection.recv()
     _serve(connection, mmap.mmap(page, PAGE_BYTES), folder, packed, threads)

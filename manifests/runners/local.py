@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import wait as wait_any
 
-from uhr.manifests.runners.worker import POLL_SECONDS, Worker
+from uhr.manifests.runners.process import Child, Surroundings
+from uhr.manifests.runners.worker import POLL_SECONDS, Worker, search_path
 from uhr.manifests.units import Limits, UnitPlan, Work
 
 
@@ -22,13 +24,27 @@ class LocalRunner:
         self.workers = workers
         self.limits = limits
         self.threads = threads
+        self._early: list[Child] = []
+
+    @contextlib.contextmanager
+    def early(self, most: int, imports: Sequence[str]) -> Generator[None]:
+        """Start children for a later `run` now, `most` of them at most: they import these modules, which may
+        take many seconds, while the caller prepares what they are to do."""
+        count = min(self.workers, most)
+        self._early = [Child(self._around(number, imports)) for number in range(count)]
+        try:
+            yield
+        finally:
+            for child in self._early:
+                child.kill()
+            self._early = []
 
     def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
         waiting = iter(pending)
-        team = [
-            Worker(plan.folder, work, self.limits, threads=self.threads, environment=self._seen_by(number))
-            for number in range(min(self.workers, len(pending)))
-        ]
+        team = []
+        for number in range(min(self.workers, len(pending))):
+            child = self._early.pop(0) if self._early else None
+            team.append(Worker(plan.folder, work, self.limits, self._around(number), child))
         try:
             busy = list(team)
             for worker in team:
@@ -49,5 +65,6 @@ class LocalRunner:
             for worker in team:
                 worker.close()
 
-    def _seen_by(self, number: int) -> dict[str, str]:
-        return {"CUDA_VISIBLE_DEVICES": self.gpus[number % len(self.gpus)]} if self.gpus else {}
+    def _around(self, number: int, imports: Sequence[str] = ()) -> Surroundings:
+        gpu = {"CUDA_VISIBLE_DEVICES": self.gpus[number % len(self.gpus)]} if self.gpus else {}
+        return Surroundings(search_path(), self.threads, gpu, imports)

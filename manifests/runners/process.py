@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from uhr.manifests.runners.child import PAGE, PAGE_BYTES
 
 _BOOT = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from uhr.manifests.runners.child import main; main(*map(int, sys.argv[2:]))"
+    "from uhr.manifests.runners.child import main; main(*map(int, sys.argv[2:5]), sys.argv[5:])"
 )
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -35,12 +36,22 @@ _THREAD_VARIABLES = (
 _LOG_BYTES = 1 << 20
 
 
-class Child:
-    """A started child: process, socket, shared page, and a file for what it prints."""
+@dataclass(frozen=True)
+class Surroundings:
+    """What a child finds when it starts: where modules are searched, how many threads it has, variables of
+    its environment, and modules that it imports before it is told what to do."""
 
-    def __init__(
-        self, order: tuple[Path, bytes, int], path: list[str], threads: int, environment: Mapping[str, str]
-    ) -> None:
+    path: Sequence[str]
+    threads: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
+    imports: Sequence[str] = ()
+
+
+class Child:
+    """A started child: process, socket, shared page, and a file for what it prints. It has nothing to do
+    before `begin`."""
+
+    def __init__(self, around: Surroundings) -> None:
         ours, theirs = socket.socketpair()
         page = _shared_page()
         self._page = mmap.mmap(page, PAGE_BYTES)
@@ -49,21 +60,32 @@ class Child:
         numbers = [str(theirs.fileno()), str(page), str(os.getpid())]
         self.process = subprocess.Popen(
             # -P: the working folder must not shadow the standard library; `path` says where to search
-            [sys.executable, "-P", "-c", _BOOT, json.dumps(path), *numbers],
+            [sys.executable, "-P", "-c", _BOOT, json.dumps(around.path), *numbers, *around.imports],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             pass_fds=(theirs.fileno(), page),
-            env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads)), **environment},
+            env={
+                # a thread that waits for others sleeps: spinning costs many times the work itself where
+                # other processes want the cores
+                "OMP_WAIT_POLICY": "passive",
+                **os.environ,
+                **dict.fromkeys(_THREAD_VARIABLES, str(around.threads)),
+                **around.environment,
+            },
         )
         theirs.close()
         os.close(page)
         self.connection = Connection(ours.detach())
         self._status = psutil.Process(self.process.pid)
         self._turn, self._elapsed, self._looked = -1, 0.0, time.monotonic()
+        self._threads = around.threads
+
+    def begin(self, folder: Path, work: bytes) -> None:
+        """Give it a plan's folder and the pickled work, once, before its first unit."""
         # one that is gone already leaves a closed socket: `Worker.check` meets it and says so
         with contextlib.suppress(ConnectionError):
-            self.connection.send(order)
+            self.connection.send((folder, work, self._threads))
 
     def turn(self) -> int:
         return PAGE.unpack_from(self._page)[0]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError, install
+from uhr.manifests.runners.process import Surroundings
 from uhr.manifests.runners.worker import Worker, cores, search_path
 from uhr.manifests.units import Limits, UnitPlan, Work
 
@@ -119,7 +120,7 @@ class UnitActor:
         folder = plan if isinstance(plan, Path) else self._unpack(plan)
         ours = search_path()
         both = ours + [folder for folder in path if folder not in ours]
-        self._worker = Worker(folder, work, limits, both, threads)
+        self._worker = Worker(folder, work, limits, Surroundings(both, threads))
 
     def _unpack(self, plan: dict[str, bytes]) -> Path:
         self._folder = tempfile.TemporaryDirectory(prefix="uhr-units-")

@@ -10,14 +10,13 @@ import os
 import pickle
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_any
 from pathlib import Path
 
 from uhr.base.errors import UserError
 from uhr.base.files import human_bytes
-from uhr.manifests.runners.process import Child, how_it_ended
+from uhr.manifests.runners.process import Child, Surroundings, how_it_ended
 from uhr.manifests.units import CRASH, MEMORY_LIMIT, TIME_LIMIT, Fault, Limits, Work
 
 POLL_SECONDS = 0.05
@@ -46,16 +45,16 @@ class Worker:
         folder: Path,
         work: Work | bytes,
         limits: Limits,
-        path: list[str] | None = None,
-        threads: int = 1,
-        environment: Mapping[str, str] | None = None,
+        around: Surroundings,
+        child: Child | None = None,
     ) -> None:
-        self._order = (folder.absolute(), work if isinstance(work, bytes) else pickle.dumps(work), threads)
+        """`child`: one that is started already, in these surroundings, and has nothing to do yet."""
+        self._order = (folder.absolute(), work if isinstance(work, bytes) else pickle.dumps(work))
         self._limits = limits
-        self._path = search_path() if path is None else path
-        self._threads = threads
-        self._environment = environment or {}
-        self._child: Child | None = None
+        self._around = around
+        self._child = child
+        if child is not None:
+            child.begin(*self._order)
         self.unit: int | None = None
 
     def assign(self, unit: int) -> None:
@@ -115,7 +114,8 @@ class Worker:
 
     def _send(self) -> None:
         if self._child is None:
-            self._child = Child(self._order, self._path, self._threads, self._environment)
+            self._child = Child(self._around)
+            self._child.begin(*self._order)
         try:
             self._child.connection.send((self.unit, self._faults))
         except (BrokenPipeError, ConnectionResetError):

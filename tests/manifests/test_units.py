@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pickle
 import signal
@@ -21,7 +22,8 @@ from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
 from uhr.manifests.runners import InlineRunner, LocalRunner, RayRunner
-from uhr.manifests.units import Limits, PlanMismatch, Runner, UnitPlan, Work, run_units, table_hash
+from uhr.manifests.runners.worker import cores
+from uhr.manifests.units import NO_LIMITS, Limits, PlanMismatch, Runner, UnitPlan, Work, run_units, table_hash
 
 HERE = Path(__file__).parent
 LIMITS = Limits(seconds=20, memory=700 * 2**20)
@@ -173,6 +175,57 @@ def test_workers_have_one_thread_and_processes_of_their_own(tmp_path, works):
     rows = do(numbers(tmp_path, 1, 1), works.Surroundings(), LocalRunner(1, LIMITS))
     assert [row["threads"] for row in rows] == [1, 1, 1]
     assert os.getpid() not in [row["pid"] for row in rows]
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_workers_have_the_threads_that_they_are_given_whatever_their_parent_has(
+    tmp_path, works, engine, monkeypatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    # no limit of time: to import torch takes a busy machine long
+    runner = {"local": LocalRunner, "ray": RayRunner}[engine](1, NO_LIMITS, threads=2)
+    do(numbers(tmp_path / "plan", 1, 1), works.CountsThreads(tmp_path), runner)
+    found = json.loads((tmp_path / "threads.json").read_text())
+    # torch takes no more than there are cores
+    assert found.pop("torch") == min(2, cores())
+    assert found == {"arrow": 2, "omp": "2", "mkl": "2", "wait": "passive"}
+
+
+def children_of_this() -> set[int]:
+    return {each.pid for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE}
+
+
+def test_workers_may_be_started_before_there_is_anything_to_do(tmp_path, works):
+    before = children_of_this()
+    runner = LocalRunner(3, LIMITS)
+    with runner.early(2, ["unit_works", "no.such.module"]):
+        early = children_of_this() - before
+        assert len(early) == 2, "no more than there are items"
+        rows = do(numbers(tmp_path / "one", 1, 1), works.Surroundings(), runner)
+        assert rows[0]["pid"] in early
+        rows = do(numbers(tmp_path / "two", 3, 1), works.Surroundings(), runner)
+        assert early & {row["pid"] for row in rows}, "the other early one"
+    assert children_of_this() == before
+    with pytest.raises(RuntimeError, match="a check failed"), runner.early(2, []):
+        raise RuntimeError("a check failed")
+    assert children_of_this() == before
+
+
+def test_an_early_worker_that_died_is_replaced(tmp_path, works):
+    runner = LocalRunner(1, LIMITS)
+    before = children_of_this()
+    with runner.early(1, []):
+        (early,) = children_of_this() - before
+        os.kill(early, signal.SIGKILL)
+        assert wait_until(lambda: early not in children_of_this(), 20)
+        assert do(numbers(tmp_path, 2, 1), works.Square(), runner)[1]["y"] == 1
+
+
+def test_a_policy_of_waiting_that_the_user_names_is_kept(tmp_path, works, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    do(numbers(tmp_path / "plan", 1, 1), works.CountsThreads(tmp_path), LocalRunner(1, NO_LIMITS))
+    assert json.loads((tmp_path / "threads.json").read_text())["wait"] == "active"
 
 
 def test_files_in_the_working_folder_do_not_shadow_the_standard_library_of_workers(

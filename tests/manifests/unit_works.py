@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -110,6 +111,26 @@ class Surroundings(Work):
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
         threads = [self.cv2.getNumThreads(), pa.cpu_count(), int(os.environ["OMP_NUM_THREADS"])]
         return pa.table({"threads": threads, "pid": [os.getpid()] * 3})
+
+
+class CountsThreads(Work):
+    """How many threads the libraries of the process take, and how those wait, told to a folder."""
+
+    def __init__(self, told: Path) -> None:
+        self.told = told
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        import torch
+
+        found = {
+            "torch": torch.get_num_threads(),
+            "arrow": pa.cpu_count(),
+            "omp": os.environ["OMP_NUM_THREADS"],
+            "mkl": os.environ["MKL_NUM_THREADS"],
+            "wait": os.environ["OMP_WAIT_POLICY"],
+        }
+        (self.told / "threads.json").write_text(json.dumps(found))
+        return items
 
 
 class SeesGpus(Work):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 from typing import Literal
 
 from uhr.base.errors import UserError
+from uhr.base.store import is_url
 from uhr.manifests.runners import InlineRunner, LocalRunner, RayRunner
-from uhr.manifests.runners.worker import cores
 from uhr.manifests.units import NO_LIMITS, Runner
+from uhr.models.sampling.request import Request
+from uhr.train.generating.work import IMPORTS
+from uhr.train.threads import threads_each, threads_here
 
 Engine = Literal["ray", "local"]
 
@@ -18,8 +23,8 @@ def runner_of(engine: Engine, workers: int | None, address: str | None, device: 
     as it needs, so it has no limits.
 
     `workers` None is one per GPU, and one on the CPU or on a GPU that is named; 0 is this process. The number
-    of threads follows from what was asked for, never from what is left to do; on the CPU that of the run
-    which began the set is kept (`work.PaintWork`).
+    of threads is OMP_NUM_THREADS, or follows from the number of workers (`threads.threads_each`), never from
+    what is left to do; on the CPU that of the run which began the set is kept (`work.PaintWork`).
     """
     if address is not None and (engine != "ray" or workers == 0):
         raise UserError("--address names a Ray cluster", "leave out --engine local and --workers 0")
@@ -28,11 +33,32 @@ def runner_of(engine: Engine, workers: int | None, address: str | None, device: 
     shared = device == "cuda"
     gpus = visible_gpus() if shared else ()
     count = workers or (None if shared and address is not None else len(gpus) or 1)
-    threads = max(1, cores() // (count or len(gpus) or 1))
+    threads = threads_each(count or len(gpus) or 1)
     if engine == "local":
         assert count is not None
         return LocalRunner(count, NO_LIMITS, threads, gpus)
     return RayRunner(count, NO_LIMITS, address, threads, gpus=int(shared), carry=True)
+
+
+def early(runner: Runner, items: int, out: str) -> contextlib.AbstractContextManager[None]:
+    """Within it, worker processes of this machine are there already and import what painting needs, so that
+    this takes no longer than the checks that go on meanwhile; other runners start when they run. Not for an
+    `out` that looks finished."""
+    if not isinstance(runner, LocalRunner) or (not is_url(out) and (Path(out) / "set.json").exists()):
+        return contextlib.nullcontext()
+    return runner.early(items, IMPORTS)
+
+
+def device_of(request: Request) -> str:
+    """The device that is asked for; of "auto" what that is here."""
+    from uhr.models.loading import pick_device
+
+    return str(pick_device("auto")) if request.device == "auto" else request.device
+
+
+def is_remote(runner: Runner) -> bool:
+    """Whether the work goes to the machines of a cluster, which may have what this one has not."""
+    return isinstance(runner, RayRunner) and runner.address is not None
 
 
 def beginning(runner: Runner) -> str:
@@ -45,11 +71,7 @@ def beginning(runner: Runner) -> str:
 
 def threads_of(runner: Runner) -> int:
     """How many threads each of its workers has."""
-    if isinstance(runner, LocalRunner | RayRunner):
-        return runner.threads
-    import torch
-
-    return torch.get_num_threads()
+    return runner.threads if isinstance(runner, LocalRunner | RayRunner) else threads_here()
 
 
 def visible_gpus() -> tuple[str, ...]:

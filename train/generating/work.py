@@ -20,6 +20,15 @@ from uhr.models.sampling.request import Item, Request
 if TYPE_CHECKING:
     from uhr.models.sampling.session import Painting
 
+IMPORTS = (
+    "uhr.models.samplers.families",
+    "uhr.models.sampling.session",
+    "uhr.models.sampling.setup",
+    "transformers.modeling_utils",
+)
+"""What `PaintWork.open` imports and what takes long to import: most of the time before a tiny model's first
+image."""
+
 REQUEST, PICTURES, FAILED = "request.json", "pictures", "failed"
 
 ITEMS = pa.schema([("item", pa.string()), ("failed_before", pa.bool_()), ("image_sha256", pa.string())])

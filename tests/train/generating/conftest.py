@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,8 @@ def at_home(monkeypatch, tmp_path, tiny_flux) -> None:
     """In a folder of its own, with the tests' own sampler `moody:Moody` to be found, and `tiny` the model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(HERE))
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    # prepended: other processes import the packages from where this one does
+    monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
     (tmp_path / "tiny").symlink_to(tiny_flux)
 
 
@@ -79,9 +81,9 @@ def make(capfd):
 PROMPTER = """
 import sys
 from uhr.cli import main
-from uhr.train.generating import team
+from uhr.train import threads
 
-team.cores = lambda: 2  # a thread for each of two workers, on any machine: the same last bits
+threads.threads_here = lambda: 2  # a thread for each of two workers, on any machine: the same last bits
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -186,9 +186,25 @@ def test_the_run_that_begins_a_set_says_how_many_threads_each_worker_has(make, m
     monkeypatch.setattr("uhr.train.generate.threads_of", lambda runner: 2)
     again = make(PROMPTS)
     assert again.code == 0, again.err
+    assert "warning: out was begun with 3 threads for each worker and keeps that number" in again.err
     assert again.files == first.files
     assert read_record(Path("out/pictures/0002.png"))["machine"]["threads"] == 3
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_a_worker_paints_with_the_threads_that_it_is_given_and_as_this_process_does(
+    make, engine, monkeypatch
+):
+    """Bit for bit: a sum that is cut among another number of threads ends with other last bits."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    here = make(["a lake"], "--workers", "0", out="here")
+    there = make(["a lake"], "--engine", engine, "--workers", "1", out="there")
+    assert (here.code, there.code) == (0, 0), there.err
+    for made in (here, there):
+        assert json.loads(made.files["request.json"])["threads"] == 1
+        assert read_record(made.folder / "pictures" / "0000.png")["machine"]["threads"] == 1
+    assert there.files["pictures/0000.png"] == here.files["pictures/0000.png"]
 
 
 def test_a_set_of_a_hubs_model_is_painted_at_one_commit(make, tiny_flux, tmp_path, monkeypatch):

@@ -6,14 +6,15 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.manifests.runners import InlineRunner, LocalRunner, RayRunner
-from uhr.train.generating import team
+from uhr.train import threads
 from uhr.train.generating.team import beginning, runner_of, visible_gpus
 
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """Sixteen cores, three GPUs."""
-    monkeypatch.setattr(team, "cores", lambda: 16)
+    """Sixteen cores, three GPUs; nobody says how many threads."""
+    monkeypatch.setattr(threads, "threads_here", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 4,GPU-7")
 
 
@@ -53,6 +54,15 @@ def test_ray_actors_too_and_a_cluster_is_asked_for_its_gpus(workers, address, de
     assert (runner.workers, runner.threads, runner.gpus) == expected
     assert runner.address == address
     assert runner.carry
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("3", 3), ("5,2", 5), ("1", 1), ("0", 8), ("many", 8), ("", 8)]
+)
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_omp_num_threads_is_the_number_of_each_worker(engine, given, expected, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert runner_of(engine, 2, None, "cpu").threads == expected
 
 
 def test_no_workers_are_this_process():
