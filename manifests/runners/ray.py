@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError, install
+from uhr.manifests.runners.cluster import asks_for_token, check, no_cluster, token_error
 from uhr.manifests.runners.process import Surroundings
 from uhr.manifests.runners.worker import Worker, cores, search_path
 from uhr.manifests.units import Limits, UnitPlan, Work
@@ -166,7 +167,10 @@ def _ray(address: str | None, workers: int | None) -> Generator[tuple[int, int]]
 
 def _start(address: str | None, workers: int | None) -> None:
     import ray
+    from ray.exceptions import RayError
 
+    if address is not None:
+        check(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         with _stderr_kept_back():
@@ -176,13 +180,13 @@ def _start(address: str | None, workers: int | None) -> None:
                 cpus = (workers or cores()) + 1
                 room: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
                 ray.init("local", include_dashboard=False, **room, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
         words = " ".join(str(error).split())
         if address is None:
             raise UserError(f"Ray does not start here ({words})", "use --engine local") from error
-        raise UserError(
-            f"no Ray cluster at '{address}' ({words})", "start one, or leave --address out"
-        ) from error
+        if asks_for_token(f"{words} {error.__cause__} {getattr(error, '__notes__', '')}"):
+            raise token_error(address) from error
+        raise no_cluster(address, words) from error
 
 
 @contextlib.contextmanager
