@@ -24,8 +24,8 @@ from uhr.curate.rules import Judge, Verdict
 from uhr.curate.stage import SetStage
 from uhr.manifests.manifest import Manifest, RuleInfo, write_manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
-from uhr.manifests.schema import KEPT, REJECTED
-from uhr.manifests.sql import quoted
+from uhr.manifests.schema import KEPT, REJECTED, Column
+from uhr.manifests.sql import finite_column, quoted
 from uhr.manifests.units import UnitPlan
 
 BATCH_ROWS = 16_384
@@ -112,6 +112,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _answered(column: Column) -> str:
+    """SQL: a set stage's column, null where its value is not finite, as of every other stage."""
+    if pa.types.is_floating(column.type):
+        return f"{finite_column(column.name)} AS {quoted(column.name)}"
+    return f"answer.{quoted(column.name)}"
+
+
 class _whole_set:
     """The table `samples` of every row, in a DuckDB file beside the units; gone when the block ends."""
 
@@ -150,7 +157,7 @@ class _whole_set:
             raise UserError(f"stage '{step.label}': {words}", "mend its query") from None
         self._check_answer(step)
         run("DROP VIEW live")
-        columns = ", ".join(f"answer.{quoted(column.name)}" for column in step.stage.adds)
+        columns = ", ".join(map(_answered, step.stage.adds))
         joined = "samples LEFT JOIN answer USING (sample_id)"
         run(f"CREATE TABLE more AS SELECT samples.*, {columns} FROM {joined}")
         run("DROP TABLE samples")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,21 +16,22 @@ Fit = Callable[[Any], Any]
 def fit_for(type_: pa.DataType) -> Fit:
     """How values come into a column of this type.
 
-    NumPy's numbers become Python's. NaN becomes null: it is no value, and SQL takes it for the largest
-    number.
+    NumPy's numbers become Python's. NaN and infinity become null: they are no values, and SQL takes them for
+    the largest numbers.
     """
 
     def carefully(value: Any) -> Any:
         if isinstance(value, np.generic):
             value = value.item()
-        if value is None or (isinstance(value, float) and value != value):
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
             return None
-        pa.scalar(value, type_)
-        return value
+        held = pa.scalar(value, type_).as_py()
+        # 1e300 is infinite in a column of 32-bit floats
+        return None if isinstance(held, float) and not math.isfinite(held) else value
 
     # what comes in practice is taken at a glance: this runs for every value of every picture
-    if pa.types.is_floating(type_):
-        return lambda value: value if type(value) is float and value == value else carefully(value)
+    if pa.types.is_float64(type_):
+        return lambda value: value if type(value) is float and math.isfinite(value) else carefully(value)
     if pa.types.is_integer(type_):
         least, most = _range(type_)
         return lambda value: value if type(value) is int and least <= value <= most else carefully(value)

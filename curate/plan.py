@@ -23,7 +23,7 @@ from uhr.manifests.manifest import StageInfo
 from uhr.manifests.schema import COLUMNS, SCHEMA_VERSION, Column, schema_of
 from uhr.manifests.sql import Condition
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Raised when the engine itself would give other rows for the same pipeline."""
 
 PIXEL_UNIT, HEADER_UNIT = (8, 64), (256, 4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -52,6 +53,7 @@ class Judge:
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
         self._connection = sql.connect(threads=1)
+        self._sql: dict[str, str] = {}
 
     def verdicts(
         self, rules: Sequence[Rule], rows: Sequence[Mapping[str, Any]], seen: dict[str, int]
@@ -81,10 +83,16 @@ class Judge:
         arrays = [pa.array([row.get(n) for row in rows], self._schema.field(n).type) for n in names]
         self._connection.register("samples", pa.table(arrays, names=names))
         try:
-            chosen = ", ".join(f"{rule.condition.sql} AS v{i}" for i, rule in enumerate(rules))
+            chosen = ", ".join(f"{self._over(rule.condition)} AS v{i}" for i, rule in enumerate(rules))
             return self._connection.execute(f"SELECT {chosen} FROM samples").fetchall()
         finally:
             self._connection.unregister("samples")
+
+    def _over(self, condition: sql.Condition) -> str:
+        """The condition as SQL over the registered rows; the types of columns never change."""
+        if condition.text not in self._sql:
+            self._sql[condition.text] = condition.over(self._connection)
+        return self._sql[condition.text]
 
     def _first(
         self, rules: Sequence[Rule], row: Mapping[str, Any], outcomes: Sequence[Outcome], seen: dict[str, int]
@@ -101,9 +109,16 @@ class Judge:
         return None
 
 
+COMPUTED = "it is null, as a division by 0 is, or any other result that is not finite"
+
+
 def null_words(rule: Rule, row: Mapping[str, Any]) -> str:
-    """Which columns made a rule null."""
-    nulls = sorted(name for name in rule.condition.columns if row.get(name) is None)
+    """Why a rule was null: columns without a value, or what it computes from them."""
+    nulls = sorted(name for name in rule.condition.columns if _has_no_value(row.get(name)))
     columns = f"column{'s' if len(nulls) > 1 else ''} {', '.join(nulls)}"
-    why = f"{columns} {'have' if len(nulls) > 1 else 'has'} no value" if nulls else "it is null"
+    why = f"{columns} {'have' if len(nulls) > 1 else 'has'} no value" if nulls else COMPUTED
     return f"rule '{rule.name}' ({rule.condition.text}): {why}"
+
+
+def _has_no_value(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))

@@ -125,11 +125,10 @@ class Manifest:
         if where is not None:
             condition = sql.Condition.parse(where, "where")
             condition.check(self.schema)
-            query += f" WHERE {condition.sql}"
-        if limit is not None:
-            query += f" LIMIT {limit:d}"
         try:
             with self.connect() as connection:
+                query += f" WHERE {condition.over(connection)}" if condition is not None else ""
+                query += f" LIMIT {limit:d}" if limit is not None else ""
                 rows = connection.sql(query).to_arrow_table()
         except duckdb.Error as error:
             if condition is None:

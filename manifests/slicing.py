@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from uhr.base.config import Config
-from uhr.base.console import Advance
+from uhr.base.console import Advance, warn
 from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.base.output import all_or_nothing, claim
@@ -120,17 +120,17 @@ def _read(parent: Manifest, wanted: Slice, condition: Condition | None) -> dict[
     the id of their parent, so that no picture is in two splits.
     """
     status = "true" if wanted.status == "any" else f"status = '{wanted.status}'"
-    where = condition.sql if condition else "true"
     key = "('0x' || sha256('{}:{}:' || {})[1:16])::UBIGINT"
     split_by = "coalesce(parent_id, sample_id)"
     query = f"""
-        SELECT sample_id, {status} AS by_status, {where} AS by_where,
+        SELECT sample_id, {status} AS by_status, {{where}} AS by_where,
                {key.format(wanted.seed, "sample", "sample_id") if wanted.sample else 0} AS sample_key,
                {key.format(wanted.seed, "split", split_by) if wanted.split else 0} AS split_key
         FROM samples"""
     try:
         with parent.connect() as connection:
-            rows = connection.sql(query).to_arrow_table()
+            where = condition.over(connection) if condition else "true"
+            rows = connection.sql(query.format(where=where)).to_arrow_table()
     except duckdb.Error as error:
         if condition is None:
             raise
@@ -148,6 +148,9 @@ def _draw(parent: Manifest, wanted: Slice, rows: Mapping[str, pa.ChunkedArray]) 
     if wanted.where is not None:
         nulls = int((by_status & rows["by_where"].is_null().to_numpy()).sum())
         counts += f", {left} of them where {wanted.where}" + (f" ({nulls} are null there)" if nulls else "")
+        if nulls and left:
+            seen = int(by_status.sum())
+            warn(f"--where {wanted.where} is null on {nulls:,} of {seen:,} rows, and they are left out")
     if left == 0:
         raise UserError(f"nothing is left of {parent.path} ({counts})", "loosen --where, or see --status any")
     if wanted.sample is None:

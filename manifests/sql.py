@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from uhr.base.errors import UserError, nearest, unknown
+from uhr.manifests import finite
 
 LONGEST = 20_000
 """Characters of one condition: far above anything written by hand, far below what a parser chokes on."""
@@ -58,6 +59,12 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def finite_column(name: str) -> str:
+    """SQL: the column of that name as a double, null where it is not a finite number."""
+    value = f"{quoted(name)}::DOUBLE"
+    return f"CASE WHEN isfinite({value}) THEN {value} END"
+
+
 def lock_down(connection: duckdb.DuckDBPyConnection) -> None:
     """Forbid the connection every file, extension, Python variable and further setting.
 
@@ -78,6 +85,10 @@ def connect(threads: int | None = None, **relations: Any) -> duckdb.DuckDBPyConn
     """A locked connection in memory over Arrow tables or datasets, by name. Rows keep their order."""
     connection = duckdb.connect(":memory:")
     connection.execute("SET enable_progress_bar = false")
+    # a whole number divided by 0 has no value, as every other number divided by 0 (`finite.py`)
+    connection.execute("SET error_on_division_by_zero = false")
+    # what `finite.py` makes of a condition is up to three times as deep as the condition
+    connection.execute("SET max_expression_depth = 3000")
     if threads is not None:
         connection.execute(f"SET threads = {threads:d}")
     lock_down(connection)
@@ -111,19 +122,28 @@ class Condition:
         if any(kind == duckdb.token_type.comment for _, kind in duckdb.tokenize(text)):
             raise UserError(f"{where}: '{text}' holds a comment", "leave it out")
         # in parentheses and bare: only one whole expression stands in both ("a) OR (b" and "a, b" do not)
-        with duckdb.connect(":memory:") as parser:
-            tree = _only_expression(parser, f"SELECT ({text}\n) AS verdict FROM samples", text, where)
-            _only_expression(parser, f"SELECT {text}\n", text, where)
-        for node in _nodes(tree):
-            _check(node, text, where)
+        try:
+            with duckdb.connect(":memory:") as parser:
+                tree = _only_expression(parser, f"SELECT ({text}\n) AS verdict FROM samples", text, where)
+                _only_expression(parser, f"SELECT {text}\n", text, where)
+            for node in _nodes(tree):
+                _check(node, text, where)
+        except RecursionError:
+            raise _too_deep(where) from None
         named = [node["column_names"] for node in _nodes(tree) if node["class"] == "COLUMN_REF"]
         columns = frozenset(path[1] if path[0] == "samples" and path[1:] else path[0] for path in named)
         return cls(text, where, columns, tree)
 
-    @property
-    def sql(self) -> str:
-        """The text in parentheses, to be put into a query."""
-        return f"({self.text})"
+    def over(self, connection: duckdb.DuckDBPyConnection) -> str:
+        """SQL of the condition for queries of `connection`, whose relation `samples` has the columns: a part
+        that would be NaN or infinite is null in it, and so is what is computed from it.
+
+        Raises duckdb.Error where the condition does not fit the types of the columns.
+        """
+        try:
+            return f"({finite.rewritten(self.tree, connection)})"
+        except RecursionError:
+            raise _too_deep(self.where) from None
 
     def check_columns(self, known: Iterable[str]) -> None:
         """A UserError with the nearest names if the condition mentions a column that is not among `known`."""
@@ -147,7 +167,7 @@ class Condition:
         """The verdicts on the rows of `table`, in their order: true, false or null (bool [rows])."""
         with connect(samples=table) as connection:
             try:
-                relation = connection.sql(f"SELECT {self.sql} AS verdict FROM samples")
+                relation = connection.sql(f"SELECT {self.over(connection)} AS verdict FROM samples")
                 if str(relation.types[0]) != "BOOLEAN":
                     kind = str(relation.types[0]).strip('"')
                     raise UserError(
@@ -162,6 +182,10 @@ class Condition:
         """What DuckDB had against the condition, in one line."""
         first = str(error).strip().splitlines()[0]
         return UserError(f"{self.where}: '{self.text}': {first}", "mend the condition")
+
+
+def _too_deep(where: str) -> UserError:
+    return UserError(f"{where}: the condition is nested too deeply", "write it in several conditions")
 
 
 def _only_expression(

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import KEPT
-from uhr.manifests.sql import quoted
+from uhr.manifests.sql import finite_column, quoted
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 FEW_VALUES = 32
@@ -74,18 +74,12 @@ def numeric_columns(schema: pa.Schema) -> list[str]:
     return [f.name for f in schema if any(kind(f.type) for kind in kinds)]
 
 
-def finite(column: str) -> str:
-    """SQL: the column as a double, null where it is not a finite number."""
-    value = f"{quoted(column)}::DOUBLE"
-    return f"CASE WHEN isfinite({value}) THEN {value} END"
-
-
 def _numeric(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> list[Numeric]:
     units = {column.name: column.unit for column in manifest.columns}
     result = []
     for name in numeric_columns(manifest.schema):
         cut = f"quantile_cont(value, {list(QUANTILES)})"
-        inside = f"SELECT {finite(name)} AS value FROM samples"
+        inside = f"SELECT {finite_column(name)} AS value FROM samples"
         query = f"SELECT count(*), count(value), min(value), max(value), {cut} FROM ({inside})"
         rows, count, least, greatest, values = _one(connection, query)
         quantiles = {

@@ -19,6 +19,7 @@ class RankStage(SetStage):
     """
 
     name = "rank"
+    version = 2
 
     class Params(SetStage.Params):
         of: str
@@ -36,8 +37,8 @@ class RankStage(SetStage):
         of = quoted(self.params.of)
         name = quoted(f"{self.params.of}_rank")
         order = "DESC" if self.params.descending else "ASC"
-        # NaN is no value: DuckDB would order it above every number
-        value = f"CASE WHEN NOT isnan(CAST({of} AS DOUBLE)) THEN {of} END"
+        # NaN and infinity are no values: DuckDB would order them above every number
+        value = f"CASE WHEN isfinite(CAST({of} AS DOUBLE)) THEN {of} END"
         return f"""
             SELECT
                 sample_id,

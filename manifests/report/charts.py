@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from uhr.manifests.report.thresholds import Threshold
 from uhr.manifests.schema import STATUSES, Column
-from uhr.manifests.stats import Numeric, finite
+from uhr.manifests.sql import finite_column
+from uhr.manifests.stats import Numeric
 from uhr.manifests.words import number
 
 WIDTH, HEIGHT = 320.0, 96.0
@@ -107,6 +108,8 @@ def axis_for(column: Column, numeric: Numeric, cuts: Sequence[float]) -> Axis | 
         return Axis(least - 0.5, greatest + 0.5, round(greatest - least) + 1, False, least, greatest)
     # a few values far out must not squeeze the rest into one bar
     spread = high - low
+    if not math.isfinite(greatest - least):
+        return None  # the width of such an axis is no number
     low = least if spread == 0 or least > low - spread else low
     high = greatest if spread == 0 or greatest < high + spread else high
     low, high = min([low, *cuts]), max([high, *cuts])
@@ -132,7 +135,7 @@ def histogram(
     axis = axis_for(column, numeric, [threshold.value for threshold in mine])
     if axis is None:
         return None
-    inside = f"SELECT status, {finite(column.name)} AS value FROM samples"
+    inside = f"SELECT status, {finite_column(column.name)} AS value FROM samples"
     query = f"""
         SELECT {axis.sql("value")} AS bin, status, count(*) FROM ({inside})
         WHERE value IS NOT NULL GROUP BY bin, status"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -65,11 +66,17 @@ def groups(manifest: Manifest) -> list[Group]:
         deciding = columns.get(reason, [])
         shown = [row for row in rows if row["sample_id"] in jpegs]
         first = deciding[0] if status == REJECTED and deciding else "uri"
-        shown.sort(key=lambda row: (row[first] is None, row[first], row["uri"]))
+        shown.sort(key=lambda row: (_place(row[first]), row["uri"]))
         pictures = [_picture(manifest, row, deciding, jpegs[row["sample_id"]]) for row in shown]
         total = manifest.info.counts["kept"] if status == KEPT else manifest.info.counts["reasons"][reason]
         result.append(Group(status, reason, conditions.get(reason, ""), total, pictures))
     return result
+
+
+def _place(value: Any) -> tuple[bool, Any]:
+    """What rows are sorted by: their value, and those without a finite one at the end."""
+    missing = value is None or (isinstance(value, float) and not math.isfinite(value))
+    return missing, None if missing else value
 
 
 def _keys(manifest: Manifest) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,4 +64,6 @@ def _threshold(column: Mapping[str, Any], sign: str, value: Mapping[str, Any]) -
         number = float(value.get("literal", {}).get("text", ""))
     except ValueError:
         return  # compared with a text: nothing to draw
+    if not math.isfinite(number):
+        return  # 'nan' or 1e400, which no value is compared with
     yield Threshold(column["column_names"][-1], sign, number)

@@ -1,5 +1,7 @@
 """Stages that look at the whole set: their SQL, run on DuckDB over a relation called `live`."""
 
+import math
+
 import duckdb
 import pyarrow as pa
 import pytest
@@ -12,7 +14,11 @@ from uhr.curate.stages.rank import RankStage
 SLOW = settings(max_examples=60, deadline=None)
 HASHES = st.lists(st.sampled_from(("aa", "bb", "cc", "dd", None)), min_size=1, max_size=30)
 VALUES = st.lists(
-    st.one_of(st.none(), st.floats(-5, 5), st.just(float("nan")), st.integers(0, 3)), min_size=1, max_size=30
+    st.one_of(
+        st.none(), st.floats(-5, 5), st.sampled_from([math.nan, math.inf, -math.inf]), st.integers(0, 3)
+    ),
+    min_size=1,
+    max_size=30,
 )
 
 
@@ -59,7 +65,7 @@ def test_rank_is_the_share_of_rows_that_are_better_ties_by_uri(values, descendin
     stage = RankStage(RankStage.Params(of="score", descending=descending))
     assert stage.needs == ("score",)
     found = run(stage, rows)
-    valued = [r for r in rows.to_pylist() if r["score"] is not None and r["score"] == r["score"]]
+    valued = [r for r in rows.to_pylist() if r["score"] is not None and math.isfinite(r["score"])]
     order = sorted(valued, key=lambda r: (-r["score"] if descending else r["score"], r["uri"]))
     for place, row in enumerate(order):
         assert found[row["sample_id"]]["score_rank"] == pytest.approx(place / len(order), abs=1e-15)

@@ -1,4 +1,5 @@
 import itertools
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -274,3 +275,19 @@ def test_numbers_are_written_for_people() -> None:
     assert with_unit(0.5, "1") == "0.5"
     assert first_words("a " * 200).endswith("…")
     assert first_words(None) == ""
+
+
+def test_a_report_deals_with_numbers_that_no_axis_can_show(make: Make, make_row: Row, tmp_path: Path) -> None:
+    odd = [math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324, None, 3.0]
+    rows = [
+        make_row(n, entropy=value, blockiness=value, status="rejected", reason="wild")
+        for n, value in enumerate(odd)
+    ]
+    texts = ["entropy > 1e400", "entropy < 'nan'", "entropy >= '-inf'", "entropy / 0 > 'inf'", "entropy > 2"]
+    rules = [RuleInfo(name=f"rule{n}", where=text) for n, text in enumerate(texts)]
+    manifest = make(tmp_path / "set", rows, rules=[*rules, RuleInfo(name="wild", where="entropy > 2")])
+    page = Page(write_report(manifest, tmp_path / "report.html").read_text())
+    assert "Rejected by wild" in page.text
+    (found,) = [group for group in gallery.groups(manifest) if group.reason == "wild"]
+    order = [picture.values[0][1].removesuffix(" bit") for picture in found.pictures]
+    assert order == ["-1e+308", "4.94e-324", "3", "1e+308", "nan", "inf", "-inf", "\u2013"]

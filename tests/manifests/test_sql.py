@@ -242,7 +242,7 @@ def test_any_text_is_either_a_safe_boolean_or_a_clear_error(text: str) -> None:
     table = pa.Table.from_pylist([{"entropy": 5.0, "uri": "a"}, {}], schema=SCHEMA)
     try:
         verdicts = condition.mask(table).to_pylist()
-        negated = Condition.parse(f"NOT {condition.sql}", "rule 'x'").mask(table).to_pylist()
+        negated = Condition.parse(f"NOT ({condition.text})", "rule 'x'").mask(table).to_pylist()
     except UserError:
         return
     assert negated == [None if verdict is None else not verdict for verdict in verdicts]
