@@ -9,6 +9,7 @@ import typer
 
 from uhr.base import console
 from uhr.base.errors import UserError, unknown
+from uhr.base.paths import local
 
 app = typer.Typer(
     no_args_is_help=True, help="Images in, manifest out: annotate every picture, decide by rule."
@@ -21,9 +22,21 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", h
 @app.command()
 def run(
     pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="A preset's name or a YAML file.")],
-    source: Annotated[Path, typer.Option(help="Folder of pictures; every file below it becomes one row.")],
+    source: Annotated[
+        Path,
+        typer.Option(
+            parser=local("--source"),
+            metavar="DIR",
+            help="Folder of pictures; every file below it becomes one row.",
+        ),
+    ],
     out: Annotated[
-        Path, typer.Option(help="Folder of the manifest. The same command goes on where it stopped.")
+        Path,
+        typer.Option(
+            parser=local("--out"),
+            metavar="DIR",
+            help="Folder of the manifest. The same command goes on where it stopped.",
+        ),
     ],
     engine: Annotated[str, typer.Option(help="ray: Ray Data; local: worker processes of our own.")] = "ray",
     workers: Annotated[
@@ -83,7 +96,8 @@ def _free(taken: Path) -> Path:
 
 @app.command()
 def status(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a run.")], as_json: Json = False
+    out: Annotated[Path, typer.Argument(parser=local("OUT"), metavar="OUT", help="Folder of a run.")],
+    as_json: Json = False,
 ) -> None:
     """How far a run has come, also while it runs."""
     from uhr.curate.show import print_status
@@ -94,7 +108,7 @@ def status(
 
 @app.command()
 def explain(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a manifest.")],
+    out: Annotated[Path, typer.Argument(parser=local("OUT"), metavar="OUT", help="Folder of a manifest.")],
     sample: Annotated[
         str, typer.Argument(metavar="SAMPLE", help="A sample id, the beginning of one, or a uri.")
     ],
@@ -118,18 +132,25 @@ def stages(as_json: Json = False) -> None:
 
 @app.command()
 def show(
-    preset: Annotated[
-        str | None, typer.Argument(metavar="PRESET", help="Without it: the list of presets.")
+    pipeline: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PIPELINE", help="A preset's name or a YAML file. Without it: the list of presets."
+        ),
     ] = None,
+    sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """The whole commented YAML of a preset."""
+    """The commented YAML of a preset; of a file, or with --set, the whole pipeline that comes of it."""
     from uhr.base.config import parse_yaml
-    from uhr.curate.pipeline import preset_names, preset_text
+    from uhr.curate.pipeline import is_file, preset_names, preset_text
 
-    if preset is not None:
-        text = preset_text(preset)
-        console.emit(parse_yaml(text, preset), as_json, lambda _: console.say(text.rstrip()))
+    if pipeline is not None and (sets or is_file(pipeline)):
+        _show_whole(pipeline, sets or [], as_json)
+        return
+    if pipeline is not None:
+        text = preset_text(pipeline)
+        console.emit(parse_yaml(text, pipeline), as_json, lambda _: console.say(text.rstrip()))
         return
     presets = [
         {"preset": n, "description": parse_yaml(preset_text(n), n)["description"]} for n in preset_names()
@@ -137,3 +158,15 @@ def show(
     console.emit(
         presets, as_json, lambda rows: console.table(["preset", "description"], [[*r.values()] for r in rows])
     )
+
+
+def _show_whole(pipeline: str, sets: list[str], as_json: bool) -> None:
+    """Every key of a pipeline, with the preset, the file and the command line put together."""
+    import yaml
+
+    from uhr.curate.pipeline import load
+    from uhr.curate.placement import whole_tree
+
+    tree = whole_tree(load(pipeline, sets))
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
+    console.emit(tree, as_json, lambda _: console.say(text.rstrip()))

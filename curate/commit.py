@@ -1,27 +1,30 @@
 """From finished units to a manifest: set stages and the rules after them over all rows, then one commit.
 
-Nothing here is ever held as a whole: rows stream from the staged parts, or from a DuckDB table on disk where
-set stages have to see the whole set.
+Nothing here is ever held as a whole: rows stream from the staged parts, or from a DuckDB table, which spills
+to disk, where set stages have to see the whole set.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.base.output import all_or_nothing
+from uhr.base.paths import plain_folder
 from uhr.curate.plan import Plan, Step
 from uhr.curate.rows import PREVIEW, Tally
 from uhr.curate.rules import Judge, Verdict
 from uhr.curate.stage import SetStage
+from uhr.manifests import tables
 from uhr.manifests.manifest import Manifest, RuleInfo, write_manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.schema import KEPT, REJECTED, Column
@@ -30,7 +33,10 @@ from uhr.manifests.units import UnitPlan
 
 BATCH_ROWS = 16_384
 MEMORY = "1GiB"
-"""Of DuckDB; what does not fit goes to a file in the units' folder."""
+"""Of DuckDB; what does not fit goes to files in the units' folder."""
+
+SPILLED = "commit.duckdb.tmp"
+"""The folder of these files."""
 
 
 def commit(
@@ -84,13 +90,13 @@ def _funnel(plan: Plan, seen: dict[str, int], rejected: dict[str, int]) -> list[
 def _staged(parts: list[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows as their units left them: by uri, since units are cut from the sorted list."""
     for part in parts:
-        yield from pq.read_table(part, columns=schema.names).to_batches()
+        yield from tables.read(part, schema.names).to_batches()
 
 
 def _previews(parts: list[Path]) -> Iterator[pa.RecordBatch]:
     names = ["sample_id", *(field.name for field in PREVIEW)]
     for part in parts:
-        table = pq.read_table(part, columns=names)
+        table = tables.read(part, names)
         table = table.filter(pc.field("_jpeg").is_valid())
         yield from table.rename_columns(PREVIEW_SCHEMA.names).cast(PREVIEW_SCHEMA).to_batches()
 
@@ -120,31 +126,41 @@ def _answered(column: Column) -> str:
 
 
 class _whole_set:
-    """The table `samples` of every row, in a DuckDB file beside the units; gone when the block ends."""
+    """The table `samples` of every row, in DuckDB; gone when the block ends."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / "commit.duckdb"
+        self._folder = folder
 
     def __enter__(self) -> _whole_set:
         self._clear()
-        self._connection = duckdb.connect(str(self._file))
-        for setting in (f"memory_limit = '{MEMORY}'", "enable_progress_bar = false"):
-            self._connection.execute(f"SET {setting}")
+        with contextlib.ExitStack() as stack:
+            # no database in a file: DuckDB resolves the links in its name, and reads options out of it
+            spilled = stack.enter_context(plain_folder(self._folder)) / SPILLED
+            self._connection = stack.enter_context(duckdb.connect(":memory:"))
+            for setting in (
+                f"memory_limit = '{MEMORY}'",
+                f"temp_directory = '{spilled}'",
+                "enable_progress_bar = false",
+            ):
+                self._connection.execute(f"SET {setting}")
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._connection.close()
+        self._stack.close()
         self._clear()
 
     def _clear(self) -> None:
-        for name in (self._file.name, f"{self._file.name}.wal"):
-            self._file.with_name(name).unlink(missing_ok=True)
+        """Remove what a killed commit left."""
+        shutil.rmtree(self._folder / SPILLED, ignore_errors=True)
 
     def load(self, parts: list[Path], plan: Plan) -> None:
         late = {column.name for step in plan.sets for column in step.stage.adds}
-        early = ", ".join(quoted(name) for name in plan.schema.names if name not in late)
-        paths = [str(part) for part in parts]
-        self._connection.execute(f"CREATE TABLE samples AS SELECT {early} FROM read_parquet(?)", [paths])
+        schema = pa.schema([field for field in plan.schema if field.name not in late])
+        with tables.dataset(parts, schema) as staged:
+            self._connection.register("staged", staged)
+            self._connection.execute("CREATE TABLE samples AS SELECT * FROM staged")
+            self._connection.unregister("staged")
 
     def annotate(self, step: Step[SetStage]) -> None:
         """The columns of a set stage on the rows that are still in; null on all others."""

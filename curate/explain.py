@@ -53,7 +53,7 @@ def _row(manifest: Manifest, sample: str) -> dict[str, Any]:
         except UserError as error:
             refused = refused or error
     assert refused is not None
-    raise UserError(shown(refused.what), refused.fix) from None
+    raise refused from None
 
 
 def _names(root: Path, sample: str) -> list[str]:
@@ -74,11 +74,6 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def shown(text: str) -> str:
-    """`text` for a terminal: what cannot be printed (ESC, a newline, a lone surrogate) as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _columns(manifest: Manifest, row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from pydantic import ByteSize, Field
 
 from uhr.base.config import Config, apply_sets, build, read_yaml
 from uhr.base.errors import UserError, unknown
+from uhr.base.paths import escaped, is_utf8
 from uhr.curate.sidecars import DEFAULT_KEYS
 from uhr.pixels.decode import PixelLimits
 
@@ -98,8 +99,19 @@ def load(pipeline: str, sets: Sequence[str] = ()) -> PipelineConfig:
     tree = _with_stage_mappings(apply_sets(tree, list(sets)), pipeline)
     tree["stages"] = [entry for entry in tree.get("stages") or [] if entry is not None]
     tree["rules"] = {name: text for name, text in (tree.get("rules") or {}).items() if text is not None}
-    tree.setdefault("name", Path(pipeline).stem)
+    stem = Path(pipeline).stem
+    tree.setdefault("name", stem if is_utf8(stem) else escaped(stem))
     return build(PipelineConfig, tree, pipeline)
+
+
+def is_file(pipeline: str) -> bool:
+    """Whether `load` takes this for a file, there or not, and not for the name of a preset."""
+    path = Path(pipeline)
+    return pipeline not in preset_names() and (path.is_file() or _looks_like_a_file(path))
+
+
+def _looks_like_a_file(path: Path) -> bool:
+    return path.suffix in (".yaml", ".yml") or len(path.parts) > 1
 
 
 def _find(pipeline: str) -> tuple[dict[str, Any], str]:
@@ -108,7 +120,7 @@ def _find(pipeline: str) -> tuple[dict[str, Any], str]:
     path = Path(pipeline)
     if path.is_file():
         return read_yaml(path), pipeline
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+    if _looks_like_a_file(path):
         raise UserError(f"the pipeline {pipeline} does not exist", f"name a file, or one of {_presets()}")
     raise unknown("pipeline", pipeline, preset_names())
 

@@ -180,6 +180,27 @@ def _unmet(
     return UserError(f"{what}, which no stage adds", f"did you mean {' or '.join(close)}?" if close else None)
 
 
+def whole_tree(config: PipelineConfig) -> dict[str, Any]:
+    """The pipeline as plain data for a YAML file: every key, and every parameter of every stage with its
+    value. A stage that may be missing here and is keeps the parameters that it was given."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    tree["stages"] = [_whole_entry(entry, config.name) for entry in config.stages]
+    return tree
+
+
+def _whole_entry(entry: StageEntry, where: str) -> str | dict[str, Any]:
+    told = entry.model_dump(mode="json", exclude_defaults=True)
+    try:
+        cls = stage_class(entry.stage)
+    except UserError:
+        if entry.if_missing == "fail":
+            raise
+    else:
+        params = build(cls.Params, entry.params, f"{where}: stage '{entry.label}'")
+        told |= params.model_dump(mode="json")
+    return entry.stage if list(told) == ["stage"] else told
+
+
 def resolve_preset_stages(preset: str) -> list[dict[str, Any]]:
     """Per stage of a preset: whether it can run on this machine, and if not, why."""
     config = load(preset)

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import pyarrow as pa
 
 from uhr.base.config import fingerprint
-from uhr.base.errors import UserError, unknown
+from uhr.base.errors import UserError
 from uhr.curate.pipeline import PipelineConfig
 from uhr.curate.placement import SOURCE, Candidate, Skipped, candidates, in_order
 from uhr.curate.rules import Rule
@@ -248,4 +248,4 @@ def _check_columns(condition: Condition, known: list[str]) -> None:
             raise UserError(
                 f"{condition.where}: no stage adds column '{name}'", f"put stage '{stage}' into the pipeline"
             )
-        raise unknown("column", name, known, condition.where)
+        raise condition.unknown_column(name, known)

@@ -10,8 +10,8 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from uhr.manifests import tables
 from uhr.manifests.info import ManifestInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import STATUSES, Column
@@ -129,7 +129,7 @@ def _counts(connection: duckdb.DuckDBPyConnection, info: ManifestInfo) -> Iterat
 
 
 def _previews(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator[Fault]:
-    ids = [pq.read_table(manifest.path / part.path, columns=["sample_id"]) for part in manifest.info.previews]
+    ids = [tables.read(manifest.path / part.path, ["sample_id"]) for part in manifest.info.previews]
     if not ids:
         return
     connection.register("previews", pa.concat_tables(ids))

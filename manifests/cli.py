@@ -9,10 +9,11 @@ import typer
 
 from uhr.base import console
 from uhr.base.errors import UserError, unknown
+from uhr.base.paths import local
 
 app = typer.Typer(no_args_is_help=True, help="Look at a manifest, check it, slice it.")
 
-Folder = Annotated[Path, typer.Argument(metavar="M", help="Folder of the manifest.")]
+Folder = Annotated[Path, typer.Argument(parser=local("M"), metavar="M", help="Folder of the manifest.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 
@@ -33,7 +34,9 @@ def show(path: Folder, as_json: Json = False) -> None:
 @app.command("slice")
 def slice_(
     path: Folder,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the new manifest.")],
+    out: Annotated[
+        Path, typer.Option("--out", parser=local("--out"), metavar="DIR", help="Folder of the new manifest.")
+    ],
     where: Annotated[str | None, typer.Option(help="SQL condition over the columns.")] = None,
     sample: Annotated[int | None, typer.Option(metavar="N", help="Draw N rows of those left.")] = None,
     split: Annotated[
@@ -66,7 +69,7 @@ def slice_(
             made = slice_manifest(parent, out, wanted, advance)
     answer = _slice_answer(made)
     verb = "stands there already, finished:" if finished else "holds"
-    console.emit(answer, as_json, lambda _: console.say(f"{out} {verb} {_words(answer)}"))
+    console.emit(answer, as_json, lambda _: console.say(console.shown(f"{out} {verb} {_words(answer)}")))
 
 
 def _slice_answer(made: Any) -> dict[str, Any]:
@@ -120,11 +123,17 @@ def lineage(path: Folder, as_json: Json = False) -> None:
 @app.command()
 def report(
     path: Folder,
-    out: Annotated[Path | None, typer.Option("--out", help="HTML file; default M/report.html.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", parser=local("--out"), metavar="FILE", help="HTML file; default M/report.html."
+        ),
+    ] = None,
 ) -> None:
     """Write one self-contained HTML page: funnel, histograms, gallery with the reason on each picture."""
     from uhr.manifests.manifest import Manifest
     from uhr.manifests.report import write_report
 
     manifest = Manifest.open(path)
-    console.say(str(write_report(manifest, out if out is not None else manifest.path / "report.html")))
+    written = write_report(manifest, out if out is not None else manifest.path / "report.html")
+    console.say(console.shown(written))

@@ -27,7 +27,10 @@ class Part(Config):
 
 
 class Parent(Config):
-    """A manifest that this one was made of. `path` is where it stood then; `id` is what counts."""
+    """A manifest that this one was made of. `path` is where it stood then; `id` is what counts.
+
+    A path that is not UTF-8 is written as `base.paths.path_text` does, here and in `ManifestInfo.root`.
+    """
 
     id: str
     path: str

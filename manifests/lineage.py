@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
+from uhr.base.paths import text_path
 from uhr.manifests.info import ManifestInfo, Parent, is_manifest, read_info
 
 
 def find_parent(child: Path, parent: Parent) -> Path | None:
     """Where the parent stands: at its old place, or beside the child under its old name; None if nowhere."""
-    for place in (Path(parent.path), child.resolve().parent / Path(parent.path).name):
+    then = text_path(parent.path)
+    for place in (then, child.resolve().parent / then.name):
         if not is_manifest(place):
             continue
         try:

@@ -13,14 +13,13 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 import uhr
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import sha256_file, write_json
+from uhr.base.paths import path_text, text_path
 from uhr.manifests import parts as parquet
-from uhr.manifests import sql
+from uhr.manifests import sql, tables
 from uhr.manifests.info import (
     FILE,
     ManifestInfo,
@@ -52,7 +51,7 @@ class Manifest:
         than this version can read.
         """
         path = Path(path)
-        path = path.parent if path.name == FILE else path
+        path = path.parent if path.name == FILE and path.is_file() else path
         info = read_info(path)
         for part in (*info.parts, *info.previews):
             file = path / part.path
@@ -69,24 +68,18 @@ class Manifest:
     @property
     def root(self) -> Path:
         """The folder that every `uri` is relative to."""
-        return Path(self.info.root)
+        return text_path(self.info.root)
 
     @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema of every part, with the field metadata."""
         with self._damage_named():
-            return pq.read_schema(self.path / self.info.parts[0].path).remove_metadata()
+            return tables.schema_of(self.path / self.info.parts[0].path).remove_metadata()
 
     @property
     def columns(self) -> list[Column]:
         """What each column means, as its parts say."""
         return [Column.from_field(field) for field in self.schema]
-
-    def dataset(self) -> ds.Dataset:
-        """The parts as one Arrow dataset, rows in the manifest's order."""
-        return ds.dataset(
-            [str(self.path / part.path) for part in self.info.parts], self.schema, format="parquet"
-        )
 
     @contextlib.contextmanager
     def connect(self, threads: int | None = None) -> Generator[duckdb.DuckDBPyConnection]:
@@ -94,7 +87,12 @@ class Manifest:
 
         A UserError that names the part if reading fails inside the block since a part is damaged.
         """
-        with self._damage_named(), sql.connect(threads, samples=self.dataset()) as connection:
+        files = [self.path / part.path for part in self.info.parts]
+        with (
+            self._damage_named(),
+            tables.dataset(files, self.schema) as samples,
+            sql.connect(threads, samples=samples) as connection,
+        ):
             yield connection
 
     @contextlib.contextmanager
@@ -156,14 +154,14 @@ class Manifest:
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """All rows in order, a batch at a time, without holding more than one row group."""
         for part in self.info.parts:
-            with self._damage_named(), pq.ParquetFile(self.path / part.path) as file:
+            with self._damage_named(), tables.opened(self.path / part.path) as file:
                 yield from file.iter_batches(parquet.GROUP_ROWS, columns=columns)
 
     def preview_batches(self, sample_ids: Collection[str]) -> Iterator[pa.RecordBatch]:
         """The preview rows of these samples, in the manifest's order; only row groups with one are read."""
         wanted = frozenset(sample_ids)
         for part in self.info.previews:
-            with self._damage_named(), pq.ParquetFile(self.path / part.path) as file:
+            with self._damage_named(), tables.opened(self.path / part.path) as file:
                 for group in range(file.num_row_groups):
                     ids = file.read_row_group(group, columns=["sample_id"]).column(0).to_pylist()
                     mask = [one in wanted for one in ids]
@@ -225,10 +223,10 @@ def write_manifest(
     info = ManifestInfo(
         schema_version=SCHEMA_VERSION,
         # the schema as a reader meets it: Parquet renames the inside of lists
-        id=content_id(pq.read_schema(out / parts[0].path), operation, parents, parts, shown),
+        id=content_id(tables.schema_of(out / parts[0].path), operation, parents, parts, shown),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         uhr=uhr.__version__,
-        root=str(root),
+        root=path_text(root),
         parents=list(parents),
         operation=operation,
         stages=list(stages),

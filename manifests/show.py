@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from uhr.base.console import say, table
+from uhr.base.console import say, shown, table
 from uhr.manifests.lineage import summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.stats import Stats
@@ -15,8 +15,8 @@ from uhr.manifests.words import first_words, share
 def print_stats(manifest: Manifest, stats: Stats) -> None:
     """The statistics as plain tables; empty ones are left out."""
     info, counts = manifest.info, stats.counts
-    say(f"{manifest.path}  {summary(info.operation)}")
-    say(f"id {info.id}, made {info.created} by uhr {info.uhr}, source root {info.root}")
+    say(shown(f"{manifest.path}  {summary(info.operation)}"))
+    say(shown(f"id {info.id}, made {info.created} by uhr {info.uhr}, source root {info.root}"))
     say()
     states = ", ".join(f"{counts[state]} {state}" for state in ("kept", "rejected", "failed"))
     say(f"{counts['rows']} rows: {states}")
@@ -68,9 +68,9 @@ def print_verdict(verdict: Verdict) -> None:
         )
         say()
     for note in verdict.notes:
-        say(f"note: {note}")
+        say(shown(f"note: {note}"))
     state = f"{len(verdict.faults)} faults" if verdict.faults else "sound"
-    say(f"{verdict.path}: {state}; {verdict.rows} rows; checked {', '.join(verdict.checks)}")
+    say(shown(f"{verdict.path}: {state}; {verdict.rows} rows; checked {', '.join(verdict.checks)}"))
 
 
 def print_lineage(chain: list[dict[str, Any]]) -> None:
@@ -81,4 +81,4 @@ def print_lineage(chain: list[dict[str, Any]]) -> None:
             what = f"{link['path']}: {link['rows']} rows, {summary(link['operation'])}"
         else:
             what = f"not found any more (was at {link['path']})"
-        say(f"{lead}{link['id'][:16]}  {what}")
+        say(shown(f"{lead}{link['id'][:16]}  {what}"))

@@ -21,6 +21,7 @@ from uhr.base.console import Advance, warn
 from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.base.output import all_or_nothing, claim
+from uhr.base.paths import path_text
 from uhr.manifests.info import FILE
 from uhr.manifests.manifest import Manifest, Parent, is_manifest, write_manifest
 from uhr.manifests.parts import PREVIEWS, SAMPLES
@@ -98,7 +99,7 @@ def slice_manifest(
             previews=parent.preview_batches(chosen) if parent.info.previews else None,
             root=parent.root,
             operation=wanted.operation(),
-            parents=[Parent(id=parent.id, path=str(parent.path.resolve()), role="slice of")],
+            parents=[Parent(id=parent.id, path=path_text(parent.path.resolve()), role="slice of")],
             stages=parent.info.stages,
             rules=parent.info.rules,
             weights=parent.info.weights,

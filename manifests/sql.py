@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from uhr.base.errors import UserError, nearest, unknown
 from uhr.manifests import finite
+from uhr.manifests.schema import COLUMNS
 
 LONGEST = 20_000
 """Characters of one condition: far above anything written by hand, far below what a parser chokes on."""
@@ -149,7 +150,29 @@ class Condition:
         """A UserError with the nearest names if the condition mentions a column that is not among `known`."""
         known = list(known)
         for name in sorted(self.columns.difference(known)):
-            raise unknown("column", name, known, self.where)
+            raise self.unknown_column(name, known)
+
+    def unknown_column(self, name: str, known: Iterable[str]) -> UserError:
+        """The error for a name that no column has: a column mistyped, or a text without its quotes."""
+        known = list(known)
+        error = unknown("column", name, known, self.where)
+        if f'"{name}"' not in self.text and not self._is_beside_a_text(name):
+            return error
+        text = name.strip("\u2018\u2019\u201c\u201d`").replace("'", "''")
+        fix = f"if it is a text, write '{text}' in single quotes"
+        close = nearest(name, known)
+        return UserError(error.what, f"{fix}; or did you mean {' or '.join(close)}?" if close else fix)
+
+    def _is_beside_a_text(self, name: str) -> bool:
+        """Whether the condition compares what is called so with a known text column, or gives both to one
+        function: `status = kept`, `contains(caption, lake)`."""
+        for node in _nodes(self.tree):
+            operands = _operands(node)
+            if any(part["class"] == "COLUMN_REF" and part["column_names"] == [name] for part in operands):
+                found = {inner["column_names"][-1] for inner in _nodes(operands) if "column_names" in inner}
+                if any(_is_text(other) for other in found - {name}):
+                    return True
+        return False
 
     def check(self, schema: pa.Schema) -> None:
         """A UserError unless the condition is a boolean over the columns of `schema`."""
@@ -186,6 +209,18 @@ class Condition:
 
 def _too_deep(where: str) -> UserError:
     return UserError(f"{where}: the condition is nested too deeply", "write it in several conditions")
+
+
+def _operands(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What an expression compares or computes with: the operands of a comparison, the arguments of a call."""
+    if node["class"] not in ("COMPARISON", "BETWEEN", "FUNCTION", "OPERATOR"):
+        return []
+    parts = [node[key] for key in finite.SIDES if key in node] + list(node.get("children", ()))
+    return parts + [argument["expression"] for argument in node.get("arguments", ())]
+
+
+def _is_text(name: str) -> bool:
+    return name in COLUMNS and pa.types.is_string(COLUMNS[name].type)
 
 
 def _only_expression(

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from uhr.base.config import fingerprint as fingerprint_of
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, write_json
+from uhr.manifests import tables
 
 TIME_LIMIT, MEMORY_LIMIT, CRASH = "time limit", "memory limit", "crash"
 """The kinds of `Fault`: why an item is not touched again."""
@@ -139,7 +139,11 @@ class UnitPlan:
                 raise PlanMismatch(f"{folder} holds a run of other work", fix, "work")
             return plan
         plan = cls(folder, items.num_rows, size, found, fingerprint)
-        with atomic(folder / "items.arrow") as temporary, pa.ipc.new_file(temporary, items.schema) as writer:
+        with (
+            atomic(folder / "items.arrow") as temporary,
+            open(temporary, "wb") as file,
+            pa.ipc.new_file(file, items.schema) as writer,
+        ):
             for start in range(0, items.num_rows, size):
                 writer.write_batch(_one_batch(items.slice(start, size)))
         # plan.json last: a run that was killed here finds no plan and cuts again
@@ -178,7 +182,7 @@ class UnitPlan:
 
     @cached_property
     def _reader(self) -> pa.ipc.RecordBatchFileReader:
-        return pa.ipc.open_file(pa.memory_map(str(self.folder / "items.arrow")))
+        return tables.batches(self.folder / "items.arrow")
 
     @cached_property
     def _suffix(self) -> str:
@@ -199,7 +203,7 @@ class UnitPlan:
         part = work.run(self.items(unit), watch)
         watch.end()
         with atomic(self.part(unit)) as temporary:
-            pq.write_table(part, temporary, compression="zstd", compression_level=1)
+            tables.write(temporary, part, compression="zstd", compression_level=1)
 
 
 class Runner(Protocol):

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.base.files import file_version, sha256_file
 from uhr.manifests import parts as parquet
+from uhr.manifests import tables
 from uhr.manifests.checks import Fault, check_rows
 from uhr.manifests.info import ManifestInfo, Part, content_id, read_info
 from uhr.manifests.lineage import find_parent
@@ -83,7 +83,7 @@ def _part(file: Path, part: Part) -> str:
     if sha256_file(file) != part.sha256:
         return "has another SHA-256 than manifest.json says: its bytes have changed"
     try:
-        rows = pq.read_metadata(file).num_rows
+        rows = tables.row_count(file)
     except pa.ArrowException as error:
         return f"is no Parquet file ({error})"
     return "" if rows == part.rows else f"has {rows} rows, and manifest.json says {part.rows}"
@@ -100,7 +100,7 @@ def _id(manifest: Manifest) -> Iterator[Fault]:
 
 def _schema(manifest: Manifest) -> Iterator[Fault]:
     for part in manifest.info.parts[1:]:
-        if not pq.read_schema(manifest.path / part.path).equals(manifest.schema):
+        if not tables.schema_of(manifest.path / part.path).equals(manifest.schema):
             yield Fault("schema", part.path, "has another schema than the first part")
     for column in BASE:
         if column.name not in manifest.schema.names:

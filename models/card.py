@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from uhr.base.console import shown
 from uhr.models.adapters.usage import Usage
 from uhr.models.spec import ModelSpec
 
@@ -55,7 +56,7 @@ def lora_card(facts: CardFacts, rank: int, alpha: float, targets: tuple[str, ...
     head = yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)
     what = f"A LoRA for {facts.spec.summary}, rank {rank}, alpha {alpha:g}, on {', '.join(targets)}."
     sections = [
-        f"# {facts.name}",
+        f"# {shown(facts.name)}",
         what + _limits(usage),
         _guided(facts) if usage.tokens == "guide" else _usage(facts, alpha == rank),
         _training(facts),
@@ -161,4 +162,9 @@ def _licence(facts: CardFacts) -> str:
 
 def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|--|--|"]
-    return "\n".join(lines + [f"| {name} | {value} |" for name, value in rows.items()])
+    return "\n".join(lines + [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()])
+
+
+def _cell(value: Any) -> str:
+    """A value in a table of Markdown: licences are texts of strangers, and may hold anything."""
+    return shown(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

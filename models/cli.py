@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from uhr.base import console
+from uhr.base.paths import local
 
 app = typer.Typer(no_args_is_help=True, help="Look at the known backbones, or make a tiny one.")
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
@@ -34,7 +35,9 @@ def show_(
 
 @app.command("make-tiny")
 def make_tiny_(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    folder: Annotated[
+        Path, typer.Argument(parser=local("DIR", utf8=True), metavar="DIR", help="A new or empty folder.")
+    ],
     spec: Annotated[str, typer.Option(help="Which tiny spec.")] = "tiny-flux1",
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     as_json: Json = False,
@@ -47,5 +50,5 @@ def make_tiny_(
     console.emit(
         {"folder": str(made), "spec": spec, "seed": seed},
         as_json,
-        lambda _: console.say(f"{made}: {spec}, random weights of seed {seed}"),
+        lambda _: console.say(f"{console.shown(made)}: {spec}, random weights of seed {seed}"),
     )

@@ -7,8 +7,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, nearest
 from uhr.base.files import disk_fault, user_path
+from uhr.base.paths import check_utf8
+from uhr.models.registry import SPECS
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 INDEX = "model_index.json"
@@ -29,6 +31,7 @@ class Source:
     def parse(cls, model: str | Path, fetch: bool = True) -> Source:
         """A folder if there is one of that name, else a hub id `org/name[@revision]`."""
         text = str(model)
+        check_utf8("model", text)
         folder = user_path(text)
         if folder.is_dir():
             return cls(text, folder=folder)
@@ -36,9 +39,10 @@ class Source:
             raise UserError(f"model '{text}' is a file", f"name the folder that holds its {INDEX}")
         match = _HUB_ID.fullmatch(text)
         if isinstance(model, Path) or match is None or text.startswith("."):
+            close = nearest(text, SPECS)
+            fix = "name a diffusers folder or a hub id (org/name[@revision]); see `uhr models list`"
             raise UserError(
-                f"model '{text}' is not there",
-                "name a diffusers folder or a hub id (org/name[@revision]); see `uhr models list`",
+                f"model '{text}' is not there", f"did you mean {' or '.join(close)}? {fix}" if close else fix
             )
         return cls(text, repository=match[1], revision=match[2], cached=not fetch)
 
@@ -108,6 +112,7 @@ def lora_file(path: str | Path) -> Path:
     """The safetensors file of an adapter: the file itself, or the only one in a folder; UserError
     otherwise."""
     path = user_path(path)
+    check_utf8("adapter", path)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise UserError(f"adapter {path} is no safetensors file", "convert it; pickles are never opened")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uhr.base.console import Advance
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
+from uhr.base.paths import check_utf8
 from uhr.models.hashes import hash_of
 from uhr.models.hub import INDEX, Source
 from uhr.models.loading_checks import load_whole
@@ -80,6 +81,7 @@ def open_model(
     is a backbone, and `base`, a folder or hub id, gives the text encoders, the VAE and every configuration.
     """
     file = user_path(model)
+    check_utf8("model", file)
     if file.is_file():
         return _open_file(file, spec, components, base, fetch)
     if base is not None:

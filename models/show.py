@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from uhr.base.console import say, table
+from uhr.base.console import say, shown, table
 from uhr.base.files import human_bytes, user_path
 from uhr.models.registry import SPECS
 from uhr.models.samplers import SAMPLERS, names_for
@@ -152,12 +153,12 @@ def print_details(value: dict[str, Any]) -> None:
     }
     if "bytes" in value:
         rows["on disk"] = ", ".join(f"{name} {human_bytes(n)}" for name, n in value["bytes"].items() if n)
-    model = value.get("folder") or value["hub_id"] or "DIR"
+    model = quote(value.get("folder") or value["hub_id"] or "DIR")
     if "file" in value:
-        model = f"{value['file']} --base {model}"
+        model = f"{quote(value['file'])} --base {model}"
     say(f"{value['name']}: {value['summary']}\n")
     for name, words in rows.items():
-        say(f"{name:13} {words}")
+        say(f"{name:13} {shown(words)}")
     for note in value["notes"]:
         say(f"{'note':13} {note}")
     say("\nWhat can be done with it:")

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from uhr.base import console
-from uhr.base.console import command, say
+from uhr.base.console import command, say, shown
 from uhr.base.errors import UserError
 from uhr.base.files import saving
+from uhr.base.paths import local, text_path
 
 app = typer.Typer(no_args_is_help=True, help="Encode a slice once, train on it, export what came out.")
 
@@ -24,11 +25,21 @@ RecipeName = Annotated[
     typer.Argument(metavar="RECIPE", help="A name (`uhr train recipes`), or package.module:Recipe."),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML that begins with `recipe: NAME` and holds differences.")
+    Path | None,
+    typer.Option(
+        "--config",
+        parser=local("--config"),
+        metavar="FILE",
+        help="YAML that begins with `recipe: NAME` and holds differences.",
+    ),
+]
+RunFolder = Annotated[
+    Path, typer.Argument(parser=local("RUN", utf8=True), metavar="RUN", help="Folder of a run.")
 ]
 ModelPath = Annotated[str, typer.Option("--model", help="A diffusers folder, or a hub id[@revision].")]
 DATA_HELP = "What `uhr train encode` wrote; once per resolution."
-DataFolders = Annotated[list[Path] | None, typer.Option("--data", help=DATA_HELP)]
+Data = typer.Option("--data", parser=local("--data"), metavar="DIR", help=DATA_HELP)
+DataFolders = Annotated[list[Path] | None, Data]
 
 
 AGAIN = "make room there; the same command goes on where it stopped"
@@ -79,9 +90,19 @@ def plan_(
 
 @app.command("encode")
 def encode_(
-    manifest: Annotated[Path, typer.Argument(help="A manifest; its kept rows are encoded.")],
+    manifest: Annotated[
+        Path,
+        typer.Argument(
+            parser=local("MANIFEST"), metavar="MANIFEST", help="A manifest; its kept rows are encoded."
+        ),
+    ],
     model: ModelPath,
-    out: Annotated[Path, typer.Option("--out", help="Folder for latents and text embeddings.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", parser=local("--out"), metavar="DIR", help="Folder for latents and text embeddings."
+        ),
+    ],
     sets: Sets = None,
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes for the pictures; 0 works in this one.")] = 0,
@@ -103,7 +124,7 @@ def encode_(
         from uhr.train.encoded import print_encoded
 
         if stood:
-            say(f"{out} is encoded already: the same manifest, model and configuration")
+            say(f"{shown(out)} is encoded already: the same manifest, model and configuration")
         print_encoded(info)
         say()
         _next("train", "run", "lora", "--model", model, "--data", out, "--out", "RUN")
@@ -114,8 +135,13 @@ def encode_(
 @app.command("run")
 def run_(
     model: ModelPath,
-    data: Annotated[list[Path], typer.Option("--data", help=DATA_HELP)],
-    out: Annotated[Path, typer.Option("--out", help="Folder for log and checkpoints.")],
+    data: Annotated[list[Path], Data],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", parser=local("--out", utf8=True), metavar="DIR", help="Folder for log and checkpoints."
+        ),
+    ],
     recipe: RecipeName = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -129,13 +155,13 @@ def run_(
     with saving(out, AGAIN), hold(out):
         job = start(wanted, model, data, out)
         if job.resume is not None and job.done < job.recipe.steps:
-            say(f"{out} holds this very run at step {job.done}: going on")
+            say(f"{shown(out)} holds this very run at step {job.done}: going on")
         _train(job)
 
 
 @app.command("resume")
 def resume_(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: RunFolder,
     sets: Sets = None,
     model: Annotated[str | None, typer.Option(help="Where the model is now, if it was moved.")] = None,
     data: DataFolders = None,
@@ -148,13 +174,13 @@ def resume_(
     with saving(run, AGAIN), hold(run):
         job = reopen(run, sets or [], model, data or [])
         if job.resume is None:
-            say(f"{run} has no checkpoint yet: starting at its first step")
+            say(f"{shown(run)} has no checkpoint yet: starting at its first step")
         _train(job)
 
 
 def _train(job: Any) -> None:
     if job.done >= job.recipe.steps:
-        say(f"{job.out} is finished: all {job.recipe.steps} steps are done")
+        say(f"{shown(job.out)} is finished: all {job.recipe.steps} steps are done")
         last = job.recipe.phases[-1]
 
         longer = f"phases.{last.name}.steps={2 * last.steps}"
@@ -166,14 +192,24 @@ def _train(job: Any) -> None:
         if outcome.stopped:
             # `train` has said where to go on
             raise typer.Exit(130)
-        say(f"{outcome.step} steps done, mean loss {outcome.loss:.4f} at the end; {outcome.checkpoint}")
+        say(
+            f"{outcome.step} steps done, mean loss {outcome.loss:.4f} at the end; {shown(outcome.checkpoint)}"
+        )
     _next("train", "export", job.out, "--out", "ADAPTER")
 
 
 @app.command("export")
 def export_(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path, typer.Option("--out", help="A new folder for the adapter and its card.")],
+    run: RunFolder,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            parser=local("--out", utf8=True),
+            metavar="DIR",
+            help="A new folder for the adapter and its card.",
+        ),
+    ],
     checkpoint: Annotated[
         int | None, typer.Option(help="Step of a checkpoint; the newest otherwise.")
     ] = None,
@@ -188,8 +224,8 @@ def export_(
     folder, info = export(run, out, checkpoint, "ema" if weights == "ema" else "trained")
 
     def text(_: Any) -> None:
-        say(f"{folder}: adapter after step {info.step}, and its card README.md")
-        model = info.model.path
+        say(f"{shown(folder)}: adapter after step {info.step}, and its card README.md")
+        model = text_path(info.model.path)
         _next(
             "sample", "euler", "--model", model, "--adapter", folder, "--prompt", "A PROMPT", "--out", "A.png"
         )
@@ -198,7 +234,7 @@ def export_(
 
 
 @app.command("log")
-def log_(run: Annotated[Path, typer.Argument(help="Folder of a run.")], as_json: Json = False) -> None:
+def log_(run: RunFolder, as_json: Json = False) -> None:
     """The course of a run: loss, learning rate and gradient norm, a line per stretch of steps."""
     from uhr.train.track import print_log, read_log
 

@@ -4,6 +4,7 @@ keep.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from uhr.base.errors import UserError
+from uhr.manifests import tables
 from uhr.manifests.info import Part
 from uhr.models.zoo import PromptEmbeds
 from uhr.train.encoded import BucketInfo, EncodedInfo, read_encoded
@@ -150,8 +152,8 @@ class EncodedData:
         self._groups.move_to_end(key)
         return self._groups[key]
 
-    def _opened(self, part: Part) -> pq.ParquetFile:
-        return pq.ParquetFile(self.path / part.path, memory_map=True, page_checksum_verification=True)
+    def _opened(self, part: Part) -> contextlib.AbstractContextManager[pq.ParquetFile]:
+        return tables.mapped(self.path / part.path, page_checksum_verification=True)
 
     def _fault(self, part: Part, place: _Place, error: Exception) -> DataFault:
         """Name the sample if its small columns can still be read."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.config import Config, read_versioned
-from uhr.base.console import command, say, table
+from uhr.base.console import command, say, shown, table
 from uhr.base.errors import UserError
 from uhr.manifests.info import Part
 from uhr.train.encoding.config import EncodeConfig
@@ -159,10 +159,10 @@ def print_encoded(info: EncodedInfo) -> None:
     for name, count in info.texts.truncated.items():
         if count:
             say(_truncated(name, count, info.model.text_lengths[name]))
-    say("licences: " + ", ".join(f"{name} {count:,}" for name, count in info.licences.items()))
+    say(shown("licences: " + ", ".join(f"{name} {count:,}" for name, count in info.licences.items())))
     for left in info.left_out.reasons:
         first = left.examples[0]
-        say(f"left out, {left.reason}: {left.rows:,} ({first.uri}: {first.error})")
+        say(shown(f"left out, {left.reason}: {left.rows:,} ({first.uri}: {first.error})"))
     if info.left_out.reasons:
         say(f"all that were left out stand in {LEFT_OUT}")
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from uhr.base import lock
 from uhr.base.console import counted, progress, warn
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, together
 from uhr.base.files import saving, user_path
 from uhr.base.output import claim, names_in, refuse_strangers
 from uhr.base.store import FolderStore, Store, open_store
@@ -193,10 +193,12 @@ class _Checked(NamedTuple):
 
 
 def _check(order: Order, setup: Setup) -> _Checked:
-    """Every item. A UserError tells the place of the first that cannot be made; of a folder of
-    images those are refused by name, as long as there are others.
+    """Every item. A UserError tells the places of those that cannot be made, of many the first few; of a
+    folder of images they are refused by name, as long as there are others.
     """
-    refused, images = {}, {}
+    refused: dict[str, str] = {}
+    images: dict[Path, _Image] = {}
+    mistakes: list[UserError] = []
     # by kind, the names of previews
     kinds: dict[Any, list[str]] = {}
     with progress("check", len(order.entries), "items") as advance:
@@ -216,10 +218,11 @@ def _check(order: Order, setup: Setup) -> _Checked:
             except UserError as error:
                 what = error.what if entry.where in error.what else f"{entry.where}: {error.what}"
                 told = UserError(what, error.fix)
-                if order.pictures is None:
-                    raise told from error
+                mistakes.append(told)
                 refused[item.name] = str(told)
             advance()
+    if mistakes and order.pictures is None:
+        raise together(mistakes)
     if len(refused) == len(order.entries):
         words = next(iter(refused.values()))
         raise UserError(f"none of the {len(refused)} pictures can be used; the first: {words}")

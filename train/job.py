@@ -12,6 +12,7 @@ from uhr.base.config import Config, apply_sets, build, read_versioned
 from uhr.base.console import command, warn
 from uhr.base.errors import UserError
 from uhr.base.files import write_json
+from uhr.base.paths import path_text, text_path
 from uhr.models.zoo import Model, open_model
 from uhr.train import checkpoint
 from uhr.train.checkpoint import CheckpointInfo, DataRef, ModelRef
@@ -106,8 +107,8 @@ def reopen(out: Path, sets: Sequence[str] = (), model: str | None = None, data: 
     """
     before = read_run(out)
     recipe = build(Recipe, apply_sets(before.recipe, list(sets)), f"{out / FILE} with --set")
-    model = model or before.model.path
-    data = data or [Path(ref.path) for ref in before.data]
+    model = model or str(text_path(before.model.path))
+    data = data or [text_path(ref.path) for ref in before.data]
     for option, path in (("model", Path(model)), *(("data", path) for path in data)):
         if path.is_absolute() and not path.exists():
             raise UserError(
@@ -157,7 +158,7 @@ def _check(recipe: Recipe, model: str, data: Sequence[Path]) -> tuple[RunInfo, M
         recipe=recipe.model_dump(mode="json"),
         model=ModelRef(
             # a folder's path must mean the same when the run is resumed from elsewhere
-            path=opened.source.text if opened.source.repository else str(opened.folder.absolute()),
+            path=opened.source.text if opened.source.repository else path_text(opened.folder.absolute()),
             name=opened.source.text if opened.source.repository else opened.folder.resolve().name,
             spec=opened.spec.name,
             transformer=shown_weights_hash(opened, "transformer"),
@@ -170,7 +171,7 @@ def _check(recipe: Recipe, model: str, data: Sequence[Path]) -> tuple[RunInfo, M
 def _data_ref(data: EncodedData) -> DataRef:
     info = data.info
     return DataRef(
-        path=str(data.path.absolute()),
+        path=path_text(data.path.absolute()),
         id=info.id,
         manifest_id=info.manifest.id,
         rows=info.counts["encoded"],

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from uhr.base.console import command, progress, say
+from uhr.base.console import command, progress, say, shown
 from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.models.adapters.plain import LoraSpec, add_lora
@@ -223,6 +223,6 @@ def train(job: Job) -> Outcome:
         say(f"averaged adapter: {described(recipe.ema, recipe.steps)}")
     outcome = Trainer(job).run()
     if outcome.stopped:
-        say(f"stopped after step {outcome.step} of {job.recipe.steps}; saved in {outcome.checkpoint}")
+        say(f"stopped after step {outcome.step} of {job.recipe.steps}; saved in {shown(outcome.checkpoint)}")
         say(f"go on with: {command('train', 'resume', job.out)}")
     return outcome

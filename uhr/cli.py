@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 
 from uhr import __version__
+from uhr.base.console import shown
 from uhr.base.errors import UserError
 from uhr.base.files import disk_fault
 from uhr.curate.cli import app as curate
@@ -109,10 +111,14 @@ def _one_line(error: object) -> str:
 def _fail(message: str, debug: bool, code: int = 1) -> int:
     if debug and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    print(f"uhr: {_one_line(message)}", file=sys.stderr)
+    print(f"uhr: {shown(message)}", file=sys.stderr)
     return code
 
 
 def run() -> None:
     """Entry point of the installed command."""
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal that is not UTF-8 gets escapes for what it cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -18,6 +18,7 @@ import typer
 from uhr.base.console import progress, say, table
 from uhr.base.errors import UserError
 from uhr.base.files import saving, write_json
+from uhr.base.paths import local
 
 MARKER = "uhr-demo.json"
 PROMPT = "a mountain lake at dawn"
@@ -38,7 +39,12 @@ On your own pictures the same road is:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=local("--out", utf8=True), metavar="DIR", help="Folder for everything that the demo makes."
+        ),
+    ] = Path("demo"),
 ) -> None:
     """The whole road on this machine: pictures, manifest, slice, adapter, picture. No download, no GPU."""
     start = time.monotonic()

@@ -14,6 +14,7 @@ from uhr.base import console
 from uhr.base.config import apply_sets, build
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
+from uhr.base.paths import local
 from uhr.base.store import FolderStore
 from uhr.models.samplers import SAMPLERS, check_name
 
@@ -52,7 +53,7 @@ def again(
     repeat: Annotated[
         Path | None,
         typer.Option(
-            callback=opt.path_here,
+            parser=local("--repeat"),
             metavar="FILE.png",
             help="A picture of ours, made again from its own record; no SAMPLER then.",
             rich_help_panel=AGAIN,
@@ -61,7 +62,7 @@ def again(
     out: Annotated[
         Path | None,
         typer.Option(
-            callback=opt.path_here, metavar="FILE.png", help="The new picture.", rich_help_panel=AGAIN
+            parser=local("--out"), metavar="FILE.png", help="The new picture.", rich_help_panel=AGAIN
         ),
     ] = None,
     model: Annotated[

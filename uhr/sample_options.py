@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from uhr.base.errors import UserError
+from uhr.base.paths import local
 
 WHAT, HOW, MODEL, MACHINE, OUTPUT = "What to paint", "How", "Model and adapters", "Machine", "Output"
 SET, PLAN = "A set of pictures", "Plan"
-
-_FOLDED = re.compile(r"[a-z][a-z0-9+.-]+:/.*")
-"""What becomes of a URL as a path: one of its slashes goes."""
-
-
-def path_here(option: typer.CallbackParam, value: Path | None) -> Path | None:
-    """UserError for a URL where a file of this machine is wanted."""
-    if value is not None and _FOLDED.fullmatch(str(value)) and not value.exists():
-        url, name = str(value).replace(":/", "://", 1), (option.name or "").replace("_", "-")
-        raise UserError(
-            f"--{name} {url} is no path",
-            "give a path of this machine; only --out of a sampler may be in a bucket",
-        )
-    return value
-
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.", rich_help_panel=OUTPUT)]
 
@@ -34,7 +18,7 @@ Prompt = Annotated[str | None, typer.Option(help="What to paint.", rich_help_pan
 Prompts = Annotated[
     Path | None,
     typer.Option(
-        callback=path_here,
+        parser=local("--prompts"),
         metavar="FILE",
         help="Make a set, a picture per prompt: a .txt with one per line; a .jsonl, .csv or .parquet with "
         "prompt and, if wanted, name, negative, seed, width, height, image; or a manifest, for its captions.",
@@ -61,7 +45,7 @@ RefineModel = Annotated[
 RefineInstruction = Annotated[
     Path | None,
     typer.Option(
-        callback=path_here,
+        parser=local("--refine-instruction"),
         metavar="FILE",
         help="Of --refine: what the model is told, in place of our own.",
         rich_help_panel=SET,
@@ -70,7 +54,7 @@ RefineInstruction = Annotated[
 Image = Annotated[
     Path | None,
     typer.Option(
-        callback=path_here,
+        parser=local("--image", utf8=True),
         metavar="FILE|DIR",
         help="A picture in place of the base pass, of any size; not every sampler takes one. Of a folder, "
         "every picture.",
@@ -166,7 +150,7 @@ Adapters = Annotated[
 Transformer = Annotated[
     Path | None,
     typer.Option(
-        callback=path_here,
+        parser=local("--transformer", utf8=True),
         metavar="PATH",
         help="Other weights of the backbone: a folder, safetensors file or GGUF.",
         rich_help_panel=MODEL,
@@ -175,7 +159,7 @@ Transformer = Annotated[
 Vae = Annotated[
     Path | None,
     typer.Option(
-        callback=path_here,
+        parser=local("--vae", utf8=True),
         metavar="PATH",
         help="Other weights of the VAE: a folder or a file.",
         rich_help_panel=MODEL,
@@ -236,7 +220,7 @@ On = Annotated[
 Previews = Annotated[
     Path | None,
     typer.Option(
-        callback=path_here,
+        parser=local("--previews"),
         metavar="DIR",
         help="Also keep the pictures of the stages before the last, here.",
         rich_help_panel=OUTPUT,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uhr.base import console
 from uhr.base.errors import UserError, unknown
-from uhr.base.store import is_url, open_store
+from uhr.base.paths import is_url
+from uhr.base.store import open_store
 
 if TYPE_CHECKING:
     from uhr.models.refine import Refinement
@@ -146,10 +147,10 @@ def _tell(outcome: Outcome) -> None:
     counts, out = outcome.info.counts, outcome.out
     made = console.counted(counts["made"], "picture")
     if outcome.before:
-        console.say(f"{out} is finished: {made} of the same request")
+        console.say(f"{console.shown(out)} is finished: {made} of the same request")
     else:
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
-        console.say(f"{out}: {made}{failed}; {outcome.info.index.path} lists them")
+        console.say(f"{console.shown(out)}: {made}{failed}; {outcome.info.index.path} lists them")
     if cut := counts.get("truncated"):
         of = console.counted(cut, "picture")
         console.say(f"the prompts of {of} are longer than is read: `truncated` in {outcome.info.index.path}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from uhr.base.console import progress
+from uhr.base.console import progress, shown
 from uhr.base.errors import UserError, install
 from uhr.base.files import atomic, saving
 from uhr.manifests.lineage import lineage, summary
@@ -61,6 +62,8 @@ def render(manifest: Manifest) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(number=number, share=share, first_words=first_words)
+    # what a page cannot hold, or what turns the text around it, as escapes; lines are those of `operation`
+    environment.finalize = lambda value: shown(value, keep="\n") if type(value) is str else value
     steps = 3
     with progress("report", steps, "steps") as advance:
         stats = compute(manifest)
@@ -71,7 +74,7 @@ def render(manifest: Manifest) -> str:
         advance()
     return environment.get_template("report.html").render(
         info=manifest.info,
-        path=str(manifest.path),
+        query=_query(manifest.path),
         title=_title(manifest),
         counts=manifest.info.counts,
         stats=stats,
@@ -86,6 +89,13 @@ def render(manifest: Manifest) -> str:
         chain=[link | {"what": summary(link.get("operation", {}))} for link in lineage(manifest.path)],
         operation=yaml.safe_dump(manifest.info.operation, sort_keys=False, allow_unicode=True, width=100),
     )
+
+
+def _query(path: Path) -> str:
+    """The command that counts the rows of the manifest in the folder `path`, whatever that is called."""
+    folder = "".join(f"[{c}]" if c in "[*?" else c for c in str(path)).replace("'", "''")
+    table = f"read_parquet('{folder}/samples/*.parquet', hive_partitioning = false)"
+    return shlex.join(["duckdb", "-c", f"SELECT reason, count(*) FROM {table} GROUP BY ALL"])
 
 
 def _title(manifest: Manifest) -> str:

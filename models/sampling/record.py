@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from uhr import __version__
-from uhr.base.console import counted
+from uhr.base.console import counted, shown
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving, user_path, write_json
 from uhr.base.store import FolderStore, StoreError
@@ -258,12 +258,12 @@ def _parsed(text: str) -> dict[str, Any] | None:
 def describe(path: Path | str, record: dict[str, Any]) -> str:
     """What was made, for people: nothing that was filled in stays unsaid."""
     guidance = spoken([stage["guidance"] for stage in record["details"]["stages"]])
-    adapters = "".join(f", {a['file']} at {a['scale']:g}" for a in record["adapters"])
-    image = "" if record["image"] is None else f" from {record['image']['path']}"
-    notes = "".join(f"\nnote: {note}" for note in record["details"].get("notes", ()))
+    adapters = "".join(f", {shown(a['file'])} at {a['scale']:g}" for a in record["adapters"])
+    image = "" if record["image"] is None else f" from {shown(record['image']['path'])}"
+    notes = "".join(f"\nnote: {shown(note)}" for note in record["details"].get("notes", ()))
     steps, calls = counted(record["steps"], "step"), counted(record["model_calls"], "call")
     return (
-        f"{path}: {record['width']}x{record['height']}{image}, {record['sampler']} on "
+        f"{shown(path)}: {record['width']}x{record['height']}{image}, {record['sampler']} on "
         f"{record['model']['spec']}{adapters}, {steps}, {guidance}, seed {record['seed']}, "
         f"{record['dtype']} on {record['device']}, {calls} of the backbone{notes}"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from uhr.base.config import Config
+from uhr.base.config import Config, Text
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
 from uhr.models.hub import lora_file
@@ -92,9 +92,9 @@ class Item(Config):
     """What is made: one picture. `name` is its file's name without the suffix; `image` a picture in place of
     the base pass; `original` what `prompt` was before it was rewritten."""
 
-    prompt: str
+    prompt: Text
     name: str = ""
-    negative: str | None = None
+    negative: Text | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     size: Pixels | None = None
     image: Path | None = None

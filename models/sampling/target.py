@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.base.store import FolderStore, Store, is_url, open_store
+from uhr.base.files import json_bytes
+from uhr.base.paths import is_url
+from uhr.base.store import FolderStore, Store, open_store
 from uhr.models.sampling import record as records
 
 
@@ -59,8 +60,8 @@ class Target:
             records.write(self.file, picture, record)
             return
         data = records.png_bytes(picture, record)
-        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+        beside = json_bytes(record)
         # that of an earlier picture must not stand beside this one
         self.store.delete(self._record)
         self.store.write(self.name, data)
-        self.store.write(self._record, f"{text}\n".encode())
+        self.store.write(self._record, beside)

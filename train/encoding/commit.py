@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 import uhr
 from uhr.base.config import fingerprint
@@ -19,8 +18,11 @@ from uhr.base.console import Advance, progress
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, sha256_file, write_json
 from uhr.base.output import all_or_nothing
+from uhr.base.paths import path_text
 from uhr.manifests.info import Part
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.tables import read as read_parquet
+from uhr.manifests.tables import write as write_parquet
 from uhr.manifests.units import UnitPlan
 from uhr.models.zoo import Model
 from uhr.train.encoded import (
@@ -108,7 +110,7 @@ def _write(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         uhr=uhr.__version__,
         manifest=ManifestRef(
-            id=request.manifest.id, path=str(request.manifest.path), counts=request.manifest.info.counts
+            id=request.manifest.id, path=path_text(request.manifest.path), counts=request.manifest.info.counts
         ),
         model=request.identity,
         config=config,
@@ -152,7 +154,7 @@ def finished_rows(plan: UnitPlan) -> pa.Table:
     columns = ["sample_id", "uri", "height", "width", "reason", "error"]
     tables = []
     for unit in range(plan.count):
-        table = pq.read_table(plan.part(unit), columns=columns)
+        table = read_parquet(plan.part(unit), columns)
         tables.append(table.append_column("unit", pa.repeat(pa.scalar(unit, pa.int32()), table.num_rows)))
     return pa.concat_tables(tables)
 
@@ -166,7 +168,7 @@ def left_out(rows: pa.Table) -> pa.Table:
 def write_left_out(out: Path, gone: pa.Table) -> LeftOut:
     """All rows without latents go to a file of their own; what is read at each start stays small."""
     with atomic(out / LEFT_OUT) as temporary:
-        pq.write_table(gone, temporary, compression="zstd")
+        write_parquet(temporary, gone, compression="zstd")
         part = Part(
             path=LEFT_OUT,
             rows=gone.num_rows,
@@ -189,13 +191,13 @@ def _reasons(gone: pa.Table) -> list[LeftOutReason]:
 def commit_texts(request: Request, plan: UnitPlan) -> tuple[Geometry, TextInfo]:
     """Write the embeddings of every caption. The first row gives the shapes of all."""
     lengths, dtype = request.identity.text_lengths, request.config.text_dtype
-    first = pq.read_table(plan.part(0)).slice(0, 1).to_pylist()[0]
+    first = read_parquet(plan.part(0)).slice(0, 1).to_pylist()[0]
     row_bytes = len(first["t5"]) + len(first["pooled"])
     truncated = Counter(dict.fromkeys(lengths, 0))
 
     def tables(advance: Advance) -> Iterator[pa.Table]:
         for unit in range(plan.count):
-            table = pq.read_table(plan.part(unit))
+            table = read_parquet(plan.part(unit))
             for name, length in lengths.items():
                 truncated[name] += sum(n > length for n in table[f"{name}_tokens"].to_pylist())
             yield table
@@ -252,7 +254,7 @@ def commit_pictures(request: Request, geometry: Geometry, plan: UnitPlan, rows: 
 
 def _bucket_rows(plan: UnitPlan, units: list[int], bucket: Bucket, advance: Advance) -> Iterator[pa.Table]:
     for unit in units:
-        table = pq.read_table(plan.part(unit))
+        table = read_parquet(plan.part(unit))
         table = table.filter(_in(bucket) & ENCODED)
         yield table.select(list(STORED))
         advance(table.num_rows)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from uhr.base.files import atomic, sha256_file
 from uhr.manifests.info import Part
+from uhr.manifests.tables import writer as new_file
 
 GROUP_ROWS = 64
 GROUP_BYTES = 16 << 20
@@ -39,7 +39,7 @@ def write_parts(
         path = folder / f"{stem}-{len(parts):05d}.parquet"
         rows = size = 0
         with atomic(path) as temporary:
-            with pq.ParquetWriter(
+            with new_file(
                 temporary,
                 schema,
                 compression="none",

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, together
 from uhr.base.files import user_path
 from uhr.models.sampling.request import Item
 from uhr.train.generating.prompts import Placed
@@ -53,22 +53,29 @@ def from_prompts(lines: Sequence[Placed], folder: Path, defaults: Defaults) -> l
     """An entry per line. Names are given, or the line's number from 0 on; seeds are given, or the command's
     seed plus that number. Pictures' paths go from `folder`.
 
-    UserError: a name that no file can bear, and one that stands twice.
+    UserError: names that no file can bear, and names that stand twice.
     """
     digits = max(4, len(str(len(lines) - 1)))
-    entries = []
+    entries, mistakes = [], []
     for number, (line, where) in enumerate(lines):
         size = (line.width, line.height) if line.width and line.height else None
+        try:
+            name = _checked(line.name, where) if line.name is not None else f"{number:0{digits}d}"
+        except UserError as error:
+            mistakes.append(error)
+            continue
         item = Item(
             prompt=line.prompt,
-            name=_checked(line.name, where) if line.name is not None else f"{number:0{digits}d}",
+            name=name,
             negative=line.negative if line.negative is not None else defaults.negative,
             seed=line.seed if line.seed is not None else defaults.seed + number,
             size=size,
             image=defaults.image if line.image is None else folder / user_path(line.image),
         )
         entries.append(Entry(item, where))
-    _refuse_twins(entries)
+    mistakes += _twins(entries)
+    if mistakes:
+        raise together(mistakes)
     return entries
 
 
@@ -131,11 +138,13 @@ def _is_text(part: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in part)
 
 
-def _refuse_twins(entries: Sequence[Entry]) -> None:
+def _twins(entries: Sequence[Entry]) -> Iterator[UserError]:
+    """An error for every name that another item has."""
     # without regard to case: there are file systems that have none
     seen: dict[str, str] = {}
     for item, where in entries:
         key = item.name.casefold()
         if key in seen:
-            raise UserError(f"{where}: the name '{item.name}' is that of {seen[key]} too", "give another")
-        seen[key] = where
+            yield UserError(f"{where}: the name '{item.name}' is that of {seen[key]} too", "give another")
+        else:
+            seen[key] = where

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from uhr.base.config import Config, build
-from uhr.base.errors import UserError, unknown
+from uhr.base.config import Config, Text, build
+from uhr.base.errors import UserError, together, unknown
 
 FORMS = "a .txt with a prompt per line, a .jsonl, .csv or .parquet, or the folder of a manifest"
 
@@ -24,9 +24,9 @@ class Line(Config):
     `width` and `height` in px, both or neither. `image` is a picture's path, from the file's own folder.
     """
 
-    prompt: str
+    prompt: Text
     name: str | None = None
-    negative: str | None = None
+    negative: Text | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
     width: int | None = Field(None, gt=0)
     height: int | None = Field(None, gt=0)
@@ -54,38 +54,52 @@ class Placed(NamedTuple):
 
 
 def read_prompts(path: Path) -> list[Placed]:
-    """Every prompt of a file or a manifest, in its order. UserError names file, line and value of the first
-    mistake.
+    """Every prompt of a file or a manifest, in its order. UserError names file, line and value of every
+    mistake, of many the first few.
     """
     if path.is_dir():
-        found = list(_of_manifest(path))
+        found = _of_manifest(path)
     elif not path.is_file():
         raise UserError(f"--prompts {path} is not there", f"name {FORMS}")
     else:
         readers = {".txt": _of_text, ".jsonl": _of_jsonl, ".csv": _of_csv, ".parquet": _of_parquet}
         if path.suffix.lower() not in readers:
             raise UserError(f"--prompts {path} has an unknown form", f"name {FORMS}")
-        found = list(readers[path.suffix.lower()](path))
-    if not found:
+        found = readers[path.suffix.lower()](path)
+    lines, mistakes = [], []
+    for tree, where in found:
+        try:
+            lines.append(_placed(tree, where))
+        except UserError as error:
+            mistakes.append(error)
+    if mistakes:
+        raise together(mistakes)
+    if not lines:
         raise UserError(f"{path} holds no prompt", f"name {FORMS}")
-    return found
+    return lines
 
 
-def _placed(tree: Mapping[str, Any], where: str) -> Placed:
+def _placed(tree: Mapping[str, Any] | UserError, where: str) -> Placed:
+    if isinstance(tree, UserError):
+        raise tree
     try:
         return Placed(build(Line, tree, where), where)
     except UserError as error:
-        raise UserError(error.what, error.fix or "mend that line") from None
+        raise UserError(error.what, error.fix or "correct that line") from None
 
 
-def _of_text(path: Path) -> Iterator[Placed]:
+Found = tuple[Mapping[str, Any] | UserError, str]
+"""The keys of one line, or what is wrong with it, and where it is."""
+
+
+def _of_text(path: Path) -> Iterator[Found]:
     # not splitlines(): that also splits at characters which belong to a prompt
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
-            yield _placed({"prompt": line}, f"{path} line {number}")
+            yield {"prompt": line}, f"{path} line {number}"
 
 
-def _of_jsonl(path: Path) -> Iterator[Placed]:
+def _of_jsonl(path: Path) -> Iterator[Found]:
     for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -93,13 +107,14 @@ def _of_jsonl(path: Path) -> Iterator[Placed]:
         try:
             tree = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is no JSON ({error})", "write one object per line") from None
+            yield UserError(f"{where} is no JSON ({error})", "write one object per line"), where
+            continue
         if not isinstance(tree, dict):
-            raise UserError(f"{where} holds {line.strip()[:40]}, not an object", 'write {"prompt": ...}')
-        yield _placed(tree, where)
+            tree = UserError(f"{where} holds {line.strip()[:40]}, not an object", 'write {"prompt": ...}')
+        yield tree, where
 
 
-def _of_csv(path: Path) -> Iterator[Placed]:
+def _of_csv(path: Path) -> Iterator[Found]:
     rows = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         head = [name.strip() for name in next(rows, [])]
@@ -109,18 +124,21 @@ def _of_csv(path: Path) -> Iterator[Placed]:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(head):
-                raise UserError(f"{where} has {len(row)} cells, and its head {len(head)}", "quote commas")
-            yield _placed({name: cell for name, cell in zip(head, row, strict=True) if cell}, where)
+                what = f"{where} has {len(row)} cells, and its head {len(head)}"
+                yield UserError(what, "quote commas"), where
+                continue
+            yield {name: cell for name, cell in zip(head, row, strict=True) if cell}, where
     except csv.Error as error:
         raise UserError(f"{path} line {rows.line_num} is no CSV ({error})", "mend that line") from None
 
 
-def _of_parquet(path: Path) -> Iterator[Placed]:
+def _of_parquet(path: Path) -> Iterator[Found]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from uhr.manifests import tables
 
     try:
-        table = pq.read_table(path)
+        table = tables.read(path)
     except (OSError, pa.ArrowException) as error:
         words = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read ({words})", "name a Parquet file") from None
@@ -130,10 +148,10 @@ def _of_parquet(path: Path) -> Iterator[Placed]:
         for row in batch.to_pylist():
             number += 1
             said = {name: value for name, value in row.items() if not _is_null(value)}
-            yield _placed(said, f"{path} row {number}")
+            yield said, f"{path} row {number}"
 
 
-def _of_manifest(path: Path) -> Iterator[Placed]:
+def _of_manifest(path: Path) -> Iterator[Found]:
     """The captions of a manifest's kept rows, under their sample ids."""
     from uhr.manifests.manifest import Manifest, is_manifest
 
@@ -143,7 +161,7 @@ def _of_manifest(path: Path) -> Iterator[Placed]:
     for row in rows:
         if (row["caption"] or "").strip():
             sample = row["sample_id"]
-            yield _placed({"prompt": row["caption"], "name": sample}, f"{path} sample {sample}")
+            yield {"prompt": row["caption"], "name": sample}, f"{path} sample {sample}"
 
 
 def _text(path: Path) -> str:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
+from uhr.base.files import json_bytes
 from uhr.base.store import Store
 from uhr.models.chat import NoAnswer
 from uhr.models.refine import Refiner
@@ -77,5 +78,5 @@ def _answer(prompt: str, refiner: Refiner, store: Store, known: set[str]) -> str
             return json.loads(data)["refined"]
     refined = refiner.ask(prompt)
     tree = {"prompt": prompt, "refined": refined, "model": refiner.server.model}
-    store.write(name, (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode())
+    store.write(name, json_bytes(tree))
     return refined

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from uhr.base.errors import UserError
+from uhr.base.files import json_bytes
 from uhr.base.store import StoreError, open_store
 from uhr.manifests.units import Fault, Watch, Work
 from uhr.models.sampling.request import Item, Request
@@ -53,8 +53,7 @@ def failure_name(name: str) -> str:
 
 def failure(name: str, prompt: str, error: str) -> bytes:
     """What stands under `failure_name`."""
-    tree = {"name": name, "prompt": prompt, "error": error}
-    return (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode()
+    return json_bytes({"name": name, "prompt": prompt, "error": error})
 
 
 def items_table(
@@ -164,5 +163,4 @@ class PaintWork(Work):
         self._store.write(picture_name(item.name), data)
         png = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         tree = {**painting.record, "png": png}
-        text = json.dumps(tree, indent=2, ensure_ascii=False, sort_keys=True)
-        self._store.write(record_name(item.name), (text + "\n").encode())
+        self._store.write(record_name(item.name), json_bytes(tree, sort_keys=True))

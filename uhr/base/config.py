@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
@@ -14,12 +14,23 @@ import yaml.constructor
 import yaml.resolver
 
 from uhr.base.errors import UserError, unknown
+from uhr.base.paths import is_utf8
 
 
 class Config(pydantic.BaseModel):
     """Base of every configuration: immutable; an unknown key is an error, and so is a number that is none."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _whole_characters(text: str) -> str:
+    if not is_utf8(text):
+        raise ValueError("holds bytes that are not UTF-8, or half of a character")
+    return text
+
+
+Text = Annotated[str, pydantic.AfterValidator(_whole_characters)]
+"""A text that a model reads or a file keeps: what a shell or an escape of JSON gives may be none."""
 
 
 C = TypeVar("C", bound=pydantic.BaseModel)
@@ -197,4 +208,4 @@ def canonical_json(value: Any) -> str:
 
 def fingerprint(value: Any) -> str:
     """SHA-256 (64 hex digits) of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()

@@ -7,7 +7,7 @@ import copy
 import difflib
 import importlib
 import sys
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -64,14 +64,29 @@ def worded(**options: str) -> Generator[None]:
         raise error.worded(options) from error.__cause__
 
 
+def together(errors: Sequence[UserError], most: int = 5) -> UserError:
+    """One error for several mistakes of the same kind, in one line: the first `most` of them, and how many
+    more there are. The fix is that of all where they have the same, else each keeps its own."""
+    first = errors[0]
+    alike = all((error.fix, error.give) == (first.fix, first.give) for error in errors)
+    told = [error.what if alike else str(error.worded()) for error in errors[:most]]
+    if len(errors) > most:
+        told.append(f"and {len(errors) - most:,} more")
+    return UserError("; ".join(told), *((first.fix, first.give) if alike else ()))
+
+
 def install(extra: str) -> str:
     """The command, in the folder of the sources, that brings what an optional part needs, as it is tested."""
     return f"pip install -c constraints.txt -e '.[{extra}]'"
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The known names that look most like `name`, best first."""
-    return difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)
+    """The known names that look most like `name`, best first, whatever the case of either."""
+    by_folded: dict[str, list[str]] = {}
+    for one in known:
+        by_folded.setdefault(one.casefold(), []).append(one)
+    close = difflib.get_close_matches(name.casefold(), list(by_folded), n=most, cutoff=0.6)
+    return [one for folded in close for one in by_folded[folded]][:most]
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:

@@ -130,11 +130,21 @@ def user_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def json_bytes(value: Any, sort_keys: bool = False) -> bytes:
+    """`value` as indented JSON in UTF-8, with a line break at its end. ValueError for a NaN or an infinity.
+
+    Half of a character, as it stands for a byte of a path that is not UTF-8, is an escape of JSON's own
+    (`\\udce9`): nothing is refused when the work is done, and whoever reads the JSON gets the path back.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
+    return f"{text}\n".encode("utf-8", "backslashreplace")
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, atomically. ValueError for a NaN or an infinity, which JSON does not have."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    data = json_bytes(value)
     with atomic(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_bytes(data)
 
 
 def file_version(status: os.stat_result) -> str:

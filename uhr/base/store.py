@@ -19,6 +19,7 @@ from typing import Any
 from uhr.base.errors import UserError, install
 from uhr.base.files import atomic, disk_fault, user_cache, user_path
 from uhr.base.output import OWN_TEMPORARY
+from uhr.base.paths import is_url
 
 ATTEMPTS = 6
 """Of a request to an object store before it counts as failed: about 15 s of waiting in between."""
@@ -65,11 +66,6 @@ class Store(ABC):
     def place(self, name: str) -> str:
         """How people call the file of that name."""
         return f"{self.text.rstrip('/')}/{name}"
-
-
-def is_url(text: str) -> bool:
-    """Whether `text` names a place in an object store (`s3://bucket/prefix`), not a path."""
-    return "://" in text
 
 
 def open_store(text: str) -> Store:

@@ -1,0 +1,86 @@
+"""Parquet files as open files: no library is handed a path that it could read a meaning into.
+
+DuckDB and pyarrow look for patterns, partitions (`license=cc0/`), schemes and UTF-8 in the paths that they
+are given. An open file has none of these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+
+@contextlib.contextmanager
+def opened(path: Path, **options: Any) -> Generator[pq.ParquetFile]:
+    """A Parquet file for reading; `options` are those of `pyarrow.parquet.ParquetFile`."""
+    with open(path, "rb") as file, pq.ParquetFile(file, **options) as parquet:
+        yield parquet
+
+
+@contextlib.contextmanager
+def mapped(path: Path, **options: Any) -> Generator[pq.ParquetFile]:
+    """As `opened`, for many small reads: the file is mapped into memory, and what is read is not copied."""
+    with pq.ParquetFile(pa.BufferReader(_bytes_of(path)), **options) as parquet:
+        yield parquet
+
+
+def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a Parquet file; `columns` in the order given, all of them by default."""
+    with opened(path) as file:
+        table = file.read(columns=None if columns is None else list(columns))
+    return table if columns is None else table.select(list(columns))
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """The Arrow schema of a Parquet file, with its metadata."""
+    with opened(path) as file:
+        return file.schema_arrow
+
+
+def row_count(path: Path) -> int:
+    """Rows of a Parquet file."""
+    with opened(path) as file:
+        return file.metadata.num_rows
+
+
+@contextlib.contextmanager
+def writer(path: Path, schema: pa.Schema, **options: Any) -> Generator[pq.ParquetWriter]:
+    """A new Parquet file; `options` are those of `pyarrow.parquet.ParquetWriter`."""
+    with open(path, "wb") as file, pq.ParquetWriter(file, schema, **options) as parquet:
+        yield parquet
+
+
+def write(path: Path, table: pa.Table, **options: Any) -> None:
+    """Write a table as a Parquet file; `options` are those of `pyarrow.parquet.write_table`."""
+    with open(path, "wb") as file:
+        pq.write_table(table, file, **options)
+
+
+@contextlib.contextmanager
+def dataset(paths: Sequence[Path], schema: pa.Schema) -> Generator[ds.Dataset]:
+    """Parquet files of one schema as one Arrow dataset, in their order; readable while the block runs."""
+    with contextlib.ExitStack() as files:
+        form = ds.ParquetFileFormat()
+        fragments = [form.make_fragment(files.enter_context(open(path, "rb"))) for path in paths]
+        yield ds.FileSystemDataset(fragments, schema, form)
+
+
+def batches(path: Path) -> pa.ipc.RecordBatchFileReader:
+    """A reader of any record batch of an Arrow file (IPC), whose data are the pages of the file itself."""
+    return pa.ipc.open_file(pa.BufferReader(_bytes_of(path)))
+
+
+def _bytes_of(path: Path) -> pa.Buffer:
+    """A file's bytes, mapped into memory for as long as anything refers to them."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return pa.py_buffer(b"")  # which cannot be mapped
+        return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
