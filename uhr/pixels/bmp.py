@@ -105,7 +105,7 @@ def unsupported(dib: Dib) -> str:
     coded = {_RLE8: (8,), _RLE4: (4,), _RAW: (1, 2, 4, 8, 16, 24, 32)}.get(dib.compression, (16, 32))
     if dib.bits not in coded:
         return f"a BMP of {dib.bits} bits a pixel with compression {dib.compression}"
-    if any(mask and not _is_run(mask) for mask in dib.masks):
+    if any(mask and (not _is_run(mask) or mask >> dib.bits) for mask in dib.masks):
         return f"a BMP with the masks {', '.join(f'{mask:#x}' for mask in dib.masks)}"
     return ""
 
@@ -177,7 +177,7 @@ def _colours(source: FileBytes, dib: Dib) -> ColourTags:
 def _profile_place(source: FileBytes, dib: Dib) -> tuple[int, int] | None:
     """Offset and bytes of the ICC profile that a BITMAPV5HEADER embeds."""
     fields = source.at(dib.start, 128)
-    if dib.size < 124 or fields[56:60] != _EMBEDDED:
+    if dib.size < 124 or len(fields) < 120 or fields[56:60] != _EMBEDDED:
         return None
     offset, count = struct.unpack_from("<II", fields, 112)
     return dib.start + offset, count

@@ -32,7 +32,7 @@ from uhr.pixels.decoder_noise import LOGGED, captured
 from uhr.pixels.jpeg import JpegFile
 from uhr.pixels.planes import Planes
 from uhr.pixels.png import PngFile
-from uhr.pixels.types import FaultKind, FileBytes, Header, PixelFault
+from uhr.pixels.types import LARGEST_PROFILE, FaultKind, FileBytes, Header, PixelFault
 from uhr.pixels.webp import WebpFile
 
 _FILES = {"JPEG": JpegFile, "PNG": PngFile, "WEBP": WebpFile}
@@ -55,6 +55,13 @@ _LONGEST_SIDE = {"JPEG": jpeg.LONGEST_SIDE, "PNG": png.LONGEST_SIDE}
 
 def decode_planes(data: bytes, header: Header) -> Planes:
     """The whole image. Raises `PixelFault` and nothing else, whatever the bytes are."""
+    try:
+        return _decoded(data, header)
+    except MemoryError:
+        raise _no_memory() from None
+
+
+def _decoded(data: bytes, header: Header) -> Planes:
     if header.unsupported:
         raise PixelFault("unsupported", header.unsupported)
     if header.format == "ICO" and ico.is_png(data):
@@ -151,8 +158,6 @@ def _alone(data: bytes, header: Header) -> Planes:
         return _OWN[header.format](data, header)
     except cv2.error as error:
         raise _refused(error.err) from None
-    except MemoryError:
-        raise PixelFault("too large", "the memory does not suffice to decode it") from None
 
 
 def _attach_colours(planes: Planes, data: bytes, header: Header) -> None:
@@ -161,6 +166,9 @@ def _attach_colours(planes: Planes, data: bytes, header: Header) -> None:
     """
     if planes.profile is None and header.colour is not None and not header.has_icc:
         planes.profile = code_points.icc_profile(header.colour)
+    if planes.profile is not None and len(planes.profile) > LARGEST_PROFILE:
+        planes.notes.append(f"ICC profile ignored: it has more than {LARGEST_PROFILE >> 20} MiB")
+        planes.profile = None
     if planes.profile is None:
         return
     curve = colour.hdr_curve(planes.profile)
@@ -183,10 +191,14 @@ def _cmyk(data: bytes) -> np.ndarray:
     return np.array(pillow_formats.load(image))
 
 
+def _no_memory() -> PixelFault:
+    return PixelFault("too large", "the memory does not suffice to decode it")
+
+
 def _refused(message: str) -> PixelFault:
     """The fault for an exception of OpenCV."""
     if "llocate" in message or "nsufficient memory" in message:
-        return PixelFault("too large", "the memory does not suffice to decode it")
+        return _no_memory()
     if "CV_IO_MAX_IMAGE" in message:
         limit = "see CV_IO_MAX_IMAGE_PIXELS in the documentation of OpenCV"
         return PixelFault("unsupported", f"more pixels than OpenCV decodes ({message}; {limit})")

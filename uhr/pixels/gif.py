@@ -83,12 +83,13 @@ def _indices(data: bytes, frame: _Frame) -> np.ndarray:
         parts.append(data[position + 1 : position + 1 + data[position]])
         position += 1 + data[position]
     found = np.zeros(frame.width * frame.height, np.uint8)
-    count = _decoder()(np.frombuffer(b"".join(parts), np.uint8), bits, found)
+    most = len(found) + frame.width
+    count = _decoder()(np.frombuffer(b"".join(parts), np.uint8), bits, found, most)
     if count < len(found):
         raise PixelFault(
             "corrupt", f"the GIF has {max(count, 0)} of the {len(found)} pixels of its first frame"
         )
-    if count >= len(found) + frame.width:
+    if count >= most:
         raise PixelFault(
             "corrupt", f"the GIF has more than the {frame.width} x {frame.height} pixels of its frame"
         )
@@ -103,7 +104,7 @@ def _indices(data: bytes, frame: _Frame) -> np.ndarray:
 
 
 @functools.cache
-def _decoder() -> Callable[[np.ndarray, int, np.ndarray], int]:
+def _decoder() -> Callable[[np.ndarray, int, np.ndarray, int], int]:
     import numba
 
     compiled: Any
@@ -115,18 +116,19 @@ def _decoder() -> Callable[[np.ndarray, int, np.ndarray], int]:
     return compiled
 
 
-def _decode(data: np.ndarray, bits: int, found: np.ndarray) -> int:
+def _decode(data: np.ndarray, bits: int, found: np.ndarray, most: int) -> int:
     """Fills uint8 `found` [N] from LZW codes that begin with `bits` + 1 bits; how many pixels the codes make,
-    which may be more than N, or -1 for a code that no table has.
+    which may be more than N, or -1 for a code that no table has. Stops where they are `most` or more: few
+    bytes can make pixels for hours.
     """
-    clear, most = 1 << bits, 4096
-    prefix, last = np.zeros(most, np.int32), np.zeros(most, np.uint8)
-    length = np.ones(most, np.int32)
+    clear, entries = 1 << bits, 4096
+    prefix, last = np.zeros(entries, np.int32), np.zeros(entries, np.uint8)
+    length = np.ones(entries, np.int32)
     for value in range(clear):
         last[value] = value & 255
     width, free, previous, count = bits + 1, clear + 2, -1, 0
     window, held, position = 0, 0, 0
-    while True:
+    while count < most:
         while held < width:
             if position >= len(data):
                 return count
@@ -159,12 +161,13 @@ def _decode(data: np.ndarray, bits: int, found: np.ndarray) -> int:
             if count < len(found):
                 found[count] = last[first]
             count += 1
-        if previous >= 0 and free < most:
+        if previous >= 0 and free < entries:
             prefix[free], last[free], length[free] = previous, last[first], length[previous] + 1
             free += 1
             if free == 1 << width and width < 12:
                 width += 1
         previous = code
+    return count
 
 
 def _start(source: FileBytes) -> tuple[tuple[int, int], _Frame]:

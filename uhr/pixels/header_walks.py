@@ -21,6 +21,9 @@ _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _LARGEST_EXIF = 64 << 20
 """Bytes of an EXIF block that are read; only JPEG's format limits it."""
 
+_MOST_TRIES = 8
+"""Places in the last block of a PNG from which its chunks are followed: any bytes may be the letters IDAT."""
+
 _BLOCK = 64 << 10
 """Bytes that are read at once where something is sought."""
 
@@ -204,12 +207,14 @@ def _late_exif(source: FileBytes, position: int) -> int:
     """Orientation of an eXIf chunk behind the image data of a PNG, which begin at `position`."""
     start = max(source.size - _BLOCK, position)
     tail = source.at(start, source.size - start)
-    at = tail.rfind(b"IDAT")
-    while at >= 4:
+    at = len(tail)
+    for _ in range(_MOST_TRIES):
+        at = tail.rfind(b"IDAT", 0, at)
+        if at < 4:
+            break
         found = _exif_behind(FileBytes(tail, len(tail)), at - 4)
         if found is not None:
             return found
-        at = tail.rfind(b"IDAT", 0, at)
     return _exif_behind(source, position) or 1
 
 

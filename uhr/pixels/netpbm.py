@@ -82,7 +82,7 @@ def planes(data: bytes, header: Header) -> Planes:
     channels = 3 if header.mode == "RGB" else 1
     shape = (header.raw_height, header.raw_width, channels)
     values = (_binary if kind >= 4 else _plain)(data, start, kind, most, shape)
-    if most not in (1, 255) and values.max() > most:
+    if kind not in (1, 4) and values.max() > most:
         raise PixelFault("corrupt", f"the PNM has a value of {values.max()}, above its maximum of {most}")
     if most != 255:
         values = _to_eight_bits(most)[values]

@@ -13,6 +13,8 @@ _KINDS |= {13: "I", 16: "Q", 17: "q", 18: "Q"}
 """Type of an entry -> its struct format; pairs are rationals."""
 
 _MOST_ENTRIES = 4096
+_MOST_NUMBERS = 1 << 16
+"""As many as there can be samples in a pixel. Only the lists of strips and tiles may be longer."""
 
 
 @dataclass
@@ -30,35 +32,39 @@ class Directory:
     def __contains__(self, tag: int) -> bool:
         return tag in self.entries
 
-    def data(self, tag: int) -> bytes:
-        """The bytes of a tag's values; raises `PixelFault("truncated")` where the file ends before them."""
+    def data(self, tag: int, most: int | None = None) -> bytes:
+        """The bytes of a tag's values, of the first `most` of them; raises `PixelFault("truncated")` where
+        the file ends before the last value.
+        """
         kind, count, offset = self.entries[tag]
-        length = struct.calcsize("<" + _KINDS[kind]) * count
-        found = self.source.at(offset, length) if offset + length <= self.source.size else b""
-        if len(found) < length:
-            raise PixelFault("truncated", f"the TIFF ends before the {length} bytes of its tag {tag}")
-        return found
+        width = struct.calcsize("<" + _KINDS[kind])
+        if offset + width * count > self.source.size:
+            raise PixelFault("truncated", f"the TIFF ends before the {width * count} bytes of its tag {tag}")
+        return self.source.at(offset, width * (count if most is None else min(count, most)))
 
-    def numbers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """The integers of a tag, `default` where it is missing."""
+    def numbers(self, tag: int, default: tuple[int, ...] = (), most: int = _MOST_NUMBERS) -> tuple[int, ...]:
+        """The integers of a tag, `default` where it is missing. Those behind the first `most` are not read:
+        a number takes eighteen times the memory that it has in the file.
+        """
         if tag not in self.entries:
             return default
         kind, count, _ = self.entries[tag]
         form = _KINDS[kind]
         if len(form) > 1 or form in "sfd":
             raise PixelFault("corrupt", f"the TIFF's tag {tag} has values of type {kind}, not integers")
-        return struct.unpack(f"{self.order}{count}{form}", self.data(tag))
+        return struct.unpack(f"{self.order}{min(count, most)}{form}", self.data(tag, most))
 
     def number(self, tag: int, default: int) -> int:
         """The first integer of a tag, `default` where it is missing or empty."""
-        return (self.numbers(tag) or (default,))[0]
+        return (self.numbers(tag, most=1) or (default,))[0]
 
     def rationals(self, tag: int) -> list[float]:
         """The values of a tag of rationals; empty where it is missing or of another type."""
         if tag not in self.entries or self.entries[tag][0] not in (5, 10):
             return []
         kind, count, _ = self.entries[tag]
-        parts = struct.unpack(f"{self.order}{2 * count}{_KINDS[kind][0]}", self.data(tag))
+        count = min(count, _MOST_NUMBERS)
+        parts = struct.unpack(f"{self.order}{2 * count}{_KINDS[kind][0]}", self.data(tag, count))
         return [a / b if b else 0.0 for a, b in zip(parts[::2], parts[1::2], strict=True)]
 
 

@@ -75,10 +75,10 @@ class SegmentReader:
     @classmethod
     def of(cls, data: bytes, directory: Directory, layout: Layout) -> SegmentReader:
         """Raises `PixelFault` where the file names fewer segments than its image takes."""
-        offsets = directory.numbers(324 if layout.tiled else 273)
-        counts = directory.numbers(325 if layout.tiled else 279)
         needed = -(-layout.width // layout.across) * -(-layout.height // layout.down)
         needed *= layout.samples if layout.planar else 1
+        offsets = directory.numbers(324 if layout.tiled else 273, most=needed)
+        counts = directory.numbers(325 if layout.tiled else 279, most=needed)
         name = "tiles" if layout.tiled else "strips"
         if len(offsets) < needed:
             raise PixelFault("corrupt", f"the TIFF names {len(offsets)} {name}, its image takes {needed}")

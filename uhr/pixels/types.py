@@ -94,7 +94,10 @@ class FileBytes:
         self.first, self.size, self._handle = first, size, handle
 
     def at(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset`, fewer where the file ends."""
+        """`count` bytes from `offset`, fewer where the file ends, whatever numbers a file names."""
+        count = min(count, self.size - offset)
+        if count <= 0:
+            return b""
         if offset + count <= len(self.first) or self._handle is None:
             return self.first[offset : offset + count]
         return os.pread(self._handle, count, offset)
