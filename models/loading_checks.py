@@ -166,8 +166,9 @@ def check_shards(folder: Path, where: str, variant: str | None = None) -> None:
         if not index.is_file() or (stem == "model" and (folder / "model.safetensors").is_file()):
             continue
         try:
-            weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = {str(name): {key for key in weights if weights[key] == name} for name in weights.values()}
+            files: dict[str, set[str]] = {}
+            for key, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+                files.setdefault(str(name), set()).add(key)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index} cannot be read ({error!r})", _AGAIN) from error
         for name, wanted in sorted(files.items()):
