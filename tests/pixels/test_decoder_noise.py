@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from uhr.base.stable_text import stable_text
+from uhr.pixels.decode import decode
 from uhr.pixels.decoder_noise import captured
 from uhr.pixels.types import PixelFault
 
@@ -92,3 +93,10 @@ def test_damage_is_noticed_by_a_process_without_standard_error(forge, tmp_path) 
         env=os.environ | {"PYTHONPATH": root},
     )
     assert "corrupt: Corrupt JPEG data: premature end of data segment" in run.stdout
+
+
+def test_an_exception_of_several_lines_is_kept_off_the_terminal(capfd, forge) -> None:
+    # shorter than OpenCV's own least size of a WebP
+    with pytest.raises(PixelFault, match="truncated"):
+        decode(forge.encode(forge.picture(8, 8), "WEBP", quality=1)[:30])
+    assert capfd.readouterr().err == ""

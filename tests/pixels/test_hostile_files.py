@@ -123,6 +123,14 @@ def test_chunks_without_an_end_are_not_followed_from_each_of_them() -> None:
     assert time.process_time() - begin < 0.5
 
 
+def test_of_many_damaged_texts_of_a_png_one_is_inflated() -> None:
+    text = b"Raw profile type exif\0\0" + zlib.compress(b"exif 1 " + b"z" * 2_000_000, 9)
+    image = chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
+    begin = time.process_time()
+    assert read_header(PNG_START + chunk(b"zTXt", text) * 400 + image).orientation == 1
+    assert time.process_time() - begin < 0.5
+
+
 @pytest.mark.parametrize("tag", [258, 338, 339])
 def test_a_tag_of_millions_of_numbers_is_not_read_whole(tag, tiff_files) -> None:
     values = [number & 0xFFFF for number in range(1 << 20)]

@@ -36,6 +36,9 @@ _DECODER_LINE = re.compile(
 )
 """What only a decoder's line looks like. Any other line came from another thread and is passed on."""
 
+_CONTINUATION = re.compile(r"> |\s*$")
+"""What follows the first line of an exception of OpenCV: "> must be greater than", and empty lines."""
+
 LOGGED = "OpenCV: "
 """Beginning of what OpenCV logs itself; any other line is of a library below it."""
 
@@ -65,8 +68,13 @@ def captured() -> Generator[list[str]]:
             else:
                 os.dup2(terminal, 2)
             file.seek(0)
+            ours = False
             for line in file.read().decode(errors="replace").splitlines():
-                if _DECODER_LINE.search(line):
+                # OpenCV prints an exception with its values in lines of their own
+                if ours and _CONTINUATION.match(line):
+                    continue
+                ours = _DECODER_LINE.search(line) is not None
+                if ours:
                     level = _OPENCV_LEVEL.search(line)
                     if level is None:
                         lines.append(stable_text(line))

@@ -188,7 +188,9 @@ def _png_colour(chunks: dict[bytes, bytes]) -> tuple[bool, ColourTags]:
 
 
 def _png_text_exif(source: FileBytes, kind: bytes, position: int, length: int) -> int | None:
-    """Orientation of the EXIF block that ImageMagick writes in hexadecimal digits; None for other text."""
+    """Orientation of the EXIF block that ImageMagick writes in hexadecimal digits, 1 for a damaged one; None
+    for other text.
+    """
     keyword = b"Raw profile type exif\0"
     if length > 1 << 20 or source.at(position, len(keyword)) != keyword:
         return None
@@ -200,7 +202,8 @@ def _png_text_exif(source: FileBytes, kind: bytes, position: int, length: int) -
         digits = b"".join(text.split()[2:])
         return exif.orientation(bytes.fromhex(digits.decode("ascii")).removeprefix(b"Exif\0\0"))
     except (zlib.error, ValueError):
-        return None
+        # not None: of many such chunks one is inflated
+        return 1
 
 
 def _late_exif(source: FileBytes, position: int) -> int:
