@@ -36,6 +36,18 @@ def test_no_number_in_a_header_raises_anything_but_a_fault(format, forge, tmp_pa
                 call()
 
 
+@pytest.mark.parametrize("format", WRITTEN_BY_PILLOW)
+def test_the_first_bytes_of_a_file_are_no_image(format, forge, tmp_path) -> None:
+    data = forge.encode(forge.picture(24, 24), format)
+    path = tmp_path / "file"
+    for count in range(1, 40):
+        path.write_bytes(data[:count])
+        # some headers are whole by then
+        with contextlib.suppress(PixelFault):
+            read_header(path)
+        assert fault_of(lambda count=count: decode(data[:count])).kind != "empty file"
+
+
 def test_offsets_beyond_any_file_are_read_as_its_end(tmp_path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(100))
@@ -120,6 +132,16 @@ def test_chunks_without_an_end_are_not_followed_from_each_of_them() -> None:
     data = PNG_START + (chunk(b"IDAT", b"") + chunk(b"aaAa", b"")) * 2700
     begin = time.process_time()
     assert read_header(data).orientation == 1
+    assert time.process_time() - begin < 0.5
+
+
+def test_bytes_that_are_no_chunk_of_a_png_are_not_handed_to_the_decoder() -> None:
+    # which would allocate the length of the next one
+    junk = struct.pack(">I", 2) + b"\x80\0\0\0" + bytes(6)
+    image = struct.pack(">I", 0xFF0003E3) + b"IDAT" + bytes(1000)
+    begin = time.process_time()
+    for end, kind in ((b"", "truncated"), (chunk(b"IEND", b""), "corrupt")):
+        assert fault_of(lambda end=end: decode(PNG_START + junk + image + end)).kind == kind
     assert time.process_time() - begin < 0.5
 
 

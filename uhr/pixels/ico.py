@@ -22,7 +22,8 @@ def largest(source: FileBytes) -> bytes:
     """
     count = int.from_bytes(source.at(4, 2), "little")
     table = source.at(6, 16 * count)
-    if len(table) < 16 * count:
+    # a file of four bytes has no count
+    if not table or len(table) < 16 * count:
         raise PixelFault("truncated", f"the ICO ends in its list of {count} images")
     entries = []
     for index in range(count):

@@ -75,12 +75,12 @@ class PngFile:
                 break
             length, kind = struct.unpack_from(">I4s", data, position)
             behind = position + 12 + length
-            if not kind.isalpha():
-                break
-            if behind > len(data):
-                # the decoder would make room for all that the chunk claims
+            if behind > len(data) or not kind.isalpha():
+                # the decoder would allocate whatever length it finds there
                 cut = data.find(_END, position) < 0
-                what = f"ends within its {kind.decode()} chunk of {length:,} bytes"
+                what = f"has {kind.hex()} where the kind of a chunk belongs"
+                if kind.isalpha():
+                    what = f"ends within its {kind.decode()} chunk of {length:,} bytes"
                 raise PixelFault("truncated" if cut else "corrupt", f"the PNG {what}")
             if self._keep(kind, view[position + 4 : behind]):
                 if kept[-1][1] == position:
