@@ -144,7 +144,7 @@ def _of_the_file(row: dict[str, Any]) -> dict[str, Any]:
 
 def _file(root: Path, row: dict[str, Any]) -> str:
     """What of a row is not true of its file; empty where all is."""
-    expected, told = row["content_hash"], _of_the_file(row)
+    expected, stated = row["content_hash"], _of_the_file(row)
     try:
         file = path_of(root, row["uri"])
         if not file.is_file():
@@ -152,7 +152,7 @@ def _file(root: Path, row: dict[str, Any]) -> str:
         status = file.stat()
         if expected is not None and sha256_file(file) != expected:
             return "has other bytes than when it was curated"
-        if not told:
+        if not stated:
             return ""
         header = read_header(file, file_version(status))
     except PixelFault as fault:
@@ -162,6 +162,6 @@ def _file(root: Path, row: dict[str, Any]) -> str:
     found = {"format": header.format, "width": header.width, "height": header.height}
     found["file_size"] = status.st_size
     wrong = [
-        f"{name} {found[name]} instead of {value}" for name, value in told.items() if found[name] != value
+        f"{name} {found[name]} instead of {value}" for name, value in stated.items() if found[name] != value
     ]
     return f"has {', '.join(wrong)}: its row was made of another file" if wrong else ""

@@ -238,8 +238,8 @@ class Setup:
 
     def hash_weights(self) -> None:
         """Have the hashes made now, with a bar where that takes long, and not in the middle of an image.
-        Raises UserError where a file is not the one that was checked: it may be that, or the new one, which
-        is in memory."""
+        Raises UserError where a file changed after the setup was made: nobody knows which of its versions is
+        in memory."""
         _ = self.weights, self.adapters
         for file, before in self.states.items():
             if not file.exists() or not same_bytes(before, file_state(file)):

@@ -135,8 +135,8 @@ def test_a_qoi_is_read_as_pillow_reads_it(forge, mode) -> None:
 def test_linear_light_of_a_qoi_is_noted_and_not_believed(forge) -> None:
     """Pillow names it in whatever it writes, unless it is given the colour space."""
     image = forge.picture(40, 30)
-    for said, notes in (({}, [LINEAR]), ({"colorspace": "sRGB"}, [])):
-        decoded = decode(forge.encode(image, "QOI", **said))
+    for options, notes in (({}, [LINEAR]), ({"colorspace": "sRGB"}, [])):
+        decoded = decode(forge.encode(image, "QOI", **options))
         assert np.array_equal(decoded.rgb(), np.asarray(image))
         assert decoded.notes == notes
 

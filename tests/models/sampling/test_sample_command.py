@@ -80,8 +80,8 @@ def test_weights_that_are_replaced_while_they_are_loaded_are_in_no_record(
     replace = False
     run(capsys, *sample(model, tmp_path / "a.png"))
     replace = True
-    said = fails(capsys, *sample(model, tmp_path / "b.png"))
-    assert f"{file} changed after it was checked: run the command again" in said
+    error = fails(capsys, *sample(model, tmp_path / "b.png"))
+    assert f"{file} changed after it was checked: run the command again" in error
     assert not (tmp_path / "b.png").exists()
 
 
