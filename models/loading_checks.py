@@ -40,6 +40,10 @@ IGNORED_BY_STOCK: Mapping[str, frozenset[str]] = {
 """Keys that diffusers' class keeps and the stock pipelines of these families never read: a checkpoint that
 sets them was normalised otherwise than by shift_factor and scaling_factor."""
 
+REQUIRED: Mapping[str, tuple[str, ...]] = {"AutoencoderKL": ("scaling_factor", "shift_factor")}
+"""Keys without which diffusers' class takes the value of another model: Stable Diffusion's 0.18215 for
+FLUX.1's 0.3611."""
+
 _OFF = (None, False, [], {}, "")
 """Values at which a key of a newer diffusers is not in use."""
 
@@ -117,7 +121,14 @@ def _checked(cls: Any, load: Any, folder: Path, where: str, options: Mapping[str
     check_shards(folder, where, options.get("variant"))
     if _is_diffusers(cls):
         check_config(cls, folder, where)
-        part, report = load(folder, output_loading_info=True, **options)
+        try:
+            part, report = load(folder, output_loading_info=True, **options)
+        except NotImplementedError as error:
+            # placed on a device while it loads (quantised, or by a device map): no report is made
+            lacking = _lacking(cls, folder)
+            if lacking:
+                raise UserError(f"{where} lacks {_first(lacking)}", _AGAIN) from error
+            raise
     else:
         # mismatched shapes come with the report then, by name
         part, report = load(
@@ -184,10 +195,27 @@ def check_shards(folder: Path, where: str, variant: str | None = None) -> None:
                 raise UserError(f"{where} lacks {_first(lacking)} in {name}", _AGAIN)
 
 
+def _lacking(cls: Any, folder: Path) -> list[str]:
+    """Weights of a diffusers class that none of a folder's safetensors files has, by their headers."""
+    import torch
+    from safetensors import safe_open
+
+    stored: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored |= set(file.keys())
+    with torch.device("meta"):
+        wanted = cls.from_config(cls.load_config(folder, local_files_only=True)).state_dict()
+    return _read(wanted.keys() - stored)
+
+
 def check_config(cls: Any, folder: Path, where: str) -> None:
     """UserError for keys of a diffusers model's `config.json` that its class does not know and that are in
     use: diffusers drops them."""
     config = cls.load_config(folder, local_files_only=True)
+    for key in REQUIRED.get(cls.__name__, ()):
+        if key not in config:
+            raise UserError(f"config.json of {where} lacks {key}", _AGAIN)
     known = {*inspect.signature(cls.__init__).parameters, "quantization_config"}
     known |= PUBLISHED_KEYS.get(cls.__name__, frozenset())
     ignored = IGNORED_BY_STOCK.get(cls.__name__, frozenset())

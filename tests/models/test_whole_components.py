@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+import transformers
 from diffusers import FluxPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPVisionConfig, T5Config, T5EncoderModel
@@ -14,8 +15,8 @@ from transformers import T5ForConditionalGeneration as WholeT5
 
 from uhr.base.errors import UserError
 from uhr.cli import main
-from uhr.models import zoo
-from uhr.models.loading_checks import check_report, checked_loading
+from uhr.models import quantize, zoo
+from uhr.models.loading_checks import check_report, checked_loading, load_whole
 from uhr.models.samplers import SAMPLERS, sampler_class
 from uhr.models.samplers.euler import EulerPipeline, Flux2EulerPipeline
 from uhr.models.samplers.patch_cascade import PatchCascadePipeline
@@ -145,6 +146,32 @@ def test_a_text_encoder_with_a_dtype_of_its_own_is_checked_as_well(copy):
     dtypes = {"default": torch.float32, "text_encoder": torch.bfloat16}
     with pytest.raises(UserError, match=r"text_encoder of .* lacks"):
         PatchCascadePipeline.from_pretrained(folder, torch_dtype=dtypes)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_a_device_map_under_which_diffusers_makes_no_report_is_no_way_around(copy, part):
+    folder, name = copy("tiny_flux"), PARTS["tiny_flux"][part]
+    EulerPipeline.from_pretrained(folder, device_map="cpu")
+    edit(folder / part, lambda state: state.pop(name))
+    with pytest.raises(UserError, match=rf"{part} of {folder} lacks {name}: download it again"):
+        EulerPipeline.from_pretrained(folder, device_map="cpu")
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize(("model", "part"), [("tiny_flux", "text_encoder_2"), ("tiny_flux2", "text_encoder")])
+def test_quantised_weights_are_checked_as_well(copy, model, part, kind):
+    """bitsandbytes, which transformers lets run without a GPU."""
+    folder, name = copy(model), PARTS[model][part]
+    cls = getattr(transformers, zoo.recognise(folder).components[part].partition(":")[2])
+    options = {"use_safetensors": True, "dtype": torch.float32}
+    options |= quantize.options(kind, transformers, torch.float32, torch.device("cpu"))
+    quantised = load_whole(cls, folder / part, part, options)
+    quantize.check_quantised(quantised, kind)
+    quantised.save_pretrained(folder / "stored")
+    assert isinstance(load_whole(cls, folder / "stored", "stored", {"device_map": "cpu"}), cls)
+    edit(folder / part, lambda state: state.pop(name))
+    with pytest.raises(UserError, match=rf"{part} lacks {name}: download it again"):
+        load_whole(cls, folder / part, part, options)
 
 
 def test_tied_weights_are_not_missing(tiny_flux, tiny_flux2, tmp_path):
@@ -307,6 +334,16 @@ def test_a_vae_that_was_normalised_by_a_mean_and_deviation_of_its_own_is_refused
     folder = copy("tiny_flux")
     configure(folder / "vae", latents_mean=[0.1] * 16, latents_std=[1.0] * 16)
     refused(folder, "tiny_flux", "vae", r"has latents_mean \[0\.1.*which the stock pipeline never reads")
+
+
+@pytest.mark.parametrize("key", ["scaling_factor", "shift_factor"])
+def test_a_vae_that_does_not_say_its_scale_has_not_that_of_another_model(copy, key):
+    folder = copy("tiny_flux")
+    file = folder / "vae" / "config.json"
+    config = json.loads(file.read_text())
+    del config[key]
+    file.write_text(json.dumps(config))
+    refused(folder, "tiny_flux", "vae", rf"lacks {key}: download it again")
 
 
 @pytest.mark.parametrize("length", [64, 128])
