@@ -27,6 +27,11 @@ LONGEST_WAIT = 30.0
 _OF_THE_QUESTION = (400, 413, 422)
 """What a server answers to a question that is too long, or that it will not answer."""
 
+_CUT = ("length", "max_tokens")
+_BROKEN_OFF = ("content_filter", "abort", "error")
+"""`finish_reason` of an answer that is not whole: of OpenAI's interface, and of servers with words of their
+own (vLLM and SGLang abort). Whatever else is there is taken for the end that it is."""
+
 _REFUSED = re.compile(
     r"(?=.*(max_tokens|temperature)).*not support|unsupported.*(max_tokens|temperature)", re.I
 )
@@ -88,8 +93,11 @@ class ChatServer:
         text = choice["message"].get("content")
         if not isinstance(text, str) or not text.strip():
             raise NoAnswer("the answer is empty")
-        if choice.get("finish_reason") == "length":
+        reason = choice.get("finish_reason")
+        if reason in _CUT:
             raise NoAnswer(f"the answer is longer than {tokens} tokens")
+        if reason in _BROKEN_OFF:
+            raise NoAnswer(f"the server broke the answer off ({reason})")
         return text.strip()
 
     def _complete(self, body: dict[str, Any], tokens: int) -> Any:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,8 +66,8 @@ class Order:
     """What the user asked for; `runner` does it.
 
     `pictures`: the folder that the entries come from, if they come from one. What does not pass the check
-    counts as failed then; a mistake in a file of prompts ends the run before it begins. `fresh` gives the
-    command that makes this set elsewhere.
+    counts as failed then; a mistake in a file of prompts ends the run before it begins. `left_out`: how much
+    of the source gave no entry, by kind. `fresh` gives the command that makes this set elsewhere.
     """
 
     request: Request
@@ -78,6 +78,7 @@ class Order:
     refinement: Refinement | None = None
     previews: Path | None = None
     pictures: Path | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def generate(order: Order) -> Outcome:
             _tell_threads(store, asked, threads_of(runner))
             _paint(order, asked, store, names, runner, checked)
             with progress("index", len(items), "pictures") as advance:
-                info, error = index.finish(store, asked, items, advance)
+                info, error = index.finish(store, asked, items, order.left_out, advance)
         finally:
             _clear(store.work_folder())
     return Outcome(order.out, info, False, error)

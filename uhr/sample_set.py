@@ -78,10 +78,7 @@ def make_set(
     from uhr.train.generating.items import Defaults
     from uhr.train.generating.team import device_of, early, runner_of
 
-    entries, others = _entries(prompts, said, Defaults(said.negative, said.seed, said.image))
-    if others:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        console.warn(f"{said.image} also holds what is no picture by its name: {others[0]}{more}")
+    entries, left_out = _entries(prompts, said, Defaults(said.negative, said.seed, said.image))
     engine = "local" if team.engine == "local" else "ray"
     runner = runner_of(engine, team.workers, team.address, device_of(request))
     with early(runner, len(entries), out):
@@ -97,6 +94,7 @@ def make_set(
             refinement=refinement,
             previews=previews,
             pictures=said.image if prompts is None else None,
+            left_out=left_out,
         )
         outcome = generate(order)
     console.emit(outcome.facts(), as_json, lambda _: _tell(outcome))
@@ -125,22 +123,31 @@ def plan_set(request: Request, said: Item, prompts: Path | None, on: str | None,
     console.emit(plan_of_set.describe(kinds, counts), as_json, show)
 
 
-def _entries(prompts: Path | None, said: Item, defaults: Defaults) -> tuple[list[Entry], list[str]]:
-    """The items, and the names of files in a folder of pictures that are none."""
+def _entries(prompts: Path | None, said: Item, defaults: Defaults) -> tuple[list[Entry], dict[str, int]]:
+    """The items, and how much of the source is none, by kind: said in one line for each."""
     from uhr.train.generating.items import from_pictures, from_prompts
-    from uhr.train.generating.prompts import read_prompts
+    from uhr.train.generating.prompts import read_prompts, without_caption
 
     if prompts is None:
         assert said.image is not None
         if not said.prompt:
             raise UserError("--prompt TEXT is missing", "say what the pictures show, or give --prompts FILE")
-        return from_pictures(said.image, said.prompt, defaults)
+        entries, others = from_pictures(said.image, said.prompt, defaults)
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            console.warn(f"{said.image} also holds what is no picture by its name: {others[0]}{more}")
+        return entries, {"not_images": len(others)}
     if said.prompt:
         raise UserError("--prompt and --prompts", "give one of them")
     if said.image is not None and said.image.is_dir():
         fix = "name each prompt's picture in its `image`, or give --prompt TEXT for all pictures"
         raise UserError(f"--prompts and the folder {said.image}", fix)
-    return from_prompts(read_prompts(prompts), prompts.parent, defaults), []
+    entries = from_prompts(read_prompts(prompts), prompts.parent, defaults)
+    bare = without_caption(prompts)
+    if bare:
+        of = f"{bare:,} of {bare + len(entries):,} kept rows of {prompts}"
+        console.warn(f"{of} have no caption, and so are not generated")
+    return entries, {"without_caption": bare} if prompts.is_dir() else {}
 
 
 def _tell(outcome: Outcome) -> None:

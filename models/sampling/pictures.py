@@ -2,8 +2,8 @@
 
 What is kept apart and put back: transparency, enlarged as the colours are, and the ICC profile. The result is
 upright, gray if the given image was, and of 8 bits per channel (of deeper ones the upper eight are taken).
-EXIF data (place, camera) are not passed on. The decoder is that of curation (`uhr.pixels`): a file is opened
-here if it is opened there.
+Metadata (EXIF, XMP, IPTC, text) are not passed on, which a note says. The decoder is that of curation
+(`uhr.pixels`): a file is opened here if it is opened there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from uhr.pixels.colour import Restoration
+
+CHUNK = "uhr"
+"""The PNG text chunk that holds the record of an image, as JSON (`record.py`)."""
+
+STAGE = "uhr-stage"
+"""The PNG text chunk that marks a preview: it holds the stage's name."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,18 @@ def open_picture(path: Path | str) -> Given:
     rgb, alpha = _pil(found.rgb), None if found.alpha is None else _pil(found.alpha)
     if alpha is not None:
         rgb = without_hidden(rgb, alpha)
-    sha256 = hashlib.sha256(data).hexdigest()
-    return Given(rgb, alpha, found.gray, found.restoration, found.notes, sha256, version)
+    notes = (*found.notes, *_metadata_note(data))
+    return Given(rgb, alpha, found.gray, found.restoration, notes, hashlib.sha256(data).hexdigest(), version)
+
+
+def _metadata_note(data: bytes) -> list[str]:
+    """What of a file is not in the result. A record of ours is left out of account: the new one has the
+    file's hash."""
+    from uhr.pixels.headers import read_header
+    from uhr.pixels.metadata import metadata_kinds
+
+    kinds = metadata_kinds(data, read_header(data).format, (CHUNK.encode(), STAGE.encode()))
+    return [f"its {' and '.join(kinds)} metadata are not passed on"] if kinds else []
 
 
 def _refusal(path: Path, fault: PixelFault) -> UserError:

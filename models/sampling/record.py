@@ -16,13 +16,8 @@ from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving, user_path, write_json
 from uhr.base.store import FolderStore, StoreError
 from uhr.models.guidance import spoken
+from uhr.models.sampling.pictures import CHUNK, STAGE
 from uhr.models.sampling.setup import Call, Setup
-
-CHUNK = "uhr"
-"""The PNG text chunk that holds the record, as JSON."""
-
-STAGE = "uhr-stage"
-"""The PNG text chunk that marks a preview: it holds the stage's name."""
 
 SEARCHED = 1 << 26
 """px up to which a picture is decoded to look for a record behind its pixels, where some editors put it."""

@@ -180,6 +180,9 @@ def test_a_question_that_is_too_long_is_asked_once(chat, client):
         ("   ", "empty"),
         (chat_server.completion(None), "empty"),
         (chat_server.completion("a lake and", "length"), "longer than"),
+        (chat_server.completion("a lake and", "max_tokens"), "longer than"),
+        (chat_server.completion("a lake and", "content_filter"), "broke the answer off .content_filter."),
+        (chat_server.completion("a lake and", "abort"), "broke the answer off .abort."),
     ],
 )
 def test_an_answer_that_is_none_concerns_its_question_alone(chat, client, reply, words):

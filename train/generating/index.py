@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 import uhr
 from uhr.base.config import Config, fingerprint
@@ -62,6 +63,8 @@ class SetInfo(Config):
     """`set.json`: written last. `weights`, `adapters` and `versions` are those of the pictures' records.
 
     `counts`: items, and of them made, failed, and truncated (made of a prompt whose end was not read).
+    `left_out`: what of the source gave no item, by kind: files that are no images by their name, kept rows of
+    a manifest without a caption.
     """
 
     schema_version: int
@@ -73,10 +76,15 @@ class SetInfo(Config):
     adapters: list[Any]
     versions: dict[str, str]
     index: Part
+    left_out: dict[str, int] = Field(default_factory=dict)
 
 
 def finish(
-    store: Store, asked: SetRequest, items: Sequence[Item], advance: Advance
+    store: Store,
+    asked: SetRequest,
+    items: Sequence[Item],
+    left_out: Mapping[str, int],
+    advance: Advance,
 ) -> tuple[SetInfo, str | None]:
     """Write the index and `set.json`, from what stands in the store; the error of the first item that failed.
     UserError for a picture that this set's request did not make.
@@ -116,6 +124,7 @@ def finish(
         adapters=[] if first is None else first["adapters"],
         versions={} if first is None else first["versions"],
         index=part,
+        left_out=dict(left_out),
     )
     store.write(INDEX, data)
     store.write(FILE, (info.model_dump_json(indent=2) + "\n").encode())

@@ -79,6 +79,16 @@ def read_prompts(path: Path) -> list[Placed]:
     return lines
 
 
+def without_caption(path: Path) -> int:
+    """Kept rows of a manifest that have no caption and so give no prompt; 0 for a file."""
+    if not path.is_dir():
+        return 0
+    from uhr.manifests.manifest import Manifest
+
+    captions = Manifest.open(path).table(["caption"], where="status = 'kept'")["caption"].to_pylist()
+    return sum(not (caption or "").strip() for caption in captions)
+
+
 def _placed(tree: Mapping[str, Any] | UserError, where: str) -> Placed:
     if isinstance(tree, UserError):
         raise tree

@@ -10,13 +10,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from uhr.base.errors import UserError
 from uhr.models.filters import bicubic
 from uhr.models.fitting import fit
-from uhr.models.sampling.pictures import open_picture, without_hidden
+from uhr.models.sampling.pictures import CHUNK, open_picture, without_hidden
 from uhr.models.sizes import up_to
 from uhr.pixels.decode import load_rgb
+from uhr.pixels.metadata import metadata_kinds
 
 
 @pytest.fixture
@@ -224,6 +226,50 @@ def test_of_several_frames_the_first_is_taken_and_noted(forge, opened):
         if format in ("PNG", "TIFF", "WEBP"):
             assert np.array_equal(levels(found.rgb), levels(frames[0]))
         assert opened(forge.encode(frames[0], format)).notes == ()
+
+
+XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
+
+
+@pytest.mark.parametrize(
+    ("format", "settings", "kinds"),
+    [
+        ("JPEG", {"exif": True}, "EXIF"),
+        ("JPEG", {"xmp": XMP}, "XMP"),
+        ("JPEG", {"exif": True, "xmp": XMP, "comment": b"by hand"}, "EXIF and XMP and comments"),
+        ("PNG", {"exif": True}, "EXIF"),
+        ("PNG", {"text": ("Author", "somebody")}, "text"),
+        ("PNG", {"text": ("XML:com.adobe.xmp", XMP.decode())}, "XMP"),
+        ("WEBP", {"exif": True, "xmp": XMP}, "EXIF and XMP"),
+        ("TIFF", {"exif": True}, "EXIF"),
+        ("AVIF", {"exif": True, "xmp": XMP}, "EXIF and XMP"),
+    ],
+)
+def test_metadata_that_are_not_passed_on_are_noted_by_kind(forge, opened, format, settings, kinds):
+    picture, settings = forge.picture(30, 20), dict(settings)
+    if "exif" in settings:
+        exif = Image.Exif()
+        exif[0x010F] = "a camera"
+        exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0taken by hand"
+        settings["exif"] = exif.tobytes()
+    if "text" in settings:
+        settings["pnginfo"] = PngInfo()
+        settings["pnginfo"].add_itxt(*settings.pop("text"))
+    found = opened(forge.encode(picture, format, **settings))
+    assert found.notes == (f"its {kinds} metadata are not passed on",)
+    assert opened(forge.encode(picture, format)).notes == ()
+
+
+def test_a_record_of_ours_is_known_by_the_files_hash_and_is_no_loss(forge, opened):
+    info = PngInfo()
+    info.add_text(CHUNK, "{}")
+    assert opened(forge.encode(forge.picture(30, 20), "PNG", pnginfo=info)).notes == ()
+
+
+@given(st.binary(max_size=200), st.sampled_from(["JPEG", "PNG", "WEBP", "AVIF"]))
+def test_metadata_of_any_bytes_are_looked_for_without_a_fault(data, format):
+    starts = {"JPEG": b"\xff\xd8\xff\xe1", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF....WEBPEXIF"}
+    assert isinstance(metadata_kinds(starts.get(format, b"") + data, format), list)
 
 
 def test_of_deep_values_the_upper_bits_are_taken_and_noted(forge, opened):

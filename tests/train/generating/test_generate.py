@@ -67,6 +67,17 @@ def test_prompts_that_are_cut_are_counted_and_can_be_found(make):
     assert "note: 1 of 4 negative prompts have more tokens" in planned.out
 
 
+def test_rows_of_a_manifest_without_a_caption_are_counted_and_recorded(make, manifest_of, tmp_path):
+    captions = {"a.png": "a lake", "b.png": None, "c.png": " "}
+    rows = [{"name": name, "height": 20, "width": 20, "caption": each} for name, each in captions.items()]
+    manifest = manifest_of(tmp_path / "source", rows).path
+    made = make(None, "--prompts", manifest)
+    assert made.code == 0, made.err
+    assert made.err.count(f"2 of 3 kept rows of {manifest} have no caption, and so are not generated") == 1
+    assert made.facts["left_out"] == {"without_caption": 2}
+    assert made.facts["counts"]["items"] == 1
+
+
 def test_a_record_that_counted_no_tokens_leaves_them_open(make):
     """As one of an earlier version."""
     first = make(["a lake", "a hill"])
@@ -141,15 +152,21 @@ def test_another_model_under_the_same_name_is_another_request(make, tiny_flux):
 
 
 @pytest.mark.parametrize(
-    "file", ["scheduler/scheduler_config.json", "vae/config.json", "tokenizer/tokenizer_config.json"]
+    ("file", "key"),
+    [
+        # a scheduler's keys must be known
+        ("scheduler/scheduler_config.json", "_diffusers_version"),
+        ("vae/config.json", "edited"),
+        ("tokenizer/tokenizer_config.json", "edited"),
+    ],
 )
-def test_a_model_that_was_edited_is_another_request(make, tiny_flux, file):
+def test_a_model_that_was_edited_is_another_request(make, tiny_flux, file, key):
     Path("tiny").unlink()
     shutil.copytree(tiny_flux, "tiny")
     assert make(["a lake", "fog"]).code == 0
     Path("out/pictures/0001.json").unlink()
     tree = json.loads((Path("tiny") / file).read_text())
-    (Path("tiny") / file).write_text(json.dumps({**tree, "edited": 1}))
+    (Path("tiny") / file).write_text(json.dumps({**tree, key: "0.1"}))
     assert "other weights" in make(["a lake", "fog"]).error
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
 from uhr.manifests.schema import sample_id
-from uhr.train.generating.prompts import Line, read_prompts
+from uhr.train.generating.prompts import Line, read_prompts, without_caption
 
 WORDS = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\r\n\0"), min_size=1
@@ -76,6 +76,10 @@ def test_the_captions_of_a_manifests_kept_rows_are_prompts_under_their_sample_id
         sample_id("a.png"): "a lake",
         sample_id("d.png"): "a hill",
     }
+    assert without_caption(manifest.path) == 2
+    file = tmp_path / "prompts.txt"
+    file.write_text("a lake\n\n")
+    assert without_caption(file) == 0
 
 
 @pytest.mark.parametrize(
