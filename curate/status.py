@@ -31,7 +31,7 @@ def status_of(out: Path) -> dict[str, Any]:
             **verdicts,
         }
     if not folder.is_dir():
-        raise UserError(f"{out} holds no run", "name the folder that was given as --out")
+        raise UserError(f"{out} holds no run", "name the folder that `uhr curate run --out` wrote")
     if not UnitPlan.exists(folder):
         return {"out": str(out), "state": "listing" if running else "stopped", "rows": None, "rows_done": 0}
     plan = UnitPlan.open(folder)

@@ -116,12 +116,17 @@ def read_info(path: Path) -> ManifestInfo:
     file = path / FILE
     if not file.is_file():
         if not path.exists():
-            raise UserError(f"no manifest at {path}", "name the folder that a run or a slice wrote (--out)")
+            raise UserError(
+                f"no manifest at {path}",
+                "name the folder that `uhr curate run` or `uhr manifest slice` wrote",
+            )
         if (path / "units").is_dir():
             raise UserError(f"{path} holds an unfinished curated set", "start the same run again: it goes on")
         if (path / "samples").is_dir():
             raise UserError(f"{path} holds an unfinished manifest", "start the command that writes it again")
-        raise UserError(f"{path} holds no {FILE}", "name the folder that a run or a slice wrote (--out)")
+        raise UserError(
+            f"{path} holds no {FILE}", "name the folder that `uhr curate run` or `uhr manifest slice` wrote"
+        )
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -10,6 +10,14 @@ import typer
 from uhr.base import console
 from uhr.base.paths import local
 
+MODEL_HELP = (
+    "A diffusers folder, a hub id (org/name or org/name@revision), or with --base a backbone alone: its lone "
+    "file (BFL's, ComfyUI's or GGUF), or a transformer's own folder."
+)
+BASE_HELP = "With a backbone alone as --model: the folder or hub id that gives the rest."
+SPEC_HELP = "What the model is, where its configuration does not say so: a name of `uhr models list`."
+"""The options by which every command names a model."""
+
 app = typer.Typer(no_args_is_help=True, help="Look at the known backbones, or make a tiny one.")
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
@@ -24,13 +32,17 @@ def list_(as_json: Json = False) -> None:
 
 @app.command("show")
 def show_(
-    model: Annotated[str, typer.Argument(metavar="NAME|DIR", help="A spec's name, or a diffusers folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="NAME|DIR|FILE", help="A spec's name, a diffusers folder, a backbone's file."),
+    ],
+    spec: Annotated[str | None, typer.Option(metavar="NAME", help=SPEC_HELP)] = None,
     as_json: Json = False,
 ) -> None:
     """Geometry, tokens, guidance, text lengths, licence of a backbone, and what can be done with it here."""
     from uhr.models import show
 
-    console.emit(show.details(model), as_json, show.print_details)
+    console.emit(show.details(model, spec), as_json, show.print_details)
 
 
 @app.command("make-tiny")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.models.quantize import check_installed
+from uhr.models.containers import ADAPTER, check_plain, kind_of, part_of, stored
 from uhr.models.registry import SPECS
 from uhr.models.spec import ModelSpec
-
-BACKBONE_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-"""Before the backbone's names in a checkpoint of ComfyUI's."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name -> shape, [out, in] of a linear."""
@@ -46,21 +42,37 @@ DIFFUSERS = Naming(
 def candidates(file: Path) -> list[ModelSpec]:
     """The specs that a file's backbone may be of: more than one where an index alone tells them apart (FLUX.2
     distilled and not). UserError for a file without a known backbone."""
-    from uhr.models.single_file import check_plain
+    return fitting(backbone_facts(file), str(file))
 
-    shapes = read_shapes(file)
-    check_plain(shapes, str(file))
-    facts = _facts(shapes)
-    if facts is None:
-        if any("lora" in name.lower() for name in shapes):
-            raise UserError(f"{file} is an adapter", "give it with --adapter, and its backbone as the model")
-        what = f"{file} holds no FLUX backbone (its first weight is {next(iter(shapes), 'none')})"
-        raise UserError(what, "a text encoder or VAE alone is no model; --vae takes a VAE")
+
+def fitting(facts: Mapping[str, Any], where: str) -> list[ModelSpec]:
+    """The specs that have these facts (`backbone_facts`); UserError, which names the backbone as `where`, for
+    none."""
     found = [spec for spec in SPECS.values() if _fits(spec, facts)]
     if not found:
-        words = ", ".join(f"{name}={value}" for name, value in facts.items())
-        raise UserError(f"{file}: no spec has this backbone ({words})", f"known: {', '.join(SPECS)}")
+        shown = ", ".join(f"{name}={value}" for name, value in facts.items())
+        fix = f"known: {', '.join(SPECS)}; to take it as one of them, with other numbers of blocks, name it"
+        raise UserError(f"{where}: no spec has this backbone ({shown})", fix, give={"spec": "NAME"})
     return found
+
+
+def backbone_facts(file: Path) -> dict[str, Any]:
+    """What of a transformer's configuration the names and shapes of a file show: family, num_layers,
+    num_single_layers, width, in_channels, joint_attention_dim, guidance_embeds.
+
+    Raises UserError, which says what it is, for a file that holds no FLUX backbone in plain weights or GGUF.
+    """
+    weights = {name: tensor for name, (_, tensor) in part_of(stored(file), "transformer").items()}
+    check_plain(weights, str(file))
+    facts = _facts({name: tensor.shape for name, tensor in weights.items()})
+    kind = kind_of(weights, beside=facts is not None)
+    if facts is not None and kind is None:
+        return facts
+    if kind == ADAPTER:
+        fix = "name the model that it adapts as the model, and this file as an adapter"
+        raise UserError(f"{file} is an adapter, not a model", fix)
+    what = f"(its first weight is {next(iter(weights), 'none')})" if kind is None else f"but {kind}"
+    raise UserError(f"{file} holds no FLUX backbone {what}", "name a file or folder of a backbone's weights")
 
 
 def _facts(shapes: Shapes) -> dict[str, Any] | None:
@@ -89,46 +101,10 @@ def _fits(spec: ModelSpec, facts: Mapping[str, Any]) -> bool:
     config = dict(spec.transformer_config)
     width = config.pop("num_attention_heads") * config.pop("attention_head_dim")
     wanted = {**config, "family": spec.family, "width": width}
-    return all(facts[name] == value for name, value in wanted.items())
+    return all(facts.get(name) == value for name, value in wanted.items())
 
 
-def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+def read_shapes(file: Path) -> Shapes:
     """Names and shapes of the backbone's weights in a safetensors file or GGUF; of all weights in a file that
     marks none as the backbone's. UserError for a file that cannot be read."""
-    shapes = stored_shapes(file)
-    for prefix in BACKBONE_PREFIXES:
-        inside = {
-            name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)
-        }
-        if inside:
-            return inside
-    return shapes
-
-
-def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all weights in a safetensors file or GGUF; UserError for what cannot be read."""
-    try:
-        return _gguf(file) if file.suffix == ".gguf" else _safetensors(file)
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise UserError(
-            f"{file} cannot be read ({' '.join(str(error).split())})", "download it again"
-        ) from error
-
-
-def _safetensors(file: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
-
-    if file.suffix != ".safetensors":
-        raise UserError(f"{file} is no safetensors file or GGUF", "convert it; pickles are never opened")
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(error) from error
-
-
-def _gguf(file: Path) -> dict[str, tuple[int, ...]]:
-    check_installed("gguf", "reading GGUF")
-    tensors = importlib.import_module("gguf").GGUFReader(file).tensors
-    # GGUF counts dimensions from the last
-    return {each.name: tuple(int(n) for n in each.shape[::-1]) for each in tensors}
+    return {name: tensor.shape for name, (_, tensor) in part_of(stored(file), "transformer").items()}

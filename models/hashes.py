@@ -19,6 +19,7 @@ from uhr.base.config import fingerprint
 from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
 from uhr.base.files import sha256_file, user_cache, write_json
+from uhr.models.containers import weight_files as safetensors_of
 
 SMALL = 16_000_000
 """Bytes that are hashed as quickly as a memory of them is looked up."""
@@ -93,7 +94,7 @@ def shown_hash(path: Path, what: str) -> str:
 
 def weight_files(folder: Path) -> list[Path]:
     """What `hash_of` a folder reads."""
-    return sorted(folder.glob("*.safetensors")) or sorted(p for p in folder.glob("*") if p.is_file())
+    return safetensors_of(folder) or sorted(p for p in folder.glob("*") if p.is_file())
 
 
 def file_hash(path: Path, advance: _Advance | None = None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from uhr.base.errors import UserError, nearest
 from uhr.base.files import disk_fault, user_path
 from uhr.base.paths import check_utf8
+from uhr.models.containers import ADAPTER, SAFETENSORS, check_folder, is_gguf, kind_of, stored
 from uhr.models.registry import SPECS
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
@@ -109,20 +110,34 @@ class Source:
 
 
 def lora_file(path: str | Path) -> Path:
-    """The safetensors file of an adapter: the file itself, or the only one in a folder; UserError
-    otherwise."""
+    """The safetensors file of an adapter: the file itself, or the only one in a folder.
+
+    Raises UserError where there is none, and for a file that is something else, which it names.
+    """
     path = user_path(path)
     check_utf8("adapter", path)
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise UserError(f"adapter {path} is no safetensors file", "convert it; pickles are never opened")
-        return path
-    if not path.is_dir():
+    if path.is_dir():
+        path = _only_file(path)
+    elif not path.exists():
         raise UserError(f"adapter {path} is not there", "name a .safetensors file or the folder of one")
-    files = sorted(path.glob("*.safetensors"))
+    if is_gguf(path):
+        raise UserError(f"adapter {path} is a GGUF file", "take the .safetensors file that it was made from")
+    kind = kind_of(stored(path))
+    if kind is not None and kind != ADAPTER:
+        fix = "give a backbone as the model, or as other weights of one; adapters are LoRA files"
+        raise UserError(f"adapter {path} holds {kind}, not an adapter", fix)
+    return path
+
+
+def _only_file(folder: Path) -> Path:
+    if (folder / INDEX).is_file():
+        raise UserError(f"adapter {folder} is a whole model, not an adapter", "give it as the model")
+    files = sorted(path for suffix in SAFETENSORS for path in folder.glob(f"*{suffix}"))
+    if not files:
+        check_folder(folder, f"adapter {folder}")
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise UserError(
-            f"adapter folder {path} must hold one safetensors file (found: {found})", "name the file"
+            f"adapter folder {folder} must hold one safetensors file (found: {found})", "name the file"
         )
     return files[0]

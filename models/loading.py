@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.console import Advance
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
-from uhr.base.paths import check_utf8
+from uhr.models.containers import under_usual_names
 from uhr.models.hashes import hash_of
-from uhr.models.hub import INDEX, Source
 from uhr.models.loading_checks import load_whole
 from uhr.models.offload import check as check_offload
 from uhr.models.offload import offload as put_offload
+from uhr.models.opening import Model, open_model
 from uhr.models.quantize import LARGE, MOVABLE, check_quantised, is_large
 from uhr.models.quantize import check as check_quantize
 from uhr.models.quantize import options as quantize_options
-from uhr.models.registry import get, match, names
-from uhr.models.scheduler_config import read_config
 from uhr.models.single_file import load_single_file
-from uhr.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -33,122 +28,6 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 TEXT_COMPONENTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model whose files are here and whose spec is known; nothing of it is loaded.
-
-    `file` holds the backbone's weights where they are not in the folder, which gives the rest.
-    """
-
-    source: Source
-    folder: Path
-    spec: ModelSpec
-    file: Path | None = None
-
-    @property
-    def weights(self) -> dict[str, Path]:
-        """Components whose weights are not in the folder."""
-        return {} if self.file is None else {"transformer": self.file}
-
-    def fetched(self, components: Collection[str], elsewhere: Collection[str] = ()) -> Model:
-        """The same, with the files of these components here, fetched from the hub if need be; those whose
-        weights are `elsewhere` give their configuration alone."""
-        if self.source.repository is None:
-            return self
-        wanted = [name for name in components if name not in elsewhere]
-        folder = self.source.fetch(wanted, elsewhere)
-        return replace(self, source=self.source.pinned(folder), folder=folder)
-
-    @property
-    def revision(self) -> str | None:
-        """The hub's commit (the snapshot's folder is named after it); None for a folder of the user's own."""
-        return self.folder.name if self.source.repository else None
-
-
-def open_model(
-    model: str | Path,
-    spec: str | None = None,
-    components: Collection[str] = (),
-    base: str | Path | None = None,
-    fetch: bool = True,
-) -> Model:
-    """Find a model and recognise it. The named components of a hub repository are fetched, nothing else;
-    without `fetch` they must be in the hub's cache, now and later.
-
-    `spec` overrides what the configuration says. A model may be a lone file of BFL's, ComfyUI's or GGUF: that
-    is a backbone, and `base`, a folder or hub id, gives the text encoders, the VAE and every configuration.
-    """
-    file = user_path(model)
-    check_utf8("model", file)
-    if file.is_file():
-        return _open_file(file, spec, components, base, fetch)
-    if base is not None:
-        raise UserError(f"a base ({base}) for model '{model}', which is no single file", "leave out the base")
-    if str(model) in names() and not Path(model).is_dir():
-        known = get(str(model))
-        what = (
-            f"give a folder, or its hub id {known.hub_id}"
-            if known.hub_id
-            else f"make one: `uhr models make-tiny DIR --spec {known.name}`"
-        )
-        raise UserError(f"'{model}' is the name of a spec, not of weights", what)
-    source = Source.parse(model, fetch)
-    folder = source.fetch(components)
-    known = recognise(folder) if spec is None else _told(folder, get(spec))
-    known = replace(known, scheduler_config=read_config(folder))
-    return Model(source.pinned(folder), folder, known)
-
-
-def _told(folder: Path, spec: ModelSpec) -> ModelSpec:
-    """The spec that the user says it is, unless its index says plainly that it is of another family."""
-    index = _read_json(folder / INDEX, f"{folder} is no diffusers checkpoint")
-    families = {other.transformer_class: other.family for other in map(get, names())}
-    # a class that nobody knows may be anything
-    family = families.get(str((index.get("transformer") or [None])[-1]), spec.family)
-    if family != spec.family:
-        what = f"{folder} is of family {family}, and --spec {spec.name} of {spec.family}"
-        raise UserError(what, "leave out --spec, or name one of the same family")
-    return spec
-
-
-def _open_file(
-    file: Path, spec: str | None, components: Collection[str], base: str | Path | None, fetch: bool
-) -> Model:
-    from uhr.models.file_spec import candidates
-
-    found = candidates(file)
-    if base is None:
-        ids = " or ".join(each.hub_id for each in found if each.hub_id)
-        what = f"{file} is the backbone of {found[0].name} alone"
-        where = f"{ids}, or a folder of such a model" if ids else "FOLDER, of such a model"
-        raise UserError(what, f"say where the rest is: --base {where}")
-    if user_path(base).is_file():
-        raise UserError(f"base {base} is a file too", "name a diffusers folder or a hub id")
-    opened = open_model(base, spec, [n for n in components if n != "transformer"], fetch=fetch)
-    if spec is None and opened.spec not in found:
-        what = f"{file} is a backbone of {found[0].name}, and the base {base} is {opened.spec.name}"
-        raise UserError(what, f"give a base that is {found[0].name}, {found[0].hub_id or 'or another file'}")
-    return replace(opened, file=file)
-
-
-def recognise(path: str | Path) -> ModelSpec:
-    """The spec of a diffusers folder, from `model_index.json` and `transformer/config.json`."""
-    folder = Path(path)
-    index = _read_json(folder / INDEX, f"{folder} is no diffusers checkpoint")
-    config = _read_json(folder / "transformer" / "config.json", f"{folder} has no transformer")
-    return match(index, config, where=str(folder))
-
-
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        fix = f"expected {path.name} there, as `save_pretrained` writes it"
-        raise UserError(f"{what} (no {path})", fix) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})", "mend or download it again") from error
 
 
 def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -172,10 +51,10 @@ def pick_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"'{device}' is no device", "give auto, cpu, cuda or cuda:1") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device '{device}' is not here: torch sees no GPU", "give --device cpu")
+        raise UserError(f"device '{device}' is not here: torch sees no GPU", give={"device": "cpu"})
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         what = f"device '{device}' is not here: torch sees {torch.cuda.device_count()}, counted from 0"
-        raise UserError(what, "give --device cuda")
+        raise UserError(what, give={"device": "cuda"})
     return chosen
 
 
@@ -215,10 +94,12 @@ def load_component(
     if source.is_file():
         if quantised:
             raise UserError(f"{name} from a single file cannot be quantised", f"leave out {quantize}")
-        part = load_single_file(cls, name, source, opened.folder, torch_dtype, place)
+        changes = opened.changes(name) if source == opened.backbone else {}
+        part = load_single_file(cls, name, source, opened.folder, torch_dtype, place, changes)
     else:
         where = f"{name} of {opened.source.text}" if weights is None else f"{name} in {source}"
-        part = load_whole(cls, source, where, options)
+        with under_usual_names(source, _WEIGHTS[library_name]) as folder:
+            part = load_whole(cls, folder, where, options)
     if quantize is not None and quantised:
         check_quantised(part, quantize)
     if name == "vae":
@@ -243,6 +124,8 @@ def _without_weights(cls: Any, model: Model, name: str) -> Any:
 
 
 _DTYPE_OPTION = {"diffusers": "torch_dtype", "transformers": "dtype"}
+_WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
+"""How each library calls a component's only file of weights."""
 
 
 def load_transformer(
@@ -258,8 +141,9 @@ def empty_transformer(model: Model) -> Any:
     import torch
 
     cls = getattr(diffusers, model.spec.transformer_class)
+    config = cls.load_config(model.config_folder("transformer"), local_files_only=True)
     with torch.device("meta"):
-        return cls.from_config(cls.load_config(model.folder / "transformer", local_files_only=True))
+        return cls.from_config({**config, **model.changes("transformer")})
 
 
 def load_vae(model: str | Path | Model, dtype: str | torch.dtype = "float32", device: str = "cpu") -> Any:
@@ -355,7 +239,7 @@ def weights_hash(
 ) -> str:
     """`hashes.hash_of` a component of a model."""
     opened = model if isinstance(model, Model) else open_model(model, components=(component,))
-    folder = opened.weights.get(component, opened.folder / component)
+    folder = opened.place(component)
     if not folder.exists():
         raise UserError(f"{opened.source.text} has no component '{component}'", f"expected files in {folder}")
     return hash_of(folder, advance)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
+from uhr.models.containers import check_folder, check_pointers
 from uhr.models.quiet import quiet_loading, quiet_reports
 from uhr.models.scheduler_config import SchedulerConfig
 
@@ -111,6 +112,7 @@ def _checking(original: Any) -> Any:
 
 
 def _checked(cls: Any, load: Any, folder: Path, where: str, options: Mapping[str, Any]) -> Any:
+    check_pointers(folder)
     if not hasattr(cls, "parameters"):
         if hasattr(cls, "vocab_files_names"):
             check_tokenizer_files(cls, folder, where)
@@ -118,6 +120,7 @@ def _checked(cls: Any, load: Any, folder: Path, where: str, options: Mapping[str
             # a scheduler drops keys that it does not know
             SchedulerConfig.of(cls.load_config(folder, local_files_only=True), where)
         return load(folder, **options)
+    check_folder(folder, where)
     check_shards(folder, where, options.get("variant"))
     if _is_diffusers(cls):
         check_config(cls, folder, where)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.models.file_spec import candidates, stored_shapes
+from uhr.models.containers import check_plain, kind_of, part_of, stored
+from uhr.models.file_spec import candidates
 from uhr.models.spec import ModelSpec
 
 INTERFACE = ("in_channels", "joint_attention_dim", "pooled_projection_dim", "guidance_embeds")
@@ -60,9 +61,13 @@ def _config(component: str, folder: Path) -> dict[str, Any]:
 
 
 def _check_vae(file: Path, spec: ModelSpec) -> None:
-    inputs = [shape for name, shape in stored_shapes(file).items() if name.endswith(VAE_INPUT)]
+    weights = {name: tensor for name, (_, tensor) in part_of(stored(file), "vae").items()}
+    check_plain(weights, f"--vae {file}")
+    inputs = [tensor.shape for name, tensor in weights.items() if name.endswith(VAE_INPUT)]
     if not inputs:
-        raise UserError(f"--vae {file} holds no VAE", f"name one of {spec.name}")
+        kind = kind_of(weights)
+        what = f"--vae {file} holds no VAE" + (f" but {kind}" if kind else "")
+        raise UserError(what, f"name one of {spec.name}")
     channels = inputs[0][1]
     if channels != spec.latent_channels:
         what = f"--vae {file} has {channels} latent channels, and {spec.name} has {spec.latent_channels}"

@@ -55,7 +55,8 @@ def match(index: Mapping[str, Any], transformer_config: Mapping[str, Any], where
     shape = ", ".join(f"{key}={value}" for key, value in found.items())
     raise UserError(
         f"{where}: no spec has this transformer ({shape})",
-        f"known: {', '.join(spec.name for spec in siblings)}; --spec takes one of them as it is",
+        f"known: {', '.join(spec.name for spec in siblings)}; to take it as one of them, name it",
+        give={"spec": "NAME"},
     )
 
 

@@ -81,25 +81,26 @@ def _make(name: str) -> str:
     return f"uhr models make-tiny DIR --spec {name}"
 
 
-def details(model: str) -> dict[str, Any]:
+def details(model: str, spec: str | None = None) -> dict[str, Any]:
     """Everything about a spec, or about the checkpoint in a folder or a backbone's lone file (then with the
-    bytes of each component)."""
-    from uhr.models.file_spec import candidates
-    from uhr.models.loading import open_model
+    bytes of each component). `spec` is what a checkpoint is taken for."""
+    from uhr.models.opening import backbone_specs, is_backbone, open_model
 
     if model in SPECS and not Path(model).is_dir():
         return _spec_details(SPECS[model])
     file = user_path(model)
-    if file.is_file():
-        where = {"file": str(file), "bytes": {"transformer": file.stat().st_size}}
-        return {**_spec_details(candidates(file)[0]), **where}
-    opened = open_model(model)
-    found = {
-        name: sum(f.stat().st_size for f in (opened.folder / name).rglob("*") if f.is_file())
-        for name in opened.spec.components
-    }
+    if is_backbone(file):
+        where = {"file": str(file), "bytes": {"transformer": _size(file)}}
+        return {**_spec_details(backbone_specs(file, spec)[0]), **where}
+    opened = open_model(model, spec)
+    found = {name: _size(opened.folder / name) for name in opened.spec.components}
     where = {"folder": str(opened.folder), "revision": opened.revision, "bytes": found}
     return {**_spec_details(opened.spec), **where}
+
+
+def _size(place: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    return sum(file.stat().st_size for file in (place, *place.rglob("*")) if file.is_file())
 
 
 def _spec_details(spec: ModelSpec) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def print_details(value: dict[str, Any]) -> None:
     say("\nWhat can be done with it:")
     for sampler in value["samplers"]:
         say(f'  uhr sample {sampler} --model {model} --prompt "..." --out picture.png')
-    if value["family"] == "flux1" and "file" not in value:
+    if value["family"] == "flux1":
         say(f"  uhr train encode SLICE --model {model} --out ENCODED, then uhr train run lora")
 
 

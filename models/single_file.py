@@ -6,34 +6,43 @@ weight that it wants must be there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import json
+import tempfile
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError
-from uhr.models.file_spec import BACKBONE_PREFIXES, read_shapes
+from uhr.models.containers import check_plain, is_gguf, part_of, stored
 from uhr.models.loading_checks import check_config
 from uhr.models.quantize import check_installed
 
 if TYPE_CHECKING:
     import torch
 
-_SCALED = (".scale_weight", ".weight_scale", ".comfy_quant", "scaled_fp8")
-
 
 def load_single_file(
-    cls: Any, component: str, file: Path, folder: Path, dtype: torch.dtype, device: torch.device
+    cls: Any,
+    component: str,
+    file: Path,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    changes: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A transformer or VAE of class `cls` from `file`, configured as `component` of the diffusers `folder`.
+    """A transformer or VAE of class `cls` from `file`, configured as `component` of the diffusers `folder`,
+    but for the values of `changes`.
 
     GGUF weights stay quantised and are computed with in `dtype`; all others are cast to it.
     """
     where = f"{component} file {file}"
     check_config(cls, folder / component, f"{component} of {folder}")
     try:
-        part = _gguf(cls, component, file, folder, dtype) if file.suffix == ".gguf" else None
-        if part is None:
-            part = _assigned(cls, _read(file, where), folder / component, dtype, where)
+        if is_gguf(file):
+            part = _gguf(cls, component, file, folder, dtype, changes or {})
+        else:
+            part = _assigned(cls, _read(file, component), folder / component, dtype, where, changes or {})
     except (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
         # the converters look up the keys that they expect, and FLUX.1's splits by its real width
         words = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -46,7 +55,12 @@ def _fix(folder: Path) -> str:
 
 
 def _assigned(
-    cls: Any, checkpoint: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype, where: str
+    cls: Any,
+    checkpoint: dict[str, torch.Tensor],
+    folder: Path,
+    dtype: torch.dtype,
+    where: str,
+    changes: Mapping[str, Any],
 ) -> Any:
     """The module with the checkpoint's weights, each of which must be there; keys are converted by diffusers.
 
@@ -54,8 +68,9 @@ def _assigned(
     """
     import torch
 
+    config = {**cls.load_config(folder, local_files_only=True), **changes}
     with torch.device("meta"):
-        part = cls.from_config(cls.load_config(folder, local_files_only=True))
+        part = cls.from_config(config)
     state = _fitted(cls, checkpoint, part, folder, where)
     part.load_state_dict({key: value.to(dtype) for key, value in state.items()}, assign=True)
     return part
@@ -90,47 +105,53 @@ def _converted(cls: Any, checkpoint: dict[str, torch.Tensor], config: Any, where
     return known["checkpoint_mapping_fn"](checkpoint=checkpoint, config=config)
 
 
-def _gguf(cls: Any, component: str, file: Path, folder: Path, dtype: torch.dtype) -> Any:
+def _gguf(
+    cls: Any, component: str, file: Path, folder: Path, dtype: torch.dtype, changes: Mapping[str, Any]
+) -> Any:
     check_installed("gguf", "reading GGUF")
     import torch
     from diffusers import GGUFQuantizationConfig
 
     # by names and shapes alone: diffusers' reader leaves out what lacks, and passes over what is too many
-    shapes = read_shapes(file)
+    names = part_of(stored(file), component)
+    config = {**cls.load_config(folder / component, local_files_only=True), **changes}
     with torch.device("meta"):
-        empty = cls.from_config(cls.load_config(folder / component, local_files_only=True))
-        named = {name: torch.empty(shape) for name, shape in shapes.items()}
+        empty = cls.from_config(config)
+        named = {name: torch.empty(tensor.shape) for name, (_, tensor) in names.items()}
     _fitted(cls, named, empty, folder / component, f"{component} file {file}")
-    return cls.from_single_file(
-        str(file),
-        config=str(folder),
-        subfolder=component,
-        local_files_only=True,
-        quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),
-        torch_dtype=dtype,
-    )
+    with _configured(cls, component, folder, changes) as place:
+        return cls.from_single_file(
+            str(file),
+            config=str(place),
+            subfolder=component,
+            local_files_only=True,
+            quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),
+            torch_dtype=dtype,
+        )
 
 
-def check_plain(names: Iterable[str], where: str) -> None:
-    """UserError for a file whose weights are scaled in ComfyUI's way."""
-    scaled = sorted(name for name in names if name.endswith(_SCALED))
-    if scaled:
-        what = f"{where} holds weights with scales of ComfyUI's ({scaled[0]})"
-        raise UserError(what, "diffusers reads none of these: take a plain safetensors file or a GGUF")
+@contextlib.contextmanager
+def _configured(cls: Any, component: str, folder: Path, changes: Mapping[str, Any]) -> Generator[Path]:
+    """A folder with the component's configuration: `folder`, or with `changes` a temporary one."""
+    if not changes:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="uhr-config-") as temporary:
+        config = {**cls.load_config(folder / component, local_files_only=True), **changes}
+        (Path(temporary) / component).mkdir()
+        (Path(temporary) / component / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield Path(temporary)
 
 
-def _read(file: Path, where: str) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _read(file: Path, component: str) -> dict[str, torch.Tensor]:
+    """A component's tensors in a safetensors file; of a whole checkpoint those of its part, without its
+    prefix."""
+    from safetensors import SafetensorError, safe_open
 
+    part = part_of(stored(file), component)
+    check_plain({name: tensor for name, (_, tensor) in part.items()}, str(file))
     try:
-        state = load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(key) for name, (key, _) in part.items()}
     except SafetensorError as error:
-        raise UserError(f"{where} cannot be read ({error})", "download it again") from error
-    check_plain(state, where)
-    for prefix in BACKBONE_PREFIXES:
-        # a whole checkpoint of ComfyUI's: the backbone's part of it. The VAE's converter finds its own
-        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if inside and where.startswith("transformer"):
-            return inside
-    return state
+        raise UserError(f"{file} cannot be read ({error})", "download it again") from error

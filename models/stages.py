@@ -229,7 +229,7 @@ def _opaque(picture: Any) -> Any:
     """A PIL picture as RGB."""
     if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
         what = f"a picture of mode {picture.mode} with transparency, which a pipeline would drop"
-        raise UserError(what, 'flatten it: .convert("RGB"); `uhr sample --image` keeps it')
+        raise UserError(what, 'flatten it: .convert("RGB"); `uhr sample SAMPLER --image` keeps it')
     return picture.convert("RGB")
 
 

@@ -4,18 +4,16 @@ nothing."""
 from __future__ import annotations
 
 from uhr.models.loading import (
-    Model,
     load_component,
     load_pipeline,
     load_text_encoders,
     load_transformer,
     load_vae,
-    open_model,
     pick_device,
     pick_dtype,
-    recognise,
     weights_hash,
 )
+from uhr.models.opening import Model, ModelName, open_model, recognise
 from uhr.models.registry import get, names
 from uhr.models.spec import GuidanceKind, Licence, ModelSpec, ShiftPolicy
 from uhr.models.text import (
@@ -34,6 +32,7 @@ __all__ = [
     "GuidanceKind",
     "Licence",
     "Model",
+    "ModelName",
     "ModelSpec",
     "PromptEmbeds",
     "ShiftPolicy",

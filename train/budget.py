@@ -11,7 +11,7 @@ from uhr.base.errors import UserError
 from uhr.base.files import human_bytes
 from uhr.models.costs.shapes import bare, empty_component
 from uhr.models.loading import empty_transformer
-from uhr.models.zoo import ModelSpec, open_model
+from uhr.models.zoo import ModelName, ModelSpec, get
 from uhr.train.average import described
 from uhr.train.data import EncodedData
 from uhr.train.encoding.tensors import size_of
@@ -24,13 +24,13 @@ q, k, v before and after normalisation and rotation, attention output, and a fee
 twice."""
 
 
-def estimate(recipe: Recipe, model: str, data: Sequence[Path]) -> dict[str, Any]:
+def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[Path]) -> dict[str, Any]:
     """Steps, batches, tokens, parameters, memory and storage of a run, in plain values.
 
     model: a checkpoint, or the name of a published spec. Sizes are in bytes; memory is an estimate and says
     so.
     """
-    spec, transformer = _backbone(model)
+    spec, transformer = _backbone(ModelName.of(model))
     recipe.check(spec)
     encoded = {d.info.resolution: d for d in map(EncodedData.open, data)}
     phases = [_phase(recipe, index, spec, encoded) for index in range(len(recipe.phases))]
@@ -49,14 +49,17 @@ def estimate(recipe: Recipe, model: str, data: Sequence[Path]) -> dict[str, Any]
     }
 
 
-def _backbone(model: str) -> tuple[ModelSpec, Any]:
+def _backbone(model: ModelName) -> tuple[ModelSpec, Any]:
     """The spec, and the transformer without its weights."""
-    known = bare(model)
+    known = bare(model.model) if model.base is None else None
     if known is None:
-        opened = open_model(model)
+        opened = model.open()
         return opened.spec, empty_transformer(opened)
+    if model.spec is not None:
+        known = get(model.spec)
     if known.tiny:
-        raise UserError(f"'{model}' has no published weights", "uhr models make-tiny DIR, then --model DIR")
+        fix = "`uhr models make-tiny DIR`, then name DIR as the model"
+        raise UserError(f"'{known.name}' has no published weights", fix)
     return known, empty_component(known, "transformer")
 
 

@@ -19,7 +19,9 @@ from uhr.base.console import command
 from uhr.base.errors import UserError
 from uhr.base.files import saving, sha256_file, sync, write_json
 from uhr.base.output import all_or_nothing
+from uhr.base.paths import text_path
 from uhr.models.adapters.alphas import DIFFUSERS_METADATA
+from uhr.models.opening import ModelName
 from uhr.models.weight_files import save_tensors
 from uhr.train import average
 from uhr.train.recipe import leaves
@@ -56,12 +58,22 @@ class DataRef(Config):
 
 
 class ModelRef(Config):
-    """The frozen backbone. `name`: its hub id, or its folder's name. `transformer`: its `weights_hash`."""
+    """The frozen backbone. `name`: its hub id, or its folder's or file's name. `transformer`: its
+    `weights_hash`. `base`: where the rest of the model was, for a backbone alone. `told`: whether the user
+    named the spec."""
 
     path: str
     name: str
     spec: str
     transformer: str
+    base: str | None = None
+    told: bool = False
+
+    @property
+    def named(self) -> ModelName:
+        """The model as the user named it, at paths that mean the same from anywhere."""
+        base = None if self.base is None else str(text_path(self.base))
+        return ModelName(str(text_path(self.path)), self.spec if self.told else None, base)
 
 
 class Stored(Config):

@@ -9,9 +9,10 @@ import typer
 
 from uhr.base import console
 from uhr.base.console import command, say, shown
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, worded
 from uhr.base.files import saving
-from uhr.base.paths import local, text_path
+from uhr.base.paths import local
+from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
 
 app = typer.Typer(no_args_is_help=True, help="Encode a slice once, train on it, export what came out.")
 
@@ -36,11 +37,16 @@ ConfigFile = Annotated[
 RunFolder = Annotated[
     Path, typer.Argument(parser=local("RUN", utf8=True), metavar="RUN", help="Folder of a run.")
 ]
-ModelPath = Annotated[str, typer.Option("--model", help="A diffusers folder, or a hub id[@revision].")]
+ModelPath = Annotated[str, typer.Option("--model", metavar="DIR|ID|FILE", help=MODEL_HELP)]
+Base = Annotated[str | None, typer.Option("--base", metavar="DIR|ID", help=BASE_HELP)]
+Spec = Annotated[str | None, typer.Option("--spec", metavar="NAME", help=SPEC_HELP)]
 DATA_HELP = "What `uhr train encode` wrote; once per resolution."
 Data = typer.Option("--data", parser=local("--data"), metavar="DIR", help=DATA_HELP)
 DataFolders = Annotated[list[Path] | None, Data]
 
+
+IN_RECIPE = {"device": "--set runtime.device="}
+"""Arguments of functions that training calls, which are values of the recipe and no options."""
 
 AGAIN = "make room there; the same command goes on where it stopped"
 
@@ -74,18 +80,27 @@ def show_(
 
 @app.command("plan")
 def plan_(
-    model: Annotated[str, typer.Option("--model", help="A checkpoint, or the name of a published spec.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", metavar="NAME|DIR|ID|FILE", help=f"The name of a published spec. {MODEL_HELP}"
+        ),
+    ],
     recipe: RecipeName = None,
     data: DataFolders = None,
+    base: Base = None,
+    spec: Spec = None,
     config: ConfigFile = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Steps, batches, tokens, parameters, memory and storage of a run, before it starts; loads no weights."""
+    from uhr.models.opening import ModelName
     from uhr.train.budget import estimate, print_estimate
     from uhr.train.recipes import resolve
 
-    console.emit(estimate(resolve(recipe, config, sets), model, data or []), as_json, print_estimate)
+    named = ModelName(model, spec, base)
+    console.emit(estimate(resolve(recipe, config, sets), named, data or []), as_json, print_estimate)
 
 
 @app.command("encode")
@@ -103,6 +118,8 @@ def encode_(
             "--out", parser=local("--out"), metavar="DIR", help="Folder for latents and text embeddings."
         ),
     ],
+    base: Base = None,
+    spec: Spec = None,
     sets: Sets = None,
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes for the pictures; 0 works in this one.")] = 0,
@@ -113,12 +130,14 @@ def encode_(
     --set takes resolution, aspects, enlarge, dtype, text_dtype, caption (a column) and split.
     """
     from uhr.base.config import apply_sets, build
+    from uhr.models.opening import ModelName
     from uhr.train.encode import encode
     from uhr.train.encoding.config import EncodeConfig
 
     config = build(EncodeConfig, apply_sets({}, sets or []), "--set")
     with saving(out, AGAIN):
-        info, stood = encode(manifest, model, out, config, device, workers)
+        named = ModelName(model, spec, base)
+        info, stood = encode(manifest, named, out, config, device, workers)
 
     def text(_: Any) -> None:
         from uhr.train.encoded import print_encoded
@@ -127,7 +146,7 @@ def encode_(
             say(f"{shown(out)} is encoded already: the same manifest, model and configuration")
         print_encoded(info)
         say()
-        _next("train", "run", "lora", "--model", model, "--data", out, "--out", "RUN")
+        _next("train", "run", "lora", *named.options(), "--data", out, "--out", "RUN")
 
     console.emit({"already": stood, **info.model_dump(mode="json")}, as_json, text)
 
@@ -142,18 +161,21 @@ def run_(
             "--out", parser=local("--out", utf8=True), metavar="DIR", help="Folder for log and checkpoints."
         ),
     ],
+    base: Base = None,
+    spec: Spec = None,
     recipe: RecipeName = None,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> None:
     """Train. Ctrl-C finishes the step and saves; the same command goes on, and so does `uhr train resume`."""
+    from uhr.models.opening import ModelName
     from uhr.train.hold import hold
     from uhr.train.job import start
     from uhr.train.recipes import resolve
 
     wanted = resolve(recipe, config, sets)
-    with saving(out, AGAIN), hold(out):
-        job = start(wanted, model, data, out)
+    with saving(out, AGAIN), worded(**IN_RECIPE), hold(out):
+        job = start(wanted, ModelName(model, spec, base), data, out)
         if job.resume is not None and job.done < job.recipe.steps:
             say(f"{shown(out)} holds this very run at step {job.done}: going on")
         _train(job)
@@ -165,14 +187,15 @@ def resume_(
     sets: Sets = None,
     model: Annotated[str | None, typer.Option(help="Where the model is now, if it was moved.")] = None,
     data: DataFolders = None,
+    base: Annotated[str | None, typer.Option(help="Where the model's base is now, if it was moved.")] = None,
 ) -> None:
     """Go on exactly where a run stopped. Only steps, device and checkpoints may be changed."""
     from uhr.train.hold import hold
     from uhr.train.job import read_run, reopen
 
     read_run(run)  # no lock in a folder that holds no run
-    with saving(run, AGAIN), hold(run):
-        job = reopen(run, sets or [], model, data or [])
+    with saving(run, AGAIN), worded(**IN_RECIPE), hold(run):
+        job = reopen(run, sets or [], model, data or [], base)
         if job.resume is None:
             say(f"{shown(run)} has no checkpoint yet: starting at its first step")
         _train(job)
@@ -225,10 +248,8 @@ def export_(
 
     def text(_: Any) -> None:
         say(f"{shown(folder)}: adapter after step {info.step}, and its card README.md")
-        model = text_path(info.model.path)
-        _next(
-            "sample", "euler", "--model", model, "--adapter", folder, "--prompt", "A PROMPT", "--out", "A.png"
-        )
+        model = info.model.named.options()
+        _next("sample", "euler", *model, "--adapter", folder, "--prompt", "A PROMPT", "--out", "A.png")
 
     console.emit({"folder": str(folder), "step": info.step}, as_json, text)
 

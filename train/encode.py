@@ -12,7 +12,7 @@ from uhr.base.errors import UserError, unknown
 from uhr.base.lock import only_run
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.units import Limits, Runner, UnitPlan, run_units
-from uhr.models.zoo import Model, open_model
+from uhr.models.zoo import Model, ModelName
 from uhr.train.encoded import FILE, LATENTS, TEXTS, UNITS, EncodedInfo, ModelInfo, read_encoded
 from uhr.train.encoding.buckets import buckets
 from uhr.train.encoding.commit import Request, commit
@@ -30,7 +30,12 @@ LIMITS = Limits(seconds=600, memory=64 << 30)
 
 
 def encode(
-    manifest: Path, model: str, out: Path, config: EncodeConfig, device: str = "auto", workers: int = 0
+    manifest: Path,
+    model: str | ModelName,
+    out: Path,
+    config: EncodeConfig,
+    device: str = "auto",
+    workers: int = 0,
 ) -> tuple[EncodedInfo, bool]:
     """Encode into `out`; (what stands there, whether it stood there already).
 
@@ -38,9 +43,9 @@ def encode(
     together. UserError where `out` holds something else, where another run is at work in it, and where no row
     can be encoded.
     """
-    request = _request(
-        Manifest.open(manifest), open_model(model, components=("vae", *TEXT_PARTS)), out, config
-    )
+    found = Manifest.open(manifest)
+    opened = ModelName.of(model).open(components=("vae", *TEXT_PARTS))
+    request = _request(found, opened, out, config)
     if (out / FILE).is_file() and not (out / UNITS).exists():
         return _standing(request), True
     with only_run(out / UNITS):
@@ -72,7 +77,8 @@ def _request(manifest: Manifest, model: Model, out: Path, config: EncodeConfig) 
     rows = select(manifest, config)
     claim_encoded(out)  # before the weights are hashed, which takes a while
     identity = ModelInfo(
-        path=model.source.text,
+        path=model.source.text if model.backbone is None else str(model.backbone),
+        base=None if model.backbone is None else model.source.text,
         spec=model.spec.name,
         family=model.spec.family,
         text_lengths=dict(model.spec.text_lengths),
@@ -90,7 +96,10 @@ def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
     where = "status = 'kept'"
     if config.split is not None:
         if "split" not in names:
-            raise UserError(f"{manifest.path} has no column 'split'", "slice it with --split first")
+            raise UserError(
+                f"{manifest.path} has no column 'split'",
+                "make a slice with `uhr manifest slice --split train=0.9,val=0.1`",
+            )
         where += " AND split = '{}'".format(config.split.replace("'", "''"))
     wanted = ["sample_id", "uri", "box", "content_hash", "license", config.caption]
     wanted += [name for name in ("width", "height") if name in names]
@@ -107,6 +116,7 @@ def _check_same(out: Path, stands: EncodedInfo, request: Request) -> None:
     pairs = {
         "manifest": (stands.manifest.id, request.manifest.id),
         "model": (stands.model.hashes, request.identity.hashes),
+        "spec": (stands.model.spec, request.identity.spec),
     }
     for name in EncodeConfig.model_fields:
         pairs[name] = (getattr(stands.config, name), getattr(request.config, name))

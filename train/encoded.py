@@ -45,9 +45,11 @@ class Geometry(Config):
 
 
 class ModelInfo(Config):
-    """The model that encoded: `hashes` by component (weights and configuration)."""
+    """The model that encoded: `hashes` by component (weights and configuration). `base`: where text encoders
+    and VAE were, for a backbone alone at `path`, of which nothing is read."""
 
     path: str
+    base: str | None = None
     spec: str
     family: str
     text_lengths: dict[str, int]

@@ -33,7 +33,9 @@ def export(
     folder, info = _choose(run, step)
     recipe = Recipe.model_validate(info.recipe)
     if weights == "ema" and recipe.ema is None:
-        raise UserError(f"{run} keeps no average", "leave --weights out, or train with --set ema=0.999")
+        raise UserError(
+            f"{run} keeps no average", "leave --weights out, or train with `uhr train run --set ema=0.999`"
+        )
     if weights == "ema":
         assert recipe.ema is not None
         state = average.read_average(folder / "ema.safetensors", recipe.ema, info.step)

@@ -11,9 +11,9 @@ from typing import Any
 from uhr.base.config import Config, apply_sets, build, read_versioned
 from uhr.base.console import command, warn
 from uhr.base.errors import UserError
-from uhr.base.files import write_json
+from uhr.base.files import user_path, write_json
 from uhr.base.paths import path_text, text_path
-from uhr.models.zoo import Model, open_model
+from uhr.models.zoo import Model, ModelName
 from uhr.train import checkpoint
 from uhr.train.checkpoint import CheckpointInfo, DataRef, ModelRef
 from uhr.train.data import EncodedData
@@ -75,11 +75,11 @@ def plan_for(recipe: Recipe, phase: int, data: EncodedData) -> BucketPlan:
         raise UserError(f"{data.path}: {error}", "--set batch.remainder=short, or a smaller batch") from None
 
 
-def start(recipe: Recipe, model: str, data: Sequence[Path], out: Path) -> Job:
+def start(recipe: Recipe, model: str | ModelName, data: Sequence[Path], out: Path) -> Job:
     """A job in a new folder, or the one that stands there if it was asked the same (so that a killed command
     can just be given again). UserError where it was asked something else.
     """
-    info, opened, sets = _check(recipe, model, data)
+    info, opened, sets = _check(recipe, ModelName.of(model), data)
     if _begun(out):
         before = read_run(out)
         differs = _differences(before, info)
@@ -99,35 +99,48 @@ def _begun(out: Path) -> bool:
     return (out / FILE).is_file() and (out / LOG).is_file()
 
 
-def reopen(out: Path, sets: Sequence[str] = (), model: str | None = None, data: Sequence[Path] = ()) -> Job:
+def reopen(
+    out: Path,
+    sets: Sequence[str] = (),
+    model: str | None = None,
+    data: Sequence[Path] = (),
+    base: str | None = None,
+) -> Job:
     """The job of a run's folder, from its newest whole checkpoint.
 
-    `sets` may change what changes no step (`checkpoint.MAY_CHANGE`); `model` and `data` say where those are
-    now.
+    `sets` may change what changes no step (`checkpoint.MAY_CHANGE`); `model`, `base` and `data` say where
+    those are now.
     """
     before = read_run(out)
     recipe = build(Recipe, apply_sets(before.recipe, list(sets)), f"{out / FILE} with --set")
-    model = model or str(text_path(before.model.path))
+    was = before.model.named
+    if base is None and (model is None or user_path(model).is_file()):
+        base = was.base
+    named = ModelName(model or was.model, before.model.spec, base)
     data = data or [text_path(ref.path) for ref in before.data]
-    for option, path in (("model", Path(model)), *(("data", path) for path in data)):
+    places = [("model", Path(named.model)), *(("data", path) for path in data)]
+    places += [] if named.base is None else [("base", Path(named.base))]
+    for name, path in places:
         if path.is_absolute() and not path.exists():
-            raise UserError(
-                f"{path}, the {option} of {out}, is not there", f"say where it is with --{option}"
-            )
-    info, opened, found = _check(recipe, model, data)
+            what = f"{path}, the {name} of {out}, is not there"
+            raise UserError(what, "say where it is", give={name: "PATH"})
+    info, opened, found = _check(recipe, named, data)
     for name in _differences(before, info):
         if name in ("model", "data"):
-            raise UserError(
-                f"the {name} is not what {out} was trained with", f"say where it is with --{name}"
-            )
+            what = f"the {name} is not what {out} was trained with"
+            raise UserError(what, "say where that is", give={name: "PATH"})
+    kept = {"created": before.created, "model": info.model.model_copy(update={"told": before.model.told})}
+    info = info.model_copy(update=kept)
     job = _job(out, recipe, opened, info, found)
-    write_json(out / FILE, info.model_copy(update={"created": before.created}).model_dump(mode="json"))
+    write_json(out / FILE, info.model_dump(mode="json"))
     return job
 
 
-def _check(recipe: Recipe, model: str, data: Sequence[Path]) -> tuple[RunInfo, Model, dict[int, EncodedData]]:
+def _check(
+    recipe: Recipe, model: ModelName, data: Sequence[Path]
+) -> tuple[RunInfo, Model, dict[int, EncodedData]]:
     """Model and data opened, and every disagreement between them and the recipe found."""
-    opened = open_model(model, components=("transformer",))
+    opened = model.open(components=("transformer",))
     recipe.check(opened.spec)
     found: dict[int, EncodedData] = {}
     for path in data:
@@ -150,22 +163,32 @@ def _check(recipe: Recipe, model: str, data: Sequence[Path]) -> tuple[RunInfo, M
             have = ", ".join(f"{px} px" for px in sorted(found)) or "none"
             raise UserError(
                 f"phase '{phase.name}' wants data encoded at {resolution} px, and given is {have}",
-                f"encode with --set resolution={resolution}, or --set phases.{phase.name}.resolution=N",
+                f"encode with `uhr train encode --set resolution={resolution}`, or train with --set "
+                f"phases.{phase.name}.resolution=N",
             )
         plan_for(recipe, index, found[resolution])
     info = RunInfo(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
-        model=ModelRef(
-            # a folder's path must mean the same when the run is resumed from elsewhere
-            path=opened.source.text if opened.source.repository else path_text(opened.folder.absolute()),
-            name=opened.source.text if opened.source.repository else opened.folder.resolve().name,
-            spec=opened.spec.name,
-            transformer=shown_weights_hash(opened, "transformer"),
-        ),
+        model=_model_ref(opened, told=model.spec is not None),
         data=[_data_ref(encoded) for encoded in found.values()],
     )
     return info, opened, found
+
+
+def _model_ref(opened: Model, told: bool) -> ModelRef:
+    source, backbone = opened.source, opened.backbone
+    # a folder's path must mean the same when the run is resumed from elsewhere
+    whole = source.text if source.repository else path_text(opened.folder.absolute())
+    name = source.text if source.repository else opened.folder.resolve().name
+    return ModelRef(
+        path=whole if backbone is None else path_text(backbone.absolute()),
+        name=name if backbone is None else backbone.resolve().name,
+        spec=opened.spec.name,
+        transformer=shown_weights_hash(opened, "transformer"),
+        base=None if backbone is None else whole,
+        told=told,
+    )
 
 
 def _data_ref(data: EncodedData) -> DataRef:

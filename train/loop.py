@@ -176,7 +176,7 @@ class Trainer:
         phase = self.recipe.phases[self.recipe.phase_of(self.state.step)[0]]
         return UserError(
             f"step {self.state.step + 1}: the {what} is not finite (samples {', '.join(samples)})",
-            f"look at those samples, or start a new run with a lower --set phases.{phase.name}.lr=...",
+            f"look at those samples, or start a new run: `uhr train run --set phases.{phase.name}.lr=LOWER`",
         )
 
     def save(self, metrics: dict[str, float]) -> Path:

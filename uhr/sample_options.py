@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from uhr.base.paths import local
+from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
 
 WHAT, HOW, MODEL, MACHINE, OUTPUT = "What to paint", "How", "Model and adapters", "Machine", "Output"
 SET, PLAN = "A set of pictures", "Plan"
@@ -117,8 +118,7 @@ Model = Annotated[
     str,
     typer.Option(
         metavar="DIR|ID|FILE",
-        help="A diffusers folder, a hub id (org/name or org/name@revision), or with --base a backbone's lone "
-        "file: BFL's, ComfyUI's or GGUF.",
+        help=MODEL_HELP,
         rich_help_panel=MODEL,
     ),
 ]
@@ -126,7 +126,7 @@ Base = Annotated[
     str | None,
     typer.Option(
         metavar="DIR|ID",
-        help="With a lone file as --model: the folder or hub id that gives the rest.",
+        help=BASE_HELP,
         rich_help_panel=MODEL,
     ),
 ]
@@ -134,7 +134,7 @@ Spec = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="What the model is, where its configuration does not say so: a name of `uhr models list`.",
+        help=SPEC_HELP,
         rich_help_panel=MODEL,
     ),
 ]

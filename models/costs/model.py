@@ -19,7 +19,7 @@ from uhr.models.costs.operations import BackboneCost, Operations
 from uhr.models.costs.shapes import empty_components
 from uhr.models.costs.weights import WeightBytes, weight_bytes
 from uhr.models.costs.work import Calls, Coding
-from uhr.models.loading import Model
+from uhr.models.opening import Model
 from uhr.models.spec import ModelSpec
 from uhr.models.vae.f16 import F16, vae_factor
 from uhr.models.vae.tiled import ExactTiling

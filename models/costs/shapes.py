@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.files import user_path
-from uhr.models.loading import Model
+from uhr.models.opening import Model
 from uhr.models.quiet import quiet_loading
 from uhr.models.registry import SPECS
 from uhr.models.spec import ModelSpec
@@ -37,9 +37,9 @@ def empty_components(model: Model | ModelSpec) -> dict[str, nn.Module]:
         cls = component_class(spec, name)
         if not hasattr(cls, "parameters"):
             continue
-        folder = model.folder / name if isinstance(model, Model) else None
-        if folder is not None and (folder / "config.json").is_file():
-            made[name] = _of_folder(cls, name, folder)
+        folder = model.config_folder(name) if isinstance(model, Model) else None
+        if isinstance(model, Model) and folder is not None and (folder / "config.json").is_file():
+            made[name] = _of_folder(cls, name, folder, model.changes(name))
         else:
             made[name] = empty_component(spec, name)
     return made
@@ -60,9 +60,9 @@ def empty_component(spec: ModelSpec, name: str) -> nn.Module:
     return _made(component_class(spec, name), config)
 
 
-def _of_folder(cls: Any, name: str, folder: Any) -> nn.Module:
+def _of_folder(cls: Any, name: str, folder: Any, changes: Mapping[str, Any]) -> nn.Module:
     if hasattr(cls, "load_config"):
-        made = _made(cls, cls.load_config(folder, local_files_only=True))
+        made = _made(cls, {**cls.load_config(folder, local_files_only=True), **changes})
     else:
         made = _made(cls, cls.config_class.from_pretrained(folder, local_files_only=True).to_dict())
     if name == "vae":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from uhr.models.loading import Model, load_tokenizers
+from uhr.models.loading import load_tokenizers
+from uhr.models.opening import Model
 from uhr.models.sampling.request import Item
 from uhr.models.spec import ModelSpec
 from uhr.models.text import TokenCount, count_tokens

@@ -16,8 +16,9 @@ from uhr.models.costs.model import ModelCost
 from uhr.models.costs.operations import Operations
 from uhr.models.costs.shapes import bare
 from uhr.models.costs.work import Calls, Coding
-from uhr.models.loading import DTYPES, Model, open_model, pick_dtype
+from uhr.models.loading import DTYPES, pick_dtype
 from uhr.models.offload import Offload
+from uhr.models.opening import Model, open_model
 from uhr.models.quantize import KINDS
 from uhr.models.registry import get
 from uhr.models.samplers import check_name
@@ -76,9 +77,13 @@ def plan(request: Request, item: Item, on: str | None = None) -> Plan:
 
 def _model(request: Request) -> Model | ModelSpec:
     known = bare(request.model)
-    if known is None or request.base is not None:
-        return open_model(request.model, request.spec, base=request.base)
-    return known if request.spec is None else get(request.spec)
+    if known is not None and request.base is None:
+        return known if request.spec is None else get(request.spec)
+    model = open_model(request.model, request.spec, base=request.base)
+    backbone = request.weights.get("transformer")
+    if backbone is None or not backbone.exists():
+        return model
+    return model.with_backbone(backbone, told=request.spec is not None)
 
 
 class Plan:

@@ -13,6 +13,7 @@ from pydantic import Field
 from uhr.base.config import Config, build
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
+from uhr.models.opening import is_backbone
 from uhr.models.samplers import SAMPLERS, check_name
 from uhr.models.sampling import record as records
 from uhr.models.sampling.record import beside, machine, opened, versions
@@ -73,7 +74,11 @@ def _model(then: Mapping[str, Any], now: str | None) -> dict[str, Any]:
     """The model and its base; what came from the hub (the base, if there is one) at its commit of then. `now`
     is the model's place of today, or the base's if that is a folder or hub id and the model a lone file."""
     name, base, revision = then["name"], then["base"], then["revision"]
-    if now is not None and (base is None or user_path(now).is_file()):
+    alone = now is not None and is_backbone(user_path(now))
+    if alone and base is None:
+        what = f"--model {now} is a backbone alone, and the image was made with a whole model, {name}"
+        raise UserError(what, "name that model's folder or hub id")
+    if now is not None and (base is None or alone):
         return {"model": now, "base": base}
     if now is not None:
         return {"model": name, "base": now}
@@ -88,7 +93,7 @@ def _model(then: Mapping[str, Any], now: str | None) -> dict[str, Any]:
 def may_fetch(model: str | None) -> bool:
     """Whether the hub may be asked: for a `model` that the user has named, unless that is a lone file, to
     which the record names the rest. Else its cache must do."""
-    return model is not None and not user_path(model).is_file()
+    return model is not None and not is_backbone(user_path(model))
 
 
 def picture_of(file: Path) -> Path | None:

@@ -24,8 +24,9 @@ from uhr.models.hashes import (
     shown_hash,
     weight_files,
 )
-from uhr.models.loading import DTYPES, Model, open_model, pick_device
+from uhr.models.loading import DTYPES, pick_device
 from uhr.models.offload import check as check_offload
+from uhr.models.opening import Model, open_model
 from uhr.models.other_weights import check_weights
 from uhr.models.quantize import check as check_quantize
 from uhr.models.samplers import check_name, check_takes_picture, sampler_class
@@ -189,7 +190,7 @@ class Setup:
         if request.dtype not in ("auto", *DTYPES):
             raise unknown("dtype", request.dtype, ("auto", *DTYPES), "--dtype")
         model = open_model(request.model, request.spec, base=request.base, fetch=fetch)
-        if model.file is not None and request.transformer is not None:
+        if model.backbone is not None and request.transformer is not None:
             raise UserError(
                 f"--transformer {request.transformer} and a backbone as --model", "give one of them"
             )
@@ -201,6 +202,8 @@ class Setup:
                     f"--{name} {path} is not there", "name a folder, or a .safetensors or .gguf file"
                 )
             check_weights(name, path, model.spec, told=request.spec is not None)
+        if (backbone := request.weights.get("transformer")) is not None:
+            model = model.with_backbone(backbone, told=request.spec is not None)
         place = pick_device(request.device)
         if request.offload is not None:
             check_offload(request.offload, place)

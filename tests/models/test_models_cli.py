@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 
 from uhr.cli import main
 from uhr.models import zoo
@@ -62,7 +64,20 @@ def test_show_knows_a_backbones_lone_file(capsys, tiny_flux):
     (file,) = (tiny_flux / "transformer").glob("*.safetensors")
     found = json.loads(run(capsys, "models", "show", file, "--json").out)
     assert (found["name"], found["bytes"]) == ("tiny-flux1", {"transformer": file.stat().st_size})
-    assert f"uhr sample euler --model {file} --base DIR" in run(capsys, "models", "show", file).out
+    text = run(capsys, "models", "show", file).out
+    assert f"uhr sample euler --model {shlex.quote(str(file))} --base DIR" in text
+    assert f"uhr train encode SLICE --model {shlex.quote(str(file))} --base DIR" in text
+
+
+def test_show_knows_a_transformers_own_folder_and_one_of_fewer_blocks(capsys, tiny_flux, tmp_path):
+    folder = shutil.copytree(tiny_flux / "transformer", tmp_path / "alone")
+    found = json.loads(run(capsys, "models", "show", folder, "--json").out)
+    assert (found["name"], found["file"]) == ("tiny-flux1", str(folder))
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_layers": 1}))
+    error = run(capsys, "models", "show", folder, code=1).err
+    assert error.strip().endswith("name it: --spec NAME")
+    assert "tiny-flux1" in run(capsys, "models", "show", folder, "--spec", "tiny-flux1").out
 
 
 def test_each_tiny_model_is_named_with_the_command_that_makes_it(capsys, tmp_path):

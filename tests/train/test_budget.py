@@ -50,7 +50,7 @@ def test_gradient_checkpointing_saves_memory_in_the_estimate():
 
 
 def test_a_tiny_spec_by_name_has_no_numbers():
-    with pytest.raises(UserError, match="'tiny-flux1' has no published weights: uhr models make-tiny DIR"):
+    with pytest.raises(UserError, match="'tiny-flux1' has no published weights: `uhr models make-tiny DIR`"):
         estimate(resolve("lora"), "tiny-flux1", [])
 
 

@@ -189,12 +189,14 @@ def test_moved_model_and_data_are_found_and_others_are_refused(job_of, small_set
     job = job_of("phases.main.steps=2", model=model, data=data)
     data.rename(tmp_path / "moved data")
     model.rename(tmp_path / "moved model")
-    with pytest.raises(UserError, match=r"model, the model of .* is not there: say where it is with --model"):
+    with pytest.raises(UserError, match=r"model, the model of .* is not there: say where it is: model=PATH"):
         reopen(job.out)
-    with pytest.raises(UserError, match=r"data, the data of .* is not there: say where it is with --data"):
+    with pytest.raises(UserError, match=r"data, the data of .* is not there: say where it is: data=PATH"):
         reopen(job.out, model=str(tmp_path / "moved model"))
     other = make_tiny("tiny-flux1", tmp_path / "other model", seed=1)
-    with pytest.raises(UserError, match=r"the model is not what .* was trained with: say where it is"):
+    with pytest.raises(
+        UserError, match=r"the model is not what .* was trained with: say where that is: model=PATH"
+    ):
         reopen(job.out, model=str(other), data=[tmp_path / "moved data"])
     again = reopen(job.out, model=str(tmp_path / "moved model"), data=[tmp_path / "moved data"])
     assert train(again).step == 2

@@ -238,10 +238,10 @@ def test_a_part_for_t5_is_refused(transformer, tmp_path, name):
         (lambda folder: folder / "none.safetensors", "is not there"),
         (
             lambda folder: (folder / "x.ckpt").write_bytes(b"pickle") and folder / "x.ckpt",
-            "is no safetensors file",
+            "x.ckpt is a pickle by its name",
         ),
         (lambda folder: folder, r"must hold one safetensors file \(found: none\)"),
-        (lambda folder: (folder / "x.safetensors").write_bytes(b"junk") and folder, "cannot be read"),
+        (lambda folder: (folder / "x.safetensors").write_bytes(b"junk") and folder, r"is text, .*\(junk\)"),
         (
             lambda folder: write(folder / "x.safetensors", {"unet.a": torch.zeros(1)}),
             "unknown key 'unet.a'",

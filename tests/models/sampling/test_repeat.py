@@ -225,6 +225,15 @@ def test_a_record_that_was_changed_is_one_line(change, message, uhr, tiny_flux, 
     assert message in uhr("--repeat", one, "--out", tmp_path / "two.png", code=1).err
 
 
+def test_a_backbone_alone_in_place_of_a_whole_model_says_what_to_name(uhr, tiny_flux, tmp_path):
+    one = tmp_path / "one.png"
+    uhr(*words("euler", tiny_flux, one))
+    file = tiny_flux / "transformer" / "diffusion_pytorch_model.safetensors"
+    error = uhr("--repeat", one, "--out", tmp_path / "two.png", "--model", file, code=1).err
+    assert "is a backbone alone, and the image was made with a whole model" in error
+    assert "--base" not in error
+
+
 def test_wrong_calls_of_repeat_are_one_line(uhr, tiny_flux, tmp_path):
     one = tmp_path / "one.png"
     uhr(*words("euler", tiny_flux, one))

@@ -1,0 +1,194 @@
+"""The option that an error names exists in every command that can print the error."""
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from uhr.cli import app
+from uhr.train.cli import IN_RECIPE
+
+ROOT = Path(__file__).parents[2]
+
+SAMPLE = ("sample euler",)
+MODEL = (*SAMPLE, "train encode", "train run", "train plan", "models show")
+UNITS = ("curate run", "train encode", *SAMPLE)
+MANIFEST = ("manifest show", "manifest slice", "manifest verify", "manifest lineage", "manifest report")
+TRAIN = ("train run", "train resume")
+
+PRINTED_BY = {
+    "curate/": ("curate run",),
+    "manifests/manifest.py": ("curate run", "manifest slice"),
+    "manifests/parts.py": ("curate run", "manifest slice"),
+    "manifests/cli.py": ("manifest slice",),
+    "manifests/report/": ("manifest report",),
+    "manifests/runners/": UNITS,
+    "manifests/runners/cluster.py": ("curate run", *SAMPLE),
+    "manifests/runners/ray.py": ("curate run", *SAMPLE),
+    "manifests/slicing.py": ("manifest slice",),
+    "models/": SAMPLE,
+    "models/file_spec.py": MODEL,
+    "models/hub.py": ("sample",),  # only a repeat may not fetch
+    "models/loading.py": (*SAMPLE, "train encode", *TRAIN),
+    "models/opening.py": MODEL,
+    "models/registry.py": MODEL,
+    "models/sampling/repeat.py": ("sample",),
+    "train/budget.py": ("train plan",),
+    "train/encode.py": ("train encode",),
+    "train/encoding/": ("train encode",),
+    "train/export.py": ("train export",),
+    "train/generate.py": SAMPLE,
+    "train/generating/": SAMPLE,
+    "train/job.py": TRAIN,
+    "train/loop.py": TRAIN,
+    "train/recipe.py": (*TRAIN, "train plan"),
+    "train/recipes/": ("train run", "train plan", "train show"),
+    "uhr/base/config.py": ("curate run", "train run", "train encode", *SAMPLE),
+    "uhr/base/paths.py": SAMPLE,  # it says that it is a sampler's
+    "uhr/base/output.py": ("curate run", "manifest slice", "train encode", "train run", *SAMPLE),
+    "uhr/demo.py": ("demo",),
+    "uhr/sample_set.py": SAMPLE,
+}
+"""By the longest path that begins a module's: the commands that print what it says."""
+
+ELSEWHERE = {
+    ("manifests/runners/ray.py", "--device"): SAMPLE,  # only there units have GPUs
+    ("models/opening.py", "--model"): (*SAMPLE, "train encode", "train run", "train plan"),
+    ("models/opening.py", "--base"): (*SAMPLE, "train encode", "train run", "train resume", "train plan"),
+    ("train/job.py", "--model"): ("train resume",),
+    ("train/job.py", "--base"): ("train resume",),
+    ("train/job.py", "--data"): ("train resume",),
+    ("train/job.py", "--out"): ("train run",),
+    ("uhr/demo.py", "--set"): ("train run",),
+    ("uhr/demo.py", "--adapter"): SAMPLE,
+    ("train/recipes/__init__.py", "--config"): ("train run", "train plan", "train show"),
+}
+"""Options of a module that fewer commands can print than the rest of it: `resume` finds its model by the run,
+and `models show` tells a backbone alone without a base."""
+
+NO_ERRORS = ("/cli.py", "uhr/sample.py", "uhr/sample_options.py", "uhr/doctor.py", "models/card.py")
+"""Definitions of commands and their help, and a card that is read elsewhere."""
+
+GROUPS = ("models", "train", "sample", "manifest", "curate")
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+
+
+@functools.cache
+def options_of(command: str) -> set[str]:
+    """Every option of a command by its words, and those that stand anywhere."""
+    here, names = typer.main.get_command(app), command.split()
+    for name in names:
+        here = here.get_command(None, name.replace("SAMPLER", "euler"))
+        assert here is not None, command
+    return {option for each in here.params for option in each.opts} | {"--debug", "--help"}
+
+
+def strings(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of every string of a module that is no docstring; what is filled in reads `{}`, and the
+    words of a command in a call or a tuple read as one command line."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bodies = [getattr(node, "body", None) for node in ast.walk(tree)]
+    skipped = {
+        id(each.value)
+        for body in bodies
+        if isinstance(body, list)
+        for each in body
+        if isinstance(each, ast.Expr)
+    }
+    for node in ast.walk(tree):
+        words = node.args if isinstance(node, ast.Call) else getattr(node, "elts", ())
+        known = [
+            word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)
+        ]
+        if len(known) > 1 and known[0] in GROUPS:
+            skipped |= {id(word) for word in words}
+            yield node.lineno, f"`uhr {' '.join(known)}`"
+        elif isinstance(node, ast.JoinedStr):
+            skipped |= {id(part) for part in node.values}
+            parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            yield node.lineno, "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            yield node.lineno, node.value
+
+
+def arguments(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and name of every argument that a fix says to give (`UserError.give`), where it is written out."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.keyword) and node.arg == "give" and isinstance(node.value, ast.Dict):
+            for key in node.value.keys:
+                yield node.value.lineno, key.value if isinstance(key, ast.Constant) else ""
+
+
+def modules() -> list[Path]:
+    found = [
+        path for room in ("manifests", "models", "curate", "train") for path in (ROOT / room).rglob("*.py")
+    ]
+    found += [
+        *(ROOT / "uhr").glob("*.py"),
+        *(ROOT / "uhr" / "base").glob("*.py"),
+        *(ROOT / "uhr" / "pixels").glob("*.py"),
+    ]
+    return sorted(path for path in found if not str(path).endswith(NO_ERRORS))
+
+
+def printed_by(name: str, option: str) -> tuple[str, ...]:
+    if (name, option) in ELSEWHERE:
+        return ELSEWHERE[name, option]
+    prefix = max((prefix for prefix in PRINTED_BY if name.startswith(prefix)), key=len, default=None)
+    assert prefix is not None, f"{name} names {option}: say in PRINTED_BY which commands print it"
+    return PRINTED_BY[prefix]
+
+
+def commands_in(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """(the text without the command lines in it, [(command, option) in those])."""
+    found, text = [], text.replace("\\\n", " ")
+    for quoted in re.findall(rf"`uhr [^`]*`|uhr (?:{'|'.join(GROUPS)}) .*", text):
+        line = quoted.strip("`")
+        words = line.split()[1:]
+        names = words[: 1 + (words[0] in GROUPS)]
+        for part in re.split(r"\bthen uhr\b", line):
+            found += [(" ".join(names), option) for option in OPTION.findall(part)]
+        text = text.replace(quoted, "")
+    return text, found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_option_that_a_module_names_exists_in_the_commands_that_print_it(path):
+    name = str(path.relative_to(ROOT))
+    wrong = []
+    for line, text in strings(path):
+        rest, named = commands_in(text)
+        for option in OPTION.findall(rest):
+            named += [(command, option) for command in printed_by(name, option)]
+        wrong += [
+            (line, *pair) for pair in named if pair[1] not in options_of(pair[0].replace("{}", "euler"))
+        ]
+    for line, argument in arguments(path):
+        option = f"--{argument.replace('_', '-')}"
+        commands = printed_by(name, option)
+        missing = {command for command in commands if argument and option not in options_of(command)}
+        # these word it as a value of the recipe
+        missing -= set(TRAIN) if argument in IN_RECIPE else set()
+        wrong += [(line, command, option) for command in sorted(missing)]
+    assert not wrong
+
+
+def test_options_that_do_not_exist_would_be_found(tmp_path):
+    file = tmp_path / "x.py"
+    file.write_text('"""--not-read"""\nraise UserError(f"{a} is no b", "give --cde", give={"fgh": "i"})\n')
+    assert list(strings(file)) == [(2, "{} is no b"), (2, "give --cde"), (2, "fgh"), (2, "i")]
+    assert list(arguments(file)) == [(2, "fgh")]
+    assert commands_in("or `uhr train run --nope 1` --other")[1] == [("train run", "--nope")]
+    assert "--cde" not in options_of("train run")
+    assert "--model" in options_of("sample SAMPLER")
+
+
+def test_commands_that_name_a_model_name_it_alike():
+    """A fix that says how to name a model can be followed wherever one is named."""
+    for command in (*SAMPLE, "train encode", "train run", "train plan"):
+        assert {"--model", "--base", "--spec"} <= options_of(command), command
