@@ -125,6 +125,15 @@ def weight_files(folder: Path) -> list[Path]:
     return next((files for suffix in SAFETENSORS if (files := sorted(folder.glob(f"*{suffix}")))), [])
 
 
+def variant_of(folder: Path, usual: str) -> str | None:
+    """The variant ("fp16") under which alone a component's folder holds sharded weights, as `from_pretrained`
+    takes it; None where `usual`, or shards of it, are there."""
+    if (folder / usual).exists() or (folder / f"{usual}.index.json").exists():
+        return None
+    found = [path.name for path in folder.glob(f"{usual}.index.*.json")]
+    return found[0].removeprefix(f"{usual}.index.").removesuffix(".json") if len(found) == 1 else None
+
+
 @contextlib.contextmanager
 def under_usual_names(folder: Path, usual: str) -> Generator[Path]:
     """A component's folder as diffusers and transformers read it: where its only file of weights has another

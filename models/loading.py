@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from uhr.base.console import Advance
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
-from uhr.models.containers import under_usual_names
-from uhr.models.hashes import hash_of
+from uhr.models.containers import under_usual_names, variant_of
+from uhr.models.hashes import config_of, hash_of
 from uhr.models.loading_checks import load_whole
 from uhr.models.offload import check as check_offload
 from uhr.models.offload import offload as put_offload
@@ -98,8 +98,11 @@ def load_component(
         part = load_single_file(cls, name, source, opened.folder, torch_dtype, place, changes)
     else:
         where = f"{name} of {opened.source.text}" if weights is None else f"{name} in {source}"
-        with under_usual_names(source, _WEIGHTS[library_name]) as folder:
-            part = load_whole(cls, folder, where, options)
+        _check_stored(source, where)
+        usual = _WEIGHTS[library_name]
+        variant = variant_of(source, usual)
+        with under_usual_names(source, usual) as folder:
+            part = load_whole(cls, folder, where, options | ({"variant": variant} if variant else {}))
     if quantize is not None and quantised:
         check_quantised(part, quantize)
     if name == "vae":
@@ -107,6 +110,18 @@ def load_component(
 
         restore(part)
     return part.eval() if quantised else part.eval().to(place)
+
+
+def _check_stored(folder: Path, where: str) -> None:
+    """UserError for weights that were stored quantised by bitsandbytes, on a machine without a GPU: they do
+    not load there, or fail at the first call."""
+    import torch
+
+    stored = config_of(folder).get("quantization_config")
+    method = stored.get("quant_method") if isinstance(stored, dict) else None
+    if method == "bitsandbytes" and not torch.cuda.is_available():
+        what = f"{where} is stored quantised by {method}, which wants a GPU"
+        raise UserError(what, "take the plain weights, or a GGUF file")
 
 
 def _without_weights(cls: Any, model: Model, name: str) -> Any:

@@ -137,6 +137,9 @@ def open_model(
     check_utf8("model", path)
     if is_backbone(path):
         return _open_backbone(path, spec, components, base, fetch)
+    if (kind := _component_class(path)) is not None:
+        fix = "name the folder of the whole model, or of a transformer"
+        raise UserError(f"{path} is the folder of a {kind} alone, not of a model", fix)
     if base is not None:
         raise UserError(
             f"a base ({base}) for model '{model}', which is no backbone alone", "leave out the base"
@@ -156,14 +159,19 @@ def open_model(
     return Model(source.pinned(folder), folder, known)
 
 
+def _component_class(path: Path) -> str | None:
+    """The class of a component, where a folder is that of one alone."""
+    if (path / INDEX).exists() or not (path / "config.json").is_file():
+        return None
+    config = _read_json(path / "config.json", f"{path} has no configuration")
+    return config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+
+
 def is_backbone(path: Path) -> bool:
     """Whether a path is that of a backbone alone: any file, or a transformer's own folder."""
     if path.is_file():
         return True
-    if (path / INDEX).exists() or not (path / "config.json").is_file():
-        return False
-    config = _read_json(path / "config.json", f"{path} has no configuration")
-    return config.get("_class_name") in {get(name).transformer_class for name in names()}
+    return _component_class(path) in {get(name).transformer_class for name in names()}
 
 
 def _told(folder: Path, spec: ModelSpec) -> ModelSpec:

@@ -106,9 +106,9 @@ FULL = [
 @pytest.mark.parametrize(("error", "reason"), FULL)
 def test_a_full_disk_is_one_line_whoever_says_it(error, reason, tmp_path):
     assert disk_fault(error) == reason
-    with pytest.raises(UserError) as caught, saving(tmp_path, lambda: "step 5 is saved"):
+    with pytest.raises(UserError) as caught, saving(tmp_path, lambda: "step 5 is saved; make room"):
         raise error
-    assert str(caught.value) == f"{tmp_path} cannot be written ({reason}): step 5 is saved"
+    assert str(caught.value) == f"{tmp_path} cannot be written ({reason}): step 5 is saved; make room"
 
 
 def denied(path):
@@ -118,9 +118,10 @@ def denied(path):
 def test_what_may_not_be_written_is_told_from_what_may_not_be_read(tmp_path):
     place = tmp_path / "out" / "report.html"
     for file in (place, place.parent, place.with_name(f".{place.name}.1.tmp"), place / "inside"):
-        with pytest.raises(UserError) as caught, saving(place, "mend"):
+        with pytest.raises(UserError) as caught, saving(place, "make room, then again"):
             raise denied(file)
-        assert str(caught.value) == f"{place} cannot be written (Permission denied): mend"
+        fix = "make it writable, then again"
+        assert str(caught.value) == f"{place} cannot be written (Permission denied): {fix}"
     for error in (denied(tmp_path / "source"), ValueError("no"), UserError("mine")):
         with pytest.raises(type(error)) as passed, saving(place, "mend"):
             raise error

@@ -74,6 +74,33 @@ def test_every_writer_says_so_leaves_no_half_and_goes_on_once_there_is_space(wri
     assert main(words) == 0, capfd.readouterr().err
 
 
+def test_a_disk_that_is_read_only_is_read_and_said_to_be_so(small, disk, capfd):
+    from uhr.cli import main
+
+    folder = disk(100_000)
+    shutil.copytree(small / "set", folder / "set")
+    shutil.copytree(small / "run", folder / "run")
+    (folder / "killed" / "units").mkdir(parents=True)
+    (folder / "killed" / "units" / "lock").touch()
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    for words in (
+        "manifest show {}/set",
+        "curate status {}/set",
+        "curate status {}/killed",
+        "train log {}/run",
+    ):
+        assert main(words.format(folder).split()) == 0, capfd.readouterr().err
+    for words, fix in {
+        "manifest report {}/set": "set/report.html cannot be written: make it writable there, or name another "
+        "file with --out",
+        "train resume {}/run --set phases.0.steps=5": "run cannot be written: make it writable there",
+        "train export {}/run --out {}/adapter": "adapter cannot be written: make it writable and export",
+        "manifest slice {}/set --out {}/slice": "slice cannot be written to: name another folder",
+    }.items():
+        assert main(words.replace("{}", str(folder)).split()) == 1
+        assert fix in capfd.readouterr().err.replace(" (Read-only file system)", "")
+
+
 def limited(words, size):
     """Run a command as a process that may write no file of more than `size` bytes."""
 

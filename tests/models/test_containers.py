@@ -249,6 +249,16 @@ def test_a_model_is_no_adapter_be_it_a_file_or_a_folder(backbone, tiny_flux, tmp
         lora_file(tmp_path / "old")
 
 
+@pytest.mark.parametrize(
+    ("component", "kind"), [("vae", "AutoencoderKL"), ("text_encoder_2", "T5EncoderModel")]
+)
+def test_a_folder_of_another_component_is_no_model(component, kind, tiny_flux):
+    with pytest.raises(
+        UserError, match=f"is the folder of a {kind} alone, not of a model: name the folder of the"
+    ):
+        zoo.open_model(tiny_flux / component, base=tiny_flux)
+
+
 def test_a_whole_checkpoint_gives_backbone_and_vae(backbone, tiny_flux, tmp_path):
     """ComfyUI's all-in-one: each part under its prefix; text encoders beside them are passed over."""
     vae = load_file(tiny_flux / "vae" / FILE)
@@ -275,6 +285,32 @@ def test_a_components_only_file_is_read_whatever_it_is_called(component, usual, 
     expected = zoo.load_component(tiny_flux, component).state_dict()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert zoo.weights_hash(folder, component)
+
+
+@pytest.mark.parametrize(
+    ("component", "usual"), [("transformer", FILE), ("text_encoder_2", "model.safetensors")]
+)
+def test_shards_of_one_variant_are_read(component, usual, tiny_flux, tmp_path):
+    expected = zoo.load_component(tiny_flux, component)
+    folder = shutil.copytree(tiny_flux, tmp_path / "m")
+    (folder / component / usual).unlink()
+    expected.save_pretrained(folder / component, max_shard_size="30KB", variant="fp16")
+    assert (folder / component / f"{usual}.index.fp16.json").is_file()
+    found = zoo.load_component(folder, component).state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.state_dict().items())
+
+
+@pytest.mark.parametrize("component", ["transformer", "text_encoder_2"])
+def test_weights_that_bitsandbytes_stored_want_a_gpu(component, tiny_flux, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_flux, tmp_path / "m")
+    config = folder / component / "config.json"
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": stored}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        UserError, match=rf"{component} of .* is stored quantised by bitsandbytes, which wants a GPU"
+    ):
+        zoo.load_component(folder, component)
 
 
 @pytest.mark.parametrize("component", ["transformer", "vae", "text_encoder", "tokenizer_2"])

@@ -16,8 +16,11 @@ from typing import Any
 from uhr.base.errors import UserError
 
 _CHUNK = 16 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""A disk or a quota without space, a limit on the size of a file, a disk that is mounted read-only."""
+_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A disk or a quota without space, a limit on the size of a file."""
+
+_FULL = (*_ROOM, errno.EROFS)
+"""Also a disk that is mounted read-only: what no read ever fails with."""
 
 
 @contextlib.contextmanager
@@ -70,7 +73,7 @@ def saving(
 ) -> Generator[None]:
     """Turn a failed write to `place`, a file or a folder, into one error of this kind: "PLACE cannot be
     written (No space left on device): FIX". `fix` may be a function where it depends on what was written
-    until then.
+    until then; "make room" in it reads "make it writable" where space is not what is missing.
 
     The block may do other things as well: an error counts as a failed write where it says that a disk takes
     no more (`disk_fault`), or is an OSError about a file in `place`. Every other error passes unchanged.
@@ -84,6 +87,8 @@ def saving(
         if reason is None:
             raise
         fix = fix if isinstance(fix, str) else fix()
+        if reason not in map(os.strerror, _ROOM):
+            fix = fix.replace("make room", "make it writable")
         raise kind(f"{place} cannot be written ({reason})", fix) from error
 
 

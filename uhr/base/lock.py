@@ -29,7 +29,8 @@ def only_run(folder: Path, where: object = None) -> Generator[None]:
 def is_held(folder: Path) -> bool:
     """Whether a process works in `folder` now."""
     try:
-        handle = os.open(folder / NAME, os.O_RDWR)
+        # to look takes no right to write, as on a disk that is mounted read-only
+        handle = os.open(folder / NAME, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

@@ -143,7 +143,7 @@ def test_an_edited_configuration_scheduler_or_tokenizer_is_told(uhr, tiny_flux, 
     assert "warning" not in uhr("--repeat", one, "--out", two).err
     edit("vae/config.json", scaling_factor=0.5)
     edit("scheduler/scheduler_config.json", max_shift=2.0)
-    edit("tokenizer/tokenizer_config.json", model_max_length=5)
+    edit("tokenizer/tokenizer_config.json", clean_up_tokenization_spaces=True)
     said = uhr("--repeat", one, "--out", two)
     assert sorted(line for line in said.err.splitlines() if line.startswith("warning: ")) == [
         "warning: configuration: that of the vae is not the same as then",
