@@ -130,11 +130,6 @@ def _without_weights(cls: Any, model: Model, name: str) -> Any:
     part = load_whole(cls, model.folder / name, where)
     if name == "tokenizer" and model.spec.family == "flux2" and not part.chat_template:
         raise UserError(f"{where} lacks chat_template.jinja", "download it again")
-    length = model.spec.text_lengths.get("clip")
-    if name == "tokenizer" and length is not None and part.model_max_length != length:
-        # samplers pad to the tokenizer's own length, training to the spec's
-        what = f"{where} has model_max_length {part.model_max_length}, and {model.spec.name} reads {length}"
-        raise UserError(what, "correct its tokenizer_config.json")
     return part
 
 
@@ -174,7 +169,13 @@ def load_text_encoders(
     opened = model if isinstance(model, Model) else open_model(model)
     names = [name for name in TEXT_COMPONENTS if name in opened.spec.components]
     opened = opened.fetched(names)
-    return _text_encoders(opened, {name: load_component(opened, name, dtype, device) for name in names})
+    parts = {name: load_component(opened, name, dtype, device) for name in names}
+    length, clip = opened.spec.text_lengths.get("clip"), parts["tokenizer"].model_max_length
+    if length is not None and clip != length:
+        # samplers pad to the tokenizer's own length, as the stock pipeline does, and these to the spec's
+        what = f"tokenizer of {opened.source.text} has model_max_length {clip}, and {opened.spec.name} reads"
+        raise UserError(f"{what} {length}", "correct its tokenizer_config.json")
+    return _text_encoders(opened, parts)
 
 
 def load_tokenizers(model: Model) -> TextEncoders | ChatEncoder | None:

@@ -348,13 +348,15 @@ def test_a_vae_that_does_not_say_its_scale_has_not_that_of_another_model(copy, k
 
 
 @pytest.mark.parametrize("length", [64, 128])
-def test_a_clip_tokenizer_of_another_length_than_training_pads_to_is_refused(copy, length):
+def test_a_clip_tokenizer_of_another_length_than_training_pads_to_is_refused_there(copy, length):
+    """Sampling pads to the tokenizer's own, as the stock pipeline does."""
     folder = copy("tiny_flux")
     configure(folder / "tokenizer", "tokenizer_config.json", model_max_length=length)
     with pytest.raises(
         UserError, match=rf"tokenizer of .* has model_max_length {length}, and tiny-flux1 reads 77"
     ):
-        zoo.load_component(folder, "tokenizer")
+        zoo.load_text_encoders(folder)
+    assert EulerPipeline.from_pretrained(folder).tokenizer_max_length == length
 
 
 def test_a_component_that_is_handed_over_is_the_callers_own(copy):
