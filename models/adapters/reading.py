@@ -131,10 +131,13 @@ def _halves(name: str, parts: Mapping[str, torch.Tensor], where: str) -> tuple[t
         raise UserError(f"adapter {where}: '{name}' lacks A or B", "download it again")
     a, b = parts["a"], parts["b"]
     alone = "alpha" not in parts or parts["alpha"].numel() == 1
-    if not (a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] > 0 and alone):
+    if not (a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] and a.numel() and b.numel() and alone):
         shapes = ", ".join(f"{half.upper()} {tuple(tensor.shape)}" for half, tensor in parts.items())
         fix = "A is [rank, in], B is [out, rank], alpha a number"
         raise UserError(f"adapter {where}: '{name}' has {shapes}", fix)
+    if not (a.is_floating_point() and b.is_floating_point()):
+        what = f"adapter {where}: '{name}' is stored in {a.dtype} and {b.dtype}, which are no plain floats"
+        raise UserError(what, "take the adapter before it was quantised")
     return a, b
 
 

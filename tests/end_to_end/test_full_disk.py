@@ -91,8 +91,8 @@ def test_a_disk_that_is_read_only_is_read_and_said_to_be_so(small, disk, capfd):
     ):
         assert main(words.format(folder).split()) == 0, capfd.readouterr().err
     for words, fix in {
-        "manifest report {}/set": "set/report.html cannot be written: make it writable there, or name another "
-        "file with --out",
+        "manifest report {}/set": "set/report.html cannot be written: make it writable there, or name "
+        "another file with --out",
         "train resume {}/run --set phases.0.steps=5": "run cannot be written: make it writable there",
         "train export {}/run --out {}/adapter": "adapter cannot be written: make it writable and export",
         "manifest slice {}/set --out {}/slice": "slice cannot be written to: name another folder",

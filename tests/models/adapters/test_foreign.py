@@ -260,6 +260,16 @@ def test_two_files_in_a_folder_are_ambiguous(transformer, tmp_path):
         load_adapter(transformer, tmp_path, "x")
 
 
+@pytest.mark.parametrize("half", ["lora_A", "lora_B"])
+@pytest.mark.parametrize("change", [lambda tensor: tensor.to(torch.int8), lambda tensor: tensor[:0]])
+def test_integers_and_nothing_are_no_halves_of_an_adapter(half, change):
+    path = "transformer.transformer_blocks.0.attn.to_q"
+    state = {f"{path}.lora_A.weight": torch.ones(2, 8), f"{path}.lora_B.weight": torch.ones(8, 2)}
+    name = f"{path}.{half}.weight"
+    with pytest.raises(UserError, match=r"has A|is stored in torch.*int8.*no plain floats"):
+        reading.read_state(state | {name: change(state[name])}, {}, FLUX1, "here")
+
+
 NARROW = {
     "transformer_blocks.0.attn.to_q": (8, 8),
     "transformer_blocks.0.attn.to_v": (8, 8),
