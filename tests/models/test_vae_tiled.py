@@ -73,7 +73,7 @@ def tightest(vae, part: str, height: int, width: int, samples: int = 1, **option
     try:
         ExactTiling(memory=1, **options).plan(vae, part, height, width, samples)
     except UserError as error:
-        (least,) = error.args[0].split("at least ")[1].split(",")[:1]
+        (least,) = str(error).split("at least ")[1].split(",")[:1]
         return ExactTiling(memory=least.replace(" ", ""), **options)
     raise AssertionError("one byte was enough")
 
