@@ -69,13 +69,13 @@ class Model:
         """The hub's commit (the snapshot's folder is named after it); None for a folder of the user's own."""
         return self.folder.name if self.source.repository else None
 
-    def with_backbone(self, path: Path, told: bool) -> Model:
-        """The same with the backbone's weights at `path`, a lone file or a folder. `told`: the user names the
-        spec, so that a file may have another number of blocks.
+    def with_backbone(self, path: Path, spec_given: bool) -> Model:
+        """The same with the backbone's weights at `path`, a lone file or a folder. With `spec_given`, the
+        user named the spec, and a file may have another number of blocks than it.
 
-        Raises UserError for a told file that is of another family or shape.
+        Raises UserError for a file that is of another family or shape then.
         """
-        if path.is_dir() or not told:
+        if path.is_dir() or not spec_given:
             return replace(self, backbone=path, blocks=())
         facts = backbone_facts(path)
         config = _read_json(self.folder / "transformer" / "config.json", f"{self.folder} has no transformer")
@@ -154,7 +154,7 @@ def open_model(
         raise UserError(f"'{model}' is the name of a spec, not of weights", what)
     source = Source.parse(model, fetch)
     folder = source.fetch(components)
-    known = recognise(folder) if spec is None else _told(folder, get(spec))
+    known = recognise(folder) if spec is None else _given_spec(folder, get(spec))
     known = replace(known, scheduler_config=read_config(folder))
     return Model(source.pinned(folder), folder, known)
 
@@ -174,7 +174,7 @@ def is_backbone(path: Path) -> bool:
     return _component_class(path) in {get(name).transformer_class for name in names()}
 
 
-def _told(folder: Path, spec: ModelSpec) -> ModelSpec:
+def _given_spec(folder: Path, spec: ModelSpec) -> ModelSpec:
     """The spec that the user says it is, unless its index says plainly that it is of another family."""
     index = _read_json(folder / INDEX, f"{folder} is no diffusers checkpoint")
     families = {other.transformer_class: other.family for other in map(get, names())}
@@ -202,7 +202,7 @@ def _open_backbone(
     if spec is None and opened.spec not in found:
         what = f"{path} is a backbone of {found[0].name}, and the base {base} is {opened.spec.name}"
         raise UserError(what, f"give a base that is {found[0].name}, {found[0].hub_id or 'or another file'}")
-    return opened.with_backbone(path, told=spec is not None)
+    return opened.with_backbone(path, spec_given=spec is not None)
 
 
 def backbone_specs(path: Path, spec: str | None = None) -> list[ModelSpec]:

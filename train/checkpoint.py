@@ -59,21 +59,21 @@ class DataRef(Config):
 
 class ModelRef(Config):
     """The frozen backbone. `name`: its hub id, or its folder's or file's name. `transformer`: its
-    `weights_hash`. `base`: where the rest of the model was, for a backbone alone. `told`: whether the user
-    named the spec."""
+    `weights_hash`. `base`: where the rest of the model was, for a backbone alone. `spec_given`: whether
+    the user named the spec."""
 
     path: str
     name: str
     spec: str
     transformer: str
     base: str | None = None
-    told: bool = False
+    spec_given: bool = False
 
     @property
     def named(self) -> ModelName:
         """The model as the user named it, at paths that mean the same from anywhere."""
         base = None if self.base is None else str(text_path(self.base))
-        return ModelName(str(text_path(self.path)), self.spec if self.told else None, base)
+        return ModelName(str(text_path(self.path)), self.spec if self.spec_given else None, base)
 
 
 class Stored(Config):

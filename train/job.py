@@ -129,7 +129,10 @@ def reopen(
         if name in ("model", "data"):
             what = f"the {name} is not what {out} was trained with"
             raise UserError(what, "say where that is", give={name: "PATH"})
-    kept = {"created": before.created, "model": info.model.model_copy(update={"told": before.model.told})}
+    kept = {
+        "created": before.created,
+        "model": info.model.model_copy(update={"spec_given": before.model.spec_given}),
+    }
     info = info.model_copy(update=kept)
     job = _job(out, recipe, opened, info, found)
     write_json(out / FILE, info.model_dump(mode="json"))
@@ -170,13 +173,13 @@ def _check(
     info = RunInfo(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
-        model=_model_ref(opened, told=model.spec is not None),
+        model=_model_ref(opened, spec_given=model.spec is not None),
         data=[_data_ref(encoded) for encoded in found.values()],
     )
     return info, opened, found
 
 
-def _model_ref(opened: Model, told: bool) -> ModelRef:
+def _model_ref(opened: Model, spec_given: bool) -> ModelRef:
     source, backbone = opened.source, opened.backbone
     # a folder's path must mean the same when the run is resumed from elsewhere
     whole = source.text if source.repository else path_text(opened.folder.absolute())
@@ -187,7 +190,7 @@ def _model_ref(opened: Model, told: bool) -> ModelRef:
         spec=opened.spec.name,
         transformer=shown_weights_hash(opened, "transformer"),
         base=None if backbone is None else whole,
-        told=told,
+        spec_given=spec_given,
     )
 
 

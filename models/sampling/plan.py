@@ -83,7 +83,7 @@ def _model(request: Request) -> Model | ModelSpec:
     backbone = request.weights.get("transformer")
     if backbone is None or not backbone.exists():
         return model
-    return model.with_backbone(backbone, told=request.spec is not None)
+    return model.with_backbone(backbone, spec_given=request.spec is not None)
 
 
 class Plan:

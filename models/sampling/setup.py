@@ -203,7 +203,7 @@ class Setup:
                 )
             check_weights(name, path, model.spec, told=request.spec is not None)
         if (backbone := request.weights.get("transformer")) is not None:
-            model = model.with_backbone(backbone, told=request.spec is not None)
+            model = model.with_backbone(backbone, spec_given=request.spec is not None)
         place = pick_device(request.device)
         if request.offload is not None:
             check_offload(request.offload, place)

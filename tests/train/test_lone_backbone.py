@@ -77,8 +77,8 @@ def test_a_lone_file_trains_as_its_model_does_and_goes_on_from_wherever_both_are
     assert "is not there: say where it is: --model PATH" in capsys.readouterr().err
     assert main([*resume, "--model", str(tmp_path / "moved.sft"), "--base", str(moved)]) == 0
     assert main(["train", "export", str(tmp_path / "lone"), "--out", str(tmp_path / "adapter")]) == 0
-    said = capsys.readouterr().out
-    assert f"--model {tmp_path / 'moved.sft'} --base '{moved}' --adapter" in said
+    printed = capsys.readouterr().out
+    assert f"--model {tmp_path / 'moved.sft'} --base '{moved}' --adapter" in printed
 
 
 def test_a_transformers_own_folder_of_shards_trains_as_its_model_does(run, tiny_flux, tmp_path):
@@ -107,7 +107,7 @@ def test_fewer_blocks_train_the_same_from_a_folder_and_from_a_file(run, lite, ti
         "transformer_blocks.1." in name for name in adapter(tmp_path / "file") if "single" not in name
     )
     assert main(["train", "resume", str(tmp_path / "file"), "--set", "phases.main.steps=3"]) == 0
-    assert json.loads((tmp_path / "file" / "run.json").read_text())["model"]["told"] is True
+    assert json.loads((tmp_path / "file" / "run.json").read_text())["model"]["spec_given"] is True
 
 
 def test_a_file_of_fewer_blocks_is_the_same_backbone_as_its_folder_for_every_reader(lite, tiny_flux):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and what is said where a disk refuses them."""
+"""Files that are whole or absent, and the error where a disk refuses them."""
 
 from __future__ import annotations
 
