@@ -115,6 +115,7 @@ def _import_faults(modules: list[str]) -> dict[str, str]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
+                errors="backslashreplace",  # a package may print a path that is not UTF-8
                 env={**os.environ, **QUIET},
             )
             assert probe.stdout is not None
@@ -140,7 +141,13 @@ def _accelerator() -> dict[str, Any]:
         "'name': torch.cuda.get_device_name() if c else '',"
         "'memory_bytes': torch.cuda.mem_get_info()[1] if c else 0}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        errors="backslashreplace",
+        check=False,
+    )
     if done.returncode:
         return {"device": "none", "name": "torch does not work", "memory_bytes": 0}
     return json.loads(done.stdout.splitlines()[-1])

@@ -180,6 +180,10 @@ def _start(address: str | None, workers: int | None) -> None:
                 cpus = (workers or cores()) + 1
                 room: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
                 ray.init("local", include_dashboard=False, **room, **quiet)
+    except UnicodeEncodeError as error:
+        # Ray sends the command line of this process along, as text
+        what = "Ray does not start from a command whose paths are not UTF-8"
+        raise UserError(what, "use --engine local, or give links with plain names") from error
     except (OSError, ValueError, RuntimeError, RayError) as error:
         words = " ".join(str(error).split())
         if address is None:

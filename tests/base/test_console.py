@@ -1,6 +1,19 @@
 import json
+import math
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from uhr.base import console
+
+HOSTILE = "red\x1b[31m\x07 two\nlines \u202ereversed\u2069 \x9b2J \u2028 caf\udce9"
+ESCAPED = r"red\x1b[31m\x07 two\nlines \u202ereversed\u2069 \x9b2J \u2028 caf\udce9"
 
 
 def test_progress_elsewhere_than_on_a_terminal_is_plain_lines(capsys):
@@ -39,3 +52,73 @@ def test_emit_gives_json_to_machines_and_text_to_people(capsys):
     assert json.loads(capsys.readouterr().out) == {"a": 1}
     console.emit({"a": 1}, False, lambda value: console.say(f"a is {value['a']}"))
     assert capsys.readouterr().out == "a is 1\n"
+
+
+def test_what_would_steer_a_terminal_is_printed_as_an_escape(capsys):
+    assert console.shown(HOSTILE) == ESCAPED
+    console.table([HOSTILE], [[HOSTILE], [None]])
+    assert capsys.readouterr().out.splitlines() == [ESCAPED, ESCAPED, "-"]
+    console.warn(HOSTILE)
+    assert capsys.readouterr().err == f"warning: {ESCAPED}\n"
+    with console.progress("scan", total=1, unit="files") as advance:
+        advance(1, HOSTILE)
+    assert capsys.readouterr().err.rstrip().endswith(ESCAPED)
+    # text of our own may have several lines
+    console.say("one\n\ttwo\x1b[2J")
+    assert capsys.readouterr().out == "one\n\ttwo\\x1b[2J\n"
+
+
+@given(st.text())
+def test_no_character_that_is_shown_does_anything_but_be_there(text):
+    shown = console.shown(text)
+    assert all(unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp", "Co") for c in shown)
+    assert not set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f") & set(shown)
+
+
+@pytest.mark.parametrize(
+    "text", ["Zoë", "日本　語", "می\u200cخواهم", "👩\u200d🚀", "a\xa0b", "100 %", "\\x1b"]
+)
+def test_what_people_write_is_shown_as_it_is(text):
+    assert console.shown(text) == text
+
+
+def test_a_bar_takes_no_colours_from_what_it_is_given(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with console.progress("[red]scan", total=1, unit="[bold]files") as advance:
+        advance(1, "[blink]note\x1b[2J")
+    printed = capsys.readouterr().err
+    assert "[red]scan" in printed
+    assert "[blink]note\\x1b[2J" in printed
+
+
+def test_json_is_valid_whatever_is_in_it(capsys):
+    value = {
+        "nan": math.nan,
+        "inf": [math.inf, (1.5, -math.inf)],
+        "path": Path("caf\udce9"),
+        "esc": "\x1b\u202e",
+    }
+    console.emit(value, True, lambda value: None)
+    printed = capsys.readouterr().out
+    assert json.loads(printed, parse_constant=pytest.fail) == {
+        "nan": None,
+        "inf": [None, [1.5, None]],
+        "path": "caf\udce9",
+        "esc": "\x1b\u202e",
+    }
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.binary(min_size=1, max_size=12).filter(lambda name: 0 not in name), min_size=1, max_size=4)
+)
+def test_a_command_to_copy_gives_a_shell_the_same_words(names):
+    paths = [Path(os.fsdecode(name)) for name in names]
+    line = console.command("curate", *paths)
+    assert line.isprintable()
+    script = f"uhr() {{ printf '%s\\0' \"$@\"; }}; {line}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
+    first, *given = done.stdout.split(b"\0")[:-1]
+    assert first == b"curate"
+    assert [Path(os.fsdecode(word)) for word in given] == paths
+    assert not any(word.startswith(b"-") for word in given)

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from uhr.base.errors import UserError, load_object, unknown, worded
+from uhr.base.errors import UserError, load_object, together, unknown, worded
 from uhr.manifests.units import PlanMismatch
 
 
@@ -53,3 +53,18 @@ def test_an_import_path_that_leads_nowhere_says_how_to_write_one(path):
     with pytest.raises(UserError) as error:
         load_object(path, "stage")
     assert error.value.fix
+
+
+def test_names_are_near_whatever_their_case():
+    assert unknown("column", "WIDTH", ["width", "height"]).fix == "did you mean width?"
+    assert unknown("model", "flux1-DVE", ["FLUX1-dev", "other"]).fix == "did you mean FLUX1-dev?"
+    assert unknown("key", "A", ["a", "A1"]).fix.startswith("did you mean a")
+
+
+def test_several_mistakes_are_one_line_with_the_fix_that_they_share():
+    errors = [UserError(f"line {n} is empty", "write a prompt") for n in range(1, 9)]
+    assert str(together(errors[:1])) == "line 1 is empty: write a prompt"
+    assert str(together(errors[:2])) == "line 1 is empty; line 2 is empty: write a prompt"
+    assert str(together(errors, most=2)) == "line 1 is empty; line 2 is empty; and 6 more: write a prompt"
+    mixed = [errors[0], UserError("line 9 holds a number", "write a text")]
+    assert str(together(mixed)) == "line 1 is empty: write a prompt; line 9 holds a number: write a text"
