@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from uhr.base.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def feather(box: Box, height: int, width: int, overlap: int) -> torch.Tensor:
 
 
 def _ramps(length: int, overlap: int, first: bool, last: bool) -> torch.Tensor:
+    import torch
+
     weights = torch.ones(length)
     if overlap > 0:
         # distances from the plateau to pixel centres, outermost first
@@ -105,11 +109,15 @@ class Canvas:
     def __init__(
         self, batch: int, channels: int, height: int, width: int, device: torch.device | str = "cpu"
     ):
+        import torch
+
         self._sum = torch.zeros(batch, channels, height, width, device=device)
         self._weights = torch.zeros(height, width, device=device)
 
     def add(self, box: Box, patch: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """`patch` is [B, C, h, w] at `box`, `weights` [h, w] (1 if none: MultiDiffusion's plain mean)."""
+        import torch
+
         place, weights = self._sum.device, torch.ones(patch.shape[-2:]) if weights is None else weights
         weights = weights.to(place, torch.float32)
         box.crop(self._sum).add_(patch.to(place, torch.float32) * weights)

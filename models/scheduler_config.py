@@ -18,8 +18,8 @@ from uhr.base.errors import UserError
 from uhr.models.spec import ShiftPolicy
 
 if TYPE_CHECKING:
+    from uhr.models.samplers.core.plan import SamplingStage
     from uhr.models.schedules import Shifter
-    from uhr.models.stages import Stage
 
 CLASS = "FlowMatchEulerDiscreteScheduler"
 
@@ -131,17 +131,17 @@ class SchedulerConfig:
             return self._levels(steps, tokens, dynamic)
         return schedules.shifted(ShiftPolicy(shift), steps, tokens, factor, dynamic).tolist()
 
-    def notes(self, family: Shifts, plan: Sequence[Stage], multiple: int) -> list[str]:
-        """What a user must know of a plan whose stages, or some of them, have noise levels of the sampler's
+    def notes(self, family: Shifts, stages: Sequence[SamplingStage], multiple: int) -> list[str]:
+        """What a user must know of a plan whose `stages`, or some of them, have noise levels of the sampler's
         own while the configuration asks for a spacing. `multiple` is the side of an image token in px."""
         asks = ", ".join(f"{key} {json.dumps(value)}" for key, value in self.spacing.items())
-        own = [stage.name for stage in plan if not self._made(family, stage, multiple)] if asks else []
+        own = [stage.name for stage in stages if not self._made(family, stage, multiple)] if asks else []
         if not own:
             return []
-        where = "this call" if len(own) == len(plan) else f"stage {', '.join(own)}"
+        where = "this call" if len(own) == len(stages) else f"stage {', '.join(own)}"
         return [f"the scheduler's {asks} does not act on {where}, whose noise levels are the sampler's own"]
 
-    def _made(self, family: Shifts, stage: Stage, multiple: int) -> bool:
+    def _made(self, family: Shifts, stage: SamplingStage, multiple: int) -> bool:
         """Whether the stage's levels are those of the configuration."""
         try:
             tokens = stage.height * stage.width // multiple**2

@@ -31,7 +31,7 @@ def print_overview(value: dict[str, list[dict[str, Any]]]) -> None:
 def samplers() -> list[dict[str, Any]]:
     """One entry per sampler, in the order of their registry."""
     return [
-        {"name": name, "families": list(info.paths), "summary": info.summary, "weights": info.weights}
+        {"name": name, "families": list(info.families), "summary": info.summary, "weights": info.weights}
         for name, info in SAMPLERS.items()
     ]
 

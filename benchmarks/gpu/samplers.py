@@ -23,8 +23,9 @@ from benchmarks.gpu.step import DENSE, blocks, forget, one_call
 from uhr.base.console import Advance, progress
 from uhr.models.attention.call import Windows
 from uhr.models.attention.counts import pairs
-from uhr.models.samplers import names_for, sampler_class
-from uhr.models.stages import Stage
+from uhr.models.samplers import find_sampler, names_for, sampler_class
+from uhr.models.samplers.core.plan import SamplingPlan
+from uhr.models.samplers.core.sampler import plan_of_spec
 
 PART = "sampler"
 OPTIONS: Mapping[str, Mapping[str, Any]] = {"euler": {"toolkit": {}}}
@@ -143,7 +144,8 @@ def run(bench: Bench) -> None:
 def _one(bench: Bench, name: str, size: str, suffix: str) -> None:
     cls = sampler_class(name, bench.shape.spec.family)
     few = FEW.get(name, {"num_inference_steps": 2})
-    calls, first = _calls(cls, bench, name, size, {}), _calls(cls, bench, name, size, few)
+    plan, short = _plan(bench, name, size, {}), _plan(bench, name, size, few)
+    calls, first = _calls(plan), _calls(short)
     way = f"{sum(calls)} calls{suffix}"
     # as if each call were dense and of the native size: what is larger is cut short by the deadline
     native = bench.shape.layout("1K").tokens + bench.shape.text
@@ -153,35 +155,37 @@ def _one(bench: Bench, name: str, size: str, suffix: str) -> None:
     one_call(bench, "1K", DENSE)()  # a base pass of one call would be all warm-up
     found = None
     try:
-        rehearsal = bench.attempt(PART, name, size, way, lambda: _paint(bench, cls, name, size, first, few))
+        rehearsal = bench.attempt(PART, name, size, way, lambda: _paint(bench, cls, name, short, few))
         if rehearsal is None:
             return
         found = _extrapolated(name, size, way, rehearsal, calls)
         if found.seconds is not None and found.seconds <= min(bench.limit, bench.budget.left):
-            whole = bench.attempt(PART, name, size, way, lambda: _paint(bench, cls, name, size, calls, {}))
+            whole = bench.attempt(PART, name, size, way, lambda: _paint(bench, cls, name, plan, {}))
             found = found if whole is None else _measured(name, size, way, whole)
     except OverTime as over:
         found = found or Row(PART, name, size, way, None, f"left out: {over}")
     bench.table.add(found)
 
 
-def _calls(cls: Any, bench: Bench, name: str, size: str, asked: Mapping[str, Any]) -> list[int]:
-    """Calls of each stage, by the sampler's own plan."""
-    spec, side = bench.shape.spec, bench.shape.side(size)
-    options = {**OPTIONS.get(name, {}), **asked}
-    steps = options.pop("num_inference_steps", cls.default_steps(spec))
-    plan: Sequence[Stage] = cls.planned(spec, cls.Options(**options), side, side, steps)
-    return [stage.steps * stage.calls for stage in plan]
+def _plan(bench: Bench, name: str, size: str, asked: Mapping[str, Any]) -> SamplingPlan:
+    """The sampler's own plan; `asked` overrides what it was published with."""
+    sampler, side = find_sampler(name), bench.shape.side(size)
+    given = {**OPTIONS.get(name, {}), **asked}
+    steps = given.pop("num_inference_steps", None)
+    return plan_of_spec(sampler, bench.shape.spec, sampler.Options(**given), (side, side), steps)
 
 
-def _paint(
-    bench: Bench, cls: Any, name: str, size: str, stages: list[int], asked: Mapping[str, Any]
-) -> Painted:
-    """A picture by a pipeline's whole call, from embeddings of a prompt to PIL; `asked` overrides what the
+def _calls(plan: SamplingPlan) -> list[int]:
+    """Calls of each stage."""
+    return [stage.total_calls for stage in plan.stages]
+
+
+def _paint(bench: Bench, cls: Any, name: str, plan: SamplingPlan, asked: Mapping[str, Any]) -> Painted:
+    """An image by a pipeline's whole call, from embeddings of a prompt to PIL; `asked` overrides what the
     sampler was published with."""
-    spec, side, clock = bench.shape.spec, bench.shape.side(size), bench.clock
+    request, clock, stages = plan.request, bench.clock, _calls(plan)
     pipeline, watched = bench.models.pipeline(cls), Calls(bench)
-    given = {"num_inference_steps": cls.default_steps(spec), **OPTIONS.get(name, {}), **asked}
+    given = {**OPTIONS.get(name, {}), **asked, "num_inference_steps": request.steps}
     last: list[torch.Tensor] = []
 
     def after_step(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -191,22 +195,23 @@ def _paint(
         return {}
 
     clock.clear()
-    with progress(f"{name} {size}", sum(stages), "calls") as advance, watched.of(pipeline.transformer):
+    title, transformer = f"{name} {request.width} px", pipeline.transformer
+    with progress(title, sum(stages), "calls") as advance, watched.of(transformer):
         watched.advance = advance
         clock.finish()
         begun = time.perf_counter()
         (picture,) = pipeline(
             **bench.models.prompt(),
-            height=side,
-            width=side,
-            guidance_scale=cls.default_guidance(spec),
+            height=request.height,
+            width=request.width,
+            guidance_scale=plan.guidance,
             generator=torch.Generator(bench.shape.device).manual_seed(4),
             callback_on_step_end=after_step,
             **given,
         ).images
         clock.finish()
         wall = time.perf_counter() - begun
-    if picture.size != (side, side) or not bool(torch.isfinite(last[0]).all()):
+    if picture.size != (request.width, request.height) or not bool(torch.isfinite(last[0]).all()):
         raise RuntimeError(f"{name} gave {picture.size} px, or latents that are not finite")
     if len(watched.flops) != sum(stages):
         raise RuntimeError(f"{name} took {len(watched.flops)} calls, and its plan says {sum(stages)}")

@@ -1,6 +1,6 @@
 """What one family of backbones knows and the others do not: the contract that samplers and training call.
 
-A backbone is stateless, loads nothing and touches no pipeline; transformers and configurations are handed in.
+A backbone is stateless and loads nothing; transformers, configurations and text encoders are arguments.
 Common to all families, and so not in here: sigma in [0, 1] with 1 = noise, velocity = noise - data, model
 latents z [B, C, H/8, W/8] packed into tokens [B, N, 4C] by 2x2 patches (`latents.pack`), ids in float32.
 """
@@ -13,15 +13,24 @@ from typing import Any, ClassVar
 
 import torch
 
-from uhr.models.conditions import Condition
+from uhr.models.backbones.conditions import Condition, Prompt
 from uhr.models.schedules import Shifter
 from uhr.models.spec import GuidanceKind
+from uhr.models.text import Embedded
 
 
 class Backbone(ABC):
     """One family. `name` is the `family` of its specs."""
 
     name: ClassVar[str]
+
+    pooled: ClassVar[bool]
+    """Whether it takes a second text and a pooled embedding."""
+
+    @abstractmethod
+    def embed(self, pipeline: Any, prompt: Prompt, length: int) -> Embedded:
+        """Encode texts by the text encoders of a diffusers pipeline of the family, at most `length` tokens of
+        each; embeddings that are given stay as they are."""
 
     @abstractmethod
     def image_ids(self, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -62,5 +71,12 @@ class Backbone(ABC):
         """One forward pass: velocity (noise - data) at tokens [B, N, 4C] of noise level sigma [B], float32.
 
         Sigma and guidance go in as float32: the transformer itself casts them to its dtype before it
-        multiplies by 1000, in training as in sampling. `attention` goes to the attention processors.
+        multiplies by 1000, in training as in sampling. `attention` are the user's keyword arguments of the
+        attention processors; `condition.attention` is added to them.
         """
+
+
+def attention_arguments(condition: Condition, attention: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`joint_attention_kwargs` of one call."""
+    own = {} if condition.attention is None else {"attention": condition.attention}
+    return {**(attention or {}), **own}

@@ -9,16 +9,35 @@ from typing import Any
 import torch
 
 from uhr.models import latents as latent
-from uhr.models.backbones.base import Backbone
-from uhr.models.conditions import Condition
+from uhr.models.backbones.base import Backbone, attention_arguments
+from uhr.models.backbones.conditions import Condition, Prompt
 from uhr.models.schedules import Calibration
 from uhr.models.spec import GuidanceKind
+from uhr.models.text import Embedded, TextEncoders, embed_prompts
 
 
 class Flux1(Backbone):
     """`FluxTransformer2DModel`."""
 
     name = "flux1"
+    pooled = True
+
+    def embed(self, pipeline: Any, prompt: Prompt, length: int) -> Embedded:
+        """T5's [B, length, D] and CLIP's [B, P]."""
+        if prompt.embeds is not None:
+            return Embedded(prompt.embeds, prompt.pooled)
+        lengths = {"clip": pipeline.tokenizer_max_length, "t5": length}
+        encoders = TextEncoders(
+            pipeline.tokenizer,
+            pipeline.text_encoder,
+            pipeline.tokenizer_2,
+            pipeline.text_encoder_2,
+            lengths,
+        )
+        texts = _converted(pipeline, prompt.texts or [], pipeline.tokenizer)
+        if prompt.texts_2 is None:
+            return embed_prompts(encoders, texts)
+        return embed_prompts(encoders, texts, _converted(pipeline, prompt.texts_2, pipeline.tokenizer_2))
 
     def image_ids(self, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """(0, row, column)."""
@@ -57,6 +76,14 @@ class Flux1(Backbone):
             encoder_hidden_states=condition.text,
             txt_ids=condition.text_ids,
             img_ids=condition.image_ids,
-            joint_attention_kwargs=dict(attention or {}),
+            joint_attention_kwargs=attention_arguments(condition, attention),
             return_dict=False,
         )[0].float()
+
+
+def _converted(pipeline: Any, texts: list[str], tokenizer: Any) -> list[str]:
+    """The texts with every token of textual inversion that stands for several vectors written out. Only for
+    tokenizers that have such a token: of a long text diffusers' function would print a warning."""
+    known = tokenizer.get_added_vocab()
+    several = any(f"{token}_1" in known for token in known)
+    return pipeline.maybe_convert_prompt(texts, tokenizer) if several else texts

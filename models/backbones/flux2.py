@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from uhr.models.backbones.base import Backbone
-from uhr.models.conditions import Condition
+from uhr.models.backbones.base import Backbone, attention_arguments
+from uhr.models.backbones.conditions import Condition, Prompt
 from uhr.models.schedules import refuse_runaway
 from uhr.models.spec import GuidanceKind
+from uhr.models.text import CHAT_LAYERS, ChatEncoder, Embedded, embed_chat
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,16 @@ class Flux2(Backbone):
     """`Flux2Transformer2DModel`."""
 
     name = "flux2"
+    pooled = False
+
+    def embed(
+        self, pipeline: Any, prompt: Prompt, length: int, layers: Sequence[int] = CHAT_LAYERS
+    ) -> Embedded:
+        """Three of Qwen3's hidden states side by side, [B, length, 3 D]; padded places included."""
+        if prompt.embeds is not None:
+            return Embedded(prompt.embeds, None)
+        encoder = ChatEncoder(pipeline.tokenizer, pipeline.text_encoder, {"qwen3": length})
+        return embed_chat(encoder, prompt.texts or [], layers)
 
     def image_ids(self, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """(0, row, column, 0)."""
@@ -87,6 +98,6 @@ class Flux2(Backbone):
             encoder_hidden_states=condition.text,
             txt_ids=condition.text_ids,
             img_ids=condition.image_ids,
-            joint_attention_kwargs=dict(attention or {}),
+            joint_attention_kwargs=attention_arguments(condition, attention),
             return_dict=False,
         )[0].float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from uhr.models.costs.operations import Operations
-from uhr.models.costs.work import Calls, Coding, Windowed
+from uhr.models.samplers.core.plan import BackboneCalls, Coding, WindowedAttention
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ class BackboneMemory:
         self._layers = whole.num_layers + whole.num_single_layers
         self._width = whole.num_attention_heads * whole.attention_head_dim
 
-    def peak(self, calls: Calls) -> int:
+    def peak(self, calls: BackboneCalls) -> int:
         """Most bytes of activations alive at once in one of the calls, guide included.
 
         What attention takes is the gathered back end's, or one fused kernel's.
@@ -47,21 +47,21 @@ class BackboneMemory:
             calls.together, calls.image, self._slim.config.in_channels, device="meta", dtype=torch.float32
         )
         level = torch.empty(calls.together, device="meta")
-        told, condition = self._attention(calls), self._condition(calls)
+        condition = self._condition(calls)
 
         def call() -> torch.Tensor:
-            return self._backbone.call(self._slim, sample, level, condition, {"attention": told})
+            return self._backbone.call(self._slim, sample, level, condition)
 
         with temporarily(self._slim, AttentionCalls()):
             return peak_bytes(call)
 
-    def kept(self, calls: Calls) -> int:
+    def kept(self, calls: BackboneCalls) -> int:
         """Bytes of a guide's keys and values that stay between the calls of one branch of guidance."""
         if calls.windows is None or calls.windows.guide != "kept":
             return 0
         return 2 * self._layers * calls.guide * self._width * self._dtype.itemsize * calls.together
 
-    def _attention(self, calls: Calls) -> Any:
+    def _attention(self, calls: BackboneCalls) -> Any:
         from uhr.models.attention.call import Windows
         from uhr.models.attention.proportional import Proportional
 
@@ -70,7 +70,7 @@ class BackboneMemory:
             return Proportional()
         return Windows(windows.layout, windows.rules, self._guide(calls, windows), "gathered")
 
-    def _guide(self, calls: Calls, windows: Windowed) -> Any:
+    def _guide(self, calls: BackboneCalls, windows: WindowedAttention) -> Any:
         import torch
 
         from uhr.models.attention.guide import Guide
@@ -80,10 +80,10 @@ class BackboneMemory:
         channels = self._slim.config.in_channels
         return Guide(torch.empty(calls.together, calls.guide, channels, device="meta"))
 
-    def _condition(self, calls: Calls) -> Any:
+    def _condition(self, calls: BackboneCalls) -> Any:
         import torch
 
-        from uhr.models.conditions import Condition
+        from uhr.models.backbones.conditions import Condition
 
         config, batch = self._slim.config, calls.together
         pooled = config.get("pooled_projection_dim")
@@ -95,6 +95,7 @@ class BackboneMemory:
             # only their number matters
             image_ids=self._backbone.image_ids(calls.image, 1, "meta"),
             guidance=torch.empty(batch, device="meta") if config.get("guidance_embeds") else None,
+            attention=self._attention(calls),
         )
 
 

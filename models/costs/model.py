@@ -18,8 +18,8 @@ from uhr.models.costs.memory import BACKBONE, VAE
 from uhr.models.costs.operations import BackboneCost, Operations
 from uhr.models.costs.shapes import empty_components
 from uhr.models.costs.weights import WeightBytes, weight_bytes
-from uhr.models.costs.work import Calls, Coding
 from uhr.models.opening import Model
+from uhr.models.samplers.core.plan import BackboneCalls, Coding
 from uhr.models.spec import ModelSpec
 from uhr.models.vae.f16 import F16, vae_factor
 from uhr.models.vae.tiled import ExactTiling
@@ -57,7 +57,7 @@ class ModelCost:
         self.backbone = BackboneCost.of(self._parts[BACKBONE])
         self._weights: dict[str | None, dict[str, WeightBytes]] = {}
         self._coded: dict[tuple[Any, ...], tuple[int, Operations]] = {}
-        self._peaks: dict[Calls, int] = {}
+        self._peaks: dict[BackboneCalls, int] = {}
 
     @property
     def text_encoders(self) -> list[str]:
@@ -95,7 +95,7 @@ class ModelCost:
             self._coded[key] = coding_takes(self._parts[VAE], coding, tiling)
         return self._coded[key]
 
-    def activations(self, calls: Calls, quantize: str | None) -> dict[str, int]:
+    def activations(self, calls: BackboneCalls, quantize: str | None) -> dict[str, int]:
         """Bytes that one of the calls needs beside the weights, by what they are."""
         one = replace(calls, count=1)
         if one not in self._peaks:
@@ -109,7 +109,7 @@ class ModelCost:
             held["products of 8 bits"] = rows * (4 * self._widest[1] + self._widest[2])
         return held
 
-    def guide(self, calls: Calls) -> int:
+    def guide(self, calls: BackboneCalls) -> int:
         """Bytes of a guide's keys and values that one branch of guidance keeps."""
         return self._memory.kept(calls)
 

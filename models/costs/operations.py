@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import nn
 
+    from uhr.models.samplers.core.plan import BackboneCalls
+
 
 class Operations(NamedTuple):
     """By what they run on: matrix products of weights, of attention, and convolutions."""
@@ -96,6 +98,18 @@ class BackboneCost:
     def attention(self, pairs: int) -> int:
         """Of `pairs` in every layer: scores and weighted values."""
         return 4 * self.head_dim * self.heads * pairs * self.layers
+
+
+def of_calls(calls: BackboneCalls, backbone: BackboneCost) -> Operations:
+    """The operations of all of the calls, those of their guide included."""
+    whole = backbone.call(calls.image, calls.text, calls.pairs).times(calls.count)
+    if not calls.guide or calls.windows is None:
+        return whole
+    from uhr.models.attention.counts import pairs
+
+    counted = pairs(calls.windows.layout, calls.windows.rules, calls.text)
+    guide = backbone.guide(calls.guide, counted.guide)
+    return whole.plus(guide.times(1 if calls.windows.guide == "kept" else calls.count))
 
 
 def passed_by(name: str) -> str:

@@ -1,5 +1,8 @@
-"""The samplers by name. A new one is a file here, its options in `options.py`, and an entry in `SAMPLERS`; a
-user's own goes by import path."""
+"""The samplers by name.
+
+A new one is a file here and an entry in `SAMPLERS`; a user's own is named by its import path
+(docs/extending-samplers.md). Importing this, and any sampler's options, does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -8,80 +11,69 @@ from dataclasses import dataclass
 from typing import Any
 
 from uhr.base.errors import UserError, load_object, unknown
+from uhr.models.samplers.core.sampler import FAMILIES, Sampler
 
 
 @dataclass(frozen=True)
 class SamplerInfo:
-    """A sampler before its code is imported: its pipeline class on each family of backbones, and what it
-    needs."""
+    """A sampler before its code is imported: where its class is, what it does, and which weights it takes."""
 
-    name: str
-    """Of its classes, before `Options` and `Pipeline`."""
+    path: str
+    """`package.module:Class` of a `Sampler`."""
 
-    paths: Mapping[str, str]
     summary: str
     weights: str
 
-
-def _on_both(module: str, name: str) -> Mapping[str, str]:
-    """A sampler's pipelines on FLUX.1 and FLUX.2, by its file here and its name in them."""
-    path = f"{__name__}.{module}"
-    return {"flux1": f"{path}:{name}Pipeline", "flux2": f"{path}:Flux2{name}Pipeline"}
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families of backbones that it runs on."""
+        return FAMILIES
 
 
 SAMPLERS: Mapping[str, SamplerInfo] = {
     "euler": SamplerInfo(
-        "Euler",
-        _on_both("euler", "Euler"),
+        f"{__name__}.euler:Euler",
         "plain Euler steps, as FLUX was published",
         "any FLUX checkpoint; takes any LoRA of its family, URAE's (github.com/Huage001/URAE) among them",
     ),
     "sdedit": SamplerInfo(
-        "SDEdit",
-        _on_both("sdedit", "SDEdit"),
-        "a base picture or yours, enlarged, noised part of the way and painted on",
+        f"{__name__}.sdedit:SDEdit",
+        "a base image or yours, enlarged, noised part of the way and denoised from there",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "multidiffusion": SamplerInfo(
-        "MultiDiffusion",
-        _on_both("multidiffusion", "MultiDiffusion"),
+        f"{__name__}.multidiffusion:MultiDiffusion",
         "overlapping windows of the native size, averaged at every step",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "demofusion": SamplerInfo(
-        "DemoFusion",
-        _on_both("demofusion", "DemoFusion"),
-        "stages of windows, tied by skip residuals and by sub-grids of the whole picture",
+        f"{__name__}.demofusion:DemoFusion",
+        "stages of windows, tied by skip residuals and by sub-grids of the whole image",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "imax": SamplerInfo(
-        "IMax",
-        _on_both("imax", "IMax"),
-        "from noise at full size, drawn towards an enlarged base picture",
+        f"{__name__}.imax:IMax",
+        "from noise at full size, drawn towards an enlarged base image",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "hiflow": SamplerInfo(
-        "HiFlow",
-        _on_both("hiflow", "HiFlow"),
+        f"{__name__}.hiflow:HiFlow",
         "a cascade in which each stage follows the path of the one below",
         "any FLUX checkpoint; takes any LoRA of its family",
     ),
     "ultragen": SamplerInfo(
-        "UltraGen",
-        _on_both("ultragen", "UltraGen"),
-        "a base picture or yours guides local windows of attention: 4K, 8K and beyond",
+        f"{__name__}.ultragen:UltraGen",
+        "a base image or yours guides local windows of attention: 4K, 8K and beyond",
         "UltraGen's LoRA (github.com/PeterYYZhang/Scale-DiT links it), or one trained on guide tokens; "
         "unadapted without",
     ),
     "patch-cascade": SamplerInfo(
-        "PatchCascade",
-        _on_both("patch_cascade", "PatchCascade"),
-        "a base picture or yours, enlarged and painted anew in overlapping patches",
+        f"{__name__}.patch_cascade:PatchCascade",
+        "a base image or yours, enlarged and generated anew in overlapping patches",
         "any FLUX checkpoint, unadapted; better with an adapter for patches, none of which is published",
     ),
     "ultraflux": SamplerInfo(
-        "UltraFlux",
-        _on_both("ultraflux", "UltraFlux"),
+        f"{__name__}.ultraflux:UltraFlux",
         "native 4K in one pass, with an F16 VAE and Resonance positions",
         "Owen777/UltraFlux-v1, its transformer from Owen777/UltraFlux-v1-1-Transformer",
     ),
@@ -94,43 +86,60 @@ def check_name(name: str) -> None:
         raise unknown("sampler", name, SAMPLERS)
 
 
+def find_sampler(name: str) -> Sampler:
+    """The sampler of a name, or of an import path `package.module:Class`: of a `Sampler`, or of a pipeline
+    derived from one of ours."""
+    return _loaded(name)()
+
+
 def options_class(name: str) -> Any:
-    """The options of a sampler, by name without importing its code, or by import path."""
-    check_name(name)
-    if name not in SAMPLERS:
-        return load_object(name, "sampler").Options
-    return load_object(f"{__name__}.options:{SAMPLERS[name].name}Options", "sampler")
+    """The options of a sampler; of a pipeline its own, which may have more than its sampler's."""
+    _loaded(name)
+    return _object(name).Options
 
 
 def names_for(family: str) -> list[str]:
     """The samplers that run on a family of backbones."""
-    return [name for name, info in SAMPLERS.items() if family in info.paths]
+    return [name for name, info in SAMPLERS.items() if family in info.families]
 
 
 def sampler_class(name: str, family: str) -> Any:
     """The pipeline class of a sampler on a family of backbones, by name or by import path
     `package.module:Class`; UserError for a family that it does not run on."""
     check_name(name)
-    if name not in SAMPLERS:
-        cls = load_object(name, "sampler")
-        own = getattr(getattr(cls, "backbone", None), "name", None)
-        if own != family:
-            what = f"sampler '{name}' is for {own} backbones" if own else f"'{name}' is no sampler's pipeline"
-            fix = "derive it from a SamplerPipeline and a class of uhr.models.samplers.families"
-            raise UserError(f"{what}, and this one is of family {family}", fix)
-        return cls
-    paths = SAMPLERS[name].paths
-    if family not in paths:
+    loaded = _object(name)
+    own = getattr(getattr(loaded, "family", None), "name", None)
+    if own is not None and own != family:
+        what = f"sampler '{name}' is for {own} backbones, and this one is of family {family}"
+        raise UserError(what, "name the sampler's own class, which has a pipeline for each family")
+    if family not in FAMILIES:
         what = f"sampler '{name}' does not run on {family} backbones"
-        raise UserError(
-            what, f"it runs on {', '.join(paths)}; on {family} run {', '.join(names_for(family))}"
-        )
-    return load_object(paths[family], "sampler")
+        raise UserError(what, f"it runs on {', '.join(FAMILIES)}")
+    if own is not None:
+        return loaded
+    from uhr.models.samplers.core.family_pipelines import pipeline_class
+
+    return pipeline_class(_loaded(name), family)
 
 
-def check_takes_picture(name: str, family: str) -> None:
-    """UserError, with those that do, for a sampler in which no picture takes the place of a base pass."""
-    if sampler_class(name, family).takes_picture:
+def check_takes_image(name: str) -> None:
+    """UserError, with those that do, for a sampler in which no image replaces a base pass."""
+    if find_sampler(name).takes_image:
         return
-    those = [other for other in names_for(family) if sampler_class(other, family).takes_picture]
+    those = [other for other in SAMPLERS if find_sampler(other).takes_image]
     raise UserError(f"sampler '{name}' takes no picture", f"these do: {', '.join(those)}")
+
+
+def _object(name: str) -> Any:
+    check_name(name)
+    return load_object(SAMPLERS[name].path if name in SAMPLERS else name, "sampler")
+
+
+def _loaded(name: str) -> type[Sampler]:
+    """The class of a sampler; of a pipeline that of its sampler."""
+    found = _object(name)
+    found = getattr(found, "sampler", found)
+    found = type(found) if isinstance(found, Sampler) else found
+    if not (isinstance(found, type) and issubclass(found, Sampler)):
+        raise UserError(f"'{name}' is no sampler", "derive it from uhr.models.samplers.core.sampler.Sampler")
+    return found

@@ -1,30 +1,64 @@
 """DemoFusion for flow models: progressive stages of windows, held together by skip residuals and by
-sub-grids that see the whole picture."""
+sub-grids that see the whole image."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from pydantic import Field
 
-from uhr.models import flow
-from uhr.models.conditions import Conditions
-from uhr.models.costs.work import Calls, Coding
-from uhr.models.filters import bicubic, gaussian_blur
+from uhr.models.choices import Ring
 from uhr.models.patches import Box
-from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.multidiffusion import average, windowed_calls, windows
-from uhr.models.samplers.options import DemoFusionOptions
-from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import Staged
-from uhr.models.sizes import whole_times
-from uhr.models.stages import Ask, Stage, sized
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.guidance import guided_plan
+from uhr.models.samplers.core.options import StagedOptions
+from uhr.models.samplers.core.plan import (
+    BackboneCalls,
+    Coding,
+    SamplingPlan,
+    SamplingRequest,
+    SamplingStage,
+    with_codings,
+)
+from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.size_rule import SizeRule
+from uhr.models.samplers.core.stages import base_stage, dense_stage, text_tokens, upper_levels
+from uhr.models.samplers.multidiffusion import latent_windows, windowed_calls
+from uhr.models.sizes import Size, whole_times
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.samplers.core.conditioning import Conditions
+    from uhr.models.samplers.core.engine import Engine, Velocity
 
 
-class DemoFusion(Staged):
+class DemoFusionOptions(StagedOptions):
+    """Published for SDXL (2311.16973); defaults as in its code.
+
+    residual_power, global_power, blur_power: 3, 1, 1: exponents of the cosine c by which the skip residual,
+                the global path and the blur fade
+    blur:       largest sigma of the blur in latents: 1 in the code, 0.8 in its README
+    overlap:    share of a window's side by which the next one overlaps it
+    jitter:     windows move at random by up to a quarter of the overlap, in whole tokens
+    jitter_seed: where they move; apart from the generator, so that a batch is its images made one by one
+    ring:       what windows find beyond the image's border (`swin.Ring`; the code: zeros)
+    """
+
+    residual_power: float = Field(default=3.0, ge=0)
+    global_power: float = Field(default=1.0, ge=0)
+    blur_power: float = Field(default=1.0, ge=0)
+    blur: float = Field(default=1.0, gt=0)
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    jitter: bool = True
+    jitter_seed: int = 0
+    ring: Ring = Ring.NOISE
+
+
+class DemoFusion(Sampler):
     """DemoFusion's stages 1x, 2x, ..., Sx, each of 50 steps from pure noise, for flow models: add_noise is
     (1 - sigma) z + sigma e, and there is no micro-conditioning.
 
@@ -33,110 +67,141 @@ class DemoFusion(Staged):
     """
 
     Options = DemoFusionOptions
-    above_native = True
     published_steps = 50
 
-    @classmethod
-    def unit(cls, ask: Ask, options: Any) -> int:
-        return ask.multiple * whole_times(ask.size, ask.native, ask.multiple)
+    def sizes(self, facts: ModelFacts, options: Any) -> SizeRule:
+        return SizeRule(lambda size: facts.multiple * _times(facts, size), above=facts.native)
 
-    @classmethod
-    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
-        if stage.name == "base":
-            return super().calls(ask, options, stage, text)
-        base = whole_times(ask.size, ask.native, ask.multiple)
-        times = stage.height * base // ask.height
-        whole = stage.steps * times**2
-        tokens = stage.height * stage.width // (times * ask.multiple) ** 2
-        (windows,) = windowed_calls(ask, options, stage, text)
-        return replace(windows, count=windows.count - whole), Calls(whole, tokens, text)
+    def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
+        times = _times(facts, request.size)
+        base = request.height // times, request.width // times
+        levels = upper_levels(facts, request.steps, options.shift, options.shift_factor)
+        stages = [_stage(facts, request, options, base, s, levels) for s in range(2, times + 1)]
+        if not request.image:
+            stages.insert(0, base_stage(facts, request, levels, base))
+        codings: list[tuple[Coding, ...]] = [()] * len(stages)
+        if request.image:
+            codings[0] = (Coding("encode", *base),)
+        codings[-1] += (Coding("decode", *request.size),)
+        return guided_plan(facts, request, options, with_codings(stages, codings))
 
-    @classmethod
-    def codings(cls, ask: Ask, options: Any, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:
-        found: list[tuple[Coding, ...]] = [()] * len(plan)
-        if ask.picture:
-            found[0] = (Coding("encode", plan[0].height // 2, plan[0].width // 2),)
-        return [*found[:-1], (*found[-1], Coding("decode", *plan[-1].size))]
+    def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
+        from uhr.models.samplers.core.passes import base_pass
 
-    @classmethod
-    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        times = whole_times(ask.size, ask.native, ask.multiple)
-        height, width = ask.height // times, ask.width // times
-        levels, side = ask.levels(options.shift, options.shift_factor), 2 * ask.native_side
-        stages = []
-        for s in range(2, times + 1):
-            latents = (2 * s * height // ask.multiple, 2 * s * width // ask.multiple)
-            calls = len(windows(latents, side, options.overlap)) + s**2
-            stages.append(sized(s * height, s * width, levels, calls))
-        return stages if ask.picture else [ask.base(levels, (height, width)), *stages]
-
-    def run(self, job: Job) -> Generator[torch.Tensor]:
-        first, *upper = job.plan
-        if job.picture is None:
-            z = self.base(job)
+        upper = plan.stages
+        if engine.image is None:
+            z = base_pass(engine, upper[0])
             yield z
+            upper = upper[1:]
         else:
-            upper = job.plan
-            z = self.enlarge(job.picture, sized(first.height // 2, first.width // 2, first.sigmas))
+            z = engine.enlarge(engine.image, (upper[0].height // 2, upper[0].width // 2))
         anchor = z
         for times, stage in enumerate(upper, start=2):
-            z = restandardised(self._stage(job, stage, times, z), anchor)
+            z = restandardised(_run_stage(engine, plan.options, stage, times, z), anchor)
             yield z
 
-    def _stage(self, job: Job, stage: Stage, times: int, below: torch.Tensor) -> torch.Tensor:
-        """z at `times` the base's side, from that of the stage below."""
-        options, noise = job.options, self.fresh(job, stage)
-        data = bicubic(below, *noise.shape[-2:])
-        boxes = windows((noise.shape[-2], noise.shape[-1]), 2 * job.native.side, options.overlap)
-        reach = 2 * (round(2 * job.native.side * options.overlap) // 8) if options.jitter else 0
-        draw = torch.Generator().manual_seed(options.jitter_seed)
 
-        def velocity(x: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
+def _times(facts: ModelFacts, size: Size) -> int:
+    """How many times the base's side that of a size is."""
+    return whole_times(size, facts.native, facts.multiple)
+
+
+def _stage(
+    facts: ModelFacts,
+    request: SamplingRequest,
+    options: DemoFusionOptions,
+    base: Size,
+    times: int,
+    levels: Sequence[float],
+) -> SamplingStage:
+    """The stage at `times` the base's side: every step takes its windows, and times^2 sub-grids."""
+    size, steps = (times * base[0], times * base[1]), len(levels) - 1
+    count = len(latent_windows(facts, size, options.overlap))
+    calls = (
+        windowed_calls(facts, request, size, steps * count),
+        BackboneCalls(steps * times**2, facts.tokens(base), text_tokens(facts, request)),
+    )
+    return replace(dense_stage(facts, request, size, levels), calls=calls)
+
+
+def _run_stage(
+    engine: Engine, options: DemoFusionOptions, stage: SamplingStage, times: int, below: torch.Tensor
+) -> torch.Tensor:
+    """z at `times` the base's side, from that of the stage below."""
+    import torch
+
+    from uhr.models import flow
+    from uhr.models.filters import bicubic, gaussian_blur
+
+    noise = engine.fresh(stage)
+    data = bicubic(below, *noise.shape[-2:])
+    side = 2 * engine.facts.native_side
+    boxes = latent_windows(engine.facts, stage.size, options.overlap)
+    reach = 2 * (round(side * options.overlap) // 8) if options.jitter else 0
+    draw = torch.Generator().manual_seed(options.jitter_seed)
+
+    with engine.network(stage) as network:
+        local = _jittered_windows(network, engine, options.ring, boxes, reach, draw)
+        whole = _sub_grids(network, times)
+
+        def velocity(x: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
             c = 0.5 * (1 + math.cos(math.pi * (1 - sigma)))
             share = c**options.residual_power
             z = (1 - share) * x + share * flow.interpolate(data, noise, sigma)
-            local = self._local(job, z, sigma, said, boxes, reach, draw)
+            v_local = local(z, sigma, step, conditions)
             width = options.blur * (0.99 * c**options.blur_power + 0.01)
             blurred = restandardised(gaussian_blur(z, width, radius=times - 1), z)
-            whole = self._global(blurred, sigma, said, times)
+            v_whole = whole(blurred, sigma, step, conditions)
             share = c**options.global_power
-            v = (1 - share) * local + share * whole
-            # the step is taken from z: its distance from x goes along
+            v = (1 - share) * v_local + share * v_whole
+            # the step is taken from z: its distance from x is added
             return v + (z - x) / (stage.sigmas[step + 1] - sigma)
 
-        return self.follow(job, stage, noise, velocity)
+        return engine.integrate(stage, noise, velocity)
 
-    def _local(
-        self,
-        job: Job,
-        z: torch.Tensor,
-        sigma: float,
-        said: Conditions,
-        boxes: Sequence[Box],
-        reach: int,
-        draw: torch.Generator,
-    ) -> torch.Tensor:
-        """The mean velocity of jittered windows; `reach` is even."""
-        if reach == 0:
-            return average(self, z, sigma, said, boxes)
+
+def _jittered_windows(
+    velocity: Velocity,
+    engine: Engine,
+    ring: Ring,
+    boxes: Sequence[Box],
+    reach: int,
+    draw: torch.Generator,
+) -> Velocity:
+    """The mean velocity of windows that move by up to `reach`, which is even, at every step."""
+    from uhr.models.samplers.core.velocities import ringed, window_mean
+
+    if reach == 0:
+        return window_mean(velocity, boxes)
+
+    def local(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
         moved = [jittered(box, *z.shape[-2:], reach, draw) for box in boxes]
-        around = self.ringed(job, z, sigma, job.options.ring, reach)
-        return average(self, around, sigma, said, moved, ring=reach)
+        around = ringed(engine, z, sigma, ring, reach)
+        return window_mean(velocity, moved, ring=reach)(around, sigma, step, conditions)
 
-    def _global(self, z: torch.Tensor, sigma: float, said: Conditions, times: int) -> torch.Tensor:
-        """The velocity on times^2 interleaved sub-grids, each of the base's size."""
-        whole = torch.empty_like(z)
+    return local
+
+
+def _sub_grids(velocity: Velocity, times: int) -> Velocity:
+    """The velocity on times^2 interleaved sub-grids, each of the base's size."""
+    import torch
+
+    def whole(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
+        found = torch.empty_like(z)
         for top in range(times):
             for left in range(times):
                 part = z[..., top::times, left::times]
-                whole[..., top::times, left::times] = self.field(part, sigma, said)
-        return whole
+                found[..., top::times, left::times] = velocity(part, sigma, step, conditions)
+        return found
+
+    return whole
 
 
 def jittered(box: Box, height: int, width: int, reach: int, draw: torch.Generator) -> Box:
     """The box moved by up to `reach` each way, in even units, on a grid that has a ring of that width around
     [height, width]. A box at a border moves outwards alone, one that spans an axis not at all: with an
-    overlap of twice the reach no place is left bare."""
+    overlap of twice the reach no place is left uncovered."""
+    import torch
 
     def move(first: bool, last: bool) -> int:
         low, high = (0 if last else -reach // 2), (0 if first else reach // 2)
@@ -150,15 +215,12 @@ def jittered(box: Box, height: int, width: int, reach: int, draw: torch.Generato
 def restandardised(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """x with the mean and standard deviation that `like` has, over all but the first axis; a constant x
     gets the mean alone."""
+    import torch
+
     axes = tuple(range(1, x.ndim))
     deviation, mean = torch.std_mean(x, axes, correction=0, keepdim=True)
     to_deviation, to_mean = torch.std_mean(like, axes, correction=0, keepdim=True)
     return (x - mean) / deviation.clamp(min=1e-12) * to_deviation + to_mean
 
 
-class DemoFusionPipeline(DemoFusion, OnFlux1):
-    """DemoFusion on FLUX.1."""
-
-
-class Flux2DemoFusionPipeline(DemoFusion, OnFlux2):
-    """DemoFusion on FLUX.2 [klein]."""
+__getattr__ = pipelines_of(DemoFusion)

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from itertools import pairwise
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError
-from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.options import EulerOptions
-from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import Staged
-from uhr.models.schedules import Runaway
-from uhr.models.spec import ModelSpec, ShiftPolicy
-from uhr.models.stages import Ask, Stage, sized
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.guidance import guided_plan
+from uhr.models.samplers.core.options import Levels, SamplerOptions
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_codings
+from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.stages import dense_stage
+from uhr.models.samplers.core.toolkit import Toolkit
+from uhr.models.spec import ShiftPolicy
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.samplers.core.engine import Engine
 
 
-class Euler(Staged):
+class EulerOptions(SamplerOptions):
+    """sigmas:       noise levels, falling; used as they are, unshifted. A final 0 may be left out
+    shift:        none, static (by `shift_factor`) or dynamic (refused above the tokens that it was calibrated
+                  for), of the linear grid; None is what the scheduler's configuration says, spacing included
+                  (Karras, exponential, beta, a terminal level), and static with a toolkit
+    shift_factor: of the static shift
+    toolkit:      what lets the backbone work above its native size (`samplers/core/toolkit.py`); {} is a
+                  toolkit of its defaults
+    """
+
+    sigmas: Levels | None = None
+    shift: ShiftPolicy | None = None
+    shift_factor: float = 3.0
+    toolkit: Toolkit | None = None
+
+
+class Euler(Sampler):
     """Text to image by Euler steps.
 
     With the schedule that the checkpoint was published with it gives what the stock pipeline gives. With a
@@ -27,40 +47,41 @@ class Euler(Staged):
     """
 
     Options = EulerOptions
-    takes_picture = False
+    takes_image = False
     native_times = 1
 
-    @classmethod
-    def plan(cls, ask: Ask, options: EulerOptions) -> list[Stage]:
-        shift, (rows, columns) = options.shift, ask.grid
-        if shift is None and options.toolkit is not None:
-            shift = ShiftPolicy.STATIC
-        if options.sigmas is not None:
-            return [sized(*ask.size, _as_levels(options.sigmas))]
-        try:
-            levels = ask.schedule(ask.steps, rows * columns, shift, options.shift_factor)
-        except Runaway as error:
-            raise error.mended("take a static one: set shift=static") from error
-        return [sized(*ask.size, levels)]
-
-    @classmethod
-    def step_count(cls, spec: ModelSpec, options: Any, asked: int | None) -> int:
+    def command_steps(self, facts: ModelFacts, options: Any, steps: int | None) -> int:
         if options.sigmas is None:
-            return super().step_count(spec, options, asked)
-        if asked is not None:
-            raise UserError(
-                f"both {asked} steps and sigmas are given", "give one: each of the levels is a step"
-            )
+            return super().command_steps(facts, options, steps)
+        if steps is not None:
+            what = f"both {steps} steps and sigmas are given"
+            raise UserError(what, "give one: each of the levels is a step")
         return len(_as_levels(options.sigmas)) - 1
 
-    @classmethod
-    def default_steps(cls, spec: ModelSpec) -> int:
-        """What the model's card says."""
-        return spec.steps
+    def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
+        levels = _levels(facts, request, options)
+        stage = dense_stage(facts, request, request.size, levels, options.toolkit)
+        return guided_plan(facts, request, options, default_codings([stage], image=False))
 
-    def run(self, job: Job) -> Generator[torch.Tensor]:
-        (stage,) = job.plan
-        yield self.follow(job, stage, self.fresh(job, stage), toolkit=job.options.toolkit)
+    def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
+        (stage,) = plan.stages
+        with engine.network(stage, alone="toolkit.ntk=1") as velocity:
+            z = engine.integrate(stage, engine.fresh(stage), velocity)
+        yield z
+
+
+def _levels(facts: ModelFacts, request: SamplingRequest, options: EulerOptions) -> list[float]:
+    from uhr.models.schedules import Runaway
+
+    if options.sigmas is not None:
+        return _as_levels(options.sigmas)
+    shift = options.shift
+    if shift is None and options.toolkit is not None:
+        shift = ShiftPolicy.STATIC
+    try:
+        return facts.schedule(request.steps, facts.tokens(request.size), shift, options.shift_factor)
+    except Runaway as error:
+        raise error.mended("take a static one: set shift=static") from error
 
 
 def _as_levels(sigmas: Sequence[float]) -> list[float]:
@@ -73,9 +94,4 @@ def _as_levels(sigmas: Sequence[float]) -> list[float]:
     return levels
 
 
-class EulerPipeline(Euler, OnFlux1):
-    """Euler on FLUX.1."""
-
-
-class Flux2EulerPipeline(Euler, OnFlux2):
-    """Euler on FLUX.2 [klein]."""
+__getattr__ = pipelines_of(Euler)

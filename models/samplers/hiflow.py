@@ -5,24 +5,32 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+from pydantic import Field
 
-from uhr.models import flow
-from uhr.models.alignment import Acceleration, LowPass, align_direction
-from uhr.models.conditions import Conditions
-from uhr.models.costs.work import Calls, Coding, swung_calls
-from uhr.models.filters import bicubic, butterworth_low_pass, haar_low_pass
-from uhr.models.projection import velocity_towards
-from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.options import HiFlowOptions
-from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import Staged
+from uhr.models.choices import Ring, StageShift
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.guidance import UpperGuidance, guided_plan, upper_guidance
+from uhr.models.samplers.core.options import DenseOptions, PerStage, pick
+from uhr.models.samplers.core.plan import Coding, SamplingPlan, SamplingRequest, SamplingStage, with_codings
+from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.size_rule import SizeRule
+from uhr.models.samplers.core.stages import (
+    after_strength,
+    base_stage,
+    dense_stage,
+    from_level,
+    upper_levels,
+)
 from uhr.models.sizes import cascade
-from uhr.models.spec import GuidanceKind
-from uhr.models.stages import Ask, Stage, StageShift, after_strength, from_level, sized
-from uhr.models.swin import Ring
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.alignment import LowPass
+    from uhr.models.samplers.core.conditioning import Conditions
+    from uhr.models.samplers.core.engine import Engine, Velocity
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
@@ -50,46 +58,62 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "shift": StageShift.NATIVE,
     },
 }
-"""The values of the options that say nothing themselves."""
+"""The values of the options that are None."""
 
-GUIDANCE: Mapping[str, Sequence[float]] = {"paper": (), "code": (4.5, 6.0)}
+GUIDANCE: Mapping[str, PerStage] = {"paper": (), "code": (4.5, 6.0)}
 """Of a preset's stages above the base; none is the call's own."""
 
 
-class Reference:
-    """Clean estimates of the stages below, by the number of steps that are left in the schedule that all
-    stages share. A stage's own take the place of those from before; a picture stands for all steps."""
+class HiFlowOptions(DenseOptions):
+    """None is the preset's value.
 
-    def __init__(self, picture: torch.Tensor | None) -> None:
-        self._picture = picture
-        self._estimates: dict[int, torch.Tensor] = {}
+    preset:       paper is HiFlow v2, code its repository
+    cascade:      sides over the base's: 2, 3, 4 in the paper, 2, 4 in the code
+    starts:       where the stages enter the schedule: 0.6, 0.3, 0.3 in the paper (its tau), the last 16 and
+                  10 of 30 steps in the code
+    starts_are:   levels: at the first that is at most this (paper); shares of the steps that are left (code)
+    start_from:   reference: the enlarged clean estimate of that very step (eq. 7, paper); image: the last
+                  stage's image, enlarged and sharpened in pixels (code)
+    low_pass:     butterworth, at `cutoff`, or haar
+    cutoff:       0.4 in the paper, 0.2 in the code; 1 is an axis' Nyquist frequency
+    direction:    alpha at a stage's first step (1 in the paper, 1 and 0.25 in the code)
+    acceleration: beta there (1 in the paper, 0.5 in the code)
+    fade:         both fall as sigma / start (t / tau, paper) or linearly over the stage's steps (code)
+    guidance:     of the stages, where the backbone embeds guidance: 4.5 and 6 in the code; the paper names
+                  none: the call's own. guidance_high overrides it with one number
+    reference:    estimates are enlarged as latents (the code's default) or in pixels, through the VAE
+    sharpening:   sigma of the Gaussian for images that are enlarged in pixels. The code draws it from
+                  (0.1, 2) at every call, so that no two of its runs agree
+    swin, ring:   swin patchify on every other step (code; the paper is silent) and what its ring holds:
+                  zeros in the code
+    shift:        of all stages, base included. For the paper as elsewhere: static 3, whose level after 20 of
+                  30 steps is its tau 0.6; for the code native (factor 3.158), where it means to be static but
+                  sets it on the wrong object
+    """
 
-    def update(self, estimates: Mapping[int, torch.Tensor]) -> None:
-        self._estimates.update(estimates)
-
-    def over(self, stage: Stage, sampler: HiFlow, options: Any) -> Callable[[int], torch.Tensor]:
-        """R over a stage's grid: z by the number of steps that are left."""
-        picture = self._picture
-        encoded = None if picture is None else sampler.enlarge(picture, stage)
-
-        def at(left: int) -> torch.Tensor:
-            if left not in self._estimates:
-                assert encoded is not None
-                return encoded
-            if options.reference == "pixels":
-                return sampler.enlarge(sampler.decode(self._estimates[left]), stage, options.sharpening)
-            rows, columns = sampler.grid(*stage.size)
-            return bicubic(self._estimates[left], 2 * rows, 2 * columns)
-
-        return at
+    preset: Literal["paper", "code"] = "paper"
+    cascade: PerStage | None = None
+    starts: PerStage | None = Field(default=None, min_length=1)
+    starts_are: Literal["levels", "shares"] | None = None
+    start_from: Literal["reference", "picture"] | None = None
+    low_pass: Literal["butterworth", "haar"] = "butterworth"
+    cutoff: float | None = Field(default=None, gt=0)
+    direction: PerStage | None = Field(default=None, min_length=1)
+    acceleration: PerStage | None = Field(default=None, min_length=1)
+    fade: Literal["sigma", "linear"] | None = None
+    guidance: PerStage | None = None
+    reference: Literal["latents", "pixels"] = "latents"
+    sharpening: float = Field(default=1.0, gt=0)
+    swin: bool = True
+    ring: Ring | None = None
 
 
-class HiFlow(Staged):
+class HiFlow(Sampler):
     """HiFlow (2504.06232): a virtual reference path at high resolution out of the clean estimates of the
     stage below, and three alignments with it (`alignment.py`): initialisation, direction, acceleration.
 
     Calls at 30 steps and 4K: 30 + 10 + 3 + 3 in the paper, 30 + 16 + 10 in the code. Estimates are stored as
-    the backbone gives them, before alignment. With a picture in place of the base pass its latents are the
+    the backbone gives them, before alignment. With an image in place of the base pass its latents are the
     reference at every step of the first stage, as if the base's path were a straight line.
 
     Differences to the code: swin's ring is around the backbone's call alone, so that filters and references
@@ -97,118 +121,176 @@ class HiFlow(Staged):
     """
 
     Options = HiFlowOptions
-    above_native = True
     published_steps = 30
 
-    @classmethod
-    def resolve(cls, options: Any) -> Any:
-        preset = PRESETS[options.preset]
-        told = {key: value for key, value in preset.items() if getattr(options, key) is None}
-        return options.model_copy(update=told)
+    def sizes(self, facts: ModelFacts, options: Any) -> SizeRule:
+        return SizeRule.multiples(facts.multiple, above=facts.native)
 
-    @classmethod
-    def guidance_option(cls, kind: GuidanceKind, options: Any, index: int = 0) -> tuple[str, Any] | None:
-        if options.guidance_high is None and options.guidance and kind == "embedded":
-            return "guidance", _pick(options.guidance, index)
-        return super().guidance_option(kind, options, index)
-
-    @classmethod
-    def guidance_above(cls, kind: GuidanceKind, options: Any, index: int) -> float | None:
-        """The preset's, which rises from stage to stage."""
-        preset = GUIDANCE[options.preset] if options.guidance is None else ()
-        return _pick(preset, index) if preset and kind == "embedded" else None
-
-    @classmethod
-    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
-        return swung_calls(ask, options, stage, text)
-
-    @classmethod
-    def codings(cls, ask: Ask, options: Any, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:
-        found: list[list[Coding]] = [[] for _ in plan]
-        for index, stage in enumerate(plan):
-            if ask.picture:
-                found[index].append(Coding("encode", *stage.size))
-            if index == 0:
-                # the given picture is reference and start
-                again = ask.picture and options.start_from == "picture"
-                found[0] += [Coding("encode", *stage.size)] if again else []
-                continue
-            if options.reference == "pixels":
-                below = plan[index - 1]
-                # at every step whose estimate is of the stage below, and once more to begin with
-                again = stage.steps + (options.start_from == "reference")
-                found[index].append(Coding("decode", *below.size, again))
-                found[index].append(Coding("encode", *stage.size, again))
-            if options.start_from == "picture":
-                found[index - 1].append(Coding("decode", *plan[index - 1].size))
-                found[index].append(Coding("encode", *stage.size))
-        found[-1].append(Coding("decode", *plan[-1].size))
-        return [tuple(codings) for codings in found]
-
-    @classmethod
-    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        levels = ask.levels(options.shift, options.shift_factor)
-        base = ask.base(levels)
-        sizes = cascade(ask.size, base.size, options.cascade, ask.multiple)
+    def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
+        upper = _guidance(facts, options)
+        options = resolved(options)
+        levels = upper_levels(facts, request.steps, options.shift, options.shift_factor)
+        base = base_stage(facts, request, levels)
         enter = from_level if options.starts_are == "levels" else after_strength
-        stages = [sized(*size, enter(levels, _pick(options.starts, i))) for i, size in enumerate(sizes)]
-        return stages if ask.picture else [base, *stages]
+        stages = [
+            dense_stage(
+                facts, request, size, enter(levels, pick(options.starts, i)), options.toolkit, options.swin
+            )
+            for i, size in enumerate(cascade(request.size, base.size, options.cascade, facts.multiple))
+        ]
+        stages = stages if request.image else [base, *stages]
+        coded = with_codings(stages, _codings(stages, options, request.image))
+        return guided_plan(facts, request, options, coded, upper)
 
-    def run(self, job: Job) -> Generator[torch.Tensor]:
-        reference, stages, z = Reference(job.picture), job.plan, None
-        if job.picture is None:
+    def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
+        from uhr.models.samplers.core.passes import base_pass
+
+        reference, stages, z = Reference(engine, plan.options), plan.stages, None
+        if engine.image is None:
             found: list[torch.Tensor] = []
-            z = self.base(job, found.append)
+            base, *stages = plan.stages
+            z = base_pass(engine, base, found.append)
             yield z
-            base, *stages = stages
             reference.update({base.steps - step: data for step, data in enumerate(found)})
         for index, stage in enumerate(stages):
-            z = self._stage(job, index, stage, reference, z)
+            z = _run_stage(engine, plan.options, (index, stage), reference, z)
             yield z
 
-    def _stage(
-        self, job: Job, index: int, stage: Stage, reference: Reference, below: torch.Tensor | None
-    ) -> torch.Tensor:
-        """z of a stage above the base; `below` is that of the one below it. Leaves its estimates in
-        `reference`."""
-        options, aims = job.options, reference.over(stage, self, job.options)
-        alpha, beta = _pick(options.direction, index), _pick(options.acceleration, index)
-        low_pass, acceleration = _low_pass(options), Acceleration()
-        estimates: dict[int, torch.Tensor] = {}
 
-        def velocity(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
-            v = self.swung(job, z, sigma, step, said) if options.swin else self.field(z, sigma, said)
-            data, aim = flow.data_estimate(z, v, sigma), aims(stage.steps - step)
-            estimates[stage.steps - step] = data
-            fade = sigma / stage.sigmas[0] if options.fade == "sigma" else 1 - step / stage.steps
-            data = align_direction(data, aim, alpha * fade, low_pass)
-            return velocity_towards(z, acceleration.align(data, aim, sigma, beta * fade), sigma)
-
-        if options.start_from == "reference":
-            data = aims(stage.steps)
-        else:
-            pixels = job.picture if below is None else self.decode(below)
-            assert pixels is not None
-            data = self.enlarge(pixels, stage, options.sharpening)
-        start = flow.interpolate(data, self.fresh(job, stage), stage.sigmas[0])
-        z = self.follow(job, stage, start, velocity, options.toolkit)
-        reference.update(estimates)
-        return z
+def resolved(options: HiFlowOptions) -> Any:
+    """The options with the preset's values in place of None."""
+    preset = PRESETS[options.preset]
+    missing = {key: value for key, value in preset.items() if getattr(options, key) is None}
+    return options.model_copy(update=missing)
 
 
-def _pick(values: Sequence[float], index: int) -> float:
-    return values[min(index, len(values) - 1)]
+def _guidance(facts: ModelFacts, options: HiFlowOptions) -> UpperGuidance:
+    """The option's or the preset's, which rise from stage to stage, unless `guidance_high` is one number."""
+    if options.guidance_high is not None or facts.guidance != "embedded":
+        return upper_guidance(facts, options)
+    if options.guidance is None:
+        return UpperGuidance(published=GUIDANCE[options.preset])
+    return UpperGuidance("guidance", options.guidance)
+
+
+def _codings(stages: Sequence[SamplingStage], options: Any, image: bool) -> list[list[Coding]]:
+    """The VAE's passes, by resolved options."""
+    found: list[list[Coding]] = [[] for _ in stages]
+    for index, stage in enumerate(stages):
+        if image:
+            found[index].append(Coding("encode", *stage.size))
+        if index == 0:
+            # the given image is reference and start
+            again = image and options.start_from == "picture"
+            found[0] += [Coding("encode", *stage.size)] if again else []
+            continue
+        below = stages[index - 1]
+        if options.reference == "pixels":
+            # at every step whose estimate is of the stage below, and once more to begin with
+            again = stage.steps + (options.start_from == "reference")
+            found[index].append(Coding("decode", *below.size, again))
+            found[index].append(Coding("encode", *stage.size, again))
+        if options.start_from == "picture":
+            found[index - 1].append(Coding("decode", *below.size))
+            found[index].append(Coding("encode", *stage.size))
+    found[-1].append(Coding("decode", *stages[-1].size))
+    return found
+
+
+class Reference:
+    """Clean estimates of the stages below, by the number of steps that are left in the schedule that all
+    stages share. A stage's own replace those from before; a given image is the estimate of every step."""
+
+    def __init__(self, engine: Engine, options: Any) -> None:
+        self._engine, self._options = engine, options
+        self._estimates: dict[int, torch.Tensor] = {}
+
+    def update(self, estimates: Mapping[int, torch.Tensor]) -> None:
+        self._estimates.update(estimates)
+
+    def over(self, stage: SamplingStage) -> Callable[[int], torch.Tensor]:
+        """R over a stage's grid: z by the number of steps that are left."""
+        from uhr.models.filters import bicubic
+
+        engine, options = self._engine, self._options
+        encoded = None if engine.image is None else engine.enlarge(engine.image, stage.size)
+
+        def at(left: int) -> torch.Tensor:
+            if left not in self._estimates:
+                assert encoded is not None
+                return encoded
+            if options.reference == "pixels":
+                images = engine.decode(self._estimates[left])
+                return engine.enlarge(images, stage.size, options.sharpening)
+            return bicubic(self._estimates[left], *engine.latent_size(stage.size))
+
+        return at
+
+
+def _run_stage(
+    engine: Engine,
+    options: Any,
+    numbered: tuple[int, SamplingStage],
+    reference: Reference,
+    below: torch.Tensor | None,
+) -> torch.Tensor:
+    """z of a stage above the base, which is numbered from 0; `below` is that of the one below it. Leaves its
+    estimates in `reference`."""
+    from uhr.models import flow
+    from uhr.models.samplers.core.velocities import swin_patchify
+
+    (index, stage), estimates = numbered, {}
+    aims = reference.over(stage)
+    if options.start_from == "reference":
+        data = aims(stage.steps)
+    else:
+        pixels = engine.image if below is None else engine.decode(below)
+        assert pixels is not None
+        data = engine.enlarge(pixels, stage.size, options.sharpening)
+    start = flow.interpolate(data, engine.fresh(stage), stage.sigmas[0])
+    with engine.network(stage, alone="toolkit.ntk=1") as velocity:
+        if options.swin:
+            velocity = swin_patchify(velocity, engine, options.ring)
+        followed = aligned(velocity, options, (index, stage), aims, estimates)
+        z = engine.integrate(stage, start, followed)
+    reference.update(estimates)
+    return z
+
+
+def aligned(
+    velocity: Velocity,
+    options: Any,
+    numbered: tuple[int, SamplingStage],
+    aims: Callable[[int], torch.Tensor],
+    estimates: dict[int, torch.Tensor],
+) -> Velocity:
+    """The velocity, its direction and acceleration aligned with `aims`; keeps each step's clean estimate, as
+    the backbone gives it, in `estimates`."""
+    from uhr.models import flow
+    from uhr.models.alignment import Acceleration, align_direction
+    from uhr.models.projection import velocity_towards
+
+    index, stage = numbered
+    alpha, beta = pick(options.direction, index), pick(options.acceleration, index)
+    low_pass, acceleration = _low_pass(options), Acceleration()
+
+    def follow(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
+        v = velocity(z, sigma, step, conditions)
+        data, aim = flow.data_estimate(z, v, sigma), aims(stage.steps - step)
+        estimates[stage.steps - step] = data
+        fade = sigma / stage.sigmas[0] if options.fade == "sigma" else 1 - step / stage.steps
+        data = align_direction(data, aim, alpha * fade, low_pass)
+        return velocity_towards(z, acceleration.align(data, aim, sigma, beta * fade), sigma)
+
+    return follow
 
 
 def _low_pass(options: Any) -> LowPass:
+    from uhr.models.filters import butterworth_low_pass, haar_low_pass
+
     if options.low_pass == "haar":
         return haar_low_pass
     return functools.partial(butterworth_low_pass, cutoff=options.cutoff)
 
 
-class HiFlowPipeline(HiFlow, OnFlux1):
-    """HiFlow on FLUX.1."""
-
-
-class Flux2HiFlowPipeline(HiFlow, OnFlux2):
-    """HiFlow on FLUX.2 [klein]."""
+__getattr__ = pipelines_of(HiFlow)

@@ -1,26 +1,54 @@
-"""I-Max: from pure noise at the target's size, drawn towards an enlarged base picture by projected flow."""
+"""I-Max: from pure noise at the target's size, drawn towards an enlarged base image by projected flow."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
+from pydantic import Field
 
-from uhr.models.conditions import Conditions
-from uhr.models.costs.work import Calls, swung_calls
-from uhr.models.filters import haar_low_pass
-from uhr.models.projection import cosine_weight, project, velocity_towards
-from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.options import IMaxOptions
-from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import Staged
-from uhr.models.stages import Ask, Stage, sized
-from uhr.models.swin import crop, shifts
+from uhr.models.choices import Projection, Ring
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.guidance import guided_plan, upper_guidance
+from uhr.models.samplers.core.options import DenseOptions
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_codings
+from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.size_rule import SizeRule
+from uhr.models.samplers.core.stages import base_stage, dense_stage, upper_levels
+from uhr.models.samplers.core.toolkit import Toolkit
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.samplers.core.conditioning import Conditions
+    from uhr.models.samplers.core.engine import Engine, Velocity
+
+GUIDANCE = 7.0
+"""Of the stage above the base, in the official code for FLUX.1-dev."""
 
 
-class IMax(Staged):
+class IMaxOptions(DenseOptions):
+    """projection:   how the pull fades (`projection.Projection`): cosine_decay is the official README's and
+                  the default, cosine_shift the official function's; constant
+    shift_factor: 6, as the README has it: it acted in diffusers up to 0.31, and later releases read past it
+    toolkit:      as in the official function: repeated text, and NTK frequencies clipped from below
+    swin, ring:   swin patchify on every other step, and what its ring holds (`swin.Ring`; the code: zeros)
+    base_steps:   of the base pass; None is as many as above it (30 in the code)
+    base_shift:   static factor of the base pass
+    sample:       the reference is a sample of the VAE's posterior, as in the code, not its mean
+    """
+
+    shift_factor: float = Field(default=6.0, gt=0)
+    toolkit: Toolkit = Toolkit(ntk_floor=True, text_duplication=True)
+    projection: Projection = Projection.COSINE_DECAY
+    swin: bool = True
+    ring: Ring = Ring.NOISE
+    base_steps: int | None = Field(default=None, gt=0)
+    base_shift: float = Field(default=3.0, gt=0)
+    sample: bool = True
+
+
+class IMax(Sampler):
     """I-Max (2410.07536), with the values of its code for FLUX.1-dev: base of 30 steps at guidance 3.5 and
     shift 3; decoded, enlarged by bicubic interpolation and encoded; then 30 steps from pure noise at guidance
     7 and shift 6. That is 60 calls; the official function's default of 20 steps above the base is not its
@@ -33,48 +61,64 @@ class IMax(Staged):
     """
 
     Options = IMaxOptions
-    above_native = True
     published_steps = 30
-    published_guidance = 7.0
 
-    @classmethod
-    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
-        return swung_calls(ask, options, stage, text)
+    def sizes(self, facts: ModelFacts, options: Any) -> SizeRule:
+        return SizeRule.multiples(facts.multiple, above=facts.native)
 
-    @classmethod
-    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        high = sized(*ask.size, ask.levels(options.shift, options.shift_factor))
-        if ask.picture:
-            return [high]
-        return [ask.base(ask.of_steps(options.base_steps).levels(options.shift, options.base_shift)), high]
+    def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
+        levels = upper_levels(facts, request.steps, options.shift, options.shift_factor)
+        stages = [dense_stage(facts, request, request.size, levels, options.toolkit, options.swin)]
+        if not request.image:
+            steps = options.base_steps or request.steps
+            below = upper_levels(facts, steps, options.shift, options.base_shift)
+            stages.insert(0, base_stage(facts, request, below))
+        upper = upper_guidance(facts, options, embedded=GUIDANCE)
+        return guided_plan(facts, request, options, default_codings(stages, request.image), upper)
 
-    def run(self, job: Job) -> Generator[torch.Tensor]:
-        stage, picture, options = job.plan[-1], job.picture, job.options
-        if picture is None:
-            z = self.base(job)
+    def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
+        from uhr.models.samplers.core.passes import base_pass
+        from uhr.models.samplers.core.velocities import swin_patchify
+
+        stage, image, options = plan.last, engine.image, plan.options
+        if image is None:
+            z = base_pass(engine, plan.stages[0])
             yield z
-            picture = self.decode(z)
-        reference = self.enlarge(picture, stage, generator=job.generator if options.sample else None)
+            image = engine.decode(z)
+        generator = engine.noise.generator if options.sample else None
+        reference = engine.enlarge(image, stage.size, generator=generator)
+        noise = engine.fresh(stage)
+        with engine.network(stage, alone="toolkit.ntk=1") as velocity:
+            if options.swin:
+                velocity = swin_patchify(velocity, engine, options.ring)
+            z = engine.integrate(stage, noise, projected(velocity, reference, stage.steps, options))
+        yield z
 
-        def velocity(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
-            v = self.swung(job, z, sigma, step, said) if options.swin else self.field(z, sigma, said)
-            low_pass = shifted_low_pass if options.swin and shifts(step) else haar_low_pass
-            weight = cosine_weight(step, stage.steps)
-            return project(v, velocity_towards(z, reference, sigma), weight, options.projection, low_pass)
 
-        noise = self.fresh(job, stage)
-        yield self.follow(job, stage, noise, velocity, options.toolkit)
+def projected(velocity: Velocity, reference: torch.Tensor, steps: int, options: IMaxOptions) -> Velocity:
+    """The velocity, its low frequencies drawn towards `reference` by a weight that falls over the steps."""
+    from uhr.models.filters import haar_low_pass
+    from uhr.models.projection import cosine_weight, project, velocity_towards
+    from uhr.models.swin import shifts
+
+    def drawn(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
+        v = velocity(z, sigma, step, conditions)
+        low_pass = shifted_low_pass if options.swin and shifts(step) else haar_low_pass
+        towards = velocity_towards(z, reference, sigma)
+        return project(v, towards, cosine_weight(step, steps), options.projection, low_pass)
+
+    return drawn
 
 
 def shifted_low_pass(x: torch.Tensor) -> torch.Tensor:
     """`haar_low_pass` on blocks that begin one position further up and left; at the border what lies inside
     counts alone."""
+    import torch.nn.functional as F
+
+    from uhr.models.filters import haar_low_pass
+    from uhr.models.swin import crop
+
     return crop(haar_low_pass(F.pad(x, (1, 1, 1, 1), mode="replicate")))
 
 
-class IMaxPipeline(IMax, OnFlux1):
-    """I-Max on FLUX.1."""
-
-
-class Flux2IMaxPipeline(IMax, OnFlux2):
-    """I-Max on FLUX.2 [klein]."""
+__getattr__ = pipelines_of(IMax)

@@ -1,24 +1,51 @@
-"""MultiDiffusion: one picture out of overlapping windows of the native size, averaged at every step."""
+"""MultiDiffusion: one image out of overlapping windows of the native size, averaged at every step."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Generator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import torch
+from pydantic import Field
 
-from uhr.models import flow
-from uhr.models.conditions import Conditions
-from uhr.models.costs.work import Calls
-from uhr.models.patches import Box, Canvas, grid
-from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.options import MultiDiffusionOptions
-from uhr.models.samplers.passes import Job, Passes
-from uhr.models.samplers.staged import Staged
-from uhr.models.stages import Ask, Stage, after_strength, check_begins_below_noise, sized
+from uhr.models.patches import Box, grid
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.guidance import guided_plan
+from uhr.models.samplers.core.options import StagedOptions
+from uhr.models.samplers.core.plan import BackboneCalls, SamplingPlan, SamplingRequest, default_codings
+from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.stages import (
+    after_strength,
+    check_begins_below_noise,
+    dense_stage,
+    model_base,
+    text_tokens,
+    upper_levels,
+)
+from uhr.models.sizes import Size
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.samplers.core.engine import Engine
+
+IMAGE_STRENGTH = 0.7
+"""Strength with a given image where none is named: ours, by that of SDEdit as CLEAR takes it."""
 
 
-def windows(size: tuple[int, int], window: int, overlap: float) -> list[Box]:
+class MultiDiffusionOptions(StagedOptions):
+    """overlap:    share of a window's side by which the next one overlaps it (paper: half, or more)
+    strength:   1 begins at pure noise, as published; less begins at the enlarged base image, as SDEdit does
+                None is 1, and with a given image 0.7: ours, by sdedit's
+    base_steps: of that base pass; None is what the model's card says
+    """
+
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    strength: float | None = Field(default=None, gt=0, le=1)
+    base_steps: int | None = Field(default=None, gt=0)
+
+
+def windows(size: Size, window: int, overlap: float) -> list[Box]:
     """Square windows of side `window` over a grid of `size`, each over at least a share `overlap` of the
     next; in units of which windows begin at even ones, so that they keep the 2 x 2 packing."""
     # an even overlap of an even window: the step is even too
@@ -26,35 +53,19 @@ def windows(size: tuple[int, int], window: int, overlap: float) -> list[Box]:
     return grid(*size, window, min(shared, window - 2), multiple=2)
 
 
-def average(
-    pipeline: Passes, z: torch.Tensor, sigma: float, said: Conditions, boxes: Sequence[Box], ring: int = 0
-) -> torch.Tensor:
-    """The guided velocity at z as the mean of the windows' over each place. Every window's positions count
-    from 0, as those of a picture of its own. With a `ring`, that many positions around z are seen by the
-    windows and left out of the result."""
-    batch, channels, height, width = z.shape
-    canvas = Canvas(batch, channels, height - 2 * ring, width - 2 * ring, z.device)
-    for box in boxes:
-        top, left = max(ring - box.top, 0), max(ring - box.left, 0)
-        tall = min(box.height, height - ring - box.top) - top
-        wide = min(box.width, width - ring - box.left) - left
-        part = Box(top, left, tall, wide).crop(pipeline.field(box.crop(z), sigma, said))
-        canvas.add(Box(box.top + top - ring, box.left + left - ring, tall, wide), part)
-    return canvas.result()
+def latent_windows(facts: ModelFacts, size: Size, overlap: float) -> list[Box]:
+    """Windows of the native size over the latents of an image of `size` px."""
+    rows, columns = facts.grid(size)
+    return windows((2 * rows, 2 * columns), 2 * facts.native_side, overlap)
 
 
-def windowed_calls(ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
-    """Those of a stage whose every call is over one window; a smaller stage is one window."""
-    side = ask.native_side
-    tokens = min(side, stage.height // ask.multiple) * min(side, stage.width // ask.multiple)
-    return (Calls(stage.steps * stage.calls, tokens, text),)
+def windowed_calls(facts: ModelFacts, request: SamplingRequest, size: Size, count: int) -> BackboneCalls:
+    """Calls that are each over one window; a smaller image is one window."""
+    side, (rows, columns) = facts.native_side, facts.grid(size)
+    return BackboneCalls(count, min(side, rows) * min(side, columns), text_tokens(facts, request))
 
 
-OF_PICTURES = 0.7
-"""Strength with a picture of one's own where none is named: ours, by that of SDEdit as CLEAR takes it."""
-
-
-class MultiDiffusion(Staged):
+class MultiDiffusion(Sampler):
     """MultiDiffusion (Bar-Tal et al. 2302.08113) for flow models: Euler on the mean of the windows'
     velocities, which is the mean of their steps. 50 steps, as in the paper; 9 windows at 2K, 49 at 4K.
 
@@ -65,42 +76,39 @@ class MultiDiffusion(Staged):
     Options = MultiDiffusionOptions
     published_steps = 50
 
-    @classmethod
-    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
-        return windowed_calls(ask, options, stage, text)
-
-    @classmethod
-    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        strength = options.strength or (OF_PICTURES if ask.picture else 1.0)
-        levels = after_strength(ask.levels(options.shift, options.shift_factor), strength)
-        boxes = windows((2 * ask.grid[0], 2 * ask.grid[1]), 2 * ask.native_side, options.overlap)
-        stage = sized(*ask.size, levels, len(boxes))
-        if ask.picture or strength < 1:
+    def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
+        strength = options.strength or (IMAGE_STRENGTH if request.image else 1.0)
+        whole = upper_levels(facts, request.steps, options.shift, options.shift_factor)
+        levels, size = after_strength(whole, strength), request.size
+        boxes = latent_windows(facts, size, options.overlap)
+        if request.image or strength < 1:
             check_begins_below_noise(levels, strength)
-        alone = ask.picture or strength == 1
-        return [stage] if alone else [ask.published_base(options.base_steps), stage]
+        stage = replace(
+            dense_stage(facts, request, size, levels),
+            calls=(windowed_calls(facts, request, size, (len(levels) - 1) * len(boxes)),),
+            boxes=tuple(box.scaled(facts.vae_factor) for box in boxes),
+        )
+        alone = request.image or strength == 1
+        stages = [stage] if alone else [model_base(facts, request, options.base_steps), stage]
+        return guided_plan(facts, request, options, default_codings(stages, request.image))
 
-    def run(self, job: Job) -> Generator[torch.Tensor]:
-        stage, picture = job.plan[-1], job.picture
-        if len(job.plan) > 1:
-            z = self.base(job)
+    def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
+        from uhr.models import flow
+        from uhr.models.samplers.core.passes import base_pass
+        from uhr.models.samplers.core.velocities import window_mean
+
+        stage, image = plan.last, engine.image
+        if plan.has_base:
+            z = base_pass(engine, plan.stages[0])
             yield z
-            picture = self.decode(z)
-        z = self.fresh(job, stage)
-        if picture is not None:
-            z = flow.interpolate(self.enlarge(picture, stage), z, stage.sigmas[0])
-        boxes = windows((z.shape[-2], z.shape[-1]), 2 * job.native.side, job.options.overlap)
-        self.pieces = [box.scaled(self.vae_scale_factor) for box in boxes]
-
-        def velocity(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
-            return average(self, z, sigma, said, boxes)
-
-        yield self.follow(job, stage, z, velocity)
+            image = engine.decode(z)
+        z = engine.fresh(stage)
+        if image is not None:
+            z = flow.interpolate(engine.enlarge(image, stage.size), z, stage.sigmas[0])
+        boxes = latent_windows(plan.facts, stage.size, plan.options.overlap)
+        with engine.network(stage) as velocity:
+            z = engine.integrate(stage, z, window_mean(velocity, boxes))
+        yield z
 
 
-class MultiDiffusionPipeline(MultiDiffusion, OnFlux1):
-    """MultiDiffusion on FLUX.1."""
-
-
-class Flux2MultiDiffusionPipeline(MultiDiffusion, OnFlux2):
-    """MultiDiffusion on FLUX.2 [klein]."""
+__getattr__ = pipelines_of(MultiDiffusion)

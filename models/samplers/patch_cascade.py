@@ -1,132 +1,310 @@
-"""RealUHR's patch cascade: a base picture, enlarged, and painted anew patch by patch in a few steps."""
+"""RealUHR's patch cascade: a base image, enlarged, and generated anew patch by patch in a few steps.
+
+No code of RealUHR was ever published; what the paper leaves open is marked so in `PatchCascadeOptions`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from uhr.base.errors import UserError
-from uhr.models.costs.work import Calls, Coding
-from uhr.models.fitting import target_size
-from uhr.models.patch_plan import USUAL_SCALE, PatchCascadeOptions, PatchStage, patch_stage
-from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.passes import Job
-from uhr.models.samplers.patch_pass import PatchPass
-from uhr.models.sizes import Size, up_to
-from uhr.models.spec import GuidanceKind, ModelSpec
-from uhr.models.stages import Ask, Stage
+from uhr.models.patches import Box, grid
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.guidance import UpperGuidance, guided_plan
+from uhr.models.samplers.core.options import SamplerOptions
+from uhr.models.samplers.core.plan import (
+    BackboneCalls,
+    Coding,
+    SamplingPlan,
+    SamplingRequest,
+    SamplingStage,
+    with_codings,
+)
+from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.size_rule import SizeRule
+from uhr.models.samplers.core.stages import model_base, text_tokens
+from uhr.models.sizes import Size
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.samplers.core.conditioning import Conditions
+    from uhr.models.samplers.core.engine import Engine, Strip, Velocity
+
+UNADAPTED = (
+    "unadapted: no adapter acts on the patches, which the checkpoint paints as it stands. RealUHR's weights "
+    "were never published; an adapter that was trained for patches goes in with --adapter"
+)
 
 
-class PatchCascade(PatchPass):
-    """RealUHR's inference (figure 3, Algorithm 1): text to image, creative up-sampling of any picture by
+class PatchCascadeOptions(SamplerOptions):
+    """Options of patch-cascade.
+
+    gamma:          noise level at which patches begin, the creativity: 0.3 stays faithful, 0.8 reinvents
+                    (figure 7). The paper gives no default for text to image; 0.4 is ours, nearer to the
+                    faithful end. 1 starts from pure noise, the ablation "w/o Patch Init" (table 3)
+    schedule:       of the patches (`schedules.patch_schedule`): warped-labels is Algorithm 1, warped-grid the
+                    paper's prose; uniform, logarithmic, cosine are its ablation (table 2)
+    alpha, p:       of the time warp (eq. 6); the paper's best
+    overlap:        of neighbouring patches, at least this share of a patch's side. Not given in the paper;
+                    its times of 38 s at 2K and 108 s at 4K (table 1), as one share and one of each patch,
+                    allow 37 to 50 %; 0.375, ours, is the cheaper end: 9 and 36 patches, where 0.5 makes 9
+                    and 49. It is also the width of the feather
+    patch:          side of a patch in px; None is the native size
+    batch:          patches in one pass of the backbone; it changes no more than rounding
+    shared_noise:   patches are cut from one noise, so that neighbours agree where they overlap. Not in the
+                    paper; without it every patch draws its own
+    true_cfg_scale: w of the patches: above 1 it needs a negative prompt ("" is the null condition) and
+                    doubles their calls. The paper leaves open whether inference is guided; 1 is one pass
+    patch_guidance: guidance of the patches on a backbone that embeds it: 1.0 is no guidance, what
+                    we train the adaptation with: the paper only says that theta does not depend on it.
+                    With an image a call's own guidance is that of the patches
+    base_adapters:  adapters that act on the base pass as well: names, or "all". By default it is made by the
+                    original model, and adapters are for the patches
+    base_steps:     of the base pass; None is what the model's card says
+    """
+
+    gamma: float = Field(default=0.4, gt=0, le=1)
+    schedule: str = "warped-labels"
+    alpha: float = 0.15
+    p: float = 2.0
+    overlap: float = Field(default=0.375, ge=0, lt=1)
+    patch: int | None = Field(default=None, gt=0)
+    batch: int = Field(default=1, gt=0)
+    shared_noise: bool = True
+    patch_guidance: float = 1.0
+    base_adapters: tuple[str, ...] | Literal["all"] = ()
+    base_steps: int | None = Field(default=None, gt=0)
+
+
+@dataclass(frozen=True)
+class PatchStage(SamplingStage):
+    """Every patch through the same steps: `sigmas` are the true noise levels, `labels` [steps] those that the
+    backbone is given. `boxes` in px, ordered by their top, all of one size, neighbours at least `overlap` px
+    over each other; so many (`batch`) share a pass."""
+
+    overlap: int = 0
+    batch: int = 1
+
+    @property
+    def rounds(self) -> int:
+        return -(-len(self.boxes) // self.batch)
+
+    @property
+    def patch(self) -> Size:
+        return self.boxes[0].height, self.boxes[0].width
+
+    def describe(self) -> dict[str, Any]:
+        more = {"labels": list(self.labels), "patch": list(self.patch), "overlap": self.overlap}
+        return {**super().describe(), **more}
+
+
+class PatchCascade(Sampler):
+    """RealUHR's inference (figure 3, Algorithm 1): text to image, creative up-sampling of any image by
     `gamma`, and, at scale 1, suppression of artifacts.
 
     The base is made by the model without its adapters at its native area, enlarged in pixels (bicubic), cut
     into overlapping patches of the native size, and each of them encoded (the posterior's mode), noised to
-    level gamma (eq. 5), painted in 4 Euler steps at positions of its own from 0, decoded, and blended into
+    level gamma (eq. 5), denoised in 4 Euler steps at positions of its own from 0, decoded, and blended into
     its neighbours by a Gaussian ramp. Published for FLUX.1-dev: base at guidance 3.5. Calls: the base's
     (28), and patches x steps (36 x 4 at 4K), twice that where the patches are guided.
 
-    Differences to the paper: the enlarged picture is cut, not each cut enlarged, so that no cut has borders
-    of its own; patches share one noise. Memory does not grow with the picture but by the picture itself (1
+    Differences to the paper: the enlarged image is cut, not each cut enlarged, so that no cut has borders
+    of its own; patches share one noise. Memory does not grow with the image but by the image itself (1
     byte a value for PIL, else 4), the noise, and one row of patches. A fully fine-tuned patch model would
     make its own base, too: make that by `euler` with the original, and give it as `image`.
 
-    A given picture may have any size, and the result has exactly `scale` times its sides, rounded (4 as in
-    figure 7 if nothing is said); it needs no guidance. Steps are those of each patch. "pt" lies on the CPU,
-    "latent" is the finished picture encoded again, since patches are blended in pixels. The callback is shown
-    the latents of the patches at hand, [patches * batch, N, 4C]. If interrupted, places that are not painted
-    yet stay as the enlargement shows them.
+    A given image may have any size, and the result has exactly `scale` times its sides, rounded (4 as in
+    figure 7 by default); it needs no guidance. Steps are those of each patch. "pt" is on the CPU,
+    "latent" is the finished image encoded again, since patches are blended in pixels. The callback is shown
+    the latents of the patches at hand, [patches * batch, N, 4C]. If interrupted, places without a finished
+    patch stay as the enlargement shows them.
     """
 
     Options = PatchCascadeOptions
     published_steps = 4
-    fits_pictures = True
+    fits_images = True
+    image_scale = 4.0
+    runs_on_when_interrupted = True
 
-    @classmethod
-    def default_scale(cls) -> float:
-        return USUAL_SCALE
+    def sizes(self, facts: ModelFacts, options: Any) -> SizeRule:
+        return SizeRule.multiples(facts.multiple, least=options.patch or facts.native)
 
-    @classmethod
-    def patch(cls, spec: ModelSpec, options: Any) -> int:
-        return options.patch or super().patch(spec, options)
+    def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
+        patches, kind = patch_stage(facts, request, options), facts.guidance
+        stages = [patches] if request.image else [model_base(facts, request, options.base_steps), patches]
+        coded = [(Coding("decode", *stage.size),) for stage in stages[:-1]]
+        count = len(patches.boxes)
+        parts = (Coding("encode", *patches.patch, count), Coding("decode", *patches.patch, count))
+        plan = guided_plan(
+            facts,
+            request,
+            options,
+            with_codings(stages, [*coded, parts]),
+            _guidance(facts, options),
+            # here true_cfg_scale is of the patches, whatever the backbone
+            true_cfg=1.0 if kind == "cfg" else options.true_cfg_scale,
+        )
+        if not plan.has_base or kind == "cfg":
+            return plan
+        base, last = plan.stages
+        return replace(plan, stages=(replace(base, branches=1), last))
 
-    @classmethod
-    def guidance_option(cls, kind: GuidanceKind, options: Any, index: int = 0) -> tuple[str, Any] | None:
-        """Of the patches: 1, which is no guidance, is as good as unsaid."""
-        name = "patch_guidance" if kind == "embedded" else "true_cfg_scale"
-        number = getattr(options, name)
-        return None if number == 1 or kind == "none" else (name, number)
+    def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor | Strip]:
+        from uhr.models.samplers.core.passes import base_pass
 
-    @classmethod
-    def guidance_above(cls, kind: GuidanceKind, options: Any, index: int) -> float | None:
-        return None if kind == "none" else 1.0
-
-    @classmethod
-    def check_options(cls, options: Any, kind: GuidanceKind) -> None:
-        if options.patch_guidance != 1 and kind != "embedded":
-            what = f"patch_guidance {options.patch_guidance:g} is given, and this backbone embeds no guidance"
-            raise UserError(what, "leave it out; true_cfg_scale guides the patches")
-
-    @classmethod
-    def check_passes(
-        cls, kind: GuidanceKind, true_cfg: float, told: Sequence[float | None], negative: bool
-    ) -> None:
-        """Here true_cfg_scale is of the patches, whatever the backbone."""
-        super().check_passes(kind, 1.0 if kind == "cfg" else true_cfg, told, negative)
-
-    @classmethod
-    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
-        if not isinstance(stage, PatchStage):
-            return super().calls(ask, options, stage, text)
-        height, width = stage.patch
-        count, tokens = stage.steps * stage.calls, height * width // ask.multiple**2
-        return (Calls(count, tokens, text, together=min(options.batch, stage.calls)),)
-
-    @classmethod
-    def codings(cls, ask: Ask, options: Any, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:
-        *base, patches = plan
-        assert isinstance(patches, PatchStage)
-        of_patches = tuple(Coding(part, *patches.patch, patches.calls) for part in ("encode", "decode"))
-        return [*((Coding("decode", *stage.size),) for stage in base), of_patches]
-
-    @classmethod
-    def branches(
-        cls, kind: GuidanceKind, options: Any, guidance: float | None, negative: bool, stage: Stage
-    ) -> int:
-        if kind == "cfg":
-            return super().branches(kind, options, guidance, negative, stage)
-        return 2 if isinstance(stage, PatchStage) and options.true_cfg_scale != 1 else 1
-
-    @classmethod
-    def enough(cls, ask: Ask, options: Any) -> bool:
-        return max(ask.size) >= (options.patch or ask.native)
-
-    @classmethod
-    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        patches = patch_stage(ask, options)
-        return [patches] if ask.picture else [ask.published_base(options.base_steps), patches]
-
-    def target(self, given: Size, scale: float | None, size: Size | None) -> Size:
-        return target_size(given, scale, size, self.default_scale())
-
-    def painted_size(self, target: Size) -> Size:
-        """In whole tokens: a picture is continued by reflection, and the result cut back."""
-        return up_to(target[0], self.pixel_multiple), up_to(target[1], self.pixel_multiple)
-
-    def make(self, job: Job, output_type: str) -> Any:
-        if output_type == "latent":
-            self.grid(*job.target)
-        picture = job.picture
-        for z in self.reached(job):
-            picture = self.decode(z)
-        assert picture is not None
-        return self.painted(job, picture, output_type)
+        image, options = engine.image, plan.options
+        engine.record.notes = [] if plan.facts.adapters else [UNADAPTED]
+        if image is None:
+            with _original(engine, options) as changes_text:
+                prompts = engine.models.encode_prompts() if changes_text else None
+                z = base_pass(engine, plan.stages[0], prompts=prompts)
+            yield z
+            image = engine.decode(z)
+        assert isinstance(plan.last, PatchStage)
+        yield from _patches(engine, plan, plan.last, image)
 
 
-class PatchCascadePipeline(PatchCascade, OnFlux1):
-    """RealUHR's patch cascade on FLUX.1."""
+def patch_stage(facts: ModelFacts, request: SamplingRequest, options: PatchCascadeOptions) -> PatchStage:
+    """The patches of an image of the requested size. A side shorter than a patch makes patches that short."""
+    from uhr.models import schedules
+
+    patch, multiple, (height, width) = options.patch or facts.native, facts.multiple, request.size
+    if patch % multiple:
+        near = max(multiple, patch // multiple * multiple)
+        raise UserError(f"patches of {patch} px", f"give a multiple of {multiple}: {near}, say")
+    if max(height, width) < patch:
+        fix = f"ask for a larger picture, or set patch={max(height, width)}"
+        raise UserError(f"a picture of {width}x{height} is smaller than one patch of {patch} px", fix)
+    overlap = round(options.overlap * patch / multiple) * multiple
+    boxes = grid(height, width, patch, overlap, multiple)
+    levels = schedules.patch_schedule(
+        options.schedule, request.steps, options.gamma, options.alpha, options.p
+    )
+    size = boxes[0].height, boxes[0].width
+    calls = BackboneCalls(
+        request.steps * len(boxes),
+        facts.tokens(size),
+        text_tokens(facts, request),
+        together=min(options.batch, len(boxes)),
+    )
+    return PatchStage(
+        "patches",
+        height,
+        width,
+        tuple(levels.sigmas.tolist()),
+        calls=(calls,),
+        labels=tuple(levels.labels.tolist()),
+        boxes=tuple(boxes),
+        overlap=overlap,
+        batch=options.batch,
+    )
 
 
-class Flux2PatchCascadePipeline(PatchCascade, OnFlux2):
-    """RealUHR's patch cascade on FLUX.2 [klein]."""
+def _guidance(facts: ModelFacts, options: PatchCascadeOptions) -> UpperGuidance:
+    """Of the patches: 1, which is no guidance, counts as not given."""
+    if options.patch_guidance != 1 and facts.guidance != "embedded":
+        what = f"patch_guidance {options.patch_guidance:g} is given, and this backbone embeds no guidance"
+        raise UserError(what, "leave it out; true_cfg_scale guides the patches")
+    if facts.guidance == "none":
+        return UpperGuidance()
+    name = "patch_guidance" if facts.guidance == "embedded" else "true_cfg_scale"
+    number = getattr(options, name)
+    return UpperGuidance(name, () if number == 1 else (number,), published=(1.0,))
+
+
+@contextlib.contextmanager
+def _original(engine: Engine, options: PatchCascadeOptions) -> Generator[bool]:
+    """The models without the adapters that are for the patches alone, for the length of a block; yields
+    whether the text encoder gives other embeddings without them."""
+    from uhr.models.adapters import peft_layers
+    from uhr.models.adapters.silence import only
+
+    kept, encoder = options.base_adapters, engine.models.text_encoder
+    if kept == "all":
+        yield False
+        return
+    models = [engine.models.transformer] if encoder is None else [engine.models.transformer, encoder]
+    changes_text = encoder is not None and not set(peft_layers.active(encoder)) <= set(kept)
+    with only(models, kept):
+        yield changes_text
+
+
+def _patches(engine: Engine, plan: SamplingPlan, stage: PatchStage, image: torch.Tensor) -> Generator[Strip]:
+    """Strips of the finished image, from the base image [B, 3, h, w] in [-1, 1]."""
+    import torch
+
+    from uhr.models.patches import feather
+    from uhr.models.samplers.core.engine import Strip
+    from uhr.models.strips import StripCanvas
+
+    shared_noise, target = plan.options.shared_noise, plan.request.target
+    if engine.noise.given is not None and not shared_noise:
+        raise UserError("latents are given, and every patch draws its own noise", "set shared_noise=True")
+    engine.record.begin(stage)
+    shared, finished = engine.fresh(stage) if shared_noise else None, []
+    canvas = StripCanvas(engine.batch, 3, stage.width, lambda top, rows: finished.append(Strip(top, rows)))
+    with engine.network(stage) as velocity:
+        for first in range(0, len(stage.boxes), stage.batch):
+            boxes = stage.boxes[first : first + stage.batch]
+            anchors = torch.cat([_anchor(image, target, stage.size, box) for box in boxes])
+            patches = anchors
+            if not engine.interrupted:
+                patches = _denoised(engine, stage, velocity, boxes, anchors, shared)
+            for box, patch in zip(boxes, patches.chunk(len(boxes)), strict=True):
+                canvas.add(box, patch, feather(box, *stage.size, stage.overlap))
+            yield from finished
+            finished.clear()
+    canvas.finish()
+    yield from finished
+
+
+def _denoised(
+    engine: Engine,
+    stage: PatchStage,
+    velocity: Velocity,
+    boxes: Sequence[Box],
+    anchors: torch.Tensor,
+    shared: torch.Tensor | None,
+) -> torch.Tensor:
+    """Patches [patches * B, 3, h, w] from the enlarged image's; those themselves if interrupted."""
+    import torch
+
+    from uhr.models import flow
+    from uhr.models.samplers.core.conditioning import tiled_batch
+
+    noise = torch.cat([_noise_of(engine, box, shared) for box in boxes])
+    z = flow.interpolate(engine.encode(anchors), noise, stage.sigmas[0])
+    steps = 0
+
+    def counted(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return velocity(z, sigma, step, conditions)
+
+    z = engine.integrate(stage, z, counted, tiled_batch(engine.conditions(stage), len(boxes)))
+    return anchors if steps < stage.steps else engine.decode(z)
+
+
+def _noise_of(engine: Engine, box: Box, shared: torch.Tensor | None) -> torch.Tensor:
+    if shared is None:
+        return engine.noise.draw(engine.batch, (box.height, box.width))
+    factor = engine.facts.vae_factor
+    return Box(*(side // factor for side in (box.top, box.left, box.height, box.width))).crop(shared)
+
+
+def _anchor(image: torch.Tensor, target: Size, padded: Size, box: Box) -> torch.Tensor:
+    """The box of an image [B, 3, h, w] that is enlarged to `target` and continued to `padded`."""
+    from uhr.models.enlarge import bicubic_at, reflected
+
+    rows = reflected(target[0], padded[0])[box.top : box.bottom]
+    columns = reflected(target[1], padded[1])[box.left : box.right]
+    return bicubic_at(image, target, rows, columns)
+
+
+__getattr__ = pipelines_of(PatchCascade)

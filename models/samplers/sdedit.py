@@ -1,22 +1,48 @@
-"""SDEdit: a picture is enlarged, noised part of the way, and painted on from there."""
+"""SDEdit: an image is enlarged, noised part of the way, and denoised from there."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+from pydantic import Field
 
-from uhr.models import flow
-from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.options import SDEditOptions
-from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import Staged
-from uhr.models.stages import Ask, Stage, after_strength, check_begins_below_noise, sized
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.guidance import guided_plan, upper_guidance
+from uhr.models.samplers.core.options import DenseOptions
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_codings
+from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.stages import (
+    after_strength,
+    check_begins_below_noise,
+    dense_stage,
+    model_base,
+    upper_levels,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.samplers.core.engine import Engine
+
+GUIDANCE = 7.5
+"""Of the stage above the base, published for FLUX.1-dev."""
 
 
-class SDEdit(Staged):
-    """A base picture (or a given one) in pixels to the target's size, encoded, brought to the noise level of
+class SDEditOptions(DenseOptions):
+    """strength:    share of the steps that are taken, in (0, 1): 0.7 is CLEAR's recipe for high resolutions
+    base_steps:  of the base pass; None is what the model's card says
+    enlargement: bicubic, as in CLEAR's script, or lanczos, by which diffusers' FluxImg2ImgPipeline resizes a
+                 image that does not fit
+    """
+
+    strength: float = Field(default=0.7, gt=0, lt=1)
+    base_steps: int | None = Field(default=None, gt=0)
+    enlargement: Literal["bicubic", "lanczos"] = "bicubic"
+
+
+class SDEdit(Sampler):
+    """A base image (or a given one) in pixels to the target's size, encoded, brought to the noise level of
     strength, and the rest of the schedule from there (Meng et al. 2108.01073, in the form of CLEAR).
 
     Published for FLUX.1-dev: 20 steps, guidance 7.5, NTK 10 and proportional attention, static shift 3. At
@@ -26,30 +52,30 @@ class SDEdit(Staged):
 
     Options = SDEditOptions
     published_steps = 20
-    published_guidance = 7.5
 
-    @classmethod
-    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        levels = after_strength(ask.levels(options.shift, options.shift_factor), options.strength)
+    def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
+        whole = upper_levels(facts, request.steps, options.shift, options.shift_factor)
+        levels = after_strength(whole, options.strength)
         check_begins_below_noise(levels, options.strength)
-        edit = sized(*ask.size, levels)
-        return [edit] if ask.picture else [ask.published_base(options.base_steps), edit]
+        edit = dense_stage(facts, request, request.size, levels, options.toolkit)
+        stages = [edit] if request.image else [model_base(facts, request, options.base_steps), edit]
+        upper = upper_guidance(facts, options, embedded=GUIDANCE)
+        return guided_plan(facts, request, options, default_codings(stages, request.image), upper)
 
-    def run(self, job: Job) -> Generator[torch.Tensor]:
-        stage, picture = job.plan[-1], job.picture
-        if picture is None:
-            z = self.base(job)
+    def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
+        from uhr.models import flow
+        from uhr.models.samplers.core.passes import base_pass
+
+        stage, image = plan.last, engine.image
+        if image is None:
+            z = base_pass(engine, plan.stages[0])
             yield z
-            picture = self.decode(z)
-        data = self.enlarge(picture, stage, by=job.options.enlargement)
-        noise = self.fresh(job, stage)
-        start = flow.interpolate(data, noise, stage.sigmas[0])
-        yield self.follow(job, stage, start, None, job.options.toolkit)
+            image = engine.decode(z)
+        data = engine.enlarge(image, stage.size, by=plan.options.enlargement)
+        start = flow.interpolate(data, engine.fresh(stage), stage.sigmas[0])
+        with engine.network(stage, alone="toolkit.ntk=1") as velocity:
+            z = engine.integrate(stage, start, velocity)
+        yield z
 
 
-class SDEditPipeline(SDEdit, OnFlux1):
-    """SDEdit on FLUX.1."""
-
-
-class Flux2SDEditPipeline(SDEdit, OnFlux2):
-    """SDEdit on FLUX.2 [klein]."""
+__getattr__ = pipelines_of(SDEdit)

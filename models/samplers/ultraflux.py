@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Generator
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+from pydantic import Field
 
-from uhr.models import surgery
-from uhr.models.pipelines import StepEnd
-from uhr.models.rope_surgeries import RopeResonance, RopeYarn
-from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.options import UltraFluxOptions
-from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import Staged
-from uhr.models.spec import ModelSpec, ShiftPolicy
-from uhr.models.stages import Ask, Stage, sized
-from uhr.models.surgery import Surgery
-from uhr.models.vae.f16 import F16, vae_factor
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.guidance import guided_plan
+from uhr.models.samplers.core.options import SamplerOptions
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_codings
+from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.stages import dense_stage
+from uhr.models.spec import ShiftPolicy
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.samplers.core.engine import Engine
+    from uhr.models.surgery import Surgery
+
+GUIDANCE = 4.0
+"""Of a call that names none, on a backbone that embeds guidance: the official script's."""
 
 UNTRAINED = (
     "unadapted: the F8 VAE was made F16 for this call without training. UltraFlux's own VAE and transformer "
@@ -26,13 +31,27 @@ UNTRAINED = (
 )
 
 
-class UltraFlux(Staged):
+class UltraFluxOptions(SamplerOptions):
+    """Options of ultraflux.
+
+    shift_factor:   of the static shift: 3 in the official script, whose time_shift of 4 nothing reads
+    positions:      resonance is the code since 2025-12-17; yarn and plain for comparison. They act where an
+                    axis is longer than the window only
+    native_size:    of the backbone before UltraFlux. The positions' window is its tokens of F8: 64 for
+                    FLUX.1, UltraFlux's 2048 px
+    """
+
+    shift_factor: float = Field(default=3.0, gt=0)
+    positions: Literal["resonance", "yarn", "plain"] = "resonance"
+
+
+class UltraFlux(Sampler):
     """UltraFlux's inference, by its official `inf_ultraflux.py`: 4096 x 4096 or any aspect ratio, 50 steps,
     guidance 4 (the pipeline's default there is 7), static shift 3; 50 calls of 16,384 tokens, no base pass.
 
     The VAE works at factor 16, and sides are multiples of 32 px. An F8 VAE is made F16 for the length of a
-    call, an F16 one, UltraFlux's say, is taken as it is. Without UltraFlux's training
-    the decoder makes a softer picture of half the latents a side: see `notes`.
+    call, an F16 one, UltraFlux's say, is taken as it is. Without UltraFlux's training the decoder makes a
+    softer image of half the latents a side: see the record's notes.
 
     Published weights: Owen777/UltraFlux-v1 is a whole model (transformer, F16 VAE). Its transformer was
     trained and released under a Resonance whose exponent had the wrong sign; the one of
@@ -42,69 +61,40 @@ class UltraFlux(Staged):
     """
 
     Options = UltraFluxOptions
-    takes_picture = False
+    takes_image = False
     native_times = 4
     published_steps = 50
+    vae_factor = 16
 
-    @property
-    def vae_scale_factor(self) -> int:
-        """16, whatever diffusers' constructor makes of the VAE's levels and writes here."""
-        return 16
+    def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
+        from uhr.models.vae.f16 import F16
 
-    @vae_scale_factor.setter
-    def vae_scale_factor(self, value: int) -> None:
-        pass
-
-    @classmethod
-    def default_guidance(cls, spec: ModelSpec) -> float | None:
-        """4 where the backbone embeds guidance, its card's elsewhere."""
-        return 4.0 if spec.guidance == "embedded" else spec.guidance_scale
-
-    @classmethod
-    def multiple(cls, spec: ModelSpec) -> int:
-        return 16 * spec.patch
-
-    @classmethod
-    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        return [sized(*ask.size, ask.schedule(ask.steps, 0, ShiftPolicy.STATIC, options.shift_factor))]
-
-    def run(self, job: Job) -> Generator[torch.Tensor]:
-        stage = job.plan[-1]
-        noise = self.fresh(job, stage)
+        levels = facts.schedule(request.steps, 0, ShiftPolicy.STATIC, options.shift_factor)
         # an F16 token is as wide as two of F8
-        with self._on(self.transformer, _positions(job.options.positions, 2 * job.native.side)):
-            yield self.follow(job, stage, noise)
+        positions = _positions(options.positions, 2 * facts.native_side)
+        stage = replace(dense_stage(facts, request, request.size, levels), surgeries=positions)
+        card = GUIDANCE if facts.guidance == "embedded" else None
+        stages = default_codings([stage], image=False)
+        return replace(guided_plan(facts, request, options, stages, card=card), vae_surgeries=(F16(),))
 
-    def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
-        super().begin(step_end, attention)
-        self.notes = () if self.vae.config.get("stride", 1) == 2 else (UNTRAINED,)
-
-    @contextlib.contextmanager
-    def exact_vae(self) -> Generator[None]:
-        """F16, and exact tiling as ever."""
-        # by what is on it, not by what its configuration says: diffusers loads a published F16 VAE as F8
-        with self._on(self.vae, F16()), super().exact_vae():
-            assert vae_factor(self.vae) == self.vae_scale_factor, vae_factor(self.vae)
-            yield
-
-    @contextlib.contextmanager
-    def _on(self, model: Any, wanted: Surgery | None) -> Generator[None]:
-        """A surgery for the length of a block, unless it is on the model already."""
-        missing = [] if wanted is None or wanted in surgery.applied(model) else [wanted]
-        with surgery.temporarily(model, *missing):
-            self._note(surgery.applied(model))
-            yield
+    def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
+        (stage,) = plan.stages
+        engine.record.notes = [] if plan.facts.vae_stride == 2 else [UNTRAINED]
+        noise = engine.fresh(stage)
+        with (
+            engine.surgeries(engine.models.transformer, stage.surgeries, all_of_it=True),
+            engine.network(stage) as velocity,
+        ):
+            z = engine.integrate(stage, noise, velocity)
+        yield z
 
 
-def _positions(name: str, window: int) -> Surgery | None:
-    """The surgery of that name; None leaves the positions alone."""
+def _positions(name: str, window: int) -> tuple[Surgery, ...]:
+    """The surgery of that name; none leaves the positions alone."""
+    from uhr.models.rope_surgeries import RopeResonance, RopeYarn
+
     kinds = {"resonance": RopeResonance, "yarn": RopeYarn}
-    return kinds[name](window=window) if name in kinds else None
+    return (kinds[name](window=window),) if name in kinds else ()
 
 
-class UltraFluxPipeline(UltraFlux, OnFlux1):
-    """UltraFlux on FLUX.1."""
-
-
-class Flux2UltraFluxPipeline(UltraFlux, OnFlux2):
-    """UltraFlux's form on FLUX.2 [klein], for which no weights of it exist."""
+__getattr__ = pipelines_of(UltraFlux)

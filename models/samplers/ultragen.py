@@ -1,44 +1,38 @@
-"""UltraGen: a low-resolution picture guides a large one that is painted in local windows of attention."""
+"""UltraGen: a low-resolution image guides a large one that is generated in local windows of attention."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Generator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from uhr.base.errors import UserError
-from uhr.models import flow, surgery
-from uhr.models.adapters.guide_only import guide_only
-from uhr.models.attention.call import AttentionCalls, Windows
-from uhr.models.attention.flex import BlockMasks
-from uhr.models.attention.guide import Guide
-from uhr.models.attention.layout import WindowLayout
-from uhr.models.conditions import Condition, Conditions
-from uhr.models.costs.work import Calls, Coding, Guided, Windowed
-from uhr.models.filters import bicubic
-from uhr.models.hr_toolkit import POSITIONS
-from uhr.models.patches import grid
-from uhr.models.pipelines import StepEnd
-from uhr.models.projection import cosine_weight, project, velocity_towards
-from uhr.models.rope_surgeries import RopeNtk
-from uhr.models.samplers.families import OnFlux1, OnFlux2
-from uhr.models.samplers.passes import Job
-from uhr.models.samplers.staged import Staged
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.guidance import guided_plan, upper_guidance
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, SamplingStage, with_codings
+from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.size_rule import SizeRule
 from uhr.models.samplers.ultragen_plan import (
     UltraGenOptions,
     code_weight,
-    coded_stages,
+    codings_of,
     filled,
     layout_of,
-    stage_sizes,
+    stages_of,
     window_of,
 )
-from uhr.models.spec import GuidanceKind
-from uhr.models.stages import Ask, Stage, sized
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.attention.call import Windows
+    from uhr.models.backbones.conditions import Condition
+    from uhr.models.samplers.core.conditioning import Conditions
+    from uhr.models.samplers.core.engine import Call, Engine, Velocity
+
+GUIDANCE, CFG = 4.5, 8.0
+"""Of the stages above the base: embedded, and the scale of two passes (configurations for FLUX.1 and
+klein-base)."""
 
 UNADAPTED = (
     "unadapted: no adapter on this model acts on guide tokens, which it was not trained to read. Fetch "
@@ -47,201 +41,148 @@ UNADAPTED = (
     "(surgery token-masked-lora)"
 )
 
-Pixels = Callable[[], Any]
-"""The picture below a stage, [B, 3, h, w], decoded when it is first asked for."""
+POSITIONS_ALONE = "ntk=1 and base_ntk=1"
 
 
-@dataclass
-class Attending:
-    """What a stage's calls attend by: `Windows` of its own for each branch of guidance, since a cached guide
-    belongs to one text."""
-
-    layout: WindowLayout
-    guide: torch.Tensor | None
-    """The guide's tokens [B, M, 4C]."""
-
-    options: UltraGenOptions
-    masks: BlockMasks
-    branches: dict[str, Windows] = field(default_factory=dict)
-
-    def of(self, branch: str) -> Windows:
-        if branch not in self.branches:
-            guide = None if self.guide is None else Guide(self.guide, cached=self.options.cached)
-            windows = Windows(self.layout, self.options.rules, guide, self.options.backend, self.masks)
-            self.branches[branch] = windows
-        return self.branches[branch]
-
-
-class UltraGen(Staged):
-    """UltraGen (Scale-DiT, 2510.16325, section 3): a base picture at the native size, enlarged, noised to
-    the level after 10 of 28 steps (0.84375 under static shift 3), and painted on by the last 18 with
+class UltraGen(Sampler):
+    """UltraGen (Scale-DiT, 2510.16325, section 3): a base image at the native size, enlarged, noised to
+    the level after 10 of 28 steps (0.84375 under static shift 3), and denoised by the last 18 with
     hierarchical local attention. Every window sees itself, its neighbours, the text, and the part of the
-    guide that covers the same area: the picture below at a quarter of the side, clean, at timestep 0.
+    guide that covers the same area: the image below at a quarter of the side, clean, at timestep 0.
 
-    Calls on FLUX.1-dev at 4K: 28 + 18. At 8K the guide is of 2048 px, which is painted first, in the same way
-    (28 + 18 + 18). Sides are multiples of the window, 256 px on FLUX.
+    Calls on FLUX.1-dev at 4K: 28 + 18. At 8K the guide is of 2048 px, which is generated first, in the same
+    way (28 + 18 + 18). Sides are multiples of the window, 256 px on FLUX.
 
-    Where the picture below has the guide's size, its latents are the guide; otherwise it is resized in pixels
+    Where the image below has the guide's size, its latents are the guide; otherwise it is resized in pixels
     and encoded. Ids are float32, where the code's collide above 4096 px. `attention/rules.py` has the masks
     to choose from; none is dilated to a kernel's tiles as the code's is.
     """
 
     Options = UltraGenOptions
-    guided = True
-    above_native = True
+    guide_tokens = True
     native_times = 4
     published_steps = 28
-    published_guidance = 4.5
-    published_cfg = 8.0
-    """`guidance_high` where guidance takes two passes."""
 
-    _attending: Attending | None = None
-    _block_masks: BlockMasks | None = None
+    def sizes(self, facts: ModelFacts, options: Any) -> SizeRule:
+        unit = facts.multiple * window_of(options, facts.native_side)
+        return SizeRule.multiples(unit, above=facts.native)
 
-    @classmethod
-    def guidance_above(cls, kind: GuidanceKind, options: Any, index: int) -> float | None:
-        return cls.published_cfg if kind == "cfg" else super().guidance_above(kind, options, index)
+    def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
+        upper = upper_guidance(facts, options, embedded=GUIDANCE, cfg=CFG)
+        options = filled(facts, request, options)
+        stages = stages_of(facts, request, options)
+        coded = with_codings(stages, codings_of(request, options, stages))
+        return guided_plan(facts, request, options, coded, upper)
 
-    @classmethod
-    def unit(cls, ask: Ask, options: Any) -> int:
-        return ask.multiple * window_of(options, ask.native_side)
+    def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
+        from uhr.models.adapters.guide_only import guide_only
+        from uhr.models.samplers.core.passes import base_pass
 
-    @classmethod
-    def calls(cls, ask: Ask, options: Any, stage: Stage, text: int) -> tuple[Calls, ...]:
-        if stage.name == "base":
-            return super().calls(ask, options, stage, text)
-        layout = layout_of(stage.size, ask.multiple, ask.native_side, options)
-        guide: Guided = "none" if not options.guide else "kept" if options.cached else "in every call"
-        return (Calls(stage.steps, layout.tokens, text, Windowed(layout, options.rules, guide)),)
-
-    @classmethod
-    def codings(cls, ask: Ask, options: Any, plan: Sequence[Stage]) -> list[tuple[Coding, ...]]:
-        return coded_stages(ask, filled(ask, options), plan)
-
-    @classmethod
-    def plan(cls, ask: Ask, options: Any) -> list[Stage]:
-        options = filled(ask, options)
-        levels = ask.levels(options.shift, options.shift_factor)[options.skip :]
-        stages = [sized(*size, levels) for size in stage_sizes(ask, options)]
-        return stages if ask.picture else [ask.published_base(options.base_steps), *stages]
-
-    def run(self, job: Job) -> Generator[torch.Tensor]:
-        options = filled(job.ask, job.options)
-        with guide_only(self.transformer, job.options.guide_adapters) as kept:
-            job.options = options.model_copy(update={"guide_adapters": tuple(kept)})
-            self.settings = job.options
-            self.notes = () if kept else (UNADAPTED,)
-            stages, z = job.plan, None
-            if job.picture is None:
-                with self._on(self._positions(job.options.base_ntk)):
-                    z = self.base(job)
+        record, stages, z = engine.record, plan.stages, None
+        with guide_only(engine.models.transformer, plan.options.guide_adapters) as kept:
+            record.settings = plan.options.model_copy(update={"guide_adapters": tuple(kept)})
+            record.notes = [] if kept else [UNADAPTED]
+            if engine.image is None:
+                z = base_pass(engine, stages[0], alone=POSITIONS_ALONE)
                 yield z
                 stages = stages[1:]
             for stage in stages:
-                z = self._stage(job, stage, z)
+                z = _WindowedStage(engine, stage, plan.options, z).run()
                 yield z
 
-    def _stage(self, job: Job, stage: Stage, below: torch.Tensor | None) -> torch.Tensor:
-        """z of a windowed stage; `below` is that of the one below it, None for the job's picture."""
-        options, first = job.options, stage.sigmas[0]
-        pixels = functools.cache(lambda: job.picture if below is None else self.decode(below))
-        guide = self._reduced(stage, options.ratio, below, pixels) if options.guide else None
-        start = data = self.fresh(job, stage)
-        if first < 1 or options.projection != "off":
-            data = self._enlarged(stage, options, below, pixels, guide)
-            start = flow.interpolate(data, start, first)
 
-        def projected(z: torch.Tensor, sigma: float, step: int, said: Conditions) -> torch.Tensor:
-            v = self.field(z, sigma, said)
-            if options.projection == "code":
-                weight = code_weight(step, stage.steps, stage.steps + options.skip)
-            else:
-                weight = cosine_weight(step, stage.steps)
-            return project(v, velocity_towards(z, data, sigma), weight)
+class _WindowedStage:
+    """One stage; `below` is z of the one below it, None for the given image."""
 
-        velocity = None if options.projection == "off" else projected
-        wanted = [AttentionCalls(), *self._positions(options.ntk)]
-        layout = layout_of(stage.size, self.pixel_multiple, job.native.side, options)
-        self.pieces = grid(*stage.size, layout.window * self.pixel_multiple, overlap=0)
-        with self._on(wanted), self._attend(layout, guide, options):
-            return self.follow(job, stage, start, velocity)
+    def __init__(
+        self, engine: Engine, stage: SamplingStage, options: UltraGenOptions, below: torch.Tensor | None
+    ) -> None:
+        self.engine, self.stage, self.options, self.below = engine, stage, options, below
 
-    def _reduced(self, stage: Stage, ratio: int, below: torch.Tensor | None, pixels: Pixels) -> torch.Tensor:
-        """z of the picture below at 1/ratio of the stage's size; as it is where it has that size."""
-        size = stage.height // ratio, stage.width // ratio
-        latents = tuple(side // self.vae_scale_factor for side in size)
-        if below is not None and tuple(below.shape[-2:]) == latents:
-            return below
-        return self.encode(bicubic(pixels(), *size))
+    def run(self) -> torch.Tensor:
+        """z of the stage."""
+        from uhr.models import flow
 
-    def _enlarged(
-        self,
-        stage: Stage,
-        options: UltraGenOptions,
-        below: torch.Tensor | None,
-        pixels: Pixels,
-        guide: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """z of the picture below at the stage's size; of a given picture's latents, those of the guide."""
-        if options.warm_start == "pixels":
-            return self.enlarge(pixels(), stage, options.sharpening)
-        latents = guide if below is None else below
+        engine, stage, options = self.engine, self.stage, self.options
+        guide = self._reduced() if options.guide else None
+        start = data = engine.fresh(stage)
+        if stage.sigmas[0] < 1 or options.projection != "off":
+            data = self._enlarged(guide)
+            start = flow.interpolate(data, start, stage.sigmas[0])
+        call = windowed(engine, stage, options, guide)
+        with engine.network(stage, call, alone=POSITIONS_ALONE) as velocity:
+            if options.projection != "off":
+                velocity = projected(velocity, data, stage.steps, options)
+            return engine.integrate(stage, start, velocity)
+
+    @functools.cached_property
+    def _pixels(self) -> torch.Tensor:
+        """The image below, [B, 3, h, w]."""
+        found = self.engine.image if self.below is None else self.engine.decode(self.below)
+        assert found is not None
+        return found
+
+    def _reduced(self) -> torch.Tensor:
+        """z of the image below at 1/ratio of the stage's size; as it is where it has that size."""
+        from uhr.models.filters import bicubic
+
+        size = self.stage.height // self.options.ratio, self.stage.width // self.options.ratio
+        if self.below is not None and tuple(self.below.shape[-2:]) == self.engine.latent_size(size):
+            return self.below
+        return self.engine.encode(bicubic(self._pixels, *size))
+
+    def _enlarged(self, guide: torch.Tensor | None) -> torch.Tensor:
+        """z of the image below at the stage's size; of a given image's latents, those of the guide."""
+        from uhr.models.filters import bicubic
+
+        if self.options.warm_start == "pixels":
+            return self.engine.enlarge(self._pixels, self.stage.size, self.options.sharpening)
+        latents = guide if self.below is None else self.below
         if latents is None:
-            latents = self._reduced(stage, options.ratio, below, pixels)
-        return bicubic(latents, *(side // self.vae_scale_factor for side in stage.size))
-
-    def velocity(
-        self, tokens: torch.Tensor, sigma: float, condition: Condition, branch: str = "cond"
-    ) -> torch.Tensor:
-        """One call, in windows while a stage attends by them."""
-        if self._attending is None:
-            return super().velocity(tokens, sigma, condition, branch)
-        before = self._joint_attention_kwargs
-        self._joint_attention_kwargs = {**(before or {}), "attention": self._attending.of(branch)}
-        try:
-            return super().velocity(tokens, sigma, condition, branch)
-        finally:
-            self._joint_attention_kwargs = before
-
-    def begin(self, step_end: StepEnd, attention: dict[str, Any] | None) -> None:
-        super().begin(step_end, attention)
-        self.notes = ()
-
-    @contextlib.contextmanager
-    def _attend(
-        self, layout: WindowLayout, guide: torch.Tensor | None, options: UltraGenOptions
-    ) -> Generator[None]:
-        """Windows for the length of a block; the guide's cache ends with it, block masks are kept."""
-        self._block_masks = self._block_masks or BlockMasks()
-        tokens = None if guide is None else self.pack(guide)
-        self._attending = Attending(layout, tokens, options, self._block_masks)
-        try:
-            yield
-        finally:
-            self._attending = None
-
-    @contextlib.contextmanager
-    def _on(self, wanted: Sequence[surgery.Surgery]) -> Generator[None]:
-        """Surgeries of the transformer for the length of a block, where they are not on it already."""
-        there = surgery.applied(self.transformer)
-        with surgery.temporarily(self.transformer, *(each for each in wanted if each not in there)):
-            self._note(wanted)
-            yield
-
-    def _positions(self, ntk: float) -> list[surgery.Surgery]:
-        if ntk == 1:
-            return []
-        wanted = RopeNtk(factor=ntk)
-        scaled = [each for each in surgery.applied(self.transformer) if POSITIONS in each.seats]
-        if scaled and scaled[0] != wanted:
-            what = f"the positions are already scaled by '{scaled[0].key}'"
-            raise UserError(what, "keep it and set ntk=1 and base_ntk=1, or revert it")
-        return [wanted]
+            latents = self._reduced()
+        return bicubic(latents, *self.engine.latent_size(self.stage.size))
 
 
-class UltraGenPipeline(UltraGen, OnFlux1):
-    """UltraGen on FLUX.1."""
+def windowed(
+    engine: Engine, stage: SamplingStage, options: UltraGenOptions, guide: torch.Tensor | None
+) -> Call:
+    """The engine's call, attending in windows: with `Windows` of its own for each branch of guidance, since a
+    cached guide belongs to one text. `guide` is z of the guide."""
+    from uhr.models import latents as latent
+    from uhr.models.attention.call import Windows
+    from uhr.models.attention.flex import BlockMasks
+    from uhr.models.attention.guide import Guide
+
+    masks = engine.models.kept.setdefault("ultragen's block masks", BlockMasks())
+    layout = layout_of(engine.facts, stage.size, options)
+    tokens = None if guide is None else latent.pack(guide)
+
+    @functools.cache
+    def windows(branch: str) -> Windows:
+        of_branch = None if tokens is None else Guide(tokens, cached=options.cached)
+        return Windows(layout, options.rules, of_branch, options.backend, masks)
+
+    def call(tokens: torch.Tensor, sigma: float, condition: Condition, branch: str) -> torch.Tensor:
+        return engine.call(tokens, sigma, replace(condition, attention=windows(branch)), branch)
+
+    return call
 
 
-class Flux2UltraGenPipeline(UltraGen, OnFlux2):
-    """UltraGen on FLUX.2 [klein], the family of its newest code."""
+def projected(velocity: Velocity, data: torch.Tensor, steps: int, options: UltraGenOptions) -> Velocity:
+    """The velocity, its low frequencies drawn towards `data`."""
+    from uhr.models.projection import cosine_weight, project, velocity_towards
+
+    skipped = options.skip or 0
+
+    def drawn(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
+        v = velocity(z, sigma, step, conditions)
+        if options.projection == "code":
+            weight = code_weight(step, steps, steps + skipped)
+        else:
+            weight = cosine_weight(step, steps)
+        return project(v, velocity_towards(z, data, sigma), weight)
+
+    return drawn
+
+
+__getattr__ = pipelines_of(UltraGen)

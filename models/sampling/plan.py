@@ -13,37 +13,27 @@ from uhr.models.costs import operations
 from uhr.models.costs.devices import DEFAULT, Device, here
 from uhr.models.costs.devices import device as find_device
 from uhr.models.costs.model import ModelCost
-from uhr.models.costs.operations import Operations
+from uhr.models.costs.operations import Operations, of_calls
 from uhr.models.costs.shapes import bare
-from uhr.models.costs.work import Calls, Coding
 from uhr.models.loading import DTYPES, pick_dtype
 from uhr.models.offload import Offload
 from uhr.models.opening import Model, open_model
 from uhr.models.quantize import KINDS
 from uhr.models.registry import get
 from uhr.models.samplers import check_name
+from uhr.models.samplers.core.plan import SamplingStage
 from uhr.models.sampling.price import Price, Way, ways
 from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.setup import Call, Method
 from uhr.models.spec import ModelSpec
-from uhr.models.stages import Stage
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: `calls` of the backbone are of one branch of guidance, `backbone` the work of all."""
+    """One stage, and the `backbone`'s work in all of its calls."""
 
-    stage: Stage
-    guidance: float | None
-    branches: int
-    calls: tuple[Calls, ...]
-    codings: tuple[Coding, ...]
+    stage: SamplingStage
     backbone: Operations
-
-    @property
-    def count(self) -> int:
-        """Calls of the backbone, of all branches."""
-        return self.branches * sum(each.count for each in self.calls)
 
 
 def plan(request: Request, item: Item, on: str | None = None) -> Plan:
@@ -102,37 +92,32 @@ class Plan:
         self.model, self.assumed = model, assumed
         self.method, self.call, self.device, self.dtype = method, call, device, dtype
         self._prices: dict[Way, Price] = {}
-        cls, spec, request = method.pipeline_class, method.spec, method.request
-        ask = cls.ask(spec, method.options, *call.planned, call.steps, call.item.image is not None)
+        facts, request = method.facts, method.request
         elsewhere = {} if isinstance(model, ModelSpec) else model.weights
         self.cost = ModelCost(
             model,
-            cls.backbone,
+            facts.family,
             pick_dtype(dtype),
-            ask.multiple // spec.patch,
+            facts.vae_factor,
             files={**elsewhere, **request.weights},
             adapters=sum(adapter.file.stat().st_size for adapter in request.adapters),
         )
-        options = cls.resolve(method.options)
-        stages = cls.checked_plan(ask, options)
-        negative = call.item.negative is not None
-        self.stages = []
-        told = cls.guidances(spec.guidance, options, call.guidance, stages)
-        for stage, guidance, codings in zip(stages, told, cls.codings(ask, options, stages), strict=True):
-            branches = cls.branches(spec.guidance, options, guidance, negative, stage)
-            calls = cls.calls(ask, options, stage, self.cost.text_tokens)
-            work = operations.total(each.operations(self.cost.backbone) for each in calls)
-            self.stages.append(StagePlan(stage, guidance, branches, calls, codings, work.times(branches)))
+        self.stages = [StagePlan(stage, self._operations(stage)) for stage in call.plan.stages]
+
+    def _operations(self, stage: SamplingStage) -> Operations:
+        """The backbone's, of all calls of a stage."""
+        one = operations.total(of_calls(each, self.cost.backbone) for each in stage.calls)
+        return one.times(stage.branches)
 
     @property
     def model_calls(self) -> int:
         """Calls of the backbone, of all stages and branches."""
-        return sum(stage.count for stage in self.stages)
+        return self.call.plan.model_calls
 
     @property
     def text(self) -> Operations:
         """Encoding the prompt, and the negative one where there is one."""
-        return self.cost.text.times(max(stage.branches for stage in self.stages))
+        return self.cost.text.times(max(each.stage.branches for each in self.stages))
 
     @property
     def asked(self) -> Price:

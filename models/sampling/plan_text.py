@@ -7,7 +7,7 @@ from typing import Any
 
 from uhr.base.console import counted, say, table
 from uhr.models.costs.devices import ATTENTION, CONVOLUTION, LINEAR, Device
-from uhr.models.guidance import spoken
+from uhr.models.samplers.core import guidance as guidance_text
 from uhr.models.sampling.plan import Plan, StagePlan
 from uhr.models.text import TokenCount, notes_of
 
@@ -87,21 +87,21 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
         "width": stage.stage.width,
         "height": stage.stage.height,
         "steps": stage.stage.steps * stage.stage.rounds,
-        "calls": stage.count,
-        "guidance": stage.guidance,
-        "branches": stage.branches,
+        "calls": stage.stage.total_calls,
+        "guidance": stage.stage.guidance,
+        "branches": stage.stage.branches,
         "passes": [
             {
-                "calls": stage.branches * each.count,
+                "calls": stage.stage.branches * each.count,
                 "image_tokens": each.image,
                 "text_tokens": each.text,
                 "guide_tokens": each.guide,
                 "together": each.together,
                 "pairs_per_layer": each.pairs,
             }
-            for each in stage.calls
+            for each in stage.stage.calls
         ],
-        "vae": [vars(coding) for coding in stage.codings],
+        "vae": [vars(coding) for coding in stage.stage.codings],
         "operations": stage.backbone._asdict(),
     }
 
@@ -111,7 +111,7 @@ def show(plan: Plan) -> None:
     method, call, device, way = plan.method, plan.call, plan.device, plan.asked.way
     where = "" if device is None else f", on {device.title}"
     where += " (no GPU is here: --on NAME plans for another)" if plan.assumed else ""
-    guidance = spoken([stage.guidance for stage in plan.stages])
+    guidance = guidance_text.describe([each.stage.guidance for each in plan.stages])
     flags = "".join(f", {kind}" for kind in (way.offload and f"offload {way.offload}", way.quantize) if kind)
     say(
         f"{method.request.sampler} on {method.spec.name}, {call.width}x{call.height}, {guidance}, "
@@ -137,18 +137,18 @@ def _show_stages(plan: Plan) -> None:
                 each.stage.name,
                 f"{each.stage.width}x{each.stage.height}",
                 each.stage.steps,
-                each.count,
-                _span(call.image for call in each.calls),
-                _span(call.text for call in each.calls),
-                _span(call.guide for call in each.calls),
-                _span(call.pairs for call in each.calls),
+                each.stage.total_calls,
+                _span(call.image for call in each.stage.calls),
+                _span(call.text for call in each.stage.calls),
+                _span(call.guide for call in each.stage.calls),
+                _span(call.pairs for call in each.stage.calls),
                 count(each.backbone.total),
                 *seconds,
             ]
         )
     head = ["stage", "size", "steps", "calls", "image tokens", "text", "guide", "pairs a layer", "operations"]
     table([*head, *(() if plan.device is None else ("time",))], rows)
-    doubled = {each.branches for each in plan.stages} - {1}
+    doubled = {each.stage.branches for each in plan.stages} - {1}
     twice = ", two for each step where two branches guide" if doubled else ""
     whole = count(plan.asked.operations.total)
     say(f"\n{counted(plan.model_calls, 'call')} of the backbone{twice}; {whole} operations in all")
@@ -190,7 +190,7 @@ def _show_times(plan: Plan) -> None:
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in times.items() if seconds >= 0.05)
     takes = "takes some" if plan.asked.fits else "would take, if it fitted, some"
     say(f"{takes} {duration(plan.asked.total)}" + (f": {parts}" if parts else ""))
-    windows = any(call.windows for stage in plan.stages for call in stage.calls)
+    windows = any(call.windows for stage in plan.stages for call in stage.stage.calls)
     gathered = "; memory of windows as by the gathered back end, where a GPU takes FlexAttention"
     say(
         f"estimated, not measured: operations at {LINEAR:.0%} (linear), {ATTENTION:.0%} (attention) and "

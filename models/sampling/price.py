@@ -73,7 +73,7 @@ class Price:
         found = [self._loading(), *self._texts()]
         for stage in self._plan.stages:
             found.append(self._stage(stage))
-            for coding in stage.codings:
+            for coding in stage.stage.codings:
                 held = resident(self._weights, VAE, self.way.offload)
                 need = {"vae activations": self._cost.coding(coding, self.room)[0]}
                 found.append(Phase(f"{coding.part} {coding.width}x{coding.height}", held | need))
@@ -103,17 +103,17 @@ class Price:
         ]
 
     def _stage(self, stage: StagePlan) -> Phase:
-        needs = [self._cost.activations(each, self.way.quantize) for each in stage.calls]
+        needs = [self._cost.activations(each, self.way.quantize) for each in stage.stage.calls]
         held = resident(self._weights, BACKBONE, self.way.offload) | max(
             needs, key=lambda need: sum(need.values())
         )
-        kept = stage.branches * max(self._cost.guide(each) for each in stage.calls)
+        kept = stage.stage.branches * max(self._cost.guide(each) for each in stage.stage.calls)
         return Phase(f"stage {stage.stage.name}", held | ({"guide's keys and values": kept} if kept else {}))
 
     def coded(self, stage: StagePlan) -> Operations:
         """The VAE's work in a stage."""
         return operations.total(
-            self._cost.coding(each, self.room)[1].times(each.count) for each in stage.codings
+            self._cost.coding(each, self.room)[1].times(each.count) for each in stage.stage.codings
         )
 
     @cached_property
@@ -150,7 +150,9 @@ class Price:
         waits = sum(map(device.moving, texts))
         for stage in self._plan.stages:
             # the backbone comes back after the VAE has worked: once a round
-            size, meanwhile = moved(self._weights[BACKBONE], offload, stage.count, stage.stage.rounds)
+            size, meanwhile = moved(
+                self._weights[BACKBONE], offload, stage.stage.total_calls, stage.stage.rounds
+            )
             compute = device.seconds(stage.backbone, self._plan.dtype) if meanwhile else 0.0
             waits += max(0.0, device.moving(size) - compute)
         return waits

@@ -15,7 +15,8 @@ from uhr.base.console import counted, shown
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving, user_path, write_json
 from uhr.base.store import FolderStore, StoreError
-from uhr.models.guidance import spoken
+from uhr.models.samplers.core import guidance as guidance_text
+from uhr.models.samplers.core.run_record import RunRecord
 from uhr.models.sampling.pictures import CHUNK, STAGE
 from uhr.models.sampling.setup import Call, Setup
 
@@ -26,9 +27,9 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft")
 """Whose versions stand in a record."""
 
 
-def record_of(setup: Setup, call: Call, pipeline: Any, seams: float | None = None) -> dict[str, Any]:
-    """The whole call that a pipeline has just made, as JSON: what was asked for (`request`, `item`), and what
-    came of it; `seams` are those of its patches (`seams.seam_strength`)."""
+def record_of(setup: Setup, call: Call, run: RunRecord, seams: float | None = None) -> dict[str, Any]:
+    """The whole call that a pipeline has just made, as JSON: what was requested (`request`, `item`), and what
+    was `run`; `seams` are those of its patches (`seams.seam_strength`)."""
     request, model, item = setup.request, setup.model, call.item
     return {
         "uhr": __version__,
@@ -55,9 +56,9 @@ def record_of(setup: Setup, call: Call, pipeline: Any, seams: float | None = Non
         "seed": item.seed,
         "dtype": setup.dtype,
         "device": setup.device,
-        "sigmas": list(pipeline.sigmas),
-        "model_calls": pipeline.model_calls,
-        "details": _details(setup, call, pipeline.details(), seams),
+        "sigmas": list(run.sigmas),
+        "model_calls": run.model_calls,
+        "details": _details(setup, call, run.details(), seams),
         "versions": versions(),
         "machine": machine(setup.device),
         "request": request.model_dump(mode="json"),
@@ -252,7 +253,7 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 def describe(path: Path | str, record: dict[str, Any]) -> str:
     """What was made, for people: nothing that was filled in stays unsaid."""
-    guidance = spoken([stage["guidance"] for stage in record["details"]["stages"]])
+    guidance = guidance_text.describe([stage["guidance"] for stage in record["details"]["stages"]])
     adapters = "".join(f", {shown(a['file'])} at {a['scale']:g}" for a in record["adapters"])
     image = "" if record["image"] is None else f" from {shown(record['image']['path'])}"
     notes = "".join(f"\nnote: {shown(note)}" for note in record["details"].get("notes", ()))

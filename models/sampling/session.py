@@ -85,7 +85,8 @@ class Session:
             )
         (picture,) = found.images
         self.setup.hash_weights()
-        record = record_of(self.setup, call, self.pipeline, seams_of(picture, self.pipeline.pieces))
+        run = self.pipeline.last_run
+        record = record_of(self.setup, call, run, seams_of(picture, run.pieces))
         if given is not None and fit is not None:
             picture = given.put_back(picture, fit)
         return Painting(picture, record, self._shown(found.stages, fit) if stages else [])
@@ -93,7 +94,7 @@ class Session:
     def _shown(self, pictures: list[list[Any]], fit: Fit | None) -> list[tuple[str, Any]]:
         """The first picture of every stage before the last, by the stage's name, without what a given picture
         was continued by."""
-        names = [stage.name for stage in self.pipeline.stages[:-1]]
+        names = [stage.name for stage in self.pipeline.last_run.stages[:-1]]
         shown = [(name, batch[0]) for name, batch in zip(names, pictures, strict=True)]
         return shown if fit is None else [(name, fit.cut(picture)) for name, picture in shown]
 

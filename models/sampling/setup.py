@@ -29,13 +29,15 @@ from uhr.models.offload import check as check_offload
 from uhr.models.opening import Model, open_model
 from uhr.models.other_weights import check_weights
 from uhr.models.quantize import check as check_quantize
-from uhr.models.samplers import check_name, check_takes_picture, sampler_class
+from uhr.models.samplers import check_name, check_takes_image, find_sampler, options_class, sampler_class
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest
+from uhr.models.samplers.core.sampler import Sampler, make_plan
 from uhr.models.sampling.pictures import Given, open_picture
 from uhr.models.sampling.request import Adapter, Item, Request
 from uhr.models.scheduler_config import SchedulerConfig
 from uhr.models.sizes import Size
 from uhr.models.spec import ModelSpec
-from uhr.models.stages import Stage
 
 WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2")
 """Components that have weights of their own."""
@@ -45,20 +47,31 @@ WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2")
 class Call:
     """One picture that can be made: its item, and every number that was left open filled in. Sizes in px.
 
-    `guidance` None leaves the sampler's published numbers, or there is none. `height` and `width` are those
-    of the finished picture, `planned` is what the sampler's plan is of: more than those where a given picture
-    is no whole number of tokens (windows, grids). `given` is that picture, opened, and `fit` how it is
-    brought to a size that can be made.
+    `height` and `width` are those of the finished image; the plan's are larger where a given image is no
+    whole number of tokens (windows, grids). `given` is that image, opened, and `fit` how it is brought to a
+    size that can be generated.
     """
 
     item: Item
     height: int
     width: int
-    steps: int
-    guidance: float | None
-    planned: Size
+    plan: SamplingPlan
     given: Given | None = None
     fit: Fit | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.plan.request.steps
+
+    @property
+    def guidance(self) -> float | None:
+        """The call's number; None leaves the sampler's published numbers, or there is none."""
+        return self.plan.guidance
+
+    @property
+    def planned(self) -> Size:
+        """The size that the sampler generates."""
+        return self.plan.request.size
 
 
 @dataclass(frozen=True)
@@ -67,9 +80,15 @@ class Method:
 
     request: Request
     spec: ModelSpec
-    pipeline_class: Any
+    sampler: Sampler
+    facts: ModelFacts
     options: Any
     steps: int
+
+    @property
+    def pipeline_class(self) -> Any:
+        """The diffusers pipeline of the sampler on the backbone's family."""
+        return sampler_class(self.request.sampler, self.spec.family)
 
     @classmethod
     def of(cls, request: Request, spec: ModelSpec) -> Method:
@@ -79,10 +98,13 @@ class Method:
             raise UserError(f"--steps {request.steps}", "give at least 1")
         if request.guidance is not None and spec.guidance == "none":
             raise UserError(f"{spec.name} takes no guidance", "leave out --guidance")
-        pipeline_class = sampler_class(request.sampler, spec.family)
-        options = _options(pipeline_class.Options, request)
-        steps = pipeline_class.step_count(spec, options, request.steps)
-        return cls(request, spec, pipeline_class, options, steps)
+        sampler_class(request.sampler, spec.family)  # whether there is one
+        sampler = find_sampler(request.sampler)
+        options = _options(options_class(request.sampler), request)
+        facts = sampler.facts_of(spec, options)
+        return cls(
+            request, spec, sampler, facts, options, sampler.command_steps(facts, options, request.steps)
+        )
 
     def call(self, item: Item) -> Call:
         """UserError for a size that cannot be made, a picture that cannot be opened or taken, and a negative
@@ -93,45 +115,43 @@ class Method:
             raise UserError(
                 f"--scale {self.request.scale:g} is given without a picture", "give --size instead"
             )
-        size = self._size(item) or self.pipeline_class.default_size(self.spec)
-        return Call(item, size[0], size[1], self.steps, self._preflight(item, size), planned=size)
+        size = self._size(item) or self.sampler.default_size(self.facts)
+        return Call(item, size[0], size[1], self._plan(item, size))
 
     def _of_picture(self, item: Item, path: Path) -> Call:
-        check_takes_picture(self.request.sampler, self.spec.family)
-        given = open_picture(user_path(path))
-        cls, options, spec = self.pipeline_class, self.options, self.spec
-        target = target_size(given.size, self.request.scale, self._size(item), cls.default_scale())
-        check_patch(given.size, target, cls.patch(spec, options), whole=cls.above_native)
+        check_takes_image(self.request.sampler)
+        given, rule = open_picture(user_path(path)), self.sampler.sizes(self.facts, self.options)
+        scale = self.sampler.default_scale()
+        target = target_size(given.size, self.request.scale, self._size(item), scale)
+        least = rule.least or self.facts.native
+        check_patch(given.size, target, least, whole=rule.above is not None)
 
         def makeable(height: int, width: int) -> Size:
-            return cls.makeable(spec, options, height, width)
+            return rule.smallest((height, width))
 
-        if cls.fits_pictures:
+        if self.sampler.fits_images:
             found, planned = Fit(given.size, target, given.size, target), makeable(*target)
         else:
             found = fit(given.size, target, makeable)
             planned = found.made
-        guidance = self._preflight(item, planned)
-        return Call(item, target[0], target[1], self.steps, guidance, planned, given, found)
-
-    def stages(self, call: Call) -> list[Stage]:
-        """What the call will go through."""
-        cls, picture = self.pipeline_class, call.item.image is not None
-        return cls.planned(self.spec, self.options, *call.planned, self.steps, picture)
+        return Call(item, target[0], target[1], self._plan(item, planned, target), given, found)
 
     def _size(self, item: Item) -> Size | None:
         """Height and width that were asked for."""
         size = item.size or self.request.size
         return None if size is None else (size[1], size[0])
 
-    def _preflight(self, item: Item, size: Size) -> float | None:
-        """The call's guidance; UserError for what cannot be made."""
-        cls, spec, options, guidance = self.pipeline_class, self.spec, self.options, self.request.guidance
-        negative, picture = item.negative is not None, item.image is not None
-        cls.preflight(spec, options, *size, self.steps, negative, picture, guidance)
-        if guidance is not None:
-            return guidance
-        return cls.unsaid_guidance(spec, options, cls.planned(spec, options, *size, self.steps, picture))
+    def _plan(self, item: Item, size: Size, cut: Size | None = None) -> SamplingPlan:
+        """Of a size that is generated, and cut where that is given; UserError for what cannot be done."""
+        request = SamplingRequest(
+            *size,
+            self.steps,
+            image=item.image is not None,
+            guidance=self.request.guidance,
+            negative=item.negative is not None,
+            cut=cut,
+        )
+        return make_plan(self.sampler, self.facts, request, self.options)
 
 
 def _options(cls: type[Config], request: Request) -> Any:
@@ -275,7 +295,7 @@ class Setup:
     def previewed(self, call: Call) -> list[str]:
         """The names of the stages before the last; UserError for a call of one, before which there is nothing
         to see."""
-        names = [stage.name for stage in self.method.stages(call)[:-1]]
+        names = [stage.name for stage in call.plan.stages[:-1]]
         if names:
             return names
         name = self.request.sampler
@@ -303,5 +323,5 @@ def _check_adapters(model: Model, method: Method, adapters: tuple[Adapter, ...])
 
     transformer = empty_transformer(model)
     found = read_all(files, transformer)
-    check(found, transformer, method.pipeline_class.guided)
+    check(found, transformer, method.sampler.guide_tokens)
     return tuple(AdapterFacts(each.config, each.notes) for each in found.values())

@@ -1,4 +1,4 @@
-"""One loaded tiny model for the whole room."""
+"""Loaded tiny models, and parts of a sampler's call by themselves, for all tests of models."""
 
 import pytest
 
@@ -133,3 +133,64 @@ def flux_dev():
 
     with torch.device("meta"):
         return FluxTransformer2DModel(guidance_embeds=True)
+
+
+@pytest.fixture(scope="session")
+def seeded():
+    """A generator of its own for each seed."""
+    import torch
+
+    return lambda seed=0: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def engine_of():
+    """A maker of an engine over a pipeline's models without a call: for noise and the VAE by themselves."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from uhr.models.samplers.core.engine import Engine, Models, Noise
+    from uhr.models.samplers.core.progress import Progress, Steps
+    from uhr.models.samplers.core.run_record import RunRecord
+
+    def make(pipeline, generator=None):
+        plan = SimpleNamespace(facts=pipeline.facts, options=None, vae_surgeries=(), stages=[])
+        prompts = SimpleNamespace(positive=SimpleNamespace(text=torch.zeros(1)), counts=())
+        models = Models(
+            pipeline.family, pipeline.transformer, pipeline.vae, None, torch.device("cpu"), lambda: prompts
+        )
+        noise = Noise(models, plan.facts, generator, None)
+        return Engine(models, plan, noise, Progress(RunRecord.of(plan)), Steps(pipeline))
+
+    return make
+
+
+@pytest.fixture
+def backbone(monkeypatch):
+    """Puts a function in the place of every call of a backbone: `f(tokens, sigma, condition, branch)`."""
+    from uhr.models.samplers.core.engine import Engine
+
+    def replace(function):
+        def call(engine, tokens, sigma, condition, branch):
+            engine.progress.calls(tokens.shape[0] // engine.batch)
+            return function(tokens, sigma, condition, branch)
+
+        monkeypatch.setattr(Engine, "call", call)
+
+    return replace
+
+
+@pytest.fixture
+def backbone_calls(monkeypatch):
+    """The conditions of every call of a backbone, which works as ever."""
+    from uhr.models.samplers.core.engine import Engine
+
+    found, call = [], Engine.call
+
+    def spy(engine, tokens, sigma, condition, branch):
+        found.append(condition)
+        return call(engine, tokens, sigma, condition, branch)
+
+    monkeypatch.setattr(Engine, "call", spy)
+    return found

@@ -1,5 +1,6 @@
 """What each family of backbones knows, against diffusers' own."""
 
+import importlib
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from uhr.base.errors import UserError
 from uhr.models import latents
 from uhr.models.backbones.flux1 import Flux1
 from uhr.models.backbones.flux2 import EmpiricalShift, Flux2
-from uhr.models.samplers import SAMPLERS, names_for, sampler_class
+from uhr.models.samplers import SAMPLERS, find_sampler, names_for, sampler_class
 
 
 def test_ids_of_flux2_are_those_of_the_stock_pipeline_in_float32():
@@ -70,14 +71,14 @@ def test_noise_is_drawn_in_the_stock_pipelines_order():
 def test_the_sampler_of_a_family_is_a_pipeline_of_that_family(family):
     for name in names_for(family):
         cls = sampler_class(name, family)
-        assert cls.backbone.name == family
-        assert cls.__call__.__doc__
+        assert cls.family.name == family
+        assert cls is sampler_class(name, family)
+        module = importlib.import_module(cls.__module__)
+        assert getattr(module, cls.__name__) is cls
 
 
-def test_samplers_share_one_body_among_their_families():
-    for name, info in SAMPLERS.items():
-        bodies = {sampler_class(name, family).__call__ for family in info.paths}
-        assert len(bodies) == 1
+def test_samplers_share_one_call_among_their_families():
+    assert len({sampler_class(name, f).__call__ for name in SAMPLERS for f in ("flux1", "flux2")}) == 1
 
 
 def test_a_family_that_a_sampler_does_not_run_on_is_one_clear_line():
@@ -85,5 +86,14 @@ def test_a_family_that_a_sampler_does_not_run_on_is_one_clear_line():
         sampler_class("euler", "flux9")
     with pytest.raises(UserError, match="is for flux1 backbones, and this one is of family flux2"):
         sampler_class("uhr.models.samplers.euler:EulerPipeline", "flux2")
-    with pytest.raises(UserError, match="is no sampler's pipeline"):
-        sampler_class("uhr.models.samplers.euler:Euler", "flux1")
+    with pytest.raises(UserError, match="is no sampler: derive it from"):
+        sampler_class("uhr.models.samplers.euler:EulerOptions", "flux1")
+
+
+def test_a_sampler_may_be_named_by_its_class_or_by_a_pipeline_of_it():
+    from uhr.models.samplers.euler import Euler, EulerPipeline, Flux2EulerPipeline
+
+    assert sampler_class("uhr.models.samplers.euler:Euler", "flux2") is Flux2EulerPipeline
+    assert sampler_class("uhr.models.samplers.euler:EulerPipeline", "flux1") is EulerPipeline
+    for name in ("Euler", "EulerPipeline"):
+        assert type(find_sampler(f"uhr.models.samplers.euler:{name}")) is Euler

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from uhr.models import latents
 from uhr.models.filters import bicubic
 from uhr.models.patches import Canvas, grid
+from uhr.models.samplers.core import velocities
+from uhr.models.samplers.core.engine import Engine
 from uhr.models.samplers.multidiffusion import MultiDiffusionPipeline, windows
 from uhr.models.samplers.patch_cascade import PatchCascadePipeline
 from uhr.models.seams import seam_strength
@@ -25,23 +28,23 @@ def cascade(tiny_flux):
 def painted(cascade, monkeypatch):
     """The seams of a picture of 9 patches, each of a shade of its own by the way."""
     given = bicubic(torch.rand(1, 3, 18, 18, generator=seeded(2)), 128, 128).clamp(0, 1)
-    decode = cascade.decode
+    decode = Engine.decode
 
     def seams(shade, **options):
         shades = iter(shade * torch.randn(64, generator=seeded(3)))
-        monkeypatch.setattr(cascade, "decode", lambda z: decode(z) + next(shades))
+        monkeypatch.setattr(Engine, "decode", lambda engine, z: decode(engine, z) + next(shades))
         found = cascade(
             "x", image=given, scale=2, num_inference_steps=2, max_sequence_length=16, generator=seeded(0),
             output_type="pt", **options,
         ).images  # fmt: skip
-        return seam_strength(found, cascade.pieces), seam_strength(found, grid(256, 256, 128, 0))
+        return seam_strength(found, cascade.last_run.pieces), seam_strength(found, grid(256, 256, 128, 0))
 
     return seams
 
 
 def test_the_feather_of_the_patch_cascade_hides_shades_that_edge_to_edge_show(cascade, painted):
     feathered, _ = painted(0.15)
-    assert len(cascade.pieces) == 9
+    assert len(cascade.last_run.pieces) == 9
     edge_to_edge, same = painted(0.15, overlap=0)
     assert edge_to_edge == same
     assert edge_to_edge > 1.5
@@ -53,9 +56,7 @@ def test_the_feather_of_the_patch_cascade_hides_shades_that_edge_to_edge_show(ca
 def test_without_the_feather_the_shades_of_the_patch_cascade_show(painted, monkeypatch):
     """What the measure is for: a blending that is broken does not pass."""
     blended, _ = painted(0.15)
-    monkeypatch.setattr(
-        "uhr.models.samplers.patch_pass.feather", lambda box, *_: torch.ones(box.height, box.width)
-    )
+    monkeypatch.setattr("uhr.models.patches.feather", lambda box, *_: torch.ones(box.height, box.width))
     assert painted(0.15)[0] - 1 > 3 * abs(blended - 1)
 
 
@@ -72,24 +73,24 @@ def averaged(tiny_flux, monkeypatch):
     """The seams, in latents, of a picture out of windows whose velocities disagree."""
     pipeline = MultiDiffusionPipeline.from_pretrained(tiny_flux, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    field = pipeline.field
+    call = Engine.call
 
     def seams(shade, overlap):
         boxes, count = windows((32, 32), 16, overlap), 0
-        shades = shade * torch.randn(len(boxes), 1, 16, 1, 1, generator=seeded(7))
+        shades = shade * torch.randn(len(boxes), 16, generator=seeded(7)).repeat_interleave(4, -1)
 
-        def shaded(z, sigma, said):
+        def shaded(*arguments):
             nonlocal count
             count += 1
-            return field(z, sigma, said) + shades[(count - 1) % len(boxes)]
+            return call(*arguments) + shades[(count - 1) % len(boxes)]
 
-        monkeypatch.setattr(pipeline, "field", shaded)
+        monkeypatch.setattr(Engine, "call", shaded)
         tokens = pipeline(
             "x", height=256, width=256, num_inference_steps=3, guidance_scale=3.5, max_sequence_length=16,
             generator=seeded(0), output_type="latent", overlap=overlap,
         ).images  # fmt: skip
-        assert pipeline.pieces == [box.scaled(8) for box in boxes]
-        return seam_strength(pipeline.unpack(tokens, (16, 16)), boxes)
+        assert list(pipeline.last_run.pieces) == [box.scaled(8) for box in boxes]
+        return seam_strength(latents.unpack(tokens, 32, 32), boxes)
 
     return seams
 
@@ -103,5 +104,5 @@ def test_the_mean_of_windows_hides_most_of_what_edge_to_edge_shows(averaged):
 
 def test_without_the_mean_windows_show(averaged, monkeypatch):
     mean = averaged(4, 0.5)
-    monkeypatch.setattr("uhr.models.samplers.multidiffusion.Canvas", LastOneWins)
+    monkeypatch.setattr(velocities, "Canvas", LastOneWins)
     assert averaged(4, 0.5) - 1 > 2 * (mean - 1)

@@ -67,9 +67,9 @@ def test_pictures_are_those_of_the_stock_pipeline_within_a_level(euler, stock):
 
 
 @pytest.mark.parametrize("shift", ["none", "static", "dynamic"])
-def test_with_a_straight_field_the_sampler_returns_its_target(euler, monkeypatch, shift):
+def test_with_a_straight_field_the_sampler_returns_its_target(euler, backbone, shift):
     target = torch.randn(1, 24, 64, generator=seeded(5))
-    monkeypatch.setattr(euler, "velocity", lambda x, sigma, *_, **__: (x - target) / sigma)
+    backbone(lambda x, sigma, *_: (x - target) / sigma)
     found = euler("x", **CALL, generator=seeded(), shift=shift, output_type="latent").images
     torch.testing.assert_close(found, target, atol=2e-5, rtol=2e-5)
 
@@ -126,7 +126,7 @@ def test_every_output_type_of_diffusers_comes_out(euler, kind, check):
     assert check(images)
 
 
-def test_in_bfloat16_latents_and_ids_stay_float32_and_noise_is_that_of_float32(tiny_flux):
+def test_in_bfloat16_latents_and_ids_stay_float32_and_noise_is_that_of_float32(tiny_flux, engine_of):
     pipeline = EulerPipeline.from_pretrained(tiny_flux, local_files_only=True, torch_dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     seen = {}
@@ -141,7 +141,7 @@ def test_in_bfloat16_latents_and_ids_stay_float32_and_noise_is_that_of_float32(t
     assert found.dtype == torch.float32
     assert {seen[name].dtype for name in ("img_ids", "txt_ids", "timestep", "guidance")} == {torch.float32}
     assert {seen[name].dtype for name in ("hidden_states", "encoder_hidden_states")} == {torch.bfloat16}
-    noise = pipeline.noise(1, 64, 96, seeded())
+    noise = engine_of(pipeline, seeded()).noise.draw(1, (64, 96))
     assert torch.equal(noise, torch.randn(1, 16, 8, 12, generator=seeded()))
 
 
@@ -151,11 +151,11 @@ def test_sizes_follow_the_grid_and_wrong_ones_are_refused(euler):
 
 
 def test_guidance_that_is_not_given_is_the_models_cards_and_never_a_guess(euler, monkeypatch):
-    from uhr.models.pipelines import SamplerPipeline
+    from uhr.models.samplers.core.shell import SamplerPipeline
 
     arguments = {name: value for name, value in CALL.items() if name != "guidance_scale"}
     found = euler("x", **arguments, generator=seeded(), output_type="latent").images
-    assert euler.told_guidance == [zoo.get("tiny-flux1").guidance_scale] == [3.5]
+    assert euler.last_run.plan.guidance == zoo.get("tiny-flux1").guidance_scale == 3.5
     assert torch.equal(found, euler("x", **CALL, generator=seeded(), output_type="latent").images)
     monkeypatch.setattr(SamplerPipeline, "spec", None)
     with pytest.raises(UserError, match="wants a guidance scale, and no spec that says which describes it"):
@@ -202,8 +202,8 @@ def test_what_would_be_ignored_or_cannot_be_is_one_clear_line(euler, more, messa
         euler(**{**CALL, **more})
 
 
-def test_dynamic_shift_is_refused_above_4096_tokens_and_static_is_not(euler, monkeypatch):
-    monkeypatch.setattr(euler, "velocity", lambda x, *_, **__: torch.zeros_like(x))
+def test_dynamic_shift_is_refused_above_4096_tokens_and_static_is_not(euler, backbone):
+    backbone(lambda x, *_: torch.zeros_like(x))
     arguments = {**CALL, "height": 1040, "width": 1024, "output_type": "latent"}
     with pytest.raises(UserError, match="4160"):
         euler("x", **arguments)
@@ -211,9 +211,9 @@ def test_dynamic_shift_is_refused_above_4096_tokens_and_static_is_not(euler, mon
     assert euler.sigmas[1] == pytest.approx(3 * 0.75 / (1 + 2 * 0.75))
 
 
-def test_tokens_out_are_pictures_by_the_one_decoder(euler):
-    tokens = torch.randn(1, 24, 64, generator=seeded())
-    picture = euler.shown(euler.unpack(tokens, (4, 6)), "np")[0]
+def test_what_comes_out_is_decoded_by_the_one_decoder(euler):
+    tokens = euler("a", **CALL, generator=seeded(), output_type="latent").images
+    picture = euler("a", **CALL, generator=seeded(), output_type="np").images[0]
     decoded = latents.to_uint8(latents.decode(euler.vae, latents.unpack(tokens, 8, 12)))[0].numpy()
     assert np.array_equal((picture * 255).round().astype(np.uint8), decoded)
 

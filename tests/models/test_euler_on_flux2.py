@@ -93,7 +93,7 @@ def test_guidance_is_told_apart_by_the_kind_of_checkpoint(euler, base):
     with pytest.raises(UserError, match="takes none"):
         euler("x", **CALL, guidance_scale=4.0)
     undistilled("x", **CALL)
-    assert undistilled.told_guidance == [4.0]
+    assert undistilled.last_run.plan.guidance == 4.0
     with pytest.raises(UserError, match="no effect at guidance 1"):
         undistilled("x", **CALL, guidance_scale=1.0, negative_prompt="y")
     with pytest.raises(UserError, match="guidance_scale is that scale"):
@@ -112,14 +112,14 @@ def test_pictures_are_those_of_the_stock_pipeline_within_a_level(euler, stock2):
 
 
 @pytest.mark.parametrize("shift", ["none", "static", "dynamic"])
-def test_with_a_straight_field_the_sampler_returns_its_target(euler, monkeypatch, shift):
+def test_with_a_straight_field_the_sampler_returns_its_target(euler, backbone, shift):
     target = torch.randn(1, 24, 128, generator=seeded(5))
-    monkeypatch.setattr(euler, "velocity", lambda x, sigma, *_, **__: (x - target) / sigma)
+    backbone(lambda x, sigma, *_: (x - target) / sigma)
     found = euler("x", **CALL, generator=seeded(), shift=shift, output_type="latent").images
     torch.testing.assert_close(found, target, atol=2e-5, rtol=2e-5)
 
 
-def test_in_bfloat16_latents_and_ids_stay_float32_and_noise_is_that_of_float32(tiny_flux2, euler):
+def test_in_bfloat16_latents_and_ids_stay_float32_and_noise_is_that_of_float32(tiny_flux2, euler, engine_of):
     pipeline = Flux2EulerPipeline.from_pretrained(
         tiny_flux2, local_files_only=True, torch_dtype=torch.bfloat16
     )
@@ -136,7 +136,8 @@ def test_in_bfloat16_latents_and_ids_stay_float32_and_noise_is_that_of_float32(t
     assert found.dtype == torch.float32
     assert {seen[name].dtype for name in ("img_ids", "txt_ids", "timestep")} == {torch.float32}
     assert {seen[name].dtype for name in ("hidden_states", "encoder_hidden_states")} == {torch.bfloat16}
-    assert torch.equal(pipeline.noise(1, 64, 96, seeded()), euler.noise(1, 64, 96, seeded()))
+    ours, theirs = (engine_of(p, seeded()).noise.draw(1, (64, 96)) for p in (pipeline, euler))
+    assert torch.equal(ours, theirs)
 
 
 def test_embeddings_may_stand_in_for_the_prompt_and_a_second_prompt_is_refused(euler):
@@ -149,8 +150,8 @@ def test_embeddings_may_stand_in_for_the_prompt_and_a_second_prompt_is_refused(e
             euler("a", **CALL, **more)
 
 
-def test_dynamic_shift_is_refused_above_its_calibration_and_static_is_not(euler, monkeypatch):
-    monkeypatch.setattr(euler, "velocity", lambda x, *_, **__: torch.zeros_like(x))
+def test_dynamic_shift_is_refused_above_its_calibration_and_static_is_not(euler, backbone):
+    backbone(lambda x, *_: torch.zeros_like(x))
     arguments = {**CALL, "height": 1072, "width": 1072, "num_inference_steps": 1, "output_type": "latent"}
     with pytest.raises(UserError, match="calibrated up to 4300 image tokens; this picture has 4489"):
         euler("x", **arguments)
@@ -167,7 +168,7 @@ def test_from_pipe_keeps_whether_the_checkpoint_is_distilled(base, stock2):
 def test_one_samplers_code_runs_on_both_families(euler, tiny_flux):
     first = EulerPipeline.from_pretrained(tiny_flux, local_files_only=True)
     assert type(first).__call__ is type(euler).__call__
-    assert [type(p).backbone.name for p in (first, euler)] == ["flux1", "flux2"]
+    assert [type(p).family.name for p in (first, euler)] == ["flux1", "flux2"]
 
 
 def test_the_step_callback_sees_each_step_and_may_replace_latents(euler):
@@ -185,12 +186,15 @@ def test_the_step_callback_sees_each_step_and_may_replace_latents(euler):
     assert not found.any()
 
 
-def test_a_picture_survives_encoding_as_the_stock_pipeline_does_it(euler):
+def test_a_picture_survives_encoding_as_the_stock_pipeline_does_it(euler, engine_of):
+    engine = engine_of(euler)
     pictures = torch.rand(2, 3, 64, 96, generator=seeded()) * 2 - 1
     theirs = euler._encode_vae_image(pictures, generator=None)
-    torch.testing.assert_close(euler.pack(euler.encode(pictures)), theirs.flatten(2).mT, atol=1e-5, rtol=1e-5)
-    drawn = euler.encode(pictures, generator=seeded())
-    assert 0 < (drawn - euler.encode(pictures)).abs().mean() < 0.2
+    torch.testing.assert_close(
+        latents.pack(engine.encode(pictures)), theirs.flatten(2).mT, atol=1e-5, rtol=1e-5
+    )
+    drawn = engine.encode(pictures, generator=seeded())
+    assert 0 < (drawn - engine.encode(pictures)).abs().mean() < 0.2
 
 
 def test_the_command_guides_an_undistilled_checkpoint_by_its_cards_scale(tmp_path, capsys):

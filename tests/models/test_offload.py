@@ -8,6 +8,7 @@ import torch
 
 from uhr.models import loading, offload, zoo
 from uhr.models.offload import Offload
+from uhr.models.samplers.core.engine import Engine
 from uhr.models.samplers.sdedit import SDEditPipeline
 from uhr.models.vae.room import host_room, room, room_of
 
@@ -94,11 +95,9 @@ def test_what_is_quantised_leaves_the_gpu_before_the_next_comes_where_it_is_park
 def test_text_encoders_are_gone_before_a_vae_that_works_first(sampler, monkeypatch):
     """A given picture is encoded before the backbone's first call would drive them out."""
     log = []
-    for name in ("embed", "encode"):
-        run = getattr(sampler, name)
-        monkeypatch.setattr(
-            sampler, name, lambda *a, name=name, run=run, **k: log.append(name) or run(*a, **k)
-        )
+    for place, name in ((sampler.family, "embed"), (Engine, "encode")):
+        run = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *a, name=name, run=run, **k: log.append(name) or run(*a, **k))
     monkeypatch.setattr(
         sampler, "_all_hooks", [SimpleNamespace(offload=lambda: log.append("sent back"))], raising=False
     )

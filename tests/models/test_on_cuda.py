@@ -8,6 +8,7 @@ import torch
 
 from uhr.models import registry
 from uhr.models.samplers import names_for, sampler_class
+from uhr.models.samplers.core import shell
 from uhr.models.vae.tiled import ExactTiling
 
 FEW = {
@@ -32,9 +33,7 @@ def parts(stock, stock2, gpu, monkeypatch):
         family: {name: copy.deepcopy(getattr(pipeline, name)) for name in ("transformer", "vae")}
         for family, pipeline in families.items()
     }
-    for cls in {sampler_class(*case) for case in cases()}:
-        monkeypatch.setattr(cls, "checked_plan", staticmethod(gpu.with_values(cls.checked_plan)))
-        monkeypatch.setattr(cls, "schedule", gpu.with_values(cls.schedule))
+    monkeypatch.setattr(shell, "make_plan", gpu.with_values(shell.make_plan))
     with gpu.pretended(monkeypatch):
         yield {
             family: {
@@ -71,7 +70,7 @@ def test_a_given_picture_goes_to_the_gpu(name, options, parts, gpu):
 def prompt(pipeline, gpu):
     place = {"device": gpu.CUDA, "dtype": torch.bfloat16}
     given = {"prompt_embeds": torch.empty(1, 16, pipeline.transformer.config.joint_attention_dim, **place)}
-    if pipeline.pooled:
+    if pipeline.family.pooled:
         given["pooled_prompt_embeds"] = torch.empty(1, 32, **place)
         given["guidance_scale"] = 3.5
     return given

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from uhr.models.conditions import Prompt
+from uhr.models.backbones.conditions import Prompt
 from uhr.models.samplers.euler import EulerPipeline, Flux2EulerPipeline
 from uhr.models.text import TokenCount, count_tokens, notes_of
 
@@ -143,7 +143,7 @@ def test_tokens_of_textual_inversion_are_written_out_before_they_are_counted(eul
         "__call__",
         lambda self, texts, **more: seen.append(texts) or encode(texts, **more),
     )
-    euler.embed(Prompt("a <cat>"), 16)
+    euler.family.embed(euler, Prompt("a <cat>"), 16)
     assert seen[0] == ["a <cat> <cat>_1"]
 
 
@@ -155,7 +155,7 @@ def test_tokenizers_alone_count_what_is_counted_when_prompts_are_encoded(
     prompts = ["a lake", LONG, ""]
     for folder, pipeline in ((tiny_flux, euler), (tiny_flux2, euler2)):
         encoders = load_tokenizers(open_model(folder))
-        assert count_tokens(encoders, prompts) == pipeline.embed(Prompt(prompts), 512).counts
+        assert count_tokens(encoders, prompts) == pipeline.family.embed(pipeline, Prompt(prompts), 512).counts
 
 
 def test_a_text_as_long_as_the_encoder_reads_is_whole():

@@ -15,6 +15,7 @@ from uhr.models import latents, scheduler_config, zoo
 from uhr.models.backbones.flux1 import Flux1
 from uhr.models.backbones.flux2 import Flux2
 from uhr.models.loading import open_model
+from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.euler import EulerPipeline, Flux2EulerPipeline
 from uhr.models.samplers.patch_cascade import PatchCascadePipeline
 from uhr.models.samplers.sdedit import SDEditPipeline
@@ -94,8 +95,8 @@ def test_the_settings_do_change_the_levels(scheduled):
     levels = set()
     for values in SPACINGS:
         spec = open_model(scheduled(**values)).spec
-        ask = EulerPipeline.ask(spec, EulerPipeline.Options(), 128, 128, 5)
-        levels.add(tuple(ask.schedule(5, 64)))
+        facts = ModelFacts.of_spec(spec)
+        levels.add(tuple(facts.schedule(5, 64)))
     assert len(levels) == len(SPACINGS)
 
 
@@ -106,8 +107,8 @@ def test_what_is_planned_without_weights_is_what_runs(scheduled, family, values)
     loaded = zoo.load_pipeline(
         folder, pipeline_class={"flux1": EulerPipeline, "flux2": Flux2EulerPipeline}[family]
     )
-    ask = type(loaded).ask(open_model(folder).spec, loaded.Options(), 128, 128, 7)
-    assert ask.schedule(7, 64) == loaded.schedule(7, 64)
+    facts = ModelFacts.of_spec(open_model(folder).spec)
+    assert facts.schedule(7, 64) == loaded.facts.schedule(7, 64)
 
 
 def test_of_a_bare_spec_the_published_shift_is_all_that_is_known():
@@ -122,9 +123,9 @@ def test_of_a_bare_spec_the_published_shift_is_all_that_is_known():
 
 def test_a_shift_that_is_named_is_that_of_the_linear_grid_alone(scheduled):
     spec = open_model(scheduled(use_beta_sigmas=True, shift_terminal=0.1)).spec
-    ask = EulerPipeline.ask(spec, EulerPipeline.Options(), 128, 128, 4)
-    assert ask.schedule(4, 64, "none") == [1, 0.75, 0.5, 0.25, 0]
-    assert ask.schedule(4, 64, "static", 3.0) == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+    facts = ModelFacts.of_spec(spec)
+    assert facts.schedule(4, 64, "none") == [1, 0.75, 0.5, 0.25, 0]
+    assert facts.schedule(4, 64, "static", 3.0) == pytest.approx([1, 0.9, 0.75, 0.5, 0])
 
 
 REFUSED = [
@@ -184,24 +185,24 @@ def test_what_is_set_on_a_loaded_scheduler_counts_as_in_the_stock_pipeline(euler
     """Scripts set attributes of its frozen configuration, and `set_shift`."""
     euler.scheduler.config.use_dynamic_shifting = False
     euler.scheduler.set_shift(5.0)
-    assert euler.schedule(4, 64) == pytest.approx([1, 15 / 16, 5 / 6, 5 / 8, 0])
+    assert euler.facts.schedule(4, 64) == pytest.approx([1, 15 / 16, 5 / 6, 5 / 8, 0])
 
 
 def test_levels_that_do_not_fall_are_refused(scheduled):
     spec = open_model(scheduled(shift_terminal=0.1)).spec
-    ask = EulerPipeline.ask(spec, EulerPipeline.Options(), 128, 128, 1)
+    facts = ModelFacts.of_spec(spec)
     with pytest.raises(
         UserError, match=r"noise levels nan, 0 of the scheduler \(.*shift_terminal 0\.1.*take more steps"
     ):
-        ask.schedule(1, 64)
+        facts.schedule(1, 64)
 
 
 def test_beyond_its_calibration_the_dynamic_shift_is_refused_whatever_the_spacing(scheduled):
     spec = open_model(scheduled(use_beta_sigmas=True)).spec
     with pytest.raises(UserError, match="calibrated up to 4096"):
-        EulerPipeline.ask(spec, EulerPipeline.Options(), 128, 128, 4).schedule(4, 5000)
+        ModelFacts.of_spec(spec).schedule(4, 5000)
     wide = open_model(scheduled(max_image_seq_len=16384, max_shift=2.0)).spec
-    assert len(EulerPipeline.ask(wide, EulerPipeline.Options(), 128, 128, 4).schedule(4, 5000)) == 5
+    assert len(ModelFacts.of_spec(wide).schedule(4, 5000)) == 5
 
 
 STEPS = {"num_inference_steps": 4, "guidance_scale": 3.5, "output_type": "latent"}
@@ -216,7 +217,7 @@ def test_a_sampler_whose_stages_have_levels_of_their_own_says_which(scheduled):
         "the scheduler's use_beta_sigmas true does not act on stage 256x256, "
         "whose noise levels are the sampler's own"
     )
-    assert base.stages[0].sigmas == tuple(base.schedule(3, 64))
+    assert base.last_run.stages[0].sigmas == tuple(base.facts.schedule(3, 64))
     patches = PatchCascadePipeline.from_pretrained(folder)
     patches("a", height=256, width=256, base_steps=3, **STEPS)
     assert any("does not act on stage" in note for note in patches.details()["notes"])

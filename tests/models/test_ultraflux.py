@@ -13,7 +13,8 @@ from uhr.base.errors import UserError
 from uhr.models import flow, latents, surgery, zoo
 from uhr.models.rope import ResonancePosEmbed
 from uhr.models.rope_surgeries import RopeNtk, RopeResonance
-from uhr.models.samplers.ultraflux import UltraFluxOptions, UltraFluxPipeline
+from uhr.models.samplers.core.sampler import plan_of_spec
+from uhr.models.samplers.ultraflux import UltraFlux, UltraFluxOptions, UltraFluxPipeline
 from uhr.models.vae.f16 import F16
 from uhr.models.vae.room import room_of
 from uhr.models.vae.tiled import ExactTiling
@@ -92,12 +93,11 @@ def test_the_native_size_is_four_times_the_backbones_with_as_many_tokens_as_f8_h
 
 
 def test_flux_dev_at_4k_is_16384_tokens_50_steps_guidance_4_and_a_window_of_64():
-    spec = zoo.get("flux1-dev")
-    ask = UltraFluxPipeline.ask(spec, UltraFluxOptions(), 4096, 4096, UltraFluxPipeline.default_steps(spec))
-    (stage,) = UltraFluxPipeline.plan(ask, UltraFluxOptions())
-    assert (stage.steps, stage.size, ask.grid) == (50, (4096, 4096), (128, 128))
-    assert UltraFluxPipeline.default_guidance(spec) == 4.0
-    assert 2 * ask.native_side == 64
+    plan = plan_of_spec(UltraFlux(), zoo.get("flux1-dev"), UltraFluxOptions(), (4096, 4096))
+    (stage,) = plan.stages
+    assert (stage.steps, stage.size, plan.facts.grid(stage.size)) == (50, (4096, 4096), (128, 128))
+    assert plan.guidance == stage.guidance == 4.0
+    assert stage.surgeries == (RopeResonance(window=64),)
     # static shift 3: nothing in diffusers reads the script's time_shift of 4
     assert stage.sigmas[:3] == pytest.approx([1, 3 * 0.98 / (1 + 2 * 0.98), 3 * 0.96 / (1 + 2 * 0.96)])
 
@@ -138,8 +138,12 @@ def test_surgeries_are_listed_and_taken_off_bitwise_even_after_a_failure(ultrafl
         )
 
     sample(num_inference_steps=1)
-    assert [each["surgery"] for each in ultraflux.surgeries] == ["vae-f16", "exact-tiling", "rope-resonance"]
-    assert surgery.from_record(ultraflux.surgeries) == [
+    assert [each["surgery"] for each in ultraflux.last_run.surgeries] == [
+        "vae-f16",
+        "exact-tiling",
+        "rope-resonance",
+    ]
+    assert surgery.from_record(ultraflux.last_run.surgeries) == [
         F16(),
         ExactTiling(memory=room_of(ultraflux)),
         RopeResonance(window=8),
@@ -153,7 +157,7 @@ def test_surgeries_are_listed_and_taken_off_bitwise_even_after_a_failure(ultrafl
         sample(callback_on_step_end=fails)
     assert untouched()
     sample(num_inference_steps=1, positions="plain")
-    assert [each["surgery"] for each in ultraflux.surgeries] == ["vae-f16", "exact-tiling"]
+    assert [each["surgery"] for each in ultraflux.last_run.surgeries] == ["vae-f16", "exact-tiling"]
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +179,13 @@ def test_the_published_layout_loads_as_the_f16_model_that_it_is(published, sampl
     assert np.array_equal(np.asarray(made.images[0]), np.asarray(again.images[0]))
     assert surgery.applied(loaded.vae) == [F16()]
     # it is the surgery without training that a reader must know of
-    assert [note.partition(":")[0] for note in ultraflux.notes] == ["unadapted"]
-    assert loaded.notes == ()
-    assert {each["surgery"] for each in loaded.surgeries} == {"vae-f16", "exact-tiling", "rope-resonance"}
+    assert [note.partition(":")[0] for note in ultraflux.last_run.notes] == ["unadapted"]
+    assert loaded.last_run.notes == []
+    assert {each["surgery"] for each in loaded.last_run.surgeries} == {
+        "vae-f16",
+        "exact-tiling",
+        "rope-resonance",
+    }
 
 
 def test_diffusers_own_loader_forgets_the_stride_and_it_is_made_up_for(published, sample, ultraflux):
@@ -185,7 +193,7 @@ def test_diffusers_own_loader_forgets_the_stride_and_it_is_made_up_for(published
     assert surgery.applied(loaded.vae) == []
     made = sample(height=256, width=256, pipeline=loaded, output_type="pt").images
     assert torch.equal(made, sample(height=256, width=256, output_type="pt").images)
-    assert loaded.notes == ()
+    assert loaded.last_run.notes == []
 
 
 def test_the_transformer_of_v1_1_goes_in_the_place_of_v1s(published, sample, tmp_path):
@@ -290,13 +298,13 @@ def test_what_cannot_be_is_one_clear_line(sample, more, message):
 
 def test_preflight_asks_for_32_px_before_any_weights_are_loaded():
     spec = zoo.get("flux1-dev")
-    UltraFluxPipeline.preflight(spec, UltraFluxOptions(), 2880, 5120, 50, False)
+    plan_of_spec(UltraFlux(), spec, UltraFluxOptions(), (2880, 5120), 50)
     with pytest.raises(
         UserError, match="1920x1072 cannot be made: multiples of 32; nearest 1920x1056 or 1920x1088"
     ):
-        UltraFluxPipeline.preflight(spec, UltraFluxOptions(), 1072, 1920, 50, False)
+        plan_of_spec(UltraFlux(), spec, UltraFluxOptions(), (1072, 1920), 50)
     with pytest.raises(UserError, match="negative prompt"):
-        UltraFluxPipeline.preflight(spec, UltraFluxOptions(true_cfg_scale=3), 4096, 4096, 50, False)
+        plan_of_spec(UltraFlux(), spec, UltraFluxOptions(true_cfg_scale=3), (4096, 4096), 50)
 
 
 def test_the_command_paints_at_the_published_defaults(tiny_flux, tmp_path, capsys):

@@ -24,7 +24,8 @@ from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
 from uhr.models.adapters.scales import set_scales
 from uhr.models.adapters.usage import ORDINARY, Usage
 from uhr.models.export import export_lora
-from uhr.models.samplers import SAMPLERS, names_for, sampler_class
+from uhr.models.samplers import SAMPLERS, find_sampler, names_for, sampler_class
+from uhr.models.samplers.core.sampler import plan_of_spec
 from uhr.models.sampling import setup
 from uhr.models.sampling.record import read_record
 from uhr.models.sampling.request import Adapter, Request
@@ -65,24 +66,25 @@ class Family:
 
     def request(self, name, adapters=()):
         """The quickest call of a sampler."""
-        cls = sampler_class(name, self.spec.family)
-        options = {"native_size": NATIVE, "base_steps": 1}
-        options = {key: value for key, value in options.items() if key in cls.Options.model_fields}
-        height, width = cls.makeable(self.spec, cls.Options(**options), 2 * NATIVE, 2 * NATIVE)
+        sampler, options = find_sampler(name), {"native_size": NATIVE, "base_steps": 1}
+        options = {key: value for key, value in options.items() if key in sampler.Options.model_fields}
+        chosen = sampler.Options(**options)
+        rule = sampler.sizes(sampler.facts_of(self.spec, chosen), chosen)
+        height, width = rule.smallest((2 * NATIVE, 2 * NATIVE))
         return Request(
-            sampler=name, model=str(self.folder), size=(width, height), steps=self._steps(cls, options),
+            sampler=name, model=str(self.folder), size=(width, height), steps=self._steps(sampler, chosen),
             device="cpu", options=options, adapters=adapters,
         )  # fmt: skip
 
-    def _steps(self, cls, options):
+    def _steps(self, sampler, options):
         """The fewest that the sampler takes."""
         for steps in range(1, 6):
             try:
-                cls.planned(self.spec, cls.Options(**options), 2 * NATIVE, 2 * NATIVE, steps)
+                plan_of_spec(sampler, self.spec, options, (2 * NATIVE, 2 * NATIVE), steps)
             except UserError:
                 continue
             return steps
-        pytest.fail(f"{cls.__name__} wants more than 5 steps")
+        pytest.fail(f"{type(sampler).__name__} needs more than 5 steps")
 
     def sample(self, name):
         """Latents of the quickest call with the adapters that are on the sampler now."""
@@ -92,7 +94,6 @@ class Family:
             width=request.size[0],
             height=request.size[1],
             num_inference_steps=request.steps,
-            guidance_scale=pipeline.default_guidance(self.spec),
             generator=torch.Generator().manual_seed(0),
             max_sequence_length=16,
             output_type="latent",
@@ -156,7 +157,7 @@ def families(tiny_flux, tiny_flux2, facts, tmp_path_factory):
 
 def test_every_sampler_is_in_the_matrix_on_every_family():
     assert {name for _, name in CELLS} == SAMPLERS.keys()
-    assert len(CELLS) == sum(len(info.paths) for info in SAMPLERS.values())
+    assert len(CELLS) == sum(len(info.families) for info in SAMPLERS.values())
 
 
 @pytest.mark.parametrize(("family", "name"), CELLS)
@@ -173,7 +174,7 @@ def test_adapters_act_and_at_scale_0_not_at_all(families, family, name, kind):
     paths = [here.files[each] for each in KINDS[kind]]
     asked = tuple(Adapter(name=str(path), scale=scale) for path, scale in zip(paths, scales, strict=True))
     pipeline, before = here.pipeline(name), here.paint(name)
-    if "guide" in KINDS[kind] and not pipeline.guided:
+    if "guide" in KINDS[kind] and not pipeline.sampler.guide_tokens:
         # a setup loads nothing
         with pytest.raises(UserError, match="acts on a guide's tokens alone, and this sampler has none"):
             setup.Setup.of(here.request(name, asked))

@@ -10,13 +10,13 @@ from uhr.models.attention.guide import Guide
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.proportional import Proportional
 from uhr.models.attention.rules import WindowRules
+from uhr.models.backbones.conditions import Condition
 from uhr.models.backbones.flux1 import Flux1
 from uhr.models.backbones.flux2 import Flux2
-from uhr.models.conditions import Condition
 from uhr.models.costs.at_work import BackboneMemory
 from uhr.models.costs.live import Live
 from uhr.models.costs.shapes import empty_component
-from uhr.models.costs.work import Calls, Windowed
+from uhr.models.samplers.core.plan import BackboneCalls, WindowedAttention
 from uhr.models.surgery import temporarily
 
 FAMILIES = {"tiny-flux1": Flux1(), "tiny-flux2": Flux2()}
@@ -88,7 +88,9 @@ def _with_children(event):
 @pytest.mark.parametrize(("grid", "text"), [((16, 16), 64), ((8, 40), 512)])
 def test_a_dense_pass_takes_what_is_counted(family, transformer, grid, text):
     backbone = FAMILIES[family]
-    counted = BackboneMemory(backbone, transformer, torch.float32).peak(Calls(1, grid[0] * grid[1], text))
+    counted = BackboneMemory(backbone, transformer, torch.float32).peak(
+        BackboneCalls(1, grid[0] * grid[1], text)
+    )
     call = run(backbone, transformer, grid, text, Proportional())
     # a CPU's attention kernel leaves the softmax's sums besides
     assert counted <= live_peak(call) <= 1.03 * counted
@@ -98,7 +100,7 @@ def test_a_dense_pass_takes_what_is_counted(family, transformer, grid, text):
 @pytest.mark.parametrize("guide", ["none", "kept", "in every call"])
 def test_a_windowed_pass_takes_what_is_counted(family, transformer, guide):
     backbone, layout, text = FAMILIES[family], WindowLayout(32, 32, 4), 64
-    calls = Calls(1, layout.tokens, text, Windowed(layout, WindowRules(), guide))
+    calls = BackboneCalls(1, layout.tokens, text, WindowedAttention(layout, WindowRules(), guide))
     memory = BackboneMemory(backbone, transformer, torch.float32)
     latents = torch.randn(1, layout.guide_tokens, transformer.config.in_channels)
     told = None if guide == "none" else Guide(latents, cached=guide == "kept")
@@ -110,7 +112,7 @@ def test_a_windowed_pass_takes_what_is_counted(family, transformer, guide):
 
 def test_patches_that_share_a_batch_take_so_many_times_as_much(family, transformer):
     memory = BackboneMemory(FAMILIES[family], transformer, torch.float32)
-    one, four = (memory.peak(Calls(1, 256, 64, together=count)) for count in (1, 4))
+    one, four = (memory.peak(BackboneCalls(1, 256, 64, together=count)) for count in (1, 4))
     assert 3.6 * one < four < 4.01 * one
 
 
@@ -118,7 +120,7 @@ def test_of_published_shapes_memory_grows_with_the_tokens_and_no_faster(family):
     spec = zoo.get({"tiny-flux1": "flux1-dev", "tiny-flux2": "flux2-klein-9b"}[family])
     transformer = empty_component(spec, "transformer")
     memory = BackboneMemory(FAMILIES[family], transformer, torch.bfloat16)
-    small, large = (memory.peak(Calls(1, side * side, 512)) for side in (256, 512))
+    small, large = (memory.peak(BackboneCalls(1, side * side, 512)) for side in (256, 512))
     assert large / small == pytest.approx((512**2 + 512) / (256**2 + 512), rel=0.01)
     # some twenty numbers a token and channel at once
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim

@@ -5,15 +5,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from uhr.models import zoo
+from uhr.models.backbones.conditions import Condition
 from uhr.models.backbones.flux1 import Flux1
 from uhr.models.backbones.flux2 import Flux2
-from uhr.models.conditions import Condition
 from uhr.models.costs import operations
 from uhr.models.costs.at_work import coding_takes
 from uhr.models.costs.devices import device
 from uhr.models.costs.operations import BackboneCost, Operations
 from uhr.models.costs.shapes import empty_component
-from uhr.models.costs.work import Coding
+from uhr.models.samplers.core.plan import Coding
 from uhr.models.vae.f16 import F16
 from uhr.models.vae.tiled import ExactTiling
 

@@ -17,12 +17,6 @@ CALL = {
 
 
 @pytest.fixture(scope="session")
-def seeded():
-    """A generator of its own for each seed."""
-    return lambda seed=0: torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(scope="session")
 def picture(seeded):
     """A maker of smooth pictures [1, 3, H, W] in [0, 1]."""
 

@@ -60,7 +60,7 @@ def test_adapters_are_for_the_patches_unless_it_is_said_otherwise(adapted, sampl
     base, found = run()
     assert torch.equal(base, bare_base)
     assert not torch.allclose(found, bare, atol=1e-3)
-    assert adapted.notes == ()
+    assert adapted.last_run.notes == []
     styled, _ = run(base_adapters=["style"])
     both, _ = run(base_adapters="all")
     differ = [(a - b).abs().max() > 1e-3 for a, b in ((styled, base), (both, base), (both, styled))]
@@ -100,7 +100,7 @@ def test_merged_adapters_cannot_be_silenced_and_it_says_so(adapted, sample, pict
 
 def test_without_an_adapter_it_says_that_it_is_unadapted(cascade, sample):
     sample()
-    assert [note.partition(":")[0] for note in cascade.notes] == ["unadapted"]
+    assert [note.partition(":")[0] for note in cascade.last_run.notes] == ["unadapted"]
 
 
 def test_guidance_by_two_passes_changes_the_patches_and_leaves_the_base(sample):

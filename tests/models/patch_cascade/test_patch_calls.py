@@ -5,8 +5,8 @@ import torch
 
 from uhr.models import latents, zoo
 from uhr.models.filters import bicubic
-from uhr.models.patch_plan import PatchCascadeOptions
-from uhr.models.samplers.patch_cascade import Flux2PatchCascadePipeline, PatchCascadePipeline
+from uhr.models.samplers.core.sampler import plan_of_spec
+from uhr.models.samplers.patch_cascade import Flux2PatchCascadePipeline, PatchCascade, PatchCascadeOptions
 
 PICTURE = torch.zeros(1, 3, 128, 128)
 
@@ -83,7 +83,8 @@ def test_calls_are_patches_times_steps_times_branches_beside_the_base(
             self.done += n
 
     monkeypatch.setattr(
-        "uhr.models.pipelines.DiffusionPipeline.progress_bar", lambda self, _=None, total=None: Bar(total)
+        "uhr.models.samplers.core.shell.DiffusionPipeline.progress_bar",
+        lambda self, _=None, total=None: Bar(total),
     )
     sample(**more, output_type="pt")
     calls = base + patches * 2 * branches
@@ -107,7 +108,7 @@ def test_the_callback_counts_on_from_the_base_through_the_patches(cascade, sampl
         return {}
 
     sample(callback_on_step_end=callback, batch=4)
-    base, patches = cascade.stages
+    base, patches = cascade.last_run.stages
     levels = [*base.sigmas[:2], *(3 * patches.sigmas[:2])]
     assert [entry[:2] for entry in seen] == [(i, round(1000 * level, 3)) for i, level in enumerate(levels)]
     assert [shape for *_, shape in seen] == [(1, 64, 64)] * 2 + [(4, 64, 64)] * 4 + [(1, 64, 64)] * 2
@@ -136,8 +137,10 @@ def test_an_interrupted_call_leaves_the_enlargement_where_nothing_is_painted(cas
 def test_a_4k_picture_takes_36_patches_of_flux_and_49_at_half_overlap():
     spec = zoo.get("flux1-dev")
     for overlap, size, count in ((0.375, 4096, 36), (0.5, 4096, 49), (0.375, 2048, 9), (0.5, 2048, 9)):
-        stages = PatchCascadePipeline.planned(spec, PatchCascadeOptions(overlap=overlap), size, size, 4)
-        assert [(stage.name, stage.calls, stage.steps) for stage in stages] == [
+        stages = plan_of_spec(
+            PatchCascade(), spec, PatchCascadeOptions(overlap=overlap), (size, size), 4
+        ).stages
+        assert [(stage.name, stage.calls_per_step, stage.steps) for stage in stages] == [
             ("base", 1, 28),
             ("patches", count, 4),
         ]

@@ -6,69 +6,71 @@ import torch
 from uhr.models import flow, latents
 from uhr.models.filters import bicubic
 from uhr.models.patches import Canvas, feather
+from uhr.models.samplers import patch_cascade
+from uhr.models.samplers.core.engine import Engine
 from uhr.models.seams import seam_strength
 
 
-def lead(cascade, monkeypatch, targets):
+def lead(cascade, backbone, targets):
     """Give the pipeline the straight field to targets(box) [1, 16, h, w] on every patch."""
     count = 0
 
-    def velocity(tokens, label, condition, branch="cond"):
+    def velocity(tokens, label, condition, branch):
         nonlocal count
-        stage = cascade.stages[-1]
+        stage = cascade.last_run.stages[-1]
         box = stage.boxes[count // stage.steps]
         sigma = stage.sigmas[count % stage.steps]
         assert label == stage.labels[count % stage.steps]
         count += 1
         return (tokens - latents.pack(targets(box))) / sigma
 
-    monkeypatch.setattr(cascade, "velocity", velocity)
+    backbone(velocity)
 
 
 @pytest.mark.parametrize("schedule", ["warped-labels", "warped-grid", "uniform", "logarithmic", "cosine"])
 @pytest.mark.parametrize("shared_noise", [True, False])
 def test_with_a_straight_field_the_target_comes_back_through_the_blending(
-    cascade, sample, monkeypatch, schedule, shared_noise, picture, seeded
+    cascade, sample, backbone, monkeypatch, schedule, shared_noise, picture, seeded
 ):
     target = torch.randn(1, 16, 32, 40, generator=seeded(5))
 
-    def decode(z):
+    def decode(engine, z):
         # a decoder that knows no neighbours: cuts of the target decode to cuts of its picture
         return z[:, :3].repeat_interleave(8, -1).repeat_interleave(8, -2)
 
-    monkeypatch.setattr(cascade, "decode", decode)
+    monkeypatch.setattr(Engine, "decode", decode)
     lead(
         cascade,
-        monkeypatch,
+        backbone,
         lambda box: target[..., box.top // 8 : box.bottom // 8, box.left // 8 : box.right // 8],
     )
     found = sample(
         image=picture(128, 160), scale=2, schedule=schedule, shared_noise=shared_noise, gamma=0.6,
         num_inference_steps=4, output_type="pt",
     ).images  # fmt: skip
-    torch.testing.assert_close(found, (decode(target) / 2 + 0.5).clamp(0, 1), atol=2e-5, rtol=0)
+    torch.testing.assert_close(found, (decode(None, target) / 2 + 0.5).clamp(0, 1), atol=2e-5, rtol=0)
 
 
 def test_a_picture_comes_back_as_its_vae_has_it_where_the_field_leads_to_it(
-    cascade, sample, monkeypatch, picture
+    cascade, sample, backbone, monkeypatch, picture
 ):
     """At the same size, gamma 0.8: artifact suppression that finds nothing to mend."""
     given = picture(192, 256)
     encoded = {}
 
-    def encode(pictures, generator=None, encode=cascade.encode):
-        encoded[len(encoded)] = encode(pictures, generator)
+    def encode(engine, images, generator=None, encode=Engine.encode):
+        encoded[len(encoded)] = encode(engine, images, generator)
         return encoded[len(encoded) - 1]
 
-    monkeypatch.setattr(cascade, "encode", encode)
-    lead(cascade, monkeypatch, lambda box: encoded[cascade.stages[-1].boxes.index(box)])
+    monkeypatch.setattr(Engine, "encode", encode)
+    lead(cascade, backbone, lambda box: encoded[cascade.last_run.stages[-1].boxes.index(box)])
     found = sample(image=given, scale=1, gamma=0.8, output_type="pt").images
     torch.testing.assert_close(found, through_vae(cascade, 2 * given - 1), atol=2e-5, rtol=0)
 
 
 def through_vae(cascade, enlarged):
     """Every patch encoded and decoded, and blended at once, in [0, 1]."""
-    stage, (height, width) = cascade.stages[-1], enlarged.shape[-2:]
+    stage, (height, width) = cascade.last_run.stages[-1], enlarged.shape[-2:]
     canvas = Canvas(1, 3, height, width)
     for box in stage.boxes:
         patch = latents.decode(
@@ -93,28 +95,28 @@ def test_as_gamma_goes_to_zero_the_anchor_is_left(cascade, sample, picture):
 
 @pytest.mark.parametrize("schedule", ["warped-labels", "warped-grid"])
 def test_a_patch_begins_between_its_anchor_and_its_cut_of_the_noise_at_the_first_level(
-    cascade, sample, told, schedule, picture, seeded
+    cascade, sample, told, schedule, picture, seeded, engine_of
 ):
     """Equation 5; on the warped grid the first level is the warped one, and gamma what it is warped from."""
     given = picture()
     sample(image=given, scale=2, gamma=0.6, schedule=schedule)
-    stage = cascade.stages[-1]
+    stage, engine = cascade.last_run.stages[-1], engine_of(cascade)
     assert (stage.sigmas[0] == pytest.approx(0.6)) == (schedule == "warped-labels")
     enlarged, noise = bicubic(2 * given - 1, 256, 256), torch.randn(1, 16, 32, 32, generator=seeded())
     for box, call in zip(stage.boxes, told[::2], strict=True):
         cut = noise[..., box.top // 8 : box.bottom // 8, box.left // 8 : box.right // 8]
-        start = flow.interpolate(cascade.encode(box.crop(enlarged)), cut, stage.sigmas[0])
+        start = flow.interpolate(engine.encode(box.crop(enlarged)), cut, stage.sigmas[0])
         torch.testing.assert_close(call["hidden_states"], latents.pack(start), atol=1e-4, rtol=0)
 
 
 def raw_seams(cascade, sample, given, monkeypatch, **more):
     """(seams of the patches laid edge to edge in the middle of their overlaps, those of the picture)."""
     patches = []
-    paint = cascade._paint
+    denoised = patch_cascade._denoised
     with monkeypatch.context() as patched:
-        patched.setattr(cascade, "_paint", lambda *a: patches.append(paint(*a)) or patches[-1])
+        patched.setattr(patch_cascade, "_denoised", lambda *a: patches.append(denoised(*a)) or patches[-1])
         found = sample(image=given, scale=2, num_inference_steps=4, output_type="pt", **more).images
-    boxes = cascade.stages[-1].boxes
+    boxes = cascade.last_run.stages[-1].boxes
     middles = {b.top + b.height // 2: b for b in boxes}, {b.left + b.width // 2: b for b in boxes}
     rows, columns = (torch.tensor(sorted(m)) for m in middles)
     owner = [(torch.arange(256)[:, None] - places).abs().argmin(dim=1) for places in (rows, columns)]

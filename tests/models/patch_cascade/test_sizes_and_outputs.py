@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from uhr.base.errors import UserError
+from uhr.models import latents
 from uhr.models.filters import bicubic
+from uhr.models.samplers.core.engine import Engine
 
 PICTURE = torch.zeros(1, 3, 128, 128)
 
@@ -21,7 +23,7 @@ PICTURE = torch.zeros(1, 3, 128, 128)
     ],
 )
 def test_a_picture_of_any_size_comes_back_at_exactly_its_size_times_the_scale(
-    cascade, sample, monkeypatch, size, scale, expected, picture
+    sample, monkeypatch, size, scale, expected, picture
 ):
     given = picture(*size)
     (small,) = sample(image=given, scale=scale, num_inference_steps=1).images
@@ -29,12 +31,12 @@ def test_a_picture_of_any_size_comes_back_at_exactly_its_size_times_the_scale(
     # a codec that keeps what it is given, and a field that moves nothing: the enlargement itself
     kept = []
 
-    def encode(pictures, generator=None):
-        kept.append(pictures)
-        return torch.zeros(len(pictures), 16, pictures.shape[-2] // 8, pictures.shape[-1] // 8)
+    def encode(engine, images, generator=None):
+        kept.append(images)
+        return torch.zeros(len(images), 16, images.shape[-2] // 8, images.shape[-1] // 8)
 
-    monkeypatch.setattr(cascade, "encode", encode)
-    monkeypatch.setattr(cascade, "decode", lambda z: kept[-1])
+    monkeypatch.setattr(Engine, "encode", encode)
+    monkeypatch.setattr(Engine, "decode", lambda engine, z: kept[-1])
     found = sample(image=given, scale=scale, num_inference_steps=1, output_type="pt").images
     torch.testing.assert_close(found, bicubic(given, *expected).clamp(0, 1), atol=1e-5, rtol=0)
 
@@ -47,7 +49,7 @@ def test_a_size_may_stand_in_for_the_scale_and_4_is_the_scale_if_nothing_is_said
     assert sample(image=picture(40, 48), num_inference_steps=1).images[0].size == (192, 160)
 
 
-def test_every_output_type_comes_out(cascade, sample):
+def test_every_output_type_comes_out(sample):
     levels = torch.from_numpy(np.asarray(sample().images[0]).copy())
     (array,) = sample(output_type="np", return_dict=False)
     tensor = sample(output_type="pt").images
@@ -56,14 +58,14 @@ def test_every_output_type_comes_out(cascade, sample):
     assert np.allclose(array[0], tensor[0].movedim(0, -1))
 
 
-def test_latents_are_those_of_the_finished_picture(cascade, sample, monkeypatch, picture):
+def test_latents_are_those_of_the_finished_picture(cascade, sample, monkeypatch, picture, engine_of):
     seen = []
-    encode = cascade.encode
-    monkeypatch.setattr(cascade, "encode", lambda x: seen.append(x) or encode(x))
+    encode = Engine.encode
+    monkeypatch.setattr(Engine, "encode", lambda engine, x: seen.append(x) or encode(engine, x))
     output = sample(output_type="latent", return_stages=True)
     assert (output.images.shape, output.stages[0].shape) == ((1, 256, 64), (1, 64, 64))
-    assert torch.equal(output.images, cascade.pack(encode(seen[-1])))
     monkeypatch.undo()
+    assert torch.equal(output.images, latents.pack(engine_of(cascade).encode(seen[-1])))
     finished = sample(output_type="pt").images
     assert torch.equal((seen[-1] / 2 + 0.5).clamp(0, 1), finished)
     with pytest.raises(UserError, match="nearest"):

@@ -1,5 +1,7 @@
 """Given pictures through every sampler that takes one: with an analytic field the enlargement comes back."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from PIL import Image
 
 from uhr.models.filters import bicubic
 from uhr.models.fitting import continued
-from uhr.models.samplers import SAMPLERS, sampler_class
+from uhr.models.samplers import SAMPLERS, demofusion, find_sampler
+from uhr.models.samplers.core.engine import Engine, Noise
 from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.session import Session
 from uhr.models.sampling.setup import Setup
@@ -27,7 +30,7 @@ FROM_NOISE = {"imax": {"swin": False}, "demofusion": {"jitter": False, "blur": 1
 
 
 def taking_pictures():
-    return [name for name in SAMPLERS if sampler_class(name, "flux1").takes_picture]
+    return [name for name in SAMPLERS if find_sampler(name).takes_image]
 
 
 def test_every_sampler_that_takes_a_picture_is_here():
@@ -80,12 +83,11 @@ def painted(session, tmp_path, monkeypatch):
 
     def paint(name, options, scale, picture, field):
         session_ = session(name, options, scale)
-        pipeline = session_.pipeline
         picture.save(tmp_path / "given.png")
         call = session_.setup.call(Item(prompt="x", image=tmp_path / "given.png"))
-        monkeypatch.setattr(pipeline, "encode", encode)
-        monkeypatch.setattr(pipeline, "decode", decode)
-        field(pipeline, call)
+        monkeypatch.setattr(Engine, "encode", lambda engine, images, generator=None: encode(images))
+        monkeypatch.setattr(Engine, "decode", lambda engine, z: decode(z))
+        field(call)
         return session_.paint(call)
 
     return paint
@@ -108,20 +110,17 @@ def check(found, picture, scale, first, atol):
 @pytest.mark.parametrize(("size", "scale", "first"), SCALES)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_without_noise_the_straight_field_gives_the_enlargement_back(
-    name, size, scale, first, painted, monkeypatch
+    name, size, scale, first, painted, backbone, monkeypatch
 ):
     """Where noise is 0, x = (1 - sigma) x* all along, and the velocity is -x*: known at every place alone, so
     that windows and patches of any kind know it too."""
 
-    def field(pipeline, call):
-        monkeypatch.setattr(
-            pipeline,
-            "noise",
-            lambda batch, tall, wide, generator: torch.zeros(batch, 16, tall // 8, wide // 8),
-        )
-        monkeypatch.setattr(
-            pipeline, "velocity", lambda tokens, sigma, condition, branch="cond": -tokens / (1 - sigma)
-        )
+    def zeros(noise, batch, size):
+        return torch.zeros(batch, 16, size[0] // 8, size[1] // 8)
+
+    def field(call):
+        monkeypatch.setattr(Noise, "draw", zeros)
+        backbone(lambda tokens, sigma, *_: -tokens / (1 - sigma))
 
     picture = waves(*size)
     found = painted(name, OPTIONS[name], scale, picture, field)
@@ -132,9 +131,14 @@ def test_without_noise_the_straight_field_gives_the_enlargement_back(
 def test_imax_from_noise_gives_the_enlargement_back(size, scale, first, painted, monkeypatch):
     picture = waves(*size)
 
-    def field(pipeline, call):
+    def field(call):
         target = encode(bicubic(2 * call.given.hand(call.fit) - 1, *call.fit.made))
-        monkeypatch.setattr(pipeline, "field", lambda z, sigma, said: (z - target) / sigma)
+
+        @contextlib.contextmanager
+        def network(engine, stage, call=None, alone=None):
+            yield lambda z, sigma, step, conditions: (z - target) / sigma
+
+        monkeypatch.setattr(Engine, "network", network)
 
     check(painted("imax", FROM_NOISE["imax"], scale, picture, field), picture, scale, first, 1.5)
 
@@ -144,14 +148,14 @@ def test_demofusion_gives_a_picture_back_where_all_its_paths_lead_there(painted,
     whose waves are longer here."""
     coarse = waves(35, 49).resize((196, 140), Image.Resampling.BICUBIC)
 
-    def field(pipeline, call):
+    def field(call):
         handed = 2 * call.given.hand(call.fit) - 1
 
-        def towards(z, sigma):
+        def towards(z, sigma, step, conditions):
             return (z - encode(bicubic(handed, 8 * z.shape[-2], 8 * z.shape[-1]))) / sigma
 
-        monkeypatch.setattr(pipeline, "_local", lambda job, z, sigma, *_: towards(z, sigma))
-        monkeypatch.setattr(pipeline, "_global", lambda z, sigma, said, times: towards(z, sigma))
+        monkeypatch.setattr(demofusion, "_jittered_windows", lambda *_: towards)
+        monkeypatch.setattr(demofusion, "_sub_grids", lambda *_: towards)
 
     found = painted("demofusion", FROM_NOISE["demofusion"], 2.0, coarse, field)
     check(found, coarse, 2.0, False, 12)

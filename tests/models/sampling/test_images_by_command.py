@@ -9,12 +9,12 @@ from PIL import Image
 
 from uhr.cli import main
 from uhr.models.filters import bicubic
-from uhr.models.samplers import SAMPLERS, sampler_class
+from uhr.models.samplers import SAMPLERS, find_sampler
 from uhr.models.sampling.pictures import Given
 from uhr.models.sampling.record import read_record
 
 SETS = {"sdedit": ["strength=0.5"], "multidiffusion": ["strength=0.5"], "patch-cascade": ["overlap=0"]}
-TAKING = [name for name in SAMPLERS if sampler_class(name, "flux1").takes_picture]
+TAKING = [name for name in SAMPLERS if find_sampler(name).takes_image]
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def offline(monkeypatch):
 )
 def test_every_sampler_and_every_backbone_is_planned_by_its_bare_name(sampler, model, offline):
     found = asked(sampler, model)
-    assert found.model_calls == sum(stage.count for stage in found.stages) > 0
+    assert found.model_calls == sum(each.stage.total_calls for each in found.stages) > 0
     assert found.asked.seconds["VAE"] > 0
     whole = sum(each.whole for each in found.cost.weights(None).values())
     assert found.asked.peak.total > whole
@@ -249,8 +249,8 @@ def test_the_memory_of_a_plan_is_for_the_vae_that_the_sampler_makes():
     """UltraFlux decodes a quarter of the latents."""
     found = asked("ultraflux", size=(4096, 4096))
     plain = asked("imax", size=(4096, 4096))
-    assert found.stages[-1].calls[0].image == 16384
-    assert plain.stages[-1].calls[0].image > 65535
+    assert found.stages[-1].stage.calls[0].image == 16384
+    assert plain.stages[-1].stage.calls[0].image > 65535
     assert found.asked.coded(found.stages[-1]).total < plain.asked.coded(plain.stages[-1]).total
 
 

@@ -97,7 +97,7 @@ class Watched:
         run = getattr(pipeline.vae, part)
 
         def watched(x, *args, **kwargs):
-            factor = 1 if part == "encode" else pipeline.vae_scale_factor
+            factor = 1 if part == "encode" else pipeline.facts.vae_factor
             self.coded[part, factor * x.shape[-2], factor * x.shape[-1]] += len(x)
             return run(x, *args, **kwargs)
 
@@ -108,9 +108,9 @@ def planned(found):
     """The same of a plan. Patches that share a batch are one call there for each."""
     backbone, coded = Counter(), Counter()
     for stage in found.stages:
-        for each in stage.calls:
-            backbone[each.image, each.text] += stage.branches * each.count
-        for coding in stage.codings:
+        for each in stage.stage.calls:
+            backbone[each.image, each.text] += stage.stage.branches * each.count
+        for coding in stage.stage.codings:
             coded[coding.part, coding.height, coding.width] += coding.count
     return backbone, coded
 

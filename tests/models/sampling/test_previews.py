@@ -8,12 +8,11 @@ from PIL import Image
 
 from uhr.base.errors import UserError
 from uhr.cli import main
-from uhr.models.samplers import SAMPLERS, sampler_class
+from uhr.models.samplers import SAMPLERS, find_sampler
 from uhr.models.sampling import record
 from uhr.models.sampling.request import Item, Request
 from uhr.models.sampling.session import Session
 from uhr.models.sampling.setup import Setup
-from uhr.models.stages import total_calls
 
 SETS = {
     "sdedit": {"strength": 0.5},
@@ -34,7 +33,7 @@ def request(sampler, model, **more):
 def test_every_stage_before_the_last_is_kept_in_its_own_size(sampler, tiny_flux):
     setup = Setup.of(request(sampler, tiny_flux))
     call = setup.call(Item(prompt="a lake"))
-    planned = setup.method.stages(call)
+    planned = call.plan.stages
     session = Session(setup)
     with_stages = session.paint(call, stages=True)
     assert [name for name, _ in with_stages.stages] == setup.previewed(call)
@@ -54,8 +53,8 @@ def test_the_bar_hears_of_every_call_and_of_its_stage(sampler, tiny_flux):
     heard = []
     painting = Session(setup).paint(call, lambda n=1, note=None, total=None: heard.append((n, note, total)))
     (total,) = {total for _, _, total in heard if total is not None}
-    planned = setup.method.stages(call)
-    assert total == sum(n for n, _, _ in heard) == painting.record["model_calls"] == total_calls(planned)
+    planned = call.plan.stages
+    assert total == sum(n for n, _, _ in heard) == painting.record["model_calls"] == call.plan.model_calls
     notes = [note for n, note, _ in heard if n and note]
     assert list(dict.fromkeys(notes)) == [stage.name for stage in planned]
     # patches are decoded one by one
@@ -123,5 +122,4 @@ def test_of_one_stage_there_are_none_which_is_said_before_anything_is_loaded(
 
 def test_every_sampler_that_paints_in_stages_is_asked_here():
     for name in SAMPLERS:
-        cls = sampler_class(name, "flux1")
-        assert cls.takes_picture == (name in STAGED), name
+        assert find_sampler(name).takes_image == (name in STAGED), name

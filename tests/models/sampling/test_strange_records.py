@@ -36,7 +36,8 @@ def test_a_record_runs_no_code_that_the_user_does_not_name(uhr, strangers, tmp_p
         assert f"asks for the sampler '{name}': if you trust its code, name it: --sampler {name}" in error
     assert not Path("ran").exists()
     assert (
-        "no sampler's pipeline" in uhr("--repeat", picture, "--out", "two.png", "--sampler", name, code=1).err
+        "is no sampler: derive it"
+        in uhr("--repeat", picture, "--out", "two.png", "--sampler", name, code=1).err
     )
     assert Path("ran").exists()
     # what is to be copied into a shell is quoted

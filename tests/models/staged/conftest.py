@@ -31,20 +31,12 @@ def quick(call):
         short = {key: value for key, value in QUICK.items() if key in cls.Options.model_fields}
         found = {**call, **short, "height": 192, "width": 192}
         found["num_inference_steps"] = 2 if name in FEWER_STEPS else 4
-        if cls.backbone.name == "flux2":
+        if cls.family.name == "flux2":
             # its tiny model is distilled, and its prompts come with the turns of a chat
             found.update(guidance_scale=None, max_sequence_length=32)
         return found
 
     return arguments
-
-
-@pytest.fixture(scope="session")
-def seeded():
-    """A generator of its own for each seed."""
-    import torch
-
-    return lambda seed=0: torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +48,8 @@ def made(tiny_flux, tiny_flux2):
 
     def make(cls):
         if cls not in found:
-            family = cls.backbone.name
-            first = next((each for each in found.values() if each.backbone.name == family), None)
+            family = cls.family.name
+            first = next((each for each in found.values() if each.family.name == family), None)
             if first is None:
                 found[cls] = cls.from_pretrained(folders[family], local_files_only=True)
             else:
@@ -69,7 +61,7 @@ def made(tiny_flux, tiny_flux2):
 
 
 @pytest.fixture
-def straight(monkeypatch):
+def straight(backbone):
     """Gives a pipeline the straight field to one value per channel of z, at any size; a maker of the tokens
     that it leads to, by their number."""
     import torch
@@ -77,12 +69,7 @@ def straight(monkeypatch):
     def lead(pipeline):
         channels = pipeline.transformer.config.in_channels // 4
         value = torch.randn(channels, generator=torch.Generator().manual_seed(5)).repeat_interleave(4)
-
-        def velocity(tokens, sigma, *_, **__):
-            pipeline.model_calls += 1
-            return (tokens - value) / sigma
-
-        monkeypatch.setattr(pipeline, "velocity", velocity)
+        backbone(lambda tokens, sigma, condition, branch: (tokens - value) / sigma)
         return lambda count: value.expand(1, count, 4 * channels)
 
     return lead

@@ -6,11 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
-from uhr.models import flow, zoo
+from uhr.models import flow, latents, zoo
 from uhr.models.filters import bicubic, gaussian_blur
-from uhr.models.samplers.demofusion import DemoFusionOptions, DemoFusionPipeline, jittered, restandardised
+from uhr.models.samplers.core.sampler import plan_of_spec
+from uhr.models.samplers.demofusion import (
+    DemoFusion,
+    DemoFusionOptions,
+    DemoFusionPipeline,
+    jittered,
+    restandardised,
+)
 from uhr.models.samplers.multidiffusion import windows
-from uhr.models.stages import total_calls
 
 
 @pytest.fixture
@@ -19,21 +25,19 @@ def sampler(made):
 
 
 def plan(spec, side, **options):
-    spec = zoo.get(spec)
-    steps = DemoFusionPipeline.default_steps(spec)
-    return DemoFusionPipeline.planned(spec, DemoFusionOptions(**options), side, side, steps)
+    return plan_of_spec(DemoFusion(), zoo.get(spec), DemoFusionOptions(**options), (side, side))
 
 
 def test_stages_grow_by_one_base_at_a_time_and_4k_takes_the_counted_calls():
-    stages = plan("flux1-dev", 4096)
-    assert [(stage.name, stage.width, stage.calls) for stage in stages] == [
+    found = plan("flux1-dev", 4096)
+    assert [(stage.name, stage.width, stage.calls_per_step) for stage in found.stages] == [
         ("base", 1024, 1),
         ("2048x2048", 2048, 9 + 4),
         ("3072x3072", 3072, 25 + 9),
         ("4096x4096", 4096, 49 + 16),
     ]
-    assert all(stage.steps == 50 for stage in stages)
-    assert total_calls(stages) == 5650
+    assert all(stage.steps == 50 for stage in found.stages)
+    assert found.model_calls == 5650
 
 
 def test_a_size_that_is_no_whole_number_of_bases_names_the_nearest():
@@ -63,24 +67,24 @@ def test_restandardised_has_the_others_mean_and_deviation_picture_by_picture():
         torch.testing.assert_close(one.std(correction=0), other.std(correction=0))
 
 
-def test_a_step_is_the_four_rules_by_hand(sampler, call, seeded, monkeypatch):
+def test_a_step_is_the_four_rules_by_hand(sampler, call, seeded, backbone, engine_of):
     """One step at 2x on a field that is a function of its input alone, without jitter: residual, windows,
     blurred sub-grids, mix."""
-    monkeypatch.setattr(sampler, "guided_velocity", lambda tokens, sigma, said: 0.3 * tokens + 0.1)
+    backbone(lambda tokens, *_: 0.3 * tokens + 0.1)
     picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
     seen = []
 
     def callback(pipeline, step, timestep, tensors):
-        seen.append(sampler.unpack(tensors["latents"], (16, 16)))
+        seen.append(latents.unpack(tensors["latents"], 32, 32))
         return {}
 
     sampler(
         "x", **call, image=picture, jitter=False, generator=seeded(), callback_on_step_end=callback,
         output_type="latent",
     )  # fmt: skip
-    sigmas = sampler.stages[0].sigmas
-    noise = sampler.noise(1, 256, 256, seeded())
-    data = bicubic(sampler.encode(2 * picture - 1), 32, 32)
+    sigmas, engine = sampler.last_run.stages[0].sigmas, engine_of(sampler, seeded())
+    noise = engine.noise.draw(1, (256, 256))
+    data = bicubic(engine.encode(2 * picture - 1), 32, 32)
     x = noise
     for step in range(2):
         sigma, after = sigmas[step], sigmas[step + 1]
@@ -94,14 +98,14 @@ def test_a_step_is_the_four_rules_by_hand(sampler, call, seeded, monkeypatch):
 
 def test_the_first_step_is_all_global_and_the_pictures_deviation_is_the_bases(sampler, call, seeded):
     output = sampler("x", **call, generator=seeded(), output_type="latent", return_stages=True)
-    base, final = (sampler.unpack(t, g) for t, g in ((output.stages[0], (8, 8)), (output.images, (16, 16))))
+    base, final = (latents.unpack(t, s, s) for t, s in ((output.stages[0], 16), (output.images, 32)))
     torch.testing.assert_close(final.std(correction=0), base.std(correction=0))
     torch.testing.assert_close(final.mean(), base.mean())
 
 
-def test_where_windows_move_is_the_jitter_seeds_alone(sampler, call, seeded, monkeypatch):
-    # what a window says depends on what else is in it
-    monkeypatch.setattr(sampler, "guided_velocity", lambda tokens, sigma, said: tokens - tokens.mean())
+def test_where_windows_move_is_the_jitter_seeds_alone(sampler, call, seeded, backbone):
+    # what a window gives depends on what else is in it
+    backbone(lambda tokens, *_: tokens - tokens.mean())
 
     def sample(**more):
         return sampler("x", **call, generator=seeded(), output_type="latent", **more).images

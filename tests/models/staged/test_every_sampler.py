@@ -7,18 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from uhr.models import stages, surgery
-from uhr.models.hr_toolkit import Toolkit
-from uhr.models.samplers import SAMPLERS, sampler_class
+from uhr.models import latents, surgery
+from uhr.models.samplers import SAMPLERS, options_class, sampler_class
+from uhr.models.samplers.core.engine import Engine
+from uhr.models.samplers.core.toolkit import Toolkit
 from uhr.models.vae import tiled
 
 FAMILIES = ("flux1", "flux2")
 SIDE = 192
-DENSE = [
-    name
-    for name in SAMPLERS
-    if isinstance(getattr(sampler_class(name, "flux1").Options(), "toolkit", None), Toolkit)
-]
+DENSE = [name for name in SAMPLERS if isinstance(getattr(options_class(name)(), "toolkit", None), Toolkit)]
 """Those that call the backbone above its native size as it is."""
 
 PLAIN = {
@@ -34,25 +31,25 @@ PLAIN = {
 def test_with_a_straight_field_it_returns_its_target(name, sampler, sample, straight, monkeypatch):
     """v = (x - x*) / sigma, x* one value a channel: every picture encodes to x*, and z decodes to its first
     three channels."""
-    target, factor, ends = straight(sampler), sampler.vae_scale_factor, []
+    target, factor, ends = straight(sampler), sampler.facts.vae_factor, []
 
-    def encode(pictures, generator=None):
-        rows, columns = pictures.shape[-2] // (2 * factor), pictures.shape[-1] // (2 * factor)
-        return sampler.unpack(target(rows * columns), (rows, columns)).expand(len(pictures), -1, -1, -1)
+    def encode(engine, images, generator=None):
+        rows, columns = (side // factor for side in images.shape[-2:])
+        return latents.unpack(target(rows * columns // 4), rows, columns).expand(len(images), -1, -1, -1)
 
-    def decode(z):
+    def decode(engine, z):
         return z[:, :3].repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
-    monkeypatch.setattr(sampler, "encode", encode)
-    monkeypatch.setattr(sampler, "decode", decode)
+    monkeypatch.setattr(Engine, "encode", encode)
+    monkeypatch.setattr(Engine, "decode", decode)
     found = sample(
         **PLAIN.get(name, {}),
         output_type="pt",
         callback_on_step_end=lambda p, step, time, tensors: ends.append(tensors["latents"]) or {},
     ).images
     torch.testing.assert_close(ends[-1], target(ends[-1].shape[1]), atol=5e-5, rtol=5e-5)
-    grid = SIDE // (2 * factor)
-    expected = decode(sampler.unpack(target(grid**2), (grid, grid)))
+    side = SIDE // factor
+    expected = decode(None, latents.unpack(target(side**2 // 4), side, side))
     torch.testing.assert_close(found, (expected / 2 + 0.5).clamp(0, 1), atol=2e-5, rtol=2e-5)
 
 
@@ -70,36 +67,36 @@ WHOLE = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", WHOLE, indirect=True)
-def test_every_place_finds_its_own_value(name, sampler, sample, seeded, monkeypatch):
+def test_every_place_finds_its_own_value(name, sampler, sample, seeded, backbone, engine_of, monkeypatch):
     """x* is another at every place: each call's part of the picture is known again by its noise, and a window
     that is cut, or put back, where it does not belong leads elsewhere."""
-    side, fresh = SIDE // (2 * sampler.vae_scale_factor), seeded(7)
-    noise = sampler.noise(1, SIDE, SIDE, fresh)
+    side, fresh = SIDE // sampler.pixel_multiple, seeded(7)
+    noise = engine_of(sampler, fresh).noise.draw(1, (SIDE, SIDE))
     target = torch.randn(noise.shape, generator=fresh)
-    grid, away, parts = (side, side), sampler.pack(noise - target).view(side, side, -1), []
+    away, parts = latents.pack(noise - target).view(side, side, -1), []
 
-    def velocity(tokens, sigma, condition, branch="cond"):
-        sampler.model_calls += 1
+    def velocity(tokens, sigma, condition, branch):
         rows, columns = (int(condition.image_ids[:, axis].max()) + 1 for axis in (1, 2))
-        path = sampler.pack(target + sigma * (noise - target)).view(side, side, -1)
+        path = latents.pack(target + sigma * (noise - target)).view(side, side, -1)
         distance = (path - tokens[0, 0]).abs().amax(-1)
         top, left = divmod(int(distance.argmin()), side)
         assert distance[top, left] < 1e-3
         parts.append((top, left, rows, columns))
         return away[top : top + rows, left : left + columns].reshape(tokens.shape)
 
-    monkeypatch.setattr(sampler, "velocity", velocity)
-    monkeypatch.setattr(sampler, "encode", lambda pictures, generator=None: target)
-    picture = {"image": torch.rand(3, 96, 96)} if type(sampler).takes_picture else {}
+    backbone(velocity)
+    monkeypatch.setattr(Engine, "encode", lambda engine, images, generator=None: target)
+    picture = {"image": torch.rand(3, 96, 96)} if sampler.sampler.takes_image else {}
     found = sample(
         **WHOLE[name],
         **({} if name == "multidiffusion" else picture),
-        latents=sampler.pack(noise),
+        latents=latents.pack(noise),
         output_type="latent",
     ).images
-    assert len(sampler.stages) == 1
-    torch.testing.assert_close(sampler.unpack(found, grid), target, atol=1e-4, rtol=1e-4)
-    assert len(set(parts)) == sampler.stages[0].calls
+    (stage,) = sampler.last_run.stages
+    found = latents.unpack(found, 2 * side, 2 * side)
+    torch.testing.assert_close(found, target, atol=1e-4, rtol=1e-4)
+    assert len(set(parts)) == stage.calls_per_step
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,8 +112,8 @@ def test_pictures_of_different_samplers_differ(family, made, quick, seeded):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_model_calls_are_those_of_the_plan_for_each_branch(name, family, sampler, sample, monkeypatch):
-    calls, cls = [], type(sampler)
+def test_model_calls_are_those_of_the_plan_for_each_branch(sampler, sample, monkeypatch):
+    calls = []
     forward = sampler.transformer.forward
     monkeypatch.setattr(
         sampler.transformer, "forward", lambda **k: calls.append(len(k["hidden_states"])) or forward(**k)
@@ -124,9 +121,7 @@ def test_model_calls_are_those_of_the_plan_for_each_branch(name, family, sampler
     for more in ({}, {"negative_prompt": "", "true_cfg_scale": 2.0}):
         calls.clear()
         sample(**more, output_type="latent")
-        told = (sampler.guidance_kind, sampler.settings, 3.5, bool(more))
-        expected = sum(each.steps * each.calls * cls.branches(*told, each) for each in sampler.stages)
-        assert sum(calls) == sampler.model_calls == expected
+        assert sum(calls) == sampler.model_calls == sampler.last_run.plan.model_calls
 
 
 def test_one_bar_counts_all_calls_of_the_backbone(sampler, sample, monkeypatch):
@@ -142,7 +137,8 @@ def test_one_bar_counts_all_calls_of_the_backbone(sampler, sample, monkeypatch):
             self.done += n
 
     monkeypatch.setattr(
-        "uhr.models.pipelines.DiffusionPipeline.progress_bar", lambda self, _=None, total=None: Bar(total)
+        "uhr.models.samplers.core.shell.DiffusionPipeline.progress_bar",
+        lambda self, _=None, total=None: Bar(total),
     )
     for more in ({}, {"negative_prompt": "", "true_cfg_scale": 2.0}):
         sample(**more, output_type="latent")
@@ -159,9 +155,9 @@ def test_the_callback_counts_on_through_the_stages_and_may_replace_latents(name,
         return {"latents": torch.zeros_like(tensors["latents"])}
 
     sample(callback_on_step_end=callback, output_type="latent")
-    levels = [sigma for each in sampler.stages for sigma in each.sigmas[:-1] * each.rounds]
+    levels = [sigma for each in sampler.last_run.stages for sigma in each.sigmas[:-1] * each.rounds]
     assert seen == [(i, round(1000 * sigma, 3), 1) for i, sigma in enumerate(levels)]
-    assert len(seen) == stages.total_steps(sampler.stages)
+    assert len(seen) == sampler.last_run.plan.steps
     zeros = sample(callback_on_step_end=callback, generator=None, output_type="pt").images
     assert torch.equal(zeros, sample(callback_on_step_end=callback, generator=None, output_type="pt").images)
 
@@ -203,25 +199,24 @@ def test_what_was_on_the_models_is_listed(name, sampler, sample):
     if name in DENSE:
         assert "rope-ntk" in names
         sample(output_type="latent", toolkit={"ntk": 1, "proportional": False})
-        assert [each["surgery"] for each in sampler.surgeries] == ["exact-tiling"]
+        assert [each["surgery"] for each in sampler.last_run.surgeries] == ["exact-tiling"]
 
 
-def test_the_vae_is_tiled_exactly_unless_the_user_tiles_it(sampler, sample, monkeypatch):
+def test_the_vae_is_tiled_exactly_unless_the_user_tiles_it(sampler, sample, engine_of, monkeypatch):
     tiles = []
     execute = tiled.execute
     monkeypatch.setattr(tiled, "execute", lambda *args: tiles.append(1) or execute(*args))
     z = torch.randn(1, sampler.vae.config.latent_channels, 32, 32, generator=torch.Generator().manual_seed(1))
+    engine = engine_of(sampler)
     with monkeypatch.context() as patched:
-        # so little that a picture of 256 px does not fit as a whole
-        patched.setattr("uhr.models.samplers.passes.room_of", lambda pipeline: 6 << 20)
-        sampler.begin(stages_end(), None)
-        with sampler.exact_vae():
-            pieces = sampler.decode(z)
+        # so little that an image of 256 px does not fit as a whole
+        with engine.exact_vae(memory=6 << 20):
+            pieces = engine.decode(z)
             assert tiles
-        with sampler.exact_vae():
+        with engine.exact_vae(memory=6 << 20):
             tiles.clear()
             patched.setattr(tiled, "whole_bytes", lambda task: 0)
-            whole = sampler.decode(z)
+            whole = engine.decode(z)
             assert not tiles
     torch.testing.assert_close(pieces, whole, atol=2e-5, rtol=0)
     sampler.vae.enable_tiling()
@@ -230,13 +225,7 @@ def test_the_vae_is_tiled_exactly_unless_the_user_tiles_it(sampler, sample, monk
     finally:
         sampler.vae.disable_tiling()
     assert not tiles
-    assert "exact-tiling" not in {each["surgery"] for each in sampler.surgeries}
-
-
-def stages_end():
-    from uhr.models.pipelines import StepEnd
-
-    return StepEnd()
+    assert "exact-tiling" not in {each["surgery"] for each in sampler.last_run.surgeries}
 
 
 def test_a_batch_is_its_pictures_made_one_by_one(sample, seeded):
@@ -270,9 +259,9 @@ def test_an_interrupted_call_hands_over_what_it_reached(sampler, sample):
         return {}
 
     (picture,) = sample(callback_on_step_end=callback).images
-    last = sampler.stages[-1]
-    assert picture.size == (last.width, last.height)
-    assert sampler.model_calls <= 2 * max(each.calls for each in sampler.stages)
+    run = sampler.last_run
+    assert picture.size == (run.stages[-1].width, run.stages[-1].height)
+    assert sampler.model_calls <= 2 * max(each.calls_per_step for each in run.stages)
 
 
 def test_beside_a_bfloat16_backbone_latents_ids_and_levels_stay_float32(sampler, sample, monkeypatch):

@@ -5,7 +5,8 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.models import surgery, zoo
-from uhr.models.samplers.euler import EulerOptions, EulerPipeline
+from uhr.models.samplers.core.sampler import plan_of_spec
+from uhr.models.samplers.euler import Euler, EulerOptions, EulerPipeline
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def test_the_toolkit_acts_above_the_native_size_and_is_taken_off(euler, call, se
 
 
 def test_with_the_toolkit_the_shift_is_static_and_4k_is_no_runaway(euler, call, seeded):
-    EulerPipeline.preflight(zoo.get("flux1-dev"), EulerOptions(toolkit={}), 4096, 4096, 28, False)
+    plan_of_spec(Euler(), zoo.get("flux1-dev"), EulerOptions(toolkit={}), (4096, 4096), 28)
     with pytest.raises(UserError, match="65536"):
-        EulerPipeline.preflight(zoo.get("flux1-dev"), EulerOptions(), 4096, 4096, 28, False)
+        plan_of_spec(Euler(), zoo.get("flux1-dev"), EulerOptions(), (4096, 4096), 28)
     euler("x", **call, toolkit={}, generator=seeded(), output_type="latent")
     assert euler.sigmas[1] == pytest.approx(3 * (2 / 3) / (1 + 2 * 2 / 3))

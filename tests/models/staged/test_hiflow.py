@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models import flow, zoo
+from uhr.models import flow, latents, zoo
 from uhr.models.filters import bicubic, butterworth_low_pass, sharpen
-from uhr.models.samplers.hiflow import PRESETS, HiFlowOptions, HiFlowPipeline
-from uhr.models.stages import from_level, total_calls
+from uhr.models.samplers.core.sampler import plan_of_spec
+from uhr.models.samplers.core.stages import from_level
+from uhr.models.samplers.hiflow import PRESETS, HiFlow, HiFlowOptions, HiFlowPipeline, resolved
 
 
 @pytest.fixture
@@ -16,9 +17,7 @@ def hiflow(made):
 
 
 def plan(side=4096, spec="flux1-dev", **options):
-    spec = zoo.get(spec)
-    steps = HiFlowPipeline.default_steps(spec)
-    return HiFlowPipeline.planned(spec, HiFlowOptions(**options), side, side, steps)
+    return plan_of_spec(HiFlow(), zoo.get(spec), HiFlowOptions(**options), (side, side))
 
 
 @pytest.mark.parametrize(
@@ -29,25 +28,26 @@ def plan(side=4096, spec="flux1-dev", **options):
     ],
 )
 def test_the_presets_are_the_published_cascades(preset, sides, steps, starts, calls):
-    stages = plan(preset=preset)
+    found = plan(preset=preset)
+    stages = found.stages
     assert [stage.width for stage in stages] == sides
     assert [stage.steps for stage in stages] == steps
     assert [stage.sigmas[0] for stage in stages] == pytest.approx(starts, abs=1e-5)
-    assert total_calls(stages) == calls
+    assert found.model_calls == calls
 
 
 def test_the_codes_grid_is_the_dynamic_one_of_4096_tokens_and_a_static_one_gives_the_papers_tau():
-    base, *_ = plan(preset="code")
+    base, *_ = plan(preset="code").stages
     published = [0.7831, 0.7595, 0.7343, 0.7072, 0.6780, 0.6464, 0.6123, 0.5751]
     published += [0.5345, 0.4901, 0.4412, 0.3871, 0.3270, 0.2598, 0.1841, 0.0982]
     assert base.sigmas[-17:-1] == pytest.approx(published, abs=5.1e-5)
     static = plan(preset="code", shift="static")
-    assert [stage.sigmas[0] for stage in static[1:]] == pytest.approx([0.77419, 0.6], abs=1e-5)
+    assert [stage.sigmas[0] for stage in static.stages[1:]] == pytest.approx([0.77419, 0.6], abs=1e-5)
 
 
 def test_all_stages_share_one_schedule():
     for preset in PRESETS:
-        base, *stages = plan(preset=preset)
+        base, *stages = plan(preset=preset).stages
         for stage in stages:
             assert stage.sigmas == base.sigmas[-len(stage.sigmas) :]
 
@@ -61,7 +61,7 @@ def test_a_stage_enters_at_the_first_level_that_is_low_enough_and_takes_one_step
 
 
 def test_the_values_that_no_plan_shows_are_the_published_ones():
-    paper, code = (HiFlowPipeline.resolve(HiFlowOptions(preset=preset)) for preset in ("paper", "code"))
+    paper, code = (resolved(HiFlowOptions(preset=preset)) for preset in ("paper", "code"))
     assert (paper.start_from, paper.cutoff, paper.fade, paper.ring) == ("reference", 0.4, "sigma", "noise")
     assert (paper.direction, paper.acceleration) == ((1.0,), (1.0,))
     assert (code.start_from, code.cutoff, code.fade, code.ring) == ("picture", 0.2, "linear", "zeros")
@@ -69,27 +69,28 @@ def test_the_values_that_no_plan_shows_are_the_published_ones():
 
 
 def test_single_values_of_a_preset_can_be_changed_and_the_rest_stays():
-    found = HiFlowPipeline.resolve(HiFlowOptions(preset="code", cutoff=0.3, cascade=(2, 3, 4)))
+    found = resolved(HiFlowOptions(preset="code", cutoff=0.3, cascade=(2, 3, 4)))
     assert (found.cutoff, found.cascade, found.fade) == (0.3, (2, 3, 4), "linear")
-    assert [HiFlowPipeline.guidance_above("embedded", found, index) for index in range(3)] == [4.5, 6.0, 6.0]
-    assert [stage.steps for stage in plan(preset="code", cascade=(2, 3, 4))] == [30, 16, 10, 10]
+    stages = plan(preset="code", cascade=(2, 3, 4)).stages
+    assert [stage.guidance for stage in stages] == [3.5, 4.5, 6.0, 6.0]
+    assert [stage.steps for stage in stages] == [30, 16, 10, 10]
 
 
 SHORT = {"swin": False, "toolkit": {"ntk": 1, "proportional": False}, "output_type": "latent"}
 
 
-def test_a_run_of_two_stages_is_the_papers_equations_by_hand(hiflow, call, seeded, monkeypatch):
+def test_a_run_of_two_stages_is_the_papers_equations_by_hand(hiflow, call, seeded, backbone, engine_of):
     """Equations 7, 8 and 13 in velocities, on a field that is a function of its input and level alone."""
 
-    def field(tokens, sigma, said=None):
+    def field(tokens, sigma, *_):
         return 0.3 * tokens + sigma
 
-    monkeypatch.setattr(hiflow, "guided_velocity", field)
+    backbone(field)
     more = {**call, **SHORT, "num_inference_steps": 8, "starts": (0.8,), "cascade": (2,)}
     found = hiflow("x", **more, generator=seeded()).images
 
-    draw, sigmas = seeded(), hiflow.stages[0].sigmas
-    x, estimates = hiflow.noise(1, 128, 128, draw), []
+    noise, sigmas = engine_of(hiflow, seeded()).noise, hiflow.last_run.stages[0].sigmas
+    x, estimates = noise.draw(1, (128, 128)), []
     for sigma, after in pairwise(sigmas):
         v = field(x, sigma)
         estimates.append(x - sigma * v)
@@ -98,7 +99,7 @@ def test_a_run_of_two_stages_is_the_papers_equations_by_hand(hiflow, call, seede
     assert first < 6
     references = [bicubic(estimate, 32, 32) for estimate in estimates]
     start = sigmas[first]
-    x = flow.interpolate(references[first], hiflow.noise(1, 256, 256, draw), start)
+    x = flow.interpolate(references[first], noise.draw(1, (256, 256)), start)
     before = before_reference = None
     for i in range(first, 8):
         sigma, weight = sigmas[i], sigmas[i] / start
@@ -109,13 +110,15 @@ def test_a_run_of_two_stages_is_the_papers_equations_by_hand(hiflow, call, seede
             v = v + weight * (before + v_reference - before_reference - v)
         before, before_reference = v, v_reference
         x = x + (sigmas[i + 1] - sigma) * v
-    torch.testing.assert_close(found, hiflow.pack(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, latents.pack(x), atol=1e-4, rtol=1e-4)
 
 
-def test_the_next_stage_follows_raw_estimates_of_the_stage_below_it(hiflow, call, seeded, monkeypatch):
+def test_the_next_stage_follows_raw_estimates_of_the_stage_below_it(
+    hiflow, call, seeded, backbone, engine_of
+):
     """With full weights the estimate that is followed is the reference itself: were aligned estimates kept,
     the third stage would be the first one enlarged twice."""
-    monkeypatch.setattr(hiflow, "guided_velocity", lambda tokens, sigma, said: tokens - tokens.mean() + sigma)
+    backbone(lambda tokens, sigma, *_: tokens - tokens.mean() + sigma)
     more = {**call, **SHORT, "height": 384, "width": 384, "cascade": (2, 3), "starts": (0.8,)}
     shown = {}
 
@@ -124,45 +127,49 @@ def test_the_next_stage_follows_raw_estimates_of_the_stage_below_it(hiflow, call
         return {}
 
     hiflow("x", **{**more, "num_inference_steps": 2}, generator=seeded(), callback_on_step_end=callback)
-    assert [(stage.width, stage.steps) for stage in hiflow.stages] == [(128, 2), (256, 1), (384, 1)]
-    sigma, draw = hiflow.stages[1].sigmas[0], seeded()
+    stages = hiflow.last_run.stages
+    assert [(stage.width, stage.steps) for stage in stages] == [(128, 2), (256, 1), (384, 1)]
+    sigma, noise = stages[1].sigmas[0], engine_of(hiflow, seeded()).noise
 
     def estimate(z, level):
         v = z - z.mean() + level
         return z - level * v
 
-    base = hiflow.noise(1, 128, 128, draw)
+    base = noise.draw(1, (128, 128))
     z = base + (sigma - 1) * (base - base.mean() + 1)
     reference = bicubic(estimate(z, sigma), 32, 32)
-    second = flow.interpolate(reference, hiflow.noise(1, 256, 256, draw), sigma)
+    second = flow.interpolate(reference, noise.draw(1, (256, 256)), sigma)
     aim = bicubic(estimate(second, sigma), 48, 48)
-    third = flow.interpolate(aim, hiflow.noise(1, 384, 384, draw), sigma)
+    third = flow.interpolate(aim, noise.draw(1, (384, 384)), sigma)
     data = estimate(third, sigma)
     data = data + butterworth_low_pass(aim - data, 0.4)
-    torch.testing.assert_close(shown[3], hiflow.pack(data), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(shown[3], latents.pack(data), atol=1e-4, rtol=1e-4)
 
 
-def test_the_code_starts_from_the_sharpened_picture_of_the_stage_below(hiflow, call, seeded, monkeypatch):
-    monkeypatch.setattr(hiflow, "velocity", lambda tokens, *_, **__: torch.zeros_like(tokens))
+def test_the_code_starts_from_the_sharpened_picture_of_the_stage_below(
+    hiflow, call, seeded, backbone, engine_of
+):
+    backbone(lambda tokens, *_: torch.zeros_like(tokens))
     picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
     still = {"direction": (0.0,), "acceleration": (0.0,), "starts": (0.5,), "num_inference_steps": 4}
     found = hiflow(
         "x", **{**call, **SHORT, **still}, preset="code", shift="static", image=picture, generator=seeded()
     ).images
-    z = hiflow.encode(sharpen(bicubic(2 * picture - 1, 256, 256), 1.0))
-    expected = flow.interpolate(z, hiflow.noise(1, 256, 256, seeded()), 0.75)
-    torch.testing.assert_close(found, hiflow.pack(expected), atol=1e-5, rtol=1e-5)
+    engine = engine_of(hiflow, seeded())
+    z = engine.encode(sharpen(bicubic(2 * picture - 1, 256, 256), 1.0))
+    expected = flow.interpolate(z, engine.noise.draw(1, (256, 256)), 0.75)
+    torch.testing.assert_close(found, latents.pack(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_a_picture_stands_for_every_step_of_the_reference(hiflow, call, seeded, monkeypatch):
+def test_a_given_image_is_the_reference_at_every_step(hiflow, call, seeded, backbone, engine_of):
     """With all of the field's low band replaced and a constant picture, the picture's mean is what comes."""
-    monkeypatch.setattr(hiflow, "velocity", lambda tokens, *_, **__: torch.zeros_like(tokens))
+    backbone(lambda tokens, *_: torch.zeros_like(tokens))
     picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
     found = hiflow("x", **{**call, **SHORT}, image=picture, low_pass="haar", generator=seeded()).images
-    z = hiflow.encode(bicubic(2 * picture - 1, 256, 256))
-    low = torch.nn.functional.avg_pool2d(hiflow.unpack(found, (16, 16)), 2)
+    z = engine_of(hiflow).encode(bicubic(2 * picture - 1, 256, 256))
+    low = torch.nn.functional.avg_pool2d(latents.unpack(found, 32, 32), 2)
     torch.testing.assert_close(low, torch.nn.functional.avg_pool2d(z, 2), atol=1e-4, rtol=1e-4)
-    assert [stage.name for stage in hiflow.stages] == ["256x256"]
+    assert [stage.name for stage in hiflow.last_run.stages] == ["256x256"]
 
 
 @pytest.mark.parametrize(
@@ -181,26 +188,12 @@ def test_each_option_acts(hiflow, call, seeded, change):
 
 
 def test_the_codes_guidance_rises_stage_by_stage_and_one_number_overrides_it(
-    hiflow, call, seeded, monkeypatch
+    hiflow, call, seeded, backbone_calls
 ):
-    told = []
-    velocity = type(hiflow).velocity
-
-    def spy(tokens, sigma, condition, **kw):
-        told.append(condition.guidance.item())
-        return velocity(hiflow, tokens, sigma, condition, **kw)
-
-    monkeypatch.setattr(hiflow, "velocity", spy)
-    more = {
-        **call,
-        "height": 512,
-        "width": 512,
-        "num_inference_steps": 2,
-        "preset": "code",
-        "output_type": "latent",
-    }
+    size = {"height": 512, "width": 512, "num_inference_steps": 2}
+    more = {**call, **size, "preset": "code", "output_type": "latent"}
     hiflow("x", **more, generator=seeded())
-    assert told == [3.5, 3.5, 4.5, 4.5, 6.0]
-    told.clear()
+    assert [condition.guidance.item() for condition in backbone_calls] == [3.5, 3.5, 4.5, 4.5, 6.0]
+    backbone_calls.clear()
     hiflow("x", **more, guidance_high=5.0, generator=seeded())
-    assert told == [3.5, 3.5, 5.0, 5.0, 5.0]
+    assert [condition.guidance.item() for condition in backbone_calls] == [3.5, 3.5, 5.0, 5.0, 5.0]

@@ -4,10 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
-from uhr.models import flow
+from uhr.models import flow, latents, zoo
 from uhr.models.filters import bicubic
+from uhr.models.samplers.core.velocities import window_mean
 from uhr.models.samplers.euler import EulerPipeline
-from uhr.models.samplers.multidiffusion import MultiDiffusionPipeline, average, windows
+from uhr.models.samplers.multidiffusion import MultiDiffusion, MultiDiffusionPipeline, windows
 
 
 @pytest.fixture
@@ -38,17 +39,16 @@ def test_at_the_native_size_it_is_the_plain_sampler(sampler, made, call, seeded)
     assert torch.equal(found, plain)
 
 
-def test_each_place_is_the_mean_over_its_windows(sampler, monkeypatch):
+def test_each_place_is_the_mean_over_its_windows():
     """A field that numbers its calls: the mean of the numbers of the windows that hold a place."""
     calls = []
 
-    def field(z, sigma, said):
+    def field(z, sigma, step, conditions):
         calls.append(z)
         return torch.full_like(z, float(len(calls)))
 
-    monkeypatch.setattr(sampler, "field", field)
     z = torch.randn(1, 2, 24, 16)
-    found = average(sampler, z, 0.5, None, windows((24, 16), 16, 0.5))
+    found = window_mean(field, windows((24, 16), 16, 0.5))(z, 0.5, 0, None)
     assert [tuple(part.shape) for part in calls] == [(1, 2, 16, 16)] * 2
     assert torch.equal(found[0, 0, :, 0], torch.tensor([1.0] * 8 + [1.5] * 8 + [2.0] * 8))
     assert torch.equal(calls[1], z[..., 8:, :])
@@ -57,20 +57,22 @@ def test_each_place_is_the_mean_over_its_windows(sampler, monkeypatch):
 def test_it_takes_the_windows_at_every_step(sampler, call, seeded):
     sampler("x", **call, generator=seeded(), output_type="latent")
     assert sampler.model_calls == 3 * 9
-    assert [stage.name for stage in sampler.stages] == ["256x256"]
-    assert sampler.default_steps(type("Spec", (), {"steps": 28})) == 50
+    assert [stage.name for stage in sampler.last_run.stages] == ["256x256"]
+    facts = MultiDiffusion().facts_of(zoo.get("flux1-dev"), sampler.Options())
+    assert (facts.steps, MultiDiffusion().default_steps(facts)) == (28, 50)
 
 
-def test_below_full_strength_it_begins_at_the_enlarged_base(sampler, call, seeded, monkeypatch):
+def test_below_full_strength_it_begins_at_the_enlarged_base(sampler, call, seeded, backbone, engine_of):
     sampler("x", **call, strength=0.6, base_steps=2, generator=seeded(), output_type="latent")
-    assert [(stage.name, stage.steps) for stage in sampler.stages] == [("base", 2), ("256x256", 2)]
-    monkeypatch.setattr(sampler, "velocity", lambda tokens, *_, **__: torch.zeros_like(tokens))
+    assert [(stage.name, stage.steps) for stage in sampler.last_run.stages] == [("base", 2), ("256x256", 2)]
+    backbone(lambda tokens, *_: torch.zeros_like(tokens))
     picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
     more = {**call, "num_inference_steps": 4, "strength": 0.5, "image": picture}
     found = sampler("x", **more, generator=seeded(), output_type="latent").images
-    z = sampler.encode(bicubic(2 * picture - 1, 256, 256))
-    expected = flow.interpolate(z, sampler.noise(1, 256, 256, seeded()), 0.75)
-    torch.testing.assert_close(found, sampler.pack(expected), atol=1e-6, rtol=1e-6)
+    engine = engine_of(sampler, seeded())
+    z = engine.encode(bicubic(2 * picture - 1, 256, 256))
+    expected = flow.interpolate(z, engine.noise.draw(1, (256, 256)), 0.75)
+    torch.testing.assert_close(found, latents.pack(expected), atol=1e-6, rtol=1e-6)
 
 
 def test_a_picture_that_would_not_show_is_refused(sampler, call):

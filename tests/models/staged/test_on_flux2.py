@@ -6,7 +6,8 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.models import zoo
-from uhr.models.samplers import SAMPLERS, sampler_class
+from uhr.models.samplers import SAMPLERS, find_sampler, sampler_class
+from uhr.models.samplers.core.sampler import plan_of_spec
 
 CALL = {"height": 256, "width": 256, "max_sequence_length": 32, "output_type": "latent"}
 
@@ -27,22 +28,21 @@ def made2(tiny_flux2):
 def test_stages_above_the_base_take_the_familys_shift_at_the_native_size(made2, seeded):
     sampler = made2("sdedit")
     sampler("x", **CALL, strength=0.5, image=torch.rand(3, 128, 128), generator=seeded())
-    expected = sampler.schedule(4, 64, "dynamic")[2:]
-    assert sampler.stages[0].sigmas == pytest.approx(expected)
+    expected = sampler.facts.schedule(4, 64, "dynamic")[2:]
+    assert sampler.last_run.stages[0].sigmas == pytest.approx(expected)
     sampler("x", **CALL, strength=0.5, shift="static", image=torch.rand(3, 128, 128), generator=seeded())
-    assert sampler.stages[0].sigmas == pytest.approx((0.75, 0.5, 0.0))
+    assert sampler.last_run.stages[0].sigmas == pytest.approx((0.75, 0.5, 0.0))
 
 
 def test_guidance_of_a_model_that_takes_none_is_refused(made2):
     spec = zoo.get("tiny-flux2")
-    classes = [sampler_class(name, "flux2") for name in SAMPLERS]
-    for cls in classes:
-        if "guidance_high" in cls.Options.model_fields:
+    for sampler in map(find_sampler, SAMPLERS):
+        if "guidance_high" in sampler.Options.model_fields:
             with pytest.raises(UserError, match="this backbone takes no guidance: leave out guidance_high"):
-                cls.preflight(spec, cls.Options(guidance_high=5.0), 256, 256, 4, False)
-    cascade = sampler_class("patch-cascade", "flux2")
+                plan_of_spec(sampler, spec, sampler.Options(guidance_high=5.0), (256, 256), 4)
+    cascade = find_sampler("patch-cascade")
     with pytest.raises(UserError, match="patch_guidance 2 is given, and this backbone embeds no guidance"):
-        cascade.preflight(spec, cascade.Options(patch_guidance=2), 256, 256, 4, False)
+        plan_of_spec(cascade, spec, cascade.Options(patch_guidance=2), (256, 256), 4)
     with pytest.raises(UserError, match="takes none"):
         made2("imax")("x", **CALL, guidance_scale=3.5)
     with pytest.raises(UserError, match="leave out guidance_high"):
@@ -67,4 +67,4 @@ def test_a_backbone_that_no_spec_describes_wants_its_native_size(made2, seeded, 
     with pytest.raises(UserError, match="give native_size"):
         sampler("x", **CALL)
     sampler("x", **CALL, num_inference_steps=1, native_size=128, generator=seeded())
-    assert [stage.name for stage in sampler.stages] == ["base", "256x256"]
+    assert [stage.name for stage in sampler.last_run.stages] == ["base", "256x256"]

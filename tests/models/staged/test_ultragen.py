@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models import flow, stages, surgery, zoo
+from uhr.models import flow, latents, surgery, zoo
 from uhr.models.filters import bicubic, sharpen
 from uhr.models.rope_surgeries import RopeNtk
-from uhr.models.samplers import sampler_class
-from uhr.models.samplers.ultragen import Flux2UltraGenPipeline, UltraGenPipeline
+from uhr.models.samplers import ultragen as ultragen_module
+from uhr.models.samplers.core.engine import Engine, guided
+from uhr.models.samplers.core.sampler import plan_of_spec
+from uhr.models.samplers.ultragen import Flux2UltraGenPipeline, UltraGen, UltraGenPipeline
 from uhr.models.samplers.ultragen_plan import UltraGenOptions, code_weight
 
 SHORT = {"num_inference_steps": 4, "base_steps": 2, "skip": 2, "output_type": "latent"}
@@ -30,17 +32,15 @@ def sample(ultragen, call, seeded):
 
 
 @pytest.fixture
-def still(ultragen, monkeypatch):
+def still(ultragen, backbone):
     """A field that does not move: a stage ends where it began."""
-    monkeypatch.setattr(ultragen, "velocity", lambda tokens, *_, **__: torch.zeros_like(tokens))
+    backbone(lambda tokens, *_: torch.zeros_like(tokens))
     return ultragen
 
 
-def plan(name="flux1-dev", height=4096, width=4096, steps=None, picture=False, **options):
-    spec = zoo.get(name)
-    cls = sampler_class("ultragen", spec.family)
-    steps = steps or cls.default_steps(spec)
-    return cls.planned(spec, UltraGenOptions(**options), height, width, steps, picture)
+def plan(name="flux1-dev", height=4096, width=4096, steps=None, image=False, **options):
+    chosen = UltraGenOptions(**options)
+    return plan_of_spec(UltraGen(), zoo.get(name), chosen, (height, width), steps, image=image).stages
 
 
 def test_4k_is_28_calls_at_1k_and_the_last_18_of_28_from_level_0_84375():
@@ -48,9 +48,9 @@ def test_4k_is_28_calls_at_1k_and_the_last_18_of_28_from_level_0_84375():
     assert ((base.size, base.steps), (high.size, high.steps)) == (((1024, 1024), 28), ((4096, 4096), 18))
     assert high.sigmas[0] == 0.84375
     assert high.sigmas[-2] == pytest.approx(0.1)
-    assert stages.total_calls(plan()) == 46
-    assert UltraGenPipeline.published_guidance == 4.5
-    assert UltraGenPipeline.default_size(zoo.get("flux1-dev")) == (4096, 4096)
+    assert base.total_calls + high.total_calls == 46
+    assert (base.guidance, high.guidance) == (3.5, 4.5)
+    assert plan_of_spec(UltraGen(), zoo.get("flux1-dev"), UltraGenOptions()).request.size == (4096, 4096)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_above_4k_a_stage_of_a_quarter_of_the_side_is_painted_first(size, lower)
 def test_stages_below_can_be_named_and_a_picture_goes_straight_to_the_target():
     assert [s.size[0] for s in plan(height=8192, width=8192, below=(0.25, 0.5))[1:]] == [2048, 4096, 8192]
     assert [s.size[0] for s in plan(height=8192, width=8192, below=())[1:]] == [8192]
-    assert [s.size[0] for s in plan(height=8192, width=8192, picture=True)] == [8192]
+    assert [s.size[0] for s in plan(height=8192, width=8192, image=True)] == [8192]
     for wrong in ((0.5, 0.25), (0.0, 0.5), (1.0,)):
         with pytest.raises(UserError, match="rising shares"):
             plan(height=8192, width=8192, below=wrong)
@@ -94,7 +94,7 @@ def test_few_step_flux2_starts_from_noise_and_others_skip_in_proportion():
 def test_a_size_without_whole_windows_names_the_nearest_before_weights_and_in_a_call(size, ultragen, call):
     spec = zoo.get("flux1-dev")
     with pytest.raises(UserError, match=r"cannot be made: multiples of 256; nearest \d+x\d+"):
-        UltraGenPipeline.preflight(spec, UltraGenOptions(), *size, 28, False)
+        plan_of_spec(UltraGen(), spec, UltraGenOptions(), size, 28)
     with pytest.raises(
         UserError, match="256x272 cannot be made: multiples of 64; nearest 256x256 or 256x320"
     ):
@@ -105,9 +105,7 @@ def test_sizes_and_settings_that_cannot_be_are_one_clear_line(ultragen, call):
     with pytest.raises(UserError, match="size 128x128 is not above the native 128x128"):
         ultragen("x", **{**call, "height": 128, "width": 128})
     with pytest.raises(UserError, match="takes no guidance"):
-        Flux2UltraGenPipeline.preflight(
-            zoo.get("tiny-flux2"), UltraGenOptions(guidance_high=4.5), 512, 512, 4, False
-        )
+        plan_of_spec(UltraGen(), zoo.get("tiny-flux2"), UltraGenOptions(guidance_high=4.5), (512, 512), 4)
     with pytest.raises(UserError, match="do not divide by the guide's ratio"):
         plan(window=6)
 
@@ -119,11 +117,11 @@ def test_with_a_straight_field_it_returns_its_target(
 ):
     target = straight(ultragen)
 
-    def encode(pictures, generator=None):
-        rows, columns = pictures.shape[-2] // 16, pictures.shape[-1] // 16
-        return ultragen.unpack(target(rows * columns), (rows, columns))
+    def encode(engine, images, generator=None):
+        rows, columns = images.shape[-2] // 8, images.shape[-1] // 8
+        return latents.unpack(target(rows * columns // 4), rows, columns)
 
-    monkeypatch.setattr(ultragen, "encode", encode)
+    monkeypatch.setattr(Engine, "encode", encode)
     found = sample(warm_start=warm_start, projection=projection).images
     torch.testing.assert_close(found, target(256), atol=2e-5, rtol=2e-5)
 
@@ -143,29 +141,26 @@ def test_the_surgeries_and_settings_of_the_call_are_in_its_record(ultragen, samp
     assert "Fetch UltraGen's LoRA" in details["notes"][0]
 
 
-def dense(ultragen, stage, start, said):
+def dense(engine, stage, start, conditions):
     """The stage's path by the stock transformer at NTK 10, every token seeing every other."""
-    grid = ultragen.grid(*stage.size)
-    with torch.no_grad(), surgery.temporarily(ultragen.transformer, RopeNtk(factor=10)):
+    ids = engine.models.family.image_ids(*engine.grid(stage.size))
+    with torch.no_grad(), surgery.temporarily(engine.models.transformer, RopeNtk(factor=10)):
         return flow.euler(
-            lambda x, sigma, step: ultragen.guided_velocity(x, sigma, said.at(ultragen.image_ids(grid))),
-            ultragen.pack(start),
+            lambda x, sigma, step: guided(engine.call, x, sigma, conditions.at(ids)),
+            latents.pack(start),
             stage.sigmas,
         )
 
 
-def test_a_window_as_large_as_the_grid_without_a_guide_is_the_dense_run(
-    ultragen, sample, seeded, monkeypatch
-):
-    told = []
-    follow = type(ultragen).follow
-    monkeypatch.setattr(
-        ultragen, "follow", lambda *args: told.append((args, args[0].told[0])) or follow(ultragen, *args),
-    )  # fmt: skip
+def test_a_window_as_large_as_the_grid_without_a_guide_is_the_dense_run(sample, seeded, monkeypatch):
+    seen = []
+    integrate = Engine.integrate
+    monkeypatch.setattr(Engine, "integrate", lambda *args: seen.append(args) or integrate(*args))
     picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
     whole = sample(image=picture, guide=False, window=16).images
-    ((_, stage, start, *_), said) = told[0]
-    torch.testing.assert_close(whole, dense(ultragen, stage, start, said), atol=2e-5, rtol=2e-5)
+    engine, stage, start, _ = seen[0]
+    expected = dense(engine, stage, start, engine.conditions(stage))
+    torch.testing.assert_close(whole, expected, atol=2e-5, rtol=2e-5)
     local = sample(image=picture, guide=False, rules={"neighbourhood": "own"}).images
     assert not torch.allclose(local, whole, atol=1e-3)
 
@@ -181,54 +176,56 @@ def test_the_guide_changes_the_picture_and_a_cached_one_is_the_exact_one_where_i
     )
 
 
-def test_the_warm_start_is_the_picture_sharpened_in_pixels_or_its_latents_enlarged(still, sample, seeded):
+def test_the_warm_start_is_the_picture_sharpened_in_pixels_or_its_latents_enlarged(
+    still, sample, seeded, engine_of
+):
+    engine = engine_of(still, seeded())
     picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
-    noise = still.noise(1, 256, 256, seeded())
+    noise = engine.noise.draw(1, (256, 256))
     large = bicubic(2 * picture - 1, 256, 256)
-    small = still.encode(bicubic(2 * picture - 1, 64, 64))
+    small = engine.encode(bicubic(2 * picture - 1, 64, 64))
     for data, options in (
-        (still.encode(sharpen(large, 1.0)), {}),
-        (still.encode(large), {"sharpening": None}),
+        (engine.encode(sharpen(large, 1.0)), {}),
+        (engine.encode(large), {"sharpening": None}),
         (bicubic(small, 32, 32), {"warm_start": "latents"}),
     ):
         found = sample(image=picture, **options).images
-        expected = flow.interpolate(data, noise, still.stages[0].sigmas[0])
-        torch.testing.assert_close(found, still.pack(expected), atol=1e-5, rtol=1e-5)
+        expected = flow.interpolate(data, noise, still.last_run.stages[0].sigmas[0])
+        torch.testing.assert_close(found, latents.pack(expected), atol=1e-5, rtol=1e-5)
 
 
-def guides(ultragen, monkeypatch):
-    """(size of the stage, guide tokens) of every stage that runs from now on."""
-    found = []
-    attend = type(ultragen)._attend
+@pytest.fixture
+def guides(monkeypatch):
+    """(height of the stage in px, z of its guide) of every stage that runs from now on."""
+    found, windowed = [], ultragen_module.windowed
 
-    def spy(layout, guide, options):
-        found.append((layout.height, guide))
-        return attend(ultragen, layout, guide, options)
+    def spy(engine, stage, options, guide):
+        found.append((stage.height, guide))
+        return windowed(engine, stage, options, guide)
 
-    monkeypatch.setattr(ultragen, "_attend", spy)
+    monkeypatch.setattr(ultragen_module, "windowed", spy)
     return found
 
 
 def test_latents_of_the_guides_size_are_the_guide_and_others_are_resized_in_pixels(
-    ultragen, sample, monkeypatch
+    ultragen, sample, guides, engine_of
 ):
-    found = guides(ultragen, monkeypatch)
-    base = sample(height=512, width=512, return_stages=True).stages[0]
-    assert torch.equal(ultragen.pack(found[0][1]), base)
-    found.clear()
+    base, engine = sample(height=512, width=512, return_stages=True).stages[0], engine_of(ultragen)
+    assert torch.equal(latents.pack(guides[0][1]), base)
+    guides.clear()
     below = sample(return_stages=True).stages[0]
-    pictures = ultragen.decode(ultragen.unpack(below, (8, 8)))
-    torch.testing.assert_close(found[0][1], ultragen.encode(bicubic(pictures, 64, 64)), atol=1e-5, rtol=1e-5)
+    images = engine.decode(latents.unpack(below, 16, 16))
+    expected = engine.encode(bicubic(images, 64, 64))
+    torch.testing.assert_close(guides[0][1], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_in_the_recursion_each_picture_is_the_next_ones_guide(ultragen, sample, monkeypatch):
-    found = guides(ultragen, monkeypatch)
+def test_in_the_recursion_each_image_is_the_next_ones_guide(ultragen, sample, guides):
     one = {"num_inference_steps": 2, "skip": 1, "base_steps": 1}
     output = sample(height=1024, width=1024, return_stages=True, **one)
-    assert [stage.name for stage in ultragen.stages] == ["base", "256x256", "1024x1024"]
+    assert [stage.name for stage in ultragen.last_run.stages] == ["base", "256x256", "1024x1024"]
     assert len(output.stages) == 2
-    assert [height for height, _ in found] == [16, 64]
-    assert torch.equal(ultragen.pack(found[1][1]), output.stages[1])
+    assert [height for height, _ in guides] == [256, 1024]
+    assert torch.equal(latents.pack(guides[1][1]), output.stages[1])
     assert ultragen.model_calls == 3
 
 
@@ -253,16 +250,9 @@ def test_projection_and_options_change_the_picture(sample):
         assert not torch.allclose(sample(**options).images, plain, atol=1e-4), options
 
 
-def test_guidance_above_the_base_is_4_5_and_the_base_has_the_calls(ultragen, sample, monkeypatch):
-    told = []
-    velocity = type(ultragen).velocity
-    monkeypatch.setattr(
-        ultragen,
-        "velocity",
-        lambda x, s, c, branch="cond": told.append(c.guidance.item()) or velocity(ultragen, x, s, c, branch),
-    )
+def test_guidance_above_the_base_is_4_5_and_the_base_has_the_calls(sample, backbone_calls):
     sample()
-    assert told == [3.5, 3.5, 4.5, 4.5]
+    assert [condition.guidance.item() for condition in backbone_calls] == [3.5, 3.5, 4.5, 4.5]
 
 
 def test_a_batch_is_its_pictures_and_a_negative_prompt_has_a_guide_of_its_own(ultragen, sample, seeded):
@@ -285,7 +275,7 @@ def test_flux2_runs_by_its_own_configuration(tiny_flux2, seeded):
     assert torch.equal(found, sampler("x", **more, generator=seeded()).images)
     assert sampler.model_calls == 4 + 4
     # its configuration leaves the positions alone
-    assert [each["surgery"] for each in sampler.surgeries] == ["exact-tiling", "attention-calls"]
+    assert [each["surgery"] for each in sampler.last_run.surgeries] == ["exact-tiling", "attention-calls"]
 
 
 def test_an_undistilled_flux2_is_guided_by_two_passes_at_8_above_the_base(tiny_flux2, seeded):

@@ -55,7 +55,7 @@ def test_ultragens_lora_acts_on_the_guide_alone_and_is_an_ordinary_one_afterward
     put(own.transformer, published_paths(own.transformer), "bridge")
     assert is_published(own.transformer, "bridge")
     adapted = sample()
-    assert (own.settings.guide_adapters, own.notes) == (("bridge",), ())
+    assert (own.last_run.settings.guide_adapters, own.last_run.notes) == (("bridge",), [])
     assert torch.equal(adapted.stages[0], plain.stages[0])
     assert not torch.allclose(adapted.images, plain.images, atol=1e-3)
     assert torch.equal(sample(guide=False).images, unguided)
@@ -84,7 +84,7 @@ def test_a_masked_adapter_stays_masked_and_is_told_again_what_it_was_told(own, c
     mask = TokenMask()
     mask_adapter(own.transformer, "bridge", mask)
     own("x", **{**call, **SHORT}, generator=seeded())
-    assert own.settings.guide_adapters == ("bridge",)
+    assert own.last_run.settings.guide_adapters == ("bridge",)
     assert mask.told is None
     with guide_only(own.transformer, None) as kept:
         assert kept == ["bridge"]

@@ -9,19 +9,20 @@ import torch
 from PIL import Image
 
 from uhr.base.errors import UserError
-from uhr.models import stages, surgery, zoo
-from uhr.models.samplers import SAMPLERS, sampler_class
+from uhr.models import latents, surgery, zoo
+from uhr.models.samplers import SAMPLERS, find_sampler, sampler_class
+from uhr.models.samplers.core.sampler import plan_of_spec
 
 FAMILIES = ("flux1", "flux2")
 SIDE = 192
 CLASSES = {name: sampler_class(name, "flux1") for name in SAMPLERS}
-PICTURES = [name for name, cls in CLASSES.items() if cls.takes_picture]
+PICTURES = [name for name in SAMPLERS if find_sampler(name).takes_image]
 
 
-def test_noise_may_be_given_in_place_of_what_is_drawn_first(sampler, sample, seeded):
+def test_noise_may_be_given_in_place_of_what_is_drawn_first(sampler, sample, seeded, engine_of):
     drawn = sample(output_type="pt").images
-    draw, first = seeded(), sampler.stages[0]
-    noise = sampler.pack(sampler.noise(1, *first.size, draw))
+    draw, first = seeded(), sampler.last_run.stages[0]
+    noise = latents.pack(engine_of(sampler, draw).noise.draw(1, first.size))
     assert torch.equal(sample(latents=noise, generator=draw, output_type="pt").images, drawn)
     with pytest.raises(UserError, match=r"latents of shape \[1, 3, 64\]: give packed noise"):
         sample(latents=noise[:, :3])
@@ -31,7 +32,7 @@ def test_noise_may_be_given_in_place_of_what_is_drawn_first(sampler, sample, see
 def test_a_picture_takes_the_place_of_the_base_pass(sampler, sample, seeded):
     pixels = (255 * torch.rand(96, 96, 3, generator=seeded(1))).byte().numpy()
     as_pil = sample(image=Image.fromarray(pixels), output_type="pt").images
-    assert len(sampler.stages) == 1
+    assert len(sampler.last_run.stages) == 1
     as_array = sample(image=pixels, output_type="pt").images
     as_tensor = sample(image=torch.from_numpy(pixels).movedim(-1, 0) / 255, output_type="pt").images
     assert torch.equal(as_pil, as_array)
@@ -41,34 +42,30 @@ def test_a_picture_takes_the_place_of_the_base_pass(sampler, sample, seeded):
 
 
 @pytest.mark.parametrize("name", PICTURES, indirect=True)
-def test_a_picture_is_painted_by_the_samplers_own_options_and_steps(name, family, sampler, made, monkeypatch):
-    monkeypatch.setattr(sampler, "velocity", lambda tokens, *_, **__: torch.zeros_like(tokens))
+def test_with_an_image_the_samplers_own_options_and_steps_suffice(sampler, backbone):
+    backbone(lambda tokens, *_: torch.zeros_like(tokens))
     opaque = Image.new("RGBA", (96, 96), (90, 120, 40, 255))
     size = sampler("x", image=opaque, height=192, width=192, max_sequence_length=16).images[0].size
     assert size == (192, 192)
 
 
 @pytest.mark.parametrize("name", PICTURES, indirect=True)
-def test_with_a_picture_the_calls_guidance_is_what_the_backbone_is_told(sampler, sample, monkeypatch):
-    told, velocity = set(), sampler.velocity
+def test_with_an_image_the_calls_guidance_is_what_the_backbone_gets(sampler, sample, backbone_calls):
+    def embedded():
+        return {condition.guidance.unique().item() for condition in backbone_calls}
 
-    def spy(tokens, sigma, condition, *args, **more):
-        told.add(condition.guidance.unique().item())
-        return velocity(tokens, sigma, condition, *args, **more)
-
-    monkeypatch.setattr(sampler, "velocity", spy)
     pictures = []
     for guidance in (2.0, 9.0):
-        told.clear()
+        backbone_calls.clear()
         picture = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(1))
         pictures.append(sample(image=picture, guidance_scale=guidance, output_type="pt").images)
-        assert told == {guidance}
+        assert embedded() == {guidance}
         assert [each["guidance"] for each in sampler.details()["stages"]] == [guidance]
     assert not torch.allclose(*pictures, atol=1e-4)
-    # and with a base pass each stage is told, and written down, its own
-    told.clear()
+    # and with a base pass each stage has, and the record lists, its own
+    backbone_calls.clear()
     sample(guidance_scale=2.0, output_type="latent")
-    assert {each["guidance"] for each in sampler.details()["stages"]} == told
+    assert {each["guidance"] for each in sampler.details()["stages"]} == embedded()
 
 
 @pytest.mark.parametrize("name", PICTURES, indirect=True)
@@ -95,7 +92,7 @@ def test_pictures_come_in_any_shape_of_the_units_and_every_output_type(sample):
 def test_every_stage_before_the_last_is_shown_on_request(sampler, sample):
     output = sample(return_stages=True)
     shown = [pictures[0].size for pictures in output.stages]
-    assert shown == [(each.width, each.height) for each in sampler.stages[:-1]]
+    assert shown == [(each.width, each.height) for each in sampler.last_run.stages[:-1]]
     assert sample().stages is None
     images, again = sample(return_stages=True, return_dict=False)
     assert (images[0].size, len(again)) == ((SIDE, SIDE), len(shown))
@@ -124,14 +121,14 @@ def test_what_cannot_be_is_one_clear_line(sample, more, message):
 
 @pytest.mark.parametrize("output_type", ["pil", "latent"])
 def test_what_is_no_number_is_an_error_that_names_the_stage_and_no_black_picture(
-    sampler, sample, output_type, monkeypatch
+    sample, output_type, backbone
 ):
-    monkeypatch.setattr(sampler, "velocity", lambda tokens, *_, **__: torch.full_like(tokens, torch.nan))
+    backbone(lambda tokens, *_: torch.full_like(tokens, torch.nan))
     with pytest.raises(UserError, match=r"^stage (base|patches|\d+x\d+): its latents are not finite"):
         sample(output_type=output_type)
 
 
-def test_what_the_vae_makes_of_half_precision_is_no_black_picture_either(sampler, sample, monkeypatch):
+def test_what_the_vae_makes_of_half_precision_is_no_black_picture_either(sample, monkeypatch):
     monkeypatch.setattr("uhr.models.latents.decode", lambda vae, z: torch.full((1, 3, 8, 8), torch.inf))
     with pytest.raises(UserError, match=r"^decoding: the pixels of the VAE are not finite"):
         sample()
@@ -164,51 +161,55 @@ def test_a_picture_where_none_is_taken_is_refused(sample):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_preflight_and_the_call_make_the_same_plan(name, family, sampler, sample, quick):
-    cls, spec = type(sampler), zoo.get(f"tiny-{family}")
-    given = quick(name, cls)
-    options = cls.Options(**{key: value for key, value in given.items() if key in cls.Options.model_fields})
-    told = (spec, options, SIDE, SIDE, given["num_inference_steps"])
-    cls.preflight(*told, False)
+def test_the_plan_without_weights_is_the_plan_of_the_call_which_makes_it_once(
+    name, family, sampler, sample, quick, monkeypatch
+):
+    given = quick(name, type(sampler))
+    fields = sampler.Options.model_fields
+    options = sampler.Options(**{key: value for key, value in given.items() if key in fields})
+    spec, steps, guidance = zoo.get(f"tiny-{family}"), given["num_inference_steps"], given["guidance_scale"]
+    before = plan_of_spec(sampler.sampler, spec, options, (SIDE, SIDE), steps, guidance=guidance)
+    made, plan = [], type(sampler.sampler).plan
+    monkeypatch.setattr(type(sampler.sampler), "plan", lambda *a: made.append(plan(*a)) or made[-1])
     sample(output_type="latent")
-    assert stages.total_steps(cls.planned(*told)) == stages.total_steps(sampler.stages)
-    assert [each.describe() for each in cls.planned(*told)] == [
-        {**each.describe(), "sigmas": pytest.approx(each.sigmas)} for each in sampler.stages
+    run = sampler.last_run
+    assert len(made) == 1
+    assert before.steps == run.plan.steps
+    assert [each.describe() for each in before.stages] == [
+        {**each.describe(), "sigmas": pytest.approx(each.sigmas)} for each in run.stages
     ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_call_that_names_neither_size_nor_steps_takes_the_samplers_own(
-    name, family, sampler, sample, monkeypatch
-):
-    cls, spec = type(sampler), zoo.get(f"tiny-{family}")
-    monkeypatch.setattr(sampler, "velocity", lambda tokens, *_, **__: torch.zeros_like(tokens))
+def test_a_call_that_names_neither_size_nor_steps_takes_the_samplers_own(family, sampler, sample, backbone):
+    backbone(lambda tokens, *_: torch.zeros_like(tokens))
     sample(height=None, width=None, num_inference_steps=None, output_type="latent")
-    assert sampler.stages[-1].size == cls.default_size(spec)
-    options = sampler.settings
-    plan = cls.planned(spec, options, *cls.default_size(spec), cls.default_steps(spec))
-    assert [each.steps for each in plan] == [each.steps for each in sampler.stages]
+    run, spec = sampler.last_run, zoo.get(f"tiny-{family}")
+    plan = plan_of_spec(sampler.sampler, spec, run.plan.options)
+    assert run.stages[-1].size == plan.request.size
+    assert [each.steps for each in plan.stages] == [each.steps for each in run.stages]
 
 
 def test_the_record_says_what_was_run_with_every_value(name, sampler, sample):
     sample(output_type="latent")
     details = json.loads(json.dumps(sampler.details()))
-    assert [each["width"] for each in details["stages"]] == [each.width for each in sampler.stages]
+    assert [each["width"] for each in details["stages"]] == [each.width for each in sampler.last_run.stages]
     assert sum((len(s["sigmas"]) - 1) * s["calls_per_step"] for s in details["stages"]) == sampler.model_calls
     assert details["settings"].keys() == type(sampler).Options.model_fields.keys()
     assert surgery.from_record(details["surgeries"])
 
 
-def test_its_signature_shows_diffusers_arguments_and_its_own_options(name):
+def test_it_takes_diffusers_arguments_and_documents_its_own_options(name):
     cls = CLASSES[name]
     shown = inspect.signature(cls.__call__).parameters
-    stock = inspect.signature(next(c for c in cls.__mro__ if c.__module__.startswith("diffusers.")).__call__)
+    stock = inspect.signature(cls.stock().__call__)
     ip_adapter = {key for key in stock.parameters if "ip_adapter" in key}
     # `sigmas` bypass a schedule, which only Euler has no other use for
-    assert set(stock.parameters) - ip_adapter - {"sigmas"} <= set(shown)
-    for key, field in cls.Options.model_fields.items():
-        assert shown[key].default == field.get_default(call_default_factory=True)
-        assert key in cls.__call__.__doc__
+    own = set(cls.Options.model_fields)
+    assert set(stock.parameters) - ip_adapter - {"sigmas"} <= set(shown) | own
+    assert not own & set(shown)
+    for key in own:
+        assert key in cls.__doc__
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,47 +1,32 @@
-"""The families that a sampler can be bound to: each is diffusers' stock pipeline with what samplers need."""
+"""The pipelines of each family of backbones: diffusers' stock one with a sampler's call."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
-from typing import Any
+import functools
+import inspect
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
 
+from uhr.models.backbones.conditions import Prompt
 from uhr.models.backbones.flux1 import Flux1
 from uhr.models.backbones.flux2 import Flux2
-from uhr.models.conditions import Prompt
-from uhr.models.pipelines import SamplerPipeline
-from uhr.models.text import (
-    CHAT_LAYERS,
-    ChatEncoder,
-    Embedded,
-    TextEncoders,
-    embed_chat,
-    embed_prompts,
-)
+from uhr.models.samplers.core.options import SamplerOptions
+from uhr.models.samplers.core.sampler import Sampler, pipeline_name
+from uhr.models.samplers.core.shell import SamplerPipeline
+from uhr.models.text import CHAT_LAYERS
+
+FLUX1, FLUX2 = Flux1(), Flux2()
 
 
-class OnFlux1(SamplerPipeline, FluxPipeline):
-    """FLUX.1's components and text encoding."""
+class Flux1SamplerPipeline(SamplerPipeline, FluxPipeline):
+    """A sampler on FLUX.1, with the components of diffusers' FluxPipeline."""
 
-    backbone = Flux1()
-    pooled = True
-
-    def embed(self, prompt: Prompt, length: int) -> Embedded:
-        """T5's [B, length, D] and CLIP's [B, P]."""
-        if prompt.embeds is not None:
-            return Embedded(prompt.embeds, prompt.pooled)
-        lengths = {"clip": self.tokenizer_max_length, "t5": length}
-        encoders = TextEncoders(
-            self.tokenizer, self.text_encoder, self.tokenizer_2, self.text_encoder_2, lengths
-        )
-        texts = self._converted(prompt.texts or [], self.tokenizer)
-        texts_2 = None if prompt.texts_2 is None else self._converted(prompt.texts_2, self.tokenizer_2)
-        return embed_prompts(encoders, texts, texts_2)
+    family = FLUX1
 
     def encode_prompt(
         self,
@@ -54,10 +39,10 @@ class OnFlux1(SamplerPipeline, FluxPipeline):
         max_sequence_length: int = 512,
         lora_scale: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """As the stock pipeline's, by `embed`: what is cut off is logged in one line."""
+        """As the stock pipeline's, by the family's `embed`: what is cut off is logged in one line."""
         with self._text_lora(lora_scale):
-            asked = Prompt(prompt, prompt_2 or None, prompt_embeds, pooled_prompt_embeds)
-            found = self.embed(asked, max_sequence_length)
+            given = Prompt(prompt, prompt_2 or None, prompt_embeds, pooled_prompt_embeds)
+            found = FLUX1.embed(self, given, max_sequence_length)
         self.log_cuts(found.counts)
         device = device or self._execution_device
         text, pooled = found.text.to(device).repeat_interleave(num_images_per_prompt, dim=0), found.pooled
@@ -81,26 +66,11 @@ class OnFlux1(SamplerPipeline, FluxPipeline):
             for encoder in encoders:
                 unscale_lora_layers(encoder, scale)
 
-    def _converted(self, texts: list[str], tokenizer: Any) -> list[str]:
-        """The texts with every token of textual inversion that stands for several vectors written out. Asked
-        only where a tokenizer knows any: of a long text it would print a warning."""
-        known = tokenizer.get_added_vocab()
-        several = any(f"{token}_1" in known for token in known)
-        return self.maybe_convert_prompt(texts, tokenizer) if several else texts
 
+class Flux2SamplerPipeline(SamplerPipeline, Flux2KleinPipeline):
+    """A sampler on FLUX.2 [klein], with the components of diffusers' Flux2KleinPipeline."""
 
-class OnFlux2(SamplerPipeline, Flux2KleinPipeline):
-    """FLUX.2 [klein]'s components and text encoding."""
-
-    backbone = Flux2()
-    pooled = False
-
-    def embed(self, prompt: Prompt, length: int, layers: Sequence[int] = CHAT_LAYERS) -> Embedded:
-        """Three of Qwen3's hidden states side by side, [B, length, 3 D]; padded places included."""
-        if prompt.embeds is not None:
-            return Embedded(prompt.embeds, None)
-        encoder = ChatEncoder(self.tokenizer, self.text_encoder, {"qwen3": length})
-        return embed_chat(encoder, prompt.texts or [], layers)
+    family = FLUX2
 
     def encode_prompt(
         self,
@@ -111,11 +81,36 @@ class OnFlux2(SamplerPipeline, Flux2KleinPipeline):
         max_sequence_length: int = 512,
         text_encoder_out_layers: Sequence[int] = CHAT_LAYERS,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the stock pipeline's, by `embed`: what is cut off is logged in one line."""
+        """As the stock pipeline's, by the family's `embed`: what is cut off is logged in one line."""
         text = "" if prompt is None and prompt_embeds is None else prompt
-        asked = Prompt(text, embeds=prompt_embeds)
-        found = self.embed(asked, max_sequence_length, text_encoder_out_layers)
+        given = Prompt(text, embeds=prompt_embeds)
+        found = FLUX2.embed(self, given, max_sequence_length, text_encoder_out_layers)
         self.log_cuts(found.counts)
         device = device or self._execution_device
         embeds = found.text.to(device).repeat_interleave(num_images_per_prompt, dim=0)
         return embeds, self._prepare_text_ids(embeds).to(device)
+
+
+BASES = {"flux1": Flux1SamplerPipeline, "flux2": Flux2SamplerPipeline}
+
+
+@functools.cache
+def pipeline_class(sampler: type[Sampler], family: str) -> type[SamplerPipeline]:
+    """The pipeline of a sampler on a family of backbones: always the same class."""
+    base, name = BASES[family], pipeline_name(sampler, family)
+    texts = [inspect.getdoc(sampler), "Options:", *_documented(sampler.Options)]
+    namespace = {
+        "sampler": sampler(),
+        "Options": sampler.Options,
+        "__module__": sampler.__module__,
+        "__qualname__": name,
+        "__doc__": "\n\n".join(text for text in texts if text),
+    }
+    return type(name, (base,), namespace)
+
+
+def _documented(options: type[SamplerOptions]) -> Iterator[str]:
+    """The documentation of options, those that all samplers share first."""
+    for cls in reversed(options.__mro__):
+        if issubclass(cls, SamplerOptions) and "__doc__" in vars(cls) and cls.__doc__:
+            yield inspect.cleandoc(cls.__doc__)

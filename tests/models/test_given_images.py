@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from uhr.base.errors import UserError
-from uhr.models import stages
+from uhr.models.samplers.core import images
 
 ARRAY = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
 
@@ -29,7 +29,7 @@ def given_as(kind):
     "kind", ["pil", "array", "float array", "arrays", "tensor", "bytes", "tensors", "list"]
 )
 def test_a_picture_is_the_same_pixels_however_it_is_given(kind):
-    found = stages.pixels(given_as(kind))
+    found = images.pixels(given_as(kind))
     expected = torch.from_numpy(ARRAY).movedim(-1, 0)[None].float() / 127.5 - 1
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
@@ -37,7 +37,7 @@ def test_a_picture_is_the_same_pixels_however_it_is_given(kind):
 
 def test_grey_pictures_become_rgb_and_lists_a_batch():
     grey = Image.fromarray(ARRAY[..., 0])
-    assert stages.pixels([grey, Image.fromarray(ARRAY)]).shape == (2, 3, 6, 10)
+    assert images.pixels([grey, Image.fromarray(ARRAY)]).shape == (2, 3, 6, 10)
 
 
 @pytest.mark.parametrize(
@@ -51,24 +51,18 @@ def test_grey_pictures_become_rgb_and_lists_a_batch():
 )
 def test_what_is_no_rgb_picture_is_one_clear_line(image, message):
     with pytest.raises(UserError, match=message):
-        stages.pixels(image)
+        images.pixels(image)
 
 
 @given(st.integers(16, 3000), st.integers(16, 3000), st.integers(1, 8))
 def test_the_size_that_is_offered_in_place_of_one_that_does_not_fit_fits(tall, wide, scale):
     with pytest.raises(UserError, match=r"ask for \d+x\d+") as caught:
-        stages.check_aspect((tall, wide), (16 * 400, 16), 16)
+        images.check_aspect((tall, wide), (16 * 400, 16), 16)
     width, height = map(int, caught.value.fix.rpartition(" ")[2].split("x"))
-    stages.check_aspect((tall, wide), (height, width), 16)
+    images.check_aspect((tall, wide), (height, width), 16)
 
 
 @given(st.integers(64, 3000), st.integers(64, 3000), st.floats(1, 8))
 def test_a_picture_fits_its_own_size_times_a_scale_rounded_to_tokens(tall, wide, scale):
     target = tuple(max(1, round(side * scale / 16)) * 16 for side in (tall, wide))
-    stages.check_aspect((tall, wide), target, 16)
-
-
-def test_a_plan_counts_steps_times_calls_times_branches():
-    plan = [stages.Stage("base", 128, 128, (1.0, 0.5, 0.0)), stages.sized(256, 512, (0.5, 0.0), 9)]
-    assert plan[1].name == "512x256"
-    assert (stages.total_calls(plan), stages.total_calls(plan, 2)) == (11, 22)
+    images.check_aspect((tall, wide), target, 16)

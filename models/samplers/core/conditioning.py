@@ -1,0 +1,143 @@
+"""The conditioning of a call: a prompt and its negative prompt, encoded, and the guidance of each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from uhr.base.errors import UserError
+from uhr.models.backbones.conditions import Condition, Prompt
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingStage
+from uhr.models.spec import GuidanceKind
+from uhr.models.text import Embedded, TokenCount
+
+
+@dataclass(frozen=True)
+class PromptInputs:
+    """The prompts of a call, and the number of images for each. `length` is in text tokens; None is what the
+    backbone was trained with."""
+
+    prompt: Prompt
+    negative: Prompt
+    images: int = 1
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The prompt and, for guidance by two passes, the negative prompt with its scale. `counts` is how much of
+    the texts was read; empty where embeddings were given."""
+
+    positive: Condition
+    negative: Condition | None = None
+    scale: float = 1.0
+    counts: tuple[TokenCount, ...] = ()
+
+    @property
+    def branches(self) -> int:
+        """Calls of the backbone that one guided velocity takes."""
+        return 1 if self.negative is None else 2
+
+    def map(self, change: Callable[[Condition], Condition]) -> Conditions:
+        """The same change on both branches."""
+        negative = None if self.negative is None else change(self.negative)
+        return replace(self, positive=change(self.positive), negative=negative)
+
+    def guided(self, kind: GuidanceKind, guidance: float | None) -> Conditions:
+        """The same prompts at another guidance: embedded, or of two passes, which are one at 1."""
+        if guidance is None or kind == "none":
+            return self
+        if kind == "cfg":
+            return replace(self, negative=None) if guidance == 1 else replace(self, scale=guidance)
+        embedded = torch.full((self.positive.text.shape[0],), guidance, device=self.positive.text.device)
+        return self.map(lambda condition: replace(condition, guidance=embedded))
+
+    def at(self, image_ids: torch.Tensor) -> Conditions:
+        """The same prompts over another grid of image tokens."""
+        return self.map(lambda condition: replace(condition, image_ids=image_ids))
+
+    def of_stage(self, stage: SamplingStage, kind: GuidanceKind, grid: tuple[int, int]) -> Conditions:
+        """As the backbone gets them in a stage of a grid of (rows, columns) tokens: its guidance, its
+        attention, and the text as often as it is repeated there."""
+        found = self.guided(kind, stage.guidance)
+        if stage.branches == 1:
+            found = replace(found, negative=None)
+        if stage.text_tile is not None:
+            found = repeated_text(found, grid, stage.text_tile)
+        if stage.attention is None:
+            return found
+        return found.map(lambda condition: replace(condition, attention=stage.attention))
+
+
+def repeated_text(conditions: Conditions, grid: tuple[int, int], tile: int) -> Conditions:
+    """The text once for each whole tile of `tile` tokens a side of a grid of (rows, columns)."""
+    from uhr.models.attention.proportional import duplicate_text
+
+    def repeat(condition: Condition) -> Condition:
+        text, ids = duplicate_text(condition.text, condition.text_ids, *grid, tile)
+        return replace(condition, text=text, text_ids=ids)
+
+    return conditions.map(repeat)
+
+
+def tiled_batch(conditions: Conditions, times: int) -> Conditions:
+    """The conditioning of `times` parts of each image, part by part: every batch repeated as a whole."""
+
+    def rows(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else torch.cat([x] * times)
+
+    def repeat(condition: Condition) -> Condition:
+        text = torch.cat([condition.text] * times)
+        return replace(condition, text=text, pooled=rows(condition.pooled), guidance=rows(condition.guidance))
+
+    return conditions.map(repeat)
+
+
+def encode(pipeline: Any, inputs: PromptInputs, plan: SamplingPlan, device: torch.device) -> Conditions:
+    """Encode both prompts by a pipeline's text encoders.
+
+    Where the backbone is guided by two passes ("cfg"), the negative prompt is "" unless given, and the scale
+    is the stages' guidance; elsewhere the option `true_cfg_scale` is that of a negative prompt.
+
+    Raises:
+        UserError: for a prompt that is missing or given twice, and for a number of negative prompts that does
+            not fit.
+    """
+    facts, negative = plan.facts, inputs.negative
+    two_passes = facts.guidance == "cfg" and {stage.guidance for stage in plan.stages} != {1}
+    if two_passes and not negative.given:
+        negative = Prompt("")
+    count = inputs.prompt.check("prompt", facts.family.pooled)
+    length = inputs.length or facts.text_length
+    ids = facts.family.image_ids(*facts.grid(plan.stages[0].size), device=device)
+
+    def condition(found: Embedded, repeats: int) -> Condition:
+        return _condition(pipeline, facts, found, repeats, ids)
+
+    found = facts.family.embed(pipeline, inputs.prompt, length)
+    positive = condition(found, inputs.images)
+    if not negative.given:
+        return Conditions(positive, counts=found.counts)
+    if negative.check("negative prompt", facts.family.pooled) not in (1, count):
+        what = f"{negative.count} negative prompts for {count} prompts"
+        raise UserError(what, "give one, or one for each")
+    other = facts.family.embed(pipeline, negative, length).called("negative")
+    unlike = condition(other, inputs.images * count // negative.count)
+    counts = (*found.counts, *other.counts)
+    return Conditions(positive, unlike, plan.options.true_cfg_scale, counts)
+
+
+def _condition(
+    pipeline: Any, facts: ModelFacts, found: Embedded, repeats: int, ids: torch.Tensor
+) -> Condition:
+    device, dtype = ids.device, pipeline.transformer.dtype
+    text = found.text.to(device, dtype).repeat_interleave(repeats, dim=0)
+    pooled = found.pooled
+    if pooled is not None:
+        pooled = pooled.to(device, dtype).repeat_interleave(repeats, dim=0)
+    text_ids = facts.family.text_ids(text.shape[1], device)
+    return Condition(text, pooled, text_ids, ids, guidance=None)

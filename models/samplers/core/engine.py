@@ -1,0 +1,313 @@
+"""The engine of a run: the models of a call, and every operation of a sampler that needs them.
+
+Shapes: z [B, C, H, W] are model latents on the VAE's grid, tokens [B, N, 4C] the same packed by 2 x 2
+patches, images [B, 3, H, W] in [-1, 1]. Latents stay in float32 between steps, position ids always, whatever
+the backbone's dtype.
+
+A sampler wraps behaviours at two levels, both plain functions:
+
+    Call(tokens, sigma, condition, branch)       one call of the backbone, below guidance
+    Velocity(z, sigma, step, conditions)         the guided velocity (noise - data), above it
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from pydantic import ByteSize
+
+from uhr.base.errors import UserError
+from uhr.models import flow, surgery
+from uhr.models import latents as latent
+from uhr.models.backbones.base import Backbone
+from uhr.models.backbones.conditions import Condition
+from uhr.models.filters import ENLARGEMENTS, sharpen
+from uhr.models.samplers.core.conditioning import Conditions
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingStage
+from uhr.models.samplers.core.progress import Progress, Steps
+from uhr.models.sizes import Size, check_sides
+from uhr.models.surgery import Surgery
+from uhr.models.vae.f16 import vae_factor
+from uhr.models.vae.tiled import ExactTiling
+
+Call = Callable[[torch.Tensor, float, Condition, str], torch.Tensor]
+"""`call(tokens, sigma, condition, branch)`: float32, of the tokens' shape. `branch` is "cond" or "uncond"."""
+
+Velocity = Callable[[torch.Tensor, float, int, Conditions], torch.Tensor]
+"""`velocity(z, sigma, step, conditions)` at z of noise level sigma: of z's shape."""
+
+POSITIONS = "transformer.pos_embed"
+"""The seat of every surgery that scales positions."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Finished rows of the result, float32 [B, 3, h, W] in [-1, 1], from row `top` on; on the CPU."""
+
+    top: int
+    rows: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a call. `encode_prompts` encodes its prompts, as often as it is called; `attention` are
+    the user's arguments of the attention processors."""
+
+    family: Backbone
+    transformer: Any
+    vae: Any
+    text_encoder: Any
+    device: torch.device
+    encode_prompts: Callable[[], Conditions]
+    attention: dict[str, Any] | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What samplers keep between the calls of one pipeline, by name: masks, say, that take long to build."""
+
+
+class Noise:
+    """Standard normal latents of a call: the given ones for the first stage, drawn for the others.
+
+    Drawn in float32, in the stock pipeline's order: the same seed starts from the same noise in any dtype.
+    """
+
+    def __init__(self, models: Models, facts: ModelFacts, generator: Any, given: torch.Tensor | None) -> None:
+        self._models, self._facts, self.generator, self.given = models, facts, generator, given
+
+    def draw(self, batch: int, size: Size) -> torch.Tensor:
+        """z of `batch` images of height x width px: float32 [B, C, H/8, W/8]."""
+        rows, columns = (side // self._facts.vae_factor for side in size)
+        channels = self._models.transformer.config.in_channels // 4
+        shape = self._models.family.noise_shape(channels, rows, columns)
+        drawn = randn_tensor(
+            (batch, *shape), generator=self.generator, device=self._models.device, dtype=torch.float32
+        )
+        if shape[1:] == (rows, columns):
+            return drawn
+        return latent.unpack(drawn.flatten(2).transpose(1, 2), rows, columns)
+
+    def first(self, batch: int, size: Size) -> torch.Tensor:
+        """z of a stage's beginning: the given noise where it is not used yet."""
+        given, self.given = self.given, None
+        if given is None:
+            return self.draw(batch, size)
+        rows, columns = self._facts.grid(size)
+        if given.ndim != 3 or given.shape[:2] != (batch, rows * columns):
+            shape = f"[{batch}, {rows * columns}, 4C]"
+            raise UserError(f"latents of shape {list(given.shape)}", f"give packed noise of shape {shape}")
+        return latent.unpack(given.to(self._models.device, torch.float32), 2 * rows, 2 * columns)
+
+
+class Engine:
+    """The models of one call, its prompts, noise and image, and what samplers do with them."""
+
+    def __init__(
+        self,
+        models: Models,
+        plan: SamplingPlan,
+        noise: Noise,
+        progress: Progress,
+        steps: Steps,
+        image: torch.Tensor | None = None,
+    ) -> None:
+        """`image` is [b, 3, h, w] in [-1, 1], one for all prompts or one for each."""
+        self.models, self.plan, self.facts = models, plan, plan.facts
+        self.noise, self.progress, self.record = noise, progress, progress.record
+        self._steps = steps
+        self.prompts = models.encode_prompts()
+        self.record.token_counts = self.prompts.counts
+        self.batch = self.prompts.positive.text.shape[0]
+        generator = noise.generator
+        if isinstance(generator, list) and len(generator) != self.batch:
+            what = f"{len(generator)} generators for {self.batch} pictures"
+            raise UserError(what, "give one, or one for each")
+        self.image = None if image is None else for_each(image, self.batch)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user has ended the run, by `pipeline._interrupt`."""
+        return self._steps.interrupted()
+
+    # latents
+
+    def grid(self, size: Size) -> tuple[int, int]:
+        """Rows and columns of image tokens of a size in px; UserError if it is no whole number of them."""
+        check_sides(self.facts.multiple, *size)
+        return self.facts.grid(size)
+
+    def latent_size(self, size: Size) -> Size:
+        """Height and width of z of a size in px."""
+        return size[0] // self.facts.vae_factor, size[1] // self.facts.vae_factor
+
+    def fresh(self, stage: SamplingStage) -> torch.Tensor:
+        """Standard normal z of a stage: the call's own for the first that needs it, drawn for others."""
+        return self.noise.first(self.batch, stage.size)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor, generator: Any = None) -> torch.Tensor:
+        """Images -> z, float32: the posterior's mean, or with a generator a sample of it."""
+        mean, std = latent.moments(self.models.vae, images)
+        if generator is not None:
+            draw = randn_tensor(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
+            mean = latent.sample_moments(mean, std, draw)
+        return latent.normalisation(self.models.vae).to_model(mean).to(self.models.device)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """z -> images, float32, nominally in [-1, 1]; UserError for values that are not finite."""
+        self.progress.note("decoding")
+        images = latent.decode(self.models.vae, z)
+        flow.check_finite(images, "decoding: the pixels of the VAE")
+        return images
+
+    def enlarge(
+        self,
+        images: torch.Tensor,
+        size: Size,
+        sharpening: float | None = None,
+        generator: Any = None,
+        by: str = "bicubic",
+    ) -> torch.Tensor:
+        """z of images brought to a size in px (`filters.ENLARGEMENTS`), and sharpened with a Gaussian of this
+        sigma if one is given: the posterior's mean, or with a generator a sample of it."""
+        large = ENLARGEMENTS[by](images, *size)
+        return self.encode(large if sharpening is None else sharpen(large, sharpening), generator)
+
+    # the backbone
+
+    def call(self, tokens: torch.Tensor, sigma: float, condition: Condition, branch: str) -> torch.Tensor:
+        """The backbone's velocity at tokens of noise level sigma, counted. `branch` names the pass for
+        diffusers' step caches."""
+        level = torch.full((tokens.shape[0],), sigma, dtype=torch.float32, device=tokens.device)
+        with self.models.transformer.cache_context(branch):
+            found = self.models.family.call(
+                self.models.transformer, tokens, level, condition, self.models.attention
+            )
+        self.progress.calls(tokens.shape[0] // self.batch)
+        return found
+
+    @contextlib.contextmanager
+    def network(
+        self, stage: SamplingStage, call: Call | None = None, alone: str | None = None
+    ) -> Generator[Velocity]:
+        """The guided velocity of a stage, with the stage's surgeries on the transformer meanwhile.
+
+        It takes z of any even size, and counts positions from 0.
+
+        Args:
+            call: in place of `self.call`, which it may wrap.
+            alone: the options that leave positions alone, for the error where they are scaled already.
+        """
+        call = call or self.call
+        if alone is not None:
+            self._check_positions(stage.surgeries, alone)
+        with self.surgeries(self.models.transformer, stage.surgeries):
+
+            def velocity(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
+                rows, columns = z.shape[-2] // 2, z.shape[-1] // 2
+                ids = self.models.family.image_ids(rows, columns, device=self.models.device)
+                shown = stage.label(step, sigma)
+                tokens = guided(call, latent.pack(z), shown, conditions.at(ids))
+                return latent.unpack(tokens, 2 * rows, 2 * columns)
+
+            yield velocity
+
+    @contextlib.contextmanager
+    def surgeries(self, model: Any, wanted: Sequence[Surgery], all_of_it: bool = False) -> Generator[None]:
+        """Surgeries for the length of a block, where they are not on the model already, noted in the record;
+        with `all_of_it` together with what else is on the model."""
+        there = surgery.applied(model)
+        with surgery.temporarily(model, *(each for each in wanted if each not in there)):
+            self.record.add_surgeries(surgery.applied(model) if all_of_it else wanted)
+            yield
+
+    def _check_positions(self, wanted: Sequence[Surgery], alone: str) -> None:
+        """UserError where positions are scaled in another way already: the two would not add up."""
+        scaling = [each for each in wanted if POSITIONS in each.seats]
+        there = [each for each in surgery.applied(self.models.transformer) if POSITIONS in each.seats]
+        if scaling and there and there[0] != scaling[0]:
+            what = f"the positions are already scaled by '{there[0].key}'"
+            raise UserError(what, f"keep it and set {alone}, or revert it")
+
+    def conditions(self, stage: SamplingStage, prompts: Conditions | None = None) -> Conditions:
+        """What the backbone gets in a stage; `prompts` None are the call's."""
+        grid = self.facts.grid(stage.size)
+        return (prompts or self.prompts).of_stage(stage, self.facts.guidance, grid)
+
+    # steps
+
+    def integrate(
+        self,
+        stage: SamplingStage,
+        z: torch.Tensor,
+        velocity: Velocity,
+        conditions: Conditions | None = None,
+    ) -> torch.Tensor:
+        """Euler over a stage's levels from z, with step callback and interruption.
+
+        `conditions` None are those of the stage. The callback may replace the latents and the prompt
+        embeddings. UserError for latents that are not finite.
+        """
+        size = z.shape[-2], z.shape[-1]
+        self.record.begin(stage)
+        self.record.sigmas = stage.sigmas
+        now = conditions or self.conditions(stage)
+
+        def follow(tokens: torch.Tensor, sigma: float, step: int) -> torch.Tensor:
+            self._steps.begin(sigma)
+            return latent.pack(velocity(latent.unpack(tokens, *size), sigma, step, now))
+
+        def after(step: int, tokens: torch.Tensor) -> torch.Tensor:
+            nonlocal now
+            tensors = {"latents": tokens, "prompt_embeds": now.positive.text}
+            changed = self._steps.end(step, stage.sigmas[step], tensors)
+            text = changed.get("prompt_embeds", now.positive.text)
+            now = replace(now, positive=replace(now.positive, text=text))
+            return changed.get("latents", tokens)
+
+        self._steps.start(stage.steps)
+        tokens = flow.euler(follow, latent.pack(z), stage.sigmas, after, stop=self._steps.interrupted)
+        flow.check_finite(tokens, f"stage {stage.name}: its latents")
+        self._steps.finish(stage.steps)
+        return latent.unpack(tokens, *size)
+
+    # the whole call
+
+    @contextlib.contextmanager
+    def exact_vae(self, memory: int) -> Generator[None]:
+        """The plan's surgeries on the VAE, and exact tiling in so many bytes, unless something else splits
+        the VAE already or there is none."""
+        vae, wanted = self.models.vae, self.plan.vae_surgeries
+        if vae is None:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            if wanted:
+                stack.enter_context(self.surgeries(vae, wanted, all_of_it=True))
+                assert vae_factor(vae) == self.facts.vae_factor, vae_factor(vae)
+            tiled = any("vae._encode" in each.seats for each in surgery.applied(vae))
+            if not tiled and not getattr(vae, "use_tiling", False):
+                tiling = ExactTiling(memory=ByteSize(memory))
+                stack.enter_context(surgery.temporarily(vae, tiling))
+                self.record.add_surgeries([tiling])
+            yield
+
+
+def guided(call: Call, tokens: torch.Tensor, sigma: float, conditions: Conditions) -> torch.Tensor:
+    """One call, or with a negative prompt two: v_negative + scale * (v_positive - v_negative)."""
+    positive = call(tokens, sigma, conditions.positive, "cond")
+    if conditions.negative is None:
+        return positive
+    negative = call(tokens, sigma, conditions.negative, "uncond")
+    return negative + conditions.scale * (positive - negative)
+
+
+def for_each(images: torch.Tensor, batch: int) -> torch.Tensor:
+    """Images [b, 3, h, w] for `batch` prompts: one for all, or one for each (in runs)."""
+    if batch % len(images):
+        raise UserError(f"{len(images)} pictures for {batch} prompts", "give one, or one for each")
+    return images.repeat_interleave(batch // len(images), dim=0)

@@ -1,0 +1,147 @@
+"""What a sampler's plan needs to know of a model, from its spec or from a loaded pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from uhr.base.errors import UserError
+from uhr.models.scheduler_config import SchedulerConfig
+from uhr.models.sizes import Size, base_size
+from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
+
+if TYPE_CHECKING:
+    from uhr.models.backbones.base import Backbone
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Geometry, guidance and schedule of one model, after the surgeries that a sampler puts on it.
+
+    `native_size`, `steps` and `guidance_scale` are None where no spec describes the model: its side in px of
+    the training square, and the steps and guidance of its card (None too where it takes no guidance).
+    """
+
+    family: Backbone
+    guidance: GuidanceKind
+    vae_factor: int
+    """Pixels per latent and side."""
+
+    patch: int
+    """Latents per token and side."""
+
+    text_length: int
+    """Text tokens that the backbone was trained with."""
+
+    native_size: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: SchedulerConfig = field(default_factory=lambda: SchedulerConfig({}), compare=False)
+    """How the checkpoint's own noise levels are spaced and shifted."""
+
+    vae_stride: int = 1
+    """`stride` of the VAE's configuration: 2 of one that was trained at factor 16."""
+
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters that act on the backbone."""
+
+    @classmethod
+    def of_spec(cls, spec: ModelSpec, vae_factor: int | None = None) -> ModelFacts:
+        """Of a model that is not loaded; `vae_factor` where the sampler changes that of the VAE."""
+        from uhr.models.backbones.families import FAMILIES
+
+        return cls(
+            family=FAMILIES[spec.family],
+            guidance=spec.guidance,
+            vae_factor=vae_factor or spec.vae_factor,
+            patch=spec.patch,
+            text_length=max(spec.text_lengths.values()),
+            native_size=spec.native_size,
+            steps=spec.steps,
+            guidance_scale=spec.guidance_scale,
+            scheduler=_scheduler(spec),
+        )
+
+    @classmethod
+    def of_pipeline(cls, pipeline: Any, vae_factor: int | None = None) -> ModelFacts:
+        """Of a loaded `SamplerPipeline`."""
+        from uhr.models.adapters import peft_layers
+        from uhr.models.vae.f16 import vae_factor as factor_of
+
+        spec = pipeline.spec
+        if vae_factor is None:
+            vae_factor = 8 if pipeline.vae is None else factor_of(pipeline.vae)
+        return cls(
+            family=pipeline.family,
+            guidance=pipeline.family.guidance_kind(pipeline.transformer, pipeline.config),
+            vae_factor=vae_factor,
+            patch=2,
+            text_length=pipeline.family.text_length(pipeline.transformer),
+            native_size=None if spec is None else spec.native_size,
+            steps=None if spec is None else spec.steps,
+            guidance_scale=None if spec is None else spec.guidance_scale,
+            scheduler=SchedulerConfig.of_scheduler(pipeline.scheduler),
+            vae_stride=1 if pipeline.vae is None else pipeline.vae.config.get("stride", 1),
+            adapters=tuple(peft_layers.active(pipeline.transformer)),
+        )
+
+    def with_native(self, native_size: int | None) -> ModelFacts:
+        """The same with another native size, where one is given."""
+        return replace(self, native_size=native_size or self.native_size)
+
+    @property
+    def described(self) -> bool:
+        """Whether a spec describes the model."""
+        return self.steps is not None
+
+    @property
+    def multiple(self) -> int:
+        """Side of an image token in px; heights and widths are multiples of it."""
+        return self.vae_factor * self.patch
+
+    @property
+    def native(self) -> int:
+        """Side of the training square in px; UserError where neither a spec nor the user gives it."""
+        if self.native_size is None:
+            fix = "give native_size, the side in px of its training square"
+            raise UserError("no spec describes this backbone", fix)
+        return self.native_size
+
+    @property
+    def native_side(self) -> int:
+        """Side of the training square in tokens."""
+        return self.native // self.multiple
+
+    def grid(self, size: Size) -> tuple[int, int]:
+        """Rows and columns of image tokens of a size in px."""
+        return size[0] // self.multiple, size[1] // self.multiple
+
+    def tokens(self, size: Size) -> int:
+        """Image tokens of a size in px."""
+        rows, columns = self.grid(size)
+        return rows * columns
+
+    def base_size(self, size: Size) -> Size:
+        """The size of a base pass: about the native area, in the aspect ratio of `size`."""
+        return base_size(*size, self.native, self.multiple)
+
+    def schedule(
+        self, steps: int, tokens: int, shift: ShiftPolicy | str | None = None, factor: float = 3.0
+    ) -> list[float]:
+        """`steps` + 1 noise levels from 1 to 0, shifted for so many image tokens.
+
+        Args:
+            shift: of the linear grid; None is the checkpoint's own schedule, spacing included.
+            factor: of a static `shift`.
+
+        Raises:
+            schedules.Runaway: for a dynamic shift above the tokens that it was calibrated for.
+        """
+        return self.scheduler.schedule(self.family, steps, tokens, shift, factor)
+
+
+def _scheduler(spec: ModelSpec) -> SchedulerConfig:
+    """That of the checkpoint whose folder is known, or the one that the backbone was published with."""
+    if not spec.scheduler_config:
+        return SchedulerConfig.usual(spec.shift)
+    return SchedulerConfig.of(spec.scheduler_config, f"the scheduler of this {spec.name}")

@@ -1,0 +1,37 @@
+"""Passes that several samplers begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from uhr.models import flow
+from uhr.models.samplers.core.conditioning import Conditions
+from uhr.models.samplers.core.engine import Engine
+from uhr.models.samplers.core.plan import SamplingStage
+
+
+def base_pass(
+    engine: Engine,
+    stage: SamplingStage,
+    keep: Callable[[torch.Tensor], None] | None = None,
+    alone: str | None = None,
+    prompts: Conditions | None = None,
+) -> torch.Tensor:
+    """z of a stage that begins at pure noise and follows the plain guided velocity.
+
+    Args:
+        keep: is shown the clean estimate of each step.
+        alone: as in `Engine.network`.
+        prompts: in place of the call's.
+    """
+    with engine.network(stage, alone=alone) as velocity:
+
+        def follow(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
+            v = velocity(z, sigma, step, conditions)
+            if keep is not None:
+                keep(flow.data_estimate(z, v, sigma))
+            return v
+
+        return engine.integrate(stage, engine.fresh(stage), follow, engine.conditions(stage, prompts))

@@ -1,0 +1,232 @@
+"""A sampling plan: everything of a call that is known before any weights are used.
+
+The same plan is checked, shown, priced and run: stages with their noise levels and guidance, calls of the
+backbone and of the VAE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from uhr.models.sizes import Size
+
+if TYPE_CHECKING:
+    from uhr.models.attention.layout import WindowLayout
+    from uhr.models.attention.window_rules import WindowRules
+    from uhr.models.patches import Box
+    from uhr.models.samplers.core.facts import ModelFacts
+    from uhr.models.surgery import Surgery
+
+GuideUse = Literal["none", "kept", "in every call"]
+"""Whether windows have a guide, and whether its keys and values are kept from the first call on."""
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """One call of a sampler. `height` and `width` are of the image that is generated, in px.
+
+    `guidance` None is the sampler's or the model card's; `image` and `negative` say whether an image replaces
+    the base pass and whether there is a negative prompt.
+    """
+
+    height: int
+    width: int
+    steps: int
+    image: bool = False
+    guidance: float | None = None
+    negative: bool = False
+    text_length: int | None = None
+    """Text tokens of a prompt; None is what the backbone was trained with."""
+
+    cut: Size | None = None
+    """The size that the result is cut to, where that is no whole number of tokens."""
+
+    @property
+    def size(self) -> Size:
+        return self.height, self.width
+
+    @property
+    def target(self) -> Size:
+        """The size of the result in px."""
+        return self.cut or self.size
+
+    def at(self, size: Size) -> SamplingRequest:
+        """The same of another size."""
+        return replace(self, height=size[0], width=size[1])
+
+
+@dataclass(frozen=True)
+class WindowedAttention:
+    """Attention in windows, with or without a guide."""
+
+    layout: WindowLayout
+    rules: WindowRules
+    guide: GuideUse
+
+
+@dataclass(frozen=True)
+class BackboneCalls:
+    """`count` calls of the backbone in one branch of guidance, each over `image` and `text` tokens.
+
+    `windows` None is dense attention; `together` of the calls share a batch.
+    """
+
+    count: int
+    image: int
+    text: int
+    windows: WindowedAttention | None = None
+    together: int = 1
+
+    @property
+    def guide(self) -> int:
+        """Guide tokens."""
+        windows = self.windows
+        return 0 if windows is None or windows.guide == "none" else windows.layout.guide_tokens
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs of one layer in one call, without those among the guide's own tokens."""
+        if self.windows is None:
+            return (self.image + self.text) ** 2
+        from uhr.models.attention.counts import pairs
+
+        counted = pairs(self.windows.layout, self.windows.rules, self.text, self.guide > 0)
+        return counted.text + counted.image
+
+
+@dataclass(frozen=True)
+class Coding:
+    """`count` passes of the VAE over images of height x width px."""
+
+    part: Literal["encode", "decode"]
+    height: int
+    width: int
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class SamplingStage:
+    """Euler steps over one size in px: `sigmas` are steps + 1 falling noise levels.
+
+    A sampler gives size, levels, calls and what is on the network meanwhile; guidance and branches are filled
+    in by `guidance.guided_plan`, codings by the sampler or `default_codings`.
+    """
+
+    name: str
+    height: int
+    width: int
+    sigmas: tuple[float, ...]
+    calls: tuple[BackboneCalls, ...] = ()
+    """In one branch of guidance."""
+
+    codings: tuple[Coding, ...] = ()
+    labels: tuple[float, ...] = ()
+    """Noise levels [steps] shown to the network, where they are not those of `sigmas`."""
+
+    boxes: tuple[Box, ...] = ()
+    """Windows or patches, in px, that the image is put together from; none where it is made as a whole."""
+
+    surgeries: tuple[Surgery, ...] = ()
+    """On the transformer during the stage."""
+
+    attention: Any = None
+    """`Condition.attention` of every call of the stage."""
+
+    text_tile: int | None = None
+    """The text is repeated once for each whole tile of so many tokens a side."""
+
+    guidance: float | None = None
+    """What the backbone embeds, or the scale of its two passes; None where it takes none."""
+
+    branches: int = 1
+    """Calls of the backbone that one guided velocity takes."""
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def size(self) -> Size:
+        return self.height, self.width
+
+    @property
+    def rounds(self) -> int:
+        """How often the steps are gone through."""
+        return 1
+
+    @property
+    def calls_per_step(self) -> int:
+        """Calls of the backbone in each step and branch."""
+        return sum(each.count for each in self.calls) // self.steps
+
+    @property
+    def total_calls(self) -> int:
+        """Calls of the backbone, of all steps and branches."""
+        return self.branches * sum(each.count for each in self.calls)
+
+    def label(self, step: int, sigma: float) -> float:
+        """The noise level shown to the network at a step whose level is `sigma`."""
+        return self.labels[step] if self.labels else sigma
+
+    def describe(self) -> dict[str, Any]:
+        """JSON, for the image's record."""
+        return {
+            "name": self.name,
+            "height": self.height,
+            "width": self.width,
+            "sigmas": list(self.sigmas),
+            "calls_per_step": self.calls_per_step,
+            "guidance": self.guidance,
+        }
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """One call, resolved: `options` with every value filled in, `stages` in order, the last of the size that
+    is generated; `guidance` is the call's own number, or the model card's where a stage needs it."""
+
+    facts: ModelFacts
+    request: SamplingRequest
+    options: Any
+    stages: tuple[SamplingStage, ...]
+    guidance: float | None = None
+    vae_surgeries: tuple[Surgery, ...] = ()
+    """On the VAE during the call, besides exact tiling, whose memory is known only then."""
+
+    @property
+    def last(self) -> SamplingStage:
+        return self.stages[-1]
+
+    @property
+    def has_base(self) -> bool:
+        """Whether it begins with a base pass of about the native size."""
+        return self.stages[0].name == "base"
+
+    @property
+    def model_calls(self) -> int:
+        """Calls of the backbone, of all stages and branches."""
+        return sum(stage.total_calls for stage in self.stages)
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages: how often the step callback is called."""
+        return sum(stage.steps * stage.rounds for stage in self.stages)
+
+
+def default_codings(stages: Sequence[SamplingStage], image: bool) -> tuple[SamplingStage, ...]:
+    """The stages with the VAE passes of most samplers: a stage begins at the image of the one below it (the
+    given `image` at the first), enlarged and encoded, and each stage's latents are decoded."""
+    found = []
+    for index, stage in enumerate(stages):
+        encoded = (Coding("encode", *stage.size),) if index or image else ()
+        found.append(replace(stage, codings=(*encoded, Coding("decode", *stage.size))))
+    return tuple(found)
+
+
+def with_codings(
+    stages: Sequence[SamplingStage], codings: Sequence[Sequence[Coding]]
+) -> tuple[SamplingStage, ...]:
+    """The stages, each with its own passes of the VAE."""
+    return tuple(replace(stage, codings=tuple(each)) for stage, each in zip(stages, codings, strict=True))

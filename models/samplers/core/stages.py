@@ -1,0 +1,128 @@
+"""Stages that samplers put their plans together from, and the parts of a schedule that they run over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from uhr.base.errors import UserError
+from uhr.models.choices import StageShift
+from uhr.models.samplers.core.facts import ModelFacts
+from uhr.models.samplers.core.plan import BackboneCalls, SamplingRequest, SamplingStage
+from uhr.models.samplers.core.toolkit import Native, Toolkit
+from uhr.models.sizes import Size
+from uhr.models.spec import ShiftPolicy
+
+
+def sized(size: Size) -> str:
+    """The name of a stage above the base, after its size."""
+    return f"{size[1]}x{size[0]}"
+
+
+def text_tokens(facts: ModelFacts, request: SamplingRequest) -> int:
+    """Text tokens of one prompt."""
+    return request.text_length or facts.text_length
+
+
+def dense_stage(
+    facts: ModelFacts,
+    request: SamplingRequest,
+    size: Size,
+    sigmas: Sequence[float],
+    toolkit: Toolkit | None = None,
+    swin: bool = False,
+) -> SamplingStage:
+    """A stage whose every call is over its whole grid.
+
+    Args:
+        toolkit: what is on above the native size, text repetition included.
+        swin: whether the grid has a row and a column more at every other step (`swin.py`).
+    """
+    steps, (rows, columns), text = len(sigmas) - 1, facts.grid(size), text_tokens(facts, request)
+    stage = SamplingStage(sized(size), *size, tuple(sigmas))
+    if toolkit is not None:
+        native = Native(facts.native_side, facts.text_length)
+        if toolkit.text_duplication:
+            from uhr.models.attention.proportional import text_copies
+
+            text *= text_copies(rows, columns, native.side)
+            stage = replace(stage, text_tile=native.side)
+        surgeries = toolkit.surgeries(rows * columns, native)
+        stage = replace(stage, surgeries=surgeries, attention=toolkit.attention(rows * columns, native))
+    wider = 0
+    if swin:
+        from uhr.models.swin import shifts
+
+        wider = sum(shifts(step) for step in range(steps))
+    counted = (
+        BackboneCalls(wider, (rows + 1) * (columns + 1), text),
+        BackboneCalls(steps - wider, rows * columns, text),
+    )
+    return replace(stage, calls=tuple(each for each in counted if each.count))
+
+
+def base_stage(
+    facts: ModelFacts, request: SamplingRequest, sigmas: Sequence[float], size: Size | None = None
+) -> SamplingStage:
+    """The base pass over these noise levels: of `size`, or of about the native area and the aspect ratio of
+    the image."""
+    return replace(dense_stage(facts, request, size or facts.base_size(request.size), sigmas), name="base")
+
+
+def model_base(facts: ModelFacts, request: SamplingRequest, steps: int | None) -> SamplingStage:
+    """The base pass over the model's own schedule; `steps` None is as many as its card says."""
+    from uhr.models.schedules import Runaway
+
+    size = facts.base_size(request.size)
+    try:
+        levels = facts.schedule(steps or facts.steps or request.steps, facts.tokens(size))
+    except Runaway as error:
+        fix = f"the base pass has about the area of native_size, {facts.native} px: set it lower"
+        raise error.mended(fix) from error
+    return base_stage(facts, request, levels, size)
+
+
+def upper_levels(facts: ModelFacts, steps: int, shift: StageShift | None, factor: float) -> list[float]:
+    """`steps` + 1 noise levels of a stage above the native size."""
+    from uhr.models.schedules import Runaway
+
+    if (shift or StageShift.usual(facts.family.name)) is StageShift.STATIC:
+        return facts.schedule(steps, 0, ShiftPolicy.STATIC, factor)
+    try:
+        return facts.schedule(steps, facts.native_side**2, ShiftPolicy.DYNAMIC)
+    except Runaway as error:
+        raise error.mended("take a static one: set shift=static") from error
+
+
+def after_strength(sigmas: Sequence[float], strength: float) -> list[float]:
+    """The last `strength` of a schedule's steps, as FluxImg2Img counts them: from index N - N * strength.
+
+    The level at that index is the true noise level: 0.875 for strength 0.7 under shift 3.
+    """
+    if not 0 < strength <= 1:
+        raise UserError(f"strength {strength:g}", "give more than 0, which changes nothing, and at most 1")
+    steps = len(sigmas) - 1
+    # rounded first: 30 * (1 - 0.7) is 9, and a hair more in floating point
+    start = math.floor(round(steps * (1 - strength), 6))
+    return list(sigmas[min(start, steps - 1) :])
+
+
+def check_begins_below_noise(sigmas: Sequence[float], strength: float) -> None:
+    """UserError where a path from an image begins at pure noise, which shows nothing of it."""
+    if sigmas[0] == 1:
+        steps = len(sigmas) - 1
+        what = (
+            f"at strength {strength:g} all {steps} steps are taken, from pure noise: no picture shows through"
+        )
+        fix = "lower the strength, or take more steps" if strength < 1 else "lower the strength, to 0.7 say"
+        raise UserError(what, fix)
+
+
+def from_level(sigmas: Sequence[float], level: float) -> list[float]:
+    """The part of a schedule from its first level that is at most `level`; at least the last step."""
+    if not 0 < level <= 1:
+        raise UserError(f"start level {level:g}", "give more than 0 and at most 1")
+    # levels are published with four digits
+    start = next(i for i, sigma in enumerate(sigmas) if sigma <= level + 1e-4)
+    return list(sigmas[min(start, len(sigmas) - 2) :])

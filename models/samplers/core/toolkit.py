@@ -1,0 +1,76 @@
+"""The toolkit by which the dense methods make a backbone work above its native size, without training.
+
+I-Max, HiFlow, URAE and CLEAR share it in their official code, and so does the baseline that URAE's tables
+call "FLUX-1.dev*": NTK positions, proportional attention, repeated text, a static shift, swin patchify. The
+first three change what the backbone computes and are here; the static shift belongs to the schedule, swin
+patchify (`velocities.py`) to the step. Windowed attention must not take the proportional scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from uhr.base.config import Config
+
+if TYPE_CHECKING:
+    from uhr.models.surgery import Surgery
+
+
+@dataclass(frozen=True)
+class Native:
+    """What a backbone was trained at: the side of its square grid in tokens, and its number of text
+    tokens."""
+
+    side: int
+    text: int = 512
+
+    @property
+    def keys(self) -> int:
+        """4608 for FLUX: 64 x 64 image tokens and 512 text tokens."""
+        return self.side**2 + self.text
+
+
+class Toolkit(Config):
+    """Which parts are on above the native size; at it none ever is.
+
+    ntk:              theta of every position axis is multiplied by this; 1 leaves the positions alone
+    ntk_floor:        I-Max's clip: no frequency below the plain one over sqrt(tokens / native tokens)
+    proportional:     softmax scale sqrt(log_trained(keys) / head_dim)
+    text_duplication: one copy of the text for each whole native tile
+    """
+
+    ntk: float = Field(default=10.0, ge=1)
+    ntk_floor: bool = False
+    proportional: bool = True
+    text_duplication: bool = False
+
+    @classmethod
+    def off(cls) -> Toolkit:
+        """None of the parts."""
+        return cls(ntk=1, proportional=False)
+
+    def surgeries(self, tokens: int, native: Native) -> tuple[Surgery, ...]:
+        """What is on the transformer while it works on a grid of so many image tokens."""
+        from uhr.models.attention.call import AttentionCalls
+        from uhr.models.rope_surgeries import RopeNtk
+
+        if tokens <= native.side**2:
+            return ()
+        found: list[Surgery] = []
+        if self.ntk != 1:
+            floor = (tokens / native.side**2) ** 0.5 if self.ntk_floor else None
+            found.append(RopeNtk(factor=self.ntk, floor=floor))
+        if self.proportional:
+            found.append(AttentionCalls())
+        return tuple(found)
+
+    def attention(self, tokens: int, native: Native) -> Any:
+        """`Condition.attention` of the backbone's calls; None for its own attention."""
+        from uhr.models.attention.proportional import Proportional
+
+        if not self.proportional or tokens <= native.side**2:
+            return None
+        return Proportional(native.keys)

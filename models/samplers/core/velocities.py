@@ -1,0 +1,53 @@
+"""Behaviours that several samplers wrap around a guided velocity: each takes one and gives one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from uhr.models import swin
+from uhr.models.choices import Ring
+from uhr.models.patches import Box, Canvas
+from uhr.models.samplers.core.conditioning import Conditions
+from uhr.models.samplers.core.engine import Engine, Velocity
+
+
+def ringed(engine: Engine, z: torch.Tensor, sigma: float, ring: Ring, width: int = 1) -> torch.Tensor:
+    """z with a ring of `width` positions around it (`swin.pad`), its noise from the call's generator."""
+    height, across = (engine.facts.vae_factor * (side + 2 * width) for side in z.shape[-2:])
+    return swin.pad(z, sigma, ring, lambda: engine.noise.draw(z.shape[0], (height, across)), width)
+
+
+def swin_patchify(velocity: Velocity, engine: Engine, ring: Ring) -> Velocity:
+    """The velocity with the packing grid shifted by half a token on every other step (`swin.py`)."""
+
+    def shifted(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
+        if not swin.shifts(step):
+            return velocity(z, sigma, step, conditions)
+        around = ringed(engine, z, sigma, ring)
+        return swin.crop(velocity(around, sigma, step, conditions))
+
+    return shifted
+
+
+def window_mean(velocity: Velocity, boxes: Sequence[Box], ring: int = 0) -> Velocity:
+    """The mean of the velocities in `boxes` of z over each place.
+
+    Every window's positions count from 0, as those of an image of its own. With a `ring`, that many positions
+    around z are seen by the windows and left out of the result.
+    """
+
+    def mean(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
+        batch, channels, height, width = z.shape
+        canvas = Canvas(batch, channels, height - 2 * ring, width - 2 * ring, z.device)
+        for box in boxes:
+            top, left = max(ring - box.top, 0), max(ring - box.left, 0)
+            tall = min(box.height, height - ring - box.top) - top
+            wide = min(box.width, width - ring - box.left) - left
+            found = velocity(box.crop(z), sigma, step, conditions)
+            inside = Box(box.top + top - ring, box.left + left - ring, tall, wide)
+            canvas.add(inside, Box(top, left, tall, wide).crop(found))
+        return canvas.result()
+
+    return mean
