@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from uhr.models.sampling.session import Painting
 
 IMPORTS = (
-    "uhr.models.samplers.families",
+    "uhr.models.samplers.core.family_pipelines",
     "uhr.models.sampling.session",
     "uhr.models.sampling.setup",
     "transformers.modeling_utils",

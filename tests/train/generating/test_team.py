@@ -95,3 +95,13 @@ def test_the_gpus_of_this_process_are_those_that_it_may_see(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert visible_gpus() == ("0", "1")
+
+
+def test_every_module_that_a_worker_imports_early_exists():
+    """A worker passes over a name that cannot be imported, and only starts more slowly."""
+    import importlib
+
+    from uhr.train.generating.work import IMPORTS
+
+    for name in IMPORTS:
+        importlib.import_module(name)
