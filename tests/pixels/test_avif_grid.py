@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uhr.pixels import heif
 from uhr.pixels.decode import decode
+from uhr.pixels.formats import heif
 from uhr.pixels.types import FileBytes, PixelFault
 
 SIDE = 64

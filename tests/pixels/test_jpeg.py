@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uhr.pixels import header_walks
 from uhr.pixels.decode import PixelLimits, decode
+from uhr.pixels.formats import header_walks
+from uhr.pixels.formats.jpeg import JpegFile
 from uhr.pixels.headers import read_header
-from uhr.pixels.jpeg import JpegFile
 from uhr.pixels.types import PixelFault
 
 

@@ -8,10 +8,10 @@ import zlib
 import numpy as np
 import pytest
 
-from uhr.pixels import header_walks
 from uhr.pixels.decode import decode
+from uhr.pixels.formats import header_walks
+from uhr.pixels.formats.png import PngFile
 from uhr.pixels.headers import read_header
-from uhr.pixels.png import PngFile
 from uhr.pixels.types import PixelFault
 
 ROTATED = b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"

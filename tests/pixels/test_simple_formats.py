@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from uhr.pixels.decode import PixelLimits, decode
-from uhr.pixels.qoi import LINEAR
+from uhr.pixels.formats.qoi import LINEAR
 from uhr.pixels.types import PixelFault
 
 

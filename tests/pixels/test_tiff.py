@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uhr.pixels import tiff_segments
 from uhr.pixels.decode import decode
+from uhr.pixels.formats import tiff_segments
 from uhr.pixels.headers import read_header
 from uhr.pixels.types import PixelFault
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 import numpy as np
 
 from uhr.base.stable_text import stable_text
-from uhr.pixels import (
+from uhr.pixels import code_points, colour
+from uhr.pixels.decoder_noise import LOGGED, captured
+from uhr.pixels.formats import (
     avif,
     bmp,
-    code_points,
-    colour,
     gif,
     ico,
     jpeg,
@@ -28,12 +28,11 @@ from uhr.pixels import (
     qoi,
     tiff_pixels,
 )
-from uhr.pixels.decoder_noise import LOGGED, captured
-from uhr.pixels.jpeg import JpegFile
+from uhr.pixels.formats.jpeg import JpegFile
+from uhr.pixels.formats.png import PngFile
+from uhr.pixels.formats.webp import WebpFile
 from uhr.pixels.planes import Planes
-from uhr.pixels.png import PngFile
 from uhr.pixels.types import LARGEST_PROFILE, FaultKind, FileBytes, Header, PixelFault
-from uhr.pixels.webp import WebpFile
 
 _FILES = {"JPEG": JpegFile, "PNG": PngFile, "WEBP": WebpFile}
 """What OpenCV decodes. Each class prepares the bytes for the decoder and judges what it prints."""

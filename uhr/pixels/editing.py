@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uhr.pixels import gif
 from uhr.pixels.colour import Restoration, restoration
 from uhr.pixels.decode import Decoded, PixelLimits, decode
-from uhr.pixels.tiff_directory import first_directory
+from uhr.pixels.formats import gif
+from uhr.pixels.formats.tiff_directory import first_directory
 from uhr.pixels.types import FileBytes, Header
 
 

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from uhr.pixels import avif, bmp, gif, header_walks, ico, jpeg2000, netpbm, qoi, signatures, tiff
 from uhr.pixels.files import opened
+from uhr.pixels.formats import avif, bmp, gif, header_walks, ico, jpeg2000, netpbm, qoi, signatures, tiff
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
 FIRST_BYTES = 16 * 1024

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uhr.pixels import code_points, exif, isobmff, pillow_formats
+from uhr.pixels import code_points, exif
 from uhr.pixels.code_points import ColourTags
 from uhr.pixels.decoder_noise import captured
+from uhr.pixels.formats import isobmff, pillow_formats
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 

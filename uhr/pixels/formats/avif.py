@@ -13,8 +13,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from uhr.pixels import av1, code_points, heif, isobmff
-from uhr.pixels.heif import ImageFacts
+from uhr.pixels import code_points
+from uhr.pixels.formats import av1, heif, isobmff
+from uhr.pixels.formats.heif import ImageFacts
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 

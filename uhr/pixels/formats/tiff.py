@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from uhr.pixels import code_points
 from uhr.pixels.code_points import ColourTags
-from uhr.pixels.tiff_directory import Directory, first_directory, sub_directories
+from uhr.pixels.formats.tiff_directory import Directory, first_directory, sub_directories
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6

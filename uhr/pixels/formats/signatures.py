@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from uhr.pixels import isobmff
+from uhr.pixels.formats import isobmff
 from uhr.pixels.types import PixelFault
 
 READ_HERE: tuple[tuple[bytes, str], ...] = (

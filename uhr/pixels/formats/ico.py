@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from uhr.pixels import bmp, header_walks
+from uhr.pixels.formats import bmp, header_walks
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from uhr.pixels import pillow_formats, tiff
+from uhr.pixels.formats import pillow_formats, tiff
+from uhr.pixels.formats.tiff import Layout
+from uhr.pixels.formats.tiff_directory import Directory, first_directory
+from uhr.pixels.formats.tiff_segments import SegmentReader
 from uhr.pixels.planes import Planes
-from uhr.pixels.tiff import Layout
-from uhr.pixels.tiff_directory import Directory, first_directory
-from uhr.pixels.tiff_segments import SegmentReader
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
 _BLOCK = 256
