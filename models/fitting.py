@@ -68,12 +68,18 @@ def _check_unstretched(given: Size, size: Size) -> None:
 def check_patch(given: Size, target: Size, patch: int, whole: bool) -> None:
     """UserError, with the scale to take, for a target of less than one patch: with `whole` of fewer px than a
     square of that side, else shorter along both sides."""
-    if target[0] * target[1] >= patch**2 if whole else max(target) >= patch:
+
+    def holds(size: Size) -> bool:
+        return size[0] * size[1] >= patch**2 if whole else max(size) >= patch
+
+    if holds(target):
         return
     side = math.sqrt(given[0] * given[1]) if whole else max(given)
-    least = math.ceil(100 * patch / side) / 100
+    hundredths = math.ceil(100 * patch / side)
+    while not holds(target_size(given, hundredths / 100, None, 1)):  # a side of 1.4 px is rounded to one
+        hundredths += 1
     what = f"a picture of {_times(given)} becomes {_times(target)}, less than one patch of {patch}x{patch}"
-    raise UserError(what, f"take a scale of {least:g} or more")
+    raise UserError(what, f"take a scale of {hundredths / 100:g} or more")
 
 
 @dataclass(frozen=True)
