@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image
 
 from uhr.base.console import say, table
-from uhr.curate.engine import Engine, Order, run
-from uhr.curate.pipeline import PipelineConfig, load
-from uhr.curate.plan import Plan
-from uhr.manifests.runners.worker import cores
+from uhr.curate.config import PipelineConfig, load
+from uhr.curate.planning.plan import Plan
+from uhr.curate.run import Engine, Order, run
+from uhr.runtime.worker import cores
 
 WALLPAPERS = Path("/usr/share/wallpapers")
 """Real pictures up to 5K, where Debian's plasma-workspace-wallpapers is installed."""

@@ -27,10 +27,10 @@ from PIL import Image
 from skimage.measure import shannon_entropy
 
 from uhr.base.console import say, table
-from uhr.curate import guards
-from uhr.demo_scenes import SCENES
-from uhr.manifests.runners.heap import keep_freed_memory
+from uhr.curate.measures import guards
+from uhr.demo.scenes import SCENES
 from uhr.pixels.decode import decode
+from uhr.runtime.heap import keep_freed_memory
 
 WALLPAPERS = Path("/usr/share/wallpapers")
 """Real pictures up to 5K, where Debian's plasma-workspace-wallpapers is installed."""
@@ -143,7 +143,7 @@ def real_pictures() -> list[bytes]:
     found = [path for path in sorted(WALLPAPERS.glob("*/contents/images*/*")) if not path.is_symlink()]
     files = [path for path in found if path.suffix in (".jpg", ".png")]
     if not files:
-        from uhr.demo_set import gather
+        from uhr.demo.images import gather
 
         with tempfile.TemporaryDirectory() as folder:
             names = [

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.guards import real_pictures
 from uhr.base.console import say, table
-from uhr.curate.resolution import upscale_ratio
+from uhr.curate.measures.resolution import upscale_ratio
 from uhr.pixels.decode import decode
 
 KERNELS = {

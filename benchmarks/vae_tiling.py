@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from uhr.base import console
-from uhr.models.registry import get
+from uhr.models.specs.registry import get
 
 SIDE, TILE = 384, 96
 MEMORY = {"exact, 192 MiB": 192, "exact, 96 MiB": 96}

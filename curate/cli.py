@@ -66,9 +66,9 @@ def run(
         raise unknown("engine", engine, ("ray", "local"), "--engine")
     if address is not None and (engine != "ray" or workers == 0):
         raise UserError("--address names a Ray cluster", "leave out --engine local and --workers 0")
-    from uhr.curate import engine as rooms
-    from uhr.curate.pipeline import load
-    from uhr.curate.plan import Plan
+    from uhr.curate import run as rooms
+    from uhr.curate.config import load
+    from uhr.curate.planning.plan import Plan
     from uhr.curate.show import print_outcome, print_plan
 
     plan = Plan.of(load(pipeline, sets or []), strict)
@@ -124,8 +124,8 @@ def explain(
 @app.command()
 def stages(as_json: Json = False) -> None:
     """What can be computed of a picture: columns, what they need, packages and their licences."""
-    from uhr.curate.catalogue import all_stages
     from uhr.curate.show import print_stages
+    from uhr.curate.stages.catalogue import all_stages
 
     console.emit(all_stages(), as_json, print_stages)
 
@@ -143,7 +143,7 @@ def show(
 ) -> None:
     """The commented YAML of a preset; of a file, or with --set, the whole pipeline that comes of it."""
     from uhr.base.config import parse_yaml
-    from uhr.curate.pipeline import is_file, preset_names, preset_text
+    from uhr.curate.config import is_file, preset_names, preset_text
 
     if pipeline is not None and (sets or is_file(pipeline)):
         _show_whole(pipeline, sets or [], as_json)
@@ -164,8 +164,8 @@ def _show_whole(pipeline: str, sets: list[str], as_json: bool) -> None:
     """Every key of a pipeline, with the preset, the file and the command line put together."""
     import yaml
 
-    from uhr.curate.pipeline import load
-    from uhr.curate.placement import whole_tree
+    from uhr.curate.config import load
+    from uhr.curate.planning.placement import whole_tree
 
     tree = whole_tree(load(pipeline, sets))
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)

@@ -16,20 +16,20 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from uhr.base import parquet
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.base.output import all_or_nothing
 from uhr.base.paths import plain_folder
-from uhr.curate.plan import Plan, Step
+from uhr.curate.planning.plan import Plan, Step
 from uhr.curate.rows import PREVIEW, Tally
 from uhr.curate.rules import Judge, Verdict
 from uhr.curate.stage import SetStage
-from uhr.manifests import tables
 from uhr.manifests.manifest import Manifest, RuleInfo, write_manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.schema import KEPT, REJECTED, Column
 from uhr.manifests.sql import finite_column, quoted
-from uhr.manifests.units import UnitPlan
+from uhr.runtime.units import UnitPlan
 
 BATCH_ROWS = 16_384
 MEMORY = "1GiB"
@@ -90,13 +90,13 @@ def _funnel(plan: Plan, seen: dict[str, int], rejected: dict[str, int]) -> list[
 def _staged(parts: list[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows as their units left them: by uri, since units are cut from the sorted list."""
     for part in parts:
-        yield from tables.read(part, schema.names).to_batches()
+        yield from parquet.read(part, schema.names).to_batches()
 
 
 def _previews(parts: list[Path]) -> Iterator[pa.RecordBatch]:
     names = ["sample_id", *(field.name for field in PREVIEW)]
     for part in parts:
-        table = tables.read(part, names)
+        table = parquet.read(part, names)
         table = table.filter(pc.field("_jpeg").is_valid())
         yield from table.rename_columns(PREVIEW_SCHEMA.names).cast(PREVIEW_SCHEMA).to_batches()
 
@@ -157,7 +157,7 @@ class _whole_set:
     def load(self, parts: list[Path], plan: Plan) -> None:
         late = {column.name for step in plan.sets for column in step.stage.adds}
         schema = pa.schema([field for field in plan.schema if field.name not in late])
-        with tables.dataset(parts, schema) as staged:
+        with parquet.dataset(parts, schema) as staged:
             self._connection.register("staged", staged)
             self._connection.execute("CREATE TABLE samples AS SELECT * FROM staged")
             self._connection.unregister("staged")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import get_args
 
-from uhr.manifests.units import CRASH, MEMORY_LIMIT, TIME_LIMIT
 from uhr.pixels.types import FaultKind
+from uhr.runtime.units import CRASH, MEMORY_LIMIT, TIME_LIMIT
 
 NO_VALUE, RULE_ERROR = "no value", "rule error"
 """A rule was null on a row, or could not be computed on it."""

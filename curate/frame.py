@@ -16,7 +16,7 @@ from uhr.pixels.types import Header, PixelFault
 if TYPE_CHECKING:
     import numpy as np
 
-    from uhr.curate.guards import Guards
+    from uhr.curate.measures.guards import Guards
 
 
 class Frame:
@@ -93,7 +93,7 @@ class Frame:
 
     def guards(self, patch: int | None = None) -> Guards:
         """The numbers of the fused pass over `gray`, with patches of `patch` px (None: any pass will do)."""
-        from uhr.curate import guards
+        from uhr.curate.measures import guards
 
         if patch is None:
             patch = next(iter(self._guards), guards.PATCH)

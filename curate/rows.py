@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from uhr.base import parquet
+from uhr.curate.config import SidecarKeys
 from uhr.curate.faults import CHANGED
 from uhr.curate.fitting import Fit, fit_for
-from uhr.curate.pipeline import SidecarKeys
-from uhr.curate.plan import Plan, Step
+from uhr.curate.planning.plan import Plan, Step
 from uhr.curate.rules import Verdict
 from uhr.curate.sidecars import read_sidecars
-from uhr.manifests import tables
 from uhr.manifests.schema import BASE, FAILED, KEPT, REJECTED, sample_id
 from uhr.manifests.uris import path_of
 
@@ -51,7 +51,7 @@ class Tally(NamedTuple):
     @classmethod
     def of_part(cls, part: Path) -> Tally:
         """What a staged part says of itself, from its footer."""
-        tree = json.loads(tables.schema_of(part).metadata[_TALLY])
+        tree = json.loads(parquet.schema_of(part).metadata[_TALLY])
         return cls(tree[0], *map(Counter, tree[1:4]), tree[4])
 
     def plus(self, other: Tally) -> Tally:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from uhr.base.console import command, say, shown, table, warn
-from uhr.curate.engine import Outcome
+from uhr.base.numbers import first_words
 from uhr.curate.failures import Failures
-from uhr.curate.plan import Plan, Step
+from uhr.curate.planning.plan import Plan, Step
 from uhr.curate.rules import Rule
+from uhr.curate.run import Outcome
 from uhr.curate.sources import NOT_OPENED, Listing, describe
 from uhr.manifests.manifest import ManifestInfo
-from uhr.manifests.words import first_words
 
 MOST_WARNINGS = 5
 LONGEST_WORDS = 160

@@ -10,7 +10,7 @@ from uhr.base.lock import is_held
 from uhr.curate.folder import UNITS
 from uhr.curate.rows import Tally
 from uhr.manifests.manifest import Manifest, is_manifest
-from uhr.manifests.units import UnitPlan
+from uhr.runtime.units import UnitPlan
 
 
 def status_of(out: Path) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from uhr.base.stable_text import stable_text
 from uhr.curate.faults import CHANGED, STAGE_ERROR
-from uhr.curate.plan import Plan, Step
+from uhr.curate.planning.plan import Plan, Step
 from uhr.curate.rows import Rows
 from uhr.curate.rules import Judge, Rule
 from uhr.curate.stage import Stage
-from uhr.manifests.units import Fault, Watch, Work
 from uhr.pixels.types import Header, PixelFault
+from uhr.runtime.units import Fault, Watch, Work
 
 HELD_PIXELS = 10_000_000
 """Pixels of pictures that are held at once while rules are asked between pixel stages (12 bytes each): enough

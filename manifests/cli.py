@@ -49,7 +49,7 @@ def slice_(
     """Write a smaller manifest: status, then --where, then --sample, then --split."""
     from uhr.manifests.manifest import Manifest, is_manifest
     from uhr.manifests.schema import STATUSES
-    from uhr.manifests.slicing import Slice, parse_split, slice_manifest
+    from uhr.manifests.selection.slicing import Slice, parse_split, slice_manifest
 
     if status not in (*STATUSES, "any"):
         raise unknown("status", status, (*STATUSES, "any"), "--status")
@@ -99,7 +99,7 @@ def verify(
 
     from uhr.manifests.info import read_info
     from uhr.manifests.show import print_verdict
-    from uhr.manifests.verify import verify as check
+    from uhr.manifests.verify.verification import verify as check
 
     if pixels:
         with console.progress("hash", read_info(path).counts["rows"], "files") as advance:

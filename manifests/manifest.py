@@ -15,11 +15,12 @@ import duckdb
 import pyarrow as pa
 
 import uhr
+from uhr.base import parquet
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import sha256_file, write_json
 from uhr.base.paths import path_text, text_path
-from uhr.manifests import parts as parquet
-from uhr.manifests import sql, tables
+from uhr.manifests import parts as part_files
+from uhr.manifests import sql
 from uhr.manifests.info import (
     FILE,
     ManifestInfo,
@@ -74,7 +75,7 @@ class Manifest:
     def schema(self) -> pa.Schema:
         """The Arrow schema of every part, with the field metadata."""
         with self._damage_named():
-            return tables.schema_of(self.path / self.info.parts[0].path).remove_metadata()
+            return parquet.schema_of(self.path / self.info.parts[0].path).remove_metadata()
 
     @property
     def columns(self) -> list[Column]:
@@ -90,7 +91,7 @@ class Manifest:
         files = [self.path / part.path for part in self.info.parts]
         with (
             self._damage_named(),
-            tables.dataset(files, self.schema) as samples,
+            parquet.dataset(files, self.schema) as samples,
             sql.connect(threads, samples=samples) as connection,
         ):
             yield connection
@@ -154,14 +155,14 @@ class Manifest:
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """All rows in order, a batch at a time, without holding more than one row group."""
         for part in self.info.parts:
-            with self._damage_named(), tables.opened(self.path / part.path) as file:
-                yield from file.iter_batches(parquet.GROUP_ROWS, columns=columns)
+            with self._damage_named(), parquet.opened(self.path / part.path) as file:
+                yield from file.iter_batches(part_files.GROUP_ROWS, columns=columns)
 
     def preview_batches(self, sample_ids: Collection[str]) -> Iterator[pa.RecordBatch]:
         """The preview rows of these samples, in the manifest's order; only row groups with one are read."""
         wanted = frozenset(sample_ids)
         for part in self.info.previews:
-            with self._damage_named(), tables.opened(self.path / part.path) as file:
+            with self._damage_named(), parquet.opened(self.path / part.path) as file:
                 for group in range(file.num_row_groups):
                     ids = file.read_row_group(group, columns=["sample_id"]).column(0).to_pylist()
                     mask = [one in wanted for one in ids]
@@ -206,16 +207,18 @@ def write_manifest(
     for stage in stages:
         missing = set(stage.adds).difference(schema.names) if stage.state == "ran" else set()
         assert not missing, f"stage {stage.name} says it adds {sorted(missing)}, which the schema lacks"
-    parquet.clear_leftovers(out)
+    part_files.clear_leftovers(out)
     tally = _Tally()
-    parts = _write(out / parquet.SAMPLES, schema, tally.watch(batches), parquet.GROUP_ROWS, parquet.PART_ROWS)
+    parts = _write(
+        out / part_files.SAMPLES, schema, tally.watch(batches), part_files.GROUP_ROWS, part_files.PART_ROWS
+    )
     shown = (
         _write(
-            out / parquet.PREVIEWS,
-            parquet.PREVIEW_SCHEMA,
+            out / part_files.PREVIEWS,
+            part_files.PREVIEW_SCHEMA,
             previews,
-            parquet.PREVIEW_GROUP_ROWS,
-            parquet.PREVIEW_PART_ROWS,
+            part_files.PREVIEW_GROUP_ROWS,
+            part_files.PREVIEW_PART_ROWS,
         )
         if previews is not None
         else []
@@ -223,7 +226,7 @@ def write_manifest(
     info = ManifestInfo(
         schema_version=SCHEMA_VERSION,
         # the schema as a reader meets it: Parquet renames the inside of lists
-        id=content_id(tables.schema_of(out / parts[0].path), operation, parents, parts, shown),
+        id=content_id(parquet.schema_of(out / parts[0].path), operation, parents, parts, shown),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         uhr=uhr.__version__,
         root=path_text(root),
@@ -245,7 +248,7 @@ def write_manifest(
 def _write(
     folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], group_rows: int, part_rows: int
 ) -> list[Part]:
-    return list(parquet.write_parts(folder, schema, batches, group_rows=group_rows, part_rows=part_rows))
+    return list(part_files.write_parts(folder, schema, batches, group_rows=group_rows, part_rows=part_rows))
 
 
 class _Tally:

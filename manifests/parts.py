@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from uhr.base import parquet
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, sha256_file
-from uhr.manifests import tables
 from uhr.manifests.info import FILE, Part
 from uhr.manifests.schema import SCHEMA_VERSION
 
@@ -56,7 +56,7 @@ def write_parts(
         rows = 0
         with atomic(path) as temporary:
             # the keyword arguments are part of the bytes: change one, and every id changes
-            with tables.writer(temporary, schema, compression="zstd", write_page_index=True) as writer:
+            with parquet.writer(temporary, schema, compression="zstd", write_page_index=True) as writer:
                 while group is not None and rows < part_rows:
                     writer.write_table(group, row_group_size=group_rows)
                     rows += group.num_rows
@@ -113,6 +113,6 @@ def _is_leftover(file: Path) -> bool:
     if file.name.endswith(".tmp"):
         return True
     try:
-        return _MARK in (tables.schema_of(file).metadata or {})
+        return _MARK in (parquet.schema_of(file).metadata or {})
     except (pa.ArrowException, OSError):
         return False

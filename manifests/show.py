@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from uhr.base.console import say, shown, table
+from uhr.base.numbers import first_words, share
 from uhr.manifests.lineage import summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.stats import Stats
-from uhr.manifests.verify import Verdict
-from uhr.manifests.words import first_words, share
+from uhr.manifests.verify.verification import Verdict
 
 
 def print_stats(manifest: Manifest, stats: Stats) -> None:

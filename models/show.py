@@ -9,9 +9,10 @@ from typing import Any
 
 from uhr.base.console import say, shown, table
 from uhr.base.files import human_bytes, user_path
-from uhr.models.registry import SPECS
+from uhr.models.ops.choices import ShiftPolicy
 from uhr.models.samplers import SAMPLERS, names_for
-from uhr.models.spec import ModelSpec, ShiftPolicy
+from uhr.models.specs.registry import SPECS
+from uhr.models.specs.spec import ModelSpec
 
 SIZES = (1, 2, 4, 8)
 """Squares of this many times the native side are listed with their tokens."""
@@ -84,7 +85,7 @@ def _make(name: str) -> str:
 def details(model: str, spec: str | None = None) -> dict[str, Any]:
     """Everything about a spec, or about the checkpoint in a folder or a backbone's lone file (then with the
     bytes of each component). `spec` is what a checkpoint is taken for."""
-    from uhr.models.opening import backbone_specs, is_backbone, open_model
+    from uhr.models.loading.opening import backbone_specs, is_backbone, open_model
 
     if model in SPECS and not Path(model).is_dir():
         return _spec_details(SPECS[model])

@@ -3,7 +3,16 @@ nothing."""
 
 from __future__ import annotations
 
-from uhr.models.loading import (
+from uhr.models.families.text import (
+    ChatEmbeds,
+    ChatEncoder,
+    PromptEmbeds,
+    TextEncoders,
+    encode_chat,
+    encode_prompts,
+)
+from uhr.models.families.tiny import make_tiny
+from uhr.models.loading.model import (
     load_component,
     load_pipeline,
     load_text_encoders,
@@ -13,18 +22,10 @@ from uhr.models.loading import (
     pick_dtype,
     weights_hash,
 )
-from uhr.models.opening import Model, ModelName, open_model, recognise
-from uhr.models.registry import get, names
-from uhr.models.spec import GuidanceKind, Licence, ModelSpec, ShiftPolicy
-from uhr.models.text import (
-    ChatEmbeds,
-    ChatEncoder,
-    PromptEmbeds,
-    TextEncoders,
-    encode_chat,
-    encode_prompts,
-)
-from uhr.models.tiny import make_tiny
+from uhr.models.loading.opening import Model, ModelName, open_model, recognise
+from uhr.models.ops.choices import ShiftPolicy
+from uhr.models.specs.registry import get, names
+from uhr.models.specs.spec import GuidanceKind, Licence, ModelSpec
 
 __all__ = [
     "ChatEmbeds",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# no deadline: a busy machine is no failure. `make test` tries the same examples in every run, so that a commit
-# is not judged by chance; HYPOTHESIS_PROFILE=explore draws new ones
+# no deadline: a busy machine is no failure. `make test` tries the same examples in every run, so that
+# a commit is not judged by chance; HYPOTHESIS_PROFILE=explore draws new ones
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
@@ -115,7 +115,7 @@ def _beside(name: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def torture(tmp_path_factory) -> tuple[Path, list]:
     """The demo's folder of pictures and planted faults, and what each file is and becomes. Read only."""
-    from uhr.demo_set import gather
+    from uhr.demo.images import gather
 
     folder = tmp_path_factory.mktemp("torture") / "demo pictures"
     folder.mkdir()

@@ -95,9 +95,9 @@ def plan_(
     as_json: Json = False,
 ) -> None:
     """Steps, batches, tokens, parameters, memory and storage of a run, before it starts; loads no weights."""
-    from uhr.models.opening import ModelName
-    from uhr.train.budget import estimate, print_estimate
+    from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
+    from uhr.train.run.estimate import estimate, print_estimate
 
     named = ModelName(model, spec, base)
     console.emit(estimate(resolve(recipe, config, sets), named, data or []), as_json, print_estimate)
@@ -130,9 +130,9 @@ def encode_(
     --set takes resolution, aspects, enlarge, dtype, text_dtype, caption (a column) and split.
     """
     from uhr.base.config import apply_sets, build
-    from uhr.models.opening import ModelName
-    from uhr.train.encode import encode
-    from uhr.train.encoding.config import EncodeConfig
+    from uhr.models.loading.opening import ModelName
+    from uhr.train.encode.config import EncodeConfig
+    from uhr.train.encode.run import encode
 
     config = build(EncodeConfig, apply_sets({}, sets or []), "--set")
     with saving(out, AGAIN):
@@ -140,7 +140,7 @@ def encode_(
         info, stood = encode(manifest, named, out, config, device, workers)
 
     def text(_: Any) -> None:
-        from uhr.train.encoded import print_encoded
+        from uhr.train.encode.encoded import print_encoded
 
         if stood:
             say(f"{shown(out)} is encoded already: the same manifest, model and configuration")
@@ -168,10 +168,10 @@ def run_(
     sets: Sets = None,
 ) -> None:
     """Train. Ctrl-C finishes the step and saves; the same command goes on, and so does `uhr train resume`."""
-    from uhr.models.opening import ModelName
-    from uhr.train.hold import hold
-    from uhr.train.job import start
+    from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
+    from uhr.train.run.hold import hold
+    from uhr.train.run.job import start
 
     wanted = resolve(recipe, config, sets)
     with saving(out, AGAIN), worded(**IN_RECIPE), hold(out):
@@ -190,8 +190,8 @@ def resume_(
     base: Annotated[str | None, typer.Option(help="Where the model's base is now, if it was moved.")] = None,
 ) -> None:
     """Go on exactly where a run stopped. Only steps, device and checkpoints may be changed."""
-    from uhr.train.hold import hold
-    from uhr.train.job import read_run, reopen
+    from uhr.train.run.hold import hold
+    from uhr.train.run.job import read_run, reopen
 
     read_run(run)  # no lock in a folder that holds no run
     with saving(run, AGAIN), worded(**IN_RECIPE), hold(run):
@@ -209,7 +209,7 @@ def _train(job: Any) -> None:
         longer = f"phases.{last.name}.steps={2 * last.steps}"
         say(f"longer: {command('train', 'resume', job.out, '--set', longer)}")
     else:
-        from uhr.train.loop import train
+        from uhr.train.run.trainer import train
 
         outcome = train(job)
         if outcome.stopped:
@@ -240,7 +240,7 @@ def export_(
     as_json: Json = False,
 ) -> None:
     """Write the adapter as diffusers and others load it, with a model card: lineage, counts, licences."""
-    from uhr.train.export import export
+    from uhr.train.run.export import export
 
     if weights not in ("trained", "ema"):
         raise UserError(f"--weights {weights}", "say trained or ema")
@@ -257,7 +257,7 @@ def export_(
 @app.command("log")
 def log_(run: RunFolder, as_json: Json = False) -> None:
     """The course of a run: loss, learning rate and gradient norm, a line per stretch of steps."""
-    from uhr.train.track import print_log, read_log
+    from uhr.train.run.log import print_log, read_log
 
     entries = read_log(run)
     if not entries:

@@ -35,7 +35,7 @@ class Timesteps(Config):
         """
         import torch
 
-        from uhr.models.schedules import shift
+        from uhr.models.ops.schedules import shift
 
         u = u.double()
         sigma = (

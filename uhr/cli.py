@@ -16,11 +16,11 @@ from uhr.base.console import shown
 from uhr.base.errors import UserError
 from uhr.base.files import disk_fault
 from uhr.curate.cli import app as curate
-from uhr.demo import demo
+from uhr.demo.run import demo
 from uhr.doctor import doctor
 from uhr.manifests.cli import app as manifest
 from uhr.models.cli import app as models
-from uhr.sample import app as sample
+from uhr.sample.command import app as sample
 from uhr.train.cli import app as train
 
 app = typer.Typer(
@@ -42,10 +42,12 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     debug: Debug = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """`debug` is read in `main`, which also has the errors that arise before this is called."""
+    context.obj = main  # for commands that run other commands
     if version:
         typer.echo(f"uhr {__version__}")
         raise typer.Exit

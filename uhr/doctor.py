@@ -160,7 +160,7 @@ def doctor(
     """What is installed, what works, what is missing and how to get it. Exit code 1 if the core is broken."""
     found = examine()
     if preset is not None:
-        from uhr.curate.placement import resolve_preset_stages
+        from uhr.curate.planning.placement import resolve_preset_stages
 
         found["preset"] = resolve_preset_stages(preset)
     emit(found, as_json, _print)

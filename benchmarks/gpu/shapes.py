@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from uhr.models import registry
 from uhr.models.attention.layout import WindowLayout, window_side
-from uhr.models.spec import ModelSpec
+from uhr.models.specs import registry
+from uhr.models.specs.spec import ModelSpec
 
 SIZES = {"1K": 1, "2K": 2, "4K": 4, "8K": 8}
 """Sides over the backbone's native one: 1024 px of FLUX.1-dev."""
@@ -120,7 +120,7 @@ class Models:
 
     def pipeline(self, cls: Any) -> Any:
         """A sampler of ours on these parts, without text encoders: its prompts are embeddings."""
-        from uhr.models.tiny.flux1 import scheduler
+        from uhr.models.families.tiny.flux1 import scheduler
 
         absent = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
         parts = dict.fromkeys(absent)

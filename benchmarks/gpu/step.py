@@ -12,12 +12,13 @@ import torch._dynamo
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.report import Row
 from benchmarks.gpu.shapes import Shape
-from uhr.models import latents, surgery
 from uhr.models.attention.call import AttentionCalls, Windows
 from uhr.models.attention.counts import pairs
 from uhr.models.attention.flex import BlockMasks
 from uhr.models.attention.guide import Guide
 from uhr.models.attention.rules import WindowRules
+from uhr.models.ops import latents
+from uhr.models.surgery import base as surgery
 
 DENSE = "dense"
 CACHED = "windows, guide cached"

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.report import Row
-from uhr.models import surgery
+from uhr.models.surgery import base as surgery
 from uhr.models.vae.attention import in_blocks, scaled_dot_product
 from uhr.models.vae.tiled import ExactTiling, Part
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from uhr.curate.frame import Frame
-from uhr.curate.guards import FLAT_VARIANCE, LARGEST_PATCH, PATCH, warm
+from uhr.curate.measures.guards import FLAT_VARIANCE, LARGEST_PATCH, PATCH, warm
 from uhr.curate.stage import Stage
 from uhr.manifests.schema import COLUMNS
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from uhr.curate.frame import Frame
-from uhr.curate.resolution import upscale_ratio
+from uhr.curate.measures.resolution import upscale_ratio
 from uhr.curate.stage import Stage
 from uhr.manifests.schema import COLUMNS
 
 
 class NativeResolutionStage(Stage):
-    """Estimated linear enlargement from the spectrum of the most detailed tiles (`curate/resolution.py`).
+    """Estimated linear enlargement from the spectrum of the most detailed tiles (`measures/resolution.py`).
 
     1.0 means that nothing tells of an enlargement: a smooth or noisy picture has it as well as a sharp one.
     """

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uhr.curate.frame import Frame
-from uhr.curate.guards import warm
+from uhr.curate.measures.guards import warm
 from uhr.curate.stage import Stage
 from uhr.manifests.schema import COLUMNS
 

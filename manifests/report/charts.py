@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
+from uhr.base.numbers import number
 from uhr.manifests.report.thresholds import Threshold
 from uhr.manifests.schema import STATUSES, Column
 from uhr.manifests.sql import finite_column
 from uhr.manifests.stats import Numeric
-from uhr.manifests.words import number
 
 WIDTH, HEIGHT = 320.0, 96.0
 """Of the area that bars stand in, in SVG units."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from uhr.base.numbers import first_words, with_unit
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.report.thresholds import condition_of, thresholds
 from uhr.manifests.schema import KEPT, REJECTED
 from uhr.manifests.sql import quoted
-from uhr.manifests.words import first_words, with_unit
 
 PER_GROUP = 60
 BUDGET = 9_000_000

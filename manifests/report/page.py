@@ -11,6 +11,7 @@ import yaml
 from uhr.base.console import progress, shown
 from uhr.base.errors import UserError, install
 from uhr.base.files import atomic, saving
+from uhr.base.numbers import first_words, number, share
 from uhr.manifests.lineage import lineage, summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.report.charts import HEIGHT, WIDTH, Histogram, histogram
@@ -18,7 +19,6 @@ from uhr.manifests.report.gallery import groups
 from uhr.manifests.report.thresholds import condition_of, thresholds
 from uhr.manifests.schema import FAILED
 from uhr.manifests.stats import Stats, compute
-from uhr.manifests.words import first_words, number, share
 
 HERE = Path(__file__).parent
 EXAMPLES = 8

@@ -16,7 +16,7 @@ import torch
 
 from uhr.base.console import warn
 from uhr.base.errors import UserError
-from uhr.models.weight_files import save_tensors
+from uhr.models.files.write import save_tensors
 
 Which = Literal["minor", "major"]
 

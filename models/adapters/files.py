@@ -25,7 +25,7 @@ from uhr.models.adapters.minor import START, load_minor
 from uhr.models.adapters.published import is_urae_minor, urae_factors
 from uhr.models.adapters.scales import set_scale, transformer_of
 from uhr.models.adapters.usage import ORDINARY, Usage
-from uhr.models.hub import lora_file
+from uhr.models.files.adapter import lora_file
 
 if TYPE_CHECKING:
     import torch

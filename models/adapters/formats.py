@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.models.adapters.reading import DIFFUSERS_METADATA, swap
-from uhr.models.weight_files import save_tensors
+from uhr.models.files.write import save_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from pydantic import Field
 from uhr.base.errors import UserError
 from uhr.models.adapters import peft_layers
 from uhr.models.adapters.components import Which
-from uhr.models.surgery import Surgery
+from uhr.models.surgery.base import Surgery
 
 
 class AdapterSurgery(Surgery):

@@ -1,6 +1,6 @@
 """How a sampler or a trainer attends differently: put the processors on once, then say it call by call.
 
-    with temporarily(transformer, AttentionCalls()):                       # models/surgery.py
+    with temporarily(transformer, AttentionCalls()):                       # models/surgery/base.py
         windows = Windows(WindowLayout.of_pixels(4096, 4096, token=16), guide=Guide(guide_latents))
         velocity = transformer(hidden_states=..., img_ids=..., ...,        # all in raster order, as ever
                                joint_attention_kwargs={"attention": windows})
@@ -28,7 +28,7 @@ from uhr.models.attention.guide import Guide, GuideRun
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.processors import Attend, Rotary
 from uhr.models.attention.rules import WindowRules
-from uhr.models.surgery import Surgery
+from uhr.models.surgery.base import Surgery
 
 Inputs = dict[str, Any]
 """A transformer call's arguments by name."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models.sizes import check_sides, nearest, up_to
+from uhr.models.ops.sizes import check_sides, nearest, up_to
 
 
 @dataclass(frozen=True)

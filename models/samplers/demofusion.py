@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from uhr.models.choices import Ring
-from uhr.models.patches import Box
+from uhr.models.ops.choices import Ring
+from uhr.models.ops.patches import Box
+from uhr.models.ops.sizes import Size, whole_times
+from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan
 from uhr.models.samplers.core.options import StagedOptions
@@ -23,11 +25,10 @@ from uhr.models.samplers.core.plan import (
     SamplingStage,
     with_codings,
 )
-from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.size_rule import SizeRule
 from uhr.models.samplers.core.stages import base_stage, dense_stage, text_tokens, upper_levels
 from uhr.models.samplers.multidiffusion import latent_windows, windowed_calls
-from uhr.models.sizes import Size, whole_times
 
 if TYPE_CHECKING:
     import torch
@@ -130,8 +131,8 @@ def _run_stage(
     """z at `times` the base's side, from that of the stage below."""
     import torch
 
-    from uhr.models import flow
-    from uhr.models.filters import bicubic, gaussian_blur
+    from uhr.models.ops import flow
+    from uhr.models.ops.filters import bicubic, gaussian_blur
 
     noise = engine.fresh(stage)
     data = bicubic(below, *noise.shape[-2:])

@@ -7,14 +7,15 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError
+from uhr.models.ops.choices import ShiftPolicy
+from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan
 from uhr.models.samplers.core.options import Levels, SamplerOptions
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_codings
-from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.stages import dense_stage
 from uhr.models.samplers.core.toolkit import Toolkit
-from uhr.models.spec import ShiftPolicy
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ class Euler(Sampler):
 
 
 def _levels(facts: ModelFacts, request: SamplingRequest, options: EulerOptions) -> list[float]:
-    from uhr.models.schedules import Runaway
+    from uhr.models.ops.schedules import Runaway
 
     if options.sigmas is not None:
         return _as_levels(options.sigmas)

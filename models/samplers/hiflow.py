@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from uhr.models.choices import Ring, StageShift
+from uhr.models.ops.choices import Ring, StageShift
+from uhr.models.ops.sizes import cascade
+from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import UpperGuidance, guided_plan, upper_guidance
 from uhr.models.samplers.core.options import DenseOptions, PerStage, pick
 from uhr.models.samplers.core.plan import Coding, SamplingPlan, SamplingRequest, SamplingStage, with_codings
-from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.size_rule import SizeRule
 from uhr.models.samplers.core.stages import (
     after_strength,
@@ -23,12 +25,11 @@ from uhr.models.samplers.core.stages import (
     from_level,
     upper_levels,
 )
-from uhr.models.sizes import cascade
 
 if TYPE_CHECKING:
     import torch
 
-    from uhr.models.alignment import LowPass
+    from uhr.models.ops.alignment import LowPass
     from uhr.models.samplers.core.conditioning import Conditions
     from uhr.models.samplers.core.engine import Engine, Velocity
 
@@ -210,7 +211,7 @@ class Reference:
 
     def over(self, stage: SamplingStage) -> Callable[[int], torch.Tensor]:
         """R over a stage's grid: z by the number of steps that are left."""
-        from uhr.models.filters import bicubic
+        from uhr.models.ops.filters import bicubic
 
         engine, options = self._engine, self._options
         encoded = None if engine.image is None else engine.enlarge(engine.image, stage.size)
@@ -236,7 +237,7 @@ def _run_stage(
 ) -> torch.Tensor:
     """z of a stage above the base, which is numbered from 0; `below` is that of the one below it. Leaves its
     estimates in `reference`."""
-    from uhr.models import flow
+    from uhr.models.ops import flow
     from uhr.models.samplers.core.velocities import swin_patchify
 
     (index, stage), estimates = numbered, {}
@@ -266,9 +267,9 @@ def aligned(
 ) -> Velocity:
     """The velocity, its direction and acceleration aligned with `aims`; keeps each step's clean estimate, as
     the backbone gives it, in `estimates`."""
-    from uhr.models import flow
-    from uhr.models.alignment import Acceleration, align_direction
-    from uhr.models.projection import velocity_towards
+    from uhr.models.ops import flow
+    from uhr.models.ops.alignment import Acceleration, align_direction
+    from uhr.models.ops.projection import velocity_towards
 
     index, stage = numbered
     alpha, beta = pick(options.direction, index), pick(options.acceleration, index)
@@ -286,7 +287,7 @@ def aligned(
 
 
 def _low_pass(options: Any) -> LowPass:
-    from uhr.models.filters import butterworth_low_pass, haar_low_pass
+    from uhr.models.ops.filters import butterworth_low_pass, haar_low_pass
 
     if options.low_pass == "haar":
         return haar_low_pass

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from uhr.models.choices import Projection, Ring
+from uhr.models.ops.choices import Projection, Ring
+from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan, upper_guidance
 from uhr.models.samplers.core.options import DenseOptions
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_codings
-from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.size_rule import SizeRule
 from uhr.models.samplers.core.stages import base_stage, dense_stage, upper_levels
 from uhr.models.samplers.core.toolkit import Toolkit
@@ -97,9 +98,9 @@ class IMax(Sampler):
 
 def projected(velocity: Velocity, reference: torch.Tensor, steps: int, options: IMaxOptions) -> Velocity:
     """The velocity, its low frequencies drawn towards `reference` by a weight that falls over the steps."""
-    from uhr.models.filters import haar_low_pass
-    from uhr.models.projection import cosine_weight, project, velocity_towards
-    from uhr.models.swin import shifts
+    from uhr.models.ops.filters import haar_low_pass
+    from uhr.models.ops.projection import cosine_weight, project, velocity_towards
+    from uhr.models.ops.swin import shifts
 
     def drawn(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
         v = velocity(z, sigma, step, conditions)
@@ -115,8 +116,8 @@ def shifted_low_pass(x: torch.Tensor) -> torch.Tensor:
     counts alone."""
     import torch.nn.functional as F
 
-    from uhr.models.filters import haar_low_pass
-    from uhr.models.swin import crop
+    from uhr.models.ops.filters import haar_low_pass
+    from uhr.models.ops.swin import crop
 
     return crop(haar_low_pass(F.pad(x, (1, 1, 1, 1), mode="replicate")))
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from uhr.models.patches import Box, grid
+from uhr.models.ops.patches import Box, grid
+from uhr.models.ops.sizes import Size
+from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan
 from uhr.models.samplers.core.options import StagedOptions
 from uhr.models.samplers.core.plan import BackboneCalls, SamplingPlan, SamplingRequest, default_codings
-from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.stages import (
     after_strength,
     check_begins_below_noise,
@@ -22,7 +24,6 @@ from uhr.models.samplers.core.stages import (
     text_tokens,
     upper_levels,
 )
-from uhr.models.sizes import Size
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,7 @@ class MultiDiffusion(Sampler):
         return guided_plan(facts, request, options, default_codings(stages, request.image))
 
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
-        from uhr.models import flow
+        from uhr.models.ops import flow
         from uhr.models.samplers.core.passes import base_pass
         from uhr.models.samplers.core.velocities import window_mean
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from uhr.base.errors import UserError
-from uhr.models.patches import Box, grid
+from uhr.models.ops.patches import Box, grid
+from uhr.models.ops.sizes import Size
+from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import UpperGuidance, guided_plan
 from uhr.models.samplers.core.options import SamplerOptions
@@ -25,10 +27,9 @@ from uhr.models.samplers.core.plan import (
     SamplingStage,
     with_codings,
 )
-from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.size_rule import SizeRule
 from uhr.models.samplers.core.stages import model_base, text_tokens
-from uhr.models.sizes import Size
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +173,7 @@ class PatchCascade(Sampler):
 
 def patch_stage(facts: ModelFacts, request: SamplingRequest, options: PatchCascadeOptions) -> PatchStage:
     """The patches of an image of the requested size. A side shorter than a patch makes patches that short."""
-    from uhr.models import schedules
+    from uhr.models.ops import schedules
 
     patch, multiple, (height, width) = options.patch or facts.native, facts.multiple, request.size
     if patch % multiple:
@@ -239,9 +240,9 @@ def _patches(engine: Engine, plan: SamplingPlan, stage: PatchStage, image: torch
     """Strips of the finished image, from the base image [B, 3, h, w] in [-1, 1]."""
     import torch
 
-    from uhr.models.patches import feather
+    from uhr.models.ops.patches import feather
+    from uhr.models.ops.strips import StripCanvas
     from uhr.models.samplers.core.engine import Strip
-    from uhr.models.strips import StripCanvas
 
     shared_noise, target = plan.options.shared_noise, plan.request.target
     if engine.noise.given is not None and not shared_noise:
@@ -275,7 +276,7 @@ def _denoised(
     """Patches [patches * B, 3, h, w] from the enlarged image's; those themselves if interrupted."""
     import torch
 
-    from uhr.models import flow
+    from uhr.models.ops import flow
     from uhr.models.samplers.core.conditioning import tiled_batch
 
     noise = torch.cat([_noise_of(engine, box, shared) for box in boxes])
@@ -300,7 +301,7 @@ def _noise_of(engine: Engine, box: Box, shared: torch.Tensor | None) -> torch.Te
 
 def _anchor(image: torch.Tensor, target: Size, padded: Size, box: Box) -> torch.Tensor:
     """The box of an image [B, 3, h, w] that is enlarged to `target` and continued to `padded`."""
-    from uhr.models.enlarge import bicubic_at, reflected
+    from uhr.models.ops.enlarge import bicubic_at, reflected
 
     rows = reflected(target[0], padded[0])[box.top : box.bottom]
     columns = reflected(target[1], padded[1])[box.left : box.right]

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan, upper_guidance
 from uhr.models.samplers.core.options import DenseOptions
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_codings
-from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.stages import (
     after_strength,
     check_begins_below_noise,
@@ -63,7 +64,7 @@ class SDEdit(Sampler):
         return guided_plan(facts, request, options, default_codings(stages, request.image), upper)
 
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
-        from uhr.models import flow
+        from uhr.models.ops import flow
         from uhr.models.samplers.core.passes import base_pass
 
         stage, image = plan.last, engine.image

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from uhr.models.ops.choices import ShiftPolicy
+from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan
 from uhr.models.samplers.core.options import SamplerOptions
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_codings
-from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.stages import dense_stage
-from uhr.models.spec import ShiftPolicy
 
 if TYPE_CHECKING:
     import torch
 
     from uhr.models.samplers.core.engine import Engine
-    from uhr.models.surgery import Surgery
+    from uhr.models.surgery.base import Surgery
 
 GUIDANCE = 4.0
 """Of a call that names none, on a backbone that embeds guidance: the official script's."""
@@ -91,7 +92,7 @@ class UltraFlux(Sampler):
 
 def _positions(name: str, window: int) -> tuple[Surgery, ...]:
     """The surgery of that name; none leaves the positions alone."""
-    from uhr.models.rope_surgeries import RopeResonance, RopeYarn
+    from uhr.models.surgery.rope import RopeResonance, RopeYarn
 
     kinds = {"resonance": RopeResonance, "yarn": RopeYarn}
     return (kinds[name](window=window),) if name in kinds else ()

@@ -7,10 +7,11 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan, upper_guidance
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, SamplingStage, with_codings
-from uhr.models.samplers.core.sampler import Sampler, pipelines_of
+from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.size_rule import SizeRule
 from uhr.models.samplers.ultragen_plan import (
     UltraGenOptions,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from uhr.models.attention.call import Windows
-    from uhr.models.backbones.conditions import Condition
+    from uhr.models.families.conditions import Condition
     from uhr.models.samplers.core.conditioning import Conditions
     from uhr.models.samplers.core.engine import Call, Engine, Velocity
 
@@ -101,7 +102,7 @@ class _WindowedStage:
 
     def run(self) -> torch.Tensor:
         """z of the stage."""
-        from uhr.models import flow
+        from uhr.models.ops import flow
 
         engine, stage, options = self.engine, self.stage, self.options
         guide = self._reduced() if options.guide else None
@@ -124,7 +125,7 @@ class _WindowedStage:
 
     def _reduced(self) -> torch.Tensor:
         """z of the image below at 1/ratio of the stage's size; as it is where it has that size."""
-        from uhr.models.filters import bicubic
+        from uhr.models.ops.filters import bicubic
 
         size = self.stage.height // self.options.ratio, self.stage.width // self.options.ratio
         if self.below is not None and tuple(self.below.shape[-2:]) == self.engine.latent_size(size):
@@ -133,7 +134,7 @@ class _WindowedStage:
 
     def _enlarged(self, guide: torch.Tensor | None) -> torch.Tensor:
         """z of the image below at the stage's size; of a given image's latents, those of the guide."""
-        from uhr.models.filters import bicubic
+        from uhr.models.ops.filters import bicubic
 
         if self.options.warm_start == "pixels":
             return self.engine.enlarge(self._pixels, self.stage.size, self.options.sharpening)
@@ -148,10 +149,10 @@ def windowed(
 ) -> Call:
     """The engine's call, attending in windows: with `Windows` of its own for each branch of guidance, since a
     cached guide belongs to one text. `guide` is z of the guide."""
-    from uhr.models import latents as latent
     from uhr.models.attention.call import Windows
     from uhr.models.attention.flex import BlockMasks
     from uhr.models.attention.guide import Guide
+    from uhr.models.ops import latents as latent
 
     masks = engine.models.kept.setdefault("ultragen's block masks", BlockMasks())
     layout = layout_of(engine.facts, stage.size, options)
@@ -170,7 +171,7 @@ def windowed(
 
 def projected(velocity: Velocity, data: torch.Tensor, steps: int, options: UltraGenOptions) -> Velocity:
     """The velocity, its low frequencies drawn towards `data`."""
-    from uhr.models.projection import cosine_weight, project, velocity_towards
+    from uhr.models.ops.projection import cosine_weight, project, velocity_towards
 
     skipped = options.skip or 0
 

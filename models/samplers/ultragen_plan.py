@@ -12,7 +12,8 @@ from pydantic import Field
 
 from uhr.base.errors import UserError
 from uhr.models.attention.window_rules import WindowRules
-from uhr.models.patches import grid
+from uhr.models.ops.patches import grid
+from uhr.models.ops.sizes import Size, base_size, check_enlarges
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.options import StagedOptions
 from uhr.models.samplers.core.plan import (
@@ -25,11 +26,10 @@ from uhr.models.samplers.core.plan import (
 )
 from uhr.models.samplers.core.sampler import FEW_STEPS
 from uhr.models.samplers.core.stages import dense_stage, model_base, text_tokens, upper_levels
-from uhr.models.sizes import Size, base_size, check_enlarges
 
 if TYPE_CHECKING:
     from uhr.models.attention.layout import WindowLayout
-    from uhr.models.surgery import Surgery
+    from uhr.models.surgery.base import Surgery
 
 SKIPPED = 10 / 28
 """Share of the schedule that the warm start skips (paper's ablation: PSNR 28.70, 1.56 times as fast)."""
@@ -197,7 +197,7 @@ def _windowed(
 
 
 def _positions(ntk: float) -> tuple[Surgery, ...]:
-    from uhr.models.rope_surgeries import RopeNtk
+    from uhr.models.surgery.rope import RopeNtk
 
     return () if ntk == 1 else (RopeNtk(factor=ntk),)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from uhr.models.spec import Licence, ModelSpec, ShiftPolicy
+from uhr.models.ops.choices import ShiftPolicy
+from uhr.models.specs.spec import Licence, ModelSpec
 
 COMPONENTS = {
     "scheduler": "diffusers:FlowMatchEulerDiscreteScheduler",

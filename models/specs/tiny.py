@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from uhr.models.spec import Licence
 from uhr.models.specs.flux1 import FLUX1_DEV
 from uhr.models.specs.flux2 import FLUX2_KLEIN_4B, lora_target_sets
+from uhr.models.specs.spec import Licence
 
 _LICENCE = Licence(
     id="apache-2.0", name="Apache-2.0", url="https://www.apache.org/licenses/LICENSE-2.0", commercial=True

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from uhr.base.errors import UserError
-from uhr.models.surgery import Surgery, applied
+from uhr.models.surgery.base import Surgery, applied
 
 
 class F16(Surgery):

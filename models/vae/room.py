@@ -8,11 +8,8 @@ as many threads on a CPU, is tiled in the same way, and its picture is the same 
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
-
-from uhr.models.offload import is_offloaded
 
 MOST = 20 << 30
 """Bytes with which 8192 x 8192 is decoded in float32; more memory spares little work."""
@@ -35,17 +32,3 @@ def host_room(memory: int | None = None, threads: int | None = None, cores: int 
     memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     threads, cores = threads or torch.get_num_threads(), cores or os.cpu_count() or 1
     return min(MOST, max(memory // 2 * min(threads, cores) // cores, LEAST))
-
-
-def room_of(pipeline: Any) -> int:
-    """Bytes for a pass of a loaded pipeline's VAE."""
-    device = torch.device(pipeline._execution_device)
-    if device.type != "cuda":
-        return host_room()
-    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    weights = 0 if is_offloaded(pipeline) else sum(_bytes(part) for part in parts)
-    return room(torch.cuda.get_device_properties(device).total_memory, weights)
-
-
-def _bytes(part: torch.nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in part.parameters())

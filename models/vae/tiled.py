@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from uhr.base.errors import UserError
-from uhr.models.surgery import Surgery, applied
+from uhr.models.surgery.base import Surgery, applied
 from uhr.models.vae.attention import Attention, attend, keys_and_values
 from uhr.models.vae.plan import Plan, Segment, Task, least_memory, make_plan, most_values, once, whole_bytes
 from uhr.models.vae.program import Layer, Unit, decoder_units, encoder_units

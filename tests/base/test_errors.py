@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from uhr.base.errors import UserError, load_object, together, unknown, worded
-from uhr.manifests.units import PlanMismatch
+from uhr.runtime.units import PlanMismatch
 
 
 def test_an_error_keeps_its_words_across_processes():

@@ -223,7 +223,7 @@ def test_operations_are_those_that_torch_counts():
     from diffusers import FluxTransformer2DModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from uhr.models import latents
+    from uhr.models.ops import latents
 
     shape = shapes.flux1_dev()
     with torch.device("meta"):

@@ -19,7 +19,7 @@ def test_the_stock_pipeline_takes_and_keeps_what_ours_hands_it():
     assert pipeline._callback_tensor_inputs == ["latents", "prompt_embeds"]
     assert parameters(pipeline.encode_prompt) >= {"text_encoder_out_layers"}
     layers = inspect.signature(pipeline.encode_prompt).parameters["text_encoder_out_layers"].default
-    from uhr.models.text import CHAT_LAYERS
+    from uhr.models.families.text import CHAT_LAYERS
 
     assert layers == CHAT_LAYERS
 

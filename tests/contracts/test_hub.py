@@ -65,7 +65,7 @@ def hub():
 
 
 def test_a_file_in_lfs_lies_in_the_cache_under_its_sha256(hub, tmp_path, monkeypatch):
-    from uhr.models import hashes
+    from uhr.models.loading import hashes
 
     address, data = hub
     path = Path(

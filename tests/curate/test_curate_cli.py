@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from uhr.base.files import human_bytes
-from uhr.curate.pipeline import preset_names, preset_text
+from uhr.curate.config import preset_names, preset_text
 from uhr.curate.stages import NAMES
 from uhr.manifests.schema import sample_id
 

@@ -55,7 +55,7 @@ def test_a_folder_called_units_does_not_make_the_users_files_ours(uhr, pictures,
 
 
 def test_what_came_into_units_during_a_run_stays_there(uhr, pictures, tmp_path, monkeypatch):
-    from uhr.curate import engine
+    from uhr.curate import run as engine
 
     out = tmp_path / "out"
     real = engine._finish

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.curate.pipeline import PRESETS, load, preset_names, preset_text
+from uhr.curate.config import PRESETS, load, preset_names, preset_text
 
 
 def write(folder: Path, text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from uhr.cli import main
-from uhr.demo_faults import plant
+from uhr.demo.faults import plant
 from uhr.manifests.manifest import Manifest
 
 

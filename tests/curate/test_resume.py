@@ -41,9 +41,9 @@ class Slow(Stage):
 
 DEATHS = {
     "in the commit": ("uhr.manifests.manifest", "write_json"),
-    "before the report": ("uhr.curate.engine", "_finish"),
+    "before the report": ("uhr.curate.run", "_finish"),
     "in the report": ("uhr.manifests.report", "write_report"),
-    "before clearing up": ("uhr.curate.engine", "clear_units"),
+    "before clearing up": ("uhr.curate.run", "clear_units"),
     "while clearing up": ("pathlib.Path", "unlink"),
 }
 """Where a run is killed, which is too short a moment to be met from outside: as it calls this function."""
@@ -52,7 +52,7 @@ DIES = """
 import importlib, os, signal, sys
 from pathlib import Path
 from uhr.cli import main
-import uhr.curate.engine
+import uhr.curate.run
 
 module, name, out = sys.argv[1:4]
 

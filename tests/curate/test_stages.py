@@ -114,7 +114,7 @@ def test_a_patch_out_of_range_is_a_users_error(patch) -> None:
 
 
 def test_the_pass_over_gray_runs_once_for_all_guards(photo, monkeypatch) -> None:
-    from uhr.curate import guards
+    from uhr.curate.measures import guards
 
     calls = []
     measure = guards.measure

@@ -22,7 +22,7 @@ from PIL import Image
 from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.manifests.manifest import Manifest
-from uhr.models.sampling.pictures import Given, open_picture
+from uhr.models.generate.pictures import Given, open_picture
 
 WIDTH, HEIGHT = 96, 64
 

@@ -67,7 +67,7 @@ def test_the_adapter_merges_in_stock_diffusers_as_in_ours(walked):
 
 
 def test_the_demo_clears_what_it_made_and_nothing_else(tmp_path, capsys):
-    from uhr.demo import MARKER, _take_folder
+    from uhr.demo.run import MARKER, _take_folder
 
     _take_folder(tmp_path)
     (tmp_path / "manifest").mkdir()

@@ -21,7 +21,7 @@ from uhr.manifests import parts
 from uhr.manifests.manifest import Manifest, Parent, is_manifest
 from uhr.manifests.report import write_report
 from uhr.manifests.schema import COLUMNS, sample_id, schema_of
-from uhr.manifests.slicing import Slice, slice_manifest
+from uhr.manifests.selection.slicing import Slice, slice_manifest
 from uhr.manifests.stats import compute
 
 Make = Callable[..., Manifest]

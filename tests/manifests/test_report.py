@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
+from uhr.base.numbers import first_words, number, share, with_unit
 from uhr.manifests.info import RuleInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
@@ -19,10 +20,9 @@ from uhr.manifests.report import gallery, write_report
 from uhr.manifests.report.charts import HEIGHT, WIDTH, Axis, axis_for, histogram
 from uhr.manifests.report.thresholds import Threshold, thresholds
 from uhr.manifests.schema import COLUMNS, sample_id
-from uhr.manifests.slicing import Slice, slice_manifest
+from uhr.manifests.selection.slicing import Slice, slice_manifest
 from uhr.manifests.sql import Condition
 from uhr.manifests.stats import compute
-from uhr.manifests.words import first_words, number, share, with_unit
 
 Make = Callable[..., Manifest]
 Row = Callable[..., dict[str, Any]]

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from uhr.manifests import schema_doc
-from uhr.manifests.checks import outside_range
 from uhr.manifests.schema import BASE, COLUMNS, GROUPS, Column, patch_id, sample_id, schema_of
+from uhr.manifests.verify.checks import outside_range
 
 ROOT = Path(__file__).resolve().parents[2]
 

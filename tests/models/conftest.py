@@ -2,6 +2,8 @@
 
 import pytest
 
+from uhr.cli import main
+
 
 @pytest.fixture(scope="session")
 def stock(tiny_flux):
@@ -36,7 +38,7 @@ def inputs(stock):
     """Arguments of one call of the tiny transformer: 64 image tokens, 16 text tokens, two samples."""
     import torch
 
-    from uhr.models import latents
+    from uhr.models.ops import latents
 
     draw = torch.Generator().manual_seed(0)
     return {
@@ -56,7 +58,7 @@ def inputs2():
     """The same of the tiny FLUX.2 transformer."""
     import torch
 
-    from uhr.models.backbones.flux2 import Flux2
+    from uhr.models.families.flux2 import Flux2
 
     draw = torch.Generator().manual_seed(0)
     return {
@@ -92,7 +94,7 @@ def trained():
 def facts():
     """A maker of what training would say of an adapter; keywords change single facts."""
     from uhr.models import zoo
-    from uhr.models.card import CardFacts
+    from uhr.models.publish.card import CardFacts
 
     values = {
         "name": "lakes",
@@ -118,7 +120,7 @@ def adapter(tiny_flux, trained, facts, tmp_path_factory):
     """The folder of an exported LoRA that says something; its path has a space and an equals sign."""
     from uhr.models import zoo
     from uhr.models.adapters.plain import LoraSpec
-    from uhr.models.export import export_lora
+    from uhr.models.publish.export import export_lora
 
     lora = LoraSpec(4, zoo.get("tiny-flux1").lora_targets, alpha=2)
     _, state = trained(tiny_flux, lora)
@@ -194,3 +196,16 @@ def backbone_calls(monkeypatch):
 
     monkeypatch.setattr(Engine, "call", spy)
     return found
+
+
+@pytest.fixture
+def uhr(capsys):
+    """Runs `uhr sample`; (stdout, stderr)."""
+
+    def run(*words, code=0):
+        found = main(["sample", *(str(word) for word in words)])
+        said = capsys.readouterr()
+        assert found == code, said.err
+        return said
+
+    return run

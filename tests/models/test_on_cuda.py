@@ -6,9 +6,9 @@ import copy
 import pytest
 import torch
 
-from uhr.models import registry
 from uhr.models.samplers import names_for, sampler_class
 from uhr.models.samplers.core import shell
+from uhr.models.specs import registry
 from uhr.models.vae.tiled import ExactTiling
 
 FEW = {

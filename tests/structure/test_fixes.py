@@ -26,51 +26,63 @@ PRINTED_BY = {
     "manifests/parts.py": ("curate run", "manifest slice"),
     "manifests/cli.py": ("manifest slice",),
     "manifests/report/": ("manifest report",),
-    "manifests/runners/": UNITS,
-    "manifests/runners/cluster.py": ("curate run", *SAMPLE),
-    "manifests/runners/ray.py": ("curate run", *SAMPLE),
-    "manifests/slicing.py": ("manifest slice",),
+    "uhr/runtime/": UNITS,
+    "uhr/runtime/cluster.py": ("curate run", *SAMPLE),
+    "uhr/runtime/ray.py": ("curate run", *SAMPLE),
+    "manifests/selection/slicing.py": ("manifest slice",),
     "models/": SAMPLE,
-    "models/file_spec.py": MODEL,
-    "models/hub.py": ("sample",),  # only a repeat may not fetch
-    "models/loading.py": (*SAMPLE, "train encode", *TRAIN),
-    "models/opening.py": MODEL,
-    "models/registry.py": MODEL,
-    "models/sampling/repeat.py": ("sample",),
-    "train/budget.py": ("train plan",),
-    "train/encode.py": ("train encode",),
-    "train/encoding/": ("train encode",),
-    "train/export.py": ("train export",),
-    "train/generate.py": SAMPLE,
-    "train/generating/": SAMPLE,
-    "train/job.py": TRAIN,
-    "train/loop.py": TRAIN,
-    "train/recipe.py": (*TRAIN, "train plan"),
+    "models/loading/file_spec.py": MODEL,
+    "uhr/base/hub.py": ("sample",),  # only a repeat may not fetch
+    "models/loading/model.py": (*SAMPLE, "train encode", *TRAIN),
+    "models/loading/opening.py": MODEL,
+    "models/specs/registry.py": MODEL,
+    "models/generate/repeat.py": ("sample",),
+    "train/run/estimate.py": ("train plan",),
+    "train/encode/run.py": ("train encode",),
+    "train/encode/": ("train encode",),
+    "train/run/export.py": ("train export",),
+    "train/generate/run.py": SAMPLE,
+    "train/generate/": SAMPLE,
+    "train/run/job.py": TRAIN,
+    "train/run/trainer.py": TRAIN,
+    "train/recipes/base.py": (*TRAIN, "train plan"),
     "train/recipes/": ("train run", "train plan", "train show"),
     "uhr/base/config.py": ("curate run", "train run", "train encode", *SAMPLE),
     "uhr/base/paths.py": SAMPLE,  # it says that it is a sampler's
     "uhr/base/output.py": ("curate run", "manifest slice", "train encode", "train run", *SAMPLE),
-    "uhr/demo.py": ("demo",),
-    "uhr/sample_set.py": SAMPLE,
+    "uhr/demo/run.py": ("demo",),
+    "uhr/sample/set.py": SAMPLE,
 }
 """By the longest path that begins a module's: the commands that print what it says."""
 
 ELSEWHERE = {
-    ("manifests/runners/ray.py", "--device"): SAMPLE,  # only there units have GPUs
-    ("models/opening.py", "--model"): (*SAMPLE, "train encode", "train run", "train plan"),
-    ("models/opening.py", "--base"): (*SAMPLE, "train encode", "train run", "train resume", "train plan"),
-    ("train/job.py", "--model"): ("train resume",),
-    ("train/job.py", "--base"): ("train resume",),
-    ("train/job.py", "--data"): ("train resume",),
-    ("train/job.py", "--out"): ("train run",),
-    ("uhr/demo.py", "--set"): ("train run",),
-    ("uhr/demo.py", "--adapter"): SAMPLE,
+    ("uhr/runtime/ray.py", "--device"): SAMPLE,  # only there units have GPUs
+    ("models/loading/opening.py", "--model"): (*SAMPLE, "train encode", "train run", "train plan"),
+    ("models/loading/opening.py", "--base"): (
+        *SAMPLE,
+        "train encode",
+        "train run",
+        "train resume",
+        "train plan",
+    ),
+    ("train/run/job.py", "--model"): ("train resume",),
+    ("train/run/job.py", "--base"): ("train resume",),
+    ("train/run/job.py", "--data"): ("train resume",),
+    ("train/run/job.py", "--out"): ("train run",),
+    ("uhr/demo/run.py", "--set"): ("train run",),
+    ("uhr/demo/run.py", "--adapter"): SAMPLE,
     ("train/recipes/__init__.py", "--config"): ("train run", "train plan", "train show"),
 }
 """Options of a module that fewer commands can print than the rest of it: `resume` finds its model by the run,
 and `models show` tells a backbone alone without a base."""
 
-NO_ERRORS = ("/cli.py", "uhr/sample.py", "uhr/sample_options.py", "uhr/doctor.py", "models/card.py")
+NO_ERRORS = (
+    "/cli.py",
+    "uhr/sample/command.py",
+    "uhr/sample/options.py",
+    "uhr/doctor.py",
+    "models/publish/card.py",
+)
 """Definitions of commands and their help, and a card that is read elsewhere."""
 
 GROUPS = ("models", "train", "sample", "manifest", "curate")

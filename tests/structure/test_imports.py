@@ -14,10 +14,11 @@ ROOMS = ("curate", "manifests", "models", "train")
 MAY_IMPORT = {
     "uhr.base": {"uhr.base"},
     "uhr.pixels": {"uhr.base", "uhr.pixels"},
+    "uhr.runtime": {"uhr.base", "uhr.runtime"},
     "uhr.manifests": {"uhr.base", "uhr.pixels", "uhr.manifests"},
     "uhr.models": {"uhr.base", "uhr.pixels", "uhr.models"},
-    "uhr.curate": {"uhr.base", "uhr.pixels", "uhr.manifests", "uhr.models", "uhr.curate"},
-    "uhr.train": {"uhr.base", "uhr.pixels", "uhr.manifests", "uhr.models", "uhr.train"},
+    "uhr.curate": {"uhr.base", "uhr.pixels", "uhr.runtime", "uhr.manifests", "uhr.models", "uhr.curate"},
+    "uhr.train": {"uhr.base", "uhr.pixels", "uhr.runtime", "uhr.manifests", "uhr.models", "uhr.train"},
 }
 
 

@@ -32,17 +32,17 @@ def test_the_schema_table_names_every_column():
 
 
 def test_the_table_of_gpus_is_what_plans_say():
-    from uhr.models.sampling.table import table
+    from uhr.models.estimate.table import table
 
     assert README.split("<!-- gpus")[1].split("-->\n")[1].split("<!-- /gpus")[0] == table()
 
 
 def test_every_row_of_the_table_is_what_its_command_plans_and_nothing_that_fits_is_faster(capsys):
     from uhr.cli import main
-    from uhr.models.sampling.plan import plan
-    from uhr.models.sampling.price import ways
-    from uhr.models.sampling.request import Item, Request, parse_size
-    from uhr.models.sampling.table import ROWS, command
+    from uhr.models.estimate.plan import plan
+    from uhr.models.estimate.price import ways
+    from uhr.models.estimate.table import ROWS, command
+    from uhr.models.generate.request import Item, Request, parse_size
 
     def planned(words, *options):
         assert main([*words, "--plan", "--on", gpu, *options]) == 0
@@ -68,8 +68,8 @@ def test_every_row_of_the_table_is_what_its_command_plans_and_nothing_that_fits_
 
 
 def test_the_table_of_gpus_has_the_sizes_that_people_have():
-    from uhr.models.costs.devices import device
-    from uhr.models.sampling.table import ROWS
+    from uhr.models.estimate.devices import device
+    from uhr.models.estimate.table import ROWS
 
     assert {device(gpu).memory >> 30 for gpu, _ in ROWS} == {12, 24, 48, 80}
 
@@ -106,8 +106,8 @@ def test_the_stage_in_the_readme_works(tmp_path, monkeypatch):
 
 
 def test_the_pipeline_in_the_readme_is_checked_as_a_user_would(tmp_path, monkeypatch):
-    from uhr.curate.pipeline import load
-    from uhr.curate.plan import Plan
+    from uhr.curate.config import load
+    from uhr.curate.planning.plan import Plan
 
     text = block("yaml", "preset: multiaspect-4k")
     assert parse_yaml(text, "README.md")["name"] == "portraits-4k"

@@ -13,11 +13,11 @@ import torch
 from uhr.base.files import sha256_file
 from uhr.manifests.manifest import Manifest, write_manifest
 from uhr.manifests.schema import GEOMETRY, HEADER, sample_id, schema_of
-from uhr.train.encode import encode
-from uhr.train.encoded import EncodedInfo
-from uhr.train.encoding.config import EncodeConfig
-from uhr.train.job import Job, start
+from uhr.train.encode.config import EncodeConfig
+from uhr.train.encode.encoded import EncodedInfo
+from uhr.train.encode.run import encode
 from uhr.train.recipes import resolve
+from uhr.train.run.job import Job, start
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from uhr.cli import main
-from uhr.train.encoding.config import EncodeConfig
-from uhr.train.loop import Trainer
+from uhr.train.encode.config import EncodeConfig
 from uhr.train.recipes import NAMES
+from uhr.train.run.trainer import Trainer
 
 
 def answer(capsys, *words: object):

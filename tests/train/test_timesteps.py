@@ -5,7 +5,7 @@ from scipy import stats
 
 from uhr.base.config import build
 from uhr.base.errors import UserError
-from uhr.train.draws import Draws
+from uhr.train.objectives.draws import Draws
 from uhr.train.timesteps import Timesteps
 
 EVEN = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000

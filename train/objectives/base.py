@@ -11,9 +11,9 @@ from typing import Protocol
 
 import torch
 
-from uhr.models.flow import interpolate
+from uhr.models.ops.flow import interpolate
 from uhr.models.zoo import PromptEmbeds
-from uhr.train.draws import Draws
+from uhr.train.objectives.draws import Draws
 from uhr.train.timesteps import Timesteps
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from uhr.train.draws import Draws
 from uhr.train.objectives.base import Batch, Loss, Velocity, guess
+from uhr.train.objectives.draws import Draws
 from uhr.train.timesteps import Timesteps
 
 

@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from uhr.models.filters import haar
-from uhr.train.draws import Draws
+from uhr.models.ops.filters import haar
 from uhr.train.objectives.base import Batch, Guess, Loss, Velocity, guess
+from uhr.train.objectives.draws import Draws
 from uhr.train.timesteps import Timesteps
 
 EDGE = 1e-3

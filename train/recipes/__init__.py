@@ -10,7 +10,7 @@ from typing import Any
 from uhr.base.config import apply_sets, build, read_yaml
 from uhr.base.console import say, table
 from uhr.base.errors import UserError, load_object, unknown
-from uhr.train.recipe import Recipe, leaves
+from uhr.train.recipes.base import Recipe, leaves
 
 NAMES = {"lora": "uhr.train.recipes.lora:RECIPE"}
 

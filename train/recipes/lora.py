@@ -4,7 +4,7 @@ by.
 
 from __future__ import annotations
 
-from uhr.train.recipe import AdamW, Adapter, Batching, Guidance, Phase, Recipe, Runtime
+from uhr.train.recipes.base import AdamW, Adapter, Batching, Guidance, Phase, Recipe, Runtime
 from uhr.train.timesteps import Timesteps
 
 _DIFFUSERS = "diffusers examples/dreambooth/train_dreambooth_lora_flux.py, default"

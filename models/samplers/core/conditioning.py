@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models.backbones.conditions import Condition, Prompt
+from uhr.models.families.conditions import Condition, Prompt
+from uhr.models.families.text import Embedded, TokenCount
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingStage
-from uhr.models.spec import GuidanceKind
-from uhr.models.text import Embedded, TokenCount
+from uhr.models.specs.spec import GuidanceKind
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,19 @@ from diffusers.utils.torch_utils import randn_tensor
 from pydantic import ByteSize
 
 from uhr.base.errors import UserError
-from uhr.models import flow, surgery
-from uhr.models import latents as latent
-from uhr.models.backbones.base import Backbone
-from uhr.models.backbones.conditions import Condition
-from uhr.models.filters import ENLARGEMENTS, sharpen
+from uhr.models.families.base import Backbone
+from uhr.models.families.conditions import Condition
+from uhr.models.ops import flow
+from uhr.models.ops import latents as latent
+from uhr.models.ops.filters import ENLARGEMENTS, sharpen
+from uhr.models.ops.sizes import Size, check_sides
 from uhr.models.samplers.core.conditioning import Conditions
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingStage
 from uhr.models.samplers.core.progress import Progress, Steps
-from uhr.models.sizes import Size, check_sides
-from uhr.models.surgery import Surgery
+from uhr.models.surgery import base as surgery
+from uhr.models.surgery.base import Surgery
+from uhr.models.vae import coding
 from uhr.models.vae.f16 import vae_factor
 from uhr.models.vae.tiled import ExactTiling
 
@@ -151,7 +153,7 @@ class Engine:
     @torch.no_grad()
     def encode(self, images: torch.Tensor, generator: Any = None) -> torch.Tensor:
         """Images -> z, float32: the posterior's mean, or with a generator a sample of it."""
-        mean, std = latent.moments(self.models.vae, images)
+        mean, std = coding.moments(self.models.vae, images)
         if generator is not None:
             draw = randn_tensor(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
             mean = latent.sample_moments(mean, std, draw)
@@ -160,7 +162,7 @@ class Engine:
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """z -> images, float32, nominally in [-1, 1]; UserError for values that are not finite."""
         self.progress.note("decoding")
-        images = latent.decode(self.models.vae, z)
+        images = coding.decode(self.models.vae, z)
         flow.check_finite(images, "decoding: the pixels of the VAE")
         return images
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError
-from uhr.models.scheduler_config import SchedulerConfig
-from uhr.models.sizes import Size, base_size
-from uhr.models.spec import GuidanceKind, ModelSpec, ShiftPolicy
+from uhr.models.loading.scheduler_config import SchedulerConfig
+from uhr.models.ops.choices import ShiftPolicy
+from uhr.models.ops.sizes import Size, base_size
+from uhr.models.specs.spec import GuidanceKind, ModelSpec
 
 if TYPE_CHECKING:
-    from uhr.models.backbones.base import Backbone
+    from uhr.models.families.base import Backbone
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class ModelFacts:
     @classmethod
     def of_spec(cls, spec: ModelSpec, vae_factor: int | None = None) -> ModelFacts:
         """Of a model that is not loaded; `vae_factor` where the sampler changes that of the VAE."""
-        from uhr.models.backbones.families import FAMILIES
+        from uhr.models.families.registry import FAMILIES
 
         return cls(
             family=FAMILIES[spec.family],

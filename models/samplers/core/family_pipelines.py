@@ -12,13 +12,13 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
 
-from uhr.models.backbones.conditions import Prompt
-from uhr.models.backbones.flux1 import Flux1
-from uhr.models.backbones.flux2 import Flux2
+from uhr.models.families.conditions import Prompt
+from uhr.models.families.flux1 import Flux1
+from uhr.models.families.flux2 import Flux2
+from uhr.models.families.text import CHAT_LAYERS
 from uhr.models.samplers.core.options import SamplerOptions
 from uhr.models.samplers.core.sampler import Sampler, pipeline_name
 from uhr.models.samplers.core.shell import SamplerPipeline
-from uhr.models.text import CHAT_LAYERS
 
 FLUX1, FLUX2 = Flux1(), Flux2()
 

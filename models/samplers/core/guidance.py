@@ -16,7 +16,7 @@ from uhr.base.errors import UserError
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.options import PerStage, pick
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, SamplingStage
-from uhr.models.spec import GuidanceKind
+from uhr.models.specs.spec import GuidanceKind
 
 Numbers = tuple[float | None, ...]
 

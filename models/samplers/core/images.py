@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models.sizes import Size
+from uhr.models.ops.sizes import Size
 
 
 def pixels(image: Any) -> torch.Tensor:

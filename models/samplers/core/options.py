@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from uhr.base.config import Config
-from uhr.models.choices import StageShift
+from uhr.models.ops.choices import StageShift
 from uhr.models.samplers.core.toolkit import Toolkit
 
 

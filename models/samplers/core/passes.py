@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from uhr.models import flow
+from uhr.models.ops import flow
 from uhr.models.samplers.core.conditioning import Conditions
 from uhr.models.samplers.core.engine import Engine
 from uhr.models.samplers.core.plan import SamplingStage

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from uhr.models.sizes import Size
+from uhr.models.ops.sizes import Size
 
 if TYPE_CHECKING:
     from uhr.models.attention.layout import WindowLayout
     from uhr.models.attention.window_rules import WindowRules
-    from uhr.models.patches import Box
+    from uhr.models.ops.patches import Box
     from uhr.models.samplers.core.facts import ModelFacts
-    from uhr.models.surgery import Surgery
+    from uhr.models.surgery.base import Surgery
 
 GuideUse = Literal["none", "kept", "in every call"]
 """Whether windows have a guide, and whether its keys and values are kept from the first call on."""

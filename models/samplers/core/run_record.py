@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from uhr.models.families.text import TokenCount, notes_of
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingStage
-from uhr.models.text import TokenCount, notes_of
 
 if TYPE_CHECKING:
-    from uhr.models.patches import Box
-    from uhr.models.surgery import Surgery
+    from uhr.models.ops.patches import Box
+    from uhr.models.surgery.base import Surgery
 
 
 @dataclass

@@ -9,16 +9,16 @@ run(engine, plan)              the stages' latents in order, or strips of finish
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from uhr.base.errors import UserError
+from uhr.models.ops.sizes import Size
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.options import SamplerOptions
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest
 from uhr.models.samplers.core.size_rule import SizeRule
-from uhr.models.sizes import Size
-from uhr.models.spec import ModelSpec
+from uhr.models.specs.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -146,18 +146,3 @@ _PREFIXES = {"flux1": "", "flux2": "Flux2"}
 def pipeline_name(sampler: type[Sampler], family: str) -> str:
     """`EulerPipeline` and `Flux2EulerPipeline` for a sampler `Euler`."""
     return f"{_PREFIXES[family]}{sampler.__name__}Pipeline"
-
-
-def pipelines_of(sampler: type[Sampler]) -> Callable[[str], Any]:
-    """A module's `__getattr__` by which its pipelines can be imported, without diffusers, which takes seconds
-    to import, before one is."""
-    names = {pipeline_name(sampler, family): family for family in FAMILIES}
-
-    def attribute(name: str) -> Any:
-        if name not in names:
-            raise AttributeError(f"module {sampler.__module__!r} has no attribute {name!r}")
-        from uhr.models.samplers.core.family_pipelines import pipeline_class
-
-        return pipeline_class(sampler, names[name])
-
-    return attribute

@@ -22,13 +22,15 @@ from diffusers.utils import BaseOutput
 from uhr.base.config import build
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
-from uhr.models import latents as latent
-from uhr.models import registry
-from uhr.models.backbones.base import Backbone
-from uhr.models.backbones.conditions import Prompt
-from uhr.models.fitting import target_size
-from uhr.models.loading_checks import checked_loading
-from uhr.models.offload import clear
+from uhr.models.families.base import Backbone
+from uhr.models.families.conditions import Prompt
+from uhr.models.families.text import TokenCount, notes_of
+from uhr.models.loading.checks import checked_loading
+from uhr.models.loading.offload import clear, room_of
+from uhr.models.ops import latents as latent
+from uhr.models.ops.fitting import target_size
+from uhr.models.ops.sizes import Size, check_sides, up_to
+from uhr.models.ops.strips import Gathered
 from uhr.models.samplers.core.conditioning import PromptInputs, encode
 from uhr.models.samplers.core.engine import Engine, Models, Noise, Strip
 from uhr.models.samplers.core.facts import ModelFacts
@@ -38,11 +40,8 @@ from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest
 from uhr.models.samplers.core.progress import OnStepEnd, Progress, Steps
 from uhr.models.samplers.core.run_record import RunRecord
 from uhr.models.samplers.core.sampler import Sampler, make_plan
-from uhr.models.sizes import Size, check_sides, up_to
-from uhr.models.spec import GuidanceKind, ModelSpec
-from uhr.models.strips import Gathered
-from uhr.models.text import TokenCount, notes_of
-from uhr.models.vae.room import room_of
+from uhr.models.specs import registry
+from uhr.models.specs.spec import GuidanceKind, ModelSpec
 
 logger = logging.getLogger(__name__)
 

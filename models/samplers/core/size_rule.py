@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from uhr.base.errors import UserError
-from uhr.models.sizes import Size, check_enlarges, smallest
+from uhr.models.ops.sizes import Size, check_enlarges, smallest
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from uhr.base.errors import UserError
-from uhr.models.choices import StageShift
+from uhr.models.ops.choices import ShiftPolicy, StageShift
+from uhr.models.ops.sizes import Size
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.plan import BackboneCalls, SamplingRequest, SamplingStage
 from uhr.models.samplers.core.toolkit import Native, Toolkit
-from uhr.models.sizes import Size
-from uhr.models.spec import ShiftPolicy
 
 
 def sized(size: Size) -> str:
@@ -52,7 +51,7 @@ def dense_stage(
         stage = replace(stage, surgeries=surgeries, attention=toolkit.attention(rows * columns, native))
     wider = 0
     if swin:
-        from uhr.models.swin import shifts
+        from uhr.models.ops.swin import shifts
 
         wider = sum(shifts(step) for step in range(steps))
     counted = (
@@ -72,7 +71,7 @@ def base_stage(
 
 def model_base(facts: ModelFacts, request: SamplingRequest, steps: int | None) -> SamplingStage:
     """The base pass over the model's own schedule; `steps` None is as many as its card says."""
-    from uhr.models.schedules import Runaway
+    from uhr.models.ops.schedules import Runaway
 
     size = facts.base_size(request.size)
     try:
@@ -85,7 +84,7 @@ def model_base(facts: ModelFacts, request: SamplingRequest, steps: int | None) -
 
 def upper_levels(facts: ModelFacts, steps: int, shift: StageShift | None, factor: float) -> list[float]:
     """`steps` + 1 noise levels of a stage above the native size."""
-    from uhr.models.schedules import Runaway
+    from uhr.models.ops.schedules import Runaway
 
     if (shift or StageShift.usual(facts.family.name)) is StageShift.STATIC:
         return facts.schedule(steps, 0, ShiftPolicy.STATIC, factor)

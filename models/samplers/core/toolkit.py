@@ -16,7 +16,7 @@ from pydantic import Field
 from uhr.base.config import Config
 
 if TYPE_CHECKING:
-    from uhr.models.surgery import Surgery
+    from uhr.models.surgery.base import Surgery
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Toolkit(Config):
     def surgeries(self, tokens: int, native: Native) -> tuple[Surgery, ...]:
         """What is on the transformer while it works on a grid of so many image tokens."""
         from uhr.models.attention.call import AttentionCalls
-        from uhr.models.rope_surgeries import RopeNtk
+        from uhr.models.surgery.rope import RopeNtk
 
         if tokens <= native.side**2:
             return ()

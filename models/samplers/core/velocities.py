@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from uhr.models import swin
-from uhr.models.choices import Ring
-from uhr.models.patches import Box, Canvas
+from uhr.models.ops import swin
+from uhr.models.ops.choices import Ring
+from uhr.models.ops.patches import Box, Canvas
 from uhr.models.samplers.core.conditioning import Conditions
 from uhr.models.samplers.core.engine import Engine, Velocity
 

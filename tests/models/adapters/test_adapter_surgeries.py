@@ -9,7 +9,7 @@ from uhr.models.adapters import peft_layers
 from uhr.models.adapters.masked import masks
 from uhr.models.adapters.plain import lora_state
 from uhr.models.adapters.surgeries import PlainLora, SingularComponents, TokenMaskedLora
-from uhr.models.surgery import applied, compose, from_record, record, temporarily
+from uhr.models.surgery.base import applied, compose, from_record, record, temporarily
 
 TARGETS = zoo.get("tiny-flux1").lora_targets
 KINDS = {

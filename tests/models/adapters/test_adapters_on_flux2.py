@@ -11,7 +11,7 @@ from uhr.models.adapters.files import load_adapter
 from uhr.models.adapters.keys import layout_of
 from uhr.models.adapters.merging import merge
 from uhr.models.adapters.plain import LoraSpec, lora_state
-from uhr.models.export import export_lora
+from uhr.models.publish.export import export_lora
 
 SPEC = zoo.get("tiny-flux2")
 MODULES = {"attention": 2 * 4 + 2, "all-linear": 2 * 12 + 2 * 2}

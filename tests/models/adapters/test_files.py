@@ -18,7 +18,7 @@ from uhr.models.adapters.minor import MinorSpec, add_minor
 from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
 from uhr.models.adapters.scales import set_scale, set_scales
 from uhr.models.adapters.usage import Usage
-from uhr.models.export import export_lora
+from uhr.models.publish.export import export_lora
 
 TARGETS = zoo.get("tiny-flux1").lora_targets
 PATH = "transformer_blocks.0.attn.to_q"

@@ -23,12 +23,12 @@ from uhr.models.adapters.minor import MinorSpec, add_minor
 from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
 from uhr.models.adapters.scales import set_scales
 from uhr.models.adapters.usage import ORDINARY, Usage
-from uhr.models.export import export_lora
+from uhr.models.generate import setup
+from uhr.models.generate.record import read_record
+from uhr.models.generate.request import Adapter, Request
+from uhr.models.publish.export import export_lora
 from uhr.models.samplers import SAMPLERS, find_sampler, names_for, sampler_class
 from uhr.models.samplers.core.sampler import plan_of_spec
-from uhr.models.sampling import setup
-from uhr.models.sampling.record import read_record
-from uhr.models.sampling.request import Adapter, Request
 
 FAMILIES = {"flux1": "tiny-flux1", "flux2": "tiny-flux2"}
 CELLS = [(family, name) for family in FAMILIES for name in names_for(family)]
@@ -258,7 +258,7 @@ def test_the_command_refuses_what_does_not_go_together_before_loading(
     families, case, tmp_path, capsys, monkeypatch
 ):
     family, name, adapters, message = REFUSED[case]
-    monkeypatch.setattr("uhr.models.loading.load_pipeline", None)
+    monkeypatch.setattr("uhr.models.loading.model.load_pipeline", None)
     assert command(families[family], name, tmp_path / "a.png", dict.fromkeys(adapters, 1.0)) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from uhr.models import registry
 from uhr.models.samplers import SAMPLERS, sampler_class
+from uhr.models.specs import registry
 
 FILE = Path(__file__).with_name("golden.npz")
 FAMILIES = ("flux1", "flux2")

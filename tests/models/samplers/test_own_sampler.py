@@ -12,9 +12,9 @@ from PIL import Image
 from uhr.cli import main
 from uhr.models import zoo
 from uhr.models.adapters.plain import LoraSpec
-from uhr.models.export import export_lora
+from uhr.models.generate.record import read_record
+from uhr.models.publish.export import export_lora
 from uhr.models.samplers import sampler_class
-from uhr.models.sampling.record import read_record
 
 DOC = Path(__file__).parents[3] / "docs" / "extending-samplers.md"
 NAME = "latent_upscale:LatentUpscale"

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from uhr.models.zoo import PromptEmbeds
-from uhr.train.draws import Draws
 from uhr.train.objectives import objective_class
 from uhr.train.objectives.base import Batch
+from uhr.train.objectives.draws import Draws
 from uhr.train.objectives.flow import Flow
 from uhr.train.timesteps import Timesteps
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.models.zoo import PromptEmbeds
-from uhr.train.draws import Draws
 from uhr.train.objectives import objective_class
 from uhr.train.objectives.base import Batch
+from uhr.train.objectives.draws import Draws
 from uhr.train.objectives.flow import Flow
 from uhr.train.objectives.wavelet import SnrHuberWavelet, Wavelet
 from uhr.train.timesteps import Timesteps

@@ -1,0 +1,1 @@
+"""Measurements on decoded pixels: pure functions on arrays, without rows or stages."""

@@ -1,0 +1,1 @@
+"""Choosing rows of a manifest: conditions, ranks, samples and splits."""

@@ -1,0 +1,1 @@
+"""Checks of a manifest against its own record: hashes, counts, schema, values."""

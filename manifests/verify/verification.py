@@ -1,0 +1,167 @@
+"""Verification: whether a manifest still is what it says, and whether what it says can be true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from uhr.base import parquet
+from uhr.base.console import Advance
+from uhr.base.errors import UserError
+from uhr.base.files import file_version, sha256_file
+from uhr.manifests import parts as part_files
+from uhr.manifests.info import ManifestInfo, Part, content_id, read_info
+from uhr.manifests.lineage import find_parent
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.schema import BASE, COLUMNS, KEPT
+from uhr.manifests.uris import path_of
+from uhr.manifests.verify.checks import Fault, check_rows
+from uhr.pixels.headers import read_header
+from uhr.pixels.types import PixelFault
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`faults` make a manifest unfit; `notes` are worth knowing (a parent that has moved)."""
+
+    path: str
+    id: str
+    rows: int
+    checks: list[str]
+    faults: list[Fault]
+    notes: list[str]
+
+
+def verify(path: Path, *, pixels: bool = False, advance: Advance = lambda n=1, note=None: None) -> Verdict:
+    """Check the manifest in the folder `path`; all faults, not only the first.
+
+    With `pixels`, the source files are read and hashed again, which `advance` counts, and format and size of
+    each image are compared with its row.
+    """
+    info = read_info(path)
+    faults = list(_parts(path, info))
+    checks = ["parts"]
+    broken = {fault.where for fault in faults}
+    if not broken.intersection(part.path for part in (*info.parts, *info.previews)):
+        manifest = Manifest(path, info)
+        checks += ["id", "schema", "identity", "order", "verdicts", "counts", "ranges", "previews"]
+        faults += _id(manifest)
+        faults += _schema(manifest)
+        if not any(fault.check == "schema" for fault in faults):
+            faults += check_rows(manifest)
+        if pixels:
+            checks.append("pixels")
+            faults += _pixels(manifest, advance)
+    notes = [
+        f"{parent.role} {parent.id[:16]}: not found at {parent.path}"
+        for parent in info.parents
+        if find_parent(path, parent) is None
+    ]
+    return Verdict(str(path), info.id, info.counts["rows"], checks, faults, notes)
+
+
+def _parts(path: Path, info: ManifestInfo) -> Iterator[Fault]:
+    for part in (*info.parts, *info.previews):
+        what = _part(path / part.path, part)
+        if what:
+            yield Fault("parts", part.path, what)
+    known = {part.path for part in (*info.parts, *info.previews)}
+    for folder in (part_files.SAMPLES, part_files.PREVIEWS):
+        for file in sorted((path / folder).glob("*.parquet")):
+            if f"{folder}/{file.name}" not in known:
+                yield Fault("parts", f"{folder}/{file.name}", "belongs to no part that manifest.json names")
+
+
+def _part(file: Path, part: Part) -> str:
+    if not file.is_file():
+        return "is missing"
+    if sha256_file(file) != part.sha256:
+        return "has another SHA-256 than manifest.json says: its bytes have changed"
+    try:
+        rows = parquet.row_count(file)
+    except pa.ArrowException as error:
+        return f"is no Parquet file ({error})"
+    return "" if rows == part.rows else f"has {rows} rows, and manifest.json says {part.rows}"
+
+
+def _id(manifest: Manifest) -> Iterator[Fault]:
+    info = manifest.info
+    found = content_id(manifest.schema, info.operation, info.parents, info.parts, info.previews)
+    if found != info.id:
+        yield Fault(
+            "id", "manifest.json", f"the content has id {found[:16]}..., and it says {info.id[:16]}..."
+        )
+
+
+def _schema(manifest: Manifest) -> Iterator[Fault]:
+    for part in manifest.info.parts[1:]:
+        if not parquet.schema_of(manifest.path / part.path).equals(manifest.schema):
+            yield Fault("schema", part.path, "has another schema than the first part")
+    for column in BASE:
+        if column.name not in manifest.schema.names:
+            yield Fault("schema", column.name, "is missing")
+    for field in manifest.schema:
+        known = COLUMNS.get(field.name)
+        if known is not None and not field.type.equals(known.type):
+            yield Fault("schema", field.name, f"has type {field.type} instead of {known.type}")
+
+
+def _pixels(manifest: Manifest, advance: Advance) -> Iterator[Fault]:
+    """Each source file that a row says something of is read again."""
+    known = ("uri", "status", "parent_id", "content_hash", *_OF_THE_FILE)
+    names = [name for name in known if name in manifest.schema.names]
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        for batch in manifest.rows(columns=names):
+            rows = [row for row in batch.to_pylist() if _describes_bytes(row)]
+            advance(batch.num_rows - len(rows))
+            answers = pool.map(lambda row: _file(manifest.root, row), rows)
+            for row, what in zip(rows, answers, strict=True):
+                advance()
+                if what:
+                    yield Fault("pixels", row["uri"], what)
+
+
+_OF_THE_FILE = ("format", "width", "height", "file_size")
+"""Columns that follow from the bytes of a whole image, in any version of this software."""
+
+
+def _describes_bytes(row: dict[str, Any]) -> bool:
+    """Whether the row has a hash, or is kept by its header alone."""
+    return row["content_hash"] is not None or (row["status"] == KEPT and bool(_of_the_file(row)))
+
+
+def _of_the_file(row: dict[str, Any]) -> dict[str, Any]:
+    """What the row says of the file. The sizes of a patch are those of its box."""
+    if row["parent_id"] is not None:
+        return {}
+    return {name: row[name] for name in _OF_THE_FILE if row.get(name) is not None}
+
+
+def _file(root: Path, row: dict[str, Any]) -> str:
+    """What of a row is not true of its file; empty where all is."""
+    expected, stated = row["content_hash"], _of_the_file(row)
+    try:
+        file = path_of(root, row["uri"])
+        if not file.is_file():
+            return f"is missing below {root}"
+        status = file.stat()
+        if expected is not None and sha256_file(file) != expected:
+            return "has other bytes than when it was curated"
+        if not stated:
+            return ""
+        header = read_header(file, file_version(status))
+    except PixelFault as fault:
+        return f"has no header that can be read ({fault.kind}: {fault.message})"
+    except (UserError, OSError) as error:
+        return f"cannot be read ({error})"
+    found = {"format": header.format, "width": header.width, "height": header.height}
+    found["file_size"] = status.st_size
+    wrong = [
+        f"{name} {found[name]} instead of {value}" for name, value in stated.items() if found[name] != value
+    ]
+    return f"has {', '.join(wrong)}: its row was made of another file" if wrong else ""

@@ -1,0 +1,109 @@
+"""Bytes that a pass needs beside the weights, counted by running it on tensors without memory (`live.py`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from uhr.models.estimate.operations import Operations
+from uhr.models.samplers.core.plan import BackboneCalls, Coding, WindowedAttention
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.families.base import Backbone
+    from uhr.models.vae.tiled import ExactTiling
+
+
+class BackboneMemory:
+    """Of a transformer, by one double and one single block of it: every other block frees what it takes.
+
+    `transformer` is any FLUX transformer, on any device; `dtype` what it would be loaded in.
+    """
+
+    def __init__(self, backbone: Backbone, transformer: Any, dtype: torch.dtype) -> None:
+        import torch
+
+        config = {**transformer.config, "num_layers": 1, "num_single_layers": 1}
+        with torch.device("meta"):
+            slim = type(transformer).from_config(config).eval().requires_grad_(False)
+        self._slim = torch.nn.Module.to(slim, dtype=dtype)
+        self._backbone, self._dtype = backbone, dtype
+        whole = transformer.config
+        self._layers = whole.num_layers + whole.num_single_layers
+        self._width = whole.num_attention_heads * whole.attention_head_dim
+
+    def peak(self, calls: BackboneCalls) -> int:
+        """Most bytes of activations alive at once in one of the calls, guide included.
+
+        What attention takes is the gathered back end's, or one fused kernel's.
+        """
+        import torch
+
+        from uhr.models.attention.call import AttentionCalls
+        from uhr.models.estimate.live import peak_bytes
+        from uhr.models.surgery.base import temporarily
+
+        sample = torch.empty(
+            calls.together, calls.image, self._slim.config.in_channels, device="meta", dtype=torch.float32
+        )
+        level = torch.empty(calls.together, device="meta")
+        condition = self._condition(calls)
+
+        def call() -> torch.Tensor:
+            return self._backbone.call(self._slim, sample, level, condition)
+
+        with temporarily(self._slim, AttentionCalls()):
+            return peak_bytes(call)
+
+    def kept(self, calls: BackboneCalls) -> int:
+        """Bytes of a guide's keys and values that stay between the calls of one branch of guidance."""
+        if calls.windows is None or calls.windows.guide != "kept":
+            return 0
+        return 2 * self._layers * calls.guide * self._width * self._dtype.itemsize * calls.together
+
+    def _attention(self, calls: BackboneCalls) -> Any:
+        from uhr.models.attention.call import Windows
+        from uhr.models.attention.proportional import Proportional
+
+        windows = calls.windows
+        if windows is None:
+            return Proportional()
+        return Windows(windows.layout, windows.rules, self._guide(calls, windows), "gathered")
+
+    def _guide(self, calls: BackboneCalls, windows: WindowedAttention) -> Any:
+        import torch
+
+        from uhr.models.attention.guide import Guide
+
+        if windows.guide == "none":
+            return None
+        channels = self._slim.config.in_channels
+        return Guide(torch.empty(calls.together, calls.guide, channels, device="meta"))
+
+    def _condition(self, calls: BackboneCalls) -> Any:
+        import torch
+
+        from uhr.models.families.conditions import Condition
+
+        config, batch = self._slim.config, calls.together
+        pooled = config.get("pooled_projection_dim")
+        place: dict[str, Any] = {"device": "meta", "dtype": self._dtype}
+        return Condition(
+            text=torch.empty(batch, calls.text, config.joint_attention_dim, **place),
+            pooled=None if pooled is None else torch.empty(batch, pooled, **place),
+            text_ids=self._backbone.text_ids(calls.text, "meta"),
+            # only their number matters
+            image_ids=self._backbone.image_ids(calls.image, 1, "meta"),
+            guidance=torch.empty(batch, device="meta") if config.get("guidance_embeds") else None,
+            attention=self._attention(calls),
+        )
+
+
+def coding_takes(vae: Any, coding: Coding, tiling: ExactTiling) -> tuple[int, Operations]:
+    """Of one pass of a VAE under exact tiling: most bytes alive, its input and result included, and its
+    operations, of which small memory repeats some."""
+    from uhr.models.vae.f16 import vae_factor
+
+    factor = 1 if coding.part == "encode" else vae_factor(vae)
+    held, flops = tiling.takes(vae, coding.part, coding.height // factor, coding.width // factor)
+    return held, Operations(convolution=flops)

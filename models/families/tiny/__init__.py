@@ -1,0 +1,53 @@
+"""Make a tiny checkpoint: a diffusers folder of the real classes with seeded random weights.
+
+The weights are drawn so that signals neither die nor explode: pictures have contrast, and prompt, guidance
+and seed each change them. The VAE's latents have the statistics that the real normalisation expects.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from uhr.base.errors import UserError, unknown
+from uhr.base.files import saving, usual_modes
+from uhr.base.output import all_or_nothing
+from uhr.models.files.write import as_os_error
+from uhr.models.specs.registry import SPECS, get
+from uhr.models.specs.spec import ModelSpec
+
+
+def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
+    """Write a tiny checkpoint that the stock pipeline's `from_pretrained` loads; the folder's path.
+
+    The same seed gives the same bytes. A folder that holds anything is refused; where the disk takes no more,
+    nothing is left there, and the error is a UserError.
+    """
+    spec = get(spec_name)
+    if not spec.tiny:
+        raise unknown("tiny spec", spec_name, [name for name, s in SPECS.items() if s.tiny])
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty", "name a new folder")
+    import torch
+
+    from uhr.base.quiet import quiet_loading
+
+    # the classes draw initial weights of their own: keep that off the caller's generator
+    with torch.random.fork_rng(devices=[]), quiet_loading():
+        pipeline = _family(spec).pipeline(spec, seed)
+        with saving(folder, "make room, or name another folder"), all_or_nothing(folder), as_os_error(folder):
+            pipeline.save_pretrained(folder)
+            usual_modes(folder)
+    return folder
+
+
+def component(spec: ModelSpec, name: str) -> Any:
+    """A module of a tiny pipeline as its class makes it, its weights not drawn: for its shape."""
+    return _family(spec).COMPONENTS[name](spec)
+
+
+def _family(spec: ModelSpec) -> Any:
+    from uhr.models.families.tiny import flux1, flux2
+
+    return {"flux1": flux1, "flux2": flux2}[spec.family]

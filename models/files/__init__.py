@@ -1,0 +1,1 @@
+"""Weight files: what one contains, by names and shapes; the only writer; the file of an adapter."""

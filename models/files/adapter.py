@@ -1,0 +1,52 @@
+"""The file of an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uhr.base.errors import UserError
+from uhr.base.files import user_path
+from uhr.base.paths import check_utf8
+from uhr.models.files.containers import (
+    ADAPTER,
+    MODEL_INDEX,
+    SAFETENSORS,
+    check_folder,
+    is_gguf,
+    kind_of,
+    stored,
+)
+
+
+def lora_file(path: str | Path) -> Path:
+    """The safetensors file of an adapter: the file itself, or the only one in a folder.
+
+    Raises UserError where there is none, and for a file that is something else, which it names.
+    """
+    path = user_path(path)
+    check_utf8("adapter", path)
+    if path.is_dir():
+        path = _only_file(path)
+    elif not path.exists():
+        raise UserError(f"adapter {path} is not there", "name a .safetensors file or the folder of one")
+    if is_gguf(path):
+        raise UserError(f"adapter {path} is a GGUF file", "take the .safetensors file that it was made from")
+    kind = kind_of(stored(path))
+    if kind is not None and kind != ADAPTER:
+        fix = "give a backbone as the model, or as other weights of one; adapters are LoRA files"
+        raise UserError(f"adapter {path} holds {kind}, not an adapter", fix)
+    return path
+
+
+def _only_file(folder: Path) -> Path:
+    if (folder / MODEL_INDEX).is_file():
+        raise UserError(f"adapter {folder} is a whole model, not an adapter", "give it as the model")
+    files = sorted(path for suffix in SAFETENSORS for path in folder.glob(f"*{suffix}"))
+    if not files:
+        check_folder(folder, f"adapter {folder}")
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise UserError(
+            f"adapter folder {folder} must hold one safetensors file (found: {found})", "name the file"
+        )
+    return files[0]

@@ -1,0 +1,1 @@
+"""From a request to an image with its record: options, setup, session, record, repeat."""

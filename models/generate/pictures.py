@@ -1,0 +1,175 @@
+"""An image that a user gives: opened for a sampler, and what was made of it put back into the same frame.
+
+What is kept apart and put back: transparency, enlarged as the colours are, and the ICC profile. The result is
+upright, gray if the given image was, and of 8 bits per channel (of deeper ones the upper eight are taken).
+Metadata (EXIF, XMP, IPTC, text) are not passed on, which a note says. The decoder is that of curation
+(`uhr.pixels`): a file is opened here if it is opened there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from uhr.base.errors import UserError
+from uhr.base.files import file_version
+from uhr.models.ops.filters import bicubic
+from uhr.models.ops.fitting import Fit
+from uhr.models.ops.sizes import Size
+from uhr.pixels.types import PixelFault
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from uhr.pixels.colour import Restoration
+
+CHUNK = "uhr"
+"""The PNG text chunk that holds the record of an image, as JSON (`record.py`)."""
+
+STAGE = "uhr-stage"
+"""The PNG text chunk that marks a preview: it holds the stage's name."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """An opened image, upright. `rgb` is what a model is shown: sRGB, 8 bits. `alpha` is None where every
+    pixel is opaque. `restoration` converts a result to the colours of the file. `notes` are what a reader of
+    the result must know. `sha256` and `version` (`uhr.base.files.file_version`) are of the bytes that were
+    decoded, whatever the file is by now.
+    """
+
+    rgb: Image
+    alpha: Image | None
+    gray: bool
+    restoration: Restoration
+    notes: tuple[str, ...]
+    sha256: str
+    version: str
+
+    @property
+    def size(self) -> Size:
+        """Height and width in px."""
+        return self.rgb.height, self.rgb.width
+
+    def hand(self, fit: Fit) -> torch.Tensor:
+        """What a sampler is handed: float32 [1, 3, *fit.handed], in [0, 1] but for overshoots."""
+        return fit.hand(_tensor(self.rgb))
+
+    def put_back(self, painted: Image, fit: Fit) -> Image:
+        """The finished image, `fit.target` px, of what a sampler generated (sRGB, `fit.made` px): cut, and
+        with the given image's colours, profile and transparency."""
+        import numpy as np
+        from PIL import Image
+
+        found = fit.cut(painted.convert("RGB"))
+        assert found.size == fit.target[::-1], (painted.size, fit)
+        if self.gray:
+            found = found.convert("L").convert("RGB")
+        found = Image.fromarray(self.restoration.apply(np.asarray(found)))
+        if self.alpha is not None:
+            found.putalpha(_image(bicubic(_tensor(self.alpha), *fit.target)))
+        if self.restoration.profile is not None:
+            found.info["icc_profile"] = self.restoration.profile
+        return found
+
+
+def open_picture(path: Path | str) -> Given:
+    """The first image in a file, whole. Raises UserError, in one line, for whatever is not an image, is
+    damaged, of a variant that is not decoded, or beyond the decoder's limits."""
+    from uhr.pixels.decode import read_bytes
+    from uhr.pixels.editing import open_editable
+    from uhr.pixels.files import stat_file
+
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"image {path} does not exist", "name an image, or a folder of images")
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "not a regular file"
+        raise UserError(f"image {path} is {what}", "name a single image")
+    try:
+        version = file_version(stat_file(path))
+        data = read_bytes(path, version=version)
+        found = open_editable(data)
+    except PixelFault as fault:
+        raise _refusal(path, fault) from None
+    except MemoryError as error:
+        raise UserError(f"image {path} does not fit into memory", "cut it into parts") from error
+    rgb, alpha = _pil(found.rgb), None if found.alpha is None else _pil(found.alpha)
+    if alpha is not None:
+        rgb = without_hidden(rgb, alpha)
+    notes = (*found.notes, *_metadata_note(data))
+    return Given(rgb, alpha, found.gray, found.restoration, notes, hashlib.sha256(data).hexdigest(), version)
+
+
+def _metadata_note(data: bytes) -> list[str]:
+    """What of a file is not in the result. A record of ours is left out of account: the new one has the
+    file's hash."""
+    from uhr.pixels.headers import read_header
+    from uhr.pixels.metadata import metadata_kinds
+
+    kinds = metadata_kinds(data, read_header(data).format, (CHUNK.encode(), STAGE.encode()))
+    return [f"its {' and '.join(kinds)} metadata are not passed on"] if kinds else []
+
+
+def _refusal(path: Path, fault: PixelFault) -> UserError:
+    """What a user can do about each kind of fault."""
+    from uhr.pixels.headers import FORMATS
+
+    damaged = f"image {path} is damaged ({fault.message})", "open it in an editor and save it again"
+    unknown = f"{path} is not an image that can be read ({fault.message})"
+    what, fix = {
+        "empty file": (unknown, f"known formats: {', '.join(FORMATS)}"),
+        "not an image": (unknown, f"known formats: {', '.join(FORMATS)}"),
+        "truncated": damaged,
+        "corrupt": damaged,
+        "too large": (f"image {path} is too large ({fault.message})", "cut it into parts, or shrink it"),
+        "unreadable": (f"image {path}: {fault.message}", "check who may read it"),
+        "unsupported": (
+            f"image {path} is of an unsupported kind ({fault.message})",
+            "convert it to a PNG of 8 or 16 bits per channel",
+        ),
+        "changed": (f"image {path}: {fault.message}", None),
+    }[fault.kind]
+    return UserError(what, fix)
+
+
+def without_hidden(rgb: Image, alpha: Image) -> Image:
+    """The image with the colours of what is wholly transparent taken from what is visible around it: nobody
+    ever saw them, and an enlargement would mix them into every edge. Smaller and smaller copies, down to one
+    in which all is visible, give what is around."""
+    from PIL import Image
+
+    visible = alpha.point([0] + [255] * 255)
+    if visible.getextrema() in ((0, 0), (255, 255)):
+        return rgb
+    both = rgb.copy()
+    both.putalpha(visible)
+    small = both.reduce(2)
+    around = without_hidden(small.convert("RGB"), small.getchannel("A"))
+    return Image.composite(rgb, around.resize(rgb.size, Image.Resampling.BILINEAR), visible)
+
+
+def _tensor(picture: Image) -> torch.Tensor:
+    """float32 [1, C, h, w] in [0, 1]."""
+    import numpy as np
+
+    array = torch.from_numpy(np.array(picture)).float() / 255
+    return array[None, None] if array.ndim == 2 else array.movedim(-1, 0)[None]
+
+
+def _image(values: torch.Tensor) -> Any:
+    """[1, C, h, w] -> PIL, L or RGB, clipped to [0, 1]."""
+    array = (values[0].clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
+    return _pil(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def _pil(pixels: Any) -> Any:
+    """uint8 [H, W] or [H, W, 3] -> PIL, L or RGB."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray(pixels))

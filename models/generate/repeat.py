@@ -1,0 +1,235 @@
+"""A picture made again from its own record, and whether it is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from pydantic import Field
+
+from uhr.base.config import Config, build
+from uhr.base.errors import UserError
+from uhr.base.files import user_path
+from uhr.models.generate import record as records
+from uhr.models.generate.record import beside, machine, opened, versions
+from uhr.models.generate.request import Item, Request
+from uhr.models.generate.setup import WEIGHTED, Call, Setup
+from uhr.models.loading.opening import is_backbone
+from uhr.models.samplers import SAMPLERS, check_name
+
+WHERE_MADE = "repeat it in the folder where it was made, since paths are kept as they were given"
+
+
+class Told(Config):
+    """What `differences` reads of a record, of which others may have changed anything."""
+
+    weights: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    adapters: tuple[dict[str, Any], ...]
+    image: dict[str, Any] | None = None
+    versions: dict[str, Any] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
+
+
+def asked(
+    record: Mapping[str, Any], where: str, model: str | None = None, sampler: str | None = None
+) -> tuple[Request, Item]:
+    """What a record's picture was made of, with every default filled in as it was then.
+
+    A hub's model is taken at the commit that was used, unless `model` names another place for it. UserError
+    for a record that lacks something, and for a sampler that is none of ours: a record may come from anybody,
+    so that its code runs only if the user names it as `sampler`.
+    """
+    try:
+        request = build(Request, record["request"], where)
+        item = build(Item, record["item"], where)
+        known = {
+            **_model(record["model"], model),
+            "options": record["options"],
+            "steps": record["steps"],
+            "guidance": record["guidance"],
+            "dtype": record["dtype"],
+            "device": record["device"],
+        }
+        told = build(Told, {name: record[name] for name in Told.model_fields if name in record}, where)
+        if len(told.adapters) != len(request.adapters):
+            raise ValueError(f"{len(told.adapters)} adapters of {len(request.adapters)}")
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"the record of {where} is not whole ({type(error).__name__}: {error})"
+        raise UserError(what, "was it changed? it cannot be repeated") from error
+    check_name(request.sampler)
+    if request.sampler not in (SAMPLERS if sampler is None else (sampler,)):
+        what = f"the record of {where} asks for the sampler '{request.sampler}'"
+        raise UserError(what, f"if you trust its code, name it: --sampler {quote(request.sampler)}")
+    request = build(Request, {**request.model_dump(), **known}, where)
+    if item.image is None:
+        size = (record["width"], record["height"])
+        item = build(Item, {**item.model_dump(), "size": size}, where)
+    return request, item
+
+
+def _model(then: Mapping[str, Any], now: str | None) -> dict[str, Any]:
+    """The model and its base; what came from the hub (the base, if there is one) at its commit of then. `now`
+    is the model's place of today, or the base's if that is a folder or hub id and the model a lone file."""
+    name, base, revision = then["name"], then["base"], then["revision"]
+    alone = now is not None and is_backbone(user_path(now))
+    if alone and base is None:
+        what = f"--model {now} is a backbone alone, and the image was made with a whole model, {name}"
+        raise UserError(what, "name that model's folder or hub id")
+    if now is not None and (base is None or alone):
+        return {"model": now, "base": base}
+    if now is not None:
+        return {"model": name, "base": now}
+    for place in (base, name) if revision is None else (name,) if base else ():
+        # a folder's name may look like a hub id, and nobody asked for a download
+        if place is not None and not user_path(place).exists():
+            raise UserError(f"model {place} is not there", "say where it is now: --model DIR")
+    pinned = None if revision is None else "@".join(((base or name).partition("@")[0], revision))
+    return {"model": name, "base": pinned or base} if base else {"model": pinned or name, "base": None}
+
+
+def may_fetch(model: str | None) -> bool:
+    """Whether the hub may be asked: for a `model` that the user has named, unless that is a lone file, to
+    which the record names the rest. Else its cache must do."""
+    return model is not None and not is_backbone(user_path(model))
+
+
+def picture_of(file: Path) -> Path | None:
+    """The picture of then: the file itself, or what stands beside a record's JSON, if anything does."""
+    if file.suffix.lower() != ".json":
+        return file
+    picture = file.with_suffix(".png")
+    return picture if picture.exists() else None
+
+
+def check_out(out: Path, picture: Path, item: Item) -> None:
+    """UserError unless `out` can be written without a loss: of the picture that is repeated, of its record,
+    or of the picture that it was made of."""
+    records.check_out(out, item.image)
+    for old in (picture, picture_of(picture), beside(picture)):
+        for new in (out, beside(out)):
+            if old is not None and old.exists() and new.exists() and new.samefile(old):
+                what = f"--out {out}: {new} is the picture that is to be repeated, or its record"
+                raise UserError(what, "name another file")
+
+
+def on_this_machine(request: Request) -> tuple[Request, list[str]]:
+    """The request on a device that is here, and what that changes."""
+    from uhr.models.loading.model import pick_device
+
+    try:
+        pick_device(request.device)
+    except UserError:
+        place = pick_device("auto")
+        lines = [f"device: made on {request.device}, which is not here; now on {place}"]
+        if request.offload is not None and place.type == "cpu":
+            lines.append(f"offload: {request.offload} has no GPU to spare; now without")
+        offload = None if place.type == "cpu" else request.offload
+        return request.model_copy(update={"device": str(place), "offload": offload}), lines
+    return request, []
+
+
+def check_files(request: Request, item: Item) -> None:
+    """UserError for a file that the picture was made of and that is not there. The model is asked for by
+    whoever opens it."""
+    named = {"adapter": [user_path(each.name) for each in request.adapters]}
+    named |= {name: [path] for name, path in request.weights.items()}
+    named["picture"] = [] if item.image is None else [user_path(item.image)]
+    for kind, paths in named.items():
+        for path in paths:
+            if not path.exists():
+                raise UserError(f"{kind} {path} is not there", WHERE_MADE)
+
+
+def differences(record: Mapping[str, Any], setup: Setup, call: Call) -> list[str]:
+    """A line for each thing that is not as it was when the picture was made: components' files, adapters,
+    the given picture, versions, the machine. A hub's model must have been loaded before."""
+    lines = []
+    then = record.get("weights", {})
+    for name, now in setup.weights.items():
+        before = then.get(name, {})
+        if before.get("sha256") != now["sha256"]:
+            kind = "weights" if name in WEIGHTED else "files"
+            lines.append(f"{kind}: those of the {name} are not the same as then")
+        if before.get("config") != now["config"]:
+            lines.append(f"configuration: that of the {name} is not the same as then")
+    for old, new in zip(record.get("adapters", ()), setup.adapters, strict=True):
+        if old.get("sha256") != new["sha256"]:
+            lines.append(f"adapter: {new['file']} is not the same file as then")
+        if old.get("config") != new["config"]:
+            lines.append(f"adapter: the settings beside {new['file']} are not the same as then")
+    lines += _given(record.get("image"), call)
+    lines += _changed("version", {"uhr": record.get("uhr"), **record.get("versions", {})}, _versions_now())
+    return lines + _changed("machine", record.get("machine", {}), machine(setup.device))
+
+
+def _given(then: Mapping[str, Any] | None, call: Call) -> list[str]:
+    if call.given is None or then is None or then.get("sha256") == call.given.sha256:
+        return []
+    return [f"picture: {call.item.image} is not the same file as then"]
+
+
+def _versions_now() -> dict[str, Any]:
+    from uhr import __version__
+
+    return {"uhr": __version__, **versions()}
+
+
+def _changed(kind: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = [*now, *(name for name in then if name not in now)]
+    return [
+        f"{kind}: {name} was {then.get(name)}, and is {now.get(name)}"
+        for name in names
+        if then.get(name) != now.get(name)
+    ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Pixels of two pictures of `width` x `height` px that differ in any value, and by how much at most (of
+    255). `other` is the size of the first, where that is another one: then all differ."""
+
+    width: int
+    height: int
+    differ: int
+    most: int
+    other: tuple[int, int] | None = None
+
+    @property
+    def identical(self) -> bool:
+        return self.differ == 0
+
+    def describe(self) -> dict[str, Any]:
+        """JSON."""
+        return {
+            "identical": self.identical,
+            "pixels_that_differ": self.differ,
+            "largest_difference": self.most,
+        }
+
+    def __str__(self) -> str:
+        total = self.width * self.height
+        if self.identical:
+            return f"identical: all {total:,} pixels"
+        if self.other is not None:
+            return f"not comparable: the first has {self.other[0]}x{self.other[1]} px"
+        return f"not identical: {self.differ:,} of {total:,} pixels differ, by at most {self.most} of 255"
+
+
+def compare(first: Path, again: Any) -> Comparison:
+    """The picture in a file and one in memory (PIL), value by value, transparency as well. A file of another
+    size is not decoded."""
+    import numpy as np
+
+    width, height = again.size
+    with opened(first) as file:
+        if file.size != again.size:
+            return Comparison(width, height, width * height, 255, file.size)
+        try:
+            one, two = np.asarray(file.convert("RGBA")), np.asarray(again.convert("RGBA"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{first} cannot be compared with ({error})", "it is damaged") from error
+    apart = (np.maximum(one, two) - np.minimum(one, two)).max(axis=-1)
+    return Comparison(width, height, int((apart > 0).sum()), int(apart.max()))

@@ -1,0 +1,67 @@
+"""Where one picture goes: a PNG with its JSON beside it, in a folder or an object store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from uhr.base.errors import UserError
+from uhr.base.files import json_bytes
+from uhr.base.paths import is_url
+from uhr.base.store import FolderStore, Store, open_store
+from uhr.models.generate import record as records
+
+
+@dataclass(frozen=True)
+class Target:
+    """`name` is the PNG's, in `store`; `text` is how the user named it."""
+
+    text: str
+    store: Store
+    name: str
+
+    @classmethod
+    def of(cls, text: str) -> Target:
+        """UserError for what is no PNG's name, or names no bucket."""
+        if not is_url(text):
+            return cls(text, FolderStore(str(Path(text).parent)), Path(text).name)
+        place, _, name = text.rpartition("/")
+        if not is_url(place):
+            raise UserError(f"--out {text} names no file in a bucket", "write it as s3://bucket/picture.png")
+        records.check_name(text)
+        return cls(text, open_store(place), name)
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.name).stem
+
+    @property
+    def file(self) -> Path | None:
+        """The PNG on this machine; None in an object store."""
+        return self.store.folder / self.name if isinstance(self.store, FolderStore) else None
+
+    def check(self, given: Path | None = None) -> None:
+        """UserError unless the picture can be written there without a loss (`records.check_out`)."""
+        if self.file is not None:
+            records.check_out(self.file, given)
+            return
+        self.store.probe()
+        beside = self.store.read(self._record)
+        records.check_beside(self.store.place(self._record), self.name, beside)
+
+    @property
+    def _record(self) -> str:
+        return f"{self.stem}.json"
+
+    def write(self, picture: Any, record: dict[str, Any]) -> None:
+        """As `records.write`."""
+        if self.file is not None:
+            records.write(self.file, picture, record)
+            return
+        data = records.png_bytes(picture, record)
+        beside = json_bytes(record)
+        # that of an earlier picture must not stand beside this one
+        self.store.delete(self._record)
+        self.store.write(self.name, data)
+        self.store.write(self._record, beside)

@@ -1,0 +1,122 @@
+"""Prompts rewritten by a language model before they are painted."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from uhr.base.config import fingerprint
+from uhr.base.errors import UserError
+from uhr.models.generate.request import Item, Original
+from uhr.models.llm.chat import ChatServer, NoAnswer
+
+INSTRUCTION = """\
+You prepare prompts for a text-to-image model that paints very large, finely detailed pictures. You are \
+given a short prompt. Rewrite it as one paragraph that describes the finished picture to somebody who \
+cannot see it.
+
+Stay with what was asked. Every subject, number, colour, name, style and quoted text of the prompt stays, \
+and nothing is added that would change what the picture is of. Words in quotation marks are to be painted \
+as they stand: copy them exactly and keep the marks.
+
+Then fill in what the prompt leaves open, as far as it serves the picture: where things stand in the \
+frame and how far away; what they are made of and what their surfaces look like close up; what lies in \
+the foreground and in the distance; where the light comes from and what its colour is; the time of day, \
+the weather, the mood; the medium, and for a photograph the lens and the depth of field. Prefer things \
+that can be seen over praise: "frost on the fence wire", not "stunning, masterpiece, 8k".
+
+Write in English, 80 to 150 words, present tense, plain sentences. Do not speak of the prompt, of \
+yourself or of an "image". Answer with the paragraph alone, without a heading, list or quotation marks \
+around it.
+"""
+"""What the language model is told; a file of the user's own takes its place."""
+
+TOKENS = 2048
+"""The most that an answer may have: a model that thinks aloud first needs room."""
+
+_THOUGHT_ENDS = "</think>"
+
+_ANNOUNCED = re.compile(r"\A[^\n]{0,120}:[*_ ]*\n\s*\n")
+"""A short first line that ends in a colon, with an empty line below: 'Sure! Here is the prompt:'."""
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What was asked for: a server, one of its models (None: the only one), and a file of instructions (None:
+    ours).
+    """
+
+    url: str
+    model: str | None = None
+    instruction: Path | None = None
+    seconds: float = 120.0
+
+    def open(self) -> Refiner:
+        """The refiner; asks the server for the name of its model where none is given."""
+        return Refiner(ChatServer(self.url, self.model, self.seconds), self.text)
+
+    @property
+    def text(self) -> str:
+        """The instructions."""
+        return INSTRUCTION if self.instruction is None else _read(self.instruction)
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """A model of a server, and what it is told."""
+
+    server: ChatServer
+    instruction: str = field(default=INSTRUCTION, repr=False)
+
+    @cached_property
+    def instruction_hash(self) -> str:
+        """SHA-256 (64 hex digits) of the instruction."""
+        return hashlib.sha256(self.instruction.encode()).hexdigest()
+
+    def key(self, prompt: str) -> str:
+        """Under which an answer may be kept (64 hex digits)."""
+        return fingerprint([prompt, self.server.model, self.instruction])
+
+    def ask(self, prompt: str) -> str:
+        """The prompt rewritten, as one line. NoAnswer, ServerError: as `ChatServer.ask`."""
+        answer = self.server.ask(self.instruction, prompt, tokens=TOKENS)
+        # models that reason may put their thoughts before the answer, and chatty ones an announcement
+        words = " ".join(_ANNOUNCED.sub("", answer.rpartition(_THOUGHT_ENDS)[2].strip()).split())
+        if len(words) > 1 and words[0] == words[-1] == '"' and '"' not in words[1:-1]:
+            words = words[1:-1].strip()
+        if not words:
+            raise NoAnswer("the answer is empty")
+        return words
+
+    def refine(self, item: Item, ask: Callable[[str], str] | None = None) -> Item:
+        """The item with its prompt rewritten, and what it was before. `ask` in place of the server: a
+        cache.
+        """
+        original = Original(prompt=item.prompt, model=self.server.model, instruction=self.instruction_hash)
+        return item.model_copy(update={"prompt": (ask or self.ask)(item.prompt), "original": original})
+
+
+def refine_one(item: Item, refinement: Refinement) -> Item:
+    """One item, refined; UserError where the model gives no answer to it."""
+    refiner = refinement.open()
+    try:
+        return refiner.refine(item)
+    except NoAnswer as none:
+        raise UserError(
+            f"{refiner.server.model} does not rewrite '{item.prompt[:60]}' ({none})",
+            "change the prompt, or leave --refine out",
+        ) from None
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--refine-instruction {path} cannot be read ({error})", "name a text file") from None
+    if not text.strip():
+        raise UserError(f"--refine-instruction {path} is empty", "write into it what the model is to do")
+    return text

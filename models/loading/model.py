@@ -1,0 +1,261 @@
+"""From a folder or a hub id to modules in memory: each component alone, or a whole pipeline."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uhr.base.console import Advance
+from uhr.base.errors import UserError, unknown
+from uhr.base.files import user_path
+from uhr.models.files.containers import under_usual_names, variant_of
+from uhr.models.loading.checks import load_whole
+from uhr.models.loading.hashes import config_of, hash_of
+from uhr.models.loading.offload import check as check_offload
+from uhr.models.loading.offload import offload as put_offload
+from uhr.models.loading.opening import Model, open_model
+from uhr.models.loading.quantize import LARGE, MOVABLE, check_quantised, is_large
+from uhr.models.loading.quantize import check as check_quantize
+from uhr.models.loading.quantize import options as quantize_options
+from uhr.models.loading.single_file import load_single_file
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.families.text import ChatEncoder, TextEncoders
+
+DTYPES = ("float32", "bfloat16", "float16")
+TEXT_COMPONENTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+
+
+def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    return getattr(torch, dtype)
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the first GPU if there is one, else the CPU."""
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"'{device}' is no device", "give auto, cpu, cuda or cuda:1") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device '{device}' is not here: torch sees no GPU", give={"device": "cpu"})
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        what = f"device '{device}' is not here: torch sees {torch.cuda.device_count()}, counted from 0"
+        raise UserError(what, give={"device": "cuda"})
+    return chosen
+
+
+def load_component(
+    model: str | Path | Model,
+    name: str,
+    dtype: str | torch.dtype = "float32",
+    device: str = "cpu",
+    *,
+    quantize: str | None = None,
+    weights: str | Path | None = None,
+) -> Any:
+    """One component by its folder name, in evaluation mode; a tokenizer or scheduler takes no dtype or
+    device.
+
+    Only safetensors (or GGUF) are read, and a local folder never touches the network. `quantize` is a name of
+    `quantize.KINDS`, for the backbone and the large text encoder; others load as they are. `weights` is where
+    the component's weights are instead: a folder of its own (with a config.json), or a single file of BFL's,
+    ComfyUI's or GGUF.
+    """
+    opened = model if isinstance(model, Model) else open_model(model, components=(name,))
+    weights = opened.weights.get(name) if weights is None else weights
+    if name not in opened.spec.components:
+        raise unknown("component", name, opened.spec.components, opened.spec.name)
+    library_name, _, class_name = opened.spec.components[name].partition(":")
+    library = importlib.import_module(library_name)
+    cls = getattr(library, class_name)
+    if not hasattr(cls, "parameters"):
+        return _without_weights(cls, opened, name)
+    torch_dtype, place = pick_dtype(dtype), pick_device(device)
+    options = {"use_safetensors": True, _DTYPE_OPTION[library_name]: torch_dtype}
+    quantised = quantize is not None and class_name in LARGE
+    if quantize is not None and quantised:
+        check_quantize(quantize, place)
+        options |= quantize_options(quantize, library, torch_dtype, place)
+    source = opened.folder / name if weights is None else user_path(weights)
+    if source.is_file():
+        if quantised:
+            raise UserError(f"{name} from a single file cannot be quantised", f"leave out {quantize}")
+        changes = opened.changes(name) if source == opened.backbone else {}
+        part = load_single_file(cls, name, source, opened.folder, torch_dtype, place, changes)
+    else:
+        where = f"{name} of {opened.source.text}" if weights is None else f"{name} in {source}"
+        _check_stored(source, where)
+        usual = _WEIGHTS[library_name]
+        variant = variant_of(source, usual)
+        with under_usual_names(source, usual) as folder:
+            part = load_whole(cls, folder, where, options | ({"variant": variant} if variant else {}))
+    if quantize is not None and quantised:
+        check_quantised(part, quantize)
+    if name == "vae":
+        from uhr.models.vae.f16 import restore
+
+        restore(part)
+    return part.eval() if quantised else part.eval().to(place)
+
+
+def _check_stored(folder: Path, where: str) -> None:
+    """UserError for weights that were stored quantised by bitsandbytes, on a machine without a GPU: they do
+    not load there, or fail at the first call."""
+    import torch
+
+    stored = config_of(folder).get("quantization_config")
+    method = stored.get("quant_method") if isinstance(stored, dict) else None
+    if method == "bitsandbytes" and not torch.cuda.is_available():
+        what = f"{where} is stored quantised by {method}, which wants a GPU"
+        raise UserError(what, "take the plain weights, or a GGUF file")
+
+
+def _without_weights(cls: Any, model: Model, name: str) -> Any:
+    """A tokenizer or the scheduler."""
+    where = f"{name} of {model.source.text}"
+    part = load_whole(cls, model.folder / name, where)
+    if name == "tokenizer" and model.spec.family == "flux2" and not part.chat_template:
+        raise UserError(f"{where} lacks chat_template.jinja", "download it again")
+    return part
+
+
+_DTYPE_OPTION = {"diffusers": "torch_dtype", "transformers": "dtype"}
+_WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
+"""How each library calls a component's only file of weights."""
+
+
+def load_transformer(
+    model: str | Path | Model, dtype: str | torch.dtype = "float32", device: str = "cpu"
+) -> Any:
+    """The backbone alone (diffusers' own class), in evaluation mode."""
+    return load_component(model, "transformer", dtype, device)
+
+
+def empty_transformer(model: Model) -> Any:
+    """The backbone's modules and shapes without any weights (meta device)."""
+    import diffusers
+    import torch
+
+    cls = getattr(diffusers, model.spec.transformer_class)
+    config = cls.load_config(model.config_folder("transformer"), local_files_only=True)
+    with torch.device("meta"):
+        return cls.from_config({**config, **model.changes("transformer")})
+
+
+def load_vae(model: str | Path | Model, dtype: str | torch.dtype = "float32", device: str = "cpu") -> Any:
+    """The VAE alone, in evaluation mode. float32 unless asked: encoders overflow in float16."""
+    return load_component(model, "vae", dtype, device)
+
+
+def load_text_encoders(
+    model: str | Path | Model, dtype: str | torch.dtype = "float32", device: str = "cpu"
+) -> TextEncoders | ChatEncoder:
+    """A family's text encoders with their tokenizers: FLUX.1's for `text.encode_prompts`, FLUX.2's for
+    `text.encode_chat`."""
+    opened = model if isinstance(model, Model) else open_model(model)
+    names = [name for name in TEXT_COMPONENTS if name in opened.spec.components]
+    opened = opened.fetched(names)
+    parts = {name: load_component(opened, name, dtype, device) for name in names}
+    length, clip = opened.spec.text_lengths.get("clip"), parts["tokenizer"].model_max_length
+    if length is not None and clip != length:
+        # samplers pad to the tokenizer's own length, as the stock pipeline does, and these to the spec's
+        what = f"tokenizer of {opened.source.text} has model_max_length {clip}, and {opened.spec.name} reads"
+        raise UserError(f"{what} {length}", "correct its tokenizer_config.json")
+    return _text_encoders(opened, parts)
+
+
+def load_tokenizers(model: Model) -> TextEncoders | ChatEncoder | None:
+    """The same without the encoders, which is enough to count tokens; None where a tokenizer's files are not
+    on this machine. Nothing is fetched."""
+    names = [name for name in TEXT_COMPONENTS if name in model.spec.components]
+    tokenizers = [name for name in names if name.startswith("tokenizer")]
+    if not all((model.folder / name).is_dir() for name in tokenizers):
+        return None
+    return _text_encoders(
+        model, {name: load_component(model, name) if name in tokenizers else None for name in names}
+    )
+
+
+def _text_encoders(model: Model, parts: Mapping[str, Any]) -> TextEncoders | ChatEncoder:
+    from uhr.models.families.text import ChatEncoder, TextEncoders
+
+    cls = {"flux1": TextEncoders, "flux2": ChatEncoder}[model.spec.family]
+    return cls(**parts, lengths=dict(model.spec.text_lengths))
+
+
+def load_pipeline(
+    model: str | Path | Model,
+    dtype: str | torch.dtype = "float32",
+    device: str = "cpu",
+    pipeline_class: type | None = None,
+    *,
+    quantize: str | None = None,
+    offload: str | None = None,
+    weights: Mapping[str, str | Path] | None = None,
+    park: bool = False,
+    advance: Advance | None = None,
+) -> Any:
+    """A whole pipeline: the stock class of its spec, or `pipeline_class` (a sampler of ours, say).
+
+    `quantize` and `weights` (by component) are as in `load_component`. `offload` (model, group, sequential)
+    keeps the weights in the CPU's memory; a caller that adds adapters does that first and offloads itself.
+    With `park` a component is on the device no longer than it takes to quantise it there, if its kind can be
+    moved (`quantize.MOVABLE`): two need not have room at once.
+    `advance(n, note, total)` hears of every component that is loaded.
+    """
+    opened = model if isinstance(model, Model) else open_model(model)
+    place, weights = pick_device(device), {**opened.weights, **(weights or {})}
+    strange = sorted(set(weights) - set(opened.spec.components))
+    if strange:
+        raise unknown("component", strange[0], opened.spec.components, opened.spec.name)
+    opened = opened.fetched(opened.spec.components, weights)
+    kind = None if offload is None else check_offload(offload, place)
+    cls = pipeline_class or getattr(importlib.import_module("diffusers"), opened.spec.pipeline_class)
+    home = device if kind is None and not park else "cpu"
+    parts: dict[str, Any] = {}
+    for name in opened.spec.components:
+        if advance is not None:
+            advance(0, note=name, total=len(opened.spec.components))
+        quantised = quantize is not None and is_large(opened.spec.components[name])
+        parts[name] = load_component(
+            opened,
+            name,
+            dtype,
+            # weights are quantised on the GPU, and the offload takes them from there
+            device if quantised or (quantize is not None and not park) else home,
+            quantize=quantize,
+            weights=weights.get(name),
+        )
+        if park and quantised and quantize in MOVABLE:
+            parts[name].to("cpu")
+        if advance is not None:
+            advance(1, note="")
+    pipeline = cls(**parts, **opened.spec.pipeline_config)
+    if kind is not None:
+        put_offload(pipeline, kind, place)
+    return pipeline
+
+
+def weights_hash(
+    model: str | Path | Model, component: str, advance: Callable[[int], None] | None = None
+) -> str:
+    """`hashes.hash_of` a component of a model."""
+    opened = model if isinstance(model, Model) else open_model(model, components=(component,))
+    folder = opened.place(component)
+    if not folder.exists():
+        raise UserError(f"{opened.source.text} has no component '{component}'", f"expected files in {folder}")
+    return hash_of(folder, advance)

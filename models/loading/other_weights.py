@@ -1,0 +1,74 @@
+"""Whether weights that are named in place of a model's own are of such a model: told without reading any."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uhr.base.errors import UserError
+from uhr.models.files.containers import check_plain, kind_of, part_of, stored
+from uhr.models.loading.file_spec import candidates
+from uhr.models.specs.spec import ModelSpec
+
+INTERFACE = ("in_channels", "joint_attention_dim", "pooled_projection_dim", "guidance_embeds")
+"""What of a backbone's configuration the rest of the pipeline must fit; another number of blocks may be."""
+
+VAE_INPUT = "decoder.conv_in.weight"
+"""How every file's name of this weight ends; its second side is the number of latent channels."""
+
+
+def check_weights(component: str, path: Path, spec: ModelSpec, told: bool = False) -> None:
+    """UserError unless the transformer or VAE at `path`, a folder of its own or a single file, is such as a
+    model of that spec has. `told`: the user says what the model is, whatever its geometry."""
+    if path.is_dir():
+        _check_folder(component, path, spec, told)
+    elif component == "vae":
+        _check_vae(path, spec)
+    elif not told and spec not in (found := candidates(path)):
+        what = f"--transformer {path} is a backbone of {found[0].name}, and the model is {spec.name}"
+        raise UserError(what, f"name one of {spec.name}")
+
+
+def _check_folder(component: str, folder: Path, spec: ModelSpec, told: bool) -> None:
+    config = _config(component, folder)
+    wanted: dict[str, Any] = {"_class_name": spec.components[component].partition(":")[2]}
+    if component == "vae":
+        wanted["latent_channels"] = spec.latent_channels
+    elif not told:
+        known: Mapping[str, Any] = spec.transformer_config
+        wanted |= {name: known[name] for name in INTERFACE if name in known}
+    for name, value in wanted.items():
+        # what a configuration leaves out is its class's default
+        if (found := config.get(name, value)) != value:
+            what = f"--{component} {folder} has {name.strip('_')} {found}, and {spec.name} has {value}"
+            raise UserError(what, f"name a {component} of {spec.name}")
+
+
+def _config(component: str, folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = f"--{component} {folder} holds no config.json"
+        raise UserError(what, f"name the {component}'s own folder, or a file of its weights") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error})", "mend or download it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is no configuration", "download it again")
+    return found
+
+
+def _check_vae(file: Path, spec: ModelSpec) -> None:
+    weights = {name: tensor for name, (_, tensor) in part_of(stored(file), "vae").items()}
+    check_plain(weights, f"--vae {file}")
+    inputs = [tensor.shape for name, tensor in weights.items() if name.endswith(VAE_INPUT)]
+    if not inputs:
+        kind = kind_of(weights)
+        what = f"--vae {file} holds no VAE" + (f" but {kind}" if kind else "")
+        raise UserError(what, f"name one of {spec.name}")
+    channels = inputs[0][1]
+    if channels != spec.latent_channels:
+        what = f"--vae {file} has {channels} latent channels, and {spec.name} has {spec.latent_channels}"
+        raise UserError(what, f"name a VAE of {spec.name}")

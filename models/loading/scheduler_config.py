@@ -1,0 +1,238 @@
+"""The scheduler's configuration: every key of FlowMatchEulerDiscreteScheduler is computed, has no effect
+here, or is refused; and the noise levels that it asks for.
+
+Levels come from diffusers' own scheduler, so that they are those of the stock pipelines. A contract test
+compares the lists with the installed class.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from uhr.base.errors import UserError
+from uhr.models.ops.choices import ShiftPolicy
+
+if TYPE_CHECKING:
+    from uhr.models.ops.schedules import Shifter
+    from uhr.models.samplers.core.plan import SamplingStage
+
+CLASS = "FlowMatchEulerDiscreteScheduler"
+
+SHIFT = (
+    "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
+)  # fmt: skip
+"""Keys that every shift of ours reads, by the checkpoint's configuration or by a sampler's own policy.
+FLUX.2's dynamic shift, like its stock pipeline's, has a formula of its own and reads none of the last
+four."""
+
+SPACING: Mapping[str, tuple[Any, ...]] = {
+    "use_karras_sigmas": (False, None),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "shift_terminal": (None, 0, False),
+    "time_shift_type": ("exponential",),
+}
+"""Keys that change the spacing of the checkpoint's own levels, and of those alone, with the values at which
+they change nothing; diffusers' default is the first."""
+
+REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "num_train_timesteps": ((1000,), "the network is shown sigma itself, of a thousand training steps"),
+    "invert_sigmas": ((False, None), "levels here fall from 1 (noise) to 0 (data)"),
+    "stochastic_sampling": ((False, None), "the samplers here take deterministic Euler steps"),
+}
+"""Keys that are not computed: the values that are accepted, diffusers' default first, and why no other is."""
+
+
+class Shifts(Protocol):
+    """A backbone's family, as far as its dynamic shift goes (`backbones.base.Backbone`)."""
+
+    def shifter(self, scheduler_config: Mapping[str, Any], steps: int) -> Shifter: ...
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """A checked configuration; what it leaves out has the class's default."""
+
+    values: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], where: str) -> SchedulerConfig:
+        """From the keys and values of a `scheduler_config.json` or of a scheduler's `config`; `where` names
+        it in errors.
+
+        Raises UserError for another class of scheduler, for a value that would be ignored, and for a key that
+        is unknown and in use.
+        """
+        name = config.get("_class_name", CLASS)
+        if name != CLASS:
+            what = f"{where} is a {name}, and the samplers here take the Euler steps of {CLASS}"
+            raise UserError(what, f"give the checkpoint a {CLASS}")
+        for key, value in config.items():
+            _check(key, value, where)
+        values = {key: value for key, value in config.items() if not key.startswith("_")}
+        if sum(bool(values.get(key)) for key in SPACING if key.startswith("use_")) > 1:
+            several = ", ".join(key for key in SPACING if key.startswith("use_") and values.get(key))
+            raise UserError(f"{where} has {several}", "only one of them can be true")
+        return cls(values)
+
+    @classmethod
+    def usual(cls, policy: ShiftPolicy) -> SchedulerConfig:
+        """What a backbone of which only this much is known was published with: a dynamic shift, or a static
+        one of 3, or none."""
+        return cls(
+            {
+                "use_dynamic_shifting": policy is ShiftPolicy.DYNAMIC,
+                "shift": 3.0 if policy is ShiftPolicy.STATIC else 1.0,
+            }
+        )
+
+    @classmethod
+    def of_scheduler(cls, scheduler: Any) -> SchedulerConfig:
+        """From a loaded scheduler, as it computes now: `set_shift`, and attributes that were set on its
+        configuration, count."""
+        name = next((each.__name__ for each in type(scheduler).__mro__ if each.__name__ == CLASS), None)
+        config = {key: getattr(scheduler.config, key) for key in scheduler.config if not key.startswith("_")}
+        named = {**config, "_class_name": name or type(scheduler).__name__}
+        if name is not None:
+            named["shift"] = scheduler.shift
+        return cls.of(named, "the scheduler")
+
+    @property
+    def spacing(self) -> dict[str, Any]:
+        """Keys in use that change more than the shift."""
+        return {
+            key: self.values[key]
+            for key, plain in SPACING.items()
+            if key in self.values and self.values[key] not in plain
+        }
+
+    def schedule(
+        self,
+        family: Shifts,
+        steps: int,
+        tokens: int,
+        shift: ShiftPolicy | str | None = None,
+        factor: float = 3.0,
+    ) -> list[float]:
+        """steps + 1 noise levels from 1 to 0 for this many image tokens.
+
+        `shift` None is as the checkpoint is configured, spacing included. A policy is that shift of the
+        linear grid and nothing else: by `factor`, or the dynamic one of the backbone's `family`.
+        """
+        from uhr.models.ops import schedules
+
+        dynamic = family.shifter(self.values, steps)
+        if shift is None:
+            return self._levels(steps, tokens, dynamic)
+        return schedules.shifted(ShiftPolicy(shift), steps, tokens, factor, dynamic).tolist()
+
+    def notes(self, family: Shifts, stages: Sequence[SamplingStage], multiple: int) -> list[str]:
+        """What a user must know of a plan whose `stages`, or some of them, have noise levels of the sampler's
+        own while the configuration asks for a spacing. `multiple` is the side of an image token in px."""
+        asks = ", ".join(f"{key} {json.dumps(value)}" for key, value in self.spacing.items())
+        own = [stage.name for stage in stages if not self._made(family, stage, multiple)] if asks else []
+        if not own:
+            return []
+        where = "this call" if len(own) == len(stages) else f"stage {', '.join(own)}"
+        return [f"the scheduler's {asks} does not act on {where}, whose noise levels are the sampler's own"]
+
+    def _made(self, family: Shifts, stage: SamplingStage, multiple: int) -> bool:
+        """Whether the stage's levels are those of the configuration."""
+        try:
+            tokens = stage.height * stage.width // multiple**2
+            return list(stage.sigmas) == self.schedule(family, stage.steps, tokens)
+        except UserError:
+            return False
+
+    def _levels(self, steps: int, tokens: int, dynamic: Shifter) -> list[float]:
+        """steps + 1 falling noise levels for this many image tokens, equal to those of the stock pipeline:
+        diffusers' `set_timesteps` on the grid 1, 1 - 1/steps, ..., with mu from the family's `dynamic` shift.
+
+        Raises UserError where the shift's calibration ends, and where the levels do not fall to 0.
+        """
+        import diffusers
+        import numpy as np
+
+        if steps < 1:
+            raise UserError(f"{steps} steps", "give at least 1")
+        known = {key: value for key, value in self.values.items() if is_known(key)}
+        scheduler: Any = getattr(diffusers, CLASS)(**known)
+        mu = None
+        if known.get("use_dynamic_shifting"):
+            dynamic.factor(tokens)
+            mu = dynamic.mu(tokens)
+        with np.errstate(all="ignore"):
+            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        found = scheduler.sigmas.tolist()
+        if not (found[0] <= 1 and found[-1] == 0 and all(a > b for a, b in pairwise(found))):
+            asks = ", ".join(f"{key} {value!r}" for key, value in known.items() if key in (*SHIFT, *SPACING))
+            what = f"{counted_levels(found)} of the scheduler ({asks}) do not fall from at most 1 to 0"
+            raise UserError(what, "take more steps, or correct its configuration")
+        return found
+
+
+def counted_levels(levels: list[float]) -> str:
+    """For people: the first few."""
+    shown = ", ".join(f"{level:.4g}" for level in levels[:4])
+    return f"the noise levels {shown}{', ...' if len(levels) > 4 else ''}"
+
+
+def is_known(key: str) -> bool:
+    """Whether it is a key of the class."""
+    return key in (*SHIFT, *SPACING, *REFUSED)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a model's `scheduler/scheduler_config.json` says; {} where there is none. UserError for a file
+    that cannot be read."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error})", "correct it or download it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is no configuration", "download it again")
+    return found
+
+
+def _check(key: str, value: Any, where: str) -> None:
+    if key in REFUSED and value not in REFUSED[key][0]:
+        accepted, why = REFUSED[key]
+        fix = f"set it to {json.dumps(accepted[0])} in scheduler_config.json, if the weights allow it"
+        raise UserError(f"{where} has {key} {value!r}, and {why}", fix)
+    if not is_known(key) and not key.startswith("_") and value not in (None, False, [], {}, ""):
+        what = f"{where} has {key} {value!r}, which {CLASS} does not know"
+        raise UserError(what, "update diffusers, or remove the key from scheduler_config.json")
+    if key in _KINDS and not isinstance(value, _KINDS[key]):
+        raise UserError(f"{where} has {key} {value!r}", f"it is {_WORDS[_KINDS[key]]}")
+    if key == "time_shift_type" and value not in ("exponential", "linear"):
+        raise UserError(f"{where} has {key} {value!r}", "it is exponential or linear")
+
+
+_NUMBER: tuple[type, ...] = (int, float)
+_OPTIONAL: tuple[type, ...] = (int, float, type(None))
+_SWITCH: tuple[type, ...] = (bool, type(None))
+_WORDS: Mapping[tuple[type, ...], str] = {
+    _NUMBER: "a number",
+    _OPTIONAL: "a number or null",
+    _SWITCH: "true or false",
+}
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "shift": _NUMBER,
+    "base_shift": _NUMBER,
+    "max_shift": _NUMBER,
+    "base_image_seq_len": _NUMBER,
+    "max_image_seq_len": _NUMBER,
+    "shift_terminal": _OPTIONAL,
+    **dict.fromkeys(
+        ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
+        _SWITCH,
+    ),
+}

@@ -1,0 +1,1 @@
+"""Pure functions on tensors and sizes, which know no model."""

@@ -1,0 +1,1 @@
+"""Exported adapters and their model cards."""

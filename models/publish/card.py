@@ -1,0 +1,170 @@
+"""The model card of an adapter: what it is, how to use it, what it was made from, what it may be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from uhr.base.console import shown
+from uhr.models.adapters.usage import Usage
+from uhr.models.specs.spec import ModelSpec
+
+MODEL = "path/to/the/model"
+ALPHA_UNSAID = """
+
+Alpha stands in the file's metadata, which diffusers reads. A program that does not read it takes alpha for
+the rank, and the adapter then acts at another strength: set it to alpha / rank there."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What training knows of an adapter; nothing of it is guessed here.
+
+    `base_model` is the model as the user named it (a hub id, or a folder's name); `trained_on` is the number
+    of distinct samples, `licences` counts them by the licence that the manifest has for them (None: it has
+    none). `guidance` is the value fed to the backbone while training, None for a backbone that takes none.
+    """
+
+    name: str
+    spec: ModelSpec
+    base_model: str
+    base_weights: str
+    recipe: str
+    steps: int
+    resolution: str
+    guidance: float | None
+    manifest_id: str
+    trained_on: int
+    licences: Mapping[str | None, int]
+    surgeries: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "spec"}
+        counts = {name or "none recorded": count for name, count in self.licences.items()}
+        plain = {"spec": self.spec.name, "licences": counts, "surgeries": list(self.surgeries)}
+        return {**values, **plain, "metrics": dict(self.metrics), "versions": dict(self.versions)}
+
+
+def lora_card(facts: CardFacts, rank: int, alpha: float, targets: tuple[str, ...], usage: Usage) -> str:
+    """Markdown with the YAML front matter that the hub reads."""
+    import yaml
+
+    head = yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)
+    what = f"A LoRA for {facts.spec.summary}, rank {rank}, alpha {alpha:g}, on {', '.join(targets)}."
+    sections = [
+        f"# {shown(facts.name)}",
+        what + _limits(usage),
+        _guided(facts) if usage.tokens == "guide" else _usage(facts, alpha == rank),
+        _training(facts),
+        _data(facts),
+        _licence(facts),
+    ]
+    return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> dict[str, Any]:
+    licence = facts.spec.licence
+    head: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    if "/" in facts.base_model:
+        head |= {"base_model": facts.base_model.partition("@")[0], "base_model_relation": "adapter"}
+    head["license"] = licence.id
+    if licence.id == "other":
+        head |= {"license_name": licence.name, "license_link": licence.url}
+    head["tags"] = ["text-to-image", "lora", "diffusers", facts.spec.family, "uhr"]
+    return head
+
+
+def _limits(usage: Usage) -> str:
+    guide = " It acts on the tokens of UltraGen's guide alone." if usage.tokens == "guide" else ""
+    over = "".join(f" It acts on top of `{name}` (SHA-256 `{sha}`)." for name, sha in usage.over.items())
+    return guide + over
+
+
+def _guided(facts: CardFacts) -> str:
+    """Only a sampler that has a guide's tokens can use it."""
+    return f"""## Use
+
+```bash
+uhr sample ultragen --model {facts.base_model if "/" in facts.base_model else MODEL} \\
+    --adapter path/to/this/folder --prompt "a prompt" --out picture.png
+```
+
+Programs that load it as an ordinary LoRA let it act on every token, for which it was not trained."""
+
+
+def _usage(facts: CardFacts, alpha_said: bool) -> str:
+    hub_id, at, revision = facts.base_model.partition("@")
+    # a folder's name alone leads nowhere on the reader's machine
+    on_hub = "/" in facts.base_model
+    named, model = (hub_id, facts.base_model) if on_hub else (MODEL, MODEL)
+    pinned = f', revision="{revision}"' if on_hub and at else ""
+    remark = "" if alpha_said else ALPHA_UNSAID
+    scale = "" if facts.spec.guidance_scale is None else f", guidance_scale={facts.spec.guidance_scale:g}"
+    return f"""## Use
+
+```python
+import torch
+from diffusers import {facts.spec.pipeline_class}
+
+pipe = {facts.spec.pipeline_class}.from_pretrained("{named}"{pinned}, torch_dtype=torch.bfloat16)
+pipe.load_lora_weights("path/to/this/folder")
+pipe(prompt="a prompt", num_inference_steps={facts.spec.steps}{scale}).images[0].save("picture.png")
+```
+
+```bash
+uhr sample euler --model {model} --adapter path/to/this/folder \\
+    --prompt "a prompt" --out picture.png
+```{remark}"""
+
+
+def _training(facts: CardFacts) -> str:
+    guidance = "none" if facts.guidance is None else f"embedded {facts.guidance:g}"
+    rows = {
+        "recipe": facts.recipe,
+        "steps": facts.steps,
+        "resolution": facts.resolution,
+        "guidance while training": guidance,
+        "base weights (SHA-256)": facts.base_weights,
+        "surgeries of the backbone": ", ".join(facts.surgeries) or "none",
+        **{name: f"{value:.6g}" for name, value in facts.metrics.items()},
+        **{f"{name} version": value for name, value in facts.versions.items()},
+    }
+    return "## Training\n\n" + _table(("what", "value"), rows)
+
+
+def _data(facts: CardFacts) -> str:
+    known = sorted((name, count) for name, count in facts.licences.items() if name is not None)
+    silent = facts.licences.get(None, 0)
+    text = f"## Data\n\n{facts.trained_on:,} pictures of the manifest `{facts.manifest_id}`."
+    if known:
+        text += "\n\n" + _table(("licence of the pictures", "pictures"), dict(known))
+    if silent:
+        text += f"\n\nThe manifest records no licence for {silent:,} of them."
+    return text
+
+
+def _licence(facts: CardFacts) -> str:
+    licence = facts.spec.licence
+    allowed = (
+        "Commercial use is allowed by it."
+        if licence.commercial
+        else "**It forbids commercial use of the weights, and so of this adapter**."
+    )
+    text = f"## Licence\n\nThe base weights are under [{licence.name}]({licence.url}). {allowed}"
+    if facts.spec.tiny:
+        text += "\n\nThe base has random weights: this adapter shows that the road works, and paints nothing."
+    return text
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|--|--|"]
+    return "\n".join(lines + [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()])
+
+
+def _cell(value: Any) -> str:
+    """A value in a table of Markdown: licences are texts of strangers, and may hold anything."""
+    return shown(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

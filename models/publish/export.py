@@ -1,0 +1,65 @@
+"""Adapters as LoRA files that diffusers loads, with the strength that they were trained at.
+
+Other readers of diffusers' keys get the matrices; who does not read its metadata takes alpha for the rank.
+`adapters.formats` writes the keys of kohya and ComfyUI, with alpha as tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uhr import __version__
+from uhr.base.errors import UserError
+from uhr.base.files import atomic, saving, sha256_file, write_json
+from uhr.base.output import all_or_nothing
+from uhr.models.adapters import formats
+from uhr.models.adapters.conversion import lora_of_state
+from uhr.models.adapters.keys import LAYOUTS
+from uhr.models.adapters.plain import LoraSpec
+from uhr.models.adapters.usage import ORDINARY, Usage
+from uhr.models.publish.card import CardFacts, lora_card
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+RECORD = "uhr.json"
+CARD = "README.md"
+
+
+def export_lora(
+    state: Mapping[str, torch.Tensor],
+    lora: LoraSpec,
+    folder: str | Path,
+    facts: CardFacts,
+    usage: Usage = ORDINARY,
+) -> Path:
+    """Write a LoRA's weights, its model card and its record (`uhr.json`) into a folder; the folder's path.
+
+    `state` is what `plain.lora_state` gives, and `lora` what was trained; an adapter of singular components
+    becomes the LoRA of twice its rank that is the same function. Keys are diffusers' own, and alpha stands in
+    the metadata that diffusers reads: without it a reader would take alpha = rank. So does `usage`, which our
+    reader honours. The weights come last, so a folder with weights is whole; one that has weights already is
+    refused. Where the disk takes no more, nothing is left there, and the error is a UserError.
+    """
+    folder = Path(folder)
+    if (folder / WEIGHTS).exists():
+        raise UserError(f"{folder} holds an adapter already", "name a new folder")
+    ranks = {tensor.shape[0] for key, tensor in state.items() if key.endswith("lora_A.weight")}
+    assert ranks == {lora.rank}, f"a LoRA of rank {lora.rank} has matrices of rank {ranks}"
+    values = lora_of_state({key: tensor.float() for key, tensor in state.items()}, lora.alpha)
+    rank, alpha = next((part.rank, part.alpha) for part in values.values())
+    layout = LAYOUTS[facts.spec.transformer_class]
+    card = lora_card(facts, rank, alpha, lora.targets, usage)
+    fix = "make room and export again, or name another folder"
+    with saving(folder, fix), all_or_nothing(folder), atomic(folder / WEIGHTS) as weights:
+        formats.save(values, weights, formats.Format.DIFFUSERS, layout, usage.metadata())
+        with atomic(folder / CARD) as temporary:
+            temporary.write_text(card, encoding="utf-8")
+        record = {"uhr": __version__, "kind": "lora", "sha256": sha256_file(weights)}
+        shape = {"rank": rank, "alpha": alpha, "targets": list(lora.targets)}
+        said = usage.model_dump(mode="json", exclude_defaults=True)
+        write_json(folder / RECORD, {**record, "lora": {**shape, **said}, **facts.as_dict()})
+    return folder

@@ -1,0 +1,115 @@
+"""What is known of a backbone before any of its weights are read: geometry, guidance, texts, licence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from uhr.models.ops.choices import ShiftPolicy
+
+GuidanceKind = Literal["embedded", "none", "cfg"]
+"""How a backbone is guided: a number that it takes as an input ("embedded"), not at all ("none"), or two
+passes with and without the prompt ("cfg")."""
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The licence of published weights.
+
+    `id` is what goes into a model card's `license:` (an SPDX name, or "other" with `name` beside it);
+    `commercial` says whether the weights may be used commercially without asking.
+    """
+
+    id: str
+    name: str
+    url: str
+    commercial: bool
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One backbone: how to recognise it, its latent geometry, how it is guided, and what it may be used for.
+
+    Making one loads nothing. Sizes are in pixels and named (height, width) in this order everywhere.
+    """
+
+    name: str
+    family: str
+    summary: str
+    pipeline_class: str
+    """Name in `diffusers` of the stock pipeline, as `model_index.json` writes it."""
+
+    components: Mapping[str, str]
+    """Every part by its folder name, as `library:Class`."""
+
+    transformer_config: Mapping[str, Any]
+    """The values of `transformer/config.json` by which this backbone is told from its siblings."""
+
+    native_size: int
+    """Side in px of the square that the backbone was trained at. Base pass, window and patch are ratios of
+    it."""
+
+    guidance: GuidanceKind
+    text_lengths: Mapping[str, int]
+    """Tokens that each text encoder pads and truncates to."""
+
+    double_block: str
+    single_block: str
+    lora_target_sets: Mapping[str, tuple[str, ...]]
+    """Named sets of module suffixes for adapters; `lora_targets` is the one called "attention"."""
+
+    licence: Licence
+    hub_id: str | None
+    shift: ShiftPolicy
+    """The schedule that the weights were published with."""
+
+    steps: int
+    """Sampling steps of the model card."""
+
+    guidance_scale: float | None
+    """Sampling guidance of the model card; None where the backbone takes none. Training never reads it."""
+
+    vae_factor: int = 8
+    patch: int = 2
+    latent_channels: int = 16
+    pipeline_config: Mapping[str, Any] = field(default_factory=dict)
+    """Values of `model_index.json` that are no components: they tell siblings apart, and a pipeline takes
+    them."""
+
+    notes: tuple[str, ...] = field(default=())
+
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the published `config.json` of the VAE and of each text encoder says of their shapes: by these a
+    spec's costs are known without any file."""
+
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Of a checkpoint whose folder is known: what its `scheduler_config.json` says. Empty for a spec of the
+    registry, of which `shift` is all that is known."""
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Height and width must be multiples of this many px: VAE factor times patch side."""
+        return self.vae_factor * self.patch
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        return self.lora_target_sets["attention"]
+
+    @property
+    def transformer_class(self) -> str:
+        return self.components["transformer"].partition(":")[2]
+
+    @property
+    def tiny(self) -> bool:
+        """Random weights, made here: pictures of it are no art."""
+        return self.hub_id is None
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of image tokens of a picture of height x width px."""
+        return height // self.pixel_multiple, width // self.pixel_multiple
+
+    def tokens(self, height: int, width: int) -> int:
+        """Image tokens (packed latent positions) of a picture of height x width px; text not counted."""
+        rows, columns = self.grid(height, width)
+        return rows * columns

@@ -1,0 +1,1 @@
+"""Named, reversible changes of a loaded model, and the record of them."""

@@ -1,0 +1,189 @@
+"""Surgery: a named, reversible edit of a model, listed in checkpoints and cards.
+
+How to write one. Derive from `Surgery`; its pydantic fields are its parameters (JSON values). Set `name`, and
+`seats`: the places of the model that it edits, in words that its rivals use too ("transformer.pos_embed").
+Write `perform`, which checks the model first, edits it, and returns what `undo` needs to put everything back
+bitwise. Add one line to `KNOWN`. The bookkeeping is done here:
+
+    surgery.apply(model); applied(model); surgery.revert(model)
+    compose(model, surgeries)                     # all of them in a valid order, or none
+    with temporarily(model, surgery): ...
+    record(model) -> JSON list;  compose(fresh_model, from_record(the_list))
+
+Rules. A surgery is applied once (`key` tells two of a kind apart, such as two adapters). Two that share a
+seat exclude each other. `after` names those that must be on the model first if both are; what something later
+stands on is reverted last. The list lives on the model itself, so it follows `copy.deepcopy` and pickling.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from uhr.base.config import Config, build
+from uhr.base.errors import UserError, load_object, unknown
+
+KNOWN: Mapping[str, str] = {
+    "attention-calls": "uhr.models.attention.call:AttentionCalls",
+    "exact-tiling": "uhr.models.vae.tiled:ExactTiling",
+    "lora": "uhr.models.adapters.surgeries:PlainLora",
+    "rope-ntk": "uhr.models.surgery.rope:RopeNtk",
+    "rope-resonance": "uhr.models.surgery.rope:RopeResonance",
+    "rope-yarn": "uhr.models.surgery.rope:RopeYarn",
+    "singular-components": "uhr.models.adapters.surgeries:SingularComponents",
+    "token-masked-lora": "uhr.models.adapters.surgeries:TokenMaskedLora",
+    "vae-f16": "uhr.models.vae.f16:F16",
+}
+"""Name -> import path. A surgery of the user's own is recorded by its import path instead."""
+
+_LIST = "_uhr_surgeries"
+
+
+@dataclass(frozen=True)
+class _Applied:
+    surgery: Surgery
+    kept: Any
+    """What `perform` returned. A module in here is out of the model's reach (`to`, `state_dict`): one that
+    has weights belongs inside its replacement instead."""
+
+
+class Surgery(Config):
+    """One edit with its parameters. Equal if of one class with equal parameters; immutable."""
+
+    name: ClassVar[str]
+    seats: ClassVar[frozenset[str]] = frozenset()
+    after: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def perform(self, model: Any) -> Any:
+        """Edit `model` in place and return what `undo` needs. A UserError leaves the model untouched."""
+
+    @abstractmethod
+    def undo(self, model: Any, kept: Any) -> None:
+        """Put back exactly what was there; `kept` is what `perform` returned."""
+
+    @property
+    def key(self) -> str:
+        """What no two surgeries on one model share."""
+        return self.name
+
+    def describe(self) -> dict[str, Any]:
+        """JSON: `surgery` (the name, or the import path of a class that `KNOWN` lacks) and the parameters."""
+        path = f"{type(self).__module__}:{type(self).__qualname__}"
+        return {"surgery": self.name if self.name in KNOWN else path, **self.model_dump(mode="json")}
+
+    def apply(self, model: Any) -> None:
+        """Perform on `model` and list it there. UserError where a rule of this module forbids it."""
+        entries = _entries(model)
+        for other in (entry.surgery for entry in entries):
+            _check_pair(other, self)
+        kept = self.perform(model)
+        setattr(model, _LIST, [*entries, _Applied(self, kept)])
+
+    def revert(self, model: Any) -> None:
+        """Undo on `model`; UserError if it is not on it or if something else stands on top of it."""
+        entries = _entries(model)
+        here = [i for i, entry in enumerate(entries) if entry.surgery == self]
+        if not here:
+            raise UserError(f"surgery '{self.key}' is not on this {type(model).__name__}", _listing(entries))
+        for entry in entries[here[0] + 1 :]:
+            if self.name in entry.surgery.after:
+                over = entry.surgery.key
+                raise UserError(f"surgery '{over}' stands on '{self.key}'", f"revert '{over}' first")
+        self.undo(model, entries[here[0]].kept)
+        left = entries[: here[0]] + entries[here[0] + 1 :]
+        if left:
+            setattr(model, _LIST, left)
+        else:
+            delattr(model, _LIST)
+
+
+def applied(model: Any) -> list[Surgery]:
+    """The surgeries on `model`, in the order of their application."""
+    return [entry.surgery for entry in _entries(model)]
+
+
+def record(model: Any) -> list[dict[str, Any]]:
+    """`applied` as JSON, for checkpoints and cards."""
+    return [surgery.describe() for surgery in applied(model)]
+
+
+def from_record(records: Iterable[Mapping[str, Any]], where: str = "surgeries") -> list[Surgery]:
+    """The surgeries of a checkpoint's list. `where` names the list in the error for an entry that is none."""
+    return [_from_entry(entry, f"{where}.{i}") for i, entry in enumerate(records)]
+
+
+def _from_entry(entry: Mapping[str, Any], where: str) -> Surgery:
+    fields = dict(entry)
+    name = fields.pop("surgery", None)
+    if not isinstance(name, str):
+        raise UserError(f"{where}: 'surgery' is {name!r}", f"name one of {', '.join(sorted(KNOWN))}")
+    if name not in KNOWN and ":" not in name:
+        raise unknown("surgery", name, KNOWN, where)
+    cls = load_object(KNOWN.get(name, name), "surgery")
+    if not (isinstance(cls, type) and issubclass(cls, Surgery)):
+        raise UserError(
+            f"{where}: '{name}' is no Surgery", "name a class derived from uhr.models.surgery.base.Surgery"
+        )
+    return build(cls, fields, where)
+
+
+def compose(model: Any, surgeries: Sequence[Surgery]) -> None:
+    """Apply all of them, each after those that its `after` names and otherwise as given; all or none."""
+    done: list[Surgery] = []
+    try:
+        for surgery in _ordered(surgeries):
+            surgery.apply(model)
+            done.append(surgery)
+    except BaseException:
+        for surgery in reversed(done):
+            surgery.revert(model)
+        raise
+
+
+@contextlib.contextmanager
+def temporarily(model: Any, *surgeries: Surgery) -> Generator[None]:
+    """Apply the surgeries for the length of a `with` block."""
+    compose(model, surgeries)
+    try:
+        yield
+    finally:
+        for surgery in reversed(_ordered(surgeries)):
+            surgery.revert(model)
+
+
+def _entries(model: Any) -> list[_Applied]:
+    return getattr(model, _LIST, [])
+
+
+def _listing(entries: Sequence[_Applied]) -> str:
+    return f"on it: {', '.join(entry.surgery.key for entry in entries) or 'none'}"
+
+
+def _check_pair(earlier: Surgery, later: Surgery) -> None:
+    if earlier.key == later.key:
+        raise UserError(f"surgery '{later.key}' is already on this model", "revert it first")
+    shared = sorted(earlier.seats & later.seats)
+    if shared:
+        what = f"surgeries '{earlier.key}' and '{later.key}' both replace {', '.join(shared)}"
+        raise UserError(what, "keep one of them")
+    if later.name in earlier.after:
+        raise UserError(
+            f"surgery '{later.key}' must come before '{earlier.key}'", f"revert '{earlier.key}' first"
+        )
+
+
+def _ordered(surgeries: Sequence[Surgery]) -> list[Surgery]:
+    """A stable order in which everything follows what its `after` names."""
+    waiting, result = list(surgeries), []
+    while waiting:
+        names = {surgery.name for surgery in waiting}
+        free = [surgery for surgery in waiting if not surgery.after & (names - {surgery.name})]
+        if not free:
+            raise UserError(f"surgeries {', '.join(sorted(names))} each want to follow another", "drop one")
+        result.append(free[0])
+        waiting.remove(free[0])
+    return result

@@ -1,0 +1,250 @@
+"""The plan: checked and ordered before anything runs, and equal where the rows will be."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from uhr.base.errors import UserError
+from uhr.curate import faults
+from uhr.curate.config import PipelineConfig, load, preset_names
+from uhr.curate.planning.plan import Plan
+
+
+def plan_of(strict: bool = False, **tree) -> Plan:
+    return Plan.of(PipelineConfig.model_validate({"name": "test", **tree}), strict)
+
+
+def order(plan: Plan) -> list[str]:
+    """Stages and rules in the order in which they run."""
+    steps = [f"[{rule.name}]" for rule in plan.first]
+    for step in plan.steps:
+        steps += [step.label, *(f"[{rule.name}]" for rule in step.rules)]
+    return steps
+
+
+def stages(*names: str | dict) -> list[dict]:
+    return [{"stage": name} if isinstance(name, str) else name for name in names]
+
+
+def test_what_the_header_settles_comes_before_the_decode_and_rules_right_after_their_columns():
+    plan = plan_of(
+        stages=stages("decode", "entropy", "exact_duplicates", "flatness", "geometry", "header"),
+        rules={
+            "unique": "dup_rank = 0",
+            "busy": "entropy > 4 AND flat_fraction < 0.5",
+            "entropy": "entropy > 3",
+            "large": "megapixels > 1",
+            "named": "uri NOT LIKE '%thumb%'",
+            "wide": "width > 100 AND caption IS NOT NULL",
+        },
+    )
+    assert order(plan) == [
+        "[named]",
+        "geometry",
+        "[large]",
+        "header",
+        "[wide]",
+        "decode",
+        "entropy",
+        "[entropy]",
+        "flatness",
+        "[busy]",
+        "exact_duplicates",
+        "[unique]",
+    ]
+    assert [rule.name for rule in plan.rules] == ["named", "large", "wide", "entropy", "busy", "unique"]
+
+
+def test_a_header_stage_that_waits_for_a_number_from_the_pixels_runs_after_it(outside):
+    plan = plan_of(stages=stages("header", f"{outside}:Waits", "decode", "entropy"))
+    assert order(plan) == ["header", "decode", "entropy", f"{outside}:Waits"]
+    assert [step.label for step in plan.header] == ["header"]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_gives_a_plan_here(name):
+    plan = Plan.of(load(name))
+    assert plan.header[0].label == "header"
+    assert {rule.name for rule in plan.rules} | {idle.name for idle in plan.idle} == set(load(name).rules)
+
+
+def test_a_stage_that_is_not_there_is_skipped_with_its_rules_and_those_that_need_it():
+    plan = plan_of(
+        stages=stages(
+            "header",
+            {"stage": "q_align", "if_missing": "skip", "adds": ["q_align"], "device": "cuda"},
+            {"stage": "nowhere.stages:Faces", "if_missing": "skip", "adds": ["faces"]},
+            {"stage": "rank", "of": "q_align", "if_missing": "skip"},
+        ),
+        rules={"quality": "q_align > 4", "best": "q_align_rank < 0.3", "mixed": "faces > 0 OR width > 5"},
+    )
+    assert order(plan) == ["header"]
+    assert {s.label: s.adds for s in plan.skipped} == {
+        "q_align": ("q_align",),
+        "nowhere.stages:Faces": ("faces",),
+        "rank": ("q_align_rank",),
+    }
+    assert {idle.name: idle.why.split(":")[0] for idle in plan.idle} == {
+        "quality": "stage 'q_align' was skipped",
+        "best": "stage 'rank' was skipped",
+        "mixed": "stage 'nowhere.stages",
+    }
+    assert "q_align" not in plan.schema.names
+
+
+def test_a_skipped_stage_s_column_may_come_from_another_stage(outside):
+    entries = stages(
+        {"stage": "red", "if_missing": "skip", "adds": ["redness"]}, f"{outside}:Redness", "header"
+    )
+    plan = plan_of(stages=entries, rules={"red": "redness > 3"})
+    assert [rule.name for rule in plan.rules] == ["red"]
+
+
+def test_strict_makes_whatever_would_be_skipped_an_error():
+    entries = stages("header", {"stage": "q_align", "if_missing": "skip", "adds": ["q_align"]})
+    with pytest.raises(UserError, match="--strict: q_align would be skipped"):
+        plan_of(strict=True, stages=entries)
+
+
+@pytest.mark.parametrize(
+    ("entries", "rules", "words"),
+    [
+        (["headr"], {}, "unknown stage 'headr': did you mean header"),
+        (["nowhere.stages:Faces"], {}, "stage 'nowhere.stages:Faces' cannot be imported"),
+        (["json:loads"], {}, "stage 'json:loads' is no stage"),
+        (["header", {"stage": "flatness", "pach": 3}], {}, "unknown key 'pach': did you mean patch"),
+        (["header", {"stage": "flatness", "patch": "x"}], {}, "stage 'flatness': 'patch'"),
+        (["header", "header"], {}, "'header' adds column 'format', which stage 'header' adds too"),
+        (
+            ["exact_duplicates", "header"],
+            {},
+            "needs column 'content_hash', which no stage adds: put stage 'decode'",
+        ),
+        (
+            ["header", {"stage": "rank", "of": "widht"}],
+            {},
+            "needs column 'widht', which no stage adds: did you mean width",
+        ),
+        (
+            ["header", {"stage": "rank", "of": "x_rank"}, {"stage": "rank", "of": "x"}],
+            {},
+            "needs column 'x_rank', which stage 'rank' adds only after it|needs column 'x'",
+        ),
+        (
+            ["header", {"stage": "q", "if_missing": "skip", "adds": ["q"]}, {"stage": "rank", "of": "q"}],
+            {},
+            "column 'q' of the skipped stage 'q': give 'rank' if_missing: skip too",
+        ),
+        ([{"stage": "q_align", "if_missing": "skip"}], {}, "no stage can run here"),
+        (
+            ["header", {"stage": "q_aling", "if_missing": "skip"}],
+            {},
+            "unknown stage 'q_aling': did you mean q_align.*adds",
+        ),
+        (["header", {"stage": "json:Faces", "if_missing": "skip"}], {}, "unknown stage in json 'Faces'"),
+        (["header"], {"truncated": "width > 1"}, "rule 'truncated' is called like a kind of fault"),
+        (["header"], {"no value": "width > 1"}, "rule 'no value' is called like a kind of fault"),
+        (["exact_duplicates"], {}, "needs column 'content_hash'"),
+        (["header"], {"r": "widht > 3"}, "rule 'r': unknown column 'widht': did you mean width"),
+        (["header"], {"r": "entropy > 3"}, "rule 'r': no stage adds column 'entropy': put stage 'entropy'"),
+        (["header"], {"r": "status = 'kept'"}, "rule 'r': unknown column 'status'"),
+        (["header"], {"r": "width"}, "rule 'r': 'width' is INTEGER, not true or false"),
+        (["header"], {"r": "width >"}, "rule 'r': 'width >' is no SQL condition"),
+        (["header"], {"r": "width > (SELECT 1)"}, "rule 'r': .* holds a subquery"),
+        (["header"], {"r": "format > 3"}, "rule 'r': .* compares format, a text, with a number"),
+        (["header"], {"r": ""}, "rule 'r': the condition is empty"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_runs(entries, rules, words):
+    with pytest.raises(UserError, match=words) as error:
+        plan_of(stages=stages(*entries), rules=rules)
+    assert "\n" not in str(error.value)
+
+
+def test_every_kind_of_fault_that_the_code_writes_is_one_that_no_rule_may_bear(tmp_path):
+    room = Path(faults.__file__).parent
+    for path in [*room.rglob("*.py"), *(room.parent / "manifests").rglob("*.py")]:
+        for kind in re.findall(r'PixelFault\(\s*"([a-z ]+)"|, "(unreadable)", f"', path.read_text()):
+            assert set(kind) - {""} <= faults.KINDS, path
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("pass", "Broken has no method annotate: write it"),
+        (
+            "annotate = len\n    def __init__(self, params): raise RuntimeError('no\\nluck')",
+            r"cannot be made \(RuntimeError: no luck\): mend Broken.__init__",
+        ),
+        ("annotate = len\n    def __init__(self): pass", r"cannot be made \(TypeError: .*given"),
+    ],
+)
+def test_a_stage_of_the_user_s_that_cannot_be_made_is_one_line(outside, tmp_path, body, words):
+    package = tmp_path / "elsewhere" / outside / "__init__.py"
+    package.write_text(package.read_text() + f"\nclass Broken(Stage):\n    name = 'broken'\n    {body}\n")
+    with pytest.raises(UserError, match=words) as error:
+        plan_of(stages=stages("header", f"{outside}:Broken"))
+    assert f"stage '{outside}:Broken'" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_two_stages_may_not_add_columns_that_sql_cannot_tell_apart(outside):
+    with pytest.raises(UserError, match="adds column 'Width', which stage 'header' adds too"):
+        plan_of(stages=stages("header", f"{outside}:Shouting"))
+
+
+BASE: dict[str, Any] = {
+    "stages": stages("header", "decode", "flatness"),
+    "rules": {"a": "width > 1", "b": "height > 1"},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stages": stages("header", "decode", {"stage": "flatness", "patch": 64})},
+        {"stages": stages("header", "decode")},
+        {"rules": {"a": "width > 1", "b": "height > 2"}},
+        {"rules": {"b": "height > 1", "a": "width > 1"}},
+        {"rules": {"a": "width > 1", "c": "height > 1"}},
+        {"limits": {"pixels": 1000}},
+        {"limits": {"seconds": 1}},
+        {"preview": 64},
+        {"sidecars": {"caption": ["text"]}},
+    ],
+)
+def test_whatever_changes_rows_changes_the_fingerprint(change):
+    assert plan_of(**BASE).fingerprint != plan_of(**{**BASE, **change}).fingerprint
+
+
+@pytest.mark.parametrize("change", [{"name": "other"}, {"description": "words"}, {"unit": 7}])
+def test_what_changes_no_row_leaves_the_fingerprint(change):
+    assert plan_of(**BASE).fingerprint == plan_of(**{**BASE, **change}).fingerprint
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_resolved_pipeline_is_a_pipeline_that_gives_the_same_plan(name, tmp_path):
+    plan = Plan.of(load(name))
+    path = Path(tmp_path / "resolved.yaml")
+    path.write_text(yaml.safe_dump(plan.resolved(), sort_keys=False))
+    again = Plan.of(load(str(path)))
+    assert again.fingerprint == plan.fingerprint
+    assert again.resolved() == plan.resolved()
+
+
+def test_a_plan_survives_the_way_to_a_worker():
+    plan = Plan.of(load("multiaspect-4k"))
+    assert pickle.loads(pickle.dumps(plan)).fingerprint == plan.fingerprint
+
+
+def test_units_are_small_in_a_small_set_and_never_large_where_pictures_are_decoded():
+    pixels, header = plan_of(**BASE), plan_of(stages=stages("header"))
+    assert [pixels.unit_size(n) for n in (1, 1000, 10**6)] == [8, 15, 64]
+    assert [header.unit_size(n) for n in (1, 30_000, 10**6)] == [256, 468, 4096]
+    assert plan_of(**BASE, unit=5).unit_size(10**6) == 5

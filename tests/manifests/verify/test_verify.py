@@ -1,0 +1,252 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from uhr.base.files import sha256_file
+from uhr.manifests.info import ManifestInfo, content_id
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.parts import PREVIEW_SCHEMA
+from uhr.manifests.schema import COLUMNS, Column, patch_id, sample_id, schema_of
+from uhr.manifests.selection.slicing import Slice, slice_manifest
+from uhr.manifests.uris import uri_of
+from uhr.manifests.verify.checks import Fault
+from uhr.manifests.verify.verification import verify
+
+Make = Callable[..., Manifest]
+Row = Callable[..., dict[str, Any]]
+
+
+def test_a_good_manifest_and_its_slices_are_sound(manifest: Manifest, tmp_path: Path) -> None:
+    made = slice_manifest(manifest, tmp_path / "s", Slice(where="entropy > 5", split={"a": 0.5, "b": 0.5}))
+    again = slice_manifest(made, tmp_path / "t", Slice(sample=3))
+    for one in (manifest, made, again):
+        verdict = verify(one.path)
+        assert verdict.faults == []
+        assert verdict.notes == []
+
+
+def test_patches_are_sound_too(make: Make, make_row: Row, tmp_path: Path) -> None:
+    whole = make_row(50)
+    box = (10, 20, 512, 512)
+    patch = whole | {
+        "sample_id": patch_id(whole["sample_id"], box),
+        "parent_id": whole["sample_id"],
+        "box": list(box),
+    }
+    assert verify(make(tmp_path / "set", [whole, patch]).path).faults == []
+    moved = patch | {"box": [11, 20, 512, 512]}
+    faults = verify(make(tmp_path / "moved", [whole, moved]).path).faults
+    assert _kinds(faults) == {("identity", "sample_id")}
+    assert "parent and box" in faults[0].what
+
+
+PLANTED: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
+    "strange id": ({"sample_id": "0" * 32}, ("identity", "sample_id")),
+    "no id": ({"sample_id": None}, ("identity", "sample_id")),
+    "kept with a reason": ({"reason": "entropy"}, ("verdicts", "reason")),
+    "kept with an error": ({"error": "oh"}, ("verdicts", "error")),
+    "rejected by no rule": ({"status": "rejected", "reason": "mood"}, ("verdicts", "reason")),
+    "rejected without reason": ({"status": "rejected"}, ("verdicts", "reason")),
+    "failed without error": ({"status": "failed", "reason": "crash"}, ("verdicts", "error")),
+    "failed without reason": ({"status": "failed", "error": "oh"}, ("verdicts", "error")),
+    "above its range": ({"entropy": 8.5}, ("ranges", "entropy")),
+    "below its range": ({"flat_fraction": -0.1}, ("ranges", "flat_fraction")),
+    "not positive": ({"width": 0}, ("ranges", "width")),
+    "not a number": ({"entropy": float("nan")}, ("ranges", "entropy")),
+    "not a number, half-open": ({"laplacian_var": float("nan")}, ("ranges", "laplacian_var")),
+    "out of an integer range": ({"orientation": 9}, ("ranges", "orientation")),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_each_planted_fault_of_a_row_is_found_and_nothing_else(
+    name: str, make: Make, make_row: Row, tmp_path: Path
+) -> None:
+    changes, expected = PLANTED[name]
+    rows = [make_row(number) for number in range(50, 59)]
+    rows[4] |= changes
+    previews = [pa.RecordBatch.from_pylist([], schema=PREVIEW_SCHEMA)]
+    faults = verify(make(tmp_path / "set", rows, previews=previews).path).faults
+    assert _kinds(faults) == {expected}
+    assert faults[0].count == 1
+    if changes.get("sample_id", "") is not None:
+        assert rows[4]["uri"] in faults[0].what
+
+
+def test_ids_that_stand_twice_are_counted_and_named(make: Make, make_row: Row, tmp_path: Path) -> None:
+    rows = [make_row(50), make_row(51), make_row(51), make_row(52), make_row(52)]
+    faults = verify(make(tmp_path / "set", rows, previews=None).path).faults
+    assert _kinds(faults) == {("identity", "sample_id")}
+    assert faults[0].count == 2
+    assert make_row(51)["sample_id"] in faults[0].what
+
+
+def test_rows_out_of_order_are_found(make: Make, make_row: Row, tmp_path: Path) -> None:
+    rows = [make_row(number) for number in (50, 53, 51, 54)]
+    assert _kinds(verify(make(tmp_path / "set", rows).path).faults) == {("order", "uri")}
+
+
+def test_previews_of_nothing_and_previews_told_twice_are_found(
+    make: Make, make_row: Row, tmp_path: Path
+) -> None:
+    def preview(sample: str) -> dict[str, Any]:
+        return {"sample_id": sample, "jpeg": b"x", "width": 1, "height": 1}
+
+    rows = [make_row(50), make_row(51)]
+    shown = [preview(rows[0]["sample_id"])] * 2 + [preview("f" * 32)]
+    batch = pa.RecordBatch.from_pylist(shown, schema=PREVIEW_SCHEMA)
+    faults = verify(make(tmp_path / "set", rows, previews=[batch]).path).faults
+    assert [(fault.check, fault.count) for fault in faults] == [("previews", 1), ("previews", 1)]
+    assert any("f" * 32 in fault.what for fault in faults)
+
+
+@pytest.mark.parametrize("folder", ["samples", "previews"])
+def test_changed_and_missing_and_foreign_parts_are_found(folder: str, manifest: Manifest) -> None:
+    file = manifest.path / folder / "part-00000.parquet"
+    before = file.read_bytes()
+    file.write_bytes(before[:100] + bytes([before[100] ^ 1]) + before[101:])
+    assert _kinds(verify(manifest.path).faults) == {("parts", f"{folder}/{file.name}")}
+    file.unlink()
+    faults = verify(manifest.path).faults
+    assert [(fault.where, fault.what) for fault in faults] == [(f"{folder}/{file.name}", "is missing")]
+    file.write_bytes(before)
+    (manifest.path / folder / "part-00007.parquet").write_bytes(before)
+    assert _kinds(verify(manifest.path).faults) == {("parts", f"{folder}/part-00007.parquet")}
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda tree: tree.update(id="0" * 64), ("id", "manifest.json")),
+        (lambda tree: tree["operation"].update(kind="other"), ("id", "manifest.json")),
+        (lambda tree: tree["counts"].update(kept=1), ("counts", "kept")),
+        (lambda tree: tree["counts"]["reasons"].update(entropy=1), ("counts", "reasons")),
+        (lambda tree: tree["counts"].update(rows=1), ("counts", "rows")),
+    ],
+)
+def test_a_manifest_json_that_does_not_fit_its_parts_is_found(
+    edit: Callable[[dict], Any], found: tuple[str, str], manifest: Manifest
+) -> None:
+    _edit(manifest.path, edit)
+    assert _kinds(verify(manifest.path).faults) == {found}
+
+
+def test_wrong_row_counts_are_found(manifest: Manifest) -> None:
+    _edit(manifest.path, lambda tree: tree["parts"][0].update(rows=99))
+    faults = verify(manifest.path).faults
+    assert [fault.what for fault in faults] == ["has 100 rows, and manifest.json says 99"]
+
+
+@pytest.mark.parametrize("name", ["uri", "entropy"])
+def test_missing_and_mistyped_columns_are_found(name: str, manifest: Manifest) -> None:
+    file = manifest.path / "samples" / "part-00000.parquet"
+    table = pq.read_table(file)
+    place = table.schema.get_field_index(name)
+    if name == "uri":
+        table = table.drop_columns(["uri"])
+    else:
+        table = table.set_column(place, name, table[name].cast(pa.float32()))
+    pq.write_table(table, file)
+    _seal(manifest)
+    assert _kinds(verify(manifest.path).faults) == {("schema", name)}
+
+
+def test_ranges_of_a_users_own_columns_are_checked(make: Make, make_row: Row, tmp_path: Path) -> None:
+    schema = schema_of([*COLUMNS.values(), Column("mood", pa.float32(), "", range="[-1.5, 1]")])
+    rows = [make_row(50) | {"mood": -1.5}, make_row(51) | {"mood": 1.01}]
+    faults = verify(make(tmp_path / "set", rows, schema=schema).path).faults
+    assert _kinds(faults) == {("ranges", "mood")}
+    assert faults[0].count == 1
+
+
+def test_a_lost_parent_is_a_note_and_a_moved_pair_is_not(manifest: Manifest, tmp_path: Path) -> None:
+    made = slice_manifest(manifest, tmp_path / "slice", Slice(sample=3))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    manifest.path.rename(moved / "set")
+    verdict = verify(made.path)
+    assert verdict.faults == []
+    assert len(verdict.notes) == 1
+    assert manifest.id[:16] in verdict.notes[0]
+    made.path.rename(moved / "slice")
+    assert verify(moved / "slice").notes == []
+
+
+def test_pixels_reads_the_source_again(make: Make, tmp_path: Path) -> None:
+    names = ["a.jpg", "b 100%.jpg", "c.jpg", "d.jpg"]
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        file = tmp_path / "source" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(name.encode())
+        uri = uri_of(name)
+        row = {"uri": uri, "sample_id": sample_id(uri), "status": "kept", "content_hash": sha256_file(file)}
+        rows.append(row)
+    rows[3]["content_hash"] = None  # only its header was read
+    made = make(tmp_path / "set", rows)
+    seen: list[int] = []
+    verdict = verify(made.path, pixels=True, advance=lambda n=1, note=None: seen.append(n))
+    assert verdict.faults == []
+    assert "pixels" in verdict.checks
+    assert sum(seen) == 4
+    (tmp_path / "source" / "b 100%.jpg").write_bytes(b"changed")
+    (tmp_path / "source" / "c.jpg").unlink()
+    (tmp_path / "source" / "d.jpg").unlink()
+    assert verify(made.path).faults == []
+    faults = verify(made.path, pixels=True).faults
+    assert _kinds(faults) == {("pixels", "b 100%25.jpg"), ("pixels", "c.jpg")}
+
+
+def test_pixels_finds_rows_that_were_made_of_two_files(make: Make, forge: Any, tmp_path: Path) -> None:
+    """Hash of one file, header of another; or a header of a file that is another one by now."""
+    (tmp_path / "source").mkdir()
+    rows: list[dict[str, Any]] = []
+    for seed, name in enumerate(("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg")):
+        file = tmp_path / "source" / name
+        file.write_bytes(forge.encode(forge.picture(48, 32, seed=seed), "JPEG"))
+        row = {"uri": name, "sample_id": sample_id(name), "status": "kept", "format": "JPEG"}
+        row |= {"width": 48, "height": 32, "file_size": file.stat().st_size}
+        rows.append(row | {"content_hash": sha256_file(file)})
+    rows[1] |= {"width": 96, "height": 64}  # as a run that met two versions of b.jpg left it
+    rows[2] |= {"content_hash": None, "width": 47}
+    rows[3] |= {"content_hash": None, "status": "rejected", "reason": "entropy"}
+    (tmp_path / "source" / "d.jpg").unlink()  # rejected by its header, and removed since
+    rows[4] |= {"content_hash": None, "file_size": 7}
+    faults = verify(make(tmp_path / "set", rows).path, pixels=True).faults
+    assert {fault.where: fault.what.partition(":")[0] for fault in faults} == {
+        "b.jpg": "has width 48 instead of 96, height 32 instead of 64",
+        "c.jpg": "has width 48 instead of 47",
+        "e.jpg": f"has file_size {(tmp_path / 'source/e.jpg').stat().st_size} instead of 7",
+    }
+    (tmp_path / "source" / "c.jpg").write_bytes(b"no image")
+    assert (
+        "has no header that can be read"
+        in {fault.where: fault.what for fault in verify(tmp_path / "set", pixels=True).faults}["c.jpg"]
+    )
+
+
+def _kinds(faults: list[Fault]) -> set[tuple[str, str]]:
+    return {(fault.check, fault.where) for fault in faults}
+
+
+def _edit(path: Path, edit: Callable[[dict], Any]) -> None:
+    tree = json.loads((path / "manifest.json").read_text())
+    edit(tree)
+    (path / "manifest.json").write_text(json.dumps(tree))
+
+
+def _seal(manifest: Manifest) -> None:
+    """Make manifest.json agree with a part that was changed by hand."""
+    file = manifest.path / "samples" / "part-00000.parquet"
+
+    def edit(tree: dict) -> None:
+        tree["parts"][0] |= {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+        info = ManifestInfo.model_validate(tree)
+        tree["id"] = content_id(pq.read_schema(file), info.operation, info.parents, info.parts, info.previews)
+
+    _edit(manifest.path, edit)

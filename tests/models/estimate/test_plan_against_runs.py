@@ -1,0 +1,212 @@
+"""What a plan says of a call is what the call then does: every pass of the backbone and of the VAE, and every
+operation, on the real classes at tiny size."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from uhr.models import zoo
+from uhr.models.estimate.plan import plan
+from uhr.models.generate.request import Item, Request
+from uhr.models.samplers import sampler_class
+
+SPECS = ("tiny-flux1", "tiny-flux2", "tiny-flux2-base")
+
+CASES = [
+    ("euler", 2, {}, 128),
+    ("euler", 2, {"toolkit": {"text_duplication": True}}, 256),
+    ("sdedit", 4, {"base_steps": 2}, 256),
+    ("multidiffusion", 2, {}, 256),
+    ("multidiffusion", 4, {"strength": 0.5, "base_steps": 1}, 192),
+    ("demofusion", 1, {}, 384),
+    ("imax", 3, {}, 256),
+    ("imax", 2, {"swin": False, "base_steps": 1, "toolkit": {}}, 256),
+    ("hiflow", 6, {}, 512),
+    ("hiflow", 4, {"preset": "code"}, 256),
+    ("hiflow", 4, {"preset": "code", "reference": "pixels"}, 256),
+    ("ultragen", 3, {"base_steps": 1}, 512),
+    ("ultragen", 3, {"base_steps": 1, "warm_start": "latents", "skip": 1}, 768),
+    ("ultragen", 2, {"base_steps": 1, "cached": False, "skip": 0, "projection": "decay"}, 256),
+    ("ultragen", 2, {"base_steps": 1, "guide": False, "skip": 1}, 256),
+    ("patch-cascade", 2, {"base_steps": 1}, 256),
+    ("patch-cascade", 1, {"base_steps": 1, "batch": 2}, 192),
+    ("ultraflux", 2, {}, 256),
+]
+
+
+FIRST = [next(case for case in CASES if case[0] == name) for name in dict.fromkeys(c[0] for c in CASES)]
+"""One of each sampler."""
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_flux, tiny_flux2, tmp_path_factory):
+    base = zoo.make_tiny("tiny-flux2-base", tmp_path_factory.mktemp("base") / "tiny base", seed=0)
+    return dict(zip(SPECS, (tiny_flux, tiny_flux2, base), strict=True))
+
+
+@pytest.fixture(scope="module")
+def pipelines(folders):
+    """A maker of pipelines by sampler and spec; those of a spec share its components."""
+    loaded = {}
+
+    def make(sampler, spec):
+        cls = sampler_class(sampler, zoo.get(spec).family)
+        if spec not in loaded:
+            loaded[spec] = zoo.load_pipeline(folders[spec], pipeline_class=cls).components
+        found = cls(**loaded[spec], **zoo.get(spec).pipeline_config)
+        found.set_progress_bar_config(disable=True)
+        return found
+
+    return make
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A picture of 128 x 128 px, as a file."""
+    draw = np.random.default_rng(0)
+    path = tmp_path / "given.png"
+    Image.fromarray(draw.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+class Watched:
+    """What a pipeline's models are called with: (samples, image tokens, text tokens) of the backbone, and
+    (part, height, width in px) of the VAE."""
+
+    def __init__(self, pipeline, monkeypatch):
+        self.backbone, self.coded, self.flops = Counter(), Counter(), 0
+        forward = pipeline.transformer.forward
+
+        def watched(*args, **kwargs):
+            image, text = kwargs["hidden_states"].shape, kwargs["encoder_hidden_states"].shape
+            self.backbone[image[0], image[1], text[1]] += 1
+            with FlopCounterMode(display=False) as counter:
+                found = forward(*args, **kwargs)
+            self.flops += counter.get_total_flops()
+            return found
+
+        monkeypatch.setattr(pipeline.transformer, "forward", watched)
+        for part in ("encode", "decode"):
+            self._watch(pipeline, part, monkeypatch)
+
+    def _watch(self, pipeline, part, monkeypatch):
+        run = getattr(pipeline.vae, part)
+
+        def watched(x, *args, **kwargs):
+            factor = 1 if part == "encode" else pipeline.facts.vae_factor
+            self.coded[part, factor * x.shape[-2], factor * x.shape[-1]] += len(x)
+            return run(x, *args, **kwargs)
+
+        monkeypatch.setattr(pipeline.vae, part, watched)
+
+
+def planned(found):
+    """The same of a plan. Patches that share a batch are one call there for each."""
+    backbone, coded = Counter(), Counter()
+    for stage in found.stages:
+        for each in stage.stage.calls:
+            backbone[each.image, each.text] += stage.stage.branches * each.count
+        for coding in stage.stage.codings:
+            coded[coding.part, coding.height, coding.width] += coding.count
+    return backbone, coded
+
+
+def check(pipeline, request, item, monkeypatch, image=None):
+    found = plan(request, item)
+    call = found.call
+    watched = Watched(pipeline, monkeypatch)
+    pipeline(
+        item.prompt,
+        negative_prompt=item.negative,
+        height=call.planned[0],
+        width=call.planned[1],
+        num_inference_steps=call.steps,
+        guidance_scale=call.guidance,
+        generator=torch.Generator().manual_seed(0),
+        **({} if image is None else {"image": image}),
+        **found.method.options.model_dump(),
+    )
+    backbone, coded = planned(found)
+    assert pipeline.model_calls == found.model_calls
+    seen = Counter()
+    for (samples, tokens, text), times in watched.backbone.items():
+        seen[tokens, text] += samples * times
+    assert seen == backbone
+    assert watched.coded == coded
+    assert watched.flops == sum(stage.backbone.total for stage in found.stages)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sampler", "steps", "options", "side"),
+    [*(("tiny-flux1", *case) for case in CASES), *(("tiny-flux2", *case) for case in FIRST)],
+)
+def test_a_run_does_what_its_plan_says(spec, sampler, steps, options, side, pipelines, folders, monkeypatch):
+    request = Request(
+        sampler=sampler, model=str(folders[spec]), size=(side, side), steps=steps, options=options
+    )
+    check(pipelines(sampler, spec), request, Item(prompt="a lake"), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "options"),
+    [
+        ("sdedit", 4, {}),
+        ("multidiffusion", 4, {"strength": 0.5}),
+        ("demofusion", 2, {}),
+        ("imax", 2, {}),
+        ("hiflow", 4, {}),
+        ("hiflow", 4, {"preset": "code", "reference": "pixels"}),
+        ("ultragen", 3, {}),
+        ("ultragen", 3, {"warm_start": "latents"}),
+        ("ultragen", 3, {"guide": False, "warm_start": "latents"}),
+        ("patch-cascade", 2, {}),
+    ],
+)
+def test_a_run_on_a_given_picture_does_what_its_plan_says(
+    sampler, steps, options, picture, pipelines, folders, monkeypatch
+):
+    request = Request(
+        sampler=sampler, model=str(folders["tiny-flux1"]), scale=2, steps=steps, options=options
+    )
+    item = Item(prompt="a lake", image=picture)
+    check(pipelines(sampler, "tiny-flux1"), request, item, monkeypatch, Image.open(picture))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "guidance", "negative", "spec"),
+    [
+        ("imax", {"true_cfg_scale": 2.0}, None, "dull", "tiny-flux1"),
+        ("imax", {}, 1.0, None, "tiny-flux2-base"),
+        ("demofusion", {}, None, None, "tiny-flux2-base"),
+        # one pass for the base, two at the published 8
+        ("ultragen", {"base_steps": 1}, 1.0, None, "tiny-flux2-base"),
+        ("ultragen", {"base_steps": 1}, None, "dull", "tiny-flux2-base"),
+        ("patch-cascade", {"base_steps": 1, "true_cfg_scale": 2.0}, None, "", "tiny-flux1"),
+        ("patch-cascade", {"base_steps": 1, "true_cfg_scale": 2.0}, None, None, "tiny-flux2-base"),
+        ("patch-cascade", {"base_steps": 1}, 1.0, None, "tiny-flux2-base"),
+        ("patch-cascade", {"base_steps": 1, "true_cfg_scale": 2.0}, None, "", "tiny-flux2"),
+    ],
+)
+def test_guidance_of_two_passes_is_planned_as_it_is_run(
+    sampler, options, guidance, negative, spec, pipelines, folders, monkeypatch
+):
+    request = Request(
+        sampler=sampler,
+        model=str(folders[spec]),
+        size=(256, 256),
+        steps=2,
+        guidance=guidance,
+        options=options,
+    )
+    item = Item(prompt="a lake", negative=negative)
+    check(pipelines(sampler, spec), request, item, monkeypatch)
+
+
+def test_every_sampler_is_among_the_cases():
+    from uhr.models.samplers import SAMPLERS
+
+    assert {case[0] for case in CASES} == set(SAMPLERS)

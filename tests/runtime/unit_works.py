@@ -1,0 +1,146 @@
+"""Works for the tests of units: a module that worker processes import from outside the packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+
+from uhr.runtime.units import Watch, Work
+
+EAT_BYTES = 1 << 30
+
+
+class Square(Work):
+    """x -> x * x, after `seconds` per item."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        squares = []
+        for index, x in enumerate(items["x"].to_pylist()):
+            assert watch.begin(index) is None
+            time.sleep(self.seconds)
+            squares.append(x * x)
+        return pa.table({"x": items["x"], "y": squares})
+
+
+class Hazard(Work):
+    """Does to its process what the item says, in step 1; step 0 is harmless."""
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        said = []
+        for index, what in enumerate(items["what"].to_pylist()):
+            assert watch.begin(index, 0) is None
+            fault = watch.begin(index, 1)
+            if fault is None:
+                _do(what)
+            said.append("fine" if fault is None else f"{fault.kind}: {fault.message}")
+        return pa.table({"what": items["what"], "said": said})
+
+
+def _do(what: str) -> None:
+    if what == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif what == "exit":
+        os._exit(7)
+    elif what == "hang":
+        time.sleep(3600)
+    elif what == "spin":
+        while True:
+            pass
+    elif what == "eat":
+        held = [b"x" * EAT_BYTES]
+        time.sleep(3600 * len(held))
+
+
+class KilledOnce(Work):
+    """Dies by SIGKILL in the middle of an item, but only the first time: as if an operator had done it."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        for index in range(items.num_rows):
+            assert watch.begin(index) is None
+            if index == 1 and not self.marker.exists():
+                self.marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return items
+
+
+class DiesInOpen(Work):
+    def open(self) -> None:
+        print("weights.bin: bad magic number", file=sys.stderr, flush=True)
+        os._exit(3)
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        return items
+
+
+class RaisesInOpen(Work):
+    def open(self) -> None:
+        raise RuntimeError("no weights here")
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        return items
+
+
+class RaisesOnFive(Work):
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        for x in items["x"].to_pylist():
+            if x == 5:
+                raise ValueError("five\nis not allowed")
+        return items
+
+
+class Surroundings(Work):
+    """What the process looks like from inside."""
+
+    def open(self) -> None:
+        import cv2
+
+        self.cv2 = cv2
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        threads = [self.cv2.getNumThreads(), pa.cpu_count(), int(os.environ["OMP_NUM_THREADS"])]
+        return pa.table({"threads": threads, "pid": [os.getpid()] * 3})
+
+
+class CountsThreads(Work):
+    """How many threads the libraries of the process take, and how those wait, told to a folder."""
+
+    def __init__(self, told: Path) -> None:
+        self.told = told
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        import torch
+
+        found = {
+            "torch": torch.get_num_threads(),
+            "arrow": pa.cpu_count(),
+            "omp": os.environ["OMP_NUM_THREADS"],
+            "mkl": os.environ["MKL_NUM_THREADS"],
+            "wait": os.environ["OMP_WAIT_POLICY"],
+        }
+        (self.told / "threads.json").write_text(json.dumps(found))
+        return items
+
+
+class SeesGpus(Work):
+    """Which GPUs the process may use, told to a folder: where parts stay with the worker."""
+
+    def __init__(self, told: Path) -> None:
+        self.told = told
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        for x in items["x"].to_pylist():
+            (self.told / str(x)).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+        time.sleep(0.3)  # long enough for the others to get a unit too
+        return items

@@ -1,0 +1,144 @@
+"""A folder of given pictures as a set."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uhr.models.generate.record import read_record
+
+
+def pictures(folder, *names):
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+
+
+SDEDIT = ("--image", "given", "--scale", 2, "--prompt", "more detail")
+
+
+@pytest.fixture
+def batch(capfd):
+    from uhr.cli import main
+
+    def run(*options):
+        words = ["sample", "sdedit", "--model", "tiny", "--steps", "4", "--device", "cpu", "--workers", "0"]
+        words += [] if "--out" in options else ["--out", "out"]
+        capfd.readouterr()
+        code = main([*words, *map(str, options)])
+        return code, capfd.readouterr()
+
+    return run
+
+
+def test_a_folder_of_pictures_is_a_batch_and_a_broken_one_costs_itself(batch):
+    given = Path("given")
+    pictures(given, "a.png", "sub/b.jpg", "c.png")
+    (given / "c.png").write_bytes((given / "c.png").read_bytes()[:200])
+    (given / "notes.txt").touch()
+    code, said = batch(*SDEDIT)
+    assert code == 1
+    assert "1 of 3 pictures failed; c: " in said.err
+    assert said.err.count("given also holds what is no picture by its name: notes.txt") == 1
+    assert json.loads(Path("out/set.json").read_text())["left_out"] == {"not_images": 1}
+    for name in ("a", "sub/b"):
+        assert Image.open(f"out/pictures/{name}.png").size == (256, 192)
+    record = read_record(Path("out/pictures/sub/b.png"))
+    assert record["item"]["image"] == "given/sub/b.jpg"
+    pictures(given, "a.png", "sub/b.jpg", "c.png")
+    code, said = batch(*SDEDIT)
+    assert code == 1
+    assert "another set: other pictures: " in said.err
+
+
+def test_an_image_that_changes_after_the_check_fails_and_the_next_run_sees_another_set(batch, monkeypatch):
+    from uhr.train.generate import run as generate
+
+    given = Path("given")
+    pictures(given, "a.png", "b.png")
+    paint = generate._paint
+
+    def after_a_change(*arguments):
+        pictures(given, "x.png", "b.png")
+        (given / "x.png").unlink()
+        with open(given / "a.png", "ab") as file:
+            file.write(b"more")
+        paint(*arguments)
+
+    monkeypatch.setattr(generate, "_paint", after_a_change)
+    code, said = batch(*SDEDIT)
+    assert code == 1
+    assert "1 of 2 pictures failed; a: image given/a.png changed after the set was checked" in said.err
+    assert Image.open("out/pictures/b.png").size == (256, 192), "it was written again with the same bytes"
+    monkeypatch.undo()
+
+
+def test_a_link_to_nothing_in_a_folder_of_images_costs_itself(batch):
+    pictures(Path("given"), "a.png")
+    Path("given/b.png").symlink_to("nowhere.png")
+    code, said = batch(*SDEDIT)
+    assert code == 1
+    assert "1 of 2 pictures failed; b: image given/b.png does not exist" in said.err
+
+
+def test_every_format_that_is_decoded_has_a_suffix_that_a_folder_of_images_takes():
+    from uhr.pixels.headers import FORMATS
+    from uhr.train.generate.items import PICTURES
+
+    Image.init()
+    for format in FORMATS:
+        assert any(suffix[1:] in PICTURES for suffix, name in Image.EXTENSION.items() if name == format)
+
+
+def test_a_folder_of_which_no_picture_can_be_used_is_one_line(batch):
+    Path("given").mkdir()
+    Path("given/a.png").write_text("no picture")
+    code, said = batch(*SDEDIT)
+    assert code == 1
+    assert "none of the 1 pictures can be used; the first: given/a.png is not an image" in said.err
+    assert not Path("out").exists()
+
+
+def test_previews_of_a_set_lie_under_its_names(make):
+    options = ("--size", "256x256", "--steps", "4", "--previews", "seen")
+    made = make([{"prompt": "a lake", "name": "sub/lake"}], *options, sampler="sdedit")
+    assert made.code == 0, made.err
+    (seen,) = Path("seen").rglob("*.png")
+    assert seen.parent == Path("seen/sub")
+    assert seen.name.startswith("lake-1-")
+    assert "leave out --previews" in make(["a lake"], "--previews", "seen", out="other").error
+
+
+def test_previews_of_a_set_replace_earlier_ones_and_nothing_else(make):
+    options = ("--size", "256x256", "--steps", "4", "--previews", "seen")
+    prompts = [{"prompt": "a lake", "name": "lake"}, {"prompt": "a hill", "name": "hill"}]
+    make(prompts, *options, sampler="hiflow")
+    (seen,) = Path("seen").glob("hill-*.png")
+    Path("out/pictures/hill.png").unlink()
+    assert make(prompts, *options, sampler="hiflow").code == 0
+    seen.write_bytes(Path("out/pictures/hill.png").read_bytes())
+    again = make(prompts, *options, sampler="hiflow", out="other")
+    assert f"{seen} is there, and a preview would replace it" in again.error
+    assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("options", [("--out", "given/big"), ("--out", "set", "--previews", "given/seen")])
+def test_what_is_written_is_never_taken_for_given(batch, options):
+    pictures(Path("given"), "a.png")
+    code, said = batch(*SDEDIT, *options)
+    assert code == 1
+    assert f"{options[-1]} is in the folder of given pictures, given: name a folder beside it" in said.err
+    assert [path.name for path in Path("given").iterdir()] == ["a.png"]
+    assert not Path("set").exists()
+
+
+@pytest.mark.parametrize("seen", ["out", "out/previews", "other/../out/x"])
+def test_previews_have_a_folder_of_their_own(make, seen):
+    options = ("--size", "256x256", "--steps", "4", "--previews", seen)
+    refused = make(["a lake"], *options, sampler="sdedit")
+    assert refused.code == 1
+    assert "is in --out out: name a folder beside it" in refused.error
+    assert not Path("out").exists()

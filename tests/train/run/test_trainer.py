@@ -1,0 +1,262 @@
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+
+from uhr.base.errors import UserError
+from uhr.train.objectives.draws import Draws
+from uhr.train.recipes import recipe
+from uhr.train.recipes.base import leaves
+from uhr.train.run import checkpoint
+from uhr.train.run.job import reopen
+from uhr.train.run.trainer import Trainer, train
+
+CHANGED = {
+    "guidance.scale": "guidance.scale=3.5",
+    "adapter.rank": "adapter.rank=5",
+    "adapter.alpha": "adapter.alpha=8",
+    "adapter.targets": "adapter.targets=all-linear",
+    "phases.0.timesteps.density": "phases.main.timesteps.density=uniform",
+    "phases.0.timesteps.mean": "phases.main.timesteps.mean=1",
+    "phases.0.timesteps.std": "phases.main.timesteps.std=2",
+    "phases.0.timesteps.shift": "phases.main.timesteps.shift=1",
+    "phases.0.lr": "phases.main.lr=0.01",
+    "phases.0.warmup": "phases.main.warmup=9",
+    "optimiser.betas": "optimiser.betas=[0.8, 0.99]",
+    "optimiser.eps": "optimiser.eps=0.1",
+    "optimiser.weight_decay": "optimiser.weight_decay=0.5",
+    "clip": "clip=0.01",
+    "batch.size": "batch.size=2",
+    "batch.remainder": "batch.remainder=drop",
+    "latents": "latents=mean",
+    "caption_dropout": "caption_dropout=1",
+    "seed": "seed=1",
+    "runtime.precision": "runtime.precision=bfloat16",
+}
+ELSEWHERE = {
+    # checked against the model or the data, or by tests of their own
+    "name", "about", "family", "surgeries", "guidance.kind", "phases.0.name", "phases.0.resolution",
+    "phases.0.objective", "phases.0.steps", "optimiser.kind", "batch.micro", "ema", "runtime.device",
+    "runtime.gradient_checkpointing", "runtime.checkpoint_every", "runtime.keep_checkpoints",
+}  # fmt: skip
+BASE = ["batch.size=2", "batch.micro=2", "phases.main.lr=0.005"]
+
+
+def after(job, steps=3) -> torch.Tensor:
+    trainer = Trainer(job)
+    for _ in range(steps):
+        trainer.step()
+    return torch.cat([p.detach().flatten() for p in trainer.state.adapter.values()])
+
+
+@pytest.fixture
+def weights(job_of, tmp_path):
+    """The adapter after three steps, with some values changed."""
+    number = iter(range(1000))
+    return lambda *sets, steps=3: after(job_of(*BASE, *sets, out=tmp_path / f"run {next(number)}"), steps)
+
+
+def test_every_value_of_the_recipe_is_tested_for_what_it_changes():
+    assert {path for path, _ in leaves(recipe("lora").model_dump(mode="json"))} == CHANGED.keys() | ELSEWHERE
+
+
+def test_every_value_changes_what_is_learned_and_the_same_values_learn_the_same(weights):
+    plain = weights()
+    assert torch.equal(plain, weights())
+    for path, change in CHANGED.items():
+        change = "batch.size=3" if path == "batch.size" else change
+        changed = weights(change)
+        assert changed.shape != plain.shape or not torch.equal(changed, plain), path
+
+
+def test_gradient_checkpointing_and_micro_batches_change_nothing_but_rounding(weights):
+    plain = weights(steps=1)
+    for change in ("runtime.gradient_checkpointing=true", "batch.micro=1"):
+        torch.testing.assert_close(weights(change, steps=1), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_an_accumulated_gradient_is_that_of_the_whole_batch(job_of, tmp_path):
+    gradients = []
+    for micro in (1, 2, 3):
+        trainer = Trainer(job_of("batch.size=3", f"batch.micro={micro}", out=tmp_path / str(micro)))
+        phase = trainer.phase(0)
+        planned = next(b for b in phase.plan.epoch(0) if len(b.rows) == 3)
+        trainer._accumulate(phase, planned, phase.data.read(planned.bucket, planned.rows))
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.state.adapter.values()]))
+    assert gradients[0].abs().max() > 0
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-6)
+
+
+def test_the_loss_goes_down_on_a_few_pictures(job_of):
+    trainer = Trainer(
+        job_of("phases.main.lr=0.02", "adapter.rank=16", "adapter.alpha=16", "caption_dropout=0")
+    )
+    phase = trainer.phase(0)
+    planned = max(phase.plan.epoch(0), key=lambda batch: len(batch.rows))
+    rows = phase.data.read(planned.bucket, planned.rows)
+
+    def loss() -> float:
+        draws = [Draws(99, step, range(len(planned.rows))) for step in range(8)]
+        with torch.no_grad():
+            found = [
+                phase.objective(trainer.velocity, phase.batch(rows, d), d).per_sample.mean() for d in draws
+            ]
+        return torch.stack(found).mean().item()
+
+    before = loss()
+    for _ in range(40):
+        trainer.step()
+    assert loss() < 0.9 * before
+
+
+def test_latents_reach_the_model_shifted_and_scaled(job_of, tmp_path):
+    phase = Trainer(job_of("latents=mean", out=tmp_path / "mean")).phase(0)
+    rows = phase.data.read(1, [0, 1, 2])
+    latents = phase.batch(rows, Draws(0, 0, range(3))).latents
+    # FLUX.1's VAE: shift 0.1159, scale 0.3611
+    torch.testing.assert_close(latents, (rows.mean.float() - 0.1159) * 0.3611)
+
+    sampled = Trainer(job_of("latents=sample", out=tmp_path / "sample")).phase(0)
+    draws = [sampled.batch(rows, Draws(0, step, range(3))).latents for step in range(200)]
+    spread = torch.stack(draws).std(dim=0) / 0.3611
+    torch.testing.assert_close(spread, rows.std.float(), rtol=0.35, atol=0)
+    torch.testing.assert_close(spread.mean(), rows.std.float().mean(), rtol=0.01, atol=0)
+
+
+def test_captions_are_dropped_to_the_empty_one_at_their_rate(job_of, tmp_path):
+    phase = Trainer(job_of("caption_dropout=0.3")).phase(0)
+    rows, empty = phase.data.read(1, [0, 1, 2]), phase.data.empty_prompt()
+    dropped = 0
+    for step in range(300):
+        prompts = phase.batch(rows, Draws(0, step, range(3))).prompts
+        for i in range(3):
+            gone = torch.equal(prompts.t5[i], empty.t5[0])
+            own = empty if gone else rows.prompts
+            assert torch.equal(prompts.t5[i], own.t5[0 if gone else i])
+            assert torch.equal(prompts.pooled[i], own.pooled[0 if gone else i])
+            dropped += gone
+    # 270 of 900 expected, standard deviation 14
+    assert abs(dropped - 270) < 70
+
+
+def test_adapters_and_their_optimiser_are_float32_on_a_bfloat16_backbone(job_of):
+    trainer = Trainer(job_of("runtime.precision=bfloat16", "ema=0.9"))
+    trainer.step()
+    for tensors in trainer.state.tensors().values():
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert trainer.velocity.transformer.dtype == torch.bfloat16
+
+
+def test_the_average_follows_the_weights_by_its_decay(job_of):
+    """By diffusers' own."""
+    trainer = Trainer(job_of("ema=0.2", "phases.main.lr=0.01"))
+    names, parameters = zip(*trainer.state.adapter.items(), strict=True)
+    theirs = EMAModel(parameters, decay=0.2)
+    for _ in range(4):
+        trainer.step()
+        theirs.step(parameters)
+    assert theirs.cur_decay_value == 0.2
+    expected = dict(zip(names, theirs.shadow_params, strict=True))
+    for name, average in trainer.state.ema.items():
+        torch.testing.assert_close(average, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_training_needs_no_text_encoder_no_tokenizer_and_no_vae(job_of, tiny_flux, tmp_path):
+    lean = tmp_path / "lean model"
+    lean.mkdir()
+    shutil.copy(tiny_flux / "model_index.json", lean)
+    shutil.copytree(tiny_flux / "transformer", lean / "transformer")
+    assert train(job_of("phases.main.steps=1", model=lean)).step == 1
+
+
+def test_a_line_per_step_tells_how_it_went(job_of):
+    job = job_of("phases.main.steps=3", "phases.main.warmup=2", "phases.main.lr=0.001")
+    train(job)
+    lines = [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["lr"] for line in lines] == [0.0005, 0.001, 0.001]
+    for line in lines:
+        assert line["loss"] > 0
+        assert line["grad_norm"] > 0
+        assert 0 <= line["sigma"]["min"] <= line["sigma"]["mean"] <= line["sigma"]["max"] <= 1
+        assert line["samples"] in (2, 3)
+        assert line["peak_memory"] > 1e6
+        assert line["samples_per_second"] > 0
+
+
+@pytest.fixture
+def objectives(tmp_path, monkeypatch):
+    """`my_objectives`: objectives of the user's own, by import path."""
+    (tmp_path / "my_objectives.py").write_text(
+        """
+import torch
+from uhr.train.objectives.flow import Flow
+
+class NanForOne(Flow):
+    def __call__(self, model, batch, draws):
+        loss = super().__call__(model, batch, draws)
+        if draws.step == 2:
+            loss.per_sample[1] = float("nan")
+        return loss
+
+class InfiniteSlope(Flow):
+    def __call__(self, model, batch, draws):
+        loss = super().__call__(model, batch, draws)
+        # the value stays, the derivative of sqrt at 0 does not
+        loss.per_sample.add_((loss.per_sample - loss.per_sample.detach()).sqrt())
+        return loss
+
+class Restless(Flow):
+    # draws from the process-wide generator, as foreign code does
+    def __call__(self, model, batch, draws):
+        loss = super().__call__(model, batch, draws)
+        loss.per_sample.mul_(torch.rand(len(loss.per_sample)))
+        return loss
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_objectives"
+    sys.modules.pop("my_objectives", None)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_sample_and_keeps_the_weights(job_of, objectives):
+    job = job_of(f"phases.main.objective={objectives}:NanForOne", "runtime.checkpoint_every=1")
+    with pytest.raises(
+        UserError, match=r"step 3: the loss is not finite \(samples ([0-9a-f]{32})\).*phases.main.lr"
+    ) as e:
+        train(job)
+    trainer = Trainer(job)
+    planned = trainer.phase(0).plan.at(2)
+    rows = trainer.phase(0).data.read(planned.bucket, planned.rows)
+    assert rows.sample_ids[1] in str(e.value)
+    assert rows.sample_ids[0] not in str(e.value)
+    assert len((job.out / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(job_of, objectives):
+    trainer = Trainer(job_of(f"phases.main.objective={objectives}:InfiniteSlope"))
+    before = [p.detach().clone() for p in trainer.state.adapter.values()]
+    with pytest.raises(UserError, match="step 1: the gradient is not finite"):
+        trainer.step()
+    assert all(torch.equal(p, b) for p, b in zip(trainer.state.adapter.values(), before, strict=True))
+
+
+def test_an_objective_that_draws_from_the_process_wide_generator_resumes_exactly(
+    job_of, objectives, tmp_path
+):
+    sets = ["phases.main.steps=4", f"phases.main.objective={objectives}:Restless"]
+    train(job_of(*sets, out=tmp_path / "straight"))
+    broken = Trainer(job_of(*sets, out=tmp_path / "broken"))
+    for _ in range(2):
+        broken.step()
+    broken.save({})
+    torch.rand(3)  # what another process would have had in its generator
+    train(reopen(tmp_path / "broken"))
+    one, two = (
+        checkpoint.read_info(checkpoint.folder_of(tmp_path / n, 4)).files for n in ("straight", "broken")
+    )
+    assert one == two

@@ -1,0 +1,1 @@
+"""Encoded shards as batches: which rows form which batch, and how they are read."""

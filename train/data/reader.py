@@ -1,0 +1,171 @@
+"""Encoded shards to batches, by index: what is read depends on the indices alone, so there is no state to
+keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from uhr.base import parquet
+from uhr.base.errors import UserError
+from uhr.manifests.info import Part
+from uhr.models.zoo import PromptEmbeds
+from uhr.train.encode.encoded import BucketInfo, EncodedInfo, read_encoded
+from uhr.train.encode.tensors import from_bytes
+
+CACHE_BYTES = 1 << 30
+"""Row groups kept in memory: `BucketPlan` visits neighbours soon after each other."""
+
+
+class _Place(NamedTuple):
+    """Where a row stands: part, row group in the part, row in the group."""
+
+    part: int
+    group: int
+    row: int
+
+
+class DataFault(UserError):
+    """A shard that cannot be read, or does not hold what it should; names shard, row group and sample."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """B encoded pictures of one bucket, on the CPU.
+
+    mean, std: [B, C, h, w] as stored (raw latents). prompts: t5 [B, S, D], pooled [B, P] as stored.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    prompts: PromptEmbeds
+    sample_ids: tuple[str, ...]
+    uris: tuple[str, ...]
+    captions: tuple[str, ...]
+
+
+class EncodedData:
+    """A folder that `uhr train encode` wrote, opened for reading by (bucket, row)."""
+
+    def __init__(self, path: Path, info: EncodedInfo) -> None:
+        self.path, self.info = path, info
+        self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._cached = 0
+
+    @classmethod
+    def open(cls, path: Path) -> EncodedData:
+        """UserError where the folder is not encoded data, or was not finished."""
+        return cls(path, read_encoded(path))
+
+    @property
+    def buckets(self) -> list[BucketInfo]:
+        return self.info.buckets
+
+    def read(self, bucket: int, rows: Sequence[int]) -> Rows:
+        """Rows `rows` of bucket number `bucket`, in that order, each with its own caption's embeddings."""
+        info = self.buckets[bucket]
+        shape, dtype = self.info.latent_shape(info), self.info.config.dtype
+        found = [self._row(info.parts, self._place(info, row)) for row in rows]
+        texts = [self._text(row["text_key"], row["sample_id"]) for row in found]
+        mean, std = (
+            torch.stack([self._tensor(row, name, shape, dtype) for row in found]) for name in ("mean", "std")
+        )
+        return Rows(
+            mean,
+            std,
+            self._prompts(texts),
+            *(tuple(row[name] for row in found) for name in ("sample_id", "uri")),
+            tuple(text["caption"] for text in texts),
+        )
+
+    def empty_prompt(self) -> PromptEmbeds:
+        """The empty caption, as a batch of one: what caption dropout trains with."""
+        return self._prompts([self._text(self.info.texts.empty_key, "the empty caption")])
+
+    def _place(self, bucket: BucketInfo, row: int) -> _Place:
+        assert 0 <= row < bucket.rows
+        for number, part in enumerate(bucket.parts):
+            if row < part.rows:
+                return _Place(number, *divmod(row, bucket.group_rows))
+            row -= part.rows
+        raise AssertionError("the parts hold fewer rows than their bucket")
+
+    @cached_property
+    def _text_places(self) -> dict[str, _Place]:
+        places = {}
+        for number, part in enumerate(self.info.texts.parts):
+            with self._opened(part) as file:
+                for group in range(file.num_row_groups):
+                    keys = file.read_row_group(group, columns=["text_key"]).column(0).to_pylist()
+                    places |= {key: _Place(number, group, row) for row, key in enumerate(keys)}
+        return places
+
+    def _text(self, key: str, sample: str) -> dict:
+        place = self._text_places.get(key)
+        if place is None:
+            raise DataFault(
+                f"{self.path}: sample {sample} has a caption that is not in texts/", "encode again"
+            )
+        return self._row(self.info.texts.parts, place)
+
+    def _prompts(self, texts: list[dict]) -> PromptEmbeds:
+        geometry, dtype = self.info.geometry, self.info.config.text_dtype
+        t5 = torch.stack([self._tensor(text, "t5", geometry.t5, dtype) for text in texts])
+        pooled = torch.stack([self._tensor(text, "pooled", geometry.pooled, dtype) for text in texts])
+        tokens = (tuple(text[f"{name}_tokens"] for text in texts) for name in ("t5", "clip"))
+        return PromptEmbeds(t5, pooled, *tokens)
+
+    def _tensor(self, row: dict, name: str, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+        try:
+            return from_bytes(row[name], shape, dtype)
+        except ValueError as error:
+            whose = row.get("sample_id") or row["caption"]
+            raise DataFault(f"{self.path}: '{name}' of {whose} is broken ({error})", "encode again") from None
+
+    def _row(self, parts: list[Part], place: _Place) -> dict:
+        part = parts[place.part]
+        return self._group(part, place).slice(place.row, 1).to_pylist()[0]
+
+    def _group(self, part: Part, place: _Place) -> pa.Table:
+        key = (part.path, place.group)
+        if key not in self._groups:
+            try:
+                with self._opened(part) as file:
+                    table = file.read_row_group(place.group)
+            except (OSError, pa.ArrowException) as error:
+                raise self._fault(part, place, error) from error
+            self._groups[key] = table
+            self._cached += table.nbytes
+            while self._cached > CACHE_BYTES and len(self._groups) > 1:
+                _, oldest = self._groups.popitem(last=False)
+                self._cached -= oldest.nbytes
+        self._groups.move_to_end(key)
+        return self._groups[key]
+
+    def _opened(self, part: Part) -> contextlib.AbstractContextManager[pq.ParquetFile]:
+        return parquet.mapped(self.path / part.path, page_checksum_verification=True)
+
+    def _fault(self, part: Part, place: _Place, error: Exception) -> DataFault:
+        """Name the sample if its small columns can still be read."""
+        sample = "unknown"
+        try:
+            with self._opened(part) as file:
+                name = "sample_id" if "sample_id" in file.schema_arrow.names else "caption"
+                sample = file.read_row_group(place.group, columns=[name]).column(0)[place.row].as_py()
+        except (OSError, pa.ArrowException) as second:
+            sample = f"unknown ({' '.join(str(second).split())})"
+        words = " ".join(str(error).split())
+        return DataFault(
+            f"{self.path / part.path}, row group {place.group}, row {place.row}, sample {sample}: {words}",
+            "copy the file again, or encode again into another folder",
+        )

@@ -1,0 +1,264 @@
+"""From finished units to what training reads: parts by bucket, parts of captions, and `encoded.json` last."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import uhr
+from uhr.base.config import fingerprint
+from uhr.base.console import Advance, progress
+from uhr.base.errors import UserError
+from uhr.base.files import atomic, sha256_file, write_json
+from uhr.base.output import all_or_nothing
+from uhr.base.parquet import read as read_parquet
+from uhr.base.parquet import write as write_parquet
+from uhr.base.paths import path_text
+from uhr.manifests.info import Part
+from uhr.manifests.manifest import Manifest
+from uhr.models.zoo import Model
+from uhr.runtime.units import UnitPlan
+from uhr.train.encode.buckets import Bucket
+from uhr.train.encode.config import EncodeConfig
+from uhr.train.encode.encoded import (
+    FILE,
+    LATENTS,
+    LEFT_OUT,
+    NOT_STATED,
+    SCHEMA_VERSION,
+    TEXTS,
+    UNITS,
+    BucketInfo,
+    EncodedInfo,
+    Geometry,
+    LeftOut,
+    LeftOutExample,
+    LeftOutReason,
+    ManifestRef,
+    ModelInfo,
+    TextInfo,
+)
+from uhr.train.encode.folder import clear
+from uhr.train.encode.parts import group_rows, write_parts
+from uhr.train.encode.tensors import BYTES, size_of
+
+ENCODED = pc.field("reason").is_null()
+EXAMPLES = 3
+"""Left-out rows per reason that `encoded.json` names."""
+
+STORED = ("sample_id", "uri", "text_key", "latent_key", "mean", "std")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is encoded, with what, and how; `config` is resolved. `rows` are the selected rows of the
+    manifest.
+    """
+
+    out: Path
+    manifest: Manifest
+    model: Model
+    identity: ModelInfo
+    config: EncodeConfig
+    buckets: tuple[Bucket, ...]
+    rows: pa.Table
+
+
+def commit(request: Request, texts: UnitPlan, pictures: UnitPlan) -> EncodedInfo:
+    """Merge finished units into parts; UserError where no picture could be encoded."""
+    out = request.out
+    rows = finished_rows(pictures)
+    gone = left_out(rows)
+    if gone.num_rows == rows.num_rows:
+        _refuse_empty(out, gone)
+    # of a commit that was killed: without encoded.json they are nothing
+    clear(out, LATENTS, TEXTS)
+    with all_or_nothing(out):
+        info = _write(request, texts, pictures, rows, gone)
+    clear(out, UNITS)
+    return info
+
+
+def _write(
+    request: Request, texts: UnitPlan, pictures: UnitPlan, rows: pa.Table, gone: pa.Table
+) -> EncodedInfo:
+    out, config = request.out, request.config
+    geometry, text_info = commit_texts(request, texts)
+    buckets = commit_pictures(request, geometry, pictures, rows)
+    encoded = rows.filter(ENCODED)["sample_id"]
+    sources = request.rows.filter(pc.field("sample_id").isin(encoded.combine_chunks()))
+    bare = sources.filter(pc.field(config.caption).is_null() | (pc.field(config.caption) == ""))
+    parts = [part for bucket in buckets for part in bucket.parts] + text_info.parts
+    info = EncodedInfo(
+        schema_version=SCHEMA_VERSION,
+        id=fingerprint(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "manifest": request.manifest.id,
+                "model": request.identity.hashes,
+                "config": config.model_dump(mode="json"),
+                "parts": [[part.rows, part.sha256] for part in parts],
+            }
+        ),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        uhr=uhr.__version__,
+        manifest=ManifestRef(
+            id=request.manifest.id, path=path_text(request.manifest.path), counts=request.manifest.info.counts
+        ),
+        model=request.identity,
+        config=config,
+        geometry=geometry,
+        buckets=buckets,
+        texts=text_info,
+        counts={
+            "selected": request.rows.num_rows,
+            "encoded": len(encoded),
+            "left_out": gone.num_rows,
+            "without_caption": bare.num_rows,
+        },
+        licences=_count_licences(sources["license"]),
+        left_out=write_left_out(out, gone),
+    )
+    write_json(out / FILE, info.model_dump(mode="json"))
+    return info
+
+
+def _count_licences(stated: pa.ChunkedArray) -> dict[str, int]:
+    """Rows per licence, the most frequent one first."""
+    counts: Counter[str] = Counter()
+    for entry in stated.value_counts().to_pylist():
+        counts[entry["values"] or NOT_STATED] += entry["counts"]
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _refuse_empty(out: Path, gone: pa.Table) -> None:
+    clear(out, UNITS)
+    reasons = _reasons(gone)
+    counts = ", ".join(f"{left.rows} {left.reason}" for left in reasons)
+    first = gone.slice(0, 1).to_pylist()[0]
+    raise UserError(
+        f"none of the {gone.num_rows} pictures can be encoded ({counts}); {first['uri']}: {first['error']}",
+        "lower the resolution (--set resolution=N), or widen the slice",
+    )
+
+
+def finished_rows(plan: UnitPlan) -> pa.Table:
+    """What became of every picture, in the plan's order, without its tensors; `unit` says where it stands."""
+    columns = ["sample_id", "uri", "height", "width", "reason", "error"]
+    tables = []
+    for unit in range(plan.count):
+        table = read_parquet(plan.part(unit), columns)
+        tables.append(table.append_column("unit", pa.repeat(pa.scalar(unit, pa.int32()), table.num_rows)))
+    return pa.concat_tables(tables)
+
+
+def left_out(rows: pa.Table) -> pa.Table:
+    """The rows without latents, by uri."""
+    gone = rows.filter(~ENCODED).sort_by([("uri", "ascending"), ("sample_id", "ascending")])
+    return gone.select(["sample_id", "uri", "reason", "error"])
+
+
+def write_left_out(out: Path, gone: pa.Table) -> LeftOut:
+    """All rows without latents go to a file of their own; what is read at each start stays small."""
+    with atomic(out / LEFT_OUT) as temporary:
+        write_parquet(temporary, gone, compression="zstd")
+        part = Part(
+            path=LEFT_OUT,
+            rows=gone.num_rows,
+            bytes=temporary.stat().st_size,
+            sha256=sha256_file(temporary),
+        )
+    return LeftOut(part=part, reasons=_reasons(gone))
+
+
+def _reasons(gone: pa.Table) -> list[LeftOutReason]:
+    """The most frequent one first."""
+    found = []
+    for entry in gone["reason"].value_counts().to_pylist():
+        some = gone.filter(pc.field("reason") == entry["values"]).slice(0, EXAMPLES)
+        examples = [LeftOutExample(**row) for row in some.select(["uri", "error"]).to_pylist()]
+        found.append(LeftOutReason(reason=entry["values"], rows=entry["counts"], examples=examples))
+    return sorted(found, key=lambda left: (-left.rows, left.reason))
+
+
+def commit_texts(request: Request, plan: UnitPlan) -> tuple[Geometry, TextInfo]:
+    """Write the embeddings of every caption. The first row gives the shapes of all."""
+    lengths, dtype = request.identity.text_lengths, request.config.text_dtype
+    first = read_parquet(plan.part(0)).slice(0, 1).to_pylist()[0]
+    row_bytes = len(first["t5"]) + len(first["pooled"])
+    truncated = Counter(dict.fromkeys(lengths, 0))
+
+    def tables(advance: Advance) -> Iterator[pa.Table]:
+        for unit in range(plan.count):
+            table = read_parquet(plan.part(unit))
+            for name, length in lengths.items():
+                truncated[name] += sum(n > length for n in table[f"{name}_tokens"].to_pylist())
+            yield table
+            advance(table.num_rows)
+
+    with progress("write captions", plan.rows, "captions") as advance:
+        parts = write_parts(
+            request.out / TEXTS, "texts", tables(advance), group_rows(row_bytes), {"t5, pooled": dtype}
+        )
+    info = TextInfo(rows=plan.rows, truncated=dict(truncated), empty_key=first["text_key"], parts=parts)
+    return _geometry(request, len(first["t5"]) // BYTES[dtype], len(first["pooled"]) // BYTES[dtype]), info
+
+
+def _geometry(request: Request, t5: int, pooled: int) -> Geometry:
+    """`t5` and `pooled`: numbers per caption."""
+    from uhr.models.ops.latents import Normalisation
+
+    spec = request.model.spec
+    config = json.loads((request.model.folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    normalisation = Normalisation.of(config)
+    length = request.identity.text_lengths["t5"]
+    return Geometry(
+        latent_channels=spec.latent_channels,
+        vae_factor=spec.vae_factor,
+        shift=normalisation.shift,
+        scale=normalisation.scale,
+        t5=(length, t5 // length),
+        pooled=(pooled,),
+    )
+
+
+def commit_pictures(request: Request, geometry: Geometry, plan: UnitPlan, rows: pa.Table) -> list[BucketInfo]:
+    """Write the latents of every bucket that has any, one bucket after the other."""
+    encoded = rows.filter(ENCODED)
+    factor = geometry.vae_factor
+    infos = []
+    with progress("write latents", encoded.num_rows, "pictures") as advance:
+        for bucket in request.buckets:
+            inside = encoded.filter(_in(bucket))
+            if not inside.num_rows:
+                continue
+            shape = (geometry.latent_channels, bucket.height // factor, bucket.width // factor)
+            group = group_rows(2 * size_of(shape, request.config.dtype))
+            tables = _bucket_rows(plan, sorted(set(inside["unit"].to_pylist())), bucket, advance)
+            facts = {
+                "mean, std": f"raw latents {list(shape)} (channel, row, column), {request.config.dtype}",
+                "model latents": f"(raw - {geometry.shift}) * {geometry.scale}",
+            }
+            parts = write_parts(request.out / LATENTS, str(bucket), tables, group, facts)
+            sizes = {"height": bucket.height, "width": bucket.width, "rows": inside.num_rows}
+            infos.append(BucketInfo(**sizes, group_rows=group, parts=parts))
+    return infos
+
+
+def _bucket_rows(plan: UnitPlan, units: list[int], bucket: Bucket, advance: Advance) -> Iterator[pa.Table]:
+    for unit in units:
+        table = read_parquet(plan.part(unit))
+        table = table.filter(_in(bucket) & ENCODED)
+        yield table.select(list(STORED))
+        advance(table.num_rows)
+
+
+def _in(bucket: Bucket) -> pc.Expression:
+    return (pc.field("height") == bucket.height) & (pc.field("width") == bucket.width)

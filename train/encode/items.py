@@ -1,0 +1,76 @@
+"""From a manifest's rows to what is encoded: each caption once, and the pictures by bucket. All in columns:
+a manifest has millions of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from uhr.base.console import progress
+from uhr.train.encode.buckets import Bucket, choose
+from uhr.train.encode.config import EncodeConfig, text_key
+from uhr.train.encode.work import PICTURE_ITEMS, TEXT_ITEMS
+
+
+def caption_items(
+    captions: pa.ChunkedArray, config: EncodeConfig, encoders: str, lengths: Mapping[str, int]
+) -> pa.Table:
+    """Each caption with its key, in order of first use; the empty one first, as caption dropout always needs
+    it.
+    """
+    different = dict.fromkeys(["", *captions.fill_null("").unique().to_pylist()])
+    keys = []
+    with progress("list captions", len(different), "captions") as advance:
+        for caption in different:
+            keys.append(text_key(config, encoders, dict(lengths), caption))
+            advance()
+    return pa.table([keys, list(different)], schema=TEXT_ITEMS)
+
+
+def picture_items(rows: pa.Table, caption: str, texts: pa.Table, buckets: Sequence[Bucket]) -> pa.Table:
+    """The pictures by bucket, as far as the manifest knows their size, then by address.
+
+    `texts`: what `caption_items` gave for the same rows.
+    """
+    found = pc.call_function(
+        "index_in", [rows[caption].fill_null("")], pc.SetLookupOptions(texts["caption"].combine_chunks())
+    )
+    columns = {name: rows[name] for name in ("sample_id", "uri", "box", "content_hash")}
+    columns |= {name: _of_the_whole(rows, name) for name in ("width", "height")}
+    items = pa.table({**columns, "text_key": texts["text_key"].take(found)}).cast(PICTURE_ITEMS)
+    places = pa.array(_places(_sides(rows, "height", 3), _sides(rows, "width", 2), buckets), pa.int32())
+    order = [("place", "ascending"), ("uri", "ascending"), ("sample_id", "ascending")]
+    return items.append_column("place", places).sort_by(order).drop_columns("place")
+
+
+def _of_the_whole(rows: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
+    """A side of each whole image in px; null for a box, and where the manifest does not say it."""
+    if name not in rows.schema.names:
+        return pa.nulls(rows.num_rows, pa.int32())
+    whole = pc.call_function("is_null", [rows["box"]])
+    return pc.call_function("if_else", [whole, rows[name].cast(pa.int32()), pa.scalar(None, pa.int32())])
+
+
+def _sides(rows: pa.Table, name: str, place: int) -> np.ndarray:
+    """int64 [N]: a side in px, of the box where there is one (its `place`-th number); 0 where not known."""
+    of_box = pc.call_function("list_element", [rows["box"], place]).cast(pa.int64())
+    known = rows[name].cast(pa.int64()) if name in rows.schema.names else pa.scalar(None, pa.int64())
+    return pc.call_function("coalesce", [of_box, known]).fill_null(0).to_numpy()
+
+
+def _places(heights: np.ndarray, widths: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
+    """int64 [N]: number of each picture's bucket; one behind the last for a picture of unknown size."""
+    place = {bucket: number for number, bucket in enumerate(buckets)}
+    sizes, inverse = np.unique((heights << 32) | widths, return_inverse=True)
+    chosen = np.empty(len(sizes), np.int64)
+    with progress("sort pictures into buckets", len(heights), "pictures") as advance:
+        counts = np.bincount(inverse, minlength=len(sizes)).tolist()
+        for number, size in enumerate(sizes.tolist()):
+            height, width = size >> 32, size & 0xFFFFFFFF
+            chosen[number] = place[choose(height, width, buckets)] if height and width else len(buckets)
+            advance(counts[number])
+    return chosen[inverse]

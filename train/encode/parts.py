@@ -1,0 +1,77 @@
+"""Parquet parts for random reads: small row groups, pages with checksums, no compression."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from uhr.base.files import atomic, sha256_file
+from uhr.base.parquet import writer as new_file
+from uhr.manifests.info import Part
+
+GROUP_ROWS = 64
+GROUP_BYTES = 16 << 20
+"""A row group is what one random read costs: at most this many rows, and about this many bytes."""
+
+PART_BYTES = 2 << 30
+
+
+def group_rows(row_bytes: int) -> int:
+    """Rows per row group for rows of that size."""
+    return max(1, min(GROUP_ROWS, GROUP_BYTES // row_bytes))
+
+
+def write_parts(
+    folder: Path, stem: str, tables: Iterable[pa.Table], group: int, facts: Mapping[str, str]
+) -> list[Part]:
+    """`folder/stem-00000.parquet`, ...: row groups of `group` rows, pages with checksums, no compression.
+
+    Latents and embeddings are noise to a compressor. A damaged page is found when it is read. `facts` go into
+    each file's schema, for whoever reads it without `encoded.json`.
+    """
+    parts: list[Part] = []
+    groups = _regroup(tables, group)
+    following = next(groups, None)
+    schema = following.schema.with_metadata(dict(facts)) if following is not None else None
+    while following is not None:
+        path = folder / f"{stem}-{len(parts):05d}.parquet"
+        rows = size = 0
+        with atomic(path) as temporary:
+            with new_file(
+                temporary,
+                schema,
+                compression="none",
+                use_dictionary=False,
+                write_statistics=False,
+                write_page_checksum=True,
+            ) as writer:
+                while following is not None and size < PART_BYTES:
+                    writer.write_table(following, row_group_size=group)
+                    rows, size = rows + following.num_rows, size + following.nbytes
+                    following = next(groups, None)
+            parts.append(
+                Part(
+                    path=f"{folder.name}/{path.name}",
+                    rows=rows,
+                    bytes=temporary.stat().st_size,
+                    sha256=sha256_file(temporary),
+                )
+            )
+    return parts
+
+
+def _regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `rows` rows; the last may be shorter."""
+    held: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        while count + table.num_rows >= rows:
+            head = rows - count
+            yield pa.concat_tables([*held, table.slice(0, head)]).combine_chunks()
+            table, held, count = table.slice(head), [], 0
+        held.append(table)
+        count += table.num_rows
+    if count:
+        yield pa.concat_tables(held).combine_chunks()

@@ -1,0 +1,167 @@
+"""`uhr train encode`: a manifest's kept rows become latents and text embeddings, once, in units."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from uhr.base.config import fingerprint
+from uhr.base.console import command, progress
+from uhr.base.errors import UserError, unknown
+from uhr.base.lock import only_run
+from uhr.manifests.manifest import Manifest
+from uhr.models.zoo import Model, ModelName
+from uhr.runtime.threads import threads_given
+from uhr.runtime.units import Limits, Runner, UnitPlan, run_units
+from uhr.train.encode.buckets import buckets
+from uhr.train.encode.commit import Request, commit
+from uhr.train.encode.config import ENCODE_VERSION, EncodeConfig
+from uhr.train.encode.encoded import FILE, LATENTS, TEXTS, UNITS, EncodedInfo, ModelInfo, read_encoded
+from uhr.train.encode.folder import claim_encoded, clear
+from uhr.train.encode.hashing import component_hash
+from uhr.train.encode.items import caption_items, picture_items
+from uhr.train.encode.work import PictureWork, TextWork
+
+TEXT_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+PICTURES_PER_UNIT, TEXTS_PER_UNIT = 16, 64
+LIMITS = Limits(seconds=600, memory=64 << 30)
+"""For worker processes: a 4K picture through a float32 VAE on a CPU takes minutes and tens of gigabytes."""
+
+
+def encode(
+    manifest: Path,
+    model: str | ModelName,
+    out: Path,
+    config: EncodeConfig,
+    device: str = "auto",
+    workers: int = 0,
+) -> tuple[EncodedInfo, bool]:
+    """Encode into `out`; (what stands there, whether it stood there already).
+
+    workers: processes for the pictures; 0 works in this one. Text encoders and VAE are never in memory
+    together. UserError where `out` holds something else, where another run is at work in it, and where no row
+    can be encoded.
+    """
+    found = Manifest.open(manifest)
+    opened = ModelName.of(model).open(components=("vae", *TEXT_PARTS))
+    request = _request(found, opened, out, config)
+    if (out / FILE).is_file() and not (out / UNITS).exists():
+        return _standing(request), True
+    with only_run(out / UNITS):
+        if (out / FILE).is_file():
+            stands = _standing(request)
+            clear(out, UNITS)
+            return stands, True
+        texts = _run_texts(request, device)
+        pictures = _run_pictures(request, texts, device, workers)
+        return commit(request, texts, pictures), False
+
+
+def _standing(request: Request) -> EncodedInfo:
+    """What stands encoded already, if it is what is asked."""
+    stands = read_encoded(request.out)
+    _check_same(request.out, stands, request)
+    return stands
+
+
+def _request(manifest: Manifest, model: Model, out: Path, config: EncodeConfig) -> Request:
+    from uhr.train.run.velocity import FAMILIES
+
+    if model.spec.family not in FAMILIES:
+        what = f"{model.spec.name} is of family {model.spec.family}, which no recipe trains"
+        raise UserError(what, f"encode for a model of {', '.join(FAMILIES)}")
+    resolution = config.resolution or model.spec.native_size
+    split = config.split or ("train" if "split" in manifest.schema.names else None)
+    config = config.model_copy(update={"resolution": resolution, "split": split})
+    rows = select(manifest, config)
+    claim_encoded(out)  # before the weights are hashed, which takes a while
+    identity = ModelInfo(
+        path=model.source.text if model.backbone is None else str(model.backbone),
+        base=None if model.backbone is None else model.source.text,
+        spec=model.spec.name,
+        family=model.spec.family,
+        text_lengths=dict(model.spec.text_lengths),
+        hashes={name: component_hash(model, name) for name in ("vae", *TEXT_PARTS)},
+    )
+    sizes = buckets(resolution, config.aspects, model.spec.pixel_multiple)
+    return Request(out, manifest, model, identity, config, sizes, rows)
+
+
+def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
+    """The kept rows of the split to encode (`config` is resolved), in the manifest's order."""
+    names = manifest.schema.names
+    if config.caption not in names:
+        raise unknown("caption column", config.caption, names, str(manifest.path))
+    where = "status = 'kept'"
+    if config.split is not None:
+        if "split" not in names:
+            raise UserError(
+                f"{manifest.path} has no column 'split'",
+                "make a slice with `uhr manifest slice --split train=0.9,val=0.1`",
+            )
+        where += " AND split = '{}'".format(config.split.replace("'", "''"))
+    wanted = ["sample_id", "uri", "box", "content_hash", "license", config.caption]
+    wanted += [name for name in ("width", "height") if name in names]
+    rows = manifest.table(list(dict.fromkeys(wanted)), where=where)
+    if not rows.num_rows:
+        of = f" of split '{config.split}'" if config.split is not None else ""
+        raise UserError(
+            f"{manifest.path} has no kept row{of}", f"see `{command('manifest', 'show', manifest.path)}`"
+        )
+    return rows
+
+
+def _check_same(out: Path, stands: EncodedInfo, request: Request) -> None:
+    pairs = {
+        "manifest": (stands.manifest.id, request.manifest.id),
+        "model": (stands.model.hashes, request.identity.hashes),
+        "spec": (stands.model.spec, request.identity.spec),
+    }
+    for name in EncodeConfig.model_fields:
+        pairs[name] = (getattr(stands.config, name), getattr(request.config, name))
+    differs = [name for name, (one, two) in pairs.items() if one != two]
+    if differs:
+        what = f"{out} holds encoded data of another {', another '.join(differs)}"
+        raise UserError(what, "name another folder with --out")
+
+
+def _run_texts(request: Request, device: str) -> UnitPlan:
+    from uhr.runtime.pool import InlineRunner
+
+    encoders = fingerprint([request.identity.hashes[name] for name in TEXT_PARTS])
+    items = caption_items(
+        request.rows[request.config.caption], request.config, encoders, request.identity.text_lengths
+    )
+    # a caption's key says how it is encoded: the items are their own fingerprint
+    plan = UnitPlan.create(request.out / UNITS / TEXTS, items, TEXTS_PER_UNIT, "captions")
+    work = TextWork(request.model, request.config, device)
+    _run("encode captions", "captions", plan, work, InlineRunner())
+    return plan
+
+
+def _run_pictures(request: Request, texts: UnitPlan, device: str, workers: int) -> UnitPlan:
+    from uhr.runtime.pool import InlineRunner, LocalRunner
+
+    vae_hash = request.identity.hashes["vae"]
+    mark = fingerprint([ENCODE_VERSION, request.config.model_dump(mode="json"), vae_hash])
+    captions = pa.concat_tables([texts.items(unit) for unit in range(texts.count)])
+    items = picture_items(request.rows, request.config.caption, captions, request.buckets)
+    plan = UnitPlan.create(request.out / UNITS / LATENTS, items, PICTURES_PER_UNIT, mark)
+    work = PictureWork(
+        request.model, request.config, request.buckets, vae_hash, request.manifest.root, device
+    )
+    # one thread unless another number is given: the last bits of latents then depend neither on the machine's
+    # cores nor on the number of workers
+    threads = threads_given() or 1
+    runner = LocalRunner(workers, LIMITS, threads) if workers else InlineRunner()
+    _run("encode pictures", "pictures", plan, work, runner)
+    return plan
+
+
+def _run(description: str, unit: str, plan: UnitPlan, work: TextWork | PictureWork, runner: Runner) -> None:
+    try:
+        with progress(description, plan.rows, unit) as advance:
+            run_units(plan, work, runner, advance)
+    finally:
+        work.close()

@@ -1,0 +1,150 @@
+"""What a set is made of: every picture with its name and its seed, from prompts or from a folder of pictures.
+
+A picture depends on its item alone, so names and seeds are settled here, before anything is cut into units.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from uhr.base.errors import UserError, together
+from uhr.base.files import user_path
+from uhr.models.generate.request import Item
+from uhr.train.generate.prompts import Placed
+
+MOST_BYTES = 200
+"""Of one part of a name: file systems end at 255, and what a temporary file is called comes on top."""
+
+PICTURES = frozenset(
+    {
+        *("apng", "avif", "bmp", "dib", "gif", "ico", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpf", "jpg"),
+        *("jpx", "pbm", "pgm", "png", "pnm", "ppm", "qoi", "tif", "tiff", "webp"),
+    }
+)
+"""Suffixes of the files in a folder that are taken for images, of the formats that `uhr.pixels` decodes; the
+rest is counted and reported.
+"""
+
+_ANYWHERE = re.compile(r'[^\x00-\x1f\x7f<>:"\\|?*/]+')
+_HERE = re.compile(r"[^\x00-\x1f\x7f/]+")
+"""Parts of names: that any file system takes; that stand on this one already."""
+
+
+class Entry(NamedTuple):
+    """An item, and where the user wrote it: what an error about it names."""
+
+    item: Item
+    where: str
+
+
+class Defaults(NamedTuple):
+    """What the command says for every item that does not say it itself."""
+
+    negative: str | None = None
+    seed: int = 0
+    image: Path | None = None
+
+
+def from_prompts(lines: Sequence[Placed], folder: Path, defaults: Defaults) -> list[Entry]:
+    """An entry per line. Names are given, or the line's number from 0 on; seeds are given, or the command's
+    seed plus that number. Pictures' paths go from `folder`.
+
+    UserError: names that no file can bear, and names that stand twice.
+    """
+    digits = max(4, len(str(len(lines) - 1)))
+    entries, mistakes = [], []
+    for number, (line, where) in enumerate(lines):
+        size = (line.width, line.height) if line.width and line.height else None
+        try:
+            name = _checked(line.name, where) if line.name is not None else f"{number:0{digits}d}"
+        except UserError as error:
+            mistakes.append(error)
+            continue
+        item = Item(
+            prompt=line.prompt,
+            name=name,
+            negative=line.negative if line.negative is not None else defaults.negative,
+            seed=line.seed if line.seed is not None else defaults.seed + number,
+            size=size,
+            image=defaults.image if line.image is None else folder / user_path(line.image),
+        )
+        entries.append(Entry(item, where))
+    mistakes += _twins(entries)
+    if mistakes:
+        raise together(mistakes)
+    return entries
+
+
+def from_pictures(folder: Path, prompt: str, defaults: Defaults) -> tuple[list[Entry], list[str]]:
+    """An entry per picture below a folder, in the order of their paths, and the files that are none.
+
+    A result is called as its picture, without the suffix; where two pictures differ by it alone, all end with
+    it, as `lake-jpg`.
+    """
+    files = sorted(_files_below(folder))
+    suffixes = {name: PurePosixPath(name).suffix.lower().lstrip(".") for name in files}
+    pictures = [name for name in files if suffixes[name] in PICTURES]
+    if not pictures:
+        raise UserError(f"--image {folder} holds no picture", f"suffixes are {', '.join(sorted(PICTURES))}")
+    stems = [str(PurePosixPath(name).with_suffix("")) for name in pictures]
+    if len({stem.casefold() for stem in stems}) < len(stems):
+        stems = [
+            f"{stem}-{PurePosixPath(name).suffix[1:]}" for stem, name in zip(stems, pictures, strict=True)
+        ]
+    entries = []
+    for number, (picture, name) in enumerate(zip(pictures, stems, strict=True)):
+        image = folder / picture
+        safe = _checked(name, str(image), _HERE)
+        item = Item(
+            prompt=prompt, name=safe, negative=defaults.negative, seed=defaults.seed + number, image=image
+        )
+        entries.append(Entry(item, str(image)))
+    return entries, [name for name in files if suffixes[name] not in PICTURES]
+
+
+def _files_below(folder: Path) -> Iterable[str]:
+    """Relative paths of the files below a folder, but for hidden ones."""
+    if not os.access(folder, os.R_OK):
+        raise UserError(f"--image {folder} cannot be read", "name a picture, or a folder of pictures")
+    for at, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(at).relative_to(folder)
+        yield from ((below / name).as_posix() for name in files if not name.startswith("."))
+
+
+def _checked(name: str, where: str, allowed: re.Pattern[str] = _ANYWHERE) -> str:
+    """The name, if a file of a set can bear it."""
+    for part in name.split("/"):
+        wrong = (
+            not allowed.fullmatch(part)
+            or part.startswith(".")
+            or part.endswith((" ", "."))
+            or part.lower().endswith((".png", ".json"))
+            or len(part.encode("utf-8", "surrogatepass")) > MOST_BYTES
+            or not _is_text(part)
+        )
+        if wrong:
+            fix = f"letters, digits, spaces, - _ . and /, at most {MOST_BYTES} bytes, without .png at the end"
+            raise UserError(f"{where}: no file can be called '{name}'", fix)
+    return name
+
+
+def _is_text(part: str) -> bool:
+    """Without the lone surrogates of a file name that is no UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in part)
+
+
+def _twins(entries: Sequence[Entry]) -> Iterator[UserError]:
+    """An error for every name that another item has."""
+    # without regard to case: there are file systems that have none
+    seen: dict[str, str] = {}
+    for item, where in entries:
+        key = item.name.casefold()
+        if key in seen:
+            yield UserError(f"{where}: the name '{item.name}' is that of {seen[key]} too", "give another")
+        else:
+            seen[key] = where

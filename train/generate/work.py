@@ -1,0 +1,166 @@
+"""What a worker does: it loads the model once and paints one item after another into the store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from uhr.base.errors import UserError
+from uhr.base.files import json_bytes
+from uhr.base.store import StoreError, open_store
+from uhr.models.generate.request import Item, Request
+from uhr.runtime.units import Fault, Watch, Work
+
+if TYPE_CHECKING:
+    from uhr.models.generate.session import Painting
+
+IMPORTS = (
+    "uhr.models.samplers.core.family_pipelines",
+    "uhr.models.generate.session",
+    "uhr.models.generate.setup",
+    "transformers.modeling_utils",
+)
+"""What `PaintWork.open` imports and what takes long to import: most of the time before a tiny model's first
+image."""
+
+REQUEST, PICTURES, FAILED = "request.json", "pictures", "failed"
+
+ITEMS = pa.schema([("item", pa.string()), ("failed_before", pa.bool_()), ("image_sha256", pa.string())])
+"""`item` is an `Item` as JSON; `image_sha256` is of its image's bytes when the set was checked, or null."""
+
+ROWS = pa.schema([("name", pa.string()), ("error", pa.string())])
+"""What became of each; `error` is null where the picture stands."""
+
+
+def picture_name(name: str) -> str:
+    return f"{PICTURES}/{name}.png"
+
+
+def record_name(name: str) -> str:
+    """An item is done when this stands: it is written after the picture."""
+    return f"{PICTURES}/{name}.json"
+
+
+def failure_name(name: str) -> str:
+    return f"{FAILED}/{name}.json"
+
+
+def failure(name: str, prompt: str, error: str) -> bytes:
+    """What stands under `failure_name`."""
+    return json_bytes({"name": name, "prompt": prompt, "error": error})
+
+
+def items_table(
+    items: Iterable[Item], failed_before: Iterable[bool], images: Mapping[Path, str] | None = None
+) -> pa.Table:
+    """A row per item. `images`: by path, the SHA-256 of the bytes that were checked."""
+    images = images or {}
+    rows = [
+        {
+            "item": item.model_dump_json(),
+            "failed_before": failed,
+            "image_sha256": None if item.image is None else images.get(item.image),
+        }
+        for item, failed in zip(items, failed_before, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, ITEMS)
+
+
+class PaintWork(Work):
+    """Paints into `out`, an absolute folder or a URL, with so many threads (None: as many as there are); the
+    request's files are named as seen from `home`. An item that cannot be made is written down under
+    `failed/`, and the next one is taken.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        out: str,
+        home: str,
+        previews: Path | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.request, self.out, self.home, self.previews = request, out, home, previews
+        self.threads = threads
+        self._session: Any = None
+
+    def open(self) -> None:
+        # on another machine of a cluster the folder may be missing, and nothing named from there
+        if os.path.isdir(self.home):
+            os.chdir(self.home)
+        import torch
+
+        from uhr.models.generate.session import Session
+        from uhr.models.generate.setup import Setup
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
+        self._store = open_store(self.out)
+        if not self._store.exists(REQUEST):
+            what = f"{self.out} is not the same place on {platform.node()} as where the set was asked for"
+            raise UserError(what, "name a folder that all machines share, or s3://bucket/prefix")
+        self._session = Session(Setup.of(self.request))
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        rows = []
+        for index, row in enumerate(items.to_pylist()):
+            item = Item.model_validate_json(row["item"])
+            fault = watch.begin(index)
+            # an earlier try of this unit may have come this far before its process died
+            error = None
+            if not all(self._store.exists(name(item.name)) for name in (record_name, picture_name)):
+                error = self._make(item, fault, row["image_sha256"])
+                if error is None and row["failed_before"]:
+                    self._store.delete(failure_name(item.name))
+            rows.append({"name": item.name, "error": error})
+        return pa.Table.from_pylist(rows, ROWS)
+
+    def _make(self, item: Item, fault: Fault | None, image: str | None) -> str | None:
+        """Generate and write one item; what is wrong with it, where something is. `image` is the SHA-256 that
+        its image must have, None for any.
+        """
+        import torch
+
+        try:
+            if fault is not None:
+                raise UserError(f"the process that painted it {fault.message}", "see what is left of memory")
+            self._write(item, self._paint(item, image))
+        except StoreError:
+            raise
+        except (UserError, torch.OutOfMemoryError) as error:
+            words = " ".join(str(error).split())
+            if not isinstance(error, UserError):
+                torch.cuda.empty_cache()
+                words = f"out of GPU memory ({words}): --offload model, --quantize, or a smaller size"
+            self._store.write(failure_name(item.name), failure(item.name, item.prompt, words))
+            return words
+        return None
+
+    def _paint(self, item: Item, image: str | None) -> Painting:
+        from uhr.models.generate.record import write_stages
+
+        call = self._session.setup.call(item)
+        if call.given is not None and image not in (None, call.given.sha256):
+            what = f"image {item.image} changed after the set was checked"
+            raise UserError(what, "run the command again when nothing writes to it")
+        painting = self._session.paint(call, stages=self.previews is not None)
+        if self.previews is not None:
+            name = Path(item.name)
+            write_stages(self.previews / name.parent, name.name, painting.stages)
+        return painting
+
+    def _write(self, item: Item, painting: Painting) -> None:
+        from uhr.models.generate.record import png_bytes
+
+        data = png_bytes(painting.picture, painting.record)
+        self._store.write(picture_name(item.name), data)
+        png = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        tree = {**painting.record, "png": png}
+        self._store.write(record_name(item.name), json_bytes(tree, sort_keys=True))

@@ -1,1 +1,0 @@
-"""A set of pictures: prompts or given pictures in, a PNG and a JSON for each out, in units."""

@@ -1,0 +1,196 @@
+"""A recipe: everything that turns encoded data and a model into an adapter, as one declarative tree.
+
+Every value of the tree is read by some line of the trainer; `sources` says where each one comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from uhr.base.config import Config
+from uhr.base.errors import UserError, unknown
+from uhr.models.specs.spec import GuidanceKind, ModelSpec
+from uhr.models.surgery.base import from_record
+from uhr.train.timesteps import Timesteps
+
+
+class Guidance(Config):
+    """What the model is told about guidance while it trains. There is no default: a wrong one trains without
+    error.
+
+    embedded: the model has a guidance input and is fed `scale` (1.0 means unguided).
+    none: the model has no such input. cfg: it has none either, and sampling runs it with and without the
+    prompt.
+    """
+
+    kind: GuidanceKind
+    scale: float | None = None
+
+    @model_validator(mode="after")
+    def _scale_where_there_is_an_input(self) -> Guidance:
+        if (self.kind == "embedded") != (self.scale is not None):
+            raise ValueError("scale belongs to kind 'embedded', and only to it")
+        return self
+
+
+class Adapter(Config):
+    """A LoRA: B A scaled by alpha / rank beside each target. `targets` is a set's name of the spec, or
+    suffixes.
+    """
+
+    rank: int = Field(gt=0)
+    alpha: float = Field(gt=0)
+    targets: str | tuple[str, ...]
+
+
+class AdamW(Config):
+    """Loshchilov and Hutter 1711.05101, as torch has it. The learning rate is each phase's own."""
+
+    kind: Literal["adamw"] = "adamw"
+    betas: tuple[float, float]
+    eps: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+
+
+class Batching(Config):
+    """`size` samples make one optimiser step, `micro` of them go through the model at once.
+
+    `remainder`: "short" or "drop", see `plan.BucketPlan`.
+    """
+
+    size: int = Field(gt=0)
+    micro: int = Field(gt=0)
+    remainder: Literal["short", "drop"]
+
+
+class Phase(Config):
+    """One stage of the curriculum.
+
+    resolution: px, as the data was encoded; None is the model's native size.
+    objective: a name of `objectives`, or an import path. steps: optimiser steps.
+    lr: learning rate after `warmup` steps, over which it rises linearly from 0.
+    """
+
+    name: str
+    resolution: int | None = Field(None, gt=0)
+    objective: str
+    timesteps: Timesteps
+    steps: int = Field(gt=0)
+    lr: float = Field(gt=0)
+    warmup: int = Field(ge=0)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of this phase's step `step`, counted from 0."""
+        return self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
+
+
+class Runtime(Config):
+    """How a run is carried out; what may change on resume is in `checkpoint.MAY_CHANGE`.
+
+    precision: of the frozen weights and of the computation; adapters and their optimiser are float32 always.
+    checkpoint_every: steps between checkpoints (the last step and an interruption write one too).
+    keep_checkpoints: how many of the newest stay.
+    """
+
+    device: str
+    precision: Literal["bfloat16", "float32"]
+    gradient_checkpointing: bool
+    checkpoint_every: int = Field(gt=0)
+    keep_checkpoints: int = Field(gt=0)
+
+
+class Recipe(Config):
+    """family: of `ModelSpec`. surgeries: of the transformer, as `models.surgery.record` writes them.
+    latents: whether a VAE latent is drawn from its distribution at each visit.
+    caption_dropout: share of samples that train with the empty caption. clip: largest norm of the gradient.
+    ema: decay per step of the averaged adapter, which is reached by a warm-up (`average.decay_at`); None
+    keeps none. sources: where each value comes from, by dotted path. origin: the recipe's values before they
+    were changed.
+    """
+
+    name: str
+    about: str
+    family: str
+    surgeries: tuple[dict[str, Any], ...] = ()
+    guidance: Guidance
+    adapter: Adapter
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    optimiser: AdamW
+    clip: float = Field(gt=0)
+    batch: Batching
+    latents: Literal["sample", "mean"]
+    caption_dropout: float = Field(ge=0, le=1)
+    ema: float | None = Field(None, gt=0, lt=1)
+    seed: int = Field(ge=0)
+    runtime: Runtime
+    sources: Mapping[str, str] = Field(default={}, exclude=True)
+    origin: Mapping[str, Any] | None = Field(default=None, exclude=True)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_of(self, step: int) -> tuple[int, int]:
+        """(phase, step inside it) of the run's step `step`, all from 0."""
+        for index, phase in enumerate(self.phases):
+            if step < phase.steps:
+                return index, step
+            step -= phase.steps
+        raise AssertionError("past the last phase")
+
+    def done_by_phase(self, step: int) -> list[int]:
+        """How many of the first `step` steps of the run belong to each phase."""
+        done = []
+        for phase in self.phases:
+            done.append(min(step, phase.steps))
+            step -= done[-1]
+        return done
+
+    def check(self, spec: ModelSpec) -> None:
+        """UserError where this recipe does not fit the model."""
+        if spec.family != self.family:
+            raise UserError(
+                f"recipe {self.name} is for {self.family}, and {spec.name} is of family {spec.family}",
+                "take another recipe or another model",
+            )
+        if spec.guidance != self.guidance.kind:
+            scale = "1.0" if spec.guidance == "embedded" else "null"
+            raise UserError(
+                f"recipe {self.name} trains with guidance '{self.guidance.kind}', and {spec.name} takes "
+                f"'{spec.guidance}'",
+                f"--set 'guidance={{kind: {spec.guidance}, scale: {scale}}}'",
+            )
+        from_record(self.surgeries, f"recipe {self.name}: surgeries")
+        targets = self.adapter.targets
+        if isinstance(targets, str) and targets not in spec.lora_target_sets:
+            raise unknown("set of targets", targets, spec.lora_target_sets, f"recipe {self.name}")
+
+    def targets(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Suffixes of the modules that get an adapter."""
+        targets = self.adapter.targets
+        return spec.lora_target_sets[targets] if isinstance(targets, str) else targets
+
+    def source(self, path: str) -> str | None:
+        """Where the value at a dotted path comes from: the entry of the path itself, or of what holds it."""
+        parts = [part for part in path.split(".") if not part.isdigit()]
+        while parts:
+            if ".".join(parts) in self.sources:
+                return self.sources[".".join(parts)]
+            parts.pop()
+        return None
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every value of a configuration; a list of plain values is one value."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, list) and any(isinstance(entry, Mapping) for entry in tree):
+        for index, value in enumerate(tree):
+            yield from leaves(value, f"{path}.{index}")
+    else:
+        yield path, tree

@@ -1,0 +1,1 @@
+"""A training run: job, trainer, state, checkpoints, log, export."""

@@ -1,0 +1,247 @@
+"""Checkpoints: folders that are whole or absent, each with everything that the run needs to go on exactly."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import uhr
+from uhr.base.config import Config, read_versioned
+from uhr.base.console import command
+from uhr.base.errors import UserError
+from uhr.base.files import saving, sha256_file, sync, write_json
+from uhr.base.output import all_or_nothing
+from uhr.base.paths import text_path
+from uhr.models.adapters.alphas import DIFFUSERS_METADATA
+from uhr.models.files.write import save_tensors
+from uhr.models.loading.opening import ModelName
+from uhr.train.recipes.base import leaves
+from uhr.train.run import average
+from uhr.train.run.state import TrainState, generators, set_generators
+
+FILE = "checkpoint.json"
+FOLDER = "checkpoints"
+GENERATORS = "generators-00000.json"
+"""Of process 0; each process has its own."""
+
+ALWAYS = {"adapter.safetensors", "optimiser.safetensors", GENERATORS}
+"""The files without which a run cannot go on."""
+
+SCHEMA_VERSION = 1
+_NAME = re.compile(r"step-(\d{8})")
+
+MAY_CHANGE = (
+    r"phases\.\d+\.steps",
+    r"runtime\.device",
+    r"runtime\.checkpoint_every",
+    r"runtime\.keep_checkpoints",
+)
+"""Values of a recipe that a resumed run may have otherwise than the run so far: they change no step."""
+
+
+class DataRef(Config):
+    """Encoded data of a run: ids are what counts, the path is where it was. `licences` counts `rows`."""
+
+    path: str
+    id: str
+    manifest_id: str
+    rows: int
+    licences: dict[str, int]
+
+
+class ModelRef(Config):
+    """The frozen backbone. `name`: its hub id, or its folder's or file's name. `transformer`: its
+    `weights_hash`. `base`: where the rest of the model was, for a backbone alone. `spec_given`: whether
+    the user named the spec."""
+
+    path: str
+    name: str
+    spec: str
+    transformer: str
+    base: str | None = None
+    spec_given: bool = False
+
+    @property
+    def named(self) -> ModelName:
+        """The model as the user named it, at paths that mean the same from anywhere."""
+        base = None if self.base is None else str(text_path(self.base))
+        return ModelName(str(text_path(self.path)), self.spec if self.spec_given else None, base)
+
+
+class Stored(Config):
+    bytes: int
+    sha256: str
+
+
+class CheckpointInfo(Config):
+    """`checkpoint.json`. `step` optimiser steps are done; batch `batch` of `epoch` in `phase` comes next."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    step: int
+    phase: int
+    epoch: int
+    batch: int
+    recipe: dict[str, Any]
+    model: ModelRef
+    data: list[DataRef]
+    surgeries: list[dict[str, Any]]
+    metrics: dict[str, float]
+    versions: dict[str, str]
+    files: dict[str, Stored]
+
+
+def folder_of(run: Path, step: int) -> Path:
+    return run / FOLDER / f"step-{step:08d}"
+
+
+def write_checkpoint(run: Path, state: TrainState, facts: Mapping[str, Any]) -> Path:
+    """Write the state after `state.step` steps; `facts` are the other fields of `CheckpointInfo`.
+
+    Everything goes to a folder of another name first; its last file is `checkpoint.json`, and its last act
+    the rename. Where the disk takes no more, that folder is removed and the error is a UserError, which says
+    which step is saved.
+    """
+    final = folder_of(run, state.step)
+    staging = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
+    with saving(run / FOLDER, go_on(run)), all_or_nothing(staging):
+        _fill(staging, state, facts)
+        if final.exists():
+            # torn, or this step was written already: a rename needs the place to be free
+            remove(final)
+        os.replace(staging, final)
+        sync(final.parent)
+    return final
+
+
+def _fill(staging: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
+    staging.mkdir(parents=True)
+    for name, tensors in state.tensors().items():
+        save_tensors(tensors, staging / f"{name}.safetensors", _metadata(name, facts["recipe"]))
+    write_json(staging / GENERATORS, generators())
+    files = {
+        path.name: Stored(bytes=path.stat().st_size, sha256=sha256_file(path))
+        for path in sorted(staging.iterdir())
+    }
+    info = CheckpointInfo(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        step=state.step,
+        versions=versions(),
+        files=files,
+        **facts,
+    )
+    write_json(staging / FILE, info.model_dump(mode="json"))
+
+
+def _metadata(name: str, recipe: Mapping[str, Any]) -> dict[str, str] | None:
+    """What the tensors of a file do not say: of an adapter its rank and alpha, as diffusers writes them, so
+    that whoever loads the file by itself gets its strength; of an average how it was made."""
+    if name not in ("adapter", "ema"):
+        return None
+    lora = {"transformer.r": recipe["adapter"]["rank"], "transformer.lora_alpha": recipe["adapter"]["alpha"]}
+    packed = {DIFFUSERS_METADATA: json.dumps(lora, sort_keys=True)}
+    return {**packed, average.MARK: average.WARMED_UP} if name == "ema" else packed
+
+
+def go_on(run: Path) -> str:
+    """What to do where the disk of a run takes no more: which step is saved, and the command that goes on."""
+    saved = steps(run)
+    state = f"step {saved[-1]} is saved" if saved else "no step is saved yet"
+    return f"{state}; make room, then `{command('train', 'resume', run)}`"
+
+
+def remove(folder: Path) -> None:
+    """Take a checkpoint away: first its name, so that no half of it is ever found."""
+    gone = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    os.replace(folder, gone)
+    shutil.rmtree(gone)
+
+
+def clear_leftovers(run: Path) -> None:
+    """Remove what a killed run left half-written or half-removed."""
+    for path in (run / FOLDER).glob(".step-*.tmp"):
+        shutil.rmtree(path)
+
+
+def keep_newest(run: Path, count: int) -> None:
+    """Remove all checkpoints but the newest `count`."""
+    for step in steps(run)[:-count]:
+        remove(folder_of(run, step))
+
+
+def steps(run: Path) -> list[int]:
+    """Steps of the checkpoints that stand, whole or torn, in order."""
+    if not (run / FOLDER).is_dir():
+        return []
+    found = (_NAME.fullmatch(path.name) for path in (run / FOLDER).iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """What a checkpoint says of itself, its files checked by hash. UserError where it is torn or newer."""
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(f"{folder} has no {FILE}", "it was never finished: take another checkpoint")
+    info = read_versioned(CheckpointInfo, file, SCHEMA_VERSION, "take another checkpoint")
+    lacks = sorted(ALWAYS - info.files.keys())
+    if lacks:
+        raise UserError(f"{file} knows nothing of {lacks[0]}", "take another checkpoint")
+    for name, stored in info.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != stored.bytes or sha256_file(path) != stored.sha256:
+            state = "is damaged" if path.exists() else "is missing"
+            raise UserError(f"{path} {state}", "take another checkpoint")
+    return info
+
+
+def newest(run: Path) -> tuple[Path, CheckpointInfo, list[str]] | None:
+    """The newest whole checkpoint, and what is wrong with each newer one; None where there is none at all.
+
+    UserError where checkpoints stand, and none of them is whole.
+    """
+    faults: list[str] = []
+    for step in reversed(steps(run)):
+        folder = folder_of(run, step)
+        try:
+            return folder, read_info(folder), faults
+        except UserError as error:
+            faults.append(error.what)
+    if faults:
+        raise UserError(f"no checkpoint of {run} is whole ({'; '.join(faults)})", "start the run anew")
+    return None
+
+
+def load_checkpoint(folder: Path, info: CheckpointInfo, state: TrainState) -> None:
+    """Put a checkpoint's tensors into `state`, and the process-wide generators to where they were."""
+    from safetensors.torch import load_file
+
+    tensors = {name: load_file(folder / f"{name}.safetensors") for name in ("adapter", "optimiser")}
+    if state.ema is not None:
+        tensors["ema"] = average.read_average(folder / "ema.safetensors", info.recipe["ema"], info.step)
+    state.load(info.step, tensors)
+    set_generators(json.loads((folder / GENERATORS).read_text(encoding="utf-8")))
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Dotted paths at which two resolved recipes differ."""
+    one, two = dict(leaves(before)), dict(leaves(after))
+    return sorted(path for path in one.keys() | two.keys() if one.get(path) != two.get(path))
+
+
+def may_change(path: str) -> bool:
+    """Whether a resumed run may have another value there."""
+    return any(re.fullmatch(pattern, path) for pattern in MAY_CHANGE)
+
+
+def versions() -> dict[str, str]:
+    """Of the software that decides what a step computes."""
+    packages = ("torch", "diffusers", "peft", "transformers", "numpy")
+    return {"uhr": uhr.__version__} | {name: importlib.metadata.version(name) for name in packages}

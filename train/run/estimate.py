@@ -1,0 +1,189 @@
+"""`uhr train plan`: what a run will cost, worked out without loading any weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from uhr.base.console import say, table
+from uhr.base.errors import UserError
+from uhr.base.files import human_bytes
+from uhr.models.estimate.shapes import bare, empty_component
+from uhr.models.loading.model import empty_transformer
+from uhr.models.zoo import ModelName, ModelSpec, get
+from uhr.train.data.reader import EncodedData
+from uhr.train.encode.tensors import size_of
+from uhr.train.recipes.base import Recipe
+from uhr.train.run.average import described
+from uhr.train.run.job import plan_for
+
+WORK_PER_TOKEN = 24
+"""Numbers per token and channel that one transformer block keeps for its backward pass: normalised inputs,
+q, k, v before and after normalisation and rotation, attention output, and a feed-forward four times as wide,
+twice."""
+
+
+def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[Path]) -> dict[str, Any]:
+    """Steps, batches, tokens, parameters, memory and storage of a run, in plain values.
+
+    model: a checkpoint, or the name of a published spec. Sizes are in bytes; memory is an estimate and says
+    so.
+    """
+    spec, transformer = _backbone(ModelName.of(model))
+    recipe.check(spec)
+    encoded = {d.info.resolution: d for d in map(EncodedData.open, data)}
+    phases = [_phase(recipe, index, spec, encoded) for index in range(len(recipe.phases))]
+    parameters = _parameters(spec, transformer, recipe.targets(spec), recipe.adapter.rank)
+    longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
+    return {
+        "recipe": recipe.name,
+        "model": spec.name,
+        "steps": recipe.steps,
+        "average": None if recipe.ema is None else described(recipe.ema, recipe.steps),
+        "samples": recipe.steps * recipe.batch.size,
+        "phases": phases,
+        "parameters": {name: parameters[name] for name in ("base", "trainable")},
+        "memory": _memory(recipe, parameters, longest),
+        "storage": _storage(recipe, spec, transformer.config, parameters["trainable"], encoded),
+    }
+
+
+def _backbone(model: ModelName) -> tuple[ModelSpec, Any]:
+    """The spec, and the transformer without its weights."""
+    known = bare(model.model) if model.base is None else None
+    if known is None:
+        opened = model.open()
+        return opened.spec, empty_transformer(opened)
+    if model.spec is not None:
+        known = get(model.spec)
+    if known.tiny:
+        fix = "`uhr models make-tiny DIR`, then name DIR as the model"
+        raise UserError(f"'{known.name}' has no published weights", fix)
+    return known, empty_component(known, "transformer")
+
+
+def _parameters(spec: ModelSpec, transformer: Any, targets: Sequence[str], rank: int) -> dict[str, int]:
+    """Of the backbone and of the adapter."""
+    import torch
+
+    adapted = [
+        module
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{t}") for t in targets)
+    ]
+    blocks = [m for m in transformer.modules() if type(m).__name__ in (spec.double_block, spec.single_block)]
+    return {
+        "base": sum(p.numel() for p in transformer.parameters()),
+        "trainable": sum(rank * (m.in_features + m.out_features) for m in adapted),
+        "blocks": len(blocks),
+        "width": transformer.inner_dim,
+    }
+
+
+def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: dict[int, EncodedData]) -> dict[str, Any]:
+    phase = recipe.phases[index]
+    resolution = phase.resolution or spec.native_size
+    known = encoded.get(resolution)
+    if encoded and known is None:
+        raise UserError(
+            f"phase '{phase.name}' wants data at {resolution} px, and given is {sorted(encoded)}",
+            f"give the data of that resolution, or --set phases.{phase.name}.resolution=N",
+        )
+    if known is None:
+        sizes: list[tuple[int, int, int | None, int | None]] = [(resolution, resolution, None, None)]
+        per_epoch = None
+    else:
+        plan = plan_for(recipe, index, known)
+        counts = zip(known.buckets, plan.batches_of_bucket, strict=True)
+        sizes = [(bucket.height, bucket.width, bucket.rows, batches) for bucket, batches in counts]
+        per_epoch = plan.batches_per_epoch
+    return {
+        "name": phase.name,
+        "steps": phase.steps,
+        "resolution": resolution,
+        "batches_per_epoch": per_epoch,
+        "epochs": round(phase.steps / per_epoch, 2) if per_epoch else None,
+        "buckets": [
+            {
+                "size": f"{width}x{height}",
+                "rows": rows,
+                "batches_per_epoch": batches,
+                "image_tokens": spec.tokens(height, width),
+                "tokens": spec.tokens(height, width) + spec.text_lengths["t5"],
+            }
+            for height, width, rows, batches in sizes
+        ],
+    }
+
+
+def _memory(recipe: Recipe, parameters: dict[str, int], tokens: int) -> dict[str, int]:
+    """Bytes on the device, at the longest sequence.
+
+    weights: the frozen backbone. adapter: value, gradient, two moments, and the average if there is one.
+    activations: each block's input, and what the block being differentiated keeps (all blocks without
+    gradient checkpointing).
+    """
+    width = 2 if recipe.runtime.precision == "bfloat16" else 4
+    per_block = recipe.batch.micro * tokens * parameters["width"] * width
+    at_work = 1 if recipe.runtime.gradient_checkpointing else parameters["blocks"]
+    sizes = {
+        "weights": parameters["base"] * width,
+        "adapter": parameters["trainable"] * (16 + (4 if recipe.ema is not None else 0)),
+        "activations": per_block * (parameters["blocks"] + WORK_PER_TOKEN * at_work),
+    }
+    return {**sizes, "total": sum(sizes.values())}
+
+
+def _storage(
+    recipe: Recipe,
+    spec: ModelSpec,
+    config: Mapping[str, Any],
+    trainable: int,
+    encoded: dict[int, EncodedData],
+) -> dict[str, Any]:
+    """Bytes on disk: per picture and caption (in bfloat16, as `encode` stores by default), and per
+    checkpoint.
+    """
+    resolution = recipe.phases[0].resolution or spec.native_size
+    side = resolution // spec.vae_factor
+    widths = (
+        config.get("joint_attention_dim", 4096) * spec.text_lengths["t5"],
+        config.get("pooled_projection_dim", 768),
+    )
+    storage: dict[str, Any] = {
+        "latents_per_picture": 2 * size_of((spec.latent_channels, side, side), "bfloat16"),
+        "text_per_caption": size_of((sum(widths),), "bfloat16"),
+        "checkpoint": trainable * (12 + (4 if recipe.ema is not None else 0)),
+    }
+    if encoded:
+        storage["encoded_data"] = sum(part.bytes for data in encoded.values() for part in data.info.parts)
+    return storage
+
+
+def print_estimate(plan: dict[str, Any]) -> None:
+    """The same for people."""
+    base, trainable = plan["parameters"]["base"], plan["parameters"]["trainable"]
+    say(f"{plan['recipe']} on {plan['model']}: {plan['steps']:,} steps, {plan['samples']:,} samples")
+    say(
+        f"trainable {trainable:,} of {base + trainable:,} parameters ({trainable / base:.2%} of the backbone)"
+    )
+    if plan["average"] is not None:
+        say(f"averaged adapter: {plan['average']}")
+    for phase in plan["phases"]:
+        epochs = f", {phase['epochs']:g} epochs" if phase["epochs"] is not None else ""
+        say(f"\nphase {phase['name']}: {phase['steps']:,} steps at {phase['resolution']} px{epochs}")
+        table(
+            ["bucket", "pictures", "batches per epoch", "image tokens", "tokens with text"],
+            [
+                [b["size"], b["rows"], b["batches_per_epoch"], b["image_tokens"], b["tokens"]]
+                for b in phase["buckets"]
+            ],
+        )
+    say("\nestimated memory at the longest sequence:")
+    table(["what", "size"], [[name, human_bytes(size)] for name, size in plan["memory"].items()])
+    say("\nstorage:")
+    table(
+        ["what", "size"],
+        [[name.replace("_", " "), human_bytes(size)] for name, size in plan["storage"].items()],
+    )

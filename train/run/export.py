@@ -1,0 +1,89 @@
+"""From a checkpoint to an adapter that other tools load, with a card that says what it was made from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from uhr.base.console import command
+from uhr.base.errors import UserError
+from uhr.models.adapters.plain import LoraSpec
+from uhr.models.publish.card import CardFacts
+from uhr.models.publish.export import export_lora
+from uhr.models.zoo import get
+from uhr.train.encode.encoded import NOT_STATED
+from uhr.train.recipes.base import Recipe
+from uhr.train.run import average, checkpoint
+from uhr.train.run.checkpoint import CheckpointInfo
+from uhr.train.run.job import read_run
+
+
+def export(
+    run: Path, out: Path, step: int | None = None, weights: Literal["trained", "ema"] = "trained"
+) -> tuple[Path, CheckpointInfo]:
+    """Write the adapter of a run's checkpoint (the newest whole one, or that of `step`) into the folder
+    `out`.
+
+    weights: the trained ones, or their running average where the recipe keeps one (`average.decay_at`).
+    """
+    from safetensors.torch import load_file
+
+    read_run(run)
+    folder, info = _choose(run, step)
+    recipe = Recipe.model_validate(info.recipe)
+    if weights == "ema" and recipe.ema is None:
+        raise UserError(
+            f"{run} keeps no average", "leave --weights out, or train with `uhr train run --set ema=0.999`"
+        )
+    if weights == "ema":
+        assert recipe.ema is not None
+        state = average.read_average(folder / "ema.safetensors", recipe.ema, info.step)
+    else:
+        state = load_file(folder / "adapter.safetensors")
+    spec = get(info.model.spec)
+    lora = LoraSpec(recipe.adapter.rank, recipe.targets(spec), recipe.adapter.alpha)
+    return export_lora(state, lora, out, _facts(out.resolve().name, recipe, info, weights)), info
+
+
+def _choose(run: Path, step: int | None) -> tuple[Path, CheckpointInfo]:
+    if step is not None:
+        have = ", ".join(map(str, checkpoint.steps(run))) or "none"
+        if step not in checkpoint.steps(run):
+            raise UserError(f"{run} has no checkpoint of step {step}", f"it has: {have}")
+        folder = checkpoint.folder_of(run, step)
+        return folder, checkpoint.read_info(folder)
+    found = checkpoint.newest(run)
+    if found is None:
+        raise UserError(f"{run} has no checkpoint yet", f"`{command('train', 'resume', run)}` trains on")
+    return found[0], found[1]
+
+
+def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> CardFacts:
+    licences: Counter[str | None] = Counter()
+    for data in info.data:
+        for licence, count in data.licences.items():
+            licences[None if licence == NOT_STATED else licence] += count
+    used = recipe.done_by_phase(info.step)
+    reached = [p for p, steps in zip(recipe.phases, used, strict=True) if steps]
+    return CardFacts(
+        name=name,
+        spec=get(info.model.spec),
+        base_model=info.model.name,
+        base_weights=info.model.transformer,
+        recipe=recipe.name + (_average(recipe, info.step) if weights == "ema" else ""),
+        steps=info.step,
+        resolution=", then ".join(f"{p.resolution or get(info.model.spec).native_size} px" for p in reached),
+        guidance=recipe.guidance.scale,
+        manifest_id=", ".join(dict.fromkeys(ref.manifest_id for ref in info.data)),
+        trained_on=sum(data.rows for data in info.data),
+        licences=licences,
+        surgeries=tuple(entry["surgery"] for entry in info.surgeries),
+        metrics=info.metrics,
+        versions=info.versions,
+    )
+
+
+def _average(recipe: Recipe, step: int) -> str:
+    assert recipe.ema is not None
+    return f", averaged over steps ({average.described(recipe.ema, step)})"

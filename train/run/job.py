@@ -1,0 +1,274 @@
+"""A run before its first step: what it was asked, checked against model and data, and written down."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uhr.base.config import Config, apply_sets, build, read_versioned
+from uhr.base.console import command, warn
+from uhr.base.errors import UserError
+from uhr.base.files import user_path, write_json
+from uhr.base.paths import path_text, text_path
+from uhr.models.zoo import Model, ModelName
+from uhr.train.data.order import BucketPlan
+from uhr.train.data.reader import EncodedData
+from uhr.train.encode.hashing import shown_weights_hash
+from uhr.train.objectives import objective_class
+from uhr.train.recipes.base import Recipe
+from uhr.train.run import checkpoint
+from uhr.train.run.checkpoint import CheckpointInfo, DataRef, ModelRef
+from uhr.train.run.hold import FILE, claim_run
+from uhr.train.run.log import FILE as LOG
+
+SCHEMA_VERSION = 1
+
+
+class RunInfo(Config):
+    """`run.json`: what the run was asked, resolved. A resumed run reads its recipe, model and data here."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    recipe: dict[str, Any]
+    model: ModelRef
+    data: list[DataRef]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that can start. `data` by resolution in px; `resume` is the checkpoint to go on from."""
+
+    out: Path
+    recipe: Recipe
+    model: Model
+    info: RunInfo
+    data: dict[int, EncodedData]
+    resume: tuple[Path, CheckpointInfo] | None
+
+    def data_of(self, phase: int) -> EncodedData:
+        return self.data[self.recipe.phases[phase].resolution or self.model.spec.native_size]
+
+    def plan_of(self, phase: int) -> BucketPlan:
+        """The order of the phase's batches; each phase has its own."""
+        return plan_for(self.recipe, phase, self.data_of(phase))
+
+    @property
+    def done(self) -> int:
+        """Steps that are behind the run."""
+        return self.resume[1].step if self.resume else 0
+
+
+def plan_for(recipe: Recipe, phase: int, data: EncodedData) -> BucketPlan:
+    """The order of a phase's batches; UserError where a bucket would never be seen."""
+    try:
+        return BucketPlan(
+            [bucket.rows for bucket in data.buckets],
+            recipe.batch.size,
+            recipe.seed + phase,
+            block=[bucket.group_rows for bucket in data.buckets],
+            remainder=recipe.batch.remainder,
+        )
+    except ValueError as error:
+        raise UserError(f"{data.path}: {error}", "--set batch.remainder=short, or a smaller batch") from None
+
+
+def start(recipe: Recipe, model: str | ModelName, data: Sequence[Path], out: Path) -> Job:
+    """A job in a new folder, or the one that stands there if it was asked the same (so that a killed command
+    can just be given again). UserError where it was asked something else.
+    """
+    info, opened, sets = _check(recipe, ModelName.of(model), data)
+    if _begun(out):
+        before = read_run(out)
+        differs = _differences(before, info)
+        if differs:
+            raise UserError(
+                f"{out} holds a run with another {', another '.join(differs)}",
+                f"name another folder with --out, or go on with `{command('train', 'resume', out)}`",
+            )
+        return _job(out, recipe, opened, before, sets)
+    claim_run(out)
+    write_json(out / FILE, info.model_dump(mode="json"))
+    return _job(out, recipe, opened, info, sets)
+
+
+def _begun(out: Path) -> bool:
+    """Whether a run here has come to its first step; one that has not may still be asked otherwise."""
+    return (out / FILE).is_file() and (out / LOG).is_file()
+
+
+def reopen(
+    out: Path,
+    sets: Sequence[str] = (),
+    model: str | None = None,
+    data: Sequence[Path] = (),
+    base: str | None = None,
+) -> Job:
+    """The job of a run's folder, from its newest whole checkpoint.
+
+    `sets` may change what changes no step (`checkpoint.MAY_CHANGE`); `model`, `base` and `data` say where
+    those are now.
+    """
+    before = read_run(out)
+    recipe = build(Recipe, apply_sets(before.recipe, list(sets)), f"{out / FILE} with --set")
+    was = before.model.named
+    if base is None and (model is None or user_path(model).is_file()):
+        base = was.base
+    named = ModelName(model or was.model, before.model.spec, base)
+    data = data or [text_path(ref.path) for ref in before.data]
+    places = [("model", Path(named.model)), *(("data", path) for path in data)]
+    places += [] if named.base is None else [("base", Path(named.base))]
+    for name, path in places:
+        if path.is_absolute() and not path.exists():
+            what = f"{path}, the {name} of {out}, is not there"
+            raise UserError(what, "say where it is", give={name: "PATH"})
+    info, opened, found = _check(recipe, named, data)
+    for name in _differences(before, info):
+        if name in ("model", "data"):
+            what = f"the {name} is not what {out} was trained with"
+            raise UserError(what, "say where that is", give={name: "PATH"})
+    kept = {
+        "created": before.created,
+        "model": info.model.model_copy(update={"spec_given": before.model.spec_given}),
+    }
+    info = info.model_copy(update=kept)
+    job = _job(out, recipe, opened, info, found)
+    write_json(out / FILE, info.model_dump(mode="json"))
+    return job
+
+
+def _check(
+    recipe: Recipe, model: ModelName, data: Sequence[Path]
+) -> tuple[RunInfo, Model, dict[int, EncodedData]]:
+    """Model and data opened, and every disagreement between them and the recipe found."""
+    opened = model.open(components=("transformer",))
+    recipe.check(opened.spec)
+    found: dict[int, EncodedData] = {}
+    for path in data:
+        encoded = EncodedData.open(path)
+        _check_data(encoded, opened)
+        if encoded.info.resolution in found:
+            raise UserError(f"{path} has the resolution of {found[encoded.info.resolution].path}", "give one")
+        found[encoded.info.resolution] = encoded
+    wanted = {phase.resolution or opened.spec.native_size for phase in recipe.phases}
+    for resolution, encoded in found.items():
+        if resolution not in wanted:
+            raise UserError(
+                f"{encoded.path} was encoded at {resolution} px, and no phase of {recipe.name} trains there",
+                f"leave it out, or --set phases.{recipe.phases[0].name}.resolution={resolution}",
+            )
+    for index, phase in enumerate(recipe.phases):
+        objective_class(phase.objective)
+        resolution = phase.resolution or opened.spec.native_size
+        if resolution not in found:
+            have = ", ".join(f"{px} px" for px in sorted(found)) or "none"
+            raise UserError(
+                f"phase '{phase.name}' wants data encoded at {resolution} px, and given is {have}",
+                f"encode with `uhr train encode --set resolution={resolution}`, or train with --set "
+                f"phases.{phase.name}.resolution=N",
+            )
+        plan_for(recipe, index, found[resolution])
+    info = RunInfo(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        recipe=recipe.model_dump(mode="json"),
+        model=_model_ref(opened, spec_given=model.spec is not None),
+        data=[_data_ref(encoded) for encoded in found.values()],
+    )
+    return info, opened, found
+
+
+def _model_ref(opened: Model, spec_given: bool) -> ModelRef:
+    source, backbone = opened.source, opened.backbone
+    # a folder's path must mean the same when the run is resumed from elsewhere
+    whole = source.text if source.repository else path_text(opened.folder.absolute())
+    name = source.text if source.repository else opened.folder.resolve().name
+    return ModelRef(
+        path=whole if backbone is None else path_text(backbone.absolute()),
+        name=name if backbone is None else backbone.resolve().name,
+        spec=opened.spec.name,
+        transformer=shown_weights_hash(opened, "transformer"),
+        base=None if backbone is None else whole,
+        spec_given=spec_given,
+    )
+
+
+def _data_ref(data: EncodedData) -> DataRef:
+    info = data.info
+    return DataRef(
+        path=path_text(data.path.absolute()),
+        id=info.id,
+        manifest_id=info.manifest.id,
+        rows=info.counts["encoded"],
+        licences=info.licences,
+    )
+
+
+def _check_data(data: EncodedData, model: Model) -> None:
+    """Encoded data must speak the language of the model: same latents, same text lengths."""
+    info, spec = data.info, model.spec
+    pairs = {
+        "family": (info.model.family, spec.family),
+        "latent channels": (info.geometry.latent_channels, spec.latent_channels),
+        "VAE factor": (info.geometry.vae_factor, spec.vae_factor),
+        "text lengths": (info.model.text_lengths, dict(spec.text_lengths)),
+    }
+    for name, (encoded, wanted) in pairs.items():
+        if encoded != wanted:
+            raise UserError(
+                f"{data.path} has {name} {encoded} (encoded for {info.model.spec}), {spec.name} {wanted}",
+                "encode again with this model",
+            )
+
+
+def read_run(out: Path) -> RunInfo:
+    """`run.json` of a run's folder; UserError where there is none."""
+    if not (out / FILE).is_file():
+        raise UserError(f"{out} holds no run", "name the folder that `uhr train run --out` wrote")
+    return read_versioned(RunInfo, out / FILE, SCHEMA_VERSION, "restore it, or start a new run")
+
+
+def _differences(before: RunInfo, after: RunInfo) -> list[str]:
+    """What makes two runs different: paths into the recipe, "model", "data". Where things lie does not."""
+    differs = checkpoint.changed(before.recipe, after.recipe)
+    if before.model.transformer != after.model.transformer:
+        differs.append("model")
+    if sorted(ref.id for ref in before.data) != sorted(ref.id for ref in after.data):
+        differs.append("data")
+    return differs
+
+
+def _job(out: Path, recipe: Recipe, model: Model, info: RunInfo, data: dict[int, EncodedData]) -> Job:
+    checkpoint.clear_leftovers(out)
+    found = checkpoint.newest(out)
+    if found is None:
+        return Job(out, recipe, model, info, data, None)
+    folder, stored, faults = found
+    for fault in faults:
+        warn(f"{fault}: going on from step {stored.step}")
+    _check_history(recipe, stored)
+    return Job(out, recipe, model, info, data, (folder, stored))
+
+
+def _check_history(recipe: Recipe, stored: CheckpointInfo) -> None:
+    """The steps so far must be steps of this recipe."""
+    differs = checkpoint.changed(stored.recipe, recipe.model_dump(mode="json"))
+    refused = [path for path in differs if not checkpoint.may_change(path)]
+    if refused:
+        raise UserError(
+            f"the run so far had another {', another '.join(refused)}",
+            "leave it as it was, or start a new run: only steps, device and checkpoints may change",
+        )
+    if recipe.steps < stored.step:
+        raise UserError(
+            f"the run is at step {stored.step} already", "give its phases at least that many steps"
+        )
+    before = Recipe.model_validate(stored.recipe)
+    for phase, one, two in zip(
+        recipe.phases, before.done_by_phase(stored.step), recipe.done_by_phase(stored.step), strict=True
+    ):
+        if one != two:
+            raise UserError(
+                f"phase '{phase.name}' is over, with {one} steps", f"--set phases.{phase.name}.steps={one}"
+            )

@@ -1,0 +1,110 @@
+"""All that changes while a run goes on, and the process-wide generators beside it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from uhr.models.adapters.plain import ADAPTER, lora_state
+from uhr.train.run import optim
+from uhr.train.run.average import decay_at
+
+
+@dataclass
+class TrainState:
+    """step: optimiser steps done. adapter: parameters by their names in `plain.lora_state`, float32.
+
+    ema: their running average under the same names, or None; it has no count of its own, since it was updated
+    once for each step.
+    """
+
+    step: int
+    adapter: dict[str, torch.nn.Parameter]
+    optimiser: torch.optim.Optimizer
+    ema: dict[str, torch.Tensor] | None
+
+    @torch.no_grad()
+    def update_ema(self, decay: float) -> None:
+        """average <- d * average + (1 - d) * parameter, with d = `decay_at(step, decay)`."""
+        assert self.ema is not None
+        now = decay_at(self.step, decay)
+        for name, average in self.ema.items():
+            average.lerp_(self.adapter[name].detach(), 1 - now)
+
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Everything as CPU tensors, by the name of the file that holds it."""
+        found = {
+            "adapter": {name: p.detach().cpu().clone() for name, p in self.adapter.items()},
+            "optimiser": optim.optimiser_state(self.optimiser, self.adapter),
+        }
+        if self.ema is not None:
+            found["ema"] = {name: average.cpu().clone() for name, average in self.ema.items()}
+        return found
+
+    @torch.no_grad()
+    def load(self, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Write what `tensors` gave back, bit for bit; a tensor too many or too few is an assertion."""
+        self.step = step
+        _copy_into(self.adapter, tensors["adapter"])
+        optim.load_optimiser_state(self.optimiser, self.adapter, tensors["optimiser"])
+        if self.ema is not None:
+            _copy_into(self.ema, tensors["ema"])
+
+
+def _copy_into(targets: Mapping[str, torch.Tensor], sources: Mapping[str, torch.Tensor]) -> None:
+    assert set(targets) == set(sources), sorted(set(targets) ^ set(sources))[:4]
+    for name, target in targets.items():
+        target.copy_(sources[name])
+
+
+def adapter_parameters(transformer: Any) -> dict[str, torch.nn.Parameter]:
+    """The trainable parameters by their names in `plain.lora_state`."""
+    found = {
+        name.replace(f".{ADAPTER}.", "."): parameter
+        for name, parameter in transformer.named_parameters()
+        if parameter.requires_grad
+    }
+    assert set(found) == set(lora_state(transformer))
+    return found
+
+
+def seed_everything(seed: int) -> None:
+    """The process-wide generators. Our own draws use none of them; an objective of the user's may."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generators() -> dict[str, Any]:
+    """The state of every process-wide generator, as JSON."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": _plain(random.getstate()),
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, gauss],
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "cuda": [state.numpy().tobytes().hex() for state in torch.cuda.get_rng_state_all()],
+    }
+
+
+def set_generators(state: Mapping[str, Any]) -> None:
+    """Put back what `generators` gave. A GPU that is not here any more, or was not then, keeps its own."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_bytes(state["torch"]))
+    for device, text in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(_bytes(text), device)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _bytes(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

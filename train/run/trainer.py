@@ -1,0 +1,228 @@
+"""The training loop: from a job to its last step, or to the checkpoint at which somebody stopped it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uhr.base.console import command, progress, say, shown
+from uhr.base.errors import UserError
+from uhr.base.files import saving
+from uhr.models.adapters.plain import LoraSpec, add_lora
+from uhr.models.surgery.base import compose, from_record, record
+from uhr.models.zoo import load_transformer, pick_device
+from uhr.train.data.order import PlannedBatch
+from uhr.train.data.reader import Rows
+from uhr.train.objectives.base import Velocity
+from uhr.train.objectives.draws import Draws
+from uhr.train.recipes.base import Recipe
+from uhr.train.run import checkpoint, optim
+from uhr.train.run.average import decay_at, described
+from uhr.train.run.job import Job
+from uhr.train.run.log import read_log, track
+from uhr.train.run.phase import PhaseRun
+from uhr.train.run.state import TrainState, adapter_parameters, seed_everything
+from uhr.train.run.stop import stop_requests
+from uhr.train.run.velocity import FAMILIES
+
+RECENT = 50
+"""Steps whose mean loss goes into a checkpoint: one step's says little."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`step` steps are done; `checkpoint` holds them. `loss`: mean of the last `RECENT` steps.
+
+    stopped: somebody asked to, before the last step.
+    """
+
+    step: int
+    checkpoint: Path
+    loss: float
+    stopped: bool
+
+
+class Trainer:
+    """A job with its model in memory."""
+
+    def __init__(self, job: Job) -> None:
+        recipe = job.recipe
+        self.job, self.recipe = job, recipe
+        self.device = pick_device(recipe.runtime.device)
+        seed_everything(recipe.seed)
+        transformer = load_transformer(job.model, recipe.runtime.precision, recipe.runtime.device)
+        compose(transformer, from_record(recipe.surgeries, f"recipe {recipe.name}: surgeries"))
+        if recipe.runtime.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        add_lora(transformer, lora_of(recipe, job), recipe.seed)
+        transformer.train()
+        self.surgeries = record(transformer)
+        self.velocity: Velocity = FAMILIES[recipe.family](transformer, recipe.guidance)
+        adapter = adapter_parameters(transformer)
+        average = (
+            {name: p.detach().clone() for name, p in adapter.items()} if recipe.ema is not None else None
+        )
+        self.state = TrainState(0, adapter, optim.build(recipe.optimiser, adapter), average)
+        if job.resume is not None:
+            checkpoint.load_checkpoint(*job.resume, self.state)
+        self._phase: PhaseRun | None = None
+
+    def run(self) -> Outcome:
+        """Train from where the state is to the recipe's last step; at least one step must be left."""
+        job, state, total = self.job, self.state, self.recipe.steps
+        assert state.step < total
+        recent = deque((line["loss"] for line in read_log(job.out) if line["step"] <= state.step), RECENT)
+        with (
+            saving(job.out, lambda: checkpoint.go_on(job.out)),
+            track(job.out, state.step) as write,
+            progress("train", total, "steps") as advance,
+            stop_requests() as stop,
+        ):
+            advance(state.step)
+            while True:
+                entry = self.step()
+                write(entry)
+                recent.append(entry["loss"])
+                advance(1, f"loss {entry['loss']:.4f}")
+                # read once: a request that comes while the checkpoint is written waits for the next step
+                stopping = stop.asked or state.step == total
+                if stopping or state.step % self.recipe.runtime.checkpoint_every == 0:
+                    mean = sum(recent) / len(recent)
+                    folder = self.save({"loss": entry["loss"], f"mean loss of {len(recent)} steps": mean})
+                    if stopping:
+                        return Outcome(state.step, folder, mean, stopped=state.step < total)
+
+    def step(self) -> dict[str, Any]:
+        """One optimiser step over one global batch; its line of the log."""
+        start = time.perf_counter()
+        index, inside = self.recipe.phase_of(self.state.step)
+        phase, config = self.phase(index), self.recipe.phases[index]
+        planned = phase.plan.at(inside)
+        lr = config.lr_at(inside)
+        optim.set_lr(self.state.optimiser, lr)
+        rows = phase.data.read(planned.bucket, planned.rows)
+        losses, sigmas, parts = self._accumulate(phase, planned, rows)
+        parameters = list(self.state.adapter.values())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        if not torch.isfinite(norm):
+            raise self._not_finite("gradient", rows.sample_ids)
+        self.state.optimiser.step()
+        self.state.optimiser.zero_grad(set_to_none=True)
+        self.state.step += 1
+        if self.recipe.ema is not None:
+            self.state.update_ema(self.recipe.ema)
+        seconds = time.perf_counter() - start
+        bucket = phase.data.buckets[planned.bucket]
+        return {
+            "step": self.state.step,
+            "phase": config.name,
+            "epoch": planned.epoch,
+            "bucket": f"{bucket.width}x{bucket.height}",
+            "samples": len(planned.rows),
+            "loss": losses.mean().item(),
+            "parts": {name: values.mean().item() for name, values in parts.items()},
+            "sigma": {"mean": sigmas.mean().item(), "min": sigmas.min().item(), "max": sigmas.max().item()},
+            "lr": lr,
+            "grad_norm": norm.item(),
+            "seconds": round(seconds, 4),
+            "samples_per_second": round(len(planned.rows) / seconds, 3),
+            "peak_memory": peak_memory(self.device),
+        }
+
+    def _accumulate(
+        self, phase: PhaseRun, planned: PlannedBatch, rows: Rows
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Gradients of the mean loss over the whole batch, a micro-batch at a time: [B] losses, sigmas,
+        parts.
+        """
+        count = len(planned.rows)
+        draws = Draws(self.recipe.seed, self.state.step, range(count))
+        whole = phase.batch(rows, draws)
+        losses, sigmas, parts = [], [], []
+        for start in range(0, count, self.recipe.batch.micro):
+            stop = min(start + self.recipe.batch.micro, count)
+            loss = phase.objective(self.velocity, whole.of(start, stop), draws.of(start, stop))
+            finite = torch.isfinite(loss.per_sample.detach()).tolist()
+            if not all(finite):
+                inside = rows.sample_ids[start:stop]
+                raise self._not_finite("loss", [s for s, ok in zip(inside, finite, strict=True) if not ok])
+            (loss.per_sample.sum() / count).backward()
+            losses.append(loss.per_sample.detach())
+            sigmas.append(loss.sigma)
+            parts.append(loss.parts)
+        names = parts[0].keys()
+        return (
+            torch.cat(losses),
+            torch.cat(sigmas),
+            {name: torch.cat([part[name].detach() for part in parts]) for name in names},
+        )
+
+    def phase(self, index: int) -> PhaseRun:
+        """The phase of that number; only one is open at a time."""
+        if self._phase is None or self._phase.index != index:
+            self._phase = PhaseRun(self.job, index, self.device)
+        return self._phase
+
+    def _not_finite(self, what: str, samples: Sequence[str]) -> UserError:
+        """The weights are still those of the last step: nothing that is not finite is ever written."""
+        phase = self.recipe.phases[self.recipe.phase_of(self.state.step)[0]]
+        return UserError(
+            f"step {self.state.step + 1}: the {what} is not finite (samples {', '.join(samples)})",
+            f"look at those samples, or start a new run: `uhr train run --set phases.{phase.name}.lr=LOWER`",
+        )
+
+    def save(self, metrics: dict[str, float]) -> Path:
+        """Write a checkpoint, and remove those that are one too many."""
+        step = self.state.step
+        # at the very end this is where a longer last phase would go on
+        phase, inside = self.recipe.phase_of(min(step, self.recipe.steps - 1))
+        epoch, batch = divmod(inside + (step == self.recipe.steps), self.phase(phase).plan.batches_per_epoch)
+        folder = checkpoint.write_checkpoint(
+            self.job.out,
+            self.state,
+            {
+                "phase": phase,
+                "epoch": epoch,
+                "batch": batch,
+                "recipe": self.recipe.model_dump(mode="json"),
+                "model": self.job.info.model,
+                "data": self.job.info.data,
+                "surgeries": self.surgeries,
+                "metrics": metrics,
+            },
+        )
+        checkpoint.keep_newest(self.job.out, self.recipe.runtime.keep_checkpoints)
+        return folder
+
+
+def lora_of(recipe: Recipe, job: Job) -> LoraSpec:
+    """The recipe's adapter on the job's model."""
+    return LoraSpec(recipe.adapter.rank, recipe.targets(job.model.spec), recipe.adapter.alpha)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU if there is one, else of this process, at its highest so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def train(job: Job) -> Outcome:
+    """Carry a job out, to its last step or to where somebody stopped it."""
+    recipe = job.recipe
+    if recipe.ema is not None and decay_at(recipe.steps, recipe.ema) < recipe.ema:
+        say(f"averaged adapter: {described(recipe.ema, recipe.steps)}")
+    outcome = Trainer(job).run()
+    if outcome.stopped:
+        say(f"stopped after step {outcome.step} of {job.recipe.steps}; saved in {shown(outcome.checkpoint)}")
+        say(f"go on with: {command('train', 'resume', job.out)}")
+    return outcome

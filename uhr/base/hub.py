@@ -1,0 +1,60 @@
+"""The model hub: the only code that downloads, and only what a user named by its hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from uhr.base.errors import UserError
+from uhr.base.files import disk_fault
+
+
+def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, cached: bool = False) -> Path:
+    """Download the files of a hub repository that match `patterns` into the hub's own cache.
+
+    Args:
+        repository: `org/name`.
+        revision: a branch, tag or commit; None is the default branch.
+        patterns: shell patterns of file names. Pickles and compiled weights are never downloaded.
+        cached: use what is in the cache already, without the network.
+
+    Returns:
+        The folder of the snapshot, named by its commit.
+
+    Raises:
+        UserError: if the licence was not accepted, the hub cannot be reached or has no such repository, or
+            the disk is full.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    name = repository if revision is None else f"{repository}@{revision}"
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=["*.bin", "*.pt", "*.msgpack", "*.onnx*"],
+                local_files_only=cached,
+            )
+        )
+    except GatedRepoError as error:
+        page = f"https://huggingface.co/{repository}"
+        raise UserError(
+            f"the hub keeps '{repository}' behind a licence", f"accept it on {page}, then run `hf auth login`"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        what = f"'{name}' is no folder here and not in the hub's cache"
+        if cached:
+            raise UserError(what, f"if you want it from the hub, name it: --model {name}") from error
+        raise UserError(f"{what}, and the hub is out of reach", "check the path, or the network") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        if (reason := disk_fault(error)) is not None:
+            fix = "make room, or set HF_HOME to a folder of another disk"
+            raise UserError(f"the hub's cache cannot take '{name}' ({reason})", fix) from error
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"'{name}' is no folder here, and the hub did not give it ({words})",
+            "check the path, or the hub id and its revision",
+        ) from error

@@ -1,0 +1,22 @@
+"""What each file of the demo is, and what curation makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["kept", "rejected", "failed"]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A file of the demo: its path below the folder, what it is, and what becomes of it under `quickstart`.
+
+    `reason` is the rule or the kind of fault, None when kept. `fault` marks what was planted.
+    """
+
+    name: str
+    what: str
+    status: Status = "kept"
+    reason: str | None = None
+    fault: bool = False

@@ -1,0 +1,200 @@
+"""`uhr demo`: the whole road on this machine, each step by the very command that it prints."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shlex
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uhr.base.console import progress, say, table
+from uhr.base.errors import UserError
+from uhr.base.files import saving, write_json
+from uhr.base.paths import local
+
+Main = Callable[[list[str]], int]
+"""`uhr.cli.main`, which `uhr.cli` hands to its commands as `context.obj`."""
+
+MARKER = "uhr-demo.json"
+PROMPT = "a mountain lake at dawn"
+STEPS = 40
+INTERRUPT_AT = 15
+YOUR_OWN = r"""
+On your own pictures the same road is:
+
+  uhr doctor                                               what is installed and what is missing
+  uhr curate run multiaspect-4k --source YOUR/PICTURES --out YOUR/SET
+  uhr manifest slice YOUR/SET --where "license is not null" --out YOUR/SLICE
+  uhr train encode YOUR/SLICE --model black-forest-labs/FLUX.1-dev --out YOUR/ENCODED --set resolution=1024
+  uhr train run lora --model black-forest-labs/FLUX.1-dev --data YOUR/ENCODED --out YOUR/RUN
+  uhr train export YOUR/RUN --out YOUR/ADAPTER
+  uhr sample euler --model black-forest-labs/FLUX.1-dev --adapter YOUR/ADAPTER --prompt "..." \
+      --size 1024x1024 --out picture.png
+"""
+
+
+def demo(
+    context: typer.Context,
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=local("--out", utf8=True), metavar="DIR", help="Folder for everything that the demo makes."
+        ),
+    ] = Path("demo"),
+) -> None:
+    """The whole road on this machine: pictures, manifest, slice, adapter, picture. No download, no GPU."""
+    start = time.monotonic()
+    uhr = functools.partial(_uhr, context.obj)
+    # the tiny model's tensors are slower on many threads than on one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with saving(out, "make room there, or name another folder with --out"):
+        _take_folder(out)
+    pictures, manifest, chosen = out / "pictures", out / "manifest", out / "slice"
+    model, encoded, run, adapter = out / "tiny-flux1", out / "encoded", out / "run", out / "adapter"
+
+    _headline("1. Gather pictures, some of them with planted faults")
+    with saving(out, "make room there, or name another folder with --out"):
+        planted = _gather(pictures)
+
+    _headline("2. Curate them on Ray: annotate every picture, turn down by rule, lose nothing")
+    uhr("curate", "run", "quickstart", "--source", pictures, "--out", manifest)
+    _compare_with_planted(manifest, planted)
+
+    _headline("3. Slice the manifest by metadata")
+    sharp = "upscale_ratio < 1.5 and width >= 256 and height >= 256"
+    uhr("manifest", "slice", manifest, "--where", sharp, "--split", "train=0.9,val=0.1", "--out", chosen)
+
+    _headline("4. Make a tiny FLUX checkpoint: the real classes, random weights")
+    uhr("models", "make-tiny", model)
+
+    _headline("5. Encode the slice once: latents and text embeddings")
+    uhr("train", "encode", chosen, "--model", model, "--out", encoded)
+
+    _headline("6. Train a LoRA by flow matching, interrupt it (Ctrl-C), resume it")
+    length = ("--set", f"phases.0.steps={STEPS}")
+    with _interrupt_after(run / "log.jsonl", INTERRUPT_AT):
+        uhr("train", "run", "lora", "--model", model, "--data", encoded, "--out", run, *length, expect=130)
+    uhr("train", "resume", run)
+
+    _headline("7. Export the adapter, as diffusers loads it")
+    uhr("train", "export", run, "--out", adapter)
+
+    _headline("8. Sample a picture without and with the adapter")
+    call = ("sample", "euler", "--model", model, "--prompt", PROMPT, "--size", "256x256", "--seed", 0)
+    uhr(*call, "--out", out / "without.png")
+    uhr(*call, "--adapter", adapter, "--out", out / "with.png")
+
+    _headline(f"Done in {time.monotonic() - start:.0f} s")
+    _summary(out)
+
+
+MADE = (
+    *("pictures", "manifest", "slice", "tiny-flux1", "encoded", "run", "adapter"),
+    *("without.png", "without.json", "with.png", "with.json"),
+)
+"""What the demo writes into its folder, and clears there when it runs again."""
+
+
+def _take_folder(out: Path) -> None:
+    """A folder for this demo. What an earlier one made is cleared; whatever else was put there stays."""
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise UserError(f"{out} holds something else than a demo", "name another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    before = [out / name for name in MADE if (out / name).exists()]
+    if before:
+        say(f"clearing what an earlier demo made in {out}: {', '.join(path.name for path in before)}")
+    for path in before:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    made = {"what": "made by `uhr demo`, which clears these names when it runs again", "names": MADE}
+    write_json(out / MARKER, made)
+
+
+def _headline(words: str) -> None:
+    say(f"\n== {words}")
+
+
+def _uhr(main: Main, *words: object, expect: int = 0) -> None:
+    """Run one command as a user would type it, and stop the demo if it does not end as expected."""
+    arguments = [str(word) for word in words]
+    say(f"$ uhr {shlex.join(arguments)}")
+    code = main(arguments)
+    if code != expect:
+        raise UserError(f"the demo's `uhr {shlex.join(arguments)}` ended with exit code {code}, not {expect}")
+
+
+def _gather(folder: Path) -> Sequence[Any]:
+    from uhr.demo.images import gather
+
+    with progress("gather", total=None, unit="pictures") as advance:
+        return gather(folder, advance)
+
+
+def _compare_with_planted(manifest: Path, planted: Sequence[Any]) -> None:
+    """What became of each picture with a planted fault, from the manifest."""
+    from uhr.manifests.manifest import Manifest
+
+    rows = Manifest.open(manifest).table(columns=["uri", "status", "reason", "error"]).to_pylist()
+    found = {row["uri"]: row for row in rows}
+    say("\nWhat became of the planted faults:")
+    table(
+        ["file", "what it is", "status", "reason"],
+        [[p.name, p.what, found[p.name]["status"], found[p.name]["reason"]] for p in planted if p.fault],
+    )
+
+
+class _interrupt_after:
+    """Press Ctrl-C once the log has reached `step`, as a person would, while the block runs."""
+
+    def __init__(self, log: Path, step: int) -> None:
+        self._log, self._step, self._done = log, step, threading.Event()
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            if self._reached():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    def _reached(self) -> bool:
+        if not self._log.exists():
+            return False
+        return len(self._log.read_bytes().splitlines()) >= self._step
+
+
+def _summary(out: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    log = [json.loads(line) for line in (out / "run" / "log.jsonl").read_text().splitlines()]
+    without, adapted = (np.asarray(Image.open(out / name), dtype=int) for name in ("without.png", "with.png"))
+    changed = (without != adapted).any(axis=-1).mean()
+    first, last = log[0], log[-1]
+    facts = {
+        "report": f"{out / 'manifest' / 'report.html'}   (open it in a browser)",
+        "manifest": f"{out / 'manifest'}   (plain Parquet in samples/)",
+        "slice": str(out / "slice"),
+        "training": f"{out / 'run'}   ({last['step']} steps, loss {first['loss']:.3f} to {last['loss']:.3f})",
+        "adapter": str(out / "adapter"),
+        "pictures": f"{out / 'without.png'}, {out / 'with.png'}   ({changed:.0%} of the pixels differ)",
+    }
+    for name, words in facts.items():
+        say(f"{name:10} {words}")
+    say(
+        "\nThe model is tiny and its weights are random: its pictures are noise and its loss says little."
+        "\nEverything else was the real thing: decoding, rules, manifest, encoding, training, resume, export."
+    )
+    say(YOUR_OWN)

@@ -1,0 +1,126 @@
+"""The process that does the work and may be killed at any time; started by `worker.Worker`, for every runner.
+
+It speaks with its parent over a socket (units in, "done" or an error out) and writes the item that it is
+about to touch into a shared page, which outlives it: that costs a microsecond per item, and names the item
+that killed it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import mmap
+import os
+import pickle
+import select
+import signal
+import struct
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+PAGE = struct.Struct("<qqq")
+"""turn (rises with every item begun), index of the item in the unit (-1: none), step."""
+PAGE_BYTES = mmap.PAGESIZE
+
+
+def main(socket: int, page: int, parent: int, imports: Sequence[str]) -> None:
+    """Entry point: import these modules, then serve units until the parent hangs up."""
+    os.set_inheritable(socket, False)
+    os.set_inheritable(page, False)
+    _die_with(parent, socket)
+    for name in imports:
+        # ahead of time only: the work needs the module too, and its error reaches the parent
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    connection = Connection(socket)
+    folder, packed, threads = connection.recv()
+    _serve(connection, mmap.mmap(page, PAGE_BYTES), folder, packed, threads)
+
+
+def _serve(connection: Connection, page: mmap.mmap, folder: Path, packed: bytes, threads: int) -> None:
+    from uhr.runtime.heap import keep_freed_memory
+    from uhr.runtime.units import UnitPlan
+
+    keep_freed_memory()
+    unit: int | None = None
+    try:
+        plan = UnitPlan.open(folder)
+        work = pickle.loads(packed)
+        work.open()
+        _one_thread_each(threads)
+        watch = _page_watch(page)
+        while True:
+            unit, faults = connection.recv()
+            watch.forget(faults)
+            plan.run(unit, work, watch)
+            connection.send(("done", unit))
+    except EOFError:
+        return
+    except Exception as error:  # noqa: BLE001 - every error goes to the parent, which raises it there
+        from uhr.runtime.inline import unit_error
+
+        report = unit_error(error, unit, folder)
+        # the type stays here: an error of the user's own class may not be importable in the parent
+        connection.send(("error", (report.what, report.fix, report.give, traceback.format_exc())))
+
+
+def _page_watch(page: mmap.mmap) -> Any:
+    from uhr.runtime.units import Fault, Watch
+
+    class PageWatch(Watch):
+        """Tells by writing to the page that the parent reads."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._turn = 0
+            self._index = -1
+
+        def forget(self, faults: dict[int, Fault]) -> None:
+            """A new unit, with the items of it that ended earlier tries."""
+            self._faults = faults
+            self._tell(-1, 0)
+
+        def _tell(self, index: int, step: int) -> None:
+            if index != self._index:
+                self._turn += 1
+                self._index = index
+            PAGE.pack_into(page, 0, self._turn, index, step)
+
+    return PageWatch()
+
+
+def _die_with(parent: int, socket: int) -> None:
+    """Ends this process when the parent is gone, also in the middle of a decoder that holds the GIL
+    (Linux).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then kills us
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # the parent died before the line above
+    threading.Thread(target=_exit_on_hang_up, args=(socket,), daemon=True).start()
+
+
+def _exit_on_hang_up(socket: int) -> None:
+    poll = select.poll()
+    poll.register(socket, 0)  # only POLLHUP and POLLERR, which are always reported
+    poll.poll()
+    os._exit(1)
+
+
+def _one_thread_each(threads: int) -> None:
+    """Worker processes fill the cores; threads inside of them would only fight (environment variables did the
+    rest).
+    """
+    import pyarrow as pa
+
+    pa.set_cpu_count(threads)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(threads)

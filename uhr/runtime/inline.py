@@ -1,0 +1,42 @@
+"""Units one after the other in this process: for debugging, and where there is only one worker to have."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from uhr.base.errors import UserError
+from uhr.base.files import disk_fault
+from uhr.runtime.units import UnitPlan, Watch, Work
+
+
+class InlineRunner:
+    """No process to kill, so no limits: an item that crashes its decoder takes the run with it."""
+
+    def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
+        at: int | None = None
+        try:
+            work.open()
+            for at in pending:
+                plan.run(at, work, Watch())
+                yield at
+        except Exception as error:
+            raise unit_error(error, at, plan.folder) from error
+
+
+def unit_error(error: Exception, unit: int | None, folder: Path) -> UserError:
+    """What `Work.open` (unit None) or `Work.run` raised, as one line that names the unit and the place.
+    `folder` is the plan's, where parts are written."""
+    if isinstance(error, UserError):
+        return error
+    if (reason := disk_fault(error)) is not None:
+        fix = "make room on its disk; the same command goes on where it stopped"
+        return UserError(f"{folder} cannot be written ({reason})", fix)
+    where = "a worker could not start" if unit is None else f"unit {unit} failed"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename} line {frames[-1].lineno})" if frames else ""
+    words = " ".join(str(error).split())
+    return UserError(
+        f"{where}: {type(error).__name__}: {words}{place}", "--workers 0 --debug shows the whole trace"
+    )

@@ -1,0 +1,1 @@
+"""`uhr sample`: one image or a set of them, from the command line."""

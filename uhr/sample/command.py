@@ -1,0 +1,311 @@
+"""`uhr sample`: paint pictures by any sampler, and make one again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from uhr.base import console
+from uhr.base.config import apply_sets, build
+from uhr.base.errors import UserError
+from uhr.base.files import user_path
+from uhr.base.paths import local
+from uhr.base.store import FolderStore
+from uhr.models.samplers import SAMPLERS, check_name
+from uhr.sample import options as opt
+from uhr.sample import set as sample_set
+
+if TYPE_CHECKING:
+    from uhr.models.generate.request import Item, Request
+    from uhr.models.generate.session import Painting, Session
+    from uhr.models.generate.setup import Setup
+    from uhr.models.generate.target import Target
+    from uhr.models.llm.refine import Refinement
+
+LOOK, PAINT, AGAIN = "Look", "Samplers", "Make a picture again"
+
+
+class SamplerGroup(TyperGroup):
+    """Every sampler is a sub-command; so is a class of the user's own by its import path."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        known = super().get_command(ctx, cmd_name)
+        if known is not None:
+            return known
+        check_name(cmd_name)
+        return super().get_command(ctx, next(iter(SAMPLERS)))
+
+
+app = typer.Typer(
+    cls=SamplerGroup,
+    no_args_is_help=True,
+    help="Paint a picture. SAMPLER is one of those below, or a class of your own as package.module:Class.",
+    subcommand_metavar="SAMPLER [OPTIONS]",
+)
+
+
+@app.callback(invoke_without_command=True)
+def again(
+    ctx: typer.Context,
+    repeat: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local("--repeat"),
+            metavar="FILE.png",
+            help="A picture of ours, made again from its own record; no SAMPLER then.",
+            rich_help_panel=AGAIN,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local("--out"), metavar="FILE.png", help="The new picture.", rich_help_panel=AGAIN
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|ID", help="Where the model is now, if elsewhere than then.", rich_help_panel=AGAIN
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="package.module:Class",
+            help="The sampler that the record names, if that is not one of ours: only then its code is run.",
+            rich_help_panel=AGAIN,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer as JSON.", rich_help_panel=AGAIN)] = False,
+) -> None:
+    if repeat is None:
+        if ctx.invoked_subcommand is None:
+            raise UserError("no sampler is named", "see `uhr sample list`, or give --repeat PICTURE")
+        if out or model or sampler or as_json:
+            raise UserError("an option stands before the sampler's name", "put it behind")
+        return
+    if ctx.invoked_subcommand is not None:
+        raise UserError(f"--repeat {repeat} and the sampler '{ctx.invoked_subcommand}'", "give one of them")
+    if out is None:
+        raise UserError("--repeat without --out", "name the new picture: --out again.png")
+    _repeat(repeat, user_path(out), model, sampler, as_json)
+
+
+@app.command("list", rich_help_panel=LOOK)
+def list_samplers(as_json: opt.Json = False) -> None:
+    """Every sampler: what it does and which weights it takes."""
+    from uhr.models import show
+
+    console.emit(show.samplers(), as_json, _print_samplers)
+
+
+def _print_samplers(rows: list[dict[str, Any]]) -> None:
+    from uhr.models import show
+
+    show.print_samplers(rows)
+    console.say(
+        "\n`uhr sample SAMPLER --help` has what all of them take, `uhr sample options SAMPLER` the rest"
+    )
+
+
+@app.command("options", rich_help_panel=LOOK)
+def options_of_sampler(
+    sampler: Annotated[str, typer.Argument(metavar="SAMPLER", help="A name of `uhr sample list`.")],
+    as_json: opt.Json = False,
+) -> None:
+    """What a sampler alone can be told with --set: defaults, and what each means."""
+    from uhr.models.generate import options
+
+    console.emit(options.options_of(sampler), as_json, options.print_options)
+
+
+def paint(
+    ctx: typer.Context,
+    *,
+    prompt: opt.Prompt = None,
+    image: opt.Image = None,
+    scale: opt.Scale = None,
+    size: opt.Size = None,
+    negative: opt.Negative = None,
+    seed: opt.Seed = 0,
+    out: opt.Out = None,
+    previews: opt.Previews = None,
+    as_json: opt.Json = False,
+    model: opt.Model,
+    base: opt.Base = None,
+    spec: opt.Spec = None,
+    adapters: opt.Adapters = None,
+    transformer: opt.Transformer = None,
+    vae: opt.Vae = None,
+    steps: opt.Steps = None,
+    guidance: opt.Guidance = None,
+    sets: opt.Sets = None,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    offload: opt.Offload = None,
+    quantize: opt.Quantize = None,
+    plan: opt.Plan = False,
+    on: opt.On = None,
+    prompts: opt.Prompts = None,
+    refine: opt.Refine = None,
+    refine_model: opt.RefineModel = None,
+    refine_instruction: opt.RefineInstruction = None,
+    engine: opt.Engine = "ray",
+    workers: opt.Workers = None,
+    address: opt.Address = None,
+) -> None:
+    from uhr.models.generate.request import Adapter, Item, Request, parse_size
+    from uhr.models.generate.target import Target
+
+    tree = {
+        "sampler": str(ctx.info_name),
+        "model": model,
+        "base": base,
+        "spec": spec,
+        "size": parse_size(size) if size else None,
+        "scale": scale,
+        "steps": steps,
+        "guidance": guidance,
+        "adapters": [Adapter.parse(text) for text in adapters or ()],
+        "dtype": dtype,
+        "device": device,
+        "offload": offload,
+        "quantize": quantize,
+        "transformer": transformer,
+        "vae": vae,
+        "options": apply_sets({}, sets or []),
+    }
+    request = build(Request, tree, "uhr sample")
+    said = build(
+        Item, {"prompt": prompt or "", "negative": negative, "seed": seed, "image": image}, "uhr sample"
+    )
+    if plan:
+        _plan(request, said, prompts, on, as_json)
+        return
+    if on is not None:
+        raise UserError(f"--on {on} plans for a GPU and paints nothing", "give --plan as well")
+    refinement = sample_set.refinement_of(refine, refine_model, refine_instruction)
+    team = sample_set.Team.of(engine, workers, address)
+    if sample_set.is_set(prompts, image):
+        sample_set.make_set(request, said, prompts, out, refinement, previews, team, as_json)
+    else:
+        team.refuse_one_picture()
+        _one(request, said, Target.of(_named(prompt, out)), refinement, previews, as_json)
+
+
+def _named(prompt: str | None, out: str | None) -> str:
+    """The one picture's file; UserError where it or the prompt is not given."""
+    if prompt is None or out is None:
+        missing = "--prompt TEXT" if prompt is None else "--out FILE.png"
+        raise UserError(f"{missing} is missing", "give it, or --plan to see what it would take")
+    return out
+
+
+def _one(
+    request: Request,
+    said: Item,
+    out: Target,
+    refinement: Refinement | None,
+    previews: Path | None,
+    as_json: bool,
+) -> None:
+    from uhr.models.generate import record
+    from uhr.models.generate.setup import Setup
+    from uhr.models.llm.refine import refine_one
+
+    out.check(said.image)
+    if previews is not None:
+        previews = user_path(previews)
+        FolderStore(str(previews)).probe()
+    setup = Setup.of(request)
+    item = said.model_copy(update={"name": out.stem})
+    if refinement is not None:
+        setup.call(item)  # before anybody is asked
+        item = refine_one(item, refinement)
+    painting = _painted(setup, item, out, previews)
+    value = {"out": out.text, **painting.record}
+    console.emit(value, as_json, lambda _: console.say(record.describe(out.text, painting.record)))
+
+
+def _plan(request: Request, item: Item, prompts: Path | None, on: str | None, as_json: bool) -> None:
+    from uhr.models.estimate import plan_text
+    from uhr.models.estimate.plan import plan
+    from uhr.models.generate.lengths import token_counts
+
+    if sample_set.is_set(prompts, item.image):
+        sample_set.plan_set(request, item, prompts, on, as_json)
+        return
+    found = plan(request, item, on)
+    counts = token_counts(found.model, [item])
+
+    def show(_: object) -> None:
+        plan_text.show(found)
+        plan_text.show_counts(counts)
+
+    console.emit(plan_text.describe(found, counts), as_json, show)
+
+
+def _painted(setup: Setup, item: Item, out: Target, previews: Path | None = None) -> Painting:
+    """One picture, with a bar, on the disk with what belongs to it."""
+    from uhr.models.generate import record
+
+    call = setup.call(item)
+    if previews is not None:
+        record.check_stages(record.stage_files(previews, out.stem, setup.previewed(call)), item.image)
+    session = _loaded(setup)
+    with console.progress("sample", total=None, unit="calls") as advance:
+        painting = session.paint(call, advance, stages=previews is not None)
+    if previews is not None:
+        record.write_stages(previews, out.stem, painting.stages)
+    out.write(painting.picture, painting.record)
+    return painting
+
+
+def _loaded(setup: Setup) -> Session:
+    """The setup's pipeline in memory, with a bar: 30 GB take a while."""
+    from uhr.models.generate.session import Session
+
+    with console.progress("load", total=None, unit="parts") as advance:
+        session = Session(setup, advance)
+    setup.hash_weights()
+    return session
+
+
+def _repeat(picture: Path, out: Path, model: str | None, sampler: str | None, as_json: bool) -> None:
+    from uhr.models.generate import record, repeat
+    from uhr.models.generate.setup import Setup
+
+    then, original = record.read_record(picture), repeat.picture_of(picture)
+    request, item = repeat.asked(then, str(picture), model, sampler)
+    repeat.check_out(out, picture, item)
+    repeat.check_files(request, item)
+    request, lines = repeat.on_this_machine(request)
+    setup = Setup.of(request, fetch=repeat.may_fetch(model))
+    call = setup.call(item)
+    session = _loaded(setup)
+    lines += repeat.differences(then, setup, call)
+    for line in lines:
+        console.warn(line)
+    with console.progress("sample", total=None, unit="calls") as advance:
+        painting = session.paint(call, advance)
+    try:
+        # before anything is written
+        found = None if original is None else repeat.compare(original, painting.picture)
+    finally:
+        record.write(out, painting.picture, painting.record)
+    told = {"identical": None} if found is None else found.describe()
+    verdict = "no picture of then to compare it with" if found is None else str(found)
+    value = {"out": str(out), "differences": lines, **told, "record": painting.record}
+    console.emit(value, as_json, lambda _: console.say(f"{record.describe(out, painting.record)}\n{verdict}"))
+
+
+for _name, _info in SAMPLERS.items():
+    _words = (
+        f"{_info.summary[:1].upper()}{_info.summary[1:]}.",
+        f"Weights: {_info.weights}.",
+        f"What only this sampler takes (--set): `uhr sample options {_name}`.",
+    )
+    app.command(_name, help="\n\n".join(_words), rich_help_panel=PAINT)(paint)
