@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from uhr.base.config import fingerprint
 from uhr.base.errors import UserError
-from uhr.models.generate.request import Item, Original
 from uhr.models.llm.chat import ChatServer, NoAnswer
 
 INSTRUCTION = """\
@@ -91,25 +89,6 @@ class Refiner:
         if not words:
             raise NoAnswer("the answer is empty")
         return words
-
-    def refine(self, item: Item, ask: Callable[[str], str] | None = None) -> Item:
-        """The item with its prompt rewritten, and what it was before. `ask` in place of the server: a
-        cache.
-        """
-        original = Original(prompt=item.prompt, model=self.server.model, instruction=self.instruction_hash)
-        return item.model_copy(update={"prompt": (ask or self.ask)(item.prompt), "original": original})
-
-
-def refine_one(item: Item, refinement: Refinement) -> Item:
-    """One item, refined; UserError where the model gives no answer to it."""
-    refiner = refinement.open()
-    try:
-        return refiner.refine(item)
-    except NoAnswer as none:
-        raise UserError(
-            f"{refiner.server.model} does not rewrite '{item.prompt[:60]}' ({none})",
-            "change the prompt, or leave --refine out",
-        ) from None
 
 
 def _read(path: Path) -> str:

@@ -10,6 +10,7 @@ from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.base.files import json_bytes
 from uhr.base.store import Store
+from uhr.models.generate.refining import with_prompt
 from uhr.models.generate.request import Item
 from uhr.models.llm.chat import NoAnswer
 from uhr.models.llm.refine import Refiner
@@ -52,7 +53,8 @@ def refine_all(
             raise
     if prompts and not answers:
         raise _nothing(silent)
-    return [refiner.refine(item, answers.__getitem__) for item in items if item.prompt in answers], silent
+    refined = [with_prompt(item, answers[item.prompt], refiner) for item in items if item.prompt in answers]
+    return refined, silent
 
 
 def _nothing(silent: dict[str, str]) -> UserError:

@@ -213,8 +213,8 @@ def _one(
     as_json: bool,
 ) -> None:
     from uhr.models.generate import record
+    from uhr.models.generate.refining import refine_one
     from uhr.models.generate.setup import Setup
-    from uhr.models.llm.refine import refine_one
 
     out.check(said.image)
     if previews is not None:

@@ -1,6 +1,5 @@
 """Prompts rewritten by a chat server, against a real one on the loopback."""
 
-import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -8,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.models.generate.request import Item, Original
 from uhr.models.llm.chat import ATTEMPTS, KEY, LONGEST_WAIT, ChatServer, NoAnswer, ServerError
-from uhr.models.llm.refine import INSTRUCTION, Refinement, Refiner, refine_one
+from uhr.models.llm.refine import Refinement, Refiner
 
 SPEC = importlib.util.spec_from_file_location("chat_server", Path(__file__).parents[2] / "chat_server.py")
 chat_server = importlib.util.module_from_spec(SPEC)
@@ -236,31 +234,11 @@ def test_nothing_but_thoughts_is_no_answer(chat, client):
         Refiner(client).ask("a lake")
 
 
-def test_an_item_keeps_what_its_prompt_was_and_who_rewrote_it(chat, tmp_path):
-    item = Item(prompt="a lake", name="x", seed=3)
-    refined = refine_one(item, Refinement(chat.url))
-    told = hashlib.sha256(INSTRUCTION.encode()).hexdigest()
-    original = Original(prompt="a lake", model="expander", instruction=told)
-    assert refined == Item(prompt="a lake, refined", name="x", seed=3, original=original)
-    assert chat.asked[0]["messages"][0]["content"] == INSTRUCTION
-
-    (tmp_path / "own.txt").write_text("write like Basho")
-    own = refine_one(item, Refinement(chat.url, "expander", tmp_path / "own.txt"))
-    assert chat.asked[1]["messages"][0]["content"] == "write like Basho"
-    assert own.original.instruction != told
-
-
 def test_what_an_answer_depends_on_is_in_its_key(chat):
     one, other = ChatServer(chat.url, "one"), ChatServer(chat.url, "other")
     keys = {r.key(p) for r in (Refiner(one), Refiner(other), Refiner(one, "brief")) for p in ("a", "b")}
     assert len(keys) == 6
     assert Refiner(one).key("a") == Refiner(ChatServer("http://elsewhere/v1", "one")).key("a")
-
-
-def test_one_prompt_that_gets_no_answer_is_one_line(chat):
-    chat.reply = lambda body, n: " "
-    with pytest.raises(UserError, match=r"expander does not rewrite 'a lake' \(the answer is empty\)"):
-        refine_one(Item(prompt="a lake"), Refinement(chat.url))
 
 
 @pytest.mark.parametrize("text", [None, " \n"])
