@@ -1,8 +1,9 @@
-"""`uhr doctor`: what is installed, what works, what is missing and how to get it."""
+"""`uhr doctor`: what is installed, what is missing and how to get it; with --deep, what works."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ from uhr.base.files import human_bytes
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package, the module that proves it works, the extra that brings it and what is lost without it."""
+    """A package, the module whose import proves that it works, the extra that brings it, what needs it."""
 
     package: str
     module: str
@@ -38,7 +39,6 @@ REQUIREMENTS = (
     Requirement("pillow", "PIL.Image", "pictures", "decoding"),
     Requirement("numba", "numba", "pictures", "exact guards"),
     Requirement("ray", "ray.data", "curate", "the ray engine"),
-    Requirement("PyWavelets", "pywt", "curate", "wavelets"),
     Requirement("jinja2", "jinja2", "curate", "reports"),
     Requirement("torch", "torch", "models", "models and training"),
     Requirement("diffusers", "diffusers", "models", "models and training"),
@@ -49,9 +49,9 @@ REQUIREMENTS = (
     Requirement("torchao", "torchao.quantization", "quantize", "quantised weights: int8wo, float8wo"),
     Requirement("s3fs", "s3fs", "s3", "sets of pictures into an object store"),
     Requirement("datasets", "datasets", "all", "Hugging Face datasets"),
-    Requirement("open_clip_torch", "open_clip", "clip", "CLIP scores"),
-    Requirement("pyiqa", "pyiqa", "quality", "image quality scores", "PolyForm-Noncommercial-1.0.0"),
-    Requirement("ultralytics", "ultralytics", "people", "person detection", "AGPL-3.0"),
+    Requirement("open_clip_torch", "open_clip", "clip", "CLIP scores (not used yet)"),
+    Requirement("pyiqa", "pyiqa", "quality", "quality scores (not used yet)", "PolyForm-Noncommercial-1.0.0"),
+    Requirement("ultralytics", "ultralytics", "people", "person detection (not used yet)", "AGPL-3.0"),
 )
 
 # ultralytics writes settings and may install packages when it is imported; hubs may be asked. Neither here.
@@ -72,11 +72,44 @@ for module in json.loads(sys.argv[1]):
         fault = f"{type(error).__name__}: {error}"
     print(json.dumps([module, fault]), flush=True)
 """
+"""Imports modules one after the other and prints each with its error."""
+
+TORCH_PROBE = """
+import json, warnings
+found = {"device": "none", "name": "", "memory_bytes": 0, "fault": ""}
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    try:
+        import torch
+        found["device"] = "cpu"
+        if torch.cuda.is_available():
+            found["device"] = "cuda"
+            found["name"] = torch.cuda.get_device_name()
+            found["memory_bytes"] = torch.cuda.mem_get_info()[1]
+            torch.ones(2, device="cuda").sum().item()
+    except Exception as error:
+        found["fault"] = f"{type(error).__name__}: {error}"
+# torch only warns of a driver that it cannot use, and computes on the CPU
+found["fault"] = found["fault"] or "; ".join(str(w.message) for w in said if "CUDA" in str(w.message))
+print(json.dumps(found))
+"""
+"""Prints what torch computes on, and what it says of a GPU that it cannot compute on."""
 
 
-def examine() -> dict[str, Any]:
-    """Everything that the doctor knows, as plain data."""
-    return {"machine": _machine(), "packages": _packages(), "accelerator": _accelerator()}
+def examine(deep: bool = False) -> dict[str, Any]:
+    """Find what this machine and its packages are, as plain data.
+
+    Only with `deep` are the packages imported, in other processes, and torch asked for its accelerator: that
+    takes as long as their imports, half a minute for all of them. Without it `works` of a package is None
+    unless it is missing, and `accelerator` is None.
+    """
+    packages = [_package(requirement) for requirement in REQUIREMENTS]
+    if deep:
+        faults = _import_faults([row["module"] for row in packages if not row["fault"]])
+        for row in packages:
+            row["fault"] = row["fault"] or faults[row["module"]]
+            row["works"] = not row["fault"]
+    return {"machine": _machine(), "packages": packages, "accelerator": _accelerator() if deep else None}
 
 
 def _machine() -> dict[str, Any]:
@@ -91,18 +124,17 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _packages() -> list[dict[str, Any]]:
-    """Each package with its version and the fault of its import, if any: installed is not yet working."""
-    faults = _import_faults([requirement.module for requirement in REQUIREMENTS])
-    rows = []
-    for requirement in REQUIREMENTS:
-        try:
-            version = importlib.metadata.version(requirement.package)
-        except importlib.metadata.PackageNotFoundError:
-            version = None
-        fault = "not installed" if version is None else faults[requirement.module]
-        rows.append({**asdict(requirement), "version": version, "works": not fault, "fault": fault})
-    return rows
+def _package(requirement: Requirement) -> dict[str, Any]:
+    """A package with its version; its fault where it is missing. Nothing is imported."""
+    version, fault = None, ""
+    try:
+        version = importlib.metadata.version(requirement.package)
+    except importlib.metadata.PackageNotFoundError:
+        fault = "not installed"
+    top = requirement.module.partition(".")[0]
+    if not fault and importlib.util.find_spec(top) is None:
+        fault = f"installed, but its module {top} is missing"
+    return {**asdict(requirement), "version": version, "works": False if fault else None, "fault": fault}
 
 
 def _import_faults(modules: list[str]) -> dict[str, str]:
@@ -134,37 +166,40 @@ def _import_faults(modules: list[str]) -> dict[str, str]:
 
 
 def _accelerator() -> dict[str, Any]:
-    """What torch would compute on, asked in a process of its own."""
-    code = (
-        "import json, torch; c = torch.cuda.is_available();"
-        "print(json.dumps({'device': 'cuda' if c else 'cpu',"
-        "'name': torch.cuda.get_device_name() if c else '',"
-        "'memory_bytes': torch.cuda.mem_get_info()[1] if c else 0}))"
-    )
+    """What torch computes on, asked in a process of its own, and what is wrong where it does not work."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", TORCH_PROBE],
         capture_output=True,
         text=True,
         errors="backslashreplace",
         check=False,
+        env={**os.environ, **QUIET},
     )
     if done.returncode:
-        return {"device": "none", "name": "torch does not work", "memory_bytes": 0}
-    return json.loads(done.stdout.splitlines()[-1])
+        fault = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return {"device": "none", "name": "", "memory_bytes": 0, "fault": f"torch crashed: {fault}"}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {**found, "fault": " ".join(found["fault"].split())}
 
 
 def doctor(
     preset: Annotated[str | None, typer.Option(help="Also say which stages of this preset can run.")] = None,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Import every package and compute on the GPU: is what is here whole?"),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """What is installed, what works, what is missing and how to get it. Exit code 1 if the core is broken."""
-    found = examine()
+    """What is installed, what is missing and how to get it; with --deep, what works. Exit code 1 if the core
+    is broken.
+    """
+    found = examine(deep)
     if preset is not None:
         from uhr.curate.planning.placement import resolve_preset_stages
 
         found["preset"] = resolve_preset_stages(preset)
     emit(found, as_json, _print)
-    if any(not row["works"] for row in found["packages"] if not row["extra"]):
+    if any(row["fault"] for row in found["packages"] if not row["extra"]):
         raise typer.Exit(1)
 
 
@@ -173,23 +208,34 @@ def _print(found: dict[str, Any]) -> None:
     say(f"Python {machine['python']} on {machine['system']}")
     memory, disk = human_bytes(machine["memory_bytes"]), human_bytes(machine["free_disk_bytes"])
     say(f"{machine['cores']} cores, {memory} memory, {disk} free here")
-    name = f"{accelerator['name']}, {human_bytes(accelerator['memory_bytes'])}" if accelerator["name"] else ""
-    say(f"torch computes on: {accelerator['device']} {name}".rstrip())
+    if accelerator is None:
+        say("Nothing was imported: --deep tries each package, and the GPU")
+    else:
+        name, size = accelerator["name"], human_bytes(accelerator["memory_bytes"])
+        say(f"torch computes on: {accelerator['device']}{f' {name}, {size}' if name else ''}")
+        if accelerator["fault"]:
+            say(f"torch says: {accelerator['fault']}")
     say()
     rows = [
         [
-            "ok" if row["works"] else "MISSING",
+            _state(row),
             row["package"],
             row["version"],
             row["purpose"],
             row["licence"] or None,
-            "" if row["works"] else _remedy(row),
+            _remedy(row) if row["fault"] else "",
         ]
         for row in found["packages"]
     ]
     table(["", "package", "version", "for", "licence", ""], rows)
     for stage in found.get("preset", []):
         say(f"{'ok' if stage['runs'] else 'SKIPPED':8} {stage['stage']:20} {stage['why']}".rstrip())
+
+
+def _state(row: dict[str, Any]) -> str:
+    if row["fault"]:
+        return "MISSING" if row["version"] is None else "BROKEN"
+    return "ok" if row["works"] else "found"
 
 
 def _remedy(row: dict[str, Any]) -> str:
