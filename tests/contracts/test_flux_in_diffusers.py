@@ -4,7 +4,13 @@ import inspect
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -80,9 +86,37 @@ def test_position_embedding_takes_ids_and_gives_cos_and_sin_and_has_no_state(tra
     assert torch.equal(cos[:, 0::2], cos[:, 1::2])
 
 
-def test_step_caches_take_a_branch_name(transformer):
-    with transformer.cache_context("cond"):
-        pass
+def test_a_step_cache_has_a_state_for_each_branch_that_is_named():
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        num_layers=2, num_single_layers=1, attention_head_dim=32, num_attention_heads=2,
+        joint_attention_dim=8, pooled_projection_dim=8, guidance_embeds=True, axes_dims_rope=(4, 14, 14),
+    ).eval()  # fmt: skip
+
+    def call(seed: int, branch: str) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(seed)
+        with torch.no_grad(), model.cache_context(branch):
+            return model(
+                hidden_states=torch.randn(1, 4, 64, generator=draw),
+                encoder_hidden_states=torch.randn(1, 3, 8, generator=draw),
+                pooled_projections=torch.randn(1, 8, generator=draw),
+                timestep=torch.tensor([0.7]), guidance=torch.tensor([3.5]),
+                img_ids=torch.zeros(4, 3), txt_ids=torch.zeros(3, 3),
+            ).sample  # fmt: skip
+
+    def second(*first: tuple[int, str]) -> torch.Tensor:
+        """The branch "cond" at seed 3 after other calls, from which all blocks but the first are taken."""
+        model.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+        for seed, branch in first:
+            call(seed, branch)
+        found = call(3, "cond")
+        model.disable_cache()
+        return found
+
+    alone = second((1, "cond"))
+    assert torch.equal(second((1, "cond"), (2, "uncond")), alone)
+    assert not torch.equal(second((2, "cond")), alone)
+    assert not torch.equal(second(), alone)
 
 
 def test_a_pipeline_encodes_prompts_to_sequence_pooled_and_ids():

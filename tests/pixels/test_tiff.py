@@ -155,8 +155,7 @@ def test_a_compression_that_libtiff_may_lack_is_read_or_named(forge, monkeypatch
     try:
         data = forge.encode(image, "TIFF", compression=name)
     except OSError:
-        # built without it: nothing can be written either
-        return
+        pytest.skip(f"Pillow's libtiff is built without {name}, which writes the file")
     assert np.array_equal(decode(data).rgb(), np.asarray(image))
     monkeypatch.setattr(tiff_segments, "_libtiff_has", lambda compression: False)
     fault = fault_of(data)

@@ -3,6 +3,11 @@
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
+
+import pytest
+
+from uhr.runtime.heap import keep_freed_memory
 
 SCRIPT = """
 import resource, sys
@@ -28,11 +33,23 @@ def run(how: str) -> list[str]:
     return subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()
 
 
+GLIBC = platform.libc_ver()[0] == "glibc"
+
+
+@pytest.mark.skipif(not GLIBC, reason="only glibc is told to keep memory")
 def test_buffers_of_the_next_picture_are_there_already_and_giants_go() -> None:
     told, faults, left = run("keep")
-    if platform.libc_ver()[0] != "glibc":
-        assert told == "False"
-        return
     assert told == "True"
     assert int(faults) < int(run("plain")[1]) / 10
     assert float(left) <= 1.1
+
+
+@pytest.mark.parametrize("library", [SimpleNamespace(), OSError("no library")])
+def test_another_c_library_is_left_as_it_is(library, monkeypatch) -> None:
+    def load(name: None) -> SimpleNamespace:
+        if isinstance(library, OSError):
+            raise library
+        return library
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    assert keep_freed_memory() is False

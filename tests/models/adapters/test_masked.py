@@ -248,6 +248,7 @@ def test_the_streams_have_as_many_rows_as_the_linears_read(stock, inputs):
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(lambda m, args, out, path=path: seen.update({path: args[0].shape}))
     call(model, inputs)
+    assert {stream_of(path) for path in seen} == {*lengths, "modulation"}
     for path, shape in seen.items():
         stream = stream_of(path)
         assert len(shape) == 2 if stream == "modulation" else {shape[1]} == lengths[stream], path
@@ -273,6 +274,7 @@ def test_streams_of_flux2_too():
     }
     call(model, given)
     lengths = {"image": 9, "text": 5, "joint": 14}
+    assert {stream_of(path) for path in seen} == {*lengths, "modulation"}
     for path, shape in seen.items():
         stream = stream_of(path)
         assert len(shape) == 2 if stream == "modulation" else shape[1] == lengths[stream], path

@@ -60,7 +60,9 @@ def test_flux_dev_has_190_adapted_linears_with_18677760_parameters_at_rank_16(fl
 def test_each_linear_computes_the_difference_form(transformer):
     move(add_minor(transformer, SPEC, None))
     x = torch.randn(2, 5, 64)
-    for path, layer in peft_layers.layers_of(transformer, ADAPTER).items():
+    layers = peft_layers.layers_of(transformer, ADAPTER)
+    assert layers
+    for path, layer in layers.items():
         layer.set_scale(ADAPTER, 0.7)
         base = layer.get_base_layer()
         start = decompose(base.weight.detach(), 4, "minor")

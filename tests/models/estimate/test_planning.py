@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
@@ -72,8 +72,7 @@ def test_the_smallest_size_of_a_rule_is_the_smallest_of_its_kind_and_what_is_pla
 def test_a_size_that_is_named_as_the_nearest_can_be_made(name, spec, height, width):
     spec, sampler = zoo.get(spec), find_sampler(name)
     options, steps = options_of(sampler), default_steps(sampler, spec, 8)
-    if rule_of(sampler, spec, options).smallest((max(height, 1), max(width, 1))) == (height, width):
-        return
+    assume(rule_of(sampler, spec, options).smallest((max(height, 1), max(width, 1))) != (height, width))
     with pytest.raises(UserError) as found:
         plan_of_spec(sampler, spec, options, (height, width), steps)
     named = re.findall(r"(\d+)x(\d+)", found.value.fix)
@@ -180,22 +179,29 @@ def test_a_negative_prompt_and_scales_that_would_do_nothing_are_refused_before_w
     spec, sampler = zoo.get(spec), find_sampler(name)
     two_passes = spec.guidance == "cfg"
 
-    def check(negative, guidance=None, **given):
-        plan_of_spec(sampler, spec, sampler.Options(**given), guidance=guidance, negative=negative)
+    def scales(negative, guidance=None, **given):
+        plan = plan_of_spec(sampler, spec, sampler.Options(**given), guidance=guidance, negative=negative)
+        return [stage.guidance for stage in plan.stages]
 
     if not two_passes:
         with pytest.raises(UserError, match="no effect at true_cfg_scale 1"):
-            check(True)
-    elif name not in ("ultragen", "patch-cascade"):
-        check(True, 2.0)
-        with pytest.raises(UserError, match="no effect at guidance 1"):
-            check(True, 1.0)
-    if two_passes and name != "patch-cascade":
-        with pytest.raises(UserError, match="true_cfg_scale 3 is given: here guidance_scale is that scale"):
-            check(True, 2.0, true_cfg_scale=3.0)
-    elif not two_passes:
+            scales(True)
         with pytest.raises(UserError, match="wants a negative prompt"):
-            check(False, true_cfg_scale=3.0)
+            scales(False, true_cfg_scale=3.0)
+        return
+    assert scales(True, 2.0)[0] == 2
+    if name == "ultragen":
+        # the stage that is guided by the base has a scale of its own
+        assert scales(True, 1.0) == [1, 8]
+    else:
+        with pytest.raises(UserError, match="no effect at guidance 1"):
+            scales(True, 1.0)
+    if name == "patch-cascade":
+        # the option is of the patches
+        assert scales(True, 2.0, true_cfg_scale=3.0) == [2, 3]
+    else:
+        with pytest.raises(UserError, match="true_cfg_scale 3 is given: here guidance_scale is that scale"):
+            scales(True, 2.0, true_cfg_scale=3.0)
 
 
 IMAGES = [case for case in CASES if find_sampler(case[0]).takes_image]

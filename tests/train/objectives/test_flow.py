@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from uhr.base.errors import UserError
 from uhr.models.zoo import PromptEmbeds
 from uhr.train.objectives import objective_class
 from uhr.train.objectives.base import Batch
@@ -79,5 +80,5 @@ def test_the_same_draws_give_the_same_loss_and_a_sample_does_not_see_its_neighbo
 
 
 def test_an_unknown_objective_names_the_known_ones():
-    with pytest.raises(Exception, match="unknown objective 'flwo': did you mean flow"):
+    with pytest.raises(UserError, match="unknown objective 'flwo': did you mean flow"):
         objective_class("flwo")
