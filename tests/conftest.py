@@ -61,6 +61,12 @@ def gpu() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def documents() -> ModuleType:
+    """`documents.py` beside this file: README.md and docs/*.md in blocks and tables."""
+    return _beside("documents")
+
+
+@pytest.fixture(scope="session")
 def object_store_server() -> Iterator[Any]:
     """`object_store.ObjectStoreServer`, running."""
     server = _beside("object_store").ObjectStoreServer()

@@ -1,4 +1,4 @@
-"""Which command for which GPU: the README's table, made of plans.
+"""Which command for which GPU: the table of docs/gpus.md, made from plans.
 
 `python -m uhr.models.estimate.table` prints it.
 """

@@ -1,43 +1,67 @@
-"""Each `uhr` command that README.md shows, as it stands there, in its order, after the demo."""
+"""Each `uhr` command that README.md and docs/ show, as it is there, in its order, after the demo."""
 
 import json
-import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+
+def commands(blocks) -> list[str]:
+    lines = [line for block in blocks for line in block.text.splitlines()]
+    return [line for line in lines if line.startswith("uhr ")]
 
 
-def commands() -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("uhr ")]
+@pytest.fixture
+def here(documents, walked, monkeypatch):
+    """The demo's folder as the current one, with every file that the documents show."""
+    files = documents.write_files(walked.folder)
+    monkeypatch.chdir(walked.folder)
+    monkeypatch.syspath_prepend(walked.folder)
+    yield walked.folder
+    for file in files:
+        sys.modules.pop(file.stem, None)
+        sys.modules.pop(file.parent.name, None)
+        sys.modules.pop(f"{file.parent.name}.{file.stem}", None)
 
 
-def test_every_command_of_the_readme_works(walked, monkeypatch, capsys):
+def test_every_command_of_the_documents_works(documents, here, capsys):
     from uhr.cli import main
 
-    monkeypatch.chdir(walked.folder)
-    shown = commands()
+    shown = commands(documents.blocks("bash"))
     assert shown[0] == "uhr demo"  # the fixture has done it
-    assert len(shown) > 20
+    assert len(shown) > 30
     for command in shown[1:]:
         code = main(shlex.split(command)[1:])
         assert code == 0, f"{command}\n{capsys.readouterr().err}"
 
 
-def test_the_python_of_the_readme_paints(walked, monkeypatch):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (block,) = (block for block in blocks if "from_pretrained" in block)
-    monkeypatch.chdir(walked.folder)
-    found = {}
-    exec(block, found)
-    assert (found["picture"].size, found["larger"].size) == ((256, 256), (384, 384))
+def test_every_command_for_an_object_store_works(documents, here, s3, capsys):
+    from uhr.cli import main
+
+    (block,) = [block for block in documents.blocks("sh") if block.name == "s3"]
+    shown = commands([block])
+    assert len(shown) == 2
+    for command in shown:
+        words = shlex.split(command.replace("s3://bucket/", f"s3://{s3.bucket}/"))[1:]
+        if "--prompts" in words:
+            words += ["--workers", "0"]  # a process of its own would only cost time here
+        assert main(words) == 0, f"{command}\n{capsys.readouterr().err}"
+    for name in ("lake.png", "lake.json", "lakes/set.json"):
+        assert s3.puts(name), name
+
+
+def test_the_python_of_the_documents_runs(documents, here, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", here / "datasets")
+    blocks = [block for block in documents.blocks("python") if not block.is_file]
+    assert len(blocks) == 2
+    found: dict = {}
+    for block in blocks:
+        exec(compile(block.text, str(block.document), "exec"), found)
+    assert (found["image"].size, found["larger"].size) == ((256, 256), (384, 384))
 
 
 OWN_PROCESS = [

@@ -1,4 +1,4 @@
-"""README.md says what is so: its tables are current, its tree exists, its stage and its pipeline work."""
+"""README.md and docs/ are true: tables are current, named files exist, the stage and the pipeline work."""
 
 import json
 import re
@@ -11,33 +11,26 @@ from uhr.base.config import parse_yaml
 from uhr.manifests.schema import GROUPS
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+STAGE, PIPELINE = "mypkg/stages.py", "portraits-4k.yaml"
 
 
-def block(language: str, containing: str) -> str:
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    (found,) = [text for text in blocks if containing in text]
-    return found
-
-
-def test_the_schema_table_names_every_column():
-    table = README.split("<!-- schema")[1].split("<!-- /schema")[0]
+def test_the_schema_table_names_every_column(documents):
     rows = {
         title: re.findall(r"`(\w+)`", columns)
-        for title, columns in re.findall(r"\| (.*?) \| (.*?) \|\n", table)
+        for title, columns in re.findall(r"\| (.*?) \| (.*?) \|\n", documents.table("schema"))
     }
     assert {title: [c.name for c in columns] for title, columns in GROUPS.items()} == {
         title: names for title, names in rows.items() if names
     }
 
 
-def test_the_table_of_gpus_is_what_plans_say():
+def test_the_table_of_gpus_is_what_plans_say(documents):
     from uhr.models.estimate.table import table
 
-    assert README.split("<!-- gpus")[1].split("-->\n")[1].split("<!-- /gpus")[0] == table()
+    assert documents.table("gpus") == table()
 
 
-def test_every_row_of_the_table_is_what_its_command_plans_and_nothing_that_fits_is_faster(capsys):
+def test_every_row_of_the_table_is_what_its_command_plans_and_nothing_that_fits_is_faster(documents, capsys):
     from uhr.cli import main
     from uhr.models.estimate.plan import plan
     from uhr.models.estimate.price import ways
@@ -48,7 +41,7 @@ def test_every_row_of_the_table_is_what_its_command_plans_and_nothing_that_fits_
         assert main([*words, "--plan", "--on", gpu, *options]) == 0
         return capsys.readouterr().out
 
-    lines = [line for line in README.splitlines() if "| `uhr sample " in line]
+    lines = [line for line in documents.table("gpus").splitlines() if "| `uhr sample " in line]
     for (gpu, call), line in zip(ROWS, lines, strict=True):
         words = shlex.split(command(gpu, call))[1:]
         assert f"| `{command(gpu, call)}` |" in line
@@ -74,25 +67,91 @@ def test_the_table_of_gpus_has_the_sizes_that_people_have():
     assert {device(gpu).memory >> 30 for gpu, _ in ROWS} == {12, 24, 48, 80}
 
 
-def test_every_file_that_the_tree_names_is_there():
+def test_the_plan_that_is_shown_is_what_its_command_prints(documents, capsys):
+    from uhr.cli import main
+
+    (command,) = documents.block("bash", "--plan").text.splitlines()
+    (shown,) = [block for block in documents.blocks("text") if block.name == "plan"]
+    assert main(shlex.split(command)[1:]) == 0
+    # the width of the terminal decides where lines are broken
+    assert capsys.readouterr().out.split() == shown.text.split()
+
+
+def in_tree(documents) -> list[Path]:
+    """Every path that the annotated tree names."""
     folder, named = "", []
-    for line in block("text", "manifests/        the contract").splitlines():
-        # names stand at the beginning, one space apart; two or more spaces end them
+    for line in documents.block("text", "manifests/        the format").text.splitlines():
+        # names come first, one space apart; two or more spaces end them
         names = re.split(r" {2,}", line.strip())[0].split(" ")
-        names = [name for name in names if re.fullmatch(r"\w+(\.py|/)", name)]
+        names = [name for name in names if re.fullmatch(r"[\w/]+(\.py|/)", name)]
         if not line.startswith(" "):
             folder = names[0]
         named += [ROOT / folder / name if line.startswith(" ") else ROOT / name for name in names]
-    assert len(named) > 30
+    return named
+
+
+def test_every_file_that_the_tree_names_exists(documents):
+    named = in_tree(documents)
+    assert len(named) > 50
     assert not [str(path) for path in named if not path.exists()]
 
 
-def test_the_stage_in_the_readme_works(tmp_path, monkeypatch):
+def test_the_tree_names_every_package(documents):
+    packages = {
+        file.parent
+        for top in ("curate", "manifests", "models", "train", "uhr")
+        for file in (ROOT / top).rglob("__init__.py")
+        if top != "uhr" or not any(part.is_symlink() for part in file.parents)
+    }
+    assert len(packages) > 30
+    assert packages - set(in_tree(documents)) == set()
+
+
+def test_the_tables_have_every_recipe_and_sampler(documents):
+    from uhr.models.samplers import SAMPLERS
+    from uhr.train.recipes import NAMES
+
+    readme = documents.text("README.md")
+
+    def first_column(header: str) -> list[str]:
+        rows = readme.split(f"| {header} |")[1].split("\n\n")[0]
+        return re.findall(r"^\| `([\w-]+)`", rows, re.MULTILINE)
+
+    assert first_column("recipe") == list(NAMES)
+    assert set(first_column("sampler")) == set(SAMPLERS)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_leads_to_a_file_and_a_heading(documents):
+    broken, count = [], 0
+    for document in (*documents.DOCUMENTS, ROOT / "CONTRIBUTING.md", *(ROOT / "docs/decisions").glob("*.md")):
+        for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+            path, _, anchor = link.partition("#")
+            target = document.parent / path if path else document
+            count += 1
+            if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+                broken.append(f"{document.name}: {link}")
+    assert count > 20
+    assert not broken
+
+
+def test_the_glossary_is_in_order(documents):
+    terms = re.findall(r"^\| ([^|]+) \|", documents.text("docs/glossary.md"), re.MULTILINE)[1:]
+    terms = [term.strip("`").lower() for term in terms if not term.startswith("--")]
+    assert len(terms) > 40
+    assert terms == sorted(terms)
+
+
+def test_the_stage_in_the_docs_works(documents):
     import numpy as np
 
-    code = block("python", "class Colourfulness")
     space: dict = {}
-    exec(compile(code, "README.md", "exec"), space)
+    exec(compile(documents.block("python", "class Colourfulness").text, STAGE, "exec"), space)
 
     class Gray:
         rgb = np.full((4, 4, 3), 128, np.uint8)
@@ -105,18 +164,13 @@ def test_the_stage_in_the_readme_works(tmp_path, monkeypatch):
     assert stage.annotate(Red())["colourfulness"] == pytest.approx(0.3 * (255**2 + 127.5**2) ** 0.5)
 
 
-def test_the_pipeline_in_the_readme_is_checked_as_a_user_would(tmp_path, monkeypatch):
+def test_the_pipeline_in_the_docs_is_checked_as_a_user_would(documents, tmp_path, monkeypatch):
     from uhr.curate.config import load
     from uhr.curate.planning.plan import Plan
 
-    text = block("yaml", "preset: multiaspect-4k")
-    assert parse_yaml(text, "README.md")["name"] == "portraits-4k"
-    (tmp_path / "mypkg").mkdir()
-    (tmp_path / "mypkg" / "stages.py").write_text(
-        block("python", "class Colourfulness").replace("Colourfulness", "Faces")
-    )
+    assert {PIPELINE, STAGE} <= {str(file.relative_to(tmp_path)) for file in documents.write_files(tmp_path)}
+    assert parse_yaml((tmp_path / PIPELINE).read_text(), PIPELINE)["name"] == "portraits-4k"
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "pipeline.yaml").write_text(text)
-    plan = Plan.of(load(str(tmp_path / "pipeline.yaml")))
+    plan = Plan.of(load(str(tmp_path / PIPELINE)))
     assert [rule.name for rule in plan.rules] == ["resolution", "tall", "flatness", "entropy", "native"]
     assert "colourfulness" in plan.schema.names
