@@ -20,7 +20,6 @@ from uhr.models.loading.model import (
     load_vae,
     pick_device,
     pick_dtype,
-    weights_hash,
 )
 from uhr.models.loading.opening import Model, ModelName, open_model, recognise
 from uhr.models.ops.choices import ShiftPolicy
@@ -52,5 +51,4 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "recognise",
-    "weights_hash",
 ]

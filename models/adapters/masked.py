@@ -6,7 +6,7 @@ the joint pass). Here the choice is a `TokenMask` that all layers of an adapter 
 sequence tells it before each call:
 
     mask = TokenMask();  mask_adapter(transformer, "guide", mask)
-    mask.tell_guide(text=512, image=4096, guide=256)        # [text | image | guide] in one pass
+    mask.tell(image=rows[512:], joint=rows)                 # [text | image | guide] in one pass
     mask.tell(image=True, joint=True, modulation=True)      # a pass of guide tokens alone
     mask.tell()                                             # a pass without any
 
@@ -51,15 +51,6 @@ class TokenMask:
         assert isinstance(modulation, bool), "a modulation has no rows to choose from"
         rows: dict[Stream, Rows] = {"image": image, "text": text, "joint": joint, "modulation": modulation}
         self.told = {stream: _indices(choice) for stream, choice in rows.items()}
-
-    def tell_guide(self, text: int, image: int, guide: int, device: torch.device | str = "cpu") -> None:
-        """Choose the guide tokens of a sequence [text | image | guide] of these lengths.
-
-        Modulations, which the three share in such a call, are left alone.
-        """
-        rows = torch.zeros(text + image + guide, dtype=torch.bool, device=device)
-        rows[text + image :] = True
-        self.tell(image=rows[text:], joint=rows)
 
     def rows(self, stream: Stream, tokens: int, name: str) -> torch.Tensor | bool:
         """Indices of the chosen rows of a stream of that many tokens, or all or none of them.

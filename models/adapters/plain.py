@@ -95,13 +95,3 @@ def lora_state(
 
     state = get_peft_model_state_dict(transformer, state_dict=state_dict, adapter_name=name)
     return {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
-
-
-def set_lora_state(transformer: Any, state: Mapping[str, torch.Tensor], name: str = ADAPTER) -> None:
-    """Write what `lora_state` gave back into an adapter of the same shape; bit for bit, and nothing left
-    out."""
-    from peft import set_peft_model_state_dict
-
-    expected = lora_state(transformer, name)
-    assert set(state) == set(expected), sorted(set(state) ^ set(expected))[:4]
-    set_peft_model_state_dict(transformer, dict(state), adapter_name=name)

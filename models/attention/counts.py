@@ -52,14 +52,6 @@ def pairs(layout: WindowLayout, rules: WindowRules, text: int, guide: bool = Tru
     )
 
 
-def unbounded_pairs(tokens: int, text: int, windows: int, window_tokens: int = 256, ratio: int = 4) -> int:
-    """Pairs if every window had all its `windows` neighbours, itself included, and the guide were full: a
-    closed form that a grid approaches as it grows. T(T+N) + N(T + K w + w/s^2) + M(T+M)."""
-    guide = tokens // ratio**2
-    seen = text + windows * window_tokens + window_tokens // ratio**2
-    return text * (text + tokens) + tokens * seen + guide * (text + guide)
-
-
 def _grid_pairs(layout: WindowLayout, rules: WindowRules) -> int:
     if rules.neighbourhood == "sliding":
         return _reach_pairs(layout.height, rules.distance) * _reach_pairs(layout.width, rules.distance)

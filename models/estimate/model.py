@@ -63,11 +63,6 @@ class ModelCost:
     def text_encoders(self) -> list[str]:
         return [name for name in TEXT_ENCODERS if name in self._parts]
 
-    @property
-    def text_tokens(self) -> int:
-        """Of a prompt as the backbone sees it."""
-        return max(self._lengths.values())
-
     @cached_property
     def text(self) -> Operations:
         """Encoding one prompt."""

@@ -102,9 +102,3 @@ def _fits(spec: ModelSpec, facts: Mapping[str, Any]) -> bool:
     width = config.pop("num_attention_heads") * config.pop("attention_head_dim")
     wanted = {**config, "family": spec.family, "width": width}
     return all(facts.get(name) == value for name, value in wanted.items())
-
-
-def read_shapes(file: Path) -> Shapes:
-    """Names and shapes of the backbone's weights in a safetensors file or GGUF; of all weights in a file that
-    marks none as the backbone's. UserError for a file that cannot be read."""
-    return {name: tensor.shape for name, (_, tensor) in part_of(stored(file), "transformer").items()}

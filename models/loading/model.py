@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
 from uhr.models.files.containers import under_usual_names, variant_of
 from uhr.models.loading.checks import load_whole
-from uhr.models.loading.hashes import config_of, hash_of
+from uhr.models.loading.hashes import config_of
 from uhr.models.loading.offload import check as check_offload
 from uhr.models.loading.offload import offload as put_offload
 from uhr.models.loading.opening import Model, open_model
@@ -248,14 +248,3 @@ def load_pipeline(
     if kind is not None:
         put_offload(pipeline, kind, place)
     return pipeline
-
-
-def weights_hash(
-    model: str | Path | Model, component: str, advance: Callable[[int], None] | None = None
-) -> str:
-    """`hashes.hash_of` a component of a model."""
-    opened = model if isinstance(model, Model) else open_model(model, components=(component,))
-    folder = opened.place(component)
-    if not folder.exists():
-        raise UserError(f"{opened.source.text} has no component '{component}'", f"expected files in {folder}")
-    return hash_of(folder, advance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import nn
@@ -85,8 +84,3 @@ def vae_factor(vae: Any) -> int:
         what = f"the VAE's configuration has stride={said}, its encoder has stride {stride}"
         raise UserError(what, "load it with uhr.models.zoo.load_vae, or call uhr.models.vae.f16.restore")
     return stride * 2**halvings
-
-
-def configured_factor(config: Mapping[str, Any]) -> int:
-    """Pixels per latent that a VAE's configuration (`config.json`) stands for; no weights needed."""
-    return config.get("stride", 1) * 2 ** (len(config["block_out_channels"]) - 1)

@@ -82,7 +82,10 @@ def test_damage_is_noticed_by_a_process_without_standard_error(forge, tmp_path) 
     middle = len(data) // 2
     path = tmp_path / "damaged.jpg"
     path.write_bytes(data[:middle] + bytes(len(data) - middle - 2) + b"\xff\xd9")
-    code = "import os, sys; os.close(2); from uhr.pixels.decode import load_rgb; load_rgb(sys.argv[1])"
+    code = (
+        "import os, sys; os.close(2); from uhr.pixels.decode import decode, read_bytes; "
+        "decode(read_bytes(sys.argv[1])).rgb()"
+    )
     wrapped = f"try:\n exec({code!r})\nexcept Exception as error:\n print(error)"
     root = str(Path(__file__).parents[2])
     run = subprocess.run(

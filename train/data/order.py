@@ -119,15 +119,6 @@ class BucketPlan:
         return np.concatenate(pieces)
 
 
-def share(items: Sequence[T], rank: int, world: int) -> Sequence[T]:
-    """The contiguous slice of a global batch that process `rank` of `world` takes.
-
-    The slices of all ranks, in order, are the whole; their lengths differ by at most one.
-    """
-    assert 0 <= rank < world
-    return items[len(items) * rank // world : len(items) * (rank + 1) // world]
-
-
 def _permutation(count: int, *key: object) -> np.ndarray:
     """A random order of 0..count-1 that depends on `key` alone: the ranks of raw 64-bit draws."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()

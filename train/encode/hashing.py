@@ -8,7 +8,7 @@ from uhr.models.zoo import Model
 
 
 def shown_weights_hash(model: Model, component: str) -> str:
-    """`weights_hash`; what is long shows its progress."""
+    """The hash of a component's weights; a long one shows its progress."""
     return shown_hash(model.place(component), component)
 
 

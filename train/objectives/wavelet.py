@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from uhr.models.ops.filters import haar
@@ -64,11 +62,6 @@ class SnrHuberWavelet:
     ) -> None:
         self.timesteps = timesteps
         self.gamma, self.beta, self.alpha, self.c_min, self.c_max = gamma, beta, alpha, c_min, c_max
-
-    @property
-    def breaks_at(self) -> float:
-        """The noise level whose signal-to-noise ratio is gamma."""
-        return 1 / (1 + math.sqrt(self.gamma))
 
     def weight(self, sigma: torch.Tensor) -> torch.Tensor:
         """omega, of sigma's shape."""

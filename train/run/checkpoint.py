@@ -58,8 +58,8 @@ class DataRef(Config):
 
 
 class ModelRef(Config):
-    """The frozen backbone. `name`: its hub id, or its folder's or file's name. `transformer`: its
-    `weights_hash`. `base`: where the rest of the model was, for a backbone alone. `spec_given`: whether
+    """The frozen backbone. `name`: its hub id, or its folder's or file's name. `transformer`: the
+    hash of its weights. `base`: where the rest of the model was, for a backbone alone. `spec_given`: whether
     the user named the spec."""
 
     path: str

@@ -156,14 +156,6 @@ def _over(pixels: np.ndarray, alpha: np.ndarray, white: int) -> np.ndarray:
     return (blend // 255).astype(np.uint8)
 
 
-def load_rgb(
-    source: Path | str | bytes, box: Box | None = None, limits: PixelLimits | None = None
-) -> np.ndarray:
-    """Upright sRGB pixels, uint8 [H, W, 3], of a file or its bytes; of `box` only where one is given."""
-    data = source if isinstance(source, bytes) else read_bytes(source, limits)
-    return decode(data, limits).rgb(box)
-
-
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 [height, width, C]: averaged over areas along a side that shrinks, Lanczos where it grows."""
     import cv2

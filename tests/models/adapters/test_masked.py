@@ -36,6 +36,12 @@ def call(model, inputs):
         return model(**inputs)[0]
 
 
+def tell_guide(mask, image, guide):
+    """Choose the rows of the guide in [text | image | guide]; shared modulations are left alone."""
+    rows = torch.arange(TEXT + image + guide) >= TEXT + image
+    mask.tell(image=rows[TEXT:], joint=rows)
+
+
 @pytest.fixture
 def masked(transformer):
     """(the model with a masked adapter "guide" that has something to say, its mask)"""
@@ -124,7 +130,7 @@ def test_guide_rows_are_the_last_of_the_image_stream_and_of_the_joint_one(masked
 
     for path, layer in peft_layers.layers_of(model, "guide").items():
         layer.register_forward_hook(watch(path))
-    mask.tell_guide(text=TEXT, image=60, guide=4)
+    tell_guide(mask, 60, 4)
     call(model, inputs)
     for path, layer in peft_layers.layers_of(model, "guide").items():
         x, out = seen[path]
@@ -174,14 +180,14 @@ def test_a_mask_that_nobody_told_anything_is_an_error_that_names_the_adapter(mas
 
 def test_a_mask_of_another_length_is_a_programmers_error(masked, inputs):
     model, mask = masked
-    mask.tell_guide(text=TEXT, image=50, guide=4)
+    tell_guide(mask, 50, 4)
     with pytest.raises(AssertionError, match="54 tokens long, not 64"):
         call(model, inputs)
 
 
 def test_it_is_no_change_of_the_weights_so_it_is_neither_merged_nor_converted(masked, inputs):
     model, mask = masked
-    mask.tell_guide(text=TEXT, image=60, guide=4)
+    tell_guide(mask, 60, 4)
     before = call(model, inputs)
     with pytest.raises(UserError, match="cannot be merged"):
         merge(model)
@@ -200,7 +206,7 @@ def test_its_state_is_that_of_a_plain_lora(masked):
 
 def test_gradient_checkpointing_gives_the_same_gradients(masked, inputs):
     model, mask = masked
-    mask.tell_guide(text=TEXT, image=60, guide=4)
+    tell_guide(mask, 60, 4)
     own = [p for p in model.parameters() if p.requires_grad]
     model.train()
     model(**inputs)[0].square().mean().backward()

@@ -14,7 +14,7 @@ from uhr.models.adapters.conversion import lora_of, lora_of_state
 from uhr.models.adapters.low_rank import LowRank
 from uhr.models.adapters.merging import merge
 from uhr.models.adapters.minor import MinorSpec, add_minor, difference, load_minor
-from uhr.models.adapters.plain import ADAPTER, LoraSpec, add_lora, lora_state, set_lora_state
+from uhr.models.adapters.plain import ADAPTER, LoraSpec, add_lora, lora_state
 
 TARGETS = zoo.get("tiny-flux1").lora_targets
 SPEC = MinorSpec(4, TARGETS)
@@ -222,20 +222,14 @@ def test_standing_over_an_adapter_that_is_not_there_is_an_error(transformer):
     assert peft_layers.names(transformer) == []
 
 
-def test_a_state_holds_the_frozen_halves_and_goes_into_an_adapter_of_its_shape_bit_for_bit(
-    tiny_flux, transformer
-):
+def test_a_state_holds_the_frozen_halves(transformer):
     move(add_minor(transformer, SPEC, None))
     state = lora_state(transformer)
     assert set(state) >= {f"{Q}.lora_{side}.{part}" for side in "AB" for part in ("weight", "start")}
-    other = zoo.load_transformer(tiny_flux)
-    add_minor(other, SPEC, None)
-    for name, buffer in other.named_buffers():
-        if name.endswith(".start"):
-            buffer.zero_()
-    set_lora_state(other, state)
-    again = lora_state(other)
-    assert all(torch.equal(again[key], tensor) for key, tensor in state.items())
+    starts = {name: buffer for name, buffer in transformer.named_buffers() if name.endswith(".start")}
+    assert starts
+    for name, buffer in starts.items():
+        assert torch.equal(state[name.replace(f".{ADAPTER}.", ".")], buffer)
 
 
 def test_published_factors_stand_on_a_fresh_decomposition(tiny_flux, transformer, inputs):

@@ -64,7 +64,8 @@ def put(model, name):
     if name == "guide":
         mask = TokenMask()
         mask_adapter(model, name, mask)
-        mask.tell_guide(text=16, image=64 - GUIDE, guide=GUIDE)
+        rows = torch.arange(16 + 64) >= 16 + 64 - GUIDE
+        mask.tell(image=rows[16:], joint=rows)
     peft_layers.activate(model, [*acting, name])
 
 

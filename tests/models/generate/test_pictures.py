@@ -17,7 +17,7 @@ from uhr.models.generate.pictures import CHUNK, open_picture, without_hidden
 from uhr.models.ops.filters import bicubic
 from uhr.models.ops.fitting import fit
 from uhr.models.ops.sizes import up_to
-from uhr.pixels.decode import load_rgb
+from uhr.pixels.decode import decode
 from uhr.pixels.metadata import metadata_kinds
 
 
@@ -65,7 +65,7 @@ def over_white(given_picture):
 def test_a_model_is_shown_what_is_trained_on_of_every_format_and_mode(format, orientation, forge, opened):
     for mode in forge.MODES[format]:
         data = forge.encode(forge.picture(33, 20, mode), format, orientation)
-        expected = load_rgb(data).astype(int)
+        expected = decode(data).rgb().astype(int)
         found = opened(data)
         assert found.size == expected.shape[:2]
         assert np.abs(over_white(found) - expected).max() <= 1, mode
@@ -80,7 +80,7 @@ def test_under_a_profile_too(profile, forge, opened):
         "TIFF" if mode == "CMYK" else "PNG",
         icc_profile=getattr(forge, profile)(),
     )
-    assert np.abs(levels(opened(data).rgb) - load_rgb(data)).max() <= 1
+    assert np.abs(levels(opened(data).rgb) - decode(data).rgb()).max() <= 1
 
 
 def test_colours_of_a_wide_gamut_are_shown_as_srgb_by_the_book(forge, opened):

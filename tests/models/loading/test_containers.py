@@ -18,6 +18,7 @@ from uhr.cli import main
 from uhr.models import zoo
 from uhr.models.files.adapter import lora_file
 from uhr.models.files.containers import kind_of, stored
+from uhr.models.loading.hashes import hash_of
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -284,7 +285,7 @@ def test_a_components_only_file_is_read_whatever_it_is_called(component, usual, 
     found = zoo.load_component(folder, component).state_dict()
     expected = zoo.load_component(tiny_flux, component).state_dict()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
-    assert zoo.weights_hash(folder, component)
+    assert hash_of(folder / component)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from uhr.models.adapters.keys import FLUX1, FLUX2
 from uhr.models.generate import request, session, setup
 from uhr.models.generate.record import read_record
 from uhr.models.loading import offload, quantize
+from uhr.models.loading.hashes import hash_of
 from uhr.models.loading.offload import Offload
 from uhr.models.samplers.euler import EulerPipeline, Flux2EulerPipeline
 
@@ -326,7 +327,7 @@ def test_the_command_takes_a_backbone_in_a_file_and_records_it(tiny_flux2, tmp_p
     }  # fmt: skip
     assert len({part["transformer"]["sha256"] for part in parts.values()}) == 3
     assert len({part["vae"]["sha256"] for part in parts.values()}) == 1
-    assert parts["folder"]["transformer"]["sha256"] == zoo.weights_hash(other, "transformer")
+    assert parts["folder"]["transformer"]["sha256"] == hash_of(other / "transformer")
     colours = {name: sampling_pixels(path) for name, path in pictures.items()}
     assert np.array_equal(colours["file"], colours["folder"])
     assert not np.array_equal(colours["file"], colours["plain"])
@@ -354,8 +355,8 @@ def test_a_lone_file_is_a_model_with_a_base_for_the_rest(tiny_flux2, tmp_path, c
         zoo.open_model(file)
     opened = zoo.open_model(file, base=tiny_flux2)
     assert (opened.spec.name, opened.folder) == ("tiny-flux2", tiny_flux2)
-    assert zoo.weights_hash(opened, "transformer") == sha256_file(file)
-    assert zoo.weights_hash(opened, "vae") == zoo.weights_hash(tiny_flux2, "vae")
+    assert hash_of(opened.place("transformer")) == sha256_file(file)
+    assert hash_of(opened.place("vae")) == hash_of(tiny_flux2 / "vae")
     expected = zoo.load_transformer(other).state_dict()
     found = zoo.load_transformer(opened).state_dict()
     assert found.keys() == expected.keys()

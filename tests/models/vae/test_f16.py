@@ -11,7 +11,7 @@ from torch import nn
 
 from uhr.base.errors import UserError
 from uhr.models.surgery.base import applied, record
-from uhr.models.vae.f16 import F16, configured_factor, restore, vae_factor
+from uhr.models.vae.f16 import F16, restore, vae_factor
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def draw(*shape: int) -> torch.Tensor:
 
 
 def test_the_factor_is_16_everywhere_and_a_picture_has_a_latent_of_a_sixteenth(f8):
-    assert (vae_factor(f8), configured_factor(f8.config)) == (8, 8)
+    assert vae_factor(f8) == 8
     F16().apply(f8)
-    assert (vae_factor(f8), configured_factor(f8.config)) == (16, 16)
+    assert vae_factor(f8) == 16
     with torch.no_grad():
         latent = f8.encode(draw(1, 3, 96, 160)).latent_dist.mean
         picture = f8.decode(latent).sample
@@ -50,7 +50,8 @@ def test_the_decoder_is_the_f8_decoder_with_doubled_rows_and_columns_before_its_
         doubled = by_hand(z).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         expected = last(doubled)
         F16().apply(f8)
-        assert torch.equal(f8.decode(z).sample, expected)
+        # the same numbers in another memory layout: some CPUs round the convolution's sums differently
+        torch.testing.assert_close(f8.decode(z).sample, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_encoder_sees_every_second_row_and_column_of_its_first_convolution(f8):

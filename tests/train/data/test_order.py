@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhr.train.data.order import WINDOW, BucketPlan, share
+from uhr.train.data.order import WINDOW, BucketPlan
 
 sizes = st.lists(st.integers(1, 90), min_size=1, max_size=5)
 
@@ -50,29 +50,20 @@ def test_drop_refuses_a_bucket_that_would_never_be_seen():
         BucketPlan([10, 3], 4, seed=0, remainder="drop")
 
 
-@given(plans(), st.integers(0, 2), st.integers(1, 8))
-def test_the_slices_of_any_number_of_processes_are_the_global_batch(plan, epoch, world):
-    for batch in plan.epoch(epoch):
-        slices = [share(batch.rows, rank, world) for rank in range(world)]
-        assert sum(slices, ()) == batch.rows
-        assert max(map(len, slices)) - min(map(len, slices)) <= 1
-
-
 @given(plans(), st.data())
-def test_stopping_anywhere_twice_and_going_on_with_other_processes_changes_nothing(plan, data):
+def test_stopping_anywhere_twice_and_going_on_changes_nothing(plan, data):
     length = 2 * plan.batches_per_epoch + 1
     straight = [plan.at(number) for number in range(length)]
 
     stops = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=2)))
-    worlds = data.draw(st.lists(st.integers(1, 4), min_size=3, max_size=3))
     done, seen = 0, []
-    for stop, world in zip([*stops, length], worlds, strict=True):
+    for stop in [*stops, length]:
         # a new process knows the sizes, the seed, and one number
         again = BucketPlan(plan.sizes, plan.batch_size, plan.seed, block=plan.block, remainder=plan.remainder)
         for number in range(done, stop):
             batch = again.at(number)
             assert divmod(number, again.batches_per_epoch) == (batch.epoch, batch.index)
-            seen.append(batch._replace(rows=sum((share(batch.rows, r, world) for r in range(world)), ())))
+            seen.append(batch)
         done = stop
     assert seen == straight
 
