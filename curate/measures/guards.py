@@ -8,11 +8,12 @@ below).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any
 
-import numba
 import numpy as np
+
+from uhr.base.compiled import compiled
 
 PATCH = 240
 """Side of a flatness patch in px, as published (UltraFlux 2511.18050, `tools/filtering_pipeline.py`)."""
@@ -124,19 +125,7 @@ def warm() -> None:
     measure(np.zeros((16, 16), np.uint8), 8)
 
 
-def _compiled(function: Any) -> Any:
-    """Machine code is cached beside this file or in the user's cache folder; where neither can be written,
-    each process compiles for itself.
-    """
-    options: dict[str, Any] = {
-        "nogil": True,
-        "fastmath": {"reassoc", "contract", "nsz"},
-        "error_model": "numpy",
-    }
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        return numba.njit(**options)(function)
+_compiled = functools.partial(compiled, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 
 
 @_compiled

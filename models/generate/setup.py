@@ -21,9 +21,9 @@ from uhr.models.loading.hashes import (
     config_hash,
     file_hash,
     file_state,
+    hashed_files,
     same_bytes,
     shown_hash,
-    weight_files,
 )
 from uhr.models.loading.model import DTYPES, pick_device
 from uhr.models.loading.offload import check as check_offload
@@ -308,7 +308,7 @@ def _files(model: Model, request: Request) -> Iterator[Path]:
     named = {**model.weights, **request.weights}
     for name in model.spec.components:
         path = named.get(name, model.folder / name)
-        yield from [path] if path.is_file() else weight_files(path)
+        yield from [path] if path.is_file() else hashed_files(path)
     yield from (adapter.file for adapter in request.adapters)
 
 

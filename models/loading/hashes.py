@@ -19,7 +19,7 @@ from uhr.base.config import fingerprint
 from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
 from uhr.base.files import sha256_file, user_cache, write_json
-from uhr.models.files.containers import weight_files as safetensors_of
+from uhr.models.files.containers import weight_files
 
 SMALL = 16_000_000
 """Bytes that are hashed as quickly as a memory of them is looked up."""
@@ -49,7 +49,7 @@ def hash_of(path: Path, advance: _Advance | None = None) -> str:
     """
     if path.is_file():
         return file_hash(path, advance)
-    files = weight_files(path)
+    files = hashed_files(path)
     if not files:
         raise UserError(f"{path} is empty", "expected weights or configuration there")
     total = hashlib.sha256()
@@ -77,7 +77,7 @@ def config_hash(component: Path) -> str | None:
 
 def shown_hash(path: Path, what: str) -> str:
     """`hash_of`; what is long shows its progress as "hash `what`"."""
-    files = [path] if path.is_file() else weight_files(path)
+    files = [path] if path.is_file() else hashed_files(path)
     size = sum(file.stat().st_size for file in files if known_hash(file) is None)
     if size < QUICK:
         return hash_of(path)
@@ -92,9 +92,9 @@ def shown_hash(path: Path, what: str) -> str:
         return hash_of(path, more)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """What `hash_of` a folder reads."""
-    return safetensors_of(folder) or sorted(p for p in folder.glob("*") if p.is_file())
+def hashed_files(folder: Path) -> list[Path]:
+    """The files of a folder whose bytes make its hash: its weights, or all where it has none."""
+    return weight_files(folder) or sorted(p for p in folder.glob("*") if p.is_file())
 
 
 def file_hash(path: Path, advance: _Advance | None = None) -> str:

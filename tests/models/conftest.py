@@ -209,3 +209,29 @@ def uhr(capsys):
         return said
 
     return run
+
+
+@pytest.fixture
+def run(capsys):
+    """`run("models", "list", code=0)`: a command in this process; what it printed."""
+
+    def call(*arguments, code=0):
+        assert main([str(a) for a in arguments]) == code, capsys.readouterr()
+        return capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def fails(run):
+    """The error of a command, which must be one line and the only output."""
+
+    def call(*arguments, code=1):
+        out, err = run(*arguments, code=code)
+        assert out == ""
+        lines = [line for line in err.splitlines() if line.startswith("uhr: ")]
+        assert len(lines) == 1
+        assert "Traceback" not in err
+        return lines[0]
+
+    return call

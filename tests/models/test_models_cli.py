@@ -5,96 +5,80 @@ import re
 import shlex
 import shutil
 
-from uhr.cli import main
 from uhr.models import zoo
 from uhr.models.loading.hashes import hash_of
 from uhr.models.samplers import SAMPLERS
 
 
-def run(capsys, *arguments, code=0):
-    assert main([str(a) for a in arguments]) == code, capsys.readouterr()
-    return capsys.readouterr()
-
-
-def fails(capsys, *arguments, code=1):
-    """The error, which must be one line and the only output."""
-    out, err = run(capsys, *arguments, code=code)
-    assert out == ""
-    lines = [line for line in err.splitlines() if line.startswith("uhr: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in err
-    return lines[0]
-
-
-def test_list_names_every_backbone_and_its_commercial_use(capsys):
-    rows = json.loads(run(capsys, "models", "list", "--json").out)["models"]
+def test_list_names_every_backbone_and_its_commercial_use(run):
+    rows = json.loads(run("models", "list", "--json").out)["models"]
     assert {row["name"]: row["commercial_use"] for row in rows} == {
         name: zoo.get(name).licence.commercial for name in zoo.names()
     }
-    text = run(capsys, "models", "list").out
+    text = run("models", "list").out
     assert all(name in text for name in zoo.names())
 
 
-def test_list_says_per_sampler_which_weights_exist(capsys):
-    rows = json.loads(run(capsys, "models", "list", "--json").out)["samplers"]
+def test_list_says_per_sampler_which_weights_exist(run):
+    rows = json.loads(run("models", "list", "--json").out)["samplers"]
     assert {row["name"]: row["weights"] for row in rows} == {
         name: info.weights for name, info in SAMPLERS.items()
     }
-    text = " ".join(run(capsys, "models", "list").out.split())
+    text = " ".join(run("models", "list").out.split())
     assert "Owen777/UltraFlux-v1" in text
 
 
-def test_show_tells_tokens_guidance_and_licence_of_a_spec_and_of_a_folder(capsys, tiny_flux):
-    value = json.loads(run(capsys, "models", "show", "flux1-dev", "--json").out)
+def test_show_tells_tokens_guidance_and_licence_of_a_spec_and_of_a_folder(run, tiny_flux):
+    value = json.loads(run("models", "show", "flux1-dev", "--json").out)
     assert value["tokens"]["4096x4096"] == 65536
     assert (value["guidance"], value["licence"]["commercial"]) == ("embedded", False)
-    text = run(capsys, "models", "show", "flux1-dev").out
+    text = run("models", "show", "flux1-dev").out
     for words in (
         "commercial use forbidden",
         "65,536",
         "uhr sample euler --model black-forest-labs/FLUX.1-dev",
     ):
         assert words in text
-    found = json.loads(run(capsys, "models", "show", tiny_flux, "--json").out)
+    found = json.loads(run("models", "show", tiny_flux, "--json").out)
     assert found["name"] == "tiny-flux1"
     assert found["bytes"]["transformer"] > 1_000_000
-    assert "on disk" in run(capsys, "models", "show", tiny_flux).out
+    assert "on disk" in run("models", "show", tiny_flux).out
 
 
-def test_show_knows_a_backbones_lone_file(capsys, tiny_flux):
+def test_show_knows_a_backbones_lone_file(run, tiny_flux):
     (file,) = (tiny_flux / "transformer").glob("*.safetensors")
-    found = json.loads(run(capsys, "models", "show", file, "--json").out)
+    found = json.loads(run("models", "show", file, "--json").out)
     assert (found["name"], found["bytes"]) == ("tiny-flux1", {"transformer": file.stat().st_size})
-    text = run(capsys, "models", "show", file).out
+    text = run("models", "show", file).out
     assert f"uhr sample euler --model {shlex.quote(str(file))} --base DIR" in text
     assert f"uhr train encode SLICE --model {shlex.quote(str(file))} --base DIR" in text
 
 
-def test_show_knows_a_transformers_own_folder_and_one_of_fewer_blocks(capsys, tiny_flux, tmp_path):
+def test_show_knows_a_transformers_own_folder_and_one_of_fewer_blocks(run, tiny_flux, tmp_path):
     folder = shutil.copytree(tiny_flux / "transformer", tmp_path / "alone")
-    found = json.loads(run(capsys, "models", "show", folder, "--json").out)
+    found = json.loads(run("models", "show", folder, "--json").out)
     assert (found["name"], found["file"]) == ("tiny-flux1", str(folder))
     config = folder / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "num_layers": 1}))
-    error = run(capsys, "models", "show", folder, code=1).err
+    error = run("models", "show", folder, code=1).err
     assert error.strip().endswith("name it: --spec NAME")
-    assert "tiny-flux1" in run(capsys, "models", "show", folder, "--spec", "tiny-flux1").out
+    assert "tiny-flux1" in run("models", "show", folder, "--spec", "tiny-flux1").out
 
 
-def test_each_tiny_model_is_named_with_the_command_that_makes_it(capsys, tmp_path):
-    rows = run(capsys, "models", "list").out.splitlines()
+def test_each_tiny_model_is_named_with_the_command_that_makes_it(run, tmp_path):
+    rows = run("models", "list").out.splitlines()
     for name in ("tiny-flux1", "tiny-flux2", "tiny-flux2-base"):
         (row,) = (row for row in rows if row.startswith(f"{name} "))
         assert row.endswith(f"make it: uhr models make-tiny DIR --spec {name}")
 
 
-def test_wrong_usage_is_told_with_the_right_one(capsys, tmp_path):
-    line = fails(capsys, "models", "make-tiny", "tiny-flux1", "--out", tmp_path / "t1", code=2)
+def test_wrong_usage_is_told_with_the_right_one(fails, tmp_path):
+    line = fails("models", "make-tiny", "tiny-flux1", "--out", tmp_path / "t1", code=2)
     assert "No such option: --out" in line
     assert re.search(r"\(Usage: uhr models make-tiny \[OPTIONS\] .?DIR.?\)$", line)
 
 
-def test_make_tiny_makes_what_the_zoo_makes(capsys, tiny_flux, tmp_path):
-    run(capsys, "models", "make-tiny", tmp_path / "m", "--seed", 0)
+def test_make_tiny_makes_what_the_zoo_makes(run, fails, tiny_flux, tmp_path):
+    run("models", "make-tiny", tmp_path / "m", "--seed", 0)
     assert hash_of(tmp_path / "m" / "transformer") == hash_of(tiny_flux / "transformer")
-    assert "is not empty" in fails(capsys, "models", "make-tiny", tmp_path / "m")
+    assert "is not empty" in fails("models", "make-tiny", tmp_path / "m")

@@ -67,7 +67,6 @@ HEAVY = TORCH | {
 }
 
 HEAVY_AT_MODULE_LEVEL = {
-    "uhr.curate.measures": {"numba"},
     "uhr.models.adapters": {"torch"},
     "uhr.models.attention": TORCH,
     "uhr.models.estimate": {"torch"},
@@ -81,7 +80,8 @@ HEAVY_AT_MODULE_LEVEL = {
     "uhr.train.run": {"torch"},
 }
 """Heavy packages that the modules of a package may import at module level; all others import them only inside
-functions, so that a command that needs no model starts at once and works without the extra."""
+functions, so that a command that needs no model starts at once and works without the extra. What a function
+imports that is called at module level is not seen here: a process that starts the command shows it."""
 
 NOT_AT_START = HEAVY | {"duckdb", "numpy", "pyarrow"}
 

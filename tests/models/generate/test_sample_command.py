@@ -13,25 +13,10 @@ from uhr.models.generate.record import read_record
 from uhr.models.loading.hashes import config_hash, hash_of
 
 
-def run(capsys, *arguments, code=0):
-    assert main([str(a) for a in arguments]) == code, capsys.readouterr()
-    return capsys.readouterr()
-
-
-def fails(capsys, *arguments, code=1):
-    """The error, which must be one line and the only output."""
-    out, err = run(capsys, *arguments, code=code)
-    assert out == ""
-    lines = [line for line in err.splitlines() if line.startswith("uhr: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in err
-    return lines[0]
-
-
-def test_the_samplers_are_listed_with_the_weights_that_they_take(capsys):
-    rows = json.loads(run(capsys, "sample", "list", "--json").out)
+def test_the_samplers_are_listed_with_the_weights_that_they_take(run):
+    rows = json.loads(run("sample", "list", "--json").out)
     assert "euler" in {row["name"] for row in rows}
-    assert "euler" in run(capsys, "sample", "list").out
+    assert "euler" in run("sample", "list").out
 
 
 def sample(model, out, *more, sampler="euler"):
@@ -45,19 +30,19 @@ def pixels(path):
     return np.asarray(Image.open(path), dtype=int)
 
 
-def test_levels_that_are_given_are_the_steps_and_take_no_number_beside_them(capsys, tiny_flux, tmp_path):
+def test_levels_that_are_given_are_the_steps_and_take_no_number_beside_them(run, fails, tiny_flux, tmp_path):
     out = tmp_path / "lake.png"
     words = ("--model", tiny_flux, "--prompt", "x", "--size", "64x64", "--set", "sigmas=[1, 0.5, 0.2]")
-    run(capsys, "sample", "euler", *words, "--out", out)
+    run("sample", "euler", *words, "--out", out)
     record = read_record(out)
     assert (record["steps"], record["model_calls"], record["sigmas"]) == (3, 3, [1, 0.5, 0.2, 0])
-    said = fails(capsys, "sample", "euler", *words, "--steps", 5, "--out", tmp_path / "other.png")
+    said = fails("sample", "euler", *words, "--steps", 5, "--out", tmp_path / "other.png")
     assert "both 5 steps and sigmas" in said
     assert not (tmp_path / "other.png").exists()
 
 
 def test_weights_that_are_replaced_while_they_are_loaded_are_in_no_record(
-    capsys, tiny_flux, tmp_path, monkeypatch
+    run, fails, tiny_flux, tmp_path, monkeypatch
 ):
     """Their hash would be that of the new file, and the image that of the old one."""
     from uhr.models.loading import model as loading
@@ -77,16 +62,16 @@ def test_weights_that_are_replaced_while_they_are_loaded_are_in_no_record(
 
     monkeypatch.setattr(loading, "load_pipeline", then_replaced)
     replace = False
-    run(capsys, *sample(model, tmp_path / "a.png"))
+    run(*sample(model, tmp_path / "a.png"))
     replace = True
-    error = fails(capsys, *sample(model, tmp_path / "b.png"))
+    error = fails(*sample(model, tmp_path / "b.png"))
     assert f"{file} changed after it was checked: run the command again" in error
     assert not (tmp_path / "b.png").exists()
 
 
-def test_a_picture_is_made_and_says_in_itself_how(capsys, tiny_flux, tmp_path):
+def test_a_picture_is_made_and_says_in_itself_how(run, tiny_flux, tmp_path):
     out = tmp_path / "new folder" / "lake.png"
-    said = run(capsys, *sample(tiny_flux, out, "--seed", 7)).out
+    said = run(*sample(tiny_flux, out, "--seed", 7)).out
     assert Image.open(out).size == (64, 96)
     record = read_record(out)
     assert (record["sampler"], record["prompt"], record["seed"]) == ("euler", "a lake", 7)
@@ -100,13 +85,11 @@ def test_a_picture_is_made_and_says_in_itself_how(capsys, tiny_flux, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "encoder"), [("flux1", "t5"), ("flux2", "qwen3")])
-def test_a_prompt_that_is_cut_is_said_in_one_line_and_in_the_record(
-    capsys, request, tmp_path, family, encoder
-):
+def test_a_prompt_that_is_cut_is_said_in_one_line_and_in_the_record(run, request, tmp_path, family, encoder):
     model, out = request.getfixturevalue(f"tiny_{family}".removesuffix("1")), tmp_path / "lake.png"
     words = ("sample", "euler", "--model", model, "--size", "64x64", "--steps", 1, "--device", "cpu")
     prompt = "a lake " * 200
-    said, err = run(capsys, *words, "--prompt", prompt, "--out", out)
+    said, err = run(*words, "--prompt", prompt, "--out", out)
     for record in (read_record(out), json.loads(out.with_suffix(".json").read_text())):
         (note,) = record["details"]["notes"]
         found = next(each for each in record["details"]["text_tokens"] if each["encoder"] == encoder)
@@ -118,34 +101,34 @@ def test_a_prompt_that_is_cut_is_said_in_one_line_and_in_the_record(
     assert prompt[-50:] not in said + err
     assert "indexing errors" not in err
     # a plan knows it too, by the tokenizers
-    planned, _ = run(capsys, *words, "--prompt", prompt, "--plan")
+    planned, _ = run(*words, "--prompt", prompt, "--plan")
     assert planned.endswith(f"note: {note}\n")
-    described = json.loads(run(capsys, *words, "--prompt", prompt, "--plan", "--json").out)
+    described = json.loads(run(*words, "--prompt", prompt, "--plan", "--json").out)
     assert described["notes"] == [note]
-    short = json.loads(run(capsys, *words, "--prompt", "a lake", "--plan", "--json").out)
+    short = json.loads(run(*words, "--prompt", "a lake", "--plan", "--json").out)
     assert short["notes"] == []
 
 
-def test_the_same_call_writes_the_same_bytes(capsys, tiny_flux, tmp_path):
+def test_the_same_call_writes_the_same_bytes(run, tiny_flux, tmp_path):
     one, two, other = (tmp_path / f"{n}.png" for n in range(3))
-    run(capsys, *sample(tiny_flux, one))
-    run(capsys, *sample(tiny_flux, two))
-    run(capsys, *sample(tiny_flux, other, "--seed", 1))
+    run(*sample(tiny_flux, one))
+    run(*sample(tiny_flux, two))
+    run(*sample(tiny_flux, other, "--seed", 1))
     assert one.read_bytes() == two.read_bytes()
     assert (pixels(one) != pixels(other)).mean() > 0.5
 
 
-def test_json_is_the_record_and_nothing_else_on_stdout(capsys, tiny_flux, tmp_path):
+def test_json_is_the_record_and_nothing_else_on_stdout(run, tiny_flux, tmp_path):
     out = tmp_path / "a.png"
-    value = json.loads(run(capsys, *sample(tiny_flux, out, "--json")).out)
+    value = json.loads(run(*sample(tiny_flux, out, "--json")).out)
     assert value.pop("out") == str(out)
     assert value == read_record(out)
     assert value == json.loads(out.with_suffix(".json").read_text())
 
 
-def test_the_record_holds_the_hash_of_every_component_that_took_part(capsys, tiny_flux, tmp_path):
+def test_the_record_holds_the_hash_of_every_component_that_took_part(run, tiny_flux, tmp_path):
     out = tmp_path / "a.png"
-    run(capsys, *sample(tiny_flux, out))
+    run(*sample(tiny_flux, out))
     parts = ("transformer", "vae", "text_encoder", "text_encoder_2")
     files = ("scheduler", "tokenizer", "tokenizer_2")
     assert read_record(out)["weights"] == {
@@ -160,22 +143,22 @@ def test_the_record_holds_the_hash_of_every_component_that_took_part(capsys, tin
     assert config_hash(tiny_flux / "scheduler") is None
 
 
-def test_size_is_the_models_own_unless_given(capsys, tiny_flux, tmp_path):
+def test_size_is_the_models_own_unless_given(run, tiny_flux, tmp_path):
     out = tmp_path / "a.png"
-    run(capsys, "sample", "euler", "--model", tiny_flux, "--prompt", "x", "--out", out, "--steps", 1)
+    run("sample", "euler", "--model", tiny_flux, "--prompt", "x", "--out", out, "--steps", 1)
     assert Image.open(out).size == (128, 128)
 
 
 def test_adapters_change_the_picture_by_their_scale_and_stand_in_the_record(
-    capsys, tiny_flux, tmp_path, adapter
+    run, tiny_flux, tmp_path, adapter
 ):
     names = ("without", "zero", "full", "half", "twice")
     without, zero, full, half, twice = (tmp_path / f"{name}.png" for name in names)
-    run(capsys, *sample(tiny_flux, without))
-    run(capsys, *sample(tiny_flux, zero, "--adapter", f"{adapter}=0"))
-    run(capsys, *sample(tiny_flux, full, "--adapter", adapter))
-    run(capsys, *sample(tiny_flux, half, "--adapter", f"{adapter}=0.5"))
-    run(capsys, *sample(tiny_flux, twice, "--adapter", f"{adapter}=0.5", "--adapter", f"{adapter}=0.5"))
+    run(*sample(tiny_flux, without))
+    run(*sample(tiny_flux, zero, "--adapter", f"{adapter}=0"))
+    run(*sample(tiny_flux, full, "--adapter", adapter))
+    run(*sample(tiny_flux, half, "--adapter", f"{adapter}=0.5"))
+    run(*sample(tiny_flux, twice, "--adapter", f"{adapter}=0.5", "--adapter", f"{adapter}=0.5"))
     assert np.array_equal(pixels(without), pixels(zero))
     assert (pixels(without) != pixels(full)).mean() > 0.2
     assert not np.array_equal(pixels(half), pixels(full))
@@ -186,13 +169,13 @@ def test_adapters_change_the_picture_by_their_scale_and_stand_in_the_record(
     assert len(entry["sha256"]) == 64
 
 
-def test_a_negative_prompt_takes_two_passes_a_step(capsys, tiny_flux, tmp_path):
+def test_a_negative_prompt_takes_two_passes_a_step(run, tiny_flux, tmp_path):
     out = tmp_path / "a.png"
-    run(capsys, *sample(tiny_flux, out, "--negative", "", "--set", "true_cfg_scale=3"))
+    run(*sample(tiny_flux, out, "--negative", "", "--set", "true_cfg_scale=3"))
     assert read_record(out)["model_calls"] == 4
 
 
-def test_a_sampler_of_the_users_own_goes_by_import_path(capsys, tiny_flux, tmp_path, monkeypatch):
+def test_a_sampler_of_the_users_own_goes_by_import_path(run, tiny_flux, tmp_path, monkeypatch):
     (tmp_path / "halfway.py").write_text(
         "from uhr.models.samplers.euler import EulerPipeline\n"
         "class Half(EulerPipeline):\n"
@@ -203,7 +186,7 @@ def test_a_sampler_of_the_users_own_goes_by_import_path(capsys, tiny_flux, tmp_p
     )
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "a.png"
-    run(capsys, *sample(tiny_flux, out, "--set", "strength=0.5", sampler="halfway:Half"))
+    run(*sample(tiny_flux, out, "--set", "strength=0.5", sampler="halfway:Half"))
     record = read_record(out)
     assert (record["sampler"], record["sigmas"]) == ("halfway:Half", [0.5, 0.25, 0.0])
 
@@ -229,7 +212,7 @@ def test_a_sampler_of_the_users_own_goes_by_import_path(capsys, tiny_flux, tmp_p
     ids=lambda value: value[0] + value[1] if isinstance(value, tuple) else "",
 )
 def test_what_cannot_be_made_is_refused_in_one_line_before_any_weights_are_loaded(
-    capsys, tiny_flux, tmp_path, monkeypatch, change, message
+    fails, tiny_flux, tmp_path, monkeypatch, change, message
 ):
     from uhr.models.loading import model as loading
 
@@ -238,12 +221,12 @@ def test_what_cannot_be_made_is_refused_in_one_line_before_any_weights_are_loade
 
     monkeypatch.setattr(loading, "load_component", refuse)
     monkeypatch.chdir(tmp_path)
-    assert message in fails(capsys, *sample(tiny_flux, "a.png", *change))
+    assert message in fails(*sample(tiny_flux, "a.png", *change))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_adapter_of_another_backbone_is_refused_before_any_weights_are_loaded(
-    capsys, tiny_flux, tmp_path, monkeypatch
+    fails, tiny_flux, tmp_path, monkeypatch
 ):
     from safetensors.torch import save_file
 
@@ -255,7 +238,7 @@ def test_an_adapter_of_another_backbone_is_refused_before_any_weights_are_loaded
         tmp_path / "l.safetensors",
     )
     monkeypatch.setattr(loading, "load_component", None)
-    error = fails(capsys, *sample(tiny_flux, tmp_path / "a.png", "--adapter", tmp_path / "l.safetensors"))
+    error = fails(*sample(tiny_flux, tmp_path / "a.png", "--adapter", tmp_path / "l.safetensors"))
     assert "it was made for another backbone" in error
 
 
@@ -272,7 +255,7 @@ def test_an_adapter_that_is_not_of_numbers_makes_no_black_picture(capsys, tiny_f
     assert [path.name for path in tmp_path.iterdir()] == ["l.safetensors"]
 
 
-def test_an_unknown_sampler_is_named_with_the_nearest(capsys, tiny_flux, tmp_path):
+def test_an_unknown_sampler_is_named_with_the_nearest(fails, tiny_flux, tmp_path):
     assert "unknown sampler 'eular': did you mean euler?" in fails(
-        capsys, *sample(tiny_flux, tmp_path / "a.png", sampler="eular")
+        *sample(tiny_flux, tmp_path / "a.png", sampler="eular")
     )

@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from uhr.base.compiled import compiled
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
@@ -105,15 +106,7 @@ def _indices(data: bytes, frame: _Frame) -> np.ndarray:
 
 @functools.cache
 def _decoder() -> Callable[[np.ndarray, int, np.ndarray, int], int]:
-    import numba
-
-    compiled: Any
-    try:
-        compiled = numba.njit(cache=True, nogil=True)(_decode)
-    except RuntimeError:
-        # no folder for a cache can be written
-        compiled = numba.njit(nogil=True)(_decode)
-    return compiled
+    return compiled(_decode)
 
 
 def _decode(data: np.ndarray, bits: int, found: np.ndarray, most: int) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from uhr.base.compiled import compiled
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
@@ -59,15 +59,7 @@ def planes(data: bytes, header: Header) -> Planes:
 
 @functools.cache
 def _decoder() -> Callable[[np.ndarray, int, np.ndarray], tuple[int, int]]:
-    import numba
-
-    compiled: Any
-    try:
-        compiled = numba.njit(cache=True, nogil=True)(_decode)
-    except RuntimeError:
-        # no folder for a cache can be written
-        compiled = numba.njit(nogil=True)(_decode)
-    return compiled
+    return compiled(_decode)
 
 
 def _decode(data: np.ndarray, position: int, pixels: np.ndarray) -> tuple[int, int]:
