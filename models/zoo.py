@@ -3,14 +3,8 @@ nothing."""
 
 from __future__ import annotations
 
-from uhr.models.families.text import (
-    ChatEmbeds,
-    ChatEncoder,
-    PromptEmbeds,
-    TextEncoders,
-    encode_chat,
-    encode_prompts,
-)
+from uhr.models.families.conditions import Prompt
+from uhr.models.families.text import Embedded, TextEncoders
 from uhr.models.families.tiny import make_tiny
 from uhr.models.loading.model import (
     load_component,
@@ -27,18 +21,15 @@ from uhr.models.specs.registry import get, names
 from uhr.models.specs.spec import GuidanceKind, Licence, ModelSpec
 
 __all__ = [
-    "ChatEmbeds",
-    "ChatEncoder",
+    "Embedded",
     "GuidanceKind",
     "Licence",
     "Model",
     "ModelName",
     "ModelSpec",
-    "PromptEmbeds",
+    "Prompt",
     "ShiftPolicy",
     "TextEncoders",
-    "encode_chat",
-    "encode_prompts",
     "get",
     "load_component",
     "load_pipeline",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from uhr.models.estimate.operations import Operations
@@ -83,20 +84,14 @@ class BackboneMemory:
     def _condition(self, calls: BackboneCalls) -> Any:
         import torch
 
-        from uhr.models.families.conditions import Condition
-
         config, batch = self._slim.config, calls.together
-        pooled = config.get("pooled_projection_dim")
-        place: dict[str, Any] = {"device": "meta", "dtype": self._dtype}
-        return Condition(
-            text=torch.empty(batch, calls.text, config.joint_attention_dim, **place),
-            pooled=None if pooled is None else torch.empty(batch, pooled, **place),
-            text_ids=self._backbone.text_ids(calls.text, "meta"),
-            # only their number matters
-            image_ids=self._backbone.image_ids(calls.image, 1, "meta"),
-            guidance=torch.empty(batch, device="meta") if config.get("guidance_embeds") else None,
-            attention=self._attention(calls),
-        )
+        shapes = self._backbone.text_shapes(config, calls.text)
+        texts = {name: torch.empty(batch, *shape, device="meta") for name, shape in shapes.items()}
+        guidance = torch.empty(batch, device="meta") if config.get("guidance_embeds") else None
+        # only the number of positions matters
+        image_ids = self._backbone.image_ids(calls.image, 1, "meta")
+        condition = self._backbone.condition(texts, image_ids, guidance, self._dtype)
+        return replace(condition, attention=self._attention(calls))
 
 
 def coding_takes(vae: Any, coding: Coding, tiling: ExactTiling) -> tuple[int, Operations]:

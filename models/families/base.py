@@ -8,13 +8,13 @@ latents z [B, C, H/8, W/8] packed into tokens [B, N, 4C] by 2x2 patches (`latent
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 
 from uhr.models.families.conditions import Condition, Prompt
-from uhr.models.families.text import Embedded
+from uhr.models.families.text import Embedded, TextEncoders, TokenCount
 from uhr.models.ops.schedules import Shifter
 from uhr.models.specs.spec import GuidanceKind
 
@@ -24,13 +24,44 @@ class Backbone(ABC):
 
     name: ClassVar[str]
 
-    pooled: ClassVar[bool]
-    """Whether it takes a second text and a pooled embedding."""
+    text_tensors: ClassVar[tuple[str, ...]]
+    """Names of the text tensors that it takes, as files of encoded data call them.
+
+    The first is the sequence [B, L, D], called as its encoder in `ModelSpec.text_lengths`; a second one is
+    the pooled vector [B, P].
+    """
+
+    @property
+    def sequence(self) -> str:
+        """Name of the text tensor whose tokens the transformer attends to."""
+        return self.text_tensors[0]
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it takes a second text and a pooled vector."""
+        return len(self.text_tensors) > 1
 
     @abstractmethod
-    def embed(self, pipeline: Any, prompt: Prompt, length: int) -> Embedded:
-        """Encode texts by the text encoders of a diffusers pipeline of the family, at most `length` tokens of
-        each; embeddings that are given stay as they are."""
+    def encoders(self, pipeline: Any, length: int) -> TextEncoders:
+        """The text encoders of a diffusers pipeline of the family; `length` is the number of tokens of the
+        sequence."""
+
+    @abstractmethod
+    def embed(self, encoders: TextEncoders, prompt: Prompt) -> Embedded:
+        """Encode texts, without gradients, in the encoders' own dtype and on their device; embeddings that
+        are given stay as they are.
+
+        This is the only way from texts to tensors, for samplers and for training alike.
+        """
+
+    @abstractmethod
+    def count(self, encoders: TextEncoders, texts: Sequence[str]) -> tuple[TokenCount, ...]:
+        """The counts of `embed` for these texts, by the tokenizers alone."""
+
+    @abstractmethod
+    def text_shapes(self, config: Mapping[str, Any], length: int) -> dict[str, tuple[int, ...]]:
+        """Shape of each text tensor of one prompt, without the batch: [length, D] of the sequence, [P] of the
+        pooled vector. `config` is that of the transformer."""
 
     @abstractmethod
     def image_ids(self, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -39,6 +70,25 @@ class Backbone(ABC):
     @abstractmethod
     def text_ids(self, length: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """Position ids of the text tokens: float32 [length, axes]."""
+
+    def condition(
+        self,
+        texts: Mapping[str, torch.Tensor],
+        image_ids: torch.Tensor,
+        guidance: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> Condition:
+        """The conditioning of a call.
+
+        Args:
+            texts: the text tensors of B prompts, by `text_tensors`; they are cast to `dtype`.
+            image_ids: position ids of the image tokens, float32 [N, axes]; texts go to their device.
+            guidance: embedded guidance of each sample, float32 [B]; None where the backbone takes none.
+            dtype: of the transformer.
+        """
+        text, *others = (texts[name].to(image_ids.device, dtype) for name in self.text_tensors)
+        text_ids = self.text_ids(text.shape[1], image_ids.device)
+        return Condition(text, others[0] if others else None, text_ids, image_ids, guidance)
 
     @abstractmethod
     def guidance_kind(self, transformer: Any, pipeline_config: Mapping[str, Any]) -> GuidanceKind:

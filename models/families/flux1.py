@@ -3,14 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from uhr.models.families.base import Backbone, attention_arguments
 from uhr.models.families.conditions import Condition, Prompt
-from uhr.models.families.text import Embedded, TextEncoders, embed_prompts
+from uhr.models.families.text import (
+    Embedded,
+    TextEncoders,
+    TokenCount,
+    device_of,
+    token_lengths,
+    tokenize,
+)
 from uhr.models.ops import latents as latent
 from uhr.models.ops.schedules import Calibration
 from uhr.models.specs.spec import GuidanceKind
@@ -20,24 +27,42 @@ class Flux1(Backbone):
     """`FluxTransformer2DModel`."""
 
     name = "flux1"
-    pooled = True
+    text_tensors = ("t5", "pooled")
 
-    def embed(self, pipeline: Any, prompt: Prompt, length: int) -> Embedded:
-        """T5's [B, length, D] and CLIP's [B, P]."""
-        if prompt.embeds is not None:
-            return Embedded(prompt.embeds, prompt.pooled)
-        lengths = {"clip": pipeline.tokenizer_max_length, "t5": length}
-        encoders = TextEncoders(
+    def encoders(self, pipeline: Any, length: int) -> TextEncoders:
+        return TextEncoders(
             pipeline.tokenizer,
             pipeline.text_encoder,
+            {"clip": pipeline.tokenizer_max_length, "t5": length},
             pipeline.tokenizer_2,
             pipeline.text_encoder_2,
-            lengths,
         )
-        texts = _converted(pipeline, prompt.texts or [], pipeline.tokenizer)
-        if prompt.texts_2 is None:
-            return embed_prompts(encoders, texts)
-        return embed_prompts(encoders, texts, _converted(pipeline, prompt.texts_2, pipeline.tokenizer_2))
+
+    def embed(self, encoders: TextEncoders, prompt: Prompt) -> Embedded:
+        """T5's "t5" [B, L, D] and CLIP's "pooled" [B, P], its vector at the end token. `prompt.text_2` goes
+        to T5 where it is given, and `prompt.text` then to CLIP alone.
+
+        Equal to `FluxPipeline.encode_prompt` with `max_sequence_length` L. T5 runs without an attention mask,
+        as FLUX.1 was trained: padding is part of the sequence, so L belongs into every key of a result.
+        """
+        if prompt.embeds is not None:
+            given = {"t5": prompt.embeds, "pooled": prompt.pooled}
+            return Embedded({name: tensor for name, tensor in given.items() if tensor is not None})
+        clip, t5 = encoders.text_encoder, encoders.text_encoder_2
+        texts, texts_2 = _texts(encoders, prompt.texts or [], prompt.texts_2)
+        with torch.no_grad():
+            ids, _ = tokenize(encoders.tokenizer, texts, encoders.lengths["clip"])
+            pooled = clip(ids.to(device_of(clip)), output_hidden_states=False).pooler_output
+            ids, _ = tokenize(encoders.tokenizer_2, texts_2, encoders.lengths["t5"])
+            sequence = t5(ids.to(device_of(t5)), output_hidden_states=False)[0]
+        found = {"t5": sequence.to(t5.dtype), "pooled": pooled.to(clip.dtype)}
+        return Embedded(found, _counts(encoders, texts, texts_2, two=prompt.texts_2 is not None))
+
+    def count(self, encoders: TextEncoders, texts: Sequence[str]) -> tuple[TokenCount, ...]:
+        return _counts(encoders, *_texts(encoders, list(texts), None), two=False)
+
+    def text_shapes(self, config: Mapping[str, Any], length: int) -> dict[str, tuple[int, ...]]:
+        return {"t5": (length, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
 
     def image_ids(self, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """(0, row, column)."""
@@ -81,9 +106,31 @@ class Flux1(Backbone):
         )[0].float()
 
 
-def _converted(pipeline: Any, texts: list[str], tokenizer: Any) -> list[str]:
+def _texts(
+    encoders: TextEncoders, texts: list[str], texts_2: list[str] | None
+) -> tuple[list[str], list[str]]:
+    """What CLIP and T5 read."""
+    second = texts if texts_2 is None else texts_2
+    return _written_out(encoders.tokenizer, texts), _written_out(encoders.tokenizer_2, second)
+
+
+def _written_out(tokenizer: Any, texts: list[str]) -> list[str]:
     """The texts with every token of textual inversion that stands for several vectors written out. Only for
     tokenizers that have such a token: of a long text diffusers' function would print a warning."""
     known = tokenizer.get_added_vocab()
-    several = any(f"{token}_1" in known for token in known)
-    return pipeline.maybe_convert_prompt(texts, tokenizer) if several else texts
+    if not any(f"{token}_1" in known for token in known):
+        return texts
+    from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
+
+    return TextualInversionLoaderMixin().maybe_convert_prompt(texts, tokenizer)
+
+
+def _counts(
+    encoders: TextEncoders, texts: list[str], texts_2: list[str], two: bool
+) -> tuple[TokenCount, ...]:
+    """With `two` prompts T5 does not see the first one, so that CLIP alone decides what of it is read."""
+    clip, t5 = token_lengths(encoders.tokenizer, texts), token_lengths(encoders.tokenizer_2, texts_2)
+    return (
+        TokenCount("second prompt" if two else "prompt", "t5", t5, encoders.lengths["t5"]),
+        TokenCount("prompt", "clip", clip, encoders.lengths["clip"], decides=two),
+    )

@@ -12,9 +12,19 @@ import torch
 
 from uhr.models.families.base import Backbone, attention_arguments
 from uhr.models.families.conditions import Condition, Prompt
-from uhr.models.families.text import CHAT_LAYERS, ChatEncoder, Embedded, embed_chat
+from uhr.models.families.text import (
+    Embedded,
+    TextEncoders,
+    TokenCount,
+    device_of,
+    token_lengths,
+    tokenize,
+)
 from uhr.models.ops.schedules import refuse_runaway
 from uhr.models.specs.spec import GuidanceKind
+
+TEXT_LAYERS = (9, 18, 27)
+"""Qwen3's hidden states that FLUX.2 [klein] reads, side by side."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +54,40 @@ class Flux2(Backbone):
     """`Flux2Transformer2DModel`."""
 
     name = "flux2"
-    pooled = False
+    text_tensors = ("qwen3",)
 
-    def embed(
-        self, pipeline: Any, prompt: Prompt, length: int, layers: Sequence[int] = CHAT_LAYERS
-    ) -> Embedded:
-        """Three of Qwen3's hidden states side by side, [B, length, 3 D]; padded places included."""
+    def encoders(self, pipeline: Any, length: int) -> TextEncoders:
+        return TextEncoders(pipeline.tokenizer, pipeline.text_encoder, {"qwen3": length})
+
+    def embed(self, encoders: TextEncoders, prompt: Prompt, layers: Sequence[int] = TEXT_LAYERS) -> Embedded:
+        """Three of Qwen3's hidden states side by side, "qwen3" [B, L, 3 D].
+
+        Equal to `Flux2KleinPipeline.encode_prompt` with `max_sequence_length` L: each prompt is a user's turn
+        in the tokenizer's chat template, without thinking; padding is masked in the encoder, and what it
+        computes there is part of the result.
+        """
         if prompt.embeds is not None:
-            return Embedded(prompt.embeds, None)
-        encoder = ChatEncoder(pipeline.tokenizer, pipeline.text_encoder, {"qwen3": length})
-        return embed_chat(encoder, prompt.texts or [], layers)
+            return Embedded({"qwen3": prompt.embeds})
+        encoder, texts = encoders.text_encoder, prompt.texts or []
+        ids, mask = tokenize(encoders.tokenizer, _turns(encoders.tokenizer, texts), encoders.lengths["qwen3"])
+        device = device_of(encoder)
+        with torch.no_grad():
+            states = encoder(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                output_hidden_states=True,
+                use_cache=False,
+            ).hidden_states
+        found = torch.cat([states[layer] for layer in layers], dim=-1).to(encoder.dtype)
+        return Embedded({"qwen3": found}, self.count(encoders, texts))
+
+    def count(self, encoders: TextEncoders, texts: Sequence[str]) -> tuple[TokenCount, ...]:
+        """The turns around each text are counted with it."""
+        tokens = token_lengths(encoders.tokenizer, _turns(encoders.tokenizer, texts))
+        return (TokenCount("prompt", "qwen3", tokens, encoders.lengths["qwen3"]),)
+
+    def text_shapes(self, config: Mapping[str, Any], length: int) -> dict[str, tuple[int, ...]]:
+        return {"qwen3": (length, config["joint_attention_dim"])}
 
     def image_ids(self, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """(0, row, column, 0)."""
@@ -101,3 +135,16 @@ class Flux2(Backbone):
             joint_attention_kwargs=attention_arguments(condition, attention),
             return_dict=False,
         )[0].float()
+
+
+def _turns(tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """Each text as a user's turn, and the beginning of an answer without thoughts."""
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        for text in texts
+    ]

@@ -1,5 +1,7 @@
-"""The one way from prompts to embeddings, for samplers and for training alike, and how much of each prompt
-the encoders read."""
+"""What all families share on the way from texts to tensors: the encoders, the result, and how much was read.
+
+The way itself is `Backbone.embed` of each family, for samplers and for training alike.
+"""
 
 from __future__ import annotations
 
@@ -13,49 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextEncoders:
-    """FLUX.1's two text encoders: CLIP gives one pooled vector, T5 the sequence. `lengths` is in tokens. To
-    count tokens the tokenizers are enough."""
+    """A family's text encoders with their tokenizers; the second ones are None in a family that has one.
 
-    tokenizer: Any
-    text_encoder: Any
-    tokenizer_2: Any
-    text_encoder_2: Any
-    lengths: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class PromptEmbeds:
-    """B encoded prompts.
-
-    t5:           [B, L, D], L = lengths["t5"], every padded position included (FLUX.1 attends to them)
-    pooled:       [B, P], CLIP's vector at its end token
-    t5_tokens:    tokens that T5 would need for each prompt, end token included; more than L means truncated
-    clip_tokens:  the same for CLIP, start and end token included
+    `lengths` is the number of tokens that each encoder reads, by its name in `ModelSpec.text_lengths`. To
+    count tokens the tokenizers are enough.
     """
 
-    t5: torch.Tensor
-    pooled: torch.Tensor
-    t5_tokens: tuple[int, ...]
-    clip_tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ChatEncoder:
-    """FLUX.2 [klein]'s text encoder, a chat model. `lengths` is in tokens; to count them the tokenizer is
-    enough."""
-
     tokenizer: Any
     text_encoder: Any
     lengths: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class ChatEmbeds:
-    """B encoded prompts: `text` [B, L, 3 D], L = lengths["qwen3"], padded positions included; `tokens` that
-    each prompt would need, the turns around it included (more than L means truncated)."""
-
-    text: torch.Tensor
-    tokens: tuple[int, ...]
+    tokenizer_2: Any = None
+    text_encoder_2: Any = None
 
 
 @dataclass(frozen=True)
@@ -102,11 +72,13 @@ class TokenCount:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Encoded texts as a backbone takes them: `text` [B, L, D], `pooled` [B, P] (None where the family has no
-    such vector), and how much of the texts was read (empty where embeddings were given in place of texts)."""
+    """B encoded texts as a backbone takes them.
 
-    text: torch.Tensor
-    pooled: torch.Tensor | None
+    texts:   the tensors by the names of `Backbone.text_tensors`, in their encoders' dtype and on their device
+    counts:  how much of the texts each encoder read; empty where embeddings were given in place of texts
+    """
+
+    texts: Mapping[str, torch.Tensor]
     counts: tuple[TokenCount, ...] = ()
 
     def called(self, kind: str) -> Embedded:
@@ -114,131 +86,26 @@ class Embedded:
         return replace(self, counts=tuple(replace(each, text=f"{kind} {each.text}") for each in self.counts))
 
 
-CHAT_LAYERS = (9, 18, 27)
-"""Qwen3's hidden states that FLUX.2 [klein] reads, side by side."""
-
-
-def embed_chat(encoder: ChatEncoder, prompts: Sequence[str], layers: Sequence[int] = CHAT_LAYERS) -> Embedded:
-    """`encode_chat` as a backbone takes it."""
-    found = encode_chat(encoder, prompts, layers)
-    return Embedded(found.text, None, _chat_counts(encoder, found.tokens))
-
-
-def encode_chat(
-    encoder: ChatEncoder, prompts: Sequence[str], layers: Sequence[int] = CHAT_LAYERS
-) -> ChatEmbeds:
-    """Prompts to embeddings, in the encoder's own dtype and device, without gradients.
-
-    Equal to `Flux2KleinPipeline.encode_prompt` with `max_sequence_length = lengths["qwen3"]`: each prompt is
-    a user's turn in the tokenizer's chat template, without thinking; padding is masked in the encoder, and
-    what it computes there is part of the result.
-    """
-    import torch
-
-    assert not isinstance(prompts, str), "a list of prompts"
-    ids, mask, tokens = _tokenize(
-        encoder.tokenizer, _turns(encoder.tokenizer, prompts), encoder.lengths["qwen3"]
-    )
-    model = encoder.text_encoder
-    device = _device(model)
-    with torch.no_grad():
-        states = model(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            output_hidden_states=True,
-            use_cache=False,
-        ).hidden_states
-    return ChatEmbeds(torch.cat([states[layer] for layer in layers], dim=-1).to(model.dtype), tokens)
-
-
-def embed_prompts(
-    encoders: TextEncoders, prompts: Sequence[str], prompts_2: Sequence[str] | None = None
-) -> Embedded:
-    """`encode_prompts` as a backbone takes it."""
-    found = encode_prompts(encoders, prompts, prompts_2)
-    counts = _prompt_counts(encoders, found.t5_tokens, found.clip_tokens, prompts_2 is not None)
-    return Embedded(found.t5, found.pooled, counts)
-
-
-def encode_prompts(
-    encoders: TextEncoders, prompts: Sequence[str], prompts_2: Sequence[str] | None = None
-) -> PromptEmbeds:
-    """Prompts to embeddings, in the encoders' own dtype and device, without gradients. `prompts_2` go to T5
-    in place of `prompts`, which then go to CLIP alone.
-
-    Equal to `FluxPipeline.encode_prompt` with `max_sequence_length = lengths["t5"]`. T5 runs without an
-    attention mask, as FLUX.1 was trained, so the length is part of the meaning: it belongs into every cache
-    key.
-    """
-    import torch
-
-    assert not isinstance(prompts, str), "a list of prompts"
-    texts, texts_2 = list(prompts), list(prompts if prompts_2 is None else prompts_2)
-    with torch.no_grad():
-        clip_ids, _, clip_tokens = _tokenize(encoders.tokenizer, texts, encoders.lengths["clip"])
-        clip = encoders.text_encoder
-        pooled = clip(clip_ids.to(_device(clip)), output_hidden_states=False).pooler_output
-        t5_ids, _, t5_tokens = _tokenize(encoders.tokenizer_2, texts_2, encoders.lengths["t5"])
-        t5 = encoders.text_encoder_2
-        sequence = t5(t5_ids.to(_device(t5)), output_hidden_states=False)[0]
-    return PromptEmbeds(sequence.to(t5.dtype), pooled.to(clip.dtype), t5_tokens, clip_tokens)
-
-
-def count_tokens(encoders: TextEncoders | ChatEncoder, prompts: Sequence[str]) -> tuple[TokenCount, ...]:
-    """What `embed_chat` or `embed_prompts` would count, by the tokenizers alone."""
-    if isinstance(encoders, ChatEncoder):
-        return _chat_counts(encoders, _lengths(encoders.tokenizer, _turns(encoders.tokenizer, prompts)))
-    t5, clip = (_lengths(each, list(prompts)) for each in (encoders.tokenizer_2, encoders.tokenizer))
-    return _prompt_counts(encoders, t5, clip, two=False)
-
-
 def notes_of(counts: Sequence[TokenCount]) -> list[str]:
     """A sentence for each kind of text of which something is cut off."""
     return [note for note in (each.note for each in counts) if note is not None]
 
 
-def _turns(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
-    return [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
-        for prompt in prompts
-    ]
-
-
-def _chat_counts(encoder: ChatEncoder, tokens: tuple[int, ...]) -> tuple[TokenCount, ...]:
-    return (TokenCount("prompt", "qwen3", tokens, encoder.lengths["qwen3"]),)
-
-
-def _prompt_counts(
-    encoders: TextEncoders, t5: tuple[int, ...], clip: tuple[int, ...], two: bool
-) -> tuple[TokenCount, ...]:
-    """With two prompts T5 does not see the first one, so that CLIP alone decides what of it is read."""
-    return (
-        TokenCount("second prompt" if two else "prompt", "t5", t5, encoders.lengths["t5"]),
-        TokenCount("prompt", "clip", clip, encoders.lengths["clip"], decides=two),
-    )
-
-
-def _tokenize(
-    tokenizer: Any, texts: list[str], length: int
-) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
-    """Token ids and attention mask [B, length], padded and truncated, and how many each text would need."""
+def tokenize(tokenizer: Any, texts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask [B, length] of texts, padded and truncated."""
     found = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return found.input_ids, found.attention_mask, _lengths(tokenizer, texts)
+    return found.input_ids, found.attention_mask
 
 
-def _lengths(tokenizer: Any, texts: list[str]) -> tuple[int, ...]:
-    """Tokens of each text, nothing cut off. Not verbose: what the tokenizer would warn of is never run."""
+def token_lengths(tokenizer: Any, texts: list[str]) -> tuple[int, ...]:
+    """Tokens of each text, nothing cut off; start and end tokens included."""
+    # not verbose: the tokenizer would warn of texts longer than its encoder reads, and none of these is run
     whole = tokenizer(texts, padding=False, truncation=False, verbose=False).input_ids
     return tuple(len(one) for one in whole)
 
 
-def _device(model: Any) -> torch.device:
-    """Where the model's inputs belong: offloaded weights may be elsewhere until it runs."""
+def device_of(encoder: Any) -> torch.device:
+    """Where the inputs of an encoder belong: offloaded weights may be elsewhere until it runs."""
     from diffusers.utils.torch_utils import get_module_execution_device
 
-    return get_module_execution_device(model)
+    return get_module_execution_device(encoder)

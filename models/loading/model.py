@@ -24,10 +24,10 @@ from uhr.models.loading.single_file import load_single_file
 if TYPE_CHECKING:
     import torch
 
-    from uhr.models.families.text import ChatEncoder, TextEncoders
+    from uhr.models.families.text import TextEncoders
+    from uhr.models.ops.latents import Normalisation, PatchNormalisation
 
 DTYPES = ("float32", "bfloat16", "float16")
-TEXT_COMPONENTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 
 
 def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -163,13 +163,11 @@ def load_vae(model: str | Path | Model, dtype: str | torch.dtype = "float32", de
 
 def load_text_encoders(
     model: str | Path | Model, dtype: str | torch.dtype = "float32", device: str = "cpu"
-) -> TextEncoders | ChatEncoder:
-    """A family's text encoders with their tokenizers: FLUX.1's for `text.encode_prompts`, FLUX.2's for
-    `text.encode_chat`."""
+) -> TextEncoders:
+    """A model's text encoders with their tokenizers, for the family's `Backbone.embed`."""
     opened = model if isinstance(model, Model) else open_model(model)
-    names = [name for name in TEXT_COMPONENTS if name in opened.spec.components]
-    opened = opened.fetched(names)
-    parts = {name: load_component(opened, name, dtype, device) for name in names}
+    opened = opened.fetched(opened.spec.text_components)
+    parts = {name: load_component(opened, name, dtype, device) for name in opened.spec.text_components}
     length, clip = opened.spec.text_lengths.get("clip"), parts["tokenizer"].model_max_length
     if length is not None and clip != length:
         # samplers pad to the tokenizer's own length, as the stock pipeline does, and these to the spec's
@@ -178,10 +176,10 @@ def load_text_encoders(
     return _text_encoders(opened, parts)
 
 
-def load_tokenizers(model: Model) -> TextEncoders | ChatEncoder | None:
+def load_tokenizers(model: Model) -> TextEncoders | None:
     """The same without the encoders, which is enough to count tokens; None where a tokenizer's files are not
     on this machine. Nothing is fetched."""
-    names = [name for name in TEXT_COMPONENTS if name in model.spec.components]
+    names = model.spec.text_components
     tokenizers = [name for name in names if name.startswith("tokenizer")]
     if not all((model.folder / name).is_dir() for name in tokenizers):
         return None
@@ -190,11 +188,10 @@ def load_tokenizers(model: Model) -> TextEncoders | ChatEncoder | None:
     )
 
 
-def _text_encoders(model: Model, parts: Mapping[str, Any]) -> TextEncoders | ChatEncoder:
-    from uhr.models.families.text import ChatEncoder, TextEncoders
+def _text_encoders(model: Model, parts: Mapping[str, Any]) -> TextEncoders:
+    from uhr.models.families.text import TextEncoders
 
-    cls = {"flux1": TextEncoders, "flux2": ChatEncoder}[model.spec.family]
-    return cls(**parts, lengths=dict(model.spec.text_lengths))
+    return TextEncoders(**parts, lengths=dict(model.spec.text_lengths))
 
 
 def load_pipeline(
@@ -248,3 +245,13 @@ def load_pipeline(
     if kind is not None:
         put_offload(pipeline, kind, place)
     return pipeline
+
+
+def load_normalisation(model: Model) -> Normalisation | PatchNormalisation:
+    """Between raw and model latents of a model's VAE. Its weights are read only where they hold the
+    statistics, as FLUX.2's do."""
+    from uhr.models.ops.latents import Normalisation, PatchNormalisation
+
+    if model.spec.components["vae"].endswith(":AutoencoderKLFlux2"):
+        return PatchNormalisation.of(load_vae(model))
+    return Normalisation.of(config_of(model.folder / "vae"))

@@ -97,6 +97,12 @@ class ModelSpec:
         return self.lora_target_sets["attention"]
 
     @property
+    def text_components(self) -> tuple[str, ...]:
+        """The components that encode texts, each tokenizer before its encoder."""
+        names = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+        return tuple(name for name in names if name in self.components)
+
+    @property
     def transformer_class(self) -> str:
         return self.components["transformer"].partition(":")[2]
 

@@ -19,9 +19,9 @@ def test_the_stock_pipeline_takes_and_keeps_what_ours_hands_it():
     assert pipeline._callback_tensor_inputs == ["latents", "prompt_embeds"]
     assert parameters(pipeline.encode_prompt) >= {"text_encoder_out_layers"}
     layers = inspect.signature(pipeline.encode_prompt).parameters["text_encoder_out_layers"].default
-    from uhr.models.families.text import CHAT_LAYERS
+    from uhr.models.families.flux2 import TEXT_LAYERS
 
-    assert layers == CHAT_LAYERS
+    assert layers == TEXT_LAYERS
 
 
 def test_the_transformer_is_called_by_these_names_and_casts_sigma_itself():

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,6 @@ import torch
 from uhr.base import parquet
 from uhr.base.errors import UserError
 from uhr.manifests.info import Part
-from uhr.models.zoo import PromptEmbeds
 from uhr.train.encode.encoded import BucketInfo, EncodedInfo, read_encoded
 from uhr.train.encode.tensors import from_bytes
 
@@ -43,12 +42,13 @@ class DataFault(UserError):
 class Rows:
     """B encoded pictures of one bucket, on the CPU.
 
-    mean, std: [B, C, h, w] as stored (raw latents). prompts: t5 [B, S, D], pooled [B, P] as stored.
+    mean, std: [B, C, h, w] as stored (raw latents). texts: the family's text tensors by name, as stored; B is
+    their first dimension.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
-    prompts: PromptEmbeds
+    texts: Mapping[str, torch.Tensor]
     sample_ids: tuple[str, ...]
     uris: tuple[str, ...]
     captions: tuple[str, ...]
@@ -83,14 +83,14 @@ class EncodedData:
         return Rows(
             mean,
             std,
-            self._prompts(texts),
+            self._tensors(texts),
             *(tuple(row[name] for row in found) for name in ("sample_id", "uri")),
             tuple(text["caption"] for text in texts),
         )
 
-    def empty_prompt(self) -> PromptEmbeds:
-        """The empty caption, as a batch of one: what caption dropout trains with."""
-        return self._prompts([self._text(self.info.texts.empty_key, "the empty caption")])
+    def empty_texts(self) -> dict[str, torch.Tensor]:
+        """The text tensors of the empty caption, a batch of one: what caption dropout trains with."""
+        return self._tensors([self._text(self.info.texts.empty_key, "the empty caption")])
 
     def _place(self, bucket: BucketInfo, row: int) -> _Place:
         assert 0 <= row < bucket.rows
@@ -118,12 +118,12 @@ class EncodedData:
             )
         return self._row(self.info.texts.parts, place)
 
-    def _prompts(self, texts: list[dict]) -> PromptEmbeds:
-        geometry, dtype = self.info.geometry, self.info.config.text_dtype
-        t5 = torch.stack([self._tensor(text, "t5", geometry.t5, dtype) for text in texts])
-        pooled = torch.stack([self._tensor(text, "pooled", geometry.pooled, dtype) for text in texts])
-        tokens = (tuple(text[f"{name}_tokens"] for text in texts) for name in ("t5", "clip"))
-        return PromptEmbeds(t5, pooled, *tokens)
+    def _tensors(self, texts: list[dict]) -> dict[str, torch.Tensor]:
+        dtype = self.info.config.text_dtype
+        return {
+            name: torch.stack([self._tensor(text, name, shape, dtype) for text in texts])
+            for name, shape in self.info.geometry.text_shapes.items()
+        }
 
     def _tensor(self, row: dict, name: str, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         try:

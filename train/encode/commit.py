@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +43,7 @@ from uhr.train.encode.encoded import (
     ManifestRef,
     ModelInfo,
     TextInfo,
+    normalisation_fields,
 )
 from uhr.train.encode.folder import clear
 from uhr.train.encode.parts import group_rows, write_parts
@@ -190,9 +190,12 @@ def _reasons(gone: pa.Table) -> list[LeftOutReason]:
 
 def commit_texts(request: Request, plan: UnitPlan) -> tuple[Geometry, TextInfo]:
     """Write the embeddings of every caption. The first row gives the shapes of all."""
+    from uhr.models.families.registry import FAMILIES
+
+    names = FAMILIES[request.model.spec.family].text_tensors
     lengths, dtype = request.identity.text_lengths, request.config.text_dtype
     first = read_parquet(plan.part(0)).slice(0, 1).to_pylist()[0]
-    row_bytes = len(first["t5"]) + len(first["pooled"])
+    sizes = {name: len(first[name]) for name in names}
     truncated = Counter(dict.fromkeys(lengths, 0))
 
     def tables(advance: Advance) -> Iterator[pa.Table]:
@@ -204,28 +207,24 @@ def commit_texts(request: Request, plan: UnitPlan) -> tuple[Geometry, TextInfo]:
             advance(table.num_rows)
 
     with progress("write captions", plan.rows, "captions") as advance:
-        parts = write_parts(
-            request.out / TEXTS, "texts", tables(advance), group_rows(row_bytes), {"t5, pooled": dtype}
-        )
+        group, facts = group_rows(sum(sizes.values())), {", ".join(names): dtype}
+        parts = write_parts(request.out / TEXTS, "texts", tables(advance), group, facts)
     info = TextInfo(rows=plan.rows, truncated=dict(truncated), empty_key=first["text_key"], parts=parts)
-    return _geometry(request, len(first["t5"]) // BYTES[dtype], len(first["pooled"]) // BYTES[dtype]), info
+    return _geometry(request, {name: size // BYTES[dtype] for name, size in sizes.items()}), info
 
 
-def _geometry(request: Request, t5: int, pooled: int) -> Geometry:
-    """`t5` and `pooled`: numbers per caption."""
-    from uhr.models.ops.latents import Normalisation
+def _geometry(request: Request, numbers: Mapping[str, int]) -> Geometry:
+    """`numbers`: how many each text tensor of a caption has, the sequence first."""
+    from uhr.models.loading.model import load_normalisation
 
-    spec = request.model.spec
-    config = json.loads((request.model.folder / "vae" / "config.json").read_text(encoding="utf-8"))
-    normalisation = Normalisation.of(config)
-    length = request.identity.text_lengths["t5"]
+    spec, (sequence, *others) = request.model.spec, numbers
+    length = request.identity.text_lengths[sequence]
+    shapes = {sequence: (length, numbers[sequence] // length)} | {name: (numbers[name],) for name in others}
     return Geometry(
         latent_channels=spec.latent_channels,
         vae_factor=spec.vae_factor,
-        shift=normalisation.shift,
-        scale=normalisation.scale,
-        t5=(length, t5 // length),
-        pooled=(pooled,),
+        **normalisation_fields(load_normalisation(request.model)),
+        **shapes,
     )
 
 
@@ -244,7 +243,7 @@ def commit_pictures(request: Request, geometry: Geometry, plan: UnitPlan, rows: 
             tables = _bucket_rows(plan, sorted(set(inside["unit"].to_pylist())), bucket, advance)
             facts = {
                 "mean, std": f"raw latents {list(shape)} (channel, row, column), {request.config.dtype}",
-                "model latents": f"(raw - {geometry.shift}) * {geometry.scale}",
+                "model latents": geometry.formula,
             }
             parts = write_parts(request.out / LATENTS, str(bucket), tables, group, facts)
             sizes = {"height": bucket.height, "width": bucket.width, "rows": inside.num_rows}

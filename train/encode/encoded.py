@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from uhr.base.config import Config, read_versioned
 from uhr.base.console import command, say, shown, table
 from uhr.base.errors import UserError
 from uhr.manifests.info import Part
 from uhr.train.encode.config import EncodeConfig
+
+if TYPE_CHECKING:
+    from uhr.models.ops.latents import Normalisation, PatchNormalisation
 
 FILE = "encoded.json"
 SCHEMA_VERSION = 1
@@ -33,15 +39,68 @@ class BucketInfo(Config):
 class Geometry(Config):
     """What the cells hold, and what the trainer needs to know of the VAE that it never loads.
 
-    Latents are raw: model latent = (raw - shift) * scale. Shapes leave out the batch.
+    Latents are raw. Model latents are (raw - shift) * scale, or (patch - patch_mean) / patch_std over the 4C
+    channels of the 2x2 patches of raw latents (`latents.pack`): a family has one pair or the other, and the
+    other's keys are not in the file. Each further key is the name of a text tensor, with its shape without
+    the batch; the sequence comes first.
     """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, tuple[int, ...]]  # ty: ignore[incompatible-mutable-override]
 
     latent_channels: int
     vae_factor: int
-    shift: float
-    scale: float
-    t5: tuple[int, int]
-    pooled: tuple[int]
+    shift: float | None = None
+    scale: float | None = None
+    patch_mean: tuple[float, ...] | None = None
+    patch_std: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Geometry:
+        pairs = (self.shift, self.scale), (self.patch_mean, self.patch_std)
+        if sorted(pair.count(None) for pair in pairs) != [0, 2]:
+            raise ValueError("it needs shift and scale, or patch_mean and patch_std")
+        if not self.text_shapes:
+            raise ValueError("it names no text tensor")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_other_pair(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in fields(self).items() if value is not None}
+
+    @property
+    def text_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each text tensor by its name, without the batch."""
+        return self.__pydantic_extra__ or {}
+
+    @property
+    def normalisation(self) -> Normalisation | PatchNormalisation:
+        """Between the stored raw latents and those of the model."""
+        import torch
+
+        from uhr.models.ops.latents import Normalisation, PatchNormalisation
+
+        if self.patch_mean is not None and self.patch_std is not None:
+            return PatchNormalisation(torch.tensor(self.patch_mean), torch.tensor(self.patch_std))
+        assert self.shift is not None
+        assert self.scale is not None
+        return Normalisation(self.shift, self.scale)
+
+    @property
+    def formula(self) -> str:
+        """How model latents are made of the stored ones, for people."""
+        if self.patch_mean is None:
+            return f"(raw - {self.shift}) * {self.scale}"
+        return "(patch - patch_mean) / patch_std by channel of the 2x2 patches, numbers in encoded.json"
+
+
+def normalisation_fields(normalisation: Normalisation | PatchNormalisation) -> dict[str, Any]:
+    """The fields of `Geometry` that hold it, exactly."""
+    from uhr.models.ops.latents import Normalisation
+
+    if isinstance(normalisation, Normalisation):
+        return {"shift": normalisation.shift, "scale": normalisation.scale}
+    return {"patch_mean": normalisation.mean.tolist(), "patch_std": normalisation.std.tolist()}
 
 
 class ModelInfo(Config):
@@ -160,7 +219,8 @@ def print_encoded(info: EncodedInfo) -> None:
     say(f"{info.texts.rows:,} captions; {bare:,} pictures have none and get the empty one")
     for name, count in info.texts.truncated.items():
         if count:
-            say(_truncated(name, count, info.model.text_lengths[name]))
+            sequence = next(iter(info.geometry.text_shapes))
+            say(_truncated(name, count, info.model.text_lengths[name], sequence))
     say(shown("licences: " + ", ".join(f"{name} {count:,}" for name, count in info.licences.items())))
     for left in info.left_out.reasons:
         first = left.examples[0]
@@ -169,11 +229,12 @@ def print_encoded(info: EncodedInfo) -> None:
         say(f"all that were left out stand in {LEFT_OUT}")
 
 
-def _truncated(encoder: str, count: int, reads: int) -> str:
-    """What it means that so many captions are longer than an encoder reads."""
-    if encoder == "clip":
-        # FLUX.1 takes one pooled vector of it, and the text itself from T5
-        where = "which is no loss where t5 reads them"
-        return f"{count:,} captions are longer than the {reads} tokens of clip, {where}"
+def _truncated(encoder: str, count: int, reads: int, sequence: str) -> str:
+    """What it means that so many captions are longer than an encoder reads; `sequence` is the one that gives
+    the text itself."""
+    if encoder != sequence:
+        # FLUX.1 takes one pooled vector of CLIP, and the text itself from T5
+        where = f"which is no loss where {sequence} reads them"
+        return f"{count:,} captions are longer than the {reads} tokens of {encoder}, {where}"
     which = f"{TEXTS}/*.parquet has the number of each in {encoder}_tokens"
     return f"{count:,} captions are cut: longer than {reads} tokens of {encoder}; {which}"

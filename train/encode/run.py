@@ -23,7 +23,6 @@ from uhr.train.encode.hashing import component_hash
 from uhr.train.encode.items import caption_items, picture_items
 from uhr.train.encode.work import PictureWork, TextWork
 
-TEXT_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 PICTURES_PER_UNIT, TEXTS_PER_UNIT = 16, 64
 LIMITS = Limits(seconds=600, memory=64 << 30)
 """For worker processes: a 4K picture through a float32 VAE on a CPU takes minutes and tens of gigabytes."""
@@ -44,7 +43,8 @@ def encode(
     can be encoded.
     """
     found = Manifest.open(manifest)
-    opened = ModelName.of(model).open(components=("vae", *TEXT_PARTS))
+    opened = ModelName.of(model).open(components=("vae",))
+    opened = opened.fetched(("vae", *opened.spec.text_components))
     request = _request(found, opened, out, config)
     if (out / FILE).is_file() and not (out / UNITS).exists():
         return _standing(request), True
@@ -66,11 +66,6 @@ def _standing(request: Request) -> EncodedInfo:
 
 
 def _request(manifest: Manifest, model: Model, out: Path, config: EncodeConfig) -> Request:
-    from uhr.train.run.velocity import FAMILIES
-
-    if model.spec.family not in FAMILIES:
-        what = f"{model.spec.name} is of family {model.spec.family}, which no recipe trains"
-        raise UserError(what, f"encode for a model of {', '.join(FAMILIES)}")
     resolution = config.resolution or model.spec.native_size
     split = config.split or ("train" if "split" in manifest.schema.names else None)
     config = config.model_copy(update={"resolution": resolution, "split": split})
@@ -82,7 +77,7 @@ def _request(manifest: Manifest, model: Model, out: Path, config: EncodeConfig) 
         spec=model.spec.name,
         family=model.spec.family,
         text_lengths=dict(model.spec.text_lengths),
-        hashes={name: component_hash(model, name) for name in ("vae", *TEXT_PARTS)},
+        hashes={name: component_hash(model, name) for name in ("vae", *model.spec.text_components)},
     )
     sizes = buckets(resolution, config.aspects, model.spec.pixel_multiple)
     return Request(out, manifest, model, identity, config, sizes, rows)
@@ -129,7 +124,7 @@ def _check_same(out: Path, stands: EncodedInfo, request: Request) -> None:
 def _run_texts(request: Request, device: str) -> UnitPlan:
     from uhr.runtime.pool import InlineRunner
 
-    encoders = fingerprint([request.identity.hashes[name] for name in TEXT_PARTS])
+    encoders = fingerprint([request.identity.hashes[name] for name in request.model.spec.text_components])
     items = caption_items(
         request.rows[request.config.caption], request.config, encoders, request.identity.text_lengths
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,16 +50,12 @@ PICTURE_ROWS = pa.schema(
 """A row with a `reason` has no latents: it is left out, and `error` says why in words."""
 
 TEXT_ITEMS = pa.schema([("text_key", pa.string()), ("caption", pa.string())])
-TEXT_ROWS = pa.schema(
-    [
-        ("text_key", pa.string()),
-        ("caption", pa.string()),
-        ("t5_tokens", pa.int32()),
-        ("clip_tokens", pa.int32()),
-        ("t5", pa.binary()),
-        ("pooled", pa.binary()),
-    ]
-)
+
+
+def text_rows(encoders: Iterable[str], tensors: Iterable[str]) -> pa.Schema:
+    """The columns of encoded captions: tokens of each by encoder, and the family's text tensors."""
+    counts = [(f"{name}_tokens", pa.int32()) for name in encoders]
+    return pa.schema([*TEXT_ITEMS, *counts, *((name, pa.binary()) for name in tensors)])
 
 
 class LeftOut(Exception):
@@ -196,26 +193,26 @@ class TextWork(Work):
 
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
         from uhr.base.errors import UserError
-        from uhr.models.zoo import encode_prompts
+        from uhr.models.families.registry import FAMILIES
+        from uhr.models.zoo import Prompt
 
-        rows = []
+        family, rows = FAMILIES[self.model.spec.family], []
         for index, item in enumerate(items.to_pylist()):
             fault = watch.begin(index)
             if fault is not None:
                 raise UserError(f"encoding the caption '{item['caption'][:80]}' failed ({fault.message})")
             # one at a time: a caption's embedding must not depend on its neighbours
-            found = encode_prompts(self._encoders, [item["caption"]])
-            cells = {
-                name: to_bytes(getattr(found, name)[0], self.config.text_dtype) for name in ("t5", "pooled")
-            }
+            found = family.embed(self._encoders, Prompt(item["caption"]))
+            cells = {name: to_bytes(found.texts[name][0], self.config.text_dtype) for name in found.texts}
             if not _finite(cells.values(), self.config.text_dtype):
                 raise UserError(
                     f"the embedding of '{item['caption'][:80]}' is not finite in {self.config.text_dtype}",
                     "--set text_dtype=float32",
                 )
-            tokens = {"t5_tokens": found.t5_tokens[0], "clip_tokens": found.clip_tokens[0]}
+            tokens = {f"{count.encoder}_tokens": count.tokens[0] for count in found.counts}
             rows.append({**item, **tokens, **cells})
-        return pa.Table.from_pylist(rows, TEXT_ROWS)
+        schema = text_rows(self.model.spec.text_lengths, family.text_tensors)
+        return pa.Table.from_pylist(rows, schema)
 
 
 def _empty_gpu_cache() -> None:

@@ -1,18 +1,18 @@
 """What an objective is given and what it answers.
 
-Shapes: B samples, C latent channels, h x w latent pixels, S text tokens, D and D2 embedding widths.
+Shapes: B samples, C latent channels, h x w latent pixels.
 Convention: sigma in [0, 1], 1 is noise; velocity = noise - data.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from uhr.models.ops.flow import interpolate
-from uhr.models.zoo import PromptEmbeds
 from uhr.train.objectives.draws import Draws
 from uhr.train.timesteps import Timesteps
 
@@ -22,24 +22,26 @@ class Batch:
     """Samples of one bucket as the model sees them.
 
     latents: float32 [B, C, h, w], normalised (shifted and scaled) data.
-    prompts: t5 [B, S, D], pooled [B, D2].
+    texts: the text tensors of the family, by their names (`Backbone.text_tensors`); B is the first dimension.
     sample_ids: of the manifest's rows, for error messages.
     """
 
     latents: torch.Tensor
-    prompts: PromptEmbeds
+    texts: Mapping[str, torch.Tensor]
     sample_ids: tuple[str, ...]
 
     def of(self, start: int, stop: int) -> Batch:
         """Samples `start` to `stop` (exclusive) of these."""
-        prompts = PromptEmbeds(self.prompts.t5[start:stop], self.prompts.pooled[start:stop], (), ())
-        return Batch(self.latents[start:stop], prompts, self.sample_ids[start:stop])
+        texts = {name: tensor[start:stop] for name, tensor in self.texts.items()}
+        return Batch(self.latents[start:stop], texts, self.sample_ids[start:stop])
 
 
 class Velocity(Protocol):
     """The model as a function of unpacked latents; guidance and packing are its own affair."""
 
-    def __call__(self, noisy: torch.Tensor, sigma: torch.Tensor, prompts: PromptEmbeds) -> torch.Tensor:
+    def __call__(
+        self, noisy: torch.Tensor, sigma: torch.Tensor, texts: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         """noisy [B, C, h, w] at sigma [B] -> predicted velocity [B, C, h, w]."""
         ...
 
@@ -75,7 +77,7 @@ def guess(model: Velocity, batch: Batch, draws: Draws, timesteps: Timesteps) -> 
     data = batch.latents.float()
     sigma = timesteps.sigma(draws.uniform("sigma")).to(data)
     noise = draws.normal("noise", data.shape[1:]).to(data)
-    predicted = model(interpolate(data, noise, sigma.view(-1, 1, 1, 1)), sigma, batch.prompts)
+    predicted = model(interpolate(data, noise, sigma.view(-1, 1, 1, 1)), sigma, batch.texts)
     return Guess(predicted.float() - (noise - data), sigma)
 
 

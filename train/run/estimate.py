@@ -10,6 +10,7 @@ from uhr.base.console import say, table
 from uhr.base.errors import UserError
 from uhr.base.files import human_bytes
 from uhr.models.estimate.shapes import bare, empty_component
+from uhr.models.families.registry import FAMILIES
 from uhr.models.loading.model import empty_transformer
 from uhr.models.zoo import ModelName, ModelSpec, get
 from uhr.train.data.reader import EncodedData
@@ -110,7 +111,7 @@ def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: dict[int, Encod
                 "rows": rows,
                 "batches_per_epoch": batches,
                 "image_tokens": spec.tokens(height, width),
-                "tokens": spec.tokens(height, width) + spec.text_lengths["t5"],
+                "tokens": spec.tokens(height, width) + spec.text_lengths[FAMILIES[spec.family].sequence],
             }
             for height, width, rows, batches in sizes
         ],
@@ -147,13 +148,11 @@ def _storage(
     """
     resolution = recipe.phases[0].resolution or spec.native_size
     side = resolution // spec.vae_factor
-    widths = (
-        config.get("joint_attention_dim", 4096) * spec.text_lengths["t5"],
-        config.get("pooled_projection_dim", 768),
-    )
+    family = FAMILIES[spec.family]
+    shapes = family.text_shapes(config, spec.text_lengths[family.sequence])
     storage: dict[str, Any] = {
         "latents_per_picture": 2 * size_of((spec.latent_channels, side, side), "bfloat16"),
-        "text_per_caption": size_of((sum(widths),), "bfloat16"),
+        "text_per_caption": sum(size_of(shape, "bfloat16") for shape in shapes.values()),
         "checkpoint": trainable * (12 + (4 if recipe.ema is not None else 0)),
     }
     if encoded:

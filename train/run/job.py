@@ -13,6 +13,7 @@ from uhr.base.console import command, warn
 from uhr.base.errors import UserError
 from uhr.base.files import user_path, write_json
 from uhr.base.paths import path_text, text_path
+from uhr.models.families.registry import FAMILIES
 from uhr.models.zoo import Model, ModelName
 from uhr.train.data.order import BucketPlan
 from uhr.train.data.reader import EncodedData
@@ -213,6 +214,7 @@ def _check_data(data: EncodedData, model: Model) -> None:
         "latent channels": (info.geometry.latent_channels, spec.latent_channels),
         "VAE factor": (info.geometry.vae_factor, spec.vae_factor),
         "text lengths": (info.model.text_lengths, dict(spec.text_lengths)),
+        "text tensors": (list(info.geometry.text_shapes), list(FAMILIES[spec.family].text_tensors)),
     }
     for name, (encoded, wanted) in pairs.items():
         if encoded != wanted:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from uhr.models.ops.latents import Normalisation, sample_moments
-from uhr.models.zoo import PromptEmbeds
+from uhr.models.ops.latents import sample_moments
 from uhr.train.data.order import BucketPlan
 from uhr.train.data.reader import EncodedData, Rows
 from uhr.train.objectives import objective_class
@@ -25,9 +24,8 @@ class PhaseRun:
         self.objective: Objective = objective_class(config.objective)(config.timesteps)
         self.recipe = job.recipe
         self.device = device
-        geometry = self.data.info.geometry
-        self._normalisation = Normalisation(geometry.shift, geometry.scale)
-        self._empty = self.data.empty_prompt()
+        self._normalisation = self.data.info.geometry.normalisation
+        self._empty = self.data.empty_texts()
 
     def batch(self, rows: Rows, draws: Draws) -> Batch:
         """Stored rows as the model sees them: a latent drawn, normalised; some captions emptied."""
@@ -35,7 +33,13 @@ class PhaseRun:
         if self.recipe.latents == "sample":
             raw = sample_moments(raw, rows.std, draws.normal("latents", raw.shape[1:]))
         dropped = draws.uniform("caption dropout") < self.recipe.caption_dropout
-        t5 = torch.where(dropped[:, None, None], self._empty.t5, rows.prompts.t5)
-        pooled = torch.where(dropped[:, None], self._empty.pooled, rows.prompts.pooled)
-        prompts = PromptEmbeds(t5.to(self.device), pooled.to(self.device), (), ())
-        return Batch(self._normalisation.to_model(raw).to(self.device), prompts, rows.sample_ids)
+        texts = {
+            name: torch.where(_over(dropped, stored), self._empty[name], stored).to(self.device)
+            for name, stored in rows.texts.items()
+        }
+        return Batch(self._normalisation.to_model(raw).to(self.device), texts, rows.sample_ids)
+
+
+def _over(samples: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """[B] as [B, 1, ...], to go with a tensor of any shape [B, ...]."""
+    return samples.view(-1, *[1] * (tensor.ndim - 1))

@@ -17,6 +17,7 @@ from uhr.base.console import command, progress, say, shown
 from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.models.adapters.plain import LoraSpec, add_lora
+from uhr.models.families.registry import FAMILIES
 from uhr.models.surgery.base import compose, from_record, record
 from uhr.models.zoo import load_transformer, pick_device
 from uhr.train.data.order import PlannedBatch
@@ -31,7 +32,7 @@ from uhr.train.run.log import read_log, track
 from uhr.train.run.phase import PhaseRun
 from uhr.train.run.state import TrainState, adapter_parameters, seed_everything
 from uhr.train.run.stop import stop_requests
-from uhr.train.run.velocity import FAMILIES
+from uhr.train.run.velocity import BackboneVelocity
 
 RECENT = 50
 """Steps whose mean loss goes into a checkpoint: one step's says little."""
@@ -65,7 +66,7 @@ class Trainer:
         add_lora(transformer, lora_of(recipe, job), recipe.seed)
         transformer.train()
         self.surgeries = record(transformer)
-        self.velocity: Velocity = FAMILIES[recipe.family](transformer, recipe.guidance)
+        self.velocity: Velocity = BackboneVelocity(FAMILIES[recipe.family], transformer, recipe.guidance)
         adapter = adapter_parameters(transformer)
         average = (
             {name: p.detach().clone() for name, p in adapter.items()} if recipe.ema is not None else None

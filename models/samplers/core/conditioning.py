@@ -11,7 +11,6 @@ import torch
 from uhr.base.errors import UserError
 from uhr.models.families.conditions import Condition, Prompt
 from uhr.models.families.text import Embedded, TokenCount
-from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingStage
 from uhr.models.specs.spec import GuidanceKind
 
@@ -111,33 +110,24 @@ def encode(pipeline: Any, inputs: PromptInputs, plan: SamplingPlan, device: torc
     two_passes = facts.guidance == "cfg" and {stage.guidance for stage in plan.stages} != {1}
     if two_passes and not negative.given:
         negative = Prompt("")
-    count = inputs.prompt.check("prompt", facts.family.pooled)
+    family, dtype = facts.family, pipeline.transformer.dtype
+    count = inputs.prompt.check("prompt", family.pooled)
     length = inputs.length or facts.text_length
-    ids = facts.family.image_ids(*facts.grid(plan.stages[0].size), device=device)
+    ids = family.image_ids(*facts.grid(plan.stages[0].size), device=device)
 
     def condition(found: Embedded, repeats: int) -> Condition:
-        return _condition(pipeline, facts, found, repeats, ids)
+        texts = {name: tensor.repeat_interleave(repeats, dim=0) for name, tensor in found.texts.items()}
+        return family.condition(texts, ids, None, dtype)
 
-    found = facts.family.embed(pipeline, inputs.prompt, length)
+    encoders = family.encoders(pipeline, length)
+    found = family.embed(encoders, inputs.prompt)
     positive = condition(found, inputs.images)
     if not negative.given:
         return Conditions(positive, counts=found.counts)
-    if negative.check("negative prompt", facts.family.pooled) not in (1, count):
+    if negative.check("negative prompt", family.pooled) not in (1, count):
         what = f"{negative.count} negative prompts for {count} prompts"
         raise UserError(what, "give one, or one for each")
-    other = facts.family.embed(pipeline, negative, length).called("negative")
+    other = family.embed(encoders, negative).called("negative")
     unlike = condition(other, inputs.images * count // negative.count)
     counts = (*found.counts, *other.counts)
     return Conditions(positive, unlike, plan.options.true_cfg_scale, counts)
-
-
-def _condition(
-    pipeline: Any, facts: ModelFacts, found: Embedded, repeats: int, ids: torch.Tensor
-) -> Condition:
-    device, dtype = ids.device, pipeline.transformer.dtype
-    text = found.text.to(device, dtype).repeat_interleave(repeats, dim=0)
-    pooled = found.pooled
-    if pooled is not None:
-        pooled = pooled.to(device, dtype).repeat_interleave(repeats, dim=0)
-    text_ids = facts.family.text_ids(text.shape[1], device)
-    return Condition(text, pooled, text_ids, ids, guidance=None)

@@ -14,8 +14,7 @@ from diffusers.utils import scale_lora_layers, unscale_lora_layers
 
 from uhr.models.families.conditions import Prompt
 from uhr.models.families.flux1 import Flux1
-from uhr.models.families.flux2 import Flux2
-from uhr.models.families.text import CHAT_LAYERS
+from uhr.models.families.flux2 import TEXT_LAYERS, Flux2
 from uhr.models.samplers.core.options import SamplerOptions
 from uhr.models.samplers.core.sampler import Sampler, pipeline_name
 from uhr.models.samplers.core.shell import SamplerPipeline
@@ -42,14 +41,16 @@ class Flux1SamplerPipeline(SamplerPipeline, FluxPipeline):
         """As the stock pipeline's, by the family's `embed`: what is cut off is logged in one line."""
         with self._text_lora(lora_scale):
             given = Prompt(prompt, prompt_2 or None, prompt_embeds, pooled_prompt_embeds)
-            found = FLUX1.embed(self, given, max_sequence_length)
+            found = FLUX1.embed(FLUX1.encoders(self, max_sequence_length), given)
         self.log_cuts(found.counts)
         device = device or self._execution_device
-        text, pooled = found.text.to(device).repeat_interleave(num_images_per_prompt, dim=0), found.pooled
-        if pooled is not None:
-            pooled = pooled.to(device).repeat_interleave(num_images_per_prompt, dim=0)
+        texts = {
+            name: tensor.to(device).repeat_interleave(num_images_per_prompt, dim=0)
+            for name, tensor in found.texts.items()
+        }
+        text = texts["t5"]
         dtype = self.transformer.dtype if self.text_encoder is None else self.text_encoder.dtype
-        return text, pooled, torch.zeros(text.shape[1], 3, device=device, dtype=dtype)
+        return text, texts.get("pooled"), torch.zeros(text.shape[1], 3, device=device, dtype=dtype)
 
     @contextlib.contextmanager
     def _text_lora(self, scale: float | None) -> Generator[None]:
@@ -79,15 +80,15 @@ class Flux2SamplerPipeline(SamplerPipeline, Flux2KleinPipeline):
         num_images_per_prompt: int = 1,
         prompt_embeds: torch.Tensor | None = None,
         max_sequence_length: int = 512,
-        text_encoder_out_layers: Sequence[int] = CHAT_LAYERS,
+        text_encoder_out_layers: Sequence[int] = TEXT_LAYERS,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As the stock pipeline's, by the family's `embed`: what is cut off is logged in one line."""
         text = "" if prompt is None and prompt_embeds is None else prompt
         given = Prompt(text, embeds=prompt_embeds)
-        found = FLUX2.embed(self, given, max_sequence_length, text_encoder_out_layers)
+        found = FLUX2.embed(FLUX2.encoders(self, max_sequence_length), given, text_encoder_out_layers)
         self.log_cuts(found.counts)
         device = device or self._execution_device
-        embeds = found.text.to(device).repeat_interleave(num_images_per_prompt, dim=0)
+        embeds = found.texts["qwen3"].to(device).repeat_interleave(num_images_per_prompt, dim=0)
         return embeds, self._prepare_text_ids(embeds).to(device)
 
 

@@ -1,12 +1,14 @@
 """What of a prompt is not read: counted for each encoder, said in one line, and nothing else changes."""
 
+import copy
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 
 from uhr.models.families.conditions import Prompt
-from uhr.models.families.text import TokenCount, count_tokens, notes_of
+from uhr.models.families.text import TokenCount, notes_of
 from uhr.models.samplers.euler import EulerPipeline, Flux2EulerPipeline
 
 LONG = "word " * 300
@@ -129,22 +131,19 @@ def test_embeddings_that_are_given_have_no_count(euler, lines):
     assert lines() == ([], [])
 
 
-def test_tokens_of_textual_inversion_are_written_out_before_they_are_counted(euler, monkeypatch):
-    monkeypatch.setattr(euler.tokenizer, "get_added_vocab", lambda: {"<cat>": 1, "<cat>_1": 2})
-    monkeypatch.setattr(
-        euler,
-        "maybe_convert_prompt",
-        lambda texts, _: [text.replace("<cat>", "<cat> <cat>_1") for text in texts],
+def test_tokens_of_textual_inversion_are_written_out_for_the_encoder_that_has_them(euler):
+    """By diffusers' own function, as the stock pipeline reads a prompt with each of its tokenizers."""
+    encoders = euler.family.encoders(euler, 512)
+    plain = [count.tokens for count in euler.family.count(encoders, ["a <cat>", "a lake"])]
+    clip = copy.deepcopy(euler.tokenizer)
+    clip.add_tokens(["<cat>", "<cat>_1", "<cat>_2"])
+    t5, (learned, lake) = (
+        count.tokens for count in euler.family.count(replace(encoders, tokenizer=clip), ["a <cat>", "a lake"])
     )
-    seen = []
-    encode = euler.tokenizer.__call__
-    monkeypatch.setattr(
-        type(euler.tokenizer),
-        "__call__",
-        lambda self, texts, **more: seen.append(texts) or encode(texts, **more),
-    )
-    euler.family.embed(euler, Prompt("a <cat>"), 16)
-    assert seen[0] == ["a <cat> <cat>_1"]
+    assert learned == len(clip(euler.maybe_convert_prompt("a <cat>", clip)).input_ids)
+    assert learned == len(clip("a ").input_ids) + 3
+    # T5 has no such token and reads the prompt as it is
+    assert (t5, lake) == (plain[0], plain[1][1])
 
 
 def test_tokenizers_alone_count_what_is_counted_when_prompts_are_encoded(
@@ -154,8 +153,9 @@ def test_tokenizers_alone_count_what_is_counted_when_prompts_are_encoded(
 
     prompts = ["a lake", LONG, ""]
     for folder, pipeline in ((tiny_flux, euler), (tiny_flux2, euler2)):
-        encoders = load_tokenizers(open_model(folder))
-        assert count_tokens(encoders, prompts) == pipeline.family.embed(pipeline, Prompt(prompts), 512).counts
+        family, encoders = pipeline.family, load_tokenizers(open_model(folder))
+        embedded = family.embed(family.encoders(pipeline, 512), Prompt(prompts))
+        assert family.count(encoders, prompts) == embedded.counts
 
 
 def test_a_text_as_long_as_the_encoder_reads_is_whole():

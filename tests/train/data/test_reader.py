@@ -36,8 +36,8 @@ def test_each_picture_keeps_its_latents_and_its_caption_however_often_it_is_shuf
                 assert rows.captions[i] == (small_set.manifest.row(sample)["caption"] or "")
                 assert torch.equal(rows.mean[i], alone[sample].mean[0])
                 assert torch.equal(rows.std[i], alone[sample].std[0])
-                assert torch.equal(rows.prompts.t5[i], alone[sample].prompts.t5[0])
-                assert torch.equal(rows.prompts.pooled[i], alone[sample].prompts.pooled[0])
+                assert torch.equal(rows.texts["t5"][i], alone[sample].texts["t5"][0])
+                assert torch.equal(rows.texts["pooled"][i], alone[sample].texts["pooled"][0])
         assert sorted(order) == sorted(alone)
     means = torch.stack([rows.mean[0].flatten()[:100] for rows in alone.values()])
     assert len({tuple(row.tolist()) for row in means}) == 9
@@ -47,14 +47,14 @@ def test_a_batch_has_the_shape_of_its_bucket(data):
     for bucket, info in enumerate(data.buckets):
         rows = data.read(bucket, [0, 1])
         assert rows.mean.shape == (2, 16, info.height // 8, info.width // 8)
-        assert rows.prompts.t5.shape == (2, 512, 32)
-        assert rows.prompts.pooled.shape == (2, 32)
+        assert rows.texts["t5"].shape == (2, 512, 32)
+        assert rows.texts["pooled"].shape == (2, 32)
 
 
 def test_the_empty_caption_is_there_for_dropout(data):
-    empty, without = data.empty_prompt(), [i for i, c in enumerate(_all(data).captions) if c == ""]
+    empty, without = data.empty_texts(), [i for i, c in enumerate(_all(data).captions) if c == ""]
     assert len(without) == 1
-    assert torch.equal(empty.t5[0], _all(data).prompts.t5[without[0]])
+    assert torch.equal(empty["t5"][0], _all(data).texts["t5"][without[0]])
 
 
 def _all(data):

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models.zoo import PromptEmbeds
 from uhr.train.objectives import objective_class
 from uhr.train.objectives.base import Batch
 from uhr.train.objectives.draws import Draws
@@ -13,8 +12,8 @@ B, C, SIDE = 3, 16, 64
 
 
 def batch(latents: torch.Tensor) -> Batch:
-    prompts = PromptEmbeds(torch.zeros(B, 2, 4), torch.zeros(B, 4), (), ())
-    return Batch(latents, prompts, tuple("abc"))
+    texts = {"t5": torch.zeros(B, 2, 4), "pooled": torch.zeros(B, 4)}
+    return Batch(latents, texts, tuple("abc"))
 
 
 def flow(**timesteps) -> Flow:
@@ -24,7 +23,7 @@ def flow(**timesteps) -> Flow:
 def test_the_true_velocity_has_no_loss():
     data = torch.randn(B, C, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
-    def oracle(noisy, sigma, prompts):
+    def oracle(noisy, sigma, texts):
         # noisy = data + sigma (noise - data)
         return (noisy - data) / sigma.view(-1, 1, 1, 1)
 
@@ -37,7 +36,7 @@ def test_a_linear_model_has_its_closed_form_loss_and_gradient():
     # data = c everywhere and v = a x_sigma: the error is (a s - 1) e + (a (1 - s) + 1) c, and E e^2 = 1
     c, a = 0.7, torch.tensor(0.4, requires_grad=True)
     loss = flow()(
-        lambda noisy, sigma, prompts: a * noisy, batch(torch.full((B, C, 256, 256), c)), Draws(1, 0, range(B))
+        lambda noisy, sigma, texts: a * noisy, batch(torch.full((B, C, 256, 256), c)), Draws(1, 0, range(B))
     )
     s = loss.sigma
     value = (a * s - 1) ** 2 + (a * (1 - s) + 1) ** 2 * c**2
@@ -52,7 +51,7 @@ def test_sigma_one_shows_the_model_pure_noise_and_sigma_zero_pure_data():
     data = torch.full((B, C, SIDE, SIDE), 5.0)
     seen = {}
 
-    def spy(noisy, sigma, prompts):
+    def spy(noisy, sigma, texts):
         seen["mean"], seen["sigma"] = noisy.mean(dim=(1, 2, 3)), sigma
         return noisy
 
@@ -62,7 +61,7 @@ def test_sigma_one_shows_the_model_pure_noise_and_sigma_zero_pure_data():
 
 def test_the_loss_is_float32_when_the_model_answers_in_bfloat16():
     loss = flow()(
-        lambda noisy, sigma, prompts: noisy.bfloat16(), batch(torch.ones(B, C, 8, 8)), Draws(0, 0, range(B))
+        lambda noisy, sigma, texts: noisy.bfloat16(), batch(torch.ones(B, C, 8, 8)), Draws(0, 0, range(B))
     )
     assert loss.per_sample.dtype == torch.float32
 
@@ -70,7 +69,7 @@ def test_the_loss_is_float32_when_the_model_answers_in_bfloat16():
 def test_the_same_draws_give_the_same_loss_and_a_sample_does_not_see_its_neighbours():
     data = torch.randn(B, C, 8, 8, generator=torch.Generator().manual_seed(1))
 
-    def model(noisy, sigma, prompts):
+    def model(noisy, sigma, texts):
         return noisy.tanh() * sigma.view(-1, 1, 1, 1)
 
     draws = Draws(0, 9, range(B))

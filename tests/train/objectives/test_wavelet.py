@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhr.models.zoo import PromptEmbeds
 from uhr.train.objectives import objective_class
 from uhr.train.objectives.base import Batch
 from uhr.train.objectives.draws import Draws
@@ -18,12 +17,12 @@ UNIFORM = Timesteps(density="uniform")
 
 
 def batch(seed=0):
-    prompts = PromptEmbeds(torch.zeros(B, 2, 4), torch.zeros(B, 4), (), ())
+    texts = {"t5": torch.zeros(B, 2, 4), "pooled": torch.zeros(B, 4)}
     data = torch.randn(B, C, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
-    return Batch(data, prompts, tuple("abcd"))
+    return Batch(data, texts, tuple("abcd"))
 
 
-def model(noisy, sigma, prompts):
+def model(noisy, sigma, texts):
     return noisy.tanh() * (1 + sigma.view(-1, 1, 1, 1))
 
 
@@ -42,7 +41,7 @@ def test_the_wavelet_loss_is_flow_matching_times_the_square_of_the_level(step):
 def test_the_true_velocity_has_no_loss(name):
     data = batch().latents
 
-    def oracle(noisy, sigma, prompts):
+    def oracle(noisy, sigma, texts):
         return (noisy - data) / sigma.view(-1, 1, 1, 1)
 
     (loss,) = losses(objective_class(name)(UNIFORM), model=oracle)
@@ -86,7 +85,7 @@ def test_its_gradient_is_that_of_its_definition_and_survives_tiny_errors():
     scale = torch.tensor(1e-4, requires_grad=True)
     data = batch().latents
 
-    def nearly(noisy, sigma, prompts):
+    def nearly(noisy, sigma, texts):
         return (noisy - data) / sigma.view(-1, 1, 1, 1) + scale
 
     loss = SnrHuberWavelet(UNIFORM)

@@ -127,17 +127,17 @@ def test_latents_reach_the_model_shifted_and_scaled(job_of, tmp_path):
     torch.testing.assert_close(spread.mean(), rows.std.float().mean(), rtol=0.01, atol=0)
 
 
-def test_captions_are_dropped_to_the_empty_one_at_their_rate(job_of, tmp_path):
+def test_captions_are_dropped_to_the_empty_one_at_their_rate_in_every_tensor(job_of):
     phase = Trainer(job_of("caption_dropout=0.3")).phase(0)
-    rows, empty = phase.data.read(1, [0, 1, 2]), phase.data.empty_prompt()
+    rows, empty = phase.data.read(1, [0, 1, 2]), phase.data.empty_texts()
     dropped = 0
     for step in range(300):
-        prompts = phase.batch(rows, Draws(0, step, range(3))).prompts
+        texts = phase.batch(rows, Draws(0, step, range(3))).texts
+        assert texts.keys() == rows.texts.keys() == {"t5", "pooled"}
         for i in range(3):
-            gone = torch.equal(prompts.t5[i], empty.t5[0])
-            own = empty if gone else rows.prompts
-            assert torch.equal(prompts.t5[i], own.t5[0 if gone else i])
-            assert torch.equal(prompts.pooled[i], own.pooled[0 if gone else i])
+            gone = torch.equal(texts["t5"][i], empty["t5"][0])
+            for name in texts:
+                assert torch.equal(texts[name][i], empty[name][0] if gone else rows.texts[name][i])
             dropped += gone
     # 270 of 900 expected, standard deviation 14
     assert abs(dropped - 270) < 70
