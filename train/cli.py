@@ -140,13 +140,17 @@ def encode_(
         info, stood = encode(manifest, named, out, config, device, workers)
 
     def text(_: Any) -> None:
+        from uhr.models.specs.registry import get
         from uhr.train.encode.encoded import print_encoded
+        from uhr.train.recipes import resolve
 
         if stood:
             say(f"{shown(out)} is encoded already: the same manifest, model and configuration")
         print_encoded(info)
         say()
-        _next("train", "run", "lora", *named.options(), "--data", out, "--out", "RUN")
+        changes = resolve("lora", None).changes_for(get(info.model.spec))
+        sets = [word for change in changes for word in ("--set", change)]
+        _next("train", "run", "lora", *named.options(), "--data", out, "--out", "RUN", *sets)
 
     console.emit({"already": stood, **info.model_dump(mode="json")}, as_json, text)
 

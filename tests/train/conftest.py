@@ -142,6 +142,17 @@ def small_set(tmp_path_factory, tiny_flux, manifest_of) -> Set:
     return Set(manifest, folder / "encoded", info)
 
 
+@pytest.fixture(scope="session")
+def small_set2(tmp_path_factory, tiny_flux2, manifest_of) -> Set:
+    """Three images in two buckets of about 128 x 128 px, one without a caption, encoded with FLUX.2."""
+    folder = tmp_path_factory.mktemp("small set of flux2")
+    chosen = ("c-square.png", "e-wide.png", "h-square.png")
+    manifest = manifest_of(folder, [image for image in PICTURES if image["name"] in chosen])
+    config = EncodeConfig(aspects=("1/1", "3/2"))
+    info, _ = encode(manifest.path, str(tiny_flux2), folder / "encoded", config, device="cpu")
+    return Set(manifest, folder / "encoded", info)
+
+
 FAST = [
     "runtime.precision=float32",
     "runtime.gradient_checkpointing=false",

@@ -5,6 +5,7 @@ Every value of the tree is read by some line of the trainer; `sources` says wher
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -152,22 +153,26 @@ class Recipe(Config):
 
     def check(self, spec: ModelSpec) -> None:
         """UserError where this recipe does not fit the model."""
+        fix = " ".join(f"--set {shlex.quote(change)}" for change in self.changes_for(spec))
         if spec.family != self.family:
-            raise UserError(
-                f"recipe {self.name} is for {self.family}, and {spec.name} is of family {spec.family}",
-                "take another recipe or another model",
-            )
+            what = f"recipe {self.name} is for {self.family}, and {spec.name} is of family {spec.family}"
+            raise UserError(what, f"take another model, or change the recipe: {fix}")
         if spec.guidance != self.guidance.kind:
-            scale = "1.0" if spec.guidance == "embedded" else "null"
-            raise UserError(
-                f"recipe {self.name} trains with guidance '{self.guidance.kind}', and {spec.name} takes "
-                f"'{spec.guidance}'",
-                f"--set 'guidance={{kind: {spec.guidance}, scale: {scale}}}'",
-            )
+            what = f"recipe {self.name} trains with guidance '{self.guidance.kind}', and {spec.name} takes"
+            raise UserError(f"{what} '{spec.guidance}'", fix)
         from_record(self.surgeries, f"recipe {self.name}: surgeries")
         targets = self.adapter.targets
         if isinstance(targets, str) and targets not in spec.lora_target_sets:
             raise unknown("set of targets", targets, spec.lora_target_sets, f"recipe {self.name}")
+
+    def changes_for(self, spec: ModelSpec) -> list[str]:
+        """The `path=value` with which this recipe fits the model's family and guidance; empty where it does
+        already."""
+        changes = [] if spec.family == self.family else [f"family={spec.family}"]
+        if spec.guidance != self.guidance.kind:
+            scale = "1.0" if spec.guidance == "embedded" else "null"
+            changes.append(f"guidance={{kind: {spec.guidance}, scale: {scale}}}")
+        return changes
 
     def targets(self, spec: ModelSpec) -> tuple[str, ...]:
         """Suffixes of the modules that get an adapter."""
