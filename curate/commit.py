@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +20,21 @@ import pyarrow.compute as pc
 from uhr.base import parquet
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
-from uhr.base.output import all_or_nothing
+from uhr.base.files import or_half_written
+from uhr.base.lock import NAME as LOCK
 from uhr.base.paths import plain_folder
+from uhr.base.run_folder import Layout, all_or_nothing
 from uhr.curate.planning.plan import Plan, Step
 from uhr.curate.rows import PREVIEW, Tally
 from uhr.curate.rules import Judge, Verdict
 from uhr.curate.stage import SetStage
+from uhr.manifests import parts as part_files
+from uhr.manifests.info import FILE
 from uhr.manifests.manifest import Manifest, RuleInfo, write_manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.schema import KEPT, REJECTED, Column
 from uhr.manifests.sql import finite_column, quoted
+from uhr.runtime import units as unit_files
 from uhr.runtime.units import UnitPlan
 
 BATCH_ROWS = 16_384
@@ -37,6 +43,19 @@ MEMORY = "1GiB"
 
 SPILLED = "commit.duckdb.tmp"
 """The folder of these files."""
+
+UNITS = "units"
+
+LAYOUT = Layout(
+    "the manifest",
+    (*part_files.LAYOUT.names, UNITS),
+    (FILE, UNITS),
+    {
+        **part_files.LAYOUT.inside,
+        UNITS: or_half_written(f"{LOCK}|{unit_files.FILES}"),
+        f"{UNITS}/{SPILLED}": re.compile(".*"),
+    },
+)
 
 
 def commit(

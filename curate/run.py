@@ -20,14 +20,14 @@ import pyarrow as pa
 from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
 from uhr.base.files import saving
-from uhr.base.lock import only_run
-from uhr.curate.commit import commit
+from uhr.base.run_folder import RunFolder
+from uhr.curate.commit import LAYOUT, UNITS, commit
 from uhr.curate.failures import Failures, Noted, failures_of, noted_in
-from uhr.curate.folder import REPORT, UNITS, clear_units, is_finished, take
 from uhr.curate.planning.plan import Plan
 from uhr.curate.rows import Tally
 from uhr.curate.sources import Listing, check_source, list_folder, refuse_overlap
 from uhr.curate.work import CurateWork
+from uhr.manifests import parts
 from uhr.manifests.manifest import Manifest, is_manifest
 from uhr.runtime.units import Limits, PlanMismatch, Runner, UnitPlan, run_units, table_hash
 
@@ -95,6 +95,11 @@ class Outcome:
         }
 
 
+def is_finished(out: Path) -> bool:
+    """Whether nothing is left to do: there is a manifest, and the units are gone."""
+    return is_manifest(out) and not (out / UNITS).exists()
+
+
 def survey(order: Order) -> Listing:
     """List the source. Errors: it is missing, empty, or overlaps with OUT."""
     refuse_overlap(order.source, order.out)
@@ -116,20 +121,22 @@ def _run(order: Order, fresh: Fresh) -> Outcome:
     start = time.monotonic()
     check_source(order.source)
     refuse_overlap(order.source, order.out)
-    take(order.out)
+    folder = RunFolder(order.out, LAYOUT)
+    if not is_finished(order.out):  # a finished run's folder is only read, so it may hold anything
+        folder.claim()
     runner = _runner(order)
     listing = survey(order)
     inputs = table_hash(listing.items)
     if is_finished(order.out):
         manifest = _same_run(order, inputs, fresh)
-        return Outcome(manifest, order.out / REPORT, listing.unreadable, True, time.monotonic() - start)
-    with only_run(order.out / UNITS):
+        return Outcome(manifest, order.out / parts.REPORT, listing.unreadable, True, time.monotonic() - start)
+    with folder.lock(UNITS):
         if is_manifest(order.out):
             manifest = _same_run(order, inputs, fresh)
         else:
             units, tally = _do_units(order, runner, listing.items, fresh)
             manifest = _commit(order, listing, units, tally, inputs)
-        report = _finish(manifest)
+        report = _finish(manifest, folder)
     return Outcome(manifest, report, listing.unreadable, False, time.monotonic() - start)
 
 
@@ -203,12 +210,12 @@ def _commit(order: Order, listing: Listing, units: UnitPlan, tally: Tally, input
         return commit(order.out, order.plan, units, tally, listing.root, operation, met, advance)
 
 
-def _finish(manifest: Manifest) -> Path:
+def _finish(manifest: Manifest, folder: RunFolder) -> Path:
     """The report, and then the units are no longer needed: their absence says that nothing is left to do."""
     from uhr.manifests.report import write_report
 
-    report = manifest.path / REPORT
+    report = manifest.path / parts.REPORT
     if not report.exists():
         write_report(manifest, report)
-    clear_units(manifest.path)
+    folder.clear(UNITS)
     return report

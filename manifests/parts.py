@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,11 +9,12 @@ import pyarrow as pa
 
 from uhr.base import parquet
 from uhr.base.errors import UserError
-from uhr.base.files import atomic, sha256_file
+from uhr.base.files import atomic, or_half_written, sha256_file
+from uhr.base.run_folder import Layout
 from uhr.manifests.info import FILE, Part
 from uhr.manifests.schema import SCHEMA_VERSION
 
-SAMPLES, PREVIEWS = "samples", "previews"
+SAMPLES, PREVIEWS, REPORT = "samples", "previews", "report.html"
 
 GROUP_ROWS = 122_880
 """Rows of a row group of samples: 60 vectors of DuckDB, whose scans slow down many-fold with small groups."""
@@ -35,7 +35,15 @@ PREVIEW_SCHEMA = pa.schema(
 )
 
 _MARK = b"uhr_schema_version"
-_OURS = re.compile(r"\.?part-\d{5}\.parquet(\.[0-9a-f]{32}\.tmp)?")
+_OURS = or_half_written(r"part-\d{5}\.parquet")
+
+LAYOUT = Layout(
+    "a manifest",
+    (FILE, SAMPLES, PREVIEWS, REPORT),
+    # a commit that was killed leaves samples without a manifest.json
+    (FILE, SAMPLES),
+    {SAMPLES: _OURS, PREVIEWS: _OURS},
+)
 
 
 def write_parts(

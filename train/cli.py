@@ -174,8 +174,7 @@ def run_(
     """Train. Ctrl-C finishes the step and saves; the same command goes on, and so does `uhr train resume`."""
     from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
-    from uhr.train.run.hold import hold
-    from uhr.train.run.job import start
+    from uhr.train.run.job import hold, start
 
     wanted = resolve(recipe, config, sets)
     with saving(out, AGAIN), worded(**IN_RECIPE), hold(out):
@@ -194,8 +193,7 @@ def resume_(
     base: Annotated[str | None, typer.Option(help="Where the model's base is now, if it was moved.")] = None,
 ) -> None:
     """Go on exactly where a run stopped. Only steps, device and checkpoints may be changed."""
-    from uhr.train.run.hold import hold
-    from uhr.train.run.job import read_run, reopen
+    from uhr.train.run.job import hold, read_run, reopen
 
     read_run(run)  # no lock in a folder that holds no run
     with saving(run, AGAIN), worded(**IN_RECIPE), hold(run):

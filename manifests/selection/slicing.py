@@ -20,11 +20,10 @@ from uhr.base.config import Config
 from uhr.base.console import Advance, warn
 from uhr.base.errors import UserError
 from uhr.base.files import saving
-from uhr.base.output import all_or_nothing, claim
 from uhr.base.paths import path_text
-from uhr.manifests.info import FILE
+from uhr.base.run_folder import RunFolder, all_or_nothing
 from uhr.manifests.manifest import Manifest, Parent, is_manifest, write_manifest
-from uhr.manifests.parts import PREVIEWS, SAMPLES
+from uhr.manifests.parts import LAYOUT
 from uhr.manifests.schema import COLUMNS
 from uhr.manifests.sql import Condition
 
@@ -110,8 +109,7 @@ def _claim(out: Path) -> None:
     for above in Path(out).resolve().parents:
         if is_manifest(above):
             raise UserError(f"--out {out} lies inside the manifest {above}", "name a folder outside it")
-    # a killed slice leaves samples without manifest.json; `write_manifest` looks whether they are ours
-    claim(out, (FILE, SAMPLES, PREVIEWS, "report.html"), (FILE, SAMPLES), "a slice")
+    RunFolder(out, LAYOUT).claim()
 
 
 def _read(parent: Manifest, wanted: Slice, condition: Condition | None) -> dict[str, pa.ChunkedArray]:

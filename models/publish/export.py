@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from uhr import __version__
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving, sha256_file, write_json
-from uhr.base.output import all_or_nothing
+from uhr.base.run_folder import Layout, RunFolder, all_or_nothing
 from uhr.models.adapters import formats
 from uhr.models.adapters.conversion import lora_of_state
 from uhr.models.adapters.keys import LAYOUTS
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 WEIGHTS = "pytorch_lora_weights.safetensors"
 RECORD = "uhr.json"
 CARD = "README.md"
+LAYOUT = Layout("the adapter", (WEIGHTS, RECORD, CARD), (RECORD,))
 
 
 def export_lora(
@@ -41,12 +42,14 @@ def export_lora(
     `state` is what `plain.lora_state` gives, and `lora` what was trained; an adapter of singular components
     becomes the LoRA of twice its rank that is the same function. Keys are diffusers' own, and alpha stands in
     the metadata that diffusers reads: without it a reader would take alpha = rank. So does `usage`, which our
-    reader honours. The weights come last, so a folder with weights is whole; one that has weights already is
-    refused. Where the disk takes no more, nothing is left there, and the error is a UserError.
+    reader honours. The record comes first and the weights last, so a folder with weights is whole. Raises
+    UserError if the folder has weights already or holds anything else, and if the disk is full; nothing is
+    left there then.
     """
     folder = Path(folder)
     if (folder / WEIGHTS).exists():
         raise UserError(f"{folder} holds an adapter already", "name a new folder")
+    RunFolder(folder, LAYOUT).check()
     ranks = {tensor.shape[0] for key, tensor in state.items() if key.endswith("lora_A.weight")}
     assert ranks == {lora.rank}, f"a LoRA of rank {lora.rank} has matrices of rank {ranks}"
     values = lora_of_state({key: tensor.float() for key, tensor in state.items()}, lora.alpha)
@@ -56,10 +59,10 @@ def export_lora(
     fix = "make room and export again, or name another folder"
     with saving(folder, fix), all_or_nothing(folder), atomic(folder / WEIGHTS) as weights:
         formats.save(values, weights, formats.Format.DIFFUSERS, layout, usage.metadata())
-        with atomic(folder / CARD) as temporary:
-            temporary.write_text(card, encoding="utf-8")
         record = {"uhr": __version__, "kind": "lora", "sha256": sha256_file(weights)}
         shape = {"rank": rank, "alpha": alpha, "targets": list(lora.targets)}
         said = usage.model_dump(mode="json", exclude_defaults=True)
         write_json(folder / RECORD, {**record, "lora": {**shape, **said}, **facts.as_dict()})
+        with atomic(folder / CARD) as temporary:
+            temporary.write_text(card, encoding="utf-8")
     return folder

@@ -43,13 +43,13 @@ DEATHS = {
     "in the commit": ("uhr.manifests.manifest", "write_json"),
     "before the report": ("uhr.curate.run", "_finish"),
     "in the report": ("uhr.manifests.report", "write_report"),
-    "before clearing up": ("uhr.curate.run", "clear_units"),
+    "before clearing up": ("uhr.base.run_folder.RunFolder", "clear"),
     "while clearing up": ("pathlib.Path", "unlink"),
 }
 """Where a run is killed, which is too short a moment to be met from outside: as it calls this function."""
 
 DIES = """
-import importlib, os, signal, sys
+import os, pkgutil, signal, sys
 from pathlib import Path
 from uhr.cli import main
 import uhr.curate.run
@@ -65,7 +65,7 @@ def die(path=None, *words, **options):
         os.kill(os.getpid(), signal.SIGKILL)
 
 unlink = Path.unlink
-setattr(Path if module == "pathlib.Path" else importlib.import_module(module), name, die)
+setattr(pkgutil.resolve_name(module), name, die)
 sys.exit(main(sys.argv[4:]))
 """
 

@@ -49,7 +49,10 @@ PRINTED_BY = {
     "train/recipes/": ("train run", "train plan", "train show"),
     "uhr/base/config.py": ("curate run", "train run", "train encode", *SAMPLE),
     "uhr/base/paths.py": SAMPLE,  # it says that it is a sampler's
-    "uhr/base/output.py": ("curate run", "manifest slice", "train encode", "train run", *SAMPLE),
+    "uhr/base/run_folder.py": (
+        *("curate run", "manifest slice", "train encode", "train run", "train export", "demo"),
+        *SAMPLE,
+    ),
     "uhr/demo/run.py": ("demo",),
     "uhr/sample/set.py": SAMPLE,
 }

@@ -16,10 +16,10 @@ from uhr.base.config import fingerprint
 from uhr.base.console import Advance, progress
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, sha256_file, write_json
-from uhr.base.output import all_or_nothing
 from uhr.base.parquet import read as read_parquet
 from uhr.base.parquet import write as write_parquet
 from uhr.base.paths import path_text
+from uhr.base.run_folder import RunFolder, all_or_nothing
 from uhr.manifests.info import Part
 from uhr.manifests.manifest import Manifest
 from uhr.models.zoo import Model
@@ -29,6 +29,7 @@ from uhr.train.encode.config import EncodeConfig
 from uhr.train.encode.encoded import (
     FILE,
     LATENTS,
+    LAYOUT,
     LEFT_OUT,
     NOT_STATED,
     SCHEMA_VERSION,
@@ -45,7 +46,6 @@ from uhr.train.encode.encoded import (
     TextInfo,
     normalisation_fields,
 )
-from uhr.train.encode.folder import clear
 from uhr.train.encode.parts import group_rows, write_parts
 from uhr.train.encode.tensors import BYTES, size_of
 
@@ -73,16 +73,17 @@ class Request:
 
 def commit(request: Request, texts: UnitPlan, pictures: UnitPlan) -> EncodedInfo:
     """Merge finished units into parts; UserError where no picture could be encoded."""
-    out = request.out
+    out, folder = request.out, RunFolder(request.out, LAYOUT)
     rows = finished_rows(pictures)
     gone = left_out(rows)
     if gone.num_rows == rows.num_rows:
-        _refuse_empty(out, gone)
+        folder.clear(UNITS)
+        raise _nothing_encoded(gone)
     # of a commit that was killed: without encoded.json they are nothing
-    clear(out, LATENTS, TEXTS)
+    folder.clear(LATENTS, TEXTS)
     with all_or_nothing(out):
         info = _write(request, texts, pictures, rows, gone)
-    clear(out, UNITS)
+    folder.clear(UNITS)
     return info
 
 
@@ -138,12 +139,11 @@ def _count_licences(stated: pa.ChunkedArray) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
-def _refuse_empty(out: Path, gone: pa.Table) -> None:
-    clear(out, UNITS)
+def _nothing_encoded(gone: pa.Table) -> UserError:
     reasons = _reasons(gone)
     counts = ", ".join(f"{left.rows} {left.reason}" for left in reasons)
     first = gone.slice(0, 1).to_pylist()[0]
-    raise UserError(
+    return UserError(
         f"none of the {gone.num_rows} pictures can be encoded ({counts}); {first['uri']}: {first['error']}",
         "lower the resolution (--set resolution=N), or widen the slice",
     )

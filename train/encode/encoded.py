@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,11 @@ from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from uhr.base.config import Config, read_versioned
 from uhr.base.console import command, say, shown, table
 from uhr.base.errors import UserError
+from uhr.base.files import or_half_written
+from uhr.base.lock import NAME as LOCK
+from uhr.base.run_folder import Layout
 from uhr.manifests.info import Part
+from uhr.runtime import units
 from uhr.train.encode.config import EncodeConfig
 
 if TYPE_CHECKING:
@@ -24,6 +29,22 @@ NOT_STATED = "not stated"
 
 LATENTS, TEXTS, UNITS = "latents", "texts", "units"
 LEFT_OUT = "left_out.parquet"
+
+_PART = or_half_written(r"(texts|\d+x\d+)-\d{5}\.parquet")
+_UNIT = or_half_written(units.FILES)
+
+LAYOUT = Layout(
+    "encoded data",
+    (FILE, LEFT_OUT, LATENTS, TEXTS, UNITS),
+    (FILE, UNITS),
+    {
+        LATENTS: _PART,
+        TEXTS: _PART,
+        UNITS: re.compile(LOCK),
+        f"{UNITS}/{LATENTS}": _UNIT,
+        f"{UNITS}/{TEXTS}": _UNIT,
+    },
+)
 
 
 class BucketInfo(Config):

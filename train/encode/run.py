@@ -9,7 +9,7 @@ import pyarrow as pa
 from uhr.base.config import fingerprint
 from uhr.base.console import command, progress
 from uhr.base.errors import UserError, unknown
-from uhr.base.lock import only_run
+from uhr.base.run_folder import RunFolder
 from uhr.manifests.manifest import Manifest
 from uhr.models.zoo import Model, ModelName
 from uhr.runtime.threads import threads_given
@@ -17,8 +17,16 @@ from uhr.runtime.units import Limits, Runner, UnitPlan, run_units
 from uhr.train.encode.buckets import buckets
 from uhr.train.encode.commit import Request, commit
 from uhr.train.encode.config import ENCODE_VERSION, EncodeConfig
-from uhr.train.encode.encoded import FILE, LATENTS, TEXTS, UNITS, EncodedInfo, ModelInfo, read_encoded
-from uhr.train.encode.folder import claim_encoded, clear
+from uhr.train.encode.encoded import (
+    FILE,
+    LATENTS,
+    LAYOUT,
+    TEXTS,
+    UNITS,
+    EncodedInfo,
+    ModelInfo,
+    read_encoded,
+)
 from uhr.train.encode.hashing import component_hash
 from uhr.train.encode.items import caption_items, picture_items
 from uhr.train.encode.work import PictureWork, TextWork
@@ -45,13 +53,14 @@ def encode(
     found = Manifest.open(manifest)
     opened = ModelName.of(model).open(components=("vae",))
     opened = opened.fetched(("vae", *opened.spec.text_components))
-    request = _request(found, opened, out, config)
+    folder = RunFolder(out, LAYOUT)
+    request = _request(found, opened, folder, config)
     if (out / FILE).is_file() and not (out / UNITS).exists():
         return _standing(request), True
-    with only_run(out / UNITS):
+    with folder.lock(UNITS):
         if (out / FILE).is_file():
             stands = _standing(request)
-            clear(out, UNITS)
+            folder.clear(UNITS)
             return stands, True
         texts = _run_texts(request, device)
         pictures = _run_pictures(request, texts, device, workers)
@@ -65,12 +74,12 @@ def _standing(request: Request) -> EncodedInfo:
     return stands
 
 
-def _request(manifest: Manifest, model: Model, out: Path, config: EncodeConfig) -> Request:
+def _request(manifest: Manifest, model: Model, folder: RunFolder, config: EncodeConfig) -> Request:
     resolution = config.resolution or model.spec.native_size
     split = config.split or ("train" if "split" in manifest.schema.names else None)
     config = config.model_copy(update={"resolution": resolution, "split": split})
     rows = select(manifest, config)
-    claim_encoded(out)  # before the weights are hashed, which takes a while
+    folder.claim()  # before the weights are hashed, which takes a while
     identity = ModelInfo(
         path=model.source.text if model.backbone is None else str(model.backbone),
         base=None if model.backbone is None else model.source.text,
@@ -80,7 +89,7 @@ def _request(manifest: Manifest, model: Model, out: Path, config: EncodeConfig) 
         hashes={name: component_hash(model, name) for name in ("vae", *model.spec.text_components)},
     )
     sizes = buckets(resolution, config.aspects, model.spec.pixel_multiple)
-    return Request(out, manifest, model, identity, config, sizes, rows)
+    return Request(folder.path, manifest, model, identity, config, sizes, rows)
 
 
 def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:

@@ -17,22 +17,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uhr.base import lock
 from uhr.base.console import counted, progress, warn
 from uhr.base.errors import UserError, together
-from uhr.base.files import saving, user_path
-from uhr.base.output import claim, names_in, refuse_strangers
+from uhr.base.files import or_half_written, saving, user_path
+from uhr.base.lock import NAME as LOCK
+from uhr.base.run_folder import Layout, RunFolder
 from uhr.base.store import FolderStore, Store, open_store
 from uhr.models.generate.record import check_stages, stage_files
 from uhr.models.generate.request import Item, Request
 from uhr.models.generate.setup import Setup
 from uhr.models.llm.refine import Refinement
+from uhr.runtime import units
 from uhr.runtime.units import Runner, UnitPlan, run_units
 from uhr.train.generate import identity, index
 from uhr.train.generate.identity import SetRequest
@@ -52,13 +52,18 @@ from uhr.train.generate.work import (
     record_name,
 )
 
-OURS = (REQUEST, ANSWERS, PICTURES, FAILED, index.INDEX, index.FILE, "work")
-MARKS = (REQUEST, "work")
+UNITS = "units"
+
+LAYOUT = Layout(
+    "the set",
+    (REQUEST, ANSWERS, PICTURES, FAILED, index.INDEX, index.FILE, "work"),
+    (REQUEST, "work"),
+)
+WORK = Layout("notes of a run", (UNITS, LOCK), (UNITS, LOCK), {UNITS: or_half_written(units.FILES)})
+"""What a run notes down for itself while it works (`Store.work_folder`)."""
 
 MOST_UNITS = 10_000
 """Below that a unit is one picture: whoever is free takes the next one."""
-
-_UNITS = re.compile(r"plan\.json|items\.arrow|unit-\d+-[0-9a-f]+\.parquet|\..+\.[0-9a-f]{32}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,10 @@ def generate(order: Order) -> Outcome:
     versions = {path: image.version for path, image in checked.images.items()}
     asked = identity.identify(request, setup, threads_of(runner), items, order.refinement, versions)
     if isinstance(store, FolderStore):
-        claim(store.folder, OURS, MARKS, "the set")
+        RunFolder(store.folder, LAYOUT).claim()
+    work = RunFolder(store.work_folder(), WORK)
     fix = "make room there; the same command goes on where it stopped"
-    with saving(store.work_folder(), fix), lock.only_run(store.work_folder(), store.text):
+    with saving(work.path, fix), work.lock(where=store.text):
         try:
             asked = identity.take(store, asked, order.fresh(order.out))
             names = store.names()
@@ -126,7 +132,7 @@ def generate(order: Order) -> Outcome:
             with progress("index", len(items), "pictures") as advance:
                 info, error = index.finish(store, asked, items, order.left_out, advance)
         finally:
-            _clear(store.work_folder())
+            work.clear(UNITS)
     return Outcome(order.out, info, False, error)
 
 
@@ -141,12 +147,9 @@ def _tell_threads(store: Store, asked: SetRequest, threads: int) -> None:
 def _refuse_strangers(store: Store) -> None:
     """Before anything long: nothing is written where something else stands."""
     if isinstance(store, FolderStore):
-        if store.folder.exists() and not store.folder.is_dir():
-            raise UserError(f"--out {store.text} is a file", "name a folder, or a .png for one picture")
-        found = names_in(store.folder)
+        RunFolder(store.folder, LAYOUT).check()
     else:
-        found = {name.partition("/")[0] for name in store.names()}
-    refuse_strangers(store.text, found, OURS, MARKS)
+        LAYOUT.refuse_strangers(store.text, {name.partition("/")[0] for name in store.names()})
 
 
 def _keep_apart(order: Order, store: Store) -> None:
@@ -248,11 +251,10 @@ def _paint(
         left = _refined(left, order.refinement, store, names)
     if not left:
         return
-    folder = store.work_folder() / "units"
-    _clear_units(folder)
+    RunFolder(store.work_folder(), WORK).clear(UNITS)
     hashes = {path: image.sha256 for path, image in checked.images.items()}
     table = items_table(left, [failure_name(item.name) in names for item in left], hashes)
-    plan = UnitPlan.create(folder, table, -(-len(left) // MOST_UNITS), "paint")
+    plan = UnitPlan.create(store.work_folder() / UNITS, table, -(-len(left) // MOST_UNITS), "paint")
     out = str(store.folder.absolute()) if isinstance(store, FolderStore) else store.text
     previews = order.previews and order.previews.absolute()
     work = PaintWork(asked.request, out, os.getcwd(), previews, asked.threads)
@@ -287,22 +289,3 @@ def _refined(items: list[Item], refinement: Refinement, store: Store, names: set
         if item.prompt in silent:
             store.write(failure_name(item.name), failure(item.name, item.prompt, silent[item.prompt]))
     return refined
-
-
-def _clear(work: Path) -> None:
-    """Remove what a run noted down, and its lock last: whoever comes in between must find the run at work."""
-    _clear_units(work / "units")
-    (work / lock.NAME).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty: the next run has its lock in it already
-        work.rmdir()
-
-
-def _clear_units(folder: Path) -> None:
-    """Remove the names that a run writes, and no others."""
-    if not folder.is_dir():
-        return
-    for entry in list(folder.iterdir()):
-        if _UNITS.fullmatch(entry.name):
-            entry.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()

@@ -18,8 +18,8 @@ from uhr.base.config import Config, read_versioned
 from uhr.base.console import command
 from uhr.base.errors import UserError
 from uhr.base.files import saving, sha256_file, sync, write_json
-from uhr.base.output import all_or_nothing
 from uhr.base.paths import text_path
+from uhr.base.run_folder import all_or_nothing
 from uhr.models.adapters.alphas import DIFFUSERS_METADATA
 from uhr.models.files.write import save_tensors
 from uhr.models.loading.opening import ModelName

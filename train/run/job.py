@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from uhr.base.console import command, warn
 from uhr.base.errors import UserError
 from uhr.base.files import user_path, write_json
 from uhr.base.paths import path_text, text_path
+from uhr.base.run_folder import Layout, RunFolder
 from uhr.models.families.registry import FAMILIES
 from uhr.models.zoo import Model, ModelName
 from uhr.train.data.order import BucketPlan
@@ -22,10 +24,15 @@ from uhr.train.objectives import objective_class
 from uhr.train.recipes.base import Recipe
 from uhr.train.run import checkpoint
 from uhr.train.run.checkpoint import CheckpointInfo, DataRef, ModelRef
-from uhr.train.run.hold import FILE, claim_run
 from uhr.train.run.log import FILE as LOG
 
+FILE = "run.json"
 SCHEMA_VERSION = 1
+
+_HOLD = ".lock"
+"""A hidden folder for the lock: it comes and goes with the process, and a killed one leaves it."""
+
+LAYOUT = Layout("a run", (FILE, LOG, checkpoint.FOLDER, _HOLD), (FILE, _HOLD))
 
 
 class RunInfo(Config):
@@ -76,6 +83,18 @@ def plan_for(recipe: Recipe, phase: int, data: EncodedData) -> BucketPlan:
         raise UserError(f"{data.path}: {error}", "--set batch.remainder=short, or a smaller batch") from None
 
 
+@contextlib.contextmanager
+def hold(out: Path) -> Generator[None]:
+    """Be the only process that trains in `out`. Raises UserError if another one does, and if `out` holds
+    something else than a run.
+    """
+    folder = RunFolder(out, LAYOUT)
+    if not (out / FILE).is_file():
+        folder.claim()
+    with folder.lock(_HOLD):
+        yield
+
+
 def start(recipe: Recipe, model: str | ModelName, data: Sequence[Path], out: Path) -> Job:
     """A job in a new folder, or the one that stands there if it was asked the same (so that a killed command
     can just be given again). UserError where it was asked something else.
@@ -90,7 +109,7 @@ def start(recipe: Recipe, model: str | ModelName, data: Sequence[Path], out: Pat
                 f"name another folder with --out, or go on with `{command('train', 'resume', out)}`",
             )
         return _job(out, recipe, opened, before, sets)
-    claim_run(out)
+    RunFolder(out, LAYOUT).claim()
     write_json(out / FILE, info.model_dump(mode="json"))
     return _job(out, recipe, opened, info, sets)
 

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable, Generator
@@ -21,6 +22,15 @@ _ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _FULL = (*_ROOM, errno.EROFS)
 """Also a disk that is mounted read-only: what no read ever fails with."""
+
+_SUFFIX = r"\.[0-9a-f]{32}\.tmp"
+TEMPORARY = re.compile(rf"\..+{_SUFFIX}")
+"""The names that files have while `atomic` writes them, and keep where the process is killed."""
+
+
+def or_half_written(names: str) -> re.Pattern[str]:
+    """A pattern of these names (a regular expression) and of their temporary names."""
+    return re.compile(rf"(?:{names})|\.(?:{names}){_SUFFIX}")
 
 
 @contextlib.contextmanager

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError, install
-from uhr.base.files import atomic, disk_fault, user_cache, user_path
-from uhr.base.output import OWN_TEMPORARY
+from uhr.base.files import TEMPORARY, atomic, disk_fault, user_cache, user_path
 from uhr.base.paths import is_url
 
 ATTEMPTS = 6
@@ -84,7 +83,7 @@ class FolderStore(Store):
         found = set()
         for folder, _, files in os.walk(self.folder):
             below = Path(folder).relative_to(self.folder)
-            found |= {(below / file).as_posix() for file in files if not OWN_TEMPORARY.fullmatch(file)}
+            found |= {(below / file).as_posix() for file in files if not TEMPORARY.fullmatch(file)}
         return found
 
     def read(self, name: str) -> bytes | None:

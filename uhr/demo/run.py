@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import shlex
-import shutil
 import signal
 import threading
 import time
@@ -20,6 +19,7 @@ from uhr.base.console import progress, say, table
 from uhr.base.errors import UserError
 from uhr.base.files import saving, write_json
 from uhr.base.paths import local
+from uhr.base.run_folder import Layout, RunFolder
 
 Main = Callable[[list[str]], int]
 """`uhr.cli.main`, which `uhr.cli` hands to its commands as `context.obj`."""
@@ -103,17 +103,17 @@ MADE = (
 )
 """What the demo writes into its folder, and clears there when it runs again."""
 
+LAYOUT = Layout("the demo", (MARKER, *MADE), (MARKER,), beside=True)
+
 
 def _take_folder(out: Path) -> None:
     """A folder for this demo. What an earlier one made is cleared; whatever else was put there stays."""
-    if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
-        raise UserError(f"{out} holds something else than a demo", "name another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    before = [out / name for name in MADE if (out / name).exists()]
+    folder = RunFolder(out, LAYOUT)
+    folder.claim()
+    before = [name for name in MADE if (out / name).exists()]
     if before:
-        say(f"clearing what an earlier demo made in {out}: {', '.join(path.name for path in before)}")
-    for path in before:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        say(f"clearing what an earlier demo made in {out}: {', '.join(before)}")
+    folder.clear(*before)
     made = {"what": "made by `uhr demo`, which clears these names when it runs again", "names": MADE}
     write_json(out / MARKER, made)
 

@@ -32,6 +32,9 @@ from uhr.base.files import atomic, write_json
 TIME_LIMIT, MEMORY_LIMIT, CRASH = "time limit", "memory limit", "crash"
 """The kinds of `Fault`: why an item is not touched again."""
 
+FILES = r"plan\.json|items\.arrow|unit-\d+-[0-9a-f]{16}\.parquet"
+"""The names that a plan and its parts have in their folder, as a regular expression."""
+
 
 @dataclass(frozen=True)
 class Limits:

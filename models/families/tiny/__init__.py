@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from uhr.base.errors import UserError, unknown
+from uhr.base.errors import unknown
 from uhr.base.files import saving, usual_modes
-from uhr.base.output import all_or_nothing
+from uhr.base.run_folder import Layout, RunFolder, all_or_nothing
 from uhr.models.files.write import as_os_error
 from uhr.models.specs.registry import SPECS, get
 from uhr.models.specs.spec import ModelSpec
@@ -27,8 +27,7 @@ def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
     if not spec.tiny:
         raise unknown("tiny spec", spec_name, [name for name, s in SPECS.items() if s.tiny])
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty", "name a new folder")
+    RunFolder(folder, Layout("the model", (), (), option="")).check()
     import torch
 
     from uhr.base.quiet import quiet_loading

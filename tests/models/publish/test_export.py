@@ -178,3 +178,12 @@ def test_the_record_holds_the_facts_for_machines(tiny_flux, tmp_path, facts, tra
     from uhr.base.files import sha256_file
 
     assert record["sha256"] == sha256_file(folder / "pytorch_lora_weights.safetensors")
+
+
+def test_a_readme_of_the_users_is_not_overwritten(tiny_flux, tmp_path, facts, trained):
+    lora = LoraSpec(4, DEV.lora_targets)
+    _, state = trained(tiny_flux, lora)
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"holds something else already \(README\.md\)"):
+        export_lora(state, lora, tmp_path, facts())
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("README.md", "mine")]

@@ -6,14 +6,15 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.base.lock import only_run
+from uhr.base.run_folder import RunFolder
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.folder import claim_encoded, clear
+from uhr.train.encode.encoded import LAYOUT
 from uhr.train.encode.run import encode
 
 HEX = "0123456789abcdef"
 OURS = [
     "latents/128x160-00000.parquet", f"latents/.128x160-00001.parquet.{HEX * 2}.tmp",
-    "texts/texts-00000.parquet", "units/lock", "units/texts/plan.json", "units/texts/items.arrow",
+    "texts/texts-00000.parquet", "units/texts/plan.json", "units/texts/items.arrow",
     f"units/latents/unit-0000000-{HEX}.parquet", f"units/latents/.plan.json.{HEX * 2}.tmp",
 ]  # fmt: skip
 
@@ -30,11 +31,14 @@ def listing(out: Path) -> list[str]:
 
 def test_what_a_killed_encode_left_is_taken_and_cleared(tmp_path):
     put(tmp_path, *OURS)
-    claim_encoded(tmp_path)
+    folder = RunFolder(tmp_path, LAYOUT)
+    folder.claim()
     assert listing(tmp_path) == sorted(OURS)
-    clear(tmp_path, "latents", "texts")
+    folder.clear("latents", "texts")
     assert listing(tmp_path) == sorted(name for name in OURS if name.startswith("units"))
-    clear(tmp_path, "units")
+    put(tmp_path, "units/lock")
+    with folder.lock("units"):
+        folder.clear("units")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -51,27 +55,16 @@ def test_a_folder_with_anything_of_a_users_is_refused_and_untouched(tmp_path, na
     put(tmp_path, name, *(["encoded.json"] if marked else []))
     before = listing(tmp_path)
     with pytest.raises(UserError, match="holds something else already"):
-        claim_encoded(tmp_path)
+        RunFolder(tmp_path, LAYOUT).claim()
     assert listing(tmp_path) == before
 
 
 @pytest.mark.parametrize("folder", ["latents", "texts", "units", "units/texts"])
-def test_clearing_stops_before_a_users_file(tmp_path, folder):
-    put(tmp_path, f"{folder}/thesis.doc")
-    with pytest.raises(UserError, match=f"{folder}/thesis.doc"):
-        clear(tmp_path, "latents", "texts", "units")
+def test_clearing_leaves_a_users_file_and_says_so(tmp_path, folder, capsys):
+    put(tmp_path, *OURS, f"{folder}/thesis.doc")
+    RunFolder(tmp_path, LAYOUT).clear("latents", "texts", "units")
     assert listing(tmp_path) == [f"{folder}/thesis.doc"]
-
-
-def test_a_link_to_a_users_folder_is_not_followed(tmp_path):
-    put(tmp_path / "theirs", "texts-00000.parquet")
-    (tmp_path / "out" / "units").mkdir(parents=True)
-    (tmp_path / "out" / "texts").symlink_to(tmp_path / "theirs")
-    with pytest.raises(UserError, match="holds something else already"):
-        claim_encoded(tmp_path / "out")
-    with pytest.raises(UserError, match="holds something else already"):
-        clear(tmp_path / "out", "texts")
-    assert listing(tmp_path / "theirs") == ["texts-00000.parquet"]
+    assert "thesis.doc', which no run wrote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("where", ["manifest", "pictures"])

@@ -21,7 +21,6 @@ from uhr.models.generate.request import Item, Request
 from uhr.models.generate.setup import Setup
 from uhr.runtime.units import CRASH, Fault, Watch
 from uhr.train.generate import identity
-from uhr.train.generate.run import _clear
 from uhr.train.generate.work import PaintWork, items_table
 
 PROMPTS = ["a lake", {"prompt": "a hill", "name": "hills/green", "seed": 7}, "three foxes", "fog", "a mill"]
@@ -386,13 +385,3 @@ def test_what_does_not_go_together_is_one_line(capfd, options, words):
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("uhr: ")]
     assert words in line
     assert not Path("o").exists()
-
-
-def test_clearing_up_after_a_run_leaves_the_next_one_alone(tmp_path):
-    work = tmp_path / "work"
-    _clear(work)  # the next run has come and gone, and the folder with it
-    work.mkdir()
-    with only_run(work):
-        (work / "next").touch()
-        _clear(work)
-        assert (work / "next").exists()

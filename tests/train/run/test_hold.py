@@ -3,7 +3,7 @@
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.train.run.hold import hold
+from uhr.train.run.job import hold
 
 HEX = "0123456789abcdef" * 2
 
