@@ -26,7 +26,8 @@ from PIL import Image
 from uhr.base.console import say, table
 from uhr.curate.config import PipelineConfig, load
 from uhr.curate.planning.plan import Plan
-from uhr.curate.run import Engine, Order, run
+from uhr.curate.run import Order, run
+from uhr.runtime.pool import Engine, Pool
 from uhr.runtime.worker import cores
 
 WALLPAPERS = Path("/usr/share/wallpapers")
@@ -88,7 +89,7 @@ def _timed(plan: Plan, source: Path, scratch: Path, engine: Engine, workers: int
     out = scratch / "out"
     start = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):
-        outcome = run(Order(plan, source, out, engine, workers), fresh=str)
+        outcome = run(Order(plan, source, out, Pool(engine, workers)), fresh=str)
     seconds = time.perf_counter() - start
     assert outcome.manifest.info.counts["failed"] == 0, outcome.manifest.info.counts
     shutil.rmtree(out)

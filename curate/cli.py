@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from uhr.base import console
-from uhr.base.errors import UserError, unknown
 from uhr.base.paths import local
 
 app = typer.Typer(
@@ -62,17 +61,15 @@ def run(
     """Curate a folder: every file becomes one row, kept, rejected (with the rule) or failed (with the
     error).
     """
-    if engine not in ("ray", "local"):
-        raise unknown("engine", engine, ("ray", "local"), "--engine")
-    if address is not None and (engine != "ray" or workers == 0):
-        raise UserError("--address names a Ray cluster", "leave out --engine local and --workers 0")
     from uhr.curate import run as rooms
     from uhr.curate.config import load
     from uhr.curate.planning.plan import Plan
     from uhr.curate.show import print_outcome, print_plan
+    from uhr.runtime.pool import Pool
 
+    pool = Pool.of(engine, workers, address)
     plan = Plan.of(load(pipeline, sets or []), strict)
-    order = rooms.Order(plan, source, out, engine, workers, address, limit)
+    order = rooms.Order(plan, source, out, pool, limit)
     if dry_run:
         listing = rooms.survey(order)
         rows = listing.items.num_rows

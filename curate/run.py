@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 
@@ -29,23 +28,21 @@ from uhr.curate.sources import Listing, check_source, list_folder, refuse_overla
 from uhr.curate.work import CurateWork
 from uhr.manifests import parts
 from uhr.manifests.manifest import Manifest, is_manifest
+from uhr.runtime.pool import InlineRunner, Pool, RayRunner
 from uhr.runtime.units import Limits, PlanMismatch, Runner, UnitPlan, run_units, table_hash
 
-Engine = Literal["ray", "local"]
 Fresh = Callable[[Path], str]
 """The command that would make the same run into another folder."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the user asked for. `workers` None: one per core, 0: in this process."""
+    """What the user asked for."""
 
     plan: Plan
     source: Path
     out: Path
-    engine: Engine = "ray"
-    workers: int | None = None
-    address: str | None = None
+    pool: Pool = field(default_factory=Pool)
     limit: int | None = None
 
 
@@ -124,7 +121,8 @@ def _run(order: Order, fresh: Fresh) -> Outcome:
     folder = RunFolder(order.out, LAYOUT)
     if not is_finished(order.out):  # a finished run's folder is only read, so it may hold anything
         folder.claim()
-    runner = _runner(order)
+    config = order.plan.config.limits
+    runner = order.pool.runner(Limits(config.seconds, int(config.memory)))
     listing = survey(order)
     inputs = table_hash(listing.items)
     if is_finished(order.out):
@@ -175,27 +173,14 @@ def _do_units(order: Order, runner: Runner, items: pa.Table, fresh: Fresh) -> tu
         tally = tally.plus(Tally.of_part(units.part(unit)))
         return tally.words()
 
-    if order.workers == 0:
+    if isinstance(runner, InlineRunner):
         warn("in this process: a picture that crashes its decoder, hangs or eats the memory ends the run")
     with progress("curate", items.num_rows, "images") as advance:
         work = CurateWork(plan, str(order.source.absolute()))
-        if order.engine == "ray" and order.workers != 0:
+        if isinstance(runner, RayRunner):
             advance(0, "starting Ray")
         run_units(units, work, runner, advance, note)
     return units, tally
-
-
-def _runner(order: Order) -> Runner:
-    from uhr.runtime.pool import InlineRunner, LocalRunner, RayRunner
-    from uhr.runtime.worker import cores
-
-    limits = Limits(order.plan.config.limits.seconds, int(order.plan.config.limits.memory))
-    if order.workers == 0:
-        return InlineRunner()
-    if order.engine == "local":
-        return LocalRunner(order.workers or cores(), limits)
-    workers = order.workers if order.address is not None else order.workers or cores()
-    return RayRunner(workers, limits, order.address)
 
 
 def _commit(order: Order, listing: Listing, units: UnitPlan, tally: Tally, inputs: str) -> Manifest:

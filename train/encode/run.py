@@ -12,6 +12,7 @@ from uhr.base.errors import UserError, unknown
 from uhr.base.run_folder import RunFolder
 from uhr.manifests.manifest import Manifest
 from uhr.models.zoo import Model, ModelName
+from uhr.runtime.pool import InlineRunner, Pool
 from uhr.runtime.threads import threads_given
 from uhr.runtime.units import Limits, Runner, UnitPlan, run_units
 from uhr.train.encode.buckets import buckets
@@ -131,8 +132,6 @@ def _check_same(out: Path, stands: EncodedInfo, request: Request) -> None:
 
 
 def _run_texts(request: Request, device: str) -> UnitPlan:
-    from uhr.runtime.pool import InlineRunner
-
     encoders = fingerprint([request.identity.hashes[name] for name in request.model.spec.text_components])
     items = caption_items(
         request.rows[request.config.caption], request.config, encoders, request.identity.text_lengths
@@ -145,8 +144,6 @@ def _run_texts(request: Request, device: str) -> UnitPlan:
 
 
 def _run_pictures(request: Request, texts: UnitPlan, device: str, workers: int) -> UnitPlan:
-    from uhr.runtime.pool import InlineRunner, LocalRunner
-
     vae_hash = request.identity.hashes["vae"]
     mark = fingerprint([ENCODE_VERSION, request.config.model_dump(mode="json"), vae_hash])
     captions = pa.concat_tables([texts.items(unit) for unit in range(texts.count)])
@@ -157,8 +154,7 @@ def _run_pictures(request: Request, texts: UnitPlan, device: str, workers: int) 
     )
     # one thread unless another number is given: the last bits of latents then depend neither on the machine's
     # cores nor on the number of workers
-    threads = threads_given() or 1
-    runner = LocalRunner(workers, LIMITS, threads) if workers else InlineRunner()
+    runner = Pool("local", workers).runner(LIMITS, threads_given() or 1)
     _run("encode pictures", "pictures", plan, work, runner)
     return plan
 

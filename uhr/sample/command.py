@@ -188,11 +188,13 @@ def paint(
     if on is not None:
         raise UserError(f"--on {on} plans for a GPU and paints nothing", "give --plan as well")
     refinement = sample_set.refinement_of(refine, refine_model, refine_instruction)
-    team = sample_set.Team.of(engine, workers, address)
+    from uhr.runtime.pool import Pool
+
+    pool = Pool.of(engine, workers, address)
     if sample_set.is_set(prompts, image):
-        sample_set.make_set(request, said, prompts, out, refinement, previews, team, as_json)
+        sample_set.make_set(request, said, prompts, out, refinement, previews, pool, as_json)
     else:
-        team.refuse_one_picture()
+        sample_set.refuse_workers(pool)
         _one(request, said, Target.of(_named(prompt, out)), refinement, previews, as_json)
 
 

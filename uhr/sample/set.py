@@ -5,20 +5,19 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from uhr.base import console
-from uhr.base.errors import UserError, unknown
+from uhr.base.errors import UserError
 from uhr.base.paths import is_url
 from uhr.base.store import open_store
 
 if TYPE_CHECKING:
     from uhr.models.generate.request import Item, Request
     from uhr.models.llm.refine import Refinement
+    from uhr.runtime.pool import Pool
     from uhr.train.generate.items import Defaults, Entry
     from uhr.train.generate.run import Outcome
-
-ENGINES = ("ray", "local")
 
 
 def refinement_of(url: str | None, model: str | None, instruction: Path | None) -> Refinement | None:
@@ -33,24 +32,11 @@ def refinement_of(url: str | None, model: str | None, instruction: Path | None) 
     return Refinement(url, model, instruction)
 
 
-class Team(NamedTuple):
-    """Who paints a set."""
-
-    engine: str
-    workers: int | None
-    address: str | None
-
-    @classmethod
-    def of(cls, engine: str, workers: int | None, address: str | None) -> Team:
-        if engine not in ENGINES:
-            raise unknown("engine", engine, ENGINES, "--engine")
-        return cls(engine, workers, address)
-
-    def refuse_one_picture(self) -> None:
-        """One picture is painted here and alone."""
-        if self.workers or self.address is not None:
-            name = "--workers" if self.workers else "--address"
-            raise UserError(f"{name} is of a set, and this is one picture", "leave it out, or give --prompts")
+def refuse_workers(pool: Pool) -> None:
+    """Raises UserError if there are options for workers: one image is generated in this process."""
+    if pool.workers or pool.address is not None:
+        name = "--workers" if pool.workers else "--address"
+        raise UserError(f"{name} is of a set, and this is one picture", "leave it out, or give --prompts")
 
 
 def is_set(prompts: Path | None, image: Path | None) -> bool:
@@ -65,7 +51,7 @@ def make_set(
     out: str | None,
     refinement: Refinement | None,
     previews: Path | None,
-    team: Team,
+    pool: Pool,
     as_json: bool,
 ) -> None:
     """Make it and say what came of it; UserError at the end where a picture could not be made. `said` is what
@@ -79,8 +65,7 @@ def make_set(
     from uhr.train.generate.team import device_of, early, runner_of
 
     entries, left_out = _entries(prompts, said, Defaults(said.negative, said.seed, said.image))
-    engine = "local" if team.engine == "local" else "ray"
-    runner = runner_of(engine, team.workers, team.address, device_of(request))
+    runner = runner_of(pool, device_of(request))
     with early(runner, len(entries), out):
         # seconds of imports, during which worker processes do theirs
         from uhr.train.generate.run import Order, generate

@@ -81,7 +81,7 @@ def make(capfd):
 PROMPTER = """
 import sys
 from uhr.cli import main
-from uhr.train import threads
+from uhr.runtime import threads
 
 threads.threads_here = lambda: 2  # a thread for each of two workers, on any machine: the same last bits
 sys.exit(main(sys.argv[1:]))
