@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from uhr.base.config import Config, build, fingerprint
+from uhr.base.config import Config, fingerprint, read_versioned
 from uhr.base.errors import UserError
 from uhr.manifests.schema import SCHEMA_VERSION
 
@@ -127,16 +126,4 @@ def read_info(path: Path) -> ManifestInfo:
         raise UserError(
             f"{path} holds no {FILE}", "name the folder that `uhr curate run` or `uhr manifest slice` wrote"
         )
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error})", "restore the file, or make it anew") from None
-    version = tree.get("schema_version") if isinstance(tree, dict) else None
-    if not isinstance(version, int):
-        raise UserError(f"{file} names no schema_version", "name the folder of a manifest of uhr")
-    if version > SCHEMA_VERSION:
-        raise UserError(
-            f"{file} has schema version {version}, and this uhr reads up to {SCHEMA_VERSION}",
-            "install a newer uhr",
-        )
-    return build(ManifestInfo, tree, str(file))
+    return read_versioned(ManifestInfo, file, SCHEMA_VERSION, "restore the file, or make it anew")

@@ -1,10 +1,20 @@
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhr.base.config import Config, apply_sets, build, canonical_json, fingerprint, parse_yaml
+from uhr.base.config import (
+    Config,
+    apply_sets,
+    build,
+    canonical_json,
+    fingerprint,
+    parse_versioned,
+    parse_yaml,
+    read_versioned,
+)
 from uhr.base.errors import UserError
 
 
@@ -91,3 +101,41 @@ def test_canonical_json_keeps_the_value_and_forgets_key_order(value):
         return {k: reverse(v[k]) for k in reversed(v)} if isinstance(v, dict) else v
 
     assert fingerprint(reverse(value)) == fingerprint(value)
+
+
+class Noted(Config):
+    schema_version: int
+    size: int
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"{", r"^note\.json cannot be read \(.*\): restore it$"),
+        (b"\xff{}", r"^note\.json cannot be read \(.*utf-8.*\): restore it$"),
+        (b"[1]", "^note.json cannot be read .it is no JSON object.: restore it$"),
+        (b'{"size": 1}', "^note.json does not say its schema version: restore it$"),
+        (b'{"schema_version": true, "size": 1}', "does not say its schema version"),
+        (b'{"schema_version": 3, "more": 1}', "has schema version 3, and this uhr reads 2: install a newer"),
+        (b'{"schema_version": 2, "syze": 1}', "^note.json: unknown key 'syze': did you mean size"),
+        (b'{"schema_version": 2}', "^note.json: 'size' is missing"),
+    ],
+)
+def test_a_versioned_file_that_cannot_be_read_says_where_why_and_the_fix(text, says, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=says):
+        parse_versioned(Noted, text, "note.json", 2, "restore it")
+    monkeypatch.chdir(tmp_path)
+    Path("note.json").write_bytes(text)
+    with pytest.raises(UserError, match=says):
+        read_versioned(Noted, Path("note.json"), 2, "restore it")
+
+
+def test_a_versioned_file_of_an_older_version_is_read():
+    assert parse_versioned(Noted, b'{"schema_version": 1, "size": 4}', "x", 2, "") == Noted(
+        schema_version=1, size=4
+    )
+
+
+def test_a_versioned_file_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"none cannot be read .*: restore it$"):
+        read_versioned(Noted, tmp_path / "none", 2, "restore it")

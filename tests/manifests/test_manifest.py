@@ -227,8 +227,11 @@ def test_files_of_others_are_never_cleared(name: str, tmp_path: Path, make: Make
     [
         (lambda path: (path / "manifest.json").unlink(), "unfinished"),
         (lambda path: (path / "manifest.json").write_text("{"), "cannot be read"),
-        (lambda path: (path / "manifest.json").write_text("[1]"), "names no schema_version"),
-        (lambda path: _edit(path, schema_version=2), "schema version 2.*reads up to 1: install a newer uhr"),
+        (lambda path: (path / "manifest.json").write_text("[1]"), "no JSON object"),
+        (
+            lambda path: _edit(path, schema_version=2),
+            "schema version 2.*this uhr reads 1: install a newer uhr",
+        ),
         (lambda path: _edit(path, schema_version=2, unheard_of=1), "schema version 2"),
         (lambda path: _edit(path, unheard_of=1), "unknown key 'unheard_of'"),
         (lambda path: (path / "samples/part-00000.parquet").unlink(), "is missing"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import uhr
-from uhr.base.config import Config, fingerprint
+from uhr.base.config import Config, fingerprint, versioned_tree
 from uhr.base.errors import UserError
 from uhr.base.files import file_version, user_path
 from uhr.base.store import Store
@@ -115,11 +115,9 @@ def take(store: Store, asked: SetRequest, fix: str) -> SetRequest:
     if data is None:
         store.write(REQUEST, (asked.model_dump_json(indent=2) + "\n").encode())
         return asked
-    try:
-        there = json.loads(data)
-        begun = asked.model_copy(update={"threads": there.get("threads")})
-    except (ValueError, AttributeError):
-        raise UserError(f"{store.place(REQUEST)} is damaged", f"remove it, or {fix}") from None
+    # as a tree: of a set of other values, whatever they are, is said which they are
+    there = versioned_tree(data, store.place(REQUEST), SCHEMA_VERSION, f"remove it, or {fix}")
+    begun = asked.model_copy(update={"threads": there.get("threads")})
     differs = list(_differences(there, json.loads(begun.model_dump_json())))
     if differs:
         raise UserError(f"{store.text} holds another set: other {', '.join(differs)}", fix)

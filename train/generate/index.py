@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 import uhr
-from uhr.base.config import Config, fingerprint
+from uhr.base.config import Config, fingerprint, parse_versioned
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.base.store import Store
@@ -132,12 +132,12 @@ def finish(
 
 
 def read_set(store: Store) -> SetInfo | None:
-    """What `finish` wrote; None where a set is not finished, or was written by another version."""
+    """What `finish` wrote; None where a set is not finished. Raises UserError if it cannot be read."""
     data = store.read(FILE)
-    try:
-        return None if data is None else SetInfo.model_validate_json(data)
-    except ValueError:
+    if data is None:
         return None
+    fix = "remove it; the same command writes it again"
+    return parse_versioned(SetInfo, data, store.place(FILE), SCHEMA_VERSION, fix)
 
 
 def _failed(store: Store, item: Item) -> dict[str, Any]:

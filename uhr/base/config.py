@@ -59,24 +59,41 @@ def build(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
 
 
 def read_versioned(cls: type[C], file: Path, newest: int, fix: str) -> C:
-    """`cls` from a JSON file of ours that says its `schema_version`. UserError for whatever is wrong with the
-    file: unreadable, no JSON object, no version or a newer one than `newest`, another content. `fix` is what
-    to do where it is damaged.
+    """`cls` from a JSON file of ours, as `parse_versioned`. Raises UserError also if it cannot be read."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error})", fix) from None
+    return parse_versioned(cls, data, str(file), newest, fix)
+
+
+def parse_versioned(cls: type[C], data: bytes, where: str, newest: int, fix: str) -> C:
+    """`cls` from the bytes of a JSON file of ours, whose place is `where`. Raises UserError as
+    `versioned_tree` does, and if the content is not that of a `cls`.
+    """
+    return build(cls, versioned_tree(data, where, newest, fix), where)
+
+
+def versioned_tree(data: bytes, where: str, newest: int, fix: str) -> dict[str, Any]:
+    """The object in a JSON file of ours that has a `schema_version`.
+
+    Raises UserError if it is no JSON object, or if its version is missing or newer than `newest`. `fix` is
+    what to do if it is damaged.
     """
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error})", fix) from None
+        tree = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} cannot be read ({error})", fix) from None
     if not isinstance(tree, dict):
-        raise UserError(f"{file} cannot be read (it is no JSON object)", fix)
+        raise UserError(f"{where} cannot be read (it is no JSON object)", fix)
     version = tree.get("schema_version")
     if type(version) is not int or version < 1:
-        raise UserError(f"{file} does not say its schema version", fix)
+        raise UserError(f"{where} does not say its schema version", fix)
     if version > newest:
         raise UserError(
-            f"{file} has schema version {version}, and this uhr reads {newest}", "install a newer uhr"
+            f"{where} has schema version {version}, and this uhr reads {newest}", "install a newer uhr"
         )
-    return build(cls, tree, str(file))
+    return tree
 
 
 def _lower(message: str) -> str:

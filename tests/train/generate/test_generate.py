@@ -332,6 +332,19 @@ def test_a_folder_that_holds_anything_else_is_refused_and_untouched(make, name, 
     assert stamps("out") == before
 
 
+@pytest.mark.parametrize("damage", [b'{"schema_version": 1, "id": ', b"", b"[]"])
+def test_a_damaged_set_json_is_an_error_that_names_it_and_not_a_set_to_go_on_with(make, damage, stamps):
+    make(["a lake"])
+    Path("out/set.json").write_bytes(damage)
+    before = stamps("out")
+    told = make(["a lake"]).error
+    assert "out/set.json cannot be read" in told
+    assert "remove it; the same command writes it again" in told
+    assert stamps("out") == before
+    Path("out/set.json").unlink()
+    assert make(["a lake"]).code == 0
+
+
 def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
     make(PROMPTS)
     record = Path("out/pictures/0002.json")
