@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from uhr.base import parquet
 from uhr.base.console import Advance
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import or_half_written
 from uhr.base.lock import NAME as LOCK
 from uhr.base.paths import plain_folder
@@ -188,7 +188,7 @@ class _whole_set:
         try:
             run(f"CREATE OR REPLACE TABLE answer AS {step.stage.query()}")
         except duckdb.Error as error:
-            words = " ".join(str(error).split())
+            words = one_line(error)
             raise UserError(f"stage '{step.label}': {words}", "mend its query") from None
         self._check_answer(step)
         run("DROP VIEW live")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import duckdb
 import pyarrow as pa
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.curate.faults import KINDS, NO_VALUE, RULE_ERROR
 from uhr.manifests import sql
 from uhr.manifests.schema import FAILED, REJECTED
@@ -72,7 +72,7 @@ class Judge:
             return self._query(rules, rows)
         except duckdb.Error as error:
             if len(rows) == 1 and len(rules) == 1:
-                return [(" ".join(str(error).split()),)]
+                return [(one_line(error),)]
         # somewhere in the batch a value does not convert: find out where, so that it costs its row only
         return [tuple(self.outcomes([rule], [row])[0][0] for rule in rules) for row in rows]
 

@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from uhr.base.errors import UserError, nearest, unknown
+from uhr.base.errors import UserError, nearest, one_line, unknown
 from uhr.manifests import finite
 from uhr.manifests.schema import COLUMNS
 
@@ -231,7 +231,7 @@ def _only_expression(
     assert answer is not None
     parsed: dict[str, Any] = json.loads(answer[0])
     if parsed["error"]:
-        message = " ".join(str(parsed.get("error_message", "")).split())
+        message = one_line(parsed.get("error_message", ""))
         raise UserError(f"{where}: '{text}' is no SQL condition ({message})", "write one boolean expression")
     statements = parsed["statements"]
     node = statements[0]["node"] if len(statements) == 1 else {}

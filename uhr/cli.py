@@ -13,7 +13,7 @@ import typer
 
 from uhr import __version__
 from uhr.base.console import shown
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import disk_fault
 from uhr.curate.cli import app as curate
 from uhr.demo.run import demo
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _fail(usage, debug, code=2)
         if (reason := disk_fault(error)) is not None:
             return _fail(f"nothing more can be written{_where(error)} ({reason}): {_MAKE_ROOM}", debug)
-        return _fail(f"unexpected {type(error).__name__}: {_one_line(error)} (--debug shows where)", debug)
+        return _fail(f"unexpected {type(error).__name__}: {one_line(error)} (--debug shows where)", debug)
     if outcome == 130:
         # typer makes Ctrl-C this exit code, and says nothing
         words = "interrupted; nothing is half-written (curate, encode, train, sets: the same command goes on)"
@@ -102,12 +102,8 @@ def _usage_message(error: Exception) -> str | None:
     if not callable(format_message):
         return None
     context = getattr(error, "ctx", None)
-    usage = "" if context is None else f" ({_one_line(context.get_usage())})"
-    return f"{_one_line(format_message())}{usage}"
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
+    usage = "" if context is None else f" ({one_line(context.get_usage())})"
+    return f"{one_line(format_message())}{usage}"
 
 
 def _fail(message: str, debug: bool, code: int = 1) -> int:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from uhr.base.console import emit, progress, say, table
-from uhr.base.errors import install
+from uhr.base.errors import install, one_line
 from uhr.base.files import human_bytes
 
 
@@ -154,7 +154,7 @@ def _import_faults(modules: list[str]) -> dict[str, str]:
             for line in probe.stdout:
                 if line.startswith('["'):
                     module, fault = json.loads(line)
-                    faults[module] = " ".join(fault.split())
+                    faults[module] = one_line(fault)
                     advance(note=module)
             code = probe.wait()
             # a process may also crash while it ends, when every module has been imported
@@ -179,7 +179,7 @@ def _accelerator() -> dict[str, Any]:
         fault = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return {"device": "none", "name": "", "memory_bytes": 0, "fault": f"torch crashed: {fault}"}
     found = json.loads(done.stdout.splitlines()[-1])
-    return {**found, "fault": " ".join(found["fault"].split())}
+    return {**found, "fault": one_line(found["fault"])}
 
 
 def doctor(

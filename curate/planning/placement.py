@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from uhr.base.config import build
-from uhr.base.errors import UserError, nearest
+from uhr.base.errors import UserError, nearest, one_line
 from uhr.curate.config import PipelineConfig, StageEntry, load
 from uhr.curate.stage import SetStage, Stage
 from uhr.curate.stages import LATER, stage_class
@@ -109,7 +109,7 @@ def _instance(cls: type[Stage] | type[SetStage], entry: StageEntry, where: str) 
     except UserError:
         raise
     except Exception as error:
-        words = " ".join(str(error).split())
+        words = one_line(error)
         raise UserError(
             f"stage '{entry.label}' cannot be made ({type(error).__name__}: {words})",
             f"mend {cls.__name__}.__init__, which is given its Params; --debug shows the whole trace",

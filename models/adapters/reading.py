@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.models.adapters.alphas import DIFFUSERS_METADATA, TEXT_PREFIXES, Alphas
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        words = " ".join(str(error).split())
+        words = one_line(error)
         raise UserError(f"adapter {path} cannot be read ({words})", "is it a safetensors file?") from error
 
 

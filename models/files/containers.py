@@ -15,7 +15,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from uhr.base.errors import UserError, install
+from uhr.base.errors import UserError, install, one_line
 
 SAFETENSORS = (".safetensors", ".sft")
 """How safetensors files are called; BFL published FLUX.1 as flux1-dev.sft and ae.sft."""
@@ -245,7 +245,7 @@ def _gguf(file: Path) -> dict[str, Stored]:
     try:
         tensors = importlib.import_module("gguf").GGUFReader(file).tensors
     except (OSError, ValueError, IndexError, KeyError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise UserError(f"{file} is damaged or cut short ({text})", _AGAIN) from error
     # GGUF counts dimensions from the last
     return {
@@ -322,7 +322,7 @@ def _named(file: Path, head: bytes) -> tuple[str, str]:
     if not any(head):
         return "begins with zeros, as a download that is not finished does", _AGAIN
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
-        return f"is text, not weights ({' '.join(head[:60].decode().split())})", _AGAIN
+        return f"is text, not weights ({one_line(head[:60].decode())})", _AGAIN
     return f"is no safetensors file or GGUF (it begins with {head[:8].hex(' ')})", _AGAIN
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from uhr.base.console import warn
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 
 KEY = "OPENAI_API_KEY"
 """The environment variable of the key, which is sent to the server and goes nowhere else."""
@@ -214,7 +214,7 @@ def _said(error: urllib.error.HTTPError) -> str:
         text = inner["message"] if isinstance(inner, dict) and "message" in inner else str(inner)
     except (ValueError, AttributeError, RecursionError):
         text = text or str(error.reason)
-    return " ".join(str(text).split())[:200]
+    return one_line(text)[:200]
 
 
 def _fix(code: int) -> str:
@@ -235,4 +235,4 @@ def _words(error: Exception) -> str:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, TimeoutError):
         return "it does not answer in time"
-    return " ".join(str(reason).split()) or type(reason).__name__
+    return one_line(reason) or type(reason).__name__

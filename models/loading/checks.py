@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.quiet import quiet_loading, quiet_reports
 from uhr.models.files.containers import check_folder, check_pointers
 from uhr.models.loading.scheduler_config import SchedulerConfig
@@ -66,7 +66,7 @@ def load_whole(cls: Any, folder: Path, where: str, options: Mapping[str, Any] | 
         raise
     except Exception as error:
         # tokenizers' own errors are of no narrower class; diffusers' advice would load random weights
-        words = " ".join(str(error).split()).partition(" If you want to instead overwrite")[0]
+        words = one_line(error).partition(" If you want to instead overwrite")[0]
         raise UserError(f"{where} cannot be loaded ({words})", "check its files") from error
 
 
@@ -150,7 +150,7 @@ def check_report(part: Any, report: Mapping[str, Any], where: str) -> None:
     beside them, say) that was not understood.
     """
     for message in report.get("error_msgs") or ():
-        raise UserError(f"{where} cannot be loaded ({' '.join(str(message).split())})", _AGAIN)
+        raise UserError(f"{where} cannot be loaded ({one_line(message)})", _AGAIN)
     tied = getattr(part, "all_tied_weights_keys", None) or {}
     missing = _read({str(key) for key in report["missing_keys"]} - set(tied))
     if missing:

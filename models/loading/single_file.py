@@ -13,7 +13,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.models.files.containers import check_plain, is_gguf, part_of, stored
 from uhr.models.loading.checks import check_config
 from uhr.models.loading.quantize import check_installed
@@ -45,7 +45,7 @@ def load_single_file(
             part = _assigned(cls, _read(file, component), folder / component, dtype, where, changes or {})
     except (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
         # the converters look up the keys that they expect, and FLUX.1's splits by its real width
-        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        words = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{where} cannot be read ({words})", _fix(folder / component)) from error
     return part.eval().to(device)
 

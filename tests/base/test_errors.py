@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from uhr.base.errors import UserError, load_object, together, unknown, worded
+from uhr.base.errors import UserError, load_object, one_line, together, unknown, worded
 from uhr.runtime.units import PlanMismatch
 
 
@@ -68,3 +68,16 @@ def test_several_mistakes_are_one_line_with_the_fix_that_they_share():
     assert str(together(errors, most=2)) == "line 1 is empty; line 2 is empty; and 6 more: write a prompt"
     mixed = [errors[0], UserError("line 9 holds a number", "write a text")]
     assert str(together(mixed)) == "line 1 is empty: write a prompt; line 9 holds a number: write a text"
+
+
+def test_what_another_library_says_is_one_line():
+    assert one_line(ValueError("  two\n lines,\ttabs\r\n")) == "two lines, tabs"
+    assert one_line(KeyError("a")) == "'a'"
+    assert one_line(RuntimeError()) == ""
+
+
+def test_an_import_error_of_many_lines_is_one(monkeypatch, tmp_path):
+    (tmp_path / "wordy.py").write_text("raise ImportError('first\\n\\n  second')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"stage 'wordy:X' cannot be imported \(first second\): install"):
+        load_object("wordy:X", "stage")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from uhr.base import parquet
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.manifests.info import Part
 from uhr.train.encode.encoded import BucketInfo, EncodedInfo, read_encoded
 from uhr.train.encode.tensors import from_bytes
@@ -163,8 +163,8 @@ class EncodedData:
                 name = "sample_id" if "sample_id" in file.schema_arrow.names else "caption"
                 sample = file.read_row_group(place.group, columns=[name]).column(0)[place.row].as_py()
         except (OSError, pa.ArrowException) as second:
-            sample = f"unknown ({' '.join(str(second).split())})"
-        words = " ".join(str(error).split())
+            sample = f"unknown ({one_line(second)})"
+        words = one_line(error)
         return DataFault(
             f"{self.path / part.path}, row group {place.group}, row {place.row}, sample {sample}: {words}",
             "copy the file again, or encode again into another folder",

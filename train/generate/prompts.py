@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from uhr.base.config import Config, Text, build
-from uhr.base.errors import UserError, together, unknown
+from uhr.base.errors import UserError, one_line, together, unknown
 
 FORMS = "a .txt with a prompt per line, a .jsonl, .csv or .parquet, or the folder of a manifest"
 
@@ -150,7 +150,7 @@ def _of_parquet(path: Path) -> Iterator[Found]:
     try:
         table = parquet.read(path)
     except (OSError, pa.ArrowException) as error:
-        words = " ".join(str(error).split())
+        words = one_line(error)
         raise UserError(f"{path} cannot be read ({words})", "name a Parquet file") from None
     _check_columns(table.schema.names, str(path))
     number = 0

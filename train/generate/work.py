@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import json_bytes
 from uhr.base.store import StoreError, open_store
 from uhr.models.generate.request import Item, Request
@@ -135,7 +135,7 @@ class PaintWork(Work):
         except StoreError:
             raise
         except (UserError, torch.OutOfMemoryError) as error:
-            words = " ".join(str(error).split())
+            words = one_line(error)
             if not isinstance(error, UserError):
                 torch.cuda.empty_cache()
                 words = f"out of GPU memory ({words}): --offload model, --quantize, or a smaller size"

@@ -13,7 +13,7 @@ import yaml
 import yaml.constructor
 import yaml.resolver
 
-from uhr.base.errors import UserError, unknown
+from uhr.base.errors import UserError, one_line, unknown
 from uhr.base.paths import is_utf8
 
 
@@ -157,7 +157,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         line = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{where}{line}: {error.problem}", "mend the YAML") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}", "mend the YAML") from None
+        raise UserError(f"{where}: {one_line(error)}", "mend the YAML") from None
     if not isinstance(tree, dict):
         raise UserError(f"{where} holds {type(tree).__name__}, not a mapping", "write 'key: value' lines")
     return tree

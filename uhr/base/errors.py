@@ -75,6 +75,12 @@ def together(errors: Sequence[UserError], most: int = 5) -> UserError:
     return UserError("; ".join(told), *((first.fix, first.give) if alike else ()))
 
 
+def one_line(error: object) -> str:
+    """The text of another library's exception, or of anything else, in one line: every run of white space is
+    one space. Empty where it says nothing."""
+    return " ".join(str(error).split())
+
+
 def install(extra: str) -> str:
     """The command, in the folder of the sources, that brings what an optional part needs, as it is tested."""
     return f"pip install -c constraints.txt -e '.[{extra}]'"
@@ -111,7 +117,7 @@ def load_object(path: str, kind: str) -> Any:
         found: Any = importlib.import_module(module_name)
     except ImportError as error:
         fix = "install its package, or put its folder on PYTHONPATH"
-        raise UserError(f"{kind} '{path}' cannot be imported ({error})", fix) from error
+        raise UserError(f"{kind} '{path}' cannot be imported ({one_line(error)})", fix) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise unknown(f"{kind} in {module_name}", part, [n for n in vars(found) if not n.startswith("_")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import disk_fault
 
 
@@ -53,7 +53,7 @@ def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, 
         if (reason := disk_fault(error)) is not None:
             fix = "make room, or set HF_HOME to a folder of another disk"
             raise UserError(f"the hub's cache cannot take '{name}' ({reason})", fix) from error
-        words = " ".join(str(error).split())
+        words = one_line(error)
         raise UserError(
             f"'{name}' is no folder here, and the hub did not give it ({words})",
             "check the path, or the hub id and its revision",

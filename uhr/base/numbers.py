@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from uhr.base.errors import one_line
+
 
 def number(value: Any) -> str:
     """`12,345`, `0.0312`, `1.2e+09`: three significant digits, whole numbers whole, thousands grouped."""
@@ -35,5 +37,5 @@ def share(part: float, whole: float) -> str:
 
 def first_words(text: str | None, most: int = 140) -> str:
     """The beginning of a text, cut at a word."""
-    text = " ".join((text or "").split())
+    text = one_line(text or "")
     return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from uhr.base.errors import one_line
+
 _OF_THE_RUN = (
     # OpenCV's log: level, thread, seconds since the start; source file and line; function
     (re.compile(r"\[ *[A-Z]+:\d+@[\d.]+\] *(?:global )?(?:\S+\.[ch]pp:\d+ )?(?:\w+ )?"), ""),
@@ -18,4 +20,4 @@ def stable_text(text: str) -> str:
     """`text` in one line, without clocks, thread numbers, source lines and addresses."""
     for pattern, replacement in _OF_THE_RUN:
         text = pattern.sub(replacement, text)
-    return " ".join(text.split())
+    return one_line(text)

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from uhr.base.errors import UserError, install
+from uhr.base.errors import UserError, install, one_line
 from uhr.base.files import TEMPORARY, atomic, disk_fault, user_cache, user_path
 from uhr.base.paths import is_url
 
@@ -232,7 +232,7 @@ def _fault(error: Exception, text: str) -> tuple[str, str] | None:
     library = type(error).__module__.partition(".")[0]
     if "OSError" not in kinds and library not in ("botocore", "aiobotocore", "aiohttp"):
         return None
-    said = " ".join(str(error).split())
+    said = one_line(error)
     for kind in kinds:
         if kind in _KINDS:
             what, fix = _KINDS[kind]

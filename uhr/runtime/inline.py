@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import disk_fault
 from uhr.runtime.units import UnitPlan, Watch, Work
 
@@ -36,7 +36,7 @@ def unit_error(error: Exception, unit: int | None, folder: Path) -> UserError:
     where = "a worker could not start" if unit is None else f"unit {unit} failed"
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename} line {frames[-1].lineno})" if frames else ""
-    words = " ".join(str(error).split())
+    words = one_line(error)
     return UserError(
         f"{where}: {type(error).__name__}: {words}{place}", "--workers 0 --debug shows the whole trace"
     )

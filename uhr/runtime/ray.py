@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from uhr.base.errors import UserError, install
+from uhr.base.errors import UserError, install, one_line
 from uhr.runtime.cluster import asks_for_token, check, no_cluster, token_error
 from uhr.runtime.process import Surroundings
 from uhr.runtime.units import Limits, UnitPlan, Work
@@ -185,7 +185,7 @@ def _start(address: str | None, workers: int | None) -> None:
         what = "Ray does not start from a command whose paths are not UTF-8"
         raise UserError(what, "use --engine local, or give links with plain names") from error
     except (OSError, ValueError, RuntimeError, RayError) as error:
-        words = " ".join(str(error).split())
+        words = one_line(error)
         if address is None:
             raise UserError(f"Ray does not start here ({words})", "use --engine local") from error
         if asks_for_token(f"{words} {error.__cause__} {getattr(error, '__notes__', '')}"):
