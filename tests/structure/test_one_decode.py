@@ -58,3 +58,17 @@ def _calls(path: Path) -> set[str]:
             first, _, rest = text.partition(".")
             called.add(f"{names.get(first, first)}.{rest}".rstrip("."))
     return called
+
+
+def test_only_one_module_converts_colours():
+    found = {str(path.relative_to(ROOT)) for path in _sources() if "ImageCms" in _imports(path)}
+    assert found == {"uhr/pixels/colour.py"}
+
+
+def _imports(path: Path) -> set[str]:
+    """Last parts of the names that a file imports, anywhere in it."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    names = [
+        alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+    ]
+    return {name.rpartition(".")[2] for name in names}

@@ -351,6 +351,28 @@ def test_what_is_no_picture_is_one_line_with_the_fix(data, message, forge, opene
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("step", "format"),
+    [
+        ("uhr.pixels.editing.restoration", "PNG"),
+        ("uhr.pixels.decode.upright", "JPEG"),
+        ("uhr.pixels.decoders._attach_colours", "TIFF"),
+        ("uhr.pixels.decode.decode_planes", "GIF"),
+        ("uhr.models.generate.pictures._metadata_note", "WEBP"),
+    ],
+)
+@pytest.mark.parametrize("bug", [TypeError, ValueError, KeyError, AssertionError])
+def test_a_bug_of_ours_is_not_reported_as_damage(step, format, bug, forge, opened, monkeypatch):
+    def broken(*_, **__):
+        raise bug("a bug")
+
+    data = forge.encode(forge.picture(8, 8), format)
+    opened(data)
+    monkeypatch.setattr(step, broken)
+    with pytest.raises(bug, match="a bug"):
+        opened(data)
+
+
 def test_a_missing_file_a_folder_and_a_pipe_are_no_pictures(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.png does not exist: name an image, or a folder"):
         open_picture(tmp_path / "nothing.png")
