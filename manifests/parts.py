@@ -56,7 +56,7 @@ def write_parts(
     """
     assert part_rows % group_rows == 0
     schema = schema.with_metadata({_MARK: str(SCHEMA_VERSION).encode()})
-    groups = _regroup(schema, batches, group_rows)
+    groups = parquet.regrouped(_as_declared(schema, batches), group_rows)
     group = next(groups, schema.empty_table())
     number = 0
     while group is not None:
@@ -79,23 +79,10 @@ def write_parts(
         number += 1
 
 
-def _regroup(schema: pa.Schema, batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of exactly `rows`, each one contiguous chunk; the last may be shorter."""
-    held: list[pa.RecordBatch] = []
-    count = 0
+def _as_declared(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     for batch in batches:
         assert batch.schema.names == schema.names, f"columns {batch.schema.names}, declared {schema.names}"
-        batch = pa.RecordBatch.from_arrays(batch.columns, schema=schema)
-        while count + batch.num_rows >= rows:
-            head = rows - count
-            yield pa.Table.from_batches([*held, batch.slice(0, head)], schema).combine_chunks()
-            batch = batch.slice(head)
-            held, count = [], 0
-        if batch.num_rows:
-            held.append(batch)
-            count += batch.num_rows
-    if held:
-        yield pa.Table.from_batches(held, schema).combine_chunks()
+        yield pa.Table.from_batches([pa.RecordBatch.from_arrays(batch.columns, schema=schema)])
 
 
 def clear_leftovers(out: Path) -> None:

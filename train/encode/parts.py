@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 
+from uhr.base import parquet
 from uhr.base.files import atomic, sha256_file
-from uhr.base.parquet import writer as new_file
 from uhr.manifests.info import Part
 
 GROUP_ROWS = 64
@@ -32,14 +32,14 @@ def write_parts(
     each file's schema, for whoever reads it without `encoded.json`.
     """
     parts: list[Part] = []
-    groups = _regroup(tables, group)
+    groups = parquet.regrouped(tables, group)
     following = next(groups, None)
     schema = following.schema.with_metadata(dict(facts)) if following is not None else None
     while following is not None:
         path = folder / f"{stem}-{len(parts):05d}.parquet"
         rows = size = 0
         with atomic(path) as temporary:
-            with new_file(
+            with parquet.writer(
                 temporary,
                 schema,
                 compression="none",
@@ -60,18 +60,3 @@ def write_parts(
                 )
             )
     return parts
-
-
-def _regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `rows` rows; the last may be shorter."""
-    held: list[pa.Table] = []
-    count = 0
-    for table in tables:
-        while count + table.num_rows >= rows:
-            head = rows - count
-            yield pa.concat_tables([*held, table.slice(0, head)]).combine_chunks()
-            table, held, count = table.slice(head), [], 0
-        held.append(table)
-        count += table.num_rows
-    if count:
-        yield pa.concat_tables(held).combine_chunks()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,24 @@ def write(path: Path, table: pa.Table, **options: Any) -> None:
     """Write a table as a Parquet file; `options` are those of `pyarrow.parquet.write_table`."""
     with open(path, "wb") as file:
         pq.write_table(table, file, **options)
+
+
+def regrouped(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of exactly `rows`, each of one contiguous chunk; the last may be shorter. How
+    the rows come in tables leaves no trace.
+    """
+    held: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        while count + table.num_rows >= rows:
+            head = rows - count
+            yield pa.concat_tables([*held, table.slice(0, head)]).combine_chunks()
+            table, held, count = table.slice(head), [], 0
+        if table.num_rows:
+            held.append(table)
+            count += table.num_rows
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
 
 
 @contextlib.contextmanager
