@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
 from uhr.runtime.pool import InlineRunner, LocalRunner, RayRunner
+from uhr.runtime.ray import UnitActor
 from uhr.runtime.units import NO_LIMITS, Limits, PlanMismatch, Runner, UnitPlan, Work, run_units, table_hash
-from uhr.runtime.worker import cores
+from uhr.runtime.worker import cores, search_path
 
 HERE = Path(__file__).parent
 LIMITS = Limits(seconds=20, memory=700 * 2**20)
@@ -177,16 +178,32 @@ def test_workers_have_one_thread_and_processes_of_their_own(tmp_path, works):
     assert os.getpid() not in [row["pid"] for row in rows]
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["a folder of this machine", "a folder of another"])
+def test_an_actor_works_in_the_folder_of_the_run_where_there_is_one(tmp_path, works, there):
+    """Ray starts its actors in a folder of its own."""
+    plan, home = numbers(tmp_path / "plan", 1, 1), tmp_path / "home"
+    if there:
+        home.mkdir()
+    work = pickle.dumps(works.WhereIt())
+    actor = UnitActor(plan.folder, work, LIMITS, search_path(), 1, str(home))
+    assert actor({"unit": [0]}) == {"unit": [0], "error": [None]}
+    actor._worker.close()
+    (row,) = pq.read_table(plan.part(0)).to_pylist()
+    assert row["folder"] == (str(home) if there else os.getcwd())
+
+
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
-def test_workers_have_the_threads_that_they_are_given_whatever_their_parent_has(
+def test_workers_have_the_threads_that_they_are_given_and_the_folder_of_their_parent(
     tmp_path, works, engine, monkeypatch
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.chdir(tmp_path)
     # no limit of time: to import torch takes a busy machine long
     runner = {"local": LocalRunner, "ray": RayRunner}[engine](1, NO_LIMITS, threads=2)
     do(numbers(tmp_path / "plan", 1, 1), works.CountsThreads(tmp_path), runner)
     found = json.loads((tmp_path / "threads.json").read_text())
+    assert found.pop("folder") == os.getcwd()
     # torch takes no more than there are cores
     assert found.pop("torch") == min(2, cores())
     assert found == {"arrow": 2, "omp": "2", "mkl": "2", "wait": "passive"}

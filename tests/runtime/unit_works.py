@@ -113,6 +113,13 @@ class Surroundings(Work):
         return pa.table({"threads": threads, "pid": [os.getpid()] * 3})
 
 
+class WhereIt(Work):
+    """The folder that relative paths start from."""
+
+    def run(self, items: pa.Table, watch: Watch) -> pa.Table:
+        return pa.table({"folder": [os.getcwd()] * items.num_rows})
+
+
 class CountsThreads(Work):
     """How many threads the libraries of the process take, and how those wait, told to a folder."""
 
@@ -123,6 +130,7 @@ class CountsThreads(Work):
         import torch
 
         found = {
+            "folder": os.getcwd(),
             "torch": torch.get_num_threads(),
             "arrow": pa.cpu_count(),
             "omp": os.environ["OMP_NUM_THREADS"],

@@ -16,7 +16,6 @@ cache, and gone when it ends.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,7 +256,7 @@ def _paint(
     plan = UnitPlan.create(store.work_folder() / UNITS, table, -(-len(left) // MOST_UNITS), "paint")
     out = str(store.folder.absolute()) if isinstance(store, FolderStore) else store.text
     previews = order.previews and order.previews.absolute()
-    work = PaintWork(asked.request, out, os.getcwd(), previews, asked.threads)
+    work = PaintWork(asked.request, out, previews, asked.threads)
     with _own_threads(), progress("paint", len(items), "pictures") as advance:
         if len(items) > len(left):
             advance(len(items) - len(left), f"{len(items) - len(left)} were done or refused before")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -73,27 +72,25 @@ def items_table(
 
 
 class PaintWork(Work):
-    """Paints into `out`, an absolute folder or a URL, with so many threads (None: as many as there are); the
-    request's files are named as seen from `home`. An item that cannot be made is written down under
-    `failed/`, and the next one is taken.
+    """Paints into `out`, an absolute folder or a URL, with so many threads (None: as many as there are). An
+    item that cannot be made is written down under `failed/`, and the next one is taken.
+
+    The request's files are named as the user named them, in the records too. They are found since a worker
+    starts in the folder of the command (`uhr.runtime`).
     """
 
     def __init__(
         self,
         request: Request,
         out: str,
-        home: str,
         previews: Path | None = None,
         threads: int | None = None,
     ) -> None:
-        self.request, self.out, self.home, self.previews = request, out, home, previews
+        self.request, self.out, self.previews = request, out, previews
         self.threads = threads
         self._session: Any = None
 
     def open(self) -> None:
-        # on another machine of a cluster the folder may be missing, and nothing named from there
-        if os.path.isdir(self.home):
-            os.chdir(self.home)
         import torch
 
         from uhr.models.generate.session import Session

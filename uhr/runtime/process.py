@@ -39,12 +39,14 @@ _LOG_BYTES = 1 << 20
 @dataclass(frozen=True)
 class Surroundings:
     """What a child finds when it starts: where modules are searched, how many threads it has, variables of
-    its environment, and modules that it imports before it is told what to do."""
+    its environment, modules that it imports before it is told what to do, and its working folder, which
+    relative paths start from (None: that of its parent)."""
 
     path: Sequence[str]
     threads: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
     imports: Sequence[str] = ()
+    folder: str | None = None
 
 
 class Child:
@@ -65,6 +67,7 @@ class Child:
             stdout=self._log,
             stderr=self._log,
             pass_fds=(theirs.fileno(), page),
+            cwd=around.folder,
             env={
                 # a thread that waits for others sleeps: spinning costs many times the work itself where
                 # other processes want the cores

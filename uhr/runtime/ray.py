@@ -100,6 +100,7 @@ class RayRunner:
                 self.limits,
                 search_path(),
                 self.threads,
+                os.getcwd(),
             ),
             batch_size=1,
             num_cpus=1,
@@ -113,15 +114,26 @@ class RayRunner:
 
 
 class UnitActor:
-    """One Ray actor: takes a unit's number, has its child do the unit, gives the number back."""
+    """One Ray actor: takes a unit's number, has its child do the unit, gives the number back.
+
+    `home` is the working folder of the run, which relative paths of the work start from. Where a machine has
+    no such folder the child starts in that of the actor, and finds nothing that is named from `home`.
+    """
 
     def __init__(
-        self, plan: Path | dict[str, bytes], work: bytes, limits: Limits, path: list[str], threads: int
+        self,
+        plan: Path | dict[str, bytes],
+        work: bytes,
+        limits: Limits,
+        path: list[str],
+        threads: int,
+        home: str,
     ) -> None:
         folder = plan if isinstance(plan, Path) else self._unpack(plan)
         ours = search_path()
         both = ours + [folder for folder in path if folder not in ours]
-        self._worker = Worker(folder, work, limits, Surroundings(both, threads))
+        around = Surroundings(both, threads, folder=home if os.path.isdir(home) else None)
+        self._worker = Worker(folder, work, limits, around)
 
     def _unpack(self, plan: dict[str, bytes]) -> Path:
         self._folder = tempfile.TemporaryDirectory(prefix="uhr-units-")

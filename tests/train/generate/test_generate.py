@@ -272,7 +272,7 @@ def test_an_item_that_fails_costs_itself_and_is_tried_again(make, stamps):
 def test_an_item_that_ends_its_process_twice_is_written_down_and_left_alone(tmp_path):
     request = Request(sampler="euler", model="tiny", size=(64, 64), steps=1, device="cpu")
     items = [Item(prompt=f"{n}", name=f"{n}") for n in range(3)]
-    work = PaintWork(request, str(tmp_path / "out"), str(tmp_path))
+    work = PaintWork(request, str(tmp_path / "out"))
     with pytest.raises(UserError, match="name a folder that all machines share"):
         work.open()
     (tmp_path / "out").mkdir()
