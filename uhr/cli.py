@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import sys
 import traceback
+from collections.abc import Generator
 from typing import Annotated
 
 import typer
@@ -64,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     # where pyiqa has brought bitsandbytes along, its import complains of kernels that nothing here uses
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        outcome = app(args=arguments, prog_name="uhr", standalone_mode=False)
+        with _working_folder_searched():
+            outcome = app(args=arguments, prog_name="uhr", standalone_mode=False)
     except UserError as error:
         return _fail(str(error.worded()), debug)
     except (typer.Abort, KeyboardInterrupt):
@@ -85,6 +88,22 @@ def main(arguments: list[str] | None = None) -> int:
         words = "interrupted; nothing is half-written (curate, encode, train, sets: the same command goes on)"
         return _fail(words, debug, code=130)
     return outcome if isinstance(outcome, int) else 0
+
+
+@contextlib.contextmanager
+def _working_folder_searched() -> Generator[None]:
+    """In the block modules are found in the working folder too: a user's own stages, recipes and samplers. It
+    is searched last, so that a `models/` or `train.py` in it shadows nothing. Worker processes search where
+    their parent does (`uhr.runtime.worker.search_path`).
+    """
+    added = "" not in sys.path
+    if added:
+        sys.path.append("")
+    try:
+        yield
+    finally:
+        if added and "" in sys.path:
+            sys.path.remove("")
 
 
 _MAKE_ROOM = "make room there, then give the same command again"

@@ -1,4 +1,5 @@
 import pickle
+import sys
 
 import pytest
 
@@ -38,14 +39,16 @@ def test_a_name_that_is_near_nothing_is_met_with_all_that_there_are():
     assert unknown("quantisation", "int8w", kinds).fix.startswith("did you mean int8")
 
 
-def test_an_import_path_finds_an_object_in_the_working_folder(tmp_path, monkeypatch):
+def test_an_import_path_finds_an_object_in_a_module_of_the_users(tmp_path, monkeypatch):
     (tmp_path / "a_package_of_the_users_own.py").write_text("class Faces:\n    class Inner: pass\n")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = list(sys.path)
     assert load_object("a_package_of_the_users_own:Faces.Inner", "stage").__qualname__ == "Faces.Inner"
     with pytest.raises(
         UserError, match="unknown stage in a_package_of_the_users_own 'Face': did you mean Faces"
     ):
         load_object("a_package_of_the_users_own:Face", "stage")
+    assert sys.path == before
 
 
 @pytest.mark.parametrize("path", ["no_colon", ":Name", "module:", "no.such.module:Name"])

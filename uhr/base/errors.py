@@ -6,7 +6,6 @@ import contextlib
 import copy
 import difflib
 import importlib
-import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -106,13 +105,12 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> User
 def load_object(path: str, kind: str) -> Any:
     """The object at an import path `package.module:Name`: how a user's own stage, recipe or sampler is named.
 
-    The working folder is searched last, so a `models/` or `train.py` that lies there shadows nothing.
+    Modules are searched as everywhere in Python. A command also searches the working folder, last
+    (`uhr.cli.main`).
     """
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise UserError(f"'{path}' is no import path of a {kind}", "write it as package.module:Name")
-    if "" not in sys.path:
-        sys.path.append("")
     try:
         found: Any = importlib.import_module(module_name)
     except ImportError as error:
