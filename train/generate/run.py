@@ -71,7 +71,7 @@ class Order:
 
     `pictures`: the folder that the entries come from, if they come from one. What does not pass the check
     counts as failed then; a mistake in a file of prompts ends the run before it begins. `left_out`: how much
-    of the source gave no entry, by kind. `fresh` gives the command that makes this set elsewhere.
+    of the source gave no entry, by kind. `fresh` says how to make this set elsewhere.
     """
 
     request: Request

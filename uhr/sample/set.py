@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from uhr.base import console
 from uhr.base.errors import UserError
@@ -74,7 +73,7 @@ def make_set(
             request=request,
             entries=entries,
             out=out,
-            fresh=lambda taken: _again(taken, _free(taken)),
+            fresh=lambda taken: f"use --out {shlex.quote(_free(taken))}",
             runner=runner,
             refinement=refinement,
             previews=previews,
@@ -151,13 +150,6 @@ def _tell(outcome: Outcome) -> None:
         console.say()
         curate = ("curate", "run", "quickstart", "--source", pictures, "--out", "MANIFEST")
         console.say(f"next: {console.command(*curate)}")
-
-
-def _again(taken: str, free: str) -> str:
-    """This command with another OUT."""
-    words: list[Any] = [free if word == taken else word for word in sys.argv[1:]]
-    words = [word.replace(f"--out={taken}", f"--out={free}") for word in words]
-    return shlex.join(["uhr", *words]) if free in shlex.join(words) else f"give --out {free}"
 
 
 def _free(taken: str) -> str:
