@@ -40,7 +40,7 @@ START = "start"
 
 @dataclass(frozen=True)
 class MinorSpec:
-    """Which components of which linears: `targets` are module suffixes (a spec's `lora_targets`)."""
+    """Which components of which linears: `targets` are module suffixes (of `lora_target_sets`)."""
 
     rank: int
     targets: tuple[str, ...]

@@ -21,7 +21,7 @@ ADAPTER = "default"
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """A plain LoRA: `targets` are module suffixes (a spec's `lora_targets`), `alpha` is `rank` unless
+    """A plain LoRA: `targets` are module suffixes (of `lora_target_sets`), `alpha` is `rank` unless
     given."""
 
     rank: int

@@ -57,7 +57,7 @@ class ModelSpec:
     double_block: str
     single_block: str
     lora_target_sets: Mapping[str, tuple[str, ...]]
-    """Named sets of module suffixes for adapters; `lora_targets` is the one called "attention"."""
+    """Named sets of module suffixes for adapters; every spec has one called "attention"."""
 
     licence: Licence
     hub_id: str | None
@@ -91,10 +91,6 @@ class ModelSpec:
     def pixel_multiple(self) -> int:
         """Height and width must be multiples of this many px: VAE factor times patch side."""
         return self.vae_factor * self.patch
-
-    @property
-    def lora_targets(self) -> tuple[str, ...]:
-        return self.lora_target_sets["attention"]
 
     @property
     def text_components(self) -> tuple[str, ...]:

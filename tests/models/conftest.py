@@ -122,7 +122,7 @@ def adapter(tiny_flux, trained, facts, tmp_path_factory):
     from uhr.models.adapters.plain import LoraSpec
     from uhr.models.publish.export import export_lora
 
-    lora = LoraSpec(4, zoo.get("tiny-flux1").lora_targets, alpha=2)
+    lora = LoraSpec(4, zoo.get("tiny-flux1").lora_target_sets["attention"], alpha=2)
     _, state = trained(tiny_flux, lora)
     return export_lora(state, lora, tmp_path_factory.mktemp("lora") / "a = b", facts())
 

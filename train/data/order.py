@@ -1,6 +1,6 @@
 """Which rows form which batch, in which order: a pure function of (sizes, batch size, seed).
 
-The plan knows nothing of processes: it deals *global* batches, and each process takes its slice of each. Its
+The plan knows nothing of processes: it deals *global* batches, of which each process takes its slice. Its
 whole state is the number of batches done, or (epoch, batch): a run stops and goes on at any batch, with any
 number of processes.
 """
@@ -10,11 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
-
-T = TypeVar("T")
 
 WINDOW = 16
 """Row groups whose rows are mixed with each other: a bucket of fewer row groups is shuffled as a whole."""

@@ -50,7 +50,6 @@ class Rows:
     std: torch.Tensor
     texts: Mapping[str, torch.Tensor]
     sample_ids: tuple[str, ...]
-    uris: tuple[str, ...]
     captions: tuple[str, ...]
 
 
@@ -84,7 +83,7 @@ class EncodedData:
             mean,
             std,
             self._tensors(texts),
-            *(tuple(row[name] for row in found) for name in ("sample_id", "uri")),
+            tuple(row["sample_id"] for row in found),
             tuple(text["caption"] for text in texts),
         )
 

@@ -11,7 +11,7 @@ from uhr.models.adapters.plain import lora_state
 from uhr.models.adapters.surgeries import PlainLora, SingularComponents, TokenMaskedLora
 from uhr.models.surgery.base import applied, compose, from_record, record, temporarily
 
-TARGETS = zoo.get("tiny-flux1").lora_targets
+TARGETS = zoo.get("tiny-flux1").lora_target_sets["attention"]
 KINDS = {
     "lora": PlainLora(adapter="a", rank=3, targets=TARGETS, alpha=6.0),
     "singular-components": SingularComponents(adapter="b", rank=3, targets=TARGETS, components="major"),

@@ -77,7 +77,7 @@ def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(
 
 def test_kohyas_and_comfyuis_keys_of_it_do_the_same(tiny_flux2, tmp_path, trained, inputs2):
     # attention only: diffusers' kohya reader knows the blocks' linears
-    model, _ = trained(tiny_flux2, LoraSpec(4, SPEC.lora_targets, alpha=2))
+    model, _ = trained(tiny_flux2, LoraSpec(4, SPEC.lora_target_sets["attention"], alpha=2))
     expected = call(model, inputs2)
     for form in (formats.Format.KOHYA, formats.Format.COMFYUI):
         file = tmp_path / f"{form}.safetensors"
@@ -90,7 +90,7 @@ def test_kohyas_and_comfyuis_keys_of_it_do_the_same(tiny_flux2, tmp_path, traine
 def test_an_adapter_of_the_other_family_is_one_clear_line(
     tiny_flux, tiny_flux2, tmp_path, adapter, facts, trained
 ):
-    lora = LoraSpec(4, SPEC.lora_targets)
+    lora = LoraSpec(4, SPEC.lora_target_sets["attention"])
     _, state = trained(tiny_flux2, lora)
     folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC))
     with pytest.raises(UserError, match=r"to_qkv_mlp_proj' is .*this model has no such linear"):
@@ -102,7 +102,7 @@ def test_an_adapter_of_the_other_family_is_one_clear_line(
 def test_the_card_of_it_calls_the_stock_pipeline_as_it_wants_to_be_called(
     tiny_flux2, tmp_path, facts, fresh, trained
 ):
-    lora = LoraSpec(4, SPEC.lora_targets)
+    lora = LoraSpec(4, SPEC.lora_target_sets["attention"])
     _, state = trained(tiny_flux2, lora)
     folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC, guidance=None))
     card = (folder / "README.md").read_text()

@@ -20,7 +20,7 @@ from uhr.models.adapters.scales import set_scale, set_scales
 from uhr.models.adapters.usage import Usage
 from uhr.models.publish.export import export_lora
 
-TARGETS = zoo.get("tiny-flux1").lora_targets
+TARGETS = zoo.get("tiny-flux1").lora_target_sets["attention"]
 PATH = "transformer_blocks.0.attn.to_q"
 
 

@@ -18,7 +18,7 @@ from uhr.models.adapters.merging import merge
 from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
 from uhr.models.adapters.scales import set_scales
 
-TARGETS = zoo.get("tiny-flux1").lora_targets
+TARGETS = zoo.get("tiny-flux1").lora_target_sets["attention"]
 IMAGE, JOINT = "transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_q"
 TEXT = 16
 """Text tokens of the `inputs` fixture; 64 image tokens follow, of which tests call the last few the guide."""

@@ -110,9 +110,12 @@ def adapter_files(spec, folder, out, facts):
     """A file of every kind."""
 
     def make(name, components=None, usage=ORDINARY):
-        model, lora = zoo.load_transformer(folder), LoraSpec(RANK, spec.lora_targets, alpha=3.0)
+        model, lora = (
+            zoo.load_transformer(folder),
+            LoraSpec(RANK, spec.lora_target_sets["attention"], alpha=3.0),
+        )
         if components:
-            own = add_minor(model, MinorSpec(RANK, spec.lora_targets, components), None)
+            own = add_minor(model, MinorSpec(RANK, spec.lora_target_sets["attention"], components), None)
         else:
             own = add_lora(model, lora, seed=0)
         draw = torch.Generator().manual_seed(len(name))
@@ -199,7 +202,7 @@ def test_components_in_training_paint_what_their_export_paints(families, family,
     """The difference form on the model against the LoRA of twice the rank in the file."""
     here, pipeline = families[family], families[family].pipeline(name)
     transformer = pipeline.transformer
-    own = add_minor(transformer, MinorSpec(RANK, here.spec.lora_targets), None, name="minor")
+    own = add_minor(transformer, MinorSpec(RANK, here.spec.lora_target_sets["attention"]), None, name="minor")
     draw = torch.Generator().manual_seed(len("minor"))
     with torch.no_grad():
         for parameter in own:

@@ -16,7 +16,7 @@ from uhr.models.adapters.merging import merge
 from uhr.models.adapters.minor import MinorSpec, add_minor, difference, load_minor
 from uhr.models.adapters.plain import ADAPTER, LoraSpec, add_lora, lora_state
 
-TARGETS = zoo.get("tiny-flux1").lora_targets
+TARGETS = zoo.get("tiny-flux1").lora_target_sets["attention"]
 SPEC = MinorSpec(4, TARGETS)
 Q = "transformer_blocks.0.attn.to_q"
 
@@ -52,7 +52,7 @@ def test_a_fresh_adapter_leaves_the_output_bitwise_alone(tiny_flux, inputs, dtyp
 
 
 def test_flux_dev_has_190_adapted_linears_with_18677760_parameters_at_rank_16(flux_dev):
-    own = add_minor(flux_dev, MinorSpec(16, zoo.get("flux1-dev").lora_targets), None)
+    own = add_minor(flux_dev, MinorSpec(16, zoo.get("flux1-dev").lora_target_sets["attention"]), None)
     assert len(peft_layers.layers_of(flux_dev, ADAPTER)) == 190
     assert sum(parameter.numel() for parameter in own) == 18_677_760
 

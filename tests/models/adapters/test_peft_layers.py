@@ -16,7 +16,7 @@ from uhr.models.adapters.merging import merge
 from uhr.models.adapters.minor import MinorSpec, add_minor
 from uhr.models.adapters.plain import ADAPTER, LoraSpec, add_lora, lora_state
 
-TARGETS = zoo.get("tiny-flux1").lora_targets
+TARGETS = zoo.get("tiny-flux1").lora_target_sets["attention"]
 Q = "transformer_blocks.0.attn.to_q"
 
 

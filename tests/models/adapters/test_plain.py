@@ -9,7 +9,7 @@ from uhr.models.adapters.merging import merge
 from uhr.models.adapters.plain import ADAPTER, LoraSpec, add_lora, lora_state
 from uhr.models.adapters.scales import set_scales
 
-TARGETS = zoo.get("tiny-flux1").lora_targets
+TARGETS = zoo.get("tiny-flux1").lora_target_sets["attention"]
 
 
 def randomise(parameters, seed=1):
@@ -75,7 +75,7 @@ def test_flux_dev_has_190_adapted_linears_with_18677760_parameters_at_rank_16():
 
     with torch.device("meta"):
         model = FluxTransformer2DModel(guidance_embeds=True)
-    own = add_lora(model, LoraSpec(16, zoo.get("flux1-dev").lora_targets), seed=0)
+    own = add_lora(model, LoraSpec(16, zoo.get("flux1-dev").lora_target_sets["attention"]), seed=0)
     assert len(own) == 2 * 190
     assert sum(p.numel() for p in own) == 18_677_760
 

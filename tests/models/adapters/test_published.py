@@ -169,7 +169,7 @@ def test_our_conversion_is_the_official_converters_file_key_for_key(tmp_path, tr
 
 
 def test_factors_that_were_saved_untrained_change_nothing(tiny_flux, transformer, inputs):
-    add_minor(transformer, MinorSpec(4, zoo.get("tiny-flux1").lora_targets), None)
+    add_minor(transformer, MinorSpec(4, zoo.get("tiny-flux1").lora_target_sets["attention"]), None)
     factors, _ = state_factors(lora_state(transformer))
     lora = {path: LowRank(pair.a, pair.b, 4.0) for path, pair in factors.items()}
     other = zoo.load_transformer(tiny_flux)

@@ -55,7 +55,7 @@ def test_a_stock_pipeline_fuses_exactly_what_our_merge_gives(
 def test_our_own_loader_reads_it_back_bitwise_with_its_alpha(
     tiny_flux, tmp_path, transformer, inputs, facts, trained
 ):
-    lora = LoraSpec(4, DEV.lora_targets, alpha=2)
+    lora = LoraSpec(4, DEV.lora_target_sets["attention"], alpha=2)
     model, state = trained(tiny_flux, lora)
     folder = export_lora(state, lora, tmp_path / "adapter", facts())
     loaded = load_adapter(transformer, folder, "lakes")
@@ -88,7 +88,7 @@ def test_two_adapters_act_together_each_by_its_scale(tiny_flux, tmp_path, transf
 
 
 def test_the_file_has_diffusers_keys_float32_and_alpha_in_its_metadata(tiny_flux, tmp_path, facts, trained):
-    lora = LoraSpec(4, DEV.lora_targets, alpha=8)
+    lora = LoraSpec(4, DEV.lora_target_sets["attention"], alpha=8)
     _, state = trained(tiny_flux, lora)
     folder = export_lora({k: t.bfloat16() for k, t in state.items()}, lora, tmp_path / "a", facts())
     assert {p.name for p in folder.iterdir()} == {"pytorch_lora_weights.safetensors", "README.md", "uhr.json"}
@@ -100,7 +100,7 @@ def test_the_file_has_diffusers_keys_float32_and_alpha_in_its_metadata(tiny_flux
 
 
 def test_exporting_twice_gives_the_same_bytes_and_never_overwrites(tiny_flux, tmp_path, facts, trained):
-    lora = LoraSpec(4, DEV.lora_targets)
+    lora = LoraSpec(4, DEV.lora_target_sets["attention"])
     _, state = trained(tiny_flux, lora)
     one, *others = (export_lora(state, lora, tmp_path / str(i), facts()) for i in range(8))
     for path in one.iterdir():
@@ -110,9 +110,9 @@ def test_exporting_twice_gives_the_same_bytes_and_never_overwrites(tiny_flux, tm
 
 
 def test_a_state_of_another_rank_than_its_spec_is_refused(tiny_flux, tmp_path, facts, trained):
-    _, state = trained(tiny_flux, LoraSpec(4, DEV.lora_targets))
+    _, state = trained(tiny_flux, LoraSpec(4, DEV.lora_target_sets["attention"]))
     with pytest.raises(AssertionError, match="rank"):
-        export_lora(state, LoraSpec(8, DEV.lora_targets), tmp_path / "a", facts())
+        export_lora(state, LoraSpec(8, DEV.lora_target_sets["attention"]), tmp_path / "a", facts())
 
 
 def read_card(folder):
@@ -123,7 +123,7 @@ def read_card(folder):
 @pytest.fixture
 def write_card(tiny_flux, tmp_path, trained, facts):
     def write(**changes):
-        lora = LoraSpec(4, DEV.lora_targets)
+        lora = LoraSpec(4, DEV.lora_target_sets["attention"])
         _, state = trained(tiny_flux, lora)
         return read_card(export_lora(state, lora, tmp_path / "card", facts(**changes)))
 
@@ -161,18 +161,18 @@ def test_a_card_of_a_tiny_base_says_that_it_paints_nothing_and_claims_no_hub_id(
 def test_a_card_tells_of_the_metadata_where_alpha_is_not_the_rank(
     tiny_flux, tmp_path, facts, alpha, told, trained
 ):
-    lora = LoraSpec(4, DEV.lora_targets, alpha=alpha)
+    lora = LoraSpec(4, DEV.lora_target_sets["attention"], alpha=alpha)
     _, state = trained(tiny_flux, lora)
     _, body = read_card(export_lora(state, lora, tmp_path / "card", facts()))
     assert ("set it to alpha / rank" in body) == told
 
 
 def test_the_record_holds_the_facts_for_machines(tiny_flux, tmp_path, facts, trained):
-    lora = LoraSpec(4, DEV.lora_targets, alpha=2)
+    lora = LoraSpec(4, DEV.lora_target_sets["attention"], alpha=2)
     _, state = trained(tiny_flux, lora)
     folder = export_lora(state, lora, tmp_path / "a", facts())
     record = json.loads((folder / "uhr.json").read_text())
-    assert record["lora"] == {"rank": 4, "alpha": 2, "targets": list(DEV.lora_targets)}
+    assert record["lora"] == {"rank": 4, "alpha": 2, "targets": list(DEV.lora_target_sets["attention"])}
     assert (record["manifest_id"], record["spec"], record["steps"]) == ("f00d", "tiny-flux1", 60)
     assert record["licences"] == {"CC0-1.0": 7, "none recorded": 5}
     from uhr.base.files import sha256_file

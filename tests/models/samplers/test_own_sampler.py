@@ -52,7 +52,7 @@ def folder(family, tiny_flux, tiny_flux2):
 @pytest.fixture
 def adapter(family, folder, trained, facts, tmp_path):
     """The folder of an exported LoRA."""
-    lora = LoraSpec(4, zoo.get(FAMILIES[family]).lora_targets, alpha=2)
+    lora = LoraSpec(4, zoo.get(FAMILIES[family]).lora_target_sets["attention"], alpha=2)
     _, state = trained(folder, lora)
     return export_lora(state, lora, tmp_path / "lora", facts(spec=zoo.get(FAMILIES[family])))
 

@@ -117,7 +117,7 @@ def test_guidance_must_be_what_the_model_takes():
 
 def test_targets_are_a_set_of_the_model_or_suffixes():
     dev = get("flux1-dev")
-    assert resolve("lora").targets(dev) == dev.lora_targets
+    assert resolve("lora").targets(dev) == dev.lora_target_sets["attention"]
     assert resolve("lora", None, ["adapter.targets=[to_q]"]).targets(dev) == ("to_q",)
     with pytest.raises(UserError, match="unknown set of targets 'atention': did you mean attention"):
         resolve("lora", None, ["adapter.targets=atention"]).check(dev)

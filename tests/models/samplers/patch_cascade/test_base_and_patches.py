@@ -38,7 +38,7 @@ def adapted(tiny_flux, seeded):
     """A pipeline of its own with two adapters that have something to say, at scales 1 and 0.5."""
     pipeline = PatchCascadePipeline.from_pretrained(tiny_flux, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    targets = zoo.get("tiny-flux1").lora_targets
+    targets = zoo.get("tiny-flux1").lora_target_sets["attention"]
     for seed, name in enumerate(("gca", "style")):
         with peft_layers.several_adapters():
             own = add_lora(pipeline.transformer, LoraSpec(4, targets), seed, name)
