@@ -1,4 +1,4 @@
-"""Hierarchical local attention against dense attention as the picture grows: time and peak memory in one run.
+"""Hierarchical local attention against dense attention as the image grows: time and peak memory in one run.
 
 One layer with one head of 128 channels in float32, 512 text tokens, box neighbourhood with 8 neighbours, a
 guide of a quarter of the side; text, image and guide rows all counted. Dense is torch's own flash SDPA over

@@ -2,7 +2,7 @@
 
 python -m benchmarks.engines
 
-Pictures are hard links to a few files, so that every file is a row of its own and the disk plays no part.
+Images are hard links to a few files, so that every file is a row of its own and the disk plays no part.
 Runs are whole ones, from the listing to the committed manifest and its report, and interleaved; the best of
 each counts.
 """
@@ -31,7 +31,7 @@ from uhr.runtime.pool import Engine, Pool
 from uhr.runtime.worker import cores
 
 WALLPAPERS = Path("/usr/share/wallpapers")
-"""Real pictures up to 5K, where Debian's plasma-workspace-wallpapers is installed."""
+"""Real images up to 5K, where Debian's plasma-workspace-wallpapers is installed."""
 
 HEADER_FILES = 200_000
 HEADER_PER_SECOND = 20_000
@@ -55,7 +55,7 @@ def header_only(rounds: int = 3) -> Claim:
     tree = {"name": "headers", "stages": [{"stage": "header"}, {"stage": "geometry"}]}
     plan = Plan.of(PipelineConfig.model_validate({**tree, "rules": {"resolution": "megapixels >= 0.25"}}))
     with _scratch() as scratch:
-        source = _links(scratch, _small_pictures(scratch / "originals"), HEADER_FILES)
+        source = _links(scratch, _small_images(scratch / "originals"), HEADER_FILES)
         seconds = min(_timed(plan, source, scratch, "local", 2) for _ in range(rounds))
     rate = HEADER_FILES / seconds
     words = f"header-only filtering on two cores reaches {HEADER_PER_SECOND:,} images/s"
@@ -63,11 +63,11 @@ def header_only(rounds: int = 3) -> Claim:
 
 
 def ray_against_local(rounds: int = 2) -> Claim:
-    """Seconds of `quickstart` on Ray and on local workers, as many of them, over the same real pictures."""
+    """Seconds of `quickstart` on Ray and on local workers, as many of them, over the same real images."""
     plan = Plan.of(load("quickstart", ["rules.duplicates=null"]))
     workers = cores()
     with _scratch() as scratch:
-        originals = _real_pictures() or _large_pictures(scratch / "originals")
+        originals = _real_images() or _large_images(scratch / "originals")
         probe = _links(scratch / "probe", originals, len(originals))
         once = _timed(plan, probe, scratch, "local", workers)
         count = max(1, round(len(originals) * LOCAL_SECONDS / once))
@@ -78,7 +78,7 @@ def ray_against_local(rounds: int = 2) -> Claim:
                 taken.append(_timed(plan, source, scratch, engine, workers))
     local, ray = min(times["local"]), min(times["ray"])
     words = f"Ray reaches {RAY_SHARE:.0%} of {workers} local workers on a run of a minute or more"
-    measured = f"{local / ray:.0%} (local {local:.1f} s, ray {ray:.1f} s, {count:,} pictures)"
+    measured = f"{local / ray:.0%} (local {local:.1f} s, ray {ray:.1f} s, {count:,} images)"
     return Claim(words, measured, local / ray >= RAY_SHARE and local >= 60)
 
 
@@ -117,27 +117,27 @@ def _links(folder: Path, originals: Sequence[Path], count: int) -> Path:
     return source
 
 
-def _real_pictures() -> list[Path]:
+def _real_images() -> list[Path]:
     if not WALLPAPERS.is_dir():
         return []
     found = [path for path in sorted(WALLPAPERS.rglob("*")) if not path.is_symlink()]
     return [path for path in found if path.suffix in (".jpg", ".png") and path.stat().st_size > 300_000]
 
 
-def _small_pictures(folder: Path) -> list[Path]:
+def _small_images(folder: Path) -> list[Path]:
     """JPEG, PNG and WebP of ten sizes, some below the rule's limit."""
     return [
-        _picture(folder / f"{side}.{suffix}", side, side)
+        _image(folder / f"{side}.{suffix}", side, side)
         for side in range(300, 800, 50)
         for suffix in ("jpg", "png", "webp")
     ]
 
 
-def _large_pictures(folder: Path) -> list[Path]:
-    return [_picture(folder / f"{seed}.jpg", 3840, seed) for seed in range(8)]
+def _large_images(folder: Path) -> list[Path]:
+    return [_image(folder / f"{seed}.jpg", 3840, seed) for seed in range(8)]
 
 
-def _picture(path: Path, width: int, seed: int) -> Path:
+def _image(path: Path, width: int, seed: int) -> Path:
     """Smooth fields with fine noise, 16:9."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)

@@ -1,9 +1,9 @@
-"""The exact guards against the published filter's way, per core, on real pictures and on generated 4K.
+"""The exact guards against the published filter's way, per core, on real images and on generated 4K.
 
     python -m benchmarks.guards
 
 Both ways start from the same bytes, each on one thread of a process of its own: the published one's is
-plain, ours is set up as the engine's workers are. They take turns; of each picture the best of several runs
+plain, ours is set up as the engine's workers are. They take turns; of each image the best of several runs
 counts, in processor seconds. The published way (UltraFlux, `tools/filtering_pipeline.py`) gives two numbers:
 Pillow decodes, Sobel in float64 patch by patch, scikit-image's entropy. Ours gives those two to the bit and
 to 1e-9, and exposure and sharpness with them; the preview is not counted.
@@ -33,7 +33,7 @@ from uhr.pixels.decode import decode
 from uhr.runtime.heap import keep_freed_memory
 
 WALLPAPERS = Path("/usr/share/wallpapers")
-"""Real pictures up to 5K, where Debian's plasma-workspace-wallpapers is installed."""
+"""Real images up to 5K, where Debian's plasma-workspace-wallpapers is installed."""
 
 ROUNDS = 3
 REAL_TIMES, GENERATED_TIMES = 3.0, 4.0
@@ -42,10 +42,10 @@ GUARD_NANOSECONDS = 3.1
 
 @dataclass
 class Measured:
-    """Totals over a set of pictures: seconds of each way, of our parts, pixels and bytes."""
+    """Totals over a set of images: seconds of each way, of our parts, pixels and bytes."""
 
     name: str
-    pictures: int
+    images: int
     pixels: int
     bytes: int
     published: float
@@ -138,7 +138,7 @@ def measure(name: str, files: Sequence[bytes]) -> Measured:
     return total
 
 
-def real_pictures() -> list[bytes]:
+def real_images() -> list[bytes]:
     """The distinct wallpapers; where there are none, the photographs of scikit-image and ultralytics."""
     found = [path for path in sorted(WALLPAPERS.glob("*/contents/images*/*")) if not path.is_symlink()]
     files = [path for path in found if path.suffix in (".jpg", ".png")]
@@ -153,16 +153,16 @@ def real_pictures() -> list[bytes]:
     return list(dict.fromkeys(path.read_bytes() for path in files))
 
 
-def generated_pictures() -> list[bytes]:
+def generated_images() -> list[bytes]:
     """The demo's scenes at 4K and beyond, as JPEG 90."""
-    pictures = (scene(np.random.default_rng(i), h, w) for i, (_, _, scene, h, w) in enumerate(SCENES))
-    return [cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes() for p in pictures]
+    images = (scene(np.random.default_rng(i), h, w) for i, (_, _, scene, h, w) in enumerate(SCENES))
+    return [cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes() for p in images]
 
 
 def claims() -> dict[str, bool]:
     """Measures, prints the table, and says of each claim whether it holds."""
-    real = measure("real pictures", real_pictures())
-    generated = measure("generated 4K", generated_pictures())
+    real = measure("real images", real_images())
+    generated = measure("generated 4K", generated_images())
     head = (
         "pictures",
         "number",
@@ -177,11 +177,11 @@ def claims() -> dict[str, bool]:
     rows = [
         [
             m.name,
-            m.pictures,
+            m.images,
             round(m.pixels / 1e6),
             round(m.bytes / m.pixels, 3),
-            round(m.pictures / m.published, 2),
-            round(m.pictures / m.ours, 2),
+            round(m.images / m.published, 2),
+            round(m.images / m.ours, 2),
             round(m.ratio, 2),
             round(m.decode / m.pixels * 1e9, 2),
             round(m.guards / m.pixels * 1e9, 2),
@@ -191,7 +191,7 @@ def claims() -> dict[str, bool]:
     table(head, rows)
     slowest = max(m.guards / m.pixels * 1e9 for m in (real, generated))
     return {
-        f"guards on real pictures, {REAL_TIMES:g} times the published way ({real.ratio:.2f})": real.ratio
+        f"guards on real images, {REAL_TIMES:g} times the published way ({real.ratio:.2f})": real.ratio
         >= REAL_TIMES,
         f"guards on generated 4K, {GENERATED_TIMES:g} times the published way ({generated.ratio:.2f})": (
             generated.ratio >= GENERATED_TIMES

@@ -1,8 +1,8 @@
-"""How often the estimated enlargement is right: real pictures at native size and enlarged in known ways.
+"""How often the estimated enlargement is right: real images at native size and enlarged in known ways.
 
     python -m benchmarks.native_resolution
 
-Native pictures are real ones shrunk by half over areas, so that their detail reaches the pixel grid; they
+Native images are real ones shrunk by half over areas, so that their detail reaches the pixel grid; they
 are enlarged by 1.5 to 4 with four kernels, some get noise, and all are saved as JPEG. Vector art without
 detail is among them: it is no evidence of enlargement and counts as missed.
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from benchmarks.guards import real_pictures
+from benchmarks.guards import real_images
 from uhr.base.console import say, table
 from uhr.curate.measures.resolution import upscale_ratio
 from uhr.pixels.decode import decode
@@ -28,18 +28,18 @@ KERNELS = {
     "Lanczos": cv2.INTER_LANCZOS4,
 }
 SIDE = 1500
-"""px: larger pictures are cut to it after enlarging, to keep the run short."""
+"""px: larger images are cut to it after enlarging, to keep the run short."""
 
 
 def natives() -> Iterator[np.ndarray]:
-    for data in real_pictures():
+    for data in real_images():
         bgr = decode(data).bgr
         if min(bgr.shape[:2]) >= 600:
             yield cv2.resize(bgr, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
 
 
 def estimate(bgr: np.ndarray, quality: int) -> float:
-    """The ratio of a picture that was saved as JPEG."""
+    """The ratio of an image that was saved as JPEG."""
     data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
     return upscale_ratio(decode(data).gray())
 
@@ -53,11 +53,11 @@ def main() -> None:
     """Prints the table and what of the claims holds; exit code 1 if something does not."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     rng = np.random.default_rng(0)
-    for picture in natives():
-        found["native", "-"] += [estimate(picture, quality) for quality in (95, 85, 75)]
-        found["native, noise 3", "-"].append(estimate(noisy(picture, 3, rng), 90))
+    for image in natives():
+        found["native", "-"] += [estimate(image, quality) for quality in (95, 85, 75)]
+        found["native, noise 3", "-"].append(estimate(noisy(image, 3, rng), 90))
         for ratio in (1.5, 2, 3, 4):
-            part = picture[: int(SIDE / ratio), : int(SIDE / ratio)]
+            part = image[: int(SIDE / ratio), : int(SIDE / ratio)]
             for kernel, flag in KERNELS.items():
                 large = cv2.resize(part, None, fx=ratio, fy=ratio, interpolation=flag)
                 found[f"x{ratio:g}", kernel] += [estimate(large, quality) for quality in (95, 85)]
@@ -75,12 +75,12 @@ def main() -> None:
         ]
         for (what, kernel), values in sorted(found.items())
     ]
-    table(("picture", "kernel", "number", "below 1.3", "above 1.6", "median"), rows)
+    table(("image", "kernel", "number", "below 1.3", "above 1.6", "median"), rows)
     linear = [value for kernel in ("bilinear", "bicubic", "Lanczos") for value in found["x2", kernel]]
     native, enlarged = _share(found["native", "-"], 0, 1.3), _share(linear, 1.6, np.inf)
     claims = {
-        f"95 % of native pictures are below 1.3 ({native:.0%})": native >= 0.95,
-        f"80 % of pictures enlarged twice are above 1.6 ({enlarged:.0%})": enlarged >= 0.8,
+        f"95 % of native images are below 1.3 ({native:.0%})": native >= 0.95,
+        f"80 % of images enlarged twice are above 1.6 ({enlarged:.0%})": enlarged >= 0.8,
     }
     say()
     for claim, holds in claims.items():

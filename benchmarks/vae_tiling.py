@@ -118,7 +118,7 @@ def _vae():
 
 
 def _input(part: str):
-    """Latents or a picture whose statistics change from place to place, as those of real ones do."""
+    """Latents or an image whose statistics change from place to place, as those of real ones do."""
     import torch
 
     channels, side = (16, SIDE // 8) if part == "decode" else (3, SIDE)

@@ -1,1 +1,1 @@
-"""Images in, manifest out: stages annotate every picture, rules decide, nothing disappears."""
+"""Images in, manifest out: stages annotate every image, rules decide, nothing disappears."""

@@ -10,9 +10,7 @@ import typer
 from uhr.base import console
 from uhr.base.paths import local
 
-app = typer.Typer(
-    no_args_is_help=True, help="Images in, manifest out: annotate every picture, decide by rule."
-)
+app = typer.Typer(no_args_is_help=True, help="Images in, manifest out: annotate every image, decide by rule.")
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change the pipeline.")]
@@ -26,7 +24,7 @@ def run(
         typer.Option(
             parser=local("--source"),
             metavar="DIR",
-            help="Folder of pictures; every file below it becomes one row.",
+            help="Folder of images; every file below it becomes one row.",
         ),
     ],
     out: Annotated[
@@ -43,7 +41,7 @@ def run(
         typer.Option(
             min=0,
             help="Worker processes; one per core by default. 0: in this process, with no protection: "
-            "a picture that crashes its decoder ends the run.",
+            "an image that crashes its decoder ends the run.",
         ),
     ] = None,
     address: Annotated[
@@ -111,7 +109,7 @@ def explain(
     ],
     as_json: Json = False,
 ) -> None:
-    """Why a picture was kept or not: every column by stage, every rule with the values it looked at."""
+    """Why an image was kept or not: every column by stage, every rule with the values it looked at."""
     from uhr.curate.explain import explain as tell
     from uhr.curate.show import print_explanation
 
@@ -120,7 +118,7 @@ def explain(
 
 @app.command()
 def stages(as_json: Json = False) -> None:
-    """What can be computed of a picture: columns, what they need, packages and their licences."""
+    """What can be computed of an image: columns, what they need, packages and their licences."""
     from uhr.curate.show import print_stages
     from uhr.curate.stages.catalogue import all_stages
 

@@ -46,8 +46,8 @@ class StageEntry(pydantic.BaseModel):
 
 
 class RunLimits(PixelLimits):
-    """What one picture may cost: `seconds` of wall time at a stretch (from one rule to the next, as the rules
-    between pixel stages are asked about many pictures at once, and its clock starts anew behind them),
+    """What one image may cost: `seconds` of wall time at a stretch (from one rule to the next, as the rules
+    between pixel stages are asked about many images at once, and its clock starts anew behind them),
     `memory` of a worker process (bytes, or "4GiB"), pixels and bytes of its file.
     """
 
@@ -65,7 +65,7 @@ class SidecarKeys(Config):
 
 
 class PipelineConfig(Config):
-    """A whole pipeline: what is computed of every picture, and which pictures stay."""
+    """A whole pipeline: what is computed of every image, and which images stay."""
 
     name: str
     description: str = ""
@@ -76,7 +76,7 @@ class PipelineConfig(Config):
     preview: int = Field(320, ge=0, le=2048)
     """Long side in pixels of the small JPEG that reports show; 0 for none."""
     unit: int | None = Field(None, ge=1)
-    """Pictures per unit of work; by default 8 to 64, or 256 to 4096 where no stage needs pixels."""
+    """Images per unit of work; by default 8 to 64, or 256 to 4096 where no stage needs pixels."""
     sidecars: SidecarKeys = Field(default_factory=SidecarKeys)
 
 

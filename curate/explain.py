@@ -1,4 +1,4 @@
-"""Why a picture was kept, rejected or failed: its columns by stage, and every rule with what it looked at."""
+"""Why an image was kept, rejected or failed: its columns by stage, and every rule with what it looked at."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def explain(out: Path, sample: str) -> dict[str, Any]:
 
 
 def _row(manifest: Manifest, sample: str) -> dict[str, Any]:
-    """The row that `sample` names, as people name a picture: a sample id, the beginning of one, a uri, the
+    """The row that `sample` names, as people name an image: a sample id, the beginning of one, a uri, the
     name below the source as it is on disk, or a path that leads into the source.
     """
     refused: UserError | None = None

@@ -1,4 +1,4 @@
-"""The kinds of fault that fail a picture; they stand in `reason`, as the names of rules do."""
+"""The kinds of fault that fail an image; they stand in `reason`, as the names of rules do."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def fit_for(type_: pa.DataType) -> Fit:
         # 1e300 is infinite in a column of 32-bit floats
         return None if isinstance(held, float) and not math.isfinite(held) else value
 
-    # what comes in practice is taken at a glance: this runs for every value of every picture
+    # what comes in practice is taken at a glance: this runs for every value of every image
     if pa.types.is_float64(type_):
         return lambda value: value if type(value) is float and math.isfinite(value) else carefully(value)
     if pa.types.is_integer(type_):

@@ -1,4 +1,4 @@
-"""A picture and what is derived from it, each computed at most once and only when a stage asks for it."""
+"""An image and what is derived from it, each computed at most once and only when a stage asks for it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Frame:
 
     @cached_property
     def decoded(self) -> Decoded:
-        """The picture on its stored grid; that it exists proves the file whole."""
+        """The image on its stored grid; that it exists proves the file whole."""
         return decode(self.data, self.limits, self.known)
 
     @cached_property

@@ -35,7 +35,7 @@ _TALLY = b"tally"
 
 class Tally(NamedTuple):
     """What became of the rows of a unit, or of many: rejected by rule, failed by kind of fault; `seen` is how
-    many rows each rule was asked about, `broken_sidecars` how many pictures have one.
+    many rows each rule was asked about, `broken_sidecars` how many images have one.
     """
 
     kept: int

@@ -174,7 +174,7 @@ def _do_units(order: Order, runner: Runner, items: pa.Table, fresh: Fresh) -> tu
         return tally.words()
 
     if isinstance(runner, InlineRunner):
-        warn("in this process: a picture that crashes its decoder, hangs or eats the memory ends the run")
+        warn("in this process: an image that crashes its decoder, hangs or eats the memory ends the run")
     with progress("curate", items.num_rows, "images") as advance:
         work = CurateWork(plan, str(order.source.absolute()))
         if isinstance(runner, RayRunner):

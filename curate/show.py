@@ -20,7 +20,7 @@ LONGEST_WORDS = 160
 
 
 def print_plan(plan: Plan, listing: Listing) -> None:
-    """The dry run: what would happen to each picture, in order."""
+    """The dry run: what would happen to each image, in order."""
     config = plan.config
     say(f"{config.name}: {config.description}" if config.description else config.name)
     size = plan.unit_size(listing.items.num_rows)

@@ -1,6 +1,6 @@
-"""Caption and metadata files that lie beside a picture and belong into its row.
+"""Caption and metadata files that lie beside an image and belong into its row.
 
-`lake.txt`, `lake.json`, `lake.jpg.txt` and `lake.jpg.json` belong to `lake.jpg`; without such a picture they
+`lake.txt`, `lake.json`, `lake.jpg.txt` and `lake.jpg.json` belong to `lake.jpg`; without such an image they
 are files like any other.
 """
 
@@ -16,7 +16,7 @@ from uhr.curate.faults import CHANGED
 from uhr.pixels.files import opened
 from uhr.pixels.types import PixelFault
 
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     [
         "jpg",
         "jpeg",
@@ -79,7 +79,7 @@ DEFAULT_KEYS: dict[str, list[str]] = {
 
 
 class Sidecar(NamedTuple):
-    """What the sidecars of one picture say: values for its row, and what was wrong with them (None:
+    """What the sidecars of one image say: values for its row, and what was wrong with them (None:
     nothing).
     """
 
@@ -88,25 +88,25 @@ class Sidecar(NamedTuple):
 
 
 def sidecars_in(names: Iterable[str], readable: Iterable[str]) -> dict[str, list[str]]:
-    """The sidecars of each picture among the file names of one folder; the more particular ones last.
+    """The sidecars of each image among the file names of one folder; the more particular ones last.
 
-    Only what is `readable` can be a sidecar: a broken link beside a picture is a row of its own.
+    Only what is `readable` can be a sidecar: a broken link beside an image is a row of its own.
     """
     names = list(names)
     candidates = [name for name in readable if name.lower().endswith(SIDECAR_SUFFIXES)]
     if not candidates:
         return {}
-    pictures: dict[str, list[str]] = {}
+    images: dict[str, list[str]] = {}
     for name in names:
         stem, _, suffix = name.rpartition(".")
-        if stem and suffix.lower() in PICTURE_SUFFIXES:
-            pictures.setdefault(stem, []).append(name)
-            pictures.setdefault(name, []).append(name)
+        if stem and suffix.lower() in IMAGE_SUFFIXES:
+            images.setdefault(stem, []).append(name)
+            images.setdefault(name, []).append(name)
     found: dict[str, list[str]] = {}
     # shorter base names first, so that lake.jpg.txt comes after lake.txt and wins
     for name in sorted(candidates, key=lambda name: (len(name.rpartition(".")[0]), name)):
-        for picture in pictures.get(name.rpartition(".")[0], ()):
-            found.setdefault(picture, []).append(name)
+        for image in images.get(name.rpartition(".")[0], ()):
+            found.setdefault(image, []).append(name)
     return found
 
 

@@ -56,7 +56,7 @@ class Listing:
     def first(self, count: int) -> Listing:
         """Its first items alone; `bytes` are theirs and their sidecars'."""
         items = self.items.slice(0, count)
-        sizes: dict[str, int] = {}  # by uri: two pictures may share a sidecar
+        sizes: dict[str, int] = {}  # by uri: two images may share a sidecar
         for row in items.to_pylist():
             uris = [row["uri"], *(row["sidecars"] or ())]
             versions = [row["source_version"], *(row["sidecar_versions"] or "").split(",")]
@@ -67,7 +67,7 @@ class Listing:
 def check_source(source: Path) -> None:
     """A UserError if the source is missing or no folder."""
     if not source.exists():
-        raise UserError(f"the source {source} does not exist", "name a folder of pictures with --source")
+        raise UserError(f"the source {source} does not exist", "name a folder of images with --source")
     if not source.is_dir():
         raise UserError(f"the source {source} is a file", "name the folder that holds it")
 
@@ -86,7 +86,7 @@ def list_folder(source: Path, advance: Callable[[int], None] | None = None) -> L
     if not walk.rows:
         met = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in walk.met.items() if n)
         raise UserError(
-            f"the source {source} holds no file{f' ({met})' if met else ''}", "name a folder of pictures"
+            f"the source {source} holds no file{f' ({met})' if met else ''}", "name a folder of images"
         )
     walk.rows.sort()
     columns = list(zip(*walk.rows, strict=True))

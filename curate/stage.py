@@ -66,7 +66,7 @@ class _Annotator(ABC):
 
 
 class Stage(_Annotator):
-    """Looks at one picture at a time.
+    """Looks at one image at a time.
 
     To add one: subclass, give `name`, `adds` and `annotate`, and list it in `stages/__init__.py`, or name it
     in a pipeline by import path (`stage: mypkg.stages:Faces`).

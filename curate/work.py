@@ -1,8 +1,8 @@
-"""What a worker does to a unit of pictures: header stages, rules, then pixel stages on one Frame, rules
+"""What a worker does to a unit of images: header stages, rules, then pixel stages on one Frame, rules
 again.
 
-A picture is decoded once, after everything that its header can settle, and its Frame is dropped before the
-next one's. Whatever goes wrong with a picture becomes its row's verdict.
+An image is decoded once, after everything that its header can settle, and its Frame is dropped before the
+next one's. Whatever goes wrong with an image becomes its row's verdict.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from uhr.pixels.types import Header, PixelFault
 from uhr.runtime.units import Fault, Watch, Work
 
 HELD_PIXELS = 10_000_000
-"""Pixels of pictures that are held at once while rules are asked between pixel stages (12 bytes each): enough
-to ask about many small ones in one query, and about a 4K picture by itself.
+"""Pixels of images that are held at once while rules are asked between pixel stages (12 bytes each): enough
+to ask about many small ones in one query, and about a 4K image by itself.
 """
 
 Segment = tuple[tuple[tuple[int, Step[Stage]], ...], tuple[Rule, ...]]
@@ -80,7 +80,7 @@ class _Unit:
                 frames = {index: frames[index] for index in chunk}
 
     def _chunks(self, indices: Sequence[int]) -> Iterator[list[int]]:
-        """Runs of rows whose decoded pictures fit into memory together; one by one where the size is not
+        """Runs of rows whose decoded images fit into memory together; one by one where the size is not
         known.
         """
         chunk: list[int] = []
@@ -116,7 +116,7 @@ class _Unit:
         return True
 
     def _begin(self, index: int, number: int, label: str) -> bool:
-        """False where this picture ended an earlier try in this step: its row has failed now."""
+        """False where this image ended an earlier try in this step: its row has failed now."""
         fault = self._watch.begin(index, number)
         if fault is None:
             return True
@@ -124,7 +124,7 @@ class _Unit:
         return False
 
     def _annotate(self, index: int, frame: Any, steps: Sequence[tuple[int, Step[Stage]]]) -> bool:
-        """The columns of these stages for one picture; False where it failed."""
+        """The columns of these stages for one image; False where it failed."""
         label = ""
         try:
             for number, step in steps:

@@ -130,7 +130,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page: funnel, histograms, gallery with the reason on each picture."""
+    """Write one self-contained HTML page: funnel, histograms, gallery with the reason on each image."""
     from uhr.manifests.manifest import Manifest
     from uhr.manifests.report import write_report
 

@@ -61,7 +61,7 @@ class RuleInfo(Config):
 class ManifestInfo(Config):
     """`manifest.json`. `id` depends on the content and on what was done alone: never on when, where or with
     which software versions it was made. The content of a curated manifest includes `source_version` (size and
-    modification time of each source file) and what its stages were given: pictures copied with new times give
+    modification time of each source file) and what its stages were given: images copied with new times give
     another id.
 
     `operation` says what was done: {"kind": "curate", "pipeline": ...} or {"kind": "slice", "where": ...};

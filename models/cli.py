@@ -54,7 +54,7 @@ def make_tiny_(
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Write a tiny checkpoint: the real classes with random weights, a few MB. It paints no picture of
+    """Write a tiny checkpoint: the real classes with random weights, a few MB. It paints no image of
     anything."""
     from uhr.models.zoo import make_tiny
 

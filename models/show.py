@@ -165,7 +165,7 @@ def print_details(value: dict[str, Any]) -> None:
         say(f"{'note':13} {note}")
     say("\nWhat can be done with it:")
     for sampler in value["samplers"]:
-        say(f'  uhr sample {sampler} --model {model} --prompt "..." --out picture.png')
+        say(f'  uhr sample {sampler} --model {model} --prompt "..." --out image.png')
     if value["family"] == "flux1":
         say(f"  uhr train encode SLICE --model {model} --out ENCODED, then uhr train run lora")
 

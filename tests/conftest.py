@@ -38,7 +38,7 @@ def tiny_flux2(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def forge() -> ModuleType:
-    """`forge.py` beside this file: pictures as bytes, in every format, mode and orientation."""
+    """`forge.py` beside this file: images as bytes, in every format, mode and orientation."""
     return _beside("forge")
 
 
@@ -120,9 +120,9 @@ def _beside(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def torture(tmp_path_factory) -> tuple[Path, list]:
-    """The demo's folder of pictures and planted faults, and what each file is and becomes. Read only."""
+    """The demo's folder of images and planted faults, and what each file is and becomes. Read only."""
     from uhr.demo.images import gather
 
-    folder = tmp_path_factory.mktemp("torture") / "demo pictures"
+    folder = tmp_path_factory.mktemp("torture") / "demo images"
     folder.mkdir()
     return folder, gather(folder, lambda n=1, note=None: None)

@@ -1,4 +1,4 @@
-"""Pictures as bytes, for the tests of headers and pixels."""
+"""Images as bytes, for the tests of headers and pixels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODES = {
 }
 
 
-def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+def image(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
     """Smooth colours with a little noise, of any Pillow mode."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
@@ -49,10 +49,10 @@ def encode(image: Image.Image, format: str, orientation: int | None = None, **se
 
 @st.composite
 def files(draw: st.DrawFn, formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP")) -> tuple[bytes, str]:
-    """Bytes of a small picture file and its format, over modes, sizes, orientations and encoder settings."""
+    """Bytes of a small image file and its format, over modes, sizes, orientations and encoder settings."""
     format = draw(st.sampled_from(formats))
     mode = draw(st.sampled_from(MODES[format]))
-    image = picture(draw(st.integers(1, 70)), draw(st.integers(1, 70)), mode, draw(st.integers(0, 3)))
+    drawn = image(draw(st.integers(1, 70)), draw(st.integers(1, 70)), mode, draw(st.integers(0, 3)))
     settings: dict[str, Any] = {}
     if format == "JPEG":
         settings["progressive"] = draw(st.booleans())
@@ -66,7 +66,7 @@ def files(draw: st.DrawFn, formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP")) -
     orientation = (
         draw(st.sampled_from((None, *range(1, 9)))) if format in ("JPEG", "PNG", "WEBP", "TIFF") else None
     )
-    return encode(image, format, orientation, **settings), format
+    return encode(drawn, format, orientation, **settings), format
 
 
 def srgb_profile() -> bytes:
@@ -134,7 +134,7 @@ def _profile(kind: bytes, space: bytes, connection: bytes, tags: dict[bytes, byt
 
 
 def png_with_header(header: bytes) -> bytes:
-    """A PNG with this IHDR and a few zeros for a picture."""
+    """A PNG with this IHDR and a few zeros for an image."""
     return png(header, bytes(64))
 
 

@@ -122,7 +122,7 @@ def encode_(
     spec: Spec = None,
     sets: Sets = None,
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Processes for the pictures; 0 works in this one.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes for the images; 0 works in this one.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Turn a manifest's kept rows into latents and text embeddings, once. Started again, it goes on.

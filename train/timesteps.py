@@ -19,7 +19,7 @@ class Timesteps(Config):
     logit_normal: logit(sigma) ~ N(mean, std^2) (Esser et al. 2403.03206, section 3.1). `mean` and `std` are
         read by this density alone.
     shift: then sigma <- shift sigma / (1 + (shift - 1) sigma) (2403.03206, section 5.3): 1 leaves it alone,
-        more moves it towards noise. It is a number and never a function of the picture's size: the linear
+        more moves it towards noise. It is a number and never a function of the image's size: the linear
         rule of FLUX's scheduler puts all mass on pure noise at 4K.
     """
 

@@ -29,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="From raw pictures to a curated 4K set, and from the set to a model that makes 4K pictures.",
+    help="From raw images to a curated 4K set, and from the set to a model that makes 4K images.",
 )
 app.command()(demo)
 app.command()(doctor)

@@ -47,7 +47,7 @@ REQUIREMENTS = (
     Requirement("gguf", "gguf", "quantize", "backbones in GGUF files"),
     Requirement("bitsandbytes", "bitsandbytes", "quantize", "quantised weights: nf4, int8"),
     Requirement("torchao", "torchao.quantization", "quantize", "quantised weights: int8wo, float8wo"),
-    Requirement("s3fs", "s3fs", "s3", "sets of pictures into an object store"),
+    Requirement("s3fs", "s3fs", "s3", "sets of images into an object store"),
     Requirement("datasets", "datasets", "all", "Hugging Face datasets"),
     Requirement("open_clip_torch", "open_clip", "clip", "CLIP scores (not used yet)"),
     Requirement("pyiqa", "pyiqa", "quality", "quality scores (not used yet)", "PolyForm-Noncommercial-1.0.0"),

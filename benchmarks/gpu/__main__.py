@@ -10,7 +10,7 @@ numpy and Pillow, and nothing else of what this project depends on. Parts:
     attention   one layer: windows against dense flash SDPA, forward and backward
     step        one call of the transformer
     vae         encoding and decoding by exact tiling
-    samplers    a 4K picture by each sampler, an 8K one by UltraGen
+    samplers    a 4K image by each sampler, an 8K one by UltraGen
 
 Every row is printed, and written to --out and --json, as soon as it is measured. Exit code 1 where an aim
 that was measured is missed or a measurement fails; on a CPU no aim of speed applies, unless it is given.
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="JSON file for its numbers")
     parser.add_argument("--append", action="store_true", help="to the rows that --json holds already")
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds for the whole run")
-    parser.add_argument("--seconds", type=float, help="seconds for one picture (120); longer is extrapolated")
+    parser.add_argument("--seconds", type=float, help="seconds for one image (120); longer is extrapolated")
     parser.add_argument("--compile", action="store_true", help="measure calls with compiled blocks, too")
     parser.add_argument("--aim", action="append", default=[], metavar="NAME=LIMIT", help="another bound")
     return parser

@@ -56,7 +56,7 @@ def _seconds(sampler: str, size: str) -> Callable[[Table], float | None]:
 
 
 def _memory(sampler: str, size: str) -> Callable[[Table], float | None]:
-    """Of a whole picture, or of one of fewer steps: it goes through all stages, and no step takes more than
+    """Of a whole image, or of one of fewer steps: it goes through all stages, and no step takes more than
     another of its stage."""
 
     def value(table: Table) -> float | None:
@@ -80,13 +80,13 @@ AIMS = (
     Aim("attention-8k", "windows {limit} times faster than dense flash, 8K", 30, True, _times("8K")),
     Aim(
         "patch-cascade-4k",
-        "seconds of a 4K picture below {limit}",
+        "seconds of a 4K image below {limit}",
         35,
         False,
         _seconds("patch-cascade", "4K"),
     ),
-    Aim("ultragen-4k", "seconds of a 4K picture below {limit}", 45, False, _seconds("ultragen", "4K")),
-    Aim("ultragen-8k", "GiB of an 8K picture below {limit}", 141, False, _memory("ultragen", "8K")),
+    Aim("ultragen-4k", "seconds of a 4K image below {limit}", 45, False, _seconds("ultragen", "4K")),
+    Aim("ultragen-8k", "GiB of an 8K image below {limit}", 141, False, _memory("ultragen", "8K")),
 )
 """Of an H200."""
 

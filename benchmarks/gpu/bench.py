@@ -33,7 +33,7 @@ class Bench:
     clock: Clock
     budget: Budget
     limit: float
-    """Seconds that one picture, or one call, may take; beyond, it is extrapolated or left out."""
+    """Seconds that one image, or one call, may take; beyond, it is extrapolated or left out."""
 
     rounds: int
     samplers: Sequence[str]

@@ -1,9 +1,9 @@
-"""A picture by each sampler, through its pipeline, with the numbers of steps of its paper.
+"""An image by each sampler, through its pipeline, with the numbers of steps of its paper.
 
 Each sampler first paints with few steps: that warms it up, and gives the seconds of a call in each of its
 stages, and of all that is no call (VAE, filters, putting patches together). From these its whole time is
-extrapolated. Where that is within the limit the whole picture is painted, and its wall clock counts: an aim
-of seconds is held by a whole picture alone.
+extrapolated. Where that is within the limit the whole image is painted, and its wall clock counts: an aim
+of seconds is held by a whole image alone.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ ORDER = (
 
 
 class OverTime(Exception):
-    """A picture takes longer than it may."""
+    """An image takes longer than it may."""
 
 
 @dataclass
@@ -200,7 +200,7 @@ def _paint(bench: Bench, cls: Any, name: str, plan: SamplingPlan, asked: Mapping
         watched.advance = advance
         clock.finish()
         begun = time.perf_counter()
-        (picture,) = pipeline(
+        (image,) = pipeline(
             **bench.models.prompt(),
             height=request.height,
             width=request.width,
@@ -211,15 +211,15 @@ def _paint(bench: Bench, cls: Any, name: str, plan: SamplingPlan, asked: Mapping
         ).images
         clock.finish()
         wall = time.perf_counter() - begun
-    if picture.size != (request.width, request.height) or not bool(torch.isfinite(last[0]).all()):
-        raise RuntimeError(f"{name} gave {picture.size} px, or latents that are not finite")
+    if image.size != (request.width, request.height) or not bool(torch.isfinite(last[0]).all()):
+        raise RuntimeError(f"{name} gave {image.size} px, or latents that are not finite")
     if len(watched.flops) != sum(stages):
         raise RuntimeError(f"{name} took {len(watched.flops)} calls, and its plan says {sum(stages)}")
     return Painted(wall, watched.seconds(), sum(watched.flops), clock.peak(), stages)
 
 
 def _extrapolated(name: str, size: str, way: str, few: Painted, calls: Sequence[int]) -> Row:
-    """The whole picture's seconds from those of a call in each stage."""
+    """The whole image's seconds from those of a call in each stage."""
     seconds = few.beside + sum(n * each for n, each in zip(calls, few.per_call(), strict=True))
     how = f"extrapolated from {len(few.calls)} calls; {few.beside:.3g} s beside calls"
     return replace(_row(name, size, way, few, seconds, how), extrapolated=True)

@@ -58,7 +58,7 @@ class Shape:
         return SIZES[size] * self.spec.native_size
 
     def layout(self, size: str) -> WindowLayout:
-        """UltraGen's windows over a square picture: 16 tokens a side on FLUX.1-dev."""
+        """UltraGen's windows over a square image: 16 tokens a side on FLUX.1-dev."""
         tokens = self.side(size) // self.spec.pixel_multiple
         window = window_side(self.spec.native_size // self.spec.pixel_multiple)
         return WindowLayout(tokens, tokens, window)

@@ -1,6 +1,6 @@
-"""Encoding and decoding of a whole picture by exact tiling, as the samplers do it, and the middle attention.
+"""Encoding and decoding of a whole image by exact tiling, as the samplers do it, and the middle attention.
 
-That attention is one head of 512 channels over every latent: two thirds of a large picture's work, by a fused
+That attention is one head of 512 channels over every latent: two thirds of a large image's work, by a fused
 kernel that was not made for so wide a head. `in_blocks` is the other way to it.
 """
 

@@ -1,4 +1,4 @@
-"""The exact guards: one pass over the gray picture, from which flatness, entropy, exposure and sharpness are
+"""The exact guards: one pass over the gray image, from which flatness, entropy, exposure and sharpness are
 read.
 
 The pass is compiled by numba and releases the interpreter lock. Rows are visited once, while they are in the
@@ -34,7 +34,7 @@ _CHUNK = 1024
 class Guards:
     """What the pass found. `histogram` int64 [256] of gray; `variance` and `mean` float64 [rows, columns] of
     the Sobel gradient magnitude in each whole patch of `patch` px from the top left; `laplacian_var` of the
-    whole picture; `blockiness` >= 0.
+    whole image; `blockiness` >= 0.
     """
 
     gray: np.ndarray
@@ -87,7 +87,7 @@ def published_variance(patch: np.ndarray) -> float:
 
 
 def measure(gray: np.ndarray, patch: int = PATCH) -> Guards:
-    """All guards of a gray picture, uint8 [H, W]."""
+    """All guards of a gray image, uint8 [H, W]."""
     assert 3 <= patch <= LARGEST_PATCH, f"patches of {patch} px"
     gray = np.ascontiguousarray(gray)
     height, width = gray.shape
@@ -121,7 +121,7 @@ def _ratio(on_grid: int, n_grid: int, inside: int, n_inside: int) -> float:
 
 
 def warm() -> None:
-    """Compile the pass, or load it from numba's cache: once in a worker, before its first picture."""
+    """Compile the pass, or load it from numba's cache: once in a worker, before its first image."""
     measure(np.zeros((16, 16), np.uint8), 8)
 
 

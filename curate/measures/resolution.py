@@ -1,8 +1,8 @@
-"""How much of a picture's grid its detail fills: an estimate of the enlargement that it went through.
+"""How much of an image's grid its detail fills: an estimate of the enlargement that it went through.
 
 Interpolation leaves a cliff in the spectrum at 1 / (2 ratio) cycles per pixel; a lens, or the fall of
 natural detail (power ~ 1 / f^2), leaves a slope. Copied pixels (nearest neighbour) leave no cliff but equal
-neighbours at a fixed period. Both are looked for where the picture has most detail.
+neighbours at a fixed period. Both are looked for where the image has most detail.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _GRID = 60
 """px: tiles start at multiples of it, so that columns 2, 3, 4, 5 or 6 apart fall together in all tiles."""
 
 _CLIFF = 6.5
-"""dB by which the band above a cutoff lies below the band under it, both weighted by f^2. Real pictures at
+"""dB by which the band above a cutoff lies below the band under it, both weighted by f^2. Real images at
 native size, shrunk by area and saved as JPEG 75 to 95, stay below in 97 of 100.
 """
 
@@ -31,9 +31,9 @@ _COPIED = 0.5
 
 
 def upscale_ratio(gray: np.ndarray) -> float:
-    """Estimated linear enlargement, >= 1, of a gray picture, uint8 [H, W]; 1.0 where nothing tells of any.
+    """Estimated linear enlargement, >= 1, of a gray image, uint8 [H, W]; 1.0 where nothing tells of any.
 
-    A picture without detail is no evidence of enlargement and has 1.0: the cliff has to be seen. A strong
+    An image without detail is no evidence of enlargement and has 1.0: the cliff has to be seen. A strong
     blur, a lens that resolves half the grid, or a smooth pattern that repeats cannot be told from an
     enlargement and has the ratio that would explain it. Noise or grain added afterwards fills the empty band
     and hides the cliff. An enlargement by less than 1.5 is seldom seen, and bilinear ones may be taken for
@@ -48,7 +48,7 @@ def upscale_ratio(gray: np.ndarray) -> float:
 
 def _detailed_tiles(gray: np.ndarray) -> list[np.ndarray]:
     """The tiles with the largest mean step between neighbours, float32 [N, N], N = 256 px (less in small
-    pictures).
+    images).
     """
     import cv2
 

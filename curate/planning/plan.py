@@ -27,7 +27,7 @@ ENGINE_VERSION = 2
 """Raised when the engine itself would give other rows for the same pipeline."""
 
 PIXEL_UNIT, HEADER_UNIT = (8, 64), (256, 4096)
-"""Least and most pictures per unit where stages need pixels, and where none does: at most a minute of work,
+"""Least and most images per unit where stages need pixels, and where none does: at most a minute of work,
 and not so little that writing the part is what takes the time.
 """
 
@@ -128,7 +128,7 @@ class Plan:
         return schema_of(column for step in self.steps for column in _own_columns(step))
 
     def unit_size(self, rows: int) -> int:
-        """Pictures per unit: fewer in a small set, so that every worker has some and the progress bar
+        """Images per unit: fewer in a small set, so that every worker has some and the progress bar
         moves.
         """
         if self.config.unit is not None:

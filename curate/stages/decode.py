@@ -1,4 +1,4 @@
-"""The full decode: what proves that a file is a whole picture, and names its content."""
+"""The full decode: what proves that a file is a whole image, and names its content."""
 
 from __future__ import annotations
 

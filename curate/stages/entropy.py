@@ -1,4 +1,4 @@
-"""Entropy: how many gray levels a picture uses, and how evenly."""
+"""Entropy: how many gray levels an image uses, and how evenly."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ class ExactDuplicatesStage(SetStage):
     """Groups of equal `content_hash` among the live rows, each ranked by `uri`; `dup_rank = 0` is the one to
     keep.
 
-    A picture that is the only one with its bytes has no group and rank 0; without a hash it has neither.
+    An image that is the only one with its bytes has no group and rank 0; without a hash it has neither.
     """
 
     name = "exact_duplicates"

@@ -1,4 +1,4 @@
-"""Flatness: how much of a picture has no structure at the pixel level."""
+"""Flatness: how much of an image has no structure at the pixel level."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FlatnessStage(Stage):
     it.
 
     Patches lie side by side from the top left of the stored grid; incomplete ones at the right and bottom
-    are left out, and a picture without a whole patch has 0.0. Source: UltraFlux 2511.18050,
+    are left out, and an image without a whole patch has 0.0. Source: UltraFlux 2511.18050,
     `tools/filtering_pipeline.py`.
     """
 

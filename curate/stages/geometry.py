@@ -33,7 +33,7 @@ def aspect_bucket(width: int, height: int) -> str:
     """`16:9` and the like: the common ratio nearest to width / height in its logarithm, in integers
     throughout.
 
-    A picture exactly between two takes the squarer one; turning it by 90 degrees turns the label.
+    An image exactly between two takes the squarer one; turning it by 90 degrees turns the label.
     """
     long, short = max(width, height), min(width, height)
     best = LANDSCAPES[0]

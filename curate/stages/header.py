@@ -1,4 +1,4 @@
-"""What the first bytes say: enough to turn down small pictures without decoding them."""
+"""What the first bytes say: enough to turn down small images without decoding them."""
 
 from __future__ import annotations
 

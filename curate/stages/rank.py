@@ -1,4 +1,4 @@
-"""Rank: where a picture stands among all others by one of its numbers."""
+"""Rank: where an image stands among all others by one of its numbers."""
 
 from __future__ import annotations
 

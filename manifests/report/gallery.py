@@ -1,4 +1,4 @@
-"""Which pictures a report shows: kept and turned down, grouped by reason, within a budget of bytes."""
+"""Which images a report shows: kept and turned down, grouped by reason, within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BUDGET = 9_000_000
 """Bytes of JPEG on a page: about 12 MB as base64."""
 
 KEPT_VALUES = 3
-"""Columns told of a kept picture: the first that rules cut."""
+"""Columns told of a kept image: the first that rules cut."""
 
 SHOWN_ALWAYS = ("width", "height", "format")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One tile: `source` is a data URI, or None where the picture was turned down before it was decoded."""
+class Image:
+    """One tile: `source` is a data URI, or None where the image was turned down before it was decoded."""
 
     uri: str
     alt: str
@@ -41,19 +41,19 @@ class Picture:
 
 @dataclass(frozen=True)
 class Group:
-    """The pictures of one verdict."""
+    """The images of one verdict."""
 
     status: str
     reason: str
     condition: str
     total: int
-    pictures: list[Picture]
+    images: list[Image]
 
 
 def groups(manifest: Manifest) -> list[Group]:
     """Kept first, then those turned down by each rule, in the funnel's order.
 
-    At most PER_GROUP pictures each, chosen by sample_id (a hash, so without regard to name or score), in the
+    At most PER_GROUP images each, chosen by sample_id (a hash, so without regard to name or score), in the
     order of the value that decided; files with the same bytes count as one. When the budget runs out, each
     group loses its last ones first.
     """
@@ -67,9 +67,9 @@ def groups(manifest: Manifest) -> list[Group]:
         shown = [row for row in rows if row["sample_id"] in jpegs]
         first = deciding[0] if status == REJECTED and deciding else "uri"
         shown.sort(key=lambda row: (_place(row[first]), row["uri"]))
-        pictures = [_picture(manifest, row, deciding, jpegs[row["sample_id"]]) for row in shown]
+        images = [_image(manifest, row, deciding, jpegs[row["sample_id"]]) for row in shown]
         total = manifest.info.counts["kept"] if status == KEPT else manifest.info.counts["reasons"][reason]
-        result.append(Group(status, reason, conditions.get(reason, ""), total, pictures))
+        result.append(Group(status, reason, conditions.get(reason, ""), total, images))
     return result
 
 
@@ -111,7 +111,7 @@ def _choose(manifest: Manifest, status: str, reason: str, deciding: Sequence[str
     where, values = "status = $1", [status]
     if reason:
         where, values = f"{where} AND reason = $2", [status, reason]
-    # files with the same bytes once: in a set full of links a group would be one picture over and over
+    # files with the same bytes once: in a set full of links a group would be one image over and over
     same = "PARTITION BY coalesce(content_hash, sample_id)"
     query = f"""
         SELECT {names}, count(*) OVER ({same}) AS copies FROM samples WHERE {where}
@@ -123,7 +123,7 @@ def _choose(manifest: Manifest, status: str, reason: str, deciding: Sequence[str
 def _within_budget(
     manifest: Manifest, rows: Sequence[Sequence[Mapping[str, Any]]]
 ) -> dict[str, bytes | None]:
-    """The JPEG of each picture that fits, by sample_id, dealt to the groups in turn; None if it has none."""
+    """The JPEG of each image that fits, by sample_id, dealt to the groups in turn; None if it has none."""
     found = manifest.previews([row["sample_id"] for group in rows for row in group])
     result: dict[str, bytes | None] = {}
     used = 0
@@ -138,14 +138,12 @@ def _within_budget(
     return result
 
 
-def _picture(
-    manifest: Manifest, row: Mapping[str, Any], deciding: Sequence[str], jpeg: bytes | None
-) -> Picture:
+def _image(manifest: Manifest, row: Mapping[str, Any], deciding: Sequence[str], jpeg: bytes | None) -> Image:
     units = {column.name: column.unit for column in manifest.columns}
     values = [(name, with_unit(row[name], units[name])) for name in deciding]
     size = f"{row['width']} × {row['height']}" if row.get("width") and row.get("height") else ""
     words = first_words(row.get("caption"))
-    return Picture(
+    return Image(
         uri=row["uri"],
         alt=words or PurePosixPath(row["uri"]).name,
         source=f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else None,

@@ -37,7 +37,7 @@ class Fault:
 def write_report(manifest: Manifest, out: Path) -> Path:
     """Write the report on `manifest` to the file `out`, atomically; the same manifest gives the same bytes.
 
-    The page needs nothing else: styles, pictures and charts are inside, and it reads without its script.
+    The page needs nothing else: styles, images and charts are inside, and it reads without its script.
     """
     out = Path(out)
     if out.is_dir():
@@ -70,7 +70,7 @@ def render(manifest: Manifest) -> str:
         advance()
         charts = _histograms(manifest, stats)
         advance()
-        pictures = groups(manifest)
+        images = groups(manifest)
         advance()
     return environment.get_template("report.html").render(
         info=manifest.info,
@@ -85,7 +85,7 @@ def render(manifest: Manifest) -> str:
         histograms=charts,
         chart=(WIDTH, HEIGHT),
         aspects=stats.aspects,
-        groups=pictures,
+        groups=images,
         chain=[link | {"what": summary(link.get("operation", {}))} for link in lineage(manifest.path)],
         operation=yaml.safe_dump(manifest.info.operation, sort_keys=False, allow_unicode=True, width=100),
     )

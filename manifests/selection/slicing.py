@@ -116,7 +116,7 @@ def _read(parent: Manifest, wanted: Slice, condition: Condition | None) -> dict[
     """For every row in order: its id, whether status and condition take it, and what it is drawn by.
 
     The keys are the first 64 bits of SHA-256("seed:sample:id") and of ("seed:split:id"); patches are split by
-    the id of their parent, so that no picture is in two splits.
+    the id of their parent, so that no image is in two splits.
     """
     status = "true" if wanted.status == "any" else f"status = '{wanted.status}'"
     key = "('0x' || sha256('{}:{}:' || {})[1:16])::UBIGINT"

@@ -186,5 +186,5 @@ def _refuse_context_parallelism(transformer: Any) -> None:
     if parallel is not None and parallel.context_parallel_config is not None:
         raise UserError(
             "windowed attention does not run with context parallelism: a rank lacks its neighbours' windows",
-            "take a dense sampler, or one GPU a picture",
+            "take a dense sampler, or one GPU an image",
         )

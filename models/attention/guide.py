@@ -73,7 +73,7 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @dataclass
 class Guide:
-    """What guides a picture: its packed latents at 1/ratio of the size, clean, [B, M, C] in raster order.
+    """What guides an image: its packed latents at 1/ratio of the size, clean, [B, M, C] in raster order.
 
     Token-masked adapters (`adapters/masked.py`: UltraGen's LoRA) act on these tokens and on no others.
     """

@@ -1,7 +1,7 @@
 """Window-first order: image and guide tokens reordered so that a window is one contiguous run.
 
-A picture of H x W image tokens (X) is cut into square windows of `window` tokens a side. Its guide (Y) is the
-same picture at 1/ratio of the size, cut into windows of window/ratio tokens, so that window k of X and window
+An image of H x W image tokens (X) is cut into square windows of `window` tokens a side. Its guide (Y) is the
+same image at 1/ratio of the size, cut into windows of window/ratio tokens, so that window k of X and window
 k of Y cover the same area. Raster order runs row by row over the whole grid; window-first order runs row by
 row over windows and row by row inside each (UltraGen's second version; its first had a Hilbert curve inside).
 """
@@ -50,7 +50,7 @@ class WindowLayout:
 
     @classmethod
     def of_pixels(cls, height: int, width: int, token: int, window: int = 16, ratio: int = 4) -> WindowLayout:
-        """The layout of a picture of height x width px, `token` px a token (16 with FLUX's VAE, 32 with F16).
+        """The layout of an image of height x width px, `token` px a token (16 with FLUX's VAE, 32 with F16).
 
         A size that is not made of whole windows is a UserError that names the nearest sizes in px.
         """

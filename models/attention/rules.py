@@ -15,8 +15,8 @@ where they offer a real choice it is an option here, and its default is the pape
 - `image_to_guide`: "own" is the paper's; "all" is the code's training mask.
 - `guide_to_text`: True as in the code's training mask; its inference mask leaves the text out.
 - `guide_to_guide`: the paper's global attention ("full") is quadratic in M: 8 % of all pairs at 4K, 23 % at
-  8K. How far to follow it there are two readings: up to the 4,096 guide tokens of a 4K picture, or as long
-  as it can be paid for. "auto" chooses the second, full up to 8K (16,384), so that an 8K picture has the
+  8K. How far to follow it there are two readings: up to the 4,096 guide tokens of a 4K image, or as long
+  as it can be paid for. "auto" chooses the second, full up to 8K (16,384), so that an 8K image has the
   global guide of the paper, and above that "local": a guide token sees its block of 16 x 16 guide tokens and
   the blocks within `guide_reach`, 2 by default. "local" by name is the first reading at 8K. The code's
   inference mask allows 2 tokens only, which is no global guide any more.

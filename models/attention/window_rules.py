@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from uhr.models.attention.layout import WindowLayout
 
 FULL_GUIDE = 16384
-"""Guide tokens (those of an 8K picture) up to which "auto" lets all of them see each other."""
+"""Guide tokens (those of an 8K image) up to which "auto" lets all of them see each other."""
 
 
 class WindowRules(Config):

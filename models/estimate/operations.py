@@ -53,7 +53,7 @@ class BackboneCost:
     """A FLUX transformer: elements of the linear layers' weights by what passes them, and its attention.
 
     `weights` has the keys image and text (the tokens of one stream), joint (both), head (image tokens, at the
-    very end), once and head_once (one row a picture: modulation and the embedding of time and guidance).
+    very end), once and head_once (one row an image: modulation and the embedding of time and guidance).
     """
 
     weights: Mapping[str, int]

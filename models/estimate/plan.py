@@ -37,7 +37,7 @@ class StagePlan:
 
 
 def plan(request: Request, item: Item, on: str | None = None) -> Plan:
-    """What the picture will take on the GPU of that name: this machine's if None, or else an H200.
+    """What the image will take on the GPU of that name: this machine's if None, or else an H200.
 
     The model may be the bare name of a spec, or a spec's hub id, of which nothing is fetched. UserError for
     what cannot be made.

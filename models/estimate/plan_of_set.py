@@ -1,4 +1,4 @@
-"""What a set will take: the plan of one picture of each kind, times their number."""
+"""What a set will take: the plan of one image of each kind, times their number."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from uhr.models.estimate import plan_text
 from uhr.models.estimate.plan import Plan, plan
 from uhr.models.estimate.plan_text import duration, gib
 from uhr.models.families.text import TokenCount
-from uhr.models.generate.pictures import open_picture
+from uhr.models.generate.images import open_image
 from uhr.models.generate.request import Item, Request
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Pictures that take the same: how many, and the plan of one."""
+    """Images that take the same: how many, and the plan of one."""
 
     count: int
     plan: Plan
@@ -31,17 +31,17 @@ class Kind:
 
 
 def plan_set(request: Request, items: Sequence[tuple[Item, str]], on: str | None = None) -> list[Kind]:
-    """The kinds of pictures of a set of items, each with the place that an error about it names. Prompts do
-    not matter, so a kind is a size, with or without a picture and a negative prompt.
+    """The kinds of images of a set of items, each with the place that an error about it names. Prompts do
+    not matter, so a kind is a size, with or without an image and a negative prompt.
 
-    A given picture that cannot be used is warned of; other errors are a UserError, and so is a set of which
+    A given image that cannot be used is warned of; other errors are a UserError, and so is a set of which
     nothing can be made.
     """
     found: dict[Any, tuple[int, Plan | None]] = {}
-    with progress("plan", len(items), "pictures") as advance:
+    with progress("plan", len(items), "images") as advance:
         for item, where in items:
             try:
-                given = None if item.image is None else open_picture(user_path(item.image)).size
+                given = None if item.image is None else open_image(user_path(item.image)).size
                 key = (given, item.size, item.negative is None)
                 count, known = found.get(key, (0, None))
                 found[key] = (count + 1, known or plan(request, item, on))
@@ -53,7 +53,7 @@ def plan_set(request: Request, items: Sequence[tuple[Item, str]], on: str | None
             advance()
     kinds = [Kind(count, known) for count, known in found.values() if known is not None]
     if not kinds:
-        raise UserError(f"none of the {len(items)} pictures can be used", "see above what is wrong with each")
+        raise UserError(f"none of the {len(items)} images can be used", "see above what is wrong with each")
     return sorted(kinds, key=lambda kind: kind.plan.asked.peak.total, reverse=True)
 
 
@@ -68,20 +68,20 @@ def describe(kinds: Sequence[Kind], counts: Sequence[TokenCount]) -> dict[str, A
 
 
 def show(kinds: Sequence[Kind]) -> None:
-    """For people: the plan of the picture that takes most memory, and what all of them take."""
+    """For people: the plan of the image that takes most memory, and what all of them take."""
     plan_text.show(kinds[0].plan)
-    say(f"\nthat is one picture{' of the largest kind' if len(kinds) > 1 else ''}; the set:\n")
+    say(f"\nthat is one image{' of the largest kind' if len(kinds) > 1 else ''}; the set:\n")
     rows = [
         [kind.count, f"{kind.plan.call.width}x{kind.plan.call.height}", gib(kind.plan.asked.peak.total)]
         + ([] if kind.seconds is None else [duration(kind.plan.asked.total), duration(kind.seconds)])
         for kind in kinds
     ]
     seconds = _seconds(kinds)
-    table(["pictures", "size", "memory", *(() if seconds is None else ("each", "in all"))], rows)
+    table(["images", "size", "memory", *(() if seconds is None else ("each", "in all"))], rows)
     if seconds is not None:
-        pictures = counted(sum(kind.count for kind in kinds), "picture")
+        images = counted(sum(kind.count for kind in kinds), "image")
         say(
-            f"\n{pictures}: some {duration(seconds)} on one GPU, a picture after another; "
+            f"\n{images}: some {duration(seconds)} on one GPU, an image after another; "
             "loading the model comes on top"
         )
 

@@ -1,4 +1,4 @@
-"""How a picture was made, written into it: everything that is wanted to make it again."""
+"""How an image was made, written into it: everything that is wanted to make it again."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from uhr.base.console import counted, shown
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving, user_path, write_json
 from uhr.base.store import FolderStore, StoreError
-from uhr.models.generate.pictures import CHUNK, STAGE
+from uhr.models.generate.images import CHUNK, STAGE
 from uhr.models.generate.setup import Call, Setup
 from uhr.models.samplers.core import guidance as guidance_text
 from uhr.models.samplers.core.run_record import RunRecord
 
 SEARCHED = 1 << 26
-"""px up to which a picture is decoded to look for a record behind its pixels, where some editors put it."""
+"""px up to which an image is decoded to look for a record behind its pixels, where some editors put it."""
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 """Whose versions stand in a record."""
@@ -64,7 +64,7 @@ def record_of(setup: Setup, call: Call, run: RunRecord, seams: float | None = No
         "request": request.model_dump(mode="json"),
         # a name is no part of how it was made
         "item": item.model_dump(mode="json", exclude={"name"}),
-        # under the names that curation looks for in the JSON beside a picture
+        # under the names that curation looks for in the JSON beside an image
         "caption": item.prompt,
         "license": model.spec.licence.name,
     }
@@ -110,12 +110,12 @@ def beside(path: Path) -> Path:
 
 def check_out(out: Path, given: Path | None = None) -> None:
     """UserError unless `out` is the name of a PNG that can be written, beside which no JSON stands that is
-    not ours, and which is not the `given` picture itself."""
+    not ours, and which is not the `given` image itself."""
     check_name(str(out))
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", "name a file in it")
     if _is_same(out, given):
-        raise UserError(f"--out {out} is the given picture itself", "name another file")
+        raise UserError(f"--out {out} is the given image itself", "name another file")
     FolderStore(str(out.parent)).probe()
     file = beside(out)
     if file.exists() and _read_json(file) is None:
@@ -129,7 +129,7 @@ def check_name(out: str) -> None:
 
 
 def check_beside(place: str, name: str, data: bytes | None) -> None:
-    """UserError where `data`, which stand at `place` beside the picture of that name, are no record."""
+    """UserError where `data`, which stand at `place` beside the image of that name, are no record."""
     if data is not None and _parsed(data.decode("utf-8", "replace")) is None:
         raise _not_ours(place, name)
 
@@ -145,15 +145,15 @@ def _is_same(file: Path, given: Path | None) -> bool:
     return file.samefile(user_path(given))
 
 
-def write(path: Path, picture: Any, record: dict[str, Any]) -> None:
-    """A PIL picture as PNG with the record in its `uhr` text chunk, and the same beside it as JSON.
+def write(path: Path, image: Any, record: dict[str, Any]) -> None:
+    """A PIL image as PNG with the record in its `uhr` text chunk, and the same beside it as JSON.
 
-    Both are whole or absent, and the JSON comes last: where it stands, its picture does.
+    Both are whole or absent, and the JSON comes last: where it stands, its image does.
     """
-    data = png_bytes(picture, record)
+    data = png_bytes(image, record)
     with saving(path, _ROOM, StoreError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # that of an earlier picture must not stand beside this one
+        # that of an earlier image must not stand beside this one
         beside(path).unlink(missing_ok=True)
         with atomic(path) as temporary:
             temporary.write_bytes(data)
@@ -164,12 +164,12 @@ _ROOM = "make room there, or name another place"
 
 
 def stage_files(folder: Path, stem: str, names: Sequence[str]) -> list[Path]:
-    """Where pictures of stages go: `STEM-1-base.png` and so on."""
+    """Where images of stages go: `STEM-1-base.png` and so on."""
     return [folder / f"{stem}-{number}-{name}.png" for number, name in enumerate(names, 1)]
 
 
 def check_stages(files: Sequence[Path], given: Path | None = None) -> None:
-    """UserError for a file that is there and no earlier picture of a stage, or that is the `given` picture:
+    """UserError for a file that is there and no earlier image of a stage, or that is the `given` image:
     it would be written over."""
     for file in files:
         if file.exists() and (_is_same(file, given) or _read_chunk(file, STAGE) is None):
@@ -177,28 +177,28 @@ def check_stages(files: Sequence[Path], given: Path | None = None) -> None:
 
 
 def write_stages(folder: Path, stem: str, stages: Sequence[tuple[str, Any]]) -> None:
-    """The pictures of stages (PIL) by their names, each marked as one."""
+    """The images of stages (PIL) by their names, each marked as one."""
     from PIL.PngImagePlugin import PngInfo
 
-    for file, (name, picture) in zip(stage_files(folder, stem, [n for n, _ in stages]), stages, strict=True):
+    for file, (name, image) in zip(stage_files(folder, stem, [n for n, _ in stages]), stages, strict=True):
         info = PngInfo()
         info.add_text(STAGE, name)
         with saving(file, _ROOM, StoreError), atomic(file) as temporary:
-            picture.save(temporary, format="PNG", pnginfo=info)
+            image.save(temporary, format="PNG", pnginfo=info)
 
 
-def png_bytes(picture: Any, record: dict[str, Any]) -> bytes:
-    """A PIL picture as PNG with the record in its `uhr` text chunk."""
+def png_bytes(image: Any, record: dict[str, Any]) -> bytes:
+    """A PIL image as PNG with the record in its `uhr` text chunk."""
     from PIL.PngImagePlugin import PngInfo
 
     info, file = PngInfo(), io.BytesIO()
     info.add_text(CHUNK, json.dumps(record, sort_keys=True, allow_nan=False))
-    picture.save(file, format="PNG", pnginfo=info)
+    image.save(file, format="PNG", pnginfo=info)
     return file.getvalue()
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record of a picture that `uhr sample` wrote: in the PNG, or in the JSON beside it where an editor
+    """The record of an image that `uhr sample` wrote: in the PNG, or in the JSON beside it where an editor
     has dropped it from the PNG. `path` may be the JSON itself. UserError for any other file."""
     if path.suffix.lower() == ".json":
         record = _read_json(path)
@@ -222,11 +222,11 @@ def opened(path: Path) -> Any:
 
 
 def _read_chunk(path: Path, name: str) -> str | None:
-    with opened(path) as picture:
-        found = picture.info.get(name)
-        if found is None and picture.width * picture.height <= SEARCHED:
+    with opened(path) as image:
+        found = image.info.get(name)
+        if found is None and image.width * image.height <= SEARCHED:
             try:
-                found = picture.text.get(name)
+                found = image.text.get(name)
             except (OSError, SyntaxError, ValueError) as error:
                 raise UserError(f"{path} cannot be read ({error})", "name a PNG") from error
     return found if isinstance(found, str) else None

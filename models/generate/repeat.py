@@ -1,4 +1,4 @@
-"""A picture made again from its own record, and whether it is the same."""
+"""An image made again from its own record, and whether it is the same."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Told(Config):
 def asked(
     record: Mapping[str, Any], where: str, model: str | None = None, sampler: str | None = None
 ) -> tuple[Request, Item]:
-    """What a record's picture was made of, with every default filled in as it was then.
+    """What a record's image was made of, with every default filled in as it was then.
 
     A hub's model is taken at the commit that was used, unless `model` names another place for it. UserError
     for a record that lacks something, and for a sampler that is none of ours: a record may come from anybody,
@@ -96,22 +96,22 @@ def may_fetch(model: str | None) -> bool:
     return model is not None and not is_backbone(user_path(model))
 
 
-def picture_of(file: Path) -> Path | None:
-    """The picture of then: the file itself, or what stands beside a record's JSON, if anything does."""
+def image_of(file: Path) -> Path | None:
+    """The image of then: the file itself, or what stands beside a record's JSON, if anything does."""
     if file.suffix.lower() != ".json":
         return file
-    picture = file.with_suffix(".png")
-    return picture if picture.exists() else None
+    image = file.with_suffix(".png")
+    return image if image.exists() else None
 
 
-def check_out(out: Path, picture: Path, item: Item) -> None:
-    """UserError unless `out` can be written without a loss: of the picture that is repeated, of its record,
-    or of the picture that it was made of."""
+def check_out(out: Path, image: Path, item: Item) -> None:
+    """UserError unless `out` can be written without a loss: of the image that is repeated, of its record,
+    or of the image that it was made of."""
     records.check_out(out, item.image)
-    for old in (picture, picture_of(picture), beside(picture)):
+    for old in (image, image_of(image), beside(image)):
         for new in (out, beside(out)):
             if old is not None and old.exists() and new.exists() and new.samefile(old):
-                what = f"--out {out}: {new} is the picture that is to be repeated, or its record"
+                what = f"--out {out}: {new} is the image that is to be repeated, or its record"
                 raise UserError(what, "name another file")
 
 
@@ -132,11 +132,11 @@ def on_this_machine(request: Request) -> tuple[Request, list[str]]:
 
 
 def check_files(request: Request, item: Item) -> None:
-    """UserError for a file that the picture was made of and that is not there. The model is asked for by
+    """UserError for a file that the image was made of and that is not there. The model is asked for by
     whoever opens it."""
     named = {"adapter": [user_path(each.name) for each in request.adapters]}
     named |= {name: [path] for name, path in request.weights.items()}
-    named["picture"] = [] if item.image is None else [user_path(item.image)]
+    named["image"] = [] if item.image is None else [user_path(item.image)]
     for kind, paths in named.items():
         for path in paths:
             if not path.exists():
@@ -144,8 +144,8 @@ def check_files(request: Request, item: Item) -> None:
 
 
 def differences(record: Mapping[str, Any], setup: Setup, call: Call) -> list[str]:
-    """A line for each thing that is not as it was when the picture was made: components' files, adapters,
-    the given picture, versions, the machine. A hub's model must have been loaded before."""
+    """A line for each thing that is not as it was when the image was made: components' files, adapters,
+    the given image, versions, the machine. A hub's model must have been loaded before."""
     lines = []
     then = record.get("weights", {})
     for name, now in setup.weights.items():
@@ -168,7 +168,7 @@ def differences(record: Mapping[str, Any], setup: Setup, call: Call) -> list[str
 def _given(then: Mapping[str, Any] | None, call: Call) -> list[str]:
     if call.given is None or then is None or then.get("sha256") == call.given.sha256:
         return []
-    return [f"picture: {call.item.image} is not the same file as then"]
+    return [f"image: {call.item.image} is not the same file as then"]
 
 
 def _versions_now() -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _changed(kind: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list
 
 @dataclass(frozen=True)
 class Comparison:
-    """Pixels of two pictures of `width` x `height` px that differ in any value, and by how much at most (of
+    """Pixels of two images of `width` x `height` px that differ in any value, and by how much at most (of
     255). `other` is the size of the first, where that is another one: then all differ."""
 
     width: int
@@ -219,7 +219,7 @@ class Comparison:
 
 
 def compare(first: Path, again: Any) -> Comparison:
-    """The picture in a file and one in memory (PIL), value by value, transparency as well. A file of another
+    """The image in a file and one in memory (PIL), value by value, transparency as well. A file of another
     size is not decoded."""
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""What a user asks for, as plain values: a request says how pictures are made, an item what is made.
+"""What a user asks for, as plain values: a request says how images are made, an item what is made.
 
 Both go through JSON and back unchanged, so that a call can be written down, sent to a worker, and repeated.
 """
@@ -47,12 +47,12 @@ class Adapter(Config):
 
 
 class Request(Config):
-    """How pictures are made. None is the sampler's default for the model (size, steps, guidance); dtype
+    """How images are made. None is the sampler's default for the model (size, steps, guidance); dtype
     "auto" is bfloat16 on a GPU and float32 on the CPU.
 
     `model` may be a backbone's lone file, and `base` is then the model that gives the rest. `options` are the
     sampler's own, by name; `size` is that of every item that names none; `scale` is how
-    many times a given picture's sides the result has.
+    many times a given image's sides the result has.
     """
 
     sampler: str
@@ -89,7 +89,7 @@ class Original(Config):
 
 
 class Item(Config):
-    """What is made: one picture. `name` is its file's name without the suffix; `image` a picture in place of
+    """What is made: one image. `name` is its file's name without the suffix; `image` an image in place of
     the base pass; `original` what `prompt` was before it was rewritten."""
 
     prompt: Text

@@ -18,16 +18,16 @@ from uhr.models.ops.seams import seams_of
 
 @dataclass(frozen=True)
 class Painting:
-    """A finished picture (PIL), those of the stages before it by name if they were asked for, and its record
+    """A finished image (PIL), those of the stages before it by name if they were asked for, and its record
     as JSON."""
 
-    picture: Any
+    image: Any
     record: dict[str, Any]
     stages: list[tuple[str, Any]] = field(default_factory=list)
 
 
 class Session:
-    """The pipeline of a setup, in memory with its adapters: loaded once, for as many pictures as are
+    """The pipeline of a setup, in memory with its adapters: loaded once, for as many images as are
     wanted."""
 
     def __init__(self, setup: Setup, advance: Advance | None = None) -> None:
@@ -61,7 +61,7 @@ class Session:
             offload(self.pipeline, Offload(request.offload), torch.device(setup.device))
 
     def paint(self, call: Call, advance: Advance | None = None, stages: bool = False) -> Painting:
-        """One picture, and with `stages` those of the stages before the last, which cost a decoding each.
+        """One image, and with `stages` those of the stages before the last, which cost a decoding each.
         `advance(n, note, total)` hears how many calls of the backbone there will be, of each that is done,
         and of which stage it was."""
         import torch
@@ -83,20 +83,20 @@ class Session:
                 **({"return_stages": True} if stages else {}),
                 **self.setup.method.options.model_dump(),
             )
-        (picture,) = found.images
+        (image,) = found.images
         self.setup.hash_weights()
         run = self.pipeline.last_run
-        record = record_of(self.setup, call, run, seams_of(picture, run.pieces))
+        record = record_of(self.setup, call, run, seams_of(image, run.pieces))
         if given is not None and fit is not None:
-            picture = given.put_back(picture, fit)
-        return Painting(picture, record, self._shown(found.stages, fit) if stages else [])
+            image = given.put_back(image, fit)
+        return Painting(image, record, self._shown(found.stages, fit) if stages else [])
 
-    def _shown(self, pictures: list[list[Any]], fit: Fit | None) -> list[tuple[str, Any]]:
-        """The first picture of every stage before the last, by the stage's name, without what a given picture
+    def _shown(self, images: list[list[Any]], fit: Fit | None) -> list[tuple[str, Any]]:
+        """The first image of every stage before the last, by the stage's name, without what a given image
         was continued by."""
         names = [stage.name for stage in self.pipeline.last_run.stages[:-1]]
-        shown = [(name, batch[0]) for name, batch in zip(names, pictures, strict=True)]
-        return shown if fit is None else [(name, fit.cut(picture)) for name, picture in shown]
+        shown = [(name, batch[0]) for name, batch in zip(names, images, strict=True)]
+        return shown if fit is None else [(name, fit.cut(image)) for name, image in shown]
 
     @contextlib.contextmanager
     def _watched(self, advance: Advance | None) -> Generator[None]:

@@ -14,7 +14,7 @@ from typing import Any
 from uhr.base.config import Config, build
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
-from uhr.models.generate.pictures import Given, open_picture
+from uhr.models.generate.images import Given, open_image
 from uhr.models.generate.request import Adapter, Item, Request
 from uhr.models.loading.hashes import (
     FileState,
@@ -45,7 +45,7 @@ WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2")
 
 @dataclass(frozen=True)
 class Call:
-    """One picture that can be made: its item, and every number that was left open filled in. Sizes in px.
+    """One image that can be made: its item, and every number that was left open filled in. Sizes in px.
 
     `height` and `width` are those of the finished image; the plan's are larger where a given image is no
     whole number of tokens (windows, grids). `given` is that image, opened, and `fit` how it is brought to a
@@ -107,20 +107,20 @@ class Method:
         )
 
     def call(self, item: Item) -> Call:
-        """UserError for a size that cannot be made, a picture that cannot be opened or taken, and a negative
+        """UserError for a size that cannot be made, an image that cannot be opened or taken, and a negative
         prompt that would have no effect."""
         if item.image is not None:
-            return self._of_picture(item, item.image)
+            return self._of_image(item, item.image)
         if self.request.scale is not None:
             raise UserError(
-                f"--scale {self.request.scale:g} is given without a picture", "give --size instead"
+                f"--scale {self.request.scale:g} is given without an image", "give --size instead"
             )
         size = self._size(item) or self.sampler.default_size(self.facts)
         return Call(item, size[0], size[1], self._plan(item, size))
 
-    def _of_picture(self, item: Item, path: Path) -> Call:
+    def _of_image(self, item: Item, path: Path) -> Call:
         check_takes_image(self.request.sampler)
-        given, rule = open_picture(user_path(path)), self.sampler.sizes(self.facts, self.options)
+        given, rule = open_image(user_path(path)), self.sampler.sizes(self.facts, self.options)
         scale = self.sampler.default_scale()
         target = target_size(given.size, self.request.scale, self._size(item), scale)
         least = rule.least or self.facts.native
@@ -204,7 +204,7 @@ class Setup:
 
     @classmethod
     def of(cls, request: Request, fetch: bool = True) -> Setup:
-        """UserError for whatever of a request cannot be, whichever picture it is for. Without `fetch` the hub
+        """UserError for whatever of a request cannot be, whichever image it is for. Without `fetch` the hub
         is not asked, and its cache must do."""
         check_name(request.sampler)
         if request.dtype not in ("auto", *DTYPES):
@@ -299,7 +299,7 @@ class Setup:
         if names:
             return names
         name = self.request.sampler
-        what = f"{name} paints this picture in one stage, and previews are of those before the last"
+        what = f"{name} paints this image in one stage, and previews are of those before the last"
         raise UserError(what, "leave out --previews")
 
 

@@ -1,4 +1,4 @@
-"""Where one picture goes: a PNG with its JSON beside it, in a folder or an object store."""
+"""Where one image goes: a PNG with its JSON beside it, in a folder or an object store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Target:
             return cls(text, FolderStore(str(Path(text).parent)), Path(text).name)
         place, _, name = text.rpartition("/")
         if not is_url(place):
-            raise UserError(f"--out {text} names no file in a bucket", "write it as s3://bucket/picture.png")
+            raise UserError(f"--out {text} names no file in a bucket", "write it as s3://bucket/image.png")
         records.check_name(text)
         return cls(text, open_store(place), name)
 
@@ -42,7 +42,7 @@ class Target:
         return self.store.folder / self.name if isinstance(self.store, FolderStore) else None
 
     def check(self, given: Path | None = None) -> None:
-        """UserError unless the picture can be written there without a loss (`records.check_out`)."""
+        """UserError unless the image can be written there without a loss (`records.check_out`)."""
         if self.file is not None:
             records.check_out(self.file, given)
             return
@@ -54,14 +54,14 @@ class Target:
     def _record(self) -> str:
         return f"{self.stem}.json"
 
-    def write(self, picture: Any, record: dict[str, Any]) -> None:
+    def write(self, image: Any, record: dict[str, Any]) -> None:
         """As `records.write`."""
         if self.file is not None:
-            records.write(self.file, picture, record)
+            records.write(self.file, image, record)
             return
-        data = records.png_bytes(picture, record)
+        data = records.png_bytes(image, record)
         beside = json_bytes(record)
-        # that of an earlier picture must not stand beside this one
+        # that of an earlier image must not stand beside this one
         self.store.delete(self._record)
         self.store.write(self.name, data)
         self.store.write(self._record, beside)

@@ -1,4 +1,4 @@
-"""Bicubic enlargement of any part of a picture: what a patch needs, without the whole picture in memory."""
+"""Bicubic enlargement of any part of an image: what a patch needs, without the whole image in memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def reflected(length: int, padded: int) -> torch.Tensor:
 
 
 def bicubic_at(
-    picture: torch.Tensor, size: tuple[int, int], rows: torch.Tensor, columns: torch.Tensor
+    image: torch.Tensor, size: tuple[int, int], rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """The chosen rows and columns of a picture [B, C, h, w] as it is after enlargement to `size` (height,
+    """The chosen rows and columns of an image [B, C, h, w] as it is after enlargement to `size` (height,
     width): float32 [B, C, len(rows), len(columns)].
 
     The same values as `filters.bicubic` gives of the whole (kernel a = -0.75, pixels are areas, borders
     repeated, overshoots not clipped), up to rounding. Neither axis may shrink.
     """
-    assert size[0] >= picture.shape[-2], (tuple(picture.shape), size)
-    assert size[1] >= picture.shape[-1], (tuple(picture.shape), size)
-    found = _along(picture.float(), -2, size[0], rows)
+    assert size[0] >= image.shape[-2], (tuple(image.shape), size)
+    assert size[1] >= image.shape[-1], (tuple(image.shape), size)
+    found = _along(image.float(), -2, size[0], rows)
     return _along(found, -1, size[1], columns)
 
 

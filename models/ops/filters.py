@@ -1,4 +1,4 @@
-"""Filters on pictures and latents that several samplers share. Pure functions on [..., H, W], any H and W.
+"""Filters on images and latents that several samplers share. Pure functions on [..., H, W], any H and W.
 
 All of them compute in float32 (half-precision FFTs exist for few sizes, and only on GPUs) and give back the
 dtype that they were given.
@@ -131,7 +131,7 @@ ENLARGEMENTS: Mapping[str, Callable[[torch.Tensor, int, int], torch.Tensor]] = {
     "bicubic": bicubic,
     "lanczos": lanczos,
 }
-"""How a picture can be brought to another size, by name."""
+"""How an image can be brought to another size, by name."""
 
 
 def _repeat_last(x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""From a picture of any size to one that a sampler can make, and back: nothing is stretched, nothing lost.
+"""From an image of any size to one that a sampler can make, and back: nothing is stretched, nothing lost.
 
-All sizes are (height, width) in px. What lies beyond the right and lower border is the picture, reflected.
+All sizes are (height, width) in px. What lies beyond the right and lower border is the image, reflected.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Makeable = Callable[[int, int], Size]
 """The smallest size that a sampler can make with sides of at least (height, width)."""
 
 SPARE = 1.125
-"""Padding the picture by whole pixels may make the sampler paint this many times the least area."""
+"""Padding the image by whole pixels may make the sampler paint this many times the least area."""
 
 MOST_PIXELS = 2**30
 """Of what is asked for: 32768 x 32768. More is a slip of the hand, and no PNG that anything opens."""
 
 
 def target_size(given: Size, scale: float | None, size: Size | None, default: float) -> Size:
-    """What a picture of `given` becomes: `scale` times its sides, each rounded, or `size`; `default` is the
+    """What an image of `given` becomes: `scale` times its sides, each rounded, or `size`; `default` is the
     scale where neither is told.
 
-    A size must have the picture's aspect ratio but for half a pixel of the picture. UserError for that, for
+    A size must have the image's aspect ratio but for half a pixel of the image. UserError for that, for
     sides that would shrink, and for more than `MOST_PIXELS`.
     """
     (tall, wide), shown = given, _times(given)
@@ -47,12 +47,12 @@ def target_size(given: Size, scale: float | None, size: Size | None, default: fl
             raise UserError(f"a scale of {scale:g}", "give 1 or more")
         found = round(scale * tall), round(scale * wide)
     if found[0] < tall or found[1] < wide:
-        what = f"a picture of {shown} would shrink to {_times(found)}"
+        what = f"an image of {shown} would shrink to {_times(found)}"
         raise UserError(what, "shrink it before, and take scale 1")
     if found[0] * found[1] > MOST_PIXELS:
         most = math.sqrt(MOST_PIXELS / (tall * wide))
         fix = f"take a scale of at most {math.floor(100 * most) / 100:g}"
-        raise UserError(f"a picture of {shown} would become {_times(found)}", fix)
+        raise UserError(f"an image of {shown} would become {_times(found)}", fix)
     return found
 
 
@@ -62,7 +62,7 @@ def _check_unstretched(given: Size, size: Size) -> None:
     slack = max(1.0, 0.5 * height / tall, 0.5 * width / wide)
     if abs(height - width * tall / wide) > slack and abs(width - height * wide / tall) > slack:
         fix = f"ask for {width}x{fits[0]} or {fits[1]}x{height}, or crop it"
-        raise UserError(f"a picture of {_times(given)} does not fit {_times(size)}", fix)
+        raise UserError(f"an image of {_times(given)} does not fit {_times(size)}", fix)
 
 
 def check_patch(given: Size, target: Size, patch: int, whole: bool) -> None:
@@ -78,17 +78,17 @@ def check_patch(given: Size, target: Size, patch: int, whole: bool) -> None:
     hundredths = math.ceil(100 * patch / side)
     while not holds(target_size(given, hundredths / 100, None, 1)):  # a side of 1.4 px is rounded to one
         hundredths += 1
-    what = f"a picture of {_times(given)} becomes {_times(target)}, less than one patch of {patch}x{patch}"
+    what = f"an image of {_times(given)} becomes {_times(target)}, less than one patch of {patch}x{patch}"
     raise UserError(what, f"take a scale of {hundredths / 100:g} or more")
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a sampler is brought to make `target`, exactly, of a picture of `given` px.
+    """How a sampler is brought to make `target`, exactly, of an image of `given` px.
 
-    It is handed the picture continued to `handed` px and makes `made` px, `made / handed` being the exact
+    It is handed the image continued to `handed` px and makes `made` px, `made / handed` being the exact
     enlargement `target / given` along each axis; the upper left `target` of it is kept. Where no padding by
-    whole pixels leads to a size that it can make, the picture is enlarged to `target` beforehand (`first`),
+    whole pixels leads to a size that it can make, the image is enlarged to `target` beforehand (`first`),
     and `handed` is `made`.
     """
 
@@ -99,33 +99,33 @@ class Fit:
 
     @property
     def first(self) -> bool:
-        """Whether the picture is enlarged before it is padded."""
+        """Whether the image is enlarged before it is padded."""
         return self.handed == self.made and self.given != self.target
 
-    def hand(self, picture: torch.Tensor) -> torch.Tensor:
-        """What the sampler is handed of a picture [B, 3, h, w]: float32 [B, 3, *handed]. Overshoots of the
+    def hand(self, image: torch.Tensor) -> torch.Tensor:
+        """What the sampler is handed of an image [B, 3, h, w]: float32 [B, 3, *handed]. Overshoots of the
         enlargement are not clipped."""
-        assert tuple(picture.shape[-2:]) == self.given, (tuple(picture.shape), self.given)
+        assert tuple(image.shape[-2:]) == self.given, (tuple(image.shape), self.given)
         if self.first:
-            picture = bicubic(picture.float(), *self.target)
-        return continued(picture.float(), self.handed)
+            image = bicubic(image.float(), *self.target)
+        return continued(image.float(), self.handed)
 
     def cut(self, painted: Any) -> Any:
-        """The `target` part of a PIL picture of `made` px, or the same part of a stage's before it."""
+        """The `target` part of a PIL image of `made` px, or the same part of a stage's before it."""
         sides = zip(self.target, painted.size[::-1], self.made, strict=True)
         height, width = (max(1, round(side * of / made)) for side, of, made in sides)
         return painted if (width, height) == painted.size else painted.crop((0, 0, width, height))
 
     def describe(self) -> dict[str, Any]:
-        """JSON, for the picture's record: sizes as [height, width]."""
+        """JSON, for the image's record: sizes as [height, width]."""
         sizes = {name: list(getattr(self, name)) for name in ("given", "target", "handed", "made")}
         return {**sizes, "enlarged_first": self.first}
 
 
 def fit(given: Size, target: Size, makeable: Makeable) -> Fit:
-    """The padding with which a sampler makes `target` of a picture of `given` px.
+    """The padding with which a sampler makes `target` of an image of `given` px.
 
-    Along an axis that is enlarged by P / q in lowest terms, pictures of k q px become k P: the least of those
+    Along an axis that is enlarged by P / q in lowest terms, images of k q px become k P: the least of those
     that the sampler can make is taken, unless its area is more than `SPARE` times what it would make anyway.
     """
     least = makeable(*target)
@@ -140,14 +140,14 @@ def fit(given: Size, target: Size, makeable: Makeable) -> Fit:
     return Fit(given, target, least, least)
 
 
-def continued(picture: torch.Tensor, size: Size) -> torch.Tensor:
-    """A picture [B, C, h, w] continued to `size` by reflection, its last row and column not repeated, to and
+def continued(image: torch.Tensor, size: Size) -> torch.Tensor:
+    """An image [B, C, h, w] continued to `size` by reflection, its last row and column not repeated, to and
     fro as often as it takes; itself where it has that size."""
-    if tuple(picture.shape[-2:]) == size:
-        return picture
-    rows, columns = (reflected(of, to) for of, to in zip(picture.shape[-2:], size, strict=True))
-    picture = picture.index_select(-2, rows.to(picture.device))
-    return picture.index_select(-1, columns.to(picture.device))
+    if tuple(image.shape[-2:]) == size:
+        return image
+    rows, columns = (reflected(of, to) for of, to in zip(image.shape[-2:], size, strict=True))
+    image = image.index_select(-2, rows.to(image.device))
+    return image.index_select(-1, columns.to(image.device))
 
 
 def _times(size: Size) -> str:

@@ -38,7 +38,7 @@ def euler_step(x: torch.Tensor, velocity: torch.Tensor, sigma: float, sigma_next
 
 
 def check_finite(x: torch.Tensor, what: str) -> None:
-    """UserError where a value of x is none (NaN, infinite): a picture of it would be black, or grey."""
+    """UserError where a value of x is none (NaN, infinite): an image of it would be black, or grey."""
     # the sum has none either, and takes no memory
     if not math.isfinite(x.sum(dtype=torch.float32).item()):
         fix = "take another dtype (bfloat16 or float32), and look at the weights, adapters and guidance"

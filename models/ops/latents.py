@@ -36,7 +36,7 @@ def unpack(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def image_ids(rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Position ids (0, row, column) of a token grid: float32 [rows * columns, 3].
 
-    Never half precision: bfloat16 is exact only to 256, so that neighbours of an 8K picture share a position.
+    Never half precision: bfloat16 is exact only to 256, so that neighbours of an 8K image share a position.
     """
     ids = torch.zeros(rows, columns, 3, dtype=torch.float32, device=device)
     ids[..., 1] = torch.arange(rows, device=device)[:, None]
@@ -103,7 +103,7 @@ def normalisation(vae: Any) -> Normalisation | PatchNormalisation:
     return PatchNormalisation.of(vae) if hasattr(vae, "bn") else Normalisation.of(vae.config)
 
 
-def to_pictures(rgb: Any) -> torch.Tensor:
+def to_images(rgb: Any) -> torch.Tensor:
     """uint8 [B, H, W, 3] (sRGB, an array or a tensor) -> float32 [B, 3, H, W] in [-1, 1]."""
     pixels = torch.as_tensor(rgb)
     assert pixels.dtype == torch.uint8, pixels.dtype
@@ -118,7 +118,7 @@ def sample_moments(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -
     return mean.float() + std.float() * noise.to(mean.device, torch.float32)
 
 
-def to_uint8(pictures: torch.Tensor) -> torch.Tensor:
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """float [B, 3, H, W] in [-1, 1], clipped -> uint8 [B, H, W, 3], rounded to the nearest level."""
-    levels = (pictures.float() * 0.5 + 0.5).clamp(0, 1) * 255
+    levels = (images.float() * 0.5 + 0.5).clamp(0, 1) * 255
     return levels.round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""Overlapping patches of a picture (or latent) of any size: where they lie, and how they blend."""
+"""Overlapping patches of an image (or latent) of any size: where they lie, and how they blend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle on a picture's grid, in that grid's own units (pixels or latents)."""
+    """A rectangle on an image's grid, in that grid's own units (pixels or latents)."""
 
     top: int
     left: int
@@ -78,10 +78,10 @@ def grid(
 
 def feather(box: Box, height: int, width: int, overlap: int) -> torch.Tensor:
     """Blending weights of a patch, float32 [box.height, box.width] in (0, 1]: a plateau of 1, and on each
-    side inside the picture a Gaussian ramp of the overlap's width. RealUHR says "alpha blending with Gaussian
+    side inside the image a Gaussian ramp of the overlap's width. RealUHR says "alpha blending with Gaussian
     feathering" (figure 3); plateau and standard deviation, overlap / 3, are ours.
 
-    A side on the picture's border keeps weight 1: no neighbour would make up for it.
+    A side on the image's border keeps weight 1: no neighbour would make up for it.
     """
     rows = _ramps(box.height, overlap, box.top > 0, box.bottom < height)
     columns = _ramps(box.width, overlap, box.left > 0, box.right < width)

@@ -1,4 +1,4 @@
-"""Projected flow (I-Max): the low frequencies of a velocity are drawn towards a reference picture.
+"""Projected flow (I-Max): the low frequencies of a velocity are drawn towards a reference image.
 
 Pure functions on latents [..., H, W]; sigma in [0, 1] with 1 noise, velocity = noise - data.
 """

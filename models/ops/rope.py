@@ -1,4 +1,4 @@
-"""Rotary position embeddings for pictures larger than a backbone was trained at: NTK, YaRN, Resonance with
+"""Rotary position embeddings for images larger than a backbone was trained at: NTK, YaRN, Resonance with
 YaRN.
 
 Each is a drop-in for a FLUX backbone's `pos_embed`: ids [S, axes] -> (cos, sin), float32 [S, sum of

@@ -54,7 +54,7 @@ def refuse_runaway(tokens: int, limit: int, mu: float) -> None:
     """Runaway above `limit` image tokens, where the lines through which mu was fitted run away."""
     if tokens > limit:
         raise Runaway(
-            f"the dynamic shift is calibrated up to {limit} image tokens; this picture has "
+            f"the dynamic shift is calibrated up to {limit} image tokens; this image has "
             f"{tokens} (factor {math.exp(mu):,.0f}: almost every step at pure noise)",
             "shift by a fixed factor",
         )

@@ -1,4 +1,4 @@
-"""Whether it shows that a picture was put together from patches: gradients across their borders."""
+"""Whether it shows that an image was put together from patches: gradients across their borders."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ BESIDE = 2
 """How many px from a border, on either side, the gradients lie that those across it are held against."""
 
 
-def seam_strength(picture: torch.Tensor, boxes: Sequence[Box]) -> float:
-    """How much the borders of `boxes` show in a picture [B, C, H, W], of any dtype: the mean absolute
+def seam_strength(image: torch.Tensor, boxes: Sequence[Box]) -> float:
+    """How much the borders of `boxes` show in an image [B, C, H, W], of any dtype: the mean absolute
     difference across them, over that two px further in on either side. 1 is no seam.
 
-    A picture with no border inside, or without any gradient, gives 1; one whose only gradients lie on
+    An image with no border inside, or without any gradient, gives 1; one whose only gradients lie on
     borders, infinity. Only the borders' own surroundings are read.
     """
     across, beside = 0.0, 0.0
     for axis, edges in ((-2, _inner(boxes, "top", "bottom")), (-1, _inner(boxes, "left", "right"))):
         for edge in edges:
-            around = [edge + shift for shift in (-BESIDE, BESIDE) if 0 < edge + shift < picture.shape[axis]]
-            if 0 < edge < picture.shape[axis] and around:
-                across += _gradient(picture, axis, edge)
-                beside += sum(_gradient(picture, axis, place) for place in around) / len(around)
+            around = [edge + shift for shift in (-BESIDE, BESIDE) if 0 < edge + shift < image.shape[axis]]
+            if 0 < edge < image.shape[axis] and around:
+                across += _gradient(image, axis, edge)
+                beside += sum(_gradient(image, axis, place) for place in around) / len(around)
     if beside == 0:
         return 1.0 if across == 0 else float("inf")
     return across / beside
 
 
-def seams_of(picture: Any, boxes: Sequence[Box]) -> float | None:
-    """`seam_strength` of a PIL picture; None where it was not put together from several boxes."""
+def seams_of(image: Any, boxes: Sequence[Box]) -> float | None:
+    """`seam_strength` of a PIL image; None where it was not put together from several boxes."""
     import numpy as np
 
     if len(boxes) < 2:
         return None
-    return seam_strength(torch.from_numpy(np.array(picture.convert("RGB"))).movedim(-1, 0)[None], boxes)
+    return seam_strength(torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)[None], boxes)
 
 
-def _gradient(picture: torch.Tensor, axis: int, edge: int) -> float:
+def _gradient(image: torch.Tensor, axis: int, edge: int) -> float:
     """The mean absolute difference between the row (column) before `edge` and the one behind it."""
-    before, behind = picture.narrow(axis, edge - 1, 2).float().unbind(axis)
+    before, behind = image.narrow(axis, edge - 1, 2).float().unbind(axis)
     return (behind - before).abs().mean().item()
 
 

@@ -21,7 +21,7 @@ def base_size(height: int, width: int, native: int, multiple: int) -> Size:
     aspect ratio (4096 x 4096 -> 1024 x 1024, 2160 x 3840 -> 768 x 1360). A smaller target is its own base.
 
     A shortfall in area counts a quarter of an equal error of the aspect ratio: a ratio that is off
-    stretches the picture when it is enlarged.
+    stretches the image when it is enlarged.
     """
     limit = (native // multiple) ** 2
     rows, columns = height // multiple, width // multiple
@@ -83,7 +83,7 @@ def check_enlarges(target: Size, native: int, near: str = "a larger size") -> No
     `near` is what to ask for instead."""
     if target[0] * target[1] <= native**2:
         height, width = target
-        what = f"size {width}x{height} is not above the native {native}x{native}, as all pictures here are"
+        what = f"size {width}x{height} is not above the native {native}x{native}, as all images here are"
         raise UserError(what, f"ask for {near}, or take euler")
 
 

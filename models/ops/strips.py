@@ -1,4 +1,4 @@
-"""Patches put together strip by strip: a picture of any height in the memory of one row of patches."""
+"""Patches put together strip by strip: an image of any height in the memory of one row of patches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uhr.models.ops.latents import to_uint8
 from uhr.models.ops.patches import Box
 
 Strip = Callable[[int, torch.Tensor], None]
-"""`strip(top, rows)`: float32 rows [B, C, h, W] of the finished picture, from row `top` on, on the CPU."""
+"""`strip(top, rows)`: float32 rows [B, C, h, W] of the finished image, from row `top` on, on the CPU."""
 
 
 class StripCanvas:
@@ -77,8 +77,8 @@ class Gathered:
             self.values[:, top:bottom] = to_uint8(rows)
 
     def pil(self) -> list[Any]:
-        """PIL pictures, of uint8."""
+        """PIL images, of uint8."""
         from PIL import Image
 
         assert not self._exact
-        return [Image.fromarray(picture) for picture in self.values.numpy()]
+        return [Image.fromarray(image) for image in self.values.numpy()]

@@ -90,7 +90,7 @@ def _guided(facts: CardFacts) -> str:
 
 ```bash
 uhr sample ultragen --model {facts.base_model if "/" in facts.base_model else MODEL} \\
-    --adapter path/to/this/folder --prompt "a prompt" --out picture.png
+    --adapter path/to/this/folder --prompt "a prompt" --out image.png
 ```
 
 Programs that load it as an ordinary LoRA let it act on every token, for which it was not trained."""
@@ -112,12 +112,12 @@ from diffusers import {facts.spec.pipeline_class}
 
 pipe = {facts.spec.pipeline_class}.from_pretrained("{named}"{pinned}, torch_dtype=torch.bfloat16)
 pipe.load_lora_weights("path/to/this/folder")
-pipe(prompt="a prompt", num_inference_steps={facts.spec.steps}{scale}).images[0].save("picture.png")
+pipe(prompt="a prompt", num_inference_steps={facts.spec.steps}{scale}).images[0].save("image.png")
 ```
 
 ```bash
 uhr sample euler --model {model} --adapter path/to/this/folder \\
-    --prompt "a prompt" --out picture.png
+    --prompt "a prompt" --out image.png
 ```{remark}"""
 
 
@@ -139,9 +139,9 @@ def _training(facts: CardFacts) -> str:
 def _data(facts: CardFacts) -> str:
     known = sorted((name, count) for name, count in facts.licences.items() if name is not None)
     silent = facts.licences.get(None, 0)
-    text = f"## Data\n\n{facts.trained_on:,} pictures of the manifest `{facts.manifest_id}`."
+    text = f"## Data\n\n{facts.trained_on:,} images of the manifest `{facts.manifest_id}`."
     if known:
-        text += "\n\n" + _table(("licence of the pictures", "pictures"), dict(known))
+        text += "\n\n" + _table(("licence of the images", "images"), dict(known))
     if silent:
         text += f"\n\nThe manifest records no licence for {silent:,} of them."
     return text

@@ -127,7 +127,7 @@ def check_takes_image(name: str) -> None:
     if find_sampler(name).takes_image:
         return
     those = [other for other in SAMPLERS if find_sampler(other).takes_image]
-    raise UserError(f"sampler '{name}' takes no picture", f"these do: {', '.join(those)}")
+    raise UserError(f"sampler '{name}' takes no image", f"these do: {', '.join(those)}")
 
 
 def _object(name: str) -> Any:

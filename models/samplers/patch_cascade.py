@@ -180,8 +180,8 @@ def patch_stage(facts: ModelFacts, request: SamplingRequest, options: PatchCasca
         near = max(multiple, patch // multiple * multiple)
         raise UserError(f"patches of {patch} px", f"give a multiple of {multiple}: {near}, say")
     if max(height, width) < patch:
-        fix = f"ask for a larger picture, or set patch={max(height, width)}"
-        raise UserError(f"a picture of {width}x{height} is smaller than one patch of {patch} px", fix)
+        fix = f"ask for a larger image, or set patch={max(height, width)}"
+        raise UserError(f"an image of {width}x{height} is smaller than one patch of {patch} px", fix)
     overlap = round(options.overlap * patch / multiple) * multiple
     boxes = grid(height, width, patch, overlap, multiple)
     levels = schedules.patch_schedule(

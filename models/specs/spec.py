@@ -104,14 +104,14 @@ class ModelSpec:
 
     @property
     def tiny(self) -> bool:
-        """Random weights, made here: pictures of it are no art."""
+        """Random weights, made here: images of it are no art."""
         return self.hub_id is None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of image tokens of a picture of height x width px."""
+        """Rows and columns of image tokens of an image of height x width px."""
         return height // self.pixel_multiple, width // self.pixel_multiple
 
     def tokens(self, height: int, width: int) -> int:
-        """Image tokens (packed latent positions) of a picture of height x width px; text not counted."""
+        """Image tokens (packed latent positions) of an image of height x width px; text not counted."""
         rows, columns = self.grid(height, width)
         return rows * columns

@@ -1,7 +1,7 @@
 """Tiny backbones: the real classes, the real VAE factor and text lengths, random weights, a few megabytes.
 
 Everything that a real checkpoint goes through, they go through as well: the same loading code, adapters,
-samplers. What they paint is no picture of anything.
+samplers. What they paint is no image of anything.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uhr.models.specs.spec import Licence
 _LICENCE = Licence(
     id="apache-2.0", name="Apache-2.0", url="https://www.apache.org/licenses/LICENSE-2.0", commercial=True
 )
-_NOTES = ("random weights: what it paints is no picture of anything",)
+_NOTES = ("random weights: what it paints is no image of anything",)
 
 TINY_FLUX1 = replace(
     FLUX1_DEV,

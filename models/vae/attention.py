@@ -45,7 +45,7 @@ Bands = Iterable[tuple[torch.Tensor, bool]]
 
 
 def keys_and_values(layer: Attention, bands: Bands, shape: Shape, run: Pass) -> list[torch.Tensor]:
-    """Both projections of the whole picture: two of [1, heads, H * W, C / heads]."""
+    """Both projections of the whole image: two of [1, heads, H * W, C / heads]."""
     normalise, heads = layer.norm.start(run), layer.module.heads
     size = (1, heads, shape.height * shape.width, layer.module.to_k.out_features // heads)
     both: list[torch.Tensor] = []

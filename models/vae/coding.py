@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from uhr.base.errors import UserError
-from uhr.models.ops.latents import normalisation, to_pictures
+from uhr.models.ops.latents import normalisation, to_images
 from uhr.models.vae.tiled import compute_dtype
 
 
@@ -17,13 +17,13 @@ def encode_moments(vae: Any, rgb: Any) -> tuple[torch.Tensor, torch.Tensor]:
     `rgb` is uint8 [B, H, W, 3] (sRGB, an array or a tensor), H and W multiples of the VAE factor. Whatever
     dtype the VAE has, the result is float32 on its device; a value that is not finite is a UserError.
     """
-    return moments(vae, to_pictures(torch.as_tensor(rgb).to(_device(vae))))
+    return moments(vae, to_images(torch.as_tensor(rgb).to(_device(vae))))
 
 
 @torch.no_grad()
-def moments(vae: Any, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `encode_moments`, of pictures [B, 3, H, W] in [-1, 1]."""
-    inputs = pictures.to(_device(vae), compute_dtype(vae))
+def moments(vae: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `encode_moments`, of images [B, 3, H, W] in [-1, 1]."""
+    inputs = images.to(_device(vae), compute_dtype(vae))
     posterior = vae.encode(inputs).latent_dist
     mean, std = posterior.mean.float(), posterior.std.float()
     if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
@@ -36,7 +36,7 @@ def moments(vae: Any, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 @torch.no_grad()
 def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Model latents [B, C, H, W] -> pictures, float32 [B, 3, 8H, 8W] nominally in [-1, 1]."""
+    """Model latents [B, C, H, W] -> images, float32 [B, 3, 8H, 8W] nominally in [-1, 1]."""
     raw = normalisation(vae).to_raw(latents.float())
     return vae.decode(raw.to(_device(vae), compute_dtype(vae)), return_dict=False)[0].float()
 

@@ -15,7 +15,7 @@ class F16(Surgery):
 
     Encoder: `conv_in` steps by 2. Decoder: nearest neighbours doubled right before `conv_out`, after the last
     norm and activation. `config.stride` becomes 2, the key of the published checkpoints, so that a saved VAE
-    says what it is (`restore`). A picture of H x W has a latent of H/16 x W/16. Source: UltraFlux's official
+    says what it is (`restore`). An image of H x W has a latent of H/16 x W/16. Source: UltraFlux's official
     `ultraflux/autoencoder_kl.py`, which follows Diffusion-4K's.
 
     The official code decodes in 2 x 2 partitions by default and comes out one pixel further down and right

@@ -1,10 +1,10 @@
-"""Where to put activations down, so that a picture of any size passes in a given memory with least work.
+"""Where to put activations down, so that an image of any size passes in a given memory with least work.
 
-Every GroupNorm needs the whole picture's statistics before anything behind it can be computed. Between two
+Every GroupNorm needs the whole image's statistics before anything behind it can be computed. Between two
 places where the activation is put down (a segment), each norm but the first therefore costs one more pass
 over the layers before it. Putting the activation down often is cheap in work and dear in memory; at 8192 x
 8192 a single activation of the last decoder block is 32 GiB in float32, while the segment from the block
-before it to the picture holds half of that and computes six times as much. `make_plan` finds the cheapest
+before it to the image holds half of that and computes six times as much. `make_plan` finds the cheapest
 set of places that fits.
 
 What is counted (bytes): the caller's input, the result, the activation that is put down (input and output of

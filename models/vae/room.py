@@ -2,7 +2,7 @@
 CPU, and no more than helps.
 
 It hangs on what there is in all, not on what is free at the moment: the same call on the same machine, with
-as many threads on a CPU, is tiled in the same way, and its picture is the same to the last bit.
+as many threads on a CPU, is tiled in the same way, and its image is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MOST = 20 << 30
 """Bytes with which 8192 x 8192 is decoded in float32; more memory spares little work."""
 
 BESIDE = 2 << 30
-"""Bytes that a pass must leave: the driver's context, kernels, the picture and its latents."""
+"""Bytes that a pass must leave: the driver's context, kernels, the image and its latents."""
 
 LEAST = 1 << 30
 

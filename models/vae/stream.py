@@ -1,11 +1,11 @@
 """A VAE's layers as streams of rows: each takes some rows of its input and gives the rows that they complete.
 
-A picture flows through a list of layers from top to bottom in bands, full width. A convolution keeps the
+An image flows through a list of layers from top to bottom in bands, full width. A convolution keeps the
 last rows of a band for the next one, so nothing is computed twice, no edge is blended, and the memory of a
-pass is that of one band, whatever the height. Only GroupNorm looks at the whole picture: its mean and
+pass is that of one band, whatever the height. Only GroupNorm looks at the whole image: its mean and
 variance must be known before a pass starts (`Pass.statistics`), and are gathered in an earlier one.
 
-Shapes: a band is [1, C, n, W], n >= 0 rows; a `Shape` is (C, H, W) of the whole picture at that layer.
+Shapes: a band is [1, C, n, W], n >= 0 rows; a `Shape` is (C, H, W) of the whole image at that layer.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class Shape(NamedTuple):
     width: int
 
     def size(self, itemsize: int, rows: int | None = None) -> int:
-        """Bytes of the whole picture, or of that many rows of it."""
+        """Bytes of the whole image, or of that many rows of it."""
         return self.channels * self.width * (self.height if rows is None else rows) * itemsize
 
 
 Step = Callable[[torch.Tensor, bool], torch.Tensor]
-"""`step(band, last)`: the rows that this band completes. `last` marks the bottom of the picture."""
+"""`step(band, last)`: the rows that this band completes. `last` marks the bottom of the image."""
 
 
 @dataclass
 class Pass:
-    """What the layers of one run through the picture share."""
+    """What the layers of one run through the image share."""
 
     dtype: torch.dtype
     statistics: dict[nn.GroupNorm, tuple[torch.Tensor, torch.Tensor]]
@@ -100,7 +100,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Norm:
-    """GroupNorm with the whole picture's statistics, and the activation behind it."""
+    """GroupNorm with the whole image's statistics, and the activation behind it."""
 
     module: nn.GroupNorm
     activation: nn.Module | None = None

@@ -1,8 +1,8 @@
-"""Exact encoding and decoding of pictures of any size in bounded memory.
+"""Exact encoding and decoding of images of any size in bounded memory.
 
 The result is the untiled VAE's up to rounding (2e-5 in float32): convolutions run in bands of rows that hand
-their edge rows on, GroupNorm uses the statistics of the whole picture, attention sees every token. diffusers'
-`enable_tiling` gives each tile statistics and attention of its own and blends: other pictures, with seams.
+their edge rows on, GroupNorm uses the statistics of the whole image, attention sees every token. diffusers'
+`enable_tiling` gives each tile statistics and attention of its own and blends: other images, with seams.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ExactTiling(Surgery):
     hold: where activations lie between passes: "device", or "cpu", which spares a GPU memory and repeated
         passes at the cost of host memory.
 
-    A picture whose untiled run fits into `memory` is run untiled. Gradients do not flow: revert it for
+    An image whose untiled run fits into `memory` is run untiled. Gradients do not flow: revert it for
     training. Takes the place of `enable_tiling`, which is ignored meanwhile.
     """
 

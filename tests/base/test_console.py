@@ -27,10 +27,10 @@ def test_progress_elsewhere_than_on_a_terminal_is_plain_lines(capsys):
 
 
 def test_what_goes_on_before_the_first_is_done_is_said_at_once(capsys):
-    with console.progress("paint", total=3, unit="pictures") as advance:
+    with console.progress("paint", total=3, unit="images") as advance:
         advance(0, "starting Ray")
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("paint: 0/3 pictures in ")
+        assert line.startswith("paint: 0/3 images in ")
         assert line.endswith("  starting Ray")
         advance(0, "loading")
         advance(1)

@@ -215,7 +215,7 @@ def test_an_extrapolation_holds_no_aim_of_seconds(whole, said):
     table = Table({}, None, rows=[row, replace(row, size="8K")])
     lines = {aim.name: aim.verdict(table).split("  ")[0] for aim in aims.AIMS}
     assert lines["ultragen-4k"] == said
-    # a picture of fewer steps takes as much memory
+    # an image of fewer steps takes as much memory
     assert lines["ultragen-8k"] == "holds"
 
 

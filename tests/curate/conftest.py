@@ -1,4 +1,4 @@
-"""A small folder of pictures with known verdicts, a stage from outside the repository, and the command."""
+"""A small folder of images with known verdicts, a stage from outside the repository, and the command."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def photograph(seed: int, width: int = 400, height: int = 300) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def _pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("source") / "my pictures"
+def _images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "my images"
     (folder / "trip").mkdir(parents=True)
     for seed in range(8):
         name = f"{seed}.jpg" if seed % 2 else f"trip/{seed}.png"
@@ -35,7 +35,7 @@ def _pictures(tmp_path_factory) -> Path:
     # its header says that it is too small: nobody may find out that there is nothing behind it
     (folder / "small and truncated.png").write_bytes((folder / "small.png").read_bytes()[:200])
     Image.new("RGB", (400, 300), (90, 120, 200)).save(folder / "flat.png")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     (folder / "empty.jpg").touch()
     (folder / "5.txt").write_text("a striped field\n")
     (folder / "5.json").write_text(json.dumps({"photographer": "Ada", "license": "CC0", "camera": "X1"}))
@@ -45,10 +45,10 @@ def _pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def pictures(_pictures, tmp_path) -> Path:
+def images(_images, tmp_path) -> Path:
     """A copy of the folder of this test's own, with the times of the original."""
-    folder = tmp_path / "my pictures"
-    shutil.copytree(_pictures, folder, symlinks=True)
+    folder = tmp_path / "my images"
+    shutil.copytree(_images, folder, symlinks=True)
     return folder
 
 
@@ -68,7 +68,7 @@ VERDICTS = {
 
 @pytest.fixture(scope="session")
 def expected() -> dict[str, str]:
-    """uri -> kept, the rule, or the kind of fault, for `quickstart` over `pictures`."""
+    """uri -> kept, the rule, or the kind of fault, for `quickstart` over `images`."""
     verdicts = {name: reason for name, reason in VERDICTS.items() if name != "0-7"}
     for seed in range(8):
         verdicts[f"{seed}.jpg" if seed % 2 else f"trip/{seed}.png"] = "kept"

@@ -100,9 +100,9 @@ def source(tmp_path, forge) -> Path:
     folder.mkdir()
     names = [f"{change.__name__}.jpg" for change in CHANGES]
     for seed, name in enumerate(("sea.jpg", *names)):
-        (folder / name).write_bytes(forge.encode(forge.picture(480, 320, seed=seed), "JPEG", quality=90))
+        (folder / name).write_bytes(forge.encode(forge.image(480, 320, seed=seed), "JPEG", quality=90))
         (folder / name).with_suffix(".txt").write_text(f"a {name}")
-    (tmp_path / "new.jpg").write_bytes(forge.encode(forge.picture(600, 400, seed=99), "JPEG", quality=90))
+    (tmp_path / "new.jpg").write_bytes(forge.encode(forge.image(600, 400, seed=99), "JPEG", quality=90))
     return folder
 
 

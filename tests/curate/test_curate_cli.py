@@ -16,7 +16,7 @@ from uhr.manifests.schema import sample_id
 
 
 @pytest.fixture
-def out(uhr, pictures, tmp_path):
+def out(uhr, images, tmp_path):
     """A finished run of quickstart, with one rule that cannot be evaluated."""
     pipeline = tmp_path / "mine.yaml"
     pipeline.write_text("""
@@ -25,7 +25,7 @@ def out(uhr, pictures, tmp_path):
         rules: {quality: q_align > 4}
     """)
     folder = tmp_path / "out"
-    words = ("--source", pictures, "--out", folder, "--engine", "local", "--workers", 0)
+    words = ("--source", images, "--out", folder, "--engine", "local", "--workers", 0)
     assert uhr("curate", "run", pipeline, *words)[0] == 0
     return folder
 
@@ -40,7 +40,7 @@ def outcomes(told: dict) -> dict[str, str]:
     return {rule["rule"]: rule["outcome"] for rule in told["rules"]}
 
 
-def test_explain_follows_a_picture_to_where_its_way_ended(uhr, out):
+def test_explain_follows_a_image_to_where_its_way_ended(uhr, out):
     passed = {"resolution": "pass", "flatness": "pass", "entropy": "pass", "duplicates": "pass"}
     nothing = dict.fromkeys(passed, "not reached")
     ways = {
@@ -90,8 +90,8 @@ def test_status_of_a_finished_run_and_of_none(uhr, out, tmp_path):
     assert "holds no run" in errors
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(uhr, pictures, tmp_path):
-    words = ("curate", "run", "multiaspect-4k", "--source", pictures, "--out", tmp_path / "out", "--dry-run")
+def test_a_dry_run_prints_the_plan_and_writes_nothing(uhr, images, tmp_path):
+    words = ("curate", "run", "multiaspect-4k", "--source", images, "--out", tmp_path / "out", "--dry-run")
     code, printed, _ = uhr(*words)
     assert code == 0
     assert not (tmp_path / "out").exists()
@@ -110,8 +110,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(uhr, pictures, tmp_path):
     assert [idle["name"] for idle in facts["not_evaluated"]] == ["nsfw", "quality", "aesthetics"]
 
 
-def test_the_summary_is_there_for_machines_too(uhr, pictures, tmp_path):
-    words = ("curate", "run", "quickstart", "--source", pictures, "--out", tmp_path / "out", "--workers", 0)
+def test_the_summary_is_there_for_machines_too(uhr, images, tmp_path):
+    words = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "out", "--workers", 0)
     facts = json.loads(uhr(*words, "--json")[1])
     assert facts["counts"]["kept"] == 8
     assert facts["finished_before"] is False
@@ -181,23 +181,23 @@ def test_a_mistake_is_one_line_and_no_traceback(uhr, tmp_path, monkeypatch, word
     assert not (tmp_path / "o").exists()
 
 
-def test_explain_takes_a_picture_as_people_name_it(uhr, pictures, tmp_path, monkeypatch):
+def test_explain_takes_a_image_as_people_name_it(uhr, images, tmp_path, monkeypatch):
     odd = os.fsdecode(b"caf\xe9 100%.png")
-    shutil.copy(pictures / "flat.png", pictures / odd)
-    shutil.copy(pictures / "flat.png", pictures / "100% é.png")
-    shutil.copy(pictures / "1.jpg", pictures / "red \x1b[31m\nline.jpg")
+    shutil.copy(images / "flat.png", images / odd)
+    shutil.copy(images / "flat.png", images / "100% é.png")
+    shutil.copy(images / "1.jpg", images / "red \x1b[31m\nline.jpg")
     out = tmp_path / "out"
-    assert uhr("curate", "run", "quickstart", "--source", pictures, "--out", out, "--workers", 0)[0] == 0
-    path = str(pictures / odd)
-    monkeypatch.chdir(pictures / "trip")
+    assert uhr("curate", "run", "quickstart", "--source", images, "--out", out, "--workers", 0)[0] == 0
+    path = str(images / odd)
+    monkeypatch.chdir(images / "trip")
     for name in ("caf%E9 100%25.png", odd, path, f"../{odd}"):
         told = explained(uhr, out, name)
         assert told["uri"] == "caf%E9 100%25.png"
         assert told["path"] is None, "JSON cannot hold it"
     shown = explained(uhr, out, "same as 1.jpg")
-    assert (shown["uri"], shown["path"]) == ("trip/same as 1.jpg", str(pictures / "trip" / "same as 1.jpg"))
+    assert (shown["uri"], shown["path"]) == ("trip/same as 1.jpg", str(images / "trip" / "same as 1.jpg"))
     full = explained(uhr, out, "100% é.png")
-    assert (full["uri"], full["path"]) == ("100%25 é.png", str(pictures / "100% é.png"))
+    assert (full["uri"], full["path"]) == ("100%25 é.png", str(images / "100% é.png"))
     code, printed, _ = uhr("curate", "explain", out, "red \x1b[31m\nline.jpg")
     assert code == 0
     assert printed.startswith("red \\x1b[31m\\nline.jpg   ")
@@ -208,23 +208,23 @@ def test_explain_takes_a_picture_as_people_name_it(uhr, pictures, tmp_path, monk
     assert errors.startswith("uhr: no sample 'no%E9body\\x1b'")
 
 
-def test_a_dry_run_of_the_first_files_counts_their_bytes_only(uhr, pictures, tmp_path):
-    words = ("curate", "run", "quickstart", "--source", pictures, "--out", tmp_path / "o", "--dry-run")
+def test_a_dry_run_of_the_first_files_counts_their_bytes_only(uhr, images, tmp_path):
+    words = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "o", "--dry-run")
     # by uri: 1.jpg, 3.jpg, 5.jpg with its two sidecars
-    whole = [pictures / name for name in ("1.jpg", "3.jpg", "5.jpg", "5.txt", "5.json")]
+    whole = [images / name for name in ("1.jpg", "3.jpg", "5.jpg", "5.txt", "5.json")]
     expected = human_bytes(sum(path.stat().st_size for path in whole))
     assert f"3 files, {expected}," in uhr(*words, "--limit", 3)[1]
     assert f"3 files, {expected}," not in uhr(*words)[1]
 
 
-def test_a_run_in_this_process_says_once_that_it_has_no_protection(uhr, pictures, tmp_path):
-    words = ("curate", "run", "quickstart", "--source", pictures, "--out", tmp_path / "o")
-    assert uhr(*words, "--workers", 0)[2].count("warning: in this process: a picture that crashes") == 1
+def test_a_run_in_this_process_says_once_that_it_has_no_protection(uhr, images, tmp_path):
+    words = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "o")
+    assert uhr(*words, "--workers", 0)[2].count("warning: in this process: an image that crashes") == 1
     assert "in this process" not in uhr(*words, "--workers", 0)[2], "nothing is left to do"
 
 
-def test_the_summary_says_what_went_wrong_and_which_rule_never_worked(uhr, pictures, tmp_path):
-    words = ("curate", "run", "quickstart", "--source", pictures, "--out", tmp_path / "o", "--workers", 0)
+def test_the_summary_says_what_went_wrong_and_which_rule_never_worked(uhr, images, tmp_path):
+    words = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "o", "--workers", 0)
     code, printed, errors = uhr(*words, "--set", "rules.odd=cast(format as int) > 1")
     assert code == 0
     assert "rule 'odd' (cast(format as int) > 1): Conversion Error" in printed

@@ -1,4 +1,4 @@
-"""Runs as a user starts them: every file is one row, both engines agree, a bad picture costs its row only."""
+"""Runs as a user starts them: every file is one row, both engines agree, a bad image costs its row only."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from uhr.manifests.manifest import Manifest
 
 
 @pytest.fixture
-def curate(uhr, pictures, tmp_path):
-    """Run a pipeline over the pictures in this process: the manifest, and what was printed."""
+def curate(uhr, images, tmp_path):
+    """Run a pipeline over the images in this process: the manifest, and what was printed."""
 
     def call(pipeline: str, *words: object, workers: int = 0, name: str = "out") -> tuple[Manifest, str]:
         out = tmp_path / name
         words = (*words, "--engine", "local", "--workers", workers)
-        code, printed, errors = uhr("curate", "run", pipeline, "--source", pictures, "--out", out, *words)
+        code, printed, errors = uhr("curate", "run", pipeline, "--source", images, "--out", out, *words)
         assert code == 0, errors
         return Manifest.open(out), printed
 
@@ -45,7 +45,7 @@ def test_every_file_becomes_one_row_with_the_verdict_that_it_deserves(curate, ex
     assert not (manifest.path / "units").exists()
 
 
-def test_a_picture_that_its_header_settles_is_never_decoded(curate):
+def test_a_image_that_its_header_settles_is_never_decoded(curate):
     row = rows_of(curate("quickstart")[0])["small and truncated.png"]
     assert (row["status"], row["reason"]) == ("rejected", "resolution")
     assert row["width"] == 60
@@ -65,17 +65,17 @@ def test_stages_after_a_rule_leave_what_it_turned_down_alone(curate):
     assert kept["dup_rank"] is None
 
 
-def test_captions_and_rights_of_sidecars_are_in_their_picture_s_row(curate):
+def test_captions_and_rights_of_sidecars_are_in_their_image_s_row(curate):
     row = rows_of(curate("quickstart")[0])["5.jpg"]
     assert row["caption"] == "a striped field"
     assert (row["author"], row["license"]) == ("Ada", "CC0")
     assert json.loads(row["source_meta"]) == {"camera": "X1"}
 
 
-def test_a_broken_sidecar_is_a_warning_and_a_note(curate, pictures, uhr, tmp_path):
-    (pictures / "1.json").write_text("{")
+def test_a_broken_sidecar_is_a_warning_and_a_note(curate, images, uhr, tmp_path):
+    (images / "1.json").write_text("{")
     code, _, errors = uhr(
-        "curate", "run", "quickstart", "--source", pictures, "--out", tmp_path / "o", "--workers", 0
+        "curate", "run", "quickstart", "--source", images, "--out", tmp_path / "o", "--workers", 0
     )
     assert code == 0
     assert "warning: 1 with a broken sidecar" in errors
@@ -102,11 +102,11 @@ def test_any_number_of_workers_and_any_cut_into_units_give_the_same_manifest(cur
     assert len(ids) == 1
 
 
-def test_links_to_folders_sockets_and_pipes_are_named_in_the_summary_and_the_manifest(curate, pictures):
+def test_links_to_folders_sockets_and_pipes_are_named_in_the_summary_and_the_manifest(curate, images):
     import os
 
-    os.mkfifo(pictures / "pipe.jpg")
-    (pictures / "again").symlink_to(pictures / "trip")
+    os.mkfifo(images / "pipe.jpg")
+    (images / "again").symlink_to(images / "trip")
     manifest, printed = curate("quickstart")
     assert manifest.info.source["pipes"] == manifest.info.source["linked_folders"] == 1
     assert "not opened: links to folders 1, pipes 1" in printed
@@ -134,7 +134,7 @@ def test_the_funnel_adds_up(curate):
 
 
 def test_a_rule_that_cannot_be_evaluated_is_named_on_the_terminal_and_in_the_manifest(
-    curate, uhr, pictures, tmp_path
+    curate, uhr, images, tmp_path
 ):
     manifest, printed = curate("multiaspect-4k")
     idle = {rule.name: rule.why for rule in manifest.info.rules if rule.state == "not evaluated"}
@@ -148,7 +148,7 @@ def test_a_rule_that_cannot_be_evaluated_is_named_on_the_terminal_and_in_the_man
         "run",
         "multiaspect-4k",
         "--source",
-        pictures,
+        images,
         "--out",
         tmp_path / "strict",
         "--strict",
@@ -165,7 +165,7 @@ def test_a_set_stage_sees_what_is_still_in_and_rules_after_it_decide(curate, out
     sets = [f"{name}={json.dumps(value)}" for name, value in (("stages", stages), ("rules", rules))]
     manifest, _ = curate("quickstart", "--set", sets[0], "--set", sets[1])
     rows = rows_of(manifest)
-    # 14 readable headers, two of them with a truncated picture behind it
+    # 14 readable headers, two of them with a truncated image behind it
     assert {row["neighbours"] for row in rows.values()} == {12, None}
     assert {row["status"] for row in rows.values() if row["neighbours"] is None} == {"failed"}
     # "1.jpg" is out before duplicates are looked for, so its copy is the first
@@ -196,13 +196,13 @@ MOODS = {
 
 
 @pytest.mark.ray
-def test_what_a_user_s_own_stage_does_to_a_picture_costs_that_picture_only_on_both_engines(
-    uhr, pictures, outside, tmp_path
+def test_what_a_user_s_own_stage_does_to_a_image_costs_that_image_only_on_both_engines(
+    uhr, images, outside, tmp_path
 ):
     source = tmp_path / "moody"
     source.mkdir()
     for mood in MOODS:
-        shutil.copy(pictures / "1.jpg", source / f"{mood}.jpg")
+        shutil.copy(images / "1.jpg", source / f"{mood}.jpg")
     pipeline = tmp_path / "moody.yaml"
     pipeline.write_text(f"""
         stages: [header, decode, {{stage: "{outside}:Moody"}}, {{stage: "{outside}:Redness", scale: 0.5}}]
@@ -250,11 +250,11 @@ def test_the_manifest_tells_how_it_was_made(curate):
     assert "pillow" in info.versions
 
 
-def test_names_that_are_no_utf_8_and_percent_signs_are_read_under_their_own_name(curate, pictures):
+def test_names_that_are_no_utf_8_and_percent_signs_are_read_under_their_own_name(curate, images):
     import os
 
     for name in (b"caf\xe9.jpg", b"100%.jpg", "Zoë %41.jpg".encode(), b"new\nline.jpg"):
-        shutil.copy(pictures / "1.jpg", os.fsdecode(os.path.join(os.fsencode(pictures), name)))
+        shutil.copy(images / "1.jpg", os.fsdecode(os.path.join(os.fsencode(images), name)))
     found = reasons(curate("quickstart", "--set", "rules.duplicates=null", workers=1)[0])
     for uri in ("caf%E9.jpg", "100%25.jpg", "Zoë %2541.jpg", "new\nline.jpg"):
         assert found[uri] == "kept"
@@ -264,7 +264,7 @@ def test_a_limit_takes_the_first_files_by_name(curate):
     assert list(rows_of(curate("quickstart", "--limit", 3)[0])) == ["1.jpg", "3.jpg", "5.jpg"]
 
 
-def test_a_pixel_limit_fails_the_picture_before_it_is_decoded(curate):
+def test_a_pixel_limit_fails_the_image_before_it_is_decoded(curate):
     found = reasons(curate("quickstart", "--set", "limits.pixels=100000")[0])
     assert found["1.jpg"] == "too large"
     assert found["small.png"] == "resolution"
@@ -276,13 +276,13 @@ def test_the_sidecar_keys_of_the_pipeline_are_the_ones_that_count(curate):
     assert json.loads(row["source_meta"]) == {"photographer": "Ada"}
 
 
-def test_pictures_of_every_orientation_and_mode_go_through(curate, pictures):
-    picture = Image.open(pictures / "1.jpg")
-    picture.convert("CMYK").save(pictures / "cmyk.jpg")
-    picture.convert("L").save(pictures / "gray.png")
+def test_images_of_every_orientation_and_mode_go_through(curate, images):
+    image = Image.open(images / "1.jpg")
+    image.convert("CMYK").save(images / "cmyk.jpg")
+    image.convert("L").save(images / "gray.png")
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.save(pictures / "turned.jpg", exif=exif)
+    image.save(images / "turned.jpg", exif=exif)
     rows = rows_of(curate("quickstart")[0])
     assert {rows[name]["status"] for name in ("cmyk.jpg", "gray.png", "turned.jpg")} == {"kept"}
     assert (rows["turned.jpg"]["width"], rows["turned.jpg"]["height"]) == (300, 400)

@@ -13,7 +13,7 @@ from uhr.pixels.types import PixelFault
 @pytest.fixture
 def path(forge, tmp_path):
     path = tmp_path / "a.jpg"
-    path.write_bytes(forge.encode(forge.picture(900, 600), "JPEG", 8, quality=92))
+    path.write_bytes(forge.encode(forge.image(900, 600), "JPEG", 8, quality=92))
     return path
 
 
@@ -49,7 +49,7 @@ def test_gray_is_stored_and_rgb_is_upright(path) -> None:
     assert frame.rgb.shape == (900, 600, 3)
 
 
-def test_the_preview_shows_the_upright_picture(path) -> None:
+def test_the_preview_shows_the_upright_image(path) -> None:
     frame = Frame("a.jpg", path, {})
     data, width, height = frame.preview(200)
     shown = np.asarray(Image.open(io.BytesIO(data)), int)

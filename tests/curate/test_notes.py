@@ -16,10 +16,10 @@ def _with_notes(folder) -> None:
     (folder / "cut.png").write_bytes(data[: len(data) // 2])
 
 
-def test_notes_are_in_the_row_and_in_explain(uhr, pictures, tmp_path) -> None:
-    _with_notes(pictures)
+def test_notes_are_in_the_row_and_in_explain(uhr, images, tmp_path) -> None:
+    _with_notes(images)
     out = tmp_path / "out"
-    words = ("--source", pictures, "--out", out, "--engine", "local", "--workers", 0)
+    words = ("--source", images, "--out", out, "--engine", "local", "--workers", 0)
     code, printed, _ = uhr("curate", "run", "quickstart", *words)
     assert code == 0
     assert "notes on         2 of 10 kept   ICC profile ignored" in printed
@@ -34,9 +34,9 @@ def test_notes_are_in_the_row_and_in_explain(uhr, pictures, tmp_path) -> None:
     assert "ICC profile ignored" in explained.split("\ndecode\n")[1].split("\n\n")[0]
 
 
-def test_a_rule_and_a_slice_can_require_that_there_are_no_notes(uhr, pictures, tmp_path) -> None:
-    _with_notes(pictures)
-    words = ("--source", pictures, "--engine", "local", "--workers", 0)
+def test_a_rule_and_a_slice_can_require_that_there_are_no_notes(uhr, images, tmp_path) -> None:
+    _with_notes(images)
+    words = ("--source", images, "--engine", "local", "--workers", 0)
     assert uhr("curate", "run", "quickstart", *words, "--out", tmp_path / "strict", *RULE)[0] == 0
     rejected = Manifest.open(tmp_path / "strict").table(["uri"], "reason = 'clean'")
     assert set(rejected["uri"].to_pylist()) == {"profile.jpeg", "profile.png"}

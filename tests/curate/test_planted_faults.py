@@ -41,7 +41,7 @@ def test_faults_are_told_in_words(curated) -> None:
         assert (row["status"] == "failed") == bool(row["error"])
 
 
-def test_sidecars_are_in_their_pictures_rows(torture, curated) -> None:
+def test_sidecars_are_in_their_images_rows(torture, curated) -> None:
     folder, _ = torture
     cat = curated["photographs/chelsea.png"]
     words = json.loads((folder / "photographs" / "chelsea.json").read_text())
@@ -60,7 +60,7 @@ def test_what_was_enlarged_shows_and_what_is_native_does_not(curated) -> None:
             assert row["megapixels"] >= 8.2944
 
 
-def test_a_picture_that_lies_on_its_side_has_its_displayed_size(curated) -> None:
+def test_a_image_that_lies_on_its_side_has_its_displayed_size(curated) -> None:
     row = curated["planted/rotated.jpg"]
     assert (row["width"], row["height"], row["orientation"]) == (600, 500, 6)
 

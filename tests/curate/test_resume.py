@@ -18,7 +18,7 @@ from uhr.base.lock import is_held
 from uhr.curate.status import status_of
 from uhr.manifests.manifest import Manifest, is_manifest
 
-# a picture takes at least 20 ms, so that there is a middle of the run to be killed in
+# an image takes at least 20 ms, so that there is a middle of the run to be killed in
 PIPELINE = """
 preset: quickstart
 stages: {{"{outside}:Slow": {{seconds: {seconds}}}}}
@@ -185,8 +185,8 @@ def _stands(out: Path) -> dict[str, bool]:
     }
 
 
-def test_killed_at_each_moment_of_its_end_a_run_goes_on_from_there(tmp_path, pictures, outside):
-    run = Run(tmp_path, pictures, outside, "local", seconds=0)
+def test_killed_at_each_moment_of_its_end_a_run_goes_on_from_there(tmp_path, images, outside):
+    run = Run(tmp_path, images, outside, "local", seconds=0)
     out = tmp_path / "out"
     units, now = dict.fromkeys(("all units", "plan"), True), {}
     expected = {
@@ -214,8 +214,8 @@ def test_killed_at_each_moment_of_its_end_a_run_goes_on_from_there(tmp_path, pic
     assert Manifest.open(out).id == before
 
 
-def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path, pictures, outside):
-    run = Run(tmp_path, pictures, outside, "local")
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path, images, outside):
+    run = Run(tmp_path, images, outside, "local")
     calm, out = tmp_path / "calm", tmp_path / "out"
     run.finish(calm)
     killed = []
@@ -236,8 +236,8 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path, pictu
 
 
 @pytest.mark.ray
-def test_on_ray_a_killed_run_goes_on_and_a_killed_actor_is_replaced(tmp_path, pictures, outside):
-    run = Run(tmp_path, pictures, outside, "ray", seconds=0.3)
+def test_on_ray_a_killed_run_goes_on_and_a_killed_actor_is_replaced(tmp_path, images, outside):
+    run = Run(tmp_path, images, outside, "ray", seconds=0.3)
     calm, out = tmp_path / "calm", tmp_path / "out"
     assert run.kill_when(out, lambda: len(parts(out)) >= 2)
     before = parts(out)
@@ -254,8 +254,8 @@ def test_on_ray_a_killed_run_goes_on_and_a_killed_actor_is_replaced(tmp_path, pi
     assert content(out) == content(calm)
 
 
-def test_a_finished_run_says_so_and_touches_nothing(uhr, pictures, tmp_path):
-    words = ("curate", "run", "quickstart", "--source", pictures, "--out", tmp_path / "out", "--workers", 0)
+def test_a_finished_run_says_so_and_touches_nothing(uhr, images, tmp_path):
+    words = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "out", "--workers", 0)
     assert uhr(*words)[0] == 0
     before = tree(tmp_path / "out")
     code, printed, _ = uhr(*words, "--engine", "local")
@@ -265,13 +265,13 @@ def test_a_finished_run_says_so_and_touches_nothing(uhr, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "half done"])
-def test_other_files_or_another_pipeline_want_another_folder(uhr, pictures, tmp_path, outside, finished):
+def test_other_files_or_another_pipeline_want_another_folder(uhr, images, tmp_path, outside, finished):
     out = tmp_path / "out"
-    words = ["curate", "run", "quickstart", "--source", pictures, "--out", out, "--workers", 0]
+    words = ["curate", "run", "quickstart", "--source", images, "--out", out, "--workers", 0]
     if finished:
         assert uhr(*words)[0] == 0
     else:
-        run = Run(tmp_path, pictures, outside, "local")
+        run = Run(tmp_path, images, outside, "local")
         words[2] = run.pipeline
         assert run.kill_when(out, lambda: len(parts(out)) >= 2)
     code, _, errors = uhr(*words, "--set", "rules.entropy=entropy > 5")
@@ -279,7 +279,7 @@ def test_other_files_or_another_pipeline_want_another_folder(uhr, pictures, tmp_
     assert "with another pipeline: uhr curate run" in errors
     assert "--set 'rules.entropy=entropy > 5'" in errors
     assert f"--out '{tmp_path}/out-2'" in errors or f"--out {tmp_path}/out-2" in errors
-    (pictures / "1.jpg").touch()
+    (images / "1.jpg").touch()
     code, _, errors = uhr(*words)
     assert code == 1
     assert "files" in errors
@@ -287,8 +287,8 @@ def test_other_files_or_another_pipeline_want_another_folder(uhr, pictures, tmp_
     assert errors.count("\n") - errors.count("list:") == 1
 
 
-def test_only_one_run_at_a_time_works_in_a_folder(uhr, pictures, tmp_path, outside):
-    run = Run(tmp_path, pictures, outside, "local", seconds=0.5)
+def test_only_one_run_at_a_time_works_in_a_folder(uhr, images, tmp_path, outside):
+    run = Run(tmp_path, images, outside, "local", seconds=0.5)
     out = tmp_path / "out"
     first = run.start(out)
     try:
@@ -311,8 +311,8 @@ def test_only_one_run_at_a_time_works_in_a_folder(uhr, pictures, tmp_path, outsi
     assert status_of(out)["state"] == "stopped"
 
 
-def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path, pictures, outside):
-    run = Run(tmp_path, pictures, outside, "local", seconds=0.3)
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path, images, outside):
+    run = Run(tmp_path, images, outside, "local", seconds=0.3)
     out = tmp_path / "out"
     process = run.start(out)
     while len(parts(out)) < 1:

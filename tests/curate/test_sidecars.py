@@ -1,4 +1,4 @@
-"""Sidecars: their words go into the picture's row, and nothing that is wrong with them can fail it."""
+"""Sidecars: their words go into the image's row, and nothing that is wrong with them can fail it."""
 
 from __future__ import annotations
 

@@ -122,20 +122,20 @@ def test_hidden_files_are_rows_as_well(tmp_path):
         ("é%.jpg é%.txt", {"é%25.jpg": ["é%25.txt"]}),
     ],
 )
-def test_sidecars_go_with_their_picture_and_are_no_rows(tmp_path, files, rows):
+def test_sidecars_go_with_their_image_and_are_no_rows(tmp_path, files, rows):
     for name in files.split():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert {row["uri"]: row["sidecars"] for row in list_folder(tmp_path).items.to_pylist()} == rows
 
 
-def test_a_broken_link_beside_a_picture_is_a_row_not_a_sidecar(tmp_path):
+def test_a_broken_link_beside_a_image_is_a_row_not_a_sidecar(tmp_path):
     (tmp_path / "a.jpg").touch()
     (tmp_path / "a.txt").symlink_to("nowhere")
     assert uris(tmp_path) == ["a.jpg", "a.txt"]
 
 
-def test_a_changed_sidecar_or_picture_changes_the_items(tmp_path):
+def test_a_changed_sidecar_or_image_changes_the_items(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"1")
     (tmp_path / "a.txt").write_bytes(b"1")
     versions = [list_folder(tmp_path).items]

@@ -24,7 +24,7 @@ FRAME_STAGES = [name for name in NAMES if issubclass(stage_class(name), Stage)]
 @pytest.fixture
 def photo(forge, tmp_path) -> Frame:
     path = tmp_path / "photo.jpg"
-    path.write_bytes(forge.encode(forge.picture(600, 500), "JPEG", 6, quality=90))
+    path.write_bytes(forge.encode(forge.image(600, 500), "JPEG", 6, quality=90))
     return Frame("photo.jpg", path, {})
 
 
@@ -52,7 +52,7 @@ def test_a_stage_is_known_by_the_name_that_it_bears(name) -> None:
     assert stage_class(name).name == name
 
 
-def test_header_and_geometry_speak_of_the_upright_picture(photo) -> None:
+def test_header_and_geometry_speak_of_the_upright_image(photo) -> None:
     header = annotate("header", photo)
     assert (header["width"], header["height"], header["orientation"]) == (500, 600, 6)
     assert (header["format"], header["mode"], header["bit_depth"]) == ("JPEG", "RGB", 8)
@@ -63,7 +63,7 @@ def test_header_and_geometry_speak_of_the_upright_picture(photo) -> None:
 
 def test_stages_that_read_headers_find_no_fault_behind_them(forge, tmp_path) -> None:
     path = tmp_path / "cut.jpg"
-    path.write_bytes(forge.encode(forge.picture(600, 500), "JPEG")[:3000])
+    path.write_bytes(forge.encode(forge.image(600, 500), "JPEG")[:3000])
     for name in FRAME_STAGES:
         if stage_class(name).reads == "header":
             annotate(name, Frame("cut.jpg", path, {}))
@@ -78,11 +78,11 @@ def test_content_hash_is_the_files_sha256(photo) -> None:
 
 
 def test_guards_look_at_the_stored_grid_whatever_the_orientation(forge, tmp_path) -> None:
-    picture = forge.picture(500, 260)
+    image = forge.image(500, 260)
     values = []
     for orientation in range(1, 9):
         path = tmp_path / f"{orientation}.png"
-        path.write_bytes(forge.encode(picture, "PNG", orientation))
+        path.write_bytes(forge.encode(image, "PNG", orientation))
         frame = Frame(path.name, path, {})
         values.append([annotate(name, frame) for name in ("flatness", "entropy", "exposure", "sharpness")])
     assert all(value == values[0] for value in values)
@@ -140,7 +140,7 @@ def test_limits_reach_the_decode(photo) -> None:
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000))
-def test_the_aspect_label_is_the_nearest_and_turns_with_the_picture(width, height) -> None:
+def test_the_aspect_label_is_the_nearest_and_turns_with_the_image(width, height) -> None:
     label = aspect_bucket(width, height)
     a, b = map(int, label.split(":"))
     labels = {f"{w}:{h}": w / h for w, h in (*LANDSCAPES, *((h, w) for w, h in LANDSCAPES))}

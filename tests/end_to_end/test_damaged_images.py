@@ -22,7 +22,7 @@ from PIL import Image
 from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.manifests.manifest import Manifest
-from uhr.models.generate.pictures import Given, open_picture
+from uhr.models.generate.images import Given, open_image
 
 WIDTH, HEIGHT = 96, 64
 
@@ -95,8 +95,8 @@ def files(forge, damage, tmp_path_factory) -> dict[str, list[File]]:
     source.mkdir()
     for seed, (variant, (format, mode, settings)) in enumerate(VARIANTS.items()):
         if "save_all" in settings:
-            settings = {**settings, "append_images": [forge.picture(WIDTH, HEIGHT, mode, seed + 100)]}
-        whole = forge.encode(forge.picture(WIDTH, HEIGHT, mode, seed), format, **settings)
+            settings = {**settings, "append_images": [forge.image(WIDTH, HEIGHT, mode, seed + 100)]}
+        whole = forge.encode(forge.image(WIDTH, HEIGHT, mode, seed), format, **settings)
         made.append((variant, damage.Damaged("undamaged", whole, True)))
         made += [(variant, one) for one in damage.every_damage(whole, format, WIDTH, HEIGHT, seed)]
     for variant, one in made:
@@ -120,7 +120,7 @@ def files(forge, damage, tmp_path_factory) -> dict[str, list[File]]:
 
 def opened(path: Path) -> Given | str:
     try:
-        return open_picture(path)
+        return open_image(path)
     except UserError as error:
         return str(error)
 
@@ -132,7 +132,7 @@ def test_an_undamaged_file_is_kept_with_the_pixels_that_were_written(variant, fi
     assert isinstance(whole.given, Given), whole.given
     if variant not in LOSSY:
         _, mode, _ = VARIANTS[variant]
-        written = forge.picture(WIDTH, HEIGHT, mode, list(VARIANTS).index(variant))
+        written = forge.image(WIDTH, HEIGHT, mode, list(VARIANTS).index(variant))
         if mode == "I;16":
             expected = np.repeat((np.asarray(written) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         else:

@@ -13,7 +13,7 @@ def test_the_demo_walks_to_the_end_and_says_what_it_made(walked):
     assert walked.code == 0, walked.printed
     for name in ("manifest/report.html", "run/log.jsonl", "without.png", "with.png"):
         assert (walked.folder / "demo" / name).stat().st_size > 0
-    assert "its pictures are noise" in walked.printed
+    assert "its images are noise" in walked.printed
 
 
 def test_every_planted_fault_ends_as_it_was_planted(walked, torture):
@@ -30,7 +30,7 @@ def test_training_was_interrupted_and_every_step_stands_in_the_log_once(walked):
     assert [line["step"] for line in log] == list(range(1, len(log) + 1))
 
 
-def test_the_adapter_changes_the_picture_and_the_seed_does_not(walked):
+def test_the_adapter_changes_the_image_and_the_seed_does_not(walked):
     names = ("without.png", "with.png")
     without, adapted = (np.asarray(Image.open(walked.folder / "demo" / name)) for name in names)
     assert without.shape == adapted.shape == (256, 256, 3)

@@ -21,7 +21,7 @@ rules: {resolution: width >= 128, flatness: null, entropy: null}
 ROAD = [
     "models make-tiny model",
     "sample euler --model model --prompts prompts.txt --size 160x128 --steps 2 --workers 2 --out set",
-    "curate run generated.yaml --source set/pictures --out manifest --engine local --workers 1",
+    "curate run generated.yaml --source set/images --out manifest --engine local --workers 1",
     """manifest slice manifest --where "caption like 'a %'" --out slice""",
     "train encode slice --model model --out encoded",
     "train run lora --model model --data encoded --out run --set phases.0.steps=3",
@@ -54,7 +54,7 @@ def test_from_prompts_to_an_adapter_by_command(tmp_path, monkeypatch, capfd):
     # how each was made travels with it
     assert [json.loads(row["source_meta"])["seed"] for row in rows] == [0, 1, 2, 3]
     counts = Manifest.open(Path("manifest")).info.counts
-    assert (counts["rows"], counts["failed"]) == (4, 0), "nothing of a set but its pictures is curated"
+    assert (counts["rows"], counts["failed"]) == (4, 0), "nothing of a set but its images is curated"
 
     encoded = read_encoded(Path("encoded"))
     assert encoded.counts["encoded"] == 2

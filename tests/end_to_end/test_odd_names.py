@@ -1,4 +1,4 @@
-"""Names of files and folders are data: whatever they are, the same pictures give the same rows."""
+"""Names of files and folders are data: whatever they are, the same images give the same rows."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def rows_without_names(manifest: Manifest) -> list[dict]:
 
 
 def fill(folder: Path, names: Sequence[str]) -> None:
-    """A picture of its own under each name, and what it says beside it."""
+    """An image of its own under each name, and what it says beside it."""
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
         gray = np.random.default_rng(number).integers(40, 200, (40, 60)).astype("u1")
@@ -76,7 +76,7 @@ def fill(folder: Path, names: Sequence[str]) -> None:
 
 @pytest.fixture
 def plain(uhr: Uhr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """The rows of two pictures under ordinary names."""
+    """The rows of two images under ordinary names."""
     monkeypatch.setenv("UHR_TEST", str(tmp_path))
     (tmp_path / "test_odd_names.yaml").write_text(PIPELINE)
     fill(tmp_path / "plain" / "in", ["a", "b"])
@@ -94,7 +94,7 @@ ODD = [
     [b" space ", b"...", b"a\\nb", b"manifest.json"],
     ["\u202ereversed".encode(), "\u2028line".encode(), b"-rf", b"<b>{{ 7*7 }}"],
 ]
-"""Names of the folder of pictures, of two pictures, and of the folder of the manifest."""
+"""Names of the folder of images, of two images, and of the folder of the manifest."""
 
 NAMES = st.binary(min_size=1, max_size=12).filter(lambda name: not {0, 47} & set(name) and name.strip(b"."))
 
@@ -129,7 +129,7 @@ def _walk(uhr: Uhr, plain: list[dict], tmp_path: Path, names: Sequence[bytes]) -
     _check_slices(uhr, out, place)
 
 
-def _check_what_reads_it(uhr: Uhr, out: Path, picture: Path) -> None:
+def _check_what_reads_it(uhr: Uhr, out: Path, image: Path) -> None:
     for words in (
         ("manifest", "verify", out, "--pixels"),
         ("manifest", "show", out),
@@ -139,15 +139,15 @@ def _check_what_reads_it(uhr: Uhr, out: Path, picture: Path) -> None:
         assert code == 0, printed + errors
         assert is_harmless(printed + errors), words
         assert json.loads(uhr(*words, "--json")[1])
-    told = json.loads(uhr("curate", "explain", out, picture, "--json")[1])
+    told = json.loads(uhr("curate", "explain", out, image, "--json")[1])
     assert told["status"] == "kept"
-    assert is_harmless(uhr("curate", "explain", out, picture)[1])
+    assert is_harmless(uhr("curate", "explain", out, image)[1])
     page = (out / "report.html").read_bytes().decode()
     assert "\x1b" not in page
     assert "\u202e" not in page
     assert "<b>{{" not in page
     assert "<b>49" not in page
-    picture.unlink()
+    image.unlink()
     code, printed, _ = uhr("manifest", "verify", out, "--pixels")
     assert code == 1
     assert is_harmless(printed)

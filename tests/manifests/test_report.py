@@ -73,8 +73,8 @@ def test_the_page_tells_what_became_of_the_samples(manifest: Manifest) -> None:
     for words in ("36 kept", "54 rejected", "10 failed", "not an image", "no known image format"):
         assert words in page.text
     assert "not evaluated: no weights" in page.text
-    assert "Rejected by entropy entropy >= 4 54 pictures" in page.text
-    assert "entropy 3.1 bit" in page.text, "the value that decided stands on the picture"
+    assert "Rejected by entropy entropy >= 4 54 images" in page.text
+    assert "entropy 3.1 bit" in page.text, "the value that decided stands on the image"
     assert manifest.id[:16] in page.text
     assert "pyarrow" in page.text
 
@@ -161,7 +161,7 @@ def test_a_folder_as_out_is_refused(manifest: Manifest) -> None:
         write_report(manifest, manifest.path)
 
 
-def test_pictures_are_limited_by_number_and_bytes(
+def test_images_are_limited_by_number_and_bytes(
     make: Make, make_row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [make_row(number_) for number_ in range(400) if number_ % 10 != 9]
@@ -172,22 +172,20 @@ def test_pictures_are_limited_by_number_and_bytes(
     previews = [pa.RecordBatch.from_pylist(jpegs, schema=PREVIEW_SCHEMA)]
     made = make(tmp_path / "set", rows, previews=previews)
     found = {group.status: group for group in gallery.groups(made)}
-    assert {status: len(group.pictures) for status, group in found.items()} == {"kept": 60, "rejected": 60}
+    assert {status: len(group.images) for status, group in found.items()} == {"kept": 60, "rejected": 60}
     monkeypatch.setattr(gallery, "BUDGET", 50_500)
     found = {group.status: group for group in gallery.groups(made)}
-    assert {status: len(group.pictures) for status, group in found.items()} == {"kept": 25, "rejected": 25}
-    assert all(picture.source for group in found.values() for picture in group.pictures)
+    assert {status: len(group.images) for status, group in found.items()} == {"kept": 25, "rejected": 25}
+    assert all(image.source for group in found.values() for image in group.images)
 
 
-def test_pictures_with_the_same_bytes_are_shown_once(make: Make, make_row: Row, tmp_path: Path) -> None:
+def test_images_with_the_same_bytes_are_shown_once(make: Make, make_row: Row, tmp_path: Path) -> None:
     rows = [make_row(40 + n, content_hash=f"{n // 5:064x}") for n in range(9)]
     (group,) = gallery.groups(make(tmp_path / "set", rows))
-    assert sorted(picture.copies for picture in group.pictures) == [4, 5]
+    assert sorted(image.copies for image in group.images) == [4, 5]
 
 
-def test_what_was_never_decoded_is_listed_without_a_picture(
-    make: Make, make_row: Row, tmp_path: Path
-) -> None:
+def test_what_was_never_decoded_is_listed_without_a_image(make: Make, make_row: Row, tmp_path: Path) -> None:
     rows = [make_row(3, content_hash=None), make_row(50)]
     made = make(tmp_path / "set", rows, previews=None)
     page = page_of(made)
@@ -289,5 +287,5 @@ def test_a_report_deals_with_numbers_that_no_axis_can_show(make: Make, make_row:
     page = Page(write_report(manifest, tmp_path / "report.html").read_text())
     assert "Rejected by wild" in page.text
     (found,) = [group for group in gallery.groups(manifest) if group.reason == "wild"]
-    order = [picture.values[0][1].removesuffix(" bit") for picture in found.pictures]
+    order = [image.values[0][1].removesuffix(" bit") for image in found.images]
     assert order == ["-1e+308", "4.94e-324", "3", "1e+308", "nan", "inf", "-inf", "\u2013"]

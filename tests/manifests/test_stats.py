@@ -44,7 +44,7 @@ def test_text_columns_with_few_values_are_counted(manifest: Manifest) -> None:
 
 
 def test_what_names_single_rows_is_not_listed_by_value(make: Make, make_row: Row, tmp_path: Path) -> None:
-    rows = [make_row(n, caption=f"picture {n}", author=f"a{n % 2}") for n in range(12)]
+    rows = [make_row(n, caption=f"image {n}", author=f"a{n % 2}") for n in range(12)]
     names = {column.name for column in compute(make(tmp_path / "set", rows)).text}
     assert names >= {"author", "license", "status"}
     assert not names & {"caption", "content_hash", "sample_id", "uri"}

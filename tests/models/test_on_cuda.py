@@ -59,7 +59,7 @@ def test_a_sampler_keeps_to_the_gpu(name, family, parts, gpu):
 
 
 @pytest.mark.parametrize(("name", "options"), [("ultragen", {"backend": "gathered"}), ("patch-cascade", {})])
-def test_a_given_picture_goes_to_the_gpu(name, options, parts, gpu):
+def test_a_given_image_goes_to_the_gpu(name, options, parts, gpu):
     pipeline = sampler_class(name, "flux1")(**parts["flux1"])
     pipeline.set_progress_bar_config(disable=True)
     image = torch.empty(3, 128, 128, dtype=torch.uint8)

@@ -32,7 +32,7 @@ def with_nclx(data: bytes, primaries: int, transfer: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def plain(forge) -> bytes:
-    return avif(forge.picture(64, 48))
+    return avif(forge.image(64, 48))
 
 
 def fault_of(data: bytes) -> PixelFault:
@@ -84,7 +84,7 @@ def test_an_avif_brand_around_another_codec_is_unsupported_and_the_codec_named(p
 
 @pytest.mark.parametrize(("mode", "expected"), [("L", "L"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("LA", "RGBA")])
 def test_mode_and_size_are_the_files(forge, mode, expected) -> None:
-    header = read_header(avif(forge.picture(70, 31, mode)))
+    header = read_header(avif(forge.image(70, 31, mode)))
     assert (header.mode, header.raw_width, header.raw_height, header.bit_depth) == (expected, 70, 31, 8)
     assert header.has_alpha == (expected == "RGBA")
 
@@ -108,7 +108,7 @@ def test_bit_depth_is_the_files(bits, colour) -> None:
 def test_irot_and_imir_turn_the_image(forge, orientation) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = avif(forge.picture(64, 48), exif=exif)
+    data = avif(forge.image(64, 48), exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     decoded = decode(data)
     assert decoded.header.orientation == orientation
@@ -119,7 +119,7 @@ def test_irot_and_imir_turn_the_image(forge, orientation) -> None:
 def test_the_orientation_in_exif_has_no_effect(forge, plain) -> None:
     exif = Image.Exif()
     exif[0x0100] = 6
-    data = avif(forge.picture(64, 48), exif=exif)
+    data = avif(forge.image(64, 48), exif=exif)
     # Pillow moves an orientation to irot: a tag of the same type and value becomes one here
     width = b"\x01\x00\x00\x04\x00\x00\x00\x01"
     assert data.count(width) == 1
@@ -157,7 +157,7 @@ def test_hdr_is_unsupported_with_its_header_known(plain, transfer, name) -> None
 
 def test_without_a_colour_box_the_bitstream_says(forge, damage) -> None:
     settings = {"codec": "aom", "advanced": {"color-primaries": "smpte432"}}
-    data = avif(forge.picture(64, 48), **settings)
+    data = avif(forge.image(64, 48), **settings)
     source = FileBytes(data, len(data))
     start, count = heif.read(source).bitstream
     assert av1.sequence_header(data[start : start + count]) == (64, 48, 12, 13)
@@ -167,13 +167,13 @@ def test_without_a_colour_box_the_bitstream_says(forge, damage) -> None:
     without = data.replace(b"colrnclx", b"freenclx")
     assert equals_png(damage, forge, without, (b"cICP", bytes([12, 13, 0, 1])))
     hdr = {"codec": "aom", "advanced": {"color-primaries": "bt2020", "transfer-characteristics": "smpte2084"}}
-    hidden = avif(forge.picture(64, 48), **hdr).replace(b"colrnclx", b"freenclx")
+    hidden = avif(forge.image(64, 48), **hdr).replace(b"colrnclx", b"freenclx")
     assert "PQ" in fault_of(hidden).message
 
 
 def test_an_embedded_profile_goes_before_nclx(forge) -> None:
     profile = forge.wide_gamut_profile()
-    data = avif(forge.picture(64, 48), icc_profile=profile)
+    data = avif(forge.image(64, 48), icc_profile=profile)
     decoded = decode(data)
     assert decoded.header.has_icc
     assert decoded.planes.profile == profile
@@ -184,7 +184,7 @@ def test_an_embedded_profile_goes_before_nclx(forge) -> None:
 
 
 def test_of_a_sequence_the_first_frame_is_taken(forge) -> None:
-    first, second = forge.picture(64, 48), forge.picture(64, 48, seed=1)
+    first, second = forge.image(64, 48), forge.image(64, 48, seed=1)
     data = avif(first, save_all=True, append_images=[second])
     decoded = decode(data)
     assert decoded.header.animated
@@ -248,7 +248,7 @@ def grown(data: bytes, old: bytes, new: bytes) -> bytes:
 @pytest.mark.parametrize("keep", [0.02, 0.05, 0.2, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_a_cut_avif_is_truncated(forge, keep, mode) -> None:
-    data = avif(forge.picture(64, 48, mode))
+    data = avif(forge.image(64, 48, mode))
     assert fault_of(data[: int(keep * len(data))]).kind == "truncated"
     open_ended = data.index(b"mdat") - 4
     without_length = data[:open_ended] + bytes(4) + data[open_ended + 4 :]

@@ -73,7 +73,7 @@ def grid(
 
 @pytest.fixture
 def tiles(forge) -> list[np.ndarray]:
-    return [np.asarray(forge.picture(SIDE, SIDE, seed=seed)) for seed in range(4)]
+    return [np.asarray(forge.image(SIDE, SIDE, seed=seed)) for seed in range(4)]
 
 
 def test_tiles_are_put_together_and_cut_to_the_size_of_the_grid(tiles) -> None:

@@ -158,7 +158,7 @@ SRGB_POINTS, ADOBE_POINTS = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06), (0.64, 0.33, 0.2
 
 
 def test_calibrated_colours_of_a_bmp_are_converted(damage, forge) -> None:
-    pixels = np.asarray(forge.picture(40, 30))
+    pixels = np.asarray(forge.image(40, 30))
     stored = pixels[::-1, :, ::-1].tobytes()
 
     def shown(colours: bytes):
@@ -181,7 +181,7 @@ def test_calibrated_colours_of_a_bmp_are_converted(damage, forge) -> None:
 
 
 def test_a_profile_that_a_bmp_embeds_is_applied(forge) -> None:
-    pixels = np.asarray(forge.picture(40, 30))
+    pixels = np.asarray(forge.image(40, 30))
     profile = forge.wide_gamut_profile()
     tail = MASKS + b"DEBM" + bytes(48 + 4) + struct.pack("<III", 124, len(profile), 0)
     plain = bmp(24, profile + pixels[::-1, :, ::-1].tobytes(), size=(40, 30), colours=tail)

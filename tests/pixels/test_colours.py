@@ -46,7 +46,7 @@ def converted(pixels: np.ndarray, matrix: np.ndarray, gamma: float | None = None
 
 @pytest.fixture
 def pixels(forge) -> np.ndarray:
-    return np.asarray(forge.picture(48, 32))
+    return np.asarray(forge.image(48, 32))
 
 
 def png_with(damage, forge, pixels: np.ndarray, *chunks: tuple[bytes, bytes], **settings) -> bytes:
@@ -127,7 +127,7 @@ def test_cicp_goes_before_a_profile_and_a_profile_before_gamma(damage, forge, pi
 
 
 def test_a_gamma_applies_to_gray_and_leaves_alpha_alone(damage, forge) -> None:
-    image = forge.picture(40, 24, "LA")
+    image = forge.image(40, 24, "LA")
     gray, alpha = (np.asarray(band) for band in image.split())
     data = forge.encode(image, "PNG")
     chunk = damage.png_chunk(*gama(100_000))
@@ -204,17 +204,17 @@ def exif_with(tags: dict[int, int], index: bytes = b"") -> bytes:
     ],
 )
 def test_a_camera_names_adobe_rgb_in_its_exif_block(forge, block, is_adobe) -> None:
-    data = forge.encode(forge.picture(48, 32), "JPEG", quality=95, exif=b"Exif\0\0" + block)
+    data = forge.encode(forge.image(48, 32), "JPEG", quality=95, exif=b"Exif\0\0" + block)
     decoded = decode(data)
     profile = forge.wide_gamut_profile(563 / 256)
     settings = {"quality": 95, "icc_profile": profile} if is_adobe else {"quality": 95}
-    expected = decode(forge.encode(forge.picture(48, 32), "JPEG", **settings)).rgb()
+    expected = decode(forge.encode(forge.image(48, 32), "JPEG", **settings)).rgb()
     assert np.abs(decoded.rgb().astype(int) - expected).max() <= 1
 
 
 def test_an_icc_profile_goes_before_adobe_rgb_in_exif(forge) -> None:
     block = b"Exif\0\0" + exif_with({0xA001: 2})
-    image = forge.picture(48, 32)
+    image = forge.image(48, 32)
     data = forge.encode(image, "JPEG", exif=block, icc_profile=forge.srgb_profile())
     assert np.array_equal(decode(data).rgb(), decode(forge.encode(image, "JPEG")).rgb())
 
@@ -234,7 +234,7 @@ def test_orientation_in_a_text_chunk_of_imagemagick_is_read(damage, forge, kind)
     block = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     text = b"\nexif\n%8d\n" % len(block) + block.hex().encode() + b"\n"
     body = text if kind == b"tEXt" else b"\0" + zlib.compress(text)
-    data = forge.encode(forge.picture(20, 10), "PNG")
+    data = forge.encode(forge.image(20, 10), "PNG")
     late = data[:33] + damage.png_chunk(kind, b"Raw profile type exif\0" + body) + data[33:]
     assert Image.open(io.BytesIO(late)).getexif()[0x0112] == 6
     assert (read_header(late).orientation, read_header(late).width) == (6, 10)

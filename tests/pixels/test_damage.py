@@ -49,7 +49,7 @@ def outcome(data: bytes) -> Decoded | PixelFault:
 @pytest.mark.parametrize("seed", range(3))
 def test_damage_is_a_fault_or_was_not_reported_by_the_decoder(name, seed, forge, damage, capfd) -> None:
     format, mode, settings = FILES[name]
-    whole = forge.encode(forge.picture(WIDTH, HEIGHT, mode, seed), format, **settings)
+    whole = forge.encode(forge.image(WIDTH, HEIGHT, mode, seed), format, **settings)
     right = decode(whole).rgb()
     for damaged in damage.every_damage(whole, format, WIDTH, HEIGHT, seed):
         found = outcome(damaged.data)
@@ -68,7 +68,7 @@ def test_damage_is_a_fault_or_was_not_reported_by_the_decoder(name, seed, forge,
 def test_small_damages_of_a_jpeg_are_kept_only_where_libjpeg_is_silent(
     settings, forge, damage, capfd
 ) -> None:
-    whole = forge.encode(forge.picture(WIDTH, HEIGHT), "JPEG", quality=90, **settings)
+    whole = forge.encode(forge.image(WIDTH, HEIGHT), "JPEG", quality=90, **settings)
     start, end = damage.jpeg_scan(whole)
     random = np.random.default_rng(5)
     faults = 0

@@ -60,7 +60,7 @@ def outcome(data: bytes) -> Decoded | PixelFault:
 @pytest.mark.parametrize("seed", range(2))
 def test_damage_is_a_fault_or_leaves_pixels_of_the_right_size(name, seed, forge, damage) -> None:
     format, mode, settings = FILES[name]
-    whole = forge.encode(forge.picture(WIDTH, HEIGHT, mode, seed), format, **settings)
+    whole = forge.encode(forge.image(WIDTH, HEIGHT, mode, seed), format, **settings)
     right = decode(whole).rgb()
     for damaged in damage.every_damage(whole, format, WIDTH, HEIGHT, seed):
         found = outcome(damaged.data)
@@ -85,7 +85,7 @@ def test_damage_is_a_fault_or_leaves_pixels_of_the_right_size(name, seed, forge,
 @pytest.mark.parametrize("name", FILES)
 def test_a_cut_at_any_place_is_truncated(name, forge) -> None:
     format, mode, settings = FILES[name]
-    whole = forge.encode(forge.picture(WIDTH, HEIGHT, mode), format, **settings)
+    whole = forge.encode(forge.image(WIDTH, HEIGHT, mode), format, **settings)
     places = sorted({*range(16, 400, 37), *np.linspace(400, len(whole) - 9, 40).astype(int).tolist()})
     for place in [*places, len(whole) - 1]:
         found = outcome(whole[:place])
@@ -95,7 +95,7 @@ def test_a_cut_at_any_place_is_truncated(name, forge) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_what_libjpeg_reports_of_a_jpeg_in_a_tiff_is_a_fault(mode, forge, damage) -> None:
-    whole = forge.encode(forge.picture(300, 200, mode), "TIFF", compression="jpeg", quality=90)
+    whole = forge.encode(forge.image(300, 200, mode), "TIFF", compression="jpeg", quality=90)
     random = np.random.default_rng(4)
     starts = random.integers(len(whole) // 4, len(whole) * 3 // 4, 40)
     found = [outcome(damage.overwritten(whole, int(start), 16, seed)) for seed, start in enumerate(starts)]

@@ -48,8 +48,8 @@ def test_gray_is_opencvs_of_the_full_colour_decode(data, forge) -> None:
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_rgb_is_upright_for_every_orientation(forge, format, orientation) -> None:
-    picture = forge.picture(40, 24)
-    data = forge.encode(picture, format, orientation)
+    image = forge.image(40, 24)
+    data = forge.encode(image, format, orientation)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     decoded = decode(data)
     assert np.array_equal(decoded.rgb(), expected)
@@ -58,7 +58,7 @@ def test_rgb_is_upright_for_every_orientation(forge, format, orientation) -> Non
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_box_is_cut_in_upright_pixels(forge, orientation) -> None:
-    data = forge.encode(forge.picture(50, 30), "PNG", orientation)
+    data = forge.encode(forge.image(50, 30), "PNG", orientation)
     whole = decode(data).rgb()
     assert np.array_equal(decode(data).rgb((3, 5, 20, 11)), whole[5:16, 3:23])
 
@@ -68,7 +68,7 @@ def test_a_box_is_cut_in_upright_pixels(forge, orientation) -> None:
     [("PNG", "LA"), ("PNG", "RGBA"), ("PNG", "P"), ("WEBP", "RGBA"), ("GIF", "P"), ("TIFF", "RGBA")],
 )
 def test_transparency_is_laid_over_white(forge, format, mode) -> None:
-    image = forge.picture(32, 20, mode)
+    image = forge.image(32, 20, mode)
     settings_of = {"transparency": 5} if mode == "P" else {"lossless": True} if format == "WEBP" else {}
     data = forge.encode(image, format, **settings_of)
     rgba = Image.open(io.BytesIO(data)).convert("RGBA")
@@ -121,7 +121,7 @@ def test_of_an_animation_the_first_frame_counts(forge, format) -> None:
 def test_a_wide_gamut_comes_out_as_srgb(forge, format) -> None:
     profile = forge.wide_gamut_profile()
     settings_of = {"lossless": True} if format == "WEBP" else {}
-    data = forge.encode(forge.picture(40, 30), format, icc_profile=profile, **settings_of)
+    data = forge.encode(forge.image(40, 30), format, icc_profile=profile, **settings_of)
     image = Image.open(io.BytesIO(data))
     transform = ImageCms.buildTransform(
         ImageCms.ImageCmsProfile(io.BytesIO(profile)),
@@ -141,7 +141,7 @@ def test_a_wide_gamut_comes_out_as_srgb(forge, format) -> None:
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
 def test_cmyk_is_converted_by_its_profile(forge, format) -> None:
     profile = forge.cmyk_profile()
-    data = forge.encode(forge.picture(40, 30, "CMYK"), format, icc_profile=profile)
+    data = forge.encode(forge.image(40, 30, "CMYK"), format, icc_profile=profile)
     stored = Image.open(io.BytesIO(data))
     transform = ImageCms.buildTransform(
         ImageCms.ImageCmsProfile(io.BytesIO(profile)),
@@ -157,16 +157,16 @@ def test_cmyk_is_converted_by_its_profile(forge, format) -> None:
 
 
 def test_gray_under_a_colour_profile_stays_gray(forge) -> None:
-    tagged = forge.encode(forge.picture(20, 20, "L"), "JPEG", icc_profile=forge.wide_gamut_profile(1.0))
+    tagged = forge.encode(forge.image(20, 20, "L"), "JPEG", icc_profile=forge.wide_gamut_profile(1.0))
     rgb = decode(tagged).rgb()
     assert np.ptp(rgb.astype(int), axis=2).max() <= 1
-    plain = decode(forge.encode(forge.picture(20, 20, "L"), "JPEG")).rgb()
+    plain = decode(forge.encode(forge.image(20, 20, "L"), "JPEG")).rgb()
     assert rgb.mean() > plain.mean() + 20, "linear light, encoded in sRGB, is brighter"
 
 
 def test_an_srgb_profile_moves_nothing(forge) -> None:
     plain, tagged = (
-        decode(forge.encode(forge.picture(30, 30), "PNG", **with_profile))
+        decode(forge.encode(forge.image(30, 30), "PNG", **with_profile))
         for with_profile in ({}, {"icc_profile": forge.srgb_profile()})
     )
     assert np.array_equal(plain.rgb(), tagged.rgb())
@@ -175,38 +175,38 @@ def test_an_srgb_profile_moves_nothing(forge) -> None:
 
 @pytest.mark.parametrize("profile", [b"no profile at all", b"\0" * 400])
 def test_a_broken_profile_leaves_the_colours_and_says_so(forge, profile) -> None:
-    decoded = decode(forge.encode(forge.picture(30, 30), "PNG", icc_profile=profile))
+    decoded = decode(forge.encode(forge.image(30, 30), "PNG", icc_profile=profile))
     assert np.array_equal(decoded.rgb(), decoded.bgr[..., ::-1])
     assert any("ICC profile ignored" in note for note in decoded.notes)
 
 
 def test_a_profile_of_another_colour_space_is_ignored_and_said(forge) -> None:
-    decoded = decode(forge.encode(forge.picture(30, 30, "CMYK"), "JPEG", icc_profile=forge.srgb_profile()))
-    assert "it is for RGB, the picture is CMYK" in decoded.notes[0]
+    decoded = decode(forge.encode(forge.image(30, 30, "CMYK"), "JPEG", icc_profile=forge.srgb_profile()))
+    assert "it is for RGB, the image is CMYK" in decoded.notes[0]
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.99])
 def test_a_truncated_file_fails_as_truncated(forge, format, keep) -> None:
     settings_of = {"progressive": True} if format == "JPEG" and keep == 0.6 else {}
-    data = forge.encode(forge.picture(300, 200), format, **settings_of)
+    data = forge.encode(forge.image(300, 200), format, **settings_of)
     assert fault_of(data[: int(keep * len(data))]).kind == "truncated"
 
 
 @pytest.mark.parametrize("missing", [1, 2, 20])
 def test_a_jpeg_without_its_last_bytes_is_truncated(forge, missing) -> None:
-    assert fault_of(forge.encode(forge.picture(64, 64), "JPEG")[:-missing]).kind == "truncated"
+    assert fault_of(forge.encode(forge.image(64, 64), "JPEG")[:-missing]).kind == "truncated"
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.95])
 def test_a_truncated_gif_or_tiff_fails(forge, keep) -> None:
     for format in ("GIF", "TIFF"):
-        data = forge.encode(forge.picture(300, 200, "P" if format == "GIF" else "RGB"), format)
+        data = forge.encode(forge.image(300, 200, "P" if format == "GIF" else "RGB"), format)
         assert fault_of(data[: int(keep * len(data))]).kind in ("truncated", "corrupt")
 
 
 def test_a_jpeg_whose_scan_stops_early_is_corrupt_although_libjpeg_fills_it_up(forge) -> None:
-    data = bytearray(forge.encode(forge.picture(300, 200), "JPEG"))
+    data = bytearray(forge.encode(forge.image(300, 200), "JPEG"))
     middle = len(data) // 2
     data[middle : middle + 2] = b"\xff\xd9"
     fault = fault_of(bytes(data))
@@ -215,14 +215,14 @@ def test_a_jpeg_whose_scan_stops_early_is_corrupt_although_libjpeg_fills_it_up(f
 
 
 def test_a_wrong_byte_in_a_png_is_corrupt(forge) -> None:
-    data = bytearray(forge.encode(forge.picture(300, 200), "PNG"))
+    data = bytearray(forge.encode(forge.image(300, 200), "PNG"))
     data[len(data) // 2] ^= 0xFF
     assert fault_of(bytes(data)).kind == "corrupt"
 
 
 @SLOW
 @given(data=st.data(), noise=st.binary(min_size=1, max_size=60), where=st.floats(0, 1))
-def test_damaged_bytes_give_a_picture_or_a_fault(data, forge, noise, where) -> None:
+def test_damaged_bytes_give_a_image_or_a_fault(data, forge, noise, where) -> None:
     content, _ = data.draw(forge.files(("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")))
     start = int(where * len(content))
     try:
@@ -233,16 +233,16 @@ def test_damaged_bytes_give_a_picture_or_a_fault(data, forge, noise, where) -> N
 
 
 def test_decoders_print_nothing_on_the_terminal(forge, capfd) -> None:
-    data = forge.encode(forge.picture(100, 100), "JPEG")
+    data = forge.encode(forge.image(100, 100), "JPEG")
     fault_of(data[: len(data) // 2])
-    fault_of(forge.encode(forge.picture(100, 100), "PNG")[:-500])
+    fault_of(forge.encode(forge.image(100, 100), "PNG")[:-500])
     assert capfd.readouterr().err == ""
 
 
 def test_what_others_print_meanwhile_is_passed_on(forge, capfd) -> None:
     import os
 
-    data = forge.encode(forge.picture(2000, 2000), "PNG")
+    data = forge.encode(forge.image(2000, 2000), "PNG")
     done = threading.Event()
 
     def chatter() -> None:
@@ -272,20 +272,20 @@ def test_a_bomb_is_refused_by_its_header(forge) -> None:
 
 @pytest.mark.parametrize("format", ["PNG", "GIF", "TIFF"])
 def test_the_pixel_limit_is_inclusive_and_the_same_for_all_formats(forge, format) -> None:
-    data = forge.encode(forge.picture(20, 10, "P" if format == "GIF" else "RGB"), format)
+    data = forge.encode(forge.image(20, 10, "P" if format == "GIF" else "RGB"), format)
     assert decode(data, PixelLimits(pixels=200)).bgr.shape == (10, 20, 3)
     assert fault_of(data, pixels=199).kind == "too large"
 
 
-def test_a_picture_beyond_pillows_own_guard_is_opened(forge, monkeypatch) -> None:
+def test_a_image_beyond_pillows_own_guard_is_opened(forge, monkeypatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    assert decode(forge.encode(forge.picture(30, 20, "P"), "GIF")).rgb().shape == (20, 30, 3)
+    assert decode(forge.encode(forge.image(30, 20, "P"), "GIF")).rgb().shape == (20, 30, 3)
     assert Image.MAX_IMAGE_PIXELS == 50
 
 
 def test_a_file_larger_than_the_limit_is_not_read(forge, tmp_path) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(forge.encode(forge.picture(20, 10), "PNG"))
+    path.write_bytes(forge.encode(forge.image(20, 10), "PNG"))
     with pytest.raises(PixelFault, match="more than the limit") as caught:
         read_bytes(path, PixelLimits(file_bytes=100))
     assert caught.value.kind == "too large"
@@ -306,7 +306,7 @@ def test_empty_missing_and_folder_are_told_apart(tmp_path) -> None:
 
 def test_the_format_is_the_contents_whatever_the_name(forge, tmp_path) -> None:
     path = tmp_path / "photo.png"
-    path.write_bytes(forge.encode(forge.picture(20, 10), "JPEG"))
+    path.write_bytes(forge.encode(forge.image(20, 10), "JPEG"))
     assert decode(read_bytes(path)).rgb().shape == (10, 20, 3)
 
 
@@ -336,7 +336,7 @@ def test_fit_never_enlarges() -> None:
 
 
 def test_a_preview_is_a_small_upright_jpeg(forge) -> None:
-    decoded = decode(forge.encode(forge.picture(800, 400), "JPEG", 6))
+    decoded = decode(forge.encode(forge.image(800, 400), "JPEG", 6))
     data, width, height = jpeg_preview(decoded.rgb(long_side=320), 320)
     assert (width, height) == (160, 320) == Image.open(io.BytesIO(data)).size
     whole = resize(decoded.rgb(), 320, 160).astype(int)

@@ -78,7 +78,7 @@ def test_of_nested_blocks_the_inner_one_gets_the_lines(capfd) -> None:
 
 
 def test_damage_is_noticed_by_a_process_without_standard_error(forge, tmp_path) -> None:
-    data = forge.encode(forge.picture(300, 200), "JPEG")
+    data = forge.encode(forge.image(300, 200), "JPEG")
     middle = len(data) // 2
     path = tmp_path / "damaged.jpg"
     path.write_bytes(data[:middle] + bytes(len(data) - middle - 2) + b"\xff\xd9")
@@ -101,5 +101,5 @@ def test_damage_is_noticed_by_a_process_without_standard_error(forge, tmp_path) 
 def test_an_exception_of_several_lines_is_kept_off_the_terminal(capfd, forge) -> None:
     # shorter than OpenCV's own least size of a WebP
     with pytest.raises(PixelFault, match="truncated"):
-        decode(forge.encode(forge.picture(8, 8), "WEBP", quality=1)[:30])
+        decode(forge.encode(forge.image(8, 8), "WEBP", quality=1)[:30])
     assert capfd.readouterr().err == ""

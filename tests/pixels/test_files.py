@@ -15,7 +15,7 @@ from uhr.pixels.types import PixelFault
 def listed(forge, tmp_path):
     """A PNG of 40x30 px and the version that a listing would give."""
     path = tmp_path / "lake.png"
-    path.write_bytes(forge.encode(forge.picture(40, 30), "PNG"))
+    path.write_bytes(forge.encode(forge.image(40, 30), "PNG"))
     return path, file_version(path.stat())
 
 

@@ -53,14 +53,14 @@ def test_other_formats_agree_with_pillow(data, forge) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_tiff_keeps_its_stored_grid_apart_from_its_orientation(forge, orientation) -> None:
     # Pillow gives a TIFF's size as displayed; the tag and the two raw sides are what was written
-    header = read_header(forge.encode(forge.picture(30, 20), "TIFF", orientation))
+    header = read_header(forge.encode(forge.image(30, 20), "TIFF", orientation))
     assert (header.raw_width, header.raw_height, header.orientation) == (30, 20, orientation)
     assert (header.width, header.height) == ((20, 30) if orientation >= 5 else (30, 20))
 
 
 @pytest.mark.parametrize(("mode", "bits"), [("1", 1), ("L", 8), ("I;16", 16), ("P", 8), ("RGBA", 8)])
 def test_bit_depth_of_a_png_is_the_files(forge, mode, bits) -> None:
-    assert read_header(forge.encode(forge.picture(9, 9, mode), "PNG")).bit_depth == bits
+    assert read_header(forge.encode(forge.image(9, 9, mode), "PNG")).bit_depth == bits
 
 
 @SLOW
@@ -77,7 +77,7 @@ def test_a_path_and_its_bytes_have_one_header(data, forge, tmp_path_factory) -> 
 def test_segments_far_longer_than_the_first_bytes_are_stepped_over(
     forge, tmp_path_factory, size, segments
 ) -> None:
-    plain = forge.encode(forge.picture(31, 17), "JPEG", 6)
+    plain = forge.encode(forge.image(31, 17), "JPEG", 6)
     length = min(size * FIRST_BYTES, 65_535)
     filler = (
         b"\xff\xed"
@@ -93,19 +93,19 @@ def test_segments_far_longer_than_the_first_bytes_are_stepped_over(
     assert read_header(path).orientation == 6
 
 
-def test_a_thumbnail_in_the_exif_block_is_not_taken_for_the_picture(forge) -> None:
-    thumbnail = forge.encode(forge.picture(160, 120), "JPEG")
-    block = forge.picture(5, 5).getexif()
+def test_a_thumbnail_in_the_exif_block_is_not_taken_for_the_image(forge) -> None:
+    thumbnail = forge.encode(forge.image(160, 120), "JPEG")
+    block = forge.image(5, 5).getexif()
     block[0x0112] = 3
     body = block.tobytes() + thumbnail
     segment = b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
-    plain = forge.encode(forge.picture(64, 48), "JPEG")
+    plain = forge.encode(forge.image(64, 48), "JPEG")
     header = read_header(plain[:2] + segment + plain[2:])
     assert (header.raw_width, header.raw_height, header.orientation) == (64, 48, 3)
 
 
-def test_an_orientation_behind_the_picture_of_a_png_is_found(forge) -> None:
-    plain = forge.encode(forge.picture(40, 30), "PNG")
+def test_an_orientation_behind_the_image_of_a_png_is_found(forge) -> None:
+    plain = forge.encode(forge.image(40, 30), "PNG")
     body = b"eXIf" + b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x08\0\0\0\0\0\0"
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     late = plain[:-12] + chunk + plain[-12:]
@@ -117,7 +117,7 @@ def test_an_orientation_behind_the_picture_of_a_png_is_found(forge) -> None:
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_an_orientation_that_does_not_exist_is_upright(forge, value) -> None:
-    assert read_header(forge.encode(forge.picture(8, 4), "JPEG", value)).orientation == 1
+    assert read_header(forge.encode(forge.image(8, 4), "JPEG", value)).orientation == 1
 
 
 @SLOW
@@ -173,14 +173,14 @@ def test_garbage_behind_a_signature_is_a_fault_or_a_header(start, rest) -> None:
         (b"\xff\xd8\xff\xe0", "truncated"),
     ],
 )
-def test_what_is_no_picture_says_so(data, kind) -> None:
+def test_what_is_no_image_says_so(data, kind) -> None:
     with pytest.raises(PixelFault) as caught:
         read_header(data)
     assert caught.value.kind == kind
 
 
 def test_a_camera_raw_file_is_not_taken_for_its_thumbnail(forge) -> None:
-    raw = forge.encode(forge.picture(160, 120), "TIFF", tiffinfo={254: 1})
+    raw = forge.encode(forge.image(160, 120), "TIFF", tiffinfo={254: 1})
     with pytest.raises(PixelFault, match="camera raw") as caught:
         read_header(raw)
     assert caught.value.kind == "unsupported"
@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_read_is_unreadable(tmp_path) -> None:
         assert caught.value.kind == "unreadable"
 
 
-def test_a_giant_picture_costs_no_more_than_its_header(forge) -> None:
+def test_a_giant_image_costs_no_more_than_its_header(forge) -> None:
     claim = struct.pack(">IIBBBBB", 2_000_000_000, 2_000_000_000, 16, 6, 0, 0, 0)
     data = forge.png_with_header(claim)
     assert read_header(data).pixels == 4 * 10**18
@@ -204,7 +204,7 @@ def test_a_giant_picture_costs_no_more_than_its_header(forge) -> None:
 
 def test_a_header_takes_less_than_a_tenth_of_a_millisecond(forge, tmp_path) -> None:
     path = tmp_path / "a.jpg"
-    path.write_bytes(forge.encode(forge.picture(640, 480), "JPEG", 6, icc_profile=forge.srgb_profile()))
+    path.write_bytes(forge.encode(forge.image(640, 480), "JPEG", 6, icc_profile=forge.srgb_profile()))
     best = min(_seconds(path) for _ in range(50))
     assert best < 1e-4
 

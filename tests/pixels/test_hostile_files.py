@@ -26,7 +26,7 @@ def fault_of(call) -> PixelFault:
 
 @pytest.mark.parametrize("format", WRITTEN_BY_PILLOW)
 def test_no_number_in_a_header_raises_anything_but_a_fault(format, forge, tmp_path) -> None:
-    data = forge.encode(forge.picture(24, 24), format)
+    data = forge.encode(forge.image(24, 24), format)
     path, limits = tmp_path / "file", PixelLimits(pixels=1_000_000)
     for at, value in itertools.product(range(4, min(len(data) - 4, 160), 3), EXTREMES):
         changed = data[:at] + value + data[at + 4 :]
@@ -38,7 +38,7 @@ def test_no_number_in_a_header_raises_anything_but_a_fault(format, forge, tmp_pa
 
 @pytest.mark.parametrize("format", WRITTEN_BY_PILLOW)
 def test_the_first_bytes_of_a_file_are_no_image(format, forge, tmp_path) -> None:
-    data = forge.encode(forge.picture(24, 24), format)
+    data = forge.encode(forge.image(24, 24), format)
     path = tmp_path / "file"
     for count in range(1, 40):
         path.write_bytes(data[:count])
@@ -169,7 +169,7 @@ def test_a_tag_of_millions_of_numbers_is_not_read_whole(tag, tiff_files) -> None
 
 def test_a_profile_of_any_size_in_a_tiff_is_left_out(forge) -> None:
     profile = forge.wide_gamut_profile() + bytes(LARGEST_PROFILE)
-    decoded = decode(forge.encode(forge.picture(24, 24), "TIFF", icc_profile=profile))
+    decoded = decode(forge.encode(forge.image(24, 24), "TIFF", icc_profile=profile))
     assert decoded.planes.profile is None
     assert decoded.notes == ["ICC profile ignored: it has more than 16 MiB"]
 
@@ -178,6 +178,6 @@ def test_memory_that_does_not_suffice_is_a_fault(forge, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise MemoryError
 
-    data = forge.encode(forge.picture(24, 24), "PNG")
+    data = forge.encode(forge.image(24, 24), "PNG")
     monkeypatch.setattr(np, "frombuffer", full)
     assert fault_of(lambda: decode(data)).kind == "too large"

@@ -63,7 +63,7 @@ ODD = {
 
 @pytest.fixture
 def whole(forge) -> bytes:
-    return forge.encode(forge.picture(320, 240), "JPEG", quality=90)
+    return forge.encode(forge.image(320, 240), "JPEG", quality=90)
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -85,7 +85,7 @@ def test_an_oddity_in_the_header_does_not_hide_damage_behind_it(name, whole, cap
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_pixels_of_the_repaired_copy_are_those_of_the_file(progressive, forge) -> None:
-    whole = forge.encode(forge.picture(80, 60), "JPEG", progressive=progressive)
+    whole = forge.encode(forge.image(80, 60), "JPEG", progressive=progressive)
     for make, _ in ODD.values():
         data = make(whole) if not progressive or make is not webcam_sos else whole
         # OpenCV knows a JPEG by three bytes
@@ -109,7 +109,7 @@ def test_adobe_transforms_that_libjpeg_knows_are_left_alone(whole) -> None:
 def test_padding_before_the_end_is_harmless(padding, forge) -> None:
     notes = set()
     for width in range(20, 60):
-        data = forge.encode(forge.picture(width, 30), "JPEG")
+        data = forge.encode(forge.image(width, 30), "JPEG")
         decoded = decode(data[:-2] + padding + data[-2:])
         assert np.array_equal(decoded.rgb(), decode(data).rgb())
         notes.update(decoded.notes)
@@ -125,10 +125,10 @@ def test_bytes_left_over_behind_the_scan_are_damage(left, forge) -> None:
 
 
 def test_bytes_left_over_before_a_restart_or_the_next_scan_are_damage(forge) -> None:
-    restarts = forge.encode(forge.picture(64, 64), "JPEG", restart_marker_rows=1)
+    restarts = forge.encode(forge.image(64, 64), "JPEG", restart_marker_rows=1)
     at = restarts.find(b"\xff\xd0", JpegFile(restarts)._scan_end(0))
     assert fault_of(restarts[:at] + bytes(range(1, 40)) + restarts[at:]).kind == "corrupt"
-    progressive = forge.encode(forge.picture(64, 64), "JPEG", progressive=True)
+    progressive = forge.encode(forge.image(64, 64), "JPEG", progressive=True)
     at = progressive.rfind(b"\xff\xc4")
     assert fault_of(progressive[:at] + bytes(range(1, 40)) + progressive[at:]).kind == "corrupt"
 
@@ -147,7 +147,7 @@ def scans_of(data: bytes) -> list[int]:
 
 
 def test_a_progressive_jpeg_that_lacks_scans_is_truncated_although_libjpeg_is_silent(forge, capfd) -> None:
-    data = forge.encode(forge.picture(120, 90), "JPEG", progressive=True)
+    data = forge.encode(forge.image(120, 90), "JPEG", progressive=True)
     starts = scans_of(data)
     assert len(starts) > 5
     for start in starts:
@@ -160,7 +160,7 @@ def test_a_progressive_jpeg_that_lacks_scans_is_truncated_although_libjpeg_is_si
 
 
 def test_a_sequential_jpeg_that_lacks_the_scan_of_a_component_is_truncated(forge) -> None:
-    gray = forge.encode(forge.picture(64, 48, "L"), "JPEG")
+    gray = forge.encode(forge.image(64, 48, "L"), "JPEG")
     at = gray.find(b"\xff\xc0")
     frame = gray[at + 4 : at + 9] + b"\3" + b"\1\x11\0" + b"\2\x11\0" + b"\3\x11\0"
     colour = gray[:at] + b"\xff\xc0" + struct.pack(">H", len(frame) + 2) + frame + gray[at + 13 :]
@@ -171,7 +171,7 @@ def test_a_sequential_jpeg_that_lacks_the_scan_of_a_component_is_truncated(forge
 
 
 def test_a_sequential_jpeg_of_one_scan_per_component_is_clean(forge, capfd) -> None:
-    planes = [forge.encode(forge.picture(64, 48, "L", seed), "JPEG") for seed in range(3)]
+    planes = [forge.encode(forge.image(64, 48, "L", seed), "JPEG") for seed in range(3)]
     at = planes[0].find(b"\xff\xc0")
     frame = planes[0][at + 4 : at + 9] + b"\3" + b"\1\x11\0" + b"\2\x11\0" + b"\3\x11\0"
     data = planes[0][:at] + b"\xff\xc0" + struct.pack(">H", len(frame) + 2) + frame
@@ -204,7 +204,7 @@ def test_megabytes_of_stray_bytes_in_the_header_are_passed_over_at_once(whole, t
 
 def test_what_follows_the_image_does_not_matter(whole, forge) -> None:
     right = decode(whole).rgb()
-    second = forge.encode(forge.picture(50, 40, seed=3), "JPEG")
+    second = forge.encode(forge.image(50, 40, seed=3), "JPEG")
     for behind in (second, half_zero(second), bytes(100_000), b"\xff\xda\xff\xd8 a video \xff" * 999):
         decoded = decode(whole + behind)
         assert np.array_equal(decoded.rgb(), right)
@@ -221,12 +221,12 @@ def test_what_follows_the_image_does_not_matter(whole, forge) -> None:
 def test_a_truncated_image_before_other_data_is_truncated_or_corrupt(whole, forge) -> None:
     cut = whole[: len(whole) // 2]
     assert fault_of(cut + bytes(5000)).kind == "truncated"
-    assert fault_of(cut + forge.encode(forge.picture(50, 40), "JPEG")).kind in ("truncated", "corrupt")
+    assert fault_of(cut + forge.encode(forge.image(50, 40), "JPEG")).kind in ("truncated", "corrupt")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_metadata_of_any_size_decides_nothing(mode, forge, damage) -> None:
-    whole = forge.encode(forge.picture(64, 48, mode), "JPEG", 6)
+    whole = forge.encode(forge.image(64, 48, mode), "JPEG", 6)
     right = decode(whole)
     exif = b"Exif\0\0MM\0\x2a\0\0\0\x08" + bytes(65_000)
     segments = {
@@ -258,13 +258,13 @@ def test_too_many_segments_are_unsupported_with_the_limit_named(whole, damage, m
 
 def test_a_profile_of_many_pieces_is_put_together_whatever_their_order(forge, damage) -> None:
     profile = forge.wide_gamut_profile() + bytes(150_000)
-    plain = forge.encode(forge.picture(40, 30), "JPEG")
+    plain = forge.encode(forge.image(40, 30), "JPEG")
     pieces = [profile[at : at + 40_000] for at in range(0, len(profile), 40_000)]
     segments = [
         damage.jpeg_segment(0xE2, b"ICC_PROFILE\0" + bytes([number, len(pieces)]) + piece)
         for number, piece in enumerate(pieces, 1)
     ]
-    right = decode(forge.encode(forge.picture(40, 30), "JPEG", icc_profile=forge.wide_gamut_profile())).rgb()
+    right = decode(forge.encode(forge.image(40, 30), "JPEG", icc_profile=forge.wide_gamut_profile())).rgb()
     for order in (segments, segments[::-1]):
         decoded = decode(plain[:2] + b"".join(order) + plain[2:])
         assert np.array_equal(decoded.rgb(), right)

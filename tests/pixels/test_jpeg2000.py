@@ -93,7 +93,7 @@ def test_every_depth_gives_its_samples(bits, count, boxed) -> None:
 
 
 def test_gray_with_opacity_of_eight_bits_is_read_and_of_more_named(forge) -> None:
-    image = forge.picture(70, 64, "LA")
+    image = forge.image(70, 64, "LA")
     data = forge.encode(image, "JPEG2000")
     decoded = decode(data)
     gray, alpha = (np.asarray(band) for band in image.split())
@@ -106,13 +106,13 @@ def test_gray_with_opacity_of_eight_bits_is_read_and_of_more_named(forge) -> Non
 
 
 def test_sycc_is_converted(forge) -> None:
-    image = forge.picture(WIDTH, HEIGHT).convert("YCbCr")
+    image = forge.image(WIDTH, HEIGHT).convert("YCbCr")
     stream = codestream(np.asarray(image), 8)
     assert np.array_equal(decode(jp2(stream, space=18)).rgb(), np.asarray(image.convert("RGB")))
 
 
 def test_cmyk_is_converted_by_its_profile(forge) -> None:
-    inks = np.asarray(forge.picture(WIDTH, HEIGHT, "CMYK"))
+    inks = np.asarray(forge.image(WIDTH, HEIGHT, "CMYK"))
     profile = forge.cmyk_profile()
     colour = box(b"colr", b"\2\0\0" + profile)
     decoded = decode(jp2(codestream(inks, 8), colour, space=None))
@@ -125,7 +125,7 @@ def test_cmyk_is_converted_by_its_profile(forge) -> None:
 
 @pytest.mark.parametrize("method", [2, 3])
 def test_a_profile_in_a_colour_box_is_applied(forge, method) -> None:
-    pixels = np.asarray(forge.picture(WIDTH, HEIGHT))
+    pixels = np.asarray(forge.image(WIDTH, HEIGHT))
     profile = forge.wide_gamut_profile()
     stream = codestream(pixels, 8)
     decoded = decode(jp2(stream, box(b"colr", bytes([method, 0, 0]) + profile), space=None))
@@ -136,7 +136,7 @@ def test_a_profile_in_a_colour_box_is_applied(forge, method) -> None:
 
 
 def test_code_points_in_a_colour_box_mean_what_cicp_means(damage, forge) -> None:
-    pixels = np.asarray(forge.picture(WIDTH, HEIGHT))
+    pixels = np.asarray(forge.image(WIDTH, HEIGHT))
     stream = codestream(pixels, 8)
 
     def named(primaries: int, transfer: int, matrix: int = 0) -> bytes:
@@ -151,7 +151,7 @@ def test_code_points_in_a_colour_box_mean_what_cicp_means(damage, forge) -> None
 
 
 def test_a_palette_is_looked_up(forge) -> None:
-    image = forge.picture(WIDTH, HEIGHT, "P")
+    image = forge.image(WIDTH, HEIGHT, "P")
     indices = np.asarray(image)
     table = np.array(image.getpalette()).reshape(-1, 3)
     pclr = box(b"pclr", struct.pack(">HB", len(table), 3) + b"\7\7\7" + table.astype(np.uint8).tobytes())
@@ -229,14 +229,14 @@ def test_an_orientation_in_an_exif_box_is_noted_and_not_applied(forge) -> None:
 @pytest.mark.parametrize("settings", [{}, {"tile_size": (32, 32)}, {"irreversible": True}])
 @pytest.mark.parametrize("keep", [0.01, 0.03, 0.1, 0.5, 0.9, 0.999])
 def test_a_cut_file_is_truncated(forge, boxed, settings, keep) -> None:
-    data = forge.encode(forge.picture(120, 90), "JPEG2000", no_jp2=not boxed, **settings)
+    data = forge.encode(forge.image(120, 90), "JPEG2000", no_jp2=not boxed, **settings)
     assert fault_of(data[: int(keep * len(data))]).kind == "truncated"
     for missing in (1, 2, 3):
         assert fault_of(data[:-missing]).kind == "truncated"
 
 
 def test_a_last_tile_part_without_a_length_reaches_the_end(forge) -> None:
-    stream = forge.encode(forge.picture(64, 64), "JPEG2000", no_jp2=True)
+    stream = forge.encode(forge.image(64, 64), "JPEG2000", no_jp2=True)
     start = stream.index(b"\xff\x90\0\x0a")
     data = stream[: start + 6] + bytes(4) + stream[start + 10 :]
     assert np.array_equal(decode(data).rgb(), decode(stream).rgb())
@@ -244,6 +244,6 @@ def test_a_last_tile_part_without_a_length_reaches_the_end(forge) -> None:
 
 
 def test_bytes_that_are_no_marker_are_corrupt(forge) -> None:
-    stream = forge.encode(forge.picture(64, 64), "JPEG2000", no_jp2=True)
+    stream = forge.encode(forge.image(64, 64), "JPEG2000", no_jp2=True)
     start = stream.index(b"\xff\x90\0\x0a")
     assert fault_of(stream[:start] + b"\0\0" + stream[start + 2 :]).kind == "corrupt"

@@ -27,7 +27,7 @@ def fault_of(data: bytes) -> PixelFault:
 
 @pytest.fixture(scope="module")
 def whole(forge) -> bytes:
-    return forge.encode(forge.picture(300, 200), "PNG")
+    return forge.encode(forge.image(300, 200), "PNG")
 
 
 @pytest.fixture
@@ -113,9 +113,9 @@ def test_nothing_that_the_decoder_does_not_need_is_inflated(whole, chunk) -> Non
 
 
 def test_a_profile_of_megabytes_is_applied_whatever_text_is_there(forge, chunk) -> None:
-    plain = forge.encode(forge.picture(40, 30), "PNG")
+    plain = forge.encode(forge.image(40, 30), "PNG")
     profile = forge.wide_gamut_profile()
-    right = decode(forge.encode(forge.picture(40, 30), "PNG", icc_profile=profile)).rgb()
+    right = decode(forge.encode(forge.image(40, 30), "PNG", icc_profile=profile)).rgb()
     noise = np.random.default_rng(0).bytes(3_000_000)
     long = chunk(b"iCCP", b"long\0\0" + zlib.compress(profile + noise))
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(90_000_000)))
@@ -134,7 +134,7 @@ def damaged(data: bytes, kind: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
 def test_a_wrong_checksum_of_what_pixels_depend_on_is_corrupt(kind, forge) -> None:
-    data = forge.encode(forge.picture(30, 20, "P"), "PNG", transparency=3)
+    data = forge.encode(forge.image(30, 20, "P"), "PNG", transparency=3)
     fault = fault_of(damaged(data, kind))
     assert fault.kind == "corrupt"
     assert kind.decode() in fault.message
@@ -151,11 +151,11 @@ def test_a_wrong_checksum_of_metadata_is_a_note(kind, whole, chunk) -> None:
 
 def test_palettes_and_transparency_that_no_pixel_uses_are_left_out(whole, chunk, forge) -> None:
     suggested = chunk(b"PLTE", bytes(range(30)))
-    for data in (whole, forge.encode(forge.picture(30, 20, "LA"), "PNG")):
+    for data in (whole, forge.encode(forge.image(30, 20, "LA"), "PNG")):
         odd = before(data, suggested, chunk(b"bKGD", bytes(6)))
         assert np.array_equal(decode(odd).rgb(), decode(data).rgb())
         assert decode(odd).notes == []
-    with_alpha = forge.encode(forge.picture(30, 20, "RGBA"), "PNG")
+    with_alpha = forge.encode(forge.image(30, 20, "RGBA"), "PNG")
     assert decode(before(with_alpha, chunk(b"tRNS", bytes(6)))).notes == []
     assert np.array_equal(decode(behind(whole, chunk(b"tRNS", bytes(6)))).rgb(), decode(whole).rgb())
 
@@ -168,7 +168,7 @@ def test_an_unknown_critical_chunk_is_unsupported_by_name(whole, chunk) -> None:
 
 def test_more_image_data_than_the_header_declares_is_corrupt_and_bytes_behind_them_are_a_note(forge) -> None:
     header = struct.pack(">IIBBBBB", 60, 40, 8, 2, 0, 0, 0)
-    rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(forge.picture(60, 40)))
+    rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(forge.image(60, 40)))
     right = decode(forge.png(header, rows)).rgb()
     fault = fault_of(forge.png(header, rows + rows))
     assert (fault.kind, "Too much image data" in fault.message) == ("corrupt", True)
@@ -212,7 +212,7 @@ def test_one_transparent_gray_value_at_every_depth(depth, forge, chunk) -> None:
 
 
 def test_an_interlaced_image_is_clean(forge) -> None:
-    pixels = np.asarray(forge.picture(53, 37))
+    pixels = np.asarray(forge.image(53, 37))
     passes = (
         (0, 0, 8, 8),
         (4, 0, 8, 8),
@@ -251,7 +251,7 @@ def test_of_an_animation_the_default_image_is_decoded(forge, chunk) -> None:
 
 
 def test_a_chunk_that_claims_more_bytes_than_the_file_has_costs_no_memory(forge) -> None:
-    data = bytearray(forge.encode(forge.picture(48, 40), "PNG"))
+    data = bytearray(forge.encode(forge.image(48, 40), "PNG"))
     struct.pack_into(">I", data, data.index(b"IDAT") - 4, 0x7FFFFFFF)
     fault = fault_of(bytes(data))
     assert fault.kind == "corrupt"

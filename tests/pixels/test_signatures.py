@@ -109,7 +109,7 @@ def test_what_no_signature_claims_is_not_an_image(data) -> None:
     "format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000", "QOI", "BMP", "PPM", "ICO"]
 )
 def test_every_cut_of_a_header_is_truncated_once_the_signature_is_known(forge, format) -> None:
-    data = forge.encode(forge.picture(40, 30), format)
+    data = forge.encode(forge.image(40, 30), format)
     few = {"BMP": 10, "PPM": 3, "ICO": 6, "WEBP": 4, "AVIF": 8, "QOI": 4, "GIF": 4, "JPEG2000": 4}.get(
         format, 4
     )

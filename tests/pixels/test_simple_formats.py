@@ -134,7 +134,7 @@ def test_a_qoi_is_read_as_pillow_reads_it(forge, mode) -> None:
 
 def test_linear_light_of_a_qoi_is_noted_and_not_believed(forge) -> None:
     """Pillow names it in whatever it writes, unless it is given the colour space."""
-    image = forge.picture(40, 30)
+    image = forge.image(40, 30)
     for options, notes in (({}, [LINEAR]), ({"colorspace": "sRGB"}, [])):
         decoded = decode(forge.encode(image, "QOI", **options))
         assert np.array_equal(decoded.rgb(), np.asarray(image))
@@ -142,7 +142,7 @@ def test_linear_light_of_a_qoi_is_noted_and_not_believed(forge) -> None:
 
 
 def test_a_qoi_ends_where_its_pixels_do(forge) -> None:
-    data = forge.encode(forge.picture(40, 30), "QOI")
+    data = forge.encode(forge.image(40, 30), "QOI")
     for missing in (1, 8, 9, 500):
         assert fault_of(data[:-missing]).kind == "truncated"
     taller = data[:8] + struct.pack(">I", 60) + data[12:]
@@ -176,8 +176,8 @@ def test_a_gif_is_read_as_pillow_reads_it(forge, interlace, colours, noise) -> N
 
 @pytest.mark.parametrize("animated", [False, True])
 def test_a_gif_ends_with_its_trailer(forge, animated) -> None:
-    image = forge.picture(90, 70, "P")
-    more = {"save_all": True, "append_images": [forge.picture(90, 70, "P", seed=1)]} if animated else {}
+    image = forge.image(90, 70, "P")
+    more = {"save_all": True, "append_images": [forge.image(90, 70, "P", seed=1)]} if animated else {}
     data = forge.encode(image, "GIF", **more)
     for keep in (8, 12, 40, len(data) // 3, len(data) // 2, len(data) - 1):
         assert fault_of(data[:keep]).kind == "truncated", keep
@@ -185,7 +185,7 @@ def test_a_gif_ends_with_its_trailer(forge, animated) -> None:
 
 
 def test_a_gif_without_its_frame_data_is_not_kept(forge) -> None:
-    data = forge.encode(forge.picture(90, 70, "P"), "GIF")
+    data = forge.encode(forge.image(90, 70, "P"), "GIF")
     start = data.index(b"\x2c\0\0\0\0") + 11
     assert fault_of(data[:start]).kind == "truncated"
     assert fault_of(data[:start] + b"\0\x3b").kind in ("truncated", "corrupt")
@@ -193,7 +193,7 @@ def test_a_gif_without_its_frame_data_is_not_kept(forge) -> None:
 
 
 def test_a_first_frame_that_is_smaller_than_the_screen_leaves_it_transparent(forge) -> None:
-    data = bytearray(forge.encode(forge.picture(40, 30, "P"), "GIF"))
+    data = bytearray(forge.encode(forge.image(40, 30, "P"), "GIF"))
     whole = decode(bytes(data)).rgb()
     struct.pack_into("<HH", data, 6, 60, 50)
     frame = data.index(b"\x2c\0\0\0\0")
@@ -211,7 +211,7 @@ def test_a_first_frame_that_is_smaller_than_the_screen_leaves_it_transparent(for
 @pytest.mark.parametrize("kind", ["png", "bmp"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_the_largest_image_of_an_icon_is_taken(forge, kind, mode) -> None:
-    image = forge.picture(64, 64, mode)
+    image = forge.image(64, 64, mode)
     data = forge.encode(image, "ICO", sizes=[(16, 16), (64, 64), (32, 32)], bitmap_format=kind)
     decoded = decode(data)
     expected = Image.open(io.BytesIO(data)).convert("RGBA")
@@ -230,6 +230,6 @@ def test_a_large_image_in_an_icon_is_judged_by_its_size_before_it_is_decoded(for
 
 
 def test_a_damaged_png_in_an_icon_is_found_as_in_a_png(forge) -> None:
-    data = bytearray(forge.encode(forge.picture(64, 64), "ICO", sizes=[(64, 64)]))
+    data = bytearray(forge.encode(forge.image(64, 64), "ICO", sizes=[(64, 64)]))
     data[len(data) // 2] ^= 0x55
     assert fault_of(bytes(data)).kind == "corrupt"

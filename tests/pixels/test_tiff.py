@@ -137,7 +137,7 @@ def test_files_of_tifffile_are_read(shape, dtype, settings_of) -> None:
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "tiff_deflate"])
 def test_files_of_pillow_are_read_as_pillow_reads_them(forge, mode, compression) -> None:
     settings_of = {} if compression is None else {"compression": compression}
-    data = forge.encode(forge.picture(50, 40, mode), "TIFF", **settings_of)
+    data = forge.encode(forge.image(50, 40, mode), "TIFF", **settings_of)
     image = Image.open(io.BytesIO(data))
     if mode == "I;16":
         expected = np.repeat((np.asarray(image) >> 8)[..., None], 3, 2)
@@ -151,7 +151,7 @@ def test_files_of_pillow_are_read_as_pillow_reads_them(forge, mode, compression)
 
 @pytest.mark.parametrize("name", ["lzma", "zstd"])
 def test_a_compression_that_libtiff_may_lack_is_read_or_named(forge, monkeypatch, name) -> None:
-    image = forge.picture(50, 40)
+    image = forge.image(50, 40)
     try:
         data = forge.encode(image, "TIFF", compression=name)
     except OSError:
@@ -165,7 +165,7 @@ def test_a_compression_that_libtiff_may_lack_is_read_or_named(forge, monkeypatch
 @pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
 @pytest.mark.parametrize("white_is_zero", [False, True])
 def test_fax_is_read(forge, compression, white_is_zero) -> None:
-    image = forge.picture(75, 40, "1")
+    image = forge.image(75, 40, "1")
     data = forge.encode(image, "TIFF", compression=compression, tiffinfo={262: 0 if white_is_zero else 1})
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert np.array_equal(decode(data).rgb(), expected)
@@ -174,7 +174,7 @@ def test_fax_is_read(forge, compression, white_is_zero) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_jpeg_in_a_tiff_is_read_as_libtiff_reads_it(forge, mode) -> None:
-    data = forge.encode(forge.picture(80, 48, mode), "TIFF", compression="jpeg", quality=90)
+    data = forge.encode(forge.image(80, 48, mode), "TIFF", compression="jpeg", quality=90)
     image = Image.open(io.BytesIO(data))
     assert image.tag_v2[259] == 7
     expected = np.asarray(image.convert("RGB"))
@@ -185,7 +185,7 @@ def test_jpeg_in_a_tiff_is_read_as_libtiff_reads_it(forge, mode) -> None:
 def test_the_tiff_says_what_the_components_of_its_jpegs_are(
     forge, tiff_files, photometric, settings_of
 ) -> None:
-    stream = forge.encode(forge.picture(80, 48), "JPEG", quality=95, **settings_of)
+    stream = forge.encode(forge.image(80, 48), "JPEG", quality=95, **settings_of)
     expected = decode(stream).rgb()
     # no marker of a file's own says whether these are RGB or YCbCr
     marker = stream.find(b"\xff\xdb")
@@ -223,7 +223,7 @@ def test_premultiplied_colours_are_divided(tiff_files, bits) -> None:
 
 
 def test_transparent_inks_show_white_paper(tiff_files, forge) -> None:
-    inks = np.asarray(forge.picture(40, 30, "CMYK")).astype(int)
+    inks = np.asarray(forge.image(40, 30, "CMYK")).astype(int)
     alpha = np.zeros((30, 40, 1), int)
     alpha[:, 20:] = 255
     samples = np.concatenate([inks, alpha], axis=2)
@@ -313,7 +313,7 @@ def test_camera_raw_files_are_told_from_images(forge, tiff_files, raw) -> None:
 
 
 def test_chromaticities_in_a_tiff_are_colours(tiff_files, forge) -> None:
-    samples = np.asarray(forge.picture(40, 30)).astype(int)
+    samples = np.asarray(forge.image(40, 30)).astype(int)
     tags = {
         318: (5, [(3127, 10000), (3290, 10000)]),
         319: (5, [(64, 100), (33, 100), (21, 100), (71, 100), (15, 100), (6, 100)]),

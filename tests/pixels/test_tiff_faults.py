@@ -99,7 +99,7 @@ def test_a_strip_that_is_filled_up_is_read(tiff_files) -> None:
 
 
 def test_a_jpeg_that_names_a_huge_size_in_a_small_tiff_is_corrupt(forge, tiff_files) -> None:
-    stream = bytearray(forge.encode(forge.picture(80, 48), "JPEG"))
+    stream = bytearray(forge.encode(forge.image(80, 48), "JPEG"))
     frame = stream.index(b"\xff\xc0")
     struct.pack_into(">HH", stream, frame + 5, 65_000, 65_000)
     tags = {256: 80, 257: 48, 258: (3, [8, 8, 8]), 259: (3, [7]), 262: (3, [6]), 277: (3, [3]), 278: 48}

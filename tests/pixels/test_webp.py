@@ -27,7 +27,7 @@ def container(plain: bytes, before: bytes, behind: bytes, flags: int, damage) ->
 @pytest.fixture(params=[("RGB", False), ("RGB", True)], ids=["lossy", "lossless"])
 def plain(request, forge) -> bytes:
     mode, lossless = request.param
-    return forge.encode(forge.picture(60, 40, mode), "WEBP", lossless=lossless)
+    return forge.encode(forge.image(60, 40, mode), "WEBP", lossless=lossless)
 
 
 def test_metadata_of_many_megabytes_decides_nothing(plain, damage, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Workers keep the memory that pictures leave, up to a bound."""
+"""Workers keep the memory that images leave, up to a bound."""
 
 import platform
 import subprocess
@@ -37,7 +37,7 @@ GLIBC = platform.libc_ver()[0] == "glibc"
 
 
 @pytest.mark.skipif(not GLIBC, reason="only glibc is told to keep memory")
-def test_buffers_of_the_next_picture_are_there_already_and_giants_go() -> None:
+def test_buffers_of_the_next_image_are_there_already_and_giants_go() -> None:
     told, faults, left = run("keep")
     assert told == "True"
     assert int(faults) < int(run("plain")[1]) / 10

@@ -1,4 +1,4 @@
-"""A small set of pictures, its manifest, and the manifest encoded with the tiny model."""
+"""A small set of images, its manifest, and the manifest encoded with the tiny model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ def one_thread() -> None:
 
 
 @dataclass
-class Picture:
-    """A picture to put into a manifest; the file is written unless it stands already."""
+class Image:
+    """An image to put into a manifest; the file is written unless it stands already."""
 
     name: str
     height: int
@@ -66,29 +66,29 @@ def save_fixture() -> Callable[[Path, np.ndarray], None]:
 
 @pytest.fixture(scope="session")
 def manifest_of() -> Callable[[Path, Sequence[dict]], Manifest]:
-    """`manifest_of(folder, pictures)`: paint what is missing under folder/pictures, write folder/manifest.
+    """`manifest_of(folder, images)`: paint what is missing under folder/images, write folder/manifest.
 
-    A picture is a dict of what `Picture` takes.
+    An image is a dict of what `Image` takes.
     """
 
-    def make(folder: Path, pictures: Sequence[dict]) -> Manifest:
+    def make(folder: Path, images: Sequence[dict]) -> Manifest:
         root = folder / "pictures"
         rows = []
-        for index, picture in enumerate(sorted((Picture(**p) for p in pictures), key=lambda p: p.name)):
-            file = root / picture.name
+        for index, image in enumerate(sorted((Image(**p) for p in images), key=lambda p: p.name)):
+            file = root / image.name
             if not file.exists():
-                save(file, painting(picture.height, picture.width, index))
+                save(file, painting(image.height, image.width, index))
             row = {
-                "sample_id": sample_id(picture.name + (str(picture.box) if picture.box else "")),
-                "uri": picture.name,
-                "box": picture.box,
-                "content_hash": sha256_file(file) if picture.known_hash else None,
-                "status": picture.status,
-                "caption": picture.caption,
-                "license": picture.license,
+                "sample_id": sample_id(image.name + (str(image.box) if image.box else "")),
+                "uri": image.name,
+                "box": image.box,
+                "content_hash": sha256_file(file) if image.known_hash else None,
+                "status": image.status,
+                "caption": image.caption,
+                "license": image.license,
             }
-            if picture.known_size:
-                row |= {"width": picture.width, "height": picture.height}
+            if image.known_size:
+                row |= {"width": image.width, "height": image.height}
             rows.append(row)
         schema = schema_of([*HEADER, *GEOMETRY])
         batch = pa.RecordBatch.from_pylist(rows, schema)
@@ -100,7 +100,7 @@ def manifest_of() -> Callable[[Path, Sequence[dict]], Manifest]:
     return make
 
 
-PICTURES = [
+IMAGES = [
     {"name": "a-square.png", "height": 150, "width": 150, "caption": "a red square", "license": "CC0"},
     {"name": "b-square.png", "height": 200, "width": 200, "caption": "a red square", "license": "CC0"},
     {"name": "c-square.png", "height": 128, "width": 128, "caption": "a blue circle", "license": "CC-BY"},
@@ -133,9 +133,9 @@ class Set:
 
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory, tiny_flux, manifest_of) -> Set:
-    """Nine pictures in three buckets of about 128 x 128 px; one more is too small, one was turned down."""
+    """Nine images in three buckets of about 128 x 128 px; one more is too small, one was turned down."""
     folder = tmp_path_factory.mktemp("small set")
-    manifest = manifest_of(folder, PICTURES)
+    manifest = manifest_of(folder, IMAGES)
     config = EncodeConfig(aspects=("1/1", "3/2"))
     info, stood = encode(manifest.path, str(tiny_flux), folder / "encoded", config, device="cpu")
     assert not stood
@@ -147,7 +147,7 @@ def small_set2(tmp_path_factory, tiny_flux2, manifest_of) -> Set:
     """Three images in two buckets of about 128 x 128 px, one without a caption, encoded with FLUX.2."""
     folder = tmp_path_factory.mktemp("small set of flux2")
     chosen = ("c-square.png", "e-wide.png", "h-square.png")
-    manifest = manifest_of(folder, [image for image in PICTURES if image["name"] in chosen])
+    manifest = manifest_of(folder, [image for image in IMAGES if image["name"] in chosen])
     config = EncodeConfig(aspects=("1/1", "3/2"))
     info, _ = encode(manifest.path, str(tiny_flux2), folder / "encoded", config, device="cpu")
     return Set(manifest, folder / "encoded", info)

@@ -18,7 +18,7 @@ def answer(capsys, *words: object):
     return json.loads(capsys.readouterr().out)
 
 
-def test_from_a_manifest_to_a_picture_that_the_adapter_changed(
+def test_from_a_manifest_to_a_image_that_the_adapter_changed(
     small_set, tiny_flux, fast, tmp_path, capsys, monkeypatch
 ):
     from diffusers import FluxPipeline
@@ -27,7 +27,7 @@ def test_from_a_manifest_to_a_picture_that_the_adapter_changed(
     encode = ["train", "encode", str(small_set.manifest.path), "--model", str(tiny_flux), "--out", str(data)]
     assert main([*encode, "--device", "cpu"]) == 0
     told = capsys.readouterr().out
-    assert "9 of 10 pictures encoded at 128 px" in told
+    assert "9 of 10 images encoded at 128 px" in told
     assert "left out, too small: 1 (j-small.png: 60x60 px" in told
     cut = "1 captions are cut: longer than 512 tokens of t5; texts/*.parquet has the number of each"
     assert told.count(cut) == 1
@@ -73,16 +73,16 @@ def test_from_a_manifest_to_a_picture_that_the_adapter_changed(
 
     pipeline = FluxPipeline.from_pretrained(tiny_flux)
 
-    def picture():
+    def image():
         call = pipeline(
             "a red square", height=128, width=128, num_inference_steps=2, output_type="pt",
             generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
         return call.images
 
-    without = picture()
+    without = image()
     pipeline.load_lora_weights(adapter)
-    assert (picture() - without).abs().max() > 0.01
+    assert (image() - without).abs().max() > 0.01
 
 
 def test_recipes_are_listed_and_shown_with_sources(capsys):

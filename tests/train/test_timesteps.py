@@ -39,7 +39,7 @@ def test_a_shift_moves_every_quantile_by_its_formula():
     assert Timesteps(density="uniform", shift=3.0).sigma(torch.tensor([0.5])).item() == pytest.approx(0.75)
 
 
-def test_a_static_shift_leaves_mass_at_all_noise_levels_whatever_the_picture_size():
+def test_a_static_shift_leaves_mass_at_all_noise_levels_whatever_the_image_size():
     # the linear rule of FLUX's scheduler has shift exp(11.55) at 4096 x 4096: nothing is left below 0.99
     counts, _ = np.histogram(drawn(Timesteps(density="logit_normal", shift=3.0)), bins=4, range=(0, 1))
     assert (counts > 0.01 * counts.sum()).all()

@@ -40,7 +40,7 @@ class DataFault(UserError):
 
 @dataclass(frozen=True)
 class Rows:
-    """B encoded pictures of one bucket, on the CPU.
+    """B encoded images of one bucket, on the CPU.
 
     mean, std: [B, C, h, w] as stored (raw latents). texts: the family's text tensors by name, as stored; B is
     their first dimension.

@@ -1,4 +1,4 @@
-"""Pixel buckets: the sizes that pictures are brought to, all of about the same area. Integers throughout."""
+"""Pixel buckets: the sizes that images are brought to, all of about the same area. Integers throughout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Bucket(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """How a picture comes into its bucket: resized to `height` x `width` px, then the bucket cut out at
+    """How an image comes into its bucket: resized to `height` x `width` px, then the bucket cut out at
     (top, left).
 
     The size covers the bucket and touches it along one side; the crop is centred.
@@ -69,7 +69,7 @@ def _side(resolution: int, this: int, other: int, multiple: int) -> int:
 
 
 def choose(height: int, width: int, among: Sequence[Bucket]) -> Bucket:
-    """The bucket whose aspect ratio is nearest to that of a picture of height x width px.
+    """The bucket whose aspect ratio is nearest to that of an image of height x width px.
 
     Distance is |log(width / height) - log(bucket's)|, compared as exact fractions; of two at the same
     distance the first in order.
@@ -83,12 +83,12 @@ def choose(height: int, width: int, among: Sequence[Bucket]) -> Bucket:
 
 
 def fits(height: int, width: int, bucket: Bucket) -> bool:
-    """Whether a picture of height x width px covers the bucket without being enlarged."""
+    """Whether an image of height x width px covers the bucket without being enlarged."""
     return height >= bucket.height and width >= bucket.width
 
 
 def place(height: int, width: int, bucket: Bucket) -> Placement:
-    """Cover the bucket with the whole short side, then cut the middle out; a picture of its size is left
+    """Cover the bucket with the whole short side, then cut the middle out; an image of its size is left
     alone.
     """
     if width * bucket.height >= height * bucket.width:

@@ -71,10 +71,10 @@ class Request:
     rows: pa.Table
 
 
-def commit(request: Request, texts: UnitPlan, pictures: UnitPlan) -> EncodedInfo:
-    """Merge finished units into parts; UserError where no picture could be encoded."""
+def commit(request: Request, texts: UnitPlan, images: UnitPlan) -> EncodedInfo:
+    """Merge finished units into parts; UserError where no image could be encoded."""
     out, folder = request.out, RunFolder(request.out, LAYOUT)
-    rows = finished_rows(pictures)
+    rows = finished_rows(images)
     gone = left_out(rows)
     if gone.num_rows == rows.num_rows:
         folder.clear(UNITS)
@@ -82,17 +82,17 @@ def commit(request: Request, texts: UnitPlan, pictures: UnitPlan) -> EncodedInfo
     # of a commit that was killed: without encoded.json they are nothing
     folder.clear(LATENTS, TEXTS)
     with all_or_nothing(out):
-        info = _write(request, texts, pictures, rows, gone)
+        info = _write(request, texts, images, rows, gone)
     folder.clear(UNITS)
     return info
 
 
 def _write(
-    request: Request, texts: UnitPlan, pictures: UnitPlan, rows: pa.Table, gone: pa.Table
+    request: Request, texts: UnitPlan, images: UnitPlan, rows: pa.Table, gone: pa.Table
 ) -> EncodedInfo:
     out, config = request.out, request.config
     geometry, text_info = commit_texts(request, texts)
-    buckets = commit_pictures(request, geometry, pictures, rows)
+    buckets = commit_images(request, geometry, images, rows)
     encoded = rows.filter(ENCODED)["sample_id"]
     sources = request.rows.filter(pc.field("sample_id").isin(encoded.combine_chunks()))
     bare = sources.filter(pc.field(config.caption).is_null() | (pc.field(config.caption) == ""))
@@ -144,13 +144,13 @@ def _nothing_encoded(gone: pa.Table) -> UserError:
     counts = ", ".join(f"{left.rows} {left.reason}" for left in reasons)
     first = gone.slice(0, 1).to_pylist()[0]
     return UserError(
-        f"none of the {gone.num_rows} pictures can be encoded ({counts}); {first['uri']}: {first['error']}",
+        f"none of the {gone.num_rows} images can be encoded ({counts}); {first['uri']}: {first['error']}",
         "lower the resolution (--set resolution=N), or widen the slice",
     )
 
 
 def finished_rows(plan: UnitPlan) -> pa.Table:
-    """What became of every picture, in the plan's order, without its tensors; `unit` says where it stands."""
+    """What became of every image, in the plan's order, without its tensors; `unit` says where it stands."""
     columns = ["sample_id", "uri", "height", "width", "reason", "error"]
     tables = []
     for unit in range(plan.count):
@@ -228,12 +228,12 @@ def _geometry(request: Request, numbers: Mapping[str, int]) -> Geometry:
     )
 
 
-def commit_pictures(request: Request, geometry: Geometry, plan: UnitPlan, rows: pa.Table) -> list[BucketInfo]:
+def commit_images(request: Request, geometry: Geometry, plan: UnitPlan, rows: pa.Table) -> list[BucketInfo]:
     """Write the latents of every bucket that has any, one bucket after the other."""
     encoded = rows.filter(ENCODED)
     factor = geometry.vae_factor
     infos = []
-    with progress("write latents", encoded.num_rows, "pictures") as advance:
+    with progress("write latents", encoded.num_rows, "images") as advance:
         for bucket in request.buckets:
             inside = encoded.filter(_in(bucket))
             if not inside.num_rows:

@@ -14,12 +14,12 @@ ENCODE_VERSION = 1
 
 
 class EncodeConfig(Config):
-    """How pictures and captions are encoded. Everything here is part of the keys, unless excluded by name
+    """How images and captions are encoded. Everything here is part of the keys, unless excluded by name
     below.
 
     resolution: px; buckets have about its square as area. None: the model's native size.
     aspects: aspect ratios (width/height) of the buckets; each transpose is one too.
-    enlarge: take pictures that are smaller than their bucket; they are left out otherwise.
+    enlarge: take images that are smaller than their bucket; they are left out otherwise.
     dtype: of the stored latents (mean and standard deviation); the VAE itself runs in float32.
     text_dtype: of the stored embeddings, and of the text encoders while they run.
     caption: column of the manifest that holds the caption; a row without one gets the empty caption.
@@ -40,7 +40,7 @@ SELECTION = {"caption", "split"}
 """Which rows and which texts are encoded, never how."""
 
 TEXT_ONLY = {"text_dtype"}
-PICTURE_ONLY = {"resolution", "aspects", "enlarge", "dtype"}
+IMAGE_ONLY = {"resolution", "aspects", "enlarge", "dtype"}
 """What the other kind of key leaves out. A field that is in no list here is in both keys: forgetting one
 re-encodes too much, never too little."""
 
@@ -52,7 +52,7 @@ def latent_key(
     box: tuple[int, int, int, int] | None,
     bucket: Bucket,
 ) -> str:
-    """Key (64 hex digits) of a picture's latents: its bytes, its box, its bucket, the VAE, and how it is
+    """Key (64 hex digits) of an image's latents: its bytes, its box, its bucket, the VAE, and how it is
     encoded.
     """
     return fingerprint(
@@ -72,7 +72,7 @@ def text_key(config: EncodeConfig, text_hash: str, lengths: dict[str, int], capt
     return fingerprint(
         {
             "version": ENCODE_VERSION,
-            "config": config.model_dump(mode="json", exclude=SELECTION | PICTURE_ONLY),
+            "config": config.model_dump(mode="json", exclude=SELECTION | IMAGE_ONLY),
             "encoders": text_hash,
             "lengths": lengths,
             "caption": caption,

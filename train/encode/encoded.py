@@ -48,7 +48,7 @@ LAYOUT = Layout(
 
 
 class BucketInfo(Config):
-    """All pictures of one size in px. `group_rows`: rows per Parquet row group, fewer in a part's last."""
+    """All images of one size in px. `group_rows`: rows per Parquet row group, fewer in a part's last."""
 
     height: int
     width: int
@@ -234,10 +234,10 @@ def read_encoded(path: Path) -> EncodedInfo:
 def print_encoded(info: EncodedInfo) -> None:
     """What was encoded, for people; what was left out comes with its reason."""
     counts = info.counts
-    say(f"{counts['encoded']:,} of {counts['selected']:,} pictures encoded at {info.resolution} px")
-    table(["bucket", "pictures"], [[f"{b.width}x{b.height}", b.rows] for b in info.buckets])
+    say(f"{counts['encoded']:,} of {counts['selected']:,} images encoded at {info.resolution} px")
+    table(["bucket", "images"], [[f"{b.width}x{b.height}", b.rows] for b in info.buckets])
     bare = counts["without_caption"]
-    say(f"{info.texts.rows:,} captions; {bare:,} pictures have none and get the empty one")
+    say(f"{info.texts.rows:,} captions; {bare:,} images have none and get the empty one")
     for name, count in info.texts.truncated.items():
         if count:
             sequence = next(iter(info.geometry.text_shapes))

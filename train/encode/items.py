@@ -1,4 +1,4 @@
-"""From a manifest's rows to what is encoded: each caption once, and the pictures by bucket. All in columns:
+"""From a manifest's rows to what is encoded: each caption once, and the images by bucket. All in columns:
 a manifest has millions of rows.
 """
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from uhr.base.console import progress
 from uhr.train.encode.buckets import Bucket, choose
 from uhr.train.encode.config import EncodeConfig, text_key
-from uhr.train.encode.work import PICTURE_ITEMS, TEXT_ITEMS
+from uhr.train.encode.work import IMAGE_ITEMS, TEXT_ITEMS
 
 
 def caption_items(
@@ -31,8 +31,8 @@ def caption_items(
     return pa.table([keys, list(different)], schema=TEXT_ITEMS)
 
 
-def picture_items(rows: pa.Table, caption: str, texts: pa.Table, buckets: Sequence[Bucket]) -> pa.Table:
-    """The pictures by bucket, as far as the manifest knows their size, then by address.
+def image_items(rows: pa.Table, caption: str, texts: pa.Table, buckets: Sequence[Bucket]) -> pa.Table:
+    """The images by bucket, as far as the manifest knows their size, then by address.
 
     `texts`: what `caption_items` gave for the same rows.
     """
@@ -41,7 +41,7 @@ def picture_items(rows: pa.Table, caption: str, texts: pa.Table, buckets: Sequen
     )
     columns = {name: rows[name] for name in ("sample_id", "uri", "box", "content_hash")}
     columns |= {name: _of_the_whole(rows, name) for name in ("width", "height")}
-    items = pa.table({**columns, "text_key": texts["text_key"].take(found)}).cast(PICTURE_ITEMS)
+    items = pa.table({**columns, "text_key": texts["text_key"].take(found)}).cast(IMAGE_ITEMS)
     places = pa.array(_places(_sides(rows, "height", 3), _sides(rows, "width", 2), buckets), pa.int32())
     order = [("place", "ascending"), ("uri", "ascending"), ("sample_id", "ascending")]
     return items.append_column("place", places).sort_by(order).drop_columns("place")
@@ -63,11 +63,11 @@ def _sides(rows: pa.Table, name: str, place: int) -> np.ndarray:
 
 
 def _places(heights: np.ndarray, widths: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
-    """int64 [N]: number of each picture's bucket; one behind the last for a picture of unknown size."""
+    """int64 [N]: number of each image's bucket; one behind the last for an image of unknown size."""
     place = {bucket: number for number, bucket in enumerate(buckets)}
     sizes, inverse = np.unique((heights << 32) | widths, return_inverse=True)
     chosen = np.empty(len(sizes), np.int64)
-    with progress("sort pictures into buckets", len(heights), "pictures") as advance:
+    with progress("sort images into buckets", len(heights), "images") as advance:
         counts = np.bincount(inverse, minlength=len(sizes)).tolist()
         for number, size in enumerate(sizes.tolist()):
             height, width = size >> 32, size & 0xFFFFFFFF

@@ -29,12 +29,12 @@ from uhr.train.encode.encoded import (
     read_encoded,
 )
 from uhr.train.encode.hashing import component_hash
-from uhr.train.encode.items import caption_items, picture_items
-from uhr.train.encode.work import PictureWork, TextWork
+from uhr.train.encode.items import caption_items, image_items
+from uhr.train.encode.work import ImageWork, TextWork
 
-PICTURES_PER_UNIT, TEXTS_PER_UNIT = 16, 64
+IMAGES_PER_UNIT, TEXTS_PER_UNIT = 16, 64
 LIMITS = Limits(seconds=600, memory=64 << 30)
-"""For worker processes: a 4K picture through a float32 VAE on a CPU takes minutes and tens of gigabytes."""
+"""For worker processes: a 4K image through a float32 VAE on a CPU takes minutes and tens of gigabytes."""
 
 
 def encode(
@@ -47,7 +47,7 @@ def encode(
 ) -> tuple[EncodedInfo, bool]:
     """Encode into `out`; (what stands there, whether it stood there already).
 
-    workers: processes for the pictures; 0 works in this one. Text encoders and VAE are never in memory
+    workers: processes for the images; 0 works in this one. Text encoders and VAE are never in memory
     together. UserError where `out` holds something else, where another run is at work in it, and where no row
     can be encoded.
     """
@@ -64,8 +64,8 @@ def encode(
             folder.clear(UNITS)
             return stands, True
         texts = _run_texts(request, device)
-        pictures = _run_pictures(request, texts, device, workers)
-        return commit(request, texts, pictures), False
+        images = _run_images(request, texts, device, workers)
+        return commit(request, texts, images), False
 
 
 def _standing(request: Request) -> EncodedInfo:
@@ -143,23 +143,21 @@ def _run_texts(request: Request, device: str) -> UnitPlan:
     return plan
 
 
-def _run_pictures(request: Request, texts: UnitPlan, device: str, workers: int) -> UnitPlan:
+def _run_images(request: Request, texts: UnitPlan, device: str, workers: int) -> UnitPlan:
     vae_hash = request.identity.hashes["vae"]
     mark = fingerprint([ENCODE_VERSION, request.config.model_dump(mode="json"), vae_hash])
     captions = pa.concat_tables([texts.items(unit) for unit in range(texts.count)])
-    items = picture_items(request.rows, request.config.caption, captions, request.buckets)
-    plan = UnitPlan.create(request.out / UNITS / LATENTS, items, PICTURES_PER_UNIT, mark)
-    work = PictureWork(
-        request.model, request.config, request.buckets, vae_hash, request.manifest.root, device
-    )
+    items = image_items(request.rows, request.config.caption, captions, request.buckets)
+    plan = UnitPlan.create(request.out / UNITS / LATENTS, items, IMAGES_PER_UNIT, mark)
+    work = ImageWork(request.model, request.config, request.buckets, vae_hash, request.manifest.root, device)
     # one thread unless another number is given: the last bits of latents then depend neither on the machine's
     # cores nor on the number of workers
     runner = Pool("local", workers).runner(LIMITS, threads_given() or 1)
-    _run("encode pictures", "pictures", plan, work, runner)
+    _run("encode images", "images", plan, work, runner)
     return plan
 
 
-def _run(description: str, unit: str, plan: UnitPlan, work: TextWork | PictureWork, runner: Runner) -> None:
+def _run(description: str, unit: str, plan: UnitPlan, work: TextWork | ImageWork, runner: Runner) -> None:
     try:
         with progress(description, plan.rows, unit) as advance:
             run_units(plan, work, runner, advance)

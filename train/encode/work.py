@@ -1,4 +1,4 @@
-"""What is done to one unit of pictures, and to one of captions. Runs in this process or in a worker."""
+"""What is done to one unit of images, and to one of captions. Runs in this process or in a worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from uhr.models.zoo import Model
 
-PICTURE_ITEMS = pa.schema(
+IMAGE_ITEMS = pa.schema(
     [
         ("sample_id", pa.string()),
         ("uri", pa.string()),
@@ -33,7 +33,7 @@ PICTURE_ITEMS = pa.schema(
 )
 """`width` and `height` of the whole image in px, null where the manifest does not say them or has a box."""
 
-PICTURE_ROWS = pa.schema(
+IMAGE_ROWS = pa.schema(
     [
         ("sample_id", pa.string()),
         ("uri", pa.string()),
@@ -59,14 +59,14 @@ def text_rows(encoders: Iterable[str], tensors: Iterable[str]) -> pa.Schema:
 
 
 class LeftOut(Exception):
-    """A picture that cannot be encoded as asked. `reason` is a short kind, the same for all of its kind."""
+    """An image that cannot be encoded as asked. `reason` is a short kind, the same for all of its kind."""
 
     def __init__(self, reason: str, error: str) -> None:
         self.reason, self.error = reason, error
         super().__init__(f"{reason}: {error}")
 
 
-class PictureWork(Work):
+class ImageWork(Work):
     """Decode, choose the bucket, resize, crop, encode: VAE mean and standard deviation, unscaled."""
 
     def __init__(
@@ -104,7 +104,7 @@ class PictureWork(Work):
             except LeftOut as left:
                 row |= {"reason": left.reason, "error": left.error}
             rows.append(row)
-        return pa.Table.from_pylist(rows, PICTURE_ROWS)
+        return pa.Table.from_pylist(rows, IMAGE_ROWS)
 
     def _encode(self, item: dict[str, Any]) -> dict[str, Any]:
         import numpy as np
@@ -156,7 +156,7 @@ class PictureWork(Work):
 
 
 def cut(rgb: np.ndarray, bucket: Bucket) -> np.ndarray:
-    """uint8 [H, W, 3] -> [bucket.height, bucket.width, 3]; a picture of that size comes back untouched."""
+    """uint8 [H, W, 3] -> [bucket.height, bucket.width, 3]; an image of that size comes back untouched."""
     from uhr.pixels.decode import resize
 
     placement = pixel_buckets.place(*rgb.shape[:2], bucket)

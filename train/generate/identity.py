@@ -1,6 +1,6 @@
 """What a set is a set of: written into OUT before anything is painted, compared by every later run.
 
-It names neither engine nor the number of workers, of which a picture does not depend, nor the machine, of
+It names neither engine nor the number of workers, of which an image does not depend, nor the machine, of
 which no more than last bits do: another GPU or another kind of CPU may round otherwise.
 """
 
@@ -55,7 +55,7 @@ class SetRequest(Config):
 
     @property
     def id(self) -> str:
-        """64 hex digits: the same for the same pictures, on machines of the same kind."""
+        """64 hex digits: the same for the same images, on machines of the same kind."""
         return fingerprint(self.model_dump(mode="json", exclude={"uhr": True, "request": PLACE}))
 
 
@@ -151,7 +151,7 @@ def _version(image: Path) -> str:
 def _differences(there: dict[str, Any], asked: dict[str, Any]) -> Iterable[str]:
     """Names of what is not the same, those of the request and of the items by themselves."""
     names = {
-        "items": "prompts or pictures",
+        "items": "prompts or images",
         "count": "number of prompts",
         "computes": "kind of device",
         "prompt": "prompts",

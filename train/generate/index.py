@@ -22,7 +22,7 @@ from uhr.manifests.info import Part
 from uhr.models.generate.request import Item
 from uhr.models.generate.setup import adapter_id
 from uhr.train.generate.identity import PLACE, SCHEMA_VERSION, SetRequest, kind_of
-from uhr.train.generate.work import failure_name, picture_name, record_name
+from uhr.train.generate.work import failure_name, image_name, record_name
 
 FILE, INDEX = "set.json", "set.parquet"
 READ_AT_ONCE = 16
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
         pa.field("seed", pa.int64()),
         pa.field("width", pa.int32(), metadata={"unit": "px"}),
         pa.field("height", pa.int32(), metadata={"unit": "px"}),
-        pa.field("image", pa.string(), metadata={"meaning": "the given picture"}),
+        pa.field("image", pa.string(), metadata={"meaning": "the given image"}),
         pa.field(
             "prompt_tokens",
             pa.int32(),
@@ -60,7 +60,7 @@ SCHEMA = pa.schema(
 
 
 class SetInfo(Config):
-    """`set.json`: written last. `weights`, `adapters` and `versions` are those of the pictures' records.
+    """`set.json`: written last. `weights`, `adapters` and `versions` are those of the images' records.
 
     `counts`: items, and of them made, failed, and truncated (made of a prompt whose end was not read).
     `left_out`: what of the source gave no item, by kind: files that are no images by their name, kept rows of
@@ -87,7 +87,7 @@ def finish(
     advance: Advance,
 ) -> tuple[SetInfo, str | None]:
     """Write the index and `set.json`, from what stands in the store; the error of the first item that failed.
-    UserError for a picture that this set's request did not make.
+    UserError for an image that this set's request did not make.
     """
 
     def read(item: Item) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -142,7 +142,7 @@ def read_set(store: Store) -> SetInfo | None:
 
 def _failed(store: Store, item: Item) -> dict[str, Any]:
     data = store.read(failure_name(item.name))
-    error = "the picture is missing" if data is None else json.loads(data)["error"]
+    error = "the image is missing" if data is None else json.loads(data)["error"]
     tree = item.model_dump(include={"name", "prompt", "negative", "seed"})
     return {**tree, "status": "failed", "image": _text(item.image), "error": error}
 
@@ -158,10 +158,10 @@ def _made(store: Store, item: Item, data: bytes, asked: SetRequest) -> tuple[dic
         otherwise = _told(record) != _asked(asked, item)
         _shared(record)
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"{place} is no record of a picture of this set", again) from None
+        raise UserError(f"{place} is no record of an image of this set", again) from None
     if otherwise:
-        raise UserError(f"{place} is of a picture that was made otherwise", again)
-    row |= {"original_prompt": original and original["prompt"], "file": picture_name(item.name)}
+        raise UserError(f"{place} is of an image that was made otherwise", again)
+    row |= {"original_prompt": original and original["prompt"], "file": image_name(item.name)}
     return row, record
 
 
@@ -183,11 +183,11 @@ def _tokens(counts: list[dict[str, Any]] | None) -> dict[str, Any]:
 
 
 REWRITTEN = {"name", "prompt", "original"}
-"""Parts of an item that a picture's record may have otherwise than the set."""
+"""Parts of an item that an image's record may have otherwise than the set."""
 
 
 def _asked(asked: SetRequest, item: Item) -> dict[str, Any]:
-    """What a record must say of an item's picture."""
+    """What a record must say of an item's image."""
     return {
         "request": asked.request.model_dump(mode="json", exclude=PLACE),
         "item": item.model_dump(mode="json", exclude=REWRITTEN),
@@ -218,7 +218,7 @@ def _told(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shared(record: dict[str, Any]) -> dict[str, Any]:
-    """What is known when the first picture is painted, and is the same for all."""
+    """What is known when the first image is painted, and is the same for all."""
     original = record["original"]
     return {
         "weights": record["weights"],
@@ -230,7 +230,7 @@ def _check_alike(first: dict[str, Any], record: dict[str, Any], place: str) -> N
     known = _shared(record)
     for name, value in _shared(first).items():
         if known[name] != value:
-            what = f"{place} is of a picture by other {name} than the first"
+            what = f"{place} is of an image by other {name} than the first"
             raise UserError(what, "remove one of them; the same command paints it again")
 
 

@@ -1,6 +1,6 @@
-"""What a set is made of: every picture with its name and its seed, from prompts or from a folder of pictures.
+"""What a set is made of: every image with its name and its seed, from prompts or from a folder of images.
 
-A picture depends on its item alone, so names and seeds are settled here, before anything is cut into units.
+An image depends on its item alone, so names and seeds are settled here, before anything is cut into units.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uhr.train.generate.prompts import Placed
 MOST_BYTES = 200
 """Of one part of a name: file systems end at 255, and what a temporary file is called comes on top."""
 
-PICTURES = frozenset(
+IMAGES = frozenset(
     {
         *("apng", "avif", "bmp", "dib", "gif", "ico", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpf", "jpg"),
         *("jpx", "pbm", "pgm", "png", "pnm", "ppm", "qoi", "tif", "tiff", "webp"),
@@ -51,7 +51,7 @@ class Defaults(NamedTuple):
 
 def from_prompts(lines: Sequence[Placed], folder: Path, defaults: Defaults) -> list[Entry]:
     """An entry per line. Names are given, or the line's number from 0 on; seeds are given, or the command's
-    seed plus that number. Pictures' paths go from `folder`.
+    seed plus that number. Images' paths go from `folder`.
 
     UserError: names that no file can bear, and names that stand twice.
     """
@@ -79,37 +79,35 @@ def from_prompts(lines: Sequence[Placed], folder: Path, defaults: Defaults) -> l
     return entries
 
 
-def from_pictures(folder: Path, prompt: str, defaults: Defaults) -> tuple[list[Entry], list[str]]:
-    """An entry per picture below a folder, in the order of their paths, and the files that are none.
+def from_images(folder: Path, prompt: str, defaults: Defaults) -> tuple[list[Entry], list[str]]:
+    """An entry per image below a folder, in the order of their paths, and the files that are none.
 
-    A result is called as its picture, without the suffix; where two pictures differ by it alone, all end with
+    A result is called as its image, without the suffix; where two images differ by it alone, all end with
     it, as `lake-jpg`.
     """
     files = sorted(_files_below(folder))
     suffixes = {name: PurePosixPath(name).suffix.lower().lstrip(".") for name in files}
-    pictures = [name for name in files if suffixes[name] in PICTURES]
-    if not pictures:
-        raise UserError(f"--image {folder} holds no picture", f"suffixes are {', '.join(sorted(PICTURES))}")
-    stems = [str(PurePosixPath(name).with_suffix("")) for name in pictures]
+    images = [name for name in files if suffixes[name] in IMAGES]
+    if not images:
+        raise UserError(f"--image {folder} holds no image", f"suffixes are {', '.join(sorted(IMAGES))}")
+    stems = [str(PurePosixPath(name).with_suffix("")) for name in images]
     if len({stem.casefold() for stem in stems}) < len(stems):
-        stems = [
-            f"{stem}-{PurePosixPath(name).suffix[1:]}" for stem, name in zip(stems, pictures, strict=True)
-        ]
+        stems = [f"{stem}-{PurePosixPath(name).suffix[1:]}" for stem, name in zip(stems, images, strict=True)]
     entries = []
-    for number, (picture, name) in enumerate(zip(pictures, stems, strict=True)):
-        image = folder / picture
-        safe = _checked(name, str(image), _HERE)
+    for number, (image, name) in enumerate(zip(images, stems, strict=True)):
+        file = folder / image
+        safe = _checked(name, str(file), _HERE)
         item = Item(
-            prompt=prompt, name=safe, negative=defaults.negative, seed=defaults.seed + number, image=image
+            prompt=prompt, name=safe, negative=defaults.negative, seed=defaults.seed + number, image=file
         )
-        entries.append(Entry(item, str(image)))
-    return entries, [name for name in files if suffixes[name] not in PICTURES]
+        entries.append(Entry(item, str(file)))
+    return entries, [name for name in files if suffixes[name] not in IMAGES]
 
 
 def _files_below(folder: Path) -> Iterable[str]:
     """Relative paths of the files below a folder, but for hidden ones."""
     if not os.access(folder, os.R_OK):
-        raise UserError(f"--image {folder} cannot be read", "name a picture, or a folder of pictures")
+        raise UserError(f"--image {folder} cannot be read", "name an image, or a folder of images")
     for at, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(at).relative_to(folder)

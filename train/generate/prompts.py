@@ -19,9 +19,9 @@ FORMS = "a .txt with a prompt per line, a .jsonl, .csv or .parquet, or the folde
 
 
 class Line(Config):
-    """One picture as a file of prompts describes it; what is None, the command says.
+    """One image as a file of prompts describes it; what is None, the command says.
 
-    `width` and `height` in px, both or neither. `image` is a picture's path, from the file's own folder.
+    `width` and `height` in px, both or neither. `image` is an image's path, from the file's own folder.
     """
 
     prompt: Text

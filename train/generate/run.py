@@ -41,13 +41,13 @@ from uhr.train.generate.refining import ANSWERS, refine_all
 from uhr.train.generate.team import beginning, is_remote, threads_of
 from uhr.train.generate.work import (
     FAILED,
-    PICTURES,
+    IMAGES,
     REQUEST,
     PaintWork,
     failure,
     failure_name,
+    image_name,
     items_table,
-    picture_name,
     record_name,
 )
 
@@ -55,21 +55,21 @@ UNITS = "units"
 
 LAYOUT = Layout(
     "the set",
-    (REQUEST, ANSWERS, PICTURES, FAILED, index.INDEX, index.FILE, "work"),
+    (REQUEST, ANSWERS, IMAGES, FAILED, index.INDEX, index.FILE, "work"),
     (REQUEST, "work"),
 )
 WORK = Layout("notes of a run", (UNITS, LOCK), (UNITS, LOCK), {UNITS: or_half_written(units.FILES)})
 """What a run notes down for itself while it works (`Store.work_folder`)."""
 
 MOST_UNITS = 10_000
-"""Below that a unit is one picture: whoever is free takes the next one."""
+"""Below that a unit is one image: whoever is free takes the next one."""
 
 
 @dataclass(frozen=True)
 class Order:
     """What the user asked for; `runner` does it.
 
-    `pictures`: the folder that the entries come from, if they come from one. What does not pass the check
+    `images`: the folder that the entries come from, if they come from one. What does not pass the check
     counts as failed then; a mistake in a file of prompts ends the run before it begins. `left_out`: how much
     of the source gave no entry, by kind. `fresh` says how to make this set elsewhere.
     """
@@ -81,7 +81,7 @@ class Order:
     runner: Runner
     refinement: Refinement | None = None
     previews: Path | None = None
-    pictures: Path | None = None
+    images: Path | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -128,7 +128,7 @@ def generate(order: Order) -> Outcome:
                 return Outcome(order.out, found, True, None)
             _tell_threads(store, asked, threads_of(runner))
             _paint(order, asked, store, names, runner, checked)
-            with progress("index", len(items), "pictures") as advance:
+            with progress("index", len(items), "images") as advance:
                 info, error = index.finish(store, asked, items, order.left_out, advance)
         finally:
             work.clear(UNITS)
@@ -152,12 +152,12 @@ def _refuse_strangers(store: Store) -> None:
 
 
 def _keep_apart(order: Order, store: Store) -> None:
-    """What is written must not be read as a given picture by the next run, nor previews stand in the way of
+    """What is written must not be read as a given image by the next run, nor previews stand in the way of
     the set."""
     out = store.folder if isinstance(store, FolderStore) else None
     for name, place in (("--out", out), ("--previews", order.previews)):
-        if place is not None and order.pictures is not None and _is_below(place, order.pictures):
-            what = f"{name} {place} is in the folder of given pictures, {order.pictures}"
+        if place is not None and order.images is not None and _is_below(place, order.images):
+            what = f"{name} {place} is in the folder of given images, {order.images}"
             raise UserError(what, "name a folder beside it: what is written there would be taken for given")
     if out is not None and order.previews is not None and _is_below(order.previews, out):
         raise UserError(f"--previews {order.previews} is in --out {out}", "name a folder beside it")
@@ -224,11 +224,11 @@ def _check(order: Order, setup: Setup) -> _Checked:
                 mistakes.append(told)
                 refused[item.name] = str(told)
             advance()
-    if mistakes and order.pictures is None:
+    if mistakes and order.images is None:
         raise together(mistakes)
     if len(refused) == len(order.entries):
         words = next(iter(refused.values()))
-        raise UserError(f"none of the {len(refused)} pictures can be used; the first: {words}")
+        raise UserError(f"none of the {len(refused)} images can be used; the first: {words}")
     return _Checked(refused, images)
 
 
@@ -240,7 +240,7 @@ def _paint(
     runner: Runner,
     checked: _Checked,
 ) -> None:
-    """Whatever is not done and can be: prompts first, all of them, then pictures."""
+    """Whatever is not done and can be: prompts first, all of them, then images."""
     items, refused = [entry.item for entry in order.entries], checked.refused
     for item in items:
         if item.name in refused:
@@ -257,7 +257,7 @@ def _paint(
     out = str(store.folder.absolute()) if isinstance(store, FolderStore) else store.text
     previews = order.previews and order.previews.absolute()
     work = PaintWork(asked.request, out, previews, asked.threads)
-    with _own_threads(), progress("paint", len(items), "pictures") as advance:
+    with _own_threads(), progress("paint", len(items), "images") as advance:
         if len(items) > len(left):
             advance(len(items) - len(left), f"{len(items) - len(left)} were done or refused before")
         advance(0, beginning(runner))
@@ -277,7 +277,7 @@ def _own_threads() -> Generator[None]:
 
 
 def _undone(items: Sequence[Item], names: set[str]) -> list[Item]:
-    return [item for item in items if not {record_name(item.name), picture_name(item.name)} <= names]
+    return [item for item in items if not {record_name(item.name), image_name(item.name)} <= names]
 
 
 def _refined(items: list[Item], refinement: Refinement, store: Store, names: set[str]) -> list[Item]:

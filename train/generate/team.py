@@ -45,7 +45,7 @@ def is_remote(runner: Runner) -> bool:
 
 
 def beginning(runner: Runner) -> str:
-    """What a run does before there is a picture, which may take minutes."""
+    """What a run does before there is an image, which may take minutes."""
     if isinstance(runner, RayRunner | LocalRunner):
         number = {None: "a worker per GPU", 1: "1 worker"}.get(runner.workers, f"{runner.workers} workers")
         return f"{'starting Ray; ' if isinstance(runner, RayRunner) else ''}loading the model in {number}"

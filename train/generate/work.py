@@ -28,22 +28,22 @@ IMPORTS = (
 """What `PaintWork.open` imports and what takes long to import: most of the time before a tiny model's first
 image."""
 
-REQUEST, PICTURES, FAILED = "request.json", "pictures", "failed"
+REQUEST, IMAGES, FAILED = "request.json", "pictures", "failed"
 
 ITEMS = pa.schema([("item", pa.string()), ("failed_before", pa.bool_()), ("image_sha256", pa.string())])
 """`item` is an `Item` as JSON; `image_sha256` is of its image's bytes when the set was checked, or null."""
 
 ROWS = pa.schema([("name", pa.string()), ("error", pa.string())])
-"""What became of each; `error` is null where the picture stands."""
+"""What became of each; `error` is null where the image stands."""
 
 
-def picture_name(name: str) -> str:
-    return f"{PICTURES}/{name}.png"
+def image_name(name: str) -> str:
+    return f"{IMAGES}/{name}.png"
 
 
 def record_name(name: str) -> str:
-    """An item is done when this stands: it is written after the picture."""
-    return f"{PICTURES}/{name}.json"
+    """An item is done when this stands: it is written after the image."""
+    return f"{IMAGES}/{name}.json"
 
 
 def failure_name(name: str) -> str:
@@ -112,7 +112,7 @@ class PaintWork(Work):
             fault = watch.begin(index)
             # an earlier try of this unit may have come this far before its process died
             error = None
-            if not all(self._store.exists(name(item.name)) for name in (record_name, picture_name)):
+            if not all(self._store.exists(name(item.name)) for name in (record_name, image_name)):
                 error = self._make(item, fault, row["image_sha256"])
                 if error is None and row["failed_before"]:
                     self._store.delete(failure_name(item.name))
@@ -156,8 +156,8 @@ class PaintWork(Work):
     def _write(self, item: Item, painting: Painting) -> None:
         from uhr.models.generate.record import png_bytes
 
-        data = png_bytes(painting.picture, painting.record)
-        self._store.write(picture_name(item.name), data)
+        data = png_bytes(painting.image, painting.record)
+        self._store.write(image_name(item.name), data)
         png = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         tree = {**painting.record, "png": png}
         self._store.write(record_name(item.name), json_bytes(tree, sort_keys=True))

@@ -52,7 +52,7 @@ RECIPE = Recipe(
         "phases.objective": "rectified flow, Liu et al. 2209.03003; the objective FLUX.1 was trained with",
         "phases.timesteps": "logit-normal(0, 1): Esser et al. 2403.03206, their best density",
         "phases.timesteps.shift": "static 3, as the samplers' schedule: sigma is drawn where sampling goes",
-        "phases.steps": "ours: a start for some hundred pictures",
+        "phases.steps": "ours: a start for some hundred images",
         "phases.lr": _DIFFUSERS,
         "phases.warmup": f"{_DIFFUSERS} (its constant schedule warms up over no step)",
         "optimiser": _DIFFUSERS,

@@ -143,7 +143,7 @@ def _storage(
     trainable: int,
     encoded: dict[int, EncodedData],
 ) -> dict[str, Any]:
-    """Bytes on disk: per picture and caption (in bfloat16, as `encode` stores by default), and per
+    """Bytes on disk: per image and caption (in bfloat16, as `encode` stores by default), and per
     checkpoint.
     """
     resolution = recipe.phases[0].resolution or spec.native_size
@@ -173,7 +173,7 @@ def print_estimate(plan: dict[str, Any]) -> None:
         epochs = f", {phase['epochs']:g} epochs" if phase["epochs"] is not None else ""
         say(f"\nphase {phase['name']}: {phase['steps']:,} steps at {phase['resolution']} px{epochs}")
         table(
-            ["bucket", "pictures", "batches per epoch", "image tokens", "tokens with text"],
+            ["bucket", "images", "batches per epoch", "image tokens", "tokens with text"],
             [
                 [b["size"], b["rows"], b["batches_per_epoch"], b["image_tokens"], b["tokens"]]
                 for b in phase["buckets"]

@@ -49,7 +49,7 @@ def plant(folder: Path, photographs: Path, advance: Callable[..., None]) -> list
 
 
 def _broken(photographs: Path) -> Iterator[_File]:
-    """Files that give no picture."""
+    """Files that give no image."""
     whole = (photographs / "rocket.jpg").read_bytes()
     photograph = (photographs / "coffee.png").read_bytes()
     yield _File("empty.jpg", b"", "no bytes at all", "failed", "empty file")
@@ -67,7 +67,7 @@ def _broken(photographs: Path) -> Iterator[_File]:
 
 
 def _bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header claims a giant picture."""
+    """A PNG of a few bytes whose header claims a giant image."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -78,7 +78,7 @@ def _bomb(width: int, height: int) -> bytes:
 
 
 def _odd(photographs: Path) -> Iterator[_File]:
-    """Whole pictures in forms that careless readers get wrong, each of another part of a photograph."""
+    """Whole images in forms that careless readers get wrong, each of another part of a photograph."""
     from PIL import Image
 
     photo = Image.open(photographs / "hubble_deep_field.jpg").convert("RGB")
@@ -120,7 +120,7 @@ def _sixteen_bit(image: Image.Image) -> bytes:
 
 
 def _poor(photographs: Path) -> Iterator[_File]:
-    """Whole pictures that are not worth keeping, or that pretend to be more than they are."""
+    """Whole images that are not worth keeping, or that pretend to be more than they are."""
     from PIL import Image, ImageFilter
 
     photo = Image.open(photographs / "motorcycle_left.png").convert("RGB")
@@ -147,4 +147,4 @@ def _doubles(photographs: Path) -> Iterator[_File]:
     original = (photographs / "astronaut.png").read_bytes()
     yield _File("same-bytes.png", original, "a photograph once more", "rejected", "duplicates")
     again = encode(Image.open(io.BytesIO(original)).convert("RGB"), "JPEG", quality=70)
-    yield _File("same-picture.jpg", again, "a photograph once more, saved again: other bytes, one picture")
+    yield _File("same-image.jpg", again, "a photograph once more, saved again: other bytes, one image")

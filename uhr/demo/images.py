@@ -1,4 +1,4 @@
-"""The demo's pictures: photographs out of installed wheels, scenes made at 4K and beyond, planted faults."""
+"""The demo's images: photographs out of installed wheels, scenes made at 4K and beyond, planted faults."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ ULTRALYTICS = (
 
 
 def gather(folder: Path, advance: Callable[..., None]) -> list[Planted]:
-    """Write the demo's pictures below `folder`, the same ones every time, and say what each is.
+    """Write the demo's images below `folder`, the same ones every time, and say what each is.
 
     `advance(note=...)` is called after each. Errors: scikit-image is not installed.
     """
     files = [*_photographs(folder / "photographs", advance), *_scenes(folder / "scenes", advance)]
     planted = plant(folder / "planted", folder / "photographs", advance)
-    (folder / "notes.txt").write_text("A text file among the pictures, with no picture of its name.\n")
+    (folder / "notes.txt").write_text("A text file among the images, with no image of its name.\n")
     planted.append(Planted("notes.txt", "a text file", "failed", "not an image", fault=True))
     return [*files, *planted]
 
@@ -89,11 +89,11 @@ def _scenes(folder: Path, advance: Callable[..., None]) -> list[Planted]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for seed, (name, caption, scene, height, width) in enumerate(SCENES):
-        picture = scene(np.random.default_rng(seed), height, width)
+        image = scene(np.random.default_rng(seed), height, width)
         jpeg, png = (cv2.IMWRITE_JPEG_QUALITY, 90), (cv2.IMWRITE_PNG_COMPRESSION, 1)
         suffix, settings = (".jpg", jpeg) if name.endswith(".jpg") else (".png", png)
         # imwrite would only return False where the disk is full
-        (folder / name).write_bytes(cv2.imencode(suffix, picture, settings)[1].tobytes())
+        (folder / name).write_bytes(cv2.imencode(suffix, image, settings)[1].tobytes())
         (folder / name).with_suffix(".txt").write_text(caption + "\n")
         files.append(Planted(f"{folder.name}/{name}", caption))
         advance(note=name)

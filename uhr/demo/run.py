@@ -29,16 +29,16 @@ PROMPT = "a mountain lake at dawn"
 STEPS = 40
 INTERRUPT_AT = 15
 YOUR_OWN = r"""
-On your own pictures the same road is:
+On your own images the same road is:
 
   uhr doctor                                               what is installed and what is missing
-  uhr curate run multiaspect-4k --source YOUR/PICTURES --out YOUR/SET
+  uhr curate run multiaspect-4k --source YOUR/IMAGES --out YOUR/SET
   uhr manifest slice YOUR/SET --where "license is not null" --out YOUR/SLICE
   uhr train encode YOUR/SLICE --model black-forest-labs/FLUX.1-dev --out YOUR/ENCODED --set resolution=1024
   uhr train run lora --model black-forest-labs/FLUX.1-dev --data YOUR/ENCODED --out YOUR/RUN
   uhr train export YOUR/RUN --out YOUR/ADAPTER
   uhr sample euler --model black-forest-labs/FLUX.1-dev --adapter YOUR/ADAPTER --prompt "..." \
-      --size 1024x1024 --out picture.png
+      --size 1024x1024 --out image.png
 """
 
 
@@ -51,22 +51,22 @@ def demo(
         ),
     ] = Path("demo"),
 ) -> None:
-    """The whole road on this machine: pictures, manifest, slice, adapter, picture. No download, no GPU."""
+    """The whole road on this machine: images, manifest, slice, adapter, image. No download, no GPU."""
     start = time.monotonic()
     uhr = functools.partial(_uhr, context.obj)
     # the tiny model's tensors are slower on many threads than on one
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with saving(out, "make room there, or name another folder with --out"):
         _take_folder(out)
-    pictures, manifest, chosen = out / "pictures", out / "manifest", out / "slice"
+    images, manifest, chosen = out / "pictures", out / "manifest", out / "slice"
     model, encoded, run, adapter = out / "tiny-flux1", out / "encoded", out / "run", out / "adapter"
 
-    _headline("1. Gather pictures, some of them with planted faults")
+    _headline("1. Gather images, some of them with planted faults")
     with saving(out, "make room there, or name another folder with --out"):
-        planted = _gather(pictures)
+        planted = _gather(images)
 
-    _headline("2. Curate them on Ray: annotate every picture, turn down by rule, lose nothing")
-    uhr("curate", "run", "quickstart", "--source", pictures, "--out", manifest)
+    _headline("2. Curate them on Ray: annotate every image, turn down by rule, lose nothing")
+    uhr("curate", "run", "quickstart", "--source", images, "--out", manifest)
     _compare_with_planted(manifest, planted)
 
     _headline("3. Slice the manifest by metadata")
@@ -88,7 +88,7 @@ def demo(
     _headline("7. Export the adapter, as diffusers loads it")
     uhr("train", "export", run, "--out", adapter)
 
-    _headline("8. Sample a picture without and with the adapter")
+    _headline("8. Sample an image without and with the adapter")
     call = ("sample", "euler", "--model", model, "--prompt", PROMPT, "--size", "256x256", "--seed", 0)
     uhr(*call, "--out", out / "without.png")
     uhr(*call, "--adapter", adapter, "--out", out / "with.png")
@@ -134,12 +134,12 @@ def _uhr(main: Main, *words: object, expect: int = 0) -> None:
 def _gather(folder: Path) -> Sequence[Any]:
     from uhr.demo.images import gather
 
-    with progress("gather", total=None, unit="pictures") as advance:
+    with progress("gather", total=None, unit="images") as advance:
         return gather(folder, advance)
 
 
 def _compare_with_planted(manifest: Path, planted: Sequence[Any]) -> None:
-    """What became of each picture with a planted fault, from the manifest."""
+    """What became of each image with a planted fault, from the manifest."""
     from uhr.manifests.manifest import Manifest
 
     rows = Manifest.open(manifest).table(columns=["uri", "status", "reason", "error"]).to_pylist()
@@ -194,7 +194,7 @@ def _summary(out: Path) -> None:
     for name, words in facts.items():
         say(f"{name:10} {words}")
     say(
-        "\nThe model is tiny and its weights are random: its pictures are noise and its loss says little."
+        "\nThe model is tiny and its weights are random: its images are noise and its loss says little."
         "\nEverything else was the real thing: decoding, rules, manifest, encoding, training, resume, export."
     )
     say(YOUR_OWN)

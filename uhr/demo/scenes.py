@@ -1,4 +1,4 @@
-"""Pictures at 4K and beyond out of nothing but random numbers, with detail down to the single pixel."""
+"""Images at 4K and beyond out of nothing but random numbers, with detail down to the single pixel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Scene = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 def _fractal(rng: np.random.Generator, height: int, width: int, roughness: float = 0.6) -> np.ndarray:
-    """Noise of all scales from 1/4 of the picture to the pixel, float32 [height, width] in [0, 1]."""
+    """Noise of all scales from 1/4 of the image to the pixel, float32 [height, width] in [0, 1]."""
     import cv2
 
     # coarse to fine: each level is the one before at twice the size, with new noise on top
@@ -43,7 +43,7 @@ def clouds(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 def hills(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Ridges one behind the other, the nearer the darker, with ground that is rough up to the pixel."""
     ground, grass = _fractal(rng, height, width, 0.75), rng.random((height, width), dtype=np.float32)
-    picture = _blend(
+    image = _blend(
         np.linspace(0, 1, height, dtype=np.float32)[:, None] * np.ones(width), (90, 140, 205), (250, 225, 190)
     )
     rows = np.arange(height)[:, None]
@@ -55,8 +55,8 @@ def hills(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         slope = _blend(
             shade, (int(60 - 40 * depth), 70, int(90 - 60 * depth)), (190, 200, int(180 - 70 * depth))
         )
-        picture = np.where((rows > ridge)[..., None], slope, picture)
-    return picture
+        image = np.where((rows > ridge)[..., None], slope, image)
+    return image
 
 
 def marble(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

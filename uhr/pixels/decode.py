@@ -1,7 +1,7 @@
 """Bytes to pixels: the only decode there is, and the only resize.
 
 Nothing is decoded before header and limits have passed it. What comes out is either the stored grid, as the
-exact guards measure it, or the picture as a person sees it: upright, sRGB, alpha over white.
+exact guards measure it, or the image as a person sees it: upright, sRGB, alpha over white.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PixelLimits(Config):
 
 @dataclass(eq=False)
 class Decoded:
-    """A picture that was decoded whole."""
+    """An image that was decoded whole."""
 
     header: Header
     planes: Planes
@@ -68,7 +68,7 @@ class Decoded:
     def rgb(self, box: Box | None = None, long_side: int | None = None) -> np.ndarray:
         """uint8 [H', W', 3], upright sRGB, alpha over white; of `box` only where one is given.
 
-        `long_side` in pixels: larger pictures are shrunk to it, before their colours are converted.
+        `long_side` in pixels: larger images are shrunk to it, before their colours are converted.
         """
         alpha, pixels = self.alpha(), _crop(self._upright(), box)
         if alpha is not None:
@@ -129,7 +129,7 @@ def _check_bytes(size: int, limits: PixelLimits) -> None:
 
 
 def decode(data: bytes, limits: PixelLimits | None = None, header: Header | None = None) -> Decoded:
-    """The whole picture in `data`. Raises `PixelFault` and nothing else, whatever the bytes are.
+    """The whole image in `data`. Raises `PixelFault` and nothing else, whatever the bytes are.
 
     `header` spares the second look where `read_header(data)` is known already.
     """
@@ -145,7 +145,7 @@ def _crop(pixels: np.ndarray, box: Box | None) -> np.ndarray:
         return pixels
     x, y, width, height = box
     inside = 0 <= x < x + width <= pixels.shape[1] and 0 <= y < y + height <= pixels.shape[0]
-    assert inside, f"box {box} in a picture of {pixels.shape[:2]}"
+    assert inside, f"box {box} in an image of {pixels.shape[:2]}"
     return pixels[y : y + height, x : x + width]
 
 
@@ -184,5 +184,5 @@ def jpeg_preview(rgb: np.ndarray, long_side: int = 320, quality: int = 82) -> tu
 
     small = np.ascontiguousarray(fit(rgb, long_side)[..., ::-1])
     done, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert done, "OpenCV encodes every uint8 picture"
+    assert done, "OpenCV encodes every uint8 image"
     return data.tobytes(), small.shape[1], small.shape[0]

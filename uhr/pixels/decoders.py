@@ -1,6 +1,6 @@
 """The decoders at work: OpenCV for JPEG, PNG and WebP, a module of its own for each other format.
 
-OpenCV gives to the bit what Pillow gives, in half the time. It and libjpeg leave a damaged picture partly
+OpenCV gives to the bit what Pillow gives, in half the time. It and libjpeg leave a damaged image partly
 gray with no more than a line on standard error: that line is read here. Used by `decode.py` alone.
 """
 

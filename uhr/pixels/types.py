@@ -48,9 +48,9 @@ class PixelFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A picture as its header describes it.
+    """An image as its header describes it.
 
-    `raw_width` and `raw_height` are the stored grid in pixels, `width` and `height` the picture as
+    `raw_width` and `raw_height` are the stored grid in pixels, `width` and `height` the image as
     displayed, after `orientation` (EXIF tag 0x0112, 1..8, 1 is upright; an orientation in XMP is not read).
     `mode` is the colour model of the file (L, LA, P, RGB, RGBA, CMYK, ...), `bit_depth` its bits per
     channel, None where the channels differ or the header does not say. `has_alpha` counts the colour keys of

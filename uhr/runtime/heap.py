@@ -1,4 +1,4 @@
-"""Memory that a worker frees stays with it for the next picture."""
+"""Memory that a worker frees stays with it for the next image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _TRIM, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """`mallopt` parameters of glibc (malloc.h)."""
 
 KEPT_BYTES = 256 * 2**20
-"""Free memory at the top of the heap beyond this goes back to the system: a giant picture leaves no giant
+"""Free memory at the top of the heap beyond this goes back to the system: a giant image leaves no giant
 behind.
 """
 
@@ -18,7 +18,7 @@ def keep_freed_memory() -> bool:
     told.
 
     By default it hands every buffer above 32 MB back as soon as it is freed, and the system zeroes its pages
-    anew for the next one: an eighth of the time of decoding 4K pictures. For worker processes; other C
+    anew for the next one: an eighth of the time of decoding 4K images. For worker processes; other C
     libraries are left as they are.
     """
     try:

@@ -118,7 +118,7 @@ class Child:
             return 0
 
     def trim_log(self) -> None:
-        """A decoder that complains of every picture must not fill the disk."""
+        """A decoder that complains of every image must not fill the disk."""
         if os.fstat(self._log.fileno()).st_size > _LOG_BYTES:
             os.truncate(self._log.fileno(), 0)
 

@@ -1,6 +1,6 @@
 """Units of work: a plan cut once, one atomic part per unit, and a resume that repeats nothing.
 
-A run over many items (pictures to curate, rows to encode) is cut into units by the order of the items, never
+A run over many items (images to curate, rows to encode) is cut into units by the order of the items, never
 by an engine's blocks. The cut is written down before anything runs. Each unit becomes one part, whole or
 absent, under a name made of the unit's number and the plan's fingerprint: a rerun skips it, a retry writes
 the same bytes, nothing is counted twice. How units are spread over processes is a runner's business
@@ -47,7 +47,7 @@ class Limits:
 
 
 NO_LIMITS = Limits(math.inf, 2**62)
-"""For work whose items may take as long and as much as they need: a picture that is painted, say."""
+"""For work whose items may take as long and as much as they need: an image that is painted, say."""
 
 
 class Fault(NamedTuple):

@@ -1,6 +1,6 @@
 """The parent's side of one killable child: what every runner uses, so that a fault means the same on each.
 
-A picture that hangs, crashes or eats memory costs its row, not the run: the parent sees it in the shared
+An image that hangs, crashes or eats memory costs its row, not the run: the parent sees it in the shared
 page, kills the child, starts another, and does the unit again with that item marked.
 """
 

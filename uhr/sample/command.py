@@ -1,4 +1,4 @@
-"""`uhr sample`: paint pictures by any sampler, and make one again."""
+"""`uhr sample`: paint images by any sampler, and make one again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from uhr.models.generate.target import Target
     from uhr.models.llm.refine import Refinement
 
-LOOK, PAINT, AGAIN = "Look", "Samplers", "Make a picture again"
+LOOK, PAINT, AGAIN = "Look", "Samplers", "Make an image again"
 
 
 class SamplerGroup(TyperGroup):
@@ -42,7 +42,7 @@ class SamplerGroup(TyperGroup):
 app = typer.Typer(
     cls=SamplerGroup,
     no_args_is_help=True,
-    help="Paint a picture. SAMPLER is one of those below, or a class of your own as package.module:Class.",
+    help="Paint an image. SAMPLER is one of those below, or a class of your own as package.module:Class.",
     subcommand_metavar="SAMPLER [OPTIONS]",
 )
 
@@ -55,15 +55,13 @@ def again(
         typer.Option(
             parser=local("--repeat"),
             metavar="FILE.png",
-            help="A picture of ours, made again from its own record; no SAMPLER then.",
+            help="An image of ours, made again from its own record; no SAMPLER then.",
             rich_help_panel=AGAIN,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            parser=local("--out"), metavar="FILE.png", help="The new picture.", rich_help_panel=AGAIN
-        ),
+        typer.Option(parser=local("--out"), metavar="FILE.png", help="The new image.", rich_help_panel=AGAIN),
     ] = None,
     model: Annotated[
         str | None,
@@ -83,14 +81,14 @@ def again(
 ) -> None:
     if repeat is None:
         if ctx.invoked_subcommand is None:
-            raise UserError("no sampler is named", "see `uhr sample list`, or give --repeat PICTURE")
+            raise UserError("no sampler is named", "see `uhr sample list`, or give --repeat IMAGE")
         if out or model or sampler or as_json:
             raise UserError("an option stands before the sampler's name", "put it behind")
         return
     if ctx.invoked_subcommand is not None:
         raise UserError(f"--repeat {repeat} and the sampler '{ctx.invoked_subcommand}'", "give one of them")
     if out is None:
-        raise UserError("--repeat without --out", "name the new picture: --out again.png")
+        raise UserError("--repeat without --out", "name the new image: --out again.png")
     _repeat(repeat, user_path(out), model, sampler, as_json)
 
 
@@ -199,7 +197,7 @@ def paint(
 
 
 def _named(prompt: str | None, out: str | None) -> str:
-    """The one picture's file; UserError where it or the prompt is not given."""
+    """The one image's file; UserError where it or the prompt is not given."""
     if prompt is None or out is None:
         missing = "--prompt TEXT" if prompt is None else "--out FILE.png"
         raise UserError(f"{missing} is missing", "give it, or --plan to see what it would take")
@@ -251,7 +249,7 @@ def _plan(request: Request, item: Item, prompts: Path | None, on: str | None, as
 
 
 def _painted(setup: Setup, item: Item, out: Target, previews: Path | None = None) -> Painting:
-    """One picture, with a bar, on the disk with what belongs to it."""
+    """One image, with a bar, on the disk with what belongs to it."""
     from uhr.models.generate import record
 
     call = setup.call(item)
@@ -262,7 +260,7 @@ def _painted(setup: Setup, item: Item, out: Target, previews: Path | None = None
         painting = session.paint(call, advance, stages=previews is not None)
     if previews is not None:
         record.write_stages(previews, out.stem, painting.stages)
-    out.write(painting.picture, painting.record)
+    out.write(painting.image, painting.record)
     return painting
 
 
@@ -276,13 +274,13 @@ def _loaded(setup: Setup) -> Session:
     return session
 
 
-def _repeat(picture: Path, out: Path, model: str | None, sampler: str | None, as_json: bool) -> None:
+def _repeat(image: Path, out: Path, model: str | None, sampler: str | None, as_json: bool) -> None:
     from uhr.models.generate import record, repeat
     from uhr.models.generate.setup import Setup
 
-    then, original = record.read_record(picture), repeat.picture_of(picture)
-    request, item = repeat.asked(then, str(picture), model, sampler)
-    repeat.check_out(out, picture, item)
+    then, original = record.read_record(image), repeat.image_of(image)
+    request, item = repeat.asked(then, str(image), model, sampler)
+    repeat.check_out(out, image, item)
     repeat.check_files(request, item)
     request, lines = repeat.on_this_machine(request)
     setup = Setup.of(request, fetch=repeat.may_fetch(model))
@@ -295,11 +293,11 @@ def _repeat(picture: Path, out: Path, model: str | None, sampler: str | None, as
         painting = session.paint(call, advance)
     try:
         # before anything is written
-        found = None if original is None else repeat.compare(original, painting.picture)
+        found = None if original is None else repeat.compare(original, painting.image)
     finally:
-        record.write(out, painting.picture, painting.record)
+        record.write(out, painting.image, painting.record)
     told = {"identical": None} if found is None else found.describe()
-    verdict = "no picture of then to compare it with" if found is None else str(found)
+    verdict = "no image of then to compare it with" if found is None else str(found)
     value = {"out": str(out), "differences": lines, **told, "record": painting.record}
     console.emit(value, as_json, lambda _: console.say(f"{record.describe(out, painting.record)}\n{verdict}"))
 

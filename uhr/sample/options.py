@@ -11,7 +11,7 @@ from uhr.base.paths import local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
 
 WHAT, HOW, MODEL, MACHINE, OUTPUT = "What to paint", "How", "Model and adapters", "Machine", "Output"
-SET, PLAN = "A set of pictures", "Plan"
+SET, PLAN = "A set of images", "Plan"
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.", rich_help_panel=OUTPUT)]
 
@@ -21,7 +21,7 @@ Prompts = Annotated[
     typer.Option(
         parser=local("--prompts"),
         metavar="FILE",
-        help="Make a set, a picture per prompt: a .txt with one per line; a .jsonl, .csv or .parquet with "
+        help="Make a set, an image per prompt: a .txt with one per line; a .jsonl, .csv or .parquet with "
         "prompt and, if wanted, name, negative, seed, width, height, image; or a manifest, for its captions.",
         rich_help_panel=SET,
     ),
@@ -57,8 +57,8 @@ Image = Annotated[
     typer.Option(
         parser=local("--image", utf8=True),
         metavar="FILE|DIR",
-        help="A picture in place of the base pass, of any size; not every sampler takes one. Of a folder, "
-        "every picture.",
+        help="An image in place of the base pass, of any size; not every sampler takes one. Of a folder, "
+        "every image.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -82,8 +82,7 @@ Negative = Annotated[
 Seed = Annotated[
     int,
     typer.Option(
-        help="The same seed and call give the same picture. In a set the first picture's; the next has the "
-        "next.",
+        help="The same seed and call give the same image. In a set the first image's; the next has the next.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -195,7 +194,7 @@ Out = Annotated[
     str | None,
     typer.Option(
         metavar="FILE.png|DIR|s3://...",
-        help="The picture, here or as s3://bucket/picture.png; the whole call goes into it, and into a JSON "
+        help="The image, here or as s3://bucket/image.png; the whole call goes into it, and into a JSON "
         "beside it. Of a set: a folder or s3://bucket/prefix; the same command goes on where it stopped.",
         rich_help_panel=OUTPUT,
     ),
@@ -205,7 +204,7 @@ Plan = Annotated[
     typer.Option(
         "--plan",
         help="Paint nothing: print stages, calls, tokens, operations, memory, time. No weights are needed: a "
-        "bare name of `uhr models list` will do as --model. Of a set: one picture's times their number.",
+        "bare name of `uhr models list` will do as --model. Of a set: one image's times their number.",
         rich_help_panel=PLAN,
     ),
 ]
@@ -222,7 +221,7 @@ Previews = Annotated[
     typer.Option(
         parser=local("--previews"),
         metavar="DIR",
-        help="Also keep the pictures of the stages before the last, here.",
+        help="Also keep the images of the stages before the last, here.",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -1,4 +1,4 @@
-"""`uhr sample` with `--prompts`, or with a folder as `--image`: a set of pictures in place of one."""
+"""`uhr sample` with `--prompts`, or with a folder as `--image`: a set of images in place of one."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def refuse_workers(pool: Pool) -> None:
     """Raises UserError if there are options for workers: one image is generated in this process."""
     if pool.workers or pool.address is not None:
         name = "--workers" if pool.workers else "--address"
-        raise UserError(f"{name} is of a set, and this is one picture", "leave it out, or give --prompts")
+        raise UserError(f"{name} is of a set, and this is one image", "leave it out, or give --prompts")
 
 
 def is_set(prompts: Path | None, image: Path | None) -> bool:
-    """Whether a call makes a set: from a file of prompts, or of a folder of pictures."""
+    """Whether a call makes a set: from a file of prompts, or of a folder of images."""
     return prompts is not None or (image is not None and image.is_dir())
 
 
@@ -53,13 +53,13 @@ def make_set(
     pool: Pool,
     as_json: bool,
 ) -> None:
-    """Make it and say what came of it; UserError at the end where a picture could not be made. `said` is what
+    """Make it and say what came of it; UserError at the end where an image could not be made. `said` is what
     the command says of every item.
     """
     if out is None:
         raise UserError("--out is missing", "name a folder for the set, or s3://bucket/prefix")
     if out.lower().endswith(".png"):
-        raise UserError(f"--out {out} is one picture's, and this makes a set", "name a folder or a prefix")
+        raise UserError(f"--out {out} is one image's, and this makes a set", "name a folder or a prefix")
     from uhr.train.generate.items import Defaults
     from uhr.train.generate.team import device_of, early, runner_of
 
@@ -77,14 +77,14 @@ def make_set(
             runner=runner,
             refinement=refinement,
             previews=previews,
-            pictures=said.image if prompts is None else None,
+            images=said.image if prompts is None else None,
             left_out=left_out,
         )
         outcome = generate(order)
     console.emit(outcome.facts(), as_json, lambda _: _tell(outcome))
     counts = outcome.info.counts
     if counts["failed"]:
-        what = f"{counts['failed']} of {counts['items']} pictures failed; {outcome.first_error}"
+        what = f"{counts['failed']} of {counts['items']} images failed; {outcome.first_error}"
         raise UserError(what, f"see {open_store(out).place('failed')}; the same command tries them again")
 
 
@@ -109,22 +109,22 @@ def plan_set(request: Request, said: Item, prompts: Path | None, on: str | None,
 
 def _entries(prompts: Path | None, said: Item, defaults: Defaults) -> tuple[list[Entry], dict[str, int]]:
     """The items, and how much of the source is none, by kind: said in one line for each."""
-    from uhr.train.generate.items import from_pictures, from_prompts
+    from uhr.train.generate.items import from_images, from_prompts
     from uhr.train.generate.prompts import read_prompts, without_caption
 
     if prompts is None:
         assert said.image is not None
         if not said.prompt:
-            raise UserError("--prompt TEXT is missing", "say what the pictures show, or give --prompts FILE")
-        entries, others = from_pictures(said.image, said.prompt, defaults)
+            raise UserError("--prompt TEXT is missing", "say what the images show, or give --prompts FILE")
+        entries, others = from_images(said.image, said.prompt, defaults)
         if others:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            console.warn(f"{said.image} also holds what is no picture by its name: {others[0]}{more}")
+            console.warn(f"{said.image} also holds what is no image by its name: {others[0]}{more}")
         return entries, {"not_images": len(others)}
     if said.prompt:
         raise UserError("--prompt and --prompts", "give one of them")
     if said.image is not None and said.image.is_dir():
-        fix = "name each prompt's picture in its `image`, or give --prompt TEXT for all pictures"
+        fix = "name each prompt's image in its `image`, or give --prompt TEXT for all images"
         raise UserError(f"--prompts and the folder {said.image}", fix)
     entries = from_prompts(read_prompts(prompts), prompts.parent, defaults)
     bare = without_caption(prompts)
@@ -136,19 +136,19 @@ def _entries(prompts: Path | None, said: Item, defaults: Defaults) -> tuple[list
 
 def _tell(outcome: Outcome) -> None:
     counts, out = outcome.info.counts, outcome.out
-    made = console.counted(counts["made"], "picture")
+    made = console.counted(counts["made"], "image")
     if outcome.before:
         console.say(f"{console.shown(out)} is finished: {made} of the same request")
     else:
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
         console.say(f"{console.shown(out)}: {made}{failed}; {outcome.info.index.path} lists them")
     if cut := counts.get("truncated"):
-        of = console.counted(cut, "picture")
+        of = console.counted(cut, "image")
         console.say(f"the prompts of {of} are longer than is read: `truncated` in {outcome.info.index.path}")
     if counts["made"] and not is_url(out):
-        pictures = Path(out) / "pictures"
+        images = Path(out) / "pictures"
         console.say()
-        curate = ("curate", "run", "quickstart", "--source", pictures, "--out", "MANIFEST")
+        curate = ("curate", "run", "quickstart", "--source", images, "--out", "MANIFEST")
         console.say(f"next: {console.command(*curate)}")
 
 

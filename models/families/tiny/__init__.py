@@ -1,6 +1,6 @@
 """Make a tiny checkpoint: a diffusers folder of the real classes with seeded random weights.
 
-The weights are drawn so that signals neither die nor explode: pictures have contrast, and prompt, guidance
+The weights are drawn so that signals neither die nor explode: images have contrast, and prompt, guidance
 and seed each change them. The VAE's latents have the statistics that the real normalisation expects.
 """
 

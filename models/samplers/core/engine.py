@@ -126,7 +126,7 @@ class Engine:
         self.batch = self.prompts.positive.text.shape[0]
         generator = noise.generator
         if isinstance(generator, list) and len(generator) != self.batch:
-            what = f"{len(generator)} generators for {self.batch} pictures"
+            what = f"{len(generator)} generators for {self.batch} images"
             raise UserError(what, "give one, or one for each")
         self.image = None if image is None else for_each(image, self.batch)
 
@@ -311,5 +311,5 @@ def guided(call: Call, tokens: torch.Tensor, sigma: float, conditions: Condition
 def for_each(images: torch.Tensor, batch: int) -> torch.Tensor:
     """Images [b, 3, h, w] for `batch` prompts: one for all, or one for each (in runs)."""
     if batch % len(images):
-        raise UserError(f"{len(images)} pictures for {batch} prompts", "give one, or one for each")
+        raise UserError(f"{len(images)} images for {batch} prompts", "give one, or one for each")
     return images.repeat_interleave(batch // len(images), dim=0)

@@ -17,14 +17,14 @@ def pixels(image: Any) -> torch.Tensor:
 
     Takes what diffusers' pipelines take: PIL images, arrays [(B,) H, W, 3] and tensors [(B,) 3, H, W],
     uint8 or float in [0, 1]; or lists of them. UserError for an image that is transparent anywhere: the
-    command keeps that beside the call (`sampling.pictures`), and nothing here does.
+    command keeps that beside the call (`sampling.images`), and nothing here does.
     """
     if isinstance(image, (list, tuple)):
         parts = [pixels(part) for part in image]
         if not parts:
-            raise UserError("a list of no pictures is given", "give one or more")
+            raise UserError("a list of no images is given", "give one or more")
         if len({part.shape[-2:] for part in parts}) != 1:
-            raise UserError("the pictures of a batch differ in size", "give pictures of one size")
+            raise UserError("the images of a batch differ in size", "give images of one size")
         return torch.cat(parts)
     if isinstance(image, torch.Tensor):
         found = image
@@ -35,11 +35,11 @@ def pixels(image: Any) -> torch.Tensor:
     if found.dtype == torch.uint8:
         found = found.float() / 255
     if not found.dtype.is_floating_point:
-        raise UserError(f"a picture of {found.dtype}", "give 8 bits a value, or floats in [0, 1]")
+        raise UserError(f"an image of {found.dtype}", "give 8 bits a value, or floats in [0, 1]")
     found = found.float() if found.ndim == 4 else found.float()[None]
     if found.ndim != 4 or found.shape[1] != 3:
         raise UserError(
-            f"a picture of shape {tuple(found.shape)}", "give RGB: [3, H, W] tensors, [H, W, 3] arrays"
+            f"an image of shape {tuple(found.shape)}", "give RGB: [3, H, W] tensors, [H, W, 3] arrays"
         )
     return found * 2 - 1
 
@@ -47,7 +47,7 @@ def pixels(image: Any) -> torch.Tensor:
 def _opaque(image: Any) -> Any:
     """A PIL image as RGB."""
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
-        what = f"a picture of mode {image.mode} with transparency, which a pipeline would drop"
+        what = f"an image of mode {image.mode} with transparency, which a pipeline would drop"
         raise UserError(what, 'flatten it: .convert("RGB"); `uhr sample SAMPLER --image` keeps it')
     return image.convert("RGB")
 
@@ -61,4 +61,4 @@ def check_aspect(image: Size, target: Size, multiple: int) -> None:
         return
     scale = math.sqrt(height * width / (tall * wide))
     fit = "x".join(str(max(1, round(side * scale / multiple)) * multiple) for side in (wide, tall))
-    raise UserError(f"a picture of {wide}x{tall} does not fit {width}x{height}", f"crop it, or ask for {fit}")
+    raise UserError(f"an image of {wide}x{tall} does not fit {width}x{height}", f"crop it, or ask for {fit}")

@@ -104,8 +104,8 @@ def make_plan(sampler: Sampler, facts: ModelFacts, request: SamplingRequest, opt
             nearest sizes), and whatever else its plan refuses.
     """
     if request.image and not sampler.takes_image:
-        what = "this sampler has no base pass that a picture could take the place of"
-        raise UserError(what, "leave the picture out, or take sdedit or patch-cascade")
+        what = "this sampler has no base pass that an image could take the place of"
+        raise UserError(what, "leave the image out, or take sdedit or patch-cascade")
 
     def possible(size: Size) -> bool:
         try:

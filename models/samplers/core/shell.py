@@ -249,7 +249,7 @@ class SamplerPipeline(DiffusionPipeline):
         """The size that is generated, and the one that it is cut to where that is another."""
         if image is None:
             if named.scale is not None:
-                what = f"scale {named.scale:g} is given without a picture"
+                what = f"scale {named.scale:g} is given without an image"
                 raise UserError(what, "give image, or height and width")
             if named.height and named.width:
                 return (named.height, named.width), None

@@ -112,7 +112,7 @@ def check_begins_below_noise(sigmas: Sequence[float], strength: float) -> None:
     if sigmas[0] == 1:
         steps = len(sigmas) - 1
         what = (
-            f"at strength {strength:g} all {steps} steps are taken, from pure noise: no picture shows through"
+            f"at strength {strength:g} all {steps} steps are taken, from pure noise: no image shows through"
         )
         fix = "lower the strength, or take more steps" if strength < 1 else "lower the strength, to 0.7 say"
         raise UserError(what, fix)

@@ -34,7 +34,7 @@ def published_flat_fraction(gray: np.ndarray, patch: int = 240, threshold: float
 
 @st.composite
 def grays(draw: st.DrawFn, largest: int = 130) -> np.ndarray:
-    """Gray pictures from constant over smooth to white noise, uint8 [H, W]."""
+    """Gray images from constant over smooth to white noise, uint8 [H, W]."""
     height, width = draw(st.integers(1, largest)), draw(st.integers(1, largest))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     y, x = np.mgrid[0:height, 0:width]
@@ -108,11 +108,11 @@ def test_blockiness_is_the_mean_step_on_the_grid_over_the_mean_step_inside(gray)
 
 def test_blockiness_rises_as_jpeg_quality_falls() -> None:
     rng = np.random.default_rng(0)
-    picture = cv2.GaussianBlur(rng.integers(0, 256, (400, 600), dtype=np.uint8), (0, 0), 3)
-    picture = cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX)
-    values = [measure(picture).blockiness]
+    image = cv2.GaussianBlur(rng.integers(0, 256, (400, 600), dtype=np.uint8), (0, 0), 3)
+    image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
+    values = [measure(image).blockiness]
     for quality in (60, 20, 5):
-        data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
         values.append(measure(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)).blockiness)
     assert values == sorted(values)
     assert values[0] == pytest.approx(1, abs=0.05)
@@ -128,11 +128,11 @@ def test_odd_shapes_are_measured(shape) -> None:
     assert np.isfinite(found.blockiness)
 
 
-def test_a_picture_without_a_whole_patch_is_not_flat() -> None:
+def test_a_image_without_a_whole_patch_is_not_flat() -> None:
     assert measure(np.zeros((239, 1000), np.uint8)).flat_fraction() == 0.0
 
 
-def test_a_constant_picture_is_flat_and_has_no_entropy() -> None:
+def test_a_constant_image_is_flat_and_has_no_entropy() -> None:
     found = measure(np.full((480, 480), 9, np.uint8))
     assert (found.flat_fraction(), found.entropy(), found.laplacian_var, found.blockiness) == (
         1.0,
@@ -142,7 +142,7 @@ def test_a_constant_picture_is_flat_and_has_no_entropy() -> None:
     )
 
 
-def test_the_most_violent_picture_overflows_nothing() -> None:
+def test_the_most_violent_image_overflows_nothing() -> None:
     board = np.kron(np.indices((600, 600)).sum(axis=0) % 2, np.ones((4, 4), int)).astype(np.uint8) * 255
     found = measure(board, guards.LARGEST_PATCH)
     assert found.variance[0, 0] == pytest.approx(published_variance(board[:1024, :1024]), rel=1e-5)

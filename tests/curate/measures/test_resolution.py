@@ -10,7 +10,7 @@ INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "lan
 
 
 def natural(height: int, width: int, seed: int = 0, cutoff: float = 1.0) -> np.ndarray:
-    """Noise with the power law of natural pictures, 1 / f^2, up to `cutoff` of the grid's limit on each axis.
+    """Noise with the power law of natural images, 1 / f^2, up to `cutoff` of the grid's limit on each axis.
 
     uint8 [H, W].
     """
@@ -19,8 +19,8 @@ def natural(height: int, width: int, seed: int = 0, cutoff: float = 1.0) -> np.n
     y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
     spectrum /= np.maximum(np.hypot(x, y), 1 / width)
     spectrum *= (np.abs(x) < 0.5 * cutoff) & (np.abs(y) < 0.5 * cutoff)
-    picture = np.fft.irfft2(spectrum, s=(height, width))
-    return np.clip(128 + 48 * picture / picture.std(), 0, 255).round().astype(np.uint8)
+    image = np.fft.irfft2(spectrum, s=(height, width))
+    return np.clip(128 + 48 * image / image.std(), 0, 255).round().astype(np.uint8)
 
 
 def jpeg(gray: np.ndarray, quality: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_detail_up_to_the_grid_is_native_through_jpeg(seed, quality) -> None:
 @pytest.mark.parametrize("ratio", [2, 3, 4])
 @pytest.mark.parametrize("name", INTERPOLATIONS)
 @pytest.mark.parametrize("quality", [95, 85])
-def test_an_enlarged_picture_has_its_ratio_roughly(ratio, name, quality) -> None:
+def test_an_enlarged_image_has_its_ratio_roughly(ratio, name, quality) -> None:
     small = natural(1200 // ratio, 1800 // ratio, seed=5)
     large = cv2.resize(small, None, fx=ratio, fy=ratio, interpolation=INTERPOLATIONS[name])
     found = upscale_ratio(jpeg(large, quality))
@@ -86,6 +86,6 @@ def test_a_frame_and_a_caption_at_full_resolution_do_not_hide_an_enlargement() -
     assert upscale_ratio(jpeg(large, 90)) > 1.6
 
 
-def test_turning_a_picture_hardly_changes_its_ratio() -> None:
+def test_turning_a_image_hardly_changes_its_ratio() -> None:
     large = cv2.resize(natural(500, 800, seed=4), None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
     assert upscale_ratio(np.ascontiguousarray(large.T)) == pytest.approx(upscale_ratio(large), rel=0.15)

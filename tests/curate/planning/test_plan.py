@@ -243,7 +243,7 @@ def test_a_plan_survives_the_way_to_a_worker():
     assert pickle.loads(pickle.dumps(plan)).fingerprint == plan.fingerprint
 
 
-def test_units_are_small_in_a_small_set_and_never_large_where_pictures_are_decoded():
+def test_units_are_small_in_a_small_set_and_never_large_where_images_are_decoded():
     pixels, header = plan_of(**BASE), plan_of(stages=stages("header"))
     assert [pixels.unit_size(n) for n in (1, 1000, 10**6)] == [8, 15, 64]
     assert [header.unit_size(n) for n in (1, 30_000, 10**6)] == [256, 468, 4096]

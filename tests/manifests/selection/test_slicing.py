@@ -123,7 +123,7 @@ def test_splits_are_disjoint_cover_all_and_have_about_their_shares(seed: int, pa
         assert abs(splits.count(name) / 500 - share) < 6 * spread
 
 
-def test_patches_of_one_picture_are_never_split(make: Make, make_row: Row, tmp_path: Path) -> None:
+def test_patches_of_one_image_are_never_split(make: Make, make_row: Row, tmp_path: Path) -> None:
     rows = []
     for number in range(40, 80):
         whole = make_row(number, status="kept", reason=None, error=None)

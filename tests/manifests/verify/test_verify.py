@@ -208,7 +208,7 @@ def test_pixels_finds_rows_that_were_made_of_two_files(make: Make, forge: Any, t
     rows: list[dict[str, Any]] = []
     for seed, name in enumerate(("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg")):
         file = tmp_path / "source" / name
-        file.write_bytes(forge.encode(forge.picture(48, 32, seed=seed), "JPEG"))
+        file.write_bytes(forge.encode(forge.image(48, 32, seed=seed), "JPEG"))
         row = {"uri": name, "sample_id": sample_id(name), "status": "kept", "format": "JPEG"}
         row |= {"width": 48, "height": 32, "file_size": file.stat().st_size}
         rows.append(row | {"content_hash": sha256_file(file)})

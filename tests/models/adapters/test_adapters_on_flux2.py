@@ -110,8 +110,8 @@ def test_the_card_of_it_calls_the_stock_pipeline_as_it_wants_to_be_called(
     code = code.replace('"path/to/the/model"', repr(str(tiny_flux2))).replace(
         "path/to/this/folder", str(folder)
     )
-    code = code.replace('"picture.png"', repr(str(tmp_path / "picture.png")))
+    code = code.replace('"image.png"', repr(str(tmp_path / "image.png")))
     code = code.replace('(prompt="a prompt"', '(prompt="a prompt", height=64, width=64')
     exec(code, {})
-    assert (tmp_path / "picture.png").exists()
+    assert (tmp_path / "image.png").exists()
     assert "flux2" in card

@@ -44,7 +44,7 @@ KINDS = {
 """Files that act together, and how strongly."""
 
 NATIVE = 64
-"""Side in px of the square that stands for the native one: 16 tokens, pictures of 64."""
+"""Side in px of the square that stands for the native one: 16 tokens, images of 64."""
 
 RANK = 2
 
@@ -164,7 +164,7 @@ def test_every_sampler_is_in_the_matrix_on_every_family():
 
 
 @pytest.mark.parametrize(("family", "name"), CELLS)
-def test_without_adapters_a_call_gives_the_same_finite_picture_again(families, family, name):
+def test_without_adapters_a_call_gives_the_same_finite_image_again(families, family, name):
     found = families[family].paint(name)
     assert found.isfinite().all()
     assert torch.equal(families[family].sample(name), found)

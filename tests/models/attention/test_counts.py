@@ -20,7 +20,7 @@ def test_counted_pairs_with_exact_borders(side, times):
     assert pairs(WindowLayout(side, side), WindowRules(), T).ratio == pytest.approx(times, abs=0.005)
 
 
-def test_shares_of_a_4k_picture():
+def test_shares_of_a_4k_image():
     counted = pairs(WindowLayout(256, 256), WindowRules(), T)
     assert counted.guide / counted.total == pytest.approx(0.08, abs=0.01)
     assert counted.text / counted.total == pytest.approx(0.15, abs=0.01)

@@ -132,7 +132,7 @@ def test_guidance_of_two_passes_doubles_calls_and_operations():
     assert asked("imax", "flux2-klein-base-9b", size=(2048, 2048), guidance=1.0).model_calls == 60
 
 
-def test_a_given_picture_takes_the_place_of_the_base_pass_at_whatever_size_it_has(tmp_path):
+def test_a_given_image_takes_the_place_of_the_base_pass_at_whatever_size_it_has(tmp_path):
     path = tmp_path / "given.png"
     Image.fromarray(np.zeros((1000, 1500, 3), np.uint8)).save(path)
     found = asked("patch-cascade", item=Item(prompt="a lake", image=path), scale=2)

@@ -65,8 +65,8 @@ def pipelines(folders):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """A picture of 128 x 128 px, as a file."""
+def image(tmp_path):
+    """An image of 128 x 128 px, as a file."""
     draw = np.random.default_rng(0)
     path = tmp_path / "given.png"
     Image.fromarray(draw.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(path)
@@ -166,14 +166,14 @@ def test_a_run_does_what_its_plan_says(spec, sampler, steps, options, side, pipe
         ("patch-cascade", 2, {}),
     ],
 )
-def test_a_run_on_a_given_picture_does_what_its_plan_says(
-    sampler, steps, options, picture, pipelines, folders, monkeypatch
+def test_a_run_on_a_given_image_does_what_its_plan_says(
+    sampler, steps, options, image, pipelines, folders, monkeypatch
 ):
     request = Request(
         sampler=sampler, model=str(folders["tiny-flux1"]), scale=2, steps=steps, options=options
     )
-    item = Item(prompt="a lake", image=picture)
-    check(pipelines(sampler, "tiny-flux1"), request, item, monkeypatch, Image.open(picture))
+    item = Item(prompt="a lake", image=image)
+    check(pipelines(sampler, "tiny-flux1"), request, item, monkeypatch, Image.open(image))
 
 
 @pytest.mark.parametrize(

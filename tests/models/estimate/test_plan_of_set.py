@@ -1,4 +1,4 @@
-"""`--plan` of a set: the plan of a picture of each kind, times their number."""
+"""`--plan` of a set: the plan of an image of each kind, times their number."""
 
 import json
 
@@ -19,7 +19,7 @@ def planned(capsys):
     return run
 
 
-def test_a_set_of_prompts_takes_what_its_pictures_take_one_by_one(planned, capsys, tmp_path):
+def test_a_set_of_prompts_takes_what_its_images_take_one_by_one(planned, capsys, tmp_path):
     file = tmp_path / "prompts.jsonl"
     lines = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c", "width": 512, "height": 1024}]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -37,14 +37,14 @@ def test_a_set_of_prompts_takes_what_its_pictures_take_one_by_one(planned, capsy
     assert found["pictures"] == 3
     assert main(["sample", *words, *WORDS]) == 0
     shown = capsys.readouterr().out
-    assert "that is one picture of the largest kind; the set:" in shown
-    assert "3 pictures: some" in shown
-    assert "on one GPU, a picture after another; loading the model comes on top" in shown
+    assert "that is one image of the largest kind; the set:" in shown
+    assert "3 images: some" in shown
+    assert "on one GPU, an image after another; loading the model comes on top" in shown
     assert main(["sample", *words, *WORDS[:-2], "--device", "cpu"]) == 0
     assert "on one GPU" not in capsys.readouterr().out
 
 
-def test_a_folder_of_pictures_can_be_planned_and_a_broken_one_is_warned_of(capsys, tmp_path):
+def test_a_folder_of_images_can_be_planned_and_a_broken_one_is_warned_of(capsys, tmp_path):
     for name in ("a", "b"):
         Image.new("RGB", (512, 512)).save(tmp_path / f"{name}.png")
     (tmp_path / "c.png").write_bytes(b"none")
@@ -58,7 +58,7 @@ def test_a_folder_of_pictures_can_be_planned_and_a_broken_one_is_warned_of(capsy
     for name in ("a", "b"):
         (tmp_path / f"{name}.png").unlink()
     assert main(words) == 1
-    assert "none of the 1 pictures can be used" in capsys.readouterr().err
+    assert "none of the 1 images can be used" in capsys.readouterr().err
 
 
 def test_a_line_that_cannot_be_made_is_an_error_that_names_it(capsys, tmp_path):

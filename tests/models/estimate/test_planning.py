@@ -136,7 +136,7 @@ def test_an_image_where_none_is_taken_is_refused_by_the_plan(name):
     sampler = find_sampler(name)
     assert sampler.takes_image == (name not in ("euler", "ultraflux"))
     if not sampler.takes_image:
-        with pytest.raises(UserError, match=r"no base pass that a picture.*sdedit or patch-cascade"):
+        with pytest.raises(UserError, match=r"no base pass that an image.*sdedit or patch-cascade"):
             plan_of_spec(sampler, zoo.get("flux1-dev"), sampler.Options(), image=True)
 
 
@@ -168,7 +168,7 @@ def test_the_smallest_size_is_no_longer_than_need_be(height, width, unit, area):
 def test_a_runaway_shift_is_refused_with_what_that_sampler_can_change(name, given, fix):
     sampler, side = find_sampler(name), 2048 if name == "euler" else 4096
     options = sampler.Options(native_size=2048, **given)
-    message = "calibrated up to 4096 image tokens; this picture has 16384"
+    message = "calibrated up to 4096 image tokens; this image has 16384"
     with pytest.raises(UserError, match=message) as found:
         plan_of_spec(sampler, zoo.get("flux1-dev"), options, (side, side), 28)
     assert found.value.fix.endswith(fix)

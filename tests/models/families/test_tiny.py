@@ -103,7 +103,7 @@ def paint2(stock2, prompt="a red house", seed=0):
     )  # fmt: skip
 
 
-def test_flux2s_pictures_have_contrast_and_prompt_and_seed_each_change_them(stock2):
+def test_flux2s_images_have_contrast_and_prompt_and_seed_each_change_them(stock2):
     first = paint2(stock2)
     assert first.std() > 0.05
     assert ((first == 0) | (first == 1)).float().mean() < 0.1
@@ -121,7 +121,7 @@ def paint(stock, prompt="a red house", seed=0, guidance=3.5):
     )  # fmt: skip
 
 
-def test_pictures_have_contrast_and_prompt_guidance_and_seed_each_change_them(stock):
+def test_images_have_contrast_and_prompt_guidance_and_seed_each_change_them(stock):
     first = paint(stock)
     assert first.std() > 0.05
     assert ((first == 0) | (first == 1)).float().mean() < 0.1
@@ -130,7 +130,7 @@ def test_pictures_have_contrast_and_prompt_guidance_and_seed_each_change_them(st
 
 
 @pytest.mark.parametrize("family", ["stock", "stock2"])
-def test_latents_of_pictures_have_about_unit_variance_and_a_narrow_posterior(family, request):
+def test_latents_of_images_have_about_unit_variance_and_a_narrow_posterior(family, request):
     stock = request.getfixturevalue(family)
     draw = torch.Generator().manual_seed(0)
     rgb = torch.randint(0, 256, (4, 16, 16, 3), generator=draw, dtype=torch.uint8)
@@ -140,5 +140,5 @@ def test_latents_of_pictures_have_about_unit_variance_and_a_narrow_posterior(fam
     assert 0.5 < model.std() < 2
     assert abs(model.mean()) < 0.5
     assert std.mean() < 0.2
-    # two pictures differ in their latents: encoding tells them apart
+    # two images differ in their latents: encoding tells them apart
     assert (model[0] - model[1]).std() > 0.1

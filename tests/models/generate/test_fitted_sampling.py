@@ -1,4 +1,4 @@
-"""Given pictures through every sampler that takes one: with an analytic field the enlargement comes back."""
+"""Given images through every sampler that takes one: with an analytic field the enlargement comes back."""
 
 import contextlib
 
@@ -29,25 +29,25 @@ OPTIONS = {
 FROM_NOISE = {"imax": {"swin": False}, "demofusion": {"jitter": False, "blur": 1e-3}}
 
 
-def taking_pictures():
+def taking_images():
     return [name for name in SAMPLERS if find_sampler(name).takes_image]
 
 
-def test_every_sampler_that_takes_a_picture_is_here():
-    assert sorted(taking_pictures()) == sorted({**OPTIONS, **FROM_NOISE})
+def test_every_sampler_that_takes_a_image_is_here():
+    assert sorted(taking_images()) == sorted({**OPTIONS, **FROM_NOISE})
 
 
 def waves(height, width):
-    """A picture whose waves are 24 px long: a stretch of a hundredth moves them by a sixth of that."""
+    """An image whose waves are 24 px long: a stretch of a hundredth moves them by a sixth of that."""
     rows, columns = torch.arange(height)[:, None], torch.arange(width)[None, :]
     shapes = rows + 0 * columns, columns + 0 * rows, rows + columns
     values = torch.stack([0.5 + 0.35 * torch.sin(2 * torch.pi * shape / 24) for shape in shapes], -1)
     return Image.fromarray((255 * values).round().byte().numpy())
 
 
-def encode(pictures, generator=None):
+def encode(images, generator=None):
     """A codec that keeps the mean of every 8 x 8 block."""
-    means = torch.nn.functional.avg_pool2d(pictures.float(), 8)
+    means = torch.nn.functional.avg_pool2d(images.float(), 8)
     return torch.cat([means, means.new_zeros(means.shape[0], 13, *means.shape[-2:])], dim=1)
 
 
@@ -55,9 +55,9 @@ def decode(z):
     return z[:, :3].repeat_interleave(8, -1).repeat_interleave(8, -2)
 
 
-def enlarged(picture, target):
+def enlarged(image, target):
     """What comes back of the codec: levels [H, W, 3]."""
-    whole = torch.from_numpy(np.array(picture)).float().movedim(-1, 0)[None]
+    whole = torch.from_numpy(np.array(image)).float().movedim(-1, 0)[None]
     size = tuple(-(-side // 8) * 8 for side in target)
     return decode(encode(continued(bicubic(whole, *target), size)))[0, :, : target[0], : target[1]].movedim(
         0, -1
@@ -79,11 +79,11 @@ def session(tiny_flux):
 
 @pytest.fixture
 def painted(session, tmp_path, monkeypatch):
-    """What a sampler made of a picture, by a codec of means and an analytic field."""
+    """What a sampler made of an image, by a codec of means and an analytic field."""
 
-    def paint(name, options, scale, picture, field):
+    def paint(name, options, scale, image, field):
         session_ = session(name, options, scale)
-        picture.save(tmp_path / "given.png")
+        image.save(tmp_path / "given.png")
         call = session_.setup.call(Item(prompt="x", image=tmp_path / "given.png"))
         monkeypatch.setattr(Engine, "encode", lambda engine, images, generator=None: encode(images))
         monkeypatch.setattr(Engine, "decode", lambda engine, z: decode(z))
@@ -96,14 +96,14 @@ def painted(session, tmp_path, monkeypatch):
 SCALES = [((137, 193), 2.0, False), ((137, 193), 1.5, True), ((137, 193), 1.0, False), ((70, 97), 2.9, True)]
 
 
-def check(found, picture, scale, first, atol):
-    height, width = round(scale * picture.height), round(scale * picture.width)
-    assert found.picture.size == (width, height)
+def check(found, image, scale, first, atol):
+    height, width = round(scale * image.height), round(scale * image.width)
+    assert found.image.size == (width, height)
     assert found.record["image"]["enlarged_first"] == first
-    expected = enlarged(picture, (height, width))
+    expected = enlarged(image, (height, width))
     # where the kernel sees the reflection, and in blocks that lie half beyond the border
     ends = [side - 8 - int(3 * scale) for side in (height, width)]
-    apart = (torch.from_numpy(np.array(found.picture)).float() - expected).abs()[: ends[0], : ends[1]]
+    apart = (torch.from_numpy(np.array(found.image)).float() - expected).abs()[: ends[0], : ends[1]]
     assert apart.max() <= atol
 
 
@@ -122,14 +122,14 @@ def test_without_noise_the_straight_field_gives_the_enlargement_back(
         monkeypatch.setattr(Noise, "draw", zeros)
         backbone(lambda tokens, sigma, *_: -tokens / (1 - sigma))
 
-    picture = waves(*size)
-    found = painted(name, OPTIONS[name], scale, picture, field)
-    check(found, picture, scale, first and name != "patch-cascade", 1.5)
+    image = waves(*size)
+    found = painted(name, OPTIONS[name], scale, image, field)
+    check(found, image, scale, first and name != "patch-cascade", 1.5)
 
 
 @pytest.mark.parametrize(("size", "scale", "first"), SCALES[:2])
 def test_imax_from_noise_gives_the_enlargement_back(size, scale, first, painted, monkeypatch):
-    picture = waves(*size)
+    image = waves(*size)
 
     def field(call):
         target = encode(bicubic(2 * call.given.hand(call.fit) - 1, *call.fit.made))
@@ -140,11 +140,11 @@ def test_imax_from_noise_gives_the_enlargement_back(size, scale, first, painted,
 
         monkeypatch.setattr(Engine, "network", network)
 
-    check(painted("imax", FROM_NOISE["imax"], scale, picture, field), picture, scale, first, 1.5)
+    check(painted("imax", FROM_NOISE["imax"], scale, image, field), image, scale, first, 1.5)
 
 
-def test_demofusion_gives_a_picture_back_where_all_its_paths_lead_there(painted, monkeypatch):
-    """Its stages are enlarged as latents and brought to the base's mean and deviation: nearly the picture,
+def test_demofusion_gives_a_image_back_where_all_its_paths_lead_there(painted, monkeypatch):
+    """Its stages are enlarged as latents and brought to the base's mean and deviation: nearly the image,
     whose waves are longer here."""
     coarse = waves(35, 49).resize((196, 140), Image.Resampling.BICUBIC)
 

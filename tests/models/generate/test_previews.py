@@ -1,4 +1,4 @@
-"""Pictures of the stages before the last, and what a bar is told meanwhile."""
+"""Images of the stages before the last, and what a bar is told meanwhile."""
 
 import json
 
@@ -37,11 +37,11 @@ def test_every_stage_before_the_last_is_kept_in_its_own_size(sampler, tiny_flux)
     session = Session(setup)
     with_stages = session.paint(call, stages=True)
     assert [name for name, _ in with_stages.stages] == setup.previewed(call)
-    assert [picture.size for _, picture in with_stages.stages] == [s.size[::-1] for s in planned[:-1]]
+    assert [image.size for _, image in with_stages.stages] == [s.size[::-1] for s in planned[:-1]]
     # looking changes nothing, and neither does what was painted before
     again = session.paint(call)
     assert again.stages == []
-    assert np.array_equal(np.asarray(again.picture), np.asarray(with_stages.picture))
+    assert np.array_equal(np.asarray(again.image), np.asarray(with_stages.image))
     assert again.record == with_stages.record
 
 
@@ -79,11 +79,11 @@ def test_the_command_writes_them_beside_no_record(tiny_flux, tmp_path, capsys):
     sets = ["--steps", "2", "--size", "256x256", "--set", "cascade=[1.5, 2]"]
     assert main([*words, *sets, "--previews", f"{tmp_path}/new/folder"]) == 0, capsys.readouterr().err
     found = {path.name: Image.open(path) for path in (tmp_path / "new" / "folder").iterdir()}
-    assert {name: picture.size for name, picture in found.items()} == {
+    assert {name: image.size for name, image in found.items()} == {
         "lake-1-base.png": (128, 128),
         "lake-2-192x192.png": (192, 192),
     }
-    assert all("uhr" not in picture.text for picture in found.values())
+    assert all("uhr" not in image.text for image in found.values())
     assert json.loads((tmp_path / "lake.json").read_text())["width"] == 256
 
 
@@ -116,7 +116,7 @@ def test_of_one_stage_there_are_none_which_is_said_before_anything_is_loaded(
     monkeypatch.setattr(loading, "load_component", None)
     words = ["sample", sampler, "--model", str(tiny_flux), "--prompt", "x", "--out", f"{tmp_path}/lake.png"]
     assert main([*words, "--previews", f"{tmp_path}/previews"]) == 1
-    assert f"{sampler} paints this picture in one stage" in capsys.readouterr().err
+    assert f"{sampler} paints this image in one stage" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

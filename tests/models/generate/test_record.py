@@ -1,4 +1,4 @@
-"""The record of a picture: in the PNG and beside it, whole or absent, and never in a stranger's file."""
+"""The record of an image: in the PNG and beside it, whole or absent, and never in a stranger's file."""
 
 import json
 import math
@@ -21,38 +21,38 @@ RECORD = {
 }
 
 
-def picture(colour=0):
+def image(colour=0):
     return Image.new("RGB", (8, 8), (colour, 0, 0))
 
 
 def test_what_is_written_is_read_from_the_png_and_from_the_json(tmp_path):
     out = tmp_path / "new" / "lake.v2.png"
-    record.write(out, picture(), RECORD)
+    record.write(out, image(), RECORD)
     assert {path.name for path in out.parent.iterdir()} == {"lake.v2.png", "lake.v2.json"}
     assert record.read_record(out) == RECORD
     assert json.loads(record.beside(out).read_text(encoding="utf-8")) == RECORD
     assert record.read_record(record.beside(out)) == RECORD
     # an editor that drops the chunk
-    picture(9).save(out)
+    image(9).save(out)
     assert record.read_record(out) == RECORD
 
 
-def test_the_json_comes_last_and_none_stands_beside_another_picture(tmp_path, monkeypatch):
+def test_the_json_comes_last_and_none_stands_beside_another_image(tmp_path, monkeypatch):
     out = tmp_path / "lake.png"
-    record.write(out, picture(), RECORD)
+    record.write(out, image(), RECORD)
 
     def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(record, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        record.write(out, picture(1), RECORD | {"seed": 1})
+        record.write(out, image(1), RECORD | {"seed": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["lake.png"]
     assert record.read_record(out)["seed"] == 1
 
 
 def test_only_pngs_of_ours_say_how_they_were_made(tmp_path):
-    picture().save(tmp_path / "x.png")
+    image().save(tmp_path / "x.png")
     (tmp_path / "y.png").write_bytes(b"no png")
     (tmp_path / "z.json").write_text('{"caption": "a lake"}')
     for name in ("x.png", "z.json", "none.json"):
@@ -69,7 +69,7 @@ def test_a_json_of_somebody_elses_is_not_written_over(tmp_path, content):
     with pytest.raises(UserError, match=r"lake\.json is not ours"):
         record.check_out(tmp_path / "lake.png")
     record.check_out(tmp_path / "hill.png")
-    record.write(tmp_path / "hill.png", picture(), RECORD)
+    record.write(tmp_path / "hill.png", image(), RECORD)
     record.check_out(tmp_path / "hill.png")
 
 
@@ -82,9 +82,9 @@ def test_out_is_a_pngs_name(tmp_path):
 
 def test_a_number_that_is_none_is_not_written_and_what_stands_there_stays(tmp_path):
     out = tmp_path / "lake.png"
-    record.write(out, picture(), RECORD)
+    record.write(out, image(), RECORD)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        record.write(out, picture(1), RECORD | {"guidance": math.nan})
+        record.write(out, image(1), RECORD | {"guidance": math.nan})
     assert record.read_record(out) == json.loads(record.beside(out).read_text()) == RECORD
 
 
@@ -95,9 +95,9 @@ def chunk(name, data):
 TEXT = chunk(b"tEXt", record.CHUNK.encode() + b"\0" + json.dumps(RECORD).encode())
 
 
-def test_a_record_behind_the_pixels_is_found_in_a_picture_that_is_no_bomb(tmp_path, monkeypatch):
+def test_a_record_behind_the_pixels_is_found_in_a_image_that_is_no_bomb(tmp_path, monkeypatch):
     file = tmp_path / "edited.png"
-    picture().save(file)
+    image().save(file)
     data = file.read_bytes()
     file.write_bytes(data[:-12] + TEXT + data[-12:])
     assert record.read_record(file) == RECORD
@@ -114,15 +114,15 @@ def bomb(path, side=20_000, text=TEXT):
     return path
 
 
-def test_a_large_picture_is_not_decoded_to_be_read_or_compared(tmp_path):
+def test_a_large_image_is_not_decoded_to_be_read_or_compared(tmp_path):
     file, guard = bomb(tmp_path / "bomb.png"), Image.MAX_IMAGE_PIXELS
     assert record.read_record(file) == RECORD
     with pytest.raises(UserError, match="does not say how it was made"):
         record.read_record(bomb(tmp_path / "silent.png", text=b""))
-    found = repeat.compare(file, picture())
+    found = repeat.compare(file, image())
     assert str(found) == "not comparable: the first has 20000x20000 px"
     with record.opened(file) as opened:
         assert opened.size == (20_000, 20_000)
         assert guard == Image.MAX_IMAGE_PIXELS, "Pillow's own guard is left as it was"
     with pytest.raises(UserError, match="cannot be compared with"):
-        repeat.compare(bomb(tmp_path / "damaged.png", side=8), picture())
+        repeat.compare(bomb(tmp_path / "damaged.png", side=8), image())

@@ -1,4 +1,4 @@
-"""A picture made again from its record is the same, bit for bit; what is not as it was is told."""
+"""An image made again from its record is the same, bit for bit; what is not as it was is told."""
 
 import json
 import shutil
@@ -30,12 +30,12 @@ SETS = {
 }
 """Options that are not the defaults, for every sampler."""
 
-NO_PICTURE = ("euler", "ultraflux")
+NO_IMAGE = ("euler", "ultraflux")
 
 
 @pytest.fixture
 def given(tmp_path):
-    """A picture with transparency whose sides are no whole number of tokens."""
+    """An image with transparency whose sides are no whole number of tokens."""
     pixels = np.random.default_rng(0).integers(0, 256, (97, 150, 4), np.uint8)
     Image.fromarray(pixels, "RGBA").save(tmp_path / "given.png")
     return tmp_path / "given.png"
@@ -62,11 +62,11 @@ def check_same(uhr, one, two):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_with_options_an_adapter_and_a_picture_every_sampler_repeats_its_picture(
+def test_with_options_an_adapter_and_a_image_every_sampler_repeats_its_image(
     sampler, uhr, tiny_flux, adapter, given, tmp_path
 ):
     one, two = tmp_path / "one.png", tmp_path / "two.png"
-    what = ("--size", "256x192") if sampler in NO_PICTURE else ("--image", given, "--scale", 2)
+    what = ("--size", "256x192") if sampler in NO_IMAGE else ("--image", given, "--scale", 2)
     if sampler == "patch-cascade":
         # the patches draw as many numbers as they are many
         what = ("--image", given, "--scale", 1.5)
@@ -74,7 +74,7 @@ def test_with_options_an_adapter_and_a_picture_every_sampler_repeats_its_picture
     check_same(uhr, one, two)
     found = record.read_record(two)
     assert found["adapters"][0]["scale"] == 0.5
-    if sampler not in NO_PICTURE:
+    if sampler not in NO_IMAGE:
         assert found["image"]["path"] == str(given)
 
 
@@ -107,7 +107,7 @@ def test_the_record_may_be_in_the_json_alone(uhr, tiny_flux, tmp_path):
     assert "identical: all" in uhr("--repeat", one, "--out", two).out
     assert "identical: all" in uhr("--repeat", record.beside(one), "--out", tmp_path / "three.png").out
     one.unlink()
-    assert "no picture of then" in uhr("--repeat", record.beside(one), "--out", tmp_path / "four.png").out
+    assert "no image of then" in uhr("--repeat", record.beside(one), "--out", tmp_path / "four.png").out
 
 
 def test_other_weights_are_told_and_so_is_how_many_pixels_differ(uhr, tiny_flux, adapter, tmp_path):
@@ -237,8 +237,8 @@ def test_a_backbone_alone_in_place_of_a_whole_model_says_what_to_name(uhr, tiny_
 def test_wrong_calls_of_repeat_are_one_line(uhr, tiny_flux, tmp_path):
     one = tmp_path / "one.png"
     uhr(*words("euler", tiny_flux, one))
-    assert "name the new picture: --out again.png" in uhr("--repeat", one, code=1).err
-    assert "is the picture that is to be repeated" in uhr("--repeat", one, "--out", one, code=1).err
+    assert "name the new image: --out again.png" in uhr("--repeat", one, code=1).err
+    assert "is the image that is to be repeated" in uhr("--repeat", one, "--out", one, code=1).err
     assert "give one of them" in uhr("--repeat", one, "--out", "x.png", "euler", code=1).err
     assert "put it behind" in uhr("--model", tiny_flux, "euler", "--out", "x.png", code=1).err
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
@@ -254,18 +254,18 @@ def test_nothing_is_lost_by_repeating(uhr, tiny_flux, given, tmp_path, monkeypat
     shutil.copy(one, kept)
     monkeypatch.setattr(loading, "load_component", None)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    for picture in (one, record.beside(one)):
-        assert "is the picture that is to be repeated" in uhr("--repeat", picture, "--out", one, code=1).err
-    for picture in (one, kept, record.beside(one)):
-        assert "is the given picture itself" in uhr("--repeat", picture, "--out", given, code=1).err
+    for image in (one, record.beside(one)):
+        assert "is the image that is to be repeated" in uhr("--repeat", image, "--out", one, code=1).err
+    for image in (one, kept, record.beside(one)):
+        assert "is the given image itself" in uhr("--repeat", image, "--out", given, code=1).err
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     one.unlink()
     # the record is all that is left
     error = uhr("--repeat", record.beside(one), "--out", one, code=1).err
-    assert "one.json is the picture that is to be repeated, or its record" in error
+    assert "one.json is the image that is to be repeated, or its record" in error
 
 
-def test_a_damaged_picture_of_then_costs_no_new_one(uhr, tiny_flux, tmp_path):
+def test_a_damaged_image_of_then_costs_no_new_one(uhr, tiny_flux, tmp_path):
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     uhr(*words("euler", tiny_flux, one))
     then = pixels(one)
@@ -291,7 +291,7 @@ def test_a_hubs_model_is_repeated_at_its_commit(tmp_path, monkeypatch):
     assert repeat._model(then | {"revision": None}, "org/other") == {"model": "org/other", "base": None}
 
 
-def test_without_its_gpu_a_picture_is_made_on_what_is_here(monkeypatch):
+def test_without_its_gpu_a_image_is_made_on_what_is_here(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     asked = Request(sampler="euler", model="m", device="cuda:7", offload="model")
     found, lines = repeat.on_this_machine(asked)
@@ -301,7 +301,7 @@ def test_without_its_gpu_a_picture_is_made_on_what_is_here(monkeypatch):
     assert repeat.on_this_machine(here) == (here, [])
 
 
-def test_pictures_of_two_sizes_do_not_compare(tmp_path):
+def test_images_of_two_sizes_do_not_compare(tmp_path):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
     found = repeat.compare(tmp_path / "a.png", Image.new("RGB", (8, 8)))
     assert (found.identical, found.differ) == (False, 64)

@@ -69,7 +69,7 @@ def test_weights_that_are_replaced_while_they_are_loaded_are_in_no_record(
     assert not (tmp_path / "b.png").exists()
 
 
-def test_a_picture_is_made_and_says_in_itself_how(run, tiny_flux, tmp_path):
+def test_a_image_is_made_and_says_in_itself_how(run, tiny_flux, tmp_path):
     out = tmp_path / "new folder" / "lake.png"
     said = run(*sample(tiny_flux, out, "--seed", 7)).out
     assert Image.open(out).size == (64, 96)
@@ -149,9 +149,7 @@ def test_size_is_the_models_own_unless_given(run, tiny_flux, tmp_path):
     assert Image.open(out).size == (128, 128)
 
 
-def test_adapters_change_the_picture_by_their_scale_and_stand_in_the_record(
-    run, tiny_flux, tmp_path, adapter
-):
+def test_adapters_change_the_image_by_their_scale_and_stand_in_the_record(run, tiny_flux, tmp_path, adapter):
     names = ("without", "zero", "full", "half", "twice")
     without, zero, full, half, twice = (tmp_path / f"{name}.png" for name in names)
     run(*sample(tiny_flux, without))
@@ -242,7 +240,7 @@ def test_an_adapter_of_another_backbone_is_refused_before_any_weights_are_loaded
     assert "it was made for another backbone" in error
 
 
-def test_an_adapter_that_is_not_of_numbers_makes_no_black_picture(capsys, tiny_flux, tmp_path):
+def test_an_adapter_that_is_not_of_numbers_makes_no_black_image(capsys, tiny_flux, tmp_path):
     from safetensors.torch import save_file
 
     key = "transformer.transformer_blocks.0.attn.to_q.lora_"

@@ -30,19 +30,19 @@ def test_a_record_runs_no_code_that_the_user_does_not_name(uhr, strangers, tmp_p
     code = "from pathlib import Path; Path('ran').touch(); X = 1"
     (tmp_path / "strange_module_of_somebody.py").write_text(code)
     name = "strange_module_of_somebody:X"
-    picture = strangers(request={"sampler": name})
+    image = strangers(request={"sampler": name})
     for more in ((), ("--sampler", "euler"), ("--sampler", "other:X")):
-        error = uhr("--repeat", picture, "--out", "two.png", *more, code=1).err
+        error = uhr("--repeat", image, "--out", "two.png", *more, code=1).err
         assert f"asks for the sampler '{name}': if you trust its code, name it: --sampler {name}" in error
     assert not Path("ran").exists()
     assert (
         "is no sampler: derive it"
-        in uhr("--repeat", picture, "--out", "two.png", "--sampler", name, code=1).err
+        in uhr("--repeat", image, "--out", "two.png", "--sampler", name, code=1).err
     )
     assert Path("ran").exists()
     # what is to be copied into a shell is quoted
-    picture = strangers(request={"sampler": "a:b; echo c"})
-    assert "--sampler 'a:b; echo c'" in uhr("--repeat", picture, "--out", "two.png", code=1).err
+    image = strangers(request={"sampler": "a:b; echo c"})
+    assert "--sampler 'a:b; echo c'" in uhr("--repeat", image, "--out", "two.png", code=1).err
 
 
 def test_a_sampler_of_the_users_own_is_repeated_by_its_name(uhr, tiny_flux, tmp_path, monkeypatch):
@@ -79,26 +79,26 @@ def test_a_record_fetches_nothing_that_the_user_does_not_name(
     backbone = tmp_path / "backbone.safetensors"
     shutil.copy(tiny_flux / "transformer" / "diffusion_pytorch_model.safetensors", backbone)
     names = {"name": str(backbone), "base": "strange/repo"} if lone else {"name": "strange/repo"}
-    picture = strangers(model={**names, "revision": "deadbeef"}, request={"spec": "tiny-flux1"})
+    image = strangers(model={**names, "revision": "deadbeef"}, request={"spec": "tiny-flux1"})
     hub = Hub(tiny_flux, cached=False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
     # a file is named, and the record names the rest
     for more in ((), ("--model", backbone)) if lone else ((),):
-        error = uhr("--repeat", picture, "--out", "two.png", *more, code=1).err
+        error = uhr("--repeat", image, "--out", "two.png", *more, code=1).err
         assert "not in the hub's cache" in error
         assert "name it: --model strange/repo" in error
     assert hub.asked
     assert all(local for _, _, local in hub.asked)
     hub.cached = True
-    assert "identical: all" in uhr("--repeat", picture, "--out", "two.png").out
+    assert "identical: all" in uhr("--repeat", image, "--out", "two.png").out
     assert {(name, local) for name, _, local in hub.asked} == {("strange/repo", True)}
     hub.cached, hub.asked = False, []
     own = ("--model", "strange/repo@deadbeef")
-    assert "identical: all" in uhr("--repeat", picture, "--out", "three.png", *own).out
+    assert "identical: all" in uhr("--repeat", image, "--out", "three.png", *own).out
     assert not any(local for _, _, local in hub.asked)
 
 
-def test_adapters_weights_and_pictures_of_a_record_are_paths_and_nothing_else(uhr, strangers, monkeypatch):
+def test_adapters_weights_and_images_of_a_record_are_paths_and_nothing_else(uhr, strangers, monkeypatch):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)

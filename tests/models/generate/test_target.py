@@ -1,4 +1,4 @@
-"""Where one picture goes: found out before anything is loaded."""
+"""Where one image goes: found out before anything is loaded."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def refused(capsys, arguments):
     return line
 
 
-def test_one_picture_goes_to_a_bucket(tiny_flux, s3, tmp_path, monkeypatch, capsys):
+def test_one_image_goes_to_a_bucket(tiny_flux, s3, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     out = f"s3://{s3.bucket}/set/lake.png"
     for seed in (1, 2):
@@ -78,11 +78,11 @@ def test_looking_whether_it_can_be_written_leaves_nothing(tmp_path):
 
 def test_what_a_disk_refuses_later_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    picture = Image.new("RGB", (8, 8))
+    image = Image.new("RGB", (8, 8))
     with pytest.raises(UserError, match=r"x\.png cannot be written \("):
-        record.write(tmp_path / "file" / "x.png", picture, {"uhr": "1"})
+        record.write(tmp_path / "file" / "x.png", image, {"uhr": "1"})
     with pytest.raises(UserError, match="cannot be written"):
-        record.write_stages(tmp_path / "file", "x", [("base", picture)])
+        record.write_stages(tmp_path / "file", "x", [("base", image)])
 
 
 @pytest.mark.parametrize("option", ["image", "previews", "transformer", "vae", "prompts"])
@@ -96,7 +96,7 @@ def test_a_repeat_is_written_here(tmp_path, capsys):
     assert "--out s3://buck/x.png is no path" in refused(capsys, call)
 
 
-def test_the_help_says_how_many_times_a_picture_is_enlarged():
+def test_the_help_says_how_many_times_a_image_is_enlarged():
     help_text = get_args(sample_options.Scale)[1].help
     for name in SAMPLERS:
         sampler = find_sampler(name)

@@ -231,7 +231,7 @@ def test_large_text_encoders_quantise_and_small_components_stay(tiny_flux, tiny_
 
 @pytest.fixture(params=["tiny_flux", "tiny_flux2"])
 def euler(request):
-    """A fresh pipeline of either family, and the picture it paints."""
+    """A fresh pipeline of either family, and the image it paints."""
     folder = request.getfixturevalue(request.param)
     cls = {"tiny_flux": EulerPipeline, "tiny_flux2": Flux2EulerPipeline}[request.param]
     pipeline = zoo.load_pipeline(folder, pipeline_class=cls)
@@ -245,14 +245,14 @@ def euler(request):
     return pipeline, paint
 
 
-def test_group_offload_paints_the_same_picture(euler):
+def test_group_offload_paints_the_same_image(euler):
     pipeline, paint = euler
     expected = paint()
     offload.offload(pipeline, Offload.GROUP, torch.device("cpu"))
     np.testing.assert_allclose(paint(), expected, atol=1e-6)
 
 
-def test_with_weights_that_are_nowhere_between_calls_the_picture_is_the_same(euler, engine_of):
+def test_with_weights_that_are_nowhere_between_calls_the_image_is_the_same(euler, engine_of):
     """What sequential offload leaves a sampler to see: weights on the meta device until their layer runs, all
     but the VAE's."""
     from accelerate import cpu_offload
@@ -265,8 +265,8 @@ def test_with_weights_that_are_nowhere_between_calls_the_picture_is_the_same(eul
             cpu_offload(part, torch.device("cpu"), offload_buffers=False)
     assert pipeline.transformer.device == torch.device("meta")
     np.testing.assert_allclose(paint(), expected, atol=1e-6)
-    pictures = torch.zeros(1, 3, 64, 64)
-    assert engine_of(pipeline).encode(pictures).isfinite().all()
+    images = torch.zeros(1, 3, 64, 64)
+    assert engine_of(pipeline).encode(images).isfinite().all()
 
 
 def test_offload_wants_a_gpu_and_a_known_name(tiny_flux):
@@ -310,7 +310,7 @@ def test_the_command_takes_a_backbone_in_a_file_and_records_it(tiny_flux2, tmp_p
         "--device",
         "cpu",
     ]
-    pictures = {}
+    images = {}
     for name, more in {
         "plain": [],
         "file": ["--transformer", str(file)],
@@ -318,8 +318,8 @@ def test_the_command_takes_a_backbone_in_a_file_and_records_it(tiny_flux2, tmp_p
     }.items():
         out = tmp_path / f"{name}.png"
         assert main([*common, "--out", str(out), *more]) == 0, capsys.readouterr()
-        pictures[name] = out
-    records = {name: read_record(path) for name, path in pictures.items()}
+        images[name] = out
+    records = {name: read_record(path) for name, path in images.items()}
     parts = {name: record["weights"] for name, record in records.items()}
     assert parts["plain"].keys() == {"transformer", "vae", "text_encoder", "scheduler", "tokenizer"}
     assert {name: part["transformer"]["path"] for name, part in parts.items()} == {
@@ -328,7 +328,7 @@ def test_the_command_takes_a_backbone_in_a_file_and_records_it(tiny_flux2, tmp_p
     assert len({part["transformer"]["sha256"] for part in parts.values()}) == 3
     assert len({part["vae"]["sha256"] for part in parts.values()}) == 1
     assert parts["folder"]["transformer"]["sha256"] == hash_of(other / "transformer")
-    colours = {name: sampling_pixels(path) for name, path in pictures.items()}
+    colours = {name: sampling_pixels(path) for name, path in images.items()}
     assert np.array_equal(colours["file"], colours["folder"])
     assert not np.array_equal(colours["file"], colours["plain"])
     for more, message in (

@@ -95,7 +95,7 @@ def test_what_is_quantised_leaves_the_gpu_before_the_next_comes_where_it_is_park
 
 
 def test_text_encoders_are_gone_before_a_vae_that_works_first(sampler, monkeypatch):
-    """A given picture is encoded before the backbone's first call would drive them out."""
+    """A given image is encoded before the backbone's first call would drive them out."""
     log = []
     for place, name in ((sampler.family, "embed"), (Engine, "encode")):
         run = getattr(place, name)

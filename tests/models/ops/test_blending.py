@@ -26,7 +26,7 @@ def cascade(tiny_flux):
 
 @pytest.fixture
 def painted(cascade, monkeypatch):
-    """The seams of a picture of 9 patches, each of a shade of its own by the way."""
+    """The seams of an image of 9 patches, each of a shade of its own by the way."""
     given = bicubic(torch.rand(1, 3, 18, 18, generator=seeded(2)), 128, 128).clamp(0, 1)
     decode = Engine.decode
 
@@ -70,7 +70,7 @@ class LastOneWins(Canvas):
 
 @pytest.fixture
 def averaged(tiny_flux, monkeypatch):
-    """The seams, in latents, of a picture out of windows whose velocities disagree."""
+    """The seams, in latents, of an image out of windows whose velocities disagree."""
     pipeline = MultiDiffusionPipeline.from_pretrained(tiny_flux, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     call = Engine.call

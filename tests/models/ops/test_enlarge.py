@@ -14,18 +14,18 @@ side = st.integers(1, 24)
 @settings(deadline=None, max_examples=60)
 @given(side, side, st.integers(0, 60), st.integers(0, 60), st.data())
 def test_any_rows_and_columns_are_those_of_the_whole_enlargement(height, width, more, wider, data):
-    picture = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     tall, wide = height + more, width + wider
     rows = torch.tensor(data.draw(st.lists(st.integers(0, tall - 1), min_size=1, max_size=9)))
     columns = torch.tensor(data.draw(st.lists(st.integers(0, wide - 1), min_size=1, max_size=9)))
-    whole = bicubic(picture, tall, wide)
-    found = bicubic_at(picture, (tall, wide), rows, columns)
+    whole = bicubic(image, tall, wide)
+    found = bicubic_at(image, (tall, wide), rows, columns)
     torch.testing.assert_close(found, whole[:, :, rows][..., columns], atol=1e-5, rtol=0)
 
 
 def test_at_the_same_size_nothing_changes():
-    picture = torch.rand(1, 3, 9, 7)
-    assert torch.equal(bicubic_at(picture, (9, 7), torch.arange(9), torch.arange(7)), picture)
+    image = torch.rand(1, 3, 9, 7)
+    assert torch.equal(bicubic_at(image, (9, 7), torch.arange(9), torch.arange(7)), image)
 
 
 @settings(deadline=None)

@@ -84,7 +84,7 @@ def test_butterworth_keeps_the_mean_and_halves_what_lies_at_the_cutoff(height, w
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(3, 12), st.integers(3, 12), st.floats(0.1, 3), st.integers(1, 2), st.floats(-1, 3))
-def test_sharpening_is_the_picture_plus_what_a_mirrored_gaussian_takes_from_it(
+def test_sharpening_is_the_image_plus_what_a_mirrored_gaussian_takes_from_it(
     height, width, sigma, radius, amount
 ):
     x = draw(1, 2, height, width)
@@ -105,8 +105,8 @@ def test_enlarging_is_opencvs_cubic_and_shrinking_is_pillows(height, width, tall
     expected = cv2.resize(x[0, 0].numpy(), (width + wider, height + taller), interpolation=cv2.INTER_CUBIC)
     np.testing.assert_allclose(large[0, 0].numpy(), expected, atol=1e-4)
     back = filters.bicubic(large, 1 + height // 2, 1 + width // 2)
-    picture = Image.fromarray(large[0, 0].numpy())
-    expected = np.asarray(picture.resize((1 + width // 2, 1 + height // 2), Image.Resampling.BICUBIC))
+    image = Image.fromarray(large[0, 0].numpy())
+    expected = np.asarray(image.resize((1 + width // 2, 1 + height // 2), Image.Resampling.BICUBIC))
     np.testing.assert_allclose(back[0, 0].numpy(), expected, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of any size through samplers that make only some: nothing is stretched, nothing cut off."""
+"""Images of any size through samplers that make only some: nothing is stretched, nothing cut off."""
 
 import math
 from fractions import Fraction
@@ -39,7 +39,7 @@ def scaled(size, scale):
 
 
 @given(sides, sides, scales, makers)
-def test_what_is_handed_and_made_are_the_picture_and_the_target_continued_at_one_enlargement(
+def test_what_is_handed_and_made_are_the_image_and_the_target_continued_at_one_enlargement(
     height, width, scale, makeable
 ):
     size = (height, width)
@@ -56,7 +56,7 @@ def test_what_is_handed_and_made_are_the_picture_and_the_target_continued_at_one
 
 
 @given(sides, sides, st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([16, 64]))
-def test_whole_scales_pad_the_picture_by_less_than_a_unit_and_never_enlarge_it_first(
+def test_whole_scales_pad_the_image_by_less_than_a_unit_and_never_enlarge_it_first(
     height, width, scale, unit
 ):
     found = fit((height, width), (scale * height, scale * width), multiples(unit))
@@ -69,11 +69,11 @@ def test_whole_scales_pad_the_picture_by_less_than_a_unit_and_never_enlarge_it_f
 @given(st.integers(24, 90), st.integers(24, 90), scales, makers)
 def test_a_sampler_that_only_enlarges_returns_the_enlargement(height, width, scale, makeable):
     """Up to the two pixels at the lower and right border, where the kernel sees the reflection."""
-    picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
+    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
     target = scaled((height, width), scale)
     found = fit((height, width), target, makeable)
-    painted = bicubic(found.hand(picture), *found.made)[..., : target[0], : target[1]]
-    expected = bicubic(picture, *target)
+    painted = bicubic(found.hand(image), *found.made)[..., : target[0], : target[1]]
+    expected = bicubic(image, *target)
     reach = 0 if found.first else math.ceil(2 * scale)
     kept = painted[..., : target[0] - reach, : target[1] - reach]
     torch.testing.assert_close(
@@ -82,11 +82,11 @@ def test_a_sampler_that_only_enlarges_returns_the_enlargement(height, width, sca
     assert (painted - expected).abs().max() < 1
 
 
-def test_a_picture_that_can_be_made_is_handed_as_it_is():
-    picture = torch.rand(1, 3, 64, 48)
+def test_a_image_that_can_be_made_is_handed_as_it_is():
+    image = torch.rand(1, 3, 64, 48)
     found = fit((64, 48), (128, 96), multiples(16))
     assert (found.handed, found.made, found.first) == ((64, 48), (128, 96), False)
-    assert found.hand(picture) is picture
+    assert found.hand(image) is image
 
 
 def test_an_odd_enlargement_is_made_before_the_padding():
@@ -99,11 +99,11 @@ def test_an_odd_enlargement_is_made_before_the_padding():
 
 
 @given(st.integers(2, 20), st.integers(2, 20), st.integers(0, 90), st.integers(0, 90))
-def test_a_picture_is_continued_by_its_mirror_image_to_and_fro(height, width, down, right):
-    picture = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1))
-    found = continued(picture, (height + down, width + right))
-    assert torch.equal(found[..., :height, :width], picture)
-    once = picture
+def test_a_image_is_continued_by_its_mirror_image_to_and_fro(height, width, down, right):
+    image = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+    found = continued(image, (height + down, width + right))
+    assert torch.equal(found[..., :height, :width], image)
+    once = image
     while once.shape[-2] < height + down or once.shape[-1] < width + right:
         missing = height + down - once.shape[-2], width + right - once.shape[-1]
         pads = [min(miss, side - 1) for miss, side in zip(missing, once.shape[-2:], strict=True)]
@@ -133,7 +133,7 @@ def test_the_default_scale_counts_where_nothing_is_said():
 @pytest.mark.parametrize(
     ("scale", "size", "message"),
     [
-        (0.5, None, "a picture of 128x96 would shrink to 64x48: .*scale 1"),
+        (0.5, None, "an image of 128x96 would shrink to 64x48: .*scale 1"),
         (0.0, None, "a scale of 0: give 1 or more"),
         (math.inf, None, "a scale of inf"),
         (2.0, (192, 256), "both a scale and a size"),
@@ -143,7 +143,7 @@ def test_the_default_scale_counts_where_nothing_is_said():
         (1000.0, None, "would become 128000x96000: take a scale of at most 295.6"),
     ],
 )
-def test_what_cannot_become_of_a_picture_is_said_with_what_can(scale, size, message):
+def test_what_cannot_become_of_a_image_is_said_with_what_can(scale, size, message):
     with pytest.raises(UserError, match=message):
         target_size((96, 128), scale, size, 4)
 

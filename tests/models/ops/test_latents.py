@@ -91,7 +91,7 @@ def test_a_sample_of_the_moments_has_their_mean_and_spread():
     assert drawn.std().item() == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_vae_that_overflows_is_an_error_and_no_black_picture(stock, rgb, monkeypatch):
+def test_a_vae_that_overflows_is_an_error_and_no_black_image(stock, rgb, monkeypatch):
     from types import SimpleNamespace
 
     bad = torch.full((2, 16, 8, 12), float("nan"))

@@ -47,9 +47,9 @@ def test_patch_counts_are_those_of_recipes_1_2(size, overlap, count):
 
 @settings(deadline=None)
 @given(sides, sides, st.integers(9, 40), st.integers(9, 40), st.integers(0, 39))
-def test_crops_of_a_picture_blend_back_to_it(height, width, tall, wide, overlap):
+def test_crops_of_a_image_blend_back_to_it(height, width, tall, wide, overlap):
     assume(overlap < min(tall, wide))
-    picture = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     boxes = grid(height, width, (tall, wide), overlap)
     plain, feathered = (Canvas(2, 3, height, width) for _ in range(2))
     for box in boxes:
@@ -57,10 +57,10 @@ def test_crops_of_a_picture_blend_back_to_it(height, width, tall, wide, overlap)
         assert weights.shape == (box.height, box.width)
         assert weights.min() > 0
         assert weights.max() <= 1
-        plain.add(box, box.crop(picture))
-        feathered.add(box, box.crop(picture), weights)
-    torch.testing.assert_close(plain.result(), picture, atol=1e-5, rtol=0)
-    torch.testing.assert_close(feathered.result(), picture, atol=1e-5, rtol=0)
+        plain.add(box, box.crop(image))
+        feathered.add(box, box.crop(image), weights)
+    torch.testing.assert_close(plain.result(), image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(feathered.result(), image, atol=1e-5, rtol=0)
 
 
 def test_a_feather_is_one_on_the_plateau_and_on_the_border_and_gaussian_towards_neighbours():
@@ -88,7 +88,7 @@ def test_feathering_turns_a_step_between_patches_into_a_slope():
     assert slope.max() < 0.35
 
 
-def test_a_gap_between_patches_is_no_picture():
+def test_a_gap_between_patches_is_no_image():
     canvas = Canvas(1, 1, 4, 4)
     canvas.add(Box(0, 0, 4, 3), torch.ones(1, 1, 4, 3))
     with pytest.raises(AssertionError, match="gap"):

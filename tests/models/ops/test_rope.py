@@ -219,7 +219,7 @@ def test_no_value_is_read_back_from_the_device_so_that_it_compiles_into_one_grap
 
 
 @pytest.mark.parametrize("kind", [rope.NtkPosEmbed, rope.YarnPosEmbed, rope.ResonancePosEmbed])
-def test_dropped_into_a_backbone_it_changes_pictures_beyond_the_window(transformer, inputs, kind):
+def test_dropped_into_a_backbone_it_changes_images_beyond_the_window(transformer, inputs, kind):
     theta, axes = transformer.pos_embed.theta, transformer.pos_embed.axes_dim
     small, large = dict(inputs), dict(inputs)
     draw = torch.Generator().manual_seed(0)

@@ -41,7 +41,7 @@ def test_mu_is_linear_in_packed_tokens(tokens, mu):
 
 def test_dynamic_shift_refuses_above_its_calibrated_tokens_and_says_what_to_do():
     assert schedules.Calibration().factor(4096) == pytest.approx(math.exp(1.15))
-    with pytest.raises(UserError, match=r"up to 4096 image tokens; this picture has 65536 .*fixed factor"):
+    with pytest.raises(UserError, match=r"up to 4096 image tokens; this image has 65536 .*fixed factor"):
         schedules.shifted(ShiftPolicy.DYNAMIC, 28, tokens=65536)
 
 

@@ -12,7 +12,7 @@ from uhr.models.ops.seams import seam_strength, seams_of
 
 
 def surface(height=96, width=128, seed=0):
-    """A picture [1, 3, H, W] whose gradients are alike everywhere."""
+    """An image [1, 3, H, W] whose gradients are alike everywhere."""
     draw = torch.Generator().manual_seed(seed)
     return torch.randn(1, 3, height, width, generator=draw)
 
@@ -20,9 +20,9 @@ def surface(height=96, width=128, seed=0):
 BOXES = grid(96, 128, 32, 0)
 
 
-def stepped(picture, boxes, height):
+def stepped(image, boxes, height):
     """Every other patch of a chessboard is brighter by `height`."""
-    found = picture.clone()
+    found = image.clone()
     for box in boxes:
         if (box.top // box.height + box.left // box.width) % 2:
             box.crop(found).add_(height)
@@ -30,33 +30,33 @@ def stepped(picture, boxes, height):
 
 
 @given(st.integers(0, 99))
-def test_a_picture_of_one_piece_has_no_seams(seed):
+def test_a_image_of_one_piece_has_no_seams(seed):
     assert seam_strength(surface(seed=seed), BOXES) == pytest.approx(1, abs=0.1)
 
 
 @given(st.floats(8, 1000), st.integers(0, 9))
 def test_a_planted_step_is_measured_as_high_as_it_is(height, seed):
     """Far above the noise, a step is the gradient across the border."""
-    picture = surface(seed=seed)
-    beside = (picture.diff(dim=-1).abs().mean() + picture.diff(dim=-2).abs().mean()).item() / 2
-    found = seam_strength(stepped(picture, BOXES, height), BOXES)
+    image = surface(seed=seed)
+    beside = (image.diff(dim=-1).abs().mean() + image.diff(dim=-2).abs().mean()).item() / 2
+    found = seam_strength(stepped(image, BOXES, height), BOXES)
     assert found == pytest.approx(height / beside, rel=0.1)
 
 
 def test_it_grows_with_the_step_and_knows_neither_brightness_nor_contrast():
-    picture = surface()
-    found = [seam_strength(stepped(picture, BOXES, height), BOXES) for height in (0, 0.5, 1, 2, 4)]
+    image = surface()
+    found = [seam_strength(stepped(image, BOXES, height), BOXES) for height in (0, 0.5, 1, 2, 4)]
     assert found == sorted(found)
     assert found[-1] > 3
-    assert seam_strength(7 * stepped(picture, BOXES, 1) + 3, BOXES) == pytest.approx(found[2], rel=1e-5)
+    assert seam_strength(7 * stepped(image, BOXES, 1) + 3, BOXES) == pytest.approx(found[2], rel=1e-5)
 
 
 def test_steps_elsewhere_are_no_seams():
-    picture = surface()
-    elsewhere = picture.clone()
+    image = surface()
+    elsewhere = image.clone()
     elsewhere[..., 50:] += 9
     elsewhere[..., 43:, :] += 9
-    assert seam_strength(elsewhere, BOXES) == pytest.approx(seam_strength(picture, BOXES))
+    assert seam_strength(elsewhere, BOXES) == pytest.approx(seam_strength(image, BOXES))
 
 
 def test_borders_of_overlapping_patches_are_where_they_begin_and_end():
@@ -93,15 +93,13 @@ def test_what_cannot_be_measured_is_no_seam_but_a_step_in_nothing_is():
     assert seam_strength(stepped(torch.zeros(1, 1, 96, 128), BOXES, 1), BOXES) == float("inf")
 
 
-def test_boxes_may_reach_beyond_a_picture_that_was_cut():
-    picture = stepped(surface(), BOXES, 4)
-    assert seam_strength(picture[..., :80, :100], BOXES) == pytest.approx(
-        seam_strength(picture, BOXES), rel=0.1
-    )
-    assert seam_strength(picture[..., :32, :32], BOXES) == 1
+def test_boxes_may_reach_beyond_a_image_that_was_cut():
+    image = stepped(surface(), BOXES, 4)
+    assert seam_strength(image[..., :80, :100], BOXES) == pytest.approx(seam_strength(image, BOXES), rel=0.1)
+    assert seam_strength(image[..., :32, :32], BOXES) == 1
 
 
-def test_a_pil_picture_is_measured_in_its_levels():
+def test_a_pil_image_is_measured_in_its_levels():
     levels = (surface() * 20 + 128).clamp(0, 255).byte()
-    picture = Image.fromarray(np.ascontiguousarray(levels[0].movedim(0, -1).numpy()))
-    assert seams_of(picture, BOXES) == pytest.approx(seam_strength(levels, BOXES))
+    image = Image.fromarray(np.ascontiguousarray(levels[0].movedim(0, -1).numpy()))
+    assert seams_of(image, BOXES) == pytest.approx(seam_strength(levels, BOXES))

@@ -1,4 +1,4 @@
-"""A picture put together strip by strip is the one put together at once, in less memory."""
+"""An image put together strip by strip is the one put together at once, in less memory."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ class Whole:
         self.parts.append(rows)
         self.tops.append(top)
 
-    def picture(self):
+    def image(self):
         return torch.cat(self.parts, dim=-2)
 
 
@@ -38,7 +38,7 @@ def test_strips_are_bitwise_the_whole_canvas(height, width, window, overlap):
         strips.add(box, patch, weights)
         assert strips._sum.shape[-2] <= box.height
     strips.finish()
-    assert torch.equal(whole.picture(), at_once.result())
+    assert torch.equal(whole.image(), at_once.result())
 
 
 def test_a_strip_is_handed_out_once_no_patch_can_touch_it():

@@ -61,7 +61,7 @@ def unshift(sigmas, factor):
     return [s / (factor - (factor - 1) * s) for s in sigmas]
 
 
-def test_pictures_are_those_of_the_stock_pipeline_within_a_level(euler, stock):
+def test_images_are_those_of_the_stock_pipeline_within_a_level(euler, stock):
     theirs = np.asarray(stock("a red house", **CALL, generator=seeded()).images[0], dtype=int)
     ours = np.asarray(euler("a red house", **CALL, generator=seeded()).images[0], dtype=int)
     assert ours.shape == (64, 96, 3)
@@ -215,9 +215,9 @@ def test_dynamic_shift_is_refused_above_4096_tokens_and_static_is_not(euler, bac
 
 def test_what_comes_out_is_decoded_by_the_one_decoder(euler):
     tokens = euler("a", **CALL, generator=seeded(), output_type="latent").images
-    picture = euler("a", **CALL, generator=seeded(), output_type="np").images[0]
+    image = euler("a", **CALL, generator=seeded(), output_type="np").images[0]
     decoded = latents.to_uint8(coding.decode(euler.vae, latents.unpack(tokens, 8, 12)))[0].numpy()
-    assert np.array_equal((picture * 255).round().astype(np.uint8), decoded)
+    assert np.array_equal((image * 255).round().astype(np.uint8), decoded)
 
 
 @pytest.fixture(scope="module")
@@ -232,12 +232,12 @@ def f16_folder(tiny_flux, tmp_path_factory):
 
 
 @pytest.mark.parametrize("sampler", ["euler", "sdedit", "hiflow"])
-def test_on_an_f16_vae_the_picture_has_the_size_asked_for(f16_folder, tmp_path, sampler, capsys):
+def test_on_an_f16_vae_the_image_has_the_size_asked_for(f16_folder, tmp_path, sampler, capsys):
     from PIL import Image
 
     from uhr.cli import main
 
-    out = tmp_path / "picture.png"
+    out = tmp_path / "image.png"
     command = ["sample", sampler, "--model", str(f16_folder), "--prompt", "a", "--steps", "4"]
     assert main([*command, "--size", "320x192", "--out", str(out)]) == 0, capsys.readouterr().err
     assert Image.open(out).size == (320, 192)
@@ -246,7 +246,7 @@ def test_on_an_f16_vae_the_picture_has_the_size_asked_for(f16_folder, tmp_path, 
 def test_on_an_f16_vae_sides_are_multiples_of_32_px(f16_folder, tmp_path, capsys):
     from uhr.cli import main
 
-    out = tmp_path / "picture.png"
+    out = tmp_path / "image.png"
     command = ["sample", "euler", "--model", str(f16_folder), "--prompt", "a", "--steps", "2"]
     assert main([*command, "--size", "80x64", "--out", str(out)]) == 1
     error = capsys.readouterr().err

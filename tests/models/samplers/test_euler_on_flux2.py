@@ -105,7 +105,7 @@ def test_a_distilled_checkpoint_takes_a_negative_prompt_at_a_scale_of_its_own(eu
     assert euler.model_calls == 8
 
 
-def test_pictures_are_those_of_the_stock_pipeline_within_a_level(euler, stock2):
+def test_images_are_those_of_the_stock_pipeline_within_a_level(euler, stock2):
     theirs = stock2(prompt="a red house", **CALL, guidance_scale=1.0, generator=seeded()).images[0]
     ours = euler("a red house", **CALL, generator=seeded()).images[0]
     assert np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)).max() <= 1
@@ -153,7 +153,7 @@ def test_embeddings_may_stand_in_for_the_prompt_and_a_second_prompt_is_refused(e
 def test_dynamic_shift_is_refused_above_its_calibration_and_static_is_not(euler, backbone):
     backbone(lambda x, *_: torch.zeros_like(x))
     arguments = {**CALL, "height": 1072, "width": 1072, "num_inference_steps": 1, "output_type": "latent"}
-    with pytest.raises(UserError, match="calibrated up to 4300 image tokens; this picture has 4489"):
+    with pytest.raises(UserError, match="calibrated up to 4300 image tokens; this image has 4489"):
         euler("x", **arguments)
     assert euler("x", **arguments, shift="static").images.shape == (1, 4489, 128)
 
@@ -186,15 +186,15 @@ def test_the_step_callback_sees_each_step_and_may_replace_latents(euler):
     assert not found.any()
 
 
-def test_a_picture_survives_encoding_as_the_stock_pipeline_does_it(euler, engine_of):
+def test_a_image_survives_encoding_as_the_stock_pipeline_does_it(euler, engine_of):
     engine = engine_of(euler)
-    pictures = torch.rand(2, 3, 64, 96, generator=seeded()) * 2 - 1
-    theirs = euler._encode_vae_image(pictures, generator=None)
+    images = torch.rand(2, 3, 64, 96, generator=seeded()) * 2 - 1
+    theirs = euler._encode_vae_image(images, generator=None)
     torch.testing.assert_close(
-        latents.pack(engine.encode(pictures)), theirs.flatten(2).mT, atol=1e-5, rtol=1e-5
+        latents.pack(engine.encode(images)), theirs.flatten(2).mT, atol=1e-5, rtol=1e-5
     )
-    drawn = engine.encode(pictures, generator=seeded())
-    assert 0 < (drawn - engine.encode(pictures)).abs().mean() < 0.2
+    drawn = engine.encode(images, generator=seeded())
+    assert 0 < (drawn - engine.encode(images)).abs().mean() < 0.2
 
 
 def test_the_command_guides_an_undistilled_checkpoint_by_its_cards_scale(tmp_path, capsys):

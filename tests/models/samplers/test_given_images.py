@@ -28,14 +28,14 @@ def given_as(kind):
 @pytest.mark.parametrize(
     "kind", ["pil", "array", "float array", "arrays", "tensor", "bytes", "tensors", "list"]
 )
-def test_a_picture_is_the_same_pixels_however_it_is_given(kind):
+def test_a_image_is_the_same_pixels_however_it_is_given(kind):
     found = images.pixels(given_as(kind))
     expected = torch.from_numpy(ARRAY).movedim(-1, 0)[None].float() / 127.5 - 1
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
-def test_grey_pictures_become_rgb_and_lists_a_batch():
+def test_grey_images_become_rgb_and_lists_a_batch():
     grey = Image.fromarray(ARRAY[..., 0])
     assert images.pixels([grey, Image.fromarray(ARRAY)]).shape == (2, 3, 6, 10)
 
@@ -43,13 +43,13 @@ def test_grey_pictures_become_rgb_and_lists_a_batch():
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (ARRAY.astype(np.int32), "a picture of torch.int32"),
+        (ARRAY.astype(np.int32), "an image of torch.int32"),
         (ARRAY[..., 0], "give RGB"),
         (torch.zeros(4, 6, 10), "give RGB"),
         ([ARRAY, ARRAY[:4]], "differ in size"),
     ],
 )
-def test_what_is_no_rgb_picture_is_one_clear_line(image, message):
+def test_what_is_no_rgb_image_is_one_clear_line(image, message):
     with pytest.raises(UserError, match=message):
         images.pixels(image)
 
@@ -63,6 +63,6 @@ def test_the_size_that_is_offered_in_place_of_one_that_does_not_fit_fits(tall, w
 
 
 @given(st.integers(64, 3000), st.integers(64, 3000), st.floats(1, 8))
-def test_a_picture_fits_its_own_size_times_a_scale_rounded_to_tokens(tall, wide, scale):
+def test_a_image_fits_its_own_size_times_a_scale_rounded_to_tokens(tall, wide, scale):
     target = tuple(max(1, round(side * scale / 16)) * 16 for side in (tall, wide))
     images.check_aspect((tall, wide), target, 16)

@@ -1,11 +1,14 @@
-"""Every sampler on both families gives what it gave before: `golden.npz` beside this file.
+"""Every sampler on both families gives what it gave before: the files of `golden/`, one for each kind of CPU.
 
-It holds, of a short call of each, the SHA-256 of the latents and of the image, some of their values, the
+A file holds, of a short call of each, the SHA-256 of the latents and of the image, some of their values, the
 noise levels and the number of calls, and on which torch, CPU and number of threads they were made. Where
-those are the same the values must be, bit for bit; elsewhere within 1e-5, and a level of 255 in the image.
+those are the same the values must be equal bit for bit; elsewhere within 1e-5 (`LOOSER` has the exception), and
+one level of 255 in the image. Both files were made by the samplers of commits before and after their rewrite by
+composition, which agree bit for bit on both kinds of CPU.
 
-To renew it after a change that is meant to change values: python tests/models/samplers/test_golden.py FOLDER
-(of the tiny models `tiny-flux1` and `tiny-flux2`, made with seed 0), and say in the commit why they change.
+To renew a file after a change that is meant to change values, or to add one for another kind of CPU:
+python tests/models/samplers/test_golden.py FOLDER FILE (FOLDER of the tiny models `tiny-flux1` and `tiny-flux2`,
+made with seed 0), and say in the commit why they change.
 """
 
 import functools
@@ -23,7 +26,7 @@ import torch
 from uhr.models.samplers import SAMPLERS, sampler_class
 from uhr.models.specs import registry
 
-FILE = Path(__file__).with_name("golden.npz")
+FILES = sorted(Path(__file__).with_name("golden").glob("*.npz"))
 FAMILIES = ("flux1", "flux2")
 CASES = [(name, family) for name in SAMPLERS for family in FAMILIES]
 KEPT = 512
@@ -38,6 +41,10 @@ SHORT = {
     "euler": {"toolkit": {}},
 }
 STEPS = {"demofusion": 2, "patch-cascade": 2}
+
+LOOSER = {"patch-cascade/flux1": 1e-4, "patch-cascade/flux2": 2e-4}
+"""Absolute tolerance on another kind of CPU: two passes of random weights one after the other enlarge the last
+bits, by up to 7e-5 between AVX2 and AVX512."""
 
 
 def environment():
@@ -106,34 +113,39 @@ def summary(name, family, folder):
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(FILE) as kept:
-        return {key: kept[key] for key in kept.files}
+    """The values made on a CPU of this kind, or else those of the first file."""
+    files = []
+    for file in FILES:
+        with np.load(file) as kept:
+            files.append({key: kept[key] for key in kept.files})
+    here = environment()
+    return next((file for file in files if json.loads(str(file["facts"]))["environment"] == here), files[0])
 
 
 @pytest.mark.parametrize(("name", "family"), CASES)
 def test_it_gives_what_it_gave_before(name, family, golden, tiny_flux, tiny_flux2):
     latents, image, facts = summary(name, family, {"flux1": tiny_flux, "flux2": tiny_flux2}[family])
-    kept = json.loads(str(golden["facts"]))
-    before = kept["cases"][f"{name}/{family}"]
+    kept, case = json.loads(str(golden["facts"])), f"{name}/{family}"
+    before = kept["cases"][case]
     assert (facts["shape"], facts["calls"]) == (before["shape"], before["calls"])
     assert facts["sigmas"] == pytest.approx(before["sigmas"], abs=1e-12)
     if environment() == kept["environment"]:
         assert (facts["latents"], facts["image"]) == (before["latents"], before["image"])
-    np.testing.assert_allclose(latents, golden[f"{name}/{family}/latents"], atol=1e-5, rtol=1e-5)
-    apart = np.abs(image.astype(int) - golden[f"{name}/{family}/image"].astype(int))
+    np.testing.assert_allclose(latents, golden[f"{case}/latents"], atol=LOOSER.get(case, 1e-5), rtol=1e-5)
+    apart = np.abs(image.astype(int) - golden[f"{case}/image"].astype(int))
     assert apart.max() <= 1
 
 
-def write(folder):
-    """Make the file anew from the tiny models in a folder."""
+def write(folder, file):
+    """Make a file anew from the tiny models in a folder."""
     arrays, cases = {}, {}
     for name, family in CASES:
         latents, image, facts = summary(name, family, Path(folder) / f"tiny-{family}")
         arrays |= {f"{name}/{family}/latents": latents, f"{name}/{family}/image": image}
         cases[f"{name}/{family}"] = facts
     facts = json.dumps({"environment": environment(), "cases": cases})
-    np.savez_compressed(FILE, facts=np.array(facts), **arrays)
+    np.savez_compressed(file, facts=np.array(facts), **arrays)
 
 
 if __name__ == "__main__":
-    write(sys.argv[1])
+    write(sys.argv[1], sys.argv[2])

@@ -84,8 +84,8 @@ def test_the_native_size_is_four_times_the_backbones_with_as_many_tokens_as_f8_h
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ResonancePosEmbed, "forward", spy)
-        picture = sample().images[0]
-    assert picture.size == (512, 512)
+        image = sample().images[0]
+    assert image.size == (512, 512)
     module, (cos, sin) = seen[0]
     assert module.window == 8
     assert cos.shape == (16 + 16 * 16, 32)
@@ -105,7 +105,7 @@ def test_flux_dev_at_4k_is_16384_tokens_50_steps_guidance_4_and_a_window_of_64()
     assert stage.sigmas[:3] == pytest.approx([1, 3 * 0.98 / (1 + 2 * 0.98), 3 * 0.96 / (1 + 2 * 0.96)])
 
 
-def test_within_the_window_positions_are_plain_and_beyond_it_each_kind_is_another_picture(sample):
+def test_within_the_window_positions_are_plain_and_beyond_it_each_kind_is_another_image(sample):
     def made(positions, **size):
         return sample(positions=positions, output_type="latent", num_inference_steps=1, **size).images
 
@@ -120,7 +120,7 @@ def test_within_the_window_positions_are_plain_and_beyond_it_each_kind_is_anothe
 
 
 @pytest.mark.parametrize("size", [(64, 320), (512, 96), (416, 224)])
-def test_pictures_come_in_any_shape_of_32_px(ultraflux, sample, size):
+def test_images_come_in_any_shape_of_32_px(ultraflux, sample, size):
     height, width = size
     assert sample(height=height, width=width, num_inference_steps=1).images[0].size == (width, height)
     tokens = sample(height=height, width=width, num_inference_steps=1, output_type="latent").images
@@ -316,7 +316,7 @@ def test_the_command_paints_at_the_published_defaults(tiny_flux, tmp_path, capsy
     from uhr.cli import main
     from uhr.models.generate.record import read_record
 
-    out = tmp_path / "picture.png"
+    out = tmp_path / "image.png"
     command = ["sample", "ultraflux", "--model", str(tiny_flux), "--prompt", "a house", "--out", str(out)]
     assert main(command) == 0
     assert "note: unadapted: the F8 VAE was made F16" in capsys.readouterr().out

@@ -31,15 +31,15 @@ def draw(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_factor_is_16_everywhere_and_a_picture_has_a_latent_of_a_sixteenth(f8):
+def test_the_factor_is_16_everywhere_and_a_image_has_a_latent_of_a_sixteenth(f8):
     assert vae_factor(f8) == 8
     F16().apply(f8)
     assert vae_factor(f8) == 16
     with torch.no_grad():
         latent = f8.encode(draw(1, 3, 96, 160)).latent_dist.mean
-        picture = f8.decode(latent).sample
+        image = f8.decode(latent).sample
     assert latent.shape == (1, 16, 6, 10)
-    assert picture.shape == (1, 3, 96, 160)
+    assert image.shape == (1, 3, 96, 160)
 
 
 def test_the_decoder_is_the_f8_decoder_with_doubled_rows_and_columns_before_its_last_convolution(f8):

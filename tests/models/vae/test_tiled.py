@@ -1,4 +1,4 @@
-"""Exact tiling: bands give what the whole picture gives."""
+"""Exact tiling: bands give what the whole image gives."""
 
 import copy
 
@@ -18,7 +18,7 @@ from uhr.models.vae.store import Moments
 from uhr.models.vae.tiled import ExactTiling
 
 EXACT = 2e-5
-"""The bound of the claim, float32, on pictures in about [-1, 1]."""
+"""The bound of the claim, float32, on images in about [-1, 1]."""
 
 
 def make_vae(**changes):
@@ -38,7 +38,7 @@ def make_vae(**changes):
         torch.manual_seed(0)
         vae = AutoencoderKL(**options | changes).eval()
     with torch.no_grad():
-        # pictures of a nominal range, and norms that do something
+        # images of a nominal range, and norms that do something
         vae.decoder.conv_out.weight *= 0.3
         for module in vae.modules():
             if isinstance(module, nn.GroupNorm):
@@ -131,11 +131,11 @@ def test_a_bfloat16_vae_decoded_in_float32_is_the_float32_vae_of_the_same_weight
     assert found.dtype == torch.float32
     assert (found - expected).abs().max() < EXACT
     assert vae.dtype == torch.bfloat16
-    # what that is for: in bfloat16 the picture is off by more than a level of eight bits
+    # what that is for: in bfloat16 the image is off by more than a level of eight bits
     assert (run(vae, "decode", z).float() - expected).abs().max() > 2 / 255
 
 
-def test_pictures_and_latents_reach_a_float32_pass_unrounded(tiny_flux):
+def test_images_and_latents_reach_a_float32_pass_unrounded(tiny_flux):
     from uhr.models.zoo import load_vae
 
     half, single = load_vae(tiny_flux, dtype="bfloat16"), load_vae(tiny_flux)
@@ -170,7 +170,7 @@ def test_in_bfloat16_bands_are_no_further_from_the_truth_than_the_whole(vae):
     assert (bands - truth).abs().mean() < 1.5 * (whole - truth).abs().mean()
 
 
-def test_where_activations_are_held_changes_the_memory_and_not_the_picture(vae):
+def test_where_activations_are_held_changes_the_memory_and_not_the_image(vae):
     z = draw(1, 4, 12, 8)
     found = []
     for hold in ("device", "cpu"):
@@ -209,14 +209,14 @@ def test_it_composes_with_f16_in_either_order_and_comes_back_from_a_card(vae):
     assert record(model)[0] == {"surgery": "exact-tiling", "memory": 921600, "dtype": None, "hold": "device"}
 
 
-def test_a_picture_that_fits_is_run_whole_bit_for_bit(vae):
+def test_a_image_that_fits_is_run_whole_bit_for_bit(vae):
     x = draw(2, 3, 64, 48)
     expected = run(vae, "encode", x)
     with temporarily(vae, ExactTiling()):
         assert torch.equal(run(vae, "encode", x), expected)
 
 
-def test_diffusers_own_tiling_makes_another_picture(vae):
+def test_diffusers_own_tiling_makes_another_image(vae):
     """The peer: the same weights, tiles of 64 px with a quarter of overlap, statistics of their own."""
     z = draw(1, 4, 24, 24)
     expected = run(vae, "decode", z)

@@ -19,7 +19,7 @@ def plan_of(data, **options):
     return BucketPlan(sizes, 2, seed=5, block=[bucket.group_rows for bucket in data.buckets], **options)
 
 
-def test_each_picture_keeps_its_latents_and_its_caption_however_often_it_is_shuffled(small_set, data):
+def test_each_image_keeps_its_latents_and_its_caption_however_often_it_is_shuffled(small_set, data):
     # latents and captions were cached in another order than they are visited in: none may swap partners
     alone = {
         rows.sample_ids[0]: rows

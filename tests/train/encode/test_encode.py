@@ -18,7 +18,7 @@ from uhr.train.encode.config import EncodeConfig
 from uhr.train.encode.encoded import read_encoded
 from uhr.train.encode.run import encode
 from uhr.train.encode.tensors import from_bytes
-from uhr.train.encode.work import PictureWork, TextWork, cut
+from uhr.train.encode.work import ImageWork, TextWork, cut
 
 
 def rows_of(folder, kind):
@@ -31,7 +31,7 @@ def left_out_of(folder):
     return pq.read_table(folder / "left_out.parquet").to_pylist()
 
 
-def test_every_kept_picture_is_encoded_or_left_out_with_a_reason(small_set):
+def test_every_kept_image_is_encoded_or_left_out_with_a_reason(small_set):
     info = small_set.info
     assert info.counts == {"selected": 10, "encoded": 9, "left_out": 1, "without_caption": 1}
     (left,) = left_out_of(small_set.folder)
@@ -60,7 +60,7 @@ def test_a_part_holds_one_bucket_in_small_row_groups(small_set):
 
 
 def test_every_row_has_its_own_latents_and_its_own_caption(small_set, tiny_flux):
-    # the oracle: each picture and caption encoded alone, straight from the manifest
+    # the oracle: each image and caption encoded alone, straight from the manifest
     vae = load_vae(tiny_flux)
     encoders = load_text_encoders(tiny_flux, "bfloat16")
     texts = {row["text_key"]: row for row in rows_of(small_set.folder, "texts")}
@@ -111,7 +111,7 @@ def test_truncated_captions_are_counted(small_set):
     assert small_set.info.texts.truncated == {"t5": 1, "clip": 1}
 
 
-def test_a_picture_of_its_buckets_size_keeps_every_pixel():
+def test_a_image_of_its_buckets_size_keeps_every_pixel():
     checkerboard = np.indices((128, 160)).sum(0)[..., None].repeat(3, -1).astype(np.uint8) % 2 * 255
     assert np.array_equal(cut(checkerboard, Bucket(128, 160)), checkerboard)
     wider = np.pad(checkerboard, ((0, 0), (6, 6), (0, 0)))
@@ -119,7 +119,7 @@ def test_a_picture_of_its_buckets_size_keeps_every_pixel():
 
 
 def test_encoding_again_says_so_and_runs_no_model(small_set, tiny_flux, monkeypatch):
-    monkeypatch.setattr(PictureWork, "open", _must_not_run)
+    monkeypatch.setattr(ImageWork, "open", _must_not_run)
     monkeypatch.setattr(TextWork, "open", _must_not_run)
     config = EncodeConfig(aspects=("1/1", "3/2"))
     info, stood = encode(small_set.manifest.path, str(tiny_flux), small_set.folder, config)
@@ -139,9 +139,9 @@ def test_another_configuration_is_refused_where_encoded_data_stands(small_set, t
 def test_an_interrupted_encode_goes_on_and_ends_with_the_same_bytes(
     small_set, tiny_flux, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(encode_module, "PICTURES_PER_UNIT", 3)
+    monkeypatch.setattr(encode_module, "IMAGES_PER_UNIT", 3)
     runs = []
-    straight = PictureWork.run
+    straight = ImageWork.run
 
     def interrupted(self, items, watch):
         runs.append(items["uri"].to_pylist())
@@ -149,7 +149,7 @@ def test_an_interrupted_encode_goes_on_and_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         return straight(self, items, watch)
 
-    monkeypatch.setattr(PictureWork, "run", interrupted)
+    monkeypatch.setattr(ImageWork, "run", interrupted)
     arguments = (
         small_set.manifest.path,
         str(tiny_flux),
@@ -185,7 +185,7 @@ def test_worker_processes_give_the_same_rows(small_set, tiny_flux, tmp_path):
 
 @pytest.fixture
 def four(tmp_path, manifest_of):
-    """Three pictures and a patch of one; `tmp_path/encoded` is free."""
+    """Three images and a patch of one; `tmp_path/encoded` is free."""
     return manifest_of(
         tmp_path,
         [
@@ -212,7 +212,7 @@ def test_a_patch_is_encoded_from_its_box(four, tiny_flux, tmp_path):
     assert torch.equal(from_bytes(patch["mean"], (16, 16, 16), "float32"), mean[0])
 
 
-def test_a_picture_that_changed_or_vanished_or_broke_is_left_out(four, tiny_flux, tmp_path):
+def test_a_image_that_changed_or_vanished_or_broke_is_left_out(four, tiny_flux, tmp_path):
     (four.root / "a.png").write_bytes((four.root / "a.png").read_bytes() + b"more")
     (four.root / "b.png").unlink()
     encode(four.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(), "cpu")
@@ -259,9 +259,9 @@ def test_an_image_that_is_written_while_it_is_read_is_left_out(tmp_path, manifes
     assert "when reading began" in left["error"]
 
 
-def test_a_box_outside_its_picture_costs_its_row(tmp_path, manifest_of, tiny_flux):
-    picture = {"name": "a.png", "height": 150, "width": 150, "caption": "a", "known_hash": False}
-    manifest = manifest_of(tmp_path, [picture, {**picture, "box": (30, 0, 128, 128)}])
+def test_a_box_outside_its_image_costs_its_row(tmp_path, manifest_of, tiny_flux):
+    image = {"name": "a.png", "height": 150, "width": 150, "caption": "a", "known_hash": False}
+    manifest = manifest_of(tmp_path, [image, {**image, "box": (30, 0, 128, 128)}])
     info, _ = encode(manifest.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(), "cpu")
     assert info.counts["encoded"] == 1
     assert [(left["reason"], left["error"]) for left in left_out_of(tmp_path / "encoded")] == [
@@ -277,7 +277,7 @@ def test_latents_that_are_not_finite_are_left_out_by_name(four, tiny_flux, tmp_p
     weights["encoder.conv_out.bias"][0] = float("nan")
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(
-        UserError, match=r"none of the 4 pictures can be encoded \(3 not finite, 1 too small\); a.png"
+        UserError, match=r"none of the 4 images can be encoded \(3 not finite, 1 too small\); a.png"
     ):
         encode(four.path, str(broken), tmp_path / "encoded", EncodeConfig(), "cpu")
 

@@ -2,7 +2,7 @@ import pyarrow as pa
 
 from uhr.train.encode.buckets import buckets, choose
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.items import caption_items, picture_items
+from uhr.train.encode.items import caption_items, image_items
 
 SIZES = buckets(1024, EncodeConfig().aspects, 16)
 ROWS = [
@@ -33,14 +33,14 @@ def expected(rows, with_sizes=True):
     return [row["sample_id"] for row in sorted(rows, key=key)]
 
 
-def test_pictures_go_by_bucket_then_address_each_with_its_captions_key():
+def test_images_go_by_bucket_then_address_each_with_its_captions_key():
     for names in (None, ["sample_id", "uri", "content_hash", "caption", "box"]):
         rows = table(ROWS) if names is None else table(ROWS).select(names)
         rows = pa.concat_tables([rows.slice(0, 2), rows.slice(2)])  # in chunks, as a manifest comes
         texts = caption_items(rows["caption"], EncodeConfig(), "e", {"t5": 512})
         assert texts["caption"].to_pylist() == ["", "one", "two"]
         keys = dict(zip(texts["caption"].to_pylist(), texts["text_key"].to_pylist(), strict=True))
-        items = picture_items(rows, "caption", texts, SIZES).to_pylist()
+        items = image_items(rows, "caption", texts, SIZES).to_pylist()
         assert [item["sample_id"] for item in items] == expected(ROWS, names is None)
         source = {row["sample_id"]: row for row in ROWS}
         for item in items:

@@ -2,7 +2,7 @@ import pytest
 
 from uhr.train.encode import config as config_module
 from uhr.train.encode.buckets import Bucket
-from uhr.train.encode.config import PICTURE_ONLY, SELECTION, TEXT_ONLY, EncodeConfig, latent_key, text_key
+from uhr.train.encode.config import IMAGE_ONLY, SELECTION, TEXT_ONLY, EncodeConfig, latent_key, text_key
 
 OTHER = {
     "resolution": 256,
@@ -15,7 +15,7 @@ OTHER = {
 }
 
 
-def picture(config=None, vae="v", content="c", box=None, bucket=None):
+def image(config=None, vae="v", content="c", box=None, bucket=None):
     return latent_key(config or EncodeConfig(), vae, content, box, bucket or Bucket(1024, 1024))
 
 
@@ -27,14 +27,14 @@ def text(config=None, encoders="t", lengths=None, caption="a cat"):
 def test_every_field_of_the_configuration_changes_each_key_it_can_affect(name):
     changed = EncodeConfig(**{name: OTHER[name]})
     assert getattr(changed, name) != getattr(EncodeConfig(), name)
-    assert (picture(changed) != picture()) == (name not in SELECTION | TEXT_ONLY)
-    assert (text(changed) != text()) == (name not in SELECTION | PICTURE_ONLY)
+    assert (image(changed) != image()) == (name not in SELECTION | TEXT_ONLY)
+    assert (text(changed) != text()) == (name not in SELECTION | IMAGE_ONLY)
 
 
 def test_every_other_input_changes_the_key():
-    pictures = [
-        picture(), picture(vae="w"), picture(content="d"), picture(box=(0, 0, 64, 64)),
-        picture(box=(0, 0, 64, 65)), picture(bucket=Bucket(1024, 768)), picture(bucket=Bucket(768, 1024)),
+    images = [
+        image(), image(vae="w"), image(content="d"), image(box=(0, 0, 64, 64)),
+        image(box=(0, 0, 64, 65)), image(bucket=Bucket(1024, 768)), image(bucket=Bucket(768, 1024)),
     ]  # fmt: skip
     texts = [
         text(),
@@ -43,11 +43,11 @@ def test_every_other_input_changes_the_key():
         text(caption="a dog"),
         text(caption=""),
     ]
-    assert len({*pictures, *texts}) == len(pictures) + len(texts)
+    assert len({*images, *texts}) == len(images) + len(texts)
 
 
 def test_a_new_encode_version_changes_all_keys(monkeypatch):
-    before = picture(), text()
+    before = image(), text()
     monkeypatch.setattr(config_module, "ENCODE_VERSION", config_module.ENCODE_VERSION + 1)
-    assert picture() != before[0]
+    assert image() != before[0]
     assert text() != before[1]

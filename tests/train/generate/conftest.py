@@ -1,4 +1,4 @@
-"""Sets of tiny pictures by command, in this process."""
+"""Sets of tiny images by command, in this process."""
 
 from __future__ import annotations
 

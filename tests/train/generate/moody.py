@@ -14,7 +14,7 @@ class Moody(EulerPipeline):
 
     def __call__(self, prompt: Any = None, **rest: Any) -> Any:
         if "refuse" in prompt:
-            raise UserError("no such picture", "ask for another")
+            raise UserError("no such image", "ask for another")
         if "slow" in prompt:
             time.sleep(0.4)
         return super().__call__(prompt=prompt, **rest)

@@ -1,4 +1,4 @@
-"""A folder of given pictures as a set."""
+"""A folder of given images as a set."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 from uhr.models.generate.record import read_record
 
 
-def pictures(folder, *names):
+def images(folder, *names):
     for seed, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
@@ -34,35 +34,35 @@ def batch(capfd):
     return run
 
 
-def test_a_folder_of_pictures_is_a_batch_and_a_broken_one_costs_itself(batch):
+def test_a_folder_of_images_is_a_batch_and_a_broken_one_costs_itself(batch):
     given = Path("given")
-    pictures(given, "a.png", "sub/b.jpg", "c.png")
+    images(given, "a.png", "sub/b.jpg", "c.png")
     (given / "c.png").write_bytes((given / "c.png").read_bytes()[:200])
     (given / "notes.txt").touch()
     code, said = batch(*SDEDIT)
     assert code == 1
-    assert "1 of 3 pictures failed; c: " in said.err
-    assert said.err.count("given also holds what is no picture by its name: notes.txt") == 1
+    assert "1 of 3 images failed; c: " in said.err
+    assert said.err.count("given also holds what is no image by its name: notes.txt") == 1
     assert json.loads(Path("out/set.json").read_text())["left_out"] == {"not_images": 1}
     for name in ("a", "sub/b"):
         assert Image.open(f"out/pictures/{name}.png").size == (256, 192)
     record = read_record(Path("out/pictures/sub/b.png"))
     assert record["item"]["image"] == "given/sub/b.jpg"
-    pictures(given, "a.png", "sub/b.jpg", "c.png")
+    images(given, "a.png", "sub/b.jpg", "c.png")
     code, said = batch(*SDEDIT)
     assert code == 1
-    assert "another set: other pictures: " in said.err
+    assert "another set: other images: " in said.err
 
 
 def test_an_image_that_changes_after_the_check_fails_and_the_next_run_sees_another_set(batch, monkeypatch):
     from uhr.train.generate import run as generate
 
     given = Path("given")
-    pictures(given, "a.png", "b.png")
+    images(given, "a.png", "b.png")
     paint = generate._paint
 
     def after_a_change(*arguments):
-        pictures(given, "x.png", "b.png")
+        images(given, "x.png", "b.png")
         (given / "x.png").unlink()
         with open(given / "a.png", "ab") as file:
             file.write(b"more")
@@ -71,34 +71,34 @@ def test_an_image_that_changes_after_the_check_fails_and_the_next_run_sees_anoth
     monkeypatch.setattr(generate, "_paint", after_a_change)
     code, said = batch(*SDEDIT)
     assert code == 1
-    assert "1 of 2 pictures failed; a: image given/a.png changed after the set was checked" in said.err
+    assert "1 of 2 images failed; a: image given/a.png changed after the set was checked" in said.err
     assert Image.open("out/pictures/b.png").size == (256, 192), "it was written again with the same bytes"
     monkeypatch.undo()
 
 
 def test_a_link_to_nothing_in_a_folder_of_images_costs_itself(batch):
-    pictures(Path("given"), "a.png")
+    images(Path("given"), "a.png")
     Path("given/b.png").symlink_to("nowhere.png")
     code, said = batch(*SDEDIT)
     assert code == 1
-    assert "1 of 2 pictures failed; b: image given/b.png does not exist" in said.err
+    assert "1 of 2 images failed; b: image given/b.png does not exist" in said.err
 
 
 def test_every_format_that_is_decoded_has_a_suffix_that_a_folder_of_images_takes():
     from uhr.pixels.headers import FORMATS
-    from uhr.train.generate.items import PICTURES
+    from uhr.train.generate.items import IMAGES
 
     Image.init()
     for format in FORMATS:
-        assert any(suffix[1:] in PICTURES for suffix, name in Image.EXTENSION.items() if name == format)
+        assert any(suffix[1:] in IMAGES for suffix, name in Image.EXTENSION.items() if name == format)
 
 
-def test_a_folder_of_which_no_picture_can_be_used_is_one_line(batch):
+def test_a_folder_of_which_no_image_can_be_used_is_one_line(batch):
     Path("given").mkdir()
-    Path("given/a.png").write_text("no picture")
+    Path("given/a.png").write_text("no image")
     code, said = batch(*SDEDIT)
     assert code == 1
-    assert "none of the 1 pictures can be used; the first: given/a.png is not an image" in said.err
+    assert "none of the 1 images can be used; the first: given/a.png is not an image" in said.err
     assert not Path("out").exists()
 
 
@@ -127,10 +127,10 @@ def test_previews_of_a_set_replace_earlier_ones_and_nothing_else(make):
 
 @pytest.mark.parametrize("options", [("--out", "given/big"), ("--out", "set", "--previews", "given/seen")])
 def test_what_is_written_is_never_taken_for_given(batch, options):
-    pictures(Path("given"), "a.png")
+    images(Path("given"), "a.png")
     code, said = batch(*SDEDIT, *options)
     assert code == 1
-    assert f"{options[-1]} is in the folder of given pictures, given: name a folder beside it" in said.err
+    assert f"{options[-1]} is in the folder of given images, given: name a folder beside it" in said.err
     assert [path.name for path in Path("given").iterdir()] == ["a.png"]
     assert not Path("set").exists()
 

@@ -1,4 +1,4 @@
-"""Sets of pictures: an item is one picture whoever paints it, nothing is painted twice, a bad one costs
+"""Sets of images: an item is one image whoever paints it, nothing is painted twice, a bad one costs
 itself."""
 
 import hashlib
@@ -25,7 +25,7 @@ from uhr.train.generate.work import PaintWork, items_table
 PROMPTS = ["a lake", {"prompt": "a hill", "name": "hills/green", "seed": 7}, "three foxes", "fog", "a mill"]
 
 
-def test_a_set_is_a_picture_and_a_record_per_prompt_an_index_and_set_json(make):
+def test_a_set_is_a_image_and_a_record_per_prompt_an_index_and_set_json(make):
     made = make(PROMPTS, "--seed", 100)
     assert made.code == 0
     assert [(row["name"], row["prompt"], row["seed"]) for row in made.rows] == [
@@ -55,7 +55,7 @@ def test_prompts_that_are_cut_are_counted_and_can_be_found(make):
     tokens = [(row["prompt_tokens"] > 512, row["negative_tokens"] > 512) for row in first.rows]
     assert tokens == [(False, False), (True, False), (False, True), (False, False)]
     assert first.facts["counts"] == {"items": 4, "made": 4, "failed": 0, "truncated": 2}
-    line = "the prompts of 2 pictures are longer than is read: `truncated` in set.parquet"
+    line = "the prompts of 2 images are longer than is read: `truncated` in set.parquet"
     assert first.out.count(line) == 1
     assert long.strip() not in first.out + first.err
     again = make(prompts, "--set", "true_cfg_scale=2", "--negative", "n")
@@ -97,7 +97,7 @@ def test_the_record_is_a_sidecar_that_gives_curation_caption_and_licence(make):
     assert (values["caption"], values["license"]) == ("a lake", "Apache-2.0")
 
 
-def test_a_picture_of_a_set_is_the_one_that_is_made_alone(make, capfd):
+def test_a_image_of_a_set_is_the_one_that_is_made_alone(make, capfd):
     from uhr.cli import main
 
     made = make(PROMPTS)
@@ -247,7 +247,7 @@ def test_what_is_missing_is_painted_again_and_nothing_else(make, stamps):
     before = stamps("out")
     again = make(PROMPTS)
     assert again.files == whole
-    painted = {path.name for path, stamp in stamps("out/pictures").items() if before.get(path) != stamp}
+    painted = {path.name for path, stamp in stamps("out/images").items() if before.get(path) != stamp}
     assert painted == {"0002.png", "0002.json", "green.png", "green.json"}
 
 
@@ -255,14 +255,14 @@ def test_an_item_that_fails_costs_itself_and_is_tried_again(make, stamps):
     prompts = ["a lake", "refuse this", "a mill"]
     made = make(prompts, sampler="moody:Moody")
     assert made.code == 1
-    assert "1 of 3 pictures failed; 0001: no such picture: ask for another" in made.error
+    assert "1 of 3 images failed; 0001: no such image: ask for another" in made.error
     assert [row["status"] for row in made.rows] == ["made", "failed", "made"]
-    assert made.rows[1]["error"] == "no such picture: ask for another"
+    assert made.rows[1]["error"] == "no such image: ask for another"
     assert made.facts["counts"] == {"items": 3, "made": 2, "failed": 1, "truncated": 0}
     assert json.loads(made.files["failed/0001.json"])["prompt"] == "refuse this"
-    before = stamps("out/pictures")
+    before = stamps("out/images")
     assert make(prompts, sampler="moody:Moody").code == 1
-    assert stamps("out/pictures") == before
+    assert stamps("out/images") == before
 
 
 def test_an_item_that_ends_its_process_twice_is_written_down_and_left_alone(tmp_path):
@@ -279,7 +279,7 @@ def test_an_item_that_ends_its_process_twice_is_written_down_and_left_alone(tmp_
     ).to_pylist()
     assert [row["error"] is None for row in rows] == [True, False, True]
     assert "crashed (SIGSEGV)" in json.loads((tmp_path / "out/failed/1.json").read_text())["error"]
-    names = {path.name for path in (tmp_path / "out/pictures").iterdir()}
+    names = {path.name for path in (tmp_path / "out/images").iterdir()}
     assert names == {"0.png", "0.json", "2.png", "2.json"}
 
 
@@ -359,11 +359,11 @@ def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
     ]
     for change in otherwise:
         record.write_text(json.dumps({**made, **change}))
-        assert "0002.json is of a picture that was made otherwise: remove it" in make(PROMPTS).error, change
+        assert "0002.json is of an image that was made otherwise: remove it" in make(PROMPTS).error, change
     record.write_text(json.dumps({**made, "weights": {}}))
-    assert "0002.json is of a picture by other weights than the first: remove" in make(PROMPTS).error
+    assert "0002.json is of an image by other weights than the first: remove" in make(PROMPTS).error
     record.write_text("{}")
-    assert "0002.json is no record of a picture of this set: remove it" in make(PROMPTS).error
+    assert "0002.json is no record of an image of this set: remove it" in make(PROMPTS).error
     record.unlink()
     assert make(PROMPTS).code == 0
 
@@ -376,7 +376,7 @@ def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
         (["--prompts", "p.txt", "--out", "o", "--engine", "spark"], "unknown engine 'spark'"),
         (["--prompts", "p.txt", "--out", "o", "--address", "x", "--workers", "0"], "names a Ray cluster"),
         (["--prompts", "p.txt", "--out", "p.txt"], "is a file"),
-        (["--prompts", "p.txt", "--out", "o/x.png"], "--out o/x.png is one picture's, and this makes a set"),
+        (["--prompts", "p.txt", "--out", "o/x.png"], "--out o/x.png is one image's, and this makes a set"),
         (["--image", "given", "--prompt", "x", "--out", "s3://b/x.PNG"], "name a folder or a prefix"),
         (["--prompts", "nowhere.txt", "--out", "o"], "nowhere.txt is not there"),
         (["--image", "given", "--out", "o"], "--prompt TEXT is missing"),

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.train.generate.items import MOST_BYTES, Defaults, from_pictures, from_prompts
+from uhr.train.generate.items import MOST_BYTES, Defaults, from_images, from_prompts
 from uhr.train.generate.prompts import Line, Placed
 
 
@@ -55,28 +55,28 @@ def test_a_name_that_stands_twice_is_told_with_both_lines(names):
         items_of(placed(*({} if name is None else {"name": name} for name in names)))
 
 
-def pictures(folder, *names):
+def images(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
 
 
 def test_a_folder_is_a_batch_in_the_order_of_its_paths_and_other_files_are_told(tmp_path):
-    pictures(tmp_path, "b.JPG", "a/c.png", "notes.txt", ".hidden.png", ".git/x.png", "a/d")
-    entries, others = from_pictures(tmp_path, "more detail", Defaults(seed=5, negative="blur"))
+    images(tmp_path, "b.JPG", "a/c.png", "notes.txt", ".hidden.png", ".git/x.png", "a/d")
+    entries, others = from_images(tmp_path, "more detail", Defaults(seed=5, negative="blur"))
     assert [(e.item.name, e.item.seed) for e in entries] == [("a/c", 5), ("b", 6)]
     assert [e.item.image for e in entries] == [tmp_path / "a/c.png", tmp_path / "b.JPG"]
     assert {(e.item.prompt, e.item.negative) for e in entries} == {("more detail", "blur")}
     assert others == ["a/d", "notes.txt"]
 
 
-def test_pictures_that_differ_by_suffix_alone_get_names_that_do_not(tmp_path):
-    pictures(tmp_path, "a.jpg", "a.png", "a-png.jpg", "b.png")
-    entries, _ = from_pictures(tmp_path, "x", Defaults())
+def test_images_that_differ_by_suffix_alone_get_names_that_do_not(tmp_path):
+    images(tmp_path, "a.jpg", "a.png", "a-png.jpg", "b.png")
+    entries, _ = from_images(tmp_path, "x", Defaults())
     assert [e.item.name for e in entries] == ["a-png-jpg", "a-jpg", "a-png", "b-png"]
 
 
-def test_a_folder_without_pictures_is_one_line(tmp_path):
-    pictures(tmp_path, "notes.txt")
-    with pytest.raises(UserError, match="holds no picture"):
-        from_pictures(tmp_path, "x", Defaults())
+def test_a_folder_without_images_is_one_line(tmp_path):
+    images(tmp_path, "notes.txt")
+    with pytest.raises(UserError, match="holds no image"):
+        from_images(tmp_path, "x", Defaults())

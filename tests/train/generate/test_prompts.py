@@ -68,9 +68,9 @@ def test_a_text_file_has_a_prompt_per_line_and_only_blank_ones_are_passed_over(t
 def test_the_captions_of_a_manifests_kept_rows_are_prompts_under_their_sample_ids(tmp_path, manifest_of):
     row = {"height": 20, "width": 20}
     captions = {"a.png": "a lake", "b.png": None, "c.png": " ", "d.png": "a hill"}
-    pictures = [{**row, "name": name, "caption": caption} for name, caption in captions.items()]
+    images = [{**row, "name": name, "caption": caption} for name, caption in captions.items()]
     turned_down = {**row, "name": "e.png", "caption": "not kept", "status": "rejected"}
-    manifest = manifest_of(tmp_path, [*pictures, turned_down])
+    manifest = manifest_of(tmp_path, [*images, turned_down])
     read = read_prompts(manifest.path)
     assert {placed.line.name: placed.line.prompt for placed in read} == {
         sample_id("a.png"): "a lake",

@@ -40,7 +40,7 @@ def test_a_run_that_goes_on_asks_for_nothing_that_was_answered(make, chat):
     failed = make(PROMPTS, "--refine", chat.url)
     assert failed.code == 1
     assert "failed 2 times: 503" in failed.error
-    assert not Path("out/pictures").exists(), "prompts come first"
+    assert not Path("out/images").exists(), "prompts come first"
     answered = len(list(Path("out/refined").iterdir()))
     chat.asked.clear()
     chat.reply = lambda body, n: "yes"
@@ -60,12 +60,12 @@ def test_a_finished_set_needs_no_server(make, chat):
     assert chat.headers == []
 
 
-def test_a_prompt_without_an_answer_costs_its_pictures_and_no_others(make, chat):
+def test_a_prompt_without_an_answer_costs_its_images_and_no_others(make, chat):
     chat.reply = lambda body, n: 400 if body["messages"][1]["content"] == "a lake" else "yes"
     made = make(PROMPTS, "--refine", chat.url)
     assert made.code == 1
     assert (
-        "2 of 4 pictures failed; 0000: expander does not rewrite its prompt (the server answers 400"
+        "2 of 4 images failed; 0000: expander does not rewrite its prompt (the server answers 400"
         in made.error
     )
     assert [row["status"] for row in made.rows] == ["failed", "made", "failed", "made"]
@@ -101,14 +101,14 @@ def test_another_model_on_the_server_does_not_go_on_with_the_set(make, chat):
     assert make(["a lake", "fog"], "--refine", chat.url).code == 0
 
 
-def test_a_picture_of_another_models_prompt_is_found_at_the_end(make, chat):
+def test_a_image_of_another_models_prompt_is_found_at_the_end(make, chat):
     assert make(["a lake", "fog"], "--refine", chat.url).code == 0
     Path("out/set.json").unlink()
     file = Path("out/pictures/0001.json")
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "original": {**record["original"], "model": "other"}}))
     made = make(["a lake", "fog"], "--refine", chat.url)
-    assert "0001.json is of a picture by other rewriting than the first: remove one of them" in made.error
+    assert "0001.json is of an image by other rewriting than the first: remove one of them" in made.error
 
 
 def test_prompts_as_they_are_and_another_instruction_are_other_sets(make, chat):
@@ -130,7 +130,7 @@ def test_the_key_is_written_nowhere(make, chat, monkeypatch):
     assert "secret-key" not in made.out + made.err
 
 
-def test_a_single_picture_is_refined_too(chat, capfd):
+def test_a_single_image_is_refined_too(chat, capfd):
     from uhr.cli import main
 
     words = ["sample", "euler", "--model", "tiny", "--size", "64x64", "--steps", "1", "--device", "cpu"]

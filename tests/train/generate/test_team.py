@@ -17,7 +17,7 @@ from uhr.train.generate.team import beginning, runner_of
         ((Pool(workers=0), "cpu"), "loading the model"),
     ],
 )
-def test_what_goes_on_before_there_is_a_picture_is_told(asked, words):
+def test_what_goes_on_before_there_is_a_image_is_told(asked, words):
     assert beginning(runner_of(*asked)) == words
 
 

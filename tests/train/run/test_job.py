@@ -25,7 +25,7 @@ def test_a_checkpoint_says_what_it_is_of(job_of, small_set):
     job = job_of("phases.main.steps=5")
     outcome = train(job)
     info = checkpoint.read_info(outcome.checkpoint)
-    # nine pictures in three buckets, three to a batch: four batches to an epoch
+    # nine images in three buckets, three to a batch: four batches to an epoch
     assert (info.step, info.phase, info.epoch, info.batch) == (5, 0, 1, 1)
     assert info.recipe == job.recipe.model_dump(mode="json")
     assert [(ref.id, ref.manifest_id) for ref in info.data] == [(small_set.info.id, small_set.manifest.id)]

@@ -91,7 +91,7 @@ def test_an_accumulated_gradient_is_that_of_the_whole_batch(job_of, tmp_path):
         torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-6)
 
 
-def test_the_loss_goes_down_on_a_few_pictures(job_of):
+def test_the_loss_goes_down_on_a_few_images(job_of):
     trainer = Trainer(
         job_of("phases.main.lr=0.02", "adapter.rank=16", "adapter.alpha=16", "caption_dropout=0")
     )

@@ -17,8 +17,8 @@ CALL = {
 
 
 @pytest.fixture(scope="session")
-def picture(seeded):
-    """A maker of smooth pictures [1, 3, H, W] in [0, 1]."""
+def image(seeded):
+    """A maker of smooth images [1, 3, H, W] in [0, 1]."""
 
     def make(height=128, width=128, seed=2):
         coarse = torch.rand(1, 3, height // 8 + 2, width // 8 + 2, generator=seeded(seed))
@@ -36,7 +36,7 @@ def cascade(tiny_flux):
 
 @pytest.fixture
 def sample(cascade, seeded):
-    """A short call, seed 0; keywords change it. With a picture nothing is said of sizes."""
+    """A short call, seed 0; keywords change it. With an image nothing is said of sizes."""
 
     def call(prompt="a red house", pipeline=cascade, **more):
         arguments = {**CALL, "generator": seeded(), **more}

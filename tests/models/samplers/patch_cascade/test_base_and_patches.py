@@ -12,7 +12,7 @@ from uhr.models.adapters.scales import set_scales
 from uhr.models.samplers.patch_cascade import PatchCascadePipeline
 
 
-def test_the_base_is_eulers_picture_at_the_native_area(cascade, sample, tiny_flux, seeded):
+def test_the_base_is_eulers_image_at_the_native_area(cascade, sample, tiny_flux, seeded):
     from uhr.models.samplers.euler import EulerPipeline
 
     euler = EulerPipeline(**cascade.components)
@@ -88,13 +88,13 @@ def test_what_changes_the_text_encoder_is_silent_in_the_base_pass_too(tiny_flux,
     assert not torch.allclose(plain.stages[0], everywhere.stages[0], atol=1e-5)
 
 
-def test_merged_adapters_cannot_be_silenced_and_it_says_so(adapted, sample, picture):
+def test_merged_adapters_cannot_be_silenced_and_it_says_so(adapted, sample, image):
     from uhr.models.adapters.merging import merge
 
     merged = merge(adapted.transformer)
     with pytest.raises(UserError, match="merged"):
         sample(pipeline=adapted)
-    assert sample(pipeline=adapted, image=picture(), scale=1).images
+    assert sample(pipeline=adapted, image=image(), scale=1).images
     merged.unmerge()
 
 

@@ -9,7 +9,7 @@ from uhr.models.ops.filters import bicubic
 from uhr.models.samplers.core.sampler import plan_of_spec
 from uhr.models.samplers.patch_cascade import Flux2PatchCascadePipeline, PatchCascade, PatchCascadeOptions
 
-PICTURE = torch.zeros(1, 3, 128, 128)
+IMAGE = torch.zeros(1, 3, 128, 128)
 
 
 @pytest.mark.parametrize(
@@ -21,20 +21,20 @@ PICTURE = torch.zeros(1, 3, 128, 128)
     ],
 )
 def test_the_backbone_is_told_the_warped_time_and_steps_go_by_the_true_one(
-    sample, told, gamma, labels, sigmas, picture
+    sample, told, gamma, labels, sigmas, image
 ):
     """Algorithm 1 for alpha 0.15 and p 2, worked out by hand."""
     times = []
     sample(
-        image=picture(128, 128), scale=1, gamma=gamma, num_inference_steps=4, output_type="pt",
+        image=image(128, 128), scale=1, gamma=gamma, num_inference_steps=4, output_type="pt",
         callback_on_step_end=lambda p, step, time, tensors: times.append(float(time) / 1000) or {},
     )  # fmt: skip
     assert [float(call["timestep"]) for call in told] == pytest.approx(labels, abs=6e-5)
     assert times == pytest.approx(sigmas, abs=1e-6)
 
 
-def test_the_warped_grid_steps_by_the_warped_time_as_well(cascade, sample, told, picture):
-    sample(image=picture(), scale=1, gamma=0.6, num_inference_steps=4, schedule="warped-grid")
+def test_the_warped_grid_steps_by_the_warped_time_as_well(cascade, sample, told, image):
+    sample(image=image(), scale=1, gamma=0.6, num_inference_steps=4, schedule="warped-grid")
     warped = [0.6543, 0.3695, 0.2313, 0.1237]
     assert [float(call["timestep"]) for call in told] == pytest.approx(warped, abs=6e-5)
     assert cascade.sigmas == pytest.approx([*warped, 0], abs=6e-5)
@@ -46,7 +46,7 @@ def test_patches_are_told_guidance_1_and_positions_of_their_own_from_0(sample, t
     assert {call["guidance"].unique().item() for call in base} == {3.5}
     assert {call["guidance"].unique().item() for call in patches} == {1.0}
     assert all(torch.equal(call["img_ids"], latents.image_ids(8, 8)) for call in patches)
-    # 12 patches of two pictures, five at a time
+    # 12 patches of two images, five at a time
     assert [call["hidden_states"].shape[0] for call in patches] == [10, 10, 10, 10, 4, 4]
     told.clear()
     sample(patch_guidance=2.0)
@@ -61,7 +61,7 @@ def test_patches_are_told_guidance_1_and_positions_of_their_own_from_0(sample, t
         ({"overlap": 0}, 4, 1, 2),
         ({"patch": 64, "overlap": 0.5}, 49, 1, 2),
         ({"negative_prompt": "", "true_cfg_scale": 3.0, "batch": 2}, 9, 2, 2),
-        ({"image": PICTURE, "scale": 2}, 9, 1, 0),
+        ({"image": IMAGE, "scale": 2}, 9, 1, 0),
     ],
 )
 def test_calls_are_patches_times_steps_times_branches_beside_the_base(
@@ -115,8 +115,8 @@ def test_the_callback_counts_on_from_the_base_through_the_patches(cascade, sampl
     assert [shape for *_, shape in seen] == [(1, 64, 64)] * 2 + [(4, 64, 64)] * 4 + [(1, 64, 64)] * 2
 
 
-def test_an_interrupted_call_leaves_the_enlargement_where_nothing_is_painted(cascade, sample, picture):
-    given = picture()
+def test_an_interrupted_call_leaves_the_enlargement_where_nothing_is_painted(cascade, sample, image):
+    given = image()
 
     def after(step):
         def callback(pipeline, at, timestep, tensors):
@@ -135,7 +135,7 @@ def test_an_interrupted_call_leaves_the_enlargement_where_nothing_is_painted(cas
     torch.testing.assert_close(one_row[..., -64:, :], enlarged[..., -64:, :], atol=1e-5, rtol=0)
 
 
-def test_a_4k_picture_takes_36_patches_of_flux_and_49_at_half_overlap():
+def test_a_4k_image_takes_36_patches_of_flux_and_49_at_half_overlap():
     spec = zoo.get("flux1-dev")
     for overlap, size, count in ((0.375, 4096, 36), (0.5, 4096, 49), (0.375, 2048, 9), (0.5, 2048, 9)):
         stages = plan_of_spec(
@@ -155,7 +155,7 @@ def flux2(tiny_flux2):
     return pipeline
 
 
-def test_it_runs_on_flux2_distilled_and_undistilled(flux2, sample, picture):
+def test_it_runs_on_flux2_distilled_and_undistilled(flux2, sample, image):
     """Where guidance is two passes, the base is guided and the patches are not, unless they are told to."""
     distilled = sample(pipeline=flux2, guidance_scale=None, max_sequence_length=64, output_type="pt").images
     assert flux2.model_calls == 2 + 9 * 2
@@ -172,7 +172,7 @@ def test_it_runs_on_flux2_distilled_and_undistilled(flux2, sample, picture):
         assert base.model_calls == calls
     assert all((one - distilled).abs().max() > 1e-3 for one in found[:2])
     torch.testing.assert_close(found[2], distilled)
-    sample(pipeline=base, image=picture(), scale=1, guidance_scale=None, **arguments)
+    sample(pipeline=base, image=image(), scale=1, guidance_scale=None, **arguments)
     assert base.model_calls == 2
-    sample(pipeline=base, image=picture(), scale=1, guidance_scale=None, true_cfg_scale=2.0, **arguments)
+    sample(pipeline=base, image=image(), scale=1, guidance_scale=None, true_cfg_scale=2.0, **arguments)
     assert base.model_calls == 4

@@ -31,12 +31,12 @@ def lead(cascade, backbone, targets):
 @pytest.mark.parametrize("schedule", ["warped-labels", "warped-grid", "uniform", "logarithmic", "cosine"])
 @pytest.mark.parametrize("shared_noise", [True, False])
 def test_with_a_straight_field_the_target_comes_back_through_the_blending(
-    cascade, sample, backbone, monkeypatch, schedule, shared_noise, picture, seeded
+    cascade, sample, backbone, monkeypatch, schedule, shared_noise, image, seeded
 ):
     target = torch.randn(1, 16, 32, 40, generator=seeded(5))
 
     def decode(engine, z):
-        # a decoder that knows no neighbours: cuts of the target decode to cuts of its picture
+        # a decoder that knows no neighbours: cuts of the target decode to cuts of its image
         return z[:, :3].repeat_interleave(8, -1).repeat_interleave(8, -2)
 
     monkeypatch.setattr(Engine, "decode", decode)
@@ -46,17 +46,17 @@ def test_with_a_straight_field_the_target_comes_back_through_the_blending(
         lambda box: target[..., box.top // 8 : box.bottom // 8, box.left // 8 : box.right // 8],
     )
     found = sample(
-        image=picture(128, 160), scale=2, schedule=schedule, shared_noise=shared_noise, gamma=0.6,
+        image=image(128, 160), scale=2, schedule=schedule, shared_noise=shared_noise, gamma=0.6,
         num_inference_steps=4, output_type="pt",
     ).images  # fmt: skip
     torch.testing.assert_close(found, (decode(None, target) / 2 + 0.5).clamp(0, 1), atol=2e-5, rtol=0)
 
 
-def test_a_picture_comes_back_as_its_vae_has_it_where_the_field_leads_to_it(
-    cascade, sample, backbone, monkeypatch, picture
+def test_a_image_comes_back_as_its_vae_has_it_where_the_field_leads_to_it(
+    cascade, sample, backbone, monkeypatch, image
 ):
     """At the same size, gamma 0.8: artifact suppression that finds nothing to mend."""
-    given = picture(192, 256)
+    given = image(192, 256)
     encoded = {}
 
     def encode(engine, images, generator=None, encode=Engine.encode):
@@ -82,8 +82,8 @@ def through_vae(cascade, enlarged):
     return (canvas.result() / 2 + 0.5).clamp(0, 1)
 
 
-def test_as_gamma_goes_to_zero_the_anchor_is_left(cascade, sample, picture):
-    given = picture(128, 128)
+def test_as_gamma_goes_to_zero_the_anchor_is_left(cascade, sample, image):
+    given = image(128, 128)
     faithful = sample(image=given, scale=2, gamma=1e-5, output_type="pt").images
     expected = through_vae(cascade, bicubic(2 * given - 1, 256, 256))
     torch.testing.assert_close(faithful, expected, atol=2e-4, rtol=0)
@@ -96,10 +96,10 @@ def test_as_gamma_goes_to_zero_the_anchor_is_left(cascade, sample, picture):
 
 @pytest.mark.parametrize("schedule", ["warped-labels", "warped-grid"])
 def test_a_patch_begins_between_its_anchor_and_its_cut_of_the_noise_at_the_first_level(
-    cascade, sample, told, schedule, picture, seeded, engine_of
+    cascade, sample, told, schedule, image, seeded, engine_of
 ):
     """Equation 5; on the warped grid the first level is the warped one, and gamma what it is warped from."""
-    given = picture()
+    given = image()
     sample(image=given, scale=2, gamma=0.6, schedule=schedule)
     stage, engine = cascade.last_run.stages[-1], engine_of(cascade)
     assert (stage.sigmas[0] == pytest.approx(0.6)) == (schedule == "warped-labels")
@@ -111,7 +111,7 @@ def test_a_patch_begins_between_its_anchor_and_its_cut_of_the_noise_at_the_first
 
 
 def raw_seams(cascade, sample, given, monkeypatch, **more):
-    """(seams of the patches laid edge to edge in the middle of their overlaps, those of the picture)."""
+    """(seams of the patches laid edge to edge in the middle of their overlaps, those of the image)."""
     patches = []
     denoised = patch_cascade._denoised
     with monkeypatch.context() as patched:
@@ -135,11 +135,11 @@ def raw_seams(cascade, sample, given, monkeypatch, **more):
 
 @pytest.mark.parametrize("gamma", [0.4, 0.8])
 def test_one_noise_for_all_patches_makes_seams_weaker_and_the_feather_hides_what_is_left(
-    cascade, sample, monkeypatch, picture, gamma
+    cascade, sample, monkeypatch, image, gamma
 ):
     """Gradients across the borders over those beside them; 1 is no seam."""
-    shared, blended = raw_seams(cascade, sample, picture(), monkeypatch, gamma=gamma)
-    own, _ = raw_seams(cascade, sample, picture(), monkeypatch, gamma=gamma, shared_noise=False)
+    shared, blended = raw_seams(cascade, sample, image(), monkeypatch, gamma=gamma)
+    own, _ = raw_seams(cascade, sample, image(), monkeypatch, gamma=gamma, shared_noise=False)
     assert own > 1.4
     assert abs(shared - 1) < 0.4 * (own - 1)
     assert 0.75 < blended < 1.1

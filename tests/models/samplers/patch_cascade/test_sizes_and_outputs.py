@@ -10,7 +10,7 @@ from uhr.models.ops import latents
 from uhr.models.ops.filters import bicubic
 from uhr.models.samplers.core.engine import Engine
 
-PICTURE = torch.zeros(1, 3, 128, 128)
+IMAGE = torch.zeros(1, 3, 128, 128)
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,10 @@ PICTURE = torch.zeros(1, 3, 128, 128)
         ((33, 70), 4, (132, 280)),
     ],
 )
-def test_a_picture_of_any_size_comes_back_at_exactly_its_size_times_the_scale(
-    sample, monkeypatch, size, scale, expected, picture
+def test_a_image_of_any_size_comes_back_at_exactly_its_size_times_the_scale(
+    sample, monkeypatch, size, scale, expected, image
 ):
-    given = picture(*size)
+    given = image(*size)
     (small,) = sample(image=given, scale=scale, num_inference_steps=1).images
     assert small.size == expected[::-1]
     # a codec that keeps what it is given, and a field that moves nothing: the enlargement itself
@@ -41,12 +41,12 @@ def test_a_picture_of_any_size_comes_back_at_exactly_its_size_times_the_scale(
     torch.testing.assert_close(found, bicubic(given, *expected).clamp(0, 1), atol=1e-5, rtol=0)
 
 
-def test_a_size_may_stand_in_for_the_scale_and_4_is_the_scale_if_nothing_is_said(sample, picture):
-    assert sample(image=picture(100, 128), height=201, width=257, num_inference_steps=1).images[0].size == (
+def test_a_size_may_stand_in_for_the_scale_and_4_is_the_scale_if_nothing_is_said(sample, image):
+    assert sample(image=image(100, 128), height=201, width=257, num_inference_steps=1).images[0].size == (
         257,
         201,
     )
-    assert sample(image=picture(40, 48), num_inference_steps=1).images[0].size == (192, 160)
+    assert sample(image=image(40, 48), num_inference_steps=1).images[0].size == (192, 160)
 
 
 def test_every_output_type_comes_out(sample):
@@ -58,7 +58,7 @@ def test_every_output_type_comes_out(sample):
     assert np.allclose(array[0], tensor[0].movedim(0, -1))
 
 
-def test_latents_are_those_of_the_finished_picture(cascade, sample, monkeypatch, picture, engine_of):
+def test_latents_are_those_of_the_finished_image(cascade, sample, monkeypatch, image, engine_of):
     seen = []
     encode = Engine.encode
     monkeypatch.setattr(Engine, "encode", lambda engine, x: seen.append(x) or encode(engine, x))
@@ -69,7 +69,7 @@ def test_latents_are_those_of_the_finished_picture(cascade, sample, monkeypatch,
     finished = sample(output_type="pt").images
     assert torch.equal((seen[-1] / 2 + 0.5).clamp(0, 1), finished)
     with pytest.raises(UserError, match="nearest"):
-        sample(image=picture(100, 90), scale=2, output_type="latent")
+        sample(image=image(100, 90), scale=2, output_type="latent")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_latents_are_those_of_the_finished_picture(cascade, sample, monkeypatch,
         ({"width": 200}, "200x256 cannot be made: multiples of 16; nearest 192x256 or 208x256"),
         (
             {"height": 64, "width": 64},
-            "a picture of 64x64 is smaller than one patch of 128 px: .* set patch=64",
+            "an image of 64x64 is smaller than one patch of 128 px: .* set patch=64",
         ),
         ({"patch": 100}, "patches of 100 px: give a multiple of 16: 96, say"),
         ({"schedule": "warped"}, "patch schedule 'warped'.*warped-grid"),
@@ -86,15 +86,15 @@ def test_latents_are_those_of_the_finished_picture(cascade, sample, monkeypatch,
         ({"gamma": 0.0}, "gamma"),
         ({"overlap": 1.0}, "overlap"),
         ({"gama": 0.3}, "unknown key 'gama'.*gamma"),
-        ({"scale": 2}, "scale 2 is given without a picture"),
-        ({"image": PICTURE, "scale": 0.5}, "would shrink to 64x64"),
-        ({"image": PICTURE, "scale": 2, "height": 256, "width": 256}, "both a scale and a size"),
-        ({"image": PICTURE, "height": 256, "width": None}, "only one of height and width"),
-        ({"image": PICTURE, "height": 256, "width": 512}, "a picture of 128x128 does not fit 512x256"),
-        ({"image": torch.rand(2, 3, 128, 128), "scale": 1}, "2 pictures for 1 prompts"),
+        ({"scale": 2}, "scale 2 is given without an image"),
+        ({"image": IMAGE, "scale": 0.5}, "would shrink to 64x64"),
+        ({"image": IMAGE, "scale": 2, "height": 256, "width": 256}, "both a scale and a size"),
+        ({"image": IMAGE, "height": 256, "width": None}, "only one of height and width"),
+        ({"image": IMAGE, "height": 256, "width": 512}, "an image of 128x128 does not fit 512x256"),
+        ({"image": torch.rand(2, 3, 128, 128), "scale": 1}, "2 images for 1 prompts"),
         ({"true_cfg_scale": 3.0}, "wants a negative prompt"),
         (
-            {"image": PICTURE, "scale": 1, "shared_noise": False, "latents": torch.zeros(1, 64, 64)},
+            {"image": IMAGE, "scale": 1, "shared_noise": False, "latents": torch.zeros(1, 64, 64)},
             "every patch draws its own noise: set shared_noise",
         ),
     ],
@@ -108,7 +108,7 @@ def test_the_command_paints_says_that_it_is_unadapted_and_writes_all_of_it_down(
     from uhr.cli import main
     from uhr.models.generate.record import read_record
 
-    out = tmp_path / "picture.png"
+    out = tmp_path / "image.png"
     command = ["sample", "patch-cascade", "--model", str(tiny_flux), "--prompt", "a house", "--out", str(out)]
     assert main([*command, "--set", "base_steps=2", "--set", "gamma=0.3", "--set", "overlap=0"]) == 0
     assert "note: unadapted: no adapter acts on the patches" in capsys.readouterr().out

@@ -47,7 +47,7 @@ def test_a_size_that_is_no_whole_number_of_bases_names_the_nearest():
 
 
 @given(st.integers(0, 10**6))
-def test_jittered_windows_cover_the_picture_and_stay_within_the_ring(seed):
+def test_jittered_windows_cover_the_image_and_stay_within_the_ring(seed):
     draw, seen = torch.Generator().manual_seed(seed), torch.zeros(48, 80)
     for box in windows((48, 80), 32, 0.5):
         moved = jittered(box, 48, 80, 4, draw)
@@ -60,7 +60,7 @@ def test_jittered_windows_cover_the_picture_and_stay_within_the_ring(seed):
     assert seen.min() >= 1
 
 
-def test_restandardised_has_the_others_mean_and_deviation_picture_by_picture():
+def test_restandardised_has_the_others_mean_and_deviation_image_by_image():
     x, like = torch.randn(2, 3, 4, 4), 5 + 2 * torch.randn(2, 3, 4, 4)
     found = restandardised(x, like)
     for one, other in zip(found, like, strict=True):
@@ -72,7 +72,7 @@ def test_a_step_is_the_four_rules_by_hand(sampler, call, seeded, backbone, engin
     """One step at 2x on a field that is a function of its input alone, without jitter: residual, windows,
     blurred sub-grids, mix."""
     backbone(lambda tokens, *_: 0.3 * tokens + 0.1)
-    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    image = torch.rand(1, 3, 128, 128, generator=seeded(2))
     seen = []
 
     def callback(pipeline, step, timestep, tensors):
@@ -80,12 +80,12 @@ def test_a_step_is_the_four_rules_by_hand(sampler, call, seeded, backbone, engin
         return {}
 
     sampler(
-        "x", **call, image=picture, jitter=False, generator=seeded(), callback_on_step_end=callback,
+        "x", **call, image=image, jitter=False, generator=seeded(), callback_on_step_end=callback,
         output_type="latent",
     )  # fmt: skip
     sigmas, engine = sampler.last_run.stages[0].sigmas, engine_of(sampler, seeded())
     noise = engine.noise.draw(1, (256, 256))
-    data = bicubic(engine.encode(2 * picture - 1), 32, 32)
+    data = bicubic(engine.encode(2 * image - 1), 32, 32)
     x = noise
     for step in range(2):
         sigma, after = sigmas[step], sigmas[step + 1]
@@ -97,7 +97,7 @@ def test_a_step_is_the_four_rules_by_hand(sampler, call, seeded, backbone, engin
         torch.testing.assert_close(seen[step], x, atol=1e-5, rtol=1e-5)
 
 
-def test_the_first_step_is_all_global_and_the_pictures_deviation_is_the_bases(sampler, call, seeded):
+def test_the_first_step_is_all_global_and_the_images_deviation_is_the_bases(sampler, call, seeded):
     output = sampler("x", **call, generator=seeded(), output_type="latent", return_stages=True)
     base, final = (latents.unpack(t, s, s) for t, s in ((output.stages[0], 16), (output.images, 32)))
     torch.testing.assert_close(final.std(correction=0), base.std(correction=0))

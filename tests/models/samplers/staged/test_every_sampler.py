@@ -1,4 +1,4 @@
-"""What every sampler does alike on the way to a picture: a new one in the registry joins by itself."""
+"""What every sampler does alike on the way to an image: a new one in the registry joins by itself."""
 
 import contextlib
 import copy
@@ -30,7 +30,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_with_a_straight_field_it_returns_its_target(name, sampler, sample, straight, monkeypatch):
-    """v = (x - x*) / sigma, x* one value a channel: every picture encodes to x*, and z decodes to its first
+    """v = (x - x*) / sigma, x* one value a channel: every image encodes to x*, and z decodes to its first
     three channels."""
     target, factor, ends = straight(sampler), sampler.facts.vae_factor, []
 
@@ -69,7 +69,7 @@ WHOLE = {
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", WHOLE, indirect=True)
 def test_every_place_finds_its_own_value(name, sampler, sample, seeded, backbone, engine_of, monkeypatch):
-    """x* is another at every place: each call's part of the picture is known again by its noise, and a window
+    """x* is another at every place: each call's part of the image is known again by its noise, and a window
     that is cut, or put back, where it does not belong leads elsewhere."""
     side, fresh = SIDE // sampler.pixel_multiple, seeded(7)
     noise = engine_of(sampler, fresh).noise.draw(1, (SIDE, SIDE))
@@ -87,10 +87,10 @@ def test_every_place_finds_its_own_value(name, sampler, sample, seeded, backbone
 
     backbone(velocity)
     monkeypatch.setattr(Engine, "encode", lambda engine, images, generator=None: target)
-    picture = {"image": torch.rand(3, 96, 96)} if sampler.sampler.takes_image else {}
+    image = {"image": torch.rand(3, 96, 96)} if sampler.sampler.takes_image else {}
     found = sample(
         **WHOLE[name],
-        **({} if name == "multidiffusion" else picture),
+        **({} if name == "multidiffusion" else image),
         latents=latents.pack(noise),
         output_type="latent",
     ).images
@@ -101,15 +101,15 @@ def test_every_place_finds_its_own_value(name, sampler, sample, seeded, backbone
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pictures_of_different_samplers_differ(family, made, quick, seeded):
+def test_images_of_different_samplers_differ(family, made, quick, seeded):
     found = {}
     for name in SAMPLERS:
         cls = sampler_class(name, family)
-        picture = made(cls)("x", **quick(name, cls), generator=seeded(), output_type="pt").images
-        assert torch.isfinite(picture).all()
+        image = made(cls)("x", **quick(name, cls), generator=seeded(), output_type="pt").images
+        assert torch.isfinite(image).all()
         for other, theirs in found.items():
-            assert (picture - theirs).abs().mean() > 1e-2, (name, other)
-        found[name] = picture
+            assert (image - theirs).abs().mean() > 1e-2, (name, other)
+        found[name] = image
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -164,7 +164,7 @@ def test_the_callback_counts_on_through_the_stages_and_may_replace_latents(name,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_same_seed_is_bitwise_the_same_picture_and_another_is_not(sample, seeded):
+def test_the_same_seed_is_bitwise_the_same_image_and_another_is_not(sample, seeded):
     first, again, other = (np.asarray(sample(generator=seeded(s)).images[0]) for s in (3, 3, 4))
     assert first.shape == (SIDE, SIDE, 3)
     assert np.array_equal(first, again)
@@ -229,16 +229,16 @@ def test_the_vae_is_tiled_exactly_unless_the_user_tiles_it(sampler, sample, engi
     assert "exact-tiling" not in {each["surgery"] for each in sampler.last_run.surgeries}
 
 
-def test_a_batch_is_its_pictures_made_one_by_one(sample, seeded):
+def test_a_batch_is_its_images_made_one_by_one(sample, seeded):
     both = sample(["a", "the sea"], generator=[seeded(1), seeded(2)], output_type="pt").images
     one = sample("a", generator=[seeded(1)], output_type="pt").images
     two = sample("the sea", generator=[seeded(2)], output_type="pt").images
     torch.testing.assert_close(both, torch.cat([one, two]), atol=5e-4, rtol=0)
     four = sample(["a", "b"], num_images_per_prompt=2).images
-    assert [picture.size for picture in four] == [(SIDE, SIDE)] * 4
+    assert [image.size for image in four] == [(SIDE, SIDE)] * 4
 
 
-def test_a_negative_prompt_changes_the_picture(sample):
+def test_a_negative_prompt_changes_the_image(sample):
     negative = sample(output_type="pt", negative_prompt="n", true_cfg_scale=3.0).images
     assert not torch.allclose(sample(output_type="pt").images, negative, atol=1e-3)
 
@@ -259,9 +259,9 @@ def test_an_interrupted_call_hands_over_what_it_reached(sampler, sample):
         pipeline._interrupt = step == 1
         return {}
 
-    (picture,) = sample(callback_on_step_end=callback).images
+    (image,) = sample(callback_on_step_end=callback).images
     run = sampler.last_run
-    assert picture.size == (run.stages[-1].width, run.stages[-1].height)
+    assert image.size == (run.stages[-1].width, run.stages[-1].height)
     assert sampler.model_calls <= 2 * max(each.calls_per_step for each in run.stages)
 
 

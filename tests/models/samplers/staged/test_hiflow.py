@@ -147,27 +147,27 @@ def test_the_next_stage_follows_raw_estimates_of_the_stage_below_it(
     torch.testing.assert_close(shown[3], latents.pack(data), atol=1e-4, rtol=1e-4)
 
 
-def test_the_code_starts_from_the_sharpened_picture_of_the_stage_below(
+def test_the_code_starts_from_the_sharpened_image_of_the_stage_below(
     hiflow, call, seeded, backbone, engine_of
 ):
     backbone(lambda tokens, *_: torch.zeros_like(tokens))
-    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    image = torch.rand(1, 3, 128, 128, generator=seeded(2))
     still = {"direction": (0.0,), "acceleration": (0.0,), "starts": (0.5,), "num_inference_steps": 4}
     found = hiflow(
-        "x", **{**call, **SHORT, **still}, preset="code", shift="static", image=picture, generator=seeded()
+        "x", **{**call, **SHORT, **still}, preset="code", shift="static", image=image, generator=seeded()
     ).images
     engine = engine_of(hiflow, seeded())
-    z = engine.encode(sharpen(bicubic(2 * picture - 1, 256, 256), 1.0))
+    z = engine.encode(sharpen(bicubic(2 * image - 1, 256, 256), 1.0))
     expected = flow.interpolate(z, engine.noise.draw(1, (256, 256)), 0.75)
     torch.testing.assert_close(found, latents.pack(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_a_given_image_is_the_reference_at_every_step(hiflow, call, seeded, backbone, engine_of):
-    """With all of the field's low band replaced and a constant picture, the picture's mean is what comes."""
+    """With all of the field's low band replaced and a constant image, the image's mean is what comes."""
     backbone(lambda tokens, *_: torch.zeros_like(tokens))
-    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
-    found = hiflow("x", **{**call, **SHORT}, image=picture, low_pass="haar", generator=seeded()).images
-    z = engine_of(hiflow).encode(bicubic(2 * picture - 1, 256, 256))
+    image = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    found = hiflow("x", **{**call, **SHORT}, image=image, low_pass="haar", generator=seeded()).images
+    z = engine_of(hiflow).encode(bicubic(2 * image - 1, 256, 256))
     low = torch.nn.functional.avg_pool2d(latents.unpack(found, 32, 32), 2)
     torch.testing.assert_close(low, torch.nn.functional.avg_pool2d(z, 2), atol=1e-4, rtol=1e-4)
     assert [stage.name for stage in hiflow.last_run.stages] == ["256x256"]

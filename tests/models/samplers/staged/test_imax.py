@@ -39,14 +39,14 @@ def test_every_step_is_projected_towards_the_enlarged_base(imax, call, seeded, b
     """By hand, for a field that is a function of each place alone; with swin the low-pass filter's blocks
     move at even steps."""
     backbone(lambda tokens, *_: 0.3 * tokens + 0.1)
-    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    image = torch.rand(1, 3, 128, 128, generator=seeded(2))
     for kind in ("cosine_decay", "cosine_shift", "constant"):
         found = imax(
-            "x", **call, image=picture, swin=swin, sample=False, projection=kind, generator=seeded(),
+            "x", **call, image=image, swin=swin, sample=False, projection=kind, generator=seeded(),
             output_type="latent",
         ).images  # fmt: skip
         sigmas, engine = imax.last_run.stages[0].sigmas, engine_of(imax, seeded())
-        reference = engine.encode(bicubic(2 * picture - 1, 256, 256))
+        reference = engine.encode(bicubic(2 * image - 1, 256, 256))
         x = engine.noise.draw(1, (256, 256))
         for i in range(3):
             v, towards = 0.3 * x + 0.1, velocity_towards(x, reference, sigmas[i])
@@ -85,7 +85,7 @@ def test_swin_calls_the_backbone_on_one_more_row_and_column_at_even_steps(imax, 
     assert seen == [17 * 17, 16 * 16, 17 * 17]
 
 
-def test_the_shifted_low_pass_is_the_plain_one_of_the_shifted_picture():
+def test_the_shifted_low_pass_is_the_plain_one_of_the_shifted_image():
     x = torch.randn(1, 2, 8, 10)
     torch.testing.assert_close(shifted_low_pass(x)[..., 1:-1, 1:-1], haar_low_pass(x[..., 1:-1, 1:-1]))
     constant = torch.full((1, 1, 6, 6), 3.0)

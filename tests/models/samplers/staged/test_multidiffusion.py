@@ -67,16 +67,16 @@ def test_below_full_strength_it_begins_at_the_enlarged_base(sampler, call, seede
     sampler("x", **call, strength=0.6, base_steps=2, generator=seeded(), output_type="latent")
     assert [(stage.name, stage.steps) for stage in sampler.last_run.stages] == [("base", 2), ("256x256", 2)]
     backbone(lambda tokens, *_: torch.zeros_like(tokens))
-    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
-    more = {**call, "num_inference_steps": 4, "strength": 0.5, "image": picture}
+    image = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    more = {**call, "num_inference_steps": 4, "strength": 0.5, "image": image}
     found = sampler("x", **more, generator=seeded(), output_type="latent").images
     engine = engine_of(sampler, seeded())
-    z = engine.encode(bicubic(2 * picture - 1, 256, 256))
+    z = engine.encode(bicubic(2 * image - 1, 256, 256))
     expected = flow.interpolate(z, engine.noise.draw(1, (256, 256)), 0.75)
     torch.testing.assert_close(found, latents.pack(expected), atol=1e-6, rtol=1e-6)
 
 
-def test_a_picture_that_would_not_show_is_refused(sampler, call):
+def test_a_image_that_would_not_show_is_refused(sampler, call):
     with pytest.raises(UserError, match=r"at strength 1 all 3 steps are taken, from pure .*, to 0\.7 say"):
         sampler("x", **call, image=torch.rand(3, 128, 128), strength=1)
     with pytest.raises(UserError, match=r"at strength 0\.8 all 3 steps"):

@@ -53,21 +53,19 @@ def begun(engine, image, level):
     return latents.pack(flow.interpolate(engine.encode(image), engine.noise.draw(1, (256, 256)), level))
 
 
-def test_a_picture_is_enlarged_in_pixels_encoded_and_noised_to_the_first_level(
-    still, call, seeded, engine_of
-):
-    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
-    found = still("x", image=picture, **{**call, **SHORT}, generator=seeded(), output_type="latent").images
-    expected = begun(engine_of(still, seeded()), bicubic(2 * picture - 1, 256, 256), 0.75)
+def test_a_image_is_enlarged_in_pixels_encoded_and_noised_to_the_first_level(still, call, seeded, engine_of):
+    image = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    found = still("x", image=image, **{**call, **SHORT}, generator=seeded(), output_type="latent").images
+    expected = begun(engine_of(still, seeded()), bicubic(2 * image - 1, 256, 256), 0.75)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     assert [stage.sigmas for stage in still.last_run.stages] == [pytest.approx((0.75, 0.5, 0.0))]
 
 
 def test_it_may_be_enlarged_by_lanczos_in_place_of_bicubic(still, call, seeded, engine_of):
-    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
-    arguments = {**call, **SHORT, "image": picture, "output_type": "latent"}
+    image = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    arguments = {**call, **SHORT, "image": image, "output_type": "latent"}
     found = still("x", **arguments, enlargement="lanczos", generator=seeded()).images
-    expected = begun(engine_of(still, seeded()), lanczos(2 * picture - 1, 256, 256), 0.75)
+    expected = begun(engine_of(still, seeded()), lanczos(2 * image - 1, 256, 256), 0.75)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     assert still.details()["settings"]["enlargement"] == "lanczos"
     assert not torch.allclose(found, still("x", **arguments, generator=seeded()).images, atol=1e-3)
@@ -75,7 +73,7 @@ def test_it_may_be_enlarged_by_lanczos_in_place_of_bicubic(still, call, seeded, 
         still("x", **arguments, enlargement="nearest")
 
 
-def test_from_a_prompt_the_base_pass_is_that_picture(sdedit, call, seeded, engine_of, monkeypatch):
+def test_from_a_prompt_the_base_pass_is_that_image(sdedit, call, seeded, engine_of, monkeypatch):
     seen = []
     encode = Engine.encode
     monkeypatch.setattr(Engine, "encode", lambda engine, p, *a: seen.append(p) or encode(engine, p, *a))
@@ -106,8 +104,8 @@ def test_a_path_that_would_begin_at_pure_noise_is_refused(sdedit, call):
         sdedit("x", **call, strength=0.7)
 
 
-def test_the_picture_may_already_have_the_targets_size(still, call, seeded, engine_of):
-    picture = torch.rand(1, 3, 256, 256, generator=seeded(2))
-    found = still("x", image=picture, **{**call, **SHORT}, generator=seeded(), output_type="latent").images
-    expected = begun(engine_of(still, seeded()), 2 * picture - 1, 0.75)
+def test_the_image_may_already_have_the_targets_size(still, call, seeded, engine_of):
+    image = torch.rand(1, 3, 256, 256, generator=seeded(2))
+    found = still("x", image=image, **{**call, **SHORT}, generator=seeded(), output_type="latent").images
+    expected = begun(engine_of(still, seeded()), 2 * image - 1, 0.75)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)

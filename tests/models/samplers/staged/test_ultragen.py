@@ -72,7 +72,7 @@ def test_above_4k_a_stage_of_a_quarter_of_the_side_is_painted_first(size, lower)
     assert all(side % 256 == 0 for stage in found[1:] for side in stage)
 
 
-def test_stages_below_can_be_named_and_a_picture_goes_straight_to_the_target():
+def test_stages_below_can_be_named_and_a_image_goes_straight_to_the_target():
     assert [s.size[0] for s in plan(height=8192, width=8192, below=(0.25, 0.5))[1:]] == [2048, 4096, 8192]
     assert [s.size[0] for s in plan(height=8192, width=8192, below=())[1:]] == [8192]
     assert [s.size[0] for s in plan(height=8192, width=8192, image=True)] == [8192]
@@ -158,16 +158,16 @@ def test_a_window_as_large_as_the_grid_without_a_guide_is_the_dense_run(sample, 
     seen = []
     integrate = Engine.integrate
     monkeypatch.setattr(Engine, "integrate", lambda *args: seen.append(args) or integrate(*args))
-    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
-    whole = sample(image=picture, guide=False, window=16).images
+    image = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    whole = sample(image=image, guide=False, window=16).images
     engine, stage, start, _ = seen[0]
     expected = dense(engine, stage, start, engine.conditions(stage))
     torch.testing.assert_close(whole, expected, atol=2e-5, rtol=2e-5)
-    local = sample(image=picture, guide=False, rules={"neighbourhood": "own"}).images
+    local = sample(image=image, guide=False, rules={"neighbourhood": "own"}).images
     assert not torch.allclose(local, whole, atol=1e-3)
 
 
-def test_the_guide_changes_the_picture_and_a_cached_one_is_the_exact_one_where_it_sees_no_text(sample):
+def test_the_guide_changes_the_image_and_a_cached_one_is_the_exact_one_where_it_sees_no_text(sample):
     blind = {"guide_to_text": False}
     exact, cached = sample(cached=False, rules=blind).images, sample(rules=blind).images
     torch.testing.assert_close(exact, cached, atol=1e-5, rtol=1e-5)
@@ -178,20 +178,20 @@ def test_the_guide_changes_the_picture_and_a_cached_one_is_the_exact_one_where_i
     )
 
 
-def test_the_warm_start_is_the_picture_sharpened_in_pixels_or_its_latents_enlarged(
+def test_the_warm_start_is_the_image_sharpened_in_pixels_or_its_latents_enlarged(
     still, sample, seeded, engine_of
 ):
     engine = engine_of(still, seeded())
-    picture = torch.rand(1, 3, 128, 128, generator=seeded(2))
+    image = torch.rand(1, 3, 128, 128, generator=seeded(2))
     noise = engine.noise.draw(1, (256, 256))
-    large = bicubic(2 * picture - 1, 256, 256)
-    small = engine.encode(bicubic(2 * picture - 1, 64, 64))
+    large = bicubic(2 * image - 1, 256, 256)
+    small = engine.encode(bicubic(2 * image - 1, 64, 64))
     for data, options in (
         (engine.encode(sharpen(large, 1.0)), {}),
         (engine.encode(large), {"sharpening": None}),
         (bicubic(small, 32, 32), {"warm_start": "latents"}),
     ):
-        found = sample(image=picture, **options).images
+        found = sample(image=image, **options).images
         expected = flow.interpolate(data, noise, still.last_run.stages[0].sigmas[0])
         torch.testing.assert_close(found, latents.pack(expected), atol=1e-5, rtol=1e-5)
 
@@ -238,7 +238,7 @@ def test_the_codes_projection_weight_falls_to_0_and_rises_again():
     assert weights[17] == pytest.approx(0.146, abs=5e-4)
 
 
-def test_projection_and_options_change_the_picture(sample):
+def test_projection_and_options_change_the_image(sample):
     plain = sample().images
     for options in (
         {"projection": "code"},
@@ -257,7 +257,7 @@ def test_guidance_above_the_base_is_4_5_and_the_base_has_the_calls(sample, backb
     assert [condition.guidance.item() for condition in backbone_calls] == [3.5, 3.5, 4.5, 4.5]
 
 
-def test_a_batch_is_its_pictures_and_a_negative_prompt_has_a_guide_of_its_own(ultragen, sample, seeded):
+def test_a_batch_is_its_images_and_a_negative_prompt_has_a_guide_of_its_own(ultragen, sample, seeded):
     prompts = ["a red house", "a blue lake"]
     both = sample(prompts, generator=[seeded(0), seeded(1)]).images
     for i, prompt in enumerate(prompts):

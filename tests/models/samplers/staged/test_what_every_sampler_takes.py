@@ -18,7 +18,7 @@ from uhr.models.surgery import base as surgery
 FAMILIES = ("flux1", "flux2")
 SIDE = 192
 CLASSES = {name: sampler_class(name, "flux1") for name in SAMPLERS}
-PICTURES = [name for name in SAMPLERS if find_sampler(name).takes_image]
+IMAGES = [name for name in SAMPLERS if find_sampler(name).takes_image]
 
 
 def test_noise_may_be_given_in_place_of_what_is_drawn_first(sampler, sample, seeded, engine_of):
@@ -30,8 +30,8 @@ def test_noise_may_be_given_in_place_of_what_is_drawn_first(sampler, sample, see
         sample(latents=noise[:, :3])
 
 
-@pytest.mark.parametrize("name", PICTURES, indirect=True)
-def test_a_picture_takes_the_place_of_the_base_pass(sampler, sample, seeded):
+@pytest.mark.parametrize("name", IMAGES, indirect=True)
+def test_a_image_takes_the_place_of_the_base_pass(sampler, sample, seeded):
     pixels = (255 * torch.rand(96, 96, 3, generator=seeded(1))).byte().numpy()
     as_pil = sample(image=Image.fromarray(pixels), output_type="pt").images
     assert len(sampler.last_run.stages) == 1
@@ -43,7 +43,7 @@ def test_a_picture_takes_the_place_of_the_base_pass(sampler, sample, seeded):
     assert not torch.allclose(other, as_pil, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", PICTURES, indirect=True)
+@pytest.mark.parametrize("name", IMAGES, indirect=True)
 def test_with_an_image_the_samplers_own_options_and_steps_suffice(sampler, backbone):
     backbone(lambda tokens, *_: torch.zeros_like(tokens))
     opaque = Image.new("RGBA", (96, 96), (90, 120, 40, 255))
@@ -51,38 +51,38 @@ def test_with_an_image_the_samplers_own_options_and_steps_suffice(sampler, backb
     assert size == (192, 192)
 
 
-@pytest.mark.parametrize("name", PICTURES, indirect=True)
+@pytest.mark.parametrize("name", IMAGES, indirect=True)
 def test_with_an_image_the_calls_guidance_is_what_the_backbone_gets(sampler, sample, backbone_calls):
     def embedded():
         return {condition.guidance.unique().item() for condition in backbone_calls}
 
-    pictures = []
+    images = []
     for guidance in (2.0, 9.0):
         backbone_calls.clear()
-        picture = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(1))
-        pictures.append(sample(image=picture, guidance_scale=guidance, output_type="pt").images)
+        image = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(1))
+        images.append(sample(image=image, guidance_scale=guidance, output_type="pt").images)
         assert embedded() == {guidance}
         assert [each["guidance"] for each in sampler.details()["stages"]] == [guidance]
-    assert not torch.allclose(*pictures, atol=1e-4)
+    assert not torch.allclose(*images, atol=1e-4)
     # and with a base pass each stage has, and the record lists, its own
     backbone_calls.clear()
     sample(guidance_scale=2.0, output_type="latent")
     assert {each["guidance"] for each in sampler.details()["stages"]} == embedded()
 
 
-@pytest.mark.parametrize("name", PICTURES, indirect=True)
-def test_a_scale_is_of_the_pictures_sides(sample):
-    picture = torch.rand(3, 128, 96)
-    assert sample(image=picture, scale=2, height=None, width=None).images[0].size == (192, 256)
+@pytest.mark.parametrize("name", IMAGES, indirect=True)
+def test_a_scale_is_of_the_images_sides(sample):
+    image = torch.rand(3, 128, 96)
+    assert sample(image=image, scale=2, height=None, width=None).images[0].size == (192, 256)
     with pytest.raises(UserError, match="both a scale and a size"):
-        sample(image=picture, scale=2)
+        sample(image=image, scale=2)
     with pytest.raises(UserError, match="only one of height and width"):
-        sample(image=picture, width=None)
+        sample(image=image, width=None)
 
 
-def test_pictures_come_in_any_shape_of_the_units_and_every_output_type(sample):
-    picture = sample(height=192, width=320).images[0]
-    assert picture.size == (320, 192)
+def test_images_come_in_any_shape_of_the_units_and_every_output_type(sample):
+    image = sample(height=192, width=320).images[0]
+    assert image.size == (320, 192)
     (array,) = sample(output_type="np", return_dict=False)
     tensor = sample(output_type="pt").images
     assert array.shape == (1, SIDE, SIDE, 3)
@@ -93,11 +93,11 @@ def test_pictures_come_in_any_shape_of_the_units_and_every_output_type(sample):
 
 def test_every_stage_before_the_last_is_shown_on_request(sampler, sample):
     output = sample(return_stages=True)
-    shown = [pictures[0].size for pictures in output.stages]
+    shown = [images[0].size for images in output.stages]
     assert shown == [(each.width, each.height) for each in sampler.last_run.stages[:-1]]
     assert sample().stages is None
-    images, again = sample(return_stages=True, return_dict=False)
-    assert (images[0].size, len(again)) == ((SIDE, SIDE), len(shown))
+    last, again = sample(return_stages=True, return_dict=False)
+    assert (last[0].size, len(again)) == ((SIDE, SIDE), len(shown))
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_every_stage_before_the_last_is_shown_on_request(sampler, sample):
         ({"strenght": 1}, "unknown key 'strenght'"),
         ({"prompt": None}, "no prompt is given"),
         ({"prompt": []}, "a list of no prompts is given: give one or more"),
-        ({"prompt": ["a", "b"], "generator": [torch.Generator()]}, "1 generators for 2 pictures: give one"),
-        ({"generator": []}, "0 generators for 1 pictures"),
+        ({"prompt": ["a", "b"], "generator": [torch.Generator()]}, "1 generators for 2 images: give one"),
+        ({"generator": []}, "0 generators for 1 images"),
         ({"negative_prompt": "y"}, "no effect at true_cfg_scale 1"),
         ({"true_cfg_scale": 3.0}, "wants a negative prompt"),
         ({"guidance_scale": float("nan")}, "guidance nan: give a finite number"),
         ({"guidance_scale": float("inf")}, "guidance inf: give a finite number"),
-        ({"scale": 2}, "scale 2 is given without a picture"),
+        ({"scale": 2}, "scale 2 is given without an image"),
         ({"callback_on_step_end_tensor_inputs": ["latent"]}, "asks for latent"),
     ],
 )
@@ -122,43 +122,41 @@ def test_what_cannot_be_is_one_clear_line(sample, more, message):
 
 
 @pytest.mark.parametrize("output_type", ["pil", "latent"])
-def test_what_is_no_number_is_an_error_that_names_the_stage_and_no_black_picture(
-    sample, output_type, backbone
-):
+def test_what_is_no_number_is_an_error_that_names_the_stage_and_no_black_image(sample, output_type, backbone):
     backbone(lambda tokens, *_: torch.full_like(tokens, torch.nan))
     with pytest.raises(UserError, match=r"^stage (base|patches|\d+x\d+): its latents are not finite"):
         sample(output_type=output_type)
 
 
-def test_what_the_vae_makes_of_half_precision_is_no_black_picture_either(sample, monkeypatch):
+def test_what_the_vae_makes_of_half_precision_is_no_black_image_either(sample, monkeypatch):
     monkeypatch.setattr("uhr.models.vae.coding.decode", lambda vae, z: torch.full((1, 3, 8, 8), torch.inf))
     with pytest.raises(UserError, match=r"^decoding: the pixels of the VAE are not finite"):
         sample()
 
 
-@pytest.mark.parametrize("name", PICTURES, indirect=True)
+@pytest.mark.parametrize("name", IMAGES, indirect=True)
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.rand(3, 64, 128), "a picture of 128x64 does not fit 192x192"),
-        (torch.rand(2, 3, 64, 64), "2 pictures for 1 prompts"),
+        (torch.rand(3, 64, 128), "an image of 128x64 does not fit 192x192"),
+        (torch.rand(2, 3, 64, 64), "2 images for 1 prompts"),
         ([torch.rand(3, 64, 64), torch.rand(3, 32, 32)], "differ in size"),
         (torch.rand(1, 64, 64), "give RGB"),
-        ([], "a list of no pictures is given"),
+        ([], "a list of no images is given"),
         (
             Image.new("RGBA", (64, 64), (1, 2, 3, 254)),
             r'with transparency, .*: flatten it: .convert\("RGB"\)',
         ),
     ],
 )
-def test_a_picture_that_cannot_be_is_one_clear_line(sample, image, message):
+def test_a_image_that_cannot_be_is_one_clear_line(sample, image, message):
     with pytest.raises(UserError, match=message):
         sample(image=image)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in PICTURES], indirect=True)
-def test_a_picture_where_none_is_taken_is_refused(sample):
-    with pytest.raises(UserError, match="no base pass that a picture"):
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in IMAGES], indirect=True)
+def test_a_image_where_none_is_taken_is_refused(sample):
+    with pytest.raises(UserError, match="no base pass that an image"):
         sample(image=torch.rand(3, 128, 128))
 
 

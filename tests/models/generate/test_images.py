@@ -1,4 +1,4 @@
-"""Given pictures: what a model is shown of them, and what comes back in their frame."""
+"""Given images: what a model is shown of them, and what comes back in their frame."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from uhr.base.errors import UserError
-from uhr.models.generate.pictures import CHUNK, open_picture, without_hidden
+from uhr.models.generate.images import CHUNK, open_image, without_hidden
 from uhr.models.ops.filters import bicubic
 from uhr.models.ops.fitting import fit
 from uhr.models.ops.sizes import up_to
@@ -23,12 +23,12 @@ from uhr.pixels.metadata import metadata_kinds
 
 @pytest.fixture
 def opened(tmp_path):
-    """Opens the picture in these bytes."""
+    """Opens the image in these bytes."""
 
     def of(data):
         path = tmp_path / "given"
         path.write_bytes(data)
-        return open_picture(path)
+        return open_image(path)
 
     return of
 
@@ -42,21 +42,21 @@ def doubled(size):
     return fit(size, (2 * size[0], 2 * size[1]), lambda h, w: (up_to(h, 16), up_to(w, 16)))
 
 
-def levels(picture):
-    return np.asarray(picture).astype(int)
+def levels(image):
+    return np.asarray(image).astype(int)
 
 
-def muted(picture):
+def muted(image):
     """Colours that every space has, none so dark that 8 bits tell little of it."""
-    return Image.fromarray((levels(picture) // 5 + 100).astype(np.uint8))
+    return Image.fromarray((levels(image) // 5 + 100).astype(np.uint8))
 
 
-def over_white(given_picture):
+def over_white(given_image):
     """uint8 [H, W, 3] as it is seen on white."""
-    colour = levels(given_picture.rgb)
-    if given_picture.alpha is None:
+    colour = levels(given_image.rgb)
+    if given_image.alpha is None:
         return colour
-    alpha = levels(given_picture.alpha)[..., None]
+    alpha = levels(given_image.alpha)[..., None]
     return (colour * alpha + 255 * (255 - alpha) + 127) // 255
 
 
@@ -64,7 +64,7 @@ def over_white(given_picture):
 @pytest.mark.parametrize("orientation", [None, 3, 6, 7])
 def test_a_model_is_shown_what_is_trained_on_of_every_format_and_mode(format, orientation, forge, opened):
     for mode in forge.MODES[format]:
-        data = forge.encode(forge.picture(33, 20, mode), format, orientation)
+        data = forge.encode(forge.image(33, 20, mode), format, orientation)
         expected = decode(data).rgb().astype(int)
         found = opened(data)
         assert found.size == expected.shape[:2]
@@ -76,7 +76,7 @@ def test_a_model_is_shown_what_is_trained_on_of_every_format_and_mode(format, or
 def test_under_a_profile_too(profile, forge, opened):
     mode = "CMYK" if profile == "cmyk_profile" else "RGB"
     data = forge.encode(
-        forge.picture(40, 30, mode),
+        forge.image(40, 30, mode),
         "TIFF" if mode == "CMYK" else "PNG",
         icc_profile=getattr(forge, profile)(),
     )
@@ -96,11 +96,11 @@ def test_colours_of_a_wide_gamut_are_shown_as_srgb_by_the_book(forge, opened):
     assert np.abs(levels(shown) - stored).max() > 5
 
 
-def test_what_was_painted_comes_back_in_the_profile_of_the_picture(forge, opened):
+def test_what_was_painted_comes_back_in_the_profile_of_the_image(forge, opened):
     """A reader that obeys the profile sees the colours that the model painted."""
     profile = forge.wide_gamut_profile()
-    found = opened(forge.encode(forge.picture(40, 30), "PNG", icc_profile=profile))
-    painted = muted(forge.picture(40, 30, seed=3))
+    found = opened(forge.encode(forge.image(40, 30), "PNG", icc_profile=profile))
+    painted = muted(forge.image(40, 30, seed=3))
     result = found.put_back(painted, same((30, 40)))
     assert result.info == {"icc_profile": profile}
     assert np.abs(levels(result) - levels(painted)).max() > 5
@@ -113,19 +113,19 @@ def test_what_was_painted_comes_back_in_the_profile_of_the_picture(forge, opened
     assert np.abs(levels(seen) - levels(painted)).max() <= 2
 
 
-def test_a_picture_that_nothing_is_done_to_comes_back_under_each_profile(forge, opened):
+def test_a_image_that_nothing_is_done_to_comes_back_under_each_profile(forge, opened):
     """Under a wide one to rounding; those of sRGB itself and of no profile, to the bit."""
-    picture = muted(forge.picture(40, 30))
+    image = muted(forge.image(40, 30))
     for profile, most in ((None, 0), (forge.srgb_profile(), 0), (forge.wide_gamut_profile(), 2)):
         settings = {} if profile is None else {"icc_profile": profile}
-        found = opened(forge.encode(picture, "PNG", **settings))
+        found = opened(forge.encode(image, "PNG", **settings))
         result = found.put_back(found.rgb, same(found.size))
         assert result.info.get("icc_profile") == profile
-        assert np.abs(levels(result) - levels(picture)).max() <= most
+        assert np.abs(levels(result) - levels(image)).max() <= most
         assert found.notes == ()
 
 
-def test_a_gray_picture_stays_gray_whatever_was_painted(forge, opened):
+def test_a_gray_image_stays_gray_whatever_was_painted(forge, opened):
     for mode, profile in (
         ("L", None),
         ("LA", None),
@@ -134,38 +134,38 @@ def test_a_gray_picture_stays_gray_whatever_was_painted(forge, opened):
         ("L", forge.gray_profile(1.8)),
     ):
         settings = {} if profile is None else {"icc_profile": profile}
-        found = opened(forge.encode(forge.picture(40, 30, mode), "PNG", **settings))
-        result = found.put_back(forge.picture(40, 30, seed=1), same((30, 40)))
+        found = opened(forge.encode(forge.image(40, 30, mode), "PNG", **settings))
+        result = found.put_back(forge.image(40, 30, seed=1), same((30, 40)))
         assert result.mode == ("LA" if mode == "LA" else "L")
         assert result.info.get("icc_profile") == profile
         untouched = found.put_back(found.rgb, same((30, 40)))
-        upper = forge.picture(40, 30, mode)
+        upper = forge.image(40, 30, mode)
         upper = levels(upper) >> 8 if mode == "I;16" else levels(upper.convert(result.mode))
         assert np.abs(levels(untouched) - upper).max() <= (2 if profile else 0)
     # and its darkness is shown by the profile: gamma 1.8 is lighter than sRGB's
-    assert levels(found.rgb).mean() > levels(forge.picture(40, 30, "L")).mean() + 3
+    assert levels(found.rgb).mean() > levels(forge.image(40, 30, "L")).mean() + 3
 
 
 def test_gray_pixels_under_a_profile_for_colours_come_back_as_gray_colours_under_it(forge, opened):
-    profile, picture = forge.wide_gamut_profile(), muted(forge.picture(40, 30, "L"))
-    found = opened(forge.encode(picture, "TIFF", icc_profile=profile))
-    result = found.put_back(forge.picture(40, 30, seed=1), same((30, 40)))
+    profile, image = forge.wide_gamut_profile(), muted(forge.image(40, 30, "L"))
+    found = opened(forge.encode(image, "TIFF", icc_profile=profile))
+    result = found.put_back(forge.image(40, 30, seed=1), same((30, 40)))
     assert (result.mode, result.info["icc_profile"]) == ("RGB", profile)
     assert np.ptp(levels(result), axis=-1).max() <= 1
     untouched = found.put_back(found.rgb, same((30, 40)))
-    assert np.abs(levels(untouched)[..., 1] - levels(picture)).max() <= 2
+    assert np.abs(levels(untouched)[..., 1] - levels(image)).max() <= 2
 
 
 def test_cmyk_comes_back_as_srgb_and_says_so(forge, opened):
-    data = forge.encode(forge.picture(40, 30, "CMYK"), "JPEG", icc_profile=forge.cmyk_profile())
+    data = forge.encode(forge.image(40, 30, "CMYK"), "JPEG", icc_profile=forge.cmyk_profile())
     found = opened(data)
     assert found.notes == ("the image was CMYK: the result is sRGB",)
-    painted = forge.picture(40, 30)
+    painted = forge.image(40, 30)
     result = found.put_back(painted, same((30, 40)))
     assert np.array_equal(levels(result), levels(painted))
     embedded = ImageCms.ImageCmsProfile(io.BytesIO(result.info["icc_profile"]))
     assert "sRGB" in ImageCms.getProfileDescription(embedded)
-    bare = opened(forge.encode(forge.picture(40, 30, "CMYK"), "JPEG"))
+    bare = opened(forge.encode(forge.image(40, 30, "CMYK"), "JPEG"))
     assert "CMYK without a profile" in bare.notes[0]
     assert "icc_profile" not in bare.put_back(painted, same((30, 40))).info
 
@@ -177,18 +177,18 @@ def test_a_profile_that_cannot_be_used_is_ignored_not_passed_on_and_noted(profil
         "of other pixels": forge.cmyk_profile(),
         "truncated": forge.wide_gamut_profile()[:200],
     }[profile]
-    picture = forge.picture(40, 30)
-    found = opened(forge.encode(picture, "PNG", icc_profile=made))
+    image = forge.image(40, 30)
+    found = opened(forge.encode(image, "PNG", icc_profile=made))
     assert any(note.startswith("ICC profile ignored") for note in found.notes)
-    assert np.array_equal(levels(found.rgb), levels(picture))
-    assert found.put_back(picture, same((30, 40))).info == {}
+    assert np.array_equal(levels(found.rgb), levels(image))
+    assert found.put_back(image, same((30, 40))).info == {}
 
 
 def test_transparency_is_enlarged_as_colours_are_and_put_back(forge, opened):
-    stored = forge.picture(37, 25, "RGBA")
+    stored = forge.image(37, 25, "RGBA")
     found = opened(forge.encode(stored, "PNG"))
     fitted = doubled((25, 37))
-    painted = forge.picture(80, 64)
+    painted = forge.image(80, 64)
     assert fitted.made == (64, 80)
     result = found.put_back(painted, fitted)
     assert (result.mode, result.size) == ("RGBA", (74, 50))
@@ -198,16 +198,16 @@ def test_transparency_is_enlarged_as_colours_are_and_put_back(forge, opened):
     assert np.array_equal(levels(result)[..., :3], levels(painted)[:50, :74])
     kept = found.put_back(found.rgb, same((25, 37)))
     assert np.array_equal(levels(kept)[..., 3], levels(stored)[..., 3])
-    opaque = opened(forge.encode(forge.picture(37, 25), "PNG"))
+    opaque = opened(forge.encode(forge.image(37, 25), "PNG"))
     assert opaque.put_back(painted, fitted).mode == "RGB"
     of_nothing = Image.new("RGBA", (9, 9), (1, 2, 3, 255))
     assert opened(forge.encode(of_nothing, "PNG")).put_back(of_nothing, same((9, 9))).mode == "RGB"
 
 
 def test_a_colour_key_and_a_palettes_transparency_count(forge, opened):
-    picture = forge.picture(30, 20, "RGB").quantize(8)
-    found = opened(forge.encode(picture, "PNG", transparency=3))
-    hidden = levels(picture) == 3
+    image = forge.image(30, 20, "RGB").quantize(8)
+    found = opened(forge.encode(image, "PNG", transparency=3))
+    hidden = levels(image) == 3
     assert np.array_equal(levels(found.alpha) == 0, hidden)
     keyed = Image.new("RGB", (4, 4), (9, 9, 9))
     keyed.putpixel((1, 2), (200, 0, 0))
@@ -216,7 +216,7 @@ def test_a_colour_key_and_a_palettes_transparency_count(forge, opened):
 
 
 def test_of_several_frames_the_first_is_taken_and_noted(forge, opened):
-    frames = [forge.picture(30, 20, seed=seed) for seed in (0, 1)]
+    frames = [forge.image(30, 20, seed=seed) for seed in (0, 1)]
     for format in ("PNG", "TIFF", "WEBP", "GIF", "AVIF"):
         settings = {"save_all": True, "append_images": frames[1:]}
         if format == "WEBP":
@@ -246,7 +246,7 @@ XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
     ],
 )
 def test_metadata_that_are_not_passed_on_are_noted_by_kind(forge, opened, format, settings, kinds):
-    picture, settings = forge.picture(30, 20), dict(settings)
+    image, settings = forge.image(30, 20), dict(settings)
     if "exif" in settings:
         exif = Image.Exif()
         exif[0x010F] = "a camera"
@@ -255,15 +255,15 @@ def test_metadata_that_are_not_passed_on_are_noted_by_kind(forge, opened, format
     if "text" in settings:
         settings["pnginfo"] = PngInfo()
         settings["pnginfo"].add_itxt(*settings.pop("text"))
-    found = opened(forge.encode(picture, format, **settings))
+    found = opened(forge.encode(image, format, **settings))
     assert found.notes == (f"its {kinds} metadata are not passed on",)
-    assert opened(forge.encode(picture, format)).notes == ()
+    assert opened(forge.encode(image, format)).notes == ()
 
 
 def test_a_record_of_ours_is_known_by_the_files_hash_and_is_no_loss(forge, opened):
     info = PngInfo()
     info.add_text(CHUNK, "{}")
-    assert opened(forge.encode(forge.picture(30, 20), "PNG", pnginfo=info)).notes == ()
+    assert opened(forge.encode(forge.image(30, 20), "PNG", pnginfo=info)).notes == ()
 
 
 @given(st.binary(max_size=200), st.sampled_from(["JPEG", "PNG", "WEBP", "AVIF"]))
@@ -275,9 +275,9 @@ def test_metadata_of_any_bytes_are_looked_for_without_a_fault(data, format):
 def test_of_deep_values_the_upper_bits_are_taken_and_noted(forge, opened):
     deep = "of 16 bits a value the upper eight are taken"
     for format in ("PNG", "TIFF"):
-        found = opened(forge.encode(forge.picture(30, 20, "I;16"), format))
+        found = opened(forge.encode(forge.image(30, 20, "I;16"), format))
         assert found.notes == (deep,)
-        assert np.array_equal(levels(found.rgb)[..., 0], levels(forge.picture(30, 20, "I;16")) >> 8)
+        assert np.array_equal(levels(found.rgb)[..., 0], levels(forge.image(30, 20, "I;16")) >> 8)
     header = struct.pack(">IIBBBBB", 2, 1, 16, 4, 0, 0, 0)
     gray_alpha = forge.png(header, b"\0" + struct.pack(">HHHH", 0x80FF, 0xFFFF, 0x10FF, 0x8000))
     found = opened(gray_alpha)
@@ -305,7 +305,7 @@ def test_what_nobody_saw_does_not_shine_through_at_the_edges(forge, opened):
 
 @given(data=st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damaged_bytes_are_a_picture_or_one_line(data, forge, opened):
+def test_damaged_bytes_are_a_image_or_one_line(data, forge, opened):
     whole, _ = data.draw(forge.files(("JPEG", "PNG", "WEBP", "TIFF", "GIF")))
     damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
     for _ in range(data.draw(st.integers(0, 4))):
@@ -321,7 +321,7 @@ def test_damaged_bytes_are_a_picture_or_one_line(data, forge, opened):
 
 
 def outcome(opened, data):
-    """A picture, or why it is none."""
+    """An image, or why it is none."""
     try:
         return opened(data)
     except UserError as error:
@@ -332,7 +332,7 @@ def outcome(opened, data):
     ("data", "message"),
     [
         (b"", r"is not an image that can be read \(the file has no bytes\): known formats: JPEG"),
-        (b"no picture", "is not an image"),
+        (b"no image", "is not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "of an unsupported kind .*PostScript"),
         ("bomb", r"60000 x 60000 pixels, more than the limit of 400 Mpx\): cut it"),
         ("half", "is damaged .*: open it in an editor"),
@@ -340,10 +340,10 @@ def outcome(opened, data):
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "of an unsupported kind .*HEI"),
     ],
 )
-def test_what_is_no_picture_is_one_line_with_the_fix(data, message, forge, opened):
+def test_what_is_no_image_is_one_line_with_the_fix(data, message, forge, opened):
     made = {
         "bomb": forge.png_with_header(struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)),
-        "half": forge.encode(forge.picture(64, 64), "JPEG")[:900],
+        "half": forge.encode(forge.image(64, 64), "JPEG")[:900],
         "float": forge.encode(Image.new("F", (4, 4)), "TIFF"),
     }
     with pytest.raises(UserError, match=message) as error:
@@ -358,7 +358,7 @@ def test_what_is_no_picture_is_one_line_with_the_fix(data, message, forge, opene
         ("uhr.pixels.decode.upright", "JPEG"),
         ("uhr.pixels.decoders._attach_colours", "TIFF"),
         ("uhr.pixels.decode.decode_planes", "GIF"),
-        ("uhr.models.generate.pictures._metadata_note", "WEBP"),
+        ("uhr.models.generate.images._metadata_note", "WEBP"),
     ],
 )
 @pytest.mark.parametrize("bug", [TypeError, ValueError, KeyError, AssertionError])
@@ -366,30 +366,30 @@ def test_a_bug_of_ours_is_not_reported_as_damage(step, format, bug, forge, opene
     def broken(*_, **__):
         raise bug("a bug")
 
-    data = forge.encode(forge.picture(8, 8), format)
+    data = forge.encode(forge.image(8, 8), format)
     opened(data)
     monkeypatch.setattr(step, broken)
     with pytest.raises(bug, match="a bug"):
         opened(data)
 
 
-def test_a_missing_file_a_folder_and_a_pipe_are_no_pictures(tmp_path):
+def test_a_missing_file_a_folder_and_a_pipe_are_no_images(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.png does not exist: name an image, or a folder"):
-        open_picture(tmp_path / "nothing.png")
+        open_image(tmp_path / "nothing.png")
     with pytest.raises(UserError, match="is a folder: name a single image"):
-        open_picture(tmp_path)
+        open_image(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="is not a regular file"):
-        open_picture(tmp_path / "pipe")
+        open_image(tmp_path / "pipe")
 
 
 def test_a_file_that_may_not_be_read_is_no_damaged_one(forge, tmp_path, monkeypatch):
     path = tmp_path / "theirs.png"
-    path.write_bytes(forge.encode(forge.picture(9, 9), "PNG"))
+    path.write_bytes(forge.encode(forge.image(9, 9), "PNG"))
 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("os.open", refuse)
     with pytest.raises(UserError, match=r"theirs\.png: the file cannot be read \(Permission denied\)"):
-        open_picture(path)
+        open_image(path)

@@ -77,7 +77,7 @@ class Given:
         return found
 
 
-def open_picture(path: Path | str) -> Given:
+def open_image(path: Path | str) -> Given:
     """The first image in a file, whole. Raises UserError, in one line, for whatever is not an image, is
     damaged, of a variant that is not decoded, or beyond the decoder's limits."""
     from uhr.pixels.decode import read_bytes
@@ -153,11 +153,11 @@ def without_hidden(rgb: Image, alpha: Image) -> Image:
     return Image.composite(rgb, around.resize(rgb.size, Image.Resampling.BILINEAR), visible)
 
 
-def _tensor(picture: Image) -> torch.Tensor:
+def _tensor(image: Image) -> torch.Tensor:
     """float32 [1, C, h, w] in [0, 1]."""
     import numpy as np
 
-    array = torch.from_numpy(np.array(picture)).float() / 255
+    array = torch.from_numpy(np.array(image)).float() / 255
     return array[None, None] if array.ndim == 2 else array.movedim(-1, 0)[None]
 
 
