@@ -29,7 +29,7 @@ COMMANDS = ("uhr.__main__", "uhr.cli", "uhr.demo", "uhr.doctor", "uhr.sample")
 LADDERS = {
     "uhr.models": "llm ops files specs surgery adapters attention vae families loading publish samplers "
     "generate estimate zoo show cli",
-    "uhr.train": "timesteps objectives recipes encode data run state generate cli",
+    "uhr.train": "timesteps objectives recipes encode data run generate state cli",
     # the words for a row's faults and the stages' base classes are below the stages; an explanation of a row
     # needs no run; what a worker does is below the run that starts workers
     "uhr.curate": "measures faults fitting stage frame rules sidecars sources failures config stages "

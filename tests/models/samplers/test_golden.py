@@ -2,13 +2,13 @@
 
 A file holds, of a short call of each, the SHA-256 of the latents and of the image, some of their values, the
 noise levels and the number of calls, and on which torch, CPU and number of threads they were made. Where
-those are the same the values must be equal bit for bit; elsewhere within 1e-5 (`LOOSER` has the exception), and
-one level of 255 in the image. Both files were made by the samplers of commits before and after their rewrite by
-composition, which agree bit for bit on both kinds of CPU.
+those are the same the values must be equal bit for bit; elsewhere within 1e-5 (`LOOSER` has the exception),
+and one level of 255 in the image. The samplers of before and after their rewrite by composition make both
+files bit for bit.
 
 To renew a file after a change that is meant to change values, or to add one for another kind of CPU:
-python tests/models/samplers/test_golden.py FOLDER FILE (FOLDER of the tiny models `tiny-flux1` and `tiny-flux2`,
-made with seed 0), and say in the commit why they change.
+python tests/models/samplers/test_golden.py FOLDER FILE (FOLDER has the tiny models `tiny-flux1` and
+`tiny-flux2`, made with seed 0), and say in the commit why they change.
 """
 
 import functools
@@ -43,8 +43,8 @@ SHORT = {
 STEPS = {"demofusion": 2, "patch-cascade": 2}
 
 LOOSER = {"patch-cascade/flux1": 1e-4, "patch-cascade/flux2": 2e-4}
-"""Absolute tolerance on another kind of CPU: two passes of random weights one after the other enlarge the last
-bits, by up to 7e-5 between AVX2 and AVX512."""
+"""Absolute tolerance on another kind of CPU: two passes through random weights enlarge the last bits,
+by up to 7e-5 between AVX2 and AVX512."""
 
 
 def environment():
