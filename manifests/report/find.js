@@ -6,9 +6,9 @@ if (box) {
     const words = box.value.trim().toLowerCase();
     for (const group of document.querySelectorAll(".group")) {
       let shown = 0;
-      for (const picture of group.querySelectorAll(".picture")) {
-        picture.hidden = !picture.dataset.find.includes(words);
-        shown += picture.hidden ? 0 : 1;
+      for (const image of group.querySelectorAll(".image")) {
+        image.hidden = !image.dataset.find.includes(words);
+        shown += image.hidden ? 0 : 1;
       }
       group.hidden = shown === 0;
     }

@@ -185,12 +185,12 @@ def test_images_with_the_same_bytes_are_shown_once(make: Make, make_row: Row, tm
     assert sorted(image.copies for image in group.images) == [4, 5]
 
 
-def test_what_was_never_decoded_is_listed_without_a_image(make: Make, make_row: Row, tmp_path: Path) -> None:
+def test_what_was_never_decoded_is_listed_without_an_image(make: Make, make_row: Row, tmp_path: Path) -> None:
     rows = [make_row(3, content_hash=None), make_row(50)]
     made = make(tmp_path / "set", rows, previews=None)
     page = page_of(made)
     assert page.all("img") == []
-    assert "Turned down before they were decoded" in page.text
+    assert "Rejected before they were decoded" in page.text
     assert rows[0]["uri"].split("/")[1] in page.text
 
 
