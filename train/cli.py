@@ -9,7 +9,7 @@ import typer
 
 from uhr.base import console
 from uhr.base.console import command, say, shown
-from uhr.base.errors import UserError, worded
+from uhr.base.errors import UserError, with_options
 from uhr.base.files import saving
 from uhr.base.paths import local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
@@ -177,7 +177,7 @@ def run_(
     from uhr.train.run.job import hold, start
 
     wanted = resolve(recipe, config, sets)
-    with saving(out, AGAIN), worded(**IN_RECIPE), hold(out):
+    with saving(out, AGAIN), with_options(**IN_RECIPE), hold(out):
         job = start(wanted, ModelName(model, spec, base), data, out)
         if job.resume is not None and job.done < job.recipe.steps:
             say(f"{shown(out)} holds this very run at step {job.done}: going on")
@@ -196,7 +196,7 @@ def resume_(
     from uhr.train.run.job import hold, read_run, reopen
 
     read_run(run)  # no lock in a folder that holds no run
-    with saving(run, AGAIN), worded(**IN_RECIPE), hold(run):
+    with saving(run, AGAIN), with_options(**IN_RECIPE), hold(run):
         job = reopen(run, sets or [], model, data or [], base)
         if job.resume is None:
             say(f"{shown(run)} has no checkpoint yet: starting at its first step")

@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         with _working_folder_searched():
             outcome = app(args=arguments, prog_name="uhr", standalone_mode=False)
     except UserError as error:
-        return _fail(str(error.worded()), debug)
+        return _fail(str(error.with_options()), debug)
     except (typer.Abort, KeyboardInterrupt):
         outcome = 130
     except BrokenPipeError:

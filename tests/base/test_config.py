@@ -52,12 +52,12 @@ def test_a_missing_key_is_named():
 
 
 def test_a_repeated_key_is_an_error_and_names_its_line():
-    with pytest.raises(UserError, match=r"x\.yaml line 3: key 'a' stands here twice"):
+    with pytest.raises(UserError, match=r"x\.yaml line 3: key 'a' is given twice"):
         parse_yaml("a: 1\nb: 2\na: 3\n", "x.yaml")
 
 
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "just words", "", "a: [1"])
-def test_yaml_that_is_no_mapping_is_one_line(text):
+def test_yaml_that_is_not_a_mapping_is_an_error_in_one_line(text):
     with pytest.raises(UserError) as error:
         parse_yaml(text, "x.yaml")
     assert "\n" not in str(error.value)
@@ -113,9 +113,9 @@ class Noted(Config):
     [
         (b"{", r"^note\.json cannot be read \(.*\): restore it$"),
         (b"\xff{}", r"^note\.json cannot be read \(.*utf-8.*\): restore it$"),
-        (b"[1]", "^note.json cannot be read .it is no JSON object.: restore it$"),
-        (b'{"size": 1}', "^note.json does not say its schema version: restore it$"),
-        (b'{"schema_version": true, "size": 1}', "does not say its schema version"),
+        (b"[1]", "^note.json cannot be read .it is not a JSON object.: restore it$"),
+        (b'{"size": 1}', "^note.json has no schema version: restore it$"),
+        (b'{"schema_version": true, "size": 1}', "has no schema version"),
         (b'{"schema_version": 3, "more": 1}', "has schema version 3, and this uhr reads 2: install a newer"),
         (b'{"schema_version": 2, "syze": 1}', "^note.json: unknown key 'syze': did you mean size"),
         (b'{"schema_version": 2}', "^note.json: 'size' is missing"),

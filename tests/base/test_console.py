@@ -26,18 +26,18 @@ def test_progress_elsewhere_than_on_a_terminal_is_plain_lines(capsys):
     assert err.rstrip().endswith("last")
 
 
-def test_what_goes_on_before_the_first_is_done_is_said_at_once(capsys):
-    with console.progress("paint", total=3, unit="images") as advance:
+def test_a_note_before_the_first_item_is_printed_at_once(capsys):
+    with console.progress("generate", total=3, unit="images") as advance:
         advance(0, "starting Ray")
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("paint: 0/3 images in ")
+        assert line.startswith("generate: 0/3 images in ")
         assert line.endswith("  starting Ray")
         advance(0, "loading")
         advance(1)
         assert capsys.readouterr().err == ""
 
 
-def test_a_table_aligns_numbers_right_and_words_left(capsys):
+def test_a_table_aligns_numbers_right_and_text_left(capsys):
     console.table(["rule", "rows"], [["entropy", 5], ["flat", 1234], ["x", None]])
     assert capsys.readouterr().out.splitlines() == [
         "rule     rows",
@@ -69,7 +69,7 @@ def test_what_would_steer_a_terminal_is_printed_as_an_escape(capsys):
 
 
 @given(st.text())
-def test_no_character_that_is_shown_does_anything_but_be_there(text):
+def test_no_shown_character_controls_the_terminal(text):
     shown = console.shown(text)
     assert all(unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp", "Co") for c in shown)
     assert not set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f") & set(shown)
@@ -112,7 +112,7 @@ def test_json_is_valid_whatever_is_in_it(capsys):
 @given(
     st.lists(st.binary(min_size=1, max_size=12).filter(lambda name: 0 not in name), min_size=1, max_size=4)
 )
-def test_a_command_to_copy_gives_a_shell_the_same_words(names):
+def test_a_printed_command_gives_a_shell_the_same_arguments(names):
     paths = [Path(os.fsdecode(name)) for name in names]
     line = console.command("curate", *paths)
     assert line.isprintable()

@@ -3,11 +3,11 @@ import sys
 
 import pytest
 
-from uhr.base.errors import UserError, load_object, one_line, together, unknown, worded
+from uhr.base.errors import UserError, combined, load_object, one_line, unknown, with_options
 from uhr.runtime.units import PlanMismatch
 
 
-def test_an_error_keeps_its_words_across_processes():
+def test_an_error_keeps_its_text_across_processes():
     error = pickle.loads(pickle.dumps(UserError("what", "fix")))
     assert (str(error), error.fix) == ("what: fix", "fix")
 
@@ -17,23 +17,23 @@ def test_an_error_keeps_what_its_class_adds_across_processes():
     assert (str(mismatch), mismatch.changed) == ("what: fix", "work")
 
 
-def test_arguments_of_a_fix_are_options_of_whoever_prints_it():
+def test_parameters_of_a_fix_become_the_options_of_the_command():
     error = UserError("no GPU", "take the CPU", give={"text_dtype": "float32", "device": "cpu"})
     assert str(error) == "no GPU: take the CPU: text_dtype=float32, device=cpu"
-    assert str(error.worded()) == "no GPU: take the CPU: --text-dtype float32 --device cpu"
-    with pytest.raises(UserError) as caught, worded(device="--set runtime.device="):
+    assert str(error.with_options()) == "no GPU: take the CPU: --text-dtype float32 --device cpu"
+    with pytest.raises(UserError) as caught, with_options(device="--set runtime.device="):
         raise pickle.loads(pickle.dumps(error))
-    assert str(caught.value.worded()) == (
+    assert str(caught.value.with_options()) == (
         "no GPU: take the CPU: --set runtime.device=cpu: --text-dtype float32"
     )
-    assert str(UserError("what", give={"base": "DIR"}).worded()) == "what: --base DIR"
+    assert str(UserError("what", give={"base": "DIR"}).with_options()) == "what: --base DIR"
 
 
-def test_an_unknown_name_without_near_ones_lists_what_there_is():
+def test_an_unknown_name_without_similar_ones_lists_the_known_names():
     assert str(unknown("stage", "zzz", ["header", "decode"])) == "unknown stage 'zzz': known: decode, header"
 
 
-def test_a_name_that_is_near_nothing_is_met_with_all_that_there_are():
+def test_an_unknown_name_similar_to_none_lists_all_and_else_the_nearest():
     kinds = ("nf4", "int8", "int8wo", "float8wo")
     assert unknown("quantisation", "foo", kinds).fix == "known: float8wo, int8, int8wo, nf4"
     assert unknown("quantisation", "int8w", kinds).fix.startswith("did you mean int8")
@@ -58,7 +58,7 @@ def test_an_import_path_that_leads_nowhere_says_how_to_write_one(path):
     assert error.value.fix
 
 
-def test_names_are_near_whatever_their_case():
+def test_similar_names_are_found_without_regard_to_case():
     assert unknown("column", "WIDTH", ["width", "height"]).fix == "did you mean width?"
     assert unknown("model", "flux1-DVE", ["FLUX1-dev", "other"]).fix == "did you mean FLUX1-dev?"
     assert unknown("key", "A", ["a", "A1"]).fix.startswith("did you mean a")
@@ -66,14 +66,14 @@ def test_names_are_near_whatever_their_case():
 
 def test_several_mistakes_are_one_line_with_the_fix_that_they_share():
     errors = [UserError(f"line {n} is empty", "write a prompt") for n in range(1, 9)]
-    assert str(together(errors[:1])) == "line 1 is empty: write a prompt"
-    assert str(together(errors[:2])) == "line 1 is empty; line 2 is empty: write a prompt"
-    assert str(together(errors, most=2)) == "line 1 is empty; line 2 is empty; and 6 more: write a prompt"
+    assert str(combined(errors[:1])) == "line 1 is empty: write a prompt"
+    assert str(combined(errors[:2])) == "line 1 is empty; line 2 is empty: write a prompt"
+    assert str(combined(errors, most=2)) == "line 1 is empty; line 2 is empty; and 6 more: write a prompt"
     mixed = [errors[0], UserError("line 9 holds a number", "write a text")]
-    assert str(together(mixed)) == "line 1 is empty: write a prompt; line 9 holds a number: write a text"
+    assert str(combined(mixed)) == "line 1 is empty: write a prompt; line 9 holds a number: write a text"
 
 
-def test_what_another_library_says_is_one_line():
+def test_the_text_of_another_librarys_error_is_one_line():
     assert one_line(ValueError("  two\n lines,\ttabs\r\n")) == "two lines, tabs"
     assert one_line(KeyError("a")) == "'a'"
     assert one_line(RuntimeError()) == ""

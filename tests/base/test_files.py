@@ -43,13 +43,13 @@ def test_a_finished_write_replaces_the_file_and_makes_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (4.2e9, "4.2 GB"), (3e12, "3.0 TB")]
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (4.2e9, "4.2 GB"), (3e12, "3.0 TB")]
 )
-def test_bytes_for_people(count, words):
-    assert human_bytes(count) == words
+def test_bytes_for_people(count, text):
+    assert human_bytes(count) == text
 
 
-def test_a_home_that_is_not_here_is_a_name_like_any_other(monkeypatch):
+def test_a_tilde_of_an_unknown_user_is_an_ordinary_name(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     assert str(user_path("~/a")) == "/somewhere/a"
     assert str(user_path("~nobody that is here/a")) == "~nobody that is here/a"
@@ -104,7 +104,7 @@ FULL = [
 
 
 @pytest.mark.parametrize(("error", "reason"), FULL)
-def test_a_full_disk_is_one_line_whoever_says_it(error, reason, tmp_path):
+def test_a_full_disk_is_one_line_whichever_library_reports_it(error, reason, tmp_path):
     assert disk_fault(error) == reason
     with pytest.raises(UserError) as caught, saving(tmp_path, lambda: "step 5 is saved; make room"):
         raise error
@@ -115,7 +115,7 @@ def denied(path):
     return PermissionError(errno.EACCES, "Permission denied", str(path))
 
 
-def test_what_may_not_be_written_is_told_from_what_may_not_be_read(tmp_path):
+def test_a_refused_write_is_distinguished_from_a_refused_read(tmp_path):
     place = tmp_path / "out" / "report.html"
     for file in (place, place.parent, place.with_name(f".{place.name}.1.tmp"), place / "inside"):
         with pytest.raises(UserError) as caught, saving(place, "make room, then again"):
@@ -123,6 +123,6 @@ def test_what_may_not_be_written_is_told_from_what_may_not_be_read(tmp_path):
         fix = "make it writable, then again"
         assert str(caught.value) == f"{place} cannot be written (Permission denied): {fix}"
     for error in (denied(tmp_path / "source"), ValueError("no"), UserError("mine")):
-        with pytest.raises(type(error)) as passed, saving(place, "mend"):
+        with pytest.raises(type(error)) as passed, saving(place, "fix it"):
             raise error
         assert passed.value is error

@@ -16,7 +16,7 @@ def test_regrouped_rows_are_the_same_in_tables_of_one_size_and_one_chunk(sizes, 
     assert all(table["n"].num_chunks == 1 for table in found)
 
 
-def test_regrouping_holds_no_more_than_one_group_and_one_table():
+def test_regrouping_keeps_at_most_one_group_and_one_table_in_memory():
     """A set is never in memory as a whole."""
     read = []
 

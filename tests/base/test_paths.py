@@ -1,4 +1,4 @@
-"""Paths as text and back, addresses, and names in which no library finds a meaning."""
+"""Paths as text and back, URLs, and names that libraries do not interpret."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def test_a_plain_folder_is_the_folder_under_a_name_without_meaning(tmp_path: Pat
     assert was == folder or not was.parent.exists()
 
 
-def test_an_address_is_told_from_a_path() -> None:
+def test_a_url_is_distinguished_from_a_path() -> None:
     for text in ("s3://bucket/x", "gs://b", "http://host/x", "hdfs:///x", "C://x", "file:///x"):
         assert is_url(text)
-        with pytest.raises(UserError, match=f"--source {text} is no path"):
+        with pytest.raises(UserError, match=f"--source {text} is a URL, not a path"):
             local("--source")(text)
     for text in ("s3:", "s3:/x", "file:x", "C:x", "./s3://x", "/data/a://b", "-x", "~", "http:", "a b://c"):
         assert not is_url(text)
@@ -114,7 +114,7 @@ def test_an_address_where_a_path_is_required_is_refused_before_any_work(
     monkeypatch.chdir(tmp_path)
     assert main(command.replace("ADDRESS", address).split()) == 1
     errors = capsys.readouterr().err
-    assert f"{address} is no path" in errors
+    assert f"{address} is a URL, not a path" in errors
     assert errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -133,7 +133,7 @@ def test_a_sampler_writes_to_s3_and_to_no_other_store(
     out = address if what[0] == "--prompts" else f"{address}/x.png"
     assert main(["sample", "euler", "--model", "x", *what, "--out", out]) == 1
     errors = capsys.readouterr().err
-    assert "is in no store that is known here" in errors
+    assert "has an unknown protocol" in errors
     assert errors.count("\n") == 1
 
 
@@ -152,7 +152,7 @@ sample euler --model x --prompt p --negative CAFE --out o.png
 
 
 @pytest.mark.parametrize("command", NOT_UTF8.strip().splitlines())
-def test_what_cannot_be_kept_or_opened_is_refused_before_any_work(
+def test_a_path_or_text_that_is_not_utf8_is_refused_before_any_work(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""No file of a user's is ever mixed with, overwritten or removed; one process works in a folder."""
+"""A user's own files are never overwritten or removed, and one process works in a folder."""
 
 import re
 import shutil
@@ -44,14 +44,14 @@ def test_a_new_or_empty_folder_is_made_ready_and_left_empty(tmp_path):
     assert list((tmp_path / "deep" / "new").iterdir()) == []
 
 
-def test_a_folder_of_the_same_kind_is_taken_with_what_a_killed_write_left(tmp_path):
+def test_a_folder_of_the_same_kind_is_accepted_with_leftovers_of_a_killed_write(tmp_path):
     (tmp_path / "manifest.json").touch()
     (tmp_path / "samples").mkdir()
     (tmp_path / f".manifest.json.{'a' * 32}.tmp").touch()
     claimed(tmp_path)
 
 
-def test_a_folder_with_nothing_but_what_a_killed_write_left_counts_as_empty(tmp_path):
+def test_a_folder_with_only_leftovers_of_a_killed_write_counts_as_empty(tmp_path):
     (tmp_path / f".manifest.json.{'a' * 32}.tmp").touch()
     claimed(tmp_path)
 
@@ -70,21 +70,22 @@ def test_a_folder_with_nothing_but_what_a_killed_write_left_counts_as_empty(tmp_
         (["manifest.json", "samples/lock"], "samples/lock"),
     ],
 )
-def test_a_folder_that_holds_anything_else_is_refused_and_untouched(tmp_path, names, named):
+def test_a_folder_that_contains_anything_else_is_refused_and_unchanged(tmp_path, names, named):
     put(tmp_path, *names)
     for act in (RunFolder(tmp_path, LAYOUT).check, RunFolder(tmp_path, LAYOUT).claim):
         with pytest.raises(UserError) as error:
             act()
         assert (
-            str(error.value) == f"--out {tmp_path} holds something else already ({named}): name a new folder"
+            str(error.value)
+            == f"--out {tmp_path} already contains something else ({named}): name a new folder"
         )
     assert files(tmp_path) == sorted(names)
 
 
-def test_a_layout_may_let_other_names_stand_beside_its_marks(tmp_path):
-    layout = replace(LAYOUT, beside=True, option="")
+def test_a_layout_may_allow_other_names_next_to_its_marks(tmp_path):
+    layout = replace(LAYOUT, allow_others=True, option="")
     put(tmp_path, "thesis.doc")
-    with pytest.raises(UserError, match=f"^{tmp_path} holds something else"):
+    with pytest.raises(UserError, match=f"^{tmp_path} already contains something else"):
         claimed(tmp_path, layout)
     put(tmp_path, "manifest.json")
     claimed(tmp_path, layout)
@@ -104,14 +105,14 @@ def test_clearing_removes_what_the_command_writes_and_leaves_the_rest_with_a_war
     put(tmp_path, *ours, "units/thesis.doc", "report.html")
     RunFolder(tmp_path, LAYOUT).clear("units", "report.html", "samples")
     assert files(tmp_path) == ["manifest.json", "units/thesis.doc"]
-    assert f"{tmp_path / 'units'} holds 'thesis.doc', which no run wrote" in capsys.readouterr().err
+    assert f"{tmp_path / 'units'} contains 'thesis.doc', which no run wrote" in capsys.readouterr().err
 
 
 def test_a_link_to_a_users_folder_is_neither_taken_nor_followed(tmp_path):
     put(tmp_path / "theirs", "part-0")
     put(tmp_path / "out", "manifest.json")
     (tmp_path / "out" / "samples").symlink_to(tmp_path / "theirs")
-    with pytest.raises(UserError, match=r"already \(samples\)"):
+    with pytest.raises(UserError, match=r"something else \(samples\)"):
         claimed(tmp_path / "out")
     RunFolder(tmp_path / "out", LAYOUT).clear("samples")
     assert files(tmp_path / "theirs") == ["part-0"]
@@ -127,7 +128,7 @@ def test_one_process_works_in_a_folder_and_its_lock_goes_with_it(tmp_path):
             pytest.raises(UserError, match=f"^another run is at work in {tmp_path / 'out'}: "),
             RunFolder(tmp_path / "out", LAYOUT).lock("units"),
         ):
-            raise AssertionError("both hold it")
+            raise AssertionError("two processes have the lock")
     # a temporary file of another name is none of the layout's
     assert files(tmp_path / "out") == [f".thesis.{HEX}.tmp", "manifest.json"]
     assert not (tmp_path / "out" / "units").exists()

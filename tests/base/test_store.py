@@ -56,7 +56,7 @@ def test_neighbours_with_the_same_beginning_are_not_seen(store):
 
 
 def test_a_name_is_whole_or_absent_while_it_is_written_again_and_again(store):
-    """A reader never meets a part of it, nor a moment without it."""
+    """A reader never sees a part of a file, and never misses it."""
     store.write("x", b"0" * 300_000)
     done = threading.Event()
 
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("fault", [500, 503, 0], ids=["500", "503", "dropped"])
-def test_a_store_that_fails_now_and_then_is_asked_again(s3, fault):
+def test_requests_that_fail_now_and_then_are_repeated(s3, fault):
     seen = set()
 
     def first_time(method, path):
@@ -123,9 +123,9 @@ def test_a_store_that_fails_now_and_then_is_asked_again(s3, fault):
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"), [(503, r"the store failed"), (403, "access is denied"), (0, "the store")]
+    ("fault", "message"), [(503, r"the store failed"), (403, "access is denied"), (0, "the store")]
 )
-def test_a_store_that_goes_on_failing_is_one_line_with_the_fix(s3, monkeypatch, fault, words):
+def test_a_store_that_keeps_failing_is_one_line_with_the_fix(s3, monkeypatch, fault, message):
     monkeypatch.setattr(stores, "ATTEMPTS", 2)
     store = open_store(f"s3://{s3.bucket}/x")
     s3.fault = lambda method, path: fault
@@ -135,7 +135,7 @@ def test_a_store_that_goes_on_failing_is_one_line_with_the_fix(s3, monkeypatch, 
         store.names,
         lambda: store.exists("a"),
     ):
-        with pytest.raises(StoreError, match=words) as error:
+        with pytest.raises(StoreError, match=message) as error:
             act()
         assert f"s3://{s3.bucket}/x" in error.value.what
         assert error.value.fix
@@ -162,15 +162,15 @@ def test_missing_credentials_and_a_store_that_is_not_there_are_one_line(s3, monk
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("s3://", "names no bucket"),
-        ("gs://x/y", "in no store that is known"),
+        ("gs://x/y", "has an unknown protocol"),
         ("file:///tmp/x", "name a folder"),
     ],
 )
-def test_an_address_that_names_no_place_is_one_line(text, words):
-    with pytest.raises(UserError, match=words):
+def test_an_invalid_address_is_one_line(text, message):
+    with pytest.raises(UserError, match=message):
         open_store(text)
 
 

@@ -24,7 +24,7 @@ def test_out_must_be_new_or_a_run_s_own(uhr, images, tmp_path):
     code, _, errors = uhr(*_curate_into(out, images))
     assert (code, errors) == (
         1,
-        f"uhr: --out {out} holds something else already (thesis.tex): name a new folder\n",
+        f"uhr: --out {out} already contains something else (thesis.tex): name a new folder\n",
     )
     code, _, errors = uhr(*_curate_into(out / "thesis.tex", images))
     assert (code, errors) == (1, f"uhr: --out {out}/thesis.tex is a file: name a folder for the manifest\n")
@@ -47,7 +47,7 @@ def test_a_folder_called_units_does_not_make_the_users_files_ours(uhr, images, t
     before = tree(out)
     code, _, errors = uhr(*_curate_into(out, images))
     assert code == 1
-    assert f"--out {out} holds something else already ({names[-1]}): name a new folder" in errors
+    assert f"--out {out} already contains something else ({names[-1]}): name a new folder" in errors
     assert tree(out) == before
 
 

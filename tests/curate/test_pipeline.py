@@ -121,9 +121,9 @@ def test_a_stage_may_stand_twice_under_two_names(tmp_path):
         ("preset: quickstrt", "unknown preset 'quickstrt': did you mean quickstart"),
         ("preset: quickstart\nstages: {flatnes: null}", "unknown stage 'flatnes': did you mean flatness"),
         ("preset: quickstart\nstages: {flatness: 3}", "stages.flatness holds 3"),
-        ("stages: [header]\nstages: [decode]", "stands here twice"),
+        ("stages: [header]\nstages: [decode]", "is given twice"),
         ("[1, 2]", "not a mapping"),
-        ("a: b: c", "mend the YAML"),
+        ("a: b: c", "fix the YAML"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line_with_the_file_and_the_way_out(tmp_path, text, words):

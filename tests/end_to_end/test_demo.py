@@ -86,7 +86,8 @@ def test_the_demo_takes_no_folder_of_another_kind(walked, tmp_path, monkeypatch,
     (tmp_path / "demo" / "thesis.txt").write_text("years of work")
     assert main(["demo"]) == 1
     assert (
-        "--out demo holds something else already (thesis.txt): name a new folder" in capsys.readouterr().err
+        "--out demo already contains something else (thesis.txt): name a new folder"
+        in capsys.readouterr().err
     )
     assert (tmp_path / "demo" / "thesis.txt").read_text() == "years of work"
 

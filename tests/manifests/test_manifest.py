@@ -227,7 +227,7 @@ def test_files_of_others_are_never_cleared(name: str, tmp_path: Path, make: Make
     [
         (lambda path: (path / "manifest.json").unlink(), "unfinished"),
         (lambda path: (path / "manifest.json").write_text("{"), "cannot be read"),
-        (lambda path: (path / "manifest.json").write_text("[1]"), "no JSON object"),
+        (lambda path: (path / "manifest.json").write_text("[1]"), "not a JSON object"),
         (
             lambda path: _edit(path, schema_version=2),
             "schema version 2.*this uhr reads 1: install a newer uhr",

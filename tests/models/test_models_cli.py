@@ -81,4 +81,4 @@ def test_wrong_usage_is_told_with_the_right_one(fails, tmp_path):
 def test_make_tiny_makes_what_the_zoo_makes(run, fails, tiny_flux, tmp_path):
     run("models", "make-tiny", tmp_path / "m", "--seed", 0)
     assert hash_of(tmp_path / "m" / "transformer") == hash_of(tiny_flux / "transformer")
-    assert "holds something else already" in fails("models", "make-tiny", tmp_path / "m")
+    assert "already contains something else" in fails("models", "make-tiny", tmp_path / "m")

@@ -326,5 +326,5 @@ def test_a_hub_out_of_reach_is_one_clear_line(monkeypatch):
         raise LocalEntryNotFoundError("no connection\nand no cache")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(UserError, match="no folder here and not in the hub's cache"):
+    with pytest.raises(UserError, match="neither a folder here nor in the hub's cache"):
         zoo.open_model("org/model")

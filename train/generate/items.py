@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from uhr.base.errors import UserError, together
+from uhr.base.errors import UserError, combined
 from uhr.base.files import user_path
 from uhr.models.generate.request import Item
 from uhr.train.generate.prompts import Placed
@@ -75,7 +75,7 @@ def from_prompts(lines: Sequence[Placed], folder: Path, defaults: Defaults) -> l
         entries.append(Entry(item, where))
     mistakes += _twins(entries)
     if mistakes:
-        raise together(mistakes)
+        raise combined(mistakes)
     return entries
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from uhr.base.config import Config, Text, build
-from uhr.base.errors import UserError, one_line, together, unknown
+from uhr.base.errors import UserError, combined, one_line, unknown
 
 FORMS = "a .txt with a prompt per line, a .jsonl, .csv or .parquet, or the folder of a manifest"
 
@@ -42,7 +42,7 @@ class Line(Config):
     @model_validator(mode="after")
     def _whole_size(self) -> Line:
         if (self.width is None) != (self.height is None):
-            raise ValueError("width and height go together")
+            raise ValueError("width and height go combined")
         return self
 
 
@@ -73,7 +73,7 @@ def read_prompts(path: Path) -> list[Placed]:
         except UserError as error:
             mistakes.append(error)
     if mistakes:
-        raise together(mistakes)
+        raise combined(mistakes)
     if not lines:
         raise UserError(f"{path} holds no prompt", f"name {FORMS}")
     return lines

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from uhr.base.console import counted, progress, warn
-from uhr.base.errors import UserError, together
+from uhr.base.errors import UserError, combined
 from uhr.base.files import or_half_written, saving, user_path
 from uhr.base.lock import NAME as LOCK
 from uhr.base.run_folder import Layout, RunFolder
@@ -148,7 +148,7 @@ def _refuse_strangers(store: Store) -> None:
     if isinstance(store, FolderStore):
         RunFolder(store.folder, LAYOUT).check()
     else:
-        LAYOUT.refuse_strangers(store.text, {name.partition("/")[0] for name in store.names()})
+        LAYOUT.check_names(store.text, {name.partition("/")[0] for name in store.names()})
 
 
 def _keep_apart(order: Order, store: Store) -> None:
@@ -225,7 +225,7 @@ def _check(order: Order, setup: Setup) -> _Checked:
                 refused[item.name] = str(told)
             advance()
     if mistakes and order.images is None:
-        raise together(mistakes)
+        raise combined(mistakes)
     if len(refused) == len(order.entries):
         words = next(iter(refused.values()))
         raise UserError(f"none of the {len(refused)} images can be used; the first: {words}")

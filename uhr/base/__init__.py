@@ -1,1 +1,1 @@
-"""What every room stands on: errors, configuration, files, the console. Imports nothing else of ours."""
+"""What every package depends on: errors, configuration, files, the console. Imports nothing else of ours."""

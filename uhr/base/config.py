@@ -1,4 +1,4 @@
-"""Loose YAML becomes typed objects at one border, here, and nowhere else."""
+"""Turns YAML, JSON and `--set` options into typed configuration objects."""
 
 from __future__ import annotations
 
@@ -18,48 +18,49 @@ from uhr.base.paths import is_utf8
 
 
 class Config(pydantic.BaseModel):
-    """Base of every configuration: immutable; an unknown key is an error, and so is a number that is none."""
+    """Base of every configuration: immutable; unknown keys, NaN and infinity are errors."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _whole_characters(text: str) -> str:
     if not is_utf8(text):
-        raise ValueError("holds bytes that are not UTF-8, or half of a character")
+        raise ValueError("contains bytes that are not UTF-8, or half of a character")
     return text
 
 
 Text = Annotated[str, pydantic.AfterValidator(_whole_characters)]
-"""A text that a model reads or a file keeps: what a shell or an escape of JSON gives may be none."""
+"""A text that a model reads or a file keeps. What a shell or a JSON escape gives may not be valid text."""
 
 
 C = TypeVar("C", bound=pydantic.BaseModel)
 
 
 def build(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
-    """`cls` from a loose tree; the first fault becomes one line that names the key, the value and the fix.
+    """Build a `cls` from untyped keys and values.
 
-    `where` names the file or command that the tree came from.
+    Raises UserError for the first mistake, in one line that names the key, the value and the fix; `where`
+    names the file or command that the tree comes from.
     """
     try:
         return cls.model_validate(dict(tree))
     except pydantic.ValidationError as error:
         faults = error.errors()
-        # a misspelt key is also a missing one: say the cause
+        # a misspelt key is also a missing one: report the cause
         fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
         path = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             raise unknown("key", path, _sibling_keys(cls, fault["loc"]), where) from None
         if fault["type"] == "missing":
             raise UserError(f"{where}: '{path}' is missing", "give it a value") from None
-        if not path:  # of the whole tree: which values do not go together, its message says
+        if not path:  # the mistake is in the whole tree: its message says which values do not go together
             raise UserError(f"{where}: {_lower(fault['msg'])}") from None
         got = f" (got {fault['input']!r})"
         raise UserError(f"{where}: '{path}' {_lower(fault['msg'])}{got}") from None
 
 
 def read_versioned(cls: type[C], file: Path, newest: int, fix: str) -> C:
-    """`cls` from a JSON file of ours, as `parse_versioned`. Raises UserError also if it cannot be read."""
+    """Read a JSON file of ours, as `parse_versioned`. Raises UserError also if it cannot be read."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -68,16 +69,17 @@ def read_versioned(cls: type[C], file: Path, newest: int, fix: str) -> C:
 
 
 def parse_versioned(cls: type[C], data: bytes, where: str, newest: int, fix: str) -> C:
-    """`cls` from the bytes of a JSON file of ours, whose place is `where`. Raises UserError as
-    `versioned_tree` does, and if the content is not that of a `cls`.
+    """Build a `cls` from the bytes of a JSON file of ours; `where` names the file in errors.
+
+    Raises UserError as `versioned_tree` does, and if the content does not fit `cls`.
     """
     return build(cls, versioned_tree(data, where, newest, fix), where)
 
 
 def versioned_tree(data: bytes, where: str, newest: int, fix: str) -> dict[str, Any]:
-    """The object in a JSON file of ours that has a `schema_version`.
+    """Parse a JSON object of ours that has a `schema_version`.
 
-    Raises UserError if it is no JSON object, or if its version is missing or newer than `newest`. `fix` is
+    Raises UserError if it is not a JSON object, or if its version is missing or newer than `newest`. `fix` is
     what to do if it is damaged.
     """
     try:
@@ -85,10 +87,10 @@ def versioned_tree(data: bytes, where: str, newest: int, fix: str) -> dict[str, 
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} cannot be read ({error})", fix) from None
     if not isinstance(tree, dict):
-        raise UserError(f"{where} cannot be read (it is no JSON object)", fix)
+        raise UserError(f"{where} cannot be read (it is not a JSON object)", fix)
     version = tree.get("schema_version")
     if type(version) is not int or version < 1:
-        raise UserError(f"{where} does not say its schema version", fix)
+        raise UserError(f"{where} has no schema version", fix)
     if version > newest:
         raise UserError(
             f"{where} has schema version {version}, and this uhr reads {newest}", "install a newer uhr"
@@ -102,7 +104,7 @@ def _lower(message: str) -> str:
 
 
 def _sibling_keys(cls: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Full dotted paths of the keys that may stand where the unknown one stood."""
+    """Full dotted paths of the keys that are allowed in place of the unknown one."""
     here: Any = cls
     walked: list[str] = []
     for part in loc[:-1]:
@@ -139,7 +141,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         key = loader.construct_object(key_node, deep=True)
         if key in result:
             raise yaml.constructor.ConstructorError(
-                None, None, f"key '{key}' stands here twice", key_node.start_mark
+                None, None, f"key '{key}' is given twice", key_node.start_mark
             )
         result[key] = loader.construct_object(value_node, deep=True)
     return result
@@ -149,17 +151,19 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """A YAML mapping, as plain dicts and lists."""
+    """Parse a YAML mapping to plain dicts and lists. Raises UserError if it is invalid or not a mapping."""
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line}: {error.problem}", "mend the YAML") from None
+        raise UserError(f"{where}{line}: {error.problem}", "fix the YAML") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{where}: {one_line(error)}", "mend the YAML") from None
+        raise UserError(f"{where}: {one_line(error)}", "fix the YAML") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{where} holds {type(tree).__name__}, not a mapping", "write 'key: value' lines")
+        raise UserError(
+            f"{where} contains a {type(tree).__name__}, not a mapping", "write 'key: value' lines"
+        )
     return tree
 
 
@@ -172,7 +176,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_sets(tree: Mapping[str, Any], sets: list[str]) -> dict[str, Any]:
-    """`tree` with each `path=value` of the command line put in; the value is read as YAML.
+    """Apply each `path=value` of the command line to a copy of `tree`; the value is read as YAML.
 
     A path walks mappings by key and lists by index, or by the `name` or `stage` of an entry:
     `stages.flatness.patch=256`, `rules.entropy="entropy >= 6"`.
@@ -203,7 +207,7 @@ def _step(here: Any, part: str, path: str) -> Any:
     if part not in here:
         here[part] = {}
     if not isinstance(here[part], dict | list):
-        raise UserError(f"--set {path}: '{part}' holds {here[part]!r}", "set it as a whole")
+        raise UserError(f"--set {path}: '{part}' is {here[part]!r}", "set it as a whole")
     return here[part]
 
 
@@ -217,7 +221,7 @@ def _index(entries: list[Any], part: str, path: str) -> int:
 
 
 def canonical_json(value: Any) -> str:
-    """One text for one value: keys sorted, no spaces. What fingerprints are taken of."""
+    """Serialise a value so that equal values give equal texts: sorted keys, no spaces."""
     if isinstance(value, pydantic.BaseModel):
         value = value.model_dump(mode="json")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

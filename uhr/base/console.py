@@ -1,4 +1,4 @@
-"""What people see: progress on long work, tables, and JSON for machines."""
+"""Terminal output: progress of long work, tables, messages, and JSON for machines."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pathlib import PurePath
 from typing import Any
 
 Advance = Callable[..., None]
-"""`advance(n=1, note=None, total=None)`: n more are done; `note` replaces the words behind the bar, `total`
-the number of all, where that becomes known later."""
+"""`advance(n=1, note=None, total=None)`: n more are done; `note` replaces the text behind the bar, `total`
+the total number, if that becomes known later."""
 
 
 _JOINERS = "\u200c\u200d"
-"""Format characters that only shape the letters and emoji beside them."""
+"""Format characters that only shape the letters and emoji next to them."""
 
 
 def shown(text: object, keep: str = "") -> str:
-    """Text for a terminal, in one line.
+    """Escape a text for one line of a terminal.
 
-    Names and captions are strangers' texts: what moves the cursor, changes colours, breaks the line or turns
+    Names and captions come from others: what moves the cursor, changes colours, breaks the line or turns
     the direction of reading becomes an escape (`\\x1b`, `\\n`, `\\u202e`), and so does a byte that is not
     UTF-8 (`\\udce9`). Characters in `keep` stay as they are.
     """
@@ -46,7 +46,7 @@ def _escape(character: str) -> str:
 
 @contextlib.contextmanager
 def progress(description: str, total: int | None, unit: str = "") -> Generator[Advance]:
-    """A progress bar on stderr where that is a terminal, a plain line every few seconds elsewhere."""
+    """Show progress on stderr: a bar on a terminal, otherwise a plain line every few seconds."""
     if sys.stderr.isatty():
         with _bar(description, total, unit) as advance:
             yield advance
@@ -84,20 +84,20 @@ def _bar(description: str, total: int | None, unit: str) -> Generator[Advance]:
 @contextlib.contextmanager
 def _lines(description: str, total: int | None, unit: str, every: float = 5.0) -> Generator[Advance]:
     start = last = time.monotonic()
-    done, words, known = 0, "", total
+    done, text, known = 0, "", total
 
     def line() -> None:
         of = f"/{known}" if known is not None else ""
         took = time.monotonic() - start
-        tail = "  " + shown(words) if words else ""
+        tail = "  " + shown(text) if text else ""
         print(f"{description}: {done}{of} {unit} in {took:.1f} s{tail}", file=sys.stderr, flush=True)
 
     def advance(n: int = 1, note: str | None = None, total: int | None = None) -> None:
-        nonlocal done, last, words, known
+        nonlocal done, last, text, known
         done += n
-        words = words if note is None else note
+        text = text if note is None else note
         known = known if total is None else total
-        # what the wait for the first is for is said before it
+        # a note before the first item says what the wait is for
         if time.monotonic() - last >= every or (note and n == done == 0 and last == start):
             last = time.monotonic()
             line()
@@ -107,7 +107,7 @@ def _lines(description: str, total: int | None, unit: str, every: float = 5.0) -
 
 
 def emit(value: Any, as_json: bool, text: Callable[[Any], None]) -> None:
-    """The one way a command answers: `value` as JSON on stdout for machines, or `text(value)` for people."""
+    """Print the result of a command: `value` as JSON on stdout, or `text(value)` for people."""
     if as_json:
         print(json_text(value))
     else:
@@ -115,8 +115,11 @@ def emit(value: Any, as_json: bool, text: Callable[[Any], None]) -> None:
 
 
 def json_text(value: Any) -> str:
-    """`value` as indented JSON for stdout: NaN and infinity, which JSON does not have, are null, and what the
-    terminal cannot take (a byte of a path that is not UTF-8) is an escape of JSON's own."""
+    """Serialise `value` as indented JSON for stdout.
+
+    NaN and infinity, which JSON does not have, become null. What the terminal's encoding cannot represent,
+    such as a byte of a path that is not UTF-8, becomes a JSON escape.
+    """
     value = _finite(value)
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False)
     try:
@@ -137,17 +140,17 @@ def _finite(value: Any) -> Any:
 
 
 def say(text: str = "") -> None:
-    """Text for people on stdout. Line breaks are kept: names and captions go through `shown` first."""
+    """Print a text on stdout. Line breaks are kept: names and captions go through `shown` first."""
     print(shown(text, keep="\n\t"), flush=True)
 
 
 def warn(line: str) -> None:
-    """A line on stderr that is not an error: the run goes on."""
+    """Print a warning on stderr; the run continues."""
     print(f"warning: {shown(line)}", file=sys.stderr, flush=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A plain table: aligned columns, numbers to the right, no frame. Reads the same in a pipe."""
+    """Print a plain table: aligned columns, numbers to the right, no frame."""
     head = [shown(name) for name in head]
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(head)]
@@ -172,22 +175,22 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def command(*words: object) -> str:
-    """`uhr` and these words as a line to copy: a path with a space in it survives the shell, and one that
-    begins with a dash is not taken for an option."""
-    return " ".join(["uhr", *map(_word, words)])
+def command(*arguments: object) -> str:
+    """The shell command `uhr` with these arguments, quoted: spaces in a path survive the shell, and a path
+    that begins with a dash is not taken for an option."""
+    return " ".join(["uhr", *map(_quoted, arguments)])
 
 
-def _word(word: object) -> str:
-    text = os.fspath(word) if isinstance(word, PurePath) else str(word)
-    if isinstance(word, PurePath) and text.startswith("-"):
+def _quoted(argument: object) -> str:
+    text = os.fspath(argument) if isinstance(argument, PurePath) else str(argument)
+    if isinstance(argument, PurePath) and text.startswith("-"):
         text = f"./{text}"
     quoted = shlex.quote(text)
     return quoted if shown(quoted) == quoted else f"$'{''.join(map(_quoted_byte, os.fsencode(text)))}'"
 
 
 def _quoted_byte(byte: int) -> str:
-    """One byte of a path between the marks of $'...', which bash, zsh and others read."""
+    """One byte of a path inside the quotes of $'...', which bash, zsh and others read."""
     character = chr(byte)
     if character in "'\\":
         return f"\\{character}"

@@ -1,4 +1,4 @@
-"""One kind of error for everything that a user can mend, and the words that help to mend it."""
+"""The error type for everything that a user can fix, and helpers to word such errors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake that the person at the terminal can mend: printed as one line, exit code 1, no traceback.
+    """A mistake that the user can fix: printed as one line, exit code 1, no traceback.
 
     Args:
         what: what is wrong, where, and with which value.
         fix: what to do about it.
-        give: arguments that the fix says to give, by the name of the parameter. A function that several
-            commands call does not know their options: it names its own parameter here (`{"base": "FOLDER"}`),
-            and each caller writes it as its option (`worded`). Until then it reads `base=FOLDER`, as in a
-            call from Python.
+        give: the arguments to pass, by parameter name, such as `{"base": "FOLDER"}`. A function that several
+            commands call does not know the names of their options: `with_options` turns parameters into
+            options. Before that the text is `base=FOLDER`, as in a call from Python.
     """
 
     def __init__(self, what: str, fix: str | None = None, give: Mapping[str, str] | None = None) -> None:
@@ -33,15 +32,15 @@ class UserError(Exception):
         return ": ".join(part for part in (self.what, self.fix, given) if part)
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str | None], dict[str, Any]]:
-        # exceptions cross process borders (worker pools, Ray): rebuild from the parts
+        # exceptions are pickled between processes (worker pools, Ray): rebuild from the parts
         return type(self), (self.what, self.fix), vars(self)
 
-    def worded(self, options: Mapping[str, str] | None = None) -> UserError:
-        """The same error with arguments in the fix as options of a command.
+    def with_options(self, options: Mapping[str, str] | None = None) -> UserError:
+        """Return the same error with the parameters of its fix written as command-line options.
 
-        `options` has the option of each parameter as a prefix of its value: `{"device": "--set
-        runtime.device="}`; other parameters stay as they are. Without `options` every parameter is the option
-        of its name: `text_dtype` is `--text-dtype VALUE`.
+        `options` has the prefix of each parameter's value: `{"device": "--set runtime.device="}`; other
+        parameters stay as they are. Without `options` each parameter becomes the option of the same name:
+        `text_dtype` is `--text-dtype VALUE`.
         """
         if options is None:
             options = {name: f"--{name.replace('_', '-')} " for name in self.give}
@@ -54,39 +53,41 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def worded(**options: str) -> Generator[None]:
-    """In the block arguments in the fix of a `UserError` are written as these options (`UserError.worded`);
-    for a command whose option for a parameter has another name."""
+def with_options(**options: str) -> Generator[None]:
+    """Write parameters in the fix of a `UserError` that the block raises as these options
+    (`UserError.with_options`); for a command whose option is not called as the parameter.
+    """
     try:
         yield
     except UserError as error:
-        raise error.worded(options) from error.__cause__
+        raise error.with_options(options) from error.__cause__
 
 
-def together(errors: Sequence[UserError], most: int = 5) -> UserError:
-    """One error for several mistakes of the same kind, in one line: the first `most` of them, and how many
-    more there are. The fix is that of all where they have the same, else each keeps its own."""
+def combined(errors: Sequence[UserError], most: int = 5) -> UserError:
+    """Combine several errors into one line: the first `most` of them, and how many more there are.
+
+    If all have the same fix, it is given once; otherwise each keeps its own.
+    """
     first = errors[0]
     alike = all((error.fix, error.give) == (first.fix, first.give) for error in errors)
-    told = [error.what if alike else str(error.worded()) for error in errors[:most]]
+    texts = [error.what if alike else str(error.with_options()) for error in errors[:most]]
     if len(errors) > most:
-        told.append(f"and {len(errors) - most:,} more")
-    return UserError("; ".join(told), *((first.fix, first.give) if alike else ()))
+        texts.append(f"and {len(errors) - most:,} more")
+    return UserError("; ".join(texts), *((first.fix, first.give) if alike else ()))
 
 
 def one_line(error: object) -> str:
-    """The text of another library's exception, or of anything else, in one line: every run of white space is
-    one space. Empty where it says nothing."""
+    """The text of an exception, or of any object, in one line: each run of white space becomes one space."""
     return " ".join(str(error).split())
 
 
 def install(extra: str) -> str:
-    """The command, in the folder of the sources, that brings what an optional part needs, as it is tested."""
+    """The command that installs an extra with the tested versions, in the folder of the sources."""
     return f"pip install -c constraints.txt -e '.[{extra}]'"
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The known names that look most like `name`, best first, whatever the case of either."""
+    """The known names most similar to `name`, best first, without regard to case."""
     by_folded: dict[str, list[str]] = {}
     for one in known:
         by_folded.setdefault(one.casefold(), []).append(one)
@@ -95,7 +96,7 @@ def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
-    """The error for a name that nothing bears, with the nearest ones that something does."""
+    """The error for an unknown name, with the most similar known names."""
     known = sorted(known)
     close = nearest(name, known)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}"
@@ -103,14 +104,14 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> User
 
 
 def load_object(path: str, kind: str) -> Any:
-    """The object at an import path `package.module:Name`: how a user's own stage, recipe or sampler is named.
+    """Import the object at `package.module:Name`: a user's own stage, recipe or sampler.
 
-    Modules are searched as everywhere in Python. A command also searches the working folder, last
-    (`uhr.cli.main`).
+    Raises UserError if it cannot be imported. Modules are searched as everywhere in Python. A command also
+    searches the working folder, last (`uhr.cli.main`).
     """
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
-        raise UserError(f"'{path}' is no import path of a {kind}", "write it as package.module:Name")
+        raise UserError(f"'{path}' is not an import path of a {kind}", "write it as package.module:Name")
     try:
         found: Any = importlib.import_module(module_name)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the error where a disk refuses them."""
+"""Atomic writes, errors of full or read-only disks, and hashes of files."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from typing import Any
 from uhr.base.errors import UserError
 
 _CHUNK = 16 << 20
-_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A disk or a quota without space, a limit on the size of a file."""
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A disk or quota is full, or a file is larger than its limit."""
 
-_FULL = (*_ROOM, errno.EROFS)
-"""Also a disk that is mounted read-only: what no read ever fails with."""
+_FULL = (*_NO_SPACE, errno.EROFS)
+"""Also a disk that is mounted read-only; no read fails with any of these."""
 
 _SUFFIX = r"\.[0-9a-f]{32}\.tmp"
 TEMPORARY = re.compile(rf"\..+{_SUFFIX}")
-"""The names that files have while `atomic` writes them, and keep where the process is killed."""
+"""The names of files while `atomic` writes them; they remain if the process is killed."""
 
 
 def or_half_written(names: str) -> re.Pattern[str]:
-    """A pattern of these names (a regular expression) and of their temporary names."""
+    """A pattern that matches these names (a regular expression) and their temporary names."""
     return re.compile(rf"(?:{names})|\.(?:{names}){_SUFFIX}")
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Generator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` when the block ends without an error.
+    """Yield a temporary name next to `path`; it is renamed to `path` when the block ends without an error.
 
     The bytes are on disk before the name is: a crash at any moment leaves the old file, the new one, or none.
     The file gets the mode that the umask gives to new files, whatever the library that writes it does
@@ -56,7 +56,7 @@ def atomic(path: Path) -> Generator[Path]:
 
 
 def _create(path: Path) -> int:
-    """Create an empty file; the mode (permission bits) that it got."""
+    """Create an empty file and return its mode (permission bits)."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         return stat.S_IMODE(os.fstat(handle).st_mode)
@@ -81,12 +81,12 @@ def usual_modes(folder: Path) -> None:
 def saving(
     place: Path | str, fix: str | Callable[[], str], kind: type[UserError] = UserError
 ) -> Generator[None]:
-    """Turn a failed write to `place`, a file or a folder, into one error of this kind: "PLACE cannot be
-    written (No space left on device): FIX". `fix` may be a function where it depends on what was written
-    until then; "make room" in it reads "make it writable" where space is not what is missing.
+    """Turn a failed write to `place`, a file or a folder, into an error of type `kind`: "PLACE cannot be
+    written (No space left on device): FIX".
 
-    The block may do other things as well: an error counts as a failed write where it says that a disk takes
-    no more (`disk_fault`), or is an OSError about a file in `place`. Every other error passes unchanged.
+    `fix` may be a function if it depends on what was written before the failure; "make room" in it becomes
+    "make it writable" if the disk is not full. An error is a failed write if it reports a full or read-only
+    disk (`disk_fault`), or if it is an OSError about a file in `place`. Every other error passes unchanged.
     """
     try:
         yield
@@ -97,26 +97,25 @@ def saving(
         if reason is None:
             raise
         fix = fix if isinstance(fix, str) else fix()
-        if reason not in map(os.strerror, _ROOM):
+        if reason not in map(os.strerror, _NO_SPACE):
             fix = fix.replace("make room", "make it writable")
         raise kind(f"{place} cannot be written ({reason})", fix) from error
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """What the system says of a disk that takes no more bytes ("No space left on device", "Disk quota
-    exceeded", "File too large", "Read-only file system"), if that is what an exception of any library is
-    about; None otherwise.
+    """The system's text for a full or read-only disk ("No space left on device", "Disk quota exceeded", "File
+    too large", "Read-only file system") if an exception of any library reports one; None otherwise.
     """
     if isinstance(error, OSError) and error.errno in _FULL:
         return os.strerror(error.errno)
-    # DuckDB and safetensors raise errors of their own that hold the system's text and no number
+    # DuckDB and safetensors raise errors of their own that contain the system's text and no number
     text = str(error)
     return next((reason for reason in map(os.strerror, _FULL) if reason in text), None)
 
 
 def _refused(error: Exception, place: Path) -> str | None:
-    """The system's reason where an OSError is about a file in `place`, about its temporary name (`atomic`),
-    or about a parent that could not be made."""
+    """The system's reason if an OSError is about a file in `place`, its temporary name (`atomic`), or a
+    parent that could not be made; None otherwise."""
     if not isinstance(error, OSError) or error.filename is None:
         return None
     place, file = place.absolute(), Path(os.fsdecode(error.filename)).absolute()
@@ -141,36 +140,36 @@ def sync(path: Path) -> None:
 
 
 def user_path(text: str | Path) -> Path:
-    """A path as a user wrote it: `~` is the home; `~somebody`, who is not here, is a name like any other."""
+    """Expand `~` in a path that a user wrote; `~name` of an unknown user is left as it is."""
     return Path(os.path.expanduser(text))
 
 
 def json_bytes(value: Any, sort_keys: bool = False) -> bytes:
-    """`value` as indented JSON in UTF-8, with a line break at its end. ValueError for a NaN or an infinity.
+    """Serialise `value` as indented JSON in UTF-8, ending with a line break.
 
-    Half of a character, as it stands for a byte of a path that is not UTF-8, is an escape of JSON's own
-    (`\\udce9`): nothing is refused when the work is done, and whoever reads the JSON gets the path back.
+    A lone surrogate, Python's form of a path's byte that is not UTF-8, becomes a JSON escape (`\\udce9`), so
+    that a reader of the JSON gets the path back. Raises ValueError for NaN and infinity.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
     return f"{text}\n".encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, atomically. ValueError for a NaN or an infinity, which JSON does not have."""
+    """Write `value` as indented JSON, atomically. Raises ValueError for NaN and infinity."""
     data = json_bytes(value)
     with atomic(path) as temporary:
         temporary.write_bytes(data)
 
 
 def file_version(status: os.stat_result) -> str:
-    """`SIZE-MTIME`, in bytes and ns, of what `os.stat` or `os.fstat` gives: the `source_version` of a file in
-    a folder. Two states of a file with one version are taken for the same bytes.
+    """`SIZE-MTIME`, in bytes and ns, of the result of `os.stat` or `os.fstat`: the `source_version` of a file
+    in a folder. Two states of a file with one version are taken for the same bytes.
     """
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
-    """SHA-256 (64 hex digits) of a file's bytes. `advance(n)` hears of every n bytes more."""
+    """SHA-256 (64 hex digits) of a file's bytes. `advance(n)` is called after every n bytes."""
     with open(path, "rb") as file:
         if advance is None:
             return hashlib.file_digest(file, "sha256").hexdigest()

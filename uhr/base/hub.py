@@ -45,16 +45,15 @@ def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, 
             f"the hub keeps '{repository}' behind a licence", f"accept it on {page}, then run `hf auth login`"
         ) from error
     except LocalEntryNotFoundError as error:
-        what = f"'{name}' is no folder here and not in the hub's cache"
+        what = f"'{name}' is neither a folder here nor in the hub's cache"
         if cached:
             raise UserError(what, f"if you want it from the hub, name it: --model {name}") from error
-        raise UserError(f"{what}, and the hub is out of reach", "check the path, or the network") from error
+        raise UserError(f"{what}, and the hub cannot be reached", "check the path, or the network") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         if (reason := disk_fault(error)) is not None:
             fix = "make room, or set HF_HOME to a folder of another disk"
             raise UserError(f"the hub's cache cannot take '{name}' ({reason})", fix) from error
-        words = one_line(error)
         raise UserError(
-            f"'{name}' is no folder here, and the hub did not give it ({words})",
+            f"'{name}' is not a folder here, and cannot be downloaded from the hub ({one_line(error)})",
             "check the path, or the hub id and its revision",
         ) from error

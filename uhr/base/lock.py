@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock that lets one run at a time work in a folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ NAME = "lock"
 
 @contextlib.contextmanager
 def only_run(folder: Path, where: object = None) -> Generator[None]:
-    """Hold the lock of `folder` while the block runs; a UserError if another process has it. The system lets
-    go of it when the process dies, however it dies. `where` is how people call the place that is worked in;
-    None: the folder that `folder` lies in.
+    """Hold the lock of `folder` while the block runs. Raises UserError if another process has it.
+
+    The system releases the lock when the process ends, in whatever way. `where` names the place in the
+    error; None is the parent of `folder`.
     """
     handle = _take(folder, folder.parent if where is None else where)
     try:
@@ -27,9 +28,9 @@ def only_run(folder: Path, where: object = None) -> Generator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process works in `folder` now."""
+    """Whether a process has the lock of `folder` now."""
     try:
-        # to look takes no right to write, as on a disk that is mounted read-only
+        # read-only: looking must also work on a disk that is mounted read-only
         handle = os.open(folder / NAME, os.O_RDONLY)
     except FileNotFoundError:
         return False
@@ -45,7 +46,7 @@ def _take(folder: Path, where: object) -> int:
         try:
             handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:
-            continue  # a run that just finished took the folder away between the two lines
+            continue  # a run that just finished removed the folder between the two lines
         if not _locked(handle):
             os.close(handle)
             raise UserError(f"another run is at work in {where}", "wait for it, or stop it")
@@ -64,7 +65,7 @@ def _locked(handle: int) -> bool:
 
 
 def _same_file(handle: int, path: Path) -> bool:
-    """Whether the name still leads to what was locked: the run before this one may have cleared it away."""
+    """Whether the name is still that of the locked file: the run before this one may have removed it."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:

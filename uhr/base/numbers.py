@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formatting of numbers for people."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def number(value: Any) -> str:
 
 
 def with_unit(value: Any, unit: str) -> str:
-    """`3.21 bit`; a missing value has no unit, nor has a pure number (unit "1")."""
+    """`3.21 bit`; a missing value and a pure number (unit "1") have no unit."""
     return number(value) if value is None or unit in ("", "1") else f"{number(value)} {unit}"
 
 
 def share(part: float, whole: float) -> str:
-    """A part of a whole in per cent: `12 %`, `0.4 %`; never 0 for something nor 100 for less than all."""
+    """Format a part of a whole in per cent: `12 %`, `0.4 %`; 0 and 100 only if exact."""
     if not whole:
         return "–"
     percent = 100 * part / whole
@@ -36,6 +36,6 @@ def share(part: float, whole: float) -> str:
 
 
 def first_words(text: str | None, most: int = 140) -> str:
-    """The beginning of a text, cut at a word."""
+    """The first `most` characters of a text, cut between words."""
     text = one_line(text or "")
     return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"

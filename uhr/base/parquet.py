@@ -1,4 +1,4 @@
-"""Parquet files as open files: no library is handed a path that it could read a meaning into.
+"""Reads and writes Parquet through open files: libraries get no path that they could interpret.
 
 DuckDB and pyarrow look for patterns, partitions (`license=cc0/`), schemes and UTF-8 in the paths that they
 are given. An open file has none of these.
@@ -20,20 +20,20 @@ import pyarrow.parquet as pq
 
 @contextlib.contextmanager
 def opened(path: Path, **options: Any) -> Generator[pq.ParquetFile]:
-    """A Parquet file for reading; `options` are those of `pyarrow.parquet.ParquetFile`."""
+    """Open a Parquet file for reading; `options` are those of `pyarrow.parquet.ParquetFile`."""
     with open(path, "rb") as file, pq.ParquetFile(file, **options) as parquet:
         yield parquet
 
 
 @contextlib.contextmanager
 def mapped(path: Path, **options: Any) -> Generator[pq.ParquetFile]:
-    """As `opened`, for many small reads: the file is mapped into memory, and what is read is not copied."""
+    """Open a Parquet file for many small reads: it is mapped into memory, and reads do not copy."""
     with pq.ParquetFile(pa.BufferReader(_bytes_of(path)), **options) as parquet:
         yield parquet
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a Parquet file; `columns` in the order given, all of them by default."""
+    """Read the rows of a Parquet file; `columns` in the order given, all of them by default."""
     with opened(path) as file:
         table = file.read(columns=None if columns is None else list(columns))
     return table if columns is None else table.select(list(columns))
@@ -46,14 +46,14 @@ def schema_of(path: Path) -> pa.Schema:
 
 
 def row_count(path: Path) -> int:
-    """Rows of a Parquet file."""
+    """Number of rows of a Parquet file."""
     with opened(path) as file:
         return file.metadata.num_rows
 
 
 @contextlib.contextmanager
 def writer(path: Path, schema: pa.Schema, **options: Any) -> Generator[pq.ParquetWriter]:
-    """A new Parquet file; `options` are those of `pyarrow.parquet.ParquetWriter`."""
+    """Open a new Parquet file for writing; `options` are those of `pyarrow.parquet.ParquetWriter`."""
     with open(path, "wb") as file, pq.ParquetWriter(file, schema, **options) as parquet:
         yield parquet
 
@@ -65,8 +65,9 @@ def write(path: Path, table: pa.Table, **options: Any) -> None:
 
 
 def regrouped(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of exactly `rows`, each of one contiguous chunk; the last may be shorter. How
-    the rows come in tables leaves no trace.
+    """Cut the same rows into tables of exactly `rows`, each of one contiguous chunk; the last may be shorter.
+
+    The result does not depend on how the rows are divided into tables.
     """
     held: list[pa.Table] = []
     count = 0
@@ -84,7 +85,7 @@ def regrouped(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 @contextlib.contextmanager
 def dataset(paths: Sequence[Path], schema: pa.Schema) -> Generator[ds.Dataset]:
-    """Parquet files of one schema as one Arrow dataset, in their order; readable while the block runs."""
+    """Open Parquet files of one schema as one Arrow dataset, in their order, while the block runs."""
     with contextlib.ExitStack() as files:
         form = ds.ParquetFileFormat()
         fragments = [form.make_fragment(files.enter_context(open(path, "rb"))) for path in paths]
@@ -92,7 +93,7 @@ def dataset(paths: Sequence[Path], schema: pa.Schema) -> Generator[ds.Dataset]:
 
 
 def batches(path: Path) -> pa.ipc.RecordBatchFileReader:
-    """A reader of any record batch of an Arrow file (IPC), whose data are the pages of the file itself."""
+    """Open an Arrow IPC file for random access to its record batches, mapped into memory."""
     return pa.ipc.open_file(pa.BufferReader(_bytes_of(path)))
 
 

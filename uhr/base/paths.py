@@ -1,7 +1,7 @@
-"""Paths are bytes that mean nothing: how they become text in files that we write, and names for libraries.
+"""Paths as text in files that we write, and as names that libraries do not interpret.
 
-A path of the file system may hold any byte but NUL. Python keeps bytes that are not UTF-8 as lone surrogates,
-which neither JSON nor Parquet can hold and few libraries take.
+A path of the file system may contain any byte but NUL. Python represents bytes that are not UTF-8 as lone
+surrogates, which neither JSON nor Parquet can store and few libraries accept.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from uhr.base.errors import UserError
 FILE_URI = "file://"
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./-]+")
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def is_url(text: str) -> bool:
-    """Whether `text` names a place in another system (`s3://bucket/prefix`), not a path."""
-    return _ADDRESS.match(text) is not None
+    """Whether `text` is a URL (`s3://bucket/prefix`), not a path."""
+    return _URL.match(text) is not None
 
 
 def local(name: str, utf8: bool = False) -> Callable[[str | PurePath], Path]:
-    """The parser of an option or argument called `name` that takes a path of this machine.
+    """Make the parser of an option or argument called `name` that takes a path of this machine.
 
-    It raises UserError for an address: taken for a path, `s3://bucket` would be a folder called `s3:`. With
-    `utf8` it also refuses a path that is not UTF-8.
+    The parser raises UserError for a URL (as a path, `s3://bucket` would be a folder called `s3:`), and with
+    `utf8` for a path that is not UTF-8.
     """
 
     def parse(value: str | PurePath) -> Path:
         text = os.fspath(value)
         if is_url(text):
             fix = "give a path of this machine; only --out of a sampler may be in a bucket"
-            raise UserError(f"{name} {text} is no path", fix)
+            raise UserError(f"{name} {text} is a URL, not a path", fix)
         if utf8:
             check_utf8(name, text)
         return Path(text)
@@ -47,15 +47,15 @@ def local(name: str, utf8: bool = False) -> Callable[[str | PurePath], Path]:
 
 
 def check_utf8(name: str, path: str | PurePath) -> None:
-    """UserError for a path that is not UTF-8, where a library or a record of ours cannot hold it. `name` is
-    what the path is given for (`--model`)."""
+    """Raise UserError if a path is not UTF-8, where a library or a record cannot store it. `name` is the
+    option that the path was given for (`--model`)."""
     if not is_utf8(path):
         fix = "rename it, or give a link to it that has a plain name"
         raise UserError(f"{name} {os.fspath(path)}: the path is not UTF-8, which is required here", fix)
 
 
 def is_utf8(path: str | PurePath) -> bool:
-    """Whether the bytes of a path are UTF-8, so that any file and library can hold it."""
+    """Whether the bytes of a path are UTF-8, so that any file and library can store it."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -64,35 +64,36 @@ def is_utf8(path: str | PurePath) -> bool:
 
 
 def escaped(path: str | PurePath) -> str:
-    """A path as text that is one to one with it: `%` and bytes that are not UTF-8 become `%25` and `%XX`; all
-    else is left as it is."""
+    """Escape a path reversibly: `%` and bytes that are not UTF-8 become `%25` and `%XX`; all else is kept."""
     text = os.fsencode(path).decode("utf-8", "surrogateescape").replace("%", "%25")
     return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in text)
 
 
 def unescaped(text: str) -> str:
-    """The path that `escaped` made `text` of."""
+    """The path whose `escaped` form is `text`."""
     return os.fsdecode(urllib.parse.unquote_to_bytes(text))
 
 
 def path_text(path: str | PurePath) -> str:
-    """A path as text for JSON and Parquet, which `text_path` reads back.
+    """Write a path as text for JSON and Parquet; `text_path` reads it back.
 
-    One that is UTF-8 is its own text. Any other is written as the URI of its absolute path, escaped
+    A path in UTF-8 is its own text. Any other is written as the URI of its absolute path, escaped
     (`file:///data/caf%E9`): no path has two slashes behind a scheme, as those fold into one.
     """
     return os.fspath(path) if is_utf8(path) else FILE_URI + escaped(os.path.abspath(path))
 
 
 def text_path(text: str) -> Path:
-    """The path that `path_text` made `text` of."""
+    """The path whose `path_text` is `text`."""
     return Path(unescaped(text.removeprefix(FILE_URI)) if text.startswith(f"{FILE_URI}/") else text)
 
 
 @contextlib.contextmanager
 def plain_folder(folder: Path) -> Generator[Path]:
-    """An absolute name for an existing folder in which no library finds a meaning: its own where that is of
-    letters, digits and `_.-` alone, else that of a link in a temporary folder, gone when the block ends.
+    """Yield an absolute path of an existing folder that libraries do not interpret.
+
+    It is the folder's own if that has only letters, digits and `_.-/`; otherwise a link in a temporary
+    folder, which is removed when the block ends.
 
     DuckDB takes `?` in the name of its file for the beginning of options, for example.
     """

@@ -1,4 +1,4 @@
-"""Keeps what diffusers and transformers print while loading off the terminal where we say it ourselves."""
+"""Silences what diffusers and transformers print while loading, where we report it ourselves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 @contextlib.contextmanager
 def quiet_loading() -> Generator[None]:
-    """Within it neither library draws progress bars; warnings and errors still show."""
+    """Disable both libraries' progress bars in the block; warnings and errors still show."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -33,18 +33,18 @@ _REPORTS = ("LOAD REPORT", "Some weights of", "The config attributes")
 
 @contextlib.contextmanager
 def quiet_reports() -> Generator[None]:
-    """Within it neither library logs which weights and keys did not fit: `loading_checks` raises an error for
-    them."""
+    """Disable both libraries' reports of weights and keys that do not fit: `loading_checks` raises an error
+    for them."""
     loggers = [logging.getLogger(name) for name in _REPORTERS]
     for logger in loggers:
-        logger.addFilter(_is_no_report)
+        logger.addFilter(_is_not_report)
     try:
         yield
     finally:
         for logger in loggers:
-            logger.removeFilter(_is_no_report)
+            logger.removeFilter(_is_not_report)
 
 
-def _is_no_report(record: logging.LogRecord) -> bool:
+def _is_not_report(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     return not any(report in text for report in _REPORTS)

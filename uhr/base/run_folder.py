@@ -1,7 +1,7 @@
-"""The folder that a command writes to: whose it is, which process works in it, and what may be removed there.
+"""Output folders of commands: ownership, locking and safe removal.
 
-Every command declares as a `Layout` what it writes into its folder. Nothing else in a folder is ever mixed
-with, overwritten or removed.
+Every command declares as a `Layout` what it writes into its folder. Other files there are never overwritten
+or removed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Layout:
     """What one kind of command writes into its folder.
 
     Args:
-        what: what the folder is for, in an error ("the manifest").
+        what: the name of the result in an error ("the manifest").
         names: every name that the command writes at the top of the folder.
-        marks: the names that show that such a command has been there. A folder that holds anything and none
-            of them belongs to somebody else.
+        marks: the names that show that such a command wrote the folder. A folder that is not empty and has
+            none of them is foreign.
         inside: by subfolder (`units`, `units/texts`), a pattern of the names of the files that the command
             writes in there; subfolders of subfolders have entries of their own. A subfolder without an entry
             is not looked into, and removed as a whole.
-        beside: whether other names may be there too, where a mark is.
+        allow_others: whether a folder with a mark may also contain other names.
         option: how a command line names the folder, in front of its path in an error.
     """
 
@@ -40,27 +40,29 @@ class Layout:
     names: tuple[str, ...]
     marks: tuple[str, ...]
     inside: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
-    beside: bool = False
+    allow_others: bool = False
     option: str = "--out "
 
-    def refuse_strangers(self, out: object, found: Collection[str]) -> None:
-        """Raises UserError if `found`, the names at the top of `out`, are not those of such a folder."""
-        if strangers := self.strangers(found):
-            raise self.refusal(out, strangers[0])
+    def check_names(self, out: object, found: Collection[str]) -> None:
+        """Raise UserError if `found`, the names at the top of `out`, are not those of such a folder."""
+        if foreign := self.foreign_names(found):
+            raise self.not_ours(out, foreign[0])
 
-    def strangers(self, found: Collection[str]) -> list[str]:
-        """Those of the names at the top of a folder that belong to somebody else, sorted."""
+    def foreign_names(self, found: Collection[str]) -> list[str]:
+        """The names at the top of a folder that no such command wrote, sorted."""
         marked = not set(found).isdisjoint(self.marks)
         if not marked:
             return sorted(set(found) - set(self.names)) or sorted(found)
-        return [] if self.beside else sorted(set(found) - set(self.names))
+        return [] if self.allow_others else sorted(set(found) - set(self.names))
 
-    def refusal(self, out: object, stranger: str) -> UserError:
-        return UserError(f"{self.option}{out} holds something else already ({stranger})", "name a new folder")
+    def not_ours(self, out: object, foreign: str) -> UserError:
+        return UserError(
+            f"{self.option}{out} already contains something else ({foreign})", "name a new folder"
+        )
 
 
 class RunFolder:
-    """A folder with the layout of one kind of command."""
+    """The output folder of one run, with the layout of its command."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = Path(path)
@@ -68,20 +70,20 @@ class RunFolder:
         self._is_new = not self.path.exists()
 
     def check(self) -> None:
-        """Raises UserError if the folder is a file, or holds anything that no such command wrote. Changes
+        """Raise UserError if the folder is a file, or contains anything that no such command wrote. Changes
         nothing.
         """
         if self.path.exists() and not self.path.is_dir():
             what = f"{self.layout.option}{self.path} is a file"
             raise UserError(what, f"name a folder for {self.layout.what}")
         found = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
-        self.layout.refuse_strangers(self.path, [name for name in found if not TEMPORARY.fullmatch(name)])
+        self.layout.check_names(self.path, [name for name in found if not TEMPORARY.fullmatch(name)])
         for folder in self.layout.inside:
-            for stranger in self._strangers_in(folder):
-                raise self.layout.refusal(self.path, stranger)
+            for foreign in self._foreign_files(folder):
+                raise self.layout.not_ours(self.path, foreign)
 
     def claim(self) -> None:
-        """Make the folder ready to be written to. Raises UserError as `check` does, and if it cannot be made
+        """Create the folder if it is missing. Raises UserError as `check` does, and if it cannot be created
         or written to.
         """
         self.check()
@@ -95,11 +97,11 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self, name: str = ".", where: object = None) -> Generator[None]:
-        """Be the only process that works in the folder while the block runs; the lock is in its subfolder
-        `name`. Raises UserError if another process has it; `where` is how the error calls the folder.
+        """Lock the folder while the block runs; the lock is in its subfolder `name`. Raises UserError if
+        another process has it; `where` names the folder in the error.
 
-        What a killed write of the layout's files left is removed. At the end the lock is removed, and with it
-        the subfolder if it is empty, and the folder if it is empty and was not there before.
+        Temporary files of killed writes are removed first. At the end the lock is removed, and with it the
+        subfolder if it is empty, and the folder if it is empty and did not exist before.
         """
         folder = self.path / name
         with lock.only_run(folder, self.path if where is None else where):
@@ -115,8 +117,8 @@ class RunFolder:
                         self.path.rmdir()
 
     def clear(self, *names: str) -> None:
-        """Remove these names of the folder, but for the lock of a run at work and for whatever no such
-        command wrote, of which a warning tells.
+        """Remove these names from the folder, except for the lock of an active run. What no such command
+        wrote is kept, with a warning.
         """
         for name in names:
             path = self.path / name
@@ -124,12 +126,12 @@ class RunFolder:
                 _remove(path)
                 continue
             self._empty(name)
-            if (stranger := next(self._strangers_in(name), None)) is not None:
-                left = Path(stranger).relative_to(name)
-                warn(f"{path} holds '{left}', which no run wrote: it was left there; take it out")
+            if (foreign := next(self._foreign_files(name), None)) is not None:
+                left = Path(foreign).relative_to(name)
+                warn(f"{path} contains '{left}', which no run wrote: it was kept; move it elsewhere")
 
     def _empty(self, folder: str) -> None:
-        """Remove what the command wrote into a subfolder, and the subfolder if nothing is left in it."""
+        """Remove what the command wrote into a subfolder, and the subfolder if it is then empty."""
         path = self.path / folder
         if path.is_symlink() or not path.is_dir():
             return
@@ -142,8 +144,8 @@ class RunFolder:
         if not any(path.iterdir()):
             path.rmdir()
 
-    def _strangers_in(self, folder: str) -> Iterator[str]:
-        """What no such command wrote into a subfolder, relative to the folder and sorted."""
+    def _foreign_files(self, folder: str) -> Iterator[str]:
+        """Paths in a subfolder that no such command wrote, relative to the folder and sorted."""
         path = self.path / folder
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             yield folder
@@ -151,7 +153,7 @@ class RunFolder:
         for entry in sorted(path.iterdir()) if path.exists() else ():
             inner = f"{folder}/{entry.name}"
             if inner in self.layout.inside:
-                yield from self._strangers_in(inner)
+                yield from self._foreign_files(inner)
             elif not self._is_ours(folder, entry):
                 yield inner
 
@@ -175,8 +177,8 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def all_or_nothing(folder: Path) -> Generator[None]:
-    """A block that writes into `folder`; if it fails (an error, Ctrl-C), the names that it added there are
-    removed, and so are the folders that it had to make.
+    """Remove what the block added to `folder` if it fails (an error, Ctrl-C): new names there, and the
+    folders that it had to create.
     """
     before = set(folder.iterdir()) if folder.is_dir() else set()
     missing = [path for path in (folder, *folder.parents) if not path.exists()]

@@ -1,4 +1,4 @@
-"""Messages that become data: in one line, and the same on every run."""
+"""Removes from messages what differs from run to run, so that they can be stored as data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OF_THE_RUN = (
 
 
 def stable_text(text: str) -> str:
-    """`text` in one line, without clocks, thread numbers, source lines and addresses."""
+    """Reduce `text` to one line without times, thread numbers, source lines and addresses."""
     for pattern, replacement in _OF_THE_RUN:
         text = pattern.sub(replacement, text)
     return one_line(text)

@@ -1,7 +1,7 @@
-"""A place for finished files: a folder, or a prefix of an object store, behind the same five verbs.
+"""Storage of finished files, with one interface: a folder, or a prefix of an object store.
 
-Names are relative, with `/` between their parts. A name is whole or absent, whoever dies while it is written:
-a folder gets a file that is renamed, and a PUT to an object store shows nothing until all bytes are there.
+Names are relative, with `/` between their parts. Writes are atomic, also if the process is killed: in a
+folder a temporary file is renamed, and a PUT to an object store shows nothing until all bytes have arrived.
 """
 
 from __future__ import annotations
@@ -21,59 +21,59 @@ from uhr.base.files import TEMPORARY, atomic, disk_fault, user_cache, user_path
 from uhr.base.paths import is_url
 
 ATTEMPTS = 6
-"""Of a request to an object store before it counts as failed: about 15 s of waiting in between."""
+"""Attempts of a request to an object store before it fails, with about 15 s of waiting in between."""
 
 
 class StoreError(UserError):
-    """The place itself cannot be read or written: no item's fault, so it ends a run."""
+    """The storage itself cannot be read or written, so the run ends: it is not one item that failed."""
 
 
 class Store(ABC):
-    """Where files go. `text` is how the user named it."""
+    """Storage of files by name. `text` is the path or URL as the user wrote it."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
     @abstractmethod
     def names(self) -> set[str]:
-        """Every name that stands here, at any depth."""
+        """All names, at any depth."""
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
-        """The bytes of a name; None where it is absent."""
+        """The bytes of a file; None if it does not exist."""
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
-        """Bytes under a name, atomically; what stood there is replaced."""
+        """Write a file atomically, replacing an earlier one of that name."""
 
     @abstractmethod
     def exists(self, name: str) -> bool:
-        """Whether a name stands here now."""
+        """Whether a file exists now."""
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove a name; nothing happens where it is absent."""
+        """Remove a file if it exists."""
 
     @abstractmethod
     def probe(self) -> None:
-        """UserError unless files can be written here; nothing of the attempt stays."""
+        """Raise UserError unless files can be written; leaves nothing behind."""
 
     @abstractmethod
     def work_folder(self) -> Path:
-        """A folder on this machine for what a run notes down while it works here."""
+        """A folder on this machine for the temporary state of a run."""
 
     def place(self, name: str) -> str:
-        """How people call the file of that name."""
+        """The path or URL of a file, for messages."""
         return f"{self.text.rstrip('/')}/{name}"
 
 
 def open_store(text: str) -> Store:
-    """The store that `text` names. Touches nothing; UserError where no package speaks that protocol."""
+    """The store at a path or URL; touches nothing yet. Raises UserError if the protocol is unknown."""
     return ObjectStore(text) if is_url(text) else FolderStore(text)
 
 
 class FolderStore(Store):
-    """A folder; made when the first file is written."""
+    """A folder; created when the first file is written."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -87,40 +87,40 @@ class FolderStore(Store):
         return found
 
     def read(self, name: str) -> bytes | None:
-        with self._told(name):
+        with self._store_errors(name):
             try:
                 return (self.folder / name).read_bytes()
             except FileNotFoundError:
                 return None
 
     def write(self, name: str, data: bytes) -> None:
-        with self._told(name), atomic(self.folder / name) as temporary:
+        with self._store_errors(name), atomic(self.folder / name) as temporary:
             temporary.write_bytes(data)
 
     def exists(self, name: str) -> bool:
         return (self.folder / name).is_file()
 
     def delete(self, name: str) -> None:
-        with self._told(name):
+        with self._store_errors(name):
             (self.folder / name).unlink(missing_ok=True)
 
     def probe(self) -> None:
         place = self.folder
         try:
-            # the folder itself may be made when it is wanted
+            # the folder itself is created when the first file is written
             while not place.exists() and place != place.parent:
                 place = place.parent
             with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
             what = f"nothing can be written to {self.text} ({place}: {error.strerror or error})"
-            raise UserError(what, "name a folder that is yours to write to") from error
+            raise UserError(what, "name a folder in which you may write") from error
 
     def work_folder(self) -> Path:
         return self.folder / "work"
 
     @contextlib.contextmanager
-    def _told(self, name: str) -> Generator[None]:
+    def _store_errors(self, name: str) -> Generator[None]:
         try:
             yield
         except OSError as error:
@@ -129,8 +129,8 @@ class FolderStore(Store):
 
 
 class ObjectStore(Store):
-    """A prefix of a bucket, through fsspec; S3's credentials and endpoint are where its tools look for them
-    (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `AWS_ENDPOINT_URL`, ...).
+    """A prefix of a bucket, through fsspec; S3's credentials and endpoint are found as its own tools find
+    them (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `AWS_ENDPOINT_URL`, ...).
     """
 
     def __init__(self, text: str) -> None:
@@ -142,7 +142,7 @@ class ObjectStore(Store):
         self._root = self._files._strip_protocol(self.text).rstrip("/")
 
     def names(self) -> set[str]:
-        with self._told(""):
+        with self._store_errors(""):
             try:
                 found = self._files.find(self._root)
             except FileNotFoundError:
@@ -150,22 +150,22 @@ class ObjectStore(Store):
         return {path[len(self._root) + 1 :] for path in found}
 
     def read(self, name: str) -> bytes | None:
-        with self._told(name):
+        with self._store_errors(name):
             try:
                 return self._files.cat_file(f"{self._root}/{name}")
             except FileNotFoundError:
                 return None
 
     def write(self, name: str, data: bytes) -> None:
-        with self._told(name):
+        with self._store_errors(name):
             self._files.pipe_file(f"{self._root}/{name}", data)
 
     def exists(self, name: str) -> bool:
-        with self._told(name):
+        with self._store_errors(name):
             return bool(self._files.exists(f"{self._root}/{name}"))
 
     def delete(self, name: str) -> None:
-        with self._told(name), contextlib.suppress(FileNotFoundError):
+        with self._store_errors(name), contextlib.suppress(FileNotFoundError):
             self._files.rm_file(f"{self._root}/{name}")
 
     def probe(self) -> None:
@@ -177,25 +177,26 @@ class ObjectStore(Store):
         return user_cache("stores") / hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     @contextlib.contextmanager
-    def _told(self, name: str) -> Generator[None]:
+    def _store_errors(self, name: str) -> Generator[None]:
         try:
             yield
         except Exception as error:
-            words = _fault(error, self.text)
-            if words is None:
+            description = _described(error)
+            if description is None:
                 raise
-            raise StoreError(f"{self.place(name) if name else self.text}: {words[0]}", words[1]) from error
+            what, fix = description
+            raise StoreError(f"{self.place(name) if name else self.text}: {what}", fix) from error
 
 
 _MAKE_ROOM = "make room there; the same command goes on where it stopped"
-_GO_ON = "mend that; the same command goes on where it stopped"
+_GO_ON = "fix that; the same command goes on where it stopped"
 
 
 def _file_system(protocol: str, text: str) -> Any:
-    """fsspec's file system, which asks the store and not its own memory what stands there."""
+    """fsspec's file system, without its cache of listings."""
     if protocol != "s3":
-        # fsspec knows many more, and of most of them a reader would see halves of files
-        raise UserError(f"{text} is in no store that is known here", "name a folder, or s3://bucket/prefix")
+        # fsspec knows many more; in most of them a reader would see half-written files
+        raise UserError(f"{text} has an unknown protocol", "name a folder, or s3://bucket/prefix")
     try:
         import fsspec
 
@@ -205,7 +206,7 @@ def _file_system(protocol: str, text: str) -> Any:
         )
     except ImportError as error:
         raise UserError(f"{text} needs a package that is not installed", install("s3")) from error
-    found.retries = 1  # botocore's own are enough: s3fs would do all of them five times
+    found.retries = 1  # botocore retries already: s3fs would repeat all of its attempts five times
     return found
 
 
@@ -223,18 +224,18 @@ _KINDS = {
     "PermissionError": ("access is denied", "check the credentials, and what they may do with the bucket"),
     "FileNotFoundError": ("there is no such bucket", "make the bucket, or name another"),
 }
-"""By the name of the exception's class, in the client library's words or Python's."""
+"""What happened and the fix, by the name of the client library's or Python's exception class."""
 
 
-def _fault(error: Exception, text: str) -> tuple[str, str] | None:
-    """What went wrong, and the fix; None for a mistake of ours, which is no fault of the store."""
+def _described(error: Exception) -> tuple[str, str] | None:
+    """What happened, and the fix; None if the error does not come from the store."""
     kinds = [cls.__name__ for cls in type(error).__mro__]
     library = type(error).__module__.partition(".")[0]
     if "OSError" not in kinds and library not in ("botocore", "aiobotocore", "aiohttp"):
         return None
-    said = one_line(error)
+    text_of_error = one_line(error)
     for kind in kinds:
         if kind in _KINDS:
             what, fix = _KINDS[kind]
-            return f"{what} ({said})", fix
-    return f"the store failed ({said or kinds[0]})", _GO_ON
+            return f"{what} ({text_of_error})", fix
+    return f"the store failed ({text_of_error or kinds[0]})", _GO_ON

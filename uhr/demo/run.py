@@ -103,7 +103,7 @@ MADE = (
 )
 """What the demo writes into its folder, and clears there when it runs again."""
 
-LAYOUT = Layout("the demo", (MARKER, *MADE), (MARKER,), beside=True)
+LAYOUT = Layout("the demo", (MARKER, *MADE), (MARKER,), allow_others=True)
 
 
 def _take_folder(out: Path) -> None:

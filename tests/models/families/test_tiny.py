@@ -40,7 +40,7 @@ def test_making_one_leaves_torchs_random_state_alone(tmp_path):
 
 def test_a_folder_that_holds_anything_is_refused(tmp_path):
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds something else already \(note\.txt\)"):
+    with pytest.raises(UserError, match=r"already contains something else \(note\.txt\)"):
         zoo.make_tiny("tiny-flux1", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 

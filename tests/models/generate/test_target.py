@@ -88,12 +88,12 @@ def test_what_a_disk_refuses_later_is_one_line(tmp_path):
 @pytest.mark.parametrize("option", ["image", "previews", "transformer", "vae", "prompts"])
 def test_a_url_where_a_file_is_wanted_is_named_as_it_was_written(option, tiny_flux, tmp_path, capsys):
     line = refused(capsys, euler(tiny_flux, tmp_path / "x.png", f"--{option}", "s3://buck/set1"))
-    assert re.search(rf"--{option} s3://buck/set1 is no path: give a path of this machine", line)
+    assert re.search(rf"--{option} s3://buck/set1 is a URL, not a path: give a path of this machine", line)
 
 
 def test_a_repeat_is_written_here(tmp_path, capsys):
     call = ["sample", "--repeat", str(tmp_path / "x.png"), "--out", "s3://buck/x.png"]
-    assert "--out s3://buck/x.png is no path" in refused(capsys, call)
+    assert "--out s3://buck/x.png is a URL, not a path" in refused(capsys, call)
 
 
 def test_the_help_says_how_many_times_a_image_is_enlarged():

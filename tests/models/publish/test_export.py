@@ -184,6 +184,6 @@ def test_a_readme_of_the_users_is_not_overwritten(tiny_flux, tmp_path, facts, tr
     lora = LoraSpec(4, DEV.lora_targets)
     _, state = trained(tiny_flux, lora)
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(UserError, match=r"holds something else already \(README\.md\)"):
+    with pytest.raises(UserError, match=r"already contains something else \(README\.md\)"):
         export_lora(state, lora, tmp_path, facts())
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("README.md", "mine")]

@@ -54,7 +54,7 @@ def test_what_a_killed_encode_left_is_taken_and_cleared(tmp_path):
 def test_a_folder_with_anything_of_a_users_is_refused_and_untouched(tmp_path, name, marked):
     put(tmp_path, name, *(["encoded.json"] if marked else []))
     before = listing(tmp_path)
-    with pytest.raises(UserError, match="holds something else already"):
+    with pytest.raises(UserError, match="already contains something else"):
         RunFolder(tmp_path, LAYOUT).claim()
     assert listing(tmp_path) == before
 
@@ -71,7 +71,7 @@ def test_clearing_leaves_a_users_file_and_says_so(tmp_path, folder, capsys):
 def test_encode_writes_into_nobodys_folder(tmp_path, manifest_of, tiny_flux, where):
     manifest = manifest_of(tmp_path, [{"name": "a.png", "height": 130, "width": 130}])
     before = listing(tmp_path)
-    with pytest.raises(UserError, match="holds something else already"):
+    with pytest.raises(UserError, match="already contains something else"):
         encode(manifest.path, str(tiny_flux), tmp_path / where, EncodeConfig(), "cpu")
     assert listing(tmp_path) == before
 

@@ -324,7 +324,7 @@ def test_a_folder_that_holds_anything_else_is_refused_and_untouched(make, name, 
     (Path("out") / name).parent.mkdir(parents=True)
     (Path("out") / name).write_text("mine")
     before = stamps("out")
-    assert "holds something else already" in make(["a lake"]).error
+    assert "already contains something else" in make(["a lake"]).error
     assert stamps("out") == before
 
 

@@ -83,5 +83,5 @@ def test_an_object_store_keeps_sets_and_strangers_apart_as_a_folder_does(make, s
     assert "holds another set: other seeds: " in refused.error
     assert f"{url}-2" in refused.error
     open_store(f"s3://{s3.bucket}/home").write("thesis.doc", b"mine")
-    assert "holds something else already" in make(PROMPTS, out=f"s3://{s3.bucket}/home").error
+    assert "already contains something else" in make(PROMPTS, out=f"s3://{s3.bucket}/home").error
     assert "there is no such bucket" in make(PROMPTS, out=f"s3://{s3.bucket}-nowhere/set").error

@@ -51,7 +51,7 @@ def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
 
 def test_a_folder_of_a_users_is_refused_and_untouched(tmp_path):
     (tmp_path / "thesis.doc").touch()
-    with pytest.raises(UserError, match="holds something else already"), hold(tmp_path):
+    with pytest.raises(UserError, match="already contains something else"), hold(tmp_path):
         raise AssertionError("held")
     assert names(tmp_path) == ["thesis.doc"]
 

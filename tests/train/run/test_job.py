@@ -176,7 +176,7 @@ def test_another_run_in_the_same_folder_is_refused(job_of, tmp_path):
         job_of("seed=2", "caption_dropout=0.5", out=tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    with pytest.raises(UserError, match="holds something else already"):
+    with pytest.raises(UserError, match="already contains something else"):
         job_of(out=tmp_path / "other")
 
 
