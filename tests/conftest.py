@@ -13,8 +13,8 @@ from hypothesis import settings
 
 # no deadline: a busy machine is no failure. `make test` tries the same examples in every run, so that
 # a commit is not judged by chance; HYPOTHESIS_PROFILE=explore draws new ones
-settings.register_profile("repeatable", deadline=None, derandomize=True)
-settings.register_profile("explore", deadline=None)
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile("explore", deadline=None, max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 # tiny tensors are slower on two threads than on one, many times so where something else uses the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
