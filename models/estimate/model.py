@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from uhr.models.estimate.weights import WeightBytes, weight_bytes
 from uhr.models.families.base import Backbone
 from uhr.models.loading.opening import Model
 from uhr.models.samplers.core.plan import BackboneCalls, Coding
+from uhr.models.specs.registry import SPECS
 from uhr.models.specs.spec import ModelSpec
 from uhr.models.vae.f16 import F16, vae_factor
 from uhr.models.vae.tiled import ExactTiling
@@ -122,6 +123,26 @@ class ModelCost:
         ]
         weights = max(m.in_features * m.out_features for m in linears)
         return weights, max(m.out_features for m in linears), max(m.in_features for m in linears)
+
+
+def cost_of(
+    model: Model | ModelSpec,
+    backbone: Backbone,
+    dtype: torch.dtype,
+    factor: int,
+    files: Mapping[str, Path],
+    adapters: int,
+) -> ModelCost:
+    """The `ModelCost` of a plan. That of a spec of the registry with its own weights alone is built once: its
+    modules without memory take a second."""
+    if not files and not adapters and isinstance(model, ModelSpec) and SPECS.get(model.name) is model:
+        return _cost_of_spec(model.name, backbone, dtype, factor)
+    return ModelCost(model, backbone, dtype, factor, files, adapters)
+
+
+@lru_cache(maxsize=4)
+def _cost_of_spec(name: str, backbone: Backbone, dtype: torch.dtype, factor: int) -> ModelCost:
+    return ModelCost(SPECS[name], backbone, dtype, factor, files={}, adapters=0)
 
 
 def _packed(file: Path | None) -> int | None:

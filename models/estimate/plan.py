@@ -12,7 +12,7 @@ from uhr.base.errors import unknown
 from uhr.models.estimate import operations
 from uhr.models.estimate.devices import DEFAULT, Device, here
 from uhr.models.estimate.devices import device as find_device
-from uhr.models.estimate.model import ModelCost
+from uhr.models.estimate.model import cost_of
 from uhr.models.estimate.operations import Operations, of_calls
 from uhr.models.estimate.price import Price, Way, ways
 from uhr.models.estimate.shapes import bare
@@ -94,7 +94,7 @@ class Plan:
         self._prices: dict[Way, Price] = {}
         facts, request = method.facts, method.request
         elsewhere = {} if isinstance(model, ModelSpec) else model.weights
-        self.cost = ModelCost(
+        self.cost = cost_of(
             model,
             facts.family,
             pick_dtype(dtype),
