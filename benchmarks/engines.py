@@ -25,8 +25,8 @@ from PIL import Image
 
 from uhr.base.console import say, table
 from uhr.curate.config import PipelineConfig, load
-from uhr.curate.planning.plan import Plan
-from uhr.curate.run import Order, run
+from uhr.curate.planning.plan import CurationPlan
+from uhr.curate.run import CurationRequest, run
 from uhr.runtime.pool import Engine, Pool
 from uhr.runtime.worker import cores
 
@@ -53,7 +53,9 @@ class Claim:
 def header_only(rounds: int = 3) -> Claim:
     """Files per second of a run that needs no pixels, on two local workers, from listing to report."""
     tree = {"name": "headers", "stages": [{"stage": "header"}, {"stage": "geometry"}]}
-    plan = Plan.of(PipelineConfig.model_validate({**tree, "rules": {"resolution": "megapixels >= 0.25"}}))
+    plan = CurationPlan.of(
+        PipelineConfig.model_validate({**tree, "rules": {"resolution": "megapixels >= 0.25"}})
+    )
     with _scratch() as scratch:
         source = _links(scratch, _small_images(scratch / "originals"), HEADER_FILES)
         seconds = min(_timed(plan, source, scratch, "local", 2) for _ in range(rounds))
@@ -64,7 +66,7 @@ def header_only(rounds: int = 3) -> Claim:
 
 def ray_against_local(rounds: int = 2) -> Claim:
     """Seconds of `quickstart` on Ray and on local workers, as many of them, over the same real images."""
-    plan = Plan.of(load("quickstart", ["rules.duplicates=null"]))
+    plan = CurationPlan.of(load("quickstart", ["rules.duplicates=null"]))
     workers = cores()
     with _scratch() as scratch:
         originals = _real_images() or _large_images(scratch / "originals")
@@ -85,11 +87,11 @@ def ray_against_local(rounds: int = 2) -> Claim:
 CLAIMS = (header_only, ray_against_local)
 
 
-def _timed(plan: Plan, source: Path, scratch: Path, engine: Engine, workers: int) -> float:
+def _timed(plan: CurationPlan, source: Path, scratch: Path, engine: Engine, workers: int) -> float:
     out = scratch / "out"
     start = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):
-        outcome = run(Order(plan, source, out, Pool(engine, workers)), fresh=str)
+        outcome = run(CurationRequest(plan, source, out, Pool(engine, workers)), fresh=str)
     seconds = time.perf_counter() - start
     assert outcome.manifest.info.counts["failed"] == 0, outcome.manifest.info.counts
     shutil.rmtree(out)

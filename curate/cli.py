@@ -10,7 +10,7 @@ import typer
 from uhr.base import console
 from uhr.base.paths import local
 
-app = typer.Typer(no_args_is_help=True, help="Images in, manifest out: annotate every image, decide by rule.")
+app = typer.Typer(no_args_is_help=True, help="Images in, manifest out: measure every image, select by rules.")
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change the pipeline.")]
@@ -32,10 +32,10 @@ def run(
         typer.Option(
             parser=local("--out"),
             metavar="DIR",
-            help="Folder of the manifest. The same command goes on where it stopped.",
+            help="Folder of the manifest. The same command resumes a run that was stopped.",
         ),
     ],
-    engine: Annotated[str, typer.Option(help="ray: Ray Data; local: worker processes of our own.")] = "ray",
+    engine: Annotated[str, typer.Option(help="ray: Ray Data; local: uhr's own worker processes.")] = "ray",
     workers: Annotated[
         int | None,
         typer.Option(
@@ -46,7 +46,7 @@ def run(
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="A running Ray cluster, which sees SOURCE and OUT under the same paths."),
+        typer.Option(help="A running Ray cluster whose machines have SOURCE and OUT at the same paths."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N files.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")] = False,
@@ -59,30 +59,31 @@ def run(
     """Curate a folder: every file becomes one row, kept, rejected (with the rule) or failed (with the
     error).
     """
-    from uhr.curate import run as rooms
     from uhr.curate.config import load
-    from uhr.curate.planning.plan import Plan
-    from uhr.curate.show import print_outcome, print_plan
+    from uhr.curate.planning.plan import CurationPlan
+    from uhr.curate.run import CurationRequest, list_source
+    from uhr.curate.run import run as run_request
+    from uhr.curate.show import print_plan, print_result
     from uhr.runtime.pool import Pool
 
     pool = Pool.of(engine, workers, address)
-    plan = Plan.of(load(pipeline, sets or []), strict)
-    order = rooms.Order(plan, source, out, pool, limit)
+    plan = CurationPlan.of(load(pipeline, sets or []), strict)
+    request = CurationRequest(plan, source, out, pool, limit)
     if dry_run:
-        listing = rooms.survey(order)
+        listing = list_source(request)
         rows = listing.items.num_rows
         facts = {**plan.facts(), "inputs": rows, "units": -(-rows // plan.unit_size(rows))}
         console.emit(facts, as_json, lambda _: print_plan(plan, listing))
         return
-    words = ["curate", "run", pipeline, "--source", str(source), "--engine", engine]
-    words += [word for item in sets or [] for word in ("--set", item)]
-    words += [] if limit is None else ["--limit", str(limit)]
-    outcome = rooms.run(order, lambda taken: console.command(*words, "--out", _free(taken)))
-    console.emit(outcome.facts(), as_json, lambda _: print_outcome(outcome))
+    arguments = ["curate", "run", pipeline, "--source", str(source), "--engine", engine]
+    arguments += [argument for item in sets or [] for argument in ("--set", item)]
+    arguments += [] if limit is None else ["--limit", str(limit)]
+    result = run_request(request, lambda taken: console.command(*arguments, "--out", _free(taken)))
+    console.emit(result.facts(), as_json, lambda _: print_result(result))
 
 
 def _free(taken: Path) -> Path:
-    """The first of OUT-2, OUT-3, ... that does not exist."""
+    """Return the first of OUT-2, OUT-3, ... that does not exist."""
     number = 2
     while (free := taken.with_name(f"{taken.name}-{number}")).exists():
         number += 1
@@ -94,7 +95,7 @@ def status(
     out: Annotated[Path, typer.Argument(parser=local("OUT"), metavar="OUT", help="Folder of a run.")],
     as_json: Json = False,
 ) -> None:
-    """How far a run has come, also while it runs."""
+    """Show the progress of a run, also while it runs."""
     from uhr.curate.show import print_status
     from uhr.curate.status import status_of
 
@@ -109,16 +110,16 @@ def explain(
     ],
     as_json: Json = False,
 ) -> None:
-    """Why an image was kept or not: every column by stage, every rule with the values it looked at."""
-    from uhr.curate.explain import explain as tell
+    """Explain why an image was kept or not: every column by stage, every rule with the values it tested."""
+    from uhr.curate.explain import explain as explain_sample
     from uhr.curate.show import print_explanation
 
-    console.emit(tell(out, sample), as_json, print_explanation)
+    console.emit(explain_sample(out, sample), as_json, print_explanation)
 
 
 @app.command()
 def stages(as_json: Json = False) -> None:
-    """What can be computed of an image: columns, what they need, packages and their licences."""
+    """List the stages: the columns they add, what they need, packages and their licences."""
     from uhr.curate.show import print_stages
     from uhr.curate.stages.catalogue import all_stages
 
@@ -136,7 +137,7 @@ def show(
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """The commented YAML of a preset; of a file, or with --set, the whole pipeline that comes of it."""
+    """Show the commented YAML of a preset; for a file, or with --set, the whole resulting pipeline."""
     from uhr.base.config import parse_yaml
     from uhr.curate.config import is_file, preset_names, preset_text
 
@@ -156,7 +157,7 @@ def show(
 
 
 def _show_whole(pipeline: str, sets: list[str], as_json: bool) -> None:
-    """Every key of a pipeline, with the preset, the file and the command line put together."""
+    """Print every key of the pipeline that results from preset, file and command line."""
     import yaml
 
     from uhr.curate.config import load

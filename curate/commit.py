@@ -1,7 +1,7 @@
-"""From finished units to a manifest: set stages and the rules after them over all rows, then one commit.
+"""Make the manifest of a run whose units are finished: set stages and their rules over all rows, then commit.
 
-Nothing here is ever held as a whole: rows stream from the staged parts, or from a DuckDB table, which spills
-to disk, where set stages have to see the whole set.
+The rows are never in memory as a whole. They are streamed from the staged parts or, if there are set stages,
+from a DuckDB table, which spills to disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from uhr.base.files import or_half_written
 from uhr.base.lock import NAME as LOCK
 from uhr.base.paths import plain_folder
 from uhr.base.run_folder import Layout, all_or_nothing
-from uhr.curate.planning.plan import Plan, Step
+from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rows import PREVIEW, Tally
 from uhr.curate.rules import Judge, Verdict
 from uhr.curate.stage import SetStage
@@ -39,10 +39,10 @@ from uhr.runtime.units import UnitPlan
 
 BATCH_ROWS = 16_384
 MEMORY = "1GiB"
-"""Of DuckDB; what does not fit goes to files in the units' folder."""
+"""Memory limit of DuckDB; the rest is spilled to files in the units' folder."""
 
 SPILLED = "commit.duckdb.tmp"
-"""The folder of these files."""
+"""The folder of the spilled files."""
 
 UNITS = "units"
 
@@ -60,25 +60,25 @@ LAYOUT = Layout(
 
 def commit(
     out: Path,
-    plan: Plan,
+    plan: CurationPlan,
     units: UnitPlan,
     tally: Tally,
     root: Path,
     operation: dict[str, object],
-    met: dict[str, int],
+    not_opened: dict[str, int],
     advance: Advance,
 ) -> Manifest:
     """Write the manifest of a run whose units are all finished."""
     parts = [units.part(unit) for unit in range(units.count)]
     seen = dict(tally.seen)
     rejected = dict(tally.rejected)
-    with _whole_set(units.folder) as everything, all_or_nothing(out):
+    with _SampleTable(units.folder) as table, all_or_nothing(out):
         if plan.sets:
-            everything.load(parts, plan)
-            for step in plan.sets:
-                everything.annotate(step)
-                everything.ask(step, plan, seen, rejected)
-            batches = everything.batches(plan.schema)
+            table.load(parts, plan)
+            for planned in plan.sets:
+                table.annotate(planned)
+                table.apply_rules(planned, plan, seen, rejected)
+            batches = table.batches(plan.schema)
         else:
             batches = _staged(parts, plan.schema)
         return write_manifest(
@@ -90,24 +90,24 @@ def commit(
             operation=operation,
             stages=plan.stage_infos(),
             rules=_funnel(plan, seen, rejected),
-            source=met,
+            source=not_opened,
             versions=_versions(),
         )
 
 
-def _funnel(plan: Plan, seen: dict[str, int], rejected: dict[str, int]) -> list[RuleInfo]:
-    asked = [
+def _funnel(plan: CurationPlan, seen: dict[str, int], rejected: dict[str, int]) -> list[RuleInfo]:
+    evaluated = [
         RuleInfo(
             name=r.name, where=r.condition.text, seen=seen.get(r.name, 0), rejected=rejected.get(r.name, 0)
         )
         for r in plan.rules
     ]
     idle = [RuleInfo(name=i.name, where=i.where, state="not evaluated", why=i.why) for i in plan.idle]
-    return asked + idle
+    return evaluated + idle
 
 
 def _staged(parts: list[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows as their units left them: by uri, since units are cut from the sorted list."""
+    """Yield the rows of the staged parts. They are sorted by uri, as units are cut from the sorted list."""
     for part in parts:
         yield from parquet.read(part, schema.names).to_batches()
 
@@ -127,7 +127,7 @@ def _counted(batches: Iterator[pa.RecordBatch], advance: Advance) -> Iterator[pa
 
 
 def _versions() -> dict[str, str]:
-    """Of the packages that numbers come from."""
+    """Return the versions of the packages that compute the columns."""
     found = {}
     for name in ("numpy", "opencv-python-headless", "pillow", "numba"):
         try:
@@ -137,23 +137,23 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _answered(column: Column) -> str:
-    """SQL: a set stage's column, null where its value is not finite, as of every other stage."""
+def _result_column(column: Column) -> str:
+    """SQL for a set stage's column; null if its value is not finite, as in the columns of other stages."""
     if pa.types.is_floating(column.type):
         return f"{finite_column(column.name)} AS {quoted(column.name)}"
     return f"answer.{quoted(column.name)}"
 
 
-class _whole_set:
-    """The table `samples` of every row, in DuckDB; gone when the block ends."""
+class _SampleTable:
+    """Context manager of a DuckDB table `samples` with every row; deleted when the block ends."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __enter__(self) -> _whole_set:
+    def __enter__(self) -> _SampleTable:
         self._clear()
         with contextlib.ExitStack() as stack:
-            # no database in a file: DuckDB resolves the links in its name, and reads options out of it
+            # in memory: DuckDB resolves links in the name of a database file, and parses options in it
             spilled = stack.enter_context(plain_folder(self._folder)) / SPILLED
             self._connection = stack.enter_context(duckdb.connect(":memory:"))
             for setting in (
@@ -170,52 +170,64 @@ class _whole_set:
         self._clear()
 
     def _clear(self) -> None:
-        """Remove what a killed commit left."""
+        """Remove the spilled files of a commit that was killed."""
         shutil.rmtree(self._folder / SPILLED, ignore_errors=True)
 
-    def load(self, parts: list[Path], plan: Plan) -> None:
-        late = {column.name for step in plan.sets for column in step.stage.adds}
+    def load(self, parts: list[Path], plan: CurationPlan) -> None:
+        late = {column.name for planned in plan.sets for column in planned.stage.adds}
         schema = pa.schema([field for field in plan.schema if field.name not in late])
         with parquet.dataset(parts, schema) as staged:
             self._connection.register("staged", staged)
             self._connection.execute("CREATE TABLE samples AS SELECT * FROM staged")
             self._connection.unregister("staged")
 
-    def annotate(self, step: Step[SetStage]) -> None:
-        """The columns of a set stage on the rows that are still in; null on all others."""
+    def annotate(self, planned: PlannedStage[SetStage]) -> None:
+        """Add the columns of a set stage. They are null in rows that are not kept.
+
+        Raises UserError if the stage's query fails or does not select its declared columns.
+        """
         run = self._connection.execute
         run(f"CREATE OR REPLACE TEMP VIEW live AS SELECT * FROM samples WHERE status = '{KEPT}'")
         try:
-            run(f"CREATE OR REPLACE TABLE answer AS {step.stage.query()}")
+            run(f"CREATE OR REPLACE TABLE answer AS {planned.stage.query()}")
         except duckdb.Error as error:
-            words = one_line(error)
-            raise UserError(f"stage '{step.label}': {words}", "mend its query") from None
-        self._check_answer(step)
+            raise UserError(f"stage '{planned.label}': {one_line(error)}", "fix its query") from None
+        self._check_result(planned)
         run("DROP VIEW live")
-        columns = ", ".join(map(_answered, step.stage.adds))
+        columns = ", ".join(map(_result_column, planned.stage.adds))
         joined = "samples LEFT JOIN answer USING (sample_id)"
         run(f"CREATE TABLE more AS SELECT samples.*, {columns} FROM {joined}")
         run("DROP TABLE samples")
         run("DROP TABLE answer")
         run("ALTER TABLE more RENAME TO samples")
 
-    def _check_answer(self, step: Step[SetStage]) -> None:
+    def _check_result(self, planned: PlannedStage[SetStage]) -> None:
         names = {row[0] for row in self._connection.execute("DESCRIBE answer").fetchall()}
-        wanted = {"sample_id", *(column.name for column in step.stage.adds)}
-        if names != wanted:
+        declared = {"sample_id", *(column.name for column in planned.stage.adds)}
+        if names != declared:
             raise UserError(
-                f"stage '{step.label}' gives columns {sorted(names)}, not {sorted(wanted)}", "mend its query"
+                f"stage '{planned.label}' gives columns {sorted(names)}, not {sorted(declared)}",
+                "fix its query",
             )
         query = "SELECT count(*) - count(DISTINCT sample_id) FROM answer"
         twice = self._connection.execute(query).fetchone()
         if twice is None or twice[0]:
-            raise UserError(f"stage '{step.label}' gives a sample more than once", "mend its query")
+            raise UserError(f"stage '{planned.label}' gives a sample more than once", "fix its query")
 
-    def ask(self, step: Step[SetStage], plan: Plan, seen: dict[str, int], rejected: dict[str, int]) -> None:
-        """The rules that fire after a set stage, by the same judge as all others."""
-        if not step.rules:
+    def apply_rules(
+        self,
+        planned: PlannedStage[SetStage],
+        plan: CurationPlan,
+        seen: dict[str, int],
+        rejected: dict[str, int],
+    ) -> None:
+        """Evaluate the rules that follow a set stage on the kept rows, and write the verdicts.
+
+        Adds to `seen` and `rejected`, the counts by rule.
+        """
+        if not planned.rules:
             return
-        columns = {"sample_id"}.union(*(rule.condition.columns for rule in step.rules))
+        columns = {"sample_id"}.union(*(rule.condition.columns for rule in planned.rules))
         chosen = ", ".join(map(quoted, sorted(columns)))
         run = self._connection.execute
         run("CREATE TABLE changes (sample_id VARCHAR, status VARCHAR, reason VARCHAR, error VARCHAR)")
@@ -224,7 +236,7 @@ class _whole_set:
         judge = Judge(plan.schema)
         for batch in self._connection.cursor().sql(query).to_arrow_reader(BATCH_ROWS):
             rows = pa.Table.from_batches([batch]).cast(schema).to_pylist()
-            verdicts = judge.verdicts(step.rules, rows, seen)
+            verdicts = judge.verdicts(planned.rules, rows, seen)
             self._change(
                 [(row["sample_id"], v) for row, v in zip(rows, verdicts, strict=True) if v], rejected
             )
@@ -244,7 +256,7 @@ class _whole_set:
             self._connection.unregister("rows_to_change")
 
     def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """Every row, by uri, in the manifest's columns."""
+        """Yield every row with the columns of `schema`, sorted by uri."""
         columns = ", ".join(map(quoted, schema.names))
         query = f"SELECT {columns} FROM samples ORDER BY uri"
         for batch in self._connection.sql(query).to_arrow_reader(BATCH_ROWS):

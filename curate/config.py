@@ -1,6 +1,4 @@
-"""Pipeline YAML: a preset or a file, the differences that a file makes to a preset, and `--set
-path=value`.
-"""
+"""Load a pipeline: a preset or a YAML file, a file's changes to a preset, and `--set path=value`."""
 
 from __future__ import annotations
 
@@ -21,11 +19,11 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 class StageEntry(pydantic.BaseModel):
-    """One stage of the list; every other key is a parameter of the stage.
+    """One entry of `stages`; its other keys are the parameters of the stage.
 
-    `stage` is a name or an import path. `if_missing: skip` leaves the stage out where this machine or this
-    version does not have it; `adds` then names its columns, so that rules over them can be reported as not
-    evaluated. A name that no version has (`stages.LATER`) is a slip of the pen, unless it comes with `adds`.
+    `stage` is a name or an import path. `if_missing: skip` skips the stage if this machine or this version
+    does not have it; `adds` then names its columns, so that rules over them are reported as not evaluated. A
+    name that is neither known nor in `stages.LATER` is an error unless `adds` is set.
     """
 
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
@@ -37,7 +35,7 @@ class StageEntry(pydantic.BaseModel):
 
     @property
     def label(self) -> str:
-        """What people call it: `name` where a stage stands twice."""
+        """The unique name of the stage in the pipeline: `name` if it is set, else `stage`."""
         return self.name or self.stage
 
     @property
@@ -46,9 +44,11 @@ class StageEntry(pydantic.BaseModel):
 
 
 class RunLimits(PixelLimits):
-    """What one image may cost: `seconds` of wall time at a stretch (from one rule to the next, as the rules
-    between pixel stages are asked about many images at once, and its clock starts anew behind them),
-    `memory` of a worker process (bytes, or "4GiB"), pixels and bytes of its file.
+    """Limits per image: `seconds` of wall time, `memory` of a worker process (bytes, or "4GiB"), and the
+    pixels and bytes of its file.
+
+    The clock restarts after each rule between pixel stages, as such rules are evaluated for many images at
+    once.
     """
 
     seconds: float = Field(60.0, gt=0)
@@ -56,7 +56,9 @@ class RunLimits(PixelLimits):
 
 
 class SidecarKeys(Config):
-    """Which keys of a JSON sidecar fill which column, the first found; `source_meta` takes the rest."""
+    """The keys of a JSON sidecar that fill each column: the first that is found. All other keys go to
+    `source_meta`.
+    """
 
     caption: list[str] = DEFAULT_KEYS["caption"]
     source_url: list[str] = DEFAULT_KEYS["source_url"]
@@ -65,13 +67,13 @@ class SidecarKeys(Config):
 
 
 class PipelineConfig(Config):
-    """A whole pipeline: what is computed of every image, and which images stay."""
+    """A whole pipeline: what is measured of every image, and which images are kept."""
 
     name: str
     description: str = ""
     stages: list[StageEntry] = Field(min_length=1)
     rules: dict[str, str] = Field(default_factory=dict)
-    """Name -> SQL over columns, in the order in which they are asked."""
+    """Name -> SQL over columns, in the order in which they are evaluated."""
     limits: RunLimits = Field(default_factory=RunLimits)
     preview: int = Field(320, ge=0, le=2048)
     """Long side in pixels of the small JPEG that reports show; 0 for none."""
@@ -85,15 +87,16 @@ def preset_names() -> list[str]:
 
 
 def preset_text(name: str) -> str:
-    """The whole commented YAML of a preset."""
+    """Return the commented YAML of a preset. Raises UserError if there is no such preset."""
     if name not in preset_names():
         raise unknown("preset", name, preset_names())
     return (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load(pipeline: str, sets: Sequence[str] = ()) -> PipelineConfig:
-    """The pipeline that is a preset's name or a YAML file, with the `path=value` settings of the command
-    line.
+    """Load `pipeline`, a preset's name or a YAML file, and apply the `path=value` settings `sets`.
+
+    Raises UserError if it does not exist or is invalid.
     """
     tree = _with_stage_mappings(_resolve(*_find(pipeline)), pipeline)
     tree = _with_stage_mappings(apply_sets(tree, list(sets)), pipeline)
@@ -105,7 +108,7 @@ def load(pipeline: str, sets: Sequence[str] = ()) -> PipelineConfig:
 
 
 def is_file(pipeline: str) -> bool:
-    """Whether `load` takes this for a file, there or not, and not for the name of a preset."""
+    """Whether `load` treats this as a file, existing or not, rather than as the name of a preset."""
     path = Path(pipeline)
     return pipeline not in preset_names() and (path.is_file() or _looks_like_a_file(path))
 
@@ -130,14 +133,14 @@ def _presets() -> str:
 
 
 def _resolve(tree: dict[str, Any], where: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The tree with the preset that it starts from put in; a tree without one is whole already."""
+    """Return the tree merged over the preset that its key `preset` names; without that key, unchanged."""
     if "preset" not in tree:
         return tree
     base = tree["preset"]
     if base not in preset_names():
         raise unknown("preset", str(base), preset_names(), where)
     if base in above:
-        raise UserError(f"{where}: preset '{base}' starts from itself", "mend the preset")
+        raise UserError(f"{where}: preset '{base}' starts from itself", "fix the preset")
     whole = _resolve(read_yaml(PRESETS / f"{base}.yaml"), base, (*above, base))
     differences = {key: value for key, value in tree.items() if key != "preset"}
     if above == ():
@@ -147,9 +150,7 @@ def _resolve(tree: dict[str, Any], where: str, above: tuple[str, ...] = ()) -> d
 
 
 def _merge(key: str, base: Any, value: Any, where: str) -> Any:
-    """One key of the differences over the preset's: mappings are merged and null removes, all else
-    replaces.
-    """
+    """Merge one key of a file over the preset's: mappings are merged, null removes, other values replace."""
     if key == "stages" and isinstance(value, Mapping):
         return _merge_stages(base or [], value, where)
     if isinstance(base, Mapping) and isinstance(value, Mapping):
@@ -158,14 +159,14 @@ def _merge(key: str, base: Any, value: Any, where: str) -> Any:
 
 
 def _merge_stages(base: Sequence[Any], differences: Mapping[str, Any], where: str) -> list[Any]:
-    """`flatness: {patch: 256}` changes parameters, `flatness: null` leaves the stage out, another name adds
-    one.
+    """Merge changes of stages: `flatness: {patch: 256}` changes parameters, `flatness: null` removes the
+    stage, a new name adds one.
     """
     entries = [_as_mapping(entry) for entry in base]
     labels = [entry.get("name") or entry.get("stage") for entry in entries]
     for label, change in differences.items():
         if change is not None and not isinstance(change, Mapping):
-            raise UserError(f"{where}: stages.{label} holds {change!r}", "write its parameters, {} or null")
+            raise UserError(f"{where}: stages.{label} is {change!r}", "write its parameters, {} or null")
         if label in labels:
             place = labels.index(label)
             entries[place] = None if change is None else {**entries[place], **change}
@@ -177,19 +178,20 @@ def _merge_stages(base: Sequence[Any], differences: Mapping[str, Any], where: st
 
 
 def _with_stage_mappings(tree: dict[str, Any], where: str) -> dict[str, Any]:
-    """Bare stage names as mappings, so that `--set stages.flatness.patch=256` finds a place to write to.
-    A UserError where `stages` is no list or `rules` no mapping.
+    """Turn bare stage names into mappings, so that `--set stages.flatness.patch=256` can be applied.
+
+    Raises UserError if `stages` is not a list or `rules` is not a mapping.
     """
     stages, rules = tree.get("stages"), tree.get("rules")
     if isinstance(stages, Mapping):
         raise UserError(
-            f"{where}: stages holds a mapping",
-            "write a list, or start from a preset: to give differences only",
+            f"{where}: stages is a mapping, which only a file with preset: may have",
+            "write a list, or name the preset that the mapping changes",
         )
     if not isinstance(stages, list | None):
-        raise UserError(f"{where}: stages holds {stages!r}", "write a list, such as [header, decode]")
+        raise UserError(f"{where}: stages is {stages!r}", "write a list, such as [header, decode]")
     if not isinstance(rules, Mapping | None):
-        raise UserError(f"{where}: rules holds {rules!r}", "write a mapping of name: condition")
+        raise UserError(f"{where}: rules is {rules!r}", "write a mapping of name: condition")
     return tree if stages is None else {**tree, "stages": [_as_mapping(entry) for entry in stages]}
 
 

@@ -1,4 +1,4 @@
-"""Why an image was kept, rejected or failed: its columns by stage, and every rule with what it looked at."""
+"""Explain why an image was kept, rejected or failed: its columns by stage, and every rule with its values."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ PASS, FAIL, NOT_EVALUATED, NOT_REACHED = "pass", "fail", "not evaluated", "not r
 
 
 def explain(out: Path, sample: str) -> dict[str, Any]:
-    """The row of `sample` (a sample id, the beginning of one, or a uri): verdict, `columns` by stage, and
-    `rules` with `outcome` pass, fail, not evaluated (its stage did not run) or not reached. `path` is None
-    where the file's name is no UTF-8, which JSON cannot hold: the uri tells it.
+    """Return the verdict of `sample` (a sample id, the beginning of one, or a uri), its `columns` by stage,
+    and all `rules`, each with `outcome` pass, fail, not evaluated (its stage did not run) or not reached.
+
+    `path` is None if the file's name is not UTF-8, which JSON cannot represent; the uri names it then. Raises
+    UserError if no sample, or more than one, has this name.
     """
     manifest = Manifest.open(out)
     row = _row(manifest, sample)
@@ -43,21 +45,21 @@ def explain(out: Path, sample: str) -> dict[str, Any]:
 
 
 def _row(manifest: Manifest, sample: str) -> dict[str, Any]:
-    """The row that `sample` names, as people name an image: a sample id, the beginning of one, a uri, the
-    name below the source as it is on disk, or a path that leads into the source.
+    """Find the row that `sample` names: a sample id, the beginning of one, a uri, the name below the source
+    as it is on disk, or a path into the source.
     """
-    refused: UserError | None = None
+    first: UserError | None = None
     for name in _names(manifest.root, sample):
         try:
             return manifest.row(name)
         except UserError as error:
-            refused = refused or error
-    assert refused is not None
-    raise refused from None
+            first = first or error
+    assert first is not None
+    raise first from None
 
 
 def _names(root: Path, sample: str) -> list[str]:
-    """What a manifest may call `sample`, the likeliest first; all of it is UTF-8."""
+    """Return the names that a manifest may have for `sample`, most likely first, all of them UTF-8."""
     escaped = uri_of(sample)
     names = [sample] if _is_text(sample) else []
     names.append(escaped)
@@ -77,7 +79,7 @@ def _is_text(name: str) -> bool:
 
 
 def _columns(manifest: Manifest, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the source gave first, then the columns of each stage together, in the order of the pipeline."""
+    """Return the source's columns first, then those of each stage together, in the order of the pipeline."""
     shown = {"sample_id", "uri", *(column.name for column in VERDICT)}
     order = {stage.name: place for place, stage in enumerate(manifest.info.stages)}
     return [
@@ -98,30 +100,30 @@ def _rules(manifest: Manifest, row: dict[str, Any]) -> Iterable[dict[str, Any]]:
     unreached = _unreached(manifest, row)
     ended = unreached is None
     for info in manifest.info.rules:
-        told: dict[str, Any] = {"rule": info.name, "where": info.where, "values": {}}
+        entry: dict[str, Any] = {"rule": info.name, "where": info.where, "values": {}}
         if info.state == NOT_EVALUATED:
-            yield {**told, "outcome": NOT_EVALUATED, "why": info.why}
+            yield {**entry, "outcome": NOT_EVALUATED, "why": info.why}
             continue
         rule = Rule.parse(info.name, info.where)
-        told["values"] = {name: row[name] for name in sorted(rule.condition.columns)}
+        entry["values"] = {name: row[name] for name in sorted(rule.condition.columns)}
         ended = ended or bool(rule.condition.columns.intersection(unreached or ()))
         outcome = NOT_REACHED if ended else _outcome(judge, rule, row)
         ended = ended or _ends_here(info, row, outcome)
-        yield {**told, "outcome": outcome, "why": row["error"] if outcome == FAIL and row["error"] else ""}
+        yield {**entry, "outcome": outcome, "why": row["error"] if outcome == FAIL and row["error"] else ""}
 
 
 def _outcome(judge: Judge, rule: Rule, row: dict[str, Any]) -> str:
-    return PASS if judge.outcomes([rule], [row])[0][0] is True else FAIL
+    return PASS if judge.evaluate([rule], [row])[0][0] is True else FAIL
 
 
 def _ends_here(info: RuleInfo, row: dict[str, Any], outcome: str) -> bool:
-    """Whether this rule gave the row its verdict: nothing after it was asked."""
+    """Whether this rule gave the row its verdict, so that no later rule was evaluated."""
     return outcome == FAIL and (row["status"] == REJECTED or row["reason"] in (NO_VALUE, RULE_ERROR))
 
 
 def _unreached(manifest: Manifest, row: dict[str, Any]) -> set[str] | None:
-    """Columns that the row never got because a stage failed it; None where it failed before the first one.
-    The error begins with the name of the stage.
+    """Return the columns that the row lacks because a stage failed it (the error begins with the name of the
+    stage); None if it failed before the first stage.
     """
     if row["status"] != FAILED or row["reason"] in (NO_VALUE, RULE_ERROR):
         return set()

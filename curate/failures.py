@@ -1,4 +1,4 @@
-"""What went wrong in a finished run, or was odd about what was kept, by the message that is most frequent."""
+"""The most frequent errors of a finished run, and the most frequent decoder note of its kept images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from uhr.manifests.schema import FAILED, KEPT
 
 
 class Failures(NamedTuple):
-    """`commonest`: kind of fault -> the error most often met, and on how many rows (a list of one; none where
-    rows have no words). `always`: the rules that gave an error or no value on every row that they saw.
+    """`commonest`: kind of fault -> its most frequent error and the number of rows with it, as a list of one
+    pair (kinds whose rows have no message are left out). `always`: the rules that failed every row that they
+    were evaluated on.
     """
 
     commonest: dict[str, list[tuple[str, int]]]
@@ -19,7 +20,7 @@ class Failures(NamedTuple):
 
 
 def failures_of(manifest: Manifest) -> Failures:
-    """Counted over the rows of `manifest`."""
+    """Count the errors in the rows of `manifest`."""
     commonest: dict[str, list[tuple[str, int]]] = {}
     by_rule = {rule.name: 0 for rule in manifest.info.rules if rule.state == "evaluated"}
     if not manifest.info.counts["failed"]:
@@ -33,25 +34,25 @@ def failures_of(manifest: Manifest) -> Failures:
         commonest.setdefault(reason, [(error, count)])
         if reason in (NO_VALUE, RULE_ERROR):
             for name in by_rule:
-                # as rules.Judge words it; the value in the error may differ from row to row
+                # the prefix that rules.Judge writes; the value after it may differ from row to row
                 by_rule[name] += count if error.startswith(f"rule '{name}' (") else 0
     seen = {rule.name: rule.seen for rule in manifest.info.rules}
     return Failures(commonest, [name for name, n in by_rule.items() if n and n == seen[name]])
 
 
-class Noted(NamedTuple):
-    """How many kept images have notes of their decoder; the most frequent note, and how many have it."""
+class NoteSummary(NamedTuple):
+    """How many kept images have decoder notes, the most frequent note, and how many images have it."""
 
     rows: int
     note: str
     times: int
 
 
-def noted_in(manifest: Manifest) -> Noted | None:
-    """None if no kept row has a note, or nothing was decoded."""
+def notes_of(manifest: Manifest) -> NoteSummary | None:
+    """Summarize the decoder notes; None if no kept row has one, or nothing was decoded."""
     if "notes" not in manifest.schema.names:
         return None
     query = "SELECT notes, count(*) AS n FROM samples WHERE status = $1 AND notes IS NOT NULL "
     with manifest.connect() as connection:
         found = connection.execute(query + "GROUP BY notes ORDER BY n DESC, notes", [KEPT]).fetchall()
-    return Noted(sum(times for _, times in found), *found[0]) if found else None
+    return NoteSummary(sum(times for _, times in found), *found[0]) if found else None

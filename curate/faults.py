@@ -1,4 +1,4 @@
-"""The kinds of fault that fail an image; they stand in `reason`, as the names of rules do."""
+"""The kinds of fault that fail an image. They are written to the column `reason`, as rule names are."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from uhr.pixels.types import FaultKind
 from uhr.runtime.units import CRASH, MEMORY_LIMIT, TIME_LIMIT
 
 NO_VALUE, RULE_ERROR = "no value", "rule error"
-"""A rule was null on a row, or could not be computed on it."""
+"""A rule was null for a row; a rule raised an error for a row."""
 
 STAGE_ERROR = "stage error"
-"""A stage raised, or gave what its columns cannot hold."""
+"""A stage raised, or returned a value that its column cannot hold."""
 
 BROKEN_LINK = "broken link"
 
 CHANGED = "changed"
-"""The file, or a sidecar of it, is not the one that was listed any more: it was written to, replaced or
-removed while the run was in progress. Such a row holds nothing that was measured.
+"""The file or one of its sidecars was written to, replaced or removed after it was listed. Such a row has no
+measured values.
 """
 
 KINDS: frozenset[str] = frozenset(
     (*get_args(FaultKind), TIME_LIMIT, MEMORY_LIMIT, CRASH, NO_VALUE, RULE_ERROR, STAGE_ERROR, BROKEN_LINK)
 )
-"""All of them: no rule may bear such a name, or nobody could tell a rejection from a failure."""
+"""All kinds. No rule may have such a name: a rejection could not be distinguished from a failure."""

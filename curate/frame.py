@@ -1,4 +1,4 @@
-"""An image and what is derived from it, each computed at most once and only when a stage asks for it."""
+"""An image and what is derived from it, each computed at most once and only when a stage needs it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ if TYPE_CHECKING:
 
 
 class Frame:
-    """One sample's image, as all stages share it.
+    """One sample's image, shared by all stages.
 
-    `uri` is its address below the source root, `path` the file, `row` the columns known so far: the
-    sidecar's values and what earlier stages added. `known` is the header that an earlier stage read.
-    Whatever needs bytes or pixels raises `PixelFault` where the file gives none; a fault is found again, not
-    remembered, so stop at the first.
+    All values come from one version of the file: that of `row["source_version"]` if it is listed, with the
+    header `known`. A stage that needs the file's bytes should use `data`; one that opens `path` itself may
+    read a newer version. Faults are not cached, so stop at the first.
 
-    Everything here comes from one version of the file: the one in `row["source_version"]`, where that is
-    listed, with the header `known`; the fault is "changed" where the file is another one by now. A stage
-    that needs the file's bytes takes `data`; one that opens `path` itself reads whatever is there then.
+    Args:
+        uri: the address below the source root.
+        path: the file.
+        row: the columns known so far, from the sidecars and earlier stages.
+        limits: bounds on the file's bytes and pixels.
+        known: the header that an earlier stage read.
+
+    Every property that needs bytes or pixels raises PixelFault if the file cannot be read or decoded, and
+    PixelFault("changed") if the file is not the listed version any more.
     """
 
     def __init__(
@@ -50,7 +55,7 @@ class Frame:
 
     @cached_property
     def header(self) -> Header:
-        """From the first bytes: nothing behind them is read, and nothing is vouched for."""
+        """The header, parsed from the first bytes of the file. The rest is not read or verified."""
         if self.known is None:
             read = "data" in self.__dict__
             self.known = read_header(self.data) if read else read_header(self.path, self._version)
@@ -58,14 +63,14 @@ class Frame:
 
     @cached_property
     def file_size(self) -> int:
-        """Bytes."""
+        """Size of the file in bytes."""
         if "data" in self.__dict__:
             return len(self.data)
         return stat_file(self.path, self._version).st_size
 
     @cached_property
     def data(self) -> bytes:
-        """The whole file."""
+        """The bytes of the whole file."""
         data = read_bytes(self.path, self.limits, self._version)
         if self.known is not None:
             _compare(self.known, data)
@@ -78,7 +83,7 @@ class Frame:
 
     @cached_property
     def decoded(self) -> Decoded:
-        """The image on its stored grid; that it exists proves the file whole."""
+        """The decoded image on its stored grid. Decoding verifies that the file is complete."""
         return decode(self.data, self.limits, self.known)
 
     @cached_property
@@ -92,7 +97,7 @@ class Frame:
         return self.decoded.rgb()
 
     def guards(self, patch: int | None = None) -> Guards:
-        """The numbers of the fused pass over `gray`, with patches of `patch` px (None: any pass will do)."""
+        """Measurements of one pass over `gray` with patches of `patch` px (None: of any pass made so far)."""
         from uhr.curate.measures import guards
 
         if patch is None:
@@ -102,17 +107,17 @@ class Frame:
         return self._guards[patch]
 
     def preview(self, long_side: int = 320) -> tuple[bytes, int, int]:
-        """A small upright sRGB JPEG for people: its bytes, width and height in pixels."""
+        """Return a small upright sRGB JPEG for reports: its bytes, width and height in px."""
         return jpeg_preview(self.decoded.rgb(long_side=long_side), long_side)
 
     def check_unchanged(self) -> None:
-        """Raise `PixelFault("changed")` where the file is not the one that was listed any more."""
+        """Raise PixelFault("changed") if the file is not the listed version any more."""
         if self._version is not None:
             stat_file(self.path, self._version)
 
 
 def _compare(known: Header, data: bytes) -> None:
-    """Raise `PixelFault("changed")` unless the bytes have this header: a replacement may have the size and
+    """Raise PixelFault("changed") unless the bytes have this header: a replaced file may have the size and
     the time of the original.
     """
     try:

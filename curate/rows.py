@@ -1,4 +1,4 @@
-"""The rows of one unit while they are made, and the staged part that comes of them."""
+"""The rows of one unit, which collect columns and verdicts, and the staged part made from them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from uhr.base import parquet
 from uhr.curate.config import SidecarKeys
+from uhr.curate.conversion import Converter, converter_for
 from uhr.curate.faults import CHANGED
-from uhr.curate.fitting import Fit, fit_for
-from uhr.curate.planning.plan import Plan, Step
+from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Verdict
 from uhr.curate.sidecars import read_sidecars
 from uhr.manifests.schema import BASE, FAILED, KEPT, REJECTED, sample_id
@@ -25,17 +25,18 @@ PREVIEW = (
     pa.field("_preview_width", pa.int32()),
     pa.field("_preview_height", pa.int32()),
 )
-"""Columns of a staged part beside the manifest's own; they go to the preview parts."""
+"""Columns of a staged part that are not in the manifest's rows; they go to the preview parts."""
 
-_OF_THE_LISTING = [column.name for column in BASE if column.name != "content_hash"]
-"""Columns that hold without the image's bytes: its address and listed version, the values of its sidecars."""
+_LISTED = [column.name for column in BASE if column.name != "content_hash"]
+"""Columns that do not depend on the image's bytes: uri, listed version, the values of the sidecars."""
 
 _TALLY = b"tally"
 
 
 class Tally(NamedTuple):
-    """What became of the rows of a unit, or of many: rejected by rule, failed by kind of fault; `seen` is how
-    many rows each rule was asked about, `broken_sidecars` how many images have one.
+    """Counts of the rows of one or more units: kept, rejected by rule, failed by kind of fault.
+
+    `seen` counts the rows that reached each rule, `broken_sidecars` the images with a broken sidecar.
     """
 
     kept: int
@@ -50,27 +51,29 @@ class Tally(NamedTuple):
 
     @classmethod
     def of_part(cls, part: Path) -> Tally:
-        """What a staged part says of itself, from its footer."""
+        """Read the tally that a staged part has in its footer."""
         tree = json.loads(parquet.schema_of(part).metadata[_TALLY])
         return cls(tree[0], *map(Counter, tree[1:4]), tree[4])
 
     def plus(self, other: Tally) -> Tally:
         return Tally(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
-    def words(self) -> str:
-        """`kept 10, rejected 3, failed 1`."""
+    def summary(self) -> str:
+        """Return a text such as `kept 10, rejected 3, failed 1`."""
         counts = (self.kept, self.rejected.total(), self.failed.total())
         return ", ".join(f"{name} {n:,}" for name, n in zip((KEPT, REJECTED, FAILED), counts, strict=True))
 
 
-class Rows:
-    """Indexed like the unit's items; a row is a dict of the columns that are known so far."""
+class UnitRows:
+    """Collects the rows of a unit. Indices are those of its items; a row is a dict of the columns known so
+    far.
+    """
 
-    def __init__(self, plan: Plan, items: pa.Table, root: str) -> None:
-        # what set stages add is not known before every unit is done
-        late = {column.name for step in plan.sets for column in step.stage.adds}
+    def __init__(self, plan: CurationPlan, items: pa.Table, root: str) -> None:
+        # the columns of set stages are added after all units are finished
+        late = {column.name for planned in plan.sets for column in planned.stage.adds}
         self._schema = pa.schema([field for field in plan.schema if field.name not in late])
-        self._fits: dict[str, dict[str, Fit]] = {}
+        self._converters: dict[str, dict[str, Converter]] = {}
         self._root = root
         self._items = items.to_pylist()
         self._rows = [_row(item) for item in self._items]
@@ -89,12 +92,13 @@ class Rows:
         return self._path(self._rows[index]["uri"])
 
     def _path(self, uri: str) -> str:
-        # joined by hand where nothing is escaped: that is nearly always, and ten times as fast
+        # a plain join if nothing is escaped, as nearly always: ten times as fast
         return str(path_of(Path(self._root), uri)) if "%" in uri else f"{self._root}/{uri}"
 
     def read_sidecars(self, index: int, keys: SidecarKeys) -> None:
-        """Add the values of an image's sidecars. Raises `PixelFault("changed")` where one of them is not the
-        file that was listed any more.
+        """Add the values of an image's sidecars to its row.
+
+        Raises PixelFault("changed") if one of them is not the listed version any more.
         """
         item = self._items[index]
         if item["sidecars"]:
@@ -103,42 +107,48 @@ class Rows:
             self._rows[index].update(sidecar.values)
             self._broken_sidecars += sidecar.fault is not None
 
-    def put(self, index: int, step: Step[Any], values: Mapping[str, Any]) -> None:
-        """What a stage gave for a row. A value that its column cannot hold is the stage's error."""
-        fits = self._fits.get(step.label)
-        if fits is None:
-            fits = self._fits[step.label] = {column.name: fit_for(column.type) for column in step.stage.adds}
+    def put(self, index: int, planned: PlannedStage[Any], values: Mapping[str, Any]) -> None:
+        """Add the values that a stage returned for a row.
+
+        Raises TypeError or ValueError if they are not a mapping of the stage's columns, or if a column cannot
+        hold its value.
+        """
+        converters = self._converters.get(planned.label)
+        if converters is None:
+            converters = self._converters[planned.label] = {
+                column.name: converter_for(column.type) for column in planned.stage.adds
+            }
         if not isinstance(values, Mapping):
             raise TypeError(f"annotate gives {type(values).__name__}, not a mapping of its columns")
-        strange = values.keys() - fits.keys()
-        if strange:
-            raise ValueError(f"it gives column {sorted(strange)[0]!r}, which it does not declare")
-        fitted = {}
+        undeclared = values.keys() - converters.keys()
+        if undeclared:
+            raise ValueError(f"it gives column {sorted(undeclared)[0]!r}, which it does not declare")
+        converted = {}
         for name, value in values.items():
             try:
-                fitted[name] = fits[name](value)
+                converted[name] = converters[name](value)
             except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
                 given = f"{type(value).__name__} {_short(value)}"
                 raise ValueError(f"column '{name}' cannot hold {given} ({_first_line(error)})") from error
-        self._rows[index].update(fitted)
+        self._rows[index].update(converted)
 
     def put_preview(self, index: int, jpeg: bytes, width: int, height: int) -> None:
         self._previews[index] = (jpeg, width, height)
 
-    def fail(self, index: int, kind: str, words: str) -> None:
+    def fail(self, index: int, kind: str, message: str) -> None:
         if kind == CHANGED:
-            # what was measured before may be of another version of the file than what is there now
+            # earlier measurements may be of another version of the file
             row = self._rows[index]
-            self._rows[index] = {name: row.get(name) for name in _OF_THE_LISTING}
+            self._rows[index] = {name: row.get(name) for name in _LISTED}
             self._previews.pop(index, None)
-        self.decide(index, Verdict(FAILED, kind, words))
+        self.decide(index, Verdict(FAILED, kind, message))
 
     def decide(self, index: int, verdict: Verdict) -> None:
         error = verdict.error and verdict.error.encode("utf-8", "replace").decode()
         self._rows[index].update(status=verdict.status, reason=verdict.reason, error=error)
 
     def part(self) -> pa.Table:
-        """The staged part: the manifest's columns, previews, and the tally in the schema's metadata."""
+        """Return the staged part: the manifest's columns, previews, and the tally as schema metadata."""
         for index in self.alive():
             self._rows[index]["status"] = KEPT
         columns = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]

@@ -1,9 +1,8 @@
-"""A run of a pipeline over a source, from the listing to the report; killed anywhere, it goes on where it
-stopped.
+"""Run a pipeline over a source, from the listing to the report. A run that was killed can be resumed.
 
-The states of OUT, told apart by what stands there: nothing; `units/` without a plan (killed while listing); a
-plan and some parts; every part; `manifest.json` beside `units/` (killed before the report or the clearing
-up); finished: a manifest, and no `units/`.
+The files in OUT show its state: nothing; `units/` without a plan (killed while listing); a plan and some
+parts; all parts; `manifest.json` and `units/` (killed before the report was written and the units removed);
+finished: `manifest.json` and no `units/`.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.base.run_folder import RunFolder
 from uhr.curate.commit import LAYOUT, UNITS, commit
-from uhr.curate.failures import Failures, Noted, failures_of, noted_in
-from uhr.curate.planning.plan import Plan
+from uhr.curate.failures import Failures, NoteSummary, failures_of, notes_of
+from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.rows import Tally
-from uhr.curate.sources import Listing, check_source, list_folder, refuse_overlap
+from uhr.curate.sources import Listing, check_no_overlap, check_source, list_folder
 from uhr.curate.work import CurateWork
 from uhr.manifests import parts
 from uhr.manifests.manifest import Manifest, is_manifest
 from uhr.runtime.pool import InlineRunner, Pool, RayRunner
 from uhr.runtime.units import Limits, PlanMismatch, Runner, UnitPlan, run_units, table_hash
 
-Fresh = Callable[[Path], str]
-"""The command that would make the same run into another folder."""
+OtherCommand = Callable[[Path], str]
+"""Returns the command that makes the same run into another folder; its argument is the folder in use."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What the user asked for."""
+class CurationRequest:
+    """The options of a run: curate `source` into `out` with the pipeline `plan`, at most `limit` files."""
 
-    plan: Plan
+    plan: CurationPlan
     source: Path
     out: Path
     pool: Pool = field(default_factory=Pool)
@@ -47,8 +46,8 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of it. `finished_before`: nothing was left to do, and nothing was touched."""
+class CurationResult:
+    """The result of a run. `finished_before`: the run was finished already, and nothing was written."""
 
     manifest: Manifest
     report: Path
@@ -58,16 +57,16 @@ class Outcome:
 
     @cached_property
     def failures(self) -> Failures:
-        """What went wrong, in words."""
+        """The most frequent error of each kind of fault."""
         return failures_of(self.manifest)
 
     @cached_property
-    def noted(self) -> Noted | None:
-        """What was odd about images that were kept."""
-        return noted_in(self.manifest)
+    def noted(self) -> NoteSummary | None:
+        """The decoder notes of the kept images."""
+        return notes_of(self.manifest)
 
     def facts(self) -> dict[str, object]:
-        """For machines."""
+        """Return the result as plain data for `--json`."""
         info = self.manifest.info
         return {
             "manifest": str(self.manifest.path),
@@ -93,77 +92,85 @@ class Outcome:
 
 
 def is_finished(out: Path) -> bool:
-    """Whether nothing is left to do: there is a manifest, and the units are gone."""
+    """Whether the run in `out` is finished: it has a manifest, and the units are removed."""
     return is_manifest(out) and not (out / UNITS).exists()
 
 
-def survey(order: Order) -> Listing:
-    """List the source. Errors: it is missing, empty, or overlaps with OUT."""
-    refuse_overlap(order.source, order.out)
+def list_source(request: CurationRequest) -> Listing:
+    """List the source. Raises UserError if it is missing or empty, or if it overlaps with OUT."""
+    check_no_overlap(request.source, request.out)
     with progress("list", None, "files") as advance:
-        listing = list_folder(order.source, advance)
-    if order.limit is not None:
-        listing = listing.first(order.limit)
+        listing = list_folder(request.source, advance)
+    if request.limit is not None:
+        listing = listing.first(request.limit)
     return listing
 
 
-def run(order: Order, fresh: Fresh) -> Outcome:
-    """Curate. Errors: what `survey` raises, an OUT that holds something else or cannot be written, another
-    run at work in it."""
-    with saving(order.out, "make room there; the same command goes on where it stopped"):
-        return _run(order, fresh)
+def run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:
+    """Curate the source of `request`, or resume that run.
+
+    Raises UserError as `list_source` does, and if OUT contains something else, cannot be written, or is in
+    use by another run.
+    """
+    with saving(request.out, "free space there; the same command resumes the run"):
+        return _run(request, command_for)
 
 
-def _run(order: Order, fresh: Fresh) -> Outcome:
+def _run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:
     start = time.monotonic()
-    check_source(order.source)
-    refuse_overlap(order.source, order.out)
-    folder = RunFolder(order.out, LAYOUT)
-    if not is_finished(order.out):  # a finished run's folder is only read, so it may hold anything
+    check_source(request.source)
+    check_no_overlap(request.source, request.out)
+    folder = RunFolder(request.out, LAYOUT)
+    if not is_finished(request.out):  # a finished run's folder is only read, so it may hold anything
         folder.claim()
-    config = order.plan.config.limits
-    runner = order.pool.runner(Limits(config.seconds, int(config.memory)))
-    listing = survey(order)
+    config = request.plan.config.limits
+    runner = request.pool.runner(Limits(config.seconds, int(config.memory)))
+    listing = list_source(request)
     inputs = table_hash(listing.items)
-    if is_finished(order.out):
-        manifest = _same_run(order, inputs, fresh)
-        return Outcome(manifest, order.out / parts.REPORT, listing.unreadable, True, time.monotonic() - start)
+    if is_finished(request.out):
+        manifest = _check_same_run(request, inputs, command_for)
+        return CurationResult(
+            manifest, request.out / parts.REPORT, listing.unreadable, True, time.monotonic() - start
+        )
     with folder.lock(UNITS):
-        if is_manifest(order.out):
-            manifest = _same_run(order, inputs, fresh)
+        if is_manifest(request.out):
+            manifest = _check_same_run(request, inputs, command_for)
         else:
-            units, tally = _do_units(order, runner, listing.items, fresh)
-            manifest = _commit(order, listing, units, tally, inputs)
+            units, tally = _do_units(request, runner, listing.items, command_for)
+            manifest = _commit(request, listing, units, tally, inputs)
         report = _finish(manifest, folder)
-    return Outcome(manifest, report, listing.unreadable, False, time.monotonic() - start)
+    return CurationResult(manifest, report, listing.unreadable, False, time.monotonic() - start)
 
 
-def _same_run(order: Order, inputs: str, fresh: Fresh) -> Manifest:
-    """The manifest in OUT, if it is what this run would make."""
-    manifest = Manifest.open(order.out)
+def _check_same_run(request: CurationRequest, inputs: str, command_for: OtherCommand) -> Manifest:
+    """Return the manifest in OUT. Raises UserError unless this run would write the same."""
+    manifest = Manifest.open(request.out)
     made = manifest.info.operation
     if made.get("kind") != "curate":
         raise UserError(
-            f"{order.out} holds a manifest of another kind ({made.get('kind')})", "name another folder"
+            f"{request.out} contains a manifest of another kind ({made.get('kind')})", "name another folder"
         )
-    if made.get("fingerprint") != order.plan.fingerprint:
-        raise UserError(f"{order.out} was made with another pipeline", fresh(order.out))
+    if made.get("fingerprint") != request.plan.fingerprint:
+        raise UserError(f"{request.out} was made with another pipeline", command_for(request.out))
     if made.get("inputs") != inputs:
         raise UserError(
-            f"the files in {order.source} are not those that {order.out} was made of", fresh(order.out)
+            f"the files in {request.source} are not those that {request.out} was made from",
+            command_for(request.out),
         )
     return manifest
 
 
-def _do_units(order: Order, runner: Runner, items: pa.Table, fresh: Fresh) -> tuple[UnitPlan, Tally]:
-    plan, folder = order.plan, order.out / UNITS
+def _do_units(
+    request: CurationRequest, runner: Runner, items: pa.Table, command_for: OtherCommand
+) -> tuple[UnitPlan, Tally]:
+    plan, folder = request.plan, request.out / UNITS
     try:
         units = UnitPlan.create(folder, items, plan.unit_size(items.num_rows), plan.fingerprint)
     except PlanMismatch as mismatch:
         changed = (
             "was begun with another pipeline" if mismatch.changed == "work" else "was begun on other files"
         )
-        raise UserError(f"the run in {order.out} {changed}", fresh(order.out)) from None
+        raise UserError(f"the run in {request.out} {changed}", command_for(request.out)) from None
     tally = Tally.empty()
     for unit in sorted(units.finished()):
         tally = tally.plus(Tally.of_part(units.part(unit)))
@@ -171,32 +178,34 @@ def _do_units(order: Order, runner: Runner, items: pa.Table, fresh: Fresh) -> tu
     def note(unit: int) -> str:
         nonlocal tally
         tally = tally.plus(Tally.of_part(units.part(unit)))
-        return tally.words()
+        return tally.summary()
 
     if isinstance(runner, InlineRunner):
-        warn("in this process: an image that crashes its decoder, hangs or eats the memory ends the run")
+        warn("in this process: an image that crashes its decoder, hangs or exhausts the memory ends the run")
     with progress("curate", items.num_rows, "images") as advance:
-        work = CurateWork(plan, str(order.source.absolute()))
+        work = CurateWork(plan, str(request.source.absolute()))
         if isinstance(runner, RayRunner):
             advance(0, "starting Ray")
         run_units(units, work, runner, advance, note)
     return units, tally
 
 
-def _commit(order: Order, listing: Listing, units: UnitPlan, tally: Tally, inputs: str) -> Manifest:
+def _commit(
+    request: CurationRequest, listing: Listing, units: UnitPlan, tally: Tally, inputs: str
+) -> Manifest:
     operation = {
         "kind": "curate",
-        "pipeline": order.plan.resolved(),
-        "fingerprint": order.plan.fingerprint,
+        "pipeline": request.plan.resolved(),
+        "fingerprint": request.plan.fingerprint,
         "inputs": inputs,
     }
     with progress("commit", units.rows, "rows") as advance:
-        met = {**listing.met, "broken_sidecars": tally.broken_sidecars}
-        return commit(order.out, order.plan, units, tally, listing.root, operation, met, advance)
+        not_opened = {**listing.not_opened, "broken_sidecars": tally.broken_sidecars}
+        return commit(request.out, request.plan, units, tally, listing.root, operation, not_opened, advance)
 
 
 def _finish(manifest: Manifest, folder: RunFolder) -> Path:
-    """The report, and then the units are no longer needed: their absence says that nothing is left to do."""
+    """Write the report, then remove the units: without them the run counts as finished."""
     from uhr.manifests.report import write_report
 
     report = manifest.path / parts.REPORT

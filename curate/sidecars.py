@@ -1,7 +1,7 @@
-"""Caption and metadata files that lie beside an image and belong into its row.
+"""Sidecars: caption and metadata files next to an image, whose values go to its row.
 
-`lake.txt`, `lake.json`, `lake.jpg.txt` and `lake.jpg.json` belong to `lake.jpg`; without such an image they
-are files like any other.
+`lake.txt`, `lake.json`, `lake.jpg.txt` and `lake.jpg.json` are sidecars of `lake.jpg`; without such an image
+they are ordinary files.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ IMAGE_SUFFIXES = frozenset(
         "raw",
     ]
 )
-"""File names that a sidecar may belong to. What a file is, its content decides."""
+"""Suffixes of the files that a sidecar may belong to. The format of a file is decided by its content."""
 
 SIDECAR_SUFFIXES = (".txt", ".json")
 FIELDS = ("caption", "source_url", "author", "license")
 LONGEST_BYTES = 16 * 2**20
 MOST_DIGITS = 1000
-"""Of a whole number; Python itself refuses to read more than 4300."""
+"""Longest integer that is read; Python itself rejects more than 4300 digits."""
 
 DEFAULT_KEYS: dict[str, list[str]] = {
     "caption": ["caption"],
@@ -75,22 +75,20 @@ DEFAULT_KEYS: dict[str, list[str]] = {
     "author": ["author", "photographer"],
     "license": ["license", "licence"],
 }
-"""Which JSON keys fill which column, first found first; the rest goes into `source_meta`."""
+"""The JSON keys that fill each column: the first that is found. All other keys go to `source_meta`."""
 
 
 class Sidecar(NamedTuple):
-    """What the sidecars of one image say: values for its row, and what was wrong with them (None:
-    nothing).
-    """
+    """The values that the sidecars of one image add to its row, and their fault (None if they are valid)."""
 
     values: dict[str, str]
     fault: str | None
 
 
 def sidecars_in(names: Iterable[str], readable: Iterable[str]) -> dict[str, list[str]]:
-    """The sidecars of each image among the file names of one folder; the more particular ones last.
+    """Return the sidecars of each image among the file names of one folder, `lake.jpg.txt` after `lake.txt`.
 
-    Only what is `readable` can be a sidecar: a broken link beside an image is a row of its own.
+    Only `readable` files can be sidecars: a broken link next to an image is a row of its own.
     """
     names = list(names)
     candidates = [name for name in readable if name.lower().endswith(SIDECAR_SUFFIXES)]
@@ -113,11 +111,11 @@ def sidecars_in(names: Iterable[str], readable: Iterable[str]) -> dict[str, list
 def read_sidecars(
     paths: Sequence[Path], keys: Mapping[str, Sequence[str]], versions: Sequence[str] | None = None
 ) -> Sidecar:
-    """The values of one image's sidecars, later files over earlier ones; a caption file over a JSON caption.
+    """Read the sidecars of one image. Later files override earlier ones, a caption file a JSON caption.
 
-    A broken sidecar never fails its image: the fault is in `source_meta` under `sidecar_fault`, and is
-    returned. `versions` are those that were listed, one for each path; raises `PixelFault("changed")` for a
-    sidecar that has another one by now, or changes while it is read.
+    A broken sidecar never fails its image: the fault is written to `source_meta` under `sidecar_fault`, and
+    is returned. `versions` are the listed versions of `paths`; raises PixelFault("changed") if a sidecar has
+    another version, or changes while it is read.
     """
     caption: str | None = None
     tree: dict[str, Any] = {}
@@ -128,15 +126,15 @@ def read_sidecars(
             if path.name.lower().endswith(".txt"):
                 caption = text.strip() or caption
             else:
-                read, odd = _object(text)
+                read, invalid = _object(text)
                 tree.update(read)
-                faults += [f"{_clean(path.name)}: {words}" for words in odd]
+                faults += [f"{_clean(path.name)}: {message}" for message in invalid]
         except PixelFault as fault:
             if fault.kind == CHANGED:
                 raise PixelFault(fault.kind, f"{_clean(path.name)}: {fault.message}") from None
             faults.append(f"{_clean(path.name)}: {fault.message}")
         except (ValueError, RecursionError) as error:
-            faults.append(f"{_clean(path.name)}: {_words(error)}")
+            faults.append(f"{_clean(path.name)}: {_message(error)}")
     values = {} if caption is None else {"caption": _clean(caption)}
     for column in FIELDS:
         for key in keys.get(column, ()):
@@ -164,36 +162,36 @@ def _read(path: Path, version: str | None) -> str:
 
 
 def _object(text: str) -> tuple[dict[str, Any], list[str]]:
-    """The object, and what of it had to become null: numbers that not every reader of `source_meta` takes."""
-    odd: list[str] = []
+    """Return the object, and a message for each number that became null: not every JSON reader accepts it."""
+    invalid: list[str] = []
 
-    def refuse(number: str) -> None:
-        odd.append(f"{number if len(number) <= 20 else f'{number[:20]}...'} is no JSON number")
+    def reject(number: str) -> None:
+        invalid.append(f"{number if len(number) <= 20 else f'{number[:20]}...'} is no JSON number")
 
     def whole(digits: str) -> int | None:
-        return int(digits) if len(digits) <= MOST_DIGITS else refuse(digits)
+        return int(digits) if len(digits) <= MOST_DIGITS else reject(digits)
 
     def real(digits: str) -> float | None:
         value = float(digits)  # 1e999 reads as infinity
-        return value if math.isfinite(value) else refuse(digits)
+        return value if math.isfinite(value) else reject(digits)
 
     try:
-        tree = json.loads(text, parse_constant=refuse, parse_float=real, parse_int=whole)
+        tree = json.loads(text, parse_constant=reject, parse_float=real, parse_int=whole)
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON (line {error.lineno}: {error.msg})") from None
     if not isinstance(tree, dict):
         raise ValueError(f"holds a JSON {type(tree).__name__}, not an object")  # noqa: TRY004 - one kind for all
-    return tree, odd
+    return tree, invalid
 
 
 def _is_scalar(value: Any) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool) and bool(str(value).strip())
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _clean(text: str) -> str:
-    """Without lone surrogates, which JSON escapes and file names may bring and UTF-8 cannot hold."""
+    """Replace lone surrogates, which come from JSON escapes and file names and cannot be encoded as UTF-8."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,8 +1,8 @@
-"""What there is to curate: every regular file below a folder, each under its own address, listed once.
+"""List a source folder: every regular file below it, with its uri and its sidecars.
 
 Links are never resolved: a link to a file is a sample of its own, a link to a folder is not entered. Sockets,
-pipes and devices are counted and never opened. Nothing is read here but folders and, once per file, what
-`stat` says.
+pipes and devices are counted and never opened. Only folders are read here, and `stat` is called once per
+file.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ ITEMS = pa.schema(
         pa.field("fault_words", pa.string()),
     ]
 )
-"""One row per regular file (or link to one, or broken link), sorted by uri. `fault` is null for what can be
-read.
+"""One row per regular file (or link to one, or broken link), sorted by uri. `fault` is null if the file can
+be read; `fault_words` is its message. Names and messages are part of the hash of a run's inputs, and must not
+change.
 """
 
 NOT_OPENED = ("linked_folders", "unreadable_folders", "sockets", "pipes", "devices")
@@ -43,18 +44,20 @@ NOT_OPENED = ("linked_folders", "unreadable_folders", "sockets", "pipes", "devic
 
 @dataclass
 class Listing:
-    """A source as it was found: the items, what was met and not opened, and which folders could not be
-    read.
+    """A source as it was listed.
+
+    `items` has the schema ITEMS; `not_opened` counts what was found and not opened, by the names of
+    NOT_OPENED; `bytes` is the size of all files; `unreadable` names the folders that could not be read.
     """
 
     root: Path
     items: pa.Table
-    met: dict[str, int]
+    not_opened: dict[str, int]
     bytes: int
     unreadable: list[str] = field(default_factory=list)
 
     def first(self, count: int) -> Listing:
-        """Its first items alone; `bytes` are theirs and their sidecars'."""
+        """Return a listing of the first `count` items; its `bytes` are theirs and their sidecars'."""
         items = self.items.slice(0, count)
         sizes: dict[str, int] = {}  # by uri: two images may share a sidecar
         for row in items.to_pylist():
@@ -65,17 +68,17 @@ class Listing:
 
 
 def check_source(source: Path) -> None:
-    """A UserError if the source is missing or no folder."""
+    """Raise UserError if the source does not exist or is not a folder."""
     if not source.exists():
         raise UserError(f"the source {source} does not exist", "name a folder of images with --source")
     if not source.is_dir():
-        raise UserError(f"the source {source} is a file", "name the folder that holds it")
+        raise UserError(f"the source {source} is a file", "name the folder that contains it")
 
 
 def list_folder(source: Path, advance: Callable[[int], None] | None = None) -> Listing:
-    """Every file below `source`, sorted by uri. `advance` hears of each folder's files.
+    """List every file below `source`, sorted by uri. `advance` is called with each folder's number of files.
 
-    Errors: the source is missing, is no folder, or holds no file.
+    Raises UserError if the source does not exist, is not a folder, or contains no file.
     """
     check_source(source)
     root = Path(os.path.abspath(source))
@@ -84,15 +87,16 @@ def list_folder(source: Path, advance: Callable[[int], None] | None = None) -> L
         if advance is not None:
             advance(count)
     if not walk.rows:
-        met = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in walk.met.items() if n)
+        not_opened = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in walk.not_opened.items() if n)
         raise UserError(
-            f"the source {source} holds no file{f' ({met})' if met else ''}", "name a folder of images"
+            f"the source {source} contains no file{f' ({not_opened})' if not_opened else ''}",
+            "name a folder of images",
         )
     walk.rows.sort()
     columns = list(zip(*walk.rows, strict=True))
     items = pa.table([pa.array(c, f.type) for c, f in zip(columns, ITEMS, strict=True)], schema=ITEMS)
-    met = {name: walk.met[name] for name in NOT_OPENED}
-    return Listing(root, items, met, walk.bytes, walk.unreadable)
+    not_opened = {name: walk.not_opened[name] for name in NOT_OPENED}
+    return Listing(root, items, not_opened, walk.bytes, walk.unreadable)
 
 
 _Row = tuple[str, str | None, list[str] | None, str | None, str | None, str | None]
@@ -104,12 +108,12 @@ class _Walk:
     def __init__(self, root: str) -> None:
         self._root = root
         self.rows: list[_Row] = []
-        self.met: Counter[str] = Counter()
+        self.not_opened: Counter[str] = Counter()
         self.unreadable: list[str] = []
         self.bytes = 0
 
     def folders(self) -> Iterator[int]:
-        """Visit every folder; yields the number of files found in each."""
+        """Visit every folder, and yield the number of files found in each."""
         waiting = [""]
         while waiting:
             below = waiting.pop()
@@ -118,7 +122,7 @@ class _Walk:
                 with os.scandir(os.path.join(self._root, below)) as entries:
                     files, folders = self._sort_out(entries)
             except OSError as error:
-                self.met["unreadable_folders"] += 1
+                self.not_opened["unreadable_folders"] += 1
                 self.unreadable.append(f"{uri_of(below) or '.'} ({error.strerror})")
                 continue
             prefix = f"{below}/" if below else ""
@@ -143,27 +147,27 @@ class _Walk:
                 self.bytes += status.st_size
                 files[entry.name] = (file_version(status), None, None)
             else:
-                self.met[_special(status.st_mode)] += 1
+                self.not_opened[_special(status.st_mode)] += 1
         return files, folders
 
     def _add(self, prefix: str, files: dict[str, _File]) -> None:
         owned = sidecars_in(files, (name for name, (_, fault, _) in files.items() if fault is None))
-        beside = {name for names in owned.values() for name in names}
-        # a prefix and a name need no escaping more often than not: ask once per folder
+        sidecars = {name for names in owned.values() for name in names}
+        # most names need no escaping: the prefix is checked once per folder
         plain = prefix.isascii() and "%" not in prefix
-        for name, (version, fault, words) in files.items():
-            if name in beside:
+        for name, (version, fault, message) in files.items():
+            if name in sidecars:
                 continue
             path = prefix + name
             uri = path if plain and name.isascii() and "%" not in name else uri_of(path)
             cars = owned.get(name)
             versions = ",".join(str(files[car][0]) for car in cars) if cars else None
             uris = [uri_of(prefix + car) for car in cars] if cars else None
-            self.rows.append((uri, version, uris, versions, fault, words))
+            self.rows.append((uri, version, uris, versions, fault, message))
 
 
 _File = tuple[str | None, str | None, str | None]
-"""Version (size and time), kind of fault, fault in words."""
+"""Version (size and time), kind of fault, message of the fault."""
 
 
 def _unreachable(entry: os.DirEntry[str], error: OSError) -> _File:
@@ -173,7 +177,7 @@ def _unreachable(entry: os.DirEntry[str], error: OSError) -> _File:
 
 
 def _special(mode: int) -> str:
-    """What is neither file nor folder; a folder can only be met here through a link."""
+    """Return the name of this file type in NOT_OPENED; a folder gets here only through a link."""
     if stat.S_ISDIR(mode):
         return "linked_folders"
     if stat.S_ISSOCK(mode):
@@ -181,16 +185,16 @@ def _special(mode: int) -> str:
     return "pipes" if stat.S_ISFIFO(mode) else "devices"
 
 
-def refuse_overlap(source: Path, out: Path) -> None:
-    """A UserError if one folder lies in the other: a run must not curate its own output."""
+def check_no_overlap(source: Path, out: Path) -> None:
+    """Raise UserError if one folder is inside the other: a run must not curate its own output."""
     a, b = source.resolve(), out.resolve()
     if a == b or a in b.parents:
-        raise UserError(f"--out {out} lies inside the source {source}", "name a folder elsewhere")
+        raise UserError(f"--out {out} is inside the source {source}", "name a folder outside it")
     if b in a.parents:
-        raise UserError(f"the source {source} lies inside --out {out}", "name a folder elsewhere")
+        raise UserError(f"the source {source} is inside --out {out}", "name a folder outside it")
 
 
 def describe(listing: Listing) -> str:
-    """`1,234 files, 5.6 GB`."""
+    """Return a short text such as `1,234 files, 5.6 GB`."""
     count = listing.items.num_rows
     return f"{count:,} {'file' if count == 1 else 'files'}, {human_bytes(listing.bytes)}"

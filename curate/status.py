@@ -1,4 +1,4 @@
-"""How far a run has come, read from its folder while it runs or after it stopped."""
+"""The progress of a run, read from its folder while it runs or after it stopped."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from uhr.runtime.units import UnitPlan
 
 
 def status_of(out: Path) -> dict[str, Any]:
-    """`state` is listing, running, stopped, committed (only the report is missing) or finished; units, rows
-    and verdicts so far.
+    """Return the state of the run in `out`, with its units, rows and verdicts so far.
+
+    `state` is listing, running, stopped, committed (only the report is missing) or finished. Raises UserError
+    if the folder contains no run.
     """
     folder = out / UNITS
     running = is_held(folder)
@@ -31,7 +33,7 @@ def status_of(out: Path) -> dict[str, Any]:
             **verdicts,
         }
     if not folder.is_dir():
-        raise UserError(f"{out} holds no run", "name the folder that `uhr curate run --out` wrote")
+        raise UserError(f"{out} contains no run", "name the folder that `uhr curate run --out` wrote")
     if not UnitPlan.exists(folder):
         return {"out": str(out), "state": "listing" if running else "stopped", "rows": None, "rows_done": 0}
     plan = UnitPlan.open(folder)

@@ -1,8 +1,7 @@
-"""What a worker does to a unit of images: header stages, rules, then pixel stages on one Frame, rules
-again.
+"""The work on a unit of images: sidecars, header stages, pixel stages, and the rules between them.
 
-An image is decoded once, after everything that its header can settle, and its Frame is dropped before the
-next one's. Whatever goes wrong with an image becomes its row's verdict.
+An image is decoded once, and only if the rules over its header keep it. All pixel stages share its Frame,
+which is dropped before the next image's. An error with an image becomes the verdict of its row.
 """
 
 from __future__ import annotations
@@ -14,44 +13,44 @@ import pyarrow as pa
 
 from uhr.base.stable_text import stable_text
 from uhr.curate.faults import CHANGED, STAGE_ERROR
-from uhr.curate.planning.plan import Plan, Step
-from uhr.curate.rows import Rows
+from uhr.curate.planning.plan import CurationPlan, PlannedStage
+from uhr.curate.rows import UnitRows
 from uhr.curate.rules import Judge, Rule
 from uhr.curate.stage import Stage
 from uhr.pixels.types import Header, PixelFault
-from uhr.runtime.units import Fault, Watch, Work
+from uhr.runtime.units import UnitFault, Watch, Work
 
 HELD_PIXELS = 10_000_000
-"""Pixels of images that are held at once while rules are asked between pixel stages (12 bytes each): enough
-to ask about many small ones in one query, and about a 4K image by itself.
+"""Decoded pixels that are kept in memory at once while rules between pixel stages are evaluated (12 bytes
+each): one query covers many small images, or one 4K image.
 """
 
-Segment = tuple[tuple[tuple[int, Step[Stage]], ...], tuple[Rule, ...]]
-"""Consecutive steps, each with its number for the watch, and the rules that fire after the last of them."""
+StageGroup = tuple[tuple[tuple[int, PlannedStage[Stage]], ...], tuple[Rule, ...]]
+"""Consecutive stages, each with its step number for the watch, and the rules that follow the last of them."""
 
 
 class CurateWork(Work):
-    """Picklable: the checked plan and the source root."""
+    """Curates the units of a run. Picklable: it has the checked plan and the source root."""
 
-    def __init__(self, plan: Plan, root: str) -> None:
+    def __init__(self, plan: CurationPlan, root: str) -> None:
         self.plan = plan
         self.root = root
 
     def open(self) -> None:
-        for step in (*self.plan.header, *self.plan.pixel):
-            step.stage.open()
+        for planned in (*self.plan.header, *self.plan.pixel):
+            planned.stage.open()
         self._judge = Judge(self.plan.schema)
 
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
-        unit = _Unit(self.plan, self._judge, Rows(self.plan, items, self.root), watch)
+        unit = _UnitRun(self.plan, self._judge, UnitRows(self.plan, items, self.root), watch)
         unit.run()
         return unit.rows.part()
 
 
-class _Unit:
-    """One unit on its way through the plan; `rows` collects columns and verdicts."""
+class _UnitRun:
+    """One unit: `run` applies the plan to its images; `rows` collects columns and verdicts."""
 
-    def __init__(self, plan: Plan, judge: Judge, rows: Rows, watch: Watch) -> None:
+    def __init__(self, plan: CurationPlan, judge: Judge, rows: UnitRows, watch: Watch) -> None:
         self._plan = plan
         self._judge = judge
         self._watch = watch
@@ -60,28 +59,30 @@ class _Unit:
 
     def run(self) -> None:
         alive = [index for index in self.rows.alive() if self._sidecars(index)]
-        alive = self._ask(self._plan.first, alive)
-        for segment in _segments(self._plan.header, 1):
-            alive = self._ask(segment[1], [i for i in alive if self._annotate(i, self._frame(i), segment[0])])
+        alive = self._apply_rules(self._plan.first, alive)
+        for group in _stage_groups(self._plan.header, 1):
+            alive = self._apply_rules(
+                group[1], [i for i in alive if self._annotate(i, self._frame(i), group[0])]
+            )
         self._pixels(alive)
         self._watch.end()
 
     def _pixels(self, alive: list[int]) -> None:
-        segments = list(_segments(self._plan.pixel, 1 + len(self._plan.header)))
-        if len(segments) == 1:
-            # rules only at the end: nothing has to be held while they are asked
-            steps, rules = segments[0]
-            self._ask(rules, [i for i in alive if self._annotate(i, self._frame(i), steps)])
+        groups = list(_stage_groups(self._plan.pixel, 1 + len(self._plan.header)))
+        if len(groups) == 1:
+            # rules only at the end: no decoded image has to be kept while they are evaluated
+            stages, rules = groups[0]
+            self._apply_rules(rules, [i for i in alive if self._annotate(i, self._frame(i), stages)])
             return
-        for chunk in self._chunks(alive) if segments else ():
+        for chunk in self._chunks(alive) if groups else ():
             frames = {index: self._frame(index) for index in chunk}
-            for steps, rules in segments:
-                chunk = self._ask(rules, [i for i in chunk if self._annotate(i, frames[i], steps)])
+            for stages, rules in groups:
+                chunk = self._apply_rules(rules, [i for i in chunk if self._annotate(i, frames[i], stages)])
                 frames = {index: frames[index] for index in chunk}
 
     def _chunks(self, indices: Sequence[int]) -> Iterator[list[int]]:
-        """Runs of rows whose decoded images fit into memory together; one by one where the size is not
-        known.
+        """Yield consecutive rows whose decoded images fit into memory together; single rows if their size is
+        not known.
         """
         chunk: list[int] = []
         held = 0
@@ -104,7 +105,7 @@ class _Unit:
         return Frame(row["uri"], self.rows.path(index), row, self._plan.config.limits, known)
 
     def _sidecars(self, index: int) -> bool:
-        """Read the sidecars of one image; False where it failed."""
+        """Read the sidecars of one image; return False if the image failed."""
         label = "sidecars"
         if not self._begin(index, 0, label):
             return False
@@ -116,25 +117,27 @@ class _Unit:
         return True
 
     def _begin(self, index: int, number: int, label: str) -> bool:
-        """False where this image ended an earlier try in this step: its row has failed now."""
+        """Announce the next step of an image to the watch. If the image ended an earlier attempt in this
+        step, fail its row and return False.
+        """
         fault = self._watch.begin(index, number)
         if fault is None:
             return True
         self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
         return False
 
-    def _annotate(self, index: int, frame: Any, steps: Sequence[tuple[int, Step[Stage]]]) -> bool:
-        """The columns of these stages for one image; False where it failed."""
+    def _annotate(self, index: int, frame: Any, stages: Sequence[tuple[int, PlannedStage[Stage]]]) -> bool:
+        """Add the columns of these stages for one image; return False if it failed."""
         label = ""
         try:
-            for number, step in steps:
-                label = step.label
+            for number, planned in stages:
+                label = planned.label
                 if not self._begin(index, number, label):
                     return False
-                self.rows.put(index, step, step.stage.annotate(frame))
+                self.rows.put(index, planned, planned.stage.annotate(frame))
                 if self._plan.config.preview and number == 1 + len(self._plan.header):
-                    # right after the first pixel stage: what a later rule turns down is shown as well
-                    label = f"{step.label}: preview"
+                    # right after the first pixel stage, so that images which later rules reject have one too
+                    label = f"{planned.label}: preview"
                     self.rows.put_preview(index, *frame.preview(self._plan.config.preview))
             frame.check_unchanged()
             if frame.known is not None:
@@ -142,23 +145,23 @@ class _Unit:
         except PixelFault as fault:
             self._fail(index, frame, label, fault)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a stage may do anything: it costs this row only
-            words = stable_text(str(error))
-            message = f"{type(error).__name__}{': ' if words else ''}{words}"
-            self._fail(index, frame, label, Fault(STAGE_ERROR, message))
+            text = stable_text(str(error))
+            message = f"{type(error).__name__}{': ' if text else ''}{text}"
+            self._fail(index, frame, label, UnitFault(STAGE_ERROR, message))
         else:
             return True
         return False
 
-    def _fail(self, index: int, frame: Any, label: str, fault: PixelFault | Fault) -> None:
-        """Fail a row, as "changed" where that is why a stage failed: it may have opened the file itself."""
+    def _fail(self, index: int, frame: Any, label: str, fault: PixelFault | UnitFault) -> None:
+        """Fail a row; as "changed" if the file has changed, as the stage may have opened it itself."""
         try:
             frame.check_unchanged()
         except PixelFault as found:
             fault = found if found.kind == CHANGED else fault
         self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
 
-    def _ask(self, rules: Sequence[Rule], indices: list[int]) -> list[int]:
-        """The rows that all rules let through."""
+    def _apply_rules(self, rules: Sequence[Rule], indices: list[int]) -> list[int]:
+        """Evaluate the rules for these rows, and return the rows for which all are true."""
         if not rules:
             return indices
         self._watch.end()
@@ -169,13 +172,13 @@ class _Unit:
         return [i for i, verdict in zip(indices, verdicts, strict=True) if verdict is None]
 
 
-def _segments(steps: Sequence[Step[Stage]], first: int) -> Iterator[Segment]:
-    """Steps cut where rules fire; numbered from `first`."""
-    run: list[tuple[int, Step[Stage]]] = []
-    for number, step in enumerate(steps, first):
-        run.append((number, step))
-        if step.rules:
-            yield tuple(run), step.rules
+def _stage_groups(stages: Sequence[PlannedStage[Stage]], first: int) -> Iterator[StageGroup]:
+    """Group stages so that each group ends where rules are evaluated. Stages are numbered from `first`."""
+    run: list[tuple[int, PlannedStage[Stage]]] = []
+    for number, planned in enumerate(stages, first):
+        run.append((number, planned))
+        if planned.rules:
+            yield tuple(run), planned.rules
             run = []
     if run:
         yield tuple(run), ()

@@ -49,12 +49,12 @@ def slice_(
     """Write a smaller manifest: status, then --where, then --sample, then --split."""
     from uhr.manifests.manifest import Manifest, is_manifest
     from uhr.manifests.schema import STATUSES
-    from uhr.manifests.selection.slicing import Slice, parse_split, slice_manifest
+    from uhr.manifests.selection.slicing import SliceOptions, parse_split, slice_manifest
 
     if status not in (*STATUSES, "any"):
         raise unknown("status", status, (*STATUSES, "any"), "--status")
     shares = parse_split(split) if split is not None else None
-    wanted = Slice.model_validate(
+    wanted = SliceOptions.model_validate(
         {"status": status, "where": where, "sample": sample, "split": shares, "seed": seed}
     )
     parent = Manifest.open(path)
@@ -98,7 +98,7 @@ def verify(
     from dataclasses import asdict
 
     from uhr.manifests.info import read_info
-    from uhr.manifests.show import print_verdict
+    from uhr.manifests.show import print_verify_result
     from uhr.manifests.verify.verification import verify as check
 
     if pixels:
@@ -106,7 +106,7 @@ def verify(
             verdict = check(path, pixels=True, advance=advance)
     else:
         verdict = check(path)
-    console.emit(asdict(verdict), as_json, lambda _: print_verdict(verdict))
+    console.emit(asdict(verdict), as_json, lambda _: print_verify_result(verdict))
     if verdict.faults:
         raise typer.Exit(1)
 

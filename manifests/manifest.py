@@ -122,17 +122,17 @@ class Manifest:
         query = f"SELECT {', '.join(map(sql.quoted, columns))} FROM samples"
         condition = None
         if where is not None:
-            condition = sql.Condition.parse(where, "where")
+            condition = sql.SqlCondition.parse(where, "where")
             condition.check(self.schema)
         try:
             with self.connect() as connection:
-                query += f" WHERE {condition.over(connection)}" if condition is not None else ""
+                query += f" WHERE {condition.sql_for(connection)}" if condition is not None else ""
                 query += f" LIMIT {limit:d}" if limit is not None else ""
                 rows = connection.sql(query).to_arrow_table()
         except duckdb.Error as error:
             if condition is None:
                 raise
-            raise condition.fault(error) from None
+            raise condition.error_from(error) from None
         return rows.cast(pa.schema([self.schema.field(name) for name in columns]))
 
     def row(self, sample: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from uhr.base.numbers import first_words, share
 from uhr.manifests.lineage import summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.stats import Stats
-from uhr.manifests.verify.verification import Verdict
+from uhr.manifests.verify.verification import VerifyResult
 
 
 def print_stats(manifest: Manifest, stats: Stats) -> None:
@@ -59,7 +59,7 @@ def _section(head: tuple[str, ...], rows: Any) -> None:
         table(head, rows)
 
 
-def print_verdict(verdict: Verdict) -> None:
+def print_verify_result(verdict: VerifyResult) -> None:
     """All faults and notes, then one line that sums up."""
     if verdict.faults:
         table(

@@ -99,7 +99,7 @@ def connect(threads: int | None = None, **relations: Any) -> duckdb.DuckDBPyConn
 
 
 @dataclass(frozen=True)
-class Condition:
+class SqlCondition:
     """One SQL boolean expression over the columns of one row. Build it with `parse`.
 
     `columns` are those that the text mentions, as written; `tree` is the expression as DuckDB parsed it.
@@ -111,7 +111,7 @@ class Condition:
     tree: Mapping[str, Any] = field(repr=False, compare=False)
 
     @classmethod
-    def parse(cls, text: str, where: str) -> Condition:
+    def parse(cls, text: str, where: str) -> SqlCondition:
         """The condition in `text`; a UserError that names `where` ("rule 'entropy'") if it is none."""
         text = text.strip()
         if not text:
@@ -135,7 +135,7 @@ class Condition:
         columns = frozenset(path[1] if path[0] == "samples" and path[1:] else path[0] for path in named)
         return cls(text, where, columns, tree)
 
-    def over(self, connection: duckdb.DuckDBPyConnection) -> str:
+    def sql_for(self, connection: duckdb.DuckDBPyConnection) -> str:
         """SQL of the condition for queries of `connection`, whose relation `samples` has the columns: a part
         that would be NaN or infinite is null in it, and so is what is computed from it.
 
@@ -190,7 +190,7 @@ class Condition:
         """The verdicts on the rows of `table`, in their order: true, false or null (bool [rows])."""
         with connect(samples=table) as connection:
             try:
-                relation = connection.sql(f"SELECT {self.over(connection)} AS verdict FROM samples")
+                relation = connection.sql(f"SELECT {self.sql_for(connection)} AS verdict FROM samples")
                 if str(relation.types[0]) != "BOOLEAN":
                     kind = str(relation.types[0]).strip('"')
                     raise UserError(
@@ -199,9 +199,9 @@ class Condition:
                     )
                 return relation.to_arrow_table().column(0)
             except duckdb.Error as error:
-                raise self.fault(error) from None
+                raise self.error_from(error) from None
 
-    def fault(self, error: duckdb.Error) -> UserError:
+    def error_from(self, error: duckdb.Error) -> UserError:
         """What DuckDB had against the condition, in one line."""
         first = str(error).strip().splitlines()[0]
         return UserError(f"{self.where}: '{self.text}': {first}", "mend the condition")

@@ -1,9 +1,8 @@
-"""The exact guards: one pass over the gray image, from which flatness, entropy, exposure and sharpness are
-read.
+"""Measure flatness, entropy, exposure and sharpness exactly, in one pass over the gray image.
 
-The pass is compiled by numba and releases the interpreter lock. Rows are visited once, while they are in the
-first cache; what a row contributes is summed in integers (float32 only for the square root, corrected
-below).
+The pass is compiled by numba and releases the interpreter lock. Each row is visited once, while it is in the
+L1 cache. All sums are integers, except for the square root in float32, whose rounding error `flat_fraction`
+corrects.
 """
 
 from __future__ import annotations
@@ -19,22 +18,29 @@ PATCH = 240
 """Side of a flatness patch in px, as published (UltraFlux 2511.18050, `tools/filtering_pipeline.py`)."""
 
 FLAT_VARIANCE = 800.0
-"""A patch is flat when its gradient magnitude has a smaller variance (same source)."""
+"""A patch is flat if the variance of its gradient magnitude is smaller (same source)."""
 
 LARGEST_PATCH = 1024
-"""px: a row of a patch may sum 2 * 1020^2 a pixel in 32 bits."""
+"""px. The sum over a row of a patch, up to 2 * 1020^2 per pixel, must fit into 32 bits."""
 
 _SQRT_ERROR = 4e-6
-"""Bound of the relative error that float32 square roots, summed along a row, leave in a squared mean."""
+"""Bound of the relative error of a squared mean, from float32 square roots summed along a row."""
 
 _CHUNK = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class Guards:
-    """What the pass found. `histogram` int64 [256] of gray; `variance` and `mean` float64 [rows, columns] of
-    the Sobel gradient magnitude in each whole patch of `patch` px from the top left; `laplacian_var` of the
-    whole image; `blockiness` >= 0.
+    """Measurements of a gray image.
+
+    Attributes:
+        gray: the image, uint8 [H, W].
+        patch: side of a patch in px.
+        histogram: of gray, int64 [256].
+        variance, mean: of the Sobel gradient magnitude in each complete patch from the top left, float64
+            [rows, columns].
+        laplacian_var: variance of the Laplacian of the whole image.
+        blockiness: mean step across the 8 x 8 grid over the mean step inside it, >= 0.
     """
 
     gray: np.ndarray
@@ -46,9 +52,10 @@ class Guards:
     blockiness: float
 
     def flat_fraction(self, threshold: float = FLAT_VARIANCE) -> float:
-        """Share of patches with a variance below `threshold`, in [0, 1]; 0 where there is no whole patch.
+        """Return the share of patches with a variance below `threshold`, in [0, 1]; 0 without a complete
+        patch.
 
-        A variance so near the threshold that rounding could decide is computed again as published.
+        A variance that rounding could move across the threshold is computed again as published.
         """
         if self.variance.size == 0:
             return 0.0
@@ -71,14 +78,12 @@ class Guards:
         return float(self.histogram @ np.arange(256) / self.histogram.sum())
 
     def fraction(self, *levels: slice) -> float:
-        """Share of pixels whose gray lies in one of the slices of 0..255."""
+        """Return the share of pixels whose gray value is in one of these slices of 0..255."""
         return float(sum(self.histogram[level].sum() for level in levels) / self.histogram.sum())
 
 
 def published_variance(patch: np.ndarray) -> float:
-    """Variance of the Sobel gradient magnitude of a uint8 patch, step by step in float64 as the published
-    script.
-    """
+    """Variance of the Sobel gradient magnitude of a uint8 patch, in float64 as in the published script."""
     import cv2
 
     across = cv2.Sobel(patch, cv2.CV_64F, 1, 0, ksize=3)
@@ -87,7 +92,7 @@ def published_variance(patch: np.ndarray) -> float:
 
 
 def measure(gray: np.ndarray, patch: int = PATCH) -> Guards:
-    """All guards of a gray image, uint8 [H, W]."""
+    """Measure a gray image, uint8 [H, W], with patches of `patch` px, 3 to LARGEST_PATCH."""
     assert 3 <= patch <= LARGEST_PATCH, f"patches of {patch} px"
     gray = np.ascontiguousarray(gray)
     height, width = gray.shape
@@ -112,8 +117,8 @@ def measure(gray: np.ndarray, patch: int = PATCH) -> Guards:
 
 
 def _ratio(on_grid: int, n_grid: int, inside: int, n_inside: int) -> float:
-    """Mean step on the grid over the mean step inside; where nothing steps inside, one level in all is
-    assumed.
+    """Mean step on the grid over the mean step inside it. If all steps inside are 0, their sum is taken as
+    1.
     """
     if n_grid == 0 or on_grid == 0 == inside:
         return 1.0
@@ -121,7 +126,7 @@ def _ratio(on_grid: int, n_grid: int, inside: int, n_inside: int) -> float:
 
 
 def warm() -> None:
-    """Compile the pass, or load it from numba's cache: once in a worker, before its first image."""
+    """Compile the pass, or load it from numba's cache. Called once in a worker, before its first image."""
     measure(np.zeros((16, 16), np.uint8), 8)
 
 
@@ -176,7 +181,7 @@ def _count(row, histogram):
 
 @_compiled
 def _laplacian(above, row, below, sums):
-    """cv2.Laplacian(ksize=1): the cross of four neighbours minus four times the middle, borders reflected."""
+    """cv2.Laplacian(ksize=1): the sum of four neighbours minus four times the pixel, borders reflected."""
     width = len(row)
     last = width - 1
     for x in range(0, width, max(last, 1)):
@@ -186,7 +191,7 @@ def _laplacian(above, row, below, sums):
         sums[0] += value
         sums[1] += value * value
     for begin in range(1, last, _CHUNK):
-        # sliced, so that every index counts from 0: only such loops become vector instructions
+        # sliced, so that every index starts at 0: only such loops are vectorized
         end = min(begin + _CHUNK, last)
         up, down, middle = above[begin:end], below[begin:end], row[begin:end]
         left, right = row[begin - 1 : end - 1], row[begin + 1 : end + 1]
@@ -203,7 +208,7 @@ def _laplacian(above, row, below, sums):
 
 @_compiled
 def _absolute(one, other):
-    """Sum of |one - other| of two rows of bytes of one length."""
+    """Sum of |one - other| over two rows of bytes of the same length."""
     total = np.int32(0)
     for x in range(len(one)):
         total = np.int32(total + abs(np.int32(np.int32(one[x]) - np.int32(other[x]))))
@@ -212,8 +217,8 @@ def _absolute(one, other):
 
 @_compiled
 def _steps(above, row, y, sums):
-    """Absolute gray steps to the left neighbour and to the row above, on the lines of the 8 x 8 grid and
-    inside.
+    """Add the absolute gray steps to the left neighbour and to the row above, separately for steps on the
+    lines of the 8 x 8 grid and inside it.
     """
     width = len(row)
     across = _absolute(row[1:], row[: width - 1])
@@ -239,7 +244,7 @@ def _separate(above, row, below, smooth, step):
 
 @_compiled
 def _gradients(smooth, step, squares, magnitudes, column):
-    """One row of one patch: the sums of the squared gradient magnitude and of the magnitude."""
+    """Add one row of one patch to the sums of the squared gradient magnitude and of the magnitude."""
     last = len(step) - 1
     left = np.int32(2) * (np.int32(step[0]) + np.int32(step[1]))
     right = np.int32(2) * (np.int32(step[last]) + np.int32(step[last - 1]))

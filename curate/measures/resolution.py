@@ -1,8 +1,8 @@
-"""How much of an image's grid its detail fills: an estimate of the enlargement that it went through.
+"""Estimate the factor by which an image was enlarged.
 
-Interpolation leaves a cliff in the spectrum at 1 / (2 ratio) cycles per pixel; a lens, or the fall of
+Interpolation leaves a cliff in the spectrum at 1 / (2 ratio) cycles per pixel; a lens, or the decay of
 natural detail (power ~ 1 / f^2), leaves a slope. Copied pixels (nearest neighbour) leave no cliff but equal
-neighbours at a fixed period. Both are looked for where the image has most detail.
+neighbours at a fixed period. Both are searched for in the tiles with most detail.
 """
 
 from __future__ import annotations
@@ -10,34 +10,33 @@ from __future__ import annotations
 import numpy as np
 
 TILES = 8
-"""Most detailed tiles that are looked at; their median outvotes a caption or a frame at native resolution."""
+"""Number of tiles, those with most detail; the median ignores a caption or a frame at native resolution."""
 
 _GRID = 60
 """px: tiles start at multiples of it, so that columns 2, 3, 4, 5 or 6 apart fall together in all tiles."""
 
 _CLIFF = 6.5
-"""dB by which the band above a cutoff lies below the band under it, both weighted by f^2. Real images at
-native size, shrunk by area and saved as JPEG 75 to 95, stay below in 97 of 100.
+"""dB by which the band above a cutoff must be below the band under it, both weighted by f^2. Of real images
+at native size, shrunk by area and saved as JPEG 75 to 95, 97 of 100 stay below this value.
 """
 
 _ALMOST = 0.8
-"""Of cliffs at least this share of the steepest, the one at the lowest frequency counts."""
+"""Of all cliffs with at least this share of the steepest, the one at the lowest frequency is used."""
 
 _DROP = 7.0
-"""dB below the band under the cliff: where the cutoff is read off. Unbiased for bicubic and Lanczos."""
+"""dB below the band under the cliff at which the cutoff is read. Unbiased for bicubic and Lanczos."""
 
 _COPIED = 0.5
-"""A step between columns is a copy's when its mean is below this share of the largest in its period."""
+"""Two neighbouring columns are copies if their mean step is below this share of the largest in the period."""
 
 
 def upscale_ratio(gray: np.ndarray) -> float:
-    """Estimated linear enlargement, >= 1, of a gray image, uint8 [H, W]; 1.0 where nothing tells of any.
+    """Estimate the linear enlargement, >= 1, of a gray image, uint8 [H, W]; 1.0 if none is detected.
 
-    An image without detail is no evidence of enlargement and has 1.0: the cliff has to be seen. A strong
-    blur, a lens that resolves half the grid, or a smooth pattern that repeats cannot be told from an
-    enlargement and has the ratio that would explain it. Noise or grain added afterwards fills the empty band
-    and hides the cliff. An enlargement by less than 1.5 is seldom seen, and bilinear ones may be taken for
-    up to 40 % less than they are.
+    An image without detail has 1.0, as there is no cliff. A strong blur, a lens that resolves half the grid,
+    or a smooth repeating pattern cannot be distinguished from an enlargement, and has the ratio that would
+    explain it. Noise or grain added afterwards fills the empty band and hides the cliff. Enlargements by less
+    than 1.5 are rarely detected, and bilinear ones may be underestimated by up to 40 %.
     """
     tiles = _detailed_tiles(gray)
     if not tiles:
@@ -47,8 +46,8 @@ def upscale_ratio(gray: np.ndarray) -> float:
 
 
 def _detailed_tiles(gray: np.ndarray) -> list[np.ndarray]:
-    """The tiles with the largest mean step between neighbours, float32 [N, N], N = 256 px (less in small
-    images).
+    """Return the tiles with the largest mean step between neighbours, float32 [N, N]; N is 256 px, less in
+    small images.
     """
     import cv2
 
@@ -57,7 +56,7 @@ def _detailed_tiles(gray: np.ndarray) -> list[np.ndarray]:
         return []
     stride = max(_GRID, size // _GRID * _GRID)
     starts = [np.arange(0, extent - size + 1, stride) for extent in gray.shape]
-    rows = gray[::4]  # every fourth row tells enough of where the detail is
+    rows = gray[::4]  # every fourth row is enough to find the detail
     steps = cv2.absdiff(rows[:, 1:], rows[:, :-1])
     sums = cv2.integral(steps)
     top, left = starts[0] // 4, starts[1]
@@ -74,11 +73,11 @@ def _detailed_tiles(gray: np.ndarray) -> list[np.ndarray]:
 
 
 def _spectrum(tiles: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies [F] in cycles per pixel and power in dB weighted by f^2 [F], along the axis with more of
-    it.
+    """Return frequencies [F] in cycles per pixel and power in dB weighted by f^2 [F], along the axis with
+    more power.
 
-    One-dimensional spectra under a Hann window, averaged over a tile's lines: interpolation works along the
-    axes.
+    The spectra are one-dimensional, as interpolation works along the axes, with a Hann window, and averaged
+    over the lines of a tile.
     """
     size = len(tiles[0])
     window = np.hanning(size).astype(np.float32)
@@ -96,16 +95,16 @@ def _spectrum(tiles: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cliff_ratio(frequency: np.ndarray, level: np.ndarray) -> float:
-    """0.5 / cutoff at the steepest cliff between neighbouring bands, 1.0 where none is steep enough."""
+    """Return 0.5 / cutoff at the steepest cliff between neighbouring bands; 1.0 if none is steep enough."""
     cutoffs = 0.5 / 2 ** np.arange(0.3125, 3.01, 1 / 16)
     under = np.array([_mean(frequency, level, 0.4 * c, 0.85 * c) for c in cutoffs])
     above = np.array([_mean(frequency, level, 1.15 * c, min(1.8 * c, 0.501)) for c in cutoffs])
     cliffs = under - above
-    # a band that rises to its end is the floor of rounding and JPEG: it hides part of the fall
+    # a band that rises to its end is the noise floor of rounding and JPEG, which hides part of the cliff
     floor = _mean(frequency, level, 0.44, 0.501) - _mean(frequency, level, 0.3, 0.36)
     if cliffs.max() < _CLIFF - 0.5 * np.clip(floor, 0, 3.3):
         return 1.0
-    # bilinear lets the next band through as a second hill: the cliff before it is the one that counts
+    # bilinear passes the next band as a second hill: the cliff before it is used
     cliff = int(np.flatnonzero(cliffs >= _ALMOST * cliffs.max())[-1])
     smooth = np.convolve(np.pad(level, 2, mode="edge"), np.full(5, 0.2), "valid")
     edge = under[cliff] - _DROP
@@ -123,7 +122,7 @@ def _mean(frequency: np.ndarray, level: np.ndarray, low: float, high: float) -> 
 
 
 def _copy_ratio(tiles: list[np.ndarray]) -> float:
-    """The period at which copied pixels step, 1.5 or 2 to 6, where rows and columns show it; else 1.0."""
+    """Return the enlargement by copied pixels, 1.5 or 2 to 6, if both rows and columns show it; else 1.0."""
     ratios = []
     for axis in (0, 1):
         steps = np.mean([np.abs(np.diff(tile, axis=axis)).mean(axis=1 - axis) for tile in tiles], axis=0)

@@ -1,1 +1,1 @@
-"""From a configuration to a checked plan: which stages run, in which order, and what they add."""
+"""Turn a configuration into a checked plan: which stages run, in which order, and the columns they add."""

@@ -1,4 +1,4 @@
-"""Which stages of a pipeline can run here, and in which order."""
+"""Decide which stages of a pipeline can run on this machine, and in which order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOURCE: tuple[Column, ...] = tuple(column for column in BASE if not column.stage
 
 @dataclass(frozen=True)
 class Candidate:
-    """A stage that this machine can run, and with which others it runs."""
+    """A stage that this machine can run; `kind` is the group of stages that it runs in."""
 
     entry: StageEntry
     stage: Stage | SetStage
@@ -38,7 +38,7 @@ class Candidate:
 
 
 class Skipped(NamedTuple):
-    """A stage that is left out, the columns that are missing for it, and why."""
+    """A stage that is skipped, the columns that are missing because of it, and the reason."""
 
     label: str
     adds: tuple[str, ...]
@@ -46,7 +46,11 @@ class Skipped(NamedTuple):
 
 
 def candidates(config: PipelineConfig) -> tuple[list[Candidate], list[Skipped]]:
-    """The stages of a pipeline as objects, and those that its `if_missing: skip` leaves out."""
+    """Make the stages of a pipeline. Return them, and those that are skipped by `if_missing: skip`.
+
+    Raises UserError if a stage is unknown, cannot be made, is missing and must not be skipped, or adds a
+    column that another one adds.
+    """
     found: list[Candidate] = []
     skipped: list[Skipped] = []
     for entry in config.stages:
@@ -65,9 +69,7 @@ def candidates(config: PipelineConfig) -> tuple[list[Candidate], list[Skipped]]:
 
 
 class _Missing(Exception):
-    """A stage that is not there: the error it would be, and the columns it would add as far as they are
-    known.
-    """
+    """A stage is missing: the error to raise if it must not be skipped, and its columns if they are known."""
 
     def __init__(self, error: UserError, adds: tuple[str, ...] = ()) -> None:
         super().__init__(str(error))
@@ -95,24 +97,23 @@ def _stage(entry: StageEntry, where: str) -> Stage | SetStage:
 
 
 def _may_be_absent(entry: StageEntry, error: UserError) -> bool:
-    """Whether a stage that is not found may be left out, or was mistyped."""
+    """Whether a stage that was not found may be skipped; False if its name was probably mistyped."""
     return bool(entry.adds) or entry.stage in LATER or isinstance(error.__cause__, ImportError)
 
 
 def _instance(cls: type[Stage] | type[SetStage], entry: StageEntry, where: str) -> Stage | SetStage:
     if inspect.isabstract(cls):
         lacking = ", ".join(sorted(cls.__abstractmethods__))
-        raise UserError(f"stage '{entry.label}': {cls.__name__} has no method {lacking}", "write it")
+        raise UserError(f"stage '{entry.label}': {cls.__name__} has no method {lacking}", "define it")
     params = build(cls.Params, entry.params, f"{where}: stage '{entry.label}'")
     try:
         return cls(params)
     except UserError:
         raise
     except Exception as error:
-        words = one_line(error)
         raise UserError(
-            f"stage '{entry.label}' cannot be made ({type(error).__name__}: {words})",
-            f"mend {cls.__name__}.__init__, which is given its Params; --debug shows the whole trace",
+            f"stage '{entry.label}' cannot be made ({type(error).__name__}: {one_line(error)})",
+            f"fix {cls.__name__}.__init__, which is called with its Params; --debug shows the whole trace",
         ) from error
 
 
@@ -120,7 +121,7 @@ def _check_unique(found: Sequence[Candidate]) -> None:
     owners = {name.lower(): "the source" for name, column in COLUMNS.items() if not column.stage}
     for candidate in found:
         for column in candidate.stage.adds:
-            key = column.name.lower()  # SQL does not tell Entropy from entropy
+            key = column.name.lower()  # SQL names are not case-sensitive
             if key in owners:
                 what = f"stage '{candidate.label}' adds column '{column.name}'"
                 raise UserError(f"{what}, which {_by(owners[key])} adds too", "leave one of them out")
@@ -132,8 +133,12 @@ def _by(owner: str) -> str:
 
 
 def in_order(found: Sequence[Candidate], skipped: Sequence[Skipped]) -> tuple[list[Candidate], list[Skipped]]:
-    """Header stages, then pixel stages, then set stages, each kind as listed; a stage whose needs were
-    skipped is skipped as well, or is an error.
+    """Order stages: header stages, pixel stages, set stages, each kind in the order of the pipeline.
+
+    A header stage that needs a column of a pixel stage runs after the pixel stages. A stage that needs a
+    column of a skipped stage is skipped too if it has `if_missing: skip`.
+
+    Raises UserError if a stage needs a column that no earlier stage adds.
     """
     left_out = list(skipped)
     ordered: list[Candidate] = []
@@ -146,7 +151,7 @@ def in_order(found: Sequence[Candidate], skipped: Sequence[Skipped]) -> tuple[li
                 ordered.append(candidate)
                 have.update(candidate.adds)
             elif kind == "header" and any(c.kind == "pixel" and c.adds.intersection(lacking) for c in found):
-                # it reads no pixels but waits for a number that comes from them: behind all pixel stages
+                # it reads only the header but needs a column of a pixel stage: it runs with those
                 waiting.append(replace(candidate, kind="pixel"))
             elif candidate.entry.if_missing == "skip" and (gone := _skipped_owner(lacking, left_out)):
                 why = f"it needs {lacking[0]} of the skipped stage '{gone.label}'"
@@ -181,15 +186,17 @@ def _unmet(
 
 
 def whole_tree(config: PipelineConfig) -> dict[str, Any]:
-    """The pipeline as plain data for a YAML file: every key, and every parameter of every stage with its
-    value. A stage that may be missing here and is keeps the parameters that it was given."""
+    """Return the pipeline as plain data for a YAML file: every key, and all parameters of every stage.
+
+    A missing stage that may be skipped has only the parameters that were set.
+    """
     tree = config.model_dump(mode="json", exclude_none=True)
     tree["stages"] = [_whole_entry(entry, config.name) for entry in config.stages]
     return tree
 
 
 def _whole_entry(entry: StageEntry, where: str) -> str | dict[str, Any]:
-    told = entry.model_dump(mode="json", exclude_defaults=True)
+    tree = entry.model_dump(mode="json", exclude_defaults=True)
     try:
         cls = stage_class(entry.stage)
     except UserError:
@@ -197,12 +204,12 @@ def _whole_entry(entry: StageEntry, where: str) -> str | dict[str, Any]:
             raise
     else:
         params = build(cls.Params, entry.params, f"{where}: stage '{entry.label}'")
-        told |= params.model_dump(mode="json")
-    return entry.stage if list(told) == ["stage"] else told
+        tree |= params.model_dump(mode="json")
+    return entry.stage if list(tree) == ["stage"] else tree
 
 
 def resolve_preset_stages(preset: str) -> list[dict[str, Any]]:
-    """Per stage of a preset: whether it can run on this machine, and if not, why."""
+    """Return for each stage of a preset whether it can run on this machine, and if not, why."""
     config = load(preset)
     lenient = [entry.model_copy(update={"if_missing": "skip"}) for entry in config.stages]
     _, skipped = in_order(*candidates(config.model_copy(update={"stages": lenient})))

@@ -1,8 +1,8 @@
 """A pipeline, checked and put in order before anything runs.
 
-Header stages come first, then pixel stages, then set stages; each rule fires right after the stage that
-completes its columns, so that what the header settles is never decoded. Whatever cannot be evaluated here is
-named, with the reason.
+Header stages come first, then pixel stages, then set stages. Each rule is evaluated right after the stage
+that adds the last of its columns, so that an image rejected by its header is never decoded. Rules that cannot
+be evaluated are listed with the reason.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from uhr.curate.rules import Rule
 from uhr.curate.stage import SetStage, Stage
 from uhr.manifests.manifest import StageInfo
 from uhr.manifests.schema import COLUMNS, SCHEMA_VERSION, Column, schema_of
-from uhr.manifests.sql import Condition
+from uhr.manifests.sql import SqlCondition
 
 ENGINE_VERSION = 2
-"""Raised when the engine itself would give other rows for the same pipeline."""
+"""Increase it when the engine itself would give other rows for the same pipeline."""
 
 PIXEL_UNIT, HEADER_UNIT = (8, 64), (256, 4096)
-"""Least and most images per unit where stages need pixels, and where none does: at most a minute of work,
-and not so little that writing the part is what takes the time.
+"""Least and most images per unit, if stages need pixels and if none does: at most a minute of work, but
+enough that writing the part takes a small share of it.
 """
 
 
@@ -36,16 +36,16 @@ S = TypeVar("S", Stage, SetStage)
 
 
 @dataclass(frozen=True)
-class Step(Generic[S]):
-    """A stage, and the rules that fire right after it."""
+class PlannedStage(Generic[S]):
+    """A stage, and the rules that are evaluated right after it."""
 
     label: str
     stage: S
     rules: tuple[Rule, ...] = ()
 
 
-class Idle(NamedTuple):
-    """A rule that cannot be evaluated here, and why."""
+class IdleRule(NamedTuple):
+    """A rule that cannot be evaluated here, and the reason."""
 
     name: str
     where: str
@@ -53,25 +53,26 @@ class Idle(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run does, in this order: `first` (rules over the source's own columns), `header`, `pixel`,
-    `sets`.
+class CurationPlan:
+    """The stages and rules of a run, in this order: `first` (rules over the source's own columns), `header`,
+    `pixel`, `sets`. `skipped` and `idle` are the stages and rules that cannot run.
     """
 
     config: PipelineConfig
     first: tuple[Rule, ...]
-    header: tuple[Step[Stage], ...]
-    pixel: tuple[Step[Stage], ...]
-    sets: tuple[Step[SetStage], ...]
+    header: tuple[PlannedStage[Stage], ...]
+    pixel: tuple[PlannedStage[Stage], ...]
+    sets: tuple[PlannedStage[SetStage], ...]
     skipped: tuple[Skipped, ...]
-    idle: tuple[Idle, ...]
+    idle: tuple[IdleRule, ...]
 
     @classmethod
-    def of(cls, config: PipelineConfig, strict: bool = False) -> Plan:
-        """The checked plan; with `strict` whatever would be skipped is an error.
+    def of(cls, config: PipelineConfig, strict: bool = False) -> CurationPlan:
+        """Check a pipeline and put it in order.
 
-        Errors: an unknown stage or parameter, a column that two stages add or none does, an order in which a
-        stage comes before what it needs, a rule that is no boolean over columns.
+        Raises UserError if a stage or parameter is unknown, if two stages add the same column or none adds a
+        column that is needed, if a stage comes before one that it needs, if a rule is not a boolean over
+        columns, or if `strict` is set and a stage would be skipped.
         """
         found, skipped = candidates(config)
         found, skipped = in_order(found, skipped)
@@ -91,46 +92,44 @@ class Plan:
         found: Sequence[Candidate],
         rules: Sequence[Rule],
         skipped: Sequence[Skipped],
-        idle: Sequence[Idle],
-    ) -> Plan:
+        idle: Sequence[IdleRule],
+    ) -> CurationPlan:
         fired: list[list[Rule]] = [[] for _ in found]
         first: list[Rule] = []
         for rule in rules:
             place = _completed_at(rule, found)
             (first if place < 0 else fired[place]).append(rule)
-        header: list[Step[Stage]] = []
-        pixel: list[Step[Stage]] = []
-        sets: list[Step[SetStage]] = []
+        header: list[PlannedStage[Stage]] = []
+        pixel: list[PlannedStage[Stage]] = []
+        sets: list[PlannedStage[SetStage]] = []
         for candidate, own in zip(found, fired, strict=True):
             if isinstance(candidate.stage, SetStage):
-                sets.append(Step(candidate.label, candidate.stage, tuple(own)))
+                sets.append(PlannedStage(candidate.label, candidate.stage, tuple(own)))
             else:
-                steps = header if candidate.kind == "header" else pixel
-                steps.append(Step(candidate.label, candidate.stage, tuple(own)))
+                stages = header if candidate.kind == "header" else pixel
+                stages.append(PlannedStage(candidate.label, candidate.stage, tuple(own)))
         return cls(
             config, tuple(first), tuple(header), tuple(pixel), tuple(sets), tuple(skipped), tuple(idle)
         )
 
     @property
-    def steps(self) -> tuple[Step[Any], ...]:
+    def stages(self) -> tuple[PlannedStage[Any], ...]:
         return (*self.header, *self.pixel, *self.sets)
 
     @property
     def rules(self) -> Iterator[Rule]:
-        """The rules that are evaluated, in the order in which they fire."""
+        """The rules that are evaluated, in this order."""
         yield from self.first
-        for step in self.steps:
-            yield from step.rules
+        for planned in self.stages:
+            yield from planned.rules
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the manifest: the base columns, then what each stage adds, in the order of the stages."""
-        return schema_of(column for step in self.steps for column in _own_columns(step))
+        """The manifest's schema: the base columns, then the columns of each stage, in order."""
+        return schema_of(column for planned in self.stages for column in _own_columns(planned))
 
     def unit_size(self, rows: int) -> int:
-        """Images per unit: fewer in a small set, so that every worker has some and the progress bar
-        moves.
-        """
+        """Return the number of images per unit, smaller for a small set, so that all workers have units."""
         if self.config.unit is not None:
             return self.config.unit
         least, most = PIXEL_UNIT if self.pixel else HEADER_UNIT
@@ -138,14 +137,12 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Equal where the same input gives the same rows: not the engine, the workers or the size of
-        units.
-        """
+        """Hash of all that affects the rows (64 hex digits): not the engine, the workers or the unit size."""
         tree = self.config.model_dump(mode="json", exclude={"name", "description", "stages", "rules", "unit"})
         return fingerprint(
             {
                 "versions": [SCHEMA_VERSION, ENGINE_VERSION],
-                "stages": [[step.label, step.stage.fingerprint()] for step in self.steps],
+                "stages": [[planned.label, planned.stage.fingerprint()] for planned in self.stages],
                 "rules": [[rule.name, rule.condition.text] for rule in self.rules],
                 "not evaluated": [[idle.name, idle.where] for idle in self.idle],
                 **tree,
@@ -153,11 +150,11 @@ class Plan:
         )
 
     def resolved(self) -> dict[str, object]:
-        """The pipeline with every default in it, as plain data: what lineage keeps, and what gives this plan
-        again.
+        """Return the pipeline with all defaults, as plain data. It is recorded in the lineage, and makes the
+        same plan.
         """
         tree = self.config.model_dump(mode="json", exclude={"unit"})
-        params = {step.label: step.stage.params.model_dump(mode="json") for step in self.steps}
+        params = {planned.label: planned.stage.params.model_dump(mode="json") for planned in self.stages}
         labels = [entry.label for entry in self.config.stages]
         tree["stages"] = [
             entry | params.get(label, {}) for entry, label in zip(tree["stages"], labels, strict=True)
@@ -165,9 +162,7 @@ class Plan:
         return tree
 
     def facts(self) -> dict[str, object]:
-        """The plan for machines: stages in the order in which they run, each with the rules that fire after
-        it.
-        """
+        """Return the plan as plain data for `--json`: the stages in order, each with the rules after it."""
 
         def named(rules: Iterable[Rule]) -> list[dict[str, str]]:
             return [{"rule": rule.name, "where": rule.condition.text} for rule in rules]
@@ -183,8 +178,8 @@ class Plan:
                     "adds": [c.name for c in s.stage.adds],
                     "rules": named(s.rules),
                 }
-                for kind, steps in kinds
-                for s in steps
+                for kind, stages in kinds
+                for s in stages
             ],
             "skipped": [skipped._asdict() for skipped in self.skipped],
             "not_evaluated": [idle._asdict() for idle in self.idle],
@@ -192,15 +187,15 @@ class Plan:
         }
 
     def stage_infos(self) -> list[StageInfo]:
-        """For `manifest.json`: what ran, and what was skipped."""
+        """Return the stages that run and those that are skipped, for `manifest.json`."""
         ran = [
             StageInfo(
-                name=step.label,
-                version=step.stage.version,
-                fingerprint=step.stage.fingerprint(),
-                adds=[column.name for column in step.stage.adds],
+                name=planned.label,
+                version=planned.stage.version,
+                fingerprint=planned.stage.fingerprint(),
+                adds=[column.name for column in planned.stage.adds],
             )
-            for step in self.steps
+            for planned in self.stages
         ]
         left_out = [
             StageInfo(name=s.label, version=0, fingerprint="", adds=list(s.adds), state="skipped", why=s.why)
@@ -209,39 +204,39 @@ class Plan:
         return ran + left_out
 
 
-def _own_columns(step: Step[Any]) -> list[Column]:
-    """A stage's columns, each told which stage it comes from."""
-    return [replace(column, stage=column.stage or step.label) for column in step.stage.adds]
+def _own_columns(planned: PlannedStage[Any]) -> list[Column]:
+    """Return a stage's columns with `stage` set."""
+    return [replace(column, stage=column.stage or planned.label) for column in planned.stage.adds]
 
 
 def _completed_at(rule: Rule, found: Sequence[Candidate]) -> int:
-    """The place of the last stage that the rule waits for; -1 where the source's own columns are enough."""
+    """Return the index of the last stage whose columns the rule needs; -1 if it needs no stage."""
     owners = {column.name: place for place, candidate in enumerate(found) for column in candidate.stage.adds}
     return max((owners[name] for name in rule.condition.columns if name in owners), default=-1)
 
 
 def _rules(
     config: PipelineConfig, found: Sequence[Candidate], skipped: Sequence[Skipped]
-) -> tuple[list[Rule], list[Idle]]:
+) -> tuple[list[Rule], list[IdleRule]]:
     columns = [*SOURCE, *(column for candidate in found for column in candidate.stage.adds)]
     known = {column.name: column for column in columns}
     absent = {name: stage for stage in skipped for name in stage.adds if name not in known}
     schema = pa.schema([column.field() for column in known.values()])
     rules: list[Rule] = []
-    idle: list[Idle] = []
+    idle: list[IdleRule] = []
     for name, text in config.rules.items():
         rule = Rule.parse(name, text)
         _check_columns(rule.condition, [*known, *absent])
         lacking = next((absent[c] for c in sorted(rule.condition.columns) if c in absent), None)
         if lacking is not None:
-            idle.append(Idle(name, text, f"stage '{lacking.label}' was skipped: {lacking.why}"))
+            idle.append(IdleRule(name, text, f"stage '{lacking.label}' was skipped: {lacking.why}"))
         else:
             rule.condition.check(schema)
             rules.append(rule)
     return rules, idle
 
 
-def _check_columns(condition: Condition, known: list[str]) -> None:
+def _check_columns(condition: SqlCondition, known: list[str]) -> None:
     for name in sorted(condition.columns.difference(known)):
         if name in COLUMNS and COLUMNS[name].stage:
             stage = COLUMNS[name].stage

@@ -1,4 +1,4 @@
-"""The stages by name. A new one is one file here and one line in `NAMES`."""
+"""The registry of stages. A new stage is one file here and one line in `NAMES`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ NAMES: dict[str, str] = {
     "exact_duplicates": f"{_HERE}.exact_duplicates:ExactDuplicatesStage",
     "rank": f"{_HERE}.rank:RankStage",
 }
-"""Name in a pipeline -> import path. Nothing is imported before it is asked for."""
+"""Name in a pipeline -> import path. A stage is imported when it is first used."""
 
 LATER = frozenset({"safety", "q_align", "artimuse", "caption", "translate"})
-"""Stages with weights that presets speak of and this version does not have: `if_missing: skip` leaves them
-out. Any other name that is not in `NAMES` is taken for a typing mistake.
+"""Stages that presets name and this version does not have; `if_missing: skip` skips them. Any other name that
+is not in `NAMES` is treated as mistyped.
 """
 
 
 def stage_class(name: str) -> type[Stage] | type[SetStage]:
-    """The class of the stage called `name`, or at a user's own import path `package.module:Class`."""
+    """Return the stage class with this name, or at the import path `package.module:Class`.
+
+    Raises UserError if there is no such stage, or if the object is not a stage.
+    """
     if name in NAMES:
         found = load_object(NAMES[name], "stage")
     elif ":" in name:
@@ -37,6 +40,6 @@ def stage_class(name: str) -> type[Stage] | type[SetStage]:
         raise unknown("stage", name, [*NAMES, *LATER - {name}])
     if not (isinstance(found, type) and issubclass(found, Stage | SetStage)):
         raise UserError(
-            f"stage '{name}' is no stage", "derive the class from uhr.curate.stage:Stage or SetStage"
+            f"stage '{name}' is not a stage", "derive the class from uhr.curate.stage:Stage or SetStage"
         )
     return found

@@ -1,4 +1,4 @@
-"""The stages that this version has, told from their classes."""
+"""Describe the stages of this version, for `uhr curate stages`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from uhr.curate.stages import NAMES, stage_class
 
 
 def all_stages() -> list[dict[str, Any]]:
-    """Per stage: name, what it reads, columns, needs, parameters with their defaults, packages and
+    """Return for each stage its name, what it reads, columns, needs, parameters with defaults, packages and
     licences.
     """
-    return [_told(name) for name in NAMES]
+    return [_description(name) for name in NAMES]
 
 
-def _told(name: str) -> dict[str, Any]:
+def _description(name: str) -> dict[str, Any]:
     cls = stage_class(name)
     params = cls.Params.model_fields
     required = [key for key, field in params.items() if field.is_required()]

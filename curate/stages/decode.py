@@ -1,4 +1,4 @@
-"""The full decode: what proves that a file is a whole image, and names its content."""
+"""The full decode: verifies that a file is a complete image, and hashes its bytes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from uhr.manifests.schema import COLUMNS, DECODE
 
 
 class DecodeStage(Stage):
-    """Decodes the image, which fails the sample if the file is truncated or damaged, and adds the hash of
-    its bytes and the notes of its decoder.
+    """Decodes the image, and adds the hash of its bytes and the decoder's notes.
+
+    A truncated or damaged file fails its sample.
     """
 
     name = "decode"
@@ -21,6 +22,6 @@ class DecodeStage(Stage):
 
     def annotate(self, frame: Frame) -> Mapping[str, Any]:
         content_hash = frame.content_hash
-        # later stages share the pixels; a fault fails the sample
+        # decodes the pixels, which later stages share
         notes = frame.decoded.notes
         return {"content_hash": content_hash, "notes": "; ".join(notes) or None}

@@ -7,10 +7,9 @@ from uhr.manifests.schema import DUPLICATES
 
 
 class ExactDuplicatesStage(SetStage):
-    """Groups of equal `content_hash` among the live rows, each ranked by `uri`; `dup_rank = 0` is the one to
-    keep.
+    """Groups kept rows by `content_hash` and ranks each group by `uri`; `dup_rank = 0` is the one to keep.
 
-    An image that is the only one with its bytes has no group and rank 0; without a hash it has neither.
+    An image whose bytes are unique has no group and rank 0; one without a hash has neither.
     """
 
     name = "exact_duplicates"

@@ -1,4 +1,4 @@
-"""Exposure: mean gray, and the shares that are dark or clipped."""
+"""Exposure: mean gray, and the shares of dark and of clipped pixels."""
 
 from __future__ import annotations
 

@@ -17,9 +17,8 @@ class FlatnessStage(Stage):
     """Share of patches whose Sobel gradient magnitude has a small variance, as UltraFlux's filter computes
     it.
 
-    Patches lie side by side from the top left of the stored grid; incomplete ones at the right and bottom
-    are left out, and an image without a whole patch has 0.0. Source: UltraFlux 2511.18050,
-    `tools/filtering_pipeline.py`.
+    Patches tile the stored grid from the top left; incomplete ones at the right and bottom are left out, and
+    an image without a complete patch has 0.0. Source: UltraFlux 2511.18050, `tools/filtering_pipeline.py`.
     """
 
     name = "flatness"

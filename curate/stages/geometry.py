@@ -30,10 +30,10 @@ class GeometryStage(Stage):
 
 
 def aspect_bucket(width: int, height: int) -> str:
-    """`16:9` and the like: the common ratio nearest to width / height in its logarithm, in integers
-    throughout.
+    """Return the common ratio nearest to width / height on a logarithmic scale, as a label such as `16:9`.
 
-    An image exactly between two takes the squarer one; turning it by 90 degrees turns the label.
+    Computed in integers. An image exactly between two ratios has the squarer one; an image turned by 90
+    degrees has the mirrored label.
     """
     long, short = max(width, height), min(width, height)
     best = LANDSCAPES[0]

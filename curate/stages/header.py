@@ -1,4 +1,4 @@
-"""What the first bytes say: enough to turn down small images without decoding them."""
+"""The header's columns: enough to reject small images without decoding them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uhr.manifests.schema import HEADER
 
 
 class HeaderStage(Stage):
-    """Format, size, orientation and colour model from the header. Not yet verified: only `decode` proves a
+    """Format, size, orientation and colour model as the header states them; only `decode` verifies the
     file.
     """
 

@@ -1,4 +1,4 @@
-"""Native resolution: finds images that were enlarged to look like 4K."""
+"""Native resolution: detects images that were enlarged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uhr.manifests.schema import COLUMNS
 class NativeResolutionStage(Stage):
     """Estimated linear enlargement from the spectrum of the most detailed tiles (`measures/resolution.py`).
 
-    1.0 means that nothing tells of an enlargement: a smooth or noisy image has it as well as a sharp one.
+    1.0 means that no enlargement was detected, which is also the case for smooth and noisy images.
     """
 
     name = "native_resolution"

@@ -1,4 +1,4 @@
-"""Rank: where an image stands among all others by one of its numbers."""
+"""Rank: the position of an image among all others by one column."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from uhr.manifests.sql import quoted
 
 
 class RankStage(SetStage):
-    """`<of>_rank`: percent rank in [0, 1] by column `of` among the live rows that have a value; 0 is the
+    """Adds `<of>_rank`: percent rank in [0, 1) by column `of` among the kept rows that have a value; 0 is the
     best.
 
-    The top 5 % are `<of>_rank < 0.05`. Ties are broken by `uri`, so ranks are distinct and the share is kept.
+    The top 5 % are `<of>_rank < 0.05`. Ties are broken by `uri`, so that ranks are distinct and this
+    share is exact.
     """
 
     name = "rank"
@@ -37,7 +38,7 @@ class RankStage(SetStage):
         of = quoted(self.params.of)
         name = quoted(f"{self.params.of}_rank")
         order = "DESC" if self.params.descending else "ASC"
-        # NaN and infinity are no values: DuckDB would order them above every number
+        # NaN and infinity count as missing: DuckDB would order them above every number
         value = f"CASE WHEN isfinite(CAST({of} AS DOUBLE)) THEN {of} END"
         return f"""
             SELECT

@@ -12,9 +12,9 @@ from uhr.manifests.schema import COLUMNS
 
 
 class SharpnessStage(Stage):
-    """Variance of OpenCV's 3 x 3 Laplacian (`ksize=1`) of gray, and the mean gray step across the lines of
-    the 8 x 8 grid over the mean step inside its cells. The grid is the stored one, from the top left, as
-    JPEG lays it.
+    """Variance of OpenCV's 3 x 3 Laplacian (`ksize=1`) of gray, and blockiness: the mean gray step across
+    the lines of the 8 x 8 grid over the mean step inside its cells. The grid starts at the top left of the
+    stored image, as in JPEG.
     """
 
     name = "sharpness"

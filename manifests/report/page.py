@@ -26,7 +26,7 @@ EXAMPLES = 8
 
 
 @dataclass(frozen=True)
-class Fault:
+class FaultCount:
     """A kind of fault: how many samples it took, and some of them with the error in words."""
 
     kind: str
@@ -117,14 +117,16 @@ def _highlights(stats: Stats) -> list[tuple[str, str]]:
     return result + [(number(n), f"in split {name}") for column in splits for name, n in column.top.items()]
 
 
-def _faults(manifest: Manifest) -> list[Fault]:
+def _faults(manifest: Manifest) -> list[FaultCount]:
     """The kinds of fault, commonest first."""
     query = f"""
         SELECT reason, count(*) AS n, min_by((uri, error), uri, {EXAMPLES})
         FROM samples WHERE status = '{FAILED}' GROUP BY reason ORDER BY n DESC, reason"""
     with manifest.connect() as connection:
         found = connection.sql(query).fetchall()
-    return [Fault(kind, count, [tuple(example) for example in examples]) for kind, count, examples in found]
+    return [
+        FaultCount(kind, count, [tuple(example) for example in examples]) for kind, count, examples in found
+    ]
 
 
 def _histograms(manifest: Manifest, stats: Stats) -> list[Histogram]:

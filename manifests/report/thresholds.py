@@ -9,7 +9,7 @@ from typing import Any
 
 from uhr.base.errors import UserError
 from uhr.manifests.info import RuleInfo
-from uhr.manifests.sql import Condition
+from uhr.manifests.sql import SqlCondition
 
 SIGNS = {
     "COMPARE_GREATERTHAN": ">",
@@ -30,15 +30,15 @@ class Threshold:
     value: float
 
 
-def condition_of(rule: RuleInfo) -> Condition | None:
+def condition_of(rule: RuleInfo) -> SqlCondition | None:
     """The rule's condition; None where this version cannot parse it (a rule that another version ran)."""
     try:
-        return Condition.parse(rule.where, f"rule '{rule.name}'")
+        return SqlCondition.parse(rule.where, f"rule '{rule.name}'")
     except UserError:
         return None  # the report then shows the rule's text alone
 
 
-def thresholds(condition: Condition) -> list[Threshold]:
+def thresholds(condition: SqlCondition) -> list[Threshold]:
     """The comparisons that must all hold; whatever is not of this shape (OR, arithmetic) is left out."""
     return list(_walk(condition.tree))
 

@@ -25,12 +25,12 @@ from uhr.base.run_folder import RunFolder, all_or_nothing
 from uhr.manifests.manifest import Manifest, Parent, is_manifest, write_manifest
 from uhr.manifests.parts import LAYOUT
 from uhr.manifests.schema import COLUMNS
-from uhr.manifests.sql import Condition
+from uhr.manifests.sql import SqlCondition
 
 SPLIT = COLUMNS["split"]
 
 
-class Slice(Config):
+class SliceOptions(Config):
     """What to take. `split` gives shares by name, which add up to 1; `sample` a number of rows."""
 
     status: Literal["kept", "rejected", "failed", "any"] = "kept"
@@ -65,7 +65,7 @@ def parse_split(text: str) -> dict[str, float]:
 
 
 def slice_manifest(
-    parent: Manifest, out: Path, wanted: Slice, advance: Advance = lambda n=1, note=None: None
+    parent: Manifest, out: Path, wanted: SliceOptions, advance: Advance = lambda n=1, note=None: None
 ) -> Manifest:
     """Write the slice `wanted` of `parent` into `out`.
 
@@ -75,7 +75,7 @@ def slice_manifest(
     """
     condition = None
     if wanted.where is not None:
-        condition = Condition.parse(wanted.where, "--where")
+        condition = SqlCondition.parse(wanted.where, "--where")
         condition.check(parent.schema)
     rows = _read(parent, wanted, condition)
     mask = _draw(parent, wanted, rows)
@@ -112,7 +112,9 @@ def _claim(out: Path) -> None:
     RunFolder(out, LAYOUT).claim()
 
 
-def _read(parent: Manifest, wanted: Slice, condition: Condition | None) -> dict[str, pa.ChunkedArray]:
+def _read(
+    parent: Manifest, wanted: SliceOptions, condition: SqlCondition | None
+) -> dict[str, pa.ChunkedArray]:
     """For every row in order: its id, whether status and condition take it, and what it is drawn by.
 
     The keys are the first 64 bits of SHA-256("seed:sample:id") and of ("seed:split:id"); patches are split by
@@ -128,16 +130,16 @@ def _read(parent: Manifest, wanted: Slice, condition: Condition | None) -> dict[
         FROM samples"""
     try:
         with parent.connect() as connection:
-            where = condition.over(connection) if condition else "true"
+            where = condition.sql_for(connection) if condition else "true"
             rows = connection.sql(query.format(where=where)).to_arrow_table()
     except duckdb.Error as error:
         if condition is None:
             raise
-        raise condition.fault(error) from None
+        raise condition.error_from(error) from None
     return {name: rows[name] for name in rows.column_names}
 
 
-def _draw(parent: Manifest, wanted: Slice, rows: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
+def _draw(parent: Manifest, wanted: SliceOptions, rows: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
     """Which rows are in the slice (bool [rows])."""
     by_status = rows["by_status"].to_numpy()
     by_where = pc.fill_null(rows["by_where"], False).to_numpy()

@@ -22,7 +22,7 @@ EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Fault:
+class VerifyFault:
     """Something that is not as it should be: which check found it, where, what, and in how many places."""
 
     check: str
@@ -31,7 +31,7 @@ class Fault:
     count: int = 1
 
 
-def check_rows(manifest: Manifest) -> Iterator[Fault]:
+def check_rows(manifest: Manifest) -> Iterator[VerifyFault]:
     """The faults of the rows: identity, order, verdicts, counts, ranges, previews."""
     with manifest.connect() as connection:
         for check, where, what, condition in (
@@ -45,7 +45,7 @@ def check_rows(manifest: Manifest) -> Iterator[Fault]:
         ).fetchall()
         if repeated:
             names = ", ".join(str(name) for name, _ in repeated[:EXAMPLES])
-            yield Fault("identity", "sample_id", f"stands in several rows: {names}", len(repeated))
+            yield VerifyFault("identity", "sample_id", f"stands in several rows: {names}", len(repeated))
         yield from _counts(connection, manifest.info)
         yield from _previews(connection, manifest)
     yield from _order(manifest)
@@ -102,17 +102,17 @@ def outside_range(column: Column) -> str | None:
 
 def _count(
     connection: duckdb.DuckDBPyConnection, check: str, where: str, what: str, condition: str
-) -> Iterator[Fault]:
+) -> Iterator[VerifyFault]:
     (row,) = connection.sql(
         f"SELECT count(*), min(uri), max(uri) FROM samples WHERE {condition}"  # min and max: examples
     ).fetchall()
     count, first, last = row
     if count:
         names = str(first) if first == last else f"{first} ... {last}"
-        yield Fault(check, where, f"{what}: {names}", count)
+        yield VerifyFault(check, where, f"{what}: {names}", count)
 
 
-def _counts(connection: duckdb.DuckDBPyConnection, info: ManifestInfo) -> Iterator[Fault]:
+def _counts(connection: duckdb.DuckDBPyConnection, info: ManifestInfo) -> Iterator[VerifyFault]:
     statuses = dict(connection.sql("SELECT status, count(*) FROM samples GROUP BY status").fetchall())
     reasons = dict(
         connection.sql(
@@ -123,12 +123,12 @@ def _counts(connection: duckdb.DuckDBPyConnection, info: ManifestInfo) -> Iterat
     found = {"rows": sum(statuses.values()), **found, "reasons": reasons}
     for name, value in found.items():
         if info.counts.get(name) != value:
-            yield Fault(
+            yield VerifyFault(
                 "counts", name, f"is {value} in the parts and {info.counts.get(name)} in manifest.json"
             )
 
 
-def _previews(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator[Fault]:
+def _previews(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator[VerifyFault]:
     ids = [parquet.read(manifest.path / part.path, ["sample_id"]) for part in manifest.info.previews]
     if not ids:
         return
@@ -139,10 +139,10 @@ def _previews(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iter
         found = connection.sql(f"{query} ORDER BY sample_id").fetchall()
         if found:
             names = ", ".join(str(name) for (name,) in found[:EXAMPLES])
-            yield Fault("previews", "sample_id", f"{what}: {names}", len(found))
+            yield VerifyFault("previews", "sample_id", f"{what}: {names}", len(found))
 
 
-def _order(manifest: Manifest) -> Iterator[Fault]:
+def _order(manifest: Manifest) -> Iterator[VerifyFault]:
     last: str | None = None
     for batch in manifest.rows(columns=["uri"]):
         uris = batch.column("uri").drop_null()
@@ -151,7 +151,7 @@ def _order(manifest: Manifest) -> Iterator[Fault]:
         first = uris[0].as_py()
         falls = any(after < before for before, after in itertools.pairwise(uris.to_pylist()))
         if falls or (last is not None and first < last):
-            yield Fault("order", "uri", "the rows are not sorted by it")
+            yield VerifyFault("order", "uri", "the rows are not sorted by it")
             return
         last = uris[-1].as_py()
 

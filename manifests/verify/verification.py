@@ -20,24 +20,26 @@ from uhr.manifests.lineage import find_parent
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import BASE, COLUMNS, KEPT
 from uhr.manifests.uris import path_of
-from uhr.manifests.verify.checks import Fault, check_rows
+from uhr.manifests.verify.checks import VerifyFault, check_rows
 from uhr.pixels.headers import read_header
 from uhr.pixels.types import PixelFault
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerifyResult:
     """`faults` make a manifest unfit; `notes` are worth knowing (a parent that has moved)."""
 
     path: str
     id: str
     rows: int
     checks: list[str]
-    faults: list[Fault]
+    faults: list[VerifyFault]
     notes: list[str]
 
 
-def verify(path: Path, *, pixels: bool = False, advance: Advance = lambda n=1, note=None: None) -> Verdict:
+def verify(
+    path: Path, *, pixels: bool = False, advance: Advance = lambda n=1, note=None: None
+) -> VerifyResult:
     """Check the manifest in the folder `path`; all faults, not only the first.
 
     With `pixels`, the source files are read and hashed again, which `advance` counts, and format and size of
@@ -62,19 +64,21 @@ def verify(path: Path, *, pixels: bool = False, advance: Advance = lambda n=1, n
         for parent in info.parents
         if find_parent(path, parent) is None
     ]
-    return Verdict(str(path), info.id, info.counts["rows"], checks, faults, notes)
+    return VerifyResult(str(path), info.id, info.counts["rows"], checks, faults, notes)
 
 
-def _parts(path: Path, info: ManifestInfo) -> Iterator[Fault]:
+def _parts(path: Path, info: ManifestInfo) -> Iterator[VerifyFault]:
     for part in (*info.parts, *info.previews):
         what = _part(path / part.path, part)
         if what:
-            yield Fault("parts", part.path, what)
+            yield VerifyFault("parts", part.path, what)
     known = {part.path for part in (*info.parts, *info.previews)}
     for folder in (part_files.SAMPLES, part_files.PREVIEWS):
         for file in sorted((path / folder).glob("*.parquet")):
             if f"{folder}/{file.name}" not in known:
-                yield Fault("parts", f"{folder}/{file.name}", "belongs to no part that manifest.json names")
+                yield VerifyFault(
+                    "parts", f"{folder}/{file.name}", "belongs to no part that manifest.json names"
+                )
 
 
 def _part(file: Path, part: Part) -> str:
@@ -89,29 +93,29 @@ def _part(file: Path, part: Part) -> str:
     return "" if rows == part.rows else f"has {rows} rows, and manifest.json says {part.rows}"
 
 
-def _id(manifest: Manifest) -> Iterator[Fault]:
+def _id(manifest: Manifest) -> Iterator[VerifyFault]:
     info = manifest.info
     found = content_id(manifest.schema, info.operation, info.parents, info.parts, info.previews)
     if found != info.id:
-        yield Fault(
+        yield VerifyFault(
             "id", "manifest.json", f"the content has id {found[:16]}..., and it says {info.id[:16]}..."
         )
 
 
-def _schema(manifest: Manifest) -> Iterator[Fault]:
+def _schema(manifest: Manifest) -> Iterator[VerifyFault]:
     for part in manifest.info.parts[1:]:
         if not parquet.schema_of(manifest.path / part.path).equals(manifest.schema):
-            yield Fault("schema", part.path, "has another schema than the first part")
+            yield VerifyFault("schema", part.path, "has another schema than the first part")
     for column in BASE:
         if column.name not in manifest.schema.names:
-            yield Fault("schema", column.name, "is missing")
+            yield VerifyFault("schema", column.name, "is missing")
     for field in manifest.schema:
         known = COLUMNS.get(field.name)
         if known is not None and not field.type.equals(known.type):
-            yield Fault("schema", field.name, f"has type {field.type} instead of {known.type}")
+            yield VerifyFault("schema", field.name, f"has type {field.type} instead of {known.type}")
 
 
-def _pixels(manifest: Manifest, advance: Advance) -> Iterator[Fault]:
+def _pixels(manifest: Manifest, advance: Advance) -> Iterator[VerifyFault]:
     """Each source file that a row says something of is read again."""
     known = ("uri", "status", "parent_id", "content_hash", *_OF_THE_FILE)
     names = [name for name in known if name in manifest.schema.names]
@@ -123,7 +127,7 @@ def _pixels(manifest: Manifest, advance: Advance) -> Iterator[Fault]:
             for row, what in zip(rows, answers, strict=True):
                 advance()
                 if what:
-                    yield Fault("pixels", row["uri"], what)
+                    yield VerifyFault("pixels", row["uri"], what)
 
 
 _OF_THE_FILE = ("format", "width", "height", "file_size")

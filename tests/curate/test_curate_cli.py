@@ -40,7 +40,7 @@ def outcomes(told: dict) -> dict[str, str]:
     return {rule["rule"]: rule["outcome"] for rule in told["rules"]}
 
 
-def test_explain_follows_a_image_to_where_its_way_ended(uhr, out):
+def test_explain_follows_an_image_to_where_its_way_ended(uhr, out):
     passed = {"resolution": "pass", "flatness": "pass", "entropy": "pass", "duplicates": "pass"}
     nothing = dict.fromkeys(passed, "not reached")
     ways = {
@@ -87,7 +87,7 @@ def test_status_of_a_finished_run_and_of_none(uhr, out, tmp_path):
     assert json.loads(uhr("curate", "status", out, "--json")[1])["state"] == "finished"
     code, _, errors = uhr("curate", "status", tmp_path / "nowhere")
     assert code == 1
-    assert "holds no run" in errors
+    assert "contains no run" in errors
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(uhr, images, tmp_path):
@@ -181,7 +181,7 @@ def test_a_mistake_is_one_line_and_no_traceback(uhr, tmp_path, monkeypatch, word
     assert not (tmp_path / "o").exists()
 
 
-def test_explain_takes_a_image_as_people_name_it(uhr, images, tmp_path, monkeypatch):
+def test_explain_takes_an_image_as_people_name_it(uhr, images, tmp_path, monkeypatch):
     odd = os.fsdecode(b"caf\xe9 100%.png")
     shutil.copy(images / "flat.png", images / odd)
     shutil.copy(images / "flat.png", images / "100% é.png")
@@ -228,7 +228,7 @@ def test_the_summary_says_what_went_wrong_and_which_rule_never_worked(uhr, image
     code, printed, errors = uhr(*words, "--set", "rules.odd=cast(format as int) > 1")
     assert code == 0
     assert "rule 'odd' (cast(format as int) > 1): Conversion Error" in printed
-    assert "warning: rule odd failed every row that it saw" in errors
+    assert "warning: rule odd failed every row that reached it" in errors
     facts = json.loads(uhr(*words, "--set", "rules.odd=cast(format as int) > 1", "--json")[1])
     assert facts["rules_that_failed_every_row"] == ["odd"]
     assert {one["kind"] for one in facts["failures"]} >= {"rule error", "not an image"}

@@ -45,7 +45,7 @@ def test_every_file_becomes_one_row_with_the_verdict_that_it_deserves(curate, ex
     assert not (manifest.path / "units").exists()
 
 
-def test_a_image_that_its_header_settles_is_never_decoded(curate):
+def test_an_image_that_its_header_settles_is_never_decoded(curate):
     row = rows_of(curate("quickstart")[0])["small and truncated.png"]
     assert (row["status"], row["reason"]) == ("rejected", "resolution")
     assert row["width"] == 60
@@ -196,7 +196,7 @@ MOODS = {
 
 
 @pytest.mark.ray
-def test_what_a_user_s_own_stage_does_to_a_image_costs_that_image_only_on_both_engines(
+def test_what_a_user_s_own_stage_does_to_an_image_costs_that_image_only_on_both_engines(
     uhr, images, outside, tmp_path
 ):
     source = tmp_path / "moody"

@@ -30,7 +30,7 @@ def test_out_must_be_new_or_a_run_s_own(uhr, images, tmp_path):
     assert (code, errors) == (1, f"uhr: --out {out}/thesis.tex is a file: name a folder for the manifest\n")
     code, _, errors = uhr(*_curate_into(images / "out", images))
     assert code == 1
-    assert "lies inside the source" in errors
+    assert "is inside the source" in errors
     assert not (images / "out").exists()
 
 

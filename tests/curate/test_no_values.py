@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from uhr.curate.fitting import fit_for
+from uhr.curate.conversion import converter_for
 from uhr.manifests.manifest import Manifest
 
 STAGES = '''
@@ -98,7 +98,7 @@ def test_a_rule_that_divides_by_zero_fails_the_row_and_says_so(uhr, source, tmp_
 
 @pytest.mark.parametrize("type_", [pa.float16(), pa.float32(), pa.float64()])
 def test_a_float_of_any_size_takes_finite_numbers_alone(type_):
-    fit = fit_for(type_)
+    fit = converter_for(type_)
     taken = [fit(value) for value in (1.5, np.float64(2.5), 3, None)]
     assert taken == [1.5, 2.5, 3, None]
     for value in (math.nan, math.inf, -math.inf, np.float32("nan"), np.float64("inf")):

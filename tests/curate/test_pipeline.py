@@ -106,10 +106,10 @@ def test_a_stage_may_stand_twice_under_two_names(tmp_path):
         ("stages: [header]\nrule: {a: b}", "unknown key 'rule': did you mean rules"),
         ("stages: [header]\nlimits: {second: 3}", "unknown key 'limits.second': did you mean limits.second"),
         ("stages: []", "'stages'"),
-        ("stages: header", "stages holds 'header': write a list"),
-        ("preset: quickstart\nstages: header", "stages holds 'header': write a list"),
-        ("stages: [header]\nrules: [a]", r"rules holds \['a'\]: write a mapping"),
-        ("preset: quickstart\nrules: [a]", r"rules holds \['a'\]: write a mapping"),
+        ("stages: header", "stages is 'header': write a list"),
+        ("preset: quickstart\nstages: header", "stages is 'header': write a list"),
+        ("stages: [header]\nrules: [a]", r"rules is \['a'\]: write a mapping"),
+        ("preset: quickstart\nrules: [a]", r"rules is \['a'\]: write a mapping"),
         ("name: x", "'stages' is missing|'stages' list should have"),
         ("stages: {header: {}}", "write a list"),
         ("stages: [{patch: 3}]", "'stages.0.stage' is missing"),
@@ -120,7 +120,7 @@ def test_a_stage_may_stand_twice_under_two_names(tmp_path):
         ("stages: [header]\npreview: big", "preview"),
         ("preset: quickstrt", "unknown preset 'quickstrt': did you mean quickstart"),
         ("preset: quickstart\nstages: {flatnes: null}", "unknown stage 'flatnes': did you mean flatness"),
-        ("preset: quickstart\nstages: {flatness: 3}", "stages.flatness holds 3"),
+        ("preset: quickstart\nstages: {flatness: 3}", "stages.flatness is 3"),
         ("stages: [header]\nstages: [decode]", "is given twice"),
         ("[1, 2]", "not a mapping"),
         ("a: b: c", "fix the YAML"),
@@ -146,7 +146,7 @@ def test_a_pipeline_that_is_not_there_names_those_that_are(name, words):
         load(name)
 
 
-@pytest.mark.parametrize(("change", "words"), [("rules=5", "rules holds 5"), ("stages=5", "stages holds 5")])
+@pytest.mark.parametrize(("change", "words"), [("rules=5", "rules is 5"), ("stages=5", "stages is 5")])
 def test_a_setting_of_the_wrong_shape_is_one_line(change, words):
     with pytest.raises(UserError, match=words):
         load("quickstart", [change])

@@ -60,7 +60,7 @@ def test_what_was_enlarged_shows_and_what_is_native_does_not(curated) -> None:
             assert row["megapixels"] >= 8.2944
 
 
-def test_a_image_that_lies_on_its_side_has_its_displayed_size(curated) -> None:
+def test_an_image_that_lies_on_its_side_has_its_displayed_size(curated) -> None:
     row = curated["planted/rotated.jpg"]
     assert (row["width"], row["height"], row["orientation"]) == (600, 500, 6)
 

@@ -260,7 +260,7 @@ def test_a_finished_run_says_so_and_touches_nothing(uhr, images, tmp_path):
     before = tree(tmp_path / "out")
     code, printed, _ = uhr(*words, "--engine", "local")
     assert code == 0
-    assert "is finished already, with the same pipeline and the same files; nothing was done" in printed
+    assert "is already finished, with the same pipeline and files; nothing was done" in printed
     assert tree(tmp_path / "out") == before
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
-from uhr.curate.sources import ITEMS, list_folder, refuse_overlap
+from uhr.curate.sources import ITEMS, check_no_overlap, list_folder
 from uhr.manifests.uris import path_of
 
 NAMES = st.binary(min_size=1, max_size=12).filter(lambda b: b not in (b".", b"..") and not {0, 47} & set(b))
@@ -65,7 +65,7 @@ def test_links_are_samples_of_their_own_and_never_resolved(tmp_path):
     assert rows["inside.jpg"]["source_version"] == rows["real/a.jpg"]["source_version"]
     assert rows["outside.jpg"]["source_version"].startswith("3-")
     assert {uri for uri, row in rows.items() if row["fault"] == "broken link"} == {"broken.jpg", "loop.jpg"}
-    assert listing.met["linked_folders"] == 2
+    assert listing.not_opened["linked_folders"] == 2
 
 
 def test_what_is_no_file_is_counted_and_never_opened(tmp_path, monkeypatch):
@@ -80,7 +80,11 @@ def test_what_is_no_file_is_counted_and_never_opened(tmp_path, monkeypatch):
     finally:
         listener.close()
     assert listing.items["uri"].to_pylist() == ["a.jpg"]
-    assert {name: n for name, n in listing.met.items() if n} == {"pipes": 1, "devices": 1, "sockets": 1}
+    assert {name: n for name, n in listing.not_opened.items() if n} == {
+        "pipes": 1,
+        "devices": 1,
+        "sockets": 1,
+    }
 
 
 def test_a_folder_that_cannot_be_read_is_counted_and_named_and_the_rest_is_listed(tmp_path):
@@ -95,7 +99,7 @@ def test_a_folder_that_cannot_be_read_is_counted_and_named_and_the_rest_is_liste
     os.close(here)
     listing = list_folder(tmp_path)
     assert listing.items["uri"].to_pylist() == ["a.jpg"]
-    assert listing.met["unreadable_folders"] == 1
+    assert listing.not_opened["unreadable_folders"] == 1
     assert "name too long" in listing.unreadable[0]
 
 
@@ -129,7 +133,7 @@ def test_sidecars_go_with_their_image_and_are_no_rows(tmp_path, files, rows):
     assert {row["uri"]: row["sidecars"] for row in list_folder(tmp_path).items.to_pylist()} == rows
 
 
-def test_a_broken_link_beside_a_image_is_a_row_not_a_sidecar(tmp_path):
+def test_a_broken_link_beside_an_image_is_a_row_not_a_sidecar(tmp_path):
     (tmp_path / "a.jpg").touch()
     (tmp_path / "a.txt").symlink_to("nowhere")
     assert uris(tmp_path) == ["a.jpg", "a.txt"]
@@ -152,9 +156,9 @@ def test_a_changed_sidecar_or_image_changes_the_items(tmp_path):
     [
         (lambda path: None, "does not exist"),
         (lambda path: path.write_bytes(b""), "is a file"),
-        (lambda path: path.mkdir(), "holds no file"),
-        (lambda path: (path / "a" / "b").mkdir(parents=True), "holds no file"),
-        (lambda path: (path.mkdir(), os.mkfifo(path / "p")), r"holds no file \(1 pipes\)"),
+        (lambda path: path.mkdir(), "contains no file"),
+        (lambda path: (path / "a" / "b").mkdir(parents=True), "contains no file"),
+        (lambda path: (path.mkdir(), os.mkfifo(path / "p")), r"contains no file \(1 pipes\)"),
     ],
 )
 def test_a_source_without_files_is_one_clear_line(tmp_path, make, words):
@@ -168,6 +172,6 @@ def test_out_and_source_may_not_lie_in_each_other(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a")
     for source, out in (("a", "a"), ("a", "a/out"), ("a/b", "a"), ("a", "link/out"), ("link", "a/x")):
-        with pytest.raises(UserError, match="lies inside"):
-            refuse_overlap(tmp_path / source, tmp_path / out)
-    refuse_overlap(tmp_path / "a", tmp_path / "ab")
+        with pytest.raises(UserError, match="is inside"):
+            check_no_overlap(tmp_path / source, tmp_path / out)
+    check_no_overlap(tmp_path / "a", tmp_path / "ab")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.sql import Condition
+from uhr.manifests.sql import SqlCondition
 
 NAN, INF = math.nan, math.inf
 NUMBERS = [0.0, -0.0, 1.0, -1.0, 0.5, 3.0, 700.0, 1e200, 1e308, -1e308, 1e-308, NAN, INF, -INF, None]
@@ -173,7 +173,7 @@ def test_a_condition_is_what_python_computes_with_null_for_all_that_is_not_finit
     except Unclear:
         assume(False)
     table = pa.table({n: pa.array([row[n] for row in rows], kind) for n, kind in COLUMNS.items()})
-    parsed = Condition.parse(text, "rule 'x'")
+    parsed = SqlCondition.parse(text, "rule 'x'")
     parsed.check(table.schema)
     assert parsed.mask(table).to_pylist() == expected
 
@@ -242,7 +242,7 @@ TABLE = pa.table(
     ],
 )
 def test_a_part_that_is_not_finite_makes_a_condition_null(text: str) -> None:
-    condition = Condition.parse(text, "rule 'x'")
+    condition = SqlCondition.parse(text, "rule 'x'")
     condition.check(TABLE.schema)
     found = condition.mask(TABLE).to_pylist()
     assert found in ([None], [False])
@@ -260,7 +260,7 @@ def test_what_asks_for_nan_by_name_is_answered_and_a_null_can_be_dealt_with() ->
         "text = 'nan'",
         "nan > 2 OR zero = 0",
     ):
-        assert Condition.parse(text, "rule 'x'").mask(TABLE).to_pylist() == [True], text
+        assert SqlCondition.parse(text, "rule 'x'").mask(TABLE).to_pylist() == [True], text
 
 
 def test_what_holds_no_float_is_run_as_it_was_written() -> None:
@@ -276,7 +276,7 @@ def test_what_holds_no_float_is_run_as_it_was_written() -> None:
         "(i IS NOT NULL) AND NOT (s IS NULL) AND i::HUGEINT * 8 > 36893488147419103231",
         "regexp_matches(s, '^a.*c') AND concat_ws('-', s, i) <> '' AND i NOT BETWEEN 1 AND 2",
     ):
-        assert Condition.parse(text, "rule 'x'").mask(table).to_pylist() == [True], text
+        assert SqlCondition.parse(text, "rule 'x'").mask(table).to_pylist() == [True], text
 
 
 def test_a_condition_nested_beyond_reason_is_one_error() -> None:
@@ -284,12 +284,12 @@ def test_a_condition_nested_beyond_reason_is_one_error() -> None:
     for _ in range(2000):
         text = f"1/({text})"
     with pytest.raises(UserError, match=r"nested too deeply|is no SQL condition"):
-        Condition.parse(f"{text} > 1", "rule 'x'").check(TABLE.schema)
+        SqlCondition.parse(f"{text} > 1", "rule 'x'").check(TABLE.schema)
     # far deeper than anything written by hand, and no work that grows with a power of the depth
     text = "zero + 4"
     for _ in range(20):
         text = f"1 / ({text})"
-    assert Condition.parse(f"{text} > 3", "rule 'x'").mask(TABLE).to_pylist() == [True]
+    assert SqlCondition.parse(f"{text} > 3", "rule 'x'").mask(TABLE).to_pylist() == [True]
 
 
 def test_rows_of_a_manifest_that_hold_nan_are_no_part_of_a_slice(

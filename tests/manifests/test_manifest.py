@@ -21,7 +21,7 @@ from uhr.manifests import parts
 from uhr.manifests.manifest import Manifest, Parent, is_manifest
 from uhr.manifests.report import write_report
 from uhr.manifests.schema import COLUMNS, sample_id, schema_of
-from uhr.manifests.selection.slicing import Slice, slice_manifest
+from uhr.manifests.selection.slicing import SliceOptions, slice_manifest
 from uhr.manifests.stats import compute
 
 Make = Callable[..., Manifest]
@@ -305,7 +305,7 @@ def test_a_damaged_part_is_named_by_whatever_reads_it(
             lambda each: list(each.rows()),
             lambda each: each.row("folder/00001.jpg"),
             compute,
-            lambda each: slice_manifest(each, tmp_path / "s", Slice(where="entropy > 5")),
+            lambda each: slice_manifest(each, tmp_path / "s", SliceOptions(where="entropy > 5")),
             lambda each: write_report(each, tmp_path / "r.html"),
         ]
     for read in readers:

@@ -20,8 +20,8 @@ from uhr.manifests.report import gallery, write_report
 from uhr.manifests.report.charts import HEIGHT, WIDTH, Axis, axis_for, histogram
 from uhr.manifests.report.thresholds import Threshold, thresholds
 from uhr.manifests.schema import COLUMNS, sample_id
-from uhr.manifests.selection.slicing import Slice, slice_manifest
-from uhr.manifests.sql import Condition
+from uhr.manifests.selection.slicing import SliceOptions, slice_manifest
+from uhr.manifests.sql import SqlCondition
 from uhr.manifests.stats import compute
 
 Make = Callable[..., Manifest]
@@ -146,13 +146,13 @@ def test_the_same_manifest_gives_the_same_page(manifest: Manifest, tmp_path: Pat
 
 def test_a_slice_and_an_empty_gallery_have_pages_too(manifest: Manifest, tmp_path: Path) -> None:
     made = slice_manifest(
-        manifest, tmp_path / "s", Slice(where="entropy > 5", split={"train": 0.5, "val": 0.5})
+        manifest, tmp_path / "s", SliceOptions(where="entropy > 5", split={"train": 0.5, "val": 0.5})
     )
     text = page_of(made).text
     assert "Slice" in text
     assert "in split train" in text
     assert manifest.id[:16] in text
-    failed = slice_manifest(manifest, tmp_path / "f", Slice(status="failed"))
+    failed = slice_manifest(manifest, tmp_path / "f", SliceOptions(status="failed"))
     assert "10 failed" in page_of(failed).text
 
 
@@ -211,7 +211,7 @@ def test_what_was_never_decoded_is_listed_without_an_image(make: Make, make_row:
     ],
 )
 def test_thresholds_are_read_only_where_they_are_plain(text: str, expected: list[tuple[str, float]]) -> None:
-    found = thresholds(Condition.parse(text, "x"))
+    found = thresholds(SqlCondition.parse(text, "x"))
     assert [(t.sign, t.value) for t in found if t.column == "entropy"] == expected
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
 from uhr.manifests.schema import COLUMNS, schema_of
-from uhr.manifests.sql import Condition, connect
+from uhr.manifests.sql import SqlCondition, connect
 
 SCHEMA = schema_of(COLUMNS.values())
 
@@ -80,7 +80,7 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:40])
 def test_what_is_not_one_plain_expression_is_refused_before_anything_runs(text: str) -> None:
     with pytest.raises(UserError, match="rule 'x'") as error:
-        Condition.parse(text, "rule 'x'").check(SCHEMA)
+        SqlCondition.parse(text, "rule 'x'").check(SCHEMA)
     assert error.value.fix
 
 
@@ -105,7 +105,7 @@ GOOD = {
 
 @pytest.mark.parametrize("text", GOOD)
 def test_a_condition_names_the_columns_it_looks_at(text: str) -> None:
-    condition = Condition.parse(text, "rule 'x'")
+    condition = SqlCondition.parse(text, "rule 'x'")
     condition.check(SCHEMA)
     assert condition.columns == GOOD[text]
 
@@ -127,7 +127,7 @@ def test_a_condition_names_the_columns_it_looks_at(text: str) -> None:
 )
 def test_wrong_names_and_types_are_found_without_a_row(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        Condition.parse(text, "rule 'x'").check(SCHEMA)
+        SqlCondition.parse(text, "rule 'x'").check(SCHEMA)
 
 
 @settings(max_examples=50, deadline=None)
@@ -138,7 +138,7 @@ def test_wrong_names_and_types_are_found_without_a_row(text: str, says: str) -> 
 )
 def test_verdicts_follow_three_valued_logic_row_by_row(rows: list, low: float, high: float) -> None:
     table = pa.table({"e": pa.array([r[0] for r in rows], pa.float64()), "f": pa.array([r[1] for r in rows])})
-    verdicts = Condition.parse(f"e >= {low!r} AND f <= {high!r}", "rule 'x'").mask(
+    verdicts = SqlCondition.parse(f"e >= {low!r} AND f <= {high!r}", "rule 'x'").mask(
         table.cast(pa.schema([("e", pa.float64()), ("f", pa.float64())]))
     )
 
@@ -150,7 +150,7 @@ def test_verdicts_follow_three_valued_logic_row_by_row(rows: list, low: float, h
 
 
 def test_a_fault_that_only_data_shows_names_the_condition() -> None:
-    condition = Condition.parse("CAST(caption AS INTEGER) > 1", "rule 'count'")
+    condition = SqlCondition.parse("CAST(caption AS INTEGER) > 1", "rule 'count'")
     condition.check(SCHEMA)
     with pytest.raises(UserError, match=r"rule 'count'.*CAST"):
         condition.mask(pa.table({"caption": ["3", "three"]}))
@@ -158,7 +158,7 @@ def test_a_fault_that_only_data_shows_names_the_condition() -> None:
 
 def test_verdicts_keep_the_order_of_many_rows() -> None:
     numbers = pa.array(range(500_000))
-    verdicts = Condition.parse("n % 7 = 0", "x").mask(pa.table({"n": numbers}))
+    verdicts = SqlCondition.parse("n % 7 = 0", "x").mask(pa.table({"n": numbers}))
     assert verdicts.to_numpy().tolist() == [n % 7 == 0 for n in range(500_000)]
 
 
@@ -234,7 +234,7 @@ WORDS = [
 @given(st.text(max_size=30) | st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join))
 def test_any_text_is_either_a_safe_boolean_or_a_clear_error(text: str) -> None:
     try:
-        condition = Condition.parse(text, "rule 'x'")
+        condition = SqlCondition.parse(text, "rule 'x'")
         condition.check(SCHEMA)
     except UserError:
         return
@@ -242,12 +242,12 @@ def test_any_text_is_either_a_safe_boolean_or_a_clear_error(text: str) -> None:
     table = pa.Table.from_pylist([{"entropy": 5.0, "uri": "a"}, {}], schema=SCHEMA)
     try:
         verdicts = condition.mask(table).to_pylist()
-        negated = Condition.parse(f"NOT ({condition.text})", "rule 'x'").mask(table).to_pylist()
+        negated = SqlCondition.parse(f"NOT ({condition.text})", "rule 'x'").mask(table).to_pylist()
     except UserError:
         return
     assert negated == [None if verdict is None else not verdict for verdict in verdicts]
 
 
 def test_a_condition_crosses_process_borders() -> None:
-    condition = Condition.parse("entropy >= 4", "rule 'x'")
+    condition = SqlCondition.parse("entropy >= 4", "rule 'x'")
     assert pickle.loads(pickle.dumps(condition)) == condition

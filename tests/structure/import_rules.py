@@ -32,7 +32,7 @@ LADDERS = {
     "uhr.train": "timesteps objectives recipes encode data run generate state cli",
     # the words for a row's faults and the stages' base classes are below the stages; an explanation of a row
     # needs no run; what a worker does is below the run that starts workers
-    "uhr.curate": "measures faults fitting stage frame rules sidecars sources failures config stages "
+    "uhr.curate": "measures faults conversion stage frame rules sidecars sources failures config stages "
     "planning explain rows commit work status run show cli",
 }
 """The modules and packages directly inside a package, lowest first: each may import only those before it."""

@@ -166,11 +166,11 @@ def test_the_stage_in_the_docs_works(documents):
 
 def test_the_pipeline_in_the_docs_is_checked_as_a_user_would(documents, tmp_path, monkeypatch):
     from uhr.curate.config import load
-    from uhr.curate.planning.plan import Plan
+    from uhr.curate.planning.plan import CurationPlan
 
     assert {PIPELINE, STAGE} <= {str(file.relative_to(tmp_path)) for file in documents.write_files(tmp_path)}
     assert parse_yaml((tmp_path / PIPELINE).read_text(), PIPELINE)["name"] == "portraits-4k"
     monkeypatch.syspath_prepend(str(tmp_path))
-    plan = Plan.of(load(str(tmp_path / PIPELINE)))
+    plan = CurationPlan.of(load(str(tmp_path / PIPELINE)))
     assert [rule.name for rule in plan.rules] == ["resolution", "tall", "flatness", "entropy", "native"]
     assert "colourfulness" in plan.schema.names

@@ -14,7 +14,7 @@ from uhr.base.errors import UserError, one_line
 from uhr.base.files import json_bytes
 from uhr.base.store import StoreError, open_store
 from uhr.models.generate.request import Item, Request
-from uhr.runtime.units import Fault, Watch, Work
+from uhr.runtime.units import UnitFault, Watch, Work
 
 if TYPE_CHECKING:
     from uhr.models.generate.session import Painting
@@ -119,7 +119,7 @@ class PaintWork(Work):
             rows.append({"name": item.name, "error": error})
         return pa.Table.from_pylist(rows, ROWS)
 
-    def _make(self, item: Item, fault: Fault | None, image: str | None) -> str | None:
+    def _make(self, item: Item, fault: UnitFault | None, image: str | None) -> str | None:
         """Generate and write one item; what is wrong with it, where something is. `image` is the SHA-256 that
         its image must have, None for any.
         """

@@ -71,7 +71,7 @@ def _serve(connection: Connection, page: mmap.mmap, folder: Path, packed: bytes,
 
 
 def _page_watch(page: mmap.mmap) -> Any:
-    from uhr.runtime.units import Fault, Watch
+    from uhr.runtime.units import UnitFault, Watch
 
     class PageWatch(Watch):
         """Tells by writing to the page that the parent reads."""
@@ -81,7 +81,7 @@ def _page_watch(page: mmap.mmap) -> Any:
             self._turn = 0
             self._index = -1
 
-        def forget(self, faults: dict[int, Fault]) -> None:
+        def forget(self, faults: dict[int, UnitFault]) -> None:
             """A new unit, with the items of it that ended earlier tries."""
             self._faults = faults
             self._tell(-1, 0)

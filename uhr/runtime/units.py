@@ -30,7 +30,7 @@ from uhr.base.errors import UserError
 from uhr.base.files import atomic, write_json
 
 TIME_LIMIT, MEMORY_LIMIT, CRASH = "time limit", "memory limit", "crash"
-"""The kinds of `Fault`: why an item is not touched again."""
+"""The kinds of `UnitFault`: why an item is not touched again."""
 
 FILES = r"plan\.json|items\.arrow|unit-\d+-[0-9a-f]{16}\.parquet"
 """The names that a plan and its parts have in their folder, as a regular expression."""
@@ -50,7 +50,7 @@ NO_LIMITS = Limits(math.inf, 2**62)
 """For work whose items may take as long and as much as they need: an image that is painted, say."""
 
 
-class Fault(NamedTuple):
+class UnitFault(NamedTuple):
     """What an item did to the process that worked on it.
 
     `kind` is one of `TIME_LIMIT`, `MEMORY_LIMIT`, `CRASH`; `message` is for people; `step` is the step of
@@ -67,10 +67,10 @@ class Watch:
     named.
     """
 
-    def __init__(self, faults: dict[int, Fault] | None = None) -> None:
+    def __init__(self, faults: dict[int, UnitFault] | None = None) -> None:
         self._faults = faults or {}
 
-    def begin(self, index: int, step: int = 0) -> Fault | None:
+    def begin(self, index: int, step: int = 0) -> UnitFault | None:
         """Called before item `index` of the unit enters `step`; steps of one item rise.
 
         A fault: this item ended an earlier try in this step (or an earlier one), so it must not be touched

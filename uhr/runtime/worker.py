@@ -17,7 +17,7 @@ from pathlib import Path
 from uhr.base.errors import UserError
 from uhr.base.files import human_bytes
 from uhr.runtime.process import Child, Surroundings, how_it_ended
-from uhr.runtime.units import CRASH, MEMORY_LIMIT, TIME_LIMIT, Fault, Limits, Work
+from uhr.runtime.units import CRASH, MEMORY_LIMIT, TIME_LIMIT, Limits, UnitFault, Work
 
 POLL_SECONDS = 0.05
 """How often a child's time and memory are looked at."""
@@ -61,7 +61,7 @@ class Worker:
         """Give the child its next unit; starts a child where there is none."""
         assert self.unit is None
         self.unit = unit
-        self._faults: dict[int, Fault] = {}
+        self._faults: dict[int, UnitFault] = {}
         self._deaths: Counter[int] = Counter()
         self._send()
 
@@ -155,7 +155,7 @@ class Worker:
         index, step = child.item()
         self._deaths[index] += 1
         if index >= 0 and self._deaths[index] >= tries:
-            self._faults[index] = Fault(kind, words, step)
+            self._faults[index] = UnitFault(kind, words, step)
         elif self._deaths[index] >= 3:
             tail = child.last_words()
             self.close()

@@ -128,7 +128,7 @@ def test_odd_shapes_are_measured(shape) -> None:
     assert np.isfinite(found.blockiness)
 
 
-def test_a_image_without_a_whole_patch_is_not_flat() -> None:
+def test_an_image_without_a_whole_patch_is_not_flat() -> None:
     assert measure(np.zeros((239, 1000), np.uint8)).flat_fraction() == 0.0
 
 

@@ -86,6 +86,6 @@ def test_a_frame_and_a_caption_at_full_resolution_do_not_hide_an_enlargement() -
     assert upscale_ratio(jpeg(large, 90)) > 1.6
 
 
-def test_turning_a_image_hardly_changes_its_ratio() -> None:
+def test_turning_an_image_hardly_changes_its_ratio() -> None:
     large = cv2.resize(natural(500, 800, seed=4), None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
     assert upscale_ratio(np.ascontiguousarray(large.T)) == pytest.approx(upscale_ratio(large), rel=0.15)

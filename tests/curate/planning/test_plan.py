@@ -13,19 +13,19 @@ import yaml
 from uhr.base.errors import UserError
 from uhr.curate import faults
 from uhr.curate.config import PipelineConfig, load, preset_names
-from uhr.curate.planning.plan import Plan
+from uhr.curate.planning.plan import CurationPlan
 
 
-def plan_of(strict: bool = False, **tree) -> Plan:
-    return Plan.of(PipelineConfig.model_validate({"name": "test", **tree}), strict)
+def plan_of(strict: bool = False, **tree) -> CurationPlan:
+    return CurationPlan.of(PipelineConfig.model_validate({"name": "test", **tree}), strict)
 
 
-def order(plan: Plan) -> list[str]:
+def order(plan: CurationPlan) -> list[str]:
     """Stages and rules in the order in which they run."""
-    steps = [f"[{rule.name}]" for rule in plan.first]
-    for step in plan.steps:
-        steps += [step.label, *(f"[{rule.name}]" for rule in step.rules)]
-    return steps
+    stages = [f"[{rule.name}]" for rule in plan.first]
+    for step in plan.stages:
+        stages += [step.label, *(f"[{rule.name}]" for rule in step.rules)]
+    return stages
 
 
 def stages(*names: str | dict) -> list[dict]:
@@ -69,7 +69,7 @@ def test_a_header_stage_that_waits_for_a_number_from_the_pixels_runs_after_it(ou
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_gives_a_plan_here(name):
-    plan = Plan.of(load(name))
+    plan = CurationPlan.of(load(name))
     assert plan.header[0].label == "header"
     assert {rule.name for rule in plan.rules} | {idle.name for idle in plan.idle} == set(load(name).rules)
 
@@ -117,7 +117,7 @@ def test_strict_makes_whatever_would_be_skipped_an_error():
     [
         (["headr"], {}, "unknown stage 'headr': did you mean header"),
         (["nowhere.stages:Faces"], {}, "stage 'nowhere.stages:Faces' cannot be imported"),
-        (["json:loads"], {}, "stage 'json:loads' is no stage"),
+        (["json:loads"], {}, "stage 'json:loads' is not a stage"),
         (["header", {"stage": "flatness", "pach": 3}], {}, "unknown key 'pach': did you mean patch"),
         (["header", {"stage": "flatness", "patch": "x"}], {}, "stage 'flatness': 'patch'"),
         (["header", "header"], {}, "'header' adds column 'format', which stage 'header' adds too"),
@@ -148,8 +148,8 @@ def test_strict_makes_whatever_would_be_skipped_an_error():
             "unknown stage 'q_aling': did you mean q_align.*adds",
         ),
         (["header", {"stage": "json:Faces", "if_missing": "skip"}], {}, "unknown stage in json 'Faces'"),
-        (["header"], {"truncated": "width > 1"}, "rule 'truncated' is called like a kind of fault"),
-        (["header"], {"no value": "width > 1"}, "rule 'no value' is called like a kind of fault"),
+        (["header"], {"truncated": "width > 1"}, "rule 'truncated' has the name of a kind of fault"),
+        (["header"], {"no value": "width > 1"}, "rule 'no value' has the name of a kind of fault"),
         (["exact_duplicates"], {}, "needs column 'content_hash'"),
         (["header"], {"r": "widht > 3"}, "rule 'r': unknown column 'widht': did you mean width"),
         (["header"], {"r": "entropy > 3"}, "rule 'r': no stage adds column 'entropy': put stage 'entropy'"),
@@ -177,10 +177,10 @@ def test_every_kind_of_fault_that_the_code_writes_is_one_that_no_rule_may_bear(t
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("pass", "Broken has no method annotate: write it"),
+        ("pass", "Broken has no method annotate: define it"),
         (
             "annotate = len\n    def __init__(self, params): raise RuntimeError('no\\nluck')",
-            r"cannot be made \(RuntimeError: no luck\): mend Broken.__init__",
+            r"cannot be made \(RuntimeError: no luck\): fix Broken.__init__",
         ),
         ("annotate = len\n    def __init__(self): pass", r"cannot be made \(TypeError: .*given"),
     ],
@@ -230,16 +230,16 @@ def test_what_changes_no_row_leaves_the_fingerprint(change):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_the_resolved_pipeline_is_a_pipeline_that_gives_the_same_plan(name, tmp_path):
-    plan = Plan.of(load(name))
+    plan = CurationPlan.of(load(name))
     path = Path(tmp_path / "resolved.yaml")
     path.write_text(yaml.safe_dump(plan.resolved(), sort_keys=False))
-    again = Plan.of(load(str(path)))
+    again = CurationPlan.of(load(str(path)))
     assert again.fingerprint == plan.fingerprint
     assert again.resolved() == plan.resolved()
 
 
 def test_a_plan_survives_the_way_to_a_worker():
-    plan = Plan.of(load("multiaspect-4k"))
+    plan = CurationPlan.of(load("multiaspect-4k"))
     assert pickle.loads(pickle.dumps(plan)).fingerprint == plan.fingerprint
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from uhr.base.errors import UserError
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import patch_id
-from uhr.manifests.selection.slicing import Slice, parse_split, slice_manifest
+from uhr.manifests.selection.slicing import SliceOptions, parse_split, slice_manifest
 
 Make = Callable[..., Manifest]
 Row = Callable[..., dict[str, Any]]
@@ -28,9 +28,9 @@ def parent(tmp_path_factory: pytest.TempPathFactory, make: Make, make_row: Row) 
 
 @pytest.fixture
 def cut(parent: Manifest, tmp_path: Path) -> Callable[..., Manifest]:
-    """A slice of `parent` by keyword arguments of `Slice`."""
+    """A slice of `parent` by keyword arguments of `SliceOptions`."""
     return lambda **steps: slice_manifest(
-        parent, tmp_path / f"s{len(list(tmp_path.iterdir()))}", Slice(**steps)
+        parent, tmp_path / f"s{len(list(tmp_path.iterdir()))}", SliceOptions(**steps)
     )
 
 
@@ -132,7 +132,9 @@ def test_patches_of_one_image_are_never_split(make: Make, make_row: Row, tmp_pat
             box = (x, 0, 512, 512)
             patch = patch_id(whole["sample_id"], box)
             rows.append(whole | {"sample_id": patch, "parent_id": whole["sample_id"], "box": list(box)})
-    made = slice_manifest(make(tmp_path / "set", rows), tmp_path / "s", Slice(split={"a": 0.5, "b": 0.5}))
+    made = slice_manifest(
+        make(tmp_path / "set", rows), tmp_path / "s", SliceOptions(split={"a": 0.5, "b": 0.5})
+    )
     found: dict[str, set[str]] = {}
     for row in made.table(["uri", "split"]).to_pylist():
         found.setdefault(row["uri"], set()).add(row["split"])
@@ -147,9 +149,9 @@ def test_a_slice_of_a_slice_is_the_slice_of_both_conditions(
     parent: Manifest, cut: Callable, tmp_path: Path
 ) -> None:
     first = cut(where="entropy >= 5", split={"train": 0.8, "val": 0.2})
-    second = slice_manifest(first, tmp_path / "second", Slice(where="split = 'train' AND width > 10"))
+    second = slice_manifest(first, tmp_path / "second", SliceOptions(where="split = 'train' AND width > 10"))
     assert _ids(second) == {sample for sample, split in _split(first).items() if split == "train"}
-    again = slice_manifest(second, tmp_path / "third", Slice(split={"x": 1.0}))
+    again = slice_manifest(second, tmp_path / "third", SliceOptions(split={"x": 1.0}))
     assert set(_split(again).values()) == {"x"}
     assert again.schema.names.count("split") == 1
 
@@ -208,7 +210,7 @@ _NUMBERS = _counter()
 
 
 def _slice(parent: Manifest, folder: str, **steps: Any) -> Manifest:
-    return slice_manifest(parent, Path(folder) / f"slice{next(_NUMBERS)}", Slice(**steps))
+    return slice_manifest(parent, Path(folder) / f"slice{next(_NUMBERS)}", SliceOptions(**steps))
 
 
 def _ids(manifest: Manifest) -> set[str]:

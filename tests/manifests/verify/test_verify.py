@@ -14,7 +14,7 @@ from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.schema import COLUMNS, Column, patch_id, sample_id, schema_of
 from uhr.manifests.selection.slicing import Slice, slice_manifest
 from uhr.manifests.uris import uri_of
-from uhr.manifests.verify.checks import Fault
+from uhr.manifests.verify.checks import VerifyFault
 from uhr.manifests.verify.verification import verify
 
 Make = Callable[..., Manifest]
@@ -230,7 +230,7 @@ def test_pixels_finds_rows_that_were_made_of_two_files(make: Make, forge: Any, t
     )
 
 
-def _kinds(faults: list[Fault]) -> set[tuple[str, str]]:
+def _kinds(faults: list[VerifyFault]) -> set[tuple[str, str]]:
     return {(fault.check, fault.where) for fault in faults}
 
 

@@ -18,7 +18,7 @@ from uhr.curate.sidecars import DEFAULT_KEYS, read_sidecars
 from uhr.models.generate.record import read_record
 from uhr.models.generate.request import Item, Request
 from uhr.models.generate.setup import Setup
-from uhr.runtime.units import CRASH, Fault, Watch
+from uhr.runtime.units import CRASH, UnitFault, Watch
 from uhr.train.generate import identity
 from uhr.train.generate.work import PaintWork, items_table
 
@@ -275,7 +275,7 @@ def test_an_item_that_ends_its_process_twice_is_written_down_and_left_alone(tmp_
     (tmp_path / "out/request.json").touch()
     work.open()
     rows = work.run(
-        items_table(items, [False] * 3), Watch({1: Fault(CRASH, "crashed (SIGSEGV)")})
+        items_table(items, [False] * 3), Watch({1: UnitFault(CRASH, "crashed (SIGSEGV)")})
     ).to_pylist()
     assert [row["error"] is None for row in rows] == [True, False, True]
     assert "crashed (SIGSEGV)" in json.loads((tmp_path / "out/failed/1.json").read_text())["error"]
