@@ -12,7 +12,7 @@ from uhr.manifests.info import ManifestInfo, content_id
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.schema import COLUMNS, Column, patch_id, sample_id, schema_of
-from uhr.manifests.selection.slicing import Slice, slice_manifest
+from uhr.manifests.selection.slicing import SliceOptions, slice_manifest
 from uhr.manifests.uris import uri_of
 from uhr.manifests.verify.checks import VerifyFault
 from uhr.manifests.verify.verification import verify
@@ -22,8 +22,8 @@ Row = Callable[..., dict[str, Any]]
 
 
 def test_a_good_manifest_and_its_slices_are_sound(manifest: Manifest, tmp_path: Path) -> None:
-    made = slice_manifest(manifest, tmp_path / "s", Slice(where="entropy > 5", split={"a": 0.5, "b": 0.5}))
-    again = slice_manifest(made, tmp_path / "t", Slice(sample=3))
+    made = slice_manifest(manifest, tmp_path / "s", SliceOptions(where="entropy > 5", split={"a": 0.5, "b": 0.5}))
+    again = slice_manifest(made, tmp_path / "t", SliceOptions(sample=3))
     for one in (manifest, made, again):
         verdict = verify(one.path)
         assert verdict.faults == []
@@ -165,7 +165,7 @@ def test_ranges_of_a_users_own_columns_are_checked(make: Make, make_row: Row, tm
 
 
 def test_a_lost_parent_is_a_note_and_a_moved_pair_is_not(manifest: Manifest, tmp_path: Path) -> None:
-    made = slice_manifest(manifest, tmp_path / "slice", Slice(sample=3))
+    made = slice_manifest(manifest, tmp_path / "slice", SliceOptions(sample=3))
     moved = tmp_path / "moved"
     moved.mkdir()
     manifest.path.rename(moved / "set")
