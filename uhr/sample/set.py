@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from uhr.models.llm.refine import Refinement
     from uhr.runtime.pool import Pool
     from uhr.train.generate.items import Defaults, Entry
-    from uhr.train.generate.run import Outcome
+    from uhr.train.generate.run import SetResult
 
 
 def refinement_of(url: str | None, model: str | None, instruction: Path | None) -> Refinement | None:
@@ -61,15 +61,15 @@ def make_set(
     if out.lower().endswith(".png"):
         raise UserError(f"--out {out} is one image's, and this makes a set", "name a folder or a prefix")
     from uhr.train.generate.items import Defaults
-    from uhr.train.generate.team import device_of, early, runner_of
+    from uhr.train.generate.workers import device_of, runner_of, started_early
 
     entries, left_out = _entries(prompts, said, Defaults(said.negative, said.seed, said.image))
     runner = runner_of(pool, device_of(request))
-    with early(runner, len(entries), out):
+    with started_early(runner, len(entries), out):
         # seconds of imports, during which worker processes do theirs
-        from uhr.train.generate.run import Order, generate
+        from uhr.train.generate.run import SetJob, generate
 
-        order = Order(
+        job = SetJob(
             request=request,
             entries=entries,
             out=out,
@@ -80,11 +80,11 @@ def make_set(
             images=said.image if prompts is None else None,
             left_out=left_out,
         )
-        outcome = generate(order)
-    console.emit(outcome.facts(), as_json, lambda _: _tell(outcome))
-    counts = outcome.info.counts
+        result = generate(job)
+    console.emit(result.facts(), as_json, lambda _: _tell(result))
+    counts = result.info.counts
     if counts["failed"]:
-        what = f"{counts['failed']} of {counts['items']} images failed; {outcome.first_error}"
+        what = f"{counts['failed']} of {counts['items']} images failed; {result.first_error}"
         raise UserError(what, f"see {open_store(out).place('failed')}; the same command tries them again")
 
 
@@ -134,17 +134,17 @@ def _entries(prompts: Path | None, said: Item, defaults: Defaults) -> tuple[list
     return entries, {"without_caption": bare} if prompts.is_dir() else {}
 
 
-def _tell(outcome: Outcome) -> None:
-    counts, out = outcome.info.counts, outcome.out
+def _tell(result: SetResult) -> None:
+    counts, out = result.info.counts, result.out
     made = console.counted(counts["made"], "image")
-    if outcome.before:
+    if result.before:
         console.say(f"{console.shown(out)} is finished: {made} of the same request")
     else:
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
-        console.say(f"{console.shown(out)}: {made}{failed}; {outcome.info.index.path} lists them")
+        console.say(f"{console.shown(out)}: {made}{failed}; {result.info.index.path} lists them")
     if cut := counts.get("truncated"):
         of = console.counted(cut, "image")
-        console.say(f"the prompts of {of} are longer than is read: `truncated` in {outcome.info.index.path}")
+        console.say(f"the prompts of {of} are longer than is read: `truncated` in {result.info.index.path}")
     if counts["made"] and not is_url(out):
         images = Path(out) / "pictures"
         console.say()

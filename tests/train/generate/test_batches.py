@@ -130,7 +130,7 @@ def test_what_is_written_is_never_taken_for_given(batch, options):
     images(Path("given"), "a.png")
     code, said = batch(*SDEDIT, *options)
     assert code == 1
-    assert f"{options[-1]} is in the folder of given images, given: name a folder beside it" in said.err
+    assert f"{options[-1]} is in the folder of given images, given: name a folder next to it" in said.err
     assert [path.name for path in Path("given").iterdir()] == ["a.png"]
     assert not Path("set").exists()
 
@@ -140,5 +140,5 @@ def test_previews_have_a_folder_of_their_own(make, seen):
     options = ("--size", "256x256", "--steps", "4", "--previews", seen)
     refused = make(["a lake"], *options, sampler="sdedit")
     assert refused.code == 1
-    assert "is in --out out: name a folder beside it" in refused.error
+    assert "is in --out out: name a folder next to it" in refused.error
     assert not Path("out").exists()

@@ -20,7 +20,7 @@ from uhr.models.generate.request import Item, Request
 from uhr.models.generate.setup import Setup
 from uhr.runtime.units import CRASH, UnitFault, Watch
 from uhr.train.generate import identity
-from uhr.train.generate.work import PaintWork, items_table
+from uhr.train.generate.work import GenerateWork, items_table
 
 PROMPTS = ["a lake", {"prompt": "a hill", "name": "hills/green", "seed": 7}, "three foxes", "fog", "a mill"]
 
@@ -178,9 +178,9 @@ def test_a_set_is_of_one_dtype_and_kind_of_device(make, tiny_flux):
     assert (other.request.dtype, other.computes, other.threads) == ("bfloat16", "cuda", None)
     assert one.id != other.id
     store = open_store("set")
-    identity.take(store, one, "x")
+    identity.claim(store, one, "x")
     with pytest.raises(UserError, match="another set: other dtype, kind of device"):
-        identity.take(store, other, "x")
+        identity.claim(store, other, "x")
     # by its number the same kind of device
     first = other.request.model_copy(update={"device": "cuda:1"})
     assert identity.identify(first, there, 4, items, None).id == other.id
@@ -268,7 +268,7 @@ def test_an_item_that_fails_costs_itself_and_is_tried_again(make, stamps):
 def test_an_item_that_ends_its_process_twice_is_written_down_and_left_alone(tmp_path):
     request = Request(sampler="euler", model="tiny", size=(64, 64), steps=1, device="cpu")
     items = [Item(prompt=f"{n}", name=f"{n}") for n in range(3)]
-    work = PaintWork(request, str(tmp_path / "out"))
+    work = GenerateWork(request, str(tmp_path / "out"))
     with pytest.raises(UserError, match="name a folder that all machines share"):
         work.open()
     (tmp_path / "out").mkdir()
@@ -359,11 +359,11 @@ def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
     ]
     for change in otherwise:
         record.write_text(json.dumps({**made, **change}))
-        assert "0002.json is of an image that was made otherwise: remove it" in make(PROMPTS).error, change
+        assert "0002.json is of an image of another request: remove it" in make(PROMPTS).error, change
     record.write_text(json.dumps({**made, "weights": {}}))
-    assert "0002.json is of an image by other weights than the first: remove" in make(PROMPTS).error
+    assert "0002.json is of an image with other weights than the first: remove" in make(PROMPTS).error
     record.write_text("{}")
-    assert "0002.json is no record of an image of this set: remove it" in make(PROMPTS).error
+    assert "0002.json is not a record of an image of this set: remove it" in make(PROMPTS).error
     record.unlink()
     assert make(PROMPTS).code == 0
 

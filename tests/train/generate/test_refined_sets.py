@@ -108,7 +108,7 @@ def test_a_image_of_another_models_prompt_is_found_at_the_end(make, chat):
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "original": {**record["original"], "model": "other"}}))
     made = make(["a lake", "fog"], "--refine", chat.url)
-    assert "0001.json is of an image by other rewriting than the first: remove one of them" in made.error
+    assert "0001.json is of an image with other rewriting than the first: remove one of them" in made.error
 
 
 def test_prompts_as_they_are_and_another_instruction_are_other_sets(make, chat):

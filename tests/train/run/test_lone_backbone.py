@@ -74,7 +74,7 @@ def test_a_lone_file_trains_as_its_model_does_and_goes_on_from_wherever_both_are
     )
     file.rename(tmp_path / "moved.sft")
     assert main([*resume, "--base", str(moved)]) == 1
-    assert "is not there: say where it is: --model PATH" in capsys.readouterr().err
+    assert "does not exist: name its new path: --model PATH" in capsys.readouterr().err
     assert main([*resume, "--model", str(tmp_path / "moved.sft"), "--base", str(moved)]) == 0
     assert main(["train", "export", str(tmp_path / "lone"), "--out", str(tmp_path / "adapter")]) == 0
     printed = capsys.readouterr().out
@@ -160,7 +160,7 @@ def test_a_folder_that_was_encoded_as_another_spec_is_not_taken_for_this_one(
     words += ["--set", "aspects=[1/1]", "--set", "resolution=128", "--out", str(tmp_path / "a")]
     assert main(words) == 0
     assert main([*words, "--spec", "flux1-schnell"]) == 1
-    assert "holds encoded data of another spec" in capsys.readouterr().err
+    assert "already contains encoded data of another spec" in capsys.readouterr().err
 
 
 def test_a_plan_of_a_lone_file_counts_its_own_blocks(lite, tiny_flux, capsys):

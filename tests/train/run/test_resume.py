@@ -122,7 +122,7 @@ def test_the_same_command_goes_on_and_sigterm_is_a_request_too(straight, stop_at
     stop_at(5, signal.SIGTERM)
     assert main(command) == 130
     assert main(command) == 0
-    assert f"{run} holds this very run at step 5: going on" in capsys.readouterr().out
+    assert f"{run} already contains this run at step 5: resuming" in capsys.readouterr().out
     assert_same(run, out)
 
 

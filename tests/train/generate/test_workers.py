@@ -5,7 +5,7 @@ import math
 import pytest
 
 from uhr.runtime.pool import Pool
-from uhr.train.generate.team import beginning, runner_of
+from uhr.train.generate.workers import runner_of, startup_note
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from uhr.train.generate.team import beginning, runner_of
     ],
 )
 def test_what_goes_on_before_there_is_a_image_is_told(asked, words):
-    assert beginning(runner_of(*asked)) == words
+    assert startup_note(runner_of(*asked)) == words
 
 
 def test_an_image_may_take_as_long_as_it_needs_and_its_worker_keeps_nothing_but_the_plan():
