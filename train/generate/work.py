@@ -25,8 +25,7 @@ IMPORTS = (
     "uhr.models.generate.setup",
     "transformers.modeling_utils",
 )
-"""What `GenerateWork.open` imports and what takes long to import: most of the time before a tiny model's
-first image."""
+"""Slow imports of `GenerateWork.open`, which take most of the time before a tiny model's first image."""
 
 REQUEST, IMAGES, FAILED = "request.json", "pictures", "failed"
 

@@ -101,8 +101,10 @@ def test_a_image_of_a_set_is_the_one_that_is_made_alone(make, capfd):
     from uhr.cli import main
 
     made = make(PROMPTS)
-    words = "sample euler --model tiny --size 64x64 --steps 1 --device cpu --seed 2 --out alone.png --prompt"
-    assert main([*words.split(), "three foxes"]) == 0
+    command = (
+        "sample euler --model tiny --size 64x64 --steps 1 --device cpu --seed 2 --out alone.png --prompt"
+    )
+    assert main([*command.split(), "three foxes"]) == 0
     assert np.array_equal(Image.open("alone.png"), Image.open(made.folder / "pictures" / "0002.png"))
 
 
@@ -116,7 +118,7 @@ def test_the_same_command_again_says_so_and_touches_nothing(make, stamps):
 
 
 @pytest.mark.parametrize(
-    ("prompts", "options", "words"),
+    ("prompts", "options", "message"),
     [
         (PROMPTS, ["--seed", 1], "another set: other seeds: "),
         (PROMPTS[:3], [], "another set: other number of prompts: "),
@@ -125,14 +127,16 @@ def test_the_same_command_again_says_so_and_touches_nothing(make, stamps):
         (PROMPTS, ["--guidance", 2], "other guidance"),
     ],
 )
-def test_another_request_is_refused_with_a_free_name_for_a_new_folder(make, prompts, options, words, stamps):
+def test_another_request_is_refused_with_a_free_name_for_a_new_folder(
+    make, prompts, options, message, stamps
+):
     make(PROMPTS)
     before = stamps("out")
     Path("out-2").mkdir()
     (Path("out-2") / "x").touch()
     refused = make(prompts, *options)
     assert refused.code == 1
-    assert words in refused.error
+    assert message in refused.error
     assert refused.error.endswith(": use --out out-3")
     assert stamps("out") == before
 
@@ -296,19 +300,19 @@ def test_an_item_that_succeeds_at_last_leaves_no_failure_behind(make, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ({"prompt": "x", "width": 60, "height": 64}, "prompts.jsonl line 2: .*64"),
         ({"prompt": "x", "image": "nowhere.png"}, "prompts.jsonl line 2: "),
         ({"prompt": "x", "sede": 1}, "prompts.jsonl line 2: unknown key 'sede': did you mean seed"),
     ],
 )
-def test_a_line_that_cannot_be_made_is_told_before_anything_is_written(make, line, words):
+def test_an_invalid_line_is_reported_before_anything_is_written(make, line, message):
     import re
 
     refused = make(["a lake", line, "a mill"])
     assert refused.code == 1
-    assert re.search(words, refused.error)
+    assert re.search(message, refused.error)
     assert not Path("out").exists()
 
 
@@ -333,9 +337,9 @@ def test_a_damaged_set_json_is_an_error_that_names_it_and_not_a_set_to_go_on_wit
     make(["a lake"])
     Path("out/set.json").write_bytes(damage)
     before = stamps("out")
-    told = make(["a lake"]).error
-    assert "out/set.json cannot be read" in told
-    assert "remove it; the same command writes it again" in told
+    printed = make(["a lake"]).error
+    assert "out/set.json cannot be read" in printed
+    assert "remove it; the same command writes it again" in printed
     assert stamps("out") == before
     Path("out/set.json").unlink()
     assert make(["a lake"]).code == 0
@@ -369,7 +373,7 @@ def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (["--prompts", "p.txt", "--prompt", "x", "--out", "o"], "--prompt and --prompts"),
         (["--prompts", "p.txt"], "--out is missing"),
@@ -385,12 +389,12 @@ def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
         (["--prompt", "x", "--out", "o.png", "--refine-model", "m"], "--refine-model without --refine"),
     ],
 )
-def test_what_does_not_go_together_is_one_line(capfd, options, words):
+def test_what_does_not_go_together_is_one_line(capfd, options, message):
     from uhr.cli import main
 
     Path("p.txt").write_text("a lake\n")
     Path("given").mkdir()
     assert main(["sample", "euler", "--model", "tiny", "--device", "cpu", *options]) == 1
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("uhr: ")]
-    assert words in line
+    assert message in line
     assert not Path("o").exists()

@@ -83,7 +83,7 @@ def test_the_captions_of_a_manifests_kept_rows_are_prompts_under_their_sample_id
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("name", "text", "message"),
     [
         (
             "a.jsonl",
@@ -108,9 +108,9 @@ def test_the_captions_of_a_manifests_kept_rows_are_prompts_under_their_sample_id
         ("a.parquet", "x", "a.parquet cannot be read"),
     ],
 )
-def test_a_mistake_is_told_with_file_line_and_value(tmp_path, name, text, words):
+def test_a_mistake_is_reported_with_file_line_and_value(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_prompts(tmp_path / name)
     assert error.value.fix
     assert "\n" not in str(error.value)

@@ -110,9 +110,9 @@ def test_a_torn_checkpoint_is_passed_over_and_named(job_of, capsys):
     (folder_of(job.out, 4) / "checkpoint.json").unlink()
     again = reopen(job.out)
     assert again.done == 2
-    told = capsys.readouterr().err
-    assert "step-00000006/optimiser.safetensors is damaged: resuming from step 2" in told
-    assert "step-00000004 has no checkpoint.json: resuming from step 2" in told
+    printed = capsys.readouterr().err
+    assert "step-00000006/optimiser.safetensors is damaged: resuming from step 2" in printed
+    assert "step-00000004 has no checkpoint.json: resuming from step 2" in printed
     train(again)
     assert adapter_of(job.out) == whole
     assert [json.loads(line)["step"] for line in (job.out / "log.jsonl").read_text().splitlines()] == [

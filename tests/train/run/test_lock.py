@@ -1,4 +1,4 @@
-"""One process to a run, and no stranger's folder."""
+"""One process trains in a folder, and only in one of its own."""
 
 import pytest
 
@@ -17,15 +17,15 @@ def test_a_second_run_in_a_folder_is_refused_in_one_line(job_of, small_set, tiny
     from uhr.cli import main
 
     out = job_of("phases.main.steps=1").out
-    words = {
+    arguments = {
         "run": ["run", "lora", "--model", str(tiny_flux), "--data", str(small_set.folder), "--out", str(out)],
         "resume": ["resume", str(out)],
     }[command]
     with lock_run(out):
-        assert main(["train", *words]) == 1
+        assert main(["train", *arguments]) == 1
         assert capsys.readouterr().err == f"uhr: another run is at work in {out}: wait for it, or stop it\n"
         with pytest.raises(UserError, match="another run is at work"), lock_run(out):
-            raise AssertionError("both lock_run it")
+            raise AssertionError("two processes train in one folder")
     assert names(out) == ["run.json"]
     with lock_run(out):
         pass
