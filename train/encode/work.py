@@ -49,7 +49,7 @@ IMAGE_ROWS = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""A row with a `reason` has no latents: it is failure out, and `error` is the message."""
+"""A row with a `reason` has no latents: it is left out, and `error` is the message."""
 
 TEXT_ITEMS = pa.schema([("text_key", pa.string()), ("caption", pa.string())])
 

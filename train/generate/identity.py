@@ -161,7 +161,7 @@ def _differences(existing: dict[str, Any], requested: dict[str, Any]) -> Iterabl
         "prompt": "prompts",
         "name": "names",
         "seed": "seeds",
-        "image": "pictures",
+        "image": "images",
     }
     for name, value in requested.items():
         before = existing.get(name)

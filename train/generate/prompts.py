@@ -42,7 +42,7 @@ class Line(Config):
     @model_validator(mode="after")
     def _whole_size(self) -> Line:
         if (self.width is None) != (self.height is None):
-            raise ValueError("width and height go combined")
+            raise ValueError("width and height go together")
         return self
 
 

@@ -42,7 +42,7 @@ def test_a_folder_of_images_is_a_batch_and_a_broken_one_costs_itself(batch):
     code, output = batch(*SDEDIT)
     assert code == 1
     assert "1 of 3 images failed; c: " in output.err
-    assert output.err.count("given also holds what is no image by its name: notes.txt") == 1
+    assert output.err.count("given also contains files without an image suffix: notes.txt") == 1
     assert json.loads(Path("out/set.json").read_text())["left_out"] == {"not_images": 1}
     for name in ("a", "sub/b"):
         assert Image.open(f"out/pictures/{name}.png").size == (256, 192)
@@ -59,7 +59,7 @@ def test_an_image_that_changes_after_the_check_fails_and_the_next_run_sees_anoth
 
     given = Path("given")
     images(given, "a.png", "b.png")
-    paint = generate._paint
+    paint = generate._generate
 
     def after_a_change(*arguments):
         images(given, "x.png", "b.png")
@@ -68,7 +68,7 @@ def test_an_image_that_changes_after_the_check_fails_and_the_next_run_sees_anoth
             file.write(b"more")
         paint(*arguments)
 
-    monkeypatch.setattr(generate, "_paint", after_a_change)
+    monkeypatch.setattr(generate, "_generate", after_a_change)
     code, output = batch(*SDEDIT)
     assert code == 1
     assert "1 of 2 images failed; a: image given/a.png changed after the set was checked" in output.err

@@ -55,7 +55,7 @@ def test_prompts_that_are_cut_are_counted_and_can_be_found(make):
     tokens = [(row["prompt_tokens"] > 512, row["negative_tokens"] > 512) for row in first.rows]
     assert tokens == [(False, False), (True, False), (False, True), (False, False)]
     assert first.facts["counts"] == {"items": 4, "made": 4, "failed": 0, "truncated": 2}
-    line = "the prompts of 2 images are longer than is read: `truncated` in set.parquet"
+    line = "the prompts of 2 images are longer than the encoder reads: `truncated` in set.parquet"
     assert first.out.count(line) == 1
     assert long.strip() not in first.out + first.err
     again = make(prompts, "--set", "true_cfg_scale=2", "--negative", "n")
@@ -380,12 +380,12 @@ def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
         (["--prompts", "p.txt", "--out", "o", "--engine", "spark"], "unknown engine 'spark'"),
         (["--prompts", "p.txt", "--out", "o", "--address", "x", "--workers", "0"], "names a Ray cluster"),
         (["--prompts", "p.txt", "--out", "p.txt"], "is a file"),
-        (["--prompts", "p.txt", "--out", "o/x.png"], "--out o/x.png is one image's, and this makes a set"),
+        (["--prompts", "p.txt", "--out", "o/x.png"], "--out o/x.png is a file, and this makes a set"),
         (["--image", "given", "--prompt", "x", "--out", "s3://b/x.PNG"], "name a folder or a prefix"),
         (["--prompts", "nowhere.txt", "--out", "o"], "nowhere.txt is not there"),
         (["--image", "given", "--out", "o"], "--prompt TEXT is missing"),
         (["--image", "given", "--prompts", "p.txt", "--out", "o"], "--prompts and the folder given"),
-        (["--prompt", "x", "--out", "o.png", "--workers", "2"], "--workers is of a set"),
+        (["--prompt", "x", "--out", "o.png", "--workers", "2"], "--workers is an option for sets"),
         (["--prompt", "x", "--out", "o.png", "--refine-model", "m"], "--refine-model without --refine"),
     ],
 )
