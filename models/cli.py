@@ -1,4 +1,4 @@
-"""`uhr models`: look at backbones, make a tiny one."""
+"""The command `uhr models`: list and show backbones, or make a tiny one."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from uhr.base import console
 from uhr.base.paths import local
 
 MODEL_HELP = (
-    "A diffusers folder, a hub id (org/name or org/name@revision), or with --base a backbone alone: its lone "
+    "A diffusers folder, a hub id (org/name or org/name@revision), or with --base only a backbone: its lone "
     "file (BFL's, ComfyUI's or GGUF), or a transformer's own folder."
 )
-BASE_HELP = "With a backbone alone as --model: the folder or hub id that gives the rest."
-SPEC_HELP = "What the model is, where its configuration does not say so: a name of `uhr models list`."
+BASE_HELP = "With only a backbone as --model: the folder or hub id that provides the other components."
+SPEC_HELP = "The model's spec, if its configuration does not tell: a name of `uhr models list`."
 """The options by which every command names a model."""
 
-app = typer.Typer(no_args_is_help=True, help="Look at the known backbones, or make a tiny one.")
+app = typer.Typer(no_args_is_help=True, help="List and show the known backbones, or make a tiny one.")
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """Every known backbone, whether it may be used commercially, and which weights exist for the samplers."""
+    """List every known backbone, whether it may be used commercially, and the samplers with their weights."""
     from uhr.models import show
 
     console.emit(show.overview(), as_json, show.print_overview)
@@ -39,7 +39,8 @@ def show_(
     spec: Annotated[str | None, typer.Option(metavar="NAME", help=SPEC_HELP)] = None,
     as_json: Json = False,
 ) -> None:
-    """Geometry, tokens, guidance, text lengths, licence of a backbone, and what can be done with it here."""
+    """Show a backbone's geometry, tokens, guidance, text lengths and licence, and the commands that use
+    it."""
     from uhr.models import show
 
     console.emit(show.details(model, spec), as_json, show.print_details)
@@ -54,8 +55,7 @@ def make_tiny_(
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Write a tiny checkpoint: the real classes with random weights, a few MB. It paints no image of
-    anything."""
+    """Write a tiny checkpoint: the real classes with random weights, a few MB. Its images show nothing."""
     from uhr.models.zoo import make_tiny
 
     made = make_tiny(spec, folder, seed)

@@ -1,4 +1,4 @@
-"""What `uhr models` tells of backbones: plain values for machines, and the same as text for people."""
+"""The output of `uhr models`: backbones and samplers as plain values, and as text."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from uhr.models.specs.registry import SPECS
 from uhr.models.specs.spec import ModelSpec
 
 SIZES = (1, 2, 4, 8)
-"""Squares of this many times the native side are listed with their tokens."""
+"""Squares of these multiples of the native side are listed with their tokens."""
 
 
 def overview() -> dict[str, list[dict[str, Any]]]:
-    """The backbones, and the samplers with the weights that exist for them."""
+    """Return the backbones, and the samplers with the weights that exist for them."""
     return {"models": models(), "samplers": samplers()}
 
 
@@ -30,7 +30,7 @@ def print_overview(value: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def samplers() -> list[dict[str, Any]]:
-    """One entry per sampler, in the order of their registry."""
+    """Return one entry per sampler, in the order of the registry."""
     return [
         {"name": name, "families": list(info.families), "summary": info.summary, "weights": info.weights}
         for name, info in SAMPLERS.items()
@@ -45,7 +45,7 @@ def print_samplers(rows: list[dict[str, Any]]) -> None:
 
 
 def models() -> list[dict[str, Any]]:
-    """One entry per spec, in the order of the registry."""
+    """Return one entry per spec, in the order of the registry."""
     return [
         {
             "name": spec.name,
@@ -83,8 +83,8 @@ def _make(name: str) -> str:
 
 
 def details(model: str, spec: str | None = None) -> dict[str, Any]:
-    """Everything about a spec, or about the checkpoint in a folder or a backbone's lone file (then with the
-    bytes of each component). `spec` is what a checkpoint is taken for."""
+    """Return everything known of a spec, or of a checkpoint in a folder or a backbone's lone file (then with
+    the bytes of each component). `spec` overrides the one that a checkpoint is recognised as."""
     from uhr.models.loading.opening import backbone_specs, is_backbone, open_model
 
     if model in SPECS and not Path(model).is_dir():
@@ -159,8 +159,8 @@ def print_details(value: dict[str, Any]) -> None:
     if "file" in value:
         model = f"{quote(value['file'])} --base {model}"
     say(f"{value['name']}: {value['summary']}\n")
-    for name, words in rows.items():
-        say(f"{name:13} {shown(words)}")
+    for name, value_text in rows.items():
+        say(f"{name:13} {shown(value_text)}")
     for note in value["notes"]:
         say(f"{'note':13} {note}")
     say("\nWhat can be done with it:")

@@ -1,5 +1,4 @@
-"""The zoo's front door: specs by name, models by path, and everything that loads one. Importing it loads
-nothing."""
+"""The public functions of the zoo: find specs and models, and load them. Importing it loads no weights."""
 
 from __future__ import annotations
 

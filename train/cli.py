@@ -14,7 +14,7 @@ from uhr.base.files import saving
 from uhr.base.paths import local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
 
-app = typer.Typer(no_args_is_help=True, help="Encode a manifest once, train on it, export the adapter.")
+app = typer.Typer(no_args_is_help=True, help="Encode a slice once, train on it, export what came out.")
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 Sets = Annotated[
@@ -31,7 +31,7 @@ ConfigFile = Annotated[
         "--config",
         parser=local("--config"),
         metavar="FILE",
-        help="YAML that begins with `recipe: NAME`, followed by changes to it.",
+        help="YAML that begins with `recipe: NAME` and holds differences.",
     ),
 ]
 RunFolder = Annotated[
@@ -46,18 +46,19 @@ DataFolders = Annotated[list[Path] | None, Data]
 
 
 IN_RECIPE = {"device": "--set runtime.device="}
-"""The options of parameters that are values of the recipe, as prefixes."""
+"""Arguments of functions that training calls, which are values of the recipe and no options."""
 
 AGAIN = "make room there; the same command goes on where it stopped"
 
 
-def _next(*arguments: object) -> None:
-    say(f"next: {command(*arguments)}")
+def _next(*words: object) -> None:
+
+    say(f"next: {command(*words)}")
 
 
 @app.command("recipes")
 def recipes_(as_json: Json = False) -> None:
-    """List the recipes and what they are for."""
+    """Every recipe and what it is for."""
     from uhr.train.recipes import NAMES, recipe
 
     rows = [
@@ -70,11 +71,11 @@ def recipes_(as_json: Json = False) -> None:
 def show_(
     recipe: RecipeName = None, config: ConfigFile = None, sets: Sets = None, as_json: Json = False
 ) -> None:
-    """Show every value of a recipe, and where it comes from."""
-    from uhr.train.recipes import describe, print_description, resolve
+    """A recipe in full, resolved: every value, and where it comes from."""
+    from uhr.train.recipes import described, print_described, resolve
 
     resolved = resolve(recipe, config, sets)
-    console.emit(describe(resolved), as_json, lambda rows: print_description(resolved, rows))
+    console.emit(described(resolved), as_json, lambda rows: print_described(resolved, rows))
 
 
 @app.command("plan")
@@ -93,7 +94,7 @@ def plan_(
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Estimate steps, batches, tokens, parameters, memory and storage of a run; loads no weights."""
+    """Steps, batches, tokens, parameters, memory and storage of a run, before it starts; loads no weights."""
     from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
     from uhr.train.run.estimate import estimate, print_estimate
@@ -124,7 +125,7 @@ def encode_(
     workers: Annotated[int, typer.Option(min=0, help="Processes for the images; 0 works in this one.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Encode a manifest's kept rows to latents and text embeddings. Run it again to continue.
+    """Turn a manifest's kept rows into latents and text embeddings, once. Started again, it goes on.
 
     --set takes resolution, aspects, enlarge, dtype, text_dtype, caption (a column) and split.
     """
@@ -136,22 +137,22 @@ def encode_(
     config = build(EncodeConfig, apply_sets({}, sets or []), "--set")
     with saving(out, AGAIN):
         named = ModelName(model, spec, base)
-        info, was_finished = encode(manifest, named, out, config, device, workers)
+        info, stood = encode(manifest, named, out, config, device, workers)
 
     def text(_: Any) -> None:
         from uhr.models.specs.registry import get
         from uhr.train.encode.encoded import print_encoded
         from uhr.train.recipes import resolve
 
-        if was_finished:
+        if stood:
             say(f"{shown(out)} is encoded already: the same manifest, model and configuration")
         print_encoded(info)
         say()
         changes = resolve("lora", None).changes_for(get(info.model.spec))
-        sets = [argument for change in changes for argument in ("--set", change)]
+        sets = [word for change in changes for word in ("--set", change)]
         _next("train", "run", "lora", *named.options(), "--data", out, "--out", "RUN", *sets)
 
-    console.emit({"already": was_finished, **info.model_dump(mode="json")}, as_json, text)
+    console.emit({"already": stood, **info.model_dump(mode="json")}, as_json, text)
 
 
 @app.command("run")
@@ -170,16 +171,16 @@ def run_(
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> None:
-    """Train. Ctrl-C finishes the step and saves; the same command resumes, and so does `uhr train resume`."""
+    """Train. Ctrl-C finishes the step and saves; the same command goes on, and so does `uhr train resume`."""
     from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
-    from uhr.train.run.job import lock_run, start
+    from uhr.train.run.job import hold, start
 
-    resolved = resolve(recipe, config, sets)
-    with saving(out, AGAIN), with_options(**IN_RECIPE), lock_run(out):
-        job = start(resolved, ModelName(model, spec, base), data, out)
+    wanted = resolve(recipe, config, sets)
+    with saving(out, AGAIN), with_options(**IN_RECIPE), hold(out):
+        job = start(wanted, ModelName(model, spec, base), data, out)
         if job.resume is not None and job.done < job.recipe.steps:
-            say(f"{shown(out)} already contains this run at step {job.done}: resuming")
+            say(f"{shown(out)} holds this very run at step {job.done}: going on")
         _train(job)
 
 
@@ -191,11 +192,11 @@ def resume_(
     data: DataFolders = None,
     base: Annotated[str | None, typer.Option(help="Where the model's base is now, if it was moved.")] = None,
 ) -> None:
-    """Resume a run exactly where it stopped. Only steps, device and checkpoints may change."""
-    from uhr.train.run.job import lock_run, read_run, reopen
+    """Go on exactly where a run stopped. Only steps, device and checkpoints may be changed."""
+    from uhr.train.run.job import hold, read_run, reopen
 
-    read_run(run)  # do not create a lock in a folder that is not a run
-    with saving(run, AGAIN), with_options(**IN_RECIPE), lock_run(run):
+    read_run(run)  # no lock in a folder that holds no run
+    with saving(run, AGAIN), with_options(**IN_RECIPE), hold(run):
         job = reopen(run, sets or [], model, data or [], base)
         if job.resume is None:
             say(f"{shown(run)} has no checkpoint yet: starting at its first step")
@@ -212,11 +213,13 @@ def _train(job: Any) -> None:
     else:
         from uhr.train.run.trainer import train
 
-        result = train(job)
-        if result.stopped:
-            # `train` has printed how to resume
+        outcome = train(job)
+        if outcome.stopped:
+            # `train` has said where to go on
             raise typer.Exit(130)
-        say(f"{result.step} steps done, mean loss {result.loss:.4f} at the end; {shown(result.checkpoint)}")
+        say(
+            f"{outcome.step} steps done, mean loss {outcome.loss:.4f} at the end; {shown(outcome.checkpoint)}"
+        )
     _next("train", "export", job.out, "--out", "ADAPTER")
 
 
@@ -238,11 +241,11 @@ def export_(
     weights: Annotated[str, typer.Option(help="trained, or ema: their running average.")] = "trained",
     as_json: Json = False,
 ) -> None:
-    """Write the adapter in the format of diffusers, with a model card: lineage, counts, licences."""
+    """Write the adapter as diffusers and others load it, with a model card: lineage, counts, licences."""
     from uhr.train.run.export import export
 
     if weights not in ("trained", "ema"):
-        raise UserError(f"--weights {weights}", "it must be trained or ema")
+        raise UserError(f"--weights {weights}", "say trained or ema")
     folder, info = export(run, out, checkpoint, "ema" if weights == "ema" else "trained")
 
     def text(_: Any) -> None:
@@ -255,7 +258,7 @@ def export_(
 
 @app.command("log")
 def log_(run: RunFolder, as_json: Json = False) -> None:
-    """Show the log of a run: loss, learning rate and gradient norm, a line per range of steps."""
+    """The course of a run: loss, learning rate and gradient norm, a line per stretch of steps."""
     from uhr.train.run.log import print_log, read_log
 
     entries = read_log(run)

@@ -1,4 +1,4 @@
-"""The import path of `TrainState` in version 0.1, kept for scripts that use it."""
+"""Former place of `uhr.train.run.state`, kept for scripts written against version 0.1."""
 
 from uhr.train.run.state import TrainState
 

@@ -1,4 +1,4 @@
-"""What GPUs can do by their makers' data sheets, and how long counted operations take on them."""
+"""GPUs with the numbers of their data sheets, and how long counted operations take on them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from uhr.base.errors import UserError, unknown
 from uhr.models.estimate.operations import Operations
 
 LINEAR = 0.70
-"""Share of the peak rate that is taken to be reached by the products of large weights."""
+"""Share of the peak rate that products with large weights are assumed to reach."""
 
 ATTENTION = 0.55
-"""By attention, forward, at head width 128; by windows, too. With these two shares dense FLUX.1-dev at 4096 x
-4096 and 28 steps takes an H200 192 s."""
+"""Share that attention reaches (forward, head width 128, windows included). With these two shares dense
+FLUX.1-dev at 4096 x 4096 and 28 steps takes an H200 192 s."""
 
 CONVOLUTION = 0.35
-"""By the VAE's convolutions."""
+"""Share that the VAE's convolutions reach."""
 
 LINK = 0.4
-"""Of the bus to the host, whose memory is not pinned where whole components move."""
+"""Share of the bus to the host that is reached; host memory is not pinned where whole components move."""
 
 READING = 0.7
-"""Of the memory's bandwidth, where weights are dequantised."""
+"""Share of the memory's bandwidth that is reached where weights are dequantised."""
 
 RESERVED = 1 << 30
-"""Bytes of a device that are not to be had: the driver's context, kernels, what the allocator cannot fill."""
+"""Bytes of a device that are unavailable: the driver's context, kernels, fragmentation of the allocator."""
 
 _PCIE = {4: 31.5e9, 5: 63.0e9}
-"""Bytes a second of 16 lanes one way, by generation."""
+"""Bytes a second of 16 lanes in one direction, by generation."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class Device:
         return self.memory - RESERVED
 
     def seconds(self, work: Operations, dtype: str = "bfloat16") -> float:
-        """How long the operations take at the stated shares of the peak rate."""
+        """Return how long the operations take at the stated shares of the peak rate."""
         peak = self.float32 if dtype == "float32" else self.tensor
         return (work.linear / LINEAR + work.attention / ATTENTION + work.convolution / CONVOLUTION) / peak
 
     def reading(self, size: float) -> float:
-        """Seconds to read or write so many bytes of the device's memory."""
+        """Return the seconds to read or write `size` bytes of the device's memory."""
         return size / (READING * self.bandwidth)
 
     def moving(self, size: float) -> float:
-        """Seconds to bring so many bytes over from the host."""
+        """Return the seconds to copy `size` bytes from the host."""
         return size / (LINK * self.link)
 
 
@@ -89,10 +89,10 @@ DEVICES: Mapping[str, Device] = {
         _device("b200", "B200 180GB", 180, 2250.0, 75.0, 8000, 5),
     )
 }
-"""NVIDIA's data sheets and architecture papers; tensor rates without sparsity."""
+"""GPUs by name, from NVIDIA's data sheets and architecture papers; tensor rates without sparsity."""
 
 DEFAULT = "h200"
-"""What is planned for where no GPU is here."""
+"""The GPU that is planned for on a machine without one."""
 
 _MARKS = {
     "rtx-3060": r"RTX 3060",
@@ -109,31 +109,33 @@ _MARKS = {
     "h200": r"H200( SXM 141GB)?",
     "b200": r"B200( 180GB)?",
 }
-"""How the driver calls them, to the end of the name: a Ti, SUPER, D, Laptop GPU, NVL or MIG part is another
-chip, or less of it."""
+"""The end of the name that the driver reports, as a regular expression. A Ti, SUPER, D, Laptop GPU, NVL or
+MIG part is another chip, or less of it, and must not match."""
 
 
 def device(name: str) -> Device:
-    """The GPU of that name; UserError with the nearest names."""
+    """Return the GPU of that name. Raises UserError with the nearest names if it is unknown."""
     if name not in DEVICES:
         raise unknown("GPU", name, DEVICES, "--on")
     return DEVICES[name]
 
 
-def called(driver_name: str) -> str | None:
-    """The name here of a GPU that the driver calls so; None for one without a data sheet here."""
+def name_of_driver(driver_name: str) -> str | None:
+    """Return the name in `DEVICES` of a GPU that the driver reports, or None if it is not in the table."""
     return next((name for name, mark in _MARKS.items() if re.search(rf"\b{mark}$", driver_name)), None)
 
 
-def here() -> Device | None:
-    """This machine's first GPU, with the memory that it has; None without a GPU. UserError for one that is
-    not in the table."""
+def local_device() -> Device | None:
+    """Return this machine's first GPU with its actual memory, or None without a GPU.
+
+    Raises UserError if the GPU is not in the table.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return None
     found = torch.cuda.get_device_properties(0)
-    name = called(found.name)
+    name = name_of_driver(found.name)
     if name is None:
         raise UserError(f"no data sheet of the GPU here, {found.name}, is known", "name another with --on")
     return replace(DEVICES[name], title=found.name, memory=found.total_memory)

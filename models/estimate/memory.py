@@ -1,4 +1,4 @@
-"""What is on a device at once: which weights an offload leaves there, beside what a pass needs."""
+"""What is on a device at the same time: the weights that an offload mode leaves there, and activations."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ BACKBONE, VAE = "transformer", "vae"
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A part of a call, and the bytes on the device by what they are."""
+class MemoryPhase:
+    """A part of a call, and the bytes that it keeps on the device, by kind."""
 
     name: str
     held: Mapping[str, int]
@@ -27,10 +27,11 @@ class Phase:
 
 
 def resident(weights: Mapping[str, WeightBytes], active: str, offload: str | None) -> dict[str, int]:
-    """Bytes of weights on the device while a component works.
+    """Return the bytes of weights on the device while the component `active` computes, by what they are.
 
-    none: all. model: that component, and the VAE, which nothing drives out before the call ends. group: two
-    layers of it, the next being fetched meanwhile. sequential: one layer of it, and the VAE (`offload.py`).
+    Without offload these are all weights. "model": the component, and the VAE, which stays until the call
+    ends. "group": two of its layers, since the next one is fetched meanwhile. "sequential": one of its
+    layers, and the VAE (`loading/offload.py`).
     """
     if offload is None:
         return {f"{name} weights": each.whole for name, each in weights.items()}
@@ -43,21 +44,26 @@ def resident(weights: Mapping[str, WeightBytes], active: str, offload: str | Non
     return {f"{active} layer": weights[active].largest} | vae
 
 
-def loading(weights: Mapping[str, WeightBytes], offload: str | None, quantised: bool, parked: bool) -> Phase:
-    """While weights are read: on the device where they stay there, or are quantised there, one component
-    after another if they are `parked`."""
+def loading(
+    weights: Mapping[str, WeightBytes], offload: str | None, quantised: bool, parked: bool
+) -> MemoryPhase:
+    """Return the phase in which weights are read.
+
+    They are on the device if they stay or are quantised there; `parked` ones leave it one component after
+    another.
+    """
     if offload is not None and not quantised:
-        return Phase("loading", {})
+        return MemoryPhase("loading", {})
     held = {f"{name} weights": each.whole for name, each in weights.items()}
     if parked:
         largest = max(held, key=lambda name: held[name])
         held = {largest: held[largest]}
-    return Phase("loading", held)
+    return MemoryPhase("loading", held)
 
 
-def moved(weights: WeightBytes, offload: str | None, calls: int, rounds: int) -> tuple[int, bool]:
-    """Bytes that come from the host (and go back) for so many calls of a component in so many rounds, and
-    whether they come while the device computes. Whole components come once a round, layers at every call."""
+def transferred(weights: WeightBytes, offload: str | None, calls: int, rounds: int) -> tuple[int, bool]:
+    """Return the bytes copied from the host (and back) for a component, and whether the device computes
+    meanwhile. Whole components are copied once per round, layers at every call."""
     if offload is None:
         return 0, False
     if offload == "model":

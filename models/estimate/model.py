@@ -1,4 +1,4 @@
-"""A model's components together: what each takes, counted once and asked often."""
+"""The cost of a model's components: weights, operations and activations, each counted once and cached."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from pydantic import ByteSize
 
 from uhr.models.estimate import operations
-from uhr.models.estimate.at_work import BackboneMemory, coding_takes
+from uhr.models.estimate.activations import BackboneMemory, coding_cost
 from uhr.models.estimate.memory import BACKBONE, VAE
 from uhr.models.estimate.operations import BackboneCost, Operations
 from uhr.models.estimate.shapes import empty_components
@@ -29,14 +29,15 @@ TEXT_ENCODERS = {"text_encoder": ("clip", "qwen3"), "text_encoder_2": ("t5",)}
 """Names of `ModelSpec.text_lengths`, by component."""
 
 TOKEN_WISE = ("image", "text", "joint", "head")
-"""What `operations.passed_by` says of layers that every token passes."""
+"""Results of `operations.passed_by` for layers that every token passes."""
 
 
 class ModelCost:
-    """A model, or a bare spec, as it would be loaded in `dtype`, its VAE with so many px a latent (`factor`:
-    a sampler that works on an F16 VAE makes one of any other).
+    """The cost of a model, or of a bare spec, loaded in `dtype`.
 
-    `files` are weights that are elsewhere, by component; `adapters` the bytes of those on the backbone.
+    `factor` is the VAE's side in px of a latent: a sampler that works on an F16 VAE converts any other.
+    `files` are weights outside the model's folder, by component; `adapters` is the size in bytes of the
+    adapters on the backbone.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class ModelCost:
 
     @cached_property
     def text(self) -> Operations:
-        """Encoding one prompt."""
+        """Operations of encoding one prompt."""
         return operations.total(
             operations.encode_text(self._parts[name], self._lengths[length])
             for name in self.text_encoders
@@ -75,7 +76,7 @@ class ModelCost:
         )
 
     def weights(self, quantize: str | None) -> dict[str, WeightBytes]:
-        """By component; adapters count with the backbone."""
+        """Return the bytes of weights by component; adapters count with the backbone."""
         if quantize not in self._weights:
             found = {name: weight_bytes(part, self.dtype, quantize) for name, part in self._parts.items()}
             own, packed = found[BACKBONE], _packed(self._files.get(BACKBONE))
@@ -84,15 +85,15 @@ class ModelCost:
         return self._weights[quantize]
 
     def coding(self, coding: Coding, memory: int) -> tuple[int, Operations]:
-        """`at_work.coding_takes` under exact tiling in so much memory."""
+        """Return `activations.coding_cost` under exact tiling in `memory` bytes."""
         key = coding.part, coding.height, coding.width, memory
         if key not in self._coded:
             tiling = ExactTiling(memory=ByteSize(memory))
-            self._coded[key] = coding_takes(self._parts[VAE], coding, tiling)
+            self._coded[key] = coding_cost(self._parts[VAE], coding, tiling)
         return self._coded[key]
 
     def activations(self, calls: BackboneCalls, quantize: str | None) -> dict[str, int]:
-        """Bytes that one of the calls needs beside the weights, by what they are."""
+        """Return the bytes that one of the calls needs besides the weights, by what they are."""
         one = replace(calls, count=1)
         if one not in self._peaks:
             self._peaks[one] = self._memory.peak(one)
@@ -106,7 +107,7 @@ class ModelCost:
         return held
 
     def guide(self, calls: BackboneCalls) -> int:
-        """Bytes of a guide's keys and values that one branch of guidance keeps."""
+        """Return the bytes of a guide's keys and values that one branch of guidance keeps."""
         return self._memory.kept(calls)
 
     @cached_property
@@ -115,7 +116,7 @@ class ModelCost:
 
     @cached_property
     def _widest(self) -> tuple[int, int, int]:
-        """Of the backbone's linear layers: most weights, outputs, inputs."""
+        """The largest numbers of weights, outputs and inputs of the backbone's linear layers."""
         linears = [
             module
             for name, module in self._parts[BACKBONE].named_modules()
@@ -146,5 +147,5 @@ def _cost_of_spec(name: str, backbone: Backbone, dtype: torch.dtype, factor: int
 
 
 def _packed(file: Path | None) -> int | None:
-    """Bytes of weights that stay as their file packs them; None for those that are read in a dtype."""
+    """The bytes of weights that stay packed as in their file; None for weights that are read in a dtype."""
     return file.stat().st_size if file is not None and file.suffix == ".gguf" else None

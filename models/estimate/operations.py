@@ -1,7 +1,7 @@
 """Operations of one pass of each component, counted from its shapes: two for every multiply and add.
 
-Counted are linear layers, convolutions and attention's two products; norms, activations and the like are not
-(they cost bandwidth, and under a per cent of the operations).
+Linear layers, convolutions and the two products of attention are counted. Norms, activations and the like are
+not: they cost bandwidth, and less than one per cent of the operations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Operations(NamedTuple):
-    """By what they run on: matrix products of weights, of attention, and convolutions."""
+    """Numbers of operations: of matrix products with weights, of attention, and of convolutions."""
 
     linear: int = 0
     attention: int = 0
@@ -36,7 +36,7 @@ class Operations(NamedTuple):
 
 
 def total(parts: Any) -> Operations:
-    """The sum of some operations."""
+    """Return the sum of several `Operations`."""
     found = Operations()
     for part in parts:
         found = found.plus(part)
@@ -44,16 +44,17 @@ def total(parts: Any) -> Operations:
 
 
 def dense_pairs(image: int, text: int) -> int:
-    """Query-key pairs of one layer in which all tokens attend to all."""
+    """Return the query-key pairs of one layer in which all tokens attend to all."""
     return (image + text) ** 2
 
 
 @dataclass(frozen=True)
 class BackboneCost:
-    """A FLUX transformer: elements of the linear layers' weights by what passes them, and its attention.
+    """The size of a FLUX transformer: weights of its linear layers by the tokens that pass them, and heads.
 
-    `weights` has the keys image and text (the tokens of one stream), joint (both), head (image tokens, at the
-    very end), once and head_once (one row an image: modulation and the embedding of time and guidance).
+    `weights` counts elements under the keys image and text (tokens of one stream), joint (both streams), head
+    (image tokens, in the last layer), once and head_once (one row per image: modulation, and the embedding of
+    time and guidance).
     """
 
     weights: Mapping[str, int]
@@ -63,7 +64,7 @@ class BackboneCost:
 
     @classmethod
     def of(cls, transformer: nn.Module) -> BackboneCost:
-        """Of a FLUX.1 or FLUX.2 transformer of diffusers, on any device."""
+        """Measure a FLUX.1 or FLUX.2 transformer of diffusers, on any device."""
         from torch import nn
 
         weights: Counter[str] = Counter(image=0, text=0, joint=0, head=0, once=0, head_once=0)
@@ -79,7 +80,8 @@ class BackboneCost:
         )
 
     def call(self, image: int, text: int, pairs: int | None = None) -> Operations:
-        """One pass over so many image and text tokens; `pairs` of one layer, all of them if None."""
+        """Return the operations of one pass over `image` and `text` tokens. `pairs` are the query-key pairs
+        of one layer; None is dense attention."""
         per_token = self.weights
         linear = (
             image * (per_token["image"] + per_token["head"])
@@ -91,17 +93,18 @@ class BackboneCost:
         return Operations(2 * linear, self.attention(dense_pairs(image, text) if pairs is None else pairs))
 
     def guide(self, tokens: int, pairs: int) -> Operations:
-        """The guide's own way through all blocks (`attention/guide.py`), to its keys and values."""
+        """Return the operations that compute a guide's keys and values in all blocks
+        (`attention/guide.py`)."""
         per_token = self.weights["image"] + self.weights["joint"]
         return Operations(2 * (tokens * per_token + self.weights["once"]), self.attention(pairs))
 
     def attention(self, pairs: int) -> int:
-        """Of `pairs` in every layer: scores and weighted values."""
+        """Return the operations of `pairs` query-key pairs in every layer: scores and weighted values."""
         return 4 * self.head_dim * self.heads * pairs * self.layers
 
 
 def of_calls(calls: BackboneCalls, backbone: BackboneCost) -> Operations:
-    """The operations of all of the calls, those of their guide included."""
+    """Return the operations of all of the calls, including those of their guide."""
     whole = backbone.call(calls.image, calls.text, calls.pairs).times(calls.count)
     if not calls.guide or calls.windows is None:
         return whole
@@ -113,7 +116,8 @@ def of_calls(calls: BackboneCalls, backbone: BackboneCost) -> Operations:
 
 
 def passed_by(name: str) -> str:
-    """What passes a FLUX transformer's linear layer of that name: a key of `BackboneCost.weights`."""
+    """Return what passes the linear layer of that name in a FLUX transformer: a key of
+    `BackboneCost.weights`."""
     if name == "proj_out":
         return "head"
     if name.startswith("norm_out"):
@@ -126,7 +130,7 @@ def passed_by(name: str) -> str:
 
 
 def encode_text(encoder: nn.Module, tokens: int) -> Operations:
-    """A text encoder's pass over one prompt of so many tokens, padding included."""
+    """Return the operations of a text encoder over one prompt of `tokens` tokens, padding included."""
     from torch import nn
 
     linear = sum(m.in_features * m.out_features for m in encoder.modules() if isinstance(m, nn.Linear))

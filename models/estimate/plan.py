@@ -1,7 +1,7 @@
-"""What a call will take, worked out from shapes alone: stages, tokens, calls, operations, memory, time.
+"""The plan of one call, computed from shapes alone: stages, tokens, calls, operations, memory and time.
 
-No weights are read; a bare spec's name is enough. Times are counts of operations over what a GPU's data sheet
-says it can do, at the shares of `costs/devices.py`: an estimate, not a measurement.
+No weights are read; a bare spec's name is enough. Times are counted operations divided by the peak rate of a
+GPU's data sheet, at the shares of `estimate/devices.py`: an estimate, not a measurement.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from uhr.base.errors import unknown
 from uhr.models.estimate import operations
-from uhr.models.estimate.devices import DEFAULT, Device, here
+from uhr.models.estimate.cost import CostEstimate, Placement, placements
+from uhr.models.estimate.devices import DEFAULT, Device, local_device
 from uhr.models.estimate.devices import device as find_device
 from uhr.models.estimate.model import cost_of
 from uhr.models.estimate.operations import Operations, of_calls
-from uhr.models.estimate.price import Price, Way, ways
-from uhr.models.estimate.shapes import bare
+from uhr.models.estimate.shapes import spec_named
 from uhr.models.generate.request import Item, Request
-from uhr.models.generate.setup import Call, Method
+from uhr.models.generate.setup import CheckedCall, SamplerChoice
 from uhr.models.loading.model import DTYPES, pick_dtype
 from uhr.models.loading.offload import Offload
 from uhr.models.loading.opening import Model, open_model
@@ -30,17 +30,17 @@ from uhr.models.specs.spec import ModelSpec
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage, and the `backbone`'s work in all of its calls."""
+    """One stage, and the operations of the `backbone` in all of its calls."""
 
     stage: SamplingStage
     backbone: Operations
 
 
-def plan(request: Request, item: Item, on: str | None = None) -> Plan:
-    """What the image will take on the GPU of that name: this machine's if None, or else an H200.
+def plan(request: Request, item: Item, on: str | None = None) -> CallPlan:
+    """Plan one image on the GPU named `on`; None is this machine's, or an H200 where there is none.
 
-    The model may be the bare name of a spec, or a spec's hub id, of which nothing is fetched. UserError for
-    what cannot be made.
+    The model may also be the name of a spec, or a spec's hub id, from which nothing is fetched. Raises
+    UserError for an invalid request.
     """
     check_name(request.sampler)
     if request.dtype not in ("auto", *DTYPES):
@@ -53,7 +53,7 @@ def plan(request: Request, item: Item, on: str | None = None) -> Plan:
     if on is not None:
         device = find_device(on)
     elif request.device != "cpu":
-        device = here()
+        device = local_device()
     assumed = on is None and request.device != "cpu" and device is None
     if assumed:
         device = find_device(DEFAULT)
@@ -61,12 +61,12 @@ def plan(request: Request, item: Item, on: str | None = None) -> Plan:
     if dtype == "auto":
         dtype = "float32" if device is None else "bfloat16"
     model = _model(request)
-    method = Method.of(request, model if isinstance(model, ModelSpec) else model.spec)
-    return Plan(method, method.call(item), model, device, dtype, assumed)
+    choice = SamplerChoice.of(request, model if isinstance(model, ModelSpec) else model.spec)
+    return CallPlan(choice, choice.call(item), model, device, dtype, assumed)
 
 
 def _model(request: Request) -> Model | ModelSpec:
-    known = bare(request.model)
+    known = spec_named(request.model)
     if known is not None and request.base is None:
         return known if request.spec is None else get(request.spec)
     model = open_model(request.model, request.spec, base=request.base)
@@ -76,23 +76,26 @@ def _model(request: Request) -> Model | ModelSpec:
     return model.with_backbone(backbone, spec_given=request.spec is not None)
 
 
-class Plan:
-    """A call of a method on a model that is not loaded, on a device (None: a CPU, of which no time is said),
-    which is `assumed` where nobody named it and no GPU is here."""
+class CallPlan:
+    """One image with a sampler and a model that is not loaded, on a device.
+
+    `device` is None for a CPU, for which no time is estimated; it is `assumed` where none was named and this
+    machine has no GPU.
+    """
 
     def __init__(
         self,
-        method: Method,
-        call: Call,
+        choice: SamplerChoice,
+        call: CheckedCall,
         model: Model | ModelSpec,
         device: Device | None,
         dtype: str,
         assumed: bool = False,
     ) -> None:
         self.model, self.assumed = model, assumed
-        self.method, self.call, self.device, self.dtype = method, call, device, dtype
-        self._prices: dict[Way, Price] = {}
-        facts, request = method.facts, method.request
+        self.choice, self.call, self.device, self.dtype = choice, call, device, dtype
+        self._estimates: dict[Placement, CostEstimate] = {}
+        facts, request = choice.facts, choice.request
         elsewhere = {} if isinstance(model, ModelSpec) else model.weights
         self.cost = cost_of(
             model,
@@ -105,7 +108,7 @@ class Plan:
         self.stages = [StagePlan(stage, self._operations(stage)) for stage in call.plan.stages]
 
     def _operations(self, stage: SamplingStage) -> Operations:
-        """The backbone's, of all calls of a stage."""
+        """Operations of the backbone in all calls of a stage."""
         one = operations.total(of_calls(each, self.cost.backbone) for each in stage.calls)
         return one.times(stage.branches)
 
@@ -116,21 +119,24 @@ class Plan:
 
     @property
     def text(self) -> Operations:
-        """Encoding the prompt, and the negative one where there is one."""
+        """Operations of encoding the prompt, and the negative prompt if there is one."""
         return self.cost.text.times(max(each.stage.branches for each in self.stages))
 
     @property
-    def asked(self) -> Price:
-        """In the way that was asked for."""
-        return self.priced(Way(self.method.request.offload, self.method.request.quantize))
+    def requested(self) -> CostEstimate:
+        """The estimate under the placement that was requested."""
+        return self.estimate(Placement(self.choice.request.offload, self.choice.request.quantize))
 
-    def priced(self, way: Way) -> Price:
-        if way not in self._prices:
-            self._prices[way] = Price(self, way)
-        return self._prices[way]
+    def estimate(self, placement: Placement) -> CostEstimate:
+        if placement not in self._estimates:
+            self._estimates[placement] = CostEstimate(self, placement)
+        return self._estimates[placement]
 
-    def fastest(self) -> Price | None:
-        """Of all ways that fit the device the one that takes least time, the one asked for before its
-        equals."""
-        prices = [self.asked, *map(self.priced, ways())]
-        return min((price for price in prices if price.fits), key=lambda price: price.total, default=None)
+    def fastest(self) -> CostEstimate | None:
+        """Return the fastest estimate that fits the device, or None. Ties go to the requested placement."""
+        estimates = [self.requested, *map(self.estimate, placements())]
+        return min(
+            (estimate for estimate in estimates if estimate.fits),
+            key=lambda estimate: estimate.total,
+            default=None,
+        )

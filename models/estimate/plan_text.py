@@ -1,4 +1,4 @@
-"""A plan as JSON for machines and as tables for people."""
+"""Print a plan as JSON or as tables."""
 
 from __future__ import annotations
 
@@ -7,60 +7,60 @@ from typing import Any
 
 from uhr.base.console import counted, say, table
 from uhr.models.estimate.devices import ATTENTION, CONVOLUTION, LINEAR, Device
-from uhr.models.estimate.plan import Plan, StagePlan
+from uhr.models.estimate.plan import CallPlan, StagePlan
 from uhr.models.families.text import TokenCount, notes_of
 from uhr.models.samplers.core import guidance as guidance_text
 
 
-def describe(plan: Plan, counts: Sequence[TokenCount] | None = None) -> dict[str, Any]:
-    """Everything of it as JSON; sizes in bytes and px, times in seconds. `counts`: of its prompts, where they
-    were counted."""
-    method, call, device, price = plan.method, plan.call, plan.device, plan.asked
-    told: dict[str, Any] = {
-        "sampler": method.request.sampler,
-        "model": method.spec.name,
+def describe(plan: CallPlan, counts: Sequence[TokenCount] | None = None) -> dict[str, Any]:
+    """Return the plan as JSON: memory in bytes, sizes in px, times in seconds. `counts` are the tokens of its
+    prompts; None leaves them out."""
+    choice, call, device, estimate = plan.choice, plan.call, plan.device, plan.requested
+    found: dict[str, Any] = {
+        "sampler": choice.request.sampler,
+        "model": choice.spec.name,
         "width": call.width,
         "height": call.height,
         "guidance": call.guidance,
         "dtype": plan.dtype,
-        **vars(price.way),
+        **vars(estimate.placement),
         "stages": [_stage(stage) for stage in plan.stages],
         "model_calls": plan.model_calls,
-        "operations": price.operations._asdict(),
+        "operations": estimate.operations._asdict(),
         **({} if counts is None else describe_counts(counts)),
         "memory": {
-            "peak": price.peak.total,
-            "at": price.peak.name,
-            "largest": price.peak.largest,
-            "host": price.host,
-            "phases": [{"name": phase.name, **phase.held, "total": phase.total} for phase in price.phases],
+            "peak": estimate.peak.total,
+            "at": estimate.peak.name,
+            "largest": estimate.peak.largest,
+            "host": estimate.host,
+            "phases": [{"name": phase.name, **phase.held, "total": phase.total} for phase in estimate.phases],
         },
     }
     if device is None:
-        return told
-    told["on"] = {
+        return found
+    found["on"] = {
         "name": device.name,
         "title": device.title,
         "memory": device.memory,
         "assumed": plan.assumed,
     }
-    told["memory"]["fits"] = price.fits
-    told["seconds"] = {**price.seconds, "total": price.total}
-    told["shares_of_peak"] = {"linear": LINEAR, "attention": ATTENTION, "convolution": CONVOLUTION}
-    if not price.fits:
+    found["memory"]["fits"] = estimate.fits
+    found["seconds"] = {**estimate.seconds, "total": estimate.total}
+    found["shares_of_peak"] = {"linear": LINEAR, "attention": ATTENTION, "convolution": CONVOLUTION}
+    if not estimate.fits:
         other = plan.fastest()
-        told["instead"] = other and {
-            **vars(other.way),
+        found["instead"] = other and {
+            **vars(other.placement),
             "peak": other.peak.total,
             "host": other.host,
             "seconds": other.total,
         }
-    return told
+    return found
 
 
 def describe_counts(counts: Sequence[TokenCount]) -> dict[str, Any]:
-    """The tokens of prompts as JSON, with a note for each kind of text that is cut; no counts where the
-    tokenizers are not on this machine."""
+    """Return the tokens of prompts as JSON, with a note for each kind of text that is cut. `counts` is empty
+    where the tokenizers are not on this machine."""
     tokens = [
         {
             "text": each.text,
@@ -76,7 +76,7 @@ def describe_counts(counts: Sequence[TokenCount]) -> dict[str, Any]:
 
 
 def show_counts(counts: Sequence[TokenCount]) -> None:
-    """For people: what of the prompts will not be read."""
+    """Print which parts of the prompts will not be read."""
     for note in notes_of(counts):
         say(f"note: {note}")
 
@@ -106,20 +106,24 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
     }
 
 
-def show(plan: Plan) -> None:
-    """For people."""
-    method, call, device, way = plan.method, plan.call, plan.device, plan.asked.way
+def show(plan: CallPlan) -> None:
+    """Print the plan as tables."""
+    choice, call, device, placement = plan.choice, plan.call, plan.device, plan.requested.placement
     where = "" if device is None else f", on {device.title}"
     where += " (no GPU is here: --on NAME plans for another)" if plan.assumed else ""
     guidance = guidance_text.describe([each.stage.guidance for each in plan.stages])
-    flags = "".join(f", {kind}" for kind in (way.offload and f"offload {way.offload}", way.quantize) if kind)
+    flags = "".join(
+        f", {kind}"
+        for kind in (placement.offload and f"offload {placement.offload}", placement.quantize)
+        if kind
+    )
     say(
-        f"{method.request.sampler} on {method.spec.name}, {call.width}x{call.height}, {guidance}, "
+        f"{choice.request.sampler} on {choice.spec.name}, {call.width}x{call.height}, {guidance}, "
         f"{plan.dtype}{flags}{where}: planned from shapes, nothing is loaded\n"
     )
     if call.planned != (call.height, call.width):
         height, width = call.planned
-        say(f"painted as {width}x{height} and cut\n")
+        say(f"generated as {width}x{height} and cut\n")
     _show_stages(plan)
     say()
     _show_memory(plan)
@@ -128,10 +132,10 @@ def show(plan: Plan) -> None:
         _show_times(plan)
 
 
-def _show_stages(plan: Plan) -> None:
+def _show_stages(plan: CallPlan) -> None:
     rows = []
     for each in plan.stages:
-        seconds = [] if plan.device is None else [duration(plan.asked.seconds[each.stage.name])]
+        seconds = [] if plan.device is None else [duration(plan.requested.seconds[each.stage.name])]
         rows.append(
             [
                 each.stage.name,
@@ -150,48 +154,49 @@ def _show_stages(plan: Plan) -> None:
     table([*head, *(() if plan.device is None else ("time",))], rows)
     doubled = {each.stage.branches for each in plan.stages} - {1}
     twice = ", two for each step where two branches guide" if doubled else ""
-    whole = count(plan.asked.operations.total)
+    whole = count(plan.requested.operations.total)
     say(f"\n{counted(plan.model_calls, 'call')} of the backbone{twice}; {whole} operations in all")
 
 
-def _show_memory(plan: Plan) -> None:
-    price, device, peak = plan.asked, plan.device, plan.asked.peak
+def _show_memory(plan: CallPlan) -> None:
+    estimate, device, peak = plan.requested, plan.device, plan.requested.peak
     rows = []
-    for phase in price.phases:
+    for phase in estimate.phases:
         weights = sum(size for name, size in phase.held.items() if "weights" in name or "layer" in name)
         rest = phase.total - weights
         rows.append([phase.name, gib(weights), gib(rest) if rest else None, gib(phase.total)])
     table(["on the device", "weights", "at work", "in all"], rows)
     largest = f"{peak.largest}, {gib(peak.held[peak.largest])}"
-    host = f"; {gib(price.host)} of weights in the host's memory" if price.host else ""
+    host = f"; {gib(estimate.host)} of weights in the host's memory" if estimate.host else ""
     say(f"\nat most {gib(peak.total)}, at '{peak.name}'; the largest item: {largest}{host}")
     if device is not None:
         _show_fit(plan, device)
 
 
-def _show_fit(plan: Plan, device: Device) -> None:
-    fits = "fits" if plan.asked.fits else "does not fit"
-    say(f"{fits} {device.title}, which has {gib(device.usable)} to give")
-    if plan.asked.fits:
+def _show_fit(plan: CallPlan, device: Device) -> None:
+    fits = "fits" if plan.requested.fits else "does not fit"
+    say(f"{fits} {device.title}, which has {gib(device.usable)} available")
+    if plan.requested.fits:
         return
     other = plan.fastest()
     if other is None:
-        say("nothing that can be told of its weights makes it fit: take a smaller size, or patch-cascade")
+        say("no offload or quantisation makes it fit: take a smaller size, or patch-cascade")
     else:
         host = f" ({gib(other.host)} of the host)" if other.host else ""
-        # weights that stay leave the VAE little: it works in smaller tiles, and more of them
-        faster = other.total < plan.asked.total and other.room > plan.asked.room
-        why = ", faster since its VAE has more room" if faster else ""
-        say(f"fits with {other.way.flags}: {gib(other.peak.total)}{host}, some {duration(other.total)}{why}")
+        # weights that stay on the device leave the VAE little memory: it works in more, smaller tiles
+        faster = other.total < plan.requested.total and other.vae_memory > plan.requested.vae_memory
+        why = ", faster since its VAE has more memory" if faster else ""
+        takes = f"{gib(other.peak.total)}{host}, some {duration(other.total)}{why}"
+        say(f"fits with {other.placement.flags}: {takes}")
 
 
-def _show_times(plan: Plan) -> None:
-    times = plan.asked.seconds
+def _show_times(plan: CallPlan) -> None:
+    times = plan.requested.seconds
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in times.items() if seconds >= 0.05)
-    takes = "takes some" if plan.asked.fits else "would take, if it fitted, some"
-    say(f"{takes} {duration(plan.asked.total)}" + (f": {parts}" if parts else ""))
+    takes = "takes some" if plan.requested.fits else "would take, if it fitted, some"
+    say(f"{takes} {duration(plan.requested.total)}" + (f": {parts}" if parts else ""))
     windows = any(call.windows for stage in plan.stages for call in stage.stage.calls)
-    gathered = "; memory of windows as by the gathered back end, where a GPU takes FlexAttention"
+    gathered = "; memory of windows is that of the gathered back end, and a GPU uses FlexAttention"
     say(
         f"estimated, not measured: operations at {LINEAR:.0%} (linear), {ATTENTION:.0%} (attention) and "
         f"{CONVOLUTION:.0%} (VAE) of what the data sheet says{gathered if windows else ''}"
@@ -205,7 +210,7 @@ def _span(values: Any) -> str:
 
 
 def count(number: float) -> str:
-    """`1.2 P`: three digits and a decimal prefix."""
+    """Format a number as `1.2 P`: three digits and a decimal prefix."""
     for prefix in ("", "k", "M", "G", "T", "P"):
         if number < 999.5:
             return f"{number:.3g} {prefix}".strip()
@@ -214,12 +219,12 @@ def count(number: float) -> str:
 
 
 def gib(size: float) -> str:
-    """In GiB, as GPUs are sold and drivers count."""
+    """Format bytes in GiB, as drivers count them, or in MiB below 0.1 GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `32 s`, `2 min 22 s`, `1 h 20 min`."""
+    """Format seconds as `0.4 s`, `32 s`, `2 min 22 s` or `1 h 20 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

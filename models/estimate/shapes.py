@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def bare(model: str) -> ModelSpec | None:
-    """The spec that a model's name or published hub id stands for, where no folder of that name is here."""
+def spec_named(model: str) -> ModelSpec | None:
+    """Return the spec with this name or hub id; None if there is none, or if a folder has that name."""
     if user_path(model).exists():
         return None
     hub_id = model.partition("@")[0]
@@ -26,10 +26,10 @@ def bare(model: str) -> ModelSpec | None:
 
 
 def empty_components(model: Model | ModelSpec) -> dict[str, nn.Module]:
-    """Every component that has parameters, by its folder's name, on the meta device.
+    """Build every component that has parameters on the meta device, by its folder's name.
 
-    Of a checkpoint by its own configurations; where it has none here (of a hub id only what is asked for is
-    fetched) by the spec's published ones, and so for a bare spec.
+    A checkpoint's own configurations are used; a component without one on this machine (of a hub model only
+    some files are fetched), and every component of a bare spec, is built from the spec's published one.
     """
     spec = model.spec if isinstance(model, Model) else model
     made = {}
@@ -51,7 +51,7 @@ def component_class(spec: ModelSpec, name: str) -> Any:
 
 
 def empty_component(spec: ModelSpec, name: str) -> nn.Module:
-    """One component of a bare spec."""
+    """Build one component of a bare spec on the meta device."""
     if spec.tiny:
         from uhr.models.families.tiny import component
 

@@ -1,4 +1,4 @@
-"""Which command for which GPU: the table of docs/gpus.md, made from plans.
+"""The table of docs/gpus.md: a command for each GPU, made from plans.
 
 `python -m uhr.models.estimate.table` prints it.
 """
@@ -10,10 +10,10 @@ import shlex
 from collections.abc import Sequence
 from functools import cache
 
+from uhr.models.estimate.cost import CostEstimate
 from uhr.models.estimate.devices import device
 from uhr.models.estimate.plan import plan
 from uhr.models.estimate.plan_text import duration, gib
-from uhr.models.estimate.price import Price
 from uhr.models.generate.request import Item, Request, parse_size
 from uhr.models.specs.registry import get
 
@@ -28,36 +28,36 @@ ROWS: Sequence[tuple[str, str]] = (
     ("h100", "ultragen --size 4096x4096"),
     ("h100", "ultragen --size 8192x8192"),
 )
-"""A GPU, and what is behind `uhr sample`; how it fits is what the plan says."""
+"""A GPU, and the arguments of `uhr sample`; the plan adds the flags that make it fit."""
 
 
 @cache
-def fastest(gpu: str, call: str) -> Price:
-    """Of all ways that fit the GPU the one that takes least time."""
+def fastest(gpu: str, call: str) -> CostEstimate:
+    """Return the fastest estimate that fits the GPU."""
     sampler, *rest = shlex.split(call)
-    told = dict(zip(rest[::2], rest[1::2], strict=True))
-    request = Request(sampler=sampler, model=MODEL, size=parse_size(told["--size"]))
-    price = plan(request, Item(prompt="a lake"), gpu).fastest()
-    assert price is not None, f"nothing makes {call} fit {gpu}"
-    return price
+    options = dict(zip(rest[::2], rest[1::2], strict=True))
+    request = Request(sampler=sampler, model=MODEL, size=parse_size(options["--size"]))
+    estimate = plan(request, Item(prompt="a lake"), gpu).fastest()
+    assert estimate is not None, f"nothing makes {call} fit {gpu}"
+    return estimate
 
 
 def command(gpu: str, call: str) -> str:
-    """The whole command."""
+    """Return the whole command."""
     sampler, _, rest = call.partition(" ")
-    way = fastest(gpu, call).way
-    flags = f" {way.flags}" if way.offload or way.quantize else ""
+    placement = fastest(gpu, call).placement
+    flags = f" {placement.flags}" if placement.offload or placement.quantize else ""
     return f'uhr sample {sampler} --model {get(MODEL).hub_id} {rest}{flags} --prompt "a lake" --out lake.png'
 
 
 def table() -> str:
-    """Markdown."""
+    """Return the table as Markdown."""
     lines = ["| GPU | command | memory | of the host | time |", "|--|--|--|--|--|"]
     for gpu, call in ROWS:
-        price, card = fastest(gpu, call), device(gpu)
+        estimate, card = fastest(gpu, call), device(gpu)
         title = f"{card.memory >> 30} GB ({re.sub(' [0-9]+GB', '', card.title)})"
-        host = gib(price.host) if price.host else "-"
-        cells = (title, f"`{command(gpu, call)}`", gib(price.peak.total), host, duration(price.total))
+        host = gib(estimate.host) if estimate.host else "-"
+        cells = (title, f"`{command(gpu, call)}`", gib(estimate.peak.total), host, duration(estimate.total))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

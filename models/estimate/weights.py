@@ -1,4 +1,4 @@
-"""Bytes of a component's weights as it is loaded: in a dtype, or quantised by a library."""
+"""Bytes of a component's weights when it is loaded in a dtype or quantised."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A quantised linear layer's weight: bytes an element, and a row (None: those of one element of the
-    dtype) for its scales."""
+class QuantizedSize:
+    """The size of a quantised linear layer: bytes per element, and per row for its scales (None: one element
+    of the dtype)."""
 
     element: float
     row: int | None
 
 
-QUANTISED: Mapping[str, Stored] = {
+QUANTISED: Mapping[str, QuantizedSize] = {
     # 4 bits, and a float32 scale for each 64 elements
-    "nf4": Stored(0.5 + 4 / 64, 0),
-    "int8": Stored(1, 4),
-    "int8wo": Stored(1, None),
-    "float8wo": Stored(1, 4),
+    "nf4": QuantizedSize(0.5 + 4 / 64, 0),
+    "int8": QuantizedSize(1, 4),
+    "int8wo": QuantizedSize(1, None),
+    "float8wo": QuantizedSize(1, 4),
 }
-"""By the names of `quantize.KINDS`."""
+"""Sizes by the names of `quantize.KINDS`."""
 
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """A component's weights: all of them, and its largest layer (what is on the device at a time where
-    weights come layer by layer)."""
+    """Bytes of a component's weights: all of them, and its largest layer (which is on the device alone when
+    weights are offloaded layer by layer)."""
 
     whole: int
     largest: int
 
 
 def weight_bytes(part: nn.Module, dtype: torch.dtype, quantize: str | None = None) -> WeightBytes:
-    """Of a module of any device, by its shapes, if it is loaded in `dtype` or quantised.
+    """Count the bytes of a module's weights from its shapes, if it is loaded in `dtype` or quantised.
 
-    Only the components of `quantize.LARGE` are quantised, and of those the linear layers alone, but for the
-    ones that the libraries keep (T5's `wo`, an output embedding).
+    The module may be on any device. Only the linear layers of the components in `quantize.LARGE` are
+    quantised, except those that the libraries keep (T5's `wo`, an output embedding).
     """
     quantised = quantize is not None and type(part).__name__ in LARGE
     kept = _kept(part) if quantised else frozenset()
@@ -57,9 +57,14 @@ def weight_bytes(part: nn.Module, dtype: torch.dtype, quantize: str | None = Non
 
 
 def _tensors(
-    name: str, module: nn.Module, part: nn.Module, dtype: torch.dtype, stored: Stored | None, seen: set[int]
+    name: str,
+    module: nn.Module,
+    part: nn.Module,
+    dtype: torch.dtype,
+    stored: QuantizedSize | None,
+    seen: set[int],
 ) -> Iterator[int]:
-    """Bytes of each tensor of a module's own; one that is shared counts where it is first met."""
+    """Bytes of each of a module's own tensors; a shared one counts where it is first met."""
     import torch
 
     for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):

@@ -20,7 +20,7 @@ from uhr.models.families.text import (
     token_lengths,
     tokenize,
 )
-from uhr.models.ops.schedules import refuse_runaway
+from uhr.models.ops.schedules import check_calibrated
 from uhr.models.specs.spec import GuidanceKind
 
 TEXT_LAYERS = (9, 18, 27)
@@ -46,7 +46,7 @@ class EmpiricalShift:
 
     def factor(self, tokens: int) -> float:
         """exp(mu), refused above `max_tokens`."""
-        refuse_runaway(tokens, self.max_tokens, 0.00016927 * tokens + 0.45666666)
+        check_calibrated(tokens, self.max_tokens, 0.00016927 * tokens + 0.45666666)
         return math.exp(self.mu(tokens))
 
 

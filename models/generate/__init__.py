@@ -1,1 +1,1 @@
-"""From a request to an image with its record: options, setup, session, record, repeat."""
+"""Generate an image from a request, write its record, and repeat it from the record."""

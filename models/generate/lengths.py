@@ -1,4 +1,4 @@
-"""How much of a call's prompts the text encoders will read, known before any weights are."""
+"""How much of the prompts the text encoders will read, counted without weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from uhr.models.specs.spec import ModelSpec
 
 
 def token_counts(model: Model | ModelSpec, items: Sequence[Item]) -> tuple[TokenCount, ...]:
-    """The tokens of all prompts and of all negative prompts, where there are any, for each text encoder.
+    """Count the tokens of all prompts and negative prompts, for each text encoder.
 
-    Empty for a bare spec, and for a model of the hub whose tokenizers have not been fetched yet.
+    The result is empty for a bare spec, and for a hub model whose tokenizers have not been fetched yet.
     """
     from uhr.models.families.registry import FAMILIES
 

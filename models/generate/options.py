@@ -1,4 +1,5 @@
-"""What a sampler can be told with `--set`: names, values, defaults and meanings, read from its `Options`."""
+"""The options of a sampler that `--set` sets: names, values, defaults and meanings, read from its
+`Options`."""
 
 from __future__ import annotations
 
@@ -18,13 +19,13 @@ _ENTRY = re.compile(r"(\w+(?:, \w+)*):\s+(.*)")
 
 
 def options_of(sampler: str) -> list[dict[str, Any]]:
-    """An entry per option: name (dotted where it is part of another), values, default, meaning."""
+    """Return an entry per option: name (dotted if it is part of another), values, default, meaning."""
     options = options_class(sampler)
     return _entries(options, options())
 
 
 def print_options(entries: list[dict[str, Any]]) -> None:
-    """For people: what may be written for each, and below it what it means."""
+    """Print for each option what may be written, and below it what it means."""
     for entry in entries:
         name, default = entry["name"], entry["default"]
         if entry["values"] != "{}":
@@ -39,8 +40,7 @@ def print_options(entries: list[dict[str, Any]]) -> None:
 
 
 def _entries(options: type[Config], defaults: Config, prefix: str = "") -> list[dict[str, Any]]:
-    """`defaults` has the values of whoever says nothing; of a part that is off by default, those that it has
-    when it is on."""
+    """`defaults` has the value of every option; for a part that is off by default, those when it is on."""
     found = []
     meanings = _meanings(options)
     for name, field in options.model_fields.items():
@@ -59,8 +59,8 @@ def _entry(name: str, values: str, default: Any, meaning: str) -> dict[str, Any]
 
 
 def _meanings(options: type[Config]) -> dict[str, str]:
-    """Of every field, from the docstrings of the class and its bases: lines `name: meaning`, continued by
-    indented ones."""
+    """The meaning of every field, read from the docstrings of the class and its bases: lines `name: meaning`,
+    continued by indented ones."""
     found = dict.fromkeys(options.model_fields, "")
     for cls in reversed(options.__mro__):
         if not issubclass(cls, Config) or not cls.__doc__:
@@ -93,20 +93,20 @@ def _is_config(annotation: Any) -> bool:
 
 def _values(annotation: Any) -> str:
     """What may be written after the equals sign."""
-    words = []
+    values = []
     for part in _parts(annotation):
         if get_origin(part) is Literal:
-            words += [str(value) for value in get_args(part)]
+            values += [str(value) for value in get_args(part)]
         elif isinstance(part, type) and issubclass(part, Enum):
-            words += [str(member.value) for member in part]
+            values += [str(member.value) for member in part]
         elif get_origin(part) in (tuple, list):
             inside = next((_values(each) for each in get_args(part) if each is not Ellipsis), "...")
-            words.append(f"[{inside}, ...]")
+            values.append(f"[{inside}, ...]")
         elif _is_config(part):
-            words.append("{}")
+            values.append("{}")
         else:
-            words.append({bool: "true|false", int: "INT", float: "FLOAT"}.get(part, "TEXT"))
-    return "|".join(dict.fromkeys(words))
+            values.append({bool: "true|false", int: "INT", float: "FLOAT"}.get(part, "TEXT"))
+    return "|".join(dict.fromkeys(values))
 
 
 def _plain(value: Any) -> Any:

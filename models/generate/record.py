@@ -1,4 +1,4 @@
-"""How an image was made, written into it: everything that is wanted to make it again."""
+"""The record of a generated image: everything needed to generate it again, written into its PNG."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from uhr.base.console import counted, shown
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving, user_path, write_json
 from uhr.base.store import FolderStore, StoreError
-from uhr.models.generate.images import CHUNK, STAGE
-from uhr.models.generate.setup import Call, Setup
+from uhr.models.generate.input_images import CHUNK, STAGE
+from uhr.models.generate.setup import CheckedCall, Setup
 from uhr.models.samplers.core import guidance as guidance_text
 from uhr.models.samplers.core.run_record import RunRecord
 
 SEARCHED = 1 << 26
-"""px up to which an image is decoded to look for a record behind its pixels, where some editors put it."""
+"""Up to this many px an image is decoded to find a record after its pixels, where some editors put it."""
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
-"""Whose versions stand in a record."""
+"""The packages whose versions a record contains."""
 
 
-def record_of(setup: Setup, call: Call, run: RunRecord, seams: float | None = None) -> dict[str, Any]:
-    """The whole call that a pipeline has just made, as JSON: what was requested (`request`, `item`), and what
-    was `run`; `seams` are those of its patches (`seams.seam_strength`)."""
+def record_of(setup: Setup, call: CheckedCall, run: RunRecord, seams: float | None = None) -> dict[str, Any]:
+    """Return the record of a call that a pipeline has just run, as JSON. `seams` is the strength of the seams
+    between its patches (`seams.seam_strength`)."""
     request, model, item = setup.request, setup.model, call.item
     return {
         "uhr": __version__,
         "sampler": request.sampler,
-        "options": setup.method.options.model_dump(mode="json"),
+        "options": setup.choice.options.model_dump(mode="json"),
         "model": {
             "name": request.model,
             "base": request.base,
@@ -70,31 +70,31 @@ def record_of(setup: Setup, call: Call, run: RunRecord, seams: float | None = No
     }
 
 
-def _image(call: Call) -> dict[str, Any] | None:
-    """The given image: the file that was opened, and how it was brought to a size that can be made."""
+def _image(call: CheckedCall) -> dict[str, Any] | None:
+    """The input image: the file that was opened, and how it was fitted to a size that can be generated."""
     path, given = call.item.image, call.given
     if path is None or given is None or call.fit is None:
         return None
     return {"path": str(path), "sha256": given.sha256, **call.fit.describe()}
 
 
-def _details(setup: Setup, call: Call, told: dict[str, Any], seams: float | None) -> dict[str, Any]:
+def _details(setup: Setup, call: CheckedCall, run: dict[str, Any], seams: float | None) -> dict[str, Any]:
     if seams is not None and math.isfinite(seams):
-        told = {**told, "seams": round(seams, 4)}
+        run = {**run, "seams": round(seams, 4)}
     notes = [*setup.notes, *(() if call.given is None else call.given.notes)]
-    return {**told, "notes": [*told.get("notes", ()), *notes]} if notes else told
+    return {**run, "notes": [*run.get("notes", ()), *notes]} if notes else run
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that pixels come out of."""
+    """Return the versions of Python and of the packages on which pixels depend."""
     from importlib.metadata import version
 
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What of a machine the last bit of a pixel depends on: what computes, and on the CPU how many threads
-    share a sum."""
+    """Return the properties of this machine on which the last bit of a pixel depends: the processor, and on a
+    CPU the number of threads that share a sum."""
     import torch
 
     if torch.device(device).type == "cuda":
@@ -103,92 +103,93 @@ def machine(device: str) -> dict[str, Any]:
     return {"computes": computes, "threads": torch.get_num_threads()}
 
 
-def beside(path: Path) -> Path:
-    """The JSON file of a PNG."""
+def json_path(path: Path) -> Path:
+    """Return the path of a PNG's JSON file."""
     return path.with_suffix(".json")
 
 
 def check_out(out: Path, given: Path | None = None) -> None:
-    """UserError unless `out` is the name of a PNG that can be written, beside which no JSON stands that is
-    not ours, and which is not the `given` image itself."""
+    """Raise UserError unless `out` is a PNG's name that can be written, is not the `given` image, and has no
+    foreign JSON file next to it."""
     check_name(str(out))
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", "name a file in it")
     if _is_same(out, given):
         raise UserError(f"--out {out} is the given image itself", "name another file")
     FolderStore(str(out.parent)).probe()
-    file = beside(out)
+    file = json_path(out)
     if file.exists() and _read_json(file) is None:
-        raise _not_ours(str(file), out.name)
+        raise _foreign(str(file), out.name)
 
 
 def check_name(out: str) -> None:
-    """UserError unless it is a PNG's."""
+    """Raise UserError unless `out` ends in .png."""
     if PurePath(out).suffix.lower() != ".png":
-        raise UserError(f"--out {out} is no PNG", "name a file that ends in .png")
+        raise UserError(f"--out {out} is not a PNG", "name a file that ends in .png")
 
 
-def check_beside(place: str, name: str, data: bytes | None) -> None:
-    """UserError where `data`, which stand at `place` beside the image of that name, are no record."""
+def check_json(place: str, name: str, data: bytes | None) -> None:
+    """Raise UserError if the JSON file at `place`, whose content is `data`, is not the record of an image."""
     if data is not None and _parsed(data.decode("utf-8", "replace")) is None:
-        raise _not_ours(place, name)
+        raise _foreign(place, name)
 
 
-def _not_ours(place: str, name: str) -> UserError:
-    return UserError(f"{place} is not ours, and the record of {name} goes there", "rename one of them")
+def _foreign(place: str, name: str) -> UserError:
+    what = f"{place} was not written by uhr, and the record of {name} would replace it"
+    return UserError(what, "rename one of them")
 
 
 def _is_same(file: Path, given: Path | None) -> bool:
-    """Whether both are there and one file, `given` as a user wrote it."""
+    """Whether both exist and are the same file; `given` is as the user wrote it."""
     if given is None or not file.exists() or not user_path(given).exists():
         return False
     return file.samefile(user_path(given))
 
 
 def write(path: Path, image: Any, record: dict[str, Any]) -> None:
-    """A PIL image as PNG with the record in its `uhr` text chunk, and the same beside it as JSON.
+    """Write a PIL image as PNG with the record in its `uhr` text chunk, and the record as JSON next to it.
 
-    Both are whole or absent, and the JSON comes last: where it stands, its image does.
+    Each file is written atomically, and the JSON comes last: if it exists, so does its image.
     """
     data = png_bytes(image, record)
-    with saving(path, _ROOM, StoreError):
+    with saving(path, _FIX, StoreError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # that of an earlier image must not stand beside this one
-        beside(path).unlink(missing_ok=True)
+        # the record of an earlier image must not be left next to this one
+        json_path(path).unlink(missing_ok=True)
         with atomic(path) as temporary:
             temporary.write_bytes(data)
-        write_json(beside(path), record)
+        write_json(json_path(path), record)
 
 
-_ROOM = "make room there, or name another place"
+_FIX = "make room there, or name another place"
 
 
 def stage_files(folder: Path, stem: str, names: Sequence[str]) -> list[Path]:
-    """Where images of stages go: `STEM-1-base.png` and so on."""
+    """Return the files for previews of stages: `STEM-1-base.png` and so on."""
     return [folder / f"{stem}-{number}-{name}.png" for number, name in enumerate(names, 1)]
 
 
 def check_stages(files: Sequence[Path], given: Path | None = None) -> None:
-    """UserError for a file that is there and no earlier image of a stage, or that is the `given` image:
-    it would be written over."""
+    """Raise UserError for a file that exists and is not an earlier preview, or that is the `given` image."""
     for file in files:
         if file.exists() and (_is_same(file, given) or _read_chunk(file, STAGE) is None):
-            raise UserError(f"{file} is there, and a preview would replace it", "name another --previews DIR")
+            what = f"{file} already exists, and a preview would replace it"
+            raise UserError(what, "name another --previews DIR")
 
 
 def write_stages(folder: Path, stem: str, stages: Sequence[tuple[str, Any]]) -> None:
-    """The images of stages (PIL) by their names, each marked as one."""
+    """Write previews of stages: (name, PIL image) pairs, each marked by the `STAGE` chunk."""
     from PIL.PngImagePlugin import PngInfo
 
     for file, (name, image) in zip(stage_files(folder, stem, [n for n, _ in stages]), stages, strict=True):
         info = PngInfo()
         info.add_text(STAGE, name)
-        with saving(file, _ROOM, StoreError), atomic(file) as temporary:
+        with saving(file, _FIX, StoreError), atomic(file) as temporary:
             image.save(temporary, format="PNG", pnginfo=info)
 
 
 def png_bytes(image: Any, record: dict[str, Any]) -> bytes:
-    """A PIL image as PNG with the record in its `uhr` text chunk."""
+    """Return a PIL image as PNG bytes with the record in its `uhr` text chunk."""
     from PIL.PngImagePlugin import PngInfo
 
     info, file = PngInfo(), io.BytesIO()
@@ -198,21 +199,24 @@ def png_bytes(image: Any, record: dict[str, Any]) -> bytes:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record of an image that `uhr sample` wrote: in the PNG, or in the JSON beside it where an editor
-    has dropped it from the PNG. `path` may be the JSON itself. UserError for any other file."""
+    """Read the record of an image that `uhr sample` wrote.
+
+    It is in the PNG, or in the JSON next to it if an editor dropped it from the PNG. `path` may be the JSON
+    itself. Raises UserError for any other file.
+    """
     if path.suffix.lower() == ".json":
         record = _read_json(path)
     else:
         text = _read_chunk(path, CHUNK)
-        record = (None if text is None else _parsed(text)) or _read_json(beside(path))
+        record = (None if text is None else _parsed(text)) or _read_json(json_path(path))
     if record is None:
-        raise UserError(f"{path} does not say how it was made", "name a PNG that `uhr sample` wrote")
+        raise UserError(f"{path} has no record of how it was made", "name a PNG that `uhr sample` wrote")
     return record
 
 
 def opened(path: Path) -> Any:
-    """A PNG (PIL), not decoded yet, of any size: whoever decodes it must have seen that. `Image.open` refuses
-    from 179 megapixels on, 16K say."""
+    """Open a PNG of any size with PIL, not decoded yet; callers that decode it check its size first.
+    `Image.open` rejects images above 179 megapixels, such as 16K."""
     from PIL.PngImagePlugin import PngImageFile
 
     try:
@@ -233,7 +237,7 @@ def _read_chunk(path: Path, name: str) -> str | None:
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
-    """A file's record, or None for a file that is not there or not ours."""
+    """A file's record; None if the file does not exist or contains something else."""
     try:
         return _parsed(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -243,7 +247,7 @@ def _read_json(file: Path) -> dict[str, Any] | None:
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
-    """A record of ours, or None for whatever else a text is."""
+    """The record that a text contains; None if it is anything else."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -252,7 +256,7 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 
 def describe(path: Path | str, record: dict[str, Any]) -> str:
-    """What was made, for people: nothing that was filled in stays unsaid."""
+    """Describe a generated image in one line, including every value that was filled in, and its notes."""
     guidance = guidance_text.describe([stage["guidance"] for stage in record["details"]["stages"]])
     adapters = "".join(f", {shown(a['file'])} at {a['scale']:g}" for a in record["adapters"])
     image = "" if record["image"] is None else f" from {shown(record['image']['path'])}"

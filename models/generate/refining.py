@@ -1,4 +1,4 @@
-"""Items whose prompts a language model has rewritten (`models/llm/`)."""
+"""Apply rewritten prompts (`models/llm/`) to items."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from uhr.models.llm.refine import Refinement, Refiner
 
 
 def with_prompt(item: Item, prompt: str, refiner: Refiner) -> Item:
-    """The item with the prompt that `refiner` made of its own, which stays with it as `original`."""
+    """Return the item with the prompt rewritten by `refiner`; its own prompt is kept as `original`."""
     original = Original(prompt=item.prompt, model=refiner.server.model, instruction=refiner.instruction_hash)
     return item.model_copy(update={"prompt": prompt, "original": original})
 
 
 def refine_one(item: Item, refinement: Refinement) -> Item:
-    """Ask the server to rewrite the prompt of one item. Raises UserError where its model gives no answer."""
+    """Have the server rewrite the prompt of one item. Raises UserError if its model gives no usable
+    answer."""
     refiner = refinement.open()
     try:
-        return with_prompt(item, refiner.ask(item.prompt), refiner)
-    except NoAnswer as none:
+        return with_prompt(item, refiner.rewrite(item.prompt), refiner)
+    except NoAnswer as error:
         raise UserError(
-            f"{refiner.server.model} does not rewrite '{item.prompt[:60]}' ({none})",
+            f"{refiner.server.model} did not rewrite '{item.prompt[:60]}' ({error})",
             "change the prompt, or leave --refine out",
         ) from None

@@ -1,4 +1,4 @@
-"""An image made again from its own record, and whether it is the same."""
+"""Generate an image again from its own record, and compare the two."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from uhr.base.config import Config, build
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
 from uhr.models.generate import record as records
-from uhr.models.generate.record import beside, machine, opened, versions
+from uhr.models.generate.record import json_path, machine, opened, versions
 from uhr.models.generate.request import Item, Request
-from uhr.models.generate.setup import WEIGHTED, Call, Setup
+from uhr.models.generate.setup import WEIGHTED, CheckedCall, Setup
 from uhr.models.loading.opening import is_backbone
 from uhr.models.samplers import SAMPLERS, check_name
 
-WHERE_MADE = "repeat it in the folder where it was made, since paths are kept as they were given"
+WHERE_MADE = "repeat it in the folder where it was made, since the record has paths as they were given"
 
 
-class Told(Config):
-    """What `differences` reads of a record, of which others may have changed anything."""
+class RecordedOptions(Config):
+    """The parts of a record that `differences` reads, validated because a record may have been edited."""
 
     weights: dict[str, dict[str, Any]] = Field(default_factory=dict)
     adapters: tuple[dict[str, Any], ...]
@@ -33,14 +33,14 @@ class Told(Config):
     machine: dict[str, Any] = Field(default_factory=dict)
 
 
-def asked(
+def recorded_request(
     record: Mapping[str, Any], where: str, model: str | None = None, sampler: str | None = None
 ) -> tuple[Request, Item]:
-    """What a record's image was made of, with every default filled in as it was then.
+    """Return the request and item of a record, with every default filled in as it was then.
 
-    A hub's model is taken at the commit that was used, unless `model` names another place for it. UserError
-    for a record that lacks something, and for a sampler that is none of ours: a record may come from anybody,
-    so that its code runs only if the user names it as `sampler`.
+    A hub model is taken at the commit that was used, unless `model` names another place for it. Raises
+    UserError for an incomplete record, and for a sampler from outside this package: a record may come from
+    anybody, so foreign code runs only if the user names it as `sampler`.
     """
     try:
         request = build(Request, record["request"], where)
@@ -53,15 +53,19 @@ def asked(
             "dtype": record["dtype"],
             "device": record["device"],
         }
-        told = build(Told, {name: record[name] for name in Told.model_fields if name in record}, where)
-        if len(told.adapters) != len(request.adapters):
-            raise ValueError(f"{len(told.adapters)} adapters of {len(request.adapters)}")
+        recorded = build(
+            RecordedOptions,
+            {name: record[name] for name in RecordedOptions.model_fields if name in record},
+            where,
+        )
+        if len(recorded.adapters) != len(request.adapters):
+            raise ValueError(f"{len(recorded.adapters)} adapters of {len(request.adapters)}")
     except (KeyError, TypeError, ValueError) as error:
-        what = f"the record of {where} is not whole ({type(error).__name__}: {error})"
-        raise UserError(what, "was it changed? it cannot be repeated") from error
+        what = f"the record of {where} is incomplete or invalid ({type(error).__name__}: {error})"
+        raise UserError(what, "it was edited, and cannot be repeated") from error
     check_name(request.sampler)
     if request.sampler not in (SAMPLERS if sampler is None else (sampler,)):
-        what = f"the record of {where} asks for the sampler '{request.sampler}'"
+        what = f"the record of {where} names the sampler '{request.sampler}'"
         raise UserError(what, f"if you trust its code, name it: --sampler {quote(request.sampler)}")
     request = build(Request, {**request.model_dump(), **known}, where)
     if item.image is None:
@@ -71,33 +75,36 @@ def asked(
 
 
 def _model(then: Mapping[str, Any], now: str | None) -> dict[str, Any]:
-    """The model and its base; what came from the hub (the base, if there is one) at its commit of then. `now`
-    is the model's place of today, or the base's if that is a folder or hub id and the model a lone file."""
+    """The model and its base, those from the hub pinned to the recorded commit.
+
+    `now` is where the model is today, or its base if the recorded model is a lone file and `now` is not.
+    """
     name, base, revision = then["name"], then["base"], then["revision"]
     alone = now is not None and is_backbone(user_path(now))
     if alone and base is None:
-        what = f"--model {now} is a backbone alone, and the image was made with a whole model, {name}"
+        what = f"--model {now} is only a backbone, and the image was made with a whole model, {name}"
         raise UserError(what, "name that model's folder or hub id")
     if now is not None and (base is None or alone):
         return {"model": now, "base": base}
     if now is not None:
         return {"model": name, "base": now}
     for place in (base, name) if revision is None else (name,) if base else ():
-        # a folder's name may look like a hub id, and nobody asked for a download
+        # a folder's name may look like a hub id, and the user did not request a download
         if place is not None and not user_path(place).exists():
-            raise UserError(f"model {place} is not there", "say where it is now: --model DIR")
+            raise UserError(f"model {place} does not exist", "name where it is now: --model DIR")
     pinned = None if revision is None else "@".join(((base or name).partition("@")[0], revision))
     return {"model": name, "base": pinned or base} if base else {"model": pinned or name, "base": None}
 
 
 def may_fetch(model: str | None) -> bool:
-    """Whether the hub may be asked: for a `model` that the user has named, unless that is a lone file, to
-    which the record names the rest. Else its cache must do."""
+    """Whether a download from the hub is allowed: only for a whole `model` that the user names now. Otherwise
+    only the hub's cache is read."""
     return model is not None and not is_backbone(user_path(model))
 
 
-def image_of(file: Path) -> Path | None:
-    """The image of then: the file itself, or what stands beside a record's JSON, if anything does."""
+def original_image(file: Path) -> Path | None:
+    """Return the image of a record: the file itself, or for a JSON the PNG next to it, None if there is
+    none."""
     if file.suffix.lower() != ".json":
         return file
     image = file.with_suffix(".png")
@@ -105,47 +112,47 @@ def image_of(file: Path) -> Path | None:
 
 
 def check_out(out: Path, image: Path, item: Item) -> None:
-    """UserError unless `out` can be written without a loss: of the image that is repeated, of its record,
-    or of the image that it was made of."""
+    """Raise UserError if writing `out` would replace the image that is repeated, its record, or its input
+    image."""
     records.check_out(out, item.image)
-    for old in (image, image_of(image), beside(image)):
-        for new in (out, beside(out)):
+    for old in (image, original_image(image), json_path(image)):
+        for new in (out, json_path(out)):
             if old is not None and old.exists() and new.exists() and new.samefile(old):
-                what = f"--out {out}: {new} is the image that is to be repeated, or its record"
+                what = f"--out {out}: {new} is the image to repeat, or its record"
                 raise UserError(what, "name another file")
 
 
 def on_this_machine(request: Request) -> tuple[Request, list[str]]:
-    """The request on a device that is here, and what that changes."""
+    """Return the request on a device that this machine has, and a line for each change."""
     from uhr.models.loading.model import pick_device
 
     try:
         pick_device(request.device)
     except UserError:
         place = pick_device("auto")
-        lines = [f"device: made on {request.device}, which is not here; now on {place}"]
+        lines = [f"device: made on {request.device}, which this machine lacks; now on {place}"]
         if request.offload is not None and place.type == "cpu":
-            lines.append(f"offload: {request.offload} has no GPU to spare; now without")
+            lines.append(f"offload: {request.offload} needs a GPU; now without")
         offload = None if place.type == "cpu" else request.offload
         return request.model_copy(update={"device": str(place), "offload": offload}), lines
     return request, []
 
 
 def check_files(request: Request, item: Item) -> None:
-    """UserError for a file that the image was made of and that is not there. The model is asked for by
-    whoever opens it."""
+    """Raise UserError for an adapter, weights file or input image that does not exist. The model is checked
+    when it is opened."""
     named = {"adapter": [user_path(each.name) for each in request.adapters]}
     named |= {name: [path] for name, path in request.weights.items()}
     named["image"] = [] if item.image is None else [user_path(item.image)]
     for kind, paths in named.items():
         for path in paths:
             if not path.exists():
-                raise UserError(f"{kind} {path} is not there", WHERE_MADE)
+                raise UserError(f"{kind} {path} does not exist", WHERE_MADE)
 
 
-def differences(record: Mapping[str, Any], setup: Setup, call: Call) -> list[str]:
-    """A line for each thing that is not as it was when the image was made: components' files, adapters,
-    the given image, versions, the machine. A hub's model must have been loaded before."""
+def differences(record: Mapping[str, Any], setup: Setup, call: CheckedCall) -> list[str]:
+    """Return a line for each difference to the recorded call: components' files, adapters, the input image,
+    versions, the machine. A hub model must have been loaded before."""
     lines = []
     then = record.get("weights", {})
     for name, now in setup.weights.items():
@@ -159,13 +166,13 @@ def differences(record: Mapping[str, Any], setup: Setup, call: Call) -> list[str
         if old.get("sha256") != new["sha256"]:
             lines.append(f"adapter: {new['file']} is not the same file as then")
         if old.get("config") != new["config"]:
-            lines.append(f"adapter: the settings beside {new['file']} are not the same as then")
+            lines.append(f"adapter: the settings next to {new['file']} are not the same as then")
     lines += _given(record.get("image"), call)
     lines += _changed("version", {"uhr": record.get("uhr"), **record.get("versions", {})}, _versions_now())
     return lines + _changed("machine", record.get("machine", {}), machine(setup.device))
 
 
-def _given(then: Mapping[str, Any] | None, call: Call) -> list[str]:
+def _given(then: Mapping[str, Any] | None, call: CheckedCall) -> list[str]:
     if call.given is None or then is None or then.get("sha256") == call.given.sha256:
         return []
     return [f"image: {call.item.image} is not the same file as then"]
@@ -188,8 +195,8 @@ def _changed(kind: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list
 
 @dataclass(frozen=True)
 class Comparison:
-    """Pixels of two images of `width` x `height` px that differ in any value, and by how much at most (of
-    255). `other` is the size of the first, where that is another one: then all differ."""
+    """The difference of two images of `width` x `height` px: `differ` pixels differ in some value, by at most
+    `most` of 255. `other` is the first image's size if it is not the same; then all pixels differ."""
 
     width: int
     height: int
@@ -202,7 +209,7 @@ class Comparison:
         return self.differ == 0
 
     def describe(self) -> dict[str, Any]:
-        """JSON."""
+        """Return the comparison as JSON."""
         return {
             "identical": self.identical,
             "pixels_that_differ": self.differ,
@@ -219,8 +226,8 @@ class Comparison:
 
 
 def compare(first: Path, again: Any) -> Comparison:
-    """The image in a file and one in memory (PIL), value by value, transparency as well. A file of another
-    size is not decoded."""
+    """Compare an image file with a PIL image value by value, transparency included. A file of another size is
+    not decoded."""
     import numpy as np
 
     width, height = again.size
@@ -230,6 +237,6 @@ def compare(first: Path, again: Any) -> Comparison:
         try:
             one, two = np.asarray(file.convert("RGBA")), np.asarray(again.convert("RGBA"))
         except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{first} cannot be compared with ({error})", "it is damaged") from error
+            raise UserError(f"{first} is damaged and cannot be compared ({error})", None) from error
     apart = (np.maximum(one, two) - np.minimum(one, two)).max(axis=-1)
     return Comparison(width, height, int((apart > 0).sum()), int(apart.max()))

@@ -1,6 +1,6 @@
-"""What a user asks for, as plain values: a request says how images are made, an item what is made.
+"""The user's input as plain values: a request says how images are generated, an item which image.
 
-Both go through JSON and back unchanged, so that a call can be written down, sent to a worker, and repeated.
+Both survive JSON unchanged, so that a call can be recorded, sent to a worker, and repeated.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from uhr.base.files import user_path
 from uhr.models.files.adapter import lora_file
 
 Pixels = tuple[int, int]
-"""Width and height in px, in the order in which people say them."""
+"""Width and height in px."""
 
 
 class Adapter(Config):
-    """An adapter as the user named it, and how strong it acts: 1 is as it was trained."""
+    """An adapter as the user named it, and its strength: 1 is as it was trained."""
 
     name: str
     scale: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> Adapter:
-        """`PATH` or `PATH=0.8`."""
+        """Parse `PATH` or `PATH=0.8`. Raises UserError if the scale is not a finite number."""
         path, equals, number = text.rpartition("=")
         if not equals or user_path(text).exists():
             return cls(name=text)
@@ -37,22 +37,22 @@ class Adapter(Config):
         except ValueError:
             scale = math.nan
         if not math.isfinite(scale):
-            raise UserError(f"adapter '{text}': '{number}' is no number", "write PATH or PATH=0.8")
+            raise UserError(f"adapter '{text}': '{number}' is not a number", "write PATH or PATH=0.8")
         return cls(name=path, scale=scale)
 
     @property
     def file(self) -> Path:
-        """Its safetensors file; UserError where there is none."""
+        """Its safetensors file. Raises UserError if there is none."""
         return lora_file(self.name)
 
 
 class Request(Config):
-    """How images are made. None is the sampler's default for the model (size, steps, guidance); dtype
-    "auto" is bfloat16 on a GPU and float32 on the CPU.
+    """How images are generated. None is the sampler's default for the model (size, steps, guidance); dtype
+    "auto" is bfloat16 on a GPU and float32 on a CPU.
 
-    `model` may be a backbone's lone file, and `base` is then the model that gives the rest. `options` are the
-    sampler's own, by name; `size` is that of every item that names none; `scale` is how
-    many times a given image's sides the result has.
+    `model` may be a backbone's lone file; `base` is then the model that provides the other components.
+    `options` are the sampler's own, by name. `size` applies to items without one. `scale` is the side of the
+    result over that of an input image.
     """
 
     sampler: str
@@ -74,14 +74,13 @@ class Request(Config):
 
     @property
     def weights(self) -> dict[str, Path]:
-        """Components whose weights are elsewhere: a folder of their own, or a single file."""
+        """Weights outside the model's folder, by component: a folder or a single file."""
         named = {"transformer": self.transformer, "vae": self.vae}
         return {name: user_path(path) for name, path in named.items() if path is not None}
 
 
 class Original(Config):
-    """A prompt as the user wrote it, where a language model rewrote it: which one, and the SHA-256 of what it
-    was told."""
+    """A prompt before a language model rewrote it, the model's name, and the SHA-256 of its instruction."""
 
     prompt: str
     model: str
@@ -89,8 +88,8 @@ class Original(Config):
 
 
 class Item(Config):
-    """What is made: one image. `name` is its file's name without the suffix; `image` an image in place of
-    the base pass; `original` what `prompt` was before it was rewritten."""
+    """One image to generate. `name` is its file's name without the suffix; `image` is an input image that
+    replaces the base pass; `original` is the prompt before it was rewritten."""
 
     prompt: Text
     name: str = ""
@@ -102,8 +101,8 @@ class Item(Config):
 
 
 def parse_size(text: str) -> Pixels:
-    """`WxH` in px -> (width, height)."""
+    """Parse `WxH` in px as (width, height). Raises UserError for any other text."""
     width, cross, height = text.lower().partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()):
-        raise UserError(f"size '{text}'", "write it as WIDTHxHEIGHT, 1024x1024 say")
+        raise UserError(f"size '{text}' is invalid", "write it as WIDTHxHEIGHT, such as 1024x1024")
     return int(width), int(height)

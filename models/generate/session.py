@@ -1,4 +1,4 @@
-"""A loaded pipeline that paints one call after another."""
+"""A loaded pipeline that generates one image after another."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from uhr.base.console import Advance
 from uhr.base.files import user_cache
 from uhr.models.generate.record import record_of
-from uhr.models.generate.setup import Call, Setup
+from uhr.models.generate.setup import CheckedCall, Setup
 from uhr.models.loading.offload import Offload, offload
 from uhr.models.ops.fitting import Fit
 from uhr.models.ops.seams import seams_of
 
 
 @dataclass(frozen=True)
-class Painting:
-    """A finished image (PIL), those of the stages before it by name if they were asked for, and its record
-    as JSON."""
+class GeneratedImage:
+    """A finished image (PIL) and its record as JSON; `stages` are previews by name, if they were
+    requested."""
 
     image: Any
     record: dict[str, Any]
@@ -27,11 +27,10 @@ class Painting:
 
 
 class Session:
-    """The pipeline of a setup, in memory with its adapters: loaded once, for as many images as are
-    wanted."""
+    """The pipeline of a setup, loaded with its adapters once for any number of images."""
 
     def __init__(self, setup: Setup, advance: Advance | None = None) -> None:
-        """`advance(n, note, total)` hears of every component that is loaded."""
+        """`advance(n, note, total)` is called for every component that is loaded."""
         import torch
 
         from uhr.models.adapters.files import load_adapters, read_all
@@ -43,10 +42,10 @@ class Session:
             setup.model,
             setup.dtype,
             "cpu" if request.offload and not request.quantize else setup.device,
-            setup.method.pipeline_class,
+            setup.choice.pipeline_class,
             quantize=request.quantize,
             weights=request.weights,
-            # adapters may have to compute with the weights that they are put on
+            # adapters may have to compute with the weights that they are applied to
             park=request.offload is not None and not request.adapters,
             advance=advance,
         )
@@ -60,10 +59,14 @@ class Session:
             # after the adapters: their weights are offloaded with the rest
             offload(self.pipeline, Offload(request.offload), torch.device(setup.device))
 
-    def paint(self, call: Call, advance: Advance | None = None, stages: bool = False) -> Painting:
-        """One image, and with `stages` those of the stages before the last, which cost a decoding each.
-        `advance(n, note, total)` hears how many calls of the backbone there will be, of each that is done,
-        and of which stage it was."""
+    def generate(
+        self, call: CheckedCall, advance: Advance | None = None, stages: bool = False
+    ) -> GeneratedImage:
+        """Generate one image, and with `stages` previews of the stages before the last (one decoding each).
+
+        `advance(n, note, total)` is called with the total number of backbone calls, and then for each call
+        with its stage's name.
+        """
         import torch
 
         item, given, fit = call.item, call.given, call.fit
@@ -78,22 +81,21 @@ class Session:
                 guidance_scale=call.guidance,
                 # the CPU's generator: the same noise on every device
                 generator=torch.Generator("cpu").manual_seed(item.seed),
-                **({} if given is None or fit is None else {"image": given.hand(fit)}),
-                # only staged samplers know it, and only of those is it asked
+                **({} if given is None or fit is None else {"image": given.padded(fit)}),
+                # only passed to samplers that have stages: `Setup.preview_names` checks it
                 **({"return_stages": True} if stages else {}),
-                **self.setup.method.options.model_dump(),
+                **self.setup.choice.options.model_dump(),
             )
         (image,) = found.images
         self.setup.hash_weights()
         run = self.pipeline.last_run
         record = record_of(self.setup, call, run, seams_of(image, run.pieces))
         if given is not None and fit is not None:
-            image = given.put_back(image, fit)
-        return Painting(image, record, self._shown(found.stages, fit) if stages else [])
+            image = given.restore(image, fit)
+        return GeneratedImage(image, record, self._shown(found.stages, fit) if stages else [])
 
     def _shown(self, images: list[list[Any]], fit: Fit | None) -> list[tuple[str, Any]]:
-        """The first image of every stage before the last, by the stage's name, without what a given image
-        was continued by."""
+        """The first image of every stage before the last, by the stage's name, cut to the target."""
         names = [stage.name for stage in self.pipeline.last_run.stages[:-1]]
         shown = [(name, batch[0]) for name, batch in zip(names, images, strict=True)]
         return shown if fit is None else [(name, fit.cut(image)) for name, image in shown]

@@ -1,6 +1,6 @@
-"""From a request to a setup in which every name is resolved, and from an item to a call that can be made.
+"""Resolve a request into a setup, and check an item as a call that can be generated.
 
-Nothing here loads weights: what cannot be made is refused within a second.
+Nothing here loads weights, so an invalid request fails within a second.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from uhr.base.config import Config, build
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
-from uhr.models.generate.images import Given, open_image
+from uhr.models.generate.input_images import InputImage, open_image
 from uhr.models.generate.request import Adapter, Item, Request
 from uhr.models.loading.hashes import (
     FileState,
@@ -44,11 +44,11 @@ WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)
-class Call:
-    """One image that can be made: its item, and every number that was left open filled in. Sizes in px.
+class CheckedCall:
+    """One image that can be generated: its item, with every open number filled in. Sizes in px.
 
-    `height` and `width` are those of the finished image; the plan's are larger where a given image is no
-    whole number of tokens (windows, grids). `given` is that image, opened, and `fit` how it is brought to a
+    `height` and `width` are those of the finished image; the plan's are larger if an input image is not a
+    whole number of tokens (windows, grids). `given` is that image, opened, and `fit` how it is padded to a
     size that can be generated.
     """
 
@@ -56,7 +56,7 @@ class Call:
     height: int
     width: int
     plan: SamplingPlan
-    given: Given | None = None
+    given: InputImage | None = None
     fit: Fit | None = None
 
     @property
@@ -65,7 +65,7 @@ class Call:
 
     @property
     def guidance(self) -> float | None:
-        """The call's number; None leaves the sampler's published numbers, or there is none."""
+        """The call's guidance; None if the sampler's published numbers apply, or there is no guidance."""
         return self.plan.guidance
 
     @property
@@ -75,8 +75,8 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Method:
-    """A sampler with its options on a backbone: what is known without any file of a model."""
+class SamplerChoice:
+    """A sampler with its options on a backbone, known without any file of a model."""
 
     request: Request
     spec: ModelSpec
@@ -91,14 +91,14 @@ class Method:
         return sampler_class(self.request.sampler, self.spec.family)
 
     @classmethod
-    def of(cls, request: Request, spec: ModelSpec) -> Method:
-        """UserError for a sampler that the backbone's family has not, and for options that it does not
-        take."""
+    def of(cls, request: Request, spec: ModelSpec) -> SamplerChoice:
+        """Resolve the sampler of a request. Raises UserError if it does not run on the backbone's family, or
+        does not take the options."""
         if request.steps is not None and request.steps < 1:
-            raise UserError(f"--steps {request.steps}", "give at least 1")
+            raise UserError(f"--steps {request.steps} is invalid", "give at least 1")
         if request.guidance is not None and spec.guidance == "none":
             raise UserError(f"{spec.name} takes no guidance", "leave out --guidance")
-        sampler_class(request.sampler, spec.family)  # whether there is one
+        sampler_class(request.sampler, spec.family)  # raises UserError if there is none
         sampler = find_sampler(request.sampler)
         options = _options(options_class(request.sampler), request)
         facts = sampler.facts_of(spec, options)
@@ -106,9 +106,9 @@ class Method:
             request, spec, sampler, facts, options, sampler.command_steps(facts, options, request.steps)
         )
 
-    def call(self, item: Item) -> Call:
-        """UserError for a size that cannot be made, an image that cannot be opened or taken, and a negative
-        prompt that would have no effect."""
+    def call(self, item: Item) -> CheckedCall:
+        """Check an item and fill in what it leaves open. Raises UserError for a size that cannot be
+        generated, an image that cannot be opened or used, and a negative prompt that would have no effect."""
         if item.image is not None:
             return self._of_image(item, item.image)
         if self.request.scale is not None:
@@ -116,9 +116,9 @@ class Method:
                 f"--scale {self.request.scale:g} is given without an image", "give --size instead"
             )
         size = self._size(item) or self.sampler.default_size(self.facts)
-        return Call(item, size[0], size[1], self._plan(item, size))
+        return CheckedCall(item, size[0], size[1], self._plan(item, size))
 
-    def _of_image(self, item: Item, path: Path) -> Call:
+    def _of_image(self, item: Item, path: Path) -> CheckedCall:
         check_takes_image(self.request.sampler)
         given, rule = open_image(user_path(path)), self.sampler.sizes(self.facts, self.options)
         scale = self.sampler.default_scale()
@@ -134,15 +134,15 @@ class Method:
         else:
             found = fit(given.size, target, makeable)
             planned = found.made
-        return Call(item, target[0], target[1], self._plan(item, planned, target), given, found)
+        return CheckedCall(item, target[0], target[1], self._plan(item, planned, target), given, found)
 
     def _size(self, item: Item) -> Size | None:
-        """Height and width that were asked for."""
+        """Requested height and width."""
         size = item.size or self.request.size
         return None if size is None else (size[1], size[0])
 
     def _plan(self, item: Item, size: Size, cut: Size | None = None) -> SamplingPlan:
-        """Of a size that is generated, and cut where that is given; UserError for what cannot be done."""
+        """The plan for a size that is generated, and cut to `cut`."""
         request = SamplingRequest(
             *size,
             self.steps,
@@ -155,8 +155,8 @@ class Method:
 
 
 def _options(cls: type[Config], request: Request) -> Any:
-    """The sampler's options. What is said of one part of an option (`toolkit.ntk`) leaves the sampler's own
-    values of its other parts."""
+    """The sampler's options. Setting one part of an option (`toolkit.ntk`) keeps the sampler's own values of
+    its other parts."""
     tree = dict(request.options)
     for name, value in tree.items():
         usual = (
@@ -171,41 +171,40 @@ def _options(cls: type[Config], request: Request) -> Any:
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """What an adapter's file and those beside it say of how it acts: peft's settings that were read from a
-    file of their own, and what a user must know."""
+    """Facts from an adapter's files: the file of peft's settings, if one was read, and notes for the user."""
 
     config: Path | None
     notes: tuple[str, ...]
 
 
 def adapter_id(entry: Mapping[str, Any]) -> str:
-    """What an adapter in a record is identified by: the hash of its file, and of the settings beside it."""
+    """Return the identity of an adapter in a record: the hashes of its file and of its settings file."""
     return "+".join(filter(None, (entry["sha256"], entry.get("config"))))
 
 
 def usual_dtype(device: str) -> str:
-    """What `--dtype auto` is on a device."""
+    """Return the dtype that `--dtype auto` means on a device."""
     return "float32" if device.partition(":")[0] == "cpu" else "bfloat16"
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A request of which every name is resolved, its files found, nothing loaded."""
+    """A request with every name resolved and every file found; nothing is loaded."""
 
     request: Request
     model: Model
-    method: Method
+    choice: SamplerChoice
     dtype: str
     device: str
     adapter_facts: tuple[AdapterFacts, ...] = ()
     states: Mapping[Path, FileState] = field(default_factory=dict)
-    """Of every file of weights and adapters that was there when the setup was made: they are checked, loaded
-    and hashed one after another, and have to be the same bytes each time."""
+    """The state of every file of weights and adapters when the setup was made. They are checked, loaded and
+    hashed one after another, and must be the same bytes each time."""
 
     @classmethod
     def of(cls, request: Request, fetch: bool = True) -> Setup:
-        """UserError for whatever of a request cannot be, whichever image it is for. Without `fetch` the hub
-        is not asked, and its cache must do."""
+        """Resolve a request. Raises UserError for everything in it that is invalid whatever the image is.
+        Without `fetch` nothing is downloaded from the hub, and only its cache is read."""
         check_name(request.sampler)
         if request.dtype not in ("auto", *DTYPES):
             raise unknown("dtype", request.dtype, ("auto", *DTYPES), "--dtype")
@@ -215,11 +214,11 @@ class Setup:
                 f"--transformer {request.transformer} and a backbone as --model", "give one of them"
             )
         SchedulerConfig.of(model.spec.scheduler_config, f"scheduler of {model.source.text}")
-        method = Method.of(request, model.spec)
+        choice = SamplerChoice.of(request, model.spec)
         for name, path in request.weights.items():
             if not path.exists():
                 raise UserError(
-                    f"--{name} {path} is not there", "name a folder, or a .safetensors or .gguf file"
+                    f"--{name} {path} does not exist", "name a folder, or a .safetensors or .gguf file"
                 )
             check_weights(name, path, model.spec, told=request.spec is not None)
         if (backbone := request.weights.get("transformer")) is not None:
@@ -230,9 +229,9 @@ class Setup:
         if request.quantize is not None:
             check_quantize(request.quantize, place)
         states = {file: file_state(file) for file in _files(model, request)}
-        facts = _check_adapters(model, method, request.adapters)
+        facts = _check_adapters(model, choice, request.adapters)
         dtype = usual_dtype(place.type) if request.dtype == "auto" else request.dtype
-        return cls(request, model, method, dtype, str(place), facts, states)
+        return cls(request, model, choice, dtype, str(place), facts, states)
 
     @property
     def spec(self) -> ModelSpec:
@@ -240,14 +239,14 @@ class Setup:
 
     @cached_property
     def weights(self) -> dict[str, dict[str, Any]]:
-        """Every component: the file or folder that the user named for its weights (None: the model's own),
-        their SHA-256 (`hashes.hash_of`; of a scheduler and a tokenizer all files), and the hash of its
-        configuration. A hub's model must have been loaded before."""
+        """For every component the file or folder that the user named for its weights (None: the model's own),
+        their SHA-256 (`hashes.hash_of`; all files of a scheduler or tokenizer), and the hash of its
+        configuration. A hub model must have been loaded before."""
         return {name: self._hashed(name) for name in self.spec.components}
 
     @property
     def elsewhere(self) -> dict[str, Path]:
-        """Components whose weights are not in the model's folder."""
+        """Weights outside the model's folder, by component."""
         return {**self.model.weights, **self.request.weights}
 
     def _hashed(self, name: str) -> dict[str, Any]:
@@ -260,9 +259,11 @@ class Setup:
         }
 
     def hash_weights(self) -> None:
-        """Have the hashes made now, with a bar where that takes long, and not in the middle of an image.
-        Raises UserError where a file changed after the setup was made: nobody knows which of its versions is
-        in memory."""
+        """Compute the hashes now, with a progress bar if that takes long.
+
+        Raises UserError if a file changed after the setup was made, since it is unknown which version was
+        loaded.
+        """
         _ = self.weights, self.adapters
         for file, before in self.states.items():
             if not file.exists() or not same_bytes(before, file_state(file)):
@@ -271,8 +272,8 @@ class Setup:
 
     @cached_property
     def adapters(self) -> list[dict[str, Any]]:
-        """Every adapter: its file, its scale, the SHA-256 of the file and of the settings beside it (None:
-        none were read)."""
+        """For every adapter its file, its scale, and the SHA-256 of the file and of its settings file (None
+        if none was read)."""
         return [
             {
                 "file": str(each.file),
@@ -285,26 +286,25 @@ class Setup:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user must know of every image that is made so."""
+        """Notes on adapters, for the record of every image."""
         return tuple(dict.fromkeys(note for facts in self.adapter_facts for note in facts.notes))
 
-    def call(self, item: Item) -> Call:
-        """The item, checked, with what it left open filled in."""
-        return self.method.call(item)
+    def call(self, item: Item) -> CheckedCall:
+        """Check an item and fill in what it leaves open; see `SamplerChoice.call`."""
+        return self.choice.call(item)
 
-    def previewed(self, call: Call) -> list[str]:
-        """The names of the stages before the last; UserError for a call of one, before which there is nothing
-        to see."""
+    def preview_names(self, call: CheckedCall) -> list[str]:
+        """Return the names of the stages before the last. Raises UserError if there is only one stage."""
         names = [stage.name for stage in call.plan.stages[:-1]]
         if names:
             return names
         name = self.request.sampler
-        what = f"{name} paints this image in one stage, and previews are of those before the last"
+        what = f"{name} generates this image in one stage, and previews show those before the last"
         raise UserError(what, "leave out --previews")
 
 
 def _files(model: Model, request: Request) -> Iterator[Path]:
-    """Files of weights and adapters that are on the disk; a hub's model may not be there yet."""
+    """Files of weights and adapters on the disk; those of a hub model may not have been fetched yet."""
     named = {**model.weights, **request.weights}
     for name in model.spec.components:
         path = named.get(name, model.folder / name)
@@ -312,9 +312,11 @@ def _files(model: Model, request: Request) -> Iterator[Path]:
     yield from (adapter.file for adapter in request.adapters)
 
 
-def _check_adapters(model: Model, method: Method, adapters: tuple[Adapter, ...]) -> tuple[AdapterFacts, ...]:
-    """Every adapter must be understood, fit the backbone's shape, and make sense with the others and with the
-    sampler: all of it known without weights."""
+def _check_adapters(
+    model: Model, choice: SamplerChoice, adapters: tuple[Adapter, ...]
+) -> tuple[AdapterFacts, ...]:
+    """Check, without weights, that every adapter can be read, fits the backbone's shape, and can be combined
+    with the others and with the sampler."""
     if not adapters:
         return ()
     files = [adapter.file for adapter in adapters]
@@ -323,5 +325,5 @@ def _check_adapters(model: Model, method: Method, adapters: tuple[Adapter, ...])
 
     transformer = empty_transformer(model)
     found = read_all(files, transformer)
-    check(found, transformer, method.sampler.guide_tokens)
+    check(found, transformer, choice.sampler.guide_tokens)
     return tuple(AdapterFacts(each.config, each.notes) for each in found.values())

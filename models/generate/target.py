@@ -1,4 +1,4 @@
-"""Where one image goes: a PNG with its JSON beside it, in a folder or an object store."""
+"""Where one image is written: a PNG with its JSON next to it, in a folder or an object store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uhr.models.generate import record as records
 
 @dataclass(frozen=True)
 class Target:
-    """`name` is the PNG's, in `store`; `text` is how the user named it."""
+    """The PNG `name` in `store`; `text` is what the user wrote."""
 
     text: str
     store: Store
@@ -23,7 +23,7 @@ class Target:
 
     @classmethod
     def of(cls, text: str) -> Target:
-        """UserError for what is no PNG's name, or names no bucket."""
+        """Parse `--out`. Raises UserError for a URL that is not a PNG's name in a bucket."""
         if not is_url(text):
             return cls(text, FolderStore(str(Path(text).parent)), Path(text).name)
         place, _, name = text.rpartition("/")
@@ -42,26 +42,27 @@ class Target:
         return self.store.folder / self.name if isinstance(self.store, FolderStore) else None
 
     def check(self, given: Path | None = None) -> None:
-        """UserError unless the image can be written there without a loss (`records.check_out`)."""
+        """Raise UserError unless the image can be written without replacing foreign files
+        (`records.check_out`)."""
         if self.file is not None:
             records.check_out(self.file, given)
             return
         self.store.probe()
-        beside = self.store.read(self._record)
-        records.check_beside(self.store.place(self._record), self.name, beside)
+        json_file = self.store.read(self._record)
+        records.check_json(self.store.place(self._record), self.name, json_file)
 
     @property
     def _record(self) -> str:
         return f"{self.stem}.json"
 
     def write(self, image: Any, record: dict[str, Any]) -> None:
-        """As `records.write`."""
+        """Write the image and its record, as `records.write` does."""
         if self.file is not None:
             records.write(self.file, image, record)
             return
         data = records.png_bytes(image, record)
-        beside = json_bytes(record)
-        # that of an earlier image must not stand beside this one
+        json_file = json_bytes(record)
+        # the record of an earlier image must not be left next to this one
         self.store.delete(self._record)
         self.store.write(self.name, data)
-        self.store.write(self._record, beside)
+        self.store.write(self._record, json_file)

@@ -1,1 +1,1 @@
-"""The client of chat servers, and the rewriting of prompts by one."""
+"""A client of chat servers, and the rewriting of prompts."""

@@ -18,40 +18,40 @@ from uhr.base.console import warn
 from uhr.base.errors import UserError, one_line
 
 KEY = "OPENAI_API_KEY"
-"""The environment variable of the key, which is sent to the server and goes nowhere else."""
+"""The environment variable of the key, which is sent to the server and nowhere else."""
 
 ATTEMPTS = 6
 LONGEST_WAIT = 30.0
-"""Seconds between two attempts, whatever the server asks for."""
+"""The most seconds between two attempts, whatever the server requests."""
 
-_OF_THE_QUESTION = (400, 413, 422)
-"""What a server answers to a question that is too long, or that it will not answer."""
+_QUESTION_REJECTED = (400, 413, 422)
+"""Status codes for a question that is too long, or that the server refuses."""
 
 _CUT = ("length", "max_tokens")
-_BROKEN_OFF = ("content_filter", "abort", "error")
-"""`finish_reason` of an answer that is not whole: of OpenAI's interface, and of servers with words of their
-own (vLLM and SGLang abort). Whatever else is there is taken for the end that it is."""
+_INCOMPLETE = ("content_filter", "abort", "error")
+"""`finish_reason` of an incomplete answer, in OpenAI's interface and in others (vLLM and SGLang use abort).
+Any other reason counts as complete."""
 
 _REFUSED = re.compile(
     r"(?=.*(max_tokens|temperature)).*not support|unsupported.*(max_tokens|temperature)", re.I
 )
-"""In the words of a 400: a parameter that this model does not take."""
+"""Matches the message of a 400 about a parameter that this model does not take."""
 
 MOST_BYTES = 4 << 20
-"""Of an answer; a longer one is no chat completion."""
+"""The longest answer in bytes; a longer one is not a chat completion."""
 
 
 class NoAnswer(Exception):
-    """The server answered this question with nothing that can be used; another question may fare better."""
+    """The answer to this question cannot be used; another question may succeed."""
 
 
 class ServerError(UserError):
-    """The server cannot be asked at all: unreachable, refusing, or failing time after time."""
+    """The server cannot be used: it is unreachable, rejects requests, or keeps failing."""
 
 
 class ChatServer:
-    """One model behind `url`/chat/completions. `seconds` is how long one answer may take, from the first byte
-    sent to the last one read.
+    """One model behind `url`/chat/completions. `seconds` is the time limit for one answer, from the first
+    byte sent to the last byte read.
     """
 
     def __init__(
@@ -63,23 +63,23 @@ class ChatServer:
     ) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise UserError(f"'{url}' is no address of a server", "write it as http://localhost:8000/v1")
+            raise UserError(f"'{url}' is not the address of a server", "write it as http://localhost:8000/v1")
         if parts.username or parts.password:
-            raise UserError(f"the address of {parts.hostname} holds a password", f"set {KEY} instead")
+            raise UserError(f"the address of {parts.hostname} contains a password", f"set {KEY} instead")
         self.url = url.rstrip("/").removesuffix("/chat/completions")
         self.seconds = seconds
         self._sleep = sleep
-        self._reasons = False
-        self._told_until = 0.0
+        self._takes_completion_tokens = False
+        self._warned_until = 0.0
         self._opener = urllib.request.build_opener(_NoRedirects)
         self.model = model or self._only_model()
 
-    def ask(self, instruction: str, question: str, *, seed: int = 0, tokens: int = 1024) -> str:
-        """The model's answer without white space around it, at temperature 0 unless the model has one
-        temperature only.
+    def answer(self, instruction: str, question: str, *, seed: int = 0, tokens: int = 1024) -> str:
+        """Return the model's answer without surrounding white space, at temperature 0 unless the model does
+        not take one.
 
-        `tokens` is the most that it may write. NoAnswer where it says nothing or not to the end; ServerError
-        where asking again does not help.
+        `tokens` is the longest answer. Raises NoAnswer if the answer is empty or incomplete, and ServerError
+        if the server cannot be used.
         """
         body = {
             "model": self.model,
@@ -96,13 +96,13 @@ class ChatServer:
         reason = choice.get("finish_reason")
         if reason in _CUT:
             raise NoAnswer(f"the answer is longer than {tokens} tokens")
-        if reason in _BROKEN_OFF:
-            raise NoAnswer(f"the server broke the answer off ({reason})")
+        if reason in _INCOMPLETE:
+            raise NoAnswer(f"the server stopped before the end of the answer ({reason})")
         return text.strip()
 
     def _complete(self, body: dict[str, Any], tokens: int) -> Any:
-        """Hosted models that reason refuse two parameters that all others know: they are asked without."""
-        if not self._reasons:
+        """Hosted reasoning models reject two parameters that all others take, so those are then left out."""
+        if not self._takes_completion_tokens:
             try:
                 usual = {**body, "temperature": 0, "max_tokens": tokens}
                 return self._fetch("/chat/completions", usual)
@@ -110,11 +110,11 @@ class ChatServer:
                 if not _REFUSED.search(str(none)):
                     raise
         answer = self._fetch("/chat/completions", {**body, "max_completion_tokens": tokens})
-        self._reasons = True
+        self._takes_completion_tokens = True
         return answer
 
     def _only_model(self) -> str:
-        """The name of the model that is served, where it is one."""
+        """The name of the model that is served. Raises UserError unless it is exactly one."""
         tree = self._fetch("/models", None)
         entries = tree.get("data") if isinstance(tree, dict) else None
         names = [e["id"] for e in entries or [] if isinstance(e, dict) and isinstance(e.get("id"), str)]
@@ -124,35 +124,37 @@ class ChatServer:
         raise UserError(f"{self.url} serves {served if names else 'no model'}", "name one (--refine-model)")
 
     def _fetch(self, path: str, body: dict[str, Any] | None) -> Any:
-        """The JSON that the server answers; asked again after 429, 5xx, a lost connection and a time-out."""
-        words = ""
+        """The server's answer as JSON; retries after 429, 5xx, a lost connection and a time-out."""
+        reason = ""
         for attempt in range(ATTEMPTS):
             try:
                 return self._once(path, body)
             except urllib.error.HTTPError as error:
-                said = _said(error)
-                if error.code in _OF_THE_QUESTION and body is not None:
-                    raise NoAnswer(f"the server answers {error.code} ({said})") from None
+                message = _server_message(error)
+                if error.code in _QUESTION_REJECTED and body is not None:
+                    raise NoAnswer(f"the server answers {error.code} ({message})") from None
                 if error.code != 429 and error.code < 500:
-                    raise ServerError(f"{self.url} answers {error.code} ({said})", _fix(error.code)) from None
-                words, wait = f"{error.code} ({said})", _asked_wait(error)
+                    raise ServerError(
+                        f"{self.url} answers {error.code} ({message})", _fix(error.code)
+                    ) from None
+                reason, wait = f"{error.code} ({message})", _retry_after(error)
             except (OSError, http.client.HTTPException, _Broken) as error:
-                words, wait = _words(error), 0.0
+                reason, wait = _reason(error), 0.0
             if attempt < ATTEMPTS - 1:
-                # full jitter: many that failed together do not come back together
+                # full jitter: clients that failed together do not retry together
                 wait = min(LONGEST_WAIT, max(wait, random.uniform(0.5, 1.0) * 2**attempt))
-                self._tell(words, wait)
+                self._warn_retry(reason, wait)
                 self._sleep(wait)
         raise ServerError(
-            f"{self.url} failed {ATTEMPTS} times: {words}", "check the server; the same command goes on"
+            f"{self.url} failed {ATTEMPTS} times: {reason}", "check the server, and run the command again"
         )
 
-    def _tell(self, words: str, wait: float) -> None:
-        """Why nothing happens; of many questions that wait at a time, one says it."""
+    def _warn_retry(self, reason: str, wait: float) -> None:
+        """Warn once, however many questions wait at the same time."""
         now = time.monotonic()
-        if now >= self._told_until:
-            self._told_until = now + wait
-            warn(f"{self.url} failed: {words}; asked again in {wait:.0f} s")
+        if now >= self._warned_until:
+            self._warned_until = now + wait
+            warn(f"{self.url} failed: {reason}; next attempt in {wait:.0f} s")
 
     def _once(self, path: str, body: dict[str, Any] | None) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -165,7 +167,7 @@ class ChatServer:
         with self._opener.open(request, timeout=self.seconds) as answer:
             while chunk := answer.read1(1 << 16):
                 read += chunk
-                if time.monotonic() > deadline:  # a server that drips never times out by itself
+                if time.monotonic() > deadline:  # a server that sends a few bytes at a time never times out
                     raise TimeoutError
                 if len(read) > MOST_BYTES:
                     raise _Broken(f"the answer is longer than {MOST_BYTES >> 20} MiB")
@@ -174,33 +176,33 @@ class ChatServer:
         try:
             return json.loads(read)
         except (ValueError, RecursionError):
-            raise _Broken(f"the answer is no JSON: {bytes(read[:60])!r}") from None
+            raise _Broken(f"the answer is not JSON: {bytes(read[:60])!r}") from None
 
 
 class _Broken(Exception):
-    """An answer that is not whole."""
+    """An incomplete or unreadable answer."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The key must not follow to wherever a server points: a redirect is an error that says where to."""
+    """Makes a redirect an error, so that the key is not sent to another server."""
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
         return None
 
 
 def _choice(tree: Any) -> dict[str, Any]:
-    """The first choice of a chat completion."""
+    """The first choice of a chat completion. Raises NoAnswer if there is none."""
     try:
         choice = tree["choices"][0]
         if isinstance(choice["message"], dict):
             return choice
     except (LookupError, TypeError):
         pass
-    raise NoAnswer(f"the answer is no chat completion: {json.dumps(tree)[:80]}")
+    raise NoAnswer(f"the answer is not a chat completion: {json.dumps(tree)[:80]}")
 
 
-def _said(error: urllib.error.HTTPError) -> str:
-    """What the server says of an error, in one short line."""
+def _server_message(error: urllib.error.HTTPError) -> str:
+    """The server's message about an error, in one short line."""
     target = error.headers.get("Location")
     if target:
         return f"it is at {target}"
@@ -222,17 +224,17 @@ def _fix(code: int) -> str:
         return f"set {KEY}"
     if code in (301, 302, 303, 307, 308):
         return "name that address"
-    return "check the address, which ends in /v1 most often, and --refine-model"
+    return "check the address, which usually ends in /v1, and --refine-model"
 
 
-def _asked_wait(error: urllib.error.HTTPError) -> float:
-    """Seconds of a Retry-After header; 0 where there is none or it is a date."""
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    """Seconds of a Retry-After header; 0 if there is none or it is a date."""
     text = error.headers.get("Retry-After", "")
     return float(text) if text.strip().isdigit() else 0.0
 
 
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, TimeoutError):
-        return "it does not answer in time"
+        return "no answer in time"
     return one_line(reason) or type(reason).__name__

@@ -1,4 +1,4 @@
-"""Prompts rewritten by a language model before they are painted."""
+"""Rewrite prompts with a language model before images are generated."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ Write in English, 80 to 150 words, present tense, plain sentences. Do not speak 
 yourself or of an "image". Answer with the paragraph alone, without a heading, list or quotation marks \
 around it.
 """
-"""What the language model is told; a file of the user's own takes its place."""
+"""The default instruction of the language model; `--refine-instruction` replaces it. Its hash is part of
+every record of a refined prompt, so it changes only with a reason."""
 
 TOKENS = 2048
-"""The most that an answer may have: a model that thinks aloud first needs room."""
+"""The longest answer in tokens, with a margin for models that write their reasoning first."""
 
 _THOUGHT_ENDS = "</think>"
 
@@ -44,8 +45,8 @@ _ANNOUNCED = re.compile(r"\A[^\n]{0,120}:[*_ ]*\n\s*\n")
 
 @dataclass(frozen=True)
 class Refinement:
-    """What was asked for: a server, one of its models (None: the only one), and a file of instructions (None:
-    ours).
+    """The options of `--refine`: a server, one of its models (None: the only one), and a file with an
+    instruction (None: `INSTRUCTION`).
     """
 
     url: str
@@ -54,18 +55,18 @@ class Refinement:
     seconds: float = 120.0
 
     def open(self) -> Refiner:
-        """The refiner; asks the server for the name of its model where none is given."""
+        """Return the refiner. Without a model's name, the server is queried for it."""
         return Refiner(ChatServer(self.url, self.model, self.seconds), self.text)
 
     @property
     def text(self) -> str:
-        """The instructions."""
+        """The instruction."""
         return INSTRUCTION if self.instruction is None else _read(self.instruction)
 
 
 @dataclass(frozen=True)
 class Refiner:
-    """A model of a server, and what it is told."""
+    """A model of a server, and its instruction."""
 
     server: ChatServer
     instruction: str = field(default=INSTRUCTION, repr=False)
@@ -76,19 +77,20 @@ class Refiner:
         return hashlib.sha256(self.instruction.encode()).hexdigest()
 
     def key(self, prompt: str) -> str:
-        """Under which an answer may be kept (64 hex digits)."""
+        """Return the key under which an answer may be cached (64 hex digits)."""
         return fingerprint([prompt, self.server.model, self.instruction])
 
-    def ask(self, prompt: str) -> str:
-        """The prompt rewritten, as one line. NoAnswer, ServerError: as `ChatServer.ask`."""
-        answer = self.server.ask(self.instruction, prompt, tokens=TOKENS)
-        # models that reason may put their thoughts before the answer, and chatty ones an announcement
-        words = " ".join(_ANNOUNCED.sub("", answer.rpartition(_THOUGHT_ENDS)[2].strip()).split())
-        if len(words) > 1 and words[0] == words[-1] == '"' and '"' not in words[1:-1]:
-            words = words[1:-1].strip()
-        if not words:
+    def rewrite(self, prompt: str) -> str:
+        """Return the prompt rewritten, as one line. Raises NoAnswer and ServerError as
+        `ChatServer.answer`."""
+        answer = self.server.answer(self.instruction, prompt, tokens=TOKENS)
+        # reasoning models may put their thoughts before the answer, and others an announcement
+        text = " ".join(_ANNOUNCED.sub("", answer.rpartition(_THOUGHT_ENDS)[2].strip()).split())
+        if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
+            text = text[1:-1].strip()
+        if not text:
             raise NoAnswer("the answer is empty")
-        return words
+        return text
 
 
 def _read(path: Path) -> str:
@@ -97,5 +99,7 @@ def _read(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--refine-instruction {path} cannot be read ({error})", "name a text file") from None
     if not text.strip():
-        raise UserError(f"--refine-instruction {path} is empty", "write into it what the model is to do")
+        raise UserError(
+            f"--refine-instruction {path} is empty", "write the instruction for the model into it"
+        )
     return text

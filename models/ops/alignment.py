@@ -1,7 +1,7 @@
 """HiFlow's alignments of a high-resolution path with a reference path of lower resolution.
 
-Everything is said in clean estimates (x - sigma v), in which no 1/sigma appears; tensors are [..., H, W],
-sigma in [0, 1] with 1 noise, velocity = noise - data. The paper's X_0 is data and its t is sigma.
+All formulas are in clean estimates (x - sigma v), which avoids 1/sigma; tensors are [..., H, W], sigma is in
+[0, 1] with 1 noise, velocity = noise - data. The paper's X_0 is data and its t is sigma.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ LowPass = Callable[[torch.Tensor], torch.Tensor]
 def align_direction(
     data: torch.Tensor, reference: torch.Tensor, weight: float, low_pass: LowPass
 ) -> torch.Tensor:
-    """Eq. 8: the estimate's low frequencies move to the reference's: X + alpha (LP(R) - LP(X))."""
+    """Move the estimate's low frequencies to the reference's (eq. 8): X + alpha (LP(R) - LP(X))."""
     return data + weight * low_pass(reference - data)
 
 
 class Acceleration:
-    """Eq. 13: the estimate changes from step to step as the reference does. One per stage.
+    """Makes the estimate change from step to step as the reference does (eq. 13); one object per stage.
 
     In velocities v~_i = v_i + beta (v~_(i-1) + ref_i - ref_(i-1) - v_i), ref_i = (x_i - R_i) / sigma_i, and
     nothing at the first step. In estimates, where it is computed, with q = sigma_i / sigma_(i-1):
@@ -33,7 +33,8 @@ class Acceleration:
         self._sigma = 1.0
 
     def align(self, data: torch.Tensor, reference: torch.Tensor, sigma: float, weight: float) -> torch.Tensor:
-        """O_i from D_i = `data` (after `align_direction`) and R_i; `weight` is beta, in [0, 1]."""
+        """Return O_i for D_i = `data` (after `align_direction`) and R_i = `reference`; `weight` is beta, in
+        [0, 1]."""
         assert sigma > 0, sigma
         off = data - reference
         if self._off is not None:

@@ -1,4 +1,4 @@
-"""What options choose from by name."""
+"""The named values of options."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from enum import StrEnum
 
 
 class Ring(StrEnum):
-    """What the ring around swung latents holds (`swin.py`).
+    """The content of the ring around shifted latents (`swin.py`).
 
-    noise: noise at the step's level around data of 0, which is what the backbone expects; the default
-    zeros: as in the official codes, out of the backbone's distribution at any level above 0
+    noise: noise at the step's level around data of 0, which the backbone expects; the default
+    zeros: as in the official codes; outside the backbone's distribution at any level above 0
     """
 
     NOISE = "noise"
@@ -17,7 +17,7 @@ class Ring(StrEnum):
 
 
 class Projection(StrEnum):
-    """How strongly, and on which frequencies, over the steps; f = `cosine_weight`, from 1 to 0.
+    """How strongly a projected flow follows its reference, by frequency; f = `cosine_weight`, from 1 to 0.
 
     cosine_decay: f on the low band: the official README's, and the default
     cosine_shift: all frequencies at weight f, and the low band at 1 - f: the official function's default
@@ -30,9 +30,9 @@ class Projection(StrEnum):
 
 
 class StageShift(StrEnum):
-    """How the grid of a stage above the native size is shifted. The dynamic shift runs away up there.
+    """How the grid of a stage above the native size is shifted. The dynamic shift is not calibrated there.
 
-    static: by a fixed factor: 3 is what every method on FLUX.1 takes
+    static: by a fixed factor, 3 in every method on FLUX.1
     native: by the family's dynamic factor at the native size (3.158 on FLUX.1-dev), whatever the stage's size
     """
 
@@ -40,8 +40,8 @@ class StageShift(StrEnum):
     NATIVE = "native"
 
     @classmethod
-    def usual(cls, family: str) -> StageShift:
-        """Static on FLUX.1, which the published numbers are of; native on a family that has none."""
+    def default_for(cls, family: str) -> StageShift:
+        """Return the default of a family: static on FLUX.1, for which numbers are published, else native."""
         return cls.STATIC if family == "flux1" else cls.NATIVE
 
 

@@ -1,4 +1,4 @@
-"""Bicubic enlargement of any part of an image: what a patch needs, without the whole image in memory."""
+"""Bicubic enlargement of any part of an image, without the whole result in memory."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 
 
 def reflected(length: int, padded: int) -> torch.Tensor:
-    """Positions [padded] on an axis of `length` that is continued by reflection, its last element not
-    repeated (torch's mode "reflect", for any distance)."""
+    """Return the positions [padded] on an axis of `length` that is padded by reflection, without repeating
+    its last element (torch's mode "reflect", for any distance)."""
     if length == 1:
         return torch.zeros(padded, dtype=torch.long)
     period = 2 * (length - 1)
@@ -18,11 +18,11 @@ def reflected(length: int, padded: int) -> torch.Tensor:
 def bicubic_at(
     image: torch.Tensor, size: tuple[int, int], rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """The chosen rows and columns of an image [B, C, h, w] as it is after enlargement to `size` (height,
-    width): float32 [B, C, len(rows), len(columns)].
+    """Return some rows and columns of an image [B, C, h, w] enlarged to `size` (height, width): float32
+    [B, C, len(rows), len(columns)].
 
-    The same values as `filters.bicubic` gives of the whole (kernel a = -0.75, pixels are areas, borders
-    repeated, overshoots not clipped), up to rounding. Neither axis may shrink.
+    The values equal those of `filters.bicubic` on the whole image (kernel a = -0.75, pixels are areas,
+    borders repeated, overshoots not clipped), up to rounding. Neither axis may shrink.
     """
     assert size[0] >= image.shape[-2], (tuple(image.shape), size)
     assert size[1] >= image.shape[-1], (tuple(image.shape), size)

@@ -1,7 +1,6 @@
-"""Filters on images and latents that several samplers share. Pure functions on [..., H, W], any H and W.
+"""Filters on images and latents that several samplers share: pure functions on [..., H, W], any H and W.
 
-All of them compute in float32 (half-precision FFTs exist for few sizes, and only on GPUs) and give back the
-dtype that they were given.
+All compute in float32 (half-precision FFTs exist only for some sizes on GPUs) and return the input's dtype.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import torch.nn.functional as F
 class Bands(NamedTuple):
     """One level of a 2-D wavelet transform, each [..., ceil(H/2), ceil(W/2)].
 
-    The names say along which axis the detail lies: `horizontal` is the detail between rows (pywt's cH), that
-    is of horizontal edges; `vertical` between columns; `diagonal` both.
+    `horizontal` is the detail between rows (pywt's cH), which horizontal edges have; `vertical` is that
+    between columns; `diagonal` is both.
     """
 
     low: torch.Tensor
@@ -28,8 +27,8 @@ class Bands(NamedTuple):
 
 
 def haar(x: torch.Tensor) -> Bands:
-    """Orthonormal Haar transform, one level: `low` is half the sum of each 2 x 2 block, and energy is kept
-    where H and W are even. An odd last row or column is repeated first (pywt's mode "symmetric")."""
+    """Orthonormal Haar transform, one level: `low` is half the sum of each 2 x 2 block. Energy is preserved
+    if H and W are even. An odd last row or column is repeated first (pywt's mode "symmetric")."""
     even = _repeat_last(x.float())
     top, bottom = even[..., 0::2, :], even[..., 1::2, :]
     a, b, c, d = top[..., 0::2], top[..., 1::2], bottom[..., 0::2], bottom[..., 1::2]
@@ -38,8 +37,8 @@ def haar(x: torch.Tensor) -> Bands:
 
 
 def haar_inverse(bands: Bands, height: int, width: int) -> torch.Tensor:
-    """[..., H, W] from its Haar bands; `height` and `width` are H and W (they tell whether a row was
-    repeated)."""
+    """Invert `haar`: [..., H, W] from its bands. `height` and `width` are H and W, from which it follows
+    whether a row or column was repeated."""
     low, rows, columns, both = (band.float() for band in bands)
     whole = low.new_empty(*low.shape[:-2], 2 * low.shape[-2], 2 * low.shape[-1])
     whole[..., 0::2, 0::2] = low + rows + columns + both
@@ -60,8 +59,9 @@ def butterworth_low_pass(x: torch.Tensor, cutoff: float, order: int = 4) -> torc
     """Butterworth low-pass over the last two axes by FFT: gain 1 / (1 + (d^2 / cutoff^2)^order), in (0, 1].
 
     d^2 is the sum of squares of the two frequencies as fractions of the Nyquist frequency, so that `cutoff`
-    lies in (0, sqrt 2]. HiFlow's LP (2504.06232, eq. 8; cutoff 0.4 in the paper, 0.2 in the code, order 4).
-    On even sizes this is its code's formula; on odd ones that misses the centre, and this does not.
+    is in (0, sqrt 2]. HiFlow's LP (2504.06232, eq. 8; cutoff 0.4 in the paper, 0.2 in the code, order 4). On
+    even sizes this is its code's formula; on odd sizes that one misses the centre frequency, and this does
+    not.
     """
     assert cutoff > 0, cutoff
     height, width = x.shape[-2:]
@@ -73,7 +73,8 @@ def butterworth_low_pass(x: torch.Tensor, cutoff: float, order: int = 4) -> torc
 
 
 def gaussian_blur(x: torch.Tensor, sigma: float, radius: int) -> torch.Tensor:
-    """Separable Gaussian of 2 * radius + 1 taps that sum to 1, reflected at the borders; [B, C, H, W]."""
+    """Blur x [B, C, H, W] by a separable Gaussian of 2 * radius + 1 taps that sum to 1, reflected at the
+    borders. `sigma` is in px."""
     assert sigma > 0, sigma
     offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)
     taps = torch.exp(-(offsets**2) / (2 * sigma**2))
@@ -84,20 +85,19 @@ def gaussian_blur(x: torch.Tensor, sigma: float, radius: int) -> torch.Tensor:
 
 
 def sharpen(x: torch.Tensor, sigma: float = 1.0, amount: float = 1.0, radius: int = 1) -> torch.Tensor:
-    """Unsharp mask: x + amount * (x - blur(x)); [B, C, H, W], not clipped.
+    """Sharpen x [B, C, H, W] by an unsharp mask: x + amount * (x - blur(x)), not clipped.
 
-    HiFlow draws sigma from (0.1, 2) at every call, so that no two of its runs agree; it is fixed here.
+    HiFlow draws sigma from (0.1, 2) at every call, so that no two of its runs agree; here it is fixed.
     """
     detail = x.float() - gaussian_blur(x.float(), sigma, radius)
     return (x.float() + amount * detail).to(x.dtype)
 
 
 def bicubic(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[B, C, h, w] -> [B, C, height, width], for pixels and latents alike; pixels are areas (align_corners
-    off).
+    """Resize pixels or latents: [B, C, h, w] -> [B, C, height, width]; pixels are areas (align_corners off).
 
-    Where it only enlarges, torch's (and OpenCV's) kernel with a = -0.75, which HiFlow and the others use;
-    where an axis shrinks, the anti-aliased one with a = -0.5, as Pillow's. Overshoots are not clipped.
+    An enlargement uses torch's (and OpenCV's) kernel with a = -0.75, as HiFlow and the others do; if an axis
+    shrinks, the anti-aliased kernel with a = -0.5 is used, as in Pillow. Overshoots are not clipped.
     """
     shrinks = height < x.shape[-2] or width < x.shape[-1]
     found = F.interpolate(x.float(), (height, width), mode="bicubic", align_corners=False, antialias=shrinks)
@@ -105,8 +105,8 @@ def bicubic(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def lanczos(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """As `bicubic`, by a sinc of three lobes under one of its own: Pillow's LANCZOS, by which diffusers'
-    image to image pipelines resize. Wider where an axis shrinks; what lies beyond a border does not count."""
+    """Resize like `bicubic`, by the Lanczos kernel with three lobes: Pillow's LANCZOS, with which diffusers'
+    image-to-image pipelines resize. The kernel is wider if an axis shrinks, and normalised at borders."""
     return _resampled(_resampled(x.float(), -2, height), -1, width).to(x.dtype)
 
 
@@ -131,7 +131,7 @@ ENLARGEMENTS: Mapping[str, Callable[[torch.Tensor, int, int], torch.Tensor]] = {
     "bicubic": bicubic,
     "lanczos": lanczos,
 }
-"""How an image can be brought to another size, by name."""
+"""Methods of resizing an image, by name."""
 
 
 def _repeat_last(x: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""Latents: the one place for VAE scale and shift, packing, token grids and position ids.
+"""Latents: VAE scale and shift, packing, token grids and position ids.
 
-Shapes: z [B, C, H, W] are latents on the VAE's grid (H = height px / VAE factor), "raw" as the VAE gives and
-takes them or "model" as the backbone sees them. tokens [B, N, 4C] are model latents packed by 2x2 patches,
-row by row, channel c*4 + dy*2 + dx.
+Shapes: z [B, C, H, W] are latents on the VAE's grid (H = height px / VAE factor): "raw" for the VAE, "model"
+for the backbone. tokens [B, N, 4C] are model latents packed by 2x2 patches, row by row, channel c*4 + dy*2 +
+dx.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from uhr.base.errors import UserError
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
-    """z [B, C, H, W] -> tokens [B, (H/2)(W/2), 4C]. H and W must be even: an odd row has no patch."""
+    """Pack z [B, C, H, W] into tokens [B, (H/2)(W/2), 4C]. H and W must be even."""
     batch, channels, height, width = latents.shape
     assert height % 2 == 0, f"{height} rows of latents are odd"
     assert width % 2 == 0, f"{width} columns of latents are odd"
@@ -26,17 +26,17 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 
 
 def unpack(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """tokens [B, N, 4C] -> z [B, C, H, W]; `height` and `width` are H and W, on the latent grid."""
+    """Unpack tokens [B, N, 4C] into z [B, C, H, W]; `height` and `width` are H and W, on the latent grid."""
     batch, count, channels = tokens.shape
-    assert count * 4 == height * width, f"{count} tokens are no {height} x {width} latents"
+    assert count * 4 == height * width, f"{count} tokens are not {height} x {width} latents"
     patches = tokens.reshape(batch, height // 2, width // 2, channels // 4, 2, 2)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, height, width)
 
 
 def image_ids(rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Position ids (0, row, column) of a token grid: float32 [rows * columns, 3].
+    """Return the position ids (0, row, column) of a token grid: float32 [rows * columns, 3].
 
-    Never half precision: bfloat16 is exact only to 256, so that neighbours of an 8K image share a position.
+    Half precision would not do: bfloat16 is exact only to 256, so neighbours in an 8K image share a position.
     """
     ids = torch.zeros(rows, columns, 3, dtype=torch.float32, device=device)
     ids[..., 1] = torch.arange(rows, device=device)[:, None]
@@ -45,20 +45,21 @@ def image_ids(rows: int, columns: int, device: torch.device | str = "cpu") -> to
 
 
 def text_ids(length: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Position ids of the text tokens: float32 zeros [length, 3]."""
+    """Return the position ids of text tokens: float32 zeros [length, 3]."""
     return torch.zeros(length, 3, dtype=torch.float32, device=device)
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Between raw and model latents: model = (raw - shift) * scale."""
+    """The normalisation of latents: model = (raw - shift) * scale."""
 
     shift: float
     scale: float
 
     @classmethod
     def of(cls, vae_config: Mapping[str, Any]) -> Normalisation:
-        """From a VAE's configuration (`vae.config`, or its `config.json`); both values must be there."""
+        """Read a VAE's configuration (`vae.config`, or its `config.json`). Raises UserError if a value is
+        missing."""
         shift, scale = vae_config.get("shift_factor"), vae_config.get("scaling_factor")
         if shift is None or scale is None:
             raise UserError(
@@ -76,14 +77,14 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class PatchNormalisation:
-    """FLUX.2's: model = (raw - mean) / std per channel of the 2x2 patches; `mean` and `std` are [4C]."""
+    """FLUX.2's normalisation: model = (raw - mean) / std per channel of the 2x2 patches; both are [4C]."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
     @classmethod
     def of(cls, vae: Any) -> PatchNormalisation:
-        """From the BatchNorm statistics of an AutoencoderKLFlux2."""
+        """Read the BatchNorm statistics of an AutoencoderKLFlux2."""
         variance = vae.bn.running_var.float()
         return cls(vae.bn.running_mean.float(), torch.sqrt(variance + vae.config.batch_norm_eps))
 
@@ -99,12 +100,12 @@ class PatchNormalisation:
 
 
 def normalisation(vae: Any) -> Normalisation | PatchNormalisation:
-    """That of a loaded VAE, of any family. Both kinds work on z [B, C, H, W], H and W even."""
+    """Return the normalisation of a loaded VAE of any family. It applies to z [B, C, H, W], H and W even."""
     return PatchNormalisation.of(vae) if hasattr(vae, "bn") else Normalisation.of(vae.config)
 
 
 def to_images(rgb: Any) -> torch.Tensor:
-    """uint8 [B, H, W, 3] (sRGB, an array or a tensor) -> float32 [B, 3, H, W] in [-1, 1]."""
+    """Convert uint8 [B, H, W, 3] (sRGB, an array or a tensor) to float32 [B, 3, H, W] in [-1, 1]."""
     pixels = torch.as_tensor(rgb)
     assert pixels.dtype == torch.uint8, pixels.dtype
     assert pixels.ndim == 4, tuple(pixels.shape)
@@ -113,12 +114,11 @@ def to_images(rgb: Any) -> torch.Tensor:
 
 
 def sample_moments(mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """One raw latent of the posterior: mean + std * noise, in float32; `noise` is standard normal of that
-    shape."""
+    """Sample the VAE's posterior: mean + std * noise, raw latents in float32. `noise` is standard normal."""
     return mean.float() + std.float() * noise.to(mean.device, torch.float32)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """float [B, 3, H, W] in [-1, 1], clipped -> uint8 [B, H, W, 3], rounded to the nearest level."""
+    """Convert float [B, 3, H, W] in [-1, 1], clipped, to uint8 [B, H, W, 3], rounded to the nearest level."""
     levels = (images.float() * 0.5 + 0.5).clamp(0, 1) * 255
     return levels.round().to(torch.uint8).permute(0, 2, 3, 1)

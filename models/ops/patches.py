@@ -1,4 +1,4 @@
-"""Overlapping patches of an image (or latent) of any size: where they lie, and how they blend."""
+"""Overlapping patches of an image (or of latents) of any size: their positions, and how they are blended."""
 
 from __future__ import annotations
 
@@ -30,20 +30,22 @@ class Box:
         return self.left + self.width
 
     def crop(self, x: torch.Tensor) -> torch.Tensor:
-        """The box of x [..., H, W]: a view."""
+        """Return the part of x [..., H, W] in the box, as a view."""
         return x[..., self.top : self.bottom, self.left : self.right]
 
     def scaled(self, factor: int) -> Box:
-        """The same box on a grid that is `factor` times as fine."""
+        """Return the same box on a grid that is `factor` times as fine."""
         return Box(*(factor * side for side in (self.top, self.left, self.height, self.width)))
 
 
 def starts(length: int, window: int, overlap: int, multiple: int = 1) -> list[int]:
-    """Where windows start along one axis: the first at 0, the last ending at `length`, evenly spread, as few
-    as overlap by at least `overlap` each. A window as long as the axis or longer starts once, at 0.
+    """Return where windows start along one axis: the first at 0, the last ending at `length`, evenly spread,
+    and as few as possible with overlaps of at least `overlap`. A window that is not shorter than the axis
+    starts once, at 0.
 
-    All but the last are multiples of `multiple` (a packing grid, say), which must divide window - overlap;
-    the last one is too if it divides length - window.
+    All starts but the last are multiples of `multiple` (such as a packing grid), which must divide
+    window - overlap; the last one is too if it divides length - window. Raises UserError if the overlap is
+    not below the window, or the step not a multiple.
     """
     if not 0 <= overlap < window:
         raise UserError(f"patches of {window} cannot overlap by {overlap}", f"give 0 to {window - 1}")
@@ -63,7 +65,7 @@ def starts(length: int, window: int, overlap: int, multiple: int = 1) -> list[in
 def grid(
     height: int, width: int, window: int | tuple[int, int], overlap: int, multiple: int = 1
 ) -> list[Box]:
-    """Boxes that cover [height, width], row by row, each at least `overlap` over the next.
+    """Return boxes that cover [height, width], row by row, each overlapping the next by at least `overlap`.
 
     `window` is a side, or (height, width). Along an axis shorter than the window the box is as long as the
     axis. A 4096 grid with windows of 1024 has 49 boxes at overlap 512, 36 at 384 and 25 at 256.
@@ -77,11 +79,11 @@ def grid(
 
 
 def feather(box: Box, height: int, width: int, overlap: int) -> torch.Tensor:
-    """Blending weights of a patch, float32 [box.height, box.width] in (0, 1]: a plateau of 1, and on each
-    side inside the image a Gaussian ramp of the overlap's width. RealUHR says "alpha blending with Gaussian
-    feathering" (figure 3); plateau and standard deviation, overlap / 3, are ours.
+    """Return the blending weights of a patch, float32 [box.height, box.width] in (0, 1].
 
-    A side on the image's border keeps weight 1: no neighbour would make up for it.
+    They are 1 on a plateau, with a Gaussian ramp of the overlap's width on each side inside the image. A side
+    on the image's border keeps weight 1, since it has no neighbour. RealUHR says "alpha blending with
+    Gaussian feathering" (figure 3); the plateau and the standard deviation, overlap / 3, are ours.
     """
     rows = _ramps(box.height, overlap, box.top > 0, box.bottom < height)
     columns = _ramps(box.width, overlap, box.left > 0, box.right < width)
@@ -104,7 +106,7 @@ def _ramps(length: int, overlap: int, first: bool, last: bool) -> torch.Tensor:
 
 
 class Canvas:
-    """Patches put together by a weighted mean, in float32: `add` each, then `result`."""
+    """The weighted mean of patches, in float32: `add` each patch, then call `result`."""
 
     def __init__(
         self, batch: int, channels: int, height: int, width: int, device: torch.device | str = "cpu"
@@ -115,7 +117,7 @@ class Canvas:
         self._weights = torch.zeros(height, width, device=device)
 
     def add(self, box: Box, patch: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """`patch` is [B, C, h, w] at `box`, `weights` [h, w] (1 if none: MultiDiffusion's plain mean)."""
+        """Add a patch [B, C, h, w] at `box` with weights [h, w]; None is 1, MultiDiffusion's plain mean."""
         import torch
 
         place, weights = self._sum.device, torch.ones(patch.shape[-2:]) if weights is None else weights
@@ -124,6 +126,6 @@ class Canvas:
         box.crop(self._weights).add_(weights)
 
     def result(self) -> torch.Tensor:
-        """[B, C, H, W]. Every place must be covered."""
+        """Return the mean [B, C, H, W]. Every position must be covered."""
         assert bool((self._weights > 0).all()), "the patches leave a gap"
         return self._sum / self._weights

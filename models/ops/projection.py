@@ -1,4 +1,4 @@
-"""Projected flow (I-Max): the low frequencies of a velocity are drawn towards a reference image.
+"""Projected flow (I-Max): the low frequencies of a velocity are moved towards a reference image.
 
 Pure functions on latents [..., H, W]; sigma in [0, 1] with 1 noise, velocity = noise - data.
 """
@@ -15,7 +15,7 @@ from uhr.models.ops.filters import haar_low_pass
 
 
 def velocity_towards(x: torch.Tensor, data: torch.Tensor, sigma: float) -> torch.Tensor:
-    """The velocity of the straight line from x, at noise level sigma, to `data`: (x - data) / sigma.
+    """Return the velocity of the straight line from x, at noise level sigma, to `data`: (x - data) / sigma.
 
     The official codes add 1e-6 to sigma; no step starts at 0, so nothing is added here.
     """
@@ -24,7 +24,7 @@ def velocity_towards(x: torch.Tensor, data: torch.Tensor, sigma: float) -> torch
 
 
 def cosine_weight(step: int, steps: int) -> float:
-    """(1 + cos(pi step / steps)) / 2: 1 at the first step, falling; it would reach 0 after the last."""
+    """Return (1 + cos(pi step / steps)) / 2: 1 at the first step, falling to 0 just after the last."""
     return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
@@ -35,7 +35,7 @@ def project(
     kind: Projection = Projection.COSINE_DECAY,
     low_pass: Callable[[torch.Tensor], torch.Tensor] = haar_low_pass,
 ) -> torch.Tensor:
-    """`velocity` with its low band moved to that of `towards` (`velocity_towards` of the reference).
+    """Move the low band of `velocity` to that of `towards` (`velocity_towards` of the reference).
 
     I-Max: v + f (LP(v_ref) - LP(v)); `weight` is f, and LP the projection onto the low Haar band.
     """

@@ -1,10 +1,10 @@
 """Rotary position embeddings for images larger than a backbone was trained at: NTK, YaRN, Resonance with
 YaRN.
 
-Each is a drop-in for a FLUX backbone's `pos_embed`: ids [S, axes] -> (cos, sin), float32 [S, sum of
-axes_dim], channels in adjacent pairs, one angle each. An axis of dimension d has d/2 bands, and band k turns
-a token at position p by p * theta^(-2k/d) radians when nothing is scaled. Angles are float64 (float32 loses
-whole digits at high positions), and there are no buffers, so `model.to(bfloat16)` cannot damage them.
+Each replaces a FLUX backbone's `pos_embed`: ids [S, axes] -> (cos, sin), float32 [S, sum of axes_dim],
+channels in adjacent pairs, one angle each. An axis of dimension d has d/2 bands; unscaled, band k rotates a
+token at position p by p * theta^(-2k/d) radians. Angles are float64 (float32 loses digits at high positions),
+and there are no buffers, so `model.to(bfloat16)` cannot damage them.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ SPATIAL_AXES = (1, 2)
 """Rows and columns, in FLUX.1's ids (t, h, w) and FLUX.2's (t, h, w, l)."""
 
 Scale = torch.Tensor
-"""Length of an axis over the window that it was trained with, above 1: a float64 tensor without dimensions.
+"""Length of an axis over the window that it was trained with, above 1: a float64 scalar tensor.
 
 It stays a tensor so that no value is read back from a GPU, and the embedding compiles into one graph.
 """
 
 
 def plain(dim: int, theta: float) -> torch.Tensor:
-    """theta^(-2k/dim), k = 0..dim/2-1, in radians per token: float64 [dim/2]."""
+    """Return the unscaled frequencies theta^(-2k/dim), k = 0..dim/2-1, in radians per token: float64
+    [dim/2]."""
     return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
 
 
 def band_of(rotations: float, dim: int, theta: float, window: float) -> float:
-    """The (fractional) band that turns `rotations` times within the window."""
+    """Return the (fractional) band that rotates `rotations` times within the window."""
     return dim * math.log(window / (2 * math.pi * rotations)) / (2 * math.log(theta))
 
 
 def ramp(low: float, high: float, bands: int) -> torch.Tensor:
-    """0 up to band `low`, 1 from band `high`, a line between: float64 [bands]."""
+    """Return a ramp that is 0 up to band `low`, 1 from band `high`, and linear between: float64 [bands]."""
     if low == high:
         high += 0.001
     return ((torch.arange(bands, dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
@@ -48,7 +49,7 @@ def ramp(low: float, high: float, bands: int) -> torch.Tensor:
 def correction_ramp(
     fast: float, slow: float, dim: int, theta: float, window: float, top: int
 ) -> torch.Tensor:
-    """YaRN's ramp between the bands that turn `fast` and `slow` times within the window, in whole bands.
+    """Return YaRN's ramp between the bands that rotate `fast` and `slow` times in the window, in whole bands.
 
     `top` is the highest band that the upper end may have.
     """
@@ -58,7 +59,7 @@ def correction_ramp(
 
 
 def magnitude(scale: Scale) -> torch.Tensor:
-    """YaRN's temperature 0.1 ln(s) + 1: a factor on cos and sin, so its square acts on the attention
+    """Return YaRN's temperature 0.1 ln(s) + 1, a factor on cos and sin: its square acts on attention
     logits."""
     return 0.1 * torch.log(scale) + 1
 
@@ -66,10 +67,10 @@ def magnitude(scale: Scale) -> torch.Tensor:
 def yarn(
     dim: int, theta: float, window: float, scale: Scale, fast: float = 32, slow: float = 1
 ) -> torch.Tensor:
-    """YaRN (Peng et al. 2309.00071, reference code): frequencies [dim/2].
+    """Return the frequencies [dim/2] of YaRN (Peng et al. 2309.00071, reference code).
 
-    Bands that turn more than `fast` times within the window stay, those below `slow` are interpolated by the
-    scale, and a ramp blends between.
+    Bands that rotate more than `fast` times within the window stay, those below `slow` are interpolated by
+    the scale, and a ramp blends between.
     """
     base = plain(dim, theta).to(scale.device)
     mix = correction_ramp(fast, slow, dim, theta, window, top=dim - 1).to(scale.device)
@@ -77,11 +78,11 @@ def yarn(
 
 
 def resonant_exponents(dim: int, theta: float, window: float) -> torch.Tensor:
-    """Exponents x of theta^(-x), changed so that every band of at least one cycle has whole cycles per
-    window.
+    """Return the exponents x of theta^(-x), float64 [dim/2], changed so that every band of at least one cycle
+    has whole cycles per window.
 
-    Bands with less than one cycle stay as they are. UltraFlux's paper would lift them to one full cycle, up
-    to 530 times faster; its code does not, and this follows the code. float64 [dim/2].
+    Bands with less than one cycle stay as they are. UltraFlux's paper would raise them to one full cycle, up
+    to 530 times faster; its code does not, and this follows the code.
     """
     exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
     cycles = window * plain(dim, theta) / (2 * math.pi)
@@ -90,12 +91,11 @@ def resonant_exponents(dim: int, theta: float, window: float) -> torch.Tensor:
 
 
 def resonance_yarn(dim: int, theta: float, window: float, scale: Scale) -> torch.Tensor:
-    """UltraFlux's Resonance with YaRN, by its code since 2025-12-17: frequencies [dim/2].
+    """Return the frequencies [dim/2] of UltraFlux's Resonance with YaRN, as in its code since 2025-12-17.
 
     Resonant frequencies, blended twice: from NTK (theta times scale^(d/(d-2))) to interpolation between 1.25
     and 0.75 rotations per window, and from unscaled to that blend between 16 and 2 rotations. The paper's
-    formulas differ: its ramp runs backwards as printed, and it has neither the NTK branch nor the second
-    ramp.
+    formulas differ: its ramp is reversed as printed, and it has neither the NTK branch nor the second ramp.
     """
     exponents = resonant_exponents(dim, theta, window).to(scale.device)
     base = theta**-exponents
@@ -107,7 +107,7 @@ def resonance_yarn(dim: int, theta: float, window: float, scale: Scale) -> torch
 
 
 class PosEmbed(nn.Module):
-    """The plain embedding, equal to diffusers' own bit for bit, and the base of the scaled ones."""
+    """The unscaled embedding, equal to diffusers' own bit for bit, and the base class of the scaled ones."""
 
     def __init__(self, theta: float, axes_dim: Sequence[int]) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class PosEmbed(nn.Module):
         self.axes_dim = tuple(axes_dim)
 
     def bands(self, axis: int, length: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Frequencies [dim/2] and magnitude [] of an axis that is `length` tokens long; float64."""
+        """Return the frequencies [dim/2] and the magnitude [] of an axis of `length` tokens; float64."""
         return plain(self.axes_dim[axis], self.theta).to(length.device), torch.ones_like(length)
 
     def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,7 +125,7 @@ class PosEmbed(nn.Module):
                 f"position ids are {ids.dtype}: neighbours would share a position",
                 "pass float32 ids, as the pipelines here do",
             )
-        # no float64 there
+        # these devices have no float64
         device = torch.device("cpu") if ids.device.type in ("mps", "npu") else ids.device
         positions = ids.to(device, torch.float64)
         cos, sin = [], []
@@ -142,11 +142,11 @@ class PosEmbed(nn.Module):
 
 
 class NtkPosEmbed(PosEmbed):
-    """theta times `factor` on every axis, in the crude form that I-Max, URAE, HiFlow, CLEAR and UltraGen
+    """Multiplies theta by `factor` on every axis, the form that I-Max, URAE, HiFlow, CLEAR and UltraGen
     share.
 
-    `floor` is I-Max's clip: no frequency falls below the plain one divided by it (it takes the square root of
-    image tokens / 4096).
+    `floor` is I-Max's clip: no frequency is below the unscaled one divided by it (I-Max uses the square root
+    of image tokens / 4096).
     """
 
     def __init__(
@@ -168,11 +168,11 @@ class NtkPosEmbed(PosEmbed):
 
 
 class _WindowedPosEmbed(PosEmbed, ABC):
-    """Scales each spatial axis by its own length over the window; an axis within the window stays plain.
+    """Scales each spatial axis by its own length over the window; an axis within the window is not scaled.
 
     `window` is in tokens per side: a spec's native side over its `pixel_multiple`, 64 for FLUX. The length of
-    an axis is max - min + 1 over all ids, text included, whose ids are 0. The magnitude acts on text tokens
-    too.
+    an axis is max - min + 1 over all ids, including those of text, which are 0. The magnitude acts on text
+    tokens too.
     """
 
     def __init__(self, theta: float, axes_dim: Sequence[int], window: int) -> None:
@@ -182,7 +182,7 @@ class _WindowedPosEmbed(PosEmbed, ABC):
 
     @abstractmethod
     def scaled(self, dim: int, scale: Scale) -> torch.Tensor:
-        """Frequencies [dim/2] beyond the window."""
+        """Return the frequencies [dim/2] of an axis longer than the window."""
 
     def bands(self, axis: int, length: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         unscaled, one = super().bands(axis, length)
@@ -198,14 +198,15 @@ class _WindowedPosEmbed(PosEmbed, ABC):
 
 
 class YarnPosEmbed(_WindowedPosEmbed):
-    """YaRN per spatial axis (`yarn`)."""
+    """Scales each spatial axis by YaRN (`yarn`)."""
 
     def scaled(self, dim: int, scale: Scale) -> torch.Tensor:
         return yarn(dim, self.theta, self.window, scale)
 
 
 class ResonancePosEmbed(_WindowedPosEmbed):
-    """UltraFlux's Resonance with YaRN per spatial axis (`resonance_yarn`); it acts only beyond the window."""
+    """Scales each spatial axis longer than the window by UltraFlux's Resonance with YaRN
+    (`resonance_yarn`)."""
 
     def scaled(self, dim: int, scale: Scale) -> torch.Tensor:
         return resonance_yarn(dim, self.theta, self.window, scale)

@@ -1,4 +1,4 @@
-"""Schedules: how sigma falls from 1 (noise) to 0 (data) over the steps of a sampler.
+"""Schedules of noise levels: how sigma falls from 1 (noise) to 0 (data) over the steps of a sampler.
 
 A schedule is a float64 tensor [steps + 1] that begins at the first noise level and ends in 0; step i goes
 from sigmas[i] to sigmas[i + 1]. Nothing here reads a scheduler object: `scheduler_config.py` does.
@@ -18,42 +18,46 @@ from uhr.models.ops.choices import ShiftPolicy
 
 
 def linear(steps: int, start: float = 1.0) -> torch.Tensor:
-    """start * (1 - i / steps), i = 0..steps: FLUX's grid for start 1, RealUHR's uniform grid for start
-    gamma."""
+    """Return start * (1 - i / steps), i = 0..steps: FLUX's grid for start 1, RealUHR's uniform grid for start
+    gamma. Raises UserError for fewer than 1 step."""
     if steps < 1:
-        raise UserError(f"{steps} steps", "give at least 1")
+        raise UserError(f"{steps} steps are too few", "give at least 1")
     assert 0 < start <= 1, start
     return start * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
 
 
 def shift(sigmas: torch.Tensor, factor: float) -> torch.Tensor:
-    """factor * s / (1 + (factor - 1) s): keeps 0 and 1, lifts what is between for a factor above 1."""
+    """Shift noise levels s to factor * s / (1 + (factor - 1) s), which keeps 0 and 1 and raises the levels
+    between for a factor above 1. Raises UserError unless the factor is above 0."""
     if factor <= 0:
-        raise UserError(f"shift factor {factor}", "give a factor above 0; 1 shifts nothing, 3 is FLUX's")
+        fix = "give a factor above 0; 1 shifts nothing, 3 is FLUX's"
+        raise UserError(f"shift factor {factor} is invalid", fix)
     # the same as factor s / (1 + (factor - 1) s), and exact at both ends
     return factor * sigmas / (factor * sigmas + (1 - sigmas))
 
 
 class Shifter(Protocol):
-    """A dynamic shift for a number of image tokens: its factor, refused where the calibration ends, and mu,
-    the factor's logarithm."""
+    """A dynamic shift by the number of image tokens: its factor, an error beyond the calibration, and mu, the
+    logarithm of the factor."""
 
     def factor(self, tokens: int) -> float: ...
 
     def mu(self, tokens: int) -> float: ...
 
 
-class Runaway(UserError):
-    """A dynamic shift above its calibration. Who asked for the schedule knows what to change: `mended`."""
+class ShiftOutOfRange(UserError):
+    """A dynamic shift was requested beyond its calibration. Callers replace the fix by what they can
+    change."""
 
-    def mended(self, fix: str) -> UserError:
+    def with_fix(self, fix: str) -> UserError:
+        """Return the same error with another fix."""
         return UserError(self.what, fix)
 
 
-def refuse_runaway(tokens: int, limit: int, mu: float) -> None:
-    """Runaway above `limit` image tokens, where the lines through which mu was fitted run away."""
+def check_calibrated(tokens: int, limit: int, mu: float) -> None:
+    """Raise ShiftOutOfRange above `limit` image tokens: mu was fitted below, and its line rises too far."""
     if tokens > limit:
-        raise Runaway(
+        raise ShiftOutOfRange(
             f"the dynamic shift is calibrated up to {limit} image tokens; this image has "
             f"{tokens} (factor {math.exp(mu):,.0f}: almost every step at pure noise)",
             "shift by a fixed factor",
@@ -62,7 +66,7 @@ def refuse_runaway(tokens: int, limit: int, mu: float) -> None:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The line through which FLUX.1's dynamic shift was fitted: mu over the number of image tokens."""
+    """FLUX.1's dynamic shift: a line of mu over the number of image tokens."""
 
     base_shift: float = 0.5
     max_shift: float = 1.15
@@ -71,7 +75,7 @@ class Calibration:
 
     @classmethod
     def of(cls, scheduler_config: Mapping[str, Any]) -> Calibration:
-        """From a FlowMatchEulerDiscreteScheduler's configuration; FLUX.1-dev's values where it is silent."""
+        """Read a FlowMatchEulerDiscreteScheduler's configuration; missing values are FLUX.1-dev's."""
         read = scheduler_config.get
         return cls(
             read("base_shift", cls.base_shift),
@@ -81,22 +85,24 @@ class Calibration:
         )
 
     def mu(self, tokens: int) -> float:
-        """log of the shift factor, linear in the number of packed image tokens: 1.15 for 4096."""
+        """Return the logarithm of the shift factor, linear in the number of packed image tokens: 1.15 for
+        4096."""
         slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
         return self.base_shift + slope * (tokens - self.base_tokens)
 
     def factor(self, tokens: int) -> float:
-        """exp(mu), refused above `max_tokens`: the line runs away there (25 at 2K, 103,777 at 4K)."""
-        refuse_runaway(tokens, self.max_tokens, self.mu(tokens))
+        """Return exp(mu). Raises ShiftOutOfRange above `max_tokens`, where the factor is far too large (25 at
+        2K, 103,777 at 4K)."""
+        check_calibrated(tokens, self.max_tokens, self.mu(tokens))
         return math.exp(self.mu(tokens))
 
 
 def shifted(
     policy: ShiftPolicy, steps: int, tokens: int, factor: float = 3.0, dynamic: Shifter | None = None
 ) -> torch.Tensor:
-    """The linear grid shifted by a policy: not at all, by `factor`, or by the number of image tokens.
+    """Return the linear grid shifted by a policy: not at all, by `factor`, or by the number of image tokens.
 
-    `dynamic` is the backbone family's own (`Backbone.shifter`); FLUX.1-dev's if None.
+    `dynamic` is the backbone family's own shift (`Backbone.shifter`); None is FLUX.1-dev's.
     """
     sigmas = linear(steps)
     if policy is ShiftPolicy.NONE:
@@ -108,7 +114,7 @@ def shifted(
 
 
 def logarithmic(steps: int, start: float = 1.0) -> torch.Tensor:
-    """Levels in geometric progression from `start` to the last level of the linear grid, then 0.
+    """Return levels in geometric progression from `start` to the last level of the linear grid, then 0.
 
     RealUHR's ablation names a logarithmic schedule without a formula; this one shares the linear grid's ends.
     """
@@ -118,9 +124,9 @@ def logarithmic(steps: int, start: float = 1.0) -> torch.Tensor:
 
 
 def cosine(steps: int, start: float = 1.0) -> torch.Tensor:
-    """Uniform in the angle a with tan(a) = sigma / (1 - sigma), from `start` to 0.
+    """Return levels uniform in the angle a with tan(a) = sigma / (1 - sigma), from `start` to 0.
 
-    That is the cosine schedule's signal-to-noise ratio carried over to rectified flow ("CosMap", Esser et al.
+    This is the cosine schedule's signal-to-noise ratio for rectified flow ("CosMap", Esser et al.
     2403.03206). RealUHR's ablation names a cosine schedule without a formula.
     """
     angle = math.atan2(start, 1 - start) * linear(steps)
@@ -130,9 +136,9 @@ def cosine(steps: int, start: float = 1.0) -> torch.Tensor:
 def warp(t: torch.Tensor, alpha: float = 0.15, p: float = 2.0) -> torch.Tensor:
     """RealUHR's time warp (eq. 6, 7): clip(t (1 + alpha sgn(t - 0.5) sin(pi t)^p), 0, 1), t = 1 - sigma.
 
-    It jumps up by alpha in all at t = 0.5, which stays where it is. UserError for an alpha at which it would
-    not rise everywhere (`largest_alpha`); the paper calls it strictly monotone for every alpha below 0.5 and
-    p above 1, which does not hold.
+    It jumps up by alpha in total at t = 0.5, which itself is unchanged. Raises UserError for an alpha at
+    which it is not monotone (`largest_alpha`); the paper calls it strictly monotone for every alpha below 0.5
+    and p above 1, which is not true.
     """
     limit = largest_alpha(p)
     if not 0 <= alpha < limit:
@@ -145,13 +151,13 @@ def warp(t: torch.Tensor, alpha: float = 0.15, p: float = 2.0) -> torch.Tensor:
 
 
 def largest_alpha(p: float) -> float:
-    """The smallest alpha at which the warp stops rising somewhere: 0.4878 for p = 2.
+    """Return the smallest alpha at which the warp stops rising somewhere: 0.4878 for p = 2.
 
     The slope is 1 - alpha g(t) below t = 0.5 and 1 + alpha g(t) above, g = S^p + p pi t S^(p-1) C with
     S = sin(pi t), C = cos(pi t). p below 1 has no such alpha: the slope at t = 1 is infinite.
     """
     if p < 1:
-        raise UserError(f"time warp of p {p:g}", "give p of at least 1; the paper's is 2")
+        raise UserError(f"time warp with p {p:g}", "give p of at least 1; the paper's is 2")
     t = torch.linspace(0, 1, 200_001, dtype=torch.float64)
     sine, cosine_ = torch.sin(math.pi * t).clamp(min=0), torch.cos(math.pi * t)
     slope = sine**p + p * math.pi * t * sine ** (p - 1) * cosine_
@@ -160,31 +166,31 @@ def largest_alpha(p: float) -> float:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """A schedule that may tell the backbone another noise level than the true one.
+class LabelledSchedule:
+    """A schedule that may show the backbone another noise level than the true one.
 
-    sigmas [steps + 1] are the true levels, which steps are taken by; labels [steps] are those that the
-    backbone is told; float64.
+    sigmas [steps + 1] are the true levels, which determine the steps; labels [steps] are the levels shown to
+    the backbone; float64.
     """
 
     sigmas: torch.Tensor
     labels: torch.Tensor
 
 
-def _true(sigmas: torch.Tensor) -> Labelled:
-    return Labelled(sigmas, sigmas[:-1])
+def _true(sigmas: torch.Tensor) -> LabelledSchedule:
+    return LabelledSchedule(sigmas, sigmas[:-1])
 
 
-def _warped_labels(steps: int, start: float, alpha: float, p: float) -> Labelled:
+def _warped_labels(steps: int, start: float, alpha: float, p: float) -> LabelledSchedule:
     sigmas = linear(steps, start)
-    return Labelled(sigmas, 1 - warp(1 - sigmas[:-1], alpha, p))
+    return LabelledSchedule(sigmas, 1 - warp(1 - sigmas[:-1], alpha, p))
 
 
-def _warped_grid(steps: int, start: float, alpha: float, p: float) -> Labelled:
+def _warped_grid(steps: int, start: float, alpha: float, p: float) -> LabelledSchedule:
     return _true(1 - warp(1 - linear(steps, start), alpha, p))
 
 
-PATCH_SCHEDULES: Mapping[str, Callable[[int, float, float, float], Labelled]] = {
+PATCH_SCHEDULES: Mapping[str, Callable[[int, float, float, float], LabelledSchedule]] = {
     "warped-labels": _warped_labels,
     "warped-grid": _warped_grid,
     "uniform": lambda steps, start, alpha, p: _true(linear(steps, start)),
@@ -193,13 +199,19 @@ PATCH_SCHEDULES: Mapping[str, Callable[[int, float, float, float], Labelled]] = 
 }
 
 
-def patch_schedule(name: str, steps: int, start: float, alpha: float = 0.15, p: float = 2.0) -> Labelled:
-    """RealUHR's schedule for patches, and those of its ablation, from noise level `start` (its gamma) to 0.
+def patch_schedule(
+    name: str, steps: int, start: float, alpha: float = 0.15, p: float = 2.0
+) -> LabelledSchedule:
+    """Return RealUHR's schedule for patches, or one of its ablation, from noise level `start` (its gamma) to
+    0.
 
-    warped-labels: Algorithm 1 as it stands, and the default: steps by the uniform grid; the backbone is told
-                   the warped time: a latent past the middle is called cleaner than it is
-    warped-grid:   steps and labels both by the warped time, as the prose around eq. 6 has it. At a start
-                   other than 1 the first step begins at the warped level, as does the noise of that level
+    warped-labels: Algorithm 1, and the default: steps by the uniform grid, and labels by the warped time, so
+    a
+                   latent past the middle is labelled cleaner than it is
+    warped-grid:   steps and labels both by the warped time, as in the prose around eq. 6. At a start other
+                   than 1 the first step, and the noise added for it, are at the warped level
+
+    Raises UserError for an unknown name.
     """
     if name not in PATCH_SCHEDULES:
         raise unknown("patch schedule", name, PATCH_SCHEDULES)

@@ -1,4 +1,4 @@
-"""Whether it shows that an image was put together from patches: gradients across their borders."""
+"""Measure how visible the borders of patches are in an image, by the gradients across them."""
 
 from __future__ import annotations
 
@@ -9,31 +9,35 @@ import torch
 
 from uhr.models.ops.patches import Box
 
-BESIDE = 2
-"""How many px from a border, on either side, the gradients lie that those across it are held against."""
+REFERENCE_DISTANCE = 2
+"""Distance in px from a border, on both sides, of the gradients with which those across it are compared."""
 
 
 def seam_strength(image: torch.Tensor, boxes: Sequence[Box]) -> float:
-    """How much the borders of `boxes` show in an image [B, C, H, W], of any dtype: the mean absolute
-    difference across them, over that two px further in on either side. 1 is no seam.
+    """Return how visible the borders of `boxes` are in an image [B, C, H, W] of any dtype: the mean absolute
+    difference across them, divided by that 2 px away on both sides. 1 is no seam.
 
-    An image with no border inside, or without any gradient, gives 1; one whose only gradients lie on
-    borders, infinity. Only the borders' own surroundings are read.
+    The result is 1 without inner borders or without any gradient, and infinity if the only gradients are on
+    borders.
     """
-    across, beside = 0.0, 0.0
+    across, nearby = 0.0, 0.0
     for axis, edges in ((-2, _inner(boxes, "top", "bottom")), (-1, _inner(boxes, "left", "right"))):
         for edge in edges:
-            around = [edge + shift for shift in (-BESIDE, BESIDE) if 0 < edge + shift < image.shape[axis]]
+            around = [
+                edge + shift
+                for shift in (-REFERENCE_DISTANCE, REFERENCE_DISTANCE)
+                if 0 < edge + shift < image.shape[axis]
+            ]
             if 0 < edge < image.shape[axis] and around:
                 across += _gradient(image, axis, edge)
-                beside += sum(_gradient(image, axis, place) for place in around) / len(around)
-    if beside == 0:
+                nearby += sum(_gradient(image, axis, place) for place in around) / len(around)
+    if nearby == 0:
         return 1.0 if across == 0 else float("inf")
-    return across / beside
+    return across / nearby
 
 
 def seams_of(image: Any, boxes: Sequence[Box]) -> float | None:
-    """`seam_strength` of a PIL image; None where it was not put together from several boxes."""
+    """Return `seam_strength` of a PIL image, or None if it does not consist of several boxes."""
     import numpy as np
 
     if len(boxes) < 2:

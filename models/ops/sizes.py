@@ -1,4 +1,4 @@
-"""Sizes of the passes of a cascade: a base at about the backbone's native area, then up to the target.
+"""The sizes of a cascade: a base at about the backbone's native area, then up to the target.
 
 All sizes are (height, width) in px and multiples of the backbone's pixel multiple; ratios are of sides.
 """
@@ -13,14 +13,15 @@ from uhr.base.errors import UserError
 Size = tuple[int, int]
 
 LAST_STRETCH = 0.9
-"""A stage that would reach this share of the target's side is left out: the target itself is the stage."""
+"""A stage of at least this share of the target's side is left out, since the target follows anyway."""
 
 
 def base_size(height: int, width: int, native: int, multiple: int) -> Size:
-    """The size of the base pass for a target: at most native^2 px, close to that, and close to the target's
-    aspect ratio (4096 x 4096 -> 1024 x 1024, 2160 x 3840 -> 768 x 1360). A smaller target is its own base.
+    """Return the size of the base pass for a target: at most native^2 px, close to that, and close to the
+    target's aspect ratio (4096 x 4096 -> 1024 x 1024, 2160 x 3840 -> 768 x 1360). A smaller target is its own
+    base.
 
-    A shortfall in area counts a quarter of an equal error of the aspect ratio: a ratio that is off
+    A shortfall in area counts a quarter of an equal error in the aspect ratio, because a wrong ratio
     stretches the image when it is enlarged.
     """
     limit = (native // multiple) ** 2
@@ -40,18 +41,21 @@ def base_size(height: int, width: int, native: int, multiple: int) -> Size:
 
 
 def enlargement(size: Size, base: Size) -> float:
-    """How many times the side of `base` that of `size` is: the square root of the areas' ratio."""
+    """Return the side of `size` over that of `base`: the square root of the ratio of areas."""
     return math.sqrt(size[0] * size[1] / (base[0] * base[1]))
 
 
 def cascade(target: Size, base: Size, ratios: Sequence[float], multiple: int) -> list[Size]:
-    """The sizes after the base, the last of them the target.
+    """Return the sizes after the base, the last of which is the target.
 
-    `ratios` are sides over the base's, rising: (2, 4) is 1K-2K-4K, (2, 3, 4) is HiFlow's in its paper. Those
-    below the target's are passed through; beyond the list's end the last is doubled, again and again.
+    `ratios` are rising sides over the base's: (2, 4) is 1K-2K-4K, (2, 3, 4) is HiFlow's paper. Those below
+    the target's ratio are used; if the list ends before it, the last ratio is doubled repeatedly. Raises
+    UserError unless the ratios rise above 1.
     """
     if not ratios or any(b <= a for a, b in zip([1, *ratios], ratios, strict=False)):
-        raise UserError(f"a cascade of {list(ratios)}", "give rising ratios above 1: [2, 4], say")
+        raise UserError(
+            f"a cascade of {list(ratios)} is invalid", "give rising ratios above 1, such as [2, 4]"
+        )
     whole = enlargement(target, base)
     steps = list(ratios)
     while steps[-1] < whole:
@@ -64,59 +68,61 @@ def cascade(target: Size, base: Size, ratios: Sequence[float], multiple: int) ->
 
 
 def check_sides(multiple: int, height: int, width: int) -> None:
-    """UserError with the nearest sizes that can be made, unless both sides are positive multiples."""
+    """Raise UserError, with the nearest valid sizes, unless both sides are positive multiples."""
     if height > 0 and width > 0 and height % multiple == 0 and width % multiple == 0:
         return
     near = nearest(multiple, height, width)
-    raise UserError(f"size {width}x{height} cannot be made", f"multiples of {multiple}; nearest {near}")
+    what = f"size {width}x{height} cannot be generated"
+    raise UserError(what, f"use multiples of {multiple}; nearest {near}")
 
 
 def nearest(multiple: int, height: int, width: int) -> str:
-    """The sizes below and above whose sides are positive multiples, for people: width first."""
+    """Return the nearest sizes below and above with sides that are positive multiples, as text, width
+    first."""
     high = up_to(max(height, 1), multiple), up_to(max(width, 1), multiple)
     low = max(multiple, height // multiple * multiple), max(multiple, width // multiple * multiple)
     return " or ".join(f"{size[1]}x{size[0]}" for size in ([low] if low == high else [low, high]))
 
 
 def check_enlarges(target: Size, native: int, near: str = "a larger size") -> None:
-    """UserError unless the target has more px than the backbone's native square: there would be no stage.
-    `near` is what to ask for instead."""
+    """Raise UserError unless the target has more px than the backbone's native square, since there would be
+    no stage. `near` names a size to use instead."""
     if target[0] * target[1] <= native**2:
         height, width = target
-        what = f"size {width}x{height} is not above the native {native}x{native}, as all images here are"
-        raise UserError(what, f"ask for {near}, or take euler")
+        what = f"size {width}x{height} is not above the native {native}x{native}, as this sampler requires"
+        raise UserError(what, f"use {near}, or take euler")
 
 
 def whole_times(target: Size, native: int, multiple: int) -> int:
-    """How many times the base's side the target's is, for samplers that need a whole number: DemoFusion
-    interleaves whole grids. At least 2, and at most as many as the native square has tokens a side."""
+    """Return the target's side over the base's as a whole number, for samplers that interleave whole grids
+    (DemoFusion): at least 2, and at most the native square's tokens per side."""
     times = round(math.sqrt(target[0] * target[1]) / native)
     return min(max(2, times), native // multiple)
 
 
 def up_to(side: int, multiple: int) -> int:
-    """The smallest multiple that is no smaller than a side."""
+    """Return the smallest multiple that is not below a side."""
     return -(-side // multiple) * multiple
 
 
-def smallest(asked: Size, unit: Callable[[Size], int], enough: Callable[[Size], bool]) -> Size:
-    """A size no smaller than the one asked for whose sides are multiples of `unit(size)` and that is
-    `enough`, of which neither side can be a unit shorter.
+def smallest(least: Size, unit: Callable[[Size], int], enough: Callable[[Size], bool]) -> Size:
+    """Return a size not below `least` whose sides are multiples of `unit(size)` and that is `enough`, and in
+    which neither side can be one unit shorter.
 
-    What is not enough grows in the shape that was asked for. The unit may rise with the size.
+    A size that is not enough grows in the aspect ratio of `least`. The unit may rise with the size.
     """
 
     def taller(size: Size) -> bool:
-        """Than the shape that was asked for."""
-        return size[0] * asked[1] > size[1] * asked[0]
+        """Whether the aspect ratio is above that of `least`."""
+        return size[0] * least[1] > size[1] * least[0]
 
     def fits(size: Size) -> bool:
-        return min(size[0] - asked[0], size[1] - asked[1]) >= 0 and unit(size) == step and enough(size)
+        return min(size[0] - least[0], size[1] - least[1]) >= 0 and unit(size) == step and enough(size)
 
-    step, found = 0, asked
+    step, found = 0, least
     while unit(found) != step:
         step = unit(found)
-        found = up_to(asked[0], step), up_to(asked[1], step)
+        found = up_to(least[0], step), up_to(least[1], step)
         while unit(found) < step or not enough(found):
             found = (found[0], found[1] + step) if taller(found) else (found[0] + step, found[1])
     while True:

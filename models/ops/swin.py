@@ -1,8 +1,8 @@
-"""Swin patchify (I-Max, HiFlow): on every other step the 2 x 2 packing grid lies half a token further.
+"""Swin patchify (I-Max, HiFlow): on every other step the 2 x 2 packing grid is shifted by half a token.
 
-The latents get a ring of one position before the backbone's call and lose it after, so that what was a border
-between two tokens comes to lie inside one. The official codes carry the ring until the next step crops it
-off; nothing of it is ever used, so that padding around the call alone is the same path.
+The latents get a ring of one position before the backbone's call and lose it after, so that a border between
+two tokens is inside one token at the next step. The official codes keep the ring until the next step crops
+it; it is never used, so padding around the call alone gives the same path.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uhr.models.ops.choices import Ring
 
 
 def shifts(step: int) -> bool:
-    """Whether the grid is shifted at a step: at the even ones, beginning with the first."""
+    """Whether the grid is shifted at a step: at even steps, beginning with step 0."""
     return step % 2 == 0
 
 
@@ -27,9 +27,9 @@ def pad(
     noise: Callable[[], torch.Tensor] | None = None,
     width: int = 1,
 ) -> torch.Tensor:
-    """[B, C, H, W] at noise level sigma -> [B, C, H + 2 width, W + 2 width].
+    """Pad latents [B, C, H, W] at noise level sigma to [B, C, H + 2 width, W + 2 width].
 
-    `noise()` draws standard normal values of the padded shape; zeros need none.
+    `noise()` draws standard normal values of the padded shape; it may be None for a ring of zeros.
     """
     padded = F.pad(latents, (width, width, width, width))
     if ring is Ring.ZEROS:
@@ -41,5 +41,5 @@ def pad(
 
 
 def crop(latents: torch.Tensor, width: int = 1) -> torch.Tensor:
-    """[B, C, H + 2 width, W + 2 width] -> [B, C, H, W]: takes the ring off."""
+    """Remove the ring: [B, C, H + 2 width, W + 2 width] -> [B, C, H, W]."""
     return latents[..., width:-width, width:-width]

@@ -1,4 +1,4 @@
-"""The model card of an adapter: what it is, how to use it, what it was made from, what it may be used for."""
+"""The model card of an adapter: summary, usage, training, data and licence."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from uhr.models.adapters.usage import Usage
 from uhr.models.specs.spec import ModelSpec
 
 MODEL = "path/to/the/model"
-ALPHA_UNSAID = """
+ALPHA_IN_METADATA = """
 
-Alpha stands in the file's metadata, which diffusers reads. A program that does not read it takes alpha for
-the rank, and the adapter then acts at another strength: set it to alpha / rank there."""
+Alpha is in the file's metadata, which diffusers reads. A program that does not read it assumes alpha = rank,
+and the adapter then has another strength: set it to alpha / rank there."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What training knows of an adapter; nothing of it is guessed here.
+    """The facts of a training run that a model card states.
 
-    `base_model` is the model as the user named it (a hub id, or a folder's name); `trained_on` is the number
-    of distinct samples, `licences` counts them by the licence that the manifest has for them (None: it has
-    none). `guidance` is the value fed to the backbone while training, None for a backbone that takes none.
+    `base_model` is the model as the user named it (a hub id, or a folder's name). `trained_on` is the number
+    of distinct samples, and `licences` counts them by their licence in the manifest (None: it has none).
+    `guidance` is the value fed to the backbone while training, None for a backbone that takes none.
     """
 
     name: str
@@ -42,7 +42,7 @@ class CardFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return the facts as JSON."""
         values = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "spec"}
         counts = {name or "none recorded": count for name, count in self.licences.items()}
         plain = {"spec": self.spec.name, "licences": counts, "surgeries": list(self.surgeries)}
@@ -50,7 +50,7 @@ class CardFacts:
 
 
 def lora_card(facts: CardFacts, rank: int, alpha: float, targets: tuple[str, ...], usage: Usage) -> str:
-    """Markdown with the YAML front matter that the hub reads."""
+    """Return the card as Markdown, with the YAML front matter that the hub reads."""
     import yaml
 
     head = yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)
@@ -58,7 +58,7 @@ def lora_card(facts: CardFacts, rank: int, alpha: float, targets: tuple[str, ...
     sections = [
         f"# {shown(facts.name)}",
         what + _limits(usage),
-        _guided(facts) if usage.tokens == "guide" else _usage(facts, alpha == rank),
+        _guide_usage(facts) if usage.tokens == "guide" else _usage(facts, alpha == rank),
         _training(facts),
         _data(facts),
         _licence(facts),
@@ -79,13 +79,13 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
 
 
 def _limits(usage: Usage) -> str:
-    guide = " It acts on the tokens of UltraGen's guide alone." if usage.tokens == "guide" else ""
+    guide = " It acts only on the tokens of UltraGen's guide." if usage.tokens == "guide" else ""
     over = "".join(f" It acts on top of `{name}` (SHA-256 `{sha}`)." for name, sha in usage.over.items())
     return guide + over
 
 
-def _guided(facts: CardFacts) -> str:
-    """Only a sampler that has a guide's tokens can use it."""
+def _guide_usage(facts: CardFacts) -> str:
+    """The section for an adapter that only a sampler with guide tokens can use."""
     return f"""## Use
 
 ```bash
@@ -93,16 +93,16 @@ uhr sample ultragen --model {facts.base_model if "/" in facts.base_model else MO
     --adapter path/to/this/folder --prompt "a prompt" --out image.png
 ```
 
-Programs that load it as an ordinary LoRA let it act on every token, for which it was not trained."""
+Programs that load it as an ordinary LoRA apply it to every token, for which it was not trained."""
 
 
-def _usage(facts: CardFacts, alpha_said: bool) -> str:
+def _usage(facts: CardFacts, alpha_is_rank: bool) -> str:
     hub_id, at, revision = facts.base_model.partition("@")
-    # a folder's name alone leads nowhere on the reader's machine
+    # a folder's name does not exist on the reader's machine
     on_hub = "/" in facts.base_model
     named, model = (hub_id, facts.base_model) if on_hub else (MODEL, MODEL)
     pinned = f', revision="{revision}"' if on_hub and at else ""
-    remark = "" if alpha_said else ALPHA_UNSAID
+    remark = "" if alpha_is_rank else ALPHA_IN_METADATA
     scale = "" if facts.spec.guidance_scale is None else f", guidance_scale={facts.spec.guidance_scale:g}"
     return f"""## Use
 
@@ -150,13 +150,13 @@ def _data(facts: CardFacts) -> str:
 def _licence(facts: CardFacts) -> str:
     licence = facts.spec.licence
     allowed = (
-        "Commercial use is allowed by it."
+        "It allows commercial use."
         if licence.commercial
         else "**It forbids commercial use of the weights, and so of this adapter**."
     )
     text = f"## Licence\n\nThe base weights are under [{licence.name}]({licence.url}). {allowed}"
     if facts.spec.tiny:
-        text += "\n\nThe base has random weights: this adapter shows that the road works, and paints nothing."
+        text += "\n\nThe base has random weights: this adapter only shows that the workflow runs."
     return text
 
 
@@ -166,5 +166,5 @@ def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value in a table of Markdown: licences are texts of strangers, and may hold anything."""
+    """A value in a Markdown table, escaped because licences come from outside and may contain anything."""
     return shown(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

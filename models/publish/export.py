@@ -1,6 +1,6 @@
-"""Adapters as LoRA files that diffusers loads, with the strength that they were trained at.
+"""Export adapters as LoRA files that diffusers loads, at the strength that they were trained with.
 
-Other readers of diffusers' keys get the matrices; who does not read its metadata takes alpha for the rank.
+Other readers of diffusers' keys get the matrices; one that does not read the metadata assumes alpha = rank.
 `adapters.formats` writes the keys of kohya and ComfyUI, with alpha as tensors.
 """
 
@@ -37,18 +37,17 @@ def export_lora(
     facts: CardFacts,
     usage: Usage = ORDINARY,
 ) -> Path:
-    """Write a LoRA's weights, its model card and its record (`uhr.json`) into a folder; the folder's path.
+    """Write a LoRA's weights, model card and record (`uhr.json`) into a folder, and return its path.
 
-    `state` is what `plain.lora_state` gives, and `lora` what was trained; an adapter of singular components
-    becomes the LoRA of twice its rank that is the same function. Keys are diffusers' own, and alpha stands in
-    the metadata that diffusers reads: without it a reader would take alpha = rank. So does `usage`, which our
-    reader honours. The record comes first and the weights last, so a folder with weights is whole. Raises
-    UserError if the folder has weights already or holds anything else, and if the disk is full; nothing is
-    left there then.
+    `state` comes from `plain.lora_state`, and `lora` describes what was trained; an adapter of singular
+    components becomes the LoRA of twice its rank that is the same function. Keys are diffusers' own. Alpha
+    and `usage` are in the file's metadata: diffusers reads the first (without it, alpha = rank is assumed),
+    and uhr both. The weights are written last, so a folder with weights is complete. Raises UserError if the
+    folder already contains weights or other files, and if the disk is full; then nothing is left there.
     """
     folder = Path(folder)
     if (folder / WEIGHTS).exists():
-        raise UserError(f"{folder} holds an adapter already", "name a new folder")
+        raise UserError(f"{folder} already contains an adapter", "name a new folder")
     RunFolder(folder, LAYOUT).check()
     ranks = {tensor.shape[0] for key, tensor in state.items() if key.endswith("lora_A.weight")}
     assert ranks == {lora.rank}, f"a LoRA of rank {lora.rank} has matrices of rank {ranks}"
@@ -61,8 +60,8 @@ def export_lora(
         formats.save(values, weights, formats.Format.DIFFUSERS, layout, usage.metadata())
         record = {"uhr": __version__, "kind": "lora", "sha256": sha256_file(weights)}
         shape = {"rank": rank, "alpha": alpha, "targets": list(lora.targets)}
-        said = usage.model_dump(mode="json", exclude_defaults=True)
-        write_json(folder / RECORD, {**record, "lora": {**shape, **said}, **facts.as_dict()})
+        limits = usage.model_dump(mode="json", exclude_defaults=True)
+        write_json(folder / RECORD, {**record, "lora": {**shape, **limits}, **facts.as_dict()})
         with atomic(folder / CARD) as temporary:
             temporary.write_text(card, encoding="utf-8")
     return folder

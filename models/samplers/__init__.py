@@ -1,7 +1,7 @@
-"""The samplers by name.
+"""The registry of samplers.
 
-A new one is a file here and an entry in `SAMPLERS`; a user's own is named by its import path
-(docs/extending-samplers.md). Importing this, and any sampler's options, does not import torch.
+A new sampler is a file here and an entry in `SAMPLERS`; a user's own is named by its import path
+(docs/extending-samplers.md). Importing this module, or a sampler's options, does not import torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uhr.models.samplers.core.sampler import FAMILIES, Sampler
 
 @dataclass(frozen=True)
 class SamplerInfo:
-    """A sampler before its code is imported: where its class is, what it does, and which weights it takes."""
+    """A sampler before its code is imported: its class, a summary, and the weights that it takes."""
 
     path: str
     """`package.module:Class` of a `Sampler`."""
@@ -81,31 +81,32 @@ SAMPLERS: Mapping[str, SamplerInfo] = {
 
 
 def check_name(name: str) -> None:
-    """UserError with the nearest names, unless it is a sampler's name or an import path."""
+    """Raise UserError, with the nearest names, unless it is a sampler's name or an import path."""
     if name not in SAMPLERS and ":" not in name:
         raise unknown("sampler", name, SAMPLERS)
 
 
 def find_sampler(name: str) -> Sampler:
-    """The sampler of a name, or of an import path `package.module:Class`: of a `Sampler`, or of a pipeline
-    derived from one of ours."""
+    """Return the sampler of a name, or of an import path `package.module:Class` of a `Sampler` or of a
+    pipeline derived from a `SamplerPipeline`."""
     return _loaded(name)()
 
 
 def options_class(name: str) -> Any:
-    """The options of a sampler; of a pipeline its own, which may have more than its sampler's."""
+    """Return the options class of a sampler, or of a pipeline, which may have more options than its
+    sampler."""
     _loaded(name)
     return _object(name).Options
 
 
 def names_for(family: str) -> list[str]:
-    """The samplers that run on a family of backbones."""
+    """Return the names of the samplers that run on a family of backbones."""
     return [name for name, info in SAMPLERS.items() if family in info.families]
 
 
 def sampler_class(name: str, family: str) -> Any:
-    """The pipeline class of a sampler on a family of backbones, by name or by import path
-    `package.module:Class`; UserError for a family that it does not run on."""
+    """Return the pipeline class of a sampler on a family of backbones, by name or by import path
+    `package.module:Class`. Raises UserError for a family that it does not run on."""
     check_name(name)
     loaded = _object(name)
     own = getattr(getattr(loaded, "family", None), "name", None)
@@ -123,7 +124,7 @@ def sampler_class(name: str, family: str) -> Any:
 
 
 def check_takes_image(name: str) -> None:
-    """UserError, with those that do, for a sampler in which no image replaces a base pass."""
+    """Raise UserError, naming the samplers that do, if a sampler does not take an input image."""
     if find_sampler(name).takes_image:
         return
     those = [other for other in SAMPLERS if find_sampler(other).takes_image]
@@ -136,10 +137,11 @@ def _object(name: str) -> Any:
 
 
 def _loaded(name: str) -> type[Sampler]:
-    """The class of a sampler; of a pipeline that of its sampler."""
+    """The class of a sampler; for a pipeline that of its sampler."""
     found = _object(name)
     found = getattr(found, "sampler", found)
     found = type(found) if isinstance(found, Sampler) else found
     if not (isinstance(found, type) and issubclass(found, Sampler)):
-        raise UserError(f"'{name}' is no sampler", "derive it from uhr.models.samplers.core.sampler.Sampler")
+        fix = "derive it from uhr.models.samplers.core.sampler.Sampler"
+        raise UserError(f"'{name}' is not a sampler", fix)
     return found

@@ -1,5 +1,5 @@
-"""DemoFusion for flow models: progressive stages of windows, held together by skip residuals and by
-sub-grids that see the whole image."""
+"""DemoFusion for flow models: progressive stages of windows, made consistent by skip residuals and by
+sub-grids that cover the whole image."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 
 class DemoFusionOptions(StagedOptions):
-    """Published for SDXL (2311.16973); defaults as in its code.
+    """Options of demofusion, published for SDXL (2311.16973); defaults as in its code.
 
-    residual_power, global_power, blur_power: 3, 1, 1: exponents of the cosine c by which the skip residual,
+    residual_power, global_power, blur_power: 3, 1, 1: exponents of the cosine c with which the skip residual,
                 the global path and the blur fade
     blur:       largest sigma of the blur in latents: 1 in the code, 0.8 in its README
     overlap:    share of a window's side by which the next one overlaps it
-    jitter:     windows move at random by up to a quarter of the overlap, in whole tokens
-    jitter_seed: where they move; apart from the generator, so that a batch is its images made one by one
-    ring:       what windows find beyond the image's border (`swin.Ring`; the code: zeros)
+    jitter:     windows are shifted at random by up to a quarter of the overlap, in whole tokens
+    jitter_seed: seed of the shifts, apart from the generator, so that a batch equals its images one by one
+    ring:       the content of windows beyond the image's border (`choices.Ring`; the code: zeros)
     """
 
     residual_power: float = Field(default=3.0, ge=0)
@@ -63,8 +63,8 @@ class DemoFusion(Sampler):
     """DemoFusion's stages 1x, 2x, ..., Sx, each of 50 steps from pure noise, for flow models: add_noise is
     (1 - sigma) z + sigma e, and there is no micro-conditioning.
 
-    A step at 4x takes 49 windows and 16 sub-grids: 50 + 50 (9 + 4) + 50 (25 + 9) + 50 (49 + 16) = 5,650 calls
-    for 4K. Each side of the target is a whole number of bases.
+    A step at 4x has 49 windows and 16 sub-grids: 50 + 50 (9 + 4) + 50 (25 + 9) + 50 (49 + 16) = 5,650 calls
+    for 4K. Each side of the target is a whole multiple of the base's.
     """
 
     Options = DemoFusionOptions
@@ -103,7 +103,7 @@ class DemoFusion(Sampler):
 
 
 def _times(facts: ModelFacts, size: Size) -> int:
-    """How many times the base's side that of a size is."""
+    """The side of a size over the base's, as a whole number."""
     return whole_times(size, facts.native, facts.multiple)
 
 
@@ -115,7 +115,7 @@ def _stage(
     times: int,
     levels: Sequence[float],
 ) -> SamplingStage:
-    """The stage at `times` the base's side: every step takes its windows, and times^2 sub-grids."""
+    """The stage at `times` the base's side, with its windows and times^2 sub-grids at every step."""
     size, steps = (times * base[0], times * base[1]), len(levels) - 1
     count = len(latent_windows(facts, size, options.overlap))
     calls = (
@@ -128,7 +128,7 @@ def _stage(
 def _run_stage(
     engine: Engine, options: DemoFusionOptions, stage: SamplingStage, times: int, below: torch.Tensor
 ) -> torch.Tensor:
-    """z at `times` the base's side, from that of the stage below."""
+    """Run the stage at `times` the base's side from z of the stage below, and return its z."""
     import torch
 
     from uhr.models.ops import flow
@@ -169,7 +169,7 @@ def _jittered_windows(
     reach: int,
     draw: torch.Generator,
 ) -> Velocity:
-    """The mean velocity of windows that move by up to `reach`, which is even, at every step."""
+    """The mean velocity of windows that are shifted by up to `reach`, an even number, at every step."""
     from uhr.models.samplers.core.velocities import ringed, window_mean
 
     if reach == 0:
@@ -199,9 +199,9 @@ def _sub_grids(velocity: Velocity, times: int) -> Velocity:
 
 
 def jittered(box: Box, height: int, width: int, reach: int, draw: torch.Generator) -> Box:
-    """The box moved by up to `reach` each way, in even units, on a grid that has a ring of that width around
-    [height, width]. A box at a border moves outwards alone, one that spans an axis not at all: with an
-    overlap of twice the reach no place is left uncovered."""
+    """Shift a box at random by up to `reach` in each direction, by even numbers, on a grid with a ring of
+    that width around [height, width]. A box at a border only moves outwards, and one that spans an axis does
+    not move: with an overlap of twice the reach every position stays covered."""
     import torch
 
     def move(first: bool, last: bool) -> int:
@@ -214,8 +214,8 @@ def jittered(box: Box, height: int, width: int, reach: int, draw: torch.Generato
 
 
 def restandardised(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """x with the mean and standard deviation that `like` has, over all but the first axis; a constant x
-    gets the mean alone."""
+    """Return x with the mean and standard deviation of `like`, over all but the first axis; a constant x gets
+    only the mean."""
     import torch
 
     axes = tuple(range(1, x.ndim))

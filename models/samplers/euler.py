@@ -1,4 +1,4 @@
-"""Euler: the plain sampler of flow models, and the base pass of most others."""
+"""Euler: the plain sampler of flow models."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
 
 class EulerOptions(SamplerOptions):
-    """sigmas:       noise levels, falling; used as they are, unshifted. A final 0 may be left out
-    shift:        none, static (by `shift_factor`) or dynamic (refused above the tokens that it was calibrated
-                  for), of the linear grid; None is what the scheduler's configuration says, spacing included
+    """Options of euler.
+
+    sigmas:       falling noise levels, used without a shift. A final 0 may be left out
+    shift:        shift of the linear grid: none, static (by `shift_factor`) or dynamic (an error above the
+                  tokens that it was calibrated for); None is the scheduler's configuration, spacing included
                   (Karras, exponential, beta, a terminal level), and static with a toolkit
-    shift_factor: of the static shift
-    toolkit:      what lets the backbone work above its native size (`samplers/core/toolkit.py`); {} is a
-                  toolkit of its defaults
+    shift_factor: factor of the static shift
+    toolkit:      changes of the backbone for sizes above the native one (`samplers/core/toolkit.py`); {} is a
+                  toolkit with its defaults
     """
 
     sigmas: Levels | None = None
@@ -42,9 +44,9 @@ class EulerOptions(SamplerOptions):
 class Euler(Sampler):
     """Text to image by Euler steps.
 
-    With the schedule that the checkpoint was published with it gives what the stock pipeline gives. With a
-    toolkit it is the training-free baseline that papers call FLUX*: above the native size with NTK positions,
-    proportional attention and a static shift.
+    With the checkpoint's own schedule the result equals that of the stock pipeline. With a toolkit it is the
+    training-free baseline that papers call FLUX*: above the native size with NTK positions, proportional
+    attention and a static shift.
     """
 
     Options = EulerOptions
@@ -56,7 +58,7 @@ class Euler(Sampler):
             return super().command_steps(facts, options, steps)
         if steps is not None:
             what = f"both {steps} steps and sigmas are given"
-            raise UserError(what, "give one: each of the levels is a step")
+            raise UserError(what, "give only one of them: the levels determine the steps")
         return len(_as_levels(options.sigmas)) - 1
 
     def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
@@ -72,7 +74,7 @@ class Euler(Sampler):
 
 
 def _levels(facts: ModelFacts, request: SamplingRequest, options: EulerOptions) -> list[float]:
-    from uhr.models.ops.schedules import Runaway
+    from uhr.models.ops.schedules import ShiftOutOfRange
 
     if options.sigmas is not None:
         return _as_levels(options.sigmas)
@@ -81,8 +83,8 @@ def _levels(facts: ModelFacts, request: SamplingRequest, options: EulerOptions) 
         shift = ShiftPolicy.STATIC
     try:
         return facts.schedule(request.steps, facts.tokens(request.size), shift, options.shift_factor)
-    except Runaway as error:
-        raise error.mended("take a static one: set shift=static") from error
+    except ShiftOutOfRange as error:
+        raise error.with_fix("take a static one: set shift=static") from error
 
 
 def _as_levels(sigmas: Sequence[float]) -> list[float]:
@@ -91,7 +93,7 @@ def _as_levels(sigmas: Sequence[float]) -> list[float]:
         levels.append(0.0)
     falling = all(a > b for a, b in pairwise(levels))
     if len(levels) < 2 or not falling or levels[0] > 1 or levels[-1] < 0:
-        raise UserError(f"sigmas {levels}", "give falling noise levels in (0, 1]")
+        raise UserError(f"sigmas {levels} are invalid", "give falling noise levels in (0, 1]")
     return levels
 
 

@@ -1,5 +1,5 @@
-"""HiFlow: each stage follows the path of the stage below it, in where it starts, where it heads, and how it
-turns."""
+"""HiFlow: each stage is aligned with the path of the stage below in initialisation, direction and
+acceleration."""
 
 from __future__ import annotations
 
@@ -59,37 +59,38 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "shift": StageShift.NATIVE,
     },
 }
-"""The values of the options that are None."""
+"""The values of options that are None."""
 
 GUIDANCE: Mapping[str, PerStage] = {"paper": (), "code": (4.5, 6.0)}
-"""Of a preset's stages above the base; none is the call's own."""
+"""Guidance of a preset's stages above the base; empty is the call's own."""
 
 
 class HiFlowOptions(DenseOptions):
-    """None is the preset's value.
+    """Options of hiflow; None is the preset's value.
 
     preset:       paper is HiFlow v2, code its repository
     cascade:      sides over the base's: 2, 3, 4 in the paper, 2, 4 in the code
     starts:       where the stages enter the schedule: 0.6, 0.3, 0.3 in the paper (its tau), the last 16 and
                   10 of 30 steps in the code
-    starts_are:   levels: at the first that is at most this (paper); shares of the steps that are left (code)
-    start_from:   reference: the enlarged clean estimate of that very step (eq. 7, paper); image: the last
+    starts_are:   levels: at the first level that is at most this (paper); shares of the steps that are left
+                  (code)
+    start_from:   reference: the enlarged clean estimate of that step (eq. 7, paper); picture: the last
                   stage's image, enlarged and sharpened in pixels (code)
     low_pass:     butterworth, at `cutoff`, or haar
     cutoff:       0.4 in the paper, 0.2 in the code; 1 is an axis' Nyquist frequency
     direction:    alpha at a stage's first step (1 in the paper, 1 and 0.25 in the code)
     acceleration: beta there (1 in the paper, 0.5 in the code)
     fade:         both fall as sigma / start (t / tau, paper) or linearly over the stage's steps (code)
-    guidance:     of the stages, where the backbone embeds guidance: 4.5 and 6 in the code; the paper names
-                  none: the call's own. guidance_high overrides it with one number
+    guidance:     guidance of the stages, if the backbone embeds it: 4.5 and 6 in the code; the paper gives
+                  none, so it is the call's own. guidance_high overrides it with one number
     reference:    estimates are enlarged as latents (the code's default) or in pixels, through the VAE
     sharpening:   sigma of the Gaussian for images that are enlarged in pixels. The code draws it from
                   (0.1, 2) at every call, so that no two of its runs agree
-    swin, ring:   swin patchify on every other step (code; the paper is silent) and what its ring holds:
-                  zeros in the code
-    shift:        of all stages, base included. For the paper as elsewhere: static 3, whose level after 20 of
-                  30 steps is its tau 0.6; for the code native (factor 3.158), where it means to be static but
-                  sets it on the wrong object
+    swin, ring:   swin patchify on every other step (code; the paper does not mention it) and the content of
+                  its ring: zeros in the code
+    shift:        shift of all stages, including the base. For the paper the default: static 3, whose level
+                  after 20 of 30 steps is its tau 0.6; for the code native (factor 3.158), since it sets its
+                  static shift on the wrong object
     """
 
     preset: Literal["paper", "code"] = "paper"
@@ -110,15 +111,15 @@ class HiFlowOptions(DenseOptions):
 
 
 class HiFlow(Sampler):
-    """HiFlow (2504.06232): a virtual reference path at high resolution out of the clean estimates of the
-    stage below, and three alignments with it (`alignment.py`): initialisation, direction, acceleration.
+    """HiFlow (2504.06232): a virtual reference path at high resolution from the clean estimates of the stage
+    below, and three alignments with it (`alignment.py`): initialisation, direction, acceleration.
 
-    Calls at 30 steps and 4K: 30 + 10 + 3 + 3 in the paper, 30 + 16 + 10 in the code. Estimates are stored as
-    the backbone gives them, before alignment. With an image in place of the base pass its latents are the
-    reference at every step of the first stage, as if the base's path were a straight line.
+    Calls at 30 steps and 4K: 30 + 10 + 3 + 3 in the paper, 30 + 16 + 10 in the code. Estimates are stored
+    before alignment. If an image replaces the base pass, its latents are the reference at every step of the
+    first stage, as if the base's path were a straight line.
 
-    Differences to the code: swin's ring is around the backbone's call alone, so that filters and references
-    never see it (the code pads them too, and crops the ring off again).
+    Differences to the code: swin's ring is only around the backbone's call, so that filters and references
+    never see it (the code pads them too, and crops the ring again).
     """
 
     Options = HiFlowOptions
@@ -159,14 +160,14 @@ class HiFlow(Sampler):
 
 
 def resolved(options: HiFlowOptions) -> Any:
-    """The options with the preset's values in place of None."""
+    """Return the options with the preset's values in place of None."""
     preset = PRESETS[options.preset]
     missing = {key: value for key, value in preset.items() if getattr(options, key) is None}
     return options.model_copy(update=missing)
 
 
 def _guidance(facts: ModelFacts, options: HiFlowOptions) -> UpperGuidance:
-    """The option's or the preset's, which rise from stage to stage, unless `guidance_high` is one number."""
+    """The guidance of the option or the preset, by stage, unless `guidance_high` sets one number."""
     if options.guidance_high is not None or facts.guidance != "embedded":
         return upper_guidance(facts, options)
     if options.guidance is None:
@@ -181,13 +182,13 @@ def _codings(stages: Sequence[SamplingStage], options: Any, image: bool) -> list
         if image:
             found[index].append(Coding("encode", *stage.size))
         if index == 0:
-            # the given image is reference and start
+            # the input image is both reference and start
             again = image and options.start_from == "picture"
             found[0] += [Coding("encode", *stage.size)] if again else []
             continue
         below = stages[index - 1]
         if options.reference == "pixels":
-            # at every step whose estimate is of the stage below, and once more to begin with
+            # at every step whose estimate is of the stage below, and once more for the start
             again = stage.steps + (options.start_from == "reference")
             found[index].append(Coding("decode", *below.size, again))
             found[index].append(Coding("encode", *stage.size, again))
@@ -199,8 +200,9 @@ def _codings(stages: Sequence[SamplingStage], options: Any, image: bool) -> list
 
 
 class Reference:
-    """Clean estimates of the stages below, by the number of steps that are left in the schedule that all
-    stages share. A stage's own replace those from before; a given image is the estimate of every step."""
+    """Clean estimates of the stages below, by the number of steps that are left in the schedule, which all
+    stages share. A stage's own estimates replace earlier ones; an input image is the estimate of every
+    step."""
 
     def __init__(self, engine: Engine, options: Any) -> None:
         self._engine, self._options = engine, options
@@ -210,7 +212,7 @@ class Reference:
         self._estimates.update(estimates)
 
     def over(self, stage: SamplingStage) -> Callable[[int], torch.Tensor]:
-        """R over a stage's grid: z by the number of steps that are left."""
+        """Return R on a stage's grid: z by the number of steps that are left."""
         from uhr.models.ops.filters import bicubic
 
         engine, options = self._engine, self._options
@@ -235,8 +237,8 @@ def _run_stage(
     reference: Reference,
     below: torch.Tensor | None,
 ) -> torch.Tensor:
-    """z of a stage above the base, which is numbered from 0; `below` is that of the one below it. Leaves its
-    estimates in `reference`."""
+    """Run a stage above the base (numbered from 0) and return its z; `below` is that of the stage below.
+    Stores its estimates in `reference`."""
     from uhr.models.ops import flow
     from uhr.models.samplers.core.velocities import swin_patchify
 
@@ -265,8 +267,8 @@ def aligned(
     aims: Callable[[int], torch.Tensor],
     estimates: dict[int, torch.Tensor],
 ) -> Velocity:
-    """The velocity, its direction and acceleration aligned with `aims`; keeps each step's clean estimate, as
-    the backbone gives it, in `estimates`."""
+    """Return the velocity with its direction and acceleration aligned with `aims`; stores each step's clean
+    estimate, before alignment, in `estimates`."""
     from uhr.models.ops import flow
     from uhr.models.ops.alignment import Acceleration, align_direction
     from uhr.models.ops.projection import velocity_towards

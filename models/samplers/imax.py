@@ -1,4 +1,4 @@
-"""I-Max: from pure noise at the target's size, drawn towards an enlarged base image by projected flow."""
+"""I-Max: from pure noise at the target's size, moved towards an enlarged base image by projected flow."""
 
 from __future__ import annotations
 
@@ -25,17 +25,20 @@ if TYPE_CHECKING:
     from uhr.models.samplers.core.engine import Engine, Velocity
 
 GUIDANCE = 7.0
-"""Of the stage above the base, in the official code for FLUX.1-dev."""
+"""Guidance of the stage above the base, from the official code for FLUX.1-dev."""
 
 
 class IMaxOptions(DenseOptions):
-    """projection:   how the pull fades (`projection.Projection`): cosine_decay is the official README's and
+    """Options of imax.
+
+    projection:   how the projection fades (`choices.Projection`): cosine_decay is the official README's and
                   the default, cosine_shift the official function's; constant
-    shift_factor: 6, as the README has it: it acted in diffusers up to 0.31, and later releases read past it
+    shift_factor: 6, as in the README: it had an effect in diffusers up to 0.31, and later releases ignore it
     toolkit:      as in the official function: repeated text, and NTK frequencies clipped from below
-    swin, ring:   swin patchify on every other step, and what its ring holds (`swin.Ring`; the code: zeros)
-    base_steps:   of the base pass; None is as many as above it (30 in the code)
-    base_shift:   static factor of the base pass
+    swin, ring:   swin patchify on every other step, and the content of its ring (`choices.Ring`; the code:
+                  zeros)
+    base_steps:   steps of the base pass; None is as many as above it (30 in the code)
+    base_shift:   factor of the base pass' static shift
     sample:       the reference is a sample of the VAE's posterior, as in the code, not its mean
     """
 
@@ -52,13 +55,13 @@ class IMaxOptions(DenseOptions):
 class IMax(Sampler):
     """I-Max (2410.07536), with the values of its code for FLUX.1-dev: base of 30 steps at guidance 3.5 and
     shift 3; decoded, enlarged by bicubic interpolation and encoded; then 30 steps from pure noise at guidance
-    7 and shift 6. That is 60 calls; the official function's default of 20 steps above the base is not its
-    README's.
+    7 and shift 6. That is 60 calls; the official function's default is 20 steps above the base, not its
+    README's 30.
 
     Differences to the code: the base has the target's aspect ratio at about the native area, where the code
     divides the target by a whole number (the same for 2K and 4K squares); float32 levels; no 1e-6 in
-    denominators. The Haar blocks move with swin's grid as in the code, but its ring is around the backbone's
-    call alone: there the ring's zeros bleed into the border through the blocks.
+    denominators. The Haar blocks are shifted with swin's grid as in the code, but the ring is only around the
+    backbone's call: in the code its zeros affect the border through the blocks.
     """
 
     Options = IMaxOptions
@@ -97,7 +100,8 @@ class IMax(Sampler):
 
 
 def projected(velocity: Velocity, reference: torch.Tensor, steps: int, options: IMaxOptions) -> Velocity:
-    """The velocity, its low frequencies drawn towards `reference` by a weight that falls over the steps."""
+    """Return the velocity with its low frequencies moved towards `reference`, by a weight that falls over the
+    steps."""
     from uhr.models.ops.filters import haar_low_pass
     from uhr.models.ops.projection import cosine_weight, project, velocity_towards
     from uhr.models.ops.swin import shifts
@@ -112,8 +116,8 @@ def projected(velocity: Velocity, reference: torch.Tensor, steps: int, options: 
 
 
 def shifted_low_pass(x: torch.Tensor) -> torch.Tensor:
-    """`haar_low_pass` on blocks that begin one position further up and left; at the border what lies inside
-    counts alone."""
+    """Apply `haar_low_pass` on blocks that begin one position further up and left; blocks on the border only
+    count positions inside."""
     import torch.nn.functional as F
 
     from uhr.models.ops.filters import haar_low_pass

@@ -1,4 +1,4 @@
-"""MultiDiffusion: one image out of overlapping windows of the native size, averaged at every step."""
+"""MultiDiffusion: one image from overlapping windows of the native size, averaged at every step."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ if TYPE_CHECKING:
     from uhr.models.samplers.core.engine import Engine
 
 IMAGE_STRENGTH = 0.7
-"""Strength with a given image where none is named: ours, by that of SDEdit as CLEAR takes it."""
+"""Default strength with an input image. It is ours, after CLEAR's SDEdit."""
 
 
 class MultiDiffusionOptions(StagedOptions):
-    """overlap:    share of a window's side by which the next one overlaps it (paper: half, or more)
-    strength:   1 begins at pure noise, as published; less begins at the enlarged base image, as SDEdit does
-                None is 1, and with a given image 0.7: ours, by sdedit's
-    base_steps: of that base pass; None is what the model's card says
+    """Options of multidiffusion.
+
+    overlap:    share of a window's side by which the next one overlaps it (paper: half, or more)
+    strength:   1 begins at pure noise, as published; less begins at the enlarged base image, as SDEdit does.
+                None is 1, and with an input image 0.7, which is ours, after sdedit's
+    base_steps: steps of that base pass; None is the number of the model's card
     """
 
     overlap: float = Field(default=0.5, ge=0, lt=1)
@@ -47,21 +49,21 @@ class MultiDiffusionOptions(StagedOptions):
 
 
 def windows(size: Size, window: int, overlap: float) -> list[Box]:
-    """Square windows of side `window` over a grid of `size`, each over at least a share `overlap` of the
-    next; in units of which windows begin at even ones, so that they keep the 2 x 2 packing."""
+    """Return square windows of side `window` over a grid of `size`, each overlapping the next by at least the
+    share `overlap`. Windows begin at even positions, so that they keep the 2 x 2 packing."""
     # an even overlap of an even window: the step is even too
     shared = 2 * round(window * overlap / 2)
     return grid(*size, window, min(shared, window - 2), multiple=2)
 
 
 def latent_windows(facts: ModelFacts, size: Size, overlap: float) -> list[Box]:
-    """Windows of the native size over the latents of an image of `size` px."""
+    """Return windows of the native size over the latents of an image of `size` px."""
     rows, columns = facts.grid(size)
     return windows((2 * rows, 2 * columns), 2 * facts.native_side, overlap)
 
 
 def windowed_calls(facts: ModelFacts, request: SamplingRequest, size: Size, count: int) -> BackboneCalls:
-    """Calls that are each over one window; a smaller image is one window."""
+    """Return `count` calls over one window each; a smaller image is one window."""
     side, (rows, columns) = facts.native_side, facts.grid(size)
     return BackboneCalls(count, min(side, rows) * min(side, columns), text_tokens(facts, request))
 
@@ -70,8 +72,8 @@ class MultiDiffusion(Sampler):
     """MultiDiffusion (Bar-Tal et al. 2302.08113) for flow models: Euler on the mean of the windows'
     velocities, which is the mean of their steps. 50 steps, as in the paper; 9 windows at 2K, 49 at 4K.
 
-    At the native size it is the plain sampler. Published for Stable Diffusion: nobody has given numbers for
-    FLUX.
+    At the native size it is the plain sampler. It was published for Stable Diffusion; there are no published
+    numbers for FLUX.
     """
 
     Options = MultiDiffusionOptions

@@ -1,6 +1,6 @@
-"""RealUHR's patch cascade: a base image, enlarged, and generated anew patch by patch in a few steps.
+"""RealUHR's patch cascade: a base image is enlarged, and generated again patch by patch in a few steps.
 
-No code of RealUHR was ever published; what the paper leaves open is marked so in `PatchCascadeOptions`.
+No code of RealUHR was published; `PatchCascadeOptions` marks what the paper leaves open.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from uhr.models.samplers.core.engine import Engine, Strip, Velocity
 
 UNADAPTED = (
-    "unadapted: no adapter acts on the patches, which the checkpoint paints as it stands. RealUHR's weights "
-    "were never published; an adapter that was trained for patches goes in with --adapter"
+    "unadapted: no adapter acts on the patches, which the unchanged checkpoint generates. RealUHR's weights "
+    "were never published; give an adapter that was trained for patches with --adapter"
 )
 
 
@@ -49,25 +49,25 @@ class PatchCascadeOptions(SamplerOptions):
     gamma:          noise level at which patches begin, the creativity: 0.3 stays faithful, 0.8 reinvents
                     (figure 7). The paper gives no default for text to image; 0.4 is ours, nearer to the
                     faithful end. 1 starts from pure noise, the ablation "w/o Patch Init" (table 3)
-    schedule:       of the patches (`schedules.patch_schedule`): warped-labels is Algorithm 1, warped-grid the
-                    paper's prose; uniform, logarithmic, cosine are its ablation (table 2)
-    alpha, p:       of the time warp (eq. 6); the paper's best
-    overlap:        of neighbouring patches, at least this share of a patch's side. Not given in the paper;
-                    its times of 38 s at 2K and 108 s at 4K (table 1), as one share and one of each patch,
-                    allow 37 to 50 %; 0.375, ours, is the cheaper end: 9 and 36 patches, where 0.5 makes 9
-                    and 49. It is also the width of the feather
+    schedule:       schedule of the patches (`schedules.patch_schedule`): warped-labels is Algorithm 1,
+                    warped-grid the paper's prose; uniform, logarithmic, cosine are its ablation (table 2)
+    alpha, p:       parameters of the time warp (eq. 6); the paper's best
+    overlap:        least overlap of neighbouring patches, as a share of a patch's side. Not given in the
+                    paper; its times of 38 s at 2K and 108 s at 4K (table 1), as a constant and a time per
+                    patch, allow 37 to 50 %; 0.375, ours, is the cheaper end: 9 and 36 patches, where 0.5
+                    makes 9 and 49. It is also the width of the feather
     patch:          side of a patch in px; None is the native size
-    batch:          patches in one pass of the backbone; it changes no more than rounding
-    shared_noise:   patches are cut from one noise, so that neighbours agree where they overlap. Not in the
-                    paper; without it every patch draws its own
+    batch:          patches in one pass of the backbone; it changes nothing but rounding
+    shared_noise:   patches are cut from one noise image, so that neighbours agree where they overlap. Not in
+                    the paper; without it every patch draws its own
     true_cfg_scale: w of the patches: above 1 it needs a negative prompt ("" is the null condition) and
                     doubles their calls. The paper leaves open whether inference is guided; 1 is one pass
-    patch_guidance: guidance of the patches on a backbone that embeds it: 1.0 is no guidance, what
-                    we train the adaptation with: the paper only says that theta does not depend on it.
-                    With an image a call's own guidance is that of the patches
-    base_adapters:  adapters that act on the base pass as well: names, or "all". By default it is made by the
-                    original model, and adapters are for the patches
-    base_steps:     of the base pass; None is what the model's card says
+    patch_guidance: guidance of the patches on a backbone that embeds it: 1.0 is no guidance, which our
+                    adapters are trained with (the paper only says that theta does not depend on it). With an
+                    image a call's own guidance is that of the patches
+    base_adapters:  adapters that also act on the base pass: names, or "all". By default the original model
+                    generates it, and adapters are for the patches
+    base_steps:     steps of the base pass; None is the number of the model's card
     """
 
     gamma: float = Field(default=0.4, gt=0, le=1)
@@ -85,9 +85,12 @@ class PatchCascadeOptions(SamplerOptions):
 
 @dataclass(frozen=True)
 class PatchStage(SamplingStage):
-    """Every patch through the same steps: `sigmas` are the true noise levels, `labels` [steps] those that the
-    backbone is given. `boxes` in px, ordered by their top, all of one size, neighbours at least `overlap` px
-    over each other; so many (`batch`) share a pass."""
+    """A stage that takes every patch through the same steps.
+
+    `sigmas` are the true noise levels, `labels` [steps] those shown to the backbone. `boxes` are in px, all
+    of one size, ordered by their top, and neighbours overlap by at least `overlap` px; `batch` of them share
+    a pass.
+    """
 
     overlap: int = 0
     batch: int = 1
@@ -109,22 +112,22 @@ class PatchCascade(Sampler):
     """RealUHR's inference (figure 3, Algorithm 1): text to image, creative up-sampling of any image by
     `gamma`, and, at scale 1, suppression of artifacts.
 
-    The base is made by the model without its adapters at its native area, enlarged in pixels (bicubic), cut
-    into overlapping patches of the native size, and each of them encoded (the posterior's mode), noised to
-    level gamma (eq. 5), denoised in 4 Euler steps at positions of its own from 0, decoded, and blended into
-    its neighbours by a Gaussian ramp. Published for FLUX.1-dev: base at guidance 3.5. Calls: the base's
-    (28), and patches x steps (36 x 4 at 4K), twice that where the patches are guided.
+    The model without its adapters generates a base at its native area. It is enlarged in pixels (bicubic) and
+    cut into overlapping patches of the native size. Each patch is encoded (the posterior's mode), noised to
+    level gamma (eq. 5), denoised in 4 Euler steps with its own positions from 0, decoded, and blended into
+    its neighbours by a Gaussian ramp. Published for FLUX.1-dev: base at guidance 3.5. Calls: the base's (28),
+    and patches x steps (36 x 4 at 4K), twice that if the patches are guided.
 
-    Differences to the paper: the enlarged image is cut, not each cut enlarged, so that no cut has borders
-    of its own; patches share one noise. Memory does not grow with the image but by the image itself (1
-    byte a value for PIL, else 4), the noise, and one row of patches. A fully fine-tuned patch model would
-    make its own base, too: make that by `euler` with the original, and give it as `image`.
+    Differences to the paper: the enlarged image is cut, instead of enlarging each cut, so that no cut has
+    borders of its own; patches share one noise image. Memory grows only by the image itself (1 byte per value
+    for PIL, else 4), the noise, and one row of patches. A fully fine-tuned patch model would also generate
+    the base: instead generate it by `euler` with the original, and give it as `image`.
 
-    A given image may have any size, and the result has exactly `scale` times its sides, rounded (4 as in
-    figure 7 by default); it needs no guidance. Steps are those of each patch. "pt" is on the CPU,
-    "latent" is the finished image encoded again, since patches are blended in pixels. The callback is shown
-    the latents of the patches at hand, [patches * batch, N, 4C]. If interrupted, places without a finished
-    patch stay as the enlargement shows them.
+    An input image may have any size, and the result has exactly `scale` times its sides, rounded (4 by
+    default, as in figure 7); it needs no guidance. Steps are those of each patch. "pt" is on the CPU,
+    "latent" is the finished image encoded again, since patches are blended in pixels. The callback gets the
+    latents of the current patches, [patches * batch, N, 4C]. If interrupted, positions without a finished
+    patch show the enlargement.
     """
 
     Options = PatchCascadeOptions
@@ -148,7 +151,7 @@ class PatchCascade(Sampler):
             options,
             with_codings(stages, [*coded, parts]),
             _guidance(facts, options),
-            # here true_cfg_scale is of the patches, whatever the backbone
+            # here true_cfg_scale applies to the patches on every backbone
             true_cfg=1.0 if kind == "cfg" else options.true_cfg_scale,
         )
         if not plan.has_base or kind == "cfg":
@@ -172,15 +175,16 @@ class PatchCascade(Sampler):
 
 
 def patch_stage(facts: ModelFacts, request: SamplingRequest, options: PatchCascadeOptions) -> PatchStage:
-    """The patches of an image of the requested size. A side shorter than a patch makes patches that short."""
+    """Return the patches of an image of the requested size. Along a side shorter than a patch, patches are as
+    short. Raises UserError if both sides are shorter, or the patch is not a multiple of the tokens' size."""
     from uhr.models.ops import schedules
 
     patch, multiple, (height, width) = options.patch or facts.native, facts.multiple, request.size
     if patch % multiple:
         near = max(multiple, patch // multiple * multiple)
-        raise UserError(f"patches of {patch} px", f"give a multiple of {multiple}: {near}, say")
+        raise UserError(f"patches of {patch} px", f"give a multiple of {multiple}, such as {near}")
     if max(height, width) < patch:
-        fix = f"ask for a larger image, or set patch={max(height, width)}"
+        fix = f"use a larger size, or set patch={max(height, width)}"
         raise UserError(f"an image of {width}x{height} is smaller than one patch of {patch} px", fix)
     overlap = round(options.overlap * patch / multiple) * multiple
     boxes = grid(height, width, patch, overlap, multiple)
@@ -208,7 +212,7 @@ def patch_stage(facts: ModelFacts, request: SamplingRequest, options: PatchCasca
 
 
 def _guidance(facts: ModelFacts, options: PatchCascadeOptions) -> UpperGuidance:
-    """Of the patches: 1, which is no guidance, counts as not given."""
+    """The guidance of the patches; 1, which is no guidance, counts as not given."""
     if options.patch_guidance != 1 and facts.guidance != "embedded":
         what = f"patch_guidance {options.patch_guidance:g} is given, and this backbone embeds no guidance"
         raise UserError(what, "leave it out; true_cfg_scale guides the patches")
@@ -221,8 +225,8 @@ def _guidance(facts: ModelFacts, options: PatchCascadeOptions) -> UpperGuidance:
 
 @contextlib.contextmanager
 def _original(engine: Engine, options: PatchCascadeOptions) -> Generator[bool]:
-    """The models without the adapters that are for the patches alone, for the length of a block; yields
-    whether the text encoder gives other embeddings without them."""
+    """Turn off the adapters that are only for the patches, for a block; yields whether that changes the
+    embeddings of the text encoder."""
     from uhr.models.adapters import peft_layers
     from uhr.models.adapters.silence import only
 
@@ -237,7 +241,7 @@ def _original(engine: Engine, options: PatchCascadeOptions) -> Generator[bool]:
 
 
 def _patches(engine: Engine, plan: SamplingPlan, stage: PatchStage, image: torch.Tensor) -> Generator[Strip]:
-    """Strips of the finished image, from the base image [B, 3, h, w] in [-1, 1]."""
+    """Yield strips of the finished image, from the base image [B, 3, h, w] in [-1, 1]."""
     import torch
 
     from uhr.models.ops.patches import feather
@@ -273,7 +277,8 @@ def _denoised(
     anchors: torch.Tensor,
     shared: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Patches [patches * B, 3, h, w] from the enlarged image's; those themselves if interrupted."""
+    """Return generated patches [patches * B, 3, h, w] for those of the enlarged image, or these if
+    interrupted."""
     import torch
 
     from uhr.models.ops import flow
@@ -300,7 +305,7 @@ def _noise_of(engine: Engine, box: Box, shared: torch.Tensor | None) -> torch.Te
 
 
 def _anchor(image: torch.Tensor, target: Size, padded: Size, box: Box) -> torch.Tensor:
-    """The box of an image [B, 3, h, w] that is enlarged to `target` and continued to `padded`."""
+    """The part in `box` of an image [B, 3, h, w] that is enlarged to `target` and padded to `padded`."""
     from uhr.models.ops.enlarge import bicubic_at, reflected
 
     rows = reflected(target[0], padded[0])[box.top : box.bottom]

@@ -1,4 +1,4 @@
-"""SDEdit: an image is enlarged, noised part of the way, and denoised from there."""
+"""SDEdit: an image is enlarged, noised to an intermediate level, and denoised from there."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     from uhr.models.samplers.core.engine import Engine
 
 GUIDANCE = 7.5
-"""Of the stage above the base, published for FLUX.1-dev."""
+"""Guidance of the stage above the base, published for FLUX.1-dev."""
 
 
 class SDEditOptions(DenseOptions):
-    """strength:    share of the steps that are taken, in (0, 1): 0.7 is CLEAR's recipe for high resolutions
-    base_steps:  of the base pass; None is what the model's card says
-    enlargement: bicubic, as in CLEAR's script, or lanczos, by which diffusers' FluxImg2ImgPipeline resizes a
-                 image that does not fit
+    """Options of sdedit.
+
+    strength:    share of the steps that are taken, in (0, 1): 0.7 is CLEAR's recipe for high resolutions
+    base_steps:  steps of the base pass; None is the number of the model's card
+    enlargement: bicubic, as in CLEAR's script, or lanczos, with which diffusers' FluxImg2ImgPipeline resizes
+                 an image that does not fit
     """
 
     strength: float = Field(default=0.7, gt=0, lt=1)
@@ -43,12 +45,12 @@ class SDEditOptions(DenseOptions):
 
 
 class SDEdit(Sampler):
-    """A base image (or a given one) in pixels to the target's size, encoded, brought to the noise level of
-    strength, and the rest of the schedule from there (Meng et al. 2108.01073, in the form of CLEAR).
+    """SDEdit (Meng et al. 2108.01073) in the form of CLEAR: a base image, or an input image, is enlarged in
+    pixels and encoded, noised to the level of the strength, and denoised by the rest of the schedule.
 
     Published for FLUX.1-dev: 20 steps, guidance 7.5, NTK 10 and proportional attention, static shift 3. At
-    strength 0.7 that is 14 calls, from level 0.875, beside those of the base pass. The strength counts steps,
-    as FluxImg2Img does; the level at which the path begins is the shifted one.
+    strength 0.7 these are 14 calls from level 0.875, besides those of the base pass. The strength counts
+    steps, as FluxImg2Img does; the path begins at the shifted level.
     """
 
     Options = SDEditOptions

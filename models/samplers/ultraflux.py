@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from uhr.models.surgery.base import Surgery
 
 GUIDANCE = 4.0
-"""Of a call that names none, on a backbone that embeds guidance: the official script's."""
+"""Default guidance on a backbone that embeds it, from the official script."""
 
 UNTRAINED = (
     "unadapted: the F8 VAE was made F16 for this call without training. UltraFlux's own VAE and transformer "
@@ -35,11 +35,11 @@ UNTRAINED = (
 class UltraFluxOptions(SamplerOptions):
     """Options of ultraflux.
 
-    shift_factor:   of the static shift: 3 in the official script, whose time_shift of 4 nothing reads
-    positions:      resonance is the code since 2025-12-17; yarn and plain for comparison. They act where an
-                    axis is longer than the window only
-    native_size:    of the backbone before UltraFlux. The positions' window is its tokens of F8: 64 for
-                    FLUX.1, UltraFlux's 2048 px
+    shift_factor:   factor of the static shift: 3 in the official script, whose time_shift of 4 is unused
+    positions:      resonance is the code since 2025-12-17; yarn and plain are for comparison. They act only
+                    where an axis is longer than the window
+    native_size:    native size of the backbone before UltraFlux. The positions' window is its number of F8
+                    tokens: 64 for FLUX.1, which is 2048 px for UltraFlux
     """
 
     shift_factor: float = Field(default=3.0, gt=0)
@@ -50,9 +50,9 @@ class UltraFlux(Sampler):
     """UltraFlux's inference, by its official `inf_ultraflux.py`: 4096 x 4096 or any aspect ratio, 50 steps,
     guidance 4 (the pipeline's default there is 7), static shift 3; 50 calls of 16,384 tokens, no base pass.
 
-    The VAE works at factor 16, and sides are multiples of 32 px. An F8 VAE is made F16 for the length of a
-    call, an F16 one, UltraFlux's say, is taken as it is. Without UltraFlux's training the decoder makes a
-    softer image of half the latents a side: see the record's notes.
+    The VAE works at factor 16, and sides are multiples of 32 px. An F8 VAE is converted to F16 during a call;
+    an F16 one, such as UltraFlux's, is used as it is. Without UltraFlux's training the decoder makes a softer
+    image from half the latents per side, and a note in the record says so.
 
     Published weights: Owen777/UltraFlux-v1 is a whole model (transformer, F16 VAE). Its transformer was
     trained and released under a Resonance whose exponent had the wrong sign; the one of
@@ -83,7 +83,7 @@ class UltraFlux(Sampler):
         engine.record.notes = [] if plan.facts.vae_stride == 2 else [UNTRAINED]
         noise = engine.fresh(stage)
         with (
-            engine.surgeries(engine.models.transformer, stage.surgeries, all_of_it=True),
+            engine.surgeries(engine.models.transformer, stage.surgeries, record_all=True),
             engine.network(stage) as velocity,
         ):
             z = engine.integrate(stage, noise, velocity)
@@ -91,7 +91,7 @@ class UltraFlux(Sampler):
 
 
 def _positions(name: str, window: int) -> tuple[Surgery, ...]:
-    """The surgery of that name; none leaves the positions alone."""
+    """The surgery of that name; "plain" has none."""
     from uhr.models.surgery.rope import RopeResonance, RopeYarn
 
     kinds = {"resonance": RopeResonance, "yarn": RopeYarn}

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from uhr.models.samplers.core.engine import Call, Engine, Velocity
 
 GUIDANCE, CFG = 4.5, 8.0
-"""Of the stages above the base: embedded, and the scale of two passes (configurations for FLUX.1 and
-klein-base)."""
+"""Guidance of the stages above the base: embedded, and the scale of two passes (from the configurations for
+FLUX.1 and klein-base)."""
 
 UNADAPTED = (
     "unadapted: no adapter on this model acts on guide tokens, which it was not trained to read. Fetch "
@@ -51,12 +51,12 @@ class UltraGen(Sampler):
     hierarchical local attention. Every window sees itself, its neighbours, the text, and the part of the
     guide that covers the same area: the image below at a quarter of the side, clean, at timestep 0.
 
-    Calls on FLUX.1-dev at 4K: 28 + 18. At 8K the guide is of 2048 px, which is generated first, in the same
-    way (28 + 18 + 18). Sides are multiples of the window, 256 px on FLUX.
+    Calls on FLUX.1-dev at 4K: 28 + 18. At 8K the guide has 2048 px and is generated first by the same method
+    (28 + 18 + 18). Sides are multiples of the window, 256 px on FLUX.
 
-    Where the image below has the guide's size, its latents are the guide; otherwise it is resized in pixels
-    and encoded. Ids are float32, where the code's collide above 4096 px. `attention/rules.py` has the masks
-    to choose from; none is dilated to a kernel's tiles as the code's is.
+    If the image below has the guide's size, its latents are the guide; otherwise it is resized in pixels and
+    encoded. Ids are float32; the code's collide above 4096 px. `attention/window_rules.py` has the possible
+    masks; none is dilated to a kernel's tiles as the code's is.
     """
 
     Options = UltraGenOptions
@@ -93,7 +93,7 @@ class UltraGen(Sampler):
 
 
 class _WindowedStage:
-    """One stage; `below` is z of the one below it, None for the given image."""
+    """One windowed stage; `below` is z of the stage below, None for the input image."""
 
     def __init__(
         self, engine: Engine, stage: SamplingStage, options: UltraGenOptions, below: torch.Tensor | None
@@ -101,7 +101,7 @@ class _WindowedStage:
         self.engine, self.stage, self.options, self.below = engine, stage, options, below
 
     def run(self) -> torch.Tensor:
-        """z of the stage."""
+        """Run the stage and return its z."""
         from uhr.models.ops import flow
 
         engine, stage, options = self.engine, self.stage, self.options
@@ -124,7 +124,7 @@ class _WindowedStage:
         return found
 
     def _reduced(self) -> torch.Tensor:
-        """z of the image below at 1/ratio of the stage's size; as it is where it has that size."""
+        """z of the image below at 1/ratio of the stage's size; its own latents if it has that size."""
         from uhr.models.ops.filters import bicubic
 
         size = self.stage.height // self.options.ratio, self.stage.width // self.options.ratio
@@ -133,7 +133,7 @@ class _WindowedStage:
         return self.engine.encode(bicubic(self._pixels, *size))
 
     def _enlarged(self, guide: torch.Tensor | None) -> torch.Tensor:
-        """z of the image below at the stage's size; of a given image's latents, those of the guide."""
+        """z of the image below at the stage's size; the latents of an input image are those of the guide."""
         from uhr.models.ops.filters import bicubic
 
         if self.options.warm_start == "pixels":
@@ -147,8 +147,8 @@ class _WindowedStage:
 def windowed(
     engine: Engine, stage: SamplingStage, options: UltraGenOptions, guide: torch.Tensor | None
 ) -> Call:
-    """The engine's call, attending in windows: with `Windows` of its own for each branch of guidance, since a
-    cached guide belongs to one text. `guide` is z of the guide."""
+    """Return the engine's call with windowed attention. Each branch of guidance has its own `Windows`, since
+    a cached guide belongs to one text. `guide` is z of the guide."""
     from uhr.models.attention.call import Windows
     from uhr.models.attention.flex import BlockMasks
     from uhr.models.attention.guide import Guide
@@ -170,7 +170,7 @@ def windowed(
 
 
 def projected(velocity: Velocity, data: torch.Tensor, steps: int, options: UltraGenOptions) -> Velocity:
-    """The velocity, its low frequencies drawn towards `data`."""
+    """Return the velocity with its low frequencies moved towards `data`."""
     from uhr.models.ops.projection import cosine_weight, project, velocity_towards
 
     skipped = options.skip or 0

@@ -1,4 +1,4 @@
-"""UltraGen's options, and the stages, windows and weights that follow from them."""
+"""UltraGen's options, and the stages, windows and weights computed from them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SKIPPED = 10 / 28
 """Share of the schedule that the warm start skips (paper's ablation: PSNR 28.70, 1.56 times as fast)."""
 
 STRETCH = 1.5
-"""A guide that is less than this many times the native side is the base, enlarged; a larger one is generated
+"""A guide of less than this multiple of the native side is the enlarged base; a larger one is generated
 first."""
 
 
@@ -46,30 +46,31 @@ class UltraGenOptions(StagedOptions):
                     ablation), and none on few-step FLUX.2, which starts from pure noise (its configuration)
     warm_start:     pixels: the image below, enlarged and sharpened (paper, eq. 1); latents: bicubic on its
                     latents, without decoding (code)
-    sharpening:     sigma of the Gaussian of the unsharp mask, which the paper does not name; None is none
-    guidance_high:  None is 4.5 where guidance is embedded and 8 where it takes two passes (code's
+    sharpening:     sigma of the unsharp mask's Gaussian, which the paper does not give; None does not sharpen
+    guidance_high:  None is 4.5 if guidance is embedded and 8 if it takes two passes (the code's
                     configurations for FLUX.1 and klein-base)
-    ntk:            theta of the windowed stages times this, image and guide alike; None is 10 (paper and
-                    code), and 1 on few-step FLUX.2 (its configuration)
-    base_ntk:       the same of the base pass: 1 is stock; the code has 10 there too
-    base_steps:     of the base pass; None is what the model's card says: 28 on FLUX.1-dev (code)
-    ratio:          sides of image over guide (paper: 4)
-    window:         side of a window in image tokens; None is a quarter of the native grid, the paper's 16 of
-                    FLUX
-    rules:          who attends to whom, the paper's mask by default (`attention.rules.WindowRules`)
-    guide:          False leaves the guide's tokens out: windows alone
+    ntk:            factor on theta in the windowed stages, for image and guide; None is 10 (paper and code),
+                    and 1 on few-step FLUX.2 (its configuration)
+    base_ntk:       the same factor in the base pass: 1 is stock; the code has 10 there too
+    base_steps:     steps of the base pass; None is the number of the model's card: 28 on FLUX.1-dev (code)
+    ratio:          side of the image over that of the guide (paper: 4)
+    window:         side of a window in image tokens; None is a quarter of the native grid, which is the
+                    paper's 16 on FLUX
+    rules:          which tokens attend to which, the paper's mask by default
+                    (`attention.window_rules.WindowRules`)
+    guide:          False leaves the guide's tokens out, so that there are only windows
     cached:         the guide's keys and values are computed at a stage's first step and kept (a flag of the
                     code). False runs the guide in every call, as in training: exact, and slower
-    guide_adapters: names of the adapters that act on guide tokens alone, beside those whose file says so (an
+    guide_adapters: names of the adapters that act only on guide tokens, besides those whose file says so (an
                     export's `adapters.usage`, UltraGen's by its keys); None are those that were loaded
-                    otherwise and have UltraGen's modules. All others act on every token. A command's are
-                    called adapter_0, adapter_1 in their order
-    projection:     off (paper); code: its hidden projected flow, whose weight rises again towards the end;
+                    otherwise and have UltraGen's modules. All others act on every token. The adapters of a
+                    command are called adapter_0, adapter_1 in their order
+    projection:     off (paper); code: its undocumented projected flow, whose weight rises again at the end;
                     decay: the same with I-Max's falling cosine
     below:          sides of the stages below the last over its own, rising: (0.25,). None is the recursion:
-                    a quarter each (`ratio`) down to about the native size; a given image goes straight to
-                    the target
-    backend:        of the attention (`attention.call.Windows`)
+                    a quarter each (`ratio`) down to about the native size; an input image has no stages
+                    below
+    backend:        back end of the attention (`attention.call.Windows`)
     """
 
     skip: int | None = Field(default=None, ge=0)
@@ -90,8 +91,8 @@ class UltraGenOptions(StagedOptions):
 
 
 def window_of(options: UltraGenOptions, native_side: int) -> int:
-    """Side of a window in image tokens, for a backbone of native_side^2 tokens; UserError if it does not
-    divide by the guide's ratio."""
+    """Return the side of a window in image tokens, for a backbone of native_side^2 tokens. Raises UserError
+    if it is not a multiple of the guide's ratio."""
     from uhr.models.attention.layout import WindowLayout, window_side
 
     window = options.window or window_side(native_side, options.ratio)
@@ -99,7 +100,7 @@ def window_of(options: UltraGenOptions, native_side: int) -> int:
 
 
 def layout_of(facts: ModelFacts, size: Size, options: UltraGenOptions) -> WindowLayout:
-    """The windows of an image of `size` px; UserError if they do not fill it."""
+    """Return the windows of an image of `size` px. Raises UserError if they do not fill it."""
     from uhr.models.attention.layout import WindowLayout
 
     window = window_of(options, facts.native_side)
@@ -107,18 +108,19 @@ def layout_of(facts: ModelFacts, size: Size, options: UltraGenOptions) -> Window
 
 
 def few_steps(facts: ModelFacts) -> bool:
-    """Whether a model is a distilled FLUX.2, for which UltraGen has a configuration of its own."""
+    """Return whether a model is a distilled FLUX.2, for which UltraGen has a separate configuration."""
     return facts.family.name == "flux2" and facts.steps is not None and facts.steps < FEW_STEPS
 
 
 def code_weight(step: int, steps: int, whole: int) -> float:
-    """The weight of the code's projected flow in the last `steps` of `whole`: (1 + cos(pi (step + steps) /
-    whole)) / 2. Of 18 in 28 it falls from 0.283 to 0 at step 10 and rises to 0.146 at the end."""
+    """Return the weight of the code's projected flow in the last `steps` of `whole` steps: (1 + cos(pi (step
+    + steps) / whole)) / 2. For 18 of 28 it falls from 0.283 to 0 at step 10 and rises to 0.146 at the end."""
     return 0.5 * (1 + math.cos(math.pi * (step + steps) / whole))
 
 
 def filled(facts: ModelFacts, request: SamplingRequest, options: UltraGenOptions) -> UltraGenOptions:
-    """The options with what follows from model and size in place of None; UserError for what cannot be."""
+    """Return the options with values for the model and size in place of None. Raises UserError for invalid
+    values."""
     few = few_steps(facts)
     skip = options.skip
     if skip is None:
@@ -140,12 +142,13 @@ def _below(facts: ModelFacts, request: SamplingRequest, options: UltraGenOptions
     if options.below is not None:
         shares = [*options.below, 1.0]
         if min(shares) <= 0 or any(b <= a for a, b in pairwise(shares)):
-            raise UserError(f"below={list(options.below)}", "give rising shares between 0 and 1: [0.25], say")
+            what = f"below={list(options.below)} is invalid"
+            raise UserError(what, "give rising shares between 0 and 1, such as [0.25]")
         return options.below
     side, share, found = math.sqrt(request.height * request.width), 1 / options.ratio, []
     while not request.image and share < 1 and share * side >= STRETCH * facts.native:
         height, width = _lower(facts, request, options, share)
-        # in whole windows it may come out no larger than the base
+        # rounded to whole windows it may not be larger than the base
         if height * width > facts.native**2:
             found.insert(0, share)
         share /= options.ratio
@@ -153,15 +156,15 @@ def _below(facts: ModelFacts, request: SamplingRequest, options: UltraGenOptions
 
 
 def _lower(facts: ModelFacts, request: SamplingRequest, options: UltraGenOptions, share: float) -> Size:
-    """The size of a stage of about this share of the target's side, in whole windows."""
+    """The size, in whole windows, of a stage with about this share of the target's side."""
     unit = window_of(options, facts.native_side) * facts.multiple
     side = max(unit, int(share * math.sqrt(request.height * request.width)))
     return base_size(*request.size, side, unit)
 
 
 def stages_of(facts: ModelFacts, request: SamplingRequest, options: UltraGenOptions) -> list[SamplingStage]:
-    """The base pass, unless an image is given, and the windowed stages, by filled options: of whole windows
-    each, the last of them the target."""
+    """Return the base pass, unless an image is given, and the windowed stages, each of whole windows, for
+    filled options. The last stage is the target."""
     assert options.below is not None
     levels = upper_levels(facts, request.steps, options.shift, options.shift_factor)[options.skip :]
     lower = [_lower(facts, request, options, share) for share in options.below]
@@ -181,7 +184,7 @@ def _windowed(
     size: Size,
     levels: Sequence[float],
 ) -> SamplingStage:
-    """A stage whose calls attend in windows."""
+    """A stage with windowed attention."""
     from uhr.models.attention.call import AttentionCalls
 
     layout = layout_of(facts, size, options)
@@ -205,8 +208,8 @@ def _positions(ntk: float) -> tuple[Surgery, ...]:
 def codings_of(
     request: SamplingRequest, options: UltraGenOptions, stages: Sequence[SamplingStage]
 ) -> list[list[Coding]]:
-    """What the VAE codes in each stage, by filled options: the image below for the guide (whose latents are
-    it where they have its size), and enlarged for the start. An image below is decoded once."""
+    """Return the VAE's passes in each stage, for filled options: the image below is encoded for the guide
+    (unless its latents have the guide's size), and enlarged for the start. An image below is decoded once."""
     found: list[list[Coding]] = [[] for _ in stages]
     for index, stage in enumerate(stages):
         below = stages[index - 1].size if index else None
@@ -214,7 +217,7 @@ def codings_of(
             continue
         reduced = stage.height // options.ratio, stage.width // options.ratio
         warm = stage.sigmas[0] < 1 or options.projection != "off"
-        # whose latents: the guide's, and the start's where it is made of latents
+        # latents are needed for the guide, and for a start that is computed from latents
         latents = options.guide or (warm and options.warm_start == "latents" and below is None)
         coded = [reduced] if latents and below != reduced else []
         coded += [stage.size] if warm and options.warm_start == "pixels" else []

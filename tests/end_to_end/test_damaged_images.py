@@ -22,7 +22,7 @@ from PIL import Image
 from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.manifests.manifest import Manifest
-from uhr.models.generate.images import Given, open_image
+from uhr.models.generate.input_images import InputImage, open_image
 
 WIDTH, HEIGHT = 96, 64
 
@@ -80,7 +80,7 @@ class File:
     data: bytes
     row: dict[str, Any]
     preview: bytes | None
-    given: Given | str
+    given: InputImage | str
 
 
 def name_of(variant: str, damage: str) -> str:
@@ -103,8 +103,8 @@ def files(forge, damage, tmp_path_factory) -> dict[str, list[File]]:
         (source / name_of(variant, one.name)).write_bytes(one.data)
     rules = ("resolution", "flatness", "entropy", "duplicates")
     sets = [word for rule in rules for word in ("--set", f"rules.{rule}=null")]
-    arguments = ["curate", "run", "quickstart", "--source", source, "--out", work / "out", *sets]
-    assert main([str(word) for word in (*arguments, "--engine", "local", "--workers", 1)]) == 0
+    words = ["curate", "run", "quickstart", "--source", source, "--out", work / "out", *sets]
+    assert main([str(word) for word in (*words, "--engine", "local", "--workers", 1)]) == 0
     manifest = Manifest.open(work / "out")
     rows = {row["uri"]: row for row in manifest.table().to_pylist()}
     previews = manifest.previews([row["sample_id"] for row in rows.values()])
@@ -118,7 +118,7 @@ def files(forge, damage, tmp_path_factory) -> dict[str, list[File]]:
     return found
 
 
-def opened(path: Path) -> Given | str:
+def opened(path: Path) -> InputImage | str:
     try:
         return open_image(path)
     except UserError as error:
@@ -129,7 +129,7 @@ def opened(path: Path) -> Given | str:
 def test_an_undamaged_file_is_kept_with_the_pixels_that_were_written(variant, files, forge):
     whole = files[variant][0]
     assert whole.row["status"] == "kept", whole.row["error"]
-    assert isinstance(whole.given, Given), whole.given
+    assert isinstance(whole.given, InputImage), whole.given
     if variant not in LOSSY:
         _, mode, _ = VARIANTS[variant]
         written = forge.image(WIDTH, HEIGHT, mode, list(VARIANTS).index(variant))
@@ -172,7 +172,7 @@ def same_pixels(file: File, whole: File) -> bool:
     """Equal pixels give the same JPEG for people, byte by byte, and the same numbers."""
     sides = ("width", "height", *MEASURED)
     equal = all(file.row[name] == whole.row[name] for name in sides) and file.preview == whole.preview
-    if isinstance(file.given, Given) and isinstance(whole.given, Given):
+    if isinstance(file.given, InputImage) and isinstance(whole.given, InputImage):
         equal = equal and file.given.rgb.tobytes() == whole.given.rgb.tobytes()
     return equal
 
@@ -217,7 +217,7 @@ def test_sample_opens_what_curation_keeps_and_refuses_what_it_fails(variant, fil
     differs = [
         f"{file.damage}: {file.row['status']} ({file.row['error']}), and {file.given}"
         for file in files[variant]
-        if (file.row["status"] == "kept") != isinstance(file.given, Given)
+        if (file.row["status"] == "kept") != isinstance(file.given, InputImage)
     ]
     assert not differs, "\n".join(differs)
 

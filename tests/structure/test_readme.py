@@ -32,31 +32,31 @@ def test_the_table_of_gpus_is_what_plans_say(documents):
 
 def test_every_row_of_the_table_is_what_its_command_plans_and_nothing_that_fits_is_faster(documents, capsys):
     from uhr.cli import main
+    from uhr.models.estimate.cost import placements
     from uhr.models.estimate.plan import plan
-    from uhr.models.estimate.price import ways
     from uhr.models.estimate.table import ROWS, command
     from uhr.models.generate.request import Item, Request, parse_size
 
-    def planned(arguments, *options):
-        assert main([*arguments, "--plan", "--on", gpu, *options]) == 0
+    def planned(words, *options):
+        assert main([*words, "--plan", "--on", gpu, *options]) == 0
         return capsys.readouterr().out
 
     lines = [line for line in documents.table("gpus").splitlines() if "| `uhr sample " in line]
     for (gpu, call), line in zip(ROWS, lines, strict=True):
-        arguments = shlex.split(command(gpu, call))[1:]
+        words = shlex.split(command(gpu, call))[1:]
         assert f"| `{command(gpu, call)}` |" in line
         memory, host, time = line.rstrip(" |").split(" | ")[-3:]
-        shown = planned(arguments)
+        shown = planned(words)
         assert f"at most {memory}, at" in shown
         assert f"takes some {time}" in shown
         assert (f"; {host} of weights in the host's memory" in shown) == (host != "-")
-        found = json.loads(planned(arguments, "--json"))
+        found = json.loads(planned(words, "--json"))
         assert found["memory"]["fits"], call
         sampler, _, size = call.partition(" --size ")
         asked = plan(
             Request(sampler=sampler, model="flux1-dev", size=parse_size(size)), Item(prompt="x"), gpu
         )
-        others = [price.total for price in map(asked.priced, ways()) if price.fits]
+        others = [price.total for price in map(asked.estimate, placements()) if price.fits]
         assert found["seconds"]["total"] == pytest.approx(min(others)), call
 
 

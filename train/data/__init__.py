@@ -1,1 +1,1 @@
-"""Batches of encoded data: which rows form which batch, and how they are read."""
+"""Encoded shards as batches: which rows form which batch, and how they are read."""

@@ -1,6 +1,8 @@
-"""The order of training batches: a pure function of bucket sizes, batch size and seed.
+"""Which rows form which batch, in which order: a pure function of (sizes, batch size, seed).
 
-The only state is the number of batches done, or (epoch, batch), so a run can stop and resume at any batch.
+The plan knows nothing of processes: it deals *global* batches, of which each process takes its slice. Its
+whole state is the number of batches done, or (epoch, batch): a run stops and goes on at any batch, with any
+number of processes.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 WINDOW = 16
-"""Number of row groups whose rows are shuffled together."""
+"""Row groups whose rows are mixed with each other: a bucket of fewer row groups is shuffled as a whole."""
 
 
 class PlannedBatch(NamedTuple):
-    """One batch: rows `rows` of bucket number `bucket`."""
+    """Rows `rows` of bucket number `bucket`: one optimiser step."""
 
     epoch: int
     index: int
@@ -26,19 +28,19 @@ class PlannedBatch(NamedTuple):
 
 
 class BucketPlan:
-    """The order of batches: every row once per epoch, each batch from one bucket.
+    """Deals every row of every bucket once per epoch, in batches that never mix buckets.
 
-    sizes: rows of each bucket. batch_size: rows per global batch. seed: seed of the order.
-    block: rows per row group of the stored data, one number for each bucket. Reading is fastest if the rows
-    of
-        a row group are used close together: row groups are shuffled, then the rows within `WINDOW` row
-        groups. The order of buckets is random.
-    remainder: what happens to a bucket's last rows if they do not fill a batch.
-        "short": they form a smaller batch, so each row is used exactly once per epoch.
-        "drop": they are left out of this epoch, so all batches have the same size. Other rows are left out in
-            each epoch. Raises ValueError if a bucket has fewer rows than a batch, as it would never be used.
+    sizes: rows of each bucket. batch_size: rows per global batch. seed: of the order.
+    block: rows per row group of the stored data, one number for each bucket. Reading is cheapest when rows of
+        one row group come close together: row groups are shuffled, then the rows of `WINDOW` row groups at a
+        time, and a bucket's batches come in that order. Buckets take turns at random.
+    remainder: what happens to a bucket's last rows when they do not fill a batch.
+        "short": they form a smaller batch, so each row comes exactly once per epoch.
+        "drop": this epoch leaves them out, so all batches are equal (compiled or sharded runs need that).
+            The order differs by epoch: other rows are left out each time, and none is lost for good.
+            A bucket with fewer rows than a batch would never be seen: that is refused (ValueError).
 
-    The order is computed from raw Philox output, which numpy keeps stable across its versions.
+    The order is made of Philox raw output, whose stream numpy keeps stable across its versions.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class BucketPlan:
         remainder: Literal["short", "drop"] = "short",
     ) -> None:
         assert batch_size > 0
-        assert all(size > 0 for size in sizes), "a bucket is empty"
+        assert all(size > 0 for size in sizes), "an empty bucket has no place in a plan"
         self.sizes = tuple(sizes)
         self.batch_size = batch_size
         self.seed = seed
@@ -70,7 +72,7 @@ class BucketPlan:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Number of batches of every epoch."""
+        """Equal for every epoch."""
         return sum(self.batches_of_bucket)
 
     def batch(self, epoch: int, index: int) -> PlannedBatch:
@@ -83,7 +85,7 @@ class BucketPlan:
         )
 
     def at(self, done: int) -> PlannedBatch:
-        """The batch after `done` others, counted through all epochs."""
+        """The batch that comes after `done` others, counted through all epochs."""
         return self.batch(*divmod(done, self.batches_per_epoch))
 
     def epoch(self, epoch: int) -> Iterator[PlannedBatch]:

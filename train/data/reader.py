@@ -1,4 +1,6 @@
-"""Reads rows of encoded data by index."""
+"""Encoded shards to batches, by index: what is read depends on the indices alone, so there is no state to
+keep.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,11 @@ from uhr.train.encode.encoded import BucketInfo, EncodedInfo, read_encoded
 from uhr.train.encode.tensors import from_bytes
 
 CACHE_BYTES = 1 << 30
-"""Bytes of row groups kept in memory; `BucketPlan` uses the rows of a group close together."""
+"""Row groups kept in memory: `BucketPlan` visits neighbours soon after each other."""
 
 
-class _Location(NamedTuple):
-    """Where a row is: number of the part, row group in the part, row in the group."""
+class _Place(NamedTuple):
+    """Where a row stands: part, row group in the part, row in the group."""
 
     part: int
     group: int
@@ -33,15 +35,15 @@ class _Location(NamedTuple):
 
 
 class DataFault(UserError):
-    """A Parquet file that cannot be read or has invalid content; names file, row group and sample."""
+    """A shard that cannot be read, or does not hold what it should; names shard, row group and sample."""
 
 
 @dataclass(frozen=True)
-class EncodedRows:
+class Rows:
     """B encoded images of one bucket, on the CPU.
 
-    mean, std: [B, C, h, w], raw latents in the stored dtype. texts: the family's text tensors by name, in the
-    stored dtype; B is their first dimension.
+    mean, std: [B, C, h, w] as stored (raw latents). texts: the family's text tensors by name, as stored; B is
+    their first dimension.
     """
 
     mean: torch.Tensor
@@ -61,25 +63,23 @@ class EncodedData:
 
     @classmethod
     def open(cls, path: Path) -> EncodedData:
-        """Open a folder. Raises UserError if it is not encoded data, or was not finished."""
+        """UserError where the folder is not encoded data, or was not finished."""
         return cls(path, read_encoded(path))
 
     @property
     def buckets(self) -> list[BucketInfo]:
         return self.info.buckets
 
-    def read(self, bucket: int, rows: Sequence[int]) -> EncodedRows:
-        """Read rows `rows` of bucket number `bucket`, in that order, each with its own caption's
-        embeddings.
-        """
+    def read(self, bucket: int, rows: Sequence[int]) -> Rows:
+        """Rows `rows` of bucket number `bucket`, in that order, each with its own caption's embeddings."""
         info = self.buckets[bucket]
         shape, dtype = self.info.latent_shape(info), self.info.config.dtype
-        found = [self._row(info.parts, self._locate(info, row)) for row in rows]
+        found = [self._row(info.parts, self._place(info, row)) for row in rows]
         texts = [self._text(row["text_key"], row["sample_id"]) for row in found]
         mean, std = (
             torch.stack([self._tensor(row, name, shape, dtype) for row in found]) for name in ("mean", "std")
         )
-        return EncodedRows(
+        return Rows(
             mean,
             std,
             self._tensors(texts),
@@ -88,34 +88,34 @@ class EncodedData:
         )
 
     def empty_texts(self) -> dict[str, torch.Tensor]:
-        """The text tensors of the empty caption as a batch of one, for caption dropout."""
+        """The text tensors of the empty caption, a batch of one: what caption dropout trains with."""
         return self._tensors([self._text(self.info.texts.empty_key, "the empty caption")])
 
-    def _locate(self, bucket: BucketInfo, row: int) -> _Location:
+    def _place(self, bucket: BucketInfo, row: int) -> _Place:
         assert 0 <= row < bucket.rows
         for number, part in enumerate(bucket.parts):
             if row < part.rows:
-                return _Location(number, *divmod(row, bucket.group_rows))
+                return _Place(number, *divmod(row, bucket.group_rows))
             row -= part.rows
-        raise AssertionError("the parts have fewer rows than their bucket")
+        raise AssertionError("the parts hold fewer rows than their bucket")
 
     @cached_property
-    def _text_locations(self) -> dict[str, _Location]:
-        locations = {}
+    def _text_places(self) -> dict[str, _Place]:
+        places = {}
         for number, part in enumerate(self.info.texts.parts):
             with self._opened(part) as file:
                 for group in range(file.num_row_groups):
                     keys = file.read_row_group(group, columns=["text_key"]).column(0).to_pylist()
-                    locations |= {key: _Location(number, group, row) for row, key in enumerate(keys)}
-        return locations
+                    places |= {key: _Place(number, group, row) for row, key in enumerate(keys)}
+        return places
 
     def _text(self, key: str, sample: str) -> dict:
-        location = self._text_locations.get(key)
-        if location is None:
+        place = self._text_places.get(key)
+        if place is None:
             raise DataFault(
                 f"{self.path}: sample {sample} has a caption that is not in texts/", "encode again"
             )
-        return self._row(self.info.texts.parts, location)
+        return self._row(self.info.texts.parts, place)
 
     def _tensors(self, texts: list[dict]) -> dict[str, torch.Tensor]:
         dtype = self.info.config.text_dtype
@@ -128,23 +128,21 @@ class EncodedData:
         try:
             return from_bytes(row[name], shape, dtype)
         except ValueError as error:
-            sample = row.get("sample_id") or row["caption"]
-            raise DataFault(
-                f"{self.path}: '{name}' of {sample} is damaged ({error})", "encode again"
-            ) from None
+            whose = row.get("sample_id") or row["caption"]
+            raise DataFault(f"{self.path}: '{name}' of {whose} is broken ({error})", "encode again") from None
 
-    def _row(self, parts: list[Part], location: _Location) -> dict:
-        part = parts[location.part]
-        return self._group(part, location).slice(location.row, 1).to_pylist()[0]
+    def _row(self, parts: list[Part], place: _Place) -> dict:
+        part = parts[place.part]
+        return self._group(part, place).slice(place.row, 1).to_pylist()[0]
 
-    def _group(self, part: Part, location: _Location) -> pa.Table:
-        key = (part.path, location.group)
+    def _group(self, part: Part, place: _Place) -> pa.Table:
+        key = (part.path, place.group)
         if key not in self._groups:
             try:
                 with self._opened(part) as file:
-                    table = file.read_row_group(location.group)
+                    table = file.read_row_group(place.group)
             except (OSError, pa.ArrowException) as error:
-                raise self._fault(part, location, error) from error
+                raise self._fault(part, place, error) from error
             self._groups[key] = table
             self._cached += table.nbytes
             while self._cached > CACHE_BYTES and len(self._groups) > 1:
@@ -156,17 +154,17 @@ class EncodedData:
     def _opened(self, part: Part) -> contextlib.AbstractContextManager[pq.ParquetFile]:
         return parquet.mapped(self.path / part.path, page_checksum_verification=True)
 
-    def _fault(self, part: Part, location: _Location, error: Exception) -> DataFault:
-        """The error for an unreadable row group, with the sample if its small columns can still be read."""
+    def _fault(self, part: Part, place: _Place, error: Exception) -> DataFault:
+        """Name the sample if its small columns can still be read."""
         sample = "unknown"
         try:
             with self._opened(part) as file:
                 name = "sample_id" if "sample_id" in file.schema_arrow.names else "caption"
-                sample = file.read_row_group(location.group, columns=[name]).column(0)[location.row].as_py()
+                sample = file.read_row_group(place.group, columns=[name]).column(0)[place.row].as_py()
         except (OSError, pa.ArrowException) as second:
             sample = f"unknown ({one_line(second)})"
-        where = f"row group {location.group}, row {location.row}, sample {sample}"
+        words = one_line(error)
         return DataFault(
-            f"{self.path / part.path}, {where}: {one_line(error)}",
+            f"{self.path / part.path}, row group {place.group}, row {place.row}, sample {sample}: {words}",
             "copy the file again, or encode again into another folder",
         )

@@ -1,1 +1,1 @@
-"""Encodes a manifest to latents and text embeddings, in units."""
+"""From a slice of a manifest to latents and text embeddings, in units."""

@@ -1,4 +1,4 @@
-"""`encoded.json`: the description of a folder of encoded data, written last."""
+"""`encoded.json`: what a folder of encoded data is, written last. Training refuses a folder without it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FILE = "encoded.json"
 SCHEMA_VERSION = 1
 NOT_STATED = "not stated"
-"""The licence of rows that state none."""
+"""Stands for the licence of rows that state none."""
 
 LATENTS, TEXTS, UNITS = "latents", "texts", "units"
 LEFT_OUT = "left_out.parquet"
@@ -48,10 +48,7 @@ LAYOUT = Layout(
 
 
 class BucketInfo(Config):
-    """All images of one size in px.
-
-    group_rows: rows per Parquet row group; the last of a part may have fewer.
-    """
+    """All images of one size in px. `group_rows`: rows per Parquet row group, fewer in a part's last."""
 
     height: int
     width: int
@@ -61,12 +58,12 @@ class BucketInfo(Config):
 
 
 class Geometry(Config):
-    """The shapes of stored tensors, and the VAE's normalisation.
+    """What the cells hold, and what the trainer needs to know of the VAE that it never loads.
 
-    Stored latents are raw. Model latents are (raw - shift) * scale, or (patch - patch_mean) / patch_std over
-    the 4C channels of the 2x2 patches of raw latents (`latents.pack`): a family has one pair of keys or the
-    other. Each further key is the name of a text tensor, and its value the shape without the batch; the
-    sequence comes first.
+    Latents are raw. Model latents are (raw - shift) * scale, or (patch - patch_mean) / patch_std over the 4C
+    channels of the 2x2 patches of raw latents (`latents.pack`): a family has one pair or the other, and the
+    other's keys are not in the file. Each further key is the name of a text tensor, with its shape without
+    the batch; the sequence comes first.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -94,12 +91,12 @@ class Geometry(Config):
 
     @property
     def text_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of each text tensor by its name, without the batch."""
+        """Shape of each text tensor by its name, without the batch."""
         return self.__pydantic_extra__ or {}
 
     @property
     def normalisation(self) -> Normalisation | PatchNormalisation:
-        """Converts between stored raw latents and model latents."""
+        """Between the stored raw latents and those of the model."""
         import torch
 
         from uhr.models.ops.latents import Normalisation, PatchNormalisation
@@ -112,14 +109,14 @@ class Geometry(Config):
 
     @property
     def formula(self) -> str:
-        """The formula from stored to model latents, for people."""
+        """How model latents are made of the stored ones, for people."""
         if self.patch_mean is None:
             return f"(raw - {self.shift}) * {self.scale}"
         return "(patch - patch_mean) / patch_std by channel of the 2x2 patches, numbers in encoded.json"
 
 
 def normalisation_fields(normalisation: Normalisation | PatchNormalisation) -> dict[str, Any]:
-    """The fields of `Geometry` that store a normalisation exactly."""
+    """The fields of `Geometry` that hold it, exactly."""
     from uhr.models.ops.latents import Normalisation
 
     if isinstance(normalisation, Normalisation):
@@ -128,11 +125,8 @@ def normalisation_fields(normalisation: Normalisation | PatchNormalisation) -> d
 
 
 class ModelInfo(Config):
-    """The model that encoded the data.
-
-    hashes: of weights and configuration, by component. base: where text encoders and VAE were, if `path` is a
-    lone backbone.
-    """
+    """The model that encoded: `hashes` by component (weights and configuration). `base`: where text encoders
+    and VAE were, for a backbone alone at `path`, of which nothing is read."""
 
     path: str
     base: str | None = None
@@ -162,19 +156,14 @@ class LeftOutReason(Config):
 
 
 class LeftOut(Config):
-    """Rows without latents: `part` lists all of them by uri (sample_id, uri, reason, error), `reasons`
-    counts them.
-    """
+    """`part` has every row without latents (sample_id, uri, reason, error), by uri; `reasons` counts them."""
 
     part: Part
     reasons: list[LeftOutReason]
 
 
 class TextInfo(Config):
-    """The encoded captions.
-
-    truncated: by encoder, the number of captions (not samples) that are longer than it reads.
-    """
+    """`truncated`: captions (not samples) longer than an encoder reads, by encoder."""
 
     rows: int
     truncated: dict[str, int]
@@ -183,11 +172,10 @@ class TextInfo(Config):
 
 
 class EncodedInfo(Config):
-    """The content of `encoded.json`.
+    """`id` is a hash of the content: configuration, model, manifest, parts; never of paths or times.
 
-    id: a hash of configuration, model, manifest and parts; not of paths or times.
-    counts: rows that are selected, encoded, left_out, without_caption.
-    licences: encoded rows per licence; `NOT_STATED` counts rows without one.
+    `counts`: selected rows of the manifest, encoded, left_out, without_caption.
+    `licences`: encoded rows per licence; rows that state none stand under `NOT_STATED`.
     """
 
     schema_version: int
@@ -206,13 +194,13 @@ class EncodedInfo(Config):
 
     @property
     def resolution(self) -> int:
-        """The resolution in px, which is never None in encoded data."""
+        """px; always resolved in what was encoded."""
         assert self.config.resolution is not None
         return self.config.resolution
 
     @property
     def parts(self) -> list[Part]:
-        """All Parquet files that `encoded.json` lists."""
+        """Every Parquet file that `encoded.json` vouches for."""
         latents = (part for bucket in self.buckets for part in bucket.parts)
         return [*self.texts.parts, *latents, self.left_out.part]
 
@@ -223,30 +211,28 @@ class EncodedInfo(Config):
 
 
 def read_encoded(path: Path) -> EncodedInfo:
-    """Read `encoded.json`. Raises UserError if it is missing or of a newer version, or if parts are
-    missing.
-    """
+    """`encoded.json` of a folder. UserError where it is missing, half-written, or of a newer version."""
     file = path / FILE
     if not file.is_file():
         if (path / UNITS).is_dir():
             raise UserError(
-                f"{path} is not fully encoded", "run the same `uhr train encode` again to continue"
+                f"{path} is not encoded to its end", "run the same `uhr train encode` again: it goes on"
             )
         raise UserError(
-            f"{path} contains no encoded data",
+            f"{path} holds no encoded data",
             f"`{command('train', 'encode', 'MANIFEST', '--model', 'M', '--out', path)}`",
         )
     info = read_versioned(EncodedInfo, file, SCHEMA_VERSION, "encode again into another folder")
     for part in info.parts:
         found = path / part.path
         if not found.is_file() or found.stat().st_size != part.bytes:
-            state = "does not have the size with which it was written" if found.exists() else "is missing"
+            state = "has another size than when it was written" if found.exists() else "is missing"
             raise UserError(f"{found} {state}", "copy the folder again, or encode again into another one")
     return info
 
 
 def print_encoded(info: EncodedInfo) -> None:
-    """Print what was encoded, and what was left out with its reason."""
+    """What was encoded, for people; what was left out comes with its reason."""
     counts = info.counts
     say(f"{counts['encoded']:,} of {counts['selected']:,} images encoded at {info.resolution} px")
     table(["bucket", "images"], [[f"{b.width}x{b.height}", b.rows] for b in info.buckets])
@@ -261,13 +247,12 @@ def print_encoded(info: EncodedInfo) -> None:
         first = left.examples[0]
         say(shown(f"left out, {left.reason}: {left.rows:,} ({first.uri}: {first.error})"))
     if info.left_out.reasons:
-        say(f"{LEFT_OUT} lists all that were left out")
+        say(f"all that were left out stand in {LEFT_OUT}")
 
 
 def _truncated(encoder: str, count: int, reads: int, sequence: str) -> str:
-    """The message for captions that are longer than an encoder reads; `sequence` is the encoder that gives
-    the text sequence.
-    """
+    """What it means that so many captions are longer than an encoder reads; `sequence` is the one that gives
+    the text itself."""
     if encoder != sequence:
         # FLUX.1 takes one pooled vector of CLIP, and the text itself from T5
         where = f"which is no loss where {sequence} reads them"

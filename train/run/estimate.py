@@ -1,4 +1,4 @@
-"""`uhr train plan`: estimates a training run without loading weights."""
+"""`uhr train plan`: what a run will cost, worked out without loading any weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from uhr.base.console import say, table
 from uhr.base.errors import UserError
 from uhr.base.files import human_bytes
-from uhr.models.estimate.shapes import bare, empty_component
+from uhr.models.estimate.shapes import empty_component, spec_named
 from uhr.models.families.registry import FAMILIES
 from uhr.models.loading.model import empty_transformer
 from uhr.models.zoo import ModelName, ModelSpec, get
 from uhr.train.data.reader import EncodedData
 from uhr.train.encode.tensors import size_of
 from uhr.train.recipes.base import Recipe
-from uhr.train.run.average import describe_average
+from uhr.train.run.average import described
 from uhr.train.run.job import plan_for
 
 WORK_PER_TOKEN = 24
@@ -26,9 +26,10 @@ twice."""
 
 
 def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[Path]) -> dict[str, Any]:
-    """Estimate steps, batches, tokens, parameters, memory and storage of a run, as plain values.
+    """Steps, batches, tokens, parameters, memory and storage of a run, in plain values.
 
-    model: a checkpoint, or the name of a published spec. Sizes are in bytes.
+    model: a checkpoint, or the name of a published spec. Sizes are in bytes; memory is an estimate and says
+    so.
     """
     spec, transformer = _backbone(ModelName.of(model))
     recipe.check(spec)
@@ -40,7 +41,7 @@ def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[Path]) -> di
         "recipe": recipe.name,
         "model": spec.name,
         "steps": recipe.steps,
-        "average": None if recipe.ema is None else describe_average(recipe.ema, recipe.steps),
+        "average": None if recipe.ema is None else described(recipe.ema, recipe.steps),
         "samples": recipe.steps * recipe.batch.size,
         "phases": phases,
         "parameters": {name: parameters[name] for name in ("base", "trainable")},
@@ -51,7 +52,7 @@ def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[Path]) -> di
 
 def _backbone(model: ModelName) -> tuple[ModelSpec, Any]:
     """The spec, and the transformer without its weights."""
-    known = bare(model.model) if model.base is None else None
+    known = spec_named(model.model) if model.base is None else None
     if known is None:
         opened = model.open()
         return opened.spec, empty_transformer(opened)
@@ -64,7 +65,7 @@ def _backbone(model: ModelName) -> tuple[ModelSpec, Any]:
 
 
 def _parameters(spec: ModelSpec, transformer: Any, targets: Sequence[str], rank: int) -> dict[str, int]:
-    """Numbers of parameters of the backbone and of the adapter, of blocks, and the width."""
+    """Of the backbone and of the adapter."""
     import torch
 
     adapted = [
@@ -87,7 +88,7 @@ def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: dict[int, Encod
     known = encoded.get(resolution)
     if encoded and known is None:
         raise UserError(
-            f"phase '{phase.name}' needs data at {resolution} px, and the data given have {sorted(encoded)}",
+            f"phase '{phase.name}' wants data at {resolution} px, and given is {sorted(encoded)}",
             f"give the data of that resolution, or --set phases.{phase.name}.resolution=N",
         )
     if known is None:
@@ -118,11 +119,11 @@ def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: dict[int, Encod
 
 
 def _memory(recipe: Recipe, parameters: dict[str, int], tokens: int) -> dict[str, int]:
-    """Estimate the bytes on the device at the longest sequence.
+    """Bytes on the device, at the longest sequence.
 
-    weights: the frozen backbone. adapter: values, gradients, two moments, and the average if there is one.
-    activations: each block's input, and the tensors kept by the block being differentiated (by all blocks
-    without gradient checkpointing).
+    weights: the frozen backbone. adapter: value, gradient, two moments, and the average if there is one.
+    activations: each block's input, and what the block being differentiated keeps (all blocks without
+    gradient checkpointing).
     """
     width = 2 if recipe.runtime.precision == "bfloat16" else 4
     per_block = recipe.batch.micro * tokens * parameters["width"] * width
@@ -142,7 +143,9 @@ def _storage(
     trainable: int,
     encoded: dict[int, EncodedData],
 ) -> dict[str, Any]:
-    """Bytes on disk per image and caption (in bfloat16, the default of `encode`), and per checkpoint."""
+    """Bytes on disk: per image and caption (in bfloat16, as `encode` stores by default), and per
+    checkpoint.
+    """
     resolution = recipe.phases[0].resolution or spec.native_size
     side = resolution // spec.vae_factor
     family = FAMILIES[spec.family]
@@ -158,7 +161,7 @@ def _storage(
 
 
 def print_estimate(plan: dict[str, Any]) -> None:
-    """Print what `estimate` returns."""
+    """The same for people."""
     base, trainable = plan["parameters"]["base"], plan["parameters"]["trainable"]
     say(f"{plan['recipe']} on {plan['model']}: {plan['steps']:,} steps, {plan['samples']:,} samples")
     say(

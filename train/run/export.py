@@ -1,4 +1,4 @@
-"""Exports a checkpoint as an adapter that other tools load, with a model card."""
+"""From a checkpoint to an adapter that other tools load, with a card that says what it was made from."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from uhr.train.run.job import read_run
 def export(
     run: Path, out: Path, step: int | None = None, weights: Literal["trained", "ema"] = "trained"
 ) -> tuple[Path, CheckpointInfo]:
-    """Write the adapter of a run's checkpoint (the newest complete one, or that of `step`) into a folder.
+    """Write the adapter of a run's checkpoint (the newest whole one, or that of `step`) into the folder
+    `out`.
 
-    weights: the trained ones, or their moving average if the recipe keeps one (`average.decay_at`).
+    weights: the trained ones, or their running average where the recipe keeps one (`average.decay_at`).
     """
     from safetensors.torch import load_file
 
@@ -33,7 +34,7 @@ def export(
     recipe = Recipe.model_validate(info.recipe)
     if weights == "ema" and recipe.ema is None:
         raise UserError(
-            f"{run} has no average", "leave --weights out, or train with `uhr train run --set ema=0.999`"
+            f"{run} keeps no average", "leave --weights out, or train with `uhr train run --set ema=0.999`"
         )
     if weights == "ema":
         assert recipe.ema is not None
@@ -54,9 +55,7 @@ def _choose(run: Path, step: int | None) -> tuple[Path, CheckpointInfo]:
         return folder, checkpoint.read_info(folder)
     found = checkpoint.newest(run)
     if found is None:
-        raise UserError(
-            f"{run} has no checkpoint yet", f"`{command('train', 'resume', run)}` continues the run"
-        )
+        raise UserError(f"{run} has no checkpoint yet", f"`{command('train', 'resume', run)}` trains on")
     return found[0], found[1]
 
 
@@ -87,4 +86,4 @@ def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> Car
 
 def _average(recipe: Recipe, step: int) -> str:
     assert recipe.ema is not None
-    return f", averaged over steps ({average.describe_average(recipe.ema, step)})"
+    return f", averaged over steps ({average.described(recipe.ema, step)})"

@@ -1,4 +1,4 @@
-"""The state of a training run, and of the process-wide random generators."""
+"""All that changes while a run goes on, and the process-wide generators beside it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from uhr.train.run.average import decay_at
 
 @dataclass
 class TrainState:
-    """The state that changes during a run.
+    """step: optimiser steps done. adapter: parameters by their names in `plain.lora_state`, float32.
 
-    step: optimiser steps done. adapter: parameters by their names in `plain.lora_state`, float32.
-
-    ema: their moving average under the same names, or None; it is updated once per step.
+    ema: their running average under the same names, or None; it has no count of its own, since it was updated
+    once for each step.
     """
 
     step: int
@@ -31,14 +30,14 @@ class TrainState:
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
-        """Update the average: d * average + (1 - d) * parameter, with d = `decay_at(step, decay)`."""
+        """average <- d * average + (1 - d) * parameter, with d = `decay_at(step, decay)`."""
         assert self.ema is not None
         now = decay_at(self.step, decay)
         for name, average in self.ema.items():
             average.lerp_(self.adapter[name].detach(), 1 - now)
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """All state as CPU tensors, by the name of the file that they are saved to."""
+        """Everything as CPU tensors, by the name of the file that holds it."""
         found = {
             "adapter": {name: p.detach().cpu().clone() for name, p in self.adapter.items()},
             "optimiser": optim.optimiser_state(self.optimiser, self.adapter),
@@ -49,7 +48,7 @@ class TrainState:
 
     @torch.no_grad()
     def load(self, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Restore what `tensors` returned, bit for bit; asserts that the names are the same."""
+        """Write what `tensors` gave back, bit for bit; a tensor too many or too few is an assertion."""
         self.step = step
         _copy_into(self.adapter, tensors["adapter"])
         optim.load_optimiser_state(self.optimiser, self.adapter, tensors["optimiser"])
@@ -75,7 +74,7 @@ def adapter_parameters(transformer: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the process-wide generators. Our own draws do not use them; a user's objective may."""
+    """The process-wide generators. Our own draws use none of them; an objective of the user's may."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -93,9 +92,7 @@ def generators() -> dict[str, Any]:
 
 
 def set_generators(state: Mapping[str, Any]) -> None:
-    """Restore what `generators` returned. The state of a GPU that is in only one of the two is not
-    changed.
-    """
+    """Put back what `generators` gave. A GPU that is not here any more, or was not then, keeps its own."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

@@ -1,4 +1,4 @@
-"""Stops a run on Ctrl-C or SIGTERM: the first after the current step, the second at once."""
+"""Ctrl-C and SIGTERM: the first one asks to stop after the step, the second one stops at once."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether a signal requested a stop."""
+    """Whether somebody asked to stop."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.asked = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if self.requested:
+        if self.asked:
             raise KeyboardInterrupt
-        self.requested = True
+        self.asked = True
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         print(f"{name}: stopping after this step (again: at once)", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def stop_requests() -> Generator[StopRequest]:
-    """Handle SIGINT and SIGTERM in the block by setting `requested`.
-
-    Does nothing outside the main thread, where Python delivers no signals.
+    """Within it SIGINT and SIGTERM set `asked`. Outside the main thread, where Python delivers no signals, it
+    does nothing.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

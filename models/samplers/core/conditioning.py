@@ -1,4 +1,4 @@
-"""The conditioning of a call: a prompt and its negative prompt, encoded, and the guidance of each stage."""
+"""The conditioning of a call: the encoded prompt and negative prompt, and the guidance of each stage."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from uhr.models.specs.spec import GuidanceKind
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """The prompts of a call, and the number of images for each. `length` is in text tokens; None is what the
-    backbone was trained with."""
+    """The prompts of a call, and the number of images per prompt. `length` is in text tokens; None is the
+    length that the backbone was trained with."""
 
     prompt: Prompt
     negative: Prompt
@@ -28,8 +28,8 @@ class PromptInputs:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The prompt and, for guidance by two passes, the negative prompt with its scale. `counts` is how much of
-    the texts was read; empty where embeddings were given."""
+    """The prompt and, for guidance by two passes, the negative prompt with its scale. `counts` are the tokens
+    that were read; empty if embeddings were given."""
 
     positive: Condition
     negative: Condition | None = None
@@ -38,16 +38,17 @@ class Conditions:
 
     @property
     def branches(self) -> int:
-        """Calls of the backbone that one guided velocity takes."""
+        """Calls of the backbone for one guided velocity."""
         return 1 if self.negative is None else 2
 
     def map(self, change: Callable[[Condition], Condition]) -> Conditions:
-        """The same change on both branches."""
+        """Apply a change to both branches."""
         negative = None if self.negative is None else change(self.negative)
         return replace(self, positive=change(self.positive), negative=negative)
 
     def guided(self, kind: GuidanceKind, guidance: float | None) -> Conditions:
-        """The same prompts at another guidance: embedded, or of two passes, which are one at 1."""
+        """Return the same prompts at another guidance: embedded, or of two passes (a single one at scale
+        1)."""
         if guidance is None or kind == "none":
             return self
         if kind == "cfg":
@@ -56,12 +57,12 @@ class Conditions:
         return self.map(lambda condition: replace(condition, guidance=embedded))
 
     def at(self, image_ids: torch.Tensor) -> Conditions:
-        """The same prompts over another grid of image tokens."""
+        """Return the same prompts with the position ids of another grid of image tokens."""
         return self.map(lambda condition: replace(condition, image_ids=image_ids))
 
     def of_stage(self, stage: SamplingStage, kind: GuidanceKind, grid: tuple[int, int]) -> Conditions:
-        """As the backbone gets them in a stage of a grid of (rows, columns) tokens: its guidance, its
-        attention, and the text as often as it is repeated there."""
+        """Return the conditioning of a stage with a grid of (rows, columns) tokens: with its guidance, its
+        attention, and repeated text."""
         found = self.guided(kind, stage.guidance)
         if stage.branches == 1:
             found = replace(found, negative=None)
@@ -73,7 +74,7 @@ class Conditions:
 
 
 def repeated_text(conditions: Conditions, grid: tuple[int, int], tile: int) -> Conditions:
-    """The text once for each whole tile of `tile` tokens a side of a grid of (rows, columns)."""
+    """Repeat the text once for each whole tile of `tile` tokens per side in a grid of (rows, columns)."""
     from uhr.models.attention.proportional import duplicate_text
 
     def repeat(condition: Condition) -> Condition:
@@ -84,7 +85,7 @@ def repeated_text(conditions: Conditions, grid: tuple[int, int], tile: int) -> C
 
 
 def tiled_batch(conditions: Conditions, times: int) -> Conditions:
-    """The conditioning of `times` parts of each image, part by part: every batch repeated as a whole."""
+    """Return the conditioning for `times` parts of each image, part by part: the whole batch is repeated."""
 
     def rows(x: torch.Tensor | None) -> torch.Tensor | None:
         return None if x is None else torch.cat([x] * times)
@@ -97,14 +98,13 @@ def tiled_batch(conditions: Conditions, times: int) -> Conditions:
 
 
 def encode(pipeline: Any, inputs: PromptInputs, plan: SamplingPlan, device: torch.device) -> Conditions:
-    """Encode both prompts by a pipeline's text encoders.
+    """Encode both prompts with a pipeline's text encoders.
 
-    Where the backbone is guided by two passes ("cfg"), the negative prompt is "" unless given, and the scale
-    is the stages' guidance; elsewhere the option `true_cfg_scale` is that of a negative prompt.
+    If the backbone is guided by two passes ("cfg"), the negative prompt defaults to "", and the scale is the
+    stages' guidance; otherwise the option `true_cfg_scale` is the scale of a negative prompt.
 
     Raises:
-        UserError: for a prompt that is missing or given twice, and for a number of negative prompts that does
-            not fit.
+        UserError: if a prompt is missing or given twice, or the number of negative prompts does not fit.
     """
     facts, negative = plan.facts, inputs.negative
     two_passes = facts.guidance == "cfg" and {stage.guidance for stage in plan.stages} != {1}

@@ -1,10 +1,10 @@
-"""The engine of a run: the models of a call, and every operation of a sampler that needs them.
+"""The engine of a run: the models of a call, and every operation of samplers that needs them.
 
-Shapes: z [B, C, H, W] are model latents on the VAE's grid, tokens [B, N, 4C] the same packed by 2 x 2
-patches, images [B, 3, H, W] in [-1, 1]. Latents stay in float32 between steps, position ids always, whatever
-the backbone's dtype.
+Shapes: z [B, C, H, W] are model latents on the VAE's grid, tokens [B, N, 4C] are the same packed by 2 x 2
+patches, images [B, 3, H, W] are in [-1, 1]. Latents between steps and position ids are float32, whatever the
+backbone's dtype is.
 
-A sampler wraps behaviours at two levels, both plain functions:
+A sampler can wrap two functions:
 
     Call(tokens, sigma, condition, branch)       one call of the backbone, below guidance
     Velocity(z, sigma, step, conditions)         the guided velocity (noise - data), above it
@@ -45,12 +45,12 @@ Velocity = Callable[[torch.Tensor, float, int, Conditions], torch.Tensor]
 """`velocity(z, sigma, step, conditions)` at z of noise level sigma: of z's shape."""
 
 POSITIONS = "transformer.pos_embed"
-"""The seat of every surgery that scales positions."""
+"""The seat (`surgery.base`) of every surgery that scales positions."""
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Finished rows of the result, float32 [B, 3, h, W] in [-1, 1], from row `top` on; on the CPU."""
+    """Finished rows of the result from row `top` on: float32 [B, 3, h, W] in [-1, 1], on the CPU."""
 
     top: int
     rows: torch.Tensor
@@ -58,8 +58,8 @@ class Strip:
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a call. `encode_prompts` encodes its prompts, as often as it is called; `attention` are
-    the user's arguments of the attention processors."""
+    """The models of a call. `encode_prompts` encodes its prompts each time it is called; `attention` are the
+    user's arguments for the attention processors."""
 
     family: Backbone
     transformer: Any
@@ -69,20 +69,21 @@ class Models:
     encode_prompts: Callable[[], Conditions]
     attention: dict[str, Any] | None = None
     kept: dict[str, Any] = field(default_factory=dict)
-    """What samplers keep between the calls of one pipeline, by name: masks, say, that take long to build."""
+    """Objects that samplers keep between the calls of one pipeline, by name, such as masks that are slow to
+    build."""
 
 
 class Noise:
-    """Standard normal latents of a call: the given ones for the first stage, drawn for the others.
+    """Standard normal latents of a call: given ones for the first stage, drawn ones for the others.
 
-    Drawn in float32, in the stock pipeline's order: the same seed starts from the same noise in any dtype.
+    They are drawn in float32 and in the stock pipeline's order, so a seed gives the same noise in any dtype.
     """
 
     def __init__(self, models: Models, facts: ModelFacts, generator: Any, given: torch.Tensor | None) -> None:
         self._models, self._facts, self.generator, self.given = models, facts, generator, given
 
     def draw(self, batch: int, size: Size) -> torch.Tensor:
-        """z of `batch` images of height x width px: float32 [B, C, H/8, W/8]."""
+        """Draw z for `batch` images of `size` px: float32 [B, C, H/f, W/f], where f is the VAE's factor."""
         rows, columns = (side // self._facts.vae_factor for side in size)
         channels = self._models.transformer.config.in_channels // 4
         shape = self._models.family.noise_shape(channels, rows, columns)
@@ -94,19 +95,21 @@ class Noise:
         return latent.unpack(drawn.flatten(2).transpose(1, 2), rows, columns)
 
     def first(self, batch: int, size: Size) -> torch.Tensor:
-        """z of a stage's beginning: the given noise where it is not used yet."""
+        """Return z for the start of a stage: the given noise the first time, else drawn. Raises UserError if
+        the given noise does not have the shape of the stage."""
         given, self.given = self.given, None
         if given is None:
             return self.draw(batch, size)
         rows, columns = self._facts.grid(size)
         if given.ndim != 3 or given.shape[:2] != (batch, rows * columns):
             shape = f"[{batch}, {rows * columns}, 4C]"
-            raise UserError(f"latents of shape {list(given.shape)}", f"give packed noise of shape {shape}")
+            what = f"latents of shape {list(given.shape)} do not fit"
+            raise UserError(what, f"give packed noise of shape {shape}")
         return latent.unpack(given.to(self._models.device, torch.float32), 2 * rows, 2 * columns)
 
 
 class Engine:
-    """The models of one call, its prompts, noise and image, and what samplers do with them."""
+    """The models of one call, its prompts, noise and image, and the operations of samplers on them."""
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class Engine:
         steps: Steps,
         image: torch.Tensor | None = None,
     ) -> None:
-        """`image` is [b, 3, h, w] in [-1, 1], one for all prompts or one for each."""
+        """`image` is [b, 3, h, w] in [-1, 1]: one for all prompts or one for each."""
         self.models, self.plan, self.facts = models, plan, plan.facts
         self.noise, self.progress, self.record = noise, progress, progress.record
         self._steps = steps
@@ -132,27 +135,28 @@ class Engine:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the user has ended the run, by `pipeline._interrupt`."""
+        """Whether the user has interrupted the run by `pipeline._interrupt`."""
         return self._steps.interrupted()
 
     # latents
 
     def grid(self, size: Size) -> tuple[int, int]:
-        """Rows and columns of image tokens of a size in px; UserError if it is no whole number of them."""
+        """Return the rows and columns of image tokens of a size in px. Raises UserError unless they are whole
+        numbers."""
         check_sides(self.facts.multiple, *size)
         return self.facts.grid(size)
 
     def latent_size(self, size: Size) -> Size:
-        """Height and width of z of a size in px."""
+        """Return the height and width of z for a size in px."""
         return size[0] // self.facts.vae_factor, size[1] // self.facts.vae_factor
 
     def fresh(self, stage: SamplingStage) -> torch.Tensor:
-        """Standard normal z of a stage: the call's own for the first that needs it, drawn for others."""
+        """Return standard normal z for a stage: the call's given noise the first time, else drawn."""
         return self.noise.first(self.batch, stage.size)
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor, generator: Any = None) -> torch.Tensor:
-        """Images -> z, float32: the posterior's mean, or with a generator a sample of it."""
+        """Encode images to z, float32: the posterior's mean, or with a generator a sample of it."""
         mean, std = coding.moments(self.models.vae, images)
         if generator is not None:
             draw = randn_tensor(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
@@ -160,7 +164,8 @@ class Engine:
         return latent.normalisation(self.models.vae).to_model(mean).to(self.models.device)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """z -> images, float32, nominally in [-1, 1]; UserError for values that are not finite."""
+        """Decode z to images, float32, nominally in [-1, 1]. Raises UserError for values that are not
+        finite."""
         self.progress.note("decoding")
         images = coding.decode(self.models.vae, z)
         flow.check_finite(images, "decoding: the pixels of the VAE")
@@ -174,16 +179,21 @@ class Engine:
         generator: Any = None,
         by: str = "bicubic",
     ) -> torch.Tensor:
-        """z of images brought to a size in px (`filters.ENLARGEMENTS`), and sharpened with a Gaussian of this
-        sigma if one is given: the posterior's mean, or with a generator a sample of it."""
+        """Resize images to a size in px, sharpen and encode them; return z.
+
+        Args:
+            sharpening: sigma of the unsharp mask's Gaussian, in px; None does not sharpen.
+            generator: None encodes to the posterior's mean, otherwise a sample of it is drawn.
+            by: a name of `filters.ENLARGEMENTS`.
+        """
         large = ENLARGEMENTS[by](images, *size)
         return self.encode(large if sharpening is None else sharpen(large, sharpening), generator)
 
     # the backbone
 
     def call(self, tokens: torch.Tensor, sigma: float, condition: Condition, branch: str) -> torch.Tensor:
-        """The backbone's velocity at tokens of noise level sigma, counted. `branch` names the pass for
-        diffusers' step caches."""
+        """Return the backbone's velocity at tokens of noise level sigma, and count the call. `branch` names
+        the pass for diffusers' step caches."""
         level = torch.full((tokens.shape[0],), sigma, dtype=torch.float32, device=tokens.device)
         with self.models.transformer.cache_context(branch):
             found = self.models.family.call(
@@ -196,13 +206,14 @@ class Engine:
     def network(
         self, stage: SamplingStage, call: Call | None = None, alone: str | None = None
     ) -> Generator[Velocity]:
-        """The guided velocity of a stage, with the stage's surgeries on the transformer meanwhile.
+        """Apply a stage's surgeries to the transformer for a block, and yield the guided velocity.
 
-        It takes z of any even size, and counts positions from 0.
+        The velocity takes z of any even size, with positions counted from 0.
 
         Args:
-            call: in place of `self.call`, which it may wrap.
-            alone: the options that leave positions alone, for the error where they are scaled already.
+            call: replaces `self.call`, which it may wrap.
+            alone: the options that turn the scaling of positions off, for the error if a surgery on the
+                transformer scales them already; None does not check.
         """
         call = call or self.call
         if alone is not None:
@@ -219,24 +230,24 @@ class Engine:
             yield velocity
 
     @contextlib.contextmanager
-    def surgeries(self, model: Any, wanted: Sequence[Surgery], all_of_it: bool = False) -> Generator[None]:
-        """Surgeries for the length of a block, where they are not on the model already, noted in the record;
-        with `all_of_it` together with what else is on the model."""
-        there = surgery.applied(model)
-        with surgery.temporarily(model, *(each for each in wanted if each not in there)):
-            self.record.add_surgeries(surgery.applied(model) if all_of_it else wanted)
+    def surgeries(self, model: Any, needed: Sequence[Surgery], record_all: bool = False) -> Generator[None]:
+        """Apply surgeries for a block, unless they are already on the model, and note them in the record;
+        with `record_all`, note all surgeries on the model."""
+        applied = surgery.applied(model)
+        with surgery.temporarily(model, *(each for each in needed if each not in applied)):
+            self.record.add_surgeries(surgery.applied(model) if record_all else needed)
             yield
 
-    def _check_positions(self, wanted: Sequence[Surgery], alone: str) -> None:
-        """UserError where positions are scaled in another way already: the two would not add up."""
-        scaling = [each for each in wanted if POSITIONS in each.seats]
-        there = [each for each in surgery.applied(self.models.transformer) if POSITIONS in each.seats]
-        if scaling and there and there[0] != scaling[0]:
-            what = f"the positions are already scaled by '{there[0].key}'"
+    def _check_positions(self, needed: Sequence[Surgery], alone: str) -> None:
+        """Raise UserError if another surgery scales positions already: the two would not add up."""
+        scaling = [each for each in needed if POSITIONS in each.seats]
+        applied = [each for each in surgery.applied(self.models.transformer) if POSITIONS in each.seats]
+        if scaling and applied and applied[0] != scaling[0]:
+            what = f"the positions are already scaled by '{applied[0].key}'"
             raise UserError(what, f"keep it and set {alone}, or revert it")
 
     def conditions(self, stage: SamplingStage, prompts: Conditions | None = None) -> Conditions:
-        """What the backbone gets in a stage; `prompts` None are the call's."""
+        """Return the conditioning of a stage; `prompts` None are the call's."""
         grid = self.facts.grid(stage.size)
         return (prompts or self.prompts).of_stage(stage, self.facts.guidance, grid)
 
@@ -249,10 +260,10 @@ class Engine:
         velocity: Velocity,
         conditions: Conditions | None = None,
     ) -> torch.Tensor:
-        """Euler over a stage's levels from z, with step callback and interruption.
+        """Integrate a stage from z over its noise levels by Euler steps, and return the last z.
 
-        `conditions` None are those of the stage. The callback may replace the latents and the prompt
-        embeddings. UserError for latents that are not finite.
+        `conditions` None are those of the stage. The step callback may replace the latents and the prompt
+        embeddings, and the run may be interrupted. Raises UserError for latents that are not finite.
         """
         size = z.shape[-2], z.shape[-1]
         self.record.begin(stage)
@@ -281,15 +292,15 @@ class Engine:
 
     @contextlib.contextmanager
     def exact_vae(self, memory: int) -> Generator[None]:
-        """The plan's surgeries on the VAE, and exact tiling in so many bytes, unless something else splits
-        the VAE already or there is none."""
-        vae, wanted = self.models.vae, self.plan.vae_surgeries
+        """Apply the plan's surgeries to the VAE for a block, and exact tiling in `memory` bytes, unless the
+        VAE is already tiled or absent."""
+        vae, needed = self.models.vae, self.plan.vae_surgeries
         if vae is None:
             yield
             return
         with contextlib.ExitStack() as stack:
-            if wanted:
-                stack.enter_context(self.surgeries(vae, wanted, all_of_it=True))
+            if needed:
+                stack.enter_context(self.surgeries(vae, needed, record_all=True))
                 assert vae_factor(vae) == self.facts.vae_factor, vae_factor(vae)
             tiled = any("vae._encode" in each.seats for each in surgery.applied(vae))
             if not tiled and not getattr(vae, "use_tiling", False):
@@ -300,7 +311,8 @@ class Engine:
 
 
 def guided(call: Call, tokens: torch.Tensor, sigma: float, conditions: Conditions) -> torch.Tensor:
-    """One call, or with a negative prompt two: v_negative + scale * (v_positive - v_negative)."""
+    """Return the guided velocity: of one call, or with a negative prompt of two,
+    v_negative + scale * (v_positive - v_negative)."""
     positive = call(tokens, sigma, conditions.positive, "cond")
     if conditions.negative is None:
         return positive
@@ -309,7 +321,7 @@ def guided(call: Call, tokens: torch.Tensor, sigma: float, conditions: Condition
 
 
 def for_each(images: torch.Tensor, batch: int) -> torch.Tensor:
-    """Images [b, 3, h, w] for `batch` prompts: one for all, or one for each (in runs)."""
+    """Repeat images [b, 3, h, w] for `batch` prompts. Raises UserError unless b divides `batch`."""
     if batch % len(images):
         raise UserError(f"{len(images)} images for {batch} prompts", "give one, or one for each")
     return images.repeat_interleave(batch // len(images), dim=0)

@@ -1,4 +1,4 @@
-"""The pipelines of a sampler as names of its module."""
+"""Export the pipelines of a sampler as names of its module."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from uhr.models.samplers.core.sampler import FAMILIES, Sampler, pipeline_name
 
 
 def pipelines_of(sampler: type[Sampler]) -> Callable[[str], Any]:
-    """A module's `__getattr__` by which its pipelines can be imported, without diffusers, which takes seconds
-    to import, before one is."""
+    """Return a module's `__getattr__` that makes its pipelines importable. diffusers, which takes seconds to
+    import, is imported only with the first pipeline."""
     names = {pipeline_name(sampler, family): family for family in FAMILIES}
 
     def attribute(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a sampler's plan needs to know of a model, from its spec or from a loaded pipeline."""
+"""The facts of a model that a sampler's plan needs, from its spec or from a loaded pipeline."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Geometry, guidance and schedule of one model, after the surgeries that a sampler puts on it.
+    """Geometry, guidance and schedule of one model, after the surgeries of a sampler.
 
-    `native_size`, `steps` and `guidance_scale` are None where no spec describes the model: its side in px of
-    the training square, and the steps and guidance of its card (None too where it takes no guidance).
+    `native_size` is the side in px of the training square; `steps` and `guidance_scale` are those of the
+    model's card. All three are None if no spec describes the model, and the last if it takes no guidance.
     """
 
     family: Backbone
@@ -38,17 +38,17 @@ class ModelFacts:
     steps: int | None = None
     guidance_scale: float | None = None
     scheduler: SchedulerConfig = field(default_factory=lambda: SchedulerConfig({}), compare=False)
-    """How the checkpoint's own noise levels are spaced and shifted."""
+    """The checkpoint's own spacing and shift of noise levels."""
 
     vae_stride: int = 1
-    """`stride` of the VAE's configuration: 2 of one that was trained at factor 16."""
+    """`stride` of the VAE's configuration: 2 if it was trained at factor 16."""
 
     adapters: tuple[str, ...] = ()
     """Names of the adapters that act on the backbone."""
 
     @classmethod
     def of_spec(cls, spec: ModelSpec, vae_factor: int | None = None) -> ModelFacts:
-        """Of a model that is not loaded; `vae_factor` where the sampler changes that of the VAE."""
+        """Return the facts of a model that is not loaded; `vae_factor` is set if the sampler changes it."""
         from uhr.models.families.registry import FAMILIES
 
         return cls(
@@ -65,7 +65,7 @@ class ModelFacts:
 
     @classmethod
     def of_pipeline(cls, pipeline: Any, vae_factor: int | None = None) -> ModelFacts:
-        """Of a loaded `SamplerPipeline`."""
+        """Return the facts of a loaded `SamplerPipeline`; `vae_factor` as in `of_spec`."""
         from uhr.models.adapters import peft_layers
         from uhr.models.vae.f16 import vae_factor as factor_of
 
@@ -87,7 +87,7 @@ class ModelFacts:
         )
 
     def with_native(self, native_size: int | None) -> ModelFacts:
-        """The same with another native size, where one is given."""
+        """Return the same facts with another native size; None changes nothing."""
         return replace(self, native_size=native_size or self.native_size)
 
     @property
@@ -102,7 +102,7 @@ class ModelFacts:
 
     @property
     def native(self) -> int:
-        """Side of the training square in px; UserError where neither a spec nor the user gives it."""
+        """Side of the training square in px. Raises UserError if neither a spec nor the user gives it."""
         if self.native_size is None:
             fix = "give native_size, the side in px of its training square"
             raise UserError("no spec describes this backbone", fix)
@@ -114,35 +114,35 @@ class ModelFacts:
         return self.native // self.multiple
 
     def grid(self, size: Size) -> tuple[int, int]:
-        """Rows and columns of image tokens of a size in px."""
+        """Return the rows and columns of image tokens of a size in px."""
         return size[0] // self.multiple, size[1] // self.multiple
 
     def tokens(self, size: Size) -> int:
-        """Image tokens of a size in px."""
+        """Return the number of image tokens of a size in px."""
         rows, columns = self.grid(size)
         return rows * columns
 
     def base_size(self, size: Size) -> Size:
-        """The size of a base pass: about the native area, in the aspect ratio of `size`."""
+        """Return the size of a base pass: about the native area, in the aspect ratio of `size`."""
         return base_size(*size, self.native, self.multiple)
 
     def schedule(
         self, steps: int, tokens: int, shift: ShiftPolicy | str | None = None, factor: float = 3.0
     ) -> list[float]:
-        """`steps` + 1 noise levels from 1 to 0, shifted for so many image tokens.
+        """Return `steps` + 1 noise levels from 1 to 0, shifted for `tokens` image tokens.
 
         Args:
-            shift: of the linear grid; None is the checkpoint's own schedule, spacing included.
-            factor: of a static `shift`.
+            shift: shift of the linear grid; None is the checkpoint's own schedule, spacing included.
+            factor: factor of a static `shift`.
 
         Raises:
-            schedules.Runaway: for a dynamic shift above the tokens that it was calibrated for.
+            schedules.ShiftOutOfRange: for a dynamic shift above the tokens that it was calibrated for.
         """
         return self.scheduler.schedule(self.family, steps, tokens, shift, factor)
 
 
 def _scheduler(spec: ModelSpec) -> SchedulerConfig:
-    """That of the checkpoint whose folder is known, or the one that the backbone was published with."""
+    """The configuration of the checkpoint's scheduler, or the one that the backbone was published with."""
     if not spec.scheduler_config:
         return SchedulerConfig.usual(spec.shift)
     return SchedulerConfig.of(spec.scheduler_config, f"the scheduler of this {spec.name}")

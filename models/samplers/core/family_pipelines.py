@@ -1,4 +1,4 @@
-"""The pipelines of each family of backbones: diffusers' stock one with a sampler's call."""
+"""The pipelines of each family of backbones: diffusers' stock pipeline with a sampler's `__call__`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from uhr.models.families.conditions import Prompt
 from uhr.models.families.flux1 import Flux1
 from uhr.models.families.flux2 import TEXT_LAYERS, Flux2
 from uhr.models.samplers.core.options import SamplerOptions
+from uhr.models.samplers.core.pipeline import SamplerPipeline
 from uhr.models.samplers.core.sampler import Sampler, pipeline_name
-from uhr.models.samplers.core.shell import SamplerPipeline
 
 FLUX1, FLUX2 = Flux1(), Flux2()
 
@@ -38,7 +38,8 @@ class Flux1SamplerPipeline(SamplerPipeline, FluxPipeline):
         max_sequence_length: int = 512,
         lora_scale: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """As the stock pipeline's, by the family's `embed`: what is cut off is logged in one line."""
+        """Encode prompts like the stock pipeline, by the family's `embed`; cut prompts are logged in one
+        line."""
         with self._text_lora(lora_scale):
             given = Prompt(prompt, prompt_2 or None, prompt_embeds, pooled_prompt_embeds)
             found = FLUX1.embed(FLUX1.encoders(self, max_sequence_length), given)
@@ -54,8 +55,8 @@ class Flux1SamplerPipeline(SamplerPipeline, FluxPipeline):
 
     @contextlib.contextmanager
     def _text_lora(self, scale: float | None) -> Generator[None]:
-        """The text encoders' LoRA layers at `scale` times their strength, as the stock pipeline has them
-        while it encodes; None leaves them as they are."""
+        """Scale the text encoders' LoRA layers for a block, as the stock pipeline does; None changes
+        nothing."""
         encoders = [each for each in (self.text_encoder, self.text_encoder_2) if each is not None]
         if scale is not None:
             self._lora_scale = scale
@@ -82,7 +83,8 @@ class Flux2SamplerPipeline(SamplerPipeline, Flux2KleinPipeline):
         max_sequence_length: int = 512,
         text_encoder_out_layers: Sequence[int] = TEXT_LAYERS,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the stock pipeline's, by the family's `embed`: what is cut off is logged in one line."""
+        """Encode prompts like the stock pipeline, by the family's `embed`; cut prompts are logged in one
+        line."""
         text = "" if prompt is None and prompt_embeds is None else prompt
         given = Prompt(text, embeds=prompt_embeds)
         found = FLUX2.embed(FLUX2.encoders(self, max_sequence_length), given, text_encoder_out_layers)
@@ -97,7 +99,7 @@ BASES = {"flux1": Flux1SamplerPipeline, "flux2": Flux2SamplerPipeline}
 
 @functools.cache
 def pipeline_class(sampler: type[Sampler], family: str) -> type[SamplerPipeline]:
-    """The pipeline of a sampler on a family of backbones: always the same class."""
+    """Return the pipeline class of a sampler on a family of backbones, always the same object."""
     base, name = BASES[family], pipeline_name(sampler, family)
     texts = [inspect.getdoc(sampler), "Options:", *_documented(sampler.Options)]
     namespace = {
@@ -111,7 +113,7 @@ def pipeline_class(sampler: type[Sampler], family: str) -> type[SamplerPipeline]
 
 
 def _documented(options: type[SamplerOptions]) -> Iterator[str]:
-    """The documentation of options, those that all samplers share first."""
+    """The docstrings of an options class and its bases, shared options first."""
     for cls in reversed(options.__mro__):
         if issubclass(cls, SamplerOptions) and "__doc__" in vars(cls) and cls.__doc__:
             yield inspect.cleandoc(cls.__doc__)

@@ -1,4 +1,4 @@
-"""Options that several samplers share: what `uhr sample --set` sets, and keyword arguments of a call.
+"""Options that several samplers share, set by `uhr sample --set` or as keyword arguments of a call.
 
 Importing this, or any sampler's options, does not import torch, which takes seconds.
 """
@@ -20,7 +20,7 @@ class SamplerOptions(Config):
 
     true_cfg_scale: above 1 it needs a negative prompt and doubles the model calls:
                     v = v_negative + scale * (v_prompt - v_negative)
-    native_size:    side in px of the backbone's training square; None is what its spec says
+    native_size:    side in px of the backbone's training square; None is that of its spec
     """
 
     true_cfg_scale: float = 1.0
@@ -28,11 +28,13 @@ class SamplerOptions(Config):
 
 
 class StagedOptions(SamplerOptions):
-    """guidance_high:   of the stages above the base; None is the sampler's published number where the
-                     backbone embeds guidance, and the call's own elsewhere, as in a call with an image
-                     that names one
-    shift:           of those stages, static or native; None is static on FLUX.1, native on FLUX.2
-    shift_factor:    of the static shift
+    """Options of samplers with stages.
+
+    guidance_high:   guidance of the stages above the base; None is the sampler's published number if the
+                     backbone embeds guidance, and the call's own otherwise, or if a call with an image has
+                     one
+    shift:           shift of those stages, static or native; None is static on FLUX.1, native on FLUX.2
+    shift_factor:    factor of the static shift
     """
 
     guidance_high: float | None = None
@@ -41,22 +43,25 @@ class StagedOptions(SamplerOptions):
 
 
 class DenseOptions(StagedOptions):
-    """toolkit: what lets the backbone work above its native size (`samplers/core/toolkit.py`)"""
+    """Options of samplers whose calls cover the whole image.
+
+    toolkit: changes of the backbone for sizes above the native one (`samplers/core/toolkit.py`)
+    """
 
     toolkit: Toolkit = Toolkit()
 
 
 def _floats(levels: Any) -> Any:
-    """Floats of any sequence, an array's or a tensor's too; pydantic refuses what is not a sequence."""
+    """The floats of any sequence, including arrays and tensors; pydantic rejects other values."""
     return tuple(float(each) for each in levels) if isinstance(levels, Iterable) else levels
 
 
 Levels = Annotated[tuple[float, ...], BeforeValidator(_floats)]
 
 PerStage = tuple[float, ...]
-"""One value for each stage above the base; the last one serves all that follow."""
+"""One value for each stage above the base; the last one applies to all further stages."""
 
 
 def pick(values: PerStage, index: int) -> float:
-    """The value of the index-th stage above the base."""
+    """Return the value for the index-th stage above the base."""
     return values[min(index, len(values) - 1)]

@@ -1,4 +1,4 @@
-"""Passes that several samplers begin with."""
+"""The base pass, with which most samplers begin."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def base_pass(
     alone: str | None = None,
     prompts: Conditions | None = None,
 ) -> torch.Tensor:
-    """z of a stage that begins at pure noise and follows the plain guided velocity.
+    """Run a stage that begins at pure noise and follows the guided velocity; return its z.
 
     Args:
-        keep: is shown the clean estimate of each step.
+        keep: called with the clean estimate of each step.
         alone: as in `Engine.network`.
-        prompts: in place of the call's.
+        prompts: replace the call's prompts.
     """
     with engine.network(stage, alone=alone) as velocity:
 

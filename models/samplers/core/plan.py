@@ -1,7 +1,7 @@
-"""A sampling plan: everything of a call that is known before any weights are used.
+"""The sampling plan: everything of a call that is known before weights are used.
 
-The same plan is checked, shown, priced and run: stages with their noise levels and guidance, calls of the
-backbone and of the VAE.
+One plan is checked, shown, estimated and run. It has stages with their noise levels and guidance, and the
+calls of the backbone and of the VAE.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from uhr.models.surgery.base import Surgery
 
 GuideUse = Literal["none", "kept", "in every call"]
-"""Whether windows have a guide, and whether its keys and values are kept from the first call on."""
+"""Whether windows have a guide, and whether its keys and values are kept after the first call."""
 
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """One call of a sampler. `height` and `width` are of the image that is generated, in px.
+    """One call of a sampler. `height` and `width` are the size of the generated image in px.
 
-    `guidance` None is the sampler's or the model card's; `image` and `negative` say whether an image replaces
-    the base pass and whether there is a negative prompt.
+    `guidance` None is the sampler's or the model card's; `image` is whether an input image replaces the base
+    pass, and `negative` whether there is a negative prompt.
     """
 
     height: int
@@ -41,7 +41,7 @@ class SamplingRequest:
     """Text tokens of a prompt; None is what the backbone was trained with."""
 
     cut: Size | None = None
-    """The size that the result is cut to, where that is no whole number of tokens."""
+    """The size that the result is cut to, if that is not a whole number of tokens."""
 
     @property
     def size(self) -> Size:
@@ -53,13 +53,13 @@ class SamplingRequest:
         return self.cut or self.size
 
     def at(self, size: Size) -> SamplingRequest:
-        """The same of another size."""
+        """Return the same request at another size."""
         return replace(self, height=size[0], width=size[1])
 
 
 @dataclass(frozen=True)
 class WindowedAttention:
-    """Attention in windows, with or without a guide."""
+    """Windowed attention, with or without a guide."""
 
     layout: WindowLayout
     rules: WindowRules
@@ -108,10 +108,10 @@ class Coding:
 
 @dataclass(frozen=True)
 class SamplingStage:
-    """Euler steps over one size in px: `sigmas` are steps + 1 falling noise levels.
+    """Euler steps at one size in px: `sigmas` are steps + 1 falling noise levels.
 
-    A sampler gives size, levels, calls and what is on the network meanwhile; guidance and branches are filled
-    in by `guidance.guided_plan`, codings by the sampler or `default_codings`.
+    A sampler sets size, levels, calls, surgeries and attention; guidance and branches are filled in by
+    `guidance.guided_plan`, codings by the sampler or `default_codings`.
     """
 
     name: str
@@ -119,29 +119,29 @@ class SamplingStage:
     width: int
     sigmas: tuple[float, ...]
     calls: tuple[BackboneCalls, ...] = ()
-    """In one branch of guidance."""
+    """Calls of the backbone in one branch of guidance."""
 
     codings: tuple[Coding, ...] = ()
     labels: tuple[float, ...] = ()
-    """Noise levels [steps] shown to the network, where they are not those of `sigmas`."""
+    """Noise levels [steps] shown to the network, if they differ from `sigmas`."""
 
     boxes: tuple[Box, ...] = ()
-    """Windows or patches, in px, that the image is put together from; none where it is made as a whole."""
+    """Windows or patches, in px, from which the image is assembled; empty if it is generated as a whole."""
 
     surgeries: tuple[Surgery, ...] = ()
-    """On the transformer during the stage."""
+    """Surgeries on the transformer during the stage."""
 
     attention: Any = None
     """`Condition.attention` of every call of the stage."""
 
     text_tile: int | None = None
-    """The text is repeated once for each whole tile of so many tokens a side."""
+    """The text is repeated once for each whole tile of this side in tokens; None does not repeat it."""
 
     guidance: float | None = None
-    """What the backbone embeds, or the scale of its two passes; None where it takes none."""
+    """The guidance that the backbone embeds, or the scale of its two passes; None if it takes none."""
 
     branches: int = 1
-    """Calls of the backbone that one guided velocity takes."""
+    """Calls of the backbone for one guided velocity."""
 
     @property
     def steps(self) -> int:
@@ -153,7 +153,7 @@ class SamplingStage:
 
     @property
     def rounds(self) -> int:
-        """How often the steps are gone through."""
+        """How often the steps are repeated, each time for another part of the image."""
         return 1
 
     @property
@@ -163,15 +163,15 @@ class SamplingStage:
 
     @property
     def total_calls(self) -> int:
-        """Calls of the backbone, of all steps and branches."""
+        """Calls of the backbone in all steps and branches."""
         return self.branches * sum(each.count for each in self.calls)
 
     def label(self, step: int, sigma: float) -> float:
-        """The noise level shown to the network at a step whose level is `sigma`."""
+        """Return the noise level shown to the network at a step whose true level is `sigma`."""
         return self.labels[step] if self.labels else sigma
 
     def describe(self) -> dict[str, Any]:
-        """JSON, for the image's record."""
+        """Return JSON for the image's record."""
         return {
             "name": self.name,
             "height": self.height,
@@ -184,8 +184,8 @@ class SamplingStage:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """One call, resolved: `options` with every value filled in, `stages` in order, the last of the size that
-    is generated; `guidance` is the call's own number, or the model card's where a stage needs it."""
+    """One resolved call: `options` with every value filled in, and `stages` in order, the last of the
+    generated size. `guidance` is the call's own number, or the model card's if a stage needs it."""
 
     facts: ModelFacts
     request: SamplingRequest
@@ -193,7 +193,7 @@ class SamplingPlan:
     stages: tuple[SamplingStage, ...]
     guidance: float | None = None
     vae_surgeries: tuple[Surgery, ...] = ()
-    """On the VAE during the call, besides exact tiling, whose memory is known only then."""
+    """Surgeries on the VAE during the call, except exact tiling, whose memory is known only then."""
 
     @property
     def last(self) -> SamplingStage:
@@ -201,23 +201,24 @@ class SamplingPlan:
 
     @property
     def has_base(self) -> bool:
-        """Whether it begins with a base pass of about the native size."""
+        """Whether the first stage is a base pass of about the native size."""
         return self.stages[0].name == "base"
 
     @property
     def model_calls(self) -> int:
-        """Calls of the backbone, of all stages and branches."""
+        """Calls of the backbone in all stages and branches."""
         return sum(stage.total_calls for stage in self.stages)
 
     @property
     def steps(self) -> int:
-        """Steps of all stages: how often the step callback is called."""
+        """Steps of all stages, which is how often the step callback is called."""
         return sum(stage.steps * stage.rounds for stage in self.stages)
 
 
 def default_codings(stages: Sequence[SamplingStage], image: bool) -> tuple[SamplingStage, ...]:
-    """The stages with the VAE passes of most samplers: a stage begins at the image of the one below it (the
-    given `image` at the first), enlarged and encoded, and each stage's latents are decoded."""
+    """Return the stages with the VAE passes of most samplers: each stage starts from the image of the
+    previous one (the first from the input image, if `image`), enlarged and encoded, and its latents are
+    decoded."""
     found = []
     for index, stage in enumerate(stages):
         encoded = (Coding("encode", *stage.size),) if index or image else ()
@@ -228,5 +229,5 @@ def default_codings(stages: Sequence[SamplingStage], image: bool) -> tuple[Sampl
 def with_codings(
     stages: Sequence[SamplingStage], codings: Sequence[Sequence[Coding]]
 ) -> tuple[SamplingStage, ...]:
-    """The stages, each with its own passes of the VAE."""
+    """Return the stages, each with its own passes of the VAE."""
     return tuple(replace(stage, codings=tuple(each)) for stage, each in zip(stages, codings, strict=True))

@@ -1,4 +1,4 @@
-"""What a caller hears of a run: calls of the backbone and step callbacks, by which it may end the run."""
+"""Progress of a run: counted calls of the backbone, and step callbacks, which may interrupt the run."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from uhr.base.errors import UserError
 from uhr.models.samplers.core.run_record import RunRecord
 
 OnStepEnd = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
-"""diffusers' `callback_on_step_end(pipeline, step, timestep, tensors) -> tensors to go on with`."""
+"""diffusers' `callback_on_step_end(pipeline, step, timestep, tensors) -> tensors to continue with`."""
 
 
 @dataclass
 class Progress:
-    """Counts calls of the backbone in the run's record, and tells a progress bar or a watcher of them."""
+    """Counts calls of the backbone in the run's record, and reports them to a progress bar or `watch`."""
 
     record: RunRecord
     bar: Any = None
-    """Has `update(n)`; None until it is opened."""
+    """A bar with `update(n)`; None until it is opened."""
 
     watch: Advance | None = None
-    """Hears of each call with its stage's name, in place of the bar."""
+    """Called for each call with its stage's name, instead of the bar."""
 
     def calls(self, count: int) -> None:
-        """So many calls were made."""
+        """Count calls that were made."""
         self.record.model_calls += count
         if self.watch is not None:
             self.watch(count, note=self.record.stage_name)
@@ -36,15 +36,15 @@ class Progress:
             self.bar.update(count)
 
     def note(self, text: str) -> None:
-        """What is done now that is no call."""
+        """Report an activity that is not a call."""
         if self.watch is not None:
             self.watch(0, note=text)
 
 
 @dataclass
 class Steps:
-    """The step callback of a diffusers pipeline, whose step number counts on from stage to stage, and the
-    properties in which the pipeline shows where it is."""
+    """The step callback of a diffusers pipeline, with step numbers that continue from stage to stage, and the
+    pipeline's properties for the current step."""
 
     pipeline: Any
     callback: OnStepEnd | None = None
@@ -52,25 +52,25 @@ class Steps:
     done: int = field(default=0, init=False)
 
     def check(self, known: Sequence[str]) -> None:
-        """UserError for names of tensors that the callback cannot be shown."""
+        """Raise UserError for names of tensors that the callback cannot get."""
         wrong = [name for name in self.names if name not in known]
         if wrong:
-            what = f"the step callback asks for {', '.join(wrong)}"
+            what = f"the step callback requests unknown tensors: {', '.join(wrong)}"
             raise UserError(what, f"known: {', '.join(known)}")
 
     def interrupted(self) -> bool:
         return self.pipeline.interrupt
 
     def start(self, steps: int) -> None:
-        """A stage of so many steps begins."""
+        """Begin a stage of `steps` steps."""
         self.pipeline._num_timesteps = steps
 
     def begin(self, sigma: float) -> None:
-        """A step from noise level sigma begins."""
+        """Begin a step from noise level sigma."""
         self.pipeline._current_timestep = 1000 * sigma
 
     def end(self, step: int, sigma: float, tensors: dict[str, Any]) -> dict[str, Any]:
-        """A step of the stage has ended; the tensors that the callback replaces."""
+        """End a step of the stage, and return the tensors that the callback replaces."""
         if self.callback is None:
             return {}
         shown = {name: tensors[name] for name in self.names}
@@ -78,6 +78,6 @@ class Steps:
         return self.callback(self.pipeline, self.done + step, timestep, shown) or {}
 
     def finish(self, steps: int) -> None:
-        """A stage has ended, and the next one's steps count on from it."""
+        """End a stage; step numbers of the next one continue from it."""
         self.pipeline._current_timestep = None
         self.done += steps

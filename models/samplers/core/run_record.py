@@ -1,4 +1,4 @@
-"""What is known of a run only while it runs."""
+"""The record of a run: facts that are known only while it runs."""
 
 from __future__ import annotations
 
@@ -16,63 +16,63 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunRecord:
-    """One run of a plan: what was run so far, with every value that its image's record needs."""
+    """One run of a plan so far, with every value for the record of its image."""
 
     plan: SamplingPlan
     settings: Any
     """The options with every value filled in."""
 
     stages: list[SamplingStage] = field(default_factory=list)
-    """Those that were begun."""
+    """The stages that have begun."""
 
     surgeries: list[dict[str, Any]] = field(default_factory=list)
-    """What was on the models, as JSON."""
+    """Surgeries on the models, as JSON."""
 
     notes: list[str] = field(default_factory=list)
-    """What a reader of the image must know of how the sampler made it."""
+    """Notes of the sampler for users of the image."""
 
     schedule_notes: list[str] = field(default_factory=list)
-    """Which of the scheduler's settings did not act."""
+    """Notes on settings of the scheduler that had no effect."""
 
     token_counts: tuple[TokenCount, ...] = ()
-    """How much of the prompts was read; empty for embeddings that were given."""
+    """How many tokens of the prompts were read; empty for embeddings."""
 
     sigmas: tuple[float, ...] = ()
-    """Noise levels of the last stage that was begun."""
+    """Noise levels of the last stage that has begun."""
 
     model_calls: int = 0
-    """Calls of the backbone; parts of an image that share a batch count each."""
+    """Calls of the backbone; parts of an image that share a batch count separately."""
 
     @classmethod
     def of(cls, plan: SamplingPlan) -> RunRecord:
-        """The record of a run that begins."""
+        """Return the record of a run that has not begun."""
         facts = plan.facts
         notes = facts.scheduler.notes(facts.family, plan.stages, facts.multiple)
         return cls(plan, plan.options, schedule_notes=notes)
 
     def begin(self, stage: SamplingStage) -> None:
-        """Note that a stage has begun; its later rounds change nothing."""
+        """Add a stage that has begun; its later rounds change nothing."""
         if not self.stages or self.stages[-1] is not stage:
             self.stages.append(stage)
 
     @property
     def stage_name(self) -> str | None:
-        """Of the stage that was begun last."""
+        """Name of the stage that has begun last."""
         return self.stages[-1].name if self.stages else None
 
     @property
     def pieces(self) -> Sequence[Box]:
-        """Windows or patches, in px, that the result was put together from; none where it was made whole."""
+        """Windows or patches, in px, from which the result was assembled; empty if it was generated whole."""
         return self.stages[-1].boxes if self.stages else ()
 
     def add_surgeries(self, surgeries: Iterable[Surgery]) -> None:
-        """Note what is on a model, once each."""
+        """Add surgeries that are on a model, each once."""
         for described in (each.describe() for each in surgeries):
             if described not in self.surgeries:
                 self.surgeries.append(described)
 
     def details(self) -> dict[str, Any]:
-        """JSON for the image's record."""
+        """Return JSON for the image's record."""
         return {
             "stages": [stage.describe() for stage in self.stages],
             "surgeries": list(self.surgeries),

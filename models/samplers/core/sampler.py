@@ -1,8 +1,8 @@
-"""The sampler: a small object that makes a plan of a call and runs it (docs/extending-samplers.md).
+"""The base class of samplers: an object that plans a call and runs the plan (docs/extending-samplers.md).
 
-Options                        a class of `SamplerOptions`: what `--set` sets, and keyword arguments of a call
+Options                        a class of `SamplerOptions`, set by `--set` or as keyword arguments of a call
 sizes(facts, options)          which sizes it can generate
-plan(facts, request, options)  every stage, made once, without weights
+plan(facts, request, options)  every stage, computed once, without weights
 run(engine, plan)              the stages' latents in order, or strips of finished pixels
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from uhr.models.samplers.core.engine import Engine, Strip
 
 FEW_STEPS = 12
-"""A model whose card has fewer steps was distilled for them: a sampler's own number is not for it."""
+"""A model whose card has fewer steps was distilled for them, and a sampler's published number is not used."""
 
 
 class Sampler(ABC):
@@ -38,40 +38,43 @@ class Sampler(ABC):
     """Whether an image may be given in place of the base pass."""
 
     fits_images: ClassVar[bool] = False
-    """Whether an image of any size comes back at exactly the requested size; for others `fitting` pads it."""
+    """Whether an input image of any size gives a result of exactly the requested size; otherwise
+    `ops/fitting.py` pads it."""
 
     guide_tokens: ClassVar[bool] = False
-    """Whether its calls have tokens of a guide, to which adapters can be restricted."""
+    """Whether its calls have guide tokens, to which adapters can be restricted."""
 
     runs_on_when_interrupted: ClassVar[bool] = False
-    """Whether `run` is asked for the rest after an interruption, which it then gives without the backbone."""
+    """Whether `run` is continued after an interruption, and then finishes without the backbone."""
 
     vae_factor: ClassVar[int | None] = None
-    """Pixels per latent and side of the VAE during a call; None is that of the loaded one."""
+    """Pixels per latent and side of the VAE during a call; None keeps the loaded VAE's."""
 
     published_steps: ClassVar[int | None] = None
-    """Of a call that names none; None is the number of the model's card."""
+    """Default number of steps; None is that of the model's card."""
 
     native_times: ClassVar[int] = 2
-    """Side of a call that names no size, over the native one; of a given image, the usual scale."""
+    """Default side over the native one; also the default scale of an input image."""
 
     image_scale: ClassVar[float | None] = None
-    """The usual scale of a given image, where it is not `native_times`."""
+    """Default scale of an input image, if it is not `native_times`."""
 
     @abstractmethod
     def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
-        """The stages in order, the last of the requested size; UserError for what cannot be done."""
+        """Return the plan: stages in order, the last of the requested size. Raises UserError for a call that
+        cannot be generated."""
 
     @abstractmethod
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor | Strip]:
-        """Yield z [B, C, H, W] of each stage in turn, or strips of pixels in the last one's place."""
+        """Yield z [B, C, H, W] of each stage in turn; the last stage may yield strips of pixels instead."""
 
     def sizes(self, facts: ModelFacts, options: Any) -> SizeRule:
-        """Which sizes it can generate."""
+        """Return the rule for sizes that it can generate."""
         return SizeRule.multiples(facts.multiple)
 
     def default_steps(self, facts: ModelFacts) -> int:
-        """Steps of a call that names none: the published number, or the model's own where that is small."""
+        """Return the default number of steps: the published one, or the model's own if that is below
+        `FEW_STEPS`. Raises UserError if neither is known."""
         if facts.steps is not None and facts.steps < FEW_STEPS:
             return facts.steps
         steps = self.published_steps or facts.steps
@@ -80,31 +83,31 @@ class Sampler(ABC):
         return steps
 
     def command_steps(self, facts: ModelFacts, options: Any, steps: int | None) -> int:
-        """Steps of a command that names `steps`, or none."""
+        """Return the number of steps of a command; `steps` None is the default."""
         return steps or self.default_steps(facts)
 
     def default_size(self, facts: ModelFacts) -> Size:
-        """Of a call that names none."""
+        """Return the default size (height, width) in px."""
         return self.native_times * facts.native, self.native_times * facts.native
 
     def default_scale(self) -> float:
-        """Sides of the result over those of a given image, where a call names neither scale nor size."""
+        """Return the default side of the result over that of an input image."""
         return self.image_scale or self.native_times
 
     def facts_of(self, spec: ModelSpec, options: Any) -> ModelFacts:
-        """Facts of a model that is not loaded, under this sampler's own changes of it."""
+        """Return the facts of a model that is not loaded, including this sampler's changes to it."""
         return ModelFacts.of_spec(spec, self.vae_factor).with_native(options.native_size)
 
 
 def make_plan(sampler: Sampler, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
-    """The sampler's plan of a call.
+    """Return the sampler's plan of a call.
 
     Raises:
         UserError: for an image that the sampler does not take, a size that it cannot generate (with the
-            nearest sizes), and whatever else its plan refuses.
+            nearest sizes), and whatever else its plan rejects.
     """
     if request.image and not sampler.takes_image:
-        what = "this sampler has no base pass that an image could take the place of"
+        what = "this sampler has no base pass that an image could replace"
         raise UserError(what, "leave the image out, or take sdedit or patch-cascade")
 
     def possible(size: Size) -> bool:
@@ -129,8 +132,8 @@ def plan_of_spec(
     guidance: float | None = None,
     negative: bool = False,
 ) -> SamplingPlan:
-    """The plan of a model that is not loaded; `size` and `steps` None are the sampler's own. See `make_plan`
-    and `SamplingRequest`."""
+    """Return the plan for a model that is not loaded; `size` and `steps` None are the sampler's defaults. See
+    `make_plan` and `SamplingRequest`."""
     facts = sampler.facts_of(spec, options)
     steps = sampler.default_steps(facts) if steps is None else steps
     request = SamplingRequest(*(size or sampler.default_size(facts)), steps, image, guidance, negative)
@@ -144,5 +147,5 @@ _PREFIXES = {"flux1": "", "flux2": "Flux2"}
 
 
 def pipeline_name(sampler: type[Sampler], family: str) -> str:
-    """`EulerPipeline` and `Flux2EulerPipeline` for a sampler `Euler`."""
+    """Return the name of a sampler's pipeline: `EulerPipeline` or `Flux2EulerPipeline` for `Euler`."""
     return f"{_PREFIXES[family]}{sampler.__name__}Pipeline"

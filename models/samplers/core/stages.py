@@ -1,4 +1,4 @@
-"""Stages that samplers put their plans together from, and the parts of a schedule that they run over."""
+"""Stages and parts of schedules from which samplers build their plans."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from uhr.models.samplers.core.toolkit import Native, Toolkit
 
 
 def sized(size: Size) -> str:
-    """The name of a stage above the base, after its size."""
+    """Return the name of a stage above the base: its size, such as `2048x2048`."""
     return f"{size[1]}x{size[0]}"
 
 
 def text_tokens(facts: ModelFacts, request: SamplingRequest) -> int:
-    """Text tokens of one prompt."""
+    """Return the number of text tokens of one prompt."""
     return request.text_length or facts.text_length
 
 
@@ -32,11 +32,11 @@ def dense_stage(
     toolkit: Toolkit | None = None,
     swin: bool = False,
 ) -> SamplingStage:
-    """A stage whose every call is over its whole grid.
+    """Return a stage in which every call covers the whole grid.
 
     Args:
-        toolkit: what is on above the native size, text repetition included.
-        swin: whether the grid has a row and a column more at every other step (`swin.py`).
+        toolkit: changes of the backbone above the native size, including repeated text.
+        swin: whether the grid has one more row and column at every other step (`swin.py`).
     """
     steps, (rows, columns), text = len(sigmas) - 1, facts.grid(size), text_tokens(facts, request)
     stage = SamplingStage(sized(size), *size, tuple(sigmas))
@@ -64,64 +64,70 @@ def dense_stage(
 def base_stage(
     facts: ModelFacts, request: SamplingRequest, sigmas: Sequence[float], size: Size | None = None
 ) -> SamplingStage:
-    """The base pass over these noise levels: of `size`, or of about the native area and the aspect ratio of
-    the image."""
+    """Return the base pass over these noise levels; `size` None is about the native area in the aspect ratio
+    of the request."""
     return replace(dense_stage(facts, request, size or facts.base_size(request.size), sigmas), name="base")
 
 
 def model_base(facts: ModelFacts, request: SamplingRequest, steps: int | None) -> SamplingStage:
-    """The base pass over the model's own schedule; `steps` None is as many as its card says."""
-    from uhr.models.ops.schedules import Runaway
+    """Return the base pass over the model's own schedule; `steps` None is the number of its card."""
+    from uhr.models.ops.schedules import ShiftOutOfRange
 
     size = facts.base_size(request.size)
     try:
         levels = facts.schedule(steps or facts.steps or request.steps, facts.tokens(size))
-    except Runaway as error:
+    except ShiftOutOfRange as error:
         fix = f"the base pass has about the area of native_size, {facts.native} px: set it lower"
-        raise error.mended(fix) from error
+        raise error.with_fix(fix) from error
     return base_stage(facts, request, levels, size)
 
 
 def upper_levels(facts: ModelFacts, steps: int, shift: StageShift | None, factor: float) -> list[float]:
-    """`steps` + 1 noise levels of a stage above the native size."""
-    from uhr.models.ops.schedules import Runaway
+    """Return `steps` + 1 noise levels of a stage above the native size. `factor` is that of a static
+    shift."""
+    from uhr.models.ops.schedules import ShiftOutOfRange
 
-    if (shift or StageShift.usual(facts.family.name)) is StageShift.STATIC:
+    if (shift or StageShift.default_for(facts.family.name)) is StageShift.STATIC:
         return facts.schedule(steps, 0, ShiftPolicy.STATIC, factor)
     try:
         return facts.schedule(steps, facts.native_side**2, ShiftPolicy.DYNAMIC)
-    except Runaway as error:
-        raise error.mended("take a static one: set shift=static") from error
+    except ShiftOutOfRange as error:
+        raise error.with_fix("take a static one: set shift=static") from error
 
 
 def after_strength(sigmas: Sequence[float], strength: float) -> list[float]:
-    """The last `strength` of a schedule's steps, as FluxImg2Img counts them: from index N - N * strength.
+    """Return the last share `strength` of a schedule's steps, counted as in FluxImg2Img: from index
+    N - N * strength.
 
-    The level at that index is the true noise level: 0.875 for strength 0.7 under shift 3.
+    The level at that index is the true noise level: 0.875 for strength 0.7 under shift 3. Raises UserError
+    unless the strength is in (0, 1].
     """
     if not 0 < strength <= 1:
-        raise UserError(f"strength {strength:g}", "give more than 0, which changes nothing, and at most 1")
+        raise UserError(f"strength {strength:g} is invalid", "give more than 0 and at most 1")
     steps = len(sigmas) - 1
-    # rounded first: 30 * (1 - 0.7) is 9, and a hair more in floating point
+    # rounded first: 30 * (1 - 0.7) is 9, and slightly more in floating point
     start = math.floor(round(steps * (1 - strength), 6))
     return list(sigmas[min(start, steps - 1) :])
 
 
 def check_begins_below_noise(sigmas: Sequence[float], strength: float) -> None:
-    """UserError where a path from an image begins at pure noise, which shows nothing of it."""
+    """Raise UserError if a path from an image begins at pure noise, which contains nothing of it."""
     if sigmas[0] == 1:
         steps = len(sigmas) - 1
         what = (
-            f"at strength {strength:g} all {steps} steps are taken, from pure noise: no image shows through"
+            f"at strength {strength:g} all {steps} steps are taken, from pure noise: the image has no effect"
         )
-        fix = "lower the strength, or take more steps" if strength < 1 else "lower the strength, to 0.7 say"
+        fix = (
+            "lower the strength, or take more steps" if strength < 1 else "lower the strength, such as to 0.7"
+        )
         raise UserError(what, fix)
 
 
 def from_level(sigmas: Sequence[float], level: float) -> list[float]:
-    """The part of a schedule from its first level that is at most `level`; at least the last step."""
+    """Return the part of a schedule from its first level that is at most `level`; at least the last step.
+    Raises UserError unless the level is in (0, 1]."""
     if not 0 < level <= 1:
-        raise UserError(f"start level {level:g}", "give more than 0 and at most 1")
+        raise UserError(f"start level {level:g} is invalid", "give more than 0 and at most 1")
     # levels are published with four digits
     start = next(i for i, sigma in enumerate(sigmas) if sigma <= level + 1e-4)
     return list(sigmas[min(start, len(sigmas) - 2) :])

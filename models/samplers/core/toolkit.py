@@ -1,9 +1,9 @@
-"""The toolkit by which the dense methods make a backbone work above its native size, without training.
+"""The training-free toolkit with which the dense methods use a backbone above its native size.
 
-I-Max, HiFlow, URAE and CLEAR share it in their official code, and so does the baseline that URAE's tables
-call "FLUX-1.dev*": NTK positions, proportional attention, repeated text, a static shift, swin patchify. The
-first three change what the backbone computes and are here; the static shift belongs to the schedule, swin
-patchify (`velocities.py`) to the step. Windowed attention must not take the proportional scale.
+I-Max, HiFlow, URAE and CLEAR share it in their official code, as does the baseline "FLUX-1.dev*" of URAE's
+tables: NTK positions, proportional attention, repeated text, a static shift, swin patchify. The first three
+change the backbone's computation and are here; the static shift belongs to the schedule, swin patchify
+(`velocities.py`) to the step. Windowed attention must not use the proportional scale.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Native:
-    """What a backbone was trained at: the side of its square grid in tokens, and its number of text
+    """The training size of a backbone: the side of its square grid in tokens, and its number of text
     tokens."""
 
     side: int
@@ -29,15 +29,15 @@ class Native:
 
     @property
     def keys(self) -> int:
-        """4608 for FLUX: 64 x 64 image tokens and 512 text tokens."""
+        """Keys of its attention: 4608 for FLUX, from 64 x 64 image tokens and 512 text tokens."""
         return self.side**2 + self.text
 
 
 class Toolkit(Config):
-    """Which parts are on above the native size; at it none ever is.
+    """Parts that apply above the native size; at the native size none applies.
 
-    ntk:              theta of every position axis is multiplied by this; 1 leaves the positions alone
-    ntk_floor:        I-Max's clip: no frequency below the plain one over sqrt(tokens / native tokens)
+    ntk:              theta of every position axis is multiplied by this; 1 does not change positions
+    ntk_floor:        I-Max's clip: no frequency below the unscaled one over sqrt(tokens / native tokens)
     proportional:     softmax scale sqrt(log_trained(keys) / head_dim)
     text_duplication: one copy of the text for each whole native tile
     """
@@ -49,11 +49,11 @@ class Toolkit(Config):
 
     @classmethod
     def off(cls) -> Toolkit:
-        """None of the parts."""
+        """Return a toolkit without any of the parts."""
         return cls(ntk=1, proportional=False)
 
     def surgeries(self, tokens: int, native: Native) -> tuple[Surgery, ...]:
-        """What is on the transformer while it works on a grid of so many image tokens."""
+        """Return the surgeries on the transformer for a grid of `tokens` image tokens."""
         from uhr.models.attention.call import AttentionCalls
         from uhr.models.surgery.rope import RopeNtk
 
@@ -68,7 +68,7 @@ class Toolkit(Config):
         return tuple(found)
 
     def attention(self, tokens: int, native: Native) -> Any:
-        """`Condition.attention` of the backbone's calls; None for its own attention."""
+        """Return `Condition.attention` of the backbone's calls; None is its own attention."""
         from uhr.models.attention.proportional import Proportional
 
         if not self.proportional or tokens <= native.side**2:

@@ -1,4 +1,4 @@
-"""Behaviours that several samplers wrap around a guided velocity: each takes one and gives one."""
+"""Changes of a guided velocity that several samplers share: each takes a velocity and returns one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from uhr.models.samplers.core.engine import Engine, Velocity
 
 
 def ringed(engine: Engine, z: torch.Tensor, sigma: float, ring: Ring, width: int = 1) -> torch.Tensor:
-    """z with a ring of `width` positions around it (`swin.pad`), its noise from the call's generator."""
+    """Pad z by a ring of `width` positions (`swin.pad`), with noise from the call's generator."""
     height, across = (engine.facts.vae_factor * (side + 2 * width) for side in z.shape[-2:])
     return swin.pad(z, sigma, ring, lambda: engine.noise.draw(z.shape[0], (height, across)), width)
 
 
 def swin_patchify(velocity: Velocity, engine: Engine, ring: Ring) -> Velocity:
-    """The velocity with the packing grid shifted by half a token on every other step (`swin.py`)."""
+    """Return the velocity with the packing grid shifted by half a token on every other step (`swin.py`)."""
 
     def shifted(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:
         if not swin.shifts(step):
@@ -32,10 +32,10 @@ def swin_patchify(velocity: Velocity, engine: Engine, ring: Ring) -> Velocity:
 
 
 def window_mean(velocity: Velocity, boxes: Sequence[Box], ring: int = 0) -> Velocity:
-    """The mean of the velocities in `boxes` of z over each place.
+    """Return the mean of the velocities in `boxes` of z, over the boxes that cover each position.
 
-    Every window's positions count from 0, as those of an image of its own. With a `ring`, that many positions
-    around z are seen by the windows and left out of the result.
+    Position ids count from 0 in every window, as in an image of its own. With a `ring`, the windows see that
+    many positions around z, which are left out of the result.
     """
 
     def mean(z: torch.Tensor, sigma: float, step: int, conditions: Conditions) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.models.estimate import devices
-from uhr.models.estimate.devices import DEVICES, called, device
+from uhr.models.estimate.devices import DEVICES, device, name_of_driver
 from uhr.models.estimate.operations import Operations
 from uhr.models.vae.room import BESIDE, LEAST, MOST, host_room, room
 
@@ -36,13 +36,13 @@ from uhr.models.vae.room import BESIDE, LEAST, MOST, host_room, room
     ],
 )
 def test_a_gpu_is_known_by_its_drivers_name_and_no_other_is_taken_for_it(driver, name):
-    assert called(driver) == name
+    assert name_of_driver(driver) == name
 
 
 def test_every_gpu_of_the_table_can_be_known_and_is_plausible():
     assert set(devices._MARKS) == set(DEVICES)
     for each in DEVICES.values():
-        assert called(f"NVIDIA {each.title}") == each.name
+        assert name_of_driver(f"NVIDIA {each.title}") == each.name
         assert each.tensor > each.float32 > 1e12
         assert 12 << 30 <= each.memory <= 192 << 30
 
@@ -56,14 +56,14 @@ def test_the_gpu_here_is_its_data_sheet_with_its_own_memory_or_an_error(monkeypa
     card = SimpleNamespace(name="NVIDIA GeForce RTX 4090", total_memory=23 << 30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    found = devices.here()
+    found = devices.local_device()
     assert found is not None
     assert (found.name, found.title, found.memory) == ("rtx-4090", card.name, 23 << 30)
     card.name = "NVIDIA GeForce RTX 3080"
     with pytest.raises(UserError, match=r"no data sheet of the GPU here, NVIDIA GeForce RTX 3080.*--on"):
-        devices.here()
+        devices.local_device()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert devices.here() is None
+    assert devices.local_device() is None
 
 
 def test_time_is_operations_over_the_stated_share_of_the_peak_rate():

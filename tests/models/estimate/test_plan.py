@@ -12,9 +12,9 @@ from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.models import zoo
 from uhr.models.estimate import devices
+from uhr.models.estimate.cost import Placement
 from uhr.models.estimate.plan import plan
 from uhr.models.estimate.plan_text import count, describe, duration, gib, show
-from uhr.models.estimate.price import Way
 from uhr.models.generate.request import Item, Request
 from uhr.models.samplers import SAMPLERS
 from uhr.models.specs.registry import SPECS
@@ -49,9 +49,9 @@ def offline(monkeypatch):
 def test_every_sampler_and_every_backbone_is_planned_by_its_bare_name(sampler, model, offline):
     found = asked(sampler, model)
     assert found.model_calls == sum(each.stage.total_calls for each in found.stages) > 0
-    assert found.asked.seconds["VAE"] > 0
+    assert found.requested.seconds["VAE"] > 0
     whole = sum(each.whole for each in found.cost.weights(None).values())
-    assert found.asked.peak.total > whole
+    assert found.requested.peak.total > whole
 
 
 def test_a_hub_id_is_planned_without_the_hub_and_is_its_spec(capsys, offline):
@@ -75,9 +75,9 @@ def test_the_published_numbers_of_calls_at_4k(offline):
 
 
 def test_a_folder_is_planned_by_its_own_configurations(tiny_flux, capsys):
-    bare = answered(capsys, "hiflow", "--model", "tiny-flux1", "--size", "256x256", "--on", "h200")
+    spec_named = answered(capsys, "hiflow", "--model", "tiny-flux1", "--size", "256x256", "--on", "h200")
     own = answered(capsys, "hiflow", "--model", str(tiny_flux), "--size", "256x256", "--on", "h200")
-    assert own == bare
+    assert own == spec_named
     config = json.loads((tiny_flux / "vae" / "config.json").read_text())
     other = {**config, "block_out_channels": [16, 16, 16, 16]}
     (tiny_flux.parent / "other").mkdir()
@@ -126,7 +126,7 @@ def test_guidance_of_two_passes_doubles_calls_and_operations():
     item = Item(prompt="a lake", negative="dull")
     twice = asked("imax", size=(2048, 2048), item=item, options={"true_cfg_scale": 3.0})
     assert twice.model_calls == 2 * once.model_calls == 120
-    assert twice.asked.operations.linear > 1.99 * once.asked.operations.linear
+    assert twice.requested.operations.linear > 1.99 * once.requested.operations.linear
     klein = asked("imax", "flux2-klein-base-9b", size=(2048, 2048))
     assert klein.model_calls == 120
     assert asked("imax", "flux2-klein-base-9b", size=(2048, 2048), guidance=1.0).model_calls == 60
@@ -184,7 +184,7 @@ def test_what_does_not_fit_says_so_and_what_would(capsys):
     assert main(["sample", "patch-cascade", *words[1:-1], "rtx-4070", "--plan"]) == 0
     shown = capsys.readouterr().out
     assert "fits with --offload group: 2.5 GiB (31.4 GiB of the host), some" in shown
-    assert "faster since its VAE has more room" in shown
+    assert "faster since its VAE has more memory" in shown
     assert "would take, if it fitted, some" in shown
     hopeless = answered(capsys, *words[:4], "8192x8192", "--on", "rtx-4070")
     assert hopeless["instead"] is None
@@ -192,19 +192,21 @@ def test_what_does_not_fit_says_so_and_what_would(capsys):
 
 def test_less_on_the_device_with_every_further_offload_and_quantisation():
     found = asked(size=(4096, 4096))
-    peaks = [found.priced(Way(offload, None)).peak.total for offload in (None, "model", "sequential")]
+    peaks = [found.estimate(Placement(offload, None)).peak.total for offload in (None, "model", "sequential")]
     assert peaks == sorted(peaks, reverse=True)
-    assert found.priced(Way(None, "nf4")).peak.total < found.priced(Way(None, None)).peak.total
-    times = [found.priced(Way(offload, None)).total for offload in (None, "model", "group")]
+    assert (
+        found.estimate(Placement(None, "nf4")).peak.total < found.estimate(Placement(None, None)).peak.total
+    )
+    times = [found.estimate(Placement(offload, None)).total for offload in (None, "model", "group")]
     assert times == sorted(times)
-    took = {kind: found.priced(Way(None, kind)).seconds for kind in (None, "nf4", "int8")}
+    took = {kind: found.estimate(Placement(None, kind)).seconds for kind in (None, "nf4", "int8")}
     assert "dequantising" not in took[None]
     assert 0 < took["nf4"]["dequantising"] < took["int8"]["dequantising"]
     assert (
-        found.priced(Way(None, None)).host
+        found.estimate(Placement(None, None)).host
         == 0
-        < found.priced(Way("model", "nf4")).host
-        < found.priced(Way("group", None)).host
+        < found.estimate(Placement("model", "nf4")).host
+        < found.estimate(Placement("group", None)).host
     )
 
 
@@ -229,9 +231,9 @@ def test_on_a_cpu_there_is_no_time_and_float32(capsys):
 
 def test_the_gpu_that_is_here_is_planned_for_unless_another_is_named(monkeypatch):
     here = devices.Device("rtx-4090", "the one here", 23 * GIB, 1e14, 1e13, 1e12, 1e10)
-    monkeypatch.setattr("uhr.models.estimate.plan.here", lambda: here)
+    monkeypatch.setattr("uhr.models.estimate.plan.local_device", lambda: here)
     assert asked("imax", on=None).device is here
-    monkeypatch.setattr("uhr.models.estimate.plan.here", lambda: None)
+    monkeypatch.setattr("uhr.models.estimate.plan.local_device", lambda: None)
     assert asked("imax", on=None).device == devices.device("h200")
 
 
@@ -253,7 +255,7 @@ def test_the_memory_of_a_plan_is_for_the_vae_that_the_sampler_makes():
     plain = asked("imax", size=(4096, 4096))
     assert found.stages[-1].stage.calls[0].image == 16384
     assert plain.stages[-1].stage.calls[0].image > 65535
-    assert found.asked.coded(found.stages[-1]).total < plain.asked.coded(plain.stages[-1]).total
+    assert found.requested.coded(found.stages[-1]).total < plain.requested.coded(plain.stages[-1]).total
 
 
 def test_numbers_are_shown_as_people_say_them():
@@ -278,14 +280,14 @@ def test_a_plan_of_other_dtypes_weighs_what_they_weigh():
 
 
 def test_a_spec_is_what_one_says_it_is():
-    assert asked("imax", "flux1-dev", spec="flux1-schnell").method.spec is zoo.get("flux1-schnell")
+    assert asked("imax", "flux1-dev", spec="flux1-schnell").choice.spec is zoo.get("flux1-schnell")
     with pytest.raises(UserError, match="unknown model spec"):
         asked("imax", "flux1-dev", spec="flux3")
 
 
 @pytest.mark.parametrize(("on", "device", "assumed"), [(None, "auto", True), ("l40s", "auto", False)])
 def test_a_gpu_that_is_not_here_is_not_taken_for_one_that_is(on, device, assumed, monkeypatch, capsys):
-    monkeypatch.setattr("uhr.models.estimate.plan.here", lambda: None)
+    monkeypatch.setattr("uhr.models.estimate.plan.local_device", lambda: None)
     request = Request(sampler="euler", model="tiny-flux1", size=(64, 64), steps=1, device=device)
     found = plan(request, Item(prompt="a"), on)
     show(found)

@@ -145,7 +145,7 @@ def check(pipeline, request, item, monkeypatch, image=None):
         guidance_scale=call.guidance,
         generator=torch.Generator().manual_seed(0),
         **({} if image is None else {"image": image}),
-        **found.method.options.model_dump(),
+        **found.choice.options.model_dump(),
     )
     backbone, coded = planned(found)
     assert pipeline.model_calls == found.model_calls

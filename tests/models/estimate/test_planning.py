@@ -96,7 +96,7 @@ def test_a_size_that_is_named_as_the_nearest_can_be_made(name, spec, height, wid
 )
 def test_the_nearest_size_is_one_that_the_sampler_makes(name, spec, side, near):
     sampler = find_sampler(name)
-    with pytest.raises(UserError, match=rf"(nearest|ask for) {near}(?!\d)"):
+    with pytest.raises(UserError, match=rf"(nearest|use) {near}(?!\d)"):
         plan_of_spec(sampler, zoo.get(spec), sampler.Options(), (side, side), 28)
 
 
@@ -186,7 +186,7 @@ def test_a_negative_prompt_and_scales_that_would_do_nothing_are_refused_before_w
     if not two_passes:
         with pytest.raises(UserError, match="no effect at true_cfg_scale 1"):
             scales(True)
-        with pytest.raises(UserError, match="wants a negative prompt"):
+        with pytest.raises(UserError, match="requires a negative prompt"):
             scales(False, true_cfg_scale=3.0)
         return
     assert scales(True, 2.0)[0] == 2
@@ -250,7 +250,7 @@ def test_guidance_that_no_stage_would_take_is_refused(name, given):
 
     plan(True)
     plan(False, 3.0)
-    with pytest.raises(UserError, match=f"guidance 3 would reach no stage: {next(iter(given))} is given"):
+    with pytest.raises(UserError, match=f"guidance 3 has no effect: {next(iter(given))} is given"):
         plan(True, 3.0)
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from uhr.models import zoo
-from uhr.models.estimate.memory import loading, moved, resident
-from uhr.models.estimate.shapes import bare, empty_components
+from uhr.models.estimate.memory import loading, resident, transferred
+from uhr.models.estimate.shapes import empty_components, spec_named
 from uhr.models.estimate.weights import WeightBytes, weight_bytes
 from uhr.models.loading.model import load_component, open_model
 
@@ -93,16 +93,21 @@ def test_weights_that_are_quantised_are_loaded_onto_the_device_whatever_is_offlo
 
 
 def test_whole_components_come_and_go_once_a_round_and_layers_at_every_call():
-    assert moved(WEIGHTS["transformer"], None, calls=9, rounds=2) == (0, False)
-    assert moved(WEIGHTS["transformer"], "model", calls=9, rounds=2) == (400, False)
-    assert moved(WEIGHTS["transformer"], "group", calls=9, rounds=2) == (900, True)
-    assert moved(WEIGHTS["transformer"], "sequential", calls=9, rounds=2) == (900, False)
+    assert transferred(WEIGHTS["transformer"], None, calls=9, rounds=2) == (0, False)
+    assert transferred(WEIGHTS["transformer"], "model", calls=9, rounds=2) == (400, False)
+    assert transferred(WEIGHTS["transformer"], "group", calls=9, rounds=2) == (900, True)
+    assert transferred(WEIGHTS["transformer"], "sequential", calls=9, rounds=2) == (900, False)
 
 
 def test_a_bare_name_or_a_published_hub_id_is_a_spec_and_a_folder_is_not(tmp_path, monkeypatch):
     dev = zoo.get("flux1-dev")
-    assert bare("flux1-dev") == bare("black-forest-labs/FLUX.1-dev") == bare(f"{dev.hub_id}@abc") == dev
-    assert bare("somebody/else") is None
+    assert (
+        spec_named("flux1-dev")
+        == spec_named("black-forest-labs/FLUX.1-dev")
+        == spec_named(f"{dev.hub_id}@abc")
+        == dev
+    )
+    assert spec_named("somebody/else") is None
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flux1-dev").mkdir()
-    assert bare("flux1-dev") is None
+    assert spec_named("flux1-dev") is None

@@ -86,7 +86,7 @@ def test_a_family_that_a_sampler_does_not_run_on_is_one_clear_line():
         sampler_class("euler", "flux9")
     with pytest.raises(UserError, match="is for flux1 backbones, and this one is of family flux2"):
         sampler_class("uhr.models.samplers.euler:EulerPipeline", "flux2")
-    with pytest.raises(UserError, match="is no sampler: derive it from"):
+    with pytest.raises(UserError, match="is not a sampler: derive it from"):
         sampler_class("uhr.models.samplers.euler:EulerOptions", "flux1")
 
 

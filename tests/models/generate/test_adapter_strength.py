@@ -22,7 +22,7 @@ def test_a_command_names_settings_that_changed_and_an_alpha_that_nothing_says(uh
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 8}))
     said = uhr("--repeat", one, "--out", two)
-    assert f"the settings beside {folder / 'adapter_model.safetensors'} are not the same as then" in said.err
+    assert f"the settings next to {folder / 'adapter_model.safetensors'} are not the same as then" in said.err
     assert "not identical" in said.out
     file.unlink()
     three = tmp_path / "three.png"

@@ -88,7 +88,7 @@ def painted(session, tmp_path, monkeypatch):
         monkeypatch.setattr(Engine, "encode", lambda engine, images, generator=None: encode(images))
         monkeypatch.setattr(Engine, "decode", lambda engine, z: decode(z))
         field(call)
-        return session_.paint(call)
+        return session_.generate(call)
 
     return paint
 
@@ -132,7 +132,7 @@ def test_imax_from_noise_gives_the_enlargement_back(size, scale, first, painted,
     image = waves(*size)
 
     def field(call):
-        target = encode(bicubic(2 * call.given.hand(call.fit) - 1, *call.fit.made))
+        target = encode(bicubic(2 * call.given.padded(call.fit) - 1, *call.fit.made))
 
         @contextlib.contextmanager
         def network(engine, stage, call=None, alone=None):
@@ -149,7 +149,7 @@ def test_demofusion_gives_a_image_back_where_all_its_paths_lead_there(painted, m
     coarse = waves(35, 49).resize((196, 140), Image.Resampling.BICUBIC)
 
     def field(call):
-        handed = 2 * call.given.hand(call.fit) - 1
+        handed = 2 * call.given.padded(call.fit) - 1
 
         def towards(z, sigma, step, conditions):
             return (z - encode(bicubic(handed, 8 * z.shape[-2], 8 * z.shape[-1]))) / sigma

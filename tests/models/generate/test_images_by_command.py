@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from uhr.cli import main
-from uhr.models.generate.images import Given
+from uhr.models.generate.input_images import InputImage
 from uhr.models.generate.record import read_record
 from uhr.models.ops.filters import bicubic
 from uhr.models.samplers import SAMPLERS, find_sampler
@@ -109,9 +109,7 @@ def test_a_size_may_be_named_instead(forge, made):
     data = forge.encode(forge.image(193, 137), "PNG")
     image, _ = made("sdedit", data, "--size", "290x206")
     assert image.size == (290, 206)
-    assert "does not fit 290x290: ask for 290x206 or 409x290" in made(
-        "sdedit", data, "--size", "290x290", code=1
-    )
+    assert "does not fit 290x290: use 290x206 or 409x290" in made("sdedit", data, "--size", "290x290", code=1)
 
 
 def test_previews_of_stages_show_the_image_and_nothing_of_its_mirror_image(forge, made, tmp_path):
@@ -130,13 +128,13 @@ def test_the_record_names_the_bytes_that_were_opened_whatever_the_file_is_when_i
     forge, made, monkeypatch, tmp_path
 ):
     data = forge.encode(forge.image(140, 130), "PNG")
-    hand = Given.hand
+    hand = InputImage.padded
 
     def then_replaced(self, fit):
         (tmp_path / "given image").write_bytes(forge.encode(forge.image(140, 130, seed=5), "PNG"))
         return hand(self, fit)
 
-    monkeypatch.setattr(Given, "hand", then_replaced)
+    monkeypatch.setattr(InputImage, "hand", then_replaced)
     _, record = made("sdedit", data, "--scale", 1)
     assert record["image"]["sha256"] == hashlib.sha256(data).hexdigest()
 
@@ -157,7 +155,7 @@ def test_cmyk_comes_back_as_srgb_and_the_command_says_so(forge, made, capsys):
         ("imax", (160, 90), ["--scale", "1"], "less than one patch of 128x128: take a scale of 1.07"),
         ("sdedit", (160, 128), ["--scale", "0.5"], "would shrink to 80x64: shrink it before"),
         ("sdedit", (160, 128), ["--scale", "2", "--size", "320x256"], "both a scale and a size"),
-        ("multidiffusion", (160, 128), ["--set", "strength=1"], "no image shows through"),
+        ("multidiffusion", (160, 128), ["--set", "strength=1"], "the image has no effect"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line_before_anything_is_loaded(

@@ -10,13 +10,13 @@ from uhr.base.config import apply_sets
 from uhr.cli import main
 from uhr.models.generate.options import options_of
 from uhr.models.generate.request import Request
-from uhr.models.generate.setup import Method
+from uhr.models.generate.setup import SamplerChoice
 from uhr.models.samplers import SAMPLERS, options_class, sampler_class
 from uhr.models.zoo import get
 
 
-def method(sampler, **options):
-    return Method.of(Request(sampler=sampler, model="m", options=options), get("tiny-flux1"))
+def choice(sampler, **options):
+    return SamplerChoice.of(Request(sampler=sampler, model="m", options=options), get("tiny-flux1"))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -29,7 +29,7 @@ def test_every_option_is_told_with_its_meaning(sampler):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_defaults_set_by_hand_change_nothing(sampler):
-    usual = method(sampler).options
+    usual = choice(sampler).options
     sets = [
         f"{each['name']}={json.dumps(each['default'])}"
         for each in options_of(sampler)
@@ -38,12 +38,12 @@ def test_defaults_set_by_hand_change_nothing(sampler):
     # a part that is off is on once one of its parts is set
     off = {name for name in type(usual).model_fields if getattr(usual, name) is None}
     sets = [each for each in sets if each.partition(".")[0] not in off]
-    assert method(sampler, **apply_sets({}, sets)).options == usual
+    assert choice(sampler, **apply_sets({}, sets)).options == usual
 
 
 def test_setting_a_part_leaves_the_other_parts_as_the_sampler_has_them():
-    usual = method("imax").options.toolkit
-    changed = method("imax", toolkit={"ntk": 4}).options.toolkit
+    usual = choice("imax").options.toolkit
+    changed = choice("imax", toolkit={"ntk": 4}).options.toolkit
     assert changed == usual.model_copy(update={"ntk": 4.0})
     assert usual.text_duplication
 

@@ -35,11 +35,11 @@ def test_every_stage_before_the_last_is_kept_in_its_own_size(sampler, tiny_flux)
     call = setup.call(Item(prompt="a lake"))
     planned = call.plan.stages
     session = Session(setup)
-    with_stages = session.paint(call, stages=True)
-    assert [name for name, _ in with_stages.stages] == setup.previewed(call)
+    with_stages = session.generate(call, stages=True)
+    assert [name for name, _ in with_stages.stages] == setup.preview_names(call)
     assert [image.size for _, image in with_stages.stages] == [s.size[::-1] for s in planned[:-1]]
     # looking changes nothing, and neither does what was painted before
-    again = session.paint(call)
+    again = session.generate(call)
     assert again.stages == []
     assert np.array_equal(np.asarray(again.image), np.asarray(with_stages.image))
     assert again.record == with_stages.record
@@ -51,7 +51,9 @@ def test_the_bar_hears_of_every_call_and_of_its_stage(sampler, tiny_flux):
     setup = Setup.of(request(sampler, tiny_flux, size=size))
     call = setup.call(Item(prompt="a lake"))
     heard = []
-    painting = Session(setup).paint(call, lambda n=1, note=None, total=None: heard.append((n, note, total)))
+    painting = Session(setup).generate(
+        call, lambda n=1, note=None, total=None: heard.append((n, note, total))
+    )
     (total,) = {total for _, _, total in heard if total is not None}
     planned = call.plan.stages
     assert total == sum(n for n, _, _ in heard) == painting.record["model_calls"] == call.plan.model_calls
@@ -66,7 +68,7 @@ def test_two_passes_a_step_are_counted_too(tiny_flux):
     asked = request("euler", tiny_flux).model_copy(update={"options": {"true_cfg_scale": 2}})
     setup = Setup.of(asked)
     heard = []
-    painting = Session(setup).paint(
+    painting = Session(setup).generate(
         setup.call(Item(prompt="a lake", negative="ugly", size=(64, 64))),
         lambda n=1, note=None, total=None: heard.append((n, total)),
     )
@@ -104,7 +106,7 @@ def test_they_replace_earlier_ones_and_nothing_else(tiny_flux, tmp_path, capsys,
         record.check_stages([file], given=file)
     Image.new("RGB", (8, 8)).save(file)
     assert main(words) == 1
-    assert f"{file} is there, and a preview would replace it" in capsys.readouterr().err
+    assert f"{file} already exists, and a preview would replace it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sampler", ["euler", "ultraflux"])
@@ -116,7 +118,7 @@ def test_of_one_stage_there_are_none_which_is_said_before_anything_is_loaded(
     monkeypatch.setattr(loading, "load_component", None)
     words = ["sample", sampler, "--model", str(tiny_flux), "--prompt", "x", "--out", f"{tmp_path}/lake.png"]
     assert main([*words, "--previews", f"{tmp_path}/previews"]) == 1
-    assert f"{sampler} paints this image in one stage" in capsys.readouterr().err
+    assert f"{sampler} generates this image in one stage" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

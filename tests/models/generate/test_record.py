@@ -30,8 +30,8 @@ def test_what_is_written_is_read_from_the_png_and_from_the_json(tmp_path):
     record.write(out, image(), RECORD)
     assert {path.name for path in out.parent.iterdir()} == {"lake.v2.png", "lake.v2.json"}
     assert record.read_record(out) == RECORD
-    assert json.loads(record.beside(out).read_text(encoding="utf-8")) == RECORD
-    assert record.read_record(record.beside(out)) == RECORD
+    assert json.loads(record.json_path(out).read_text(encoding="utf-8")) == RECORD
+    assert record.read_record(record.json_path(out)) == RECORD
     # an editor that drops the chunk
     image(9).save(out)
     assert record.read_record(out) == RECORD
@@ -56,7 +56,7 @@ def test_only_pngs_of_ours_say_how_they_were_made(tmp_path):
     (tmp_path / "y.png").write_bytes(b"no png")
     (tmp_path / "z.json").write_text('{"caption": "a lake"}')
     for name in ("x.png", "z.json", "none.json"):
-        with pytest.raises(UserError, match="does not say how it was made"):
+        with pytest.raises(UserError, match="has no record of how it was made"):
             record.read_record(tmp_path / name)
     for name in ("y.png", "none.png"):
         with pytest.raises(UserError, match="cannot be read"):
@@ -66,7 +66,7 @@ def test_only_pngs_of_ours_say_how_they_were_made(tmp_path):
 @pytest.mark.parametrize("content", ['{"caption": "a lake"}', "[1]", "no json", "[" * 100_000])
 def test_a_json_of_somebody_elses_is_not_written_over(tmp_path, content):
     (tmp_path / "lake.json").write_text(content)
-    with pytest.raises(UserError, match=r"lake\.json is not ours"):
+    with pytest.raises(UserError, match=r"lake\.json was not written by uhr"):
         record.check_out(tmp_path / "lake.png")
     record.check_out(tmp_path / "hill.png")
     record.write(tmp_path / "hill.png", image(), RECORD)
@@ -85,7 +85,7 @@ def test_a_number_that_is_none_is_not_written_and_what_stands_there_stays(tmp_pa
     record.write(out, image(), RECORD)
     with pytest.raises(ValueError, match="not JSON compliant"):
         record.write(out, image(1), RECORD | {"guidance": math.nan})
-    assert record.read_record(out) == json.loads(record.beside(out).read_text()) == RECORD
+    assert record.read_record(out) == json.loads(record.json_path(out).read_text()) == RECORD
 
 
 def chunk(name, data):
@@ -102,7 +102,7 @@ def test_a_record_behind_the_pixels_is_found_in_a_image_that_is_no_bomb(tmp_path
     file.write_bytes(data[:-12] + TEXT + data[-12:])
     assert record.read_record(file) == RECORD
     monkeypatch.setattr(record, "SEARCHED", 63)
-    with pytest.raises(UserError, match="does not say how it was made"):
+    with pytest.raises(UserError, match="has no record of how it was made"):
         record.read_record(file)
 
 
@@ -117,12 +117,12 @@ def bomb(path, side=20_000, text=TEXT):
 def test_a_large_image_is_not_decoded_to_be_read_or_compared(tmp_path):
     file, guard = bomb(tmp_path / "bomb.png"), Image.MAX_IMAGE_PIXELS
     assert record.read_record(file) == RECORD
-    with pytest.raises(UserError, match="does not say how it was made"):
+    with pytest.raises(UserError, match="has no record of how it was made"):
         record.read_record(bomb(tmp_path / "silent.png", text=b""))
     found = repeat.compare(file, image())
     assert str(found) == "not comparable: the first has 20000x20000 px"
     with record.opened(file) as opened:
         assert opened.size == (20_000, 20_000)
         assert guard == Image.MAX_IMAGE_PIXELS, "Pillow's own guard is left as it was"
-    with pytest.raises(UserError, match="cannot be compared with"):
+    with pytest.raises(UserError, match="is damaged and cannot be compared"):
         repeat.compare(bomb(tmp_path / "damaged.png", side=8), image())

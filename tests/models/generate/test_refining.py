@@ -26,5 +26,5 @@ def test_an_item_keeps_what_its_prompt_was_and_who_rewrote_it(chat, tmp_path):
 
 def test_one_prompt_that_gets_no_answer_is_one_line(chat):
     chat.reply = lambda body, n: " "
-    with pytest.raises(UserError, match=r"expander does not rewrite 'a lake' \(the answer is empty\)"):
+    with pytest.raises(UserError, match=r"expander did not rewrite 'a lake' \(the answer is empty\)"):
         refine_one(Item(prompt="a lake"), Refinement(chat.url))

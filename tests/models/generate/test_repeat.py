@@ -105,9 +105,9 @@ def test_the_record_may_be_in_the_json_alone(uhr, tiny_flux, tmp_path):
     Image.open(one).save(one)
     assert "uhr" not in Image.open(one).text
     assert "identical: all" in uhr("--repeat", one, "--out", two).out
-    assert "identical: all" in uhr("--repeat", record.beside(one), "--out", tmp_path / "three.png").out
+    assert "identical: all" in uhr("--repeat", record.json_path(one), "--out", tmp_path / "three.png").out
     one.unlink()
-    assert "no original image" in uhr("--repeat", record.beside(one), "--out", tmp_path / "four.png").out
+    assert "no image of then" in uhr("--repeat", record.json_path(one), "--out", tmp_path / "four.png").out
 
 
 def test_other_weights_are_told_and_so_is_how_many_pixels_differ(uhr, tiny_flux, adapter, tmp_path):
@@ -169,11 +169,11 @@ def test_versions_machine_device_and_files_of_then_are_compared(
     assert [line.partition(":")[0] for line in lines] == [
         "device",
         "adapter",
-        "picture",
+        "image",
         "version",
         "machine",
     ]
-    assert "made on cuda:7, which is not here; now on cpu" in lines[0]
+    assert "made on cuda:7, which this machine lacks; now on cpu" in lines[0]
     assert "torch was 1.0, and is " in lines[3]
     assert "computes was abacus" in lines[4]
 
@@ -193,23 +193,23 @@ def test_a_missing_file_is_one_line_with_the_fix_before_anything_is_loaded(
     monkeypatch.setattr(loading, "load_component", None)
     error = uhr("--repeat", one, "--out", "two.png", code=1).err
     assert f"{lost}" in error
-    assert "is not there" in error
+    assert "does not exist" in error
     assert ("--model" if lost == "model" else "in the folder where it was made") in error
     assert not Path("two.png").exists()
     if lost == "model":
         monkeypatch.undo()
         out = uhr("--repeat", one, "--out", tmp_path / "two.png", "--model", tiny_flux, code=1)
-        assert "adapter style is not there" in out.err
+        assert "adapter style does not exist" in out.err
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.pop("item"), "is not whole"),
+        (lambda r: r.pop("item"), "is incomplete or invalid"),
         (lambda r: r["request"].update(sampler=7), "'sampler'"),
         (lambda r: r["request"].update(more=1), "unknown key 'more'"),
         (lambda r: r.update(options={"shfit": 1}), "unknown key 'shfit': did you mean shift"),
-        (lambda r: r.update(model=3), "is not whole"),
+        (lambda r: r.update(model=3), "is incomplete or invalid"),
         (lambda r: r.update(width="wide"), "'size.0'"),
         (lambda r: r.update(weights={"vae": 1}), "'weights.vae'"),
         (lambda r: r.update(machine=[1]), "'machine'"),
@@ -230,7 +230,7 @@ def test_a_backbone_alone_in_place_of_a_whole_model_says_what_to_name(uhr, tiny_
     uhr(*words("euler", tiny_flux, one))
     file = tiny_flux / "transformer" / "diffusion_pytorch_model.safetensors"
     error = uhr("--repeat", one, "--out", tmp_path / "two.png", "--model", file, code=1).err
-    assert "is a backbone alone, and the image was made with a whole model" in error
+    assert "is only a backbone, and the image was made with a whole model" in error
     assert "--base" not in error
 
 
@@ -238,12 +238,12 @@ def test_wrong_calls_of_repeat_are_one_line(uhr, tiny_flux, tmp_path):
     one = tmp_path / "one.png"
     uhr(*words("euler", tiny_flux, one))
     assert "name the new image: --out again.png" in uhr("--repeat", one, code=1).err
-    assert "is the image that is to be repeated" in uhr("--repeat", one, "--out", one, code=1).err
+    assert "is the image to repeat" in uhr("--repeat", one, "--out", one, code=1).err
     assert "give one of them" in uhr("--repeat", one, "--out", "x.png", "euler", code=1).err
     assert "put it behind" in uhr("--model", tiny_flux, "euler", "--out", "x.png", code=1).err
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     error = uhr("--repeat", tmp_path / "x.png", "--out", tmp_path / "y.png", code=1).err
-    assert "does not say how it was made" in error
+    assert "has no record of how it was made" in error
 
 
 def test_nothing_is_lost_by_repeating(uhr, tiny_flux, given, tmp_path, monkeypatch):
@@ -254,15 +254,15 @@ def test_nothing_is_lost_by_repeating(uhr, tiny_flux, given, tmp_path, monkeypat
     shutil.copy(one, kept)
     monkeypatch.setattr(loading, "load_component", None)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    for image in (one, record.beside(one)):
-        assert "is the image that is to be repeated" in uhr("--repeat", image, "--out", one, code=1).err
-    for image in (one, kept, record.beside(one)):
+    for image in (one, record.json_path(one)):
+        assert "is the image to repeat" in uhr("--repeat", image, "--out", one, code=1).err
+    for image in (one, kept, record.json_path(one)):
         assert "is the given image itself" in uhr("--repeat", image, "--out", given, code=1).err
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     one.unlink()
     # the record is all that is left
-    error = uhr("--repeat", record.beside(one), "--out", one, code=1).err
-    assert "one.json is the image that is to be repeated, or its record" in error
+    error = uhr("--repeat", record.json_path(one), "--out", one, code=1).err
+    assert "one.json is the image to repeat, or its record" in error
 
 
 def test_a_damaged_image_of_then_costs_no_new_one(uhr, tiny_flux, tmp_path):
@@ -270,7 +270,10 @@ def test_a_damaged_image_of_then_costs_no_new_one(uhr, tiny_flux, tmp_path):
     uhr(*words("euler", tiny_flux, one))
     then = pixels(one)
     one.write_bytes(one.read_bytes()[:-2000])
-    assert "cannot be compared with" in uhr("--repeat", record.beside(one), "--out", two, code=1).err
+    assert (
+        "is damaged and cannot be compared"
+        in uhr("--repeat", record.json_path(one), "--out", two, code=1).err
+    )
     assert np.array_equal(pixels(two), then)
 
 
@@ -279,14 +282,14 @@ def test_a_hubs_model_is_repeated_at_its_commit(tmp_path, monkeypatch):
     assert repeat._model(then, None) == {"model": "org/name@c0ffee", "base": None}
     assert repeat._model(then, "here") == {"model": "here", "base": None}
     lone = then | {"name": "flux.gguf", "base": "org/name"}
-    with pytest.raises(UserError, match=r"model flux\.gguf is not there"):
+    with pytest.raises(UserError, match=r"model flux\.gguf does not exist"):
         repeat._model(lone, None)
     (tmp_path / "flux.gguf").touch()
     monkeypatch.chdir(tmp_path)
     assert repeat._model(lone, None) == {"model": "flux.gguf", "base": "org/name@c0ffee"}
     assert repeat._model(lone, "here") == {"model": "flux.gguf", "base": "here"}
     # a folder that is gone is not looked for on the hub, though its name may look like it
-    with pytest.raises(UserError, match="model org/name is not there: say where it is now: --model DIR"):
+    with pytest.raises(UserError, match="model org/name does not exist: name where it is now: --model DIR"):
         repeat._model(then | {"name": "org/name", "revision": None}, None)
     assert repeat._model(then | {"revision": None}, "org/other") == {"model": "org/other", "base": None}
 

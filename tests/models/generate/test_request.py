@@ -52,7 +52,7 @@ def test_a_path_with_an_equals_sign_is_a_path_where_it_is_one(tmp_path):
     folder = tmp_path / "a=b"
     assert Adapter.parse(f"{folder}=0.5") == Adapter(name=str(folder), scale=0.5)
     for strange in (str(folder), "style=nan", "style=inf", "style="):
-        with pytest.raises(UserError, match="is no number"):
+        with pytest.raises(UserError, match="is not a number"):
             Adapter.parse(strange)
     folder.mkdir()
     assert Adapter.parse(str(folder)) == Adapter(name=str(folder))

@@ -27,7 +27,7 @@ def client(chat, waits):
 
 def test_a_question_is_asked_as_the_protocol_wants_it(chat, client):
     chat.reply = lambda body, n: "  a lake\nat dawn \n"
-    assert client.ask("be brief", "a lake", seed=7, tokens=99) == "a lake\nat dawn"
+    assert client.answer("be brief", "a lake", seed=7, tokens=99) == "a lake\nat dawn"
     assert chat.asked == [
         {
             "model": "expander",
@@ -40,16 +40,16 @@ def test_a_question_is_asked_as_the_protocol_wants_it(chat, client):
 
 
 def test_the_key_goes_into_the_header_and_nowhere_else(chat, monkeypatch, capfd):
-    ChatServer(chat.url).ask("x", "y")
+    ChatServer(chat.url).answer("x", "y")
     assert all("Authorization" not in headers for headers in chat.headers)
     monkeypatch.setenv(KEY, "secret-key")
-    ChatServer(chat.url).ask("x", "y")
+    ChatServer(chat.url).answer("x", "y")
     assert chat.headers[-1]["Authorization"] == "Bearer secret-key"
     assert "secret" not in json.dumps(chat.asked)
     for reply in (401, 500):
         chat.reply = lambda body, n, reply=reply: reply
         with pytest.raises(ServerError) as error:
-            ChatServer(chat.url, "expander", sleep=lambda _: None).ask("x", "y")
+            ChatServer(chat.url, "expander", sleep=lambda _: None).answer("x", "y")
         assert "secret" not in str(error.value)
     assert "secret" not in "".join(capfd.readouterr())
 
@@ -62,7 +62,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(chat, monkeypatch, capfd)
 )  # fmt: skip
 def test_what_passes_is_asked_again_with_growing_waits(chat, client, waits, fault):
     chat.reply = lambda body, n: fault if n < 4 else "done"
-    assert client.ask("x", "y") == "done"
+    assert client.answer("x", "y") == "done"
     assert len(chat.asked) == 4
     assert len(waits) == 3
     assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2 <= waits[2] <= 4
@@ -70,9 +70,9 @@ def test_what_passes_is_asked_again_with_growing_waits(chat, client, waits, faul
 
 def test_that_it_is_asked_again_and_why_is_told(chat, client, waits, capsys):
     chat.reply = lambda body, n: 500 if n < 2 else "done"
-    assert client.ask("x", "y") == "done"
+    assert client.answer("x", "y") == "done"
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"warning: {chat.url} failed: 500 (on request); asked again in {waits[0]:.0f} s"
+    assert line == f"warning: {chat.url} failed: 500 (on request); next attempt in {waits[0]:.0f} s"
 
 
 def test_the_server_says_how_long_to_wait_within_reason(chat, client, waits):
@@ -82,7 +82,7 @@ def test_the_server_says_how_long_to_wait_within_reason(chat, client, waits):
         3: (503, {"Retry-After": "soon"}),
     }
     chat.reply = lambda body, n: replies.get(n, "done")
-    assert client.ask("x", "y") == "done"
+    assert client.answer("x", "y") == "done"
     assert waits[0] == 7
     assert waits[1] == LONGEST_WAIT
     assert waits[2] <= 4
@@ -92,15 +92,15 @@ def test_the_server_says_how_long_to_wait_within_reason(chat, client, waits):
     ("fault", "words"),
     [
         (500, "failed 6 times: 500 .on request."),
-        (b"junk", "failed 6 times: the answer is no JSON: b'junk'"),
-        (chat_server.silence, "does not answer in time"),
+        (b"junk", "failed 6 times: the answer is not JSON: b'junk'"),
+        (chat_server.silence, "no answer in time"),
     ],
     ids=["500", "junk", "silence"],
 )
 def test_a_server_that_goes_on_failing_is_one_line(chat, client, fault, words):
     chat.reply = lambda body, n: fault
     with pytest.raises(ServerError, match=words) as error:
-        client.ask("x", "y")
+        client.answer("x", "y")
     assert len(chat.asked) == ATTEMPTS
     assert error.value.fix
     assert "\n" not in str(error.value)
@@ -112,7 +112,7 @@ def test_a_server_that_goes_on_failing_is_one_line(chat, client, fault, words):
 def test_a_refusal_is_told_at_once_with_what_the_server_says(chat, client, status, fix):
     chat.reply = lambda body, n: status
     with pytest.raises(ServerError, match=rf"answers {status} \(on request\): .*{fix}"):
-        client.ask("x", "y")
+        client.answer("x", "y")
     assert len(chat.asked) == 1
 
 
@@ -124,7 +124,7 @@ def test_a_redirect_is_not_followed_and_the_key_goes_nowhere_else(chat, client, 
         chat.reply = lambda body, n: (status, {"Location": f"{elsewhere.url}/models"})
         words = rf"{status} \(it is at {elsewhere.url}/models\): name that address"
         with pytest.raises(ServerError, match=words) as error:
-            client.ask("x", "y")
+            client.answer("x", "y")
         assert elsewhere.headers == []
         assert "secret" not in str(error.value)
     finally:
@@ -146,7 +146,7 @@ def test_a_model_that_refuses_the_usual_parameters_is_asked_without_and_from_the
         return "done"
 
     chat.reply = picky
-    assert [client.ask("x", "y", tokens=9) for _ in range(2)] == ["done", "done"]
+    assert [client.answer("x", "y", tokens=9) for _ in range(2)] == ["done", "done"]
     assert len(chat.asked) == 3
     assert chat.asked[1] == chat.asked[2]
     assert chat.asked[1]["max_completion_tokens"] == 9
@@ -156,14 +156,14 @@ def test_a_model_that_refuses_the_usual_parameters_is_asked_without_and_from_the
 def test_either_refusal_is_known(chat, client, words):
     refusal = {"error": {"message": words}}
     chat.reply = lambda body, n: "done" if n == 2 else lambda handler: handler.send(refusal, 400)
-    assert client.ask("x", "y") == "done"
+    assert client.answer("x", "y") == "done"
 
 
 def test_a_question_that_is_too_long_is_asked_once(chat, client):
     long = "max_tokens is too large: 2048. This model's maximum context length is 4096 tokens"
     chat.reply = lambda body, n: lambda handler: handler.send({"error": {"message": long}}, 400)
     with pytest.raises(NoAnswer, match="too large"):
-        client.ask("x", "y")
+        client.answer("x", "y")
     assert len(chat.asked) == 1
 
 
@@ -172,21 +172,24 @@ def test_a_question_that_is_too_long_is_asked_once(chat, client):
     [
         (400, "400"),
         (422, "422"),
-        ({"choices": []}, "no chat completion"),
-        ({"choices": [{"message": "x"}]}, "no chat completion"),
-        ([], "no chat completion"),
+        ({"choices": []}, "not a chat completion"),
+        ({"choices": [{"message": "x"}]}, "not a chat completion"),
+        ([], "not a chat completion"),
         ("   ", "empty"),
         (chat_server.completion(None), "empty"),
         (chat_server.completion("a lake and", "length"), "longer than"),
         (chat_server.completion("a lake and", "max_tokens"), "longer than"),
-        (chat_server.completion("a lake and", "content_filter"), "broke the answer off .content_filter."),
-        (chat_server.completion("a lake and", "abort"), "broke the answer off .abort."),
+        (
+            chat_server.completion("a lake and", "content_filter"),
+            "stopped before the end of the answer .content_filter.",
+        ),
+        (chat_server.completion("a lake and", "abort"), "stopped before the end of the answer .abort."),
     ],
 )
 def test_an_answer_that_is_none_concerns_its_question_alone(chat, client, reply, words):
     chat.reply = lambda body, n: reply
     with pytest.raises(NoAnswer, match=words):
-        client.ask("x", "y")
+        client.answer("x", "y")
     assert len(chat.asked) == 1
 
 
@@ -207,7 +210,7 @@ def test_an_address_that_is_none_is_told_without_its_password(url):
 
 def test_a_server_that_is_not_there_is_one_line(waits):
     with pytest.raises(ServerError, match="refused"):
-        ChatServer("http://127.0.0.1:9/v1", "x", sleep=waits.append).ask("x", "y")
+        ChatServer("http://127.0.0.1:9/v1", "x", sleep=waits.append).answer("x", "y")
     assert len(waits) == ATTEMPTS - 1
 
 
@@ -225,13 +228,13 @@ def test_a_server_that_is_not_there_is_one_line(waits):
 )
 def test_an_answer_becomes_one_line_without_thoughts_and_outer_quotes(chat, client, answer, prompt):
     chat.reply = lambda body, n: answer
-    assert Refiner(client).ask("a lake") == prompt
+    assert Refiner(client).rewrite("a lake") == prompt
 
 
 def test_nothing_but_thoughts_is_no_answer(chat, client):
     chat.reply = lambda body, n: "<think>hm</think>  "
     with pytest.raises(NoAnswer):
-        Refiner(client).ask("a lake")
+        Refiner(client).rewrite("a lake")
 
 
 def test_what_an_answer_depends_on_is_in_its_key(chat):

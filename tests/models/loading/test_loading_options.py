@@ -332,7 +332,7 @@ def test_the_command_takes_a_backbone_in_a_file_and_records_it(tiny_flux2, tmp_p
     assert np.array_equal(colours["file"], colours["folder"])
     assert not np.array_equal(colours["file"], colours["plain"])
     for more, message in (
-        (["--transformer", str(tmp_path / "none.gguf")], "is not there"),
+        (["--transformer", str(tmp_path / "none.gguf")], "does not exist"),
         (["--offload", "model"], "the device is cpu"),
         (["--quantize", "nf4"], "wants a GPU"),
     ):

@@ -97,13 +97,13 @@ def test_a_vae_that_overflows_is_an_error_and_no_black_image(stock, rgb, monkeyp
     bad = torch.full((2, 16, 8, 12), float("nan"))
     posterior = SimpleNamespace(latent_dist=SimpleNamespace(mean=bad, std=bad))
     monkeypatch.setattr(stock.vae, "encode", lambda pixels: posterior)
-    monkeypatch.setattr(latents, "compute_dtype", lambda vae: torch.float16)
+    monkeypatch.setattr(coding, "compute_dtype", lambda vae: torch.float16)
     with pytest.raises(UserError, match=r"overflows in torch.float16: load it in float32"):
         coding.encode_moments(stock.vae, rgb)
     monkeypatch.undo()
     # which is no cure where it is in float32, nor of pixels that are none
     with pytest.raises(UserError, match="what is not finite"):
-        latents.moments(stock.vae, torch.full((1, 3, 64, 64), float("nan")))
+        coding.moments(stock.vae, torch.full((1, 3, 64, 64), float("nan")))
 
 
 def test_decoding_is_that_of_the_stock_pipeline(stock):

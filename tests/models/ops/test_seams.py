@@ -38,9 +38,9 @@ def test_a_image_of_one_piece_has_no_seams(seed):
 def test_a_planted_step_is_measured_as_high_as_it_is(height, seed):
     """Far above the noise, a step is the gradient across the border."""
     image = surface(seed=seed)
-    beside = (image.diff(dim=-1).abs().mean() + image.diff(dim=-2).abs().mean()).item() / 2
+    nearby = (image.diff(dim=-1).abs().mean() + image.diff(dim=-2).abs().mean()).item() / 2
     found = seam_strength(stepped(image, BOXES, height), BOXES)
-    assert found == pytest.approx(height / beside, rel=0.1)
+    assert found == pytest.approx(height / nearby, rel=0.1)
 
 
 def test_it_grows_with_the_step_and_knows_neither_brightness_nor_contrast():

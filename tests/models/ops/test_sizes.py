@@ -16,7 +16,7 @@ SIDE = st.integers(1, 600).map(lambda tokens: 16 * tokens)
 )
 def test_a_size_that_cannot_be_made_names_the_nearest_that_can(width, height, near):
     with pytest.raises(
-        UserError, match=f"size {width}x{height} cannot be made: multiples of 16; nearest {near}$"
+        UserError, match=f"size {width}x{height} cannot be generated: use multiples of 16; nearest {near}$"
     ):
         sizes.check_sides(16, height, width)
 

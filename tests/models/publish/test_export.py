@@ -105,7 +105,7 @@ def test_exporting_twice_gives_the_same_bytes_and_never_overwrites(tiny_flux, tm
     one, *others = (export_lora(state, lora, tmp_path / str(i), facts()) for i in range(8))
     for path in one.iterdir():
         assert {path.read_bytes()} == {(other / path.name).read_bytes() for other in others}
-    with pytest.raises(UserError, match="holds an adapter already"):
+    with pytest.raises(UserError, match="already contains an adapter"):
         export_lora(state, lora, one, facts())
 
 
@@ -181,7 +181,7 @@ def test_the_record_holds_the_facts_for_machines(tiny_flux, tmp_path, facts, tra
 
 
 def test_a_readme_of_the_users_is_not_overwritten(tiny_flux, tmp_path, facts, trained):
-    lora = LoraSpec(4, DEV.lora_targets)
+    lora = LoraSpec(4, DEV.lora_target_sets["attention"])
     _, state = trained(tiny_flux, lora)
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(UserError, match=r"already contains something else \(README\.md\)"):

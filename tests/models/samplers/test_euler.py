@@ -148,19 +148,21 @@ def test_in_bfloat16_latents_and_ids_stay_float32_and_noise_is_that_of_float32(t
 
 
 def test_sizes_follow_the_grid_and_wrong_ones_are_refused(euler):
-    with pytest.raises(UserError, match="64x100 cannot be made: multiples of 16; nearest 64x96 or 64x112"):
+    with pytest.raises(
+        UserError, match="64x100 cannot be generated: use multiples of 16; nearest 64x96 or 64x112"
+    ):
         euler("x", **{**CALL, "height": 100, "width": 64})
 
 
 def test_guidance_that_is_not_given_is_the_models_cards_and_never_a_guess(euler, monkeypatch):
-    from uhr.models.samplers.core.shell import SamplerPipeline
+    from uhr.models.samplers.core.pipeline import SamplerPipeline
 
     arguments = {name: value for name, value in CALL.items() if name != "guidance_scale"}
     found = euler("x", **arguments, generator=seeded(), output_type="latent").images
     assert euler.last_run.plan.guidance == zoo.get("tiny-flux1").guidance_scale == 3.5
     assert torch.equal(found, euler("x", **CALL, generator=seeded(), output_type="latent").images)
     monkeypatch.setattr(SamplerPipeline, "spec", None)
-    with pytest.raises(UserError, match="wants a guidance scale, and no spec that says which describes it"):
+    with pytest.raises(UserError, match="requires a guidance scale, and no spec describes its default"):
         euler("x", **arguments, native_size=128)
 
 
@@ -188,7 +190,7 @@ def test_a_backbone_without_guidance_takes_none_and_256_text_tokens(tiny_flux):
     [
         ({}, "no prompt is given"),
         ({"prompt": "x", "negative_prompt": "y"}, "no effect at true_cfg_scale 1"),
-        ({"prompt": "x", "true_cfg_scale": 3.0}, "wants a negative prompt"),
+        ({"prompt": "x", "true_cfg_scale": 3.0}, "requires a negative prompt"),
         ({"prompt": "x", "prompt_embeds": torch.zeros(1, 4, 32)}, "both a prompt and its embeddings"),
         ({"prompt_embeds": torch.zeros(1, 4, 32)}, "only one of the prompt's two embeddings"),
         ({"prompt": "x", "sigmas": [0.5, 0.7]}, "falling"),
@@ -196,7 +198,10 @@ def test_a_backbone_without_guidance_takes_none_and_256_text_tokens(tiny_flux):
         ({"prompt": "x", "sigmas": 5}, "'sigmas'"),
         ({"prompt": "x", "sigmas": ["high"]}, "'sigmas'"),
         ({"prompt": "x", "num_inference_steps": 0}, "0 steps"),
-        ({"prompt": "x", "callback_on_step_end_tensor_inputs": ["latent"]}, "asks for latent"),
+        (
+            {"prompt": "x", "callback_on_step_end_tensor_inputs": ["latent"]},
+            "unknown tensors: latent",
+        ),
     ],
 )
 def test_what_would_be_ignored_or_cannot_be_is_one_clear_line(euler, more, message):
@@ -250,5 +255,5 @@ def test_on_an_f16_vae_sides_are_multiples_of_32_px(f16_folder, tmp_path, capsys
     command = ["sample", "euler", "--model", str(f16_folder), "--prompt", "a", "--steps", "2"]
     assert main([*command, "--size", "80x64", "--out", str(out)]) == 1
     error = capsys.readouterr().err
-    assert "80x64 cannot be made: multiples of 32; nearest 64x64 or 96x64" in error
+    assert "80x64 cannot be generated: use multiples of 32; nearest 64x64 or 96x64" in error
     assert not out.exists()

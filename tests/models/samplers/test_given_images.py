@@ -43,7 +43,7 @@ def test_grey_images_become_rgb_and_lists_a_batch():
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (ARRAY.astype(np.int32), "an image of torch.int32"),
+        (ARRAY.astype(np.int32), "an image has dtype torch.int32"),
         (ARRAY[..., 0], "give RGB"),
         (torch.zeros(4, 6, 10), "give RGB"),
         ([ARRAY, ARRAY[:4]], "differ in size"),
@@ -56,7 +56,7 @@ def test_what_is_no_rgb_image_is_one_clear_line(image, message):
 
 @given(st.integers(16, 3000), st.integers(16, 3000), st.integers(1, 8))
 def test_the_size_that_is_offered_in_place_of_one_that_does_not_fit_fits(tall, wide, scale):
-    with pytest.raises(UserError, match=r"ask for \d+x\d+") as caught:
+    with pytest.raises(UserError, match=r"or use \d+x\d+") as caught:
         images.check_aspect((tall, wide), (16 * 400, 16), 16)
     width, height = map(int, caught.value.fix.rpartition(" ")[2].split("x"))
     images.check_aspect((tall, wide), (height, width), 16)

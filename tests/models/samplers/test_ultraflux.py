@@ -287,7 +287,7 @@ def test_surgeries_that_are_on_the_model_already_stay_and_rivals_are_refused(tin
     [
         (
             {"height": 272, "width": 256},
-            "256x272 cannot be made: multiples of 32; nearest 256x256 or 256x288",
+            "256x272 cannot be generated: use multiples of 32; nearest 256x256 or 256x288",
         ),
         ({"image": torch.rand(3, 512, 512)}, "no base pass.*sdedit or patch-cascade"),
         ({"positions": "ntk"}, "positions"),
@@ -303,7 +303,7 @@ def test_preflight_asks_for_32_px_before_any_weights_are_loaded():
     spec = zoo.get("flux1-dev")
     plan_of_spec(UltraFlux(), spec, UltraFluxOptions(), (2880, 5120), 50)
     with pytest.raises(
-        UserError, match="1920x1072 cannot be made: multiples of 32; nearest 1920x1056 or 1920x1088"
+        UserError, match="1920x1072 cannot be generated: use multiples of 32; nearest 1920x1056 or 1920x1088"
     ):
         plan_of_spec(UltraFlux(), spec, UltraFluxOptions(), (1072, 1920), 50)
     with pytest.raises(UserError, match="negative prompt"):

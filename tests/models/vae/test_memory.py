@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from uhr.base.errors import UserError
-from uhr.models.estimate.live import Live
+from uhr.models.estimate.live_bytes import LiveBytes
 from uhr.models.surgery.base import temporarily
 from uhr.models.vae import program
 from uhr.models.vae.tiled import ExactTiling
@@ -36,7 +36,7 @@ def test_no_more_bytes_are_alive_than_the_plan_says_and_the_user_gave(dtype, par
     x = torch.randn((1, 16, 20, 14) if part == "decode" else (1, 3, 160, 112)).to(dtype)
     tiling = ExactTiling(memory=int(least_memory(vae, part, *x.shape[2:]) * room))
     plan = tiling.plan(vae, part, *x.shape[2:])
-    with torch.no_grad(), temporarily(vae, tiling), Live() as live:
+    with torch.no_grad(), temporarily(vae, tiling), LiveBytes() as live:
         getattr(vae, part)(x)
     alive = live.peak + x.nbytes
     assert alive <= plan.peak <= tiling.memory

@@ -75,12 +75,12 @@ def test_latents_are_those_of_the_finished_image(cascade, sample, monkeypatch, i
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"width": 200}, "200x256 cannot be made: multiples of 16; nearest 192x256 or 208x256"),
+        ({"width": 200}, "200x256 cannot be generated: use multiples of 16; nearest 192x256 or 208x256"),
         (
             {"height": 64, "width": 64},
             "an image of 64x64 is smaller than one patch of 128 px: .* set patch=64",
         ),
-        ({"patch": 100}, "patches of 100 px: give a multiple of 16: 96, say"),
+        ({"patch": 100}, "patches of 100 px: give a multiple of 16, such as 96"),
         ({"schedule": "warped"}, "patch schedule 'warped'.*warped-grid"),
         ({"alpha": 0.49}, "not monotone for alpha 0.49 and p 2: below 0.4878 it is"),
         ({"gamma": 0.0}, "gamma"),
@@ -92,7 +92,7 @@ def test_latents_are_those_of_the_finished_image(cascade, sample, monkeypatch, i
         ({"image": IMAGE, "height": 256, "width": None}, "only one of height and width"),
         ({"image": IMAGE, "height": 256, "width": 512}, "an image of 128x128 does not fit 512x256"),
         ({"image": torch.rand(2, 3, 128, 128), "scale": 1}, "2 images for 1 prompts"),
-        ({"true_cfg_scale": 3.0}, "wants a negative prompt"),
+        ({"true_cfg_scale": 3.0}, "requires a negative prompt"),
         (
             {"image": IMAGE, "scale": 1, "shared_noise": False, "latents": torch.zeros(1, 64, 64)},
             "every patch draws its own noise: set shared_noise",

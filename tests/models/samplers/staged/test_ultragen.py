@@ -95,10 +95,10 @@ def test_few_step_flux2_starts_from_noise_and_others_skip_in_proportion():
 @pytest.mark.parametrize("size", [(1000, 4096), (4096, 2000), (4104, 4096)])
 def test_a_size_without_whole_windows_names_the_nearest_before_weights_and_in_a_call(size, ultragen, call):
     spec = zoo.get("flux1-dev")
-    with pytest.raises(UserError, match=r"cannot be made: multiples of 256; nearest \d+x\d+"):
+    with pytest.raises(UserError, match=r"cannot be generated: use multiples of 256; nearest \d+x\d+"):
         plan_of_spec(UltraGen(), spec, UltraGenOptions(), size, 28)
     with pytest.raises(
-        UserError, match="256x272 cannot be made: multiples of 64; nearest 256x256 or 256x320"
+        UserError, match="256x272 cannot be generated: use multiples of 64; nearest 256x256 or 256x320"
     ):
         ultragen("x", **{**call, "height": 272, "width": 256})
 

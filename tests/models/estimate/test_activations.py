@@ -10,8 +10,8 @@ from uhr.models.attention.guide import Guide
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.proportional import Proportional
 from uhr.models.attention.rules import WindowRules
-from uhr.models.estimate.at_work import BackboneMemory
-from uhr.models.estimate.live import Live
+from uhr.models.estimate.activations import BackboneMemory
+from uhr.models.estimate.live_bytes import LiveBytes
 from uhr.models.estimate.shapes import empty_component
 from uhr.models.families.conditions import Condition
 from uhr.models.families.flux1 import Flux1
@@ -56,7 +56,7 @@ def run(backbone, transformer, grid, text, attention):
 
 
 def live_peak(call):
-    with Live() as live:
+    with LiveBytes() as live:
         call()
     return live.peak
 

@@ -1,9 +1,10 @@
-"""Diffusers pipelines of the samplers: one thin class for each sampler and family, made from the sampler.
+"""The base class of the samplers' diffusers pipelines; `family_pipelines.py` makes one per sampler and
+family.
 
 `from_pretrained`, `from_pipe`, offloading, callbacks, generators and `output_type` are diffusers' own.
-Differences to the stock pipelines: latents stay in float32 between steps and position ids in float32 always,
-whatever the backbone's dtype; noise levels come from `schedules.py`; guidance that a call leaves out is the
-model card's; every call of the backbone is counted.
+Differences to the stock pipelines: latents between steps and position ids are float32, whatever the
+backbone's dtype is; noise levels come from `ops/schedules.py`; the default guidance is the model card's;
+every call of the backbone is counted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from uhr.models.loading.offload import clear, room_of
 from uhr.models.ops import latents as latent
 from uhr.models.ops.fitting import target_size
 from uhr.models.ops.sizes import Size, check_sides, up_to
-from uhr.models.ops.strips import Gathered
+from uhr.models.ops.strips import AssembledImage
 from uhr.models.samplers.core.conditioning import PromptInputs, encode
 from uhr.models.samplers.core.engine import Engine, Models, Noise, Strip
 from uhr.models.samplers.core.facts import ModelFacts
@@ -48,16 +49,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class StagedOutput(BaseOutput):
-    """`images` as `output_type` says; `stages`, where they are returned, holds those of every stage before
-    the last."""
+    """`images` in the form of `output_type`; `stages`, if requested, has those of every stage before the
+    last."""
 
     images: Any
     stages: list[Any] | None = None
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Which size a call names: nothing, height and width in px, or how many times the sides of its image."""
+class NamedSize:
+    """The size that a call names: none, height and width in px, or a scale of its input image."""
 
     height: int | None = None
     width: int | None = None
@@ -73,13 +74,13 @@ class SamplerPipeline(DiffusionPipeline):
     """`sampler.Options`: the keyword arguments of a call besides diffusers' own."""
 
     last_run: RunRecord | None = None
-    """What was run by the last call."""
+    """The record of the last call."""
 
     watch: Advance | None = None
-    """Hears of progress in place of diffusers' bar: first `total`, then each call and its stage's name."""
+    """Called with progress instead of diffusers' bar: first `total`, then each call with its stage's name."""
 
     logs: bool = True
-    """Whether a call logs what was cut off its prompts; `sampling.session` has it in the record instead."""
+    """Whether a call logs prompts that were cut; `generate.session` has them in the record instead."""
 
     @torch.no_grad()
     def __call__(
@@ -114,21 +115,24 @@ class SamplerPipeline(DiffusionPipeline):
         (the class's documentation lists them). A family with a single text encoder takes no second prompt
         and no pooled embeddings. Differences:
 
-        image:               an image (or one for each prompt) in place of the base pass, of any size and the
+        image:               an image (or one for each prompt) that replaces the base pass, of any size and
+        the
                              target's aspect ratio: PIL, an array, or a tensor in [0, 1]. Transparency is
-                             refused; the command, `uhr sample --image`, takes it
-        height, width:       the sampler's usual size if not given
-        scale:               how many times the image's sides the result has, in place of height and width;
-                             the sampler's usual one if neither is given
+                             rejected; the command, `uhr sample --image`, supports it
+        height, width:       default to the sampler's size
+        scale:               side of the result over that of the image, instead of height and width; defaults
+                             to the sampler's scale
         num_inference_steps: None is the sampler's published number, or the model's own if that is below 12
-        guidance_scale:      what the backbone embeds, or the scale of its two passes; must not be given where
-                             it takes none. It is the base pass's, and with an image every stage's. None is
-                             the published number, or that of the model's card: 3.5 of FLUX.1-dev. Where no
-                             spec describes the backbone it must be given
-        latents:             noise of the first stage [B, N, 4C], packed, in place of what is drawn
-        max_sequence_length: None is what the backbone was trained with. What is cut off a prompt is logged in
-                             one warning, and `token_counts` has the numbers
-        callback_on_step_end: its step counts on through the stages
+        guidance_scale:      the guidance that the backbone embeds, or the scale of its two passes; an error
+        if
+                             it takes none. It applies to the base pass, and with an image to every stage.
+                             None is the published number, or that of the model's card (3.5 for FLUX.1-dev).
+                             It is required if no spec describes the backbone
+        latents:             packed noise [B, N, 4C] for the first stage, instead of drawn noise
+        max_sequence_length: None is what the backbone was trained with. Prompts that are cut are logged in
+        one
+                             warning, and `token_counts` has the numbers
+        callback_on_step_end: its step number continues from stage to stage
         return_stages:       the output's `stages` holds the images of every stage before the last
         """
         chosen = build(self.Options, options, f"sampler {type(self).__name__}")
@@ -141,7 +145,7 @@ class SamplerPipeline(DiffusionPipeline):
         )
         facts = self.facts.with_native(chosen.native_size)
         steps = self.sampler.default_steps(facts) if num_inference_steps is None else num_inference_steps
-        size, cut = self._sizes(facts, given, Sizes(height, width, scale))
+        size, cut = self._sizes(facts, given, NamedSize(height, width, scale))
         request = SamplingRequest(
             *size,
             steps,
@@ -165,12 +169,12 @@ class SamplerPipeline(DiffusionPipeline):
 
     @property
     def facts(self) -> ModelFacts:
-        """Of the loaded model, as the sampler works with it."""
+        """Facts of the loaded model, including the sampler's changes to it."""
         return ModelFacts.of_pipeline(self, self.sampler.vae_factor)
 
     @property
     def spec(self) -> ModelSpec | None:
-        """The spec that describes the loaded backbone; None where there is none."""
+        """The spec that describes the loaded backbone, or None."""
         index = {**self.config, "_class_name": self.stock().__name__}
         return registry.find(index, self.transformer.config)
 
@@ -186,7 +190,7 @@ class SamplerPipeline(DiffusionPipeline):
 
     @property
     def model_calls(self) -> int:
-        """How often the last call called the backbone."""
+        """Calls of the backbone in the last call."""
         return 0 if self.last_run is None else self.last_run.model_calls
 
     @property
@@ -196,38 +200,38 @@ class SamplerPipeline(DiffusionPipeline):
 
     @property
     def token_counts(self) -> tuple[TokenCount, ...]:
-        """How much of the last call's prompts was read; empty for embeddings that were given."""
+        """How many tokens of the last call's prompts were read; empty for embeddings."""
         return () if self.last_run is None else self.last_run.token_counts
 
     def log_cuts(self, counts: Sequence[TokenCount]) -> None:
-        """Log what was cut off texts, in one line; nothing where nothing was."""
+        """Log prompts that were cut, in one line."""
         self.log(notes_of(counts))
 
     def log(self, notes: Sequence[str]) -> None:
-        """Log them in one line; nothing where there are none."""
+        """Log notes in one line, if there are any."""
         if notes and self.logs:
             logger.warning("; ".join(notes))
 
     def details(self) -> dict[str, Any]:
-        """JSON for the image's record: what the last call ran, on which models."""
+        """Return the last call as JSON for the image's record."""
         assert self.last_run is not None, "no call has been made"
         return self.last_run.details()
 
     @classmethod
     def stock(cls) -> type:
-        """diffusers' own pipeline of the family."""
+        """Return diffusers' own pipeline class of the family."""
         return next(each for each in cls.__mro__ if each.__module__.startswith("diffusers."))
 
     def to_json_string(self) -> str:
-        """As `save_pretrained` writes it into `model_index.json`: the stock pipeline's, which opens the
-        folder wherever diffusers is; so does every sampler of the family."""
+        """Return the content of `model_index.json`. It names the stock pipeline, so that diffusers alone can
+        open the folder, as can every sampler of the family."""
         index = {**json.loads(super().to_json_string()), "_class_name": self.stock().__name__}
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """As diffusers', from safetensors files unless `use_safetensors` says otherwise. Raises UserError
-        where a component's files lack weights or hold others than its configuration has."""
+        """Load like diffusers, from safetensors files unless `use_safetensors` is set. Raises UserError if a
+        component's files lack weights, or contain others than its configuration has."""
         with checked_loading():
             return super().from_pretrained(
                 pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs}
@@ -235,7 +239,8 @@ class SamplerPipeline(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers', read before anything is loaded; UserError for a checkpoint of another family."""
+        """Read the configuration like diffusers, before anything is loaded. Raises UserError for a checkpoint
+        of another family."""
         found = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         name = (found[0] if isinstance(found, tuple) else found).get("_class_name")
         others = {spec.pipeline_class: spec.family for spec in registry.SPECS.values()}
@@ -245,25 +250,27 @@ class SamplerPipeline(DiffusionPipeline):
             raise UserError(what, f"take the sampler's pipeline of {others[name]}")
         return found
 
-    def _sizes(self, facts: ModelFacts, image: torch.Tensor | None, named: Sizes) -> tuple[Size, Size | None]:
-        """The size that is generated, and the one that it is cut to where that is another."""
+    def _sizes(
+        self, facts: ModelFacts, image: torch.Tensor | None, named: NamedSize
+    ) -> tuple[Size, Size | None]:
+        """The generated size, and the size that it is cut to, or None if it is not cut."""
         if image is None:
             if named.scale is not None:
                 what = f"scale {named.scale:g} is given without an image"
                 raise UserError(what, "give image, or height and width")
             if named.height and named.width:
                 return (named.height, named.width), None
-            usual = self.sampler.default_size(facts)
-            return (named.height or usual[0], named.width or usual[1]), None
+            default = self.sampler.default_size(facts)
+            return (named.height or default[0], named.width or default[1]), None
         if (named.height is None) != (named.width is None):
             raise UserError("only one of height and width is given", "give both, or a scale")
         size = None if named.height is None or named.width is None else (named.height, named.width)
-        given, usual_scale = (image.shape[-2], image.shape[-1]), self.sampler.default_scale()
+        given, default_scale = (image.shape[-2], image.shape[-1]), self.sampler.default_scale()
         if self.sampler.fits_images:
-            target = target_size(given, named.scale, size, usual_scale)
+            target = target_size(given, named.scale, size, default_scale)
             return (up_to(target[0], facts.multiple), up_to(target[1], facts.multiple)), target
         if size is None or named.scale is not None:
-            return target_size(given, named.scale, size, usual_scale), None
+            return target_size(given, named.scale, size, default_scale), None
         check_aspect(given, size, facts.multiple)
         return size, None
 
@@ -277,9 +284,9 @@ class SamplerPipeline(DiffusionPipeline):
         latents: torch.Tensor | None,
         steps: Steps,
     ) -> Engine:
-        """The engine of one call; resets what diffusers' properties show of the last one."""
+        """The engine of one call; also resets diffusers' properties of the last call."""
         steps.check(self._callback_tensor_inputs)
-        # FLUX.1's name of it and FLUX.2's
+        # the attribute has different names in FLUX.1's and FLUX.2's pipelines
         self._joint_attention_kwargs = self._attention_kwargs = attention
         self._current_timestep, self._interrupt, self._guidance_scale = None, False, plan.guidance
         self.last_run = RunRecord.of(plan)
@@ -301,7 +308,7 @@ class SamplerPipeline(DiffusionPipeline):
     def _generate(self, engine: Engine, output_type: str, previews: bool) -> tuple[Any, list[Any] | None]:
         """Run the engine's plan: the result, and with `previews` the images of the stages before the last."""
         plan, shown = engine.plan, []
-        result: torch.Tensor | Gathered | None = None
+        result: torch.Tensor | AssembledImage | None = None
         clear(self)
         with (
             engine.exact_vae(room_of(self)),
@@ -310,8 +317,8 @@ class SamplerPipeline(DiffusionPipeline):
         ):
             for index, part in enumerate(run):
                 if isinstance(part, Strip):
-                    if not isinstance(result, Gathered):
-                        result = Gathered(engine.batch, plan.request.target, exact=output_type != "pil")
+                    if not isinstance(result, AssembledImage):
+                        result = AssembledImage(engine.batch, plan.request.target, exact=output_type != "pil")
                     result.write(part.top, part.rows)
                     continue
                 result = part
@@ -322,9 +329,9 @@ class SamplerPipeline(DiffusionPipeline):
             assert result is not None, "a sampler yields at least one stage"
             return self._shown(engine, result, output_type), shown if previews else None
 
-    def _shown(self, engine: Engine, result: torch.Tensor | Gathered, output_type: str) -> Any:
-        """z, or finished pixels, as `output_type` says: pil, np, pt, or "latent" (tokens)."""
-        if isinstance(result, Gathered):
+    def _shown(self, engine: Engine, result: torch.Tensor | AssembledImage, output_type: str) -> Any:
+        """Convert z or finished pixels to `output_type`: pil, np, pt, or latent (tokens)."""
+        if isinstance(result, AssembledImage):
             if output_type == "pil":
                 return result.pil()
             if output_type == "latent":
@@ -336,7 +343,7 @@ class SamplerPipeline(DiffusionPipeline):
 
     @contextlib.contextmanager
     def _progress(self, engine: Engine) -> Generator[None]:
-        """One bar over all calls of the backbone, whatever their stage, or `watch` in its place."""
+        """Show one bar over the calls of all stages, or call `watch` instead."""
         calls = engine.plan.model_calls
         if self.watch is not None:
             self.watch(0, total=calls)

@@ -1,9 +1,9 @@
-"""An image that a user gives: opened for a sampler, and what was made of it put back into the same frame.
+"""The image that a user gives as input: opened for a sampler, and its properties restored on the result.
 
-What is kept apart and put back: transparency, enlarged as the colours are, and the ICC profile. The result is
-upright, gray if the given image was, and of 8 bits per channel (of deeper ones the upper eight are taken).
-Metadata (EXIF, XMP, IPTC, text) are not passed on, which a note says. The decoder is that of curation
-(`uhr.pixels`): a file is opened here if it is opened there.
+Transparency (enlarged like the colours) and the ICC profile are kept apart and restored. The result is
+upright, gray if the input was, and has 8 bits per channel (the upper eight of deeper ones). Metadata (EXIF,
+XMP, IPTC, text) are not passed on, and a note says so. The decoder is the one of curation (`uhr.pixels`), so
+both open the same files.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ CHUNK = "uhr"
 """The PNG text chunk that holds the record of an image, as JSON (`record.py`)."""
 
 STAGE = "uhr-stage"
-"""The PNG text chunk that marks a preview: it holds the stage's name."""
+"""The PNG text chunk that marks a preview: it contains the stage's name."""
 
 
 @dataclass(frozen=True)
-class Given:
-    """An opened image, upright. `rgb` is what a model is shown: sRGB, 8 bits. `alpha` is None where every
-    pixel is opaque. `restoration` converts a result to the colours of the file. `notes` are what a reader of
-    the result must know. `sha256` and `version` (`uhr.base.files.file_version`) are of the bytes that were
-    decoded, whatever the file is by now.
+class InputImage:
+    """An opened image, upright.
+
+    `rgb` is the input of a model: sRGB, 8 bits. `alpha` is None if every pixel is opaque. `restoration`
+    converts a result to the colours of the file. `notes` go into the record. `sha256` and `version`
+    (`uhr.base.files.file_version`) are of the decoded bytes, even if the file has changed since.
     """
 
     rgb: Image
@@ -55,18 +56,18 @@ class Given:
         """Height and width in px."""
         return self.rgb.height, self.rgb.width
 
-    def hand(self, fit: Fit) -> torch.Tensor:
-        """What a sampler is handed: float32 [1, 3, *fit.handed], in [0, 1] but for overshoots."""
-        return fit.hand(_tensor(self.rgb))
+    def padded(self, fit: Fit) -> torch.Tensor:
+        """Return the input of a sampler: float32 [1, 3, *fit.padded], in [0, 1] except for overshoots."""
+        return fit.pad(_tensor(self.rgb))
 
-    def put_back(self, painted: Image, fit: Fit) -> Image:
-        """The finished image, `fit.target` px, of what a sampler generated (sRGB, `fit.made` px): cut, and
-        with the given image's colours, profile and transparency."""
+    def restore(self, generated: Image, fit: Fit) -> Image:
+        """Cut a generated image (sRGB, `fit.made` px) to `fit.target` px, and restore the input's colours,
+        profile and transparency."""
         import numpy as np
         from PIL import Image
 
-        found = fit.cut(painted.convert("RGB"))
-        assert found.size == fit.target[::-1], (painted.size, fit)
+        found = fit.cut(generated.convert("RGB"))
+        assert found.size == fit.target[::-1], (generated.size, fit)
         if self.gray:
             found = found.convert("L").convert("RGB")
         found = Image.fromarray(self.restoration.apply(np.asarray(found)))
@@ -77,9 +78,9 @@ class Given:
         return found
 
 
-def open_image(path: Path | str) -> Given:
-    """The first image in a file, whole. Raises UserError, in one line, for whatever is not an image, is
-    damaged, of a variant that is not decoded, or beyond the decoder's limits."""
+def open_image(path: Path | str) -> InputImage:
+    """Open the first image of a file. Raises UserError if it is not an image, is damaged, is of a variant
+    that is not decoded, or exceeds the decoder's limits."""
     from uhr.pixels.decode import read_bytes
     from uhr.pixels.editing import open_editable
     from uhr.pixels.files import stat_file
@@ -95,19 +96,21 @@ def open_image(path: Path | str) -> Given:
         data = read_bytes(path, version=version)
         found = open_editable(data)
     except PixelFault as fault:
-        raise _refusal(path, fault) from None
+        raise _error_of(path, fault) from None
     except MemoryError as error:
         raise UserError(f"image {path} does not fit into memory", "cut it into parts") from error
     rgb, alpha = _pil(found.rgb), None if found.alpha is None else _pil(found.alpha)
     if alpha is not None:
         rgb = without_hidden(rgb, alpha)
     notes = (*found.notes, *_metadata_note(data))
-    return Given(rgb, alpha, found.gray, found.restoration, notes, hashlib.sha256(data).hexdigest(), version)
+    return InputImage(
+        rgb, alpha, found.gray, found.restoration, notes, hashlib.sha256(data).hexdigest(), version
+    )
 
 
 def _metadata_note(data: bytes) -> list[str]:
-    """What of a file is not in the result. A record of ours is left out of account: the new one has the
-    file's hash."""
+    """A note on metadata that the result will lack. Our own record does not count: the new one has the file's
+    hash."""
     from uhr.pixels.headers import read_header
     from uhr.pixels.metadata import metadata_kinds
 
@@ -115,8 +118,7 @@ def _metadata_note(data: bytes) -> list[str]:
     return [f"its {' and '.join(kinds)} metadata are not passed on"] if kinds else []
 
 
-def _refusal(path: Path, fault: PixelFault) -> UserError:
-    """What a user can do about each kind of fault."""
+def _error_of(path: Path, fault: PixelFault) -> UserError:
     from uhr.pixels.headers import FORMATS
 
     damaged = f"image {path} is damaged ({fault.message})", "open it in an editor and save it again"
@@ -138,9 +140,11 @@ def _refusal(path: Path, fault: PixelFault) -> UserError:
 
 
 def without_hidden(rgb: Image, alpha: Image) -> Image:
-    """The image with the colours of what is wholly transparent taken from what is visible around it: nobody
-    ever saw them, and an enlargement would mix them into every edge. Smaller and smaller copies, down to one
-    in which all is visible, give what is around."""
+    """Replace the colours of fully transparent pixels by those of visible pixels around them.
+
+    Hidden colours were never seen, and an enlargement would mix them into every edge. The surroundings come
+    from smaller and smaller copies, down to one in which every pixel is visible.
+    """
     from PIL import Image
 
     visible = alpha.point([0] + [255] * 255)

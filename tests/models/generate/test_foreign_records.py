@@ -33,10 +33,10 @@ def test_a_record_runs_no_code_that_the_user_does_not_name(uhr, strangers, tmp_p
     image = strangers(request={"sampler": name})
     for more in ((), ("--sampler", "euler"), ("--sampler", "other:X")):
         error = uhr("--repeat", image, "--out", "two.png", *more, code=1).err
-        assert f"asks for the sampler '{name}': if you trust its code, name it: --sampler {name}" in error
+        assert f"names the sampler '{name}': if you trust its code, name it: --sampler {name}" in error
     assert not Path("ran").exists()
     assert (
-        "is no sampler: derive it"
+        "is not a sampler: derive it"
         in uhr("--repeat", image, "--out", "two.png", "--sampler", name, code=1).err
     )
     assert Path("ran").exists()
@@ -85,7 +85,7 @@ def test_a_record_fetches_nothing_that_the_user_does_not_name(
     # a file is named, and the record names the rest
     for more in ((), ("--model", backbone)) if lone else ((),):
         error = uhr("--repeat", image, "--out", "two.png", *more, code=1).err
-        assert "not in the hub's cache" in error
+        assert "nor in the hub's cache" in error
         assert "name it: --model strange/repo" in error
     assert hub.asked
     assert all(local for _, _, local in hub.asked)
@@ -108,4 +108,4 @@ def test_adapters_weights_and_images_of_a_record_are_paths_and_nothing_else(uhr,
         {"request": {"vae": "https://example.org/vae.safetensors"}},
         {"item": {"image": "https://example.org/x.png"}},
     ):
-        assert "is not there" in uhr("--repeat", strangers(**changes), "--out", "two.png", code=1).err
+        assert "does not exist" in uhr("--repeat", strangers(**changes), "--out", "two.png", code=1).err

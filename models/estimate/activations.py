@@ -1,4 +1,5 @@
-"""Bytes that a pass needs beside the weights, counted by running it on tensors without memory (`live.py`)."""
+"""Bytes that a pass needs besides the weights, counted by running it on tensors without memory
+(`live_bytes.py`)."""
 
 from __future__ import annotations
 
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class BackboneMemory:
-    """Of a transformer, by one double and one single block of it: every other block frees what it takes.
+    """Memory that calls of a FLUX transformer need besides its weights.
 
-    `transformer` is any FLUX transformer, on any device; `dtype` what it would be loaded in.
+    It is measured on one double and one single block, since every other block frees what it allocates.
+    `transformer` may be on any device; `dtype` is the one that it would be loaded in.
     """
 
     def __init__(self, backbone: Backbone, transformer: Any, dtype: torch.dtype) -> None:
@@ -34,14 +36,14 @@ class BackboneMemory:
         self._width = whole.num_attention_heads * whole.attention_head_dim
 
     def peak(self, calls: BackboneCalls) -> int:
-        """Most bytes of activations alive at once in one of the calls, guide included.
+        """Return the most bytes of activations alive at once in one of the calls, guide included.
 
-        What attention takes is the gathered back end's, or one fused kernel's.
+        Attention is counted as the gathered back end for windows, else as one fused kernel.
         """
         import torch
 
         from uhr.models.attention.call import AttentionCalls
-        from uhr.models.estimate.live import peak_bytes
+        from uhr.models.estimate.live_bytes import peak_bytes
         from uhr.models.surgery.base import temporarily
 
         sample = torch.empty(
@@ -57,7 +59,7 @@ class BackboneMemory:
             return peak_bytes(call)
 
     def kept(self, calls: BackboneCalls) -> int:
-        """Bytes of a guide's keys and values that stay between the calls of one branch of guidance."""
+        """Return the bytes of a guide's keys and values that one branch of guidance keeps between calls."""
         if calls.windows is None or calls.windows.guide != "kept":
             return 0
         return 2 * self._layers * calls.guide * self._width * self._dtype.itemsize * calls.together
@@ -94,9 +96,9 @@ class BackboneMemory:
         return replace(condition, attention=self._attention(calls))
 
 
-def coding_takes(vae: Any, coding: Coding, tiling: ExactTiling) -> tuple[int, Operations]:
-    """Of one pass of a VAE under exact tiling: most bytes alive, its input and result included, and its
-    operations, of which small memory repeats some."""
+def coding_cost(vae: Any, coding: Coding, tiling: ExactTiling) -> tuple[int, Operations]:
+    """Return the most bytes alive in one pass of a VAE under exact tiling, input and result included, and its
+    operations. With little memory, tiling repeats some of them."""
     from uhr.models.vae.f16 import vae_factor
 
     factor = 1 if coding.part == "encode" else vae_factor(vae)

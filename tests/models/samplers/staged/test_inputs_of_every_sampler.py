@@ -87,7 +87,9 @@ def test_images_come_in_any_shape_of_the_units_and_every_output_type(sample):
     tensor = sample(output_type="pt").images
     assert array.shape == (1, SIDE, SIDE, 3)
     assert np.allclose(array[0], tensor[0].movedim(0, -1))
-    with pytest.raises(UserError, match=r"200x192 cannot be made: multiples of \d+; nearest 192x192 or"):
+    with pytest.raises(
+        UserError, match=r"200x192 cannot be generated: use multiples of \d+; nearest 192x192 or"
+    ):
         sample(width=200)
 
 
@@ -109,11 +111,11 @@ def test_every_stage_before_the_last_is_shown_on_request(sampler, sample):
         ({"prompt": ["a", "b"], "generator": [torch.Generator()]}, "1 generators for 2 images: give one"),
         ({"generator": []}, "0 generators for 1 images"),
         ({"negative_prompt": "y"}, "no effect at true_cfg_scale 1"),
-        ({"true_cfg_scale": 3.0}, "wants a negative prompt"),
+        ({"true_cfg_scale": 3.0}, "requires a negative prompt"),
         ({"guidance_scale": float("nan")}, "guidance nan: give a finite number"),
         ({"guidance_scale": float("inf")}, "guidance inf: give a finite number"),
         ({"scale": 2}, "scale 2 is given without an image"),
-        ({"callback_on_step_end_tensor_inputs": ["latent"]}, "asks for latent"),
+        ({"callback_on_step_end_tensor_inputs": ["latent"]}, "requests unknown tensors: latent"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(sample, more, message):
@@ -142,10 +144,10 @@ def test_what_the_vae_makes_of_half_precision_is_no_black_image_either(sample, m
         (torch.rand(2, 3, 64, 64), "2 images for 1 prompts"),
         ([torch.rand(3, 64, 64), torch.rand(3, 32, 32)], "differ in size"),
         (torch.rand(1, 64, 64), "give RGB"),
-        ([], "a list of no images is given"),
+        ([], "the list of images is empty"),
         (
             Image.new("RGBA", (64, 64), (1, 2, 3, 254)),
-            r'with transparency, .*: flatten it: .convert\("RGB"\)',
+            r'has transparency, .*: flatten it: .convert\("RGB"\)',
         ),
     ],
 )

@@ -1,8 +1,8 @@
-"""How many bytes of tensors are alive at once in a computation, counted without doing it.
+"""Count how many bytes of tensors are alive at once in a computation, without doing it.
 
-On the meta device a forward pass makes every tensor that it makes elsewhere, with sizes and without memory:
-the code that runs is the model's own, and nothing has to be kept in step with it. Attention is taken as one
-kernel of linear memory, as it is on a GPU.
+On the meta device a forward pass creates the same tensors as elsewhere, with sizes and without memory. The
+code that runs is the model's own, so nothing has to be kept in step with it. Attention counts as one kernel
+of linear memory, as on a GPU.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors made inside the block: `now`, and the `peak` so far.
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors created inside the block: `now`, and the `peak` so far.
 
-    Exact and the same on every machine: deaf to what an allocator keeps, and to what a kernel takes inside.
+    The count is exact and equal on every machine. It does not see what an allocator caches or what a kernel
+    allocates inside.
     """
 
     def __init__(self) -> None:
@@ -51,12 +52,12 @@ class Live(TorchDispatchMode):
 
 
 def id_of(tensor: torch.Tensor) -> int:
-    """What tensors that share memory share."""
+    """Return a number that is equal for tensors that share memory."""
     return tensor.untyped_storage()._cdata
 
 
-class OneKernel(TorchFunctionMode):
-    """Scaled dot-product attention as its output alone: what a flash kernel leaves behind."""
+class FusedAttention(TorchFunctionMode):
+    """Replaces scaled dot-product attention by an empty output: all that a flash kernel allocates."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         given = kwargs or {}
@@ -68,7 +69,7 @@ class OneKernel(TorchFunctionMode):
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """Most bytes alive at once of what `run` makes, on any device; what it finds is not counted."""
-    with torch.no_grad(), Live() as live, OneKernel():
+    """Return the most bytes alive at once of the tensors that `run` creates, on any device."""
+    with torch.no_grad(), LiveBytes() as live, FusedAttention():
         run()
     return live.peak

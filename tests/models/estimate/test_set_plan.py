@@ -26,18 +26,18 @@ def test_a_set_of_prompts_takes_what_its_images_take_one_by_one(planned, capsys,
     words = ["euler", "--size", "1024x1024", "--prompts", str(file)]
     found = planned(*words)
     alone = {size: planned("euler", "--size", size) for size in ("1024x1024", "512x1024")}
-    kinds = {f"{kind['width']}x{kind['height']}": kind for kind in found["kinds"]}
-    assert {size: kind["pictures"] for size, kind in kinds.items()} == {"1024x1024": 2, "512x1024": 1}
-    for size, kind in kinds.items():
+    groups = {f"{group['width']}x{group['height']}": group for group in found["kinds"]}
+    assert {size: group["pictures"] for size, group in groups.items()} == {"1024x1024": 2, "512x1024": 1}
+    for size, group in groups.items():
         # prompts are counted over the whole set
         one = {key: value for key, value in alone[size].items() if key not in ("notes", "text_tokens")}
-        assert {**one, "pictures": kind["pictures"]} == kind
+        assert {**one, "pictures": group["pictures"]} == group
     one, two = alone["1024x1024"]["seconds"]["total"], alone["512x1024"]["seconds"]["total"]
     assert found["seconds"] == pytest.approx(2 * one + two)
     assert found["pictures"] == 3
     assert main(["sample", *words, *WORDS]) == 0
     shown = capsys.readouterr().out
-    assert "that is one image of the largest kind; the set:" in shown
+    assert "that is one image of the largest group; the set:" in shown
     assert "3 images: some" in shown
     assert "on one GPU, an image after another; loading the model comes on top" in shown
     assert main(["sample", *words, *WORDS[:-2], "--device", "cpu"]) == 0
@@ -52,7 +52,7 @@ def test_a_folder_of_images_can_be_planned_and_a_broken_one_is_warned_of(capsys,
     assert main([*words, "--json"]) == 0
     said = capsys.readouterr()
     found = json.loads(said.out)
-    assert [(kind["pictures"], kind["width"]) for kind in found["kinds"]] == [(2, 1024)]
+    assert [(group["pictures"], group["width"]) for group in found["kinds"]] == [(2, 1024)]
     (line,) = [line for line in said.err.splitlines() if line.startswith("warning: ")]
     assert f"{tmp_path}/c.png" in line
     for name in ("a", "b"):

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from uhr.base.errors import UserError
-from uhr.models.generate.images import CHUNK, open_image, without_hidden
+from uhr.models.generate.input_images import CHUNK, open_image, without_hidden
 from uhr.models.ops.filters import bicubic
 from uhr.models.ops.fitting import fit
 from uhr.models.ops.sizes import up_to
@@ -101,7 +101,7 @@ def test_what_was_painted_comes_back_in_the_profile_of_the_image(forge, opened):
     profile = forge.wide_gamut_profile()
     found = opened(forge.encode(forge.image(40, 30), "PNG", icc_profile=profile))
     painted = muted(forge.image(40, 30, seed=3))
-    result = found.put_back(painted, same((30, 40)))
+    result = found.restore(painted, same((30, 40)))
     assert result.info == {"icc_profile": profile}
     assert np.abs(levels(result) - levels(painted)).max() > 5
     seen = ImageCms.profileToProfile(
@@ -119,7 +119,7 @@ def test_a_image_that_nothing_is_done_to_comes_back_under_each_profile(forge, op
     for profile, most in ((None, 0), (forge.srgb_profile(), 0), (forge.wide_gamut_profile(), 2)):
         settings = {} if profile is None else {"icc_profile": profile}
         found = opened(forge.encode(image, "PNG", **settings))
-        result = found.put_back(found.rgb, same(found.size))
+        result = found.restore(found.rgb, same(found.size))
         assert result.info.get("icc_profile") == profile
         assert np.abs(levels(result) - levels(image)).max() <= most
         assert found.notes == ()
@@ -135,10 +135,10 @@ def test_a_gray_image_stays_gray_whatever_was_painted(forge, opened):
     ):
         settings = {} if profile is None else {"icc_profile": profile}
         found = opened(forge.encode(forge.image(40, 30, mode), "PNG", **settings))
-        result = found.put_back(forge.image(40, 30, seed=1), same((30, 40)))
+        result = found.restore(forge.image(40, 30, seed=1), same((30, 40)))
         assert result.mode == ("LA" if mode == "LA" else "L")
         assert result.info.get("icc_profile") == profile
-        untouched = found.put_back(found.rgb, same((30, 40)))
+        untouched = found.restore(found.rgb, same((30, 40)))
         upper = forge.image(40, 30, mode)
         upper = levels(upper) >> 8 if mode == "I;16" else levels(upper.convert(result.mode))
         assert np.abs(levels(untouched) - upper).max() <= (2 if profile else 0)
@@ -149,10 +149,10 @@ def test_a_gray_image_stays_gray_whatever_was_painted(forge, opened):
 def test_gray_pixels_under_a_profile_for_colours_come_back_as_gray_colours_under_it(forge, opened):
     profile, image = forge.wide_gamut_profile(), muted(forge.image(40, 30, "L"))
     found = opened(forge.encode(image, "TIFF", icc_profile=profile))
-    result = found.put_back(forge.image(40, 30, seed=1), same((30, 40)))
+    result = found.restore(forge.image(40, 30, seed=1), same((30, 40)))
     assert (result.mode, result.info["icc_profile"]) == ("RGB", profile)
     assert np.ptp(levels(result), axis=-1).max() <= 1
-    untouched = found.put_back(found.rgb, same((30, 40)))
+    untouched = found.restore(found.rgb, same((30, 40)))
     assert np.abs(levels(untouched)[..., 1] - levels(image)).max() <= 2
 
 
@@ -161,13 +161,13 @@ def test_cmyk_comes_back_as_srgb_and_says_so(forge, opened):
     found = opened(data)
     assert found.notes == ("the image was CMYK: the result is sRGB",)
     painted = forge.image(40, 30)
-    result = found.put_back(painted, same((30, 40)))
+    result = found.restore(painted, same((30, 40)))
     assert np.array_equal(levels(result), levels(painted))
     embedded = ImageCms.ImageCmsProfile(io.BytesIO(result.info["icc_profile"]))
     assert "sRGB" in ImageCms.getProfileDescription(embedded)
     bare = opened(forge.encode(forge.image(40, 30, "CMYK"), "JPEG"))
     assert "CMYK without a profile" in bare.notes[0]
-    assert "icc_profile" not in bare.put_back(painted, same((30, 40))).info
+    assert "icc_profile" not in bare.restore(painted, same((30, 40))).info
 
 
 @pytest.mark.parametrize("profile", ["broken", "of other pixels", "truncated"])
@@ -181,7 +181,7 @@ def test_a_profile_that_cannot_be_used_is_ignored_not_passed_on_and_noted(profil
     found = opened(forge.encode(image, "PNG", icc_profile=made))
     assert any(note.startswith("ICC profile ignored") for note in found.notes)
     assert np.array_equal(levels(found.rgb), levels(image))
-    assert found.put_back(image, same((30, 40))).info == {}
+    assert found.restore(image, same((30, 40))).info == {}
 
 
 def test_transparency_is_enlarged_as_colours_are_and_put_back(forge, opened):
@@ -190,18 +190,18 @@ def test_transparency_is_enlarged_as_colours_are_and_put_back(forge, opened):
     fitted = doubled((25, 37))
     painted = forge.image(80, 64)
     assert fitted.made == (64, 80)
-    result = found.put_back(painted, fitted)
+    result = found.restore(painted, fitted)
     assert (result.mode, result.size) == ("RGBA", (74, 50))
     alpha = torch.from_numpy(levels(stored)[..., 3]).float()[None, None] / 255
     expected = (bicubic(alpha, 50, 74).clamp(0, 1) * 255).round()
     assert np.array_equal(levels(result)[..., 3], expected[0, 0].int().numpy())
     assert np.array_equal(levels(result)[..., :3], levels(painted)[:50, :74])
-    kept = found.put_back(found.rgb, same((25, 37)))
+    kept = found.restore(found.rgb, same((25, 37)))
     assert np.array_equal(levels(kept)[..., 3], levels(stored)[..., 3])
     opaque = opened(forge.encode(forge.image(37, 25), "PNG"))
-    assert opaque.put_back(painted, fitted).mode == "RGB"
+    assert opaque.restore(painted, fitted).mode == "RGB"
     of_nothing = Image.new("RGBA", (9, 9), (1, 2, 3, 255))
-    assert opened(forge.encode(of_nothing, "PNG")).put_back(of_nothing, same((9, 9))).mode == "RGB"
+    assert opened(forge.encode(of_nothing, "PNG")).restore(of_nothing, same((9, 9))).mode == "RGB"
 
 
 def test_a_colour_key_and_a_palettes_transparency_count(forge, opened):
@@ -282,7 +282,7 @@ def test_of_deep_values_the_upper_bits_are_taken_and_noted(forge, opened):
     gray_alpha = forge.png(header, b"\0" + struct.pack(">HHHH", 0x80FF, 0xFFFF, 0x10FF, 0x8000))
     found = opened(gray_alpha)
     assert (found.gray, found.notes) == (True, (deep,))
-    assert levels(found.put_back(found.rgb, same((1, 2)))).tolist() == [[[0x80, 0xFF], [0x10, 0x80]]]
+    assert levels(found.restore(found.rgb, same((1, 2)))).tolist() == [[[0x80, 0xFF], [0x10, 0x80]]]
     colours = forge.png(
         struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), b"\0" + struct.pack(">HHH", 256, 512, 767)
     )
@@ -296,7 +296,7 @@ def test_what_nobody_saw_does_not_shine_through_at_the_edges(forge, opened):
     array = np.where(inside[..., None], (200, 30, 20, 255), (0, 255, 0, 0)).astype(np.uint8)
     found = opened(forge.encode(Image.fromarray(array), "PNG"))
     assert np.array_equal(levels(found.rgb)[inside], array[inside][:, :3])
-    handed = found.hand(doubled((40, 50)))
+    handed = found.padded(doubled((40, 50)))
     assert handed.shape == (1, 3, 40, 56)
     assert handed[0, 1].max() < 0.15
     nothing = Image.new("RGB", (5, 4), (7, 8, 9))
@@ -317,7 +317,7 @@ def test_damaged_bytes_are_a_image_or_one_line(data, forge, opened):
         assert "\n" not in str(found)
     else:
         assert found.rgb.mode == "RGB"
-        found.put_back(found.rgb, same(found.size))
+        found.restore(found.rgb, same(found.size))
 
 
 def outcome(opened, data):
@@ -358,7 +358,7 @@ def test_what_is_no_image_is_one_line_with_the_fix(data, message, forge, opened)
         ("uhr.pixels.decode.upright", "JPEG"),
         ("uhr.pixels.decoders._attach_colours", "TIFF"),
         ("uhr.pixels.decode.decode_planes", "GIF"),
-        ("uhr.models.generate.images._metadata_note", "WEBP"),
+        ("uhr.models.generate.input_images._metadata_note", "WEBP"),
     ],
 )
 @pytest.mark.parametrize("bug", [TypeError, ValueError, KeyError, AssertionError])
