@@ -102,7 +102,7 @@ def clear_leftovers(out: Path) -> None:
 
 
 def _is_leftover(file: Path) -> bool:
-    """By name, and by the mark in its schema: a foreign's `part-00000.parquet` is never touched."""
+    """By name, and by the mark in its schema: a user's own `part-00000.parquet` is never removed."""
     if not _OURS.fullmatch(file.name) or file.is_symlink() or not file.is_file():
         return False
     if file.name.endswith(".tmp"):

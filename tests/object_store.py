@@ -47,9 +47,9 @@ class ObjectStoreServer:
             return []
         if status is not None:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            words = b"<Error><Code>%d</Code><Message>on request</Message></Error>" % status
+            body = b"<Error><Code>%d</Code><Message>on request</Message></Error>" % status
             start(
-                f"{status} Fault", [("Content-Type", "application/xml"), ("Content-Length", str(len(words)))]
+                f"{status} Fault", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
             )
-            return [] if method == "HEAD" else [words]
+            return [] if method == "HEAD" else [body]
         return self._moto(environ, start)

@@ -14,7 +14,7 @@ from uhr.base.files import saving
 from uhr.base.paths import local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
 
-app = typer.Typer(no_args_is_help=True, help="Encode a slice once, train on it, export what came out.")
+app = typer.Typer(no_args_is_help=True, help="Encode a manifest once, train on it, export the adapter.")
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 Sets = Annotated[
@@ -31,7 +31,7 @@ ConfigFile = Annotated[
         "--config",
         parser=local("--config"),
         metavar="FILE",
-        help="YAML that begins with `recipe: NAME` and holds differences.",
+        help="YAML that begins with `recipe: NAME`, followed by changes to it.",
     ),
 ]
 RunFolder = Annotated[
@@ -46,19 +46,18 @@ DataFolders = Annotated[list[Path] | None, Data]
 
 
 IN_RECIPE = {"device": "--set runtime.device="}
-"""Arguments of functions that training calls, which are values of the recipe and no options."""
+"""The options of parameters that are values of the recipe, as prefixes."""
 
 AGAIN = "make room there; the same command goes on where it stopped"
 
 
-def _next(*words: object) -> None:
-
-    say(f"next: {command(*words)}")
+def _next(*arguments: object) -> None:
+    say(f"next: {command(*arguments)}")
 
 
 @app.command("recipes")
 def recipes_(as_json: Json = False) -> None:
-    """Every recipe and what it is for."""
+    """List the recipes and what they are for."""
     from uhr.train.recipes import NAMES, recipe
 
     rows = [
@@ -71,11 +70,11 @@ def recipes_(as_json: Json = False) -> None:
 def show_(
     recipe: RecipeName = None, config: ConfigFile = None, sets: Sets = None, as_json: Json = False
 ) -> None:
-    """A recipe in full, resolved: every value, and where it comes from."""
-    from uhr.train.recipes import described, print_described, resolve
+    """Show every value of a recipe, and where it comes from."""
+    from uhr.train.recipes import describe, print_description, resolve
 
     resolved = resolve(recipe, config, sets)
-    console.emit(described(resolved), as_json, lambda rows: print_described(resolved, rows))
+    console.emit(describe(resolved), as_json, lambda rows: print_description(resolved, rows))
 
 
 @app.command("plan")
@@ -94,7 +93,7 @@ def plan_(
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Steps, batches, tokens, parameters, memory and storage of a run, before it starts; loads no weights."""
+    """Estimate steps, batches, tokens, parameters, memory and storage of a run; loads no weights."""
     from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
     from uhr.train.run.estimate import estimate, print_estimate
@@ -125,7 +124,7 @@ def encode_(
     workers: Annotated[int, typer.Option(min=0, help="Processes for the images; 0 works in this one.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Turn a manifest's kept rows into latents and text embeddings, once. Started again, it goes on.
+    """Encode a manifest's kept rows to latents and text embeddings. Run it again to continue.
 
     --set takes resolution, aspects, enlarge, dtype, text_dtype, caption (a column) and split.
     """
@@ -137,22 +136,22 @@ def encode_(
     config = build(EncodeConfig, apply_sets({}, sets or []), "--set")
     with saving(out, AGAIN):
         named = ModelName(model, spec, base)
-        info, stood = encode(manifest, named, out, config, device, workers)
+        info, was_finished = encode(manifest, named, out, config, device, workers)
 
     def text(_: Any) -> None:
         from uhr.models.specs.registry import get
         from uhr.train.encode.encoded import print_encoded
         from uhr.train.recipes import resolve
 
-        if stood:
+        if was_finished:
             say(f"{shown(out)} is encoded already: the same manifest, model and configuration")
         print_encoded(info)
         say()
         changes = resolve("lora", None).changes_for(get(info.model.spec))
-        sets = [word for change in changes for word in ("--set", change)]
+        sets = [argument for change in changes for argument in ("--set", change)]
         _next("train", "run", "lora", *named.options(), "--data", out, "--out", "RUN", *sets)
 
-    console.emit({"already": stood, **info.model_dump(mode="json")}, as_json, text)
+    console.emit({"already": was_finished, **info.model_dump(mode="json")}, as_json, text)
 
 
 @app.command("run")
@@ -171,16 +170,16 @@ def run_(
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> None:
-    """Train. Ctrl-C finishes the step and saves; the same command goes on, and so does `uhr train resume`."""
+    """Train. Ctrl-C finishes the step and saves; the same command resumes, and so does `uhr train resume`."""
     from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
-    from uhr.train.run.job import hold, start
+    from uhr.train.run.job import lock_run, start
 
-    wanted = resolve(recipe, config, sets)
-    with saving(out, AGAIN), with_options(**IN_RECIPE), hold(out):
-        job = start(wanted, ModelName(model, spec, base), data, out)
+    resolved = resolve(recipe, config, sets)
+    with saving(out, AGAIN), with_options(**IN_RECIPE), lock_run(out):
+        job = start(resolved, ModelName(model, spec, base), data, out)
         if job.resume is not None and job.done < job.recipe.steps:
-            say(f"{shown(out)} holds this very run at step {job.done}: going on")
+            say(f"{shown(out)} already contains this run at step {job.done}: resuming")
         _train(job)
 
 
@@ -192,11 +191,11 @@ def resume_(
     data: DataFolders = None,
     base: Annotated[str | None, typer.Option(help="Where the model's base is now, if it was moved.")] = None,
 ) -> None:
-    """Go on exactly where a run stopped. Only steps, device and checkpoints may be changed."""
-    from uhr.train.run.job import hold, read_run, reopen
+    """Resume a run exactly where it stopped. Only steps, device and checkpoints may change."""
+    from uhr.train.run.job import lock_run, read_run, reopen
 
-    read_run(run)  # no lock in a folder that holds no run
-    with saving(run, AGAIN), with_options(**IN_RECIPE), hold(run):
+    read_run(run)  # do not create a lock in a folder that is not a run
+    with saving(run, AGAIN), with_options(**IN_RECIPE), lock_run(run):
         job = reopen(run, sets or [], model, data or [], base)
         if job.resume is None:
             say(f"{shown(run)} has no checkpoint yet: starting at its first step")
@@ -213,13 +212,11 @@ def _train(job: Any) -> None:
     else:
         from uhr.train.run.trainer import train
 
-        outcome = train(job)
-        if outcome.stopped:
-            # `train` has said where to go on
+        result = train(job)
+        if result.stopped:
+            # `train` has printed how to resume
             raise typer.Exit(130)
-        say(
-            f"{outcome.step} steps done, mean loss {outcome.loss:.4f} at the end; {shown(outcome.checkpoint)}"
-        )
+        say(f"{result.step} steps done, mean loss {result.loss:.4f} at the end; {shown(result.checkpoint)}")
     _next("train", "export", job.out, "--out", "ADAPTER")
 
 
@@ -241,11 +238,11 @@ def export_(
     weights: Annotated[str, typer.Option(help="trained, or ema: their running average.")] = "trained",
     as_json: Json = False,
 ) -> None:
-    """Write the adapter as diffusers and others load it, with a model card: lineage, counts, licences."""
+    """Write the adapter in the format of diffusers, with a model card: lineage, counts, licences."""
     from uhr.train.run.export import export
 
     if weights not in ("trained", "ema"):
-        raise UserError(f"--weights {weights}", "say trained or ema")
+        raise UserError(f"--weights {weights}", "it must be trained or ema")
     folder, info = export(run, out, checkpoint, "ema" if weights == "ema" else "trained")
 
     def text(_: Any) -> None:
@@ -258,7 +255,7 @@ def export_(
 
 @app.command("log")
 def log_(run: RunFolder, as_json: Json = False) -> None:
-    """The course of a run: loss, learning rate and gradient norm, a line per stretch of steps."""
+    """Show the log of a run: loss, learning rate and gradient norm, a line per range of steps."""
     from uhr.train.run.log import print_log, read_log
 
     entries = read_log(run)

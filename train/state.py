@@ -1,4 +1,4 @@
-"""Former place of `uhr.train.run.state`, kept for scripts written against version 0.1."""
+"""The import path of `TrainState` in version 0.1, kept for scripts that use it."""
 
 from uhr.train.run.state import TrainState
 

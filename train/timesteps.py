@@ -1,4 +1,4 @@
-"""How sigma is drawn: a density on (0, 1) given by its quantile function, then a static shift."""
+"""The distribution of sigma in training: a density on (0, 1), then a static shift."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Timesteps(Config):
     """The density of sigma in training; sigma in [0, 1], 1 is noise.
 
     uniform: sigma ~ U(0, 1).
-    logit_normal: logit(sigma) ~ N(mean, std^2) (Esser et al. 2403.03206, section 3.1). `mean` and `std` are
-        read by this density alone.
-    shift: then sigma <- shift sigma / (1 + (shift - 1) sigma) (2403.03206, section 5.3): 1 leaves it alone,
-        more moves it towards noise. It is a number and never a function of the image's size: the linear
-        rule of FLUX's scheduler puts all mass on pure noise at 4K.
+    logit_normal: logit(sigma) ~ N(mean, std^2) (Esser et al. 2403.03206, section 3.1). `mean` and `std` have
+        no effect on other densities.
+    shift: applied after that: sigma <- shift sigma / (1 + (shift - 1) sigma) (2403.03206, section 5.3). 1
+        changes nothing, larger values move sigma towards noise. It never depends on the image's size: the
+        linear rule of FLUX's scheduler puts all mass on pure noise at 4K.
     """
 
     density: Literal["uniform", "logit_normal"]
@@ -29,9 +29,10 @@ class Timesteps(Config):
     shift: float = Field(1.0, gt=0, le=100)
 
     def sigma(self, u: torch.Tensor) -> torch.Tensor:
-        """Quantile function: u in (0, 1), any shape, to sigma in [0, 1] of the same shape, in float64.
+        """The quantile function: maps u in (0, 1), of any shape, to sigma in [0, 1] of the same shape,
+        float64.
 
-        Uniform u gives this density; evenly spaced u give its quantiles.
+        Uniform u gives samples of this distribution; evenly spaced u give its quantiles.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""The command `uhr`: the rooms' commands put together, and the place that turns errors into exit codes."""
+"""The command `uhr`: combines the packages' commands, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def root(
     debug: Debug = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """`debug` is read in `main`, which also has the errors that arise before this is called."""
+    """`debug` is handled in `main`, which also catches errors that are raised before this is called."""
     context.obj = main  # for commands that run other commands
     if version:
         typer.echo(f"uhr {__version__}")
@@ -63,45 +63,49 @@ def _command() -> Callable[..., Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code. 0 done, 1 an error in one line on stderr, 2 wrong usage, 130 Ctrl-C.
+    """Run one command and return its exit code: 0 success, 1 an error, in one line on stderr, 2 wrong usage,
+    130 Ctrl-C.
 
-    `--debug` may stand anywhere and adds the traceback.
+    `--debug` may be anywhere in the arguments and adds the traceback.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    # where pyiqa has brought bitsandbytes along, its import complains of kernels that nothing here uses
+    # if pyiqa has installed bitsandbytes, its import logs errors about kernels that are not used here
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         with _working_folder_searched():
-            outcome = _command()(args=arguments, prog_name="uhr", standalone_mode=False)
+            code = _command()(args=arguments, prog_name="uhr", standalone_mode=False)
     except UserError as error:
         return _fail(str(error.with_options()), debug)
     except (typer.Abort, KeyboardInterrupt):
-        outcome = 130
+        code = 130
     except BrokenPipeError:
-        # the reader of our output (head, less) has gone; keep the interpreter's last flush quiet too
+        # the reader of our output (head, less) has exited; silence the interpreter's last flush too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as error:  # noqa: BLE001 - the last net: nobody should meet a traceback unasked
+    except Exception as error:  # noqa: BLE001 - a traceback is shown only with --debug
         usage = _usage_message(error)
         if usage is not None:
             return _fail(usage, debug, code=2)
         if (reason := disk_fault(error)) is not None:
             return _fail(f"nothing more can be written{_where(error)} ({reason}): {_MAKE_ROOM}", debug)
         return _fail(f"unexpected {type(error).__name__}: {one_line(error)} (--debug shows where)", debug)
-    if outcome == 130:
-        # typer makes Ctrl-C this exit code, and says nothing
-        words = "interrupted; nothing is half-written (curate, encode, train, sets: the same command goes on)"
-        return _fail(words, debug, code=130)
-    return outcome if isinstance(outcome, int) else 0
+    if code == 130:
+        # typer turns Ctrl-C into this exit code, without a message
+        message = (
+            "interrupted; nothing is half-written (curate, encode, train, sets: the same command goes on)"
+        )
+        return _fail(message, debug, code=130)
+    return code if isinstance(code, int) else 0
 
 
 @contextlib.contextmanager
 def _working_folder_searched() -> Generator[None]:
-    """In the block modules are found in the working folder too: a user's own stages, recipes and samplers. It
-    is searched last, so that a `models/` or `train.py` in it shadows nothing. Worker processes search where
-    their parent does (`uhr.runtime.worker.search_path`).
+    """Import modules from the working folder too in the block: a user's own stages, recipes and samplers.
+
+    It is searched last, so that a `models/` or `train.py` in it shadows nothing. Worker processes search
+    where their parent does (`uhr.runtime.worker.search_path`).
     """
     added = "" not in sys.path
     if added:
@@ -123,7 +127,7 @@ def _where(error: Exception) -> str:
 
 
 def _usage_message(error: Exception) -> str | None:
-    """Click's own errors know their message; they are recognised by that, whichever click typer brings."""
+    """The message of one of click's own errors, recognised by `format_message`; None for other errors."""
     format_message = getattr(error, "format_message", None)
     if not callable(format_message):
         return None

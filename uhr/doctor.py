@@ -1,4 +1,4 @@
-"""`uhr doctor`: what is installed, what is missing and how to get it; with --deep, what works."""
+"""`uhr doctor`: reports installed and missing packages; with --deep, whether they work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from uhr.base.files import human_bytes
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package, the module whose import proves that it works, the extra that brings it, what needs it."""
+    """A package, the module to import as a test, the extra that installs it, and what needs it."""
 
     package: str
     module: str
@@ -54,7 +54,7 @@ REQUIREMENTS = (
     Requirement("ultralytics", "ultralytics", "people", "person detection (not used yet)", "AGPL-3.0"),
 )
 
-# ultralytics writes settings and may install packages when it is imported; hubs may be asked. Neither here.
+# importing ultralytics may write settings and install packages, and others may contact hubs: prevent that
 QUIET = {
     "YOLO_OFFLINE": "true",
     "YOLO_AUTOINSTALL": "false",
@@ -72,12 +72,12 @@ for module in json.loads(sys.argv[1]):
         fault = f"{type(error).__name__}: {error}"
     print(json.dumps([module, fault]), flush=True)
 """
-"""Imports modules one after the other and prints each with its error."""
+"""A script that imports modules one after the other and prints each with its error."""
 
 TORCH_PROBE = """
 import json, warnings
 found = {"device": "none", "name": "", "memory_bytes": 0, "fault": ""}
-with warnings.catch_warnings(record=True) as said:
+with warnings.catch_warnings(record=True) as warned:
     warnings.simplefilter("always")
     try:
         import torch
@@ -89,19 +89,19 @@ with warnings.catch_warnings(record=True) as said:
             torch.ones(2, device="cuda").sum().item()
     except Exception as error:
         found["fault"] = f"{type(error).__name__}: {error}"
-# torch only warns of a driver that it cannot use, and computes on the CPU
-found["fault"] = found["fault"] or "; ".join(str(w.message) for w in said if "CUDA" in str(w.message))
+# torch only warns about a driver that it cannot use, and computes on the CPU
+found["fault"] = found["fault"] or "; ".join(str(w.message) for w in warned if "CUDA" in str(w.message))
 print(json.dumps(found))
 """
-"""Prints what torch computes on, and what it says of a GPU that it cannot compute on."""
+"""A script that prints the device torch computes on, and its error about a GPU that it cannot use."""
 
 
 def examine(deep: bool = False) -> dict[str, Any]:
-    """Find what this machine and its packages are, as plain data.
+    """Describe this machine and its packages, as plain data.
 
-    Only with `deep` are the packages imported, in other processes, and torch asked for its accelerator: that
-    takes as long as their imports, half a minute for all of them. Without it `works` of a package is None
-    unless it is missing, and `accelerator` is None.
+    With `deep`, packages are imported and torch's accelerator is tested, in other processes, which takes up
+    to half a minute. Without it, `works` of a package is None unless it is missing, and `accelerator` is
+    None.
     """
     packages = [_package(requirement) for requirement in REQUIREMENTS]
     if deep:
@@ -125,7 +125,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _package(requirement: Requirement) -> dict[str, Any]:
-    """A package with its version; its fault where it is missing. Nothing is imported."""
+    """Find a package and its version without importing it; `fault` is set if it is missing."""
     version, fault = None, ""
     try:
         version = importlib.metadata.version(requirement.package)
@@ -138,7 +138,7 @@ def _package(requirement: Requirement) -> dict[str, Any]:
 
 
 def _import_faults(modules: list[str]) -> dict[str, str]:
-    """Import the modules in another process: a crash at import costs the doctor nothing."""
+    """Import the modules in other processes, since an import may crash; return the fault of each."""
     faults: dict[str, str] = {}
     with progress("packages", total=len(modules)) as advance:
         while left := [module for module in modules if module not in faults]:
@@ -157,7 +157,7 @@ def _import_faults(modules: list[str]) -> dict[str, str]:
                     faults[module] = one_line(fault)
                     advance(note=module)
             code = probe.wait()
-            # a process may also crash while it ends, when every module has been imported
+            # a process may also crash at its end, after all modules have been imported
             crashed = next((module for module in left if module not in faults), None)
             if code and crashed is not None:
                 faults[crashed] = f"the import crashed (exit code {code})"
@@ -166,7 +166,7 @@ def _import_faults(modules: list[str]) -> dict[str, str]:
 
 
 def _accelerator() -> dict[str, Any]:
-    """What torch computes on, asked in a process of its own, and what is wrong where it does not work."""
+    """Find the device torch computes on, and its fault, in another process."""
     done = subprocess.run(
         [sys.executable, "-c", TORCH_PROBE],
         capture_output=True,
@@ -183,15 +183,16 @@ def _accelerator() -> dict[str, Any]:
 
 
 def doctor(
-    preset: Annotated[str | None, typer.Option(help="Also say which stages of this preset can run.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Also list which stages of this preset can run.")] = None,
     deep: Annotated[
         bool,
-        typer.Option("--deep", help="Import every package and compute on the GPU: is what is here whole?"),
+        typer.Option("--deep", help="Import every package and compute on the GPU, to test that they work."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What is installed, what is missing and how to get it; with --deep, what works. Exit code 1 if the core
-    is broken.
+    """Report which packages are installed, which are missing and how to install them; with --deep, test them.
+
+    The exit code is 1 if a required package is missing or broken.
     """
     found = examine(deep)
     if preset is not None:
@@ -223,7 +224,7 @@ def _print(found: dict[str, Any]) -> None:
             row["version"],
             row["purpose"],
             row["licence"] or None,
-            _remedy(row) if row["fault"] else "",
+            _fix(row) if row["fault"] else "",
         ]
         for row in found["packages"]
     ]
@@ -238,7 +239,7 @@ def _state(row: dict[str, Any]) -> str:
     return "ok" if row["works"] else "found"
 
 
-def _remedy(row: dict[str, Any]) -> str:
+def _fix(row: dict[str, Any]) -> str:
     if row["version"] is None:
         return install(row["extra"] or "all")
     return row["fault"]

@@ -56,7 +56,7 @@ def test_a_repeated_key_is_an_error_and_names_its_line():
         parse_yaml("a: 1\nb: 2\na: 3\n", "x.yaml")
 
 
-@pytest.mark.parametrize("text", ["- 1\n- 2\n", "just words", "", "a: [1"])
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "just text", "", "a: [1"])
 def test_yaml_that_is_not_a_mapping_is_an_error_in_one_line(text):
     with pytest.raises(UserError) as error:
         parse_yaml(text, "x.yaml")

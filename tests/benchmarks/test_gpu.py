@@ -205,8 +205,8 @@ def test_an_extrapolation_takes_each_stage_at_its_own_pace():
     assert row.how.startswith("extrapolated from 5 calls")
 
 
-@pytest.mark.parametrize(("whole", "said"), [(False, "not measured"), (True, "holds")])
-def test_an_extrapolation_holds_no_aim_of_seconds(whole, said):
+@pytest.mark.parametrize(("whole", "line"), [(False, "not measured"), (True, "holds")])
+def test_an_extrapolation_holds_no_aim_of_seconds(whole, line):
     few = samplers.Painted(8.0, [1, 1, 1, 1, 1], 1e12, 90.0, [2, 3])
     row = samplers._extrapolated("ultragen", "4K", "46 calls", few, [5, 18])
     if whole:
@@ -214,7 +214,7 @@ def test_an_extrapolation_holds_no_aim_of_seconds(whole, said):
     assert row.seconds < 45
     table = Table({}, None, rows=[row, replace(row, size="8K")])
     lines = {aim.name: aim.verdict(table).split("  ")[0] for aim in aims.AIMS}
-    assert lines["ultragen-4k"] == said
+    assert lines["ultragen-4k"] == line
     # an image of fewer steps takes as much memory
     assert lines["ultragen-8k"] == "holds"
 

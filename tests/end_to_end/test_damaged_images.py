@@ -103,8 +103,8 @@ def files(forge, damage, tmp_path_factory) -> dict[str, list[File]]:
         (source / name_of(variant, one.name)).write_bytes(one.data)
     rules = ("resolution", "flatness", "entropy", "duplicates")
     sets = [word for rule in rules for word in ("--set", f"rules.{rule}=null")]
-    words = ["curate", "run", "quickstart", "--source", source, "--out", work / "out", *sets]
-    assert main([str(word) for word in (*words, "--engine", "local", "--workers", 1)]) == 0
+    arguments = ["curate", "run", "quickstart", "--source", source, "--out", work / "out", *sets]
+    assert main([str(word) for word in (*arguments, "--engine", "local", "--workers", 1)]) == 0
     manifest = Manifest.open(work / "out")
     rows = {row["uri"]: row for row in manifest.table().to_pylist()}
     previews = manifest.previews([row["sample_id"] for row in rows.values()])

@@ -61,8 +61,8 @@ def test_every_writer_says_so_leaves_no_half_and_goes_on_once_there_is_space(wri
 
     line, size, named, may_stay = WRITERS[writer]
     folder = disk(size)
-    words = line.format(small=small, disk=folder, workers=0).split()
-    assert main(words) == 1
+    arguments = line.format(small=small, disk=folder, workers=0).split()
+    assert main(arguments) == 1
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"uhr: {folder / named}"), error
     assert "No space left on device" in error
@@ -71,7 +71,7 @@ def test_every_writer_says_so_leaves_no_half_and_goes_on_once_there_is_space(wri
     assert sorted(path.name for path in folder.iterdir()) == may_stay
     assert not list(folder.rglob(".*.tmp"))
     disk(100_000)
-    assert main(words) == 0, capfd.readouterr().err
+    assert main(arguments) == 0, capfd.readouterr().err
 
 
 def test_a_disk_that_is_read_only_is_read_and_said_to_be_so(small, disk, capfd):
@@ -83,31 +83,31 @@ def test_a_disk_that_is_read_only_is_read_and_said_to_be_so(small, disk, capfd):
     (folder / "killed" / "units").mkdir(parents=True)
     (folder / "killed" / "units" / "lock").touch()
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    for words in (
+    for arguments in (
         "manifest show {}/set",
         "curate status {}/set",
         "curate status {}/killed",
         "train log {}/run",
     ):
-        assert main(words.format(folder).split()) == 0, capfd.readouterr().err
-    for words, fix in {
+        assert main(arguments.format(folder).split()) == 0, capfd.readouterr().err
+    for arguments, fix in {
         "manifest report {}/set": "set/report.html cannot be written: make it writable there, or name "
         "another file with --out",
         "train resume {}/run --set phases.0.steps=5": "run cannot be written: make it writable there",
         "train export {}/run --out {}/adapter": "adapter cannot be written: make it writable and export",
         "manifest slice {}/set --out {}/slice": "slice cannot be written to: name another folder",
     }.items():
-        assert main(words.replace("{}", str(folder)).split()) == 1
+        assert main(arguments.replace("{}", str(folder)).split()) == 1
         assert fix in capfd.readouterr().err.replace(" (Read-only file system)", "")
 
 
-def limited(words, size):
+def limited(arguments, size):
     """Run a command as a process that may write no file of more than `size` bytes."""
 
     def full():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    command = [sys.executable, "-m", "uhr", *map(str, words)]
+    command = [sys.executable, "-m", "uhr", *map(str, arguments)]
     return subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=full)
 
 

@@ -31,9 +31,9 @@ Uhr = Callable[..., tuple[int, str, str]]
 def uhr(capfd: pytest.CaptureFixture[str]) -> Uhr:
     """A command in this process: exit code, standard output, standard error."""
 
-    def call(*words: object) -> tuple[int, str, str]:
+    def call(*arguments: object) -> tuple[int, str, str]:
         capfd.readouterr()
-        code = main([os.fspath(word) if isinstance(word, Path) else str(word) for word in words])
+        code = main([os.fspath(word) if isinstance(word, Path) else str(word) for word in arguments])
         return code, *capfd.readouterr()
 
     return call
@@ -130,17 +130,17 @@ def _walk(uhr: Uhr, plain: list[dict], tmp_path: Path, names: Sequence[bytes]) -
 
 
 def _check_what_reads_it(uhr: Uhr, out: Path, image: Path) -> None:
-    for words in (
+    for arguments in (
         ("manifest", "verify", out, "--pixels"),
         ("manifest", "show", out),
         ("manifest", "lineage", out),
     ):
-        code, printed, errors = uhr(*words)
+        code, printed, errors = uhr(*arguments)
         assert code == 0, printed + errors
-        assert is_harmless(printed + errors), words
-        assert json.loads(uhr(*words, "--json")[1])
-    told = json.loads(uhr("curate", "explain", out, image, "--json")[1])
-    assert told["status"] == "kept"
+        assert is_harmless(printed + errors), arguments
+        assert json.loads(uhr(*arguments, "--json")[1])
+    shown_text = json.loads(uhr("curate", "explain", out, image, "--json")[1])
+    assert shown_text["status"] == "kept"
     assert is_harmless(uhr("curate", "explain", out, image)[1])
     page = (out / "report.html").read_bytes().decode()
     assert "\x1b" not in page

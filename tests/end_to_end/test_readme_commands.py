@@ -44,10 +44,10 @@ def test_every_command_for_an_object_store_works(documents, here, s3, capsys):
     shown = commands([block])
     assert len(shown) == 2
     for command in shown:
-        words = shlex.split(command.replace("s3://bucket/", f"s3://{s3.bucket}/"))[1:]
-        if "--prompts" in words:
-            words += ["--workers", "0"]  # a process of its own would only cost time here
-        assert main(words) == 0, f"{command}\n{capsys.readouterr().err}"
+        arguments = shlex.split(command.replace("s3://bucket/", f"s3://{s3.bucket}/"))[1:]
+        if "--prompts" in arguments:
+            arguments += ["--workers", "0"]  # a process of its own would only cost time here
+        assert main(arguments) == 0, f"{command}\n{capsys.readouterr().err}"
     for name in ("lake.png", "lake.json", "lakes/set.json"):
         assert s3.puts(name), name
 
@@ -105,7 +105,7 @@ def test_every_command_works_as_a_process_of_its_own(walked):
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "message"),
     [
         ("curate run quikstart --source demo/images --out x", "did you mean quickstart"),
         ("curate run quickstart --source demo/nowhere --out x", "nowhere"),
@@ -126,15 +126,17 @@ def test_every_command_works_as_a_process_of_its_own(walked):
         ("no-such-command", "no-such-command"),
     ],
 )
-def test_a_mistake_is_one_line_with_the_fix_and_not_exit_code_0(walked, command, words, monkeypatch, capsys):
+def test_a_mistake_is_one_line_with_the_fix_and_not_exit_code_0(
+    walked, command, message, monkeypatch, capsys
+):
     from uhr.cli import main
 
     monkeypatch.chdir(walked.folder)
     assert main(shlex.split(command)) != 0
     error = capsys.readouterr().err.strip()
     assert "Traceback" not in error
-    if words is not None:
+    if message is not None:
         assert len(error.splitlines()) == 1, error
-        assert words in error
+        assert message in error
     assert not (walked.folder / "x").exists()
     assert not (walked.folder / "x.png").exists()

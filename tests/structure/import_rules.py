@@ -30,7 +30,7 @@ LADDERS = {
     "uhr.models": "llm ops files specs surgery adapters attention vae families loading publish samplers "
     "generate estimate zoo show cli",
     "uhr.train": "timesteps objectives recipes encode data run generate state cli",
-    # the words for a row's faults and the stages' base classes are below the stages; an explanation of a row
+    # the texts for a row's faults and the stages' base classes are below the stages; an explanation of a row
     # needs no run; what a worker does is below the run that starts workers
     "uhr.curate": "measures faults conversion stage frame rules sidecars sources failures config stages "
     "planning explain rows commit work status run show cli",

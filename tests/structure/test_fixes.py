@@ -54,7 +54,7 @@ PRINTED_BY = {
         *SAMPLE,
     ),
     "uhr/demo/run.py": ("demo",),
-    "uhr/sample/set.py": SAMPLE,
+    "uhr/sample/image_set.py": SAMPLE,
 }
 """By the longest path that begins a module's: the commands that print what it says."""
 

@@ -37,20 +37,20 @@ def test_every_row_of_the_table_is_what_its_command_plans_and_nothing_that_fits_
     from uhr.models.estimate.table import ROWS, command
     from uhr.models.generate.request import Item, Request, parse_size
 
-    def planned(words, *options):
-        assert main([*words, "--plan", "--on", gpu, *options]) == 0
+    def planned(arguments, *options):
+        assert main([*arguments, "--plan", "--on", gpu, *options]) == 0
         return capsys.readouterr().out
 
     lines = [line for line in documents.table("gpus").splitlines() if "| `uhr sample " in line]
     for (gpu, call), line in zip(ROWS, lines, strict=True):
-        words = shlex.split(command(gpu, call))[1:]
+        arguments = shlex.split(command(gpu, call))[1:]
         assert f"| `{command(gpu, call)}` |" in line
         memory, host, time = line.rstrip(" |").split(" | ")[-3:]
-        shown = planned(words)
+        shown = planned(arguments)
         assert f"at most {memory}, at" in shown
         assert f"takes some {time}" in shown
         assert (f"; {host} of weights in the host's memory" in shown) == (host != "-")
-        found = json.loads(planned(words, "--json"))
+        found = json.loads(planned(arguments, "--json"))
         assert found["memory"]["fits"], call
         sampler, _, size = call.partition(" --size ")
         asked = plan(

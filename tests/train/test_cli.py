@@ -13,8 +13,8 @@ from uhr.train.recipes import NAMES
 from uhr.train.run.trainer import Trainer
 
 
-def answer(capsys, *words: object):
-    assert main([*map(str, words), "--json"]) == 0
+def answer(capsys, *arguments: object):
+    assert main([*map(str, arguments), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -26,13 +26,15 @@ def test_from_a_manifest_to_a_image_that_the_adapter_changed(
     data, run, adapter = (tmp_path / name for name in ("encoded set", "a run", "an adapter"))
     encode = ["train", "encode", str(small_set.manifest.path), "--model", str(tiny_flux), "--out", str(data)]
     assert main([*encode, "--device", "cpu"]) == 0
-    told = capsys.readouterr().out
-    assert "9 of 10 images encoded at 128 px" in told
-    assert "left out, too small: 1 (j-small.png: 60x60 px" in told
+    shown_text = capsys.readouterr().out
+    assert "9 of 10 images encoded at 128 px" in shown_text
+    assert "left out, too small: 1 (j-small.png: 60x60 px" in shown_text
     cut = "1 captions are cut: longer than 512 tokens of t5; texts/*.parquet has the number of each"
-    assert told.count(cut) == 1
-    assert "1 captions are longer than the 77 tokens of clip, which is no loss where t5 reads them" in told
-    assert f"next: uhr train run lora --model '{tiny_flux}' --data '{data}' --out RUN" in told
+    assert shown_text.count(cut) == 1
+    assert (
+        "1 captions are longer than the 77 tokens of clip, which is no loss where t5 reads them" in shown_text
+    )
+    assert f"next: uhr train run lora --model '{tiny_flux}' --data '{data}' --out RUN" in shown_text
     assert main(encode) == 0
     assert "is encoded already" in capsys.readouterr().out
 
@@ -48,7 +50,7 @@ def test_from_a_manifest_to_a_image_that_the_adapter_changed(
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "step", press_ctrl_c)
-        words = [
+        arguments = [
             "train",
             "run",
             "lora",
@@ -60,7 +62,7 @@ def test_from_a_manifest_to_a_image_that_the_adapter_changed(
             str(run),
             *sets,
         ]
-        assert main(words) == 130
+        assert main(arguments) == 130
     capsys.readouterr()
     assert main(["train", "resume", str(run)]) == 0
     assert f"next: uhr train export '{run}' --out ADAPTER" in capsys.readouterr().out
@@ -104,7 +106,7 @@ def test_a_plan_is_printed_without_weights(capsys, small_set, tiny_flux):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["show"], "no recipe is named: name one (lora) or give --config FILE"),
         (["show", "loar"], "unknown recipe 'loar': did you mean lora?"),
@@ -113,25 +115,35 @@ def test_a_plan_is_printed_without_weights(capsys, small_set, tiny_flux):
             ["show", "lora", "--set", "adapter.rnak=3"],
             "unknown key 'adapter.rnak': did you mean adapter.rank",
         ),
-        (["resume", "nowhere"], "nowhere holds no run: name the folder that `uhr train run --out` wrote"),
-        (["export", "nowhere", "--out", "x"], "nowhere holds no run"),
-        (["export", "nowhere", "--out", "x", "--weights", "mean"], "--weights mean: say trained or ema"),
+        (["resume", "nowhere"], "nowhere is not a run: name the folder that `uhr train run --out` wrote"),
+        (["export", "nowhere", "--out", "x"], "nowhere is not a run"),
+        (
+            ["export", "nowhere", "--out", "x", "--weights", "mean"],
+            "--weights mean: it must be trained or ema",
+        ),
         (["log", "nowhere"], "nowhere has no log"),
         (["encode", "nowhere", "--model", "M", "--out", "x"], "no manifest at nowhere"),
         (["plan", "lora", "--model", "flux1-devv"], "flux1-devv"),
     ],
 )
-def test_a_mistake_is_one_line_and_a_code(words, message, capsys, tmp_path, monkeypatch):
+def test_a_mistake_is_one_line_and_a_code(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", *words]) == 1
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.strip().splitlines()) == 1
+    assert main(["train", *arguments]) == 1
+    shown_text = capsys.readouterr().err
+    assert message in shown_text
+    assert len(shown_text.strip().splitlines()) == 1
 
 
 def test_an_unknown_encode_key_is_an_error(capsys, small_set, tiny_flux, tmp_path):
-    words = ["encode", str(small_set.manifest.path), "--model", str(tiny_flux), "--out", str(tmp_path / "x")]
-    assert main(["train", *words, "--set", "resolutoin=64"]) == 1
+    arguments = [
+        "encode",
+        str(small_set.manifest.path),
+        "--model",
+        str(tiny_flux),
+        "--out",
+        str(tmp_path / "x"),
+    ]
+    assert main(["train", *arguments, "--set", "resolutoin=64"]) == 1
     assert "unknown key 'resolutoin': did you mean resolution?" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
@@ -147,5 +159,5 @@ def test_a_config_file_holds_the_recipe(capsys, tmp_path):
 
 def test_the_help_of_encode_names_every_key(capsys):
     assert main(["train", "encode", "--help"]) == 0
-    told = capsys.readouterr().out
-    assert not [name for name in EncodeConfig.model_fields if name not in told]
+    shown_text = capsys.readouterr().out
+    assert not [name for name in EncodeConfig.model_fields if name not in shown_text]

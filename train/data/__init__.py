@@ -1,1 +1,1 @@
-"""Encoded shards as batches: which rows form which batch, and how they are read."""
+"""Batches of encoded data: which rows form which batch, and how they are read."""

@@ -1,8 +1,6 @@
-"""Which rows form which batch, in which order: a pure function of (sizes, batch size, seed).
+"""The order of training batches: a pure function of bucket sizes, batch size and seed.
 
-The plan knows nothing of processes: it deals *global* batches, of which each process takes its slice. Its
-whole state is the number of batches done, or (epoch, batch): a run stops and goes on at any batch, with any
-number of processes.
+The only state is the number of batches done, or (epoch, batch), so a run can stop and resume at any batch.
 """
 
 from __future__ import annotations
@@ -15,11 +13,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 WINDOW = 16
-"""Row groups whose rows are mixed with each other: a bucket of fewer row groups is shuffled as a whole."""
+"""Number of row groups whose rows are shuffled together."""
 
 
 class PlannedBatch(NamedTuple):
-    """Rows `rows` of bucket number `bucket`: one optimiser step."""
+    """One batch: rows `rows` of bucket number `bucket`."""
 
     epoch: int
     index: int
@@ -28,19 +26,19 @@ class PlannedBatch(NamedTuple):
 
 
 class BucketPlan:
-    """Deals every row of every bucket once per epoch, in batches that never mix buckets.
+    """The order of batches: every row once per epoch, each batch from one bucket.
 
-    sizes: rows of each bucket. batch_size: rows per global batch. seed: of the order.
-    block: rows per row group of the stored data, one number for each bucket. Reading is cheapest when rows of
-        one row group come close together: row groups are shuffled, then the rows of `WINDOW` row groups at a
-        time, and a bucket's batches come in that order. Buckets take turns at random.
-    remainder: what happens to a bucket's last rows when they do not fill a batch.
-        "short": they form a smaller batch, so each row comes exactly once per epoch.
-        "drop": this epoch leaves them out, so all batches are equal (compiled or sharded runs need that).
-            The order differs by epoch: other rows are left out each time, and none is lost for good.
-            A bucket with fewer rows than a batch would never be seen: that is refused (ValueError).
+    sizes: rows of each bucket. batch_size: rows per global batch. seed: seed of the order.
+    block: rows per row group of the stored data, one number for each bucket. Reading is fastest if the rows
+    of
+        a row group are used close together: row groups are shuffled, then the rows within `WINDOW` row
+        groups. The order of buckets is random.
+    remainder: what happens to a bucket's last rows if they do not fill a batch.
+        "short": they form a smaller batch, so each row is used exactly once per epoch.
+        "drop": they are left out of this epoch, so all batches have the same size. Other rows are left out in
+            each epoch. Raises ValueError if a bucket has fewer rows than a batch, as it would never be used.
 
-    The order is made of Philox raw output, whose stream numpy keeps stable across its versions.
+    The order is computed from raw Philox output, which numpy keeps stable across its versions.
     """
 
     def __init__(
@@ -53,7 +51,7 @@ class BucketPlan:
         remainder: Literal["short", "drop"] = "short",
     ) -> None:
         assert batch_size > 0
-        assert all(size > 0 for size in sizes), "an empty bucket has no place in a plan"
+        assert all(size > 0 for size in sizes), "a bucket is empty"
         self.sizes = tuple(sizes)
         self.batch_size = batch_size
         self.seed = seed
@@ -72,7 +70,7 @@ class BucketPlan:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Equal for every epoch."""
+        """Number of batches of every epoch."""
         return sum(self.batches_of_bucket)
 
     def batch(self, epoch: int, index: int) -> PlannedBatch:
@@ -85,7 +83,7 @@ class BucketPlan:
         )
 
     def at(self, done: int) -> PlannedBatch:
-        """The batch that comes after `done` others, counted through all epochs."""
+        """The batch after `done` others, counted through all epochs."""
         return self.batch(*divmod(done, self.batches_per_epoch))
 
     def epoch(self, epoch: int) -> Iterator[PlannedBatch]:

@@ -1,6 +1,4 @@
-"""Encoded shards to batches, by index: what is read depends on the indices alone, so there is no state to
-keep.
-"""
+"""Reads rows of encoded data by index."""
 
 from __future__ import annotations
 
@@ -23,11 +21,11 @@ from uhr.train.encode.encoded import BucketInfo, EncodedInfo, read_encoded
 from uhr.train.encode.tensors import from_bytes
 
 CACHE_BYTES = 1 << 30
-"""Row groups kept in memory: `BucketPlan` visits neighbours soon after each other."""
+"""Bytes of row groups kept in memory; `BucketPlan` uses the rows of a group close together."""
 
 
-class _Place(NamedTuple):
-    """Where a row stands: part, row group in the part, row in the group."""
+class _Location(NamedTuple):
+    """Where a row is: number of the part, row group in the part, row in the group."""
 
     part: int
     group: int
@@ -35,15 +33,15 @@ class _Place(NamedTuple):
 
 
 class DataFault(UserError):
-    """A shard that cannot be read, or does not hold what it should; names shard, row group and sample."""
+    """A Parquet file that cannot be read or has invalid content; names file, row group and sample."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class EncodedRows:
     """B encoded images of one bucket, on the CPU.
 
-    mean, std: [B, C, h, w] as stored (raw latents). texts: the family's text tensors by name, as stored; B is
-    their first dimension.
+    mean, std: [B, C, h, w], raw latents in the stored dtype. texts: the family's text tensors by name, in the
+    stored dtype; B is their first dimension.
     """
 
     mean: torch.Tensor
@@ -63,23 +61,25 @@ class EncodedData:
 
     @classmethod
     def open(cls, path: Path) -> EncodedData:
-        """UserError where the folder is not encoded data, or was not finished."""
+        """Open a folder. Raises UserError if it is not encoded data, or was not finished."""
         return cls(path, read_encoded(path))
 
     @property
     def buckets(self) -> list[BucketInfo]:
         return self.info.buckets
 
-    def read(self, bucket: int, rows: Sequence[int]) -> Rows:
-        """Rows `rows` of bucket number `bucket`, in that order, each with its own caption's embeddings."""
+    def read(self, bucket: int, rows: Sequence[int]) -> EncodedRows:
+        """Read rows `rows` of bucket number `bucket`, in that order, each with its own caption's
+        embeddings.
+        """
         info = self.buckets[bucket]
         shape, dtype = self.info.latent_shape(info), self.info.config.dtype
-        found = [self._row(info.parts, self._place(info, row)) for row in rows]
+        found = [self._row(info.parts, self._locate(info, row)) for row in rows]
         texts = [self._text(row["text_key"], row["sample_id"]) for row in found]
         mean, std = (
             torch.stack([self._tensor(row, name, shape, dtype) for row in found]) for name in ("mean", "std")
         )
-        return Rows(
+        return EncodedRows(
             mean,
             std,
             self._tensors(texts),
@@ -88,34 +88,34 @@ class EncodedData:
         )
 
     def empty_texts(self) -> dict[str, torch.Tensor]:
-        """The text tensors of the empty caption, a batch of one: what caption dropout trains with."""
+        """The text tensors of the empty caption as a batch of one, for caption dropout."""
         return self._tensors([self._text(self.info.texts.empty_key, "the empty caption")])
 
-    def _place(self, bucket: BucketInfo, row: int) -> _Place:
+    def _locate(self, bucket: BucketInfo, row: int) -> _Location:
         assert 0 <= row < bucket.rows
         for number, part in enumerate(bucket.parts):
             if row < part.rows:
-                return _Place(number, *divmod(row, bucket.group_rows))
+                return _Location(number, *divmod(row, bucket.group_rows))
             row -= part.rows
-        raise AssertionError("the parts hold fewer rows than their bucket")
+        raise AssertionError("the parts have fewer rows than their bucket")
 
     @cached_property
-    def _text_places(self) -> dict[str, _Place]:
-        places = {}
+    def _text_locations(self) -> dict[str, _Location]:
+        locations = {}
         for number, part in enumerate(self.info.texts.parts):
             with self._opened(part) as file:
                 for group in range(file.num_row_groups):
                     keys = file.read_row_group(group, columns=["text_key"]).column(0).to_pylist()
-                    places |= {key: _Place(number, group, row) for row, key in enumerate(keys)}
-        return places
+                    locations |= {key: _Location(number, group, row) for row, key in enumerate(keys)}
+        return locations
 
     def _text(self, key: str, sample: str) -> dict:
-        place = self._text_places.get(key)
-        if place is None:
+        location = self._text_locations.get(key)
+        if location is None:
             raise DataFault(
                 f"{self.path}: sample {sample} has a caption that is not in texts/", "encode again"
             )
-        return self._row(self.info.texts.parts, place)
+        return self._row(self.info.texts.parts, location)
 
     def _tensors(self, texts: list[dict]) -> dict[str, torch.Tensor]:
         dtype = self.info.config.text_dtype
@@ -128,21 +128,23 @@ class EncodedData:
         try:
             return from_bytes(row[name], shape, dtype)
         except ValueError as error:
-            whose = row.get("sample_id") or row["caption"]
-            raise DataFault(f"{self.path}: '{name}' of {whose} is broken ({error})", "encode again") from None
+            sample = row.get("sample_id") or row["caption"]
+            raise DataFault(
+                f"{self.path}: '{name}' of {sample} is damaged ({error})", "encode again"
+            ) from None
 
-    def _row(self, parts: list[Part], place: _Place) -> dict:
-        part = parts[place.part]
-        return self._group(part, place).slice(place.row, 1).to_pylist()[0]
+    def _row(self, parts: list[Part], location: _Location) -> dict:
+        part = parts[location.part]
+        return self._group(part, location).slice(location.row, 1).to_pylist()[0]
 
-    def _group(self, part: Part, place: _Place) -> pa.Table:
-        key = (part.path, place.group)
+    def _group(self, part: Part, location: _Location) -> pa.Table:
+        key = (part.path, location.group)
         if key not in self._groups:
             try:
                 with self._opened(part) as file:
-                    table = file.read_row_group(place.group)
+                    table = file.read_row_group(location.group)
             except (OSError, pa.ArrowException) as error:
-                raise self._fault(part, place, error) from error
+                raise self._fault(part, location, error) from error
             self._groups[key] = table
             self._cached += table.nbytes
             while self._cached > CACHE_BYTES and len(self._groups) > 1:
@@ -154,17 +156,17 @@ class EncodedData:
     def _opened(self, part: Part) -> contextlib.AbstractContextManager[pq.ParquetFile]:
         return parquet.mapped(self.path / part.path, page_checksum_verification=True)
 
-    def _fault(self, part: Part, place: _Place, error: Exception) -> DataFault:
-        """Name the sample if its small columns can still be read."""
+    def _fault(self, part: Part, location: _Location, error: Exception) -> DataFault:
+        """The error for an unreadable row group, with the sample if its small columns can still be read."""
         sample = "unknown"
         try:
             with self._opened(part) as file:
                 name = "sample_id" if "sample_id" in file.schema_arrow.names else "caption"
-                sample = file.read_row_group(place.group, columns=[name]).column(0)[place.row].as_py()
+                sample = file.read_row_group(location.group, columns=[name]).column(0)[location.row].as_py()
         except (OSError, pa.ArrowException) as second:
             sample = f"unknown ({one_line(second)})"
-        words = one_line(error)
+        where = f"row group {location.group}, row {location.row}, sample {sample}"
         return DataFault(
-            f"{self.path / part.path}, row group {place.group}, row {place.row}, sample {sample}: {words}",
+            f"{self.path / part.path}, {where}: {one_line(error)}",
             "copy the file again, or encode again into another folder",
         )

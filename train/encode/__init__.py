@@ -1,1 +1,1 @@
-"""From a slice of a manifest to latents and text embeddings, in units."""
+"""Encodes a manifest to latents and text embeddings, in units."""

@@ -1,4 +1,4 @@
-"""Pixel buckets: the sizes that images are brought to, all of about the same area. Integers throughout."""
+"""Pixel buckets: the sizes that images are cropped to, all of about the same area. Integers throughout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uhr.base.errors import UserError
 
 
 class Bucket(NamedTuple):
-    """The one source of truth for a size in px; (height, width) in this order everywhere."""
+    """A size in px, (height, width) in this order."""
 
     height: int
     width: int
@@ -21,10 +21,9 @@ class Bucket(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """How an image comes into its bucket: resized to `height` x `width` px, then the bucket cut out at
-    (top, left).
+    """How an image is fitted to its bucket: resized to `height` x `width` px, then cropped at (top, left).
 
-    The size covers the bucket and touches it along one side; the crop is centred.
+    The resized image covers the bucket and equals it along one side; the crop is centred.
     """
 
     height: int
@@ -34,10 +33,10 @@ class Placement(NamedTuple):
 
 
 def buckets(resolution: int, aspects: Sequence[str], multiple: int) -> tuple[Bucket, ...]:
-    """One bucket per aspect ratio `width/height` and its transpose, of about resolution^2 px each.
+    """Make one bucket per aspect ratio `width/height` and per transpose, of about resolution^2 px each.
 
-    Sides are the multiples of `multiple` nearest to resolution * sqrt(width / height) and its inverse, found
-    in integers. Equal buckets are merged; the order is by width.
+    Sides are the multiples of `multiple` nearest to resolution * sqrt(width / height) and its inverse,
+    computed in integers. Equal buckets are merged; the order is by width.
     """
     if resolution % multiple or resolution < 1:
         raise UserError(f"resolution {resolution}", f"it must be a multiple of {multiple} px for this model")
@@ -50,7 +49,7 @@ def buckets(resolution: int, aspects: Sequence[str], multiple: int) -> tuple[Buc
 
 
 def parse_aspect(text: str) -> tuple[int, int]:
-    """`3/2` -> (3, 2), width before height. (YAML reads 3:2 as a time of day.)"""
+    """Parse `3/2` as (3, 2), width before height. (YAML reads 3:2 as a time of day.)"""
     parts = text.split("/")
     if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise UserError(f"aspect ratio '{text}'", "write it as width/height, such as 3/2")
@@ -71,8 +70,8 @@ def _side(resolution: int, this: int, other: int, multiple: int) -> int:
 def choose(height: int, width: int, among: Sequence[Bucket]) -> Bucket:
     """The bucket whose aspect ratio is nearest to that of an image of height x width px.
 
-    Distance is |log(width / height) - log(bucket's)|, compared as exact fractions; of two at the same
-    distance the first in order.
+    The distance is |log(width / height) - log(bucket's)|, compared as exact fractions; the first of two
+    equal ones.
     """
 
     def ratio(bucket: Bucket) -> Fraction:
@@ -88,9 +87,7 @@ def fits(height: int, width: int, bucket: Bucket) -> bool:
 
 
 def place(height: int, width: int, bucket: Bucket) -> Placement:
-    """Cover the bucket with the whole short side, then cut the middle out; an image of its size is left
-    alone.
-    """
+    """Resize so that the image just covers the bucket, and crop its centre."""
     if width * bucket.height >= height * bucket.width:
         new_height = bucket.height
         new_width = max(bucket.width, (2 * width * bucket.height + height) // (2 * height))

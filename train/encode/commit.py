@@ -1,4 +1,4 @@
-"""From finished units to what training reads: parts by bucket, parts of captions, and `encoded.json` last."""
+"""Joins finished units to the files that training reads: parts by bucket, captions, then `encoded.json`."""
 
 from __future__ import annotations
 
@@ -51,15 +51,16 @@ from uhr.train.encode.tensors import BYTES, size_of
 
 ENCODED = pc.field("reason").is_null()
 EXAMPLES = 3
-"""Left-out rows per reason that `encoded.json` names."""
+"""How many left-out rows per reason `encoded.json` lists."""
 
 STORED = ("sample_id", "uri", "text_key", "latent_key", "mean", "std")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is encoded, with what, and how; `config` is resolved. `rows` are the selected rows of the
-    manifest.
+class EncodeRequest:
+    """What to encode, with which model and configuration.
+
+    config: without None values. rows: the selected rows of the manifest.
     """
 
     out: Path
@@ -71,31 +72,31 @@ class Request:
     rows: pa.Table
 
 
-def commit(request: Request, texts: UnitPlan, images: UnitPlan) -> EncodedInfo:
-    """Merge finished units into parts; UserError where no image could be encoded."""
+def commit(request: EncodeRequest, texts: UnitPlan, images: UnitPlan) -> EncodedInfo:
+    """Merge finished units into parts. Raises UserError if no image could be encoded."""
     out, folder = request.out, RunFolder(request.out, LAYOUT)
     rows = finished_rows(images)
-    gone = left_out(rows)
-    if gone.num_rows == rows.num_rows:
+    without_latents = left_out(rows)
+    if without_latents.num_rows == rows.num_rows:
         folder.clear(UNITS)
-        raise _nothing_encoded(gone)
-    # of a commit that was killed: without encoded.json they are nothing
+        raise _nothing_encoded(without_latents)
+    # leftovers of a commit that was killed
     folder.clear(LATENTS, TEXTS)
     with all_or_nothing(out):
-        info = _write(request, texts, images, rows, gone)
+        info = _write(request, texts, images, rows, without_latents)
     folder.clear(UNITS)
     return info
 
 
 def _write(
-    request: Request, texts: UnitPlan, images: UnitPlan, rows: pa.Table, gone: pa.Table
+    request: EncodeRequest, texts: UnitPlan, images: UnitPlan, rows: pa.Table, without_latents: pa.Table
 ) -> EncodedInfo:
     out, config = request.out, request.config
     geometry, text_info = commit_texts(request, texts)
     buckets = commit_images(request, geometry, images, rows)
     encoded = rows.filter(ENCODED)["sample_id"]
     sources = request.rows.filter(pc.field("sample_id").isin(encoded.combine_chunks()))
-    bare = sources.filter(pc.field(config.caption).is_null() | (pc.field(config.caption) == ""))
+    without_caption = sources.filter(pc.field(config.caption).is_null() | (pc.field(config.caption) == ""))
     parts = [part for bucket in buckets for part in bucket.parts] + text_info.parts
     info = EncodedInfo(
         schema_version=SCHEMA_VERSION,
@@ -121,36 +122,39 @@ def _write(
         counts={
             "selected": request.rows.num_rows,
             "encoded": len(encoded),
-            "left_out": gone.num_rows,
-            "without_caption": bare.num_rows,
+            "left_out": without_latents.num_rows,
+            "without_caption": without_caption.num_rows,
         },
         licences=_count_licences(sources["license"]),
-        left_out=write_left_out(out, gone),
+        left_out=write_left_out(out, without_latents),
     )
     write_json(out / FILE, info.model_dump(mode="json"))
     return info
 
 
 def _count_licences(stated: pa.ChunkedArray) -> dict[str, int]:
-    """Rows per licence, the most frequent one first."""
+    """Count the rows per licence, the most frequent one first."""
     counts: Counter[str] = Counter()
     for entry in stated.value_counts().to_pylist():
         counts[entry["values"] or NOT_STATED] += entry["counts"]
     return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
-def _nothing_encoded(gone: pa.Table) -> UserError:
-    reasons = _reasons(gone)
-    counts = ", ".join(f"{left.rows} {left.reason}" for left in reasons)
-    first = gone.slice(0, 1).to_pylist()[0]
+def _nothing_encoded(without_latents: pa.Table) -> UserError:
+    reasons = _reasons(without_latents)
+    counts = ", ".join(f"{each.rows} {each.reason}" for each in reasons)
+    first = without_latents.slice(0, 1).to_pylist()[0]
+    what = f"none of the {without_latents.num_rows} images can be encoded ({counts})"
     return UserError(
-        f"none of the {gone.num_rows} images can be encoded ({counts}); {first['uri']}: {first['error']}",
-        "lower the resolution (--set resolution=N), or widen the slice",
+        f"{what}; {first['uri']}: {first['error']}",
+        "lower the resolution (--set resolution=N), or make a larger slice",
     )
 
 
 def finished_rows(plan: UnitPlan) -> pa.Table:
-    """What became of every image, in the plan's order, without its tensors; `unit` says where it stands."""
+    """The result of every image without its tensors, in the plan's order; `unit` is the unit that has
+    them.
+    """
     columns = ["sample_id", "uri", "height", "width", "reason", "error"]
     tables = []
     for unit in range(plan.count):
@@ -160,35 +164,35 @@ def finished_rows(plan: UnitPlan) -> pa.Table:
 
 
 def left_out(rows: pa.Table) -> pa.Table:
-    """The rows without latents, by uri."""
-    gone = rows.filter(~ENCODED).sort_by([("uri", "ascending"), ("sample_id", "ascending")])
-    return gone.select(["sample_id", "uri", "reason", "error"])
+    """The rows without latents, sorted by uri."""
+    without_latents = rows.filter(~ENCODED).sort_by([("uri", "ascending"), ("sample_id", "ascending")])
+    return without_latents.select(["sample_id", "uri", "reason", "error"])
 
 
-def write_left_out(out: Path, gone: pa.Table) -> LeftOut:
-    """All rows without latents go to a file of their own; what is read at each start stays small."""
+def write_left_out(out: Path, without_latents: pa.Table) -> LeftOut:
+    """Write the rows without latents to a file of their own, so that `encoded.json` stays small."""
     with atomic(out / LEFT_OUT) as temporary:
-        write_parquet(temporary, gone, compression="zstd")
+        write_parquet(temporary, without_latents, compression="zstd")
         part = Part(
             path=LEFT_OUT,
-            rows=gone.num_rows,
+            rows=without_latents.num_rows,
             bytes=temporary.stat().st_size,
             sha256=sha256_file(temporary),
         )
-    return LeftOut(part=part, reasons=_reasons(gone))
+    return LeftOut(part=part, reasons=_reasons(without_latents))
 
 
-def _reasons(gone: pa.Table) -> list[LeftOutReason]:
-    """The most frequent one first."""
+def _reasons(without_latents: pa.Table) -> list[LeftOutReason]:
+    """Count the reasons, the most frequent one first."""
     found = []
-    for entry in gone["reason"].value_counts().to_pylist():
-        some = gone.filter(pc.field("reason") == entry["values"]).slice(0, EXAMPLES)
+    for entry in without_latents["reason"].value_counts().to_pylist():
+        some = without_latents.filter(pc.field("reason") == entry["values"]).slice(0, EXAMPLES)
         examples = [LeftOutExample(**row) for row in some.select(["uri", "error"]).to_pylist()]
         found.append(LeftOutReason(reason=entry["values"], rows=entry["counts"], examples=examples))
     return sorted(found, key=lambda left: (-left.rows, left.reason))
 
 
-def commit_texts(request: Request, plan: UnitPlan) -> tuple[Geometry, TextInfo]:
+def commit_texts(request: EncodeRequest, plan: UnitPlan) -> tuple[Geometry, TextInfo]:
     """Write the embeddings of every caption. The first row gives the shapes of all."""
     from uhr.models.families.registry import FAMILIES
 
@@ -213,8 +217,8 @@ def commit_texts(request: Request, plan: UnitPlan) -> tuple[Geometry, TextInfo]:
     return _geometry(request, {name: size // BYTES[dtype] for name, size in sizes.items()}), info
 
 
-def _geometry(request: Request, numbers: Mapping[str, int]) -> Geometry:
-    """`numbers`: how many each text tensor of a caption has, the sequence first."""
+def _geometry(request: EncodeRequest, numbers: Mapping[str, int]) -> Geometry:
+    """`numbers`: the size of each text tensor of a caption, the sequence first."""
     from uhr.models.loading.model import load_normalisation
 
     spec, (sequence, *others) = request.model.spec, numbers
@@ -228,8 +232,10 @@ def _geometry(request: Request, numbers: Mapping[str, int]) -> Geometry:
     )
 
 
-def commit_images(request: Request, geometry: Geometry, plan: UnitPlan, rows: pa.Table) -> list[BucketInfo]:
-    """Write the latents of every bucket that has any, one bucket after the other."""
+def commit_images(
+    request: EncodeRequest, geometry: Geometry, plan: UnitPlan, rows: pa.Table
+) -> list[BucketInfo]:
+    """Write the latents of every bucket that has images, one bucket after the other."""
     encoded = rows.filter(ENCODED)
     factor = geometry.vae_factor
     infos = []

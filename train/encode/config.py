@@ -1,4 +1,4 @@
-"""What `encode` is told, and the keys under which its results are known."""
+"""The configuration of `encode`, and the cache keys of its results."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from uhr.base.config import Config, fingerprint
 from uhr.train.encode.buckets import Bucket
 
 ENCODE_VERSION = 1
-"""Raised whenever the code turns the same inputs into other values."""
+"""Increased whenever the code computes other values from the same inputs."""
 
 
 class EncodeConfig(Config):
-    """How images and captions are encoded. Everything here is part of the keys, unless excluded by name
-    below.
+    """How images and captions are encoded. All fields are part of the keys, unless excluded below.
 
-    resolution: px; buckets have about its square as area. None: the model's native size.
+    resolution: px; the area of a bucket is about its square. None: the model's native size.
     aspects: aspect ratios (width/height) of the buckets; each transpose is one too.
-    enlarge: take images that are smaller than their bucket; they are left out otherwise.
+    enlarge: whether images smaller than their bucket are enlarged; they are left out otherwise.
     dtype: of the stored latents (mean and standard deviation); the VAE itself runs in float32.
     text_dtype: of the stored embeddings, and of the text encoders while they run.
     caption: column of the manifest that holds the caption; a row without one gets the empty caption.
-    split: only rows with this value in the manifest's column `split`. None: "train" where there is that
-        column, all rows where there is none.
+    split: encode only rows with this value in the manifest's column `split`. None: "train" if there is such
+        a column, otherwise all rows.
     """
 
     resolution: int | None = Field(None, gt=0)
@@ -37,12 +36,12 @@ class EncodeConfig(Config):
 
 
 SELECTION = {"caption", "split"}
-"""Which rows and which texts are encoded, never how."""
+"""Fields that choose which rows and texts are encoded, not how."""
 
 TEXT_ONLY = {"text_dtype"}
 IMAGE_ONLY = {"resolution", "aspects", "enlarge", "dtype"}
-"""What the other kind of key leaves out. A field that is in no list here is in both keys: forgetting one
-re-encodes too much, never too little."""
+"""Fields that only text keys, or only image keys, contain. A field in no list here is in both keys: a
+forgotten one re-encodes too much, never too little."""
 
 
 def latent_key(
@@ -52,8 +51,8 @@ def latent_key(
     box: tuple[int, int, int, int] | None,
     bucket: Bucket,
 ) -> str:
-    """Key (64 hex digits) of an image's latents: its bytes, its box, its bucket, the VAE, and how it is
-    encoded.
+    """The key (64 hex digits) of an image's latents: of its bytes, box and bucket, the VAE, and the
+    configuration.
     """
     return fingerprint(
         {
@@ -68,7 +67,7 @@ def latent_key(
 
 
 def text_key(config: EncodeConfig, text_hash: str, lengths: dict[str, int], caption: str) -> str:
-    """Key (64 hex digits) of a caption's embeddings: the words, encoders and tokenizers, lengths, and how."""
+    """The key (64 hex digits) of a caption's embeddings: of its text, encoders, lengths and configuration."""
     return fingerprint(
         {
             "version": ENCODE_VERSION,

@@ -1,4 +1,4 @@
-"""`encoded.json`: what a folder of encoded data is, written last. Training refuses a folder without it."""
+"""`encoded.json`: the description of a folder of encoded data, written last."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FILE = "encoded.json"
 SCHEMA_VERSION = 1
 NOT_STATED = "not stated"
-"""Stands for the licence of rows that state none."""
+"""The licence of rows that state none."""
 
 LATENTS, TEXTS, UNITS = "latents", "texts", "units"
 LEFT_OUT = "left_out.parquet"
@@ -48,7 +48,10 @@ LAYOUT = Layout(
 
 
 class BucketInfo(Config):
-    """All images of one size in px. `group_rows`: rows per Parquet row group, fewer in a part's last."""
+    """All images of one size in px.
+
+    group_rows: rows per Parquet row group; the last of a part may have fewer.
+    """
 
     height: int
     width: int
@@ -58,12 +61,12 @@ class BucketInfo(Config):
 
 
 class Geometry(Config):
-    """What the cells hold, and what the trainer needs to know of the VAE that it never loads.
+    """The shapes of stored tensors, and the VAE's normalisation.
 
-    Latents are raw. Model latents are (raw - shift) * scale, or (patch - patch_mean) / patch_std over the 4C
-    channels of the 2x2 patches of raw latents (`latents.pack`): a family has one pair or the other, and the
-    other's keys are not in the file. Each further key is the name of a text tensor, with its shape without
-    the batch; the sequence comes first.
+    Stored latents are raw. Model latents are (raw - shift) * scale, or (patch - patch_mean) / patch_std over
+    the 4C channels of the 2x2 patches of raw latents (`latents.pack`): a family has one pair of keys or the
+    other. Each further key is the name of a text tensor, and its value the shape without the batch; the
+    sequence comes first.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -91,12 +94,12 @@ class Geometry(Config):
 
     @property
     def text_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of each text tensor by its name, without the batch."""
+        """The shape of each text tensor by its name, without the batch."""
         return self.__pydantic_extra__ or {}
 
     @property
     def normalisation(self) -> Normalisation | PatchNormalisation:
-        """Between the stored raw latents and those of the model."""
+        """Converts between stored raw latents and model latents."""
         import torch
 
         from uhr.models.ops.latents import Normalisation, PatchNormalisation
@@ -109,14 +112,14 @@ class Geometry(Config):
 
     @property
     def formula(self) -> str:
-        """How model latents are made of the stored ones, for people."""
+        """The formula from stored to model latents, for people."""
         if self.patch_mean is None:
             return f"(raw - {self.shift}) * {self.scale}"
         return "(patch - patch_mean) / patch_std by channel of the 2x2 patches, numbers in encoded.json"
 
 
 def normalisation_fields(normalisation: Normalisation | PatchNormalisation) -> dict[str, Any]:
-    """The fields of `Geometry` that hold it, exactly."""
+    """The fields of `Geometry` that store a normalisation exactly."""
     from uhr.models.ops.latents import Normalisation
 
     if isinstance(normalisation, Normalisation):
@@ -125,8 +128,11 @@ def normalisation_fields(normalisation: Normalisation | PatchNormalisation) -> d
 
 
 class ModelInfo(Config):
-    """The model that encoded: `hashes` by component (weights and configuration). `base`: where text encoders
-    and VAE were, for a backbone alone at `path`, of which nothing is read."""
+    """The model that encoded the data.
+
+    hashes: of weights and configuration, by component. base: where text encoders and VAE were, if `path` is a
+    lone backbone.
+    """
 
     path: str
     base: str | None = None
@@ -156,14 +162,19 @@ class LeftOutReason(Config):
 
 
 class LeftOut(Config):
-    """`part` has every row without latents (sample_id, uri, reason, error), by uri; `reasons` counts them."""
+    """Rows without latents: `part` lists all of them by uri (sample_id, uri, reason, error), `reasons`
+    counts them.
+    """
 
     part: Part
     reasons: list[LeftOutReason]
 
 
 class TextInfo(Config):
-    """`truncated`: captions (not samples) longer than an encoder reads, by encoder."""
+    """The encoded captions.
+
+    truncated: by encoder, the number of captions (not samples) that are longer than it reads.
+    """
 
     rows: int
     truncated: dict[str, int]
@@ -172,10 +183,11 @@ class TextInfo(Config):
 
 
 class EncodedInfo(Config):
-    """`id` is a hash of the content: configuration, model, manifest, parts; never of paths or times.
+    """The content of `encoded.json`.
 
-    `counts`: selected rows of the manifest, encoded, left_out, without_caption.
-    `licences`: encoded rows per licence; rows that state none stand under `NOT_STATED`.
+    id: a hash of configuration, model, manifest and parts; not of paths or times.
+    counts: rows that are selected, encoded, left_out, without_caption.
+    licences: encoded rows per licence; `NOT_STATED` counts rows without one.
     """
 
     schema_version: int
@@ -194,13 +206,13 @@ class EncodedInfo(Config):
 
     @property
     def resolution(self) -> int:
-        """px; always resolved in what was encoded."""
+        """The resolution in px, which is never None in encoded data."""
         assert self.config.resolution is not None
         return self.config.resolution
 
     @property
     def parts(self) -> list[Part]:
-        """Every Parquet file that `encoded.json` vouches for."""
+        """All Parquet files that `encoded.json` lists."""
         latents = (part for bucket in self.buckets for part in bucket.parts)
         return [*self.texts.parts, *latents, self.left_out.part]
 
@@ -211,28 +223,30 @@ class EncodedInfo(Config):
 
 
 def read_encoded(path: Path) -> EncodedInfo:
-    """`encoded.json` of a folder. UserError where it is missing, half-written, or of a newer version."""
+    """Read `encoded.json`. Raises UserError if it is missing or of a newer version, or if parts are
+    missing.
+    """
     file = path / FILE
     if not file.is_file():
         if (path / UNITS).is_dir():
             raise UserError(
-                f"{path} is not encoded to its end", "run the same `uhr train encode` again: it goes on"
+                f"{path} is not fully encoded", "run the same `uhr train encode` again to continue"
             )
         raise UserError(
-            f"{path} holds no encoded data",
+            f"{path} contains no encoded data",
             f"`{command('train', 'encode', 'MANIFEST', '--model', 'M', '--out', path)}`",
         )
     info = read_versioned(EncodedInfo, file, SCHEMA_VERSION, "encode again into another folder")
     for part in info.parts:
         found = path / part.path
         if not found.is_file() or found.stat().st_size != part.bytes:
-            state = "has another size than when it was written" if found.exists() else "is missing"
+            state = "does not have the size with which it was written" if found.exists() else "is missing"
             raise UserError(f"{found} {state}", "copy the folder again, or encode again into another one")
     return info
 
 
 def print_encoded(info: EncodedInfo) -> None:
-    """What was encoded, for people; what was left out comes with its reason."""
+    """Print what was encoded, and what was left out with its reason."""
     counts = info.counts
     say(f"{counts['encoded']:,} of {counts['selected']:,} images encoded at {info.resolution} px")
     table(["bucket", "images"], [[f"{b.width}x{b.height}", b.rows] for b in info.buckets])
@@ -247,12 +261,13 @@ def print_encoded(info: EncodedInfo) -> None:
         first = left.examples[0]
         say(shown(f"left out, {left.reason}: {left.rows:,} ({first.uri}: {first.error})"))
     if info.left_out.reasons:
-        say(f"all that were left out stand in {LEFT_OUT}")
+        say(f"{LEFT_OUT} lists all that were left out")
 
 
 def _truncated(encoder: str, count: int, reads: int, sequence: str) -> str:
-    """What it means that so many captions are longer than an encoder reads; `sequence` is the one that gives
-    the text itself."""
+    """The message for captions that are longer than an encoder reads; `sequence` is the encoder that gives
+    the text sequence.
+    """
     if encoder != sequence:
         # FLUX.1 takes one pooled vector of CLIP, and the text itself from T5
         where = f"which is no loss where {sequence} reads them"

@@ -1,4 +1,4 @@
-"""Hashes of a model's components, as encoding and checkpoints keep them."""
+"""Hashes of a model's components, for encoded data and checkpoints."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from uhr.models.zoo import Model
 
 
 def shown_weights_hash(model: Model, component: str) -> str:
-    """The hash of a component's weights; a long one shows its progress."""
+    """Hash a component's weights, with a progress bar if it takes long."""
     return shown_hash(model.place(component), component)
 
 
 def component_hash(model: Model, name: str) -> str:
-    """Of a component's weights and of its configuration (64 hex digits)."""
+    """Hash a component's weights and configuration (64 hex digits)."""
     return fingerprint([shown_weights_hash(model, name), config_of(model.config_folder(name))])

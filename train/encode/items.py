@@ -1,5 +1,6 @@
-"""From a manifest's rows to what is encoded: each caption once, and the images by bucket. All in columns:
-a manifest has millions of rows.
+"""The items to encode: each caption once, and the images by bucket.
+
+They are computed in columns, as a manifest may have millions of rows.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ from uhr.train.encode.work import IMAGE_ITEMS, TEXT_ITEMS
 def caption_items(
     captions: pa.ChunkedArray, config: EncodeConfig, encoders: str, lengths: Mapping[str, int]
 ) -> pa.Table:
-    """Each caption with its key, in order of first use; the empty one first, as caption dropout always needs
-    it.
-    """
+    """List each caption with its key in order of first use, after the empty one for caption dropout."""
     different = dict.fromkeys(["", *captions.fill_null("").unique().to_pylist()])
     keys = []
     with progress("list captions", len(different), "captions") as advance:
@@ -32,23 +31,23 @@ def caption_items(
 
 
 def image_items(rows: pa.Table, caption: str, texts: pa.Table, buckets: Sequence[Bucket]) -> pa.Table:
-    """The images by bucket, as far as the manifest knows their size, then by address.
+    """List the images, sorted by bucket (if the manifest has their size), then by uri.
 
-    `texts`: what `caption_items` gave for the same rows.
+    texts: the result of `caption_items` for the same rows.
     """
     found = pc.call_function(
         "index_in", [rows[caption].fill_null("")], pc.SetLookupOptions(texts["caption"].combine_chunks())
     )
     columns = {name: rows[name] for name in ("sample_id", "uri", "box", "content_hash")}
-    columns |= {name: _of_the_whole(rows, name) for name in ("width", "height")}
+    columns |= {name: _whole_side(rows, name) for name in ("width", "height")}
     items = pa.table({**columns, "text_key": texts["text_key"].take(found)}).cast(IMAGE_ITEMS)
     places = pa.array(_places(_sides(rows, "height", 3), _sides(rows, "width", 2), buckets), pa.int32())
     order = [("place", "ascending"), ("uri", "ascending"), ("sample_id", "ascending")]
     return items.append_column("place", places).sort_by(order).drop_columns("place")
 
 
-def _of_the_whole(rows: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
-    """A side of each whole image in px; null for a box, and where the manifest does not say it."""
+def _whole_side(rows: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
+    """A side of each whole image in px; null for a box, or if the manifest does not have it."""
     if name not in rows.schema.names:
         return pa.nulls(rows.num_rows, pa.int32())
     whole = pc.call_function("is_null", [rows["box"]])
@@ -56,14 +55,14 @@ def _of_the_whole(rows: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
 
 
 def _sides(rows: pa.Table, name: str, place: int) -> np.ndarray:
-    """int64 [N]: a side in px, of the box where there is one (its `place`-th number); 0 where not known."""
+    """A side in px, int64 [N]: of the box if there is one (its `place`-th number); 0 if unknown."""
     of_box = pc.call_function("list_element", [rows["box"], place]).cast(pa.int64())
     known = rows[name].cast(pa.int64()) if name in rows.schema.names else pa.scalar(None, pa.int64())
     return pc.call_function("coalesce", [of_box, known]).fill_null(0).to_numpy()
 
 
 def _places(heights: np.ndarray, widths: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
-    """int64 [N]: number of each image's bucket; one behind the last for an image of unknown size."""
+    """The number of each image's bucket, int64 [N]; `len(buckets)` for an image of unknown size."""
     place = {bucket: number for number, bucket in enumerate(buckets)}
     sizes, inverse = np.unique((heights << 32) | widths, return_inverse=True)
     chosen = np.empty(len(sizes), np.int64)

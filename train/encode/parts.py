@@ -13,7 +13,7 @@ from uhr.manifests.info import Part
 
 GROUP_ROWS = 64
 GROUP_BYTES = 16 << 20
-"""A row group is what one random read costs: at most this many rows, and about this many bytes."""
+"""Limits of a row group, which is what one random read costs."""
 
 PART_BYTES = 2 << 30
 
@@ -26,10 +26,10 @@ def group_rows(row_bytes: int) -> int:
 def write_parts(
     folder: Path, stem: str, tables: Iterable[pa.Table], group: int, facts: Mapping[str, str]
 ) -> list[Part]:
-    """`folder/stem-00000.parquet`, ...: row groups of `group` rows, pages with checksums, no compression.
+    """Write `folder/stem-00000.parquet`, ... in row groups of `group` rows.
 
-    Latents and embeddings are noise to a compressor. A damaged page is found when it is read. `facts` go into
-    each file's schema, for whoever reads it without `encoded.json`.
+    There is no compression, as latents and embeddings are noise to a compressor. Checksums find damaged pages
+    when they are read. `facts` go into each file's schema, for readers without `encoded.json`.
     """
     parts: list[Part] = []
     groups = parquet.regrouped(tables, group)

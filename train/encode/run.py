@@ -1,4 +1,4 @@
-"""`uhr train encode`: a manifest's kept rows become latents and text embeddings, once, in units."""
+"""`uhr train encode`: encodes a manifest's kept rows to latents and text embeddings, in units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uhr.runtime.pool import InlineRunner, Pool
 from uhr.runtime.threads import threads_given
 from uhr.runtime.units import Limits, Runner, UnitPlan, run_units
 from uhr.train.encode.buckets import buckets
-from uhr.train.encode.commit import Request, commit
+from uhr.train.encode.commit import EncodeRequest, commit
 from uhr.train.encode.config import ENCODE_VERSION, EncodeConfig
 from uhr.train.encode.encoded import (
     FILE,
@@ -34,7 +34,7 @@ from uhr.train.encode.work import ImageWork, TextWork
 
 IMAGES_PER_UNIT, TEXTS_PER_UNIT = 16, 64
 LIMITS = Limits(seconds=600, memory=64 << 30)
-"""For worker processes: a 4K image through a float32 VAE on a CPU takes minutes and tens of gigabytes."""
+"""Limits of worker processes: a 4K image in a float32 VAE on a CPU takes minutes and tens of gigabytes."""
 
 
 def encode(
@@ -45,11 +45,11 @@ def encode(
     device: str = "auto",
     workers: int = 0,
 ) -> tuple[EncodedInfo, bool]:
-    """Encode into `out`; (what stands there, whether it stood there already).
+    """Encode into `out`. Returns its description, and whether it was finished before.
 
-    workers: processes for the images; 0 works in this one. Text encoders and VAE are never in memory
-    together. UserError where `out` holds something else, where another run is at work in it, and where no row
-    can be encoded.
+    workers: number of processes for the images; 0 is this process. Text encoders and VAE are never in memory
+    together. Raises UserError if `out` contains something else, if another run works in it, or if no row can
+    be encoded.
     """
     found = Manifest.open(manifest)
     opened = ModelName.of(model).open(components=("vae",))
@@ -57,25 +57,25 @@ def encode(
     folder = RunFolder(out, LAYOUT)
     request = _request(found, opened, folder, config)
     if (out / FILE).is_file() and not (out / UNITS).exists():
-        return _standing(request), True
+        return _existing(request), True
     with folder.lock(UNITS):
         if (out / FILE).is_file():
-            stands = _standing(request)
+            existing = _existing(request)
             folder.clear(UNITS)
-            return stands, True
+            return existing, True
         texts = _run_texts(request, device)
         images = _run_images(request, texts, device, workers)
         return commit(request, texts, images), False
 
 
-def _standing(request: Request) -> EncodedInfo:
-    """What stands encoded already, if it is what is asked."""
-    stands = read_encoded(request.out)
-    _check_same(request.out, stands, request)
-    return stands
+def _existing(request: EncodeRequest) -> EncodedInfo:
+    """The encoded data in the folder. Raises UserError if they are not those of the request."""
+    existing = read_encoded(request.out)
+    _check_same(request.out, existing, request)
+    return existing
 
 
-def _request(manifest: Manifest, model: Model, folder: RunFolder, config: EncodeConfig) -> Request:
+def _request(manifest: Manifest, model: Model, folder: RunFolder, config: EncodeConfig) -> EncodeRequest:
     resolution = config.resolution or model.spec.native_size
     split = config.split or ("train" if "split" in manifest.schema.names else None)
     config = config.model_copy(update={"resolution": resolution, "split": split})
@@ -90,11 +90,11 @@ def _request(manifest: Manifest, model: Model, folder: RunFolder, config: Encode
         hashes={name: component_hash(model, name) for name in ("vae", *model.spec.text_components)},
     )
     sizes = buckets(resolution, config.aspects, model.spec.pixel_multiple)
-    return Request(folder.path, manifest, model, identity, config, sizes, rows)
+    return EncodeRequest(folder.path, manifest, model, identity, config, sizes, rows)
 
 
 def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
-    """The kept rows of the split to encode (`config` is resolved), in the manifest's order."""
+    """The kept rows of the split to encode, in the manifest's order; `config` has no None values."""
     names = manifest.schema.names
     if config.caption not in names:
         raise unknown("caption column", config.caption, names, str(manifest.path))
@@ -106,9 +106,9 @@ def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
                 "make a slice with `uhr manifest slice --split train=0.9,val=0.1`",
             )
         where += " AND split = '{}'".format(config.split.replace("'", "''"))
-    wanted = ["sample_id", "uri", "box", "content_hash", "license", config.caption]
-    wanted += [name for name in ("width", "height") if name in names]
-    rows = manifest.table(list(dict.fromkeys(wanted)), where=where)
+    columns = ["sample_id", "uri", "box", "content_hash", "license", config.caption]
+    columns += [name for name in ("width", "height") if name in names]
+    rows = manifest.table(list(dict.fromkeys(columns)), where=where)
     if not rows.num_rows:
         of = f" of split '{config.split}'" if config.split is not None else ""
         raise UserError(
@@ -117,41 +117,40 @@ def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
     return rows
 
 
-def _check_same(out: Path, stands: EncodedInfo, request: Request) -> None:
+def _check_same(out: Path, existing: EncodedInfo, request: EncodeRequest) -> None:
     pairs = {
-        "manifest": (stands.manifest.id, request.manifest.id),
-        "model": (stands.model.hashes, request.identity.hashes),
-        "spec": (stands.model.spec, request.identity.spec),
+        "manifest": (existing.manifest.id, request.manifest.id),
+        "model": (existing.model.hashes, request.identity.hashes),
+        "spec": (existing.model.spec, request.identity.spec),
     }
     for name in EncodeConfig.model_fields:
-        pairs[name] = (getattr(stands.config, name), getattr(request.config, name))
+        pairs[name] = (getattr(existing.config, name), getattr(request.config, name))
     differs = [name for name, (one, two) in pairs.items() if one != two]
     if differs:
-        what = f"{out} holds encoded data of another {', another '.join(differs)}"
+        what = f"{out} already contains encoded data of another {', another '.join(differs)}"
         raise UserError(what, "name another folder with --out")
 
 
-def _run_texts(request: Request, device: str) -> UnitPlan:
+def _run_texts(request: EncodeRequest, device: str) -> UnitPlan:
     encoders = fingerprint([request.identity.hashes[name] for name in request.model.spec.text_components])
     items = caption_items(
         request.rows[request.config.caption], request.config, encoders, request.identity.text_lengths
     )
-    # a caption's key says how it is encoded: the items are their own fingerprint
+    # a caption's key is a hash of how it is encoded, so the items need no other fingerprint
     plan = UnitPlan.create(request.out / UNITS / TEXTS, items, TEXTS_PER_UNIT, "captions")
     work = TextWork(request.model, request.config, device)
     _run("encode captions", "captions", plan, work, InlineRunner())
     return plan
 
 
-def _run_images(request: Request, texts: UnitPlan, device: str, workers: int) -> UnitPlan:
+def _run_images(request: EncodeRequest, texts: UnitPlan, device: str, workers: int) -> UnitPlan:
     vae_hash = request.identity.hashes["vae"]
     mark = fingerprint([ENCODE_VERSION, request.config.model_dump(mode="json"), vae_hash])
     captions = pa.concat_tables([texts.items(unit) for unit in range(texts.count)])
     items = image_items(request.rows, request.config.caption, captions, request.buckets)
     plan = UnitPlan.create(request.out / UNITS / LATENTS, items, IMAGES_PER_UNIT, mark)
     work = ImageWork(request.model, request.config, request.buckets, vae_hash, request.manifest.root, device)
-    # one thread unless another number is given: the last bits of latents then depend neither on the machine's
-    # cores nor on the number of workers
+    # one thread by default, so that the last bits of latents do not depend on the number of cores or workers
     runner = Pool("local", workers).runner(LIMITS, threads_given() or 1)
     _run("encode images", "images", plan, work, runner)
     return plan

@@ -1,6 +1,4 @@
-"""Tensors as bytes in a Parquet cell and back: little-endian, C order; dtype and shape stand in
-`encoded.json`.
-"""
+"""Tensors as bytes in Parquet cells: little-endian, C order; dtype and shape are in `encoded.json`."""
 
 from __future__ import annotations
 
@@ -14,12 +12,12 @@ BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 def size_of(shape: tuple[int, ...], dtype: str) -> int:
-    """Bytes of a tensor of that shape."""
+    """Number of bytes of a tensor."""
     return math.prod(shape) * BYTES[dtype]
 
 
 def to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
-    """A tensor of any shape, rounded to `dtype`."""
+    """Convert a tensor of any shape to bytes, rounded to `dtype`."""
     import torch
 
     assert dtype in BYTES
@@ -28,7 +26,7 @@ def to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
 
 
 def from_bytes(data: bytes, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """What `to_bytes` wrote. ValueError where the bytes are not as many as the shape needs."""
+    """Read what `to_bytes` wrote. Raises ValueError if the number of bytes does not fit the shape."""
     import torch
 
     expected = size_of(shape, dtype)

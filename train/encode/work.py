@@ -1,4 +1,4 @@
-"""What is done to one unit of images, and to one of captions. Runs in this process or in a worker."""
+"""The work on a unit of images, and on a unit of captions. Runs in this process or in a worker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ IMAGE_ITEMS = pa.schema(
         ("text_key", pa.string()),
     ]
 )
-"""`width` and `height` of the whole image in px, null where the manifest does not say them or has a box."""
+"""`width` and `height` are those of the whole image in px, null if the manifest does not have them or has
+a box.
+"""
 
 IMAGE_ROWS = pa.schema(
     [
@@ -47,19 +49,19 @@ IMAGE_ROWS = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""A row with a `reason` has no latents: it is left out, and `error` says why in words."""
+"""A row with a `reason` has no latents: it is left out, and `error` is the message."""
 
 TEXT_ITEMS = pa.schema([("text_key", pa.string()), ("caption", pa.string())])
 
 
 def text_rows(encoders: Iterable[str], tensors: Iterable[str]) -> pa.Schema:
-    """The columns of encoded captions: tokens of each by encoder, and the family's text tensors."""
+    """The columns of encoded captions: numbers of tokens by encoder, and the family's text tensors."""
     counts = [(f"{name}_tokens", pa.int32()) for name in encoders]
     return pa.schema([*TEXT_ITEMS, *counts, *((name, pa.binary()) for name in tensors)])
 
 
-class LeftOut(Exception):
-    """An image that cannot be encoded as asked. `reason` is a short kind, the same for all of its kind."""
+class CannotEncode(Exception):
+    """An image cannot be encoded. `reason` is a short category, `error` the message."""
 
     def __init__(self, reason: str, error: str) -> None:
         self.reason, self.error = reason, error
@@ -88,7 +90,7 @@ class ImageWork(Work):
         self._vae = load_vae(self.model, "float32", self.device)
 
     def close(self) -> None:
-        """Give the VAE's memory back."""
+        """Free the VAE's memory."""
         self._vae = None
         _empty_gpu_cache()
 
@@ -99,10 +101,10 @@ class ImageWork(Work):
             row = {name: item[name] for name in ("sample_id", "uri", "text_key")}
             try:
                 if fault is not None:
-                    raise LeftOut(fault.kind, fault.message)
+                    raise CannotEncode(fault.kind, fault.message)
                 row |= self._encode(item)
-            except LeftOut as left:
-                row |= {"reason": left.reason, "error": left.error}
+            except CannotEncode as failure:
+                row |= {"reason": failure.reason, "error": failure.error}
             rows.append(row)
         return pa.Table.from_pylist(rows, IMAGE_ROWS)
 
@@ -117,19 +119,21 @@ class ImageWork(Work):
         bucket = pixel_buckets.choose(*rgb.shape[:2], self.buckets)
         if not self.config.enlarge and not pixel_buckets.fits(*rgb.shape[:2], bucket):
             size = f"{rgb.shape[1]}x{rgb.shape[0]} px"
-            raise LeftOut("too small", f"{size}, and its bucket is {bucket}; enlarge=true would enlarge it")
+            raise CannotEncode(
+                "too small", f"{size}, and its bucket is {bucket}; enlarge=true would enlarge it"
+            )
         try:
             mean, std = encode_moments(self._vae, np.ascontiguousarray(cut(rgb, bucket))[None])
         except UserError as error:
-            raise LeftOut("not finite", error.what) from None
+            raise CannotEncode("not finite", error.what) from None
         cells = {"mean": to_bytes(mean[0], self.config.dtype), "std": to_bytes(std[0], self.config.dtype)}
         if not _finite(cells.values(), self.config.dtype):
-            raise LeftOut("not finite", f"latents beyond the range of {self.config.dtype}")
+            raise CannotEncode("not finite", f"latents beyond the range of {self.config.dtype}")
         key = latent_key(self.config, self.vae_hash, content_hash, box, bucket)
         return {"latent_key": key, "height": bucket.height, "width": bucket.width, **cells}
 
     def _read(self, item: dict[str, Any], box: tuple[int, int, int, int] | None) -> tuple[str, np.ndarray]:
-        """The file's hash and its upright sRGB pixels."""
+        """Read an image: the hash of its file, and its upright sRGB pixels."""
         from uhr.manifests.uris import path_of
         from uhr.pixels.decode import decode, read_bytes
         from uhr.pixels.headers import read_header
@@ -139,24 +143,24 @@ class ImageWork(Work):
             data = read_bytes(path_of(self.root, item["uri"]))
             content_hash = hashlib.sha256(data).hexdigest()
             if item["content_hash"] not in (None, content_hash):
-                raise LeftOut("changed", "the file is no longer the one that was curated")
+                raise CannotEncode("changed", "the file is no longer the one that was curated")
             header = read_header(data)
             size, curated = (header.width, header.height), (item["width"], item["height"])
-            # the bytes are those that were curated where the hash is equal
+            # with an equal hash, the bytes are those that were curated
             if item["content_hash"] is None and None not in curated and size != curated:
-                words = f"{size[0]}x{size[1]} px, and the manifest says {curated[0]}x{curated[1]}"
-                raise LeftOut("changed", f"the file is no longer the one that was curated: {words}")
+                sizes = f"{size[0]}x{size[1]} px, and the manifest says {curated[0]}x{curated[1]}"
+                raise CannotEncode("changed", f"the file is no longer the one that was curated: {sizes}")
             if box is not None and (box[0] + box[2] > header.width or box[1] + box[3] > header.height):
-                raise LeftOut(
+                raise CannotEncode(
                     "changed", f"its box {list(box)} is not inside {header.width}x{header.height} px"
                 )
             return content_hash, decode(data, header=header).rgb(box)
         except PixelFault as fault:
-            raise LeftOut(fault.kind, fault.message) from None
+            raise CannotEncode(fault.kind, fault.message) from None
 
 
 def cut(rgb: np.ndarray, bucket: Bucket) -> np.ndarray:
-    """uint8 [H, W, 3] -> [bucket.height, bucket.width, 3]; an image of that size comes back untouched."""
+    """Resize and crop uint8 [H, W, 3] to [bucket.height, bucket.width, 3]."""
     from uhr.pixels.decode import resize
 
     placement = pixel_buckets.place(*rgb.shape[:2], bucket)
@@ -175,7 +179,7 @@ def _finite(cells: Any, dtype: str) -> bool:
 
 
 class TextWork(Work):
-    """Captions to embeddings, at the encoders' full padded lengths."""
+    """Encode captions to embeddings, at the encoders' full padded lengths."""
 
     def __init__(self, model: Model, config: EncodeConfig, device: str) -> None:
         self.model, self.config, self.device = model, config, device
@@ -187,7 +191,7 @@ class TextWork(Work):
         self._encoders = load_text_encoders(self.model, self.config.text_dtype, self.device)
 
     def close(self) -> None:
-        """Give the encoders' memory back: the VAE comes next."""
+        """Free the encoders' memory, as the VAE is loaded next."""
         self._encoders = None
         _empty_gpu_cache()
 

@@ -1,1 +1,1 @@
-"""Sets of images in units: from prompts or images to a PNG and a JSON for each."""
+"""Generated sets: a PNG and a JSON for each prompt or image, in units."""

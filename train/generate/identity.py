@@ -1,7 +1,7 @@
-"""What a set is a set of: written into OUT before anything is painted, compared by every later run.
+"""The identity of a set: written into OUT before anything is generated, and compared by every later run.
 
-It names neither engine nor the number of workers, of which an image does not depend, nor the machine, of
-which no more than last bits do: another GPU or another kind of CPU may round otherwise.
+It contains neither engine nor number of workers, on which images do not depend, nor the machine, on which
+only their last bits depend: another GPU or kind of CPU may round differently.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ from uhr.models.loading.hashes import config_hash, shown_hash
 from uhr.train.generate.work import REQUEST
 
 PLACE = {"device", "offload"}
-"""Parts of a request that say where it is done, not what; of the device its kind is compared."""
+"""Fields of a request for where it runs, not what it generates; only the kind of device is compared."""
 SCHEMA_VERSION = 1
 
 
 class SetRequest(Config):
-    """`request.json`.
+    """The content of `request.json`.
 
-    `request` leaves nothing open that another machine or a later day would fill in otherwise (`settled`).
-    `computes` is what paints, "cpu" or "cuda", and `threads` how many threads each worker has on a CPU: a sum
-    is cut among them, which moves its last bit. They are those of the run that began the set.
-
-    `weights` holds the hashes of each component that was on the disk before the set was begun (a hub's model
-    is named by its revision); `items` the hash of each of the items' fields, as they were asked for, before
-    any prompt was rewritten; `refine` the model that rewrites (None: the server's only one) and the hash of
-    what it is told.
+    request: without values that depend on machine or date (`settled`).
+    computes: "cpu" or "cuda". threads: on a CPU, the threads of each worker, on which the last bits of sums
+        depend. Both are those of the run that began the set.
+    weights: hashes of each component that was on disk before the set was begun (a hub's model is named by its
+        revision).
+    items: the hash of each field of all items, before any prompt was rewritten.
+    refine: the model that rewrites prompts (None: the server's only one), and the hash of its instruction.
     """
 
     schema_version: int
@@ -55,12 +54,12 @@ class SetRequest(Config):
 
     @property
     def id(self) -> str:
-        """64 hex digits: the same for the same images, on machines of the same kind."""
+        """A hash (64 hex digits), the same for the same images on machines of the same kind."""
         return fingerprint(self.model_dump(mode="json", exclude={"uhr": True, "request": PLACE}))
 
 
 def settled(request: Request, setup: Setup) -> Request:
-    """The request with a hub's model at the commit that was found, its device, and its dtype."""
+    """Replace "auto" values and a hub model's branch by what they mean now: device, dtype and commit."""
     model = setup.model.source.exact
     device = setup.device if request.device == "auto" else request.device
     known = {
@@ -79,8 +78,10 @@ def identify(
     refinement: Refinement | None,
     images: Mapping[Path, str] | None = None,
 ) -> SetRequest:
-    """Of a settled request whose items are checked. `images` are the versions of the images that were opened
-    for that, by path. Hashes weights that nothing has hashed yet.
+    """The identity of a settled request whose items are checked.
+
+    images: by path, the versions of the images that were opened by the check. Weights without a known hash
+    are hashed.
     """
     if setup.model.source.repository:
         weights = {
@@ -108,29 +109,32 @@ def identify(
     )
 
 
-def take(store: Store, asked: SetRequest, fix: str) -> SetRequest:
-    """Make OUT that of this request, and return the request, with the threads of the run that began the set;
-    a UserError that says what differs where OUT is another's already."""
+def claim(store: Store, requested: SetRequest, fix: str) -> SetRequest:
+    """Write the request into OUT, or compare it with the one that is there.
+
+    Returns the request, with the threads of the run that began the set. Raises UserError with what differs if
+    OUT belongs to another request.
+    """
     data = store.read(REQUEST)
     if data is None:
-        store.write(REQUEST, (asked.model_dump_json(indent=2) + "\n").encode())
-        return asked
-    # as a tree: of a set of other values, whatever they are, is said which they are
-    there = versioned_tree(data, store.place(REQUEST), SCHEMA_VERSION, f"remove it, or {fix}")
-    begun = asked.model_copy(update={"threads": there.get("threads")})
-    differs = list(_differences(there, json.loads(begun.model_dump_json())))
+        store.write(REQUEST, (requested.model_dump_json(indent=2) + "\n").encode())
+        return requested
+    # not parsed: also for unknown values, the error lists what differs
+    existing = versioned_tree(data, store.place(REQUEST), SCHEMA_VERSION, f"remove it, or {fix}")
+    begun = requested.model_copy(update={"threads": existing.get("threads")})
+    differs = list(_differences(existing, json.loads(begun.model_dump_json())))
     if differs:
-        raise UserError(f"{store.text} holds another set: other {', '.join(differs)}", fix)
+        raise UserError(f"{store.text} contains another set: other {', '.join(differs)}", fix)
     return begun
 
 
 def kind_of(device: str) -> str:
-    """Of "cuda:1" it is "cuda"."""
+    """The kind of a device: "cuda" of "cuda:1"."""
     return device.partition(":")[0]
 
 
 def _hashes(items: Sequence[Item], images: Mapping[Path, str]) -> dict[str, str]:
-    """Of each field, of all items in their order. Another image under the same name is another one."""
+    """Hash each field over all items in their order; images by path, size and time."""
     trees = [item.model_dump(mode="json") for item in items]
     for item, tree in zip(items, trees, strict=True):
         if item.image is not None:
@@ -141,15 +145,15 @@ def _hashes(items: Sequence[Item], images: Mapping[Path, str]) -> dict[str, str]
 
 
 def _version(image: Path) -> str:
-    """Of a file that could not be opened: a link that leads nowhere has none, and is an item that failed."""
+    """The version of an image that could not be opened, such as a broken link, whose item then fails."""
     try:
         return file_version(user_path(image).stat())
     except OSError:
         return "0-0"
 
 
-def _differences(there: dict[str, Any], asked: dict[str, Any]) -> Iterable[str]:
-    """Names of what is not the same, those of the request and of the items by themselves."""
+def _differences(existing: dict[str, Any], requested: dict[str, Any]) -> Iterable[str]:
+    """Names of what differs, with the fields of the request and of the items."""
     names = {
         "items": "prompts or images",
         "count": "number of prompts",
@@ -157,17 +161,17 @@ def _differences(there: dict[str, Any], asked: dict[str, Any]) -> Iterable[str]:
         "prompt": "prompts",
         "name": "names",
         "seed": "seeds",
-        "image": "pictures",
+        "image": "images",
     }
-    for name, value in asked.items():
-        before = there.get(name)
+    for name, value in requested.items():
+        before = existing.get(name)
         if before == value or name == "uhr":
             continue
         if name == "request" and isinstance(before, dict):
             yield from (key for key in value if key not in PLACE and before.get(key) != value[key])
         elif name == "items" and isinstance(before, dict):
-            # of another number of items nothing is the same
-            if there.get("count") == asked["count"]:
+            # with another number of items, all hashes differ
+            if existing.get("count") == requested["count"]:
                 yield from (names.get(key, key) for key in value if before.get(key) != value[key])
         else:
             yield names.get(name, name)

@@ -1,4 +1,4 @@
-"""The end of a set: a table of all of its items, and `set.json`, which says that nothing is left to do."""
+"""Finishes a set: writes a table of its items, and `set.json` last."""
 
 from __future__ import annotations
 
@@ -60,11 +60,12 @@ SCHEMA = pa.schema(
 
 
 class SetInfo(Config):
-    """`set.json`: written last. `weights`, `adapters` and `versions` are those of the images' records.
+    """The content of `set.json`, which is written last.
 
-    `counts`: items, and of them made, failed, and truncated (made of a prompt whose end was not read).
-    `left_out`: what of the source gave no item, by kind: files that are no images by their name, kept rows of
-    a manifest without a caption.
+    weights, adapters, versions: those of the images' records.
+    counts: items, and how many were made, failed, and truncated (the prompt is longer than is read).
+    left_out: by kind, how much of the source gave no item: files without an image suffix, kept rows of a
+        manifest without a caption.
     """
 
     schema_version: int
@@ -81,20 +82,22 @@ class SetInfo(Config):
 
 def finish(
     store: Store,
-    asked: SetRequest,
+    requested: SetRequest,
     items: Sequence[Item],
     left_out: Mapping[str, int],
     advance: Advance,
 ) -> tuple[SetInfo, str | None]:
-    """Write the index and `set.json`, from what stands in the store; the error of the first item that failed.
-    UserError for an image that this set's request did not make.
+    """Write the index and `set.json` from the records in the store.
+
+    Returns the content of `set.json`, and the error of the first item that failed. Raises UserError for an
+    image that another request made.
     """
 
     def read(item: Item) -> tuple[dict[str, Any], dict[str, Any] | None]:
         data = store.read(record_name(item.name))
         if data is None:
             return _failed(store, item), None
-        return _made(store, item, data, asked)
+        return _made(store, item, data, requested)
 
     rows, first = [], None
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
@@ -102,7 +105,7 @@ def finish(
             rows.append(row)
             first = first or record
             if record is not None and first is not None:
-                _check_alike(first, record, store.place(record_name(row["name"])))
+                _check_common(first, record, store.place(record_name(row["name"])))
             advance()
     index = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), index, compression="zstd")
@@ -111,9 +114,9 @@ def finish(
     made = sum(row["status"] == "made" for row in rows)
     info = SetInfo(
         schema_version=SCHEMA_VERSION,
-        id=fingerprint([asked.id, part.sha256]),
+        id=fingerprint([requested.id, part.sha256]),
         uhr=uhr.__version__,
-        request=asked,
+        request=requested,
         counts={
             "items": len(rows),
             "made": made,
@@ -132,7 +135,7 @@ def finish(
 
 
 def read_set(store: Store) -> SetInfo | None:
-    """What `finish` wrote; None where a set is not finished. Raises UserError if it cannot be read."""
+    """Read what `finish` wrote; None if the set is not finished. Raises UserError if it cannot be read."""
     data = store.read(FILE)
     if data is None:
         return None
@@ -147,26 +150,28 @@ def _failed(store: Store, item: Item) -> dict[str, Any]:
     return {**tree, "status": "failed", "image": _text(item.image), "error": error}
 
 
-def _made(store: Store, item: Item, data: bytes, asked: SetRequest) -> tuple[dict[str, Any], dict[str, Any]]:
-    place, again = store.place(record_name(item.name)), "remove it; the same command paints it again"
+def _made(
+    store: Store, item: Item, data: bytes, requested: SetRequest
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    place, again = store.place(record_name(item.name)), "remove it; the same command generates it again"
     try:
         record = json.loads(data)
         row = {name: record[name] for name in ("prompt", "negative", "seed", "width", "height")}
         row |= {"name": item.name, "status": "made", "image": _text(item.image), **record["png"]}
         original = record["original"]
         row |= _tokens(record["details"].get("text_tokens"))
-        otherwise = _told(record) != _asked(asked, item)
-        _shared(record)
+        differs = _recorded(record) != _expected(requested, item)
+        _common(record)
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"{place} is no record of an image of this set", again) from None
-    if otherwise:
-        raise UserError(f"{place} is of an image that was made otherwise", again)
+        raise UserError(f"{place} is not a record of an image of this set", again) from None
+    if differs:
+        raise UserError(f"{place} is of an image of another request", again)
     row |= {"original_prompt": original and original["prompt"], "file": image_name(item.name)}
     return row, record
 
 
 def _tokens(counts: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """How long the texts are, by a record; nulls for one of an earlier version, which did not count them."""
+    """The lengths of a record's texts in tokens; empty for records of versions that did not count them."""
     if counts is None:
         return {}
     longest = {"prompt": None, "negative prompt": None}
@@ -183,26 +188,26 @@ def _tokens(counts: list[dict[str, Any]] | None) -> dict[str, Any]:
 
 
 REWRITTEN = {"name", "prompt", "original"}
-"""Parts of an item that an image's record may have otherwise than the set."""
+"""Fields of an item that may differ between an image's record and the set."""
 
 
-def _asked(asked: SetRequest, item: Item) -> dict[str, Any]:
-    """What a record must say of an item's image."""
+def _expected(requested: SetRequest, item: Item) -> dict[str, Any]:
+    """The facts that the record of an item's image must contain."""
     return {
-        "request": asked.request.model_dump(mode="json", exclude=PLACE),
+        "request": requested.request.model_dump(mode="json", exclude=PLACE),
         "item": item.model_dump(mode="json", exclude=REWRITTEN),
         "prompt": item.prompt,
         "seed": item.seed,
-        "dtype": asked.request.dtype,
-        "computes": asked.computes,
-        "threads": asked.threads,
-        "adapters": asked.adapters,
-        "rewritten": asked.refine is not None,
+        "dtype": requested.request.dtype,
+        "computes": requested.computes,
+        "threads": requested.threads,
+        "adapters": requested.adapters,
+        "rewritten": requested.refine is not None,
     }
 
 
-def _told(record: dict[str, Any]) -> dict[str, Any]:
-    """What it says. Errors: whatever a stranger's JSON may lead to."""
+def _recorded(record: dict[str, Any]) -> dict[str, Any]:
+    """The same facts from a record. Raises LookupError, TypeError or others if it is not one of ours."""
     original = record["original"]
     return {
         "request": {name: value for name, value in record["request"].items() if name not in PLACE},
@@ -217,8 +222,8 @@ def _told(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shared(record: dict[str, Any]) -> dict[str, Any]:
-    """What is known when the first image is painted, and is the same for all."""
+def _common(record: dict[str, Any]) -> dict[str, Any]:
+    """Facts that are known once the first image is generated, and are the same for all."""
     original = record["original"]
     return {
         "weights": record["weights"],
@@ -226,12 +231,12 @@ def _shared(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_alike(first: dict[str, Any], record: dict[str, Any], place: str) -> None:
-    known = _shared(record)
-    for name, value in _shared(first).items():
+def _check_common(first: dict[str, Any], record: dict[str, Any], place: str) -> None:
+    known = _common(record)
+    for name, value in _common(first).items():
         if known[name] != value:
-            what = f"{place} is of an image by other {name} than the first"
-            raise UserError(what, "remove one of them; the same command paints it again")
+            what = f"{place} is of an image with other {name} than the first"
+            raise UserError(what, "remove one of them; the same command generates it again")
 
 
 def _text(path: Any) -> str | None:

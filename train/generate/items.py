@@ -1,6 +1,6 @@
-"""What a set is made of: every image with its name and its seed, from prompts or from a folder of images.
+"""The items of a set, with names and seeds, from prompts or from a folder of images.
 
-An image depends on its item alone, so names and seeds are settled here, before anything is cut into units.
+Names and seeds are decided here, before items are divided into units: an image depends on its item alone.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import NamedTuple
 from uhr.base.errors import UserError, combined
 from uhr.base.files import user_path
 from uhr.models.generate.request import Item
-from uhr.train.generate.prompts import Placed
+from uhr.train.generate.prompts import LocatedLine
 
 MOST_BYTES = 200
-"""Of one part of a name: file systems end at 255, and what a temporary file is called comes on top."""
+"""Limit of one part of a name: file systems allow 255 bytes, and temporary names are longer."""
 
 IMAGES = frozenset(
     {
@@ -25,35 +25,33 @@ IMAGES = frozenset(
         *("jpx", "pbm", "pgm", "png", "pnm", "ppm", "qoi", "tif", "tiff", "webp"),
     }
 )
-"""Suffixes of the files in a folder that are taken for images, of the formats that `uhr.pixels` decodes; the
-rest is counted and reported.
-"""
+"""Suffixes of image files, those of the formats that `uhr.pixels` decodes; other files are reported."""
 
 _ANYWHERE = re.compile(r'[^\x00-\x1f\x7f<>:"\\|?*/]+')
 _HERE = re.compile(r"[^\x00-\x1f\x7f/]+")
-"""Parts of names: that any file system takes; that stand on this one already."""
+"""Parts of names that any file system accepts, and those that exist on this one already."""
 
 
 class Entry(NamedTuple):
-    """An item, and where the user wrote it: what an error about it names."""
+    """An item, and where the user wrote it, for errors."""
 
     item: Item
     where: str
 
 
 class Defaults(NamedTuple):
-    """What the command says for every item that does not say it itself."""
+    """Values from the command line, for items that do not have their own."""
 
     negative: str | None = None
     seed: int = 0
     image: Path | None = None
 
 
-def from_prompts(lines: Sequence[Placed], folder: Path, defaults: Defaults) -> list[Entry]:
-    """An entry per line. Names are given, or the line's number from 0 on; seeds are given, or the command's
-    seed plus that number. Images' paths go from `folder`.
+def from_prompts(lines: Sequence[LocatedLine], folder: Path, defaults: Defaults) -> list[Entry]:
+    """Make an entry per line.
 
-    UserError: names that no file can bear, and names that stand twice.
+    The default name is the line's number, from 0; the default seed is the command's plus that number. Image
+    paths are relative to `folder`. Raises UserError for names that are invalid or repeated.
     """
     digits = max(4, len(str(len(lines) - 1)))
     entries, mistakes = [], []
@@ -73,23 +71,24 @@ def from_prompts(lines: Sequence[Placed], folder: Path, defaults: Defaults) -> l
             image=defaults.image if line.image is None else folder / user_path(line.image),
         )
         entries.append(Entry(item, where))
-    mistakes += _twins(entries)
+    mistakes += _repeated(entries)
     if mistakes:
         raise combined(mistakes)
     return entries
 
 
 def from_images(folder: Path, prompt: str, defaults: Defaults) -> tuple[list[Entry], list[str]]:
-    """An entry per image below a folder, in the order of their paths, and the files that are none.
+    """Make an entry per image below a folder, in the order of paths; returns also the files that are not
+    images.
 
-    A result is called as its image, without the suffix; where two images differ by it alone, all end with
+    A result has the name of its image without the suffix. If two images differ only by suffix, all names get
     it, as `lake-jpg`.
     """
     files = sorted(_files_below(folder))
     suffixes = {name: PurePosixPath(name).suffix.lower().lstrip(".") for name in files}
     images = [name for name in files if suffixes[name] in IMAGES]
     if not images:
-        raise UserError(f"--image {folder} holds no image", f"suffixes are {', '.join(sorted(IMAGES))}")
+        raise UserError(f"--image {folder} contains no image", f"suffixes are {', '.join(sorted(IMAGES))}")
     stems = [str(PurePosixPath(name).with_suffix("")) for name in images]
     if len({stem.casefold() for stem in stems}) < len(stems):
         stems = [f"{stem}-{PurePosixPath(name).suffix[1:]}" for stem, name in zip(stems, images, strict=True)]
@@ -105,7 +104,7 @@ def from_images(folder: Path, prompt: str, defaults: Defaults) -> tuple[list[Ent
 
 
 def _files_below(folder: Path) -> Iterable[str]:
-    """Relative paths of the files below a folder, but for hidden ones."""
+    """Relative paths of the files below a folder, without hidden ones."""
     if not os.access(folder, os.R_OK):
         raise UserError(f"--image {folder} cannot be read", "name an image, or a folder of images")
     for at, folders, files in os.walk(folder):
@@ -115,7 +114,7 @@ def _files_below(folder: Path) -> Iterable[str]:
 
 
 def _checked(name: str, where: str, allowed: re.Pattern[str] = _ANYWHERE) -> str:
-    """The name, if a file of a set can bear it."""
+    """Return the name. Raises UserError if a file of a set cannot have it."""
     for part in name.split("/"):
         wrong = (
             not allowed.fullmatch(part)
@@ -127,22 +126,24 @@ def _checked(name: str, where: str, allowed: re.Pattern[str] = _ANYWHERE) -> str
         )
         if wrong:
             fix = f"letters, digits, spaces, - _ . and /, at most {MOST_BYTES} bytes, without .png at the end"
-            raise UserError(f"{where}: no file can be called '{name}'", fix)
+            raise UserError(f"{where}: a file cannot be called '{name}'", fix)
     return name
 
 
 def _is_text(part: str) -> bool:
-    """Without the lone surrogates of a file name that is no UTF-8."""
+    """Whether a name has no lone surrogates, as those of a file name that is not UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in part)
 
 
-def _twins(entries: Sequence[Entry]) -> Iterator[UserError]:
-    """An error for every name that another item has."""
-    # without regard to case: there are file systems that have none
+def _repeated(entries: Sequence[Entry]) -> Iterator[UserError]:
+    """Yield an error for each name that an earlier item has."""
+    # ignore case, as some file systems do
     seen: dict[str, str] = {}
     for item, where in entries:
         key = item.name.casefold()
         if key in seen:
-            yield UserError(f"{where}: the name '{item.name}' is that of {seen[key]} too", "give another")
+            yield UserError(
+                f"{where}: the name '{item.name}' is already used by {seen[key]}", "choose another"
+            )
         else:
             seen[key] = where

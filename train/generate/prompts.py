@@ -1,4 +1,4 @@
-"""A file of prompts, in whichever form: every line becomes a `Line`, checked, that knows where it stood."""
+"""Reads prompts from text, JSONL, CSV and Parquet files, and from captions of a manifest."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FORMS = "a .txt with a prompt per line, a .jsonl, .csv or .parquet, or the folde
 
 
 class Line(Config):
-    """One image as a file of prompts describes it; what is None, the command says.
+    """One image of a file of prompts; the command line gives values that are None.
 
-    `width` and `height` in px, both or neither. `image` is an image's path, from the file's own folder.
+    width, height: in px, both or neither. image: a path relative to the file's folder.
     """
 
     prompt: Text
@@ -34,7 +34,7 @@ class Line(Config):
 
     @field_validator("prompt")
     @classmethod
-    def _says_something(cls, prompt: str) -> str:
+    def _not_empty(cls, prompt: str) -> str:
         if not prompt.strip():
             raise ValueError("is empty")
         return prompt.strip()
@@ -42,25 +42,26 @@ class Line(Config):
     @model_validator(mode="after")
     def _whole_size(self) -> Line:
         if (self.width is None) != (self.height is None):
-            raise ValueError("width and height go combined")
+            raise ValueError("width and height go together")
         return self
 
 
-class Placed(NamedTuple):
-    """A line, and where it stands: `prompts.jsonl line 3`."""
+class LocatedLine(NamedTuple):
+    """A line with its location, such as `prompts.jsonl line 3`."""
 
     line: Line
     where: str
 
 
-def read_prompts(path: Path) -> list[Placed]:
-    """Every prompt of a file or a manifest, in its order. UserError names file, line and value of every
-    mistake, of many the first few.
+def read_prompts(path: Path) -> list[LocatedLine]:
+    """Read all prompts of a file or a manifest, in order.
+
+    Raises UserError with file, line and value of the first few mistakes.
     """
     if path.is_dir():
         found = _of_manifest(path)
     elif not path.is_file():
-        raise UserError(f"--prompts {path} is not there", f"name {FORMS}")
+        raise UserError(f"--prompts {path} does not exist", f"name {FORMS}")
     else:
         readers = {".txt": _of_text, ".jsonl": _of_jsonl, ".csv": _of_csv, ".parquet": _of_parquet}
         if path.suffix.lower() not in readers:
@@ -69,18 +70,18 @@ def read_prompts(path: Path) -> list[Placed]:
     lines, mistakes = [], []
     for tree, where in found:
         try:
-            lines.append(_placed(tree, where))
+            lines.append(_located(tree, where))
         except UserError as error:
             mistakes.append(error)
     if mistakes:
         raise combined(mistakes)
     if not lines:
-        raise UserError(f"{path} holds no prompt", f"name {FORMS}")
+        raise UserError(f"{path} contains no prompt", f"name {FORMS}")
     return lines
 
 
 def without_caption(path: Path) -> int:
-    """Kept rows of a manifest that have no caption and so give no prompt; 0 for a file."""
+    """Number of kept rows of a manifest that have no caption, and so give no prompt; 0 for a file."""
     if not path.is_dir():
         return 0
     from uhr.manifests.manifest import Manifest
@@ -89,27 +90,27 @@ def without_caption(path: Path) -> int:
     return sum(not (caption or "").strip() for caption in captions)
 
 
-def _placed(tree: Mapping[str, Any] | UserError, where: str) -> Placed:
+def _located(tree: Mapping[str, Any] | UserError, where: str) -> LocatedLine:
     if isinstance(tree, UserError):
         raise tree
     try:
-        return Placed(build(Line, tree, where), where)
+        return LocatedLine(build(Line, tree, where), where)
     except UserError as error:
         raise UserError(error.what, error.fix or "correct that line") from None
 
 
-Found = tuple[Mapping[str, Any] | UserError, str]
-"""The keys of one line, or what is wrong with it, and where it is."""
+RawLine = tuple[Mapping[str, Any] | UserError, str]
+"""The values of one line or the error in it, and its location."""
 
 
-def _of_text(path: Path) -> Iterator[Found]:
+def _of_text(path: Path) -> Iterator[RawLine]:
     # not splitlines(): that also splits at characters which belong to a prompt
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             yield {"prompt": line}, f"{path} line {number}"
 
 
-def _of_jsonl(path: Path) -> Iterator[Found]:
+def _of_jsonl(path: Path) -> Iterator[RawLine]:
     for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -117,14 +118,14 @@ def _of_jsonl(path: Path) -> Iterator[Found]:
         try:
             tree = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield UserError(f"{where} is no JSON ({error})", "write one object per line"), where
+            yield UserError(f"{where} is not JSON ({error})", "write one object per line"), where
             continue
         if not isinstance(tree, dict):
-            tree = UserError(f"{where} holds {line.strip()[:40]}, not an object", 'write {"prompt": ...}')
+            tree = UserError(f"{where} is {line.strip()[:40]}, not an object", 'write {"prompt": ...}')
         yield tree, where
 
 
-def _of_csv(path: Path) -> Iterator[Found]:
+def _of_csv(path: Path) -> Iterator[RawLine]:
     rows = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         head = [name.strip() for name in next(rows, [])]
@@ -134,15 +135,15 @@ def _of_csv(path: Path) -> Iterator[Found]:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(head):
-                what = f"{where} has {len(row)} cells, and its head {len(head)}"
+                what = f"{where} has {len(row)} cells, and the header {len(head)}"
                 yield UserError(what, "quote commas"), where
                 continue
             yield {name: cell for name, cell in zip(head, row, strict=True) if cell}, where
     except csv.Error as error:
-        raise UserError(f"{path} line {rows.line_num} is no CSV ({error})", "mend that line") from None
+        raise UserError(f"{path} line {rows.line_num} is not CSV ({error})", "fix that line") from None
 
 
-def _of_parquet(path: Path) -> Iterator[Found]:
+def _of_parquet(path: Path) -> Iterator[RawLine]:
     import pyarrow as pa
 
     from uhr.base import parquet
@@ -150,23 +151,22 @@ def _of_parquet(path: Path) -> Iterator[Found]:
     try:
         table = parquet.read(path)
     except (OSError, pa.ArrowException) as error:
-        words = one_line(error)
-        raise UserError(f"{path} cannot be read ({words})", "name a Parquet file") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)})", "name a Parquet file") from None
     _check_columns(table.schema.names, str(path))
     number = 0
     for batch in table.to_batches(max_chunksize=1000):
         for row in batch.to_pylist():
             number += 1
-            said = {name: value for name, value in row.items() if not _is_null(value)}
-            yield said, f"{path} row {number}"
+            values = {name: value for name, value in row.items() if not _is_null(value)}
+            yield values, f"{path} row {number}"
 
 
-def _of_manifest(path: Path) -> Iterator[Found]:
+def _of_manifest(path: Path) -> Iterator[RawLine]:
     """The captions of a manifest's kept rows, under their sample ids."""
     from uhr.manifests.manifest import Manifest, is_manifest
 
     if not is_manifest(path):
-        raise UserError(f"--prompts {path} is a folder, and no manifest", f"name {FORMS}")
+        raise UserError(f"--prompts {path} is a folder, but not a manifest", f"name {FORMS}")
     rows = Manifest.open(path).table(["sample_id", "caption"], where="status = 'kept'").to_pylist()
     for row in rows:
         if (row["caption"] or "").strip():
@@ -192,11 +192,11 @@ def _check_columns(names: list[str], where: str) -> None:
         if name not in known:
             raise unknown("column", name, known, where)
         if names.count(name) > 1:
-            raise UserError(f"{where}: column '{name}' stands here twice", "leave one of them out")
+            raise UserError(f"{where}: column '{name}' occurs twice", "remove one of them")
     if "prompt" not in names:
         raise UserError(f"{where} has no column 'prompt'", f"columns are {', '.join(known)}")
 
 
 def _is_null(value: Any) -> bool:
-    """Null, or the not-a-number that pandas writes for it."""
+    """Whether a value is null, or NaN, which pandas writes for null."""
     return value is None or (isinstance(value, float) and math.isnan(value))

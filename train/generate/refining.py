@@ -1,4 +1,4 @@
-"""The prompts of a set, rewritten: each different one asked once, every answer kept where the set is."""
+"""Rewrites the prompts of a set by a server: each distinct prompt once, with all answers kept in the set."""
 
 from __future__ import annotations
 
@@ -17,52 +17,54 @@ from uhr.models.llm.refine import Refiner
 
 ANSWERS = "refined"
 AT_ONCE = 4
-"""Questions that are with the server at the same time."""
+"""Number of simultaneous requests to the server."""
 
 GIVE_UP = 8
-"""Prompts without an answer, and none with one, after which no more are asked."""
+"""Number of prompts without an answer after which the run ends, if no prompt has one."""
 
 
 def refine_all(
     items: Sequence[Item], refiner: Refiner, store: Store, known: set[str], advance: Advance
 ) -> tuple[list[Item], dict[str, str]]:
-    """The items refined, and by prompt what is wrong where the server has no answer; the items of those are
-    left out. `known`: the names that stand in the store.
+    """Rewrite the prompts of items.
 
-    UserError where the server cannot be asked, where it answers nothing at all, and where its model is not
-    the one that rewrote the prompts before.
+    known: the names in the store. Returns the items with new prompts, and by prompt the error if the server
+    gave no answer; items with such a prompt are left out. Raises UserError if the server cannot be reached,
+    if it answers no prompt at all, or if another model rewrote the prompts before.
     """
     _check_model(refiner.server.model, store, known)
     prompts = list(dict.fromkeys(item.prompt for item in items))
     answers: dict[str, str] = {}
-    silent: dict[str, str] = {}
+    unanswered: dict[str, str] = {}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        asked = {pool.submit(_answer, prompt, refiner, store, known): prompt for prompt in prompts}
+        pending = {pool.submit(_refined, prompt, refiner, store, known): prompt for prompt in prompts}
         try:
-            for done in as_completed(asked):
-                prompt = asked[done]
+            for done in as_completed(pending):
+                prompt = pending[done]
                 try:
                     answers[prompt] = done.result()
                 except NoAnswer as none:
-                    silent[prompt] = f"{refiner.server.model} does not rewrite its prompt ({none})"
-                    if not answers and len(silent) >= GIVE_UP:
-                        raise _nothing(silent) from None
+                    unanswered[prompt] = f"{refiner.server.model} does not rewrite its prompt ({none})"
+                    if not answers and len(unanswered) >= GIVE_UP:
+                        raise _no_answer(unanswered) from None
                 advance()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     if prompts and not answers:
-        raise _nothing(silent)
+        raise _no_answer(unanswered)
     refined = [with_prompt(item, answers[item.prompt], refiner) for item in items if item.prompt in answers]
-    return refined, silent
+    return refined, unanswered
 
 
-def _nothing(silent: dict[str, str]) -> UserError:
-    return UserError(next(iter(silent.values())), "check the server, or leave --refine out")
+def _no_answer(unanswered: dict[str, str]) -> UserError:
+    return UserError(next(iter(unanswered.values())), "check the server, or leave --refine out")
 
 
 def _check_model(model: str, store: Store, known: set[str]) -> None:
-    """A server's only model has no name in the request, and may be another one since."""
+    """Raise UserError if another model rewrote earlier prompts: a server's only model is not in the
+    request.
+    """
     first = min((name for name in known if name.startswith(f"{ANSWERS}/")), default=None)
     data = None if first is None else store.read(first)
     before = model if data is None else json.loads(data)["model"]
@@ -71,8 +73,8 @@ def _check_model(model: str, store: Store, known: set[str]) -> None:
         raise UserError(what, f"serve {before} again, or name another --out")
 
 
-def _answer(prompt: str, refiner: Refiner, store: Store, known: set[str]) -> str:
-    """From the store, or from the server and then into the store."""
+def _refined(prompt: str, refiner: Refiner, store: Store, known: set[str]) -> str:
+    """The rewritten prompt from the store, or from the server, and then written to the store."""
     name = f"{ANSWERS}/{refiner.key(prompt)[:32]}.json"
     if name in known:
         data = store.read(name)

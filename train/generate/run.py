@@ -1,16 +1,16 @@
-"""A set of pictures, from the first check to its index; killed anywhere, the same command goes on.
+"""Generates a set of images, from the first check to the index. A killed run can be repeated to resume.
 
 OUT is a folder or a prefix of an object store:
 
-    request.json     what this is a set of; stands before anything is painted
+    request.json     the identity of the set, written before anything is generated
     refined/         answers of the server that rewrites prompts
-    pictures/        NAME.png and NAME.json; an item is done when its JSON stands, whoever wrote it
-    failed/          NAME.json of what could not be made; tried again by the next run
+    pictures/        NAME.png and NAME.json; an item is done when its JSON exists
+    failed/          NAME.json of items that failed; the next run tries them again
     set.parquet      a row per item
-    set.json         last
+    set.json         written last
 
-What a run notes down for itself (its lock, its units) is in OUT/work, or for an object store in the user's
-cache, and gone when it ends.
+The temporary state of a run (lock and units) is in OUT/work, or for an object store in the user's cache. It
+is removed at the end.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from uhr.train.generate.identity import SetRequest
 from uhr.train.generate.index import SetInfo
 from uhr.train.generate.items import Entry
 from uhr.train.generate.refining import ANSWERS, refine_all
-from uhr.train.generate.team import beginning, is_remote, threads_of
 from uhr.train.generate.work import (
     FAILED,
     IMAGES,
     REQUEST,
-    PaintWork,
+    GenerateWork,
     failure,
     failure_name,
     image_name,
     items_table,
     record_name,
 )
+from uhr.train.generate.workers import is_remote, startup_note, threads_of
 
 UNITS = "units"
 
@@ -58,20 +58,21 @@ LAYOUT = Layout(
     (REQUEST, ANSWERS, IMAGES, FAILED, index.INDEX, index.FILE, "work"),
     (REQUEST, "work"),
 )
-WORK = Layout("notes of a run", (UNITS, LOCK), (UNITS, LOCK), {UNITS: or_half_written(units.FILES)})
-"""What a run notes down for itself while it works (`Store.work_folder`)."""
+WORK = Layout("the state of a run", (UNITS, LOCK), (UNITS, LOCK), {UNITS: or_half_written(units.FILES)})
+"""The layout of a run's temporary state (`Store.work_folder`)."""
 
 MOST_UNITS = 10_000
-"""Below that a unit is one image: whoever is free takes the next one."""
+"""Up to this many items, each unit is one image, which balances the load of workers best."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What the user asked for; `runner` does it.
+class SetJob:
+    """What to generate, and by which runner.
 
-    `images`: the folder that the entries come from, if they come from one. What does not pass the check
-    counts as failed then; a mistake in a file of prompts ends the run before it begins. `left_out`: how much
-    of the source gave no entry, by kind. `fresh` says how to make this set elsewhere.
+    images: the folder that the entries come from, if any. Then items that fail the check count as failed,
+        while a mistake in a file of prompts ends the run.
+    left_out: how much of the source gave no entry, by kind.
+    fresh: makes the fix of an error, for an OUT that belongs to another set.
     """
 
     request: Request
@@ -86,8 +87,8 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of it. `before`: nothing was left to do."""
+class SetResult:
+    """The result of a run. `before`: the set was finished before."""
 
     out: str
     info: SetInfo
@@ -95,159 +96,160 @@ class Outcome:
     first_error: str | None
 
     def facts(self) -> dict[str, Any]:
-        """For machines."""
+        """The result for `--json`."""
         return {"out": self.out, "finished_before": self.before, **self.info.model_dump(mode="json")}
 
 
-def generate(order: Order) -> Outcome:
-    """Make a set, or what is left of it. UserError for whatever can be known before weights are loaded, an
-    OUT of another set or another kind, another run at work in it, and a store that fails.
+def generate(job: SetJob) -> SetResult:
+    """Generate a set, or what is missing of it.
+
+    Raises UserError for every mistake that can be found before weights are loaded, if OUT contains another
+    set or anything else, if another run works in it, or if the store fails.
     """
-    store = open_store(order.out)
-    _refuse_strangers(store)
-    _keep_apart(order, store)
-    setup = Setup.of(_checkable(order))
+    store = open_store(job.out)
+    _check_names(store)
+    _keep_apart(job, store)
+    setup = Setup.of(_checkable_here(job))
     for note in setup.notes:
         warn(note)
-    request = identity.settled(order.request, setup)
-    runner = order.runner
-    checked = _check(order, setup)
-    items = [entry.item for entry in order.entries]
+    request = identity.settled(job.request, setup)
+    runner = job.runner
+    checked = _check(job, setup)
+    items = [entry.item for entry in job.entries]
     versions = {path: image.version for path, image in checked.images.items()}
-    asked = identity.identify(request, setup, threads_of(runner), items, order.refinement, versions)
+    requested = identity.identify(request, setup, threads_of(runner), items, job.refinement, versions)
     if isinstance(store, FolderStore):
         RunFolder(store.folder, LAYOUT).claim()
     work = RunFolder(store.work_folder(), WORK)
     fix = "make room there; the same command goes on where it stopped"
     with saving(work.path, fix), work.lock(where=store.text):
         try:
-            asked = identity.take(store, asked, order.fresh(order.out))
+            requested = identity.claim(store, requested, job.fresh(job.out))
             names = store.names()
             found = index.read_set(store)
             if found is not None and not found.counts["failed"] and not _undone(items, names):
-                return Outcome(order.out, found, True, None)
-            _tell_threads(store, asked, threads_of(runner))
-            _paint(order, asked, store, names, runner, checked)
+                return SetResult(job.out, found, True, None)
+            _warn_of_threads(store, requested, threads_of(runner))
+            _generate(job, requested, store, names, runner, checked)
             with progress("index", len(items), "images") as advance:
-                info, error = index.finish(store, asked, items, order.left_out, advance)
+                info, error = index.finish(store, requested, items, job.left_out, advance)
         finally:
             work.clear(UNITS)
-    return Outcome(order.out, info, False, error)
+    return SetResult(job.out, info, False, error)
 
 
-def _tell_threads(store: Store, asked: SetRequest, threads: int) -> None:
-    """A set keeps the number of threads that it was begun with, whatever this run was given."""
-    if asked.threads is not None and asked.threads != threads:
-        kept = counted(asked.threads, "thread")
+def _warn_of_threads(store: Store, requested: SetRequest, threads: int) -> None:
+    """Warn that a set keeps the number of threads with which it was begun."""
+    if requested.threads is not None and requested.threads != threads:
+        kept = counted(requested.threads, "thread")
         why = "with others the last bits of an image may differ"
         warn(f"{store.text} was begun with {kept} for each worker and keeps that number: {why}")
 
 
-def _refuse_strangers(store: Store) -> None:
-    """Before anything long: nothing is written where something else stands."""
+def _check_names(store: Store) -> None:
+    """Raise UserError if the store contains anything but a set."""
     if isinstance(store, FolderStore):
         RunFolder(store.folder, LAYOUT).check()
     else:
         LAYOUT.check_names(store.text, {name.partition("/")[0] for name in store.names()})
 
 
-def _keep_apart(order: Order, store: Store) -> None:
-    """What is written must not be read as a given image by the next run, nor previews stand in the way of
-    the set."""
+def _keep_apart(job: SetJob, store: Store) -> None:
+    """Raise UserError if outputs would be read as input images by the next run, or previews are in OUT."""
     out = store.folder if isinstance(store, FolderStore) else None
-    for name, place in (("--out", out), ("--previews", order.previews)):
-        if place is not None and order.images is not None and _is_below(place, order.images):
-            what = f"{name} {place} is in the folder of given images, {order.images}"
-            raise UserError(what, "name a folder beside it: what is written there would be taken for given")
-    if out is not None and order.previews is not None and _is_below(order.previews, out):
-        raise UserError(f"--previews {order.previews} is in --out {out}", "name a folder beside it")
+    for name, place in (("--out", out), ("--previews", job.previews)):
+        if place is not None and job.images is not None and _is_below(place, job.images):
+            what = f"{name} {place} is in the folder of given images, {job.images}"
+            raise UserError(what, "name a folder next to it: outputs there would be read as given images")
+    if out is not None and job.previews is not None and _is_below(job.previews, out):
+        raise UserError(f"--previews {job.previews} is in --out {out}", "name a folder next to it")
 
 
 def _is_below(place: Path, folder: Path) -> bool:
-    """Whether `place` is `folder` or in it, whatever both are called."""
+    """Whether `place` is `folder` or in it, with links resolved."""
     return user_path(place).resolve().is_relative_to(user_path(folder).resolve())
 
 
-def _checkable(order: Order) -> Request:
-    """The request as far as this machine can judge it: a cluster may have the GPU that is missing here."""
+def _checkable_here(job: SetJob) -> Request:
+    """The request without what this machine cannot check: a cluster may have the GPU that is missing here."""
     import torch
 
-    if (
-        not is_remote(order.runner)
-        or not order.request.device.startswith("cuda")
-        or torch.cuda.is_available()
-    ):
-        return order.request
-    return order.request.model_copy(update={"device": "cpu", "offload": None, "quantize": None})
+    if not is_remote(job.runner) or not job.request.device.startswith("cuda") or torch.cuda.is_available():
+        return job.request
+    return job.request.model_copy(update={"device": "cpu", "offload": None, "quantize": None})
 
 
 class _Image(NamedTuple):
-    """The bytes of an image that was opened (`Given.version` and `Given.sha256`)."""
+    """Version and hash of an input image that was opened."""
 
     version: str
     sha256: str
 
 
 class _Checked(NamedTuple):
-    """`refused`: by name, what is wrong with an item. `images`: by path, what was opened."""
+    """The result of the check.
+
+    refused: by name, the error of an item. images: by path, the input images that were opened.
+    """
 
     refused: dict[str, str]
     images: dict[Path, _Image]
 
 
-def _check(order: Order, setup: Setup) -> _Checked:
-    """Every item. A UserError tells the places of those that cannot be made, of many the first few; of a
-    folder of images they are refused by name, as long as there are others.
+def _check(job: SetJob, setup: Setup) -> _Checked:
+    """Check every item.
+
+    Raises UserError with the locations of the first few that are invalid. Items of a folder of images are
+    only refused by name, unless all are.
     """
     refused: dict[str, str] = {}
     images: dict[Path, _Image] = {}
     mistakes: list[UserError] = []
-    # by kind, the names of previews
+    # the names of previews by kind
     kinds: dict[Any, list[str]] = {}
-    with progress("check", len(order.entries), "items") as advance:
-        for entry in order.entries:
+    with progress("check", len(job.entries), "items") as advance:
+        for entry in job.entries:
             item = entry.item
             kind = (item.image, item.size, item.negative is None)
             try:
-                # nothing but these can be wrong
+                # items of one kind pass or fail the check together
                 if kind not in kinds:
                     call = setup.call(item)
-                    kinds[kind] = [] if order.previews is None else setup.preview_names(call)
+                    kinds[kind] = [] if job.previews is None else setup.preview_names(call)
                     if item.image is not None and call.given is not None:
                         images.setdefault(item.image, _Image(call.given.version, call.given.sha256))
-                if order.previews is not None:
-                    files = stage_files(order.previews, item.name, kinds[kind])
+                if job.previews is not None:
+                    files = stage_files(job.previews, item.name, kinds[kind])
                     check_stages(files, item.image)
             except UserError as error:
                 what = error.what if entry.where in error.what else f"{entry.where}: {error.what}"
-                told = UserError(what, error.fix)
-                mistakes.append(told)
-                refused[item.name] = str(told)
+                mistakes.append(UserError(what, error.fix))
+                refused[item.name] = str(mistakes[-1])
             advance()
-    if mistakes and order.images is None:
+    if mistakes and job.images is None:
         raise combined(mistakes)
-    if len(refused) == len(order.entries):
-        words = next(iter(refused.values()))
-        raise UserError(f"none of the {len(refused)} images can be used; the first: {words}")
+    if len(refused) == len(job.entries):
+        first = next(iter(refused.values()))
+        raise UserError(f"none of the {len(refused)} images can be used; the first: {first}")
     return _Checked(refused, images)
 
 
-def _paint(
-    order: Order,
-    asked: SetRequest,
+def _generate(
+    job: SetJob,
+    requested: SetRequest,
     store: Store,
     names: set[str],
     runner: Runner,
     checked: _Checked,
 ) -> None:
-    """Whatever is not done and can be: prompts first, all of them, then images."""
-    items, refused = [entry.item for entry in order.entries], checked.refused
+    """Generate the items that are not done and not refused: first rewrite all prompts, then make images."""
+    items, refused = [entry.item for entry in job.entries], checked.refused
     for item in items:
         if item.name in refused:
             store.write(failure_name(item.name), failure(item.name, item.prompt, refused[item.name]))
     left = [item for item in _undone(items, names) if item.name not in refused]
-    if left and order.refinement is not None:
-        left = _refined(left, order.refinement, store, names)
+    if left and job.refinement is not None:
+        left = _refined(left, job.refinement, store, names)
     if not left:
         return
     RunFolder(store.work_folder(), WORK).clear(UNITS)
@@ -255,18 +257,18 @@ def _paint(
     table = items_table(left, [failure_name(item.name) in names for item in left], hashes)
     plan = UnitPlan.create(store.work_folder() / UNITS, table, -(-len(left) // MOST_UNITS), "paint")
     out = str(store.folder.absolute()) if isinstance(store, FolderStore) else store.text
-    previews = order.previews and order.previews.absolute()
-    work = PaintWork(asked.request, out, previews, asked.threads)
-    with _own_threads(), progress("paint", len(items), "images") as advance:
+    previews = job.previews and job.previews.absolute()
+    work = GenerateWork(requested.request, out, previews, requested.threads)
+    with _own_threads(), progress("generate", len(items), "images") as advance:
         if len(items) > len(left):
             advance(len(items) - len(left), f"{len(items) - len(left)} were done or refused before")
-        advance(0, beginning(runner))
+        advance(0, startup_note(runner))
         run_units(plan, work, runner, advance, lambda unit: "")
 
 
 @contextlib.contextmanager
 def _own_threads() -> Generator[None]:
-    """This process's number of threads, whatever it is in the block: work may be done in this process."""
+    """Restore this process's number of threads after the block, in which work may change it."""
     import torch
 
     before = torch.get_num_threads()

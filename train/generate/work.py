@@ -1,4 +1,4 @@
-"""What a worker does: it loads the model once and paints one item after another into the store."""
+"""The work of a worker: loads the model once, then generates one item after another into the store."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ IMPORTS = (
     "uhr.models.generate.setup",
     "transformers.modeling_utils",
 )
-"""What `PaintWork.open` imports and what takes long to import: most of the time before a tiny model's first
-image."""
+"""Slow imports of `GenerateWork.open`, which take most of the time before a tiny model's first image."""
 
 REQUEST, IMAGES, FAILED = "request.json", "pictures", "failed"
 
 ITEMS = pa.schema([("item", pa.string()), ("failed_before", pa.bool_()), ("image_sha256", pa.string())])
-"""`item` is an `Item` as JSON; `image_sha256` is of its image's bytes when the set was checked, or null."""
+"""`item` is an `Item` as JSON; `image_sha256` is the hash of its input image when the set was checked, or
+null.
+"""
 
 ROWS = pa.schema([("name", pa.string()), ("error", pa.string())])
-"""What became of each; `error` is null where the image stands."""
+"""The result of each item; `error` is null if its image was written."""
 
 
 def image_name(name: str) -> str:
@@ -42,7 +43,7 @@ def image_name(name: str) -> str:
 
 
 def record_name(name: str) -> str:
-    """An item is done when this stands: it is written after the image."""
+    """The name of an item's record; it is written after the image, and marks the item as done."""
     return f"{IMAGES}/{name}.json"
 
 
@@ -51,14 +52,14 @@ def failure_name(name: str) -> str:
 
 
 def failure(name: str, prompt: str, error: str) -> bytes:
-    """What stands under `failure_name`."""
+    """The content of the file `failure_name`."""
     return json_bytes({"name": name, "prompt": prompt, "error": error})
 
 
 def items_table(
     items: Iterable[Item], failed_before: Iterable[bool], images: Mapping[Path, str] | None = None
 ) -> pa.Table:
-    """A row per item. `images`: by path, the SHA-256 of the bytes that were checked."""
+    """The items as rows. `images`: by path, the SHA-256 of the input images that were checked."""
     images = images or {}
     rows = [
         {
@@ -71,12 +72,12 @@ def items_table(
     return pa.Table.from_pylist(rows, ITEMS)
 
 
-class PaintWork(Work):
-    """Paints into `out`, an absolute folder or a URL, with so many threads (None: as many as there are). An
-    item that cannot be made is written down under `failed/`, and the next one is taken.
+class GenerateWork(Work):
+    """Generates images into `out`, an absolute folder or a URL.
 
-    The request's files are named as the user named them, in the records too. They are found since a worker
-    starts in the folder of the command (`uhr.runtime`).
+    threads: None keeps the process's number. An item that fails is recorded under `failed/`, and the work
+    continues with the next one. The request's files have the paths that the user gave, also in records: a
+    worker starts in the folder of the command (`uhr.runtime`).
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class PaintWork(Work):
 
         self._store = open_store(self.out)
         if not self._store.exists(REQUEST):
-            what = f"{self.out} is not the same place on {platform.node()} as where the set was asked for"
+            what = f"{self.out} is another folder on {platform.node()} than where the command was started"
             raise UserError(what, "name a folder that all machines share, or s3://bucket/prefix")
         self._session = Session(Setup.of(self.request))
 
@@ -110,7 +111,7 @@ class PaintWork(Work):
         for index, row in enumerate(items.to_pylist()):
             item = Item.model_validate_json(row["item"])
             fault = watch.begin(index)
-            # an earlier try of this unit may have come this far before its process died
+            # an earlier attempt of this unit may have made the image before its process died
             error = None
             if not all(self._store.exists(name(item.name)) for name in (record_name, image_name)):
                 error = self._make(item, fault, row["image_sha256"])
@@ -120,33 +121,34 @@ class PaintWork(Work):
         return pa.Table.from_pylist(rows, ROWS)
 
     def _make(self, item: Item, fault: UnitFault | None, image: str | None) -> str | None:
-        """Generate and write one item; what is wrong with it, where something is. `image` is the SHA-256 that
-        its image must have, None for any.
+        """Generate and write one item; return its error, if any.
+
+        image: the SHA-256 that its input image must have, None for any.
         """
         import torch
 
         try:
             if fault is not None:
-                raise UserError(f"the process that painted it {fault.message}", "see what is left of memory")
-            self._write(item, self._paint(item, image))
+                raise UserError(f"the process that generated it {fault.message}", "check the free memory")
+            self._write(item, self._generate(item, image))
         except StoreError:
             raise
         except (UserError, torch.OutOfMemoryError) as error:
-            words = one_line(error)
+            message = one_line(error)
             if not isinstance(error, UserError):
                 torch.cuda.empty_cache()
-                words = f"out of GPU memory ({words}): --offload model, --quantize, or a smaller size"
-            self._store.write(failure_name(item.name), failure(item.name, item.prompt, words))
-            return words
+                message = f"out of GPU memory ({message}): --offload model, --quantize, or a smaller size"
+            self._store.write(failure_name(item.name), failure(item.name, item.prompt, message))
+            return message
         return None
 
-    def _paint(self, item: Item, image: str | None) -> GeneratedImage:
+    def _generate(self, item: Item, image: str | None) -> GeneratedImage:
         from uhr.models.generate.record import write_stages
 
         call = self._session.setup.call(item)
         if call.given is not None and image not in (None, call.given.sha256):
             what = f"image {item.image} changed after the set was checked"
-            raise UserError(what, "run the command again when nothing writes to it")
+            raise UserError(what, "run the command again")
         painting = self._session.generate(call, stages=self.previews is not None)
         if self.previews is not None:
             name = Path(item.name)

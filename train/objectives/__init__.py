@@ -1,4 +1,4 @@
-"""What is minimised: objectives are pure functions of (model, batch, random numbers)."""
+"""Training objectives: pure functions of a model, a batch and random numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = {
 
 
 def objective_class(name: str) -> Any:
-    """The class of an objective, by its name here or by an import path `mypkg.objectives:Mine`."""
+    """The class of an objective by its name here, or by an import path such as `mypkg.objectives:Mine`."""
     if ":" in name:
         return load_object(name, "objective")
     if name not in NAMES:

@@ -1,4 +1,4 @@
-"""What an objective is given and what it answers.
+"""The interface of objectives: batch, model, prediction and loss.
 
 Shapes: B samples, C latent channels, h x w latent pixels.
 Convention: sigma in [0, 1], 1 is noise; velocity = noise - data.
@@ -19,25 +19,25 @@ from uhr.train.timesteps import Timesteps
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one bucket as the model sees them.
+    """Samples of one bucket, as the model's inputs.
 
     latents: float32 [B, C, h, w], normalised (shifted and scaled) data.
     texts: the text tensors of the family, by their names (`Backbone.text_tensors`); B is the first dimension.
-    sample_ids: of the manifest's rows, for error messages.
+    sample_ids: those of the manifest's rows, for error messages.
     """
 
     latents: torch.Tensor
     texts: Mapping[str, torch.Tensor]
     sample_ids: tuple[str, ...]
 
-    def of(self, start: int, stop: int) -> Batch:
-        """Samples `start` to `stop` (exclusive) of these."""
+    def slice(self, start: int, stop: int) -> Batch:
+        """The samples from `start` to `stop` (exclusive)."""
         texts = {name: tensor[start:stop] for name, tensor in self.texts.items()}
         return Batch(self.latents[start:stop], texts, self.sample_ids[start:stop])
 
 
 class Velocity(Protocol):
-    """The model as a function of unpacked latents; guidance and packing are its own affair."""
+    """The model as a function of unpacked latents; it handles guidance and packing itself."""
 
     def __call__(
         self, noisy: torch.Tensor, sigma: torch.Tensor, texts: Mapping[str, torch.Tensor]
@@ -48,9 +48,9 @@ class Velocity(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """What one batch costs.
+    """The loss of one batch.
 
-    per_sample: float32 [B], what is minimised (its mean). sigma: [B], as drawn. parts: named terms, [B] each.
+    per_sample: float32 [B]; its mean is minimised. sigma: [B], as drawn. parts: named terms, [B] each.
     """
 
     per_sample: torch.Tensor
@@ -59,9 +59,11 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Guess:
-    """The model's velocity at one noise level of each sample: `error` [B, C, h, w] is it less the true one,
-    float32; sigma [B], as drawn."""
+class Prediction:
+    """The model's prediction at one noise level per sample.
+
+    error: float32 [B, C, h, w], predicted minus true velocity. sigma: [B], as drawn.
+    """
 
     error: torch.Tensor
     sigma: torch.Tensor
@@ -72,16 +74,16 @@ class Guess:
         return self.sigma.view(-1, 1, 1, 1)
 
 
-def guess(model: Velocity, batch: Batch, draws: Draws, timesteps: Timesteps) -> Guess:
-    """Show the model x_sigma = (1 - sigma) x + sigma e, e ~ N(0, I), whose velocity is e - x."""
+def predict(model: Velocity, batch: Batch, draws: Draws, timesteps: Timesteps) -> Prediction:
+    """Call the model at x_sigma = (1 - sigma) x + sigma e with e ~ N(0, I), whose true velocity is e - x."""
     data = batch.latents.float()
     sigma = timesteps.sigma(draws.uniform("sigma")).to(data)
     noise = draws.normal("noise", data.shape[1:]).to(data)
     predicted = model(interpolate(data, noise, sigma.view(-1, 1, 1, 1)), sigma, batch.texts)
-    return Guess(predicted.float() - (noise - data), sigma)
+    return Prediction(predicted.float() - (noise - data), sigma)
 
 
 class Objective(Protocol):
-    """Pure: the same model, batch and draws give the same loss; knows no device, log or loop."""
+    """A pure function: the same model, batch and draws give the same loss."""
 
     def __call__(self, model: Velocity, batch: Batch, draws: Draws) -> Loss: ...

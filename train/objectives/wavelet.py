@@ -5,36 +5,36 @@ from __future__ import annotations
 import torch
 
 from uhr.models.ops.filters import haar
-from uhr.train.objectives.base import Batch, Guess, Loss, Velocity, guess
+from uhr.train.objectives.base import Batch, Loss, Prediction, Velocity, predict
 from uhr.train.objectives.draws import Draws
 from uhr.train.timesteps import Timesteps
 
 EDGE = 1e-3
-"""Weights are those of levels this far from 0 and 1, where they would diverge."""
+"""Sigma is clamped to [EDGE, 1 - EDGE] in the weights, which diverge at 0 and 1."""
 
 
-def residual(found: Guess) -> torch.Tensor:
-    """Haar bands of the clean estimate less those of the data, [B, 4C, h/2, w/2]; h and w even.
+def residual(prediction: Prediction) -> torch.Tensor:
+    """Haar bands of the clean estimate minus those of the data, [B, 4C, h/2, w/2]; h and w must be even.
 
-    x_sigma - sigma v is off by -sigma times the velocity's error, and the transform is linear.
+    The error of x_sigma - sigma v is -sigma times the velocity's error, and the transform is linear.
     """
-    return torch.cat(haar(-found.levels * found.error), dim=1)
+    return torch.cat(haar(-prediction.levels * prediction.error), dim=1)
 
 
 class Wavelet:
     """Diffusion-4K's wavelet loss: E || W(x_sigma - sigma v) - W(x) ||^2, one level of Haar, as in its
     official `train_flux_4k_wavelet.py`.
 
-    The transform is orthonormal, so that this is sigma^2 times the squared error of the velocity: flow
-    matching with another weight, no frequency before any other. For comparison.
+    The transform is orthonormal, so this is sigma^2 times the squared error of the velocity: flow matching
+    with another weight, without preference for any frequency. It is here for comparison.
     """
 
     def __init__(self, timesteps: Timesteps) -> None:
         self.timesteps = timesteps
 
     def __call__(self, model: Velocity, batch: Batch, draws: Draws) -> Loss:
-        found = guess(model, batch, draws, self.timesteps)
-        return Loss(residual(found).square().mean(dim=(1, 2, 3)), found.sigma)
+        prediction = predict(model, batch, draws, self.timesteps)
+        return Loss(residual(prediction).square().mean(dim=(1, 2, 3)), prediction.sigma)
 
 
 class SnrHuberWavelet:
@@ -47,8 +47,8 @@ class SnrHuberWavelet:
            diverges towards noise
     alpha: c = c_min + (c_max - c_min) (min(SNR, gamma) / gamma)^alpha
 
-    The paper gives c_min and c_max and neither gamma, beta nor alpha, whose defaults are ours: gamma that of
-    min-SNR weighting (2303.09556), beta the least that stays finite. No code of it was published.
+    The paper gives c_min and c_max and neither gamma, beta nor alpha, whose defaults are ours: gamma from
+    min-SNR weighting (2303.09556), beta the smallest that stays finite. No code was published.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class SnrHuberWavelet:
         return self.c_min + (self.c_max - self.c_min) * (self._ratio(sigma) / self.gamma) ** self.alpha
 
     def __call__(self, model: Velocity, batch: Batch, draws: Draws) -> Loss:
-        found = guess(model, batch, draws, self.timesteps)
-        c = self.threshold(found.levels)
-        square = (residual(found) / c).square()
-        # sqrt(1 + x) - 1 without the digits that cancel
+        prediction = predict(model, batch, draws, self.timesteps)
+        c = self.threshold(prediction.levels)
+        square = (residual(prediction) / c).square()
+        # sqrt(1 + x) - 1 without cancellation
         huber = (c.square() * square / (torch.sqrt(1 + square) + 1)).mean(dim=(1, 2, 3))
-        return Loss(self.weight(found.sigma) * huber, found.sigma, {"huber": huber})
+        return Loss(self.weight(prediction.sigma) * huber, prediction.sigma, {"huber": huber})
 
     def _ratio(self, sigma: torch.Tensor) -> torch.Tensor:
         t = sigma.clamp(EDGE, 1 - EDGE)

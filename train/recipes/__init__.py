@@ -1,4 +1,4 @@
-"""The recipes by name. A new one is a file here and a line in `NAMES`."""
+"""The registry of recipes. A new recipe is a file in this folder and a line in `NAMES`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ NAMES = {"lora": "uhr.train.recipes.lora:RECIPE"}
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name, or of an import path `mypkg.recipes:Mine` (a `Recipe`, or a function giving
-    one).
+    """The recipe of a name, or of an import path such as `mypkg.recipes:Mine`, which is a `Recipe` or a
+    function that returns one.
     """
     if name not in NAMES and ":" not in name:
         raise unknown("recipe", name, NAMES)
@@ -31,42 +31,48 @@ def recipe(name: str) -> Recipe:
 
 
 def resolve(name: str | None, config: Path | None = None, sets: list[str] | None = None) -> Recipe:
-    """A recipe with the differences of a YAML file, then of the command line, put in.
+    """The recipe, changed by a YAML file and then by `--set` options.
 
-    The file starts with `recipe: NAME`; entries of `phases` are named or counted: `phases: {main: {steps:
-    500}}`.
+    The file starts with `recipe: NAME`; entries of `phases` are addressed by name or number: `phases: {main:
+    {steps: 500}}`.
     """
     differences: dict[str, Any] = {}
     if config is not None:
         differences = read_yaml(config)
         inside = differences.pop("recipe", None)
         if not isinstance(inside, str):
-            raise UserError(f"{config} does not say which recipe it changes", "begin it with 'recipe: NAME'")
+            raise UserError(
+                f"{config} does not name the recipe that it changes", "begin it with 'recipe: NAME'"
+            )
         if name is not None and name != inside:
-            raise UserError(f"{config} is for recipe '{inside}', not '{name}'", f"say '{inside}', or nothing")
+            raise UserError(
+                f"{config} is for recipe '{inside}', not '{name}'", f"name '{inside}', or no recipe"
+            )
         name = inside
     if name is None:
         raise UserError("no recipe is named", f"name one ({', '.join(NAMES)}) or give --config FILE")
     base = recipe(name)
     where = str(config) if config is not None else "--set"
-    tree = merged(base.model_dump(mode="json"), differences, where)
+    tree = merge(base.model_dump(mode="json"), differences, where)
     resolved = build(Recipe, apply_sets(tree, sets or []), where)
-    # where values come from is no configuration: it stays the recipe's own
+    # sources are not configuration: they stay those of the recipe
     return resolved.model_copy(update={"sources": base.sources, "origin": base.model_dump(mode="json")})
 
 
-def merged(tree: Any, differences: Any, where: str) -> Any:
-    """`tree` with nested differences put in; a mapping over a list names its entries, or counts them."""
+def merge(tree: Any, differences: Any, where: str) -> Any:
+    """Merge nested differences into `tree`; the keys of a mapping over a list are names or numbers of
+    entries.
+    """
     if not isinstance(differences, Mapping):
         return differences
     if isinstance(tree, list):
         result = list(tree)
         for key, value in differences.items():
             index = _entry(result, str(key), where)
-            result[index] = merged(result[index], value, where)
+            result[index] = merge(result[index], value, where)
         return result
     tree = tree if isinstance(tree, Mapping) else {}
-    return {**tree, **{key: merged(tree.get(key), value, where) for key, value in differences.items()}}
+    return {**tree, **{key: merge(tree.get(key), value, where) for key, value in differences.items()}}
 
 
 def _entry(entries: list[Any], key: str, where: str) -> int:
@@ -78,10 +84,8 @@ def _entry(entries: list[Any], key: str, where: str) -> int:
     return names.index(key)
 
 
-def described(recipe: Recipe) -> list[dict[str, Any]]:
-    """Every value of a recipe: its dotted path, the value, and its source ("set by you" where that was
-    changed).
-    """
+def describe(recipe: Recipe) -> list[dict[str, Any]]:
+    """List every value of a recipe with its dotted path and its source ("set by you" if it was changed)."""
     values = dict(leaves(recipe.model_dump(mode="json")))
     given = dict(leaves(recipe.origin)) if recipe.origin is not None else values
     return [
@@ -94,8 +98,8 @@ def described(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def print_described(recipe: Recipe, rows: list[dict[str, Any]]) -> None:
-    """The same for people."""
+def print_description(recipe: Recipe, rows: list[dict[str, Any]]) -> None:
+    """Print what `describe` returns as a table."""
     say(f"{recipe.name}: {recipe.about}\n")
     values = [row for row in rows if row["path"] not in ("name", "about")]
     table(

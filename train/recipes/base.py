@@ -19,12 +19,12 @@ from uhr.train.timesteps import Timesteps
 
 
 class Guidance(Config):
-    """What the model is told about guidance while it trains. There is no default: a wrong one trains without
+    """The guidance input of the model in training. There is no default: a wrong value would train without an
     error.
 
-    embedded: the model has a guidance input and is fed `scale` (1.0 means unguided).
-    none: the model has no such input. cfg: it has none either, and sampling runs it with and without the
-    prompt.
+    embedded: the model has a guidance input, which gets `scale` (1.0 means unguided).
+    none: the model has no such input. cfg: it has no such input, and sampling runs it with and without
+    the prompt.
     """
 
     kind: GuidanceKind
@@ -37,9 +37,10 @@ class Guidance(Config):
         return self
 
 
-class Adapter(Config):
-    """A LoRA: B A scaled by alpha / rank beside each target. `targets` is a set's name of the spec, or
-    suffixes.
+class AdapterConfig(Config):
+    """A LoRA: B A, scaled by alpha / rank, added to each target.
+
+    targets: the name of a target set of the spec, or suffixes of module names.
     """
 
     rank: int = Field(gt=0)
@@ -48,7 +49,7 @@ class Adapter(Config):
 
 
 class AdamW(Config):
-    """Loshchilov and Hutter 1711.05101, as torch has it. The learning rate is each phase's own."""
+    """The optimiser AdamW (Loshchilov and Hutter 1711.05101) of torch. Each phase sets the learning rate."""
 
     kind: Literal["adamw"] = "adamw"
     betas: tuple[float, float]
@@ -57,9 +58,9 @@ class AdamW(Config):
 
 
 class Batching(Config):
-    """`size` samples make one optimiser step, `micro` of them go through the model at once.
+    """The batch size: `size` samples per optimiser step, `micro` of them in the model at once.
 
-    `remainder`: "short" or "drop", see `plan.BucketPlan`.
+    remainder: "short" or "drop", see `data.order.BucketPlan`.
     """
 
     size: int = Field(gt=0)
@@ -68,7 +69,7 @@ class Batching(Config):
 
 
 class Phase(Config):
-    """One stage of the curriculum.
+    """One phase of a training run.
 
     resolution: px, as the data was encoded; None is the model's native size.
     objective: a name of `objectives`, or an import path. steps: optimiser steps.
@@ -84,16 +85,16 @@ class Phase(Config):
     warmup: int = Field(ge=0)
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of this phase's step `step`, counted from 0."""
+        """The learning rate of the phase's step `step`, counted from 0."""
         return self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
 
 
 class Runtime(Config):
-    """How a run is carried out; what may change on resume is in `checkpoint.MAY_CHANGE`.
+    """Device, precision and checkpoints of a run; `checkpoint.MAY_CHANGE` lists what may change on resume.
 
     precision: of the frozen weights and of the computation; adapters and their optimiser are float32 always.
     checkpoint_every: steps between checkpoints (the last step and an interruption write one too).
-    keep_checkpoints: how many of the newest stay.
+    keep_checkpoints: how many of the newest are kept.
     """
 
     device: str
@@ -104,12 +105,14 @@ class Runtime(Config):
 
 
 class Recipe(Config):
-    """family: of `ModelSpec`. surgeries: of the transformer, as `models.surgery.record` writes them.
-    latents: whether a VAE latent is drawn from its distribution at each visit.
-    caption_dropout: share of samples that train with the empty caption. clip: largest norm of the gradient.
-    ema: decay per step of the averaged adapter, which is reached by a warm-up (`average.decay_at`); None
-    keeps none. sources: where each value comes from, by dotted path. origin: the recipe's values before they
-    were changed.
+    """Everything about a training run except model and data.
+
+    family: that of `ModelSpec`. surgeries: those of the transformer, as `models.surgery.record` writes them.
+    latents: "sample" draws from the VAE's distribution each time that an image is used, "mean" does not.
+    caption_dropout: share of samples that train with the empty caption. clip: maximum norm of the gradient.
+    ema: decay per step of the averaged adapter, after a warm-up (`average.decay_at`); None averages nothing.
+    sources: where each value comes from, by dotted path. origin: the recipe's values before they were
+    changed.
     """
 
     name: str
@@ -117,7 +120,7 @@ class Recipe(Config):
     family: str
     surgeries: tuple[dict[str, Any], ...] = ()
     guidance: Guidance
-    adapter: Adapter
+    adapter: AdapterConfig
     phases: tuple[Phase, ...] = Field(min_length=1)
     optimiser: AdamW
     clip: float = Field(gt=0)
@@ -132,11 +135,11 @@ class Recipe(Config):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of all phases."""
+        """Number of optimiser steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
     def phase_of(self, step: int) -> tuple[int, int]:
-        """(phase, step inside it) of the run's step `step`, all from 0."""
+        """The phase of the run's step `step`, and the step within the phase; all counted from 0."""
         for index, phase in enumerate(self.phases):
             if step < phase.steps:
                 return index, step
@@ -152,7 +155,7 @@ class Recipe(Config):
         return done
 
     def check(self, spec: ModelSpec) -> None:
-        """UserError where this recipe does not fit the model."""
+        """Raise UserError if this recipe does not fit the model."""
         fix = " ".join(f"--set {shlex.quote(change)}" for change in self.changes_for(spec))
         if spec.family != self.family:
             what = f"recipe {self.name} is for {self.family}, and {spec.name} is of family {spec.family}"
@@ -166,8 +169,7 @@ class Recipe(Config):
             raise unknown("set of targets", targets, spec.lora_target_sets, f"recipe {self.name}")
 
     def changes_for(self, spec: ModelSpec) -> list[str]:
-        """The `path=value` with which this recipe fits the model's family and guidance; empty where it does
-        already."""
+        """The changes, as `path=value`, that adapt this recipe to the model's family and guidance."""
         changes = [] if spec.family == self.family else [f"family={spec.family}"]
         if spec.guidance != self.guidance.kind:
             scale = "1.0" if spec.guidance == "embedded" else "null"
@@ -175,12 +177,14 @@ class Recipe(Config):
         return changes
 
     def targets(self, spec: ModelSpec) -> tuple[str, ...]:
-        """Suffixes of the modules that get an adapter."""
+        """Suffixes of the names of the modules that get an adapter."""
         targets = self.adapter.targets
         return spec.lora_target_sets[targets] if isinstance(targets, str) else targets
 
     def source(self, path: str) -> str | None:
-        """Where the value at a dotted path comes from: the entry of the path itself, or of what holds it."""
+        """The source of the value at a dotted path: that of the path itself, or of the nearest parent with
+        one.
+        """
         parts = [part for part in path.split(".") if not part.isdigit()]
         while parts:
             if ".".join(parts) in self.sources:
@@ -190,7 +194,7 @@ class Recipe(Config):
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of every value of a configuration; a list of plain values is one value."""
+    """Yield (dotted path, value) for every value of a configuration; a list of plain values is one value."""
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
             yield from leaves(value, f"{path}.{key}" if path else str(key))

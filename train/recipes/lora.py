@@ -4,7 +4,7 @@ by.
 
 from __future__ import annotations
 
-from uhr.train.recipes.base import AdamW, Adapter, Batching, Guidance, Phase, Recipe, Runtime
+from uhr.train.recipes.base import AdamW, AdapterConfig, Batching, Guidance, Phase, Recipe, Runtime
 from uhr.train.timesteps import Timesteps
 
 _DIFFUSERS = "diffusers examples/dreambooth/train_dreambooth_lora_flux.py, default"
@@ -14,7 +14,7 @@ RECIPE = Recipe(
     about="plain LoRA by flow matching: style, subject or domain at the resolution of the data",
     family="flux1",
     guidance=Guidance(kind="embedded", scale=1.0),
-    adapter=Adapter(rank=16, alpha=16, targets="attention"),
+    adapter=AdapterConfig(rank=16, alpha=16, targets="attention"),
     phases=(
         Phase(
             name="main",

@@ -1,4 +1,4 @@
-"""The running average of the adapter: how fast it forgets, and averages of checkpoints without a warm-up."""
+"""The exponential moving average of the adapter, with a warm-up of its decay."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 MARK = "uhr_average"
-"""The key in the metadata of `ema.safetensors` that names how the average was made; a file without it was
-averaged by the full decay from the first step on, beginning at the untrained adapter."""
+"""The key in the metadata of `ema.safetensors` for how the average was made. A file without it was averaged
+with the full decay from the first step on, starting from the untrained adapter."""
 
 WARMED_UP = "warm-up"
 
@@ -20,8 +20,8 @@ def decay_at(step: int, decay: float) -> float:
     with the n = step - 1 updates before it, and 0 for the first.
 
     This is the warm-up of diffusers' `EMAModel`: a short run ends with an average of about its last tenth of
-    steps, where the full decay from the start would leave mostly the untrained adapter, whose B is zero (95 %
-    of it after 50 steps of 0.999). The alternative, dividing by 1 - decay^steps at export, is exact for B
+    steps. The full decay from the start would leave mostly the untrained adapter, whose B is zero (95 % of it
+    after 50 steps of 0.999). The alternative, dividing by 1 - decay^steps at export, is exact for B
     alone: A does not begin at zero.
     """
     assert step >= 1, step
@@ -30,12 +30,12 @@ def decay_at(step: int, decay: float) -> float:
 
 
 def full_from(decay: float) -> int:
-    """The first step whose update has the full decay: 8,991 for 0.999."""
+    """The first step whose update uses the full decay: 8,991 for 0.999."""
     return max(1, math.ceil((10 * decay - 1) / (1 - decay) - 1e-9)) + 1
 
 
-def described(decay: float, steps: int) -> str:
-    """For people: what the average of a run of so many steps is."""
+def describe_average(decay: float, steps: int) -> str:
+    """Describe the average of a run of so many steps for people."""
     last = decay_at(steps, decay)
     if last == decay:
         return f"decay {decay:g} from step {full_from(decay):,} on, less before"
@@ -45,10 +45,10 @@ def described(decay: float, steps: int) -> str:
 
 
 def read_average(file: Path, decay: float, step: int) -> dict[str, torch.Tensor]:
-    """The average in a checkpoint's `ema.safetensors` after `step` steps.
+    """Read the average in a checkpoint's `ema.safetensors` after `step` steps.
 
-    One of an earlier version without warm-up is corrected: it holds decay^step of the untrained B, which is
-    zero, and so every B is divided by 1 - decay^step. A is an average from its first value on.
+    An average of an earlier version, without a warm-up, is corrected: decay^step of it is the untrained B,
+    which is zero, so every B is divided by 1 - decay^step. A needs no correction.
     """
     from safetensors import safe_open
 

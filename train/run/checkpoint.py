@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are whole or absent, each with everything that the run needs to go on exactly."""
+"""Checkpoints: folders written atomically, with everything that a run needs to resume exactly."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from uhr.train.run.state import TrainState, generators, set_generators
 FILE = "checkpoint.json"
 FOLDER = "checkpoints"
 GENERATORS = "generators-00000.json"
-"""Of process 0; each process has its own."""
+"""The random generators of process 0."""
 
 ALWAYS = {"adapter.safetensors", "optimiser.safetensors", GENERATORS}
-"""The files without which a run cannot go on."""
+"""The files without which a run cannot resume."""
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})")
@@ -44,11 +44,11 @@ MAY_CHANGE = (
     r"runtime\.checkpoint_every",
     r"runtime\.keep_checkpoints",
 )
-"""Values of a recipe that a resumed run may have otherwise than the run so far: they change no step."""
+"""Values of a recipe that may change when a run is resumed: they do not affect any step."""
 
 
 class DataRef(Config):
-    """Encoded data of a run: ids are what counts, the path is where it was. `licences` counts `rows`."""
+    """Encoded data of a run, identified by `id`; `path` is where it was. `licences` counts `rows`."""
 
     path: str
     id: str
@@ -58,9 +58,11 @@ class DataRef(Config):
 
 
 class ModelRef(Config):
-    """The frozen backbone. `name`: its hub id, or its folder's or file's name. `transformer`: the
-    hash of its weights. `base`: where the rest of the model was, for a backbone alone. `spec_given`: whether
-    the user named the spec."""
+    """The frozen backbone.
+
+    name: its hub id, or the name of its folder or file. transformer: the hash of its weights. base: where the
+    rest of the model was, for a lone backbone. spec_given: whether the user named the spec.
+    """
 
     path: str
     name: str
@@ -71,18 +73,22 @@ class ModelRef(Config):
 
     @property
     def named(self) -> ModelName:
-        """The model as the user named it, at paths that mean the same from anywhere."""
+        """The model as the user named it, with absolute paths."""
         base = None if self.base is None else str(text_path(self.base))
         return ModelName(str(text_path(self.path)), self.spec if self.spec_given else None, base)
 
 
-class Stored(Config):
+class CheckpointFile(Config):
+    """Size and hash of one file of a checkpoint."""
+
     bytes: int
     sha256: str
 
 
 class CheckpointInfo(Config):
-    """`checkpoint.json`. `step` optimiser steps are done; batch `batch` of `epoch` in `phase` comes next."""
+    """The content of `checkpoint.json`: `step` steps are done; batch `batch` of `epoch` in `phase` is
+    next.
+    """
 
     schema_version: int = SCHEMA_VERSION
     created: str
@@ -96,7 +102,7 @@ class CheckpointInfo(Config):
     surgeries: list[dict[str, Any]]
     metrics: dict[str, float]
     versions: dict[str, str]
-    files: dict[str, Stored]
+    files: dict[str, CheckpointFile]
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -106,16 +112,15 @@ def folder_of(run: Path, step: int) -> Path:
 def write_checkpoint(run: Path, state: TrainState, facts: Mapping[str, Any]) -> Path:
     """Write the state after `state.step` steps; `facts` are the other fields of `CheckpointInfo`.
 
-    Everything goes to a folder of another name first; its last file is `checkpoint.json`, and its last act
-    the rename. Where the disk takes no more, that folder is removed and the error is a UserError, which says
-    which step is saved.
+    The files are written to a temporary folder, `checkpoint.json` last, which is then renamed. If the disk is
+    full, the folder is removed, and a UserError names the last step that is saved.
     """
     final = folder_of(run, state.step)
     staging = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
-    with saving(run / FOLDER, go_on(run)), all_or_nothing(staging):
+    with saving(run / FOLDER, resume_hint(run)), all_or_nothing(staging):
         _fill(staging, state, facts)
         if final.exists():
-            # torn, or this step was written already: a rename needs the place to be free
+            # incomplete, or of an earlier run of this step: a rename needs a free name
             remove(final)
         os.replace(staging, final)
         sync(final.parent)
@@ -128,7 +133,7 @@ def _fill(staging: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
         save_tensors(tensors, staging / f"{name}.safetensors", _metadata(name, facts["recipe"]))
     write_json(staging / GENERATORS, generators())
     files = {
-        path.name: Stored(bytes=path.stat().st_size, sha256=sha256_file(path))
+        path.name: CheckpointFile(bytes=path.stat().st_size, sha256=sha256_file(path))
         for path in sorted(staging.iterdir())
     }
     info = CheckpointInfo(
@@ -142,8 +147,9 @@ def _fill(staging: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
 
 
 def _metadata(name: str, recipe: Mapping[str, Any]) -> dict[str, str] | None:
-    """What the tensors of a file do not say: of an adapter its rank and alpha, as diffusers writes them, so
-    that whoever loads the file by itself gets its strength; of an average how it was made."""
+    """Metadata of a file: rank and alpha of an adapter, as diffusers writes them, so that it is loaded at the
+    right strength; and how an average was made.
+    """
     if name not in ("adapter", "ema"):
         return None
     lora = {"transformer.r": recipe["adapter"]["rank"], "transformer.lora_alpha": recipe["adapter"]["alpha"]}
@@ -151,22 +157,22 @@ def _metadata(name: str, recipe: Mapping[str, Any]) -> dict[str, str] | None:
     return {**packed, average.MARK: average.WARMED_UP} if name == "ema" else packed
 
 
-def go_on(run: Path) -> str:
-    """What to do where the disk of a run takes no more: which step is saved, and the command that goes on."""
+def resume_hint(run: Path) -> str:
+    """The fix for a full disk: which step is saved, and the command that resumes."""
     saved = steps(run)
     state = f"step {saved[-1]} is saved" if saved else "no step is saved yet"
     return f"{state}; make room, then `{command('train', 'resume', run)}`"
 
 
 def remove(folder: Path) -> None:
-    """Take a checkpoint away: first its name, so that no half of it is ever found."""
+    """Remove a checkpoint; it is renamed first, so that no incomplete one is ever found."""
     gone = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     os.replace(folder, gone)
     shutil.rmtree(gone)
 
 
 def clear_leftovers(run: Path) -> None:
-    """Remove what a killed run left half-written or half-removed."""
+    """Remove temporary folders of a killed run."""
     for path in (run / FOLDER).glob(".step-*.tmp"):
         shutil.rmtree(path)
 
@@ -178,7 +184,7 @@ def keep_newest(run: Path, count: int) -> None:
 
 
 def steps(run: Path) -> list[int]:
-    """Steps of the checkpoints that stand, whole or torn, in order."""
+    """The steps of all checkpoints, complete or not, in order."""
     if not (run / FOLDER).is_dir():
         return []
     found = (_NAME.fullmatch(path.name) for path in (run / FOLDER).iterdir())
@@ -186,14 +192,17 @@ def steps(run: Path) -> list[int]:
 
 
 def read_info(folder: Path) -> CheckpointInfo:
-    """What a checkpoint says of itself, its files checked by hash. UserError where it is torn or newer."""
+    """Read `checkpoint.json` and check its files by hash.
+
+    Raises UserError if the checkpoint is incomplete, damaged or of a newer version.
+    """
     file = folder / FILE
     if not file.is_file():
         raise UserError(f"{folder} has no {FILE}", "it was never finished: take another checkpoint")
     info = read_versioned(CheckpointInfo, file, SCHEMA_VERSION, "take another checkpoint")
-    lacks = sorted(ALWAYS - info.files.keys())
-    if lacks:
-        raise UserError(f"{file} knows nothing of {lacks[0]}", "take another checkpoint")
+    missing = sorted(ALWAYS - info.files.keys())
+    if missing:
+        raise UserError(f"{file} does not list {missing[0]}", "take another checkpoint")
     for name, stored in info.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != stored.bytes or sha256_file(path) != stored.sha256:
@@ -203,9 +212,10 @@ def read_info(folder: Path) -> CheckpointInfo:
 
 
 def newest(run: Path) -> tuple[Path, CheckpointInfo, list[str]] | None:
-    """The newest whole checkpoint, and what is wrong with each newer one; None where there is none at all.
+    """The newest complete checkpoint, and what is wrong with each newer one; None if there are no
+    checkpoints.
 
-    UserError where checkpoints stand, and none of them is whole.
+    Raises UserError if there are checkpoints and none of them is complete.
     """
     faults: list[str] = []
     for step in reversed(steps(run)):
@@ -215,12 +225,12 @@ def newest(run: Path) -> tuple[Path, CheckpointInfo, list[str]] | None:
         except UserError as error:
             faults.append(error.what)
     if faults:
-        raise UserError(f"no checkpoint of {run} is whole ({'; '.join(faults)})", "start the run anew")
+        raise UserError(f"no checkpoint of {run} is complete ({'; '.join(faults)})", "start the run anew")
     return None
 
 
 def load_checkpoint(folder: Path, info: CheckpointInfo, state: TrainState) -> None:
-    """Put a checkpoint's tensors into `state`, and the process-wide generators to where they were."""
+    """Load a checkpoint's tensors into `state`, and restore the process-wide generators."""
     from safetensors.torch import load_file
 
     tensors = {name: load_file(folder / f"{name}.safetensors") for name in ("adapter", "optimiser")}
@@ -242,6 +252,6 @@ def may_change(path: str) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Of the software that decides what a step computes."""
+    """Versions of the packages on which a step's numbers depend."""
     packages = ("torch", "diffusers", "peft", "transformers", "numpy")
     return {"uhr": uhr.__version__} | {name: importlib.metadata.version(name) for name in packages}

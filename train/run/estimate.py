@@ -1,4 +1,4 @@
-"""`uhr train plan`: what a run will cost, worked out without loading any weights."""
+"""`uhr train plan`: estimates a training run without loading weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uhr.models.zoo import ModelName, ModelSpec, get
 from uhr.train.data.reader import EncodedData
 from uhr.train.encode.tensors import size_of
 from uhr.train.recipes.base import Recipe
-from uhr.train.run.average import described
+from uhr.train.run.average import describe_average
 from uhr.train.run.job import plan_for
 
 WORK_PER_TOKEN = 24
@@ -26,10 +26,9 @@ twice."""
 
 
 def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[Path]) -> dict[str, Any]:
-    """Steps, batches, tokens, parameters, memory and storage of a run, in plain values.
+    """Estimate steps, batches, tokens, parameters, memory and storage of a run, as plain values.
 
-    model: a checkpoint, or the name of a published spec. Sizes are in bytes; memory is an estimate and says
-    so.
+    model: a checkpoint, or the name of a published spec. Sizes are in bytes.
     """
     spec, transformer = _backbone(ModelName.of(model))
     recipe.check(spec)
@@ -41,7 +40,7 @@ def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[Path]) -> di
         "recipe": recipe.name,
         "model": spec.name,
         "steps": recipe.steps,
-        "average": None if recipe.ema is None else described(recipe.ema, recipe.steps),
+        "average": None if recipe.ema is None else describe_average(recipe.ema, recipe.steps),
         "samples": recipe.steps * recipe.batch.size,
         "phases": phases,
         "parameters": {name: parameters[name] for name in ("base", "trainable")},
@@ -65,7 +64,7 @@ def _backbone(model: ModelName) -> tuple[ModelSpec, Any]:
 
 
 def _parameters(spec: ModelSpec, transformer: Any, targets: Sequence[str], rank: int) -> dict[str, int]:
-    """Of the backbone and of the adapter."""
+    """Numbers of parameters of the backbone and of the adapter, of blocks, and the width."""
     import torch
 
     adapted = [
@@ -88,7 +87,7 @@ def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: dict[int, Encod
     known = encoded.get(resolution)
     if encoded and known is None:
         raise UserError(
-            f"phase '{phase.name}' wants data at {resolution} px, and given is {sorted(encoded)}",
+            f"phase '{phase.name}' needs data at {resolution} px, and the data given have {sorted(encoded)}",
             f"give the data of that resolution, or --set phases.{phase.name}.resolution=N",
         )
     if known is None:
@@ -119,11 +118,11 @@ def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: dict[int, Encod
 
 
 def _memory(recipe: Recipe, parameters: dict[str, int], tokens: int) -> dict[str, int]:
-    """Bytes on the device, at the longest sequence.
+    """Estimate the bytes on the device at the longest sequence.
 
-    weights: the frozen backbone. adapter: value, gradient, two moments, and the average if there is one.
-    activations: each block's input, and what the block being differentiated keeps (all blocks without
-    gradient checkpointing).
+    weights: the frozen backbone. adapter: values, gradients, two moments, and the average if there is one.
+    activations: each block's input, and the tensors kept by the block being differentiated (by all blocks
+    without gradient checkpointing).
     """
     width = 2 if recipe.runtime.precision == "bfloat16" else 4
     per_block = recipe.batch.micro * tokens * parameters["width"] * width
@@ -143,9 +142,7 @@ def _storage(
     trainable: int,
     encoded: dict[int, EncodedData],
 ) -> dict[str, Any]:
-    """Bytes on disk: per image and caption (in bfloat16, as `encode` stores by default), and per
-    checkpoint.
-    """
+    """Bytes on disk per image and caption (in bfloat16, the default of `encode`), and per checkpoint."""
     resolution = recipe.phases[0].resolution or spec.native_size
     side = resolution // spec.vae_factor
     family = FAMILIES[spec.family]
@@ -161,7 +158,7 @@ def _storage(
 
 
 def print_estimate(plan: dict[str, Any]) -> None:
-    """The same for people."""
+    """Print what `estimate` returns."""
     base, trainable = plan["parameters"]["base"], plan["parameters"]["trainable"]
     say(f"{plan['recipe']} on {plan['model']}: {plan['steps']:,} steps, {plan['samples']:,} samples")
     say(

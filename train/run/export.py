@@ -1,4 +1,4 @@
-"""From a checkpoint to an adapter that other tools load, with a card that says what it was made from."""
+"""Exports a checkpoint as an adapter that other tools load, with a model card."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from uhr.train.run.job import read_run
 def export(
     run: Path, out: Path, step: int | None = None, weights: Literal["trained", "ema"] = "trained"
 ) -> tuple[Path, CheckpointInfo]:
-    """Write the adapter of a run's checkpoint (the newest whole one, or that of `step`) into the folder
-    `out`.
+    """Write the adapter of a run's checkpoint (the newest complete one, or that of `step`) into a folder.
 
-    weights: the trained ones, or their running average where the recipe keeps one (`average.decay_at`).
+    weights: the trained ones, or their moving average if the recipe keeps one (`average.decay_at`).
     """
     from safetensors.torch import load_file
 
@@ -34,7 +33,7 @@ def export(
     recipe = Recipe.model_validate(info.recipe)
     if weights == "ema" and recipe.ema is None:
         raise UserError(
-            f"{run} keeps no average", "leave --weights out, or train with `uhr train run --set ema=0.999`"
+            f"{run} has no average", "leave --weights out, or train with `uhr train run --set ema=0.999`"
         )
     if weights == "ema":
         assert recipe.ema is not None
@@ -55,7 +54,9 @@ def _choose(run: Path, step: int | None) -> tuple[Path, CheckpointInfo]:
         return folder, checkpoint.read_info(folder)
     found = checkpoint.newest(run)
     if found is None:
-        raise UserError(f"{run} has no checkpoint yet", f"`{command('train', 'resume', run)}` trains on")
+        raise UserError(
+            f"{run} has no checkpoint yet", f"`{command('train', 'resume', run)}` continues the run"
+        )
     return found[0], found[1]
 
 
@@ -86,4 +87,4 @@ def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> Car
 
 def _average(recipe: Recipe, step: int) -> str:
     assert recipe.ema is not None
-    return f", averaged over steps ({average.described(recipe.ema, step)})"
+    return f", averaged over steps ({average.describe_average(recipe.ema, step)})"

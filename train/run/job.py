@@ -1,4 +1,4 @@
-"""A run before its first step: what it was asked, checked against model and data, and written down."""
+"""A training run before its first step: checks recipe, model and data, and writes `run.json`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from uhr.train.run.log import FILE as LOG
 FILE = "run.json"
 SCHEMA_VERSION = 1
 
-_HOLD = ".lock"
-"""A hidden folder for the lock: it comes and goes with the process, and a killed one leaves it."""
+_LOCK = ".lock"
+"""A hidden folder for the lock; it is removed at the end, unless the process is killed."""
 
-LAYOUT = Layout("a run", (FILE, LOG, checkpoint.FOLDER, _HOLD), (FILE, _HOLD))
+LAYOUT = Layout("a run", (FILE, LOG, checkpoint.FOLDER, _LOCK), (FILE, _LOCK))
 
 
 class RunInfo(Config):
-    """`run.json`: what the run was asked, resolved. A resumed run reads its recipe, model and data here."""
+    """The content of `run.json`: the resolved recipe, model and data, which a resumed run reads."""
 
     schema_version: int = SCHEMA_VERSION
     created: str
@@ -47,7 +47,7 @@ class RunInfo(Config):
 
 @dataclass(frozen=True)
 class Job:
-    """A run that can start. `data` by resolution in px; `resume` is the checkpoint to go on from."""
+    """A run that can start. `data` is by resolution in px; `resume` is the checkpoint to resume from."""
 
     out: Path
     recipe: Recipe
@@ -65,12 +65,12 @@ class Job:
 
     @property
     def done(self) -> int:
-        """Steps that are behind the run."""
+        """Number of steps done."""
         return self.resume[1].step if self.resume else 0
 
 
 def plan_for(recipe: Recipe, phase: int, data: EncodedData) -> BucketPlan:
-    """The order of a phase's batches; UserError where a bucket would never be seen."""
+    """The order of a phase's batches. Raises UserError if a bucket would never be used."""
     try:
         return BucketPlan(
             [bucket.rows for bucket in data.buckets],
@@ -84,29 +84,30 @@ def plan_for(recipe: Recipe, phase: int, data: EncodedData) -> BucketPlan:
 
 
 @contextlib.contextmanager
-def hold(out: Path) -> Generator[None]:
-    """Be the only process that trains in `out`. Raises UserError if another one does, and if `out` holds
-    something else than a run.
+def lock_run(out: Path) -> Generator[None]:
+    """Be the only process that trains in `out`.
+
+    Raises UserError if another process does, or if `out` contains anything but a run.
     """
     folder = RunFolder(out, LAYOUT)
     if not (out / FILE).is_file():
         folder.claim()
-    with folder.lock(_HOLD):
+    with folder.lock(_LOCK):
         yield
 
 
 def start(recipe: Recipe, model: str | ModelName, data: Sequence[Path], out: Path) -> Job:
-    """A job in a new folder, or the one that stands there if it was asked the same (so that a killed command
-    can just be given again). UserError where it was asked something else.
+    """Create a job in a new folder, or continue the one that is there if it has the same recipe, model and
+    data, so that the command of a killed run can be repeated. Raises UserError if they differ.
     """
     info, opened, sets = _check(recipe, ModelName.of(model), data)
-    if _begun(out):
+    if _started(out):
         before = read_run(out)
         differs = _differences(before, info)
         if differs:
             raise UserError(
-                f"{out} holds a run with another {', another '.join(differs)}",
-                f"name another folder with --out, or go on with `{command('train', 'resume', out)}`",
+                f"{out} already contains a run with another {', another '.join(differs)}",
+                f"name another folder with --out, or resume with `{command('train', 'resume', out)}`",
             )
         return _job(out, recipe, opened, before, sets)
     RunFolder(out, LAYOUT).claim()
@@ -114,8 +115,8 @@ def start(recipe: Recipe, model: str | ModelName, data: Sequence[Path], out: Pat
     return _job(out, recipe, opened, info, sets)
 
 
-def _begun(out: Path) -> bool:
-    """Whether a run here has come to its first step; one that has not may still be asked otherwise."""
+def _started(out: Path) -> bool:
+    """Whether a run here has reached its first step; before that its recipe may still change."""
     return (out / FILE).is_file() and (out / LOG).is_file()
 
 
@@ -126,10 +127,10 @@ def reopen(
     data: Sequence[Path] = (),
     base: str | None = None,
 ) -> Job:
-    """The job of a run's folder, from its newest whole checkpoint.
+    """The job of a run's folder, from its newest complete checkpoint.
 
-    `sets` may change what changes no step (`checkpoint.MAY_CHANGE`); `model`, `base` and `data` say where
-    those are now.
+    `sets` may change values that affect no step (`checkpoint.MAY_CHANGE`); `model`, `base` and `data` are the
+    new paths of what was moved.
     """
     before = read_run(out)
     recipe = build(Recipe, apply_sets(before.recipe, list(sets)), f"{out / FILE} with --set")
@@ -138,17 +139,17 @@ def reopen(
         base = was.base
     named = ModelName(model or was.model, before.model.spec, base)
     data = data or [text_path(ref.path) for ref in before.data]
-    places = [("model", Path(named.model)), *(("data", path) for path in data)]
-    places += [] if named.base is None else [("base", Path(named.base))]
-    for name, path in places:
+    paths = [("model", Path(named.model)), *(("data", path) for path in data)]
+    paths += [] if named.base is None else [("base", Path(named.base))]
+    for name, path in paths:
         if path.is_absolute() and not path.exists():
-            what = f"{path}, the {name} of {out}, is not there"
-            raise UserError(what, "say where it is", give={name: "PATH"})
+            what = f"{path}, the {name} of {out}, does not exist"
+            raise UserError(what, "name its new path", give={name: "PATH"})
     info, opened, found = _check(recipe, named, data)
     for name in _differences(before, info):
         if name in ("model", "data"):
             what = f"the {name} is not what {out} was trained with"
-            raise UserError(what, "say where that is", give={name: "PATH"})
+            raise UserError(what, "name the path of the original", give={name: "PATH"})
     kept = {
         "created": before.created,
         "model": info.model.model_copy(update={"spec_given": before.model.spec_given}),
@@ -162,7 +163,7 @@ def reopen(
 def _check(
     recipe: Recipe, model: ModelName, data: Sequence[Path]
 ) -> tuple[RunInfo, Model, dict[int, EncodedData]]:
-    """Model and data opened, and every disagreement between them and the recipe found."""
+    """Open model and data. Raises UserError if they do not fit each other or the recipe."""
     opened = model.open(components=("transformer",))
     recipe.check(opened.spec)
     found: dict[int, EncodedData] = {}
@@ -172,9 +173,9 @@ def _check(
         if encoded.info.resolution in found:
             raise UserError(f"{path} has the resolution of {found[encoded.info.resolution].path}", "give one")
         found[encoded.info.resolution] = encoded
-    wanted = {phase.resolution or opened.spec.native_size for phase in recipe.phases}
+    expected = {phase.resolution or opened.spec.native_size for phase in recipe.phases}
     for resolution, encoded in found.items():
-        if resolution not in wanted:
+        if resolution not in expected:
             raise UserError(
                 f"{encoded.path} was encoded at {resolution} px, and no phase of {recipe.name} trains there",
                 f"leave it out, or --set phases.{recipe.phases[0].name}.resolution={resolution}",
@@ -185,7 +186,7 @@ def _check(
         if resolution not in found:
             have = ", ".join(f"{px} px" for px in sorted(found)) or "none"
             raise UserError(
-                f"phase '{phase.name}' wants data encoded at {resolution} px, and given is {have}",
+                f"phase '{phase.name}' needs data encoded at {resolution} px, and the data given have {have}",
                 f"encode with `uhr train encode --set resolution={resolution}`, or train with --set "
                 f"phases.{phase.name}.resolution=N",
             )
@@ -201,7 +202,7 @@ def _check(
 
 def _model_ref(opened: Model, spec_given: bool) -> ModelRef:
     source, backbone = opened.source, opened.backbone
-    # a folder's path must mean the same when the run is resumed from elsewhere
+    # absolute, so that the run can be resumed from another working folder
     whole = source.text if source.repository else path_text(opened.folder.absolute())
     name = source.text if source.repository else opened.folder.resolve().name
     return ModelRef(
@@ -226,7 +227,7 @@ def _data_ref(data: EncodedData) -> DataRef:
 
 
 def _check_data(data: EncodedData, model: Model) -> None:
-    """Encoded data must speak the language of the model: same latents, same text lengths."""
+    """Raise UserError if data were encoded for a model with other latents or texts."""
     info, spec = data.info, model.spec
     pairs = {
         "family": (info.model.family, spec.family),
@@ -235,23 +236,23 @@ def _check_data(data: EncodedData, model: Model) -> None:
         "text lengths": (info.model.text_lengths, dict(spec.text_lengths)),
         "text tensors": (list(info.geometry.text_shapes), list(FAMILIES[spec.family].text_tensors)),
     }
-    for name, (encoded, wanted) in pairs.items():
-        if encoded != wanted:
+    for name, (encoded, expected) in pairs.items():
+        if encoded != expected:
             raise UserError(
-                f"{data.path} has {name} {encoded} (encoded for {info.model.spec}), {spec.name} {wanted}",
+                f"{data.path} has {name} {encoded} (encoded for {info.model.spec}), {spec.name} {expected}",
                 "encode again with this model",
             )
 
 
 def read_run(out: Path) -> RunInfo:
-    """`run.json` of a run's folder; UserError where there is none."""
+    """Read `run.json` of a run's folder. Raises UserError if there is none."""
     if not (out / FILE).is_file():
-        raise UserError(f"{out} holds no run", "name the folder that `uhr train run --out` wrote")
+        raise UserError(f"{out} is not a run", "name the folder that `uhr train run --out` wrote")
     return read_versioned(RunInfo, out / FILE, SCHEMA_VERSION, "restore it, or start a new run")
 
 
 def _differences(before: RunInfo, after: RunInfo) -> list[str]:
-    """What makes two runs different: paths into the recipe, "model", "data". Where things lie does not."""
+    """What differs between two runs: paths in the recipe, "model", "data". Locations do not count."""
     differs = checkpoint.changed(before.recipe, after.recipe)
     if before.model.transformer != after.model.transformer:
         differs.append("model")
@@ -267,23 +268,23 @@ def _job(out: Path, recipe: Recipe, model: Model, info: RunInfo, data: dict[int,
         return Job(out, recipe, model, info, data, None)
     folder, stored, faults = found
     for fault in faults:
-        warn(f"{fault}: going on from step {stored.step}")
+        warn(f"{fault}: resuming from step {stored.step}")
     _check_history(recipe, stored)
     return Job(out, recipe, model, info, data, (folder, stored))
 
 
 def _check_history(recipe: Recipe, stored: CheckpointInfo) -> None:
-    """The steps so far must be steps of this recipe."""
+    """Raise UserError if the steps done so far are not steps of this recipe."""
     differs = checkpoint.changed(stored.recipe, recipe.model_dump(mode="json"))
-    refused = [path for path in differs if not checkpoint.may_change(path)]
-    if refused:
+    not_allowed = [path for path in differs if not checkpoint.may_change(path)]
+    if not_allowed:
         raise UserError(
-            f"the run so far had another {', another '.join(refused)}",
+            f"the run so far had another {', another '.join(not_allowed)}",
             "leave it as it was, or start a new run: only steps, device and checkpoints may change",
         )
     if recipe.steps < stored.step:
         raise UserError(
-            f"the run is at step {stored.step} already", "give its phases at least that many steps"
+            f"the run is already at step {stored.step}", "give its phases at least that many steps"
         )
     before = Recipe.model_validate(stored.recipe)
     for phase, one, two in zip(

@@ -1,4 +1,4 @@
-"""`log.jsonl`: one JSON object per step, each step once, also in a run that was killed and resumed."""
+"""`log.jsonl`: one JSON object per step, each step once, also if the run was killed and resumed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FILE = "log.jsonl"
 
 @contextlib.contextmanager
 def track(run: Path, step: int) -> Generator[Callable[[dict[str, Any]], None]]:
-    """A function that appends one step's line; lines behind `step`, of a try that got further than its
-    checkpoint, are cut off first.
+    """Yield a function that appends one step's line to the log.
 
-    A line is out of this process before the function returns: a kill loses no finished step's line.
+    Lines after `step`, of an attempt that got further than its checkpoint, are removed first. Each line is
+    flushed, so that a killed process loses none.
     """
     path = run / FILE
     kept = [line for line in read_log(run) if line["step"] <= step]
@@ -40,7 +40,7 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; empty where there is none. A last line that a kill cut short is left out."""
+    """The lines of a run's log; empty if there is none. An incomplete last line is left out."""
     return list(_entries(run / FILE))
 
 
@@ -54,11 +54,11 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
         try:
             yield json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path} line {number + 1} is no JSON ({error})", "remove that line") from None
+            raise UserError(f"{path} line {number + 1} is not JSON ({error})", "remove that line") from None
 
 
 def print_log(entries: list[dict[str, Any]], lines: int = 20) -> None:
-    """At most `lines` stretches of about equal length: means over each, and a bar for the loss."""
+    """Print at most `lines` rows, each with the means over a range of steps and a bar for the loss."""
     length = -(-len(entries) // lines)
     stretches = [entries[i : i + length] for i in range(0, len(entries), length)]
     losses = [_mean(stretch, "loss") for stretch in stretches]

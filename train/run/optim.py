@@ -1,4 +1,4 @@
-"""The optimiser, its learning rate, and its state under the adapter's own names."""
+"""The optimiser, its learning rate, and its state by the adapter's parameter names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uhr.train.recipes.base import AdamW
 
 
 def build(config: AdamW, parameters: Mapping[str, torch.nn.Parameter]) -> torch.optim.AdamW:
-    """The optimiser over `parameters`; the learning rate is set before every step."""
+    """Create the optimiser over `parameters`; `set_lr` sets the learning rate before every step."""
     return torch.optim.AdamW(
         list(parameters.values()),
         lr=0.0,
@@ -28,7 +28,7 @@ def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
 def optimiser_state(
     optimiser: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, torch.Tensor]:
-    """Every tensor of the state as `<parameter>.<name>`, on the CPU; empty before the first step."""
+    """The state's tensors on the CPU, by `<parameter>.<name>`; empty before the first step."""
     return {
         f"{key}.{name}": value.detach().cpu().clone()
         for key, parameter in parameters.items()
@@ -41,7 +41,7 @@ def load_optimiser_state(
     parameters: Mapping[str, torch.nn.Parameter],
     state: Mapping[str, torch.Tensor],
 ) -> None:
-    """Write what `optimiser_state` gave back, bit for bit."""
+    """Restore what `optimiser_state` returned, bit for bit."""
     for key, parameter in parameters.items():
         own = {name.removeprefix(f"{key}."): t for name, t in state.items() if name.startswith(f"{key}.")}
         # counters have no shape and stay where the optimiser keeps them: on the CPU

@@ -1,4 +1,4 @@
-"""A phase while it runs: what it reads, in which order, and what it minimises."""
+"""A phase of a running job: its data, order of batches and objective."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from uhr.models.ops.latents import sample_moments
 from uhr.train.data.order import BucketPlan
-from uhr.train.data.reader import EncodedData, Rows
+from uhr.train.data.reader import EncodedData, EncodedRows
 from uhr.train.objectives import objective_class
 from uhr.train.objectives.base import Batch, Objective
 from uhr.train.objectives.draws import Draws
@@ -14,7 +14,7 @@ from uhr.train.run.job import Job
 
 
 class PhaseRun:
-    """One phase of a job: its data, its order, its objective."""
+    """One phase of a job with its data opened."""
 
     def __init__(self, job: Job, phase: int, device: torch.device) -> None:
         config = job.recipe.phases[phase]
@@ -27,8 +27,8 @@ class PhaseRun:
         self._normalisation = self.data.info.geometry.normalisation
         self._empty = self.data.empty_texts()
 
-    def batch(self, rows: Rows, draws: Draws) -> Batch:
-        """Stored rows as the model sees them: a latent drawn, normalised; some captions emptied."""
+    def batch(self, rows: EncodedRows, draws: Draws) -> Batch:
+        """Make the model's inputs from stored rows: draw and normalise latents, drop some captions."""
         raw = rows.mean.float()
         if self.recipe.latents == "sample":
             raw = sample_moments(raw, rows.std, draws.normal("latents", raw.shape[1:]))
@@ -41,5 +41,5 @@ class PhaseRun:
 
 
 def _over(samples: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """[B] as [B, 1, ...], to go with a tensor of any shape [B, ...]."""
+    """Reshape [B] to [B, 1, ...], to broadcast over a tensor of shape [B, ...]."""
     return samples.view(-1, *[1] * (tensor.ndim - 1))

@@ -1,4 +1,4 @@
-"""All that changes while a run goes on, and the process-wide generators beside it."""
+"""The state of a training run, and of the process-wide random generators."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from uhr.train.run.average import decay_at
 
 @dataclass
 class TrainState:
-    """step: optimiser steps done. adapter: parameters by their names in `plain.lora_state`, float32.
+    """The state that changes during a run.
 
-    ema: their running average under the same names, or None; it has no count of its own, since it was updated
-    once for each step.
+    step: optimiser steps done. adapter: parameters by their names in `plain.lora_state`, float32.
+
+    ema: their moving average under the same names, or None; it is updated once per step.
     """
 
     step: int
@@ -30,14 +31,14 @@ class TrainState:
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
-        """average <- d * average + (1 - d) * parameter, with d = `decay_at(step, decay)`."""
+        """Update the average: d * average + (1 - d) * parameter, with d = `decay_at(step, decay)`."""
         assert self.ema is not None
         now = decay_at(self.step, decay)
         for name, average in self.ema.items():
             average.lerp_(self.adapter[name].detach(), 1 - now)
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Everything as CPU tensors, by the name of the file that holds it."""
+        """All state as CPU tensors, by the name of the file that they are saved to."""
         found = {
             "adapter": {name: p.detach().cpu().clone() for name, p in self.adapter.items()},
             "optimiser": optim.optimiser_state(self.optimiser, self.adapter),
@@ -48,7 +49,7 @@ class TrainState:
 
     @torch.no_grad()
     def load(self, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Write what `tensors` gave back, bit for bit; a tensor too many or too few is an assertion."""
+        """Restore what `tensors` returned, bit for bit; asserts that the names are the same."""
         self.step = step
         _copy_into(self.adapter, tensors["adapter"])
         optim.load_optimiser_state(self.optimiser, self.adapter, tensors["optimiser"])
@@ -74,7 +75,7 @@ def adapter_parameters(transformer: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def seed_everything(seed: int) -> None:
-    """The process-wide generators. Our own draws use none of them; an objective of the user's may."""
+    """Seed the process-wide generators. Our own draws do not use them; a user's objective may."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -92,7 +93,9 @@ def generators() -> dict[str, Any]:
 
 
 def set_generators(state: Mapping[str, Any]) -> None:
-    """Put back what `generators` gave. A GPU that is not here any more, or was not then, keeps its own."""
+    """Restore what `generators` returned. The state of a GPU that is in only one of the two is not
+    changed.
+    """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

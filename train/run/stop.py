@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one asks to stop after the step, the second one stops at once."""
+"""Stops a run on Ctrl-C or SIGTERM: the first after the current step, the second at once."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether somebody asked to stop."""
+    """Whether a signal requested a stop."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         print(f"{name}: stopping after this step (again: at once)", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def stop_requests() -> Generator[StopRequest]:
-    """Within it SIGINT and SIGTERM set `asked`. Outside the main thread, where Python delivers no signals, it
-    does nothing.
+    """Handle SIGINT and SIGTERM in the block by setting `requested`.
+
+    Does nothing outside the main thread, where Python delivers no signals.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""The training loop: from a job to its last step, or to the checkpoint at which somebody stopped it."""
+"""The training loop: runs a job to its last step, or to the checkpoint at which it is stopped."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from uhr.models.families.registry import FAMILIES
 from uhr.models.surgery.base import compose, from_record, record
 from uhr.models.zoo import load_transformer, pick_device
 from uhr.train.data.order import PlannedBatch
-from uhr.train.data.reader import Rows
+from uhr.train.data.reader import EncodedRows
 from uhr.train.objectives.base import Velocity
 from uhr.train.objectives.draws import Draws
 from uhr.train.recipes.base import Recipe
 from uhr.train.run import checkpoint, optim
-from uhr.train.run.average import decay_at, described
+from uhr.train.run.average import decay_at, describe_average
 from uhr.train.run.job import Job
 from uhr.train.run.log import read_log, track
 from uhr.train.run.phase import PhaseRun
@@ -35,14 +35,15 @@ from uhr.train.run.stop import stop_requests
 from uhr.train.run.velocity import BackboneVelocity
 
 RECENT = 50
-"""Steps whose mean loss goes into a checkpoint: one step's says little."""
+"""Number of steps whose mean loss is written to a checkpoint; one step's loss is too noisy."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """`step` steps are done; `checkpoint` holds them. `loss`: mean of the last `RECENT` steps.
+class TrainingResult:
+    """How a run ended.
 
-    stopped: somebody asked to, before the last step.
+    step: steps done. checkpoint: its folder. loss: mean of the last `RECENT` steps. stopped: whether a signal
+    stopped the run before its last step.
     """
 
     step: int
@@ -76,13 +77,13 @@ class Trainer:
             checkpoint.load_checkpoint(*job.resume, self.state)
         self._phase: PhaseRun | None = None
 
-    def run(self) -> Outcome:
-        """Train from where the state is to the recipe's last step; at least one step must be left."""
+    def run(self) -> TrainingResult:
+        """Train from the current step to the recipe's last; at least one step must be left."""
         job, state, total = self.job, self.state, self.recipe.steps
         assert state.step < total
         recent = deque((line["loss"] for line in read_log(job.out) if line["step"] <= state.step), RECENT)
         with (
-            saving(job.out, lambda: checkpoint.go_on(job.out)),
+            saving(job.out, lambda: checkpoint.resume_hint(job.out)),
             track(job.out, state.step) as write,
             progress("train", total, "steps") as advance,
             stop_requests() as stop,
@@ -94,15 +95,15 @@ class Trainer:
                 recent.append(entry["loss"])
                 advance(1, f"loss {entry['loss']:.4f}")
                 # read once: a request that comes while the checkpoint is written waits for the next step
-                stopping = stop.asked or state.step == total
+                stopping = stop.requested or state.step == total
                 if stopping or state.step % self.recipe.runtime.checkpoint_every == 0:
                     mean = sum(recent) / len(recent)
                     folder = self.save({"loss": entry["loss"], f"mean loss of {len(recent)} steps": mean})
                     if stopping:
-                        return Outcome(state.step, folder, mean, stopped=state.step < total)
+                        return TrainingResult(state.step, folder, mean, stopped=state.step < total)
 
     def step(self) -> dict[str, Any]:
-        """One optimiser step over one global batch; its line of the log."""
+        """Do one optimiser step on one global batch and return its line of the log."""
         start = time.perf_counter()
         index, inside = self.recipe.phase_of(self.state.step)
         phase, config = self.phase(index), self.recipe.phases[index]
@@ -139,10 +140,11 @@ class Trainer:
         }
 
     def _accumulate(
-        self, phase: PhaseRun, planned: PlannedBatch, rows: Rows
+        self, phase: PhaseRun, planned: PlannedBatch, rows: EncodedRows
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Gradients of the mean loss over the whole batch, a micro-batch at a time: [B] losses, sigmas,
-        parts.
+        """Accumulate the gradients of the batch's mean loss over micro-batches.
+
+        Returns losses [B], sigmas [B], and the named parts of the loss, [B] each.
         """
         count = len(planned.rows)
         draws = Draws(self.recipe.seed, self.state.step, range(count))
@@ -150,7 +152,7 @@ class Trainer:
         losses, sigmas, parts = [], [], []
         for start in range(0, count, self.recipe.batch.micro):
             stop = min(start + self.recipe.batch.micro, count)
-            loss = phase.objective(self.velocity, whole.of(start, stop), draws.of(start, stop))
+            loss = phase.objective(self.velocity, whole.slice(start, stop), draws.slice(start, stop))
             finite = torch.isfinite(loss.per_sample.detach()).tolist()
             if not all(finite):
                 inside = rows.sample_ids[start:stop]
@@ -167,23 +169,23 @@ class Trainer:
         )
 
     def phase(self, index: int) -> PhaseRun:
-        """The phase of that number; only one is open at a time."""
+        """The phase with this number; only one is open at a time."""
         if self._phase is None or self._phase.index != index:
             self._phase = PhaseRun(self.job, index, self.device)
         return self._phase
 
     def _not_finite(self, what: str, samples: Sequence[str]) -> UserError:
-        """The weights are still those of the last step: nothing that is not finite is ever written."""
+        """The error for a loss or gradient that is not finite, raised before the weights are updated."""
         phase = self.recipe.phases[self.recipe.phase_of(self.state.step)[0]]
         return UserError(
             f"step {self.state.step + 1}: the {what} is not finite (samples {', '.join(samples)})",
-            f"look at those samples, or start a new run: `uhr train run --set phases.{phase.name}.lr=LOWER`",
+            f"check those samples, or start a new run: `uhr train run --set phases.{phase.name}.lr=LOWER`",
         )
 
     def save(self, metrics: dict[str, float]) -> Path:
-        """Write a checkpoint, and remove those that are one too many."""
+        """Write a checkpoint, and remove the oldest ones beyond `keep_checkpoints`."""
         step = self.state.step
-        # at the very end this is where a longer last phase would go on
+        # at the end, this is where a longer last phase would continue
         phase, inside = self.recipe.phase_of(min(step, self.recipe.steps - 1))
         epoch, batch = divmod(inside + (step == self.recipe.steps), self.phase(phase).plan.batches_per_epoch)
         folder = checkpoint.write_checkpoint(
@@ -205,25 +207,25 @@ class Trainer:
 
 
 def lora_of(recipe: Recipe, job: Job) -> LoraSpec:
-    """The recipe's adapter on the job's model."""
+    """The adapter of the recipe for the job's model."""
     return LoraSpec(recipe.adapter.rank, recipe.targets(job.model.spec), recipe.adapter.alpha)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU if there is one, else of this process, at its highest so far."""
+    """Peak bytes so far: of the GPU if there is one, otherwise of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def train(job: Job) -> Outcome:
-    """Carry a job out, to its last step or to where somebody stopped it."""
+def train(job: Job) -> TrainingResult:
+    """Run a job to its last step, or until it is stopped."""
     recipe = job.recipe
     if recipe.ema is not None and decay_at(recipe.steps, recipe.ema) < recipe.ema:
-        say(f"averaged adapter: {described(recipe.ema, recipe.steps)}")
-    outcome = Trainer(job).run()
-    if outcome.stopped:
-        say(f"stopped after step {outcome.step} of {job.recipe.steps}; saved in {shown(outcome.checkpoint)}")
+        say(f"averaged adapter: {describe_average(recipe.ema, recipe.steps)}")
+    result = Trainer(job).run()
+    if result.stopped:
+        say(f"stopped after step {result.step} of {job.recipe.steps}; saved in {shown(result.checkpoint)}")
         say(f"go on with: {command('train', 'resume', job.out)}")
-    return outcome
+    return result

@@ -1,4 +1,4 @@
-"""The backbone as training calls it: unpacked latents in, velocity out; guidance as the recipe says."""
+"""The backbone as a function from unpacked latents to velocity, with the recipe's guidance."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from uhr.train.recipes.base import Guidance
 
 
 class BackboneVelocity:
-    """A transformer by its family's own call, which samplers use too: an adapter meets in sampling what it
-    met in training, the path through dtypes included.
+    """A transformer, called as samplers call it: an adapter gets the same inputs in training and sampling, in
+    the same dtypes.
     """
 
     def __init__(self, family: Backbone, transformer: Any, guidance: Guidance) -> None:
@@ -23,7 +23,8 @@ class BackboneVelocity:
     def __call__(
         self, noisy: torch.Tensor, sigma: torch.Tensor, texts: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """noisy [B, C, h, w] at sigma [B] in [0, 1] -> velocity (noise - data), float32 [B, C, h, w].
+        """Predict the velocity (noise - data), float32 [B, C, h, w], of noisy [B, C, h, w] at sigma [B] in
+        [0, 1].
 
         `texts` are the family's text tensors by name; every sample gets the recipe's guidance.
         """

@@ -1,1 +1,1 @@
-"""`uhr demo`: the whole workflow on this machine, and the images that it makes for itself."""
+"""`uhr demo`: the whole workflow on this machine, with images that it makes."""

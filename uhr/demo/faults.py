@@ -1,4 +1,4 @@
-"""Planted faults: what a folder from the wild holds, one file of each."""
+"""Planted faults: one file of each kind of fault and odd format that real folders contain."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _File(NamedTuple):
 
 
 def plant(folder: Path, photographs: Path, advance: Callable[..., None]) -> list[Planted]:
-    """Write the faults below `folder`, made from the `photographs` of scikit-image, and say what each is."""
+    """Write the faults below `folder`, made from the `photographs` of scikit-image, and list what each is."""
     folder.mkdir(parents=True, exist_ok=True)
     planted = []
     for file in (*_broken(photographs), *_odd(photographs), *_poor(photographs), *_doubles(photographs)):
@@ -37,19 +37,19 @@ def plant(folder: Path, photographs: Path, advance: Callable[..., None]) -> list
         ("link.png", "astronaut.png", Planted("", "a link to a photograph", "rejected", "duplicates")),
         ("broken-link.png", "nothing.png", Planted("", "a link to nothing", "failed", "broken link")),
     )
-    for name, target, outcome in links:
+    for name, target, result in links:
         link = folder / name
         link.unlink(missing_ok=True)
         link.symlink_to(Path("..") / photographs.name / target)
         planted.append(
-            Planted(f"{folder.name}/{name}", outcome.what, outcome.status, outcome.reason, fault=True)
+            Planted(f"{folder.name}/{name}", result.what, result.status, result.reason, fault=True)
         )
         advance(note=name)
     return planted
 
 
 def _broken(photographs: Path) -> Iterator[_File]:
-    """Files that give no image."""
+    """Files that cannot be decoded."""
     whole = (photographs / "rocket.jpg").read_bytes()
     photograph = (photographs / "coffee.png").read_bytes()
     yield _File("empty.jpg", b"", "no bytes at all", "failed", "empty file")
@@ -63,7 +63,7 @@ def _broken(photographs: Path) -> Iterator[_File]:
     noise = np.random.default_rng(7).bytes(20_000)
     yield _File("noise.jpg", b"\x00" + noise, "random bytes", "failed", "not an image")
     yield _File("page.jpg", b"<!DOCTYPE html><html>404</html>", "a web page", "failed", "not an image")
-    yield _File("bomb.png", _bomb(100_000, 100_000), "10,000 megapixels, it says", "failed", "too large")
+    yield _File("bomb.png", _bomb(100_000, 100_000), "a header of 10,000 megapixels", "failed", "too large")
 
 
 def _bomb(width: int, height: int) -> bytes:
@@ -78,19 +78,19 @@ def _bomb(width: int, height: int) -> bytes:
 
 
 def _odd(photographs: Path) -> Iterator[_File]:
-    """Whole images in forms that careless readers get wrong, each of another part of a photograph."""
+    """Valid images in formats that simple readers get wrong, each of another part of a photograph."""
     from PIL import Image
 
     photo = Image.open(photographs / "hubble_deep_field.jpg").convert("RGB")
     parts = [photo.crop((30 * i, 20 * i, 30 * i + 600, 20 * i + 500)) for i in range(10)]
-    yield _File("wrong-extension.png", encode(parts[0], "JPEG", quality=92), "a JPEG that calls itself PNG")
+    yield _File("wrong-extension.png", encode(parts[0], "JPEG", quality=92), "a JPEG named as a PNG")
     yield _File("cmyk.jpg", encode(parts[1].convert("CMYK"), "JPEG", quality=92), "a CMYK JPEG")
     yield _File("sixteen-bit.png", _sixteen_bit(parts[2]), "a PNG of 16 bits per channel")
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = parts[3].transpose(Image.Transpose.ROTATE_90)
     yield _File(
-        "rotated.jpg", encode(turned, "JPEG", quality=92, exif=exif), "lies on its side, EXIF says so"
+        "rotated.jpg", encode(turned, "JPEG", quality=92, exif=exif), "rotated, with the orientation in EXIF"
     )
     yield _File("palette.png", encode(parts[4].quantize(256), "PNG"), "a palette of 256 colours")
     glass = parts[5].copy()
@@ -120,7 +120,7 @@ def _sixteen_bit(image: Image.Image) -> bytes:
 
 
 def _poor(photographs: Path) -> Iterator[_File]:
-    """Whole images that are not worth keeping, or that pretend to be more than they are."""
+    """Valid images of low quality, and images that were enlarged."""
     from PIL import Image, ImageFilter
 
     photo = Image.open(photographs / "motorcycle_left.png").convert("RGB")

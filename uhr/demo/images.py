@@ -1,4 +1,4 @@
-"""The demo's images: photographs out of installed wheels, scenes made at 4K and beyond, planted faults."""
+"""The demo's images: photographs of installed packages, generated scenes at 4K and above, planted faults."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SKIMAGE: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("retina.jpg", "the retina of a left eye", {"author": "Mikael Häggström", "license": _CC0}),
     ("rocket.jpg", "a rocket lifts off at dusk", {"author": "SpaceX", "license": _PUBLIC}),
 )
-"""File, caption, and what scikit-image says of its rights."""
+"""File, caption, and the rights as scikit-image states them."""
 
 ULTRALYTICS = (
     ("bus.jpg", "people walk past a blue bus in a street"),
@@ -45,9 +45,9 @@ ULTRALYTICS = (
 
 
 def gather(folder: Path, advance: Callable[..., None]) -> list[Planted]:
-    """Write the demo's images below `folder`, the same ones every time, and say what each is.
+    """Write the demo's images below `folder`, always the same ones, and list what each is.
 
-    `advance(note=...)` is called after each. Errors: scikit-image is not installed.
+    `advance(note=...)` is called after each. Raises UserError if scikit-image is not installed.
     """
     files = [*_photographs(folder / "photographs", advance), *_scenes(folder / "scenes", advance)]
     planted = plant(folder / "planted", folder / "photographs", advance)
@@ -62,9 +62,9 @@ def _photographs(folder: Path, advance: Callable[..., None]) -> list[Planted]:
     source = _package_folder("skimage") / "data"
     for name, caption, rights in SKIMAGE:
         shutil.copyfile(source / name, folder / name)
-        # beside a .json of everything, as a crawler leaves it
-        words = {"caption": caption, **rights, "found_in": "scikit-image"}
-        (folder / name).with_suffix(".json").write_text(json.dumps(words, ensure_ascii=False, indent=1))
+        # with a .json of all metadata next to it, as crawlers write
+        metadata = {"caption": caption, **rights, "found_in": "scikit-image"}
+        (folder / name).with_suffix(".json").write_text(json.dumps(metadata, ensure_ascii=False, indent=1))
         files.append(Planted(f"{folder.name}/{name}", caption))
         advance(note=name)
     for name, caption in ULTRALYTICS if importlib.util.find_spec("ultralytics") else ():
@@ -76,7 +76,7 @@ def _photographs(folder: Path, advance: Callable[..., None]) -> list[Planted]:
 
 
 def _package_folder(package: str) -> Path:
-    """Where a package lies, without importing it."""
+    """The folder of a package, without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"the demo's photographs come with {package}", install("demo"))

@@ -1,4 +1,4 @@
-"""What each file of the demo is, and what curation makes of it."""
+"""Files of the demo with their expected results of curation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Status = Literal["kept", "rejected", "failed"]
 
 @dataclass(frozen=True)
 class Planted:
-    """A file of the demo: its path below the folder, what it is, and what becomes of it under `quickstart`.
+    """A file of the demo: its path below the folder, what it is, and its result with the preset `quickstart`.
 
     `reason` is the rule or the kind of fault, None when kept. `fault` marks what was planted.
     """

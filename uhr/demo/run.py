@@ -1,4 +1,4 @@
-"""`uhr demo`: the whole road on this machine, each step by the very command that it prints."""
+"""`uhr demo`: the whole workflow on this machine, each step by the command that it prints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROMPT = "a mountain lake at dawn"
 STEPS = 40
 INTERRUPT_AT = 15
 YOUR_OWN = r"""
-On your own images the same road is:
+The same workflow on your own images:
 
   uhr doctor                                               what is installed and what is missing
   uhr curate run multiaspect-4k --source YOUR/IMAGES --out YOUR/SET
@@ -51,13 +51,15 @@ def demo(
         ),
     ] = Path("demo"),
 ) -> None:
-    """The whole road on this machine: images, manifest, slice, adapter, image. No download, no GPU."""
+    """Run the whole workflow on this machine: images, manifest, slice, adapter, image. No download, no
+    GPU.
+    """
     start = time.monotonic()
     uhr = functools.partial(_uhr, context.obj)
     # the tiny model's tensors are slower on many threads than on one
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with saving(out, "make room there, or name another folder with --out"):
-        _take_folder(out)
+        _prepare(out)
     images, manifest, chosen = out / "pictures", out / "manifest", out / "slice"
     model, encoded, run, adapter = out / "tiny-flux1", out / "encoded", out / "run", out / "adapter"
 
@@ -65,7 +67,7 @@ def demo(
     with saving(out, "make room there, or name another folder with --out"):
         planted = _gather(images)
 
-    _headline("2. Curate them on Ray: annotate every image, turn down by rule, lose nothing")
+    _headline("2. Curate them on Ray: annotate every image, reject by rules, lose nothing")
     uhr("curate", "run", "quickstart", "--source", images, "--out", manifest)
     _compare_with_planted(manifest, planted)
 
@@ -106,8 +108,8 @@ MADE = (
 LAYOUT = Layout("the demo", (MARKER, *MADE), (MARKER,), allow_others=True)
 
 
-def _take_folder(out: Path) -> None:
-    """A folder for this demo. What an earlier one made is cleared; whatever else was put there stays."""
+def _prepare(out: Path) -> None:
+    """Claim the folder and clear what an earlier demo made; other files are kept."""
     folder = RunFolder(out, LAYOUT)
     folder.claim()
     before = [name for name in MADE if (out / name).exists()]
@@ -118,13 +120,13 @@ def _take_folder(out: Path) -> None:
     write_json(out / MARKER, made)
 
 
-def _headline(words: str) -> None:
-    say(f"\n== {words}")
+def _headline(text: str) -> None:
+    say(f"\n== {text}")
 
 
-def _uhr(main: Main, *words: object, expect: int = 0) -> None:
-    """Run one command as a user would type it, and stop the demo if it does not end as expected."""
-    arguments = [str(word) for word in words]
+def _uhr(main: Main, *parts: object, expect: int = 0) -> None:
+    """Print and run one command. Raises UserError if its exit code is not the expected one."""
+    arguments = [str(part) for part in parts]
     say(f"$ uhr {shlex.join(arguments)}")
     code = main(arguments)
     if code != expect:
@@ -139,12 +141,12 @@ def _gather(folder: Path) -> Sequence[Any]:
 
 
 def _compare_with_planted(manifest: Path, planted: Sequence[Any]) -> None:
-    """What became of each image with a planted fault, from the manifest."""
+    """Print the result of each planted fault, from the manifest."""
     from uhr.manifests.manifest import Manifest
 
     rows = Manifest.open(manifest).table(columns=["uri", "status", "reason", "error"]).to_pylist()
     found = {row["uri"]: row for row in rows}
-    say("\nWhat became of the planted faults:")
+    say("\nResults of the planted faults:")
     table(
         ["file", "what it is", "status", "reason"],
         [[p.name, p.what, found[p.name]["status"], found[p.name]["reason"]] for p in planted if p.fault],
@@ -152,7 +154,7 @@ def _compare_with_planted(manifest: Path, planted: Sequence[Any]) -> None:
 
 
 class _interrupt_after:
-    """Press Ctrl-C once the log has reached `step`, as a person would, while the block runs."""
+    """Send Ctrl-C to this process once the log has reached `step`, while the block runs."""
 
     def __init__(self, log: Path, step: int) -> None:
         self._log, self._step, self._done = log, step, threading.Event()
@@ -191,8 +193,8 @@ def _summary(out: Path) -> None:
         "adapter": str(out / "adapter"),
         "pictures": f"{out / 'without.png'}, {out / 'with.png'}   ({changed:.0%} of the pixels differ)",
     }
-    for name, words in facts.items():
-        say(f"{name:10} {words}")
+    for name, text in facts.items():
+        say(f"{name:10} {text}")
     say(
         "\nThe model is tiny and its weights are random: its images are noise and its loss says little."
         "\nEverything else was the real thing: decoding, rules, manifest, encoding, training, resume, export."

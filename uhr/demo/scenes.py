@@ -1,4 +1,4 @@
-"""Images at 4K and beyond out of nothing but random numbers, with detail down to the single pixel."""
+"""Procedural images at 4K and above, with detail down to the single pixel."""
 
 from __future__ import annotations
 

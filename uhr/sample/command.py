@@ -1,4 +1,4 @@
-"""`uhr sample`: paint images by any sampler, and make one again."""
+"""`uhr sample`: generates images by any sampler, and repeats one from its record."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from uhr.base.files import user_path
 from uhr.base.paths import local
 from uhr.base.store import FolderStore
 from uhr.models.samplers import SAMPLERS, check_name
+from uhr.sample import image_set
 from uhr.sample import options as opt
-from uhr.sample import set as sample_set
 
 if TYPE_CHECKING:
     from uhr.models.generate.request import Item, Request
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from uhr.models.generate.target import Target
     from uhr.models.llm.refine import Refinement
 
-LOOK, PAINT, AGAIN = "Look", "Samplers", "Make an image again"
+LIST, GENERATE, REPEAT = "Look", "Samplers", "Make an image again"
 
 
 class SamplerGroup(TyperGroup):
-    """Every sampler is a sub-command; so is a class of the user's own by its import path."""
+    """Every sampler is a subcommand, and so is the import path of a user's own class."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         known = super().get_command(ctx, cmd_name)
@@ -42,7 +42,7 @@ class SamplerGroup(TyperGroup):
 app = typer.Typer(
     cls=SamplerGroup,
     no_args_is_help=True,
-    help="Paint an image. SAMPLER is one of those below, or a class of your own as package.module:Class.",
+    help="Generate an image. SAMPLER is one of those below, or a class of your own as package.module:Class.",
     subcommand_metavar="SAMPLER [OPTIONS]",
 )
 
@@ -55,35 +55,37 @@ def again(
         typer.Option(
             parser=local("--repeat"),
             metavar="FILE.png",
-            help="An image of ours, made again from its own record; no SAMPLER then.",
-            rich_help_panel=AGAIN,
+            help="Generate an image again from the record in its PNG; without a SAMPLER.",
+            rich_help_panel=REPEAT,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(parser=local("--out"), metavar="FILE.png", help="The new image.", rich_help_panel=AGAIN),
+        typer.Option(
+            parser=local("--out"), metavar="FILE.png", help="The new image.", rich_help_panel=REPEAT
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR|ID", help="Where the model is now, if elsewhere than then.", rich_help_panel=AGAIN
+            metavar="DIR|ID", help="Where the model is now, if it was moved.", rich_help_panel=REPEAT
         ),
     ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(
             metavar="package.module:Class",
-            help="The sampler that the record names, if that is not one of ours: only then its code is run.",
-            rich_help_panel=AGAIN,
+            help="The sampler in the record, if it is not one of ours: only then its code is run.",
+            rich_help_panel=REPEAT,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Answer as JSON.", rich_help_panel=AGAIN)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer as JSON.", rich_help_panel=REPEAT)] = False,
 ) -> None:
     if repeat is None:
         if ctx.invoked_subcommand is None:
             raise UserError("no sampler is named", "see `uhr sample list`, or give --repeat IMAGE")
         if out or model or sampler or as_json:
-            raise UserError("an option stands before the sampler's name", "put it behind")
+            raise UserError("an option precedes the sampler's name", "write it after the name")
         return
     if ctx.invoked_subcommand is not None:
         raise UserError(f"--repeat {repeat} and the sampler '{ctx.invoked_subcommand}'", "give one of them")
@@ -92,9 +94,9 @@ def again(
     _repeat(repeat, user_path(out), model, sampler, as_json)
 
 
-@app.command("list", rich_help_panel=LOOK)
+@app.command("list", rich_help_panel=LIST)
 def list_samplers(as_json: opt.Json = False) -> None:
-    """Every sampler: what it does and which weights it takes."""
+    """List the samplers: what each does, and which weights it needs."""
     from uhr.models import show
 
     console.emit(show.samplers(), as_json, _print_samplers)
@@ -105,22 +107,22 @@ def _print_samplers(rows: list[dict[str, Any]]) -> None:
 
     show.print_samplers(rows)
     console.say(
-        "\n`uhr sample SAMPLER --help` has what all of them take, `uhr sample options SAMPLER` the rest"
+        "\n`uhr sample SAMPLER --help` has the common options, `uhr sample options SAMPLER` the others"
     )
 
 
-@app.command("options", rich_help_panel=LOOK)
+@app.command("options", rich_help_panel=LIST)
 def options_of_sampler(
     sampler: Annotated[str, typer.Argument(metavar="SAMPLER", help="A name of `uhr sample list`.")],
     as_json: opt.Json = False,
 ) -> None:
-    """What a sampler alone can be told with --set: defaults, and what each means."""
+    """List the options of one sampler (for --set), with defaults and meanings."""
     from uhr.models.generate import options
 
     console.emit(options.options_of(sampler), as_json, options.print_options)
 
 
-def paint(
+def generate(
     ctx: typer.Context,
     *,
     prompt: opt.Prompt = None,
@@ -177,36 +179,36 @@ def paint(
         "options": apply_sets({}, sets or []),
     }
     request = build(Request, tree, "uhr sample")
-    said = build(
+    item = build(
         Item, {"prompt": prompt or "", "negative": negative, "seed": seed, "image": image}, "uhr sample"
     )
     if plan:
-        _plan(request, said, prompts, on, as_json)
+        _plan(request, item, prompts, on, as_json)
         return
     if on is not None:
-        raise UserError(f"--on {on} plans for a GPU and paints nothing", "give --plan as well")
-    refinement = sample_set.refinement_of(refine, refine_model, refine_instruction)
+        raise UserError(f"--on {on} is an option of --plan", "give --plan as well")
+    refinement = image_set.refinement_of(refine, refine_model, refine_instruction)
     from uhr.runtime.pool import Pool
 
     pool = Pool.of(engine, workers, address)
-    if sample_set.is_set(prompts, image):
-        sample_set.make_set(request, said, prompts, out, refinement, previews, pool, as_json)
+    if image_set.is_set(prompts, image):
+        image_set.make_set(request, item, prompts, out, refinement, previews, pool, as_json)
     else:
-        sample_set.refuse_workers(pool)
-        _one(request, said, Target.of(_named(prompt, out)), refinement, previews, as_json)
+        image_set.refuse_workers(pool)
+        _one(request, item, Target.of(_checked_out(prompt, out)), refinement, previews, as_json)
 
 
-def _named(prompt: str | None, out: str | None) -> str:
-    """The one image's file; UserError where it or the prompt is not given."""
+def _checked_out(prompt: str | None, out: str | None) -> str:
+    """The file of the one image. Raises UserError if it or the prompt is missing."""
     if prompt is None or out is None:
         missing = "--prompt TEXT" if prompt is None else "--out FILE.png"
-        raise UserError(f"{missing} is missing", "give it, or --plan to see what it would take")
+        raise UserError(f"{missing} is missing", "give it, or --plan for an estimate")
     return out
 
 
 def _one(
     request: Request,
-    said: Item,
+    item: Item,
     out: Target,
     refinement: Refinement | None,
     previews: Path | None,
@@ -216,16 +218,16 @@ def _one(
     from uhr.models.generate.refining import refine_one
     from uhr.models.generate.setup import Setup
 
-    out.check(said.image)
+    out.check(item.image)
     if previews is not None:
         previews = user_path(previews)
         FolderStore(str(previews)).probe()
     setup = Setup.of(request)
-    item = said.model_copy(update={"name": out.stem})
+    item = item.model_copy(update={"name": out.stem})
     if refinement is not None:
-        setup.call(item)  # before anybody is asked
+        setup.call(item)  # check the item before the server is called
         item = refine_one(item, refinement)
-    painting = _painted(setup, item, out, previews)
+    painting = _generate_one(setup, item, out, previews)
     value = {"out": out.text, **painting.record}
     console.emit(value, as_json, lambda _: console.say(record.describe(out.text, painting.record)))
 
@@ -235,8 +237,8 @@ def _plan(request: Request, item: Item, prompts: Path | None, on: str | None, as
     from uhr.models.estimate.plan import plan
     from uhr.models.generate.lengths import token_counts
 
-    if sample_set.is_set(prompts, item.image):
-        sample_set.plan_set(request, item, prompts, on, as_json)
+    if image_set.is_set(prompts, item.image):
+        image_set.plan_set(request, item, prompts, on, as_json)
         return
     found = plan(request, item, on)
     counts = token_counts(found.model, [item])
@@ -248,8 +250,8 @@ def _plan(request: Request, item: Item, prompts: Path | None, on: str | None, as
     console.emit(plan_text.describe(found, counts), as_json, show)
 
 
-def _painted(setup: Setup, item: Item, out: Target, previews: Path | None = None) -> GeneratedImage:
-    """One image, with a bar, on the disk with what belongs to it."""
+def _generate_one(setup: Setup, item: Item, out: Target, previews: Path | None = None) -> GeneratedImage:
+    """Generate one image, with a progress bar, and write it with its record and previews."""
     from uhr.models.generate import record
 
     call = setup.call(item)
@@ -265,7 +267,7 @@ def _painted(setup: Setup, item: Item, out: Target, previews: Path | None = None
 
 
 def _loaded(setup: Setup) -> Session:
-    """The setup's pipeline in memory, with a bar: 30 GB take a while."""
+    """Load the setup's pipeline, with a progress bar."""
     from uhr.models.generate.session import Session
 
     with console.progress("load", total=None, unit="parts") as advance:
@@ -296,16 +298,16 @@ def _repeat(image: Path, out: Path, model: str | None, sampler: str | None, as_j
         found = None if original is None else repeat.compare(original, painting.image)
     finally:
         record.write(out, painting.image, painting.record)
-    told = {"identical": None} if found is None else found.describe()
-    verdict = "no image of then to compare it with" if found is None else str(found)
-    value = {"out": str(out), "differences": lines, **told, "record": painting.record}
+    comparison = {"identical": None} if found is None else found.describe()
+    verdict = "there is no original image to compare with" if found is None else str(found)
+    value = {"out": str(out), "differences": lines, **comparison, "record": painting.record}
     console.emit(value, as_json, lambda _: console.say(f"{record.describe(out, painting.record)}\n{verdict}"))
 
 
 for _name, _info in SAMPLERS.items():
-    _words = (
+    _help = (
         f"{_info.summary[:1].upper()}{_info.summary[1:]}.",
         f"Weights: {_info.weights}.",
-        f"What only this sampler takes (--set): `uhr sample options {_name}`.",
+        f"Options of this sampler (--set): `uhr sample options {_name}`.",
     )
-    app.command(_name, help="\n\n".join(_words), rich_help_panel=PAINT)(paint)
+    app.command(_name, help="\n\n".join(_help), rich_help_panel=GENERATE)(generate)

@@ -10,19 +10,19 @@ import typer
 from uhr.base.paths import local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
 
-WHAT, HOW, MODEL, MACHINE, OUTPUT = "What to paint", "How", "Model and adapters", "Machine", "Output"
+WHAT, HOW, MODEL, MACHINE, OUTPUT = "What to generate", "How", "Model and adapters", "Machine", "Output"
 SET, PLAN = "A set of images", "Plan"
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.", rich_help_panel=OUTPUT)]
 
-Prompt = Annotated[str | None, typer.Option(help="What to paint.", rich_help_panel=WHAT)]
+Prompt = Annotated[str | None, typer.Option(help="The text to generate an image of.", rich_help_panel=WHAT)]
 Prompts = Annotated[
     Path | None,
     typer.Option(
         parser=local("--prompts"),
         metavar="FILE",
         help="Make a set, an image per prompt: a .txt with one per line; a .jsonl, .csv or .parquet with "
-        "prompt and, if wanted, name, negative, seed, width, height, image; or a manifest, for its captions.",
+        "prompt and optional name, negative, seed, width, height, image; or a manifest, for its captions.",
         rich_help_panel=SET,
     ),
 ]
@@ -31,7 +31,7 @@ Refine = Annotated[
     typer.Option(
         metavar="URL",
         help="Have prompts rewritten first by this OpenAI-compatible server, http://localhost:8000/v1 say; "
-        "both are recorded. Its key, if it wants one, is OPENAI_API_KEY.",
+        "both are recorded. Its key, if it needs one, is OPENAI_API_KEY.",
         rich_help_panel=SET,
     ),
 ]
@@ -39,7 +39,7 @@ RefineModel = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Of --refine: the model; the server's only one if not given.",
+        help="With --refine: the model; the server's only one by default.",
         rich_help_panel=SET,
     ),
 ]
@@ -48,7 +48,7 @@ RefineInstruction = Annotated[
     typer.Option(
         parser=local("--refine-instruction"),
         metavar="FILE",
-        help="Of --refine: what the model is told, in place of our own.",
+        help="With --refine: the instruction for the model, in place of ours.",
         rich_help_panel=SET,
     ),
 ]
@@ -57,15 +57,15 @@ Image = Annotated[
     typer.Option(
         parser=local("--image", utf8=True),
         metavar="FILE|DIR",
-        help="An image in place of the base pass, of any size; not every sampler takes one. Of a folder, "
-        "every image.",
+        help="An image in place of the base pass, of any size; not every sampler takes one. For a folder, "
+        "every image in it.",
         rich_help_panel=WHAT,
     ),
 ]
 Scale = Annotated[
     float | None,
     typer.Option(
-        help="With --image: the result has exactly this many times its sides. If neither this nor --size "
+        help="With --image: the factor between its sides and those of the result. If neither this nor --size "
         "is given: 4 for patch-cascade and ultragen, 2 for others.",
         rich_help_panel=WHAT,
     ),
@@ -74,21 +74,21 @@ Negative = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="What to keep away from. Takes two passes a step; where the backbone has guidance built in, it "
-        "wants --set true_cfg_scale=3.5, say.",
+        help="What the image should not show. Takes two passes a step; a backbone with embedded guidance "
+        "also needs, for example, --set true_cfg_scale=3.5.",
         rich_help_panel=WHAT,
     ),
 ]
 Seed = Annotated[
     int,
     typer.Option(
-        help="The same seed and call give the same image. In a set the first image's; the next has the next.",
+        help="The same seed and options give the same image. In a set, that of the first image.",
         rich_help_panel=WHAT,
     ),
 ]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="WxH", help="In px; the sampler's own if not given.", rich_help_panel=WHAT),
+    typer.Option(metavar="WxH", help="In px; by default that of the sampler.", rich_help_panel=WHAT),
 ]
 
 Steps = Annotated[
@@ -98,8 +98,8 @@ Steps = Annotated[
 Guidance = Annotated[
     float | None,
     typer.Option(
-        help="The published number, or the model card's, if not given. It is of the base pass, and with "
-        "--image of every stage; --set guidance_high=7, say, is of the stages above the base.",
+        help="The published number, or the model card's, if not given. It applies to the base pass, and "
+        "with --image to every stage; for stages above the base, --set guidance_high=7.",
         rich_help_panel=HOW,
     ),
 ]
@@ -108,7 +108,7 @@ Sets = Annotated[
     typer.Option(
         "--set",
         metavar="K=V",
-        help="An option of this sampler alone; may be repeated. `uhr sample options SAMPLER` lists them.",
+        help="An option of this sampler; may be repeated. `uhr sample options SAMPLER` lists them.",
         rich_help_panel=HOW,
     ),
 ]
@@ -194,8 +194,8 @@ Out = Annotated[
     str | None,
     typer.Option(
         metavar="FILE.png|DIR|s3://...",
-        help="The image, here or as s3://bucket/image.png; the whole call goes into it, and into a JSON "
-        "beside it. Of a set: a folder or s3://bucket/prefix; the same command goes on where it stopped.",
+        help="The image, a file or s3://bucket/image.png; its record is in it, and in a JSON next to it. "
+        "For a set: a folder or s3://bucket/prefix; the same command goes on where it stopped.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -203,8 +203,8 @@ Plan = Annotated[
     bool,
     typer.Option(
         "--plan",
-        help="Paint nothing: print stages, calls, tokens, operations, memory, time. No weights are needed: a "
-        "bare name of `uhr models list` will do as --model. Of a set: one image's times their number.",
+        help="Only print stages, calls, tokens, operations, memory, time. No weights are needed: "
+        "--model may be a name of `uhr models list`. For a set: one image's times the number of images.",
         rich_help_panel=PLAN,
     ),
 ]
@@ -212,7 +212,7 @@ On = Annotated[
     str | None,
     typer.Option(
         metavar="GPU",
-        help="Of --plan: for this GPU, rtx-4090 say; else for the one that is here, or an h200.",
+        help="With --plan: for this GPU, such as rtx-4090; by default for that of this machine, or an h200.",
         rich_help_panel=PLAN,
     ),
 ]
@@ -221,29 +221,29 @@ Previews = Annotated[
     typer.Option(
         parser=local("--previews"),
         metavar="DIR",
-        help="Also keep the images of the stages before the last, here.",
+        help="A folder for the images of the stages before the last.",
         rich_help_panel=OUTPUT,
     ),
 ]
 
 Engine = Annotated[
     str,
-    typer.Option(help="Of a set: ray, or local: worker processes of our own.", rich_help_panel=SET),
+    typer.Option(help="For a set: ray, or local for worker processes without Ray.", rich_help_panel=SET),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Of a set: how many paint at a time, each with the model in memory; one per GPU by default, one "
-        "on the CPU. 0: this process.",
+        help="For a set: the number of workers, each with the model in memory; by default one per GPU or "
+        "one on the CPU. 0: this process.",
         rich_help_panel=SET,
     ),
 ]
 Address = Annotated[
     str | None,
     typer.Option(
-        help="Of a set: a running Ray cluster, which sees model and OUT under the same names; with --device "
-        "cuda for its GPUs.",
+        help="For a set: a running Ray cluster, with the same paths of model and OUT on all machines; with "
+        "--device cuda for its GPUs.",
         rich_help_panel=SET,
     ),
 ]

@@ -22,7 +22,9 @@ Row = Callable[..., dict[str, Any]]
 
 
 def test_a_good_manifest_and_its_slices_are_sound(manifest: Manifest, tmp_path: Path) -> None:
-    made = slice_manifest(manifest, tmp_path / "s", SliceOptions(where="entropy > 5", split={"a": 0.5, "b": 0.5}))
+    made = slice_manifest(
+        manifest, tmp_path / "s", SliceOptions(where="entropy > 5", split={"a": 0.5, "b": 0.5})
+    )
     again = slice_manifest(made, tmp_path / "t", SliceOptions(sample=3))
     for one in (manifest, made, again):
         verdict = verify(one.path)

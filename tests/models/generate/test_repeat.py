@@ -107,7 +107,7 @@ def test_the_record_may_be_in_the_json_alone(uhr, tiny_flux, tmp_path):
     assert "identical: all" in uhr("--repeat", one, "--out", two).out
     assert "identical: all" in uhr("--repeat", record.json_path(one), "--out", tmp_path / "three.png").out
     one.unlink()
-    assert "no image of then" in uhr("--repeat", record.json_path(one), "--out", tmp_path / "four.png").out
+    assert "no original image" in uhr("--repeat", record.json_path(one), "--out", tmp_path / "four.png").out
 
 
 def test_other_weights_are_told_and_so_is_how_many_pixels_differ(uhr, tiny_flux, adapter, tmp_path):

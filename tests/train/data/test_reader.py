@@ -93,5 +93,5 @@ def test_a_damaged_page_names_shard_row_and_sample(small_set, tmp_path):
 
 def test_training_refuses_a_folder_that_was_not_finished(tmp_path):
     (tmp_path / "units").mkdir()
-    with pytest.raises(UserError, match="not encoded to its end: run the same `uhr train encode` again"):
+    with pytest.raises(UserError, match="not fully encoded: run the same `uhr train encode` again"):
         EncodedData.open(tmp_path)

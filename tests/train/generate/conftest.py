@@ -28,7 +28,7 @@ def at_home(monkeypatch, tmp_path, tiny_flux) -> None:
 
 
 class Made:
-    """What a command left: its exit code, what it said, and the folder of the set."""
+    """What a command left: its exit code, what it printed, and the folder of the set."""
 
     def __init__(self, code: int, out: str, err: str, folder: str) -> None:
         self.code, self.out, self.err = code, out, err
@@ -62,17 +62,17 @@ def make(capfd):
     from uhr.cli import main
 
     def run(prompts: list[Any] | None, *options: Any, out: Any = "out", sampler: str = "euler") -> Made:
-        words = ["sample", sampler, "--model", "tiny", "--device", "cpu"]
+        arguments = ["sample", sampler, "--model", "tiny", "--device", "cpu"]
         if "--size" not in options:
-            words += ["--size", "64x64", "--steps", "1"]
+            arguments += ["--size", "64x64", "--steps", "1"]
         if prompts is not None:
             lines = [json.dumps({"prompt": p} if isinstance(p, str) else p) + "\n" for p in prompts]
             Path("prompts.jsonl").write_text("".join(lines))
-            words += ["--prompts", "prompts.jsonl"]
+            arguments += ["--prompts", "prompts.jsonl"]
         capfd.readouterr()
         if not any(str(option) in ("--engine", "--workers") for option in options):
-            words += ["--workers", "0"]
-        code = main([*words, "--out", str(out), *map(str, options)])
+            arguments += ["--workers", "0"]
+        code = main([*arguments, "--out", str(out), *map(str, options)])
         return Made(code, *capfd.readouterr(), str(out))
 
     return run
@@ -94,7 +94,7 @@ def killed():
     `done()`."""
 
     def kill(options, out, done):
-        words = [
+        arguments = [
             "sample",
             "moody:Moody",
             "--model",
@@ -106,8 +106,8 @@ def killed():
             "--device",
             "cpu",
         ]
-        words += ["--prompts", "prompts.jsonl", "--workers", "2", *options, "--out", out]
-        process = subprocess.Popen([sys.executable, "-c", PROMPTER, *words], stderr=subprocess.DEVNULL)
+        arguments += ["--prompts", "prompts.jsonl", "--workers", "2", *options, "--out", out]
+        process = subprocess.Popen([sys.executable, "-c", PROMPTER, *arguments], stderr=subprocess.DEVNULL)
         while not done():
             assert process.poll() is None
             time.sleep(0.02)

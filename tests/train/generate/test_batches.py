@@ -39,19 +39,19 @@ def test_a_folder_of_images_is_a_batch_and_a_broken_one_costs_itself(batch):
     images(given, "a.png", "sub/b.jpg", "c.png")
     (given / "c.png").write_bytes((given / "c.png").read_bytes()[:200])
     (given / "notes.txt").touch()
-    code, said = batch(*SDEDIT)
+    code, output = batch(*SDEDIT)
     assert code == 1
-    assert "1 of 3 images failed; c: " in said.err
-    assert said.err.count("given also holds what is no image by its name: notes.txt") == 1
+    assert "1 of 3 images failed; c: " in output.err
+    assert output.err.count("given also contains files without an image suffix: notes.txt") == 1
     assert json.loads(Path("out/set.json").read_text())["left_out"] == {"not_images": 1}
     for name in ("a", "sub/b"):
         assert Image.open(f"out/pictures/{name}.png").size == (256, 192)
     record = read_record(Path("out/pictures/sub/b.png"))
     assert record["item"]["image"] == "given/sub/b.jpg"
     images(given, "a.png", "sub/b.jpg", "c.png")
-    code, said = batch(*SDEDIT)
+    code, output = batch(*SDEDIT)
     assert code == 1
-    assert "another set: other images: " in said.err
+    assert "another set: other images: " in output.err
 
 
 def test_an_image_that_changes_after_the_check_fails_and_the_next_run_sees_another_set(batch, monkeypatch):
@@ -59,7 +59,7 @@ def test_an_image_that_changes_after_the_check_fails_and_the_next_run_sees_anoth
 
     given = Path("given")
     images(given, "a.png", "b.png")
-    paint = generate._paint
+    paint = generate._generate
 
     def after_a_change(*arguments):
         images(given, "x.png", "b.png")
@@ -68,10 +68,10 @@ def test_an_image_that_changes_after_the_check_fails_and_the_next_run_sees_anoth
             file.write(b"more")
         paint(*arguments)
 
-    monkeypatch.setattr(generate, "_paint", after_a_change)
-    code, said = batch(*SDEDIT)
+    monkeypatch.setattr(generate, "_generate", after_a_change)
+    code, output = batch(*SDEDIT)
     assert code == 1
-    assert "1 of 2 images failed; a: image given/a.png changed after the set was checked" in said.err
+    assert "1 of 2 images failed; a: image given/a.png changed after the set was checked" in output.err
     assert Image.open("out/pictures/b.png").size == (256, 192), "it was written again with the same bytes"
     monkeypatch.undo()
 
@@ -79,9 +79,9 @@ def test_an_image_that_changes_after_the_check_fails_and_the_next_run_sees_anoth
 def test_a_link_to_nothing_in_a_folder_of_images_costs_itself(batch):
     images(Path("given"), "a.png")
     Path("given/b.png").symlink_to("nowhere.png")
-    code, said = batch(*SDEDIT)
+    code, output = batch(*SDEDIT)
     assert code == 1
-    assert "1 of 2 images failed; b: image given/b.png does not exist" in said.err
+    assert "1 of 2 images failed; b: image given/b.png does not exist" in output.err
 
 
 def test_every_format_that_is_decoded_has_a_suffix_that_a_folder_of_images_takes():
@@ -96,9 +96,9 @@ def test_every_format_that_is_decoded_has_a_suffix_that_a_folder_of_images_takes
 def test_a_folder_of_which_no_image_can_be_used_is_one_line(batch):
     Path("given").mkdir()
     Path("given/a.png").write_text("no image")
-    code, said = batch(*SDEDIT)
+    code, output = batch(*SDEDIT)
     assert code == 1
-    assert "none of the 1 images can be used; the first: given/a.png is not an image" in said.err
+    assert "none of the 1 images can be used; the first: given/a.png is not an image" in output.err
     assert not Path("out").exists()
 
 
@@ -128,9 +128,9 @@ def test_previews_of_a_set_replace_earlier_ones_and_nothing_else(make):
 @pytest.mark.parametrize("options", [("--out", "given/big"), ("--out", "set", "--previews", "given/seen")])
 def test_what_is_written_is_never_taken_for_given(batch, options):
     images(Path("given"), "a.png")
-    code, said = batch(*SDEDIT, *options)
+    code, output = batch(*SDEDIT, *options)
     assert code == 1
-    assert f"{options[-1]} is in the folder of given images, given: name a folder beside it" in said.err
+    assert f"{options[-1]} is in the folder of given images, given: name a folder next to it" in output.err
     assert [path.name for path in Path("given").iterdir()] == ["a.png"]
     assert not Path("set").exists()
 
@@ -140,5 +140,5 @@ def test_previews_have_a_folder_of_their_own(make, seen):
     options = ("--size", "256x256", "--steps", "4", "--previews", seen)
     refused = make(["a lake"], *options, sampler="sdedit")
     assert refused.code == 1
-    assert "is in --out out: name a folder beside it" in refused.error
+    assert "is in --out out: name a folder next to it" in refused.error
     assert not Path("out").exists()

@@ -20,7 +20,7 @@ from uhr.models.generate.request import Item, Request
 from uhr.models.generate.setup import Setup
 from uhr.runtime.units import CRASH, UnitFault, Watch
 from uhr.train.generate import identity
-from uhr.train.generate.work import PaintWork, items_table
+from uhr.train.generate.work import GenerateWork, items_table
 
 PROMPTS = ["a lake", {"prompt": "a hill", "name": "hills/green", "seed": 7}, "three foxes", "fog", "a mill"]
 
@@ -55,7 +55,7 @@ def test_prompts_that_are_cut_are_counted_and_can_be_found(make):
     tokens = [(row["prompt_tokens"] > 512, row["negative_tokens"] > 512) for row in first.rows]
     assert tokens == [(False, False), (True, False), (False, True), (False, False)]
     assert first.facts["counts"] == {"items": 4, "made": 4, "failed": 0, "truncated": 2}
-    line = "the prompts of 2 images are longer than is read: `truncated` in set.parquet"
+    line = "the prompts of 2 images are longer than the encoder reads: `truncated` in set.parquet"
     assert first.out.count(line) == 1
     assert long.strip() not in first.out + first.err
     again = make(prompts, "--set", "true_cfg_scale=2", "--negative", "n")
@@ -101,8 +101,10 @@ def test_a_image_of_a_set_is_the_one_that_is_made_alone(make, capfd):
     from uhr.cli import main
 
     made = make(PROMPTS)
-    words = "sample euler --model tiny --size 64x64 --steps 1 --device cpu --seed 2 --out alone.png --prompt"
-    assert main([*words.split(), "three foxes"]) == 0
+    command = (
+        "sample euler --model tiny --size 64x64 --steps 1 --device cpu --seed 2 --out alone.png --prompt"
+    )
+    assert main([*command.split(), "three foxes"]) == 0
     assert np.array_equal(Image.open("alone.png"), Image.open(made.folder / "pictures" / "0002.png"))
 
 
@@ -116,7 +118,7 @@ def test_the_same_command_again_says_so_and_touches_nothing(make, stamps):
 
 
 @pytest.mark.parametrize(
-    ("prompts", "options", "words"),
+    ("prompts", "options", "message"),
     [
         (PROMPTS, ["--seed", 1], "another set: other seeds: "),
         (PROMPTS[:3], [], "another set: other number of prompts: "),
@@ -125,14 +127,16 @@ def test_the_same_command_again_says_so_and_touches_nothing(make, stamps):
         (PROMPTS, ["--guidance", 2], "other guidance"),
     ],
 )
-def test_another_request_is_refused_with_a_free_name_for_a_new_folder(make, prompts, options, words, stamps):
+def test_another_request_is_refused_with_a_free_name_for_a_new_folder(
+    make, prompts, options, message, stamps
+):
     make(PROMPTS)
     before = stamps("out")
     Path("out-2").mkdir()
     (Path("out-2") / "x").touch()
     refused = make(prompts, *options)
     assert refused.code == 1
-    assert words in refused.error
+    assert message in refused.error
     assert refused.error.endswith(": use --out out-3")
     assert stamps("out") == before
 
@@ -178,9 +182,9 @@ def test_a_set_is_of_one_dtype_and_kind_of_device(make, tiny_flux):
     assert (other.request.dtype, other.computes, other.threads) == ("bfloat16", "cuda", None)
     assert one.id != other.id
     store = open_store("set")
-    identity.take(store, one, "x")
+    identity.claim(store, one, "x")
     with pytest.raises(UserError, match="another set: other dtype, kind of device"):
-        identity.take(store, other, "x")
+        identity.claim(store, other, "x")
     # by its number the same kind of device
     first = other.request.model_copy(update={"device": "cuda:1"})
     assert identity.identify(first, there, 4, items, None).id == other.id
@@ -268,7 +272,7 @@ def test_an_item_that_fails_costs_itself_and_is_tried_again(make, stamps):
 def test_an_item_that_ends_its_process_twice_is_written_down_and_left_alone(tmp_path):
     request = Request(sampler="euler", model="tiny", size=(64, 64), steps=1, device="cpu")
     items = [Item(prompt=f"{n}", name=f"{n}") for n in range(3)]
-    work = PaintWork(request, str(tmp_path / "out"))
+    work = GenerateWork(request, str(tmp_path / "out"))
     with pytest.raises(UserError, match="name a folder that all machines share"):
         work.open()
     (tmp_path / "out").mkdir()
@@ -296,19 +300,19 @@ def test_an_item_that_succeeds_at_last_leaves_no_failure_behind(make, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ({"prompt": "x", "width": 60, "height": 64}, "prompts.jsonl line 2: .*64"),
         ({"prompt": "x", "image": "nowhere.png"}, "prompts.jsonl line 2: "),
         ({"prompt": "x", "sede": 1}, "prompts.jsonl line 2: unknown key 'sede': did you mean seed"),
     ],
 )
-def test_a_line_that_cannot_be_made_is_told_before_anything_is_written(make, line, words):
+def test_an_invalid_line_is_reported_before_anything_is_written(make, line, message):
     import re
 
     refused = make(["a lake", line, "a mill"])
     assert refused.code == 1
-    assert re.search(words, refused.error)
+    assert re.search(message, refused.error)
     assert not Path("out").exists()
 
 
@@ -333,9 +337,9 @@ def test_a_damaged_set_json_is_an_error_that_names_it_and_not_a_set_to_go_on_wit
     make(["a lake"])
     Path("out/set.json").write_bytes(damage)
     before = stamps("out")
-    told = make(["a lake"]).error
-    assert "out/set.json cannot be read" in told
-    assert "remove it; the same command writes it again" in told
+    printed = make(["a lake"]).error
+    assert "out/set.json cannot be read" in printed
+    assert "remove it; the same command writes it again" in printed
     assert stamps("out") == before
     Path("out/set.json").unlink()
     assert make(["a lake"]).code == 0
@@ -359,38 +363,38 @@ def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
     ]
     for change in otherwise:
         record.write_text(json.dumps({**made, **change}))
-        assert "0002.json is of an image that was made otherwise: remove it" in make(PROMPTS).error, change
+        assert "0002.json is of an image of another request: remove it" in make(PROMPTS).error, change
     record.write_text(json.dumps({**made, "weights": {}}))
-    assert "0002.json is of an image by other weights than the first: remove" in make(PROMPTS).error
+    assert "0002.json is of an image with other weights than the first: remove" in make(PROMPTS).error
     record.write_text("{}")
-    assert "0002.json is no record of an image of this set: remove it" in make(PROMPTS).error
+    assert "0002.json is not a record of an image of this set: remove it" in make(PROMPTS).error
     record.unlink()
     assert make(PROMPTS).code == 0
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (["--prompts", "p.txt", "--prompt", "x", "--out", "o"], "--prompt and --prompts"),
         (["--prompts", "p.txt"], "--out is missing"),
         (["--prompts", "p.txt", "--out", "o", "--engine", "spark"], "unknown engine 'spark'"),
         (["--prompts", "p.txt", "--out", "o", "--address", "x", "--workers", "0"], "names a Ray cluster"),
         (["--prompts", "p.txt", "--out", "p.txt"], "is a file"),
-        (["--prompts", "p.txt", "--out", "o/x.png"], "--out o/x.png is one image's, and this makes a set"),
+        (["--prompts", "p.txt", "--out", "o/x.png"], "--out o/x.png is a file, and this makes a set"),
         (["--image", "given", "--prompt", "x", "--out", "s3://b/x.PNG"], "name a folder or a prefix"),
         (["--prompts", "nowhere.txt", "--out", "o"], "nowhere.txt is not there"),
         (["--image", "given", "--out", "o"], "--prompt TEXT is missing"),
         (["--image", "given", "--prompts", "p.txt", "--out", "o"], "--prompts and the folder given"),
-        (["--prompt", "x", "--out", "o.png", "--workers", "2"], "--workers is of a set"),
+        (["--prompt", "x", "--out", "o.png", "--workers", "2"], "--workers is an option for sets"),
         (["--prompt", "x", "--out", "o.png", "--refine-model", "m"], "--refine-model without --refine"),
     ],
 )
-def test_what_does_not_go_together_is_one_line(capfd, options, words):
+def test_what_does_not_go_together_is_one_line(capfd, options, message):
     from uhr.cli import main
 
     Path("p.txt").write_text("a lake\n")
     Path("given").mkdir()
     assert main(["sample", "euler", "--model", "tiny", "--device", "cpu", *options]) == 1
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("uhr: ")]
-    assert words in line
+    assert message in line
     assert not Path("o").exists()

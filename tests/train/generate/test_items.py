@@ -4,12 +4,12 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.train.generate.items import MOST_BYTES, Defaults, from_images, from_prompts
-from uhr.train.generate.prompts import Line, Placed
+from uhr.train.generate.prompts import Line, LocatedLine
 
 
 def placed(*lines, **common):
     return [
-        Placed(Line(prompt=f"p{n}", **line, **common), f"prompts.jsonl line {n + 1}")
+        LocatedLine(Line(prompt=f"p{n}", **line, **common), f"prompts.jsonl line {n + 1}")
         for n, line in enumerate(lines)
     ]
 
@@ -45,13 +45,13 @@ def test_what_a_line_says_goes_before_what_the_command_says():
      "end ", "x" * (MOST_BYTES + 1), "\ud800"],
 )  # fmt: skip
 def test_a_name_that_no_file_can_bear_is_told_with_its_line(name):
-    with pytest.raises(UserError, match=r"prompts\.jsonl line 2: no file can be called"):
+    with pytest.raises(UserError, match=r"prompts\.jsonl line 2: a file cannot be called"):
         items_of(placed({}, {"name": name}))
 
 
 @pytest.mark.parametrize("names", [("lake", "lake"), ("lake", "LAKE"), ("0001", None)])
 def test_a_name_that_stands_twice_is_told_with_both_lines(names):
-    with pytest.raises(UserError, match=r"line 2: the name '.*' is that of prompts\.jsonl line 1 too"):
+    with pytest.raises(UserError, match=r"line 2: the name '.*' is already used by prompts\.jsonl line 1"):
         items_of(placed(*({} if name is None else {"name": name} for name in names)))
 
 
@@ -78,5 +78,5 @@ def test_images_that_differ_by_suffix_alone_get_names_that_do_not(tmp_path):
 
 def test_a_folder_without_images_is_one_line(tmp_path):
     images(tmp_path, "notes.txt")
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="contains no image"):
         from_images(tmp_path, "x", Defaults())

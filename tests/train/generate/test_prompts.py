@@ -83,7 +83,7 @@ def test_the_captions_of_a_manifests_kept_rows_are_prompts_under_their_sample_id
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("name", "text", "message"),
     [
         (
             "a.jsonl",
@@ -95,22 +95,22 @@ def test_the_captions_of_a_manifests_kept_rows_are_prompts_under_their_sample_id
         ("a.jsonl", '{"prompt": "x", "width": 512}', "line 1: width and height go together"),
         ("a.jsonl", '{"prompt": "  "}', "line 1: 'prompt' is empty"),
         ("a.jsonl", '{"seed": 1}', "line 1: 'prompt' is missing"),
-        ("a.jsonl", '{"prompt": "x"}\n\n{"prompt"', "line 3 is no JSON"),
-        ("a.jsonl", '["x"]', "line 1 holds .*not an object"),
+        ("a.jsonl", '{"prompt": "x"}\n\n{"prompt"', "line 3 is not JSON"),
+        ("a.jsonl", '["x"]', "line 1 is .*not an object"),
         ("a.csv", "prompt,sead\nx,1", "line 1: unknown column 'sead': did you mean seed"),
         ("a.csv", "name\nx", "line 1 has no column 'prompt'"),
         ("a.csv", "prompt,prompt\nx,y", "twice"),
         ("a.csv", "prompt,seed\nx,1\na, b, 2", "line 3 has 3 cells"),
-        ("a.csv", 'prompt,seed\n"x"y,1', "line 2 is no CSV"),
+        ("a.csv", 'prompt,seed\n"x"y,1', "line 2 is not CSV"),
         ("a.csv", "", "no column 'prompt'"),
-        ("a.txt", "\n \n", "a.txt holds no prompt"),
+        ("a.txt", "\n \n", "a.txt contains no prompt"),
         ("a.yaml", "x", "unknown form"),
         ("a.parquet", "x", "a.parquet cannot be read"),
     ],
 )
-def test_a_mistake_is_told_with_file_line_and_value(tmp_path, name, text, words):
+def test_a_mistake_is_reported_with_file_line_and_value(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_prompts(tmp_path / name)
     assert error.value.fix
     assert "\n" not in str(error.value)

@@ -108,7 +108,7 @@ def test_a_image_of_another_models_prompt_is_found_at_the_end(make, chat):
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "original": {**record["original"], "model": "other"}}))
     made = make(["a lake", "fog"], "--refine", chat.url)
-    assert "0001.json is of an image by other rewriting than the first: remove one of them" in made.error
+    assert "0001.json is of an image with other rewriting than the first: remove one of them" in made.error
 
 
 def test_prompts_as_they_are_and_another_instruction_are_other_sets(make, chat):
@@ -133,8 +133,8 @@ def test_the_key_is_written_nowhere(make, chat, monkeypatch):
 def test_a_single_image_is_refined_too(chat, capfd):
     from uhr.cli import main
 
-    words = ["sample", "euler", "--model", "tiny", "--size", "64x64", "--steps", "1", "--device", "cpu"]
-    assert main([*words, "--prompt", "a lake", "--refine", chat.url, "--out", "one.png"]) == 0
+    arguments = ["sample", "euler", "--model", "tiny", "--size", "64x64", "--steps", "1", "--device", "cpu"]
+    assert main([*arguments, "--prompt", "a lake", "--refine", chat.url, "--out", "one.png"]) == 0
     record = json.loads(Path("one.json").read_text())
     assert (record["prompt"], record["original"]["prompt"]) == ("a lake, refined", "a lake")
     capfd.readouterr()
@@ -150,8 +150,8 @@ def test_what_cannot_be_made_is_told_before_anybody_is_asked(make, chat, capfd):
     from uhr.cli import main
 
     assert make([{"prompt": "a lake", "width": 60, "height": 64}], "--refine", chat.url).code == 1
-    words = ["sample", "euler", "--model", "tiny", "--prompt", "x", "--out", "one.png", "--size", "60x64"]
-    assert main([*words, "--refine", chat.url]) == 1
+    arguments = ["sample", "euler", "--model", "tiny", "--prompt", "x", "--out", "one.png", "--size", "60x64"]
+    assert main([*arguments, "--refine", chat.url]) == 1
     assert chat.headers == []
 
 

@@ -80,7 +80,7 @@ def test_an_object_store_keeps_sets_and_strangers_apart_as_a_folder_does(make, s
     make(PROMPTS, out=url)
     assert "is finished" in make(PROMPTS, out=url).out
     refused = make(PROMPTS, "--seed", 3, out=url)
-    assert "holds another set: other seeds: " in refused.error
+    assert "contains another set: other seeds: " in refused.error
     assert f"{url}-2" in refused.error
     open_store(f"s3://{s3.bucket}/home").write("thesis.doc", b"mine")
     assert "already contains something else" in make(PROMPTS, out=f"s3://{s3.bucket}/home").error

@@ -9,7 +9,7 @@ from uhr.train.objectives.draws import Draws
 def test_a_sample_draws_the_same_however_the_batch_is_cut(seed, step, size, data):
     cut = data.draw(st.integers(0, size))
     whole = Draws(seed, step, range(size))
-    parts = [part for part in (whole.of(0, cut), whole.of(cut, size)) if part.places]
+    parts = [part for part in (whole.slice(0, cut), whole.slice(cut, size)) if part.places]
     for name in ("noise", "sigma"):
         together = torch.cat([part.normal(name, (3, 2)) for part in parts])
         assert torch.equal(whole.normal(name, (3, 2)), together)

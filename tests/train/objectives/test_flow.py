@@ -74,7 +74,7 @@ def test_the_same_draws_give_the_same_loss_and_a_sample_does_not_see_its_neighbo
 
     draws = Draws(0, 9, range(B))
     whole = flow()(model, batch(data), draws).per_sample
-    alone = [flow()(model, batch(data[i : i + 1]), draws.of(i, i + 1)).per_sample for i in range(B)]
+    alone = [flow()(model, batch(data[i : i + 1]), draws.slice(i, i + 1)).per_sample for i in range(B)]
     torch.testing.assert_close(whole, torch.cat(alone), rtol=1e-6, atol=0)
 
 

@@ -9,21 +9,21 @@ from uhr.base.config import Config, build
 from uhr.base.errors import UserError
 from uhr.models.zoo import get
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.recipes import NAMES, described, recipe, resolve
+from uhr.train.recipes import NAMES, describe, recipe, resolve
 from uhr.train.recipes import base as recipe_module
 from uhr.train.recipes.base import Phase, Recipe, leaves
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_value_of_a_recipe_names_its_source(name):
-    rows = described(recipe(name))
+    rows = describe(recipe(name))
     assert len(rows) > 25
     assert not [row["path"] for row in rows if not row["source"]]
 
 
 def test_a_value_that_was_changed_says_so(tmp_path):
     resolved = resolve("lora", None, ["phases.main.lr=0.5", "seed=0"])
-    sources = {row["path"]: row["source"] for row in described(resolved)}
+    sources = {row["path"]: row["source"] for row in describe(resolved)}
     assert sources["phases.0.lr"] == "set by you"
     assert sources["seed"] == "ours"
 

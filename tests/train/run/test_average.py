@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from uhr.base.files import sha256_file
 from uhr.models.adapters.files import read
 from uhr.models.adapters.keys import FLUX1
-from uhr.train.run.average import MARK, decay_at, described, full_from, read_average
+from uhr.train.run.average import MARK, decay_at, describe_average, full_from, read_average
 from uhr.train.run.checkpoint import FILE, folder_of
 from uhr.train.run.estimate import estimate
 from uhr.train.run.export import export
@@ -59,8 +59,10 @@ def test_the_first_step_with_the_full_decay(decay):
 
 
 def test_it_is_described_by_what_is_reached():
-    assert described(0.5, 100) == "decay 0.5 from step 9 on, less before"
-    assert described(0.999, 50) == "decay 0.8475 at the last of 50 steps; 0.999 is reached at step 8,991"
+    assert describe_average(0.5, 100) == "decay 0.5 from step 9 on, less before"
+    assert (
+        describe_average(0.999, 50) == "decay 0.8475 at the last of 50 steps; 0.999 is reached at step 8,991"
+    )
 
 
 SETS = ["ema=0.999", "phases.main.lr=0.02", "adapter.alpha=2", "runtime.checkpoint_every=100"]

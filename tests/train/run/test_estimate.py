@@ -55,5 +55,7 @@ def test_a_tiny_spec_by_name_has_no_numbers():
 
 
 def test_data_of_another_resolution_is_an_error(small_set, tiny_flux):
-    with pytest.raises(UserError, match=r"phase 'main' wants data at 256 px, and given is \[128\]"):
+    with pytest.raises(
+        UserError, match=r"phase 'main' needs data at 256 px, and the data given have \[128\]"
+    ):
         estimate(resolve("lora", None, ["phases.main.resolution=256"]), str(tiny_flux), [small_set.folder])

@@ -80,14 +80,14 @@ def test_the_card_says_what_it_was_made_from(run, small_set, tiny_flux, tmp_path
 def test_what_is_not_there_is_an_error(run, job_of, tmp_path):
     with pytest.raises(UserError, match="has no checkpoint of step 3: it has: 2, 4"):
         export(run, tmp_path / "a", 3)
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="is not a run"):
         export(tmp_path, tmp_path / "a")
     fresh = job_of(out=tmp_path / "fresh")
     with pytest.raises(UserError, match="has no checkpoint yet"):
         export(fresh.out, tmp_path / "a")
     plain = job_of("phases.main.steps=1", out=tmp_path / "plain")
     train(plain)
-    with pytest.raises(UserError, match="keeps no average"):
+    with pytest.raises(UserError, match="has no average"):
         export(plain.out, tmp_path / "a", weights="ema")
     export(plain.out, tmp_path / "a")
     with pytest.raises(UserError, match="already contains an adapter"):

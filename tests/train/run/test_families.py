@@ -56,13 +56,13 @@ def test_geometry_of_neither_or_both_normalisations_or_without_texts_is_invalid(
     whole = {"latent_channels": 16, "vae_factor": 8, "shift": 0.1, "scale": 0.3, "t5": (4, 2)}
     patches = {"patch_mean": (0.0,) * 64, "patch_std": (1.0,) * 64}
     Geometry(**whole)
-    for wrong, words in (
+    for wrong, message in (
         ({**whole, "shift": None}, "shift and scale, or"),
         ({**whole, **patches}, "shift and scale, or"),
         ({name: whole[name] for name in whole if name != "t5"}, "names no text tensor"),
         ({**whole, "t5": "long"}, "t5"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             Geometry(**wrong)
 
 

@@ -95,7 +95,7 @@ def test_what_would_change_a_step_is_refused_on_resume(job_of, change, name):
 def test_fewer_steps_than_are_done_are_refused(job_of):
     job = job_of("phases.main.steps=3")
     train(job)
-    with pytest.raises(UserError, match="the run is at step 3 already"):
+    with pytest.raises(UserError, match="the run is already at step 3"):
         reopen(job.out, ["phases.main.steps=2"])
 
 
@@ -110,9 +110,9 @@ def test_a_torn_checkpoint_is_passed_over_and_named(job_of, capsys):
     (folder_of(job.out, 4) / "checkpoint.json").unlink()
     again = reopen(job.out)
     assert again.done == 2
-    told = capsys.readouterr().err
-    assert "step-00000006/optimiser.safetensors is damaged: going on from step 2" in told
-    assert "step-00000004 has no checkpoint.json: going on from step 2" in told
+    printed = capsys.readouterr().err
+    assert "step-00000006/optimiser.safetensors is damaged: resuming from step 2" in printed
+    assert "step-00000004 has no checkpoint.json: resuming from step 2" in printed
     train(again)
     assert adapter_of(job.out) == whole
     assert [json.loads(line)["step"] for line in (job.out / "log.jsonl").read_text().splitlines()] == [
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_lists_no_optimiser_is_torn(job_of):
     tree = json.loads(file.read_text())
     del tree["files"]["optimiser.safetensors"]
     file.write_text(json.dumps(tree))
-    with pytest.raises(UserError, match=r"knows nothing of optimiser.safetensors"):
+    with pytest.raises(UserError, match=r"does not list optimiser.safetensors"):
         newest(job.out)
 
 
@@ -156,7 +156,9 @@ def test_no_whole_checkpoint_is_an_error(job_of):
     job = job_of("phases.main.steps=1")
     train(job)
     (folder_of(job.out, 1) / "adapter.safetensors").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint of .* is whole \(.*adapter.safetensors is missing\)"):
+    with pytest.raises(
+        UserError, match=r"no checkpoint of .* is complete \(.*adapter.safetensors is missing\)"
+    ):
         newest(job.out)
 
 
@@ -189,13 +191,16 @@ def test_moved_model_and_data_are_found_and_others_are_refused(job_of, small_set
     job = job_of("phases.main.steps=2", model=model, data=data)
     data.rename(tmp_path / "moved data")
     model.rename(tmp_path / "moved model")
-    with pytest.raises(UserError, match=r"model, the model of .* is not there: say where it is: model=PATH"):
+    with pytest.raises(
+        UserError, match=r"model, the model of .* does not exist: name its new path: model=PATH"
+    ):
         reopen(job.out)
-    with pytest.raises(UserError, match=r"data, the data of .* is not there: say where it is: data=PATH"):
+    with pytest.raises(UserError, match=r"data, the data of .* does not exist: name its new path: data=PATH"):
         reopen(job.out, model=str(tmp_path / "moved model"))
     other = make_tiny("tiny-flux1", tmp_path / "other model", seed=1)
     with pytest.raises(
-        UserError, match=r"the model is not what .* was trained with: say where that is: model=PATH"
+        UserError,
+        match=r"the model is not what .* was trained with: name the path of the original: model=PATH",
     ):
         reopen(job.out, model=str(other), data=[tmp_path / "moved data"])
     again = reopen(job.out, model=str(tmp_path / "moved model"), data=[tmp_path / "moved data"])
@@ -218,7 +223,9 @@ def test_data_must_have_the_resolution_of_a_phase(job_of, small_set, tiny_flux, 
         base.phases[0].model_copy(update={"name": str(px), "resolution": px, "steps": 1}) for px in (64, 128)
     )
     both = base.model_copy(update={"phases": phases})
-    with pytest.raises(UserError, match=r"phase '64' wants data encoded at 64 px, and given is 128 px"):
+    with pytest.raises(
+        UserError, match=r"phase '64' needs data encoded at 64 px, and the data given have 128 px"
+    ):
         start(both, str(tiny_flux), [small_set.folder], tmp_path / "run")
     job = start(both, str(tiny_flux), [small_set.folder, tmp_path / "64"], tmp_path / "run")
     assert [job.data_of(i).info.resolution for i in (0, 1)] == [64, 128]

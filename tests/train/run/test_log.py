@@ -39,7 +39,7 @@ def test_a_line_is_there_as_soon_as_its_step_is_done(tmp_path):
 
 def test_a_broken_line_is_an_error_that_counts_it(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(UserError, match="line 2 is no JSON"):
+    with pytest.raises(UserError, match="line 2 is not JSON"):
         read_log(tmp_path)
 
 

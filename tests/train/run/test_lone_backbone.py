@@ -17,16 +17,16 @@ FILE = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def run(fast, small_set, tmp_path, capsys):
-    """`run(*words, out=...)`: train for two steps; (exit code, what stderr says)."""
+    """`run(*arguments, out=...)`: train for two steps; (exit code, what stderr says)."""
 
-    def call(*words, out):
+    def call(*arguments, out):
         sets = [
             word
             for value in (*fast, "phases.main.steps=2", "runtime.device=cpu")
             for word in ("--set", value)
         ]
         base = ("train", "run", "lora", "--data", small_set.folder, "--out", out)
-        return main([str(word) for word in (*base, *words, *sets)]), capsys.readouterr().err
+        return main([str(word) for word in (*base, *arguments, *sets)]), capsys.readouterr().err
 
     return call
 
@@ -74,7 +74,7 @@ def test_a_lone_file_trains_as_its_model_does_and_goes_on_from_wherever_both_are
     )
     file.rename(tmp_path / "moved.sft")
     assert main([*resume, "--base", str(moved)]) == 1
-    assert "is not there: say where it is: --model PATH" in capsys.readouterr().err
+    assert "does not exist: name its new path: --model PATH" in capsys.readouterr().err
     assert main([*resume, "--model", str(tmp_path / "moved.sft"), "--base", str(moved)]) == 0
     assert main(["train", "export", str(tmp_path / "lone"), "--out", str(tmp_path / "adapter")]) == 0
     printed = capsys.readouterr().out
@@ -95,8 +95,8 @@ def test_a_transformers_own_folder_of_shards_trains_as_its_model_does(run, tiny_
 
 def test_fewer_blocks_train_the_same_from_a_folder_and_from_a_file(run, lite, tiny_flux, tmp_path):
     folder, file = lite
-    for words in (("--model", folder), ("--model", file, "--base", tiny_flux)):
-        code, error = run(*words, out=tmp_path / "run")
+    for arguments in (("--model", folder), ("--model", file, "--base", tiny_flux)):
+        code, error = run(*arguments, out=tmp_path / "run")
         assert code == 1
         assert error.strip().endswith("name it: --spec NAME")
         assert "num_layers=1" in error
@@ -137,35 +137,43 @@ def test_a_base_of_another_shape_than_the_file_is_refused_in_spite_of_the_spec(f
 def test_encoding_by_a_lone_file_and_its_base_is_encoding_by_the_model(
     small_set, tiny_flux, file, tmp_path, capsys
 ):
-    words = ["train", "encode", str(small_set.manifest.path), "--device", "cpu", "--set", "aspects=[1/1]"]
-    assert main([*words, "--out", str(tmp_path / "a"), "--model", str(tiny_flux)]) == 0
-    assert main([*words, "--out", str(tmp_path / "b"), "--model", str(file)]) == 1
+    arguments = ["train", "encode", str(small_set.manifest.path), "--device", "cpu", "--set", "aspects=[1/1]"]
+    assert main([*arguments, "--out", str(tmp_path / "a"), "--model", str(tiny_flux)]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "b"), "--model", str(file)]) == 1
     assert "say where the rest is: --base FOLDER" in capsys.readouterr().err
     alone = ["--model", str(file), "--base", str(tiny_flux)]
-    assert main([*words, "--out", str(tmp_path / "b"), *alone]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "b"), *alone]) == 0
     assert f"--model {file} --base '{tiny_flux}' --data" in capsys.readouterr().out
     one, other = (read_encoded(tmp_path / name) for name in "ab")
     assert one.id == other.id
     assert (other.model.path, other.model.base) == (str(file), str(tiny_flux))
     # the same command again, and as the model: it is there already
     for model in (alone, ["--model", str(tiny_flux)]):
-        assert main([*words, "--out", str(tmp_path / "b"), *model]) == 0
+        assert main([*arguments, "--out", str(tmp_path / "b"), *model]) == 0
         assert "is encoded already" in capsys.readouterr().out
 
 
 def test_a_folder_that_was_encoded_as_another_spec_is_not_taken_for_this_one(
     small_set, tiny_flux, tmp_path, capsys
 ):
-    words = ["train", "encode", str(small_set.manifest.path), "--device", "cpu", "--model", str(tiny_flux)]
-    words += ["--set", "aspects=[1/1]", "--set", "resolution=128", "--out", str(tmp_path / "a")]
-    assert main(words) == 0
-    assert main([*words, "--spec", "flux1-schnell"]) == 1
-    assert "holds encoded data of another spec" in capsys.readouterr().err
+    arguments = [
+        "train",
+        "encode",
+        str(small_set.manifest.path),
+        "--device",
+        "cpu",
+        "--model",
+        str(tiny_flux),
+    ]
+    arguments += ["--set", "aspects=[1/1]", "--set", "resolution=128", "--out", str(tmp_path / "a")]
+    assert main(arguments) == 0
+    assert main([*arguments, "--spec", "flux1-schnell"]) == 1
+    assert "already contains encoded data of another spec" in capsys.readouterr().err
 
 
 def test_a_plan_of_a_lone_file_counts_its_own_blocks(lite, tiny_flux, capsys):
-    def parameters(*words):
-        assert main(["train", "plan", "lora", "--json", *map(str, words)]) == 0
+    def parameters(*arguments):
+        assert main(["train", "plan", "lora", "--json", *map(str, arguments)]) == 0
         return json.loads(capsys.readouterr().out)["parameters"]
 
     folder, file = lite
@@ -179,9 +187,17 @@ def test_a_device_that_is_not_here_is_named_as_the_recipe_has_it(
     small_set, tiny_flux, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    words = ["train", "run", "lora", "--model", str(tiny_flux), "--data", str(small_set.folder)]
-    assert main([*words, "--out", str(tmp_path / "run"), "--set", "runtime.device=cuda"]) == 1
+    arguments = ["train", "run", "lora", "--model", str(tiny_flux), "--data", str(small_set.folder)]
+    assert main([*arguments, "--out", str(tmp_path / "run"), "--set", "runtime.device=cuda"]) == 1
     assert "torch sees no GPU: --set runtime.device=cpu" in capsys.readouterr().err
-    words = ["train", "encode", str(small_set.manifest.path), "--model", str(tiny_flux), "--device", "cuda"]
-    assert main([*words, "--out", str(tmp_path / "encoded")]) == 1
+    arguments = [
+        "train",
+        "encode",
+        str(small_set.manifest.path),
+        "--model",
+        str(tiny_flux),
+        "--device",
+        "cuda",
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "encoded")]) == 1
     assert "torch sees no GPU: --device cpu" in capsys.readouterr().err

@@ -54,18 +54,18 @@ def assert_same(run: Path, straight: Path) -> None:
 
 @pytest.fixture(scope="module")
 def straight_of(tmp_path_factory, small_set, tiny_flux, fast):
-    """`straight_of(variant)`: a run that nobody stopped, and the words that made it."""
+    """`straight_of(variant)`: a run that nobody stopped, and the arguments that made it."""
     from uhr.cli import main
 
     @functools.cache
     def make(variant: str) -> tuple[Path, list[str]]:
         out = tmp_path_factory.mktemp("straight") / "run"
-        words = ["--model", str(tiny_flux), "--data", str(small_set.folder), *LONG, *VARIANTS[variant]]
-        words = [part for value in fast for part in ("--set", value)] + words
-        assert main(["train", "run", "lora", *words, "--out", str(out)]) == 0
+        arguments = ["--model", str(tiny_flux), "--data", str(small_set.folder), *LONG, *VARIANTS[variant]]
+        arguments = [part for value in fast for part in ("--set", value)] + arguments
+        assert main(["train", "run", "lora", *arguments, "--out", str(out)]) == 0
         # ten steps are more than two epochs of four batches: the border is inside
         assert {line["epoch"] for line in log_of(out)} == {0, 1, 2}
-        return out, words
+        return out, arguments
 
     return make
 
@@ -98,15 +98,15 @@ def test_stopped_once_or_twice_it_ends_bit_for_bit_the_same(
 ):
     from uhr.cli import main
 
-    out, words = straight_of(variant)
+    out, arguments = straight_of(variant)
     run = tmp_path / "run"
-    command = ["train", "run", "lora", *words, "--out", str(run)]
+    command = ["train", "run", "lora", *arguments, "--out", str(run)]
     for stop in stops:
         stop_at(stop)
         assert main(command) == 130
-        told = capsys.readouterr()
-        assert f"stopped after step {stop} of {STEPS}" in told.out
-        assert f"go on with: uhr train resume {run}\n" in told.out
+        printed = capsys.readouterr()
+        assert f"stopped after step {stop} of {STEPS}" in printed.out
+        assert f"go on with: uhr train resume {run}\n" in printed.out
         assert steps(run)[-1] == stop
         command = ["train", "resume", str(run)]
     assert main(command) == 0
@@ -116,13 +116,13 @@ def test_stopped_once_or_twice_it_ends_bit_for_bit_the_same(
 def test_the_same_command_goes_on_and_sigterm_is_a_request_too(straight, stop_at, tmp_path, capsys):
     from uhr.cli import main
 
-    out, words = straight
+    out, arguments = straight
     run = tmp_path / "run"
-    command = ["train", "run", "lora", *words, "--out", str(run)]
+    command = ["train", "run", "lora", *arguments, "--out", str(run)]
     stop_at(5, signal.SIGTERM)
     assert main(command) == 130
     assert main(command) == 0
-    assert f"{run} holds this very run at step 5: going on" in capsys.readouterr().out
+    assert f"{run} already contains this run at step 5: resuming" in capsys.readouterr().out
     assert_same(run, out)
 
 
@@ -136,7 +136,7 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(straight, moment, tmp_
     def die(*_):
         raise Death
 
-    out, words = straight
+    out, arguments = straight
     run = tmp_path / "run"
     real_step, real_write = Trainer.step, checkpoint_module.write_checkpoint
     with monkeypatch.context() as patched:
@@ -158,7 +158,7 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(straight, moment, tmp_
         else:  # the second checkpoint stands, the first one is half removed
             patched.setattr(checkpoint_module, "keep_newest", die)
         with pytest.raises(Death):
-            main(["train", "run", "lora", *words, "--out", str(run)])
+            main(["train", "run", "lora", *arguments, "--out", str(run)])
     assert main(["train", "resume", str(run)]) == 0
     assert_same(run, out)
     assert not list((run / "checkpoints").glob(".*"))
@@ -167,9 +167,9 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(straight, moment, tmp_
 def test_sigkill_in_the_middle_costs_the_steps_since_the_last_checkpoint(straight, tmp_path, capsys):
     from uhr.cli import main
 
-    out, words = straight
+    out, arguments = straight
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "uhr", "train", "run", "lora", *words, "--out", str(run)]
+    command = [sys.executable, "-m", "uhr", "train", "run", "lora", *arguments, "--out", str(run)]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     while process.poll() is None and not folder_of(run, 4).exists():
         time.sleep(0.01)

@@ -1,9 +1,9 @@
-"""One process to a run, and no stranger's folder."""
+"""One process trains in a folder, and only in one of its own."""
 
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.train.run.job import hold
+from uhr.train.run.job import lock_run
 
 HEX = "0123456789abcdef" * 2
 
@@ -17,24 +17,24 @@ def test_a_second_run_in_a_folder_is_refused_in_one_line(job_of, small_set, tiny
     from uhr.cli import main
 
     out = job_of("phases.main.steps=1").out
-    words = {
+    arguments = {
         "run": ["run", "lora", "--model", str(tiny_flux), "--data", str(small_set.folder), "--out", str(out)],
         "resume": ["resume", str(out)],
     }[command]
-    with hold(out):
-        assert main(["train", *words]) == 1
+    with lock_run(out):
+        assert main(["train", *arguments]) == 1
         assert capsys.readouterr().err == f"uhr: another run is at work in {out}: wait for it, or stop it\n"
-        with pytest.raises(UserError, match="another run is at work"), hold(out):
-            raise AssertionError("both hold it")
+        with pytest.raises(UserError, match="another run is at work"), lock_run(out):
+            raise AssertionError("two processes train in one folder")
     assert names(out) == ["run.json"]
-    with hold(out):
+    with lock_run(out):
         pass
 
 
 def test_a_folder_that_nothing_came_into_is_removed_and_one_that_was_there_stays(tmp_path):
     (tmp_path / "there").mkdir()
     for name in ("new", "there"):
-        with hold(tmp_path / name):
+        with lock_run(tmp_path / name):
             pass
     assert names(tmp_path) == ["there"]
 
@@ -44,14 +44,14 @@ def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
     (tmp_path / f".log.jsonl.{HEX}.tmp").touch()
     (tmp_path / ".lock").mkdir()
     (tmp_path / ".lock" / "lock").touch()
-    with hold(tmp_path):
+    with lock_run(tmp_path):
         assert names(tmp_path) == [".lock"]
     assert names(tmp_path) == []
 
 
 def test_a_folder_of_a_users_is_refused_and_untouched(tmp_path):
     (tmp_path / "thesis.doc").touch()
-    with pytest.raises(UserError, match="already contains something else"), hold(tmp_path):
+    with pytest.raises(UserError, match="already contains something else"), lock_run(tmp_path):
         raise AssertionError("held")
     assert names(tmp_path) == ["thesis.doc"]
 

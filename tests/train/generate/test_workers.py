@@ -1,15 +1,15 @@
-"""What a worker of a set is told and does, before there is an image."""
+"""The workers of a set, before the first image."""
 
 import math
 
 import pytest
 
 from uhr.runtime.pool import Pool
-from uhr.train.generate.team import beginning, runner_of
+from uhr.train.generate.workers import runner_of, startup_note
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("options", "note"),
     [
         ((Pool(), "cpu"), "starting Ray; loading the model in 1 worker"),
         ((Pool(address="10.0.0.1:6379"), "cuda"), "starting Ray; loading the model in a worker per GPU"),
@@ -17,8 +17,8 @@ from uhr.train.generate.team import beginning, runner_of
         ((Pool(workers=0), "cpu"), "loading the model"),
     ],
 )
-def test_what_goes_on_before_there_is_a_image_is_told(asked, words):
-    assert beginning(runner_of(*asked)) == words
+def test_a_note_says_what_happens_before_the_first_image(options, note):
+    assert startup_note(runner_of(*options)) == note
 
 
 def test_an_image_may_take_as_long_as_it_needs_and_its_worker_keeps_nothing_but_the_plan():

@@ -1,4 +1,4 @@
-"""Who paints: how many processes, on which engine, with which GPU and how many threads each."""
+"""The workers of a set: their engine, number, device and threads."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from uhr.train.generate.work import IMPORTS
 
 
 def runner_of(pool: Pool, device: str) -> Runner:
-    """The runner for images on `device` ("cuda" is any GPU, "cuda:1" that one). There are no limits: an image
-    may take as long as it needs.
+    """The runner for images on `device` ("cuda" is any GPU, "cuda:1" that one), without time or memory
+    limits.
 
-    The number of threads never depends on what is left to do; on the CPU that of the run which began the set
-    is kept (`work.PaintWork`).
+    The number of threads does not depend on how much is left to do; on the CPU, that of the run which began
+    the set is kept (`work.GenerateWork`).
     """
     return pool.runner(NO_LIMITS, threads=None, device=device, carry=True)
 
 
-def early(runner: Runner, items: int, out: str) -> contextlib.AbstractContextManager[None]:
-    """Within it, worker processes of this machine are there already and import what painting needs, so that
-    this takes no longer than the checks that go on meanwhile; other runners start when they run. Not for an
-    `out` that looks finished."""
+def started_early(runner: Runner, items: int, out: str) -> contextlib.AbstractContextManager[None]:
+    """Start local worker processes before the block, so that they import what they need while the block
+    checks the set. Other runners start when they run. Nothing is started for an `out` that looks finished.
+    """
     if not isinstance(runner, LocalRunner) or (not is_url(out) and (Path(out) / "set.json").exists()):
         return contextlib.nullcontext()
     return runner.early(items, IMPORTS)
 
 
 def device_of(request: Request) -> str:
-    """The device that is asked for; of "auto" what that is here."""
+    """The requested device, or what "auto" is on this machine."""
     from uhr.models.loading.model import pick_device
 
     return str(pick_device("auto")) if request.device == "auto" else request.device
 
 
 def is_remote(runner: Runner) -> bool:
-    """Whether the work goes to the machines of a cluster, which may have what this one has not."""
+    """Whether the work runs on other machines, which may have what this one does not."""
     return isinstance(runner, RayRunner) and runner.address is not None
 
 
-def beginning(runner: Runner) -> str:
-    """What a run does before there is an image, which may take minutes."""
+def startup_note(runner: Runner) -> str:
+    """What a run does before the first image, which may take minutes, as a note of its progress."""
     if isinstance(runner, RayRunner | LocalRunner):
         number = {None: "a worker per GPU", 1: "1 worker"}.get(runner.workers, f"{runner.workers} workers")
         return f"{'starting Ray; ' if isinstance(runner, RayRunner) else ''}loading the model in {number}"
@@ -53,5 +53,5 @@ def beginning(runner: Runner) -> str:
 
 
 def threads_of(runner: Runner) -> int:
-    """How many threads each of its workers has."""
+    """Number of threads of each worker."""
     return runner.threads if isinstance(runner, LocalRunner | RayRunner) else threads_here()
