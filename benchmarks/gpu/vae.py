@@ -38,7 +38,7 @@ def _whole(
 ) -> None:
     shape, way = bench.shape, "exact tiling"
     side = shape.side(size) // (1 if part == "encode" else shape.spec.vae_factor)
-    flops = tiling.takes(vae, part, side, side)[1]
+    flops = tiling.peak_and_flops(vae, part, side, side)[1]
     if bench.left_out("vae", part, size, way, 2 * bench.judged(flops, rates.get(part))):
         return
     channels = 3 if part == "encode" else vae.config.latent_channels

@@ -26,20 +26,20 @@ def guide_only(transformer: Any, named: Sequence[str] | None) -> Generator[list[
     acting = peft_layers.active(transformer)
     plain = [name for name in acting if not _masked(transformer, name)]
     chosen = [name for name in plain if is_published(transformer, name)] if named is None else list(named)
-    mask, before = TokenMask(), [(each, each.told) for each in masks(transformer)]
+    mask, before = TokenMask(), [(each, each.chosen) for each in masks(transformer)]
     added = [name for name in chosen if not _masked(transformer, name)]
     for name in added:
         mask_adapter(transformer, name, mask)
     for each in masks(transformer):
-        each.tell()
+        each.choose()
     try:
         yield [name for name in acting if _masked(transformer, name)]
     finally:
         for name in added:
             for layer in peft_layers.layers_of(transformer, name).values():
                 del layer.lora_variant[name]
-        for each, told in before:
-            each.told = told
+        for each, chosen in before:
+            each.chosen = chosen
 
 
 def _masked(transformer: Any, name: str) -> bool:

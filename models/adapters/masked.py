@@ -6,9 +6,9 @@ the joint pass). Here the choice is a `TokenMask` that all layers of an adapter 
 sequence tells it before each call:
 
     mask = TokenMask();  mask_adapter(transformer, "guide", mask)
-    mask.tell(image=rows[512:], joint=rows)                 # [text | image | guide] in one pass
-    mask.tell(image=True, joint=True, modulation=True)      # a pass of guide tokens alone
-    mask.tell()                                             # a pass without any
+    mask.choose(image=rows[512:], joint=rows)                 # [text | image | guide] in one pass
+    mask.choose(image=True, joint=True, modulation=True)      # a pass of guide tokens alone
+    mask.choose()                                             # a pass without any
 
 Code that did not make the mask finds it by `masks(transformer)`. A mask holds until it is told otherwise, so
 gradient checkpointing, which runs a layer again in the backward pass, finds it as it was.
@@ -37,10 +37,10 @@ class TokenMask:
     """Which rows of each stream an adapter acts on; one object for all of its layers."""
 
     def __init__(self) -> None:
-        self.told: dict[Stream, tuple[int, torch.Tensor] | bool] | None = None
+        self.chosen: dict[Stream, tuple[int, torch.Tensor] | bool] | None = None
         """What it was told last; a sampler puts it back after its call."""
 
-    def tell(
+    def choose(
         self, *, image: Rows = False, text: Rows = False, joint: Rows = False, modulation: bool = False
     ) -> None:
         """Choose rows for the calls to come; False where nothing is said.
@@ -50,17 +50,17 @@ class TokenMask:
         """
         assert isinstance(modulation, bool), "a modulation has no rows to choose from"
         rows: dict[Stream, Rows] = {"image": image, "text": text, "joint": joint, "modulation": modulation}
-        self.told = {stream: _indices(choice) for stream, choice in rows.items()}
+        self.chosen = {stream: _indices(choice) for stream, choice in rows.items()}
 
     def rows(self, stream: Stream, tokens: int, name: str) -> torch.Tensor | bool:
         """Indices of the chosen rows of a stream of that many tokens, or all or none of them.
 
         Adapter `name` asks; UserError where nobody has told the mask anything.
         """
-        if self.told is None:
+        if self.chosen is None:
             what = f"adapter '{name}' acts on chosen tokens only, and nothing here chooses any"
             raise UserError(what, "sample with ultragen, or leave the adapter out")
-        chosen = self.told[stream]
+        chosen = self.chosen[stream]
         if isinstance(chosen, bool):
             return chosen
         length, index = chosen

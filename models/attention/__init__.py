@@ -1,4 +1,4 @@
 """Attention over ultra-high-resolution grids: hierarchical local windows with guide tokens (UltraGen), and
-the dense methods' proportional scale and text duplication. `call.py` says how a sampler or a trainer uses
-them.
+the dense methods' proportional scale and text duplication. `call.py` describes how a sampler or a trainer
+uses them.
 """

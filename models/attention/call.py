@@ -1,14 +1,14 @@
-"""How a sampler or a trainer attends differently: put the processors on once, then say it call by call.
+"""Replace a transformer's attention: install the processors once, then pass `attention` to each call.
 
     with temporarily(transformer, AttentionCalls()):                       # models/surgery/base.py
         windows = Windows(WindowLayout.of_pixels(4096, 4096, token=16), guide=Guide(guide_latents))
         velocity = transformer(hidden_states=..., img_ids=..., ...,        # all in raster order, as ever
                                joint_attention_kwargs={"attention": windows})
 
-Everything outside stays as it is: tokens and ids go in and come out in raster order, the state dict is the
-same, and a call without `attention` is the stock one, bit for bit. A pipeline that passes
-`joint_attention_kwargs` on needs no change either. Blocks may be compiled (`compile_repeated_blocks`), with
-`fullgraph` only for FlexAttention without a guide.
+Nothing else changes: tokens and ids go in and come out in raster order, the state dict is the same, and a
+call without `attention` is the stock one, bit for bit. A pipeline that forwards `joint_attention_kwargs`
+needs no change. Blocks may be compiled (`compile_repeated_blocks`), with `fullgraph` only for FlexAttention
+without a guide.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ Inputs = dict[str, Any]
 
 
 class Attention(ABC):
-    """What a caller passes as `attention`; its attributes may be shared by many calls."""
+    """The value that a caller passes as `attention`; many calls may share it."""
 
     @abstractmethod
-    def begin(self, transformer: Any, inputs: Inputs) -> tuple[Inputs, Call]:
-        """The arguments as the stock forward shall get them, and what the processors will find."""
+    def begin(self, transformer: Any, inputs: Inputs) -> tuple[Inputs, AttentionCall]:
+        """Return the arguments for the stock forward, and the object that the processors call."""
 
 
-class Call(Attend):
-    """One transformer call."""
+class AttentionCall(Attend):
+    """The attention of one transformer call."""
 
     def end(self, sample: torch.Tensor) -> torch.Tensor:
-        """The transformer's output [B, N, C] as the caller shall get it."""
+        """Return the transformer's output [B, N, C] in the caller's order of tokens."""
         return sample
 
 
@@ -54,9 +54,9 @@ class Call(Attend):
 class Windows(Attention):
     """UltraGen's hierarchical local attention over a grid of image tokens, with or without a guide.
 
-    `backend` "auto" is "flex" on CUDA and "gathered" elsewhere; the two agree to rounding. `masks` keeps
-    flex's block masks: hand one to all that attend over the same grids. Use one `Windows` a prompt: a cached
-    guide belongs to one text.
+    `backend` "auto" is "flex" on CUDA and "gathered" elsewhere; the two agree to rounding. `masks` caches
+    flex's block masks: share one among all that attend over the same grids. Use one `Windows` per prompt: a
+    cached guide belongs to one text.
     """
 
     layout: WindowLayout
@@ -65,7 +65,7 @@ class Windows(Attention):
     backend: Literal["auto", "gathered", "flex"] = "auto"
     masks: flex.BlockMasks = field(default_factory=flex.BlockMasks)
 
-    def begin(self, transformer: Any, inputs: Inputs) -> tuple[Inputs, Call]:
+    def begin(self, transformer: Any, inputs: Inputs) -> tuple[Inputs, AttentionCall]:
         image = inputs["hidden_states"]
         assert image.shape[1] == self.layout.tokens, f"{image.shape[1]} tokens are not {self.layout}"
         for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
@@ -73,7 +73,7 @@ class Windows(Attention):
                 raise UserError("windowed attention takes no ControlNet", "leave one of them out")
         _refuse_context_parallelism(transformer)
         for mask in masks(transformer):
-            mask.tell()  # image and text: the guide's pass chooses its own
+            mask.choose()  # no image or text token; the guide's pass chooses its own
         run = None
         if self.guide is not None:
             run = self.guide.begin(transformer, inputs, self.layout, self.rules)
@@ -89,13 +89,13 @@ class Windows(Attention):
 
 
 @dataclass
-class _WindowsCall(Call):
+class _WindowsCall(AttentionCall):
     layout: WindowLayout
     rules: WindowRules
     text: int
     guide: GuideRun | None
     mask: Any
-    """FlexAttention's; None for the gathered back end."""
+    """FlexAttention's block mask; None for the gathered back end."""
 
     def attend(
         self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rotary: Rotary
@@ -113,14 +113,14 @@ class _WindowsCall(Call):
 
 
 class AttentionCalls(Surgery):
-    """Lets every attention layer of a FLUX.1 or FLUX.2 transformer listen to `attention`."""
+    """Let every attention layer of a FLUX.1 or FLUX.2 transformer use the call's `attention`."""
 
     name: ClassVar[str] = "attention-calls"
     seats: ClassVar[frozenset[str]] = frozenset({"transformer.attn_processors"})
 
     def perform(self, model: Any) -> Any:
         former = dict(model.attn_processors)
-        model.set_attn_processor({name: _listening(processor) for name, processor in former.items()})
+        model.set_attn_processor({name: _replacement(processor) for name, processor in former.items()})
         before = model.register_forward_pre_hook(_begin, with_kwargs=True)
         after = model.register_forward_hook(_end, with_kwargs=True)
         return former, (before, after)
@@ -130,14 +130,14 @@ class AttentionCalls(Surgery):
         for hook in hooks:
             hook.remove()
         for name, ours in model.attn_processors.items():
-            # what diffusers was told in the meantime (set_attention_backend, enable_parallelism) stays told
+            # keep what diffusers has set in the meantime (set_attention_backend, enable_parallelism)
             stock = former[name]
             stock._attention_backend, stock._parallel_config = ours._attention_backend, ours._parallel_config
         model.set_attn_processor(dict(former))
 
 
-def _listening(stock: Any) -> Any:
-    """The processor of ours in place of a stock one; anything else (an IP-Adapter's) is a UserError."""
+def _replacement(stock: Any) -> Any:
+    """Return our counterpart of a stock processor; raise UserError for any other (an IP-Adapter's)."""
     from uhr.models.attention import processors
 
     for ours in (processors.FluxProcessor, processors.Flux2Processor, processors.Flux2SingleProcessor):
@@ -147,15 +147,15 @@ def _listening(stock: Any) -> Any:
             return made
     raise UserError(
         f"the model's attention runs in a {type(stock).__name__}",
-        "take off what put it there (an IP-Adapter?)",
+        "remove what installed it (an IP-Adapter?)",
     )
 
 
 def _begin(transformer: Any, args: tuple[Any, ...], kwargs: Inputs) -> tuple[tuple[()], Inputs] | None:
-    asked = _asked(transformer, args, kwargs)
-    if asked is None:
+    found = _arguments(transformer, args, kwargs)
+    if found is None:
         return None
-    inputs, attention = asked
+    inputs, attention = found
     assert isinstance(attention, Attention), f"attention={attention!r}"
     ordered, call = attention.begin(transformer, inputs)
     return (), {**ordered, "joint_attention_kwargs": {**inputs["joint_attention_kwargs"], "attention": call}}
@@ -163,7 +163,7 @@ def _begin(transformer: Any, args: tuple[Any, ...], kwargs: Inputs) -> tuple[tup
 
 def _end(transformer: Any, args: tuple[Any, ...], kwargs: Inputs, output: Any) -> Any:
     call = (kwargs.get("joint_attention_kwargs") or {}).get("attention")
-    if not isinstance(call, Call):
+    if not isinstance(call, AttentionCall):
         return None
     if isinstance(output, tuple):
         return call.end(output[0]), *output[1:]
@@ -171,12 +171,12 @@ def _end(transformer: Any, args: tuple[Any, ...], kwargs: Inputs, output: Any) -
     return output
 
 
-def _asked(transformer: Any, args: tuple[Any, ...], kwargs: Inputs) -> tuple[Inputs, Any] | None:
-    """All arguments by name, and the `attention` among them; None where there is none."""
+def _arguments(transformer: Any, args: tuple[Any, ...], kwargs: Inputs) -> tuple[Inputs, Any] | None:
+    """Return all arguments by name and the `attention` among them; None if there is no `attention`."""
     names = list(inspect.signature(type(transformer).forward).parameters)[1:]
     inputs: Inputs = {**dict(zip(names, args, strict=False)), **kwargs}
-    asked: Mapping[str, Any] = inputs.get("joint_attention_kwargs") or {}
-    attention = asked.get("attention")
+    found: Mapping[str, Any] = inputs.get("joint_attention_kwargs") or {}
+    attention = found.get("attention")
     return None if attention is None else (inputs, attention)
 
 
@@ -186,5 +186,5 @@ def _refuse_context_parallelism(transformer: Any) -> None:
     if parallel is not None and parallel.context_parallel_config is not None:
         raise UserError(
             "windowed attention does not run with context parallelism: a rank lacks its neighbours' windows",
-            "take a dense sampler, or one GPU an image",
+            "use a dense sampler, or one GPU per image",
         )

@@ -1,8 +1,9 @@
-"""How much a mask lets through: query-key pairs, and tiles of a block-sparse kernel.
+"""Count what a mask allows: query-key pairs, and tiles of a block-sparse kernel.
 
 The paper's "130.4 times fewer operations at 8K" is the tile count of the official code's mask (sliding over 8
 tokens, dilated to 64-key tiles; a guide that sees 2 tokens around itself), over T + N + M tokens. The mask
-that the paper describes saves 69 times there, borders counted. Quote counts of the rules that were run.
+that the paper describes saves 69 times there, with the borders of the grid. Quote counts of the rules that
+were run.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from uhr.models.attention.rules import Piece, WindowRules, mask_mod, pieces
 
 @dataclass(frozen=True)
 class Pairs:
-    """Query-key pairs of one attention layer, by query. Operations are 4 * head_dim * heads a pair."""
+    """Query-key pairs of one attention layer, by kind of query. A pair is 4 * head_dim * heads operations."""
 
     text: int
     image: int
     guide: int
     dense: int
-    """Of full attention over text and image, without a guide: what the windows are compared with."""
+    """Pairs of full attention over text and image without a guide, which the windows are compared with."""
 
     @property
     def total(self) -> int:
@@ -37,7 +38,7 @@ class Pairs:
 
 
 def pairs(layout: WindowLayout, rules: WindowRules, text: int, guide: bool = True) -> Pairs:
-    """Exactly what the mask allows, borders of the grid included. Without `guide` there is none."""
+    """Count the pairs that the mask allows, exactly, at the borders of the grid too."""
     tokens, image_keys = layout.tokens, _grid_pairs(layout, rules)
     of_guide = among_guide = 0
     if guide:
@@ -68,13 +69,13 @@ def _guide_pairs(layout: WindowLayout, rules: WindowRules) -> int:
 
 
 def _window_pairs(rows: int, columns: int, around: Iterable[Piece]) -> int:
-    """Pairs of windows of a grid of which one is a neighbour of the other."""
+    """Count the ordered pairs of neighbouring windows in a grid."""
     inside = (max(rows - abs(part.row), 0) * max(columns - abs(part.column), 0) for part in around)
     return sum(inside)
 
 
 def _reach_pairs(length: int, reach: int) -> int:
-    """Pairs of positions on a line that are at most `reach` apart."""
+    """Count the ordered pairs of positions on a line that are at most `reach` apart."""
     return sum(max(length - abs(offset), 0) for offset in range(-reach, reach + 1))
 
 
@@ -87,7 +88,7 @@ def tile_pairs(
     queries: int | None = None,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Allowed pairs in each tile of `tile` = (queries, keys): int64 [query tiles, key tiles].
+    """Count the allowed pairs in each tile of `tile` = (queries, keys): int64 [query tiles, key tiles].
 
     A tile that is 0 is skipped by a block-sparse kernel, and one that is full needs no mask. Keys are the
     joint sequence [T | X | Y] (Y only with `guide`), queries its first `queries` tokens, all by default.
@@ -108,15 +109,17 @@ def tile_pairs(
 def _kinds(
     layout: WindowLayout, text: int, length: int, device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens that the rules treat alike: all text, each window of X, each window of Y. The kind of every
-    token, and the first token of every kind."""
+    """Return the kind of every token and the first token of every kind.
+
+    A kind is a set of tokens that the rules treat alike: all text, one window of X, one window of Y.
+    """
     index = torch.arange(length, device=device)
     windows = layout.rows * layout.columns
     image = 1 + (index - text) // layout.window**2
     guide = 1 + windows + (index - text - layout.tokens) // layout.guide_window**2
     kind = torch.where(index < text, 0, torch.where(index < text + layout.tokens, image, guide))
     kind = kind - (0 if text else 1)
-    # counted, not searched for: that would wait for the device
+    # computed from the layout: searching `kind` would wait for the device
     first = [0] * bool(text)
     first += range(text, text + layout.tokens, layout.window**2)
     first += range(text + layout.tokens, length, layout.guide_window**2)
@@ -124,11 +127,11 @@ def _kinds(
 
 
 def _kinds_in_tiles(kind: torch.Tensor, tile: int, kinds: int) -> torch.Tensor:
-    """How many tokens of each kind a tile holds: float32 [tiles, kinds]."""
+    """Count the tokens of each kind in each tile: float32 [tiles, kinds]."""
     tiles = -(-len(kind) // tile)
-    held = torch.zeros(tiles, kinds, device=kind.device)
+    counts = torch.zeros(tiles, kinds, device=kind.device)
     place = torch.arange(len(kind), device=kind.device) // tile
-    return held.index_put_((place, kind), held.new_ones(()), accumulate=True)
+    return counts.index_put_((place, kind), counts.new_ones(()), accumulate=True)
 
 
 def _tiles_by_token(
@@ -140,7 +143,7 @@ def _tiles_by_token(
     tile: tuple[int, int],
     device: torch.device | str,
 ) -> torch.Tensor:
-    """One row of tiles at a time, token by token: where every query has a neighbourhood of its own."""
+    """Count as `tile_pairs`, token by token: for rules that give every query its own neighbourhood."""
     allowed = mask_mod(layout, rules, text)
     zero = torch.zeros((), dtype=torch.long, device=device)
     key = torch.arange(length, device=device)

@@ -1,10 +1,10 @@
 """Hierarchical local attention by FlexAttention: one fused block-sparse kernel on CUDA.
 
-The same numbers as `gathered.py`, to rounding. In window-first order windows of 256 tokens and a text of 512
-fill whole 128 x 128 tiles, so that almost every tile is either skipped or dense.
+The result equals that of `gathered.py` to rounding. In window-first order windows of 256 tokens and a text of
+512 fill whole 128 x 128 tiles, so that almost every tile is either skipped or dense.
 
-Compiled on CUDA, forward and backward. On a CPU it runs uncompiled, without a backward pass, and materialises
-all scores: that is for comparing the back ends on small grids, and proves the masks, not the kernel.
+On CUDA it is compiled, forward and backward. On a CPU it runs uncompiled, without a backward pass, and
+materialises all scores: this compares the back ends on small grids, and tests the masks, not the kernel.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from uhr.models.attention.rules import WindowRules, mask_mod
 TILE = 128
 
 SPECIALISATIONS = 64
-"""Grids, dtypes and gradient modes of one process that get a compiled kernel each."""
+"""Most combinations of grid, dtype and gradient mode in one process; each gets its own compiled kernel."""
 
 
 @dataclass
 class BlockMasks:
-    """Block masks by geometry: built once for a shape and shared by all layers and steps."""
+    """A cache of block masks by geometry, shared by all layers and steps."""
 
     kept: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def get(
         self, layout: WindowLayout, rules: WindowRules, text: int, guide: bool, device: torch.device
     ) -> Any:
-        """The mask of queries [T | X] over keys [T | X | Y], or [T | X] without `guide`."""
+        """Return the mask of queries [T | X] over keys [T | X | Y], or [T | X] without `guide`."""
         key = (layout, rules, text, guide, device)
         if key not in self.kept:
             self.kept[key] = block_mask(layout, rules, text, guide, device, text + layout.tokens)
@@ -52,9 +52,9 @@ def block_mask(
     device: torch.device,
     queries: int | None = None,
 ) -> Any:
-    """A BlockMask over the joint sequence [T | X | Y], whose queries are its first `queries` tokens.
+    """Build a BlockMask over the joint sequence [T | X | Y], whose queries are its first `queries` tokens.
 
-    Made from the tiles' counted pairs: no mask of all pairs is ever held, which at 4K would be 4.6 GB.
+    It is built from the pairs per tile: a mask of all pairs, which at 4K would be 4.6 GB, is never made.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -73,7 +73,8 @@ def block_mask(
 
 
 def _block_table(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many key tiles each query tile has, and which, those first: int32 [1, 1, Q], [1, 1, Q, K]."""
+    """Return how many key tiles each query tile has, int32 [1, 1, Q], and their indices, which come first in
+    int32 [1, 1, Q, K]."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1).int()[None, None], order.int()[None, None].contiguous()
 
@@ -90,7 +91,7 @@ def _kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: A
 
     if query.device.type == "cpu" or torch.compiler.is_compiling():
         return flex_attention(query, key, value, block_mask=mask)
-    # every grid is a specialisation: past torch's 8 it would run unfused, which at 4K needs 200 GB a layer
+    # every grid is a specialisation: beyond torch's limit of 8 it runs unfused, at 4K with 200 GB per layer
     with torch._dynamo.config.patch(recompile_limit=SPECIALISATIONS):
         return _compiled()(query, key, value, block_mask=mask)
 
@@ -98,11 +99,10 @@ def _kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: A
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, guide: KeysValues | None, mask: Any
 ) -> torch.Tensor:
-    """As `gathered.attend`, with the rules in a mask of `BlockMasks`: text and image queries, [B, T + N, H,
-    D]."""
-    wants_gradient = any(x.requires_grad for x in (query, key, value, *(guide or ())))
-    if query.device.type == "cpu" and wants_gradient and torch.is_grad_enabled():
-        raise UserError("FlexAttention has no backward pass on a CPU", "take the gathered back end")
+    """Do the same as `gathered.attend`, with the rules in a mask of `BlockMasks`: [B, T + N, H, D]."""
+    requires_gradient = any(x.requires_grad for x in (query, key, value, *(guide or ())))
+    if query.device.type == "cpu" and requires_gradient and torch.is_grad_enabled():
+        raise UserError("FlexAttention has no backward pass on a CPU", "use the gathered back end")
     if guide is not None:
         key, value = torch.cat([key, guide[0]], dim=1), torch.cat([value, guide[1]], dim=1)
     return _kernel(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask).transpose(1, 2)

@@ -1,7 +1,7 @@
 """Hierarchical local attention by SDPA on gathered keys: any device, any dtype, differentiable.
 
-Memory is linear in the number of tokens: beside the output there is one buffer of keys and values whose size
-does not grow with the image. Exact: equal to dense attention under `rules.dense_mask`.
+Memory is linear in the number of tokens: besides the output there is one buffer of keys and values whose size
+does not grow with the image. The result equals dense attention under `rules.dense_mask`.
 
 Tensors are [batch, tokens, heads, head_dim], as diffusers' attention processors have them; image and guide
 tokens in window-first order.
@@ -18,19 +18,20 @@ import torch.nn.functional as F
 
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.rules import Piece, WindowRules, pieces, sliding_mask
-from uhr.models.attention.sweep import Step, most_keys, steps
+from uhr.models.attention.sweep import SweepStep, most_keys, steps
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
-"""Keys and values of some tokens, [B, tokens, H, D] each."""
+"""Keys and values, [B, tokens, H, D] each."""
 
 CPU_BUFFER = 8 * 2**20
 ACCELERATOR_BUFFER = 512 * 2**20
-"""Bytes of gathered keys and values: small enough for a processor's cache, large enough to fill a GPU."""
+"""Bytes of gathered keys and values: small enough for a CPU's cache, large enough to keep a GPU busy."""
 
 
 @dataclass(frozen=True)
 class Around:
-    """One grid of windows, what each window sees in it, and what all windows see besides."""
+    """A grid of rows x columns windows, `side` tokens a side, and the neighbourhood that each of them
+    sees."""
 
     rows: int
     columns: int
@@ -47,7 +48,7 @@ class Around:
 
     @classmethod
     def guide(cls, layout: WindowLayout, rules: WindowRules) -> Around:
-        """The guide's own grid of blocks, where its tokens see only near ones."""
+        """Return the guide's own grid of blocks, for guide tokens that see only near ones."""
         block = layout.guide_block
         around = pieces("box", rules.guide_reach, block)
         return cls(layout.guide_height // block, layout.guide_width // block, block, around, None)
@@ -62,11 +63,11 @@ def attend(
     rules: WindowRules,
     buffer: int | None = None,
 ) -> torch.Tensor:
-    """Text and image queries: [B, T + N, H, D] from joint query, key and value of that shape.
+    """Attend from text and image: [B, T + N, H, D] from joint query, key and value of that shape.
 
-    Text rows see text and image; image rows see text, their neighbourhood, and of `guide` what the rules say.
-    `buffer` bounds the gathered keys and values in bytes (one window's at least); the default is `CPU_BUFFER`
-    or `ACCELERATOR_BUFFER`.
+    Text rows see text and image; image rows see text, their neighbourhood, and the `guide` tokens of the
+    rules. `buffer` bounds the gathered keys and values in bytes (one window's at least); the default is
+    `CPU_BUFFER` or `ACCELERATOR_BUFFER`.
     """
     text = query.shape[1] - layout.tokens
     assert text >= 0, f"{query.shape[1]} tokens are less than the grid's {layout.tokens}"
@@ -81,7 +82,8 @@ def attend(
 def attend_guide(
     query: torch.Tensor, guide: KeysValues, text: KeysValues, layout: WindowLayout, rules: WindowRules
 ) -> torch.Tensor:
-    """Guide queries [B, M, H, D] over the guide's own keys and, where the rules say so, the text's."""
+    """Attend from guide queries [B, M, H, D] to the guide's own keys and, if the rules allow it, the
+    text's."""
     key, value = guide
     seen = text if rules.guide_to_text else (key[:, :0], value[:, :0])
     if rules.guide_is_local(layout):
@@ -92,7 +94,7 @@ def attend_guide(
 
 
 def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Plain attention on [B, S, H, D]."""
+    """Full attention on [B, S, H, D]."""
     out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     return out.transpose(1, 2)
 
@@ -108,10 +110,10 @@ def local(
     lead: int = 0,
     buffer: int | None = None,
 ) -> torch.Tensor:
-    """Windowed attention of one grid: query, key, value [B, lead + N, H, D] -> the same shape.
+    """Attend in the windows of one grid: query, key, value [B, lead + N, H, D] -> the same shape.
 
-    The first `lead` rows are no part of the grid and see all of key and value. Every window also sees the
-    `shared` tokens [B, S, H, D] and, of `own` [B, windows * m, H, D], its m.
+    The first `lead` rows are not part of the grid and see all of key and value. Every window also sees the
+    `shared` tokens [B, S, H, D] and its own m tokens of `own` [B, windows * m, H, D].
     """
     if buffer is None:
         buffer = CPU_BUFFER if query.device.type == "cpu" else ACCELERATOR_BUFFER
@@ -121,8 +123,10 @@ def local(
 
 
 class _Local(torch.autograd.Function):
-    """Saves its inputs alone: the backward pass sweeps again. Autograd through the forward would keep each
-    gathered copy, and give each of them a gradient of the size of all keys."""
+    """Windowed attention whose backward pass gathers again, so that only the inputs are saved.
+
+    Autograd through the forward pass would keep each gathered copy, with a gradient of the size of all keys.
+    """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
@@ -171,12 +175,12 @@ def _add_lead_gradients(
 
 
 def _samples(tensors: Sequence[torch.Tensor], lead: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Each sample's tensors, query, key and value from the grid's first token on."""
+    """Iterate over the samples' tensors; query, key and value start at the grid's first token."""
     return zip(*(x[:, lead:] for x in tensors[:3]), *tensors[3:], strict=True)
 
 
 class _Sweep:
-    """One sample's tensors, the buffers, and the steps: iterating fills the buffers for each step in turn.
+    """The tensors and buffers of one sample; iterating fills the buffers for each step and yields the step.
 
     A buffer row is [shared | own | slots]; all tensors here are without the batch dimension.
     """
@@ -202,7 +206,7 @@ class _Sweep:
         """[N, H, D] -> [rows, columns, window tokens, H, D], a view."""
         return x.unflatten(0, (self.around.rows, self.around.columns, self.around.side**2))
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[SweepStep]:
         for step in steps(self.around.pieces, self.around.rows, self.around.columns, self.most_rows):
             rows = step.last - step.first
             for buffer, grid, shared in zip(self.buffers, self.grids, self.shared, strict=True):
@@ -219,18 +223,18 @@ class _Sweep:
                 buffer[:rows, :, self.fixed : self.start] = mine.transpose(1, 2)
             yield step
 
-    def _part(self, grid: torch.Tensor, step: Step, column: int, part: Piece) -> torch.Tensor:
+    def _part(self, grid: torch.Tensor, step: SweepStep, column: int, part: Piece) -> torch.Tensor:
         rows = grid[step.first + part.row : step.last + part.row, column]
         return rows[:, part.top : part.bottom, part.left : part.right]
 
-    def _inputs(self, step: Step) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _inputs(self, step: SweepStep) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows, stop = step.last - step.first, self.start + step.width
         query = self.windows(self.query)[step.first : step.last, step.column].transpose(1, 2)
         keys, values = (buffer[:rows, :, :stop] for buffer in self.buffers)
         return query, keys, values
 
-    def _mask(self, step: Step) -> torch.Tensor | None:
-        """Only a sliding neighbourhood needs one: bool [window tokens, keys]."""
+    def _mask(self, step: SweepStep) -> torch.Tensor | None:
+        """Return the mask of a sliding neighbourhood, bool [window tokens, keys]; the others need none."""
         if self.around.sliding is None:
             return None
         side, device = self.around.side, self.query.device
@@ -241,13 +245,13 @@ class _Sweep:
             blocks.append(self.masks[slot.piece])
         return torch.cat(blocks, dim=1)
 
-    def attend(self, step: Step) -> torch.Tensor:
-        """The output of a step's windows: [rows, H, window tokens, D]."""
+    def attend(self, step: SweepStep) -> torch.Tensor:
+        """Return the output of a step's windows: [rows, H, window tokens, D]."""
         return F.scaled_dot_product_attention(*self._inputs(step), attn_mask=self._mask(step))
 
-    def add_gradients(self, step: Step, upstream: torch.Tensor, sums: tuple[torch.Tensor, ...]) -> None:
-        """Attend again with a graph, and add the gradients of a step's inputs into `sums`, in the inputs'
-        order."""
+    def add_gradients(self, step: SweepStep, upstream: torch.Tensor, sums: tuple[torch.Tensor, ...]) -> None:
+        """Attend again with a graph, and add the gradients of a step's inputs to `sums`, which has the order
+        of the sample's tensors."""
         inputs = [x.detach().requires_grad_() for x in self._inputs(step)]
         with torch.enable_grad():
             out = F.scaled_dot_product_attention(*inputs, attn_mask=self._mask(step))

@@ -1,10 +1,10 @@
 """The guide stream: UltraGen's low-resolution tokens Y, run through the backbone's own blocks at timestep 0.
 
-Y is a third stream beside text and image, with its own modulation (that of timestep 0, same guidance and same
-pooled text) and scaled positions. It never attends the image and is attended by it in every layer. So a layer
-of Y is one more call of the same stock block, on Y alone, made from inside the block's attention at the
-moment when the keys and values of Y are wanted: the text stream of that call has length 0, and the text that
-Y may see is the text stream's rotated keys and values in that very layer. No block is copied or patched.
+Y is a third stream besides text and image, with its own modulation (that of timestep 0, same guidance and
+same pooled text) and scaled positions. It never attends to the image; the image attends to it in every layer.
+So a layer of Y is one more call of the same stock block, on Y alone, made inside the block's attention when
+the keys and values of Y are needed: the text stream of that call has length 0, and the text that Y may see is
+the text stream's rotated keys and values in that layer. No block is copied or patched.
 
 Two modes:
 
@@ -13,12 +13,12 @@ Two modes:
 - cached: the first call stores every layer's keys and values of Y, later ones read them. Y depends on the
   text stream, and that stream on the image and the timestep: a stored Y has seen the text of the step at
   which it was stored. The two modes agree at that step, and at every step if `guide_to_text` is off, because
-  then nothing in Y depends on the step; otherwise later steps of a cached guide attend keys that are a little
-  out of date. Cost of exact: the blocks on M = N/16 more tokens. Cost of cached: 2 * M * width values a layer
-  are kept (2.9 GB at 4K for FLUX.1 in bfloat16).
+  then nothing in Y depends on the step; otherwise later steps attend to keys that are slightly out of date.
+  Cost of exact: the blocks on M = N/16 more tokens. Cost of cached: 2 * M * width values per layer are kept
+  (2.9 GB at 4K for FLUX.1 in bfloat16).
 
-A cache belongs to one prompt and one guide. It notices when text, guide, guidance, positions or adapters
-differ from those it was made with, and is then made anew; `clear` does that on demand (a chosen step).
+A cache belongs to one prompt and one guide. It is filled again when text, guide, guidance, positions or
+adapters differ from those it was made with; `clear` does that on demand (at a chosen step).
 """
 
 from __future__ import annotations
@@ -39,25 +39,26 @@ from uhr.models.attention.rules import WindowRules
 from uhr.models.attention.streams import GuideStream
 
 SEEN = ("encoder_hidden_states", "pooled_projections", "guidance", "img_ids", "txt_ids")
-"""Arguments of a call that the guide depends on, beside its latents."""
+"""Arguments of a call that the guide depends on, besides its latents."""
 
 
 @dataclass
 class GuideCache:
-    """Keys and values of Y, [B, M, H, D] by layer, and what they were made from."""
+    """Keys and values of Y, [B, M, H, D] by layer, and the tensors and weights that they were computed
+    from."""
 
     layers: dict[int, gathered.KeysValues] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: Hashable = None
 
     def clear(self) -> None:
-        """Forget: the next call stores anew, from its own text stream."""
+        """Empty the cache: the next call stores its own keys and values."""
         self.layers.clear()
         self.tensors.clear()
         self.weights = None
 
     def match(self, tensors: Mapping[str, torch.Tensor], weights: Hashable) -> None:
-        """Clear if what the keys and values were made from is not this; then keep this."""
+        """Clear the cache if it was computed from other tensors or weights, and record these."""
         same = self.tensors.keys() == tensors.keys() and self.weights == weights
         if same and all(_equal(self.tensors[name], tensors[name]) for name in tensors):
             return
@@ -73,7 +74,7 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @dataclass
 class Guide:
-    """What guides an image: its packed latents at 1/ratio of the size, clean, [B, M, C] in raster order.
+    """The guide of an image: its clean packed latents at 1/ratio of the size, [B, M, C] in raster order.
 
     Token-masked adapters (`adapters/masked.py`: UltraGen's LoRA) act on these tokens and on no others.
     """
@@ -85,7 +86,10 @@ class Guide:
     def begin(
         self, transformer: Any, inputs: Mapping[str, Any], layout: WindowLayout, rules: WindowRules
     ) -> GuideRun:
-        """The guide's part in one call of `transformer`; `inputs` are the call's arguments by name."""
+        """Prepare the guide for one call of `transformer`; `inputs` are the call's arguments by name.
+
+        Raises UserError for a cached guide while gradients are enabled.
+        """
         image = inputs["hidden_states"]
         shape = (image.shape[0], layout.guide_tokens, image.shape[2])
         assert tuple(self.latents.shape) == shape, f"guide {tuple(self.latents.shape)} is not {shape}"
@@ -100,7 +104,7 @@ class Guide:
         latents = layout.guide_to_windows(self.latents).to(image.device, image.dtype)
         stream = GuideStream.of(transformer, latents, inputs)
         if len(self.cache.layers) < len(stream.blocks):
-            self.cache.layers.clear()  # the call that stored them was cut short
+            self.cache.layers.clear()  # the call that stored them did not finish
         return GuideRun(self, stream, layout, rules, layout.anchors(image.device), masks(transformer))
 
 
@@ -115,12 +119,13 @@ class GuideRun:
     anchors: torch.Tensor
     masks: list[TokenMask]
     states: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Y before each layer. Kept where gradients are, since gradient checkpointing (not reentrant, diffusers'
-    default) runs a layer twice."""
+    """Y before each layer. Kept while gradients are enabled, since gradient checkpointing (not reentrant,
+    diffusers' default) runs a layer twice."""
 
     @torch.compiler.disable
     def keys_values(self, layer: Any, text: gathered.KeysValues, rotary: Rotary) -> gathered.KeysValues:
-        """Y's keys and values in the layer of processor `layer`, rotated: two [B, M, H, D], window-first.
+        """Return Y's rotated keys and values in the layer of processor `layer`: two [B, M, H, D],
+        window-first.
 
         `text` are the text stream's keys and values in this layer, `rotary` the angles of [T | X].
         """
@@ -145,19 +150,19 @@ class GuideRun:
 
 @contextlib.contextmanager
 def _chosen(masks: list[TokenMask]) -> Generator[None]:
-    """All tokens of the pass are the guide's, as is its modulation; before and after it none are."""
+    """Let the masks choose all tokens and the modulation inside the block, and none of them after it."""
     for mask in masks:
-        mask.tell(image=True, joint=True, modulation=True)
+        mask.choose(image=True, joint=True, modulation=True)
     try:
         yield
     finally:
         for mask in masks:
-            mask.tell()
+            mask.choose()
 
 
 @dataclass
 class GuidePass(Attend):
-    """Attention of Y's tokens in one layer; their keys and values are found in `own` afterwards."""
+    """Attention of Y's tokens in one layer; it stores their keys and values in `own`."""
 
     text: gathered.KeysValues
     layout: WindowLayout
@@ -172,13 +177,14 @@ class GuidePass(Attend):
 
 
 def weights_state(transformer: Any) -> Hashable:
-    """Something that differs once weights or adapters do: which parameters there are, how often each was
-    written to, and the plain settings (scales, names, switches) of every module that neither torch nor
-    diffusers has.
+    """Return a key that changes when weights or adapters do.
+
+    It contains the identity and version of each parameter, and the plain settings (scales, names, switches)
+    of every module that is not a class of torch or diffusers.
     """
     # offloaded layer by layer, each is on the meta device between calls, and another object every time
-    there = (p for p in transformer.parameters() if not p.is_meta)
-    parameters = tuple((id(p), 0 if p.is_inference() else p._version) for p in there)
+    loaded = (p for p in transformer.parameters() if not p.is_meta)
+    parameters = tuple((id(p), 0 if p.is_inference() else p._version) for p in loaded)
     settings = []
     for module in transformer.modules():
         if not type(module).__module__.startswith(("torch.", "diffusers.")):

@@ -20,9 +20,9 @@ from uhr.models.ops.sizes import check_sides, nearest, up_to
 class WindowLayout:
     """A token grid of height x width, its windows, and the guide grid that belongs to it.
 
-    `window` is 16 tokens (256 px of FLUX) and `ratio`, image to guide per side, is 4, as in the paper. Both
-    sides of the grid must be multiples of `window`, and `window` of `ratio`; a UserError names the nearest
-    sizes that are.
+    `window` is 16 tokens (256 px of FLUX) and `ratio`, image to guide per side, is 4, as in the paper. Raises
+    UserError, which names the nearest valid sizes, unless both sides of the grid are multiples of `window`
+    and `window` is a multiple of `ratio`.
     """
 
     height: int
@@ -38,21 +38,22 @@ class WindowLayout:
             )
         if self.window % self.ratio:
             raise UserError(
-                f"windows of {self.window} tokens do not divide by the guide's ratio {self.ratio}",
-                f"take windows of {up_to(self.window, self.ratio)} tokens, or ratio 1",
+                f"windows of {self.window} tokens are not divisible by the guide's ratio {self.ratio}",
+                f"use windows of {up_to(self.window, self.ratio)} tokens, or ratio 1",
             )
         if self.height % self.window or self.width % self.window:
             near = nearest(self.window, self.height, self.width)
             raise UserError(
-                f"a grid of {self.width}x{self.height} tokens has no whole windows of {self.window}",
-                f"nearest grids that have: {near}",
+                f"a grid of {self.width}x{self.height} tokens does not consist of windows of {self.window}",
+                f"nearest grids that do: {near}",
             )
 
     @classmethod
     def of_pixels(cls, height: int, width: int, token: int, window: int = 16, ratio: int = 4) -> WindowLayout:
-        """The layout of an image of height x width px, `token` px a token (16 with FLUX's VAE, 32 with F16).
+        """Return the layout of an image of height x width px, with tokens of `token` px a side (16 with
+        FLUX's VAE, 32 with F16).
 
-        A size that is not made of whole windows is a UserError that names the nearest sizes in px.
+        Raises UserError, which names the nearest sizes in px, if the size does not consist of whole windows.
         """
         check_sides(token * window, height, width)
         return cls(height // token, width // token, window, ratio)
@@ -93,12 +94,12 @@ class WindowLayout:
     @property
     def guide_block(self) -> int:
         """Side of the guide's blocks, in guide tokens: the largest multiple of its windows, up to `window`,
-        that divides both sides of its grid. Where guide tokens see only near ones, these are blocks."""
+        that divides both sides of its grid. Local guide attention is between near blocks."""
         sides = range(self.guide_window, self.window + 1, self.guide_window)
         return max(b for b in sides if self.guide_height % b == 0 and self.guide_width % b == 0)
 
     def to_windows(self, x: torch.Tensor, dim: int = 1) -> torch.Tensor:
-        """Image tokens (or their ids, along `dim`) from raster to window-first order."""
+        """Reorder image tokens (or their ids, along `dim`) from raster to window-first order."""
         return _to_windows(x, dim, self.height, self.width, self.window)
 
     def to_raster(self, x: torch.Tensor, dim: int = 1) -> torch.Tensor:
@@ -106,7 +107,7 @@ class WindowLayout:
         return _to_raster(x, dim, self.height, self.width, self.window)
 
     def guide_to_windows(self, y: torch.Tensor, dim: int = 1) -> torch.Tensor:
-        """Guide tokens from raster to window-first order."""
+        """Reorder guide tokens from raster to window-first order."""
         return _to_windows(y, dim, self.guide_height, self.guide_width, self.guide_window)
 
     def guide_to_raster(self, y: torch.Tensor, dim: int = 1) -> torch.Tensor:
@@ -114,7 +115,7 @@ class WindowLayout:
         return _to_raster(y, dim, self.guide_height, self.guide_width, self.guide_window)
 
     def guide_to_blocks(self, y: torch.Tensor, dim: int = 1) -> torch.Tensor:
-        """Guide tokens from window-first order to that of their blocks."""
+        """Reorder guide tokens from window-first order to that of their blocks."""
         raster = self.guide_to_raster(y, dim)
         return _to_windows(raster, dim, self.guide_height, self.guide_width, self.guide_block)
 
@@ -124,8 +125,7 @@ class WindowLayout:
         return self.guide_to_windows(raster, dim)
 
     def anchors(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """For each guide token the image token that stands at its scaled position: int64 [M], both
-        window-first.
+        """Return for each guide token the image token at its scaled position: int64 [M], both window-first.
 
         A guide token's position is ratio * (row, column), with no half offset (UltraGen): that of the image
         token at the top left of the area it covers. Taking the rotary angles of these image tokens therefore
@@ -140,8 +140,10 @@ class WindowLayout:
 
 
 def window_side(native_tokens: int, ratio: int = 4) -> int:
-    """Tokens a side of a window for a backbone trained on native_tokens x native_tokens: a quarter of it, at
-    least `ratio` and a multiple of it. 64 (FLUX at 1024 px) gives the paper's 16."""
+    """Return the side of a window in tokens for a backbone trained on native_tokens x native_tokens.
+
+    It is a quarter of that, rounded up to a multiple of `ratio`: 64 (FLUX at 1024 px) gives the paper's 16.
+    """
     return up_to(max(native_tokens // 4, 1), ratio)
 
 

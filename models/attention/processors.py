@@ -1,9 +1,9 @@
-"""Attention processors that attend as a call asks them to, and as diffusers' own where it asks for nothing.
+"""Attention processors that use the call's `attention`, and equal diffusers' own without one.
 
-A call asks by `joint_attention_kwargs={"attention": ...}` (`call.py`). Everything else, projections, norms,
-rotary embedding, output projections, is the stock processor's arithmetic; so are attention backends and
-parallelism where no `attention` is given. The processors have no weights: a model's state dict does not know
-them.
+A call passes it by `joint_attention_kwargs={"attention": ...}` (`call.py`). Everything else, projections,
+norms, rotary embedding, output projections, is the stock processor's arithmetic; so are attention backends
+and parallelism where no `attention` is given. The processors have no weights and add nothing to a model's
+state dict.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
 class Attend(ABC):
-    """What a processor finds as `attention`: how one transformer call, or one pass of its guide, attends."""
+    """The `attention` of a processor: how one transformer call, or one pass of its guide, attends."""
 
     @abstractmethod
     def attend(
         self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rotary: Rotary
     ) -> torch.Tensor:
-        """Joint text and image query, key and value [B, S, H, D], rotated -> [B, S, H, D].
+        """Attend with rotated joint text and image query, key and value [B, S, H, D] -> [B, S, H, D].
 
-        `layer` is the processor that asks, `rotary` what the block was given.
+        `layer` is the processor that calls, `rotary` the block's rotary embedding.
         """
 
 
 class FluxProcessor(FluxAttnProcessor):
-    """For `FluxAttention`, in double blocks (text beside the image) and single blocks (one joint
-    sequence)."""
+    """For `FluxAttention`, in double blocks (text and image apart) and single blocks (one joint sequence)."""
 
     def __call__(
         self,
@@ -113,7 +112,7 @@ def _attended(
     rotary: Any,
     attention: Attend,
 ) -> torch.Tensor:
-    """Attention of the joint sequence before the output projections: [B, S, heads * head_dim]."""
+    """Attend over the joint sequence, without the output projections: [B, S, heads * head_dim]."""
     query, key, value = _heads(attn, attn.to_qkv if attn.fused_projections else None, image)
     query, key = attn.norm_q(query), attn.norm_k(key)
     if text is not None:
@@ -133,7 +132,7 @@ def _heads(attn: Any, fused: Any, hidden: torch.Tensor, added: bool = False) -> 
         parts = (attn.add_q_proj(hidden), attn.add_k_proj(hidden), attn.add_v_proj(hidden))
     else:
         parts = (attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden))
-    # heads absorb the -1: a rank of tensor parallelism holds only some of them
+    # heads absorb the -1: a rank of tensor parallelism has only some of them
     return [part.unflatten(-1, (-1, attn.head_dim)) for part in parts]
 
 
@@ -145,13 +144,13 @@ def _rotated(
     value: torch.Tensor,
     rotary: Any,
 ) -> torch.Tensor:
-    """Attention after the rotary embedding, heads side by side: [B, S, heads * head_dim]."""
+    """Apply the rotary embedding and attend; heads are concatenated: [B, S, heads * head_dim]."""
     assert rotary is not None, "the transformer gives its blocks no rotary embedding"
-    turned: Any = [apply_rotary_emb(x, rotary, sequence_dim=1) for x in (query, key)]
-    return attention.attend(layer, *turned, value, rotary).flatten(2, 3).to(value.dtype)
+    rotated: Any = [apply_rotary_emb(x, rotary, sequence_dim=1) for x in (query, key)]
+    return attention.attend(layer, *rotated, value, rotary).flatten(2, 3).to(value.dtype)
 
 
 def _project_streams(attn: Any, joint: torch.Tensor, text: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A double block's outputs: image, then text."""
+    """Return a double block's outputs: image, then text."""
     image = attn.to_out[1](attn.to_out[0](joint[:, text:].contiguous()))
     return image, attn.to_add_out(joint[:, :text].contiguous())

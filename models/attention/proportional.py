@@ -1,7 +1,7 @@
-"""What the dense methods do about attention over more tokens than the backbone was trained on: sharpen the
-softmax (official code of I-Max, URAE, HiFlow and CLEAR), and repeat the text (I-Max, HiFlow).
+"""Dense attention over more tokens than the backbone was trained on: sharpen the softmax (official code of
+I-Max, URAE, HiFlow and CLEAR), and repeat the text (I-Max, HiFlow).
 
-Neither belongs to windowed attention, whose queries have about as many keys at any size.
+Windowed attention uses neither: its queries have about the same number of keys at any size.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from uhr.models.attention.call import Attention, Call, Inputs
+from uhr.models.attention.call import Attention, AttentionCall, Inputs
 from uhr.models.attention.processors import Rotary
 
 TRAINED_KEYS = 4608
 """Keys of FLUX at its native size: 512 text tokens and 64 x 64 image tokens."""
 
 TEXT_TILE = 64
-"""Side in tokens of FLUX's native grid: each such tile of a larger one gets its own copy of the text."""
+"""Side in tokens of FLUX's native grid: each tile of this size in a larger grid gets a copy of the text."""
 
 
 def proportional_scale(keys: int, head_dim: int, trained: int = TRAINED_KEYS) -> float:
-    """Softmax scale sqrt(log_trained(keys) / head_dim): 1/sqrt(head_dim) at `trained` keys, larger for more.
+    """Return the softmax scale sqrt(log_trained(keys) / head_dim): 1/sqrt(head_dim) at `trained` keys.
 
     Attention's entropy grows with the number of keys; this keeps it near what the backbone was trained with.
     `keys` counts text and image. Official code of I-Max and its followers, which also applies it below
@@ -35,20 +35,19 @@ def proportional_scale(keys: int, head_dim: int, trained: int = TRAINED_KEYS) ->
 
 @dataclass(frozen=True)
 class Proportional(Attention):
-    """Dense attention at `proportional_scale`, through diffusers' dispatcher: any backend, and
-    parallelism."""
+    """Dense attention at `proportional_scale`, through diffusers' dispatcher: any backend and parallelism."""
 
     trained: int = TRAINED_KEYS
 
-    def begin(self, transformer: Any, inputs: Inputs) -> tuple[Inputs, Call]:
+    def begin(self, transformer: Any, inputs: Inputs) -> tuple[Inputs, AttentionCall]:
         keys = inputs["hidden_states"].shape[1] + inputs["encoder_hidden_states"].shape[1]
         return inputs, _ProportionalCall(keys, self.trained)
 
 
 @dataclass
-class _ProportionalCall(Call):
+class _ProportionalCall(AttentionCall):
     keys: int
-    """Of the whole sequence: a rank of context parallelism sees only its part."""
+    """Keys of the whole sequence; a rank of context parallelism sees only its part."""
 
     trained: int
 
@@ -68,7 +67,7 @@ class _ProportionalCall(Call):
 
 
 def text_copies(height: int, width: int, tile: int = TEXT_TILE) -> int:
-    """How many copies `duplicate_text` makes."""
+    """Return how many copies `duplicate_text` makes."""
     return math.prod(_tiles(height, width, tile))
 
 
@@ -79,12 +78,11 @@ def _tiles(height: int, width: int, tile: int) -> tuple[int, int]:
 def duplicate_text(
     embeds: torch.Tensor, ids: torch.Tensor, height: int, width: int, tile: int = TEXT_TILE
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text embeddings [B, T, D] and ids [T, axes] repeated for each whole tile of a height x width token
-    grid.
+    """Repeat text embeddings [B, T, D] and ids [T, axes] for each whole tile of a height x width token grid.
 
-    Copy (i, j) stands at the tile's corner: its row and column ids (axes 1 and 2) are offset by tile * (i,
-    j). This keeps the share of text among the keys (I-Max; off by default in HiFlow). A grid smaller than two
-    tiles a side gets one copy: what came in.
+    Copy (i, j) is at the tile's corner: its row and column ids (axes 1 and 2) are offset by tile * (i, j).
+    This keeps the share of text among the keys (I-Max; off by default in HiFlow). A grid smaller than two
+    tiles a side gets one copy: the arguments themselves.
     """
     down, across = _tiles(height, width, tile)
     corners = [(i * tile, j * tile) for i in range(down) for j in range(across)]

@@ -1,28 +1,26 @@
-"""Who attends to whom: UltraGen's rules over text (T), image (X) and guide (Y) tokens, as data and as a
-predicate.
+"""Which tokens attend to which: UltraGen's rules over text (T), image (X) and guide (Y) tokens, as data and
+as a predicate.
 
     query \\ key   text              X                          Y
     text           yes               yes                        never
     X (window i)   yes               window i and neighbours    the guide window of the same area
     Y              `guide_to_text`   never                      all of Y, or near blocks
 
-That is the paper's mask. The official code holds three others, which differ from it and from each other;
-where they offer a real choice it is an option here, and its default is the paper's reading:
+That is the paper's mask. The official code has three others, which differ from it and from each other;
+where they offer a real choice it is an option here, and its default is the paper's:
 
-- `neighbourhood`: the paper says "adjacent" and its figures suggest all eight neighbours ("box", the
+- `neighbourhood`: the paper has "adjacent" and its figures suggest all eight neighbours ("box", the
   default). One of the code's builders writes "own" and calls it four neighbours ("cross"); its training mask
   is a "sliding" one, 8 tokens to each side of every query token.
 - `image_to_guide`: "own" is the paper's; "all" is the code's training mask.
 - `guide_to_text`: True as in the code's training mask; its inference mask leaves the text out.
 - `guide_to_guide`: the paper's global attention ("full") is quadratic in M: 8 % of all pairs at 4K, 23 % at
-  8K. How far to follow it there are two readings: up to the 4,096 guide tokens of a 4K image, or as long
-  as it can be paid for. "auto" chooses the second, full up to 8K (16,384), so that an 8K image has the
-  global guide of the paper, and above that "local": a guide token sees its block of 16 x 16 guide tokens and
-  the blocks within `guide_reach`, 2 by default. "local" by name is the first reading at 8K. The code's
-  inference mask allows 2 tokens only, which is no global guide any more.
+  8K. "auto" is full up to 8K (16,384 guide tokens), so that an 8K image has the global guide of the paper,
+  and above that "local": a guide token sees its block of 16 x 16 guide tokens and the blocks within
+  `guide_reach`, 2 by default. The code's inference mask allows 2 tokens only, so its guide is not global.
 
-Text never sees the guide and the guide never sees the image, without an option: that is what makes the
-guide's keys and values independent of the noisy image, hence cacheable (`guide.py`).
+Text never sees the guide and the guide never sees the image; there is no option for it. So the guide's keys
+and values do not depend on the noisy image and can be cached (`guide.py`).
 """
 
 from __future__ import annotations
@@ -43,8 +41,7 @@ MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tor
 class Piece:
     """A part of a neighbouring window that a window's queries see.
 
-    The neighbour stands `row` and `column` windows away; the part is its tokens [top, bottom) x [left,
-    right).
+    The neighbour is `row` and `column` windows away; the part is its tokens [top, bottom) x [left, right).
     """
 
     row: int
@@ -60,10 +57,10 @@ class Piece:
 
 
 def pieces(neighbourhood: str, distance: int, side: int) -> tuple[Piece, ...]:
-    """What a window of side x side tokens sees around itself, itself included, borders of the grid apart.
+    """Return what a window of side x side tokens sees around itself, itself included, without grid borders.
 
-    For a sliding neighbourhood the parts together are the tokens that any of the window's queries sees; which
-    of them a single query sees is `sliding_mask`'s matter.
+    For a sliding neighbourhood the parts together are the tokens that any of the window's queries sees;
+    `sliding_mask` selects those of each query.
     """
     if neighbourhood == "sliding":
         spans = _sliding_spans(distance, side)
@@ -74,7 +71,7 @@ def pieces(neighbourhood: str, distance: int, side: int) -> tuple[Piece, ...]:
 
 
 def _sliding_spans(reach: int, side: int) -> dict[int, tuple[int, int]]:
-    """Window offset along one axis -> the tokens [first, last) of that window within reach of any query."""
+    """Return, by window offset along one axis, the tokens [first, last) of that window within reach."""
     furthest = -(-reach // side)
     spans = {}
     for offset in range(-furthest, furthest + 1):
@@ -85,8 +82,7 @@ def _sliding_spans(reach: int, side: int) -> dict[int, tuple[int, int]]:
 
 
 def sliding_mask(piece: Piece, reach: int, side: int, device: torch.device) -> torch.Tensor:
-    """Which tokens of a piece are within `reach` of each query of the window, per axis: bool [side^2,
-    tokens]."""
+    """Return which tokens of a piece are within `reach` of each query, per axis: bool [side^2, tokens]."""
     query = torch.arange(side, device=device)
     rows = torch.arange(piece.top, piece.bottom, device=device) + piece.row * side
     columns = torch.arange(piece.left, piece.right, device=device) + piece.column * side
@@ -97,7 +93,7 @@ def sliding_mask(piece: Piece, reach: int, side: int, device: torch.device) -> t
 
 
 def mask_mod(layout: WindowLayout, rules: WindowRules, text: int) -> MaskMod:
-    """The rules as a predicate on joint indices [T | X | Y], image and guide tokens in window-first order."""
+    """Return the rules as a predicate on joint indices [T | X | Y], image and guide window-first."""
     image_end = text + layout.tokens
     side, guide_side, block = layout.window, layout.guide_window, layout.guide_block
     columns, local, reach = layout.columns, rules.guide_is_local(layout), rules.guide_reach
@@ -126,7 +122,7 @@ def mask_mod(layout: WindowLayout, rules: WindowRules, text: int) -> MaskMod:
 
 
 def _place(index: torch.Tensor, side: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column in its grid of a token by its index in window-first order."""
+    """Return a token's row and column in its grid from its index in window-first order."""
     window, inside = index // side**2, index % side**2
     return window // columns * side + inside // side, window % columns * side + inside % side
 
@@ -138,8 +134,7 @@ def _near(
     distance: int,
     side: int,
 ) -> torch.Tensor:
-    """Whether `key` lies in the neighbourhood of `query`, rows and columns of one grid with windows of
-    `side`."""
+    """Whether `key` is in the neighbourhood of `query`; both are rows and columns in one grid."""
     unit = 1 if neighbourhood == "sliding" else side
     down, across = (abs(a // unit - b // unit) for a, b in zip(query, key, strict=True))
     near = (down <= distance) & (across <= distance)
@@ -149,7 +144,7 @@ def _near(
 def dense_mask(
     layout: WindowLayout, rules: WindowRules, text: int, guide: bool, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """The rules as a bool matrix [S, S], S = T + N (+ M with `guide`): for small grids and for looking at."""
+    """Return the rules as a bool matrix [S, S], S = T + N (+ M with `guide`): for small grids and display."""
     length = text + layout.tokens + guide * layout.guide_tokens
     index = torch.arange(length, device=device)
     zero = torch.zeros((), dtype=torch.long, device=device)

@@ -1,4 +1,4 @@
-"""How each family's blocks take a third stream: the guide's embedding, its modulation, one layer of it."""
+"""Run guide tokens through the blocks of each family: their embedding, their modulation, and one layer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class GuideStream(ABC):
     """Runs guide tokens through one transformer, layer by layer.
 
     `latents` [B, M, C] in window-first order and the model's dtype; `inputs` are the call's arguments by
-    name, of which guidance and pooled text are taken: the guide differs from the image in its timestep alone,
-    which is 0.
+    name, of which guidance and pooled text are used: only the guide's timestep differs from the image's; it
+    is 0.
     """
 
     transformer: Any
@@ -37,31 +37,34 @@ class GuideStream(ABC):
         self.places = {id(block.attn.processor): i for i, block in enumerate(self.blocks)}
 
     def index(self, layer: Any) -> int:
-        """The layer that a processor belongs to, double blocks first."""
+        """Return the index of the layer that a processor belongs to, double blocks first."""
         return self.places[id(layer)]
 
     def step(self, index: int, state: torch.Tensor, rotary: Rotary, attention: Attend) -> torch.Tensor:
-        """Y [B, M, width] through one block. The class's own forward: the block is already running, and what
-        is hooked onto it (offloading, sharding) must not run again."""
+        """Run Y [B, M, width] through one block.
+
+        It calls the class's own forward: the block is already running, and its hooks (offloading, sharding)
+        must not run again.
+        """
         block = self.blocks[index]
-        nothing = state[:, :0]
+        empty = state[:, :0]
         call = type(block).forward
-        asked = {"attention": attention}
+        kwargs = {"attention": attention}
         if index < self.doubles:
-            _, following = self.double(call, block, state, nothing, rotary, asked)
+            _, following = self.double(call, block, state, empty, rotary, kwargs)
             return following
-        return self.single(call, block, state, nothing, rotary, asked)
+        return self.single(call, block, state, empty, rotary, kwargs)
 
     def timestep(self) -> torch.Tensor:
         return self.latents.new_zeros(self.latents.shape[0])
 
     def guidance(self) -> torch.Tensor | None:
-        given = self.inputs.get("guidance")
-        return None if given is None else given.to(self.latents.dtype) * 1000
+        guidance = self.inputs.get("guidance")
+        return None if guidance is None else guidance.to(self.latents.dtype) * 1000
 
     @abstractmethod
     def embed(self) -> torch.Tensor:
-        """Y before the first layer; computes the modulation as well."""
+        """Return Y before the first layer, and compute the modulation."""
 
     @abstractmethod
     def double(
@@ -71,9 +74,9 @@ class GuideStream(ABC):
         state: torch.Tensor,
         text: torch.Tensor,
         rotary: Rotary,
-        asked: dict[str, Any],
+        kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`call`, a double block's forward, on Y beside an empty text: the text, and Y after the block."""
+        """Call a double block's forward on Y with an empty text; return the text, and Y after the block."""
 
     @abstractmethod
     def single(
@@ -83,24 +86,24 @@ class GuideStream(ABC):
         state: torch.Tensor,
         text: torch.Tensor,
         rotary: Rotary,
-        asked: dict[str, Any],
+        kwargs: dict[str, Any],
     ) -> torch.Tensor:
-        """`call`, a single block's forward, on Y behind an empty text: Y after the block."""
+        """Call a single block's forward on Y with an empty text; return Y after the block."""
 
 
 class Flux1Stream(GuideStream):
     """FLUX.1: each block makes its modulation from one embedding of time, guidance and pooled text."""
 
     def embed(self) -> torch.Tensor:
-        given = (self.timestep(), self.guidance(), self.inputs["pooled_projections"])
-        self.modulation = self.transformer.time_text_embed(*(x for x in given if x is not None))
+        tensors = (self.timestep(), self.guidance(), self.inputs["pooled_projections"])
+        self.modulation = self.transformer.time_text_embed(*(x for x in tensors if x is not None))
         return self.transformer.x_embedder(self.latents)
 
-    def double(self, call, block, state, text, rotary, asked):
-        return call(block, state, text, self.modulation, rotary, asked)
+    def double(self, call, block, state, text, rotary, kwargs):
+        return call(block, state, text, self.modulation, rotary, kwargs)
 
-    def single(self, call, block, state, text, rotary, asked):
-        return call(block, state, text, self.modulation, rotary, asked)[1]
+    def single(self, call, block, state, text, rotary, kwargs):
+        return call(block, state, text, self.modulation, rotary, kwargs)[1]
 
 
 class Flux2Stream(GuideStream):
@@ -114,8 +117,8 @@ class Flux2Stream(GuideStream):
         self.joint = model.single_stream_modulation(embedding)
         return model.x_embedder(self.latents)
 
-    def double(self, call, block, state, text, rotary, asked):
-        return call(block, state, text, self.image, self.text, rotary, asked)
+    def double(self, call, block, state, text, rotary, kwargs):
+        return call(block, state, text, self.image, self.text, rotary, kwargs)
 
-    def single(self, call, block, state, text, rotary, asked):
-        return call(block, state, None, self.joint, rotary, asked)
+    def single(self, call, block, state, text, rotary, kwargs):
+        return call(block, state, None, self.joint, rotary, kwargs)

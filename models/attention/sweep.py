@@ -1,9 +1,9 @@
-"""The order in which windows are attended: rows of windows side by side, swept from the left to the right.
+"""The order in which windows are attended: a batch of window rows at a time, swept from left to right.
 
 Moving one window to the right, a neighbourhood keeps most of its keys: of a box of nine only the three
-windows of the new column are unread. So a batch of window rows shares one buffer of keys and one of values,
-made of slots of a window each; a step writes the slots whose content has left the neighbourhood and leaves
-the others. The order of keys is free: softmax does not care.
+windows of the new column are new. So a batch of window rows shares one buffer of keys and one of values,
+made of slots of one window each; a step writes the slots whose content has left the neighbourhood and keeps
+the others. The order of keys is free: softmax does not depend on it.
 
 A batch holds only rows that have the same neighbours, and a step uses only the slots it filled: windows at
 the border of the grid have fewer keys, not masked ones. No mask means that SDPA keeps its flash kernel, and
@@ -19,8 +19,8 @@ from uhr.models.attention.rules import Piece
 
 
 @dataclass(frozen=True)
-class Slot:
-    """Keys in the buffer at [start, start + tokens): those of `piece`, whose window stands in `column`."""
+class BufferSlot:
+    """Keys in the buffer at [start, start + tokens): those of `piece`, whose window is in `column`."""
 
     piece: Piece
     column: int
@@ -30,28 +30,28 @@ class Slot:
     def stop(self) -> int:
         return self.start + self.piece.tokens
 
-    def holds(self, other: Slot) -> bool:
-        """The same tokens at the same place: nothing to copy."""
+    def same_content(self, other: BufferSlot) -> bool:
+        """Whether both have the same tokens at the same place, so that nothing is copied."""
         return self.start == other.start and self.source == other.source
 
     @property
     def source(self) -> tuple[int, int, int, int, int, int]:
-        """What is copied, independent of where to and of which window asks."""
+        """What is copied, independent of its place in the buffer and of the window that reads it."""
         part = self.piece
         return part.row, self.column, part.top, part.bottom, part.left, part.right
 
 
 @dataclass(frozen=True)
-class Step:
-    """The windows of rows [first, last) in one column: the slots they see, and those that must be written."""
+class SweepStep:
+    """The windows of rows [first, last) in one column, the slots they see, and those that must be written."""
 
     first: int
     last: int
     column: int
-    slots: tuple[Slot, ...]
-    fresh: tuple[Slot, ...]
+    slots: tuple[BufferSlot, ...]
+    fresh: tuple[BufferSlot, ...]
     begins: bool
-    """The first step of a batch: what all its steps share must be written as well."""
+    """Whether it is the first step of a batch, for which the shared keys must be written as well."""
 
     @property
     def width(self) -> int:
@@ -59,26 +59,26 @@ class Step:
         return self.slots[-1].stop if self.slots else 0
 
 
-def steps(around: Sequence[Piece], rows: int, columns: int, most_rows: int) -> Iterator[Step]:
-    """All windows of a rows x columns grid, each once, `most_rows` at most in a step."""
+def steps(around: Sequence[Piece], rows: int, columns: int, most_rows: int) -> Iterator[SweepStep]:
+    """Yield the steps that cover each window of a rows x columns grid once, `most_rows` at most in a step."""
     for first, last in _batches(around, rows, most_rows):
         inside = [part for part in around if 0 <= first + part.row < rows]
-        held: tuple[Slot, ...] = ()
+        previous: tuple[BufferSlot, ...] = ()
         for column in range(columns):
-            wanted = [part for part in inside if 0 <= column + part.column < columns]
-            slots = _place(held, wanted, column)
-            fresh = tuple(slot for slot in slots if not any(slot.holds(old) for old in held))
-            yield Step(first, last, column, slots, fresh, begins=column == 0)
-            held = slots
+            needed = [part for part in inside if 0 <= column + part.column < columns]
+            slots = _place(previous, needed, column)
+            fresh = tuple(slot for slot in slots if not any(slot.same_content(old) for old in previous))
+            yield SweepStep(first, last, column, slots, fresh, begins=column == 0)
+            previous = slots
 
 
 def most_keys(around: Sequence[Piece]) -> int:
-    """Keys that a step has at most."""
+    """Return the most keys that a step has."""
     return sum(part.tokens for part in around)
 
 
 def _batches(around: Sequence[Piece], rows: int, most_rows: int) -> Iterator[tuple[int, int]]:
-    """Runs of window rows that have the same neighbours above and below."""
+    """Yield runs of window rows that have the same neighbours above and below."""
     offsets = {part.row for part in around}
 
     def neighbours(row: int) -> frozenset[int]:
@@ -92,21 +92,25 @@ def _batches(around: Sequence[Piece], rows: int, most_rows: int) -> Iterator[tup
             first = row
 
 
-def _place(held: Sequence[Slot], wanted: Sequence[Piece], column: int) -> tuple[Slot, ...]:
-    """A slot for each wanted piece, packed without gaps; what is already in a slot that stays is left
-    there."""
-    if len({part.tokens for part in wanted}) > 1:
-        return _in_a_row(wanted, column)
-    want = {Slot(part, column + part.column, 0).source: part for part in wanted}
-    stays = {i: want.pop(slot.source) for i, slot in enumerate(held[: len(wanted)]) if slot.source in want}
-    missing = iter(want.values())
-    ordered = [stays[i] if i in stays else next(missing) for i in range(len(wanted))]
-    return _in_a_row(ordered, column)
+def _place(previous: Sequence[BufferSlot], needed: Sequence[Piece], column: int) -> tuple[BufferSlot, ...]:
+    """Return a slot for each needed piece, packed without gaps; a piece keeps the slot that it is already
+    in."""
+    if len({part.tokens for part in needed}) > 1:
+        return _packed(needed, column)
+    missing_pieces = {BufferSlot(part, column + part.column, 0).source: part for part in needed}
+    kept = {
+        i: missing_pieces.pop(slot.source)
+        for i, slot in enumerate(previous[: len(needed)])
+        if slot.source in missing_pieces
+    }
+    missing = iter(missing_pieces.values())
+    ordered = [kept[i] if i in kept else next(missing) for i in range(len(needed))]
+    return _packed(ordered, column)
 
 
-def _in_a_row(ordered: Sequence[Piece], column: int) -> tuple[Slot, ...]:
+def _packed(ordered: Sequence[Piece], column: int) -> tuple[BufferSlot, ...]:
     slots, start = [], 0
     for part in ordered:
-        slots.append(Slot(part, column + part.column, start))
+        slots.append(BufferSlot(part, column + part.column, start))
         start += part.tokens
     return tuple(slots)

@@ -1,4 +1,4 @@
-"""The options of windowed attention's mask; `rules.py` has what they mean."""
+"""The options of windowed attention's mask; `rules.py` explains them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WindowRules(Config):
     image_to_guide: image tokens see the guide tokens of their own window, or all of them
     guide_to_text:  whether guide tokens see the text
     guide_to_guide: auto is full up to 16,384 guide tokens (8K), and local above it
-    guide_reach:    of local guide tokens, in blocks
+    guide_reach:    how far local guide tokens see, in blocks
     """
 
     neighbourhood: Literal["own", "cross", "box", "sliding"] = "box"

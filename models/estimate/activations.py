@@ -102,5 +102,5 @@ def coding_cost(vae: Any, coding: Coding, tiling: ExactTiling) -> tuple[int, Ope
     from uhr.models.vae.f16 import vae_factor
 
     factor = 1 if coding.part == "encode" else vae_factor(vae)
-    held, flops = tiling.takes(vae, coding.part, coding.height // factor, coding.width // factor)
+    held, flops = tiling.peak_and_flops(vae, coding.part, coding.height // factor, coding.width // factor)
     return held, Operations(convolution=flops)

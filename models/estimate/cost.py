@@ -11,7 +11,7 @@ from uhr.models.estimate.devices import Device
 from uhr.models.estimate.memory import BACKBONE, VAE, MemoryPhase, loading, resident, transferred
 from uhr.models.estimate.operations import Operations
 from uhr.models.loading.quantize import MOVABLE
-from uhr.models.vae.room import host_room, room
+from uhr.models.vae.budget import device_budget, host_budget
 
 if TYPE_CHECKING:
     from uhr.models.estimate.plan import CallPlan, StagePlan
@@ -59,10 +59,10 @@ class CostEstimate:
 
     @cached_property
     def vae_memory(self) -> int:
-        """Bytes that exact tiling of the VAE may use (`vae/room.py`)."""
+        """Bytes that exact tiling of the VAE may use (`vae/budget.py`)."""
         if self._plan.device is None:
-            return host_room()
-        return room(self._plan.device.memory, 0 if self.placement.offload else self._whole)
+            return host_budget()
+        return device_budget(self._plan.device.memory, 0 if self.placement.offload else self._whole)
 
     @property
     def _whole(self) -> int:

@@ -55,18 +55,18 @@ def is_offloaded(pipeline: Any) -> bool:
     return getattr(pipeline, "offloaded", None) is not None
 
 
-def room_of(pipeline: Any) -> int:
+def tiling_memory(pipeline: Any) -> int:
     """Bytes for a pass of a loaded pipeline's VAE."""
     import torch
 
-    from uhr.models.vae.room import host_room, room
+    from uhr.models.vae.budget import device_budget, host_budget
 
     device = torch.device(pipeline._execution_device)
     if device.type != "cuda":
-        return host_room()
+        return host_budget()
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     weights = 0 if is_offloaded(pipeline) else sum(_bytes(part) for part in parts)
-    return room(torch.cuda.get_device_properties(device).total_memory, weights)
+    return device_budget(torch.cuda.get_device_properties(device).total_memory, weights)
 
 
 def _bytes(part: torch.nn.Module) -> int:

@@ -1,7 +1,7 @@
-"""The VAE's mid-block attention, exact, without ever holding a score for every pair.
+"""The VAE's mid-block attention, exact, without a score matrix over all pairs of tokens.
 
-At 4096 x 4096 pixels it has 262,144 tokens of 512 channels, at 8192 x 8192 four times as many: keys and
-values are held whole (in the pass's dtype), queries come band by band.
+At 4096 x 4096 pixels it has 262,144 tokens of 512 channels, at 8192 x 8192 four times as many: all keys and
+values are in memory (in the dtype of the pass), queries are processed band by band.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from uhr.models.vae.stream import Norm, Pass, Shape, cast
 
 BLOCK = 2048, 2048
 GPU_BLOCK = 4096, 16384
-"""Queries and keys at a time where no fused kernel runs: scores in float32 of 16 MiB, or on a GPU, which
-small products do not fill, of 256 MiB."""
+"""Queries and keys per block where no fused kernel runs. The float32 scores of a block take 16 MiB on a CPU
+and 256 MiB on a GPU, which smaller products would not keep busy."""
 
 
 @dataclass(frozen=True)
-class Attention:
+class VaeAttention:
     """diffusers' `Attention` as the VAEs use it: group norm, biased projections, residual."""
 
     module: Any
@@ -33,19 +33,19 @@ class Attention:
     def norm(self) -> Norm:
         return Norm(self.module.group_norm)
 
-    def shape(self, given: Shape) -> Shape:
-        return given
+    def shape(self, input_shape: Shape) -> Shape:
+        return input_shape
 
-    def flops(self, given: Shape) -> int:
-        tokens = given.height * given.width
-        return 8 * tokens * given.channels**2 + 4 * tokens**2 * given.channels
+    def flops(self, input_shape: Shape) -> int:
+        tokens = input_shape.height * input_shape.width
+        return 8 * tokens * input_shape.channels**2 + 4 * tokens**2 * input_shape.channels
 
 
 Bands = Iterable[tuple[torch.Tensor, bool]]
 
 
-def keys_and_values(layer: Attention, bands: Bands, shape: Shape, run: Pass) -> list[torch.Tensor]:
-    """Both projections of the whole image: two of [1, heads, H * W, C / heads]."""
+def keys_and_values(layer: VaeAttention, bands: Bands, shape: Shape, run: Pass) -> list[torch.Tensor]:
+    """Project the whole image to keys and values: two tensors [1, heads, H * W, C / heads]."""
     normalise, heads = layer.norm.start(run), layer.module.heads
     size = (1, heads, shape.height * shape.width, layer.module.to_k.out_features // heads)
     both: list[torch.Tensor] = []
@@ -59,8 +59,8 @@ def keys_and_values(layer: Attention, bands: Bands, shape: Shape, run: Pass) -> 
     return both
 
 
-def attend(layer: Attention, band: torch.Tensor, both: list[torch.Tensor], run: Pass) -> torch.Tensor:
-    """The layer's output for one band, [1, C, n, W]."""
+def attend(layer: VaeAttention, band: torch.Tensor, both: list[torch.Tensor], run: Pass) -> torch.Tensor:
+    """Return the layer's output for one band, [1, C, n, W]; `both` are the keys and values."""
     module = layer.module
     tokens = _tokens(layer.norm.start(run)(band, False))
     query = _heads(_linear(module.to_q, tokens), module.heads)
@@ -72,7 +72,7 @@ def attend(layer: Attention, band: torch.Tensor, both: list[torch.Tensor], run: 
 
 
 def scaled_dot_product(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """softmax(q k' / sqrt(d)) v for [1, heads, tokens, d], in memory linear in the tokens on every device."""
+    """Compute softmax(q k' / sqrt(d)) v for [1, heads, tokens, d]; memory is linear in the tokens."""
     backend = _fused(query, key, value)
     if backend is None:
         return in_blocks(query, key, value)
@@ -81,7 +81,7 @@ def scaled_dot_product(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
 
 
 def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> SDPBackend | None:
-    """The kernel of linear memory for these tensors. Left to itself torch may take the one that is not."""
+    """Return a kernel whose memory is linear in the tokens; torch's own choice may be quadratic."""
     if query.device.type == "cpu":
         return SDPBackend.FLASH_ATTENTION
     if query.device.type == "cuda":
@@ -95,7 +95,7 @@ def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> SDPBa
 def in_blocks(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block: tuple[int, int] | None = None
 ) -> torch.Tensor:
-    """The same by blocks of (queries, keys) with a running softmax, float32 inside."""
+    """Compute `scaled_dot_product` by blocks of (queries, keys) with a running softmax in float32."""
     queries, keys = block or (BLOCK if query.device.type == "cpu" else GPU_BLOCK)
     done = [_one_block(part, key, value, keys) for part in query.split(queries, dim=2)]
     return torch.cat(done, dim=2)
@@ -118,7 +118,7 @@ def _one_block(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bloc
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b in float32, [1, heads, n, m]: of halves by a GPU's matrix units, which add up in float32."""
+    """Compute a @ b in float32, [1, heads, n, m]; a GPU multiplies half precision and sums in float32."""
     if a.device.type == "cuda" and a.dtype != torch.float32:
         return torch.bmm(a[0], b[0], out_dtype=torch.float32)[None]
     return a.float() @ b.float()

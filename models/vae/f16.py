@@ -13,13 +13,13 @@ from uhr.models.surgery.base import Surgery, applied
 class F16(Surgery):
     """Halve the latent grid of diffusers' `AutoencoderKL`; no weight changes its name, shape or value.
 
-    Encoder: `conv_in` steps by 2. Decoder: nearest neighbours doubled right before `conv_out`, after the last
-    norm and activation. `config.stride` becomes 2, the key of the published checkpoints, so that a saved VAE
-    says what it is (`restore`). An image of H x W has a latent of H/16 x W/16. Source: UltraFlux's official
-    `ultraflux/autoencoder_kl.py`, which follows Diffusion-4K's.
+    Encoder: `conv_in` has stride 2. Decoder: nearest-neighbour upsampling by 2 right before `conv_out`, after
+    the last norm and activation. `config.stride` becomes 2, the key of the published checkpoints, so that a
+    saved VAE can be recognised (`restore`). An image of H x W has a latent of H/16 x W/16. Source:
+    UltraFlux's official `ultraflux/autoencoder_kl.py`, which follows Diffusion-4K's.
 
-    The official code decodes in 2 x 2 partitions by default and comes out one pixel further down and right
-    than the plain form built here.
+    The official code decodes in 2 x 2 partitions by default; its result is shifted by one pixel down and
+    right from that of the plain form implemented here.
     """
 
     name: ClassVar[str] = "vae-f16"
@@ -52,16 +52,18 @@ class F16(Surgery):
 def _seat_of_encoder(model: Any) -> nn.Conv2d:
     conv = getattr(getattr(model, "encoder", None), "conv_in", None)
     if not isinstance(conv, nn.Conv2d) or not hasattr(model, "register_to_config"):
-        raise UserError(f"{type(model).__name__} is no VAE of diffusers", "apply vae-f16 to an AutoencoderKL")
+        what = f"{type(model).__name__} is not a VAE of diffusers"
+        raise UserError(what, "apply vae-f16 to an AutoencoderKL")
     if conv.stride != (1, 1):
         raise UserError(f"the encoder's conv_in already has stride {conv.stride[0]}", "load an F8 VAE")
     return conv
 
 
 def restore(model: Any) -> Any:
-    """Apply `F16` to a VAE whose configuration records it (`stride: 2`), as after `from_pretrained`; the VAE.
+    """Apply `F16` to a VAE whose configuration has `stride: 2`, as after `from_pretrained`; return the VAE.
 
-    diffusers' own class keeps the key but does nothing about it: an F16 checkpoint would run as F8.
+    diffusers' own class keeps the key but ignores it: an F16 checkpoint would run as F8. Raises UserError if
+    the stride is neither 1 nor 2.
     """
     stride = model.config.get("stride", 1)
     if stride not in (1, 2):
@@ -72,15 +74,14 @@ def restore(model: Any) -> Any:
 
 
 def vae_factor(vae: Any) -> int:
-    """Pixels per latent of a loaded VAE, per side: 8, or 16 after `F16`; what the modules do, not what is
-    said.
+    """Return the pixels per latent of a loaded VAE, per side: 8, or 16 after `F16`. Read from the modules.
 
-    UserError if the configuration says F16 and the modules are not (see `restore`).
+    Raises UserError if the modules differ from the configuration's stride (see `restore`).
     """
     halvings = sum(1 for block in vae.encoder.down_blocks if block.downsamplers is not None)
     stride = vae.encoder.conv_in.stride[0]
-    if vae.config.get("stride", 1) != stride:
-        said = vae.config.get("stride", 1)
-        what = f"the VAE's configuration has stride={said}, its encoder has stride {stride}"
+    configured = vae.config.get("stride", 1)
+    if configured != stride:
+        what = f"the VAE's configuration has stride={configured}, its encoder has stride {stride}"
         raise UserError(what, "load it with uhr.models.zoo.load_vae, or call uhr.models.vae.f16.restore")
     return stride * 2**halvings

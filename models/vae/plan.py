@@ -1,15 +1,15 @@
-"""Where to put activations down, so that an image of any size passes in a given memory with least work.
+"""Choose where whole activations are stored, so that an image of any size fits the memory with least work.
 
-Every GroupNorm needs the whole image's statistics before anything behind it can be computed. Between two
-places where the activation is put down (a segment), each norm but the first therefore costs one more pass
-over the layers before it. Putting the activation down often is cheap in work and dear in memory; at 8192 x
-8192 a single activation of the last decoder block is 32 GiB in float32, while the segment from the block
-before it to the image holds half of that and computes six times as much. `make_plan` finds the cheapest
-set of places that fits.
+Every GroupNorm needs the whole image's statistics before any layer after it can be computed. A segment is the
+layers between two stored activations; each of its norms but the first costs one more pass over the layers
+before it. Storing activations often costs little work and much memory: at 8192 x 8192 a single activation of
+the last decoder block is 32 GiB in float32, while the segment from the block before it to the image stores
+half of that and computes six times as much. `make_plan` finds the cheapest segments that fit.
 
-What is counted (bytes): the caller's input, the result, the activation that is put down (input and output of
-a segment share the space: bands of the input go as bands of the output come), keys and values, and the
-scratch of one band, with a convolution kernel's copies of its input and output. Not counted: weights.
+Memory is counted in bytes: the caller's input, the result, the stored activation (the input and output of a
+segment share the space: bands of the input are freed while bands of the output are written), keys and values,
+and the scratch of one band, with a convolution kernel's copies of its input and output. Weights are not
+counted.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.models.vae.attention import Attention
+from uhr.models.vae.attention import VaeAttention
 from uhr.models.vae.program import Layer, Unit, shapes
 from uhr.models.vae.stream import Conv, Double, Join, Norm, Shape, Split
 
 SCRATCH = 1 << 30
-"""Bands grow until their scratch is this, if the memory allows it: beyond, they are no faster."""
+"""Bytes of scratch up to which bands grow, if the memory allows it; larger bands are no faster."""
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Units `first` to `last - 1`, read in bands of at most `rows` rows, put down in bands of at most
-    `put`."""
+class TiledSegment:
+    """Units `first` to `last - 1`, read in bands of at most `rows` rows and stored in bands of at most
+    `stored_rows`; `stored` and `scratch` are in bytes."""
 
     first: int
     last: int
     rows: int
-    put: int
-    held: int
+    stored_rows: int
+    stored: int
     scratch: int
     flops: int
 
 
 @dataclass(frozen=True)
-class Plan:
-    segments: tuple[Segment, ...]
+class TilingPlan:
+    segments: tuple[TiledSegment, ...]
     fixed: int
     """Bytes of input and result."""
     plain_flops: int
-    """Work of one untiled run."""
+    """Operations of one untiled run."""
 
     @property
     def peak(self) -> int:
         """Upper bound of the bytes alive at once."""
-        return self.fixed + max(segment.held + segment.scratch for segment in self.segments)
+        return self.fixed + max(segment.stored + segment.scratch for segment in self.segments)
 
     @property
     def flops(self) -> int:
@@ -71,59 +71,63 @@ class Plan:
 
 @dataclass(frozen=True)
 class Task:
-    """One encode or decode: the units, the input's shape, bytes per value of the pass, whether activations
-    are put down on the CPU and so cost nothing here, and bytes of input and result."""
+    """One encode or decode that is to be planned."""
 
     units: list[Unit]
-    given: Shape
+    input_shape: Shape
     itemsize: int
-    elsewhere: bool
+    """Bytes per value."""
+    stored_on_cpu: bool
+    """Whether activations are stored on the CPU, so that they cost no memory of the device."""
     fixed: int
+    """Bytes of input and result."""
 
     @functools.cached_property
     def shapes(self) -> list[Shape]:
-        return shapes(self.units, self.given)
+        return shapes(self.units, self.input_shape)
 
 
-def make_plan(task: Task, memory: int) -> Plan:
-    """The least work whose `peak` is at most `memory` bytes; UserError with the least memory that is
-    possible."""
+def make_plan(task: Task, memory: int) -> TilingPlan:
+    """Return the plan with the least work whose `peak` is at most `memory` bytes.
+
+    Raises UserError, which names the least memory that is enough, if there is none.
+    """
     cuts = _cheapest(task, memory - task.fixed)
     if cuts is None:
         least = least_memory(task)
-        shape = f"{task.given.width}x{task.given.height}"
+        shape = f"{task.input_shape.width}x{task.input_shape.height}"
         raise UserError(
-            f"exact tiling of a {shape} input in {_words(memory)} is not possible",
-            f"give it at least {_words(least)}" + ("" if task.elsewhere else ", or hold: cpu"),
+            f"exact tiling of a {shape} input in {_rounded_up(memory)} is not possible",
+            f"set memory to at least {_rounded_up(least)}" + ("" if task.stored_on_cpu else ", or hold: cpu"),
         )
     segments = tuple(
         _with_widest_bands(task, first, last, memory - task.fixed) for first, last in itertools.pairwise(cuts)
     )
-    return Plan(segments, task.fixed, once(task))
+    return TilingPlan(segments, task.fixed, untiled_flops(task))
 
 
 def least_memory(task: Task) -> int:
-    """Bytes with less of which `make_plan` finds nothing."""
+    """Return the fewest bytes for which `make_plan` finds a plan."""
     return task.fixed + _least(task)
 
 
-def whole_bytes(task: Task) -> int:
-    """Bytes of an untiled run: input and output of the largest layer with their copies in a kernel's own
-    layout, and the residual branch; attention by a kernel of linear memory."""
+def untiled_bytes(task: Task) -> int:
+    """Return the peak bytes of an untiled run: input and output of the largest layer with their copies in a
+    kernel's own layout, and the residual branch; attention by a kernel of linear memory."""
     peak = 0
     for unit, shape in zip(task.units, task.shapes, strict=False):
         branch = shape.size(task.itemsize) if isinstance(unit[0], Split) else 0
         for layer in unit:
             out = layer.shape(shape)
             here = 2 * (shape.size(task.itemsize) + out.size(task.itemsize))
-            if isinstance(layer, Attention):
+            if isinstance(layer, VaeAttention):
                 here = 7 * shape.size(task.itemsize)
             peak, shape = max(peak, branch + here), out
     return task.fixed + peak
 
 
-def most_values(task: Task) -> int:
-    """Values of the largest tensor of an untiled run of one sample."""
+def largest_tensor(task: Task) -> int:
+    """Return the number of values in the largest tensor of an untiled run of one sample."""
     most = 0
     for unit, shape in zip(task.units, task.shapes, strict=False):
         for layer in unit:
@@ -133,26 +137,28 @@ def most_values(task: Task) -> int:
 
 
 def _cheapest(task: Task, memory: int) -> list[int] | None:
-    """Places 0 = p0 < p1 < ... < pn = the end that minimise the work, or None. Shortest path over the
-    units."""
+    """Return the cuts 0 = p0 < p1 < ... < pn = len(units) with the least work, a shortest path over the
+    units; None if none fits `memory`."""
     best: list[tuple[float, list[int]]] = [(0.0, [0])]
     for last in range(1, len(task.units) + 1):
         options = [
             (best[first][0] + _flops(task, first, last), [*best[first][1], last])
             for first in range(last)
-            if best[first][1] and _possible(task, first, last) and _need(task, first, last) <= memory
+            if best[first][1]
+            and _possible(task, first, last)
+            and _least_of_segment(task, first, last) <= memory
         ]
         best.append(min(options, default=(math.inf, [])))
     return best[-1][1] or None
 
 
 def _least(task: Task) -> int:
-    """The smallest memory for which `_cheapest` finds something: the widest segment of the best path."""
+    """Return the smallest memory for which `_cheapest` finds a path: its largest segment, minimised."""
     best = [0]
     for last in range(1, len(task.units) + 1):
         best.append(
             min(
-                max(best[first], _need(task, first, last))
+                max(best[first], _least_of_segment(task, first, last))
                 for first in range(last)
                 if _possible(task, first, last)
             )
@@ -161,27 +167,28 @@ def _least(task: Task) -> int:
 
 
 def _possible(task: Task, first: int, last: int) -> bool:
-    """Attention is a segment of its own."""
-    return last - first == 1 or not any(isinstance(unit[0], Attention) for unit in task.units[first:last])
+    """Attention must be a segment of its own."""
+    return last - first == 1 or not any(isinstance(unit[0], VaeAttention) for unit in task.units[first:last])
 
 
-def _need(task: Task, first: int, last: int) -> int:
-    """The least memory of a segment: its bands one row high."""
+def _least_of_segment(task: Task, first: int, last: int) -> int:
+    """Return the least memory of a segment: its bands one row high."""
     return (
-        _held(task, first, last) + _scratch(task, first, last, 1) + task.shapes[last].size(task.itemsize, 1)
+        _stored(task, first, last) + _scratch(task, first, last, 1) + task.shapes[last].size(task.itemsize, 1)
     )
 
 
-def _held(task: Task, first: int, last: int) -> int:
-    """Activations at rest: the input's bands make room for the output's, so the larger of the two."""
+def _stored(task: Task, first: int, last: int) -> int:
+    """Return the bytes of stored activations: output replaces input band by band, so the larger of the
+    two."""
     sizes = [shape.size(task.itemsize) for shape in task.shapes]
     ends = [sizes[place] for place in (first, last) if 0 < place < len(task.units)]
-    held = 0 if task.elsewhere else max(ends, default=0)
-    return held + (2 * sizes[first] if isinstance(task.units[first][0], Attention) else 0)
+    stored = 0 if task.stored_on_cpu else max(ends, default=0)
+    return stored + (2 * sizes[first] if isinstance(task.units[first][0], VaeAttention) else 0)
 
 
 def _flops(task: Task, first: int, last: int) -> int:
-    """All passes of a segment: one to each norm that has work before it in the segment, and the last."""
+    """Sum all passes of a segment: one up to each norm that has work before it, and the last one."""
     total = so_far = 0
     for unit, shape in zip(task.units[first:last], task.shapes[first:last], strict=True):
         for layer in unit:
@@ -192,8 +199,8 @@ def _flops(task: Task, first: int, last: int) -> int:
     return total + so_far
 
 
-def once(task: Task) -> int:
-    """Operations of an untiled run."""
+def untiled_flops(task: Task) -> int:
+    """Return the operations of an untiled run."""
     total = 0
     for unit, shape in zip(task.units, task.shapes, strict=False):
         for layer in unit:
@@ -205,70 +212,71 @@ def once(task: Task) -> int:
 def _work(layer: Layer, shape: Shape) -> int:
     if isinstance(layer, Join) and layer.shortcut is not None:
         return 2 * layer.shortcut.in_channels * shape.channels * shape.height * shape.width
-    return layer.flops(shape) if isinstance(layer, Conv | Attention) else 0
+    return layer.flops(shape) if isinstance(layer, Conv | VaeAttention) else 0
 
 
-def _with_widest_bands(task: Task, first: int, last: int, memory: int) -> Segment:
-    """Most of the room goes to the band that is worked on, the rest to the one that its rows are put down
-    in."""
-    held, row = _held(task, first, last), task.shapes[last].size(task.itemsize, 1)
+def _with_widest_bands(task: Task, first: int, last: int, memory: int) -> TiledSegment:
+    """Divide the free memory: three quarters for the band that is computed, the rest for the stored one."""
+    stored, row = _stored(task, first, last), task.shapes[last].size(task.itemsize, 1)
     least = _scratch(task, first, last, 1)
-    room = max(min(memory - held, SCRATCH), least + row)
+    free = max(min(memory - stored, SCRATCH), least + row)
     low, high = 1, task.shapes[first].height
     while low < high:
         middle = (low + high + 1) // 2
-        if _scratch(task, first, last, middle) <= max(room * 3 // 4, least):
+        if _scratch(task, first, last, middle) <= max(free * 3 // 4, least):
             low = middle
         else:
             high = middle - 1
     scratch = _scratch(task, first, last, low)
-    put = min((room - scratch) // row, task.shapes[last].height)
-    return Segment(first, last, low, put, held, scratch + put * row, _flops(task, first, last))
+    stored_rows = min((free - scratch) // row, task.shapes[last].height)
+    return TiledSegment(
+        first, last, low, stored_rows, stored, scratch + stored_rows * row, _flops(task, first, last)
+    )
 
 
 def _scratch(task: Task, first: int, last: int, rows: int) -> int:
-    """Upper bound of the bytes alive in one band's way through a segment, its own included."""
+    """Return an upper bound of the bytes alive while one band passes through a segment, its own included."""
     shape, size = task.shapes[first], task.itemsize
     source = shape.size(size, rows)
-    beside, branches, peak = source, {}, 0
+    queued, branches, peak = source, {}, 0
     for unit in task.units[first:last]:
         for layer in unit:
-            given, taken = shape.size(size, rows), rows
+            input_bytes, taken = shape.size(size, rows), rows
             shape, rows = layer.shape(shape), _rows(layer, rows)
             out, extra = shape.size(size, rows), 0
             if isinstance(layer, Conv):
                 # the band with its edge rows, and once more where columns are padded on one side only
                 copies = 1 + (layer.pads[2] != layer.pads[3])
-                extra = copies * (given + 2 * (layer.kernel - 1) * given // taken)
-                # kernels hold input and output once more, in a layout of their own
-                extra += given + out
-                beside += (layer.kernel - 1) * given // taken
+                extra = copies * (input_bytes + 2 * (layer.kernel - 1) * input_bytes // taken)
+                # kernels copy input and output once more, in a layout of their own
+                extra += input_bytes + out
+                queued += (layer.kernel - 1) * input_bytes // taken
             elif isinstance(layer, Norm):
-                # a float32 copy, and the moments' kernel writes what it does not need
+                # a float32 copy, and the moments' kernel writes a normalised copy that is not used
                 extra = shape.size(4, rows) * (1 if size == 4 else 3)
             elif isinstance(layer, Split):
-                branches[layer.tag] = given + 8 * given // taken
-                beside += branches[layer.tag]
+                branches[layer.tag] = input_bytes + 8 * input_bytes // taken
+                queued += branches[layer.tag]
             elif isinstance(layer, Join):
                 extra = out if layer.shortcut is not None else 0
-            elif isinstance(layer, Attention):
-                extra = 5 * given
-            peak = max(peak, beside + given + out + extra)
+            elif isinstance(layer, VaeAttention):
+                extra = 5 * input_bytes
+            peak = max(peak, queued + input_bytes + out + extra)
             if isinstance(layer, Join):
-                beside -= branches[layer.tag]
-    # what is put down is also looked at for its statistics
-    return max(peak, beside + shape.size(size, rows) + shape.size(4, rows) * (1 if size == 4 else 2))
+                queued -= branches[layer.tag]
+    # the statistics of the stored rows are gathered while they are written
+    return max(peak, queued + shape.size(size, rows) + shape.size(4, rows) * (1 if size == 4 else 2))
 
 
 def _rows(layer: Layer, rows: int) -> int:
-    """Most rows that come out for `rows` that go in, the bottom's included."""
+    """Return the most rows that `rows` rows of input give, at the bottom edge included."""
     if isinstance(layer, Conv):
         return (rows + layer.kernel - 1 - 1) // layer.stride + 1
     return 2 * rows if isinstance(layer, Double) else rows
 
 
-def _words(size: int) -> str:
-    """Rounded up, so that what an error asks for is enough."""
+def _rounded_up(size: int) -> str:
+    """Round up, so that the memory that an error names is enough."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= scale:
             return f"{math.ceil(size / scale * 100) / 100:.2f} {unit}"

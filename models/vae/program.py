@@ -1,7 +1,7 @@
-"""A loaded VAE's encoder or decoder as a list of units, each a list of row streams (`stream.py`).
+"""Translate a loaded VAE's encoder or decoder into units, each a sequence of row streams (`stream.py`).
 
-The modules stay where they are and keep their weights; what cannot be streamed exactly is refused by name.
-Activations may be put down between units, never inside one.
+The modules and their weights stay in the VAE. A module that cannot be streamed exactly raises UserError with
+its name. Activations may be stored between units, never inside one.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 from torch import nn
 
 from uhr.base.errors import UserError
-from uhr.models.vae.attention import Attention
+from uhr.models.vae.attention import VaeAttention
 from uhr.models.vae.stream import Conv, Double, Join, Norm, Shape, Split
 
-Layer = Conv | Norm | Double | Split | Join | Attention
+Layer = Conv | Norm | Double | Split | Join | VaeAttention
 Unit = tuple[Layer, ...]
 
 
 def encoder_units(vae: Any) -> list[Unit]:
-    """Pixels [1, 3, H, W] -> moments (mean and log variance) [1, 2C, H/f, W/f]."""
+    """Return the encoder's units: pixels [1, 3, H, W] to mean and log variance [1, 2C, H/f, W/f]."""
     encoder, tags = vae.encoder, itertools.count()
     units: list[Unit] = [(_conv(encoder.conv_in),)]
     for block in encoder.down_blocks:
@@ -34,7 +34,7 @@ def encoder_units(vae: Any) -> list[Unit]:
 
 
 def decoder_units(vae: Any) -> list[Unit]:
-    """Raw latents [1, C, H, W] -> pixels [1, 3, fH, fW]."""
+    """Return the decoder's units: raw latents [1, C, H, W] to pixels [1, 3, fH, fW]."""
     decoder, tags = vae.decoder, itertools.count()
     units: list[Unit] = [(_conv(vae.post_quant_conv),)] if vae.post_quant_conv is not None else []
     units.append((_conv(decoder.conv_in),))
@@ -46,13 +46,13 @@ def decoder_units(vae: Any) -> list[Unit]:
     return [*units, _head(decoder)]
 
 
-def shapes(units: list[Unit], given: Shape) -> list[Shape]:
-    """The input's shape, then each unit's output."""
-    result = [given]
+def shapes(units: list[Unit], input_shape: Shape) -> list[Shape]:
+    """Return the input's shape, followed by the shape of each unit's output."""
+    result = [input_shape]
     for unit in units:
         for layer in unit:
-            given = layer.shape(given)
-        result.append(given)
+            input_shape = layer.shape(input_shape)
+        result.append(input_shape)
     return result
 
 
@@ -72,7 +72,7 @@ def _resnet(module: Any, tag: int) -> Unit:
     # diffusers calls the decoder's plain norm "group"
     plain = module.time_emb_proj is None and module.time_embedding_norm in ("default", "group")
     if not plain or module.upsample is not None or module.downsample is not None or module.dropout.p > 0:
-        raise _refused("a ResnetBlock2D with time embedding, resampling or dropout")
+        raise _unsupported("a ResnetBlock2D with time embedding, resampling or dropout")
     act = _checked(module.nonlinearity)
     branch = None if module.conv_shortcut is None else _conv(module.conv_shortcut).module
     return (
@@ -88,7 +88,7 @@ def _resnet(module: Any, tag: int) -> Unit:
 def _downsampler(module: Any) -> Unit:
     _expect(module, "Downsample2D")
     if module.norm is not None or not module.use_conv:
-        raise _refused("a Downsample2D with a norm or without a convolution")
+        raise _unsupported("a Downsample2D with a norm or without a convolution")
     # diffusers pads bottom and right by one where the convolution itself pads nothing
     return (_conv(module.conv, extra=int(module.padding == 0)),)
 
@@ -96,12 +96,12 @@ def _downsampler(module: Any) -> Unit:
 def _upsampler(module: Any) -> Unit:
     _expect(module, "Upsample2D")
     if module.norm is not None or module.use_conv_transpose or not (module.use_conv and module.interpolate):
-        raise _refused("an Upsample2D that is not nearest neighbours and a convolution")
+        raise _unsupported("an Upsample2D that is not nearest neighbours and a convolution")
     return (Double(), _conv(module.conv))
 
 
 def _head(part: Any) -> Unit:
-    """Last norm, activation and convolution; `F16` doubles the rows behind the activation."""
+    """Last norm, activation and convolution; `F16` doubles rows and columns after the activation."""
     act, double = part.conv_act, ()
     if isinstance(act, nn.Sequential):
         act, upsample = act
@@ -109,26 +109,26 @@ def _head(part: Any) -> Unit:
             2.0,
             "nearest",
         ):
-            raise _refused(f"{upsample} behind the last activation")
+            raise _unsupported(f"{upsample} after the last activation")
         double = (Double(),)
     return (Norm(_group_norm(part.conv_norm_out), _checked(act)), *double, _conv(part.conv_out))
 
 
-def _attention(module: Any) -> Attention:
+def _attention(module: Any) -> VaeAttention:
     _expect(module, "Attention")
     odd = [name for name in ("spatial_norm", "norm_q", "norm_k") if getattr(module, name) is not None]
     if odd or module.group_norm is None or module.to_out[1].p > 0:
-        raise _refused(f"an Attention with {', '.join(odd) or 'dropout or without group norm'}")
+        raise _unsupported(f"an Attention with {', '.join(odd) or 'dropout or without group norm'}")
     for linear in (module.to_q, module.to_k, module.to_v, module.to_out[0]):
         _plain(linear, nn.Linear)
-    return Attention(module)
+    return VaeAttention(module)
 
 
 def _conv(module: Any, extra: int = 0) -> Conv:
     _plain(module, nn.Conv2d)
     square = all(len(set(getattr(module, name))) == 1 for name in ("kernel_size", "stride", "padding"))
     if not square or module.dilation != (1, 1) or module.groups != 1 or module.padding_mode != "zeros":
-        raise _refused(str(module))
+        raise _unsupported(str(module))
     pad = int(module.padding[0])
     return Conv(module, (pad, pad + extra, pad, pad + extra))
 
@@ -136,29 +136,30 @@ def _conv(module: Any, extra: int = 0) -> Conv:
 def _group_norm(module: Any) -> nn.GroupNorm:
     _plain(module, nn.GroupNorm)
     if not module.affine:
-        raise _refused("a GroupNorm without weights")
+        raise _unsupported("a GroupNorm without weights")
     return module
 
 
 def _checked(activation: Any) -> nn.Module:
     if not isinstance(activation, nn.SiLU | nn.GELU | nn.ReLU | nn.Mish):
-        raise _refused(f"activation {activation}")
+        raise _unsupported(f"activation {activation}")
     return activation
 
 
 def _expect(module: Any, name: str) -> None:
     if type(module).__name__ != name:
-        raise _refused(f"a {type(module).__name__} where a {name} stands in FLUX's VAE")
+        raise _unsupported(f"a {type(module).__name__} where FLUX's VAE has a {name}")
 
 
 def _plain(module: Any, cls: type[nn.Module]) -> None:
-    """Streaming reads the weights past the module's own forward: a wrapper's part would silently be lost."""
+    """Raise for a wrapped module: streaming reads the weights itself and would ignore what the wrapper
+    adds."""
     if type(module) is not cls:
         raise UserError(
-            f"exact tiling sees {type(module).__name__} in place of {cls.__name__}",
+            f"exact tiling found {type(module).__name__} in place of {cls.__name__}",
             "merge the adapter or undo the quantisation of the VAE first",
         )
 
 
-def _refused(what: str) -> UserError:
-    return UserError(f"exact tiling does not know {what}", "use a VAE built as FLUX's is (AutoencoderKL)")
+def _unsupported(what: str) -> UserError:
+    return UserError(f"exact tiling does not support {what}", "use a VAE built as FLUX's is (AutoencoderKL)")

@@ -1,9 +1,9 @@
-"""A VAE's layers as streams of rows: each takes some rows of its input and gives the rows that they complete.
+"""A VAE's layers as streams of rows: each takes some rows of its input and returns the rows they complete.
 
-An image flows through a list of layers from top to bottom in bands, full width. A convolution keeps the
+An image passes through a list of layers from top to bottom in bands of full width. A convolution keeps the
 last rows of a band for the next one, so nothing is computed twice, no edge is blended, and the memory of a
-pass is that of one band, whatever the height. Only GroupNorm looks at the whole image: its mean and
-variance must be known before a pass starts (`Pass.statistics`), and are gathered in an earlier one.
+pass is that of one band, whatever the height. Only GroupNorm needs the whole image: its mean and variance
+must be known before a pass starts (`Pass.statistics`), and are gathered in an earlier one.
 
 Shapes: a band is [1, C, n, W], n >= 0 rows; a `Shape` is (C, H, W) of the whole image at that layer.
 """
@@ -26,17 +26,17 @@ class Shape(NamedTuple):
     width: int
 
     def size(self, itemsize: int, rows: int | None = None) -> int:
-        """Bytes of the whole image, or of that many rows of it."""
+        """Return the bytes of the whole image, or of `rows` rows of it."""
         return self.channels * self.width * (self.height if rows is None else rows) * itemsize
 
 
-Step = Callable[[torch.Tensor, bool], torch.Tensor]
-"""`step(band, last)`: the rows that this band completes. `last` marks the bottom of the image."""
+BandStep = Callable[[torch.Tensor, bool], torch.Tensor]
+"""`step(band, last)` returns the rows that this band completes. `last` marks the bottom of the image."""
 
 
 @dataclass
 class Pass:
-    """What the layers of one run through the image share."""
+    """State that the layers share during one run through the image."""
 
     dtype: torch.dtype
     statistics: dict[nn.GroupNorm, tuple[torch.Tensor, torch.Tensor]]
@@ -59,17 +59,17 @@ class Conv:
     def stride(self) -> int:
         return int(self.module.stride[0])
 
-    def shape(self, given: Shape) -> Shape:
+    def shape(self, input_shape: Shape) -> Shape:
         top, bottom, left, right = self.pads
-        height = (given.height + top + bottom - self.kernel) // self.stride + 1
-        width = (given.width + left + right - self.kernel) // self.stride + 1
+        height = (input_shape.height + top + bottom - self.kernel) // self.stride + 1
+        width = (input_shape.width + left + right - self.kernel) // self.stride + 1
         return Shape(self.module.out_channels, height, width)
 
-    def flops(self, given: Shape) -> int:
-        out = self.shape(given)
-        return 2 * self.kernel**2 * given.channels * out.channels * out.height * out.width
+    def flops(self, input_shape: Shape) -> int:
+        out = self.shape(input_shape)
+        return 2 * self.kernel**2 * input_shape.channels * out.channels * out.height * out.width
 
-    def start(self, run: Pass) -> Step:
+    def start(self, run: Pass) -> BandStep:
         top, bottom, _, _ = self.pads
         waiting: torch.Tensor | None = None
 
@@ -100,15 +100,15 @@ class Conv:
 
 @dataclass(frozen=True)
 class Norm:
-    """GroupNorm with the whole image's statistics, and the activation behind it."""
+    """GroupNorm with the whole image's statistics, and the activation after it."""
 
     module: nn.GroupNorm
     activation: nn.Module | None = None
 
-    def shape(self, given: Shape) -> Shape:
-        return given
+    def shape(self, input_shape: Shape) -> Shape:
+        return input_shape
 
-    def start(self, run: Pass) -> Step:
+    def start(self, run: Pass) -> BandStep:
         mean, variance = run.statistics[self.module]
         scale, shift = affine(self.module, mean, variance)
 
@@ -129,7 +129,7 @@ class Norm:
 def affine(
     norm: nn.GroupNorm, mean: torch.Tensor, variance: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per channel, float64 [C]: normalised = value * scale + shift."""
+    """Return scale and shift per channel, float64 [C]: normalised = value * scale + shift."""
     per_group = norm.num_channels // norm.num_groups
     rate = (variance + norm.eps).rsqrt().repeat_interleave(per_group)
     weight, bias = norm.weight.detach().cpu().double(), norm.bias.detach().cpu().double()
@@ -139,12 +139,12 @@ def affine(
 
 @dataclass(frozen=True)
 class Double:
-    """Nearest neighbours, twice as many rows and columns."""
+    """Nearest-neighbour upsampling to twice as many rows and columns."""
 
-    def shape(self, given: Shape) -> Shape:
-        return Shape(given.channels, 2 * given.height, 2 * given.width)
+    def shape(self, input_shape: Shape) -> Shape:
+        return Shape(input_shape.channels, 2 * input_shape.height, 2 * input_shape.width)
 
-    def start(self, run: Pass) -> Step:
+    def start(self, run: Pass) -> BandStep:
         def step(band: torch.Tensor, last: bool) -> torch.Tensor:
             if band.shape[2] == 0:
                 return band.new_empty(1, band.shape[1], 0, 2 * band.shape[3])
@@ -155,14 +155,14 @@ class Double:
 
 @dataclass(frozen=True)
 class Split:
-    """Where a residual branch leaves: its rows wait in a queue for the `Join` of the same tag."""
+    """The start of a residual branch, whose rows wait in a queue for the `Join` of the same tag."""
 
     tag: int
 
-    def shape(self, given: Shape) -> Shape:
-        return given
+    def shape(self, input_shape: Shape) -> Shape:
+        return input_shape
 
-    def start(self, run: Pass) -> Step:
+    def start(self, run: Pass) -> BandStep:
         queue = run.queues[self.tag] = deque()
 
         def step(band: torch.Tensor, last: bool) -> torch.Tensor:
@@ -181,10 +181,10 @@ class Join:
     shortcut: nn.Conv2d | None
     divisor: float
 
-    def shape(self, given: Shape) -> Shape:
-        return given
+    def shape(self, input_shape: Shape) -> Shape:
+        return input_shape
 
-    def start(self, run: Pass) -> Step:
+    def start(self, run: Pass) -> BandStep:
         queue = run.queues[self.tag]
 
         def step(band: torch.Tensor, last: bool) -> torch.Tensor:
@@ -205,8 +205,8 @@ class Join:
 
 
 def cast(part: torch.Tensor, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A weight where and as the band is: a float32 pass over a bfloat16 or offloaded VAE needs no copy of
-    it."""
+    """Move and cast a weight to the band's device and dtype, so that a float32 pass over a bfloat16 or
+    offloaded VAE needs no second copy of the VAE."""
     return part.to(like.device, dtype or like.dtype)
 
 

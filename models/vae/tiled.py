@@ -1,8 +1,9 @@
 """Exact encoding and decoding of images of any size in bounded memory.
 
-The result is the untiled VAE's up to rounding (2e-5 in float32): convolutions run in bands of rows that hand
-their edge rows on, GroupNorm uses the statistics of the whole image, attention sees every token. diffusers'
-`enable_tiling` gives each tile statistics and attention of its own and blends: other images, with seams.
+The result is the untiled VAE's up to rounding (2e-5 in float32): convolutions run in bands of rows and keep
+the edge rows for the next band, GroupNorm uses the statistics of the whole image, attention sees every token.
+diffusers' `enable_tiling` gives each tile its own statistics and attention and blends: other images, with
+seams.
 """
 
 from __future__ import annotations
@@ -17,26 +18,35 @@ from torch import nn
 
 from uhr.base.errors import UserError
 from uhr.models.surgery.base import Surgery, applied
-from uhr.models.vae.attention import Attention, attend, keys_and_values
-from uhr.models.vae.plan import Plan, Segment, Task, least_memory, make_plan, most_values, once, whole_bytes
+from uhr.models.vae.attention import VaeAttention, attend, keys_and_values
+from uhr.models.vae.bands import Moments, StoredBands, WholeInput
+from uhr.models.vae.plan import (
+    Task,
+    TiledSegment,
+    TilingPlan,
+    largest_tensor,
+    least_memory,
+    make_plan,
+    untiled_bytes,
+    untiled_flops,
+)
 from uhr.models.vae.program import Layer, Unit, decoder_units, encoder_units
-from uhr.models.vae.store import Given, Moments, Rows
 from uhr.models.vae.stream import Join, Norm, Pass, Shape, Split
 
 Part = Literal["encode", "decode"]
 
 
 class ExactTiling(Surgery):
-    """`vae.encode` and `vae.decode` in at most `memory` bytes, weights not counted.
+    """Run `vae.encode` and `vae.decode` in at most `memory` bytes, weights not counted.
 
     memory: bytes, or text such as "8GiB". The default lets a card of 24 GB decode 8192 x 8192 in float32.
     dtype: "float32" computes in float32 whatever the weights have (each is cast where it is used, so that no
         second copy of the VAE is made) and returns float32; None computes in the dtype of the weights.
-    hold: where activations lie between passes: "device", or "cpu", which spares a GPU memory and repeated
+    hold: where activations are stored between passes: "device", or "cpu", which saves GPU memory and repeated
         passes at the cost of host memory.
 
-    An image whose untiled run fits into `memory` is run untiled. Gradients do not flow: revert it for
-    training. Takes the place of `enable_tiling`, which is ignored meanwhile.
+    An image whose untiled run fits into `memory` is run untiled. There are no gradients: revert it for
+    training. `enable_tiling` is ignored while it is applied.
     """
 
     name: ClassVar[str] = "exact-tiling"
@@ -48,8 +58,10 @@ class ExactTiling(Surgery):
 
     def perform(self, model: Any) -> None:
         if not (hasattr(model, "_encode") and hasattr(model, "_decode") and hasattr(model, "encoder")):
-            raise UserError(f"{type(model).__name__} is no VAE of diffusers", "apply it to an AutoencoderKL")
-        encoder_units(model), decoder_units(model)  # what they refuse, they refuse now
+            raise UserError(
+                f"{type(model).__name__} is not a VAE of diffusers", "apply it to an AutoencoderKL"
+            )
+        encoder_units(model), decoder_units(model)  # raise now for what cannot be streamed
         _check_weights(model)
         model._encode = types.MethodType(_encode, model)
         model._decode = types.MethodType(_decode, model)
@@ -57,24 +69,28 @@ class ExactTiling(Surgery):
     def undo(self, model: Any, kept: None) -> None:
         del model._encode, model._decode
 
-    def plan(self, vae: Any, part: Part, height: int, width: int, samples: int = 1) -> Plan:
-        """What encoding pixels [samples, 3, height, width], or decoding latents of that size, will take."""
+    def plan(self, vae: Any, part: Part, height: int, width: int, samples: int = 1) -> TilingPlan:
+        """Plan the encoding of pixels [samples, 3, height, width], or the decoding of latents of that
+        size."""
         channels = vae.config.in_channels if part == "encode" else vae.config.latent_channels
         return make_plan(_task(self, vae, part, Shape(channels, height, width), samples), int(self.memory))
 
-    def takes(self, vae: Any, part: Part, height: int, width: int) -> tuple[int, int]:
-        """The same for one sample, untiled where that fits: bytes alive at most, weights not counted, and
-        operations. Where `memory` is too little, of the least that is enough."""
+    def peak_and_flops(self, vae: Any, part: Part, height: int, width: int) -> tuple[int, int]:
+        """Return the peak bytes (weights not counted) and the operations for one sample, untiled if that
+        fits.
+
+        If `memory` is not enough, they are those of the least memory that is.
+        """
         channels = vae.config.in_channels if part == "encode" else vae.config.latent_channels
         task = _task(self, vae, part, Shape(channels, height, width), 1)
         if _fits_whole(self, vae, task, 1):
-            return whole_bytes(task), once(task)
+            return untiled_bytes(task), untiled_flops(task)
         plan = make_plan(task, max(int(self.memory), least_memory(task)))
         return plan.peak, plan.flops
 
 
 def compute_dtype(vae: Any) -> torch.dtype:
-    """The dtype that `encode` and `decode` of this VAE compute in, and so the one to hand them."""
+    """Return the dtype that `encode` and `decode` of this VAE compute in: that of their inputs."""
     options = [surgery for surgery in applied(vae) if isinstance(surgery, ExactTiling)]
     return _compute_dtype(options[0], vae) if options else vae.dtype
 
@@ -95,10 +111,11 @@ def _decode(vae: Any, z: torch.Tensor, return_dict: bool = True) -> Any:
 
 
 def _check_weights(vae: Any) -> None:
-    """A plan needs shapes alone; a run reads the weights past their modules' own forward."""
+    """Raise for weights on the meta device: a run reads the weights without calling their modules, so hooks
+    that would load them do not run."""
     if any(parameter.is_meta for parameter in vae.parameters()):
         raise UserError(
-            "exact tiling sees weights on the meta device", "use model offload, not sequential offload"
+            "exact tiling found weights on the meta device", "use model offload, not sequential offload"
         )
 
 
@@ -106,7 +123,7 @@ def _run(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
     (options,) = (surgery for surgery in applied(vae) if isinstance(surgery, ExactTiling))
     _check_weights(vae)
     if x.requires_grad and torch.is_grad_enabled():
-        raise UserError("exact tiling has no gradient, and its input wants one", "revert it for training")
+        raise UserError("exact tiling has no gradient, and its input requires one", "revert it for training")
     dtype, memory = _compute_dtype(options, vae), int(options.memory)
     task = _task(options, vae, part, Shape(*x.shape[1:]), len(x))
     with torch.no_grad():
@@ -121,24 +138,24 @@ def _run(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _task(options: ExactTiling, vae: Any, part: Part, given: Shape, samples: int) -> Task:
+def _task(options: ExactTiling, vae: Any, part: Part, input_shape: Shape, samples: int) -> Task:
     units = encoder_units(vae) if part == "encode" else decoder_units(vae)
     itemsize = _compute_dtype(options, vae).itemsize
-    task = Task(units, given, itemsize, options.hold == "cpu", fixed=0)
-    fixed = samples * (given.size(itemsize) + task.shapes[-1].size(itemsize))
-    return Task(units, given, itemsize, task.elsewhere, fixed)
+    task = Task(units, input_shape, itemsize, options.hold == "cpu", fixed=0)
+    fixed = samples * (input_shape.size(itemsize) + task.shapes[-1].size(itemsize))
+    return Task(units, input_shape, itemsize, task.stored_on_cpu, fixed)
 
 
 def _fits_whole(options: ExactTiling, vae: Any, task: Task, samples: int) -> bool:
-    """Whether so many samples are run untiled, together."""
-    alive = samples * (whole_bytes(task) - task.fixed) + task.fixed
-    # beyond, kernels of convolution and interpolation fail on GPUs, or take slow ways
-    indexed = samples * most_values(task) < 2**31
+    """Whether `samples` samples are run untiled, together."""
+    alive = samples * (untiled_bytes(task) - task.fixed) + task.fixed
+    # with more values, GPU kernels of convolution and interpolation fail or are slow
+    indexed = samples * largest_tensor(task) < 2**31
     return _compute_dtype(options, vae) == vae.dtype and alive <= int(options.memory) and indexed
 
 
 def _whole(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
-    """The class's own way, without its tiling."""
+    """Encode or decode as the VAE's own class does, without its tiling."""
     if part == "encode":
         moments = vae.encoder(x)
         return moments if vae.quant_conv is None else vae.quant_conv(moments)
@@ -146,25 +163,25 @@ def _whole(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
 
 
 def execute(
-    task: Task, plan: Plan, sample: torch.Tensor, out: torch.Tensor, hold: torch.device | None
+    task: Task, plan: TilingPlan, sample: torch.Tensor, out: torch.Tensor, hold: torch.device | None
 ) -> None:
     """Run one sample [1, C, H, W] through the plan's segments, into `out`."""
     run = Pass(out.dtype, {})
-    source: Given | Rows = Given(sample)
+    source: WholeInput | StoredBands = WholeInput(sample)
     for i, segment in enumerate(plan.segments):
         if segment.last == len(task.units):
-            sink: Rows | _Into = _Into(out)
+            sink: StoredBands | _WholeOutput = _WholeOutput(out)
         else:
-            rows = min(segment.put, plan.segments[i + 1].rows)
-            sink = Rows(task.shapes[segment.last], rows, hold)
+            rows = min(segment.stored_rows, plan.segments[i + 1].rows)
+            sink = StoredBands(task.shapes[segment.last], rows, hold)
         following = task.units[segment.last] if segment.last < len(task.units) else ()
         _segment(task, segment, source, sink, following, run)
-        assert isinstance(sink, Rows) or i + 1 == len(plan.segments)
-        source = sink if isinstance(sink, Rows) else source
+        assert isinstance(sink, StoredBands) or i + 1 == len(plan.segments)
+        source = sink if isinstance(sink, StoredBands) else source
 
 
-class _Into:
-    """Rows written into a whole tensor."""
+class _WholeOutput:
+    """Writes rows into a whole tensor."""
 
     def __init__(self, whole: torch.Tensor) -> None:
         self._whole, self._written = whole, 0
@@ -175,7 +192,12 @@ class _Into:
 
 
 def _segment(
-    task: Task, segment: Segment, source: Given | Rows, sink: Rows | _Into, following: Unit, run: Pass
+    task: Task,
+    segment: TiledSegment,
+    source: WholeInput | StoredBands,
+    sink: StoredBands | _WholeOutput,
+    following: Unit,
+    run: Pass,
 ) -> None:
     layers = [layer for unit in task.units[segment.first : segment.last] for layer in unit]
     norm = _first_norm(following)
@@ -186,7 +208,7 @@ def _segment(
         if moments is not None:
             moments.write(band)
 
-    if isinstance(layers[0], Attention):
+    if isinstance(layers[0], VaeAttention):
         shape = task.shapes[segment.first]
         both = keys_and_values(layers[0], source.bands(segment.rows, run.dtype), shape, run)
         for band, _ in source.bands(segment.rows, run.dtype, consume=True):
@@ -202,9 +224,9 @@ def _segment(
 
 
 def _first_norm(unit: Unit) -> nn.GroupNorm | None:
-    """The norm that looks at the unit's very input."""
+    """Return the norm that reads the unit's own input, if there is one."""
     for layer in unit:
-        if isinstance(layer, Attention):
+        if isinstance(layer, VaeAttention):
             return layer.norm.module
         if not isinstance(layer, Split):
             return layer.module if isinstance(layer, Norm) else None
@@ -212,7 +234,7 @@ def _first_norm(unit: Unit) -> nn.GroupNorm | None:
 
 
 def _probes(layers: list[Layer], run: Pass) -> Iterator[tuple[nn.GroupNorm, list[Layer]]]:
-    """Each norm without statistics yet, and the layers before it, branches that are not joined left out."""
+    """Yield each norm without statistics yet, with the layers before it, except branches not yet joined."""
     for i, layer in enumerate(layers):
         if isinstance(layer, Norm) and layer.module not in run.statistics:
             joined = {before.tag for before in layers[:i] if isinstance(before, Join)}
@@ -220,7 +242,7 @@ def _probes(layers: list[Layer], run: Pass) -> Iterator[tuple[nn.GroupNorm, list
 
 
 def _pour(bands: Iterator[tuple[torch.Tensor, bool]], layers: list[Layer], write: Any, run: Pass) -> None:
-    steps = [layer.start(run) for layer in layers if not isinstance(layer, Attention)]
+    steps = [layer.start(run) for layer in layers if not isinstance(layer, VaeAttention)]
     for band, last in bands:
         for step in steps:
             band = step(band, last)

@@ -27,7 +27,7 @@ from uhr.models.families.base import Backbone
 from uhr.models.families.conditions import Prompt
 from uhr.models.families.text import TokenCount, notes_of
 from uhr.models.loading.checks import checked_loading
-from uhr.models.loading.offload import clear, room_of
+from uhr.models.loading.offload import clear, tiling_memory
 from uhr.models.ops import latents as latent
 from uhr.models.ops.fitting import target_size
 from uhr.models.ops.sizes import Size, check_sides, up_to
@@ -311,7 +311,7 @@ class SamplerPipeline(DiffusionPipeline):
         result: torch.Tensor | AssembledImage | None = None
         clear(self)
         with (
-            engine.exact_vae(room_of(self)),
+            engine.exact_vae(tiling_memory(self)),
             self._progress(engine),
             contextlib.closing(self.sampler.run(engine, plan)) as run,
         ):

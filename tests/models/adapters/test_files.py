@@ -178,9 +178,9 @@ def test_an_export_for_guide_tokens_says_so_and_is_kept_to_them(
     with pytest.raises(UserError, match="acts on chosen tokens only"):
         call(other, inputs)
     (mask,) = masks(other)
-    mask.tell()
+    mask.choose()
     assert torch.equal(call(other, inputs), before)
-    mask.tell(image=True, joint=True, text=True, modulation=True)
+    mask.choose(image=True, joint=True, text=True, modulation=True)
     torch.testing.assert_close(call(other, inputs), call(transformer, inputs))
 
 

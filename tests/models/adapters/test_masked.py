@@ -39,7 +39,7 @@ def call(model, inputs):
 def tell_guide(mask, image, guide):
     """Choose the rows of the guide in [text | image | guide]; shared modulations are left alone."""
     rows = torch.arange(TEXT + image + guide) >= TEXT + image
-    mask.tell(image=rows[TEXT:], joint=rows)
+    mask.choose(image=rows[TEXT:], joint=rows)
 
 
 @pytest.fixture
@@ -62,13 +62,13 @@ def test_chosen_rows_are_those_of_the_ordinary_lora_and_the_others_those_of_the_
     plain, full = linear(x), model["x_embedder"](x)
     mask = TokenMask()
     mask_adapter(model, "guide", mask)
-    mask.tell(image=torch.tensor(rows))
+    mask.choose(image=torch.tensor(rows))
     out, chosen = model["x_embedder"](x), torch.tensor(rows)
     assert torch.equal(out[:, ~chosen], plain[:, ~chosen])
     torch.testing.assert_close(out[:, chosen], full[:, chosen])
-    mask.tell(image=True)
+    mask.choose(image=True)
     assert torch.equal(model["x_embedder"](x), full)
-    mask.tell()
+    mask.choose()
     assert torch.equal(model["x_embedder"](x), plain)
 
 
@@ -78,7 +78,7 @@ def test_the_output_is_w_x_plus_m_times_b_a_x_times_the_scale(masked):
     layer.set_scale("guide", 0.5)
     rows = torch.zeros(64, dtype=torch.bool)
     rows[::3] = True
-    mask.tell(image=rows)
+    mask.choose(image=rows)
     x = torch.randn(2, 64, 64)
     a, b = layer.lora_A["guide"].weight, layer.lora_B["guide"].weight
     update = rows.float()[:, None] * (x @ a.T @ b.T) * (0.5 * 6 / 4)
@@ -88,9 +88,9 @@ def test_the_output_is_w_x_plus_m_times_b_a_x_times_the_scale(masked):
 def test_a_mask_of_everything_is_the_ordinary_lora_and_of_nothing_the_backbone(tiny_flux, masked, inputs):
     model, mask = masked
     plain = call(zoo.load_transformer(tiny_flux), inputs)
-    mask.tell()
+    mask.choose()
     assert torch.equal(call(model, inputs), plain)
-    mask.tell(image=True, text=True, joint=True, modulation=True)
+    mask.choose(image=True, text=True, joint=True, modulation=True)
     everything = call(model, inputs)
     ordinary = zoo.load_transformer(tiny_flux)
     move(add_lora(ordinary, LoraSpec(4, TARGETS, alpha=6), seed=0))
@@ -102,7 +102,7 @@ def test_gradients_come_from_chosen_rows_only(masked):
     layer = model.get_submodule(IMAGE)
     a, b = layer.lora_A["guide"].weight, layer.lora_B["guide"].weight
     rows = torch.arange(64) >= 60
-    mask.tell(image=rows)
+    mask.choose(image=rows)
     x = torch.randn(1, 64, 64, requires_grad=True)
     layer(x)[:, ~rows].square().sum().backward()
     assert not a.grad.any()
@@ -150,8 +150,8 @@ def test_two_masked_adapters_and_an_ordinary_one_add_up(tiny_flux, inputs):
     mask_adapter(model, "two", two)
     set_scales(model, {"ordinary": 0.5, "one": 2.0, "two": -1.0})
     rows = torch.arange(64)
-    one.tell(image=rows < 10)
-    two.tell(image=(rows > 5) & (rows < 20))
+    one.choose(image=rows < 10)
+    two.choose(image=(rows > 5) & (rows < 20))
     layer = model.get_submodule(IMAGE)
     x = torch.randn(2, 64, 64)
     expected = layer.get_base_layer()(x)
@@ -227,7 +227,7 @@ def test_in_bfloat16_the_other_rows_keep_their_bits(tiny_flux):
     mask = TokenMask()
     mask_adapter(model, "guide", mask)
     rows = torch.arange(64) >= 60
-    mask.tell(image=rows)
+    mask.choose(image=rows)
     out = layer(x)
     assert out.dtype == torch.bfloat16
     assert torch.equal(out[:, ~rows], plain[:, ~rows])

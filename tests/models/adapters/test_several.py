@@ -65,7 +65,7 @@ def put(model, name):
         mask = TokenMask()
         mask_adapter(model, name, mask)
         rows = torch.arange(16 + 64) >= 16 + 64 - GUIDE
-        mask.tell(image=rows[16:], joint=rows)
+        mask.choose(image=rows[16:], joint=rows)
     peft_layers.activate(model, [*acting, name])
 
 

@@ -102,7 +102,7 @@ def test_tokens_and_windows_that_do_not_divide_are_refused():
     with pytest.raises(UserError, match=r"64x60 tokens.*64x48 or 64x64"):
         WindowLayout(60, 64)
     with pytest.raises(
-        UserError, match=r"windows of 6 tokens do not divide by the guide's ratio 4.*8 tokens"
+        UserError, match=r"windows of 6 tokens are not divisible by the guide's ratio 4.*8 tokens"
     ):
         WindowLayout(12, 12, window=6, ratio=4)
     with pytest.raises(UserError, match="at least 1"):

@@ -9,7 +9,7 @@ from uhr.base.errors import UserError
 from uhr.models.estimate import devices
 from uhr.models.estimate.devices import DEVICES, device, name_of_driver
 from uhr.models.estimate.operations import Operations
-from uhr.models.vae.room import BESIDE, LEAST, MOST, host_room, room
+from uhr.models.vae.budget import LEAST, MOST, RESERVE, device_budget, host_budget
 
 
 @pytest.mark.parametrize(
@@ -76,16 +76,16 @@ def test_time_is_operations_over_the_stated_share_of_the_peak_rate():
 
 
 def test_a_vae_is_given_what_the_weights_leave_and_no_more_than_helps():
-    assert room(141 << 30, 34 << 30) == MOST
-    assert room(24 << 30, 12 << 30) == (12 << 30) - BESIDE
-    assert room(24 << 30, 24 << 30) == LEAST
+    assert device_budget(141 << 30, 34 << 30) == MOST
+    assert device_budget(24 << 30, 12 << 30) == (12 << 30) - RESERVE
+    assert device_budget(24 << 30, 24 << 30) == LEAST
 
 
 def test_on_a_cpu_a_vae_is_given_a_share_of_the_memory_that_there_is():
     gib = 1 << 30
     # a laptop; two workers of it together; a large machine
-    assert host_room(16 * gib, threads=8, cores=8) == 8 * gib
-    assert 2 * host_room(16 * gib, threads=4, cores=8) == 8 * gib
-    assert host_room(512 * gib, threads=64, cores=64) == MOST
-    assert host_room(4 * gib, threads=1, cores=64) == LEAST
-    assert LEAST <= host_room() <= MOST
+    assert host_budget(16 * gib, threads=8, cores=8) == 8 * gib
+    assert 2 * host_budget(16 * gib, threads=4, cores=8) == 8 * gib
+    assert host_budget(512 * gib, threads=64, cores=64) == MOST
+    assert host_budget(4 * gib, threads=1, cores=64) == LEAST
+    assert LEAST <= host_budget() <= MOST

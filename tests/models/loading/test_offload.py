@@ -9,10 +9,10 @@ import torch
 from uhr.models import zoo
 from uhr.models.loading import model as loading
 from uhr.models.loading import offload
-from uhr.models.loading.offload import Offload, room_of
+from uhr.models.loading.offload import Offload, tiling_memory
 from uhr.models.samplers.core.engine import Engine
 from uhr.models.samplers.sdedit import SDEditPipeline
-from uhr.models.vae.room import host_room, room
+from uhr.models.vae.budget import device_budget, host_budget
 
 GIB = 1 << 30
 
@@ -48,7 +48,7 @@ def test_sequential_offload_leaves_the_vae_where_exact_tiling_reads_it(sampler, 
 
 
 def test_the_vae_is_given_what_the_device_has_for_it_whatever_is_free_at_the_moment(sampler, monkeypatch):
-    assert room_of(sampler) == host_room()
+    assert tiling_memory(sampler) == host_budget()
     card = SimpleNamespace(total_memory=12 * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(SDEditPipeline, "_execution_device", torch.device("cuda"))
@@ -58,9 +58,9 @@ def test_the_vae_is_given_what_the_device_has_for_it_whatever_is_free_at_the_mom
         if isinstance(part, torch.nn.Module)
         for p in part.parameters()
     )
-    assert room_of(sampler) == room(12 * GIB, weights) < room(12 * GIB, 0)
+    assert tiling_memory(sampler) == device_budget(12 * GIB, weights) < device_budget(12 * GIB, 0)
     sampler.offloaded = Offload.MODEL
-    assert room_of(sampler) == room(12 * GIB, 0)
+    assert tiling_memory(sampler) == device_budget(12 * GIB, 0)
 
 
 @pytest.mark.parametrize(("park", "kind"), [(False, "nf4"), (True, "nf4"), (True, "int8")])

@@ -11,7 +11,7 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.models import zoo
-from uhr.models.loading.offload import room_of
+from uhr.models.loading.offload import tiling_memory
 from uhr.models.ops import flow, latents
 from uhr.models.ops.rope import ResonancePosEmbed
 from uhr.models.samplers.core.sampler import plan_of_spec
@@ -148,7 +148,7 @@ def test_surgeries_are_listed_and_taken_off_bitwise_even_after_a_failure(ultrafl
     ]
     assert surgery.from_record(ultraflux.last_run.surgeries) == [
         F16(),
-        ExactTiling(memory=room_of(ultraflux)),
+        ExactTiling(memory=tiling_memory(ultraflux)),
         RopeResonance(window=8),
     ]
     assert untouched()

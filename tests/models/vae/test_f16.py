@@ -111,7 +111,7 @@ def test_an_f8_vae_is_left_alone_by_restore_and_another_stride_is_refused(f8):
 
 
 def test_what_is_no_f8_vae_is_refused(f8):
-    with pytest.raises(UserError, match="Linear is no VAE"):
+    with pytest.raises(UserError, match="Linear is not a VAE"):
         F16().apply(nn.Linear(2, 2))
     f8.encoder.conv_in.stride = (2, 2)
     with pytest.raises(UserError, match="already has stride 2"):
@@ -132,19 +132,19 @@ def published_shapes() -> dict[str, list[int]]:
     rule."""
     shapes: dict[str, list[int]] = {}
 
-    def conv(name: str, given: int, out: int, kernel: int = 3) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = [out, given, kernel, kernel], [out]
+    def conv(name: str, inputs: int, out: int, kernel: int = 3) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = [out, inputs, kernel, kernel], [out]
 
     def plain(name: str, *weight: int) -> None:
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = list(weight), [weight[0]]
 
-    def resnet(name: str, given: int, out: int) -> None:
-        plain(f"{name}.norm1", given)
-        conv(f"{name}.conv1", given, out)
+    def resnet(name: str, inputs: int, out: int) -> None:
+        plain(f"{name}.norm1", inputs)
+        conv(f"{name}.conv1", inputs, out)
         plain(f"{name}.norm2", out)
         conv(f"{name}.conv2", out, out)
-        if given != out:
-            conv(f"{name}.conv_shortcut", given, out, kernel=1)
+        if inputs != out:
+            conv(f"{name}.conv_shortcut", inputs, out, kernel=1)
 
     def middle(part: str) -> None:
         resnet(f"{part}.mid_block.resnets.0", 512, 512)
@@ -155,18 +155,18 @@ def published_shapes() -> dict[str, list[int]]:
         plain(f"{part}.conv_norm_out", 512 if part == "encoder" else 128)
 
     conv("encoder.conv_in", 3, 128)
-    for block, (given, out) in enumerate([(128, 128), (128, 256), (256, 512), (512, 512)]):
+    for block, (inputs, out) in enumerate([(128, 128), (128, 256), (256, 512), (512, 512)]):
         for i in range(2):
-            resnet(f"encoder.down_blocks.{block}.resnets.{i}", out if i else given, out)
+            resnet(f"encoder.down_blocks.{block}.resnets.{i}", out if i else inputs, out)
         if block < 3:
             conv(f"encoder.down_blocks.{block}.downsamplers.0.conv", out, out)
     middle("encoder")
     conv("encoder.conv_out", 512, 32)
     conv("decoder.conv_in", 16, 512)
     middle("decoder")
-    for block, (given, out) in enumerate([(512, 512), (512, 512), (512, 256), (256, 128)]):
+    for block, (inputs, out) in enumerate([(512, 512), (512, 512), (512, 256), (256, 128)]):
         for i in range(3):
-            resnet(f"decoder.up_blocks.{block}.resnets.{i}", out if i else given, out)
+            resnet(f"decoder.up_blocks.{block}.resnets.{i}", out if i else inputs, out)
         if block < 3:
             conv(f"decoder.up_blocks.{block}.upsamplers.0.conv", out, out)
     conv("decoder.conv_out", 128, 3)

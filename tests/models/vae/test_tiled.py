@@ -13,8 +13,8 @@ from uhr.models.specs.registry import get
 from uhr.models.surgery.base import compose, from_record, record, temporarily
 from uhr.models.vae import coding
 from uhr.models.vae.attention import in_blocks, scaled_dot_product
+from uhr.models.vae.bands import Moments
 from uhr.models.vae.f16 import F16
-from uhr.models.vae.store import Moments
 from uhr.models.vae.tiled import ExactTiling
 
 EXACT = 2e-5
@@ -85,7 +85,7 @@ def tightest(vae, part: str, height: int, width: int, samples: int = 1, **option
     st.integers(0, 15), st.integers(0, 15), st.sampled_from([1.0, 1.1, 1.5, 3.0]), st.integers(0, 99),
 )  # fmt: skip
 def test_any_size_in_any_memory_equals_the_whole(
-    vaes, f16, part, rows, columns, more_rows, more_columns, room, seed
+    vaes, f16, part, rows, columns, more_rows, more_columns, device_budget, seed
 ):
     vae = vaes[f16]
     if part == "decode":
@@ -94,7 +94,7 @@ def test_any_size_in_any_memory_equals_the_whole(
         x = draw(1, 3, 16 * rows + more_rows, 16 * columns + more_columns, seed=seed).clamp(-1, 1)
     expected = run(vae, part, x)
     least = tightest(vae, part, *x.shape[2:])
-    tiling = ExactTiling(memory=int(least.memory * room))
+    tiling = ExactTiling(memory=int(least.memory * device_budget))
     with temporarily(vae, tiling):
         found = run(vae, part, x)
     assert found.shape == expected.shape
@@ -265,7 +265,7 @@ def test_what_cannot_be_streamed_exactly_is_refused_before_anything_changes(vae)
     vae.encoder.conv_in = good.to("meta")
     with pytest.raises(UserError, match="meta device"):
         ExactTiling().apply(vae)
-    with pytest.raises(UserError, match="Linear is no VAE"):
+    with pytest.raises(UserError, match="Linear is not a VAE"):
         ExactTiling().apply(nn.Linear(2, 2))
     assert sorted(vars(vae)) == names
 
@@ -284,4 +284,4 @@ def test_no_untiled_run_has_a_tensor_that_32_bits_cannot_index():
     # 256 channels of 2048 x 2048 px are 2^30 values, of 4096 x 4096 px 2^32
     for latents, tiled in ((256, False), (512, True)):
         plan = endless.plan(vae, "decode", latents, latents)
-        assert (endless.takes(vae, "decode", latents, latents) == (plan.peak, plan.flops)) == tiled
+        assert (endless.peak_and_flops(vae, "decode", latents, latents) == (plan.peak, plan.flops)) == tiled

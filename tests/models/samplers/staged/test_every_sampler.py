@@ -216,7 +216,7 @@ def test_the_vae_is_tiled_exactly_unless_the_user_tiles_it(sampler, sample, engi
             assert tiles
         with engine.exact_vae(memory=6 << 20):
             tiles.clear()
-            patched.setattr(tiled, "whole_bytes", lambda task: 0)
+            patched.setattr(tiled, "untiled_bytes", lambda task: 0)
             whole = engine.decode(z)
             assert not tiles
     torch.testing.assert_close(pieces, whole, atol=2e-5, rtol=0)

@@ -85,10 +85,10 @@ def test_a_masked_adapter_stays_masked_and_is_told_again_what_it_was_told(own, c
     mask_adapter(own.transformer, "bridge", mask)
     own("x", **{**call, **SHORT}, generator=seeded())
     assert own.last_run.settings.guide_adapters == ("bridge",)
-    assert mask.told is None
+    assert mask.chosen is None
     with guide_only(own.transformer, None) as kept:
         assert kept == ["bridge"]
-        assert mask.told is not None
+        assert mask.chosen is not None
 
 
 def test_positions_that_something_else_has_scaled_are_refused(own, call, seeded):

@@ -1,4 +1,4 @@
-"""Whole activations in bands of rows, and the statistics of a GroupNorm gathered band by band."""
+"""Whole activations stored as bands of rows, and GroupNorm statistics gathered band by band."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 from uhr.models.vae.stream import Shape
 
 
-class Given:
-    """A whole tensor that the caller holds, [1, C, H, W], read in bands."""
+class WholeInput:
+    """The caller's whole tensor, [1, C, H, W], read in bands."""
 
     def __init__(self, whole: torch.Tensor) -> None:
         self.whole = whole
@@ -24,21 +24,21 @@ class Given:
             yield self.whole[:, :, top : top + rows].to(dtype), top + rows >= height
 
 
-class Rows:
-    """A whole activation that is ours, as a list of bands of equal height: each goes as soon as it was read
-    for the last time, so that a layer's input shrinks while its output grows.
+class StoredBands:
+    """A stored activation as a list of bands of equal height. Each is freed once it was read for the last
+    time, so that a segment's input shrinks while its output grows.
 
-    `hold` is where the bands lie: the device that computes, or the CPU beside a GPU.
+    `storage` is the device of the bands; None is the one that computes.
     """
 
-    def __init__(self, shape: Shape, rows: int, hold: torch.device | None) -> None:
-        self._shape, self._rows, self._hold = shape, rows, hold
+    def __init__(self, shape: Shape, rows: int, storage: torch.device | None) -> None:
+        self._shape, self._rows, self._storage = shape, rows, storage
         self._bands: list[torch.Tensor | None] = []
         self._written = 0
         self._device: torch.device | None = None
 
     def write(self, band: torch.Tensor) -> None:
-        """Append rows; their number is free."""
+        """Append any number of rows."""
         self._device = band.device
         done = 0
         while done < band.shape[2]:
@@ -56,16 +56,17 @@ class Rows:
         rows = min(self._rows, self._shape.height - self._written)
         assert rows > 0, f"more than {self._shape.height} rows"
         size = (1, self._shape.channels, rows, self._shape.width)
-        return torch.empty(size, dtype=band.dtype, device=self._hold or band.device)
+        return torch.empty(size, dtype=band.dtype, device=self._storage or band.device)
 
     def bands(
         self, rows: int, dtype: torch.dtype, consume: bool = False
     ) -> Iterator[tuple[torch.Tensor, bool]]:
-        """The bands as they were cut at the writing, at most `rows` high, on the computing device."""
+        """Yield the stored bands, at most `rows` high, on the computing device, each with whether it is
+        last."""
         assert self._rows <= rows
         assert self._written == self._shape.height, f"{self._written} of {self._shape.height} rows"
         for i in range(len(self._bands)):
-            # no name for the band here: this frame would keep it alive while it is worked on
+            # no variable for the band: this frame would keep it alive while the consumer works on it
             yield self._take(i, consume), i + 1 == len(self._bands)
 
     def _take(self, i: int, consume: bool) -> torch.Tensor:
@@ -77,8 +78,11 @@ class Rows:
 
 
 class Moments:
-    """Mean and variance of each group of a GroupNorm, over bands: float32 inside a band, merged in float64 by
-    the pairwise rule of Chan, Golub and LeVeque, which does not cancel as a sum of squares would."""
+    """Mean and variance of each group of a GroupNorm, accumulated over bands.
+
+    float32 inside a band, merged in float64 by the pairwise rule of Chan, Golub and LeVeque, which avoids the
+    cancellation of a sum of squares.
+    """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         self._groups = norm.num_groups
@@ -106,5 +110,5 @@ class Moments:
         return mean.flatten().cpu().double(), rate.flatten().cpu().double().pow(-2)
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and (biased) variance, float64 [groups]."""
+        """Return mean and (biased) variance, float64 [groups] each."""
         return self._mean, self._squares / self._count
