@@ -1,4 +1,4 @@
-"""The smallest or largest singular components of a weight, kept on disk under the weight's hash.
+"""The smallest or largest singular components of a weight, cached on disk by the weight's hash.
 
 W [out, in] = U diag(S) V^T, S falling. The minor components are the last `rank` triplets, the major ones the
 first; b = U sqrt(S) [out, rank] and a = sqrt(S) V^T [rank, in], so that b a is that part of W (URAE, section
@@ -21,31 +21,31 @@ from uhr.models.files.write import save_tensors
 Which = Literal["minor", "major"]
 
 METHOD = "gram64-1"
-"""Names the arithmetic below in a cached file's name: other digits, another name."""
+"""The version of the arithmetic in a cached file's name; change it with any change of the digits."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """a [rank, in] and b [out, rank]."""
+    """Two factors of a weight's components: a [rank, in] and b [out, rank]."""
 
     a: torch.Tensor
     b: torch.Tensor
 
 
 def decompose(weight: torch.Tensor, rank: int, which: Which) -> Factors:
-    """The `rank` smallest or largest components of a weight [out, in] of any shape and floating dtype.
+    """Return the `rank` smallest or largest components of a weight [out, in] of any shape and float dtype.
 
-    By the eigenvectors of the smaller Gram matrix in float64. That costs what an SVD in float32 does (8 s of
-    one CPU core at 3072 x 3072, URAE's 190 linears of FLUX.1 in half an hour) and is nearer to the truth than
-    the official code's float32: it resolves singular values down to 1e-8 of the largest. Randomised SVD,
-    which is faster, finds no small ones. Factors come in float32, or in float64 for a float64 weight;
-    components of value zero are zero in both.
+    They are computed from the eigenvectors of the smaller Gram matrix in float64. That costs as much as an
+    SVD in float32 (8 s of one CPU core at 3072 x 3072, half an hour for URAE's 190 linears of FLUX.1) and is
+    more accurate than the official code's float32: it resolves singular values down to 1e-8 of the largest.
+    Randomised SVD is faster but does not find small ones. The factors are float32, or float64 for a float64
+    weight; components of value zero are zero in both.
     """
     assert weight.ndim == 2, tuple(weight.shape)
     out, width = weight.shape
     if not 1 <= rank <= min(out, width):
         raise UserError(
-            f"rank {rank} on a weight of {out} x {width}", f"give 1 to {min(out, width)}, or drop the target"
+            f"rank {rank} on a weight of {out} x {width}", f"use 1 to {min(out, width)}, or drop the target"
         )
     exact = weight.double()
     tall = out >= width
@@ -61,8 +61,11 @@ def decompose(weight: torch.Tensor, rank: int, which: Which) -> Factors:
 
 
 def cached(weight: torch.Tensor, rank: int, which: Which, folder: Path | None) -> tuple[Factors, bool]:
-    """(factors on the weight's device, whether they were found in `folder`). Equal weights share a file,
-    whatever model or dtype they come from; it is written atomically. Without a folder nothing is kept."""
+    """Return the factors on the weight's device, and whether they were found in `folder`.
+
+    Equal weights share a file, whatever model or dtype they come from; it is written atomically. Without a
+    folder nothing is cached.
+    """
     if folder is None:
         return decompose(weight, rank, which), False
     path = folder / f"{weight_hash(weight)}-{which}-{rank}-{METHOD}.safetensors"
@@ -72,12 +75,13 @@ def cached(weight: torch.Tensor, rank: int, which: Which, folder: Path | None) -
     try:
         save_tensors({"a": factors.a.cpu(), "b": factors.b.cpu()}, path)
     except OSError as error:
-        warn(f"{path} cannot be written ({error.strerror}): these components are computed again next time")
+        warn(f"{path} cannot be written ({error.strerror}): these components will be computed again")
     return factors, False
 
 
 def weight_hash(weight: torch.Tensor) -> str:
-    """SHA-256 (64 hex digits) of a weight's shape and values in float32, or in float64 where it is that."""
+    """Return the SHA-256 (64 hex digits) of a weight's shape and values in float32 (float64 if it has
+    that)."""
     values = weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).cpu().contiguous()
     total = hashlib.sha256(f"{values.dtype} {tuple(values.shape)} ".encode())
     total.update(values.numpy().data)

@@ -1,4 +1,4 @@
-"""From adapters on a model, or from a checkpoint's tensors, to one plain LoRA, exactly."""
+"""Convert adapters on a model, or a checkpoint's tensors, to one plain LoRA, exactly."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from uhr.models.adapters.minor import START, difference, state_factors
 
 
 def lora_of(transformer: Any, names: Iterable[str] | None = None) -> dict[str, LowRank]:
-    """One plain LoRA, exactly the sum of these adapters (all active ones if None) at their present scales.
+    """Return one plain LoRA, exactly the sum of these adapters (all active ones if None) at their scales.
 
     Ranks add up: a minor adapter counts twice its rank, and URAE's 4K over its 2K LoRA is rank 48, in the
-    order of the official converter if the minor one is named first. A token-masked adapter is a UserError.
+    order of the official converter if the minor one is named first. Raises UserError for a token-masked
+    adapter.
     """
     names = list(peft_layers.active(transformer) if names is None else names)
     parts: dict[str, list[LowRank]] = {}
@@ -27,7 +28,7 @@ def lora_of(transformer: Any, names: Iterable[str] | None = None) -> dict[str, L
 
 
 def lora_of_state(state: Mapping[str, torch.Tensor], alpha: float | None = None) -> dict[str, LowRank]:
-    """A plain LoRA from what `plain.lora_state` gave (or an average of such), without a model.
+    """Return a plain LoRA from the tensors of `plain.lora_state` (or an average of them), without a model.
 
     `alpha` of an ordinary LoRA is its rank if None; a minor adapter has none and becomes twice its rank.
     """
@@ -40,5 +41,5 @@ def lora_of_state(state: Mapping[str, torch.Tensor], alpha: float | None = None)
             path = key.removesuffix(".lora_A.weight")
             b = state[f"{path}.lora_B.weight"]
             lora[path] = LowRank(a, b, float(a.shape[0]) if alpha is None else alpha)
-    assert 2 * len(lora) == len(state), "a state of something else than A and B"
+    assert 2 * len(lora) == len(state), "the state has other tensors than A and B"
     return lora

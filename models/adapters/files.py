@@ -1,6 +1,6 @@
-"""The one way from an adapter's file onto a model: read, recognised, checked without weights, put on.
+"""Read adapter files, check them without weights, and add them to a model.
 
-Files: LoRA in the keys of any maker that `reading.py` lists, with a part for FLUX.1's CLIP or without;
+Files: LoRA in the keys of any program that `reading.py` lists, with or without a part for FLUX.1's CLIP;
 URAE's 2K LoRA, its converted LoRA and its 4K minor factors; UltraGen's LoRA; our exports, and the singular
 components of a checkpoint.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uhr.base.errors import UserError
 from uhr.base.files import sha256_file
 from uhr.models.adapters import peft_layers, reading
-from uhr.models.adapters.alphas import settings_beside
+from uhr.models.adapters.alphas import settings_of
 from uhr.models.adapters.conversion import lora_of_state
 from uhr.models.adapters.keys import KeyLayout, layout_of
 from uhr.models.adapters.low_rank import Lora
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter as it stands in a file, in its dtype, on the CPU.
+    """An adapter as read from a file, in the file's dtype, on the CPU.
 
-    lora: updates of the backbone by diffusers' path of the module.  clip: of FLUX.1's CLIP.
-    factors: whether `lora` holds minor factors a_t, b_t alone (as URAE publishes them), of which a_0, b_0 are
-    to be decomposed from the weights that they were trained on.
-    notes: what a user must know of its strength. config: peft's settings beside the file, if they were read.
+    lora:     updates of the backbone, by diffusers' path of the module
+    clip:     updates of FLUX.1's CLIP
+    factors:  whether `lora` consists of minor factors a_t, b_t alone (as URAE publishes them), whose a_0, b_0
+              must be decomposed from the weights that they were trained on
+    notes:    notes for the user about its strength
+    config:   the file of peft's settings, if it was read
     """
 
     path: Path
@@ -51,35 +53,37 @@ class AdapterFile:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The distinct ranks of the backbone's modules, rising."""
+        """The distinct ranks of the backbone's modules, in ascending order."""
         return tuple(sorted({part.rank for part in self.lora.values()}))
 
     def check_fits(self, transformer: Any) -> None:
-        """UserError unless every module is there in its shape; `transformer` may be on the meta device."""
+        """Raise UserError unless the transformer has every module in its shape; it may be on the meta
+        device."""
         peft_layers.check_fits(transformer, self.lora, str(self.path))
 
 
 def read(path: str | Path, layout: KeyLayout) -> AdapterFile:
-    """Read an adapter file, or the one in a folder, for a family of backbones, with peft's
-    `adapter_config.json` beside it. UserError for whatever is not understood."""
+    """Read an adapter file, or the one in a folder, for a family of backbones.
+
+    peft's `adapter_config.json` next to it is read too. Raises UserError for anything that is not understood.
+    """
     file = lora_file(path)
     state, metadata = reading.read_file(file)
     if is_urae_minor(state):
         return AdapterFile(file, urae_factors(state, str(file)), {}, ORDINARY, factors=True)
     if any(key.endswith(f".{START}") for key in state):
         own = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
-        parts, beside = reading.Parts(lora_of_state(own), {}), None
+        parts, settings = reading.Parts(lora_of_state(own), {}), None
     else:
-        beside = settings_beside(file, state)
-        parts = reading.read_state(state, metadata, layout, str(file), beside)
+        settings = settings_of(file, state)
+        parts = reading.read_state(state, metadata, layout, str(file), settings)
     usage = Usage.of(metadata, parts.backbone, str(file))
-    config = None if beside is None else Path(beside.where)
+    config = None if settings is None else Path(settings.where)
     return AdapterFile(file, parts.backbone, parts.clip, usage, notes=parts.notes, config=config)
 
 
 def read_all(paths: Iterable[str | Path], target: Any) -> dict[str, AdapterFile]:
-    """The adapters of a command, for a pipeline or a bare transformer, by the names that they have on it:
-    adapter_0, adapter_1, ... in their order."""
+    """Read adapters for a pipeline or a bare transformer, named adapter_0, adapter_1, ... in their order."""
     layout = layout_of(transformer_of(target))
     return {f"adapter_{i}": read(path, layout) for i, path in enumerate(paths)}
 
@@ -93,16 +97,15 @@ def load_adapter(
     cache: Path | None = None,
     device: torch.device | str | None = None,
 ) -> AdapterFile:
-    """Put one file's adapter on a pipeline or a bare transformer, frozen, `scale` times as strong; adapters
-    that act go on acting. Load before weights are offloaded from memory.
+    """Add one file's adapter to a pipeline or a bare transformer, frozen, `scale` times as strong.
 
-    `over`, `cache` and `device` are for minor factors, see `minor.load_minor`: URAE's 4K file stands on its
-    2K LoRA, which must be on the model at scale 1 and be named in `over`. A file that does not say its alpha
-    causes a Python warning.
+    Active adapters stay active. Load before weights are offloaded from memory. `over`, `cache` and `device`
+    are for minor factors, see `minor.load_minor`: URAE's 4K file was trained on top of its 2K LoRA, which
+    must be on the model at scale 1 and be named in `over`. A file without alpha causes a Python warning.
     """
     file, over = read(path, layout_of(transformer_of(target))), tuple(over)
     if file.factors and not over:
-        raise _baseless(file, "put that on first and name it as what the factors stand on (over=)")
+        raise _baseless(file, "add that one first and name it in over=")
     for note in file.notes:
         warnings.warn(note, stacklevel=2)
     _put(target, file, name, over, cache, device)
@@ -117,18 +120,23 @@ def load_adapters(
     cache: Path | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Put several adapters on, as `load_adapter` does, in this order, each `scales` times as strong; what
-    stands on another finds it among those before it (`bases`)."""
-    stands_on = bases(files)
+    """Add several adapters, as `load_adapter` does, in this order, each at its scale of `scales`.
+
+    One that was trained on top of another needs it among those before it (`bases`).
+    """
+    over = bases(files)
     for name, file in files.items():
-        _put(target, file, name, stands_on[name], cache, device)
+        _put(target, file, name, over[name], cache, device)
     for name, scale in scales.items():
         set_scale(target, name, scale)
 
 
 def check(files: Mapping[str, AdapterFile], transformer: Any, guided: bool) -> None:
-    """UserError for adapters that do not fit the backbone or each other, and for one that acts on a guide's
-    tokens where a sampler has none (`guided` off). `transformer` may be on the meta device."""
+    """Raise UserError for adapters that do not fit the backbone or each other.
+
+    So does one that acts on a guide's tokens if the sampler has none (`guided` off). `transformer` may be on
+    the meta device.
+    """
     bases(files)
     for file in files.values():
         file.check_fits(transformer)
@@ -138,16 +146,16 @@ def check(files: Mapping[str, AdapterFile], transformer: Any, guided: bool) -> N
 
 
 def bases(files: Mapping[str, AdapterFile]) -> dict[str, tuple[str, ...]]:
-    """What each adapter was trained on top of, by name: () for most.
+    """Return the names of the adapters that each adapter was trained on top of: () for most.
 
-    Minor factors stand on the one LoRA before them that adapts the same modules. An export that names others
-    by their hash wants them among `files`. UserError where one is missing or cannot be told.
+    For minor factors it is the one LoRA before them that adapts the same modules. An export that names others
+    by their hash needs them among `files`. Raises UserError if one is missing or ambiguous.
     """
     names = list(files)
     found = {}
     for i, (name, file) in enumerate(files.items()):
         found[name] = (_base(file, {other: files[other] for other in names[:i]}),) if file.factors else ()
-        _check_beside(file, files.values())
+        _check_needed(file, files.values())
     return found
 
 
@@ -158,22 +166,24 @@ def _base(file: AdapterFile, before: Mapping[str, AdapterFile]) -> str:
     if len(same) > 1:
         several = " and ".join(str(before[name].path) for name in same)
         fix = "give any other LoRA after the factors"
-        raise UserError(f"adapter {file.path}: both {several} could be the LoRA that it stands on", fix)
+        raise UserError(
+            f"adapter {file.path}: both {several} could be the LoRA it was trained on top of", fix
+        )
     return same[0]
 
 
 def _baseless(file: AdapterFile, fix: str) -> UserError:
-    return UserError(f"adapter {file.path} holds minor factors that were trained on top of a 2K LoRA", fix)
+    return UserError(f"adapter {file.path} has minor factors that were trained on top of a 2K LoRA", fix)
 
 
-def _check_beside(file: AdapterFile, files: Iterable[AdapterFile]) -> None:
+def _check_needed(file: AdapterFile, files: Iterable[AdapterFile]) -> None:
     if not file.usage.over:
         return
     hashes = {sha256_file(other.path) for other in files}
-    for name, wanted in file.usage.over.items():
-        if wanted not in hashes:
-            what = f"adapter {file.path} was trained on top of '{name}' (SHA-256 {wanted[:12]}...)"
-            raise UserError(what, "give that one beside it")
+    for name, needed in file.usage.over.items():
+        if needed not in hashes:
+            what = f"adapter {file.path} was trained on top of '{name}' (SHA-256 {needed[:12]}...)"
+            raise UserError(what, "give that one as well")
 
 
 def _put(
@@ -184,7 +194,7 @@ def _put(
     cache: Path | None,
     device: torch.device | str | None,
 ) -> None:
-    """Put an adapter on, at scale 1."""
+    """Add an adapter at scale 1."""
     transformer = transformer_of(target)
     if file.clip and transformer is target:
         raise UserError(f"adapter {file.path} also changes CLIP", "load it into a whole pipeline")

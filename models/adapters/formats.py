@@ -1,13 +1,13 @@
-"""LoRA files written in the keys of diffusers, kohya and ComfyUI (BFL's names), exactly.
+"""Write LoRA files in the keys of diffusers, kohya and ComfyUI (BFL's names), exactly.
 
     diffusers  transformer.transformer_blocks.0.attn.to_q.lora_A.weight       alpha in the metadata
     kohya      lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight        alpha as a tensor per module
     comfyui    diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight     alpha as a tensor per module
 
-ComfyUI reads all three, diffusers the first two (of the third only `DOWN_UP` spelling, and only for FLUX.1),
+ComfyUI reads all three, diffusers the first two (and the third in the `DOWN_UP` spelling, for FLUX.1 only),
 kohya its own. Where BFL fuses query, key and value, separate updates become one of three times the rank,
-with a block-diagonal B; nothing is approximated. diffusers' kohya reader drops the modules outside the blocks
-(x_embedder, norm_out, ...) without a word.
+with a block-diagonal B; nothing is approximated. diffusers' kohya reader silently drops the modules outside
+the blocks (x_embedder, norm_out, ...).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DOWN_UP = ("lora_down", "lora_up")
 
 
 class Format(StrEnum):
-    """Whose keys a LoRA file has."""
+    """The program whose keys a LoRA file has."""
 
     DIFFUSERS = "diffusers"
     KOHYA = "kohya"
@@ -44,7 +44,7 @@ class Format(StrEnum):
 def write_state(
     lora: Lora, form: Format, layout: KeyLayout, pair: tuple[str, str] | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file. `pair` respells A and B of the comfyui form (`DOWN_UP`)."""
+    """Return tensors and metadata of a safetensors file; `pair` respells A and B in the comfyui form."""
     assert lora, "an adapter without modules"
     if form is Format.DIFFUSERS:
         state = {f"transformer.{path}.lora_A.weight": part.a for path, part in lora.items()}
@@ -65,8 +65,10 @@ def save(
     facts: Mapping[str, str] | None = None,
     pair: tuple[str, str] | None = None,
 ) -> Path:
-    """Write a safetensors file atomically; `facts` go into its metadata. The file's path. Equal adapters give
-    equal bytes."""
+    """Write a safetensors file atomically and return its path; `facts` go into its metadata.
+
+    Equal adapters give equal bytes.
+    """
     state, metadata = write_state(lora, form, layout, pair)
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in state.items()}
     save_tensors(tensors, path, {**(facts or {}), **metadata})
@@ -97,7 +99,8 @@ def _to_bfl(lora: Lora, layout: KeyLayout) -> dict[str, LowRank]:
 
 
 def _peft_config(lora: Lora) -> dict[str, Any]:
-    """What diffusers hands to `LoraConfig`: only what every version of peft knows."""
+    """Return the arguments that diffusers passes to `LoraConfig`, limited to those of every version of
+    peft."""
     rank = Counter(part.rank for part in lora.values()).most_common(1)[0][0]
     alpha = Counter(part.alpha for part in lora.values()).most_common(1)[0][0]
     values = {

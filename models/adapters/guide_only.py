@@ -1,4 +1,4 @@
-"""Which adapters act on UltraGen's guide tokens alone, and how they are kept to them for a call."""
+"""Restrict adapters to UltraGen's guide tokens for a call."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ def is_published(transformer: Any, name: str) -> bool:
 
 @contextlib.contextmanager
 def guide_only(transformer: Any, named: Sequence[str] | None) -> Generator[list[str]]:
-    """Keep adapters to the guide's tokens for a `with` block; yields the names of those that are.
+    """Restrict adapters to the guide's tokens in a `with` block; yield the names of all that are restricted.
 
-    `named` are to be kept so; None are those that `is_published` recognises. Adapters that were masked before
-    stay so. Outside a guide's pass (base, image, text) none of them acts; all is as it was afterwards.
+    `named` are those to restrict; None are those that `is_published` recognises. Adapters that were masked
+    before stay so. Outside a guide's pass (base, image, text) none of them acts. The model is restored after
+    the block.
     """
     acting = peft_layers.active(transformer)
     plain = [name for name in acting if not _masked(transformer, name)]
     chosen = [name for name in plain if is_published(transformer, name)] if named is None else list(named)
-    mask, before = TokenMask(), [(each, each.chosen) for each in masks(transformer)]
+    mask, former = TokenMask(), [(each, each.chosen) for each in masks(transformer)]
     added = [name for name in chosen if not _masked(transformer, name)]
     for name in added:
         mask_adapter(transformer, name, mask)
@@ -38,7 +39,7 @@ def guide_only(transformer: Any, named: Sequence[str] | None) -> Generator[list[
         for name in added:
             for layer in peft_layers.layers_of(transformer, name).values():
                 del layer.lora_variant[name]
-        for each, chosen in before:
+        for each, chosen in former:
             each.chosen = chosen
 
 

@@ -1,8 +1,8 @@
 """Names of a backbone's linears in BFL's own code (used by kohya, ComfyUI and others), XLabs' and diffusers.
 
-BFL fuses what reads the same input: query, key and value, and in FLUX.1's single blocks the MLP's first half
-as well. Facts of `diffusers.loaders.single_file_utils`, which converts whole checkpoints; a test holds every
-name and width against the real classes.
+BFL fuses linears that read the same input: query, key and value, and in FLUX.1's single blocks the MLP's
+first half as well. The tables follow `diffusers.loaders.single_file_utils`, which converts whole checkpoints;
+a test compares every name and width with the real classes.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 
 @dataclass(frozen=True)
 class Fused:
-    """One linear of BFL's: diffusers' modules that it holds, from the first row on."""
+    """A linear in BFL's code: diffusers' modules that it consists of, from the first row on."""
 
     parts: tuple[str, ...]
     widths: tuple[int, ...]
     """Rows of each part, in multiples of the width of the input; (0,) where one part has all the rows."""
 
     swapped: bool = False
-    """Its two halves stand the other way round in diffusers (BFL: shift, scale)."""
+    """Whether diffusers has its two halves in the opposite order (BFL: shift, scale)."""
 
     def outs(self, rows: int, width: int) -> list[int]:
-        """Rows of every part of a weight [rows, width]."""
+        """Return the rows of every part of a weight [rows, width]."""
         return [rows] if self.widths == (0,) else [factor * width for factor in self.widths]
 
 
@@ -51,7 +51,7 @@ XLABS = {
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """A family's names: those inside a double and a single block, and those outside."""
+    """A family's names: inside a double block, inside a single block, and outside the blocks."""
 
     family: str
     double: Mapping[str, Fused]
@@ -59,8 +59,8 @@ class KeyLayout:
     top: Mapping[str, Fused]
 
     def locate(self, name: str) -> tuple[str, Fused] | None:
-        """(diffusers' prefix, entry) of a name of BFL's, XLabs' or diffusers' own, whose dots may be
-        underscores; None if it has none."""
+        """Return diffusers' prefix and the entry of a name of BFL's, XLabs' or diffusers' own, whose dots may
+        be underscores; None for an unknown name."""
         for pattern, prefix, table in self._spellings():
             match = re.fullmatch(pattern, name)
             if match is None:
@@ -72,9 +72,9 @@ class KeyLayout:
         return None
 
     def seats(self, modules: Iterator[str] | Mapping[str, Any]) -> dict[str, tuple[str, Fused]]:
-        """BFL name -> (prefix, entry) of every linear that holds one of the modules, in a stable order.
+        """Return prefix and entry, by BFL's name, of every linear that contains one of the modules.
 
-        A module that BFL's code does not have is a UserError.
+        The order is stable. Raises UserError for a module that BFL's code does not have.
         """
         found: dict[str, tuple[str, Fused]] = {}
         for module in modules:
@@ -177,9 +177,9 @@ LAYOUTS: Mapping[str, KeyLayout] = {"FluxTransformer2DModel": FLUX1, "Flux2Trans
 
 
 def layout_of(transformer: Any) -> KeyLayout:
-    """The names of a backbone's family; UserError for a class that is none of `LAYOUTS`.
+    """Return the names of a backbone's family. Raises UserError for a class that is not in `LAYOUTS`.
 
-    Wrappers that subclass the transformer on the fly (FSDP2 does) are seen through.
+    Base classes are searched too, since wrappers such as FSDP2 subclass the transformer on the fly.
     """
     for cls in type(transformer).__mro__:
         if cls.__name__ in LAYOUTS:

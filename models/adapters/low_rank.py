@@ -1,6 +1,6 @@
 """Low-rank updates of a weight as values: summed, fused and split exactly, without a model.
 
-An update is (alpha / rank) B A with A [rank, in] and B [out, rank], beside a weight W [out, in].
+An update is (alpha / rank) B A with A [rank, in] and B [out, rank], added to a weight W [out, in].
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class LowRank:
-    """(alpha / rank) B A. `a` is [rank, in], `b` is [out, rank]; `alpha` is any real number."""
+    """The update (alpha / rank) B A: `a` is [rank, in], `b` is [out, rank], `alpha` any real number."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -35,28 +35,28 @@ class LowRank:
 
     @property
     def features(self) -> tuple[int, int]:
-        """(out, in): the shape of the weight that this is an update of."""
+        """The shape (out, in) of the updated weight."""
         return self.b.shape[0], self.a.shape[1]
 
     def delta(self) -> torch.Tensor:
-        """The dense update [out, in]; float32 at least, whatever the factors are."""
+        """Return the dense update [out, in], float32 at least."""
         dtype = torch.promote_types(torch.promote_types(self.a.dtype, self.b.dtype), torch.float32)
         return self.scale * (self.b.to(dtype) @ self.a.to(dtype))
 
     def scaled(self, factor: float) -> LowRank:
-        """`factor` times as strong; the tensors are shared."""
+        """Return the update times `factor`; the tensors are shared."""
         return LowRank(self.a, self.b, self.alpha * factor)
 
 
 Lora = Mapping[str, LowRank]
-"""An adapter as a value: by diffusers' path of the module ("transformer_blocks.0.attn.to_q")."""
+"""An adapter's updates by diffusers' path of the module ("transformer_blocks.0.attn.to_q")."""
 
 
 def total(parts: Sequence[LowRank]) -> LowRank:
-    """The sum of updates of one weight: ranks add up, A is stacked, B stands side by side.
+    """Sum updates of one weight: ranks add up, the As are stacked, the Bs are concatenated.
 
-    Exact: where all scales are equal nothing is computed; otherwise each scale goes into its B, in float32 at
-    least, and alpha becomes the rank.
+    It is exact: if all scales are equal nothing is computed; otherwise each scale goes into its B, in float32
+    at least, and alpha becomes the rank.
     """
     assert parts
     alpha, bs = _common_scale(parts)
@@ -64,10 +64,10 @@ def total(parts: Sequence[LowRank]) -> LowRank:
 
 
 def fuse(parts: Sequence[LowRank | None], outs: Sequence[int]) -> LowRank:
-    """One update of a fused weight [sum(outs), in] from updates of its parts, which read the same input.
+    """Return one update of a fused weight [sum(outs), in] from updates of its parts, which read one input.
 
     A is stacked and B is block-diagonal, so the rank is the sum of the ranks; a part that is None has no
-    update, and its `out` rows of B are zero. Exact as `total` is.
+    update, and its `out` rows of B are zero. It is exact, as `total` is.
     """
     present = [part for part in parts if part is not None]
     assert present
@@ -86,12 +86,12 @@ def fuse(parts: Sequence[LowRank | None], outs: Sequence[int]) -> LowRank:
 
 
 def split(whole: LowRank, outs: Sequence[int]) -> list[LowRank | None]:
-    """The updates of the parts of a fused weight, whose rows are `outs` in this order.
+    """Return the updates of the parts of a fused weight, whose rows are `outs` in this order.
 
-    Exact for any update: a part keeps the ranks whose columns of B are not zero in its rows (what `fuse` made
-    comes back as it was, a dense one is copied to each part); None where no column is left.
+    It is exact for any update: a part keeps the ranks whose columns of B are not zero in its rows, so that it
+    inverts `fuse`, and a dense update is copied to each part. A part without any column is None.
     """
-    assert sum(outs) == whole.b.shape[0], f"{list(outs)} rows are no {whole.b.shape[0]}"
+    assert sum(outs) == whole.b.shape[0], f"{list(outs)} rows are not {whole.b.shape[0]}"
     parts: list[LowRank | None] = []
     for rows in whole.b.split(list(outs)):
         kept = rows.any(dim=0).nonzero().flatten()
@@ -104,7 +104,7 @@ def split(whole: LowRank, outs: Sequence[int]) -> list[LowRank | None]:
 
 
 def _common_scale(parts: Sequence[LowRank]) -> tuple[float, list[torch.Tensor]]:
-    """(alpha of the whole, every B): the Bs as they are where one alpha can speak for all."""
+    """Return the alpha of the whole and every B; the Bs are unchanged if all scales are equal."""
     rank = sum(part.rank for part in parts)
     if len({part.scale for part in parts}) == 1:
         return parts[0].scale * rank, [part.b for part in parts]

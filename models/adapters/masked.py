@@ -2,16 +2,16 @@
 
 UltraGen's adapter acts on guide tokens and leaves image and text to the frozen weights (2510.16325, section
 3, "Parameter-Efficient Joint Denoising"; the official code switches scales in a context manager and misses
-the joint pass). Here the choice is a `TokenMask` that all layers of an adapter share. Whoever lays out the
-sequence tells it before each call:
+the joint pass). Here the choice is a `TokenMask` that all layers of an adapter share. The code that lays out
+the sequence sets it before each call:
 
     mask = TokenMask();  mask_adapter(transformer, "guide", mask)
     mask.choose(image=rows[512:], joint=rows)                 # [text | image | guide] in one pass
     mask.choose(image=True, joint=True, modulation=True)      # a pass of guide tokens alone
     mask.choose()                                             # a pass without any
 
-Code that did not make the mask finds it by `masks(transformer)`. A mask holds until it is told otherwise, so
-gradient checkpointing, which runs a layer again in the backward pass, finds it as it was.
+Code that did not make the mask finds it by `masks(transformer)`. A choice is valid until the next one, so
+that gradient checkpointing, which runs a layer again in the backward pass, has the same mask.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from uhr.models.adapters.low_rank import LowRank
 from uhr.models.adapters.peft_layers import Variant
 
 Stream = Literal["image", "text", "joint", "modulation"]
-"""What a linear reads: image tokens or text tokens (double blocks), both, text first (single blocks), or one
-vector per sample that has no tokens (everything behind the time embedding)."""
+"""The input of a linear: image tokens or text tokens (double blocks), both, text first (single blocks), or
+one vector per sample without tokens (everything that reads the time embedding)."""
 
 Rows = torch.Tensor | bool
 """Chosen rows of a stream: bool [S], or all (True) or none (False) of them."""
 
 
 class TokenMask:
-    """Which rows of each stream an adapter acts on; one object for all of its layers."""
+    """The rows of each stream that an adapter acts on; one object for all of its layers."""
 
     def __init__(self) -> None:
         self.chosen: dict[Stream, tuple[int, torch.Tensor] | bool] | None = None
-        """What it was told last; a sampler puts it back after its call."""
+        """The last choice; a sampler restores it after its call."""
 
     def choose(
         self, *, image: Rows = False, text: Rows = False, joint: Rows = False, modulation: bool = False
     ) -> None:
-        """Choose rows for the calls to come; False where nothing is said.
+        """Choose the rows for the following calls.
 
-        Tensors are bool [tokens], the same for every sample of a batch; on the model's device they spare a
+        Tensors are bool [tokens], the same for every sample of a batch; on the model's device they save a
         copy per layer.
         """
         assert isinstance(modulation, bool), "a modulation has no rows to choose from"
@@ -53,9 +53,10 @@ class TokenMask:
         self.chosen = {stream: _indices(choice) for stream, choice in rows.items()}
 
     def rows(self, stream: Stream, tokens: int, name: str) -> torch.Tensor | bool:
-        """Indices of the chosen rows of a stream of that many tokens, or all or none of them.
+        """Return the indices of the chosen rows of a stream of `tokens` tokens, or True (all) or False
+        (none).
 
-        Adapter `name` asks; UserError where nobody has told the mask anything.
+        Raises UserError, which names adapter `name`, if no rows were ever chosen.
         """
         if self.chosen is None:
             what = f"adapter '{name}' acts on chosen tokens only, and nothing here chooses any"
@@ -77,7 +78,7 @@ def _indices(rows: Rows) -> tuple[int, torch.Tensor] | bool:
 
 
 class Masked(Variant):
-    """(alpha / rank) B A on the chosen rows; others are not computed and stay as they were, bit for bit."""
+    """Add (alpha / rank) B A on the chosen rows; the others are not computed and unchanged, bit for bit."""
 
     def __init__(self, mask: TokenMask, stream: Stream) -> None:
         self.mask, self.stream = mask, stream
@@ -107,24 +108,24 @@ class Masked(Variant):
 
 
 def _not_a_weight(name: str) -> UserError:
-    what = f"adapter '{name}' acts on chosen tokens only and is no change of the weights"
-    return UserError(what, "keep it beside them: it cannot be merged, nor added to others in one LoRA")
+    what = f"adapter '{name}' acts on chosen tokens only and is not a change of the weights"
+    return UserError(what, "keep it as an adapter: it cannot be merged or added to others in one LoRA")
 
 
 def mask_adapter(transformer: Any, name: str, mask: TokenMask) -> None:
-    """Let an ordinary LoRA on the model act only on the tokens that `mask` chooses, wherever it is."""
+    """Restrict an ordinary LoRA on the model to the tokens that `mask` chooses, in all its layers."""
     for path, layer in peft_layers.layers_of(transformer, name).items():
         peft_layers.attach({path: layer}, name, Masked(mask, stream_of(path)))
 
 
 def masks(transformer: Any) -> list[TokenMask]:
-    """The masks of a model's token-masked adapters, each once; none where it has no such adapter."""
+    """Return the masks of a model's token-masked adapters, each once."""
     acting = (variant for variant in peft_layers.variants(transformer) if isinstance(variant, Masked))
     return list({id(variant.mask): variant.mask for variant in acting}.values())
 
 
 def stream_of(path: str) -> Stream:
-    """What the linear at this path of a FLUX.1 or FLUX.2 transformer reads."""
+    """Return the input of the linear at this path of a FLUX.1 or FLUX.2 transformer."""
     leaf = path.rpartition("transformer_blocks.")[2]
     if path.startswith("single_transformer_blocks."):
         return "modulation" if ".norm." in leaf else "joint"
@@ -132,6 +133,6 @@ def stream_of(path: str) -> Stream:
         if ".norm" in leaf:
             return "modulation"
         text = (".attn.add_", ".attn.to_add_out", ".ff_context.")
-        return "text" if any(word in leaf for word in text) else "image"
+        return "text" if any(name in leaf for name in text) else "image"
     tokens: dict[str, Stream] = {"x_embedder": "image", "proj_out": "image", "context_embedder": "text"}
     return tokens.get(path, "modulation")

@@ -1,4 +1,4 @@
-"""Adapters into the weights, and out again bit for bit."""
+"""Merge adapters into the weights, and undo it bit for bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Merged:
     layers: list[tuple[Any, torch.Tensor]]
 
     def unmerge(self) -> None:
-        """Put the former weights back, bit for bit; the adapters act beside them again."""
+        """Restore the former weights, bit for bit; the adapters are active again."""
         for layer, former in self.layers:
             layer.get_base_layer().weight.data.copy_(former)
             layer.merged_adapters.clear()
@@ -27,11 +27,11 @@ class Merged:
 
 @torch.no_grad()
 def merge(transformer: Any) -> Merged:
-    """Add what the active adapters add to the weights; they sleep until `unmerge`.
+    """Add the active adapters' updates to the weights; the adapters are inactive until `unmerge`.
 
-    The sum is taken in float32 and rounded once to the weight's dtype. Subtracting it again would not give
-    the weight back in floating point, so the result holds the former weights. UserError, and nothing changed,
-    for an adapter that acts on some tokens only, and for quantised weights.
+    The sum is computed in float32 and rounded once to the weight's dtype. Subtracting it would not restore
+    the weight in floating point, so the result keeps the former weights. Raises UserError, and changes
+    nothing, for an adapter that acts on some tokens only, and for quantised weights.
     """
     merged = Merged([])
     try:
@@ -50,7 +50,7 @@ def _merge_layer(layer: Any, merged: Merged) -> None:
         return
     weight = layer.get_base_layer().weight
     if not weight.is_floating_point():
-        raise UserError("adapters cannot be merged into quantised weights", "let them act beside these")
+        raise UserError("adapters cannot be merged into quantised weights", "use them without merging")
     total = weight.float() + sum(peft_layers.delta_weight(layer, name) for name in names)
     merged.layers.append((layer, weight.detach().to("cpu", copy=True)))
     weight.data.copy_(total)

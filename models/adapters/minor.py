@@ -3,17 +3,17 @@
     y = W x + s (b_t (a_t x) - b_0 (a_0 x))
 
 a_t [rank, in] and b_t [out, rank] are trained and start as a_0 and b_0, the smallest ("minor") or largest
-("major") singular components of W, of which frozen copies stay. The paper (section 2.3, eq. 5 and 6) and its
-code put W - b_0 a_0 into the weight and add b_t a_t; that is the same function, but a bfloat16 weight rounds
-the residual back to W (b_0 a_0 is below half a unit in the last place of most entries), and the minor part is
-counted twice. Here W is never touched: the start is exact in any dtype, quantised weights do, and the teacher
-is the model with the adapter disabled. There is no alpha / rank; s is 1 in training.
+("major") singular components of W, which are kept as frozen copies. The paper (section 2.3, eq. 5 and 6) and
+its code set the weight to W - b_0 a_0 and add b_t a_t; that is the same function, but a bfloat16 weight
+rounds the residual back to W (b_0 a_0 is below half a unit in the last place of most entries), and the minor
+part is counted twice. Here W is never changed: the start is exact in any dtype, quantised weights work, and
+the teacher is the model with the adapter disabled. There is no alpha / rank; s is 1 in training.
 
-What URAE itself calls "major" in its 2K recipe is an ordinary LoRA (`plain.LoraSpec`): that is what its 2K
-weights are. `components="major"` is the same construction as minor with the largest components.
+URAE's "major" in its 2K recipe is an ordinary LoRA (`plain.LoraSpec`), and so are its 2K weights.
+`components="major"` is the same construction as minor with the largest components.
 
-It is one adapter of peft's (`peft_layers.py` says why): a_t and b_t are its `lora_A` and `lora_B`, a_0 and
-b_0 buffers `start` of these, so that `plain.lora_state` and any checkpoint hold all four.
+It is one adapter of peft's (see `peft_layers.py`): a_t and b_t are its `lora_A` and `lora_B`, a_0 and b_0 are
+buffers `start` of these, so that `plain.lora_state` and any checkpoint contain all four.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from uhr.models.adapters.peft_layers import Variant
 from uhr.models.adapters.plain import ADAPTER, LoraSpec, add_lora
 
 START = "start"
-"""Name of the frozen copy beside a trained `weight`."""
+"""Name of the frozen copy of a trained `weight`."""
 
 
 @dataclass(frozen=True)
 class MinorSpec:
-    """Which components of which linears: `targets` are module suffixes (of `lora_target_sets`)."""
+    """The components to train and their linears: `targets` are module suffixes (of `lora_target_sets`)."""
 
     rank: int
     targets: tuple[str, ...]
@@ -48,8 +48,10 @@ class MinorSpec:
 
 
 class Difference(Variant):
-    """s (b_t a_t - b_0 a_0). Both halves go through the same operations in the same dtype, so that equal
-    factors cancel to zero exactly."""
+    """The update s (b_t a_t - b_0 a_0).
+
+    Both halves go through the same operations in the same dtype, so that equal factors cancel exactly.
+    """
 
     def forward(
         self, module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any
@@ -71,8 +73,10 @@ class Difference(Variant):
 
 
 def difference(trained: Factors, start: Factors) -> LowRank:
-    """b_t a_t - b_0 a_0 as one LoRA of twice the rank and scale 1, in the order of URAE's own converter:
-    A = [-a_0; a_t], B = [b_0, b_t]."""
+    """Return b_t a_t - b_0 a_0 as one LoRA of twice the rank and scale 1.
+
+    The order is that of URAE's own converter: A = [-a_0; a_t], B = [b_0, b_t].
+    """
     a = torch.cat([-start.a.to(trained.a.dtype), trained.a])
     b = torch.cat([start.b.to(trained.b.dtype), trained.b], dim=1)
     return LowRank(a, b, alpha=float(a.shape[0]))
@@ -86,12 +90,17 @@ def add_minor(
     over: Iterable[str] = (),
     device: torch.device | str | None = None,
 ) -> list[torch.nn.Parameter]:
-    """Freeze the backbone and put an adapter on it; its parameters a_t, b_t, float32 and trainable.
+    """Freeze the backbone, add an adapter, and return its parameters a_t, b_t, float32 and trainable.
 
-    The output stays bitwise what it was. Adapters that act go on acting, and do not train. `cache`: folder of
-    decompositions (`components.py`); None keeps none. `over`: adapters on the model that count as part of W,
-    at their present scale (URAE's 4K adapter stands on its 2K LoRA). `device`: where to decompose; where the
-    weight is if None. A model on the meta device gets the structure alone.
+    The output stays the same, bit for bit. Active adapters stay active, and do not train.
+
+    Args:
+        cache: the folder of decompositions (`components.py`); None caches none.
+        over: adapters on the model that count as part of W, at their present scale (URAE's 4K adapter is
+            trained on top of its 2K LoRA).
+        device: where to decompose; None is the weight's device.
+
+    A model on the meta device gets the structure alone.
     """
     peft_layers.check_unmerged(transformer)
     acting, over = peft_layers.active(transformer), _check_over(transformer, over)
@@ -121,11 +130,11 @@ def load_minor(
     over: Iterable[str] = (),
     device: torch.device | str | None = None,
 ) -> None:
-    """Put published factors a_t, b_t on the model (`published.urae_factors` reads URAE's file).
+    """Add published factors a_t, b_t to the model (`published.urae_factors` reads URAE's file).
 
     a_0 and b_0 are decomposed again, from the weights and adapters that the factors were trained on: `over`
-    must name the same. `cache`, `device`: as for `add_minor`. The adapter is frozen; those that act go on
-    acting.
+    must name the same. `cache`, `device`: as for `add_minor`. The adapter is frozen; active adapters stay
+    active.
     """
     over = _check_over(transformer, over)
     peft_layers.put(transformer, trained, name, f"'{name}'")
@@ -141,7 +150,7 @@ def load_minor(
 
 
 def state_factors(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Factors], dict[str, Factors]]:
-    """(trained, start) by module, from what `plain.lora_state` gave."""
+    """Return the trained and the start factors by module, from the tensors of `plain.lora_state`."""
     paths = list(dict.fromkeys(key.partition(".lora_")[0] for key in state))
     trained, starts = (
         {path: Factors(state[f"{path}.lora_A.{part}"], state[f"{path}.lora_B.{part}"]) for path in paths}
@@ -158,7 +167,7 @@ def _starts(
     over: Iterable[str],
     device: torch.device | str | None,
 ) -> dict[str, Factors]:
-    """The components of every layer's weight; none for a model on the meta device."""
+    """Return the components of every layer's weight; none for a model on the meta device."""
     if any(layer.get_base_layer().weight.is_meta for layer in layers.values()):
         return {}
     starts = {}
@@ -174,7 +183,7 @@ def _starts(
 
 
 def _attach(layers: Mapping[str, Any], name: str, starts: Mapping[str, Factors]) -> None:
-    """Hang the frozen factors beside the trained ones, and let peft call `Difference`."""
+    """Register the frozen factors as buffers of the trained ones, and let peft call `Difference`."""
     for path, layer in layers.items():
         a, b = layer.lora_A[name], layer.lora_B[name]
         start = starts.get(path, Factors(a.weight.detach().clone(), b.weight.detach().clone()))

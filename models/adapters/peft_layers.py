@@ -1,10 +1,11 @@
-"""Adapters inside peft's layers: which layers have one, several at once, other arithmetic, removal.
+"""Adapters in peft's layers: find, add, activate, replace their arithmetic, and remove them.
 
-Every adapter of ours lives in peft's own LoRA layers, beside ordinary ones: one `lora_A`, `lora_B` and scale
-per name, several names at once, quantised bases, the names that FSDP and `state_dict` show, and diffusers'
-`set_adapters`, `disable_lora`, `fuse_lora` and loaders, which know nothing of ours. Where the arithmetic is
-not (alpha / rank) B A x, the layer's `lora_variant` holds an object that peft calls instead. That is peft's
-own hook for DoRA and its kin, but private: `Variant` is all that we use of it, and a contract test holds it.
+Every adapter of ours is in peft's own LoRA layers, like ordinary ones. So all of peft and diffusers works:
+one `lora_A`, `lora_B` and scale per name, several names at once, quantised bases, the names that FSDP and
+`state_dict` show, and diffusers' `set_adapters`, `disable_lora`, `fuse_lora` and loaders. If the arithmetic
+is not (alpha / rank) B A x, the layer's `lora_variant` has an object that peft calls instead. That is peft's
+own hook for DoRA and similar methods, but private: we use of it what `Variant` has, and a contract test
+covers that.
 """
 
 from __future__ import annotations
@@ -24,46 +25,49 @@ from uhr.models.adapters.low_rank import Lora, LowRank
 
 
 class Variant(ABC):
-    """One adapter's arithmetic in one layer, with the methods that peft calls. Not a peft subclass: importing
-    this imports no peft."""
+    """One adapter's arithmetic in one layer, with the methods that peft calls.
+
+    It is not a subclass of peft's, so that importing this module does not import peft.
+    """
 
     @abstractmethod
     def forward(
         self, module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
-        """`result` [.., out] with the adapter's part of x [.., in] added; x comes in the adapter's dtype."""
+        """Return `result` [.., out] plus the adapter's output for x [.., in], which has the adapter's
+        dtype."""
 
     @abstractmethod
     def delta(self, module: Any, name: str) -> torch.Tensor:
-        """What the adapter adds to the weight: [out, in], scale included, float32 at least.
+        """Return the adapter's update of the weight: [out, in], scale included, float32 at least.
 
-        UserError where it adds nothing that a weight can hold.
+        Raises UserError if it is not an update of the weight.
         """
 
     @abstractmethod
     def low_rank(self, module: Any, name: str) -> LowRank:
-        """The same as an ordinary LoRA, exactly; UserError likewise."""
+        """Return the update as an ordinary LoRA, exactly. Raises UserError as `delta` does."""
 
     def supports_lora_conversion(self) -> bool:
-        """Whether peft may convert it to an ordinary LoRA by its own means: never, see `low_rank`."""
+        """Return False: peft's own conversion to an ordinary LoRA would be wrong, see `low_rank`."""
         return False
 
     def merge_safe(self, module: Any, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
-        """`fuse_lora(safe_fusing=True)`: a new weight with the adapter in it."""
+        """Return a new weight with the adapter merged, for `fuse_lora(safe_fusing=True)`."""
         return (orig_weight + self.delta(module, active_adapter)).to(orig_weight.dtype)
 
     def merge_unsafe(self, module: Any, active_adapter: str, orig_weight: torch.Tensor) -> None:
-        """`fuse_lora()`: the same in place."""
+        """Merge the adapter in place, for `fuse_lora()`."""
         orig_weight.data.copy_(self.merge_safe(module, active_adapter, orig_weight.data))
 
     def unmerge(self, module: Any, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
-        """`unfuse_lora()`: subtracted again, so only up to rounding; `merging.merge` restores bitwise."""
+        """Subtract the adapter, for `unfuse_lora()`: exact up to rounding; `merging.merge` restores
+        bitwise."""
         return (orig_weight - self.delta(module, active_adapter)).to(orig_weight.dtype)
 
 
 def all_layers(model: Any) -> list[tuple[str, Any]]:
-    """(path, layer) of peft's layers that can hold adapters, in module order; none where peft is not even
-    loaded, or not installed."""
+    """Return path and layer of all peft layers, in module order; none if peft is not imported."""
     if sys.modules.get("peft") is None:
         return []
     from peft.tuners.lora import LoraLayer
@@ -72,7 +76,7 @@ def all_layers(model: Any) -> list[tuple[str, Any]]:
 
 
 def layers_of(model: Any, name: str) -> dict[str, Any]:
-    """peft's layers that hold adapter `name`, by the module's path; UserError if none does."""
+    """Return peft's layers with adapter `name`, by the module's path. Raises UserError if there is none."""
     found = {path: layer for path, layer in all_layers(model) if name in layer.lora_A}
     if not found:
         raise unknown("adapter", name, names(model))
@@ -80,12 +84,12 @@ def layers_of(model: Any, name: str) -> dict[str, Any]:
 
 
 def names(model: Any) -> list[str]:
-    """The adapters that a model carries, sorted; active or not."""
+    """Return the names of a model's adapters, active or not, sorted."""
     return sorted({name for _, layer in all_layers(model) for name in layer.lora_A})
 
 
 def active(model: Any) -> list[str]:
-    """The adapters that act, in the order in which they are added up."""
+    """Return the names of the active adapters, in the order in which they are added up."""
     acting = (
         name for _, layer in all_layers(model) for name in layer.active_adapters if name in layer.lora_A
     )
@@ -93,17 +97,17 @@ def active(model: Any) -> list[str]:
 
 
 def training(model: Any) -> list[str]:
-    """The acting adapters whose weights get gradients."""
+    """Return the names of the active adapters whose weights get gradients."""
     return [name for name in active(model) if _trains(model, name)]
 
 
 def activate(model: Any, acting: Iterable[str], train: Iterable[str] = ()) -> None:
-    """Let exactly these adapters act; of them only those in `train` get gradients.
+    """Make exactly the adapters in `acting` active; of them only those in `train` get gradients.
 
-    peft silences all others whenever one is added, and lets all active ones train.
+    This undoes that peft deactivates all others when one is added, and lets all active ones train.
     """
     acting, train = list(acting), set(train)
-    assert train <= set(acting), f"{train} train and do not act"
+    assert train <= set(acting), f"{train} train and are not active"
     for _, layer in all_layers(model):
         layer.set_adapter(acting)
         for name, weights in [*layer.lora_A.items(), *layer.lora_B.items()]:
@@ -112,37 +116,37 @@ def activate(model: Any, acting: Iterable[str], train: Iterable[str] = ()) -> No
 
 @contextlib.contextmanager
 def several_adapters() -> Generator[None]:
-    """Within it peft does not warn of a second adapter on a model: it is what is meant."""
+    """Suppress peft's warning about a second adapter on a model, which is intended here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         yield
 
 
 def check_unmerged(model: Any) -> None:
-    """UserError where adapters are merged: peft would take them out by subtraction, which is not exact."""
+    """Raise UserError if adapters are merged: peft would remove them by subtraction, which is not exact."""
     if any(layer.merged_adapters for _, layer in all_layers(model)):
         raise UserError("adapters are merged into this model", "unmerge them first")
 
 
 def attach(layers: Mapping[str, Any], name: str, variant: Variant) -> None:
-    """Give adapter `name` another arithmetic in these layers."""
+    """Set the arithmetic of adapter `name` in these layers."""
     for path, layer in layers.items():
-        assert name not in layer.lora_variant, f"'{name}' has an arithmetic of its own at {path}"
+        assert name not in layer.lora_variant, f"'{name}' already has a variant at {path}"
         layer.lora_variant[name] = variant
 
 
 def variant_of(layer: Any, name: str) -> Variant | None:
-    """The adapter's own arithmetic in a layer; None for an ordinary LoRA."""
+    """Return the adapter's variant in a layer; None for an ordinary LoRA."""
     return layer.lora_variant.get(name)
 
 
 def variants(model: Any) -> list[Variant]:
-    """Every arithmetic of its own that some adapter has in some layer."""
+    """Return the variants of all adapters in all layers."""
     return [variant for _, layer in all_layers(model) for variant in layer.lora_variant.values()]
 
 
 def delta_weight(layer: Any, name: str) -> torch.Tensor:
-    """What an adapter adds to a layer's weight at its present scale: [out, in], float32 at least."""
+    """Return an adapter's update of a layer's weight at its present scale: [out, in], float32 at least."""
     variant = variant_of(layer, name)
     if variant is not None:
         return variant.delta(layer, name)
@@ -152,7 +156,7 @@ def delta_weight(layer: Any, name: str) -> torch.Tensor:
 
 
 def low_rank(layer: Any, name: str) -> LowRank:
-    """An adapter of a layer as an ordinary LoRA at its present scale; its tensors are shared, not copied."""
+    """Return a layer's adapter as an ordinary LoRA at its present scale; tensors are shared, not copied."""
     variant = variant_of(layer, name)
     if variant is not None:
         return variant.low_rank(layer, name)
@@ -161,7 +165,10 @@ def low_rank(layer: Any, name: str) -> LowRank:
 
 
 def base_weight(layer: Any) -> torch.Tensor:
-    """The frozen weight under a layer's adapters, [out, in], float32 at least; dequantised where need be."""
+    """Return a layer's frozen weight, [out, in], dequantised, float32 at least.
+
+    Raises UserError if it cannot be dequantised.
+    """
     base = layer.get_base_layer()
     weight = _dequantised(base)
     if not weight.is_floating_point() or tuple(weight.shape) != (layer.out_features, layer.in_features):
@@ -176,7 +183,7 @@ def base_weight(layer: Any) -> torch.Tensor:
 def _dequantised(base: Any) -> torch.Tensor:
     kind = type(base.weight).__name__
     if kind == "Int8Params":
-        # by hand: peft's way takes the row scales off the module when it is on the CPU
+        # peft's function removes the row scales from the module if it is on the CPU
         scales = base.state.SCB if base.weight.SCB is None else base.weight.SCB
         return base.weight.data.float() * scales.float()[:, None] / 127
     if kind == "GGUFParameter":
@@ -191,10 +198,11 @@ def _dequantised(base: Any) -> torch.Tensor:
 def put(
     model: Any, lora: Lora, name: str, where: str, scale: float = 1.0, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Put an adapter's values on the model under a new name, `scale` times as strong and frozen.
+    """Add an adapter's values to the model under a new name, `scale` times as strong and frozen.
 
-    Adapters that act go on acting. Exactly the modules of `lora` are adapted; one that the model lacks, or of
-    another shape, is a UserError in which `where` names the adapter. torch's random state is left alone.
+    Active adapters stay active. Exactly the modules of `lora` are adapted. torch's random state does not
+    change. Raises UserError, in which `where` names the adapter, for a module that the model lacks or has in
+    another shape.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -211,7 +219,7 @@ def put(
     )
     with several_adapters():
         inject_adapter_in_model(config, model, name, low_cpu_mem_usage=True)
-    model._hf_peft_config_loaded = True  # what diffusers' own loader sets, and all its methods ask for
+    model._hf_peft_config_loaded = True  # diffusers' own loader sets it, and its methods require it
     for path, layer in layers_of(model, name).items():
         device = layer.get_base_layer().weight.device
         layer.lora_A[name].weight = torch.nn.Parameter(lora[path].a.to(device, dtype, copy=True))
@@ -221,7 +229,8 @@ def put(
 
 
 def check_fits(model: Any, lora: Lora, where: str) -> None:
-    """UserError, in which `where` names the adapter, unless the model has every module of it in its shape."""
+    """Raise UserError, in which `where` names the adapter, unless the model has all its modules and
+    shapes."""
     modules = dict(model.named_modules())
     for path, part in lora.items():
         layer = modules.get(path)
@@ -233,7 +242,7 @@ def check_fits(model: Any, lora: Lora, where: str) -> None:
 
 
 def remove(model: Any, name: str) -> None:
-    """Take an adapter off; with the last one the plain linears are back, and `state_dict` is as it was."""
+    """Remove an adapter; without any, the model has its plain linears and former `state_dict` again."""
     layers_of(model, name)
     rest = [other for other in active(model) if other != name]
     trained = [other for other in training(model) if other != name]

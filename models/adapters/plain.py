@@ -1,7 +1,7 @@
-"""Plain low-rank adapters through peft: added to a model, read out, written back.
+"""Plain low-rank adapters through peft: add them to a model for training, and read their tensors.
 
 An adapter adds (alpha / rank) B A to a frozen weight W [out, in], with A [rank, in] and B [out, rank]. Its
-own weights stay in float32 whatever the backbone's dtype is: optimisers stall on half-precision masters.
+weights are float32 whatever the backbone's dtype is: in half precision small updates would be lost.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ ADAPTER = "default"
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """A plain LoRA: `targets` are module suffixes (of `lora_target_sets`), `alpha` is `rank` unless
-    given."""
+    """A plain LoRA: `targets` are module suffixes (of `lora_target_sets`), `alpha` is by default `rank`."""
 
     rank: int
     targets: tuple[str, ...]
@@ -30,7 +29,7 @@ class LoraSpec:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise UserError(f"LoRA rank {self.rank}", "give a rank of at least 1")
+            raise UserError(f"LoRA rank {self.rank}", "use a rank of at least 1")
         if self.alpha is None:
             object.__setattr__(self, "alpha", float(self.rank))
 
@@ -53,10 +52,10 @@ class LoraSpec:
 
 
 def add_lora(transformer: Any, lora: LoraSpec, seed: int, name: str = ADAPTER) -> list[torch.nn.Parameter]:
-    """Freeze the backbone and put an adapter on it; the adapter's parameters, float32 and trainable.
+    """Freeze the backbone, add an adapter, and return its parameters, float32 and trainable.
 
     A is Gaussian (standard deviation 1 / rank) from `seed`, B is zero: the first output is the backbone's
-    own. A target that no module ends in is a UserError.
+    own. Raises UserError for a target that no module ends in.
     """
     suffixes = {suffix: f".{suffix}" for suffix in lora.targets}
     modules = [f".{path}" for path, _ in transformer.named_modules()]
@@ -73,7 +72,7 @@ def add_lora(transformer: Any, lora: LoraSpec, seed: int, name: str = ADAPTER) -
 
 
 def _own_parameters(transformer: Any, name: str) -> list[torch.nn.Parameter]:
-    """The adapter's parameters in module order, made float32."""
+    """Convert the adapter's parameters to float32 and return them in module order."""
     found = []
     for _, layer in peft_layers.all_layers(transformer):
         for weights in (layer.lora_A, layer.lora_B):
@@ -86,10 +85,10 @@ def _own_parameters(transformer: Any, name: str) -> list[torch.nn.Parameter]:
 def lora_state(
     transformer: Any, name: str = ADAPTER, state_dict: Mapping[str, torch.Tensor] | None = None
 ) -> dict[str, torch.Tensor]:
-    """The adapter's tensors on the CPU: `<module>.lora_A.weight` [rank, in], `<module>.lora_B.weight` [out,
-    rank].
+    """Return copies of the adapter's tensors on the CPU.
 
-    `state_dict` stands in for the module's own where that is sharded: pass the gathered one.
+    They are `<module>.lora_A.weight` [rank, in] and `<module>.lora_B.weight` [out, rank]. If the module is
+    sharded, pass the gathered `state_dict`.
     """
     from peft import get_peft_model_state_dict
 

@@ -1,4 +1,4 @@
-"""Published adapters that are known by their keys: URAE's minor factors, and UltraGen's LoRA.
+"""Recognise published adapters by their keys: URAE's minor factors, and UltraGen's LoRA.
 
 URAE's 2K LoRA and the LoRA of rank 48 that its converter makes of 2K and 4K are ordinary files in diffusers'
 keys without alpha (alpha = rank); so is UltraGen's, which was trained on guide tokens alone.
@@ -43,9 +43,11 @@ ULTRAGEN = {
 
 
 def is_ultragens(paths: Iterable[str]) -> bool:
-    """Whether an adapter of these modules adapts exactly the linears that UltraGen's does, by which alone its
-    published files are known: the image and joint streams with their modulations and the embedder, and
-    nothing of the text stream."""
+    """Whether an adapter of these modules adapts exactly the linears of UltraGen's.
+
+    Its published files have no other mark. They are the image and joint streams with their modulations and
+    the embedder, without the text stream.
+    """
     return {BLOCK.sub(r"\g<kind>.", path) for path in paths} in ULTRAGEN.values()
 
 
@@ -55,9 +57,10 @@ def is_urae_minor(state: Iterable[str]) -> bool:
 
 
 def urae_factors(state: Mapping[str, torch.Tensor], where: str) -> dict[str, LowRank]:
-    """The trained b_t a_t of URAE's 4K file by module, as `minor.load_minor` takes them.
+    """Return the trained b_t a_t of URAE's 4K file by module, as `minor.load_minor` takes them.
 
     Its keys are `<block>.attn.processor.to_{q,k,v}_{a,b}.weight`, and `to_out_{a,b}` in double blocks.
+    Raises UserError for any other key, and for factors that are missing or do not match.
     """
     from uhr.models.adapters.low_rank import LowRank
 
@@ -70,6 +73,6 @@ def urae_factors(state: Mapping[str, torch.Tensor], where: str) -> dict[str, Low
         found.setdefault(f"{block}.{linear.replace('to_out', 'to_out.0')}", {})[factor] = tensor
     for path, pair in found.items():
         if set(pair) != {"a", "b"} or pair["a"].shape[0] != pair["b"].shape[1]:
-            what = f"adapter {where}: '{path}' lacks a factor or they do not meet"
+            what = f"adapter {where}: '{path}' lacks a factor, or their ranks differ"
             raise UserError(what, "download it again")
     return {path: LowRank(pair["a"], pair["b"], float(len(pair["a"]))) for path, pair in found.items()}

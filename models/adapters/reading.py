@@ -1,14 +1,14 @@
-"""LoRA files of many makers, read exactly: every key is understood, alpha is kept, nothing is computed.
+"""Read LoRA files of many programs exactly: every key is understood, alpha is kept, nothing is computed.
 
     transformer.transformer_blocks.0.attn.to_q.lora_A.weight          diffusers; alpha in the metadata
     base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight     peft; alpha in adapter_config.json
     lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight           kohya; alpha as a tensor per module
-    lora_transformer_transformer_blocks_0_attn_to_q.lora_down.weight  OneTrainer; the same
-    diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight        ComfyUI, ai-toolkit; the same
+    lora_transformer_transformer_blocks_0_attn_to_q.lora_down.weight  OneTrainer; as kohya
+    diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight        ComfyUI, ai-toolkit; as kohya
     double_blocks.0.processor.qkv_lora1.down.weight                   XLabs; without alpha
 
-Where alpha comes from is in `alphas.py`. diffusers' own readers round half-precision files when they fold
-alpha in, take kohya's only at FLUX.1-dev's widths, and drop what they do not know with a warning.
+`alphas.py` finds alpha. diffusers' own readers round half-precision files when they multiply by alpha, accept
+kohya's only at FLUX.1-dev's widths, and drop unknown keys with a warning.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _KINDS = {
     ".up.weight": "b",
     ".alpha": "alpha",
 }
-"""Spellings of A [rank, in], B [out, rank] and alpha, the longer before those that they end in."""
+"""Spellings of A [rank, in], B [out, rank] and alpha; a suffix of another one comes after it."""
 
 _PREFIXES = ("lora_unet_", "lora_transformer_", "diffusion_model.", "base_model.model.", "transformer.")
 _CLIP_PREFIXES = ("text_encoder.", "lora_te1_", "lora_te_")
@@ -53,28 +53,29 @@ _CLIP_NAME = re.compile(
 
 
 class Parts(NamedTuple):
-    """An adapter as values, by the model that it changes."""
+    """An adapter's updates of each model."""
 
     backbone: dict[str, LowRank]
-    """By diffusers' path of the module in the transformer."""
+    """Updates by diffusers' path of the module in the transformer."""
 
     clip: dict[str, LowRank]
-    """By the path of the module in FLUX.1's CLIP, without the "text_model." of transformers before 5."""
+    """Updates by the path of the module in FLUX.1's CLIP, without the "text_model." of transformers before
+    5."""
 
     notes: tuple[str, ...] = ()
-    """What a user must know of its strength."""
+    """Notes for the user about the adapter's strength."""
 
 
 def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file; UserError where it is none."""
+    """Return tensors and metadata of a safetensors file. Raises UserError if it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        words = one_line(error)
-        raise UserError(f"adapter {path} cannot be read ({words})", "is it a safetensors file?") from error
+        text = one_line(error)
+        raise UserError(f"adapter {path} cannot be read ({text})", "is it a safetensors file?") from error
 
 
 def read_state(
@@ -82,17 +83,17 @@ def read_state(
     metadata: Mapping[str, str] | None,
     layout: KeyLayout,
     where: str,
-    beside: PeftSettings | None = None,
+    settings: PeftSettings | None = None,
 ) -> Parts:
-    """A LoRA in any maker's keys, in the file's dtype; `where` names the file in errors, and `beside` are
-    peft's settings in the file beside it.
+    """Read a LoRA in the keys of any program; the result has the file's dtype.
 
-    Raises UserError for a key that is not understood, for halves that do not meet, for a module named twice,
-    and for facts about alpha that disagree.
+    `where` names the file in errors, and `beside` are peft's settings from its `adapter_config.json`. Raises
+    UserError for an unknown key, for shapes of A and B that do not match, for a module that occurs twice, and
+    for values of alpha that disagree.
     """
     from uhr.models.adapters.low_rank import LowRank
 
-    alphas = Alphas(metadata or {}, beside, where)
+    alphas = Alphas(metadata or {}, settings, where)
     found = Parts({}, {})
     for name, parts in _by_module(state, where).items():
         a, b = _halves(name, parts, where)
@@ -104,7 +105,7 @@ def read_state(
             target, updates = found.backbone, _of_backbone(name, whole, layout, where)
         for path, part in updates.items():
             if path in target:
-                raise UserError(f"adapter {where}: '{path}' stands in it twice", "keep one spelling")
+                raise UserError(f"adapter {where}: it contains '{path}' twice", "keep one spelling")
             target[path] = part
     if not (found.backbone or found.clip):
         raise UserError(f"adapter {where} is empty", "download it again")
@@ -112,7 +113,7 @@ def read_state(
 
 
 def _by_module(state: Mapping[str, torch.Tensor], where: str) -> dict[str, dict[str, torch.Tensor]]:
-    """Module's name in the file -> its "a", "b" and "alpha"."""
+    """Group tensors by the module's name in the file: its "a", "b" and "alpha"."""
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in state.items():
         suffix = next((suffix for suffix in _KINDS if key.endswith(suffix)), None)
@@ -121,7 +122,7 @@ def _by_module(state: Mapping[str, torch.Tensor], where: str) -> dict[str, dict[
             raise UserError(f"adapter {where}: unknown key '{key}'", fix)
         parts, kind = modules.setdefault(key.removesuffix(suffix), {}), _KINDS[suffix]
         if kind in parts:
-            raise UserError(f"adapter {where}: '{key}' stands in it twice", "keep one spelling")
+            raise UserError(f"adapter {where}: it contains '{key}' twice", "keep one spelling")
         parts[kind] = tensor
     return modules
 
@@ -133,11 +134,11 @@ def _halves(name: str, parts: Mapping[str, torch.Tensor], where: str) -> tuple[t
     alone = "alpha" not in parts or parts["alpha"].numel() == 1
     if not (a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] and a.numel() and b.numel() and alone):
         shapes = ", ".join(f"{half.upper()} {tuple(tensor.shape)}" for half, tensor in parts.items())
-        fix = "A is [rank, in], B is [out, rank], alpha a number"
+        fix = "A must be [rank, in], B [out, rank] and alpha a number"
         raise UserError(f"adapter {where}: '{name}' has {shapes}", fix)
     if not (a.is_floating_point() and b.is_floating_point()):
-        what = f"adapter {where}: '{name}' is stored in {a.dtype} and {b.dtype}, which are no plain floats"
-        raise UserError(what, "take the adapter before it was quantised")
+        what = f"adapter {where}: '{name}' is stored in {a.dtype} and {b.dtype}, which are not plain floats"
+        raise UserError(what, "use the adapter from before it was quantised")
     return a, b
 
 
@@ -158,7 +159,7 @@ def _of_backbone(name: str, whole: LowRank, layout: KeyLayout, where: str) -> Lo
     inside = name.removeprefix(prefix)
     found = layout.locate(inside)
     if found is None and (prefix in ("", "transformer.", "base_model.model.")):
-        return {inside: whole}  # a path of the model's, or not: its modules know
+        return {inside: whole}  # assumed to be a path of the model; `check_fits` compares it with its modules
     if found is None:
         raise UserError(f"adapter {where}: {layout.family} has no '{name}'", "it is for another backbone")
     block, entry = found

@@ -1,4 +1,4 @@
-"""Which adapters act on a pipeline or a bare transformer, and how strongly."""
+"""Set which adapters of a pipeline or a bare transformer are active, and their scales."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from uhr.models.adapters import peft_layers
 
 
 def set_scales(target: Any, scales: Mapping[str, float]) -> None:
-    """Let exactly these adapters act on a pipeline or a bare transformer, each this many times as strong as
-    it was trained (0 is off); those that were training go on training."""
+    """Make exactly these adapters of a pipeline or a bare transformer active, each at its scale.
+
+    1 is the strength that it was trained at, 0 is off. Those that were training continue to train.
+    """
     for model in _carriers(target, scales):
         here = [name for name in scales if name in peft_layers.names(model)]
         train = [name for name in peft_layers.training(model) if name in here]
@@ -21,24 +23,24 @@ def set_scales(target: Any, scales: Mapping[str, float]) -> None:
 
 
 def set_scale(target: Any, name: str, scale: float) -> None:
-    """Let one adapter be `scale` times as strong as it was trained, acting or not."""
+    """Set the scale of one adapter, active or not; 1 is the strength that it was trained at."""
     for model in _carriers(target, [name]):
         if name in peft_layers.names(model):
             for layer in peft_layers.layers_of(model, name).values():
                 layer.set_scale(name, float(scale))
 
 
-def _carriers(target: Any, wanted: Iterable[str]) -> list[Any]:
-    """The models of `target` that carry adapters; UserError for a wanted one that none carries."""
+def _carriers(target: Any, needed: Iterable[str]) -> list[Any]:
+    """Return the models of `target` that have adapters. Raises UserError for a needed one that none has."""
     models = [transformer_of(target), getattr(target, "text_encoder", None)]
     carriers = [model for model in models if model is not None and peft_layers.names(model)]
     carried = sorted({name for model in carriers for name in peft_layers.names(model)})
-    for name in wanted:
+    for name in needed:
         if name not in carried:
             raise unknown("adapter", name, carried)
     return carriers
 
 
 def transformer_of(target: Any) -> Any:
-    """The backbone of a pipeline, or the transformer itself."""
+    """Return the backbone of a pipeline, or the transformer itself."""
     return getattr(target, "transformer", target)

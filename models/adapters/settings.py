@@ -1,9 +1,9 @@
-"""peft's settings of a LoRA: every key of its `LoraConfig` is computed, has no effect on a trained adapter,
-or is refused.
+"""peft's settings of a LoRA: every key of its `LoraConfig` is used, has no effect on a trained adapter, or is
+rejected.
 
-They stand in `adapter_config.json` beside peft's own file, and in the metadata of diffusers' files. The lists
-below are those of peft's LoraConfig; a contract test compares them with the installed one, so that a new key
-is decided on before it can change a number.
+They are stored in the `adapter_config.json` of peft, and in the metadata of diffusers' files. The lists below
+have the keys of peft's LoraConfig; a contract test compares them with the installed one, so that a new key is
+classified before it can change a number.
 """
 
 from __future__ import annotations
@@ -64,24 +64,23 @@ PLAIN: Mapping[str, tuple[Any, ...]] = {
     "kasa_config": (None,),
     "ensure_weight_tying": (False,),
 }
-"""Keys whose other values are no plain LoRA: those that are accepted; peft's default is the first."""
+"""Keys that have only one meaning for a plain LoRA, with the accepted values; peft's default is the first."""
 
 INITIAL = "init_lora_weights"
-"""How training began; some ways subtract their start from the base weights (`_check_initial`)."""
+"""The key for the initial values; some methods subtract these from the base weights (`_check_initial`)."""
 
 _STARTS = ("gaussian", "eva", "orthogonal", "mica")
-"""Names of starts that leave the base weights as they are; so do true and false."""
+"""Initialisations that do not change the base weights; neither do true and false."""
 
 _OFF = (None, False, [], {}, "")
-"""Values at which a key of a newer peft is not in use: every option that changes a LoRA is off at these."""
+"""Values at which an unknown key of a newer peft is not in use."""
 
 _MERGE = "merge it with peft (merge_and_unload) and give the merged transformer, or train a plain LoRA"
 
 
 @dataclass(frozen=True)
 class PeftSettings:
-    """What decides the strength of each module. `where` names the adapter and the place of the settings in
-    errors."""
+    """The settings that decide the strength of each module; `where` names their file in errors."""
 
     rank: int
     alpha: float
@@ -92,10 +91,10 @@ class PeftSettings:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any], where: str) -> PeftSettings:
-        """The settings in a mapping of LoraConfig's keys, plain JSON values.
+        """Read settings from a mapping of LoraConfig's keys to plain JSON values.
 
-        Raises UserError for a value under which the adapter is no plain LoRA, for a key that is unknown and
-        in use, and for a number that is none.
+        Raises UserError for a value under which the adapter is not a plain LoRA, for an unknown key that is
+        in use, and for a value of the wrong type.
         """
         for key, value in tree.items():
             _check(key, value, where)
@@ -109,19 +108,18 @@ class PeftSettings:
         )
 
     def scale(self, path: str) -> float:
-        """The factor on B A of the module at `path`: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA
-        (2312.03732), as peft's `LoraLayer.update_layer` has it."""
+        """Return the factor on B A of the module at `path`: alpha / r, or alpha / sqrt(r) for rank-stabilised
+        LoRA (2312.03732), as in peft's `LoraLayer.update_layer`."""
         rank = self._matched(self.ranks, path, self.rank)
         alpha = self._matched(self.alphas, path, self.alpha)
         return alpha / (math.sqrt(rank) if self.stabilised else rank)
 
     def check_rank(self, path: str, rank: int) -> None:
-        """UserError unless the settings give the module at `path` the rank that its matrices have: they would
-        be those of another file."""
-        wanted = self._matched(self.ranks, path, self.rank)
-        if wanted != rank:
-            what = f"{self.where} says rank {wanted} of '{path}', whose matrices have rank {rank}"
-            raise UserError(what, "they are of different adapters: put the right ones together again")
+        """Raise UserError unless the settings have the rank of the matrices of the module at `path`."""
+        expected = self._matched(self.ranks, path, self.rank)
+        if expected != rank:
+            what = f"{self.where} has rank {expected} for '{path}', whose matrices have rank {rank}"
+            raise UserError(what, "the settings are of another adapter: use those that belong to the file")
 
     def _matched(self, pattern: Mapping[str, Any], path: str, otherwise: Any) -> Any:
         from peft.utils.other import get_pattern_key
@@ -138,19 +136,19 @@ def _check(key: str, value: Any, where: str) -> None:
     if key == INITIAL:
         _check_initial(value, where)
     elif key in PLAIN and not _is_one_of(value, PLAIN[key]):
-        raise UserError(f"{where} has {key} {value!r}: it is no plain LoRA, and would act otherwise", _MERGE)
+        raise UserError(f"{where} has {key} {value!r}: it is not a plain LoRA", _MERGE)
     elif not is_known(key) and not _is_one_of(value, _OFF):
         raise UserError(f"{where} has the unknown key {key} ({value!r})", "a newer peft wrote it: " + _MERGE)
 
 
 def _is_one_of(value: Any, accepted: tuple[Any, ...]) -> bool:
-    # 0 == False, and a number is no answer to a question of yes or no
+    # types too: 0 == False
     return any(value == each and type(value) is type(each) for each in accepted)
 
 
 def _check_initial(value: Any, where: str) -> None:
-    """UserError for a start that was subtracted from the base weights (PiSSA, OLoRA, CorDA, LoRA-GA) or that
-    was computed for quantised ones (LoftQ): on the published weights the adapter means something else."""
+    """Raise UserError for an initialisation that changes the base weights (PiSSA, OLoRA, CorDA, LoRA-GA) or
+    is for quantised ones (LoftQ): the adapter would be wrong on the published weights."""
     if isinstance(value, bool) or value is None or (isinstance(value, str) and value.lower() in _STARTS):
         return
     what = f"{where} has {INITIAL} {value!r}, which trains on base weights that were changed"
@@ -161,30 +159,30 @@ def _check_initial(value: Any, where: str) -> None:
 def _pattern(tree: Mapping[str, Any], key: str, where: str) -> list[tuple[str, Any]]:
     found = tree.get(key) or {}
     if not isinstance(found, Mapping):
-        raise UserError(f"{where} has {key} {found!r}", "it is an object: module -> number")
+        raise UserError(f"{where} has {key} {found!r}", "it must be an object: module -> number")
     for name in found:
         try:
             re.compile(name)
         except re.error as error:
             raise UserError(
-                f"{where} has '{name}' in {key} ({error})", "it is a regular expression"
+                f"{where} has '{name}' in {key} ({error})", "it must be a regular expression"
             ) from error
     return list(found.items())
 
 
 def _number(value: Any, key: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(f"{where} has {value!r} for {key}", "it is a finite number")
+        raise UserError(f"{where} has {value!r} for {key}", "it must be a finite number")
     return float(value)
 
 
 def _rank(value: Any, key: str, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{where} has {value!r} for {key}", "a rank is a whole number of at least 1")
+        raise UserError(f"{where} has {value!r} for {key}", "a rank must be a whole number of at least 1")
     return value
 
 
 def _flag(value: Any, key: str, where: str) -> bool:
     if not isinstance(value, bool):
-        raise UserError(f"{where} has {value!r} for {key}", "it is true or false")
+        raise UserError(f"{where} has {value!r} for {key}", "it must be true or false")
     return value

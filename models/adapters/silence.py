@@ -1,4 +1,4 @@
-"""Some of the adapters on a model, for the length of a pass."""
+"""Deactivate some of a model's adapters for a `with` block."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from uhr.models.adapters import peft_layers
 
 @contextlib.contextmanager
 def only(models: Sequence[Any], adapters: Collection[str]) -> Generator[None]:
-    """Of the adapters that act on these models let only those of these names act, at their scales.
+    """Keep only these of the models' active adapters active, at their scales, in a `with` block.
 
-    UserError for a name that none of them carries, and for adapters that are merged into weights while
-    others than the named would have to be silent.
+    Raises UserError for a name that no model has, and if adapters are merged into the weights of a model
+    where another would have to be deactivated.
     """
     carried = sorted({name for model in models for name in peft_layers.names(model)})
     for name in adapters:

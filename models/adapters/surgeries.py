@@ -1,7 +1,7 @@
 """Adapters that training adds, as surgeries: named in recipes, listed in checkpoints and cards, reversible.
 
-A surgery has an adapter's structure; its weights are the checkpoint's. One model carries several as long as
-their `adapter` names differ.
+A surgery describes an adapter's structure; its weights are in the checkpoint. A model can have several whose
+`adapter` names differ.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class AdapterSurgery(Surgery):
         return f"{self.name}:{self.adapter}"
 
     def perform(self, model: Any) -> Any:
-        """Add the adapter to those on the model and let it train with them; returns what trained before."""
+        """Add the adapter and let it train; return the parameters that were trainable before."""
         if self.adapter in peft_layers.names(model):
-            raise UserError(f"adapter name '{self.adapter}' is taken on this model", "give another name")
+            raise UserError(f"adapter name '{self.adapter}' is taken on this model", "choose another name")
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         acting, training = peft_layers.active(model), peft_layers.training(model)
         with peft_layers.several_adapters():
@@ -47,11 +47,11 @@ class AdapterSurgery(Surgery):
 
     @abstractmethod
     def add(self, model: Any) -> None:
-        """Put the adapter on."""
+        """Add the adapter to the model."""
 
 
 class PlainLora(AdapterSurgery):
-    """An ordinary LoRA, `plain.add_lora`; `seed` draws its first weights."""
+    """An ordinary LoRA, `plain.add_lora`; its initial weights are drawn from `seed`."""
 
     name: ClassVar[str] = "lora"
     alpha: float = Field(gt=0)
@@ -76,8 +76,10 @@ class TokenMaskedLora(PlainLora):
 
 
 class SingularComponents(AdapterSurgery):
-    """URAE's minor or major components, `minor.add_minor`. `cache`, the folder of decompositions, is a matter
-    of the machine and not recorded."""
+    """URAE's minor or major components, `minor.add_minor`.
+
+    `cache`, the folder of decompositions, depends on the machine and is not recorded.
+    """
 
     name: ClassVar[str] = "singular-components"
     components: Which = "minor"

@@ -1,4 +1,4 @@
-"""What an adapter's matrices do not say of how it acts; our exports carry it in their metadata."""
+"""How an adapter is used, beyond its matrices; our exports have it in their metadata."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ METADATA = "uhr_adapter"
 
 
 class Usage(Config):
-    """tokens: which tokens the adapter acts on, all of them or a guide's alone (`masked.py`).
+    """The tokens that an adapter acts on, and the adapters that it needs.
 
-    over: adapters that it was trained on top of and that must act beside it, name -> SHA-256 of the file.
+    tokens: all of them, or a guide's alone (`masked.py`)
+    over:   adapters that it was trained on top of and that must be active with it, name -> SHA-256 of the
+    file
     """
 
     tokens: Literal["all", "guide"] = "all"
     over: dict[str, str] = Field(default_factory=dict)
 
     def metadata(self) -> dict[str, str]:
-        """Entries for a file's metadata; none for an adapter of which there is nothing to say."""
-        said = self.model_dump(mode="json", exclude_defaults=True)
-        return {METADATA: json.dumps(said, sort_keys=True)} if said else {}
+        """Return entries for a file's metadata; none if all values are the defaults."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return {METADATA: json.dumps(values, sort_keys=True)} if values else {}
 
     @classmethod
     def of(cls, metadata: Mapping[str, str], paths: Iterable[str], where: str) -> Usage:
-        """What a file says of itself, else what is known of published ones by the modules that they adapt."""
+        """Read the usage from a file's metadata; without an entry, recognise UltraGen's adapter by its
+        modules."""
         if METADATA not in metadata:
             return cls(tokens="guide" if is_ultragens(paths) else "all")
         tree = json_object(metadata[METADATA], f"adapter {where}: its {METADATA}")
@@ -40,15 +43,15 @@ class Usage(Config):
 
 
 def json_object(text: str, what: str) -> dict[str, Any]:
-    """An object in a file's metadata; UserError, of which `what` is the subject, for anything else."""
+    """Parse a JSON object. Raises UserError, of which `what` is the subject, for anything else."""
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError):
         tree = None
     if not isinstance(tree, dict):
-        raise UserError(f"{what} is no JSON object", "download or export it again")
+        raise UserError(f"{what} is not a JSON object", "download or export it again")
     return tree
 
 
 ORDINARY = Usage()
-"""Of an adapter that acts on every token and stands on nothing."""
+"""The usage of an adapter that acts on every token and needs no other adapter."""

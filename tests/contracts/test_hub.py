@@ -29,8 +29,8 @@ def test_with_local_files_only_a_snapshot_is_of_the_cache_and_nobody_is_asked(hu
         snapshot_download("org/name", endpoint=address, cache_dir=tmp_path, local_files_only=True)
     folder = tmp_path / "models--org--name" / "snapshots" / ("c" * 40)
     folder.mkdir(parents=True)
-    words = {"endpoint": "http://127.0.0.1:9", "cache_dir": tmp_path, "local_files_only": True}
-    assert Path(snapshot_download("org/name", revision="c" * 40, **words)) == folder
+    options = {"endpoint": "http://127.0.0.1:9", "cache_dir": tmp_path, "local_files_only": True}
+    assert Path(snapshot_download("org/name", revision="c" * 40, **options)) == folder
 
 
 @pytest.fixture

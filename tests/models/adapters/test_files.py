@@ -35,8 +35,8 @@ def lora(paths, seed=0, rank=2):
 
 
 def save(path, values, usage=None):
-    said = {} if usage is None else usage.metadata()
-    return formats.save(values, path, formats.Format.KOHYA, FLUX1, said)
+    metadata = {} if usage is None else usage.metadata()
+    return formats.save(values, path, formats.Format.KOHYA, FLUX1, metadata)
 
 
 def urae(path, values):
@@ -92,7 +92,7 @@ def test_minor_factors_find_the_lora_that_they_stand_on_before_them(tiny_flux, s
 
 
 @pytest.mark.parametrize(
-    ("order", "words"),
+    ("order", "message"),
     [
         (("factors",), r"4k.*on top of a 2K LoRA: give that one before it"),
         (("factors", "base"), r"on top of a 2K LoRA"),
@@ -101,11 +101,11 @@ def test_minor_factors_find_the_lora_that_they_stand_on_before_them(tiny_flux, s
     ],
 )
 def test_minor_factors_without_one_clear_base_are_refused_before_weights(
-    order, words, flux_dev, tmp_path, request
+    order, message, flux_dev, tmp_path, request
 ):
     wide = {name: request.getfixturevalue(name) for name in ("style", "base", "factors")}
     wide["twin"] = save(tmp_path / "twin.safetensors", lora(ATTENTION, seed=4))
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         check(read_all([wide[name] for name in order], flux_dev), flux_dev, guided=False)
 
 
@@ -196,7 +196,7 @@ def test_an_export_that_stands_on_another_wants_that_one_beside_it(transformer, 
     over = Usage(over={"urae-2k": sha256_file(base)})
     file = save(tmp_path / "4k.safetensors", lora(ATTENTION), over)
     check(read_all([file, base], transformer), transformer, guided=False)
-    with pytest.raises(UserError, match=r"on top of 'urae-2k' \(SHA-256 .*: give that one beside it"):
+    with pytest.raises(UserError, match=r"on top of 'urae-2k' \(SHA-256 .*: give that one as well"):
         check(read_all([file, style], transformer), transformer, guided=False)
 
 
@@ -213,11 +213,11 @@ UNCLEAR = {
 }
 
 
-@pytest.mark.parametrize(("said", "words"), UNCLEAR.items())
-def test_a_usage_that_is_not_understood_is_an_error(tmp_path, said, words):
+@pytest.mark.parametrize(("entry", "message"), UNCLEAR.items())
+def test_a_usage_that_is_not_understood_is_an_error(tmp_path, entry, message):
     path, form = tmp_path / "a.safetensors", formats.Format.DIFFUSERS
-    with pytest.raises(UserError, match=words):
-        read(formats.save(lora([PATH]), path, form, FLUX1, {"uhr_adapter": said}), FLUX1)
+    with pytest.raises(UserError, match=message):
+        read(formats.save(lora([PATH]), path, form, FLUX1, {"uhr_adapter": entry}), FLUX1)
 
 
 def test_equal_adapters_are_equal_bytes(tmp_path):

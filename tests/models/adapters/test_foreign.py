@@ -268,7 +268,7 @@ def test_integers_and_nothing_are_no_halves_of_an_adapter(half, change):
     path = "transformer.transformer_blocks.0.attn.to_q"
     state = {f"{path}.lora_A.weight": torch.ones(2, 8), f"{path}.lora_B.weight": torch.ones(8, 2)}
     name = f"{path}.{half}.weight"
-    with pytest.raises(UserError, match=r"has A|is stored in torch.*int8.*no plain floats"):
+    with pytest.raises(UserError, match=r"has A|is stored in torch.*int8.*not plain floats"):
         reading.read_state(state | {name: change(state[name])}, {}, FLUX1, "here")
 
 
@@ -297,7 +297,7 @@ NAMES = (
     "transformer.{}",
     "lora_unet_{}",
 )
-SAID = (None, "", "[]", "null", '{"transformer.r": 2}', '{"transformer.alpha_pattern": null}')
+ENTRIES = (None, "", "[]", "null", '{"transformer.r": 2}', '{"transformer.alpha_pattern": null}')
 
 
 @given(data=strategies.data())
@@ -315,9 +315,9 @@ def test_a_spoilt_file_is_read_or_refused(data):
         tensor = SPOILT[spoil](state.pop(key))
         if tensor is not None:
             state[data.draw(strategies.sampled_from(NAMES)).format(key)] = tensor
-    said = data.draw(strategies.sampled_from(SAID))
-    if said is not None:
-        metadata[reading.DIFFUSERS_METADATA] = said
+    entry = data.draw(strategies.sampled_from(ENTRIES))
+    if entry is not None:
+        metadata[reading.DIFFUSERS_METADATA] = entry
     model = SimpleNamespace(
         named_modules=lambda: [(path, torch.nn.Linear(width, out)) for path, (out, width) in NARROW.items()]
     )

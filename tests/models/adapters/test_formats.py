@@ -236,7 +236,7 @@ def test_flux2s_kohya_file_is_read_by_diffusers():
 
 
 @pytest.mark.parametrize(
-    ("key", "words"),
+    ("key", "message"),
     [
         ("lora_unet_double_blocks_0_img_attn_proj.dora_scale", "dora_scale"),
         ("lora_unet_double_blocks_0_img_attn_proj.lokr_w1", "lokr_w1"),
@@ -244,9 +244,9 @@ def test_flux2s_kohya_file_is_read_by_diffusers():
         ("lora_unet_middle_block_1.lora_down.weight", "lacks A or B"),
     ],
 )
-def test_what_is_not_understood_is_an_error_that_names_it(key, words):
+def test_what_is_not_understood_is_an_error_that_names_it(key, message):
     state, _ = formats.write_state(draw(URAE), Format.KOHYA, FLUX1)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         read(state | {key: torch.zeros(2, 4)}, None, FLUX1, "here")
 
 

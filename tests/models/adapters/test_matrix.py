@@ -230,13 +230,11 @@ REFUSED = {
 
 def command(here, name, out, adapters):
     request = here.request(name)
-    words = ["sample", name, "--model", here.folder, "--prompt", "x", "--out", out, "--device", "cpu"]
-    words += ["--size", "{}x{}".format(*request.size), "--steps", request.steps]
-    words += [word for key, value in request.options.items() for word in ("--set", f"{key}={value}")]
-    words += [
-        word for each, scale in adapters.items() for word in ("--adapter", f"{here.files[each]}={scale}")
-    ]
-    return main([str(word) for word in words])
+    argv = ["sample", name, "--model", here.folder, "--prompt", "x", "--out", out, "--device", "cpu"]
+    argv += ["--size", "{}x{}".format(*request.size), "--steps", request.steps]
+    argv += [arg for key, value in request.options.items() for arg in ("--set", f"{key}={value}")]
+    argv += [arg for each, scale in adapters.items() for arg in ("--adapter", f"{here.files[each]}={scale}")]
+    return main([str(arg) for arg in argv])
 
 
 @pytest.mark.parametrize("case", COMMANDS)

@@ -65,14 +65,14 @@ def test_putting_one_on_leaves_those_that_act_acting_and_those_that_train_traini
 
 
 @pytest.mark.parametrize(
-    ("path", "shape", "words"),
+    ("path", "shape", "message"),
     [(Q, (64, 32), "64 x 32, this model has 64 x 64"), ("blocks.0", (64, 64), "no such linear")],
 )
 def test_an_update_that_fits_nowhere_is_an_error_and_the_model_stays_as_it_was(
-    transformer, path, shape, words
+    transformer, path, shape, message
 ):
     keys = transformer.state_dict().keys()
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         peft_layers.put(transformer, {Q: update(), path: update(*shape)}, "style", "style.safetensors")
     assert transformer.state_dict().keys() == keys
 

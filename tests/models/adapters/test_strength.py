@@ -118,9 +118,9 @@ NOT_PLAIN = {
 @pytest.mark.parametrize(("key", "value"), NOT_PLAIN.items())
 def test_what_is_no_plain_lora_is_refused_in_one_line_that_names_the_key(base, tmp_path, key, value):
     folder = change(trained(base, tmp_path), **{key: value})
-    with pytest.raises(UserError, match=rf"adapter_config\.json has (the unknown key )?{key}") as told:
+    with pytest.raises(UserError, match=rf"adapter_config\.json has (the unknown key )?{key}") as raised:
         read(folder, FLUX1)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("start", ["pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga"])
@@ -175,7 +175,7 @@ def test_a_setting_that_is_no_number_is_refused(base, tmp_path, key, value):
 
 def test_settings_of_another_rank_are_another_adapters(base, tmp_path):
     folder = change(trained(base, tmp_path), r=16)
-    with pytest.raises(UserError, match=r"says rank 16 of .* have rank 4"):
+    with pytest.raises(UserError, match=r"has rank 16 for .* have rank 4"):
         read(folder, FLUX1)
 
 
@@ -214,8 +214,8 @@ def test_a_file_that_says_no_alpha_is_read_at_its_rank_and_says_so(base, tmp_pat
     found = read(file, FLUX1)
     assert found.lora[PATH].scale == 1
     (note,) = found.notes
-    assert note.startswith(f"adapter {file}: nothing says its alpha, which is taken for the rank;")
-    with pytest.warns(UserWarning, match="taken for the rank"):
+    assert note.startswith(f"adapter {file}: it has no alpha, so that its alpha is its rank;")
+    with pytest.warns(UserWarning, match="its alpha is its rank"):
         load_adapter(copy.deepcopy(base), file, "x")
 
 
@@ -301,7 +301,7 @@ def test_kohyas_alpha_is_the_modules_own_or_else_the_headers(tmp_path):
     assert (both.lora[OUT].scale, both.notes) == (0.25, ())
     alone = read(saved(tmp_path / "b.safetensors", kohya(), **header), FLUX1)
     assert alone.lora[OUT].scale == 0.5
-    assert alone.notes[0].endswith("it has no alpha tensors; its metadata says alpha 2")
+    assert alone.notes[0].endswith("it has no alpha tensors; its metadata has alpha 2")
 
 
 def test_kohyas_header_is_not_of_keys_that_its_converter_made(tmp_path):
@@ -309,26 +309,26 @@ def test_kohyas_header_is_not_of_keys_that_its_converter_made(tmp_path):
     file = saved(tmp_path / "a.safetensors", bare("transformer."), ss_network_alpha="2", ss_network_dim="4")
     found = read(file, FLUX1)
     assert found.lora[PATH].scale == 1
-    assert "its ss_network_alpha 2 is of kohya's keys" in found.notes[0]
+    assert "its ss_network_alpha 2 is for kohya's keys" in found.notes[0]
 
 
 OTHER = "transformer_blocks.1.attn.to_q"
 TORN = bare("diffusion_model.", alpha=8) | bare("diffusion_model.", paths=[OTHER])
 PACKED = {"lora_adapter_metadata": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 16})}
 DISAGREE = {
-    "a tensor and diffusers' metadata": (bare("transformer.", alpha=8), PACKED, "tensor says alpha 8 .* 16"),
+    "a tensor and diffusers' metadata": (bare("transformer.", alpha=8), PACKED, "tensor has alpha 8 .* 16"),
     "the header and diffusers' metadata": (bare("transformer."), {**PACKED, "alpha": "4"}, "alpha 16 .* 4"),
     "the header with itself": (bare(""), {"alpha": "4", "lora_alpha": "8"}, "lora_alpha 8 and alpha 4"),
-    "the header's rank": (bare(""), {"alpha": "4", "rank": "16"}, "says rank 16, and .* has rank 4"),
+    "the header's rank": (bare(""), {"alpha": "4", "rank": "16"}, "has rank 16, and .* has rank 4"),
     "kohya's rank": (kohya(), {"ss_network_alpha": "4", "ss_network_dim": "16"}, "rank 16, and .* rank 4"),
     "some modules have alpha": (TORN, {}, "blocks.1.attn.to_q' has no alpha, and other modules have one"),
-    "no number": (bare(""), {"lora_alpha": "many"}, "lora_alpha 'many': it is no number"),
+    "no number": (bare(""), {"lora_alpha": "many"}, "lora_alpha 'many': it must be a number"),
     "a tensor that is none": (bare("transformer.", alpha=float("nan")), {}, "is nan"),
     "rank-stabilised": (bare(""), {"alpha": "4", "use_rslora": "true"}, "use_rslora true"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("state", "header", "words"), DISAGREE.values(), ids=DISAGREE)
-def test_facts_that_disagree_are_refused(tmp_path, state, header, words):
-    with pytest.raises(UserError, match=words):
+@pytest.mark.parametrize(("state", "header", "message"), DISAGREE.values(), ids=DISAGREE)
+def test_facts_that_disagree_are_refused(tmp_path, state, header, message):
+    with pytest.raises(UserError, match=message):
         read(saved(tmp_path / "a.safetensors", state, **header), FLUX1)

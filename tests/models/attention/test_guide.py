@@ -120,13 +120,13 @@ def test_a_cache_notices_weights_adapters_and_their_scales(listening, inputs, gu
 
     runs = Runs(listening)
     cached = Windows(LAYOUT, guide=Guide(guide_latents, cached=True))
-    told = []
+    runs_per_call = []
 
     def made_anew() -> bool:
         before = runs.count
         run(listening, inputs, cached)
-        told.append(runs.count - before)
-        return told[-1] == 1
+        runs_per_call.append(runs.count - before)
+        return runs_per_call[-1] == 1
 
     assert made_anew()
     assert not made_anew()

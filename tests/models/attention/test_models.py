@@ -101,12 +101,12 @@ class Parallel:
 
 
 def test_parallel_and_backend_settings_pass_through_our_processors(model, arguments, monkeypatch):
-    told = []
+    seen = []
     module = sys.modules[type(model).__module__]
     stock = module.dispatch_attention_fn
 
     def spy(*args, backend=None, parallel_config=None, **kwargs):
-        told.append((backend, parallel_config))
+        seen.append((backend, parallel_config))
         return stock(*args, **kwargs)
 
     monkeypatch.setattr(module, "dispatch_attention_fn", spy)
@@ -115,9 +115,9 @@ def test_parallel_and_backend_settings_pass_through_our_processors(model, argume
         for processor in model.attn_processors.values():
             # what `enable_parallelism` and `set_attention_backend` do
             processor._parallel_config, processor._attention_backend = setting, "native"
-        told.clear()
+        seen.clear()
         assert torch.equal(run(model, arguments), plain)
-        assert told == [("native", setting)] * len(model.attn_processors)
+        assert seen == [("native", setting)] * len(model.attn_processors)
         with pytest.raises(UserError, match="context parallelism"):
             run(model, arguments, Windows(LAYOUT))
     for processor in model.attn_processors.values():

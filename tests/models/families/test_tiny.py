@@ -82,15 +82,15 @@ def test_geometry_is_that_of_flux2_klein_in_small(stock2):
 
 def test_a_prompt_is_wrapped_in_the_turns_of_a_chat_without_thoughts(stock2):
     turns = [{"role": "user", "content": "a lake"}]
-    said = stock2.tokenizer.apply_chat_template(
+    text = stock2.tokenizer.apply_chat_template(
         turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
     answer = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    assert said == "<|im_start|>user\na lake<|im_end|>\n" + answer
-    ids = stock2.tokenizer(said).input_ids
+    assert text == "<|im_start|>user\na lake<|im_end|>\n" + answer
+    ids = stock2.tokenizer(text).input_ids
     # each mark is one token
     assert len(ids) == 5 + len("user\na lake\nassistant\n\n\n\n\n")
-    assert stock2.tokenizer.decode(ids) == said
+    assert stock2.tokenizer.decode(ids) == text
 
 
 def paint2(stock2, prompt="a red house", seed=0):

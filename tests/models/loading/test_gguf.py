@@ -109,13 +109,13 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("words", "change"), CHANGES.items(), ids=CHANGES)
+@pytest.mark.parametrize(("message", "change"), CHANGES.items(), ids=CHANGES)
 def test_a_gguf_file_that_is_not_whole_is_refused_and_the_weight_named(
-    tiny_flux2, model, tmp_path, monkeypatch, words, change
+    tiny_flux2, model, tmp_path, monkeypatch, message, change
 ):
     state = named(model)
     change(state)
     monkeypatch.setattr(sys.modules[__name__], "named", lambda model: state)
     file = write(tmp_path / "t.gguf", model, Kind.Q8_0)
-    with pytest.raises(UserError, match=rf"transformer file .*t\.gguf {re.escape(words)}"):
+    with pytest.raises(UserError, match=rf"transformer file .*t\.gguf {re.escape(message)}"):
         zoo.load_component(tiny_flux2, "transformer", weights=file)

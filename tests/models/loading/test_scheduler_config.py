@@ -144,15 +144,15 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("values", "words"), REFUSED, ids=[str(values) for values, _ in REFUSED])
-def test_what_is_not_computed_is_refused_before_any_weights_are_loaded(scheduled, values, words, capsys):
+@pytest.mark.parametrize(("values", "message"), REFUSED, ids=[str(values) for values, _ in REFUSED])
+def test_what_is_not_computed_is_refused_before_any_weights_are_loaded(scheduled, values, message, capsys):
     folder = scheduled(**values)
     request = Request(sampler="euler", model=str(folder))
-    with pytest.raises(UserError, match=rf"scheduler of {folder} (has )?{words}"):
+    with pytest.raises(UserError, match=rf"scheduler of {folder} (has )?{message}"):
         Setup.of(request)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         zoo.load_component(folder, "scheduler")
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         EulerPipeline.from_pretrained(folder)
     capsys.readouterr()
     command = ["sample", "euler", "--model", folder, "--prompt", "a", "--plan", "--size", "128x128"]
@@ -230,7 +230,7 @@ def test_a_sampler_whose_stages_have_levels_of_their_own_says_which(scheduled):
 
 def test_a_command_writes_the_stock_levels_into_the_record(scheduled, tmp_path):
     folder, out = scheduled(use_karras_sigmas=True), tmp_path / "a.png"
-    words = [
+    argv = [
         "sample",
         "euler",
         "--model",
@@ -244,7 +244,7 @@ def test_a_command_writes_the_stock_levels_into_the_record(scheduled, tmp_path):
         "--out",
         out,
     ]
-    assert main([str(word) for word in words]) == 0
+    assert main([str(arg) for arg in argv]) == 0
     stock = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     stock.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=0.5 + 0.65 * (64 - 256) / (4096 - 256))
     assert read_record(out)["sigmas"] == stock.sigmas.tolist()

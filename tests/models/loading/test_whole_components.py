@@ -62,7 +62,7 @@ def configure(folder, name="config.json", **values):
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-def refused(folder, model, part, words):
+def refused(folder, model, part, message):
     """By our own loader, by the sampler's own pipeline, each in one line, and nothing on the log."""
     for load in (
         lambda: zoo.load_component(folder, part),
@@ -70,10 +70,10 @@ def refused(folder, model, part, words):
         lambda: PIPELINES[model].from_pretrained(folder, low_cpu_mem_usage=False),
         lambda: PIPELINES[model].from_pretrained(folder, torch_dtype=torch.bfloat16),
     ):
-        with pytest.raises(UserError, match=words) as told:
+        with pytest.raises(UserError, match=message) as raised:
             load()
-        assert f"{part} of {folder}" in str(told.value)
-        assert "\n" not in str(told.value)
+        assert f"{part} of {folder}" in str(raised.value)
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(("model", "part"), EVERY)
@@ -407,8 +407,8 @@ def test_a_command_refuses_in_one_line_and_writes_nothing(copy, part, tmp_path, 
     folder, out = copy("tiny_flux"), tmp_path / "a.png"
     name = PARTS["tiny_flux"][part]
     edit(folder / part, lambda state: state.pop(name))
-    words = ["sample", "euler", "--model", folder, "--prompt", "a", "--size", "128x128", "--steps", 1]
-    assert main([str(word) for word in (*words, "--out", out)]) == 1
+    argv = ["sample", "euler", "--model", folder, "--prompt", "a", "--size", "128x128", "--steps", 1]
+    assert main([str(arg) for arg in (*argv, "--out", out)]) == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("load:")]
     assert lines == [f"uhr: {part} of {folder} lacks {name}: download it again"]
     assert not out.exists()
@@ -417,7 +417,7 @@ def test_a_command_refuses_in_one_line_and_writes_nothing(copy, part, tmp_path, 
 def test_weights_in_place_of_a_models_own_are_checked_as_well(copy, tiny_flux, tmp_path, capfd):
     folder, out = copy("tiny_flux"), tmp_path / "a.png"
     edit(folder / "transformer", lambda state: state.pop("proj_out.bias"))
-    words = [
+    argv = [
         "sample",
         "euler",
         "--model",
@@ -427,5 +427,5 @@ def test_weights_in_place_of_a_models_own_are_checked_as_well(copy, tiny_flux, t
         "--prompt",
         "a",
     ]
-    assert main([str(word) for word in (*words, "--size", "128x128", "--steps", 1, "--out", out)]) == 1
+    assert main([str(arg) for arg in (*argv, "--size", "128x128", "--steps", 1, "--out", out)]) == 1
     assert f"transformer in {folder / 'transformer'} lacks proj_out.bias: download" in capfd.readouterr().err

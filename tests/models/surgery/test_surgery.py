@@ -173,7 +173,7 @@ def test_a_record_of_json_rebuilds_the_same_composition(model, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("entry", "words"),
+    ("entry", "message"),
     [
         ({"surgery": "vae-f61"}, r"card.0: unknown surgery 'vae-f61': did you mean vae-f16"),
         ({"label": "z"}, r"card.0: 'surgery' is None"),
@@ -181,8 +181,8 @@ def test_a_record_of_json_rebuilds_the_same_composition(model, monkeypatch):
         ({"surgery": "uhr.base.errors:UserError"}, r"is no Surgery"),
     ],
 )
-def test_a_record_that_is_none_says_which_entry_and_why(entry, words):
-    with pytest.raises(UserError, match=words):
+def test_a_record_that_is_none_says_which_entry_and_why(entry, message):
+    with pytest.raises(UserError, match=message):
         from_record([entry], where="card")
 
 

@@ -47,8 +47,8 @@ def test_no_more_bytes_are_alive_than_the_plan_says_and_the_user_gave(dtype, par
 def least_memory(vae, part: str, height: int, width: int) -> int:
     with pytest.raises(UserError) as caught:
         ExactTiling(memory=1).plan(vae, part, height, width)
-    words = str(caught.value).split("at least ")[1].split(",")[0]
-    return int(ExactTiling(memory=words.replace(" ", "")).memory)
+    size = str(caught.value).split("at least ")[1].split(",")[0]
+    return int(ExactTiling(memory=size.replace(" ", "")).memory)
 
 
 def test_the_least_memory_that_the_error_names_is_enough_and_not_much_more():
