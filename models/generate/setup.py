@@ -220,7 +220,7 @@ class Setup:
                 raise UserError(
                     f"--{name} {path} does not exist", "name a folder, or a .safetensors or .gguf file"
                 )
-            check_weights(name, path, model.spec, told=request.spec is not None)
+            check_weights(name, path, model.spec, spec_given=request.spec is not None)
         if (backbone := request.weights.get("transformer")) is not None:
             model = model.with_backbone(backbone, spec_given=request.spec is not None)
         place = pick_device(request.device)

@@ -1,9 +1,8 @@
-"""Whether a component's folder gave everything that the component needs, checked after every
-`from_pretrained`.
+"""Check after every `from_pretrained` that a component's folder contained all that the component needs.
 
 transformers fills missing weights with random numbers and diffusers leaves them without data; a tokenizer
-without its files has an empty vocabulary; unknown keys of a configuration are dropped. All of them say so in
-a log at best. Here each is a UserError of one line.
+without its files has an empty vocabulary; unknown keys of a configuration are dropped. At best they log it.
+Here each raises a UserError of one line.
 """
 
 from __future__ import annotations
@@ -25,21 +24,20 @@ from uhr.models.files.containers import check_folder, check_pointers
 from uhr.models.loading.scheduler_config import SchedulerConfig
 
 WITHOUT_EFFECT = ("num_batches_tracked", "position_ids", "inv_freq")
-"""Ends of the names of buffers that are counted for training, or computed anew: files have them or have
-not."""
+"""Suffixes of buffers that may be missing in files: counters of training, and values that are recomputed."""
 
 PUBLISHED_KEYS: Mapping[str, frozenset[str]] = {
     "FluxTransformer2DModel": frozenset({"method", "enable_gqa"}),
     "AutoencoderKL": frozenset({"stride"}),
 }
-"""Keys that published configurations have and diffusers' class has not: those of UltraFlux, whose sampler
-sets its positions itself, and whose VAE `vae.f16.restore` understands."""
+"""Keys of published configurations that diffusers' class lacks: those of UltraFlux, whose sampler sets its
+positions itself, and whose VAE is handled by `vae.f16.restore`."""
 
 IGNORED_BY_STOCK: Mapping[str, frozenset[str]] = {
     "AutoencoderKL": frozenset({"latents_mean", "latents_std"}),
 }
-"""Keys that diffusers' class keeps and the stock pipelines of these families never read: a checkpoint that
-sets them was normalised otherwise than by shift_factor and scaling_factor."""
+"""Keys that diffusers' class keeps and the stock pipelines of these families never read: the latents of a
+checkpoint with them are not normalised by shift_factor and scaling_factor."""
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {"AutoencoderKL": ("scaling_factor", "shift_factor")}
 """Keys without which diffusers' class takes the value of another model: Stable Diffusion's 0.18215 for
@@ -52,10 +50,10 @@ _AGAIN = "download it again"
 
 
 def load_whole(cls: Any, folder: Path, where: str, options: Mapping[str, Any] | None = None) -> Any:
-    """`cls.from_pretrained` of a local folder, of a model, tokenizer or scheduler; `where` names it in
-    errors.
+    """Call `cls.from_pretrained` for the local folder of a model, tokenizer or scheduler.
 
-    Raises UserError where it cannot be loaded, or something is missing, of another shape, or left over.
+    Raises UserError, in which `where` names the component, if it cannot be loaded, or if something is
+    missing, of another shape, or left over.
     """
     try:
         with quiet_loading(), quiet_reports():
@@ -66,8 +64,8 @@ def load_whole(cls: Any, folder: Path, where: str, options: Mapping[str, Any] | 
         raise
     except Exception as error:
         # tokenizers' own errors are of no narrower class; diffusers' advice would load random weights
-        words = one_line(error).partition(" If you want to instead overwrite")[0]
-        raise UserError(f"{where} cannot be loaded ({words})", "check its files") from error
+        text = one_line(error).partition(" If you want to instead overwrite")[0]
+        raise UserError(f"{where} cannot be loaded ({text})", "check its files") from error
 
 
 _here: contextvars.ContextVar[bool] = contextvars.ContextVar("_here", default=False)
@@ -76,11 +74,11 @@ _one_at_a_time = threading.RLock()
 
 @contextlib.contextmanager
 def checked_loading() -> Generator[None]:
-    """Within it every `from_pretrained` of diffusers' and transformers' models and tokenizers that this
-    thread calls is checked as in `load_whole`: what a pipeline's own loader leaves to a log is an error.
+    """Check every `from_pretrained` of diffusers' and transformers' models and tokenizers in a `with` block.
 
-    The libraries offer no other place: their pipelines ask for no loading report. Other threads' calls pass
-    through unchanged, but for a second one in here, which waits.
+    Calls of this thread are checked as in `load_whole`, so that what a pipeline's own loader only logs is an
+    error. The libraries offer no other place for it: their pipelines do not request a loading report. Calls
+    of other threads are unchanged; a second block in another thread waits.
     """
     from diffusers import ModelMixin, SchedulerMixin
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -117,7 +115,7 @@ def _checked(cls: Any, load: Any, folder: Path, where: str, options: Mapping[str
         if hasattr(cls, "vocab_files_names"):
             check_tokenizer_files(cls, folder, where)
         elif hasattr(cls, "load_config"):
-            # a scheduler drops keys that it does not know
+            # a scheduler drops unknown keys
             SchedulerConfig.of(cls.load_config(folder, local_files_only=True), where)
         return load(folder, **options)
     check_folder(folder, where)
@@ -127,13 +125,13 @@ def _checked(cls: Any, load: Any, folder: Path, where: str, options: Mapping[str
         try:
             part, report = load(folder, output_loading_info=True, **options)
         except NotImplementedError as error:
-            # placed on a device while it loads (quantised, or by a device map): no report is made
+            # no report is made for a model that is placed on a device while it loads (quantised, device map)
             lacking = _lacking(cls, folder)
             if lacking:
                 raise UserError(f"{where} lacks {_first(lacking)}", _AGAIN) from error
             raise
     else:
-        # mismatched shapes come with the report then, by name
+        # so that mismatched shapes are in the report, by name
         part, report = load(
             folder, **{"ignore_mismatched_sizes": True, **options, "output_loading_info": True}
         )
@@ -142,12 +140,12 @@ def _checked(cls: Any, load: Any, folder: Path, where: str, options: Mapping[str
 
 
 def check_report(part: Any, report: Mapping[str, Any], where: str) -> None:
-    """UserError for weights that a loading report calls missing, of another shape, or unexpected.
+    """Raise UserError for weights that a loading report calls missing, of another shape, or unexpected.
 
-    Tied weights are not missing, unless what they are tied to is. Of transformers' models a file may hold
-    parts that the class has not (T5's decoder, CLIP's image half); any other leftover means that the
-    configuration is of another model than the weights, or that the weights are stored in a form (scales
-    beside them, say) that was not understood.
+    Tied weights are not missing, unless the weight that they are tied to is. A file of a transformers model
+    may contain parts that the class lacks (T5's decoder, CLIP's image half); any other unexpected weight
+    means that the configuration is of another model, or that the weights are stored in a form that was not
+    understood (with scales, for example).
     """
     for message in report.get("error_msgs") or ():
         raise UserError(f"{where} cannot be loaded ({one_line(message)})", _AGAIN)
@@ -155,24 +153,26 @@ def check_report(part: Any, report: Mapping[str, Any], where: str) -> None:
     missing = _read({str(key) for key in report["missing_keys"]} - set(tied))
     if missing:
         raise UserError(f"{where} lacks {_first(missing)}", _AGAIN)
-    for name, stored, wanted in sorted(report["mismatched_keys"]):
-        what = f"{where} has {name} of shape {tuple(stored)}, and its config.json makes it {tuple(wanted)}"
+    for name, stored, expected in sorted(report["mismatched_keys"]):
+        what = f"{where} has {name} of shape {tuple(stored)}, and its config.json makes it {tuple(expected)}"
         raise UserError(what, _AGAIN)
     strange = _read(str(key) for key in report["unexpected_keys"])
     if getattr(part, "hf_quantizer", None) is not None:
-        # scales and the like, which the quantiser takes in by itself
+        # scales and the like, which the quantiser reads itself
         return
     if not _is_diffusers(type(part)):
         own = {name for name, _ in part.named_children()}
         strange = [key for key in strange if key.partition(".")[0] in own]
     if strange:
-        what = f"{where} holds {_first(strange)}, for which its config.json has no place"
+        what = f"{where} contains {_first(strange)}, for which its config.json has no place"
         raise UserError(what, f"{_AGAIN}, configuration and weights together")
 
 
 def check_shards(folder: Path, where: str, variant: str | None = None) -> None:
-    """UserError where an index names a safetensors file that is not there, or a weight that its file has not:
-    diffusers takes the index's word for it."""
+    """Raise UserError if an index names a safetensors file that is missing, or a weight that its file lacks.
+
+    diffusers does not check it.
+    """
     from safetensors import SafetensorError, safe_open
 
     for stem in ("diffusion_pytorch_model", "model"):
@@ -185,10 +185,10 @@ def check_shards(folder: Path, where: str, variant: str | None = None) -> None:
                 files.setdefault(str(name), set()).add(key)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index} cannot be read ({error!r})", _AGAIN) from error
-        for name, wanted in sorted(files.items()):
+        for name, needed in sorted(files.items()):
             try:
                 with safe_open(folder / name, framework="pt") as file:
-                    lacking = _read(wanted - set(file.keys()))
+                    lacking = _read(needed - set(file.keys()))
             except FileNotFoundError:
                 what = f"{where} lacks the file {name}, which {index.name} names"
                 raise UserError(what, _AGAIN) from None
@@ -199,7 +199,8 @@ def check_shards(folder: Path, where: str, variant: str | None = None) -> None:
 
 
 def _lacking(cls: Any, folder: Path) -> list[str]:
-    """Weights of a diffusers class that none of a folder's safetensors files has, by their headers."""
+    """Return the weights of a diffusers class that no safetensors file of the folder has, by their
+    headers."""
     import torch
     from safetensors import safe_open
 
@@ -208,13 +209,13 @@ def _lacking(cls: Any, folder: Path) -> list[str]:
         with safe_open(path, framework="pt") as file:
             stored |= set(file.keys())
     with torch.device("meta"):
-        wanted = cls.from_config(cls.load_config(folder, local_files_only=True)).state_dict()
-    return _read(wanted.keys() - stored)
+        needed = cls.from_config(cls.load_config(folder, local_files_only=True)).state_dict()
+    return _read(needed.keys() - stored)
 
 
 def check_config(cls: Any, folder: Path, where: str) -> None:
-    """UserError for keys of a diffusers model's `config.json` that its class does not know and that are in
-    use: diffusers drops them."""
+    """Raise UserError for keys of a diffusers model's `config.json` that are in use and unknown to its class,
+    which drops them."""
     config = cls.load_config(folder, local_files_only=True)
     for key in REQUIRED.get(cls.__name__, ()):
         if key not in config:
@@ -224,14 +225,14 @@ def check_config(cls: Any, folder: Path, where: str) -> None:
     ignored = IGNORED_BY_STOCK.get(cls.__name__, frozenset())
     for key in sorted(config.keys() - known | ignored):
         if not key.startswith("_") and config.get(key) not in _OFF:
-            why = "the stock pipeline never reads" if key in ignored else f"{cls.__name__} does not know"
+            why = "the stock pipeline never reads" if key in ignored else f"{cls.__name__} does not support"
             what = f"config.json of {where} has {key} {config[key]!r}, which {why}"
             raise UserError(what, "update diffusers, or remove the key if the weights do not need it")
 
 
 def check_tokenizer_files(cls: Any, folder: Path, where: str) -> None:
-    """UserError where a tokenizer's folder lacks its vocabulary: transformers makes an empty one of it, and
-    every prompt becomes the same."""
+    """Raise UserError if a tokenizer's folder lacks its vocabulary: transformers would use an empty one, so
+    that all prompts were the same."""
     if not (folder / "tokenizer_config.json").is_file():
         raise UserError(f"{where} lacks tokenizer_config.json", _AGAIN)
     files: dict[str, str] = dict(getattr(cls, "vocab_files_names", {}))
@@ -249,7 +250,7 @@ def _is_diffusers(cls: Any) -> bool:
 
 
 def _read(names: Iterable[str]) -> list[str]:
-    """Without those that change nothing, in order."""
+    """Sort names, without those of `WITHOUT_EFFECT`."""
     return sorted(name for name in names if not name.endswith(WITHOUT_EFFECT))
 
 

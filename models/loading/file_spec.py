@@ -1,4 +1,4 @@
-"""Which backbone a lone file holds, told by the names and shapes of its weights, which are not read."""
+"""Recognise the backbone in a single file by the names and shapes of its weights, which are not read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Naming:
-    """How BFL's files and diffusers' call the same weights."""
+    """The names of some weights in BFL's or diffusers' files."""
 
     image_in: str
     text_in: str
@@ -40,14 +40,19 @@ DIFFUSERS = Naming(
 
 
 def candidates(file: Path) -> list[ModelSpec]:
-    """The specs that a file's backbone may be of: more than one where an index alone tells them apart (FLUX.2
-    distilled and not). UserError for a file without a known backbone."""
+    """Return the specs that a file's backbone may have.
+
+    There are several if only a `model_index.json` distinguishes them (FLUX.2 distilled and not). Raises
+    UserError for a file without a known backbone.
+    """
     return fitting(backbone_facts(file), str(file))
 
 
 def fitting(facts: Mapping[str, Any], where: str) -> list[ModelSpec]:
-    """The specs that have these facts (`backbone_facts`); UserError, which names the backbone as `where`, for
-    none."""
+    """Return the specs that have these facts (`backbone_facts`).
+
+    Raises UserError, in which `where` names the backbone, if there is none.
+    """
     found = [spec for spec in SPECS.values() if _fits(spec, facts)]
     if not found:
         shown = ", ".join(f"{name}={value}" for name, value in facts.items())
@@ -57,10 +62,10 @@ def fitting(facts: Mapping[str, Any], where: str) -> list[ModelSpec]:
 
 
 def backbone_facts(file: Path) -> dict[str, Any]:
-    """What of a transformer's configuration the names and shapes of a file show: family, num_layers,
-    num_single_layers, width, in_channels, joint_attention_dim, guidance_embeds.
+    """Return the values of a transformer's configuration that follow from the names and shapes in a file.
 
-    Raises UserError, which says what it is, for a file that holds no FLUX backbone in plain weights or GGUF.
+    They are family, num_layers, num_single_layers, width, in_channels, joint_attention_dim, guidance_embeds.
+    Raises UserError, which names what the file is, unless it has a FLUX backbone in plain weights or GGUF.
     """
     weights = {name: tensor for name, (_, tensor) in part_of(stored(file), "transformer").items()}
     check_plain(weights, str(file))
@@ -72,11 +77,11 @@ def backbone_facts(file: Path) -> dict[str, Any]:
         fix = "name the model that it adapts as the model, and this file as an adapter"
         raise UserError(f"{file} is an adapter, not a model", fix)
     what = f"(its first weight is {next(iter(weights), 'none')})" if kind is None else f"but {kind}"
-    raise UserError(f"{file} holds no FLUX backbone {what}", "name a file or folder of a backbone's weights")
+    raise UserError(f"{file} has no FLUX backbone {what}", "name a file or folder of a backbone's weights")
 
 
 def _facts(shapes: Shapes) -> dict[str, Any] | None:
-    """What of a transformer's configuration its weights show; None where they are of no FLUX."""
+    """Return the facts of `backbone_facts` from names and shapes; None if they are not those of a FLUX."""
     for naming in (BFL, DIFFUSERS):
         if naming.image_in in shapes and naming.text_in in shapes:
             width, channels = shapes[naming.image_in]
@@ -100,5 +105,5 @@ def _count(shapes: Shapes, blocks: str) -> int:
 def _fits(spec: ModelSpec, facts: Mapping[str, Any]) -> bool:
     config = dict(spec.transformer_config)
     width = config.pop("num_attention_heads") * config.pop("attention_head_dim")
-    wanted = {**config, "family": spec.family, "width": width}
-    return all(facts.get(name) == value for name, value in wanted.items())
+    expected = {**config, "family": spec.family, "width": width}
+    return all(facts.get(name) == value for name, value in expected.items())

@@ -1,7 +1,7 @@
 """Hashes of weights without reading 24 GB every time.
 
-A file that lies in the hub's cache is stored there under its SHA-256; what was hashed once is remembered in
-the user's cache, as long as the file stays as it is.
+A file in the hub's cache has its SHA-256 as its name there; other hashes are stored in the user's cache and
+are valid as long as the file does not change.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from uhr.base.files import sha256_file, user_cache, write_json
 from uhr.models.files.containers import weight_files
 
 SMALL = 16_000_000
-"""Bytes that are hashed as quickly as a memory of them is looked up."""
+"""Bytes of a file that is hashed as quickly as its stored hash is looked up."""
 
 QUICK = 500_000_000
-"""Bytes that are hashed before anybody wonders."""
+"""Bytes that are hashed so quickly that no progress is shown."""
 
 SETTLED = 2.0
-"""Seconds since its last change after which a file is remembered: within a file system's clock tick it may
-change again and show the same time."""
+"""Seconds since its last change after which a file's hash is stored: within a file system's clock tick it may
+change again and have the same time."""
 
 _MB = 1_000_000
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -37,15 +37,15 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _Advance = Callable[[int], None]
 
 FileState = dict[str, str | int]
-"""What `file_state` gives."""
+"""The result of `file_state`."""
 
 
 def hash_of(path: Path, advance: _Advance | None = None) -> str:
-    """SHA-256 (64 hex digits) of a file, or over a folder's safetensors files: sorted names and the hash of
-    each one's bytes.
+    """Return the SHA-256 (64 hex digits) of a file, or of a folder's safetensors files.
 
-    A folder without weights (a tokenizer, a scheduler) is hashed over all of its files. `advance(n)` hears of
-    every n bytes more.
+    A folder's hash is over the sorted names and the hash of each file's bytes. A folder without weights (a
+    tokenizer, a scheduler) is hashed over all of its files. `advance(n)` is called for every n bytes. Raises
+    UserError for an empty folder.
     """
     if path.is_file():
         return file_hash(path, advance)
@@ -59,24 +59,26 @@ def hash_of(path: Path, advance: _Advance | None = None) -> str:
 
 
 def config_of(component: Path) -> dict[str, Any]:
-    """What the config.json of a component's folder says, without the keys that tell where it was saved and by
-    which version (they begin with an underscore); empty where there is none."""
+    """Read the config.json of a component's folder; an empty mapping if there is none.
+
+    Keys with a leading underscore are left out: they record where and by which version it was saved.
+    """
     file = component / "config.json"
     try:
         tree = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error})", "mend or download it again") from None
+        raise UserError(f"{file} cannot be read ({error})", "fix or download it again") from None
     return {key: value for key, value in tree.items() if not key.startswith("_")}
 
 
 def config_hash(component: Path) -> str | None:
-    """Of `config_of` (64 hex digits), which is not among the weights; None where there is nothing."""
+    """Return the hash of `config_of` (64 hex digits); None if that is empty."""
     config = config_of(component)
     return fingerprint(config) if config else None
 
 
 def shown_hash(path: Path, what: str) -> str:
-    """`hash_of`; what is long shows its progress as "hash `what`"."""
+    """Return `hash_of`; if that takes long, show its progress as "hash `what`"."""
     files = [path] if path.is_file() else hashed_files(path)
     size = sum(file.stat().st_size for file in files if known_hash(file) is None)
     if size < QUICK:
@@ -93,13 +95,15 @@ def shown_hash(path: Path, what: str) -> str:
 
 
 def hashed_files(folder: Path) -> list[Path]:
-    """The files of a folder whose bytes make its hash: its weights, or all where it has none."""
+    """Return the files of a folder that its hash covers: its weights, or all files if it has none."""
     return weight_files(folder) or sorted(p for p in folder.glob("*") if p.is_file())
 
 
 def file_hash(path: Path, advance: _Advance | None = None) -> str:
-    """SHA-256 (64 hex digits) of a file's bytes, read only where nothing knows it yet. `advance(n)` hears of
-    every n bytes that are read."""
+    """Return the SHA-256 (64 hex digits) of a file, which is read only if its hash is not known yet.
+
+    `advance(n)` is called for every n bytes that are read.
+    """
     known = known_hash(path)
     if known is not None:
         return known
@@ -115,17 +119,17 @@ def file_hash(path: Path, advance: _Advance | None = None) -> str:
 
 
 def known_hash(path: Path) -> str | None:
-    """A file's SHA-256 if the hub's cache or an earlier hash tells it; None otherwise."""
+    """Return a file's SHA-256 from the hub's cache or a stored hash; None if neither has it."""
     if path.stat().st_size < SMALL:
         return None
     return _of_hub(path) or _remembered(file_state(path))
 
 
 def _of_hub(path: Path) -> str | None:
-    """The name of the blob `models--org--name/blobs/SHA256` that a link of the hub's cache leads to.
+    """Return the name of the blob `models--org--name/blobs/SHA256` that a link of the hub's cache leads to.
 
-    Files that are not in LFS are named by git's hash, of 40 digits. A blob may lead on to a store that
-    repositories share, under a hash of another kind.
+    Files that are not in LFS are named by git's hash, of 40 digits, and give None. A blob may itself be a
+    link to a store that repositories share, under a hash of another kind.
     """
     path = Path(os.path.abspath(path))
     for _ in range(8):
@@ -143,8 +147,10 @@ def _of_hub(path: Path) -> str | None:
 
 
 def file_state(path: Path) -> FileState:
-    """What tells one content of a file from another without reading it. Times are in ns; the inode's own
-    (ctime) cannot be set back by whoever replaces a file under its old time."""
+    """Return what distinguishes contents of a file without reading it; times are in ns.
+
+    The inode's time (ctime) cannot be set back when a file is replaced under its old modification time.
+    """
     real = path.resolve()
     stat = real.stat()
     return {
@@ -157,13 +163,16 @@ def file_state(path: Path) -> FileState:
 
 
 def same_bytes(one: FileState, other: FileState) -> bool:
-    """Whether two states of a file are of the same bytes, as far as can be known without reading it. A new
-    mode or another hard link moves the inode's time alone."""
+    """Whether two states of a file are of the same bytes, as far as that is known without reading it.
+
+    The inode's time is not compared: a new mode or another hard link changes it.
+    """
     return all(one[name] == other[name] for name in ("path", "size", "mtime", "inode"))
 
 
 def _memory(state: FileState) -> Path:
-    """A file for each path: writers of different ones never meet, and of one the last wins, as a whole."""
+    """Return the file of a path's stored hash: one for each path, so that concurrent writers do not
+    conflict."""
     return user_cache("hashes") / f"{fingerprint(state['path'])[:32]}.json"
 
 
@@ -171,7 +180,7 @@ def _remembered(state: FileState) -> str | None:
     try:
         found = json.loads(_memory(state).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        # not there yet, or damaged: the file is hashed again, and this is written anew
+        # missing or damaged: the file is hashed again, and this is rewritten
         return None
     if not isinstance(found, dict) or found.get("state") != state:
         return None
@@ -184,4 +193,4 @@ def _remember(state: FileState, value: str) -> None:
     try:
         write_json(file, {"state": state, "sha256": value})
     except OSError as error:
-        warn(f"the hash of {state['path']} cannot be kept in {file} ({error}); it is made again next time")
+        warn(f"the hash of {state['path']} cannot be stored in {file} ({error}); it will be computed again")

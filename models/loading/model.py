@@ -1,4 +1,4 @@
-"""From a folder or a hub id to modules in memory: each component alone, or a whole pipeline."""
+"""Load modules from a folder or a hub id: a single component, or a whole pipeline."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is the first GPU if there is one, else the CPU."""
+    """Return the device of that name; `auto` is the first GPU if there is one, else the CPU.
+
+    Raises UserError for an invalid name, or a GPU that is not available.
+    """
     import torch
 
     if device == "auto":
@@ -49,11 +52,12 @@ def pick_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise UserError(f"'{device}' is no device", "give auto, cpu, cuda or cuda:1") from error
+        raise UserError(f"'{device}' is not a device", "give auto, cpu, cuda or cuda:1") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device '{device}' is not here: torch sees no GPU", give={"device": "cpu"})
+        raise UserError(f"device '{device}' is not available: torch finds no GPU", give={"device": "cpu"})
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        what = f"device '{device}' is not here: torch sees {torch.cuda.device_count()}, counted from 0"
+        count = torch.cuda.device_count()
+        what = f"device '{device}' is not available: torch finds {count}, counted from 0"
         raise UserError(what, give={"device": "cuda"})
     return chosen
 
@@ -67,13 +71,17 @@ def load_component(
     quantize: str | None = None,
     weights: str | Path | None = None,
 ) -> Any:
-    """One component by its folder name, in evaluation mode; a tokenizer or scheduler takes no dtype or
-    device.
+    """Load one component by its folder name, in evaluation mode.
 
-    Only safetensors (or GGUF) are read, and a local folder never touches the network. `quantize` is a name of
-    `quantize.KINDS`, for the backbone and the large text encoder; others load as they are. `weights` is where
-    the component's weights are instead: a folder of its own (with a config.json), or a single file of BFL's,
-    ComfyUI's or GGUF.
+    Only safetensors (or GGUF) are read, and a local folder never uses the network. A tokenizer or scheduler
+    ignores `dtype` and `device`.
+
+    Args:
+        quantize: a name of `quantize.KINDS`, for the backbone and the large text encoder; other components
+        are
+            not quantised.
+        weights: another place for the component's weights: a folder of its own (with a config.json), or a
+            single file of BFL's, ComfyUI's or GGUF.
     """
     opened = model if isinstance(model, Model) else open_model(model, components=(name,))
     weights = opened.weights.get(name) if weights is None else weights
@@ -113,19 +121,19 @@ def load_component(
 
 
 def _check_stored(folder: Path, where: str) -> None:
-    """UserError for weights that were stored quantised by bitsandbytes, on a machine without a GPU: they do
-    not load there, or fail at the first call."""
+    """Raise UserError for weights that were stored quantised by bitsandbytes, on a machine without a GPU,
+    where they fail to load or at the first call."""
     import torch
 
     stored = config_of(folder).get("quantization_config")
     method = stored.get("quant_method") if isinstance(stored, dict) else None
     if method == "bitsandbytes" and not torch.cuda.is_available():
-        what = f"{where} is stored quantised by {method}, which wants a GPU"
-        raise UserError(what, "take the plain weights, or a GGUF file")
+        what = f"{where} is stored quantised by {method}, which requires a GPU"
+        raise UserError(what, "use the plain weights, or a GGUF file")
 
 
 def _without_weights(cls: Any, model: Model, name: str) -> Any:
-    """A tokenizer or the scheduler."""
+    """Load a tokenizer or the scheduler."""
     where = f"{name} of {model.source.text}"
     part = load_whole(cls, model.folder / name, where)
     if name == "tokenizer" and model.spec.family == "flux2" and not part.chat_template:
@@ -135,18 +143,18 @@ def _without_weights(cls: Any, model: Model, name: str) -> Any:
 
 _DTYPE_OPTION = {"diffusers": "torch_dtype", "transformers": "dtype"}
 _WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
-"""How each library calls a component's only file of weights."""
+"""Each library's name of a component's only file of weights."""
 
 
 def load_transformer(
     model: str | Path | Model, dtype: str | torch.dtype = "float32", device: str = "cpu"
 ) -> Any:
-    """The backbone alone (diffusers' own class), in evaluation mode."""
+    """Load the backbone (diffusers' own class), in evaluation mode."""
     return load_component(model, "transformer", dtype, device)
 
 
 def empty_transformer(model: Model) -> Any:
-    """The backbone's modules and shapes without any weights (meta device)."""
+    """Build the backbone's modules on the meta device, with shapes and without weights."""
     import diffusers
     import torch
 
@@ -157,14 +165,17 @@ def empty_transformer(model: Model) -> Any:
 
 
 def load_vae(model: str | Path | Model, dtype: str | torch.dtype = "float32", device: str = "cpu") -> Any:
-    """The VAE alone, in evaluation mode. float32 unless asked: encoders overflow in float16."""
+    """Load the VAE, in evaluation mode; by default in float32, since encoders overflow in float16."""
     return load_component(model, "vae", dtype, device)
 
 
 def load_text_encoders(
     model: str | Path | Model, dtype: str | torch.dtype = "float32", device: str = "cpu"
 ) -> TextEncoders:
-    """A model's text encoders with their tokenizers, for the family's `Backbone.embed`."""
+    """Load a model's text encoders with their tokenizers, for the family's `Backbone.embed`.
+
+    Raises UserError if CLIP's tokenizer has another length than the spec.
+    """
     opened = model if isinstance(model, Model) else open_model(model)
     opened = opened.fetched(opened.spec.text_components)
     parts = {name: load_component(opened, name, dtype, device) for name in opened.spec.text_components}
@@ -177,8 +188,10 @@ def load_text_encoders(
 
 
 def load_tokenizers(model: Model) -> TextEncoders | None:
-    """The same without the encoders, which is enough to count tokens; None where a tokenizer's files are not
-    on this machine. Nothing is fetched."""
+    """Load the tokenizers alone, which is enough to count tokens.
+
+    Nothing is fetched: None if a tokenizer's files are not on this machine.
+    """
     names = model.spec.text_components
     tokenizers = [name for name in names if name.startswith("tokenizer")]
     if not all((model.folder / name).is_dir() for name in tokenizers):
@@ -206,13 +219,16 @@ def load_pipeline(
     park: bool = False,
     advance: Advance | None = None,
 ) -> Any:
-    """A whole pipeline: the stock class of its spec, or `pipeline_class` (a sampler of ours, say).
+    """Load a whole pipeline.
 
-    `quantize` and `weights` (by component) are as in `load_component`. `offload` (model, group, sequential)
-    keeps the weights in the CPU's memory; a caller that adds adapters does that first and offloads itself.
-    With `park` a component is on the device no longer than it takes to quantise it there, if its kind can be
-    moved (`quantize.MOVABLE`): two need not have room at once.
-    `advance(n, note, total)` hears of every component that is loaded.
+    Args:
+        pipeline_class: its class, such as a sampler of ours; by default the stock class of its spec.
+        quantize, weights: as in `load_component`; `weights` by component.
+        offload: model, group or sequential: keep the weights in the CPU's memory. A caller that adds adapters
+            offloads after that itself.
+        park: move each component back to the CPU once it was quantised on the device, if that is possible
+            (`quantize.MOVABLE`), so that the device never needs the memory of two.
+        advance: `advance(n, note, total)` is called for every component that is loaded.
     """
     opened = model if isinstance(model, Model) else open_model(model)
     place, weights = pick_device(device), {**opened.weights, **(weights or {})}
@@ -222,7 +238,7 @@ def load_pipeline(
     opened = opened.fetched(opened.spec.components, weights)
     kind = None if offload is None else check_offload(offload, place)
     cls = pipeline_class or getattr(importlib.import_module("diffusers"), opened.spec.pipeline_class)
-    home = device if kind is None and not park else "cpu"
+    resting = device if kind is None and not park else "cpu"
     parts: dict[str, Any] = {}
     for name in opened.spec.components:
         if advance is not None:
@@ -233,7 +249,7 @@ def load_pipeline(
             name,
             dtype,
             # weights are quantised on the GPU, and the offload takes them from there
-            device if quantised or (quantize is not None and not park) else home,
+            device if quantised or (quantize is not None and not park) else resting,
             quantize=quantize,
             weights=weights.get(name),
         )
@@ -248,8 +264,10 @@ def load_pipeline(
 
 
 def load_normalisation(model: Model) -> Normalisation | PatchNormalisation:
-    """Between raw and model latents of a model's VAE. Its weights are read only where they hold the
-    statistics, as FLUX.2's do."""
+    """Return the normalisation of a model's VAE, between raw and model latents.
+
+    The weights are read only if they contain the statistics, as FLUX.2's do.
+    """
     from uhr.models.ops.latents import Normalisation, PatchNormalisation
 
     if model.spec.components["vae"].endswith(":AutoencoderKLFlux2"):

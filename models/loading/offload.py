@@ -1,4 +1,4 @@
-"""Weights kept in the CPU's memory and brought to the GPU when they are needed, through diffusers' hooks."""
+"""Keep weights in the CPU's memory and move them to the GPU when they are needed, by diffusers' hooks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 class Offload(StrEnum):
-    """How much is on the GPU at a time: a whole component, a group of layers loaded ahead on a stream of its
-    own, or one layer (least memory, slowest)."""
+    """What is on the GPU at a time: a whole component, a group of layers that is loaded ahead on its own
+    stream, or one layer (least memory, slowest)."""
 
     MODEL = "model"
     GROUP = "group"
@@ -21,7 +21,7 @@ class Offload(StrEnum):
 
 
 def check(kind: str, device: torch.device) -> Offload:
-    """The kind of that name; UserError for an unknown one, or where there is no GPU to offload from."""
+    """Return the offload of that name. Raises UserError for an unknown one, or if the device is the CPU."""
     if kind not in list(Offload):
         raise unknown("offload", kind, list(Offload))
     if device.type == "cpu":
@@ -30,13 +30,15 @@ def check(kind: str, device: torch.device) -> Offload:
 
 
 def offload(pipeline: Any, kind: Offload, device: torch.device) -> None:
-    """Put the hooks on a pipeline whose weights are on the CPU. Adapters go on before, since they are new
-    weights. `is_offloaded` says it of a pipeline afterwards."""
+    """Add the hooks to a pipeline whose weights are on the CPU; `is_offloaded` is true afterwards.
+
+    Add adapters first: they are new weights.
+    """
     pipeline.offloaded = kind
     if kind is Offload.MODEL:
         pipeline.enable_model_cpu_offload(device=device)
     elif kind is Offload.SEQUENTIAL:
-        # a VAE is small, and exact tiling reads its weights past the layers that bring them
+        # a VAE is small, and exact tiling reads its weights without calling the hooked layers
         pipeline._exclude_from_cpu_offload = [*pipeline._exclude_from_cpu_offload, "vae"]
         pipeline.enable_sequential_cpu_offload(device=device)
     else:
@@ -44,19 +46,21 @@ def offload(pipeline: Any, kind: Offload, device: torch.device) -> None:
 
 
 def clear(pipeline: Any) -> None:
-    """Send back what lies on the GPU, where whole components come and go: a text encoder would stay beside a
-    VAE that works before the backbone does."""
+    """Move all components off the GPU if whole components are offloaded.
+
+    Otherwise a text encoder would stay on the GPU while the VAE runs before the backbone.
+    """
     for hook in getattr(pipeline, "_all_hooks", ()):
         hook.offload()
 
 
 def is_offloaded(pipeline: Any) -> bool:
-    """Whether a pipeline's weights are elsewhere between its calls."""
+    """Whether a pipeline's weights are offloaded between its calls."""
     return getattr(pipeline, "offloaded", None) is not None
 
 
 def tiling_memory(pipeline: Any) -> int:
-    """Bytes for a pass of a loaded pipeline's VAE."""
+    """Return the bytes that a pass of a loaded pipeline's VAE may use."""
     import torch
 
     from uhr.models.vae.budget import device_budget, host_budget

@@ -1,5 +1,5 @@
-"""From what a user names as a model, a folder, a hub id or a backbone's weights, to a model whose spec is
-known. Nothing is loaded."""
+"""Find a model that a user names by a folder, a hub id or a backbone's weights, and recognise its spec.
+Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from uhr.models.specs.registry import get, match, names
 from uhr.models.specs.spec import ModelSpec
 
 BLOCKS = ("num_layers", "num_single_layers")
-"""What of a configuration counts blocks: a file may have fewer of them than the spec that the user names."""
+"""The numbers of blocks in a configuration: a file may have fewer than the spec that the user names."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model whose files are here and whose spec is known; nothing of it is loaded.
+    """A model whose files are on this machine and whose spec is known; nothing of it is loaded.
 
-    `backbone` holds the backbone's weights where they are not in `folder`, which gives the rest: a lone file,
-    or the backbone's own folder (with a config.json). `blocks` are values of its configuration (`BLOCKS`) in
-    which a lone file differs from that of `folder`.
+    `backbone` is the path of the backbone's weights if they are not in `folder`, which has the rest: a single
+    file, or the backbone's own folder (with a config.json). `blocks` are the values of its configuration
+    (`BLOCKS`) in which a single file differs from that of `folder`.
     """
 
     source: Source
@@ -43,25 +43,27 @@ class Model:
         return {} if self.backbone is None else {"transformer": self.backbone}
 
     def place(self, component: str) -> Path:
-        """The folder, or lone file, of a component's weights."""
+        """Return the folder, or single file, of a component's weights."""
         return self.weights.get(component, self.folder / component)
 
     def config_folder(self, component: str) -> Path:
-        """The folder of a component's config.json."""
+        """Return the folder of a component's config.json."""
         place = self.place(component)
         return place if place.is_dir() else self.folder / component
 
     def changes(self, component: str) -> dict[str, Any]:
-        """What a component's configuration has in place of the values of its config.json."""
+        """Return the values that replace those of a component's config.json."""
         return dict(self.blocks) if component == "transformer" else {}
 
     def fetched(self, components: Collection[str], elsewhere: Collection[str] = ()) -> Model:
-        """The same, with the files of these components here, fetched from the hub if need be; those whose
-        weights are `elsewhere` give their configuration alone."""
+        """Fetch the files of these components from the hub, if they are not on this machine.
+
+        Only the configuration is fetched of components whose weights are `elsewhere`.
+        """
         if self.source.repository is None:
             return self
-        wanted = [name for name in components if name not in elsewhere]
-        folder = self.source.fetch(wanted, elsewhere)
+        needed = [name for name in components if name not in elsewhere]
+        folder = self.source.fetch(needed, elsewhere)
         return replace(self, source=self.source.pinned(folder), folder=folder)
 
     @property
@@ -70,21 +72,21 @@ class Model:
         return self.folder.name if self.source.repository else None
 
     def with_backbone(self, path: Path, spec_given: bool) -> Model:
-        """The same with the backbone's weights at `path`, a lone file or a folder. With `spec_given`, the
-        user named the spec, and a file may have another number of blocks than it.
+        """Return the model with the backbone's weights at `path`, a single file or a folder.
 
-        Raises UserError for a file that is of another family or shape then.
+        If the user named the spec (`spec_given`), a file may have another number of blocks, and UserError is
+        raised for a file of another family or shape.
         """
         if path.is_dir() or not spec_given:
             return replace(self, backbone=path, blocks=())
         facts = backbone_facts(path)
         config = _read_json(self.folder / "transformer" / "config.json", f"{self.folder} has no transformer")
-        wanted = {
+        expected = {
             "family": self.spec.family,
             "width": config["num_attention_heads"] * config["attention_head_dim"],
             **{name: config[name] for name in _INTERFACE if name in config},
         }
-        for name, value in wanted.items():
+        for name, value in expected.items():
             if facts[name] != value:
                 what = f"{path} has {name} {facts[name]}, and {self.folder} has {value}"
                 raise UserError(what, f"name weights and a base of one model, {self.spec.name}")
@@ -93,7 +95,8 @@ class Model:
 
 
 _INTERFACE = ("in_channels", "joint_attention_dim", "guidance_embeds")
-"""What of a backbone's configuration the rest of the pipeline must fit, and its weights show."""
+"""Values of a backbone's configuration that the rest of the pipeline must match, and that its weights
+show."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +109,17 @@ class ModelName:
 
     @classmethod
     def of(cls, name: str | ModelName) -> ModelName:
-        """A bare string is a model without spec and base."""
+        """Return `name` itself, or a string as a model without spec and base."""
         return name if isinstance(name, ModelName) else cls(name)
 
     def open(self, components: Collection[str] = ()) -> Model:
-        """`open_model`."""
+        """Call `open_model`."""
         return open_model(self.model, self.spec, components, self.base)
 
     def options(self) -> list[str]:
-        """What names it on a command line."""
+        """Return the command line's options that name it."""
         named = {"--model": self.model, "--base": self.base, "--spec": self.spec}
-        return [word for option, value in named.items() if value is not None for word in (option, value)]
+        return [arg for option, value in named.items() if value is not None for arg in (option, value)]
 
 
 def open_model(
@@ -126,12 +129,19 @@ def open_model(
     base: str | Path | None = None,
     fetch: bool = True,
 ) -> Model:
-    """Find a model and recognise it. The named components of a hub repository are fetched, nothing else;
-    without `fetch` they must be in the hub's cache, now and later.
+    """Find a model and recognise its spec.
 
-    `spec` overrides what the configuration says. A model may be a backbone alone, a lone file of BFL's,
-    ComfyUI's or GGUF, or a transformer's own folder: then `base`, a folder or hub id, gives the text
-    encoders, the VAE and, for a file, every configuration.
+    Args:
+        model: a folder, a hub id, or a backbone alone: a single file of BFL's, ComfyUI's or GGUF, or a
+            transformer's own folder.
+        spec: overrides the spec of the configuration.
+        components: those that are fetched from a hub repository; nothing else is.
+        base: for a backbone alone, the folder or hub id of the text encoders, the VAE and, for a file, all
+            configurations.
+        fetch: if False, the components must be in the hub's cache, now and later.
+
+    Raises:
+        UserError: for anything that is not such a model, and for a base that is missing or does not match.
     """
     path = user_path(model)
     check_utf8("model", path)
@@ -142,7 +152,7 @@ def open_model(
         raise UserError(f"{path} is the folder of a {kind} alone, not of a model", fix)
     if base is not None:
         raise UserError(
-            f"a base ({base}) for model '{model}', which is no backbone alone", "leave out the base"
+            f"a base ({base}) for model '{model}', which is not a backbone alone", "leave out the base"
         )
     if str(model) in names() and not path.is_dir():
         known = get(str(model))
@@ -160,7 +170,7 @@ def open_model(
 
 
 def _component_class(path: Path) -> str | None:
-    """The class of a component, where a folder is that of one alone."""
+    """Return the class of a component if the folder is that of a single one; None otherwise."""
     if (path / INDEX).exists() or not (path / "config.json").is_file():
         return None
     config = _read_json(path / "config.json", f"{path} has no configuration")
@@ -168,17 +178,17 @@ def _component_class(path: Path) -> str | None:
 
 
 def is_backbone(path: Path) -> bool:
-    """Whether a path is that of a backbone alone: any file, or a transformer's own folder."""
+    """Whether a path is a backbone alone: any file, or a transformer's own folder."""
     if path.is_file():
         return True
     return _component_class(path) in {get(name).transformer_class for name in names()}
 
 
 def _given_spec(folder: Path, spec: ModelSpec) -> ModelSpec:
-    """The spec that the user says it is, unless its index says plainly that it is of another family."""
-    index = _read_json(folder / INDEX, f"{folder} is no diffusers checkpoint")
+    """Return the user's spec. Raises UserError if the folder's index is of another family."""
+    index = _read_json(folder / INDEX, f"{folder} is not a diffusers checkpoint")
     families = {other.transformer_class: other.family for other in map(get, names())}
-    # a class that nobody knows may be anything
+    # an unknown class is accepted
     family = families.get(str((index.get("transformer") or [None])[-1]), spec.family)
     if family != spec.family:
         what = f"{folder} is of family {family}, and the spec {spec.name} of {spec.family}"
@@ -206,14 +216,14 @@ def _open_backbone(
 
 
 def backbone_specs(path: Path, spec: str | None = None) -> list[ModelSpec]:
-    """The specs that a backbone alone may be of: more than one where only an index tells them apart, and the
-    one that the user names, if any. UserError for what is no backbone."""
+    """Return the specs that a backbone alone may have: `spec` if the user named it, otherwise several if only
+    a `model_index.json` distinguishes them. Raises UserError for a path that is not a backbone."""
     facts = _config_facts(path) if path.is_dir() else backbone_facts(path)
     return fitting(facts, str(path)) if spec is None else [get(spec)]
 
 
 def _config_facts(folder: Path) -> dict[str, Any]:
-    """`file_spec.backbone_facts` of a transformer's own folder, by its configuration."""
+    """Return the facts of `file_spec.backbone_facts` from the configuration of a transformer's own folder."""
     config = _read_json(folder / "config.json", f"{folder} has no configuration")
     specs = [spec for spec in map(get, names()) if spec.transformer_class == config["_class_name"]]
     shape = {name: config.get(name) for spec in specs for name in spec.transformer_config}
@@ -222,9 +232,9 @@ def _config_facts(folder: Path) -> dict[str, Any]:
 
 
 def recognise(path: str | Path) -> ModelSpec:
-    """The spec of a diffusers folder, from `model_index.json` and `transformer/config.json`."""
+    """Return the spec of a diffusers folder, from `model_index.json` and `transformer/config.json`."""
     folder = Path(path)
-    index = _read_json(folder / INDEX, f"{folder} is no diffusers checkpoint")
+    index = _read_json(folder / INDEX, f"{folder} is not a diffusers checkpoint")
     config = _read_json(folder / "transformer" / "config.json", f"{folder} has no transformer")
     return match(index, config, where=str(folder))
 
@@ -238,5 +248,5 @@ def _read_json(path: Path, what: str) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error})", "download it again") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} is no configuration", "download it again")
+        raise UserError(f"{path} is not a configuration", "download it again")
     return found

@@ -1,4 +1,4 @@
-"""Whether weights that are named in place of a model's own are of such a model: told without reading any."""
+"""Check that weights that replace a model's own fit the model, without reading them."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ from uhr.models.loading.file_spec import candidates
 from uhr.models.specs.spec import ModelSpec
 
 INTERFACE = ("in_channels", "joint_attention_dim", "pooled_projection_dim", "guidance_embeds")
-"""What of a backbone's configuration the rest of the pipeline must fit; another number of blocks may be."""
+"""Values of a backbone's configuration that the rest of the pipeline must match; the blocks may differ."""
 
 VAE_INPUT = "decoder.conv_in.weight"
-"""How every file's name of this weight ends; its second side is the number of latent channels."""
+"""The suffix of this weight's name in every file; its second dimension is the number of latent channels."""
 
 
-def check_weights(component: str, path: Path, spec: ModelSpec, told: bool = False) -> None:
-    """UserError unless the transformer or VAE at `path`, a folder of its own or a single file, is such as a
-    model of that spec has. `told`: the user says what the model is, whatever its geometry."""
+def check_weights(component: str, path: Path, spec: ModelSpec, spec_given: bool = False) -> None:
+    """Raise UserError unless the transformer or VAE at `path` (its own folder or a single file) fits the
+    spec.
+
+    If the user named the spec (`spec_given`), the backbone's geometry is not compared.
+    """
     if path.is_dir():
-        _check_folder(component, path, spec, told)
+        _check_folder(component, path, spec, spec_given)
     elif component == "vae":
         _check_vae(path, spec)
-    elif not told and spec not in (found := candidates(path)):
+    elif not spec_given and spec not in (found := candidates(path)):
         what = f"--transformer {path} is a backbone of {found[0].name}, and the model is {spec.name}"
         raise UserError(what, f"name one of {spec.name}")
 
 
-def _check_folder(component: str, folder: Path, spec: ModelSpec, told: bool) -> None:
+def _check_folder(component: str, folder: Path, spec: ModelSpec, spec_given: bool) -> None:
     config = _config(component, folder)
-    wanted: dict[str, Any] = {"_class_name": spec.components[component].partition(":")[2]}
+    expected: dict[str, Any] = {"_class_name": spec.components[component].partition(":")[2]}
     if component == "vae":
-        wanted["latent_channels"] = spec.latent_channels
-    elif not told:
+        expected["latent_channels"] = spec.latent_channels
+    elif not spec_given:
         known: Mapping[str, Any] = spec.transformer_config
-        wanted |= {name: known[name] for name in INTERFACE if name in known}
-    for name, value in wanted.items():
+        expected |= {name: known[name] for name in INTERFACE if name in known}
+    for name, value in expected.items():
         # what a configuration leaves out is its class's default
         if (found := config.get(name, value)) != value:
             what = f"--{component} {folder} has {name.strip('_')} {found}, and {spec.name} has {value}"
@@ -51,12 +54,12 @@ def _config(component: str, folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        what = f"--{component} {folder} holds no config.json"
+        what = f"--{component} {folder} has no config.json"
         raise UserError(what, f"name the {component}'s own folder, or a file of its weights") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error})", "mend or download it again") from error
+        raise UserError(f"{file} cannot be read ({error})", "fix or download it again") from error
     if not isinstance(found, dict):
-        raise UserError(f"{file} is no configuration", "download it again")
+        raise UserError(f"{file} is not a configuration", "download it again")
     return found
 
 
@@ -66,7 +69,7 @@ def _check_vae(file: Path, spec: ModelSpec) -> None:
     inputs = [tensor.shape for name, tensor in weights.items() if name.endswith(VAE_INPUT)]
     if not inputs:
         kind = kind_of(weights)
-        what = f"--vae {file} holds no VAE" + (f" but {kind}" if kind else "")
+        what = f"--vae {file} is not a VAE" + (f" but {kind}" if kind else "")
         raise UserError(what, f"name one of {spec.name}")
     channels = inputs[0][1]
     if channels != spec.latent_channels:

@@ -1,5 +1,7 @@
-"""Quantised weights while loading, through what diffusers and transformers offer: the backbone and the large
-text encoder, nothing else (a VAE and CLIP are small, and lose by it)."""
+"""Quantise weights while they are loaded, by diffusers and transformers.
+
+It applies to the backbone and the large text encoder; a VAE and CLIP are small and would lose quality.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,14 @@ if TYPE_CHECKING:
     import torch
 
 LARGE = frozenset({"FluxTransformer2DModel", "Flux2Transformer2DModel", "T5EncoderModel", "Qwen3ForCausalLM"})
-"""The classes whose linears are quantised."""
+"""Classes whose linears are quantised."""
 
 MOVABLE = frozenset({"nf4"})
-"""Kinds whose weights may leave the GPU after they were quantised there."""
+"""Quantisations whose weights can be moved off the GPU after they were quantised there."""
 
 
 def is_large(component: str) -> bool:
-    """Whether a component, named as `library:Class`, is quantised at all."""
+    """Whether a component, named as `library:Class`, can be quantised."""
     return component.partition(":")[2] in LARGE
 
 
@@ -46,44 +48,45 @@ def _float8_weights(library: Any, dtype: torch.dtype) -> Any:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One way to quantise: the package that does it, whether it wants a GPU, and its configuration."""
+class Quantization:
+    """A method of quantisation: its package, whether it requires a GPU, and its configuration."""
 
     package: str
     gpu: bool
     config: Callable[[Any, torch.dtype], Any]
 
 
-KINDS: Mapping[str, Kind] = {
-    "nf4": Kind("bitsandbytes", True, _nf4),
-    "int8": Kind("bitsandbytes", True, _int8),
-    "int8wo": Kind("torchao", False, _int8_weights),
-    "float8wo": Kind("torchao", False, _float8_weights),
+KINDS: Mapping[str, Quantization] = {
+    "nf4": Quantization("bitsandbytes", True, _nf4),
+    "int8": Quantization("bitsandbytes", True, _int8),
+    "int8wo": Quantization("torchao", False, _int8_weights),
+    "float8wo": Quantization("torchao", False, _float8_weights),
 }
 """nf4: 4 bits; int8: 8 bits, outliers apart; int8wo, float8wo: 8-bit weights alone, computed in the dtype."""
 
 
 def check(kind: str, device: torch.device) -> None:
-    """UserError for an unknown kind, a package that is not installed, or a device that it does not run on."""
+    """Raise UserError for an unknown quantisation, a missing package, or a device that it does not run on."""
     if kind not in KINDS:
         raise unknown("quantisation", kind, KINDS)
     check_installed(KINDS[kind].package, f"quantisation '{kind}'")
     if KINDS[kind].gpu and device.type == "cpu":
         others = ", ".join(name for name, other in KINDS.items() if not other.gpu)
-        raise UserError(f"quantisation '{kind}' wants a GPU", f"on a CPU take one of {others}, or none")
+        raise UserError(f"quantisation '{kind}' requires a GPU", f"on a CPU use one of {others}, or none")
 
 
 def options(kind: str, library: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained`; `library` is diffusers or transformers, whose class it is.
+    """Return the keyword arguments of `from_pretrained`; `library` is diffusers or transformers.
 
-    Weights are quantised where they will stay: moving them later is not possible for every kind.
+    Weights are quantised on `device`: not every quantisation allows them to be moved later.
     """
-    # a device map that is no word counts as offloading for diffusers, which then quantises nothing
+    # diffusers takes a device map that is not a string for offloading, and then quantises nothing
     return {"quantization_config": KINDS[kind].config(library, dtype), "device_map": str(device)}
 
 
 def check_quantised(part: Any, kind: str) -> None:
-    """UserError where a module came back as it was: the libraries pass over what they cannot do."""
+    """Raise UserError if no weight of a module was quantised: the libraries silently skip what they cannot
+    do."""
     import torch
 
     linears = [module for module in part.modules() if isinstance(module, torch.nn.Linear)]

@@ -1,8 +1,8 @@
-"""The scheduler's configuration: every key of FlowMatchEulerDiscreteScheduler is computed, has no effect
-here, or is refused; and the noise levels that it asks for.
+"""The scheduler's configuration and its noise levels.
 
-Levels come from diffusers' own scheduler, so that they are those of the stock pipelines. A contract test
-compares the lists with the installed class.
+Every key of FlowMatchEulerDiscreteScheduler is used, has no effect here, or is rejected; a contract test
+compares the lists with the installed class. Levels are computed by diffusers' own scheduler, so that they are
+those of the stock pipelines.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ CLASS = "FlowMatchEulerDiscreteScheduler"
 SHIFT = (
     "shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
 )  # fmt: skip
-"""Keys that every shift of ours reads, by the checkpoint's configuration or by a sampler's own policy.
-FLUX.2's dynamic shift, like its stock pipeline's, has a formula of its own and reads none of the last
-four."""
+"""Keys that every shift reads, of the checkpoint's configuration or of a sampler's own policy. FLUX.2's
+dynamic shift, like its stock pipeline's, has its own formula and reads none of the last four."""
 
 SPACING: Mapping[str, tuple[Any, ...]] = {
     "use_karras_sigmas": (False, None),
@@ -37,41 +36,40 @@ SPACING: Mapping[str, tuple[Any, ...]] = {
     "shift_terminal": (None, 0, False),
     "time_shift_type": ("exponential",),
 }
-"""Keys that change the spacing of the checkpoint's own levels, and of those alone, with the values at which
-they change nothing; diffusers' default is the first."""
+"""Keys that change the spacing of the checkpoint's own levels only, with the values at which they change
+nothing; diffusers' default is the first."""
 
 REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "num_train_timesteps": ((1000,), "the network is shown sigma itself, of a thousand training steps"),
+    "num_train_timesteps": ((1000,), "the network's input is sigma itself, for a thousand training steps"),
     "invert_sigmas": ((False, None), "levels here fall from 1 (noise) to 0 (data)"),
     "stochastic_sampling": ((False, None), "the samplers here take deterministic Euler steps"),
 }
-"""Keys that are not computed: the values that are accepted, diffusers' default first, and why no other is."""
+"""Keys that are not supported: the accepted values, diffusers' default first, and the reason."""
 
 
 class Shifts(Protocol):
-    """A backbone's family, as far as its dynamic shift goes (`backbones.base.Backbone`)."""
+    """The part of a backbone's family (`families.base.Backbone`) that is needed here: its dynamic shift."""
 
     def shifter(self, scheduler_config: Mapping[str, Any], steps: int) -> Shifter: ...
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """A checked configuration; what it leaves out has the class's default."""
+    """A checked configuration; missing keys have the class's defaults."""
 
     values: Mapping[str, Any]
 
     @classmethod
     def of(cls, config: Mapping[str, Any], where: str) -> SchedulerConfig:
-        """From the keys and values of a `scheduler_config.json` or of a scheduler's `config`; `where` names
-        it in errors.
+        """Check the keys and values of a `scheduler_config.json` or of a scheduler's `config`.
 
-        Raises UserError for another class of scheduler, for a value that would be ignored, and for a key that
-        is unknown and in use.
+        Raises UserError, in which `where` names it, for another class of scheduler, for a value that would be
+        ignored, and for an unknown key that is in use.
         """
         name = config.get("_class_name", CLASS)
         if name != CLASS:
             what = f"{where} is a {name}, and the samplers here take the Euler steps of {CLASS}"
-            raise UserError(what, f"give the checkpoint a {CLASS}")
+            raise UserError(what, f"use a checkpoint with a {CLASS}")
         for key, value in config.items():
             _check(key, value, where)
         values = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -82,7 +80,7 @@ class SchedulerConfig:
 
     @classmethod
     def usual(cls, policy: ShiftPolicy) -> SchedulerConfig:
-        """What a backbone of which only this much is known was published with: a dynamic shift, or a static
+        """Return the configuration of a backbone of which only the policy is known: a dynamic shift, a static
         one of 3, or none."""
         return cls(
             {
@@ -93,8 +91,8 @@ class SchedulerConfig:
 
     @classmethod
     def of_scheduler(cls, scheduler: Any) -> SchedulerConfig:
-        """From a loaded scheduler, as it computes now: `set_shift`, and attributes that were set on its
-        configuration, count."""
+        """Read a loaded scheduler as it is now, with `set_shift` and attributes that were set on its
+        `config`."""
         name = next((each.__name__ for each in type(scheduler).__mro__ if each.__name__ == CLASS), None)
         config = {key: getattr(scheduler.config, key) for key in scheduler.config if not key.startswith("_")}
         named = {**config, "_class_name": name or type(scheduler).__name__}
@@ -104,7 +102,7 @@ class SchedulerConfig:
 
     @property
     def spacing(self) -> dict[str, Any]:
-        """Keys in use that change more than the shift."""
+        """The keys of `SPACING` that are in use."""
         return {
             key: self.values[key]
             for key, plain in SPACING.items()
@@ -119,10 +117,10 @@ class SchedulerConfig:
         shift: ShiftPolicy | str | None = None,
         factor: float = 3.0,
     ) -> list[float]:
-        """steps + 1 noise levels from 1 to 0 for this many image tokens.
+        """Return steps + 1 noise levels from 1 to 0 for this many image tokens.
 
-        `shift` None is as the checkpoint is configured, spacing included. A policy is that shift of the
-        linear grid and nothing else: by `factor`, or the dynamic one of the backbone's `family`.
+        With `shift` None they are those of the checkpoint's configuration, spacing included. A policy is that
+        shift of the linear grid and nothing else: by `factor`, or the dynamic one of the backbone's `family`.
         """
         from uhr.models.ops import schedules
 
@@ -132,14 +130,14 @@ class SchedulerConfig:
         return schedules.shifted(ShiftPolicy(shift), steps, tokens, factor, dynamic).tolist()
 
     def notes(self, family: Shifts, stages: Sequence[SamplingStage], multiple: int) -> list[str]:
-        """What a user must know of a plan whose `stages`, or some of them, have noise levels of the sampler's
-        own while the configuration asks for a spacing. `multiple` is the side of an image token in px."""
-        asks = ", ".join(f"{key} {json.dumps(value)}" for key, value in self.spacing.items())
-        own = [stage.name for stage in stages if not self._made(family, stage, multiple)] if asks else []
+        """Return a note for the user if the configuration has a spacing and some of a plan's `stages` have
+        noise levels of the sampler's own. `multiple` is the side of an image token in px."""
+        spacing = ", ".join(f"{key} {json.dumps(value)}" for key, value in self.spacing.items())
+        own = [stage.name for stage in stages if not self._made(family, stage, multiple)] if spacing else []
         if not own:
             return []
         where = "this call" if len(own) == len(stages) else f"stage {', '.join(own)}"
-        return [f"the scheduler's {asks} does not act on {where}, whose noise levels are the sampler's own"]
+        return [f"the scheduler's {spacing} does not apply to {where}: the sampler has its own noise levels"]
 
     def _made(self, family: Shifts, stage: SamplingStage, multiple: int) -> bool:
         """Whether the stage's levels are those of the configuration."""
@@ -150,10 +148,11 @@ class SchedulerConfig:
             return False
 
     def _levels(self, steps: int, tokens: int, dynamic: Shifter) -> list[float]:
-        """steps + 1 falling noise levels for this many image tokens, equal to those of the stock pipeline:
-        diffusers' `set_timesteps` on the grid 1, 1 - 1/steps, ..., with mu from the family's `dynamic` shift.
+        """Return steps + 1 decreasing noise levels for this many image tokens, those of the stock pipeline.
 
-        Raises UserError where the shift's calibration ends, and where the levels do not fall to 0.
+        They are diffusers' `set_timesteps` on the grid 1, 1 - 1/steps, ..., with mu from the family's
+        `dynamic` shift. Raises UserError beyond the shift's calibration, and for levels that do not fall to
+        0.
         """
         import diffusers
         import numpy as np
@@ -170,26 +169,28 @@ class SchedulerConfig:
             scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
         found = scheduler.sigmas.tolist()
         if not (found[0] <= 1 and found[-1] == 0 and all(a > b for a, b in pairwise(found))):
-            asks = ", ".join(f"{key} {value!r}" for key, value in known.items() if key in (*SHIFT, *SPACING))
-            what = f"{counted_levels(found)} of the scheduler ({asks}) do not fall from at most 1 to 0"
-            raise UserError(what, "take more steps, or correct its configuration")
+            keys = ", ".join(f"{key} {value!r}" for key, value in known.items() if key in (*SHIFT, *SPACING))
+            what = f"{counted_levels(found)} of the scheduler ({keys}) do not fall from at most 1 to 0"
+            raise UserError(what, "use more steps, or correct its configuration")
         return found
 
 
 def counted_levels(levels: list[float]) -> str:
-    """For people: the first few."""
+    """Describe noise levels by the first four, for messages."""
     shown = ", ".join(f"{level:.4g}" for level in levels[:4])
     return f"the noise levels {shown}{', ...' if len(levels) > 4 else ''}"
 
 
 def is_known(key: str) -> bool:
-    """Whether it is a key of the class."""
+    """Whether `key` is a key of the class."""
     return key in (*SHIFT, *SPACING, *REFUSED)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What a model's `scheduler/scheduler_config.json` says; {} where there is none. UserError for a file
-    that cannot be read."""
+    """Read a model's `scheduler/scheduler_config.json`; {} if there is none.
+
+    Raises UserError for a file that cannot be read.
+    """
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return {}
@@ -198,7 +199,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error})", "correct it or download it again") from error
     if not isinstance(found, dict):
-        raise UserError(f"{file} is no configuration", "download it again")
+        raise UserError(f"{file} is not a configuration", "download it again")
     return found
 
 
@@ -208,23 +209,23 @@ def _check(key: str, value: Any, where: str) -> None:
         fix = f"set it to {json.dumps(accepted[0])} in scheduler_config.json, if the weights allow it"
         raise UserError(f"{where} has {key} {value!r}, and {why}", fix)
     if not is_known(key) and not key.startswith("_") and value not in (None, False, [], {}, ""):
-        what = f"{where} has {key} {value!r}, which {CLASS} does not know"
+        what = f"{where} has {key} {value!r}, which {CLASS} does not support"
         raise UserError(what, "update diffusers, or remove the key from scheduler_config.json")
-    if key in _KINDS and not isinstance(value, _KINDS[key]):
-        raise UserError(f"{where} has {key} {value!r}", f"it is {_WORDS[_KINDS[key]]}")
+    if key in _TYPES and not isinstance(value, _TYPES[key]):
+        raise UserError(f"{where} has {key} {value!r}", f"it must be {_TYPE_NAMES[_TYPES[key]]}")
     if key == "time_shift_type" and value not in ("exponential", "linear"):
-        raise UserError(f"{where} has {key} {value!r}", "it is exponential or linear")
+        raise UserError(f"{where} has {key} {value!r}", "it must be exponential or linear")
 
 
 _NUMBER: tuple[type, ...] = (int, float)
 _OPTIONAL: tuple[type, ...] = (int, float, type(None))
 _SWITCH: tuple[type, ...] = (bool, type(None))
-_WORDS: Mapping[tuple[type, ...], str] = {
+_TYPE_NAMES: Mapping[tuple[type, ...], str] = {
     _NUMBER: "a number",
     _OPTIONAL: "a number or null",
     _SWITCH: "true or false",
 }
-_KINDS: Mapping[str, tuple[type, ...]] = {
+_TYPES: Mapping[str, tuple[type, ...]] = {
     "shift": _NUMBER,
     "base_shift": _NUMBER,
     "max_shift": _NUMBER,

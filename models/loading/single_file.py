@@ -1,7 +1,7 @@
-"""Components in one file: BFL's and ComfyUI's safetensors, diffusers' own keys, GGUF; read by diffusers.
+"""Load components from one file by diffusers: BFL's and ComfyUI's safetensors, diffusers' own keys, GGUF.
 
-The file gives weights only. Configuration comes from the model that the component is put into, and every
-weight that it wants must be there.
+The file gives the weights only. The configuration comes from the model that the component is for, and the
+file must contain every weight of it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def load_single_file(
     device: torch.device,
     changes: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A transformer or VAE of class `cls` from `file`, configured as `component` of the diffusers `folder`,
-    but for the values of `changes`.
+    """Load a transformer or VAE of class `cls` from `file`.
 
-    GGUF weights stay quantised and are computed with in `dtype`; all others are cast to it.
+    Its configuration is that of `component` in the diffusers `folder`, with the values of `changes`. GGUF
+    weights stay quantised and are dequantised to `dtype` in each call; all others are cast to it. Raises
+    UserError for a file that cannot be read or does not fit the configuration.
     """
     where = f"{component} file {file}"
     check_config(cls, folder / component, f"{component} of {folder}")
@@ -45,8 +46,8 @@ def load_single_file(
             part = _assigned(cls, _read(file, component), folder / component, dtype, where, changes or {})
     except (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
         # the converters look up the keys that they expect, and FLUX.1's splits by its real width
-        words = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{where} cannot be read ({words})", _fix(folder / component)) from error
+        text = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{where} cannot be read ({text})", _fix(folder / component)) from error
     return part.eval().to(device)
 
 
@@ -62,9 +63,9 @@ def _assigned(
     where: str,
     changes: Mapping[str, Any],
 ) -> Any:
-    """The module with the checkpoint's weights, each of which must be there; keys are converted by diffusers.
+    """Return the module with the checkpoint's weights, all of which are required; diffusers converts keys.
 
-    `from_single_file` would do the same, and fail without a name where a weight lacks.
+    `from_single_file` would do the same, but its error for a missing weight does not name it.
     """
     import torch
 
@@ -79,15 +80,17 @@ def _assigned(
 def _fitted(
     cls: Any, checkpoint: dict[str, torch.Tensor], part: Any, folder: Path, where: str
 ) -> dict[str, torch.Tensor]:
-    """The checkpoint in the keys of the module `part`; UserError for a weight that lacks, and for one too
-    many."""
-    wanted = part.state_dict()
+    """Return the checkpoint in the keys of the module `part`.
+
+    Raises UserError for a missing and for an unexpected weight.
+    """
+    needed = part.state_dict()
     # the two namings share some keys
-    own = 2 * len(wanted.keys() & checkpoint.keys()) > len(wanted)
+    own = 2 * len(needed.keys() & checkpoint.keys()) > len(needed)
     state = checkpoint if own else _converted(cls, checkpoint, part.config, where)
-    lacking, strange = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    lacking, strange = sorted(needed.keys() - state.keys()), sorted(state.keys() - needed.keys())
     if lacking or strange:
-        what = f"lacks {lacking[0]}" if lacking else f"holds {strange[0]}, which this model has not"
+        what = f"lacks {lacking[0]}" if lacking else f"contains {strange[0]}, which this model does not have"
         more = len(lacking) + len(strange) - 1
         raise UserError(f"{where} {what}" + (f" (and {more} more)" if more else ""), _fix(folder))
     return state
@@ -112,7 +115,7 @@ def _gguf(
     import torch
     from diffusers import GGUFQuantizationConfig
 
-    # by names and shapes alone: diffusers' reader leaves out what lacks, and passes over what is too many
+    # check names and shapes first: diffusers' reader ignores missing and unexpected weights
     names = part_of(stored(file), component)
     config = {**cls.load_config(folder / component, local_files_only=True), **changes}
     with torch.device("meta"):
@@ -132,7 +135,7 @@ def _gguf(
 
 @contextlib.contextmanager
 def _configured(cls: Any, component: str, folder: Path, changes: Mapping[str, Any]) -> Generator[Path]:
-    """A folder with the component's configuration: `folder`, or with `changes` a temporary one."""
+    """Yield a folder with the component's configuration: `folder`, or with `changes` a temporary one."""
     if not changes:
         yield folder
         return
@@ -144,7 +147,7 @@ def _configured(cls: Any, component: str, folder: Path, changes: Mapping[str, An
 
 
 def _read(file: Path, component: str) -> dict[str, torch.Tensor]:
-    """A component's tensors in a safetensors file; of a whole checkpoint those of its part, without its
+    """Read a component's tensors from its safetensors file or from a whole checkpoint, without their
     prefix."""
     from safetensors import SafetensorError, safe_open
 

@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder on this machine, or a hub id that the user named."""
+"""The place of a model's files: a folder on this machine, or a hub id that the user named."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 @dataclass(frozen=True)
 class Source:
-    """A model as the user named it. `repository` is set for a hub id, and only then is the network used; with
-    `cached` not even then: what the hub's cache holds must do."""
+    """A model as the user named it.
+
+    `repository` is set for a hub id; only then is the network used. With `cached` it is not used at all, and
+    the files must be in the hub's cache.
+    """
 
     text: str
     folder: Path | None = None
@@ -30,14 +33,17 @@ class Source:
 
     @classmethod
     def parse(cls, model: str | Path, fetch: bool = True) -> Source:
-        """A folder if there is one of that name, else a hub id `org/name[@revision]`."""
+        """Return the folder of that name if there is one, else the hub id `org/name[@revision]`.
+
+        Raises UserError for a file, and for a name that is neither.
+        """
         text = str(model)
         check_utf8("model", text)
         folder = user_path(text)
         if folder.is_dir():
             return cls(text, folder=folder)
         if folder.exists():
-            raise UserError(f"model '{text}' is a file", f"name the folder that holds its {INDEX}")
+            raise UserError(f"model '{text}' is a file", f"name the folder that contains its {INDEX}")
         match = _HUB_ID.fullmatch(text)
         if isinstance(model, Path) or match is None or text.startswith("."):
             close = nearest(text, SPECS)
@@ -48,27 +54,28 @@ class Source:
         return cls(text, repository=match[1], revision=match[2], cached=not fetch)
 
     def pinned(self, folder: Path) -> Source:
-        """The same at the commit whose snapshot `folder` is: a branch may move on before the next fetch."""
+        """Return the source at the commit whose snapshot `folder` is: a branch may move before the next
+        fetch."""
         return self if self.repository is None else replace(self, revision=folder.name)
 
     @property
     def exact(self) -> str:
-        """What names it on another machine and at another time: a hub id with its revision."""
+        """The name for records: a hub id with its revision, or the user's own name of a folder."""
         return (
             self.text if self.repository is None else "@".join(filter(None, (self.repository, self.revision)))
         )
 
     def fetch(self, components: Collection[str] = (), configs: Collection[str] = ()) -> Path:
-        """The folder with `model_index.json`, and the named components' files, whole; of `configs` the
-        configuration alone.
+        """Return the folder with `model_index.json`, all files of `components`, and the config.json of
+        `configs`.
 
-        A local folder is returned as it is. Of a hub repository exactly the named parts are downloaded into
-        the hub's own cache; none if it must be there already.
+        A local folder is returned as it is. Of a hub repository exactly these files are downloaded into the
+        hub's own cache; with `cached` they must already be there.
         """
         if self.folder is not None:
             return self.folder
-        wanted = [INDEX, *(f"{name}/*" for name in components), *(f"{name}/config.json" for name in configs)]
-        # what a model is and how its noise levels are spaced is known without any weights
-        wanted += ["transformer/config.json", "scheduler/scheduler_config.json"]
+        needed = [INDEX, *(f"{name}/*" for name in components), *(f"{name}/config.json" for name in configs)]
+        # the spec and the noise levels are known from these, without any weights
+        needed += ["transformer/config.json", "scheduler/scheduler_config.json"]
         assert self.repository is not None
-        return snapshot(self.repository, self.revision, wanted, cached=self.cached)
+        return snapshot(self.repository, self.revision, needed, cached=self.cached)

@@ -197,7 +197,7 @@ def test_dtype_and_device_are_as_asked_and_unknown_ones_are_named(tiny_flux):
     assert zoo.load_text_encoders(tiny_flux, dtype=torch.float16).text_encoder_2.dtype == torch.float16
     with pytest.raises(UserError, match="unknown dtype 'bf16'"):
         zoo.load_vae(tiny_flux, dtype="bf16")
-    with pytest.raises(UserError, match="'gpu' is no device"):
+    with pytest.raises(UserError, match="'gpu' is not a device"):
         zoo.load_vae(tiny_flux, device="gpu")
 
 
@@ -209,7 +209,7 @@ def test_a_cuda_device_that_is_not_there_is_one_clear_line(tiny_flux, monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert zoo.pick_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(UserError, match="'cuda:2' is not here: torch sees 2, counted from 0"):
+    with pytest.raises(UserError, match="'cuda:2' is not available: torch finds 2, counted from 0"):
         zoo.pick_device("cuda:2")
 
 

@@ -220,7 +220,7 @@ KINDS = {
 def test_weights_of_something_else_are_named_where_a_model_or_an_adapter_is_wanted(name, tmp_path):
     file, kind = tmp_path / "x.safetensors", KINDS[name]
     save_file({name: torch.zeros(2, 2)}, file)
-    says = "is an adapter, not a model" if kind == "an adapter" else f"holds no FLUX backbone but {kind}"
+    says = "is an adapter, not a model" if kind == "an adapter" else f"has no FLUX backbone but {kind}"
     with pytest.raises(UserError, match=says):
         zoo.open_model(file)
     if kind == "an adapter":
@@ -233,7 +233,7 @@ def test_weights_of_something_else_are_named_where_a_model_or_an_adapter_is_want
 def test_what_is_built_of_a_backbone_and_more_is_no_backbone(backbone, tmp_path):
     file = tmp_path / "x.safetensors"
     save_file({**backbone, "controlnet_x_embedder.weight": torch.zeros(2, 2)}, file)
-    with pytest.raises(UserError, match="holds no FLUX backbone but a ControlNet"):
+    with pytest.raises(UserError, match="has no FLUX backbone but a ControlNet"):
         zoo.open_model(file)
     assert kind_of(stored(file)) == "a ControlNet"
 
@@ -309,7 +309,7 @@ def test_weights_that_bitsandbytes_stored_want_a_gpu(component, tiny_flux, tmp_p
     config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": stored}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
-        UserError, match=rf"{component} of .* is stored quantised by bitsandbytes, which wants a GPU"
+        UserError, match=rf"{component} of .* is stored quantised by bitsandbytes, which requires a GPU"
     ):
         zoo.load_component(folder, component)
 
@@ -343,7 +343,7 @@ def test_the_commands_print_one_line_of_it(tiny_flux, tmp_path, capsys):
         assert error.count("\n") == 1
     save_file({"encoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(2, 2)}, file)
     assert main([*call, "--vae", str(file)]) == 1
-    assert "holds no VAE but a T5 text encoder" in capsys.readouterr().err
+    assert "is not a VAE but a T5 text encoder" in capsys.readouterr().err
     (tmp_path / "note.json").write_text(json.dumps({}))
     assert main(["models", "show", str(tmp_path / "note.json")]) == 1
     assert "is a configuration, not weights" in capsys.readouterr().err

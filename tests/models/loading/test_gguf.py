@@ -105,7 +105,7 @@ CHANGES = {
     "lacks transformer_blocks.0.ff.linear_in.weight": lambda state: state.pop(
         "double_blocks.0.img_mlp.0.weight"
     ),
-    "holds strange.weight": lambda state: state.update({"strange.weight": torch.zeros(32, 32)}),
+    "contains strange.weight": lambda state: state.update({"strange.weight": torch.zeros(32, 32)}),
 }
 
 

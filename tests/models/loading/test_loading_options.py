@@ -155,7 +155,7 @@ def scaled(state):
     ("change", "message"),
     [
         (lacking, r"lacks single_transformer_blocks.1.attn.to_out.weight: is it of the same"),
-        (lambda state: state | {"more.weight": torch.zeros(1)}, "holds more.weight"),
+        (lambda state: state | {"more.weight": torch.zeros(1)}, "contains more.weight"),
         (
             scaled,
             r"is quantised by ComfyUI, with scales beside them \(single_blocks.1.linear2.scale_weight\)",
@@ -202,7 +202,7 @@ def test_a_quantisation_that_cannot_be_is_one_clear_line_before_anything_is_load
     cpu = torch.device("cpu")
     with pytest.raises(UserError, match="unknown quantisation 'int4'"):
         quantize.check("int4", cpu)
-    with pytest.raises(UserError, match="'nf4' wants a GPU: on a CPU take one of int8wo, float8wo"):
+    with pytest.raises(UserError, match="'nf4' requires a GPU: on a CPU use one of int8wo, float8wo"):
         zoo.load_pipeline(tiny_flux, quantize="nf4")
     for kind, package in (("nf4", "bitsandbytes"), ("int8wo", "torchao")):
         without(monkeypatch, package)
@@ -334,7 +334,7 @@ def test_the_command_takes_a_backbone_in_a_file_and_records_it(tiny_flux2, tmp_p
     for more, message in (
         (["--transformer", str(tmp_path / "none.gguf")], "does not exist"),
         (["--offload", "model"], "the device is cpu"),
-        (["--quantize", "nf4"], "wants a GPU"),
+        (["--quantize", "nf4"], "requires a GPU"),
     ):
         assert main([*common, "--out", str(tmp_path / "x.png"), *more]) == 1
         assert message in capsys.readouterr().err
@@ -375,7 +375,7 @@ def test_a_base_must_be_of_the_files_model(tiny_flux, tiny_flux2, tmp_path):
         zoo.open_model(file, base=file)
     with pytest.raises(UserError, match="is of family flux1, and the spec tiny-flux2 of flux2"):
         zoo.open_model(tiny_flux, "tiny-flux2")
-    with pytest.raises(UserError, match="which is no backbone alone"):
+    with pytest.raises(UserError, match="which is not a backbone alone"):
         zoo.open_model(tiny_flux, base=tiny_flux)
     assert zoo.open_model(file, "tiny-flux2-base", base=tiny_flux2).spec.name == "tiny-flux2-base"
 

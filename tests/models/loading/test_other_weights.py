@@ -50,14 +50,14 @@ def test_a_backbone_with_other_inputs_is_refused_one_with_fewer_blocks_is_not(ti
     with pytest.raises(UserError, match="has guidance_embeds False, and tiny-flux1 has True"):
         check_weights("transformer", folder, spec)
     # nobody knows better than the user
-    check_weights("transformer", folder, spec, told=True)
+    check_weights("transformer", folder, spec, spec_given=True)
 
 
 def test_what_holds_no_such_component_is_said(tiny_flux, tmp_path):
     spec = zoo.get("tiny-flux1")
-    with pytest.raises(UserError, match=r"holds no config\.json"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         check_weights("vae", tiny_flux, spec)
-    with pytest.raises(UserError, match="holds no VAE"):
+    with pytest.raises(UserError, match="is not a VAE"):
         check_weights("vae", tiny_flux / "transformer" / WEIGHTS, spec)
     whole = tmp_path / "whole.safetensors"
     save_file(

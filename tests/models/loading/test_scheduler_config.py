@@ -133,14 +133,17 @@ def test_a_shift_that_is_named_is_that_of_the_linear_grid_alone(scheduled):
 REFUSED = [
     ({"stochastic_sampling": True}, r"stochastic_sampling True, and the samplers here take deterministic"),
     ({"invert_sigmas": True}, r"invert_sigmas True, and levels here fall"),
-    ({"num_train_timesteps": 500}, r"num_train_timesteps 500, and the network is shown sigma"),
-    ({"a_key_of_next_year": 2}, r"a_key_of_next_year 2, which FlowMatchEulerDiscreteScheduler does not know"),
+    ({"num_train_timesteps": 500}, r"num_train_timesteps 500, and the network's input is sigma"),
+    (
+        {"a_key_of_next_year": 2},
+        r"a_key_of_next_year 2, which FlowMatchEulerDiscreteScheduler does not support",
+    ),
     ({"use_flow_sigmas": True}, r"use_flow_sigmas True, which"),
     ({"sigma_min": 0.1}, r"sigma_min 0\.1, which"),
     ({"_class_name": "DPMSolverMultistepScheduler"}, r"is a DPMSolverMultistepScheduler, and the samplers"),
-    ({"time_shift_type": "cubic"}, r"time_shift_type 'cubic': it is exponential or linear"),
+    ({"time_shift_type": "cubic"}, r"time_shift_type 'cubic': it must be exponential or linear"),
     ({"use_beta_sigmas": True, "use_karras_sigmas": True}, r"use_karras_sigmas, use_beta_sigmas: only one"),
-    ({"shift": "3"}, r"shift '3': it is a number"),
+    ({"shift": "3"}, r"shift '3': it must be a number"),
 ]
 
 
@@ -194,7 +197,7 @@ def test_levels_that_do_not_fall_are_refused(scheduled):
     spec = open_model(scheduled(shift_terminal=0.1)).spec
     facts = ModelFacts.of_spec(spec)
     with pytest.raises(
-        UserError, match=r"noise levels nan, 0 of the scheduler \(.*shift_terminal 0\.1.*take more steps"
+        UserError, match=r"noise levels nan, 0 of the scheduler \(.*shift_terminal 0\.1.*use more steps"
     ):
         facts.schedule(1, 64)
 
@@ -216,16 +219,16 @@ def test_a_sampler_whose_stages_have_levels_of_their_own_says_which(scheduled):
     base("a", height=256, width=256, base_steps=3, **STEPS)
     (note,) = base.details()["notes"]
     assert note == (
-        "the scheduler's use_beta_sigmas true does not act on stage 256x256, "
-        "whose noise levels are the sampler's own"
+        "the scheduler's use_beta_sigmas true does not apply to stage 256x256: "
+        "the sampler has its own noise levels"
     )
     assert base.last_run.stages[0].sigmas == tuple(base.facts.schedule(3, 64))
     patches = PatchCascadePipeline.from_pretrained(folder)
     patches("a", height=256, width=256, base_steps=3, **STEPS)
-    assert any("does not act on stage" in note for note in patches.details()["notes"])
+    assert any("does not apply to stage" in note for note in patches.details()["notes"])
     alone = UltraFluxPipeline.from_pretrained(folder)
     alone("a", height=128, width=128, **STEPS)
-    assert any("does not act on this call" in note for note in alone.details()["notes"])
+    assert any("does not apply to this call" in note for note in alone.details()["notes"])
 
 
 def test_a_command_writes_the_stock_levels_into_the_record(scheduled, tmp_path):
