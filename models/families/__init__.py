@@ -1,1 +1,1 @@
-"""One module per family of backbones: text tensors, position ids, guidance, and how it is called."""
+"""One module per family of backbones: text tensors, position ids, guidance, and the forward call."""

@@ -1,7 +1,7 @@
-"""What one family of backbones knows and the others do not: the contract that samplers and training call.
+"""The interface of a family of backbones, which samplers and training call.
 
 A backbone is stateless and loads nothing; transformers, configurations and text encoders are arguments.
-Common to all families, and so not in here: sigma in [0, 1] with 1 = noise, velocity = noise - data, model
+Common to all families, and so not part of it: sigma in [0, 1] with 1 = noise, velocity = noise - data, model
 latents z [B, C, H/8, W/8] packed into tokens [B, N, 4C] by 2x2 patches (`latents.pack`), ids in float32.
 """
 
@@ -20,14 +20,14 @@ from uhr.models.specs.spec import GuidanceKind
 
 
 class Backbone(ABC):
-    """One family. `name` is the `family` of its specs."""
+    """A family of backbones. `name` is the `family` of its specs."""
 
     name: ClassVar[str]
 
     text_tensors: ClassVar[tuple[str, ...]]
-    """Names of the text tensors that it takes, as files of encoded data call them.
+    """Names of its text tensors, also in files of encoded data.
 
-    The first is the sequence [B, L, D], called as its encoder in `ModelSpec.text_lengths`; a second one is
+    The first is the sequence [B, L, D], named like its encoder in `ModelSpec.text_lengths`; a second one is
     the pooled vector [B, P].
     """
 
@@ -38,38 +38,37 @@ class Backbone(ABC):
 
     @property
     def pooled(self) -> bool:
-        """Whether it takes a second text and a pooled vector."""
+        """Whether its inputs include a second text and a pooled vector."""
         return len(self.text_tensors) > 1
 
     @abstractmethod
     def encoders(self, pipeline: Any, length: int) -> TextEncoders:
-        """The text encoders of a diffusers pipeline of the family; `length` is the number of tokens of the
+        """Return the text encoders of a diffusers pipeline; `length` is the number of tokens of the
         sequence."""
 
     @abstractmethod
     def embed(self, encoders: TextEncoders, prompt: Prompt) -> Embedded:
-        """Encode texts, without gradients, in the encoders' own dtype and on their device; embeddings that
-        are given stay as they are.
+        """Encode texts, without gradients, in the encoders' own dtype and on their device.
 
-        This is the only way from texts to tensors, for samplers and for training alike.
+        Embeddings in `prompt` are returned unchanged. Samplers and training both encode texts here.
         """
 
     @abstractmethod
     def count(self, encoders: TextEncoders, texts: Sequence[str]) -> tuple[TokenCount, ...]:
-        """The counts of `embed` for these texts, by the tokenizers alone."""
+        """Return the counts of `embed` for these texts, from the tokenizers alone."""
 
     @abstractmethod
     def text_shapes(self, config: Mapping[str, Any], length: int) -> dict[str, tuple[int, ...]]:
-        """Shape of each text tensor of one prompt, without the batch: [length, D] of the sequence, [P] of the
-        pooled vector. `config` is that of the transformer."""
+        """Return the shape of each text tensor of one prompt, without the batch: [length, D] for the
+        sequence, [P] for the pooled vector. `config` is the transformer's configuration."""
 
     @abstractmethod
     def image_ids(self, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Position ids of a token grid, row by row: float32 [rows * columns, axes]."""
+        """Return the position ids of a token grid, row by row: float32 [rows * columns, axes]."""
 
     @abstractmethod
     def text_ids(self, length: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Position ids of the text tokens: float32 [length, axes]."""
+        """Return the position ids of the text tokens: float32 [length, axes]."""
 
     def condition(
         self,
@@ -78,13 +77,13 @@ class Backbone(ABC):
         guidance: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> Condition:
-        """The conditioning of a call.
+        """Return the conditioning of a call.
 
         Args:
             texts: the text tensors of B prompts, by `text_tensors`; they are cast to `dtype`.
             image_ids: position ids of the image tokens, float32 [N, axes]; texts go to their device.
-            guidance: embedded guidance of each sample, float32 [B]; None where the backbone takes none.
-            dtype: of the transformer.
+            guidance: embedded guidance of each sample, float32 [B]; None if the backbone has no such input.
+            dtype: the transformer's dtype.
         """
         text, *others = (texts[name].to(image_ids.device, dtype) for name in self.text_tensors)
         text_ids = self.text_ids(text.shape[1], image_ids.device)
@@ -92,22 +91,23 @@ class Backbone(ABC):
 
     @abstractmethod
     def guidance_kind(self, transformer: Any, pipeline_config: Mapping[str, Any]) -> GuidanceKind:
-        """How this very checkpoint is guided."""
+        """Return how this checkpoint is guided."""
 
     @abstractmethod
     def text_length(self, transformer: Any) -> int:
-        """Text tokens that the checkpoint was trained with: the default of a call."""
+        """Return the number of text tokens that the checkpoint was trained with, the default of a call."""
 
     @abstractmethod
     def noise_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
-        """The shape [c, h, w] in which the stock pipeline draws z [C, H, W]: the same seed, the same noise.
+        """Return the shape [c, h, w] in which the stock pipeline draws z [C, H, W], for equal noise per seed.
 
         It is z's own, or that of z's 2x2 patches as channels [4C, H/2, W/2].
         """
 
     @abstractmethod
     def shifter(self, scheduler_config: Mapping[str, Any], steps: int) -> Shifter:
-        """The family's dynamic shift by the number of image tokens, for this many steps."""
+        """Return the family's dynamic shift, a function of the number of image tokens, for this many
+        steps."""
 
     @abstractmethod
     def call(
@@ -118,15 +118,16 @@ class Backbone(ABC):
         condition: Condition,
         attention: Mapping[str, Any] | None = None,
     ) -> torch.Tensor:
-        """One forward pass: velocity (noise - data) at tokens [B, N, 4C] of noise level sigma [B], float32.
+        """Run the transformer: return the velocity (noise - data) in float32, [B, N, 4C].
 
-        Sigma and guidance go in as float32: the transformer itself casts them to its dtype before it
-        multiplies by 1000, in training as in sampling. `attention` are the user's keyword arguments of the
-        attention processors; `condition.attention` is added to them.
+        `tokens` [B, N, 4C] have noise levels `sigma` [B]. Sigma and guidance are passed as float32: the
+        transformer itself casts them to its dtype before it multiplies by 1000, in training as in sampling.
+        `attention` are the user's keyword arguments for the attention processors; `condition.attention` is
+        added to them.
         """
 
 
 def attention_arguments(condition: Condition, attention: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`joint_attention_kwargs` of one call."""
+    """Return the `joint_attention_kwargs` of one call."""
     own = {} if condition.attention is None else {"attention": condition.attention}
     return {**(attention or {}), **own}

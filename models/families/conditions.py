@@ -1,4 +1,4 @@
-"""Prompts as a user gives them, and the conditioning that a backbone takes beside latents and noise level."""
+"""A user's prompt, and the conditioning: a backbone's inputs besides latents and noise level."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Texts, or their embeddings, as diffusers' pipelines take them.
+    """Texts, or their embeddings, as the arguments of diffusers' pipelines.
 
-    On FLUX.1 `text_2` goes to T5 where it is given, and embeddings come with a pooled vector; other families
+    On FLUX.1 `text_2`, if given, is the text for T5, and embeddings come with a pooled vector; other families
     have neither.
     """
 
@@ -48,7 +48,7 @@ class Prompt:
 
         Args:
             kind: "prompt" or "negative prompt", for the error message.
-            pooled: whether the backbone takes a second text and a pooled vector.
+            pooled: whether the backbone has a second text and a pooled vector.
 
         Raises:
             UserError: unless there are either texts or embeddings, and all embeddings that belong together.
@@ -63,7 +63,7 @@ class Prompt:
         if pooled and (self.embeds is None) != (self.pooled is None):
             raise UserError(f"only one of the {kind}'s two embeddings is given", "give both")
         if self.count == 0:
-            raise UserError(f"a list of no {kind}s is given", "give one or more")
+            raise UserError(f"an empty list of {kind}s is given", "give one or more")
         return self.count
 
 
@@ -75,10 +75,10 @@ def _as_list(text: str | Sequence[str] | None) -> list[str] | None:
 
 @dataclass(frozen=True)
 class Condition:
-    """What one branch of guidance gives to the backbone, for B images.
+    """The conditioning of one branch of guidance, for B images.
 
-    text [B, L, D] and pooled [B, P] (None where the backbone takes none) are in the backbone's dtype;
-    text_ids [L, axes], image_ids [N, axes] and guidance [B] (None where the backbone embeds none) in float32.
+    text [B, L, D] and pooled [B, P] (None for a backbone without it) are in the backbone's dtype;
+    text_ids [L, axes], image_ids [N, axes] and guidance [B] (None if the backbone embeds none) in float32.
     """
 
     text: torch.Tensor

@@ -1,4 +1,4 @@
-"""FLUX.1: T5 tokens and CLIP's pooled vector in, three position axes, guidance embedded (dev) or none
+"""FLUX.1: T5 tokens and CLIP's pooled vector, three position axes, guidance embedded (dev) or none
 (schnell)."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from uhr.models.specs.spec import GuidanceKind
 
 
 class Flux1(Backbone):
-    """`FluxTransformer2DModel`."""
+    """The family of `FluxTransformer2DModel`."""
 
     name = "flux1"
     text_tensors = ("t5", "pooled")
@@ -39,11 +39,11 @@ class Flux1(Backbone):
         )
 
     def embed(self, encoders: TextEncoders, prompt: Prompt) -> Embedded:
-        """T5's "t5" [B, L, D] and CLIP's "pooled" [B, P], its vector at the end token. `prompt.text_2` goes
-        to T5 where it is given, and `prompt.text` then to CLIP alone.
+        """Return T5's "t5" [B, L, D] and CLIP's "pooled" [B, P], its vector at the end token.
 
-        Equal to `FluxPipeline.encode_prompt` with `max_sequence_length` L. T5 runs without an attention mask,
-        as FLUX.1 was trained: padding is part of the sequence, so L belongs into every key of a result.
+        If `prompt.text_2` is given, T5 encodes it, and only CLIP encodes `prompt.text`. The result equals
+        `FluxPipeline.encode_prompt` with `max_sequence_length` L. T5 runs without an attention mask, as
+        FLUX.1 was trained: padding is part of the sequence, so that the result depends on L.
         """
         if prompt.embeds is not None:
             given = {"t5": prompt.embeds, "pooled": prompt.pooled}
@@ -65,18 +65,18 @@ class Flux1(Backbone):
         return {"t5": (length, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
 
     def image_ids(self, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """(0, row, column)."""
+        """Return ids (0, row, column)."""
         return latent.image_ids(rows, columns, device)
 
     def text_ids(self, length: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """All zero."""
+        """Return ids of zeros."""
         return latent.text_ids(length, device)
 
     def guidance_kind(self, transformer: Any, pipeline_config: Mapping[str, Any]) -> GuidanceKind:
         return "embedded" if transformer.config.guidance_embeds else "none"
 
     def text_length(self, transformer: Any) -> int:
-        """512 T5 tokens, or schnell's 256."""
+        """Return 512 T5 tokens, or 256 for schnell."""
         return 512 if transformer.config.guidance_embeds else 256
 
     def noise_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
@@ -109,14 +109,16 @@ class Flux1(Backbone):
 def _texts(
     encoders: TextEncoders, texts: list[str], texts_2: list[str] | None
 ) -> tuple[list[str], list[str]]:
-    """What CLIP and T5 read."""
+    """Return the texts for CLIP and for T5."""
     second = texts if texts_2 is None else texts_2
-    return _written_out(encoders.tokenizer, texts), _written_out(encoders.tokenizer_2, second)
+    return _expanded(encoders.tokenizer, texts), _expanded(encoders.tokenizer_2, second)
 
 
-def _written_out(tokenizer: Any, texts: list[str]) -> list[str]:
-    """The texts with every token of textual inversion that stands for several vectors written out. Only for
-    tokenizers that have such a token: of a long text diffusers' function would print a warning."""
+def _expanded(tokenizer: Any, texts: list[str]) -> list[str]:
+    """Expand each token of textual inversion that has several vectors.
+
+    diffusers' function, which warns of long texts, is called only for tokenizers with such a token.
+    """
     known = tokenizer.get_added_vocab()
     if not any(f"{token}_1" in known for token in known):
         return texts
@@ -128,7 +130,7 @@ def _written_out(tokenizer: Any, texts: list[str]) -> list[str]:
 def _counts(
     encoders: TextEncoders, texts: list[str], texts_2: list[str], two: bool
 ) -> tuple[TokenCount, ...]:
-    """With `two` prompts T5 does not see the first one, so that CLIP alone decides what of it is read."""
+    """Count tokens. With `two` prompts only CLIP reads the first one, so that its limit decides."""
     clip, t5 = token_lengths(encoders.tokenizer, texts), token_lengths(encoders.tokenizer_2, texts_2)
     return (
         TokenCount("second prompt" if two else "prompt", "t5", t5, encoders.lengths["t5"]),

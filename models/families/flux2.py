@@ -1,5 +1,4 @@
-"""FLUX.2 [klein]: Qwen3's hidden states in, four position axes, guidance none (distilled) or two passes
-(base)."""
+"""FLUX.2 [klein]: Qwen3's hidden states, four position axes, no guidance (distilled) or two passes (base)."""
 
 from __future__ import annotations
 
@@ -24,34 +23,35 @@ from uhr.models.ops.schedules import check_calibrated
 from uhr.models.specs.spec import GuidanceKind
 
 TEXT_LAYERS = (9, 18, 27)
-"""Qwen3's hidden states that FLUX.2 [klein] reads, side by side."""
+"""Layers of Qwen3 whose hidden states FLUX.2 [klein] reads, concatenated."""
 
 
 @dataclass(frozen=True)
 class EmpiricalShift:
-    """FLUX.2's dynamic shift: mu over the number of image tokens and the number of steps.
+    """FLUX.2's dynamic shift: mu as a function of the number of image tokens and the number of steps.
 
-    Up to 4,300 tokens two lines fitted at 10 and 200 steps, with a straight line in the steps between and
-    beyond; above it the second line alone, which is FLUX.1's and runs away as that does.
+    Up to 4,300 tokens mu is interpolated linearly in the steps, and extrapolated, between two lines fitted at
+    10 and 200 steps. Above that it is the second line alone, which is FLUX.1's and grows without bound.
     """
 
     steps: int
     max_tokens: int = 4300
 
     def mu(self, tokens: int) -> float:
-        """log of the shift factor, for up to `max_tokens` tokens; diffusers' `compute_empirical_mu`."""
+        """Return the log of the shift factor for at most `max_tokens` tokens: diffusers'
+        `compute_empirical_mu`."""
         at_10, at_200 = 8.73809524e-05 * tokens + 1.89833333, 0.00016927 * tokens + 0.45666666
         slope = (at_200 - at_10) / 190
         return at_200 + slope * (self.steps - 200)
 
     def factor(self, tokens: int) -> float:
-        """exp(mu), refused above `max_tokens`."""
+        """Return exp(mu). Raises UserError above `max_tokens`."""
         check_calibrated(tokens, self.max_tokens, 0.00016927 * tokens + 0.45666666)
         return math.exp(self.mu(tokens))
 
 
 class Flux2(Backbone):
-    """`Flux2Transformer2DModel`."""
+    """The family of `Flux2Transformer2DModel`."""
 
     name = "flux2"
     text_tensors = ("qwen3",)
@@ -60,11 +60,11 @@ class Flux2(Backbone):
         return TextEncoders(pipeline.tokenizer, pipeline.text_encoder, {"qwen3": length})
 
     def embed(self, encoders: TextEncoders, prompt: Prompt, layers: Sequence[int] = TEXT_LAYERS) -> Embedded:
-        """Three of Qwen3's hidden states side by side, "qwen3" [B, L, 3 D].
+        """Return three of Qwen3's hidden states, concatenated: "qwen3" [B, L, 3 D].
 
-        Equal to `Flux2KleinPipeline.encode_prompt` with `max_sequence_length` L: each prompt is a user's turn
-        in the tokenizer's chat template, without thinking; padding is masked in the encoder, and what it
-        computes there is part of the result.
+        The result equals `Flux2KleinPipeline.encode_prompt` with `max_sequence_length` L: each prompt is a
+        user's turn in the tokenizer's chat template, without thinking; padding is masked in the encoder, but
+        its hidden states are part of the result.
         """
         if prompt.embeds is not None:
             return Embedded({"qwen3": prompt.embeds})
@@ -82,7 +82,7 @@ class Flux2(Backbone):
         return Embedded({"qwen3": found}, self.count(encoders, texts))
 
     def count(self, encoders: TextEncoders, texts: Sequence[str]) -> tuple[TokenCount, ...]:
-        """The turns around each text are counted with it."""
+        """Count the tokens of each text with its turn of the chat template."""
         tokens = token_lengths(encoders.tokenizer, _turns(encoders.tokenizer, texts))
         return (TokenCount("prompt", "qwen3", tokens, encoders.lengths["qwen3"]),)
 
@@ -90,20 +90,20 @@ class Flux2(Backbone):
         return {"qwen3": (length, config["joint_attention_dim"])}
 
     def image_ids(self, rows: int, columns: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """(0, row, column, 0)."""
+        """Return ids (0, row, column, 0)."""
         ids = torch.zeros(rows, columns, 4, dtype=torch.float32, device=device)
         ids[..., 1] = torch.arange(rows, device=device)[:, None]
         ids[..., 2] = torch.arange(columns, device=device)[None, :]
         return ids.reshape(rows * columns, 4)
 
     def text_ids(self, length: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """(0, 0, 0, place in the text)."""
+        """Return ids (0, 0, 0, position in the text)."""
         ids = torch.zeros(length, 4, dtype=torch.float32, device=device)
         ids[:, 3] = torch.arange(length, device=device)
         return ids
 
     def guidance_kind(self, transformer: Any, pipeline_config: Mapping[str, Any]) -> GuidanceKind:
-        """klein embeds no guidance: the distilled one takes none, the base one two passes."""
+        """Return "none" for the distilled klein and "cfg" for the base one; neither embeds guidance."""
         if transformer.config.guidance_embeds:
             return "embedded"
         return "none" if pipeline_config.get("is_distilled") else "cfg"
@@ -138,7 +138,7 @@ class Flux2(Backbone):
 
 
 def _turns(tokenizer: Any, texts: Sequence[str]) -> list[str]:
-    """Each text as a user's turn, and the beginning of an answer without thoughts."""
+    """Return each text as a user's turn, with the start of an answer without thinking."""
     return [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}],

@@ -1,1 +1,1 @@
-"""Weight files: what one contains, by names and shapes; the only writer; the file of an adapter."""
+"""Weight files: read their names and shapes, recognise their kind, find an adapter's file, and write them."""

@@ -1,4 +1,4 @@
-"""The file of an adapter."""
+"""Find the file of an adapter."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ from pathlib import Path
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
 from uhr.base.paths import check_utf8
-from uhr.models.files.containers import (
-    ADAPTER,
-    MODEL_INDEX,
-    SAFETENSORS,
-    check_folder,
-    is_gguf,
-    kind_of,
-    stored,
-)
+from uhr.models.files.containers import is_gguf, stored_tensors
+from uhr.models.files.folders import MODEL_INDEX, check_folder
+from uhr.models.files.foreign import SAFETENSORS
+from uhr.models.files.kinds import ADAPTER, kind_of
 
 
 def lora_file(path: str | Path) -> Path:
-    """The safetensors file of an adapter: the file itself, or the only one in a folder.
+    """Return the safetensors file of an adapter: the file itself, or the only one in a folder.
 
-    Raises UserError where there is none, and for a file that is something else, which it names.
+    Raises UserError if there is none, and for a file of another kind, which the error names.
     """
     path = user_path(path)
     check_utf8("adapter", path)
@@ -30,11 +25,11 @@ def lora_file(path: str | Path) -> Path:
     elif not path.exists():
         raise UserError(f"adapter {path} is not there", "name a .safetensors file or the folder of one")
     if is_gguf(path):
-        raise UserError(f"adapter {path} is a GGUF file", "take the .safetensors file that it was made from")
-    kind = kind_of(stored(path))
+        raise UserError(f"adapter {path} is a GGUF file", "use the .safetensors file that it was made from")
+    kind = kind_of(stored_tensors(path))
     if kind is not None and kind != ADAPTER:
         fix = "give a backbone as the model, or as other weights of one; adapters are LoRA files"
-        raise UserError(f"adapter {path} holds {kind}, not an adapter", fix)
+        raise UserError(f"adapter {path} is {kind}, not an adapter", fix)
     return path
 
 
@@ -47,6 +42,6 @@ def _only_file(folder: Path) -> Path:
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise UserError(
-            f"adapter folder {folder} must hold one safetensors file (found: {found})", "name the file"
+            f"adapter folder {folder} must contain one safetensors file (found: {found})", "name the file"
         )
     return files[0]

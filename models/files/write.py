@@ -23,9 +23,9 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 def save_tensors(
     tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors (dense, contiguous, on the CPU) by name to a safetensors file, whole or not at all.
+    """Write tensors (dense, contiguous, on the CPU) by name to a safetensors file, atomically.
 
-    Equal tensors and metadata give equal bytes. Raises OSError where the file cannot be written.
+    Equal tensors and metadata give equal bytes. Raises OSError if the file cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -36,7 +36,7 @@ def save_tensors(
 
 @contextlib.contextmanager
 def as_os_error(path: Path) -> Generator[None]:
-    """Raise safetensors' own error, which a failed write of the block gives, as an OSError about `path`."""
+    """Convert safetensors' own error for a failed write in the block to an OSError about `path`."""
     from safetensors import SafetensorError
 
     try:
@@ -48,7 +48,7 @@ def as_os_error(path: Path) -> Generator[None]:
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put a safetensors file's metadata in order: its writer keeps them in a hash map, so bytes would vary.
+    """Sort a safetensors file's metadata: its writer keeps them in a hash map, so that the bytes would vary.
 
     The file begins with the header's length (8 bytes, little endian) and the header, JSON padded with spaces.
     """

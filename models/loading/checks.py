@@ -20,7 +20,7 @@ from typing import Any
 
 from uhr.base.errors import UserError, one_line
 from uhr.base.quiet import quiet_loading, quiet_reports
-from uhr.models.files.containers import check_folder, check_pointers
+from uhr.models.files.folders import check_folder, check_pointers
 from uhr.models.loading.scheduler_config import SchedulerConfig
 
 WITHOUT_EFFECT = ("num_batches_tracked", "position_ids", "inv_freq")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.models.files.containers import ADAPTER, check_plain, kind_of, part_of, stored
+from uhr.models.files.containers import part_of, stored_tensors
+from uhr.models.files.kinds import ADAPTER, check_plain, kind_of
 from uhr.models.specs.registry import SPECS
 from uhr.models.specs.spec import ModelSpec
 
@@ -67,10 +68,10 @@ def backbone_facts(file: Path) -> dict[str, Any]:
     They are family, num_layers, num_single_layers, width, in_channels, joint_attention_dim, guidance_embeds.
     Raises UserError, which names what the file is, unless it has a FLUX backbone in plain weights or GGUF.
     """
-    weights = {name: tensor for name, (_, tensor) in part_of(stored(file), "transformer").items()}
+    weights = {name: tensor for name, (_, tensor) in part_of(stored_tensors(file), "transformer").items()}
     check_plain(weights, str(file))
     facts = _facts({name: tensor.shape for name, tensor in weights.items()})
-    kind = kind_of(weights, beside=facts is not None)
+    kind = kind_of(weights, with_backbone=facts is not None)
     if facts is not None and kind is None:
         return facts
     if kind == ADAPTER:

@@ -19,7 +19,7 @@ from uhr.base.config import fingerprint
 from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
 from uhr.base.files import sha256_file, user_cache, write_json
-from uhr.models.files.containers import weight_files
+from uhr.models.files.folders import weight_files
 
 SMALL = 16_000_000
 """Bytes of a file that is hashed as quickly as its stored hash is looked up."""

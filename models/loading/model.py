@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uhr.base.console import Advance
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
-from uhr.models.files.containers import under_usual_names, variant_of
+from uhr.models.files.folders import under_usual_names, variant_of
 from uhr.models.loading.checks import load_whole
 from uhr.models.loading.hashes import config_of
 from uhr.models.loading.offload import check as check_offload

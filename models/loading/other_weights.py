@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.models.files.containers import check_plain, kind_of, part_of, stored
+from uhr.models.files.containers import part_of, stored_tensors
+from uhr.models.files.kinds import check_plain, kind_of
 from uhr.models.loading.file_spec import candidates
 from uhr.models.specs.spec import ModelSpec
 
@@ -64,7 +65,7 @@ def _config(component: str, folder: Path) -> dict[str, Any]:
 
 
 def _check_vae(file: Path, spec: ModelSpec) -> None:
-    weights = {name: tensor for name, (_, tensor) in part_of(stored(file), "vae").items()}
+    weights = {name: tensor for name, (_, tensor) in part_of(stored_tensors(file), "vae").items()}
     check_plain(weights, f"--vae {file}")
     inputs = [tensor.shape for name, tensor in weights.items() if name.endswith(VAE_INPUT)]
     if not inputs:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError, one_line
-from uhr.models.files.containers import check_plain, is_gguf, part_of, stored
+from uhr.models.files.containers import is_gguf, part_of, stored_tensors
+from uhr.models.files.kinds import check_plain
 from uhr.models.loading.checks import check_config
 from uhr.models.loading.quantize import check_installed
 
@@ -116,7 +117,7 @@ def _gguf(
     from diffusers import GGUFQuantizationConfig
 
     # check names and shapes first: diffusers' reader ignores missing and unexpected weights
-    names = part_of(stored(file), component)
+    names = part_of(stored_tensors(file), component)
     config = {**cls.load_config(folder / component, local_files_only=True), **changes}
     with torch.device("meta"):
         empty = cls.from_config(config)
@@ -151,7 +152,7 @@ def _read(file: Path, component: str) -> dict[str, torch.Tensor]:
     prefix."""
     from safetensors import SafetensorError, safe_open
 
-    part = part_of(stored(file), component)
+    part = part_of(stored_tensors(file), component)
     check_plain({name: tensor for name, (_, tensor) in part.items()}, str(file))
     try:
         with safe_open(file, framework="pt") as opened:

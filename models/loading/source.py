@@ -11,7 +11,7 @@ from uhr.base.errors import UserError, nearest
 from uhr.base.files import user_path
 from uhr.base.hub import snapshot
 from uhr.base.paths import check_utf8
-from uhr.models.files.containers import MODEL_INDEX as INDEX
+from uhr.models.files.folders import MODEL_INDEX as INDEX
 from uhr.models.specs.registry import SPECS
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")

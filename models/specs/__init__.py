@@ -1,1 +1,1 @@
-"""One small file per family of backbones; each lists its specs in `SPECS` and loads nothing."""
+"""The specs of backbones: one file per family, which lists them in `SPECS` and loads nothing."""

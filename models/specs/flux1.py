@@ -19,7 +19,7 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 LORA_TARGET_SETS = {
     # URAE's: image-stream q, k, v, out of the double blocks, q, k, v of the single ones (190 linears of dev)
     "attention": _ATTENTION,
-    # of diffusers' own FLUX trainer: also the text stream and both feed-forwards of the double blocks
+    # diffusers' own FLUX trainer: also the text stream and both feed-forwards of the double blocks
     "all-linear": (
         *(f"attn.{name}" for name in _ATTENTION),
         "attn.add_q_proj",
@@ -67,7 +67,7 @@ CONFIGS = {
         "use_post_quant_conv": False,
     },
 }
-"""CLIP-L, T5-XXL and the VAE, which both have."""
+"""The configurations of CLIP-L, T5-XXL and the VAE, which both models have."""
 
 _GEOMETRY = {
     "num_layers": 19,
@@ -101,7 +101,7 @@ FLUX1_DEV = ModelSpec(
     steps=28,
     guidance_scale=3.5,
     configs=CONFIGS,
-    notes=("the hub asks to accept the licence first: open the model's page, then `hf auth login`",),
+    notes=("the hub requires accepting the licence first: open the model's page, then `hf auth login`",),
 )
 
 FLUX1_SCHNELL = ModelSpec(

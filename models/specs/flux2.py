@@ -1,8 +1,8 @@
 """FLUX.2 [klein]: 9 and 4 billion parameters, each distilled to 4 steps or as its undistilled base.
 
-Names, licences, steps and which is distilled are the maker's (README of black-forest-labs/flux2). Block
-counts, heads and text widths are those of that repository's parameter classes as several third parties list
-them, all alike; they were not checked against weights. The rest is diffusers' own default.
+Names, licences, steps and which is distilled are from the README of black-forest-labs/flux2. Block counts,
+heads and text widths are those of that repository's parameter classes as several third parties list them, all
+alike; they were not checked against weights. All other values are diffusers' defaults.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj")
 
 
 def lora_target_sets(single_blocks: int) -> dict[str, tuple[str, ...]]:
-    """The named sets for a transformer of so many single blocks.
+    """Return the named sets for a transformer with `single_blocks` single blocks.
 
-    Their output is named block by block: in the double blocks the same suffix is a list of modules.
+    The single blocks' output is named block by block: in the double blocks that suffix is a list of modules.
     """
     return {
         # the image stream of the double blocks, and the single blocks' one projection of query, key, value
-        # and the MLP's input: what "attention" of FLUX.1 comes nearest to
+        # and the MLP's input: the nearest to "attention" of FLUX.1
         "attention": _ATTENTION,
         # the text stream, the feed-forwards and the single blocks' output as well
         "all-linear": (
@@ -128,7 +128,7 @@ FLUX2_KLEIN_9B = ModelSpec(
     guidance_scale=None,
     latent_channels=32,
     notes=(
-        "the hub asks to accept the licence first: open the model's page, then `hf auth login`",
+        "the hub requires accepting the licence first: open the model's page, then `hf auth login`",
         "block counts and widths are from third-party listings, not checked against weights",
     ),
     configs=CONFIGS_9B,

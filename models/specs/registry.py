@@ -18,27 +18,24 @@ def names() -> list[str]:
 
 
 def get(name: str) -> ModelSpec:
-    """The spec of that name; UserError with the nearest names otherwise."""
+    """Return the spec of that name. Raises UserError, which suggests the nearest names, if there is none."""
     if name not in SPECS:
         raise unknown("model spec", name, SPECS)
     return SPECS[name]
 
 
 def find(index: Mapping[str, Any], transformer_config: Mapping[str, Any]) -> ModelSpec | None:
-    """The spec whose `model_index.json` and transformer configuration these are; None if none has them."""
+    """Return the spec with this `model_index.json` and transformer configuration; None if there is none."""
     for spec in _siblings(str(index.get("_class_name"))):
-        # diffusers takes what an index does not say for False
+        # diffusers' default for a key that the index lacks is False
         pipeline_config = {key: index.get(key, False) for key in spec.pipeline_config}
-        if pipeline_config == spec.pipeline_config and _holds(spec.transformer_config, transformer_config):
+        if pipeline_config == spec.pipeline_config and _contains(transformer_config, spec.transformer_config):
             return spec
     return None
 
 
 def match(index: Mapping[str, Any], transformer_config: Mapping[str, Any], where: str) -> ModelSpec:
-    """As `find`; UserError where no spec has them.
-
-    `where` names the checkpoint in the error for a pipeline or a geometry that no spec has.
-    """
+    """Do the same as `find`, but raise UserError, in which `where` names the checkpoint, if there is none."""
     pipeline_class = str(index.get("_class_name"))
     siblings = _siblings(pipeline_class)
     if not siblings:
@@ -64,5 +61,5 @@ def _siblings(pipeline_class: str) -> list[ModelSpec]:
     return [spec for spec in SPECS.values() if spec.pipeline_class == pipeline_class]
 
 
-def _holds(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    return all(found.get(key) == value for key, value in wanted.items())
+def _contains(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    return all(found.get(key) == value for key, value in expected.items())

@@ -17,8 +17,8 @@ passes with and without the prompt ("cfg")."""
 class Licence:
     """The licence of published weights.
 
-    `id` is what goes into a model card's `license:` (an SPDX name, or "other" with `name` beside it);
-    `commercial` says whether the weights may be used commercially without asking.
+    `id` is the value of a model card's `license:` (an SPDX name, or "other" with `name` as its name);
+    `commercial` is whether the weights may be used commercially without an agreement.
     """
 
     id: str
@@ -29,9 +29,9 @@ class Licence:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One backbone: how to recognise it, its latent geometry, how it is guided, and what it may be used for.
+    """A backbone's name, its configuration, latent geometry, guidance and licence.
 
-    Making one loads nothing. Sizes are in pixels and named (height, width) in this order everywhere.
+    Creating one loads nothing. Sizes are in pixels, in the order (height, width) everywhere.
     """
 
     name: str
@@ -44,11 +44,11 @@ class ModelSpec:
     """Every part by its folder name, as `library:Class`."""
 
     transformer_config: Mapping[str, Any]
-    """The values of `transformer/config.json` by which this backbone is told from its siblings."""
+    """The values of `transformer/config.json` that distinguish this backbone from its siblings."""
 
     native_size: int
-    """Side in px of the square that the backbone was trained at. Base pass, window and patch are ratios of
-    it."""
+    """Side in px of the square that the backbone was trained at. The sizes of base pass, window and patch are
+    relative to it."""
 
     guidance: GuidanceKind
     text_lengths: Mapping[str, int]
@@ -74,18 +74,18 @@ class ModelSpec:
     patch: int = 2
     latent_channels: int = 16
     pipeline_config: Mapping[str, Any] = field(default_factory=dict)
-    """Values of `model_index.json` that are no components: they tell siblings apart, and a pipeline takes
-    them."""
+    """Values of `model_index.json` besides the components: they distinguish siblings, and are arguments of
+    the pipeline."""
 
     notes: tuple[str, ...] = field(default=())
 
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What the published `config.json` of the VAE and of each text encoder says of their shapes: by these a
-    spec's costs are known without any file."""
+    """Shapes from the published `config.json` of the VAE and of each text encoder, from which costs are
+    estimated without any file."""
 
     scheduler_config: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """Of a checkpoint whose folder is known: what its `scheduler_config.json` says. Empty for a spec of the
-    registry, of which `shift` is all that is known."""
+    """The `scheduler_config.json` of a checkpoint whose folder is known. Empty for a spec of the registry,
+    which has `shift` only."""
 
     @property
     def pixel_multiple(self) -> int:
@@ -104,14 +104,14 @@ class ModelSpec:
 
     @property
     def tiny(self) -> bool:
-        """Random weights, made here: images of it are no art."""
+        """Whether it has random weights, made here."""
         return self.hub_id is None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of image tokens of an image of height x width px."""
+        """Return the rows and columns of image tokens of an image of height x width px."""
         return height // self.pixel_multiple, width // self.pixel_multiple
 
     def tokens(self, height: int, width: int) -> int:
-        """Image tokens (packed latent positions) of an image of height x width px; text not counted."""
+        """Return the number of image tokens (packed latent positions) of height x width px, without text."""
         rows, columns = self.grid(height, width)
         return rows * columns

@@ -1,7 +1,6 @@
 """Tiny backbones: the real classes, the real VAE factor and text lengths, random weights, a few megabytes.
 
-Everything that a real checkpoint goes through, they go through as well: the same loading code, adapters,
-samplers. What they paint is no image of anything.
+They use the same loading code, adapters and samplers as a real checkpoint. Their images show nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from uhr.models.specs.spec import Licence
 _LICENCE = Licence(
     id="apache-2.0", name="Apache-2.0", url="https://www.apache.org/licenses/LICENSE-2.0", commercial=True
 )
-_NOTES = ("random weights: what it paints is no image of anything",)
+_NOTES = ("random weights: its images show nothing",)
 
 TINY_FLUX1 = replace(
     FLUX1_DEV,
@@ -60,7 +59,7 @@ TINY_FLUX2 = replace(
 TINY_FLUX2_BASE = replace(
     TINY_FLUX2,
     name="tiny-flux2-base",
-    summary="the same weights called undistilled, so that two passes guide them",
+    summary="the same weights as an undistilled model, guided by two passes",
     pipeline_config={"is_distilled": False},
     guidance="cfg",
     guidance_scale=4.0,

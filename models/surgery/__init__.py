@@ -1,1 +1,1 @@
-"""Named, reversible changes of a loaded model, and the record of them."""
+"""Named, reversible edits of a loaded model, and their record."""

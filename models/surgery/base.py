@@ -1,8 +1,8 @@
 """Surgery: a named, reversible edit of a model, listed in checkpoints and cards.
 
 How to write one. Derive from `Surgery`; its pydantic fields are its parameters (JSON values). Set `name`, and
-`seats`: the places of the model that it edits, in words that its rivals use too ("transformer.pos_embed").
-Write `perform`, which checks the model first, edits it, and returns what `undo` needs to put everything back
+`seats`: the places of the model that it edits, in names that others share ("transformer.pos_embed").
+Write `perform`, which checks the model first, edits it, and returns what `undo` needs to restore everything
 bitwise. Add one line to `KNOWN`. The bookkeeping is done here:
 
     surgery.apply(model); applied(model); surgery.revert(model)
@@ -10,9 +10,9 @@ bitwise. Add one line to `KNOWN`. The bookkeeping is done here:
     with temporarily(model, surgery): ...
     record(model) -> JSON list;  compose(fresh_model, from_record(the_list))
 
-Rules. A surgery is applied once (`key` tells two of a kind apart, such as two adapters). Two that share a
-seat exclude each other. `after` names those that must be on the model first if both are; what something later
-stands on is reverted last. The list lives on the model itself, so it follows `copy.deepcopy` and pickling.
+Rules. A surgery is applied once (`key` distinguishes two of a kind, such as two adapters). Two that share a
+seat exclude each other. `after` names those that must be applied before it if both are, and reverted after
+it. The list is an attribute of the model, so it follows `copy.deepcopy` and pickling.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KNOWN: Mapping[str, str] = {
     "token-masked-lora": "uhr.models.adapters.surgeries:TokenMaskedLora",
     "vae-f16": "uhr.models.vae.f16:F16",
 }
-"""Name -> import path. A surgery of the user's own is recorded by its import path instead."""
+"""Name -> import path. A user's own surgery is recorded by its import path instead."""
 
 _LIST = "_uhr_surgeries"
 
@@ -46,12 +46,12 @@ _LIST = "_uhr_surgeries"
 class _Applied:
     surgery: Surgery
     kept: Any
-    """What `perform` returned. A module in here is out of the model's reach (`to`, `state_dict`): one that
-    has weights belongs inside its replacement instead."""
+    """The value that `perform` returned. A module in it is not part of the model (`to`, `state_dict`): one
+    with weights belongs inside its replacement instead."""
 
 
 class Surgery(Config):
-    """One edit with its parameters. Equal if of one class with equal parameters; immutable."""
+    """An edit with its parameters; immutable. Two are equal if their classes and parameters are."""
 
     name: ClassVar[str]
     seats: ClassVar[frozenset[str]] = frozenset()
@@ -59,24 +59,25 @@ class Surgery(Config):
 
     @abstractmethod
     def perform(self, model: Any) -> Any:
-        """Edit `model` in place and return what `undo` needs. A UserError leaves the model untouched."""
+        """Edit `model` in place and return what `undo` needs. Must not change the model if it raises."""
 
     @abstractmethod
     def undo(self, model: Any, kept: Any) -> None:
-        """Put back exactly what was there; `kept` is what `perform` returned."""
+        """Restore the model exactly; `kept` is the value that `perform` returned."""
 
     @property
     def key(self) -> str:
-        """What no two surgeries on one model share."""
+        """The identifier that is unique among the surgeries on a model."""
         return self.name
 
     def describe(self) -> dict[str, Any]:
-        """JSON: `surgery` (the name, or the import path of a class that `KNOWN` lacks) and the parameters."""
+        """Return JSON: `surgery` (the name, or the import path if `KNOWN` lacks it) and the parameters."""
         path = f"{type(self).__module__}:{type(self).__qualname__}"
         return {"surgery": self.name if self.name in KNOWN else path, **self.model_dump(mode="json")}
 
     def apply(self, model: Any) -> None:
-        """Perform on `model` and list it there. UserError where a rule of this module forbids it."""
+        """Perform it on `model` and add it to the model's list. Raises UserError if a rule of this module
+        forbids it."""
         entries = _entries(model)
         for other in (entry.surgery for entry in entries):
             _check_pair(other, self)
@@ -84,17 +85,20 @@ class Surgery(Config):
         setattr(model, _LIST, [*entries, _Applied(self, kept)])
 
     def revert(self, model: Any) -> None:
-        """Undo on `model`; UserError if it is not on it or if something else stands on top of it."""
+        """Undo it on `model`. Raises UserError if it is not applied, or if a later one must be reverted
+        first."""
         entries = _entries(model)
-        here = [i for i, entry in enumerate(entries) if entry.surgery == self]
-        if not here:
+        places = [i for i, entry in enumerate(entries) if entry.surgery == self]
+        if not places:
             raise UserError(f"surgery '{self.key}' is not on this {type(model).__name__}", _listing(entries))
-        for entry in entries[here[0] + 1 :]:
+        for entry in entries[places[0] + 1 :]:
             if self.name in entry.surgery.after:
-                over = entry.surgery.key
-                raise UserError(f"surgery '{over}' stands on '{self.key}'", f"revert '{over}' first")
-        self.undo(model, entries[here[0]].kept)
-        left = entries[: here[0]] + entries[here[0] + 1 :]
+                later = entry.surgery.key
+                raise UserError(
+                    f"surgery '{later}' was applied after '{self.key}'", f"revert '{later}' first"
+                )
+        self.undo(model, entries[places[0]].kept)
+        left = entries[: places[0]] + entries[places[0] + 1 :]
         if left:
             setattr(model, _LIST, left)
         else:
@@ -102,17 +106,20 @@ class Surgery(Config):
 
 
 def applied(model: Any) -> list[Surgery]:
-    """The surgeries on `model`, in the order of their application."""
+    """Return the surgeries on `model`, in the order of their application."""
     return [entry.surgery for entry in _entries(model)]
 
 
 def record(model: Any) -> list[dict[str, Any]]:
-    """`applied` as JSON, for checkpoints and cards."""
+    """Return `applied` as JSON, for checkpoints and cards."""
     return [surgery.describe() for surgery in applied(model)]
 
 
 def from_record(records: Iterable[Mapping[str, Any]], where: str = "surgeries") -> list[Surgery]:
-    """The surgeries of a checkpoint's list. `where` names the list in the error for an entry that is none."""
+    """Return the surgeries of a checkpoint's list.
+
+    Raises UserError, in which `where` names the list, for an invalid entry.
+    """
     return [_from_entry(entry, f"{where}.{i}") for i, entry in enumerate(records)]
 
 
@@ -126,13 +133,13 @@ def _from_entry(entry: Mapping[str, Any], where: str) -> Surgery:
     cls = load_object(KNOWN.get(name, name), "surgery")
     if not (isinstance(cls, type) and issubclass(cls, Surgery)):
         raise UserError(
-            f"{where}: '{name}' is no Surgery", "name a class derived from uhr.models.surgery.base.Surgery"
+            f"{where}: '{name}' is not a Surgery", "name a class derived from uhr.models.surgery.base.Surgery"
         )
     return build(cls, fields, where)
 
 
 def compose(model: Any, surgeries: Sequence[Surgery]) -> None:
-    """Apply all of them, each after those that its `after` names and otherwise as given; all or none."""
+    """Apply all surgeries or none, in the given order, but each after those that its `after` names."""
     done: list[Surgery] = []
     try:
         for surgery in _ordered(surgeries):
@@ -146,7 +153,7 @@ def compose(model: Any, surgeries: Sequence[Surgery]) -> None:
 
 @contextlib.contextmanager
 def temporarily(model: Any, *surgeries: Surgery) -> Generator[None]:
-    """Apply the surgeries for the length of a `with` block."""
+    """Apply the surgeries in a `with` block."""
     compose(model, surgeries)
     try:
         yield
@@ -160,7 +167,7 @@ def _entries(model: Any) -> list[_Applied]:
 
 
 def _listing(entries: Sequence[_Applied]) -> str:
-    return f"on it: {', '.join(entry.surgery.key for entry in entries) or 'none'}"
+    return f"applied: {', '.join(entry.surgery.key for entry in entries) or 'none'}"
 
 
 def _check_pair(earlier: Surgery, later: Surgery) -> None:
@@ -177,13 +184,13 @@ def _check_pair(earlier: Surgery, later: Surgery) -> None:
 
 
 def _ordered(surgeries: Sequence[Surgery]) -> list[Surgery]:
-    """A stable order in which everything follows what its `after` names."""
+    """Return a stable order in which each surgery follows those that its `after` names."""
     waiting, result = list(surgeries), []
     while waiting:
         names = {surgery.name for surgery in waiting}
         free = [surgery for surgery in waiting if not surgery.after & (names - {surgery.name})]
         if not free:
-            raise UserError(f"surgeries {', '.join(sorted(names))} each want to follow another", "drop one")
+            raise UserError(f"surgeries {', '.join(sorted(names))} must each follow another", "drop one")
         result.append(free[0])
         waiting.remove(free[0])
     return result

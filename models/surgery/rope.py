@@ -1,4 +1,4 @@
-"""Position embeddings as surgeries: named in recipes, listed in checkpoints and cards, reversible."""
+"""Surgeries that replace the position embedding; named in recipes, listed in checkpoints and cards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uhr.models.surgery.base import Surgery
 
 
 class RopeSurgery(Surgery):
-    """Replaces a FLUX transformer's `pos_embed`; theta and axes are taken from the one that was there."""
+    """Replace a FLUX transformer's `pos_embed`, with the same theta and axes."""
 
     seats: ClassVar[frozenset[str]] = frozenset({"transformer.pos_embed"})
 
@@ -29,11 +29,11 @@ class RopeSurgery(Surgery):
 
     @abstractmethod
     def embedding(self, theta: float, axes: tuple[int, ...]) -> Any:
-        """The embedding to put in."""
+        """Return the new embedding."""
 
 
 class RopeNtk(RopeSurgery):
-    """`rope.NtkPosEmbed`; factor 10 is what every method that uses it has."""
+    """Use `rope.NtkPosEmbed`; all methods that use it have factor 10."""
 
     name: ClassVar[str] = "rope-ntk"
     factor: float = Field(default=10.0, gt=0)
@@ -46,7 +46,7 @@ class RopeNtk(RopeSurgery):
 
 
 class RopeYarn(RopeSurgery):
-    """`rope.YarnPosEmbed`; `window` is in tokens a side, 64 for FLUX, a spec's native side in tokens."""
+    """Use `rope.YarnPosEmbed`; `window` is a spec's native side in tokens, 64 for FLUX."""
 
     name: ClassVar[str] = "rope-yarn"
     window: int = Field(gt=0)
@@ -58,7 +58,7 @@ class RopeYarn(RopeSurgery):
 
 
 class RopeResonance(RopeSurgery):
-    """`rope.ResonancePosEmbed`, UltraFlux's; `window` as for YaRN."""
+    """Use UltraFlux's `rope.ResonancePosEmbed`; `window` as for YaRN."""
 
     name: ClassVar[str] = "rope-resonance"
     window: int = Field(gt=0)

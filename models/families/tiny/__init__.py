@@ -18,10 +18,10 @@ from uhr.models.specs.spec import ModelSpec
 
 
 def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
-    """Write a tiny checkpoint that the stock pipeline's `from_pretrained` loads; the folder's path.
+    """Write a tiny checkpoint that the stock pipeline's `from_pretrained` loads; return the folder's path.
 
-    The same seed gives the same bytes. A folder that holds anything is refused; where the disk takes no more,
-    nothing is left there, and the error is a UserError.
+    The same seed gives the same bytes. Raises UserError for a folder that is not empty, and for a full disk,
+    in which case nothing is left in the folder.
     """
     spec = get(spec_name)
     if not spec.tiny:
@@ -32,7 +32,7 @@ def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
 
     from uhr.base.quiet import quiet_loading
 
-    # the classes draw initial weights of their own: keep that off the caller's generator
+    # the classes draw initial weights: that must not change the caller's generator
     with torch.random.fork_rng(devices=[]), quiet_loading():
         pipeline = _family(spec).pipeline(spec, seed)
         with saving(folder, "make room, or name another folder"), all_or_nothing(folder), as_os_error(folder):
@@ -42,7 +42,7 @@ def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
 
 
 def component(spec: ModelSpec, name: str) -> Any:
-    """A module of a tiny pipeline as its class makes it, its weights not drawn: for its shape."""
+    """Return a module of a tiny pipeline with its class's initial weights, for its shapes."""
     return _family(spec).COMPONENTS[name](spec)
 
 

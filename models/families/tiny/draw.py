@@ -1,4 +1,4 @@
-"""Seeded random weights under which signals neither die nor explode."""
+"""Seeded random weights with which signals neither vanish nor explode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Gain = Callable[[str], tuple[float, float]]
 
 
 def draw(module: Any, component: str, seed: int, gain: Gain) -> Any:
-    """Fill every parameter from its own stream, named by seed, component and parameter: no order matters."""
+    """Fill every parameter from its own random stream, seeded by seed, component and name, in any order."""
     import torch
 
     with torch.no_grad():
@@ -25,14 +25,14 @@ def draw(module: Any, component: str, seed: int, gain: Gain) -> Any:
 
 
 def stream(name: str, component: str, seed: int) -> Any:
-    """numpy's generator rather than torch's: it is the same on every processor."""
+    """Return a parameter's generator: numpy's, which unlike torch's is the same on every processor."""
     import numpy as np
 
     return np.random.default_rng([seed, zlib.crc32(f"{component}.{name}".encode())])
 
 
 def values(name: str, shape: tuple[int, ...], component: str, seed: int, gain: Gain) -> torch.Tensor:
-    """float32 of a parameter's shape."""
+    """Return a parameter's values, float32 in its shape."""
     import numpy as np
     import torch
 
@@ -41,7 +41,7 @@ def values(name: str, shape: tuple[int, ...], component: str, seed: int, gain: G
         scale, mean = (0.02, 1.0) if "norm" in name and name.endswith("weight") else (0.02, 0.0)
     else:
         embedding = any(
-            word in name for word in ("embedding.weight", "shared", "embed_tokens", "relative_attention")
+            part in name for part in ("embedding.weight", "shared", "embed_tokens", "relative_attention")
         )
         fan_in = 1 if embedding else math.prod(shape[1:])
         factor, mean = gain(name)

@@ -17,7 +17,7 @@ SCALING, SHIFT = 0.3611, 0.1159
 
 
 def pipeline(spec: ModelSpec, seed: int) -> Any:
-    """The whole pipeline, weights drawn."""
+    """Return the whole pipeline with random weights."""
     import torch
     from diffusers import FluxPipeline
 
@@ -36,7 +36,7 @@ def pipeline(spec: ModelSpec, seed: int) -> Any:
 
 
 def scheduler() -> Any:
-    """As published with FLUX.1-dev, and with FLUX.2."""
+    """Return the scheduler that is published with FLUX.1-dev and with FLUX.2."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(
@@ -65,7 +65,7 @@ def _transformer(spec: ModelSpec) -> Any:
 
 
 def vae_shape(spec: ModelSpec) -> dict[str, Any]:
-    """What the VAEs of all families are made with."""
+    """Return the configuration that the VAEs of all families share."""
     return {
         "down_block_types": ("DownEncoderBlock2D",) * len(VAE_CHANNELS),
         "up_block_types": ("UpDecoderBlock2D",) * len(VAE_CHANNELS),
@@ -150,7 +150,7 @@ def _t5(spec: ModelSpec) -> Any:
 
 
 COMPONENTS = {"transformer": _transformer, "vae": _vae, "text_encoder": _clip, "text_encoder_2": _t5}
-"""What makes each module of the pipeline."""
+"""The function that makes each module of the pipeline."""
 
 
 def _transformer_gain(name: str) -> tuple[float, float]:
@@ -173,8 +173,8 @@ def _vae_gain(name: str) -> tuple[float, float]:
 
 
 def _set_latent_statistics(vae: Any) -> None:
-    """Posterior mean centred on the shift, and a narrow posterior (log variance about -6) as trained VAEs
-    have."""
+    """Centre the posterior's mean on the shift, and make it narrow (log variance about -6), as trained
+    VAEs."""
     channels = vae.config.latent_channels
     head = vae.encoder.conv_out
     head.bias[:channels] += SHIFT

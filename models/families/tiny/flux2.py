@@ -17,12 +17,11 @@ CHAT = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
-"""The turns that a prompt is wrapped in, as Qwen3 writes them: a user's turn, and an answer without
-thoughts."""
+"""The turns of a prompt in Qwen3's chat template: the user's turn, and an answer without thinking."""
 
 
 def pipeline(spec: ModelSpec, seed: int) -> Any:
-    """The whole pipeline, weights drawn."""
+    """Return the whole pipeline with random weights."""
     from diffusers import Flux2KleinPipeline
 
     vae = draw(_vae(spec), "vae", seed, _vae_gain)
@@ -92,11 +91,11 @@ def _qwen3(spec: ModelSpec) -> Any:
 
 
 COMPONENTS = {"transformer": _transformer, "vae": _vae, "text_encoder": _qwen3}
-"""What makes each module of the pipeline."""
+"""The function that makes each module of the pipeline."""
 
 
 def _transformer_gain(name: str) -> tuple[float, float]:
-    # found by trying: velocities of unit size, as those of unit noise and unit data are, and a prompt that
+    # found by trial: velocities of unit size, as those of unit noise and unit data are, and a prompt that
     # shows (the modulation has no biases that would open its gates, and no pooled prompt goes into it)
     if name == "proj_out.weight":
         return 0.9, 0.0
@@ -116,8 +115,8 @@ def _vae_gain(name: str) -> tuple[float, float]:
 
 
 def _set_latent_statistics(vae: Any, seed: int) -> None:
-    """A narrow posterior (log variance about -6) as trained VAEs have, and a BatchNorm whose every channel
-    has a mean and a variance of its own, near those of the latents."""
+    """Make the posterior narrow (log variance about -6), as in trained VAEs, and give each channel of the
+    BatchNorm its own mean and variance, near those of the latents."""
     import numpy as np
     import torch
 

@@ -242,7 +242,7 @@ def test_a_part_for_t5_is_refused(transformer, tmp_path, name):
             lambda folder: (folder / "x.ckpt").write_bytes(b"pickle") and folder / "x.ckpt",
             "x.ckpt is a pickle by its name",
         ),
-        (lambda folder: folder, r"must hold one safetensors file \(found: none\)"),
+        (lambda folder: folder, r"must contain one safetensors file \(found: none\)"),
         (lambda folder: (folder / "x.safetensors").write_bytes(b"junk") and folder, r"is text, .*\(junk\)"),
         (
             lambda folder: write(folder / "x.safetensors", {"unet.a": torch.zeros(1)}),

@@ -17,7 +17,8 @@ from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.models import zoo
 from uhr.models.files.adapter import lora_file
-from uhr.models.files.containers import kind_of, stored
+from uhr.models.files.containers import stored_tensors
+from uhr.models.files.kinds import kind_of
 from uhr.models.loading.hashes import hash_of
 
 FILE = "diffusion_pytorch_model.safetensors"
@@ -57,9 +58,9 @@ OTHERS = {
     "model index": ("model_index.json", lambda _: b'{"_class_name": "X"}', "is the index of a whole model"),
     "config": ("config.json", lambda _: b'{"_class_name": "X"}', "is a configuration, not weights"),
     "zeros": ("flux.safetensors", lambda _: bytes(4096), "begins with zeros, as a download that is"),
-    "torch": ("flux.pt", lambda _: torch_zip(), "is a pickle of PyTorch's: it can run code, so it is never"),
-    "torch, renamed": ("flux.safetensors", lambda _: torch_zip(), "is a pickle of PyTorch's"),
-    "torch, cut": ("flux.bin", lambda _: torch_zip()[:200], "is a pickle of PyTorch's"),
+    "torch": ("flux.pt", lambda _: torch_zip(), "is a PyTorch pickle: it can run code, so it is never"),
+    "torch, renamed": ("flux.safetensors", lambda _: torch_zip(), "is a PyTorch pickle"),
+    "torch, cut": ("flux.bin", lambda _: torch_zip()[:200], "is a PyTorch pickle"),
     "pickle": ("flux.ckpt", lambda _: pickle.dumps({"a": 1}), "is a pickle: it can run code"),
     "zip": ("flux.safetensors", lambda _: zipped(), "is a zip archive: unpack it"),
     "gzip": ("flux.safetensors", lambda _: b"\x1f\x8b\x08" + b"\x01" * 99, "is a gzip archive: unpack it"),
@@ -68,12 +69,12 @@ OTHERS = {
     "ONNX": ("flux.onnx", lambda _: b"\x08\x08\x12\x07pytorch" + b"\x01" * 99, "is an ONNX model"),
     "TensorRT": ("flux.engine", lambda _: b"\x01\x02" * 99, "is a TensorRT engine, built for one GPU"),
     "TensorRT, by its bytes": ("flux", lambda _: b"ftrt" + b"\x01" * 99, "is a TensorRT engine"),
-    "Flax": ("flux.msgpack", lambda _: b"\x81\xa6params" + b"\x01" * 99, "is a file of Flax's"),
-    "numpy": ("flux.npy", lambda _: b"\x93NUMPY\x01\x00" + b"\x01" * 99, "is an array of NumPy's"),
+    "Flax": ("flux.msgpack", lambda _: b"\x81\xa6params" + b"\x01" * 99, "is a Flax file"),
+    "numpy": ("flux.npy", lambda _: b"\x93NUMPY\x01\x00" + b"\x01" * 99, "is a NumPy array"),
     "part": ("flux.safetensors.part", lambda _: b"\x01\x02" * 99, "is a download that is not finished"),
     "gguf, renamed": ("flux.safetensors", gguf_bytes, "is a GGUF file by its content: rename it"),
-    "gguf, cut": ("flux.gguf", lambda p: gguf_bytes(p)[:60], "is damaged or cut short"),
-    "gguf, a stub": ("flux.gguf", lambda _: b"GGUF", "is damaged or cut short"),
+    "gguf, cut": ("flux.gguf", lambda p: gguf_bytes(p)[:60], "is damaged or truncated"),
+    "gguf, a stub": ("flux.gguf", lambda _: b"GGUF", "is damaged or truncated"),
     "unknown": ("flux.safetensors", lambda _: b"\x01\x02" * 99, r"begins with 01 02 01 02"),
 }  # fmt: skip
 
@@ -84,7 +85,7 @@ def test_what_is_no_file_of_weights_is_named_for_what_it_is(other, tmp_path):
     file = tmp_path / name
     file.write_bytes(content(tmp_path))
     with pytest.raises(UserError, match=message) as caught:
-        stored(file)
+        stored_tensors(file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.fix
@@ -109,11 +110,11 @@ def test_a_file_that_is_cut_anywhere_says_how_much_of_it_is_there(whole, tmp_pat
     for size in (9, header - 5, header, header + 1, len(data) - 1):
         cut.write_bytes(data[:size])
         of = "" if size < header else f" of {len(data):,}"
-        with pytest.raises(UserError, match=rf"is cut short: it has {size:,}{of} bytes: download it again"):
-            stored(cut)
+        with pytest.raises(UserError, match=rf"is truncated: it has {size:,}{of} bytes: download it again"):
+            stored_tensors(cut)
     cut.write_bytes(data + b"more")
     with pytest.raises(UserError, match="has a header that does not fit"):
-        stored(cut)
+        stored_tensors(cut)
     for text in (
         b"{not json",
         b'{"a": 1}',
@@ -122,8 +123,8 @@ def test_a_file_that_is_cut_anywhere_says_how_much_of_it_is_there(whole, tmp_pat
     ):
         cut.write_bytes(struct.pack("<Q", len(text)) + text)
         with pytest.raises(UserError, match="has a damaged header"):
-            stored(cut)
-    assert {name: (t.shape, t.dtype) for name, t in stored(whole).items()} == {
+            stored_tensors(cut)
+    assert {name: (t.shape, t.dtype) for name, t in stored_tensors(whole).items()} == {
         "img_in.weight": ((8, 4), "F32"), "a": ((3,), "F32"),
     }  # fmt: skip
 
@@ -132,8 +133,8 @@ def test_a_file_that_is_cut_anywhere_says_how_much_of_it_is_there(whole, tmp_pat
 def test_one_shard_of_several_says_of_how_many_and_a_shard_of_one_is_whole(whole, suffix, tmp_path):
     shard = shutil.copy(whole, tmp_path / f"model-00002-of-00007{suffix}")
     with pytest.raises(UserError, match="is one shard of 7: name the folder with all of them"):
-        stored(tmp_path / shard.name)
-    assert stored(shutil.copy(whole, tmp_path / "model-00001-of-00001.sft"))
+        stored_tensors(tmp_path / shard.name)
+    assert stored_tensors(shutil.copy(whole, tmp_path / "model-00001-of-00001.sft"))
 
 
 QUANTISED = {
@@ -182,7 +183,7 @@ def test_integers_in_place_of_weights_are_never_cast_to_numbers(backbone, tiny_f
     name = "transformer_blocks.0.attn.to_q.weight"
     save_file({**backbone, name: backbone[name].to(torch.int8)}, file)
     for read in (zoo.open_model, lambda path: zoo.load_component(tiny_flux, "transformer", weights=path)):
-        with pytest.raises(UserError, match=f"holds {name} as I8, which is no plain floating-point weight"):
+        with pytest.raises(UserError, match=f"has {name} as I8, which is not a plain floating-point weight"):
             read(file)
 
 
@@ -226,7 +227,7 @@ def test_weights_of_something_else_are_named_where_a_model_or_an_adapter_is_want
     if kind == "an adapter":
         assert lora_file(file) == file
     else:
-        with pytest.raises(UserError, match=f"holds {kind}, not an adapter: give"):
+        with pytest.raises(UserError, match=f"is {kind}, not an adapter: give"):
             lora_file(file)
 
 
@@ -235,12 +236,12 @@ def test_what_is_built_of_a_backbone_and_more_is_no_backbone(backbone, tmp_path)
     save_file({**backbone, "controlnet_x_embedder.weight": torch.zeros(2, 2)}, file)
     with pytest.raises(UserError, match="has no FLUX backbone but a ControlNet"):
         zoo.open_model(file)
-    assert kind_of(stored(file)) == "a ControlNet"
+    assert kind_of(stored_tensors(file)) == "a ControlNet"
 
 
 def test_a_model_is_no_adapter_be_it_a_file_or_a_folder(backbone, tiny_flux, tmp_path):
     save_file(backbone, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="holds a whole backbone, not an adapter"):
+    with pytest.raises(UserError, match="is a whole backbone, not an adapter"):
         lora_file(tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="is a whole model, not an adapter"):
         lora_file(tiny_flux)
@@ -305,8 +306,8 @@ def test_shards_of_one_variant_are_read(component, usual, tiny_flux, tmp_path):
 def test_weights_that_bitsandbytes_stored_want_a_gpu(component, tiny_flux, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny_flux, tmp_path / "m")
     config = folder / component / "config.json"
-    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": stored}))
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": quantised}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
         UserError, match=rf"{component} of .* is stored quantised by bitsandbytes, which requires a GPU"
@@ -328,7 +329,7 @@ def test_weights_of_a_component_that_are_cut_short_are_named(tiny_flux, tmp_path
         folder = shutil.copytree(tiny_flux, tmp_path / component)
         file = folder / component / name
         file.write_bytes(file.read_bytes()[:-100])
-        with pytest.raises(UserError, match=rf"{name} is cut short: it has .* of .* bytes"):
+        with pytest.raises(UserError, match=rf"{name} is truncated: it has .* of .* bytes"):
             zoo.load_component(folder, component)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.models import zoo
-from uhr.models.files.containers import stored
+from uhr.models.files.containers import stored_tensors
 from uhr.models.loading.file_spec import candidates
 from uhr.models.specs import registry
 
@@ -89,5 +89,5 @@ def test_shapes_of_gguf_come_in_the_order_of_the_others(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "gguf", SimpleNamespace(GGUFReader=GGUFReader, __spec__=object()))
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    (tensor,) = stored(tmp_path / "x.gguf").values()
+    (tensor,) = stored_tensors(tmp_path / "x.gguf").values()
     assert tensor.shape == (3072, 64)

@@ -158,7 +158,7 @@ def scaled(state):
         (lambda state: state | {"more.weight": torch.zeros(1)}, "contains more.weight"),
         (
             scaled,
-            r"is quantised by ComfyUI, with scales beside them \(single_blocks.1.linear2.scale_weight\)",
+            r"is quantised by ComfyUI, with separate scales \(single_blocks.1.linear2.scale_weight\)",
         ),
         (lambda state: {"a.b": torch.zeros(1)}, r"lacks .* \(and \d+ more\)"),
     ],

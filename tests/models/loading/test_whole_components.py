@@ -106,7 +106,7 @@ def test_scales_beside_weights_are_not_passed_over(copy, model, part):
     folder, name = copy(model), PARTS[model][part]
     scale = name.rpartition(".")[0] + ".scale_weight"
     edit(folder / part, lambda state: state.update({scale: torch.ones(1)}))
-    refused(folder, model, part, rf"is quantised by ComfyUI, with scales beside them \({scale}\)")
+    refused(folder, model, part, rf"is quantised by ComfyUI, with separate scales \({scale}\)")
 
 
 LAYERS = {
@@ -268,7 +268,7 @@ def test_a_truncated_file_is_an_error_of_one_line(copy, model, part):
     (file,) = (folder / part).glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-10])
     size = file.stat().st_size
-    with pytest.raises(UserError, match=rf"{file} is cut short: it has {size:,} of {size + 10:,} bytes"):
+    with pytest.raises(UserError, match=rf"{file} is truncated: it has {size:,} of {size + 10:,} bytes"):
         zoo.load_component(folder, part)
 
 

@@ -107,7 +107,7 @@ def test_every_stage_before_the_last_is_shown_on_request(sampler, sample):
     [
         ({"strenght": 1}, "unknown key 'strenght'"),
         ({"prompt": None}, "no prompt is given"),
-        ({"prompt": []}, "a list of no prompts is given: give one or more"),
+        ({"prompt": []}, "an empty list of prompts is given: give one or more"),
         ({"prompt": ["a", "b"], "generator": [torch.Generator()]}, "1 generators for 2 images: give one"),
         ({"generator": []}, "0 generators for 1 images"),
         ({"negative_prompt": "y"}, "no effect at true_cfg_scale 1"),
