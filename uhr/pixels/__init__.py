@@ -1,1 +1,1 @@
-"""Bytes to pixels, below all packages: headers, the only decode, colour conversion, and the only resize."""
+"""Bytes to pixels: headers, the only decode, colour conversion, and the only resize. All packages use it."""

@@ -1,15 +1,16 @@
-"""Colour spaces that a file names by numbers instead of an ICC profile, and the ICC profile that equals each.
+"""Colour spaces that a file specifies by numbers instead of an ICC profile, and the equal ICC profile of
+each.
 
 Numbers are the code points of ITU-T H.273 (AVIF's `nclx`, PNG's `cICP`), chromaticities with a gamma (PNG's
 `cHRM` and `gAMA`, TIFF), or a well-known name (Adobe RGB in EXIF). The rules, which docs/decisions/0002
 states for users:
 
 - Display curves are inverted: sRGB (13), gamma 2.2 (4), gamma 2.8 (5), linear (8).
-- Camera curves (BT.709, BT.601, SMPTE 240M, BT.1361, xvYCC, BT.2020) are taken as the sRGB curve, as web
-  browsers do, and leave a note: such images are prepared on a display, and the inverse of a camera's curve
-  is no display's.
+- Camera curves (BT.709, BT.601, SMPTE 240M, BT.1361, xvYCC, BT.2020) are read as the sRGB curve, as in web
+  browsers, with a note: such images are prepared on a display, and the inverse of a camera's curve is not a
+  display's.
 - The HDR curves PQ (16) and HLG (18), and curves without an agreed 8-bit rendering, are unsupported.
-- Unspecified (2) is sRGB; reserved numbers are taken as sRGB and leave a note.
+- Unspecified (2) is sRGB; reserved numbers are read as sRGB, with a note.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _UNSPECIFIED = 2
 
 _SAME_CHROMATICITY = 0.001
 _SAME_GAMMA = 0.05
-"""Relative to 2.2: libpng's threshold, below which it leaves pixels alone."""
+"""Relative to 2.2: libpng's threshold, below which it does not change pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,10 @@ ADOBE_RGB = ColourSpace((*_D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06), 563 / 256)
 
 
 class ColourTags(NamedTuple):
-    """What a file's numbers mean. `space` is None for sRGB. `note` says what was not honoured; `unsupported`
-    says why no right sRGB pixels can be computed.
+    """The meaning of a file's numbers.
+
+    `space` is None for sRGB. `note` describes what was ignored, `unsupported` why correct sRGB pixels cannot
+    be computed.
     """
 
     space: ColourSpace | None = None
@@ -86,7 +89,8 @@ class ColourTags(NamedTuple):
 
 
 def from_code_points(primaries: int, transfer: int, source: str) -> ColourTags:
-    """The meaning of two code points of H.273; `source` ("cICP", "nclx") is the subject of each message."""
+    """Return the meaning of two code points of H.273; `source` ("cICP", "nclx") is the subject of
+    messages."""
     if transfer in _UNSUPPORTED_CURVES:
         return ColourTags(
             unsupported=f"{source} names {_UNSUPPORTED_CURVES[transfer]}, which sRGB cannot show"
@@ -105,8 +109,9 @@ def from_code_points(primaries: int, transfer: int, source: str) -> ColourTags:
 
 
 def from_chromaticities(given: Chromaticities | None, gamma: float | None, source: str) -> ColourTags:
-    """The meaning of chromaticities and a display gamma, each None where the file does not give it: sRGB's
-    are taken then. sRGB's primaries with a gamma of 2.2 are sRGB, for that is what their writers mean.
+    """Return the meaning of chromaticities and a display gamma; sRGB's replace those that are None.
+
+    sRGB's primaries with a gamma of 2.2 are sRGB, since that is what their writers mean.
     """
     if gamma is not None and not 0.1 <= gamma <= 10:
         return ColourTags(note=f"{source} ignored: a gamma of {gamma:g}")
@@ -120,7 +125,7 @@ def from_chromaticities(given: Chromaticities | None, gamma: float | None, sourc
 
 
 def chromaticities(values: Sequence[float]) -> Chromaticities:
-    """Of eight numbers in the order of `Chromaticities`."""
+    """Return the chromaticities of eight numbers in the order of `Chromaticities`."""
     wx, wy, rx, ry, gx, gy, bx, by = values
     return wx, wy, rx, ry, gx, gy, bx, by
 
@@ -145,7 +150,7 @@ def _spans_a_gamut(chromaticities: Chromaticities) -> bool:
 
 
 def icc_profile(space: ColourSpace) -> bytes:
-    """An ICC profile (version 4.3, matrix and curves) of the space: what a file with it embedded would say.
+    """Return an ICC profile (version 4.3, matrix and curves) of the space.
 
     White is adapted to D50 by the Bradford transform, as ICC.1:2010 annex E requires.
     """
@@ -184,18 +189,18 @@ def icc_profile(space: ColourSpace) -> bytes:
 
 
 def _curve(gamma: float | None) -> bytes:
-    """A parametricCurveType: an exponent, or the curve of IEC 61966-2-1."""
+    """Return a parametricCurveType: an exponent, or the curve of IEC 61966-2-1."""
     if gamma is not None:
         return b"para\0\0\0\0\0\0\0\0" + _fixed(gamma)
     return b"para\0\0\0\0\0\3\0\0" + _fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
 
 def _fixed(*values: float) -> bytes:
-    """s15Fixed16Number."""
+    """Encode numbers as s15Fixed16Number."""
     return struct.pack(f">{len(values)}i", *(round(float(value) * 65536) for value in values))
 
 
 def _text(text: str) -> bytes:
-    """A multiLocalizedUnicodeType of one language."""
+    """Return a multiLocalizedUnicodeType of one language."""
     data = text.encode("utf-16-be")
     return b"mluc\0\0\0\0" + struct.pack(">II", 1, 12) + b"enUS" + struct.pack(">II", len(data), 28) + data

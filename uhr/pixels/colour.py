@@ -1,7 +1,7 @@
-"""ICC profiles: from the colours of a file to sRGB, and back. The only home of such conversions.
+"""Convert from the colours of a file to sRGB and back by ICC profiles. Nothing else converts colours.
 
-Relative colorimetric intent with black point compensation, in 8 bits, both ways. Colours outside of sRGB are
-clipped on the way in.
+Relative colorimetric intent with black point compensation, in 8 bits, in both directions. Colours outside of
+sRGB are clipped.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Colour space of a profile -> the Pillow mode that its transform reads."""
 
 _SAME = 2
-"""8-bit levels: a profile that moves no colour of the lattice by more is sRGB under another name."""
+"""8-bit levels: a profile that changes no colour of the lattice by more is treated as sRGB."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a profile asks for. `transform` is a Pillow CMS transform out of `mode` (RGB, L or CMYK), or None
-    where the colours are to stay as they are; `note` says why, when that is not because they are sRGB
-    already.
+    """A conversion to sRGB. `transform` is a Pillow CMS transform from `mode` (RGB, L or CMYK).
+
+    It is None if the colours are not converted; `note` is the reason, unless they are sRGB.
     """
 
     mode: str
@@ -34,7 +34,7 @@ class Conversion:
     note: str = ""
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] RGB or [H, W, 4] CMYK in, uint8 [H, W, 3] sRGB out."""
+        """Convert uint8 [H, W, 3] RGB or [H, W, 4] CMYK to uint8 [H, W, 3] sRGB."""
         if self.transform is None:
             return pixels
         return _applied(self.transform, self.mode, pixels[..., 0] if self.mode == "L" else pixels)
@@ -42,11 +42,11 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Restoration:
-    """The way back: from sRGB to the colours of the file that an edited image came from.
+    """The conversion from sRGB back to the colours of the file that an edited image came from.
 
-    `profile` is the ICC profile to embed beside the pixels that `apply` gives, None for sRGB without one.
-    `mode` is what they are stored as, RGB or L. `transform` is a Pillow CMS transform from RGB to `mode`, or
-    None where the pixels stay sRGB. `note` is what a reader of the result must know.
+    `profile` is the ICC profile to embed with the result of `apply`, None for sRGB without one. `mode` is its
+    mode in the file, RGB or L. `transform` is a Pillow CMS transform from RGB to `mode`, or None if the
+    pixels stay sRGB. `note` is a note for the user about the result.
     """
 
     profile: bytes | None = None
@@ -55,8 +55,9 @@ class Restoration:
     note: str = ""
 
     def apply(self, rgb: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] sRGB in; uint8 [H, W, 3], or [H, W] where `mode` is L, out. For L without a
-        transform the channels have to be equal.
+        """Convert uint8 [H, W, 3] sRGB to uint8 [H, W, 3], or [H, W] for mode L.
+
+        For L without a transform the channels must be equal.
         """
         if self.transform is not None:
             return _applied(self.transform, "RGB", rgb)
@@ -64,7 +65,7 @@ class Restoration:
 
 
 def hdr_curve(profile: bytes) -> str:
-    """Why a profile with a `cicp` tag (ICC.1:2022, 9.2.17) describes no image that sRGB can show, or ""."""
+    """Return why sRGB cannot show an image with this profile's `cicp` tag (ICC.1:2022, 9.2.17), or ""."""
     count = int.from_bytes(profile[128:132], "big")
     for entry in range(132, 132 + 12 * min(count, 100), 12):
         if profile[entry : entry + 4] == b"cicp":
@@ -76,8 +77,9 @@ def hdr_curve(profile: bytes) -> str:
 
 @functools.lru_cache(maxsize=32)
 def conversion(profile: bytes, mode: str) -> Conversion:
-    """The conversion from `profile` to sRGB for pixels of `mode` (RGB, L or CMYK): relative colorimetric with
-    black point compensation. A profile that is broken or of another colour space leaves the pixels alone.
+    """Return the conversion from `profile` to sRGB for pixels of `mode` (RGB, L or CMYK).
+
+    A profile that is damaged or of another colour space does not convert the pixels.
     """
     from PIL import ImageCms
 
@@ -98,13 +100,12 @@ def conversion(profile: bytes, mode: str) -> Conversion:
 
 @functools.lru_cache(maxsize=32)
 def restoration(profile: bytes | None, mode: str) -> Restoration:
-    """The way from sRGB back to an image of `mode` (RGB, L or CMYK) with this profile.
+    """Return the conversion from sRGB back to an image of `mode` (RGB, L or CMYK) with this profile.
 
-    - Without a profile, or with one that is broken or describes other pixels: the result is sRGB without a
+    - Without a profile, or with one that is damaged or for other pixels: the result is sRGB without a
       profile, gray for gray.
     - RGB or gray: the result is converted to the profile's colours, and the profile is embedded.
-    - CMYK, and a profile that describes only the way to sRGB: no RGB image has these colours; the result is
-      sRGB, and sRGB's profile is embedded.
+    - CMYK, and a profile that only converts to sRGB: the result is sRGB, and sRGB's profile is embedded.
     """
     from PIL import ImageCms
 
@@ -129,7 +130,7 @@ def restoration(profile: bytes | None, mode: str) -> Restoration:
 
 
 def _transform(source: Any, target: Any, reads: str, writes: str) -> Any:
-    """Raises `ImageCms.PyCMSError` where a profile does not say how."""
+    """Build a transform. Raises `ImageCms.PyCMSError` if a profile does not define it."""
     from PIL import ImageCms
 
     intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
@@ -137,7 +138,7 @@ def _transform(source: Any, target: Any, reads: str, writes: str) -> Any:
 
 
 def _applied(transform: Any, mode: str, pixels: np.ndarray) -> np.ndarray:
-    """uint8 pixels of `mode` through a Pillow CMS transform."""
+    """Apply a Pillow CMS transform to uint8 pixels of `mode`."""
     from PIL import Image, ImageCms
 
     grid = np.ascontiguousarray(pixels)
@@ -147,7 +148,7 @@ def _applied(transform: Any, mode: str, pixels: np.ndarray) -> np.ndarray:
 
 
 def _moves_colours(built: Conversion) -> bool:
-    """Whether a lattice of 9 x 9 x 9 colours comes out changed."""
+    """Whether a conversion changes a lattice of 9 x 9 x 9 colours."""
     steps = np.linspace(0, 255, 9).round().astype(np.uint8)
     lattice = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
     if built.mode == "L":

@@ -1,7 +1,7 @@
-"""Bytes to pixels: the only decode there is, and the only resize.
+"""Decode bytes to pixels, and resize pixels. Nothing else decodes or resizes.
 
-Nothing is decoded before header and limits have passed it. What comes out is either the stored grid, as the
-exact guards measure it, or the image as a person sees it: upright, sRGB, alpha over white.
+Nothing is decoded before its header and the limits are checked. The result is either the stored grid, as the
+exact guards measure it, or the image as it is displayed: upright, sRGB, alpha over white.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Box = tuple[int, int, int, int]
 
 
 class PixelLimits(Config):
-    """Guards that hold before anything is decoded.
+    """Limits that are checked before anything is decoded.
 
-    400 megapixels is four times the largest single-shot cameras, and their 2.8 GB (colour, gray and a copy)
-    fit a worker; stitched panoramas beyond it need a higher limit and more memory.
+    400 megapixels is four times the largest single-shot cameras, and its 2.8 GB (colour, gray and a copy)
+    fit into a worker; larger stitched panoramas need a higher limit and more memory.
     """
 
     pixels: int = 400_000_000
@@ -42,33 +42,35 @@ class PixelLimits(Config):
 
 @dataclass(eq=False)
 class Decoded:
-    """An image that was decoded whole."""
+    """A completely decoded image."""
 
     header: Header
     planes: Planes
 
     @property
     def bgr(self) -> np.ndarray:
-        """uint8 [H, W, 3] on the stored grid: before orientation, ICC and alpha. Of 16-bit channels the
-        upper eight bits, as libpng and Pillow take them; of an animation the first frame.
+        """The pixels, uint8 [H, W, 3] on the stored grid: before orientation, ICC and alpha.
+
+        16-bit channels have their upper eight bits, as in libpng and Pillow; an animation has its first
+        frame.
         """
         return self.planes.bgr
 
     @property
     def notes(self) -> list[str]:
-        """What was odd but harmless: a profile that could not be used, stray bytes."""
+        """Irregularities that do no harm, such as a profile that could not be used, or stray bytes."""
         return self.planes.notes
 
     def gray(self) -> np.ndarray:
-        """uint8 [H, W] on the stored grid: OpenCV's BGR2GRAY (0.299 R + 0.587 G + 0.114 B in fixed point)."""
+        """Return uint8 [H, W] on the stored grid: OpenCV's BGR2GRAY (0.299 R + 0.587 G + 0.114 B)."""
         import cv2
 
         return cv2.cvtColor(self.bgr, cv2.COLOR_BGR2GRAY)
 
     def rgb(self, box: Box | None = None, long_side: int | None = None) -> np.ndarray:
-        """uint8 [H', W', 3], upright sRGB, alpha over white; of `box` only where one is given.
+        """Return uint8 [H', W', 3], upright sRGB, alpha over white, of the whole image or of `box`.
 
-        `long_side` in pixels: larger images are shrunk to it, before their colours are converted.
+        Images with a longer side than `long_side` pixels are shrunk to it, before colours are converted.
         """
         alpha, pixels = self.alpha(), _crop(self._upright(), box)
         if alpha is not None:
@@ -81,13 +83,11 @@ class Decoded:
         return self._converted(pixels)
 
     def opaque_rgb(self) -> np.ndarray:
-        """uint8 [H, W, 3], upright sRGB as if nothing were transparent: where `alpha` is 0, whatever the file
-        stores there.
-        """
+        """Return uint8 [H, W, 3], upright sRGB, without alpha: transparent pixels have the file's values."""
         return self._converted(np.ascontiguousarray(self._upright()))
 
     def alpha(self) -> np.ndarray | None:
-        """uint8 [H, W], upright, 255 is opaque; None where every pixel is."""
+        """Return uint8 [H, W], upright, 255 is opaque; None if every pixel is opaque."""
         alpha = self.planes.alpha
         return None if alpha is None else upright(alpha, self.header.orientation)
 
@@ -96,7 +96,7 @@ class Decoded:
         return upright(planes.bgr if planes.cmyk is None else planes.cmyk, self.header.orientation)
 
     def _converted(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels as they are stored, BGR or CMYK, to sRGB."""
+        """Convert stored pixels, BGR or CMYK, to sRGB."""
         import cv2
 
         planes = self.planes
@@ -106,9 +106,9 @@ class Decoded:
 
 
 def read_bytes(path: Path | str, limits: PixelLimits | None = None, version: str | None = None) -> bytes:
-    """All bytes of a file, of one version of it.
+    """Read all bytes of a file, in one version.
 
-    Raises `PixelFault` when it cannot be read, is empty, exceeds the limit, changes while it is read, or has
+    Raises `PixelFault` if it cannot be read, is empty, exceeds the limit, changes while it is read, or has
     another `version` (`uhr.base.files.file_version`) than the one that was listed.
     """
     limits = limits or PixelLimits()
@@ -116,7 +116,7 @@ def read_bytes(path: Path | str, limits: PixelLimits | None = None, version: str
         size = os.fstat(handle).st_size
         _check_bytes(size, limits)
         with open(handle, "rb", closefd=False) as file:
-            # no further: what is appended meanwhile may have no end
+            # not more: a file that is appended to meanwhile may have no end
             return file.read(size)
 
 
@@ -124,14 +124,14 @@ def _check_bytes(size: int, limits: PixelLimits) -> None:
     if size == 0:
         raise PixelFault("empty file", "the file has no bytes")
     if size > limits.file_bytes:
-        words = f"{human_bytes(size)}, more than the limit of {human_bytes(limits.file_bytes)}"
-        raise PixelFault("too large", words)
+        message = f"{human_bytes(size)}, more than the limit of {human_bytes(limits.file_bytes)}"
+        raise PixelFault("too large", message)
 
 
 def decode(data: bytes, limits: PixelLimits | None = None, header: Header | None = None) -> Decoded:
-    """The whole image in `data`. Raises `PixelFault` and nothing else, whatever the bytes are.
+    """Decode the whole image in `data`. Raises `PixelFault` and nothing else, whatever the bytes are.
 
-    `header` spares the second look where `read_header(data)` is known already.
+    `header` is `read_header(data)`, if that was already called.
     """
     limits = limits or PixelLimits()
     _check_bytes(len(data), limits)
@@ -150,14 +150,14 @@ def _crop(pixels: np.ndarray, box: Box | None) -> np.ndarray:
 
 
 def _over(pixels: np.ndarray, alpha: np.ndarray, white: int) -> np.ndarray:
-    """Blended in the file's own encoding, rounded: (c a + white (255 - a)) / 255."""
+    """Blend over white in the file's own encoding, rounded: (c a + white (255 - a)) / 255."""
     weight = alpha.astype(np.uint16)[..., None]
     blend = pixels * weight + np.uint16(white) * (255 - weight) + np.uint16(127)
     return (blend // 255).astype(np.uint8)
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, C]: averaged over areas along a side that shrinks, Lanczos where it grows."""
+    """Resize to uint8 [height, width, C]: by area averages along a side that shrinks, else by Lanczos."""
     import cv2
 
     old_height, old_width = pixels.shape[:2]
@@ -170,7 +170,7 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def fit(pixels: np.ndarray, long_side: int) -> np.ndarray:
-    """Shrunk so that the longer side is `long_side`; as it is where that is no shrinking."""
+    """Shrink pixels so that the longer side is `long_side`; smaller ones are returned unchanged."""
     height, width = pixels.shape[:2]
     scale = long_side / max(height, width)
     if scale >= 1:
@@ -179,7 +179,7 @@ def fit(pixels: np.ndarray, long_side: int) -> np.ndarray:
 
 
 def jpeg_preview(rgb: np.ndarray, long_side: int = 320, quality: int = 82) -> tuple[bytes, int, int]:
-    """A small JPEG for people: its bytes, width and height in pixels."""
+    """Return a small JPEG for display: its bytes, width and height in pixels."""
     import cv2
 
     small = np.ascontiguousarray(fit(rgb, long_side)[..., ::-1])

@@ -1,6 +1,4 @@
-"""What the C decoders print on standard error: kept off the terminal and read, as some damage is reported
-nowhere else.
-"""
+"""Capture what the C decoders print on standard error, since some damage is reported nowhere else."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ _LIBJPEG = (
     "Unknown Adobe color transform",
     "Warning: unknown JFIF revision",
 )
-"""Beginnings of libjpeg's warnings (jerror.h). Its errors are not printed: they end the decode."""
+"""Prefixes of libjpeg's warnings (jerror.h). Its errors are not printed: they end the decode."""
 
 _LIBTIFF = (
     r"^(?:_?(?:TIFF|LZW|ZIP|JPEG|OJPEG|Fax|PackBits|PixarLog|Thunder|NeXT|LogLuv|LERC|ZSTD|LZMA|WebP)\w*"
@@ -34,30 +32,31 @@ _LIBTIFF = (
 _DECODER_LINE = re.compile(
     rf"{'|'.join(_LIBJPEG)}|libpng (?:warning|error): |\bimdecode_?\(|\[ *[A-Z]+:\d+@\d|{_LIBTIFF}"
 )
-"""What only a decoder's line looks like. Any other line came from another thread and is passed on."""
+"""The pattern of a decoder's lines. Any other line is from another thread and is passed on."""
 
 _CONTINUATION = re.compile(r"> |\s*$")
-"""What follows the first line of an exception of OpenCV: "> must be greater than", and empty lines."""
+"""Lines that follow the first line of an OpenCV exception: "> must be greater than", and empty lines."""
 
 LOGGED = "OpenCV: "
-"""Beginning of what OpenCV logs itself; any other line is of a library below it."""
+"""Prefix of what OpenCV logs itself; any other line is from a library that it uses."""
 
 _OPENCV_LEVEL = re.compile(r"\[ *([A-Z]+):\d+@\d")
 
 
 @contextlib.contextmanager
 def captured() -> Generator[list[str]]:
-    """Standard error of the whole process goes into the list, which is filled when the block ends: each line
-    of a decoder, as `stable_text` gives it. What OpenCV logs below the level of a warning is dropped.
+    """Capture the decoders' lines on the process's standard error in a `with` block.
 
-    Threads wait for each other, worker processes do not. Of nested blocks the inner one gets the lines.
+    The list is filled when the block ends, with each line of a decoder after `stable_text`. OpenCV's log
+    lines below the level of a warning are dropped. Threads wait for each other, worker processes do not. In
+    nested blocks the inner one gets the lines.
     """
     lines: list[str] = []
     with _LOCK, _memory_file() as file:
         try:
             terminal = os.dup(2)
         except OSError:
-            # a process without standard error: the decoders print all the same
+            # a process without standard error: the decoders print to it nevertheless
             terminal = None
         os.dup2(file.fileno(), 2)
         try:
@@ -70,7 +69,7 @@ def captured() -> Generator[list[str]]:
             file.seek(0)
             ours = False
             for line in file.read().decode(errors="replace").splitlines():
-                # OpenCV prints an exception with its values in lines of their own
+                # OpenCV prints the values of an exception in separate lines
                 if ours and _CONTINUATION.match(line):
                     continue
                 ours = _DECODER_LINE.search(line) is not None

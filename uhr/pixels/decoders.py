@@ -1,7 +1,7 @@
-"""The decoders at work: OpenCV for JPEG, PNG and WebP, a module of its own for each other format.
+"""Call the decoders: OpenCV for JPEG, PNG and WebP, a module of this package for each other format.
 
-OpenCV gives to the bit what Pillow gives, in half the time. It and libjpeg leave a damaged image partly
-gray with no more than a line on standard error: that line is read here. Used by `decode.py` alone.
+OpenCV's pixels are bitwise those of Pillow, in half the time. For a damaged image it and libjpeg return a
+partly gray one and print a line on standard error, which is read here. Used by `decode.py` only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from uhr.pixels.planes import Planes
 from uhr.pixels.types import LARGEST_PROFILE, FaultKind, FileBytes, Header, PixelFault
 
 _FILES = {"JPEG": JpegFile, "PNG": PngFile, "WEBP": WebpFile}
-"""What OpenCV decodes. Each class prepares the bytes for the decoder and judges what it prints."""
+"""Formats that OpenCV decodes. Each class prepares the bytes for the decoder and interprets what it
+prints."""
 
 _OWN: dict[str, Callable[[bytes, Header], Planes]] = {
     "AVIF": avif.planes,
@@ -47,13 +48,13 @@ _OWN: dict[str, Callable[[bytes, Header], Planes]] = {
     "QOI": qoi.planes,
     "TIFF": tiff_pixels.planes,
 }
-"""Formats whose pixels, and ICC profile, are read in a module of their own."""
+"""Formats whose pixels and ICC profile are read by a module of this package."""
 
 _LONGEST_SIDE = {"JPEG": jpeg.LONGEST_SIDE, "PNG": png.LONGEST_SIDE}
 
 
 def decode_planes(data: bytes, header: Header) -> Planes:
-    """The whole image. Raises `PixelFault` and nothing else, whatever the bytes are."""
+    """Decode the whole image. Raises `PixelFault` and nothing else, whatever the bytes are."""
     try:
         return _decoded(data, header)
     except MemoryError:
@@ -81,7 +82,7 @@ def _decoded(data: bytes, header: Header) -> Planes:
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """A view of [H, W, ...] as EXIF orientation 1..8 says it is to be displayed."""
+    """Return a view of [H, W, ...] as it is displayed with EXIF orientation 1..8."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -123,19 +124,19 @@ def _with_opencv(data: bytes, header: Header) -> Planes:
 
 
 def _imdecode(data: bytes, header: Header) -> np.ndarray | None:
-    """BGR or BGRA, uint8 or uint16 [H, W, C]; None where OpenCV gives no image."""
+    """Return BGR or BGRA, uint8 or uint16 [H, W, C]; None if OpenCV returns no image."""
     import cv2
 
-    wants_alpha = header.has_alpha and header.mode != "L"
-    flags = cv2.IMREAD_UNCHANGED if wants_alpha else cv2.IMREAD_COLOR
+    with_alpha = header.has_alpha and header.mode != "L"
+    flags = cv2.IMREAD_UNCHANGED if with_alpha else cv2.IMREAD_COLOR
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise _refused(error.err) from None
+        raise _fault_of_opencv(error.err) from None
 
 
 def _colour_key(file: PngFile, header: Header, pixels: np.ndarray) -> np.ndarray:
-    """Alpha of a gray PNG with one transparent value, which OpenCV does not give."""
+    """Return the alpha of a gray PNG with one transparent value, which OpenCV does not return."""
     import cv2
 
     depth = header.bit_depth or 8
@@ -150,18 +151,19 @@ def _colour_key(file: PngFile, header: Header, pixels: np.ndarray) -> np.ndarray
 
 
 def _alone(data: bytes, header: Header) -> Planes:
-    """By the module of the format; some of them call OpenCV."""
+    """Decode by the module of the format; some of them call OpenCV."""
     import cv2
 
     try:
         return _OWN[header.format](data, header)
     except cv2.error as error:
-        raise _refused(error.err) from None
+        raise _fault_of_opencv(error.err) from None
 
 
 def _attach_colours(planes: Planes, data: bytes, header: Header) -> None:
-    """The ICC profile that describes the colours, the file's own or one that equals its code points, and the
-    conversion from it to sRGB. A profile that cannot be used is left out with a note.
+    """Set the ICC profile of the colours and the conversion from it to sRGB.
+
+    The profile is the file's own, or equals its code points. One that cannot be used is dropped with a note.
     """
     if planes.profile is None and header.colour is not None and not header.has_icc:
         planes.profile = code_points.icc_profile(header.colour)
@@ -174,18 +176,18 @@ def _attach_colours(planes: Planes, data: bytes, header: Header) -> None:
     if curve:
         raise PixelFault("unsupported", curve)
     mode = {"L": "L", "LA": "L", "CMYK": "CMYK"}.get(header.mode, "RGB")
-    wanted = colour.conversion(planes.profile, mode)
-    if wanted.note:
-        planes.notes.append(wanted.note)
+    conversion = colour.conversion(planes.profile, mode)
+    if conversion.note:
+        planes.notes.append(conversion.note)
         planes.profile = None
-    elif wanted.transform is not None:
+    elif conversion.transform is not None:
         if mode == "CMYK" and planes.cmyk is None:
             planes.cmyk = _cmyk(data)
-        planes.conversion = wanted
+        planes.conversion = conversion
 
 
 def _cmyk(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 4] of a JPEG, which OpenCV does not give."""
+    """Return the CMYK values of a JPEG, uint8 [H, W, 4], which OpenCV does not return."""
     image = pillow_formats.open_image(io.BytesIO(JpegFile(data).without_metadata()), ("JPEG",))
     return np.array(pillow_formats.load(image))
 
@@ -194,8 +196,8 @@ def _no_memory() -> PixelFault:
     return PixelFault("too large", "the memory does not suffice to decode it")
 
 
-def _refused(message: str) -> PixelFault:
-    """The fault for an exception of OpenCV."""
+def _fault_of_opencv(message: str) -> PixelFault:
+    """Return the fault for an exception of OpenCV."""
     if "llocate" in message or "nsufficient memory" in message:
         return _no_memory()
     if "CV_IO_MAX_IMAGE" in message:
@@ -205,11 +207,11 @@ def _refused(message: str) -> PixelFault:
 
 
 def _fault(file: JpegFile | PngFile | WebpFile, header: Header, lines: list[str]) -> PixelFault:
-    """Why OpenCV gave no image: the file stops early, or its bytes are wrong."""
+    """Return the fault for a file without an image from OpenCV: it is truncated, unsupported or damaged."""
     printed = "; ".join(lines)
     if "llocate" in printed or "CV_IO_MAX_IMAGE" in printed:
         # older versions print what newer ones raise
-        return _refused(printed)
+        return _fault_of_opencv(printed)
     kind: FaultKind = "corrupt"
     if file.truncated:
         kind = "truncated"

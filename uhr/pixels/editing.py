@@ -1,4 +1,4 @@
-"""An image to be edited: its pixels apart from its transparency, and the way back to its own colours."""
+"""Open an image for editing: its pixels, its transparency, and the conversion back to its own colours."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from uhr.pixels.types import FileBytes, Header
 class Editable:
     """An image, upright and of 8 bits per channel.
 
-    `rgb` is uint8 [H, W, 3] in sRGB, `alpha` uint8 [H, W] (255 is opaque) or None where all is opaque.
-    `gray`: the file stores gray values. `restoration` converts edited pixels to the file's own colours.
-    `notes` say what of the file was not taken, or not taken as it is.
+    `rgb` is uint8 [H, W, 3] in sRGB, `alpha` uint8 [H, W] (255 is opaque) or None if all is opaque. `gray` is
+    whether the file stores gray values. `restoration` converts edited pixels to the file's own colours.
+    `notes` list what of the file was ignored or changed.
     """
 
     rgb: np.ndarray
@@ -30,7 +30,7 @@ class Editable:
 
 
 def open_editable(data: bytes, limits: PixelLimits | None = None) -> Editable:
-    """The image in the bytes of a file. Raises `PixelFault` and nothing else, whatever the bytes are."""
+    """Open the image in the bytes of a file. Raises `PixelFault` and nothing else, whatever the bytes are."""
     decoded = decode(data, limits)
     header = decoded.header
     gray = header.mode in ("L", "LA")
@@ -51,8 +51,9 @@ def _left_out(data: bytes, decoded: Decoded) -> list[str]:
 
 
 def _several_frames(data: bytes, header: Header) -> bool:
-    """Whether a second frame or page is announced. Previews and depth maps that a JPEG may carry behind its
-    image, and the sizes of an icon, are no frames.
+    """Whether the header announces a second frame or page.
+
+    Previews and depth maps after a JPEG's image, and the sizes of an icon, are not frames.
     """
     if header.format == "GIF":
         return gif.several_frames(data)

@@ -1,4 +1,4 @@
-"""What this package reads of an EXIF block (EXIF 2.32, a TIFF structure): orientation, and Adobe RGB."""
+"""Read orientation and Adobe RGB from an EXIF block (EXIF 2.32, a TIFF structure)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Block(NamedTuple):
     order: str
 
     def find(self, directory: int, tag: int) -> tuple[int, int, int] | None:
-        """Kind, count and the offset of the value field of the first entry of `tag` in a directory."""
+        """Return kind, count and the value field's offset of the first entry of `tag` in a directory."""
         if directory + 2 > len(self.data):
             return None
         count = struct.unpack_from(self.order + "H", self.data, directory)[0]
@@ -25,7 +25,7 @@ class _Block(NamedTuple):
         return None
 
     def number(self, directory: int, tag: int) -> int | None:
-        """The value of an entry that is one SHORT or LONG; None otherwise."""
+        """Return the value of an entry that is one SHORT or LONG; None otherwise."""
         found = self.find(directory, tag)
         if found is None or found[0] not in (3, 4) or found[1] != 1:
             return None
@@ -33,7 +33,7 @@ class _Block(NamedTuple):
 
 
 def _block(tiff: bytes) -> tuple[_Block, int] | None:
-    """The block and the offset of its first directory."""
+    """Return the block and the offset of its first directory; None if it is invalid."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None or len(tiff) < 8:
         return None
@@ -41,15 +41,17 @@ def _block(tiff: bytes) -> tuple[_Block, int] | None:
 
 
 def orientation(tiff: bytes) -> int:
-    """Tag 0x0112 of the first directory, 1..8; 1 where there is no valid one."""
+    """Return tag 0x0112 of the first directory, 1..8; 1 if there is no valid one."""
     found = _block(tiff)
     value = None if found is None else found[0].number(found[1], _ORIENTATION)
     return value if value is not None and 1 <= value <= 8 else 1
 
 
 def says_adobe_rgb(tiff: bytes) -> bool:
-    """Whether the block names Adobe RGB, as cameras do that embed no ICC profile: the interoperability index
-    R03 (DCF 2.0, "optional colour space"), or the value 2 of the tag ColorSpace.
+    """Whether the block names Adobe RGB, as cameras do that do not embed an ICC profile.
+
+    It does so by the interoperability index R03 (DCF 2.0, "optional colour space"), or by the value 2 of the
+    tag ColorSpace.
     """
     found = _block(tiff)
     directory = None if found is None else found[0].number(found[1], _EXIF)

@@ -1,8 +1,8 @@
-"""A file that is read as one version: opened once, compared with its listed version before and after.
+"""Read a file in one version: open it once, and compare it with its listed version before and after.
 
-A source may be written to while it is read (a sync client, an optimiser that works in place, a download that
-has not ended). Whatever is read through this module comes from one version of the file, or is a fault of the
-kind "changed".
+A source may be written to while it is read (by a sync client, an optimiser that works in place, a download).
+Everything that is read by this module is from one version of the file; otherwise it is a fault of the kind
+"changed".
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from uhr.pixels.types import PixelFault
 
 @contextlib.contextmanager
 def opened(path: Path | str, version: str | None = None) -> Generator[int]:
-    """A handle to read a regular file from, closed at the end of the block.
+    """Open a regular file for reading; yield its handle, which is closed at the end of the block.
 
-    `version` is what `file_version` gave when the file was listed; None where nothing listed it. Raises
-    `PixelFault("changed")` where the file has another version when it is opened, or another one at the end
-    of the block than at its begin, also in place of a `PixelFault` of the block: bytes that were read while
-    they were written prove nothing. Raises `PixelFault("unreadable")` for what the operating system does not
-    hand out; a pipe or a socket does not block.
+    `version` is the `file_version` of the file when it was listed; None if it was not listed. Raises
+    `PixelFault("changed")` if the file has another version when it is opened or at the end of the block, also
+    in place of a `PixelFault` of the block, which may be due to the change, and `PixelFault("unreadable")`
+    for a file that cannot be opened or is not a regular one; a pipe or a socket does not block.
     """
     handle = _open(path, version)
     try:
@@ -45,9 +44,9 @@ def opened(path: Path | str, version: str | None = None) -> Generator[int]:
 
 
 def stat_file(path: Path | str, version: str | None = None) -> os.stat_result:
-    """What the operating system knows of the file at `path`, which still has the version that was listed.
+    """Return `os.stat` of a file that still has the version that was listed.
 
-    Raises `PixelFault("changed")` where it has another one, and "unreadable" where there is nothing to know.
+    Raises `PixelFault("changed")` if it has another one, and "unreadable" if `os.stat` fails.
     """
     try:
         status = os.stat(path)
@@ -81,14 +80,14 @@ def _compare(status: os.stat_result, version: str, since: str) -> None:
 
 
 def _unreachable(error: Exception, version: str | None) -> PixelFault:
-    """The fault for a file that the operating system does not hand out."""
+    """Return the fault for a file that cannot be opened."""
     if version is not None and isinstance(error, FileNotFoundError | NotADirectoryError):
         return changed("it was removed after it was listed")
-    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return PixelFault("unreadable", f"the file cannot be read ({words})")
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return PixelFault("unreadable", f"the file cannot be read ({text})")
 
 
 def changed(what: str) -> PixelFault:
-    """The fault for a file of which two versions were met; `what` says how they differ."""
-    words = f"the file changed during the run: {what}; run again when nothing writes to it"
-    return PixelFault("changed", words)
+    """Return the fault for a file of which two versions were read; `what` describes their difference."""
+    message = f"the file changed during the run: {what}; run again when nothing writes to it"
+    return PixelFault("changed", message)

@@ -1,7 +1,7 @@
-"""What an image's first bytes say of it: format, size, depth, orientation, colours. Nothing is decoded here.
+"""Read an image's header: format, size, depth, orientation, colours. Nothing is decoded here.
 
-Headers are walked byte by byte, some twenty microseconds for a JPEG. A header vouches for nothing behind it:
-only a full decode (`decode.py`) proves that a file is whole.
+Headers are walked byte by byte, in about twenty microseconds for a JPEG. Only a full decode (`decode.py`)
+proves that a file is intact.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uhr.pixels.formats import avif, bmp, gif, header_walks, ico, jpeg2000, netp
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
 FIRST_BYTES = 16 * 1024
-"""How much of a file is read at once; a walk that runs past it reads on where its next segment lies."""
+"""Bytes of a file that are read at once; a walk beyond them reads at the offset of its next segment."""
 
 _WALKS: dict[str, Callable[[FileBytes], Header]] = {
     "JPEG": header_walks.jpeg,
@@ -36,10 +36,11 @@ FORMATS = tuple(_WALKS)
 
 
 def read_header(source: bytes | Path | str, version: str | None = None) -> Header:
-    """The header of a file or of its bytes. Raises `PixelFault` and nothing else, whatever the bytes are.
+    """Read the header of a file or of its bytes. Raises `PixelFault` and nothing else, whatever the bytes
+    are.
 
-    The format is decided by content, never by name. The size of the image is not judged here. With the
-    `version` of a file (`uhr.base.files.file_version`), one that has another by now is a fault.
+    The format is decided by content, never by name. Limits on the image's size are not checked here. It is a
+    fault if a file no longer has the given `version` (`uhr.base.files.file_version`).
     """
     if isinstance(source, bytes):
         return _read(FileBytes(source, len(source)))

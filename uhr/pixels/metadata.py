@@ -1,4 +1,4 @@
-"""Which kinds of metadata stand in a file beside its image: looked for by their marks, never read."""
+"""Find which kinds of metadata a file has besides its image, by their marks; they are not read."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ _JPEG |= {(0xED, b"Photoshop 3.0\0"): "IPTC", (0xFE, b""): "comments"}
 _PNG = {b"eXIf": "EXIF", b"tEXt": "text", b"zTXt": "text", b"iTXt": "text"}
 _WEBP = {b"EXIF": "EXIF", b"XMP ": "XMP"}
 _BOXES = {b"Exif": "EXIF", b"JpgTiffExif->JP2": "EXIF", b"application/rdf+xml": "XMP"}
-"""Of AVIF and JPEG 2000, which name what an item or box holds."""
+"""Marks in AVIF and JPEG 2000, which name the content of an item or box."""
 
 _TIFF = {34665: "EXIF", 700: "XMP", 33723: "IPTC", 270: "text", 315: "text", 33432: "text"}
 """Tags of the first directory; text is a description, an author, a copyright."""
 
 _HEAD = 1 << 16
-"""Bytes at the start of such a file in which its items are named."""
+"""Bytes at the start of an AVIF or JPEG 2000 file in which its items are named."""
 
 
 def metadata_kinds(data: bytes, format: str, known: Collection[bytes] = ()) -> list[str]:
-    """EXIF, XMP, IPTC, comments, text: what a file of a format of `headers.FORMATS` carries, in that order.
+    """Return which of EXIF, XMP, IPTC, comments, text a file has, in that order.
 
-    The file has been decoded; text of a PNG under the `known` keywords is left out of account.
+    `format` is one of `headers.FORMATS`. The file must have been decoded without a fault. Text of a PNG under
+    the `known` keywords is ignored.
     """
     if format == "JPEG":
         found = set(_of_jpeg(data))
@@ -44,7 +45,7 @@ def metadata_kinds(data: bytes, format: str, known: Collection[bytes] = ()) -> l
 
 
 def _of_jpeg(data: bytes) -> Iterator[str]:
-    """Of the segments before the first scan."""
+    """Yield the kinds of the segments before the first scan."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -61,7 +62,7 @@ def _of_jpeg(data: bytes) -> Iterator[str]:
 
 
 def _of_png(data: bytes, known: Collection[bytes]) -> Iterator[str]:
-    """Of all chunks; text in which an editor keeps XMP or EXIF is named as those."""
+    """Yield the kinds of all chunks; text chunks that contain XMP or EXIF count as those."""
     at = 8
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)

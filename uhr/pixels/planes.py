@@ -1,4 +1,4 @@
-"""What a decoder gives: the pixels of a file on its stored grid, and what is needed to show them."""
+"""The result of a decoder: the pixels of a file on its stored grid, and what is needed to display them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Planes:
-    """What a file contains, on its stored grid of uint8: `bgr` [H, W, 3], `alpha` [H, W] where something
-    shows through, `cmyk` [H, W, 4] where a profile is to convert it.
+    """The pixels of a file, uint8 on its stored grid.
 
-    `profile` is the ICC profile that describes the colours: the file's own, or one that equals its code
-    points; None for sRGB and where a profile is ignored. `conversion` goes from it to sRGB and is None where
-    nothing is to be converted. `notes` are what was odd but harmless.
+    They are `bgr` [H, W, 3], `alpha` [H, W] unless all is opaque, and `cmyk` [H, W, 4] if a profile converts
+    it. `profile` is the ICC profile of the colours, the file's own or one that equals its code points; None
+    for sRGB, and for an ignored profile. `conversion` converts from it to sRGB; None if nothing is converted.
+    `notes` are irregularities that do no harm.
     """
 
     bgr: np.ndarray

@@ -1,7 +1,4 @@
-"""What a header is, how an image file is read in pieces, and the fault of a file that gives no image.
-
-Below all other modules of this package, which share these types.
-"""
+"""The types that all modules of this package share: a header, a file's bytes, and the fault of a file."""
 
 from __future__ import annotations
 
@@ -17,23 +14,25 @@ if TYPE_CHECKING:
 FaultKind = Literal[
     "empty file", "not an image", "truncated", "corrupt", "too large", "unreadable", "unsupported", "changed"
 ]
-"""Why a file gives no image. `changed`: it is not the file that was listed, or not the one whose header was
-read; all others are of one version of the file.
+"""The reason why no image can be read from a file. `changed`: it is not the file that was listed, or not the
+one whose header was read; all others are about one version of the file.
 """
 
 
 MOST_PARTS = 1_000_000
-"""Segments or chunks of a file after which a walk gives up: one of tiny parts must not hold a worker."""
+"""Segments or chunks of a file after which a walk stops: a file of tiny parts must not block a worker."""
 
 LARGEST_PROFILE = 16 << 20
-"""Bytes of an ICC profile that is read; those of printing presses have some 3 MB. In a PNG, a few bytes may
-inflate to gigabytes.
+"""Largest ICC profile in bytes that is read; those of printing presses have about 3 MB. In a PNG, a few bytes
+may inflate to gigabytes.
 """
 
 
 class PixelFault(Exception):
-    """A file that gives no image. `kind` becomes the sample's reason; `message` is for people, and the same
-    on every run: clocks and addresses that a library puts into its own messages are removed.
+    """Raised for a file from which no image can be read.
+
+    `kind` becomes the sample's reason. `message` is the same on every run: times and addresses in a library's
+    messages are removed.
     """
 
     def __init__(self, kind: FaultKind, message: str) -> None:
@@ -50,15 +49,15 @@ class PixelFault(Exception):
 class Header:
     """An image as its header describes it.
 
-    `raw_width` and `raw_height` are the stored grid in pixels, `width` and `height` the image as
-    displayed, after `orientation` (EXIF tag 0x0112, 1..8, 1 is upright; an orientation in XMP is not read).
-    `mode` is the colour model of the file (L, LA, P, RGB, RGBA, CMYK, ...), `bit_depth` its bits per
-    channel, None where the channels differ or the header does not say. `has_alpha` counts the colour keys of
-    PNG and GIF too. `animated`: more frames are announced, which the headers of GIF and TIFF cannot.
+    `raw_width` and `raw_height` are the stored grid in pixels, `width` and `height` the image as displayed,
+    after `orientation` (EXIF tag 0x0112, 1..8, 1 is upright; an orientation in XMP is not read). `mode` is
+    the colour model of the file (L, LA, P, RGB, RGBA, CMYK, ...), `bit_depth` its bits per channel; None if
+    the channels differ or the header does not have it. `has_alpha` is also true for the colour keys of PNG
+    and GIF. `animated` is whether more frames are announced, which the headers of GIF and TIFF cannot do.
 
-    `has_icc`: an ICC profile describes the colours. `colour` is what other numbers of the file say of them
-    (code points, chromaticities), None for sRGB. `unsupported` says why the pixels cannot be decoded to the
-    right colours, and is empty where they can. `notes` are what was odd but harmless.
+    `has_icc` is whether an ICC profile describes the colours. `colour` is their space by other numbers of the
+    file (code points, chromaticities), None for sRGB. `unsupported` is the reason why the pixels cannot be
+    decoded to the right colours, or empty. `notes` are irregularities that do no harm.
     """
 
     format: str
@@ -88,13 +87,13 @@ class Header:
 
 
 class FileBytes:
-    """The bytes of a file, read in pieces: the first ones at once, others where a walk asks for them."""
+    """The bytes of a file: the first ones are in memory, others are read when they are needed."""
 
     def __init__(self, first: bytes, size: int, handle: int | None = None) -> None:
         self.first, self.size, self._handle = first, size, handle
 
     def at(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset`, fewer where the file ends, whatever numbers a file names."""
+        """Return `count` bytes from `offset`, or fewer at the end of the file; any numbers are allowed."""
         count = min(count, self.size - offset)
         if count <= 0:
             return b""

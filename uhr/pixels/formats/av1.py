@@ -19,7 +19,7 @@ class _Bits:
         return value & ((1 << count) - 1)
 
     def variable_length(self) -> None:
-        """uvlc(): a number behind as many zeros as it has bits."""
+        """Read uvlc(): a number after as many zeros as it has bits."""
         zeros = 0
         while zeros < 32 and not self.take(1):
             zeros += 1
@@ -38,7 +38,7 @@ class SequenceHeader(NamedTuple):
 
 
 def sequence_header(data: bytes) -> SequenceHeader | None:
-    """The first one among the OBUs at the start of a bitstream."""
+    """Read the first one among the OBUs at the start of a bitstream."""
     position = 0
     while position < len(data):
         first = data[position]
@@ -53,7 +53,7 @@ def sequence_header(data: bytes) -> SequenceHeader | None:
 
 
 def _leb128(data: bytes, position: int) -> tuple[int, int]:
-    """A little-endian number of seven bits a byte, and the offset behind it."""
+    """Read a little-endian number of seven bits per byte; return it and the offset after it."""
     value = 0
     for place in range(8):
         byte = data[position] if position < len(data) else 0

@@ -26,7 +26,7 @@ _ORIENTATIONS: dict[tuple[int, int | None], int] = {**_TURNED, **_MIRRORED}
 
 
 def header(source: FileBytes) -> Header:
-    """The header of an AVIF file; raises `PixelFault` where it is not whole or the image is not AV1."""
+    """Read the header of an AVIF file. Raises `PixelFault` if it is incomplete or the image is not AV1."""
     facts = heif.read(source)
     try:
         return _header(source, facts)
@@ -62,7 +62,7 @@ def _header(source: FileBytes, facts: ImageFacts) -> Header:
 
 
 def _depth(facts: ImageFacts) -> tuple[int | None, bool]:
-    """Bits per channel, and whether there is gray alone: av1C, else pixi."""
+    """Return the bits per channel, and whether the image is gray, from av1C, else from pixi."""
     if len(facts.config) >= 3:
         flags = facts.config[2]
         return (8, 10, 10, 12)[flags >> 5 & 3], bool(flags & 0x10)
@@ -157,7 +157,7 @@ def planes(data: bytes, header: Header) -> Planes:
 
 
 def _fault(message: str) -> PixelFault:
-    """What libavif's message means: Pillow passes on the texts of `avifResultToString`."""
+    """Return the fault for a message of libavif's, a text of `avifResultToString`."""
     if "Truncated" in message:
         return PixelFault("truncated", f"the AVIF ends before its image data do ({message})")
     unsupported = ("Conversion from YUV", "Not implemented", "Unsupported", "No codec")

@@ -22,13 +22,13 @@ _CALIBRATED, _EMBEDDED, _LINKED = bytes(4), b"DEBM", b"KNIL"
 """Colour spaces of a BITMAPV4HEADER or BITMAPV5HEADER that are not sRGB under another name."""
 
 _SLACK = 2048
-"""Bytes that writers may count too many: their padding, or header and palette."""
+"""Bytes by which writers' counts may be too large: padding, or header and palette."""
 
 _BGRA = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
 
 
 class Dib(NamedTuple):
-    """A bitmap header at `start`, of `size` bytes. `image_bytes` is what it says of the length of its pixels,
+    """A bitmap header at `start`, of `size` bytes. `image_bytes` is its length of the pixels,
     or 0. `masks` are those of red, green, blue and opacity; the palette has `colours` entries of `entry`
     bytes from `palette` on.
     """
@@ -53,12 +53,12 @@ class Dib(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """The offset behind the palette, where an icon's pixels are."""
+        """The offset after the palette, where an icon's pixels are."""
         return self.palette + self.colours * self.entry
 
 
 def dib_header(source: FileBytes, start: int) -> Dib:
-    """The bitmap header at an offset; raises `PixelFault("truncated")` where the file ends in it."""
+    """Read the bitmap header at an offset. Raises `PixelFault("truncated")` if the file ends in it."""
     fields = source.at(start, 128)
     size = int.from_bytes(fields[:4], "little")
     if len(fields) < (12 if size == 12 else max(16, min(size, 40))):
@@ -96,7 +96,7 @@ def dib_header(source: FileBytes, start: int) -> Dib:
 
 
 def unsupported(dib: Dib) -> str:
-    """Why the pixels of a bitmap are not read here, or ""."""
+    """Return why the pixels of a bitmap are not read here, or ""."""
     if dib.compression in (_JPEG, _PNG) or (dib.size == 64 and dib.compression == _BITFIELDS):
         name = {_JPEG: "a JPEG", _PNG: "a PNG", _BITFIELDS: "Huffman codes"}[dib.compression]
         return f"a BMP that contains {name}"
@@ -117,7 +117,7 @@ def _is_run(mask: int) -> bool:
 
 
 def depth(dib: Dib) -> int | None:
-    """Bits per channel: of the masks, None where they differ; of a palette those of its colours."""
+    """Return the bits per channel of the masks, None if they differ, or of a palette's colours."""
     if dib.bits not in _DEFAULT_MASKS:
         return 8
     counts = {mask.bit_count() for mask in dib.masks[:3]}
@@ -125,7 +125,7 @@ def depth(dib: Dib) -> int | None:
 
 
 def header(source: FileBytes) -> Header:
-    """The header; raises `PixelFault` for one that is cut or damaged."""
+    """Read the header. Raises `PixelFault` for one that is truncated or damaged."""
     dib = dib_header(source, _FILE_HEADER)
     mode, bits = "RGBA" if dib.masks[3] else "RGB", depth(dib)
     if dib.bits <= 8:
@@ -154,7 +154,8 @@ def _offset(source: FileBytes) -> int:
 
 
 def _colours(source: FileBytes, dib: Dib) -> ColourTags:
-    """The calibrated colours of a BITMAPV4HEADER: XYZ of the primaries, which add up to white, and gammas."""
+    """Return the calibrated colours of a BITMAPV4HEADER: XYZ of the primaries, which add up to white, and
+    gammas."""
     fields = source.at(dib.start, 128)
     if dib.size < 108 or len(fields) < 108:
         return ColourTags()
@@ -175,7 +176,7 @@ def _colours(source: FileBytes, dib: Dib) -> ColourTags:
 
 
 def _profile_place(source: FileBytes, dib: Dib) -> tuple[int, int] | None:
-    """Offset and bytes of the ICC profile that a BITMAPV5HEADER embeds."""
+    """Return offset and bytes of the ICC profile that a BITMAPV5HEADER embeds."""
     fields = source.at(dib.start, 128)
     if dib.size < 124 or len(fields) < 120 or fields[56:60] != _EMBEDDED:
         return None
@@ -184,7 +185,7 @@ def _profile_place(source: FileBytes, dib: Dib) -> tuple[int, int] | None:
 
 
 def planes(data: bytes, header: Header) -> Planes:
-    """The pixels. Raises `PixelFault` for a file that is cut or damaged."""
+    """Read the pixels. Raises `PixelFault` for a file that is truncated or damaged."""
     source = FileBytes(data, len(data))
     dib = dib_header(source, _FILE_HEADER)
     start = _offset(source) or dib.pixels
@@ -198,7 +199,7 @@ def planes(data: bytes, header: Header) -> Planes:
 
 
 def dib_planes(data: bytes, dib: Dib, start: int) -> Planes:
-    """The pixels at an offset. Raises `PixelFault` for data that are cut or damaged."""
+    """Read the pixels at an offset. Raises `PixelFault` for data that are truncated or damaged."""
     source = FileBytes(data, len(data))
     if dib.compression in (_RLE8, _RLE4):
         values = _run_lengths(data, start, dib)
@@ -229,7 +230,7 @@ def dib_planes(data: bytes, dib: Dib, start: int) -> Planes:
 
 
 def _palette(source: FileBytes, dib: Dib, end: int) -> np.ndarray:
-    """uint8 [colours, 3], BGR, as far as the palette reaches before `end`."""
+    """Read the palette before `end`: uint8 [colours, 3], BGR."""
     count = max(0, min(dib.colours, (end - dib.palette) // dib.entry))
     data = source.at(dib.palette, count * dib.entry)
     whole = len(data) // dib.entry
@@ -237,7 +238,7 @@ def _palette(source: FileBytes, dib: Dib, end: int) -> np.ndarray:
 
 
 def _values(rows: np.ndarray, dib: Dib) -> np.ndarray:
-    """Indices or packed pixels [H, W], of 24 bits BGR [H, W, 3], of rows that are padded to four bytes."""
+    """Read rows padded to four bytes: indices or packed pixels [H, W], or for 24 bits BGR [H, W, 3]."""
     width = dib.width
     if dib.bits < 8:
         bits = np.unpackbits(rows, axis=1, count=width * dib.bits).reshape(len(rows), width, dib.bits)
@@ -249,7 +250,7 @@ def _values(rows: np.ndarray, dib: Dib) -> np.ndarray:
 
 
 def _channel(values: np.ndarray, mask: int) -> np.ndarray:
-    """uint8 of the bits under a mask: the upper eight of more, all levels of fewer."""
+    """Return the bits under a mask as uint8: the upper eight of more, scaled from fewer."""
     if mask == 0:
         return np.zeros(values.shape, np.uint8)
     shift, most = (mask & -mask).bit_length() - 1, mask // (mask & -mask)
@@ -260,7 +261,7 @@ def _channel(values: np.ndarray, mask: int) -> np.ndarray:
 
 
 def _run_lengths(data: bytes, start: int, dib: Dib) -> np.ndarray:
-    """Indices of RLE8 or RLE4, rows from the bottom; what no run reaches has index 0."""
+    """Decode RLE8 or RLE4 to indices, rows from the bottom; pixels without a run have index 0."""
     found = np.zeros((dib.height, dib.width), np.uint8)
     x = y = 0
     position = start

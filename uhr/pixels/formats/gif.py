@@ -18,7 +18,7 @@ from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
 _MOST_BLOCKS = 10_000_000
-"""Blocks after which a walk gives up: 2.5 GB of them."""
+"""Blocks after which a walk stops: 2.5 GB of them."""
 
 _EXTENSION, _IMAGE, _TRAILER, _CONTROL = b"\x21", b"\x2c", b"\x3b", b"\xf9"
 
@@ -39,7 +39,7 @@ class _Frame(NamedTuple):
 
 
 def header(source: FileBytes) -> Header:
-    """The header; raises `PixelFault` where there is no frame. Whether there is a second one is not looked
+    """Read the header. Raises `PixelFault` if there is no frame. Whether there is a second one is not looked
     up: that would take a walk through the first.
     """
     screen, frame = _start(source)
@@ -49,7 +49,7 @@ def header(source: FileBytes) -> Header:
 
 
 def planes(data: bytes, header: Header) -> Planes:
-    """The first frame; what it leaves of the screen is transparent.
+    """Read the first frame; the rest of the screen is transparent.
 
     Raises `PixelFault` for a file that is cut or damaged.
     """
@@ -75,7 +75,7 @@ def planes(data: bytes, header: Header) -> Planes:
 
 
 def _indices(data: bytes, frame: _Frame) -> np.ndarray:
-    """uint8 [height, width] of the first frame, its rows from the top."""
+    """Read the first frame: uint8 [height, width], rows from the top."""
     bits = data[frame.codes]
     if not 1 <= bits <= 11:
         raise PixelFault("corrupt", f"the GIF has codes of {bits} bits")
@@ -110,9 +110,10 @@ def _decoder() -> Callable[[np.ndarray, int, np.ndarray, int], int]:
 
 
 def _decode(data: np.ndarray, bits: int, found: np.ndarray, most: int) -> int:
-    """Fills uint8 `found` [N] from LZW codes that begin with `bits` + 1 bits; how many pixels the codes make,
-    which may be more than N, or -1 for a code that no table has. Stops where they are `most` or more: few
-    bytes can make pixels for hours.
+    """Fill uint8 `found` [N] from LZW codes that begin with `bits` + 1 bits; return the number of pixels.
+
+    It may be more than N; -1 is for a code that no table has. Stops at `most` pixels: a few bytes can make
+    pixels for hours.
     """
     clear, entries = 1 << bits, 4096
     prefix, last = np.zeros(entries, np.int32), np.zeros(entries, np.uint8)
@@ -120,17 +121,17 @@ def _decode(data: np.ndarray, bits: int, found: np.ndarray, most: int) -> int:
     for value in range(clear):
         last[value] = value & 255
     width, free, previous, count = bits + 1, clear + 2, -1, 0
-    window, held, position = 0, 0, 0
+    window, available, position = 0, 0, 0
     while count < most:
-        while held < width:
+        while available < width:
             if position >= len(data):
                 return count
-            window |= int(data[position]) << held
-            held += 8
+            window |= int(data[position]) << available
+            available += 8
             position += 1
         code = window & ((1 << width) - 1)
         window >>= width
-        held -= width
+        available -= width
         if code == clear:
             width, free, previous = bits + 1, clear + 2, -1
             continue
@@ -164,7 +165,7 @@ def _decode(data: np.ndarray, bits: int, found: np.ndarray, most: int) -> int:
 
 
 def _start(source: FileBytes) -> tuple[tuple[int, int], _Frame]:
-    """The size of the screen, and the first frame."""
+    """Read the size of the screen, and the first frame."""
     head = source.at(0, 13)
     if len(head) < 13:
         raise PixelFault("truncated", "the GIF ends in its header")
@@ -201,7 +202,7 @@ def _start(source: FileBytes) -> tuple[tuple[int, int], _Frame]:
 
 
 def _ends_early(source: FileBytes, frame: _Frame) -> bool:
-    """Whether a file ends before its trailer. Stray bytes behind the first frame end the walk."""
+    """Whether a file ends before its trailer. Stray bytes after the first frame end the walk."""
     # the size of its codes, and the codes
     position = _behind_sub_blocks(source, frame.codes + 1)
     for _ in range(_MOST_BLOCKS):
@@ -234,7 +235,7 @@ def _colour_table(packed: int) -> int:
 
 
 def _behind_sub_blocks(source: FileBytes, position: int) -> int:
-    """The offset behind a chain of sub-blocks, past the end of the file where it is cut."""
+    """Return the offset after a chain of sub-blocks; beyond the end of the file if it is truncated."""
     while True:
         length = source.at(position, 1)
         if not length:

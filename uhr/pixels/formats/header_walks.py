@@ -19,13 +19,13 @@ _PNG_COLOUR = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _LARGEST_EXIF = 64 << 20
-"""Bytes of an EXIF block that are read; only JPEG's format limits it."""
+"""Bytes of an EXIF block that are read; only JPEG limits its size."""
 
 _MOST_TRIES = 8
-"""Places in the last block of a PNG from which its chunks are followed: any bytes may be the letters IDAT."""
+"""Places in a PNG's last block from which chunks are followed: any bytes may be the letters IDAT."""
 
 _BLOCK = 64 << 10
-"""Bytes that are read at once where something is sought."""
+"""Bytes that are read at once in a search."""
 
 
 def jpeg(source: FileBytes) -> Header:
@@ -101,7 +101,7 @@ def _jpeg_header(
 
 
 def png(source: FileBytes) -> Header:
-    """Walk the chunks from IHDR to the first IDAT, and those behind the image data for an eXIf chunk."""
+    """Walk the chunks from IHDR to the first IDAT, and those after the image data for an eXIf chunk."""
     if source.first[12:16] != b"IHDR":
         if source.first[12:16] == b"CgBI":
             raise PixelFault("unsupported", "a PNG in Apple's private CgBI variant")
@@ -207,7 +207,7 @@ def _png_text_exif(source: FileBytes, kind: bytes, position: int, length: int) -
 
 
 def _late_exif(source: FileBytes, position: int) -> int:
-    """Orientation of an eXIf chunk behind the image data of a PNG, which begin at `position`."""
+    """Return the orientation of an eXIf chunk after a PNG's image data, which begin at `position`."""
     start = max(source.size - _BLOCK, position)
     tail = source.at(start, source.size - start)
     at = len(tail)
@@ -246,7 +246,7 @@ def _exif_behind(source: FileBytes, position: int) -> int | None:
 
 
 def _png_exif(source: FileBytes, position: int, length: int) -> int:
-    """Orientation of the eXIf chunk at `position`, which is believed only if its checksum is right."""
+    """Return the orientation of the eXIf chunk at `position`, if its checksum is right."""
     chunk = source.at(position + 4, min(length, _LARGEST_EXIF) + 8)
     if length <= _LARGEST_EXIF and zlib.crc32(chunk[:-4]) != int.from_bytes(chunk[-4:], "big"):
         return 1
@@ -258,7 +258,7 @@ def _too_many(format: str, parts: str) -> PixelFault:
 
 
 def webp(source: FileBytes) -> Header:
-    """The first chunk: VP8 (lossy), VP8L (lossless) or VP8X (canvas, flags, EXIF behind the image)."""
+    """Read the first chunk: VP8 (lossy), VP8L (lossless) or VP8X (canvas, flags, EXIF after the image)."""
     data = source.first[:32]
     kind = data[12:16]
     if len(data) < 30:

@@ -1,4 +1,4 @@
-"""What the boxes of a HEIF file (ISO/IEC 23008-12) say of its primary image, or of its first AV1 track."""
+"""Read from a HEIF file's boxes (ISO/IEC 23008-12) its primary image's facts, or its first AV1 track's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0", b"urn:mpeg:hevc:2015
 
 
 _MOST_EXTENTS = 100_000
-"""Extents of all items together after which a file is damaged: entries of no bytes could go on for hours."""
+"""Most extents of all items together: entries without bytes could keep a walk busy for hours."""
 
 Property = tuple[bytes, bytes]
 """Kind and content of a property box."""
@@ -47,11 +47,11 @@ class Meta:
 
 @dataclass
 class ImageFacts:
-    """What the primary item, or the first track of a sequence, says of the image.
+    """The facts of the image from the primary item, or from the first track of a sequence.
 
     `size` is the stored width and height in pixels, `tile` that of the first tile of a grid or the same.
     `config` is the content of the `av1C` box, `bitstream` the place (offset, bytes) of the first tile's AV1
-    data where it is known. `end` is the offset behind the last byte that an
+    data where it is known. `end` is the offset after the last byte that an
     item needs. `sequence`: it is a track, of `frames` frames.
     """
 
@@ -66,12 +66,13 @@ class ImageFacts:
     frames: int = 1
 
     def find(self, kind: bytes) -> bytes | None:
-        """The content of the first property of a kind."""
+        """Return the content of the first property of a kind."""
         return next((data for found, data in self.properties if found == kind), None)
 
 
 def read(source: FileBytes) -> ImageFacts:
-    """The facts of an AVIF file. Raises `PixelFault` for one that is cut, damaged, or not coded as AV1."""
+    """Read the facts of an AVIF file. Raises `PixelFault` if it is truncated, damaged, or not coded as
+    AV1."""
     try:
         return _read(source)
     except (struct.error, LookupError, ValueError) as error:
@@ -214,7 +215,7 @@ def _locations(meta: Meta, body: bytes) -> None:
 
 
 def _of_track(moov: bytes) -> ImageFacts:
-    """Of the first track of AV1 images that is not another's auxiliary."""
+    """Return the facts of the first track of AV1 images that is not another's auxiliary."""
     found: ImageFacts | None = None
     alpha = False
     for kind, track in isobmff.children(moov):
@@ -255,7 +256,7 @@ def _of_sample_entry(entry: bytes, table: dict[bytes, bytes]) -> ImageFacts:
 
 
 def _sample_table(track: bytes) -> dict[bytes, bytes]:
-    """The boxes of a track's sample table by kind; empty where there is none."""
+    """Return the boxes of a track's sample table by kind; empty if there is none."""
     boxes = dict(isobmff.children(track))
     for kind in (b"mdia", b"minf", b"stbl"):
         boxes = dict(isobmff.children(boxes.get(kind, b"")))

@@ -1,4 +1,4 @@
-"""Windows icons: which of the images in a file is taken, and its pixels. A PNG in one is decoded as a PNG."""
+"""Windows icons: choose an image of the file, and read its pixels. A PNG in one is decoded as a PNG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _MOST_BYTES = 1 << 26
 
 
 def largest(source: FileBytes) -> bytes:
-    """The bytes of the largest image, of several the deepest one: a PNG, or a bitmap without a file header.
+    """Return the bytes of the largest image, of several the deepest one: a PNG, or a bitmap without a file
+    header.
 
     Raises `PixelFault("truncated")` where the file ends before one of its images does.
     """
@@ -43,7 +44,7 @@ def is_png(data: bytes) -> bool:
 
 
 def header(source: FileBytes) -> Header:
-    """The header of the largest image."""
+    """Read the header of the largest image."""
     image = largest(source)
     if image.startswith(_PNG):
         return replace(header_walks.png(FileBytes(image, len(image))), format="ICO", orientation=1)
@@ -55,7 +56,7 @@ def header(source: FileBytes) -> Header:
 
 
 def planes(data: bytes, header: Header) -> Planes:
-    """The pixels of a bitmap in an icon: colours, and behind them a mask of one bit, 1 for transparent.
+    """Read the pixels of a bitmap in an icon: colours, and after them a mask of one bit, 1 for transparent.
     With 32 bits a pixel the fourth byte is opacity, unless it is zero everywhere.
     """
     image = largest(FileBytes(data, len(data)))

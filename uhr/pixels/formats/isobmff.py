@@ -8,14 +8,15 @@ from typing import NamedTuple
 from uhr.pixels.types import FileBytes, PixelFault
 
 MOST_BOXES = 10_000
-"""Boxes at one level after which a walk gives up: a file of tiny boxes must not hold a worker."""
+"""Boxes at one level after which a walk stops: a file of tiny boxes must not block a worker."""
 
 MOST_BYTES = 1 << 24
 """The largest box that is read whole (16 MiB): directories, profiles, never pixels."""
 
 
 class Box(NamedTuple):
-    """`start` and `end` are the offsets of the content; `end` may be past the end of a truncated file."""
+    """A box. `start` and `end` are the offsets of its content; `end` may be past the end of a truncated
+    file."""
 
     kind: bytes
     start: int
@@ -23,8 +24,8 @@ class Box(NamedTuple):
 
 
 def walk(source: FileBytes, start: int = 0, end: int | None = None) -> Iterator[Box]:
-    """The boxes from `start` to `end` (None: of the file), in order. One that says it reaches past `end` is
-    the last. Raises `PixelFault("corrupt")` for a length that is shorter than its own header.
+    """Yield the boxes from `start` to `end` (None: of the file), in order. One that claims to reach past
+    `end` is the last. Raises `PixelFault("corrupt")` for a length that is shorter than its own header.
     """
     limit = source.size if end is None else end
     for _ in range(MOST_BOXES):
@@ -44,7 +45,7 @@ def walk(source: FileBytes, start: int = 0, end: int | None = None) -> Iterator[
 
 
 def content(source: FileBytes, box: Box) -> bytes:
-    """The content of a box that is to be read whole."""
+    """Read the whole content of a box. Raises `PixelFault` if it is too large or truncated."""
     count = box.end - box.start
     if count > MOST_BYTES:
         raise PixelFault("corrupt", f"a box {box.kind!r} of {count} bytes where a small one belongs")
@@ -55,7 +56,7 @@ def content(source: FileBytes, box: Box) -> bytes:
 
 
 def children(data: bytes, skip: int = 0) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and content of the boxes in a box's content, behind `skip` bytes of its own fields."""
+    """Yield kind and content of the boxes in a box's content, after `skip` bytes of its own fields."""
     source = FileBytes(data, len(data))
     for box in walk(source, skip):
         if box.end > len(data):
@@ -64,12 +65,13 @@ def children(data: bytes, skip: int = 0) -> Iterator[tuple[bytes, bytes]]:
 
 
 def brands(data: bytes) -> list[bytes]:
-    """The brands of an `ftyp` box's content: the major one, then the compatible ones."""
+    """Return the brands of an `ftyp` box's content: the major one, then the compatible ones."""
     return [data[:4], *(data[at : at + 4] for at in range(8, len(data) - 3, 4))]
 
 
 def ends_early(source: FileBytes) -> bool:
-    """Whether the last box is cut; stray bytes behind the boxes, whose kind is not in letters, are no box."""
+    """Whether the last box is truncated; stray bytes after the boxes, without letters as kind, are not a
+    box."""
     return any(box.end > source.size and _in_letters(box.kind) for box in walk(source))
 
 

@@ -1,4 +1,4 @@
-"""A JPEG file as a sequence of segments and scans (ITU T.81, annex B), and what libjpeg says of it.
+"""A JPEG file as a sequence of segments and scans (ITU T.81, annex B), and libjpeg's messages about it.
 
 libjpeg prints the first warning of an image and hides all others. A harmless oddity in the header would hide
 damage behind it, so the decoder is given a copy in which the oddities that change no pixel are repaired:
@@ -30,7 +30,7 @@ _READ = frozenset({*_SOF, _SOS, _APP0, _APP2, _APP14})
 """Segments whose content is read here."""
 
 _PADDING = (b"\0", b"\0\0", b"\xff\0")
-"""What encoders leave between the last scan and EOI to fill a word; entropy-coded data look otherwise."""
+"""Padding that encoders write between the last scan and EOI; entropy-coded data differ from it."""
 
 _EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9$")
 
@@ -46,7 +46,7 @@ class JpegFile:
         self.data = data
         self.notes: list[str] = []
         self.end: int | None = None
-        """Offset of the EOI marker that ends the image; None where the file ends before it."""
+        """Offset of the EOI marker that ends the image; None if the file ends before it."""
 
         self._repairs: list[tuple[int, int, bytes]] = []
         self._process = 0
@@ -62,7 +62,7 @@ class JpegFile:
 
     @cached_property
     def decodable(self) -> bytes:
-        """The file with its oddities repaired; the file itself where there are none."""
+        """The file with its irregularities repaired, or the file itself if it has none."""
         if not self._repairs:
             return self.data
         parts, position = [], 0
@@ -72,15 +72,16 @@ class JpegFile:
         return b"".join([*parts, memoryview(self.data)[position:]])
 
     def without_metadata(self) -> bytes:
-        """The image alone: no application segments but Adobe's, which names the colour model, no comments."""
+        """Return the image without comments and application segments, except Adobe's, which has the colour
+        model."""
         parts: list[bytes | memoryview] = [b"\xff\xd8"]
         position = 2
         data = memoryview(self.data)
         while True:
-            start, behind, marker = self._marker(position)
+            start, after, marker = self._marker(position)
             if marker is None or marker == _SOS:
                 return b"".join([*parts, data[start:]])
-            position = behind if marker in _BARE else self._segment_end(behind)
+            position = after if marker in _BARE else self._segment_end(after)
             if not (0xE0 <= marker <= 0xEF and marker != _APP14) and marker != 0xFE:
                 parts.append(data[start:position])
 
@@ -120,7 +121,7 @@ class JpegFile:
     def _walk(self) -> None:
         position, scans = 2, 0
         for _ in range(MOST_PARTS):
-            start, behind, marker = self._marker(position)
+            start, after, marker = self._marker(position)
             if marker is None or marker == _SOI:
                 return
             if not scans and start > position:
@@ -130,19 +131,19 @@ class JpegFile:
                 self.end = start
                 return
             if marker in _BARE:
-                position = behind
+                position = after
                 continue
-            position = self._segment_end(behind)
-            body = self.data[behind + 2 : position] if marker in _READ else b""
+            position = self._segment_end(after)
+            body = self.data[after + 2 : position] if marker in _READ else b""
             if marker in _SOF:
                 self._process = marker
                 self._components = body[6 : 6 + 3 * int.from_bytes(body[5:6], "big") : 3]
             elif marker == _APP0 and body.startswith(b"JFIF\0") and len(body) >= 14:
-                self._on_jfif(body, behind + 2)
+                self._on_jfif(body, after + 2)
             elif marker == _APP14 and body.startswith(b"Adobe") and len(body) >= 12:
-                self._adobe = behind + 2 + 11
+                self._adobe = after + 2 + 11
             elif marker == _APP2 and body.startswith(b"ICC_PROFILE\0") and len(body) >= 14:
-                self._pieces.setdefault(body[12], (behind + 16, position))
+                self._pieces.setdefault(body[12], (after + 16, position))
                 self._piece_count = body[13]
             elif marker == _SOS:
                 scans += 1
@@ -170,18 +171,19 @@ class JpegFile:
                 return start, position + 1, data[position]
             position += 1
 
-    def _segment_end(self, behind: int) -> int:
-        return behind + max(int.from_bytes(self.data[behind : behind + 2], "big"), 2)
+    def _segment_end(self, after: int) -> int:
+        return after + max(int.from_bytes(self.data[after : after + 2], "big"), 2)
 
     def _scan_end(self, position: int) -> int:
-        """Offset of the first marker behind entropy-coded data: FF before all but 0, FF and the restarts."""
+        """Return the offset of the first marker after entropy-coded data: FF before all but 0, FF and the
+        restarts."""
         pixels = np.frombuffer(self.data, np.uint8)
         size = 1 << 16
         while position < len(pixels):
             block = pixels[position : position + size]
             at = np.flatnonzero(block[:-1] == 0xFF)
-            behind = block[at + 1]
-            found = at[(behind != 0) & (behind != 0xFF) & ((behind & 0xF8) != 0xD0)]
+            after = block[at + 1]
+            found = at[(after != 0) & (after != 0xFF) & ((after & 0xF8) != 0xD0)]
             if found.size:
                 position += int(found[0])
                 # bytes FF before a marker fill, and belong to it
@@ -200,7 +202,7 @@ class JpegFile:
             self._repairs.append((offset + 5, offset + 6, b"\1"))
 
     def _on_first_scan(self) -> None:
-        """The last Adobe segment before the scans decides on the colour model, where JFIF does not."""
+        """The last Adobe segment before the scans sets the colour model, unless JFIF does."""
         if self._adobe is None or (self._jfif and len(self._components) == 3):
             return
         transform = self.data[self._adobe]
@@ -226,7 +228,7 @@ class JpegFile:
             bits[first : last + 1] = [approximation & 15] * (min(last, 63) - first + 1)
 
     def _conclude(self) -> None:
-        """Judge the structure as a whole, once all of it is known."""
+        """Check the whole structure, once all of it is known."""
         if self._stray:
             self.notes.insert(0, f"{self._stray} stray bytes between segments of the header")
         self.notes = list(dict.fromkeys(self.notes))
@@ -235,7 +237,7 @@ class JpegFile:
             raise PixelFault("unsupported", f"a JPEG of the process SOF{self._process - 0xC0}")
 
     def _check_complete(self) -> None:
-        """Raise `PixelFault` if whole scans are missing: a decoder shows what it has and is silent."""
+        """Raise `PixelFault` if whole scans are missing, which a decoder does not report."""
         if self._process not in _SEQUENTIAL | _PROGRESSIVE:
             return
         for component in self._components:

@@ -1,6 +1,6 @@
 """JPEG 2000 (ISO/IEC 15444-1): the header of JP2 files and bare codestreams, and their pixels by OpenJPEG.
 
-The decoders are given the bare codestream, never the boxes around it: colours, palettes and channel
+The decoders get the bare codestream, never the boxes around it: colours, palettes and channel
 definitions are read here. OpenCV decodes 8 to 16 bits exactly. Pillow decodes what OpenCV does not, and only
 up to 8 bits: its conversion of deeper colour lets white overflow to black.
 """
@@ -52,8 +52,8 @@ class _Component(NamedTuple):
 
 @dataclass
 class _Facts:
-    """What boxes and codestream say. `space` is an enumerated colour space or None; `codestream` the offset
-    of its first byte, `end` the offset behind the box around it, which may be past the end of the file.
+    """The facts from boxes and codestream. `space` is an enumerated colour space or None; `codestream` the
+    offset of its first byte, `end` the offset after the box around it, which may be past the end of the file.
     """
 
     codestream: int = 0
@@ -77,7 +77,7 @@ class _Facts:
 
     @property
     def colours(self) -> int:
-        """How many of the channels are colours."""
+        """The number of colour channels."""
         if self.icc is not None:
             return {b"GRAY": 1, b"RGB ": 3, b"CMYK": 4}.get(self.icc[16:20], 0)
         if self.space is not None:
@@ -86,7 +86,7 @@ class _Facts:
 
 
 def header(source: FileBytes) -> Header:
-    """The header of a JP2 file or a codestream; raises `PixelFault` for one that is cut or damaged."""
+    """Read the header of a JP2 file or a codestream. Raises `PixelFault` for a truncated or damaged one."""
     facts = _facts(source)
     alpha, unsupported = _channels(facts)
     depths = {component.bits for component in facts.components}
@@ -113,7 +113,7 @@ def header(source: FileBytes) -> Header:
 
 
 def _channels(facts: _Facts) -> tuple[bool, str]:
-    """Whether the last channel is opacity, and why the image cannot be decoded right, or ""."""
+    """Return whether the last channel is opacity, and why the image cannot be decoded correctly, or ""."""
     components = facts.components
     if any(component.signed for component in components):
         return False, "a JPEG 2000 of signed values"
@@ -145,7 +145,7 @@ def _is_plain_palette(facts: _Facts) -> bool:
 
 
 def _definitions(facts: _Facts, colours: int) -> str:
-    """Why the channel definitions (`cdef`) are not read here, or ""."""
+    """Return why the channel definitions (`cdef`) are not read here, or ""."""
     for channel, (kind, of) in facts.definitions.items():
         if kind == 2:
             return "a JPEG 2000 with premultiplied opacity"
@@ -214,7 +214,7 @@ def _read_header_box(kind: bytes, body: bytes, facts: _Facts) -> None:
 
 
 def _read_size(source: FileBytes, facts: _Facts) -> None:
-    """The SIZ segment: the grid, and depth and sampling of each component."""
+    """Read the SIZ segment: the grid, and depth and sampling of each component."""
     head = source.at(facts.codestream, 42)
     if len(head) < 42:
         raise PixelFault("truncated", "the JPEG 2000 ends in the header of its codestream")
@@ -237,7 +237,7 @@ def _read_size(source: FileBytes, facts: _Facts) -> None:
 
 
 def _check_whole(source: FileBytes, facts: _Facts) -> None:
-    """Raises `PixelFault` unless tile-part follows tile-part up to the end marker, and no tile is missing."""
+    """Raise `PixelFault` unless tile-part follows tile-part up to the end marker, and no tile is missing."""
     position = facts.codestream + 2
     tiles: set[int] = set()
     for _ in range(_MOST_PARTS):
@@ -268,7 +268,7 @@ def _check_whole(source: FileBytes, facts: _Facts) -> None:
 
 
 def planes(data: bytes, header: Header) -> Planes:
-    """The pixels. Raises `PixelFault` for a file that is cut or damaged."""
+    """Read the pixels. Raises `PixelFault` for a file that is truncated or damaged."""
     source = FileBytes(data, len(data))
     facts = _facts(source)
     _check_whole(source, facts)
@@ -295,7 +295,7 @@ def planes(data: bytes, header: Header) -> Planes:
 
 
 def _components(codestream: bytes, facts: _Facts) -> np.ndarray:
-    """uint8 or uint16 [H, W, components], the values as they are stored."""
+    """Decode the stored values: uint8 or uint16 [H, W, components]."""
     count, bits = len(facts.components), facts.components[0].bits
     if count != 2 and bits >= 8:
         import cv2
@@ -316,7 +316,7 @@ def _components(codestream: bytes, facts: _Facts) -> np.ndarray:
 
 
 def _jp2(codestream: bytes, facts: _Facts) -> bytes:
-    """The codestream in the plainest JP2 file: OpenCV complains of one without a colour space."""
+    """Wrap the codestream in a minimal JP2 file: OpenCV warns of one without a colour space."""
     width, height = facts.size
     count, bits = len(facts.components), facts.components[0].bits
     size = struct.pack(">IIHBBBB", height, width, count, bits - 1, 7, 0, 0)
@@ -331,7 +331,7 @@ def _box(kind: bytes, body: bytes) -> bytes:
 
 
 def _through_palette(indices: np.ndarray, palette: bytes) -> np.ndarray:
-    """uint8 [H, W, columns] of a `pclr` box with columns of 8 bits."""
+    """Look up a palette: uint8 [H, W, columns] from a `pclr` box with columns of 8 bits."""
     count, columns = struct.unpack_from(">HB", palette)
     table = np.frombuffer(palette, np.uint8, count * columns, 3 + columns).reshape(count, columns)
     if indices.max() >= count:

@@ -1,6 +1,6 @@
 """PBM, PGM and PPM (netpbm's manual pages pbm(5), pgm(5), ppm(5)), plain and binary, of any maximum.
 
-Of a maximum of 2^n - 1 above 255 the upper eight bits are taken, as of every format here. Any other maximum
+For a maximum of 2^n - 1 above 255 the upper eight bits are used, as in all formats here. Any other maximum
 is scaled to 255 and rounded.
 """
 
@@ -23,12 +23,12 @@ _CHUNK = 1 << 16
 
 
 def header(source: FileBytes) -> Header:
-    """The header; raises `PixelFault` for one that is cut or damaged."""
+    """Read the header. Raises `PixelFault` for one that is truncated or damaged."""
     return _parsed(source)[0]
 
 
 def _parsed(source: FileBytes) -> tuple[Header, int, int, int]:
-    """The header, the digit of the signature, the maximum, and the offset of the values."""
+    """Read the header, the digit of the signature, the maximum, and the offset of the values."""
     kind = int(source.at(1, 1))
     numbers, position = [], 2
     for _ in range(2 if kind in (1, 4) else 3):
@@ -36,8 +36,8 @@ def _parsed(source: FileBytes) -> tuple[Header, int, int, int]:
         digits = source.at(position, 11)
         found = _NUMBER.match(digits)
         if not found:
-            word = digits.decode("latin-1")
-            raise PixelFault("corrupt", f"the header of the PNM has {word!r} where a number belongs")
+            text = digits.decode("latin-1")
+            raise PixelFault("corrupt", f"the header of the PNM has {text!r} where a number belongs")
         numbers.append(int(found[0]))
         position += found.end()
     width, height, most = numbers if len(numbers) == 3 else (*numbers, 1)
@@ -51,7 +51,7 @@ def _parsed(source: FileBytes) -> tuple[Header, int, int, int]:
 
 
 def _behind_gap(source: FileBytes, position: int) -> int:
-    """The offset behind white space and comments; raises `PixelFault` where the file ends in them."""
+    """Return the offset after white space and comments. Raises `PixelFault` if the file ends in them."""
     while True:
         chunk = source.at(position, _CHUNK)
         gap = _GAP.match(chunk)
@@ -67,7 +67,7 @@ def _behind_gap(source: FileBytes, position: int) -> int:
 
 
 def _behind_line(source: FileBytes, position: int) -> int:
-    """The offset of the next end of a line, or of the file."""
+    """Return the offset of the next end of a line, or of the file."""
     while True:
         chunk = source.at(position, _CHUNK)
         ends = [end for end in (chunk.find(b"\n"), chunk.find(b"\r")) if end >= 0]
@@ -77,7 +77,7 @@ def _behind_line(source: FileBytes, position: int) -> int:
 
 
 def planes(data: bytes, header: Header) -> Planes:
-    """The pixels of the first image; raises `PixelFault` for a file that is cut or damaged."""
+    """Read the pixels of the first image. Raises `PixelFault` for a truncated or damaged file."""
     _, kind, most, start = _parsed(FileBytes(data, len(data)))
     channels = 3 if header.mode == "RGB" else 1
     shape = (header.raw_height, header.raw_width, channels)
@@ -92,7 +92,7 @@ def planes(data: bytes, header: Header) -> Planes:
 
 
 def _to_eight_bits(most: int) -> np.ndarray:
-    """uint8 of each value 0..most."""
+    """Return the table from values 0..most to uint8."""
     values = np.arange(most + 1, dtype=np.uint32)
     if most > 255 and most & (most + 1) == 0:
         return (values >> (most.bit_length() - 8)).astype(np.uint8)
@@ -100,7 +100,7 @@ def _to_eight_bits(most: int) -> np.ndarray:
 
 
 def _binary(data: bytes, start: int, kind: int, most: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """uint8 or uint16 [H, W, C], 0..most."""
+    """Read binary values: uint8 or uint16 [H, W, C], 0..most."""
     height, width, channels = shape
     row = -(-width // 8) if kind == 4 else width * channels * (2 if most > 255 else 1)
     end = start + row * height
@@ -121,7 +121,7 @@ def _binary(data: bytes, start: int, kind: int, most: int, shape: tuple[int, int
 
 
 def _plain(data: bytes, start: int, kind: int, most: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """The same of decimal digits."""
+    """Read values in decimal digits, as `_binary`."""
     text = _COMMENT.sub(b"", data[start:])
     needed = shape[0] * shape[1] * shape[2]
     if kind == 1:
@@ -133,7 +133,7 @@ def _plain(data: bytes, start: int, kind: int, most: int, shape: tuple[int, int,
     else:
         numbers = _NUMBERS.match(text)
         end = numbers.end() if numbers else 0
-        # a gap at the end lets the parser give back an empty array without a warning
+        # a gap at the end lets the parser return an empty array without a warning
         values = np.fromstring(text[:end] or b" ", np.int64, sep=" ")[:needed]
         if values.size < needed and end < len(text):
             raise PixelFault(

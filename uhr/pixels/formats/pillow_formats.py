@@ -1,7 +1,7 @@
-"""Pillow as the modules of this package use it: without its size guard, and with faults for exceptions.
+"""Call Pillow without its size guard, and with faults in place of exceptions.
 
-Always for a named format, for its plugins recognise images in almost any bytes (TGA) or start programs (EPS).
-What Pillow says of a file's mode and depth is not taken for the file's truth.
+Formats are always named, since its plugins recognise images in almost any bytes (TGA) or start programs
+(EPS). Pillow's mode and depth of a file are not used: they may differ from the file's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOCK = threading.Lock()
 
 @contextlib.contextmanager
 def _unhindered() -> Generator[None]:
-    """Pillow's own size guard and its warnings off: our limits judge the size, alike for all formats."""
+    """Disable Pillow's size guard and warnings: our limits apply to all formats alike."""
     from PIL import Image
 
     with _LOCK, warnings.catch_warnings():
@@ -37,7 +37,7 @@ def _unhindered() -> Generator[None]:
 
 
 def open_image(file: Any, formats: tuple[str, ...]) -> Image.Image:
-    """The image in a binary file as a lazy Pillow image of one of `formats`."""
+    """Open the image in a binary file as a lazy Pillow image of one of `formats`."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -54,7 +54,7 @@ def open_image(file: Any, formats: tuple[str, ...]) -> Image.Image:
 
 
 def load(image: Image.Image) -> Image.Image:
-    """Decode the first frame in place; whatever goes wrong becomes a `PixelFault`."""
+    """Decode the first frame in place. Raises `PixelFault` for any error."""
     try:
         with _unhindered():
             image.load()
@@ -68,7 +68,7 @@ def load(image: Image.Image) -> Image.Image:
 
 
 def converted(pixels: np.ndarray, mode: str, to: str) -> np.ndarray:
-    """uint8 [H, W, C] of one of Pillow's modes in another of them, by Pillow's own arithmetic."""
+    """Convert uint8 [H, W, C] from one of Pillow's modes to another, by Pillow's own arithmetic."""
     import numpy as np
     from PIL import Image
 

@@ -1,6 +1,6 @@
-"""A PNG file as a sequence of chunks (third edition, 5), and what libpng says of it.
+"""A PNG file as a sequence of chunks (third edition, 5), and libpng's messages about it.
 
-The decoder is given the image alone: no text, EXIF, XMP or profile of any size decides whether an image is
+The decoder gets the image alone: no text, EXIF, XMP or profile of any size decides whether an image is
 good, none is inflated, and what libpng warns of is about the image.
 """
 
@@ -74,26 +74,26 @@ class PngFile:
             if position + 12 > len(data):
                 break
             length, kind = struct.unpack_from(">I4s", data, position)
-            behind = position + 12 + length
-            if behind > len(data) or not kind.isalpha():
+            after = position + 12 + length
+            if after > len(data) or not kind.isalpha():
                 # the decoder would allocate whatever length it finds there
                 cut = data.find(_END, position) < 0
                 what = f"has {kind.hex()} where the kind of a chunk belongs"
                 if kind.isalpha():
                     what = f"ends within its {kind.decode()} chunk of {length:,} bytes"
                 raise PixelFault("truncated" if cut else "corrupt", f"the PNG {what}")
-            if self._keep(kind, view[position + 4 : behind]):
+            if self._keep(kind, view[position + 4 : after]):
                 if kept[-1][1] == position:
-                    kept[-1][1] = behind
+                    kept[-1][1] = after
                 else:
-                    kept.append([position, behind])
-            position = behind
+                    kept.append([position, after])
+            position = after
             if kind == b"IEND":
                 return data if len(kept) == 1 else b"".join(view[start:stop] for start, stop in kept)
         else:
             raise PixelFault("unsupported", f"a PNG of more than {MOST_PARTS:,} chunks")
         self.truncated = data.find(_END, position) < 0
-        # the decoder says what is wrong with the rest
+        # the decoder reports what is wrong with the rest
         return b"".join([*(view[start:stop] for start, stop in kept), view[position:]])
 
     def _keep(self, kind: bytes, chunk: memoryview) -> bool:

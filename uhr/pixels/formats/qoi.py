@@ -1,4 +1,4 @@
-"""QOI (qoiformat.org, version 1.0): header, and a decoder that knows where the pixels must end.
+"""QOI (qoiformat.org, version 1.0): header, and a decoder that checks where the pixels end.
 
 Compiled by numba when the first QOI is decoded: one after the other in Python, the pixels of a 4K image take
 half a minute.
@@ -25,7 +25,7 @@ were believed, most files would come out far too bright.
 
 
 def header(source: FileBytes) -> Header:
-    """The header; raises `PixelFault` for one that is cut or damaged."""
+    """Read the header. Raises `PixelFault` for one that is truncated or damaged."""
     head = source.at(0, _HEADER)
     if len(head) < _HEADER:
         raise PixelFault("truncated", "the QOI ends in its header")
@@ -38,7 +38,8 @@ def header(source: FileBytes) -> Header:
 
 
 def planes(data: bytes, header: Header) -> Planes:
-    """The pixels. Raises `PixelFault` for a file that ends before them, or has more of them than its size."""
+    """Read the pixels. Raises `PixelFault` for a file that ends before them, or has more of them than its
+    size."""
     count = header.raw_width * header.raw_height
     end = len(data) - len(_END) if data.endswith(_END) else len(data)
     # a byte codes 62 pixels at most: no array is made for a size that the file cannot have
@@ -63,7 +64,7 @@ def _decoder() -> Callable[[np.ndarray, int, np.ndarray], tuple[int, int]]:
 
 
 def _decode(data: np.ndarray, position: int, pixels: np.ndarray) -> tuple[int, int]:
-    """Fills uint8 `pixels` [N, 4] from the bytes at `position`; how many were found, and the offset behind
+    """Fill uint8 `pixels` [N, 4] from the bytes at `position`; how many were found, and the offset behind
     them.
     """
     seen = np.zeros((64, 4), np.uint8)

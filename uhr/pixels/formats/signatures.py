@@ -1,7 +1,8 @@
-"""The format of a file by its first bytes: one that is read here, one that is only known, or no image.
+"""The format of a file by its first bytes: one that is read here, one that is only recognised, or not an
+image.
 
 The file's name is never looked at. Short signatures that ordinary text or any bytes may begin with (BM, P6,
-PCX) count only with a plausible field behind them. TGA has no signature and is never recognised.
+PCX) count only with a plausible field after them. TGA has no signature and is never recognised.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ READ_HERE: tuple[tuple[bytes, str], ...] = (
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
     (b"\xff\x4f\xff\x51", "JPEG2000"),
 )
-"""Signatures at the start of a file -> format. AVIF, WebP, BMP and PNM need a second look."""
+"""Signatures at the start of a file -> format. AVIF, WebP, BMP and PNM need further checks."""
 
 _RAW, _VIDEO = "a camera raw file", "a video"
 
@@ -81,7 +82,7 @@ _KNOWN: tuple[tuple[int, bytes, str], ...] = (
     (4, b"moov", _VIDEO),
     (4, b"mdat", _VIDEO),
 )
-"""Signatures at an offset of files that nothing installed here opens, or that are no single image."""
+"""Signatures at an offset, of files that cannot be opened here, or that are not a single image."""
 
 _KNOWN_BY_TWO: tuple[tuple[bytes, int, bytes, str], ...] = (
     (b"II*\0", 8, b"CR\2\0", _RAW),
@@ -91,7 +92,7 @@ _KNOWN_BY_TWO: tuple[tuple[bytes, int, bytes, str], ...] = (
     (b"RIFF", 8, b"AVI ", _VIDEO),
     (b"RIFF", 8, b"ACON", "an animated cursor"),
 )
-"""The same for a signature at the start together with a second one at an offset."""
+"""Signatures at the start together with a second one at an offset, for the same kinds of files."""
 
 _AVIF = {b"avif", b"avis", b"MA1A", b"MA1B"}
 _HEIC = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"}
@@ -118,7 +119,7 @@ _PAM_PFM = re.compile(rb"P([7fF])[ \t]*\r?\n")
 
 
 def format_of(first: bytes) -> str:
-    """The format of a file that is read here, of its first bytes (some hundred, or all that it has).
+    """Return the format of a file from its first bytes (a few hundred, or all that it has).
 
     Raises `PixelFault`: `unsupported` names a format that is not read here, `truncated` is a file that ends
     within its signature, and `not an image` is what no signature claims.
@@ -143,7 +144,7 @@ def format_of(first: bytes) -> str:
 
 
 def _known(first: bytes) -> str:
-    """The name of a format that is known and not read here, or ""."""
+    """Return the name of a format that is recognised and not read here, or ""."""
     for offset, signature, name in _KNOWN:
         if first.startswith(signature, offset):
             return name
@@ -161,7 +162,8 @@ def _known(first: bytes) -> str:
 
 
 def _media(first: bytes) -> str:
-    """AVIF if any brand in the `ftyp` box says so; else the fault that names what the file is."""
+    """Return AVIF if any brand in the `ftyp` box is AVIF's. Raises the fault that names the file
+    otherwise."""
     length = int.from_bytes(first[:4], "big")
     brands = isobmff.brands(first[8 : max(length, 12)] if length else first[8:])
     if _AVIF.intersection(brands):

@@ -1,4 +1,4 @@
-"""TIFF and BigTIFF: what the first directory says, and the header that follows from it.
+"""TIFF and BigTIFF: the first directory, and the header that follows from it.
 
 The pixels are put together in `tiff_pixels`; Pillow and libtiff only take the compression off. Which
 variants are read is decided here: a layout that is not read right is `unsupported`, and named.
@@ -29,10 +29,10 @@ _RAW = (32803, 34892)
 
 NONE, CCITT, LZW, OLD_JPEG, JPEG, DEFLATE, PACKBITS = 1, (2, 3, 4), 5, 6, 7, (8, 32946), 32773
 LIBTIFF = (LZW, PACKBITS, *CCITT, 34925, 50000)
-"""Compressions that libtiff takes off: LZW, PackBits, CCITT, LZMA, Zstandard."""
+"""Compressions that libtiff decodes: LZW, PackBits, CCITT, LZMA, Zstandard."""
 
 PREDICTED = (LZW, *DEFLATE, 34925, 50000)
-"""Compressions in front of which a predictor may be."""
+"""Compressions that may be combined with a predictor."""
 
 _COMPRESSIONS = {
     6: "old-style JPEG",
@@ -54,10 +54,10 @@ ASSOCIATED, UNASSOCIATED = 1, 2
 _COREL_ALPHA = 999
 
 _MOST_SAMPLES = 64
-"""Bands of a pixel that are read: of a million, a pixel would take a megabyte."""
+"""Most bands of a pixel that are read: with a million, a pixel would take a megabyte."""
 
 _MOST_TILE = 1 << 26
-"""Pixels of a tile that is larger than its image, after which a file is damaged."""
+"""Most pixels of a tile that is larger than its image; beyond, the file is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Layout:
 
 @dataclass
 class Reading:
-    """The layout, or why it is not read (`unsupported`); the rest of a header either way."""
+    """The layout, or the reason why it is not read (`unsupported`), and the rest of a header."""
 
     layout: Layout | None
     unsupported: str
@@ -103,7 +103,8 @@ class Reading:
 
 
 def header(source: FileBytes) -> Header:
-    """The header of the first image; raises `PixelFault` for a file that is cut, damaged or a camera raw."""
+    """Read the header of the first image. Raises `PixelFault` for a truncated or damaged file or a camera
+    raw."""
     directory = first_directory(source)
     _refuse_camera_raw(directory)
     width, height = directory.number(256, 0), directory.number(257, 0)
@@ -128,7 +129,8 @@ def header(source: FileBytes) -> Header:
 
 
 def _refuse_camera_raw(directory: Directory) -> None:
-    """A camera raw is a TIFF whose first image is its thumbnail, or whose pixels have one colour each."""
+    """Raise for a camera raw: a TIFF whose first image is its thumbnail, or whose pixels have one colour
+    each."""
     raw = bool(directory.number(254, 0) & 1) or 50706 in directory or directory.number(262, -1) in _RAW
     if not raw and 330 in directory:
         raw = any(part.number(262, -1) in _RAW for part in sub_directories(directory))
@@ -137,7 +139,7 @@ def _refuse_camera_raw(directory: Directory) -> None:
 
 
 def _colours(directory: Directory) -> ColourTags:
-    """WhitePoint and PrimaryChromaticities, where no ICC profile is there."""
+    """Return the meaning of WhitePoint and PrimaryChromaticities, without an ICC profile."""
     if 34675 in directory:
         return ColourTags()
     white, primaries = directory.rationals(318), directory.rationals(319)
@@ -151,7 +153,7 @@ def _colours(directory: Directory) -> ColourTags:
 
 
 def read(directory: Directory) -> Reading:
-    """What a directory says of its samples; raises `PixelFault` where it contradicts itself."""
+    """Read the layout of a directory's samples. Raises `PixelFault` if it contradicts itself."""
     photometric = directory.number(262, -1)
     compression = directory.number(259, 1)
     bits = directory.numbers(258, (1,))
@@ -192,7 +194,7 @@ def read(directory: Directory) -> Reading:
 def _unsupported(
     directory: Directory, photometric: int, compression: int, samples: int, depth: int | None
 ) -> str:
-    """Why the samples of a directory are not read here, or ""."""
+    """Return why the samples of a directory are not read here, or ""."""
     if photometric not in _COLOURS:
         return f"a TIFF of {_OTHER.get(photometric, f'photometric interpretation {photometric}')}"
     known = compression in (NONE, JPEG, *DEFLATE, *LIBTIFF)

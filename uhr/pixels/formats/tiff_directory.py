@@ -14,7 +14,8 @@ _KINDS |= {13: "I", 16: "Q", 17: "q", 18: "Q"}
 
 _MOST_ENTRIES = 4096
 _MOST_NUMBERS = 1 << 16
-"""As many as there can be samples in a pixel. Only the lists of strips and tiles may be longer."""
+"""Most values of a tag, as many as there can be samples in a pixel. Only the lists of strips and tiles may be
+longer."""
 
 
 @dataclass
@@ -43,8 +44,8 @@ class Directory:
         return self.source.at(offset, width * (count if most is None else min(count, most)))
 
     def numbers(self, tag: int, default: tuple[int, ...] = (), most: int = _MOST_NUMBERS) -> tuple[int, ...]:
-        """The integers of a tag, `default` where it is missing. Those behind the first `most` are not read:
-        a number takes eighteen times the memory that it has in the file.
+        """Return the integers of a tag, or `default` if it is missing. Those after the first `most` are not
+        read: a number takes eighteen times the memory that it has in the file.
         """
         if tag not in self.entries:
             return default
@@ -55,11 +56,11 @@ class Directory:
         return struct.unpack(f"{self.order}{min(count, most)}{form}", self.data(tag, most))
 
     def number(self, tag: int, default: int) -> int:
-        """The first integer of a tag, `default` where it is missing or empty."""
+        """Return the first integer of a tag, or `default` if it is missing or empty."""
         return (self.numbers(tag, most=1) or (default,))[0]
 
     def rationals(self, tag: int) -> list[float]:
-        """The values of a tag of rationals; empty where it is missing or of another type."""
+        """Return the values of a tag of rationals; empty if it is missing or of another type."""
         if tag not in self.entries or self.entries[tag][0] not in (5, 10):
             return []
         kind, count, _ = self.entries[tag]
@@ -69,7 +70,7 @@ class Directory:
 
 
 def first_directory(source: FileBytes) -> Directory:
-    """The first directory of a file; raises `PixelFault` for one that is cut or damaged."""
+    """Read the first directory of a file. Raises `PixelFault` for a truncated or damaged one."""
     head = source.at(0, 16)
     order = "<" if head.startswith(b"II") else ">"
     big = 43 in head[2:4]
@@ -80,7 +81,7 @@ def first_directory(source: FileBytes) -> Directory:
 
 
 def directory_at(source: FileBytes, order: str, big: bool, offset: int) -> Directory:
-    """The directory at an offset."""
+    """Read the directory at an offset."""
     width, entry = (8, 20) if big else (2, 12)
     head = source.at(offset, width) if offset + width <= source.size else b""
     if len(head) < width:
@@ -110,7 +111,7 @@ def directory_at(source: FileBytes, order: str, big: bool, offset: int) -> Direc
 
 
 def sub_directories(directory: Directory, tag: int = 330, most: int = 16) -> Iterator[Directory]:
-    """The directories that a tag points to (330: SubIFDs); what cannot be read is left out."""
+    """Return the directories that a tag points to (330: SubIFDs), except unreadable ones."""
     for offset in directory.numbers(tag)[:most]:
         try:
             yield directory_at(directory.source, directory.order, directory.big, offset)

@@ -1,4 +1,4 @@
-"""The pixels of a TIFF: its strips and tiles put together, as 8-bit colours and opacity."""
+"""Assemble the strips and tiles of a TIFF to 8-bit colours and opacity."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
 _BLOCK = 256
-"""Rows whose colours are divided by their opacity at once."""
+"""Rows per step of the division of colours by opacity."""
 
 
 def planes(data: bytes, header: Header) -> Planes:
-    """The first image, on its stored grid. Raises `PixelFault` for a file that is cut or damaged."""
+    """Read the first image on its stored grid. Raises `PixelFault` for a truncated or damaged file."""
     directory = first_directory(FileBytes(data, len(data)))
     reading = tiff.read(directory)
     layout = reading.layout
@@ -47,7 +47,7 @@ def planes(data: bytes, header: Header) -> Planes:
 
 
 def _stored(data: bytes, directory: Directory, layout: Layout) -> np.ndarray:
-    """uint8 [H, W, samples]: 0..255, or of a palette the values as they are stored."""
+    """Read uint8 [H, W, samples]: 0..255, or stored indices of a palette."""
     reader = SegmentReader.of(data, directory, layout)
     found = np.empty((layout.height, layout.width, layout.samples), np.uint8)
     for segment, values in reader.read():
@@ -65,7 +65,7 @@ def _stored(data: bytes, directory: Directory, layout: Layout) -> np.ndarray:
 
 
 def _eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    """The upper eight bits of more, all levels of fewer."""
+    """Convert samples to eight bits: the upper eight of more, scaled from fewer."""
     if bits >= 8:
         return values if bits == 8 else np.right_shift(values, bits - 8).astype(np.uint8)
     most = (1 << bits) - 1
@@ -74,7 +74,7 @@ def _eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _colour_map(directory: Directory, layout: Layout) -> np.ndarray:
-    """uint8 [2^bits, 3], BGR. Some writers give values of 8 bits instead of 16."""
+    """Read the palette: uint8 [2^bits, 3], BGR. Some writers use 8 bits in place of 16."""
     values = np.array(directory.numbers(320), np.int64)
     count = 3 << layout.bits
     if len(values) < count:
@@ -88,7 +88,7 @@ def _colour_map(directory: Directory, layout: Layout) -> np.ndarray:
 
 
 def _divide(bgr: np.ndarray, alpha: np.ndarray) -> None:
-    """Premultiplied colours to plain ones, in place: c 255 / a, rounded; hidden colours stay."""
+    """Unpremultiply colours in place: c 255 / a, rounded; fully transparent ones are unchanged."""
     for start in range(0, len(bgr), _BLOCK):
         block = bgr[start : start + _BLOCK]
         weight = alpha[start : start + _BLOCK].astype(np.uint32)[..., None]

@@ -1,4 +1,4 @@
-"""Strips and tiles of a TIFF: where they are, and their samples without compression and predictor."""
+"""Strips and tiles of a TIFF: their places, and their decompressed samples."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from uhr.pixels.types import FileBytes, PixelFault
 
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 _BATCH = 1 << 26
-"""Bytes without compression after which a batch of segments is full: one call of libtiff for many strips."""
+"""Most decompressed bytes of a batch of segments, which share one call of libtiff."""
 
 _CHUNK, _MOST_LEFT = 1 << 20, 1 << 26
-"""Bytes that are read at once, and at most, behind the pixels of a deflated segment."""
+"""Most bytes that are read after the pixels of a deflated segment."""
 
 _OPTIONAL = {34925: "lzma", 50000: "zstd"}
-"""Compressions that libtiff may be built without, and Pillow's names of them."""
+"""Compressions that libtiff may be built without, with Pillow's names."""
 
 _MOST_PADDING = 64
 """Pixels by which the JPEG of a segment may be wider and higher: a small one may name a huge size."""
 
 _MOST_UNPACKED = 1 << 22
-"""Samples that are unpacked at once where they are no whole bytes."""
+"""Samples that are unpacked at once if they are not whole bytes."""
 
 
 class Segment(NamedTuple):
@@ -49,7 +49,7 @@ class Segment(NamedTuple):
 
 
 def segments(layout: Layout) -> Iterator[Segment]:
-    """All of them in the order of the file."""
+    """Yield all segments in the order of the file."""
     index = 0
     for sample in range(layout.samples if layout.planar else 1):
         for y in range(0, layout.height, layout.down):
@@ -74,7 +74,7 @@ class SegmentReader:
 
     @classmethod
     def of(cls, data: bytes, directory: Directory, layout: Layout) -> SegmentReader:
-        """Raises `PixelFault` where the file names fewer segments than its image takes."""
+        """Raise `PixelFault` if the file names fewer segments than its image needs."""
         needed = -(-layout.width // layout.across) * -(-layout.height // layout.down)
         needed *= layout.samples if layout.planar else 1
         offsets = directory.numbers(324 if layout.tiled else 273, most=needed)
@@ -95,7 +95,7 @@ class SegmentReader:
         return 1 if self.layout.planar else self.layout.samples
 
     def read(self) -> Iterator[tuple[Segment, np.ndarray]]:
-        """Each segment with its samples: uint8 or uint16 [rows, across, samples], as they are stored."""
+        """Yield each segment with its stored samples: uint8 or uint16 [rows, across, samples]."""
         layout = self.layout
         if layout.compression == tiff.JPEG:
             yield from ((segment, self._jpeg(segment)) for segment in segments(layout))
@@ -105,18 +105,18 @@ class SegmentReader:
                 yield segment, self._samples(segment, data)
 
     def _row(self) -> int:
-        """Bytes in a row of a segment; of subsampled YCbCr in a row of units."""
+        """Bytes in a row of a segment, or for subsampled YCbCr in a row of units."""
         h, v = self.layout.fractions
         if (h, v) != (1, 1):
             return -(-self.layout.across // h) * (h * v + 2)
         return -(-self.layout.across * self._width * self.layout.bits // 8)
 
     def _needed(self, segment: Segment) -> int:
-        """Bytes of a segment without compression."""
+        """Return the bytes of a decompressed segment."""
         return self._row() * -(-segment.rows // self.layout.fractions[1])
 
     def _batches(self) -> Iterator[list[Segment]]:
-        """Segments that are read together: all but the last of a batch have the rows of a whole one."""
+        """Yield batches of segments; all but the last of a batch have the rows of a whole one."""
         batch: list[Segment] = []
         size = 0
         for segment in segments(self.layout):
@@ -129,7 +129,7 @@ class SegmentReader:
             yield batch
 
     def _unwrapped(self, batch: list[Segment]) -> list[bytes]:
-        """The bytes of each segment without compression."""
+        """Yield the decompressed bytes of each segment."""
         layout = self.layout
         stored = [self._stored(segment) for segment in batch]
         if layout.reversed_bits:
@@ -159,7 +159,7 @@ class SegmentReader:
         return values
 
     def _stored(self, segment: Segment) -> bytes:
-        """The bytes of a segment in the file."""
+        """Return the bytes of a segment in the file."""
         offset, count = self.offsets[segment.index], self.counts[segment.index]
         if offset == 0:
             raise PixelFault("unsupported", f"a sparse TIFF: it leaves out its segment {segment.index}")
@@ -172,7 +172,7 @@ class SegmentReader:
         return self.data[offset : offset + count]
 
     def _inflated(self, stored: bytes, segment: Segment) -> bytes:
-        """Deflate, up to the checksum at its end. Writers may fill up their last strip: more is left."""
+        """Inflate up to the checksum at the end. Writers may pad their last strip: the rest is ignored."""
         stream = zlib.decompressobj()
         try:
             found = stream.decompress(stored, max(self._needed(segment), 1))
@@ -189,7 +189,7 @@ class SegmentReader:
         return found
 
     def _through_libtiff(self, stored: list[bytes], batch: list[Segment]) -> bytes:
-        """Without compression: libtiff is given a batch as the strips of a gray image, a byte a pixel."""
+        """Decompress a batch by libtiff, as the strips of a gray image with one byte per pixel."""
         layout = self.layout
         fax = layout.compression in tiff.CCITT
         rows = sum(-(-segment.rows // layout.fractions[1]) for segment in batch)
@@ -220,7 +220,7 @@ class SegmentReader:
         return found
 
     def _jpeg(self, segment: Segment) -> np.ndarray:
-        """A JPEG stream whose tables are in a tag. What its components mean is in the TIFF alone: an
+        """Decode a JPEG stream whose tables are in a tag. Only the TIFF has the meaning of its components: an
         Adobe marker passes it on.
         """
         layout = self.layout
@@ -241,7 +241,7 @@ class SegmentReader:
         return values[: segment.rows, : layout.across]
 
     def _subsampled(self, segment: Segment, data: bytes) -> np.ndarray:
-        """YCbCr in units of h x v luma samples and one of each colour, which is repeated."""
+        """Expand YCbCr in units of h x v luma samples and one of each colour, which is repeated."""
         (h, v), across = self.layout.fractions, self.layout.across
         wide, high = -(-across // h), -(-segment.rows // v)
         units = np.frombuffer(data, np.uint8).reshape(high, wide, h * v + 2)
@@ -251,7 +251,7 @@ class SegmentReader:
 
 
 def _tiff(tags: dict[int, int], strips: list[bytes]) -> bytes:
-    """A little-endian BigTIFF of these strips, behind its directory."""
+    """Write a little-endian BigTIFF of these strips, after its directory."""
     count = len(strips)
     start = 16 + 8 + 20 * (len(tags) + 2) + 8
     sizes = np.array([len(strip) for strip in strips], "<u8")
@@ -279,12 +279,12 @@ def _libtiff_has(compression: str) -> bool:
 
 
 def _bytes(data: bytes) -> bytes:
-    """The pixels of a gray TIFF of bytes, by Pillow's libtiff."""
+    """Decode a gray 8-bit TIFF by Pillow's libtiff."""
     return pillow_formats.load(pillow_formats.open_image(io.BytesIO(data), ("TIFF",))).tobytes()
 
 
 def _fax(data: bytes) -> bytes:
-    """The bits of a fax, white is 1. OpenCV, unlike Pillow, prints what libtiff says of damaged lines."""
+    """Decode a fax to bits, 1 is white, by OpenCV, which unlike Pillow prints libtiff's warnings."""
     import cv2
 
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -292,7 +292,8 @@ def _fax(data: bytes) -> bytes:
 
 
 def _jpeg(stream: bytes, width: int) -> np.ndarray:
-    """uint8 [h, w, width], gray, RGB or CMYK. Raises `PixelFault` for a damaged stream."""
+    """Decode a JPEG stream: uint8 [h, w, width], gray, RGB or CMYK. Raises `PixelFault` for a damaged
+    stream."""
     import cv2
 
     file = JpegFile(stream)
@@ -317,7 +318,7 @@ def _jpeg(stream: bytes, width: int) -> np.ndarray:
 
 
 def _unpacked(data: bytes, row: int, layout: Layout, width: int, order: str) -> np.ndarray:
-    """uint8 or uint16 [rows, across, width] of samples of 1 to 16 bits, the first in the upper bits."""
+    """Unpack samples of 1 to 16 bits, the first in the upper bits: uint8 or uint16 [rows, across, width]."""
     count = layout.across * width
     if layout.bits in (8, 16):
         values = np.frombuffer(data, np.uint8 if layout.bits == 8 else f"{order}u2")

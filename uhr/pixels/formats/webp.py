@@ -1,4 +1,4 @@
-"""A WebP file as a RIFF container (RFC 9649): its profile, and whether it is whole."""
+"""A WebP file as a RIFF container (RFC 9649): its profile, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from uhr.pixels.types import LARGEST_PROFILE, MOST_PARTS, PixelFault
 
 
 class WebpFile:
-    """`decodable` are the bytes to decode, `truncated` whether the file is shorter than its container
-    declares, `notes` what is odd but changes no pixel.
+    """A WebP file: `decodable` are the bytes to decode, `truncated` whether the file is shorter than its
+    container declares, `notes` what is odd but changes no pixel.
     """
 
     def __init__(self, data: bytes) -> None:
