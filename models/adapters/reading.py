@@ -87,9 +87,9 @@ def read_state(
 ) -> Parts:
     """Read a LoRA in the keys of any program; the result has the file's dtype.
 
-    `where` names the file in errors, and `beside` are peft's settings from its `adapter_config.json`. Raises
-    UserError for an unknown key, for shapes of A and B that do not match, for a module that occurs twice, and
-    for values of alpha that disagree.
+    `where` names the file in errors, and `settings` are peft's settings from its `adapter_config.json`.
+    Raises UserError for an unknown key, for shapes of A and B that do not match, for a module that occurs
+    twice, and for values of alpha that disagree.
     """
     from uhr.models.adapters.low_rank import LowRank
 

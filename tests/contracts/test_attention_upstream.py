@@ -1,4 +1,4 @@
-"""What windowed attention leans on in diffusers and torch: a test per symbol."""
+"""The parts of diffusers and torch that windowed attention uses: a test per symbol."""
 
 import inspect
 
@@ -68,11 +68,11 @@ def test_extra_arguments_reach_a_processor_that_names_them(model):
             guidance=torch.zeros(1),
             img_ids=torch.zeros(4, axes),
             txt_ids=torch.zeros(3, axes),
-            joint_attention_kwargs={"attention": "asked"},
+            joint_attention_kwargs={"attention": "options"},
             **more,
         )
     model.set_attn_processor(former)
-    assert seen == ["asked", "asked"]
+    assert seen == ["options", "options"]
 
 
 def test_blocks_take_these_arguments_in_this_order(model):
@@ -111,7 +111,7 @@ def test_the_transformers_have_the_parts_that_embed_a_guide(model):
     time = model.time_text_embed if flux1 else model.time_guidance_embed
     assert names(time.forward) == ["timestep", "guidance", *(["pooled_projection"] if flux1 else [])]
     assert model.x_embedder(torch.zeros(1, 4, 8)).shape == (1, 4, 64)
-    wanted = {
+    expected = {
         "hidden_states",
         "encoder_hidden_states",
         "guidance",
@@ -119,7 +119,7 @@ def test_the_transformers_have_the_parts_that_embed_a_guide(model):
         "txt_ids",
         "joint_attention_kwargs",
     }
-    assert wanted <= set(names(type(model).forward))
+    assert expected <= set(names(type(model).forward))
 
 
 def test_rotary_embedding_and_dispatcher_work_on_batch_sequence_heads_width():
@@ -134,8 +134,8 @@ def test_rotary_embedding_and_dispatcher_work_on_batch_sequence_heads_width():
 def test_flex_attention_takes_a_block_mask_made_of_tables():
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-    wanted = ["kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"]
-    assert names(BlockMask.from_kv_blocks)[:4] == wanted
+    expected = ["kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"]
+    assert names(BlockMask.from_kv_blocks)[:4] == expected
     assert {"BLOCK_SIZE", "mask_mod", "seq_lengths"} <= set(names(BlockMask.from_kv_blocks))
     assert "block_mask" in names(flex_attention)
 

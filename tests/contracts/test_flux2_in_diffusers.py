@@ -1,4 +1,4 @@
-"""What FLUX.2 in diffusers and the loaders must go on having for ours to work; each name that we lean on."""
+"""The parts of FLUX.2 in diffusers and its loaders that this project uses, name by name."""
 
 import inspect
 

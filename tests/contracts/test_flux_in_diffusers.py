@@ -1,4 +1,5 @@
-"""What we lean on in diffusers' FLUX.1 classes: a test per symbol, so that an upgrade names what breaks."""
+"""The parts of diffusers' FLUX.1 classes that this project uses: a test per symbol, so that an upgrade shows
+what breaks."""
 
 import inspect
 

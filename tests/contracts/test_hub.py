@@ -1,5 +1,5 @@
-"""What we lean on in huggingface_hub: what is fetched, how a refusal is told from a missing network, and
-under which names files lie in its cache."""
+"""The parts of huggingface_hub that this project uses: what is fetched, how a refusal differs from a missing
+network, and the names of files in its cache."""
 
 import hashlib
 import inspect

@@ -1,4 +1,4 @@
-"""What we lean on in peft: the layer that carries adapters, its configuration, its state."""
+"""The parts of peft that this project uses: the layer of adapters, its configuration, its state."""
 
 import dataclasses
 import inspect
@@ -67,7 +67,7 @@ def test_a_merged_layer_uses_its_base_weight_alone():
 def test_state_goes_out_without_the_adapters_name_and_in_again():
     net = model()
     assert "state_dict" in inspect.signature(get_peft_model_state_dict).parameters
-    # peft asks the model for its configuration by adapter name, as diffusers' models hold it
+    # peft reads the configuration of an adapter from the model by its name, where diffusers stores it
     net.peft_config = {"x": LoraConfig(r=2, target_modules=["to_q"])}
     state = get_peft_model_state_dict(net, adapter_name="x")
     assert set(state) == {"to_q.lora_A.weight", "to_q.lora_B.weight"}

@@ -1,4 +1,4 @@
-"""What `models/adapters/peft_layers.py` leans on in peft: the hook that replaces an adapter's arithmetic."""
+"""The part of peft that `models/adapters/peft_layers.py` uses: the hook for an adapter's arithmetic."""
 
 import inspect
 
@@ -21,8 +21,8 @@ def test_a_layer_keeps_its_variants_in_a_dict_by_adapter_that_is_empty_for_plain
 
 
 def test_ours_has_every_method_of_pefts_but_the_one_that_is_called_before_it_is_attached():
-    wanted = {name for name, _ in inspect.getmembers(LoraVariant, inspect.isfunction)} - {"init"}
-    for name in wanted:
+    expected = {name for name, _ in inspect.getmembers(LoraVariant, inspect.isfunction)} - {"init"}
+    for name in expected:
         theirs = [p for p in inspect.signature(getattr(LoraVariant, name)).parameters if p != "self"]
         ours = [p for p in inspect.signature(getattr(Variant, name)).parameters if p != "self"]
         assert ours == theirs, name

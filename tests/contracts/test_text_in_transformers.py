@@ -1,4 +1,5 @@
-"""What we lean on in transformers: tokenizers made from a vocabulary, and where an encoder's vectors are."""
+"""The parts of transformers that this project uses: tokenizers from a vocabulary, and an encoder's
+vectors."""
 
 import torch
 from transformers import (

@@ -1,4 +1,4 @@
-"""What uhr.models.vae leans on in diffusers' VAEs and in torch."""
+"""The parts of diffusers' VAEs and of torch that uhr.models.vae uses."""
 
 import inspect
 

@@ -28,11 +28,11 @@ FILES = {
 }
 
 KINDS = {"cut": {"truncated"}, "declared": {"corrupt", "truncated"}}
-"""By the first word of a damage's name; all others may hit a length or a marker too."""
+"""Kinds by the first word of a damage's name; all others may hit a length or a marker too."""
 
 
 def printed_by_opencv(data: bytes, capfd) -> str:
-    """What the decoder says of the file as it is."""
+    """Return what the decoder prints for the unchanged file."""
     capfd.readouterr()
     cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return capfd.readouterr().err

@@ -44,7 +44,7 @@ UNKNOWABLE = ("jp2", "codestream")
 """A JPEG 2000 of one tile says its size once, and OpenJPEG takes any coefficients for it."""
 
 KINDS = {"cut": {"truncated"}, "declared": {"corrupt", "truncated"}}
-"""By the first word of a damage's name; all others may hit a length, a size or a signature too."""
+"""Kinds by the first word of a damage's name; all others may hit a length, a size or a signature too."""
 
 ANY = {"corrupt", "truncated", "unsupported", "not an image", "too large"}
 

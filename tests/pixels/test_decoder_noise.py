@@ -1,4 +1,4 @@
-"""What decoders print becomes data of a row: all of it, and nothing that depends on the run."""
+"""All that decoders print becomes data of a row, without anything that depends on the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever numbers a file names, it costs little time and memory and raises `PixelFault` at most."""
+"""A file with any numbers costs little time and memory and raises nothing but `PixelFault`."""
 
 import contextlib
 import itertools

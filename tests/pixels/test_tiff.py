@@ -1,4 +1,4 @@
-"""Whatever a TIFF's tags say of its samples is honoured, or the variant is unsupported and named."""
+"""All that a TIFF's tags describe of its samples is applied, or the variant is named as unsupported."""
 
 import io
 import struct

@@ -34,7 +34,7 @@ def test_a_cut_tiff_is_truncated_wherever_its_directory_is(tiff_files, planar, c
 
 
 def _directory_first(data: bytes) -> bytes:
-    """The same little-endian file with its directory before the strips."""
+    """Move the directory of a little-endian file before the strips."""
     (directory,) = struct.unpack_from("<I", data, 4)
     strips, tail = data[8:directory], bytearray(data[directory:])
     (count,) = struct.unpack_from("<H", tail)

@@ -78,7 +78,7 @@ def test_several_files_act_together_each_by_its_scale(transformer, style, base):
 
 
 def test_minor_factors_find_the_lora_that_they_stand_on_before_them(tiny_flux, style, base, factors):
-    """Whatever its scale is to be: they were trained over it at 1. A style on fewer modules is none."""
+    """Whatever their scale, they were trained over it at 1. A style on fewer modules does not count."""
     implied, named = (zoo.load_transformer(tiny_flux) for _ in range(2))
     files = read_all([style, base, factors], implied)
     assert bases(files) == {"adapter_0": (), "adapter_1": (), "adapter_2": ("adapter_1",)}
@@ -206,8 +206,8 @@ def test_an_ordinary_adapter_says_nothing_in_its_metadata(tmp_path):
 
 
 UNCLEAR = {
-    "{": "no JSON object",
-    "[1]": "no JSON object",
+    "{": "not a JSON object",
+    "[1]": "not a JSON object",
     '{"tokens": "some"}': "tokens",
     '{"token": 1}': "token",
 }

@@ -71,7 +71,7 @@ def same(found, expected):
 
 
 def by_module(state):
-    """What diffusers' readers return, which have alpha folded in."""
+    """Return what diffusers' readers read: matrices multiplied by alpha."""
     paths = [key.removesuffix(".lora_A.weight") for key in state if key.endswith("lora_A.weight")]
     return {
         path.removeprefix("transformer."): LowRank(

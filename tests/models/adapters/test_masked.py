@@ -113,8 +113,8 @@ def test_gradients_come_from_chosen_rows_only(masked):
     layer(x)[:, rows].square().sum().backward()
     got = a.grad.clone(), b.grad.clone()
     full = (base(x) + (x @ a.T @ b.T) * 1.5)[:, rows].square().sum()
-    for grad, wanted in zip(got, torch.autograd.grad(full, [a, b]), strict=True):
-        torch.testing.assert_close(grad, wanted)
+    for grad, reference in zip(got, torch.autograd.grad(full, [a, b]), strict=True):
+        torch.testing.assert_close(grad, reference)
 
 
 def test_guide_rows_are_the_last_of_the_image_stream_and_of_the_joint_one(masked, inputs):

@@ -55,7 +55,7 @@ class Family:
     def __init__(self, name, folder, files):
         self.spec, self.folder, self.files = zoo.get(FAMILIES[name]), folder, files
         self.first = sampler_class("euler", name).from_pretrained(folder, local_files_only=True)
-        self.paint = functools.cache(self._paint)
+        self.generate = functools.cache(self._generate)
 
     @functools.cache  # noqa: B019 (as long as the session)
     def pipeline(self, name):
@@ -100,7 +100,7 @@ class Family:
             **request.options,
         ).images
 
-    def _paint(self, name):
+    def _generate(self, name):
         """The same without any adapter, once."""
         assert peft_layers.names(self.pipeline(name).transformer) == []
         return self.sample(name)
@@ -165,7 +165,7 @@ def test_every_sampler_is_in_the_matrix_on_every_family():
 
 @pytest.mark.parametrize(("family", "name"), CELLS)
 def test_without_adapters_a_call_gives_the_same_finite_image_again(families, family, name):
-    found = families[family].paint(name)
+    found = families[family].generate(name)
     assert found.isfinite().all()
     assert torch.equal(families[family].sample(name), found)
 
@@ -175,14 +175,14 @@ def test_without_adapters_a_call_gives_the_same_finite_image_again(families, fam
 def test_adapters_act_and_at_scale_0_not_at_all(families, family, name, kind):
     here, scales = families[family], list(KINDS[kind].values())
     paths = [here.files[each] for each in KINDS[kind]]
-    asked = tuple(Adapter(name=str(path), scale=scale) for path, scale in zip(paths, scales, strict=True))
-    pipeline, before = here.pipeline(name), here.paint(name)
+    adapters = tuple(Adapter(name=str(path), scale=scale) for path, scale in zip(paths, scales, strict=True))
+    pipeline, before = here.pipeline(name), here.generate(name)
     if "guide" in KINDS[kind] and not pipeline.sampler.guide_tokens:
         # a setup loads nothing
         with pytest.raises(UserError, match="acts on a guide's tokens alone, and this sampler has none"):
-            setup.Setup.of(here.request(name, asked))
+            setup.Setup.of(here.request(name, adapters))
         return
-    setup.Setup.of(here.request(name, asked))
+    setup.Setup.of(here.request(name, adapters))
     found = files.read_all(paths, pipeline)
     files.load_adapters(pipeline, found, dict(zip(found, scales, strict=True)))
     try:
@@ -198,7 +198,7 @@ def test_adapters_act_and_at_scale_0_not_at_all(families, family, name, kind):
 
 
 @pytest.mark.parametrize(("family", "name"), CELLS)
-def test_components_in_training_paint_what_their_export_paints(families, family, name):
+def test_components_in_training_generate_what_their_export_generates(families, family, name):
     """The difference form on the model against the LoRA of twice the rank in the file."""
     here, pipeline = families[family], families[family].pipeline(name)
     transformer = pipeline.transformer

@@ -22,7 +22,7 @@ Q = "transformer_blocks.0.attn.to_q"
 
 
 def move(parameters, by=0.2, seed=1):
-    """As if trained: every parameter goes somewhere else."""
+    """Change every parameter, as training does."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters:
@@ -147,21 +147,21 @@ def test_merging_a_fresh_adapter_changes_no_bit(transformer):
 
 def test_a_merged_model_computes_what_the_adapter_beside_it_does(transformer, inputs):
     move(add_minor(transformer, SPEC, None))
-    beside = call(transformer, inputs)
+    unmerged = call(transformer, inputs)
     merged = merge(transformer)
-    torch.testing.assert_close(call(transformer, inputs), beside, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(call(transformer, inputs), unmerged, rtol=1e-4, atol=1e-4)
     merged.unmerge()
-    assert torch.equal(call(transformer, inputs), beside)
+    assert torch.equal(call(transformer, inputs), unmerged)
 
 
 def test_diffusers_own_fusing_knows_the_difference_too(transformer, inputs):
     move(add_minor(transformer, SPEC, None))
-    beside = call(transformer, inputs)
+    unmerged = call(transformer, inputs)
     for safe in (False, True):
         transformer.fuse_lora(safe_fusing=safe)
-        torch.testing.assert_close(call(transformer, inputs), beside, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(call(transformer, inputs), unmerged, rtol=1e-4, atol=1e-4)
         transformer.unfuse_lora()
-        torch.testing.assert_close(call(transformer, inputs), beside, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(call(transformer, inputs), unmerged, rtol=1e-4, atol=1e-4)
 
 
 def test_as_a_plain_lora_of_twice_the_rank_it_is_the_same_function(tiny_flux, transformer, inputs):

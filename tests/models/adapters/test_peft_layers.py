@@ -84,7 +84,7 @@ def test_an_adapter_that_is_not_there_is_an_error_with_the_nearest_names(transfo
 
 
 def quantise(model, make, flag):
-    """Replace every q, k and v by a quantised linear, as diffusers' quantisers do (which want a GPU)."""
+    """Replace every q, k and v by a quantised linear, as diffusers' quantisers do, which require a GPU."""
     for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
         for name in ("to_q", "to_k", "to_v"):
             linear = make(64, 64)

@@ -103,10 +103,10 @@ def test_merging_adds_alpha_over_rank_b_a_and_unmerging_restores_every_bit(trans
     randomise(add_lora(transformer, lora, seed=0))
     deltas = dense_deltas(transformer, lora)
     with torch.no_grad():
-        beside = transformer(**inputs)[0]
+        unmerged = transformer(**inputs)[0]
         merged = merge(transformer)
         inside = transformer(**inputs)[0]
-    torch.testing.assert_close(inside, beside, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(inside, unmerged, atol=1e-4, rtol=1e-4)
     for path, delta in deltas.items():
         weight = transformer.get_submodule(path).get_base_layer().weight
         torch.testing.assert_close(weight, before[f"{path}.weight"] + delta, atol=1e-6, rtol=1e-6)
@@ -114,7 +114,7 @@ def test_merging_adds_alpha_over_rank_b_a_and_unmerging_restores_every_bit(trans
     for path in deltas:
         assert torch.equal(transformer.get_submodule(path).get_base_layer().weight, before[f"{path}.weight"])
     with torch.no_grad():
-        assert torch.equal(transformer(**inputs)[0], beside)
+        assert torch.equal(transformer(**inputs)[0], unmerged)
 
 
 def test_a_merge_in_bfloat16_is_rounded_once_and_restored_bitwise(tiny_flux):

@@ -1,4 +1,4 @@
-"""Every kind of adapter beside every other, each with a scale: together they are the sum of each alone."""
+"""Each kind of adapter with each other, all with a scale: together they are the sum of each alone."""
 
 import itertools
 
@@ -40,7 +40,7 @@ FAMILIES = {"flux1": flux1, "flux2": flux2}
 
 
 def bare(model, tiny_flux):
-    """The same backbone without adapters."""
+    """A backbone of the same weights without adapters."""
     return (flux2 if isinstance(model, Flux2Transformer2DModel) else flux1)(tiny_flux)
 
 
@@ -141,11 +141,11 @@ def test_every_adapter_matters(crowded, inputs):
 
 def test_merged_into_the_weights_they_are_what_they_are_beside_them(crowded, inputs):
     act(crowded, PLAIN)
-    beside = call(crowded, inputs)
+    unmerged = call(crowded, inputs)
     merged = merge(crowded)
-    torch.testing.assert_close(call(crowded, inputs), beside, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(call(crowded, inputs), unmerged, rtol=1e-3, atol=1e-3)
     merged.unmerge()
-    assert torch.equal(call(crowded, inputs), beside)
+    assert torch.equal(call(crowded, inputs), unmerged)
 
 
 def test_as_one_plain_lora_of_the_summed_rank_they_are_the_same_function(tiny_flux, inputs, crowded):

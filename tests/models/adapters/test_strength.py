@@ -1,4 +1,5 @@
-"""The strength of an adapter beside its matrices: peft's settings, diffusers' metadata, the header."""
+"""The strength of an adapter, from other places than its matrices: peft's settings, diffusers' metadata, the
+header."""
 
 import copy
 import json
@@ -36,7 +37,7 @@ def trained(base, folder, **settings):
 
 
 def pefts_own(base, folder):
-    """What peft adds to each weight when it merges the folder."""
+    """Return what peft adds to each weight when it merges the folder."""
     merged = PeftModel.from_pretrained(copy.deepcopy(base), folder).merge_and_unload().state_dict()
     return {
         key.removesuffix(".weight"): merged[key] - value
@@ -73,11 +74,11 @@ SETTINGS = {
 @pytest.mark.parametrize("named", ["folder", "file"])
 def test_pefts_own_folder_acts_as_strongly_as_in_peft(base, tmp_path, settings, named):
     folder = trained(base, tmp_path, **settings)
-    wanted = pefts_own(base, folder)
+    expected = pefts_own(base, folder)
     found = ours(base, folder if named == "folder" else folder / "adapter_model.safetensors")
-    assert found.keys() == wanted.keys()
+    assert found.keys() == expected.keys()
     for path, delta in found.items():
-        torch.testing.assert_close(delta, wanted[path], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(delta, expected[path], rtol=1e-4, atol=1e-5)
 
 
 def change(folder, **values):
@@ -239,11 +240,11 @@ def test_settings_beside_an_adapter_whose_keys_lost_pefts_prefix_are_its_own(bas
 
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 def test_diffusers_own_files_act_as_strongly_as_in_diffusers(base, tiny_flux, tmp_path, prefix):
-    """Of a pipeline and of a bare transformer, whose metadata has no prefix."""
+    """Both for a pipeline and for a bare transformer, whose metadata has no prefix."""
     model = copy.deepcopy(base)
     model.add_adapter(LoraConfig(r=4, lora_alpha=10, target_modules=TARGETS, alpha_pattern={"to_k": 3},
                                  use_rslora=True, init_lora_weights=False), "default")  # fmt: skip
-    wanted = {
+    expected = {
         path: layer.get_delta_weight("default")
         for path, layer in peft_layers.layers_of(model, "default").items()
     }
@@ -257,7 +258,7 @@ def test_diffusers_own_files_act_as_strongly_as_in_diffusers(base, tiny_flux, tm
     else:
         model.save_lora_adapter(tmp_path)
     for path, delta in ours(base, tmp_path).items():
-        torch.testing.assert_close(delta, wanted[path])
+        torch.testing.assert_close(delta, expected[path])
 
 
 def test_diffusers_metadata_of_what_is_no_plain_lora_is_refused(base, tmp_path):

@@ -169,12 +169,12 @@ def test_each_window_is_attended_once_with_exactly_the_neighbours_it_has(kind, r
         )
         for row in range(step.first, step.last):
             seen.append((row, step.column))
-            wanted = {
+            expected = {
                 (p.row, p.column)
                 for p in around
                 if 0 <= row + p.row < rows and 0 <= step.column + p.column < columns
             }
-            assert {(s.piece.row, s.column - step.column) for s in step.slots} == wanted
+            assert {(s.piece.row, s.column - step.column) for s in step.slots} == expected
     assert sorted(seen) == [(r, c) for r in range(rows) for c in range(columns)]
 
 

@@ -19,10 +19,10 @@ def test_the_published_scales(keys, scale):
 
 def test_proportional_attention_is_the_stock_model_with_longer_queries(transformer, inputs):
     keys = inputs["hidden_states"].shape[1] + inputs["encoder_hidden_states"].shape[1]
-    asked = {"attention": Proportional(trained=20)}
+    kwargs = {"attention": Proportional(trained=20)}
     with torch.no_grad(), temporarily(transformer, AttentionCalls()):
         plain = transformer(**inputs)[0]
-        ours = transformer(**inputs, joint_attention_kwargs=asked)[0]
+        ours = transformer(**inputs, joint_attention_kwargs=kwargs)[0]
         longer = (torch.tensor(keys).log() / torch.tensor(20).log()).sqrt()
         for name, parameter in transformer.named_parameters():
             if name.endswith(("norm_q.weight", "norm_added_q.weight")):

@@ -17,8 +17,8 @@ LAYOUT = WindowLayout(8, 12, window=4, ratio=2)
 
 
 def run(model, arguments, attention=None, **changes):
-    asked = None if attention is None else {"attention": attention}
-    return model(**{**arguments, **changes}, joint_attention_kwargs=asked)[0]
+    kwargs = None if attention is None else {"attention": attention}
+    return model(**{**arguments, **changes}, joint_attention_kwargs=kwargs)[0]
 
 
 def joint_run(model, arguments, guide_latents, mask, guide_model=None):

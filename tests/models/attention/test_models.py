@@ -17,8 +17,8 @@ LAYOUT = WindowLayout(8, 12, window=4, ratio=2)
 
 
 def run(model, arguments, attention=None, **changes):
-    asked = None if attention is None else {"attention": attention}
-    return model(**{**arguments, **changes}, joint_attention_kwargs=asked)[0]
+    kwargs = None if attention is None else {"attention": attention}
+    return model(**{**arguments, **changes}, joint_attention_kwargs=kwargs)[0]
 
 
 RULES = [
@@ -95,7 +95,7 @@ def test_what_windows_do_not_go_with_is_refused(model, arguments):
 
 
 class Parallel:
-    """As diffusers' ParallelConfig looks to a processor."""
+    """The attributes of diffusers' ParallelConfig that a processor reads."""
 
     context_parallel_config = "two ranks"
 

@@ -1,4 +1,4 @@
-"""What each family of backbones knows, against diffusers' own."""
+"""The ids, texts and shifts of each family of backbones equal those of diffusers."""
 
 import importlib
 import math

@@ -1,4 +1,4 @@
-"""What of a prompt is not read: counted for each encoder, said in one line, and nothing else changes."""
+"""Tokens of a prompt that are not read are counted per encoder and reported in one line."""
 
 import copy
 import logging
@@ -111,7 +111,7 @@ def test_length_that_the_caller_gives_is_the_one_that_cuts(euler, lines):
 
 
 def test_clips_limit_counts_where_t5_does_not_read_the_prompt(euler, lines):
-    """What T5 reads beyond CLIP's pooled vector is no loss; a prompt for CLIP alone loses its end."""
+    """T5 reads what is beyond CLIP's limit; only a prompt for CLIP alone is cut."""
     middle = "word " * 60
     euler(middle, **CALL)
     clip = next(each for each in euler.token_counts if each.encoder == "clip")

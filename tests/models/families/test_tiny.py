@@ -111,7 +111,7 @@ def test_flux2s_images_have_contrast_and_prompt_and_seed_each_change_them(stock2
         assert (first - other).abs().mean() > 0.01
 
 
-def paint(stock, prompt="a red house", seed=0, guidance=3.5):
+def generated(stock, prompt="a red house", seed=0, guidance=3.5):
     draw = torch.Generator().manual_seed(seed)
     return torch.from_numpy(
         stock(
@@ -122,10 +122,14 @@ def paint(stock, prompt="a red house", seed=0, guidance=3.5):
 
 
 def test_images_have_contrast_and_prompt_guidance_and_seed_each_change_them(stock):
-    first = paint(stock)
+    first = generated(stock)
     assert first.std() > 0.05
     assert ((first == 0) | (first == 1)).float().mean() < 0.1
-    for other in (paint(stock, prompt="the sea"), paint(stock, guidance=1.0), paint(stock, seed=1)):
+    for other in (
+        generated(stock, prompt="the sea"),
+        generated(stock, guidance=1.0),
+        generated(stock, seed=1),
+    ):
         assert (first - other).abs().mean() > 0.01
 
 

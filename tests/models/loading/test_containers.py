@@ -53,7 +53,7 @@ OTHERS = {
     "web page": ("flux.safetensors", lambda _: b"\n<!DOCTYPE html><html>", "is a web page: download"),
     "XML": ("flux.safetensors", lambda _: b'<?xml version="1.0"?><Error>', "is a web page"),
     "refusal": ("flux.safetensors", lambda _: b"Invalid username or password.", r"is text, .*\(Invalid user"),
-    "JSON": ("flux.safetensors", lambda _: b'{"error": "gated"}', "is JSON, not weights: what a server"),
+    "JSON": ("flux.safetensors", lambda _: b'{"error": "gated"}', "is JSON, not weights, such as a server"),
     "index": ("model.safetensors.index.json", lambda _: b'{"weight_map": {}}', "is the index of sharded"),
     "model index": ("model_index.json", lambda _: b'{"_class_name": "X"}', "is the index of a whole model"),
     "config": ("config.json", lambda _: b'{"_class_name": "X"}', "is a configuration, not weights"),
@@ -144,7 +144,7 @@ QUANTISED = {
     "bitsandbytes to 8 bits": {"img_in.SCB": torch.zeros(8)},
     r"SVDQuant \(nunchaku\)": {"img_in.qweight": torch.zeros(2, 2), "img_in.wscales": torch.zeros(2, 2)},
     "GPTQ or AWQ": {"img_in.qweight": torch.zeros(2, 2), "img_in.qzeros": torch.zeros(2)},
-    "ComfyUI, with scales": {"img_in.scale_weight": torch.zeros(1)},
+    "ComfyUI, with separate scales": {"img_in.scale_weight": torch.zeros(1)},
     "ComfyUI, with": {"scaled_fp8": torch.zeros(1)},
     "compressed-tensors": {"img_in.weight_packed": torch.zeros(2, 2), "img_in.weight_scale": torch.zeros(2)},
     "NVIDIA's ModelOpt": {"img_in.weight_scale": torch.zeros(2), "img_in.weight_scale_2": torch.zeros(1)},
@@ -170,7 +170,7 @@ def test_weights_that_were_stored_quantised_name_their_maker_wherever_they_are_g
         tensors = {**backbone, **QUANTISED[maker]}
         save_file({prefix + name: tensor for name, tensor in tensors.items()}, file)
         for read in (zoo.open_model, lambda path: zoo.load_component(tiny_flux, "transformer", weights=path)):
-            with pytest.raises(UserError, match=f"is quantised by {maker}.*: take a GGUF file, or plain"):
+            with pytest.raises(UserError, match=f"is quantised by {maker}.*: use a GGUF file, or plain"):
                 read(file)
     folder = shutil.copytree(tiny_flux / "transformer", tmp_path / "transformer")
     save_file(tensors, folder / FILE)
@@ -262,7 +262,7 @@ def test_a_folder_of_another_component_is_no_model(component, kind, tiny_flux):
 
 
 def test_a_whole_checkpoint_gives_backbone_and_vae(backbone, tiny_flux, tmp_path):
-    """ComfyUI's all-in-one: each part under its prefix; text encoders beside them are passed over."""
+    """ComfyUI's all-in-one: each part under its prefix; its text encoders are ignored."""
     vae = load_file(tiny_flux / "vae" / FILE)
     clip = {"text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight": torch.zeros(2, 2)}
     save_file(

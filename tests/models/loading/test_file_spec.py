@@ -1,4 +1,4 @@
-"""A lone file's backbone is told by names and shapes, in every naming and at its real size."""
+"""A single file's backbone is recognised by names and shapes, in every naming and at its real size."""
 
 import json
 import struct
@@ -14,7 +14,7 @@ from uhr.models.specs import registry
 
 
 def sparse(path, shapes):
-    """A safetensors file of these weights, 24 GB say, that takes no room: zeros that are nowhere."""
+    """A safetensors file of these weights (such as 24 GB) that takes no space: a hole of zeros."""
     header, end = {}, 0
     for name, shape in shapes.items():
         begin, end = end, end + 2 * torch.Size(shape).numel()

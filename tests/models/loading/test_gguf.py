@@ -1,4 +1,4 @@
-"""A backbone in a GGUF file: its weights stay quantised, and adapters act beside them."""
+"""A backbone in a GGUF file: its weights stay quantised, and adapters work on them."""
 
 import re
 import sys

@@ -93,7 +93,7 @@ def test_a_damaged_memory_costs_one_more_reading(tmp_path, cache, reads, damage,
         assert hashes.file_hash(file) == sha(b"one")
         assert len(reads) == 2
     else:
-        assert "cannot be kept" in capsys.readouterr().err
+        assert "cannot be stored" in capsys.readouterr().err
 
 
 def test_a_cache_that_cannot_be_written_to_is_said_and_no_error(tmp_path, monkeypatch, capsys):

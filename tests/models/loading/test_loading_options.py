@@ -193,7 +193,7 @@ def test_files_that_diffusers_does_not_read_are_one_clear_line(tiny_flux2, tmp_p
 
 
 def without(monkeypatch, package):
-    """As if a package were not installed."""
+    """Make a package look as if it were not installed."""
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
 
@@ -231,40 +231,40 @@ def test_large_text_encoders_quantise_and_small_components_stay(tiny_flux, tiny_
 
 @pytest.fixture(params=["tiny_flux", "tiny_flux2"])
 def euler(request):
-    """A fresh pipeline of either family, and the image it paints."""
+    """A fresh pipeline of either family, and a function that generates an image."""
     folder = request.getfixturevalue(request.param)
     cls = {"tiny_flux": EulerPipeline, "tiny_flux2": Flux2EulerPipeline}[request.param]
     pipeline = zoo.load_pipeline(folder, pipeline_class=cls)
     pipeline.set_progress_bar_config(disable=True)
 
-    def paint():
+    def run():
         draw = torch.Generator().manual_seed(0)
         arguments = {**CALL, "guidance_scale": GUIDANCE[request.param], "max_sequence_length": 32}
         return pipeline(**arguments, generator=draw).images[0]
 
-    return pipeline, paint
+    return pipeline, run
 
 
 def test_group_offload_paints_the_same_image(euler):
-    pipeline, paint = euler
-    expected = paint()
+    pipeline, run = euler
+    expected = run()
     offload.offload(pipeline, Offload.GROUP, torch.device("cpu"))
-    np.testing.assert_allclose(paint(), expected, atol=1e-6)
+    np.testing.assert_allclose(run(), expected, atol=1e-6)
 
 
 def test_with_weights_that_are_nowhere_between_calls_the_image_is_the_same(euler, engine_of):
-    """What sequential offload leaves a sampler to see: weights on the meta device until their layer runs, all
+    """A sampler under sequential offload: weights on the meta device until their layer runs, all
     but the VAE's."""
     from accelerate import cpu_offload
 
-    pipeline, paint = euler
-    expected = paint()
+    pipeline, run = euler
+    expected = run()
     pipeline._exclude_from_cpu_offload = ["vae"]
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module) and name != "vae":
             cpu_offload(part, torch.device("cpu"), offload_buffers=False)
     assert pipeline.transformer.device == torch.device("meta")
-    np.testing.assert_allclose(paint(), expected, atol=1e-6)
+    np.testing.assert_allclose(run(), expected, atol=1e-6)
     images = torch.zeros(1, 3, 64, 64)
     assert engine_of(pipeline).encode(images).isfinite().all()
 
@@ -286,11 +286,11 @@ def test_adapters_are_on_before_their_weights_are_offloaded(tiny_flux, adapter, 
         seen.update(kind=kind, adapters=pipeline.get_active_adapters())
 
     monkeypatch.setattr(session, "offload", put)
-    asked = request.Request(
+    requested = request.Request(
         sampler="euler", model=str(tiny_flux), size=(64, 64), steps=1, device="cpu", offload="group",
         adapters=(request.Adapter.parse(str(adapter)),),
     )  # fmt: skip
-    session.Session(setup.Setup.of(asked))
+    session.Session(setup.Setup.of(requested))
     assert seen == {"kind": Offload.GROUP, "adapters": ["adapter_0"]}
 
 

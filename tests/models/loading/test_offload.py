@@ -1,4 +1,4 @@
-"""What offloading leaves for the VAE: weights where exact tiling finds them, and memory to work in."""
+"""Offloading leaves the VAE weights that exact tiling can read, and memory to work in."""
 
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ def sampler(tiny_flux):
 def test_sequential_offload_leaves_the_vae_where_exact_tiling_reads_it(sampler, monkeypatch):
     from accelerate import cpu_offload
 
-    def paint():
+    def generated():
         call = {"height": 192, "width": 192, "num_inference_steps": 4, "guidance_scale": 3.5}
         draw = torch.Generator().manual_seed(0)
         return np.asarray(sampler("a lake", **call, generator=draw, max_sequence_length=16).images[0])
@@ -38,12 +38,12 @@ def test_sequential_offload_leaves_the_vae_where_exact_tiling_reads_it(sampler, 
             if isinstance(part, torch.nn.Module) and name not in sampler._exclude_from_cpu_offload:
                 cpu_offload(part, device, offload_buffers=False)
 
-    expected = paint()
+    expected = generated()
     monkeypatch.setattr(sampler, "enable_sequential_cpu_offload", put)
     offload.offload(sampler, Offload.SEQUENTIAL, torch.device("cpu"))
     assert sampler.transformer.device == torch.device("meta")
     assert sampler.vae.device == torch.device("cpu")
-    np.testing.assert_array_equal(paint(), expected)
+    np.testing.assert_array_equal(generated(), expected)
     assert type(sampler)._exclude_from_cpu_offload == []
 
 
@@ -129,13 +129,13 @@ def test_a_cached_guide_outlives_weights_that_come_layer_by_layer(tiny_flux, mon
         embed = family.embed
         monkeypatch.setattr(family, "embed", lambda self, embed=embed: made.append(1) or embed(self))
 
-    def paint():
+    def generated():
         call = {"height": 256, "width": 256, "num_inference_steps": 4, "guidance_scale": 3.5}
         draw = torch.Generator().manual_seed(0)
         return np.asarray(pipeline("a lake", **call, generator=draw, max_sequence_length=16).images[0])
 
-    expected = paint()
+    expected = generated()
     assert len(made) == 1
     cpu_offload(pipeline.transformer, torch.device("cpu"), offload_buffers=False)
-    np.testing.assert_array_equal(paint(), expected)
+    np.testing.assert_array_equal(generated(), expected)
     assert len(made) == 2

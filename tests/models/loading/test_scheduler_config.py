@@ -1,4 +1,4 @@
-"""Noise levels that a checkpoint's scheduler asks for: those of the stock pipelines, or a refusal."""
+"""Noise levels of a checkpoint's scheduler equal those of the stock pipelines, or are rejected."""
 
 import inspect
 import json
@@ -159,7 +159,7 @@ def test_what_is_not_computed_is_refused_before_any_weights_are_loaded(scheduled
         EulerPipeline.from_pretrained(folder)
     capsys.readouterr()
     command = ["sample", "euler", "--model", folder, "--prompt", "a", "--plan", "--size", "128x128"]
-    assert main([str(word) for word in command]) == 1
+    assert main([str(arg) for arg in command]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

@@ -102,7 +102,7 @@ def test_a_weight_of_another_shape_is_named(copy, model, part):
 
 @pytest.mark.parametrize(("model", "part"), EVERY)
 def test_scales_beside_weights_are_not_passed_over(copy, model, part):
-    """As files of 8-bit weights have them."""
+    """Add the scales of files of 8-bit weights."""
     folder, name = copy(model), PARTS[model][part]
     scale = name.rpartition(".")[0] + ".scale_weight"
     edit(folder / part, lambda state: state.update({scale: torch.ones(1)}))
@@ -306,12 +306,12 @@ def test_merges_alone_are_no_vocabulary(copy):
     """The published CLIP tokenizer is vocab.json and merges.txt, without tokenizer.json."""
     folder = copy("tiny_flux")
     model = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
-    wanted = zoo.load_component(folder, "tokenizer")("a lake").input_ids
+    expected = zoo.load_component(folder, "tokenizer")("a lake").input_ids
     (folder / "tokenizer" / "tokenizer.json").unlink()
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps(model["vocab"]))
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
     (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-    assert zoo.load_component(folder, "tokenizer")("a lake").input_ids == wanted
+    assert zoo.load_component(folder, "tokenizer")("a lake").input_ids == expected
     (folder / "tokenizer" / "merges.txt").unlink()
     refused(folder, "tiny_flux", "tokenizer", r"lacks merges\.txt or tokenizer\.json")
 

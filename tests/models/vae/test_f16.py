@@ -198,7 +198,7 @@ PUBLISHED_CONFIG = {
 
 
 def write_zeros(path, shapes: dict[str, list[int]]) -> None:
-    """A safetensors file of bfloat16 zeros that takes no room on the disk: the tail is a hole."""
+    """A safetensors file of bfloat16 zeros that takes no space on the disk: the tail is a hole."""
     header, end = {}, 0
     for name, shape in shapes.items():
         size = 2 * torch.Size(shape).numel()

@@ -1,4 +1,4 @@
-"""Exact tiling keeps its word about memory, and 8K fits a card of 24 GB."""
+"""Exact tiling needs no more memory than it plans, and 8K fits a card of 24 GB."""
 
 import pytest
 import torch
@@ -30,11 +30,11 @@ def flux_vae(**changes) -> AutoencoderKL:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("part", ["encode", "decode"])
-@pytest.mark.parametrize("room", [1.1, 2.0])
-def test_no_more_bytes_are_alive_than_the_plan_says_and_the_user_gave(dtype, part, room):
+@pytest.mark.parametrize("factor", [1.1, 2.0])
+def test_no_more_bytes_are_alive_than_the_plan_says_and_the_user_gave(dtype, part, factor):
     vae = flux_vae(block_out_channels=(8, 16, 32, 32), norm_num_groups=4).to(dtype)
     x = torch.randn((1, 16, 20, 14) if part == "decode" else (1, 3, 160, 112)).to(dtype)
-    tiling = ExactTiling(memory=int(least_memory(vae, part, *x.shape[2:]) * room))
+    tiling = ExactTiling(memory=int(least_memory(vae, part, *x.shape[2:]) * factor))
     plan = tiling.plan(vae, part, *x.shape[2:])
     with torch.no_grad(), temporarily(vae, tiling), LiveBytes() as live:
         getattr(vae, part)(x)
