@@ -1,4 +1,4 @@
-"""`uhr manifest`: look at a manifest, check it, slice it, report on it."""
+"""`uhr manifest`: show a manifest, verify it, slice it, write its report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uhr.base import console
 from uhr.base.errors import UserError, unknown
 from uhr.base.paths import local
 
-app = typer.Typer(no_args_is_help=True, help="Look at a manifest, check it, slice it.")
+app = typer.Typer(no_args_is_help=True, help="Show a manifest, verify it, slice it.")
 
 Folder = Annotated[Path, typer.Argument(parser=local("M"), metavar="M", help="Folder of the manifest.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
@@ -19,7 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 @app.command()
 def show(path: Folder, as_json: Json = False) -> None:
-    """Counts by verdict, the funnel per rule, quantiles and coverage of every column."""
+    """Show counts by verdict, the funnel per rule, quantiles and coverage of every column."""
     from dataclasses import asdict
 
     from uhr.manifests.manifest import Manifest
@@ -38,11 +38,11 @@ def slice_(
         Path, typer.Option("--out", parser=local("--out"), metavar="DIR", help="Folder of the new manifest.")
     ],
     where: Annotated[str | None, typer.Option(help="SQL condition over the columns.")] = None,
-    sample: Annotated[int | None, typer.Option(metavar="N", help="Draw N rows of those left.")] = None,
+    sample: Annotated[int | None, typer.Option(metavar="N", help="Draw N of the remaining rows.")] = None,
     split: Annotated[
         str | None, typer.Option(metavar="NAME=SHARE,...", help="Add a column `split`: train=0.9,val=0.1.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="What is drawn depends on this and the sample ids alone.")] = 0,
+    seed: Annotated[int, typer.Option(help="The draw depends only on this and the sample ids.")] = 0,
     status: Annotated[str, typer.Option(help="Rows to slice: kept, rejected, failed or any.")] = "kept",
     as_json: Json = False,
 ) -> None:
@@ -63,29 +63,29 @@ def slice_(
         made = Manifest.open(out)
         same = made.info.operation == wanted.operation() and [p.id for p in made.info.parents] == [parent.id]
         if not same:
-            raise UserError(f"another manifest stands in {out}", "name another folder with --out")
+            raise UserError(f"{out} already contains another manifest", "name another folder with --out")
     else:
         with console.progress("slice", parent.info.counts["rows"], "rows") as advance:
             made = slice_manifest(parent, out, wanted, advance)
-    answer = _slice_answer(made)
-    verb = "stands there already, finished:" if finished else "holds"
-    console.emit(answer, as_json, lambda _: console.say(console.shown(f"{out} {verb} {_words(answer)}")))
+    facts = _slice_facts(made)
+    verb = "is already finished:" if finished else "contains"
+    console.emit(facts, as_json, lambda _: console.say(console.shown(f"{out} {verb} {_summary(facts)}")))
 
 
-def _slice_answer(made: Any) -> dict[str, Any]:
-    answer = {"path": str(made.path), "id": made.id, "counts": made.info.counts}
+def _slice_facts(made: Any) -> dict[str, Any]:
+    facts = {"path": str(made.path), "id": made.id, "counts": made.info.counts}
     if made.info.operation.get("split"):
         with made.connect() as connection:
             query = "SELECT split, count(*) FROM samples GROUP BY split ORDER BY split"
-            answer["split"] = dict(connection.sql(query).fetchall())
-    return answer
+            facts["split"] = dict(connection.sql(query).fetchall())
+    return facts
 
 
-def _words(answer: dict[str, Any]) -> str:
-    parts = [f"{answer['counts']['rows']} rows"]
-    if "split" in answer:
-        parts.append(", ".join(f"{name} {count}" for name, count in answer["split"].items()))
-    return "; ".join([*parts, f"id {answer['id'][:16]}"])
+def _summary(facts: dict[str, Any]) -> str:
+    parts = [f"{facts['counts']['rows']} rows"]
+    if "split" in facts:
+        parts.append(", ".join(f"{name} {count}" for name, count in facts["split"].items()))
+    return "; ".join([*parts, f"id {facts['id'][:16]}"])
 
 
 @app.command()
@@ -113,7 +113,7 @@ def verify(
 
 @app.command()
 def lineage(path: Folder, as_json: Json = False) -> None:
-    """The chain of manifests that this one was made of."""
+    """Show the chain of manifests that this one was made from."""
     from uhr.manifests.lineage import lineage as walk
     from uhr.manifests.show import print_lineage
 

@@ -1,10 +1,10 @@
-"""Conditions in which NaN and infinity are no values.
+"""Rewrite conditions so that NaN and infinity count as null.
 
 SQL computes with them: 0 / 0 is NaN, 1 / 0 and ln(0) are infinities, and NaN compares as larger than every
-number, so `a / b > 2` holds where both are 0. Here every part of a condition that has a floating type is null
-where it would not be finite, whatever it is made of: columns, literals, casts, operators and functions. It is
-the tree of the parsed expression that is rewritten, by the types that DuckDB itself finds for its parts, so
-no list of functions has to be kept. What lists and structs hold is seen where it is taken out of them.
+number, so `a / b > 2` is true if both are 0. In a rewritten condition every part of a floating type is null
+where it would not be finite: columns, literals, casts, operators and functions. The tree of the parsed
+expression is rewritten by the types that DuckDB finds for its parts, so that no list of functions is needed.
+Elements of lists and structs are handled where they are extracted.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import duckdb
 
 FLOATING = frozenset({"DOUBLE", "FLOAT"})
 UNBOUNDED = FLOATING | {"DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"}
-"""The types of DuckDB that have values which are not finite; all others pass as they are."""
+"""The types of DuckDB with values that are not finite; parts of other types are not changed."""
 
 PROPAGATING = frozenset({"+", "-", "*"})
-"""The operators whose result is not finite either where an operand is not: only what becomes of it counts."""
+"""Operators whose result is not finite if an operand is not: checking the result is enough."""
 
 EXTREMES = {"least": "list_min", "greatest": "list_max"}
-"""Functions that leave out nulls, and what gives the same of a list: here one value that is not finite leaves
-nothing to compare, or `least(0 / 0, 3)` would be 3."""
+"""Functions that ignore nulls, and the same functions of a list. In a rewritten condition an argument that is
+not finite makes the result null; otherwise `least(0 / 0, 3)` would be 3."""
 
 TESTS = frozenset({"isnan", "isinf", "isfinite"})
-"""Functions that ask for NaN and infinity by name see their argument as it is."""
+"""Functions that test for NaN or infinity; their argument is not changed."""
 
 VALUED = frozenset({"COLUMN_REF", "FUNCTION", "CAST", "CASE", "OPERATOR", "COLLATE"})
 """Classes of expressions that may have any type; comparisons and conjunctions are booleans."""
@@ -39,7 +39,7 @@ SIDES = ("left", "right", "input", "lower", "upper")
 
 
 def rewritten(tree: Mapping[str, Any], connection: duckdb.DuckDBPyConnection) -> str:
-    """The expression `tree` as SQL in which no part is NaN or infinite.
+    """Return the expression `tree` as SQL in which no part is NaN or infinite.
 
     Args:
         tree: an expression as `json_serialize_sql` gives it.
@@ -51,9 +51,9 @@ def rewritten(tree: Mapping[str, Any], connection: duckdb.DuckDBPyConnection) ->
     parser = _Parser(connection)
     holder = {"tree": json.loads(json.dumps(tree))}
     slots = list(_slots(holder, "tree"))
-    asked = [slot.node for slot in slots if slot.node is holder["tree"] or _may_be_unbounded(slot.node)]
-    bound = connection.sql(parser.text(asked, "SELECT 1 FROM samples"))
-    kinds = {id(node): str(kind) for node, kind in zip(asked, bound.types, strict=True)}
+    typed = [slot.node for slot in slots if slot.node is holder["tree"] or _may_be_unbounded(slot.node)]
+    bound = connection.sql(parser.text(typed, "SELECT 1 FROM samples"))
+    kinds = {id(node): str(kind) for node, kind in zip(typed, bound.types, strict=True)}
     for slot in reversed(slots):  # the inner parts first
         node = slot.node
         _cast_texts(node, kinds, parser)
@@ -69,7 +69,7 @@ def rewritten(tree: Mapping[str, Any], connection: duckdb.DuckDBPyConnection) ->
 
 
 class _Slot(NamedTuple):
-    """A place in a tree where an expression is: `holder[key]`, inside the expression `parent`."""
+    """A place of an expression in a tree: `holder[key]`, inside the expression `parent`."""
 
     holder: Any
     key: Any
@@ -84,7 +84,7 @@ class _Slot(NamedTuple):
 
 
 def _slots(holder: Any, key: Any) -> Iterator[_Slot]:
-    """Every expression below a place of a tree, outer before inner. A loop, since conditions nest deeply."""
+    """Yield every expression below a place of a tree, outer before inner. Iterative, as trees may be deep."""
     waiting: list[tuple[Any, Any, dict[str, Any] | None]] = [(holder, key, None)]
     while waiting:
         holder, key, parent = waiting.pop()
@@ -109,7 +109,7 @@ def _is_number_without_end(constant: Mapping[str, Any]) -> bool:
 
 
 def _is_finite_text(text: str) -> bool:
-    """False for a text that is NaN or an infinity once it is a number."""
+    """Return False if the text converts to NaN or infinity."""
     try:
         return math.isfinite(float(text))
     except ValueError:
@@ -117,7 +117,7 @@ def _is_finite_text(text: str) -> bool:
 
 
 def _passes(parent: Mapping[str, Any] | None, kinds: Mapping[int, str]) -> bool:
-    """Whether a value is seen only by what looks whether it is finite, or is not finite itself then."""
+    """Whether the parent tests its operand itself, or is not finite if the operand is not."""
     name = "" if parent is None else _name(parent)
     kind = kinds.get(id(parent))
     return (
@@ -128,12 +128,12 @@ def _passes(parent: Mapping[str, Any] | None, kinds: Mapping[int, str]) -> bool:
 
 
 def _name(node: Mapping[str, Any]) -> str:
-    """Of the function that `node` calls; empty where it calls none."""
+    """Return the name of the function that `node` calls; empty if it is not a call."""
     return str(node.get("function_name", "")).lower()
 
 
 def _cast_texts(node: dict[str, Any], kinds: Mapping[int, str], parser: _Parser) -> None:
-    """Make the cast visible that a comparison with a literal implies: beside a float 'nan' is one too."""
+    """Add the cast that a comparison of a string literal with a float implies: 'nan' becomes NaN there."""
     if node["class"] in ("COMPARISON", "BETWEEN"):
         holder: Any = node
         keys: list[Any] = [key for key in SIDES if key in node]
@@ -152,22 +152,24 @@ def _cast_texts(node: dict[str, Any], kinds: Mapping[int, str], parser: _Parser)
 
 
 class _Parser:
-    """DuckDB's own way from SQL to trees and back."""
+    """Converts SQL to trees and back, by DuckDB's own functions."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
-        # a list of one value, without it where it is not finite: its first element is the value or null, and
-        # unlike in a CASE the value is there once, however deep conditions are nested
+        # the value in a list, filtered by isfinite: the first element is the value or null. Unlike CASE, this
+        # contains the value only once, so that nested conditions do not grow exponentially
         self._finite = self._expression("list_filter([x], lambda value: isfinite(value))[1]")
 
     def finite(self, node: dict[str, Any]) -> dict[str, Any]:
-        """`node`, or null where it is not finite."""
+        """Return an expression that is `node`, or null if it is not finite."""
         found = copy.deepcopy(self._finite)
         found["children"][0]["arguments"][0]["expression"]["arguments"][0]["expression"] = node
         return found
 
     def extreme(self, node: dict[str, Any]) -> dict[str, Any]:
-        """`node`, a call of one of `EXTREMES`, or null where an argument is not finite."""
+        """Return an expression that is `node`, a call of one of `EXTREMES`, or null if an argument is not
+        finite.
+        """
         found = self._expression(
             "list_transform([[x]], lambda list: CASE WHEN len(list_filter(list, lambda value: NOT "
             f"isfinite(value))) = 0 THEN {EXTREMES[_name(node)]}(list) END)[1]"
@@ -177,11 +179,11 @@ class _Parser:
         return found
 
     def cast(self, node: dict[str, Any], kind: str) -> dict[str, Any]:
-        """`node` cast to the type called `kind`."""
+        """Return `node` cast to the type with the name `kind`."""
         return {**self._expression(f"CAST(x AS {kind})"), "child": node}
 
     def text(self, nodes: list[dict[str, Any]], around: str) -> str:
-        """The query `around` as SQL, with these expressions in place of what it selects."""
+        """Return the query `around` as SQL, with these expressions as its select list."""
         document = self._document(around)
         document["statements"][0]["node"]["select_list"] = [{**node, "alias": ""} for node in nodes]
         query = "SELECT json_deserialize_sql(?::JSON)"

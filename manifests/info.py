@@ -1,4 +1,4 @@
-"""What `manifest.json` says: where a manifest comes from, what was done, and which parts it is made of."""
+"""The content of `manifest.json`: origin, operation, stages, rules, counts and parts of a manifest."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Part(Config):
 
 
 class Parent(Config):
-    """A manifest that this one was made of. `path` is where it stood then; `id` is what counts.
+    """A manifest that this one was made from, identified by `id`; `path` is where it was at that time.
 
-    A path that is not UTF-8 is written as `base.paths.path_text` does, here and in `ManifestInfo.root`.
+    A path that is not UTF-8 is escaped by `base.paths.path_text`, here and in `ManifestInfo.root`.
     """
 
     id: str
@@ -48,7 +48,7 @@ class StageInfo(Config):
 
 
 class RuleInfo(Config):
-    """A step of the funnel: of the `seen` samples still in at this rule, `rejected` were turned down."""
+    """A rule of the funnel: `seen` samples reached it, of which it rejected `rejected`."""
 
     name: str
     where: str
@@ -59,13 +59,14 @@ class RuleInfo(Config):
 
 
 class ManifestInfo(Config):
-    """`manifest.json`. `id` depends on the content and on what was done alone: never on when, where or with
-    which software versions it was made. The content of a curated manifest includes `source_version` (size and
-    modification time of each source file) and what its stages were given: images copied with new times give
-    another id.
+    """The content of `manifest.json`.
 
-    `operation` says what was done: {"kind": "curate", "pipeline": ...} or {"kind": "slice", "where": ...};
-    `counts` holds rows, kept, rejected, failed and reasons; `source` what the listing met and did not open.
+    `id` depends only on the content and the operation, not on time, place or software versions. The content
+    of a curated manifest includes `source_version` (size and modification time of each source file) and the
+    parameters of its stages: images copied with new times give another id.
+
+    `operation` is {"kind": "curate", "pipeline": ...} or {"kind": "slice", "where": ...}; `counts` has rows,
+    kept, rejected, failed and reasons; `source` counts what the listing found and did not open.
     """
 
     schema_version: int
@@ -92,7 +93,7 @@ def content_id(
     parts: Sequence[Part],
     previews: Sequence[Part],
 ) -> str:
-    """The id of a manifest (64 hex digits): SHA-256 over what it holds and what was done to get it."""
+    """Return the id of a manifest (64 hex digits): SHA-256 over its content and the operation."""
     return fingerprint(
         {
             "schema_version": SCHEMA_VERSION,
@@ -106,12 +107,12 @@ def content_id(
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a committed manifest stands in the folder `path`."""
+    """Whether the folder `path` contains a committed manifest."""
     return (Path(path) / FILE).is_file()
 
 
 def read_info(path: Path) -> ManifestInfo:
-    """`manifest.json` of the folder `path`; a UserError where there is none that this version can read."""
+    """Read `manifest.json` in the folder `path`. Raises UserError if it is missing or cannot be read."""
     file = path / FILE
     if not file.is_file():
         if not path.exists():
@@ -120,10 +121,11 @@ def read_info(path: Path) -> ManifestInfo:
                 "name the folder that `uhr curate run` or `uhr manifest slice` wrote",
             )
         if (path / "units").is_dir():
-            raise UserError(f"{path} holds an unfinished curated set", "start the same run again: it goes on")
+            raise UserError(f"{path} contains an unfinished curated set", "repeat the same run: it resumes")
         if (path / "samples").is_dir():
-            raise UserError(f"{path} holds an unfinished manifest", "start the command that writes it again")
+            raise UserError(f"{path} contains an unfinished manifest", "repeat the command that writes it")
         raise UserError(
-            f"{path} holds no {FILE}", "name the folder that `uhr curate run` or `uhr manifest slice` wrote"
+            f"{path} contains no {FILE}",
+            "name the folder that `uhr curate run` or `uhr manifest slice` wrote",
         )
-    return read_versioned(ManifestInfo, file, SCHEMA_VERSION, "restore the file, or make it anew")
+    return read_versioned(ManifestInfo, file, SCHEMA_VERSION, "restore the file, or make the manifest again")

@@ -1,4 +1,4 @@
-"""Lineage: the chain of manifests that one was made of."""
+"""Lineage: the chain of manifests that a manifest was made from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uhr.manifests.info import ManifestInfo, Parent, is_manifest, read_info
 
 
 def find_parent(child: Path, parent: Parent) -> Path | None:
-    """Where the parent stands: at its old place, or beside the child under its old name; None if nowhere."""
+    """Find the parent at its recorded path, or next to the child under its name; None if it is at neither."""
     then = text_path(parent.path)
     for place in (then, child.resolve().parent / then.name):
         if not is_manifest(place):
@@ -26,9 +26,9 @@ def find_parent(child: Path, parent: Parent) -> Path | None:
 
 
 def lineage(path: Path) -> list[dict[str, Any]]:
-    """The manifest at `path`, then its parents, depth first: depth, role, id, place and operation of each.
+    """Return the manifest at `path`, then its parents, depth first: depth, role, id, path, operation of each.
 
-    A parent that cannot be found any more has `found` false, and only what its child knows of it.
+    A parent that is not found has `found` false, and only what its child records of it.
     """
     return list(_walk(path, read_info(path), "", 0))
 
@@ -55,14 +55,14 @@ def _walk(path: Path, info: ManifestInfo, role: str, depth: int) -> Iterator[dic
 
 
 def summary(operation: dict[str, Any]) -> str:
-    """An operation in a few words: `slice where entropy > 5, sample 100, seed 0`."""
+    """Return a short text for an operation, such as `slice: where entropy > 5, sample 100, seed 0`."""
     kind = operation.get("kind", "?")
     if kind == "slice":
         steps = {k: v for k, v in operation.items() if k != "kind"}
         split = steps.pop("split", None)
-        words = [f"{name} {value}" for name, value in steps.items()]
+        texts = [f"{name} {value}" for name, value in steps.items()]
         if split:
-            words.append("split " + ",".join(f"{name}={share:g}" for name, share in split.items()))
-        return f"slice: {', '.join(words)}"
+            texts.append("split " + ",".join(f"{name}={share:g}" for name, share in split.items()))
+        return f"slice: {', '.join(texts)}"
     name = operation.get("pipeline", {}).get("name") if isinstance(operation.get("pipeline"), dict) else None
     return f"{kind} {name}" if name else kind

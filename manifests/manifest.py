@@ -1,4 +1,4 @@
-"""Manifest: an immutable set of Parquet parts, whole as soon as its `manifest.json` is there."""
+"""Manifest: an immutable set of Parquet parts, complete when its `manifest.json` exists."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = ["Manifest", "ManifestInfo", "Parent", "RuleInfo", "StageInfo", "is_ma
 
 
 class Manifest:
-    """A committed manifest, read only. `open` gives one; so does `write_manifest`."""
+    """A committed manifest, read only. Made by `open` and by `write_manifest`."""
 
     def __init__(self, path: Path, info: ManifestInfo) -> None:
         self.path = path
@@ -46,10 +46,10 @@ class Manifest:
 
     @classmethod
     def open(cls, path: Path | str) -> Manifest:
-        """The manifest in the folder `path` (or whose `manifest.json` it is).
+        """Open the manifest in the folder `path`, which may also be the path of its `manifest.json`.
 
-        A UserError if none stands there, if it was never finished, if parts are missing, or if it is newer
-        than this version can read.
+        Raises UserError if there is none, if it is unfinished, if a part is missing or has changed, or if its
+        schema version is newer than this version can read.
         """
         path = Path(path)
         path = path.parent if path.name == FILE and path.is_file() else path
@@ -79,14 +79,14 @@ class Manifest:
 
     @property
     def columns(self) -> list[Column]:
-        """What each column means, as its parts say."""
+        """The columns, described by the field metadata of the parts."""
         return [Column.from_field(field) for field in self.schema]
 
     @contextlib.contextmanager
     def connect(self, threads: int | None = None) -> Generator[duckdb.DuckDBPyConnection]:
-        """A DuckDB connection whose only relation is `samples`; it can reach no file.
+        """Open a DuckDB connection whose only relation is `samples`, and which cannot access files.
 
-        A UserError that names the part if reading fails inside the block since a part is damaged.
+        Raises UserError with the name of the part if reading inside the block fails on a damaged part.
         """
         files = [self.path / part.path for part in self.info.parts]
         with (
@@ -98,11 +98,11 @@ class Manifest:
 
     @contextlib.contextmanager
     def _damage_named(self) -> Generator[None]:
-        """Turn a failed read into a UserError if a part is damaged; any other error passes as it is."""
+        """Turn a failed read into a UserError if a part is damaged; other errors are not changed."""
         try:
             yield
         except (pa.ArrowException, duckdb.Error, OSError):
-            # the error itself rarely says which file, and may be about a condition: the hashes tell for sure
+            # the error rarely names the file, and may be about a condition: compare the hashes
             for part in (*self.info.parts, *self.info.previews):
                 file = self.path / part.path
                 if not file.is_file() or sha256_file(file) != part.sha256:
@@ -114,7 +114,10 @@ class Manifest:
     def table(
         self, columns: Sequence[str] | None = None, where: str | None = None, limit: int | None = None
     ) -> pa.Table:
-        """The rows for which the SQL boolean `where` holds, in the manifest's order; at most `limit`."""
+        """Return the rows for which the SQL boolean `where` is true, in order; at most `limit`.
+
+        Raises UserError if a column is unknown or the condition is invalid.
+        """
         columns = self.schema.names if columns is None else list(columns)
         for name in columns:
             if name not in self.schema.names:
@@ -136,7 +139,10 @@ class Manifest:
         return rows.cast(pa.schema([self.schema.field(name) for name in columns]))
 
     def row(self, sample: str) -> dict[str, Any]:
-        """The one row that `sample` names: a sample_id, the beginning of one, or a uri."""
+        """Return the row of `sample`: a sample_id, the beginning of one, or a uri.
+
+        Raises UserError if there is no such row, or more than one.
+        """
         whole = "sample_id = $1 OR (uri = $1 AND parent_id IS NULL)"
         for condition in (whole, "starts_with(sample_id, $1)"):
             with self.connect() as connection:
@@ -153,25 +159,25 @@ class Manifest:
         )
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows in order, a batch at a time, without holding more than one row group."""
+        """Yield all rows in order, in batches. At most one row group is in memory."""
         for part in self.info.parts:
             with self._damage_named(), parquet.opened(self.path / part.path) as file:
                 yield from file.iter_batches(part_files.GROUP_ROWS, columns=columns)
 
     def preview_batches(self, sample_ids: Collection[str]) -> Iterator[pa.RecordBatch]:
-        """The preview rows of these samples, in the manifest's order; only row groups with one are read."""
-        wanted = frozenset(sample_ids)
+        """Yield the preview rows of these samples, in order. Only row groups with one of them are read."""
+        chosen = frozenset(sample_ids)
         for part in self.info.previews:
             with self._damage_named(), parquet.opened(self.path / part.path) as file:
                 for group in range(file.num_row_groups):
                     ids = file.read_row_group(group, columns=["sample_id"]).column(0).to_pylist()
-                    mask = [one in wanted for one in ids]
+                    mask = [one in chosen for one in ids]
                     if any(mask):
                         rows = file.read_row_group(group).filter(pa.array(mask))
                         yield from rows.combine_chunks().to_batches()
 
     def previews(self, sample_ids: Collection[str]) -> dict[str, bytes]:
-        """The JPEG bytes of each of these samples that has a preview."""
+        """Return the JPEG bytes of each of these samples that has a preview, by sample_id."""
         return {
             row["sample_id"]: row["jpeg"]
             for batch in self.preview_batches(sample_ids)
@@ -194,16 +200,23 @@ def write_manifest(
     weights: Mapping[str, str] | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Write and commit a manifest into the folder `out`; until the last step there is none to be seen.
+    """Write and commit a manifest to the folder `out`. It becomes visible in the last step.
 
-    `batches` are the rows in their final order, by uri, with the columns of `schema`; `previews` are rows of
-    `parts.PREVIEW_SCHEMA` in the same order. Neither is ever held as a whole. The same content gives the same
-    bytes and the same id. What a killed commit left behind is cleared first. A UserError if a manifest stands
-    there already; `operation` must hold no path and no time, as it goes into the id.
+    The same content gives the same bytes and the same id. Leftovers of a commit that was killed are removed
+    first.
+
+    Args:
+        schema: the columns of the rows.
+        batches: the rows, sorted by uri. They are streamed, as are the previews.
+        previews: rows of `parts.PREVIEW_SCHEMA` in the same order.
+        root: the folder that uris are relative to.
+        operation: what was done. Part of the id, so it must not contain paths or times.
+
+    Raises UserError if `out` already contains a manifest.
     """
     out = Path(out)
     if is_manifest(out):
-        raise UserError(f"a manifest stands in {out} already", "name another folder with --out")
+        raise UserError(f"{out} already contains a manifest", "name another folder with --out")
     for stage in stages:
         missing = set(stage.adds).difference(schema.names) if stage.state == "ran" else set()
         assert not missing, f"stage {stage.name} says it adds {sorted(missing)}, which the schema lacks"
@@ -225,7 +238,7 @@ def write_manifest(
     )
     info = ManifestInfo(
         schema_version=SCHEMA_VERSION,
-        # the schema as a reader meets it: Parquet renames the inside of lists
+        # the schema as it is read back: Parquet renames the fields inside lists
         id=content_id(parquet.schema_of(out / parts[0].path), operation, parents, parts, shown),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         uhr=uhr.__version__,
@@ -252,7 +265,7 @@ def _write(
 
 
 class _Tally:
-    """Counts verdicts while the rows go by."""
+    """Counts the verdicts of the rows that pass through `watch`."""
 
     def __init__(self) -> None:
         self.statuses: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Parquet parts: how rows become files, byte for byte the same whenever the rows are the same."""
+"""Write rows to Parquet parts. The same rows always give the same bytes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from uhr.manifests.schema import SCHEMA_VERSION
 SAMPLES, PREVIEWS, REPORT = "samples", "previews", "report.html"
 
 GROUP_ROWS = 122_880
-"""Rows of a row group of samples: 60 vectors of DuckDB, whose scans slow down many-fold with small groups."""
+"""Rows per row group of samples: 60 vectors of DuckDB, whose scans are much slower with small groups."""
 
 PART_ROWS = 8 * GROUP_ROWS
 PREVIEW_GROUP_ROWS = 100
-"""About 1.5 MB: one preview is read by reading its row group."""
+"""About 1.5 MB: to read one preview, its whole row group is read."""
 
 PREVIEW_PART_ROWS = 200 * PREVIEW_GROUP_ROWS
 
@@ -49,10 +49,10 @@ LAYOUT = Layout(
 def write_parts(
     folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], *, group_rows: int, part_rows: int
 ) -> Iterator[Part]:
-    """Write the rows of `batches` to `folder/part-00000.parquet`, ...; a part is yielded when it is on disk.
+    """Write the rows of `batches` to `folder/part-00000.parquet`, ...; yield each part when it is on disk.
 
-    How the rows come in batches leaves no trace: groups are cut at `group_rows` and files at `part_rows`, a
-    multiple of it. Without any row one empty part is written: the schema is never lost.
+    The result does not depend on the sizes of the batches: row groups have `group_rows` rows and files
+    `part_rows`, a multiple of it. Without rows one empty part is written, to keep the schema.
     """
     assert part_rows % group_rows == 0
     schema = schema.with_metadata({_MARK: str(SCHEMA_VERSION).encode()})
@@ -86,17 +86,15 @@ def _as_declared(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterat
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove the parts of a commit that was killed; a UserError if anything else lies in their place."""
+    """Remove the parts of a commit that was killed. Raises UserError if other files are in their place."""
     for temporary in out.glob(f".{FILE}.*.tmp"):
         temporary.unlink()
     for folder in (out / SAMPLES, out / PREVIEWS):
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise UserError(f"{folder} stands where the manifest would go", "name another folder with --out")
+            raise UserError(f"{folder} is in the way of the manifest", "name another folder with --out")
         for file in sorted(folder.glob("*")) if folder.exists() else ():
             if not _is_leftover(file):
-                raise UserError(
-                    f"{file} stands where the manifest would go", "name another folder with --out"
-                )
+                raise UserError(f"{file} is in the way of the manifest", "name another folder with --out")
         for file in sorted(folder.glob("*")) if folder.exists() else ():
             file.unlink()
 

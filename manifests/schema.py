@@ -1,7 +1,8 @@
-"""Every column of a manifest: name, type, unit, range, meaning, and which stage writes it.
+"""Every column of a manifest: name, type, unit, range, meaning, and the stage that writes it.
 
-A column's description travels in its Arrow field metadata, so it can be read back from any part with any
-Parquet reader. `docs/schema.md` is generated from this file.
+A column's description is stored in its Arrow field metadata, which any Parquet reader can read from any part.
+It is part of the bytes that the id is a hash of, so a changed text gives new manifests other ids.
+`docs/schema.md` is generated from this file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
-"""Raised when a reader of an older version could misread a manifest. Added columns do not raise it."""
+"""Increase it when an older version could misread a manifest. Added columns do not require it."""
 
 KEPT, REJECTED, FAILED = "kept", "rejected", "failed"
 STATUSES = (KEPT, REJECTED, FAILED)
@@ -23,8 +24,8 @@ STATUSES = (KEPT, REJECTED, FAILED)
 class Column:
     """One column of a manifest.
 
-    `unit` and `range` are for people ("px", "[0, 1]"); `source` names the paper or code that defines the
-    number; `stage` is filled in for the columns that a curation stage adds.
+    `unit` and `range` are texts ("px", "[0, 1]"); `source` names the paper or code that defines the number;
+    `stage` is set for columns that a curation stage adds.
     """
 
     name: str
@@ -36,21 +37,21 @@ class Column:
     stage: str = ""
 
     def field(self) -> pa.Field:
-        """The Arrow field, nullable, with everything but name and type in its metadata."""
-        words = {
+        """Return the nullable Arrow field, with everything but name and type in its metadata."""
+        texts = {
             "meaning": self.meaning,
             "unit": self.unit,
             "range": self.range,
             "source": self.source,
             "stage": self.stage,
         }
-        return pa.field(self.name, self.type, metadata={k: v for k, v in words.items() if v})
+        return pa.field(self.name, self.type, metadata={k: v for k, v in texts.items() if v})
 
     @classmethod
     def from_field(cls, field: pa.Field) -> Column:
-        """The column that a Parquet part describes; one that another tool added has no meaning to tell."""
-        words = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}
-        known = {k: words.get(k, "") for k in ("meaning", "unit", "range", "source", "stage")}
+        """Read a column from a field of a Parquet part. A column of another tool has an empty meaning."""
+        texts = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}
+        known = {k: texts.get(k, "") for k in ("meaning", "unit", "range", "source", "stage")}
         return cls(field.name, field.type, **known)
 
 
@@ -257,20 +258,20 @@ GROUPS = {
 COLUMNS: dict[str, Column] = {column.name: column for group in GROUPS.values() for column in group}
 
 BASE = (*IDENTITY, *VERDICT, *RIGHTS)
-"""The columns that every manifest has, whatever stages ran."""
+"""The columns that every manifest has, independent of its stages."""
 
 
 def schema_of(columns: Iterable[Column]) -> pa.Schema:
-    """The Arrow schema of a manifest with the base columns, in their order, and these after them."""
+    """Return the Arrow schema of a manifest: the base columns, then these."""
     added = [column for column in columns if column.name not in {base.name for base in BASE}]
     return pa.schema([column.field() for column in (*BASE, *added)])
 
 
 def sample_id(uri: str) -> str:
-    """The id of a whole image: 32 hex digits, the same wherever the source is mounted."""
+    """Return the id of a whole image: 32 hex digits, independent of where the source is mounted."""
     return hashlib.sha256(uri.encode()).hexdigest()[:32]
 
 
 def patch_id(parent_id: str, box: tuple[int, int, int, int]) -> str:
-    """The id of a patch: of its parent and its box (x, y, width, height in oriented pixels)."""
+    """Return the id of a patch, from its parent's id and its box (x, y, width, height in oriented px)."""
     return hashlib.sha256(f"{parent_id}#{','.join(map(str, box))}".encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""`docs/schema.md`, from the schema: run `python -m uhr.manifests.schema_doc` in the repository's root."""
+"""Generate `docs/schema.md`: run `python -m uhr.manifests.schema_doc` in the repository's root."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ OUT/
   manifest.json            id, schema version, parents, what was done, stages, rules, counts, parts
   samples/part-*.parquet   one row per file of the source, sorted by uri; row groups of {rows:,}
   previews/part-*.parquet  small JPEGs for people: {previews}
-  report.html              what `uhr manifest report` writes; no part of the manifest
+  report.html              what `uhr manifest report` writes; not part of the manifest
 ```
 
-Any Parquet reader reads the parts. Each column's meaning, unit, range, source and stage stand in its Arrow
-field metadata too. Only `sample_id`, `uri` and `status` are never null: of a row that was turned down early,
-later stages saw nothing. A stage of your own declares its columns in the same way; they stand after these.
+Any Parquet reader reads the parts. Each column's meaning, unit, range, source and stage are in its Arrow
+field metadata too. Only `sample_id`, `uri` and `status` are never null: a row that was rejected early has no
+values of later stages. A stage of your own declares its columns in the same way; they come after these.
 """
 
 
 def render() -> str:
-    """The whole page, in Markdown."""
+    """Return the whole page in Markdown."""
     previews = ", ".join(f"`{field.name}`" for field in PREVIEW_SCHEMA)
     lines = [TOP.format(version=SCHEMA_VERSION, rows=GROUP_ROWS, previews=previews)]
     always = {column.name for column in BASE}
@@ -47,7 +47,7 @@ def render() -> str:
 
 
 def markdown_table(columns: Iterable[Column], writer: str = "source") -> str:
-    """One line per column; `writer` is who writes those that no stage adds."""
+    """Return one line per column; `writer` is shown for columns that no stage adds."""
     lines = ["| column | type | unit | range | meaning | written by |", "|--|--|--|--|--|--|"]
     for column in columns:
         meaning = f"{column.meaning} ({column.source})" if column.source else column.meaning

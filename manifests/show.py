@@ -1,4 +1,4 @@
-"""What `uhr manifest` prints for people."""
+"""Print the results of `uhr manifest`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uhr.manifests.verify.verification import VerifyResult
 
 
 def print_stats(manifest: Manifest, stats: Stats) -> None:
-    """The statistics as plain tables; empty ones are left out."""
+    """Print the statistics as plain tables; empty ones are left out."""
     info, counts = manifest.info, stats.counts
     say(shown(f"{manifest.path}  {summary(info.operation)}"))
     say(shown(f"id {info.id}, made {info.created} by uhr {info.uhr}, source root {info.root}"))
@@ -60,7 +60,7 @@ def _section(head: tuple[str, ...], rows: Any) -> None:
 
 
 def print_verify_result(verdict: VerifyResult) -> None:
-    """All faults and notes, then one line that sums up."""
+    """Print all faults and notes, then a summary."""
     if verdict.faults:
         table(
             ("check", "where", "fault", "times"),
@@ -74,7 +74,7 @@ def print_verify_result(verdict: VerifyResult) -> None:
 
 
 def print_lineage(chain: list[dict[str, Any]]) -> None:
-    """One line per manifest, a parent indented below its child."""
+    """Print one line per manifest, a parent indented below its child."""
     for link in chain:
         lead = "  " * link["depth"] + (f"{link['role']} " if link["role"] else "")
         if link["found"]:

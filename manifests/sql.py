@@ -1,7 +1,7 @@
-"""SQL conditions: the one place where a user's text becomes SQL that runs.
+"""SQL conditions: the only place where a user's text becomes SQL that is executed.
 
-A condition is parsed before anything runs, and only expressions over the columns of one row pass: a rule, a
-slice and `Manifest.table(where=...)` can neither read a file nor write one, and answer the same on every run.
+A condition is parsed first, and only expressions over the columns of one row are allowed: a rule, a slice and
+`Manifest.table(where=...)` cannot read or write files, and have the same result in every run.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from uhr.manifests import finite
 from uhr.manifests.schema import COLUMNS
 
 LONGEST = 20_000
-"""Characters of one condition: far above anything written by hand, far below what a parser chokes on."""
+"""Most characters of a condition: far more than anyone writes, far fewer than the parser's limit."""
 
 _EXPRESSIONS = "BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION OPERATOR TYPE"
 _OPERATORS = """
     OPERATOR_NOT OPERATOR_IS_NULL OPERATOR_IS_NOT_NULL COMPARE_IN COMPARE_NOT_IN OPERATOR_COALESCE
     OPERATOR_NULLIF OPERATOR_TRY ARRAY_EXTRACT ARRAY_SLICE STRUCT_EXTRACT
 """
-# pure functions of one row; what is not listed is refused: aggregates, clocks, dice, files, settings, tables
+# pure functions of one row. All others are rejected: aggregates, clocks, random numbers, files, settings
 _FUNCTIONS = """
     + - * / // % ^ ** & | << >> || ~ ->> ^@ @> ~~ !~~ ~~* !~~* ~~~
     like_escape not_like_escape ilike_escape not_ilike_escape
@@ -56,20 +56,20 @@ NAMES = {
 
 
 def quoted(name: str) -> str:
-    """A column name as an SQL identifier."""
+    """Return a column name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def finite_column(name: str) -> str:
-    """SQL: the column of that name as a double, null where it is not a finite number."""
+    """Return SQL for the column as a double, null if it is not finite."""
     value = f"{quoted(name)}::DOUBLE"
     return f"CASE WHEN isfinite({value}) THEN {value} END"
 
 
 def lock_down(connection: duckdb.DuckDBPyConnection) -> None:
-    """Forbid the connection every file, extension, Python variable and further setting.
+    """Deny the connection access to files, extensions, Python variables and settings.
 
-    What is registered (Arrow tables and datasets) stays readable, and more can be registered afterwards.
+    Registered Arrow tables and datasets stay readable, and more can be registered afterwards.
     """
     for name in (
         "enable_external_access",
@@ -83,12 +83,12 @@ def lock_down(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def connect(threads: int | None = None, **relations: Any) -> duckdb.DuckDBPyConnection:
-    """A locked connection in memory over Arrow tables or datasets, by name. Rows keep their order."""
+    """Open a locked in-memory connection over Arrow tables or datasets, by name. Rows keep their order."""
     connection = duckdb.connect(":memory:")
     connection.execute("SET enable_progress_bar = false")
-    # a whole number divided by 0 has no value, as every other number divided by 0 (`finite.py`)
+    # an integer divided by 0 is null, as is any other number divided by 0 (`finite.py`)
     connection.execute("SET error_on_division_by_zero = false")
-    # what `finite.py` makes of a condition is up to three times as deep as the condition
+    # a condition rewritten by `finite.py` is up to three times as deep
     connection.execute("SET max_expression_depth = 3000")
     if threads is not None:
         connection.execute(f"SET threads = {threads:d}")
@@ -100,9 +100,10 @@ def connect(threads: int | None = None, **relations: Any) -> duckdb.DuckDBPyConn
 
 @dataclass(frozen=True)
 class SqlCondition:
-    """One SQL boolean expression over the columns of one row. Build it with `parse`.
+    """One SQL boolean expression over the columns of one row. Made by `parse`.
 
-    `columns` are those that the text mentions, as written; `tree` is the expression as DuckDB parsed it.
+    `where` names its origin in errors ("rule 'entropy'"); `columns` are those in the text, as written; `tree`
+    is the expression as parsed by DuckDB.
     """
 
     text: str
@@ -112,17 +113,17 @@ class SqlCondition:
 
     @classmethod
     def parse(cls, text: str, where: str) -> SqlCondition:
-        """The condition in `text`; a UserError that names `where` ("rule 'entropy'") if it is none."""
+        """Parse `text`. Raises UserError, with `where` in its message, if it is not an allowed condition."""
         text = text.strip()
         if not text:
             raise UserError(f"{where}: the condition is empty", "write one such as entropy >= 4")
         if len(text) > LONGEST:
             raise UserError(f"{where}: {len(text):,} characters", f"keep a condition below {LONGEST:,}")
         if not text.isprintable() and any("\ud800" <= c <= "\udfff" or c == "\0" for c in text):
-            raise UserError(f"{where}: {text!a} holds bytes that are no text", "leave them out")
+            raise UserError(f"{where}: {text!a} contains bytes that are not text", "remove them")
         if any(kind == duckdb.token_type.comment for _, kind in duckdb.tokenize(text)):
-            raise UserError(f"{where}: '{text}' holds a comment", "leave it out")
-        # in parentheses and bare: only one whole expression stands in both ("a) OR (b" and "a, b" do not)
+            raise UserError(f"{where}: '{text}' contains a comment", "remove it")
+        # with and without parentheses: only one whole expression parses as both, not "a) OR (b" or "a, b"
         try:
             with duckdb.connect(":memory:") as parser:
                 tree = _only_expression(parser, f"SELECT ({text}\n) AS verdict FROM samples", text, where)
@@ -136,10 +137,10 @@ class SqlCondition:
         return cls(text, where, columns, tree)
 
     def sql_for(self, connection: duckdb.DuckDBPyConnection) -> str:
-        """SQL of the condition for queries of `connection`, whose relation `samples` has the columns: a part
-        that would be NaN or infinite is null in it, and so is what is computed from it.
+        """Return the condition as SQL for queries of `connection`, whose relation `samples` has the columns.
 
-        Raises duckdb.Error where the condition does not fit the types of the columns.
+        A part that would be NaN or infinite is null in it, and so is what is computed from it. Raises
+        duckdb.Error if the condition does not fit the types of the columns.
         """
         try:
             return f"({finite.rewritten(self.tree, connection)})"
@@ -147,25 +148,26 @@ class SqlCondition:
             raise _too_deep(self.where) from None
 
     def check_columns(self, known: Iterable[str]) -> None:
-        """A UserError with the nearest names if the condition mentions a column that is not among `known`."""
+        """Raise UserError, with the nearest names, if the condition has a column that is not in `known`."""
         known = list(known)
         for name in sorted(self.columns.difference(known)):
             raise self.unknown_column(name, known)
 
     def unknown_column(self, name: str, known: Iterable[str]) -> UserError:
-        """The error for a name that no column has: a column mistyped, or a text without its quotes."""
+        """Return the error for a name that no column has: a mistyped column, or a text without quotes."""
         known = list(known)
         error = unknown("column", name, known, self.where)
-        if f'"{name}"' not in self.text and not self._is_beside_a_text(name):
+        if f'"{name}"' not in self.text and not self._is_compared_with_text(name):
             return error
         text = name.strip("\u2018\u2019\u201c\u201d`").replace("'", "''")
         fix = f"if it is a text, write '{text}' in single quotes"
         close = nearest(name, known)
         return UserError(error.what, f"{fix}; or did you mean {' or '.join(close)}?" if close else fix)
 
-    def _is_beside_a_text(self, name: str) -> bool:
-        """Whether the condition compares what is called so with a known text column, or gives both to one
-        function: `status = kept`, `contains(caption, lake)`."""
+    def _is_compared_with_text(self, name: str) -> bool:
+        """Whether the condition compares this name with a known text column, or passes both to one function:
+        `status = kept`, `contains(caption, lake)`.
+        """
         for node in _nodes(self.tree):
             operands = _operands(node)
             if any(part["class"] == "COLUMN_REF" and part["column_names"] == [name] for part in operands):
@@ -175,7 +177,7 @@ class SqlCondition:
         return False
 
     def check(self, schema: pa.Schema) -> None:
-        """A UserError unless the condition is a boolean over the columns of `schema`."""
+        """Raise UserError unless the condition is a boolean over the columns of `schema`."""
         self.check_columns(schema.names)
         for node in _nodes(self.tree):
             column = _text_against_number(node, schema)
@@ -183,11 +185,14 @@ class SqlCondition:
                 raise UserError(
                     f"{self.where}: '{self.text}' compares {column}, a text, with a number", "quote the value"
                 )
-        # one row of nulls: also constants that do not convert ("entropy >= 'high'") fail here, before any run
+        # one row of nulls: constants that do not convert ("entropy >= 'high'") fail here too, before any run
         self.mask(pa.Table.from_pylist([{}], schema=schema))
 
     def mask(self, table: pa.Table) -> pa.ChunkedArray:
-        """The verdicts on the rows of `table`, in their order: true, false or null (bool [rows])."""
+        """Evaluate the condition for the rows of `table`: true, false or null, bool [rows].
+
+        Raises UserError if it does not fit the columns, or is not a boolean.
+        """
         with connect(samples=table) as connection:
             try:
                 relation = connection.sql(f"SELECT {self.sql_for(connection)} AS verdict FROM samples")
@@ -195,16 +200,16 @@ class SqlCondition:
                     kind = str(relation.types[0]).strip('"')
                     raise UserError(
                         f"{self.where}: '{self.text}' is {kind}, not true or false",
-                        "compare it with something",
+                        "compare it with a value",
                     )
                 return relation.to_arrow_table().column(0)
             except duckdb.Error as error:
                 raise self.error_from(error) from None
 
     def error_from(self, error: duckdb.Error) -> UserError:
-        """What DuckDB had against the condition, in one line."""
+        """Turn DuckDB's error into a UserError of one line."""
         first = str(error).strip().splitlines()[0]
-        return UserError(f"{self.where}: '{self.text}': {first}", "mend the condition")
+        return UserError(f"{self.where}: '{self.text}': {first}", "fix the condition")
 
 
 def _too_deep(where: str) -> UserError:
@@ -212,7 +217,7 @@ def _too_deep(where: str) -> UserError:
 
 
 def _operands(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What an expression compares or computes with: the operands of a comparison, the arguments of a call."""
+    """Return the operands of a comparison or operator, or the arguments of a call."""
     if node["class"] not in ("COMPARISON", "BETWEEN", "FUNCTION", "OPERATOR"):
         return []
     parts = [node[key] for key in finite.SIDES if key in node] + list(node.get("children", ()))
@@ -226,13 +231,15 @@ def _is_text(name: str) -> bool:
 def _only_expression(
     parser: duckdb.DuckDBPyConnection, query: str, text: str, where: str
 ) -> Mapping[str, Any]:
-    """The tree of the one expression that `query` selects, if it is nothing but that."""
+    """Return the tree of the one expression that `query` selects. Raises UserError if it is anything else."""
     answer = parser.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
     assert answer is not None
     parsed: dict[str, Any] = json.loads(answer[0])
     if parsed["error"]:
         message = one_line(parsed.get("error_message", ""))
-        raise UserError(f"{where}: '{text}' is no SQL condition ({message})", "write one boolean expression")
+        raise UserError(
+            f"{where}: '{text}' is not an SQL condition ({message})", "write one boolean expression"
+        )
     statements = parsed["statements"]
     node = statements[0]["node"] if len(statements) == 1 else {}
     beyond = ("where_clause", "group_expressions", "having", "sample", "qualify", "modifiers")
@@ -247,7 +254,7 @@ def _only_expression(
 
 
 def _nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
-    """Every expression in the tree, whatever key it hangs on: nothing can hide under a new one."""
+    """Yield every expression in the tree, under any key, so that none escapes the check."""
     if isinstance(tree, dict):
         if "class" in tree:
             yield tree
@@ -262,22 +269,22 @@ def _check(node: Mapping[str, Any], text: str, where: str) -> None:
     kind, type_ = node["class"], node["type"]
     if kind not in EXPRESSIONS or (kind == "OPERATOR" and type_ not in OPERATORS):
         name = NAMES.get(type_, NAMES.get(kind, f"'{type_.lower()}'"))
-        raise UserError(f"{where}: '{text}' holds {name}", "a condition looks at the columns of one row")
+        raise UserError(f"{where}: '{text}' contains {name}", "a condition may use the columns of one row")
     if kind == "FUNCTION":
         name = node["function_name"]
         if name.lower() not in FUNCTIONS or node.get("schema") or node.get("catalog"):
             close = nearest(name, (known for known in FUNCTIONS if known[0].isalpha()))
             hint = f"did you mean {' or '.join(close)}? " if close else ""
             raise UserError(
-                f"{where}: '{text}' calls {name}, which no condition may",
-                f"{hint}a condition looks at the columns of one row",
+                f"{where}: '{text}' calls {name}, which is not allowed in a condition",
+                f"{hint}a condition may use the columns of one row",
             )
         if node.get("filter") or node.get("distinct") or node.get("order_bys", {}).get("orders"):
-            raise UserError(f"{where}: '{text}' gives {name} a clause of an aggregate", "leave it out")
+            raise UserError(f"{where}: '{text}' gives {name} a clause of an aggregate", "remove it")
 
 
 def _text_against_number(node: Mapping[str, Any], schema: pa.Schema) -> str | None:
-    """The text column that this comparison holds against a number: it would fail at the first word."""
+    """Return the text column that this expression compares with a number, which fails at the first text."""
     sides = [node.get(key) for key in ("left", "right", "input", "lower", "upper")]
     if node["class"] == "OPERATOR" and node["type"] in ("COMPARE_IN", "COMPARE_NOT_IN"):
         sides = node["children"]

@@ -1,4 +1,4 @@
-"""Statistics of a manifest: verdicts, the funnel, quantiles and coverage, common values, aspect ratios."""
+"""Statistics of a manifest: verdicts, the funnel, quantiles, coverage, frequent values, aspect ratios."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uhr.manifests.sql import finite_column, quoted
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 FEW_VALUES = 32
-"""A text column with at most this many values, shared by several rows, is listed by value."""
+"""The values of a text column are listed if it has at most this many, and several rows share them."""
 
 TOP = 10
 
@@ -33,7 +33,7 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Text:
-    """A text column with few values: share of rows with one [0, 1], and the commonest with their counts."""
+    """A text column with few values: share of rows with a value [0, 1], and the counts of frequent values."""
 
     name: str
     coverage: float
@@ -54,7 +54,7 @@ class Stats:
 
 
 def compute(manifest: Manifest) -> Stats:
-    """The statistics of all rows, whatever became of them."""
+    """Compute the statistics of all rows, kept or not."""
     info = manifest.info
     rules = [{**rule.model_dump(), "left": rule.seen - rule.rejected} for rule in info.rules]
     with manifest.connect() as connection:
@@ -69,7 +69,7 @@ def compute(manifest: Manifest) -> Stats:
 
 
 def numeric_columns(schema: pa.Schema) -> list[str]:
-    """The columns that a histogram can be drawn of."""
+    """Return the names of the numeric columns."""
     kinds = (pa.types.is_integer, pa.types.is_floating)
     return [f.name for f in schema if any(kind(f.type) for kind in kinds)]
 

@@ -1,4 +1,4 @@
-"""Addresses of samples: between file names, which are bytes, and the text that a manifest holds."""
+"""Convert between paths of samples, which are bytes, and uris, which are text."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from uhr.base.paths import escaped, unescaped
 
 
 def uri_of(relative: PurePath | str) -> str:
-    """The uri of a file, from its path relative to the source root; one to one with it.
+    """Return the uri of a file, from its path relative to the source root. The mapping is one to one.
 
-    `/` separates folders; `%` and bytes that are no UTF-8 become `%25` and `%XX`; all else stands as it is.
+    `/` separates folders; `%` and bytes that are not UTF-8 become `%25` and `%XX`; all else is unchanged.
     """
     return escaped(relative)
 
 
 def path_of(root: Path, uri: str) -> Path:
-    """The file below `root` that `uri` names. A UserError for a uri that would leave `root`."""
+    """Return the path of `uri` below `root`. Raises UserError if it would leave `root`."""
     path = Path(unescaped(uri))
     if path.is_absolute() or ".." in path.parts:
         raise UserError(
-            f"uri '{uri}' leads out of the source root {root}", "the manifest was not made by uhr"
+            f"uri '{uri}' is outside of the source root {root}", "the manifest was not made by uhr"
         )
     return root / path

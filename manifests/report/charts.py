@@ -16,11 +16,11 @@ from uhr.manifests.sql import finite_column
 from uhr.manifests.stats import Numeric
 
 WIDTH, HEIGHT = 320.0, 96.0
-"""Of the area that bars stand in, in SVG units."""
+"""Size of the plot area in SVG units."""
 
 BINS = 40
 WIDEST = 32.0
-"""Of a bar: a column with two values is not two walls."""
+"""Largest width of a bar in SVG units, for columns with few values."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something at a place on the axis: a threshold of a rule."""
+    """A threshold of a rule on the axis."""
 
     x: float
     label: str
@@ -46,9 +46,9 @@ class Mark:
 
 @dataclass(frozen=True)
 class Histogram:
-    """One numeric column: how its values are spread, by status, and where rules cut.
+    """The distribution of a numeric column by status, with the thresholds of rules.
 
-    `low` and `high` label the ends of the axis: place and text.
+    `low` and `high` are the labels at the ends of the axis: position and text.
     """
 
     column: Column
@@ -63,9 +63,10 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to bins and to places: linear, or logarithmic where values span orders of magnitude.
+    """Maps values to bins and positions: linear, or logarithmic if values span orders of magnitude.
 
-    `first` and `last` are the values to show; `low` and `high`, where bins end, are up to a bin further out.
+    `first` and `last` are the values to show; `low` and `high`, the outer edges of the bins, are up to one
+    bin further out.
     """
 
     low: float
@@ -76,20 +77,20 @@ class Axis:
     last: float
 
     def place(self, value: float) -> float:
-        """Where a value stands, in SVG units [0, WIDTH]; values beyond the ends stand at the ends."""
+        """Return the position of a value in SVG units, [0, WIDTH]; values beyond the ends are at the ends."""
         low, high = self._scaled(self.low), self._scaled(self.high)
         share = (self._scaled(max(value, self.low)) - low) / (high - low)
         return WIDTH * min(max(share, 0.0), 1.0)
 
     def sql(self, value: str) -> str:
-        """The bin [0, bins) of an SQL number; values beyond the ends fall into the end bins."""
+        """Return SQL for the bin, [0, bins), of an SQL number; values beyond the ends are in the end bins."""
         low, high = self._scaled(self.low), self._scaled(self.high)
         scaled = f"log10(greatest({value}, {self.low!r}))" if self.log else value
         share = f"({scaled} - {low!r}) / {high - low!r}"
         return f"least(greatest(floor({share} * {self.bins} + 1e-9), 0), {self.bins - 1})::INTEGER"
 
     def edges(self, bin_: int) -> tuple[float, float]:
-        """The values between which a bin lies."""
+        """Return the values at the edges of a bin."""
         low, high = self._scaled(self.low), self._scaled(self.high)
         ends = [low + (high - low) * (bin_ + step) / self.bins for step in (0, 1)]
         return (10 ** ends[0], 10 ** ends[1]) if self.log else (ends[0], ends[1])
@@ -99,17 +100,17 @@ class Axis:
 
 
 def axis_for(column: Column, numeric: Numeric, cuts: Sequence[float]) -> Axis | None:
-    """Ends that show p1 to p99 and every threshold; None where there is nothing to show."""
+    """Make an axis that shows p1 to p99 and every threshold; None if there is nothing to show."""
     least, greatest = numeric.least, numeric.greatest
     low, high = numeric.quantiles["p1"], numeric.quantiles["p99"]
     if least is None or greatest is None or low is None or high is None or least == greatest:
         return None
     if pa.types.is_integer(column.type) and greatest - least < BINS:
         return Axis(least - 0.5, greatest + 0.5, round(greatest - least) + 1, False, least, greatest)
-    # a few values far out must not squeeze the rest into one bar
+    # outliers must not compress all other values into one bar
     spread = high - low
     if not math.isfinite(greatest - least):
-        return None  # the width of such an axis is no number
+        return None  # the width of such an axis is infinite
     low = least if spread == 0 or least > low - spread else low
     high = greatest if spread == 0 or greatest < high + spread else high
     low, high = min([low, *cuts]), max([high, *cuts])
@@ -118,7 +119,7 @@ def axis_for(column: Column, numeric: Numeric, cuts: Sequence[float]) -> Axis | 
 
 
 def _aligned(low: float, high: float, log: bool, cut: float) -> Axis:
-    """An axis of BINS or BINS + 1 bins, one of whose edges is the cut: no bar stands on both sides of it."""
+    """Make an axis of BINS or BINS + 1 bins with an edge at the threshold `cut`, so that no bar spans it."""
     start, end, cut = (math.log10(v) if log else v for v in (low, high, cut))
     step = (end - start) / BINS
     below = math.ceil((cut - start) / step - 1e-9)
@@ -130,7 +131,7 @@ def _aligned(low: float, high: float, log: bool, cut: float) -> Axis:
 def histogram(
     connection: duckdb.DuckDBPyConnection, column: Column, numeric: Numeric, thresholds: Sequence[Threshold]
 ) -> Histogram | None:
-    """The histogram of a column of the relation `samples`."""
+    """Compute the histogram of a column of the relation `samples`."""
     mine = [threshold for threshold in thresholds if threshold.column == column.name]
     axis = axis_for(column, numeric, [threshold.value for threshold in mine])
     if axis is None:
@@ -140,7 +141,7 @@ def histogram(
         SELECT {axis.sql("value")} AS bin, status, count(*) FROM ({inside})
         WHERE value IS NOT NULL GROUP BY bin, status"""
     counts = {(bin_, status): count for bin_, status, count in connection.sql(query).fetchall()}
-    cuts = "; ".join(f"a rule asks for {t.sign} {number(t.value)}" for t in mine)
+    cuts = "; ".join(f"a rule requires {t.sign} {number(t.value)}" for t in mine)
     middle = f"median {number(numeric.quantiles['p50'])} {column.unit}".strip()
     return Histogram(
         column=column,

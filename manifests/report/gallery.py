@@ -1,4 +1,4 @@
-"""Which images a report shows: kept and turned down, grouped by reason, within a budget of bytes."""
+"""Choose the images of a report: kept and rejected, grouped by reason, within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BUDGET = 9_000_000
 """Bytes of JPEG on a page: about 12 MB as base64."""
 
 KEPT_VALUES = 3
-"""Columns told of a kept image: the first that rules cut."""
+"""Number of columns that are shown for a kept image: the first that rules compare."""
 
 SHOWN_ALWAYS = ("width", "height", "format")
 
 
 @dataclass(frozen=True)
 class Image:
-    """One tile: `source` is a data URI, or None where the image was turned down before it was decoded."""
+    """One tile. `source` is a data URI, or None if the image was rejected before it was decoded."""
 
     uri: str
     alt: str
@@ -51,11 +51,11 @@ class Group:
 
 
 def groups(manifest: Manifest) -> list[Group]:
-    """Kept first, then those turned down by each rule, in the funnel's order.
+    """Return the group of kept images, then those rejected by each rule, in the funnel's order.
 
-    At most PER_GROUP images each, chosen by sample_id (a hash, so without regard to name or score), in the
-    order of the value that decided; files with the same bytes count as one. When the budget runs out, each
-    group loses its last ones first.
+    Each has at most PER_GROUP images, selected by sample_id (a hash, so independent of name and score), and
+    sorted by the value that the rule tested. Files with the same bytes count as one. If the budget is
+    exceeded, the last images of each group are left out.
     """
     conditions = {rule.name: rule.where for rule in manifest.info.rules}
     columns = _columns(manifest)
@@ -74,13 +74,13 @@ def groups(manifest: Manifest) -> list[Group]:
 
 
 def _place(value: Any) -> tuple[bool, Any]:
-    """What rows are sorted by: their value, and those without a finite one at the end."""
+    """Return the sort key of a value; missing values and those that are not finite come last."""
     missing = value is None or (isinstance(value, float) and not math.isfinite(value))
     return missing, None if missing else value
 
 
 def _keys(manifest: Manifest) -> list[tuple[str, str]]:
-    """(status, reason) of every group with a row."""
+    """Return (status, reason) of every group with a row."""
     with manifest.connect() as connection:
         query = f"SELECT DISTINCT reason FROM samples WHERE status = '{REJECTED}' AND reason IS NOT NULL"
         reasons = [reason for (reason,) in connection.sql(query).fetchall()]
@@ -91,7 +91,9 @@ def _keys(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _columns(manifest: Manifest) -> dict[str, list[str]]:
-    """By reason, the columns that the rule looked at, plainly cut ones first; by "" those told of kept."""
+    """Return the columns of each rule, by reason, with simple thresholds first; those of kept images under
+    "".
+    """
     result: dict[str, list[str]] = {}
     shared: dict[str, None] = {}
     for rule in manifest.info.rules:
@@ -106,12 +108,12 @@ def _columns(manifest: Manifest) -> dict[str, list[str]]:
 
 
 def _choose(manifest: Manifest, status: str, reason: str, deciding: Sequence[str]) -> list[dict[str, Any]]:
-    wanted = ["sample_id", "uri", "caption", *SHOWN_ALWAYS, *deciding]
-    names = ", ".join(quoted(n) for n in dict.fromkeys(wanted) if n in manifest.schema.names)
+    columns = ["sample_id", "uri", "caption", *SHOWN_ALWAYS, *deciding]
+    names = ", ".join(quoted(n) for n in dict.fromkeys(columns) if n in manifest.schema.names)
     where, values = "status = $1", [status]
     if reason:
         where, values = f"{where} AND reason = $2", [status, reason]
-    # files with the same bytes once: in a set full of links a group would be one image over and over
+    # files with the same bytes once: in a set with many links a group could show one image repeatedly
     same = "PARTITION BY coalesce(content_hash, sample_id)"
     query = f"""
         SELECT {names}, count(*) OVER ({same}) AS copies FROM samples WHERE {where}
@@ -123,7 +125,7 @@ def _choose(manifest: Manifest, status: str, reason: str, deciding: Sequence[str
 def _within_budget(
     manifest: Manifest, rows: Sequence[Sequence[Mapping[str, Any]]]
 ) -> dict[str, bytes | None]:
-    """The JPEG of each image that fits, by sample_id, dealt to the groups in turn; None if it has none."""
+    """Return the JPEGs that fit into the budget, by sample_id, from all groups in turn; None without JPEG."""
     found = manifest.previews([row["sample_id"] for group in rows for row in group])
     result: dict[str, bytes | None] = {}
     used = 0

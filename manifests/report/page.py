@@ -1,4 +1,4 @@
-"""The page: what stands in each section, and its template filled in."""
+"""The report page: collect the content of each section, and fill in the template."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from uhr.manifests.stats import Stats, compute
 
 HERE = Path(__file__).parent
 EXAMPLES = 8
-"""Files named per kind of fault."""
+"""Number of files that are named per kind of fault."""
 
 
 @dataclass(frozen=True)
 class FaultCount:
-    """A kind of fault: how many samples it took, and some of them with the error in words."""
+    """A kind of fault, the number of samples that failed with it, and some of them with their errors."""
 
     kind: str
     count: int
@@ -35,21 +35,22 @@ class FaultCount:
 
 
 def write_report(manifest: Manifest, out: Path) -> Path:
-    """Write the report on `manifest` to the file `out`, atomically; the same manifest gives the same bytes.
+    """Write the report on `manifest` to the file `out`, atomically. The same manifest gives the same bytes.
 
-    The page needs nothing else: styles, images and charts are inside, and it reads without its script.
+    The page is self-contained, with styles, images and charts, and readable without its script. Raises
+    UserError if `out` is a folder or cannot be written.
     """
     out = Path(out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder", "name an HTML file")
     text = render(manifest)
-    with saving(out, "make room there, or name another file with --out"), atomic(out) as temporary:
+    with saving(out, "free space there, or name another file with --out"), atomic(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return out
 
 
 def render(manifest: Manifest) -> str:
-    """The page as HTML. Every value is escaped by the template engine; nothing is marked safe."""
+    """Return the page as HTML. Every value is escaped by the template engine; nothing is marked safe."""
     try:
         import jinja2
     except ImportError as error:
@@ -62,7 +63,7 @@ def render(manifest: Manifest) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(number=number, share=share, first_words=first_words)
-    # what a page cannot hold, or what turns the text around it, as escapes; lines are those of `operation`
+    # escape control characters and those that change the text direction; `operation` has several lines
     environment.finalize = lambda value: shown(value, keep="\n") if type(value) is str else value
     steps = 3
     with progress("report", steps, "steps") as advance:
@@ -92,7 +93,7 @@ def render(manifest: Manifest) -> str:
 
 
 def _query(path: Path) -> str:
-    """The command that counts the rows of the manifest in the folder `path`, whatever that is called."""
+    """Return the command that counts the rows of the manifest in the folder `path`, for any name."""
     folder = "".join(f"[{c}]" if c in "[*?" else c for c in str(path)).replace("'", "''")
     table = f"read_parquet('{folder}/samples/*.parquet', hive_partitioning = false)"
     return shlex.join(["duckdb", "-c", f"SELECT reason, count(*) FROM {table} GROUP BY ALL"])
@@ -107,7 +108,7 @@ def _title(manifest: Manifest) -> str:
 
 
 def _highlights(stats: Stats) -> list[tuple[str, str]]:
-    """Numbers worth a place at the top, of columns that are there."""
+    """Return the numbers for the top of the page, of the columns that exist."""
     columns = {column.name: column for column in stats.numeric if column.coverage}
     result = []
     for name, words in (("megapixels", "median Mpx"), ("entropy", "median entropy, bit")):
@@ -118,7 +119,7 @@ def _highlights(stats: Stats) -> list[tuple[str, str]]:
 
 
 def _faults(manifest: Manifest) -> list[FaultCount]:
-    """The kinds of fault, commonest first."""
+    """Return the kinds of fault, most frequent first."""
     query = f"""
         SELECT reason, count(*) AS n, min_by((uri, error), uri, {EXAMPLES})
         FROM samples WHERE status = '{FAILED}' GROUP BY reason ORDER BY n DESC, reason"""
@@ -130,7 +131,7 @@ def _faults(manifest: Manifest) -> list[FaultCount]:
 
 
 def _histograms(manifest: Manifest, stats: Stats) -> list[Histogram]:
-    """One per numeric column that varies; those that rules look at come first."""
+    """Return one histogram per numeric column that varies, first those that rules compare."""
     cuts = []
     for rule in manifest.info.rules:
         condition = condition_of(rule)

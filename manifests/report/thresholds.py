@@ -1,4 +1,4 @@
-"""What a rule asks of a column, where that is as simple as `entropy >= 4`."""
+"""Extract the thresholds of a rule: comparisons of a column with a number, such as `entropy >= 4`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Threshold:
 
 
 def condition_of(rule: RuleInfo) -> SqlCondition | None:
-    """The rule's condition; None where this version cannot parse it (a rule that another version ran)."""
+    """Parse the rule's condition; None if this version cannot (the rule may be of another version)."""
     try:
         return SqlCondition.parse(rule.where, f"rule '{rule.name}'")
     except UserError:
@@ -39,7 +39,7 @@ def condition_of(rule: RuleInfo) -> SqlCondition | None:
 
 
 def thresholds(condition: SqlCondition) -> list[Threshold]:
-    """The comparisons that must all hold; whatever is not of this shape (OR, arithmetic) is left out."""
+    """Return the comparisons that must all be true; other parts (OR, arithmetic) are ignored."""
     return list(_walk(condition.tree))
 
 
@@ -63,7 +63,7 @@ def _threshold(column: Mapping[str, Any], sign: str, value: Mapping[str, Any]) -
     try:
         number = float(value.get("literal", {}).get("text", ""))
     except ValueError:
-        return  # compared with a text: nothing to draw
+        return  # compared with a text
     if not math.isfinite(number):
-        return  # 'nan' or 1e400, which no value is compared with
+        return  # 'nan' or 1e400
     yield Threshold(column["column_names"][-1], sign, number)

@@ -1,1 +1,1 @@
-"""Choosing rows of a manifest: conditions, ranks, samples and splits."""
+"""Select rows of a manifest: conditions, samples and splits."""

@@ -1,7 +1,7 @@
-"""Slicing: from a manifest to a smaller one, by steps whose order is fixed: status, where, sample, split.
+"""Slice a manifest: select rows in four steps of fixed order: status, where, sample, split.
 
-Who is drawn and into which split depends on (seed, sample_id) alone: not on row order, on the machine, or on
-which other rows there are. A sample of N + 1 contains that of N; a row stays in its split as the set grows.
+Whether a row is drawn, and its split, depend only on (seed, sample_id): not on row order, the machine or
+other rows. A sample of N + 1 contains that of N; a row stays in its split when the set grows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SPLIT = COLUMNS["split"]
 
 
 class SliceOptions(Config):
-    """What to take. `split` gives shares by name, which add up to 1; `sample` a number of rows."""
+    """The options of a slice. `split` has shares by name, which add up to 1; `sample` is a number of rows."""
 
     status: Literal["kept", "rejected", "failed", "any"] = "kept"
     where: str | None = None
@@ -40,14 +40,14 @@ class SliceOptions(Config):
     seed: int = 0
 
     def operation(self) -> dict[str, Any]:
-        """What goes into the id: a seed that nothing was drawn with does not."""
+        """Return the operation, which is part of the id; without the seed if nothing is drawn."""
         drawn = self.sample is not None or self.split is not None
         steps = self.model_dump(exclude_none=True, exclude=set() if drawn else {"seed"})
         return {"kind": "slice", **steps}
 
 
 def parse_split(text: str) -> dict[str, float]:
-    """`train=0.9,val=0.1` as shares by name."""
+    """Parse `train=0.9,val=0.1` into shares by name. Raises UserError if it is invalid."""
     fix = "write it as train=0.9,val=0.1, adding up to 1"
     shares: dict[str, float] = {}
     for item in text.split(","):
@@ -57,7 +57,7 @@ def parse_split(text: str) -> dict[str, float]:
         except ValueError:
             name, share = "", 0.0
         if not name or name in shares or not 0 < share <= 1:
-            raise UserError(f"--split '{text}': '{item.strip()}' is no share, or stands twice", fix)
+            raise UserError(f"--split '{text}': '{item.strip()}' is not a share, or repeats a name", fix)
         shares[name] = share
     if abs(sum(shares.values()) - 1) > 1e-6:
         raise UserError(f"--split '{text}' adds up to {sum(shares.values()):g}", fix)
@@ -67,11 +67,13 @@ def parse_split(text: str) -> dict[str, float]:
 def slice_manifest(
     parent: Manifest, out: Path, wanted: SliceOptions, advance: Advance = lambda n=1, note=None: None
 ) -> Manifest:
-    """Write the slice `wanted` of `parent` into `out`.
+    """Write a slice of `parent` to `out`.
 
-    It keeps every column, the previews of its rows, and the parent's stages, rules and weights, and points to
-    the parent. A UserError if nothing is left, if fewer than `sample` are, if a split comes out empty, or if
-    `out` is no folder for it: inside a manifest, or holding anything but what a killed slice left there.
+    It has all columns, the previews of its rows, the parent's stages, rules and weights, and a reference to
+    the parent.
+
+    Raises UserError if no rows or fewer than `sample` are left, if a split is empty, or if `out` is inside a
+    manifest or contains anything but the leftovers of a slice that was killed.
     """
     condition = None
     if wanted.where is not None:
@@ -88,7 +90,7 @@ def slice_manifest(
             schema = schema.remove(schema.get_field_index(SPLIT.name))
         schema = schema.append(SPLIT.field())
     chosen = rows["sample_id"].filter(pa.array(mask)).to_pylist()
-    fix = "make room there, then give the same command again"
+    fix = "free space there, then repeat the command"
     with saving(out, fix), all_or_nothing(Path(out)):
         _claim(out)
         return write_manifest(
@@ -108,17 +110,17 @@ def slice_manifest(
 def _claim(out: Path) -> None:
     for above in Path(out).resolve().parents:
         if is_manifest(above):
-            raise UserError(f"--out {out} lies inside the manifest {above}", "name a folder outside it")
+            raise UserError(f"--out {out} is inside the manifest {above}", "name a folder outside it")
     RunFolder(out, LAYOUT).claim()
 
 
 def _read(
     parent: Manifest, wanted: SliceOptions, condition: SqlCondition | None
 ) -> dict[str, pa.ChunkedArray]:
-    """For every row in order: its id, whether status and condition take it, and what it is drawn by.
+    """Return for every row its id, whether status and condition select it, and its random keys.
 
-    The keys are the first 64 bits of SHA-256("seed:sample:id") and of ("seed:split:id"); patches are split by
-    the id of their parent, so that no image is in two splits.
+    The keys are the first 64 bits of SHA-256("seed:sample:id") and of SHA-256("seed:split:id"). Patches are
+    split by the id of their parent, so that no image is in two splits.
     """
     status = "true" if wanted.status == "any" else f"status = '{wanted.status}'"
     key = "('0x' || sha256('{}:{}:' || {})[1:16])::UBIGINT"
@@ -140,7 +142,7 @@ def _read(
 
 
 def _draw(parent: Manifest, wanted: SliceOptions, rows: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
-    """Which rows are in the slice (bool [rows])."""
+    """Return which rows are in the slice, bool [rows]."""
     by_status = rows["by_status"].to_numpy()
     by_where = pc.fill_null(rows["by_where"], False).to_numpy()
     mask = by_status & by_where
@@ -157,10 +159,10 @@ def _draw(parent: Manifest, wanted: SliceOptions, rows: Mapping[str, pa.ChunkedA
     if wanted.sample is None:
         return mask
     if wanted.sample < 1:
-        raise UserError(f"--sample {wanted.sample}", "ask for at least 1")
+        raise UserError(f"--sample {wanted.sample}", "draw at least 1")
     if wanted.sample > left:
         raise UserError(
-            f"--sample {wanted.sample} is more than the {left} rows that are left ({counts})", "ask for fewer"
+            f"--sample {wanted.sample} is more than the {left} rows that are left ({counts})", "draw fewer"
         )
     places = np.flatnonzero(mask)
     ids = rows["sample_id"].filter(pa.array(mask)).to_numpy().astype("S")
@@ -172,12 +174,12 @@ def _draw(parent: Manifest, wanted: SliceOptions, rows: Mapping[str, pa.ChunkedA
 
 
 def _unit(keys: pa.ChunkedArray) -> np.ndarray:
-    """64-bit keys as numbers in [0, 1): their first 53 bits, which a float holds exactly."""
+    """Turn 64-bit keys into numbers in [0, 1), from their first 53 bits, which a float represents exactly."""
     return (keys.to_numpy().astype(np.uint64) >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def _labels(split: Mapping[str, float], draws: np.ndarray, mask: np.ndarray) -> pa.Array:
-    """The split of every row (string [rows]): the share of [0, 1) that its draw falls into."""
+    """Return the split of every row, string [rows]: the share of [0, 1) that its draw falls into."""
     names = list(split)
     bounds = np.cumsum([split[name] for name in names])[:-1]
     codes = np.searchsorted(bounds, draws, side="right")
@@ -197,7 +199,7 @@ def _batches(
     labels: pa.Array | None,
     advance: Advance,
 ) -> Iterator[pa.RecordBatch]:
-    """The chosen rows, streamed from the parent's parts."""
+    """Yield the selected rows, streamed from the parent's parts."""
     start = 0
     for batch in parent.rows():
         here = slice(start, start + batch.num_rows)

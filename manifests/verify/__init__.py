@@ -1,1 +1,1 @@
-"""Checks of a manifest against its own record: hashes, counts, schema, values."""
+"""Verify a manifest: hashes, counts, schema, values."""

@@ -1,4 +1,4 @@
-"""What must hold of the rows of any manifest, as SQL that is true of a faulty one."""
+"""Checks of the rows of a manifest, as SQL conditions that are true for a faulty row."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from uhr.manifests.schema import STATUSES, Column
 from uhr.manifests.sql import quoted
 
 EXAMPLES = 3
-"""Samples that a fault names; its count covers all."""
+"""Number of samples that a fault names; its count includes all."""
 
 
 @dataclass(frozen=True)
 class VerifyFault:
-    """Something that is not as it should be: which check found it, where, what, and in how many places."""
+    """A fault of a manifest: the check that found it, where it is, what is wrong, and how often."""
 
     check: str
     where: str
@@ -32,7 +32,7 @@ class VerifyFault:
 
 
 def check_rows(manifest: Manifest) -> Iterator[VerifyFault]:
-    """The faults of the rows: identity, order, verdicts, counts, ranges, previews."""
+    """Yield the faults of the rows: identity, order, verdicts, counts, ranges, previews."""
     with manifest.connect() as connection:
         for check, where, what, condition in (
             *_identity(),
@@ -45,33 +45,33 @@ def check_rows(manifest: Manifest) -> Iterator[VerifyFault]:
         ).fetchall()
         if repeated:
             names = ", ".join(str(name) for name, _ in repeated[:EXAMPLES])
-            yield VerifyFault("identity", "sample_id", f"stands in several rows: {names}", len(repeated))
+            yield VerifyFault("identity", "sample_id", f"is in several rows: {names}", len(repeated))
         yield from _counts(connection, manifest.info)
         yield from _previews(connection, manifest)
     yield from _order(manifest)
 
 
 Check = tuple[str, str, str, str]
-"""(check, column, what is wrong, SQL condition that is true of a faulty row)"""
+"""(check, column, what is wrong, SQL condition that is true for a faulty row)"""
 
 
 def _identity() -> Iterator[Check]:
     yield "identity", "sample_id", "or uri is null", "sample_id IS NULL OR uri IS NULL"
     whole = "sample_id <> sha256(uri)[1:32]"
     yield "identity", "sample_id", "is not the hash of its uri", f"parent_id IS NULL AND {whole}"
-    # as schema.patch_id makes it
+    # as in schema.patch_id
     patch = "sample_id IS DISTINCT FROM sha256(parent_id || '#' || array_to_string(box, ','))[1:32]"
     yield "identity", "sample_id", "is not the hash of parent and box", f"parent_id IS NOT NULL AND {patch}"
 
 
 def _verdicts(info: ManifestInfo) -> Iterator[Check]:
     statuses = ", ".join(map(_text, STATUSES))
-    yield "verdicts", "status", "is none of the three", f"status IS NULL OR status NOT IN ({statuses})"
+    yield "verdicts", "status", "is not one of the three", f"status IS NULL OR status NOT IN ({statuses})"
     yield "verdicts", "reason", "of a kept sample", "status = 'kept' AND reason IS NOT NULL"
     yield "verdicts", "error", "of a sample that has not failed", "status <> 'failed' AND error IS NOT NULL"
     rules = ", ".join(_text(rule.name) for rule in info.rules) or "NULL"
     unknown = f"status = 'rejected' AND (reason IS NULL OR coalesce(reason NOT IN ({rules}), true))"
-    yield "verdicts", "reason", "of a rejected sample is no rule", unknown
+    yield "verdicts", "reason", "of a rejected sample is not a rule", unknown
     silent = "status = 'failed' AND (reason IS NULL OR error IS NULL)"
     yield "verdicts", "error", "or reason of a failed sample is missing", silent
 
@@ -84,9 +84,9 @@ def _ranges(columns: list[Column]) -> Iterator[Check]:
 
 
 def outside_range(column: Column) -> str | None:
-    """SQL that is true where a value is outside of the column's stated range, if that is one for numbers.
+    """Return SQL that is true if a value is outside of the column's range; None if it has no numeric range.
 
-    Understood are `[a, b]`, `a..b`, `> a` and `>= a`; NaN is outside of each.
+    Ranges are `[a, b]`, `a..b`, `> a` and `>= a`; NaN is outside of each.
     """
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return None
@@ -135,7 +135,7 @@ def _previews(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iter
     connection.register("previews", pa.concat_tables(ids))
     orphans = "SELECT sample_id FROM previews ANTI JOIN samples USING (sample_id)"
     twice = "SELECT sample_id FROM previews GROUP BY sample_id HAVING count(*) > 1"
-    for what, query in (("belongs to no sample", orphans), ("stands there several times", twice)):
+    for what, query in (("belongs to no sample", orphans), ("occurs several times", twice)):
         found = connection.sql(f"{query} ORDER BY sample_id").fetchall()
         if found:
             names = ", ".join(str(name) for (name,) in found[:EXAMPLES])

@@ -1,4 +1,4 @@
-"""Verification: whether a manifest still is what it says, and whether what it says can be true."""
+"""Verify that a manifest is unchanged and consistent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from uhr.pixels.types import PixelFault
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """`faults` make a manifest unfit; `notes` are worth knowing (a parent that has moved)."""
+    """The result of a verification. `faults` make a manifest invalid; `notes` do not (a moved parent)."""
 
     path: str
     id: str
@@ -40,10 +40,10 @@ class VerifyResult:
 def verify(
     path: Path, *, pixels: bool = False, advance: Advance = lambda n=1, note=None: None
 ) -> VerifyResult:
-    """Check the manifest in the folder `path`; all faults, not only the first.
+    """Check the manifest in the folder `path`, and return all faults.
 
-    With `pixels`, the source files are read and hashed again, which `advance` counts, and format and size of
-    each image are compared with its row.
+    With `pixels`, the source files are hashed again, which `advance` counts, and the format and size of each
+    image are compared with its row. Raises UserError if `manifest.json` cannot be read.
     """
     info = read_info(path)
     faults = list(_parts(path, info))
@@ -89,7 +89,7 @@ def _part(file: Path, part: Part) -> str:
     try:
         rows = parquet.row_count(file)
     except pa.ArrowException as error:
-        return f"is no Parquet file ({error})"
+        return f"is not a Parquet file ({error})"
     return "" if rows == part.rows else f"has {rows} rows, and manifest.json says {part.rows}"
 
 
@@ -116,15 +116,15 @@ def _schema(manifest: Manifest) -> Iterator[VerifyFault]:
 
 
 def _pixels(manifest: Manifest, advance: Advance) -> Iterator[VerifyFault]:
-    """Each source file that a row says something of is read again."""
+    """Read again each source file whose content a row describes."""
     known = ("uri", "status", "parent_id", "content_hash", *_OF_THE_FILE)
     names = [name for name in known if name in manifest.schema.names]
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         for batch in manifest.rows(columns=names):
             rows = [row for row in batch.to_pylist() if _describes_bytes(row)]
             advance(batch.num_rows - len(rows))
-            answers = pool.map(lambda row: _file(manifest.root, row), rows)
-            for row, what in zip(rows, answers, strict=True):
+            results = pool.map(lambda row: _file(manifest.root, row), rows)
+            for row, what in zip(rows, results, strict=True):
                 advance()
                 if what:
                     yield VerifyFault("pixels", row["uri"], what)
@@ -147,7 +147,7 @@ def _of_the_file(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _file(root: Path, row: dict[str, Any]) -> str:
-    """What of a row is not true of its file; empty where all is."""
+    """Say how a row differs from its file; empty if it does not."""
     expected, stated = row["content_hash"], _of_the_file(row)
     try:
         file = path_of(root, row["uri"])
@@ -168,4 +168,4 @@ def _file(root: Path, row: dict[str, Any]) -> str:
     wrong = [
         f"{name} {found[name]} instead of {value}" for name, value in stated.items() if found[name] != value
     ]
-    return f"has {', '.join(wrong)}: its row was made of another file" if wrong else ""
+    return f"has {', '.join(wrong)}: its row was made from another file" if wrong else ""

@@ -54,11 +54,11 @@ def test_slice_writes_once_and_says_so_the_second_time(run: Run, manifest: Manif
     before = (tmp_path / "s" / "manifest.json").read_bytes()
     code, out, _ = run(*arguments)
     assert code == 0
-    assert "stands there already" in out
+    assert "is already finished" in out
     assert (tmp_path / "s" / "manifest.json").read_bytes() == before
     code, _, error = run(*arguments, "--seed", 7)
     assert code == 1
-    assert "another manifest stands" in error
+    assert "already contains another manifest" in error
 
 
 def test_slice_answers_in_json(run: Run, manifest: Manifest, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_slice_answers_in_json(run: Run, manifest: Manifest, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--where", "entropy >"], "no SQL condition"),
+        (["--where", "entropy >"], "not an SQL condition"),
         (["--where", "read_csv('x') IS NULL"], "calls read_csv"),
         (["--sample", "1000"], "more than the 36 rows"),
         (["--split", "a=1,b=1"], "adds up to 2"),
@@ -138,9 +138,9 @@ def _tree(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("inside", "says"),
     [
-        ("set/inside", "lies inside the manifest"),
-        ("set/samples", "lies inside the manifest"),
-        ("set", "another manifest stands"),
+        ("set/inside", "is inside the manifest"),
+        ("set/samples", "is inside the manifest"),
+        ("set", "already contains another manifest"),
         ("mine", "already contains something else (notes.txt)"),
         ("stopped", "already contains something else (units)"),
         ("mine/notes.txt", "is a file"),
@@ -175,7 +175,7 @@ def test_a_killed_slice_can_be_started_again(run: Run, manifest: Manifest, tmp_p
     (tmp_path / "s" / "manifest.json").unlink()
     code, _, error = run("show", tmp_path / "s")
     assert code == 1
-    assert "unfinished manifest: start the command that writes it again\n" in error
+    assert "unfinished manifest: repeat the command that writes it\n" in error
     assert run(*arguments)[0] == 0
     again = _tree(tmp_path / "s")
     assert {name: data for name, data in again.items() if name.endswith("parquet")} == {

@@ -283,7 +283,7 @@ def test_a_condition_nested_beyond_reason_is_one_error() -> None:
     text = "a"
     for _ in range(2000):
         text = f"1/({text})"
-    with pytest.raises(UserError, match=r"nested too deeply|is no SQL condition"):
+    with pytest.raises(UserError, match=r"nested too deeply|is not an SQL condition"):
         SqlCondition.parse(f"{text} > 1", "rule 'x'").check(TABLE.schema)
     # far deeper than anything written by hand, and no work that grows with a power of the depth
     text = "zero + 4"

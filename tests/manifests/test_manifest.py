@@ -136,7 +136,7 @@ def test_the_id_changes_with_the_content_and_with_nothing_else(
 
 def test_a_manifest_is_never_overwritten(manifest: Manifest, make: Make, make_row: Row) -> None:
     before = _bytes(manifest)
-    with pytest.raises(UserError, match="stands in"):
+    with pytest.raises(UserError, match="already contains"):
         make(manifest.path, [make_row(1)])
     assert _bytes(Manifest.open(manifest.path)) == before
 
@@ -217,7 +217,7 @@ def test_files_of_others_are_never_cleared(name: str, tmp_path: Path, make: Make
     else:
         precious.write_text("precious")
     before = precious.read_bytes()
-    with pytest.raises(UserError, match="stands where the manifest would go"):
+    with pytest.raises(UserError, match="is in the way of the manifest"):
         make(tmp_path / "set", [make_row(1)])
     assert precious.read_bytes() == before
 

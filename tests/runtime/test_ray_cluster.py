@@ -121,7 +121,7 @@ def marked(folder: str) -> list[psutil.Process]:
 
 def refusal(address: str) -> str:
     with pytest.raises(UserError) as error:
-        cluster.check(address)
+        cluster.check_cluster(address)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -134,30 +134,30 @@ def test_a_cluster_that_asks_for_a_token_says_which_one_is_wrong_and_takes_the_r
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
         said = refusal(address)
-        assert f"the Ray cluster at '{address}' asks for a token" in said
+        assert f"the Ray cluster at '{address}' requires a token" in said
         assert "none is sent without RAY_AUTH_MODE=token" in said
 
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
         home = tmp_path / "home" / ".ray" / "auth_token"
         said = refusal(address)
-        assert f"{home} holds no token for the Ray cluster at '{address}'" in said
+        assert f"{home} has no token for the Ray cluster at '{address}'" in said
         assert "RAY_AUTH_TOKEN" in said
 
         monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
-        assert f"'{address}' refuses the token of RAY_AUTH_TOKEN: " in refusal(address)
+        assert f"'{address}' rejects the token of RAY_AUTH_TOKEN: " in refusal(address)
         for wrong in ("no\x01header", "schlüssel"):
             monkeypatch.setenv("RAY_AUTH_TOKEN", wrong)
-            assert "the token of RAY_AUTH_TOKEN has characters that none has" in refusal(address)
+            assert "the token of RAY_AUTH_TOKEN has characters that no token has" in refusal(address)
 
         monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-        cluster.check(address)
+        cluster.check_cluster(address)
         monkeypatch.delenv("RAY_AUTH_TOKEN")
         file = tmp_path / "a token"
         file.write_text("another\n")
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
-        assert f"refuses the token of {file}: " in refusal(address)
+        assert f"rejects the token of {file}: " in refusal(address)
         file.write_text(TOKEN + "\n")
-        cluster.check(address)
+        cluster.check_cluster(address)
 
 
 @pytest.mark.ray
@@ -192,7 +192,7 @@ print(len(plan.finished()), "units")
     [
         (True, TOKEN, ["2 units"]),
         # an address that Ray finds by itself, and whose failure is read from what Ray prints
-        (False, "another", ["the Ray cluster at 'auto' refuses the token of RAY_AUTH_TOKEN", "0 units"]),
+        (False, "another", ["the Ray cluster at 'auto' rejects the token of RAY_AUTH_TOKEN", "0 units"]),
     ],
     ids=["right", "wrong"],
 )
@@ -225,7 +225,7 @@ def test_no_cluster_is_said_at_once_whatever_is_there_instead(scheme):
     with not_ray() as port:
         said = refusal(f"{scheme}127.0.0.1:{port}")
         assert f"no Ray cluster at '{scheme}127.0.0.1:{port}'" in said
-        assert "does not speak as Ray does" in said
+        assert "does not answer as Ray does" in said
     # Ray itself tries for half a minute or longer
     assert time.monotonic() - started < 25
 
@@ -246,7 +246,7 @@ def not_ray() -> Iterator[int]:
 
 def test_an_address_of_another_form_is_left_to_ray(monkeypatch):
     for address in ("auto", "somewhere", "ray://somewhere", "127.0.0.1:"):
-        cluster.check(address)
+        cluster.check_cluster(address)
 
 
 def test_the_runner_looks_before_it_starts_ray(monkeypatch, tmp_path):

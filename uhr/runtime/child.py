@@ -1,8 +1,8 @@
-"""The process that does the work and may be killed at any time; started by `worker.Worker`, for every runner.
+"""The child process, which does the work and may be killed at any time; started by `worker.Worker`.
 
-It speaks with its parent over a socket (units in, "done" or an error out) and writes the item that it is
-about to touch into a shared page, which outlives it: that costs a microsecond per item, and names the item
-that killed it.
+It receives units over a socket and sends "done" or an error back. Before it processes an item it writes the
+item's index into a memory page shared with the parent, which takes a microsecond. If the child dies, the
+parent reads there which item it was.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from pathlib import Path
 from typing import Any
 
 PAGE = struct.Struct("<qqq")
-"""turn (rises with every item begun), index of the item in the unit (-1: none), step."""
+"""Layout of the page: turn (increases with every item), index of the item in the unit (-1: none), step."""
 PAGE_BYTES = mmap.PAGESIZE
 
 
 def main(socket: int, page: int, parent: int, imports: Sequence[str]) -> None:
-    """Entry point: import these modules, then serve units until the parent hangs up."""
+    """Entry point: import these modules, then process units until the parent closes the socket."""
     os.set_inheritable(socket, False)
     os.set_inheritable(page, False)
     _die_with(parent, socket)
     for name in imports:
-        # ahead of time only: the work needs the module too, and its error reaches the parent
+        # errors are ignored here: the work imports the module too, and its error is sent to the parent
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     connection = Connection(socket)
@@ -74,7 +74,7 @@ def _page_watch(page: mmap.mmap) -> Any:
     from uhr.runtime.units import UnitFault, Watch
 
     class PageWatch(Watch):
-        """Tells by writing to the page that the parent reads."""
+        """Writes the current item to the page that the parent reads."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -82,11 +82,11 @@ def _page_watch(page: mmap.mmap) -> Any:
             self._index = -1
 
         def forget(self, faults: dict[int, UnitFault]) -> None:
-            """A new unit, with the items of it that ended earlier tries."""
+            """Start a new unit; `faults` are its items that ended earlier attempts."""
             self._faults = faults
-            self._tell(-1, 0)
+            self._record(-1, 0)
 
-        def _tell(self, index: int, step: int) -> None:
+        def _record(self, index: int, step: int) -> None:
             if index != self._index:
                 self._turn += 1
                 self._index = index
@@ -96,8 +96,8 @@ def _page_watch(page: mmap.mmap) -> Any:
 
 
 def _die_with(parent: int, socket: int) -> None:
-    """Ends this process when the parent is gone, also in the middle of a decoder that holds the GIL
-    (Linux).
+    """End this process when the parent is gone; on Linux also during a call that does not release the
+    GIL.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then kills us
     if sys.platform == "linux":
@@ -116,9 +116,7 @@ def _exit_on_hang_up(socket: int) -> None:
 
 
 def _one_thread_each(threads: int) -> None:
-    """Worker processes fill the cores; threads inside of them would only fight (environment variables did the
-    rest).
-    """
+    """Limit the libraries that environment variables do not reach: the worker processes use all cores."""
     import pyarrow as pa
 
     pa.set_cpu_count(threads)

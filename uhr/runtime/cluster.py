@@ -1,8 +1,8 @@
-"""Whether a Ray cluster answers at an address and takes the token that is here, found out in a second.
+"""Check within a second that a Ray cluster answers at an address and accepts the local token.
 
-Ray itself tries for half a minute to several minutes, and then says "timed out" of all of them alike: a port
-where nothing listens, one that is not Ray's, and a cluster that asks for a token. Where a token is looked for
-is Ray's rule (docs.ray.io, "Token authentication"): it is sent to an address that is named only with
+Ray itself tries for half a minute to several minutes, and then reports the same timeout for a port where
+nothing listens, a port that is not Ray's, and a cluster that requires a token. The token is looked up by
+Ray's rules (docs.ray.io, "Token authentication"): it is sent to an explicit address only if
 RAY_AUTH_MODE=token.
 """
 
@@ -18,26 +18,26 @@ from uhr.base.errors import UserError
 
 CLIENT = "ray://"
 SECONDS = 10.0
-"""How long a port may take to answer."""
+"""Longest time until a port answers."""
 
 _HEAD_CALL, _CLIENT_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive", "/ray.rpc.RayletDriver/ClusterInfo"
-"""A gRPC call that a cluster's head answers, and one that its server for Ray's client (ray://) does."""
+"""A gRPC call that a cluster's head answers, and one that its server for Ray's client (ray://) answers."""
 
-_REFUSED = ("InvalidAuthToken", "Unauthenticated", "UNAUTHENTICATED", "authentication token")
-"""In the words of Ray: it was the token."""
+_TOKEN_ERRORS = ("InvalidAuthToken", "Unauthenticated", "UNAUTHENTICATED", "authentication token")
+"""Parts of Ray's messages for a missing or wrong token."""
 
 
 class _Token(NamedTuple):
-    """A token, None where there is none, and where it is or would be looked for."""
+    """A token (None if it is missing), and the variable or file where it is or should be."""
 
     text: str | None
     place: str
 
 
-def check(address: str) -> None:
-    """UserError unless a Ray cluster answers at HOST:PORT or ray://HOST:PORT and takes the token here.
+def check_cluster(address: str) -> None:
+    """Raise UserError unless a Ray cluster answers at HOST:PORT or ray://HOST:PORT and accepts the token.
 
-    Any other address ("auto"), and a cluster behind TLS, is left to Ray.
+    Other addresses ("auto") and clusters with TLS are not checked.
     """
     place = address.removeprefix(CLIENT)
     host, colon, port = place.rpartition(":")
@@ -47,7 +47,7 @@ def check(address: str) -> None:
     if token is not None and token.text is None:
         raise token_error(address)
     if token is not None and token.text is not None and not _fits_header(token.text):
-        raise UserError(f"the token of {token.place} has characters that none has", "copy it again")
+        raise UserError(f"the token of {token.place} has characters that no token has", "copy it again")
     try:
         socket.create_connection((host.strip("[]"), int(port)), SECONDS).close()
     except (OSError, OverflowError, UnicodeError) as error:
@@ -65,36 +65,36 @@ def check(address: str) -> None:
         what = "for Ray's client" if is_client else "of a cluster's head, not for Ray's client"
         raise UserError(f"{place} is a port {what}", f"--address {CLIENT if is_client else ''}{place}")
     if status in ("UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"):
-        raise no_cluster(address, "what listens there does not speak as Ray does")
+        raise no_cluster(address, "the service there does not answer as Ray does")
 
 
-def asks_for_token(words: str) -> bool:
-    """Whether Ray failed for want of the right token, by what it said."""
-    return any(each in words for each in _REFUSED)
+def is_token_error(words: str) -> bool:
+    """Whether this is Ray's message for a missing or wrong token."""
+    return any(each in words for each in _TOKEN_ERRORS)
 
 
 def token_error(address: str) -> UserError:
-    """The error for a cluster that does not take the token that it is sent, or that is sent none."""
+    """Return the error for a cluster that rejects the token, or requires one and receives none."""
     where = "the cluster's token is in ~/.ray/auth_token on its head, or `ray get-auth-token` prints it there"
     token = _token()
     if token is None:
         return UserError(
-            f"the Ray cluster at '{address}' asks for a token, and none is sent without RAY_AUTH_MODE=token",
+            f"the Ray cluster at '{address}' requires a token, which is sent only with RAY_AUTH_MODE=token",
             f"set that, and RAY_AUTH_TOKEN; {where}",
         )
     if token.text is None:
-        what = f"RAY_AUTH_MODE=token, and {token.place} holds no token for the Ray cluster at '{address}'"
+        what = f"RAY_AUTH_MODE=token, and {token.place} has no token for the Ray cluster at '{address}'"
         return UserError(what, f"set RAY_AUTH_TOKEN; {where}")
-    return UserError(f"the Ray cluster at '{address}' refuses the token of {token.place}", where)
+    return UserError(f"the Ray cluster at '{address}' rejects the token of {token.place}", where)
 
 
 def no_cluster(address: str, why: str) -> UserError:
-    """The error for an address at which there is no cluster."""
+    """Return the error for an address without a cluster."""
     return UserError(f"no Ray cluster at '{address}' ({why})", "start one, or leave --address out")
 
 
 def _token() -> _Token | None:
-    """What Ray sends; None where it sends nothing."""
+    """Return the token that Ray would send; None if it sends none."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return None
     if text := os.environ.get("RAY_AUTH_TOKEN", "").strip():
@@ -109,7 +109,7 @@ def _token() -> _Token | None:
 
 
 def _status(place: str, call: str, token: str | None) -> str:
-    """The name of the gRPC status that a call ends with, made without arguments."""
+    """Make a gRPC call without arguments, and return the name of its status."""
     import grpc
 
     metadata = [("authorization", f"Bearer {token}")] if token else []
@@ -117,7 +117,7 @@ def _status(place: str, call: str, token: str | None) -> str:
         try:
             channel.unary_unary(call)(b"", timeout=SECONDS, metadata=metadata)
         except grpc.RpcError as error:
-            # what is raised is the call as well, which knows its status
+            # the raised object is also the call, which has the status
             return error.code().name if isinstance(error, grpc.Call) else "UNKNOWN"
     return "OK"
 

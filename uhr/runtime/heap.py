@@ -1,4 +1,4 @@
-"""Memory that a worker frees stays with it for the next image."""
+"""Keep the memory that a worker frees for its next image."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ _TRIM, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """`mallopt` parameters of glibc (malloc.h)."""
 
 KEPT_BYTES = 256 * 2**20
-"""Free memory at the top of the heap beyond this goes back to the system: a giant image leaves no giant
-behind.
+"""Free memory at the top of the heap beyond this is returned to the system, so that one very large image does
+not leave a large process behind.
 """
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to take large buffers from the heap and to keep up to `KEPT_BYTES` of it; whether it was
-    told.
+    """Make glibc allocate large buffers on the heap and keep up to `KEPT_BYTES` of free memory.
 
-    By default it hands every buffer above 32 MB back as soon as it is freed, and the system zeroes its pages
-    anew for the next one: an eighth of the time of decoding 4K images. For worker processes; other C
-    libraries are left as they are.
+    By default it returns every buffer above 32 MB as soon as it is freed, and the system zeroes the pages of
+    the next one again, which takes an eighth of the time of decoding 4K images. For worker processes. Returns
+    whether the settings were accepted: other C libraries do not have them.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Units one after the other in this process: for debugging, and where there is only one worker to have."""
+"""Run units one after the other in this process: for debugging, and if only one worker is possible."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uhr.runtime.units import UnitPlan, Watch, Work
 
 
 class InlineRunner:
-    """No process to kill, so no limits: an item that crashes its decoder takes the run with it."""
+    """Runs units in this process, without limits: an item that crashes its decoder ends the run."""
 
     def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
         at: int | None = None
@@ -26,12 +26,14 @@ class InlineRunner:
 
 
 def unit_error(error: Exception, unit: int | None, folder: Path) -> UserError:
-    """What `Work.open` (unit None) or `Work.run` raised, as one line that names the unit and the place.
-    `folder` is the plan's, where parts are written."""
+    """Turn what `Work.open` (unit None) or `Work.run` raised into one line with the unit and the source line.
+
+    `folder` is the plan's, where parts are written.
+    """
     if isinstance(error, UserError):
         return error
     if (reason := disk_fault(error)) is not None:
-        fix = "make room on its disk; the same command goes on where it stopped"
+        fix = "free space on its disk; the same command resumes the run"
         return UserError(f"{folder} cannot be written ({reason})", fix)
     where = "a worker could not start" if unit is None else f"unit {unit} failed"
     frames = traceback.extract_tb(error.__traceback__)

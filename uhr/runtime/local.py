@@ -1,4 +1,4 @@
-"""Units on this machine, in worker processes of our own."""
+"""Run units in worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import wait as wait_any
 
-from uhr.runtime.process import Child, Surroundings
+from uhr.runtime.process import Child, ChildSetup
 from uhr.runtime.units import Limits, UnitPlan, Work
 from uhr.runtime.worker import POLL_SECONDS, Worker, search_path
 
 
 class LocalRunner:
-    """`workers` child processes with `threads` threads each, killed when an item passes a limit.
+    """Runs units in child processes, which are killed when an item exceeds a limit.
 
-    `gpus`: names as in CUDA_VISIBLE_DEVICES; each child sees one of them alone, in turn. Without any, a child
-    sees what this process sees.
+    Args:
+        workers: number of child processes.
+        limits: of each item.
+        threads: of each child.
+        gpus: names as in CUDA_VISIBLE_DEVICES, of which each child sees one, in turn. If empty, a child sees
+            the same GPUs as this process.
     """
 
     def __init__(self, workers: int, limits: Limits, threads: int = 1, gpus: Sequence[str] = ()) -> None:
@@ -28,10 +32,12 @@ class LocalRunner:
 
     @contextlib.contextmanager
     def early(self, most: int, imports: Sequence[str]) -> Generator[None]:
-        """Start children for a later `run` now, `most` of them at most: they import these modules, which may
-        take many seconds, while the caller prepares what they are to do."""
+        """Context manager that starts up to `most` children now, for a `run` inside the block.
+
+        They import `imports`, which may take many seconds, while the caller prepares their work.
+        """
         count = min(self.workers, most)
-        self._early = [Child(self._around(number, imports)) for number in range(count)]
+        self._early = [Child(self._setup(number, imports)) for number in range(count)]
         try:
             yield
         finally:
@@ -44,7 +50,7 @@ class LocalRunner:
         team = []
         for number in range(min(self.workers, len(pending))):
             child = self._early.pop(0) if self._early else None
-            team.append(Worker(plan.folder, work, self.limits, self._around(number), child))
+            team.append(Worker(plan.folder, work, self.limits, self._setup(number), child))
         try:
             busy = list(team)
             for worker in team:
@@ -65,6 +71,6 @@ class LocalRunner:
             for worker in team:
                 worker.close()
 
-    def _around(self, number: int, imports: Sequence[str] = ()) -> Surroundings:
+    def _setup(self, number: int, imports: Sequence[str] = ()) -> ChildSetup:
         gpu = {"CUDA_VISIBLE_DEVICES": self.gpus[number % len(self.gpus)]} if self.gpus else {}
-        return Surroundings(search_path(), self.threads, gpu, imports)
+        return ChildSetup(search_path(), self.threads, gpu, imports)

@@ -1,4 +1,4 @@
-"""Where units run: in this process, in worker processes of our own, or on Ray."""
+"""Choose where units run: in this process, in local worker processes, or on Ray."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Engine = Literal["ray", "local"]
 
 @dataclass(frozen=True)
 class Pool:
-    """The workers that a user asked for.
+    """The requested workers.
 
     Args:
-        engine: ray, or local for worker processes of our own.
-        workers: their number. None: as many as the machine, or the cluster, has place for. 0: none, the work
-            is done in this process.
+        engine: ray, or local for worker processes of uhr's own.
+        workers: their number. None: as many as the machine or the cluster can run. 0: the work is done in
+            this process.
         address: a running Ray cluster. None: this machine.
     """
 
@@ -36,8 +36,9 @@ class Pool:
 
     @classmethod
     def of(cls, engine: str, workers: int | None, address: str | None) -> Pool:
-        """The pool of a command's options. Raises UserError for an unknown engine, and for an address where
-        nothing runs on Ray.
+        """Make the pool of a command's options.
+
+        Raises UserError if the engine is unknown, or if an address is set and nothing runs on Ray.
         """
         if engine != "ray" and engine != "local":
             raise unknown("engine", engine, get_args(Engine), "--engine")
@@ -48,25 +49,25 @@ class Pool:
     def runner(
         self, limits: Limits, threads: int | None = 1, device: str = "cpu", carry: bool = False
     ) -> Runner:
-        """The runner for these workers.
+        """Return the runner for these workers.
 
         Args:
             limits: of each item.
             threads: of each worker. None: OMP_NUM_THREADS, or an equal share of this machine's
                 (`threads_each`), so that one worker takes all of them.
-            device: "cuda" gives each worker a GPU of its own; a worker on any other device sees what this
-                process sees.
+            device: "cuda" gives each worker a GPU of its own; on any other device a worker sees the same GPUs
+                as this process.
             carry: see `RayRunner`.
 
-        Where no number of workers is given, it is that of the GPUs for "cuda"; else of the cores, or 1 if one
-        worker takes them all.
+        The default number of workers is the number of GPUs for "cuda"; else the number of cores, or 1 if one
+        worker uses all of them.
         """
         if self.workers == 0:
             return InlineRunner()
         shared = device == "cuda"
         gpus = visible_gpus() if shared else ()
         usual = (len(gpus) if shared else 1 if threads is None else cores()) or 1
-        # a cluster has as many GPUs, or cores, as it says when the run starts
+        # the GPUs or cores of a cluster are counted when the run starts
         counts_itself = self.address is not None and (shared or threads is not None)
         count = self.workers or (None if counts_itself else usual)
         each = threads if threads is not None else threads_each(count or usual)
@@ -77,7 +78,7 @@ class Pool:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs of this process, by the names that CUDA_VISIBLE_DEVICES takes."""
+    """Return the GPUs of this process, by their names for CUDA_VISIBLE_DEVICES."""
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,4 +1,4 @@
-"""The parent's handle on one child process: start it, look at it, kill it."""
+"""The parent's handle of one child process: start it, observe it, kill it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,16 @@ _LOG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a child finds when it starts: where modules are searched, how many threads it has, variables of
-    its environment, modules that it imports before it is told what to do, and its working folder, which
-    relative paths start from (None: that of its parent)."""
+class ChildSetup:
+    """How a child is started.
+
+    Args:
+        path: its module search path.
+        threads: its number of threads.
+        environment: additional environment variables.
+        imports: modules that it imports before it receives its work.
+        folder: its working folder. None: that of its parent.
+    """
 
     path: Sequence[str]
     threads: int = 1
@@ -50,10 +56,9 @@ class Surroundings:
 
 
 class Child:
-    """A started child: process, socket, shared page, and a file for what it prints. It has nothing to do
-    before `begin`."""
+    """A started child: process, socket, shared page, and a file with its output. It waits for `begin`."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, setup: ChildSetup) -> None:
         ours, theirs = socket.socketpair()
         page = _shared_page()
         self._page = mmap.mmap(page, PAGE_BYTES)
@@ -62,19 +67,19 @@ class Child:
         numbers = [str(theirs.fileno()), str(page), str(os.getpid())]
         self.process = subprocess.Popen(
             # -P: the working folder must not shadow the standard library; `path` says where to search
-            [sys.executable, "-P", "-c", _BOOT, json.dumps(around.path), *numbers, *around.imports],
+            [sys.executable, "-P", "-c", _BOOT, json.dumps(setup.path), *numbers, *setup.imports],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             pass_fds=(theirs.fileno(), page),
-            cwd=around.folder,
+            cwd=setup.folder,
             env={
-                # a thread that waits for others sleeps: spinning costs many times the work itself where
-                # other processes want the cores
+                # a thread that waits for others sleeps: spinning takes many times as long as the work if
+                # other processes need the cores
                 "OMP_WAIT_POLICY": "passive",
                 **os.environ,
-                **dict.fromkeys(_THREAD_VARIABLES, str(around.threads)),
-                **around.environment,
+                **dict.fromkeys(_THREAD_VARIABLES, str(setup.threads)),
+                **setup.environment,
             },
         )
         theirs.close()
@@ -82,11 +87,11 @@ class Child:
         self.connection = Connection(ours.detach())
         self._status = psutil.Process(self.process.pid)
         self._turn, self._elapsed, self._looked = -1, 0.0, time.monotonic()
-        self._threads = around.threads
+        self._threads = setup.threads
 
     def begin(self, folder: Path, work: bytes) -> None:
-        """Give it a plan's folder and the pickled work, once, before its first unit."""
-        # one that is gone already leaves a closed socket: `Worker.check` meets it and says so
+        """Send a plan's folder and the pickled work, once, before the first unit."""
+        # if the child is dead, the socket is closed: `Worker.check` handles it
         with contextlib.suppress(ConnectionError):
             self.connection.send((folder, work, self._threads))
 
@@ -94,13 +99,15 @@ class Child:
         return PAGE.unpack_from(self._page)[0]
 
     def item(self) -> tuple[int, int]:
-        """Index (-1: none) and step of the item that is being touched."""
+        """Return index (-1: none) and step of the item that is being processed."""
         _, index, step = PAGE.unpack_from(self._page)
         return index, step
 
     def seconds_on_item(self) -> float:
-        """How long the child has been at its item. A parent that was itself stopped (Ctrl-Z, a closed lid)
-        saw nothing of that time, so no look counts for more than a second.
+        """Return how long the child has been processing its item.
+
+        Each call counts at most one second since the last, so that the time in which the parent itself was
+        stopped (Ctrl-Z, suspend) is not counted.
         """
         now = time.monotonic()
         if self.turn() != self._turn or self.item()[0] < 0:
@@ -111,27 +118,25 @@ class Child:
         return self._elapsed
 
     def rss(self) -> int:
-        """Resident bytes; 0 once the process is gone."""
+        """Return the resident memory in bytes; 0 if the process is gone."""
         try:
             return self._status.memory_info().rss
         except psutil.NoSuchProcess:
             return 0
 
     def trim_log(self) -> None:
-        """A decoder that complains of every image must not fill the disk."""
+        """Truncate a long log, so that a decoder that warns about every image does not fill the disk."""
         if os.fstat(self._log.fileno()).st_size > _LOG_BYTES:
             os.truncate(self._log.fileno(), 0)
 
-    def last_words(self) -> str:
-        """The last line that the child printed."""
+    def last_line(self) -> str:
+        """Return the last line that the child printed."""
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 2000))
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return lines[-1].strip() if lines else ""
 
     def kill(self) -> int:
-        """SIGKILL to the child and to whatever it started; afterwards nothing of it runs. How it ended: a
-        signal as a negative number, or an exit code.
-        """
+        """Kill the child and its descendants. Return the exit code, or the signal as a negative number."""
         try:
             family = self._status.children(recursive=True)
         except psutil.NoSuchProcess:
@@ -140,18 +145,18 @@ class Child:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
-                continue  # it ended on its own in the meantime, which is what we want
+                continue  # it has ended in the meantime
         self.process.kill()
         self.connection.close()
         try:
             return self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            # stuck inside the kernel (a dead network share): it is left to die when it can
+            # blocked in the kernel (a dead network share): it ends when the kernel returns
             return -signal.SIGKILL
 
 
 def _shared_page() -> int:
-    """A file descriptor of one page that parent and child map."""
+    """Return a file descriptor of one page that parent and child map."""
     if hasattr(os, "memfd_create"):
         page = os.memfd_create("uhr-item")
     else:

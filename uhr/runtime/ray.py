@@ -1,9 +1,9 @@
-"""Units on Ray Data: on this machine, or on a cluster, whose machines share the plan's folder or are sent the
-plan.
+"""Run units on Ray Data, on this machine or on a cluster.
 
-Only numbers of units travel through Ray. Each actor owns one killable child (`worker.Worker`), which writes
-its parts straight into the plan's folder: pixels in Ray blocks cost nine tenths of the speed, and a crash in
-an actor would cost the actor.
+Only unit numbers pass through Ray. Each actor has one child process (`worker.Worker`), which can be killed
+and writes its parts directly into the plan's folder: with pixels in Ray blocks a run had a tenth of the
+speed, and a crash would end the actor. The machines of a cluster share the plan's folder, or receive the
+plan.
 """
 
 from __future__ import annotations
@@ -21,23 +21,28 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError, install, one_line
-from uhr.runtime.cluster import asks_for_token, check, no_cluster, token_error
-from uhr.runtime.process import Surroundings
+from uhr.runtime.cluster import check_cluster, is_token_error, no_cluster, token_error
+from uhr.runtime.process import ChildSetup
 from uhr.runtime.units import Limits, UnitPlan, Work
 from uhr.runtime.worker import Worker, cores, search_path
 
 _OBJECT_STORE_BYTES = 128 * 2**20
-"""Numbers of units need no room; Ray's default is a third of the machine."""
+"""Unit numbers need little memory; Ray's default is a third of the machine."""
 
 _MOST_BLOCKS = 10_000
 
 
 class RayRunner:
-    """`workers` actors, one CPU each; `address` names a running cluster, otherwise a Ray of our own is
-    started here.
+    """Runs units in Ray actors of one CPU each.
 
-    `gpus`: how many each actor has for itself, and its child sees alone. `carry`: each actor is sent the plan
-    and keeps the parts to itself, for work whose results are elsewhere, on machines that share no folder.
+    Args:
+        workers: number of actors. None: as many as the cluster can run.
+        limits: of each item.
+        address: a running cluster. None: start Ray on this machine.
+        threads: of each actor's child.
+        gpus: GPUs of each actor, which its child alone sees.
+        carry: send the plan to each actor, and leave the parts on its machine: for work that stores its
+            results elsewhere, on machines without a shared folder.
     """
 
     def __init__(
@@ -65,8 +70,8 @@ class RayRunner:
             yield from self._stream(plan, pickle.dumps(work), pending, workers)
 
     def _team(self, cpus: int, gpus: int, units: int) -> int:
-        """How many actors; a UserError for more than the cluster can hold, which would wait for ever."""
-        # a pool that takes every CPU waits for itself: one stays free
+        """Return the number of actors. Raises UserError if the cluster cannot run them: Ray would wait."""
+        # one CPU stays free: a pool that uses all of them deadlocks
         most = max(1, cpus - 1)
         if self.gpus:
             most = min(most, gpus // self.gpus)
@@ -84,11 +89,11 @@ class RayRunner:
     def _stream(self, plan: UnitPlan, work: bytes, pending: Sequence[int], workers: int) -> Iterator[int]:
         import ray.data
 
-        # Ray gives up a run in which nothing finishes for half an hour; a unit of bad items may take longer
-        patience = max(1800.0, 2 * plan.size * self.limits.seconds)
-        if math.isinf(patience):
-            patience = -1.0  # Ray's word for it
-        ray.data.DataContext.get_current().execution_no_progress_timeout_s = patience
+        # Ray aborts a run in which nothing finishes for half an hour; a unit of bad items may take longer
+        timeout = max(1800.0, 2 * plan.size * self.limits.seconds)
+        if math.isinf(timeout):
+            timeout = -1.0  # Ray's value for no timeout
+        ray.data.DataContext.get_current().execution_no_progress_timeout_s = timeout
         blocks = min(len(pending), _MOST_BLOCKS)
         results = ray.data.from_items(
             [{"unit": unit} for unit in pending], override_num_blocks=blocks
@@ -114,10 +119,10 @@ class RayRunner:
 
 
 class UnitActor:
-    """One Ray actor: takes a unit's number, has its child do the unit, gives the number back.
+    """One Ray actor: its child processes the units of a batch.
 
-    `home` is the working folder of the run, which relative paths of the work start from. Where a machine has
-    no such folder the child starts in that of the actor, and finds nothing that is named from `home`.
+    `run_folder` is the working folder of the run, from which relative paths of the work start. If this
+    machine does not have it, the child starts in the actor's folder, and such paths are not found.
     """
 
     def __init__(
@@ -127,13 +132,13 @@ class UnitActor:
         limits: Limits,
         path: list[str],
         threads: int,
-        home: str,
+        run_folder: str,
     ) -> None:
         folder = plan if isinstance(plan, Path) else self._unpack(plan)
         ours = search_path()
         both = ours + [folder for folder in path if folder not in ours]
-        around = Surroundings(both, threads, folder=home if os.path.isdir(home) else None)
-        self._worker = Worker(folder, work, limits, around)
+        setup = ChildSetup(both, threads, folder=run_folder if os.path.isdir(run_folder) else None)
+        self._worker = Worker(folder, work, limits, setup)
 
     def _unpack(self, plan: dict[str, bytes]) -> Path:
         self._folder = tempfile.TemporaryDirectory(prefix="uhr-units-")
@@ -149,14 +154,14 @@ class UnitActor:
                 self._worker.finish()
                 errors.append(None)
             except UserError as error:
-                # as data: an exception in an actor would reach the user wrapped in Ray's own trace
+                # as data: an exception in an actor would be shown with Ray's own traceback
                 errors.append(pickle.dumps(error))
         return {"unit": batch["unit"], "error": errors}
 
 
 @contextlib.contextmanager
 def _ray(address: str | None, workers: int | None) -> Generator[tuple[int, int]]:
-    """A quiet Ray, and its numbers of CPUs and GPUs; shut down on the way out if it was started here."""
+    """Start Ray if it does not run; yield its numbers of CPUs and GPUs; then shut it down."""
     os.environ.update(_QUIET)
     import ray
     from ray.data import DataContext
@@ -182,34 +187,32 @@ def _start(address: str | None, workers: int | None) -> None:
     from ray.exceptions import RayError
 
     if address is not None:
-        check(address)
+        check_cluster(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        with _stderr_kept_back():
+        with _stderr_hidden():
             if address is not None:
                 ray.init(address, **quiet)
             else:
                 cpus = (workers or cores()) + 1
-                room: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
-                ray.init("local", include_dashboard=False, **room, **quiet)
+                resources: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
+                ray.init("local", include_dashboard=False, **resources, **quiet)
     except UnicodeEncodeError as error:
-        # Ray sends the command line of this process along, as text
+        # Ray sends the command line of this process as text
         what = "Ray does not start from a command whose paths are not UTF-8"
         raise UserError(what, "use --engine local, or give links with plain names") from error
     except (OSError, ValueError, RuntimeError, RayError) as error:
-        words = one_line(error)
+        message = one_line(error)
         if address is None:
-            raise UserError(f"Ray does not start here ({words})", "use --engine local") from error
-        if asks_for_token(f"{words} {error.__cause__} {getattr(error, '__notes__', '')}"):
+            raise UserError(f"Ray does not start here ({message})", "use --engine local") from error
+        if is_token_error(f"{message} {error.__cause__} {getattr(error, '__notes__', '')}"):
             raise token_error(address) from error
-        raise no_cluster(address, words) from error
+        raise no_cluster(address, message) from error
 
 
 @contextlib.contextmanager
-def _stderr_kept_back() -> Generator[None]:
-    """Ray's C++ core greets on file descriptor 2 whatever its log level is; if the start fails,
-    --debug shows it.
-    """
+def _stderr_hidden() -> Generator[None]:
+    """Hide what Ray's C++ core writes to file descriptor 2 at any log level; --debug shows it on failure."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile("w+b") as kept:
@@ -226,7 +229,7 @@ def _stderr_kept_back() -> Generator[None]:
 
 
 _QUIET = {
-    # at its own "error" level the core complains of how Ray Data itself starts its actors
+    # at level "error" the core warns about how Ray Data itself starts its actors
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",

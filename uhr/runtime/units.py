@@ -1,10 +1,9 @@
-"""Units of work: a plan cut once, one atomic part per unit, and a resume that repeats nothing.
+"""Units of work: a fixed division of the items, one atomic part per unit, and runs that can be resumed.
 
-A run over many items (images to curate, rows to encode) is cut into units by the order of the items, never
-by an engine's blocks. The cut is written down before anything runs. Each unit becomes one part, whole or
-absent, under a name made of the unit's number and the plan's fingerprint: a rerun skips it, a retry writes
-the same bytes, nothing is counted twice. How units are spread over processes is a runner's business
-(`uhr.runtime.pool`).
+A run over many items (images to curate, rows to encode) is divided into units of consecutive items, and the
+division is written to disk before anything runs. Each unit becomes one part, complete or absent, whose name
+has the unit's number and the plan's fingerprint: a rerun skips it, a retry writes the same bytes, nothing is
+counted twice. Runners (`uhr.runtime.pool`) distribute units over processes.
 """
 
 from __future__ import annotations
@@ -30,31 +29,31 @@ from uhr.base.errors import UserError
 from uhr.base.files import atomic, write_json
 
 TIME_LIMIT, MEMORY_LIMIT, CRASH = "time limit", "memory limit", "crash"
-"""The kinds of `UnitFault`: why an item is not touched again."""
+"""The kinds of `UnitFault`: why an item is not processed again."""
 
 FILES = r"plan\.json|items\.arrow|unit-\d+-[0-9a-f]{16}\.parquet"
-"""The names that a plan and its parts have in their folder, as a regular expression."""
+"""Regular expression of the file names of a plan and its parts."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one item, and the process that works on it, may cost."""
+    """Limits of an item, and of the process that works on it."""
 
     seconds: float = 60.0
-    """Wall time per item; time that the machine slept does not count."""
+    """Wall time per item, without time in which the machine was suspended."""
     memory: int = 4 * 2**30
     """Resident bytes per worker process."""
 
 
 NO_LIMITS = Limits(math.inf, 2**62)
-"""For work whose items may take as long and as much as they need: an image that is painted, say."""
+"""For work whose items may take any time and memory, such as generating images."""
 
 
 class UnitFault(NamedTuple):
-    """What an item did to the process that worked on it.
+    """An item ended the process that worked on it.
 
-    `kind` is one of `TIME_LIMIT`, `MEMORY_LIMIT`, `CRASH`; `message` is for people; `step` is the step of
-    `Watch.begin` that it happened in.
+    `kind` is `TIME_LIMIT`, `MEMORY_LIMIT` or `CRASH`; `message` describes it; `step` is the step of
+    `Watch.begin` in which it happened.
     """
 
     kind: str
@@ -63,36 +62,34 @@ class UnitFault(NamedTuple):
 
 
 class Watch:
-    """How a `Work` tells which item it is about to touch, so that the item which kills a worker can be
-    named.
-    """
+    """Records which item a `Work` is about to process, so that an item that kills its worker is known."""
 
     def __init__(self, faults: dict[int, UnitFault] | None = None) -> None:
         self._faults = faults or {}
 
     def begin(self, index: int, step: int = 0) -> UnitFault | None:
-        """Called before item `index` of the unit enters `step`; steps of one item rise.
+        """Record that item `index` of the unit begins `step`. The steps of an item increase.
 
-        A fault: this item ended an earlier try in this step (or an earlier one), so it must not be touched
-        again.
+        Returns a fault if the item ended an earlier attempt in this step or an earlier one: it must not be
+        processed again.
         """
-        self._tell(index, step)
+        self._record(index, step)
         fault = self._faults.get(index)
         return fault if fault is not None and step >= fault.step else None
 
     def end(self) -> None:
-        """Called when no item is being touched: what goes wrong from here on is the work's own fault."""
-        self._tell(-1, 0)
+        """Record that no item is being processed: a crash after this is not the fault of an item."""
+        self._record(-1, 0)
 
-    def _tell(self, index: int, step: int) -> None:
-        """Where a process is watched from outside, its watch writes this down."""
+    def _record(self, index: int, step: int) -> None:
+        """Store the current item (-1: none) and step. Overridden where another process observes this one."""
 
 
 class Work(ABC):
-    """What is done to a unit. Picklable; one instance lives in each worker process.
+    """The work on a unit. Picklable; each worker process has one instance.
 
-    `run` must give the same table for the same items, whatever ran before and wherever it runs. Rows' own
-    faults are its business: an exception that leaves `run` stops the whole run.
+    `run` must return the same table for the same items, on any machine and after any other unit. It handles
+    the faults of items itself: an exception that it raises stops the whole run.
     """
 
     def open(self) -> None:  # noqa: B027 - most kinds of work have nothing to open
@@ -100,13 +97,11 @@ class Work(ABC):
 
     @abstractmethod
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
-        """The part of one unit, of the same schema for every unit."""
+        """Process one unit and return its part, with the same schema for every unit."""
 
 
 class PlanMismatch(UserError):
-    """A plan of other items or other work already stands in the folder; `changed` says which: "inputs" or
-    "work".
-    """
+    """The folder has a plan of other items (`changed` is "inputs") or of other work ("work")."""
 
     def __init__(self, what: str, fix: str | None, changed: str = "inputs") -> None:
         super().__init__(what, fix)
@@ -115,21 +110,20 @@ class PlanMismatch(UserError):
 
 @dataclass(frozen=True)
 class UnitPlan:
-    """The cut of a run: `rows` items in units of `size`, in `folder` as plan.json beside items.arrow."""
+    """The division of `rows` items into units of `size`, stored in `folder` as plan.json and items.arrow."""
 
     folder: Path
     rows: int
     size: int
     items_hash: str
     fingerprint: str
-    """Of the work (code, parameters); the items have their own hash."""
+    """Hash of the work (code, parameters); `items_hash` is that of the items."""
 
     @classmethod
     def create(cls, folder: Path, items: pa.Table, size: int, fingerprint: str) -> UnitPlan:
-        """The plan for these items; one that stands there already for the same items and work is taken as it
-        is.
+        """Write the plan for these items, or open the one in `folder` if it is for the same items and work.
 
-        Raises PlanMismatch where the folder holds a plan of something else.
+        Raises PlanMismatch if the folder has a plan for other items or other work.
         """
         assert size > 0
         found = table_hash(items)
@@ -137,9 +131,9 @@ class UnitPlan:
             plan = cls.open(folder)
             fix = "name another folder, or remove this one"
             if plan.items_hash != found:
-                raise PlanMismatch(f"{folder} holds a run over other inputs", fix, "inputs")
+                raise PlanMismatch(f"{folder} contains a run over other inputs", fix, "inputs")
             if plan.fingerprint != fingerprint:
-                raise PlanMismatch(f"{folder} holds a run of other work", fix, "work")
+                raise PlanMismatch(f"{folder} contains a run of other work", fix, "work")
             return plan
         plan = cls(folder, items.num_rows, size, found, fingerprint)
         with (
@@ -149,16 +143,16 @@ class UnitPlan:
         ):
             for start in range(0, items.num_rows, size):
                 writer.write_batch(_one_batch(items.slice(start, size)))
-        # plan.json last: a run that was killed here finds no plan and cuts again
+        # plan.json last: a run that was killed here has no plan, and is divided again
         tree = {"rows": plan.rows, "size": size, "items_hash": found, "fingerprint": fingerprint}
         write_json(folder / "plan.json", tree)
         return plan
 
     @classmethod
     def open(cls, folder: Path) -> UnitPlan:
-        """The plan that stands in `folder`."""
+        """Open the plan in `folder`. Raises UserError if there is none."""
         if not cls.exists(folder):
-            raise UserError(f"{folder} holds no plan of units", "start the run again")
+            raise UserError(f"{folder} contains no plan of units", "start the run again")
         tree = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         return cls(folder, **tree)
 
@@ -167,7 +161,7 @@ class UnitPlan:
         return (folder / "plan.json").exists()
 
     def packed(self) -> dict[str, bytes]:
-        """The plan's files by name: written into another folder, on another machine, they are this plan."""
+        """Return the plan's files by name. Written to a folder of another machine, they are the same plan."""
         return {name: (self.folder / name).read_bytes() for name in ("items.arrow", "plan.json")}
 
     @property
@@ -176,11 +170,11 @@ class UnitPlan:
         return -(-self.rows // self.size)
 
     def rows_in(self, unit: int) -> int:
-        """Number of items in a unit: `size`, fewer in the last."""
+        """Return the number of items in a unit: `size`, or fewer in the last unit."""
         return min(self.size, self.rows - unit * self.size)
 
     def items(self, unit: int) -> pa.Table:
-        """The items of a unit, without reading the others."""
+        """Read the items of a unit, without the others."""
         return pa.Table.from_batches([self._reader.get_batch(unit)])
 
     @cached_property
@@ -192,17 +186,17 @@ class UnitPlan:
         return fingerprint_of([self.fingerprint, self.items_hash, self.size])[:16]
 
     def part(self, unit: int) -> Path:
-        """Where the unit's part stands once it is finished."""
+        """Return the path of the unit's part."""
         return self.folder / f"unit-{unit:07d}-{self._suffix}.parquet"
 
     def finished(self) -> set[int]:
-        """The units whose parts stand."""
+        """Return the units whose parts exist."""
         pattern = re.compile(rf"unit-(\d+)-{self._suffix}\.parquet")
         found = (pattern.fullmatch(entry.name) for entry in self.folder.iterdir())
         return {int(match[1]) for match in found if match}
 
     def run(self, unit: int, work: Work, watch: Watch) -> None:
-        """Do one unit here, in this process, and write its part."""
+        """Process one unit in this process, and write its part."""
         part = work.run(self.items(unit), watch)
         watch.end()
         with atomic(self.part(unit)) as temporary:
@@ -210,10 +204,10 @@ class UnitPlan:
 
 
 class Runner(Protocol):
-    """Spreads units over processes."""
+    """Distributes units over processes."""
 
     def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
-        """Do the pending units in any order; yields each one's number when its part stands."""
+        """Process the pending units in any order; yield the number of each when its part is written."""
         ...
 
 
@@ -224,10 +218,10 @@ def run_units(
     advance: Advance,
     note: Callable[[int], str] | None = None,
 ) -> None:
-    """Do every unit of the plan that is not finished.
+    """Process every unit of the plan that is not finished.
 
-    `advance` hears of items, those of finished units first; `note(unit)` gives the words behind the progress
-    bar. Errors: what `Work.open` or `Work.run` raised, as a UserError that names the unit.
+    `advance` is called with numbers of items, first those of finished units; `note(unit)` returns the text
+    after the progress bar. Raises UserError with the unit's number if `Work.open` or `Work.run` raises.
     """
     finished = plan.finished()
     if finished:
@@ -246,7 +240,7 @@ def _closable(units: Iterator[int]) -> Generator[int, None, None]:
 
 
 def table_hash(table: pa.Table) -> str:
-    """SHA-256 (64 hex digits) of a table's schema and rows, whatever chunks it is in."""
+    """SHA-256 (64 hex digits) of a table's schema and rows, independent of its chunks."""
     sink = _HashSink()
     step = 65536
     with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), table.schema) as writer:
@@ -256,9 +250,7 @@ def table_hash(table: pa.Table) -> str:
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    """A non-empty table as one record batch in buffers of its own (offset zero, so equal rows give equal
-    bytes).
-    """
+    """Copy a non-empty table into one record batch with offset zero, so that equal rows give equal bytes."""
     return pa.concat_batches(table.combine_chunks().to_batches())
 
 
@@ -275,7 +267,7 @@ class _HashSink:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing waits anywhere."""
+        """Do nothing: there is no buffer."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""

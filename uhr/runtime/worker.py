@@ -1,7 +1,7 @@
-"""The parent's side of one killable child: what every runner uses, so that a fault means the same on each.
+"""Supervise one child process. All runners use it, so that faults have the same meaning on each.
 
-An image that hangs, crashes or eats memory costs its row, not the run: the parent sees it in the shared
-page, kills the child, starts another, and does the unit again with that item marked.
+An image that hangs, crashes or exhausts memory fails its row, not the run: the parent reads the item from the
+shared page, kills the child, starts another, and repeats the unit with that item marked.
 """
 
 from __future__ import annotations
@@ -16,49 +16,47 @@ from pathlib import Path
 
 from uhr.base.errors import UserError
 from uhr.base.files import human_bytes
-from uhr.runtime.process import Child, Surroundings, how_it_ended
+from uhr.runtime.process import Child, ChildSetup, how_it_ended
 from uhr.runtime.units import CRASH, MEMORY_LIMIT, TIME_LIMIT, Limits, UnitFault, Work
 
 POLL_SECONDS = 0.05
-"""How often a child's time and memory are looked at."""
+"""Interval at which a child's time and memory are checked."""
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def search_path() -> list[str]:
-    """This process's module search path with absolute folders: what a user's own class is found on in a
-    child.
-    """
+    """Return this process's module search path with absolute folders, on which a child finds user classes."""
     return [os.path.abspath(folder) for folder in sys.path]
 
 
 class Worker:
-    """One child process at a time, and the unit that it is at."""
+    """One child process at a time, and the unit that it processes."""
 
     def __init__(
         self,
         folder: Path,
         work: Work | bytes,
         limits: Limits,
-        around: Surroundings,
+        setup: ChildSetup,
         child: Child | None = None,
     ) -> None:
-        """`child`: one that is started already, in these surroundings, and has nothing to do yet."""
-        self._order = (folder.absolute(), work if isinstance(work, bytes) else pickle.dumps(work))
+        """`child` was started with the same `setup` and has no work yet. None: start one when needed."""
+        self._job = (folder.absolute(), work if isinstance(work, bytes) else pickle.dumps(work))
         self._limits = limits
-        self._around = around
+        self._setup = setup
         self._child = child
         if child is not None:
-            child.begin(*self._order)
+            child.begin(*self._job)
         self.unit: int | None = None
 
     def assign(self, unit: int) -> None:
-        """Give the child its next unit; starts a child where there is none."""
+        """Send the child its next unit; start a child if there is none."""
         assert self.unit is None
         self.unit = unit
         self._faults: dict[int, UnitFault] = {}
@@ -66,9 +64,9 @@ class Worker:
         self._send()
 
     def check(self) -> int | None:
-        """The unit, once it is finished. Called again and again: this is also where limits are kept.
+        """Return the unit if it is finished, else None. Call it repeatedly: it also enforces the limits.
 
-        Errors: what the work raised, or a child that keeps dying while it touches no item.
+        Raises UserError if the work raised, or if the child died three times while it processed no item.
         """
         assert self.unit is not None
         child = self._child
@@ -95,18 +93,18 @@ class Worker:
 
     @property
     def connection(self) -> Connection:
-        """What becomes ready when `check` has news."""
+        """The connection that becomes readable when `check` should be called."""
         assert self._child is not None
         return self._child.connection
 
     def finish(self) -> int:
-        """Wait for the unit."""
+        """Wait for the unit, and return its number."""
         while (unit := self.check()) is None:
             wait_any([self.connection], timeout=POLL_SECONDS)
         return unit
 
     def close(self) -> None:
-        """End the child, at once; its unfinished unit leaves nothing behind."""
+        """Kill the child. Nothing of its unfinished unit is written."""
         if self._child is not None:
             self._child.kill()
         self._child = None
@@ -114,8 +112,8 @@ class Worker:
 
     def _send(self) -> None:
         if self._child is None:
-            self._child = Child(self._around)
-            self._child.begin(*self._order)
+            self._child = Child(self._setup)
+            self._child.begin(*self._job)
         try:
             self._child.connection.send((self.unit, self._faults))
         except (BrokenPipeError, ConnectionResetError):
@@ -124,7 +122,7 @@ class Worker:
     def _finish(self, child: Child) -> int | None:
         unit, self.unit = self.unit, None
         if child.rss() > self._limits.memory / 2:
-            # what earlier units left behind must not count against the next one's items
+            # the memory of earlier units must not count against the items of the next
             child.kill()
             self._child = None
         return unit
@@ -135,31 +133,31 @@ class Worker:
         if child.turn() == turn or not overdue:
             limit = f"{self._limits.seconds:g} s" if overdue else human_bytes(self._limits.memory)
             kind = TIME_LIMIT if overdue else MEMORY_LIMIT
-            words = f"took longer than {limit}" if overdue else f"needed more than {limit} of memory"
-            self._blame(child, kind, words, tries=1 if overdue else 2)
+            message = f"took longer than {limit}" if overdue else f"needed more than {limit} of memory"
+            self._mark(child, kind, message, tries=1 if overdue else 2)
         self._child = None
         self._send()
 
     def _died(self, child: Child) -> None:
         code = child.kill()
-        self._blame(child, CRASH, how_it_ended(code), tries=2)
+        self._mark(child, CRASH, how_it_ended(code), tries=2)
         self._child = None
         self._send()
 
-    def _blame(self, child: Child, kind: str, words: str, tries: int) -> None:
-        """Mark the item that the child was at when it has ended `tries` children.
+    def _mark(self, child: Child, kind: str, message: str, tries: int) -> None:
+        """Mark the child's current item as faulty if it has ended `tries` children.
 
-        One death may have come from outside (the system's memory killer, an operator), or from what earlier
-        items left behind: the second one, in a fresh process, is the item's own.
+        The first death may have another cause (the system's out-of-memory killer, an operator, memory of
+        earlier items). A second one, in a new process, is caused by the item.
         """
         index, step = child.item()
         self._deaths[index] += 1
         if index >= 0 and self._deaths[index] >= tries:
-            self._faults[index] = UnitFault(kind, words, step)
+            self._faults[index] = UnitFault(kind, message, step)
         elif self._deaths[index] >= 3:
-            tail = child.last_words()
+            tail = child.last_line()
             self.close()
-            words = f"a worker process {words} three times while it touched no item"
+            what = f"a worker process {message} three times while it processed no item"
             raise UserError(
-                words + (f"; it said: {tail}" if tail else ""), "--workers 0 --debug shows the trace"
+                what + (f"; its last output: {tail}" if tail else ""), "--workers 0 --debug shows the trace"
             )

@@ -169,7 +169,7 @@ def test_the_seed_is_in_the_id_only_where_it_was_used(cut: Callable[..., Manifes
             {"sample": 100, "where": "entropy >= 7.5"},
             r"more than the \d\d rows that are left .*500 rows",
         ),
-        ({"sample": 0}, "ask for at least 1"),
+        ({"sample": 0}, "draw at least 1"),
         ({"where": "entropy > 100"}, "nothing is left .*500 rows, 216 of status kept, 0 of them where"),
         ({"where": "entropi > 100"}, "did you mean entropy"),
         ({"where": "(SELECT true)"}, "subquery"),
