@@ -1,4 +1,4 @@
-"""Every benchmark, or those named: `python -m benchmarks [NAME...]`. Exit code 1 if a claim fails."""
+"""Runs every benchmark, or those named: `python -m benchmarks [NAME...]`. Exit code 1 if a claim fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uhr.base.console import say
 from uhr.base.errors import UserError, unknown
 
 NAMES = ("curation", "native_resolution", "attention", "vae_tiling")
-"""Modules beside this file with a `main()`. A new benchmark is one file and one name here."""
+"""Modules next to this file with a `main()`. A new benchmark is one file and one name here."""
 
 
 def run(names: list[str]) -> int:

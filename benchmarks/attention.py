@@ -3,8 +3,8 @@
 One layer with one head of 128 channels in float32, 512 text tokens, box neighbourhood with 8 neighbours, a
 guide of a quarter of the side; text, image and guide rows all counted. Dense is torch's own flash SDPA over
 text and image. Seconds are one thread's own (CPU time: what else the machine does changes neither side), the
-ways interleaved, the best of three. A peak is the resident memory of a process of its own above what it held
-before its inputs were made: inputs, output and workspace.
+methods interleaved, the best of three. A peak is the resident memory of a process of its own above what it
+held before its inputs were made: inputs, output and workspace.
 
     python -m benchmarks.attention
 """
@@ -26,13 +26,13 @@ SIDES = (64, 128, 256)
 """Image tokens a side: 1K, 2K, 4K of FLUX."""
 
 TEXT, HEAD_DIM, ROUNDS = 512, 128, 3
-WAYS = ("windows", "dense")
+METHODS = ("windows", "dense")
 
 
 def main() -> None:
-    """Prints the table and what of the claims holds; exit code 1 if something does not."""
+    """Print the table and whether each claim holds; exit code 1 if one does not."""
     times = _times()
-    peaks = {(way, side): _peak_in_process(way, side) for side in SIDES for way in WAYS}
+    peaks = {(method, side): _peak_in_process(method, side) for side in SIDES for method in METHODS}
     counted = {side: _counted(side) for side in SIDES}
     ratio = {side: times["dense", side] / times["windows", side] for side in SIDES}
     head = (
@@ -53,7 +53,7 @@ def main() -> None:
                 round(times["dense", side], 4),
                 round(ratio[side], 2),
                 round(counted[side], 2),
-                *(round(peaks[way, side] / 2**20, 1) for way in WAYS),
+                *(round(peaks[method, side] / 2**20, 1) for method in METHODS),
             ]
             for side in SIDES
         ],
@@ -88,26 +88,26 @@ def _exponent(values: Sequence[float]) -> float:
 
 
 def _times() -> dict[tuple[str, int], float]:
-    """Best seconds of each way at each size; all of them once, then all again."""
+    """Best seconds of each method at each size; all of them once, then all again."""
     import torch
 
     found: dict[tuple[str, int], float] = {}
     torch.set_num_threads(1)
-    with torch.inference_mode(), console.progress("attention", ROUNDS * len(SIDES) * len(WAYS)) as advance:
+    with torch.inference_mode(), console.progress("attention", ROUNDS * len(SIDES) * len(METHODS)) as advance:
         _warm()
         for _ in range(ROUNDS):
             for side in SIDES:
-                for way in WAYS:
-                    run = _case(way, side)
+                for method in METHODS:
+                    run = _case(method, side)
                     start = time.process_time()
                     run()
                     took = time.process_time() - start
-                    found[way, side] = min(took, found.get((way, side), math.inf))
+                    found[method, side] = min(took, found.get((method, side), math.inf))
                     advance()
     return found
 
 
-def _case(way: str, side: int) -> Callable[[], object]:
+def _case(method: str, side: int) -> Callable[[], object]:
     """One layer's attention on random tensors: [1, tokens, 1 head, 128]."""
     import torch
 
@@ -118,7 +118,7 @@ def _case(way: str, side: int) -> Callable[[], object]:
     draw = torch.Generator().manual_seed(0)
     layout, rules = WindowLayout(side, side), WindowRules()
     joint = [torch.randn(1, TEXT + layout.tokens, 1, HEAD_DIM, generator=draw) for _ in range(3)]
-    if way == "dense":
+    if method == "dense":
         return lambda: gathered.dense(*joint)
     query, *guide = [torch.randn(1, layout.guide_tokens, 1, HEAD_DIM, generator=draw) for _ in range(3)]
     keys, text = (guide[0], guide[1]), (joint[1][:, :TEXT], joint[2][:, :TEXT])
@@ -133,8 +133,8 @@ def _case(way: str, side: int) -> Callable[[], object]:
 
 
 def _warm() -> None:
-    for way in WAYS:
-        _case(way, 32)()
+    for method in METHODS:
+        _case(method, 32)()
 
 
 def _counted(side: int) -> float:
@@ -171,15 +171,15 @@ def _error() -> float:
     return float((ours - dense[:, :end]).abs().max())
 
 
-def _peak_in_process(way: str, side: int) -> int:
-    command = [sys.executable, "-m", "benchmarks.attention", way, str(side)]
+def _peak_in_process(method: str, side: int) -> int:
+    command = [sys.executable, "-m", "benchmarks.attention", method, str(side)]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{way} at {side**2} tokens: exit code {done.returncode}\n{done.stderr}")
+        raise RuntimeError(f"{method} at {side**2} tokens: exit code {done.returncode}\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _peak(way: str, side: int) -> int:
+def _peak(method: str, side: int) -> int:
     """Bytes that this process holds at most for one case, above what it held before."""
     import torch
 
@@ -189,7 +189,7 @@ def _peak(way: str, side: int) -> int:
         gc.collect()
         before = _resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-        result = _case(way, side)()
+        result = _case(method, side)()
         peak = _resident("VmHWM")
     assert result is not None
     return peak - before

@@ -12,14 +12,14 @@ from uhr.base.console import say
 
 
 def main() -> None:
-    """Prints each part's numbers and what of the claims holds; exit code 1 if something does not."""
+    """Print the numbers of each part and whether each claim holds; exit code 1 if one does not."""
     found = guards.claims()
     for claim in engines.CLAIMS:
         measured = claim()
-        found[f"{measured.words}: {measured.measured}"] = measured.holds
+        found[f"{measured.text}: {measured.measured}"] = measured.holds
     say()
-    for words, holds in found.items():
-        say(f"{'holds' if holds else 'FAILS'}  {words}")
+    for text, holds in found.items():
+        say(f"{'holds' if holds else 'FAILS'}  {text}")
     sys.exit(0 if all(found.values()) else 1)
 
 

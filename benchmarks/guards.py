@@ -1,12 +1,12 @@
-"""The exact guards against the published filter's way, per core, on real images and on generated 4K.
+"""The exact guards against the published filter's method, per core, on real images and on generated 4K.
 
     python -m benchmarks.guards
 
-Both ways start from the same bytes, each on one thread of a process of its own: the published one's is
+Both methods start from the same bytes, each on one thread of a process of its own: the published one's is
 plain, ours is set up as the engine's workers are. They take turns; of each image the best of several runs
-counts, in processor seconds. The published way (UltraFlux, `tools/filtering_pipeline.py`) gives two numbers:
-Pillow decodes, Sobel in float64 patch by patch, scikit-image's entropy. Ours gives those two to the bit and
-to 1e-9, and exposure and sharpness with them; the preview is not counted.
+counts, in processor seconds. The published method (UltraFlux, `tools/filtering_pipeline.py`) gives two
+numbers: Pillow decodes, Sobel in float64 patch by patch, scikit-image's entropy. Ours gives those two to the
+bit and to 1e-9, and exposure and sharpness with them; the preview is not counted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GUARD_NANOSECONDS = 3.1
 
 @dataclass
 class Measured:
-    """Totals over a set of images: seconds of each way, of our parts, pixels and bytes."""
+    """Totals over a set of images: seconds of each method, of our parts, pixels and bytes."""
 
     name: str
     images: int
@@ -81,9 +81,9 @@ def decoded(data: bytes) -> None:
     decode(data)
 
 
-def timed(way: str, data: bytes) -> tuple[float, tuple[float, float] | None]:
+def timed(method: str, data: bytes) -> tuple[float, tuple[float, float] | None]:
     """Processor seconds of one run in this process, and its answer."""
-    run = {"published": published, "ours": ours, "decode": decoded}[way]
+    run = {"published": published, "ours": ours, "decode": decoded}[method]
     start = time.process_time()
     answer = run(data)
     return time.process_time() - start, answer
@@ -108,7 +108,7 @@ def worker_process() -> None:
 
 
 def measure(name: str, files: Sequence[bytes]) -> Measured:
-    """Both ways over the files; their numbers have to agree."""
+    """Both methods over the files; their numbers have to agree."""
     total = Measured(name, len(files), 0, 0, 0.0, 0.0, 0.0, 0.0)
     spawn = get_context("spawn")
     with (
@@ -160,7 +160,7 @@ def generated_images() -> list[bytes]:
 
 
 def claims() -> dict[str, bool]:
-    """Measures, prints the table, and says of each claim whether it holds."""
+    """Measure, print the table, and return whether each claim holds."""
     real = measure("real images", real_images())
     generated = measure("generated 4K", generated_images())
     head = (
@@ -191,9 +191,9 @@ def claims() -> dict[str, bool]:
     table(head, rows)
     slowest = max(m.guards / m.pixels * 1e9 for m in (real, generated))
     return {
-        f"guards on real images, {REAL_TIMES:g} times the published way ({real.ratio:.2f})": real.ratio
+        f"guards on real images, {REAL_TIMES:g} times the published method ({real.ratio:.2f})": real.ratio
         >= REAL_TIMES,
-        f"guards on generated 4K, {GENERATED_TIMES:g} times the published way ({generated.ratio:.2f})": (
+        f"guards on generated 4K, {GENERATED_TIMES:g} times the published method ({generated.ratio:.2f})": (
             generated.ratio >= GENERATED_TIMES
         ),
         f"the pass takes at most {GUARD_NANOSECONDS:g} ns per pixel ({slowest:.2f})": slowest
@@ -202,7 +202,7 @@ def claims() -> dict[str, bool]:
 
 
 def main() -> None:
-    """Prints the table and what of the claims holds; exit code 1 if something does not."""
+    """Print the table and whether each claim holds; exit code 1 if one does not."""
     found = claims()
     say()
     for claim, holds in found.items():

@@ -50,7 +50,7 @@ def noisy(bgr: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray
 
 
 def main() -> None:
-    """Prints the table and what of the claims holds; exit code 1 if something does not."""
+    """Print the table and whether each claim holds; exit code 1 if one does not."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     rng = np.random.default_rng(0)
     for image in natives():

@@ -1,7 +1,7 @@
 """Exact tiling against the untiled VAE and against diffusers' tiling: time, peak memory, error, in one run.
 
 FLUX.1's VAE at its real widths with random weights, float32, 384 x 384 px with 96 px tiles for diffusers:
-the ratio of 4096 to the 1024 px tiles that it takes by default. Each way is a process of its own on one
+the ratio of 4096 to the 1024 px tiles that it takes by default. Each method is a process of its own on one
 thread; its peak is the resident memory above what it held once the VAE was loaded, so kernels' workspaces
 and what the allocator keeps for later are included (tests/models/test_vae_memory.py counts live tensors).
 
@@ -25,7 +25,7 @@ from uhr.models.specs.registry import get
 
 SIDE, TILE = 384, 96
 MEMORY = {"exact, 192 MiB": 192, "exact, 96 MiB": 96}
-WAYS = ("untiled", *MEMORY, "diffusers' tiling")
+METHODS = ("untiled", *MEMORY, "diffusers' tiling")
 PARTS = ("decode", "encode")
 EXACT = 2e-5
 PAPER = (("decode", 4096), ("decode", 8192), ("encode", 8192))
@@ -33,22 +33,22 @@ PAPER = (("decode", 4096), ("decode", 8192), ("encode", 8192))
 
 class Result(NamedTuple):
     part: str
-    way: str
+    method: str
     seconds: float
     peak: int
     error: float
 
 
 def main() -> None:
-    """Prints two tables and what of the claims holds; exit code 1 if something does not."""
+    """Print two tables and whether each claim holds; exit code 1 if one does not."""
     with tempfile.TemporaryDirectory() as folder:
-        results = [_measure(part, way, Path(folder)) for part in PARTS for way in WAYS]
-    console.table(("part", "way", "CPU seconds", "peak MiB", "largest error"), results)
+        results = [_measure(part, method, Path(folder)) for part in PARTS for method in METHODS]
+    console.table(("part", "method", "CPU seconds", "peak MiB", "largest error"), results)
     console.say()
     console.table(("on paper", "dtype", "memory", "peak GiB", "work"), list(_on_paper()))
-    exact = [result.error for result in results if result.way in MEMORY]
-    theirs = [result.error for result in results if result.way == "diffusers' tiling"]
-    found = {(result.part, result.way): result for result in results}
+    exact = [result.error for result in results if result.method in MEMORY]
+    theirs = [result.error for result in results if result.method == "diffusers' tiling"]
+    found = {(result.part, result.method): result for result in results}
     claims = {
         f"exact tiling is off by at most {EXACT}": max(exact) <= EXACT,
         "diffusers' tiling is off by a thousand times that at least": min(theirs) >= 1000 * EXACT,
@@ -65,23 +65,23 @@ def main() -> None:
     sys.exit(0 if all(claims.values()) else 1)
 
 
-def _measure(part: str, way: str, folder: Path) -> Result:
-    """One way in a process of its own, against the untiled one that ran before."""
+def _measure(part: str, method: str, folder: Path) -> Result:
+    """One method in a process of its own, against the untiled one that ran before."""
     import numpy as np
 
-    output, truth = (folder / f"{part}-{WAYS.index(name)}.npy" for name in (way, "untiled"))
-    command = [sys.executable, "-m", "benchmarks.vae_tiling", part, way, str(output)]
+    output, truth = (folder / f"{part}-{METHODS.index(name)}.npy" for name in (method, "untiled"))
+    command = [sys.executable, "-m", "benchmarks.vae_tiling", part, method, str(output)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{part}, {way}: exit code {done.returncode}\n{done.stderr}")
+        raise RuntimeError(f"{part}, {method}: exit code {done.returncode}\n{done.stderr}")
     found = json.loads(done.stdout.splitlines()[-1])
     error = float(np.abs(np.load(output) - np.load(truth)).max())
-    return Result(part, way, round(found["seconds"], 1), round(found["peak"] / 2**20), error)
+    return Result(part, method, round(found["seconds"], 1), round(found["peak"] / 2**20), error)
 
 
-def _run(part: str, way: str, output: Path) -> None:
+def _run(part: str, method: str, output: Path) -> None:
     """The work of one process; prints JSON."""
     import numpy as np
     import psutil
@@ -91,9 +91,9 @@ def _run(part: str, way: str, output: Path) -> None:
 
     vae = _vae()
     x = _input(part)
-    if way in MEMORY:
-        ExactTiling(memory=MEMORY[way] << 20).apply(vae)
-    elif way != "untiled":
+    if method in MEMORY:
+        ExactTiling(memory=MEMORY[method] << 20).apply(vae)
+    elif method != "untiled":
         vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // 8
         vae.enable_tiling()
     before = psutil.Process().memory_info().rss

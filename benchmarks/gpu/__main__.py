@@ -4,7 +4,7 @@
     python -m benchmarks.gpu --only samplers --budget 1700 --append    in parts, for queues with a time limit
     python -m benchmarks.gpu --tiny                                    the same code on a CPU, in a minute
 
-Wants torch (2.11 or newer), diffusers with the transformers that its FLUX pipelines import, pydantic, PyYAML,
+Needs torch (2.11 or newer), diffusers with the transformers that its FLUX pipelines import, pydantic, PyYAML,
 numpy and Pillow, and nothing else of what this project depends on. Parts:
 
     attention   one layer: windows against dense flash SDPA, forward and backward
@@ -38,38 +38,38 @@ PARTS = {"attention": attention.run, "step": step.run, "vae": vae.run, "samplers
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code."""
-    asked = _parser().parse_args(arguments)
-    parts, sizes = _names(asked.only, PARTS, "part"), _names(asked.sizes, SIZES, "size")
-    if not asked.tiny and not torch.cuda.is_available():
+    """Run the benchmark and return the exit code."""
+    options = _parser().parse_args(arguments)
+    parts, sizes = _names(options.only, PARTS, "part"), _names(options.sizes, SIZES, "size")
+    if not options.tiny and not torch.cuda.is_available():
         raise UserError("torch sees no GPU here", "--tiny proves the benchmark on a CPU")
-    shape = tiny() if asked.tiny else flux1_dev()
-    wanted = aims.chosen(asked.aim, on_gpu=not asked.tiny)
-    table = Table(facts(shape, _command(arguments)), asked.out, asked.json)
-    table.ending = lambda measured: aims.conclusion(measured, wanted)
-    limit = asked.seconds or (1.0 if asked.tiny else 120.0)
+    shape = tiny() if options.tiny else flux1_dev()
+    chosen_aims = aims.chosen(options.aim, on_gpu=not options.tiny)
+    table = Table(facts(shape, _command(arguments)), options.out, options.json)
+    table.ending = lambda measured: aims.conclusion(measured, chosen_aims)
+    limit = options.seconds or (1.0 if options.tiny else 120.0)
     bench = Bench(
         shape,
         Models(shape),
         sizes,
         table,
         Clock(shape.device),
-        Budget(asked.budget),
+        Budget(options.budget),
         limit,
-        rounds=2 if asked.tiny else 5,
-        samplers=_names(asked.samplers, names_for(shape.spec.family), "sampler"),
-        compiled=asked.compile,
+        rounds=2 if options.tiny else 5,
+        samplers=_names(options.samplers, names_for(shape.spec.family), "sampler"),
+        compiled=options.compile,
     )
-    if asked.append:
+    if options.append:
         table.resume()
     table.begin()
     for part in parts:
         PARTS[part](bench)
     table.write()
     say()
-    for line in aims.conclusion(table, wanted):
+    for line in aims.conclusion(table, chosen_aims):
         say(line)
-    return 0 if aims.everything_holds(table, wanted) else 1
+    return 0 if aims.everything_holds(table, chosen_aims) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samplers", default="", help="of the part samplers; all if none is named")
     parser.add_argument("--out", type=Path, help="Markdown file for the table")
     parser.add_argument("--json", type=Path, help="JSON file for its numbers")
-    parser.add_argument("--append", action="store_true", help="to the rows that --json holds already")
+    parser.add_argument("--append", action="store_true", help="add to the rows in the file of --json")
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds for the whole run")
     parser.add_argument("--seconds", type=float, help="seconds for one image (120); longer is extrapolated")
     parser.add_argument("--compile", action="store_true", help="measure calls with compiled blocks, too")
@@ -90,11 +90,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _names(text: str, known: Collection[str], kind: str) -> list[str]:
     """Names with commas between them, in the order in which they are known."""
-    asked = [name for name in text.split(",") if name]
-    for name in asked:
+    given = [name for name in text.split(",") if name]
+    for name in given:
         if name not in known:
             raise unknown(kind, name, known)
-    return [name for name in known if name in asked]
+    return [name for name in known if name in given]
 
 
 def _command(arguments: Sequence[str]) -> str:

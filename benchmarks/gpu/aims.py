@@ -1,4 +1,4 @@
-"""What the numbers shall be on one H200, and whether they are."""
+"""Targets for the numbers on one H200, and whether they are reached."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from uhr.base.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Aim:
-    """A bound on one number of the table. `words` has `{limit}` in it."""
+    """A bound on one number of the table. `text` has `{limit}` in it."""
 
     name: str
-    words: str
+    text: str
     limit: float
     at_least: bool
     value: Callable[[Table], float | None]
@@ -26,10 +26,10 @@ class Aim:
 
     def verdict(self, table: Table) -> str:
         """One line."""
-        value, words = self.value(table), self.words.format(limit=f"{self.limit:g}")
+        value, text = self.value(table), self.text.format(limit=f"{self.limit:g}")
         if value is None:
-            return f"not measured  {words}"
-        return f"{'holds' if self.holds(value) else 'FAILS'}  {words}: {value:.4g}"
+            return f"not measured  {text}"
+        return f"{'holds' if self.holds(value) else 'FAILS'}  {text}: {value:.4g}"
 
     def fails(self, table: Table) -> bool:
         value = self.value(table)

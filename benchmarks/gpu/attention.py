@@ -104,8 +104,8 @@ def _ways(bench: Bench, inputs: Inputs, backward: bool) -> dict[str, Callable[[]
 
 
 def measure(bench: Bench, size: str, what: str, inputs: Inputs, rates: dict[tuple[str, str], float]) -> None:
-    """A row for each way of one direction, "forward" or "backward"; `rates` are operations a second so far,
-    by way and direction."""
+    """A row for each way of one direction, "forward" or "backward"; `rates` are operations a second so
+    far, by way and direction."""
     counted = pairs(inputs.layout, inputs.rules, bench.shape.text)
     backward = what == "backward"
     runs: dict[str, Callable[[], object]] = {}
@@ -139,8 +139,8 @@ def measure(bench: Bench, size: str, what: str, inputs: Inputs, rates: dict[tupl
 
 
 def _how(bench: Bench, first: float, error: float | None) -> str:
-    words = f"best of {bench.rounds}; first {first:.3g} s"
-    return words if error is None else f"{words}; off gathered by {error:.1e}"
+    text = f"best of {bench.rounds}; first {first:.3g} s"
+    return text if error is None else f"{text}; off gathered by {error:.1e}"
 
 
 def _without_graph(forward: Callable[[], Results]) -> Callable[[], Results]:

@@ -1,4 +1,4 @@
-"""What every part of the run is given, and how it carries on where one measurement fails."""
+"""The context of a run, and how it continues if one measurement fails."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Bench:
 
     def left_out(self, part: str, what: str, size: str, way: str, seconds: float) -> bool:
         """Whether work of so many seconds is too much; says so in the table."""
-        words = f"left out: some {seconds:.0f} s by count of operations"
+        text = f"left out: some {seconds:.0f} s by count of operations"
         if seconds > self.limit:
-            words += f", the limit is {self.limit:.0f}"
+            text += f", the limit is {self.limit:.0f}"
         elif seconds > self.budget.left:
-            words += f", {max(0.0, self.budget.left):.0f} of the budget are left"
+            text += f", {max(0.0, self.budget.left):.0f} of the budget are left"
         else:
             return False
-        self.table.add(Row(part, what, size, way, None, words))
+        self.table.add(Row(part, what, size, way, None, text))
         return True
 
     def attempt(self, part: str, what: str, size: str, way: str, work: Callable[[], T]) -> T | None:
@@ -62,7 +62,7 @@ class Bench:
             warn(f"{part} {what} {size}, {way}: {' '.join(str(error).split())}")
             how, failed = OUT_OF_MEMORY, False
         except RuntimeError as error:
-            # an unattended run goes on to what else it shall measure; the row makes it fail at its end
+            # an unattended run continues with the next measurement; the row makes it fail at the end
             traceback.print_exc()
             how, failed = f"failed: {_first_line(error)}", True
         # past the except: a traceback holds every tensor of its frames

@@ -161,9 +161,9 @@ def _versions() -> Iterable[str]:
 
 
 def _driver() -> str:
-    """The driver's version, as its kernel module says it."""
+    """The driver's version, as reported by its kernel module."""
     try:
-        words = Path("/proc/driver/nvidia/version").read_text().split()
+        fields = Path("/proc/driver/nvidia/version").read_text().split()
     except OSError as error:
         return f"driver unknown ({error.strerror})"
-    return "driver " + next((word for word in words if word[:1].isdigit() and "." in word), "unknown")
+    return "driver " + next((word for word in fields if word[:1].isdigit() and "." in word), "unknown")

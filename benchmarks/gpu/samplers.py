@@ -1,8 +1,8 @@
 """An image by each sampler, through its pipeline, with the numbers of steps of its paper.
 
-Each sampler first paints with few steps: that warms it up, and gives the seconds of a call in each of its
-stages, and of all that is no call (VAE, filters, putting patches together). From these its whole time is
-extrapolated. Where that is within the limit the whole image is painted, and its wall clock counts: an aim
+Each sampler first generates with few steps: that warms it up, and gives the seconds of a call in each of its
+stages, and of everything else (VAE, filters, putting patches together). From these its whole time is
+extrapolated. If that is within the limit, the whole image is generated, and its wall clock counts: an aim
 of seconds is held by a whole image alone.
 """
 
@@ -29,7 +29,7 @@ from uhr.models.samplers.core.sampler import plan_of_spec
 
 PART = "sampler"
 OPTIONS: Mapping[str, Mapping[str, Any]] = {"euler": {"toolkit": {}}}
-"""What a call is told beside size, steps and guidance: plain Euler cannot paint above the native size
+"""Options of a call besides size, steps and guidance: plain Euler cannot generate above the native size
 without the toolkit."""
 
 FEW: Mapping[str, Mapping[str, Any]] = {
@@ -43,17 +43,17 @@ FEW: Mapping[str, Mapping[str, Any]] = {
     "patch-cascade": {"num_inference_steps": 1, "base_steps": 2},
     "ultraflux": {"num_inference_steps": 2},
 }
-"""The shortest way through all stages of a sampler, with two calls in each where that is possible: the first
+"""The fewest steps through all stages of a sampler, with two calls in each where that is possible: the first
 call of a stage makes kernels and fills caches."""
 
-ORDER = (
+PRIORITY = (
     ("patch-cascade", "4K"),
     ("ultragen", "4K"),
     ("ultraflux", "4K"),
     ("hiflow", "4K"),
     ("ultragen", "8K"),
 )
-"""The cheapest come first; what is not named comes after, in the order of the registry."""
+"""The cheapest come first; others follow in the order of the registry."""
 
 
 class OverTime(Exception):
@@ -102,7 +102,7 @@ class Calls:
 
 
 @dataclass(frozen=True)
-class Painted:
+class MeasuredCall:
     """One whole call of a pipeline."""
 
     wall: float
@@ -115,8 +115,8 @@ class Painted:
     """Calls of each stage."""
 
     @property
-    def beside(self) -> float:
-        """Seconds of all that is no call."""
+    def outside_calls(self) -> float:
+        """Seconds of everything except calls."""
         return self.wall - sum(self.calls)
 
     def per_call(self) -> list[float]:
@@ -132,7 +132,7 @@ class Painted:
 def run(bench: Bench) -> None:
     """A row for each sampler; 8K by UltraGen alone."""
     names = names_for(bench.shape.spec.family)
-    wanted = [*ORDER, *((name, "4K") for name in names if (name, "4K") not in ORDER)]
+    wanted = [*PRIORITY, *((name, "4K") for name in names if (name, "4K") not in PRIORITY)]
     for suffix in ["", ", blocks compiled"] if bench.compiled else [""]:
         with torch.no_grad(), blocks(bench.models.transformer, compiled=bool(suffix)):
             for name, size in wanted:
@@ -155,12 +155,12 @@ def _one(bench: Bench, name: str, size: str, suffix: str) -> None:
     one_call(bench, "1K", DENSE)()  # a base pass of one call would be all warm-up
     found = None
     try:
-        rehearsal = bench.attempt(PART, name, size, way, lambda: _paint(bench, cls, name, short, few))
+        rehearsal = bench.attempt(PART, name, size, way, lambda: _generate(bench, cls, name, short, few))
         if rehearsal is None:
             return
         found = _extrapolated(name, size, way, rehearsal, calls)
         if found.seconds is not None and found.seconds <= min(bench.limit, bench.budget.left):
-            whole = bench.attempt(PART, name, size, way, lambda: _paint(bench, cls, name, plan, {}))
+            whole = bench.attempt(PART, name, size, way, lambda: _generate(bench, cls, name, plan, {}))
             found = found if whole is None else _measured(name, size, way, whole)
     except OverTime as over:
         found = found or Row(PART, name, size, way, None, f"left out: {over}")
@@ -180,7 +180,9 @@ def _calls(plan: SamplingPlan) -> list[int]:
     return [stage.total_calls for stage in plan.stages]
 
 
-def _paint(bench: Bench, cls: Any, name: str, plan: SamplingPlan, asked: Mapping[str, Any]) -> Painted:
+def _generate(
+    bench: Bench, cls: Any, name: str, plan: SamplingPlan, asked: Mapping[str, Any]
+) -> MeasuredCall:
     """An image by a pipeline's whole call, from embeddings of a prompt to PIL; `asked` overrides what the
     sampler was published with."""
     request, clock, stages = plan.request, bench.clock, _calls(plan)
@@ -215,20 +217,20 @@ def _paint(bench: Bench, cls: Any, name: str, plan: SamplingPlan, asked: Mapping
         raise RuntimeError(f"{name} gave {image.size} px, or latents that are not finite")
     if len(watched.flops) != sum(stages):
         raise RuntimeError(f"{name} took {len(watched.flops)} calls, and its plan says {sum(stages)}")
-    return Painted(wall, watched.seconds(), sum(watched.flops), clock.peak(), stages)
+    return MeasuredCall(wall, watched.seconds(), sum(watched.flops), clock.peak(), stages)
 
 
-def _extrapolated(name: str, size: str, way: str, few: Painted, calls: Sequence[int]) -> Row:
+def _extrapolated(name: str, size: str, way: str, few: MeasuredCall, calls: Sequence[int]) -> Row:
     """The whole image's seconds from those of a call in each stage."""
-    seconds = few.beside + sum(n * each for n, each in zip(calls, few.per_call(), strict=True))
-    how = f"extrapolated from {len(few.calls)} calls; {few.beside:.3g} s beside calls"
+    seconds = few.outside_calls + sum(n * each for n, each in zip(calls, few.per_call(), strict=True))
+    how = f"extrapolated from {len(few.calls)} calls; {few.outside_calls:.3g} s outside calls"
     return replace(_row(name, size, way, few, seconds, how), extrapolated=True)
 
 
-def _measured(name: str, size: str, way: str, whole: Painted) -> Row:
-    return _row(name, size, way, whole, whole.wall, f"wall clock; {whole.beside:.3g} s beside calls")
+def _measured(name: str, size: str, way: str, whole: MeasuredCall) -> Row:
+    return _row(name, size, way, whole, whole.wall, f"wall clock; {whole.outside_calls:.3g} s outside calls")
 
 
-def _row(name: str, size: str, way: str, painted: Painted, seconds: float, how: str) -> Row:
-    rate = painted.flops / sum(painted.calls) / 1e12
-    return Row(PART, name, size, way, seconds, how, tflops=rate, peak=painted.peak)
+def _row(name: str, size: str, way: str, measured: MeasuredCall, seconds: float, how: str) -> Row:
+    rate = measured.flops / sum(measured.calls) / 1e12
+    return Row(PART, name, size, way, seconds, how, tflops=rate, peak=measured.peak)

@@ -198,8 +198,8 @@ def test_a_run_that_is_killed_keeps_its_rows(tmp_path, capsys):
 
 
 def test_an_extrapolation_takes_each_stage_at_its_own_pace():
-    # a base of two calls and a stage of three, the first of each cold; 2 s beside all calls
-    few = samplers.Painted(2 + 9 + 1 + 20 + 4 + 6, [9, 1, 20, 4, 6], 1e12, None, [2, 3])
+    # a base of two calls and a stage of three, the first of each cold; 2 s outside all calls
+    few = samplers.MeasuredCall(2 + 9 + 1 + 20 + 4 + 6, [9, 1, 20, 4, 6], 1e12, None, [2, 3])
     row = samplers._extrapolated("hiflow", "4K", "38 calls", few, [28, 10])
     assert row.seconds == pytest.approx(2 + 28 * 1 + 10 * 5)
     assert row.how.startswith("extrapolated from 5 calls")
@@ -207,7 +207,7 @@ def test_an_extrapolation_takes_each_stage_at_its_own_pace():
 
 @pytest.mark.parametrize(("whole", "line"), [(False, "not measured"), (True, "holds")])
 def test_an_extrapolation_holds_no_aim_of_seconds(whole, line):
-    few = samplers.Painted(8.0, [1, 1, 1, 1, 1], 1e12, 90.0, [2, 3])
+    few = samplers.MeasuredCall(8.0, [1, 1, 1, 1, 1], 1e12, 90.0, [2, 3])
     row = samplers._extrapolated("ultragen", "4K", "46 calls", few, [5, 18])
     if whole:
         row = samplers._measured("ultragen", "4K", "46 calls", replace(few, wall=30.0))
