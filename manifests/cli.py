@@ -54,19 +54,19 @@ def slice_(
     if status not in (*STATUSES, "any"):
         raise unknown("status", status, (*STATUSES, "any"), "--status")
     shares = parse_split(split) if split is not None else None
-    wanted = SliceOptions.model_validate(
+    options = SliceOptions.model_validate(
         {"status": status, "where": where, "sample": sample, "split": shares, "seed": seed}
     )
     parent = Manifest.open(path)
     finished = is_manifest(out)
     if finished:
         made = Manifest.open(out)
-        same = made.info.operation == wanted.operation() and [p.id for p in made.info.parents] == [parent.id]
+        same = made.info.operation == options.operation() and [p.id for p in made.info.parents] == [parent.id]
         if not same:
             raise UserError(f"{out} already contains another manifest", "name another folder with --out")
     else:
         with console.progress("slice", parent.info.counts["rows"], "rows") as advance:
-            made = slice_manifest(parent, out, wanted, advance)
+            made = slice_manifest(parent, out, options, advance)
     facts = _slice_facts(made)
     verb = "is already finished:" if finished else "contains"
     console.emit(facts, as_json, lambda _: console.say(console.shown(f"{out} {verb} {_summary(facts)}")))

@@ -65,7 +65,7 @@ def parse_split(text: str) -> dict[str, float]:
 
 
 def slice_manifest(
-    parent: Manifest, out: Path, wanted: SliceOptions, advance: Advance = lambda n=1, note=None: None
+    parent: Manifest, out: Path, options: SliceOptions, advance: Advance = lambda n=1, note=None: None
 ) -> Manifest:
     """Write a slice of `parent` to `out`.
 
@@ -76,14 +76,14 @@ def slice_manifest(
     manifest or contains anything but the leftovers of a slice that was killed.
     """
     condition = None
-    if wanted.where is not None:
-        condition = SqlCondition.parse(wanted.where, "--where")
+    if options.where is not None:
+        condition = SqlCondition.parse(options.where, "--where")
         condition.check(parent.schema)
-    rows = _read(parent, wanted, condition)
-    mask = _draw(parent, wanted, rows)
+    rows = _read(parent, options, condition)
+    mask = _draw(parent, options, rows)
     labels = None
-    if wanted.split is not None:
-        labels = _labels(wanted.split, _unit(rows["split_key"]), mask)
+    if options.split is not None:
+        labels = _labels(options.split, _unit(rows["split_key"]), mask)
     schema = parent.schema
     if labels is not None:
         if SPLIT.name in schema.names:
@@ -99,7 +99,7 @@ def slice_manifest(
             batches=_batches(parent, schema, rows["sample_id"], mask, labels, advance),
             previews=parent.preview_batches(chosen) if parent.info.previews else None,
             root=parent.root,
-            operation=wanted.operation(),
+            operation=options.operation(),
             parents=[Parent(id=parent.id, path=path_text(parent.path.resolve()), role="slice of")],
             stages=parent.info.stages,
             rules=parent.info.rules,
@@ -115,20 +115,20 @@ def _claim(out: Path) -> None:
 
 
 def _read(
-    parent: Manifest, wanted: SliceOptions, condition: SqlCondition | None
+    parent: Manifest, options: SliceOptions, condition: SqlCondition | None
 ) -> dict[str, pa.ChunkedArray]:
     """Return for every row its id, whether status and condition select it, and its random keys.
 
     The keys are the first 64 bits of SHA-256("seed:sample:id") and of SHA-256("seed:split:id"). Patches are
     split by the id of their parent, so that no image is in two splits.
     """
-    status = "true" if wanted.status == "any" else f"status = '{wanted.status}'"
+    status = "true" if options.status == "any" else f"status = '{options.status}'"
     key = "('0x' || sha256('{}:{}:' || {})[1:16])::UBIGINT"
     split_by = "coalesce(parent_id, sample_id)"
     query = f"""
         SELECT sample_id, {status} AS by_status, {{where}} AS by_where,
-               {key.format(wanted.seed, "sample", "sample_id") if wanted.sample else 0} AS sample_key,
-               {key.format(wanted.seed, "split", split_by) if wanted.split else 0} AS split_key
+               {key.format(options.seed, "sample", "sample_id") if options.sample else 0} AS sample_key,
+               {key.format(options.seed, "split", split_by) if options.split else 0} AS split_key
         FROM samples"""
     try:
         with parent.connect() as connection:
@@ -141,33 +141,33 @@ def _read(
     return {name: rows[name] for name in rows.column_names}
 
 
-def _draw(parent: Manifest, wanted: SliceOptions, rows: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
+def _draw(parent: Manifest, options: SliceOptions, rows: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
     """Return which rows are in the slice, bool [rows]."""
     by_status = rows["by_status"].to_numpy()
     by_where = pc.fill_null(rows["by_where"], False).to_numpy()
     mask = by_status & by_where
     left = int(mask.sum())
-    counts = f"{len(mask)} rows, {int(by_status.sum())} of status {wanted.status}"
-    if wanted.where is not None:
+    counts = f"{len(mask)} rows, {int(by_status.sum())} of status {options.status}"
+    if options.where is not None:
         nulls = int((by_status & rows["by_where"].is_null().to_numpy()).sum())
-        counts += f", {left} of them where {wanted.where}" + (f" ({nulls} are null there)" if nulls else "")
+        counts += f", {left} of them where {options.where}" + (f" ({nulls} are null there)" if nulls else "")
         if nulls and left:
             seen = int(by_status.sum())
-            warn(f"--where {wanted.where} is null on {nulls:,} of {seen:,} rows, and they are left out")
+            warn(f"--where {options.where} is null on {nulls:,} of {seen:,} rows, and they are left out")
     if left == 0:
         raise UserError(f"nothing is left of {parent.path} ({counts})", "loosen --where, or see --status any")
-    if wanted.sample is None:
+    if options.sample is None:
         return mask
-    if wanted.sample < 1:
-        raise UserError(f"--sample {wanted.sample}", "draw at least 1")
-    if wanted.sample > left:
+    if options.sample < 1:
+        raise UserError(f"--sample {options.sample}", "draw at least 1")
+    if options.sample > left:
         raise UserError(
-            f"--sample {wanted.sample} is more than the {left} rows that are left ({counts})", "draw fewer"
+            f"--sample {options.sample} is more than the {left} rows that are left ({counts})", "draw fewer"
         )
     places = np.flatnonzero(mask)
     ids = rows["sample_id"].filter(pa.array(mask)).to_numpy().astype("S")
     keys = rows["sample_key"].to_numpy()[places].astype(np.uint64)
-    first = np.lexsort((ids, keys))[: wanted.sample]
+    first = np.lexsort((ids, keys))[: options.sample]
     mask = np.zeros_like(mask)
     mask[places[first]] = True
     return mask
