@@ -46,11 +46,11 @@ def condition(backbone, config, rows, columns, text):
 def run(backbone, transformer, grid, text, attention):
     """One real call, inputs made outside of it."""
     tokens = torch.randn(1, grid[0] * grid[1], transformer.config.in_channels)
-    said, level = condition(backbone, transformer.config, *grid, text), torch.ones(1)
+    conditioning, level = condition(backbone, transformer.config, *grid, text), torch.ones(1)
 
     def call():
         with torch.no_grad(), temporarily(transformer, AttentionCalls()):
-            backbone.call(transformer, tokens, level, said, {"attention": attention})
+            backbone.call(transformer, tokens, level, conditioning, {"attention": attention})
 
     return call
 
@@ -103,8 +103,8 @@ def test_a_windowed_pass_takes_what_is_counted(family, transformer, guide):
     calls = BackboneCalls(1, layout.tokens, text, WindowedAttention(layout, WindowRules(), guide))
     memory = BackboneMemory(backbone, transformer, torch.float32)
     latents = torch.randn(1, layout.guide_tokens, transformer.config.in_channels)
-    told = None if guide == "none" else Guide(latents, cached=guide == "kept")
-    windows = Windows(layout, WindowRules(), told, "gathered")
+    guide_argument = None if guide == "none" else Guide(latents, cached=guide == "kept")
+    windows = Windows(layout, WindowRules(), guide_argument, "gathered")
     call = run(backbone, transformer, (32, 32), text, windows)
     counted = memory.peak(calls) + memory.kept(calls)
     assert 0.85 * counted <= live_peak(call) <= 1.1 * counted

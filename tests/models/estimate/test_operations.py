@@ -36,7 +36,7 @@ def test_a_dense_call_exactly(family, grid, text):
     transformer = zoo.load_transformer(folder)
     config, image = transformer.config, grid[0] * grid[1]
     pooled = config.get("pooled_projection_dim")
-    said = Condition(
+    conditioning = Condition(
         torch.randn(1, text, config.joint_attention_dim),
         None if pooled is None else torch.randn(1, pooled),
         backbone.text_ids(text),
@@ -44,7 +44,7 @@ def test_a_dense_call_exactly(family, grid, text):
         torch.ones(1) if config.guidance_embeds else None,
     )
     tokens = torch.randn(1, image, config.in_channels)
-    real = counted(lambda: backbone.call(transformer, tokens, torch.ones(1), said))
+    real = counted(lambda: backbone.call(transformer, tokens, torch.ones(1), conditioning))
     assert BackboneCost.of(transformer).call(image, text).total == real
 
 

@@ -1,4 +1,4 @@
-"""`uhr sample SAMPLER --plan`: what a call takes, told without weights, of any model and for any GPU."""
+"""`uhr sample SAMPLER --plan`: the cost of a call, planned without weights for any model and any GPU."""
 
 import json
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ from uhr.models.specs.registry import SPECS
 GIB = 1 << 30
 
 
-def asked(sampler="ultragen", model="flux1-dev", on="h200", item=None, **more):
+def plan_of(sampler="ultragen", model="flux1-dev", on="h200", item=None, **more):
     return plan(Request(sampler=sampler, model=model, **more), item or Item(prompt="a lake"), on)
 
 
@@ -34,7 +34,7 @@ def answered(capsys, *words):
 @pytest.fixture
 def offline(monkeypatch):
     def refuse(*_, **__):
-        raise AssertionError("the hub is asked")
+        raise AssertionError("the hub is used")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
 
@@ -47,7 +47,7 @@ def offline(monkeypatch):
     ],
 )
 def test_every_sampler_and_every_backbone_is_planned_by_its_bare_name(sampler, model, offline):
-    found = asked(sampler, model)
+    found = plan_of(sampler, model)
     assert found.model_calls == sum(each.stage.total_calls for each in found.stages) > 0
     assert found.requested.seconds["VAE"] > 0
     whole = sum(each.whole for each in found.cost.weights(None).values())
@@ -61,7 +61,7 @@ def test_a_hub_id_is_planned_without_the_hub_and_is_its_spec(capsys, offline):
 
 
 def test_the_published_numbers_of_calls_at_4k(offline):
-    calls = {name: asked(name, size=(4096, 4096)).model_calls for name in SAMPLERS if name != "euler"}
+    calls = {name: plan_of(name, size=(4096, 4096)).model_calls for name in SAMPLERS if name != "euler"}
     assert calls == {
         "sdedit": 28 + 14,
         "multidiffusion": 50 * 49,
@@ -93,7 +93,7 @@ def test_a_folder_is_planned_by_its_own_configurations(tiny_flux, capsys):
     assert more["operations"]["linear"] == own["operations"]["linear"]
 
 
-def test_nothing_is_painted_loaded_or_written(tmp_path, monkeypatch, capsys):
+def test_nothing_is_generated_loaded_or_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "uhr.models.loading.model.load_component", lambda *_, **__: pytest.fail("weights are read")
@@ -106,12 +106,12 @@ def test_nothing_is_painted_loaded_or_written(tmp_path, monkeypatch, capsys):
 
 
 def test_a_plan_of_windows_says_which_back_end_its_memory_is_of(capsys):
-    for sampler, said in (("ultragen", True), ("imax", False)):
+    for sampler, mentioned in (("ultragen", True), ("imax", False)):
         assert main(["sample", sampler, "--model", "flux1-dev", "--plan", "--on", "h200"]) == 0
-        assert ("the gathered back end" in capsys.readouterr().out.splitlines()[-1]) == said
+        assert ("the gathered back end" in capsys.readouterr().out.splitlines()[-1]) == mentioned
 
 
-def test_a_gpu_here_without_a_data_sheet_is_said_and_not_taken_for_another(monkeypatch, capsys):
+def test_a_gpu_here_without_a_data_sheet_is_reported_and_not_taken_for_another(monkeypatch, capsys):
     card = SimpleNamespace(name="Tesla T4", total_memory=15 * GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
@@ -122,20 +122,20 @@ def test_a_gpu_here_without_a_data_sheet_is_said_and_not_taken_for_another(monke
 
 
 def test_guidance_of_two_passes_doubles_calls_and_operations():
-    once = asked("imax", size=(2048, 2048))
+    once = plan_of("imax", size=(2048, 2048))
     item = Item(prompt="a lake", negative="dull")
-    twice = asked("imax", size=(2048, 2048), item=item, options={"true_cfg_scale": 3.0})
+    twice = plan_of("imax", size=(2048, 2048), item=item, options={"true_cfg_scale": 3.0})
     assert twice.model_calls == 2 * once.model_calls == 120
     assert twice.requested.operations.linear > 1.99 * once.requested.operations.linear
-    klein = asked("imax", "flux2-klein-base-9b", size=(2048, 2048))
+    klein = plan_of("imax", "flux2-klein-base-9b", size=(2048, 2048))
     assert klein.model_calls == 120
-    assert asked("imax", "flux2-klein-base-9b", size=(2048, 2048), guidance=1.0).model_calls == 60
+    assert plan_of("imax", "flux2-klein-base-9b", size=(2048, 2048), guidance=1.0).model_calls == 60
 
 
 def test_a_given_image_takes_the_place_of_the_base_pass_at_whatever_size_it_has(tmp_path):
     path = tmp_path / "given.png"
     Image.fromarray(np.zeros((1000, 1500, 3), np.uint8)).save(path)
-    found = asked("patch-cascade", item=Item(prompt="a lake", image=path), scale=2)
+    found = plan_of("patch-cascade", item=Item(prompt="a lake", image=path), scale=2)
     assert [stage.stage.name for stage in found.stages] == ["patches"]
     assert (found.call.height, found.call.width) == (2000, 3000)
     assert found.call.planned == (2000, 3008)
@@ -180,7 +180,7 @@ def test_what_does_not_fit_says_so_and_what_would(capsys):
     assert then["memory"]["peak"] == instead["peak"] < 23 * GIB
     assert main(["sample", *words, "--plan"]) == 0
     assert "does not fit GeForce RTX 4090" in capsys.readouterr().out
-    # that one that offloads is faster is told with why, and with what the host must have
+    # that one that offloads is faster is shown with the reason, and with the host memory that it needs
     assert main(["sample", "patch-cascade", *words[1:-1], "rtx-4070", "--plan"]) == 0
     shown = capsys.readouterr().out
     assert "fits with --offload group: 2.5 GiB (31.4 GiB of the host), some" in shown
@@ -191,7 +191,7 @@ def test_what_does_not_fit_says_so_and_what_would(capsys):
 
 
 def test_less_on_the_device_with_every_further_offload_and_quantisation():
-    found = asked(size=(4096, 4096))
+    found = plan_of(size=(4096, 4096))
     peaks = [found.estimate(Placement(offload, None)).peak.total for offload in (None, "model", "sequential")]
     assert peaks == sorted(peaks, reverse=True)
     assert (
@@ -232,27 +232,27 @@ def test_on_a_cpu_there_is_no_time_and_float32(capsys):
 def test_the_gpu_that_is_here_is_planned_for_unless_another_is_named(monkeypatch):
     here = devices.Device("rtx-4090", "the one here", 23 * GIB, 1e14, 1e13, 1e12, 1e10)
     monkeypatch.setattr("uhr.models.estimate.plan.local_device", lambda: here)
-    assert asked("imax", on=None).device is here
+    assert plan_of("imax", on=None).device is here
     monkeypatch.setattr("uhr.models.estimate.plan.local_device", lambda: None)
-    assert asked("imax", on=None).device == devices.device("h200")
+    assert plan_of("imax", on=None).device == devices.device("h200")
 
 
 def test_adapters_and_packed_files_count_as_the_weights_that_they_are(tmp_path, tiny_flux, adapter):
-    plain = asked("imax", str(tiny_flux))
+    plain = plan_of("imax", str(tiny_flux))
     size = next(adapter.glob("*.safetensors")).stat().st_size
-    adapted = asked("imax", str(tiny_flux), adapters=[{"name": str(adapter)}])
+    adapted = plan_of("imax", str(tiny_flux), adapters=[{"name": str(adapter)}])
     whole = adapted.cost.weights(None)["transformer"].whole - plain.cost.weights(None)["transformer"].whole
     assert whole == size
     packed = tmp_path / "packed.gguf"
     packed.write_bytes(bytes(1234))
-    found = asked("imax", str(tiny_flux), transformer=packed)
+    found = plan_of("imax", str(tiny_flux), transformer=packed)
     assert found.cost.weights(None)["transformer"].whole == 1234
 
 
 def test_the_memory_of_a_plan_is_for_the_vae_that_the_sampler_makes():
     """UltraFlux decodes a quarter of the latents."""
-    found = asked("ultraflux", size=(4096, 4096))
-    plain = asked("imax", size=(4096, 4096))
+    found = plan_of("ultraflux", size=(4096, 4096))
+    plain = plan_of("imax", size=(4096, 4096))
     assert found.stages[-1].stage.calls[0].image == 16384
     assert plain.stages[-1].stage.calls[0].image > 65535
     assert found.requested.coded(found.stages[-1]).total < plain.requested.coded(plain.stages[-1]).total
@@ -272,7 +272,7 @@ def test_numbers_are_shown_as_people_say_them():
 
 def test_a_plan_of_other_dtypes_weighs_what_they_weigh():
     whole = {
-        dtype: asked("imax", dtype=dtype).cost.weights(None)["transformer"].whole
+        dtype: plan_of("imax", dtype=dtype).cost.weights(None)["transformer"].whole
         for dtype in ("bfloat16", "float16", "float32")
     }
     assert whole["bfloat16"] == whole["float16"] == whole["float32"] / 2 == 2 * 11_901_408_320
@@ -280,9 +280,9 @@ def test_a_plan_of_other_dtypes_weighs_what_they_weigh():
 
 
 def test_a_spec_is_what_one_says_it_is():
-    assert asked("imax", "flux1-dev", spec="flux1-schnell").choice.spec is zoo.get("flux1-schnell")
+    assert plan_of("imax", "flux1-dev", spec="flux1-schnell").choice.spec is zoo.get("flux1-schnell")
     with pytest.raises(UserError, match="unknown model spec"):
-        asked("imax", "flux1-dev", spec="flux3")
+        plan_of("imax", "flux1-dev", spec="flux3")
 
 
 @pytest.mark.parametrize(("on", "device", "assumed"), [(None, "auto", True), ("l40s", "auto", False)])

@@ -14,7 +14,7 @@ from uhr.models.samplers.core.sampler import plan_of_spec
 
 SPECS = ("tiny-flux1", "tiny-flux2", "tiny-flux2-base", "flux1-dev", "flux1-schnell", "flux2-klein-9b")
 CASES = [(name, spec) for spec in SPECS for name in names_for(zoo.get(spec).family)]
-ASKED = st.integers(1, 24 * 128)
+SIDES = st.integers(1, 24 * 128)
 
 
 def options_of(sampler):
@@ -37,7 +37,7 @@ def default_size(sampler, spec):
 
 @pytest.mark.parametrize(("name", "spec"), CASES)
 @settings(max_examples=25)
-@given(height=ASKED, width=ASKED, image=st.booleans())
+@given(height=SIDES, width=SIDES, image=st.booleans())
 def test_the_smallest_size_of_a_rule_is_the_smallest_of_its_kind_and_what_is_planned(
     name, spec, height, width, image
 ):
@@ -132,7 +132,7 @@ def test_a_4k_image_takes_as_many_calls_as_the_paper_says(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_an_image_where_none_is_taken_is_refused_by_the_plan(name):
+def test_an_image_where_none_is_taken_is_rejected_by_the_plan(name):
     sampler = find_sampler(name)
     assert sampler.takes_image == (name not in ("euler", "ultraflux"))
     if not sampler.takes_image:
@@ -165,7 +165,7 @@ def test_the_smallest_size_is_no_longer_than_need_be(height, width, unit, area):
         ("ultragen", {"shift": "static"}, "native_size, 2048 px: set it lower"),
     ],
 )
-def test_a_runaway_shift_is_refused_with_what_that_sampler_can_change(name, given, fix):
+def test_a_shift_out_of_range_is_rejected_with_what_that_sampler_can_change(name, given, fix):
     sampler, side = find_sampler(name), 2048 if name == "euler" else 4096
     options = sampler.Options(native_size=2048, **given)
     message = "calibrated up to 4096 image tokens; this image has 16384"
@@ -175,7 +175,7 @@ def test_a_runaway_shift_is_refused_with_what_that_sampler_can_change(name, give
 
 
 @pytest.mark.parametrize(("name", "spec"), CASES)
-def test_a_negative_prompt_and_scales_that_would_do_nothing_are_refused_before_weights(name, spec):
+def test_a_negative_prompt_and_scales_that_would_do_nothing_are_rejected_before_weights(name, spec):
     spec, sampler = zoo.get(spec), find_sampler(name)
     two_passes = spec.guidance == "cfg"
 
@@ -241,7 +241,7 @@ def test_with_an_image_the_calls_guidance_is_of_every_stage_and_else_the_publish
         ("patch-cascade", {"patch_guidance": 2.0}),
     ],
 )
-def test_guidance_that_no_stage_would_take_is_refused(name, given):
+def test_guidance_that_no_stage_would_take_is_rejected(name, given):
     sampler, spec = find_sampler(name), zoo.get("flux1-dev")
 
     def plan(image, guidance=None):

@@ -50,10 +50,10 @@ def test_a_folder_of_images_can_be_planned_and_a_broken_one_is_warned_of(capsys,
     (tmp_path / "c.png").write_bytes(b"none")
     words = ["sample", "patch-cascade", "--image", str(tmp_path), "--scale", "2", *WORDS]
     assert main([*words, "--json"]) == 0
-    said = capsys.readouterr()
-    found = json.loads(said.out)
+    output = capsys.readouterr()
+    found = json.loads(output.out)
     assert [(group["pictures"], group["width"]) for group in found["kinds"]] == [(2, 1024)]
-    (line,) = [line for line in said.err.splitlines() if line.startswith("warning: ")]
+    (line,) = [line for line in output.err.splitlines() if line.startswith("warning: ")]
     assert f"{tmp_path}/c.png" in line
     for name in ("a", "b"):
         (tmp_path / f"{name}.png").unlink()

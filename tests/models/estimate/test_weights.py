@@ -33,13 +33,18 @@ def test_of_text_encoders_quantised_by_the_library_itself(kind, tiny_flux, tiny_
     """On a CPU transformers quantises, diffusers does not."""
     from transformers import BitsAndBytesConfig, Qwen3ForCausalLM, T5EncoderModel
 
-    told = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} if kind == "nf4" else {"load_in_8bit": True}
+    arguments = (
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} if kind == "nf4" else {"load_in_8bit": True}
+    )
     for cls, folder in (
         (T5EncoderModel, tiny_flux / "text_encoder_2"),
         (Qwen3ForCausalLM, tiny_flux2 / "text_encoder"),
     ):
         loaded = cls.from_pretrained(
-            folder, quantization_config=BitsAndBytesConfig(**told), dtype=torch.bfloat16, device_map="cpu"
+            folder,
+            quantization_config=BitsAndBytesConfig(**arguments),
+            dtype=torch.bfloat16,
+            device_map="cpu",
         )
         real = sum(p.numel() * p.element_size() + scales(p) for p in loaded.parameters())
         plain = cls.from_pretrained(folder)
@@ -84,8 +89,8 @@ def test_each_offload_leaves_on_the_device_what_it_should():
 
 
 def test_weights_that_are_quantised_are_loaded_onto_the_device_whatever_is_offloaded():
-    def there(*told):
-        return loading(WEIGHTS, *told).total
+    def there(*arguments):
+        return loading(WEIGHTS, *arguments).total
 
     assert there("model", False, False) == 0
     assert there("model", True, False) == there(None, False, False) == there(None, True, False) == 113

@@ -1,4 +1,4 @@
-"""What of an adapter's strength is in files beside its matrices, as a command tells it."""
+"""Settings of an adapter's strength in files next to its matrices, as a command reports them."""
 
 import json
 
@@ -21,9 +21,11 @@ def test_a_command_names_settings_that_changed_and_an_alpha_that_nothing_says(uh
     assert len(entry["config"]) == 64
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 8}))
-    said = uhr("--repeat", one, "--out", two)
-    assert f"the settings next to {folder / 'adapter_model.safetensors'} are not the same as then" in said.err
-    assert "not identical" in said.out
+    output = uhr("--repeat", one, "--out", two)
+    assert (
+        f"the settings next to {folder / 'adapter_model.safetensors'} are not the same as then" in output.err
+    )
+    assert "not identical" in output.out
     file.unlink()
     three = tmp_path / "three.png"
     assert "note: adapter" in uhr(*words, "--adapter", folder, "--out", three).out

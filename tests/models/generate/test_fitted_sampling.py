@@ -78,10 +78,10 @@ def session(tiny_flux):
 
 
 @pytest.fixture
-def painted(session, tmp_path, monkeypatch):
+def generate(session, tmp_path, monkeypatch):
     """What a sampler made of an image, by a codec of means and an analytic field."""
 
-    def paint(name, options, scale, image, field):
+    def run(name, options, scale, image, field):
         session_ = session(name, options, scale)
         image.save(tmp_path / "given.png")
         call = session_.setup.call(Item(prompt="x", image=tmp_path / "given.png"))
@@ -90,7 +90,7 @@ def painted(session, tmp_path, monkeypatch):
         field(call)
         return session_.generate(call)
 
-    return paint
+    return run
 
 
 SCALES = [((137, 193), 2.0, False), ((137, 193), 1.5, True), ((137, 193), 1.0, False), ((70, 97), 2.9, True)]
@@ -110,7 +110,7 @@ def check(found, image, scale, first, atol):
 @pytest.mark.parametrize(("size", "scale", "first"), SCALES)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_without_noise_the_straight_field_gives_the_enlargement_back(
-    name, size, scale, first, painted, backbone, monkeypatch
+    name, size, scale, first, generate, backbone, monkeypatch
 ):
     """Where noise is 0, x = (1 - sigma) x* all along, and the velocity is -x*: known at every place alone, so
     that windows and patches of any kind know it too."""
@@ -123,12 +123,12 @@ def test_without_noise_the_straight_field_gives_the_enlargement_back(
         backbone(lambda tokens, sigma, *_: -tokens / (1 - sigma))
 
     image = waves(*size)
-    found = painted(name, OPTIONS[name], scale, image, field)
+    found = generate(name, OPTIONS[name], scale, image, field)
     check(found, image, scale, first and name != "patch-cascade", 1.5)
 
 
 @pytest.mark.parametrize(("size", "scale", "first"), SCALES[:2])
-def test_imax_from_noise_gives_the_enlargement_back(size, scale, first, painted, monkeypatch):
+def test_imax_from_noise_gives_the_enlargement_back(size, scale, first, generate, monkeypatch):
     image = waves(*size)
 
     def field(call):
@@ -140,10 +140,10 @@ def test_imax_from_noise_gives_the_enlargement_back(size, scale, first, painted,
 
         monkeypatch.setattr(Engine, "network", network)
 
-    check(painted("imax", FROM_NOISE["imax"], scale, image, field), image, scale, first, 1.5)
+    check(generate("imax", FROM_NOISE["imax"], scale, image, field), image, scale, first, 1.5)
 
 
-def test_demofusion_gives_a_image_back_where_all_its_paths_lead_there(painted, monkeypatch):
+def test_demofusion_gives_a_image_back_where_all_its_paths_lead_there(generate, monkeypatch):
     """Its stages are enlarged as latents and brought to the base's mean and deviation: nearly the image,
     whose waves are longer here."""
     coarse = waves(35, 49).resize((196, 140), Image.Resampling.BICUBIC)
@@ -157,5 +157,5 @@ def test_demofusion_gives_a_image_back_where_all_its_paths_lead_there(painted, m
         monkeypatch.setattr(demofusion, "_jittered_windows", lambda *_: towards)
         monkeypatch.setattr(demofusion, "_sub_grids", lambda *_: towards)
 
-    found = painted("demofusion", FROM_NOISE["demofusion"], 2.0, coarse, field)
+    found = generate("demofusion", FROM_NOISE["demofusion"], 2.0, coarse, field)
     check(found, coarse, 2.0, False, 12)

@@ -10,7 +10,7 @@ from uhr.models.generate import record
 
 
 @pytest.fixture
-def strangers(uhr, tiny_flux, tmp_path, monkeypatch):
+def foreign_record(uhr, tiny_flux, tmp_path, monkeypatch):
     """A maker of somebody's PNG by euler, with changes to its record, in the working folder."""
     own = ("euler", "--model", tiny_flux, "--out", tmp_path / "own.png", "--prompt", "a lake")
     uhr(*own, "--steps", 2, "--size", "64x64", "--device", "cpu")
@@ -26,11 +26,11 @@ def strangers(uhr, tiny_flux, tmp_path, monkeypatch):
     return make
 
 
-def test_a_record_runs_no_code_that_the_user_does_not_name(uhr, strangers, tmp_path):
+def test_a_record_runs_no_code_that_the_user_does_not_name(uhr, foreign_record, tmp_path):
     code = "from pathlib import Path; Path('ran').touch(); X = 1"
     (tmp_path / "strange_module_of_somebody.py").write_text(code)
     name = "strange_module_of_somebody:X"
-    image = strangers(request={"sampler": name})
+    image = foreign_record(request={"sampler": name})
     for more in ((), ("--sampler", "euler"), ("--sampler", "other:X")):
         error = uhr("--repeat", image, "--out", "two.png", *more, code=1).err
         assert f"names the sampler '{name}': if you trust its code, name it: --sampler {name}" in error
@@ -41,7 +41,7 @@ def test_a_record_runs_no_code_that_the_user_does_not_name(uhr, strangers, tmp_p
     )
     assert Path("ran").exists()
     # what is to be copied into a shell is quoted
-    image = strangers(request={"sampler": "a:b; echo c"})
+    image = foreign_record(request={"sampler": "a:b; echo c"})
     assert "--sampler 'a:b; echo c'" in uhr("--repeat", image, "--out", "two.png", code=1).err
 
 
@@ -56,7 +56,7 @@ def test_a_sampler_of_the_users_own_is_repeated_by_its_name(uhr, tiny_flux, tmp_
 
 
 class Hub:
-    """Stands in for `huggingface_hub.snapshot_download`: holds one folder, in its cache or not."""
+    """Replaces `huggingface_hub.snapshot_download`: it has one folder, in its cache or not."""
 
     def __init__(self, folder, cached):
         self.folder, self.cached, self.asked = folder, cached, []
@@ -72,14 +72,14 @@ class Hub:
 
 @pytest.mark.parametrize("lone", [False, True])
 def test_a_record_fetches_nothing_that_the_user_does_not_name(
-    lone, uhr, tiny_flux, strangers, tmp_path, monkeypatch
+    lone, uhr, tiny_flux, foreign_record, tmp_path, monkeypatch
 ):
     import huggingface_hub
 
     backbone = tmp_path / "backbone.safetensors"
     shutil.copy(tiny_flux / "transformer" / "diffusion_pytorch_model.safetensors", backbone)
     names = {"name": str(backbone), "base": "strange/repo"} if lone else {"name": "strange/repo"}
-    image = strangers(model={**names, "revision": "deadbeef"}, request={"spec": "tiny-flux1"})
+    image = foreign_record(model={**names, "revision": "deadbeef"}, request={"spec": "tiny-flux1"})
     hub = Hub(tiny_flux, cached=False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
     # a file is named, and the record names the rest
@@ -98,7 +98,7 @@ def test_a_record_fetches_nothing_that_the_user_does_not_name(
     assert not any(local for _, _, local in hub.asked)
 
 
-def test_adapters_weights_and_images_of_a_record_are_paths_and_nothing_else(uhr, strangers, monkeypatch):
+def test_adapters_weights_and_images_of_a_record_are_paths_and_nothing_else(uhr, foreign_record, monkeypatch):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
@@ -108,4 +108,4 @@ def test_adapters_weights_and_images_of_a_record_are_paths_and_nothing_else(uhr,
         {"request": {"vae": "https://example.org/vae.safetensors"}},
         {"item": {"image": "https://example.org/x.png"}},
     ):
-        assert "does not exist" in uhr("--repeat", strangers(**changes), "--out", "two.png", code=1).err
+        assert "does not exist" in uhr("--repeat", foreign_record(**changes), "--out", "two.png", code=1).err

@@ -28,10 +28,10 @@ def made(tiny_flux, tmp_path, capsys):
         sets = [word for each in SETS.get(sampler, ()) for word in ("--set", each)]
         words = ["sample", sampler, "--model", model, "--prompt", "x", "--image", given, "--out", out]
         assert main([str(word) for word in (*words, "--steps", 3, *sets, *more)]) == code
-        said = capsys.readouterr()
+        output = capsys.readouterr()
         if code:
             assert not out.exists()
-            return said.err
+            return output.err
         with Image.open(out) as image:
             image.load()
         return image, read_record(out)
@@ -165,9 +165,9 @@ def test_what_cannot_be_is_one_line_before_anything_is_loaded(
         raise AssertionError("weights are loaded")
 
     monkeypatch.setattr("uhr.models.loading.model.load_pipeline", load)
-    said = made(sampler, forge.encode(forge.image(*size), "PNG"), *more, code=1)
-    assert message in said
-    assert said.count("\n") == 1
+    output = made(sampler, forge.encode(forge.image(*size), "PNG"), *more, code=1)
+    assert message in output
+    assert output.count("\n") == 1
 
 
 def test_a_broken_image_and_a_scale_of_nothing_are_one_line(forge, made, tiny_flux, tmp_path, capsys):
@@ -196,9 +196,9 @@ def test_repeated_it_is_the_same_in_the_same_frame_and_another_image_is_noticed(
         assert np.array_equal(np.asarray(again), np.asarray(image))
     (tmp_path / "given image").write_bytes(forge.encode(forge.image(137, 193), "PNG"))
     assert main([str(word) for word in words]) == 0
-    said = capsys.readouterr()
-    assert "given image is not the same file as then" in said.err
-    assert "not identical" in said.out
+    output = capsys.readouterr()
+    assert "given image is not the same file as then" in output.err
+    assert "not identical" in output.out
 
 
 def test_a_image_of_a_folder_becomes_what_it_becomes_alone(forge, made, tiny_flux, tmp_path, capsys):

@@ -96,21 +96,21 @@ def test_colours_of_a_wide_gamut_are_shown_as_srgb_by_the_book(forge, opened):
     assert np.abs(levels(shown) - stored).max() > 5
 
 
-def test_what_was_painted_comes_back_in_the_profile_of_the_image(forge, opened):
-    """A reader that obeys the profile sees the colours that the model painted."""
+def test_what_was_generated_comes_back_in_the_profile_of_the_image(forge, opened):
+    """A reader that obeys the profile sees the colours that the model generated."""
     profile = forge.wide_gamut_profile()
     found = opened(forge.encode(forge.image(40, 30), "PNG", icc_profile=profile))
-    painted = muted(forge.image(40, 30, seed=3))
-    result = found.restore(painted, same((30, 40)))
+    generated = muted(forge.image(40, 30, seed=3))
+    result = found.restore(generated, same((30, 40)))
     assert result.info == {"icc_profile": profile}
-    assert np.abs(levels(result) - levels(painted)).max() > 5
+    assert np.abs(levels(result) - levels(generated)).max() > 5
     seen = ImageCms.profileToProfile(
         result,
         ImageCms.ImageCmsProfile(io.BytesIO(profile)),
         ImageCms.createProfile("sRGB"),
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
     )
-    assert np.abs(levels(seen) - levels(painted)).max() <= 2
+    assert np.abs(levels(seen) - levels(generated)).max() <= 2
 
 
 def test_a_image_that_nothing_is_done_to_comes_back_under_each_profile(forge, opened):
@@ -125,7 +125,7 @@ def test_a_image_that_nothing_is_done_to_comes_back_under_each_profile(forge, op
         assert found.notes == ()
 
 
-def test_a_gray_image_stays_gray_whatever_was_painted(forge, opened):
+def test_a_gray_image_stays_gray_whatever_was_generated(forge, opened):
     for mode, profile in (
         ("L", None),
         ("LA", None),
@@ -160,14 +160,14 @@ def test_cmyk_comes_back_as_srgb_and_says_so(forge, opened):
     data = forge.encode(forge.image(40, 30, "CMYK"), "JPEG", icc_profile=forge.cmyk_profile())
     found = opened(data)
     assert found.notes == ("the image was CMYK: the result is sRGB",)
-    painted = forge.image(40, 30)
-    result = found.restore(painted, same((30, 40)))
-    assert np.array_equal(levels(result), levels(painted))
+    generated = forge.image(40, 30)
+    result = found.restore(generated, same((30, 40)))
+    assert np.array_equal(levels(result), levels(generated))
     embedded = ImageCms.ImageCmsProfile(io.BytesIO(result.info["icc_profile"]))
     assert "sRGB" in ImageCms.getProfileDescription(embedded)
     bare = opened(forge.encode(forge.image(40, 30, "CMYK"), "JPEG"))
     assert "CMYK without a profile" in bare.notes[0]
-    assert "icc_profile" not in bare.restore(painted, same((30, 40))).info
+    assert "icc_profile" not in bare.restore(generated, same((30, 40))).info
 
 
 @pytest.mark.parametrize("profile", ["broken", "of other pixels", "truncated"])
@@ -188,18 +188,18 @@ def test_transparency_is_enlarged_as_colours_are_and_put_back(forge, opened):
     stored = forge.image(37, 25, "RGBA")
     found = opened(forge.encode(stored, "PNG"))
     fitted = doubled((25, 37))
-    painted = forge.image(80, 64)
+    generated = forge.image(80, 64)
     assert fitted.made == (64, 80)
-    result = found.restore(painted, fitted)
+    result = found.restore(generated, fitted)
     assert (result.mode, result.size) == ("RGBA", (74, 50))
     alpha = torch.from_numpy(levels(stored)[..., 3]).float()[None, None] / 255
     expected = (bicubic(alpha, 50, 74).clamp(0, 1) * 255).round()
     assert np.array_equal(levels(result)[..., 3], expected[0, 0].int().numpy())
-    assert np.array_equal(levels(result)[..., :3], levels(painted)[:50, :74])
+    assert np.array_equal(levels(result)[..., :3], levels(generated)[:50, :74])
     kept = found.restore(found.rgb, same((25, 37)))
     assert np.array_equal(levels(kept)[..., 3], levels(stored)[..., 3])
     opaque = opened(forge.encode(forge.image(37, 25), "PNG"))
-    assert opaque.restore(painted, fitted).mode == "RGB"
+    assert opaque.restore(generated, fitted).mode == "RGB"
     of_nothing = Image.new("RGBA", (9, 9), (1, 2, 3, 255))
     assert opened(forge.encode(of_nothing, "PNG")).restore(of_nothing, same((9, 9))).mode == "RGB"
 

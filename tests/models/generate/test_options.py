@@ -20,7 +20,7 @@ def choice(sampler, **options):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_option_is_told_with_its_meaning(sampler):
+def test_every_option_is_reported_with_its_meaning(sampler):
     options = sampler_class(sampler, "flux1").Options
     entries = options_of(sampler)
     assert {each["name"] for each in entries if "." not in each["name"]} == set(options.model_fields)

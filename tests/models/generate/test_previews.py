@@ -1,4 +1,4 @@
-"""Images of the stages before the last, and what a bar is told meanwhile."""
+"""Images of the stages before the last, and the progress that is reported."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_every_stage_before_the_last_is_kept_in_its_own_size(sampler, tiny_flux)
     with_stages = session.generate(call, stages=True)
     assert [name for name, _ in with_stages.stages] == setup.preview_names(call)
     assert [image.size for _, image in with_stages.stages] == [s.size[::-1] for s in planned[:-1]]
-    # looking changes nothing, and neither does what was painted before
+    # looking changes nothing, and neither does what was generated before
     again = session.generate(call)
     assert again.stages == []
     assert np.array_equal(np.asarray(again.image), np.asarray(with_stages.image))
@@ -51,12 +51,12 @@ def test_the_bar_hears_of_every_call_and_of_its_stage(sampler, tiny_flux):
     setup = Setup.of(request(sampler, tiny_flux, size=size))
     call = setup.call(Item(prompt="a lake"))
     heard = []
-    painting = Session(setup).generate(
+    generated = Session(setup).generate(
         call, lambda n=1, note=None, total=None: heard.append((n, note, total))
     )
     (total,) = {total for _, _, total in heard if total is not None}
     planned = call.plan.stages
-    assert total == sum(n for n, _, _ in heard) == painting.record["model_calls"] == call.plan.model_calls
+    assert total == sum(n for n, _, _ in heard) == generated.record["model_calls"] == call.plan.model_calls
     notes = [note for n, note, _ in heard if n and note]
     assert list(dict.fromkeys(notes)) == [stage.name for stage in planned]
     # patches are decoded one by one
@@ -65,18 +65,18 @@ def test_the_bar_hears_of_every_call_and_of_its_stage(sampler, tiny_flux):
 
 
 def test_two_passes_a_step_are_counted_too(tiny_flux):
-    asked = request("euler", tiny_flux).model_copy(update={"options": {"true_cfg_scale": 2}})
-    setup = Setup.of(asked)
+    guided = request("euler", tiny_flux).model_copy(update={"options": {"true_cfg_scale": 2}})
+    setup = Setup.of(guided)
     heard = []
-    painting = Session(setup).generate(
+    generated = Session(setup).generate(
         setup.call(Item(prompt="a lake", negative="ugly", size=(64, 64))),
         lambda n=1, note=None, total=None: heard.append((n, total)),
     )
-    assert painting.record["model_calls"] == 4
+    assert generated.record["model_calls"] == 4
     assert sum(n for n, _ in heard) == next(total for _, total in heard if total)
 
 
-def test_the_command_writes_them_beside_no_record(tiny_flux, tmp_path, capsys):
+def test_the_command_writes_them_next_to_no_record(tiny_flux, tmp_path, capsys):
     words = ["sample", "hiflow", "--model", str(tiny_flux), "--prompt", "x", "--out", f"{tmp_path}/lake.png"]
     sets = ["--steps", "2", "--size", "256x256", "--set", "cascade=[1.5, 2]"]
     assert main([*words, *sets, "--previews", f"{tmp_path}/new/folder"]) == 0, capsys.readouterr().err
@@ -110,7 +110,7 @@ def test_they_replace_earlier_ones_and_nothing_else(tiny_flux, tmp_path, capsys,
 
 
 @pytest.mark.parametrize("sampler", ["euler", "ultraflux"])
-def test_of_one_stage_there_are_none_which_is_said_before_anything_is_loaded(
+def test_of_one_stage_there_are_none_which_is_reported_before_anything_is_loaded(
     sampler, tiny_flux, tmp_path, capsys, monkeypatch
 ):
     from uhr.models.loading import model as loading
@@ -122,6 +122,6 @@ def test_of_one_stage_there_are_none_which_is_said_before_anything_is_loaded(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_sampler_that_paints_in_stages_is_asked_here():
+def test_every_sampler_that_generates_in_stages_is_tested_here():
     for name in SAMPLERS:
         assert find_sampler(name).takes_image == (name in STAGED), name

@@ -1,4 +1,4 @@
-"""The record of an image: in the PNG and beside it, whole or absent, and never in a stranger's file."""
+"""The record of an image: in the PNG and next to it, whole or absent, never replacing a foreign file."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def test_what_is_written_is_read_from_the_png_and_from_the_json(tmp_path):
     assert record.read_record(out) == RECORD
 
 
-def test_the_json_comes_last_and_none_stands_beside_another_image(tmp_path, monkeypatch):
+def test_the_json_comes_last_and_none_is_left_next_to_another_image(tmp_path, monkeypatch):
     out = tmp_path / "lake.png"
     record.write(out, image(), RECORD)
 
@@ -80,7 +80,7 @@ def test_out_is_a_pngs_name(tmp_path):
             record.check_out(Path(tmp_path / name))
 
 
-def test_a_number_that_is_none_is_not_written_and_what_stands_there_stays(tmp_path):
+def test_a_number_that_is_not_finite_is_not_written_and_what_is_there_stays(tmp_path):
     out = tmp_path / "lake.png"
     record.write(out, image(), RECORD)
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -1,4 +1,4 @@
-"""An image made again from its record is the same, bit for bit; what is not as it was is told."""
+"""An image repeated from its record is equal bit for bit; differences are reported."""
 
 import json
 import shutil
@@ -110,27 +110,27 @@ def test_the_record_may_be_in_the_json_alone(uhr, tiny_flux, tmp_path):
     assert "no original image" in uhr("--repeat", record.json_path(one), "--out", tmp_path / "four.png").out
 
 
-def test_other_weights_are_told_and_so_is_how_many_pixels_differ(uhr, tiny_flux, adapter, tmp_path):
+def test_other_weights_are_reported_and_so_is_how_many_pixels_differ(uhr, tiny_flux, adapter, tmp_path):
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     style = shutil.copytree(adapter, tmp_path / "style")
     uhr(*words("euler", tiny_flux, one, "--adapter", style))
     other = zoo.make_tiny("tiny-flux1", tmp_path / "other", seed=1)
     shutil.rmtree(other / "vae")
     shutil.copytree(tiny_flux / "vae", other / "vae")
-    said = uhr("--repeat", one, "--out", two, "--model", other)
-    assert [line for line in said.err.splitlines() if line.startswith("warning: ")] == [
+    output = uhr("--repeat", one, "--out", two, "--model", other)
+    assert [line for line in output.err.splitlines() if line.startswith("warning: ")] == [
         f"warning: weights: those of the {name} are not the same as then"
         for name in ("text_encoder", "text_encoder_2", "transformer")
     ]
     differ = int((np.abs(pixels(one) - pixels(two)).max(axis=-1) > 0).sum())
     most = np.abs(pixels(one) - pixels(two)).max()
     assert differ > 1000
-    assert said.out.splitlines()[-1] == (
+    assert output.out.splitlines()[-1] == (
         f"not identical: {differ:,} of 16,384 pixels differ, by at most {most} of 255"
     )
 
 
-def test_an_edited_configuration_scheduler_or_tokenizer_is_told(uhr, tiny_flux, tmp_path):
+def test_an_edited_configuration_scheduler_or_tokenizer_is_reported(uhr, tiny_flux, tmp_path):
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     model = shutil.copytree(tiny_flux, tmp_path / "model")
     uhr(*words("euler", model, one))
@@ -144,8 +144,8 @@ def test_an_edited_configuration_scheduler_or_tokenizer_is_told(uhr, tiny_flux, 
     edit("vae/config.json", scaling_factor=0.5)
     edit("scheduler/scheduler_config.json", max_shift=2.0)
     edit("tokenizer/tokenizer_config.json", clean_up_tokenization_spaces=True)
-    said = uhr("--repeat", one, "--out", two)
-    assert sorted(line for line in said.err.splitlines() if line.startswith("warning: ")) == [
+    output = uhr("--repeat", one, "--out", two)
+    assert sorted(line for line in output.err.splitlines() if line.startswith("warning: ")) == [
         "warning: configuration: that of the vae is not the same as then",
         "warning: files: those of the scheduler are not the same as then",
         "warning: files: those of the tokenizer are not the same as then",
@@ -240,7 +240,7 @@ def test_wrong_calls_of_repeat_are_one_line(uhr, tiny_flux, tmp_path):
     assert "name the new image: --out again.png" in uhr("--repeat", one, code=1).err
     assert "is the image to repeat" in uhr("--repeat", one, "--out", one, code=1).err
     assert "give one of them" in uhr("--repeat", one, "--out", "x.png", "euler", code=1).err
-    assert "put it behind" in uhr("--model", tiny_flux, "euler", "--out", "x.png", code=1).err
+    assert "write it after the name" in uhr("--model", tiny_flux, "euler", "--out", "x.png", code=1).err
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     error = uhr("--repeat", tmp_path / "x.png", "--out", tmp_path / "y.png", code=1).err
     assert "has no record of how it was made" in error

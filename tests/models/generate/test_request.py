@@ -79,7 +79,7 @@ def test_a_seed_is_one_that_torch_takes(seed):
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", -math.inf])
-def test_a_number_that_is_none_is_refused_wherever_one_is_given(number):
+def test_a_number_that_is_not_finite_is_rejected_wherever_one_is_given(number):
     for more in ({"guidance": number}, {"scale": number}, {"adapters": [{"name": "a", "scale": number}]}):
         with pytest.raises(UserError, match="should be a finite number"):
             build(Request, {"sampler": "euler", "model": "m", **more}, "here")

@@ -30,14 +30,14 @@ def pixels(path):
     return np.asarray(Image.open(path), dtype=int)
 
 
-def test_levels_that_are_given_are_the_steps_and_take_no_number_beside_them(run, fails, tiny_flux, tmp_path):
+def test_levels_that_are_given_are_the_steps_and_take_no_number_next_to_them(run, fails, tiny_flux, tmp_path):
     out = tmp_path / "lake.png"
     words = ("--model", tiny_flux, "--prompt", "x", "--size", "64x64", "--set", "sigmas=[1, 0.5, 0.2]")
     run("sample", "euler", *words, "--out", out)
     record = read_record(out)
     assert (record["steps"], record["model_calls"], record["sigmas"]) == (3, 3, [1, 0.5, 0.2, 0])
-    said = fails("sample", "euler", *words, "--steps", 5, "--out", tmp_path / "other.png")
-    assert "both 5 steps and sigmas" in said
+    output = fails("sample", "euler", *words, "--steps", 5, "--out", tmp_path / "other.png")
+    assert "both 5 steps and sigmas" in output
     assert not (tmp_path / "other.png").exists()
 
 
@@ -71,7 +71,7 @@ def test_weights_that_are_replaced_while_they_are_loaded_are_in_no_record(
 
 def test_a_image_is_made_and_says_in_itself_how(run, tiny_flux, tmp_path):
     out = tmp_path / "new folder" / "lake.png"
-    said = run(*sample(tiny_flux, out, "--seed", 7)).out
+    output = run(*sample(tiny_flux, out, "--seed", 7)).out
     assert Image.open(out).size == (64, 96)
     record = read_record(out)
     assert (record["sampler"], record["prompt"], record["seed"]) == ("euler", "a lake", 7)
@@ -80,16 +80,18 @@ def test_a_image_is_made_and_says_in_itself_how(run, tiny_flux, tmp_path):
     assert record["sigmas"][0] == 1
     # the card's guidance was filled in, and both the terminal and the file say so
     assert record["guidance"] == 3.5
-    assert "guidance 3.5" in said
+    assert "guidance 3.5" in output
     assert Image.open(out).text.keys() == {"uhr"}
 
 
 @pytest.mark.parametrize(("family", "encoder"), [("flux1", "t5"), ("flux2", "qwen3")])
-def test_a_prompt_that_is_cut_is_said_in_one_line_and_in_the_record(run, request, tmp_path, family, encoder):
+def test_a_prompt_that_is_cut_is_reported_in_one_line_and_in_the_record(
+    run, request, tmp_path, family, encoder
+):
     model, out = request.getfixturevalue(f"tiny_{family}".removesuffix("1")), tmp_path / "lake.png"
     words = ("sample", "euler", "--model", model, "--size", "64x64", "--steps", 1, "--device", "cpu")
     prompt = "a lake " * 200
-    said, err = run(*words, "--prompt", prompt, "--out", out)
+    output, err = run(*words, "--prompt", prompt, "--out", out)
     for record in (read_record(out), json.loads(out.with_suffix(".json").read_text())):
         (note,) = record["details"]["notes"]
         found = next(each for each in record["details"]["text_tokens"] if each["encoder"] == encoder)
@@ -97,8 +99,8 @@ def test_a_prompt_that_is_cut_is_said_in_one_line_and_in_the_record(run, request
         assert (
             note == f"the prompt has {found['tokens'][0]:,} tokens, {encoder} reads 512: its end is not read"
         )
-    assert (said + err).count(note) == 1
-    assert prompt[-50:] not in said + err
+    assert (output + err).count(note) == 1
+    assert prompt[-50:] not in output + err
     assert "indexing errors" not in err
     # a plan knows it too, by the tokenizers
     planned, _ = run(*words, "--prompt", prompt, "--plan")
@@ -209,7 +211,7 @@ def test_a_sampler_of_the_users_own_goes_by_import_path(run, tiny_flux, tmp_path
     ],
     ids=lambda value: value[0] + value[1] if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_made_is_refused_in_one_line_before_any_weights_are_loaded(
+def test_what_cannot_be_made_is_rejected_in_one_line_before_any_weights_are_loaded(
     fails, tiny_flux, tmp_path, monkeypatch, change, message
 ):
     from uhr.models.loading import model as loading
@@ -223,7 +225,7 @@ def test_what_cannot_be_made_is_refused_in_one_line_before_any_weights_are_loade
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_adapter_of_another_backbone_is_refused_before_any_weights_are_loaded(
+def test_an_adapter_of_another_backbone_is_rejected_before_any_weights_are_loaded(
     fails, tiny_flux, tmp_path, monkeypatch
 ):
     from safetensors.torch import save_file

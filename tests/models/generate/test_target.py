@@ -49,7 +49,7 @@ def test_one_image_goes_to_a_bucket(tiny_flux, s3, tmp_path, monkeypatch, capsys
     assert not (tmp_path / "s3:").exists()
 
 
-def test_a_bucket_that_cannot_take_it_is_refused_before_loading(tiny_flux, s3, capsys):
+def test_a_bucket_that_cannot_take_it_is_rejected_before_loading(tiny_flux, s3, capsys):
     assert "there is no such bucket" in refused(capsys, euler(tiny_flux, "s3://no-such-bucket-here/x.png"))
     assert "names no file in a bucket" in refused(capsys, euler(tiny_flux, "s3://x.png"))
     assert "is not a PNG" in refused(capsys, euler(tiny_flux, f"s3://{s3.bucket}/x.jpg"))
@@ -58,7 +58,9 @@ def test_a_bucket_that_cannot_take_it_is_refused_before_loading(tiny_flux, s3, c
 
 
 @pytest.mark.parametrize("place", ["file/x.png", "file/deep/x.png", "/proc/x/y.png"])
-def test_where_nothing_can_be_written_is_said_before_loading(place, tiny_flux, tmp_path, monkeypatch, capsys):
+def test_where_nothing_can_be_written_is_reported_before_loading(
+    place, tiny_flux, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     assert "nothing can be written to" in refused(capsys, euler(tiny_flux, place))
@@ -76,7 +78,7 @@ def test_looking_whether_it_can_be_written_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_disk_refuses_later_is_one_line(tmp_path):
+def test_what_a_disk_rejects_later_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     image = Image.new("RGB", (8, 8))
     with pytest.raises(UserError, match=r"x\.png cannot be written \("):
@@ -86,7 +88,7 @@ def test_what_a_disk_refuses_later_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["image", "previews", "transformer", "vae", "prompts"])
-def test_a_url_where_a_file_is_wanted_is_named_as_it_was_written(option, tiny_flux, tmp_path, capsys):
+def test_a_url_where_a_file_is_required_is_named_as_it_was_written(option, tiny_flux, tmp_path, capsys):
     line = refused(capsys, euler(tiny_flux, tmp_path / "x.png", f"--{option}", "s3://buck/set1"))
     assert re.search(rf"--{option} s3://buck/set1 is a URL, not a path: give a path of this machine", line)
 

@@ -25,7 +25,7 @@ def client(chat, waits):
     return ChatServer(chat.url, seconds=0.5, sleep=waits.append)
 
 
-def test_a_question_is_asked_as_the_protocol_wants_it(chat, client):
+def test_a_question_is_sent_as_the_protocol_requires(chat, client):
     chat.reply = lambda body, n: "  a lake\nat dawn \n"
     assert client.answer("be brief", "a lake", seed=7, tokens=99) == "a lake\nat dawn"
     assert chat.asked == [
@@ -60,7 +60,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(chat, monkeypatch, capfd)
      chat_server.silence],
     ids=["429", "500", "503", "html", "empty", "hang up", "half", "drip", "silence"],
 )  # fmt: skip
-def test_what_passes_is_asked_again_with_growing_waits(chat, client, waits, fault):
+def test_what_passes_is_sent_again_with_growing_waits(chat, client, waits, fault):
     chat.reply = lambda body, n: fault if n < 4 else "done"
     assert client.answer("x", "y") == "done"
     assert len(chat.asked) == 4
@@ -68,7 +68,7 @@ def test_what_passes_is_asked_again_with_growing_waits(chat, client, waits, faul
     assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2 <= waits[2] <= 4
 
 
-def test_that_it_is_asked_again_and_why_is_told(chat, client, waits, capsys):
+def test_that_it_is_sent_again_and_why_is_reported(chat, client, waits, capsys):
     chat.reply = lambda body, n: 500 if n < 2 else "done"
     assert client.answer("x", "y") == "done"
     (line,) = capsys.readouterr().err.splitlines()
@@ -109,7 +109,7 @@ def test_a_server_that_goes_on_failing_is_one_line(chat, client, fault, words):
 @pytest.mark.parametrize(
     ("status", "fix"), [(401, "set OPENAI_API_KEY"), (403, "set OPENAI_API_KEY"), (404, "ends in /v1")]
 )
-def test_a_refusal_is_told_at_once_with_what_the_server_says(chat, client, status, fix):
+def test_a_refusal_is_reported_at_once_with_what_the_server_says(chat, client, status, fix):
     chat.reply = lambda body, n: status
     with pytest.raises(ServerError, match=rf"answers {status} \(on request\): .*{fix}"):
         client.answer("x", "y")
@@ -138,7 +138,7 @@ REFUSALS = {
 }
 
 
-def test_a_model_that_refuses_the_usual_parameters_is_asked_without_and_from_then_on(chat, client):
+def test_a_model_that_rejects_the_usual_parameters_is_sent_without_and_from_then_on(chat, client):
     def picky(body, n):
         for name, words in REFUSALS.items():
             if name in body:
@@ -159,7 +159,7 @@ def test_either_refusal_is_known(chat, client, words):
     assert client.answer("x", "y") == "done"
 
 
-def test_a_question_that_is_too_long_is_asked_once(chat, client):
+def test_a_question_that_is_too_long_is_sent_once(chat, client):
     long = "max_tokens is too large: 2048. This model's maximum context length is 4096 tokens"
     chat.reply = lambda body, n: lambda handler: handler.send({"error": {"message": long}}, 400)
     with pytest.raises(NoAnswer, match="too large"):
@@ -186,7 +186,7 @@ def test_a_question_that_is_too_long_is_asked_once(chat, client):
         (chat_server.completion("a lake and", "abort"), "stopped before the end of the answer .abort."),
     ],
 )
-def test_an_answer_that_is_none_concerns_its_question_alone(chat, client, reply, words):
+def test_an_answer_that_is_unusable_concerns_its_question_alone(chat, client, reply, words):
     chat.reply = lambda body, n: reply
     with pytest.raises(NoAnswer, match=words):
         client.answer("x", "y")
@@ -202,7 +202,7 @@ def test_the_only_model_needs_no_name_and_several_do(chat):
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://", "http://me:pw@host/v1"])
-def test_an_address_that_is_none_is_told_without_its_password(url):
+def test_an_address_that_is_invalid_is_reported_without_its_password(url):
     with pytest.raises(UserError) as error:
         ChatServer(url, "x")
     assert "pw" not in str(error.value)

@@ -20,7 +20,7 @@ def low_pass(x):
 
 @given(st.floats(0, 1))
 def test_acceleration_in_velocities_and_in_clean_estimates_is_the_same_path(beta):
-    """HiFlow's eq. 13 as printed, beside the form without 1/sigma that is used."""
+    """HiFlow's eq. 13 as printed, and the form without 1/sigma that is used."""
     x = drawn(0)
     previous = previous_reference = None
     acceleration = Acceleration()

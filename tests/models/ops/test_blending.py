@@ -25,8 +25,8 @@ def cascade(tiny_flux):
 
 
 @pytest.fixture
-def painted(cascade, monkeypatch):
-    """The seams of an image of 9 patches, each of a shade of its own by the way."""
+def seams_of_shades(cascade, monkeypatch):
+    """The seams of an image of 9 patches, each with its own shade."""
     given = bicubic(torch.rand(1, 3, 18, 18, generator=seeded(2)), 128, 128).clamp(0, 1)
     decode = Engine.decode
 
@@ -42,22 +42,22 @@ def painted(cascade, monkeypatch):
     return seams
 
 
-def test_the_feather_of_the_patch_cascade_hides_shades_that_edge_to_edge_show(cascade, painted):
-    feathered, _ = painted(0.15)
+def test_the_feather_of_the_patch_cascade_hides_shades_that_edge_to_edge_show(cascade, seams_of_shades):
+    feathered, _ = seams_of_shades(0.15)
     assert len(cascade.last_run.pieces) == 9
-    edge_to_edge, same = painted(0.15, overlap=0)
+    edge_to_edge, same = seams_of_shades(0.15, overlap=0)
     assert edge_to_edge == same
     assert edge_to_edge > 1.5
     assert feathered - 1 < 0.2 * (edge_to_edge - 1)
     # and neither finds seams where patches agree
-    assert abs(painted(0)[0] - 1) < 0.15
+    assert abs(seams_of_shades(0)[0] - 1) < 0.15
 
 
-def test_without_the_feather_the_shades_of_the_patch_cascade_show(painted, monkeypatch):
+def test_without_the_feather_the_shades_of_the_patch_cascade_show(seams_of_shades, monkeypatch):
     """What the measure is for: a blending that is broken does not pass."""
-    blended, _ = painted(0.15)
+    blended, _ = seams_of_shades(0.15)
     monkeypatch.setattr("uhr.models.ops.patches.feather", lambda box, *_: torch.ones(box.height, box.width))
-    assert painted(0.15)[0] - 1 > 3 * abs(blended - 1)
+    assert seams_of_shades(0.15)[0] - 1 > 3 * abs(blended - 1)
 
 
 class LastOneWins(Canvas):

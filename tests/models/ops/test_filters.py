@@ -74,7 +74,7 @@ def test_butterworth_is_the_published_formula(half_height, half_width, cutoff, o
 
 @settings(deadline=None)
 @given(sides, sides)
-def test_butterworth_keeps_the_mean_and_halves_what_lies_at_the_cutoff(height, width):
+def test_butterworth_keeps_the_mean_and_halves_what_is_at_the_cutoff(height, width):
     x = draw(1, 2, height, width)
     found = filters.butterworth_low_pass(x, 0.3)
     torch.testing.assert_close(found.mean((-2, -1)), x.mean((-2, -1)), atol=1e-6, rtol=0)

@@ -126,7 +126,7 @@ def test_the_size_that_a_scale_makes_may_stand_in_for_it(height, width, scale):
     assert target_size((height, width), None, target, 1) == target
 
 
-def test_the_default_scale_counts_where_nothing_is_said():
+def test_the_default_scale_is_used_without_one():
     assert target_size((10, 30), None, None, 4) == (40, 120)
 
 
@@ -143,13 +143,13 @@ def test_the_default_scale_counts_where_nothing_is_said():
         (1000.0, None, "would become 128000x96000: take a scale of at most 295.6"),
     ],
 )
-def test_what_cannot_become_of_a_image_is_said_with_what_can(scale, size, message):
+def test_what_cannot_become_of_a_image_is_reported_with_what_can(scale, size, message):
     with pytest.raises(UserError, match=message):
         target_size((96, 128), scale, size, 4)
 
 
 @given(sides, sides, st.booleans())
-def test_less_than_a_patch_is_said_with_the_scale_that_makes_one(height, width, whole):
+def test_less_than_a_patch_is_reported_with_the_scale_that_makes_one(height, width, whole):
     size = (height, width)
     large = height * width >= 128**2 if whole else max(size) >= 128
     if large:

@@ -1,4 +1,4 @@
-"""Patches cover, overlap as asked, and blend to nothing that was not there."""
+"""Patches cover, overlap as requested, and blend without changing a constant image."""
 
 import itertools
 
@@ -15,7 +15,7 @@ sides = st.integers(1, 90)
 
 @settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 1500), st.integers(0, 1499))
-def test_starts_cover_the_axis_with_the_overlap_asked_and_no_window_too_many(length, window, overlap):
+def test_starts_cover_the_axis_with_the_overlap_requested_and_no_window_too_many(length, window, overlap):
     assume(overlap < window)
     found = starts(length, window, overlap)
     assert found[0] == 0

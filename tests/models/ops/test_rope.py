@@ -160,7 +160,7 @@ def test_each_axis_is_scaled_by_its_own_length(embed):
         assert torch.equal(here[:, time], there[:, time])
         assert torch.equal(here[:, columns], there[:, columns])
         assert not torch.allclose(here[:, rows], there[:, rows])
-    # text stands at position 0 and is scaled as well: its cosine there is the magnitude
+    # text is at position 0 and is scaled as well: its cosine there is the magnitude
     torch.testing.assert_close(cos[0, rows], torch.full((56,), 1.0693147))
     assert not sin[0].any()
 
@@ -189,7 +189,7 @@ def test_there_is_no_state_that_half_precision_could_damage(embed):
 
 
 @pytest.mark.parametrize("embed", **BY_NAME)
-def test_half_precision_ids_are_refused(embed):
+def test_half_precision_ids_are_rejected(embed):
     with pytest.raises(UserError, match="neighbours would share a position"):
         embed(ids(4, 4).bfloat16())
 

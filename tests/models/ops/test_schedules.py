@@ -39,7 +39,7 @@ def test_mu_is_linear_in_packed_tokens(tokens, mu):
     assert schedules.Calibration().mu(tokens) == pytest.approx(mu, abs=1e-12)
 
 
-def test_dynamic_shift_refuses_above_its_calibrated_tokens_and_says_what_to_do():
+def test_dynamic_shift_rejects_above_its_calibrated_tokens_and_says_what_to_do():
     assert schedules.Calibration().factor(4096) == pytest.approx(math.exp(1.15))
     with pytest.raises(UserError, match=r"up to 4096 image tokens; this image has 65536 .*fixed factor"):
         schedules.shifted(ShiftPolicy.DYNAMIC, 28, tokens=65536)
@@ -125,7 +125,7 @@ def test_realuhrs_warp_has_the_known_values_in_both_readings(start, times, warpe
     [(1, 0.3183), (1.25, 0.4356), (1.5, 0.4715), (2, 0.4878), (2.5, 0.4799),
      (3, 0.4651), (4, 0.4326), (6, 0.3782), (8, 0.3384)],
 )  # fmt: skip
-def test_the_warp_is_monotone_up_to_the_known_alpha_and_refused_from_there_on(p, limit):
+def test_the_warp_is_monotone_up_to_the_known_alpha_and_rejected_from_there_on(p, limit):
     assert schedules.largest_alpha(p) == pytest.approx(limit, abs=6e-5)
     t = torch.linspace(0, 1, 5001, dtype=torch.float64)
     assert bool((schedules.warp(t, limit - 1e-3, p).diff() > 0).all())
@@ -163,7 +163,7 @@ def test_no_warp_at_alpha_0():
     assert torch.equal(schedules.warp(t, alpha=0), t)
 
 
-def test_a_p_below_1_is_refused():
+def test_a_p_below_1_is_rejected():
     with pytest.raises(UserError, match=r"p 0\.5"):
         schedules.largest_alpha(0.5)
 

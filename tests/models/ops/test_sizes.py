@@ -94,12 +94,12 @@ def test_stages_rise_to_the_target_on_the_token_grid(height, width):
 
 
 @pytest.mark.parametrize("ratios", [(), (1, 2), (4, 2)])
-def test_a_cascade_that_does_not_rise_is_refused(ratios):
+def test_a_cascade_that_does_not_rise_is_rejected(ratios):
     with pytest.raises(UserError, match="rising ratios"):
         sizes.cascade((4096, 4096), (1024, 1024), ratios, 16)
 
 
-def test_a_size_that_is_not_above_the_native_one_is_refused_by_name():
+def test_a_size_that_is_not_above_the_native_one_is_rejected_by_name():
     sizes.check_enlarges((1024, 1040), 1024)
     with pytest.raises(UserError, match="size 768x1024 is not above the native 1024x1024"):
         sizes.check_enlarges((1024, 768), 1024)

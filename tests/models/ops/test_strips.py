@@ -51,7 +51,7 @@ def test_a_strip_is_handed_out_once_no_patch_can_touch_it():
     assert whole.tops == [0, 8, 16, 24]
 
 
-def test_gaps_and_disorder_are_refused():
+def test_gaps_and_disorder_are_rejected():
     strips = StripCanvas(1, 1, 4, Whole())
     strips.add(Box(0, 0, 4, 3), torch.ones(1, 1, 4, 3), torch.ones(4, 3))
     with pytest.raises(AssertionError, match="gap"):

@@ -30,7 +30,7 @@ def test_a_ring_of_zeros_draws_no_noise():
     swin.pad(torch.zeros(1, 1, 2, 2), 1.0, swin.Ring.ZEROS, never)
 
 
-def test_what_was_a_border_between_tokens_lies_inside_one():
+def test_what_was_a_border_between_tokens_is_inside_one():
     x = torch.arange(16.0).reshape(1, 1, 4, 4)
     middle = {5.0, 6.0, 9.0, 10.0}
     straight = [set(token.tolist()) for token in latents.pack(x)[0]]

@@ -109,7 +109,7 @@ def test_exporting_twice_gives_the_same_bytes_and_never_overwrites(tiny_flux, tm
         export_lora(state, lora, one, facts())
 
 
-def test_a_state_of_another_rank_than_its_spec_is_refused(tiny_flux, tmp_path, facts, trained):
+def test_a_state_of_another_rank_than_its_spec_is_rejected(tiny_flux, tmp_path, facts, trained):
     _, state = trained(tiny_flux, LoraSpec(4, DEV.lora_target_sets["attention"]))
     with pytest.raises(AssertionError, match="rank"):
         export_lora(state, LoraSpec(8, DEV.lora_target_sets["attention"]), tmp_path / "a", facts())
@@ -147,7 +147,7 @@ def test_a_card_names_lineage_data_licences_and_what_the_base_forbids(write_card
         assert words in body, words
 
 
-def test_a_card_of_a_tiny_base_says_that_it_paints_nothing_and_claims_no_hub_id(write_card):
+def test_a_card_of_a_tiny_base_says_that_it_generates_nothing_and_claims_no_hub_id(write_card):
     head, body = write_card(licences={"CC0-1.0": 12})
     assert "base_model" not in head
     assert head["license"] == "apache-2.0"
@@ -157,14 +157,14 @@ def test_a_card_of_a_tiny_base_says_that_it_paints_nothing_and_claims_no_hub_id(
     assert "--model path/to/the/model " in body
 
 
-@pytest.mark.parametrize(("alpha", "told"), [(4, False), (8, True)])
+@pytest.mark.parametrize(("alpha", "stated"), [(4, False), (8, True)])
 def test_a_card_tells_of_the_metadata_where_alpha_is_not_the_rank(
-    tiny_flux, tmp_path, facts, alpha, told, trained
+    tiny_flux, tmp_path, facts, alpha, stated, trained
 ):
     lora = LoraSpec(4, DEV.lora_target_sets["attention"], alpha=alpha)
     _, state = trained(tiny_flux, lora)
     _, body = read_card(export_lora(state, lora, tmp_path / "card", facts()))
-    assert ("set it to alpha / rank" in body) == told
+    assert ("set it to alpha / rank" in body) == stated
 
 
 def test_the_record_holds_the_facts_for_machines(tiny_flux, tmp_path, facts, trained):

@@ -147,7 +147,7 @@ def test_in_bfloat16_latents_and_ids_stay_float32_and_noise_is_that_of_float32(t
     assert torch.equal(noise, torch.randn(1, 16, 8, 12, generator=seeded()))
 
 
-def test_sizes_follow_the_grid_and_wrong_ones_are_refused(euler):
+def test_sizes_follow_the_grid_and_wrong_ones_are_rejected(euler):
     with pytest.raises(
         UserError, match="64x100 cannot be generated: use multiples of 16; nearest 64x96 or 64x112"
     ):
@@ -209,7 +209,7 @@ def test_what_would_be_ignored_or_cannot_be_is_one_clear_line(euler, more, messa
         euler(**{**CALL, **more})
 
 
-def test_dynamic_shift_is_refused_above_4096_tokens_and_static_is_not(euler, backbone):
+def test_dynamic_shift_is_rejected_above_4096_tokens_and_static_is_not(euler, backbone):
     backbone(lambda x, *_: torch.zeros_like(x))
     arguments = {**CALL, "height": 1040, "width": 1024, "output_type": "latent"}
     with pytest.raises(UserError, match="4160"):
@@ -237,7 +237,7 @@ def f16_folder(tiny_flux, tmp_path_factory):
 
 
 @pytest.mark.parametrize("sampler", ["euler", "sdedit", "hiflow"])
-def test_on_an_f16_vae_the_image_has_the_size_asked_for(f16_folder, tmp_path, sampler, capsys):
+def test_on_an_f16_vae_the_image_has_the_requested_size(f16_folder, tmp_path, sampler, capsys):
     from PIL import Image
 
     from uhr.cli import main

@@ -87,7 +87,7 @@ def test_an_undistilled_checkpoint_is_guided_by_two_passes_as_in_the_stock_pipel
     assert (found - once).abs().max() > 1e-3 < (found - other).abs().max()
 
 
-def test_guidance_is_told_apart_by_the_kind_of_checkpoint(euler, base):
+def test_guidance_depends_on_the_kind_of_checkpoint(euler, base):
     undistilled, _ = base
     assert (euler.guidance_kind, undistilled.guidance_kind) == ("none", "cfg")
     with pytest.raises(UserError, match="takes none"):
@@ -140,7 +140,7 @@ def test_in_bfloat16_latents_and_ids_stay_float32_and_noise_is_that_of_float32(t
     assert torch.equal(ours, theirs)
 
 
-def test_embeddings_may_stand_in_for_the_prompt_and_a_second_prompt_is_refused(euler):
+def test_embeddings_may_stand_in_for_the_prompt_and_a_second_prompt_is_rejected(euler):
     text, _ = euler.encode_prompt(["a", "b"], max_sequence_length=64)
     named = euler(["a", "b"], **CALL, generator=seeded(), output_type="latent").images
     given = euler(prompt_embeds=text, **CALL, generator=seeded(), output_type="latent").images
@@ -150,7 +150,7 @@ def test_embeddings_may_stand_in_for_the_prompt_and_a_second_prompt_is_refused(e
             euler("a", **CALL, **more)
 
 
-def test_dynamic_shift_is_refused_above_its_calibration_and_static_is_not(euler, backbone):
+def test_dynamic_shift_is_rejected_above_its_calibration_and_static_is_not(euler, backbone):
     backbone(lambda x, *_: torch.zeros_like(x))
     arguments = {**CALL, "height": 1072, "width": 1072, "num_inference_steps": 1, "output_type": "latent"}
     with pytest.raises(UserError, match="calibrated up to 4300 image tokens; this image has 4489"):

@@ -1,4 +1,4 @@
-"""A sampler of the user's own: the example of docs/extending-samplers.md, as a stranger would run it."""
+"""A sampler of the user's own: the example of docs/extending-samplers.md, as a user would run it."""
 
 import json
 import re

@@ -258,7 +258,7 @@ def published_transformer():
 def test_every_published_key_of_the_transformer_meets_a_weight_under_the_surgery():
     from diffusers import FluxTransformer2DModel
 
-    # what the official class registers beside diffusers' own keys
+    # what the official class registers besides diffusers' own keys
     config = {"guidance_embeds": True, "method": "yarn", "enable_gqa": None}
     with torch.device("meta"):
         model: Any = FluxTransformer2DModel.from_config(config)
@@ -271,7 +271,7 @@ def test_every_published_key_of_the_transformer_meets_a_weight_under_the_surgery
     assert all(model.config[key] == value for key, value in spec.transformer_config.items())
 
 
-def test_surgeries_that_are_on_the_model_already_stay_and_rivals_are_refused(tiny_flux, sample):
+def test_surgeries_that_are_on_the_model_already_stay_and_rivals_are_rejected(tiny_flux, sample):
     pipeline = quiet(UltraFluxPipeline.from_pretrained(tiny_flux, local_files_only=True))
     RopeResonance(window=8).apply(pipeline.transformer)
     sample(pipeline=pipeline, num_inference_steps=1)
@@ -299,7 +299,7 @@ def test_what_cannot_be_is_one_clear_line(sample, more, message):
         sample(**more)
 
 
-def test_preflight_asks_for_32_px_before_any_weights_are_loaded():
+def test_preflight_requires_32_px_before_any_weights_are_loaded():
     spec = zoo.get("flux1-dev")
     plan_of_spec(UltraFlux(), spec, UltraFluxOptions(), (2880, 5120), 50)
     with pytest.raises(
@@ -310,7 +310,7 @@ def test_preflight_asks_for_32_px_before_any_weights_are_loaded():
         plan_of_spec(UltraFlux(), spec, UltraFluxOptions(true_cfg_scale=3), (4096, 4096), 50)
 
 
-def test_the_command_paints_at_the_published_defaults(tiny_flux, tmp_path, capsys):
+def test_the_command_generates_at_the_published_defaults(tiny_flux, tmp_path, capsys):
     from PIL import Image
 
     from uhr.cli import main

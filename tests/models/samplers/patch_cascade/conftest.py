@@ -36,7 +36,7 @@ def cascade(tiny_flux):
 
 @pytest.fixture
 def sample(cascade, seeded):
-    """A short call, seed 0; keywords change it. With an image nothing is said of sizes."""
+    """A short call, seed 0; keywords change it. With an image no size is passed."""
 
     def call(prompt="a red house", pipeline=cascade, **more):
         arguments = {**CALL, "generator": seeded(), **more}
@@ -48,8 +48,8 @@ def sample(cascade, seeded):
 
 
 @pytest.fixture
-def told(cascade, monkeypatch):
-    """What the transformer is told, call by call."""
+def backbone_calls(cascade, monkeypatch):
+    """The arguments of the transformer, call by call."""
     seen = []
     forward = cascade.transformer.forward
     monkeypatch.setattr(

@@ -49,7 +49,7 @@ def adapted(tiny_flux, seeded):
     return pipeline
 
 
-def test_adapters_are_for_the_patches_unless_it_is_said_otherwise(adapted, sample):
+def test_adapters_are_for_the_patches_unless_set_otherwise(adapted, sample):
     def run(**more):
         output = sample(pipeline=adapted, return_stages=True, output_type="pt", **more)
         return output.stages[0], output.images

@@ -1,4 +1,4 @@
-"""What the patch cascade paints: its target, its anchors, and hardly a seam."""
+"""The images of the patch cascade: they follow target and anchors, and show hardly a seam."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_with_a_straight_field_the_target_comes_back_through_the_blending(
 def test_a_image_comes_back_as_its_vae_has_it_where_the_field_leads_to_it(
     cascade, sample, backbone, monkeypatch, image
 ):
-    """At the same size, gamma 0.8: artifact suppression that finds nothing to mend."""
+    """At the same size, gamma 0.8: artifact suppression that finds nothing to fix."""
     given = image(192, 256)
     encoded = {}
 
@@ -96,7 +96,7 @@ def test_as_gamma_goes_to_zero_the_anchor_is_left(cascade, sample, image):
 
 @pytest.mark.parametrize("schedule", ["warped-labels", "warped-grid"])
 def test_a_patch_begins_between_its_anchor_and_its_cut_of_the_noise_at_the_first_level(
-    cascade, sample, told, schedule, image, seeded, engine_of
+    cascade, sample, backbone_calls, schedule, image, seeded, engine_of
 ):
     """Equation 5; on the warped grid the first level is the warped one, and gamma what it is warped from."""
     given = image()
@@ -104,7 +104,7 @@ def test_a_patch_begins_between_its_anchor_and_its_cut_of_the_noise_at_the_first
     stage, engine = cascade.last_run.stages[-1], engine_of(cascade)
     assert (stage.sigmas[0] == pytest.approx(0.6)) == (schedule == "warped-labels")
     enlarged, noise = bicubic(2 * given - 1, 256, 256), torch.randn(1, 16, 32, 32, generator=seeded())
-    for box, call in zip(stage.boxes, told[::2], strict=True):
+    for box, call in zip(stage.boxes, backbone_calls[::2], strict=True):
         cut = noise[..., box.top // 8 : box.bottom // 8, box.left // 8 : box.right // 8]
         start = flow.interpolate(engine.encode(box.crop(enlarged)), cut, stage.sigmas[0])
         torch.testing.assert_close(call["hidden_states"], latents.pack(start), atol=1e-4, rtol=0)
@@ -137,7 +137,7 @@ def raw_seams(cascade, sample, given, monkeypatch, **more):
 def test_one_noise_for_all_patches_makes_seams_weaker_and_the_feather_hides_what_is_left(
     cascade, sample, monkeypatch, image, gamma
 ):
-    """Gradients across the borders over those beside them; 1 is no seam."""
+    """Gradients across the borders over those next to them; 1 is no seam."""
     shared, blended = raw_seams(cascade, sample, image(), monkeypatch, gamma=gamma)
     own, _ = raw_seams(cascade, sample, image(), monkeypatch, gamma=gamma, shared_noise=False)
     assert own > 1.4

@@ -1,4 +1,4 @@
-"""What the backbone is told of the patches, in how many calls, and what a caller hears of them."""
+"""The calls of the backbone for patches: their inputs, their number, and the progress reported."""
 
 import pytest
 import torch
@@ -20,8 +20,8 @@ IMAGE = torch.zeros(1, 3, 128, 128)
         (0.4, [0.3186, 0.2313, 0.1585, 0.0871], [0.4, 0.3, 0.2, 0.1]),
     ],
 )
-def test_the_backbone_is_told_the_warped_time_and_steps_go_by_the_true_one(
-    sample, told, gamma, labels, sigmas, image
+def test_the_backbone_gets_the_warped_time_and_steps_go_by_the_true_one(
+    sample, backbone_calls, gamma, labels, sigmas, image
 ):
     """Algorithm 1 for alpha 0.15 and p 2, worked out by hand."""
     times = []
@@ -29,28 +29,28 @@ def test_the_backbone_is_told_the_warped_time_and_steps_go_by_the_true_one(
         image=image(128, 128), scale=1, gamma=gamma, num_inference_steps=4, output_type="pt",
         callback_on_step_end=lambda p, step, time, tensors: times.append(float(time) / 1000) or {},
     )  # fmt: skip
-    assert [float(call["timestep"]) for call in told] == pytest.approx(labels, abs=6e-5)
+    assert [float(call["timestep"]) for call in backbone_calls] == pytest.approx(labels, abs=6e-5)
     assert times == pytest.approx(sigmas, abs=1e-6)
 
 
-def test_the_warped_grid_steps_by_the_warped_time_as_well(cascade, sample, told, image):
+def test_the_warped_grid_steps_by_the_warped_time_as_well(cascade, sample, backbone_calls, image):
     sample(image=image(), scale=1, gamma=0.6, num_inference_steps=4, schedule="warped-grid")
     warped = [0.6543, 0.3695, 0.2313, 0.1237]
-    assert [float(call["timestep"]) for call in told] == pytest.approx(warped, abs=6e-5)
+    assert [float(call["timestep"]) for call in backbone_calls] == pytest.approx(warped, abs=6e-5)
     assert cascade.sigmas == pytest.approx([*warped, 0], abs=6e-5)
 
 
-def test_patches_are_told_guidance_1_and_positions_of_their_own_from_0(sample, told):
+def test_patches_get_guidance_1_and_positions_of_their_own_from_0(sample, backbone_calls):
     sample(prompt=["a", "b"], width=320, batch=5)
-    base, patches = told[:2], told[2:]
+    base, patches = backbone_calls[:2], backbone_calls[2:]
     assert {call["guidance"].unique().item() for call in base} == {3.5}
     assert {call["guidance"].unique().item() for call in patches} == {1.0}
     assert all(torch.equal(call["img_ids"], latents.image_ids(8, 8)) for call in patches)
     # 12 patches of two images, five at a time
     assert [call["hidden_states"].shape[0] for call in patches] == [10, 10, 10, 10, 4, 4]
-    told.clear()
+    backbone_calls.clear()
     sample(patch_guidance=2.0)
-    assert told[-1]["guidance"].item() == 2.0
+    assert backbone_calls[-1]["guidance"].item() == 2.0
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_patches_are_told_guidance_1_and_positions_of_their_own_from_0(sample, t
         ({"image": IMAGE, "scale": 2}, 9, 1, 0),
     ],
 )
-def test_calls_are_patches_times_steps_times_branches_beside_the_base(
-    cascade, sample, monkeypatch, told, more, patches, branches, base
+def test_calls_are_patches_times_steps_times_branches_next_to_the_base(
+    cascade, sample, monkeypatch, backbone_calls, more, patches, branches, base
 ):
     bars = []
 
@@ -91,9 +91,9 @@ def test_calls_are_patches_times_steps_times_branches_beside_the_base(
     calls = base + patches * 2 * branches
     assert cascade.model_calls == calls
     assert [(bar.total, bar.done) for bar in bars] == [(calls, calls)]
-    assert sum(len(call["hidden_states"]) for call in told) == calls
+    assert sum(len(call["hidden_states"]) for call in backbone_calls) == calls
     if more.get("batch") == 4:
-        assert len(told) == 2 + 3 * 2
+        assert len(backbone_calls) == 2 + 3 * 2
 
 
 def test_how_many_patches_share_a_pass_changes_no_more_than_rounding(sample):
@@ -115,7 +115,7 @@ def test_the_callback_counts_on_from_the_base_through_the_patches(cascade, sampl
     assert [shape for *_, shape in seen] == [(1, 64, 64)] * 2 + [(4, 64, 64)] * 4 + [(1, 64, 64)] * 2
 
 
-def test_an_interrupted_call_leaves_the_enlargement_where_nothing_is_painted(cascade, sample, image):
+def test_an_interrupted_call_leaves_the_enlargement_where_nothing_is_generated(cascade, sample, image):
     given = image()
 
     def after(step):
@@ -156,7 +156,7 @@ def flux2(tiny_flux2):
 
 
 def test_it_runs_on_flux2_distilled_and_undistilled(flux2, sample, image):
-    """Where guidance is two passes, the base is guided and the patches are not, unless they are told to."""
+    """Where guidance is two passes, the base is guided and the patches are not, unless the option is set."""
     distilled = sample(pipeline=flux2, guidance_scale=None, max_sequence_length=64, output_type="pt").images
     assert flux2.model_calls == 2 + 9 * 2
     base = Flux2PatchCascadePipeline(**flux2.components, is_distilled=False)

@@ -41,7 +41,7 @@ def test_a_image_of_any_size_comes_back_at_exactly_its_size_times_the_scale(
     torch.testing.assert_close(found, bicubic(given, *expected).clamp(0, 1), atol=1e-5, rtol=0)
 
 
-def test_a_size_may_stand_in_for_the_scale_and_4_is_the_scale_if_nothing_is_said(sample, image):
+def test_a_size_may_stand_in_for_the_scale_and_4_is_the_scale_by_default(sample, image):
     assert sample(image=image(100, 128), height=201, width=257, num_inference_steps=1).images[0].size == (
         257,
         201,
@@ -104,7 +104,9 @@ def test_what_cannot_be_is_one_clear_line(sample, more, message):
         sample(**more)
 
 
-def test_the_command_paints_says_that_it_is_unadapted_and_writes_all_of_it_down(tiny_flux, tmp_path, capsys):
+def test_the_command_generates_says_that_it_is_unadapted_and_writes_all_of_it_down(
+    tiny_flux, tmp_path, capsys
+):
     from uhr.cli import main
     from uhr.models.generate.record import read_record
 

@@ -38,10 +38,10 @@ def test_a_image_by_command_carries_what_was_run(name, tiny_flux, tmp_path, caps
     calls = sum((len(stage["sigmas"]) - 1) * stage["calls_per_step"] for stage in details["stages"])
     assert record["model_calls"] == calls
     for key, _, value in (each.partition("=") for each in sets):
-        told = details["settings"]
+        value_set = details["settings"]
         for part in key.split("."):
-            told = told[part]
-        assert json.dumps(told).strip('"[]').rstrip(".0") == value.strip("[]").rstrip(".0")
+            value_set = value_set[part]
+        assert json.dumps(value_set).strip('"[]').rstrip(".0") == value.strip("[]").rstrip(".0")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,9 @@ def test_a_image_by_command_carries_what_was_run(name, tiny_flux, tmp_path, caps
         ),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_loaded(name, more, message, tiny_flux, tmp_path, capsys):
+def test_what_cannot_be_is_reported_before_anything_is_loaded(
+    name, more, message, tiny_flux, tmp_path, capsys
+):
     arguments = ["--model", tiny_flux, "--prompt", "x", "--out", tmp_path / "a.png", *more]
     assert main([str(a) for a in ("sample", name, *arguments)]) == 1
     assert message in capsys.readouterr().err
@@ -68,7 +70,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(name, more, message, t
 
 
 @pytest.mark.parametrize(
-    ("more", "spoken", "told"),
+    ("more", "spoken", "expected"),
     [
         (["--size", "192x192", "--guidance", "2"], "guidance 2, then 7.5", [2.0, 7.5]),
         (["--image", "given.png"], "guidance 7.5", [7.5]),
@@ -77,7 +79,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(name, more, message, t
     ],
 )
 def test_the_line_and_the_record_say_the_guidance_of_each_stage(
-    more, spoken, told, tiny_flux, tmp_path, monkeypatch, capsys
+    more, spoken, expected, tiny_flux, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (128, 128), "teal").save("given.png")
@@ -85,7 +87,7 @@ def test_the_line_and_the_record_say_the_guidance_of_each_stage(
     arguments = ["sample", "sdedit", "--model", str(tiny_flux), "--prompt", "x", *short, *more]
     assert main([*arguments, "--out", "a.png"]) == 0, capsys.readouterr().err
     assert f"steps, {spoken}, seed" in capsys.readouterr().out.replace("\n", " ")
-    assert [stage["guidance"] for stage in read_record(tmp_path / "a.png")["details"]["stages"]] == told
+    assert [stage["guidance"] for stage in read_record(tmp_path / "a.png")["details"]["stages"]] == expected
     # and it is made again so
     assert main(["sample", "--repeat", "a.png", "--out", "b.png"]) == 0, capsys.readouterr().err
     assert "identical" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What every sampler does alike on the way to an image: a new one in the registry joins by itself."""
+"""Properties of every sampler; a new one in the registry is tested without further code."""
 
 import contextlib
 import copy
@@ -63,7 +63,7 @@ WHOLE = {
     "ultragen": {"guide": False},
     "ultraflux": {},
 }
-"""Samplers, and options, whose every call is over a part of z as it lies there."""
+"""Samplers, and options, in which every call is over an unchanged part of z."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -265,7 +265,7 @@ def test_an_interrupted_call_hands_over_what_it_reached(sampler, sample):
     assert sampler.model_calls <= 2 * max(each.calls_per_step for each in run.stages)
 
 
-def test_beside_a_bfloat16_backbone_latents_ids_and_levels_stay_float32(sampler, sample, monkeypatch):
+def test_next_to_a_bfloat16_backbone_latents_ids_and_levels_stay_float32(sampler, sample, monkeypatch):
     backbone, seen = copy.deepcopy(sampler.transformer).to(torch.bfloat16), []
     forward = backbone.forward
     backbone.forward = lambda **arguments: seen.append(arguments) or forward(**arguments)

@@ -29,7 +29,7 @@ def test_the_plan_is_the_published_one():
     assert (base.guidance, high.guidance) == (3.5, 7)
 
 
-def test_a_size_that_needs_no_enlargement_is_refused(imax, call):
+def test_a_size_that_needs_no_enlargement_is_rejected(imax, call):
     with pytest.raises(UserError, match="size 128x128 is not above the native 128x128"):
         imax("x", **{**call, "height": 128, "width": 128})
 
@@ -62,7 +62,7 @@ def kind_of(name):
     return Projection(name)
 
 
-def test_the_reference_is_a_sample_of_the_posterior_unless_told(imax, call, seeded, monkeypatch):
+def test_the_reference_is_a_sample_of_the_posterior_unless_set(imax, call, seeded, monkeypatch):
     given = []
     encode = Engine.encode
     monkeypatch.setattr(Engine, "encode", lambda engine, p, g=None: given.append(g) or encode(engine, p, g))

@@ -26,7 +26,7 @@ def test_noise_may_be_given_in_place_of_what_is_drawn_first(sampler, sample, see
     draw, first = seeded(), sampler.last_run.stages[0]
     noise = latents.pack(engine_of(sampler, draw).noise.draw(1, first.size))
     assert torch.equal(sample(latents=noise, generator=draw, output_type="pt").images, drawn)
-    with pytest.raises(UserError, match=r"latents of shape \[1, 3, 64\]: give packed noise"):
+    with pytest.raises(UserError, match=r"latents of shape \[1, 3, 64\] do not fit: give packed noise"):
         sample(latents=noise[:, :3])
 
 
@@ -157,7 +157,7 @@ def test_a_image_that_cannot_be_is_one_clear_line(sample, image, message):
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in IMAGES], indirect=True)
-def test_a_image_where_none_is_taken_is_refused(sample):
+def test_a_image_where_none_is_taken_is_rejected(sample):
     with pytest.raises(UserError, match="no base pass that an image"):
         sample(image=torch.rand(3, 128, 128))
 

@@ -34,7 +34,7 @@ def test_stages_above_the_base_take_the_familys_shift_at_the_native_size(made2, 
     assert sampler.last_run.stages[0].sigmas == pytest.approx((0.75, 0.5, 0.0))
 
 
-def test_guidance_of_a_model_that_takes_none_is_refused(made2):
+def test_guidance_of_a_model_that_takes_none_is_rejected(made2):
     spec = zoo.get("tiny-flux2")
     for sampler in map(find_sampler, SAMPLERS):
         if "guidance_high" in sampler.Options.model_fields:

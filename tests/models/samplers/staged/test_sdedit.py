@@ -40,7 +40,7 @@ def test_as_many_steps_are_taken_as_diffusers_takes(steps, strength):
 
 
 @pytest.mark.parametrize("strength", [0.0, -0.5, 1.0, 1.2])
-def test_a_strength_that_is_none_is_one_clear_line(sdedit, call, strength):
+def test_a_strength_that_is_invalid_is_one_clear_line(sdedit, call, strength):
     with pytest.raises(UserError, match="strength"):
         sdedit("x", **call, strength=strength)
     if strength != 1:
@@ -84,7 +84,7 @@ def test_from_a_prompt_the_base_pass_is_that_image(sdedit, call, seeded, engine_
     assert [stage.name for stage in sdedit.last_run.stages] == ["base", "256x256"]
 
 
-def test_the_base_takes_the_cards_steps_and_schedule_unless_told(sdedit, call, seeded):
+def test_the_base_takes_the_cards_steps_and_schedule_unless_set(sdedit, call, seeded):
     sdedit("x", **{**call, "num_inference_steps": 4}, strength=0.5, generator=seeded(), output_type="latent")
     base, edit = sdedit.last_run.stages
     assert (base.steps, edit.steps) == (28, 2)
@@ -99,7 +99,7 @@ def test_by_default_it_takes_clears_twenty_steps_at_strength_seven_tenths(sdedit
     assert sdedit.last_run.stages[0].sigmas[0] == pytest.approx(0.875)
 
 
-def test_a_path_that_would_begin_at_pure_noise_is_refused(sdedit, call):
+def test_a_path_that_would_begin_at_pure_noise_is_rejected(sdedit, call):
     with pytest.raises(UserError, match=r"at strength 0\.7 all 3 steps are taken, from pure noise"):
         sdedit("x", **call, strength=0.7)
 

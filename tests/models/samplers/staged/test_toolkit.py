@@ -100,7 +100,7 @@ def test_text_is_repeated_once_for_each_whole_native_tile_and_only_if_it_is_set(
         assert corners == {(0.0, 8.0 * i, 8.0 * j) for i in range(2) for j in range(3)}
 
 
-def test_positions_that_are_scaled_in_another_way_are_refused_and_stay(engine, transformer):
+def test_positions_that_are_scaled_in_another_way_are_rejected_and_stay(engine, transformer):
     yarn = RopeYarn(window=8)
     with surgery.temporarily(transformer, yarn):
         with (

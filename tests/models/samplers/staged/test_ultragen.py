@@ -66,7 +66,7 @@ def test_4k_is_28_calls_at_1k_and_the_last_18_of_28_from_level_0_84375():
         ((4608, 8192), [(1024, 1792)]),
     ],
 )
-def test_above_4k_a_stage_of_a_quarter_of_the_side_is_painted_first(size, lower):
+def test_above_4k_a_stage_of_a_quarter_of_the_side_is_generated_first(size, lower):
     found = [stage.size for stage in plan(height=size[0], width=size[1])]
     assert found[1:] == [*lower, size]
     assert all(side % 256 == 0 for stage in found[1:] for side in stage)

@@ -79,7 +79,7 @@ def test_a_style_lora_acts_on_every_token_unless_it_is_named(own, call, seeded):
         sample(guide_adapters=("stile",))
 
 
-def test_a_masked_adapter_stays_masked_and_is_told_again_what_it_was_told(own, call, seeded):
+def test_a_masked_adapter_stays_masked_and_gets_its_tokens_again(own, call, seeded):
     put(own.transformer, ["transformer_blocks.0.attn.to_k"], "bridge")
     mask = TokenMask()
     mask_adapter(own.transformer, "bridge", mask)
@@ -91,7 +91,7 @@ def test_a_masked_adapter_stays_masked_and_is_told_again_what_it_was_told(own, c
         assert mask.chosen is not None
 
 
-def test_positions_that_something_else_has_scaled_are_refused(own, call, seeded):
+def test_positions_that_something_else_has_scaled_are_rejected(own, call, seeded):
     with (
         surgery.temporarily(own.transformer, RopeNtk(factor=5)),
         pytest.raises(UserError, match="already scaled by 'rope-ntk'"),
