@@ -76,8 +76,8 @@ class Inputs:
             image = flex.attend(query, key, value, own, mask)
         else:
             image = gathered.attend(query, key, value, own, self.layout, self.rules)
-        said = key[:, :text], value[:, :text]
-        return image, gathered.attend_guide(self.guide[0], own, said, self.layout, self.rules)
+        text_states = key[:, :text], value[:, :text]
+        return image, gathered.attend_guide(self.guide[0], own, text_states, self.layout, self.rules)
 
 
 def run(bench: Bench) -> None:
@@ -158,9 +158,9 @@ def _graph(forward: Callable[[], Results], inputs: Inputs) -> Callable[[], Resul
     def run() -> Results:
         if not kept:
             kept.append(forward())
-        wanted = inputs.tensors if len(kept[0]) > 1 else inputs.joint
+        inputs_of_graph = inputs.tensors if len(kept[0]) > 1 else inputs.joint
         upstream = [torch.ones_like(out) for out in kept[0]]
-        return torch.autograd.grad(kept[0], wanted, upstream, retain_graph=True)
+        return torch.autograd.grad(kept[0], inputs_of_graph, upstream, retain_graph=True)
 
     return run
 

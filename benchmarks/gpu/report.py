@@ -115,9 +115,9 @@ class Table:
         lines += ["", *(_markdown(row) for row in [HEAD, ["--"] * len(HEAD), *map(cells, self.rows)])]
         return "\n".join([*lines, "", *(f"- {line}" for line in self.ending(self))]) + "\n"
 
-    def find(self, **wanted: str) -> list[Row]:
+    def find(self, **values: str) -> list[Row]:
         """The rows whose columns have these values, those that failed or were left out as well."""
-        return [row for row in self.rows if all(getattr(row, key) == value for key, value in wanted.items())]
+        return [row for row in self.rows if all(getattr(row, key) == value for key, value in values.items())]
 
 
 def _line(parts: Sequence[str]) -> str:

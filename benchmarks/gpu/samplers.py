@@ -72,11 +72,11 @@ class Calls:
     def before(self, module: Any, args: Any, given: dict[str, Any]) -> None:
         text, image = given["encoder_hidden_states"].shape[1], given["hidden_states"].shape[1]
         seen, shape = (text + image) ** 2, self.bench.shape
-        asked = (given.get("joint_attention_kwargs") or {}).get("attention")
-        if isinstance(asked, Windows):
-            counted = pairs(asked.layout, asked.rules, text, asked.guide is not None)
+        windows = (given.get("joint_attention_kwargs") or {}).get("attention")
+        if isinstance(windows, Windows):
+            counted = pairs(windows.layout, windows.rules, text, windows.guide is not None)
             # a cached guide is computed once
-            seen = counted.total - (counted.guide if asked.guide is None or asked.guide.cached else 0)
+            seen = counted.total - (counted.guide if windows.guide is None or windows.guide.cached else 0)
         self.flops.append(shape.call_flops(text + image, seen))
         self.begun = self.bench.clock.mark()
 
@@ -132,10 +132,10 @@ class MeasuredCall:
 def run(bench: Bench) -> None:
     """A row for each sampler; 8K by UltraGen alone."""
     names = names_for(bench.shape.spec.family)
-    wanted = [*PRIORITY, *((name, "4K") for name in names if (name, "4K") not in PRIORITY)]
+    chosen = [*PRIORITY, *((name, "4K") for name in names if (name, "4K") not in PRIORITY)]
     for suffix in ["", ", blocks compiled"] if bench.compiled else [""]:
         with torch.no_grad(), blocks(bench.models.transformer, compiled=bool(suffix)):
-            for name, size in wanted:
+            for name, size in chosen:
                 if size in bench.sizes and (not bench.samplers or name in bench.samplers):
                     forget(compiled=bool(suffix))
                     _one(bench, name, size, suffix)
@@ -167,10 +167,10 @@ def _one(bench: Bench, name: str, size: str, suffix: str) -> None:
     bench.table.add(found)
 
 
-def _plan(bench: Bench, name: str, size: str, asked: Mapping[str, Any]) -> SamplingPlan:
-    """The sampler's own plan; `asked` overrides what it was published with."""
+def _plan(bench: Bench, name: str, size: str, overrides: Mapping[str, Any]) -> SamplingPlan:
+    """The sampler's own plan; `overrides` replaces what it was published with."""
     sampler, side = find_sampler(name), bench.shape.side(size)
-    given = {**OPTIONS.get(name, {}), **asked}
+    given = {**OPTIONS.get(name, {}), **overrides}
     steps = given.pop("num_inference_steps", None)
     return plan_of_spec(sampler, bench.shape.spec, sampler.Options(**given), (side, side), steps)
 
@@ -181,13 +181,13 @@ def _calls(plan: SamplingPlan) -> list[int]:
 
 
 def _generate(
-    bench: Bench, cls: Any, name: str, plan: SamplingPlan, asked: Mapping[str, Any]
+    bench: Bench, cls: Any, name: str, plan: SamplingPlan, overrides: Mapping[str, Any]
 ) -> MeasuredCall:
-    """An image by a pipeline's whole call, from embeddings of a prompt to PIL; `asked` overrides what the
+    """An image by a pipeline's whole call, from embeddings of a prompt to PIL; `overrides` replaces what the
     sampler was published with."""
     request, clock, stages = plan.request, bench.clock, _calls(plan)
     pipeline, watched = bench.models.pipeline(cls), Calls(bench)
-    given = {**OPTIONS.get(name, {}), **asked, "num_inference_steps": request.steps}
+    given = {**OPTIONS.get(name, {}), **overrides, "num_inference_steps": request.steps}
     last: list[torch.Tensor] = []
 
     def after_step(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def tiny() -> Shape:
 
 
 class Models:
-    """The parts of a pipeline, each made when it is first asked for."""
+    """The parts of a pipeline, each created at its first use."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape

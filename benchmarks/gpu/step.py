@@ -26,7 +26,7 @@ EXACT = "windows, guide in every call"
 
 
 def run(bench: Bench) -> None:
-    """A row for each size and way; with compiled blocks after that, if they are asked for."""
+    """A row for each size and way; with compiled blocks after that, if requested."""
     masks, transformer = BlockMasks(), bench.models.transformer
     with torch.no_grad(), surgery.temporarily(transformer, AttentionCalls()):
         for suffix in ["", ", blocks compiled"] if bench.compiled else [""]:
@@ -111,7 +111,7 @@ def call_flops(shape: Shape, size: str, way: str) -> float:
 def one_call(bench: Bench, size: str, way: str, masks: BlockMasks | None = None) -> Callable[[], object]:
     """One call on random tokens; `Windows` of its own, so that each way has a cache of its own."""
     shape, layout, transformer = bench.shape, bench.shape.layout(size), bench.models.transformer
-    draw, said = torch.Generator(shape.device).manual_seed(3), bench.models.prompt()
+    draw, prompt = torch.Generator(shape.device).manual_seed(3), bench.models.prompt()
     place: dict[str, Any] = {"generator": draw, "device": shape.device, "dtype": shape.dtype}
     channels = transformer.config.in_channels
     image = torch.randn(1, layout.tokens, channels, **place)
@@ -124,8 +124,8 @@ def one_call(bench: Bench, size: str, way: str, masks: BlockMasks | None = None)
         "hidden_states": image,
         "timestep": level,
         "guidance": torch.full((1,), 3.5, device=shape.device),
-        "pooled_projections": said["pooled_prompt_embeds"],
-        "encoder_hidden_states": said["prompt_embeds"],
+        "pooled_projections": prompt["pooled_prompt_embeds"],
+        "encoder_hidden_states": prompt["prompt_embeds"],
         "txt_ids": latents.text_ids(shape.text, shape.device),
         "img_ids": latents.image_ids(layout.height, layout.width, shape.device),
         "return_dict": False,

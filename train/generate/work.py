@@ -149,17 +149,17 @@ class GenerateWork(Work):
         if call.given is not None and image not in (None, call.given.sha256):
             what = f"image {item.image} changed after the set was checked"
             raise UserError(what, "run the command again")
-        painting = self._session.generate(call, stages=self.previews is not None)
+        generated = self._session.generate(call, stages=self.previews is not None)
         if self.previews is not None:
             name = Path(item.name)
-            write_stages(self.previews / name.parent, name.name, painting.stages)
-        return painting
+            write_stages(self.previews / name.parent, name.name, generated.stages)
+        return generated
 
-    def _write(self, item: Item, painting: GeneratedImage) -> None:
+    def _write(self, item: Item, generated: GeneratedImage) -> None:
         from uhr.models.generate.record import png_bytes
 
-        data = png_bytes(painting.image, painting.record)
+        data = png_bytes(generated.image, generated.record)
         self._store.write(image_name(item.name), data)
         png = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        tree = {**painting.record, "png": png}
+        tree = {**generated.record, "png": png}
         self._store.write(record_name(item.name), json_bytes(tree, sort_keys=True))

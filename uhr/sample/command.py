@@ -227,9 +227,9 @@ def _one(
     if refinement is not None:
         setup.call(item)  # check the item before the server is called
         item = refine_one(item, refinement)
-    painting = _generate_one(setup, item, out, previews)
-    value = {"out": out.text, **painting.record}
-    console.emit(value, as_json, lambda _: console.say(record.describe(out.text, painting.record)))
+    generated = _generate_one(setup, item, out, previews)
+    value = {"out": out.text, **generated.record}
+    console.emit(value, as_json, lambda _: console.say(record.describe(out.text, generated.record)))
 
 
 def _plan(request: Request, item: Item, prompts: Path | None, on: str | None, as_json: bool) -> None:
@@ -259,11 +259,11 @@ def _generate_one(setup: Setup, item: Item, out: Target, previews: Path | None =
         record.check_stages(record.stage_files(previews, out.stem, setup.preview_names(call)), item.image)
     session = _loaded(setup)
     with console.progress("sample", total=None, unit="calls") as advance:
-        painting = session.generate(call, advance, stages=previews is not None)
+        generated = session.generate(call, advance, stages=previews is not None)
     if previews is not None:
-        record.write_stages(previews, out.stem, painting.stages)
-    out.write(painting.image, painting.record)
-    return painting
+        record.write_stages(previews, out.stem, generated.stages)
+    out.write(generated.image, generated.record)
+    return generated
 
 
 def _loaded(setup: Setup) -> Session:
@@ -292,16 +292,18 @@ def _repeat(image: Path, out: Path, model: str | None, sampler: str | None, as_j
     for line in lines:
         console.warn(line)
     with console.progress("sample", total=None, unit="calls") as advance:
-        painting = session.generate(call, advance)
+        generated = session.generate(call, advance)
     try:
         # before anything is written
-        found = None if original is None else repeat.compare(original, painting.image)
+        found = None if original is None else repeat.compare(original, generated.image)
     finally:
-        record.write(out, painting.image, painting.record)
+        record.write(out, generated.image, generated.record)
     comparison = {"identical": None} if found is None else found.describe()
     verdict = "there is no original image to compare with" if found is None else str(found)
-    value = {"out": str(out), "differences": lines, **comparison, "record": painting.record}
-    console.emit(value, as_json, lambda _: console.say(f"{record.describe(out, painting.record)}\n{verdict}"))
+    value = {"out": str(out), "differences": lines, **comparison, "record": generated.record}
+    console.emit(
+        value, as_json, lambda _: console.say(f"{record.describe(out, generated.record)}\n{verdict}")
+    )
 
 
 for _name, _info in SAMPLERS.items():
