@@ -132,7 +132,7 @@ class Alphas:
 
 
 class _Header:
-    """Alpha and rank from the plain entries of a file's metadata, which hold for all modules."""
+    """Alpha and rank from the plain entries of a file's metadata, which apply to all modules."""
 
     def __init__(self, metadata: Mapping[str, str], where: str) -> None:
         bare = {key.removeprefix("transformer."): value for key, value in metadata.items()}

@@ -95,7 +95,7 @@ class Flux2SingleProcessor(Flux2ParallelSelfAttnProcessor):
         assert attention_mask is None, "the call's attention has its own rules"
         joint = attn.to_qkv_mlp_proj(hidden_states)
         attended, fed = 3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor
-        # by ratio: under tensor parallelism a rank holds an equal share of each
+        # by ratio: under tensor parallelism a rank has an equal share of each
         width = joint.shape[-1] * attended // (attended + fed)
         qkv, mlp = joint[..., :width], joint[..., width:]
         query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in qkv.chunk(3, dim=-1))

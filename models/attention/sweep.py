@@ -5,7 +5,7 @@ windows of the new column are new. So a batch of window rows shares one buffer o
 made of slots of one window each; a step writes the slots whose content has left the neighbourhood and keeps
 the others. The order of keys is free: softmax does not depend on it.
 
-A batch holds only rows that have the same neighbours, and a step uses only the slots it filled: windows at
+A batch has only rows that have the same neighbours, and a step uses only the slots it filled: windows at
 the border of the grid have fewer keys, not masked ones. No mask means that SDPA keeps its flash kernel, and
 that no padding can ever be attended.
 """

@@ -65,13 +65,13 @@ _ALONE = _compiled(
 def check_plain(weights: Mapping[str, StoredTensor], where: str) -> None:
     """Raise UserError, in which `where` names the file, for weights that are stored quantised and cannot be
     dequantised here. Plain 8-bit floats are plain weights."""
-    for pattern, maker in _QUANTISED:
+    for pattern, program in _QUANTISED:
         found = sorted(name for name in weights if pattern.search(name))
         if found:
             fix = (
                 "use a GGUF file, or plain weights: those of a folder can be quantised while they are loaded"
             )
-            raise UserError(f"{where} is quantised by {maker} ({found[0]})", fix)
+            raise UserError(f"{where} is quantised by {program} ({found[0]})", fix)
     for name, tensor in weights.items():
         if name.endswith("weight") and len(tensor.shape) > 1 and tensor.dtype in _NO_FLOATS:
             what = f"{where} has {name} as {tensor.dtype}, which is not a plain floating-point weight"

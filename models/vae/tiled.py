@@ -132,9 +132,9 @@ def _run(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
         plan = make_plan(task, memory)
         last = task.shapes[-1]
         out = x.new_empty(len(x), last.channels, last.height, last.width, dtype=dtype)
-        hold = torch.device("cpu") if options.hold == "cpu" else None
+        storage = torch.device("cpu") if options.hold == "cpu" else None
         for sample, place in zip(x.split(1), out.split(1), strict=True):
-            execute(task, plan, sample, place, hold)
+            execute(task, plan, sample, place, storage)
     return out
 
 
@@ -163,7 +163,7 @@ def _whole(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
 
 
 def execute(
-    task: Task, plan: TilingPlan, sample: torch.Tensor, out: torch.Tensor, hold: torch.device | None
+    task: Task, plan: TilingPlan, sample: torch.Tensor, out: torch.Tensor, storage: torch.device | None
 ) -> None:
     """Run one sample [1, C, H, W] through the plan's segments, into `out`."""
     run = Pass(out.dtype, {})
@@ -173,7 +173,7 @@ def execute(
             sink: StoredBands | _WholeOutput = _WholeOutput(out)
         else:
             rows = min(segment.stored_rows, plan.segments[i + 1].rows)
-            sink = StoredBands(task.shapes[segment.last], rows, hold)
+            sink = StoredBands(task.shapes[segment.last], rows, storage)
         following = task.units[segment.last] if segment.last < len(task.units) else ()
         _segment(task, segment, source, sink, following, run)
         assert isinstance(sink, StoredBands) or i + 1 == len(plan.segments)

@@ -215,7 +215,7 @@ class JpegFile:
     def _on_scan(self, body: bytes, end: int) -> None:
         count = body[0] if body else 0
         if len(body) != 4 + 2 * count:
-            # the decoder refuses it
+            # the decoder rejects it
             return
         first, last, approximation = body[-3:]
         if self._process in _SEQUENTIAL and (first, last, approximation) != (0, 63, 0):

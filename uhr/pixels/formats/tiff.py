@@ -184,7 +184,7 @@ def read(directory: Directory) -> Reading:
     associated = bool(alphas) and kinds[alphas[0]] == ASSOCIATED
     if associated and photometric in (PALETTE, CMYK, YCBCR):
         return Reading(None, f"a {mode} TIFF with premultiplied opacity", notes, depth, mode, True)
-    assert depth is not None, "channels of different depths were refused"
+    assert depth is not None, "channels of different depths were rejected"
     layout = _layout(directory, photometric, compression, samples, depth, alpha, associated)
     if alpha is not None and mode in ("L", "RGB", "P"):
         mode += "A"
