@@ -139,7 +139,7 @@ def test_an_unknown_geometry_is_an_error_unless_the_spec_is_given(tmp_path):
             "name of a spec, not of weights: give a folder, or its hub id black-forest-labs",
         ),
         (lambda p: "tiny-flux1", "make one: `uhr models make-tiny DIR --spec tiny-flux1`"),
-        (lambda p: p, r"no diffusers checkpoint \(no .*model_index.json\): expected model_index.json"),
+        (lambda p: p, r"not a diffusers checkpoint \(no .*model_index.json\): expected model_index.json"),
         (lambda p: (p / "x.safetensors").write_bytes(b"") or p / "x.safetensors", "is empty"),
         (lambda p: fake(p, pipeline="StableDiffusionPipeline"), "no spec is a 'StableDiffusionPipeline'"),
     ],
@@ -203,7 +203,7 @@ def test_dtype_and_device_are_as_asked_and_unknown_ones_are_named(tiny_flux):
 
 def test_a_cuda_device_that_is_not_there_is_one_clear_line(tiny_flux, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="torch sees no GPU"):
+    with pytest.raises(UserError, match="torch finds no GPU"):
         zoo.load_vae(tiny_flux, device="cuda")
     assert zoo.pick_device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

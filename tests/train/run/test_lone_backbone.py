@@ -189,7 +189,7 @@ def test_a_device_that_is_not_here_is_named_as_the_recipe_has_it(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = ["train", "run", "lora", "--model", str(tiny_flux), "--data", str(small_set.folder)]
     assert main([*arguments, "--out", str(tmp_path / "run"), "--set", "runtime.device=cuda"]) == 1
-    assert "torch sees no GPU: --set runtime.device=cpu" in capsys.readouterr().err
+    assert "torch finds no GPU: --set runtime.device=cpu" in capsys.readouterr().err
     arguments = [
         "train",
         "encode",
@@ -200,4 +200,4 @@ def test_a_device_that_is_not_here_is_named_as_the_recipe_has_it(
         "cuda",
     ]
     assert main([*arguments, "--out", str(tmp_path / "encoded")]) == 1
-    assert "torch sees no GPU: --device cpu" in capsys.readouterr().err
+    assert "torch finds no GPU: --device cpu" in capsys.readouterr().err
