@@ -251,7 +251,7 @@ def test_what_is_missing_is_painted_again_and_nothing_else(make, stamps):
     before = stamps("out")
     again = make(PROMPTS)
     assert again.files == whole
-    painted = {path.name for path, stamp in stamps("out/images").items() if before.get(path) != stamp}
+    painted = {path.name for path, stamp in stamps("out/pictures").items() if before.get(path) != stamp}
     assert painted == {"0002.png", "0002.json", "green.png", "green.json"}
 
 
@@ -264,9 +264,9 @@ def test_an_item_that_fails_costs_itself_and_is_tried_again(make, stamps):
     assert made.rows[1]["error"] == "no such image: ask for another"
     assert made.facts["counts"] == {"items": 3, "made": 2, "failed": 1, "truncated": 0}
     assert json.loads(made.files["failed/0001.json"])["prompt"] == "refuse this"
-    before = stamps("out/images")
+    before = stamps("out/pictures")
     assert make(prompts, sampler="moody:Moody").code == 1
-    assert stamps("out/images") == before
+    assert stamps("out/pictures") == before
 
 
 def test_an_item_that_ends_its_process_twice_is_written_down_and_left_alone(tmp_path):
@@ -283,7 +283,7 @@ def test_an_item_that_ends_its_process_twice_is_written_down_and_left_alone(tmp_
     ).to_pylist()
     assert [row["error"] is None for row in rows] == [True, False, True]
     assert "crashed (SIGSEGV)" in json.loads((tmp_path / "out/failed/1.json").read_text())["error"]
-    names = {path.name for path in (tmp_path / "out/images").iterdir()}
+    names = {path.name for path in (tmp_path / "out/pictures").iterdir()}
     assert names == {"0.png", "0.json", "2.png", "2.json"}
 
 

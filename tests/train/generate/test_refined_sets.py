@@ -40,7 +40,7 @@ def test_a_run_that_goes_on_asks_for_nothing_that_was_answered(make, chat):
     failed = make(PROMPTS, "--refine", chat.url)
     assert failed.code == 1
     assert "failed 2 times: 503" in failed.error
-    assert not Path("out/images").exists(), "prompts come first"
+    assert not Path("out/pictures").exists(), "prompts come first"
     answered = len(list(Path("out/refined").iterdir()))
     chat.asked.clear()
     chat.reply = lambda body, n: "yes"

@@ -13,7 +13,7 @@ SLOW = [f"slow {n}" for n in range(10)]
 def test_a_killed_run_of_several_workers_goes_on_and_ends_with_the_same_bytes(make, killed, stamps):
     whole = make(SLOW, sampler="moody:Moody", out="whole")
     killed(["--engine", "local"], "out", lambda: any(Path("out").glob("pictures/*.json")))
-    done = stamps("out/images")
+    done = stamps("out/pictures")
     finished = {path for path in done if path.suffix == ".json"}
     assert 0 < len(finished) < 10
     assert not Path("out/set.json").exists()
