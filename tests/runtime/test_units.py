@@ -101,7 +101,7 @@ def test_finished_units_are_not_touched_and_missing_ones_come_back_byte_for_byte
     for unit in (0, 3, 9):
         plan.part(unit).unlink()
     heard: list[int] = []
-    run_units(plan, works.Square(), LocalRunner(2, LIMITS), lambda n=1, note=None: heard.append(n))
+    run_units(plan, works.Square(), InlineRunner(), lambda n=1, note=None: heard.append(n))
     assert heard == [28, 4, 4, 4], "the finished ones at once, the others one by one"
     for unit, (stat, content) in before.items():
         now = plan.part(unit).stat()
@@ -135,21 +135,30 @@ EXPECTED = [
 ]
 
 
-def test_an_item_that_crashes_hangs_or_eats_memory_costs_itself_only(tmp_path, works):
-    rows = do(hazards(tmp_path), works.Hazard(), LocalRunner(2, SHORT))
-    assert [row["said"] for row in rows] == EXPECTED
+@pytest.fixture(scope="module")
+def survived(tmp_path_factory):
+    """The plan of all hazards, after local workers, and its rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        import unit_works
+
+        plan = hazards(tmp_path_factory.mktemp("local"))
+        return plan, do(plan, unit_works.Hazard(), LocalRunner(2, SHORT))
+
+
+def test_an_item_that_crashes_hangs_or_eats_memory_costs_itself_only(survived):
+    assert [row["said"] for row in survived[1]] == EXPECTED
 
 
 @pytest.mark.ray
-def test_ray_gives_the_same_parts_as_local_workers_whatever_happens_to_them(tmp_path, works, capfd):
-    plans = [hazards(tmp_path / name) for name in ("local", "ray")]
-    do(plans[0], works.Hazard(), LocalRunner(2, SHORT))
+def test_ray_gives_the_same_parts_as_local_workers_whatever_happens_to_them(survived, tmp_path, works, capfd):
+    plan = hazards(tmp_path)
     capfd.readouterr()
-    rows = do(plans[1], works.Hazard(), RayRunner(2, SHORT))
+    rows = do(plan, works.Hazard(), RayRunner(2, SHORT))
     assert [row["said"] for row in rows] == EXPECTED
     assert capfd.readouterr() == ("", ""), "Ray has nothing to tell a user"
-    for unit in range(plans[0].count):
-        assert plans[0].part(unit).read_bytes() == plans[1].part(unit).read_bytes()
+    for unit in range(plan.count):
+        assert survived[0].part(unit).read_bytes() == plan.part(unit).read_bytes()
 
 
 def test_one_death_may_have_come_from_outside_and_is_not_blamed_on_the_item(tmp_path, works):
@@ -160,7 +169,7 @@ def test_one_death_may_have_come_from_outside_and_is_not_blamed_on_the_item(tmp_
 
 def test_a_worker_that_dies_before_any_item_stops_the_run_with_its_last_words(tmp_path, works):
     with pytest.raises(UserError, match=r"exit code 3 three times.*bad magic number"):
-        do(numbers(tmp_path, 4, 2), works.DiesInOpen(), LocalRunner(2, LIMITS))
+        do(numbers(tmp_path, 4, 2), works.DiesInOpen(), LocalRunner(1, LIMITS))
 
 
 @pytest.mark.parametrize("runner", [InlineRunner(), LocalRunner(2, LIMITS)], ids=["inline", "local"])
@@ -241,8 +250,8 @@ def test_an_early_worker_that_died_is_replaced(tmp_path, works):
 
 def test_a_policy_of_waiting_that_the_user_names_is_kept(tmp_path, works, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    do(numbers(tmp_path / "plan", 1, 1), works.CountsThreads(tmp_path), LocalRunner(1, NO_LIMITS))
-    assert json.loads((tmp_path / "threads.json").read_text())["wait"] == "active"
+    rows = do(numbers(tmp_path / "plan", 1, 1), works.Surroundings(), LocalRunner(1, LIMITS))
+    assert {row["wait"] for row in rows} == {"active"}
 
 
 def test_files_in_the_working_folder_do_not_shadow_the_standard_library_of_workers(

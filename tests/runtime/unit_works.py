@@ -110,7 +110,8 @@ class Surroundings(Work):
 
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
         threads = [self.cv2.getNumThreads(), pa.cpu_count(), int(os.environ["OMP_NUM_THREADS"])]
-        return pa.table({"threads": threads, "pid": [os.getpid()] * 3})
+        wait = os.environ["OMP_WAIT_POLICY"]
+        return pa.table({"threads": threads, "pid": [os.getpid()] * 3, "wait": [wait] * 3})
 
 
 class WhereIt(Work):

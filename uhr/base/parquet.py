@@ -11,11 +11,13 @@ import mmap
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 
 @contextlib.contextmanager
@@ -87,6 +89,8 @@ def regrouped(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
 def dataset(paths: Sequence[Path], schema: pa.Schema) -> Generator[ds.Dataset]:
     """Open Parquet files of one schema as one Arrow dataset, in their order, while the block runs."""
     with contextlib.ExitStack() as files:
+        import pyarrow.dataset as ds  # imports pandas, which worker processes do without
+
         form = ds.ParquetFileFormat()
         fragments = [form.make_fragment(files.enter_context(open(path, "rb"))) for path in paths]
         yield ds.FileSystemDataset(fragments, schema, form)
