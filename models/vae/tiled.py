@@ -124,12 +124,11 @@ def _run(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
     _check_weights(vae)
     if x.requires_grad and torch.is_grad_enabled():
         raise UserError("exact tiling has no gradient, and its input requires one", "revert it for training")
-    dtype, memory = _compute_dtype(options, vae), int(options.memory)
     task = _task(options, vae, part, Shape(*x.shape[1:]), len(x))
     with torch.no_grad():
         if _fits_whole(options, vae, task, len(x)):
             return _whole(vae, part, x)
-        plan = make_plan(task, memory)
+        plan, dtype = make_plan(task, int(options.memory)), _compute_dtype(options, vae)
         last = task.shapes[-1]
         out = x.new_empty(len(x), last.channels, last.height, last.width, dtype=dtype)
         storage = torch.device("cpu") if options.hold == "cpu" else None
@@ -151,7 +150,9 @@ def _fits_whole(options: ExactTiling, vae: Any, task: Task, samples: int) -> boo
     alive = samples * (untiled_bytes(task) - task.fixed) + task.fixed
     # with more values, GPU kernels of convolution and interpolation fail or are slow
     indexed = samples * largest_tensor(task) < 2**31
-    return _compute_dtype(options, vae) == vae.dtype and alive <= int(options.memory) and indexed
+    # asked only where it matters: a VAE's dtype is found by a walk through its modules
+    own = options.dtype != "float32" or vae.dtype == torch.float32
+    return own and alive <= int(options.memory) and indexed
 
 
 def _whole(vae: Any, part: Part, x: torch.Tensor) -> torch.Tensor:
