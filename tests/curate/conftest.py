@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -50,6 +52,25 @@ def images(_images, tmp_path) -> Path:
     folder = tmp_path / "my images"
     shutil.copytree(_images, folder, symlinks=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def curated(_images, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of `quickstart` over the images, with a rule that cannot be evaluated, and the printed text.
+    Read only."""
+    from uhr.cli import main
+
+    folder = tmp_path_factory.mktemp("curated")
+    pipeline, out, printed = folder / "mine.yaml", folder / "out", io.StringIO()
+    pipeline.write_text("""
+        preset: quickstart
+        stages: {q_align: {if_missing: skip, adds: [q_align]}}
+        rules: {quality: q_align > 4}
+    """)
+    words = ("--source", _images, "--out", out, "--engine", "local", "--workers", 0)
+    with contextlib.redirect_stdout(printed):
+        assert main([str(word) for word in ("curate", "run", pipeline, *words)]) == 0
+    return out, printed.getvalue()
 
 
 VERDICTS = {

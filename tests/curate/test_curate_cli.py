@@ -16,18 +16,8 @@ from uhr.manifests.schema import sample_id
 
 
 @pytest.fixture
-def out(uhr, images, tmp_path):
-    """A finished run of quickstart, with one rule that cannot be evaluated."""
-    pipeline = tmp_path / "mine.yaml"
-    pipeline.write_text("""
-        preset: quickstart
-        stages: {q_align: {if_missing: skip, adds: [q_align]}}
-        rules: {quality: q_align > 4}
-    """)
-    folder = tmp_path / "out"
-    words = ("--source", images, "--out", folder, "--engine", "local", "--workers", 0)
-    assert uhr("curate", "run", pipeline, *words)[0] == 0
-    return folder
+def out(curated):
+    return curated[0]
 
 
 def explained(uhr, out, sample) -> dict:
