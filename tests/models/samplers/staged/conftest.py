@@ -1,10 +1,12 @@
 """Every sampler of the registry on the tiny models, and quick calls of them."""
 
+import functools
+
 import pytest
 
 from uhr.models.samplers import SAMPLERS, sampler_class
 
-QUICK = {"base_steps": 2, "strength": 0.5, "skip": 2}
+QUICK = {"base_steps": 2, "strength": 0.5, "skip": 2, "native_size": 64}
 """Options that make calls short, for the samplers that have them."""
 
 FEWER_STEPS = ("demofusion", "patch-cascade")
@@ -25,11 +27,11 @@ def call():
 
 @pytest.fixture(scope="session")
 def quick(call):
-    """A maker of a sampler's arguments, by its name and its pipeline class: few steps, 192 px."""
+    """A maker of a sampler's arguments, by its name and its pipeline class: few steps, 128 px."""
 
     def arguments(name, cls):
         short = {key: value for key, value in QUICK.items() if key in cls.Options.model_fields}
-        found = {**call, **short, "height": 192, "width": 192}
+        found = {**call, **short, "height": 128, "width": 128}
         found["num_inference_steps"] = 2 if name in FEWER_STEPS else 4
         if cls.family.name == "flux2":
             # its tiny model is distilled, and its prompts come with the turns of a chat
@@ -88,6 +90,19 @@ def family():
 @pytest.fixture
 def sampler(name, family, made):
     return made(sampler_class(name, family))
+
+
+@pytest.fixture(scope="session")
+def usual(made, quick, seeded):
+    """`usual(name, family)`: the image of `sample()` of a sampler, [1, 3, H, W] in [0, 1], made once."""
+
+    @functools.cache
+    def make(name, family):
+        cls = sampler_class(name, family)
+        usual = {**quick(name, cls), "generator": seeded(), "output_type": "pt"}
+        return made(cls)("a red house", **usual).images
+
+    return make
 
 
 @pytest.fixture
