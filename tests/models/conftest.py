@@ -199,6 +199,21 @@ def backbone_calls(monkeypatch):
 
 
 @pytest.fixture
+def short_prompts(monkeypatch):
+    """Prompts of 64 tokens, not the 512 that are most of a tiny model's work: for what does not depend on
+    their number."""
+    from dataclasses import replace
+
+    from uhr.models.samplers.core.facts import ModelFacts
+
+    for name in ("of_spec", "of_pipeline"):
+        whole = getattr(ModelFacts, name)
+        monkeypatch.setattr(
+            ModelFacts, name, lambda *a, whole=whole, **k: replace(whole(*a, **k), text_length=64)
+        )
+
+
+@pytest.fixture
 def uhr(capsys):
     """Runs `uhr sample`; (stdout, stderr)."""
 

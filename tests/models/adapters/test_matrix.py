@@ -237,6 +237,7 @@ def command(here, name, out, adapters):
     return main([str(arg) for arg in argv])
 
 
+@pytest.mark.usefixtures("short_prompts")
 @pytest.mark.parametrize("case", COMMANDS)
 def test_the_command_puts_them_on_and_records_them(families, case, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

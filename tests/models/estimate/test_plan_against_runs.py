@@ -74,6 +74,14 @@ def image(tmp_path):
     return path
 
 
+@pytest.fixture(autouse=True)
+def prompts(request):
+    """Short ones, but for the cases of Euler."""
+    case = getattr(request.node, "callspec", None)
+    if case is not None and case.params["sampler"] != "euler":
+        request.getfixturevalue("short_prompts")
+
+
 class Flops(TorchDispatchMode):
     """Counts operations by torch's own table. FlopCounterMode also follows the modules, which takes ten times
     as long."""

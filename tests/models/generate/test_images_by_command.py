@@ -13,6 +13,8 @@ from uhr.models.generate.record import read_record
 from uhr.models.ops.filters import bicubic
 from uhr.models.samplers import SAMPLERS, find_sampler
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 SETS = {"sdedit": ["strength=0.5"], "multidiffusion": ["strength=0.5"], "patch-cascade": ["overlap=0"]}
 TAKING = [name for name in SAMPLERS if find_sampler(name).takes_image]
 

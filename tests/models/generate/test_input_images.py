@@ -304,7 +304,7 @@ def test_what_nobody_saw_does_not_shine_through_at_the_edges(forge, opened):
 
 
 @given(data=st.data())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_bytes_are_a_image_or_one_line(data, forge, opened):
     whole, _ = data.draw(forge.files(("JPEG", "PNG", "WEBP", "TIFF", "GIF")))
     damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])

@@ -14,6 +14,8 @@ from uhr.models.generate.session import Session
 from uhr.models.generate.setup import Setup
 from uhr.models.samplers import SAMPLERS, find_sampler
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 SETS = {
     "sdedit": {"strength": 0.5},
     "multidiffusion": {"strength": 0.5},

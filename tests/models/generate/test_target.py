@@ -16,6 +16,8 @@ from uhr.models.generate.target import Target
 from uhr.models.samplers import SAMPLERS, find_sampler
 from uhr.sample import options as sample_options
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 
 def euler(model, out, *more, sampler="euler"):
     words = ("sample", sampler, "--model", model, "--prompt", "a", "--out", out, "--size", "64x64")

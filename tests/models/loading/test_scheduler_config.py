@@ -28,6 +28,8 @@ from uhr.models.samplers.patch_cascade import PatchCascadePipeline
 from uhr.models.samplers.sdedit import SDEditPipeline
 from uhr.models.samplers.ultraflux import UltraFluxPipeline
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 SPACINGS = [
     {},
     {"use_beta_sigmas": True},
