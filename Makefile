@@ -23,8 +23,9 @@ demo: $(STAMP)
 	$(BIN)/python -m uhr demo
 
 test: $(STAMP)
-	@# two processes; a file stays in one, for the fixtures that its tests share
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@# two processes; a file stays in one, for the fixtures that its tests share, and in its place: by number
+	@# of tests, the long files of few tests would come last, and one process would wait for the other
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

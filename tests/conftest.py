@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import gc
 import importlib.util
 import os
 import uuid
@@ -18,6 +19,12 @@ settings.register_profile("explore", deadline=None, max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 # tiny tensors are slower on two threads than on one, many times so where something else uses the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made, millions of objects, out of every later collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def report(tmp_path_factory):
     code = (
         "import runpy, sys\n"
         f"sys.modules.update(dict.fromkeys({ABSENT!r}))\n"
-        f"sys.argv[1:] = ['--tiny', '--seconds', '0.5', '--out', {str(folder / 'table.md')!r}, "
+        f"sys.argv[1:] = ['--tiny', '--seconds', '0.2', '--out', {str(folder / 'table.md')!r}, "
         f"'--json', {str(folder / 'rows.json')!r}]\n"
         "runpy.run_module('benchmarks.gpu', run_name='__main__')\n"
     )
