@@ -108,7 +108,7 @@ def test_json_is_valid_whatever_is_in_it(capsys):
     }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.binary(min_size=1, max_size=12).filter(lambda name: 0 not in name), min_size=1, max_size=4)
 )

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
@@ -19,7 +19,6 @@ NAME = st.binary(min_size=1, max_size=20).filter(lambda name: not {0, 47} & set(
 CAFE = os.fsdecode(b"caf\xe9")
 
 
-@settings(deadline=None)
 @given(st.lists(NAME, min_size=1, max_size=4))
 def test_an_absolute_path_comes_back_from_its_text(names: list[bytes]) -> None:
     path = Path("/", *map(os.fsdecode, names))

@@ -5,13 +5,12 @@ import math
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.curate.stages.exact_duplicates import ExactDuplicatesStage
 from uhr.curate.stages.rank import RankStage
 
-SLOW = settings(max_examples=60, deadline=None)
 HASHES = st.lists(st.sampled_from(("aa", "bb", "cc", "dd", None)), min_size=1, max_size=30)
 VALUES = st.lists(
     st.one_of(
@@ -43,7 +42,6 @@ def live(**columns) -> pa.Table:
     return pa.table({"sample_id": [f"s{i}" for i in range(count)], "uri": uris} | columns)
 
 
-@SLOW
 @given(HASHES)
 def test_of_equal_bytes_the_first_by_uri_has_rank_zero(hashes) -> None:
     rows = live(content_hash=pa.array(hashes, pa.string()))
@@ -58,7 +56,6 @@ def test_of_equal_bytes_the_first_by_uri_has_rank_zero(hashes) -> None:
             assert result["dup_group"] == (row["content_hash"] if len(same) > 1 else None)
 
 
-@SLOW
 @given(VALUES, st.booleans())
 def test_rank_is_the_share_of_rows_that_are_better_ties_by_uri(values, descending) -> None:
     rows = live(score=pa.array([None if v is None else float(v) for v in values], pa.float64()))

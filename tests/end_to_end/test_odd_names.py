@@ -104,7 +104,7 @@ def test_the_whole_road_is_the_same_under_any_name(uhr, plain, tmp_path, names):
     _walk(uhr, plain, tmp_path, names)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(NAMES, min_size=4, max_size=4, unique=True))
 def test_the_whole_road_is_the_same_under_names_that_nobody_thought_of(uhr, plain, tmp_path, names):
     _walk(uhr, plain, tmp_path, names)

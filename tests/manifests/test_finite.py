@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
@@ -164,7 +164,6 @@ ROWS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(CONDITIONS, st.lists(ROWS, min_size=1, max_size=8))
 def test_a_condition_is_what_python_computes_with_null_for_all_that_is_not_finite(condition, rows) -> None:
     text, of = condition

@@ -72,7 +72,7 @@ def test_previews_come_by_sample(manifest: Manifest, make_row: Row) -> None:
     assert found[ids[2]].endswith(b"folder/00064.jpg")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(cuts=st.lists(st.integers(0, 300), max_size=6), seed=st.integers(0, 99))
 def test_bytes_do_not_depend_on_how_the_rows_came(
     cuts: list[int], seed: int, make: Make, make_row: Row

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
@@ -239,7 +239,6 @@ def test_columns_without_spread_have_no_histogram(manifest: Manifest) -> None:
     assert axis_for(COLUMNS["blockiness"], numeric["blockiness"], []) is None, "all are null"
 
 
-@settings(deadline=None)
 @given(st.floats(1e-3, 1e6), st.floats(1.5, 1e9), st.floats(0, 1), st.booleans())
 def test_places_on_an_axis_agree_with_its_bins(low: float, factor: float, share_: float, log: bool) -> None:
     axis = Axis(low, low * factor, 40, log, low, low * factor)

@@ -4,7 +4,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
@@ -130,7 +130,6 @@ def test_wrong_names_and_types_are_found_without_a_row(text: str, says: str) -> 
         SqlCondition.parse(text, "rule 'x'").check(SCHEMA)
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.none() | st.floats(0, 8), st.none() | st.floats(0, 1)), max_size=50),
     st.floats(0, 8),
@@ -230,7 +229,6 @@ WORDS = [
 ]
 
 
-@settings(max_examples=120, deadline=None)
 @given(st.text(max_size=30) | st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join))
 def test_any_text_is_either_a_safe_boolean_or_a_clear_error(text: str) -> None:
     try:

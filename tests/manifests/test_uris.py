@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
@@ -13,7 +13,6 @@ names = st.binary(min_size=1, max_size=20).filter(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(names, min_size=1, max_size=4))
 def test_any_file_name_comes_back_from_its_uri(parts: list[bytes]) -> None:
     relative = Path(os.fsdecode(b"/".join(parts)))

@@ -6,14 +6,12 @@ import threading
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from uhr.pixels.decode import PixelLimits, decode, fit, jpeg_preview, read_bytes, resize
 from uhr.pixels.types import PixelFault
-
-SLOW = settings(max_examples=80, deadline=None)
 
 
 def fault_of(data: bytes, **limits: int) -> PixelFault:
@@ -22,7 +20,6 @@ def fault_of(data: bytes, **limits: int) -> PixelFault:
     return caught.value
 
 
-@SLOW
 @given(data=st.data())
 def test_the_stored_grid_is_pillows_to_the_bit(data, forge) -> None:
     content, _ = data.draw(forge.files(("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")))
@@ -36,7 +33,6 @@ def test_the_stored_grid_is_pillows_to_the_bit(data, forge) -> None:
     assert np.abs(bgr.astype(int) - expected).max() <= (2 if image.mode == "CMYK" else 0)
 
 
-@SLOW
 @given(data=st.data())
 def test_gray_is_opencvs_of_the_full_colour_decode(data, forge) -> None:
     content, _ = data.draw(forge.files(("JPEG", "PNG", "WEBP")))
@@ -220,7 +216,6 @@ def test_a_wrong_byte_in_a_png_is_corrupt(forge) -> None:
     assert fault_of(bytes(data)).kind == "corrupt"
 
 
-@SLOW
 @given(data=st.data(), noise=st.binary(min_size=1, max_size=60), where=st.floats(0, 1))
 def test_damaged_bytes_give_a_image_or_a_fault(data, forge, noise, where) -> None:
     content, _ = data.draw(forge.files(("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")))
@@ -311,7 +306,6 @@ def test_the_format_is_the_contents_whatever_the_name(forge, tmp_path) -> None:
 
 
 @given(factor=st.integers(1, 6), height=st.integers(1, 12), width=st.integers(1, 12), seed=st.integers(0, 9))
-@settings(deadline=None)
 def test_shrinking_by_a_whole_factor_is_the_mean_of_each_block(factor, height, width, seed) -> None:
     pixels = np.random.default_rng(seed).integers(
         0, 256, (height * factor, width * factor, 3), dtype=np.uint8
@@ -321,7 +315,6 @@ def test_shrinking_by_a_whole_factor_is_the_mean_of_each_block(factor, height, w
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 80), st.integers(1, 80))
-@settings(deadline=None)
 def test_resize_gives_the_size_asked_for_and_keeps_a_constant(height, width, new_height, new_width) -> None:
     resized = resize(np.full((height, width, 3), 77, np.uint8), new_height, new_width)
     assert resized.shape == (new_height, new_width, 3)

@@ -15,7 +15,6 @@ from uhr.pixels.headers import FIRST_BYTES, read_header
 from uhr.pixels.types import Header, PixelFault
 
 COLOUR_MODELS = {"1": "L", "I;16": "L", "I": "L"}
-SLOW = settings(max_examples=150, deadline=None)
 
 
 def agrees_with_pillow(data: bytes) -> None:
@@ -38,13 +37,11 @@ def header_or_fault(data: bytes) -> Header | PixelFault:
         return fault
 
 
-@SLOW
 @given(data=st.data())
 def test_jpeg_png_and_webp_agree_with_pillow(data, forge) -> None:
     agrees_with_pillow(data.draw(forge.files(("JPEG", "PNG", "WEBP")))[0])
 
 
-@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_other_formats_agree_with_pillow(data, forge) -> None:
     agrees_with_pillow(data.draw(forge.files(("GIF", "BMP", "AVIF")))[0])
@@ -63,7 +60,6 @@ def test_bit_depth_of_a_png_is_the_files(forge, mode, bits) -> None:
     assert read_header(forge.encode(forge.image(9, 9, mode), "PNG")).bit_depth == bits
 
 
-@SLOW
 @given(data=st.data())
 def test_a_path_and_its_bytes_have_one_header(data, forge, tmp_path_factory) -> None:
     content, _ = data.draw(forge.files())
@@ -73,7 +69,7 @@ def test_a_path_and_its_bytes_have_one_header(data, forge, tmp_path_factory) -> 
 
 
 @given(size=st.integers(1, 5), segments=st.integers(1, 4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_segments_far_longer_than_the_first_bytes_are_stepped_over(
     forge, tmp_path_factory, size, segments
 ) -> None:
@@ -120,7 +116,6 @@ def test_an_orientation_that_does_not_exist_is_upright(forge, value) -> None:
     assert read_header(forge.encode(forge.image(8, 4), "JPEG", value)).orientation == 1
 
 
-@SLOW
 @given(data=st.data(), share=st.floats(0, 1))
 def test_a_cut_file_has_its_header_or_a_fault(data, forge, share) -> None:
     content, format = data.draw(forge.files(("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")))
@@ -131,7 +126,6 @@ def test_a_cut_file_has_its_header_or_a_fault(data, forge, share) -> None:
         assert (outcome.format, outcome.raw_width) == (format, read_header(content).raw_width)
 
 
-@SLOW
 @given(data=st.data(), noise=st.binary(min_size=1, max_size=40), where=st.floats(0, 1))
 def test_damaged_bytes_give_a_header_or_a_fault(data, forge, noise, where) -> None:
     content, _ = data.draw(forge.files(("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")))
@@ -154,7 +148,6 @@ SIGNATURES = (
 )
 
 
-@SLOW
 @given(start=st.sampled_from(SIGNATURES), rest=st.binary(max_size=300))
 def test_garbage_behind_a_signature_is_a_fault_or_a_header(start, rest) -> None:
     assert header_or_fault(start + rest)

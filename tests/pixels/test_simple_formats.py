@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -45,7 +45,6 @@ def shown(values: np.ndarray, kind: int, most: int) -> np.ndarray:
     return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     kind=st.integers(1, 6),
     most=st.sampled_from((1, 3, 15, 100, 127, 255, 256, 1000, 1023, 4095, 65534, 65535)),

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -72,7 +72,6 @@ def layouts(draw: st.DrawFn, files) -> tuple:
     return layout, count
 
 
-@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_every_layout_gives_its_samples(data, tiff_files) -> None:
     layout, count = data.draw(layouts(tiff_files))

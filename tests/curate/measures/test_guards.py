@@ -8,14 +8,12 @@ import threading
 import cv2
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from skimage.measure import shannon_entropy
 
 from uhr.curate.measures import guards
 from uhr.curate.measures.guards import FLAT_VARIANCE, measure, published_variance
-
-SLOW = settings(max_examples=60, deadline=None)
 
 
 def published_flat_fraction(gray: np.ndarray, patch: int = 240, threshold: float = 800) -> float:
@@ -43,13 +41,11 @@ def grays(draw: st.DrawFn, largest: int = 130) -> np.ndarray:
     return np.clip(smooth * draw(st.sampled_from((0, 0.3, 1))) + noise, 0, 255).astype(np.uint8)
 
 
-@SLOW
 @given(gray=grays(), patch=st.integers(3, 64), threshold=st.floats(0, 3000))
 def test_flat_fraction_is_the_published_one_for_any_patch_and_threshold(gray, patch, threshold) -> None:
     assert measure(gray, patch).flat_fraction(threshold) == published_flat_fraction(gray, patch, threshold)
 
 
-@SLOW
 @given(gray=grays(), patch=st.integers(3, 64))
 def test_patch_variances_are_the_published_ones(gray, patch) -> None:
     found = measure(gray, patch)
@@ -61,7 +57,6 @@ def test_patch_variances_are_the_published_ones(gray, patch) -> None:
         )
 
 
-@SLOW
 @given(gray=grays())
 def test_a_threshold_that_a_patch_hits_exactly_is_decided_as_published(gray) -> None:
     patch = 12
@@ -73,20 +68,17 @@ def test_a_threshold_that_a_patch_hits_exactly_is_decided_as_published(gray) -> 
         )
 
 
-@SLOW
 @given(gray=grays())
 def test_entropy_is_scikit_images(gray) -> None:
     assert measure(gray).entropy() == pytest.approx(shannon_entropy(gray), abs=1e-9)
 
 
-@SLOW
 @given(gray=grays())
 def test_laplacian_variance_is_opencvs(gray) -> None:
     expected = cv2.Laplacian(gray, cv2.CV_64F, ksize=1).var()
     assert measure(gray).laplacian_var == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-@SLOW
 @given(gray=grays())
 def test_the_histogram_counts_every_pixel(gray) -> None:
     found = measure(gray)
@@ -95,7 +87,6 @@ def test_the_histogram_counts_every_pixel(gray) -> None:
     assert found.fraction(slice(0, 16)) == pytest.approx((gray < 16).mean())
 
 
-@SLOW
 @given(gray=grays())
 def test_blockiness_is_the_mean_step_on_the_grid_over_the_mean_step_inside(gray) -> None:
     steps = [np.abs(np.diff(gray.astype(int), axis=axis)) for axis in (0, 1)]

@@ -65,7 +65,7 @@ def test_rows_where_the_condition_is_null_are_left_out(
     assert made.info.counts["rows"] == parent.info.counts["rows"] - parent.info.counts["failed"]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8)
 @given(seed=seeds, count=st.integers(1, 215))
 def test_a_sample_is_the_prefix_of_a_larger_one(seed: int, count: int, parent: Manifest) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def test_a_sample_is_the_prefix_of_a_larger_one(seed: int, count: int, parent: M
     assert some < more
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8)
 @given(seed=seeds)
 def test_samples_and_splits_are_those_of_the_hashes(seed: int, parent: Manifest) -> None:
     def key(use: str, sample: str) -> int:
@@ -90,7 +90,7 @@ def test_samples_and_splits_are_those_of_the_hashes(seed: int, parent: Manifest)
         assert row["split"] == ("train" if draw < 0.7 else "val")
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4)
 @given(order=st.permutations(range(40)), seed=seeds)
 def test_what_is_drawn_does_not_depend_on_row_order_or_on_other_rows(
     order: list[int], seed: int, make: Make, make_row: Row
@@ -110,7 +110,7 @@ def test_what_is_drawn_does_not_depend_on_row_order_or_on_other_rows(
     assert samples[0] == samples[1]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8)
 @given(seed=seeds)
 def test_splits_are_disjoint_cover_all_and_have_about_their_shares(seed: int, parent: Manifest) -> None:
     with tempfile.TemporaryDirectory() as folder:

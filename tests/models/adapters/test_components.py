@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
@@ -22,7 +22,6 @@ def by_svd(w, rank, which):
 sides = st.integers(3, 40)
 
 
-@settings(max_examples=40, deadline=None)
 @given(sides, sides, st.sampled_from(["minor", "major"]), st.integers(1, 3))
 def test_the_factors_are_the_singular_components_of_a_weight_of_any_shape(out, width, which, rank):
     w = weight(out, width)

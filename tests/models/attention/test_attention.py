@@ -140,7 +140,6 @@ def cases(draw) -> Case:
     return Case(layout, rules, text=draw(st.integers(0, 3)), guide=draw(st.booleans()), batch=2)
 
 
-@settings(max_examples=50, deadline=None)
 @given(cases(), st.sampled_from([1, 5_000, None]))
 def test_gathered_windows_are_dense_attention_under_the_mask(case, buffer):
     dense = case.dense()
@@ -149,7 +148,7 @@ def test_gathered_windows_are_dense_attention_under_the_mask(case, buffer):
         assert (case.gathered_guide() - dense[:, case.end :]).abs().max() < 1e-12
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cases())
 def test_gradients_are_those_of_dense_attention_under_the_mask(case):
     upstream = torch.randn(

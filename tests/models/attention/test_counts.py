@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.models.attention.counts import pairs, tile_pairs
@@ -42,14 +42,12 @@ def masks(draw):
     return layout, rules, draw(st.integers(0, 9)), draw(st.booleans())
 
 
-@settings(max_examples=50, deadline=None)
 @given(masks())
 def test_counted_pairs_are_the_mask_s(case):
     layout, rules, text, guide = case
     assert pairs(layout, rules, text, guide).total == int(dense_mask(*case).sum())
 
 
-@settings(max_examples=40, deadline=None)
 @given(masks(), st.integers(3, 20), st.integers(3, 20))
 def test_tile_counts_are_the_mask_s(case, tall, wide):
     layout, _, text, _ = case
@@ -145,7 +143,6 @@ def test_the_mask_that_the_paper_describes_saves_half_of_that_at_8k():
     assert joint**2 / own.total == pytest.approx(126, abs=0.5)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(["own", "cross", "box", "sliding"]),
     st.integers(1, 3),

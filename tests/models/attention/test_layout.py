@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
@@ -19,7 +19,6 @@ def layouts(draw) -> WindowLayout:
     return WindowLayout(window * draw(SIDES), window * draw(SIDES), window, ratio)
 
 
-@settings(deadline=None, max_examples=50)
 @given(layouts())
 def test_window_first_order_and_back_is_the_identity(layout):
     x = torch.arange(2 * layout.tokens).view(2, layout.tokens, 1)
@@ -29,7 +28,6 @@ def test_window_first_order_and_back_is_the_identity(layout):
     assert torch.equal(layout.guide_to_raster(layout.guide_to_windows(y, dim=0), dim=0), y)
 
 
-@settings(deadline=None, max_examples=50)
 @given(layouts())
 def test_a_window_is_one_contiguous_run_in_raster_order_inside(layout):
     ids = layout.to_windows(image_ids(layout.height, layout.width), dim=0)[:, 1:].long()
@@ -40,7 +38,6 @@ def test_a_window_is_one_contiguous_run_in_raster_order_inside(layout):
         assert torch.equal(window, corner + inside)
 
 
-@settings(deadline=None, max_examples=50)
 @given(layouts())
 def test_window_k_of_the_guide_covers_the_area_of_window_k_of_the_image(layout):
     image = layout.to_windows(image_ids(layout.height, layout.width), dim=0)
@@ -51,7 +48,6 @@ def test_window_k_of_the_guide_covers_the_area_of_window_k_of_the_image(layout):
     assert torch.equal(of_image[:, :1], of_guide[:, :1])
 
 
-@settings(deadline=None, max_examples=50)
 @given(layouts())
 def test_a_guide_token_stands_at_ratio_times_its_row_and_column(layout):
     image = layout.to_windows(image_ids(layout.height, layout.width), dim=0)
@@ -59,7 +55,6 @@ def test_a_guide_token_stands_at_ratio_times_its_row_and_column(layout):
     assert torch.equal(image[layout.anchors()], layout.ratio * guide)
 
 
-@settings(deadline=None, max_examples=50)
 @given(layouts())
 def test_blocks_of_the_guide_are_made_of_its_windows_and_tile_it(layout):
     y = torch.arange(layout.guide_tokens)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.models.ops.enlarge import bicubic_at, reflected
@@ -11,7 +11,6 @@ from uhr.models.ops.filters import bicubic
 side = st.integers(1, 24)
 
 
-@settings(deadline=None, max_examples=60)
 @given(side, side, st.integers(0, 60), st.integers(0, 60), st.data())
 def test_any_rows_and_columns_are_those_of_the_whole_enlargement(height, width, more, wider, data):
     image = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
@@ -28,7 +27,6 @@ def test_at_the_same_size_nothing_changes():
     assert torch.equal(bicubic_at(image, (9, 7), torch.arange(9), torch.arange(7)), image)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(0, 39))
 def test_an_axis_is_continued_as_torch_pads_by_reflection(length, more):
     more = min(more, length - 1)

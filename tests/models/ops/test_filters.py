@@ -21,7 +21,6 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(deadline=None)
 @given(sides, sides, st.integers(0, 99))
 def test_haar_is_pywts_orthonormal_haar(height, width, seed):
     x = draw(2, 3, height, width, seed=seed)
@@ -31,7 +30,6 @@ def test_haar_is_pywts_orthonormal_haar(height, width, seed):
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
-@settings(deadline=None)
 @given(sides, sides, st.integers(0, 99))
 def test_haar_inverts_at_any_size_and_keeps_energy_at_even_ones(height, width, seed):
     x = draw(1, 2, height, width, seed=seed)
@@ -42,7 +40,6 @@ def test_haar_inverts_at_any_size_and_keeps_energy_at_even_ones(height, width, s
         assert energy == pytest.approx(float((x.double() ** 2).sum()), rel=1e-5)
 
 
-@settings(deadline=None)
 @given(sides, sides)
 def test_the_haar_low_pass_is_a_projection_onto_block_means(height, width):
     x = draw(1, 2, height, width)
@@ -64,7 +61,6 @@ def butterworth_by_loops(x: np.ndarray, cutoff: float, order: int) -> np.ndarray
     return np.fft.ifft2(np.fft.ifftshift(spectrum, axes=(-2, -1))).real
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10), st.integers(1, 10), st.sampled_from([0.2, 0.4, 1.0]), st.sampled_from([2, 4]))
 def test_butterworth_is_the_published_formula(half_height, half_width, cutoff, order):
     x = draw(2, 3, 2 * half_height, 2 * half_width)
@@ -72,7 +68,6 @@ def test_butterworth_is_the_published_formula(half_height, half_width, cutoff, o
     np.testing.assert_allclose(found.numpy(), butterworth_by_loops(x.numpy(), cutoff, order), atol=1e-5)
 
 
-@settings(deadline=None)
 @given(sides, sides)
 def test_butterworth_keeps_the_mean_and_halves_what_is_at_the_cutoff(height, width):
     x = draw(1, 2, height, width)
@@ -82,7 +77,7 @@ def test_butterworth_keeps_the_mean_and_halves_what_is_at_the_cutoff(height, wid
     torch.testing.assert_close(filters.butterworth_low_pass(wave, 0.25), wave / 2, atol=1e-5, rtol=0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(3, 12), st.integers(3, 12), st.floats(0.1, 3), st.integers(1, 2), st.floats(-1, 3))
 def test_sharpening_is_the_image_plus_what_a_mirrored_gaussian_takes_from_it(
     height, width, sigma, radius, amount
@@ -97,7 +92,6 @@ def test_sharpening_is_the_image_plus_what_a_mirrored_gaussian_takes_from_it(
     assert torch.equal(found, filters.sharpen(x, sigma, amount, radius))
 
 
-@settings(deadline=None)
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 20), st.integers(0, 20))
 def test_enlarging_is_opencvs_cubic_and_shrinking_is_pillows(height, width, taller, wider):
     x = draw(1, 1, height, width)
@@ -122,7 +116,6 @@ def test_each_filter_computes_in_float32_and_gives_the_dtype_back(dtype):
         assert torch.equal(found, use(x.float()).to(dtype))
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 90), st.integers(1, 90))
 def test_lanczos_is_pillows_whether_it_enlarges_or_shrinks(height, width, taller, wider):
     x = draw(1, 1, height, width)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
@@ -13,7 +13,6 @@ from uhr.models.ops.patches import Box, Canvas, feather, grid, starts
 sides = st.integers(1, 90)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 1500), st.integers(0, 1499))
 def test_starts_cover_the_axis_with_the_overlap_requested_and_no_window_too_many(length, window, overlap):
     assume(overlap < window)
@@ -29,7 +28,6 @@ def test_starts_cover_the_axis_with_the_overlap_requested_and_no_window_too_many
     assert (len(found) - 2) * (window - overlap) + window < length
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 19), st.sampled_from([2, 8, 16]))
 def test_on_a_packing_grid_every_start_is_on_it_and_the_overlap_still_holds(length, window, step, multiple):
     assume(step <= window)
@@ -45,7 +43,6 @@ def test_patch_counts_are_those_of_recipes_1_2(size, overlap, count):
     assert len(grid(size, size, 1024, overlap)) == count
 
 
-@settings(deadline=None)
 @given(sides, sides, st.integers(9, 40), st.integers(9, 40), st.integers(0, 39))
 def test_crops_of_a_image_blend_back_to_it(height, width, tall, wide, overlap):
     assume(overlap < min(tall, wide))

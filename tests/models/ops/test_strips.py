@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from uhr.models.ops.patches import Box, Canvas, feather, grid
@@ -24,7 +24,6 @@ class Whole:
         return torch.cat(self.parts, dim=-2)
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(8, 90), st.integers(8, 60), st.integers(8, 40), st.integers(0, 39))
 def test_strips_are_bitwise_the_whole_canvas(height, width, window, overlap):
     assume(overlap < window)

@@ -79,7 +79,7 @@ def tightest(vae, part: str, height: int, width: int, samples: int = 1, **option
     raise AssertionError("one byte was enough")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.booleans(), st.sampled_from(["encode", "decode"]), st.integers(1, 12), st.integers(1, 12),
     st.integers(0, 15), st.integers(0, 15), st.sampled_from([1.0, 1.1, 1.5, 3.0]), st.integers(0, 99),
@@ -228,7 +228,7 @@ def test_diffusers_own_tiling_makes_another_image(vae):
     assert ours < EXACT
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40), st.integers(1, 2))
 def test_attention_in_blocks_is_attention(queries, keys, block, heads):
     query, key, value = draw(1, heads, queries, 8), 3 * draw(1, heads, keys, 8), draw(1, heads, keys, 8)
@@ -238,7 +238,7 @@ def test_attention_in_blocks_is_attention(queries, keys, block, heads):
     assert (scaled_dot_product(query, key, value) - expected).abs().max() < 1e-5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 5), min_size=1).filter(any), st.floats(-100, 100), st.floats(0.01, 10))
 def test_moments_of_bands_are_those_of_the_whole(bands, mean, spread):
     whole = draw(1, 8, sum(bands), 7) * spread + mean

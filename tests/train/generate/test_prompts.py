@@ -46,7 +46,7 @@ def write(path, rows):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(LINES, min_size=1, max_size=5))
 def test_every_form_reads_back_what_was_written(tmp_path, suffix, rows):
     read = read_prompts(write(tmp_path / f"prompts.{suffix}", rows))
