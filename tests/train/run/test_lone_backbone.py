@@ -69,7 +69,7 @@ def test_a_lone_file_trains_as_its_model_does_and_goes_on_from_wherever_both_are
     resume = ["train", "resume", str(tmp_path / "lone"), "--set", "phases.main.steps=3"]
     moved = base.rename(tmp_path / "moved base")
     assert main(resume) == 1
-    assert f"{base}, the base of {tmp_path / 'lone'}, is not there: say where it is: --base PATH" in (
+    assert f"{base}, the base of {tmp_path / 'lone'}, does not exist: name its new path: --base PATH" in (
         capsys.readouterr().err
     )
     file.rename(tmp_path / "moved.sft")
