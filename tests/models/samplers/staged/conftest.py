@@ -6,7 +6,7 @@ import pytest
 
 from uhr.models.samplers import SAMPLERS, sampler_class
 
-QUICK = {"base_steps": 2, "strength": 0.5, "skip": 2, "native_size": 64}
+QUICK = {"base_steps": 1, "strength": 0.5, "skip": 1, "native_size": 96}
 """Options that make calls short, for the samplers that have them."""
 
 FEWER_STEPS = ("demofusion", "patch-cascade")
@@ -32,7 +32,7 @@ def quick(call):
     def arguments(name, cls):
         short = {key: value for key, value in QUICK.items() if key in cls.Options.model_fields}
         found = {**call, **short, "height": 128, "width": 128}
-        found["num_inference_steps"] = 2 if name in FEWER_STEPS else 4
+        found["num_inference_steps"] = 2 if name in FEWER_STEPS else 3
         if cls.family.name == "flux2":
             # its tiny model is distilled, and its prompts come with the turns of a chat
             found.update(guidance_scale=None, max_sequence_length=32)
