@@ -170,7 +170,7 @@ def test_an_unknown_stage_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("path", ["uhr.curate.frame:Frame", "json:dumps"])
 def test_what_is_no_stage_is_refused(path) -> None:
-    with pytest.raises(UserError, match="is no stage"):
+    with pytest.raises(UserError, match="is not a stage"):
         stage_class(path)
 
 

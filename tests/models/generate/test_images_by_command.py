@@ -136,7 +136,7 @@ def test_the_record_names_the_bytes_that_were_opened_whatever_the_file_is_when_i
         (tmp_path / "given image").write_bytes(forge.encode(forge.image(140, 130, seed=5), "PNG"))
         return hand(self, fit)
 
-    monkeypatch.setattr(InputImage, "hand", then_replaced)
+    monkeypatch.setattr(InputImage, "padded", then_replaced)
     _, record = made("sdedit", data, "--scale", 1)
     assert record["image"]["sha256"] == hashlib.sha256(data).hexdigest()
 

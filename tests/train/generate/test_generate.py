@@ -382,7 +382,7 @@ def test_what_a_stranger_put_in_the_place_of_a_record_is_found_at_the_end(make):
         (["--prompts", "p.txt", "--out", "p.txt"], "is a file"),
         (["--prompts", "p.txt", "--out", "o/x.png"], "--out o/x.png is a file, and this makes a set"),
         (["--image", "given", "--prompt", "x", "--out", "s3://b/x.PNG"], "name a folder or a prefix"),
-        (["--prompts", "nowhere.txt", "--out", "o"], "nowhere.txt is not there"),
+        (["--prompts", "nowhere.txt", "--out", "o"], "nowhere.txt does not exist"),
         (["--image", "given", "--out", "o"], "--prompt TEXT is missing"),
         (["--image", "given", "--prompts", "p.txt", "--out", "o"], "--prompts and the folder given"),
         (["--prompt", "x", "--out", "o.png", "--workers", "2"], "--workers is an option for sets"),

@@ -108,7 +108,7 @@ def test_sizes_and_settings_that_cannot_be_are_one_clear_line(ultragen, call):
         ultragen("x", **{**call, "height": 128, "width": 128})
     with pytest.raises(UserError, match="takes no guidance"):
         plan_of_spec(UltraGen(), zoo.get("tiny-flux2"), UltraGenOptions(guidance_high=4.5), (512, 512), 4)
-    with pytest.raises(UserError, match="do not divide by the guide's ratio"):
+    with pytest.raises(UserError, match="are not divisible by the guide's ratio"):
         plan(window=6)
 
 
