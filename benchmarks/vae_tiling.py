@@ -3,7 +3,7 @@
 FLUX.1's VAE at its real widths with random weights, float32, 384 x 384 px with 96 px tiles for diffusers:
 the ratio of 4096 to the 1024 px tiles that it takes by default. Each method is a process of its own on one
 thread; its peak is the resident memory above what it held once the VAE was loaded, so kernels' workspaces
-and what the allocator keeps for later are included (tests/models/test_vae_memory.py counts live tensors).
+and what the allocator keeps for later are included (tests/models/vae/test_memory.py counts live tensors).
 
     python -m benchmarks.vae_tiling
 """

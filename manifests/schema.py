@@ -67,7 +67,7 @@ IDENTITY = (
         "address below the source root that `manifest.json` names; a link is never resolved; `%` and bytes "
         "that are no UTF-8 are percent-encoded",
     ),
-    Column("parent_id", pa.string(), "the sample that a patch was cut from; null for a whole image"),
+    Column("parent_id", pa.string(), "the sample that a patch was cut from; null for a whole picture"),
     Column(
         "box",
         pa.list_(pa.field("element", pa.int32()), 4),
@@ -96,12 +96,12 @@ VERDICT = (
 )
 
 RIGHTS = (
-    Column("caption", pa.string(), "the caption that came with the image (sidecar, alt text)"),
-    Column("source_url", pa.string(), "where the image was taken from"),
+    Column("caption", pa.string(), "the caption that came with the picture (sidecar, alt text)"),
+    Column("source_url", pa.string(), "where the picture was taken from"),
     Column("author", pa.string(), "whom to credit"),
     Column("license", pa.string(), "the licence that the source states"),
     Column(
-        "source_meta", pa.string(), "everything else that the source says of the image, as one JSON object"
+        "source_meta", pa.string(), "everything else that the source says of the picture, as one JSON object"
     ),
 )
 
@@ -215,7 +215,7 @@ GUARDS = (
     Column(
         "upscale_ratio",
         pa.float64(),
-        "estimated linear enlargement that the image went through: 1 where detail reaches the pixel grid",
+        "estimated linear enlargement that the picture went through: 1 where detail reaches the pixel grid",
         "1",
         ">= 1",
         stage="native_resolution",
@@ -226,13 +226,13 @@ DUPLICATES = (
     Column(
         "dup_group",
         pa.string(),
-        "`content_hash` shared by all images with exactly these bytes; null where it is the only one",
+        "`content_hash` shared by all pictures with exactly these bytes; null where it is the only one",
         stage="exact_duplicates",
     ),
     Column(
         "dup_rank",
         pa.int32(),
-        "place in its group by uri; 0 is the one to keep, and every image without duplicates",
+        "place in its group by uri; 0 is the one to keep, and every picture without duplicates",
         "1",
         ">= 0",
         stage="exact_duplicates",

@@ -51,7 +51,13 @@ REQUIREMENTS = (
     Requirement("datasets", "datasets", "all", "Hugging Face datasets"),
     Requirement("open_clip_torch", "open_clip", "clip", "CLIP scores (not used yet)"),
     Requirement("pyiqa", "pyiqa", "quality", "quality scores (not used yet)", "PolyForm-Noncommercial-1.0.0"),
-    Requirement("ultralytics", "ultralytics", "people", "person detection (not used yet)", "AGPL-3.0"),
+    Requirement(
+        "ultralytics",
+        "ultralytics",
+        "people",
+        "two photographs of the demo; no person detection yet",
+        "AGPL-3.0",
+    ),
 )
 
 # importing ultralytics may write settings and install packages, and others may contact hubs: prevent that

@@ -12,16 +12,17 @@ from uhr.base.config import fingerprint
 from uhr.base.errors import UserError
 from uhr.models.llm.chat import ChatServer, NoAnswer
 
+# its hash is in records and in the names of stored answers: do not reword
 INSTRUCTION = """\
-You prepare prompts for a text-to-image model that paints very large, finely detailed images. You are \
-given a short prompt. Rewrite it as one paragraph that describes the finished image to somebody who \
+You prepare prompts for a text-to-image model that paints very large, finely detailed pictures. You are \
+given a short prompt. Rewrite it as one paragraph that describes the finished picture to somebody who \
 cannot see it.
 
 Stay with what was asked. Every subject, number, colour, name, style and quoted text of the prompt stays, \
-and nothing is added that would change what the image is of. Words in quotation marks are to be painted \
+and nothing is added that would change what the picture is of. Words in quotation marks are to be painted \
 as they stand: copy them exactly and keep the marks.
 
-Then fill in what the prompt leaves open, as far as it serves the image: where things stand in the \
+Then fill in what the prompt leaves open, as far as it serves the picture: where things stand in the \
 frame and how far away; what they are made of and what their surfaces look like close up; what lies in \
 the foreground and in the distance; where the light comes from and what its colour is; the time of day, \
 the weather, the mood; the medium, and for a photograph the lens and the depth of field. Prefer things \

@@ -78,8 +78,7 @@ def load_component(
 
     Args:
         quantize: a name of `quantize.KINDS`, for the backbone and the large text encoder; other components
-        are
-            not quantised.
+            are not quantised.
         weights: another place for the component's weights: a folder of its own (with a config.json), or a
             single file of BFL's, ComfyUI's or GGUF.
     """

@@ -206,8 +206,7 @@ def patch_schedule(
     0.
 
     warped-labels: Algorithm 1, and the default: steps by the uniform grid, and labels by the warped time, so
-    a
-                   latent past the middle is labelled cleaner than it is
+                   a latent past the middle is labelled cleaner than it is
     warped-grid:   steps and labels both by the warped time, as in the prose around eq. 6. At a start other
                    than 1 the first step, and the noise added for it, are at the warped level
 

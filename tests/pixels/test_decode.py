@@ -217,7 +217,7 @@ def test_a_wrong_byte_in_a_png_is_corrupt(forge) -> None:
 
 
 @given(data=st.data(), noise=st.binary(min_size=1, max_size=60), where=st.floats(0, 1))
-def test_damaged_bytes_give_a_image_or_a_fault(data, forge, noise, where) -> None:
+def test_damaged_bytes_give_an_image_or_a_fault(data, forge, noise, where) -> None:
     content, _ = data.draw(forge.files(("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")))
     start = int(where * len(content))
     try:
@@ -272,7 +272,7 @@ def test_the_pixel_limit_is_inclusive_and_the_same_for_all_formats(forge, format
     assert fault_of(data, pixels=199).kind == "too large"
 
 
-def test_a_image_beyond_pillows_own_guard_is_opened(forge, monkeypatch) -> None:
+def test_an_image_beyond_pillows_own_guard_is_opened(forge, monkeypatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     assert decode(forge.encode(forge.image(30, 20, "P"), "GIF")).rgb().shape == (20, 30, 3)
     assert Image.MAX_IMAGE_PIXELS == 50

@@ -30,8 +30,7 @@ class BucketPlan:
 
     sizes: rows of each bucket. batch_size: rows per global batch. seed: seed of the order.
     block: rows per row group of the stored data, one number for each bucket. Reading is fastest if the rows
-    of
-        a row group are used close together: row groups are shuffled, then the rows within `WINDOW` row
+        of a row group are used close together: row groups are shuffled, then the rows within `WINDOW` row
         groups. The order of buckets is random.
     remainder: what happens to a bucket's last rows if they do not fill a batch.
         "short": they form a smaller batch, so each row is used exactly once per epoch.

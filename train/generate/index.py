@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
     [
         pa.field("name", pa.string()),
         pa.field("status", pa.string(), metadata={"meaning": "made or failed"}),
+        # stored, and part of the id of a set: do not reword
         pa.field("prompt", pa.string(), metadata={"meaning": "as it was painted"}),
         pa.field(
             "original_prompt", pa.string(), metadata={"meaning": "as the user wrote it, where it differs"}

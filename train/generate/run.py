@@ -255,6 +255,7 @@ def _generate(
     RunFolder(store.work_folder(), WORK).clear(UNITS)
     hashes = {path: image.sha256 for path, image in checked.images.items()}
     table = items_table(left, [failure_name(item.name) in names for item in left], hashes)
+    # "paint" is in the fingerprint of units that are resumed: do not reword
     plan = UnitPlan.create(store.work_folder() / UNITS, table, -(-len(left) // MOST_UNITS), "paint")
     out = str(store.folder.absolute()) if isinstance(store, FolderStore) else store.text
     previews = job.previews and job.previews.absolute()

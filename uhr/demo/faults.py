@@ -147,4 +147,4 @@ def _doubles(photographs: Path) -> Iterator[_File]:
     original = (photographs / "astronaut.png").read_bytes()
     yield _File("same-bytes.png", original, "a photograph once more", "rejected", "duplicates")
     again = encode(Image.open(io.BytesIO(original)).convert("RGB"), "JPEG", quality=70)
-    yield _File("same-image.jpg", again, "a photograph once more, saved again: other bytes, one image")
+    yield _File("same-picture.jpg", again, "a photograph once more, saved again: other bytes, one picture")

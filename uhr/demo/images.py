@@ -51,7 +51,7 @@ def gather(folder: Path, advance: Callable[..., None]) -> list[Planted]:
     """
     files = [*_photographs(folder / "photographs", advance), *_scenes(folder / "scenes", advance)]
     planted = plant(folder / "planted", folder / "photographs", advance)
-    (folder / "notes.txt").write_text("A text file among the images, with no image of its name.\n")
+    (folder / "notes.txt").write_text("A text file among the pictures, with no picture of its name.\n")
     planted.append(Planted("notes.txt", "a text file", "failed", "not an image", fault=True))
     return [*files, *planted]
 

@@ -90,7 +90,7 @@ def conversion(profile: bytes, mode: str) -> Conversion:
         if reads == "RGB" and mode == "L":
             mode = "RGB"  # gray pixels under an RGB profile are common: r = g = b
         if reads != mode:
-            return Conversion(mode, note=f"ICC profile ignored: it is for {space}, the image is {mode}")
+            return Conversion(mode, note=f"ICC profile ignored: it is for {space}, the picture is {mode}")
         transform = _transform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (OSError, ImageCms.PyCMSError, ValueError, TypeError) as error:
         return Conversion(mode, note=f"ICC profile ignored: it cannot be used ({error})")

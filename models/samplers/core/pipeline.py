@@ -116,22 +116,19 @@ class SamplerPipeline(DiffusionPipeline):
         and no pooled embeddings. Differences:
 
         image:               an image (or one for each prompt) that replaces the base pass, of any size and
-        the
-                             target's aspect ratio: PIL, an array, or a tensor in [0, 1]. Transparency is
+                             the target's aspect ratio: PIL, an array, or a tensor in [0, 1]. Transparency is
                              rejected; the command, `uhr sample --image`, supports it
         height, width:       default to the sampler's size
         scale:               side of the result over that of the image, instead of height and width; defaults
                              to the sampler's scale
         num_inference_steps: None is the sampler's published number, or the model's own if that is below 12
         guidance_scale:      the guidance that the backbone embeds, or the scale of its two passes; an error
-        if
-                             it takes none. It applies to the base pass, and with an image to every stage.
+                             if it takes none. It applies to the base pass, and with an image to every stage.
                              None is the published number, or that of the model's card (3.5 for FLUX.1-dev).
                              It is required if no spec describes the backbone
         latents:             packed noise [B, N, 4C] for the first stage, instead of drawn noise
         max_sequence_length: None is what the backbone was trained with. Prompts that are cut are logged in
-        one
-                             warning, and `token_counts` has the numbers
+                             one warning, and `token_counts` has the numbers
         callback_on_step_end: its step number continues from stage to stage
         return_stages:       the output's `stages` holds the images of every stage before the last
         """

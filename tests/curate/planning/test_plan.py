@@ -168,10 +168,14 @@ def test_a_mistake_is_one_line_before_anything_runs(entries, rules, words):
 
 
 def test_every_kind_of_fault_that_the_code_writes_is_one_that_no_rule_may_bear(tmp_path):
-    room = Path(faults.__file__).parent
-    for path in [*room.rglob("*.py"), *(room.parent / "manifests").rglob("*.py")]:
-        for kind in re.findall(r'PixelFault\(\s*"([a-z ]+)"|, "(unreadable)", f"', path.read_text()):
-            assert set(kind) - {""} <= faults.KINDS, path
+    curate = Path(faults.__file__).resolve().parent
+    found = set()
+    for folder in (curate, curate.parent / "uhr" / "pixels", curate.parent / "uhr" / "runtime"):
+        for path in folder.rglob("*.py"):
+            for kind in re.findall(r'PixelFault\(\s*"([a-z ]+)"|, "(unreadable)", f"', path.read_text()):
+                assert set(kind) - {""} <= faults.KINDS, path
+                found |= set(kind)
+    assert {"truncated", "corrupt", "unsupported"} <= found
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def taking_images():
     return [name for name in SAMPLERS if find_sampler(name).takes_image]
 
 
-def test_every_sampler_that_takes_a_image_is_here():
+def test_every_sampler_that_takes_an_image_is_here():
     assert sorted(taking_images()) == sorted({**OPTIONS, **FROM_NOISE})
 
 
@@ -143,7 +143,7 @@ def test_imax_from_noise_gives_the_enlargement_back(size, scale, first, generate
     check(generate("imax", FROM_NOISE["imax"], scale, image, field), image, scale, first, 1.5)
 
 
-def test_demofusion_gives_a_image_back_where_all_its_paths_lead_there(generate, monkeypatch):
+def test_demofusion_gives_an_image_back_where_all_its_paths_lead_there(generate, monkeypatch):
     """Its stages are enlarged as latents and brought to the base's mean and deviation: nearly the image,
     whose waves are longer here."""
     coarse = waves(35, 49).resize((196, 140), Image.Resampling.BICUBIC)

@@ -203,7 +203,7 @@ def test_repeated_it_is_the_same_in_the_same_frame_and_another_image_is_noticed(
     assert "not identical" in output.out
 
 
-def test_a_image_of_a_folder_becomes_what_it_becomes_alone(forge, made, tiny_flux, tmp_path, capsys):
+def test_an_image_of_a_folder_becomes_what_it_becomes_alone(forge, made, tiny_flux, tmp_path, capsys):
     data, *_ = framed(forge)
     alone, record = made("sdedit", data, "--scale", 1.5, "--seed", 3)
     folder, out = tmp_path / "folder", tmp_path / "set"

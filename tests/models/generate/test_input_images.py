@@ -113,7 +113,7 @@ def test_what_was_generated_comes_back_in_the_profile_of_the_image(forge, opened
     assert np.abs(levels(seen) - levels(generated)).max() <= 2
 
 
-def test_a_image_that_nothing_is_done_to_comes_back_under_each_profile(forge, opened):
+def test_an_image_that_nothing_is_done_to_comes_back_under_each_profile(forge, opened):
     """Under a wide one to rounding; those of sRGB itself and of no profile, to the bit."""
     image = muted(forge.image(40, 30))
     for profile, most in ((None, 0), (forge.srgb_profile(), 0), (forge.wide_gamut_profile(), 2)):
@@ -305,7 +305,7 @@ def test_what_nobody_saw_does_not_shine_through_at_the_edges(forge, opened):
 
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damaged_bytes_are_a_image_or_one_line(data, forge, opened):
+def test_damaged_bytes_are_an_image_or_one_line(data, forge, opened):
     whole, _ = data.draw(forge.files(("JPEG", "PNG", "WEBP", "TIFF", "GIF")))
     damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
     for _ in range(data.draw(st.integers(0, 4))):

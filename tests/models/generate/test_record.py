@@ -95,7 +95,7 @@ def chunk(name, data):
 TEXT = chunk(b"tEXt", record.CHUNK.encode() + b"\0" + json.dumps(RECORD).encode())
 
 
-def test_a_record_behind_the_pixels_is_found_in_a_image_that_is_no_bomb(tmp_path, monkeypatch):
+def test_a_record_behind_the_pixels_is_found_in_an_image_that_is_no_bomb(tmp_path, monkeypatch):
     file = tmp_path / "edited.png"
     image().save(file)
     data = file.read_bytes()

@@ -64,7 +64,7 @@ def check_same(uhr, one, two):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_with_options_an_adapter_and_a_image_every_sampler_repeats_its_image(
+def test_with_options_an_adapter_and_an_image_every_sampler_repeats_its_image(
     sampler, uhr, tiny_flux, adapter, given, tmp_path
 ):
     one, two = tmp_path / "one.png", tmp_path / "two.png"
@@ -297,7 +297,7 @@ def test_a_hubs_model_is_repeated_at_its_commit(tmp_path, monkeypatch):
     assert repeat._model(then | {"revision": None}, "org/other") == {"model": "org/other", "base": None}
 
 
-def test_without_its_gpu_a_image_is_made_on_what_is_here(monkeypatch):
+def test_without_its_gpu_an_image_is_made_on_what_is_here(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     asked = Request(sampler="euler", model="m", device="cuda:7", offload="model")
     found, lines = repeat.on_this_machine(asked)

@@ -71,7 +71,7 @@ def test_weights_that_are_replaced_while_they_are_loaded_are_in_no_record(
     assert not (tmp_path / "b.png").exists()
 
 
-def test_a_image_is_made_and_says_in_itself_how(run, tiny_flux, tmp_path):
+def test_an_image_is_made_and_says_in_itself_how(run, tiny_flux, tmp_path):
     out = tmp_path / "new folder" / "lake.png"
     output = run(*sample(tiny_flux, out, "--seed", 7)).out
     assert Image.open(out).size == (64, 96)

@@ -100,7 +100,7 @@ def test_a_repeat_is_written_here(tmp_path, capsys):
     assert "--out s3://buck/x.png is a URL, not a path" in refused(capsys, call)
 
 
-def test_the_help_says_how_many_times_a_image_is_enlarged():
+def test_the_help_says_how_many_times_an_image_is_enlarged():
     help_text = get_args(sample_options.Scale)[1].help
     for name in SAMPLERS:
         sampler = find_sampler(name)

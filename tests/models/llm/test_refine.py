@@ -1,5 +1,6 @@
 """Prompts rewritten by a chat server, against a real one on the loopback."""
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.models.llm.chat import ATTEMPTS, KEY, LONGEST_WAIT, ChatServer, NoAnswer, ServerError
-from uhr.models.llm.refine import Refinement, Refiner
+from uhr.models.llm.refine import INSTRUCTION, Refinement, Refiner
 
 SPEC = importlib.util.spec_from_file_location("chat_server", Path(__file__).parents[2] / "chat_server.py")
 chat_server = importlib.util.module_from_spec(SPEC)
@@ -250,3 +251,8 @@ def test_an_instruction_that_is_missing_or_empty_is_one_line(chat, tmp_path, tex
         (tmp_path / "own.txt").write_text(text)
     with pytest.raises(UserError, match=r"own\.txt"):
         Refinement(chat.url, "x", tmp_path / "own.txt").open()
+
+
+def test_the_instruction_is_that_whose_hash_is_in_records_and_stored_answers():
+    found = hashlib.sha256(INSTRUCTION.encode()).hexdigest()
+    assert found == "1f633b7454931f56dbb5f3d35387f99dc9efced76c5e76f0ea0e5a28e9675c16"

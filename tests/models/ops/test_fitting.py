@@ -82,7 +82,7 @@ def test_a_sampler_that_only_enlarges_returns_the_enlargement(height, width, sca
     assert (generated - expected).abs().max() < 1
 
 
-def test_a_image_that_can_be_made_is_handed_as_it_is():
+def test_an_image_that_can_be_made_is_handed_as_it_is():
     image = torch.rand(1, 3, 64, 48)
     found = fit((64, 48), (128, 96), multiples(16))
     assert (found.padded, found.made, found.enlarged_first) == ((64, 48), (128, 96), False)
@@ -99,7 +99,7 @@ def test_an_odd_enlargement_is_made_before_the_padding():
 
 
 @given(st.integers(2, 20), st.integers(2, 20), st.integers(0, 90), st.integers(0, 90))
-def test_a_image_is_continued_by_its_mirror_image_to_and_fro(height, width, down, right):
+def test_an_image_is_continued_by_its_mirror_image_to_and_fro(height, width, down, right):
     image = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1))
     found = continued(image, (height + down, width + right))
     assert torch.equal(found[..., :height, :width], image)
@@ -143,7 +143,7 @@ def test_the_default_scale_is_used_without_one():
         (1000.0, None, "would become 128000x96000: take a scale of at most 295.6"),
     ],
 )
-def test_what_cannot_become_of_a_image_is_reported_with_what_can(scale, size, message):
+def test_what_cannot_become_of_an_image_is_reported_with_what_can(scale, size, message):
     with pytest.raises(UserError, match=message):
         target_size((96, 128), scale, size, 4)
 

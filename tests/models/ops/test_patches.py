@@ -44,7 +44,7 @@ def test_patch_counts_are_those_of_recipes_1_2(size, overlap, count):
 
 
 @given(sides, sides, st.integers(9, 40), st.integers(9, 40), st.integers(0, 39))
-def test_crops_of_a_image_blend_back_to_it(height, width, tall, wide, overlap):
+def test_crops_of_an_image_blend_back_to_it(height, width, tall, wide, overlap):
     assume(overlap < min(tall, wide))
     image = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     boxes = grid(height, width, (tall, wide), overlap)

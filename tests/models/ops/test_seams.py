@@ -30,7 +30,7 @@ def stepped(image, boxes, height):
 
 
 @given(st.integers(0, 99))
-def test_a_image_of_one_piece_has_no_seams(seed):
+def test_an_image_of_one_piece_has_no_seams(seed):
     assert seam_strength(surface(seed=seed), BOXES) == pytest.approx(1, abs=0.1)
 
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_measured_is_no_seam_but_a_step_in_nothing_is():
     assert seam_strength(stepped(torch.zeros(1, 1, 96, 128), BOXES, 1), BOXES) == float("inf")
 
 
-def test_boxes_may_reach_beyond_a_image_that_was_cut():
+def test_boxes_may_reach_beyond_an_image_that_was_cut():
     image = stepped(surface(), BOXES, 4)
     assert seam_strength(image[..., :80, :100], BOXES) == pytest.approx(seam_strength(image, BOXES), rel=0.1)
     assert seam_strength(image[..., :32, :32], BOXES) == 1

@@ -186,7 +186,7 @@ def test_the_step_callback_sees_each_step_and_may_replace_latents(euler):
     assert not found.any()
 
 
-def test_a_image_survives_encoding_as_the_stock_pipeline_does_it(euler, engine_of):
+def test_an_image_survives_encoding_as_the_stock_pipeline_does_it(euler, engine_of):
     engine = engine_of(euler)
     images = torch.rand(2, 3, 64, 96, generator=seeded()) * 2 - 1
     theirs = euler._encode_vae_image(images, generator=None)

@@ -28,7 +28,7 @@ def given_as(kind):
 @pytest.mark.parametrize(
     "kind", ["pil", "array", "float array", "arrays", "tensor", "bytes", "tensors", "list"]
 )
-def test_a_image_is_the_same_pixels_however_it_is_given(kind):
+def test_an_image_is_the_same_pixels_however_it_is_given(kind):
     found = images.pixels(given_as(kind))
     expected = torch.from_numpy(ARRAY).movedim(-1, 0)[None].float() / 127.5 - 1
     assert found.dtype == torch.float32
@@ -63,6 +63,6 @@ def test_the_size_that_is_offered_in_place_of_one_that_does_not_fit_fits(tall, w
 
 
 @given(st.integers(64, 3000), st.integers(64, 3000), st.floats(1, 8))
-def test_a_image_fits_its_own_size_times_a_scale_rounded_to_tokens(tall, wide, scale):
+def test_an_image_fits_its_own_size_times_a_scale_rounded_to_tokens(tall, wide, scale):
     target = tuple(max(1, round(side * scale / 16)) * 16 for side in (tall, wide))
     images.check_aspect((tall, wide), target, 16)

@@ -31,7 +31,7 @@ def draw(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_factor_is_16_everywhere_and_a_image_has_a_latent_of_a_sixteenth(f8):
+def test_the_factor_is_16_everywhere_and_an_image_has_a_latent_of_a_sixteenth(f8):
     assert vae_factor(f8) == 8
     F16().apply(f8)
     assert vae_factor(f8) == 16

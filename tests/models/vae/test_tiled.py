@@ -209,7 +209,7 @@ def test_it_composes_with_f16_in_either_order_and_comes_back_from_a_card(vae):
     assert record(model)[0] == {"surgery": "exact-tiling", "memory": 921600, "dtype": None, "hold": "device"}
 
 
-def test_a_image_that_fits_is_run_whole_bit_for_bit(vae):
+def test_an_image_that_fits_is_run_whole_bit_for_bit(vae):
     x = draw(2, 3, 64, 48)
     expected = run(vae, "encode", x)
     with temporarily(vae, ExactTiling()):

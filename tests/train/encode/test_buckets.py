@@ -45,7 +45,7 @@ def test_the_standard_4k_buckets_are_these():
 
 
 @given(sides, sides)
-def test_a_image_goes_where_its_aspect_is_nearest(height, width):
+def test_an_image_goes_where_its_aspect_is_nearest(height, width):
     found = buckets(1024, ASPECTS, 16)
 
     def distance(bucket: Bucket) -> float:
@@ -71,7 +71,7 @@ def test_placement_covers_the_bucket_tightly_and_cuts_out_the_middle(height, wid
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
-def test_a_image_of_the_buckets_size_is_left_alone(rows, columns):
+def test_an_image_of_the_buckets_size_is_left_alone(rows, columns):
     bucket = Bucket(rows * 16, columns * 16)
     assert place(bucket.height, bucket.width, bucket) == (bucket.height, bucket.width, 0, 0)
 

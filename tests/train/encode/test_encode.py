@@ -111,7 +111,7 @@ def test_truncated_captions_are_counted(small_set):
     assert small_set.info.texts.truncated == {"t5": 1, "clip": 1}
 
 
-def test_a_image_of_its_buckets_size_keeps_every_pixel():
+def test_an_image_of_its_buckets_size_keeps_every_pixel():
     checkerboard = np.indices((128, 160)).sum(0)[..., None].repeat(3, -1).astype(np.uint8) % 2 * 255
     assert np.array_equal(cut(checkerboard, Bucket(128, 160)), checkerboard)
     wider = np.pad(checkerboard, ((0, 0), (6, 6), (0, 0)))
@@ -212,7 +212,7 @@ def test_a_patch_is_encoded_from_its_box(four, tiny_flux, tmp_path):
     assert torch.equal(from_bytes(patch["mean"], (16, 16, 16), "float32"), mean[0])
 
 
-def test_a_image_that_changed_or_vanished_or_broke_is_left_out(four, tiny_flux, tmp_path):
+def test_an_image_that_changed_or_vanished_or_broke_is_left_out(four, tiny_flux, tmp_path):
     (four.root / "a.png").write_bytes((four.root / "a.png").read_bytes() + b"more")
     (four.root / "b.png").unlink()
     encode(four.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(), "cpu")

@@ -25,7 +25,7 @@ from uhr.train.generate.work import GenerateWork, items_table
 PROMPTS = ["a lake", {"prompt": "a hill", "name": "hills/green", "seed": 7}, "three foxes", "fog", "a mill"]
 
 
-def test_a_set_is_a_image_and_a_record_per_prompt_an_index_and_set_json(make):
+def test_a_set_is_an_image_and_a_record_per_prompt_an_index_and_set_json(make):
     made = make(PROMPTS, "--seed", 100)
     assert made.code == 0
     assert [(row["name"], row["prompt"], row["seed"]) for row in made.rows] == [
@@ -97,7 +97,7 @@ def test_the_record_is_a_sidecar_that_gives_curation_caption_and_licence(make):
     assert (values["caption"], values["license"]) == ("a lake", "Apache-2.0")
 
 
-def test_a_image_of_a_set_is_the_one_that_is_made_alone(make, capfd):
+def test_an_image_of_a_set_is_the_one_that_is_made_alone(make, capfd):
     from uhr.cli import main
 
     made = make(PROMPTS)

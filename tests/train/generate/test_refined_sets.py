@@ -101,7 +101,7 @@ def test_another_model_on_the_server_does_not_go_on_with_the_set(make, chat):
     assert make(["a lake", "fog"], "--refine", chat.url).code == 0
 
 
-def test_a_image_of_another_models_prompt_is_found_at_the_end(make, chat):
+def test_an_image_of_another_models_prompt_is_found_at_the_end(make, chat):
     assert make(["a lake", "fog"], "--refine", chat.url).code == 0
     Path("out/set.json").unlink()
     file = Path("out/pictures/0001.json")

@@ -79,14 +79,14 @@ def jpeg(source: FileBytes) -> Header:
         raise _too_many("JPEG", "segments")
     if frame is None:
         raise PixelFault("truncated", "the JPEG ends before its frame header")
-    raise PixelFault("truncated", "the JPEG ends before its image data")
+    raise PixelFault("truncated", "the JPEG ends before its picture data")
 
 
 def _jpeg_header(
     frame: tuple[int, int, int, int] | None, orientation: int, has_icc: bool, adobe_rgb: bool
 ) -> Header:
     if frame is None:
-        raise PixelFault("corrupt", "the JPEG has image data but no frame header before them")
+        raise PixelFault("corrupt", "the JPEG has picture data but no frame header before them")
     precision, height, width, components = frame
     if height == 0:
         raise PixelFault("unsupported", "a JPEG whose height is given behind its first scan (DNL)")
@@ -119,12 +119,12 @@ def png(source: FileBytes) -> Header:
     for _ in range(MOST_PARTS):
         head = source.at(position, 8)
         if len(head) < 8:
-            raise PixelFault("truncated", "the PNG ends before its image data")
+            raise PixelFault("truncated", "the PNG ends before its picture data")
         length, kind = _U32(head)[0], head[4:]
         if kind == b"IDAT":
             break
         if kind == b"IEND":
-            raise PixelFault("corrupt", "the PNG holds no image data")
+            raise PixelFault("corrupt", "the PNG holds no picture data")
         if kind == b"eXIf":
             orientation = _png_exif(source, position, length)
         elif kind in _PNG_COLOUR and kind not in chunks:

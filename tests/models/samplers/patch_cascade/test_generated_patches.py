@@ -52,7 +52,7 @@ def test_with_a_straight_field_the_target_comes_back_through_the_blending(
     torch.testing.assert_close(found, (decode(None, target) / 2 + 0.5).clamp(0, 1), atol=2e-5, rtol=0)
 
 
-def test_a_image_comes_back_as_its_vae_has_it_where_the_field_leads_to_it(
+def test_an_image_comes_back_as_its_vae_has_it_where_the_field_leads_to_it(
     cascade, sample, backbone, monkeypatch, image
 ):
     """At the same size, gamma 0.8: artifact suppression that finds nothing to fix."""

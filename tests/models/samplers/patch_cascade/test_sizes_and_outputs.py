@@ -22,7 +22,7 @@ IMAGE = torch.zeros(1, 3, 128, 128)
         ((33, 70), 4, (132, 280)),
     ],
 )
-def test_a_image_of_any_size_comes_back_at_exactly_its_size_times_the_scale(
+def test_an_image_of_any_size_comes_back_at_exactly_its_size_times_the_scale(
     sample, monkeypatch, size, scale, expected, image
 ):
     given = image(*size)

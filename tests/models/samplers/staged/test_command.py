@@ -25,7 +25,7 @@ SETS = {
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_image_by_command_carries_what_was_run(name, tiny_flux, tmp_path, capsys):
+def test_an_image_by_command_carries_what_was_run(name, tiny_flux, tmp_path, capsys):
     out, fields = tmp_path / "a.png", sampler_class(name, "flux1").Options.model_fields
     sets = [*(f"{key}={value}" for key, value in QUICK.items() if key in fields), *SETS.get(name, ())]
     arguments = ["--model", tiny_flux, "--prompt", "x", "--out", out, "--size", "192x256", "--steps", 3]

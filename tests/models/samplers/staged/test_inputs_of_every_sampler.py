@@ -31,7 +31,7 @@ def test_noise_may_be_given_in_place_of_what_is_drawn_first(sampler, sample, see
 
 
 @pytest.mark.parametrize("name", IMAGES, indirect=True)
-def test_a_image_takes_the_place_of_the_base_pass(sampler, sample, seeded):
+def test_an_image_takes_the_place_of_the_base_pass(sampler, sample, seeded):
     pixels = (255 * torch.rand(64, 64, 3, generator=seeded(1))).byte().numpy()
     as_pil = sample(image=Image.fromarray(pixels), output_type="pt").images
     assert len(sampler.last_run.stages) == 1
@@ -151,13 +151,13 @@ def test_what_the_vae_makes_of_half_precision_is_no_black_image_either(sample, m
         ),
     ],
 )
-def test_a_image_that_cannot_be_is_one_clear_line(sample, image, message):
+def test_an_image_that_cannot_be_is_one_clear_line(sample, image, message):
     with pytest.raises(UserError, match=message):
         sample(image=image)
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in IMAGES], indirect=True)
-def test_a_image_where_none_is_taken_is_rejected(sample):
+def test_an_image_where_none_is_taken_is_rejected(sample):
     with pytest.raises(UserError, match="no base pass that an image"):
         sample(image=torch.rand(3, 128, 128))
 

@@ -53,7 +53,7 @@ def begun(engine, image, level):
     return latents.pack(flow.interpolate(engine.encode(image), engine.noise.draw(1, (256, 256)), level))
 
 
-def test_a_image_is_enlarged_in_pixels_encoded_and_noised_to_the_first_level(still, call, seeded, engine_of):
+def test_an_image_is_enlarged_in_pixels_encoded_and_noised_to_the_first_level(still, call, seeded, engine_of):
     image = torch.rand(1, 3, 128, 128, generator=seeded(2))
     found = still("x", image=image, **{**call, **SHORT}, generator=seeded(), output_type="latent").images
     expected = begun(engine_of(still, seeded()), bicubic(2 * image - 1, 256, 256), 0.75)

@@ -72,7 +72,7 @@ def test_above_4k_a_stage_of_a_quarter_of_the_side_is_generated_first(size, lowe
     assert all(side % 256 == 0 for stage in found[1:] for side in stage)
 
 
-def test_stages_below_can_be_named_and_a_image_goes_straight_to_the_target():
+def test_stages_below_can_be_named_and_an_image_goes_straight_to_the_target():
     assert [s.size[0] for s in plan(height=8192, width=8192, below=(0.25, 0.5))[1:]] == [2048, 4096, 8192]
     assert [s.size[0] for s in plan(height=8192, width=8192, below=())[1:]] == [8192]
     assert [s.size[0] for s in plan(height=8192, width=8192, image=True)] == [8192]
