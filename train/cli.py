@@ -48,7 +48,7 @@ DataFolders = Annotated[list[Path] | None, Data]
 IN_RECIPE = {"device": "--set runtime.device="}
 """The options of parameters that are values of the recipe, as prefixes."""
 
-AGAIN = "make room there; the same command goes on where it stopped"
+AGAIN = "free space there; the same command resumes where it stopped"
 
 
 def _next(*arguments: object) -> None:

@@ -117,7 +117,7 @@ def _working_folder_searched() -> Generator[None]:
             sys.path.remove("")
 
 
-_MAKE_ROOM = "make room there, then give the same command again"
+_MAKE_ROOM = "free space there, then give the same command again"
 
 
 def _where(error: Exception) -> str:

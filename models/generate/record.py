@@ -161,7 +161,7 @@ def write(path: Path, image: Any, record: dict[str, Any]) -> None:
         write_json(json_path(path), record)
 
 
-_FIX = "make room there, or name another place"
+_FIX = "free space there, or name another place"
 
 
 def stage_files(folder: Path, stem: str, names: Sequence[str]) -> list[Path]:

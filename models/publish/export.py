@@ -55,7 +55,7 @@ def export_lora(
     rank, alpha = next((part.rank, part.alpha) for part in values.values())
     layout = LAYOUTS[facts.spec.transformer_class]
     card = lora_card(facts, rank, alpha, lora.targets, usage)
-    fix = "make room and export again, or name another folder"
+    fix = "free space and export again, or name another folder"
     with saving(folder, fix), all_or_nothing(folder), atomic(folder / WEIGHTS) as weights:
         formats.save(values, weights, formats.Format.DIFFUSERS, layout, usage.metadata())
         record = {"uhr": __version__, "kind": "lora", "sha256": sha256_file(weights)}

@@ -106,9 +106,9 @@ FULL = [
 @pytest.mark.parametrize(("error", "reason"), FULL)
 def test_a_full_disk_is_one_line_whichever_library_reports_it(error, reason, tmp_path):
     assert disk_fault(error) == reason
-    with pytest.raises(UserError) as caught, saving(tmp_path, lambda: "step 5 is saved; make room"):
+    with pytest.raises(UserError) as caught, saving(tmp_path, lambda: "step 5 is saved; free space"):
         raise error
-    assert str(caught.value) == f"{tmp_path} cannot be written ({reason}): step 5 is saved; make room"
+    assert str(caught.value) == f"{tmp_path} cannot be written ({reason}): step 5 is saved; free space"
 
 
 def denied(path):
@@ -118,7 +118,7 @@ def denied(path):
 def test_a_refused_write_is_distinguished_from_a_refused_read(tmp_path):
     place = tmp_path / "out" / "report.html"
     for file in (place, place.parent, place.with_name(f".{place.name}.1.tmp"), place / "inside"):
-        with pytest.raises(UserError) as caught, saving(place, "make room, then again"):
+        with pytest.raises(UserError) as caught, saving(place, "free space, then again"):
             raise denied(file)
         fix = "make it writable, then again"
         assert str(caught.value) == f"{place} cannot be written (Permission denied): {fix}"

@@ -66,7 +66,7 @@ def test_every_writer_says_so_leaves_no_half_and_goes_on_once_there_is_space(wri
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"uhr: {folder / named}"), error
     assert "No space left on device" in error
-    assert "make room" in error
+    assert "free space" in error
     assert "unexpected" not in error
     assert sorted(path.name for path in folder.iterdir()) == may_stay
     assert not list(folder.rglob(".*.tmp"))
@@ -91,9 +91,9 @@ def test_a_disk_that_is_read_only_is_read_and_said_to_be_so(small, disk, capfd):
     ):
         assert main(arguments.format(folder).split()) == 0, capfd.readouterr().err
     for arguments, fix in {
-        "manifest report {}/set": "set/report.html cannot be written: make it writable there, or name "
+        "manifest report {}/set": "set/report.html cannot be written: make it writable, or name "
         "another file with --out",
-        "train resume {}/run --set phases.0.steps=5": "run cannot be written: make it writable there",
+        "train resume {}/run --set phases.0.steps=5": "run cannot be written: make it writable",
         "train export {}/run --out {}/adapter": "adapter cannot be written: make it writable and export",
         "manifest slice {}/set --out {}/slice": "slice cannot be written to: name another folder",
     }.items():
@@ -118,7 +118,7 @@ def test_a_run_names_the_step_that_is_saved_and_the_command_that_goes_on(small, 
     done = limited(["train", "resume", run, *where, *more], 100_000)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
-        f"uhr: {run / 'checkpoints'} cannot be written (File too large): step 3 is saved; make room, then "
+        f"uhr: {run / 'checkpoints'} cannot be written (File too large): step 3 is saved; free space, then "
         f"`uhr train resume {run}`"
     )
     left = sorted(path.name for path in (run / "checkpoints").iterdir())
@@ -134,7 +134,7 @@ def test_a_run_names_the_step_that_is_saved_and_the_command_that_goes_on(small, 
 def test_weights_that_cannot_be_written_leave_no_folder(line, small, tmp_path):
     done = limited(line.format(small=small, disk=tmp_path).split(), 50_000)
     assert done.returncode == 1
-    assert "new cannot be written (File too large): make room" in done.stderr
+    assert "new cannot be written (File too large): free space" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

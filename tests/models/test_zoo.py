@@ -314,7 +314,7 @@ def test_a_full_disk_under_the_hubs_cache_is_no_wrong_id(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
-    with pytest.raises(UserError, match=r"cannot take 'org/model' \(No space left on device\): make room"):
+    with pytest.raises(UserError, match=r"cannot take 'org/model' \(No space left on device\): free space"):
         zoo.open_model("org/model")
 
 

@@ -121,7 +121,7 @@ def generate(job: SetJob) -> SetResult:
     if isinstance(store, FolderStore):
         RunFolder(store.folder, LAYOUT).claim()
     work = RunFolder(store.work_folder(), WORK)
-    fix = "make room there; the same command goes on where it stopped"
+    fix = "free space there; the same command resumes where it stopped"
     with saving(work.path, fix), work.lock(where=store.text):
         try:
             requested = identity.claim(store, requested, job.fresh(job.out))

@@ -161,7 +161,7 @@ def resume_hint(run: Path) -> str:
     """The fix for a full disk: which step is saved, and the command that resumes."""
     saved = steps(run)
     state = f"step {saved[-1]} is saved" if saved else "no step is saved yet"
-    return f"{state}; make room, then `{command('train', 'resume', run)}`"
+    return f"{state}; free space, then `{command('train', 'resume', run)}`"
 
 
 def remove(folder: Path) -> None:

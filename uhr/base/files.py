@@ -84,7 +84,7 @@ def saving(
     """Turn a failed write to `place`, a file or a folder, into an error of type `kind`: "PLACE cannot be
     written (No space left on device): FIX".
 
-    `fix` may be a function if it depends on what was written before the failure; "make room" in it becomes
+    `fix` may be a function if it depends on what was written before the failure; "free space" in it becomes
     "make it writable" if the disk is not full. An error is a failed write if it reports a full or read-only
     disk (`disk_fault`), or if it is an OSError about a file in `place`. Every other error passes unchanged.
     """
@@ -98,7 +98,9 @@ def saving(
             raise
         fix = fix if isinstance(fix, str) else fix()
         if reason not in map(os.strerror, _NO_SPACE):
-            fix = fix.replace("make room", "make it writable")
+            fix = fix.replace("free space there", "make it writable").replace(
+                "free space", "make it writable"
+            )
         raise kind(f"{place} cannot be written ({reason})", fix) from error
 
 

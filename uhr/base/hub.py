@@ -51,7 +51,7 @@ def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, 
         raise UserError(f"{what}, and the hub cannot be reached", "check the path, or the network") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         if (reason := disk_fault(error)) is not None:
-            fix = "make room, or set HF_HOME to a folder of another disk"
+            fix = "free space, or set HF_HOME to a folder of another disk"
             raise UserError(f"the hub's cache cannot take '{name}' ({reason})", fix) from error
         raise UserError(
             f"'{name}' is not a folder here, and cannot be downloaded from the hub ({one_line(error)})",

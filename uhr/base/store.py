@@ -188,7 +188,7 @@ class ObjectStore(Store):
             raise StoreError(f"{self.place(name) if name else self.text}: {what}", fix) from error
 
 
-_MAKE_ROOM = "make room there; the same command goes on where it stopped"
+_MAKE_ROOM = "free space there; the same command resumes where it stopped"
 _GO_ON = "fix that; the same command goes on where it stopped"
 
 

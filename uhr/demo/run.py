@@ -58,13 +58,13 @@ def demo(
     uhr = functools.partial(_uhr, context.obj)
     # the tiny model's tensors are slower on many threads than on one
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with saving(out, "make room there, or name another folder with --out"):
+    with saving(out, "free space there, or name another folder with --out"):
         _prepare(out)
     images, manifest, chosen = out / "pictures", out / "manifest", out / "slice"
     model, encoded, run, adapter = out / "tiny-flux1", out / "encoded", out / "run", out / "adapter"
 
     _headline("1. Gather images, some of them with planted faults")
-    with saving(out, "make room there, or name another folder with --out"):
+    with saving(out, "free space there, or name another folder with --out"):
         planted = _gather(images)
 
     _headline("2. Curate them on Ray: annotate every image, reject by rules, lose nothing")

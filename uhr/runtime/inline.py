@@ -33,7 +33,7 @@ def unit_error(error: Exception, unit: int | None, folder: Path) -> UserError:
     if isinstance(error, UserError):
         return error
     if (reason := disk_fault(error)) is not None:
-        fix = "free space on its disk; the same command resumes the run"
+        fix = "free space there; the same command resumes the run"
         return UserError(f"{folder} cannot be written ({reason})", fix)
     where = "a worker could not start" if unit is None else f"unit {unit} failed"
     frames = traceback.extract_tb(error.__traceback__)

@@ -35,7 +35,11 @@ def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
     # the classes draw initial weights: that must not change the caller's generator
     with torch.random.fork_rng(devices=[]), quiet_loading():
         pipeline = _family(spec).pipeline(spec, seed)
-        with saving(folder, "make room, or name another folder"), all_or_nothing(folder), as_os_error(folder):
+        with (
+            saving(folder, "free space, or name another folder"),
+            all_or_nothing(folder),
+            as_os_error(folder),
+        ):
             pipeline.save_pretrained(folder)
             usual_modes(folder)
     return folder

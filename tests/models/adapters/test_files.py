@@ -168,7 +168,7 @@ def test_an_export_for_guide_tokens_says_so_and_is_kept_to_them(
     state, spec = adapted(transformer)
     folder = export_lora(state, spec, tmp_path / "guide", facts(), Usage(tokens="guide"))
     card = (folder / "README.md").read_text()
-    assert "tokens of UltraGen's guide alone" in card
+    assert "only on the tokens of UltraGen's guide" in card
     assert "uhr sample ultragen" in card
     assert "load_lora_weights" not in card
     other = zoo.load_transformer(tiny_flux)

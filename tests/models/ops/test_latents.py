@@ -102,7 +102,7 @@ def test_a_vae_that_overflows_is_an_error_and_no_black_image(stock, rgb, monkeyp
         coding.encode_moments(stock.vae, rgb)
     monkeypatch.undo()
     # which is no cure where it is in float32, nor of pixels that are none
-    with pytest.raises(UserError, match="what is not finite"):
+    with pytest.raises(UserError, match="values that are not finite"):
         coding.moments(stock.vae, torch.full((1, 3, 64, 64), float("nan")))
 
 

@@ -76,7 +76,7 @@ def through_vae(cascade, enlarged):
     for box in stage.boxes:
         patch = coding.decode(
             cascade.vae,
-            latents.normalisation(cascade.vae).to_model(latents.moments(cascade.vae, box.crop(enlarged))[0]),
+            latents.normalisation(cascade.vae).to_model(coding.moments(cascade.vae, box.crop(enlarged))[0]),
         )
         canvas.add(box, patch, feather(box, height, width, stage.overlap))
     return (canvas.result() / 2 + 0.5).clamp(0, 1)
