@@ -124,7 +124,7 @@ def _walk(uhr: Uhr, plain: list[dict], tmp_path: Path, names: Sequence[bytes]) -
     # plain JSON in UTF-8, without halves of characters that other readers refuse
     text = (out / "manifest.json").read_bytes().decode()
     json.dumps(json.loads(text), ensure_ascii=False).encode()
-    assert "is finished already" in curate(uhr, source, out)[1]
+    assert "is already finished" in curate(uhr, source, out)[1]
     _check_what_reads_it(uhr, out, source / f"1{first}.png")
     _check_slices(uhr, out, place)
 

@@ -135,7 +135,7 @@ def test_a_cluster_that_asks_for_a_token_says_which_one_is_wrong_and_takes_the_r
             monkeypatch.delenv(name, raising=False)
         said = refusal(address)
         assert f"the Ray cluster at '{address}' requires a token" in said
-        assert "none is sent without RAY_AUTH_MODE=token" in said
+        assert "sent only with RAY_AUTH_MODE=token" in said
 
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
         home = tmp_path / "home" / ".ray" / "auth_token"
