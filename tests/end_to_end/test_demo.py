@@ -67,13 +67,13 @@ def test_the_adapter_merges_in_stock_diffusers_as_in_ours(walked):
 
 
 def test_the_demo_clears_what_it_made_and_nothing_else(tmp_path, capsys):
-    from uhr.demo.run import MARKER, _take_folder
+    from uhr.demo.run import MARKER, _prepare
 
-    _take_folder(tmp_path)
+    _prepare(tmp_path)
     (tmp_path / "manifest").mkdir()
     (tmp_path / "manifest" / "manifest.json").touch()
     (tmp_path / "my-slice").mkdir()
-    _take_folder(tmp_path)
+    _prepare(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my-slice", MARKER]
     assert "manifest" in capsys.readouterr().out
 
