@@ -21,7 +21,7 @@ rules: {resolution: width >= 128, flatness: null, entropy: null}
 ROAD = [
     "models make-tiny model",
     "sample euler --model model --prompts prompts.txt --size 160x128 --steps 2 --workers 2 --out set",
-    "curate run generated.yaml --source set/images --out manifest --engine local --workers 1",
+    "curate run generated.yaml --source set/pictures --out manifest --engine local --workers 1",
     """manifest slice manifest --where "caption like 'a %'" --out slice""",
     "train encode slice --model model --out encoded",
     "train run lora --model model --data encoded --out run --set phases.0.steps=3",

@@ -107,16 +107,16 @@ def test_every_command_works_as_a_process_of_its_own(walked):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("curate run quikstart --source demo/images --out x", "did you mean quickstart"),
+        ("curate run quikstart --source demo/pictures --out x", "did you mean quickstart"),
         ("curate run quickstart --source demo/nowhere --out x", "nowhere"),
         (
-            "curate run quickstart --source demo/images --out x --set rules.bad='entropi > 3'",
+            "curate run quickstart --source demo/pictures --out x --set rules.bad='entropi > 3'",
             "did you mean entropy",
         ),
-        ("curate run quickstart --source demo/images --out x --set rules.bad='entropy >'", "rule 'bad'"),
-        ("curate run quickstart --source demo/images --out x --set limts.seconds=3", "did you mean limits"),
+        ("curate run quickstart --source demo/pictures --out x --set rules.bad='entropy >'", "rule 'bad'"),
+        ("curate run quickstart --source demo/pictures --out x --set limts.seconds=3", "did you mean limits"),
         ("manifest slice demo/manifest --where 'widht > 3' --out x", "did you mean width"),
-        ("manifest show demo/images", "manifest"),
+        ("manifest show demo/pictures", "manifest"),
         ("train run lora --model demo/tiny-flux1 --data demo/slice --out x", "encode"),
         ("train resume demo/nowhere", "nowhere"),
         ("sample eular --model demo/tiny-flux1 --prompt x --out x.png", "did you mean euler"),

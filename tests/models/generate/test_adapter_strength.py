@@ -29,7 +29,7 @@ def test_a_command_names_settings_that_changed_and_an_alpha_that_nothing_says(uh
     file.unlink()
     three = tmp_path / "three.png"
     assert "note: adapter" in uhr(*words, "--adapter", folder, "--out", three).out
-    assert "taken for the rank" in read_record(three)["details"]["notes"][0]
+    assert "its alpha is its rank" in read_record(three)["details"]["notes"][0]
 
 
 def test_a_set_says_it_once_and_is_another_set_with_other_settings(uhr, tiny_flux, tmp_path):
@@ -40,7 +40,7 @@ def test_a_set_says_it_once_and_is_another_set_with_other_settings(uhr, tiny_flu
     (tmp_path / "prompts.txt").write_text("a lake\na hill\n")
     words = ("euler", "--model", tiny_flux, "--prompts", tmp_path / "prompts.txt", "--size", "128x128")
     words = (*words, "--steps", 1, "--engine", "local", "--workers", 0, "--adapter", folder)
-    assert "taken for the rank" not in uhr(*words, "--out", out).err
+    assert "its alpha is its rank" not in uhr(*words, "--out", out).err
     (folder / "adapter_config.json").unlink()
-    assert "holds another set: other adapters" in uhr(*words, "--out", out, code=1).err
-    assert uhr(*words, "--out", tmp_path / "again").err.count("taken for the rank") == 1
+    assert "contains another set: other adapters" in uhr(*words, "--out", out, code=1).err
+    assert uhr(*words, "--out", tmp_path / "again").err.count("its alpha is its rank") == 1
