@@ -77,7 +77,9 @@ def test_below_full_strength_it_begins_at_the_enlarged_base(sampler, call, seede
 
 
 def test_an_image_that_would_not_show_is_rejected(sampler, call):
-    with pytest.raises(UserError, match=r"at strength 1 all 3 steps are taken, from pure noise.*such as to 0\.7"):
+    with pytest.raises(
+        UserError, match=r"at strength 1 all 3 steps are taken, from pure noise.*such as to 0\.7"
+    ):
         sampler("x", **call, image=torch.rand(3, 128, 128), strength=1)
     with pytest.raises(UserError, match=r"at strength 0\.8 all 3 steps"):
         sampler("x", **call, strength=0.8)
