@@ -36,7 +36,7 @@ def run(how: str) -> list[str]:
 GLIBC = platform.libc_ver()[0] == "glibc"
 
 
-@pytest.mark.skipif(not GLIBC, reason="only glibc is told to keep memory")
+@pytest.mark.skipif(not GLIBC, reason="only glibc can be set to keep memory")
 def test_buffers_of_the_next_image_are_there_already_and_giants_go() -> None:
     told, faults, left = run("keep")
     assert told == "True"
