@@ -178,7 +178,7 @@ def test_a_broken_profile_leaves_the_colours_and_says_so(forge, profile) -> None
 
 def test_a_profile_of_another_colour_space_is_ignored_and_said(forge) -> None:
     decoded = decode(forge.encode(forge.image(30, 30, "CMYK"), "JPEG", icc_profile=forge.srgb_profile()))
-    assert "it is for RGB, the image is CMYK" in decoded.notes[0]
+    assert "it is for RGB, the picture is CMYK" in decoded.notes[0]
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])

@@ -56,8 +56,9 @@ def test_crops_of_an_image_blend_back_to_it(height, width, tall, wide, overlap):
         assert weights.max() <= 1
         plain.add(box, box.crop(image))
         feathered.add(box, box.crop(image), weights)
-    torch.testing.assert_close(plain.result(), image, atol=1e-5, rtol=0)
-    torch.testing.assert_close(feathered.result(), image, atol=1e-5, rtol=0)
+    # a pixel is the sum of up to some hundred float32 terms, so that the bound is relative to its size too
+    torch.testing.assert_close(plain.result(), image, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(feathered.result(), image, atol=1e-5, rtol=1e-5)
 
 
 def test_a_feather_is_one_on_the_plateau_and_on_the_border_and_gaussian_towards_neighbours():
