@@ -15,21 +15,11 @@ import numpy as np
 from uhr.base.stable_text import stable_text
 from uhr.pixels import code_points, colour
 from uhr.pixels.decoder_noise import LOGGED, captured
-from uhr.pixels.formats import (
-    avif,
-    bmp,
-    gif,
-    ico,
-    jpeg,
-    jpeg2000,
-    netpbm,
-    pillow_formats,
-    png,
-    qoi,
-    tiff_pixels,
-)
+from uhr.pixels.formats import bmp, gif, ico, jpeg, jpeg2000, netpbm, pillow_formats, png, qoi
+from uhr.pixels.formats.isobmff import avif
 from uhr.pixels.formats.jpeg import JpegFile
 from uhr.pixels.formats.png import PngFile
+from uhr.pixels.formats.tiff import pixels as tiff_pixels
 from uhr.pixels.formats.webp import WebpFile
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import LARGEST_PROFILE, FaultKind, FileBytes, Header, PixelFault

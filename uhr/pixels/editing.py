@@ -9,7 +9,7 @@ import numpy as np
 from uhr.pixels.colour import Restoration, restoration
 from uhr.pixels.decode import Decoded, PixelLimits, decode
 from uhr.pixels.formats import gif
-from uhr.pixels.formats.tiff_directory import first_directory
+from uhr.pixels.formats.tiff.directory import first_directory
 from uhr.pixels.types import FileBytes, Header
 
 

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from uhr.pixels.files import opened
-from uhr.pixels.formats import avif, bmp, gif, header_walks, ico, jpeg2000, netpbm, qoi, signatures, tiff
+from uhr.pixels.formats import bmp, gif, header_walks, ico, jpeg2000, netpbm, qoi, signatures
+from uhr.pixels.formats.isobmff import avif
+from uhr.pixels.formats.tiff import header as tiff
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
 FIRST_BYTES = 16 * 1024

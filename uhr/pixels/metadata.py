@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Iterator
 
-from uhr.pixels.formats.tiff_directory import first_directory
+from uhr.pixels.formats.tiff.directory import first_directory
 from uhr.pixels.types import FileBytes
 
 _JPEG = {(0xE1, b"Exif\0"): "EXIF", (0xE1, b"http://ns.adobe.com/xap/1.0/\0"): "XMP"}

@@ -17,7 +17,8 @@ import numpy as np
 from uhr.pixels import code_points, exif
 from uhr.pixels.code_points import ColourTags
 from uhr.pixels.decoder_noise import captured
-from uhr.pixels.formats import isobmff, pillow_formats
+from uhr.pixels.formats import pillow_formats
+from uhr.pixels.formats.isobmff import boxes as isobmff
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from uhr.pixels.formats import isobmff
+from uhr.pixels.formats.isobmff import boxes as isobmff
 from uhr.pixels.types import PixelFault
 
 READ_HERE: tuple[tuple[bytes, str], ...] = (

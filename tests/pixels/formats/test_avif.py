@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 
 from uhr.pixels import exif as exif_module
 from uhr.pixels.decode import decode
-from uhr.pixels.formats import av1, heif
-from uhr.pixels.formats.avif import _ORIENTATIONS
+from uhr.pixels.formats.isobmff import av1, heif
+from uhr.pixels.formats.isobmff.avif import _ORIENTATIONS
 from uhr.pixels.headers import read_header
 from uhr.pixels.types import FileBytes, PixelFault
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from uhr.pixels.formats import pillow_formats, tiff
-from uhr.pixels.formats.tiff import Layout
-from uhr.pixels.formats.tiff_directory import Directory, first_directory
-from uhr.pixels.formats.tiff_segments import SegmentReader
+from uhr.pixels.formats import pillow_formats
+from uhr.pixels.formats.tiff import header as tiff
+from uhr.pixels.formats.tiff.directory import Directory, first_directory
+from uhr.pixels.formats.tiff.header import Layout
+from uhr.pixels.formats.tiff.segments import SegmentReader
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 

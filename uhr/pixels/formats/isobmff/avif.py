@@ -14,8 +14,9 @@ from fractions import Fraction
 import numpy as np
 
 from uhr.pixels import code_points
-from uhr.pixels.formats import av1, heif, isobmff
-from uhr.pixels.formats.heif import ImageFacts
+from uhr.pixels.formats.isobmff import av1, heif
+from uhr.pixels.formats.isobmff import boxes as isobmff
+from uhr.pixels.formats.isobmff.heif import ImageFacts
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 

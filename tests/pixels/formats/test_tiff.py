@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from uhr.pixels.decode import decode
-from uhr.pixels.formats import tiff_segments
+from uhr.pixels.formats.tiff import segments as tiff_segments
 from uhr.pixels.headers import read_header
 from uhr.pixels.types import PixelFault
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-from uhr.pixels.formats import isobmff
+from uhr.pixels.formats.isobmff import boxes as isobmff
 from uhr.pixels.types import FileBytes, PixelFault
 
 _ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0", b"urn:mpeg:hevc:2015:auxid:1\0")

@@ -1,6 +1,6 @@
 """TIFF and BigTIFF: the first directory, and the header that follows from it.
 
-The pixels are put together in `tiff_pixels`; Pillow and libtiff only take the compression off. Which
+The pixels are put together in `pixels.py`; Pillow and libtiff only take the compression off. Which
 variants are read is decided here: a layout that is not read right is `unsupported`, and named.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from uhr.pixels import code_points
 from uhr.pixels.code_points import ColourTags
-from uhr.pixels.formats.tiff_directory import Directory, first_directory, sub_directories
+from uhr.pixels.formats.tiff.directory import Directory, first_directory, sub_directories
 from uhr.pixels.types import FileBytes, Header, PixelFault
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6

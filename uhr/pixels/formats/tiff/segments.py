@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from uhr.pixels.decoder_noise import captured
-from uhr.pixels.formats import header_walks, pillow_formats, tiff
+from uhr.pixels.formats import header_walks, pillow_formats
 from uhr.pixels.formats.jpeg import JpegFile
-from uhr.pixels.formats.tiff import Layout
-from uhr.pixels.formats.tiff_directory import Directory
+from uhr.pixels.formats.tiff import header as tiff
+from uhr.pixels.formats.tiff.directory import Directory
+from uhr.pixels.formats.tiff.header import Layout
 from uhr.pixels.types import FileBytes, PixelFault
 
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from uhr.pixels.decode import decode
-from uhr.pixels.formats import heif
+from uhr.pixels.formats.isobmff import heif
 from uhr.pixels.types import FileBytes, PixelFault
 
 SIDE = 64

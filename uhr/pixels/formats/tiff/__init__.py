@@ -1,0 +1,1 @@
+"""TIFF and BigTIFF: directories, the header, and strips and tiles to pixels."""
