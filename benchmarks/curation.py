@@ -1,4 +1,4 @@
-"""Curation's claims of speed: the exact guards, header-only filtering, Ray against local workers.
+"""Curation's claims of speed: the exact gray measures, header-only filtering, Ray against local workers.
 
 python -m benchmarks.curation
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import engines, guards
+from benchmarks import engines, gray_pass
 from uhr.base.console import say
 
 
 def main() -> None:
     """Print the numbers of each part and whether each claim holds; exit code 1 if one does not."""
-    found = guards.claims()
+    found = gray_pass.claims()
     for claim in engines.CLAIMS:
         measured = claim()
         found[f"{measured.text}: {measured.measured}"] = measured.holds

@@ -16,7 +16,7 @@ from uhr.pixels.types import Header, PixelFault
 if TYPE_CHECKING:
     import numpy as np
 
-    from uhr.curate.measures.guards import Guards
+    from uhr.curate.measures.gray_pass import GrayMeasures
 
 
 class Frame:
@@ -51,7 +51,7 @@ class Frame:
         self.limits = limits or PixelLimits()
         self.known = known
         self._version: str | None = row.get("source_version")
-        self._guards: dict[int, Guards] = {}
+        self._gray_measures: dict[int, GrayMeasures] = {}
 
     @cached_property
     def header(self) -> Header:
@@ -96,15 +96,15 @@ class Frame:
         """uint8 [H, W, 3], upright sRGB, alpha over white."""
         return self.decoded.rgb()
 
-    def guards(self, patch: int | None = None) -> Guards:
+    def gray_measures(self, patch: int | None = None) -> GrayMeasures:
         """Measurements of one pass over `gray` with patches of `patch` px (None: of any pass made so far)."""
-        from uhr.curate.measures import guards
+        from uhr.curate.measures import gray_pass
 
         if patch is None:
-            patch = next(iter(self._guards), guards.PATCH)
-        if patch not in self._guards:
-            self._guards[patch] = guards.measure(self.gray, patch)
-        return self._guards[patch]
+            patch = next(iter(self._gray_measures), gray_pass.PATCH)
+        if patch not in self._gray_measures:
+            self._gray_measures[patch] = gray_pass.measure(self.gray, patch)
+        return self._gray_measures[patch]
 
     def preview(self, long_side: int = 320) -> tuple[bytes, int, int]:
         """Return a small upright sRGB JPEG for reports: its bytes, width and height in px."""

@@ -165,7 +165,7 @@ GEOMETRY = (
     ),
 )
 
-GUARDS = (
+MEASUREMENTS = (
     Column(
         "flat_fraction",
         pa.float64(),
@@ -250,7 +250,7 @@ GROUPS = {
     "Header": HEADER,
     "Decode": DECODE,
     "Geometry": GEOMETRY,
-    "Guards": GUARDS,
+    "Measurements": MEASUREMENTS,
     "Duplicates": DUPLICATES,
     "Choices": CHOICES,
 }

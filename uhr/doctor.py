@@ -37,7 +37,7 @@ REQUIREMENTS = (
     Requirement("duckdb", "duckdb", "", "rules and slices"),
     Requirement("opencv-python-headless", "cv2", "pictures", "decoding"),
     Requirement("pillow", "PIL.Image", "pictures", "decoding"),
-    Requirement("numba", "numba", "pictures", "exact guards"),
+    Requirement("numba", "numba", "pictures", "flatness, entropy, exposure, sharpness"),
     Requirement("ray", "ray.data", "curate", "the ray engine"),
     Requirement("jinja2", "jinja2", "curate", "reports"),
     Requirement("torch", "torch", "models", "models and training"),

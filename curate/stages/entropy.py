@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uhr.curate.frame import Frame
-from uhr.curate.measures.guards import warm
+from uhr.curate.measures.gray_pass import warm
 from uhr.curate.stage import Stage
 from uhr.manifests.schema import COLUMNS
 
@@ -23,4 +23,4 @@ class EntropyStage(Stage):
         warm()
 
     def annotate(self, frame: Frame) -> Mapping[str, Any]:
-        return {"entropy": frame.guards().entropy()}
+        return {"entropy": frame.gray_measures().entropy()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uhr.curate.frame import Frame
-from uhr.curate.measures.guards import warm
+from uhr.curate.measures.gray_pass import warm
 from uhr.curate.stage import Stage
 from uhr.manifests.schema import COLUMNS
 
@@ -21,9 +21,9 @@ class ExposureStage(Stage):
         warm()
 
     def annotate(self, frame: Frame) -> Mapping[str, Any]:
-        guards = frame.guards()
+        measured = frame.gray_measures()
         return {
-            "luma_mean": guards.luma_mean(),
-            "dark_fraction": guards.fraction(slice(0, 16)),
-            "clipped_fraction": guards.fraction(slice(0, 1), slice(255, 256)),
+            "luma_mean": measured.luma_mean(),
+            "dark_fraction": measured.fraction(slice(0, 16)),
+            "clipped_fraction": measured.fraction(slice(0, 1), slice(255, 256)),
         }

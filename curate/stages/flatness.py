@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from uhr.curate.frame import Frame
-from uhr.curate.measures.guards import FLAT_VARIANCE, LARGEST_PATCH, PATCH, warm
+from uhr.curate.measures.gray_pass import FLAT_VARIANCE, LARGEST_PATCH, PATCH, warm
 from uhr.curate.stage import Stage
 from uhr.manifests.schema import COLUMNS
 
@@ -32,4 +32,4 @@ class FlatnessStage(Stage):
         warm()
 
     def annotate(self, frame: Frame) -> Mapping[str, Any]:
-        return {"flat_fraction": frame.guards(self.params.patch).flat_fraction(self.params.variance)}
+        return {"flat_fraction": frame.gray_measures(self.params.patch).flat_fraction(self.params.variance)}

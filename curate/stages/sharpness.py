@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uhr.curate.frame import Frame
-from uhr.curate.measures.guards import warm
+from uhr.curate.measures.gray_pass import warm
 from uhr.curate.stage import Stage
 from uhr.manifests.schema import COLUMNS
 
@@ -24,5 +24,5 @@ class SharpnessStage(Stage):
         warm()
 
     def annotate(self, frame: Frame) -> Mapping[str, Any]:
-        guards = frame.guards()
-        return {"laplacian_var": guards.laplacian_var, "blockiness": guards.blockiness}
+        measured = frame.gray_measures()
+        return {"laplacian_var": measured.laplacian_var, "blockiness": measured.blockiness}

@@ -90,7 +90,7 @@ def _to_bfl(lora: Lora, layout: KeyLayout) -> dict[str, LowRank]:
     from uhr.models.adapters.low_rank import fuse
 
     fused = {}
-    for name, (prefix, entry) in layout.seats(lora).items():
+    for name, (prefix, entry) in layout.linears(lora).items():
         parts = [lora.get(prefix + part) for part in entry.parts]
         present = next(part for part in parts if part is not None)
         whole = fuse(parts, entry.outs(*present.features))

@@ -71,18 +71,18 @@ class KeyLayout:
                     return prefix.format(index), entry
         return None
 
-    def seats(self, modules: Iterator[str] | Mapping[str, Any]) -> dict[str, tuple[str, Fused]]:
+    def linears(self, modules: Iterator[str] | Mapping[str, Any]) -> dict[str, tuple[str, Fused]]:
         """Return prefix and entry, by BFL's name, of every linear that contains one of the modules.
 
         The order is stable. Raises UserError for a module that BFL's code does not have.
         """
         found: dict[str, tuple[str, Fused]] = {}
         for module in modules:
-            name, prefix, entry = self._seat(module)
+            name, prefix, entry = self._linear(module)
             found[name] = (prefix, entry)
         return found
 
-    def _seat(self, module: str) -> tuple[str, str, Fused]:
+    def _linear(self, module: str) -> tuple[str, str, Fused]:
         match = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.(.+)", module)
         if match is None:
             prefix, bfl, inside, table = "", "", module, self.top

@@ -116,7 +116,7 @@ class AttentionCalls(Surgery):
     """Let every attention layer of a FLUX.1 or FLUX.2 transformer use the call's `attention`."""
 
     name: ClassVar[str] = "attention-calls"
-    seats: ClassVar[frozenset[str]] = frozenset({"transformer.attn_processors"})
+    edits: ClassVar[frozenset[str]] = frozenset({"transformer.attn_processors"})
 
     def perform(self, model: Any) -> Any:
         former = dict(model.attn_processors)

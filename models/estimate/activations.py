@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from uhr.models.estimate.operations import Operations
-from uhr.models.samplers.core.plan import BackboneCalls, Coding, WindowedAttention
+from uhr.models.samplers.core.plan import BackboneCalls, VaeCall, WindowedAttention
 
 if TYPE_CHECKING:
     import torch
@@ -96,11 +96,11 @@ class BackboneMemory:
         return replace(condition, attention=self._attention(calls))
 
 
-def coding_cost(vae: Any, coding: Coding, tiling: ExactTiling) -> tuple[int, Operations]:
+def vae_call_cost(vae: Any, call: VaeCall, tiling: ExactTiling) -> tuple[int, Operations]:
     """Return the most bytes alive in one pass of a VAE under exact tiling, input and result included, and its
     operations. With little memory, tiling repeats some of them."""
     from uhr.models.vae.f16 import vae_factor
 
-    factor = 1 if coding.part == "encode" else vae_factor(vae)
-    held, flops = tiling.peak_and_flops(vae, coding.part, coding.height // factor, coding.width // factor)
+    factor = 1 if call.part == "encode" else vae_factor(vae)
+    held, flops = tiling.peak_and_flops(vae, call.part, call.height // factor, call.width // factor)
     return held, Operations(convolution=flops)

@@ -79,10 +79,10 @@ class CostEstimate:
         found = [self._loading(), *self._texts()]
         for stage in self._plan.stages:
             found.append(self._stage(stage))
-            for coding in stage.stage.codings:
+            for call in stage.stage.vae_calls:
                 held = resident(self._weights, VAE, self.placement.offload)
-                need = {"vae activations": self._cost.coding(coding, self.vae_memory)[0]}
-                found.append(MemoryPhase(f"{coding.part} {coding.width}x{coding.height}", held | need))
+                need = {"vae activations": self._cost.vae_call(call, self.vae_memory)[0]}
+                found.append(MemoryPhase(f"{call.part} {call.width}x{call.height}", held | need))
         largest = {phase.name: phase for phase in sorted(found, key=lambda phase: phase.total)}
         return [phase for phase in found if largest[phase.name] is phase and phase.total]
 
@@ -121,7 +121,7 @@ class CostEstimate:
     def coded(self, stage: StagePlan) -> Operations:
         """Return the VAE's operations in a stage."""
         return operations.total(
-            self._cost.coding(each, self.vae_memory)[1].times(each.count) for each in stage.stage.codings
+            self._cost.vae_call(each, self.vae_memory)[1].times(each.count) for each in stage.stage.vae_calls
         )
 
     @cached_property

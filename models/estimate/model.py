@@ -12,14 +12,14 @@ import torch
 from pydantic import ByteSize
 
 from uhr.models.estimate import operations
-from uhr.models.estimate.activations import BackboneMemory, coding_cost
+from uhr.models.estimate.activations import BackboneMemory, vae_call_cost
 from uhr.models.estimate.memory import BACKBONE, VAE
 from uhr.models.estimate.operations import BackboneCost, Operations
 from uhr.models.estimate.shapes import empty_components
 from uhr.models.estimate.weights import WeightBytes, weight_bytes
 from uhr.models.families.base import Backbone
 from uhr.models.loading.opening import Model
-from uhr.models.samplers.core.plan import BackboneCalls, Coding
+from uhr.models.samplers.core.plan import BackboneCalls, VaeCall
 from uhr.models.specs.registry import SPECS
 from uhr.models.specs.spec import ModelSpec
 from uhr.models.vae.f16 import F16, vae_factor
@@ -84,12 +84,12 @@ class ModelCost:
             self._weights[quantize] = found | {BACKBONE: WeightBytes(whole, own.largest)}
         return self._weights[quantize]
 
-    def coding(self, coding: Coding, memory: int) -> tuple[int, Operations]:
-        """Return `activations.coding_cost` under exact tiling in `memory` bytes."""
-        key = coding.part, coding.height, coding.width, memory
+    def vae_call(self, call: VaeCall, memory: int) -> tuple[int, Operations]:
+        """Return `activations.vae_call_cost` under exact tiling in `memory` bytes."""
+        key = call.part, call.height, call.width, memory
         if key not in self._coded:
             tiling = ExactTiling(memory=ByteSize(memory))
-            self._coded[key] = coding_cost(self._parts[VAE], coding, tiling)
+            self._coded[key] = vae_call_cost(self._parts[VAE], call, tiling)
         return self._coded[key]
 
     def activations(self, calls: BackboneCalls, quantize: str | None) -> dict[str, int]:

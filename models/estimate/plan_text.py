@@ -101,7 +101,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
             }
             for each in stage.stage.calls
         ],
-        "vae": [vars(coding) for coding in stage.stage.codings],
+        "vae": [vars(call) for call in stage.stage.vae_calls],
         "operations": stage.backbone._asdict(),
     }
 

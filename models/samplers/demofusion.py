@@ -19,11 +19,11 @@ from uhr.models.samplers.core.guidance import guided_plan
 from uhr.models.samplers.core.options import StagedOptions
 from uhr.models.samplers.core.plan import (
     BackboneCalls,
-    Coding,
     SamplingPlan,
     SamplingRequest,
     SamplingStage,
-    with_codings,
+    VaeCall,
+    with_vae_calls,
 )
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.size_rule import SizeRule
@@ -80,11 +80,11 @@ class DemoFusion(Sampler):
         stages = [_stage(facts, request, options, base, s, levels) for s in range(2, times + 1)]
         if not request.image:
             stages.insert(0, base_stage(facts, request, levels, base))
-        codings: list[tuple[Coding, ...]] = [()] * len(stages)
+        vae_calls: list[tuple[VaeCall, ...]] = [()] * len(stages)
         if request.image:
-            codings[0] = (Coding("encode", *base),)
-        codings[-1] += (Coding("decode", *request.size),)
-        return guided_plan(facts, request, options, with_codings(stages, codings))
+            vae_calls[0] = (VaeCall("encode", *base),)
+        vae_calls[-1] += (VaeCall("decode", *request.size),)
+        return guided_plan(facts, request, options, with_vae_calls(stages, vae_calls))
 
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
         from uhr.models.samplers.core.passes import base_pass

@@ -12,7 +12,7 @@ from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan
 from uhr.models.samplers.core.options import Levels, SamplerOptions
-from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_codings
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_vae_calls
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.stages import dense_stage
 from uhr.models.samplers.core.toolkit import Toolkit
@@ -64,7 +64,7 @@ class Euler(Sampler):
     def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
         levels = _levels(facts, request, options)
         stage = dense_stage(facts, request, request.size, levels, options.toolkit)
-        return guided_plan(facts, request, options, default_codings([stage], image=False))
+        return guided_plan(facts, request, options, default_vae_calls([stage], image=False))
 
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
         (stage,) = plan.stages

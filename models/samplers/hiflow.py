@@ -15,7 +15,13 @@ from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import UpperGuidance, guided_plan, upper_guidance
 from uhr.models.samplers.core.options import DenseOptions, PerStage, pick
-from uhr.models.samplers.core.plan import Coding, SamplingPlan, SamplingRequest, SamplingStage, with_codings
+from uhr.models.samplers.core.plan import (
+    SamplingPlan,
+    SamplingRequest,
+    SamplingStage,
+    VaeCall,
+    with_vae_calls,
+)
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.size_rule import SizeRule
 from uhr.models.samplers.core.stages import (
@@ -141,7 +147,7 @@ class HiFlow(Sampler):
             for i, size in enumerate(cascade(request.size, base.size, options.cascade, facts.multiple))
         ]
         stages = stages if request.image else [base, *stages]
-        coded = with_codings(stages, _codings(stages, options, request.image))
+        coded = with_vae_calls(stages, _vae_calls(stages, options, request.image))
         return guided_plan(facts, request, options, coded, upper)
 
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
@@ -175,27 +181,27 @@ def _guidance(facts: ModelFacts, options: HiFlowOptions) -> UpperGuidance:
     return UpperGuidance("guidance", options.guidance)
 
 
-def _codings(stages: Sequence[SamplingStage], options: Any, image: bool) -> list[list[Coding]]:
+def _vae_calls(stages: Sequence[SamplingStage], options: Any, image: bool) -> list[list[VaeCall]]:
     """The VAE's passes, by resolved options."""
-    found: list[list[Coding]] = [[] for _ in stages]
+    found: list[list[VaeCall]] = [[] for _ in stages]
     for index, stage in enumerate(stages):
         if image:
-            found[index].append(Coding("encode", *stage.size))
+            found[index].append(VaeCall("encode", *stage.size))
         if index == 0:
             # the input image is both reference and start
             again = image and options.start_from == "picture"
-            found[0] += [Coding("encode", *stage.size)] if again else []
+            found[0] += [VaeCall("encode", *stage.size)] if again else []
             continue
         below = stages[index - 1]
         if options.reference == "pixels":
             # at every step whose estimate is of the stage below, and once more for the start
             again = stage.steps + (options.start_from == "reference")
-            found[index].append(Coding("decode", *below.size, again))
-            found[index].append(Coding("encode", *stage.size, again))
+            found[index].append(VaeCall("decode", *below.size, again))
+            found[index].append(VaeCall("encode", *stage.size, again))
         if options.start_from == "picture":
-            found[index - 1].append(Coding("decode", *below.size))
-            found[index].append(Coding("encode", *stage.size))
-    found[-1].append(Coding("decode", *stages[-1].size))
+            found[index - 1].append(VaeCall("decode", *below.size))
+            found[index].append(VaeCall("encode", *stage.size))
+    found[-1].append(VaeCall("decode", *stages[-1].size))
     return found
 
 

@@ -12,7 +12,7 @@ from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan, upper_guidance
 from uhr.models.samplers.core.options import DenseOptions
-from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_codings
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_vae_calls
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.size_rule import SizeRule
 from uhr.models.samplers.core.stages import base_stage, dense_stage, upper_levels
@@ -78,7 +78,7 @@ class IMax(Sampler):
             below = upper_levels(facts, steps, options.shift, options.base_shift)
             stages.insert(0, base_stage(facts, request, below))
         upper = upper_guidance(facts, options, embedded=GUIDANCE)
-        return guided_plan(facts, request, options, default_codings(stages, request.image), upper)
+        return guided_plan(facts, request, options, default_vae_calls(stages, request.image), upper)
 
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
         from uhr.models.samplers.core.passes import base_pass

@@ -14,7 +14,7 @@ from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan
 from uhr.models.samplers.core.options import StagedOptions
-from uhr.models.samplers.core.plan import BackboneCalls, SamplingPlan, SamplingRequest, default_codings
+from uhr.models.samplers.core.plan import BackboneCalls, SamplingPlan, SamplingRequest, default_vae_calls
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.stages import (
     after_strength,
@@ -93,7 +93,7 @@ class MultiDiffusion(Sampler):
         )
         alone = request.image or strength == 1
         stages = [stage] if alone else [model_base(facts, request, options.base_steps), stage]
-        return guided_plan(facts, request, options, default_codings(stages, request.image))
+        return guided_plan(facts, request, options, default_vae_calls(stages, request.image))
 
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
         from uhr.models.ops import flow

@@ -21,11 +21,11 @@ from uhr.models.samplers.core.guidance import UpperGuidance, guided_plan
 from uhr.models.samplers.core.options import SamplerOptions
 from uhr.models.samplers.core.plan import (
     BackboneCalls,
-    Coding,
     SamplingPlan,
     SamplingRequest,
     SamplingStage,
-    with_codings,
+    VaeCall,
+    with_vae_calls,
 )
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.size_rule import SizeRule
@@ -142,14 +142,14 @@ class PatchCascade(Sampler):
     def plan(self, facts: ModelFacts, request: SamplingRequest, options: Any) -> SamplingPlan:
         patches, kind = patch_stage(facts, request, options), facts.guidance
         stages = [patches] if request.image else [model_base(facts, request, options.base_steps), patches]
-        coded = [(Coding("decode", *stage.size),) for stage in stages[:-1]]
+        coded = [(VaeCall("decode", *stage.size),) for stage in stages[:-1]]
         count = len(patches.boxes)
-        parts = (Coding("encode", *patches.patch, count), Coding("decode", *patches.patch, count))
+        parts = (VaeCall("encode", *patches.patch, count), VaeCall("decode", *patches.patch, count))
         plan = guided_plan(
             facts,
             request,
             options,
-            with_codings(stages, [*coded, parts]),
+            with_vae_calls(stages, [*coded, parts]),
             _guidance(facts, options),
             # here true_cfg_scale applies to the patches on every backbone
             true_cfg=1.0 if kind == "cfg" else options.true_cfg_scale,

@@ -11,7 +11,7 @@ from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan, upper_guidance
 from uhr.models.samplers.core.options import DenseOptions
-from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_codings
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_vae_calls
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.stages import (
     after_strength,
@@ -63,7 +63,7 @@ class SDEdit(Sampler):
         edit = dense_stage(facts, request, request.size, levels, options.toolkit)
         stages = [edit] if request.image else [model_base(facts, request, options.base_steps), edit]
         upper = upper_guidance(facts, options, embedded=GUIDANCE)
-        return guided_plan(facts, request, options, default_codings(stages, request.image), upper)
+        return guided_plan(facts, request, options, default_vae_calls(stages, request.image), upper)
 
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
         from uhr.models.ops import flow

@@ -13,7 +13,7 @@ from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan
 from uhr.models.samplers.core.options import SamplerOptions
-from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_codings
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_vae_calls
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.stages import dense_stage
 
@@ -75,7 +75,7 @@ class UltraFlux(Sampler):
         positions = _positions(options.positions, 2 * facts.native_side)
         stage = replace(dense_stage(facts, request, request.size, levels), surgeries=positions)
         card = GUIDANCE if facts.guidance == "embedded" else None
-        stages = default_codings([stage], image=False)
+        stages = default_vae_calls([stage], image=False)
         return replace(guided_plan(facts, request, options, stages, card=card), vae_surgeries=(F16(),))
 
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:

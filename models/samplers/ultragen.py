@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan, upper_guidance
-from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, SamplingStage, with_codings
+from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, SamplingStage, with_vae_calls
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.size_rule import SizeRule
 from uhr.models.samplers.ultragen_plan import (
     UltraGenOptions,
     code_weight,
-    codings_of,
     filled,
     layout_of,
     stages_of,
+    vae_calls_of,
     window_of,
 )
 
@@ -72,7 +72,7 @@ class UltraGen(Sampler):
         upper = upper_guidance(facts, options, embedded=GUIDANCE, cfg=CFG)
         options = filled(facts, request, options)
         stages = stages_of(facts, request, options)
-        coded = with_codings(stages, codings_of(request, options, stages))
+        coded = with_vae_calls(stages, vae_calls_of(request, options, stages))
         return guided_plan(facts, request, options, coded, upper)
 
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:

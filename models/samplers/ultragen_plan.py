@@ -18,10 +18,10 @@ from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.options import StagedOptions
 from uhr.models.samplers.core.plan import (
     BackboneCalls,
-    Coding,
     GuideUse,
     SamplingRequest,
     SamplingStage,
+    VaeCall,
     WindowedAttention,
 )
 from uhr.models.samplers.core.sampler import FEW_STEPS
@@ -205,12 +205,12 @@ def _positions(ntk: float) -> tuple[Surgery, ...]:
     return () if ntk == 1 else (RopeNtk(factor=ntk),)
 
 
-def codings_of(
+def vae_calls_of(
     request: SamplingRequest, options: UltraGenOptions, stages: Sequence[SamplingStage]
-) -> list[list[Coding]]:
+) -> list[list[VaeCall]]:
     """Return the VAE's passes in each stage, for filled options: the image below is encoded for the guide
     (unless its latents have the guide's size), and enlarged for the start. An image below is decoded once."""
-    found: list[list[Coding]] = [[] for _ in stages]
+    found: list[list[VaeCall]] = [[] for _ in stages]
     for index, stage in enumerate(stages):
         below = stages[index - 1].size if index else None
         if below is None and not request.image:
@@ -221,8 +221,8 @@ def codings_of(
         latents = options.guide or (warm and options.warm_start == "latents" and below is None)
         coded = [reduced] if latents and below != reduced else []
         coded += [stage.size] if warm and options.warm_start == "pixels" else []
-        found[index] += [Coding("encode", *size) for size in coded]
+        found[index] += [VaeCall("encode", *size) for size in coded]
         if coded and below is not None:
-            found[index - 1].append(Coding("decode", *below))
-    found[-1].append(Coding("decode", *stages[-1].size))
+            found[index - 1].append(VaeCall("decode", *below))
+    found[-1].append(VaeCall("decode", *stages[-1].size))
     return found

@@ -1,7 +1,7 @@
 """Surgery: a named, reversible edit of a model, listed in checkpoints and cards.
 
 How to write one. Derive from `Surgery`; its pydantic fields are its parameters (JSON values). Set `name`, and
-`seats`: the places of the model that it edits, in names that others share ("transformer.pos_embed").
+`edits`: the places of the model that it edits, in names that others share ("transformer.pos_embed").
 Write `perform`, which checks the model first, edits it, and returns what `undo` needs to restore everything
 bitwise. Add one line to `KNOWN`. The bookkeeping is done here:
 
@@ -10,9 +10,9 @@ bitwise. Add one line to `KNOWN`. The bookkeeping is done here:
     with temporarily(model, surgery): ...
     record(model) -> JSON list;  compose(fresh_model, from_record(the_list))
 
-Rules. A surgery is applied once (`key` distinguishes two of a kind, such as two adapters). Two that share a
-seat exclude each other. `after` names those that must be applied before it if both are, and reverted after
-it. The list is an attribute of the model, so it follows `copy.deepcopy` and pickling.
+Rules. A surgery is applied once (`key` distinguishes two of a kind, such as two adapters). Two that edit the
+same place exclude each other. `after` names those that must be applied before it and reverted after it, if
+both are used. The list is an attribute of the model, so it follows `copy.deepcopy` and pickling.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Surgery(Config):
     """An edit with its parameters; immutable. Two are equal if their classes and parameters are."""
 
     name: ClassVar[str]
-    seats: ClassVar[frozenset[str]] = frozenset()
+    edits: ClassVar[frozenset[str]] = frozenset()
     after: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
@@ -173,7 +173,7 @@ def _listing(entries: Sequence[_Applied]) -> str:
 def _check_pair(earlier: Surgery, later: Surgery) -> None:
     if earlier.key == later.key:
         raise UserError(f"surgery '{later.key}' is already on this model", "revert it first")
-    shared = sorted(earlier.seats & later.seats)
+    shared = sorted(earlier.edits & later.edits)
     if shared:
         what = f"surgeries '{earlier.key}' and '{later.key}' both replace {', '.join(shared)}"
         raise UserError(what, "keep one of them")

@@ -14,7 +14,7 @@ from uhr.models.surgery.base import Surgery
 class RopeSurgery(Surgery):
     """Replace a FLUX transformer's `pos_embed`, with the same theta and axes."""
 
-    seats: ClassVar[frozenset[str]] = frozenset({"transformer.pos_embed"})
+    edits: ClassVar[frozenset[str]] = frozenset({"transformer.pos_embed"})
 
     def perform(self, model: Any) -> Any:
         former = getattr(model, "pos_embed", None)

@@ -23,7 +23,7 @@ class F16(Surgery):
     """
 
     name: ClassVar[str] = "vae-f16"
-    seats: ClassVar[frozenset[str]] = frozenset(
+    edits: ClassVar[frozenset[str]] = frozenset(
         {"vae.encoder.conv_in", "vae.decoder.conv_act", "vae.config.stride"}
     )
 

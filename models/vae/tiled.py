@@ -50,7 +50,7 @@ class ExactTiling(Surgery):
     """
 
     name: ClassVar[str] = "exact-tiling"
-    seats: ClassVar[frozenset[str]] = frozenset({"vae._encode", "vae._decode"})
+    edits: ClassVar[frozenset[str]] = frozenset({"vae._encode", "vae._decode"})
 
     memory: pydantic.ByteSize = pydantic.Field(default=pydantic.ByteSize(20 << 30), gt=0)
     dtype: Literal["float32"] | None = None

@@ -26,21 +26,21 @@ def test_a_header_is_read_without_the_file(path, monkeypatch) -> None:
 
 def test_everything_is_computed_once(path, monkeypatch) -> None:
     frame = Frame("a.jpg", path, {})
-    gray, rgb, guards = frame.gray, frame.rgb, frame.guards()
+    gray, rgb, measured = frame.gray, frame.rgb, frame.gray_measures()
     path.unlink()
     monkeypatch.setattr("uhr.curate.frame.decode", lambda *_: pytest.fail("decoded again"))
     assert frame.gray is gray
     assert frame.rgb is rgb
-    assert frame.guards() is guards is frame.guards(240)
+    assert frame.gray_measures() is measured is frame.gray_measures(240)
     assert frame.file_size == len(frame.data)
     assert frame.preview()[1:] == (213, 320)
 
 
 def test_other_patches_are_measured_beside(path) -> None:
     frame = Frame("a.jpg", path, {})
-    assert frame.guards(100).variance.shape == (6, 9)
-    assert frame.guards(300).variance.shape == (2, 3)
-    assert frame.guards() is frame.guards(100), "whoever needs no patch takes what is there"
+    assert frame.gray_measures(100).variance.shape == (6, 9)
+    assert frame.gray_measures(300).variance.shape == (2, 3)
+    assert frame.gray_measures() is frame.gray_measures(100), "whoever needs no patch takes what is there"
 
 
 def test_gray_is_stored_and_rgb_is_upright(path) -> None:

@@ -113,12 +113,12 @@ def test_a_patch_out_of_range_is_a_users_error(patch) -> None:
         build(stage_class("flatness").Params, {"patch": patch}, "stages.flatness")
 
 
-def test_the_pass_over_gray_runs_once_for_all_guards(photo, monkeypatch) -> None:
-    from uhr.curate.measures import guards
+def test_the_pass_over_gray_runs_once_for_all_stages(photo, monkeypatch) -> None:
+    from uhr.curate.measures import gray_pass
 
     calls = []
-    measure = guards.measure
-    monkeypatch.setattr(guards, "measure", lambda *a: calls.append(a) or measure(*a))
+    measure = gray_pass.measure
+    monkeypatch.setattr(gray_pass, "measure", lambda *a: calls.append(a) or measure(*a))
     for name in ("flatness", "entropy", "exposure", "sharpness"):
         annotate(name, photo)
     assert sum(call[0] is photo.gray for call in calls) == 1

@@ -82,7 +82,7 @@ def test_cicp_is_converted_to_srgb(damage, forge, pixels, primaries, transfer, m
     decoded = decode(png_with(damage, forge, pixels, cicp(primaries, transfer)))
     # LittleCMS computes in 16 bits or less
     assert np.abs(decoded.rgb().astype(int) - converted(pixels, matrix, gamma)).max() <= 2
-    assert np.array_equal(decoded.bgr[..., ::-1], pixels), "guards see the stored values"
+    assert np.array_equal(decoded.bgr[..., ::-1], pixels), "gray measures see the stored values"
     assert bool(decoded.notes) == (transfer == 14), "a camera curve leaves a note"
 
 

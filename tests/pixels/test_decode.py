@@ -131,7 +131,9 @@ def test_a_wide_gamut_comes_out_as_srgb(forge, format) -> None:
     decoded = decode(data)
     assert np.array_equal(decoded.rgb(), expected)
     assert np.abs(expected.astype(int) - np.asarray(image.convert("RGB"))).max() > 10, "the profile matters"
-    assert np.array_equal(decoded.bgr, np.asarray(image.convert("RGB"))[..., ::-1]), "guards see no profile"
+    assert np.array_equal(decoded.bgr, np.asarray(image.convert("RGB"))[..., ::-1]), (
+        "gray measures see no profile"
+    )
 
 
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])

@@ -112,7 +112,7 @@ class ImageWork(Work):
         import numpy as np
 
         from uhr.base.errors import UserError
-        from uhr.models.vae.coding import encode_moments
+        from uhr.models.vae.codec import encode_moments
 
         box = tuple(item["box"]) if item["box"] else None
         content_hash, rgb = self._read(item, box)

@@ -1,7 +1,7 @@
 """Decode bytes to pixels, and resize pixels. Nothing else decodes or resizes.
 
 Nothing is decoded before its header and the limits are checked. The result is either the stored grid, as the
-exact guards measure it, or the image as it is displayed: upright, sRGB, alpha over white.
+gray pass of curation measures it, or the image as it is displayed: upright, sRGB, alpha over white.
 """
 
 from __future__ import annotations

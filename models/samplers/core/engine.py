@@ -34,7 +34,7 @@ from uhr.models.samplers.core.plan import SamplingPlan, SamplingStage
 from uhr.models.samplers.core.progress import Progress, Steps
 from uhr.models.surgery import base as surgery
 from uhr.models.surgery.base import Surgery
-from uhr.models.vae import coding
+from uhr.models.vae import codec
 from uhr.models.vae.f16 import vae_factor
 from uhr.models.vae.tiled import ExactTiling
 
@@ -45,7 +45,7 @@ Velocity = Callable[[torch.Tensor, float, int, Conditions], torch.Tensor]
 """`velocity(z, sigma, step, conditions)` at z of noise level sigma: of z's shape."""
 
 POSITIONS = "transformer.pos_embed"
-"""The seat (`surgery.base`) of every surgery that scales positions."""
+"""The place (`Surgery.edits`) that is edited by every surgery that scales positions."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Engine:
     @torch.no_grad()
     def encode(self, images: torch.Tensor, generator: Any = None) -> torch.Tensor:
         """Encode images to z, float32: the posterior's mean, or with a generator a sample of it."""
-        mean, std = coding.moments(self.models.vae, images)
+        mean, std = codec.moments(self.models.vae, images)
         if generator is not None:
             draw = randn_tensor(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
             mean = latent.sample_moments(mean, std, draw)
@@ -167,7 +167,7 @@ class Engine:
         """Decode z to images, float32, nominally in [-1, 1]. Raises UserError for values that are not
         finite."""
         self.progress.note("decoding")
-        images = coding.decode(self.models.vae, z)
+        images = codec.decode(self.models.vae, z)
         flow.check_finite(images, "decoding: the pixels of the VAE")
         return images
 
@@ -240,8 +240,8 @@ class Engine:
 
     def _check_positions(self, needed: Sequence[Surgery], alone: str) -> None:
         """Raise UserError if another surgery scales positions already: the two would not add up."""
-        scaling = [each for each in needed if POSITIONS in each.seats]
-        applied = [each for each in surgery.applied(self.models.transformer) if POSITIONS in each.seats]
+        scaling = [each for each in needed if POSITIONS in each.edits]
+        applied = [each for each in surgery.applied(self.models.transformer) if POSITIONS in each.edits]
         if scaling and applied and applied[0] != scaling[0]:
             what = f"the positions are already scaled by '{applied[0].key}'"
             raise UserError(what, f"keep it and set {alone}, or revert it")
@@ -302,7 +302,7 @@ class Engine:
             if needed:
                 stack.enter_context(self.surgeries(vae, needed, record_all=True))
                 assert vae_factor(vae) == self.facts.vae_factor, vae_factor(vae)
-            tiled = any("vae._encode" in each.seats for each in surgery.applied(vae))
+            tiled = any("vae._encode" in each.edits for each in surgery.applied(vae))
             if not tiled and not getattr(vae, "use_tiling", False):
                 tiling = ExactTiling(memory=ByteSize(memory))
                 stack.enter_context(surgery.temporarily(vae, tiling))

@@ -97,7 +97,7 @@ class BackboneCalls:
 
 
 @dataclass(frozen=True)
-class Coding:
+class VaeCall:
     """`count` passes of the VAE over images of height x width px."""
 
     part: Literal["encode", "decode"]
@@ -111,7 +111,7 @@ class SamplingStage:
     """Euler steps at one size in px: `sigmas` are steps + 1 falling noise levels.
 
     A sampler sets size, levels, calls, surgeries and attention; guidance and branches are filled in by
-    `guidance.guided_plan`, codings by the sampler or `default_codings`.
+    `guidance.guided_plan`, the VAE calls by the sampler or `default_vae_calls`.
     """
 
     name: str
@@ -121,7 +121,7 @@ class SamplingStage:
     calls: tuple[BackboneCalls, ...] = ()
     """Calls of the backbone in one branch of guidance."""
 
-    codings: tuple[Coding, ...] = ()
+    vae_calls: tuple[VaeCall, ...] = ()
     labels: tuple[float, ...] = ()
     """Noise levels [steps] shown to the network, if they differ from `sigmas`."""
 
@@ -215,19 +215,19 @@ class SamplingPlan:
         return sum(stage.steps * stage.rounds for stage in self.stages)
 
 
-def default_codings(stages: Sequence[SamplingStage], image: bool) -> tuple[SamplingStage, ...]:
+def default_vae_calls(stages: Sequence[SamplingStage], image: bool) -> tuple[SamplingStage, ...]:
     """Return the stages with the VAE passes of most samplers: each stage starts from the image of the
     previous one (the first from the input image, if `image`), enlarged and encoded, and its latents are
     decoded."""
     found = []
     for index, stage in enumerate(stages):
-        encoded = (Coding("encode", *stage.size),) if index or image else ()
-        found.append(replace(stage, codings=(*encoded, Coding("decode", *stage.size))))
+        encoded = (VaeCall("encode", *stage.size),) if index or image else ()
+        found.append(replace(stage, vae_calls=(*encoded, VaeCall("decode", *stage.size))))
     return tuple(found)
 
 
-def with_codings(
-    stages: Sequence[SamplingStage], codings: Sequence[Sequence[Coding]]
+def with_vae_calls(
+    stages: Sequence[SamplingStage], vae_calls: Sequence[Sequence[VaeCall]]
 ) -> tuple[SamplingStage, ...]:
     """Return the stages, each with its own passes of the VAE."""
-    return tuple(replace(stage, codings=tuple(each)) for stage, each in zip(stages, codings, strict=True))
+    return tuple(replace(stage, vae_calls=tuple(each)) for stage, each in zip(stages, vae_calls, strict=True))

@@ -210,7 +210,7 @@ def check_every_linear(model, layout, expected):
     assert len(shapes) == expected
     tall = {path: (out, 1) for path, (out, _) in shapes.items()}
     held = {}
-    for name, (prefix, entry) in layout.seats(tall).items():
+    for name, (prefix, entry) in layout.linears(tall).items():
         assert layout.locate(name) == (prefix, entry)
         assert layout.locate(name.replace(".", "_")) == (prefix, entry)
         parts = [prefix + part for part in entry.parts]

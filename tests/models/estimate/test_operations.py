@@ -6,14 +6,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uhr.models import zoo
 from uhr.models.estimate import operations
-from uhr.models.estimate.activations import coding_cost
+from uhr.models.estimate.activations import vae_call_cost
 from uhr.models.estimate.devices import device
 from uhr.models.estimate.operations import BackboneCost, Operations
 from uhr.models.estimate.shapes import empty_component
 from uhr.models.families.conditions import Condition
 from uhr.models.families.flux1 import Flux1
 from uhr.models.families.flux2 import Flux2
-from uhr.models.samplers.core.plan import Coding
+from uhr.models.samplers.core.plan import VaeCall
 from uhr.models.vae.f16 import F16
 from uhr.models.vae.tiled import ExactTiling
 
@@ -71,16 +71,16 @@ def test_a_vae_exactly_where_it_runs_untiled(tiny_flux, part, f16):
     factor = 16 if f16 else 8
     x = torch.randn(1, 3, 96, 64) if part == "encode" else torch.randn(1, 16, 96 // factor, 64 // factor)
     real = counted(lambda: getattr(vae, part)(x))
-    _, found = coding_cost(vae, Coding(part, 96, 64), ExactTiling())
+    _, found = vae_call_cost(vae, VaeCall(part, 96, 64), ExactTiling())
     assert found == Operations(convolution=found.total)
     assert found.total == pytest.approx(real, rel=1e-3)
 
 
 def test_a_vae_in_little_memory_works_more_and_holds_less():
     vae = empty_component(zoo.get("flux1-dev"), "vae")
-    coding = Coding("decode", 4096, 4096)
+    call = VaeCall("decode", 4096, 4096)
     (much, once), (little, more) = (
-        coding_cost(vae, coding, ExactTiling(memory=memory)) for memory in ("500GiB", "8GiB")
+        vae_call_cost(vae, call, ExactTiling(memory=memory)) for memory in ("500GiB", "8GiB")
     )
     assert little <= 8 << 30 < much
     assert more.total > once.total

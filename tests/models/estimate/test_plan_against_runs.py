@@ -135,8 +135,8 @@ def planned(found):
     for stage in found.stages:
         for each in stage.stage.calls:
             backbone[each.image, each.text] += stage.stage.branches * each.count
-        for coding in stage.stage.codings:
-            coded[coding.part, coding.height, coding.width] += coding.count
+        for call in stage.stage.vae_calls:
+            coded[call.part, call.height, call.width] += call.count
     return backbone, coded
 
 

@@ -7,7 +7,7 @@ from uhr.base.errors import UserError
 from uhr.models import zoo
 from uhr.models.loading.hashes import hash_of
 from uhr.models.ops import latents
-from uhr.models.vae import coding
+from uhr.models.vae import codec
 
 
 def contents(folder):
@@ -139,7 +139,7 @@ def test_latents_of_images_have_about_unit_variance_and_a_narrow_posterior(famil
     draw = torch.Generator().manual_seed(0)
     rgb = torch.randint(0, 256, (4, 16, 16, 3), generator=draw, dtype=torch.uint8)
     rgb = rgb.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    mean, std = coding.encode_moments(stock.vae, rgb)
+    mean, std = codec.encode_moments(stock.vae, rgb)
     model = latents.normalisation(stock.vae).to_model(mean)
     assert 0.5 < model.std() < 2
     assert abs(model.mean()) < 0.5

@@ -28,7 +28,7 @@ def named(model):
     """FLUX.2's weights in BFL's names."""
     state, found = dict(model.state_dict()), {}
     linears = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    for name, (prefix, entry) in FLUX2.seats(linears).items():
+    for name, (prefix, entry) in FLUX2.linears(linears).items():
         whole = torch.cat([state.pop(f"{prefix}{part}.weight") for part in entry.parts])
         found[f"{name}.weight"] = torch.cat(whole.chunk(2)[::-1]) if entry.swapped else whole
     for key, tensor in state.items():

@@ -35,7 +35,7 @@ def bfl_names(model, layout):
     """A transformer's state in the keys of BFL's own files."""
     state, found = dict(model.state_dict()), {}
     linears = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    for name, (prefix, entry) in layout.seats(linears).items():
+    for name, (prefix, entry) in layout.linears(linears).items():
         for kind in ("weight", "bias"):
             parts = [state.pop(f"{prefix}{part}.{kind}", None) for part in entry.parts]
             if parts[0] is None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from uhr.base.errors import UserError
 from uhr.models import zoo
 from uhr.models.ops import latents
-from uhr.models.vae import coding
+from uhr.models.vae import codec
 
 SIDES = st.integers(1, 6).map(lambda n: 2 * n)
 
@@ -72,7 +72,7 @@ def rgb():
 
 
 def test_encoded_moments_are_raw_float32_on_the_grid_of_factor_8(stock, rgb):
-    mean, std = coding.encode_moments(stock.vae, rgb)
+    mean, std = codec.encode_moments(stock.vae, rgb)
     pixels = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         expected = stock.vae.encode(pixels).latent_dist
@@ -97,18 +97,18 @@ def test_a_vae_that_overflows_is_an_error_and_no_black_image(stock, rgb, monkeyp
     bad = torch.full((2, 16, 8, 12), float("nan"))
     posterior = SimpleNamespace(latent_dist=SimpleNamespace(mean=bad, std=bad))
     monkeypatch.setattr(stock.vae, "encode", lambda pixels: posterior)
-    monkeypatch.setattr(coding, "compute_dtype", lambda vae: torch.float16)
+    monkeypatch.setattr(codec, "compute_dtype", lambda vae: torch.float16)
     with pytest.raises(UserError, match=r"overflows in torch.float16: load it in float32"):
-        coding.encode_moments(stock.vae, rgb)
+        codec.encode_moments(stock.vae, rgb)
     monkeypatch.undo()
     # which is no cure where it is in float32, nor of pixels that are none
     with pytest.raises(UserError, match="values that are not finite"):
-        coding.moments(stock.vae, torch.full((1, 3, 64, 64), float("nan")))
+        codec.moments(stock.vae, torch.full((1, 3, 64, 64), float("nan")))
 
 
 def test_decoding_is_that_of_the_stock_pipeline(stock):
     z = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
-    ours = latents.to_uint8(coding.decode(stock.vae, z))
+    ours = latents.to_uint8(codec.decode(stock.vae, z))
     with torch.no_grad():
         image = stock.vae.decode(z / 0.3611 + 0.1159, return_dict=False)[0]
     theirs = np.asarray(stock.image_processor.postprocess(image, output_type="pil")[0])

@@ -8,7 +8,7 @@ from uhr.base.errors import UserError
 from uhr.models import zoo
 from uhr.models.ops import latents
 from uhr.models.samplers.euler import EulerPipeline
-from uhr.models.vae import coding
+from uhr.models.vae import codec
 from uhr.models.vae.f16 import F16
 
 CALL = {"height": 64, "width": 96, "num_inference_steps": 4, "guidance_scale": 3.5, "max_sequence_length": 32}
@@ -221,7 +221,7 @@ def test_dynamic_shift_is_rejected_above_4096_tokens_and_static_is_not(euler, ba
 def test_what_comes_out_is_decoded_by_the_one_decoder(euler):
     tokens = euler("a", **CALL, generator=seeded(), output_type="latent").images
     image = euler("a", **CALL, generator=seeded(), output_type="np").images[0]
-    decoded = latents.to_uint8(coding.decode(euler.vae, latents.unpack(tokens, 8, 12)))[0].numpy()
+    decoded = latents.to_uint8(codec.decode(euler.vae, latents.unpack(tokens, 8, 12)))[0].numpy()
     assert np.array_equal((image * 255).round().astype(np.uint8), decoded)
 
 

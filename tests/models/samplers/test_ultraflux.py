@@ -18,7 +18,7 @@ from uhr.models.samplers.core.sampler import plan_of_spec
 from uhr.models.samplers.ultraflux import UltraFlux, UltraFluxOptions, UltraFluxPipeline
 from uhr.models.surgery import base as surgery
 from uhr.models.surgery.rope import RopeNtk, RopeResonance
-from uhr.models.vae import coding
+from uhr.models.vae import codec
 from uhr.models.vae.f16 import F16
 from uhr.models.vae.tiled import ExactTiling
 
@@ -65,7 +65,7 @@ def test_it_is_plain_euler_at_shift_3_on_a_model_with_both_surgeries(ultraflux, 
         return latents.unpack(tokens, 16, 32)
 
     with torch.no_grad():
-        expected = coding.decode(model.vae, flow.euler(velocity, x, sigmas))
+        expected = codec.decode(model.vae, flow.euler(velocity, x, sigmas))
     found = sample(height=256, width=512, output_type="pt").images
     assert ultraflux.sigmas == pytest.approx(sigmas)
     assert ultraflux.model_calls == 3

@@ -31,7 +31,7 @@ class Shift(Surgery):
 
 class Rename(Surgery):
     name: ClassVar[str] = "rename"
-    seats: ClassVar[frozenset[str]] = frozenset({"label"})
+    edits: ClassVar[frozenset[str]] = frozenset({"label"})
     label: str = "a"
 
     @property

@@ -11,7 +11,7 @@ from torch import nn
 from uhr.base.errors import UserError
 from uhr.models.specs.registry import get
 from uhr.models.surgery.base import compose, from_record, record, temporarily
-from uhr.models.vae import coding
+from uhr.models.vae import codec
 from uhr.models.vae.attention import in_blocks, scaled_dot_product
 from uhr.models.vae.bands import Moments
 from uhr.models.vae.f16 import F16
@@ -142,9 +142,9 @@ def test_images_and_latents_reach_a_float32_pass_unrounded(tiny_flux):
     single.load_state_dict(half.state_dict())
     ExactTiling(dtype="float32").apply(half)
     z, rgb = draw(1, 16, 8, 8), torch.randint(0, 256, (1, 64, 48, 3), dtype=torch.uint8)
-    assert (coding.decode(half, z) - coding.decode(single, z)).abs().max() < EXACT
+    assert (codec.decode(half, z) - codec.decode(single, z)).abs().max() < EXACT
     for found, expected in zip(
-        coding.encode_moments(half, rgb), coding.encode_moments(single, rgb), strict=True
+        codec.encode_moments(half, rgb), codec.encode_moments(single, rgb), strict=True
     ):
         assert (found - expected).abs().max() < 1e-4
 

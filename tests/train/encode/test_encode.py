@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import uhr.train.encode.run as encode_module
 from uhr.base.errors import UserError
 from uhr.models.families.flux1 import Flux1
-from uhr.models.vae.coding import encode_moments
+from uhr.models.vae.codec import encode_moments
 from uhr.models.zoo import Prompt, load_text_encoders, load_vae
 from uhr.train.encode.buckets import Bucket
 from uhr.train.encode.config import EncodeConfig

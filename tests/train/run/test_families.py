@@ -9,7 +9,7 @@ import torch
 from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.models.ops.latents import normalisation
-from uhr.models.vae.coding import encode_moments
+from uhr.models.vae.codec import encode_moments
 from uhr.models.zoo import load_transformer, load_vae
 from uhr.train.encode.encoded import Geometry, read_encoded
 from uhr.train.objectives.draws import Draws

@@ -9,7 +9,7 @@ from uhr.models.ops.patches import Canvas, feather
 from uhr.models.ops.seams import seam_strength
 from uhr.models.samplers import patch_cascade
 from uhr.models.samplers.core.engine import Engine
-from uhr.models.vae import coding
+from uhr.models.vae import codec
 
 
 def lead(cascade, backbone, targets):
@@ -74,9 +74,9 @@ def through_vae(cascade, enlarged):
     stage, (height, width) = cascade.last_run.stages[-1], enlarged.shape[-2:]
     canvas = Canvas(1, 3, height, width)
     for box in stage.boxes:
-        patch = coding.decode(
+        patch = codec.decode(
             cascade.vae,
-            latents.normalisation(cascade.vae).to_model(coding.moments(cascade.vae, box.crop(enlarged))[0]),
+            latents.normalisation(cascade.vae).to_model(codec.moments(cascade.vae, box.crop(enlarged))[0]),
         )
         canvas.add(box, patch, feather(box, height, width, stage.overlap))
     return (canvas.result() / 2 + 0.5).clamp(0, 1)

@@ -131,7 +131,7 @@ def test_what_is_no_number_is_an_error_that_names_the_stage_and_no_black_image(s
 
 
 def test_what_the_vae_makes_of_half_precision_is_no_black_image_either(sample, monkeypatch):
-    monkeypatch.setattr("uhr.models.vae.coding.decode", lambda vae, z: torch.full((1, 3, 8, 8), torch.inf))
+    monkeypatch.setattr("uhr.models.vae.codec.decode", lambda vae, z: torch.full((1, 3, 8, 8), torch.inf))
     with pytest.raises(UserError, match=r"^decoding: the pixels of the VAE are not finite"):
         sample()
 

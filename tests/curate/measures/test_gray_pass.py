@@ -12,8 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from skimage.measure import shannon_entropy
 
-from uhr.curate.measures import guards
-from uhr.curate.measures.guards import FLAT_VARIANCE, measure, published_variance
+from uhr.curate.measures import gray_pass
+from uhr.curate.measures.gray_pass import FLAT_VARIANCE, measure, published_variance
 
 
 def published_flat_fraction(gray: np.ndarray, patch: int = 240, threshold: float = 800) -> float:
@@ -135,7 +135,7 @@ def test_a_constant_image_is_flat_and_has_no_entropy() -> None:
 
 def test_the_most_violent_image_overflows_nothing() -> None:
     board = np.kron(np.indices((600, 600)).sum(axis=0) % 2, np.ones((4, 4), int)).astype(np.uint8) * 255
-    found = measure(board, guards.LARGEST_PATCH)
+    found = measure(board, gray_pass.LARGEST_PATCH)
     assert found.variance[0, 0] == pytest.approx(published_variance(board[:1024, :1024]), rel=1e-5)
     assert found.laplacian_var == pytest.approx(cv2.Laplacian(board, cv2.CV_64F, ksize=1).var())
 
@@ -170,8 +170,8 @@ def test_the_pass_lets_other_threads_run() -> None:
 
 def test_the_pass_compiles_where_no_cache_folder_can_be_written() -> None:
     script = (
-        "from uhr.curate.measures import guards; import numpy as np\n"
-        "print(guards.measure(np.eye(300, dtype=np.uint8)).entropy() > 0)"
+        "from uhr.curate.measures import gray_pass; import numpy as np\n"
+        "print(gray_pass.measure(np.eye(300, dtype=np.uint8)).entropy() > 0)"
     )
     # of the places that numba knows only the one named in the environment is left, and none is named
     environment = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
@@ -182,4 +182,4 @@ def test_the_pass_compiles_where_no_cache_folder_can_be_written() -> None:
 
 
 def test_published_constants_are_the_papers() -> None:
-    assert (guards.PATCH, FLAT_VARIANCE) == (240, 800)
+    assert (gray_pass.PATCH, FLAT_VARIANCE) == (240, 800)

@@ -30,7 +30,7 @@ _CHUNK = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Guards:
+class GrayMeasures:
     """Measurements of a gray image.
 
     Attributes:
@@ -91,7 +91,7 @@ def published_variance(patch: np.ndarray) -> float:
     return float(np.var(np.sqrt(across**2 + down**2)))
 
 
-def measure(gray: np.ndarray, patch: int = PATCH) -> Guards:
+def measure(gray: np.ndarray, patch: int = PATCH) -> GrayMeasures:
     """Measure a gray image, uint8 [H, W], with patches of `patch` px, 3 to LARGEST_PATCH."""
     assert 3 <= patch <= LARGEST_PATCH, f"patches of {patch} px"
     gray = np.ascontiguousarray(gray)
@@ -105,7 +105,7 @@ def measure(gray: np.ndarray, patch: int = PATCH) -> Guards:
     laplacian, laplacian_squares, on_grid, inside, n_grid, n_inside = (int(value) for value in sums)
     count = gray.size
     mean = magnitudes / patch**2
-    return Guards(
+    return GrayMeasures(
         gray,
         patch,
         histogram.sum(axis=0),
