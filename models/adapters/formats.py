@@ -117,7 +117,7 @@ def _peft_config(lora: Lora) -> dict[str, Any]:
 def _kohya_metadata(lora: Lora, layout: KeyLayout) -> dict[str, str]:
     ranks, alphas = {part.rank for part in lora.values()}, {part.alpha for part in lora.values()}
     return {
-        "ss_network_module": "networks.lora_flux" if layout.family == "flux1" else "networks.lora_flux_2",
+        "ss_network_module": layout.kohya_module,
         "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
         "ss_base_model_version": layout.family,

@@ -54,6 +54,9 @@ class KeyLayout:
     """A family's names: inside a double block, inside a single block, and outside the blocks."""
 
     family: str
+    kohya_module: str
+    """`ss_network_module` in kohya's metadata."""
+
     double: Mapping[str, Fused]
     single: Mapping[str, Fused]
     top: Mapping[str, Fused]
@@ -113,6 +116,7 @@ def _each_alone(entries: Mapping[str, Fused]) -> dict[str, Fused]:
 
 FLUX1 = KeyLayout(
     family="flux1",
+    kohya_module="networks.lora_flux",
     double={
         "img_attn.qkv": Fused(_QKV, (1, 1, 1)),
         "img_attn.proj": _alone("attn.to_out.0"),
@@ -146,6 +150,7 @@ FLUX1 = KeyLayout(
 
 FLUX2 = KeyLayout(
     family="flux2",
+    kohya_module="networks.lora_flux_2",
     double={
         "img_attn.qkv": Fused(_QKV, (1, 1, 1)),
         "img_attn.proj": _alone("attn.to_out.0"),

@@ -15,6 +15,7 @@ import torch
 
 from uhr.models.families.conditions import Condition, Prompt
 from uhr.models.families.text import Embedded, TextEncoders, TokenCount
+from uhr.models.ops.choices import StageShift
 from uhr.models.ops.schedules import Shifter
 from uhr.models.specs.spec import GuidanceKind
 
@@ -30,6 +31,9 @@ class Backbone(ABC):
     The first is the sequence [B, L, D], named like its encoder in `ModelSpec.text_lengths`; a second one is
     the pooled vector [B, P].
     """
+
+    stage_shift: ClassVar[StageShift] = StageShift.NATIVE
+    """Default shift of the stages above the native size."""
 
     @property
     def sequence(self) -> str:

@@ -19,6 +19,7 @@ from uhr.models.families.text import (
     tokenize,
 )
 from uhr.models.ops import latents as latent
+from uhr.models.ops.choices import StageShift
 from uhr.models.ops.schedules import Calibration
 from uhr.models.specs.spec import GuidanceKind
 
@@ -28,6 +29,8 @@ class Flux1(Backbone):
 
     name = "flux1"
     text_tensors = ("t5", "pooled")
+    stage_shift = StageShift.STATIC
+    """The methods for sizes above the native one publish their numbers on FLUX.1."""
 
     def encoders(self, pipeline: Any, length: int) -> TextEncoders:
         return TextEncoders(

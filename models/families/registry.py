@@ -1,11 +1,13 @@
-"""The families of backbones by name. A new one is a file here and an entry in `FAMILIES`."""
+"""The backbone of each family, by the family's name. A new family is listed in `specs/registry.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from uhr.base.errors import load_object
 from uhr.models.families.base import Backbone
-from uhr.models.families.flux1 import Flux1
-from uhr.models.families.flux2 import Flux2
+from uhr.models.specs.registry import FAMILY_SPECS
 
-FAMILIES: Mapping[str, Backbone] = {family.name: family for family in (Flux1(), Flux2())}
+FAMILIES: Mapping[str, Backbone] = {
+    name: load_object(family.backbone, "backbone")() for name, family in FAMILY_SPECS.items()
+}

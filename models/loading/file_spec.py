@@ -11,7 +11,7 @@ from typing import Any
 from uhr.base.errors import UserError
 from uhr.models.files.containers import part_of, stored_tensors
 from uhr.models.files.kinds import ADAPTER, check_plain, kind_of
-from uhr.models.specs.registry import SPECS
+from uhr.models.specs.registry import FAMILY_SPECS, SPECS
 from uhr.models.specs.spec import ModelSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -26,17 +26,16 @@ class Naming:
     text_in: str
     double: str
     single: str
-    modulation: str
     guidance: str
 
 
 BFL = Naming(
     "img_in.weight", "txt_in.weight", "double_blocks", "single_blocks",
-    "double_stream_modulation_img.", "guidance_in.",
+    "guidance_in.",
 )  # fmt: skip
 DIFFUSERS = Naming(
     "x_embedder.weight", "context_embedder.weight", "transformer_blocks", "single_transformer_blocks",
-    "double_stream_modulation_img.", "guidance_embedder.",
+    "guidance_embedder.",
 )  # fmt: skip
 
 
@@ -87,7 +86,7 @@ def _facts(shapes: Shapes) -> dict[str, Any] | None:
         if naming.image_in in shapes and naming.text_in in shapes:
             width, channels = shapes[naming.image_in]
             return {
-                "family": "flux2" if any(name.startswith(naming.modulation) for name in shapes) else "flux1",
+                "family": _family(shapes),
                 "num_layers": _count(shapes, naming.double),
                 "num_single_layers": _count(shapes, naming.single),
                 "width": width,
@@ -96,6 +95,13 @@ def _facts(shapes: Shapes) -> dict[str, Any] | None:
                 "guidance_embeds": any(naming.guidance in name for name in shapes),
             }
     return None
+
+
+def _family(shapes: Shapes) -> str:
+    """Return the family whose marker is in the names; without any, the family that has none."""
+    marked = [each for each in FAMILY_SPECS.values() if each.marker]
+    found = (each for each in marked if any(name.startswith(each.marker) for name in shapes))
+    return next(found, next(each for each in FAMILY_SPECS.values() if not each.marker)).name
 
 
 def _count(shapes: Shapes, blocks: str) -> int:

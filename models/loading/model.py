@@ -20,6 +20,7 @@ from uhr.models.loading.quantize import LARGE, MOVABLE, check_quantised, is_larg
 from uhr.models.loading.quantize import check as check_quantize
 from uhr.models.loading.quantize import options as quantize_options
 from uhr.models.loading.single_file import load_single_file
+from uhr.models.specs.registry import FAMILY_SPECS
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +136,7 @@ def _without_weights(cls: Any, model: Model, name: str) -> Any:
     """Load a tokenizer or the scheduler."""
     where = f"{name} of {model.source.text}"
     part = load_whole(cls, model.folder / name, where)
-    if name == "tokenizer" and model.spec.family == "flux2" and not part.chat_template:
+    if name == "tokenizer" and FAMILY_SPECS[model.spec.family].chat_template and not part.chat_template:
         raise UserError(f"{where} lacks chat_template.jinja", "download it again")
     return part
 

@@ -39,11 +39,6 @@ class StageShift(StrEnum):
     STATIC = "static"
     NATIVE = "native"
 
-    @classmethod
-    def default_for(cls, family: str) -> StageShift:
-        """Return the default of a family: static on FLUX.1, for which numbers are published, else native."""
-        return cls.STATIC if family == "flux1" else cls.NATIVE
-
 
 class ShiftPolicy(StrEnum):
     """How a linear grid of sigmas is shifted towards the noisy end (`schedules.py` has the formulas)."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from uhr.base.errors import UserError, load_object, unknown
-from uhr.models.samplers.core.sampler import FAMILIES, Sampler
+from uhr.models.samplers.core.sampler import Sampler
+from uhr.models.specs.registry import FAMILY_SPECS
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SamplerInfo:
     @property
     def families(self) -> tuple[str, ...]:
         """The families of backbones that it runs on."""
-        return FAMILIES
+        return tuple(FAMILY_SPECS)
 
 
 SAMPLERS: Mapping[str, SamplerInfo] = {
@@ -113,9 +114,9 @@ def sampler_class(name: str, family: str) -> Any:
     if own is not None and own != family:
         what = f"sampler '{name}' is for {own} backbones, and this one is of family {family}"
         raise UserError(what, "name the sampler's own class, which has a pipeline for each family")
-    if family not in FAMILIES:
+    if family not in FAMILY_SPECS:
         what = f"sampler '{name}' does not run on {family} backbones"
-        raise UserError(what, f"it runs on {', '.join(FAMILIES)}")
+        raise UserError(what, f"it runs on {', '.join(FAMILY_SPECS)}")
     if own is not None:
         return loaded
     from uhr.models.samplers.core.family_pipelines import pipeline_class

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from uhr.models.ops.choices import ShiftPolicy
+from uhr.models.specs.family import FamilySpec
 from uhr.models.specs.spec import Licence, ModelSpec
+
+FAMILY = FamilySpec(
+    name="flux1",
+    backbone="uhr.models.families.flux1:Flux1",
+    pipeline="uhr.models.samplers.core.family_pipelines:Flux1SamplerPipeline",
+    pipeline_prefix="",
+    tiny="uhr.models.families.tiny.flux1",
+)
 
 COMPONENTS = {
     "scheduler": "diffusers:FlowMatchEulerDiscreteScheduler",
@@ -79,7 +88,7 @@ _GEOMETRY = {
 
 FLUX1_DEV = ModelSpec(
     name="flux1-dev",
-    family="flux1",
+    family=FAMILY.name,
     summary="FLUX.1 [dev], 12B, guidance-distilled",
     pipeline_class="FluxPipeline",
     components=COMPONENTS,
@@ -106,7 +115,7 @@ FLUX1_DEV = ModelSpec(
 
 FLUX1_SCHNELL = ModelSpec(
     name="flux1-schnell",
-    family="flux1",
+    family=FAMILY.name,
     summary="FLUX.1 [schnell], 12B, distilled to 4 steps",
     pipeline_class="FluxPipeline",
     components=COMPONENTS,

@@ -10,7 +10,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from uhr.models.ops.choices import ShiftPolicy
+from uhr.models.specs.family import FamilySpec
 from uhr.models.specs.spec import Licence, ModelSpec
+
+FAMILY = FamilySpec(
+    name="flux2",
+    backbone="uhr.models.families.flux2:Flux2",
+    pipeline="uhr.models.samplers.core.family_pipelines:Flux2SamplerPipeline",
+    pipeline_prefix="Flux2",
+    tiny="uhr.models.families.tiny.flux2",
+    marker="double_stream_modulation_img.",
+    chat_template=True,
+)
 
 COMPONENTS = {
     "scheduler": "diffusers:FlowMatchEulerDiscreteScheduler",
@@ -104,7 +115,7 @@ _4B = {
 
 FLUX2_KLEIN_9B = ModelSpec(
     name="flux2-klein-9b",
-    family="flux2",
+    family=FAMILY.name,
     summary="FLUX.2 [klein] 9B, distilled to 4 steps",
     pipeline_class="Flux2KleinPipeline",
     pipeline_config={"is_distilled": True},

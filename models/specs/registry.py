@@ -1,4 +1,4 @@
-"""The names of the known backbones. A new one is a file in `specs/` and a line here."""
+"""The known backbones and their families, by name. A new one is a file in `specs/` and an entry here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 from uhr.base.errors import UserError, unknown
 from uhr.models.specs import flux1, flux2, tiny
+from uhr.models.specs.family import FamilySpec
 from uhr.models.specs.spec import ModelSpec
+
+FAMILY_SPECS: Mapping[str, FamilySpec] = {family.name: family for family in (flux1.FAMILY, flux2.FAMILY)}
 
 SPECS: Mapping[str, ModelSpec] = {spec.name: spec for spec in (*flux1.SPECS, *flux2.SPECS, *tiny.SPECS)}
 

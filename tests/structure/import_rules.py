@@ -40,6 +40,8 @@ LADDERS = {
 REGISTRIES = (
     "uhr.curate.stages",
     "uhr.models.samplers",
+    "uhr.models.specs.flux1",
+    "uhr.models.specs.flux2",
     "uhr.models.surgery.base",
     "uhr.train.objectives",
     "uhr.train.recipes",

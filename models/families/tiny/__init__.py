@@ -6,6 +6,7 @@ and seed each change them. The VAE's latents have the statistics that the real n
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from uhr.base.errors import unknown
 from uhr.base.files import saving, usual_modes
 from uhr.base.run_folder import Layout, RunFolder, all_or_nothing
 from uhr.models.files.write import as_os_error
-from uhr.models.specs.registry import SPECS, get
+from uhr.models.specs.registry import FAMILY_SPECS, SPECS, get
 from uhr.models.specs.spec import ModelSpec
 
 
@@ -51,6 +52,4 @@ def component(spec: ModelSpec, name: str) -> Any:
 
 
 def _family(spec: ModelSpec) -> Any:
-    from uhr.models.families.tiny import flux1, flux2
-
-    return {"flux1": flux1, "flux2": flux2}[spec.family]
+    return importlib.import_module(FAMILY_SPECS[spec.family].tiny)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from uhr.models.samplers.core.sampler import FAMILIES, Sampler, pipeline_name
+from uhr.models.samplers.core.sampler import Sampler, pipeline_name
+from uhr.models.specs.registry import FAMILY_SPECS
 
 
 def pipelines_of(sampler: type[Sampler]) -> Callable[[str], Any]:
     """Return a module's `__getattr__` that makes its pipelines importable. diffusers, which takes seconds to
     import, is imported only with the first pipeline."""
-    names = {pipeline_name(sampler, family): family for family in FAMILIES}
+    names = {pipeline_name(sampler, family): family for family in FAMILY_SPECS}
 
     def attribute(name: str) -> Any:
         if name not in names:

@@ -12,12 +12,14 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
 
+from uhr.base.errors import load_object
 from uhr.models.families.conditions import Prompt
 from uhr.models.families.flux1 import Flux1
 from uhr.models.families.flux2 import TEXT_LAYERS, Flux2
 from uhr.models.samplers.core.options import SamplerOptions
 from uhr.models.samplers.core.pipeline import SamplerPipeline
 from uhr.models.samplers.core.sampler import Sampler, pipeline_name
+from uhr.models.specs.registry import FAMILY_SPECS
 
 FLUX1, FLUX2 = Flux1(), Flux2()
 
@@ -94,13 +96,11 @@ class Flux2SamplerPipeline(SamplerPipeline, Flux2KleinPipeline):
         return embeds, self._prepare_text_ids(embeds).to(device)
 
 
-BASES = {"flux1": Flux1SamplerPipeline, "flux2": Flux2SamplerPipeline}
-
-
 @functools.cache
 def pipeline_class(sampler: type[Sampler], family: str) -> type[SamplerPipeline]:
     """Return the pipeline class of a sampler on a family of backbones, always the same object."""
-    base, name = BASES[family], pipeline_name(sampler, family)
+    base = load_object(FAMILY_SPECS[family].pipeline, "pipeline")
+    name = pipeline_name(sampler, family)
     texts = [inspect.getdoc(sampler), "Options:", *_documented(sampler.Options)]
     namespace = {
         "sampler": sampler(),

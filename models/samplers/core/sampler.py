@@ -18,6 +18,7 @@ from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.options import SamplerOptions
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest
 from uhr.models.samplers.core.size_rule import SizeRule
+from uhr.models.specs.registry import FAMILY_SPECS
 from uhr.models.specs.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -140,12 +141,6 @@ def plan_of_spec(
     return make_plan(sampler, facts, request, options)
 
 
-FAMILIES = ("flux1", "flux2")
-"""Every sampler runs on these families of backbones."""
-
-_PREFIXES = {"flux1": "", "flux2": "Flux2"}
-
-
 def pipeline_name(sampler: type[Sampler], family: str) -> str:
     """Return the name of a sampler's pipeline: `EulerPipeline` or `Flux2EulerPipeline` for `Euler`."""
-    return f"{_PREFIXES[family]}{sampler.__name__}Pipeline"
+    return f"{FAMILY_SPECS[family].pipeline_prefix}{sampler.__name__}Pipeline"

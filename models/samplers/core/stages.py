@@ -87,7 +87,7 @@ def upper_levels(facts: ModelFacts, steps: int, shift: StageShift | None, factor
     shift."""
     from uhr.models.ops.schedules import ShiftOutOfRange
 
-    if (shift or StageShift.default_for(facts.family.name)) is StageShift.STATIC:
+    if (shift or facts.family.stage_shift) is StageShift.STATIC:
         return facts.schedule(steps, 0, ShiftPolicy.STATIC, factor)
     try:
         return facts.schedule(steps, facts.native_side**2, ShiftPolicy.DYNAMIC)
