@@ -1,8 +1,8 @@
 """Read adapter files, check them without weights, and add them to a model.
 
-Files: LoRA in the keys of any program that `reading.py` lists, with or without a part for FLUX.1's CLIP;
-URAE's 2K LoRA, its converted LoRA and its 4K minor factors; UltraGen's LoRA; our exports, and the singular
-components of a checkpoint.
+Files: LoRA in the keys of any program that `formats/reading.py` lists, with or without a part for FLUX.1's
+CLIP; URAE's 2K LoRA, its converted LoRA and its 4K minor factors; UltraGen's LoRA; our exports, and the
+singular components of a checkpoint.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError
 from uhr.base.files import sha256_file
-from uhr.models.adapters import peft_layers, reading
-from uhr.models.adapters.alphas import settings_of
+from uhr.models.adapters import peft_layers
 from uhr.models.adapters.conversion import lora_of_state
-from uhr.models.adapters.keys import KeyLayout, layout_of
+from uhr.models.adapters.formats import reading
+from uhr.models.adapters.formats.alphas import settings_of
+from uhr.models.adapters.formats.keys import KeyLayout, layout_of
+from uhr.models.adapters.formats.published import is_urae_minor, urae_factors
+from uhr.models.adapters.formats.usage import ORDINARY, Usage
 from uhr.models.adapters.low_rank import Lora
 from uhr.models.adapters.masked import TokenMask, mask_adapter
 from uhr.models.adapters.minor import START, load_minor
-from uhr.models.adapters.published import is_urae_minor, urae_factors
 from uhr.models.adapters.scales import set_scale, transformer_of
-from uhr.models.adapters.usage import ORDINARY, Usage
 from uhr.models.files.adapter import lora_file
 
 if TYPE_CHECKING:

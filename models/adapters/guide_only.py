@@ -7,8 +7,8 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from uhr.models.adapters import peft_layers
+from uhr.models.adapters.formats.published import is_ultragens
 from uhr.models.adapters.masked import Masked, TokenMask, mask_adapter, masks
-from uhr.models.adapters.published import is_ultragens
 
 
 def is_published(transformer: Any, name: str) -> bool:

@@ -13,7 +13,7 @@ from uhr.models.generate.record import record_of
 from uhr.models.generate.setup import CheckedCall, Setup
 from uhr.models.loading.offload import Offload, offload
 from uhr.models.ops.fitting import Fit
-from uhr.models.ops.seams import seams_of
+from uhr.models.ops.patches.seams import seams_of
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uhr.base.console import shown
-from uhr.models.adapters.usage import Usage
+from uhr.models.adapters.formats.usage import Usage
 from uhr.models.specs.spec import ModelSpec
 
 MODEL = "path/to/the/model"

@@ -14,11 +14,11 @@ from uhr import __version__
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving, sha256_file, write_json
 from uhr.base.run_folder import Layout, RunFolder, all_or_nothing
-from uhr.models.adapters import formats
 from uhr.models.adapters.conversion import lora_of_state
-from uhr.models.adapters.keys import LAYOUTS
+from uhr.models.adapters.formats import writing
+from uhr.models.adapters.formats.keys import LAYOUTS
+from uhr.models.adapters.formats.usage import ORDINARY, Usage
 from uhr.models.adapters.plain import LoraSpec
-from uhr.models.adapters.usage import ORDINARY, Usage
 from uhr.models.publish.card import CardFacts, lora_card
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def export_lora(
     card = lora_card(facts, rank, alpha, lora.targets, usage)
     fix = "free space and export again, or name another folder"
     with saving(folder, fix), all_or_nothing(folder), atomic(folder / WEIGHTS) as weights:
-        formats.save(values, weights, formats.Format.DIFFUSERS, layout, usage.metadata())
+        writing.save(values, weights, writing.Format.DIFFUSERS, layout, usage.metadata())
         record = {"uhr": __version__, "kind": "lora", "sha256": sha256_file(weights)}
         shape = {"rank": rank, "alpha": alpha, "targets": list(lora.targets)}
         limits = usage.model_dump(mode="json", exclude_defaults=True)

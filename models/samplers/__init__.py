@@ -119,7 +119,7 @@ def sampler_class(name: str, family: str) -> Any:
         raise UserError(what, f"it runs on {', '.join(FAMILY_SPECS)}")
     if own is not None:
         return loaded
-    from uhr.models.samplers.core.family_pipelines import pipeline_class
+    from uhr.models.samplers.core.pipelines.families import pipeline_class
 
     return pipeline_class(_loaded(name), family)
 

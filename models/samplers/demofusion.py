@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from uhr.models.ops.choices import Ring
-from uhr.models.ops.patches import Box
+from uhr.models.ops.patches.grid import Box
 from uhr.models.ops.sizes import Size, whole_times
-from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan
 from uhr.models.samplers.core.options import StagedOptions
+from uhr.models.samplers.core.pipelines.exports import pipelines_of
 from uhr.models.samplers.core.plan import (
     BackboneCalls,
     SamplingPlan,

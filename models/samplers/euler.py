@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError
 from uhr.models.ops.choices import ShiftPolicy
-from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan
 from uhr.models.samplers.core.options import Levels, SamplerOptions
+from uhr.models.samplers.core.pipelines.exports import pipelines_of
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_vae_calls
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.stages import dense_stage

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from uhr.models.ops.choices import Ring, StageShift
 from uhr.models.ops.sizes import cascade
-from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import UpperGuidance, guided_plan, upper_guidance
 from uhr.models.samplers.core.options import DenseOptions, PerStage, pick
+from uhr.models.samplers.core.pipelines.exports import pipelines_of
 from uhr.models.samplers.core.plan import (
     SamplingPlan,
     SamplingRequest,

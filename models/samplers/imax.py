@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from uhr.models.ops.choices import Projection, Ring
-from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan, upper_guidance
 from uhr.models.samplers.core.options import DenseOptions
+from uhr.models.samplers.core.pipelines.exports import pipelines_of
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, default_vae_calls
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.size_rule import SizeRule

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from uhr.models.ops.patches import Box, grid
+from uhr.models.ops.patches.grid import Box, grid
 from uhr.models.ops.sizes import Size
-from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan
 from uhr.models.samplers.core.options import StagedOptions
+from uhr.models.samplers.core.pipelines.exports import pipelines_of
 from uhr.models.samplers.core.plan import BackboneCalls, SamplingPlan, SamplingRequest, default_vae_calls
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.stages import (

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from uhr.base.errors import UserError
-from uhr.models.ops.patches import Box, grid
+from uhr.models.ops.patches.grid import Box, grid
 from uhr.models.ops.sizes import Size
-from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import UpperGuidance, guided_plan
 from uhr.models.samplers.core.options import SamplerOptions
+from uhr.models.samplers.core.pipelines.exports import pipelines_of
 from uhr.models.samplers.core.plan import (
     BackboneCalls,
     SamplingPlan,
@@ -244,8 +244,8 @@ def _patches(engine: Engine, plan: SamplingPlan, stage: PatchStage, image: torch
     """Yield strips of the finished image, from the base image [B, 3, h, w] in [-1, 1]."""
     import torch
 
-    from uhr.models.ops.patches import feather
-    from uhr.models.ops.strips import StripCanvas
+    from uhr.models.ops.patches.grid import feather
+    from uhr.models.ops.patches.strips import StripCanvas
     from uhr.models.samplers.core.engine import Strip
 
     shared_noise, target = plan.options.shared_noise, plan.request.target

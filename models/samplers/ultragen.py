@@ -7,9 +7,9 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from uhr.models.samplers.core.exports import pipelines_of
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.guidance import guided_plan, upper_guidance
+from uhr.models.samplers.core.pipelines.exports import pipelines_of
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest, SamplingStage, with_vae_calls
 from uhr.models.samplers.core.sampler import Sampler
 from uhr.models.samplers.core.size_rule import SizeRule

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from uhr.base.errors import UserError
 from uhr.models.attention.window_rules import WindowRules
-from uhr.models.ops.patches import grid
+from uhr.models.ops.patches.grid import grid
 from uhr.models.ops.sizes import Size, base_size, check_enlarges
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.samplers.core.options import StagedOptions

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
-from uhr.models.adapters import settings
+from uhr.models.adapters.formats import settings
 
 
 def model(**config):
@@ -76,7 +76,7 @@ def test_state_goes_out_without_the_adapters_name_and_in_again():
 
 
 def test_every_key_of_a_configuration_is_computed_without_effect_or_refused():
-    """A key that fails this is new: decide in `models/adapters/settings.py` what its values mean."""
+    """A key that fails this is new: decide in `models/adapters/formats/settings.py` what its values mean."""
     known = [*settings.COMPUTED, *settings.WITHOUT_EFFECT, *settings.PLAIN, settings.INITIAL]
     assert len(known) == len(set(known))
     assert sorted(known) == sorted(field.name for field in dataclasses.fields(LoraConfig))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from uhr.models.samplers import names_for, sampler_class
-from uhr.models.samplers.core import pipeline as core_pipeline
+from uhr.models.samplers.core.pipelines import base as pipelines
 from uhr.models.specs import registry
 from uhr.models.vae.tiled import ExactTiling
 
@@ -33,7 +33,7 @@ def parts(stock, stock2, gpu, monkeypatch):
         family: {name: copy.deepcopy(getattr(pipeline, name)) for name in ("transformer", "vae")}
         for family, pipeline in families.items()
     }
-    monkeypatch.setattr(core_pipeline, "make_plan", gpu.with_values(core_pipeline.make_plan))
+    monkeypatch.setattr(pipelines, "make_plan", gpu.with_values(pipelines.make_plan))
     with gpu.pretended(monkeypatch):
         yield {
             family: {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from uhr.models.generate.session import GeneratedImage
 
 IMPORTS = (
-    "uhr.models.samplers.core.family_pipelines",
+    "uhr.models.samplers.core.pipelines.families",
     "uhr.models.generate.session",
     "uhr.models.generate.setup",
     "transformers.modeling_utils",

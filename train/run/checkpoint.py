@@ -20,7 +20,7 @@ from uhr.base.errors import UserError
 from uhr.base.files import saving, sha256_file, sync, write_json
 from uhr.base.paths import text_path
 from uhr.base.run_folder import all_or_nothing
-from uhr.models.adapters.alphas import DIFFUSERS_METADATA
+from uhr.models.adapters.formats.alphas import DIFFUSERS_METADATA
 from uhr.models.files.write import save_tensors
 from uhr.models.loading.opening import ModelName
 from uhr.train.recipes.base import leaves

@@ -15,7 +15,7 @@ from uhr.models.ops.sizes import Size
 if TYPE_CHECKING:
     from uhr.models.attention.layout import WindowLayout
     from uhr.models.attention.window_rules import WindowRules
-    from uhr.models.ops.patches import Box
+    from uhr.models.ops.patches.grid import Box
     from uhr.models.samplers.core.facts import ModelFacts
     from uhr.models.surgery.base import Surgery
 

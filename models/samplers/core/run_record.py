@@ -10,7 +10,7 @@ from uhr.models.families.text import TokenCount, notes_of
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingStage
 
 if TYPE_CHECKING:
-    from uhr.models.ops.patches import Box
+    from uhr.models.ops.patches.grid import Box
     from uhr.models.surgery.base import Surgery
 
 

@@ -8,7 +8,7 @@ import torch
 
 from uhr.models.ops import swin
 from uhr.models.ops.choices import Ring
-from uhr.models.ops.patches import Box, Canvas
+from uhr.models.ops.patches.grid import Box, Canvas
 from uhr.models.samplers.core.conditioning import Conditions
 from uhr.models.samplers.core.engine import Engine, Velocity
 

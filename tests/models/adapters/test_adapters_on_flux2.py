@@ -5,10 +5,10 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.models import zoo
-from uhr.models.adapters import formats
 from uhr.models.adapters.conversion import lora_of
 from uhr.models.adapters.files import load_adapter
-from uhr.models.adapters.keys import layout_of
+from uhr.models.adapters.formats import writing
+from uhr.models.adapters.formats.keys import layout_of
 from uhr.models.adapters.merging import merge
 from uhr.models.adapters.plain import LoraSpec, lora_state
 from uhr.models.publish.export import export_lora
@@ -79,9 +79,9 @@ def test_kohyas_and_comfyuis_keys_of_it_do_the_same(tiny_flux2, tmp_path, traine
     # attention only: diffusers' kohya reader knows the blocks' linears
     model, _ = trained(tiny_flux2, LoraSpec(4, SPEC.lora_target_sets["attention"], alpha=2))
     expected = call(model, inputs2)
-    for form in (formats.Format.KOHYA, formats.Format.COMFYUI):
+    for form in (writing.Format.KOHYA, writing.Format.COMFYUI):
         file = tmp_path / f"{form}.safetensors"
-        formats.save(lora_of(model), file, form, layout_of(model))
+        writing.save(lora_of(model), file, form, layout_of(model))
         other = zoo.load_transformer(tiny_flux2)
         load_adapter(other, file, "x")
         torch.testing.assert_close(call(other, inputs2), expected, atol=1e-5, rtol=1e-5)

@@ -8,16 +8,17 @@ from safetensors.torch import save_file
 from uhr.base.errors import UserError
 from uhr.base.files import sha256_file
 from uhr.models import zoo
-from uhr.models.adapters import components, formats, peft_layers
+from uhr.models.adapters import components, peft_layers
 from uhr.models.adapters.conversion import lora_of
 from uhr.models.adapters.files import bases, check, load_adapter, load_adapters, read, read_all
-from uhr.models.adapters.keys import FLUX1, FLUX2
+from uhr.models.adapters.formats import writing
+from uhr.models.adapters.formats.keys import FLUX1, FLUX2
+from uhr.models.adapters.formats.usage import Usage
 from uhr.models.adapters.low_rank import LowRank
 from uhr.models.adapters.masked import masks
 from uhr.models.adapters.minor import MinorSpec, add_minor
 from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
 from uhr.models.adapters.scales import set_scale, set_scales
-from uhr.models.adapters.usage import Usage
 from uhr.models.publish.export import export_lora
 
 TARGETS = zoo.get("tiny-flux1").lora_target_sets["attention"]
@@ -36,7 +37,7 @@ def lora(paths, seed=0, rank=2):
 
 def save(path, values, usage=None):
     metadata = {} if usage is None else usage.metadata()
-    return formats.save(values, path, formats.Format.KOHYA, FLUX1, metadata)
+    return writing.save(values, path, writing.Format.KOHYA, FLUX1, metadata)
 
 
 def urae(path, values):
@@ -215,9 +216,9 @@ UNCLEAR = {
 
 @pytest.mark.parametrize(("entry", "message"), UNCLEAR.items())
 def test_a_usage_that_is_not_understood_is_an_error(tmp_path, entry, message):
-    path, form = tmp_path / "a.safetensors", formats.Format.DIFFUSERS
+    path, form = tmp_path / "a.safetensors", writing.Format.DIFFUSERS
     with pytest.raises(UserError, match=message):
-        read(formats.save(lora([PATH]), path, form, FLUX1, {"uhr_adapter": entry}), FLUX1)
+        read(writing.save(lora([PATH]), path, form, FLUX1, {"uhr_adapter": entry}), FLUX1)
 
 
 def test_equal_adapters_are_equal_bytes(tmp_path):

@@ -16,13 +16,14 @@ from safetensors.torch import save_file
 from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.models import zoo
-from uhr.models.adapters import files, formats, peft_layers
+from uhr.models.adapters import files, peft_layers
 from uhr.models.adapters.conversion import lora_of
-from uhr.models.adapters.keys import layout_of
+from uhr.models.adapters.formats import writing
+from uhr.models.adapters.formats.keys import layout_of
+from uhr.models.adapters.formats.usage import ORDINARY, Usage
 from uhr.models.adapters.minor import MinorSpec, add_minor
 from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
 from uhr.models.adapters.scales import set_scales
-from uhr.models.adapters.usage import ORDINARY, Usage
 from uhr.models.generate import setup
 from uhr.models.generate.record import read_record
 from uhr.models.generate.request import Adapter, Request
@@ -128,11 +129,11 @@ def adapter_files(spec, folder, out, facts):
              {"plain": None, "minor": "minor", "major": "major"}.items()}  # fmt: skip
     found["guide"] = make("guide", usage=Usage(tokens="guide"))[1]
     model, _ = make("other style")
-    kohya = formats.Format.KOHYA
-    found["style"] = formats.save(lora_of(model), out / "style.safetensors", kohya, layout_of(model))
+    kohya = writing.Format.KOHYA
+    found["style"] = writing.save(lora_of(model), out / "style.safetensors", kohya, layout_of(model))
     double = {path: part for path, part in lora_of(model).items() if path.startswith("transformer_blocks")}
-    found["urae-2k"] = formats.save(
-        double, out / "2k.safetensors", formats.Format.DIFFUSERS, layout_of(model)
+    found["urae-2k"] = writing.save(
+        double, out / "2k.safetensors", writing.Format.DIFFUSERS, layout_of(model)
     )
     found["urae-4k"] = factors(double, out / "4k.safetensors")
     return found

@@ -298,11 +298,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(transformer, inputs):
 
 
 def test_diffusers_loads_the_plain_form_with_the_same_function(tmp_path, tiny_flux, transformer, inputs):
-    from uhr.models.adapters import formats
-    from uhr.models.adapters.keys import FLUX1
+    from uhr.models.adapters.formats import writing
+    from uhr.models.adapters.formats.keys import FLUX1
 
     move(add_minor(transformer, SPEC, None))
-    file = formats.save(lora_of(transformer), tmp_path / "plain.safetensors", formats.Format.DIFFUSERS, FLUX1)
+    file = writing.save(lora_of(transformer), tmp_path / "plain.safetensors", writing.Format.DIFFUSERS, FLUX1)
     other = zoo.load_transformer(tiny_flux)
     other.load_lora_adapter(str(file), prefix="transformer")
     torch.testing.assert_close(call(other, inputs), call(transformer, inputs), rtol=1e-4, atol=1e-4)

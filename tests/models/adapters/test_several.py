@@ -7,11 +7,12 @@ import torch
 from diffusers import Flux2Transformer2DModel
 
 from uhr.models import zoo
-from uhr.models.adapters import formats, peft_layers
+from uhr.models.adapters import peft_layers
 from uhr.models.adapters.conversion import lora_of
 from uhr.models.adapters.files import load_adapter
-from uhr.models.adapters.formats import Format
-from uhr.models.adapters.keys import layout_of
+from uhr.models.adapters.formats import writing
+from uhr.models.adapters.formats.keys import layout_of
+from uhr.models.adapters.formats.writing import Format
 from uhr.models.adapters.masked import TokenMask, mask_adapter
 from uhr.models.adapters.merging import merge
 from uhr.models.adapters.minor import MinorSpec, add_minor
@@ -161,7 +162,7 @@ def test_as_one_plain_lora_of_the_summed_rank_they_are_the_same_function(tiny_fl
 def test_through_a_file_of_any_form_they_are_the_same_function(tmp_path, tiny_flux, inputs, crowded, form):
     model = bare(crowded, tiny_flux)
     act(crowded, PLAIN)
-    file = formats.save(lora_of(crowded), tmp_path / "all.safetensors", form, layout_of(model))
+    file = writing.save(lora_of(crowded), tmp_path / "all.safetensors", form, layout_of(model))
     load_adapter(model, file, "all")
     torch.testing.assert_close(call(model, inputs), call(crowded, inputs), rtol=1e-3, atol=1e-3)
 

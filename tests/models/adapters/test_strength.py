@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from uhr.base.errors import UserError
 from uhr.models.adapters import peft_layers
 from uhr.models.adapters.files import load_adapter, read
-from uhr.models.adapters.keys import FLUX1
+from uhr.models.adapters.formats.keys import FLUX1
 
 TARGETS = ["attn.to_q", "attn.to_k", "norm.linear", "ff.net.2"]
 PATH = "transformer_blocks.0.attn.to_q"

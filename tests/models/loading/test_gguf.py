@@ -13,7 +13,7 @@ from uhr.base.errors import UserError
 from uhr.models import zoo
 from uhr.models.adapters import peft_layers
 from uhr.models.adapters.files import load_adapter
-from uhr.models.adapters.keys import FLUX2
+from uhr.models.adapters.formats.keys import FLUX2
 from uhr.models.adapters.merging import merge
 from uhr.models.adapters.plain import LoraSpec
 from uhr.models.publish.export import export_lora

@@ -13,7 +13,7 @@ from uhr.base.errors import UserError
 from uhr.base.files import sha256_file
 from uhr.cli import main
 from uhr.models import zoo
-from uhr.models.adapters.keys import FLUX1, FLUX2
+from uhr.models.adapters.formats.keys import FLUX1, FLUX2
 from uhr.models.generate import request, session, setup
 from uhr.models.generate.record import read_record
 from uhr.models.loading import offload, quantize

@@ -155,7 +155,7 @@ def test_sizes_follow_the_grid_and_wrong_ones_are_rejected(euler):
 
 
 def test_guidance_that_is_not_given_is_the_models_cards_and_never_a_guess(euler, monkeypatch):
-    from uhr.models.samplers.core.pipeline import SamplerPipeline
+    from uhr.models.samplers.core.pipelines.base import SamplerPipeline
 
     arguments = {name: value for name, value in CALL.items() if name != "guidance_scale"}
     found = euler("x", **arguments, generator=seeded(), output_type="latent").images

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from uhr.base.errors import UserError
-from uhr.models.samplers.core import images
+from uhr.models.samplers.core.pipelines import images
 
 ARRAY = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
 

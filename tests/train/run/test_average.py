@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from uhr.base.files import sha256_file
 from uhr.models.adapters.files import read
-from uhr.models.adapters.keys import FLUX1
+from uhr.models.adapters.formats.keys import FLUX1
 from uhr.train.run.average import MARK, decay_at, describe_average, full_from, read_average
 from uhr.train.run.checkpoint import FILE, folder_of
 from uhr.train.run.estimate import estimate

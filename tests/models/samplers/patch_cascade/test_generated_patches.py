@@ -5,8 +5,8 @@ import torch
 
 from uhr.models.ops import flow, latents
 from uhr.models.ops.filters import bicubic
-from uhr.models.ops.patches import Canvas, feather
-from uhr.models.ops.seams import seam_strength
+from uhr.models.ops.patches.grid import Canvas, feather
+from uhr.models.ops.patches.seams import seam_strength
 from uhr.models.samplers import patch_cascade
 from uhr.models.samplers.core.engine import Engine
 from uhr.models.vae import codec

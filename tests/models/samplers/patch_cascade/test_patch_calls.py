@@ -84,7 +84,7 @@ def test_calls_are_patches_times_steps_times_branches_next_to_the_base(
             self.done += n
 
     monkeypatch.setattr(
-        "uhr.models.samplers.core.pipeline.DiffusionPipeline.progress_bar",
+        "uhr.models.samplers.core.pipelines.base.DiffusionPipeline.progress_bar",
         lambda self, _=None, total=None: Bar(total),
     )
     sample(**more, output_type="pt")

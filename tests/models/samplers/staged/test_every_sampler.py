@@ -136,7 +136,7 @@ def test_one_bar_counts_all_calls_of_the_backbone(sampler, sample, monkeypatch):
             self.done += n
 
     monkeypatch.setattr(
-        "uhr.models.samplers.core.pipeline.DiffusionPipeline.progress_bar",
+        "uhr.models.samplers.core.pipelines.base.DiffusionPipeline.progress_bar",
         lambda self, _=None, total=None: Bar(total),
     )
     for more in ({}, {"negative_prompt": "", "true_cfg_scale": 2.0}):

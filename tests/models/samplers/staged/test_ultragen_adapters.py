@@ -7,10 +7,10 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.models.adapters import peft_layers
+from uhr.models.adapters.formats.published import BLOCK, ULTRAGEN
 from uhr.models.adapters.guide_only import guide_only, is_published
 from uhr.models.adapters.low_rank import LowRank
 from uhr.models.adapters.masked import TokenMask, mask_adapter
-from uhr.models.adapters.published import BLOCK, ULTRAGEN
 from uhr.models.samplers.ultragen import UltraGenPipeline
 from uhr.models.surgery import base as surgery
 from uhr.models.surgery.rope import RopeNtk

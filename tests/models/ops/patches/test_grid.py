@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
-from uhr.models.ops.patches import Box, Canvas, feather, grid, starts
+from uhr.models.ops.patches.grid import Box, Canvas, feather, grid, starts
 
 sides = st.integers(1, 90)
 

@@ -9,10 +9,11 @@ from hypothesis import given, strategies
 from safetensors.torch import save_file
 
 from uhr.base.errors import UserError
-from uhr.models.adapters import formats, peft_layers, reading
+from uhr.models.adapters import peft_layers
 from uhr.models.adapters.conversion import lora_of
 from uhr.models.adapters.files import load_adapter
-from uhr.models.adapters.keys import FLUX1
+from uhr.models.adapters.formats import reading, writing
+from uhr.models.adapters.formats.keys import FLUX1
 from uhr.models.adapters.low_rank import LowRank
 from uhr.models.adapters.scales import set_scales
 
@@ -308,8 +309,8 @@ def test_a_spoilt_file_is_read_or_refused(data):
         path: LowRank(torch.randn(2, width, generator=draw), torch.randn(out, 2, generator=draw), 1.0)
         for path, (out, width) in NARROW.items()
     }
-    form = data.draw(strategies.sampled_from(list(formats.Format)))
-    state, metadata = formats.write_state(lora, form, FLUX1)
+    form = data.draw(strategies.sampled_from(list(writing.Format)))
+    state, metadata = writing.write_state(lora, form, FLUX1)
     for key in data.draw(strategies.lists(strategies.sampled_from(sorted(state)), max_size=3, unique=True)):
         spoil = data.draw(strategies.sampled_from(sorted(SPOILT)))
         tensor = SPOILT[spoil](state.pop(key))

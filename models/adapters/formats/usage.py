@@ -10,7 +10,7 @@ from pydantic import Field
 
 from uhr.base.config import Config, build
 from uhr.base.errors import UserError
-from uhr.models.adapters.published import is_ultragens
+from uhr.models.adapters.formats.published import is_ultragens
 
 METADATA = "uhr_adapter"
 """The key in a safetensors file's metadata: a `Usage` as JSON."""

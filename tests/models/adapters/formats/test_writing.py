@@ -8,9 +8,9 @@ from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel, FluxPipeline
 from safetensors.torch import save_file
 
 from uhr.base.errors import UserError
-from uhr.models.adapters import formats, reading
-from uhr.models.adapters.formats import DOWN_UP, Format
-from uhr.models.adapters.keys import FLUX1, FLUX2, layout_of
+from uhr.models.adapters.formats import reading, writing
+from uhr.models.adapters.formats.keys import FLUX1, FLUX2, layout_of
+from uhr.models.adapters.formats.writing import DOWN_UP, Format
 from uhr.models.adapters.low_rank import LowRank
 
 WIDTH = 3072
@@ -96,7 +96,7 @@ def mixed_alpha(path):
 @pytest.mark.parametrize(("rank", "alpha"), [(2, 5.0), (mixed_rank, mixed_alpha)], ids=["uniform", "mixed"])
 def test_a_file_of_any_form_comes_back_exactly(tmp_path, form, shapes, rank, alpha):
     lora = draw(shapes, rank, alpha)
-    found = load(formats.save(lora, tmp_path / "a.safetensors", form, FLUX1), FLUX1)
+    found = load(writing.save(lora, tmp_path / "a.safetensors", form, FLUX1), FLUX1)
     same(found, lora)
     assert {path: part.rank for path, part in found.items()} == {p: part.rank for p, part in lora.items()}
 
@@ -104,20 +104,20 @@ def test_a_file_of_any_form_comes_back_exactly(tmp_path, form, shapes, rank, alp
 def test_at_one_scale_nothing_is_computed_on_the_way():
     lora = draw(EVERYTHING)
     for form in Format:
-        found = read(*formats.write_state(lora, form, FLUX1), FLUX1, "here")
+        found = read(*writing.write_state(lora, form, FLUX1), FLUX1, "here")
         assert all(torch.equal(found[path].b, part.b) for path, part in lora.items())
         assert all(found[path].scale == part.scale for path, part in lora.items())
 
 
 def test_the_keys_are_those_of_kohya_and_comfyui():
     lora = draw(URAE)
-    kohya, _ = formats.write_state(lora, Format.KOHYA, FLUX1)
+    kohya, _ = writing.write_state(lora, Format.KOHYA, FLUX1)
     name = "lora_unet_double_blocks_0_img_attn_qkv"
     assert kohya[f"{name}.lora_down.weight"].shape == (6, WIDTH)
     assert kohya[f"{name}.lora_up.weight"].shape == (3 * WIDTH, 6)
     assert kohya[f"{name}.alpha"].item() == 15.0  # alpha / rank stays 5 / 2 at rank 6
     assert kohya["lora_unet_single_blocks_37_linear1.lora_up.weight"].shape == (7 * WIDTH, 6)
-    comfy, _ = formats.write_state(lora, Format.COMFYUI, FLUX1)
+    comfy, _ = writing.write_state(lora, Format.COMFYUI, FLUX1)
     assert comfy["diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight"].shape == (6, WIDTH)
     assert comfy["diffusion_model.double_blocks.0.img_attn.proj.lora_B.weight"].shape == (WIDTH, 2)
     assert comfy["diffusion_model.double_blocks.0.img_attn.qkv.alpha"].item() == 15.0
@@ -125,7 +125,7 @@ def test_the_keys_are_those_of_kohya_and_comfyui():
 
 def test_a_fused_b_is_block_diagonal_with_nothing_for_parts_that_are_not_adapted():
     lora = draw(URAE)
-    state, _ = formats.write_state(lora, Format.KOHYA, FLUX1)
+    state, _ = writing.write_state(lora, Format.KOHYA, FLUX1)
     up = state["lora_unet_single_blocks_37_linear1.lora_up.weight"]
     for i, part in enumerate(QKV):
         block = up[i * WIDTH : (i + 1) * WIDTH]
@@ -141,7 +141,7 @@ def test_a_fused_b_is_block_diagonal_with_nothing_for_parts_that_are_not_adapted
 )
 def test_diffusers_reads_the_same_weights(tmp_path, shapes, rank, alpha, form, pair):
     lora = draw(shapes, rank, alpha)
-    path = formats.save(lora, tmp_path / "a.safetensors", form, FLUX1, pair=pair)
+    path = writing.save(lora, tmp_path / "a.safetensors", form, FLUX1, pair=pair)
     found = by_module(FluxPipeline.lora_state_dict(str(path), local_files_only=True))
     for path in set(found) - set(lora):  # diffusers copies a fused update to parts that have none of it
         assert not found.pop(path).b.any()
@@ -150,14 +150,14 @@ def test_diffusers_reads_the_same_weights(tmp_path, shapes, rank, alpha, form, p
 
 def test_diffusers_leaves_comfyuis_other_spelling_of_flux1_unread():
     """Why `DOWN_UP` exists. When this fails, diffusers has learnt to read it."""
-    state, _ = formats.write_state(draw(URAE), Format.COMFYUI, FLUX1)
+    state, _ = writing.write_state(draw(URAE), Format.COMFYUI, FLUX1)
     theirs = FluxPipeline.lora_state_dict(dict(state))
     assert not any(key.startswith("transformer.") for key in theirs)
 
 
 def test_diffusers_own_form_carries_alpha_in_the_metadata_that_it_reads(tmp_path):
     lora = draw(URAE, mixed_rank, mixed_alpha)
-    path = formats.save(lora, tmp_path / "a.safetensors", Format.DIFFUSERS, FLUX1, {"made_by": "a test"})
+    path = writing.save(lora, tmp_path / "a.safetensors", Format.DIFFUSERS, FLUX1, {"made_by": "a test"})
     state, metadata = FluxPipeline.lora_state_dict(
         str(path), return_lora_metadata=True, local_files_only=True
     )
@@ -169,13 +169,13 @@ def test_diffusers_own_form_carries_alpha_in_the_metadata_that_it_reads(tmp_path
 
 
 def test_alpha_is_the_rank_where_a_file_says_nothing():
-    state, _ = formats.write_state(draw(URAE, rank=2, alpha=5.0), Format.DIFFUSERS, FLUX1)
+    state, _ = writing.write_state(draw(URAE, rank=2, alpha=5.0), Format.DIFFUSERS, FLUX1)
     found = read(state, None, FLUX1, "here")
     assert {part.scale for part in found.values()} == {1.0}
 
 
 def test_pefts_rank_stabilised_scale_is_read():
-    state, metadata = formats.write_state(draw(URAE, rank=4, alpha=8.0), Format.DIFFUSERS, FLUX1)
+    state, metadata = writing.write_state(draw(URAE, rank=4, alpha=8.0), Format.DIFFUSERS, FLUX1)
     packed = json.loads(metadata[reading.DIFFUSERS_METADATA]) | {"transformer.use_rslora": True}
     metadata[reading.DIFFUSERS_METADATA] = json.dumps(packed)
     found = read(state, metadata, FLUX1, "here")
@@ -184,7 +184,7 @@ def test_pefts_rank_stabilised_scale_is_read():
 
 def test_scale_and_shift_of_the_last_normalisation_change_places():
     lora = draw({"norm_out.linear": (2 * WIDTH, WIDTH)})
-    state, _ = formats.write_state(lora, Format.KOHYA, FLUX1)
+    state, _ = writing.write_state(lora, Format.KOHYA, FLUX1)
     up = state["lora_unet_final_layer_adaLN_modulation_1.lora_up.weight"]
     assert torch.equal(up[:WIDTH], lora["norm_out.linear"].b[WIDTH:])
     same(read(state, None, FLUX1, "here"), lora)
@@ -230,7 +230,7 @@ def test_flux2s_kohya_file_is_read_by_diffusers():
             "single_transformer_blocks.2.attn.to_out": (64, 256),
         }
     )
-    state, _ = formats.write_state(lora, Format.KOHYA, FLUX2)
+    state, _ = writing.write_state(lora, Format.KOHYA, FLUX2)
     same(by_module(Flux2KleinPipeline.lora_state_dict(dict(state))), lora)
     same(read(state, None, FLUX2, "here"), lora)
 
@@ -245,7 +245,7 @@ def test_flux2s_kohya_file_is_read_by_diffusers():
     ],
 )
 def test_what_is_not_understood_is_an_error_that_names_it(key, message):
-    state, _ = formats.write_state(draw(URAE), Format.KOHYA, FLUX1)
+    state, _ = writing.write_state(draw(URAE), Format.KOHYA, FLUX1)
     with pytest.raises(UserError, match=message):
         read(state | {key: torch.zeros(2, 4)}, None, FLUX1, "here")
 
@@ -262,7 +262,7 @@ def test_a_lora_of_another_backbone_is_an_error_that_names_the_module():
 
 def test_a_module_without_a_name_of_bfls_cannot_be_written():
     with pytest.raises(UserError, match=r"attn\.to_w"):
-        formats.write_state(draw({DOUBLE + "attn.to_w": (8, 8)}), Format.KOHYA, FLUX1)
+        writing.write_state(draw({DOUBLE + "attn.to_w": (8, 8)}), Format.KOHYA, FLUX1)
 
 
 def test_a_file_that_is_no_safetensors_file_is_an_error(tmp_path):
@@ -275,8 +275,8 @@ def test_a_file_that_is_no_safetensors_file_is_an_error(tmp_path):
 def test_one_module_in_two_spellings_is_an_error(tmp_path):
     lora = draw({DOUBLE + "attn.to_out.0": (8, 8)})
     both = (
-        formats.write_state(lora, Format.KOHYA, FLUX1)[0]
-        | formats.write_state(lora, Format.DIFFUSERS, FLUX1)[0]
+        writing.write_state(lora, Format.KOHYA, FLUX1)[0]
+        | writing.write_state(lora, Format.DIFFUSERS, FLUX1)[0]
     )
     save_file(both, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="twice"):
@@ -286,7 +286,7 @@ def test_one_module_in_two_spellings_is_an_error(tmp_path):
 def test_diffusers_hands_kohyas_modules_outside_the_blocks_to_nobody():
     """Why our own reader comes first. When this fails, diffusers has learnt to load them."""
     lora = draw({"x_embedder": (WIDTH, 64), **URAE})
-    state, _ = formats.write_state(lora, Format.KOHYA, FLUX1)
+    state, _ = writing.write_state(lora, Format.KOHYA, FLUX1)
     theirs = FluxPipeline.lora_state_dict(dict(state))
     assert [key for key in theirs if "x_embedder" in key and key.startswith("transformer.")] == []
     same(read(state, None, FLUX1, "here"), lora)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from uhr.models.ops.patches import Box, Canvas, feather, grid
-from uhr.models.ops.strips import StripCanvas
+from uhr.models.ops.patches.grid import Box, Canvas, feather, grid
+from uhr.models.ops.patches.strips import StripCanvas
 
 
 class Whole:

@@ -17,7 +17,7 @@ def pipelines_of(sampler: type[Sampler]) -> Callable[[str], Any]:
     def attribute(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {sampler.__module__!r} has no attribute {name!r}")
-        from uhr.models.samplers.core.family_pipelines import pipeline_class
+        from uhr.models.samplers.core.pipelines.families import pipeline_class
 
         return pipeline_class(sampler, names[name])
 

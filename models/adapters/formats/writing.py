@@ -19,13 +19,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uhr.models.adapters.reading import DIFFUSERS_METADATA, swap
+from uhr.models.adapters.formats.reading import DIFFUSERS_METADATA, swap
 from uhr.models.files.write import save_tensors
 
 if TYPE_CHECKING:
     import torch
 
-    from uhr.models.adapters.keys import KeyLayout
+    from uhr.models.adapters.formats.keys import KeyLayout
     from uhr.models.adapters.low_rank import Lora, LowRank
 
 A_B = ("lora_A", "lora_B")

@@ -5,8 +5,8 @@ import torch
 
 from uhr.models.ops import latents
 from uhr.models.ops.filters import bicubic
-from uhr.models.ops.patches import Canvas, grid
-from uhr.models.ops.seams import seam_strength
+from uhr.models.ops.patches.grid import Canvas, grid
+from uhr.models.ops.patches.seams import seam_strength
 from uhr.models.samplers.core import velocities
 from uhr.models.samplers.core.engine import Engine
 from uhr.models.samplers.multidiffusion import MultiDiffusionPipeline, windows
@@ -56,7 +56,9 @@ def test_the_feather_of_the_patch_cascade_hides_shades_that_edge_to_edge_show(ca
 def test_without_the_feather_the_shades_of_the_patch_cascade_show(seams_of_shades, monkeypatch):
     """What the measure is for: a blending that is broken does not pass."""
     blended, _ = seams_of_shades(0.15)
-    monkeypatch.setattr("uhr.models.ops.patches.feather", lambda box, *_: torch.ones(box.height, box.width))
+    monkeypatch.setattr(
+        "uhr.models.ops.patches.grid.feather", lambda box, *_: torch.ones(box.height, box.width)
+    )
     assert seams_of_shades(0.15)[0] - 1 > 3 * abs(blended - 1)
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 
 from uhr.models.ops.latents import to_uint8
-from uhr.models.ops.patches import Box
+from uhr.models.ops.patches.grid import Box
 
 OnStrip = Callable[[int, torch.Tensor], None]
 """`on_strip(top, rows)`: receives finished rows [B, C, h, W] from row `top` on, float32, on the CPU."""
 
 
 class StripCanvas:
-    """The weighted mean of patches, like `patches.Canvas`, emitted as soon as no later patch can change it.
+    """The weighted mean of patches, like `grid.Canvas`, emitted as soon as no later patch can change it.
 
-    Boxes must be ordered by their top (as `patches.grid` returns them) and leave no gap; `finish` emits the
+    Boxes must be ordered by their top (as `grid.grid` returns them) and leave no gap; `finish` emits the
     rest. Sums and weights are on the CPU, in float32.
     """
 

@@ -17,7 +17,7 @@ from uhr.models.families.conditions import Prompt
 from uhr.models.families.flux1 import Flux1
 from uhr.models.families.flux2 import TEXT_LAYERS, Flux2
 from uhr.models.samplers.core.options import SamplerOptions
-from uhr.models.samplers.core.pipeline import SamplerPipeline
+from uhr.models.samplers.core.pipelines.base import SamplerPipeline
 from uhr.models.samplers.core.sampler import Sampler, pipeline_name
 from uhr.models.specs.registry import FAMILY_SPECS
 

@@ -16,10 +16,10 @@ from uhr.models import zoo
 from uhr.models.adapters import peft_layers
 from uhr.models.adapters.conversion import lora_of
 from uhr.models.adapters.files import load_adapter
+from uhr.models.adapters.formats.published import is_urae_minor, urae_factors
 from uhr.models.adapters.low_rank import LowRank
 from uhr.models.adapters.minor import MinorSpec, add_minor, load_minor, state_factors
 from uhr.models.adapters.plain import LoraSpec, add_lora, lora_state
-from uhr.models.adapters.published import is_urae_minor, urae_factors
 
 SCALE_DIT_FLUX1 = (
     r"x_embedder|transformer_blocks\.\d+\.(norm1\.linear|attn\.to_[kqv]|attn\.to_out\.0|ff\.net\.2)"

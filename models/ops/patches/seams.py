@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from uhr.models.ops.patches import Box
+from uhr.models.ops.patches.grid import Box
 
 REFERENCE_DISTANCE = 2
 """Distance in px from a border, on both sides, of the gradients with which those across it are compared."""

@@ -1,4 +1,4 @@
-"""The base class of the samplers' diffusers pipelines; `family_pipelines.py` makes one per sampler and
+"""The base class of the samplers' diffusers pipelines; `families.py` makes one per sampler and
 family.
 
 `from_pretrained`, `from_pipe`, offloading, callbacks, generators and `output_type` are diffusers' own.
@@ -30,13 +30,13 @@ from uhr.models.loading.checks import checked_loading
 from uhr.models.loading.offload import clear, tiling_memory
 from uhr.models.ops import latents as latent
 from uhr.models.ops.fitting import target_size
+from uhr.models.ops.patches.strips import AssembledImage
 from uhr.models.ops.sizes import Size, check_sides, up_to
-from uhr.models.ops.strips import AssembledImage
 from uhr.models.samplers.core.conditioning import PromptInputs, encode
 from uhr.models.samplers.core.engine import Engine, Models, Noise, Strip
 from uhr.models.samplers.core.facts import ModelFacts
-from uhr.models.samplers.core.images import check_aspect, pixels
 from uhr.models.samplers.core.options import SamplerOptions
+from uhr.models.samplers.core.pipelines.images import check_aspect, pixels
 from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest
 from uhr.models.samplers.core.progress import OnStepEnd, Progress, Steps
 from uhr.models.samplers.core.run_record import RunRecord

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.models.adapters.settings import PeftSettings
-from uhr.models.adapters.usage import json_object
+from uhr.models.adapters.formats.settings import PeftSettings
+from uhr.models.adapters.formats.usage import json_object
 
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 """The key in a file's metadata under which diffusers stores peft's settings as JSON."""

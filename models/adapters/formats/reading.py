@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from uhr.base.errors import UserError, one_line
-from uhr.models.adapters.alphas import DIFFUSERS_METADATA, TEXT_PREFIXES, Alphas
+from uhr.models.adapters.formats.alphas import DIFFUSERS_METADATA, TEXT_PREFIXES, Alphas
 
 if TYPE_CHECKING:
     import torch
 
-    from uhr.models.adapters.keys import Fused, KeyLayout
+    from uhr.models.adapters.formats.keys import Fused, KeyLayout
+    from uhr.models.adapters.formats.settings import PeftSettings
     from uhr.models.adapters.low_rank import Lora, LowRank
-    from uhr.models.adapters.settings import PeftSettings
 
 __all__ = ["DIFFUSERS_METADATA", "Parts", "read_file", "read_state", "swap"]
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from uhr.models.ops.patches import Box, Canvas, feather, grid
-from uhr.models.ops.seams import seam_strength, seams_of
+from uhr.models.ops.patches.grid import Box, Canvas, feather, grid
+from uhr.models.ops.patches.seams import seam_strength, seams_of
 
 
 def surface(height=96, width=128, seed=0):

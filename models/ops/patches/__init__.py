@@ -1,0 +1,1 @@
+"""Overlapping patches of an image or of latents: where they are, how they are blended, and their seams."""

@@ -1,0 +1,1 @@
+"""The diffusers pipelines of samplers: thin shells around plan and engine, one per sampler and family."""
