@@ -26,7 +26,7 @@ from PIL import Image
 from uhr.base.console import say, table
 from uhr.curate.config import PipelineConfig, load
 from uhr.curate.planning.plan import CurationPlan
-from uhr.curate.run import CurationRequest, run
+from uhr.curate.run.job import CurationRequest, run
 from uhr.runtime.pool import Engine, Pool
 from uhr.runtime.worker import cores
 

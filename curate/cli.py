@@ -61,8 +61,8 @@ def run(
     """
     from uhr.curate.config import load
     from uhr.curate.planning.plan import CurationPlan
-    from uhr.curate.run import CurationRequest, list_source
-    from uhr.curate.run import run as run_request
+    from uhr.curate.run.job import CurationRequest, list_source
+    from uhr.curate.run.job import run as run_request
     from uhr.curate.show import print_plan, print_result
     from uhr.runtime.pool import Pool
 
@@ -96,8 +96,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show the progress of a run, also while it runs."""
+    from uhr.curate.run.status import status_of
     from uhr.curate.show import print_status
-    from uhr.curate.status import status_of
 
     console.emit(status_of(out), as_json, print_status)
 
@@ -120,8 +120,8 @@ def explain(
 @app.command()
 def stages(as_json: Json = False) -> None:
     """List the stages: the columns they add, what they need, packages and their licences."""
+    from uhr.curate.planning.catalogue import all_stages
     from uhr.curate.show import print_stages
-    from uhr.curate.stages.catalogue import all_stages
 
     console.emit(all_stages(), as_json, print_stages)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from uhr.base.console import command, say, shown, table, warn
 from uhr.base.numbers import first_words
-from uhr.curate.failures import Failures
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Rule
-from uhr.curate.run import CurationResult
+from uhr.curate.run.failures import Failures
+from uhr.curate.run.job import CurationResult
 from uhr.curate.sources import NOT_OPENED, Listing, describe
 from uhr.manifests.manifest import ManifestInfo
 

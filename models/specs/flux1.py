@@ -9,7 +9,7 @@ from uhr.models.specs.spec import Licence, ModelSpec
 FAMILY = FamilySpec(
     name="flux1",
     backbone="uhr.models.families.flux1:Flux1",
-    pipeline="uhr.models.samplers.core.family_pipelines:Flux1SamplerPipeline",
+    pipeline="uhr.models.samplers.core.pipelines.families:Flux1SamplerPipeline",
     pipeline_prefix="",
     tiny="uhr.models.families.tiny.flux1",
 )

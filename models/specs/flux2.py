@@ -16,7 +16,7 @@ from uhr.models.specs.spec import Licence, ModelSpec
 FAMILY = FamilySpec(
     name="flux2",
     backbone="uhr.models.families.flux2:Flux2",
-    pipeline="uhr.models.samplers.core.family_pipelines:Flux2SamplerPipeline",
+    pipeline="uhr.models.samplers.core.pipelines.families:Flux2SamplerPipeline",
     pipeline_prefix="Flux2",
     tiny="uhr.models.families.tiny.flux2",
     marker="double_stream_modulation_img.",

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from uhr.curate.conversion import converter_for
+from uhr.curate.run.conversion import converter_for
 from uhr.manifests.manifest import Manifest
 
 STAGES = '''

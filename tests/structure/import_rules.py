@@ -31,9 +31,9 @@ LADDERS = {
     "generate estimate zoo show cli",
     "uhr.train": "timesteps objectives recipes encode data run generate state cli",
     # the texts for a row's faults and the stages' base classes are below the stages; an explanation of a row
-    # needs no run; what a worker does is below the run that starts workers
-    "uhr.curate": "measures faults conversion stage frame rules sidecars sources failures config stages "
-    "planning explain rows commit work status run show cli",
+    # needs no run
+    "uhr.curate": "measures faults stage frame rules sidecars sources config stages planning explain run "
+    "show cli",
 }
 """The modules and packages directly inside a package, lowest first: each may import only those before it."""
 

@@ -26,7 +26,7 @@ def test_a_function_that_architecture_names_exists(module, path):
 
 def test_a_function_that_does_not_exist_would_be_found():
     with pytest.raises(AttributeError):
-        found("uhr.curate.run", "no_such_function")
+        found("uhr.curate.run.job", "no_such_function")
 
 
 def test_the_ladders_are_those_that_tests_hold(rules):

@@ -25,8 +25,8 @@ from uhr.base.lock import NAME as LOCK
 from uhr.base.paths import plain_folder
 from uhr.base.run_folder import Layout, all_or_nothing
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
-from uhr.curate.rows import PREVIEW, Tally
 from uhr.curate.rules import Judge, Verdict
+from uhr.curate.run.rows import PREVIEW, Tally
 from uhr.curate.stage import SetStage
 from uhr.manifests import parts as part_files
 from uhr.manifests.info import FILE

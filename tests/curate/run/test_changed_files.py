@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from uhr.curate import run as engine
+from uhr.curate.run import job as engine
 from uhr.manifests.manifest import Manifest
 
 STAGES = """

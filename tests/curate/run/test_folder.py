@@ -52,7 +52,7 @@ def test_a_folder_called_units_does_not_make_the_users_files_ours(uhr, images, t
 
 
 def test_what_came_into_units_during_a_run_stays_there(uhr, images, tmp_path, monkeypatch):
-    from uhr.curate import run as engine
+    from uhr.curate.run import job as engine
 
     out = tmp_path / "out"
     real = engine._finish

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from uhr.base.lock import is_held
-from uhr.curate.status import status_of
+from uhr.curate.run.status import status_of
 from uhr.manifests.manifest import Manifest, is_manifest
 
 # an image takes at least 20 ms, so that there is a middle of the run to be killed in
@@ -41,7 +41,7 @@ class Slow(Stage):
 
 DEATHS = {
     "in the commit": ("uhr.manifests.manifest", "write_json"),
-    "before the report": ("uhr.curate.run", "_finish"),
+    "before the report": ("uhr.curate.run.job", "_finish"),
     "in the report": ("uhr.manifests.report", "write_report"),
     "before clearing up": ("uhr.base.run_folder.RunFolder", "clear"),
     "while clearing up": ("pathlib.Path", "unlink"),
@@ -52,7 +52,7 @@ DIES = """
 import os, pkgutil, signal, sys
 from pathlib import Path
 from uhr.cli import main
-import uhr.curate.run
+import uhr.curate.run.job
 
 module, name, out = sys.argv[1:4]
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from uhr.base import parquet
 from uhr.curate.config import SidecarKeys
-from uhr.curate.conversion import Converter, converter_for
 from uhr.curate.faults import CHANGED
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Verdict
+from uhr.curate.run.conversion import Converter, converter_for
 from uhr.curate.sidecars import read_sidecars
 from uhr.manifests.schema import BASE, FAILED, KEPT, REJECTED, sample_id
 from uhr.manifests.uris import path_of

@@ -19,12 +19,12 @@ from uhr.base.console import progress, warn
 from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.base.run_folder import RunFolder
-from uhr.curate.commit import LAYOUT, UNITS, commit
-from uhr.curate.failures import Failures, NoteSummary, failures_of, notes_of
 from uhr.curate.planning.plan import CurationPlan
-from uhr.curate.rows import Tally
+from uhr.curate.run.commit import LAYOUT, UNITS, commit
+from uhr.curate.run.failures import Failures, NoteSummary, failures_of, notes_of
+from uhr.curate.run.rows import Tally
+from uhr.curate.run.work import CurateWork
 from uhr.curate.sources import Listing, check_no_overlap, check_source, list_folder
-from uhr.curate.work import CurateWork
 from uhr.manifests import parts
 from uhr.manifests.manifest import Manifest, is_manifest
 from uhr.runtime.pool import InlineRunner, Pool, RayRunner

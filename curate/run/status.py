@@ -7,8 +7,8 @@ from typing import Any
 
 from uhr.base.errors import UserError
 from uhr.base.lock import is_held
-from uhr.curate.commit import UNITS
-from uhr.curate.rows import Tally
+from uhr.curate.run.commit import UNITS
+from uhr.curate.run.rows import Tally
 from uhr.manifests.manifest import Manifest, is_manifest
 from uhr.runtime.units import UnitPlan
 
