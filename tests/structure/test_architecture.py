@@ -42,4 +42,16 @@ def test_each_walk_numbers_its_steps_and_names_a_function_in_each():
         steps = re.findall(r"^(\d+)\. (.*)$", walk, re.MULTILINE)
         assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
         assert all(NAME.match(step) for _, step in steps)
-        assert len(steps) > 20
+        assert len(steps) >= 20
+
+
+def test_no_module_has_two_steps_in_the_walk_of_one_command():
+    for walk in re.split(r"^### |^`uhr ", TEXT, flags=re.MULTILINE)[1:]:
+        modules = [NAME.search(step)[1] for step in re.findall(r"^\d+\. .*$", walk, re.MULTILINE)]
+        assert len(modules) == len(set(modules)), modules
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`([A-Z]\w+\.\w+)`", TEXT))))
+def test_a_method_that_is_named_without_its_module_is_in_a_module_of_a_walk(name):
+    classes = [vars(importlib.import_module(module)).get(name.split(".")[0]) for module, _ in NAMED]
+    assert any(hasattr(each, name.split(".")[1]) for each in classes if each is not None)
