@@ -10,7 +10,7 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, or_half_written, sha256_file
-from uhr.base.run_folder import Layout
+from uhr.base.run_folder import FolderLayout
 from uhr.manifests.info import FILE, Part
 from uhr.manifests.schema import SCHEMA_VERSION
 
@@ -37,7 +37,7 @@ PREVIEW_SCHEMA = pa.schema(
 _MARK = b"uhr_schema_version"
 _OURS = or_half_written(r"part-\d{5}\.parquet")
 
-LAYOUT = Layout(
+LAYOUT = FolderLayout(
     "a manifest",
     (FILE, SAMPLES, PREVIEWS, REPORT),
     # a commit that was killed leaves samples without a manifest.json

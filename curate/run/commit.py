@@ -23,7 +23,7 @@ from uhr.base.errors import UserError, one_line
 from uhr.base.files import or_half_written
 from uhr.base.lock import NAME as LOCK
 from uhr.base.paths import plain_folder
-from uhr.base.run_folder import Layout, all_or_nothing
+from uhr.base.run_folder import FolderLayout, all_or_nothing
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge, Verdict
 from uhr.curate.run.rows import PREVIEW, Tally
@@ -46,7 +46,7 @@ SPILLED = "commit.duckdb.tmp"
 
 UNITS = "units"
 
-LAYOUT = Layout(
+LAYOUT = FolderLayout(
     "the manifest",
     (*part_files.LAYOUT.names, UNITS),
     (FILE, UNITS),

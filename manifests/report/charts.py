@@ -24,7 +24,7 @@ WIDEST = 32.0
 
 
 @dataclass(frozen=True)
-class Segment:
+class BarSegment:
     """One status's share of a bar, in SVG units from the top left."""
 
     status: str
@@ -53,7 +53,7 @@ class Histogram:
 
     column: Column
     numeric: Numeric
-    segments: list[Segment]
+    segments: list[BarSegment]
     marks: list[Mark]
     low: tuple[float, str]
     high: tuple[float, str]
@@ -155,7 +155,7 @@ def histogram(
     )
 
 
-def _segments(axis: Axis, counts: dict[tuple[int, str], int]) -> list[Segment]:
+def _segments(axis: Axis, counts: dict[tuple[int, str], int]) -> list[BarSegment]:
     totals = [sum(counts.get((bin_, status), 0) for status in STATUSES) for bin_ in range(axis.bins)]
     tallest = max(totals)
     step = WIDTH / axis.bins
@@ -171,7 +171,7 @@ def _segments(axis: Axis, counts: dict[tuple[int, str], int]) -> list[Segment]:
                 top -= tall
                 words = f"{number(low)} to {number(high)}: {count} {status}"
                 x = round((bin_ + 0.5) * step - width / 2, 2)
-                result.append(Segment(status, x, round(top, 2), round(width, 2), round(tall, 2), words))
+                result.append(BarSegment(status, x, round(top, 2), round(width, 2), round(tall, 2), words))
     return result
 
 

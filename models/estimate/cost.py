@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Placement:
+class WeightPlacement:
     """Where weights are kept (`--offload`), and in which form (`--quantize`)."""
 
     offload: str | None
@@ -30,15 +30,15 @@ class Placement:
         return " ".join(f"{flag} {value}" for flag, value in given.items() if value) or "neither"
 
 
-def placements() -> list[Placement]:
+def placements() -> list[WeightPlacement]:
     """Return the placements worth trying.
 
     Offloading by layers excludes quantisation, since the libraries do not work together.
     """
     kinds = (None, "int8", "nf4")
     return [
-        *(Placement(offload, kind) for offload in (None, "model") for kind in kinds),
-        *(Placement(offload, None) for offload in ("group", "sequential")),
+        *(WeightPlacement(offload, kind) for offload in (None, "model") for kind in kinds),
+        *(WeightPlacement(offload, None) for offload in ("group", "sequential")),
     ]
 
 
@@ -48,7 +48,7 @@ class CostEstimate:
     Times and `fits` need `plan.device`.
     """
 
-    def __init__(self, plan: CallPlan, placement: Placement) -> None:
+    def __init__(self, plan: CallPlan, placement: WeightPlacement) -> None:
         self._plan, self._cost, self.placement = plan, plan.cost, placement
         self._weights = self._cost.weights(placement.quantize)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from uhr.base.errors import unknown
 from uhr.models.estimate import operations
-from uhr.models.estimate.cost import CostEstimate, Placement, placements
+from uhr.models.estimate.cost import CostEstimate, WeightPlacement, placements
 from uhr.models.estimate.devices import DEFAULT, Device, local_device
 from uhr.models.estimate.devices import device as find_device
 from uhr.models.estimate.model import cost_of
@@ -94,7 +94,7 @@ class CallPlan:
     ) -> None:
         self.model, self.assumed = model, assumed
         self.choice, self.call, self.device, self.dtype = choice, call, device, dtype
-        self._estimates: dict[Placement, CostEstimate] = {}
+        self._estimates: dict[WeightPlacement, CostEstimate] = {}
         facts, request = choice.facts, choice.request
         elsewhere = {} if isinstance(model, ModelSpec) else model.weights
         self.cost = cost_of(
@@ -125,9 +125,9 @@ class CallPlan:
     @property
     def requested(self) -> CostEstimate:
         """The estimate under the placement that was requested."""
-        return self.estimate(Placement(self.choice.request.offload, self.choice.request.quantize))
+        return self.estimate(WeightPlacement(self.choice.request.offload, self.choice.request.quantize))
 
-    def estimate(self, placement: Placement) -> CostEstimate:
+    def estimate(self, placement: WeightPlacement) -> CostEstimate:
         if placement not in self._estimates:
             self._estimates[placement] = CostEstimate(self, placement)
         return self._estimates[placement]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from uhr import __version__
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, saving, sha256_file, write_json
-from uhr.base.run_folder import Layout, RunFolder, all_or_nothing
+from uhr.base.run_folder import FolderLayout, RunFolder, all_or_nothing
 from uhr.models.adapters.conversion import lora_of_state
 from uhr.models.adapters.formats import writing
 from uhr.models.adapters.formats.keys import LAYOUTS
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 WEIGHTS = "pytorch_lora_weights.safetensors"
 RECORD = "uhr.json"
 CARD = "README.md"
-LAYOUT = Layout("the adapter", (WEIGHTS, RECORD, CARD), (RECORD,))
+LAYOUT = FolderLayout("the adapter", (WEIGHTS, RECORD, CARD), (RECORD,))
 
 
 def export_lora(

@@ -9,10 +9,10 @@ import pytest
 from uhr.base import lock
 from uhr.base.errors import UserError
 from uhr.base.files import or_half_written
-from uhr.base.run_folder import Layout, RunFolder, all_or_nothing
+from uhr.base.run_folder import FolderLayout, RunFolder, all_or_nothing
 
 HEX = "0123456789abcdef" * 2
-LAYOUT = Layout(
+LAYOUT = FolderLayout(
     "a set",
     ("manifest.json", "samples", "report.html", "units"),
     ("manifest.json", "units"),

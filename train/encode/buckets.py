@@ -20,7 +20,7 @@ class Bucket(NamedTuple):
         return f"{self.width}x{self.height}"
 
 
-class Placement(NamedTuple):
+class CropPlacement(NamedTuple):
     """How an image is fitted to its bucket: resized to `height` x `width` px, then cropped at (top, left).
 
     The resized image covers the bucket and equals it along one side; the crop is centred.
@@ -86,7 +86,7 @@ def fits(height: int, width: int, bucket: Bucket) -> bool:
     return height >= bucket.height and width >= bucket.width
 
 
-def place(height: int, width: int, bucket: Bucket) -> Placement:
+def place(height: int, width: int, bucket: Bucket) -> CropPlacement:
     """Resize so that the image just covers the bucket, and crop its centre."""
     if width * bucket.height >= height * bucket.width:
         new_height = bucket.height
@@ -94,6 +94,6 @@ def place(height: int, width: int, bucket: Bucket) -> Placement:
     else:
         new_width = bucket.width
         new_height = max(bucket.height, (2 * height * bucket.width + width) // (2 * width))
-    return Placement(
+    return CropPlacement(
         new_height, new_width, (new_height - bucket.height) // 2, (new_width - bucket.width) // 2
     )

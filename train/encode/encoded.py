@@ -14,7 +14,7 @@ from uhr.base.console import command, say, shown, table
 from uhr.base.errors import UserError
 from uhr.base.files import or_half_written
 from uhr.base.lock import NAME as LOCK
-from uhr.base.run_folder import Layout
+from uhr.base.run_folder import FolderLayout
 from uhr.manifests.info import Part
 from uhr.runtime import units
 from uhr.train.encode.config import EncodeConfig
@@ -33,7 +33,7 @@ LEFT_OUT = "left_out.parquet"
 _PART = or_half_written(r"(texts|\d+x\d+)-\d{5}\.parquet")
 _UNIT = or_half_written(units.FILES)
 
-LAYOUT = Layout(
+LAYOUT = FolderLayout(
     "encoded data",
     (FILE, LEFT_OUT, LATENTS, TEXTS, UNITS),
     (FILE, UNITS),

@@ -25,7 +25,7 @@ from uhr.base.console import counted, progress, warn
 from uhr.base.errors import UserError, combined
 from uhr.base.files import or_half_written, saving, user_path
 from uhr.base.lock import NAME as LOCK
-from uhr.base.run_folder import Layout, RunFolder
+from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.base.store import FolderStore, Store, open_store
 from uhr.models.generate.record import check_stages, stage_files
 from uhr.models.generate.request import Item, Request
@@ -53,12 +53,12 @@ from uhr.train.generate.workers import is_remote, startup_note, threads_of
 
 UNITS = "units"
 
-LAYOUT = Layout(
+LAYOUT = FolderLayout(
     "the set",
     (REQUEST, ANSWERS, IMAGES, FAILED, index.INDEX, index.FILE, "work"),
     (REQUEST, "work"),
 )
-WORK = Layout("the state of a run", (UNITS, LOCK), (UNITS, LOCK), {UNITS: or_half_written(units.FILES)})
+WORK = FolderLayout("the state of a run", (UNITS, LOCK), (UNITS, LOCK), {UNITS: or_half_written(units.FILES)})
 """The layout of a run's temporary state (`Store.work_folder`)."""
 
 MOST_UNITS = 10_000

@@ -14,7 +14,7 @@ from uhr.base.console import command, warn
 from uhr.base.errors import UserError
 from uhr.base.files import user_path, write_json
 from uhr.base.paths import path_text, text_path
-from uhr.base.run_folder import Layout, RunFolder
+from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.models.families.registry import FAMILIES
 from uhr.models.zoo import Model, ModelName
 from uhr.train.data.order import BucketPlan
@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 _LOCK = ".lock"
 """A hidden folder for the lock; it is removed at the end, unless the process is killed."""
 
-LAYOUT = Layout("a run", (FILE, LOG, checkpoint.FOLDER, _LOCK), (FILE, _LOCK))
+LAYOUT = FolderLayout("a run", (FILE, LOG, checkpoint.FOLDER, _LOCK), (FILE, _LOCK))
 
 
 class RunInfo(Config):

@@ -1,7 +1,7 @@
 """Output folders of commands: ownership, locking and safe removal.
 
-Every command declares as a `Layout` what it writes into its folder. Other files there are never overwritten
-or removed.
+Every command declares as a `FolderLayout` what it writes into its folder. Other files there are never
+overwritten or removed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uhr.base.files import TEMPORARY
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """What one kind of command writes into its folder.
 
     Args:
@@ -64,7 +64,7 @@ class Layout:
 class RunFolder:
     """The output folder of one run, with the layout of its command."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: FolderLayout) -> None:
         self.path = Path(path)
         self.layout = layout
         self._is_new = not self.path.exists()

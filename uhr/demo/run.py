@@ -19,7 +19,7 @@ from uhr.base.console import progress, say, table
 from uhr.base.errors import UserError
 from uhr.base.files import saving, write_json
 from uhr.base.paths import local
-from uhr.base.run_folder import Layout, RunFolder
+from uhr.base.run_folder import FolderLayout, RunFolder
 
 Main = Callable[[list[str]], int]
 """`uhr.cli.main`, which `uhr.cli` hands to its commands as `context.obj`."""
@@ -105,7 +105,7 @@ MADE = (
 )
 """What the demo writes into its folder, and clears there when it runs again."""
 
-LAYOUT = Layout("the demo", (MARKER, *MADE), (MARKER,), allow_others=True)
+LAYOUT = FolderLayout("the demo", (MARKER, *MADE), (MARKER,), allow_others=True)
 
 
 def _prepare(out: Path) -> None:

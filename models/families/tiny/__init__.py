@@ -12,7 +12,7 @@ from typing import Any
 
 from uhr.base.errors import unknown
 from uhr.base.files import saving, usual_modes
-from uhr.base.run_folder import Layout, RunFolder, all_or_nothing
+from uhr.base.run_folder import FolderLayout, RunFolder, all_or_nothing
 from uhr.models.files.write import as_os_error
 from uhr.models.specs.registry import FAMILY_SPECS, SPECS, get
 from uhr.models.specs.spec import ModelSpec
@@ -28,7 +28,7 @@ def make_tiny(spec_name: str, folder: str | Path, seed: int = 0) -> Path:
     if not spec.tiny:
         raise unknown("tiny spec", spec_name, [name for name, s in SPECS.items() if s.tiny])
     folder = Path(folder)
-    RunFolder(folder, Layout("the model", (), (), option="")).check()
+    RunFolder(folder, FolderLayout("the model", (), (), option="")).check()
     import torch
 
     from uhr.base.quiet import quiet_loading

@@ -12,7 +12,7 @@ from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.models import zoo
 from uhr.models.estimate import devices
-from uhr.models.estimate.cost import Placement
+from uhr.models.estimate.cost import WeightPlacement
 from uhr.models.estimate.plan import plan
 from uhr.models.estimate.plan_text import count, describe, duration, gib, show
 from uhr.models.generate.request import Item, Request
@@ -192,21 +192,24 @@ def test_what_does_not_fit_says_so_and_what_would(capsys):
 
 def test_less_on_the_device_with_every_further_offload_and_quantisation():
     found = plan_of(size=(4096, 4096))
-    peaks = [found.estimate(Placement(offload, None)).peak.total for offload in (None, "model", "sequential")]
+    peaks = [
+        found.estimate(WeightPlacement(offload, None)).peak.total for offload in (None, "model", "sequential")
+    ]
     assert peaks == sorted(peaks, reverse=True)
     assert (
-        found.estimate(Placement(None, "nf4")).peak.total < found.estimate(Placement(None, None)).peak.total
+        found.estimate(WeightPlacement(None, "nf4")).peak.total
+        < found.estimate(WeightPlacement(None, None)).peak.total
     )
-    times = [found.estimate(Placement(offload, None)).total for offload in (None, "model", "group")]
+    times = [found.estimate(WeightPlacement(offload, None)).total for offload in (None, "model", "group")]
     assert times == sorted(times)
-    took = {kind: found.estimate(Placement(None, kind)).seconds for kind in (None, "nf4", "int8")}
+    took = {kind: found.estimate(WeightPlacement(None, kind)).seconds for kind in (None, "nf4", "int8")}
     assert "dequantising" not in took[None]
     assert 0 < took["nf4"]["dequantising"] < took["int8"]["dequantising"]
     assert (
-        found.estimate(Placement(None, None)).host
+        found.estimate(WeightPlacement(None, None)).host
         == 0
-        < found.estimate(Placement("model", "nf4")).host
-        < found.estimate(Placement("group", None)).host
+        < found.estimate(WeightPlacement("model", "nf4")).host
+        < found.estimate(WeightPlacement("group", None)).host
     )
 
 

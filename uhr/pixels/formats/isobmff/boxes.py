@@ -14,7 +14,7 @@ MOST_BYTES = 1 << 24
 """The largest box that is read whole (16 MiB): directories, profiles, never pixels."""
 
 
-class Box(NamedTuple):
+class IsoBox(NamedTuple):
     """A box. `start` and `end` are the offsets of its content; `end` may be past the end of a truncated
     file."""
 
@@ -23,7 +23,7 @@ class Box(NamedTuple):
     end: int
 
 
-def walk(source: FileBytes, start: int = 0, end: int | None = None) -> Iterator[Box]:
+def walk(source: FileBytes, start: int = 0, end: int | None = None) -> Iterator[IsoBox]:
     """Yield the boxes from `start` to `end` (None: of the file), in order. One that claims to reach past
     `end` is the last. Raises `PixelFault("corrupt")` for a length that is shorter than its own header.
     """
@@ -39,12 +39,12 @@ def walk(source: FileBytes, start: int = 0, end: int | None = None) -> Iterator[
             length = limit - start
         if start + length < content:
             raise PixelFault("corrupt", f"a box {kind!r} of {length} bytes is shorter than its own header")
-        yield Box(kind, content, start + length)
+        yield IsoBox(kind, content, start + length)
         start += length
     raise PixelFault("corrupt", f"more than {MOST_BOXES} boxes at one level")
 
 
-def content(source: FileBytes, box: Box) -> bytes:
+def content(source: FileBytes, box: IsoBox) -> bytes:
     """Read the whole content of a box. Raises `PixelFault` if it is too large or truncated."""
     count = box.end - box.start
     if count > MOST_BYTES:

@@ -19,7 +19,7 @@ Property = tuple[bytes, bytes]
 
 
 @dataclass
-class Item:
+class HeifItem:
     """An item of the `meta` box: its type, its properties in the order of their use, and the places
     (offset, bytes) of its data, in the file or else in the `idat` box.
     """
@@ -38,11 +38,11 @@ class Meta:
     """The `meta` box: the number of the primary item, all items, and references (kind, from, to)."""
 
     primary: int = 0
-    items: dict[int, Item] = field(default_factory=dict)
+    items: dict[int, HeifItem] = field(default_factory=dict)
     references: list[tuple[bytes, int, list[int]]] = field(default_factory=list)
 
-    def item(self, number: int) -> Item:
-        return self.items.setdefault(number, Item())
+    def item(self, number: int) -> HeifItem:
+        return self.items.setdefault(number, HeifItem())
 
 
 @dataclass

@@ -61,7 +61,7 @@ _MOST_TILE = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TiffLayout:
     """How the samples of an image are stored.
 
     `width` and `height` of the image in pixels, `across` and `down` those of a strip or tile; `samples` per
@@ -94,7 +94,7 @@ class Layout:
 class Reading:
     """The layout, or the reason why it is not read (`unsupported`), and the rest of a header."""
 
-    layout: Layout | None
+    layout: TiffLayout | None
     unsupported: str
     notes: list[str]
     bits: int | None
@@ -261,7 +261,7 @@ def _layout(
     bits: int,
     alpha: int | None,
     associated: bool,
-) -> Layout:
+) -> TiffLayout:
     width, height = directory.number(256, 0), directory.number(257, 0)
     tiled = 324 in directory
     if tiled:
@@ -278,7 +278,7 @@ def _layout(
         fractions = (given[0], given[1]) if len(given) == 2 else (0, 0)
         if not set(fractions) <= {1, 2, 4}:
             raise PixelFault("corrupt", f"the YCbCr TIFF is subsampled by {fractions}")
-    return Layout(
+    return TiffLayout(
         width,
         height,
         across,

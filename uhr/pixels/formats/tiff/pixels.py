@@ -7,7 +7,7 @@ import numpy as np
 from uhr.pixels.formats import pillow_formats
 from uhr.pixels.formats.tiff import header as tiff
 from uhr.pixels.formats.tiff.directory import Directory, first_directory
-from uhr.pixels.formats.tiff.header import Layout
+from uhr.pixels.formats.tiff.header import TiffLayout
 from uhr.pixels.formats.tiff.segments import SegmentReader
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
@@ -47,7 +47,7 @@ def planes(data: bytes, header: Header) -> Planes:
     return Planes(bgr, alpha, cmyk, profile)
 
 
-def _stored(data: bytes, directory: Directory, layout: Layout) -> np.ndarray:
+def _stored(data: bytes, directory: Directory, layout: TiffLayout) -> np.ndarray:
     """Read uint8 [H, W, samples]: 0..255, or stored indices of a palette."""
     reader = SegmentReader.of(data, directory, layout)
     found = np.empty((layout.height, layout.width, layout.samples), np.uint8)
@@ -74,7 +74,7 @@ def _eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
     return table.astype(np.uint8)[values]
 
 
-def _colour_map(directory: Directory, layout: Layout) -> np.ndarray:
+def _colour_map(directory: Directory, layout: TiffLayout) -> np.ndarray:
     """Read the palette: uint8 [2^bits, 3], BGR. Some writers use 8 bits in place of 16."""
     values = np.array(directory.numbers(320), np.int64)
     count = 3 << layout.bits

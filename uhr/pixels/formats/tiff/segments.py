@@ -17,7 +17,7 @@ from uhr.pixels.formats import header_walks, pillow_formats
 from uhr.pixels.formats.jpeg import JpegFile
 from uhr.pixels.formats.tiff import header as tiff
 from uhr.pixels.formats.tiff.directory import Directory
-from uhr.pixels.formats.tiff.header import Layout
+from uhr.pixels.formats.tiff.header import TiffLayout
 from uhr.pixels.types import FileBytes, PixelFault
 
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
@@ -49,7 +49,7 @@ class Segment(NamedTuple):
     rows: int
 
 
-def segments(layout: Layout) -> Iterator[Segment]:
+def segments(layout: TiffLayout) -> Iterator[Segment]:
     """Yield all segments in the order of the file."""
     index = 0
     for sample in range(layout.samples if layout.planar else 1):
@@ -68,13 +68,13 @@ class SegmentReader:
 
     data: bytes
     directory: Directory
-    layout: Layout
+    layout: TiffLayout
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
     tables: bytes
 
     @classmethod
-    def of(cls, data: bytes, directory: Directory, layout: Layout) -> SegmentReader:
+    def of(cls, data: bytes, directory: Directory, layout: TiffLayout) -> SegmentReader:
         """Raise `PixelFault` if the file names fewer segments than its image needs."""
         needed = -(-layout.width // layout.across) * -(-layout.height // layout.down)
         needed *= layout.samples if layout.planar else 1
@@ -318,7 +318,7 @@ def _jpeg(stream: bytes, width: int) -> np.ndarray:
     return pixels[..., ::-1] if width == 3 else pixels
 
 
-def _unpacked(data: bytes, row: int, layout: Layout, width: int, order: str) -> np.ndarray:
+def _unpacked(data: bytes, row: int, layout: TiffLayout, width: int, order: str) -> np.ndarray:
     """Unpack samples of 1 to 16 bits, the first in the upper bits: uint8 or uint16 [rows, across, width]."""
     count = layout.across * width
     if layout.bits in (8, 16):
