@@ -18,14 +18,14 @@ def completion(text: Any, finish: str = "stop") -> dict[str, Any]:
 
 
 class ChatServerHere:
-    """`url` ends in /v1. `asked` holds the body of each completion, `headers` those of each request.
+    """`url` ends in /v1. `requests` holds the body of each completion, `headers` those of each request.
 
     `reply(body, number)` gives the answer to the number-th request: what a server says (a text), a tree, raw
     bytes, a status, (status, headers), or a Callable that is handed the handler.
     """
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.models = ["expander"]
         self.reply: Callable[[dict[str, Any], int], Any] = lambda body, n: (
@@ -38,7 +38,7 @@ class ChatServerHere:
 
     @property
     def questions(self) -> list[str]:
-        return [body["messages"][1]["content"] for body in self.asked]
+        return [body["messages"][1]["content"] for body in self.requests]
 
     def stop(self) -> None:
         self._server.shutdown()
@@ -60,9 +60,9 @@ class ChatServerHere:
                 assert self.path == "/v1/chat/completions", self.path
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
-                    here.asked.append(body)
+                    here.requests.append(body)
                     here.headers.append(dict(self.headers))
-                    number = len(here.asked)
+                    number = len(here.requests)
                 self.answer(here.reply(body, number))
 
             def answer(self, reply: Any) -> None:

@@ -1,4 +1,4 @@
-"""README.md and docs/*.md as tests read them: their fenced blocks, and what stands between two comments.
+"""README.md and docs/*.md as tests read them: their fenced blocks, and what is between two comments.
 
 A comment `<!-- NAME: ... -->` right above a block names it. A name with a suffix is that of a file, which the
 commands of the documents may use.

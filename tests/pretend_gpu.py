@@ -13,7 +13,7 @@ CUDA = torch.device("cuda", 0)
 
 
 class WithoutValues(FakeTensorMode):
-    """Fake tensors; what code asks of their values is true, or 1."""
+    """Fake tensors; every condition on their values is true, every number is 1."""
 
     def dispatch(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:

@@ -39,7 +39,7 @@ class Aim:
 def _times(size: str) -> Callable[[Table], float | None]:
     def value(table: Table) -> float | None:
         rows = table.find(part="attention", what="forward", size=size)
-        return max((row.times for row in rows if row.times and "windows" in row.way), default=None)
+        return max((row.times for row in rows if row.times and "windows" in row.variant), default=None)
 
     return value
 
@@ -120,7 +120,7 @@ def conclusion(table: Table, aims: Sequence[Aim]) -> list[str]:
 
 
 def _named(row: Row) -> str:
-    return f"{row.part} {row.what} {row.size}, {row.way}"
+    return f"{row.part} {row.what} {row.size}, {row.variant}"
 
 
 def everything_holds(table: Table, aims: Sequence[Aim]) -> bool:

@@ -61,7 +61,7 @@ class Inputs:
             return (F.scaled_dot_product_attention(query, key, value),)
 
     def cudnn_takes_them(self) -> bool:
-        """Whether torch has a cuDNN kernel for the dense way: the faster peer where there is one."""
+        """Whether torch has a cuDNN kernel for the dense variant: the faster peer where there is one."""
         from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 
         query, key, value = (x.transpose(1, 2) for x in self.joint)
@@ -81,7 +81,7 @@ class Inputs:
 
 
 def run(bench: Bench) -> None:
-    """A row for each size, direction and way."""
+    """A row for each size, direction and variant."""
     rates: dict[tuple[str, str], float] = {}
     for size in bench.sizes:
         inputs = Inputs.of(bench.shape, size)
@@ -93,49 +93,51 @@ def run(bench: Bench) -> None:
         bench.clock.clear()
 
 
-def _ways(bench: Bench, inputs: Inputs, backward: bool) -> dict[str, Callable[[], Results]]:
-    ways = {FLASH: lambda: inputs.dense(SDPBackend.FLASH_ATTENTION)}
+def _variants(bench: Bench, inputs: Inputs, backward: bool) -> dict[str, Callable[[], Results]]:
+    variants = {FLASH: lambda: inputs.dense(SDPBackend.FLASH_ATTENTION)}
     if bench.clock.cuda and inputs.cudnn_takes_them():
-        ways[CUDNN] = lambda: inputs.dense(SDPBackend.CUDNN_ATTENTION)
+        variants[CUDNN] = lambda: inputs.dense(SDPBackend.CUDNN_ATTENTION)
     if bench.clock.cuda or not backward:  # on a CPU FlexAttention has no backward pass
-        ways[WINDOWS["flex"]] = lambda: inputs.windows("flex")
-    ways[WINDOWS["gathered"]] = lambda: inputs.windows("gathered")
-    return ways
+        variants[WINDOWS["flex"]] = lambda: inputs.windows("flex")
+    variants[WINDOWS["gathered"]] = lambda: inputs.windows("gathered")
+    return variants
 
 
 def measure(bench: Bench, size: str, what: str, inputs: Inputs, rates: dict[tuple[str, str], float]) -> None:
-    """A row for each way of one direction, "forward" or "backward"; `rates` are operations a second so
-    far, by way and direction."""
+    """A row for each variant of one direction, "forward" or "backward"; `rates` are operations a second so
+    far, by variant and direction."""
     counted = pairs(inputs.layout, inputs.rules, bench.shape.text)
     backward = what == "backward"
     runs: dict[str, Callable[[], object]] = {}
     flops, first, peaks, results = {}, {}, {}, {}
-    for way, forward in _ways(bench, inputs, backward).items():
-        dense = way in (FLASH, CUDNN)
+    for variant, forward in _variants(bench, inputs, backward).items():
+        dense = variant in (FLASH, CUDNN)
         work = bench.shape.attention_flops(counted.dense if dense else counted.total)
-        flops[way] = work * (BACKWARD if backward else 1)
+        flops[variant] = work * (BACKWARD if backward else 1)
         # the forward pass before it, and the run that warms up
-        seconds = bench.judged(flops[way], rates.get((way, what))) * (bench.rounds + 1)
-        if bench.left_out("attention", what, size, way, seconds):
+        seconds = bench.judged(flops[variant], rates.get((variant, what))) * (bench.rounds + 1)
+        if bench.left_out("attention", what, size, variant, seconds):
             continue
         run = _graph(forward, inputs) if backward else _without_graph(forward)
 
-        def warm(way: str = way, run: Callable[[], object] = run) -> object:
+        def warm(variant: str = variant, run: Callable[[], object] = run) -> object:
             bench.clock.clear()
-            first[way] = bench.clock.seconds(run)
-            peaks[way] = bench.clock.peak()
-            return run() if way in WINDOWS.values() else True
+            first[variant] = bench.clock.seconds(run)
+            peaks[variant] = bench.clock.peak()
+            return run() if variant in WINDOWS.values() else True
 
-        result = bench.attempt("attention", what, size, way, warm)
+        result = bench.attempt("attention", what, size, variant, warm)
         if result is not None:
-            runs[way], results[way] = run, result
+            runs[variant], results[variant] = run, result
     best, error = bench.clock.best(runs, bench.rounds), _difference(results)
-    for way, seconds in best.items():
-        rates[way, what] = flops[way] / seconds
-        off = error if way == WINDOWS["flex"] else None
+    for variant, seconds in best.items():
+        rates[variant, what] = flops[variant] / seconds
+        off = error if variant == WINDOWS["flex"] else None
         times = best[FLASH] / seconds if FLASH in best else None
-        how, rate = _how(bench, first[way], off), flops[way] / seconds / 1e12
-        bench.table.add(Row("attention", what, size, way, seconds, how, times, rate, peaks[way], error=off))
+        how, rate = _how(bench, first[variant], off), flops[variant] / seconds / 1e12
+        bench.table.add(
+            Row("attention", what, size, variant, seconds, how, times, rate, peaks[variant], error=off)
+        )
 
 
 def _how(bench: Bench, first: float, error: float | None) -> str:
@@ -167,7 +169,7 @@ def _graph(forward: Callable[[], Results], inputs: Inputs) -> Callable[[], Resul
 
 def _difference(results: Mapping[str, Any]) -> float | None:
     """Largest relative difference of what the two back ends gave, in norm."""
-    both = [results[way] for way in WINDOWS.values() if way in results]
+    both = [results[variant] for variant in WINDOWS.values() if variant in results]
     if len(both) < 2:
         return None
     return max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(*both, strict=True))

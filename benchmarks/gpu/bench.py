@@ -42,7 +42,7 @@ class Bench:
     compiled: bool
     """Measure with compiled blocks, too."""
 
-    def left_out(self, part: str, what: str, size: str, way: str, seconds: float) -> bool:
+    def left_out(self, part: str, what: str, size: str, variant: str, seconds: float) -> bool:
         """Whether work of so many seconds is too much; says so in the table."""
         text = f"left out: some {seconds:.0f} s by count of operations"
         if seconds > self.limit:
@@ -51,15 +51,15 @@ class Bench:
             text += f", {max(0.0, self.budget.left):.0f} of the budget are left"
         else:
             return False
-        self.table.add(Row(part, what, size, way, None, text))
+        self.table.add(Row(part, what, size, variant, None, text))
         return True
 
-    def attempt(self, part: str, what: str, size: str, way: str, work: Callable[[], T]) -> T | None:
+    def attempt(self, part: str, what: str, size: str, variant: str, work: Callable[[], T]) -> T | None:
         """`work()`; a row in its place where it runs out of memory, or fails, and None."""
         try:
             return work()
         except torch.OutOfMemoryError as error:
-            warn(f"{part} {what} {size}, {way}: {' '.join(str(error).split())}")
+            warn(f"{part} {what} {size}, {variant}: {' '.join(str(error).split())}")
             how, failed = OUT_OF_MEMORY, False
         except RuntimeError as error:
             # an unattended run continues with the next measurement; the row makes it fail at the end
@@ -67,7 +67,7 @@ class Bench:
             how, failed = f"failed: {_first_line(error)}", True
         # past the except: a traceback holds every tensor of its frames
         self.clock.clear()
-        self.table.add(Row(part, what, size, way, None, how, failed=failed))
+        self.table.add(Row(part, what, size, variant, None, how, failed=failed))
         return None
 
     def judged(self, flops: float, rate: float | None = None) -> float:

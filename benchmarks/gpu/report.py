@@ -25,11 +25,11 @@ class Row:
     part: str
     what: str
     size: str
-    way: str
+    variant: str
     seconds: float | None
     how: str
     times: float | None = None
-    """How many times faster than the dense way of the same work."""
+    """How many times faster than the dense variant of the same computation."""
 
     tflops: float | None = None
     """Counted operations a second, in units of 10^12; pairs that a mask excludes are no work."""
@@ -39,7 +39,7 @@ class Row:
 
     failed: bool = False
     error: float | None = None
-    """Largest relative difference from another way to the same result."""
+    """Largest relative difference from another variant of the same computation."""
 
     extrapolated: bool = False
     """Whether `seconds` are worked out from a few calls; the rest of the row was measured."""
@@ -47,17 +47,17 @@ class Row:
     @property
     def key(self) -> tuple[str, str, str, str]:
         """What was measured."""
-        return self.part, self.what, self.size, self.way
+        return self.part, self.what, self.size, self.variant
 
 
-HEAD = ("part", "what", "size", "way", "seconds", "times", "TFLOP/s", "peak GiB", "how")
+HEAD = ("part", "what", "size", "variant", "seconds", "times", "TFLOP/s", "peak GiB", "how")
 _WIDTHS = (9, 14, 4, 32, 9, 6, 7, 8)
 
 
 def cells(row: Row) -> list[str]:
     """The row as it is shown."""
     numbers = [_number(value) for value in (row.seconds, row.times, row.tflops, row.peak)]
-    return [row.part, row.what, row.size, row.way, *numbers, row.how]
+    return [row.part, row.what, row.size, row.variant, *numbers, row.how]
 
 
 def _number(value: float | None) -> str:

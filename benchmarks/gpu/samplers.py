@@ -146,24 +146,24 @@ def _one(bench: Bench, name: str, size: str, suffix: str) -> None:
     few = FEW.get(name, {"num_inference_steps": 2})
     plan, short = _plan(bench, name, size, {}), _plan(bench, name, size, few)
     calls, first = _calls(plan), _calls(short)
-    way = f"{sum(calls)} calls{suffix}"
+    variant = f"{sum(calls)} calls{suffix}"
     # as if each call were dense and of the native size: what is larger is cut short by the deadline
     native = bench.shape.layout("1K").tokens + bench.shape.text
     least = bench.judged(sum(first) * bench.shape.call_flops(native, native**2))
-    if bench.left_out(PART, name, size, way, least):
+    if bench.left_out(PART, name, size, variant, least):
         return
     one_call(bench, "1K", DENSE)()  # a base pass of one call would be all warm-up
     found = None
     try:
-        rehearsal = bench.attempt(PART, name, size, way, lambda: _generate(bench, cls, name, short, few))
+        rehearsal = bench.attempt(PART, name, size, variant, lambda: _generate(bench, cls, name, short, few))
         if rehearsal is None:
             return
-        found = _extrapolated(name, size, way, rehearsal, calls)
+        found = _extrapolated(name, size, variant, rehearsal, calls)
         if found.seconds is not None and found.seconds <= min(bench.limit, bench.budget.left):
-            whole = bench.attempt(PART, name, size, way, lambda: _generate(bench, cls, name, plan, {}))
-            found = found if whole is None else _measured(name, size, way, whole)
+            whole = bench.attempt(PART, name, size, variant, lambda: _generate(bench, cls, name, plan, {}))
+            found = found if whole is None else _measured(name, size, variant, whole)
     except OverTime as over:
-        found = found or Row(PART, name, size, way, None, f"left out: {over}")
+        found = found or Row(PART, name, size, variant, None, f"left out: {over}")
     bench.table.add(found)
 
 
@@ -220,17 +220,19 @@ def _generate(
     return MeasuredCall(wall, watched.seconds(), sum(watched.flops), clock.peak(), stages)
 
 
-def _extrapolated(name: str, size: str, way: str, few: MeasuredCall, calls: Sequence[int]) -> Row:
+def _extrapolated(name: str, size: str, variant: str, few: MeasuredCall, calls: Sequence[int]) -> Row:
     """The whole image's seconds from those of a call in each stage."""
     seconds = few.outside_calls + sum(n * each for n, each in zip(calls, few.per_call(), strict=True))
     how = f"extrapolated from {len(few.calls)} calls; {few.outside_calls:.3g} s outside calls"
-    return replace(_row(name, size, way, few, seconds, how), extrapolated=True)
+    return replace(_row(name, size, variant, few, seconds, how), extrapolated=True)
 
 
-def _measured(name: str, size: str, way: str, whole: MeasuredCall) -> Row:
-    return _row(name, size, way, whole, whole.wall, f"wall clock; {whole.outside_calls:.3g} s outside calls")
+def _measured(name: str, size: str, variant: str, whole: MeasuredCall) -> Row:
+    return _row(
+        name, size, variant, whole, whole.wall, f"wall clock; {whole.outside_calls:.3g} s outside calls"
+    )
 
 
-def _row(name: str, size: str, way: str, measured: MeasuredCall, seconds: float, how: str) -> Row:
+def _row(name: str, size: str, variant: str, measured: MeasuredCall, seconds: float, how: str) -> Row:
     rate = measured.flops / sum(measured.calls) / 1e12
-    return Row(PART, name, size, way, seconds, how, tflops=rate, peak=measured.peak)
+    return Row(PART, name, size, variant, seconds, how, tflops=rate, peak=measured.peak)

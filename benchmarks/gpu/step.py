@@ -26,7 +26,7 @@ EXACT = "windows, guide in every call"
 
 
 def run(bench: Bench) -> None:
-    """A row for each size and way; with compiled blocks after that, if requested."""
+    """A row for each size and variant; with compiled blocks after that, if requested."""
     masks, transformer = BlockMasks(), bench.models.transformer
     with torch.no_grad(), surgery.temporarily(transformer, AttentionCalls()):
         for suffix in ["", ", blocks compiled"] if bench.compiled else [""]:
@@ -41,7 +41,7 @@ def run(bench: Bench) -> None:
 def blocks(transformer: Any, compiled: bool) -> Generator[None]:
     """The transformer with its blocks compiled for the length of a `with` block, if so.
 
-    Each size, way and sampler is a kernel of its own: what was compiled before is thrown away (call
+    Each size, variant and sampler is a kernel of its own: what was compiled before is thrown away (call
     `forget` between them), and torch may make as many as it takes; at its usual 8 it goes on uncompiled.
     """
     if not compiled:
@@ -67,57 +67,59 @@ def forget(compiled: bool) -> None:
 def _size(bench: Bench, size: str, suffix: str, masks: BlockMasks, rates: dict[str, float]) -> None:
     runs: dict[str, Callable[[], object]] = {}
     flops, first, peaks = {}, {}, {}
-    for way in (DENSE, CACHED, EXACT):
-        flops[way] = call_flops(bench.shape, size, way)
-        seconds = bench.judged(flops[way], rates.get(way)) * (bench.rounds + 1)
-        if bench.left_out("step", "one call", size, way + suffix, seconds):
+    for variant in (DENSE, CACHED, EXACT):
+        flops[variant] = call_flops(bench.shape, size, variant)
+        seconds = bench.judged(flops[variant], rates.get(variant)) * (bench.rounds + 1)
+        if bench.left_out("step", "one call", size, variant + suffix, seconds):
             continue
-        run = one_call(bench, size, way, masks)
+        run = one_call(bench, size, variant, masks)
 
-        def warm(way: str = way, run: Callable[[], object] = run) -> bool:
+        def warm(variant: str = variant, run: Callable[[], object] = run) -> bool:
             bench.clock.clear()
-            first[way] = bench.clock.seconds(run)
+            first[variant] = bench.clock.seconds(run)
             # what made kernels and filled caches is over
             bench.clock.clear()
             run()
-            peaks[way] = bench.clock.peak()
+            peaks[variant] = bench.clock.peak()
             return True
 
-        if bench.attempt("step", "one call", size, way + suffix, warm):
-            runs[way] = run
+        if bench.attempt("step", "one call", size, variant + suffix, warm):
+            runs[variant] = run
     best = bench.clock.best(runs, bench.rounds)
-    for way, seconds in best.items():
-        rates[way] = flops[way] / seconds
+    for variant, seconds in best.items():
+        rates[variant] = flops[variant] / seconds
         times = best[DENSE] / seconds if DENSE in best else None
-        how = f"best of {bench.rounds}; first {first[way]:.3g} s"
-        rate = rates[way] / 1e12
-        bench.table.add(Row("step", "one call", size, way + suffix, seconds, how, times, rate, peaks[way]))
+        how = f"best of {bench.rounds}; first {first[variant]:.3g} s"
+        rate = rates[variant] / 1e12
+        bench.table.add(
+            Row("step", "one call", size, variant + suffix, seconds, how, times, rate, peaks[variant])
+        )
     del runs
     bench.clock.clear()
 
 
-def call_flops(shape: Shape, size: str, way: str) -> float:
+def call_flops(shape: Shape, size: str, variant: str) -> float:
     """Operations of one call."""
-    layout, exact = shape.layout(size), way == EXACT
+    layout, exact = shape.layout(size), variant == EXACT
     counted = pairs(layout, WindowRules(), shape.text)
     tokens = shape.text + layout.tokens
-    if way == DENSE:
+    if variant == DENSE:
         return shape.call_flops(tokens, counted.dense)
     return shape.call_flops(
         tokens + exact * layout.guide_tokens, counted.total - (0 if exact else counted.guide)
     )
 
 
-def one_call(bench: Bench, size: str, way: str, masks: BlockMasks | None = None) -> Callable[[], object]:
-    """One call on random tokens; `Windows` of its own, so that each way has a cache of its own."""
+def one_call(bench: Bench, size: str, variant: str, masks: BlockMasks | None = None) -> Callable[[], object]:
+    """One call on random tokens; `Windows` of its own, so that each variant has a cache of its own."""
     shape, layout, transformer = bench.shape, bench.shape.layout(size), bench.models.transformer
     draw, prompt = torch.Generator(shape.device).manual_seed(3), bench.models.prompt()
     place: dict[str, Any] = {"generator": draw, "device": shape.device, "dtype": shape.dtype}
     channels = transformer.config.in_channels
     image = torch.randn(1, layout.tokens, channels, **place)
     attention: dict[str, Any] = {}
-    if way != DENSE:
-        guide = Guide(torch.randn(1, layout.guide_tokens, channels, **place), cached=way == CACHED)
+    if variant != DENSE:
+        guide = Guide(torch.randn(1, layout.guide_tokens, channels, **place), cached=variant == CACHED)
         attention["attention"] = Windows(layout, WindowRules(), guide, masks=masks or BlockMasks())
     level = torch.full((1,), 0.5, device=shape.device)
     given = {

@@ -1,7 +1,7 @@
 """Encoding and decoding of a whole image by exact tiling, as the samplers do it, and the middle attention.
 
 That attention is one head of 512 channels over every latent: two thirds of a large image's work, by a fused
-kernel that was not made for so wide a head. `in_blocks` is the other way to it.
+kernel that was not made for so wide a head. `in_blocks` is the other variant.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from uhr.models.vae.tiled import ExactTiling, Part
 QUERIES = 65536
 """Queries that are timed: all take minutes at 8K."""
 
-WAYS: dict[str, Callable[..., torch.Tensor]] = {"fused kernel": scaled_dot_product, "blocks": in_blocks}
+VARIANTS: dict[str, Callable[..., torch.Tensor]] = {"fused kernel": scaled_dot_product, "blocks": in_blocks}
 
 
 def run(bench: Bench) -> None:
-    """A row for each size and direction, and for each way of attention."""
+    """A row for each size and direction, and for each variant of attention."""
     vae, rates = bench.models.vae, dict[str, float]()
     with torch.no_grad(), surgery.temporarily(vae, tiling := ExactTiling()):
         for size in bench.sizes:
@@ -36,10 +36,10 @@ def run(bench: Bench) -> None:
 def _whole(
     bench: Bench, vae: Any, tiling: ExactTiling, size: str, part: Part, rates: dict[str, float]
 ) -> None:
-    shape, way = bench.shape, "exact tiling"
+    shape, variant = bench.shape, "exact tiling"
     side = shape.side(size) // (1 if part == "encode" else shape.spec.vae_factor)
     flops = tiling.peak_and_flops(vae, part, side, side)[1]
-    if bench.left_out("vae", part, size, way, 2 * bench.judged(flops, rates.get(part))):
+    if bench.left_out("vae", part, size, variant, 2 * bench.judged(flops, rates.get(part))):
         return
     channels = 3 if part == "encode" else vae.config.latent_channels
     given = torch.rand(1, channels, side, side, device=shape.device, dtype=shape.dtype) * 2 - 1
@@ -51,9 +51,11 @@ def _whole(
         second = bench.clock.seconds(lambda: act(given))
         rates[part] = flops / second
         how = f"second run; first {first:.3g} s"
-        return Row("vae", part, size, way, second, how, tflops=flops / second / 1e12, peak=bench.clock.peak())
+        return Row(
+            "vae", part, size, variant, second, how, tflops=flops / second / 1e12, peak=bench.clock.peak()
+        )
 
-    row = bench.attempt("vae", part, size, way, measured)
+    row = bench.attempt("vae", part, size, variant, measured)
     if row is not None:
         bench.table.add(row)
 
@@ -66,21 +68,23 @@ def _attention(bench: Bench, size: str, rates: dict[str, float]) -> None:
     place: dict[str, Any] = {"device": shape.device, "dtype": shape.dtype, "generator": draw}
     query, key, value = (torch.randn(1, 1, count, width, **place) for count in (queries, tokens, tokens))
     times, results = {}, {}
-    for way, attend in WAYS.items():
-        if bench.left_out("vae", "attention", size, way, 3 * bench.judged(flops, rates.get(way))):
+    for variant, attend in VARIANTS.items():
+        if bench.left_out("vae", "attention", size, variant, 3 * bench.judged(flops, rates.get(variant))):
             continue
 
-        def measured(way: str = way, attend: Callable[..., torch.Tensor] = attend) -> Row:
+        def measured(variant: str = variant, attend: Callable[..., torch.Tensor] = attend) -> Row:
             bench.clock.clear()
-            results[way] = attend(query, key, value)
-            seconds = times[way] = min(bench.clock.seconds(lambda: attend(query, key, value)) for _ in (0, 1))
-            rates[way] = flops / seconds
+            results[variant] = attend(query, key, value)
+            seconds = times[variant] = min(
+                bench.clock.seconds(lambda: attend(query, key, value)) for _ in (0, 1)
+            )
+            rates[variant] = flops / seconds
             other = times.get("fused kernel")
             return Row(
                 "vae",
                 "attention",
                 size,
-                way,
+                variant,
                 seconds,
                 f"best of 2; {queries:,} of {tokens:,} queries",
                 None if other is None else other / seconds,
@@ -89,7 +93,7 @@ def _attention(bench: Bench, size: str, rates: dict[str, float]) -> None:
                 error=_difference(*results.values()) if len(results) == 2 else None,
             )
 
-        row = bench.attempt("vae", "attention", size, way, measured)
+        row = bench.attempt("vae", "attention", size, variant, measured)
         if row is not None:
             bench.table.add(row)
 

@@ -32,7 +32,7 @@ class BarSegment:
     y: float
     width: float
     height: float
-    words: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Histogram:
     low: tuple[float, str]
     high: tuple[float, str]
     log: bool
-    words: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def histogram(
         low=(round(axis.place(axis.first), 2), number(axis.first)),
         high=(round(axis.place(axis.last), 2), number(axis.last)),
         log=axis.log,
-        words=f"Histogram of {column.name}: {middle}{'; ' + cuts if cuts else ''}",
+        label=f"Histogram of {column.name}: {middle}{'; ' + cuts if cuts else ''}",
     )
 
 
@@ -169,9 +169,9 @@ def _segments(axis: Axis, counts: dict[tuple[int, str], int]) -> list[BarSegment
             if count:
                 tall = HEIGHT * count / tallest
                 top -= tall
-                words = f"{number(low)} to {number(high)}: {count} {status}"
+                label = f"{number(low)} to {number(high)}: {count} {status}"
                 x = round((bin_ + 0.5) * step - width / 2, 2)
-                result.append(BarSegment(status, x, round(top, 2), round(width, 2), round(tall, 2), words))
+                result.append(BarSegment(status, x, round(top, 2), round(width, 2), round(tall, 2), label))
     return result
 
 

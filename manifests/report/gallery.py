@@ -36,7 +36,7 @@ class Image:
     size: str
     copies: int
     values: list[tuple[str, str]]
-    words: str
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,13 @@ def _image(manifest: Manifest, row: Mapping[str, Any], deciding: Sequence[str], 
     units = {column.name: column.unit for column in manifest.columns}
     values = [(name, with_unit(row[name], units[name])) for name in deciding]
     size = f"{row['width']} × {row['height']}" if row.get("width") and row.get("height") else ""
-    words = first_words(row.get("caption"))
+    caption = first_words(row.get("caption"))
     return Image(
         uri=row["uri"],
-        alt=words or PurePosixPath(row["uri"]).name,
+        alt=caption or PurePosixPath(row["uri"]).name,
         source=f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else None,
         size=size,
         copies=row["copies"],
         values=values,
-        words=words,
+        caption=caption,
     )

@@ -111,9 +111,9 @@ def _highlights(stats: Stats) -> list[tuple[str, str]]:
     """Return the numbers for the top of the page, of the columns that exist."""
     columns = {column.name: column for column in stats.numeric if column.coverage}
     result = []
-    for name, words in (("megapixels", "median Mpx"), ("entropy", "median entropy, bit")):
+    for name, label in (("megapixels", "median Mpx"), ("entropy", "median entropy, bit")):
         if name in columns:
-            result.append((number(columns[name].quantiles["p50"]), words))
+            result.append((number(columns[name].quantiles["p50"]), label))
     splits = [column for column in stats.text if column.name == "split"]
     return result + [(number(n), f"in split {name}") for column in splits for name, n in column.top.items()]
 

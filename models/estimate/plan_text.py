@@ -155,7 +155,7 @@ def _show_stages(plan: CallPlan) -> None:
     doubled = {each.stage.branches for each in plan.stages} - {1}
     twice = ", two for each step where two branches guide" if doubled else ""
     whole = count(plan.requested.operations.total)
-    say(f"\n{counted(plan.model_calls, 'call')} of the backbone{twice}; {whole} operations in all")
+    say(f"\n{counted(plan.model_calls, 'call')} of the backbone{twice}; {whole} operations in total")
 
 
 def _show_memory(plan: CallPlan) -> None:
@@ -165,7 +165,7 @@ def _show_memory(plan: CallPlan) -> None:
         weights = sum(size for name, size in phase.held.items() if "weights" in name or "layer" in name)
         rest = phase.total - weights
         rows.append([phase.name, gib(weights), gib(rest) if rest else None, gib(phase.total)])
-    table(["on the device", "weights", "at work", "in all"], rows)
+    table(["on the device", "weights", "activations", "total"], rows)
     largest = f"{peak.largest}, {gib(peak.held[peak.largest])}"
     host = f"; {gib(estimate.host)} of weights in the host's memory" if estimate.host else ""
     say(f"\nat most {gib(peak.total)}, at '{peak.name}'; the largest item: {largest}{host}")
@@ -205,8 +205,8 @@ def _show_times(plan: CallPlan) -> None:
 
 def _span(values: Any) -> str:
     found = sorted(set(values))
-    words = [f"{value:,}" if value < 10**6 else count(value) for value in found]
-    return "-" if found == [0] else words[0] if len(words) == 1 else f"{words[0]} to {words[-1]}"
+    texts = [f"{value:,}" if value < 10**6 else count(value) for value in found]
+    return "-" if found == [0] else texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}"
 
 
 def count(number: float) -> str:

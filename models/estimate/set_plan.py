@@ -82,7 +82,7 @@ def show(groups: Sequence[ItemGroup]) -> None:
         for group in groups
     ]
     seconds = _seconds(groups)
-    table(["images", "size", "memory", *(() if seconds is None else ("each", "in all"))], rows)
+    table(["images", "size", "memory", *(() if seconds is None else ("each", "total"))], rows)
     if seconds is not None:
         images = counted(sum(group.count for group in groups), "image")
         say(

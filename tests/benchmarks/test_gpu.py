@@ -83,8 +83,10 @@ def test_attention_and_steps_are_measured_at_every_size(report):
 def test_the_table_is_the_same_on_paper_and_on_screen(report):
     tree, paper, screen = report
     for row in tree["rows"]:
-        assert any(f"| {row['what']} | {row['size']} | {row['way']} |" in line for line in paper.splitlines())
-        assert any(row["what"] in line and row["way"] in line for line in screen.splitlines())
+        assert any(
+            f"| {row['what']} | {row['size']} | {row['variant']} |" in line for line in paper.splitlines()
+        )
+        assert any(row["what"] in line and row["variant"] in line for line in screen.splitlines())
 
 
 def test_the_two_back_ends_gave_the_same(report):
@@ -258,9 +260,9 @@ def test_what_is_measured_lies_on_the_gpu(gpu, monkeypatch, capsys):
         step.run(run)
         vae.run(run)
     assert not [row for row in table.rows if row.failed]
-    assert {row.way for row in table.rows} >= {
+    assert {row.variant for row in table.rows} >= {
         *attention.WINDOWS.values(),
         step.CACHED,
         step.EXACT,
-        *vae.WAYS,
+        *vae.VARIANTS,
     }

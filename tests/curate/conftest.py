@@ -67,9 +67,9 @@ def curated(_images, tmp_path_factory) -> tuple[Path, str]:
         stages: {q_align: {if_missing: skip, adds: [q_align]}}
         rules: {quality: q_align > 4}
     """)
-    words = ("--source", _images, "--out", out, "--engine", "local", "--workers", 0)
+    arguments = ("--source", _images, "--out", out, "--engine", "local", "--workers", 0)
     with contextlib.redirect_stdout(printed):
-        assert main([str(word) for word in ("curate", "run", pipeline, *words)]) == 0
+        assert main([str(argument) for argument in ("curate", "run", pipeline, *arguments)]) == 0
     return out, printed.getvalue()
 
 
@@ -100,18 +100,18 @@ def expected() -> dict[str, str]:
 def uhr(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run a command as a user would type it: exit code, standard output, standard error."""
 
-    def call(*words: object) -> tuple[int, str, str]:
+    def call(*arguments: object) -> tuple[int, str, str]:
         from uhr.cli import main
 
         capfd.readouterr()
-        code = main([str(word) for word in words])
+        code = main([str(argument) for argument in arguments])
         return code, *capfd.readouterr()
 
     return call
 
 
 OUTSIDE = '''
-"""A user's own stages, in a package that knows nothing of where uhr lies."""
+"""A user's own stages, in a package that knows nothing of where uhr is."""
 
 import ctypes
 import time

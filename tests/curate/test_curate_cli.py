@@ -26,14 +26,14 @@ def explained(uhr, out, sample) -> dict:
     return json.loads(printed)
 
 
-def outcomes(told: dict) -> dict[str, str]:
-    return {rule["rule"]: rule["outcome"] for rule in told["rules"]}
+def outcomes(explanation: dict) -> dict[str, str]:
+    return {rule["rule"]: rule["outcome"] for rule in explanation["rules"]}
 
 
-def test_explain_follows_an_image_to_where_its_way_ended(uhr, out):
+def test_explain_follows_an_image_to_its_verdict(uhr, out):
     passed = {"resolution": "pass", "flatness": "pass", "entropy": "pass", "duplicates": "pass"}
     nothing = dict.fromkeys(passed, "not reached")
-    ways = {
+    expected = {
         "1.jpg": ("kept", passed),
         "trip/same as 1.jpg": ("rejected", {**passed, "duplicates": "fail"}),
         "flat.png": ("rejected", {**nothing, "resolution": "pass", "flatness": "fail"}),
@@ -42,18 +42,21 @@ def test_explain_follows_an_image_to_where_its_way_ended(uhr, out):
         "notes.txt": ("failed", nothing),
         "gone.jpg": ("failed", nothing),
     }
-    for uri, (status, rules) in ways.items():
-        told = explained(uhr, out, uri)
-        assert (told["status"], outcomes(told)) == (status, {**rules, "quality": "not evaluated"}), uri
+    for uri, (status, rules) in expected.items():
+        explanation = explained(uhr, out, uri)
+        assert (explanation["status"], outcomes(explanation)) == (
+            status,
+            {**rules, "quality": "not evaluated"},
+        ), uri
 
 
 def test_explain_shows_what_each_rule_looked_at_and_every_column_under_its_stage(uhr, out):
-    told = explained(uhr, out, sample_id("1.jpg")[:12])
-    assert told["uri"] == "1.jpg"
-    rules = {rule["rule"]: rule for rule in told["rules"]}
+    explanation = explained(uhr, out, sample_id("1.jpg")[:12])
+    assert explanation["uri"] == "1.jpg"
+    rules = {rule["rule"]: rule for rule in explanation["rules"]}
     assert rules["resolution"]["values"] == {"megapixels": 0.12}
     assert rules["quality"]["why"].startswith("stage 'q_align' was skipped")
-    by_stage = {column["column"]: column["stage"] for column in told["columns"]}
+    by_stage = {column["column"]: column["stage"] for column in explanation["columns"]}
     assert (by_stage["caption"], by_stage["width"], by_stage["entropy"]) == ("source", "header", "entropy")
     code, printed, _ = uhr("curate", "explain", out, "small.png")
     assert code == 0
@@ -81,8 +84,17 @@ def test_status_of_a_finished_run_and_of_none(uhr, out, tmp_path):
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(uhr, images, tmp_path):
-    words = ("curate", "run", "multiaspect-4k", "--source", images, "--out", tmp_path / "out", "--dry-run")
-    code, printed, _ = uhr(*words)
+    arguments = (
+        "curate",
+        "run",
+        "multiaspect-4k",
+        "--source",
+        images,
+        "--out",
+        tmp_path / "out",
+        "--dry-run",
+    )
+    code, printed, _ = uhr(*arguments)
     assert code == 0
     assert not (tmp_path / "out").exists()
     lines = printed.splitlines()
@@ -94,18 +106,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(uhr, images, tmp_path):
     ]
     assert at == sorted(at)
     assert "skipped  q_align: this version does not have it" in printed
-    facts = json.loads(uhr(*words, "--json")[1])
+    facts = json.loads(uhr(*arguments, "--json")[1])
     assert (facts["inputs"], facts["units"]) == (17, 3)
     assert [s["stage"] for s in facts["stages"][:3]] == ["header", "geometry", "decode"]
     assert [idle["name"] for idle in facts["not_evaluated"]] == ["nsfw", "quality", "aesthetics"]
 
 
 def test_the_summary_is_there_for_machines_too(uhr, images, tmp_path):
-    words = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "out", "--workers", 0)
-    facts = json.loads(uhr(*words, "--json")[1])
+    arguments = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "out", "--workers", 0)
+    facts = json.loads(uhr(*arguments, "--json")[1])
     assert facts["counts"]["kept"] == 8
     assert facts["finished_before"] is False
-    assert json.loads(uhr(*words, "--json")[1])["finished_before"] is True
+    assert json.loads(uhr(*arguments, "--json")[1])["finished_before"] is True
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -129,7 +141,7 @@ def test_show_lists_presets_and_stages_lists_stages(uhr):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (("show", "quickstrat"), 1, "unknown preset 'quickstrat': did you mean quickstart?"),
         (("run", "quickstart", "--source", "nowhere", "--out", "o"), 1, "the source nowhere does not exist"),
@@ -162,11 +174,11 @@ def test_show_lists_presets_and_stages_lists_stages(uhr):
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_no_traceback(uhr, tmp_path, monkeypatch, words, code, said):
+def test_a_mistake_is_one_line_and_no_traceback(uhr, tmp_path, monkeypatch, arguments, code, message):
     monkeypatch.chdir(tmp_path)
-    found, printed, errors = uhr("curate", *words)
+    found, printed, errors = uhr("curate", *arguments)
     assert (found, printed) == (code, "")
-    assert said in errors
+    assert message in errors
     assert errors.count("\n") == 1 + errors.count("list:")
     assert not (tmp_path / "o").exists()
 
@@ -181,9 +193,9 @@ def test_explain_takes_an_image_as_people_name_it(uhr, images, tmp_path, monkeyp
     path = str(images / odd)
     monkeypatch.chdir(images / "trip")
     for name in ("caf%E9 100%25.png", odd, path, f"../{odd}"):
-        told = explained(uhr, out, name)
-        assert told["uri"] == "caf%E9 100%25.png"
-        assert told["path"] is None, "JSON cannot hold it"
+        explanation = explained(uhr, out, name)
+        assert explanation["uri"] == "caf%E9 100%25.png"
+        assert explanation["path"] is None, "JSON cannot hold it"
     shown = explained(uhr, out, "same as 1.jpg")
     assert (shown["uri"], shown["path"]) == ("trip/same as 1.jpg", str(images / "trip" / "same as 1.jpg"))
     full = explained(uhr, out, "100% é.png")
@@ -199,26 +211,26 @@ def test_explain_takes_an_image_as_people_name_it(uhr, images, tmp_path, monkeyp
 
 
 def test_a_dry_run_of_the_first_files_counts_their_bytes_only(uhr, images, tmp_path):
-    words = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "o", "--dry-run")
+    arguments = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "o", "--dry-run")
     # by uri: 1.jpg, 3.jpg, 5.jpg with its two sidecars
     whole = [images / name for name in ("1.jpg", "3.jpg", "5.jpg", "5.txt", "5.json")]
     expected = human_bytes(sum(path.stat().st_size for path in whole))
-    assert f"3 files, {expected}," in uhr(*words, "--limit", 3)[1]
-    assert f"3 files, {expected}," not in uhr(*words)[1]
+    assert f"3 files, {expected}," in uhr(*arguments, "--limit", 3)[1]
+    assert f"3 files, {expected}," not in uhr(*arguments)[1]
 
 
 def test_a_run_in_this_process_says_once_that_it_has_no_protection(uhr, images, tmp_path):
-    words = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "o")
-    assert uhr(*words, "--workers", 0)[2].count("warning: in this process: an image that crashes") == 1
-    assert "in this process" not in uhr(*words, "--workers", 0)[2], "nothing is left to do"
+    arguments = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "o")
+    assert uhr(*arguments, "--workers", 0)[2].count("warning: in this process: an image that crashes") == 1
+    assert "in this process" not in uhr(*arguments, "--workers", 0)[2], "nothing is left to do"
 
 
 def test_the_summary_says_what_went_wrong_and_which_rule_never_worked(uhr, images, tmp_path):
-    words = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "o", "--workers", 0)
-    code, printed, errors = uhr(*words, "--set", "rules.odd=cast(format as int) > 1")
+    arguments = ("curate", "run", "quickstart", "--source", images, "--out", tmp_path / "o", "--workers", 0)
+    code, printed, errors = uhr(*arguments, "--set", "rules.odd=cast(format as int) > 1")
     assert code == 0
     assert "rule 'odd' (cast(format as int) > 1): Conversion Error" in printed
     assert "warning: rule odd failed every row that reached it" in errors
-    facts = json.loads(uhr(*words, "--set", "rules.odd=cast(format as int) > 1", "--json")[1])
+    facts = json.loads(uhr(*arguments, "--set", "rules.odd=cast(format as int) > 1", "--json")[1])
     assert facts["rules_that_failed_every_row"] == ["odd"]
     assert {one["kind"] for one in facts["failures"]} >= {"rule error", "not an image"}

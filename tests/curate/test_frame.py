@@ -1,4 +1,4 @@
-"""A frame computes what it is asked for, once, and nothing before."""
+"""A frame computes what is needed, once, and nothing before."""
 
 import io
 

@@ -19,8 +19,8 @@ def _with_notes(folder) -> None:
 def test_notes_are_in_the_row_and_in_explain(uhr, images, tmp_path) -> None:
     _with_notes(images)
     out = tmp_path / "out"
-    words = ("--source", images, "--out", out, "--engine", "local", "--workers", 0)
-    code, printed, _ = uhr("curate", "run", "quickstart", *words)
+    arguments = ("--source", images, "--out", out, "--engine", "local", "--workers", 0)
+    code, printed, _ = uhr("curate", "run", "quickstart", *arguments)
     assert code == 0
     assert "notes on         2 of 10 kept   ICC profile ignored" in printed
     rows = {row["uri"]: row for row in Manifest.open(out).table().to_pylist()}
@@ -36,12 +36,12 @@ def test_notes_are_in_the_row_and_in_explain(uhr, images, tmp_path) -> None:
 
 def test_a_rule_and_a_slice_can_require_that_there_are_no_notes(uhr, images, tmp_path) -> None:
     _with_notes(images)
-    words = ("--source", images, "--engine", "local", "--workers", 0)
-    assert uhr("curate", "run", "quickstart", *words, "--out", tmp_path / "strict", *RULE)[0] == 0
+    arguments = ("--source", images, "--engine", "local", "--workers", 0)
+    assert uhr("curate", "run", "quickstart", *arguments, "--out", tmp_path / "strict", *RULE)[0] == 0
     rejected = Manifest.open(tmp_path / "strict").table(["uri"], "reason = 'clean'")
     assert set(rejected["uri"].to_pylist()) == {"profile.jpeg", "profile.png"}
 
-    assert uhr("curate", "run", "quickstart", *words, "--out", tmp_path / "out")[0] == 0
+    assert uhr("curate", "run", "quickstart", *arguments, "--out", tmp_path / "out")[0] == 0
     cut = ("manifest", "slice", tmp_path / "out", "--where", "notes is null", "--out", tmp_path / "clean")
     assert uhr(*cut)[0] == 0
     kept = set(Manifest.open(tmp_path / "out").table(["uri"], "status = 'kept'")["uri"].to_pylist())

@@ -101,7 +101,7 @@ def test_a_stage_may_stand_twice_under_two_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("stages: [header]\nrule: {a: b}", "unknown key 'rule': did you mean rules"),
         ("stages: [header]\nlimits: {second: 3}", "unknown key 'limits.second': did you mean limits.second"),
@@ -126,27 +126,27 @@ def test_a_stage_may_stand_twice_under_two_names(tmp_path):
         ("a: b: c", "fix the YAML"),
     ],
 )
-def test_a_mistake_in_a_file_is_one_line_with_the_file_and_the_way_out(tmp_path, text, words):
+def test_a_mistake_in_a_file_is_one_line_with_the_file_and_the_way_out(tmp_path, text, message):
     path = write(tmp_path, text)
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(UserError, match=message) as error:
         load(path)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("quickstrat", "unknown pipeline 'quickstrat': did you mean quickstart"),
         ("no/such.yaml", "does not exist"),
         ("mine.yml", "does not exist"),
     ],
 )
-def test_a_pipeline_that_is_not_there_names_those_that_are(name, words):
-    with pytest.raises(UserError, match=words):
+def test_a_pipeline_that_is_not_there_names_those_that_are(name, message):
+    with pytest.raises(UserError, match=message):
         load(name)
 
 
-@pytest.mark.parametrize(("change", "words"), [("rules=5", "rules is 5"), ("stages=5", "stages is 5")])
-def test_a_setting_of_the_wrong_shape_is_one_line(change, words):
-    with pytest.raises(UserError, match=words):
+@pytest.mark.parametrize(("change", "message"), [("rules=5", "rules is 5"), ("stages=5", "stages is 5")])
+def test_a_setting_of_the_wrong_shape_is_one_line(change, message):
+    with pytest.raises(UserError, match=message):
         load("quickstart", [change])

@@ -36,11 +36,11 @@ def test_the_first_rule_that_is_not_true_decides(rows):
         ("second", "b", lambda x: x < 5),
         ("third", "a", lambda x: x <= 100),
     ]
-    asked = dict.fromkeys(("first", "second", "third"), 0)
+    counts = dict.fromkeys(("first", "second", "third"), 0)
     for row, verdict in zip(rows, verdicts, strict=True):
         expected = None
         for name, column, test in tests:
-            asked[name] += 1
+            counts[name] += 1
             if row[column] is None:
                 expected = (FAILED, NO_VALUE)
             elif not test(row[column]):
@@ -48,7 +48,7 @@ def test_the_first_rule_that_is_not_true_decides(rows):
             if expected:
                 break
         assert (verdict[:2] if verdict else None) == expected
-    assert {name: seen.get(name, 0) for name in asked} == asked
+    assert {name: seen.get(name, 0) for name in counts} == counts
 
 
 def test_a_null_says_which_column_had_no_value():

@@ -1,4 +1,4 @@
-"""Sidecars: their words go into the image's row, and nothing that is wrong with them can fail it."""
+"""Sidecars: what they say goes into the image's row, and nothing that is wrong with them can fail it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_more_particular_of_two_captions_wins(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"{", "no JSON"),
@@ -75,11 +75,11 @@ def test_the_more_particular_of_two_captions_wins(tmp_path):
         (b" " * (17 * 2**20), "longer than 16 MiB"),
     ],
 )
-def test_a_broken_sidecar_is_named_with_its_fault(tmp_path, content, words):
+def test_a_broken_sidecar_is_named_with_its_fault(tmp_path, content, message):
     values, fault = read(tmp_path, a_json=content, a_txt="still a caption")
     assert fault is not None
     assert fault.startswith("a.json: ")
-    assert words in fault
+    assert message in fault
     assert values["caption"] == "still a caption"
 
 

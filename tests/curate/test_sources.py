@@ -37,7 +37,7 @@ def test_every_regular_file_is_one_row_whose_address_leads_back_to_it(tmp_path_f
             with open(path, "wb") as file:
                 file.write(content)
         except OSError:
-            continue  # a file stands where this one wants a folder, or the other way round
+            continue  # a file is where this one needs a folder, or the other way round
     listing = list_folder(root)
     found = [path_of(root, uri) for uri in listing.items["uri"].to_pylist()]
     sidecars = [path_of(root, uri) for cars in listing.items["sidecars"].to_pylist() for uri in cars or ()]
@@ -152,7 +152,7 @@ def test_a_changed_sidecar_or_image_changes_the_items(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda path: None, "does not exist"),
         (lambda path: path.write_bytes(b""), "is a file"),
@@ -161,9 +161,9 @@ def test_a_changed_sidecar_or_image_changes_the_items(tmp_path):
         (lambda path: (path.mkdir(), os.mkfifo(path / "p")), r"contains no file \(1 pipes\)"),
     ],
 )
-def test_a_source_without_files_is_one_clear_line(tmp_path, make, words):
+def test_a_source_without_files_is_one_clear_line(tmp_path, make, message):
     make(tmp_path / "source")
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(UserError, match=message) as error:
         list_folder(tmp_path / "source")
     assert "\n" not in str(error.value)
 

@@ -17,8 +17,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
     def call(*arguments: Any) -> tuple[int, str, str]:
         code = main(["manifest", *map(str, arguments)])
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
     return call
 

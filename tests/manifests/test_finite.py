@@ -302,8 +302,8 @@ def test_rows_of_a_manifest_that_hold_nan_are_no_part_of_a_slice(
     assert parent.table(["entropy"], where="entropy > 1").column(0).to_pylist() == [6.5, 7.0]
     arguments = ["manifest", "slice", str(parent.path), "--where", "entropy / 1 > 1"]
     assert main([*arguments, "--out", str(tmp_path / "slice")]) == 0
-    told = capsys.readouterr()
-    assert "2 rows" in told.out
-    assert "4 of 6 rows" in told.err
+    printed = capsys.readouterr()
+    assert "2 rows" in printed.out
+    assert "4 of 6 rows" in printed.err
     assert main([*arguments[:3], "--where", "entropy > 9", "--out", str(tmp_path / "none")]) == 1
     assert "(4 are null there)" in capsys.readouterr().err

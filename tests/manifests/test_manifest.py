@@ -175,7 +175,7 @@ def test_a_writer_killed_at_any_step_leaves_no_manifest_and_can_start_again(
         Manifest.open(tmp_path / "set")
     again = make(tmp_path / "set", rows)
     assert again.id == whole.id
-    assert sorted(_bytes(again)) == sorted(_bytes(whole)), "no leftover lies beside the parts"
+    assert sorted(_bytes(again)) == sorted(_bytes(whole)), "no leftover is beside the parts"
 
 
 KILLED_WRITER = """

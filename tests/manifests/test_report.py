@@ -70,11 +70,11 @@ def page_of(manifest: Manifest) -> Page:
 
 def test_the_page_tells_what_became_of_the_samples(manifest: Manifest) -> None:
     page = page_of(manifest)
-    for words in ("36 kept", "54 rejected", "10 failed", "not an image", "no known image format"):
-        assert words in page.text
+    for text in ("36 kept", "54 rejected", "10 failed", "not an image", "no known image format"):
+        assert text in page.text
     assert "not evaluated: no weights" in page.text
     assert "Rejected by entropy entropy >= 4 54 images" in page.text
-    assert "entropy 3.1 bit" in page.text, "the value that decided stands on the image"
+    assert "entropy 3.1 bit" in page.text, "the value that decided is on the image"
     assert manifest.id[:16] in page.text
     assert "pyarrow" in page.text
 
@@ -222,13 +222,13 @@ def test_a_histogram_counts_every_value_and_marks_the_cut(manifest: Manifest) ->
     assert made is not None
     counts = {"kept": 0, "rejected": 0, "failed": 0}
     for segment in made.segments:
-        counts[segment.status] += int(segment.words.split(": ")[1].split()[0])
+        counts[segment.status] += int(segment.label.split(": ")[1].split()[0])
         assert 0 <= segment.x <= WIDTH
         assert 0 <= segment.y <= segment.y + segment.height <= HEIGHT + 0.02
     assert counts == {"kept": 36, "rejected": 54, "failed": 0}
     (mark,) = made.marks
     assert mark.label == ">= 4"
-    for segment in made.segments:  # what was turned down stands left of the line, what was kept right of it
+    for segment in made.segments:  # rejected rows are left of the line, kept ones right of it
         middle = segment.x + segment.width / 2
         assert (middle < mark.x) is (segment.status == "rejected")
 

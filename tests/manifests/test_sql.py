@@ -236,7 +236,7 @@ def test_any_text_is_either_a_safe_boolean_or_a_clear_error(text: str) -> None:
         condition.check(SCHEMA)
     except UserError:
         return
-    # what passes stands for itself wherever it is put: its negation is its negation
+    # a condition means the same wherever it is put: its negation too
     table = pa.Table.from_pylist([{"entropy": 5.0, "uri": "a"}, {}], schema=SCHEMA)
     try:
         verdicts = condition.mask(table).to_pylist()

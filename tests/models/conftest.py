@@ -217,11 +217,11 @@ def short_prompts(monkeypatch):
 def uhr(capsys):
     """Runs `uhr sample`; (stdout, stderr)."""
 
-    def run(*words, code=0):
-        found = main(["sample", *(str(word) for word in words)])
-        said = capsys.readouterr()
-        assert found == code, said.err
-        return said
+    def run(*arguments, code=0):
+        found = main(["sample", *(str(argument) for argument in arguments)])
+        printed = capsys.readouterr()
+        assert found == code, printed.err
+        return printed
 
     return run
 

@@ -32,13 +32,13 @@ def test_show_tells_tokens_guidance_and_licence_of_a_spec_and_of_a_folder(run, t
     value = json.loads(run("models", "show", "flux1-dev", "--json").out)
     assert value["tokens"]["4096x4096"] == 65536
     assert (value["guidance"], value["licence"]["commercial"]) == ("embedded", False)
-    text = run("models", "show", "flux1-dev").out
-    for words in (
+    printed = run("models", "show", "flux1-dev").out
+    for text in (
         "commercial use forbidden",
         "65,536",
         "uhr sample euler --model black-forest-labs/FLUX.1-dev",
     ):
-        assert words in text
+        assert text in printed
     found = json.loads(run("models", "show", tiny_flux, "--json").out)
     assert found["name"] == "tiny-flux1"
     assert found["bytes"]["transformer"] > 1_000_000

@@ -63,8 +63,8 @@ def test_a_given_image_goes_to_the_gpu(name, options, parts, gpu):
     pipeline = sampler_class(name, "flux1")(**parts["flux1"])
     pipeline.set_progress_bar_config(disable=True)
     image = torch.empty(3, 128, 128, dtype=torch.uint8)
-    asked = {**prompt(pipeline, gpu), "num_inference_steps": 3, "image": image, **options}
-    assert pipeline(**asked, height=256, width=256, output_type="pt").images.shape == (1, 3, 256, 256)
+    arguments = {**prompt(pipeline, gpu), "num_inference_steps": 3, "image": image, **options}
+    assert pipeline(**arguments, height=256, width=256, output_type="pt").images.shape == (1, 3, 256, 256)
 
 
 def prompt(pipeline, gpu):

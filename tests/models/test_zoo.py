@@ -40,8 +40,8 @@ def test_specs_say_what_their_classes_say():
         cls = getattr(diffusers, spec.transformer_class)
         assert cls._repeated_blocks == [spec.double_block, spec.single_block]
         pipeline = getattr(diffusers, spec.pipeline_class)
-        wanted = set(pipeline._get_signature_keys(pipeline)[0]) - set(pipeline._optional_components)
-        assert wanted == set(spec.components)
+        expected = set(pipeline._get_signature_keys(pipeline)[0]) - set(pipeline._optional_components)
+        assert expected == set(spec.components)
 
 
 def test_flux_devs_geometry_is_that_of_diffusers_defaults():
@@ -192,7 +192,7 @@ def test_pickled_weights_are_never_opened(tiny_flux, tmp_path):
         zoo.load_vae(folder)
 
 
-def test_dtype_and_device_are_as_asked_and_unknown_ones_are_named(tiny_flux):
+def test_dtype_and_device_are_as_requested_and_unknown_ones_are_named(tiny_flux):
     assert zoo.load_transformer(tiny_flux, dtype="bfloat16").dtype == torch.bfloat16
     assert zoo.load_text_encoders(tiny_flux, dtype=torch.float16).text_encoder_2.dtype == torch.float16
     with pytest.raises(UserError, match="unknown dtype 'bf16'"):
@@ -246,31 +246,31 @@ def test_weights_have_a_hash_of_their_own_whatever_the_folder_is_called(tiny_flu
 
 
 class FakeHub:
-    """Stands in for `huggingface_hub.snapshot_download`: hands out a folder and remembers what was asked."""
+    """Replaces `huggingface_hub.snapshot_download`: returns a folder and keeps the requests."""
 
     def __init__(self, folder):
-        self.folder, self.asked = folder, []
+        self.folder, self.requests = folder, []
 
     def __call__(self, repository, *, revision, allow_patterns, ignore_patterns, local_files_only):
         assert not local_files_only
-        self.asked.append((repository, revision, tuple(allow_patterns)))
+        self.requests.append((repository, revision, tuple(allow_patterns)))
         return str(self.folder)
 
 
-def test_of_a_hub_repository_only_the_parts_asked_for_are_fetched(tiny_flux, monkeypatch):
+def test_of_a_hub_repository_only_the_requested_parts_are_fetched(tiny_flux, monkeypatch):
     import huggingface_hub
 
     hub = FakeHub(tiny_flux)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
     zoo.load_vae("org/model@v2")
-    ((repository, revision, patterns),) = hub.asked
+    ((repository, revision, patterns),) = hub.requests
     assert (repository, revision) == ("org/model", "v2")
     known = ("transformer/config.json", "scheduler/scheduler_config.json")
     assert patterns == ("model_index.json", "vae/*", *known)
-    hub.asked.clear()
+    hub.requests.clear()
     assert type(zoo.load_pipeline("org/model")).__name__ == "FluxPipeline"
-    assert [revision for _, revision, _ in hub.asked] == [None, tiny_flux.name]
-    assert {"transformer/*", "vae/*", "text_encoder_2/*"} <= set(hub.asked[-1][2])
+    assert [revision for _, revision, _ in hub.requests] == [None, tiny_flux.name]
+    assert {"transformer/*", "vae/*", "text_encoder_2/*"} <= set(hub.requests[-1][2])
 
 
 def test_a_branch_that_moves_on_is_left_at_its_commit(tiny_flux, tmp_path, monkeypatch):

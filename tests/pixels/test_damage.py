@@ -59,7 +59,7 @@ def test_damage_is_a_fault_or_was_not_reported_by_the_decoder(name, seed, forge,
             assert found.kind in expected, f"{damaged.name}: {found}"
         elif not np.array_equal(found.rgb(), right):
             assert not damaged.harmless, f"{damaged.name}: other pixels"
-            assert format != "PNG", f"{damaged.name}: checksums tell of any damage"
+            assert format != "PNG", f"{damaged.name}: checksums reveal any damage"
             assert found.notes == [], damaged.name
             assert printed_by_opencv(damaged.data, capfd) == "", damaged.name
 

@@ -77,7 +77,7 @@ ELSEWHERE = {
     ("train/recipes/__init__.py", "--config"): ("train run", "train plan", "train show"),
 }
 """Options of a module that fewer commands can print than the rest of it: `resume` finds its model by the run,
-and `models show` tells a backbone alone without a base."""
+and `models show` recognises a backbone alone without a base."""
 
 NO_ERRORS = (
     "/cli.py",
@@ -95,7 +95,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 @functools.cache
 def options_of(command: str) -> set[str]:
-    """Every option of a command by its words, and those that stand anywhere."""
+    """Every option of a command by its names, and those that are valid anywhere."""
     here, names = typer.main.get_command(app), command.split()
     for name in names:
         here = here.get_command(None, name.replace("SAMPLER", "euler"))
@@ -105,7 +105,7 @@ def options_of(command: str) -> set[str]:
 
 def strings(path: Path) -> Iterator[tuple[int, str]]:
     """Line and text of every string of a module that is no docstring; what is filled in reads `{}`, and the
-    words of a command in a call or a tuple read as one command line."""
+    arguments of a command in a call or a tuple read as one command line."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     bodies = [getattr(node, "body", None) for node in ast.walk(tree)]
     skipped = {
@@ -116,12 +116,12 @@ def strings(path: Path) -> Iterator[tuple[int, str]]:
         if isinstance(each, ast.Expr)
     }
     for node in ast.walk(tree):
-        words = node.args if isinstance(node, ast.Call) else getattr(node, "elts", ())
+        nodes = node.args if isinstance(node, ast.Call) else getattr(node, "elts", ())
         known = [
-            word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)
+            word.value for word in nodes if isinstance(word, ast.Constant) and isinstance(word.value, str)
         ]
         if len(known) > 1 and known[0] in GROUPS:
-            skipped |= {id(word) for word in words}
+            skipped |= {id(word) for word in nodes}
             yield node.lineno, f"`uhr {' '.join(known)}`"
         elif isinstance(node, ast.JoinedStr):
             skipped |= {id(part) for part in node.values}
@@ -141,7 +141,9 @@ def arguments(path: Path) -> Iterator[tuple[int, str]]:
 
 def modules() -> list[Path]:
     found = [
-        path for room in ("manifests", "models", "curate", "train") for path in (ROOT / room).rglob("*.py")
+        path
+        for package in ("manifests", "models", "curate", "train")
+        for path in (ROOT / package).rglob("*.py")
     ]
     found += [
         *(ROOT / "uhr").glob("*.py"),
@@ -164,8 +166,8 @@ def commands_in(text: str) -> tuple[str, list[tuple[str, str]]]:
     found, text = [], text.replace("\\\n", " ")
     for quoted in re.findall(rf"`uhr [^`]*`|uhr (?:{'|'.join(GROUPS)}) .*", text):
         line = quoted.strip("`")
-        words = line.split()[1:]
-        names = words[: 1 + (words[0] in GROUPS)]
+        parts = line.split()[1:]
+        names = parts[: 1 + (parts[0] in GROUPS)]
         for part in re.split(r"\bthen uhr\b", line):
             found += [(" ".join(names), option) for option in OPTION.findall(part)]
         text = text.replace(quoted, "")

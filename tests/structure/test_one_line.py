@@ -21,8 +21,8 @@ def joins_of_words(tree: ast.AST) -> Iterator[int]:
 
 def test_only_one_function_joins_the_words_of_a_text():
     found = {}
-    for room in ("curate", "manifests", "models", "train", "uhr"):
-        for path in (ROOT / room).rglob("*.py"):
+    for package in ("curate", "manifests", "models", "train", "uhr"):
+        for path in (ROOT / package).rglob("*.py"):
             lines = list(joins_of_words(ast.parse(path.read_text(encoding="utf-8"))))
             if lines:
                 found[str(path.relative_to(ROOT))] = lines

@@ -53,10 +53,10 @@ def test_every_row_of_the_table_is_what_its_command_plans_and_nothing_that_fits_
         found = json.loads(planned(arguments, "--json"))
         assert found["memory"]["fits"], call
         sampler, _, size = call.partition(" --size ")
-        asked = plan(
+        planned_call = plan(
             Request(sampler=sampler, model="flux1-dev", size=parse_size(size)), Item(prompt="x"), gpu
         )
-        others = [price.total for price in map(asked.estimate, placements()) if price.fits]
+        others = [estimate.total for estimate in map(planned_call.estimate, placements()) if estimate.fits]
         assert found["seconds"]["total"] == pytest.approx(min(others)), call
 
 

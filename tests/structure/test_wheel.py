@@ -1,4 +1,4 @@
-"""The built wheel holds the rooms themselves and stands beside anybody's `train.py` and `models/`."""
+"""The built wheel contains the packages themselves and works beside anybody's `train.py` and `models/`."""
 
 import os
 import subprocess

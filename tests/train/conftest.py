@@ -28,7 +28,7 @@ def one_thread() -> None:
 
 @dataclass
 class Image:
-    """An image to put into a manifest; the file is written unless it stands already."""
+    """An image to put into a manifest; the file is written unless it exists."""
 
     name: str
     height: int
@@ -41,7 +41,7 @@ class Image:
     known_hash: bool = True
 
 
-def painting(height: int, width: int, seed: int) -> np.ndarray:
+def blobs(height: int, width: int, seed: int) -> np.ndarray:
     """uint8 [height, width, 3]: soft blobs and some grain, different for each seed."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
@@ -54,9 +54,9 @@ def save(path: Path, rgb: np.ndarray) -> None:
     assert cv2.imwrite(str(path), rgb[..., ::-1])
 
 
-@pytest.fixture(scope="session", name="painting")
-def painting_fixture() -> Callable[[int, int, int], np.ndarray]:
-    return painting
+@pytest.fixture(scope="session", name="blobs")
+def blobs_fixture() -> Callable[[int, int, int], np.ndarray]:
+    return blobs
 
 
 @pytest.fixture(scope="session", name="save")
@@ -66,7 +66,7 @@ def save_fixture() -> Callable[[Path, np.ndarray], None]:
 
 @pytest.fixture(scope="session")
 def manifest_of() -> Callable[[Path, Sequence[dict]], Manifest]:
-    """`manifest_of(folder, images)`: paint what is missing under folder/images, write folder/manifest.
+    """`manifest_of(folder, images)`: draw missing images below folder/images, write folder/manifest.
 
     An image is a dict of what `Image` takes.
     """
@@ -77,7 +77,7 @@ def manifest_of() -> Callable[[Path, Sequence[dict]], Manifest]:
         for index, image in enumerate(sorted((Image(**p) for p in images), key=lambda p: p.name)):
             file = root / image.name
             if not file.exists():
-                save(file, painting(image.height, image.width, index))
+                save(file, blobs(image.height, image.width, index))
             row = {
                 "sample_id": sample_id(image.name + (str(image.box) if image.box else "")),
                 "uri": image.name,

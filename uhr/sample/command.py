@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from uhr.models.generate.target import Target
     from uhr.models.llm.refine import Refinement
 
-LIST, GENERATE, REPEAT = "Look", "Samplers", "Make an image again"
+LIST, GENERATE, REPEAT = "Information", "Samplers", "Repeat an image"
 
 
 class SamplerGroup(TyperGroup):

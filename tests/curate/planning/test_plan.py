@@ -113,7 +113,7 @@ def test_strict_makes_whatever_would_be_skipped_an_error():
 
 
 @pytest.mark.parametrize(
-    ("entries", "rules", "words"),
+    ("entries", "rules", "message"),
     [
         (["headr"], {}, "unknown stage 'headr': did you mean header"),
         (["nowhere.stages:Faces"], {}, "stage 'nowhere.stages:Faces' cannot be imported"),
@@ -161,8 +161,8 @@ def test_strict_makes_whatever_would_be_skipped_an_error():
         (["header"], {"r": ""}, "rule 'r': the condition is empty"),
     ],
 )
-def test_a_mistake_is_one_line_before_anything_runs(entries, rules, words):
-    with pytest.raises(UserError, match=words) as error:
+def test_a_mistake_is_one_line_before_anything_runs(entries, rules, message):
+    with pytest.raises(UserError, match=message) as error:
         plan_of(stages=stages(*entries), rules=rules)
     assert "\n" not in str(error.value)
 
@@ -179,7 +179,7 @@ def test_every_kind_of_fault_that_the_code_writes_is_one_that_no_rule_may_bear(t
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         ("pass", "Broken has no method annotate: define it"),
         (
@@ -189,10 +189,10 @@ def test_every_kind_of_fault_that_the_code_writes_is_one_that_no_rule_may_bear(t
         ("annotate = len\n    def __init__(self): pass", r"cannot be made \(TypeError: .*given"),
     ],
 )
-def test_a_stage_of_the_user_s_that_cannot_be_made_is_one_line(outside, tmp_path, body, words):
+def test_a_stage_of_the_user_s_that_cannot_be_made_is_one_line(outside, tmp_path, body, message):
     package = tmp_path / "elsewhere" / outside / "__init__.py"
     package.write_text(package.read_text() + f"\nclass Broken(Stage):\n    name = 'broken'\n    {body}\n")
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(UserError, match=message) as error:
         plan_of(stages=stages("header", f"{outside}:Broken"))
     assert f"stage '{outside}:Broken'" in str(error.value)
     assert "\n" not in str(error.value)

@@ -83,7 +83,7 @@ def a_folder(path: Path) -> None:
 
 def under_the_old_size_and_time(path: Path) -> None:
     status, new = path.stat(), (path.parents[1] / "new.jpg").read_bytes()
-    # cut or padded to the old size: only its header tells it from the listed file
+    # cut or padded to the old size: only its header differs from that of the listed file
     path.write_bytes(new[: status.st_size].ljust(status.st_size, b"\0"))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
@@ -138,8 +138,8 @@ def rows_after(source, tmp_path, uhr, monkeypatch):
             pipeline.write_text(PIPELINE)
         else:
             pipeline.write_text(f"{PIPELINE}stages: {{'changing_stages:{when}': {{}}}}\n")
-        words = ("curate", "run", pipeline, "--source", source, "--out", tmp_path / "out")
-        code, _, errors = uhr(*words, "--engine", "local", "--workers", 0)
+        arguments = ("curate", "run", pipeline, "--source", source, "--out", tmp_path / "out")
+        code, _, errors = uhr(*arguments, "--engine", "local", "--workers", 0)
         assert code == 0, errors
         return {row["uri"]: row for row in Manifest.open(tmp_path / "out").table().to_pylist()}
 

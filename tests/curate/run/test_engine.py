@@ -16,10 +16,10 @@ from uhr.manifests.manifest import Manifest
 def curate(uhr, images, tmp_path):
     """Run a pipeline over the images in this process: the manifest, and what was printed."""
 
-    def call(pipeline: str, *words: object, workers: int = 0, name: str = "out") -> tuple[Manifest, str]:
+    def call(pipeline: str, *arguments: object, workers: int = 0, name: str = "out") -> tuple[Manifest, str]:
         out = tmp_path / name
-        words = (*words, "--engine", "local", "--workers", workers)
-        code, printed, errors = uhr("curate", "run", pipeline, "--source", images, "--out", out, *words)
+        arguments = (*arguments, "--engine", "local", "--workers", workers)
+        code, printed, errors = uhr("curate", "run", pipeline, "--source", images, "--out", out, *arguments)
         assert code == 0, errors
         return Manifest.open(out), printed
 
@@ -149,7 +149,7 @@ def test_a_rule_that_cannot_be_evaluated_is_named_on_the_terminal_and_in_the_man
         assert f"not evaluated       {name}" in printed
     skipped = {stage.name for stage in manifest.info.stages if stage.state == "skipped"}
     assert {"safety", "q_align", "artimuse", "rank"} <= skipped
-    words = (
+    arguments = (
         "curate",
         "run",
         "multiaspect-4k",
@@ -159,7 +159,7 @@ def test_a_rule_that_cannot_be_evaluated_is_named_on_the_terminal_and_in_the_man
         tmp_path / "strict",
         "--strict",
     )
-    code, _, errors = uhr(*words)
+    code, _, errors = uhr(*arguments)
     assert code == 1
     assert "--strict: safety would be skipped" in errors
     assert not (tmp_path / "strict").exists()
@@ -219,8 +219,8 @@ def test_what_a_user_s_own_stage_does_to_an_image_costs_that_image_only_on_both_
     ids = []
     for engine in ("local", "ray"):
         out = tmp_path / engine
-        words = ("--source", source, "--out", out, "--engine", engine, "--workers", 2)
-        code, _, errors = uhr("curate", "run", pipeline, *words)
+        arguments = ("--source", source, "--out", out, "--engine", engine, "--workers", 2)
+        code, _, errors = uhr("curate", "run", pipeline, *arguments)
         assert code == 0, errors
         noise = [line for line in errors.splitlines() if line.split(":")[0] not in PROGRESS]
         assert noise == []
@@ -233,10 +233,10 @@ PROGRESS = ("list", "curate", "commit", "report")
 
 
 def _check_moods(rows: dict[str, dict[str, Any]], stage: str) -> None:
-    for mood, (reason, words) in MOODS.items():
+    for mood, (reason, message) in MOODS.items():
         row = rows[f"{mood}.jpg"]
         assert (row["reason"] or row["status"]) == reason, row
-        assert words in (row["error"] or ""), row
+        assert message in (row["error"] or ""), row
         assert "\n" not in (row["error"] or "")
         assert row["content_hash"] is not None, "what came before the fault is kept"
         assert (row["redness"] is not None) == (mood == "fine")

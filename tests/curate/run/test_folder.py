@@ -80,10 +80,10 @@ def test_an_out_that_cannot_be_written_to_is_one_line(uhr, images, tmp_path, mon
     assert errors.startswith(f"uhr: --out {out} cannot be written to (Not a directory)")
     real = os.mkdir
 
-    def closed(path, *words, **options):
+    def closed(path, *arguments, **options):
         if str(path).startswith(str(tmp_path / "closed")):
             raise PermissionError(13, "Permission denied", str(path))
-        return real(path, *words, **options)
+        return real(path, *arguments, **options)
 
     monkeypatch.setattr(os, "mkdir", closed)
     code, _, errors = uhr(*_curate_into(tmp_path / "closed", images))

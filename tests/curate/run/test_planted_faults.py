@@ -1,4 +1,4 @@
-"""A folder from the wild: each planted fault ends as its planter said, and planting repeats itself."""
+"""A folder as users have them: each planted fault ends as expected, and planting is deterministic."""
 
 import hashlib
 import json
@@ -44,9 +44,9 @@ def test_faults_are_told_in_words(curated) -> None:
 def test_sidecars_are_in_their_images_rows(torture, curated) -> None:
     folder, _ = torture
     cat = curated["photographs/chelsea.png"]
-    words = json.loads((folder / "photographs" / "chelsea.json").read_text())
+    sidecar = json.loads((folder / "photographs" / "chelsea.json").read_text())
     assert (cat["caption"], cat["author"], cat["license"]) == tuple(
-        words[key] for key in ("caption", "author", "license")
+        sidecar[key] for key in ("caption", "author", "license")
     )
     scene = curated["scenes/marble-2160x3840.jpg"]
     assert scene["caption"] == (folder / "scenes" / "marble-2160x3840.txt").read_text().strip()

@@ -44,7 +44,7 @@ def tell_guide(mask, image, guide):
 
 @pytest.fixture
 def masked(transformer):
-    """(the model with a masked adapter "guide" that has something to say, its mask)"""
+    """(the model with a masked adapter "guide" that changes the output, its mask)"""
     move(add_lora(transformer, LoraSpec(4, TARGETS, alpha=6), seed=0, name="guide"))
     mask = TokenMask()
     mask_adapter(transformer, "guide", mask)
@@ -163,7 +163,7 @@ def test_two_masked_adapters_and_an_ordinary_one_add_up(tiny_flux, inputs):
     assert masks(model) == [one, two]
 
 
-def test_a_model_is_asked_for_its_masks_and_a_copy_has_masks_of_its_own(masked, transformer):
+def test_a_model_lists_its_masks_and_a_copy_has_masks_of_its_own(masked, transformer):
     model, mask = masked
     assert masks(model) == [mask]
     (other,) = masks(copy.deepcopy(model))
@@ -172,7 +172,7 @@ def test_a_model_is_asked_for_its_masks_and_a_copy_has_masks_of_its_own(masked, 
     assert masks(model) == []
 
 
-def test_a_mask_that_nobody_told_anything_is_an_error_that_names_the_adapter(masked, inputs):
+def test_a_mask_without_a_choice_is_an_error_that_names_the_adapter(masked, inputs):
     model, _ = masked
     with pytest.raises(UserError, match="'guide' acts on chosen tokens only"):
         call(model, inputs)

@@ -26,8 +26,8 @@ def plan_of(sampler="ultragen", model="flux1-dev", on="h200", item=None, **more)
     return plan(Request(sampler=sampler, model=model, **more), item or Item(prompt="a lake"), on)
 
 
-def answered(capsys, *words):
-    assert main(["sample", *words, "--plan", "--json"]) == 0
+def answered(capsys, *arguments):
+    assert main(["sample", *arguments, "--plan", "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -55,9 +55,9 @@ def test_every_sampler_and_every_backbone_is_planned_by_its_bare_name(sampler, m
 
 
 def test_a_hub_id_is_planned_without_the_hub_and_is_its_spec(capsys, offline):
-    words = ("--size", "4096x4096", "--on", "h100")
-    by_id = answered(capsys, "ultragen", "--model", "black-forest-labs/FLUX.1-dev", *words)
-    assert by_id == answered(capsys, "ultragen", "--model", "flux1-dev", *words)
+    arguments = ("--size", "4096x4096", "--on", "h100")
+    by_id = answered(capsys, "ultragen", "--model", "black-forest-labs/FLUX.1-dev", *arguments)
+    assert by_id == answered(capsys, "ultragen", "--model", "flux1-dev", *arguments)
 
 
 def test_the_published_numbers_of_calls_at_4k(offline):
@@ -115,10 +115,10 @@ def test_a_gpu_here_without_a_data_sheet_is_reported_and_not_taken_for_another(m
     card = SimpleNamespace(name="Tesla T4", total_memory=15 * GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    words = ["sample", "imax", "--model", "flux1-dev", "--plan"]
-    assert main(words) == 1
+    arguments = ["sample", "imax", "--model", "flux1-dev", "--plan"]
+    assert main(arguments) == 1
     assert "no data sheet of the GPU here, Tesla T4" in capsys.readouterr().err
-    assert main([*words, "--on", "rtx-4080"]) == 0
+    assert main([*arguments, "--on", "rtx-4080"]) == 0
 
 
 def test_guidance_of_two_passes_doubles_calls_and_operations():
@@ -142,7 +142,7 @@ def test_a_given_image_takes_the_place_of_the_base_pass_at_whatever_size_it_has(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["ultragen", "--model", "flux1-dev", "--size", "4000x4096"], "nearest"),
         (["euler", "--model", "flux1-dev", "--size", "4096x4096"], "tokens"),
@@ -155,10 +155,10 @@ def test_a_given_image_takes_the_place_of_the_base_pass_at_whatever_size_it_has(
         (["imax", "--model", "flux1-schnell", "--guidance", "3"], "takes no guidance"),
     ],
 )
-def test_what_cannot_be_made_cannot_be_planned(words, message, capsys):
+def test_what_cannot_be_made_cannot_be_planned(arguments, message, capsys):
     import re
 
-    assert main(["sample", *words, "--plan"]) == 1
+    assert main(["sample", *arguments, "--plan"]) == 1
     assert re.search(message, capsys.readouterr().err)
 
 
@@ -170,23 +170,23 @@ def test_a_gpu_without_a_plan_and_a_call_without_words_are_errors(capsys):
 
 
 def test_what_does_not_fit_says_so_and_what_would(capsys):
-    words = ("ultragen", "--model", "flux1-dev", "--size", "4096x4096", "--on", "rtx-4090")
-    value = answered(capsys, *words)
+    arguments = ("ultragen", "--model", "flux1-dev", "--size", "4096x4096", "--on", "rtx-4090")
+    value = answered(capsys, *arguments)
     assert value["memory"]["fits"] is False
     instead = value["instead"]
     flags = [f"--{kind}={instead[kind]}" for kind in ("offload", "quantize") if instead[kind]]
-    then = answered(capsys, *words, *flags)
+    then = answered(capsys, *arguments, *flags)
     assert then["memory"]["fits"] is True
     assert then["memory"]["peak"] == instead["peak"] < 23 * GIB
-    assert main(["sample", *words, "--plan"]) == 0
+    assert main(["sample", *arguments, "--plan"]) == 0
     assert "does not fit GeForce RTX 4090" in capsys.readouterr().out
     # that one that offloads is faster is shown with the reason, and with the host memory that it needs
-    assert main(["sample", "patch-cascade", *words[1:-1], "rtx-4070", "--plan"]) == 0
+    assert main(["sample", "patch-cascade", *arguments[1:-1], "rtx-4070", "--plan"]) == 0
     shown = capsys.readouterr().out
     assert "fits with --offload group: 2.5 GiB (31.4 GiB of the host), some" in shown
     assert "faster since its VAE has more memory" in shown
     assert "would take, if it fitted, some" in shown
-    hopeless = answered(capsys, *words[:4], "8192x8192", "--on", "rtx-4070")
+    hopeless = answered(capsys, *arguments[:4], "8192x8192", "--on", "rtx-4070")
     assert hopeless["instead"] is None
 
 

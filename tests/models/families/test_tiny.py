@@ -93,7 +93,7 @@ def test_a_prompt_is_wrapped_in_the_turns_of_a_chat_without_thoughts(stock2):
     assert stock2.tokenizer.decode(ids) == text
 
 
-def paint2(stock2, prompt="a red house", seed=0):
+def generated2(stock2, prompt="a red house", seed=0):
     draw = torch.Generator().manual_seed(seed)
     return torch.from_numpy(
         stock2(
@@ -104,10 +104,10 @@ def paint2(stock2, prompt="a red house", seed=0):
 
 
 def test_flux2s_images_have_contrast_and_prompt_and_seed_each_change_them(stock2):
-    first = paint2(stock2)
+    first = generated2(stock2)
     assert first.std() > 0.05
     assert ((first == 0) | (first == 1)).float().mean() < 0.1
-    for other in (paint2(stock2, prompt="the sea"), paint2(stock2, seed=1)):
+    for other in (generated2(stock2, prompt="the sea"), generated2(stock2, seed=1)):
         assert (first - other).abs().mean() > 0.01
 
 
@@ -144,5 +144,5 @@ def test_latents_of_images_have_about_unit_variance_and_a_narrow_posterior(famil
     assert 0.5 < model.std() < 2
     assert abs(model.mean()) < 0.5
     assert std.mean() < 0.2
-    # two images differ in their latents: encoding tells them apart
+    # two images differ in their latents: encoding distinguishes them
     assert (model[0] - model[1]).std() > 0.1

@@ -15,8 +15,8 @@ def test_a_command_names_settings_that_changed_and_an_alpha_that_nothing_says(uh
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=16, target_modules=["attn.to_q"], init_lora_weights=False)
     get_peft_model(base, config).save_pretrained(folder)
-    words = ("euler", "--model", tiny_flux, "--prompt", "a", "--size", "128x128", "--steps", 1)
-    assert "note:" not in uhr(*words, "--adapter", folder, "--out", one).out
+    arguments = ("euler", "--model", tiny_flux, "--prompt", "a", "--size", "128x128", "--steps", 1)
+    assert "note:" not in uhr(*arguments, "--adapter", folder, "--out", one).out
     (entry,) = read_record(one)["adapters"]
     assert len(entry["config"]) == 64
     file = folder / "adapter_config.json"
@@ -28,7 +28,7 @@ def test_a_command_names_settings_that_changed_and_an_alpha_that_nothing_says(uh
     assert "not identical" in output.out
     file.unlink()
     three = tmp_path / "three.png"
-    assert "note: adapter" in uhr(*words, "--adapter", folder, "--out", three).out
+    assert "note: adapter" in uhr(*arguments, "--adapter", folder, "--out", three).out
     assert "its alpha is its rank" in read_record(three)["details"]["notes"][0]
 
 
@@ -38,9 +38,9 @@ def test_a_set_says_it_once_and_is_another_set_with_other_settings(uhr, tiny_flu
     config = LoraConfig(r=4, lora_alpha=16, target_modules=["attn.to_q"], init_lora_weights=False)
     get_peft_model(base, config).save_pretrained(folder)
     (tmp_path / "prompts.txt").write_text("a lake\na hill\n")
-    words = ("euler", "--model", tiny_flux, "--prompts", tmp_path / "prompts.txt", "--size", "128x128")
-    words = (*words, "--steps", 1, "--engine", "local", "--workers", 0, "--adapter", folder)
-    assert "its alpha is its rank" not in uhr(*words, "--out", out).err
+    arguments = ("euler", "--model", tiny_flux, "--prompts", tmp_path / "prompts.txt", "--size", "128x128")
+    arguments = (*arguments, "--steps", 1, "--engine", "local", "--workers", 0, "--adapter", folder)
+    assert "its alpha is its rank" not in uhr(*arguments, "--out", out).err
     (folder / "adapter_config.json").unlink()
-    assert "contains another set: other adapters" in uhr(*words, "--out", out, code=1).err
-    assert uhr(*words, "--out", tmp_path / "again").err.count("its alpha is its rank") == 1
+    assert "contains another set: other adapters" in uhr(*arguments, "--out", out, code=1).err
+    assert uhr(*arguments, "--out", tmp_path / "again").err.count("its alpha is its rank") == 1

@@ -59,12 +59,12 @@ class Hub:
     """Replaces `huggingface_hub.snapshot_download`: it has one folder, in its cache or not."""
 
     def __init__(self, folder, cached):
-        self.folder, self.cached, self.asked = folder, cached, []
+        self.folder, self.cached, self.requests = folder, cached, []
 
     def __call__(self, repository, *, revision, local_files_only=False, **_):
         from huggingface_hub.errors import LocalEntryNotFoundError
 
-        self.asked.append((repository, revision, local_files_only))
+        self.requests.append((repository, revision, local_files_only))
         if local_files_only and not self.cached:
             raise LocalEntryNotFoundError("not here")
         return str(self.folder)
@@ -87,15 +87,15 @@ def test_a_record_fetches_nothing_that_the_user_does_not_name(
         error = uhr("--repeat", image, "--out", "two.png", *more, code=1).err
         assert "nor in the hub's cache" in error
         assert "name it: --model strange/repo" in error
-    assert hub.asked
-    assert all(local for _, _, local in hub.asked)
+    assert hub.requests
+    assert all(local for _, _, local in hub.requests)
     hub.cached = True
     assert "identical: all" in uhr("--repeat", image, "--out", "two.png").out
-    assert {(name, local) for name, _, local in hub.asked} == {("strange/repo", True)}
-    hub.cached, hub.asked = False, []
+    assert {(name, local) for name, _, local in hub.requests} == {("strange/repo", True)}
+    hub.cached, hub.requests = False, []
     own = ("--model", "strange/repo@deadbeef")
     assert "identical: all" in uhr("--repeat", image, "--out", "three.png", *own).out
-    assert not any(local for _, _, local in hub.asked)
+    assert not any(local for _, _, local in hub.requests)
 
 
 def test_adapters_weights_and_images_of_a_record_are_paths_and_nothing_else(uhr, foreign_record, monkeypatch):

@@ -28,8 +28,8 @@ def made(tiny_flux, tmp_path, capsys):
         given.write_bytes(data)
         out.unlink(missing_ok=True)
         sets = [word for each in SETS.get(sampler, ()) for word in ("--set", each)]
-        words = ["sample", sampler, "--model", model, "--prompt", "x", "--image", given, "--out", out]
-        assert main([str(word) for word in (*words, "--steps", 3, *sets, *more)]) == code
+        arguments = ["sample", sampler, "--model", model, "--prompt", "x", "--image", given, "--out", out]
+        assert main([str(argument) for argument in (*arguments, "--steps", 3, *sets, *more)]) == code
         output = capsys.readouterr()
         if code:
             assert not out.exists()
@@ -175,13 +175,13 @@ def test_what_cannot_be_is_one_line_before_anything_is_loaded(
 def test_a_broken_image_and_a_scale_of_nothing_are_one_line(forge, made, tiny_flux, tmp_path, capsys):
     half = forge.encode(forge.image(160, 128), "JPEG")[:2000]
     assert "is damaged" in made("sdedit", half, code=1)
-    words = ["sample", "sdedit", "--model", tiny_flux, "--prompt", "x", "--out", tmp_path / "b.png"]
-    assert main([str(word) for word in (*words, "--scale", 2)]) == 1
+    arguments = ["sample", "sdedit", "--model", tiny_flux, "--prompt", "x", "--out", tmp_path / "b.png"]
+    assert main([str(argument) for argument in (*arguments, "--scale", 2)]) == 1
     assert "--scale 2 is given without an image" in capsys.readouterr().err
     (tmp_path / "b.png").write_bytes(forge.encode(forge.image(160, 128), "PNG"))
-    assert main([str(word) for word in (*words, "--image", tmp_path / "b.png")]) == 1
+    assert main([str(argument) for argument in (*arguments, "--image", tmp_path / "b.png")]) == 1
     assert "b.png is the given image itself" in capsys.readouterr().err
-    assert main([str(word) for word in (*words, "--image", tmp_path / "none.png")]) == 1
+    assert main([str(argument) for argument in (*arguments, "--image", tmp_path / "none.png")]) == 1
     assert "none.png does not exist" in capsys.readouterr().err
 
 
@@ -190,14 +190,14 @@ def test_repeated_it_is_the_same_in_the_same_frame_and_another_image_is_noticed(
 ):
     data, profile, _ = framed(forge)
     image, _ = made("patch-cascade", data, "--scale", 1.5)
-    words = ["sample", "--repeat", tmp_path / "out.png", "--out", tmp_path / "again.png"]
-    assert main([str(word) for word in words]) == 0
+    arguments = ["sample", "--repeat", tmp_path / "out.png", "--out", tmp_path / "again.png"]
+    assert main([str(argument) for argument in arguments]) == 0
     assert "identical: all" in capsys.readouterr().out
     with Image.open(tmp_path / "again.png") as again:
         assert again.info["icc_profile"] == profile
         assert np.array_equal(np.asarray(again), np.asarray(image))
     (tmp_path / "given image").write_bytes(forge.encode(forge.image(137, 193), "PNG"))
-    assert main([str(word) for word in words]) == 0
+    assert main([str(argument) for argument in arguments]) == 0
     output = capsys.readouterr()
     assert "given image is not the same file as then" in output.err
     assert "not identical" in output.out
@@ -210,9 +210,9 @@ def test_an_image_of_a_folder_becomes_what_it_becomes_alone(forge, made, tiny_fl
     folder.mkdir()
     (folder / "lake.png").write_bytes(data)
     (folder / "torn.png").write_bytes(data[:500])
-    words = ["sample", "sdedit", "--model", tiny_flux, "--prompt", "x", "--image", folder, "--out", out]
+    arguments = ["sample", "sdedit", "--model", tiny_flux, "--prompt", "x", "--image", folder, "--out", out]
     more = ["--scale", 1.5, "--seed", 3, "--steps", 3, "--set", "strength=0.5", "--engine", "local"]
-    assert main([str(word) for word in (*words, *more, "--workers", 0)]) == 1
+    assert main([str(argument) for argument in (*arguments, *more, "--workers", 0)]) == 1
     assert "torn.png is damaged" in capsys.readouterr().err
     with Image.open(out / "pictures" / "lake.png") as image:
         assert image.info["icc_profile"] == alone.info["icc_profile"]

@@ -47,7 +47,7 @@ def levels(image):
 
 
 def muted(image):
-    """Colours that every space has, none so dark that 8 bits tell little of it."""
+    """Colours that every space has, none so dark that 8 bits hold little of it."""
     return Image.fromarray((levels(image) // 5 + 100).astype(np.uint8))
 
 

@@ -1,4 +1,4 @@
-"""What `uhr sample options` tells: every option that there is, with a meaning, and defaults that are true."""
+"""`uhr sample options` prints every option with its meaning and its true default."""
 
 import json
 import subprocess

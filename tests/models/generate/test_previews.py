@@ -79,9 +79,18 @@ def test_two_passes_a_step_are_counted_too(tiny_flux):
 
 
 def test_the_command_writes_them_next_to_no_record(tiny_flux, tmp_path, capsys):
-    words = ["sample", "hiflow", "--model", str(tiny_flux), "--prompt", "x", "--out", f"{tmp_path}/lake.png"]
+    arguments = [
+        "sample",
+        "hiflow",
+        "--model",
+        str(tiny_flux),
+        "--prompt",
+        "x",
+        "--out",
+        f"{tmp_path}/lake.png",
+    ]
     sets = ["--steps", "2", "--size", "256x256", "--set", "cascade=[1.5, 2]"]
-    assert main([*words, *sets, "--previews", f"{tmp_path}/new/folder"]) == 0, capsys.readouterr().err
+    assert main([*arguments, *sets, "--previews", f"{tmp_path}/new/folder"]) == 0, capsys.readouterr().err
     found = {path.name: Image.open(path) for path in (tmp_path / "new" / "folder").iterdir()}
     assert {name: image.size for name, image in found.items()} == {
         "lake-1-base.png": (128, 128),
@@ -95,19 +104,19 @@ def test_they_replace_earlier_ones_and_nothing_else(tiny_flux, tmp_path, capsys,
     from uhr.models.loading import model as loading
 
     previews, out = tmp_path / "previews", tmp_path / "lake.png"
-    words = ["sample", "sdedit", "--model", str(tiny_flux), "--prompt", "x", "--steps", "4", "--size"]
-    words += ["128x128", "--device", "cpu", "--out", str(out), "--previews", str(previews)]
-    assert main(words) == 0
+    arguments = ["sample", "sdedit", "--model", str(tiny_flux), "--prompt", "x", "--steps", "4", "--size"]
+    arguments += ["128x128", "--device", "cpu", "--out", str(out), "--previews", str(previews)]
+    assert main(arguments) == 0
     (file,) = previews.iterdir()
     before = file.read_bytes()
-    assert main(words) == 0
+    assert main(arguments) == 0
     assert file.read_bytes() == before
     monkeypatch.setattr(loading, "load_component", None)
     record.check_stages([file, previews / "none.png"], given=out)
     with pytest.raises(UserError, match="a preview would replace it"):
         record.check_stages([file], given=file)
     Image.new("RGB", (8, 8)).save(file)
-    assert main(words) == 1
+    assert main(arguments) == 1
     assert f"{file} already exists, and a preview would replace it" in capsys.readouterr().err
 
 
@@ -118,8 +127,17 @@ def test_of_one_stage_there_are_none_which_is_reported_before_anything_is_loaded
     from uhr.models.loading import model as loading
 
     monkeypatch.setattr(loading, "load_component", None)
-    words = ["sample", sampler, "--model", str(tiny_flux), "--prompt", "x", "--out", f"{tmp_path}/lake.png"]
-    assert main([*words, "--previews", f"{tmp_path}/previews"]) == 1
+    arguments = [
+        "sample",
+        sampler,
+        "--model",
+        str(tiny_flux),
+        "--prompt",
+        "x",
+        "--out",
+        f"{tmp_path}/lake.png",
+    ]
+    assert main([*arguments, "--previews", f"{tmp_path}/previews"]) == 1
     assert f"{sampler} generates this image in one stage" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

@@ -16,11 +16,11 @@ def test_an_item_keeps_what_its_prompt_was_and_who_rewrote_it(chat, tmp_path):
     instruction_hash = hashlib.sha256(INSTRUCTION.encode()).hexdigest()
     original = Original(prompt="a lake", model="expander", instruction=instruction_hash)
     assert refined == Item(prompt="a lake, refined", name="x", seed=3, original=original)
-    assert chat.asked[0]["messages"][0]["content"] == INSTRUCTION
+    assert chat.requests[0]["messages"][0]["content"] == INSTRUCTION
 
     (tmp_path / "own.txt").write_text("write like Basho")
     own = refine_one(item, Refinement(chat.url, "expander", tmp_path / "own.txt"))
-    assert chat.asked[1]["messages"][0]["content"] == "write like Basho"
+    assert chat.requests[1]["messages"][0]["content"] == "write like Basho"
     assert own.original.instruction != instruction_hash
 
 

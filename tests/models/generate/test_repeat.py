@@ -43,7 +43,7 @@ def given(tmp_path):
     return tmp_path / "given.png"
 
 
-def words(sampler, model, out, *more):
+def command_line(sampler, model, out, *more):
     sets = [word for each in SETS[sampler] for word in ("--set", each)]
     fixed = ("--prompt", "a lake", "--steps", 3, "--seed", 5, "--device", "cpu")
     return sampler, "--model", model, "--out", out, *fixed, *sets, *more
@@ -72,7 +72,7 @@ def test_with_options_an_adapter_and_an_image_every_sampler_repeats_its_image(
     if sampler == "patch-cascade":
         # the patches draw as many numbers as they are many
         what = ("--image", given, "--scale", 1.5)
-    uhr(*words(sampler, tiny_flux, one, "--adapter", f"{adapter}=0.5", *what))
+    uhr(*command_line(sampler, tiny_flux, one, "--adapter", f"{adapter}=0.5", *what))
     check_same(uhr, one, two)
     found = record.read_record(two)
     assert found["adapters"][0]["scale"] == 0.5
@@ -85,14 +85,14 @@ def test_on_flux2_with_a_negative_prompt_likewise(sampler, uhr, tiny_flux2, tmp_
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     more = ("--spec", "tiny-flux2-base", "--negative", "ugly", "--size", "256x256")
     scale = ("--set", "true_cfg_scale=2") if sampler == "patch-cascade" else ("--guidance", 3)
-    uhr(*words(sampler, tiny_flux2, one, *more, *scale))
+    uhr(*command_line(sampler, tiny_flux2, one, *more, *scale))
     check_same(uhr, one, two)
     assert record.read_record(two)["negative"] == "ugly"
 
 
 def test_in_another_process_it_is_the_same_as_well(uhr, tiny_flux, tmp_path, monkeypatch):
     monkeypatch.undo()  # prompts of 512 tokens, as the other process has them
-    uhr(*words("imax", tiny_flux, tmp_path / "one.png"))
+    uhr(*command_line("imax", tiny_flux, tmp_path / "one.png"))
     command = "import sys, uhr.cli; sys.exit(uhr.cli.main(sys.argv[1:]))"
     arguments = ("sample", "--repeat", "one.png", "--out", "two.png")
     done = subprocess.run(
@@ -104,7 +104,7 @@ def test_in_another_process_it_is_the_same_as_well(uhr, tiny_flux, tmp_path, mon
 
 def test_the_record_may_be_in_the_json_alone(uhr, tiny_flux, tmp_path):
     one, two = tmp_path / "one.png", tmp_path / "two.png"
-    uhr(*words("euler", tiny_flux, one))
+    uhr(*command_line("euler", tiny_flux, one))
     Image.open(one).save(one)
     assert "uhr" not in Image.open(one).text
     assert "identical: all" in uhr("--repeat", one, "--out", two).out
@@ -116,7 +116,7 @@ def test_the_record_may_be_in_the_json_alone(uhr, tiny_flux, tmp_path):
 def test_other_weights_are_reported_and_so_is_how_many_pixels_differ(uhr, tiny_flux, adapter, tmp_path):
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     style = shutil.copytree(adapter, tmp_path / "style")
-    uhr(*words("euler", tiny_flux, one, "--adapter", style))
+    uhr(*command_line("euler", tiny_flux, one, "--adapter", style))
     other = zoo.make_tiny("tiny-flux1", tmp_path / "other", seed=1)
     shutil.rmtree(other / "vae")
     shutil.copytree(tiny_flux / "vae", other / "vae")
@@ -136,7 +136,7 @@ def test_other_weights_are_reported_and_so_is_how_many_pixels_differ(uhr, tiny_f
 def test_an_edited_configuration_scheduler_or_tokenizer_is_reported(uhr, tiny_flux, tmp_path):
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     model = shutil.copytree(tiny_flux, tmp_path / "model")
-    uhr(*words("euler", model, one))
+    uhr(*command_line("euler", model, one))
 
     def edit(file, **values):
         tree = json.loads((model / file).read_text())
@@ -161,7 +161,7 @@ def test_versions_machine_device_and_files_of_then_are_compared(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     one = tmp_path / "one.png"
     style = shutil.copytree(adapter, tmp_path / "style")
-    uhr(*words("sdedit", tiny_flux, one, "--adapter", style, "--image", given))
+    uhr(*command_line("sdedit", tiny_flux, one, "--adapter", style, "--image", given))
     found = record.read_record(one)
     found["versions"]["torch"] = "1.0"
     found["machine"] = {"computes": "abacus", "threads": found["machine"]["threads"]}
@@ -191,7 +191,7 @@ def test_a_missing_file_is_one_line_with_the_fix_before_anything_is_loaded(
     shutil.copytree(tiny_flux, tmp_path / "model")
     shutil.copytree(adapter, tmp_path / "style")
     monkeypatch.chdir(tmp_path)
-    uhr(*words("sdedit", "model", one, "--adapter", "style", "--image", "given.png"))
+    uhr(*command_line("sdedit", "model", one, "--adapter", "style", "--image", "given.png"))
     Path(lost).rename("elsewhere")
     monkeypatch.setattr(loading, "load_component", None)
     error = uhr("--repeat", one, "--out", "two.png", code=1).err
@@ -221,7 +221,7 @@ def test_a_missing_file_is_one_line_with_the_fix_before_anything_is_loaded(
 )
 def test_a_record_that_was_changed_is_one_line(change, message, uhr, tiny_flux, tmp_path):
     one = tmp_path / "one.png"
-    uhr(*words("euler", tiny_flux, one))
+    uhr(*command_line("euler", tiny_flux, one))
     found = record.read_record(one)
     change(found)
     record.write(one, Image.open(one), found)
@@ -230,7 +230,7 @@ def test_a_record_that_was_changed_is_one_line(change, message, uhr, tiny_flux, 
 
 def test_a_backbone_alone_in_place_of_a_whole_model_says_what_to_name(uhr, tiny_flux, tmp_path):
     one = tmp_path / "one.png"
-    uhr(*words("euler", tiny_flux, one))
+    uhr(*command_line("euler", tiny_flux, one))
     file = tiny_flux / "transformer" / "diffusion_pytorch_model.safetensors"
     error = uhr("--repeat", one, "--out", tmp_path / "two.png", "--model", file, code=1).err
     assert "is only a backbone, and the image was made with a whole model" in error
@@ -239,7 +239,7 @@ def test_a_backbone_alone_in_place_of_a_whole_model_says_what_to_name(uhr, tiny_
 
 def test_wrong_calls_of_repeat_are_one_line(uhr, tiny_flux, tmp_path):
     one = tmp_path / "one.png"
-    uhr(*words("euler", tiny_flux, one))
+    uhr(*command_line("euler", tiny_flux, one))
     assert "name the new image: --out again.png" in uhr("--repeat", one, code=1).err
     assert "is the image to repeat" in uhr("--repeat", one, "--out", one, code=1).err
     assert "give one of them" in uhr("--repeat", one, "--out", "x.png", "euler", code=1).err
@@ -253,7 +253,7 @@ def test_nothing_is_lost_by_repeating(uhr, tiny_flux, given, tmp_path, monkeypat
     from uhr.models.loading import model as loading
 
     one, kept = tmp_path / "one.png", tmp_path / "kept.png"
-    uhr(*words("sdedit", tiny_flux, one, "--image", given))
+    uhr(*command_line("sdedit", tiny_flux, one, "--image", given))
     shutil.copy(one, kept)
     monkeypatch.setattr(loading, "load_component", None)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -270,7 +270,7 @@ def test_nothing_is_lost_by_repeating(uhr, tiny_flux, given, tmp_path, monkeypat
 
 def test_a_damaged_image_of_then_costs_no_new_one(uhr, tiny_flux, tmp_path):
     one, two = tmp_path / "one.png", tmp_path / "two.png"
-    uhr(*words("euler", tiny_flux, one))
+    uhr(*command_line("euler", tiny_flux, one))
     then = pixels(one)
     one.write_bytes(one.read_bytes()[:-2000])
     assert (
@@ -299,8 +299,8 @@ def test_a_hubs_model_is_repeated_at_its_commit(tmp_path, monkeypatch):
 
 def test_without_its_gpu_an_image_is_made_on_what_is_here(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    asked = Request(sampler="euler", model="m", device="cuda:7", offload="model")
-    found, lines = repeat.on_this_machine(asked)
+    request = Request(sampler="euler", model="m", device="cuda:7", offload="model")
+    found, lines = repeat.on_this_machine(request)
     assert (found.device, found.offload) == ("cpu", None)
     assert [line.partition(":")[0] for line in lines] == ["device", "offload"]
     here = Request(sampler="euler", model="m", device="cpu")

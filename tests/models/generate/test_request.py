@@ -14,19 +14,19 @@ from uhr.models.generate.request import Adapter, Item, Original, Request, parse_
 from uhr.models.samplers import SAMPLERS, sampler_class
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
-words = text.filter(bool)
+texts = text.filter(bool)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 sizes = st.none() | st.tuples(st.integers(1, 10**5), st.integers(1, 10**5))
 paths = st.none() | st.builds(Path, text)
-adapters = st.lists(st.builds(Adapter, name=words, scale=numbers)).map(tuple)
+adapters = st.lists(st.builds(Adapter, name=texts, scale=numbers)).map(tuple)
 values = st.none() | st.booleans() | st.integers() | numbers | text
-options = st.dictionaries(words, values | st.lists(values) | st.dictionaries(words, values))
+options = st.dictionaries(texts, values | st.lists(values) | st.dictionaries(texts, values))
 
 requests = st.builds(
     Request,
-    sampler=words, model=words, base=st.none() | words, spec=st.none() | words, size=sizes,
+    sampler=texts, model=texts, base=st.none() | texts, spec=st.none() | texts, size=sizes,
     scale=st.none() | numbers, steps=st.none() | st.integers(), guidance=st.none() | numbers,
-    adapters=adapters, offload=st.none() | words, quantize=st.none() | words,
+    adapters=adapters, offload=st.none() | texts, quantize=st.none() | texts,
     transformer=paths, vae=paths, options=options,
 )  # fmt: skip
 originals = st.none() | st.builds(Original, prompt=text, model=text, instruction=text)
@@ -43,7 +43,7 @@ def test_through_json_and_back_nothing_changes(value):
     assert type(value).model_validate_json(value.model_dump_json()) == value
 
 
-@given(words, numbers)
+@given(texts, numbers)
 def test_an_adapter_is_a_path_and_a_scale(name, scale):
     assert Adapter.parse(f"{name}={scale!r}") == Adapter(name=name, scale=scale)
 

@@ -34,11 +34,11 @@ def pixels(path):
 
 def test_levels_that_are_given_are_the_steps_and_take_no_number_next_to_them(run, fails, tiny_flux, tmp_path):
     out = tmp_path / "lake.png"
-    words = ("--model", tiny_flux, "--prompt", "x", "--size", "64x64", "--set", "sigmas=[1, 0.5, 0.2]")
-    run("sample", "euler", *words, "--out", out)
+    arguments = ("--model", tiny_flux, "--prompt", "x", "--size", "64x64", "--set", "sigmas=[1, 0.5, 0.2]")
+    run("sample", "euler", *arguments, "--out", out)
     record = read_record(out)
     assert (record["steps"], record["model_calls"], record["sigmas"]) == (3, 3, [1, 0.5, 0.2, 0])
-    output = fails("sample", "euler", *words, "--steps", 5, "--out", tmp_path / "other.png")
+    output = fails("sample", "euler", *arguments, "--steps", 5, "--out", tmp_path / "other.png")
     assert "both 5 steps and sigmas" in output
     assert not (tmp_path / "other.png").exists()
 
@@ -92,9 +92,9 @@ def test_a_prompt_that_is_cut_is_reported_in_one_line_and_in_the_record(
 ):
     monkeypatch.undo()  # prompts of 512 tokens
     model, out = request.getfixturevalue(f"tiny_{family}".removesuffix("1")), tmp_path / "lake.png"
-    words = ("sample", "euler", "--model", model, "--size", "64x64", "--steps", 1, "--device", "cpu")
+    arguments = ("sample", "euler", "--model", model, "--size", "64x64", "--steps", 1, "--device", "cpu")
     prompt = "a lake " * 200
-    output, err = run(*words, "--prompt", prompt, "--out", out)
+    output, err = run(*arguments, "--prompt", prompt, "--out", out)
     for record in (read_record(out), json.loads(out.with_suffix(".json").read_text())):
         (note,) = record["details"]["notes"]
         found = next(each for each in record["details"]["text_tokens"] if each["encoder"] == encoder)
@@ -106,11 +106,11 @@ def test_a_prompt_that_is_cut_is_reported_in_one_line_and_in_the_record(
     assert prompt[-50:] not in output + err
     assert "indexing errors" not in err
     # a plan knows it too, by the tokenizers
-    planned, _ = run(*words, "--prompt", prompt, "--plan")
+    planned, _ = run(*arguments, "--prompt", prompt, "--plan")
     assert planned.endswith(f"note: {note}\n")
-    described = json.loads(run(*words, "--prompt", prompt, "--plan", "--json").out)
+    described = json.loads(run(*arguments, "--prompt", prompt, "--plan", "--json").out)
     assert described["notes"] == [note]
-    short = json.loads(run(*words, "--prompt", "a lake", "--plan", "--json").out)
+    short = json.loads(run(*arguments, "--prompt", "a lake", "--plan", "--json").out)
     assert short["notes"] == []
 
 

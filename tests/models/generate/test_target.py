@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("short_prompts")
 
 
 def euler(model, out, *more, sampler="euler"):
-    words = ("sample", sampler, "--model", model, "--prompt", "a", "--out", out, "--size", "64x64")
-    return [str(word) for word in (*words, "--steps", "1", "--device", "cpu", *more)]
+    arguments = ("sample", sampler, "--model", model, "--prompt", "a", "--out", out, "--size", "64x64")
+    return [str(argument) for argument in (*arguments, "--steps", "1", "--device", "cpu", *more)]
 
 
 def refused(capsys, arguments):

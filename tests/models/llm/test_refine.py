@@ -29,7 +29,7 @@ def client(chat, waits):
 def test_a_question_is_sent_as_the_protocol_requires(chat, client):
     chat.reply = lambda body, n: "  a lake\nat dawn \n"
     assert client.answer("be brief", "a lake", seed=7, tokens=99) == "a lake\nat dawn"
-    assert chat.asked == [
+    assert chat.requests == [
         {
             "model": "expander",
             "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a lake"}],
@@ -46,7 +46,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(chat, monkeypatch, capfd)
     monkeypatch.setenv(KEY, "secret-key")
     ChatServer(chat.url).answer("x", "y")
     assert chat.headers[-1]["Authorization"] == "Bearer secret-key"
-    assert "secret" not in json.dumps(chat.asked)
+    assert "secret" not in json.dumps(chat.requests)
     for reply in (401, 500):
         chat.reply = lambda body, n, reply=reply: reply
         with pytest.raises(ServerError) as error:
@@ -64,7 +64,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(chat, monkeypatch, capfd)
 def test_what_passes_is_sent_again_with_growing_waits(chat, client, waits, fault):
     chat.reply = lambda body, n: fault if n < 4 else "done"
     assert client.answer("x", "y") == "done"
-    assert len(chat.asked) == 4
+    assert len(chat.requests) == 4
     assert len(waits) == 3
     assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2 <= waits[2] <= 4
 
@@ -90,7 +90,7 @@ def test_the_server_says_how_long_to_wait_within_reason(chat, client, waits):
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "message"),
     [
         (500, "failed 6 times: 500 .on request."),
         (b"junk", "failed 6 times: the answer is not JSON: b'junk'"),
@@ -98,11 +98,11 @@ def test_the_server_says_how_long_to_wait_within_reason(chat, client, waits):
     ],
     ids=["500", "junk", "silence"],
 )
-def test_a_server_that_goes_on_failing_is_one_line(chat, client, fault, words):
+def test_a_server_that_goes_on_failing_is_one_line(chat, client, fault, message):
     chat.reply = lambda body, n: fault
-    with pytest.raises(ServerError, match=words) as error:
+    with pytest.raises(ServerError, match=message) as error:
         client.answer("x", "y")
-    assert len(chat.asked) == ATTEMPTS
+    assert len(chat.requests) == ATTEMPTS
     assert error.value.fix
     assert "\n" not in str(error.value)
 
@@ -114,7 +114,7 @@ def test_a_refusal_is_reported_at_once_with_what_the_server_says(chat, client, s
     chat.reply = lambda body, n: status
     with pytest.raises(ServerError, match=rf"answers {status} \(on request\): .*{fix}"):
         client.answer("x", "y")
-    assert len(chat.asked) == 1
+    assert len(chat.requests) == 1
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -123,8 +123,8 @@ def test_a_redirect_is_not_followed_and_the_key_goes_nowhere_else(chat, client, 
     elsewhere = chat_server.ChatServerHere()
     try:
         chat.reply = lambda body, n: (status, {"Location": f"{elsewhere.url}/models"})
-        words = rf"{status} \(it is at {elsewhere.url}/models\): name that address"
-        with pytest.raises(ServerError, match=words) as error:
+        message = rf"{status} \(it is at {elsewhere.url}/models\): name that address"
+        with pytest.raises(ServerError, match=message) as error:
             client.answer("x", "y")
         assert elsewhere.headers == []
         assert "secret" not in str(error.value)
@@ -141,21 +141,21 @@ REFUSALS = {
 
 def test_a_model_that_rejects_the_usual_parameters_is_sent_without_and_from_then_on(chat, client):
     def picky(body, n):
-        for name, words in REFUSALS.items():
+        for name, message in REFUSALS.items():
             if name in body:
-                return lambda handler: handler.send({"error": {"message": words}}, 400)
+                return lambda handler: handler.send({"error": {"message": message}}, 400)
         return "done"
 
     chat.reply = picky
     assert [client.answer("x", "y", tokens=9) for _ in range(2)] == ["done", "done"]
-    assert len(chat.asked) == 3
-    assert chat.asked[1] == chat.asked[2]
-    assert chat.asked[1]["max_completion_tokens"] == 9
+    assert len(chat.requests) == 3
+    assert chat.requests[1] == chat.requests[2]
+    assert chat.requests[1]["max_completion_tokens"] == 9
 
 
-@pytest.mark.parametrize("words", REFUSALS.values())
-def test_either_refusal_is_known(chat, client, words):
-    refusal = {"error": {"message": words}}
+@pytest.mark.parametrize("message", REFUSALS.values())
+def test_either_refusal_is_known(chat, client, message):
+    refusal = {"error": {"message": message}}
     chat.reply = lambda body, n: "done" if n == 2 else lambda handler: handler.send(refusal, 400)
     assert client.answer("x", "y") == "done"
 
@@ -165,11 +165,11 @@ def test_a_question_that_is_too_long_is_sent_once(chat, client):
     chat.reply = lambda body, n: lambda handler: handler.send({"error": {"message": long}}, 400)
     with pytest.raises(NoAnswer, match="too large"):
         client.answer("x", "y")
-    assert len(chat.asked) == 1
+    assert len(chat.requests) == 1
 
 
 @pytest.mark.parametrize(
-    ("reply", "words"),
+    ("reply", "message"),
     [
         (400, "400"),
         (422, "422"),
@@ -187,11 +187,11 @@ def test_a_question_that_is_too_long_is_sent_once(chat, client):
         (chat_server.completion("a lake and", "abort"), "stopped before the end of the answer .abort."),
     ],
 )
-def test_an_answer_that_is_unusable_concerns_its_question_alone(chat, client, reply, words):
+def test_an_answer_that_is_unusable_concerns_its_question_alone(chat, client, reply, message):
     chat.reply = lambda body, n: reply
-    with pytest.raises(NoAnswer, match=words):
+    with pytest.raises(NoAnswer, match=message):
         client.answer("x", "y")
-    assert len(chat.asked) == 1
+    assert len(chat.requests) == 1
 
 
 def test_the_only_model_needs_no_name_and_several_do(chat):

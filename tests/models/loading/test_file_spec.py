@@ -27,7 +27,7 @@ def sparse(path, shapes):
 
 
 def bfl(spec):
-    """The names and shapes of BFL's file of a spec that tell it from others."""
+    """The names and shapes of BFL's file of a spec that distinguish it from others."""
     config = spec.transformer_config
     width = config["num_attention_heads"] * config["attention_head_dim"]
     text = config.get("joint_attention_dim", 4096)

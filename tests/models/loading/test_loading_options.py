@@ -93,7 +93,7 @@ def test_a_file_of_flux2_in_its_makers_keys_loads_bit_for_bit(tiny_flux2, tmp_pa
     assert not found.training
 
 
-def test_weights_of_another_dtype_are_cast_to_the_one_asked_for(tiny_flux2, tmp_path):
+def test_weights_of_another_dtype_are_cast_to_the_requested_one(tiny_flux2, tmp_path):
     state = bfl_names(zoo.load_transformer(tiny_flux2), FLUX2)
     small = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in state.items() if tensor.ndim == 2}
     save_file(state | small, tmp_path / "fp8.safetensors")
@@ -245,7 +245,7 @@ def euler(request):
     return pipeline, run
 
 
-def test_group_offload_paints_the_same_image(euler):
+def test_group_offload_generates_the_same_image(euler):
     pipeline, run = euler
     expected = run()
     offload.offload(pipeline, Offload.GROUP, torch.device("cpu"))
@@ -278,7 +278,7 @@ def test_offload_wants_a_gpu_and_a_known_name(tiny_flux):
 
 
 def test_adapters_are_on_before_their_weights_are_offloaded(tiny_flux, adapter, tmp_path, monkeypatch):
-    """The command's order, on a device that stands in for a GPU."""
+    """The command's order, on a device in place of a GPU."""
     seen = {}
     monkeypatch.setattr(setup, "check_offload", lambda kind, device: Offload(kind))
 

@@ -142,9 +142,9 @@ def test_a_card_names_lineage_data_licences_and_what_the_base_forbids(write_card
     assert (head["license"], head["license_name"]) == ("other", "flux-1-dev-non-commercial-license")
     assert head["license_link"].startswith("https://")
     assert {"lora", "text-to-image"} <= set(head["tags"])
-    for words in ("12 images of the manifest `f00d`", "| CC0-1.0 | 7 |", "no licence for 5",
+    for text in ("12 images of the manifest `f00d`", "| CC0-1.0 | 7 |", "no licence for 5",
                   "forbids commercial use", "rope: ntk 10", "embedded 1", "| loss | 0.25 |"):  # fmt: skip
-        assert words in body, words
+        assert text in body, text
 
 
 def test_a_card_of_a_tiny_base_says_that_it_generates_nothing_and_claims_no_hub_id(write_card):

@@ -58,7 +58,7 @@ def adapter(family, folder, trained, facts, tmp_path):
 
 
 def command(folder, *more):
-    words = [
+    arguments = [
         "sample",
         NAME,
         "--model",
@@ -71,7 +71,7 @@ def command(folder, *more):
         "cpu",
         *more,
     ]
-    return [str(word) for word in words]
+    return [str(argument) for argument in arguments]
 
 
 def test_it_is_one_file_of_some_sixty_lines(example):

@@ -224,14 +224,14 @@ def test_an_image_that_changed_or_vanished_or_broke_is_left_out(four, tiny_flux,
 
 
 def test_an_image_of_another_size_than_its_row_says_is_left_out_where_no_hash_is_known(
-    tmp_path, manifest_of, tiny_flux, painting, save
+    tmp_path, manifest_of, tiny_flux, blobs, save
 ):
     images = [
         {"name": f"{name}.png", "height": 150, "width": 150, "caption": name, "known_hash": False}
         for name in ("a", "b")
     ]
     manifest = manifest_of(tmp_path, images)
-    save(manifest.root / "a.png", painting(200, 260, 7))
+    save(manifest.root / "a.png", blobs(200, 260, 7))
     info, _ = encode(manifest.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(), "cpu")
     assert info.counts["encoded"] == 1
     ((reason, error),) = [(left["reason"], left["error"]) for left in left_out_of(tmp_path / "encoded")]

@@ -25,10 +25,21 @@ def batch(capfd):
     from uhr.cli import main
 
     def run(*options):
-        words = ["sample", "sdedit", "--model", "tiny", "--steps", "4", "--device", "cpu", "--workers", "0"]
-        words += [] if "--out" in options else ["--out", "out"]
+        arguments = [
+            "sample",
+            "sdedit",
+            "--model",
+            "tiny",
+            "--steps",
+            "4",
+            "--device",
+            "cpu",
+            "--workers",
+            "0",
+        ]
+        arguments += [] if "--out" in options else ["--out", "out"]
         capfd.readouterr()
-        code = main([*words, *map(str, options)])
+        code = main([*arguments, *map(str, options)])
         return code, capfd.readouterr()
 
     return run
@@ -59,14 +70,14 @@ def test_an_image_that_changes_after_the_check_fails_and_the_next_run_sees_anoth
 
     given = Path("given")
     images(given, "a.png", "b.png")
-    paint = generate._generate
+    generate_set = generate._generate
 
     def after_a_change(*arguments):
         images(given, "x.png", "b.png")
         (given / "x.png").unlink()
         with open(given / "a.png", "ab") as file:
             file.write(b"more")
-        paint(*arguments)
+        generate_set(*arguments)
 
     monkeypatch.setattr(generate, "_generate", after_a_change)
     code, output = batch(*SDEDIT)

@@ -1,4 +1,4 @@
-"""Sets of images: an item is one image whoever paints it, nothing is painted twice, a bad one costs
+"""Sets of images: an item is one image whoever generates it, nothing is generated twice, a bad one costs
 itself."""
 
 import hashlib
@@ -209,7 +209,7 @@ def test_the_run_that_begins_a_set_says_how_many_threads_each_worker_has(make, m
 
 
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
-def test_a_worker_paints_with_the_threads_that_it_is_given_and_as_this_process_does(
+def test_a_worker_generates_with_the_threads_that_it_is_given_and_as_this_process_does(
     make, engine, monkeypatch
 ):
     """Bit for bit: a sum that is cut among another number of threads ends with other last bits."""
@@ -223,13 +223,13 @@ def test_a_worker_paints_with_the_threads_that_it_is_given_and_as_this_process_d
     assert there.files["pictures/0000.png"] == here.files["pictures/0000.png"]
 
 
-def test_a_set_of_a_hubs_model_is_painted_at_one_commit(make, tiny_flux, tmp_path, monkeypatch):
+def test_a_set_of_a_hubs_model_is_generated_at_one_commit(make, tiny_flux, tmp_path, monkeypatch):
     """The branch moves on while the set is begun."""
-    asked = []
+    revisions = []
 
     def hub(repository, *, revision, **_):
-        asked.append(revision)
-        folder = tmp_path / (revision or ("a" if len(asked) == 1 else "b") * 40)
+        revisions.append(revision)
+        folder = tmp_path / (revision or ("a" if len(revisions) == 1 else "b") * 40)
         if not folder.exists():
             folder.symlink_to(tiny_flux)
         return str(folder)
@@ -237,13 +237,13 @@ def test_a_set_of_a_hubs_model_is_painted_at_one_commit(make, tiny_flux, tmp_pat
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
     made = make(["a lake", "fog"], "--model", "org/model")
     assert made.code == 0, made.err
-    assert asked[0] is None
-    assert set(asked[1:]) == {"a" * 40}
+    assert revisions[0] is None
+    assert set(revisions[1:]) == {"a" * 40}
     record = read_record(made.folder / "pictures/0000.png")
     assert record["model"]["revision"] == made.facts["request"]["revision"] == "a" * 40
 
 
-def test_what_is_missing_is_painted_again_and_nothing_else(make, stamps):
+def test_what_is_missing_is_generated_again_and_nothing_else(make, stamps):
     whole = make(PROMPTS).files
     Path("out/pictures/0002.png").unlink()
     Path("out/pictures/hills/green.json").unlink()
@@ -251,8 +251,8 @@ def test_what_is_missing_is_painted_again_and_nothing_else(make, stamps):
     before = stamps("out")
     again = make(PROMPTS)
     assert again.files == whole
-    painted = {path.name for path, stamp in stamps("out/pictures").items() if before.get(path) != stamp}
-    assert painted == {"0002.png", "0002.json", "green.png", "green.json"}
+    generated = {path.name for path, stamp in stamps("out/pictures").items() if before.get(path) != stamp}
+    assert generated == {"0002.png", "0002.json", "green.png", "green.json"}
 
 
 def test_an_item_that_fails_costs_itself_and_is_tried_again(make, stamps):

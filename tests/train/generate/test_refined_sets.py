@@ -1,4 +1,4 @@
-"""Sets whose prompts a server rewrites: both prompts are kept, and nothing is asked twice."""
+"""Sets whose prompts a server rewrites: both prompts are kept, and no request is sent twice."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr("uhr.models.llm.chat.random.uniform", lambda a, b: 0.0)
 
 
-def test_both_prompts_stand_in_the_record_and_the_index_and_the_rewritten_one_is_painted(make, chat):
+def test_both_prompts_stand_in_the_record_and_the_index_and_the_rewritten_one_is_generated(make, chat):
     made = make(PROMPTS, "--refine", chat.url)
     assert made.code == 0, made.err
     assert [(row["prompt"], row["original_prompt"]) for row in made.rows] == [
@@ -42,11 +42,11 @@ def test_a_run_that_goes_on_asks_for_nothing_that_was_answered(make, chat):
     assert "failed 2 times: 503" in failed.error
     assert not Path("out/pictures").exists(), "prompts come first"
     answered = len(list(Path("out/refined").iterdir()))
-    chat.asked.clear()
+    chat.requests.clear()
     chat.reply = lambda body, n: "yes"
     assert make(PROMPTS, "--refine", chat.url).code == 0
     assert len(chat.questions) == 3 - answered
-    chat.asked.clear()
+    chat.requests.clear()
     Path("out/pictures/0000.png").unlink()
     assert make(PROMPTS, "--refine", chat.url).code == 0
     assert chat.questions == []
@@ -54,7 +54,7 @@ def test_a_run_that_goes_on_asks_for_nothing_that_was_answered(make, chat):
 
 def test_a_finished_set_needs_no_server(make, chat):
     make(["a lake"], "--refine", chat.url)
-    chat.asked.clear()
+    chat.requests.clear()
     chat.headers.clear()
     assert "is finished" in make(["a lake"], "--refine", chat.url).out
     assert chat.headers == []
@@ -84,11 +84,11 @@ def test_a_server_without_any_answer_and_one_that_is_not_there_end_the_run_in_on
     assert "\n" not in refused.error
 
 
-def test_a_server_that_refuses_everything_is_not_asked_a_thousand_times(make, chat):
+def test_a_server_that_refuses_everything_does_not_get_a_thousand_requests(make, chat):
     chat.reply = lambda body, n: 400
     made = make([f"hill {n}" for n in range(60)], "--refine", chat.url)
     assert "does not rewrite its prompt (the server answers 400" in made.error
-    assert len(chat.asked) < 30
+    assert len(chat.requests) < 30
 
 
 def test_another_model_on_the_server_does_not_go_on_with_the_set(make, chat):
@@ -118,7 +118,7 @@ def test_prompts_as_they_are_and_another_instruction_are_other_sets(make, chat):
     assert "other refine" in make(["a lake"], "--refine", chat.url, "--refine-instruction", "own.txt").error
     own = make(["a lake"], "--refine", chat.url, "--refine-instruction", "own.txt", out="own")
     assert own.code == 0
-    assert chat.asked[-1]["messages"][0]["content"] == "write like Basho"
+    assert chat.requests[-1]["messages"][0]["content"] == "write like Basho"
 
 
 def test_the_key_is_written_nowhere(make, chat, monkeypatch):
@@ -139,14 +139,14 @@ def test_a_single_image_is_refined_too(chat, capfd):
     assert (record["prompt"], record["original"]["prompt"]) == ("a lake, refined", "a lake")
     capfd.readouterr()
     # repeated from its record, without the server
-    asked = len(chat.asked)
+    before = len(chat.requests)
     assert main(["sample", "--repeat", "one.png", "--out", "again.png"]) == 0
     assert "identical" in capfd.readouterr().out
-    assert len(chat.asked) == asked
+    assert len(chat.requests) == before
     assert read_record(Path("again.png"))["original"]["prompt"] == "a lake"
 
 
-def test_what_cannot_be_made_is_told_before_anybody_is_asked(make, chat, capfd):
+def test_what_cannot_be_made_is_an_error_before_any_request(make, chat, capfd):
     from uhr.cli import main
 
     assert make([{"prompt": "a lake", "width": 60, "height": 64}], "--refine", chat.url).code == 1

@@ -20,11 +20,11 @@ def test_a_killed_run_of_several_workers_goes_on_and_ends_with_the_same_bytes(ma
     again = make(SLOW, sampler="moody:Moody")
     assert again.code == 0, again.err
     assert again.files == whole.files
-    assert all(stamps("out")[path] == done[path] for path in finished), "painted twice"
+    assert all(stamps("out")[path] == done[path] for path in finished), "generated twice"
 
 
 @pytest.mark.ray
-def test_a_killed_run_into_an_object_store_goes_on_and_paints_nothing_twice(make, killed, s3):
+def test_a_killed_run_into_an_object_store_goes_on_and_generates_nothing_twice(make, killed, s3):
     """Two actors of Ray; afterwards another engine, as it may be on another machine."""
     whole = make(SLOW, sampler="moody:Moody", out="whole")
     url = f"s3://{s3.bucket}/some/set"
@@ -37,9 +37,9 @@ def test_a_killed_run_into_an_object_store_goes_on_and_paints_nothing_twice(make
     again = make(SLOW, sampler="moody:Moody", out=url)
     assert again.code == 0, again.err
     assert {name: store.read(name) for name in store.names()} == whole.files
-    painted = [path.partition("/pictures/")[2] for path in s3.puts("/pictures/")]
-    assert len(painted) == len(set(painted)) == 2 * (10 - len(finished))
-    assert not {f"pictures/{name}" for name in painted} & finished
+    generated = [path.partition("/pictures/")[2] for path in s3.puts("/pictures/")]
+    assert len(generated) == len(set(generated)) == 2 * (10 - len(finished))
+    assert not {f"pictures/{name}" for name in generated} & finished
     assert not list(Path("cache").rglob("*.arrow")), "notes are left behind"
 
 

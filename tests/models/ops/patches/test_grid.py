@@ -94,15 +94,15 @@ def test_a_gap_between_patches_is_no_image():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ((64, 16, 16), "cannot overlap by 16"),
         ((64, 16, -1), "cannot overlap by -1"),
         ((64, 16, 3, 8), "step by 13"),
     ],
 )
-def test_overlaps_that_cannot_be_say_what_can(arguments, words):
-    with pytest.raises(UserError, match=words):
+def test_overlaps_that_cannot_be_say_what_can(arguments, message):
+    with pytest.raises(UserError, match=message):
         starts(*arguments)
 
 
