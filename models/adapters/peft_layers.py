@@ -115,6 +115,25 @@ def activate(model: Any, acting: Iterable[str], train: Iterable[str] = ()) -> No
 
 
 @contextlib.contextmanager
+def disabled(model: Any, name: str) -> Generator[None]:
+    """Leave adapter `name` out in a `with` block; the other active ones act as before.
+
+    Only names in plain attributes change: no parameter, no `requires_grad`, so that it works on a sharded
+    model and between a forward and its backward pass.
+    """
+    changed = [
+        (layer, layer._active_adapter) for _, layer in all_layers(model) if name in layer.active_adapters
+    ]
+    try:
+        for layer, _ in changed:
+            layer._active_adapter = [other for other in layer.active_adapters if other != name]
+        yield
+    finally:
+        for layer, before in changed:
+            layer._active_adapter = before
+
+
+@contextlib.contextmanager
 def several_adapters() -> Generator[None]:
     """Suppress peft's warning about a second adapter on a model, which is intended here."""
     with warnings.catch_warnings():

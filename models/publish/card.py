@@ -23,7 +23,8 @@ class CardFacts:
 
     `base_model` is the model as the user named it (a hub id, or a folder's name). `trained_on` is the number
     of distinct samples, and `licences` counts them by their licence in the manifest (None: it has none).
-    `guidance` is the value fed to the backbone while training, None for a backbone that takes none.
+    `guidance` is the value fed to the backbone while training, None for a backbone that takes none. `trained`
+    says what was trained.
     """
 
     name: str
@@ -38,6 +39,7 @@ class CardFacts:
     trained_on: int
     licences: Mapping[str | None, int]
     surgeries: tuple[str, ...] = ()
+    trained: str = "a LoRA"
     metrics: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -125,6 +127,7 @@ def _training(facts: CardFacts) -> str:
     guidance = "none" if facts.guidance is None else f"embedded {facts.guidance:g}"
     rows = {
         "recipe": facts.recipe,
+        "trained": facts.trained,
         "steps": facts.steps,
         "resolution": facts.resolution,
         "guidance while training": guidance,

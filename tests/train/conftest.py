@@ -158,8 +158,8 @@ FAST = [
     "runtime.gradient_checkpointing=false",
     "batch.size=3",
     "batch.micro=3",
-    "adapter.rank=4",
-    "adapter.alpha=4",
+    "trainable.rank=4",
+    "trainable.alpha=4",
 ]
 """What makes a step of the tiny model quick."""
 

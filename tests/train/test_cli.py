@@ -112,8 +112,8 @@ def test_a_plan_is_printed_without_weights(capsys, small_set, tiny_flux):
         (["show", "loar"], "unknown recipe 'loar': did you mean lora?"),
         (["show", "lora", "--set", "phases.main.lr"], "--set phases.main.lr: write it as path=value"),
         (
-            ["show", "lora", "--set", "adapter.rnak=3"],
-            "unknown key 'adapter.rnak': did you mean adapter.rank",
+            ["show", "lora", "--set", "trainable.rnak=3"],
+            "trainable part 'lora': unknown key 'rnak': did you mean rank",
         ),
         (["resume", "nowhere"], "nowhere is not a run: name the folder that `uhr train run --out` wrote"),
         (["export", "nowhere", "--out", "x"], "nowhere is not a run"),

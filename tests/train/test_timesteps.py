@@ -52,6 +52,60 @@ def test_sigma_stays_inside_the_unit_interval_at_the_ends_of_u():
         assert ((sigma >= 0) & (sigma <= 1)).all()
 
 
+def test_mode_is_diffusers_sampling_of_that_name():
+    from diffusers.training_utils import compute_density_for_timestep_sampling
+
+    theirs = compute_density_for_timestep_sampling(
+        "mode", 40_000, mode_scale=1.29, generator=torch.Generator().manual_seed(0)
+    )
+    found = Timesteps(density="mode").sigma(EVEN)
+    assert (found.diff() > 0).all()
+    assert stats.ks_2samp(found.numpy(), theirs.numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("density", ["uniform", "logit_normal", "mode"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_band_is_the_density_given_that_sigma_is_inside(density, shift):
+    whole = Timesteps(density=density, shift=shift)
+    banded = Timesteps(density=density, shift=shift, band=(0.54, 0.9)).sigma(EVEN)
+    assert banded.min() >= 0.54
+    assert banded.max() <= 0.9
+    fine = whole.sigma((torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000)
+    inside = fine[(fine >= 0.54) & (fine <= 0.9)]
+    levels = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9], dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.quantile(banded, levels), torch.quantile(inside, levels), atol=1e-3, rtol=0
+    )
+
+
+def test_the_band_of_ultraflux_begins_at_index_459_of_a_thousand():
+    band = Timesteps(density="uniform", band=(0.541, 1.0))
+    assert band.sigma(torch.tensor([1e-9])).item() == pytest.approx(0.541)
+    assert band.sigma(torch.tensor([0.5])).item() == pytest.approx(0.7705)
+
+
+@pytest.mark.parametrize("band", [[0.5, 0.5], [0.6, 0.5], [-0.1, 0.5], [0.5, 1.1]])
+def test_an_impossible_band_is_an_error(band):
+    with pytest.raises(UserError, match="must be 0 <= low < high <= 1"):
+        build(Timesteps, {"density": "uniform", "band": band}, "recipe")
+
+
+def test_a_band_without_mass_is_an_error():
+    tree = {"density": "logit_normal", "std": 0.01, "band": [0.9, 1.0]}
+    with pytest.raises(UserError, match="less than a millionth of the density"):
+        build(Timesteps, tree, "recipe")
+
+
+@pytest.mark.parametrize("weighting", ["none", "sigma_sqrt", "cosmap"])
+def test_a_weighting_is_diffusers_of_that_name(weighting):
+    from diffusers.training_utils import compute_loss_weighting_for_sd3
+
+    sigma = torch.linspace(0.01, 1, 100)
+    found = Timesteps(density="uniform", weighting=weighting).weight(sigma)
+    expected = compute_loss_weighting_for_sd3(weighting, sigma)
+    torch.testing.assert_close(torch.ones(100) if found is None else found, expected)
+
+
 def test_an_unknown_density_is_an_error():
     with pytest.raises(UserError, match="density"):
         build(Timesteps, {"density": "flux_shift "}, "recipe")

@@ -41,13 +41,14 @@ class EncodedRows:
     """B encoded images of one bucket, on the CPU.
 
     mean, std: [B, C, h, w], raw latents in the stored dtype. texts: the family's text tensors by name, in the
-    stored dtype; B is their first dimension.
+    stored dtype; B is their first dimension. uris: the images' files, relative to the manifest's source.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     texts: Mapping[str, torch.Tensor]
     sample_ids: tuple[str, ...]
+    uris: tuple[str, ...]
     captions: tuple[str, ...]
 
 
@@ -84,6 +85,7 @@ class EncodedData:
             std,
             self._tensors(texts),
             tuple(row["sample_id"] for row in found),
+            tuple(row["uri"] for row in found),
             tuple(text["caption"] for text in texts),
         )
 

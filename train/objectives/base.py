@@ -1,4 +1,4 @@
-"""The interface of objectives: batch, model, prediction and loss.
+"""The interface of objectives: what they are given, and what they return.
 
 Shapes: B samples, C latent channels, h x w latent pixels.
 Convention: sigma in [0, 1], 1 is noise; velocity = noise - data.
@@ -6,84 +6,190 @@ Convention: sigma in [0, 1], 1 is noise; velocity = noise - data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
-import torch
+from uhr.base.kinds import Kind
 
-from uhr.models.ops.flow import interpolate
-from uhr.train.objectives.draws import Draws
-from uhr.train.timesteps import Timesteps
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.specs.spec import ModelSpec
+    from uhr.train.objectives.draws import Draws
+
+
+@dataclass(frozen=True)
+class BatchCondition:
+    """What the model is given besides noisy latents and noise level. Objectives do not look inside.
+
+    texts: the family's text tensors by name (`Backbone.text_tensors`); B is the first dimension.
+    null_texts: those of the empty prompt; the first dimension is 1.
+    guidance: the model's guidance input, float32 [B]; None if it has none.
+    guide: the model latents of the image at a lower resolution, float32 [B, C, h', w'], which UltraGen's
+        guide tokens show to the model; None without a guide.
+    """
+
+    texts: Mapping[str, torch.Tensor]
+    null_texts: Mapping[str, torch.Tensor]
+    guidance: torch.Tensor | None = None
+    guide: torch.Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """B."""
+        return next(iter(self.texts.values())).shape[0]
+
+    def null(self) -> BatchCondition:
+        """The same with the empty prompt in place of the texts."""
+        texts = {name: null.expand(self.count, *null.shape[1:]) for name, null in self.null_texts.items()}
+        return replace(self, texts=texts)
+
+    def with_guidance(self, guidance: torch.Tensor | float) -> BatchCondition:
+        """The same with another guidance input, [B] or one value for all samples.
+
+        The model must have a guidance input.
+        """
+        import torch
+
+        assert self.guidance is not None, "this model has no guidance input"
+        values = torch.as_tensor(guidance, dtype=torch.float32, device=self.guidance.device)
+        return replace(self, guidance=values.expand(self.count))
+
+    def slice(self, start: int, stop: int) -> BatchCondition:
+        """The samples from `start` to `stop` (exclusive)."""
+        return replace(
+            self,
+            texts={name: tensor[start:stop] for name, tensor in self.texts.items()},
+            guidance=None if self.guidance is None else self.guidance[start:stop],
+            guide=None if self.guide is None else self.guide[start:stop],
+        )
+
+
+def joined(conditions: Sequence[BatchCondition]) -> BatchCondition:
+    """Conditions of one model, one after the other along the first dimension."""
+    import torch
+
+    first = conditions[0]
+    return BatchCondition(
+        {name: torch.cat([each.texts[name] for each in conditions]) for name in first.texts},
+        first.null_texts,
+        _cat([each.guidance for each in conditions]),
+        _cat([each.guide for each in conditions]),
+    )
+
+
+def _cat(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    import torch
+
+    found = [tensor for tensor in tensors if tensor is not None]
+    assert len(found) in (0, len(tensors)), "some conditions have it and others do not"
+    return torch.cat(found) if found else None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one bucket, as the model's inputs.
+    """Samples of one bucket with the noise and the noise levels at which they are trained.
 
-    latents: float32 [B, C, h, w], normalised (shifted and scaled) data.
-    texts: the text tensors of the family, by their names (`Backbone.text_tensors`); B is the first dimension.
+    data: model latents (shifted and scaled), float32 [B, C, h, w]. noise: N(0, I), like `data`.
+    sigma: noise level of each sample, float32 [B].
+    mask: weight of each latent pixel in the loss, float32 [B, 1, h, w] in [0, 1]; None is 1 everywhere.
     sample_ids: those of the manifest's rows, for error messages.
     """
 
-    latents: torch.Tensor
-    texts: Mapping[str, torch.Tensor]
+    data: torch.Tensor
+    noise: torch.Tensor
+    sigma: torch.Tensor
+    condition: BatchCondition
     sample_ids: tuple[str, ...]
+    mask: torch.Tensor | None = None
+
+    @property
+    def levels(self) -> torch.Tensor:
+        """Sigma as [B, 1, 1, 1]."""
+        return self.sigma.view(-1, 1, 1, 1)
+
+    @property
+    def noisy(self) -> torch.Tensor:
+        """x_sigma = (1 - sigma) data + sigma noise, float32 [B, C, h, w]."""
+        from uhr.models.ops.flow import interpolate
+
+        return interpolate(self.data, self.noise, self.levels)
+
+    @property
+    def target(self) -> torch.Tensor:
+        """The true velocity, noise - data, float32 [B, C, h, w]."""
+        return self.noise - self.data
 
     def slice(self, start: int, stop: int) -> Batch:
         """The samples from `start` to `stop` (exclusive)."""
-        texts = {name: tensor[start:stop] for name, tensor in self.texts.items()}
-        return Batch(self.latents[start:stop], texts, self.sample_ids[start:stop])
+        return Batch(
+            self.data[start:stop],
+            self.noise[start:stop],
+            self.sigma[start:stop],
+            self.condition.slice(start, stop),
+            self.sample_ids[start:stop],
+            None if self.mask is None else self.mask[start:stop],
+        )
 
 
-class Velocity(Protocol):
-    """The model as a function of unpacked latents; it handles guidance and packing itself."""
+class Denoiser(Protocol):
+    """The model that is trained, as a function of unpacked latents."""
 
-    def __call__(
-        self, noisy: torch.Tensor, sigma: torch.Tensor, texts: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """noisy [B, C, h, w] at sigma [B] -> predicted velocity [B, C, h, w]."""
+    def velocity(self, noisy: torch.Tensor, sigma: torch.Tensor, condition: BatchCondition) -> torch.Tensor:
+        """Predict the velocity, float32 [B, C, h, w], of noisy [B, C, h, w] at sigma [B]."""
+        ...
+
+    def teacher(self, noisy: torch.Tensor, sigma: torch.Tensor, condition: BatchCondition) -> torch.Tensor:
+        """`velocity` of the model before training, without gradients."""
         ...
 
 
 @dataclass(frozen=True)
-class Loss:
-    """The loss of one batch.
+class Errors:
+    """What an objective returns: the loss of each place, before masks and means.
 
-    per_sample: float32 [B]; its mean is minimised. sigma: [B], as drawn. parts: named terms, [B] each.
+    map: float32 [B, K, H, W], not negative; H x W is h x w or an integer part of it (wavelet bands).
+    weight: factor of each sample, float32 [B]; None is 1.
+    parts: named values of each sample, [B], for the log.
     """
 
-    per_sample: torch.Tensor
-    sigma: torch.Tensor
-    parts: dict[str, torch.Tensor] = field(default_factory=dict)
+    map: torch.Tensor
+    weight: torch.Tensor | None = None
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def per_sample(self, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The loss of each sample, float32 [B]: its weight times the mean of its map.
+
+        mask: [B, 1, h, w] in [0, 1]: the mean is then weighted by the mask, averaged over the places that
+        one value of the map covers. A sample whose mask is 0 everywhere has the loss 0.
+        """
+        import torch
+
+        if mask is None:
+            mean = self.map.mean(dim=(1, 2, 3))
+        else:
+            height, width = self.map.shape[-2:]
+            weights = torch.nn.functional.adaptive_avg_pool2d(mask.float(), (height, width))
+            total = weights.sum(dim=(1, 2, 3)) * self.map.shape[1]
+            mean = (self.map * weights).sum(dim=(1, 2, 3)) / total.clamp(min=torch.finfo(total.dtype).tiny)
+        return mean if self.weight is None else mean * self.weight
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The model's prediction at one noise level per sample.
+class Objective(Kind):
+    """A training objective and its parameters; a pure function.
 
-    error: float32 [B, C, h, w], predicted minus true velocity. sigma: [B], as drawn.
+    The same model, batch and draws give the same errors. It knows nothing of devices, logging or the loop.
     """
 
-    error: torch.Tensor
-    sigma: torch.Tensor
+    def check(self, spec: ModelSpec, guidance: float | None) -> None:
+        """Raise UserError if the objective cannot train a model of this spec.
 
-    @property
-    def levels(self) -> torch.Tensor:
-        """Sigma [B, 1, 1, 1]."""
-        return self.sigma.view(-1, 1, 1, 1)
+        guidance: the value of the model's guidance input in training; None if it has none.
+        """
+        return
 
-
-def predict(model: Velocity, batch: Batch, draws: Draws, timesteps: Timesteps) -> Prediction:
-    """Call the model at x_sigma = (1 - sigma) x + sigma e with e ~ N(0, I), whose true velocity is e - x."""
-    data = batch.latents.float()
-    sigma = timesteps.sigma(draws.uniform("sigma")).to(data)
-    noise = draws.normal("noise", data.shape[1:]).to(data)
-    predicted = model(interpolate(data, noise, sigma.view(-1, 1, 1, 1)), sigma, batch.texts)
-    return Prediction(predicted.float() - (noise - data), sigma)
-
-
-class Objective(Protocol):
-    """A pure function: the same model, batch and draws give the same loss."""
-
-    def __call__(self, model: Velocity, batch: Batch, draws: Draws) -> Loss: ...
+    @abstractmethod
+    def __call__(self, denoiser: Denoiser, batch: Batch, draws: Draws) -> Errors:
+        """Return the errors of the model on a batch; `draws` are the random numbers of its samples."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from uhr.train.objectives.base import Batch, Loss, Velocity, predict
-from uhr.train.objectives.draws import Draws
-from uhr.train.timesteps import Timesteps
+from typing import TYPE_CHECKING
+
+from uhr.train.objectives.base import Batch, Denoiser, Errors, Objective
+
+if TYPE_CHECKING:
+    from uhr.train.objectives.draws import Draws
 
 
-class Flow:
-    """E || v(x_sigma, sigma, c) - (e - x) ||^2 with x_sigma = (1 - sigma) x + sigma e, e ~ N(0, I).
+class Flow(Objective):
+    """|| v(x_sigma, sigma, c) - (e - x) ||^2 with x_sigma = (1 - sigma) x + sigma e, e ~ N(0, I).
 
-    A sample's loss is the mean over its latents, in float32 whatever dtype the model uses; all samples have
-    equal weight.
+    Computed in float32 whatever dtype the model uses.
     """
 
-    def __init__(self, timesteps: Timesteps) -> None:
-        self.timesteps = timesteps
+    kind: str = "flow"
 
-    def __call__(self, model: Velocity, batch: Batch, draws: Draws) -> Loss:
-        prediction = predict(model, batch, draws, self.timesteps)
-        return Loss(prediction.error.square().mean(dim=(1, 2, 3)), prediction.sigma)
+    def __call__(self, denoiser: Denoiser, batch: Batch, draws: Draws) -> Errors:
+        predicted = denoiser.velocity(batch.noisy, batch.sigma, batch.condition).float()
+        return Errors((predicted - batch.target).square())

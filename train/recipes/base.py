@@ -12,10 +12,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from uhr.base.config import Config
-from uhr.base.errors import UserError, unknown
+from uhr.base.errors import UserError
 from uhr.models.specs.spec import GuidanceKind, ModelSpec
 from uhr.models.surgery.base import from_record
+from uhr.train.objectives import AnyObjective
+from uhr.train.recipes.windows import GuideWindows
 from uhr.train.timesteps import Timesteps
+from uhr.train.trainable import AnyTrainable
 
 
 class Guidance(Config):
@@ -35,17 +38,6 @@ class Guidance(Config):
         if (self.kind == "embedded") != (self.scale is not None):
             raise ValueError("scale belongs to kind 'embedded', and only to it")
         return self
-
-
-class AdapterConfig(Config):
-    """A LoRA: B A, scaled by alpha / rank, added to each target.
-
-    targets: the name of a target set of the spec, or suffixes of module names.
-    """
-
-    rank: int = Field(gt=0)
-    alpha: float = Field(gt=0)
-    targets: str | tuple[str, ...]
 
 
 class AdamW(Config):
@@ -72,13 +64,13 @@ class Phase(Config):
     """One phase of a training run.
 
     resolution: px, as the data was encoded; None is the model's native size.
-    objective: a name of `objectives`, or an import path. steps: optimiser steps.
+    objective: with its parameters (`train.objectives`). steps: optimiser steps.
     lr: learning rate after `warmup` steps, over which it rises linearly from 0.
     """
 
     name: str
     resolution: int | None = Field(None, gt=0)
-    objective: str
+    objective: AnyObjective
     timesteps: Timesteps
     steps: int = Field(gt=0)
     lr: float = Field(gt=0)
@@ -107,7 +99,10 @@ class Runtime(Config):
 class Recipe(Config):
     """Everything about a training run except model and data.
 
-    family: that of `ModelSpec`. surgeries: those of the transformer, as `models.surgery.record` writes them.
+    family: that of `ModelSpec`. surgeries: those of the transformer, as `models.surgery.record` writes them;
+    adapters are not among them.
+    trainable: the part that is trained (`train.trainable`); the rest is frozen.
+    windows: windowed attention with a guide, as UltraGen has it; None is the backbone's own attention.
     latents: "sample" draws from the VAE's distribution each time that an image is used, "mean" does not.
     caption_dropout: share of samples that train with the empty caption. clip: maximum norm of the gradient.
     ema: decay per step of the averaged adapter, after a warm-up (`average.decay_at`); None averages nothing.
@@ -120,7 +115,8 @@ class Recipe(Config):
     family: str
     surgeries: tuple[dict[str, Any], ...] = ()
     guidance: Guidance
-    adapter: AdapterConfig
+    trainable: AnyTrainable
+    windows: GuideWindows | None = None
     phases: tuple[Phase, ...] = Field(min_length=1)
     optimiser: AdamW
     clip: float = Field(gt=0)
@@ -132,6 +128,17 @@ class Recipe(Config):
     runtime: Runtime
     sources: Mapping[str, str] = Field(default={}, exclude=True)
     origin: Mapping[str, Any] | None = Field(default=None, exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, tree: Any) -> Any:
+        """Read `adapter` of earlier versions, which was always a LoRA, as changes to `trainable`."""
+        if not isinstance(tree, Mapping) or not isinstance(tree.get("adapter"), Mapping):
+            return tree
+        trainable = tree.get("trainable")
+        base = dict(trainable) if isinstance(trainable, Mapping) else {"kind": "lora"}
+        left = {key: value for key, value in tree.items() if key != "adapter"}
+        return {**left, "trainable": {**base, **tree["adapter"]}}
 
     @property
     def steps(self) -> int:
@@ -163,10 +170,17 @@ class Recipe(Config):
         if spec.guidance != self.guidance.kind:
             what = f"recipe {self.name} trains with guidance '{self.guidance.kind}', and {spec.name} takes"
             raise UserError(f"{what} '{spec.guidance}'", fix)
-        from_record(self.surgeries, f"recipe {self.name}: surgeries")
-        targets = self.adapter.targets
-        if isinstance(targets, str) and targets not in spec.lora_target_sets:
-            raise unknown("set of targets", targets, spec.lora_target_sets, f"recipe {self.name}")
+        from uhr.models.adapters.surgeries import AdapterSurgery
+
+        for surgery in from_record(self.surgeries, f"recipe {self.name}: surgeries"):
+            if isinstance(surgery, AdapterSurgery):
+                raise UserError(
+                    f"recipe {self.name}: '{surgery.name}' is in surgeries, where it would not be trained",
+                    "name it as `trainable: {kind: ...}`",
+                )
+        self.trainable.check(spec)
+        for phase in self.phases:
+            phase.objective.check(spec, self.guidance.scale)
 
     def changes_for(self, spec: ModelSpec) -> list[str]:
         """The changes, as `path=value`, that adapt this recipe to the model's family and guidance."""
@@ -175,11 +189,6 @@ class Recipe(Config):
             scale = "1.0" if spec.guidance == "embedded" else "null"
             changes.append(f"guidance={{kind: {spec.guidance}, scale: {scale}}}")
         return changes
-
-    def targets(self, spec: ModelSpec) -> tuple[str, ...]:
-        """Suffixes of the names of the modules that get an adapter."""
-        targets = self.adapter.targets
-        return spec.lora_target_sets[targets] if isinstance(targets, str) else targets
 
     def source(self, path: str) -> str | None:
         """The source of the value at a dotted path: that of the path itself, or of the nearest parent with

@@ -4,8 +4,10 @@ by.
 
 from __future__ import annotations
 
-from uhr.train.recipes.base import AdamW, AdapterConfig, Batching, Guidance, Phase, Recipe, Runtime
+from uhr.train.objectives.flow import Flow
+from uhr.train.recipes.base import AdamW, Batching, Guidance, Phase, Recipe, Runtime
 from uhr.train.timesteps import Timesteps
+from uhr.train.trainable.adapters import Lora
 
 _DIFFUSERS = "diffusers examples/dreambooth/train_dreambooth_lora_flux.py, default"
 
@@ -14,11 +16,11 @@ RECIPE = Recipe(
     about="plain LoRA by flow matching: style, subject or domain at the resolution of the data",
     family="flux1",
     guidance=Guidance(kind="embedded", scale=1.0),
-    adapter=AdapterConfig(rank=16, alpha=16, targets="attention"),
+    trainable=Lora(rank=16, alpha=16, targets="attention"),
     phases=(
         Phase(
             name="main",
-            objective="flow",
+            objective=Flow(),
             timesteps=Timesteps(density="logit_normal", mean=0.0, std=1.0, shift=3.0),
             steps=2000,
             lr=1e-4,
@@ -44,9 +46,11 @@ RECIPE = Recipe(
         "family": "ours: the geometry of FLUX.1's adapters",
         "surgeries": "none: the published architecture",
         "guidance": "URAE: 1.0, the unguided point; larger ones unlearn the distillation",
-        "adapter.rank": "URAE, official code",
-        "adapter.alpha": "equal to the rank, so that a reader that ignores alpha is right all the same",
-        "adapter.targets": "URAE: q, k, v, out of the image stream and of the single blocks",
+        "trainable.kind": "ours: the baseline of every trainer",
+        "windows": "none: the published architecture",
+        "trainable.rank": "URAE, official code",
+        "trainable.alpha": "equal to the rank, so that a reader that ignores alpha is right all the same",
+        "trainable.targets": "URAE: q, k, v, out of the image stream and of the single blocks",
         "phases.name": "ours",
         "phases.resolution": "the model's native size",
         "phases.objective": "rectified flow, Liu et al. 2209.03003; the objective FLUX.1 was trained with",

@@ -20,10 +20,9 @@ from uhr.base.errors import UserError
 from uhr.base.files import saving, sha256_file, sync, write_json
 from uhr.base.paths import text_path
 from uhr.base.run_folder import all_or_nothing
-from uhr.models.adapters.formats.alphas import DIFFUSERS_METADATA
 from uhr.models.files.write import save_tensors
 from uhr.models.loading.opening import ModelName
-from uhr.train.recipes.base import leaves
+from uhr.train.recipes.base import Recipe, leaves
 from uhr.train.run import average
 from uhr.train.run.state import TrainState, generators, set_generators
 
@@ -32,8 +31,8 @@ FOLDER = "checkpoints"
 GENERATORS = "generators-00000.json"
 """The random generators of process 0."""
 
-ALWAYS = {"adapter.safetensors", "optimiser.safetensors", GENERATORS}
-"""The files without which a run cannot resume."""
+ALWAYS = {"optimiser.safetensors", GENERATORS}
+"""Files without which no run can resume; the file of the trainable part is another."""
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})")
@@ -109,8 +108,11 @@ def folder_of(run: Path, step: int) -> Path:
     return run / FOLDER / f"step-{step:08d}"
 
 
-def write_checkpoint(run: Path, state: TrainState, facts: Mapping[str, Any]) -> Path:
-    """Write the state after `state.step` steps; `facts` are the other fields of `CheckpointInfo`.
+def write_checkpoint(
+    run: Path, state: TrainState, facts: Mapping[str, Any], metadata: Mapping[str, str]
+) -> Path:
+    """Write the state after `state.step` steps; `facts` are the other fields of `CheckpointInfo`, `metadata`
+    that of the files of the trainable part and its average.
 
     The files are written to a temporary folder, `checkpoint.json` last, which is then renamed. If the disk is
     full, the folder is removed, and a UserError names the last step that is saved.
@@ -118,7 +120,7 @@ def write_checkpoint(run: Path, state: TrainState, facts: Mapping[str, Any]) -> 
     final = folder_of(run, state.step)
     staging = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
     with saving(run / FOLDER, resume_hint(run)), all_or_nothing(staging):
-        _fill(staging, state, facts)
+        _fill(staging, state, facts, metadata)
         if final.exists():
             # incomplete, or of an earlier run of this step: a rename needs a free name
             remove(final)
@@ -127,10 +129,11 @@ def write_checkpoint(run: Path, state: TrainState, facts: Mapping[str, Any]) -> 
     return final
 
 
-def _fill(staging: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
+def _fill(staging: Path, state: TrainState, facts: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     staging.mkdir(parents=True)
+    own = {state.file: dict(metadata), "ema": {**metadata, average.MARK: average.WARMED_UP}}
     for name, tensors in state.tensors().items():
-        save_tensors(tensors, staging / f"{name}.safetensors", _metadata(name, facts["recipe"]))
+        save_tensors(tensors, staging / f"{name}.safetensors", own.get(name))
     write_json(staging / GENERATORS, generators())
     files = {
         path.name: CheckpointFile(bytes=path.stat().st_size, sha256=sha256_file(path))
@@ -144,17 +147,6 @@ def _fill(staging: Path, state: TrainState, facts: Mapping[str, Any]) -> None:
         **facts,
     )
     write_json(staging / FILE, info.model_dump(mode="json"))
-
-
-def _metadata(name: str, recipe: Mapping[str, Any]) -> dict[str, str] | None:
-    """Metadata of a file: rank and alpha of an adapter, as diffusers writes them, so that it is loaded at the
-    right strength; and how an average was made.
-    """
-    if name not in ("adapter", "ema"):
-        return None
-    lora = {"transformer.r": recipe["adapter"]["rank"], "transformer.lora_alpha": recipe["adapter"]["alpha"]}
-    packed = {DIFFUSERS_METADATA: json.dumps(lora, sort_keys=True)}
-    return {**packed, average.MARK: average.WARMED_UP} if name == "ema" else packed
 
 
 def resume_hint(run: Path) -> str:
@@ -200,7 +192,8 @@ def read_info(folder: Path) -> CheckpointInfo:
     if not file.is_file():
         raise UserError(f"{folder} has no {FILE}", "it was never finished: take another checkpoint")
     info = read_versioned(CheckpointInfo, file, SCHEMA_VERSION, "take another checkpoint")
-    missing = sorted(ALWAYS - info.files.keys())
+    part = Recipe.model_validate(info.recipe).trainable.file
+    missing = sorted({*ALWAYS, f"{part}.safetensors"} - info.files.keys())
     if missing:
         raise UserError(f"{file} does not list {missing[0]}", "take another checkpoint")
     for name, stored in info.files.items():
@@ -233,7 +226,7 @@ def load_checkpoint(folder: Path, info: CheckpointInfo, state: TrainState) -> No
     """Load a checkpoint's tensors into `state`, and restore the process-wide generators."""
     from safetensors.torch import load_file
 
-    tensors = {name: load_file(folder / f"{name}.safetensors") for name in ("adapter", "optimiser")}
+    tensors = {name: load_file(folder / f"{name}.safetensors") for name in (state.file, "optimiser")}
     if state.ema is not None:
         tensors["ema"] = average.read_average(folder / "ema.safetensors", info.recipe["ema"], info.step)
     state.load(info.step, tensors)

@@ -34,7 +34,7 @@ def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[Path]) -> di
     recipe.check(spec)
     encoded = {d.info.resolution: d for d in map(EncodedData.open, data)}
     phases = [_phase(recipe, index, spec, encoded) for index in range(len(recipe.phases))]
-    parameters = _parameters(spec, transformer, recipe.targets(spec), recipe.adapter.rank)
+    parameters = _parameters(recipe, spec, transformer)
     longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
     return {
         "recipe": recipe.name,
@@ -43,9 +43,10 @@ def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[Path]) -> di
         "average": None if recipe.ema is None else describe_average(recipe.ema, recipe.steps),
         "samples": recipe.steps * recipe.batch.size,
         "phases": phases,
-        "parameters": {name: parameters[name] for name in ("base", "trainable")},
+        "trained": recipe.trainable.describe(spec),
+        "parameters": {name: parameters[name] for name in ("base", "trainable", "linears")},
         "memory": _memory(recipe, parameters, longest),
-        "storage": _storage(recipe, spec, transformer.config, parameters["trainable"], encoded),
+        "storage": _storage(recipe, spec, transformer.config, parameters, encoded),
     }
 
 
@@ -63,19 +64,20 @@ def _backbone(model: ModelName) -> tuple[ModelSpec, Any]:
     return known, empty_component(known, "transformer")
 
 
-def _parameters(spec: ModelSpec, transformer: Any, targets: Sequence[str], rank: int) -> dict[str, int]:
-    """Numbers of parameters of the backbone and of the adapter, of blocks, and the width."""
-    import torch
+def _parameters(recipe: Recipe, spec: ModelSpec, transformer: Any) -> dict[str, int]:
+    """Numbers of parameters of the backbone and of the trainable part (trained, and constant), of linears
+    with an adapter, of blocks, and the width. The trainable part is added to `transformer`.
+    """
+    from uhr.models.adapters.peft_layers import all_layers
 
-    adapted = [
-        module
-        for name, module in transformer.named_modules()
-        if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{t}") for t in targets)
-    ]
     blocks = [m for m in transformer.modules() if type(m).__name__ in (spec.double_block, spec.single_block)]
+    base = sum(p.numel() for p in transformer.parameters())
+    recipe.trainable.prepare(transformer, spec, recipe.seed)
     return {
-        "base": sum(p.numel() for p in transformer.parameters()),
-        "trainable": sum(rank * (m.in_features + m.out_features) for m in adapted),
+        "base": base,
+        "trainable": sum(p.numel() for p in recipe.trainable.parameters(transformer).values()),
+        "constant": sum(t.numel() for t in recipe.trainable.constants(transformer).values()),
+        "linears": len(all_layers(transformer)),
         "blocks": len(blocks),
         "width": transformer.inner_dim,
     }
@@ -120,7 +122,8 @@ def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: dict[int, Encod
 def _memory(recipe: Recipe, parameters: dict[str, int], tokens: int) -> dict[str, int]:
     """Estimate the bytes on the device at the longest sequence.
 
-    weights: the frozen backbone. adapter: values, gradients, two moments, and the average if there is one.
+    weights: the frozen backbone. adapter: values, gradients, two moments, the average if there is one, and
+    constants that belong to it.
     activations: each block's input, and the tensors kept by the block being differentiated (by all blocks
     without gradient checkpointing).
     """
@@ -129,7 +132,8 @@ def _memory(recipe: Recipe, parameters: dict[str, int], tokens: int) -> dict[str
     at_work = 1 if recipe.runtime.gradient_checkpointing else parameters["blocks"]
     sizes = {
         "weights": parameters["base"] * width,
-        "adapter": parameters["trainable"] * (16 + (4 if recipe.ema is not None else 0)),
+        "adapter": parameters["trainable"] * (16 + (4 if recipe.ema is not None else 0))
+        + 4 * parameters["constant"],
         "activations": per_block * (parameters["blocks"] + WORK_PER_TOKEN * at_work),
     }
     return {**sizes, "total": sum(sizes.values())}
@@ -139,7 +143,7 @@ def _storage(
     recipe: Recipe,
     spec: ModelSpec,
     config: Mapping[str, Any],
-    trainable: int,
+    parameters: Mapping[str, int],
     encoded: dict[int, EncodedData],
 ) -> dict[str, Any]:
     """Bytes on disk per image and caption (in bfloat16, the default of `encode`), and per checkpoint."""
@@ -150,7 +154,8 @@ def _storage(
     storage: dict[str, Any] = {
         "latents_per_picture": 2 * size_of((spec.latent_channels, side, side), "bfloat16"),
         "text_per_caption": sum(size_of(shape, "bfloat16") for shape in shapes.values()),
-        "checkpoint": trainable * (12 + (4 if recipe.ema is not None else 0)),
+        "checkpoint": parameters["trainable"] * (12 + (4 if recipe.ema is not None else 0))
+        + 4 * parameters["constant"],
     }
     if encoded:
         storage["encoded_data"] = sum(part.bytes for data in encoded.values() for part in data.info.parts)
@@ -161,9 +166,10 @@ def print_estimate(plan: dict[str, Any]) -> None:
     """Print what `estimate` returns."""
     base, trainable = plan["parameters"]["base"], plan["parameters"]["trainable"]
     say(f"{plan['recipe']} on {plan['model']}: {plan['steps']:,} steps, {plan['samples']:,} samples")
-    say(
-        f"trainable {trainable:,} of {base + trainable:,} parameters ({trainable / base:.2%} of the backbone)"
-    )
+    say(f"trained: {plan['trained']}")
+    linears = plan["parameters"]["linears"]
+    share = f"{trainable / base:.2%} of the backbone" + (f", in {linears} linears" if linears else "")
+    say(f"trainable {trainable:,} of {base + trainable:,} parameters ({share})")
     if plan["average"] is not None:
         say(f"averaged adapter: {plan['average']}")
     for phase in plan["phases"]:

@@ -8,9 +8,7 @@ from typing import Literal
 
 from uhr.base.console import command
 from uhr.base.errors import UserError
-from uhr.models.adapters.plain import LoraSpec
 from uhr.models.publish.card import CardFacts
-from uhr.models.publish.export import export_lora
 from uhr.models.zoo import get
 from uhr.train.encode.encoded import NOT_STATED
 from uhr.train.recipes.base import Recipe
@@ -35,14 +33,13 @@ def export(
         raise UserError(
             f"{run} has no average", "leave --weights out, or train with `uhr train run --set ema=0.999`"
         )
+    state = load_file(folder / f"{recipe.trainable.file}.safetensors")
     if weights == "ema":
         assert recipe.ema is not None
-        state = average.read_average(folder / "ema.safetensors", recipe.ema, info.step)
-    else:
-        state = load_file(folder / "adapter.safetensors")
-    spec = get(info.model.spec)
-    lora = LoraSpec(recipe.adapter.rank, recipe.targets(spec), recipe.adapter.alpha)
-    return export_lora(state, lora, out, _facts(out.resolve().name, recipe, info, weights)), info
+        # an average has no constants of the part: they are in its own file
+        state |= average.read_average(folder / "ema.safetensors", recipe.ema, info.step)
+    facts = _facts(out.resolve().name, recipe, info, weights)
+    return recipe.trainable.export(state, get(info.model.spec), out, facts), info
 
 
 def _choose(run: Path, step: int | None) -> tuple[Path, CheckpointInfo]:
@@ -79,7 +76,8 @@ def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> Car
         manifest_id=", ".join(dict.fromkeys(ref.manifest_id for ref in info.data)),
         trained_on=sum(data.rows for data in info.data),
         licences=licences,
-        surgeries=tuple(entry["surgery"] for entry in info.surgeries),
+        surgeries=tuple(entry["surgery"] for entry in recipe.surgeries),
+        trained=recipe.trainable.describe(get(info.model.spec)),
         metrics=info.metrics,
         versions=info.versions,
     )

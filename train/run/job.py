@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from uhr.models.zoo import Model, ModelName
 from uhr.train.data.order import BucketPlan
 from uhr.train.data.reader import EncodedData
 from uhr.train.encode.hashing import shown_weights_hash
-from uhr.train.objectives import objective_class
 from uhr.train.recipes.base import Recipe
 from uhr.train.run import checkpoint
 from uhr.train.run.checkpoint import CheckpointInfo, DataRef, ModelRef
@@ -133,7 +132,7 @@ def reopen(
     new paths of what was moved.
     """
     before = read_run(out)
-    recipe = build(Recipe, apply_sets(before.recipe, list(sets)), f"{out / FILE} with --set")
+    recipe = build(Recipe, apply_sets(_present(before.recipe), list(sets)), f"{out / FILE} with --set")
     was = before.model.named
     if base is None and (model is None or user_path(model).is_file()):
         base = was.base
@@ -181,7 +180,6 @@ def _check(
                 f"leave it out, or --set phases.{recipe.phases[0].name}.resolution={resolution}",
             )
     for index, phase in enumerate(recipe.phases):
-        objective_class(phase.objective)
         resolution = phase.resolution or opened.spec.native_size
         if resolution not in found:
             have = ", ".join(f"{px} px" for px in sorted(found)) or "none"
@@ -253,12 +251,17 @@ def read_run(out: Path) -> RunInfo:
 
 def _differences(before: RunInfo, after: RunInfo) -> list[str]:
     """What differs between two runs: paths in the recipe, "model", "data". Locations do not count."""
-    differs = checkpoint.changed(before.recipe, after.recipe)
+    differs = checkpoint.changed(_present(before.recipe), after.recipe)
     if before.model.transformer != after.model.transformer:
         differs.append("model")
     if sorted(ref.id for ref in before.data) != sorted(ref.id for ref in after.data):
         differs.append("data")
     return differs
+
+
+def _present(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored recipe with the keys of this version."""
+    return Recipe.model_validate(recipe).model_dump(mode="json")
 
 
 def _job(out: Path, recipe: Recipe, model: Model, info: RunInfo, data: dict[int, EncodedData]) -> Job:
@@ -275,7 +278,7 @@ def _job(out: Path, recipe: Recipe, model: Model, info: RunInfo, data: dict[int,
 
 def _check_history(recipe: Recipe, stored: CheckpointInfo) -> None:
     """Raise UserError if the steps done so far are not steps of this recipe."""
-    differs = checkpoint.changed(stored.recipe, recipe.model_dump(mode="json"))
+    differs = checkpoint.changed(_present(stored.recipe), recipe.model_dump(mode="json"))
     not_allowed = [path for path in differs if not checkpoint.may_change(path)]
     if not_allowed:
         raise UserError(

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from uhr.models.adapters.plain import ADAPTER, lora_state
 from uhr.train.run import optim
 from uhr.train.run.average import decay_at
 
@@ -19,15 +18,17 @@ from uhr.train.run.average import decay_at
 class TrainState:
     """The state that changes during a run.
 
-    step: optimiser steps done. adapter: parameters by their names in `plain.lora_state`, float32.
-
+    step: optimiser steps done. parameters: those of the trainable part by their names, float32.
     ema: their moving average under the same names, or None; it is updated once per step.
+    constants: frozen tensors that belong to the part. file: name of the part's file in a checkpoint.
     """
 
     step: int
-    adapter: dict[str, torch.nn.Parameter]
+    parameters: dict[str, torch.nn.Parameter]
     optimiser: torch.optim.Optimizer
     ema: dict[str, torch.Tensor] | None
+    constants: dict[str, torch.Tensor]
+    file: str
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -35,13 +36,17 @@ class TrainState:
         assert self.ema is not None
         now = decay_at(self.step, decay)
         for name, average in self.ema.items():
-            average.lerp_(self.adapter[name].detach(), 1 - now)
+            average.lerp_(self.parameters[name].detach(), 1 - now)
+
+    @property
+    def _stored(self) -> dict[str, torch.Tensor]:
+        return {**self.parameters, **self.constants}
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """All state as CPU tensors, by the name of the file that they are saved to."""
         found = {
-            "adapter": {name: p.detach().cpu().clone() for name, p in self.adapter.items()},
-            "optimiser": optim.optimiser_state(self.optimiser, self.adapter),
+            self.file: {name: t.detach().cpu().clone() for name, t in self._stored.items()},
+            "optimiser": optim.optimiser_state(self.optimiser, self.parameters),
         }
         if self.ema is not None:
             found["ema"] = {name: average.cpu().clone() for name, average in self.ema.items()}
@@ -51,8 +56,8 @@ class TrainState:
     def load(self, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Restore what `tensors` returned, bit for bit; asserts that the names are the same."""
         self.step = step
-        _copy_into(self.adapter, tensors["adapter"])
-        optim.load_optimiser_state(self.optimiser, self.adapter, tensors["optimiser"])
+        _copy_into(self._stored, tensors[self.file])
+        optim.load_optimiser_state(self.optimiser, self.parameters, tensors["optimiser"])
         if self.ema is not None:
             _copy_into(self.ema, tensors["ema"])
 
@@ -61,17 +66,6 @@ def _copy_into(targets: Mapping[str, torch.Tensor], sources: Mapping[str, torch.
     assert set(targets) == set(sources), sorted(set(targets) ^ set(sources))[:4]
     for name, target in targets.items():
         target.copy_(sources[name])
-
-
-def adapter_parameters(transformer: Any) -> dict[str, torch.nn.Parameter]:
-    """The trainable parameters by their names in `plain.lora_state`."""
-    found = {
-        name.replace(f".{ADAPTER}.", "."): parameter
-        for name, parameter in transformer.named_parameters()
-        if parameter.requires_grad
-    }
-    assert set(found) == set(lora_state(transformer))
-    return found
 
 
 def seed_everything(seed: int) -> None:

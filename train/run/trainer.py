@@ -16,23 +16,22 @@ import torch
 from uhr.base.console import command, progress, say, shown
 from uhr.base.errors import UserError
 from uhr.base.files import saving
-from uhr.models.adapters.plain import LoraSpec, add_lora
+from uhr.models.attention.call import AttentionCalls
 from uhr.models.families.registry import FAMILIES
 from uhr.models.surgery.base import compose, from_record, record
 from uhr.models.zoo import load_transformer, pick_device
 from uhr.train.data.order import PlannedBatch
 from uhr.train.data.reader import EncodedRows
-from uhr.train.objectives.base import Velocity
+from uhr.train.objectives.base import Denoiser
 from uhr.train.objectives.draws import Draws
-from uhr.train.recipes.base import Recipe
 from uhr.train.run import checkpoint, optim
 from uhr.train.run.average import decay_at, describe_average
+from uhr.train.run.denoiser import BackboneDenoiser
 from uhr.train.run.job import Job
 from uhr.train.run.log import read_log, track
 from uhr.train.run.phase import PhaseRun
-from uhr.train.run.state import TrainState, adapter_parameters, seed_everything
+from uhr.train.run.state import TrainState, seed_everything
 from uhr.train.run.stop import stop_requests
-from uhr.train.run.velocity import BackboneVelocity
 
 RECENT = 50
 """Number of steps whose mean loss is written to a checkpoint; one step's loss is too noisy."""
@@ -61,18 +60,23 @@ class Trainer:
         self.device = pick_device(recipe.runtime.device)
         seed_everything(recipe.seed)
         transformer = load_transformer(job.model, recipe.runtime.precision, recipe.runtime.device)
-        compose(transformer, from_record(recipe.surgeries, f"recipe {recipe.name}: surgeries"))
+        spec, part = job.model.spec, recipe.trainable
+        windows = None if recipe.windows is None else recipe.windows.for_model(spec)
+        attention = [] if windows is None else [AttentionCalls()]
+        named = from_record(recipe.surgeries, f"recipe {recipe.name}: surgeries")
+        compose(transformer, [*attention, *named])
         if recipe.runtime.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
-        add_lora(transformer, lora_of(recipe, job), recipe.seed)
+        part.prepare(transformer, spec, recipe.seed)
         transformer.train()
         self.surgeries = record(transformer)
-        self.velocity: Velocity = BackboneVelocity(FAMILIES[recipe.family], transformer, recipe.guidance)
-        adapter = adapter_parameters(transformer)
+        self.denoiser: Denoiser = BackboneDenoiser(FAMILIES[recipe.family], transformer, part, windows)
+        parameters = part.parameters(transformer)
         average = (
-            {name: p.detach().clone() for name, p in adapter.items()} if recipe.ema is not None else None
+            {name: p.detach().clone() for name, p in parameters.items()} if recipe.ema is not None else None
         )
-        self.state = TrainState(0, adapter, optim.build(recipe.optimiser, adapter), average)
+        optimiser = optim.build(recipe.optimiser, parameters)
+        self.state = TrainState(0, parameters, optimiser, average, part.constants(transformer), part.file)
         if job.resume is not None:
             checkpoint.load_checkpoint(*job.resume, self.state)
         self._phase: PhaseRun | None = None
@@ -112,10 +116,10 @@ class Trainer:
         optim.set_lr(self.state.optimiser, lr)
         rows = phase.data.read(planned.bucket, planned.rows)
         losses, sigmas, parts = self._accumulate(phase, planned, rows)
-        parameters = list(self.state.adapter.values())
+        parameters = list(self.state.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         if not torch.isfinite(norm):
-            raise self._not_finite("gradient", rows.sample_ids)
+            raise self._not_finite("gradient", rows.uris)
         self.state.optimiser.step()
         self.state.optimiser.zero_grad(set_to_none=True)
         self.state.step += 1
@@ -149,22 +153,27 @@ class Trainer:
         count = len(planned.rows)
         draws = Draws(self.recipe.seed, self.state.step, range(count))
         whole = phase.batch(rows, draws)
-        losses, sigmas, parts = [], [], []
+        losses, parts = [], []
         for start in range(0, count, self.recipe.batch.micro):
             stop = min(start + self.recipe.batch.micro, count)
-            loss = phase.objective(self.velocity, whole.slice(start, stop), draws.slice(start, stop))
-            finite = torch.isfinite(loss.per_sample.detach()).tolist()
+            batch = whole.slice(start, stop)
+            errors = phase.objective(self.denoiser, batch, draws.slice(start, stop))
+            loss = errors.per_sample(batch.mask)
+            weight = phase.timesteps.weight(batch.sigma)
+            loss = loss if weight is None else loss * weight
+            finite = torch.isfinite(loss.detach()).tolist()
             if not all(finite):
-                inside = rows.sample_ids[start:stop]
-                raise self._not_finite("loss", [s for s, ok in zip(inside, finite, strict=True) if not ok])
-            (loss.per_sample.sum() / count).backward()
-            losses.append(loss.per_sample.detach())
-            sigmas.append(loss.sigma)
-            parts.append(loss.parts)
+                inside = rows.uris[start:stop]
+                raise self._not_finite(
+                    "loss", [uri for uri, ok in zip(inside, finite, strict=True) if not ok]
+                )
+            (loss.sum() / count).backward()
+            losses.append(loss.detach())
+            parts.append(errors.parts)
         names = parts[0].keys()
         return (
             torch.cat(losses),
-            torch.cat(sigmas),
+            whole.sigma,
             {name: torch.cat([part[name].detach() for part in parts]) for name in names},
         )
 
@@ -174,12 +183,12 @@ class Trainer:
             self._phase = PhaseRun(self.job, index, self.device)
         return self._phase
 
-    def _not_finite(self, what: str, samples: Sequence[str]) -> UserError:
+    def _not_finite(self, what: str, uris: Sequence[str]) -> UserError:
         """The error for a loss or gradient that is not finite, raised before the weights are updated."""
         phase = self.recipe.phases[self.recipe.phase_of(self.state.step)[0]]
         return UserError(
-            f"step {self.state.step + 1}: the {what} is not finite (samples {', '.join(samples)})",
-            f"check those samples, or start a new run: `uhr train run --set phases.{phase.name}.lr=LOWER`",
+            f"step {self.state.step + 1}: the {what} is not finite (images {', '.join(map(shown, uris))})",
+            f"check those images, or start a new run: `uhr train run --set phases.{phase.name}.lr=LOWER`",
         )
 
     def save(self, metrics: dict[str, float]) -> Path:
@@ -201,14 +210,10 @@ class Trainer:
                 "surgeries": self.surgeries,
                 "metrics": metrics,
             },
+            self.recipe.trainable.metadata(),
         )
         checkpoint.keep_newest(self.job.out, self.recipe.runtime.keep_checkpoints)
         return folder
-
-
-def lora_of(recipe: Recipe, job: Job) -> LoraSpec:
-    """The adapter of the recipe for the job's model."""
-    return LoraSpec(recipe.adapter.rank, recipe.targets(job.model.spec), recipe.adapter.alpha)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -7,11 +7,14 @@ import pytest
 import uhr.train
 from uhr.base.config import Config, build
 from uhr.base.errors import UserError
-from uhr.models.zoo import get
+from uhr.models.adapters.surgeries import AdapterSurgery
+from uhr.models.zoo import ModelSpec, get
 from uhr.train.encode.config import EncodeConfig
+from uhr.train.objectives.wavelet import Wavelet
 from uhr.train.recipes import NAMES, describe, recipe, resolve
 from uhr.train.recipes import base as recipe_module
 from uhr.train.recipes.base import Phase, Recipe, leaves
+from uhr.train.trainable.adapters import Lora
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,7 +38,7 @@ def test_a_file_holds_only_differences_and_the_command_line_comes_last(tmp_path)
     )
     found = resolve(None, file, ["seed=4"])
     assert found == resolve("lora", file, ["seed=4"])
-    assert (found.adapter.rank, found.adapter.alpha) == (8, 16)
+    assert (found.trainable.rank, found.trainable.alpha) == (8, 16)
     assert (found.phases[0].steps, found.phases[0].timesteps.shift, found.phases[0].lr) == (50, 6, 1e-4)
     assert found.seed == 4
 
@@ -43,7 +46,7 @@ def test_a_file_holds_only_differences_and_the_command_line_comes_last(tmp_path)
 @pytest.mark.parametrize(
     ("text", "sets", "message"),
     [
-        ("recipe: lora\nadaptor: {rank: 8}\n", [], "unknown key 'adaptor': did you mean adapter"),
+        ("recipe: lora\ntrainabel: {rank: 8}\n", [], "unknown key 'trainabel': did you mean trainable"),
         ("recipe: lora\nphases: {mian: {steps: 5}}\n", [], "unknown entry 'mian': did you mean main"),
         ("adapter: {rank: 8}\n", [], "begin it with 'recipe: NAME'"),
         (
@@ -117,10 +120,69 @@ def test_guidance_must_be_what_the_model_takes():
 
 def test_targets_are_a_set_of_the_model_or_suffixes():
     dev = get("flux1-dev")
-    assert resolve("lora").targets(dev) == dev.lora_target_sets["attention"]
-    assert resolve("lora", None, ["adapter.targets=[to_q]"]).targets(dev) == ("to_q",)
+    assert resolve("lora").trainable.suffixes(dev) == dev.lora_target_sets["attention"]
+    assert resolve("lora", None, ["trainable.targets=[to_q]"]).trainable.suffixes(dev) == ("to_q",)
     with pytest.raises(UserError, match="unknown set of targets 'atention': did you mean attention"):
-        resolve("lora", None, ["adapter.targets=atention"]).check(dev)
+        resolve("lora", None, ["trainable.targets=atention"]).check(dev)
+
+
+def test_the_adapter_of_an_earlier_version_is_read_as_the_trainable_part(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: lora\nadapter: {rank: 8}\nphases: {main: {objective: wavelet}}\n")
+    found = resolve(None, file, ["adapter.targets=[to_q]"])
+    assert found.trainable == Lora(rank=8, alpha=16, targets=("to_q",))
+    assert found.phases[0].objective == Wavelet()
+    old = {
+        **recipe("lora").model_dump(mode="json"),
+        "adapter": {"rank": 4, "alpha": 2, "targets": "attention"},
+    }
+    del old["trainable"], old["windows"]
+    assert build(Recipe, old, "run.json").trainable == Lora(rank=4, alpha=2, targets="attention")
+
+
+def test_an_adapter_among_the_surgeries_is_refused_since_it_would_not_be_trained():
+    entry = "{surgery: lora, rank: 4, alpha: 4, targets: [to_q]}"
+    with pytest.raises(UserError, match="'lora' is in surgeries, where it would not be trained"):
+        resolve("lora", None, [f"surgeries=[{entry}]"]).check(get("flux1-dev"))
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ("phases.main.objective=flwo", "unknown objective 'flwo': did you mean flow"),
+        ("phases.main.objective={kind: flow, gamma: 3}", "objective 'flow': unknown key 'gamma'"),
+        ("phases.main.objective={kind: snr-huber-wavelet, gamma: -1}", r"'gamma' should be greater than 0"),
+        ("phases.main.objective={gamma: 5}", "objective: 'kind' is None"),
+        ("phases.main.objective=3", "objective 3: write it as"),
+        ("phases.main.objective=math:sqrt", "objective 'math:sqrt' is not one"),
+        ("trainable.kind=lorra", "unknown trainable part 'lorra': did you mean lora"),
+        ("trainable.kind=singular-components", "trainable part 'singular-components': unknown key 'alpha'"),
+    ],
+)
+def test_a_mistake_in_what_is_chosen_by_kind_names_the_kind_and_the_key(sets, message):
+    with pytest.raises(UserError, match=message):
+        resolve("lora", None, [sets])
+
+
+def test_an_objective_and_a_part_of_the_users_own_are_named_by_import_path(tmp_path, monkeypatch):
+    (tmp_path / "my_parts.py").write_text(
+        "from uhr.train.objectives.flow import Flow\n"
+        "from uhr.train.trainable.adapters import Lora\n"
+        "class Twice(Flow):\n"
+        "    factor: float = 2.0\n"
+        "class Mine(Lora):\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sets = ["phases.main.objective={kind: 'my_parts:Twice', factor: 3}", "trainable.kind=my_parts:Mine"]
+    found = resolve("lora", None, sets)
+    assert found.phases[0].objective.factor == 3
+    again = Recipe.model_validate(found.model_dump(mode="json"))
+    assert again.model_dump() == found.model_dump()
+    assert type(again.trainable).__name__ == "Mine"
+    rows = {row["path"]: row["value"] for row in describe(found)}
+    assert rows["phases.0.objective.kind"] == "my_parts:Twice"
+    sys.modules.pop("my_parts")
 
 
 def test_warmup_rises_linearly_to_the_rate():
@@ -138,7 +200,8 @@ def test_steps_belong_to_phases_in_order():
 
 def test_every_field_of_every_configuration_is_read_somewhere():
     # an option that is stored and never read is worse than none (the next test file shows what each one does)
-    models = [m for m in vars(recipe_module).values() if isinstance(m, type) and issubclass(m, Config)]
+    configs = (m for m in vars(recipe_module).values() if isinstance(m, type) and issubclass(m, Config))
+    models = [m for m in configs if not issubclass(m, (AdapterSurgery, ModelSpec))]
     assert Phase in models
     fields = {name for model in [*models, EncodeConfig] for name in model.model_fields}
     read = set()

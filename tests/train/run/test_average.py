@@ -22,7 +22,9 @@ from uhr.train.run.trainer import Trainer, train
 
 
 def state_of(weight):
-    return TrainState(0, {"b": weight}, torch.optim.AdamW([weight]), {"b": weight.detach().clone()})
+    return TrainState(
+        0, {"b": weight}, torch.optim.AdamW([weight]), {"b": weight.detach().clone()}, {}, "adapter"
+    )
 
 
 def share(update, updates):
@@ -65,7 +67,7 @@ def test_it_is_described_by_what_is_reached():
     )
 
 
-SETS = ["ema=0.999", "phases.main.lr=0.02", "adapter.alpha=2", "runtime.checkpoint_every=100"]
+SETS = ["ema=0.999", "phases.main.lr=0.02", "trainable.alpha=2", "runtime.checkpoint_every=100"]
 
 
 @pytest.fixture
@@ -73,11 +75,11 @@ def short(job_of):
     """Six steps, and B of one module after each."""
     job = job_of("phases.main.steps=6", *SETS)
     trainer = Trainer(job)
-    name = next(name for name in trainer.state.adapter if "lora_B" in name)
+    name = next(name for name in trainer.state.parameters if "lora_B" in name)
     trajectory = []
     for _ in range(6):
         trainer.step()
-        trajectory.append(trainer.state.adapter[name].detach().clone())
+        trajectory.append(trainer.state.parameters[name].detach().clone())
     trainer.save({})
     return job, name, trajectory
 

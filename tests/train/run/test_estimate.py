@@ -9,7 +9,7 @@ from uhr.train.run.trainer import Trainer
 def test_flux1_dev_has_the_published_numbers_without_any_weights():
     plan = estimate(resolve("lora"), "flux1-dev", [])
     # 190 linears at rank 16 (URAE's official code), 11.9 billion parameters, 64 x 64 tokens and 512 of text
-    assert plan["parameters"] == {"base": 11_901_408_320, "trainable": 18_677_760}
+    assert plan["parameters"] == {"base": 11_901_408_320, "trainable": 18_677_760, "linears": 190}
     assert plan["phases"][0]["buckets"][0]["tokens"] == 4096 + 512
     assert plan["memory"]["weights"] == 2 * 11_901_408_320
 
@@ -26,8 +26,8 @@ def test_the_plan_counts_what_the_run_then_has(small_set, tiny_flux, job_of):
     job = job_of(*sets)
     plan = estimate(job.recipe, str(tiny_flux), [small_set.folder])
     trainer = Trainer(job)
-    assert plan["parameters"]["trainable"] == sum(p.numel() for p in trainer.state.adapter.values())
-    everything = sum(p.numel() for p in trainer.velocity.transformer.parameters())
+    assert plan["parameters"]["trainable"] == sum(p.numel() for p in trainer.state.parameters.values())
+    everything = sum(p.numel() for p in trainer.denoiser.transformer.parameters())
     assert plan["parameters"]["base"] == everything - plan["parameters"]["trainable"]
     (phase,) = plan["phases"]
     assert phase["batches_per_epoch"] == job.plan_of(0).batches_per_epoch == 4

@@ -17,7 +17,7 @@ def run(job_of):
         "phases.main.steps=4",
         "phases.main.lr=0.02",
         "ema=0.5",
-        "adapter.alpha=2",
+        "trainable.alpha=2",
         "runtime.checkpoint_every=2",
     ]
     job = job_of(*sets)

@@ -73,7 +73,7 @@ def test_latents_of_flux2_reach_the_model_as_in_sampling(job2, small_set2, tiny_
     expected = normalisation(vae)
     for name in ("mean", "std"):
         assert torch.equal(getattr(phase.data.info.geometry.normalisation, name), getattr(expected, name))
-    assert torch.equal(phase.batch(rows, Draws(0, 0, [0])).latents, expected.to_model(rows.mean.float()))
+    assert torch.equal(phase.batch(rows, Draws(0, 0, [0])).data, expected.to_model(rows.mean.float()))
     assert rows.mean.shape == encode_moments(vae, torch.zeros(1, 128, 128, 3, dtype=torch.uint8))[0].shape
 
 
@@ -81,7 +81,7 @@ def test_dropout_takes_the_empty_captions_tensors_on_flux2_too(job2):
     phase = Trainer(job2("caption_dropout=1")).phase(0)
     rows = phase.data.read(0, [0])
     assert rows.captions[0]
-    texts = phase.batch(rows, Draws(0, 0, [0])).texts
+    texts = phase.batch(rows, Draws(0, 0, [0])).condition.texts
     assert texts.keys() == {"qwen3"}
     assert torch.equal(texts["qwen3"], phase.data.empty_texts()["qwen3"])
     assert not torch.equal(texts["qwen3"], rows.texts["qwen3"])

@@ -8,6 +8,7 @@ import pytest
 from uhr.base.errors import UserError
 from uhr.train.encode.config import EncodeConfig
 from uhr.train.encode.run import encode
+from uhr.train.objectives.wavelet import Wavelet
 from uhr.train.recipes import recipe
 from uhr.train.run import checkpoint
 from uhr.train.run.checkpoint import folder_of, newest, steps
@@ -31,7 +32,7 @@ def test_a_checkpoint_says_what_it_is_of(job_of, small_set):
     assert [(ref.id, ref.manifest_id) for ref in info.data] == [(small_set.info.id, small_set.manifest.id)]
     assert info.model.spec == "tiny-flux1"
     assert len(info.model.transformer) == 64
-    assert info.surgeries == []
+    assert [entry["surgery"] for entry in info.surgeries] == ["lora"]
     assert info.metrics["mean loss of 5 steps"] == outcome.loss
     assert {"uhr", "torch", "diffusers", "peft"} <= info.versions.keys()
     assert set(info.files) == {"adapter.safetensors", "optimiser.safetensors", "generators-00000.json"}
@@ -56,7 +57,7 @@ def test_phases_follow_each_other_also_when_stopped_at_their_border(job_of, tmp_
     first = recipe("lora").phases[0]
     phases = [
         first.model_copy(update={"name": "one", "steps": 3}),
-        first.model_copy(update={"name": "two", "steps": 3, "lr": 1e-3, "objective": "flow"}),
+        first.model_copy(update={"name": "two", "steps": 3, "lr": 1e-3, "objective": Wavelet()}),
     ]
     two = "phases=" + json.dumps([phase.model_dump(mode="json") for phase in phases])
     straight, broken = (job_of(two, "runtime.checkpoint_every=3", out=tmp_path / name) for name in "ab")
@@ -81,7 +82,7 @@ def test_phases_follow_each_other_also_when_stopped_at_their_border(job_of, tmp_
     [
         ("phases.main.lr=1", r"phases\.0\.lr"),
         ("seed=5", "seed"),
-        ("adapter.rank=8", r"adapter\.rank"),
+        ("trainable.rank=8", r"trainable\.rank"),
         ("ema=0.9", "ema"),
     ],
 )
@@ -237,7 +238,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(job_of, tmp_path)
         ("batch.remainder=drop", r"a bucket of 2 rows never fills a batch of 3: --set batch.remainder=short"),
         ("phases.main.objective=flwo", "unknown objective 'flwo': did you mean flow"),
         ("surgeries=[{surgery: vae}]", "unknown surgery 'vae'"),
-        ("adapter.targets=atention", "unknown set of targets 'atention'"),
+        ("trainable.targets=atention", "unknown set of targets 'atention'"),
         ("family=flux2", "recipe lora is for flux2, and tiny-flux1 is of family flux1"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -246,7 +247,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(job_of, tmp_path)
 
 
 def test_a_run_that_failed_before_its_first_step_leaves_its_folder_free(job_of):
-    job = job_of("adapter.targets=[to_nothing]")
+    job = job_of("trainable.targets=[to_nothing]")
     with pytest.raises(UserError, match="'to_nothing' matches no module"):
         train(job)
     assert train(job_of("phases.main.steps=1")).step == 1

@@ -144,10 +144,10 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(straight, moment, tmp_
             patched.setattr(Trainer, "step", lambda self: die() if self.state.step == 6 else real_step(self))
         elif moment == "write":  # in the middle of the second checkpoint, some files written
 
-            def write(run, state, facts):
+            def write(run, state, facts, metadata):
                 if state.step == 8:
                     patched.setattr(checkpoint_module, "generators", die)
-                return real_write(run, state, facts)
+                return real_write(run, state, facts, metadata)
 
             patched.setattr(checkpoint_module, "write_checkpoint", write)
         elif moment == "rename":

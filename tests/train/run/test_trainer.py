@@ -16,13 +16,15 @@ from uhr.train.run.trainer import Trainer, train
 
 CHANGED = {
     "guidance.scale": "guidance.scale=3.5",
-    "adapter.rank": "adapter.rank=5",
-    "adapter.alpha": "adapter.alpha=8",
-    "adapter.targets": "adapter.targets=all-linear",
+    "trainable.rank": "trainable.rank=5",
+    "trainable.alpha": "trainable.alpha=8",
+    "trainable.targets": "trainable.targets=all-linear",
     "phases.0.timesteps.density": "phases.main.timesteps.density=uniform",
     "phases.0.timesteps.mean": "phases.main.timesteps.mean=1",
     "phases.0.timesteps.std": "phases.main.timesteps.std=2",
     "phases.0.timesteps.shift": "phases.main.timesteps.shift=1",
+    "phases.0.timesteps.band": "phases.main.timesteps.band=[0.5, 1]",
+    "phases.0.timesteps.weighting": "phases.main.timesteps.weighting=cosmap",
     "phases.0.lr": "phases.main.lr=0.01",
     "phases.0.warmup": "phases.main.warmup=9",
     "optimiser.betas": "optimiser.betas=[0.8, 0.99]",
@@ -38,8 +40,9 @@ CHANGED = {
 }
 ELSEWHERE = {
     # checked against the model or the data, or by tests of their own
-    "name", "about", "family", "surgeries", "guidance.kind", "phases.0.name", "phases.0.resolution",
-    "phases.0.objective", "phases.0.steps", "optimiser.kind", "batch.micro", "ema", "runtime.device",
+    "name", "about", "family", "surgeries", "windows", "trainable.kind", "phases.0.timesteps.scale",
+    "guidance.kind", "phases.0.name", "phases.0.resolution",
+    "phases.0.objective.kind", "phases.0.steps", "optimiser.kind", "batch.micro", "ema", "runtime.device",
     "runtime.gradient_checkpointing", "runtime.checkpoint_every", "runtime.keep_checkpoints",
 }  # fmt: skip
 BASE = ["batch.size=2", "batch.micro=2", "phases.main.lr=0.005"]
@@ -49,7 +52,7 @@ def after(job, steps=3) -> torch.Tensor:
     trainer = Trainer(job)
     for _ in range(steps):
         trainer.step()
-    return torch.cat([p.detach().flatten() for p in trainer.state.adapter.values()])
+    return torch.cat([p.detach().flatten() for p in trainer.state.parameters.values()])
 
 
 @pytest.fixture
@@ -85,7 +88,7 @@ def test_an_accumulated_gradient_is_that_of_the_whole_batch(job_of, tmp_path):
         phase = trainer.phase(0)
         planned = next(b for b in phase.plan.epoch(0) if len(b.rows) == 3)
         trainer._accumulate(phase, planned, phase.data.read(planned.bucket, planned.rows))
-        gradients.append(torch.cat([p.grad.flatten() for p in trainer.state.adapter.values()]))
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.state.parameters.values()]))
     assert gradients[0].abs().max() > 0
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-6)
@@ -93,7 +96,7 @@ def test_an_accumulated_gradient_is_that_of_the_whole_batch(job_of, tmp_path):
 
 def test_the_loss_goes_down_on_a_few_images(job_of):
     trainer = Trainer(
-        job_of("phases.main.lr=0.02", "adapter.rank=16", "adapter.alpha=16", "caption_dropout=0")
+        job_of("phases.main.lr=0.02", "trainable.rank=16", "trainable.alpha=16", "caption_dropout=0")
     )
     phase = trainer.phase(0)
     planned = max(phase.plan.epoch(0), key=lambda batch: len(batch.rows))
@@ -102,9 +105,7 @@ def test_the_loss_goes_down_on_a_few_images(job_of):
     def loss() -> float:
         draws = [Draws(99, step, range(len(planned.rows))) for step in range(8)]
         with torch.no_grad():
-            found = [
-                phase.objective(trainer.velocity, phase.batch(rows, d), d).per_sample.mean() for d in draws
-            ]
+            found = [phase.objective(trainer.denoiser, phase.batch(rows, d), d).map.mean() for d in draws]
         return torch.stack(found).mean().item()
 
     before = loss()
@@ -116,12 +117,12 @@ def test_the_loss_goes_down_on_a_few_images(job_of):
 def test_latents_reach_the_model_shifted_and_scaled(job_of, tmp_path):
     phase = Trainer(job_of("latents=mean", out=tmp_path / "mean")).phase(0)
     rows = phase.data.read(1, [0, 1, 2])
-    latents = phase.batch(rows, Draws(0, 0, range(3))).latents
+    latents = phase.batch(rows, Draws(0, 0, range(3))).data
     # FLUX.1's VAE: shift 0.1159, scale 0.3611
     torch.testing.assert_close(latents, (rows.mean.float() - 0.1159) * 0.3611)
 
     sampled = Trainer(job_of("latents=sample", out=tmp_path / "sample")).phase(0)
-    draws = [sampled.batch(rows, Draws(0, step, range(3))).latents for step in range(200)]
+    draws = [sampled.batch(rows, Draws(0, step, range(3))).data for step in range(200)]
     spread = torch.stack(draws).std(dim=0) / 0.3611
     torch.testing.assert_close(spread, rows.std.float(), rtol=0.35, atol=0)
     torch.testing.assert_close(spread.mean(), rows.std.float().mean(), rtol=0.01, atol=0)
@@ -132,7 +133,7 @@ def test_captions_are_dropped_to_the_empty_one_at_their_rate_in_every_tensor(job
     rows, empty = phase.data.read(1, [0, 1, 2]), phase.data.empty_texts()
     dropped = 0
     for step in range(300):
-        texts = phase.batch(rows, Draws(0, step, range(3))).texts
+        texts = phase.batch(rows, Draws(0, step, range(3))).condition.texts
         assert texts.keys() == rows.texts.keys() == {"t5", "pooled"}
         for i in range(3):
             gone = torch.equal(texts["t5"][i], empty["t5"][0])
@@ -148,13 +149,13 @@ def test_adapters_and_their_optimiser_are_float32_on_a_bfloat16_backbone(job_of)
     trainer.step()
     for tensors in trainer.state.tensors().values():
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
-    assert trainer.velocity.transformer.dtype == torch.bfloat16
+    assert trainer.denoiser.transformer.dtype == torch.bfloat16
 
 
 def test_the_average_follows_the_weights_by_its_decay(job_of):
     """By diffusers' own."""
     trainer = Trainer(job_of("ema=0.2", "phases.main.lr=0.01"))
-    names, parameters = zip(*trainer.state.adapter.items(), strict=True)
+    names, parameters = zip(*trainer.state.parameters.items(), strict=True)
     theirs = EMAModel(parameters, decay=0.2)
     for _ in range(4):
         trainer.step()
@@ -200,21 +201,21 @@ class NanForOne(Flow):
     def __call__(self, model, batch, draws):
         loss = super().__call__(model, batch, draws)
         if draws.step == 2:
-            loss.per_sample[1] = float("nan")
+            loss.map[1] = float("nan")
         return loss
 
 class InfiniteSlope(Flow):
     def __call__(self, model, batch, draws):
         loss = super().__call__(model, batch, draws)
         # the value stays, the derivative of sqrt at 0 does not
-        loss.per_sample.add_((loss.per_sample - loss.per_sample.detach()).sqrt())
+        loss.map.add_((loss.map - loss.map.detach()).sqrt())
         return loss
 
 class Restless(Flow):
     # draws from the process-wide generator, as foreign code does
     def __call__(self, model, batch, draws):
         loss = super().__call__(model, batch, draws)
-        loss.per_sample.mul_(torch.rand(len(loss.per_sample)))
+        loss.map.mul_(torch.rand(len(loss.map), 1, 1, 1))
         return loss
 """
     )
@@ -226,23 +227,23 @@ class Restless(Flow):
 def test_a_loss_that_is_not_finite_stops_with_step_and_sample_and_keeps_the_weights(job_of, objectives):
     job = job_of(f"phases.main.objective={objectives}:NanForOne", "runtime.checkpoint_every=1")
     with pytest.raises(
-        UserError, match=r"step 3: the loss is not finite \(samples ([0-9a-f]{32})\).*phases.main.lr"
+        UserError, match=r"step 3: the loss is not finite \(images [a-z-]+\.png\).*phases.main.lr"
     ) as e:
         train(job)
     trainer = Trainer(job)
     planned = trainer.phase(0).plan.at(2)
     rows = trainer.phase(0).data.read(planned.bucket, planned.rows)
-    assert rows.sample_ids[1] in str(e.value)
-    assert rows.sample_ids[0] not in str(e.value)
+    assert rows.uris[1] in str(e.value)
+    assert rows.uris[0] not in str(e.value)
     assert len((job.out / "log.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(job_of, objectives):
     trainer = Trainer(job_of(f"phases.main.objective={objectives}:InfiniteSlope"))
-    before = [p.detach().clone() for p in trainer.state.adapter.values()]
+    before = [p.detach().clone() for p in trainer.state.parameters.values()]
     with pytest.raises(UserError, match="step 1: the gradient is not finite"):
         trainer.step()
-    assert all(torch.equal(p, b) for p, b in zip(trainer.state.adapter.values(), before, strict=True))
+    assert all(torch.equal(p, b) for p, b in zip(trainer.state.parameters.values(), before, strict=True))
 
 
 def test_an_objective_that_draws_from_the_process_wide_generator_resumes_exactly(

@@ -1,0 +1,52 @@
+"""The backbone as a function from unpacked latents to velocity, as objectives call it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from uhr.models.families.base import Backbone
+from uhr.models.ops.latents import pack, unpack
+from uhr.train.objectives.base import BatchCondition
+from uhr.train.recipes.windows import GuideWindows
+from uhr.train.trainable.base import Trainable
+
+
+class BackboneDenoiser:
+    """A transformer, called as samplers call it: an adapter gets the same inputs in training and sampling, in
+    the same dtypes.
+
+    Args:
+        family: that of the transformer.
+        transformer: the model with its trainable part.
+        trainable: the part; the teacher is the model without it.
+        windows: how image tokens attend to each other and to a guide; None is the backbone's own attention.
+    """
+
+    def __init__(
+        self,
+        family: Backbone,
+        transformer: Any,
+        trainable: Trainable,
+        windows: GuideWindows | None = None,
+    ) -> None:
+        self.family, self.transformer, self.trainable = family, transformer, trainable
+        self.windows = windows
+
+    def velocity(self, noisy: torch.Tensor, sigma: torch.Tensor, condition: BatchCondition) -> torch.Tensor:
+        """Predict the velocity (noise - data), float32 [B, C, h, w], of noisy [B, C, h, w] at sigma [B] in
+        [0, 1].
+        """
+        height, width = noisy.shape[-2:]
+        image_ids = self.family.image_ids(height // 2, width // 2, noisy.device)
+        inputs = self.family.condition(condition.texts, image_ids, condition.guidance, self.transformer.dtype)
+        if self.windows is not None:
+            inputs = self.windows.attended(inputs, noisy, condition.guide)
+        return unpack(self.family.call(self.transformer, pack(noisy), sigma, inputs), height, width)
+
+    @torch.no_grad()
+    def teacher(self, noisy: torch.Tensor, sigma: torch.Tensor, condition: BatchCondition) -> torch.Tensor:
+        """`velocity` of the model before training, without gradients."""
+        with self.trainable.off(self.transformer):
+            return self.velocity(noisy, sigma, condition)

@@ -1,0 +1,62 @@
+"""The interface of trainable parts: what optimiser, average, checkpoint, estimate and export need of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from uhr.base.kinds import Kind
+from uhr.models.specs.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.publish.card import CardFacts
+
+
+class Trainable(Kind):
+    """A part of a model that is trained, with its settings. The rest of the model is frozen."""
+
+    file: ClassVar[str]
+    """Name of its file in a checkpoint, without `.safetensors`."""
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise UserError if it does not fit the model."""
+        return
+
+    @abstractmethod
+    def prepare(self, transformer: Any, spec: ModelSpec, seed: int) -> None:
+        """Freeze the model and make the part trainable. Raises UserError if the model lacks it.
+
+        `seed` is that of its initial values. On the meta device only the structure is made.
+        """
+
+    @abstractmethod
+    def parameters(self, transformer: Any) -> dict[str, torch.nn.Parameter]:
+        """The trained parameters of a prepared model, by the names of its file."""
+
+    def constants(self, transformer: Any) -> dict[str, torch.Tensor]:
+        """Frozen tensors that belong to the part, by the names of its file; a checkpoint contains them."""
+        return {}
+
+    @abstractmethod
+    def off(self, transformer: Any) -> AbstractContextManager[None]:
+        """A `with` block in which the model is the one before training."""
+
+    @abstractmethod
+    def describe(self, spec: ModelSpec) -> str:
+        """What is trained, in a few words for people."""
+
+    def metadata(self) -> dict[str, str]:
+        """The metadata of its file in a checkpoint."""
+        return {}
+
+    @abstractmethod
+    def export(self, state: Mapping[str, torch.Tensor], spec: ModelSpec, out: Path, facts: CardFacts) -> Path:
+        """Write the part with a model card into a new folder, in the form that other programs load.
+
+        `state` has the tensors of its file in a checkpoint.
+        """
