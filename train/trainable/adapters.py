@@ -18,8 +18,8 @@ from uhr.train.trainable.base import Trainable
 if TYPE_CHECKING:
     import torch
 
-    from uhr.models.adapters.surgeries import AdapterSurgery
     from uhr.models.adapters.formats.usage import Usage
+    from uhr.models.adapters.surgeries import AdapterSurgery
     from uhr.models.publish.card import CardFacts
 
 
