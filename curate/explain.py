@@ -10,7 +10,8 @@ from typing import Any
 from uhr.base.errors import UserError
 from uhr.curate.faults import NO_VALUE, RULE_ERROR
 from uhr.curate.rules import Judge, Rule
-from uhr.manifests.manifest import Manifest, RuleInfo
+from uhr.manifests.info import RuleInfo
+from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import FAILED, REJECTED, VERDICT
 from uhr.manifests.uris import path_of, uri_of
 

@@ -12,7 +12,7 @@ from uhr.curate.rules import Rule
 from uhr.curate.run.failures import Failures
 from uhr.curate.run.job import CurationResult
 from uhr.curate.sources import NOT_OPENED, Listing, describe
-from uhr.manifests.manifest import ManifestInfo
+from uhr.manifests.info import ManifestInfo
 
 MOST_WARNINGS = 5
 LONGEST_ERROR = 160

@@ -47,7 +47,8 @@ def slice_(
     as_json: Json = False,
 ) -> None:
     """Write a smaller manifest: status, then --where, then --sample, then --split."""
-    from uhr.manifests.manifest import Manifest, is_manifest
+    from uhr.manifests.info import is_manifest
+    from uhr.manifests.manifest import Manifest
     from uhr.manifests.schema import STATUSES
     from uhr.manifests.selection.slicing import SliceOptions, parse_split, slice_manifest
 

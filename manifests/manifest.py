@@ -1,12 +1,9 @@
-"""Manifest: an immutable set of Parquet parts, complete when its `manifest.json` exists."""
+"""Read a manifest: an immutable set of Parquet parts, complete when its `manifest.json` exists."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import platform
-from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,31 +11,18 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-import uhr
 from uhr.base import parquet
 from uhr.base.errors import UserError, unknown
-from uhr.base.files import sha256_file, write_json
-from uhr.base.paths import path_text, text_path
-from uhr.manifests import parts as part_files
+from uhr.base.files import sha256_file
+from uhr.base.paths import text_path
 from uhr.manifests import sql
-from uhr.manifests.info import (
-    FILE,
-    ManifestInfo,
-    Parent,
-    Part,
-    RuleInfo,
-    StageInfo,
-    content_id,
-    is_manifest,
-    read_info,
-)
-from uhr.manifests.schema import SCHEMA_VERSION, STATUSES, Column
-
-__all__ = ["Manifest", "ManifestInfo", "Parent", "RuleInfo", "StageInfo", "is_manifest", "write_manifest"]
+from uhr.manifests.info import FILE, ManifestInfo, read_info
+from uhr.manifests.parts import GROUP_ROWS
+from uhr.manifests.schema import Column
 
 
 class Manifest:
-    """A committed manifest, read only. Made by `open` and by `write_manifest`."""
+    """A committed manifest, read only. Made by `open` and by `writer.write_manifest`."""
 
     def __init__(self, path: Path, info: ManifestInfo) -> None:
         self.path = path
@@ -162,7 +146,7 @@ class Manifest:
         """Yield all rows in order, in batches. At most one row group is in memory."""
         for part in self.info.parts:
             with self._damage_named(), parquet.opened(self.path / part.path) as file:
-                yield from file.iter_batches(part_files.GROUP_ROWS, columns=columns)
+                yield from file.iter_batches(GROUP_ROWS, columns=columns)
 
     def preview_batches(self, sample_ids: Collection[str]) -> Iterator[pa.RecordBatch]:
         """Yield the preview rows of these samples, in order. Only row groups with one of them are read."""
@@ -183,115 +167,3 @@ class Manifest:
             for batch in self.preview_batches(sample_ids)
             for row in batch.select(["sample_id", "jpeg"]).to_pylist()
         }
-
-
-def write_manifest(
-    out: Path,
-    *,
-    schema: pa.Schema,
-    batches: Iterable[pa.RecordBatch],
-    previews: Iterable[pa.RecordBatch] | None = None,
-    root: Path | str,
-    operation: dict[str, Any],
-    parents: Sequence[Parent] = (),
-    stages: Sequence[StageInfo] = (),
-    rules: Sequence[RuleInfo] = (),
-    source: Mapping[str, int] | None = None,
-    weights: Mapping[str, str] | None = None,
-    versions: Mapping[str, str] | None = None,
-) -> Manifest:
-    """Write and commit a manifest to the folder `out`. It becomes visible in the last step.
-
-    The same content gives the same bytes and the same id. Leftovers of a commit that was killed are removed
-    first.
-
-    Args:
-        schema: the columns of the rows.
-        batches: the rows, sorted by uri. They are streamed, as are the previews.
-        previews: rows of `parts.PREVIEW_SCHEMA` in the same order.
-        root: the folder that uris are relative to.
-        operation: what was done. Part of the id, so it must not contain paths or times.
-
-    Raises UserError if `out` already contains a manifest.
-    """
-    out = Path(out)
-    if is_manifest(out):
-        raise UserError(f"{out} already contains a manifest", "name another folder with --out")
-    for stage in stages:
-        missing = set(stage.adds).difference(schema.names) if stage.state == "ran" else set()
-        assert not missing, f"stage {stage.name} says it adds {sorted(missing)}, which the schema lacks"
-    part_files.clear_leftovers(out)
-    tally = _Tally()
-    parts = _write(
-        out / part_files.SAMPLES, schema, tally.watch(batches), part_files.GROUP_ROWS, part_files.PART_ROWS
-    )
-    shown = (
-        _write(
-            out / part_files.PREVIEWS,
-            part_files.PREVIEW_SCHEMA,
-            previews,
-            part_files.PREVIEW_GROUP_ROWS,
-            part_files.PREVIEW_PART_ROWS,
-        )
-        if previews is not None
-        else []
-    )
-    info = ManifestInfo(
-        schema_version=SCHEMA_VERSION,
-        # the schema as it is read back: Parquet renames the fields inside lists
-        id=content_id(parquet.schema_of(out / parts[0].path), operation, parents, parts, shown),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        uhr=uhr.__version__,
-        root=path_text(root),
-        parents=list(parents),
-        operation=operation,
-        stages=list(stages),
-        rules=list(rules),
-        counts=tally.counts(),
-        source=dict(source or {}),
-        weights=dict(weights or {}),
-        versions={**_versions(), **(versions or {})},
-        parts=parts,
-        previews=shown,
-    )
-    write_json(out / FILE, info.model_dump(mode="json"))
-    return Manifest(out, info)
-
-
-def _write(
-    folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], group_rows: int, part_rows: int
-) -> list[Part]:
-    return list(part_files.write_parts(folder, schema, batches, group_rows=group_rows, part_rows=part_rows))
-
-
-class _Tally:
-    """Counts the verdicts of the rows that pass through `watch`."""
-
-    def __init__(self) -> None:
-        self.statuses: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()
-
-    def watch(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        last = ""
-        for batch in batches:
-            if batch.num_rows:
-                uris = batch.column("uri")
-                assert uris[0].as_py() >= last, f"rows out of order: {uris[0]} after {last}"
-                last = uris[-1].as_py()
-            for name, counter in (("status", self.statuses), ("reason", self.reasons)):
-                for entry in batch.column(name).value_counts().to_pylist():
-                    counter[entry["values"]] += entry["counts"]
-            yield batch
-
-    def counts(self) -> dict[str, Any]:
-        strange = set(self.statuses).difference(STATUSES)
-        assert not strange, f"status {strange}"
-        reasons = {name: n for name, n in self.reasons.items() if name is not None}
-        ordered = dict(sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0])))
-        by_status = {status: self.statuses[status] for status in STATUSES}
-        return {"rows": self.statuses.total(), **by_status, "reasons": ordered}
-
-
-def _versions() -> dict[str, str]:
-    versions = {"pyarrow": pa.__version__, "duckdb": duckdb.__version__}
-    return {"python": platform.python_version(), **{name: str(version) for name, version in versions.items()}}

@@ -19,7 +19,7 @@ from uhr.curate.config import PipelineConfig
 from uhr.curate.planning.placement import SOURCE, Candidate, Skipped, candidates, in_order
 from uhr.curate.rules import Rule
 from uhr.curate.stage import SetStage, Stage
-from uhr.manifests.manifest import StageInfo
+from uhr.manifests.info import StageInfo
 from uhr.manifests.schema import COLUMNS, SCHEMA_VERSION, Column, schema_of
 from uhr.manifests.sql import SqlCondition
 

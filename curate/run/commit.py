@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -27,13 +28,15 @@ from uhr.base.run_folder import FolderLayout, all_or_nothing
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge, Verdict
 from uhr.curate.run.rows import PREVIEW, Tally
+from uhr.curate.sources import Listing
 from uhr.curate.stage import SetStage
 from uhr.manifests import parts as part_files
-from uhr.manifests.info import FILE
-from uhr.manifests.manifest import Manifest, RuleInfo, write_manifest
+from uhr.manifests.info import FILE, RuleInfo
+from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.schema import KEPT, REJECTED, Column
 from uhr.manifests.sql import finite_column, quoted
+from uhr.manifests.writer import Provenance, write_manifest
 from uhr.runtime import units as unit_files
 from uhr.runtime.units import UnitPlan
 
@@ -63,12 +66,13 @@ def commit(
     plan: CurationPlan,
     units: UnitPlan,
     tally: Tally,
-    root: Path,
-    operation: dict[str, object],
-    not_opened: dict[str, int],
+    listing: Listing,
+    operation: dict[str, Any],
     advance: Advance,
 ) -> Manifest:
-    """Write the manifest of a run whose units are all finished."""
+    """Write the manifest of a run whose units are all finished. `operation` says what was done, as in
+    `Provenance`.
+    """
     parts = [units.part(unit) for unit in range(units.count)]
     seen = dict(tally.seen)
     rejected = dict(tally.rejected)
@@ -81,18 +85,16 @@ def commit(
             batches = table.batches(plan.schema)
         else:
             batches = _staged(parts, plan.schema)
-        return write_manifest(
-            out,
-            schema=plan.schema,
-            batches=_counted(batches, advance),
-            previews=_previews(parts) if plan.config.preview and plan.pixel else None,
-            root=root,
+        provenance = Provenance(
+            root=listing.root,
             operation=operation,
             stages=plan.stage_infos(),
             rules=_funnel(plan, seen, rejected),
-            source=not_opened,
+            source={**listing.not_opened, "broken_sidecars": tally.broken_sidecars},
             versions=_versions(),
         )
+        previews = _previews(parts) if plan.config.preview and plan.pixel else None
+        return write_manifest(out, plan.schema, _counted(batches, advance), provenance, previews)
 
 
 def _funnel(plan: CurationPlan, seen: dict[str, int], rejected: dict[str, int]) -> list[RuleInfo]:

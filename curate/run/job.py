@@ -26,7 +26,8 @@ from uhr.curate.run.rows import Tally
 from uhr.curate.run.work import CurateWork
 from uhr.curate.sources import Listing, check_no_overlap, check_source, list_folder
 from uhr.manifests import parts
-from uhr.manifests.manifest import Manifest, is_manifest
+from uhr.manifests.info import is_manifest
+from uhr.manifests.manifest import Manifest
 from uhr.runtime.pool import InlineRunner, Pool, RayRunner
 from uhr.runtime.units import Limits, PlanMismatch, Runner, UnitPlan, run_units, table_hash
 
@@ -200,8 +201,7 @@ def _commit(
         "inputs": inputs,
     }
     with progress("commit", units.rows, "rows") as advance:
-        not_opened = {**listing.not_opened, "broken_sidecars": tally.broken_sidecars}
-        return commit(request.out, request.plan, units, tally, listing.root, operation, not_opened, advance)
+        return commit(request.out, request.plan, units, tally, listing, operation, advance)
 
 
 def _finish(manifest: Manifest, folder: RunFolder) -> Path:

@@ -9,7 +9,8 @@ from uhr.base.errors import UserError
 from uhr.base.lock import is_held
 from uhr.curate.run.commit import UNITS
 from uhr.curate.run.rows import Tally
-from uhr.manifests.manifest import Manifest, is_manifest
+from uhr.manifests.info import is_manifest
+from uhr.manifests.manifest import Manifest
 from uhr.runtime.units import UnitPlan
 
 

@@ -22,10 +22,12 @@ from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.base.paths import path_text
 from uhr.base.run_folder import RunFolder, all_or_nothing
-from uhr.manifests.manifest import Manifest, Parent, is_manifest, write_manifest
+from uhr.manifests.info import Parent, is_manifest
+from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import LAYOUT
 from uhr.manifests.schema import COLUMNS
 from uhr.manifests.sql import SqlCondition
+from uhr.manifests.writer import Provenance, write_manifest
 
 SPLIT = COLUMNS["split"]
 
@@ -93,11 +95,7 @@ def slice_manifest(
     fix = "free space there, then repeat the command"
     with saving(out, fix), all_or_nothing(Path(out)):
         _claim(out)
-        return write_manifest(
-            out,
-            schema=schema,
-            batches=_batches(parent, schema, rows["sample_id"], mask, labels, advance),
-            previews=parent.preview_batches(chosen) if parent.info.previews else None,
+        provenance = Provenance(
             root=parent.root,
             operation=options.operation(),
             parents=[Parent(id=parent.id, path=path_text(parent.path.resolve()), role="slice of")],
@@ -105,6 +103,9 @@ def slice_manifest(
             rules=parent.info.rules,
             weights=parent.info.weights,
         )
+        batches = _batches(parent, schema, rows["sample_id"], mask, labels, advance)
+        previews = parent.preview_batches(chosen) if parent.info.previews else None
+        return write_manifest(out, schema, batches, provenance, previews)
 
 
 def _claim(out: Path) -> None:

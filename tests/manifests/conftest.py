@@ -9,9 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from uhr.manifests.manifest import Manifest, RuleInfo, StageInfo, write_manifest
+from uhr.manifests.info import RuleInfo, StageInfo
+from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.schema import COLUMNS, sample_id, schema_of
+from uhr.manifests.writer import Provenance, write_manifest
 
 SCHEMA = schema_of(c for c in COLUMNS.values() if c.name != "split")
 RULES = (
@@ -48,16 +50,19 @@ def make(out: Path, rows: Sequence[dict[str, Any]], **changes: Any) -> Manifest:
         for row in rows
         if row["status"] != "failed"
     ]
-    settings: dict[str, Any] = {
+    written: dict[str, Any] = {
         "schema": SCHEMA,
         "batches": [batch],
         "previews": [pa.RecordBatch.from_pylist(shown, schema=PREVIEW_SCHEMA)],
+    }
+    written |= {name: changes.pop(name) for name in written.keys() & changes.keys()}
+    provenance: dict[str, Any] = {
         "root": out.parent / "source",
         "operation": {"kind": "curate", "pipeline": {"name": "test"}},
         "stages": [StageInfo(name="entropy", version=1, fingerprint="f" * 64, adds=["entropy"])],
         "rules": RULES,
     }
-    return write_manifest(out, **(settings | changes))
+    return write_manifest(out, provenance=Provenance(**(provenance | changes)), **written)
 
 
 @pytest.fixture

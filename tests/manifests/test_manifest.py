@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
 from uhr.manifests import parts
-from uhr.manifests.manifest import Manifest, Parent, is_manifest
+from uhr.manifests.info import Parent, is_manifest
+from uhr.manifests.manifest import Manifest
 from uhr.manifests.report import write_report
 from uhr.manifests.schema import COLUMNS, sample_id, schema_of
 from uhr.manifests.selection.slicing import SliceOptions, slice_manifest
@@ -182,8 +183,8 @@ KILLED_WRITER = """
 import os, sys
 from pathlib import Path
 import pyarrow as pa
-from uhr.manifests.manifest import write_manifest
 from uhr.manifests.schema import BASE, schema_of, sample_id
+from uhr.manifests.writer import Provenance, write_manifest
 schema = schema_of(BASE)
 def rows():
     for n in range(10**9):
@@ -192,7 +193,7 @@ def rows():
         uri = f"{n:09d}"
         row = {"uri": uri, "sample_id": sample_id(uri), "status": "kept"}
         yield pa.RecordBatch.from_pylist([row] * 150_000, schema=schema)
-write_manifest(Path(sys.argv[1]), schema=schema, batches=rows(), root="/", operation={"kind": "test"})
+write_manifest(Path(sys.argv[1]), schema, rows(), Provenance("/", {"kind": "test"}))
 """
 
 

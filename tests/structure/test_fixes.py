@@ -22,7 +22,7 @@ TRAIN = ("train run", "train resume")
 
 PRINTED_BY = {
     "curate/": ("curate run",),
-    "manifests/manifest.py": ("curate run", "manifest slice"),
+    "manifests/writer.py": ("curate run", "manifest slice"),
     "manifests/parts.py": ("curate run", "manifest slice"),
     "manifests/cli.py": ("manifest slice",),
     "manifests/report/": ("manifest report",),

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from uhr.base.files import sha256_file
-from uhr.manifests.manifest import Manifest, write_manifest
+from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import GEOMETRY, HEADER, sample_id, schema_of
+from uhr.manifests.writer import Provenance, write_manifest
 from uhr.train.encode.config import EncodeConfig
 from uhr.train.encode.encoded import EncodedInfo
 from uhr.train.encode.run import encode
@@ -92,10 +93,8 @@ def manifest_of() -> Callable[[Path, Sequence[dict]], Manifest]:
             rows.append(row)
         schema = schema_of([*HEADER, *GEOMETRY])
         batch = pa.RecordBatch.from_pylist(rows, schema)
-        operation = {"kind": "test", "rows": len(rows)}
-        return write_manifest(
-            folder / "manifest", schema=schema, batches=[batch], root=root, operation=operation
-        )
+        provenance = Provenance(root, {"kind": "test", "rows": len(rows)})
+        return write_manifest(folder / "manifest", schema, [batch], provenance)
 
     return make
 

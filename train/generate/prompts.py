@@ -163,7 +163,8 @@ def _of_parquet(path: Path) -> Iterator[RawLine]:
 
 def _of_manifest(path: Path) -> Iterator[RawLine]:
     """The captions of a manifest's kept rows, under their sample ids."""
-    from uhr.manifests.manifest import Manifest, is_manifest
+    from uhr.manifests.info import is_manifest
+    from uhr.manifests.manifest import Manifest
 
     if not is_manifest(path):
         raise UserError(f"--prompts {path} is a folder, but not a manifest", f"name {FORMS}")

@@ -16,7 +16,8 @@ import pytest
 
 from uhr.base.lock import is_held
 from uhr.curate.run.status import status_of
-from uhr.manifests.manifest import Manifest, is_manifest
+from uhr.manifests.info import is_manifest
+from uhr.manifests.manifest import Manifest
 
 # an image takes at least 20 ms, so that there is a middle of the run to be killed in
 PIPELINE = """

@@ -1,0 +1,149 @@
+"""Write a manifest: its Parquet parts, and `manifest.json` last, which commits it."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+import uhr
+from uhr.base import parquet
+from uhr.base.errors import UserError
+from uhr.base.files import write_json
+from uhr.base.paths import path_text
+from uhr.manifests import parts as part_files
+from uhr.manifests.info import FILE, ManifestInfo, Parent, Part, RuleInfo, StageInfo, content_id, is_manifest
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.schema import SCHEMA_VERSION, STATUSES
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the rows of a manifest come from and how they were made, as `manifest.json` records it.
+
+    root: the folder that uris are relative to
+    operation: what was done; part of the manifest's id, so it must not contain paths or times
+    source: counts of what is in the source folder besides the rows
+    weights: hashes of the models that wrote columns, by name
+    versions: of software, besides uhr, Python, pyarrow and duckdb
+    """
+
+    root: Path | str
+    operation: dict[str, Any]
+    parents: Sequence[Parent] = ()
+    stages: Sequence[StageInfo] = ()
+    rules: Sequence[RuleInfo] = ()
+    source: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_manifest(
+    out: Path | str,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    provenance: Provenance,
+    previews: Iterable[pa.RecordBatch] | None = None,
+) -> Manifest:
+    """Write and commit a manifest to the folder `out`. It becomes visible in the last step.
+
+    The same content gives the same bytes and the same id. Leftovers of a commit that was killed are removed
+    first.
+
+    Args:
+        schema: the columns of the rows.
+        batches: the rows, sorted by uri. They are streamed, as are the previews.
+        previews: rows of `parts.PREVIEW_SCHEMA` in the same order.
+
+    Raises UserError if `out` already contains a manifest.
+    """
+    out = Path(out)
+    if is_manifest(out):
+        raise UserError(f"{out} already contains a manifest", "name another folder with --out")
+    for stage in provenance.stages:
+        missing = set(stage.adds).difference(schema.names) if stage.state == "ran" else set()
+        assert not missing, f"stage {stage.name} says it adds {sorted(missing)}, which the schema lacks"
+    part_files.clear_leftovers(out)
+    verdicts = _VerdictCounts()
+    parts = _write(
+        out / part_files.SAMPLES, schema, verdicts.watch(batches), part_files.GROUP_ROWS, part_files.PART_ROWS
+    )
+    shown = (
+        _write(
+            out / part_files.PREVIEWS,
+            part_files.PREVIEW_SCHEMA,
+            previews,
+            part_files.PREVIEW_GROUP_ROWS,
+            part_files.PREVIEW_PART_ROWS,
+        )
+        if previews is not None
+        else []
+    )
+    info = ManifestInfo(
+        schema_version=SCHEMA_VERSION,
+        # the schema as it is read back: Parquet renames the fields inside lists
+        id=content_id(
+            parquet.schema_of(out / parts[0].path), provenance.operation, provenance.parents, parts, shown
+        ),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        uhr=uhr.__version__,
+        root=path_text(provenance.root),
+        parents=list(provenance.parents),
+        operation=provenance.operation,
+        stages=list(provenance.stages),
+        rules=list(provenance.rules),
+        counts=verdicts.counts(),
+        source=dict(provenance.source),
+        weights=dict(provenance.weights),
+        versions={**_versions(), **provenance.versions},
+        parts=parts,
+        previews=shown,
+    )
+    write_json(out / FILE, info.model_dump(mode="json"))
+    return Manifest(out, info)
+
+
+def _write(
+    folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], group_rows: int, part_rows: int
+) -> list[Part]:
+    return list(part_files.write_parts(folder, schema, batches, group_rows=group_rows, part_rows=part_rows))
+
+
+class _VerdictCounts:
+    """Counts the verdicts of the rows that pass through `watch`."""
+
+    def __init__(self) -> None:
+        self.statuses: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+
+    def watch(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        last = ""
+        for batch in batches:
+            if batch.num_rows:
+                uris = batch.column("uri")
+                assert uris[0].as_py() >= last, f"rows out of order: {uris[0]} after {last}"
+                last = uris[-1].as_py()
+            for name, counter in (("status", self.statuses), ("reason", self.reasons)):
+                for entry in batch.column(name).value_counts().to_pylist():
+                    counter[entry["values"]] += entry["counts"]
+            yield batch
+
+    def counts(self) -> dict[str, Any]:
+        strange = set(self.statuses).difference(STATUSES)
+        assert not strange, f"status {strange}"
+        reasons = {name: n for name, n in self.reasons.items() if name is not None}
+        ordered = dict(sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0])))
+        by_status = {status: self.statuses[status] for status in STATUSES}
+        return {"rows": self.statuses.total(), **by_status, "reasons": ordered}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"pyarrow": pa.__version__, "duckdb": duckdb.__version__}
+    return {"python": platform.python_version(), **{name: str(version) for name, version in versions.items()}}
