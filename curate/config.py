@@ -47,8 +47,8 @@ class RunLimits(PixelLimits):
     """Limits per image: `seconds` of wall time, `memory` of a worker process (bytes, or "4GiB"), and the
     pixels and bytes of its file.
 
-    The clock restarts after each rule between pixel stages, as such rules are evaluated for many images at
-    once.
+    Rules between pixel stages are evaluated for many images at once, so the clock restarts after each of
+    them.
     """
 
     seconds: float = Field(60.0, gt=0)
@@ -73,7 +73,7 @@ class PipelineConfig(Config):
     description: str = ""
     stages: list[StageEntry] = Field(min_length=1)
     rules: dict[str, str] = Field(default_factory=dict)
-    """Name -> SQL over columns, in the order in which they are evaluated."""
+    """The rules, as name -> SQL over columns. They are evaluated in this order."""
     limits: RunLimits = Field(default_factory=RunLimits)
     preview: int = Field(320, ge=0, le=2048)
     """Long side in pixels of the small JPEG that reports show; 0 for none."""

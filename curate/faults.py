@@ -8,7 +8,7 @@ from uhr.pixels.types import FaultKind
 from uhr.runtime.units import CRASH, MEMORY_LIMIT, TIME_LIMIT
 
 NO_VALUE, RULE_ERROR = "no value", "rule error"
-"""A rule was null for a row; a rule raised an error for a row."""
+"""The result of a rule was null; the evaluation of a rule raised an error."""
 
 STAGE_ERROR = "stage error"
 """A stage raised, or returned a value that its column cannot hold."""
@@ -16,8 +16,8 @@ STAGE_ERROR = "stage error"
 BROKEN_LINK = "broken link"
 
 CHANGED = "changed"
-"""The file or one of its sidecars was written to, replaced or removed after it was listed. Such a row has no
-measured values.
+"""The file or one of its sidecars was changed, replaced or removed after it was listed. The row of such a
+file has no measured values.
 """
 
 KINDS: frozenset[str] = frozenset(

@@ -24,7 +24,7 @@ class Frame:
 
     All values come from one version of the file: that of `row["source_version"]` if it is listed, with the
     header `known`. A stage that needs the file's bytes should use `data`; one that opens `path` itself may
-    read a newer version. Faults are not cached, so stop at the first.
+    read a newer version. Faults are not cached: a caller must stop at the first one.
 
     Args:
         uri: the address below the source root.
@@ -97,7 +97,8 @@ class Frame:
         return self.decoded.rgb()
 
     def gray_measures(self, patch: int | None = None) -> GrayMeasures:
-        """Measurements of one pass over `gray` with patches of `patch` px (None: of any pass made so far)."""
+        """The measures of one pass over `gray` with patches of `patch` px. None takes those of any pass that
+        was already made, or makes one with the default."""
         from uhr.curate.measures import gray_pass
 
         if patch is None:

@@ -1,4 +1,4 @@
-"""Sidecars: caption and metadata files next to an image, whose values go to its row.
+"""Sidecars: caption and metadata files next to an image. Their values are added to the image's row.
 
 `lake.txt`, `lake.json`, `lake.jpg.txt` and `lake.jpg.json` are sidecars of `lake.jpg`; without such an image
 they are ordinary files.
@@ -111,7 +111,8 @@ def sidecars_in(names: Iterable[str], readable: Iterable[str]) -> dict[str, list
 def read_sidecars(
     paths: Sequence[Path], keys: Mapping[str, Sequence[str]], versions: Sequence[str] | None = None
 ) -> Sidecar:
-    """Read the sidecars of one image. Later files override earlier ones, a caption file a JSON caption.
+    """Read the sidecars of one image. Later files override earlier ones, and a caption file overrides a
+    caption in JSON.
 
     A broken sidecar never fails its image: the fault is written to `source_meta` under `sidecar_fault`, and
     is returned. `versions` are the listed versions of `paths`; raises PixelFault("changed") if a sidecar has

@@ -48,7 +48,7 @@ class StageInfo(Config):
 
 
 class RuleInfo(Config):
-    """A rule of the funnel: `seen` samples reached it, of which it rejected `rejected`."""
+    """A rule, with the number of samples that reached it (`seen`) and that it rejected (`rejected`)."""
 
     name: str
     where: str

@@ -19,7 +19,8 @@ from uhr.manifests import finite
 from uhr.manifests.schema import COLUMNS
 
 LONGEST = 20_000
-"""Most characters of a condition: far more than anyone writes, far fewer than the parser's limit."""
+"""The largest number of characters of a condition: far more than anyone writes, and far fewer than the
+parser's limit."""
 
 _EXPRESSIONS = "BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION OPERATOR TYPE"
 _OPERATORS = """
@@ -139,8 +140,8 @@ class SqlCondition:
     def sql_for(self, connection: duckdb.DuckDBPyConnection) -> str:
         """Return the condition as SQL for queries of `connection`, whose relation `samples` has the columns.
 
-        A part that would be NaN or infinite is null in it, and so is what is computed from it. Raises
-        duckdb.Error if the condition does not fit the types of the columns.
+        In it, a part that would be NaN or infinite is null, and so is everything that is computed from that
+        part. Raises duckdb.Error if the condition does not fit the types of the columns.
         """
         try:
             return f"({finite.rewritten(self.tree, connection)})"

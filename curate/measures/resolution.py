@@ -10,10 +10,12 @@ from __future__ import annotations
 import numpy as np
 
 TILES = 8
-"""Number of tiles, those with most detail; the median ignores a caption or a frame at native resolution."""
+"""Number of tiles that are used: those with the most detail. Their median ignores a caption or a frame at
+native resolution."""
 
 _GRID = 60
-"""px: tiles start at multiples of it, so that columns 2, 3, 4, 5 or 6 apart fall together in all tiles."""
+"""Tiles start at multiples of this many px. It is a multiple of 2, 3, 4, 5 and 6, so that a pattern with such
+a period has the same phase in every tile."""
 
 _CLIFF = 6.5
 """dB by which the band above a cutoff must be below the band under it, both weighted by f^2. Of real images
@@ -33,10 +35,10 @@ _COPIED = 0.5
 def upscale_ratio(gray: np.ndarray) -> float:
     """Estimate the linear enlargement, >= 1, of a gray image, uint8 [H, W]; 1.0 if none is detected.
 
-    An image without detail has 1.0, as there is no cliff. A strong blur, a lens that resolves half the grid,
-    or a smooth repeating pattern cannot be distinguished from an enlargement, and has the ratio that would
-    explain it. Noise or grain added afterwards fills the empty band and hides the cliff. Enlargements by less
-    than 1.5 are rarely detected, and bilinear ones may be underestimated by up to 40 %.
+    An image without detail has no cliff, and gives 1.0. A strong blur, a lens that resolves only half of the
+    grid, or a smooth repeating pattern cannot be distinguished from an enlargement: the result is the ratio
+    that would explain it. Noise or grain added afterwards fills the empty band and hides the cliff.
+    Enlargements by less than 1.5 are rarely detected, and bilinear ones may be underestimated by up to 40 %.
     """
     tiles = _detailed_tiles(gray)
     if not tiles:

@@ -133,7 +133,8 @@ def _by(owner: str) -> str:
 
 
 def in_order(found: Sequence[Candidate], skipped: Sequence[Skipped]) -> tuple[list[Candidate], list[Skipped]]:
-    """Order stages: header stages, pixel stages, set stages, each kind in the order of the pipeline.
+    """Order the stages: first header stages, then pixel stages, then set stages. Within each kind the order
+    of the pipeline is kept.
 
     A header stage that needs a column of a pixel stage runs after the pixel stages. A stage that needs a
     column of a skipped stage is skipped too if it has `if_missing: skip`.
@@ -188,7 +189,7 @@ def _unmet(
 def whole_tree(config: PipelineConfig) -> dict[str, Any]:
     """Return the pipeline as plain data for a YAML file: every key, and all parameters of every stage.
 
-    A missing stage that may be skipped has only the parameters that were set.
+    A missing stage that is skipped has only the parameters that were set.
     """
     tree = config.model_dump(mode="json", exclude_none=True)
     tree["stages"] = [_whole_entry(entry, config.name) for entry in config.stages]

@@ -24,11 +24,12 @@ from uhr.manifests.schema import COLUMNS, SCHEMA_VERSION, Column, schema_of
 from uhr.manifests.sql import SqlCondition
 
 ENGINE_VERSION = 2
-"""Increase it when the engine itself would give other rows for the same pipeline."""
+"""Increase it when the code outside the stages gives other rows for the same pipeline."""
 
 PIXEL_UNIT, HEADER_UNIT = (8, 64), (256, 4096)
-"""Least and most images per unit, if stages need pixels and if none does: at most a minute of work, but
-enough that writing the part takes a small share of it.
+"""The smallest and the largest number of images per unit: the first pair if a stage needs pixels, the second
+if none does. A unit takes at most about a minute, and enough time that writing its part is a small share of
+it.
 """
 
 
@@ -129,7 +130,8 @@ class CurationPlan:
         return schema_of(column for planned in self.stages for column in _own_columns(planned))
 
     def unit_size(self, rows: int) -> int:
-        """Return the number of images per unit, smaller for a small set, so that all workers have units."""
+        """Return the number of images per unit. It is smaller for a small set, so that all workers get
+        units."""
         if self.config.unit is not None:
             return self.config.unit
         least, most = PIXEL_UNIT if self.pixel else HEADER_UNIT
@@ -137,7 +139,8 @@ class CurationPlan:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that affects the rows (64 hex digits): not the engine, the workers or the unit size."""
+        """Hash of everything that affects the rows (64 hex digits). The engine, the workers and the size of
+        units do not."""
         tree = self.config.model_dump(mode="json", exclude={"name", "description", "stages", "rules", "unit"})
         return fingerprint(
             {

@@ -10,9 +10,9 @@ from uhr.manifests.schema import FAILED, KEPT
 
 
 class Failures(NamedTuple):
-    """`commonest`: kind of fault -> its most frequent error and the number of rows with it, as a list of one
-    pair (kinds whose rows have no message are left out). `always`: the rules that failed every row that they
-    were evaluated on.
+    """`commonest` has the most frequent error of each kind of fault, and the number of rows with it, as a
+    list of one pair; kinds whose rows have no message are left out. `always` names the rules that failed
+    every row that they were evaluated on.
     """
 
     commonest: dict[str, list[tuple[str, int]]]

@@ -1,4 +1,4 @@
-"""The rows of one unit, which collect columns and verdicts, and the staged part made from them."""
+"""The rows of one unit. They collect columns and verdicts, and become the staged part of the unit."""
 
 from __future__ import annotations
 

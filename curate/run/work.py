@@ -1,7 +1,7 @@
 """The work on a unit of images: sidecars, header stages, pixel stages, and the rules between them.
 
 An image is decoded once, and only if the rules over its header keep it. All pixel stages share its Frame,
-which is dropped before the next image's. An error with an image becomes the verdict of its row.
+which is freed before the next image is decoded. An error with an image becomes the verdict of its row.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from uhr.pixels.types import Header, PixelFault
 from uhr.runtime.units import UnitFault, Watch, Work
 
 HELD_PIXELS = 10_000_000
-"""Decoded pixels that are kept in memory at once while rules between pixel stages are evaluated (12 bytes
-each): one query covers many small images, or one 4K image.
+"""Limit of the decoded pixels (12 bytes each) that are in memory while a rule between pixel stages is
+evaluated. One query then covers many small images, or one 4K image.
 """
 
 StageGroup = tuple[tuple[tuple[int, PlannedStage[Stage]], ...], tuple[Rule, ...]]

@@ -12,8 +12,8 @@ from uhr.manifests.schema import COLUMNS
 
 
 class EntropyStage(Stage):
-    """Shannon entropy of the 8-bit gray histogram in bits, [0, 8]: the number that UltraFlux's filter takes
-    from scikit-image's `shannon_entropy` (2511.18050, `tools/filtering_pipeline.py`).
+    """Shannon entropy of the 8-bit gray histogram in bits, [0, 8]: the number that UltraFlux's filter
+    computes by scikit-image's `shannon_entropy` (2511.18050, `tools/filtering_pipeline.py`).
     """
 
     name = "entropy"

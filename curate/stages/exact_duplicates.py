@@ -9,7 +9,8 @@ from uhr.manifests.schema import DUPLICATES
 class ExactDuplicatesStage(SetStage):
     """Groups kept rows by `content_hash` and ranks each group by `uri`; `dup_rank = 0` is the one to keep.
 
-    An image whose bytes are unique has no group and rank 0; one without a hash has neither.
+    An image whose bytes are unique has rank 0 and no group. An image without a hash has neither rank nor
+    group.
     """
 
     name = "exact_duplicates"

@@ -32,8 +32,8 @@ class GeometryStage(Stage):
 def aspect_bucket(width: int, height: int) -> str:
     """Return the common ratio nearest to width / height on a logarithmic scale, as a label such as `16:9`.
 
-    Computed in integers. An image exactly between two ratios has the squarer one; an image turned by 90
-    degrees has the mirrored label.
+    Computed in integers. An image exactly between two ratios gets the one that is closer to 1:1; an image
+    turned by 90 degrees has the mirrored label.
     """
     long, short = max(width, height), min(width, height)
     best = LANDSCAPES[0]

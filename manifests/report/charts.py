@@ -25,7 +25,7 @@ WIDEST = 32.0
 
 @dataclass(frozen=True)
 class BarSegment:
-    """One status's share of a bar, in SVG units from the top left."""
+    """The part of a bar that belongs to one status, in SVG units from the top left."""
 
     status: str
     x: float
@@ -48,7 +48,7 @@ class Mark:
 class Histogram:
     """The distribution of a numeric column by status, with the thresholds of rules.
 
-    `low` and `high` are the labels at the ends of the axis: position and text.
+    `low` and `high` are the labels at the ends of the axis, each a position and a text.
     """
 
     column: Column

@@ -1,7 +1,8 @@
 """Slice a manifest: select rows in four steps of fixed order: status, where, sample, split.
 
 Whether a row is drawn, and its split, depend only on (seed, sample_id): not on row order, the machine or
-other rows. A sample of N + 1 contains that of N; a row stays in its split when the set grows.
+other rows. A sample of N + 1 rows contains the sample of N rows with the same seed. A row stays in its split
+when the set grows.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class SliceOptions(Config):
     seed: int = 0
 
     def operation(self) -> dict[str, Any]:
-        """Return the operation, which is part of the id; without the seed if nothing is drawn."""
+        """Return the operation, which is part of the id. It has no seed if nothing is drawn."""
         drawn = self.sample is not None or self.split is not None
         steps = self.model_dump(exclude_none=True, exclude=set() if drawn else {"seed"})
         return {"kind": "slice", **steps}

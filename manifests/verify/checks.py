@@ -18,7 +18,7 @@ from uhr.manifests.schema import STATUSES, Column
 from uhr.manifests.sql import quoted
 
 EXAMPLES = 3
-"""Number of samples that a fault names; its count includes all."""
+"""Number of samples that a fault names as examples. Its count includes all samples."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The interface of a family of backbones, which samplers and training call.
 
 A backbone is stateless and loads nothing; transformers, configurations and text encoders are arguments.
-Common to all families, and so not part of it: sigma in [0, 1] with 1 = noise, velocity = noise - data, model
-latents z [B, C, H/8, W/8] packed into tokens [B, N, 4C] by 2x2 patches (`latents.pack`), ids in float32.
+The following is common to all families, and so not part of the interface: sigma is in [0, 1], and 1 is noise;
+velocity is noise - data; model latents z [B, C, H/8, W/8] are packed into tokens [B, N, 4C] by 2x2 patches
+(`latents.pack`); position ids are float32.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def _as_list(text: str | Sequence[str] | None) -> list[str] | None:
 
 @dataclass(frozen=True)
 class Condition:
-    """The conditioning of one branch of guidance, for B images.
+    """The conditioning of B images in one branch of guidance: with the prompt, or with the negative prompt.
 
     text [B, L, D] and pooled [B, P] (None for a backbone without it) are in the backbone's dtype;
     text_ids [L, axes], image_ids [N, axes] and guidance [B] (None if the backbone embeds none) in float32.

@@ -30,8 +30,9 @@ TEXT_LAYERS = (9, 18, 27)
 class EmpiricalShift:
     """FLUX.2's dynamic shift: mu as a function of the number of image tokens and the number of steps.
 
-    Up to 4,300 tokens mu is interpolated linearly in the steps, and extrapolated, between two lines fitted at
-    10 and 200 steps. Above that it is the second line alone, which is FLUX.1's and grows without bound.
+    Two lines give mu by the number of tokens, one fitted at 10 steps and one at 200. Up to 4,300 tokens, mu
+    is their linear interpolation (or extrapolation) in the number of steps. Above that it is the second line
+    alone, which is FLUX.1's and grows without bound.
     """
 
     steps: int

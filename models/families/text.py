@@ -82,8 +82,8 @@ class Embedded:
     counts: tuple[TokenCount, ...] = ()
 
     def called(self, kind: str) -> Embedded:
-        """Return the same with the kind in the texts' names: "negative" makes "prompt" a "negative
-        prompt"."""
+        """Return the same with the kind before the texts' names: with "negative", a "prompt" becomes a
+        "negative prompt"."""
         return replace(self, counts=tuple(replace(each, text=f"{kind} {each.text}") for each in self.counts))
 
 

@@ -47,8 +47,8 @@ class ModelSpec:
     """The values of `transformer/config.json` that distinguish this backbone from its siblings."""
 
     native_size: int
-    """Side in px of the square that the backbone was trained at. The sizes of base pass, window and patch are
-    relative to it."""
+    """Side in px of the square images that the backbone was trained on. The sizes of base pass, window and
+    patch are multiples or fractions of it."""
 
     guidance: GuidanceKind
     text_lengths: Mapping[str, int]

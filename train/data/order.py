@@ -17,7 +17,7 @@ WINDOW = 16
 
 
 class PlannedBatch(NamedTuple):
-    """One batch: rows `rows` of bucket number `bucket`."""
+    """The rows of one batch, and the number of the bucket that contains them."""
 
     epoch: int
     index: int
@@ -34,8 +34,9 @@ class BucketPlan:
         groups. The order of buckets is random.
     remainder: what happens to a bucket's last rows if they do not fill a batch.
         "short": they form a smaller batch, so each row is used exactly once per epoch.
-        "drop": they are left out of this epoch, so all batches have the same size. Other rows are left out in
-            each epoch. Raises ValueError if a bucket has fewer rows than a batch, as it would never be used.
+        "drop": they are left out of this epoch, so all batches have the same size. Which rows these are
+            changes from epoch to epoch. Raises ValueError if a bucket has fewer rows than a batch, as it
+            would never be used.
 
     The order is computed from raw Philox output, which numpy keeps stable across its versions.
     """

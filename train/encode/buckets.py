@@ -70,8 +70,8 @@ def _side(resolution: int, this: int, other: int, multiple: int) -> int:
 def choose(height: int, width: int, among: Sequence[Bucket]) -> Bucket:
     """The bucket whose aspect ratio is nearest to that of an image of height x width px.
 
-    The distance is |log(width / height) - log(bucket's)|, compared as exact fractions; the first of two
-    equal ones.
+    The distance is |log(width / height) - log(bucket's)|, compared as exact fractions. Of two buckets at the
+    same distance, the first is chosen.
     """
 
     def ratio(bucket: Bucket) -> Fraction:
@@ -87,7 +87,7 @@ def fits(height: int, width: int, bucket: Bucket) -> bool:
 
 
 def place(height: int, width: int, bucket: Bucket) -> CropPlacement:
-    """Resize so that the image just covers the bucket, and crop its centre."""
+    """Return the placement in which the image just covers the bucket, cropped to its centre."""
     if width * bucket.height >= height * bucket.width:
         new_height = bucket.height
         new_width = max(bucket.width, (2 * width * bucket.height + height) // (2 * height))

@@ -17,7 +17,7 @@ class EncodeConfig(Config):
     """How images and captions are encoded. All fields are part of the keys, unless excluded below.
 
     resolution: px; the area of a bucket is about its square. None: the model's native size.
-    aspects: aspect ratios (width/height) of the buckets; each transpose is one too.
+    aspects: aspect ratios (width/height) of the buckets. The transpose of each is added.
     enlarge: whether images smaller than their bucket are enlarged; they are left out otherwise.
     dtype: of the stored latents (mean and standard deviation); the VAE itself runs in float32.
     text_dtype: of the stored embeddings, and of the text encoders while they run.
@@ -51,8 +51,8 @@ def latent_key(
     box: tuple[int, int, int, int] | None,
     bucket: Bucket,
 ) -> str:
-    """The key (64 hex digits) of an image's latents: of its bytes, box and bucket, the VAE, and the
-    configuration.
+    """The cache key (64 hex digits) of an image's latents: a hash of the image's bytes, box and bucket, of
+    the VAE, and of the configuration.
     """
     return fingerprint(
         {
@@ -67,7 +67,8 @@ def latent_key(
 
 
 def text_key(config: EncodeConfig, text_hash: str, lengths: dict[str, int], caption: str) -> str:
-    """The key (64 hex digits) of a caption's embeddings: of its text, encoders, lengths and configuration."""
+    """The cache key (64 hex digits) of a caption's embeddings: a hash of the text, the encoders, their
+    lengths, and the configuration."""
     return fingerprint(
         {
             "version": ENCODE_VERSION,

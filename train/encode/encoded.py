@@ -173,7 +173,7 @@ class LeftOut(Config):
 class TextInfo(Config):
     """The encoded captions.
 
-    truncated: by encoder, the number of captions (not samples) that are longer than it reads.
+    truncated: the number of captions (not samples) that are longer than an encoder reads, by encoder.
     """
 
     rows: int

@@ -1,6 +1,6 @@
 """The items to encode: each caption once, and the images by bucket.
 
-They are computed in columns, as a manifest may have millions of rows.
+The code works on whole columns, because a manifest may have millions of rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from uhr.train.encode.work import IMAGE_ITEMS, TEXT_ITEMS
 def caption_items(
     captions: pa.ChunkedArray, config: EncodeConfig, encoders: str, lengths: Mapping[str, int]
 ) -> pa.Table:
-    """List each caption with its key in order of first use, after the empty one for caption dropout."""
+    """List each distinct caption with its key. The empty caption, which caption dropout needs, comes first;
+    the others follow in the order of their first use."""
     different = dict.fromkeys(["", *captions.fill_null("").unique().to_pylist()])
     keys = []
     with progress("list captions", len(different), "captions") as advance:

@@ -13,7 +13,7 @@ from uhr.manifests.info import Part
 
 GROUP_ROWS = 64
 GROUP_BYTES = 16 << 20
-"""Limits of a row group, which is what one random read costs."""
+"""Limits of a row group. Reading one row reads its whole row group."""
 
 PART_BYTES = 2 << 30
 

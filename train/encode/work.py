@@ -31,8 +31,8 @@ IMAGE_ITEMS = pa.schema(
         ("text_key", pa.string()),
     ]
 )
-"""`width` and `height` are those of the whole image in px, null if the manifest does not have them or has
-a box.
+"""`width` and `height` are the size of the whole image in px. They are null if the manifest does not have
+them, or if the row has a box.
 """
 
 IMAGE_ROWS = pa.schema(

@@ -1,7 +1,8 @@
 """The identity of a set: written into OUT before anything is generated, and compared by every later run.
 
-It contains neither engine nor number of workers, on which images do not depend, nor the machine, on which
-only their last bits depend: another GPU or kind of CPU may round differently.
+It does not contain the engine and the number of workers, because images do not depend on them. It does not
+contain the machine either: another GPU or kind of CPU may round differently, which changes only the last
+bits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from uhr.models.loading.hashes import config_hash, shown_hash
 from uhr.train.generate.work import REQUEST
 
 PLACE = {"device", "offload"}
-"""Fields of a request for where it runs, not what it generates; only the kind of device is compared."""
+"""Fields of a request that say where it runs, not what it generates. Only the kind of device is compared."""
 SCHEMA_VERSION = 1
 
 
@@ -54,7 +55,7 @@ class SetRequest(Config):
 
     @property
     def id(self) -> str:
-        """A hash (64 hex digits), the same for the same images on machines of the same kind."""
+        """A hash (64 hex digits). Equal hashes mean the same images, on machines of the same kind."""
         return fingerprint(self.model_dump(mode="json", exclude={"uhr": True, "request": PLACE}))
 
 
@@ -80,8 +81,8 @@ def identify(
 ) -> SetRequest:
     """The identity of a settled request whose items are checked.
 
-    images: by path, the versions of the images that were opened by the check. Weights without a known hash
-    are hashed.
+    images: the versions of the images that the check has opened, by path. Weights without a known hash are
+    hashed.
     """
     if setup.model.source.repository:
         weights = {

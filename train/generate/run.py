@@ -69,10 +69,10 @@ MOST_UNITS = 10_000
 class SetJob:
     """What to generate, and by which runner.
 
-    images: the folder that the entries come from, if any. Then items that fail the check count as failed,
-        while a mistake in a file of prompts ends the run.
+    images: the folder that the entries come from, if any. With such a folder, items that fail the check count
+        as failed; without one, a mistake in the file of prompts ends the run.
     left_out: how much of the source gave no entry, by kind.
-    fresh: makes the fix of an error, for an OUT that belongs to another set.
+    fresh: returns the fix of the error for an OUT that belongs to another set.
     """
 
     request: Request

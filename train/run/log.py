@@ -19,8 +19,8 @@ FILE = "log.jsonl"
 def track(run: Path, step: int) -> Generator[Callable[[dict[str, Any]], None]]:
     """Yield a function that appends one step's line to the log.
 
-    Lines after `step`, of an attempt that got further than its checkpoint, are removed first. Each line is
-    flushed, so that a killed process loses none.
+    Lines of later steps than `step` are removed first: an earlier attempt wrote them after its last
+    checkpoint. Each line is flushed, so that a killed process loses none.
     """
     path = run / FILE
     kept = [line for line in read_log(run) if line["step"] <= step]

@@ -25,7 +25,8 @@ def draw(module: Any, component: str, seed: int, gain: Gain) -> Any:
 
 
 def stream(name: str, component: str, seed: int) -> Any:
-    """Return a parameter's generator: numpy's, which unlike torch's is the same on every processor."""
+    """Return a parameter's random generator. It is numpy's, whose numbers, unlike torch's, are the same on
+    every processor."""
     import numpy as np
 
     return np.random.default_rng([seed, zlib.crc32(f"{component}.{name}".encode())])

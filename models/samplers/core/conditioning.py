@@ -17,8 +17,8 @@ from uhr.models.specs.spec import GuidanceKind
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """The prompts of a call, and the number of images per prompt. `length` is in text tokens; None is the
-    length that the backbone was trained with."""
+    """The prompts of a call, and the number of images per prompt. `length` is the number of text tokens; None
+    means the length that the backbone was trained with."""
 
     prompt: Prompt
     negative: Prompt
@@ -28,8 +28,8 @@ class PromptInputs:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The prompt and, for guidance by two passes, the negative prompt with its scale. `counts` are the tokens
-    that were read; empty if embeddings were given."""
+    """The encoded prompt and, for guidance by two passes, the encoded negative prompt and its scale. `counts`
+    says how many tokens were read; it is empty if embeddings were given."""
 
     positive: Condition
     negative: Condition | None = None
@@ -47,8 +47,8 @@ class Conditions:
         return replace(self, positive=change(self.positive), negative=negative)
 
     def guided(self, kind: GuidanceKind, guidance: float | None) -> Conditions:
-        """Return the same prompts at another guidance: embedded, or of two passes (a single one at scale
-        1)."""
+        """Return the same prompts with another guidance: an embedded number, or the scale of two passes. At
+        scale 1 a single pass is enough."""
         if guidance is None or kind == "none":
             return self
         if kind == "cfg":
@@ -61,8 +61,8 @@ class Conditions:
         return self.map(lambda condition: replace(condition, image_ids=image_ids))
 
     def of_stage(self, stage: SamplingStage, kind: GuidanceKind, grid: tuple[int, int]) -> Conditions:
-        """Return the conditioning of a stage with a grid of (rows, columns) tokens: with its guidance, its
-        attention, and repeated text."""
+        """Return the conditioning of a stage with a grid of (rows, columns) tokens. It has the guidance and
+        the attention of the stage, and its repeated text."""
         found = self.guided(kind, stage.guidance)
         if stage.branches == 1:
             found = replace(found, negative=None)
@@ -85,7 +85,8 @@ def repeated_text(conditions: Conditions, grid: tuple[int, int], tile: int) -> C
 
 
 def tiled_batch(conditions: Conditions, times: int) -> Conditions:
-    """Return the conditioning for `times` parts of each image, part by part: the whole batch is repeated."""
+    """Return the conditioning for a batch with `times` parts of each image, in which all first parts come
+    first: the whole batch is repeated."""
 
     def rows(x: torch.Tensor | None) -> torch.Tensor | None:
         return None if x is None else torch.cat([x] * times)

@@ -1,8 +1,8 @@
-"""The engine of a run: the models of a call, and every operation of samplers that needs them.
+"""The engine of a run: it has the models of a call, and the operations of samplers that need them.
 
-Shapes: z [B, C, H, W] are model latents on the VAE's grid, tokens [B, N, 4C] are the same packed by 2 x 2
-patches, images [B, 3, H, W] are in [-1, 1]. Latents between steps and position ids are float32, whatever the
-backbone's dtype is.
+Shapes: z [B, C, H, W] are model latents on the VAE's grid, tokens [B, N, 4C] are these latents packed by 2 x
+2 patches, images [B, 3, H, W] are in [-1, 1]. Latents between steps and position ids are float32, whatever
+the backbone's dtype is.
 
 A sampler can wrap two functions:
 
@@ -74,7 +74,8 @@ class Models:
 
 
 class Noise:
-    """Standard normal latents of a call: given ones for the first stage, drawn ones for the others.
+    """The noise of a call: standard normal latents. The first stage takes the latents that the user gave, if
+    any; all other noise is drawn.
 
     They are drawn in float32 and in the stock pipeline's order, so a seed gives the same noise in any dtype.
     """
@@ -95,8 +96,8 @@ class Noise:
         return latent.unpack(drawn.flatten(2).transpose(1, 2), rows, columns)
 
     def first(self, batch: int, size: Size) -> torch.Tensor:
-        """Return z for the start of a stage: the given noise the first time, else drawn. Raises UserError if
-        the given noise does not have the shape of the stage."""
+        """Return z for the start of a stage: the given noise at the first call, drawn noise after that.
+        Raises UserError if the given noise does not have the shape of the stage."""
         given, self.given = self.given, None
         if given is None:
             return self.draw(batch, size)
@@ -151,7 +152,8 @@ class Engine:
         return size[0] // self.facts.vae_factor, size[1] // self.facts.vae_factor
 
     def fresh(self, stage: SamplingStage) -> torch.Tensor:
-        """Return standard normal z for a stage: the call's given noise the first time, else drawn."""
+        """Return standard normal z for a stage: the noise that the user gave at the first call, drawn noise
+        after that."""
         return self.noise.first(self.batch, stage.size)
 
     @torch.no_grad()
@@ -192,8 +194,8 @@ class Engine:
     # the backbone
 
     def call(self, tokens: torch.Tensor, sigma: float, condition: Condition, branch: str) -> torch.Tensor:
-        """Return the backbone's velocity at tokens of noise level sigma, and count the call. `branch` names
-        the pass for diffusers' step caches."""
+        """Return the backbone's velocity at tokens of noise level sigma, and count the call. diffusers' step
+        caches keep the calls of different `branch` names apart."""
         level = torch.full((tokens.shape[0],), sigma, dtype=torch.float32, device=tokens.device)
         with self.models.transformer.cache_context(branch):
             found = self.models.family.call(
@@ -231,8 +233,8 @@ class Engine:
 
     @contextlib.contextmanager
     def surgeries(self, model: Any, needed: Sequence[Surgery], record_all: bool = False) -> Generator[None]:
-        """Apply surgeries for a block, unless they are already on the model, and note them in the record;
-        with `record_all`, note all surgeries on the model."""
+        """Apply surgeries for a block, unless they are already on the model, and add them to the record. With
+        `record_all`, add all surgeries that are on the model."""
         applied = surgery.applied(model)
         with surgery.temporarily(model, *(each for each in needed if each not in applied)):
             self.record.add_surgeries(surgery.applied(model) if record_all else needed)
@@ -311,8 +313,8 @@ class Engine:
 
 
 def guided(call: Call, tokens: torch.Tensor, sigma: float, conditions: Conditions) -> torch.Tensor:
-    """Return the guided velocity: of one call, or with a negative prompt of two,
-    v_negative + scale * (v_positive - v_negative)."""
+    """Return the guided velocity. Without a negative prompt it is the result of one call; with one, of two
+    calls: v_negative + scale * (v_positive - v_negative)."""
     positive = call(tokens, sigma, conditions.positive, "cond")
     if conditions.negative is None:
         return positive

@@ -20,7 +20,8 @@ class ModelFacts:
     """Geometry, guidance and schedule of one model, after the surgeries of a sampler.
 
     `native_size` is the side in px of the training square; `steps` and `guidance_scale` are those of the
-    model's card. All three are None if no spec describes the model, and the last if it takes no guidance.
+    model's card. All three are None if no spec describes the model. `guidance_scale` is also None if the
+    model takes no guidance.
     """
 
     family: Backbone
@@ -133,7 +134,7 @@ class ModelFacts:
 
         Args:
             shift: shift of the linear grid; None is the checkpoint's own schedule, spacing included.
-            factor: factor of a static `shift`.
+            factor: the factor, if `shift` is static.
 
         Raises:
             schedules.ShiftOutOfRange: for a dynamic shift above the tokens that it was calibrated for.

@@ -1,8 +1,8 @@
 """The guidance of each stage, known before any weights are loaded.
 
-The call's number applies to the base pass; the stages above it have the sampler's published number, or that
-of an option. If an image replaces the base pass, the call's number applies to every stage, and without one
-the published number does.
+The guidance of the call applies to the base pass. The stages above it have the sampler's published guidance,
+or that of an option. If an image replaces the base pass, the guidance of the call applies to every stage; if
+the call gives none, the published one does.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ StageGuidance = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class UpperGuidance:
-    """Guidance of the stages above the base pass: the numbers of `option`, or the published ones, each by
-    stage (`options.PerStage`); with neither it is the call's own."""
+    """Guidance of the stages above the base pass: the numbers of `option`, or the published ones, one for
+    each stage (`options.PerStage`). With neither it is the guidance of the call."""
 
     option: str | None = None
     given: PerStage = ()
@@ -43,8 +43,9 @@ class UpperGuidance:
 def upper_guidance(
     facts: ModelFacts, options: Any, embedded: float | None = None, cfg: float | None = None
 ) -> UpperGuidance:
-    """Return the upper guidance: the option `guidance_high` if set, else the number published for backbones
-    that embed guidance, or for those with two passes."""
+    """Return the guidance of the stages above the base pass: the option `guidance_high` if it is set, else
+    the published number. A method may publish one number for backbones that embed guidance, and another for
+    guidance by two passes."""
     high = getattr(options, "guidance_high", None)
     if high is not None:
         return UpperGuidance("guidance_high", (high,))

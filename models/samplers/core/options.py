@@ -30,9 +30,9 @@ class SamplerOptions(Config):
 class StagedOptions(SamplerOptions):
     """Options of samplers with stages.
 
-    guidance_high:   guidance of the stages above the base; None is the sampler's published number if the
-                     backbone embeds guidance, and the call's own otherwise, or if a call with an image has
-                     one
+    guidance_high:   guidance of the stages above the base. None is the sampler's published number if the
+                     backbone embeds guidance, and the guidance of the call otherwise, or if a call with an
+                     image gives one
     shift:           shift of those stages, static or native; None is static on FLUX.1, native on FLUX.2
     shift_factor:    factor of the static shift
     """

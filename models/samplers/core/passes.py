@@ -19,7 +19,7 @@ def base_pass(
     alone: str | None = None,
     prompts: Conditions | None = None,
 ) -> torch.Tensor:
-    """Run a stage that begins at pure noise and follows the guided velocity; return its z.
+    """Run a stage from pure noise along the guided velocity; return its last z.
 
     Args:
         keep: called with the clean estimate of each step.

@@ -1,7 +1,7 @@
-"""The sampling plan: everything of a call that is known before weights are used.
+"""The sampling plan: everything about a call that is known before weights are loaded.
 
-One plan is checked, shown, estimated and run. It has stages with their noise levels and guidance, and the
-calls of the backbone and of the VAE.
+The same plan is checked, shown, estimated and run. It has the stages with their noise levels and guidance,
+and the calls of the backbone and of the VAE.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ GuideUse = Literal["none", "kept", "in every call"]
 class SamplingRequest:
     """One call of a sampler. `height` and `width` are the size of the generated image in px.
 
-    `guidance` None is the sampler's or the model card's; `image` is whether an input image replaces the base
-    pass, and `negative` whether there is a negative prompt.
+    `guidance` None means the number of the sampler or of the model card; `image` is whether an input image
+    replaces the base pass, and `negative` whether there is a negative prompt.
     """
 
     height: int
@@ -98,7 +98,7 @@ class BackboneCalls:
 
 @dataclass(frozen=True)
 class VaeCall:
-    """`count` passes of the VAE over images of height x width px."""
+    """`count` calls of the VAE with images of height x width px."""
 
     part: Literal["encode", "decode"]
     height: int
@@ -153,7 +153,7 @@ class SamplingStage:
 
     @property
     def rounds(self) -> int:
-        """How often the steps are repeated, each time for another part of the image."""
+        """How many times the steps are run, each time for another part of the image."""
         return 1
 
     @property
@@ -193,7 +193,8 @@ class SamplingPlan:
     stages: tuple[SamplingStage, ...]
     guidance: float | None = None
     vae_surgeries: tuple[Surgery, ...] = ()
-    """Surgeries on the VAE during the call, except exact tiling, whose memory is known only then."""
+    """Surgeries on the VAE during the call. Exact tiling is not among them: its memory is known only at the
+    call."""
 
     @property
     def last(self) -> SamplingStage:
@@ -229,5 +230,5 @@ def default_vae_calls(stages: Sequence[SamplingStage], image: bool) -> tuple[Sam
 def with_vae_calls(
     stages: Sequence[SamplingStage], vae_calls: Sequence[Sequence[VaeCall]]
 ) -> tuple[SamplingStage, ...]:
-    """Return the stages, each with its own passes of the VAE."""
+    """Return the stages, each with its own calls of the VAE."""
     return tuple(replace(stage, vae_calls=tuple(each)) for stage, each in zip(stages, vae_calls, strict=True))

@@ -43,8 +43,8 @@ class Progress:
 
 @dataclass
 class Steps:
-    """The step callback of a diffusers pipeline, with step numbers that continue from stage to stage, and the
-    pipeline's properties for the current step."""
+    """Calls the step callback of a diffusers pipeline, and sets the pipeline's properties for the current
+    step. Step numbers continue from stage to stage."""
 
     pipeline: Any
     callback: OnStepEnd | None = None

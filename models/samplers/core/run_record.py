@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunRecord:
-    """One run of a plan so far, with every value for the record of its image."""
+    """The facts of a run so far, for the record of its image."""
 
     plan: SamplingPlan
     settings: Any
@@ -51,7 +51,7 @@ class RunRecord:
         return cls(plan, plan.options, schedule_notes=notes)
 
     def begin(self, stage: SamplingStage) -> None:
-        """Add a stage that has begun; its later rounds change nothing."""
+        """Add a stage that has begun. Beginning it again, for another part of the image, changes nothing."""
         if not self.stages or self.stages[-1] is not stage:
             self.stages.append(stage)
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from uhr.models.samplers.core.engine import Engine, Strip
 
 FEW_STEPS = 12
-"""A model whose card has fewer steps was distilled for them, and a sampler's published number is not used."""
+"""A model whose card has fewer steps than this was distilled. The sampler's published number of steps is not
+used for it."""
 
 
 class Sampler(ABC):
@@ -46,7 +47,7 @@ class Sampler(ABC):
     """Whether its calls have guide tokens, to which adapters can be restricted."""
 
     runs_on_when_interrupted: ClassVar[bool] = False
-    """Whether `run` is continued after an interruption, and then finishes without the backbone."""
+    """Whether `run` continues after an interruption, to finish without the backbone."""
 
     vae_factor: ClassVar[int | None] = None
     """Pixels per latent and side of the VAE during a call; None keeps the loaded VAE's."""
@@ -55,7 +56,7 @@ class Sampler(ABC):
     """Default number of steps; None is that of the model's card."""
 
     native_times: ClassVar[int] = 2
-    """Default side over the native one; also the default scale of an input image."""
+    """Default ratio of the side to the native side; also the default scale of an input image."""
 
     image_scale: ClassVar[float | None] = None
     """Default scale of an input image, if it is not `native_times`."""
@@ -92,7 +93,7 @@ class Sampler(ABC):
         return self.native_times * facts.native, self.native_times * facts.native
 
     def default_scale(self) -> float:
-        """Return the default side of the result over that of an input image."""
+        """Return the default ratio of the side of the result to the side of an input image."""
         return self.image_scale or self.native_times
 
     def facts_of(self, spec: ModelSpec, options: Any) -> ModelFacts:
@@ -104,8 +105,8 @@ def make_plan(sampler: Sampler, facts: ModelFacts, request: SamplingRequest, opt
     """Return the sampler's plan of a call.
 
     Raises:
-        UserError: for an image that the sampler does not take, a size that it cannot generate (with the
-            nearest sizes), and whatever else its plan rejects.
+        UserError: if an image is given and the sampler takes none, if it cannot generate the size (the error
+            names the nearest sizes), or if its plan rejects the call for another reason.
     """
     if request.image and not sampler.takes_image:
         what = "this sampler has no base pass that an image could replace"

@@ -1,5 +1,4 @@
-"""The rule for sizes that a sampler can generate with a model, and the nearest sizes to one that it
-cannot."""
+"""The sizes that a sampler can generate with a model, and for another size the nearest ones that it can."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ class SizeRule:
 
     @classmethod
     def multiples(cls, unit: int, above: int | None = None, least: int | None = None) -> SizeRule:
-        """Return the rule that sides are multiples of one number at every size."""
+        """Return the rule that sides are multiples of `multiple`, at every size."""
         return cls(lambda size: unit, above, least)
 
     def enough(self, size: Size) -> bool:
@@ -34,8 +33,8 @@ class SizeRule:
         return large and (self.least is None or max(size) >= self.least)
 
     def smallest(self, size: Size) -> Size:
-        """Return the smallest size that can be generated with sides not below these: neither side can be a
-        unit shorter. A size that is not large enough grows along both sides."""
+        """Return the smallest size that can be generated and whose sides are at least these. If that size has
+        too few px, both sides grow."""
         return smallest(size, self.unit, self.enough)
 
     def check(self, size: Size, possible: Callable[[Size], bool]) -> None:
@@ -52,8 +51,8 @@ class SizeRule:
             check_enlarges(size, self.above, self.nearest(size, possible))
 
     def nearest(self, size: Size, possible: Callable[[Size], bool]) -> str:
-        """Return the largest size with no longer side, if there is one, and the smallest with no shorter
-        side, as text, width first."""
+        """Return two sizes as text, width first: the largest with both sides at most these, if there is one,
+        and the smallest with both sides at least these."""
         unit = self.unit(size)
         low = size[0] // unit * unit, size[1] // unit * unit
         high = self.smallest((max(size[0], 1), max(size[1], 1)))

@@ -1,4 +1,4 @@
-"""Stages and parts of schedules from which samplers build their plans."""
+"""Functions that make stages and schedules, from which samplers build their plans."""
 
 from __future__ import annotations
 
@@ -64,13 +64,14 @@ def dense_stage(
 def base_stage(
     facts: ModelFacts, request: SamplingRequest, sigmas: Sequence[float], size: Size | None = None
 ) -> SamplingStage:
-    """Return the base pass over these noise levels; `size` None is about the native area in the aspect ratio
-    of the request."""
+    """Return the base pass over these noise levels. `size` None means about the native area, in the aspect
+    ratio of the request."""
     return replace(dense_stage(facts, request, size or facts.base_size(request.size), sigmas), name="base")
 
 
 def model_base(facts: ModelFacts, request: SamplingRequest, steps: int | None) -> SamplingStage:
-    """Return the base pass over the model's own schedule; `steps` None is the number of its card."""
+    """Return the base pass over the model's own schedule. `steps` None means the number of the model's
+    card."""
     from uhr.models.ops.schedules import ShiftOutOfRange
 
     size = facts.base_size(request.size)
@@ -83,7 +84,7 @@ def model_base(facts: ModelFacts, request: SamplingRequest, steps: int | None) -
 
 
 def upper_levels(facts: ModelFacts, steps: int, shift: StageShift | None, factor: float) -> list[float]:
-    """Return `steps` + 1 noise levels of a stage above the native size. `factor` is that of a static
+    """Return `steps` + 1 noise levels of a stage above the native size. `factor` is the factor of a static
     shift."""
     from uhr.models.ops.schedules import ShiftOutOfRange
 
@@ -96,8 +97,8 @@ def upper_levels(facts: ModelFacts, steps: int, shift: StageShift | None, factor
 
 
 def after_strength(sigmas: Sequence[float], strength: float) -> list[float]:
-    """Return the last share `strength` of a schedule's steps, counted as in FluxImg2Img: from index
-    N - N * strength.
+    """Return the last part of a schedule of N steps: from index N - N * strength on, as in diffusers'
+    FluxImg2Img.
 
     The level at that index is the true noise level: 0.875 for strength 0.7 under shift 3. Raises UserError
     unless the strength is in (0, 1].

@@ -1,4 +1,4 @@
-"""The training-free toolkit with which the dense methods use a backbone above its native size.
+"""The training-free toolkit: changes with which dense methods use a backbone above its native size.
 
 I-Max, HiFlow, URAE and CLEAR share it in their official code, as does the baseline "FLUX-1.dev*" of URAE's
 tables: NTK positions, proportional attention, repeated text, a static shift, swin patchify. The first three
@@ -29,12 +29,13 @@ class Native:
 
     @property
     def keys(self) -> int:
-        """Keys of its attention: 4608 for FLUX, from 64 x 64 image tokens and 512 text tokens."""
+        """Number of keys of its attention: 4608 for FLUX, which are 64 x 64 image tokens and 512 text
+        tokens."""
         return self.side**2 + self.text
 
 
 class Toolkit(Config):
-    """Parts that apply above the native size; at the native size none applies.
+    """The parts of the toolkit. They apply above the native size only.
 
     ntk:              theta of every position axis is multiplied by this; 1 does not change positions
     ntk_floor:        I-Max's clip: no frequency below the unscaled one over sqrt(tokens / native tokens)

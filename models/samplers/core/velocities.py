@@ -1,4 +1,4 @@
-"""Changes of a guided velocity that several samplers share: each takes a velocity and returns one."""
+"""Wrappers of a guided velocity that several samplers share. Each takes a velocity and returns one."""
 
 from __future__ import annotations
 

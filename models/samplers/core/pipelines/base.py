@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class StagedOutput(BaseOutput):
-    """`images` in the form of `output_type`; `stages`, if requested, has those of every stage before the
-    last."""
+    """The output of a call. `images` have the form of `output_type`; `stages`, if requested, has the images
+    of every stage before the last."""
 
     images: Any
     stages: list[Any] | None = None
@@ -58,7 +58,7 @@ class StagedOutput(BaseOutput):
 
 @dataclass(frozen=True)
 class NamedSize:
-    """The size that a call names: none, height and width in px, or a scale of its input image."""
+    """The size that a call asks for: nothing, height and width in px, or a scale of its input image."""
 
     height: int | None = None
     width: int | None = None

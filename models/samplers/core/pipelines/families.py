@@ -98,7 +98,7 @@ class Flux2SamplerPipeline(SamplerPipeline, Flux2KleinPipeline):
 
 @functools.cache
 def pipeline_class(sampler: type[Sampler], family: str) -> type[SamplerPipeline]:
-    """Return the pipeline class of a sampler on a family of backbones, always the same object."""
+    """Return the pipeline class of a sampler on a family of backbones. Every call returns the same class."""
     base = load_object(FAMILY_SPECS[family].pipeline, "pipeline")
     name = pipeline_name(sampler, family)
     texts = [inspect.getdoc(sampler), "Options:", *_documented(sampler.Options)]
