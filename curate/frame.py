@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Frame:
     """One sample's image, shared by all stages.
 
-    All values come from one version of the file: that of `row["source_version"]` if it is listed, with the
-    header `known`. A stage that needs the file's bytes should use `data`; one that opens `path` itself may
-    read a newer version. Faults are not cached: a caller must stop at the first one.
+    All values come from one version of the file. If `row["source_version"]` is set, it is that version, and
+    its header is `known`. A stage that needs the file's bytes should use `data`; one that opens `path` itself
+    may read a newer version. Faults are not cached: a caller must stop at the first one.
 
     Args:
         uri: the address below the source root.

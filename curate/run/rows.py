@@ -65,7 +65,7 @@ class Tally(NamedTuple):
 
 
 class UnitRows:
-    """Collects the rows of a unit. Indices are those of its items; a row is a dict of the columns known so
+    """Collects the rows of a unit. A row has the same index as its item; it is a dict of the columns known so
     far.
     """
 

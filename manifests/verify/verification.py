@@ -140,7 +140,7 @@ def _describes_bytes(row: dict[str, Any]) -> bool:
 
 
 def _of_the_file(row: dict[str, Any]) -> dict[str, Any]:
-    """What the row says of the file. The sizes of a patch are those of its box."""
+    """The facts of a file in its row. For a patch, the size is the size of its box."""
     if row["parent_id"] is not None:
         return {}
     return {name: row[name] for name in _OF_THE_FILE if row.get(name) is not None}

@@ -106,7 +106,7 @@ class Backbone(ABC):
     def noise_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the shape [c, h, w] in which the stock pipeline draws z [C, H, W], for equal noise per seed.
 
-        It is z's own, or that of z's 2x2 patches as channels [4C, H/2, W/2].
+        It is the shape of z, or of z with its 2x2 patches as channels: [4C, H/2, W/2].
         """
 
     @abstractmethod

@@ -243,7 +243,7 @@ def _run_stage(
     reference: Reference,
     below: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Run a stage above the base (numbered from 0) and return its z; `below` is that of the stage below.
+    """Run a stage above the base (numbered from 0) and return its z; `below` is the z of the stage below.
     Stores its estimates in `reference`."""
     from uhr.models.ops import flow
     from uhr.models.samplers.core.velocities import swin_patchify

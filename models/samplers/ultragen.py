@@ -133,7 +133,8 @@ class _WindowedStage:
         return self.engine.encode(bicubic(self._pixels, *size))
 
     def _enlarged(self, guide: torch.Tensor | None) -> torch.Tensor:
-        """z of the image below at the stage's size; the latents of an input image are those of the guide."""
+        """z of the image below, at the stage's size. For an input image it is made from the guide's
+        latents."""
         from uhr.models.ops.filters import bicubic
 
         if self.options.warm_start == "pixels":

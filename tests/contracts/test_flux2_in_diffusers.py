@@ -73,7 +73,7 @@ def test_the_converters_of_single_files_are_where_ours_looks_them_up():
     assert "AutoencoderKLFlux2" not in SINGLE_FILE_LOADABLE_CLASSES
 
 
-def test_quantisation_and_offload_are_asked_for_by_these_names():
+def test_quantisation_and_offload_have_these_names():
     import transformers
 
     for library in (diffusers, transformers):

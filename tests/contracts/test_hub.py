@@ -23,7 +23,7 @@ def test_refusals_and_missing_networks_are_errors_of_their_own():
     assert not issubclass(LocalEntryNotFoundError, GatedRepoError)
 
 
-def test_with_local_files_only_a_snapshot_is_of_the_cache_and_nobody_is_asked(hub, tmp_path):
+def test_with_local_files_only_a_snapshot_is_of_the_cache_and_no_request_is_sent(hub, tmp_path):
     address, _ = hub
     with pytest.raises(LocalEntryNotFoundError):
         snapshot_download("org/name", endpoint=address, cache_dir=tmp_path, local_files_only=True)
@@ -64,7 +64,7 @@ def hub():
         server.shutdown()
 
 
-def test_a_file_in_lfs_lies_in_the_cache_under_its_sha256(hub, tmp_path, monkeypatch):
+def test_a_file_in_lfs_is_in_the_cache_under_its_sha256(hub, tmp_path, monkeypatch):
     from uhr.models.loading import hashes
 
     address, data = hub

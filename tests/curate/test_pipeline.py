@@ -31,7 +31,7 @@ def test_every_preset_loads_is_commented_and_names_itself(name):
     assert sum("#" in line for line in lines) > len(lines) / 3
 
 
-def test_quickstart_asks_for_what_the_readme_promises():
+def test_quickstart_has_what_the_readme_promises():
     assert load("quickstart").rules == {
         "resolution": "megapixels >= 0.1",
         "flatness": "flat_fraction <= 0.95",

@@ -23,7 +23,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-def test_show_tells_counts_funnel_quantiles_and_values(run: Run, manifest: Manifest) -> None:
+def test_show_prints_counts_funnel_quantiles_and_values(run: Run, manifest: Manifest) -> None:
     code, out, _ = run("show", manifest.path)
     assert code == 0
     assert "100 rows: 36 kept, 54 rejected, 10 failed" in out

@@ -248,7 +248,7 @@ def test_a_part_that_is_not_finite_makes_a_condition_null(text: str) -> None:
     assert found == [None] or " AND " in text
 
 
-def test_what_asks_for_nan_by_name_is_answered_and_a_null_can_be_dealt_with() -> None:
+def test_a_test_for_nan_is_evaluated_and_a_null_can_be_handled() -> None:
     for text in (
         "isnan(nan)",
         "isinf(1 / zero)",

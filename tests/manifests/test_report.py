@@ -68,7 +68,7 @@ def page_of(manifest: Manifest) -> Page:
     return Page(write_report(manifest, manifest.path / "report.html").read_text(encoding="utf-8"))
 
 
-def test_the_page_tells_what_became_of_the_samples(manifest: Manifest) -> None:
+def test_the_page_shows_what_became_of_the_samples(manifest: Manifest) -> None:
     page = page_of(manifest)
     for text in ("36 kept", "54 rejected", "10 failed", "not an image", "no known image format"):
         assert text in page.text

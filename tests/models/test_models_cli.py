@@ -28,7 +28,7 @@ def test_list_says_per_sampler_which_weights_exist(run):
     assert "Owen777/UltraFlux-v1" in text
 
 
-def test_show_tells_tokens_guidance_and_licence_of_a_spec_and_of_a_folder(run, tiny_flux):
+def test_show_prints_tokens_guidance_and_licence_of_a_spec_and_of_a_folder(run, tiny_flux):
     value = json.loads(run("models", "show", "flux1-dev", "--json").out)
     assert value["tokens"]["4096x4096"] == 65536
     assert (value["guidance"], value["licence"]["commercial"]) == ("embedded", False)
@@ -72,7 +72,7 @@ def test_each_tiny_model_is_named_with_the_command_that_makes_it(run, tmp_path):
         assert row.endswith(f"make it: uhr models make-tiny DIR --spec {name}")
 
 
-def test_wrong_usage_is_told_with_the_right_one(fails, tmp_path):
+def test_wrong_usage_is_reported_with_the_right_one(fails, tmp_path):
     line = fails("models", "make-tiny", "tiny-flux1", "--out", tmp_path / "t1", code=2)
     assert "No such option: --out" in line
     assert re.search(r"\(Usage: uhr models make-tiny \[OPTIONS\] .?DIR.?\)$", line)

@@ -117,7 +117,7 @@ DEV = dict(zoo.get("flux1-dev").transformer_config)
 
 
 @pytest.mark.parametrize(("embeds", "name"), [(True, "flux1-dev"), (False, "flux1-schnell")])
-def test_dev_and_schnell_are_told_apart_by_their_guidance_embedding(tmp_path, embeds, name):
+def test_dev_and_schnell_are_distinguished_by_their_guidance_embedding(tmp_path, embeds, name):
     assert zoo.recognise(fake(tmp_path, **{**DEV, "guidance_embeds": embeds})).name == name
 
 

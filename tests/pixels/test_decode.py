@@ -288,7 +288,7 @@ def test_a_file_larger_than_the_limit_is_not_read(forge, tmp_path) -> None:
     assert caught.value.kind == "too large"
 
 
-def test_empty_missing_and_folder_are_told_apart(tmp_path) -> None:
+def test_empty_missing_and_folder_are_distinguished(tmp_path) -> None:
     empty = tmp_path / "empty.jpg"
     empty.touch()
     for path, kind in (
@@ -317,7 +317,7 @@ def test_shrinking_by_a_whole_factor_is_the_mean_of_each_block(factor, height, w
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 80), st.integers(1, 80))
-def test_resize_gives_the_size_asked_for_and_keeps_a_constant(height, width, new_height, new_width) -> None:
+def test_resize_gives_the_requested_size_and_keeps_a_constant(height, width, new_height, new_width) -> None:
     resized = resize(np.full((height, width, 3), 77, np.uint8), new_height, new_width)
     assert resized.shape == (new_height, new_width, 3)
     assert (resized == 77).all()

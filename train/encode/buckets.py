@@ -68,7 +68,7 @@ def _side(resolution: int, this: int, other: int, multiple: int) -> int:
 
 
 def choose(height: int, width: int, among: Sequence[Bucket]) -> Bucket:
-    """The bucket whose aspect ratio is nearest to that of an image of height x width px.
+    """The bucket whose aspect ratio is nearest to the aspect ratio of an image of height x width px.
 
     The distance is |log(width / height) - log(bucket's)|, compared as exact fractions. Of two buckets at the
     same distance, the first is chosen.

@@ -69,7 +69,7 @@ def encode(
 
 
 def _existing(request: EncodeRequest) -> EncodedInfo:
-    """The encoded data in the folder. Raises UserError if they are not those of the request."""
+    """The encoded data in the folder. Raises UserError if they belong to another request."""
     existing = read_encoded(request.out)
     _check_same(request.out, existing, request)
     return existing

@@ -33,7 +33,7 @@ class SetRequest(Config):
 
     request: without values that depend on machine or date (`settled`).
     computes: "cpu" or "cuda". threads: on a CPU, the threads of each worker, on which the last bits of sums
-        depend. Both are those of the run that began the set.
+        depend. Both are taken from the run that began the set.
     weights: hashes of each component that was on disk before the set was begun (a hub's model is named by its
         revision).
     items: the hash of each field of all items, before any prompt was rewritten.

@@ -63,7 +63,7 @@ SCHEMA = pa.schema(
 class SetInfo(Config):
     """The content of `set.json`, which is written last.
 
-    weights, adapters, versions: those of the images' records.
+    weights, adapters, versions: as in the images' records.
     counts: the number of items, and of those that were made, that failed, and that were truncated (the prompt
     is longer than the text encoder reads).
     left_out: by kind, how much of the source gave no item: files without an image suffix, kept rows of a

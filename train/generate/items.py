@@ -25,7 +25,7 @@ IMAGES = frozenset(
         *("jpx", "pbm", "pgm", "png", "pnm", "ppm", "qoi", "tif", "tiff", "webp"),
     }
 )
-"""Suffixes of image files, those of the formats that `uhr.pixels` decodes; other files are reported."""
+"""Suffixes of image files, for all formats that `uhr.pixels` decodes. Other files are reported."""
 
 _ANYWHERE = re.compile(r'[^\x00-\x1f\x7f<>:"\\|?*/]+')
 _HERE = re.compile(r"[^\x00-\x1f\x7f/]+")

@@ -17,8 +17,8 @@ def runner_of(pool: Pool, device: str) -> Runner:
     """The runner for images on `device` ("cuda" is any GPU, "cuda:1" that one), without time or memory
     limits.
 
-    The number of threads does not depend on how much is left to do; on the CPU, that of the run which began
-    the set is kept (`work.GenerateWork`).
+    The number of threads does not depend on how much is left to do. On the CPU, it stays the number of the
+    run that began the set (`work.GenerateWork`).
     """
     return pool.runner(NO_LIMITS, threads=None, device=device, carry=True)
 

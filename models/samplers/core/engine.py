@@ -264,8 +264,9 @@ class Engine:
     ) -> torch.Tensor:
         """Integrate a stage from z over its noise levels by Euler steps, and return the last z.
 
-        `conditions` None are those of the stage. The step callback may replace the latents and the prompt
-        embeddings, and the run may be interrupted. Raises UserError for latents that are not finite.
+        `conditions` None takes the conditioning of the stage. The step callback may replace the latents and
+        the prompt embeddings, and the run may be interrupted. Raises UserError for latents that are not
+        finite.
         """
         size = z.shape[-2], z.shape[-1]
         self.record.begin(stage)

@@ -53,7 +53,7 @@ class Sampler(ABC):
     """Pixels per latent and side of the VAE during a call; None keeps the loaded VAE's."""
 
     published_steps: ClassVar[int | None] = None
-    """Default number of steps; None is that of the model's card."""
+    """Default number of steps; None takes the number of the model's card."""
 
     native_times: ClassVar[int] = 2
     """Default ratio of the side to the native side; also the default scale of an input image."""

@@ -29,7 +29,7 @@ def jpeg(gray: np.ndarray, quality: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("ratio", [1.6, 2, 2.5, 3, 4, 6])
-def test_a_band_limit_gives_the_ratio_that_it_stands_for(ratio) -> None:
+def test_a_band_limit_gives_its_ratio(ratio) -> None:
     assert upscale_ratio(natural(1024, 1536, cutoff=1 / ratio)) == pytest.approx(ratio, rel=0.12)
 
 
@@ -75,7 +75,7 @@ def test_copied_pixels_at_one_and_a_half_are_seen() -> None:
     ],
     ids=["black", "ramp", "noise", "tiny", "line"],
 )
-def test_where_nothing_tells_of_an_enlargement_the_ratio_is_one(gray) -> None:
+def test_where_nothing_indicates_an_enlargement_the_ratio_is_one(gray) -> None:
     assert upscale_ratio(gray) == 1.0
 
 

@@ -244,7 +244,7 @@ def _check_moods(rows: dict[str, dict[str, Any]], stage: str) -> None:
     assert rows["segfault.jpg"]["error"].startswith(f"{stage}: ")
 
 
-def test_the_manifest_tells_how_it_was_made(curate):
+def test_the_manifest_records_how_it_was_made(curate):
     info = curate("quickstart", "--set", "rules.entropy=entropy >= 5")[0].info
     assert info.operation["kind"] == "curate"
     assert info.operation["pipeline"]["rules"]["entropy"] == "entropy >= 5"

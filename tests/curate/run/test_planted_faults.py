@@ -36,7 +36,7 @@ def test_each_file_becomes_what_its_planter_said(torture, curated) -> None:
     assert {name: (row["status"], row["reason"]) for name, row in curated.items()} == expected
 
 
-def test_faults_are_told_in_words(curated) -> None:
+def test_faults_are_described_in_words(curated) -> None:
     for row in curated.values():
         assert (row["status"] == "failed") == bool(row["error"])
 
@@ -60,7 +60,7 @@ def test_what_was_enlarged_shows_and_what_is_native_does_not(curated) -> None:
             assert row["megapixels"] >= 8.2944
 
 
-def test_an_image_that_lies_on_its_side_has_its_displayed_size(curated) -> None:
+def test_a_rotated_image_has_its_displayed_size(curated) -> None:
     row = curated["planted/rotated.jpg"]
     assert (row["width"], row["height"], row["orientation"]) == (600, 500, 6)
 

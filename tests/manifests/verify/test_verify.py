@@ -93,7 +93,7 @@ def test_rows_out_of_order_are_found(make: Make, make_row: Row, tmp_path: Path) 
     assert _kinds(verify(make(tmp_path / "set", rows).path).faults) == {("order", "uri")}
 
 
-def test_previews_of_nothing_and_previews_told_twice_are_found(
+def test_previews_of_nothing_and_repeated_previews_are_found(
     make: Make, make_row: Row, tmp_path: Path
 ) -> None:
     def preview(sample: str) -> dict[str, Any]:

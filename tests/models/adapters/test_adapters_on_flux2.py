@@ -99,9 +99,7 @@ def test_an_adapter_of_the_other_family_is_one_clear_line(
         load_adapter(zoo.load_transformer(tiny_flux2), adapter, "x")
 
 
-def test_the_card_of_it_calls_the_stock_pipeline_as_it_wants_to_be_called(
-    tiny_flux2, tmp_path, facts, fresh, trained
-):
+def test_the_card_of_it_calls_the_stock_pipeline_correctly(tiny_flux2, tmp_path, facts, fresh, trained):
     lora = LoraSpec(4, SPEC.lora_target_sets["attention"])
     _, state = trained(tiny_flux2, lora)
     folder = export_lora(state, lora, tmp_path / "adapter", facts(spec=SPEC, guidance=None))

@@ -87,7 +87,7 @@ def test_a_cached_decomposition_is_read_and_not_made_again(tmp_path, monkeypatch
     assert not list(tmp_path.glob(".*"))  # nothing half-written stays
 
 
-def test_the_cache_tells_weights_ranks_and_ends_apart(tmp_path):
+def test_the_cache_distinguishes_weights_ranks_and_ends(tmp_path):
     w = weight(24, 24, torch.float32)
     other = w.clone()
     other[3, 4] += 1e-6

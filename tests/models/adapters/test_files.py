@@ -193,7 +193,7 @@ def test_an_adapter_for_guide_tokens_is_refused_where_there_is_no_guide(transfor
         check(files, transformer, guided=False)
 
 
-def test_an_export_that_stands_on_another_wants_that_one_beside_it(transformer, tmp_path, base, style):
+def test_an_export_that_depends_on_another_needs_it_beside_it(transformer, tmp_path, base, style):
     over = Usage(over={"urae-2k": sha256_file(base)})
     file = save(tmp_path / "4k.safetensors", lora(ATTENTION), over)
     check(read_all([file, base], transformer), transformer, guided=False)

@@ -197,7 +197,7 @@ def test_a_window_as_large_as_the_grid_is_full_attention(rules):
 
 
 @pytest.mark.parametrize("neighbourhood", ["own", "cross", "box"])
-def test_what_lies_outside_a_neighbourhood_never_reaches_a_window(neighbourhood):
+def test_what_is_outside_a_neighbourhood_never_reaches_a_window(neighbourhood):
     # NaN in one window's keys and values: whoever touches them, masked or not, shows it
     layout, rules = WindowLayout(20, 24, 4, 2), WindowRules(neighbourhood=neighbourhood)
     for poisoned in (0, 7, layout.rows * layout.columns - 1):

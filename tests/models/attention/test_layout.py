@@ -49,7 +49,7 @@ def test_window_k_of_the_guide_covers_the_area_of_window_k_of_the_image(layout):
 
 
 @given(layouts())
-def test_a_guide_token_stands_at_ratio_times_its_row_and_column(layout):
+def test_a_guide_token_has_the_position_of_ratio_times_its_row_and_column(layout):
     image = layout.to_windows(image_ids(layout.height, layout.width), dim=0)
     guide = layout.guide_to_windows(image_ids(layout.guide_height, layout.guide_width), dim=0)
     assert torch.equal(image[layout.anchors()], layout.ratio * guide)

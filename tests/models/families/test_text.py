@@ -32,7 +32,7 @@ def test_embeddings_are_bitwise_those_of_the_stock_pipeline(encoders, stock):
     assert ours.texts["pooled"].shape == (4, 32)
 
 
-def test_prompts_that_are_cut_are_told_by_their_token_counts(encoders):
+def test_prompts_that_are_cut_are_found_by_their_token_counts(encoders):
     t5, clip = Flux1().embed(encoders, Prompt(PROMPTS)).counts
     assert [count > 512 for count in t5.tokens] == [False, False, False, True]
     assert [count > 77 for count in clip.tokens] == [False, False, False, True]

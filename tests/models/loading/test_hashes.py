@@ -96,7 +96,7 @@ def test_a_damaged_memory_costs_one_more_reading(tmp_path, cache, reads, damage,
         assert "cannot be stored" in capsys.readouterr().err
 
 
-def test_a_cache_that_cannot_be_written_to_is_said_and_no_error(tmp_path, monkeypatch, capsys):
+def test_a_cache_that_cannot_be_written_to_is_a_warning_and_no_error(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert hashes.file_hash(old(tmp_path / "a.safetensors", b"one")) == sha(b"one")

@@ -269,7 +269,7 @@ def test_with_weights_that_are_nowhere_between_calls_the_image_is_the_same(euler
     assert engine_of(pipeline).encode(images).isfinite().all()
 
 
-def test_offload_wants_a_gpu_and_a_known_name(tiny_flux):
+def test_offload_needs_a_gpu_and_a_known_name(tiny_flux):
     with pytest.raises(UserError, match="offload 'model' keeps weights off a GPU, and the device is cpu"):
         zoo.load_pipeline(tiny_flux, offload="model")
     with pytest.raises(UserError, match="unknown offload 'disk'"):
@@ -380,7 +380,7 @@ def test_a_base_must_be_of_the_files_model(tiny_flux, tiny_flux2, tmp_path):
     assert zoo.open_model(file, "tiny-flux2-base", base=tiny_flux2).spec.name == "tiny-flux2-base"
 
 
-def test_whether_a_checkpoint_is_distilled_stands_in_its_index_and_false_need_not(tiny_flux2, tmp_path):
+def test_whether_a_checkpoint_is_distilled_is_in_its_index_and_false_need_not_be(tiny_flux2, tmp_path):
     folder = shutil.copytree(tiny_flux2, tmp_path / "m")
     file = folder / "model_index.json"
     index = json.loads(file.read_text())

@@ -158,7 +158,7 @@ def test_a_card_of_a_tiny_base_says_that_it_generates_nothing_and_claims_no_hub_
 
 
 @pytest.mark.parametrize(("alpha", "stated"), [(4, False), (8, True)])
-def test_a_card_tells_of_the_metadata_where_alpha_is_not_the_rank(
+def test_a_card_mentions_the_metadata_where_alpha_is_not_the_rank(
     tiny_flux, tmp_path, facts, alpha, stated, trained
 ):
     lora = LoraSpec(4, DEV.lora_target_sets["attention"], alpha=alpha)

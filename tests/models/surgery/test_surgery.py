@@ -118,13 +118,13 @@ def test_two_surgeries_of_one_seat_exclude_each_other(model):
         Rename(label="c").apply(model)
 
 
-def test_compose_puts_each_after_what_it_stands_on(model):
+def test_compose_puts_each_after_what_it_depends_on(model):
     compose(model, [Polish(), Shift(), Rename()])
     assert model.label == "a!"
     assert [type(s) for s in applied(model)] == [Shift, Rename, Polish]
 
 
-def test_what_something_stands_on_is_applied_first_and_reverted_last(model):
+def test_what_something_depends_on_is_applied_first_and_reverted_last(model):
     Polish().apply(model)
     with pytest.raises(UserError, match=r"must come before 'polish'"):
         Rename().apply(model)

@@ -270,7 +270,7 @@ def test_what_cannot_be_streamed_exactly_is_refused_before_anything_changes(vae)
     assert sorted(vars(vae)) == names
 
 
-def test_an_input_that_wants_a_gradient_is_refused(vae):
+def test_an_input_that_requires_a_gradient_is_rejected(vae):
     with temporarily(vae, ExactTiling()), pytest.raises(UserError, match="no gradient"):
         vae.decode(draw(1, 4, 4, 4).requires_grad_(True))
 

@@ -295,7 +295,7 @@ def test_premises_that_differ_between_samples_have_no_depth(tiff_files) -> None:
 
 
 @pytest.mark.parametrize("raw", [32803, 34892])
-def test_camera_raw_files_are_told_from_images(forge, tiff_files, raw) -> None:
+def test_camera_raw_files_are_distinguished_from_images(forge, tiff_files, raw) -> None:
     layout = tiff_files.Layout(bits=16, photometric=raw)
     assert "camera raw" in str(fault_of(tiff_files.write(samples_of(16, 1), layout)))
     # a preview first, the raw values in a directory that tag 330 points to

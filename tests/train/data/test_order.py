@@ -27,7 +27,7 @@ def test_every_row_comes_exactly_once_per_epoch(plan, epoch):
 
 
 @given(plans(), st.integers(0, 3))
-def test_a_batch_is_full_except_the_last_of_a_bucket_when_short_ones_are_asked_for(plan, epoch):
+def test_a_batch_is_full_except_the_last_of_a_bucket_if_short_ones_are_allowed(plan, epoch):
     lengths = [[len(b.rows) for b in plan.epoch(epoch) if b.bucket == i] for i in range(len(plan.sizes))]
     for size, found in zip(plan.sizes, lengths, strict=True):
         full, rest = divmod(size, plan.batch_size)

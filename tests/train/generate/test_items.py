@@ -44,13 +44,13 @@ def test_what_a_line_says_goes_before_what_the_command_says():
     ["", "..", "a/../b", "/etc/x", "a//b", ".hidden", "a\0b", "a:b", "a\\b", "x.png", "x.JSON/y", "end.",
      "end ", "x" * (MOST_BYTES + 1), "\ud800"],
 )  # fmt: skip
-def test_a_name_that_no_file_can_bear_is_told_with_its_line(name):
+def test_a_name_that_no_file_can_have_is_reported_with_its_line(name):
     with pytest.raises(UserError, match=r"prompts\.jsonl line 2: a file cannot be called"):
         items_of(placed({}, {"name": name}))
 
 
 @pytest.mark.parametrize("names", [("lake", "lake"), ("lake", "LAKE"), ("0001", None)])
-def test_a_name_that_stands_twice_is_told_with_both_lines(names):
+def test_a_repeated_name_is_reported_with_both_lines(names):
     with pytest.raises(UserError, match=r"line 2: the name '.*' is already used by prompts\.jsonl line 1"):
         items_of(placed(*({} if name is None else {"name": name} for name in names)))
 

@@ -35,7 +35,7 @@ def test_both_prompts_stand_in_the_record_and_the_index_and_the_rewritten_one_is
     assert Image.open(one).tobytes() == Image.open(other).tobytes()
 
 
-def test_a_run_that_goes_on_asks_for_nothing_that_was_answered(make, chat):
+def test_a_resumed_run_requests_nothing_that_was_answered(make, chat):
     chat.reply = lambda body, n: 503 if body["messages"][1]["content"] == "fog" else "yes"
     failed = make(PROMPTS, "--refine", chat.url)
     assert failed.code == 1

@@ -219,7 +219,7 @@ def test_clips_part_is_what_diffusers_loads(tiny_flux, tmp_path):
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_a_part_for_clip_wants_a_pipeline(transformer, tmp_path):
+def test_a_part_for_clip_needs_a_pipeline(transformer, tmp_path):
     file = write(tmp_path / "l.safetensors", SPELLINGS["diffusers"])
     with pytest.raises(UserError, match="also changes CLIP"):
         load_adapter(transformer, file, "x")
