@@ -15,7 +15,7 @@ MODEL_HELP = (
     "file (BFL's, ComfyUI's or GGUF), or a transformer's own folder."
 )
 BASE_HELP = "With only a backbone as --model: the folder or hub id that provides the other components."
-SPEC_HELP = "The model's spec, if its configuration does not tell: a name of `uhr models list`."
+SPEC_HELP = "The model's spec, if its configuration does not identify it: a name of `uhr models list`."
 """The options by which every command names a model."""
 
 app = typer.Typer(no_args_is_help=True, help="List and show the known backbones, or make a tiny one.")

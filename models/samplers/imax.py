@@ -32,7 +32,7 @@ class IMaxOptions(DenseOptions):
     """Options of imax.
 
     projection:   how the projection fades (`choices.Projection`): cosine_decay is the official README's and
-                  the default, cosine_shift the official function's; constant
+                  the default, cosine_shift the official function's; or constant
     shift_factor: 6, as in the README: it had an effect in diffusers up to 0.31, and later releases ignore it
     toolkit:      as in the official function: repeated text, and NTK frequencies clipped from below
     swin, ring:   swin patchify on every other step, and the content of its ring (`choices.Ring`; the code:

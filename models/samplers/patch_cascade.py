@@ -46,25 +46,26 @@ UNADAPTED = (
 class PatchCascadeOptions(SamplerOptions):
     """Options of patch-cascade.
 
-    gamma:          noise level at which patches begin, the creativity: 0.3 stays faithful, 0.8 reinvents
-                    (figure 7). The paper gives no default for text to image; 0.4 is ours, nearer to the
-                    faithful end. 1 starts from pure noise, the ablation "w/o Patch Init" (table 3)
+    gamma:          noise level at which patches begin: at 0.3 the result stays close to the base, at 0.8 much
+                    of it is new (figure 7). The paper gives no default for text to image; 0.4 is ours. 1
+                    starts from pure noise, the ablation "w/o Patch Init" (table 3)
     schedule:       schedule of the patches (`schedules.patch_schedule`): warped-labels is Algorithm 1,
                     warped-grid the paper's prose; uniform, logarithmic, cosine are its ablation (table 2)
     alpha, p:       parameters of the time warp (eq. 6); the paper's best
-    overlap:        least overlap of neighbouring patches, as a share of a patch's side. Not given in the
-                    paper; its times of 38 s at 2K and 108 s at 4K (table 1), as a constant and a time per
-                    patch, allow 37 to 50 %; 0.375, ours, is the cheaper end: 9 and 36 patches, where 0.5
-                    makes 9 and 49. It is also the width of the feather
+    overlap:        smallest overlap of neighbouring patches, as a share of a patch's side. It is also the
+                    width of the feather. The paper does not give it; its times of 38 s at 2K and 108 s at
+                    4K (table 1), as a constant and a time per patch, allow 37 to 50 %. Ours is 0.375, which
+                    makes 9 and 36 patches; 0.5 makes 9 and 49
     patch:          side of a patch in px; None is the native size
     batch:          patches in one pass of the backbone; it changes nothing but rounding
     shared_noise:   patches are cut from one noise image, so that neighbours agree where they overlap. Not in
                     the paper; without it every patch draws its own
-    true_cfg_scale: w of the patches: above 1 it needs a negative prompt ("" is the null condition) and
-                    doubles their calls. The paper leaves open whether inference is guided; 1 is one pass
-    patch_guidance: guidance of the patches on a backbone that embeds it: 1.0 is no guidance, which our
-                    adapters are trained with (the paper only says that theta does not depend on it). With an
-                    image a call's own guidance is that of the patches
+    true_cfg_scale: guidance scale w of the patches. Above 1 it needs a negative prompt ("" is the null
+                    condition) and doubles their calls; at 1 there is one pass. The paper does not say
+                    whether inference is guided
+    patch_guidance: guidance of the patches on a backbone that embeds it. 1.0 is no guidance: our adapters
+                    are trained with it (the paper only says that theta does not depend on it). If an image
+                    is given, the guidance of the call applies to the patches instead
     base_adapters:  adapters that also act on the base pass: names, or "all". By default the original model
                     generates it, and adapters are for the patches
     base_steps:     steps of the base pass; None is the number of the model's card
