@@ -35,9 +35,9 @@ class Requirement:
 REQUIREMENTS = (
     Requirement("pyarrow", "pyarrow.parquet", "", "manifests"),
     Requirement("duckdb", "duckdb", "", "rules and slices"),
-    Requirement("opencv-python-headless", "cv2", "pictures", "decoding"),
-    Requirement("pillow", "PIL.Image", "pictures", "decoding"),
-    Requirement("numba", "numba", "pictures", "flatness, entropy, exposure, sharpness"),
+    Requirement("opencv-python-headless", "cv2", "images", "decoding"),
+    Requirement("pillow", "PIL.Image", "images", "decoding"),
+    Requirement("numba", "numba", "images", "flatness, entropy, exposure, sharpness"),
     Requirement("ray", "ray.data", "curate", "the ray engine"),
     Requirement("jinja2", "jinja2", "curate", "reports"),
     Requirement("torch", "torch", "models", "models and training"),
