@@ -113,7 +113,7 @@ def _case(method: str, side: int) -> Callable[[], object]:
 
     from uhr.models.attention import gathered
     from uhr.models.attention.layout import WindowLayout
-    from uhr.models.attention.rules import WindowRules
+    from uhr.models.attention.window_rules import WindowRules
 
     draw = torch.Generator().manual_seed(0)
     layout, rules = WindowLayout(side, side), WindowRules()
@@ -140,7 +140,7 @@ def _warm() -> None:
 def _counted(side: int) -> float:
     from uhr.models.attention.counts import pairs
     from uhr.models.attention.layout import WindowLayout
-    from uhr.models.attention.rules import WindowRules
+    from uhr.models.attention.window_rules import WindowRules
 
     return pairs(WindowLayout(side, side), WindowRules(), TEXT).ratio
 
@@ -156,7 +156,8 @@ def _error() -> float:
 
     from uhr.models.attention import gathered
     from uhr.models.attention.layout import WindowLayout
-    from uhr.models.attention.rules import WindowRules, dense_mask
+    from uhr.models.attention.mask import dense_mask
+    from uhr.models.attention.window_rules import WindowRules
 
     layout, rules = WindowLayout(32, 32), WindowRules()
     lengths = [TEXT, layout.tokens, layout.guide_tokens]

@@ -90,7 +90,7 @@ def _timed(plan: CurationPlan, source: Path, scratch: Path, engine: Engine, work
     out = scratch / "out"
     start = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):
-        outcome = run(CurationRequest(plan, source, out, Pool(engine, workers)), fresh=str)
+        outcome = run(CurationRequest(plan, source, out, Pool(engine, workers)), command_for=str)
     seconds = time.perf_counter() - start
     assert outcome.manifest.info.counts["failed"] == 0, outcome.manifest.info.counts
     shutil.rmtree(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from uhr.base import console
 from uhr.base.paths import local
+from uhr.base.run_folder import free_name
 
 app = typer.Typer(no_args_is_help=True, help="Images in, manifest out: measure every image, select by rules.")
 
@@ -78,16 +80,12 @@ def run(
     arguments = ["curate", "run", pipeline, "--source", str(source), "--engine", engine]
     arguments += [argument for item in sets or [] for argument in ("--set", item)]
     arguments += [] if limit is None else ["--limit", str(limit)]
-    result = run_request(request, lambda taken: console.command(*arguments, "--out", _free(taken)))
+
+    def into_another(taken: Path) -> str:
+        return console.command(*arguments, "--out", free_name(str(taken), os.path.exists))
+
+    result = run_request(request, into_another)
     console.emit(result.facts(), as_json, lambda _: print_result(result))
-
-
-def _free(taken: Path) -> Path:
-    """Return the first of OUT-2, OUT-3, ... that does not exist."""
-    number = 2
-    while (free := taken.with_name(f"{taken.name}-{number}")).exists():
-        number += 1
-    return free
 
 
 @app.command()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from uhr.curate.faults import CHANGED
-from uhr.pixels.files import opened
+from uhr.pixels.files import open_version
 from uhr.pixels.types import PixelFault
 
 IMAGE_SUFFIXES = frozenset(
@@ -152,7 +152,7 @@ def read_sidecars(
 
 
 def _read(path: Path, version: str | None) -> str:
-    with opened(path, version) as handle, open(handle, "rb", closefd=False) as file:
+    with open_version(path, version) as handle, open(handle, "rb", closefd=False) as file:
         data = file.read(LONGEST_BYTES + 1)
     if len(data) > LONGEST_BYTES:
         raise ValueError(f"longer than {LONGEST_BYTES // 2**20} MiB")

@@ -166,8 +166,16 @@ def print_details(value: dict[str, Any]) -> None:
     say("\nWhat can be done with it:")
     for sampler in value["samplers"]:
         say(f'  uhr sample {sampler} --model {model} --prompt "..." --out image.png')
-    if value["family"] == "flux1":
-        say(f"  uhr train encode SLICE --model {model} --out ENCODED, then uhr train run lora")
+    train = "".join(f" --set {quote(change)}" for change in _recipe_changes(value))
+    say(f"  uhr train encode SLICE --model {model} --out ENCODED, then uhr train run lora{train}")
+
+
+def _recipe_changes(value: dict[str, Any]) -> list[str]:
+    """The settings that a backbone needs in a recipe of FLUX.1 with guidance 1.0, as the recipe `lora` is."""
+    changes = [] if value["family"] == "flux1" else [f"family={value['family']}"]
+    if value["guidance"] != "embedded":
+        changes.append(f"guidance={{kind: {value['guidance']}, scale: null}}")
+    return changes
 
 
 def _names(targets: list[str]) -> str:

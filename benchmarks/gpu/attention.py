@@ -20,7 +20,7 @@ from benchmarks.gpu.shapes import Shape
 from uhr.models.attention import flex, gathered
 from uhr.models.attention.counts import pairs
 from uhr.models.attention.layout import WindowLayout
-from uhr.models.attention.rules import WindowRules
+from uhr.models.attention.window_rules import WindowRules
 
 Results = tuple[torch.Tensor, ...]
 FLASH, CUDNN = "dense, flash", "dense, cuDNN"

@@ -16,7 +16,7 @@ from uhr.models.attention.call import AttentionCalls, Windows
 from uhr.models.attention.counts import pairs
 from uhr.models.attention.flex import BlockMasks
 from uhr.models.attention.guide import Guide
-from uhr.models.attention.rules import WindowRules
+from uhr.models.attention.window_rules import WindowRules
 from uhr.models.ops import latents
 from uhr.models.surgery import base as surgery
 

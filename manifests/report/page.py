@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from uhr.base.console import progress, shown
-from uhr.base.errors import UserError, install
+from uhr.base.errors import UserError, install, one_line
 from uhr.base.files import atomic, saving
 from uhr.base.numbers import first_words, number, share
 from uhr.manifests.lineage import lineage, summary
@@ -54,7 +54,7 @@ def render(manifest: Manifest) -> str:
     try:
         import jinja2
     except ImportError as error:
-        raise UserError(f"the report needs jinja2 ({error})", install("curate")) from None
+        raise UserError(f"the report needs jinja2 ({one_line(error)})", install("curate")) from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,

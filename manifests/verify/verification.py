@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from uhr.base import parquet
 from uhr.base.console import Advance
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import file_version, sha256_file
 from uhr.manifests import parts as part_files
 from uhr.manifests.info import ManifestInfo, Part, content_id, read_info
@@ -89,7 +89,7 @@ def _part(file: Path, part: Part) -> str:
     try:
         rows = parquet.row_count(file)
     except pa.ArrowException as error:
-        return f"is not a Parquet file ({error})"
+        return f"is not a Parquet file ({one_line(error)})"
     return "" if rows == part.rows else f"has {rows} rows, and manifest.json says {part.rows}"
 
 
@@ -162,7 +162,7 @@ def _file(root: Path, row: dict[str, Any]) -> str:
     except PixelFault as fault:
         return f"has no header that can be read ({fault.kind}: {fault.message})"
     except (UserError, OSError) as error:
-        return f"cannot be read ({error})"
+        return f"cannot be read ({one_line(error)})"
     found = {"format": header.format, "width": header.width, "height": header.height}
     found["file_size"] = status.st_size
     wrong = [

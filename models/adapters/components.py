@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from uhr.base.console import warn
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.models.files.write import save_tensors
 
 Which = Literal["minor", "major"]
@@ -95,7 +95,9 @@ def _read(path: Path, weight: torch.Tensor, rank: int) -> Factors:
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cached components {path} cannot be read ({error})", "delete the file") from error
+        raise UserError(
+            f"cached components {path} cannot be read ({one_line(error)})", "delete the file"
+        ) from error
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     if shapes != {"a": (rank, weight.shape[1]), "b": (weight.shape[0], rank)}:
         raise UserError(f"cached components {path} have shapes {shapes}", "delete the file")

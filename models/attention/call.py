@@ -27,7 +27,7 @@ from uhr.models.attention import flex, gathered
 from uhr.models.attention.guide import Guide, GuideRun
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.processors import Attend, Rotary
-from uhr.models.attention.rules import WindowRules
+from uhr.models.attention.window_rules import WindowRules
 from uhr.models.surgery.base import Surgery
 
 Inputs = dict[str, Any]

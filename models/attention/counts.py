@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from uhr.models.attention.layout import WindowLayout
-from uhr.models.attention.rules import Piece, WindowRules, mask_mod, pieces
+from uhr.models.attention.mask import Piece, mask_mod, pieces
+from uhr.models.attention.window_rules import WindowRules
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from uhr.base.errors import UserError
 from uhr.models.attention.counts import tile_pairs
 from uhr.models.attention.gathered import KeysValues
 from uhr.models.attention.layout import WindowLayout
-from uhr.models.attention.rules import WindowRules, mask_mod
+from uhr.models.attention.mask import mask_mod
+from uhr.models.attention.window_rules import WindowRules
 
 TILE = 128
 

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from uhr.models.attention.layout import WindowLayout
-from uhr.models.attention.rules import Piece, WindowRules, pieces, sliding_mask
+from uhr.models.attention.mask import Piece, pieces, sliding_mask
 from uhr.models.attention.sweep import SweepStep, most_keys, steps
+from uhr.models.attention.window_rules import WindowRules
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 """Keys and values, [B, tokens, H, D] each."""

@@ -9,7 +9,7 @@ the text stream's rotated keys and values in that layer. No block is copied or p
 Two modes:
 
 - exact (the default, and the only one that carries gradients): Y runs through every layer of every call. This
-  is joint attention over [T | X | Y] under `rules.py`, and the reference for the other mode.
+  is joint attention over [T | X | Y] under `mask.py`, and the reference for the other mode.
 - cached: the first call stores every layer's keys and values of Y, later ones read them. Y depends on the
   text stream, and that stream on the image and the timestep: a stored Y has seen the text of the step at
   which it was stored. The two modes agree at that step, and at every step if `guide_to_text` is off, because
@@ -35,8 +35,8 @@ from uhr.models.adapters.masked import TokenMask, masks
 from uhr.models.attention import gathered
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.processors import Attend, Rotary
-from uhr.models.attention.rules import WindowRules
 from uhr.models.attention.streams import GuideStream
+from uhr.models.attention.window_rules import WindowRules
 
 SEEN = ("encoder_hidden_states", "pooled_projections", "guidance", "img_ids", "txt_ids")
 """Arguments of a call that the guide depends on, besides its latents."""

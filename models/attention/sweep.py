@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from uhr.models.attention.rules import Piece
+from uhr.models.attention.mask import Piece
 
 
 @dataclass(frozen=True)

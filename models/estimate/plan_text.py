@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from uhr.base.console import counted, say, table
+from uhr.base.files import gibibytes
 from uhr.models.estimate.devices import ATTENTION, CONVOLUTION, LINEAR, Device
 from uhr.models.estimate.plan import CallPlan, StagePlan
 from uhr.models.families.text import TokenCount, notes_of
@@ -164,29 +165,36 @@ def _show_memory(plan: CallPlan) -> None:
     for phase in estimate.phases:
         weights = sum(size for name, size in phase.held.items() if "weights" in name or "layer" in name)
         rest = phase.total - weights
-        rows.append([phase.name, gib(weights), gib(rest) if rest else None, gib(phase.total)])
+        rows.append(
+            [
+                phase.name,
+                gibibytes(weights),
+                gibibytes(rest) if rest else None,
+                gibibytes(phase.total),
+            ]
+        )
     table(["on the device", "weights", "activations", "total"], rows)
-    largest = f"{peak.largest}, {gib(peak.held[peak.largest])}"
-    host = f"; {gib(estimate.host)} of weights in the host's memory" if estimate.host else ""
-    say(f"\nat most {gib(peak.total)}, at '{peak.name}'; the largest item: {largest}{host}")
+    largest = f"{peak.largest}, {gibibytes(peak.held[peak.largest])}"
+    host = f"; {gibibytes(estimate.host)} of weights in the host's memory" if estimate.host else ""
+    say(f"\nat most {gibibytes(peak.total)}, at '{peak.name}'; the largest item: {largest}{host}")
     if device is not None:
         _show_fit(plan, device)
 
 
 def _show_fit(plan: CallPlan, device: Device) -> None:
     fits = "fits" if plan.requested.fits else "does not fit"
-    say(f"{fits} {device.title}, which has {gib(device.usable)} available")
+    say(f"{fits} {device.title}, which has {gibibytes(device.usable)} available")
     if plan.requested.fits:
         return
     other = plan.fastest()
     if other is None:
         say("no offload or quantisation makes it fit: take a smaller size, or patch-cascade")
     else:
-        host = f" ({gib(other.host)} of the host)" if other.host else ""
+        host = f" ({gibibytes(other.host)} of the host)" if other.host else ""
         # weights that stay on the device leave the VAE little memory: it works in more, smaller tiles
         faster = other.total < plan.requested.total and other.vae_memory > plan.requested.vae_memory
         why = ", faster since its VAE has more memory" if faster else ""
-        takes = f"{gib(other.peak.total)}{host}, some {duration(other.total)}{why}"
+        takes = f"{gibibytes(other.peak.total)}{host}, some {duration(other.total)}{why}"
         say(f"fits with {other.placement.flags}: {takes}")
 
 
@@ -216,11 +224,6 @@ def count(number: float) -> str:
             return f"{number:.3g} {prefix}".strip()
         number /= 1000
     return f"{number:.3g} E"
-
-
-def gib(size: float) -> str:
-    """Format bytes in GiB, as drivers count them, or in MiB below 0.1 GiB."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def duration(seconds: float) -> str:

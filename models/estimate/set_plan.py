@@ -8,10 +8,10 @@ from typing import Any
 
 from uhr.base.console import counted, progress, say, table, warn
 from uhr.base.errors import UserError
-from uhr.base.files import user_path
+from uhr.base.files import gibibytes, user_path
 from uhr.models.estimate import plan_text
 from uhr.models.estimate.plan import CallPlan, plan
-from uhr.models.estimate.plan_text import duration, gib
+from uhr.models.estimate.plan_text import duration
 from uhr.models.families.text import TokenCount
 from uhr.models.generate.input_images import open_image
 from uhr.models.generate.request import Item, Request
@@ -76,7 +76,7 @@ def show(groups: Sequence[ItemGroup]) -> None:
         [
             group.count,
             f"{group.plan.call.width}x{group.plan.call.height}",
-            gib(group.plan.requested.peak.total),
+            gibibytes(group.plan.requested.peak.total),
         ]
         + ([] if group.seconds is None else [duration(group.plan.requested.total), duration(group.seconds)])
         for group in groups

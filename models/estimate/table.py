@@ -10,10 +10,11 @@ import shlex
 from collections.abc import Sequence
 from functools import cache
 
+from uhr.base.files import gibibytes
 from uhr.models.estimate.cost import CostEstimate
 from uhr.models.estimate.devices import device
 from uhr.models.estimate.plan import plan
-from uhr.models.estimate.plan_text import duration, gib
+from uhr.models.estimate.plan_text import duration
 from uhr.models.generate.request import Item, Request, parse_size
 from uhr.models.specs.registry import get
 
@@ -56,8 +57,14 @@ def table() -> str:
     for gpu, call in ROWS:
         estimate, card = fastest(gpu, call), device(gpu)
         title = f"{card.memory >> 30} GB ({re.sub(' [0-9]+GB', '', card.title)})"
-        host = gib(estimate.host) if estimate.host else "-"
-        cells = (title, f"`{command(gpu, call)}`", gib(estimate.peak.total), host, duration(estimate.total))
+        host = gibibytes(estimate.host) if estimate.host else "-"
+        cells = (
+            title,
+            f"`{command(gpu, call)}`",
+            gibibytes(estimate.peak.total),
+            host,
+            duration(estimate.total),
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from uhr import __version__
 from uhr.base.console import counted, shown
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import atomic, saving, user_path, write_json
 from uhr.base.store import FolderStore, StoreError
 from uhr.models.generate.input_images import CHUNK, STAGE
@@ -214,7 +214,7 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def opened(path: Path) -> Any:
+def open_png(path: Path) -> Any:
     """Open a PNG of any size with PIL, not decoded yet; callers that decode it check its size first.
     `Image.open` rejects images above 179 megapixels, such as 16K."""
     from PIL.PngImagePlugin import PngImageFile
@@ -222,17 +222,17 @@ def opened(path: Path) -> Any:
     try:
         return PngImageFile(path)
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})", "name a PNG") from error
+        raise UserError(f"{path} cannot be read ({one_line(error)})", "name a PNG") from error
 
 
 def _read_chunk(path: Path, name: str) -> str | None:
-    with opened(path) as image:
+    with open_png(path) as image:
         found = image.info.get(name)
         if found is None and image.width * image.height <= SEARCHED:
             try:
                 found = image.text.get(name)
             except (OSError, SyntaxError, ValueError) as error:
-                raise UserError(f"{path} cannot be read ({error})", "name a PNG") from error
+                raise UserError(f"{path} cannot be read ({one_line(error)})", "name a PNG") from error
     return found if isinstance(found, str) else None
 
 
@@ -243,7 +243,9 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error})", "name a PNG that `uhr sample` wrote") from error
+        raise UserError(
+            f"{file} cannot be read ({one_line(error)})", "name a PNG that `uhr sample` wrote"
+        ) from error
 
 
 def _parsed(text: str) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.models.generate.request import Item, Original
 from uhr.models.llm.chat import NoAnswer
 from uhr.models.llm.refine import Refinement, Refiner
@@ -22,6 +22,6 @@ def refine_one(item: Item, refinement: Refinement) -> Item:
         return with_prompt(item, refiner.rewrite(item.prompt), refiner)
     except NoAnswer as error:
         raise UserError(
-            f"{refiner.server.model} did not rewrite '{item.prompt[:60]}' ({error})",
+            f"{refiner.server.model} did not rewrite '{item.prompt[:60]}' ({one_line(error)})",
             "change the prompt, or leave --refine out",
         ) from None

@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import Field
 
 from uhr.base.config import Config, build
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import user_path
 from uhr.models.generate import record as records
-from uhr.models.generate.record import json_path, machine, opened, versions
+from uhr.models.generate.record import json_path, machine, open_png, versions
 from uhr.models.generate.request import Item, Request
 from uhr.models.generate.setup import WEIGHTED, CheckedCall, Setup
 from uhr.models.loading.opening import is_backbone
@@ -231,12 +231,12 @@ def compare(first: Path, again: Any) -> Comparison:
     import numpy as np
 
     width, height = again.size
-    with opened(first) as file:
+    with open_png(first) as file:
         if file.size != again.size:
             return Comparison(width, height, width * height, 255, file.size)
         try:
             one, two = np.asarray(file.convert("RGBA")), np.asarray(again.convert("RGBA"))
         except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{first} is damaged and cannot be compared ({error})", None) from error
+            raise UserError(f"{first} is damaged and cannot be compared ({one_line(error)})", None) from error
     apart = (np.maximum(one, two) - np.minimum(one, two)).max(axis=-1)
     return Comparison(width, height, int((apart > 0).sum()), int(apart.max()))

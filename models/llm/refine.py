@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from uhr.base.config import fingerprint
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.models.llm.chat import ChatServer, NoAnswer
 
 # its hash is in records and in the names of stored answers: do not reword
@@ -98,7 +98,9 @@ def _read(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--refine-instruction {path} cannot be read ({error})", "name a text file") from None
+        raise UserError(
+            f"--refine-instruction {path} cannot be read ({one_line(error)})", "name a text file"
+        ) from None
     if not text.strip():
         raise UserError(
             f"--refine-instruction {path} is empty", "write the instruction for the model into it"

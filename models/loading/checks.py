@@ -193,7 +193,7 @@ def check_shards(folder: Path, where: str, variant: str | None = None) -> None:
                 what = f"{where} lacks the file {name}, which {index.name} names"
                 raise UserError(what, _AGAIN) from None
             except (OSError, SafetensorError) as error:
-                raise UserError(f"{folder / name} cannot be read ({error})", _AGAIN) from error
+                raise UserError(f"{folder / name} cannot be read ({one_line(error)})", _AGAIN) from error
             if lacking:
                 raise UserError(f"{where} lacks {_first(lacking)} in {name}", _AGAIN)
 

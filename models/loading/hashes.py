@@ -17,7 +17,7 @@ from typing import Any
 
 from uhr.base.config import fingerprint
 from uhr.base.console import progress, warn
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import sha256_file, user_cache, write_json
 from uhr.models.files.folders import weight_files
 
@@ -67,7 +67,7 @@ def config_of(component: Path) -> dict[str, Any]:
     try:
         tree = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error})", "fix or download it again") from None
+        raise UserError(f"{file} cannot be read ({one_line(error)})", "fix or download it again") from None
     return {key: value for key, value in tree.items() if not key.startswith("_")}
 
 
@@ -193,4 +193,7 @@ def _remember(state: FileState, value: str) -> None:
     try:
         write_json(file, {"state": state, "sha256": value})
     except OSError as error:
-        warn(f"the hash of {state['path']} cannot be stored in {file} ({error}); it will be computed again")
+        warn(
+            f"the hash of {state['path']} cannot be stored in {file} ({one_line(error)}); "
+            "it will be computed again"
+        )

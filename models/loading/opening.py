@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import user_path
 from uhr.base.paths import check_utf8
 from uhr.models.loading.file_spec import backbone_facts, fitting
@@ -246,7 +246,7 @@ def _read_json(path: Path, what: str) -> Mapping[str, Any]:
         fix = f"expected {path.name} there, as `save_pretrained` writes it"
         raise UserError(f"{what} (no {path})", fix) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error})", "download it again") from error
+        raise UserError(f"{path} cannot be read ({one_line(error)})", "download it again") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a configuration", "download it again")
     return found

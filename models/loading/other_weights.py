@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.models.files.containers import part_of, stored_tensors
 from uhr.models.files.kinds import check_plain, kind_of
 from uhr.models.loading.file_spec import candidates
@@ -58,7 +58,7 @@ def _config(component: str, folder: Path) -> dict[str, Any]:
         what = f"--{component} {folder} has no config.json"
         raise UserError(what, f"name the {component}'s own folder, or a file of its weights") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error})", "fix or download it again") from error
+        raise UserError(f"{file} cannot be read ({one_line(error)})", "fix or download it again") from error
     if not isinstance(found, dict):
         raise UserError(f"{file} is not a configuration", "download it again")
     return found

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.models.ops.choices import ShiftPolicy
 
 if TYPE_CHECKING:
@@ -197,7 +197,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error})", "correct it or download it again") from error
+        raise UserError(
+            f"{file} cannot be read ({one_line(error)})", "correct it or download it again"
+        ) from error
     if not isinstance(found, dict):
         raise UserError(f"{file} is not a configuration", "download it again")
     return found

@@ -158,4 +158,4 @@ def _read(file: Path, component: str) -> dict[str, torch.Tensor]:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(key) for name, (key, _) in part.items()}
     except SafetensorError as error:
-        raise UserError(f"{file} cannot be read ({error})", "download it again") from error
+        raise UserError(f"{file} cannot be read ({one_line(error)})", "download it again") from error

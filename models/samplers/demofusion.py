@@ -134,7 +134,7 @@ def _run_stage(
     from uhr.models.ops import flow
     from uhr.models.ops.filters import bicubic, gaussian_blur
 
-    noise = engine.fresh(stage)
+    noise = engine.draw_noise(stage)
     data = bicubic(below, *noise.shape[-2:])
     side = 2 * engine.facts.native_side
     boxes = latent_windows(engine.facts, stage.size, options.overlap)

@@ -69,7 +69,7 @@ class Euler(Sampler):
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
         (stage,) = plan.stages
         with engine.network(stage, alone="toolkit.ntk=1") as velocity:
-            z = engine.integrate(stage, engine.fresh(stage), velocity)
+            z = engine.integrate(stage, engine.draw_noise(stage), velocity)
         yield z
 
 

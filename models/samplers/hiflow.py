@@ -256,7 +256,7 @@ def _run_stage(
         pixels = engine.image if below is None else engine.decode(below)
         assert pixels is not None
         data = engine.enlarge(pixels, stage.size, options.sharpening)
-    start = flow.interpolate(data, engine.fresh(stage), stage.sigmas[0])
+    start = flow.interpolate(data, engine.draw_noise(stage), stage.sigmas[0])
     with engine.network(stage, alone="toolkit.ntk=1") as velocity:
         if options.swin:
             velocity = swin_patchify(velocity, engine, options.ring)

@@ -91,7 +91,7 @@ class IMax(Sampler):
             image = engine.decode(z)
         generator = engine.noise.generator if options.sample else None
         reference = engine.enlarge(image, stage.size, generator=generator)
-        noise = engine.fresh(stage)
+        noise = engine.draw_noise(stage)
         with engine.network(stage, alone="toolkit.ntk=1") as velocity:
             if options.swin:
                 velocity = swin_patchify(velocity, engine, options.ring)

@@ -105,7 +105,7 @@ class MultiDiffusion(Sampler):
             z = base_pass(engine, plan.stages[0])
             yield z
             image = engine.decode(z)
-        z = engine.fresh(stage)
+        z = engine.draw_noise(stage)
         if image is not None:
             z = flow.interpolate(engine.enlarge(image, stage.size), z, stage.sigmas[0])
         boxes = latent_windows(plan.facts, stage.size, plan.options.overlap)

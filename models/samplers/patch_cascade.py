@@ -253,7 +253,7 @@ def _patches(engine: Engine, plan: SamplingPlan, stage: PatchStage, image: torch
     if engine.noise.given is not None and not shared_noise:
         raise UserError("latents are given, and every patch draws its own noise", "set shared_noise=True")
     engine.record.begin(stage)
-    shared, finished = engine.fresh(stage) if shared_noise else None, []
+    shared, finished = engine.draw_noise(stage) if shared_noise else None, []
     canvas = StripCanvas(engine.batch, 3, stage.width, lambda top, rows: finished.append(Strip(top, rows)))
     with engine.network(stage) as velocity:
         for first in range(0, len(stage.boxes), stage.batch):

@@ -75,7 +75,7 @@ class SDEdit(Sampler):
             yield z
             image = engine.decode(z)
         data = engine.enlarge(image, stage.size, by=plan.options.enlargement)
-        start = flow.interpolate(data, engine.fresh(stage), stage.sigmas[0])
+        start = flow.interpolate(data, engine.draw_noise(stage), stage.sigmas[0])
         with engine.network(stage, alone="toolkit.ntk=1") as velocity:
             z = engine.integrate(stage, start, velocity)
         yield z

@@ -81,7 +81,7 @@ class UltraFlux(Sampler):
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:
         (stage,) = plan.stages
         engine.record.notes = [] if plan.facts.vae_stride == 2 else [UNTRAINED]
-        noise = engine.fresh(stage)
+        noise = engine.draw_noise(stage)
         with (
             engine.surgeries(engine.models.transformer, stage.surgeries, record_all=True),
             engine.network(stage) as velocity,

@@ -106,7 +106,7 @@ class _WindowedStage:
 
         engine, stage, options = self.engine, self.stage, self.options
         guide = self._reduced() if options.guide else None
-        start = data = engine.fresh(stage)
+        start = data = engine.draw_noise(stage)
         if stage.sigmas[0] < 1 or options.projection != "off":
             data = self._enlarged(guide)
             start = flow.interpolate(data, start, stage.sigmas[0])

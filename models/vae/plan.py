@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uhr.base.errors import UserError
+from uhr.base.files import sufficient_bytes
 from uhr.models.vae.attention import VaeAttention
 from uhr.models.vae.program import Layer, Unit, shapes
 from uhr.models.vae.stream import Conv, Double, Join, Norm, Shape, Split
@@ -97,8 +98,9 @@ def make_plan(task: Task, memory: int) -> TilingPlan:
         least = least_memory(task)
         shape = f"{task.input_shape.width}x{task.input_shape.height}"
         raise UserError(
-            f"exact tiling of a {shape} input in {_rounded_up(memory)} is not possible",
-            f"set memory to at least {_rounded_up(least)}" + ("" if task.stored_on_cpu else ", or hold: cpu"),
+            f"exact tiling of a {shape} input in {sufficient_bytes(memory)} is not possible",
+            f"set memory to at least {sufficient_bytes(least)}"
+            + ("" if task.stored_on_cpu else ", or hold: cpu"),
         )
     segments = tuple(
         _with_widest_bands(task, first, last, memory - task.fixed) for first, last in itertools.pairwise(cuts)
@@ -273,11 +275,3 @@ def _rows(layer: Layer, rows: int) -> int:
     if isinstance(layer, Conv):
         return (rows + layer.kernel - 1 - 1) // layer.stride + 1
     return 2 * rows if isinstance(layer, Double) else rows
-
-
-def _rounded_up(size: int) -> str:
-    """Round up, so that the memory that an error names is enough."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= scale:
-            return f"{math.ceil(size / scale * 100) / 100:.2f} {unit}"
-    return f"{size} B"

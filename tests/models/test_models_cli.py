@@ -5,9 +5,13 @@ import re
 import shlex
 import shutil
 
+import pytest
+
 from uhr.models import zoo
 from uhr.models.loading.hashes import hash_of
 from uhr.models.samplers import SAMPLERS
+from uhr.models.specs.registry import SPECS
+from uhr.train.recipes import resolve
 
 
 def test_list_names_every_backbone_and_its_commercial_use(run):
@@ -52,6 +56,14 @@ def test_show_knows_a_backbones_lone_file(run, tiny_flux):
     text = run("models", "show", file).out
     assert f"uhr sample euler --model {shlex.quote(str(file))} --base DIR" in text
     assert f"uhr train encode SLICE --model {shlex.quote(str(file))} --base DIR" in text
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_training_command_that_show_prints_fits_the_model(run, name):
+    (line,) = [line for line in run("models", "show", name).out.splitlines() if "uhr train run" in line]
+    words = shlex.split(line.partition("uhr train run ")[2])
+    assert words[1::2] == ["--set"] * (len(words) // 2)
+    resolve(words[0], sets=words[2::2]).check(SPECS[name])
 
 
 def test_show_knows_a_transformers_own_folder_and_one_of_fewer_blocks(run, tiny_flux, tmp_path):

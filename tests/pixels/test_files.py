@@ -6,7 +6,7 @@ import pytest
 
 from uhr.base.files import file_version
 from uhr.pixels.decode import read_bytes
-from uhr.pixels.files import opened, stat_file
+from uhr.pixels.files import open_version, stat_file
 from uhr.pixels.headers import read_header
 from uhr.pixels.types import PixelFault
 
@@ -73,7 +73,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_changed_whether_or_not_it
     path, version = listed
 
     def read(known) -> None:
-        with opened(path, known) as handle:
+        with open_version(path, known) as handle:
             assert os.read(handle, 4) == b"\x89PNG"
             path.write_bytes(path.read_bytes() + b"!")
 
@@ -87,7 +87,7 @@ def test_what_is_found_in_bytes_that_changed_meanwhile_is_no_verdict_on_them(lis
     path, version = listed
 
     def read() -> None:
-        with opened(path, version) as handle:
+        with open_version(path, version) as handle:
             path.write_bytes(b"a new file that is longer than the old one" * 99)
             assert os.read(handle, 1)
             raise PixelFault("truncated", "the PNG ends in its header")
@@ -99,7 +99,7 @@ def test_an_error_of_another_kind_is_passed_on_as_it_is(listed) -> None:
     path, version = listed
 
     def read() -> None:
-        with opened(path, version):
+        with open_version(path, version):
             path.write_bytes(b"other")
             raise KeyboardInterrupt
 

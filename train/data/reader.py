@@ -132,7 +132,7 @@ class EncodedData:
         except ValueError as error:
             sample = row.get("sample_id") or row["caption"]
             raise DataFault(
-                f"{self.path}: '{name}' of {sample} is damaged ({error})", "encode again"
+                f"{self.path}: '{name}' of {sample} is damaged ({one_line(error)})", "encode again"
             ) from None
 
     def _row(self, parts: list[Part], location: _Location) -> dict:

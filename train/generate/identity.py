@@ -110,7 +110,7 @@ def identify(
     )
 
 
-def claim(store: Store, requested: SetRequest, fix: str) -> SetRequest:
+def begin_or_resume(store: Store, requested: SetRequest, fix: str) -> SetRequest:
     """Write the request into OUT, or compare it with the one that is there.
 
     Returns the request, with the threads of the run that began the set. Raises UserError with what differs if

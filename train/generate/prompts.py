@@ -118,7 +118,7 @@ def _of_jsonl(path: Path) -> Iterator[RawLine]:
         try:
             tree = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield UserError(f"{where} is not JSON ({error})", "write one object per line"), where
+            yield UserError(f"{where} is not JSON ({one_line(error)})", "write one object per line"), where
             continue
         if not isinstance(tree, dict):
             tree = UserError(f"{where} is {line.strip()[:40]}, not an object", 'write {"prompt": ...}')
@@ -140,7 +140,9 @@ def _of_csv(path: Path) -> Iterator[RawLine]:
                 continue
             yield {name: cell for name, cell in zip(head, row, strict=True) if cell}, where
     except csv.Error as error:
-        raise UserError(f"{path} line {rows.line_num} is not CSV ({error})", "fix that line") from None
+        raise UserError(
+            f"{path} line {rows.line_num} is not CSV ({one_line(error)})", "fix that line"
+        ) from None
 
 
 def _of_parquet(path: Path) -> Iterator[RawLine]:

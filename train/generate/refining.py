@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from uhr.base.console import Advance
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import json_bytes
 from uhr.base.store import Store
 from uhr.models.generate.refining import with_prompt
@@ -44,7 +44,9 @@ def refine_all(
                 try:
                     answers[prompt] = done.result()
                 except NoAnswer as none:
-                    unanswered[prompt] = f"{refiner.server.model} does not rewrite its prompt ({none})"
+                    unanswered[prompt] = (
+                        f"{refiner.server.model} does not rewrite its prompt ({one_line(none)})"
+                    )
                     if not answers and len(unanswered) >= GIVE_UP:
                         raise _no_answer(unanswered) from None
                 advance()

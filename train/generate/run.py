@@ -72,13 +72,13 @@ class SetJob:
     images: the folder that the entries come from, if any. With such a folder, items that fail the check count
         as failed; without one, a mistake in the file of prompts ends the run.
     left_out: how much of the source gave no entry, by kind.
-    fresh: returns the fix of the error for an OUT that belongs to another set.
+    other_out: returns the fix of an error if OUT, its argument, belongs to another set.
     """
 
     request: Request
     entries: Sequence[Entry]
     out: str
-    fresh: Callable[[str], str]
+    other_out: Callable[[str], str]
     runner: Runner
     refinement: Refinement | None = None
     previews: Path | None = None
@@ -88,16 +88,16 @@ class SetJob:
 
 @dataclass(frozen=True)
 class SetResult:
-    """The result of a run. `before`: the set was finished before."""
+    """The result of a run. `finished_before`: the set was complete already, and nothing was generated."""
 
     out: str
     info: SetInfo
-    before: bool
+    finished_before: bool
     first_error: str | None
 
     def facts(self) -> dict[str, Any]:
         """The result for `--json`."""
-        return {"out": self.out, "finished_before": self.before, **self.info.model_dump(mode="json")}
+        return {"out": self.out, "finished_before": self.finished_before, **self.info.model_dump(mode="json")}
 
 
 def generate(job: SetJob) -> SetResult:
@@ -124,7 +124,7 @@ def generate(job: SetJob) -> SetResult:
     fix = "free space there; the same command resumes where it stopped"
     with saving(work.path, fix), work.lock(where=store.text):
         try:
-            requested = identity.claim(store, requested, job.fresh(job.out))
+            requested = identity.begin_or_resume(store, requested, job.other_out(job.out))
             names = store.names()
             found = index.read_set(store)
             if found is not None and not found.counts["failed"] and not _undone(items, names):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.console import table
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import atomic
 
 FILE = "log.jsonl"
@@ -54,7 +54,9 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
         try:
             yield json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path} line {number + 1} is not JSON ({error})", "remove that line") from None
+            raise UserError(
+                f"{path} line {number + 1} is not JSON ({one_line(error)})", "remove that line"
+            ) from None
 
 
 def print_log(entries: list[dict[str, Any]], lines: int = 20) -> None:

@@ -64,7 +64,7 @@ def read_versioned(cls: type[C], file: Path, newest: int, fix: str) -> C:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error})", fix) from None
+        raise UserError(f"{file} cannot be read ({one_line(error)})", fix) from None
     return parse_versioned(cls, data, str(file), newest, fix)
 
 
@@ -85,7 +85,7 @@ def versioned_tree(data: bytes, where: str, newest: int, fix: str) -> dict[str, 
     try:
         tree = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} cannot be read ({error})", fix) from None
+        raise UserError(f"{where} cannot be read ({one_line(error)})", fix) from None
     if not isinstance(tree, dict):
         raise UserError(f"{where} cannot be read (it is not a JSON object)", fix)
     version = tree.get("schema_version")
@@ -171,7 +171,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error})", "name a YAML file") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)})", "name a YAML file") from None
     return parse_yaml(text, str(path))
 
 

@@ -10,7 +10,7 @@ import contextlib
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -173,6 +173,14 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def free_name(taken: str, is_taken: Callable[[str], bool]) -> str:
+    """Return the first of `taken`-2, `taken`-3, ... (a folder, or a prefix in a store) that is not taken."""
+    number = 2
+    while is_taken(free := f"{taken.rstrip('/')}-{number}"):
+        number += 1
+    return free
 
 
 @contextlib.contextmanager

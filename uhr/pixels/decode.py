@@ -15,7 +15,7 @@ import numpy as np
 from uhr.base.config import Config
 from uhr.base.files import human_bytes
 from uhr.pixels.decoders import decode_planes, upright
-from uhr.pixels.files import opened
+from uhr.pixels.files import open_version
 from uhr.pixels.headers import read_header
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import Header, PixelFault
@@ -112,7 +112,7 @@ def read_bytes(path: Path | str, limits: PixelLimits | None = None, version: str
     another `version` (`uhr.base.files.file_version`) than the one that was listed.
     """
     limits = limits or PixelLimits()
-    with opened(path, version) as handle:
+    with open_version(path, version) as handle:
         size = os.fstat(handle).st_size
         _check_bytes(size, limits)
         with open(handle, "rb", closefd=False) as file:

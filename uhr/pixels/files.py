@@ -18,7 +18,7 @@ from uhr.pixels.types import PixelFault
 
 
 @contextlib.contextmanager
-def opened(path: Path | str, version: str | None = None) -> Generator[int]:
+def open_version(path: Path | str, version: str | None = None) -> Generator[int]:
     """Open a regular file for reading; yield its handle, which is closed at the end of the block.
 
     `version` is the `file_version` of the file when it was listed; None if it was not listed. Raises

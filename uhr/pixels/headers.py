@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from uhr.pixels.files import opened
+from uhr.pixels.files import open_version
 from uhr.pixels.formats import bmp, gif, header_walks, ico, jpeg2000, netpbm, qoi, signatures
 from uhr.pixels.formats.isobmff import avif
 from uhr.pixels.formats.tiff import header as tiff
@@ -46,7 +46,7 @@ def read_header(source: bytes | Path | str, version: str | None = None) -> Heade
     """
     if isinstance(source, bytes):
         return _read(FileBytes(source, len(source)))
-    with opened(source, version) as handle:
+    with open_version(source, version) as handle:
         size = os.fstat(handle).st_size
         return _read(FileBytes(os.read(handle, FIRST_BYTES), size, handle))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from uhr.base import console
 from uhr.base.errors import UserError
 from uhr.base.paths import is_url
+from uhr.base.run_folder import free_name
 from uhr.base.store import open_store
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def make_set(
             request=request,
             entries=entries,
             out=out,
-            fresh=lambda taken: f"use --out {shlex.quote(_free(taken))}",
+            other_out=lambda taken: f"use --out {shlex.quote(free_name(taken, _is_taken))}",
             runner=runner,
             refinement=refinement,
             previews=previews,
@@ -140,7 +141,7 @@ def _entries(prompts: Path | None, item: Item, defaults: Defaults) -> tuple[list
 def _print_result(result: SetResult) -> None:
     counts, out = result.info.counts, result.out
     made = console.counted(counts["made"], "image")
-    if result.before:
+    if result.finished_before:
         console.say(f"{console.shown(out)} is finished: {made} of the same request")
     else:
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
@@ -157,9 +158,5 @@ def _print_result(result: SetResult) -> None:
         console.say(f"next: {console.command(*curate)}")
 
 
-def _free(taken: str) -> str:
-    """The first of OUT-2, OUT-3, ... that does not exist."""
-    number = 2
-    while open_store(free := f"{taken.rstrip('/')}-{number}").names():
-        number += 1
-    return free
+def _is_taken(out: str) -> bool:
+    return bool(open_store(out).names())

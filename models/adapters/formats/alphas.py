@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.models.adapters.formats.settings import PeftSettings
 from uhr.models.adapters.formats.usage import json_object
 
@@ -56,7 +56,7 @@ def settings_of(file: Path, keys: Collection[str]) -> PeftSettings | None:
     try:
         text = config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{config} cannot be read ({error})", "download it again") from error
+        raise UserError(f"{config} cannot be read ({one_line(error)})", "download it again") from error
     return PeftSettings.of(json_object(text, str(config)), str(config))
 
 

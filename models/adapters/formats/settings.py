@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 
 COMPUTED = ("r", "rank_pattern", "lora_alpha", "alpha_pattern", "use_rslora")
 """Keys that decide the strength of each module's update."""
@@ -165,7 +165,7 @@ def _pattern(tree: Mapping[str, Any], key: str, where: str) -> list[tuple[str, A
             re.compile(name)
         except re.error as error:
             raise UserError(
-                f"{where} has '{name}' in {key} ({error})", "it must be a regular expression"
+                f"{where} has '{name}' in {key} ({one_line(error)})", "it must be a regular expression"
             ) from error
     return list(found.items())
 

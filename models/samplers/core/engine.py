@@ -151,7 +151,7 @@ class Engine:
         """Return the height and width of z for a size in px."""
         return size[0] // self.facts.vae_factor, size[1] // self.facts.vae_factor
 
-    def fresh(self, stage: SamplingStage) -> torch.Tensor:
+    def draw_noise(self, stage: SamplingStage) -> torch.Tensor:
         """Return standard normal z for a stage: the noise that the user gave at the first call, drawn noise
         after that."""
         return self.noise.first(self.batch, stage.size)

@@ -34,4 +34,4 @@ def base_pass(
                 keep(flow.data_estimate(z, v, sigma))
             return v
 
-        return engine.integrate(stage, engine.fresh(stage), follow, engine.conditions(stage, prompts))
+        return engine.integrate(stage, engine.draw_noise(stage), follow, engine.conditions(stage, prompts))

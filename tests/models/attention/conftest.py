@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from uhr.models.attention.layout import WindowLayout
-from uhr.models.attention.rules import dense_mask
+from uhr.models.attention.mask import dense_mask
 from uhr.models.ops import latents
 
 TEXT = 7

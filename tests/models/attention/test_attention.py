@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from uhr.base.errors import UserError
 from uhr.models.attention import flex, gathered
 from uhr.models.attention.layout import WindowLayout
-from uhr.models.attention.rules import WindowRules, dense_mask
+from uhr.models.attention.mask import dense_mask
+from uhr.models.attention.window_rules import WindowRules
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 

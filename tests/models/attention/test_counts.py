@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from uhr.models.attention.counts import pairs, tile_pairs
 from uhr.models.attention.flex import BlockMasks, block_mask
 from uhr.models.attention.layout import WindowLayout
-from uhr.models.attention.rules import WindowRules, dense_mask, mask_mod, pieces
+from uhr.models.attention.mask import dense_mask, mask_mod, pieces
 from uhr.models.attention.sweep import steps
+from uhr.models.attention.window_rules import WindowRules
 
 T = 512
 

@@ -7,7 +7,7 @@ from uhr.base.errors import UserError
 from uhr.models.attention.call import AttentionCalls, Windows
 from uhr.models.attention.guide import Guide
 from uhr.models.attention.layout import WindowLayout
-from uhr.models.attention.rules import WindowRules
+from uhr.models.attention.window_rules import WindowRules
 from uhr.models.surgery.base import temporarily
 
 LAYOUT = WindowLayout(8, 8, window=4, ratio=4)

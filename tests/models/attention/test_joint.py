@@ -8,7 +8,7 @@ import torch
 from uhr.models.attention.call import AttentionCalls, Windows
 from uhr.models.attention.guide import Guide
 from uhr.models.attention.layout import WindowLayout
-from uhr.models.attention.rules import WindowRules
+from uhr.models.attention.window_rules import WindowRules
 from uhr.models.ops import latents
 from uhr.models.surgery.base import temporarily
 

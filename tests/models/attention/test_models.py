@@ -10,7 +10,7 @@ from uhr.base.errors import UserError
 from uhr.models.attention.call import AttentionCalls, Windows
 from uhr.models.attention.guide import Guide
 from uhr.models.attention.layout import WindowLayout
-from uhr.models.attention.rules import WindowRules
+from uhr.models.attention.window_rules import WindowRules
 from uhr.models.surgery.base import applied, temporarily
 
 LAYOUT = WindowLayout(8, 12, window=4, ratio=2)

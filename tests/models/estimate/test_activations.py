@@ -9,7 +9,7 @@ from uhr.models.attention.call import AttentionCalls, Windows
 from uhr.models.attention.guide import Guide
 from uhr.models.attention.layout import WindowLayout
 from uhr.models.attention.proportional import Proportional
-from uhr.models.attention.rules import WindowRules
+from uhr.models.attention.window_rules import WindowRules
 from uhr.models.estimate.activations import BackboneMemory
 from uhr.models.estimate.live_bytes import LiveBytes
 from uhr.models.estimate.shapes import empty_component

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from uhr.base.errors import UserError
+from uhr.base.files import gibibytes
 from uhr.cli import main
 from uhr.models import zoo
 from uhr.models.estimate import devices
 from uhr.models.estimate.cost import WeightPlacement
 from uhr.models.estimate.plan import plan
-from uhr.models.estimate.plan_text import count, describe, duration, gib, show
+from uhr.models.estimate.plan_text import count, describe, duration, show
 from uhr.models.generate.request import Item, Request
 from uhr.models.samplers import SAMPLERS
 from uhr.models.specs.registry import SPECS
@@ -270,7 +271,7 @@ def test_numbers_are_shown_as_people_say_them():
         "2 min 22 s",
         "1 h 20 min",
     ]
-    assert [gib(b) for b in (5 << 20, 3 * GIB / 2)] == ["5.0 MiB", "1.5 GiB"]
+    assert [gibibytes(b) for b in (5 << 20, 3 * GIB / 2)] == ["5.0 MiB", "1.5 GiB"]
 
 
 def test_a_plan_of_other_dtypes_weighs_what_they_weigh():

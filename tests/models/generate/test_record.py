@@ -121,7 +121,7 @@ def test_a_large_image_is_not_decoded_to_be_read_or_compared(tmp_path):
         record.read_record(bomb(tmp_path / "silent.png", text=b""))
     found = repeat.compare(file, image())
     assert str(found) == "not comparable: the first has 20000x20000 px"
-    with record.opened(file) as opened:
+    with record.open_png(file) as opened:
         assert opened.size == (20_000, 20_000)
         assert guard == Image.MAX_IMAGE_PIXELS, "Pillow's own guard is left as it was"
     with pytest.raises(UserError, match="is damaged and cannot be compared"):

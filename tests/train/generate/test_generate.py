@@ -182,9 +182,9 @@ def test_a_set_is_of_one_dtype_and_kind_of_device(make, tiny_flux):
     assert (other.request.dtype, other.computes, other.threads) == ("bfloat16", "cuda", None)
     assert one.id != other.id
     store = open_store("set")
-    identity.claim(store, one, "x")
+    identity.begin_or_resume(store, one, "x")
     with pytest.raises(UserError, match="another set: other dtype, kind of device"):
-        identity.claim(store, other, "x")
+        identity.begin_or_resume(store, other, "x")
     # by its number the same kind of device
     first = other.request.model_copy(update={"device": "cuda:1"})
     assert identity.identify(first, there, 4, items, None).id == other.id

@@ -1,26 +1,5 @@
-"""Which tokens attend to which: UltraGen's rules over text (T), image (X) and guide (Y) tokens, as data and
-as a predicate.
-
-    query \\ key   text              X                          Y
-    text           yes               yes                        never
-    X (window i)   yes               window i and neighbours    the guide window of the same area
-    Y              `guide_to_text`   never                      all of Y, or near blocks
-
-That is the paper's mask. The official code has three others, which differ from it and from each other;
-where they offer a real choice it is an option here, and its default is the paper's:
-
-- `neighbourhood`: the paper has "adjacent" and its figures suggest all eight neighbours ("box", the
-  default). One of the code's builders writes "own" and calls it four neighbours ("cross"); its training mask
-  is a "sliding" one, 8 tokens to each side of every query token.
-- `image_to_guide`: "own" is the paper's; "all" is the code's training mask.
-- `guide_to_text`: True as in the code's training mask; its inference mask leaves the text out.
-- `guide_to_guide`: the paper's global attention ("full") is quadratic in M: 8 % of all pairs at 4K, 23 % at
-  8K. "auto" is full up to 8K (16,384 guide tokens), so that an 8K image has the global guide of the paper,
-  and above that "local": a guide token sees its block of 16 x 16 guide tokens and the blocks within
-  `guide_reach`, 2 by default. The code's inference mask allows 2 tokens only, so its guide is not global.
-
-Text never sees the guide and the guide never sees the image; there is no option for it. So the guide's keys
-and values do not depend on the noisy image and can be cached (`guide.py`).
+"""The mask of windowed attention: which tokens attend to which, from `window_rules.py`, as pieces of windows
+and as a predicate. N image tokens X, T of text, M of UltraGen's guide Y.
 """
 
 from __future__ import annotations
