@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     if code == 130:
         # typer turns Ctrl-C into this exit code, without a message
         message = (
-            "interrupted; nothing is half-written (curate, encode, train, sets: the same command goes on)"
+            "interrupted; nothing is half-written (curate, encode, train, sets: the same command resumes)"
         )
         return _fail(message, debug, code=130)
     return code if isinstance(code, int) else 0

@@ -189,7 +189,7 @@ class ObjectStore(Store):
 
 
 _MAKE_ROOM = "free space there; the same command resumes where it stopped"
-_GO_ON = "fix that; the same command goes on where it stopped"
+_GO_ON = "fix that; the same command resumes it"
 
 
 def _file_system(protocol: str, text: str) -> Any:
@@ -219,7 +219,7 @@ _KINDS = {
     "ProfileNotFound": ("there is no such AWS profile", "check AWS_PROFILE"),
     "EndpointConnectionError": (
         "the store does not answer",
-        "check AWS_ENDPOINT_URL and the network; the same command goes on where it stopped",
+        "check AWS_ENDPOINT_URL and the network; the same command resumes it",
     ),
     "PermissionError": ("access is denied", "check the credentials, and what they may do with the bucket"),
     "FileNotFoundError": ("there is no such bucket", "make the bucket, or name another"),

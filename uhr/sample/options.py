@@ -48,7 +48,7 @@ RefineInstruction = Annotated[
     typer.Option(
         parser=local("--refine-instruction"),
         metavar="FILE",
-        help="With --refine: the instruction for the model, in place of ours.",
+        help="With --refine: a file with your own instruction for the model.",
         rich_help_panel=SET,
     ),
 ]
@@ -57,16 +57,16 @@ Image = Annotated[
     typer.Option(
         parser=local("--image", utf8=True),
         metavar="FILE|DIR",
-        help="An image in place of the base pass, of any size; not every sampler takes one. For a folder, "
-        "every image in it.",
+        help="An input image of any size, which replaces the base pass; not every sampler takes one. With a "
+        "folder: every image in it.",
         rich_help_panel=WHAT,
     ),
 ]
 Scale = Annotated[
     float | None,
     typer.Option(
-        help="With --image: the factor between its sides and those of the result. If neither this nor --size "
-        "is given: 4 for patch-cascade and ultragen, 2 for others.",
+        help="With --image: how many times larger the sides of the result are than those of the image. "
+        "Default, without --size: 4 for patch-cascade and ultragen, 2 for others.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -82,23 +82,23 @@ Negative = Annotated[
 Seed = Annotated[
     int,
     typer.Option(
-        help="The same seed and options give the same image. In a set, that of the first image.",
+        help="The same seed and options give the same image. In a set: the seed of the first image.",
         rich_help_panel=WHAT,
     ),
 ]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="WxH", help="In px; by default that of the sampler.", rich_help_panel=WHAT),
+    typer.Option(metavar="WxH", help="Size in px; default: the size of the sampler.", rich_help_panel=WHAT),
 ]
 
 Steps = Annotated[
     int | None,
-    typer.Option(help="The published number, or the model card's, if not given.", rich_help_panel=HOW),
+    typer.Option(help="Default: the published number, or the model card's.", rich_help_panel=HOW),
 ]
 Guidance = Annotated[
     float | None,
     typer.Option(
-        help="The published number, or the model card's, if not given. It applies to the base pass, and "
+        help="Default: the published number, or the model card's. It applies to the base pass, and "
         "with --image to every stage; for stages above the base, --set guidance_high=7.",
         rich_help_panel=HOW,
     ),
@@ -142,7 +142,7 @@ Adapters = Annotated[
     typer.Option(
         "--adapter",
         metavar="PATH[=SCALE]",
-        help="An adapter's folder or file; may be repeated. URAE's 4K factors come after its 2K LoRA.",
+        help="An adapter's folder or file; may be repeated. Name URAE's 2K LoRA before its 4K factors.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -194,8 +194,8 @@ Out = Annotated[
     str | None,
     typer.Option(
         metavar="FILE.png|DIR|s3://...",
-        help="The image, a file or s3://bucket/image.png; its record is in it, and in a JSON next to it. "
-        "For a set: a folder or s3://bucket/prefix; the same command goes on where it stopped.",
+        help="Where the image is written: a file or s3://bucket/image.png. Its record is in it, and in a "
+        "JSON next to it. For a set: a folder or s3://bucket/prefix; the same command resumes the set.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -204,7 +204,7 @@ Plan = Annotated[
     typer.Option(
         "--plan",
         help="Only print stages, calls, tokens, operations, memory, time. No weights are needed: "
-        "--model may be a name of `uhr models list`. For a set: one image's times the number of images.",
+        "--model may be a name of `uhr models list`. For a set: one image of each size, times the number.",
         rich_help_panel=PLAN,
     ),
 ]
@@ -212,7 +212,7 @@ On = Annotated[
     str | None,
     typer.Option(
         metavar="GPU",
-        help="With --plan: for this GPU, such as rtx-4090; by default for that of this machine, or an h200.",
+        help="With --plan: the GPU to plan for, such as rtx-4090; default: this machine's, or an h200.",
         rich_help_panel=PLAN,
     ),
 ]
@@ -242,8 +242,8 @@ Workers = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(
-        help="For a set: a running Ray cluster, with the same paths of model and OUT on all machines; with "
-        "--device cuda for its GPUs.",
+        help="For a set: a running Ray cluster. Model and OUT must have the same paths on all its machines. "
+        "Add --device cuda to use its GPUs.",
         rich_help_panel=SET,
     ),
 ]
