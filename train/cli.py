@@ -13,6 +13,7 @@ from uhr.base.errors import UserError, with_options
 from uhr.base.files import saving
 from uhr.base.paths import local
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
+from uhr.train.data.names import named_path
 
 app = typer.Typer(no_args_is_help=True, help="Encode a manifest once, train on it, export the adapter.")
 
@@ -40,9 +41,12 @@ RunFolder = Annotated[
 ModelPath = Annotated[str, typer.Option("--model", metavar="DIR|ID|FILE", help=MODEL_HELP)]
 Base = Annotated[str | None, typer.Option("--base", metavar="DIR|ID", help=BASE_HELP)]
 Spec = Annotated[str | None, typer.Option("--spec", metavar="NAME", help=SPEC_HELP)]
-DATA_HELP = "What `uhr train encode` wrote; once per resolution."
-Data = typer.Option("--data", parser=local("--data"), metavar="DIR", help=DATA_HELP)
-DataFolders = Annotated[list[Path] | None, Data]
+DATA_HELP = (
+    "What `uhr train encode` wrote, with its name if the recipe has several data sets; once per data set and "
+    "resolution."
+)
+Data = typer.Option("--data", parser=named_path, metavar="[NAME=]DIR", help=DATA_HELP)
+DataFolders = Annotated[list[Any] | None, Data]
 
 
 IN_RECIPE = {"device": "--set runtime.device="}
@@ -157,7 +161,7 @@ def encode_(
 @app.command("run")
 def run_(
     model: ModelPath,
-    data: Annotated[list[Path], Data],
+    data: Annotated[list[Any], Data],
     out: Annotated[
         Path,
         typer.Option(

@@ -54,6 +54,10 @@ class Timesteps(Config):
             raise ValueError(f"band [{low}, {high}] has less than a millionth of the density")
         return self
 
+    def with_band(self, band: tuple[float, float]) -> Timesteps:
+        """The same with another band, checked."""
+        return Timesteps.model_validate({**self.model_dump(), "band": band})
+
     def sigma(self, u: torch.Tensor) -> torch.Tensor:
         """The quantile function: maps u in (0, 1), of any shape, to sigma in [0, 1] of the same shape,
         float64.

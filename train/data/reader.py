@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -68,6 +69,12 @@ class EncodedData:
     @property
     def buckets(self) -> list[BucketInfo]:
         return self.info.buckets
+
+    def select(self, where: str | None) -> list[np.ndarray]:
+        """The rows of each bucket that meet a condition, as rising row numbers; None is all of them."""
+        if where is not None:
+            raise UserError(f"{self.path} has no curated columns for the condition {where}", "encode again")
+        return [np.arange(bucket.rows) for bucket in self.buckets]
 
     def read(self, bucket: int, rows: Sequence[int]) -> EncodedRows:
         """Read rows `rows` of bucket number `bucket`, in that order, each with its own caption's

@@ -16,6 +16,7 @@ from uhr.base.errors import UserError
 from uhr.models.specs.spec import GuidanceKind, ModelSpec
 from uhr.models.surgery.base import from_record
 from uhr.train.objectives import AnyObjective
+from uhr.train.objectives.base import Objective
 from uhr.train.recipes.windows import GuideWindows
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable import AnyTrainable
@@ -60,21 +61,69 @@ class Batching(Config):
     remainder: Literal["short", "drop"]
 
 
+class DataUse(Config):
+    """How a phase uses one data set of the run.
+
+    data: its name, as in `--data NAME=DIR`.
+    weight: share of the phase's batches, in proportion to those of its other data sets. None: every row is
+        used `repeats` times while the others are used as often as they say. All or none of a phase have one.
+    where: SQL condition on curated columns, such as `artimuse_rank <= 0.05`; None is all rows.
+    resolution: px, as the data was encoded; None is that of the phase.
+    band: noise levels [low, high] of these samples; None is that of the phase's `timesteps`.
+    objective: of these samples; None is the phase's. With `distillation` they are a preservation set: the
+        model is kept where it is on them.
+    loss_weight: factor of their loss.
+    """
+
+    data: str = "main"
+    weight: float | None = Field(None, gt=0)
+    repeats: int = Field(1, gt=0)
+    where: str | None = None
+    resolution: int | None = Field(None, gt=0)
+    band: tuple[float, float] | None = None
+    objective: AnyObjective | None = None
+    loss_weight: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> DataUse:
+        if self.weight is not None and self.repeats != 1:
+            raise ValueError("weight is a share of batches already: leave out repeats")
+        return self
+
+
 class Phase(Config):
     """One phase of a training run.
 
+    data: the data sets that it mixes.
     resolution: px, as the data was encoded; None is the model's native size.
     objective: with its parameters (`train.objectives`). steps: optimiser steps.
     lr: learning rate after `warmup` steps, over which it rises linearly from 0.
     """
 
     name: str
+    data: tuple[DataUse, ...] = Field((DataUse(),), min_length=1)
     resolution: int | None = Field(None, gt=0)
     objective: AnyObjective
     timesteps: Timesteps
     steps: int = Field(gt=0)
     lr: float = Field(gt=0)
     warmup: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Phase:
+        if len({use.weight is None for use in self.data}) > 1:
+            raise ValueError("all data sets of a phase have a weight, or none has")
+        for use in self.data:
+            self.timesteps_of(use)
+        return self
+
+    def objective_of(self, use: DataUse) -> Objective:
+        """The objective of the samples of one of the phase's data sets."""
+        return use.objective or self.objective
+
+    def timesteps_of(self, use: DataUse) -> Timesteps:
+        """The noise levels of the samples of one of the phase's data sets."""
+        return self.timesteps if use.band is None else self.timesteps.with_band(use.band)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of the phase's step `step`, counted from 0."""
@@ -180,7 +229,8 @@ class Recipe(Config):
                 )
         self.trainable.check(spec)
         for phase in self.phases:
-            phase.objective.check(spec, self.guidance.scale)
+            for use in phase.data:
+                phase.objective_of(use).check(spec, self.guidance.scale)
 
     def changes_for(self, spec: ModelSpec) -> list[str]:
         """The changes, as `path=value`, that adapt this recipe to the model's family and guidance."""

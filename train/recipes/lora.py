@@ -52,6 +52,7 @@ RECIPE = Recipe(
         "trainable.alpha": "equal to the rank, so that a reader that ignores alpha is right all the same",
         "trainable.targets": "URAE: q, k, v, out of the image stream and of the single blocks",
         "phases.name": "ours",
+        "phases.data": "ours: one data set, each row once per epoch",
         "phases.resolution": "the model's native size",
         "phases.objective": "rectified flow, Liu et al. 2209.03003; the objective FLUX.1 was trained with",
         "phases.timesteps": "logit-normal(0, 1): Esser et al. 2403.03206, their best density",

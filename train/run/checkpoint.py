@@ -47,8 +47,12 @@ MAY_CHANGE = (
 
 
 class DataRef(Config):
-    """Encoded data of a run, identified by `id`; `path` is where it was. `licences` counts `rows`."""
+    """Encoded data of a run, identified by `id`; `path` is where it was. `licences` counts `rows`.
 
+    name: under which the recipe uses it.
+    """
+
+    name: str = "main"
     path: str
     id: str
     manifest_id: str

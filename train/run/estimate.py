@@ -13,11 +13,12 @@ from uhr.models.estimate.shapes import empty_component, spec_named
 from uhr.models.families.registry import FAMILIES
 from uhr.models.loading.model import empty_transformer
 from uhr.models.zoo import ModelName, ModelSpec, get
-from uhr.train.data.reader import EncodedData
+from uhr.train.data.mixture import mixture_of
+from uhr.train.data.names import NamedPath
+from uhr.train.data.sets import NamedData, open_sets
 from uhr.train.encode.tensors import size_of
 from uhr.train.recipes.base import Recipe
 from uhr.train.run.average import describe_average
-from uhr.train.run.job import plan_for
 
 WORK_PER_TOKEN = 24
 """Numbers per token and channel that one transformer block keeps for its backward pass: normalised inputs,
@@ -25,14 +26,14 @@ q, k, v before and after normalisation and rotation, attention output, and a fee
 twice."""
 
 
-def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[Path]) -> dict[str, Any]:
+def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[NamedPath | Path]) -> dict[str, Any]:
     """Estimate steps, batches, tokens, parameters, memory and storage of a run, as plain values.
 
     model: a checkpoint, or the name of a published spec. Sizes are in bytes.
     """
     spec, transformer = _backbone(ModelName.of(model))
     recipe.check(spec)
-    encoded = {d.info.resolution: d for d in map(EncodedData.open, data)}
+    encoded = open_sets(recipe, data)
     phases = [_phase(recipe, index, spec, encoded) for index in range(len(recipe.phases))]
     parameters = _parameters(recipe, spec, transformer)
     longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
@@ -83,39 +84,64 @@ def _parameters(recipe: Recipe, spec: ModelSpec, transformer: Any) -> dict[str, 
     }
 
 
-def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: dict[int, EncodedData]) -> dict[str, Any]:
+def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: Sequence[NamedData]) -> dict[str, Any]:
     phase = recipe.phases[index]
-    resolution = phase.resolution or spec.native_size
-    known = encoded.get(resolution)
-    if encoded and known is None:
-        raise UserError(
-            f"phase '{phase.name}' needs data at {resolution} px, and the data given have {sorted(encoded)}",
-            f"give the data of that resolution, or --set phases.{phase.name}.resolution=N",
-        )
-    if known is None:
-        sizes: list[tuple[int, int, int | None, int | None]] = [(resolution, resolution, None, None)]
-        per_epoch = None
-    else:
-        plan = plan_for(recipe, index, known)
-        counts = zip(known.buckets, plan.batches_of_bucket, strict=True)
-        sizes = [(bucket.height, bucket.width, bucket.rows, batches) for bucket, batches in counts]
-        per_epoch = plan.batches_per_epoch
+    sets, buckets = _used(recipe, index, spec, encoded) if encoded else _assumed(recipe, index, spec)
+    alone = sets[0] if len(sets) == 1 else None
     return {
         "name": phase.name,
         "steps": phase.steps,
-        "resolution": resolution,
-        "batches_per_epoch": per_epoch,
-        "epochs": round(phase.steps / per_epoch, 2) if per_epoch else None,
-        "buckets": [
-            {
-                "size": f"{width}x{height}",
-                "rows": rows,
-                "batches_per_epoch": batches,
-                "image_tokens": spec.tokens(height, width),
-                "tokens": spec.tokens(height, width) + spec.text_lengths[FAMILIES[spec.family].sequence],
-            }
-            for height, width, rows, batches in sizes
-        ],
+        "resolution": phase.resolution or spec.native_size,
+        "batches_per_epoch": alone and alone["batches_per_epoch"],
+        "epochs": alone and alone["epochs"],
+        "data": sets,
+        "buckets": buckets,
+    }
+
+
+def _used(
+    recipe: Recipe, index: int, spec: ModelSpec, encoded: Sequence[NamedData]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The data sets that a phase mixes, and their buckets."""
+    mixture, steps = mixture_of(recipe, index, spec, encoded), recipe.phases[index].steps
+    sets, buckets = [], []
+    for order, share in zip(mixture.orders, mixture.shares, strict=True):
+        per_epoch = order.plan.batches_per_epoch
+        epochs = round(steps * share / per_epoch, 2)
+        whole = {"name": order.use.data, "share": round(share, 4), "rows": order.row_count}
+        sets.append({**whole, "batches_per_epoch": per_epoch, "epochs": epochs})
+        for bucket, rows, batches in zip(
+            order.buckets, order.rows, order.plan.batches_of_bucket, strict=True
+        ):
+            size = order.data.buckets[bucket]
+            buckets.append(_bucket(spec, order.use.data, size.height, size.width, len(rows), batches))
+    return sets, buckets
+
+
+def _assumed(
+    recipe: Recipe, index: int, spec: ModelSpec
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The same without data: squares of each data set's resolution, of unknown number."""
+    phase, sets, buckets = recipe.phases[index], [], []
+    for use in phase.data:
+        side = use.resolution or phase.resolution or spec.native_size
+        unknown = {"share": None, "rows": None, "batches_per_epoch": None, "epochs": None}
+        sets.append({"name": use.data, **unknown})
+        buckets.append(_bucket(spec, use.data, side, side, None, None))
+    return sets, buckets
+
+
+def _bucket(
+    spec: ModelSpec, name: str, height: int, width: int, rows: int | None, batches: int | None
+) -> dict[str, Any]:
+    tokens = spec.tokens(height, width)
+    return {
+        "data": name,
+        "size": f"{width}x{height}",
+        "rows": rows,
+        "batches_per_epoch": batches,
+        "image_tokens": tokens,
+        "tokens": tokens + spec.text_lengths[FAMILIES[spec.family].sequence],
     }
 
 
@@ -144,7 +170,7 @@ def _storage(
     spec: ModelSpec,
     config: Mapping[str, Any],
     parameters: Mapping[str, int],
-    encoded: dict[int, EncodedData],
+    encoded: Sequence[NamedData],
 ) -> dict[str, Any]:
     """Bytes on disk per image and caption (in bfloat16, the default of `encode`), and per checkpoint."""
     resolution = recipe.phases[0].resolution or spec.native_size
@@ -158,7 +184,7 @@ def _storage(
         + 4 * parameters["constant"],
     }
     if encoded:
-        storage["encoded_data"] = sum(part.bytes for data in encoded.values() for part in data.info.parts)
+        storage["encoded_data"] = sum(part.bytes for each in encoded for part in each.data.info.parts)
     return storage
 
 
@@ -175,13 +201,13 @@ def print_estimate(plan: dict[str, Any]) -> None:
     for phase in plan["phases"]:
         epochs = f", {phase['epochs']:g} epochs" if phase["epochs"] is not None else ""
         say(f"\nphase {phase['name']}: {phase['steps']:,} steps at {phase['resolution']} px{epochs}")
-        table(
-            ["bucket", "images", "batches per epoch", "image tokens", "tokens with text"],
-            [
-                [b["size"], b["rows"], b["batches_per_epoch"], b["image_tokens"], b["tokens"]]
-                for b in phase["buckets"]
-            ],
-        )
+        if len(phase["data"]) > 1:
+            columns = ["name", "share", "rows", "batches_per_epoch", "epochs"]
+            heads = ["data", "share of batches", "images", "batches per epoch", "epochs"]
+            table(heads, [[each[name] for name in columns] for each in phase["data"]])
+        columns = ["data", "size", "rows", "batches_per_epoch", "image_tokens", "tokens"]
+        heads = ["data", "bucket", "images", "batches per epoch", "image tokens", "tokens with text"]
+        table(heads, [[bucket[name] for name in columns] for bucket in phase["buckets"]])
     say("\nestimated memory at the longest sequence:")
     table(["what", "size"], [[name, human_bytes(size)] for name, size in plan["memory"].items()])
     say("\nstorage:")

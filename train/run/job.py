@@ -17,8 +17,10 @@ from uhr.base.paths import path_text, text_path
 from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.models.families.registry import FAMILIES
 from uhr.models.zoo import Model, ModelName
-from uhr.train.data.order import BucketPlan
+from uhr.train.data.mixture import Mixture, mixture_of
+from uhr.train.data.names import NamedPath
 from uhr.train.data.reader import EncodedData
+from uhr.train.data.sets import NamedData, check_all_used, open_sets
 from uhr.train.encode.hashing import shown_weights_hash
 from uhr.train.recipes.base import Recipe
 from uhr.train.run import checkpoint
@@ -46,40 +48,23 @@ class RunInfo(Config):
 
 @dataclass(frozen=True)
 class Job:
-    """A run that can start. `data` is by resolution in px; `resume` is the checkpoint to resume from."""
+    """A run that can start; `resume` is the checkpoint to resume from."""
 
     out: Path
     recipe: Recipe
     model: Model
     info: RunInfo
-    data: dict[int, EncodedData]
+    data: list[NamedData]
     resume: tuple[Path, CheckpointInfo] | None
 
-    def data_of(self, phase: int) -> EncodedData:
-        return self.data[self.recipe.phases[phase].resolution or self.model.spec.native_size]
-
-    def plan_of(self, phase: int) -> BucketPlan:
+    def mixture_of(self, phase: int) -> Mixture:
         """The order of the phase's batches; each phase has its own."""
-        return plan_for(self.recipe, phase, self.data_of(phase))
+        return mixture_of(self.recipe, phase, self.model.spec, self.data)
 
     @property
     def done(self) -> int:
         """Number of steps done."""
         return self.resume[1].step if self.resume else 0
-
-
-def plan_for(recipe: Recipe, phase: int, data: EncodedData) -> BucketPlan:
-    """The order of a phase's batches. Raises UserError if a bucket would never be used."""
-    try:
-        return BucketPlan(
-            [bucket.rows for bucket in data.buckets],
-            recipe.batch.size,
-            recipe.seed + phase,
-            block=[bucket.group_rows for bucket in data.buckets],
-            remainder=recipe.batch.remainder,
-        )
-    except ValueError as error:
-        raise UserError(f"{data.path}: {error}", "--set batch.remainder=short, or a smaller batch") from None
 
 
 @contextlib.contextmanager
@@ -95,7 +80,7 @@ def lock_run(out: Path) -> Generator[None]:
         yield
 
 
-def start(recipe: Recipe, model: str | ModelName, data: Sequence[Path], out: Path) -> Job:
+def start(recipe: Recipe, model: str | ModelName, data: Sequence[NamedPath | Path], out: Path) -> Job:
     """Create a job in a new folder, or continue the one that is there if it has the same recipe, model and
     data, so that the command of a killed run can be repeated. Raises UserError if they differ.
     """
@@ -123,7 +108,7 @@ def reopen(
     out: Path,
     sets: Sequence[str] = (),
     model: str | None = None,
-    data: Sequence[Path] = (),
+    data: Sequence[NamedPath | Path] = (),
     base: str | None = None,
 ) -> Job:
     """The job of a run's folder, from its newest complete checkpoint.
@@ -137,8 +122,9 @@ def reopen(
     if base is None and (model is None or user_path(model).is_file()):
         base = was.base
     named = ModelName(model or was.model, before.model.spec, base)
-    data = data or [text_path(ref.path) for ref in before.data]
-    paths = [("model", Path(named.model)), *(("data", path) for path in data)]
+    data = data or [NamedPath(ref.name, text_path(ref.path)) for ref in before.data]
+    places = [each.path if isinstance(each, NamedPath) else each for each in data]
+    paths = [("model", Path(named.model)), *(("data", path) for path in places)]
     paths += [] if named.base is None else [("base", Path(named.base))]
     for name, path in paths:
         if path.is_absolute() and not path.exists():
@@ -160,40 +146,22 @@ def reopen(
 
 
 def _check(
-    recipe: Recipe, model: ModelName, data: Sequence[Path]
-) -> tuple[RunInfo, Model, dict[int, EncodedData]]:
+    recipe: Recipe, model: ModelName, data: Sequence[NamedPath | Path]
+) -> tuple[RunInfo, Model, list[NamedData]]:
     """Open model and data. Raises UserError if they do not fit each other or the recipe."""
     opened = model.open(components=("transformer",))
     recipe.check(opened.spec)
-    found: dict[int, EncodedData] = {}
-    for path in data:
-        encoded = EncodedData.open(path)
-        _check_data(encoded, opened)
-        if encoded.info.resolution in found:
-            raise UserError(f"{path} has the resolution of {found[encoded.info.resolution].path}", "give one")
-        found[encoded.info.resolution] = encoded
-    expected = {phase.resolution or opened.spec.native_size for phase in recipe.phases}
-    for resolution, encoded in found.items():
-        if resolution not in expected:
-            raise UserError(
-                f"{encoded.path} was encoded at {resolution} px, and no phase of {recipe.name} trains there",
-                f"leave it out, or --set phases.{recipe.phases[0].name}.resolution={resolution}",
-            )
-    for index, phase in enumerate(recipe.phases):
-        resolution = phase.resolution or opened.spec.native_size
-        if resolution not in found:
-            have = ", ".join(f"{px} px" for px in sorted(found)) or "none"
-            raise UserError(
-                f"phase '{phase.name}' needs data encoded at {resolution} px, and the data given have {have}",
-                f"encode with `uhr train encode --set resolution={resolution}`, or train with --set "
-                f"phases.{phase.name}.resolution=N",
-            )
-        plan_for(recipe, index, found[resolution])
+    found = open_sets(recipe, data)
+    for each in found:
+        _check_data(each.data, opened)
+    check_all_used(recipe, opened.spec, found)
+    for index in range(len(recipe.phases)):
+        mixture_of(recipe, index, opened.spec, found)
     info = RunInfo(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
         model=_model_ref(opened, spec_given=model.spec is not None),
-        data=[_data_ref(encoded) for encoded in found.values()],
+        data=[_data_ref(each) for each in found],
     )
     return info, opened, found
 
@@ -213,10 +181,11 @@ def _model_ref(opened: Model, spec_given: bool) -> ModelRef:
     )
 
 
-def _data_ref(data: EncodedData) -> DataRef:
-    info = data.info
+def _data_ref(named: NamedData) -> DataRef:
+    info = named.data.info
     return DataRef(
-        path=path_text(data.path.absolute()),
+        name=named.name,
+        path=path_text(named.data.path.absolute()),
         id=info.id,
         manifest_id=info.manifest.id,
         rows=info.counts["encoded"],
@@ -254,7 +223,7 @@ def _differences(before: RunInfo, after: RunInfo) -> list[str]:
     differs = checkpoint.changed(_present(before.recipe), after.recipe)
     if before.model.transformer != after.model.transformer:
         differs.append("model")
-    if sorted(ref.id for ref in before.data) != sorted(ref.id for ref in after.data):
+    if sorted((ref.name, ref.id) for ref in before.data) != sorted((ref.name, ref.id) for ref in after.data):
         differs.append("data")
     return differs
 
@@ -264,7 +233,7 @@ def _present(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return Recipe.model_validate(recipe).model_dump(mode="json")
 
 
-def _job(out: Path, recipe: Recipe, model: Model, info: RunInfo, data: dict[int, EncodedData]) -> Job:
+def _job(out: Path, recipe: Recipe, model: Model, info: RunInfo, data: list[NamedData]) -> Job:
     checkpoint.clear_leftovers(out)
     found = checkpoint.newest(out)
     if found is None:

@@ -1,27 +1,35 @@
-"""A phase of a running job: its data, order of batches and objective."""
+"""A phase of a running job: its data sets, the order of its batches, and what each is trained by."""
 
 from __future__ import annotations
 
 import torch
 
 from uhr.models.ops.latents import sample_moments
-from uhr.train.data.order import BucketPlan
-from uhr.train.data.reader import EncodedData, EncodedRows
-from uhr.train.objectives.base import Batch, BatchCondition, Objective
+from uhr.train.data.mixture import UseOrder
+from uhr.train.data.reader import EncodedRows
+from uhr.train.objectives.base import Batch, BatchCondition, Denoiser
 from uhr.train.objectives.draws import Draws
 from uhr.train.run.job import Job
 
 
 class PhaseRun:
-    """One phase of a job with its data opened."""
+    """One phase of a job with its data opened. `uses` are in the order of the recipe."""
 
     def __init__(self, job: Job, phase: int, device: torch.device) -> None:
-        config = job.recipe.phases[phase]
         self.index = phase
-        self.data: EncodedData = job.data_of(phase)
-        self.plan: BucketPlan = job.plan_of(phase)
-        self.objective: Objective = config.objective
-        self.timesteps = config.timesteps
+        self.mixture = job.mixture_of(phase)
+        self.uses = [UseRun(job, phase, order, device) for order in self.mixture.orders]
+
+
+class UseRun:
+    """One data set of a phase, and how its samples are trained."""
+
+    def __init__(self, job: Job, phase: int, order: UseOrder, device: torch.device) -> None:
+        config = job.recipe.phases[phase]
+        self.data = order.data
+        self.objective = config.objective_of(order.use)
+        self.timesteps = config.timesteps_of(order.use)
+        self.loss_weight = order.use.loss_weight
         self.recipe = job.recipe
         self.device = device
         self._normalisation = self.data.info.geometry.normalisation
@@ -49,6 +57,15 @@ class PhaseRun:
             BatchCondition(texts, self._null, guidance),
             rows.sample_ids,
         )
+
+    def loss(
+        self, denoiser: Denoiser, batch: Batch, draws: Draws
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of each sample with all its weights, float32 [B], and its named parts, [B] each."""
+        errors = self.objective(denoiser, batch, draws)
+        loss = errors.per_sample(batch.mask) * self.loss_weight
+        weight = self.timesteps.weight(batch.sigma)
+        return loss if weight is None else loss * weight, dict(errors.parts)
 
 
 def _over(samples: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,6 @@ from uhr.models.attention.call import AttentionCalls
 from uhr.models.families.registry import FAMILIES
 from uhr.models.surgery.base import compose, from_record, record
 from uhr.models.zoo import load_transformer, pick_device
-from uhr.train.data.order import PlannedBatch
 from uhr.train.data.reader import EncodedRows
 from uhr.train.objectives.base import Denoiser
 from uhr.train.objectives.draws import Draws
@@ -29,7 +28,7 @@ from uhr.train.run.average import decay_at, describe_average
 from uhr.train.run.denoiser import BackboneDenoiser
 from uhr.train.run.job import Job
 from uhr.train.run.log import read_log, track
-from uhr.train.run.phase import PhaseRun
+from uhr.train.run.phase import PhaseRun, UseRun
 from uhr.train.run.state import TrainState, seed_everything
 from uhr.train.run.stop import stop_requests
 
@@ -111,11 +110,12 @@ class Trainer:
         start = time.perf_counter()
         index, inside = self.recipe.phase_of(self.state.step)
         phase, config = self.phase(index), self.recipe.phases[index]
-        planned = phase.plan.at(inside)
+        turn = phase.mixture.at(inside)
         lr = config.lr_at(inside)
         optim.set_lr(self.state.optimiser, lr)
-        rows = phase.data.read(planned.bucket, planned.rows)
-        losses, sigmas, parts = self._accumulate(phase, planned, rows)
+        use = phase.uses[turn.use]
+        rows = use.data.read(turn.bucket, turn.rows)
+        losses, sigmas, parts = self._accumulate(use, rows)
         parameters = list(self.state.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         if not torch.isfinite(norm):
@@ -126,41 +126,38 @@ class Trainer:
         if self.recipe.ema is not None:
             self.state.update_ema(self.recipe.ema)
         seconds = time.perf_counter() - start
-        bucket = phase.data.buckets[planned.bucket]
+        bucket = use.data.buckets[turn.bucket]
         return {
             "step": self.state.step,
             "phase": config.name,
-            "epoch": planned.epoch,
+            "data": config.data[turn.use].data,
+            "epoch": turn.epoch,
             "bucket": f"{bucket.width}x{bucket.height}",
-            "samples": len(planned.rows),
+            "samples": len(turn.rows),
             "loss": losses.mean().item(),
             "parts": {name: values.mean().item() for name, values in parts.items()},
             "sigma": {"mean": sigmas.mean().item(), "min": sigmas.min().item(), "max": sigmas.max().item()},
             "lr": lr,
             "grad_norm": norm.item(),
             "seconds": round(seconds, 4),
-            "samples_per_second": round(len(planned.rows) / seconds, 3),
+            "samples_per_second": round(len(turn.rows) / seconds, 3),
             "peak_memory": peak_memory(self.device),
         }
 
     def _accumulate(
-        self, phase: PhaseRun, planned: PlannedBatch, rows: EncodedRows
+        self, use: UseRun, rows: EncodedRows
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Accumulate the gradients of the batch's mean loss over micro-batches.
 
         Returns losses [B], sigmas [B], and the named parts of the loss, [B] each.
         """
-        count = len(planned.rows)
+        count = len(rows.sample_ids)
         draws = Draws(self.recipe.seed, self.state.step, range(count))
-        whole = phase.batch(rows, draws)
+        whole = use.batch(rows, draws)
         losses, parts = [], []
         for start in range(0, count, self.recipe.batch.micro):
             stop = min(start + self.recipe.batch.micro, count)
-            batch = whole.slice(start, stop)
-            errors = phase.objective(self.denoiser, batch, draws.slice(start, stop))
-            loss = errors.per_sample(batch.mask)
-            weight = phase.timesteps.weight(batch.sigma)
-            loss = loss if weight is None else loss * weight
+            loss, named = use.loss(self.denoiser, whole.slice(start, stop), draws.slice(start, stop))
             finite = torch.isfinite(loss.detach()).tolist()
             if not all(finite):
                 inside = rows.uris[start:stop]
@@ -169,7 +166,7 @@ class Trainer:
                 )
             (loss.sum() / count).backward()
             losses.append(loss.detach())
-            parts.append(errors.parts)
+            parts.append(named)
         names = parts[0].keys()
         return (
             torch.cat(losses),
@@ -196,14 +193,14 @@ class Trainer:
         step = self.state.step
         # at the end, this is where a longer last phase would continue
         phase, inside = self.recipe.phase_of(min(step, self.recipe.steps - 1))
-        epoch, batch = divmod(inside + (step == self.recipe.steps), self.phase(phase).plan.batches_per_epoch)
+        turn = self.phase(phase).mixture.at(inside + (step == self.recipe.steps))
         folder = checkpoint.write_checkpoint(
             self.job.out,
             self.state,
             {
                 "phase": phase,
-                "epoch": epoch,
-                "batch": batch,
+                "epoch": turn.epoch,
+                "batch": turn.index,
                 "recipe": self.recipe.model_dump(mode="json"),
                 "model": self.job.info.model,
                 "data": self.job.info.data,

@@ -30,8 +30,10 @@ def test_the_plan_counts_what_the_run_then_has(small_set, tiny_flux, job_of):
     everything = sum(p.numel() for p in trainer.denoiser.transformer.parameters())
     assert plan["parameters"]["base"] == everything - plan["parameters"]["trainable"]
     (phase,) = plan["phases"]
-    assert phase["batches_per_epoch"] == job.plan_of(0).batches_per_epoch == 4
-    assert [b["batches_per_epoch"] for b in phase["buckets"]] == list(job.plan_of(0).batches_of_bucket)
+    assert phase["batches_per_epoch"] == job.mixture_of(0).orders[0].plan.batches_per_epoch == 4
+    assert [b["batches_per_epoch"] for b in phase["buckets"]] == list(
+        job.mixture_of(0).orders[0].plan.batches_of_bucket
+    )
     assert phase["epochs"] == 2.5
     trainer.step()
     stored = sum(file.stat().st_size for file in trainer.save({}).glob("*.safetensors"))
@@ -56,6 +58,6 @@ def test_a_tiny_spec_by_name_has_no_numbers():
 
 def test_data_of_another_resolution_is_an_error(small_set, tiny_flux):
     with pytest.raises(
-        UserError, match=r"phase 'main' needs data at 256 px, and the data given have \[128\]"
+        UserError, match=r"phase 'main' needs data set 'main' encoded at 256 px, and it is given at 128 px"
     ):
         estimate(resolve("lora", None, ["phases.main.resolution=256"]), str(tiny_flux), [small_set.folder])

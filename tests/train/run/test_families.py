@@ -67,7 +67,7 @@ def test_geometry_of_neither_or_both_normalisations_or_without_texts_is_invalid(
 
 
 def test_latents_of_flux2_reach_the_model_as_in_sampling(job2, small_set2, tiny_flux2):
-    phase = Trainer(job2("latents=mean")).phase(0)
+    phase = Trainer(job2("latents=mean")).phase(0).uses[0]
     rows = phase.data.read(0, [0])
     vae = load_vae(tiny_flux2)
     expected = normalisation(vae)
@@ -78,7 +78,7 @@ def test_latents_of_flux2_reach_the_model_as_in_sampling(job2, small_set2, tiny_
 
 
 def test_dropout_takes_the_empty_captions_tensors_on_flux2_too(job2):
-    phase = Trainer(job2("caption_dropout=1")).phase(0)
+    phase = Trainer(job2("caption_dropout=1")).phase(0).uses[0]
     rows = phase.data.read(0, [0])
     assert rows.captions[0]
     texts = phase.batch(rows, Draws(0, 0, [0])).condition.texts

@@ -210,26 +210,28 @@ def test_moved_model_and_data_are_found_and_others_are_refused(job_of, small_set
 
 def test_data_must_have_the_resolution_of_a_phase(job_of, small_set, tiny_flux, tmp_path):
     with pytest.raises(
-        UserError, match=r"was encoded at 128 px, and no phase of lora trains there.*resolution=128"
+        UserError, match=r"encoded at 64 px, and it is given at 128 px: .*phases\.main\.resolution=128"
     ):
         job_of("phases.main.resolution=64")
     small, _ = encode(
         small_set.manifest.path, str(tiny_flux), tmp_path / "64", EncodeConfig(resolution=64), "cpu"
     )
     assert small.resolution == 64
-    with pytest.raises(UserError, match=r"encoded at 64 px, and no phase"):
+    with pytest.raises(UserError, match=r"encoded at 128 px, and it is given at 64 px"):
         job_of(data=tmp_path / "64")
+    with pytest.raises(UserError, match=r"was encoded at 64 px, and no phase of lora uses it as 'main'"):
+        start(recipe("lora"), str(tiny_flux), [small_set.folder, tmp_path / "64"], tmp_path / "x")
     base = recipe("lora")
     phases = tuple(
         base.phases[0].model_copy(update={"name": str(px), "resolution": px, "steps": 1}) for px in (64, 128)
     )
     both = base.model_copy(update={"phases": phases})
     with pytest.raises(
-        UserError, match=r"phase '64' needs data encoded at 64 px, and the data given have 128 px"
+        UserError, match=r"phase '64' needs data set 'main' encoded at 64 px, and it is given at 128 px"
     ):
         start(both, str(tiny_flux), [small_set.folder], tmp_path / "run")
     job = start(both, str(tiny_flux), [small_set.folder, tmp_path / "64"], tmp_path / "run")
-    assert [job.data_of(i).info.resolution for i in (0, 1)] == [64, 128]
+    assert [job.mixture_of(i).orders[0].data.info.resolution for i in (0, 1)] == [64, 128]
     assert train(job).step == 2
 
 

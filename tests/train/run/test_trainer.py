@@ -7,11 +7,12 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from uhr.base.errors import UserError
+from uhr.train.data.names import NamedPath
 from uhr.train.objectives.draws import Draws
-from uhr.train.recipes import recipe
-from uhr.train.recipes.base import leaves
+from uhr.train.recipes import recipe, resolve
+from uhr.train.recipes.base import DataUse, leaves
 from uhr.train.run import checkpoint
-from uhr.train.run.job import reopen
+from uhr.train.run.job import reopen, start
 from uhr.train.run.trainer import Trainer, train
 
 CHANGED = {
@@ -42,7 +43,8 @@ ELSEWHERE = {
     # checked against the model or the data, or by tests of their own
     "name", "about", "family", "surgeries", "windows", "trainable.kind", "phases.0.timesteps.scale",
     "guidance.kind", "phases.0.name", "phases.0.resolution",
-    "phases.0.objective.kind", "phases.0.steps", "optimiser.kind", "batch.micro", "ema", "runtime.device",
+    "phases.0.objective.kind", "phases.0.steps",
+    "optimiser.kind", "batch.micro", "ema", "runtime.device",
     "runtime.gradient_checkpointing", "runtime.checkpoint_every", "runtime.keep_checkpoints",
 }  # fmt: skip
 BASE = ["batch.size=2", "batch.micro=2", "phases.main.lr=0.005"]
@@ -63,16 +65,20 @@ def weights(job_of, tmp_path):
 
 
 def test_every_value_of_the_recipe_is_tested_for_what_it_changes():
-    assert {path for path, _ in leaves(recipe("lora").model_dump(mode="json"))} == CHANGED.keys() | ELSEWHERE
+    paths = {path for path, _ in leaves(recipe("lora").model_dump(mode="json"))}
+    of_data = {f"phases.0.data.0.{name}" for name in DataUse.model_fields}  # see the test of a mixture
+    assert paths == CHANGED.keys() | ELSEWHERE | of_data
 
 
 def test_every_value_changes_what_is_learned_and_the_same_values_learn_the_same(weights):
-    plain = weights()
-    assert torch.equal(plain, weights())
+    plain = {steps: weights(steps=steps) for steps in (3, 5)}
+    assert torch.equal(plain[3], weights())
     for path, change in CHANGED.items():
         change = "batch.size=3" if path == "batch.size" else change
-        changed = weights(change)
-        assert changed.shape != plain.shape or not torch.equal(changed, plain), path
+        # the first batch that is not full is the fifth
+        steps = 5 if path == "batch.remainder" else 3
+        changed, before = weights(change, steps=steps), plain[steps]
+        assert changed.shape != before.shape or not torch.equal(changed, before), path
 
 
 def test_gradient_checkpointing_and_micro_batches_change_nothing_but_rounding(weights):
@@ -86,8 +92,8 @@ def test_an_accumulated_gradient_is_that_of_the_whole_batch(job_of, tmp_path):
     for micro in (1, 2, 3):
         trainer = Trainer(job_of("batch.size=3", f"batch.micro={micro}", out=tmp_path / str(micro)))
         phase = trainer.phase(0)
-        planned = next(b for b in phase.plan.epoch(0) if len(b.rows) == 3)
-        trainer._accumulate(phase, planned, phase.data.read(planned.bucket, planned.rows))
+        turn = next(turn for turn in map(phase.mixture.at, range(4)) if len(turn.rows) == 3)
+        trainer._accumulate(phase.uses[0], phase.uses[0].data.read(turn.bucket, turn.rows))
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.state.parameters.values()]))
     assert gradients[0].abs().max() > 0
     for other in gradients[1:]:
@@ -99,13 +105,14 @@ def test_the_loss_goes_down_on_a_few_images(job_of):
         job_of("phases.main.lr=0.02", "trainable.rank=16", "trainable.alpha=16", "caption_dropout=0")
     )
     phase = trainer.phase(0)
-    planned = max(phase.plan.epoch(0), key=lambda batch: len(batch.rows))
-    rows = phase.data.read(planned.bucket, planned.rows)
+    turn = max(map(phase.mixture.at, range(4)), key=lambda turn: len(turn.rows))
+    use = phase.uses[0]
+    rows = use.data.read(turn.bucket, turn.rows)
 
     def loss() -> float:
-        draws = [Draws(99, step, range(len(planned.rows))) for step in range(8)]
+        draws = [Draws(99, step, range(len(turn.rows))) for step in range(8)]
         with torch.no_grad():
-            found = [phase.objective(trainer.denoiser, phase.batch(rows, d), d).map.mean() for d in draws]
+            found = [use.loss(trainer.denoiser, use.batch(rows, d), d)[0].mean() for d in draws]
         return torch.stack(found).mean().item()
 
     before = loss()
@@ -115,13 +122,13 @@ def test_the_loss_goes_down_on_a_few_images(job_of):
 
 
 def test_latents_reach_the_model_shifted_and_scaled(job_of, tmp_path):
-    phase = Trainer(job_of("latents=mean", out=tmp_path / "mean")).phase(0)
+    phase = Trainer(job_of("latents=mean", out=tmp_path / "mean")).phase(0).uses[0]
     rows = phase.data.read(1, [0, 1, 2])
     latents = phase.batch(rows, Draws(0, 0, range(3))).data
     # FLUX.1's VAE: shift 0.1159, scale 0.3611
     torch.testing.assert_close(latents, (rows.mean.float() - 0.1159) * 0.3611)
 
-    sampled = Trainer(job_of("latents=sample", out=tmp_path / "sample")).phase(0)
+    sampled = Trainer(job_of("latents=sample", out=tmp_path / "sample")).phase(0).uses[0]
     draws = [sampled.batch(rows, Draws(0, step, range(3))).data for step in range(200)]
     spread = torch.stack(draws).std(dim=0) / 0.3611
     torch.testing.assert_close(spread, rows.std.float(), rtol=0.35, atol=0)
@@ -129,7 +136,7 @@ def test_latents_reach_the_model_shifted_and_scaled(job_of, tmp_path):
 
 
 def test_captions_are_dropped_to_the_empty_one_at_their_rate_in_every_tensor(job_of):
-    phase = Trainer(job_of("caption_dropout=0.3")).phase(0)
+    phase = Trainer(job_of("caption_dropout=0.3")).phase(0).uses[0]
     rows, empty = phase.data.read(1, [0, 1, 2]), phase.data.empty_texts()
     dropped = 0
     for step in range(300):
@@ -231,8 +238,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_sample_and_keeps_the_weig
     ) as e:
         train(job)
     trainer = Trainer(job)
-    planned = trainer.phase(0).plan.at(2)
-    rows = trainer.phase(0).data.read(planned.bucket, planned.rows)
+    turn = trainer.phase(0).mixture.at(2)
+    rows = trainer.phase(0).uses[0].data.read(turn.bucket, turn.rows)
     assert rows.uris[1] in str(e.value)
     assert rows.uris[0] not in str(e.value)
     assert len((job.out / "log.jsonl").read_text().splitlines()) == 2
@@ -261,3 +268,34 @@ def test_an_objective_that_draws_from_the_process_wide_generator_resumes_exactly
         checkpoint.read_info(checkpoint.folder_of(tmp_path / n, 4)).files for n in ("straight", "broken")
     )
     assert one == two
+
+
+def test_a_phase_mixes_its_data_sets_by_weight_each_with_its_objective_band_and_factor(
+    small_set, tiny_flux, fast, tmp_path
+):
+    values = (
+        "[{data: real, weight: 3}, "
+        "{data: kept, weight: 1, objective: distillation, band: [0.9, 1], loss_weight: 0.5}]"
+    )
+    recipe = resolve("lora", None, [*fast, f"phases.main.data={values}", "phases.main.steps=8"])
+    data = [NamedPath("real", small_set.folder), NamedPath("kept", small_set.folder)]
+    job = start(recipe, str(tiny_flux), data, tmp_path / "run")
+    train(job)
+    log = [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()]
+    assert [line["data"] for line in log].count("kept") == 2
+    for line in log:
+        if line["data"] == "kept":
+            assert line["sigma"]["min"] >= 0.9
+    assert log[0]["data"] == "real"
+    assert min(line["sigma"]["min"] for line in log) < 0.9
+    # the adapter is the model before training until the first step: nothing to distil yet
+    phase = Trainer(start(recipe, str(tiny_flux), data, tmp_path / "other")).phase(0)
+    trainer = Trainer(start(recipe, str(tiny_flux), data, tmp_path / "third"))
+    kept, draws = phase.uses[1], Draws(0, 0, range(2))
+    rows = kept.data.read(1, [0, 1])
+    loss, _ = kept.loss(trainer.denoiser, kept.batch(rows, draws), draws)
+    assert loss.tolist() == [0, 0]
+    info = json.loads((job.out / "run.json").read_text())
+    assert [ref["name"] for ref in info["data"]] == ["real", "kept"]
+    again = reopen(job.out)
+    assert [each.name for each in again.data] == ["real", "kept"]

@@ -1,0 +1,80 @@
+"""The encoded data sets of a run, by the names under which a recipe uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uhr.base.errors import UserError, unknown
+from uhr.models.specs.spec import ModelSpec
+from uhr.train.data.names import NamedPath
+from uhr.train.data.reader import EncodedData
+from uhr.train.recipes.base import DataUse, Phase, Recipe
+
+
+@dataclass(frozen=True)
+class NamedData:
+    """One opened data set and its name."""
+
+    name: str
+    data: EncodedData
+
+
+def open_sets(recipe: Recipe, given: Iterable[NamedPath | Path]) -> list[NamedData]:
+    """Open the folders. A folder without a name is the recipe's only data set.
+
+    Raises UserError for a name that the recipe does not use, a missing name, and two folders of one name and
+    one resolution.
+    """
+    names = list(dict.fromkeys(use.data for phase in recipe.phases for use in phase.data))
+    found: list[NamedData] = []
+    for entry in given:
+        name, path = entry if isinstance(entry, NamedPath) else NamedPath(None, entry)
+        if name is None:
+            if len(names) > 1:
+                options = " ".join(f"--data {each}=DIR" for each in names)
+                raise UserError(
+                    f"recipe {recipe.name} uses {len(names)} data sets, and {path} has no name", options
+                )
+            name = names[0]
+        if name not in names:
+            raise unknown("data set", name, names, f"recipe {recipe.name}")
+        data = EncodedData.open(path)
+        for other in found:
+            if (other.name, other.data.info.resolution) == (name, data.info.resolution):
+                what = f"{path} and {other.data.path} are both data set '{name}' at {data.info.resolution} px"
+                raise UserError(what, "give one of them, or name them differently in the recipe")
+        found.append(NamedData(name, data))
+    return found
+
+
+def data_for(use: DataUse, phase: Phase, spec: ModelSpec, sets: Sequence[NamedData]) -> EncodedData:
+    """The data that a phase uses. Raises UserError if they are not among those given."""
+    resolution = use.resolution or phase.resolution or spec.native_size
+    of_name = [each.data for each in sets if each.name == use.data]
+    for data in of_name:
+        if data.info.resolution == resolution:
+            return data
+    have = ", ".join(f"{data.info.resolution} px" for data in of_name) or "none"
+    other = of_name[0].info.resolution if len(of_name) == 1 else "N"
+    what = f"phase '{phase.name}' needs data set '{use.data}' encoded at {resolution} px"
+    raise UserError(
+        f"{what}, and it is given at {have}",
+        f"encode with `uhr train encode --set resolution={resolution}`, or train with --set "
+        f"phases.{phase.name}.resolution={other}",
+    )
+
+
+def check_all_used(recipe: Recipe, spec: ModelSpec, sets: Sequence[NamedData]) -> None:
+    """Raise UserError for a data set that no phase uses."""
+    pairs = ((use, phase) for phase in recipe.phases for use in phase.data)
+    used = {id(data_for(use, phase, spec, sets)) for use, phase in pairs}
+    for each in sets:
+        if id(each.data) not in used:
+            data = each.data
+            what = f"{data.path} was encoded at {data.info.resolution} px"
+            raise UserError(
+                f"{what}, and no phase of {recipe.name} uses it as '{each.name}'",
+                f"leave it out, or --set phases.{recipe.phases[0].name}.resolution={data.info.resolution}",
+            )
