@@ -114,7 +114,10 @@ class Backbone(ABC):
         """Return the family's dynamic shift, a function of the number of image tokens, for this many
         steps."""
 
-    @abstractmethod
+    def other_inputs(self, condition: Condition) -> dict[str, Any]:
+        """Return the keyword arguments of the transformer that only this family has."""
+        return {}
+
     def call(
         self,
         transformer: Any,
@@ -130,6 +133,17 @@ class Backbone(ABC):
         `attention` are the user's keyword arguments for the attention processors; `condition.attention` is
         added to them.
         """
+        return transformer(
+            hidden_states=tokens.to(transformer.dtype),
+            timestep=sigma.float(),
+            guidance=condition.guidance,
+            encoder_hidden_states=condition.text,
+            txt_ids=condition.text_ids,
+            img_ids=condition.image_ids,
+            joint_attention_kwargs=attention_arguments(condition, attention),
+            return_dict=False,
+            **self.other_inputs(condition),
+        )[0].float()
 
 
 def attention_arguments(condition: Condition, attention: Mapping[str, Any] | None) -> dict[str, Any]:

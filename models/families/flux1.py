@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from uhr.models.families.base import Backbone, attention_arguments
+from uhr.models.families.base import Backbone
 from uhr.models.families.conditions import Condition, Prompt
 from uhr.models.families.text import (
     Embedded,
@@ -88,25 +88,8 @@ class Flux1(Backbone):
     def shifter(self, scheduler_config: Mapping[str, Any], steps: int) -> Calibration:
         return Calibration.of(scheduler_config)
 
-    def call(
-        self,
-        transformer: Any,
-        tokens: torch.Tensor,
-        sigma: torch.Tensor,
-        condition: Condition,
-        attention: Mapping[str, Any] | None = None,
-    ) -> torch.Tensor:
-        return transformer(
-            hidden_states=tokens.to(transformer.dtype),
-            timestep=sigma.float(),
-            guidance=condition.guidance,
-            pooled_projections=condition.pooled,
-            encoder_hidden_states=condition.text,
-            txt_ids=condition.text_ids,
-            img_ids=condition.image_ids,
-            joint_attention_kwargs=attention_arguments(condition, attention),
-            return_dict=False,
-        )[0].float()
+    def other_inputs(self, condition: Condition) -> dict[str, Any]:
+        return {"pooled_projections": condition.pooled}
 
 
 def _texts(

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from uhr.models.families.base import Backbone, attention_arguments
-from uhr.models.families.conditions import Condition, Prompt
+from uhr.models.families.base import Backbone
+from uhr.models.families.conditions import Prompt
 from uhr.models.families.text import (
     Embedded,
     TextEncoders,
@@ -117,25 +117,6 @@ class Flux2(Backbone):
 
     def shifter(self, scheduler_config: Mapping[str, Any], steps: int) -> EmpiricalShift:
         return EmpiricalShift(steps)
-
-    def call(
-        self,
-        transformer: Any,
-        tokens: torch.Tensor,
-        sigma: torch.Tensor,
-        condition: Condition,
-        attention: Mapping[str, Any] | None = None,
-    ) -> torch.Tensor:
-        return transformer(
-            hidden_states=tokens.to(transformer.dtype),
-            timestep=sigma.float(),
-            guidance=condition.guidance,
-            encoder_hidden_states=condition.text,
-            txt_ids=condition.text_ids,
-            img_ids=condition.image_ids,
-            joint_attention_kwargs=attention_arguments(condition, attention),
-            return_dict=False,
-        )[0].float()
 
 
 def _turns(tokenizer: Any, texts: Sequence[str]) -> list[str]:

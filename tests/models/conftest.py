@@ -25,6 +25,16 @@ def stock2(tiny_flux2):
     return pipeline
 
 
+@pytest.fixture(scope="session")
+def cascade(tiny_flux):
+    """RealUHR's patch cascade on the tiny checkpoint. Shared: a test leaves it as it found it."""
+    from uhr.models.samplers.patch_cascade import PatchCascadePipeline
+
+    pipeline = PatchCascadePipeline.from_pretrained(tiny_flux, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 @pytest.fixture
 def transformer(tiny_flux):
     """A tiny transformer of the test's own."""

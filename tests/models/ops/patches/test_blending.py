@@ -10,18 +10,10 @@ from uhr.models.ops.patches.seams import seam_strength
 from uhr.models.samplers.core import velocities
 from uhr.models.samplers.core.engine import Engine
 from uhr.models.samplers.multidiffusion import MultiDiffusionPipeline, windows
-from uhr.models.samplers.patch_cascade import PatchCascadePipeline
 
 
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(scope="module")
-def cascade(tiny_flux):
-    pipeline = PatchCascadePipeline.from_pretrained(tiny_flux, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from uhr.models.ops.filters import bicubic
-from uhr.models.samplers.patch_cascade import PatchCascadePipeline
 
 CALL = {
     "height": 256,
@@ -25,13 +24,6 @@ def image(seeded):
         return bicubic(coarse, height, width).clamp(0, 1)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def cascade(tiny_flux):
-    pipeline = PatchCascadePipeline.from_pretrained(tiny_flux, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 @pytest.fixture
