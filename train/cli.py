@@ -221,7 +221,7 @@ def _train(job: Any) -> None:
             # `train` has printed how to resume
             raise typer.Exit(130)
         say(f"{result.step} steps done, mean loss {result.loss:.4f} at the end; {shown(result.checkpoint)}")
-    _next("train", "export", job.out, "--out", "ADAPTER")
+    _next("train", "export", job.out, "--out", "EXPORT")
 
 
 @app.command("export")
@@ -233,7 +233,7 @@ def export_(
             "--out",
             parser=local("--out", utf8=True),
             metavar="DIR",
-            help="A new folder for the adapter and its card.",
+            help="A new folder for the adapter or backbone and its card.",
         ),
     ],
     checkpoint: Annotated[
@@ -242,7 +242,9 @@ def export_(
     weights: Annotated[str, typer.Option(help="trained, or ema: their running average.")] = "trained",
     as_json: Json = False,
 ) -> None:
-    """Write the adapter in the format of diffusers, with a model card: lineage, counts, licences."""
+    """Write what was trained in the format of diffusers, with a model card: lineage, counts, licences."""
+    from uhr.models.specs.registry import get
+    from uhr.train.recipes.base import Recipe
     from uhr.train.run.export import export
 
     if weights not in ("trained", "ema"):
@@ -250,9 +252,11 @@ def export_(
     folder, info = export(run, out, checkpoint, "ema" if weights == "ema" else "trained")
 
     def text(_: Any) -> None:
-        say(f"{shown(folder)}: adapter after step {info.step}, and its card README.md")
-        model = info.model.named.options()
-        _next("sample", "euler", *model, "--adapter", folder, "--prompt", "A PROMPT", "--out", "A.png")
+        part = Recipe.model_validate(info.recipe).trainable
+        what = part.describe(get(info.model.spec))
+        say(f"{shown(folder)}: {what}, after step {info.step}, and its card README.md")
+        options = part.sample_options(folder, info.model.named)
+        _next("sample", "euler", *options, "--prompt", "A PROMPT", "--out", "A.png")
 
     console.emit({"folder": str(folder), "step": info.step}, as_json, text)
 

@@ -1,4 +1,4 @@
-"""The model card of an adapter: summary, usage, training, data and licence."""
+"""The model card of an adapter or a backbone: summary, usage, training, data and licence."""
 
 from __future__ import annotations
 
@@ -52,31 +52,37 @@ class CardFacts:
 
 
 def lora_card(facts: CardFacts, rank: int, alpha: float, targets: tuple[str, ...], usage: Usage) -> str:
-    """Return the card as Markdown, with the YAML front matter that the hub reads."""
+    """Return an adapter's card as Markdown, with the YAML front matter that the hub reads."""
+    what = f"A LoRA for {facts.spec.summary}, rank {rank}, alpha {alpha:g}, on {', '.join(targets)}."
+    use = _guide_usage(facts) if usage.tokens == "guide" else _usage(facts, alpha == rank)
+    return _card(facts, "adapter", "lora", [what + _limits(usage), use])
+
+
+def backbone_card(facts: CardFacts) -> str:
+    """Return the card of a trained backbone, as `lora_card`."""
+    what = f"The transformer of {facts.spec.summary}, all weights trained, in float32."
+    what += " Text encoders and VAE are those of the base."
+    return _card(facts, "finetune", "transformer", [what, _backbone_usage(facts)])
+
+
+def _card(facts: CardFacts, relation: str, tag: str, first: list[str]) -> str:
     import yaml
 
-    head = yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)
-    what = f"A LoRA for {facts.spec.summary}, rank {rank}, alpha {alpha:g}, on {', '.join(targets)}."
-    sections = [
-        f"# {shown(facts.name)}",
-        what + _limits(usage),
-        _guide_usage(facts) if usage.tokens == "guide" else _usage(facts, alpha == rank),
-        _training(facts),
-        _data(facts),
-        _licence(facts),
-    ]
+    head = yaml.safe_dump(_front_matter(facts, relation, tag), sort_keys=False, allow_unicode=True)
+    what = "adapter" if relation == "adapter" else "transformer"
+    sections = [f"# {shown(facts.name)}", *first, _training(facts), _data(facts), _licence(facts, what)]
     return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _front_matter(facts: CardFacts) -> dict[str, Any]:
+def _front_matter(facts: CardFacts, relation: str, tag: str) -> dict[str, Any]:
     licence = facts.spec.licence
     head: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     if "/" in facts.base_model:
-        head |= {"base_model": facts.base_model.partition("@")[0], "base_model_relation": "adapter"}
+        head |= {"base_model": facts.base_model.partition("@")[0], "base_model_relation": relation}
     head["license"] = licence.id
     if licence.id == "other":
         head |= {"license_name": licence.name, "license_link": licence.url}
-    head["tags"] = ["text-to-image", "lora", "diffusers", facts.spec.family, "uhr"]
+    head["tags"] = ["text-to-image", tag, "diffusers", facts.spec.family, "uhr"]
     return head
 
 
@@ -99,11 +105,7 @@ Programs that load it as an ordinary LoRA apply it to every token, for which it 
 
 
 def _usage(facts: CardFacts, alpha_is_rank: bool) -> str:
-    hub_id, at, revision = facts.base_model.partition("@")
-    # a folder's name does not exist on the reader's machine
-    on_hub = "/" in facts.base_model
-    named, model = (hub_id, facts.base_model) if on_hub else (MODEL, MODEL)
-    pinned = f', revision="{revision}"' if on_hub and at else ""
+    named, pinned, model = _base(facts)
     remark = "" if alpha_is_rank else ALPHA_IN_METADATA
     scale = "" if facts.spec.guidance_scale is None else f", guidance_scale={facts.spec.guidance_scale:g}"
     return f"""## Use
@@ -121,6 +123,38 @@ pipe(prompt="a prompt", num_inference_steps={facts.spec.steps}{scale}).images[0]
 uhr sample euler --model {model} --adapter path/to/this/folder \\
     --prompt "a prompt" --out image.png
 ```{remark}"""
+
+
+def _base(facts: CardFacts) -> tuple[str, str, str]:
+    """The base as `from_pretrained` takes it, with its revision as an argument, and as `--model` takes it."""
+    hub_id, at, revision = facts.base_model.partition("@")
+    # a folder's name does not exist on the reader's machine
+    if "/" not in facts.base_model:
+        return MODEL, "", MODEL
+    return hub_id, f', revision="{revision}"' if at else "", facts.base_model
+
+
+def _backbone_usage(facts: CardFacts) -> str:
+    named, pinned, model = _base(facts)
+    scale = "" if facts.spec.guidance_scale is None else f", guidance_scale={facts.spec.guidance_scale:g}"
+    transformer, pipeline = facts.spec.transformer_class, facts.spec.pipeline_class
+    return f"""## Use
+
+```python
+import torch
+from diffusers import {transformer}, {pipeline}
+
+transformer = {transformer}.from_pretrained("path/to/this/folder", torch_dtype=torch.bfloat16)
+pipe = {pipeline}.from_pretrained(
+    "{named}"{pinned}, transformer=transformer, torch_dtype=torch.bfloat16
+)
+pipe(prompt="a prompt", num_inference_steps={facts.spec.steps}{scale}).images[0].save("image.png")
+```
+
+```bash
+uhr sample euler --model path/to/this/folder --base {model} \\
+    --prompt "a prompt" --out image.png
+```"""
 
 
 def _training(facts: CardFacts) -> str:
@@ -150,16 +184,16 @@ def _data(facts: CardFacts) -> str:
     return text
 
 
-def _licence(facts: CardFacts) -> str:
+def _licence(facts: CardFacts, what: str) -> str:
     licence = facts.spec.licence
     allowed = (
         "It allows commercial use."
         if licence.commercial
-        else "**It forbids commercial use of the weights, and so of this adapter**."
+        else f"**It forbids commercial use of the weights, and so of this {what}**."
     )
     text = f"## Licence\n\nThe base weights are under [{licence.name}]({licence.url}). {allowed}"
     if facts.spec.tiny:
-        text += "\n\nThe base has random weights: this adapter only shows that the workflow runs."
+        text += f"\n\nThe base has random weights: this {what} only shows that the workflow runs."
     return text
 
 

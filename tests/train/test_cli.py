@@ -65,7 +65,7 @@ def test_from_a_manifest_to_an_image_that_the_adapter_changed(
         assert main(arguments) == 130
     capsys.readouterr()
     assert main(["train", "resume", str(run)]) == 0
-    assert f"next: uhr train export '{run}' --out ADAPTER" in capsys.readouterr().out
+    assert f"next: uhr train export '{run}' --out EXPORT" in capsys.readouterr().out
     assert main(["train", "resume", str(run)]) == 0
     assert "is finished: all 6 steps are done" in capsys.readouterr().out
     assert [line["step"] for line in answer(capsys, "train", "log", run)] == [1, 2, 3, 4, 5, 6]

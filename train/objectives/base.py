@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from uhr.base.kinds import Kind
 
@@ -142,7 +142,10 @@ class Denoiser(Protocol):
         ...
 
     def teacher(self, noisy: torch.Tensor, sigma: torch.Tensor, condition: BatchCondition) -> torch.Tensor:
-        """`velocity` of the model before training, without gradients."""
+        """`velocity` of the model before training, without gradients.
+
+        Only an objective whose `uses_teacher` is true may call it.
+        """
         ...
 
 
@@ -182,6 +185,9 @@ class Objective(Kind):
 
     The same model, batch and draws give the same errors. It knows nothing of devices, logging or the loop.
     """
+
+    uses_teacher: ClassVar[bool] = False
+    """Whether it calls `Denoiser.teacher`, which may cost the memory of a second model."""
 
     def check(self, spec: ModelSpec, guidance: float | None) -> None:
         """Raise UserError if the objective cannot train a model of this spec.

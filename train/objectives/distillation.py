@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,8 @@ class Distillation(Objective):
     The teacher is the model before training. With this objective a data set keeps the model where it is:
     beside another objective it is a preservation set. The data give only x_sigma and the prompt.
     """
+
+    uses_teacher: ClassVar[bool] = True
 
     kind: str = "distillation"
 
@@ -46,6 +48,8 @@ class ReverseDistillation(Objective):
     embedded: guidance input of the trained model.
     even: divide the error by 1 + 2 g, so that samples of a large g do not dominate (not in the paper).
     """
+
+    uses_teacher: ClassVar[bool] = True
 
     kind: str = "reverse-distillation"
     g_min: float = Field(0.0, ge=0)

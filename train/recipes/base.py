@@ -194,6 +194,16 @@ class Recipe(Config):
         """Number of optimiser steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether an objective of the recipe needs the model before training."""
+        return any(phase.objective_of(use).uses_teacher for phase in self.phases for use in phase.data)
+
+    @property
+    def second_model(self) -> bool:
+        """Whether the model before training is a second, frozen copy."""
+        return self.uses_teacher and not self.trainable.removable
+
     def phase_of(self, step: int) -> tuple[int, int]:
         """The phase of the run's step `step`, and the step within the phase; all counted from 0."""
         for index, phase in enumerate(self.phases):

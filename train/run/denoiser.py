@@ -20,7 +20,8 @@ class BackboneDenoiser:
     Args:
         family: that of the transformer.
         transformer: the model with its trainable part.
-        trainable: the part; the teacher is the model without it.
+        trainable: the part; the teacher is the model without it, if it can be taken out.
+        frozen: the model before training, which is the teacher where the part cannot be taken out.
         windows: how image tokens attend to each other and to a guide; None is the backbone's own attention.
     """
 
@@ -30,23 +31,31 @@ class BackboneDenoiser:
         transformer: Any,
         trainable: Trainable,
         windows: GuideWindows | None = None,
+        frozen: Any = None,
     ) -> None:
         self.family, self.transformer, self.trainable = family, transformer, trainable
-        self.windows = windows
+        self.windows, self.frozen = windows, frozen
 
     def velocity(self, noisy: torch.Tensor, sigma: torch.Tensor, condition: BatchCondition) -> torch.Tensor:
         """Predict the velocity (noise - data), float32 [B, C, h, w], of noisy [B, C, h, w] at sigma [B] in
         [0, 1].
         """
-        height, width = noisy.shape[-2:]
-        image_ids = self.family.image_ids(height // 2, width // 2, noisy.device)
-        inputs = self.family.condition(condition.texts, image_ids, condition.guidance, self.transformer.dtype)
-        if self.windows is not None:
-            inputs = self.windows.attended(inputs, noisy, condition.guide)
-        return unpack(self.family.call(self.transformer, pack(noisy), sigma, inputs), height, width)
+        return self._velocity(self.transformer, noisy, sigma, condition)
 
     @torch.no_grad()
     def teacher(self, noisy: torch.Tensor, sigma: torch.Tensor, condition: BatchCondition) -> torch.Tensor:
         """`velocity` of the model before training, without gradients."""
+        if self.frozen is not None:
+            return self._velocity(self.frozen, noisy, sigma, condition)
         with self.trainable.off(self.transformer):
             return self.velocity(noisy, sigma, condition)
+
+    def _velocity(
+        self, transformer: Any, noisy: torch.Tensor, sigma: torch.Tensor, condition: BatchCondition
+    ) -> torch.Tensor:
+        height, width = noisy.shape[-2:]
+        image_ids = self.family.image_ids(height // 2, width // 2, noisy.device)
+        inputs = self.family.condition(condition.texts, image_ids, condition.guidance, transformer.dtype)
+        if self.windows is not None:
+            inputs = self.windows.attended(inputs, noisy, condition.guide)
+        return unpack(self.family.call(transformer, pack(noisy), sigma, inputs), height, width)

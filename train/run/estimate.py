@@ -45,7 +45,7 @@ def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[NamedPath | 
         "samples": recipe.steps * recipe.batch.size,
         "phases": phases,
         "trained": recipe.trainable.describe(spec),
-        "parameters": {name: parameters[name] for name in ("base", "trainable", "linears")},
+        "parameters": {name: parameters[name] for name in ("base", "total", "trainable", "linears")},
         "memory": _memory(recipe, parameters, longest),
         "storage": _storage(recipe, spec, transformer.config, parameters, encoded),
     }
@@ -66,8 +66,8 @@ def _backbone(model: ModelName) -> tuple[ModelSpec, Any]:
 
 
 def _parameters(recipe: Recipe, spec: ModelSpec, transformer: Any) -> dict[str, int]:
-    """Numbers of parameters of the backbone and of the trainable part (trained, and constant), of linears
-    with an adapter, of blocks, and the width. The trainable part is added to `transformer`.
+    """Numbers of parameters: of the backbone, with the trainable part, trained, constant in the part; and the
+    number of linears with an adapter, of blocks, and the width. The part is added to `transformer`.
     """
     from uhr.models.adapters.peft_layers import all_layers
 
@@ -76,6 +76,7 @@ def _parameters(recipe: Recipe, spec: ModelSpec, transformer: Any) -> dict[str, 
     recipe.trainable.prepare(transformer, spec, recipe.seed)
     return {
         "base": base,
+        "total": sum(p.numel() for p in transformer.parameters()),
         "trainable": sum(p.numel() for p in recipe.trainable.parameters(transformer).values()),
         "constant": sum(t.numel() for t in recipe.trainable.constants(transformer).values()),
         "linears": len(all_layers(transformer)),
@@ -148,17 +149,24 @@ def _bucket(
 def _memory(recipe: Recipe, parameters: dict[str, int], tokens: int) -> dict[str, int]:
     """Estimate the bytes on the device at the longest sequence.
 
-    weights: the frozen backbone. adapter: values, gradients, two moments, the average if there is one, and
-    constants that belong to it.
+    weights: the backbone in the precision of the run. teacher: its second copy, if an objective needs one.
+    trained: float32 values (of a weight that the backbone has in the same precision, they are that weight),
+    gradients, two moments, the average if there is one, and constants that belong to the part.
     activations: each block's input, and the tensors kept by the block being differentiated (by all blocks
     without gradient checkpointing).
     """
     width = 2 if recipe.runtime.precision == "bfloat16" else 4
     per_block = recipe.batch.micro * tokens * parameters["width"] * width
     at_work = 1 if recipe.runtime.gradient_checkpointing else parameters["blocks"]
+    trained = parameters["trainable"]
+    # an adapter's weights are no weights of the backbone
+    inside = trained - (parameters["total"] - parameters["base"])
+    values = trained if width < 4 else trained - inside
     sizes = {
         "weights": parameters["base"] * width,
-        "adapter": parameters["trainable"] * (16 + (4 if recipe.ema is not None else 0))
+        "teacher": parameters["base"] * width if recipe.second_model else 0,
+        "trained": 4 * values
+        + trained * (12 + (4 if recipe.ema is not None else 0))
         + 4 * parameters["constant"],
         "activations": per_block * (parameters["blocks"] + WORK_PER_TOKEN * at_work),
     }
@@ -194,8 +202,9 @@ def print_estimate(plan: dict[str, Any]) -> None:
     say(f"{plan['recipe']} on {plan['model']}: {plan['steps']:,} steps, {plan['samples']:,} samples")
     say(f"trained: {plan['trained']}")
     linears = plan["parameters"]["linears"]
+    total = plan["parameters"]["total"]
     share = f"{trainable / base:.2%} of the backbone" + (f", in {linears} linears" if linears else "")
-    say(f"trainable {trainable:,} of {base + trainable:,} parameters ({share})")
+    say(f"trainable {trainable:,} of {total:,} parameters ({share})")
     if plan["average"] is not None:
         say(f"averaged adapter: {plan['average']}")
     for phase in plan["phases"]:
@@ -209,7 +218,7 @@ def print_estimate(plan: dict[str, Any]) -> None:
         heads = ["data", "bucket", "images", "batches per epoch", "image tokens", "tokens with text"]
         table(heads, [[bucket[name] for name in columns] for bucket in phase["buckets"]])
     say("\nestimated memory at the longest sequence:")
-    table(["what", "size"], [[name, human_bytes(size)] for name, size in plan["memory"].items()])
+    table(["what", "size"], [[name, human_bytes(size)] for name, size in plan["memory"].items() if size])
     say("\nstorage:")
     table(
         ["what", "size"],

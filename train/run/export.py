@@ -1,10 +1,12 @@
-"""Exports a checkpoint as an adapter that other tools load, with a model card."""
+"""Exports the trained part of a checkpoint in a form that other programs load, with a model card."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from uhr.base.console import command
 from uhr.base.errors import UserError
@@ -15,17 +17,16 @@ from uhr.train.recipes.base import Recipe
 from uhr.train.run import average, checkpoint
 from uhr.train.run.checkpoint import CheckpointInfo
 from uhr.train.run.job import read_run
+from uhr.train.trainable.base import PartFile
 
 
 def export(
     run: Path, out: Path, step: int | None = None, weights: Literal["trained", "ema"] = "trained"
 ) -> tuple[Path, CheckpointInfo]:
-    """Write the adapter of a run's checkpoint (the newest complete one, or that of `step`) into a folder.
+    """Write the trained part of a checkpoint (the newest complete one, or that of `step`) into a folder.
 
     weights: the trained ones, or their moving average if the recipe keeps one (`average.decay_at`).
     """
-    from safetensors.torch import load_file
-
     read_run(run)
     folder, info = _choose(run, step)
     recipe = Recipe.model_validate(info.recipe)
@@ -33,13 +34,22 @@ def export(
         raise UserError(
             f"{run} has no average", "leave --weights out, or train with `uhr train run --set ema=0.999`"
         )
-    state = load_file(folder / f"{recipe.trainable.file}.safetensors")
+    tensors, metadata = _read(folder / f"{recipe.trainable.file}.safetensors")
     if weights == "ema":
         assert recipe.ema is not None
         # an average has no constants of the part: they are in its own file
-        state |= average.read_average(folder / "ema.safetensors", recipe.ema, info.step)
+        tensors |= average.read_average(folder / "ema.safetensors", recipe.ema, info.step)
     facts = _facts(out.resolve().name, recipe, info, weights)
-    return recipe.trainable.export(state, get(info.model.spec), out, facts), info
+    part = PartFile(tensors, metadata)
+    return recipe.trainable.export(part, get(info.model.spec), out, facts), info
+
+
+def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
 
 
 def _choose(run: Path, step: int | None) -> tuple[Path, CheckpointInfo]:

@@ -45,11 +45,11 @@ class TrainState:
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """All state as CPU tensors, by the name of the file that they are saved to."""
         found = {
-            self.file: {name: t.detach().cpu().clone() for name, t in self._stored.items()},
+            self.file: {name: t.detach().to("cpu", copy=True) for name, t in self._stored.items()},
             "optimiser": optim.optimiser_state(self.optimiser, self.parameters),
         }
         if self.ema is not None:
-            found["ema"] = {name: average.cpu().clone() for name, average in self.ema.items()}
+            found["ema"] = {name: average.to("cpu", copy=True) for name, average in self.ema.items()}
         return found
 
     @torch.no_grad()

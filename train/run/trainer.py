@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 import time
@@ -28,6 +29,7 @@ from uhr.train.run.average import decay_at, describe_average
 from uhr.train.run.denoiser import BackboneDenoiser
 from uhr.train.run.job import Job
 from uhr.train.run.log import read_log, track
+from uhr.train.run.masters import Masters
 from uhr.train.run.phase import PhaseRun, UseRun
 from uhr.train.run.state import TrainState, seed_everything
 from uhr.train.run.stop import stop_requests
@@ -64,13 +66,17 @@ class Trainer:
         attention = [] if windows is None else [AttentionCalls()]
         named = from_record(recipe.surgeries, f"recipe {recipe.name}: surgeries")
         compose(transformer, [*attention, *named])
+        frozen = copy.deepcopy(transformer).requires_grad_(False) if recipe.second_model else None
         if recipe.runtime.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         part.prepare(transformer, spec, recipe.seed)
         transformer.train()
         self.surgeries = record(transformer)
-        self.denoiser: Denoiser = BackboneDenoiser(FAMILIES[recipe.family], transformer, part, windows)
-        parameters = part.parameters(transformer)
+        self.transformer = transformer
+        family = FAMILIES[recipe.family]
+        self.denoiser: Denoiser = BackboneDenoiser(family, transformer, part, windows, frozen)
+        self.masters = Masters(part.parameters(transformer))
+        parameters = self.masters.parameters
         average = (
             {name: p.detach().clone() for name, p in parameters.items()} if recipe.ema is not None else None
         )
@@ -78,6 +84,7 @@ class Trainer:
         self.state = TrainState(0, parameters, optimiser, average, part.constants(transformer), part.file)
         if job.resume is not None:
             checkpoint.load_checkpoint(*job.resume, self.state)
+            self.masters.publish()
         self._phase: PhaseRun | None = None
 
     def run(self) -> TrainingResult:
@@ -122,6 +129,7 @@ class Trainer:
             raise self._not_finite("gradient", rows.uris)
         self.state.optimiser.step()
         self.state.optimiser.zero_grad(set_to_none=True)
+        self.masters.publish()
         self.state.step += 1
         if self.recipe.ema is not None:
             self.state.update_ema(self.recipe.ema)
@@ -207,7 +215,7 @@ class Trainer:
                 "surgeries": self.surgeries,
                 "metrics": metrics,
             },
-            self.recipe.trainable.metadata(),
+            self.recipe.trainable.metadata(self.transformer),
         )
         checkpoint.keep_newest(self.job.out, self.recipe.runtime.keep_checkpoints)
         return folder

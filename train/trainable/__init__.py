@@ -11,6 +11,7 @@ from uhr.base.kinds import by_kind
 from uhr.train.trainable.base import Trainable
 
 NAMES = {
+    "backbone": "uhr.train.trainable.backbone:WholeBackbone",
     "lora": "uhr.train.trainable.adapters:Lora",
     "singular-components": "uhr.train.trainable.adapters:Components",
     "token-masked-lora": "uhr.train.trainable.adapters:GuideLora",

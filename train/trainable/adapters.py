@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,13 +12,14 @@ from pydantic import Field
 
 from uhr.base.errors import unknown
 from uhr.models.specs.spec import ModelSpec
-from uhr.train.trainable.base import Trainable
+from uhr.train.trainable.base import PartFile, Trainable
 
 if TYPE_CHECKING:
     import torch
 
     from uhr.models.adapters.formats.usage import Usage
     from uhr.models.adapters.surgeries import AdapterSurgery
+    from uhr.models.loading.opening import ModelName
     from uhr.models.publish.card import CardFacts
 
 
@@ -77,19 +77,22 @@ class Adapter(Trainable):
 
         return peft_layers.disabled(transformer, ADAPTER)
 
-    def metadata(self) -> dict[str, str]:
+    def metadata(self, transformer: Any) -> dict[str, str]:
         """Rank and alpha as diffusers writes them, so that the file is loaded at the right strength."""
         from uhr.models.adapters.formats.alphas import DIFFUSERS_METADATA
 
         lora = {"transformer.r": self.rank, "transformer.lora_alpha": self.strength}
         return {DIFFUSERS_METADATA: json.dumps(lora, sort_keys=True), **self.usage.metadata()}
 
-    def export(self, state: Mapping[str, torch.Tensor], spec: ModelSpec, out: Path, facts: CardFacts) -> Path:
+    def export(self, part: PartFile, spec: ModelSpec, out: Path, facts: CardFacts) -> Path:
         from uhr.models.adapters.plain import LoraSpec
         from uhr.models.publish.export import export_lora
 
         lora = LoraSpec(self.rank, self.suffixes(spec), self.strength)
-        return export_lora(state, lora, out, facts, self.usage)
+        return export_lora(part.tensors, lora, out, facts, self.usage)
+
+    def sample_options(self, folder: Path, model: ModelName) -> list[str]:
+        return [*model.options(), "--adapter", str(folder)]
 
 
 class Lora(Adapter):

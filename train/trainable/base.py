@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +15,16 @@ from uhr.models.specs.spec import ModelSpec
 if TYPE_CHECKING:
     import torch
 
+    from uhr.models.loading.opening import ModelName
     from uhr.models.publish.card import CardFacts
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """The content of a trained part's file in a checkpoint: tensors by name, float32, and metadata."""
+
+    tensors: Mapping[str, torch.Tensor]
+    metadata: Mapping[str, str]
 
 
 class Trainable(Kind):
@@ -22,6 +32,10 @@ class Trainable(Kind):
 
     file: ClassVar[str]
     """Name of its file in a checkpoint, without `.safetensors`."""
+
+    removable: ClassVar[bool] = True
+    """Whether `off` gives the model before training. Otherwise an objective's teacher is a second, frozen
+    copy of the model."""
 
     def check(self, spec: ModelSpec) -> None:
         """Raise UserError if it does not fit the model."""
@@ -44,19 +58,20 @@ class Trainable(Kind):
 
     @abstractmethod
     def off(self, transformer: Any) -> AbstractContextManager[None]:
-        """A `with` block in which the model is the one before training."""
+        """A `with` block in which the model is the one before training, if the part is `removable`."""
 
     @abstractmethod
     def describe(self, spec: ModelSpec) -> str:
         """What is trained, in a few words for people."""
 
-    def metadata(self) -> dict[str, str]:
-        """The metadata of its file in a checkpoint."""
+    def metadata(self, transformer: Any) -> dict[str, str]:
+        """The metadata of its file in a checkpoint, for the model that is trained."""
         return {}
 
     @abstractmethod
-    def export(self, state: Mapping[str, torch.Tensor], spec: ModelSpec, out: Path, facts: CardFacts) -> Path:
-        """Write the part with a model card into a new folder, in the form that other programs load.
+    def export(self, part: PartFile, spec: ModelSpec, out: Path, facts: CardFacts) -> Path:
+        """Write the part with a model card into a new folder, in the form that other programs load."""
 
-        `state` has the tensors of its file in a checkpoint.
-        """
+    @abstractmethod
+    def sample_options(self, folder: Path, model: ModelName) -> list[str]:
+        """The options of `uhr sample` for the model that was trained with the part exported to `folder`."""

@@ -9,7 +9,9 @@ from uhr.train.run.trainer import Trainer
 def test_flux1_dev_has_the_published_numbers_without_any_weights():
     plan = estimate(resolve("lora"), "flux1-dev", [])
     # 190 linears at rank 16 (URAE's official code), 11.9 billion parameters, 64 x 64 tokens and 512 of text
-    assert plan["parameters"] == {"base": 11_901_408_320, "trainable": 18_677_760, "linears": 190}
+    assert plan["parameters"] == {
+        "base": 11_901_408_320, "total": 11_901_408_320 + 18_677_760, "trainable": 18_677_760, "linears": 190
+    }  # fmt: skip
     assert plan["phases"][0]["buckets"][0]["tokens"] == 4096 + 512
     assert plan["memory"]["weights"] == 2 * 11_901_408_320
 
@@ -49,6 +51,24 @@ def test_gradient_checkpointing_saves_memory_in_the_estimate():
         for on in ("true", "false")
     )
     assert with_["activations"] < without["activations"] / 10
+
+
+def test_a_whole_backbone_counts_master_copies_moments_and_a_teacher_where_one_is_needed():
+    sets = ["trainable={kind: backbone}"]
+    weights = 11_901_408_320
+    plan = estimate(resolve("lora", None, sets), "flux1-dev", [])
+    assert plan["parameters"] == {"base": weights, "total": weights, "trainable": weights, "linears": 0}
+    assert (plan["memory"]["weights"], plan["memory"]["teacher"]) == (2 * weights, 0)
+    # float32 values, gradients and two moments
+    assert plan["memory"]["trained"] == 16 * weights
+    assert plan["storage"]["checkpoint"] == 12 * weights
+    single = estimate(resolve("lora", None, [*sets, "runtime.precision=float32"]), "flux1-dev", [])
+    # the model's own weights are the values
+    assert single["memory"]["trained"] == 12 * weights
+    taught = estimate(resolve("lora", None, [*sets, "phases.main.objective=distillation"]), "flux1-dev", [])
+    assert taught["memory"]["teacher"] == 2 * weights
+    removable = resolve("lora", None, ["phases.main.objective=distillation"])
+    assert estimate(removable, "flux1-dev", [])["memory"]["teacher"] == 0
 
 
 def test_a_tiny_spec_by_name_has_no_numbers():

@@ -1,0 +1,62 @@
+"""The whole backbone as the trained part."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from uhr.base.errors import UserError
+from uhr.models.specs.spec import ModelSpec
+from uhr.train.trainable.base import PartFile, Trainable
+
+if TYPE_CHECKING:
+    import torch
+
+    from uhr.models.loading.opening import ModelName
+    from uhr.models.publish.card import CardFacts
+
+CONFIG = "transformer_config"
+"""The key in a file's metadata for the content of the transformer's config.json."""
+
+
+class WholeBackbone(Trainable):
+    """All weights of the backbone. Its file has the names of diffusers' own, in float32.
+
+    An objective that needs the model before training gets a second, frozen copy of the backbone.
+    """
+
+    file: ClassVar[str] = "backbone"
+    removable: ClassVar[bool] = False
+
+    kind: str = "backbone"
+
+    def prepare(self, transformer: Any, spec: ModelSpec, seed: int) -> None:
+        transformer.requires_grad_(True)
+
+    def parameters(self, transformer: Any) -> dict[str, torch.nn.Parameter]:
+        return dict(transformer.named_parameters())
+
+    def off(self, transformer: Any) -> AbstractContextManager[None]:
+        what = "the objective needs the model before training, and with trainable part 'backbone' all of it"
+        raise UserError(f"{what} changes", "set `uses_teacher = True` in the objective's class")
+
+    def describe(self, spec: ModelSpec) -> str:
+        return "the whole backbone"
+
+    def metadata(self, transformer: Any) -> dict[str, str]:
+        config = json.loads(transformer.to_json_string())
+        # where the weights were on this machine
+        config.pop("_name_or_path", None)
+        return {CONFIG: json.dumps(config, sort_keys=True)}
+
+    def export(self, part: PartFile, spec: ModelSpec, out: Path, facts: CardFacts) -> Path:
+        from uhr.models.publish.backbone import export_backbone
+
+        return export_backbone(part.tensors, json.loads(part.metadata[CONFIG]), out, facts)
+
+    def sample_options(self, folder: Path, model: ModelName) -> list[str]:
+        from uhr.models.loading.opening import ModelName
+
+        return ModelName(str(folder), model.spec, model.base or model.model).options()
