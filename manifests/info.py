@@ -65,8 +65,10 @@ class ManifestInfo(Config):
     of a curated manifest includes `source_version` (size and modification time of each source file) and the
     parameters of its stages: images copied with new times give another id.
 
-    `operation` is {"kind": "curate", "pipeline": ...} or {"kind": "slice", "where": ...}; `counts` has rows,
-    kept, rejected, failed and reasons; `source` counts what the listing found and did not open.
+    `operation` is {"kind": "curate", "pipeline": ...}, {"kind": "slice", "where": ...} or {"kind": "encode",
+    "config": ...}; `counts` has rows, kept, rejected, failed and reasons; `source` counts what the listing
+    found and did not open; `attachments` are Parquet files of other columns of the rows (latents, text
+    embeddings), which readers of the manifest do not open.
     """
 
     schema_version: int
@@ -84,6 +86,7 @@ class ManifestInfo(Config):
     versions: dict[str, str] = Field(default_factory=dict)
     parts: list[Part]
     previews: list[Part] = Field(default_factory=list)
+    attachments: list[Part] = Field(default_factory=list)
 
 
 def content_id(
@@ -92,18 +95,20 @@ def content_id(
     parents: Sequence[Parent],
     parts: Sequence[Part],
     previews: Sequence[Part],
+    attachments: Sequence[Part] = (),
 ) -> str:
     """Return the id of a manifest (64 hex digits): SHA-256 over its content and the operation."""
-    return fingerprint(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "schema": [[field.name, str(field.type)] for field in schema],
-            "operation": operation,
-            "parents": [[parent.id, parent.role] for parent in parents],
-            "parts": [[part.rows, part.sha256] for part in parts],
-            "previews": [[part.rows, part.sha256] for part in previews],
-        }
-    )
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "schema": [[field.name, str(field.type)] for field in schema],
+        "operation": operation,
+        "parents": [[parent.id, parent.role] for parent in parents],
+        "parts": [[part.rows, part.sha256] for part in parts],
+        "previews": [[part.rows, part.sha256] for part in previews],
+    }
+    if attachments:
+        content["attachments"] = [[part.rows, part.sha256] for part in attachments]
+    return fingerprint(content)
 
 
 def is_manifest(path: Path) -> bool:
@@ -121,7 +126,7 @@ def read_info(path: Path) -> ManifestInfo:
                 "name the folder that `uhr curate run` or `uhr manifest slice` wrote",
             )
         if (path / "units").is_dir():
-            raise UserError(f"{path} contains an unfinished curated set", "repeat the same run: it resumes")
+            raise UserError(f"{path} contains an unfinished run", "repeat the same command: it resumes")
         if (path / "samples").is_dir():
             raise UserError(f"{path} contains an unfinished manifest", "repeat the command that writes it")
         raise UserError(

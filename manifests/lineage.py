@@ -64,5 +64,7 @@ def summary(operation: dict[str, Any]) -> str:
         if split:
             texts.append("split " + ",".join(f"{name}={share:g}" for name, share in split.items()))
         return f"slice: {', '.join(texts)}"
+    if kind == "encode":
+        return f"encode: {operation.get('spec')}, {operation.get('config', {}).get('resolution')} px"
     name = operation.get("pipeline", {}).get("name") if isinstance(operation.get("pipeline"), dict) else None
     return f"{kind} {name}" if name else kind

@@ -243,6 +243,52 @@ CHOICES = (
     Column("split", pa.string(), "the part of a training split that the row was drawn into", stage="slice"),
 )
 
+ENCODING = (
+    Column(
+        "bucket",
+        pa.string(),
+        "size of the crop that was encoded, as WIDTHxHEIGHT; null where the row is not encoded",
+        "px",
+        "4096x4096, 5440x3072, ...",
+        stage="encode",
+    ),
+    Column(
+        "bucket_row",
+        pa.int64(),
+        "number of the row within its bucket, in the order of the stored latents",
+        "1",
+        ">= 0",
+        stage="encode",
+    ),
+    Column(
+        "resized_width",
+        pa.int32(),
+        "width to which the image (or the box of a patch) was resized before it was cropped to its bucket",
+        "px",
+        "> 0",
+        stage="encode",
+    ),
+    Column(
+        "resized_height",
+        pa.int32(),
+        "height to which the image (or the box of a patch) was resized before it was cropped to its bucket",
+        "px",
+        "> 0",
+        stage="encode",
+    ),
+    Column(
+        "crop_left",
+        pa.int32(),
+        "first column of the crop in the resized image",
+        "px",
+        ">= 0",
+        stage="encode",
+    ),
+    Column(
+        "crop_top", pa.int32(), "first row of the crop in the resized image", "px", ">= 0", stage="encode"
+    ),
+)
+
 GROUPS = {
     "Identity": IDENTITY,
     "Verdict": VERDICT,
@@ -253,6 +299,7 @@ GROUPS = {
     "Measurements": MEASUREMENTS,
     "Duplicates": DUPLICATES,
     "Choices": CHOICES,
+    "Encoding": ENCODING,
 }
 
 COLUMNS: dict[str, Column] = {column.name: column for group in GROUPS.values() for column in group}

@@ -33,6 +33,7 @@ class Provenance:
     source: counts of what is in the source folder besides the rows
     weights: hashes of the models that wrote columns, by name
     versions: of software, besides uhr, Python, pyarrow and duckdb
+    attachments: Parquet files that were written into the folder before (`ManifestInfo.attachments`)
     """
 
     root: Path | str
@@ -43,6 +44,7 @@ class Provenance:
     source: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    attachments: Sequence[Part] = ()
 
 
 def write_manifest(
@@ -90,7 +92,12 @@ def write_manifest(
         schema_version=SCHEMA_VERSION,
         # the schema as it is read back: Parquet renames the fields inside lists
         id=content_id(
-            parquet.schema_of(out / parts[0].path), provenance.operation, provenance.parents, parts, shown
+            parquet.schema_of(out / parts[0].path),
+            provenance.operation,
+            provenance.parents,
+            parts,
+            shown,
+            provenance.attachments,
         ),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         uhr=uhr.__version__,
@@ -105,6 +112,7 @@ def write_manifest(
         versions={**_versions(), **provenance.versions},
         parts=parts,
         previews=shown,
+        attachments=list(provenance.attachments),
     )
     write_json(out / FILE, info.model_dump(mode="json"))
     return Manifest(out, info)

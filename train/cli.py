@@ -126,11 +126,21 @@ def encode_(
     sets: Sets = None,
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes for the images; 0 works in this one.")] = 0,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--reuse",
+            parser=local("--reuse"),
+            metavar="DIR",
+            help="Encoded data from which equal rows are copied; repeatable.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Encode a manifest's kept rows to latents and text embeddings. Run it again to continue.
 
-    --set takes resolution, aspects, enlarge, dtype, text_dtype, caption (a column) and split.
+    --set takes resolution, buckets (aspects, square, ultraflux-4k or sizes), aspects, enlarge, dtype,
+    text_dtype, captions (columns), split, guide, mask, pixels (for a VAE) and tiling: see docs/encoding.md.
     """
     from uhr.base.config import apply_sets, build
     from uhr.models.loading.opening import ModelName
@@ -140,7 +150,7 @@ def encode_(
     config = build(EncodeConfig, apply_sets({}, sets or []), "--set")
     with saving(out, AGAIN):
         named = ModelName(model, spec, base)
-        info, was_finished = encode(manifest, named, out, config, device, workers)
+        info, was_finished = encode(manifest, named, out, config, device, workers, reuse or [])
 
     def text(_: Any) -> None:
         from uhr.models.specs.registry import get

@@ -68,7 +68,7 @@ def verify(
 
 
 def _parts(path: Path, info: ManifestInfo) -> Iterator[VerifyFault]:
-    for part in (*info.parts, *info.previews):
+    for part in (*info.parts, *info.previews, *info.attachments):
         what = _part(path / part.path, part)
         if what:
             yield VerifyFault("parts", part.path, what)
@@ -95,7 +95,9 @@ def _part(file: Path, part: Part) -> str:
 
 def _id(manifest: Manifest) -> Iterator[VerifyFault]:
     info = manifest.info
-    found = content_id(manifest.schema, info.operation, info.parents, info.parts, info.previews)
+    found = content_id(
+        manifest.schema, info.operation, info.parents, info.parts, info.previews, info.attachments
+    )
     if found != info.id:
         yield VerifyFault(
             "id", "manifest.json", f"the content has id {found[:16]}..., and it says {info.id[:16]}..."

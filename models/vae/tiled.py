@@ -75,6 +75,17 @@ class ExactTiling(Surgery):
         channels = vae.config.in_channels if part == "encode" else vae.config.latent_channels
         return make_plan(_task(self, vae, part, Shape(channels, height, width), samples), int(self.memory))
 
+    def untiled_samples(self, vae: Any, height: int, width: int, most: int) -> int:
+        """Return how many images of [3, height, width] are encoded untiled in one call: at least 1, where one
+        may be tiled, and at most `most`."""
+        whole = Shape(vae.config.in_channels, height, width)
+        fitting = 1
+        while fitting < most and _fits_whole(
+            self, vae, _task(self, vae, "encode", whole, fitting + 1), fitting + 1
+        ):
+            fitting += 1
+        return fitting
+
     def peak_and_flops(self, vae: Any, part: Part, height: int, width: int) -> tuple[int, int]:
         """Return the peak bytes (weights not counted) and the operations for one sample, untiled if that
         fits.

@@ -99,6 +99,20 @@ def manifest_of() -> Callable[[Path, Sequence[dict]], Manifest]:
     return make
 
 
+@pytest.fixture(scope="session")
+def with_columns() -> Callable[..., Manifest]:
+    """`with_columns(manifest, folder, name=[...])`: the same rows with more text columns, by uri."""
+
+    def make(manifest: Manifest, folder: Path, **columns: Sequence[str | None]) -> Manifest:
+        table = manifest.table()
+        for name, values in columns.items():
+            table = table.append_column(name, pa.array(values, pa.string()))
+        provenance = Provenance(manifest.root, {"kind": "test", "columns": sorted(columns)})
+        return write_manifest(folder, table.schema, table.to_batches(), provenance)
+
+    return make
+
+
 IMAGES = [
     {"name": "a-square.png", "height": 150, "width": 150, "caption": "a red square", "license": "CC0"},
     {"name": "b-square.png", "height": 200, "width": 200, "caption": "a red square", "license": "CC0"},

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,8 @@ import torch
 from uhr.base import parquet
 from uhr.base.errors import UserError, one_line
 from uhr.manifests.info import Part
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.sql import SqlCondition
 from uhr.train.encode.encoded import BucketInfo, EncodedInfo, read_encoded
 from uhr.train.encode.tensors import from_bytes
 
@@ -43,6 +45,10 @@ class EncodedRows:
 
     mean, std: [B, C, h, w], raw latents in the stored dtype. texts: the family's text tensors by name, in the
     stored dtype; B is their first dimension. uris: the images' files, relative to the manifest's source.
+    captions: the texts that `texts` encodes. caption_columns: for each row the indices of the columns in
+    `config.captions` that it has a text in. guide: mean and std [B, C, h / g, w / g] of the images at 1/g of
+    their side; None if the data have none. mask: uint8 [B, h, w], 255 where a latent takes part in training;
+    None if the data have none.
     """
 
     mean: torch.Tensor
@@ -51,6 +57,18 @@ class EncodedRows:
     sample_ids: tuple[str, ...]
     uris: tuple[str, ...]
     captions: tuple[str, ...]
+    caption_columns: tuple[tuple[int, ...], ...] = ()
+    guide: tuple[torch.Tensor, torch.Tensor] | None = None
+    mask: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PixelRows:
+    """B images of one bucket, to train a VAE. pixels: uint8 [B, 3, H, W], sRGB."""
+
+    pixels: torch.Tensor
+    sample_ids: tuple[str, ...]
+    uris: tuple[str, ...]
 
 
 class EncodedData:
@@ -70,31 +88,104 @@ class EncodedData:
     def buckets(self) -> list[BucketInfo]:
         return self.info.buckets
 
-    def select(self, where: str | None) -> list[np.ndarray]:
-        """The rows of each bucket that meet a condition, as rising row numbers; None is all of them."""
-        if where is not None:
-            raise UserError(f"{self.path} has no curated columns for the condition {where}", "encode again")
-        return [np.arange(bucket.rows) for bucket in self.buckets]
+    def select(self, where: str | None = None) -> list[np.ndarray]:
+        """The rows for which an SQL condition over the manifest's columns is true.
 
-    def read(self, bucket: int, rows: Sequence[int]) -> EncodedRows:
-        """Read rows `rows` of bucket number `bucket`, in that order, each with its own caption's
-        embeddings.
+        Returns for each bucket the numbers of its rows, ascending int64; all rows if `where` is None. A row
+        for which the condition is null is not selected. Raises UserError if the condition is invalid, and for
+        data of version 1, which have no manifest.
         """
+        if where is None:
+            return [np.arange(bucket.rows) for bucket in self.buckets]
+        if self.info.schema_version < 2:
+            raise UserError(f"{self.path} was encoded without its curated columns", "encode again")
+        manifest = Manifest.open(self.path)
+        SqlCondition.parse(where, "where").check(manifest.schema)
+        rows = manifest.table(["bucket", "bucket_row"], where=f"bucket IS NOT NULL AND ({where})")
+        names, numbers = rows["bucket"].to_numpy(), rows["bucket_row"].to_numpy()
+        return [np.sort(numbers[names == f"{b.width}x{b.height}"]).astype(np.int64) for b in self.buckets]
+
+    def caption_columns(self, bucket: int, rows: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """For each row the indices of the caption columns that it has a text in, ascending."""
         info = self.buckets[bucket]
-        shape, dtype = self.info.latent_shape(info), self.info.config.dtype
+        found = (self._row(info.parts, self._locate(info, row)) for row in rows)
+        return tuple(_available(self._text_keys(row)) for row in found)
+
+    def read(
+        self, bucket: int, rows: Sequence[int], captions: Sequence[int | None] | None = None
+    ) -> EncodedRows:
+        """Read rows `rows` of bucket number `bucket`, in that order.
+
+        captions: for each row the index of the caption column whose embeddings it gets. None: the row's first
+        caption, or the empty one if it has none. Raises ValueError for a caption that the row does not have,
+        and UserError if the folder has pixels.
+        """
+        if self.info.config.pixels:
+            raise UserError(
+                f"{self.path} has pixels and no latents", "encode the same slice with pixels=false"
+            )
+        info, config = self.buckets[bucket], self.info.config
+        shape, dtype = self.info.latent_shape(info), config.dtype
         found = [self._row(info.parts, self._locate(info, row)) for row in rows]
-        texts = [self._text(row["text_key"], row["sample_id"]) for row in found]
-        mean, std = (
-            torch.stack([self._tensor(row, name, shape, dtype) for row in found]) for name in ("mean", "std")
-        )
+        keys = [self._text_keys(row) for row in found]
+        chosen = [None] * len(found) if captions is None else captions
+        texts = [
+            self._text(self._chosen_key(row, own, column), row["sample_id"])
+            for row, own, column in zip(found, keys, chosen, strict=True)
+        ]
+
+        def stack(name: str, shape: tuple[int, ...], dtype: str = dtype) -> torch.Tensor:
+            return torch.stack([self._tensor(row, name, shape, dtype) for row in found])
+
+        guide = mask = None
+        if config.guide is not None:
+            small = self.info.guide_shape(info)
+            guide = stack("guide_mean", small), stack("guide_std", small)
+        if config.mask is not None:
+            mask = stack("mask", shape[1:], "uint8")
         return EncodedRows(
-            mean,
-            std,
+            stack("mean", shape),
+            stack("std", shape),
             self._tensors(texts),
             tuple(row["sample_id"] for row in found),
             tuple(row["uri"] for row in found),
             tuple(text["caption"] for text in texts),
+            tuple(map(_available, keys)),
+            guide,
+            mask,
         )
+
+    def read_pixels(self, bucket: int, rows: Sequence[int]) -> PixelRows:
+        """Read rows of a folder that was encoded with `pixels`. Raises UserError if it was not."""
+        if not self.info.config.pixels:
+            raise UserError(
+                f"{self.path} has latents and no pixels", "encode the same slice with pixels=true"
+            )
+        info = self.buckets[bucket]
+        found = [self._row(info.parts, self._locate(info, row)) for row in rows]
+        shape = (info.height, info.width, 3)
+        pixels = torch.stack([self._tensor(row, "pixels", shape, "uint8") for row in found])
+        return PixelRows(
+            pixels.permute(0, 3, 1, 2).contiguous(),
+            tuple(row["sample_id"] for row in found),
+            tuple(row["uri"] for row in found),
+        )
+
+    def _text_keys(self, row: Mapping[str, Any]) -> list[str | None]:
+        """The keys of the row's captions by column. A row of version 1 has one, which may be the empty
+        caption's."""
+        if self.info.schema_version > 1:
+            return row["text_keys"]
+        return [None if row["text_key"] == self.info.texts.empty_key else row["text_key"]]
+
+    def _chosen_key(self, row: Mapping[str, Any], keys: Sequence[str | None], column: int | None) -> str:
+        if column is None:
+            return next((key for key in keys if key is not None), self.info.texts.empty_key)
+        key = keys[column]
+        if key is None:
+            name = self.info.config.captions[column]
+            raise ValueError(f"{self.path}: sample {row['sample_id']} has no {name}")
+        return key
 
     def empty_texts(self) -> dict[str, torch.Tensor]:
         """The text tensors of the empty caption as a batch of one, for caption dropout."""
@@ -179,3 +270,7 @@ class EncodedData:
             f"{self.path / part.path}, {where}: {one_line(error)}",
             "copy the file again, or encode again into another folder",
         )
+
+
+def _available(keys: Sequence[str | None]) -> tuple[int, ...]:
+    return tuple(index for index, key in enumerate(keys) if key is not None)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, unknown
 
 
 class Bucket(NamedTuple):
@@ -46,6 +46,65 @@ def buckets(resolution: int, aspects: Sequence[str], multiple: int) -> tuple[Buc
         for a, b in ((across, down), (down, across)):
             found.add(Bucket(_side(resolution, b, a, multiple), _side(resolution, a, b, multiple)))
     return tuple(sorted(found, key=lambda bucket: (bucket.width, bucket.height)))
+
+
+SQUARE = "square"
+ASPECTS = "aspects"
+
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "ultraflux-4k": (
+        "5440x3072", "5184x3264", "4992x3328", "4736x3520", "5824x2880", "6272x2688", "5568x3008",
+        "6336x2624", "5632x3008", "4608x3648", "3072x5440", "3648x4608", "3520x4736", "3328x4992",
+        "4096x4096",
+    ),
+}  # fmt: skip
+"""Published tables of sizes, WIDTHxHEIGHT. "ultraflux-4k" is Table 9 of UltraFlux (2511.18050), whose text
+names five other sizes; it has no portrait form of six of its landscape sizes."""
+
+
+def bucket_table(
+    table: str | Sequence[str], resolution: int, aspects: Sequence[str], multiple: int
+) -> tuple[Bucket, ...]:
+    """The buckets of a configuration, by width.
+
+    Args:
+        table: "aspects", "square", the name of one of `TABLES`, or sizes as WIDTHxHEIGHT.
+        resolution, aspects: the area and the ratios of the buckets, for "aspects" and "square".
+        multiple: of which every side must be a multiple, px.
+
+    Raises UserError for an unknown table, and for a size that is not a multiple.
+    """
+    if table == ASPECTS:
+        return buckets(resolution, aspects, multiple)
+    if table == SQUARE:
+        return buckets(resolution, ("1/1",), multiple)
+    if isinstance(table, str) and table not in TABLES:
+        raise unknown("bucket table", table, (ASPECTS, SQUARE, *TABLES), "--set buckets=")
+    texts = TABLES[table] if isinstance(table, str) else table
+    sizes = {parse_size(text) for text in texts}
+    for size in sorted(sizes):
+        if size.height % multiple or size.width % multiple:
+            raise UserError(f"bucket {size}", f"its sides must be multiples of {multiple} px for this model")
+    return tuple(sorted(sizes, key=lambda bucket: (bucket.width, bucket.height)))
+
+
+def table_side(table: str | Sequence[str]) -> int | None:
+    """The resolution in px that a table of sizes stands for: the side of its largest square, or else of the
+    square (rounded down) with the area of its largest size. None if the table depends on a resolution.
+    """
+    if table in (ASPECTS, SQUARE) or (isinstance(table, str) and table not in TABLES):
+        return None
+    sizes = [parse_size(text) for text in (TABLES[table] if isinstance(table, str) else table)]
+    squares = [size.width for size in sizes if size.width == size.height]
+    return max(squares) if squares else math.isqrt(max(size.height * size.width for size in sizes))
+
+
+def parse_size(text: str) -> Bucket:
+    """Parse `5440x3072` as a bucket, width before height. Raises ValueError if it is not a size."""
+    across, found, down = text.partition("x")
+    if not (found and across.isdigit() and down.isdigit() and int(across) and int(down)):
+        raise ValueError(f"'{text}' is not a size: write it as WIDTHxHEIGHT, such as 5440x3072")
+    return Bucket(int(down), int(across))
 
 
 def parse_aspect(text: str) -> tuple[int, int]:

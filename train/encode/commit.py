@@ -1,4 +1,7 @@
-"""Joins finished units to the files that training reads: parts by bucket, captions, then `encoded.json`."""
+"""Joins finished units to the files that training reads.
+
+First the tensors by bucket and the captions, then the manifest of the rows, and `encoded.json` last.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,27 @@ import datetime
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 import uhr
-from uhr.base.config import fingerprint
 from uhr.base.console import Advance, progress
 from uhr.base.errors import UserError
-from uhr.base.files import atomic, sha256_file, write_json
+from uhr.base.files import write_json
 from uhr.base.parquet import read as read_parquet
-from uhr.base.parquet import write as write_parquet
 from uhr.base.paths import path_text
 from uhr.base.run_folder import RunFolder, all_or_nothing
-from uhr.manifests.info import Part
-from uhr.manifests.manifest import Manifest
-from uhr.models.zoo import Model
 from uhr.runtime.units import UnitPlan
 from uhr.train.encode.buckets import Bucket
-from uhr.train.encode.config import EncodeConfig
 from uhr.train.encode.encoded import (
     FILE,
     LATENTS,
     LAYOUT,
-    LEFT_OUT,
+    MANIFEST,
     NOT_STATED,
+    PIXELS,
+    SAMPLES,
     SCHEMA_VERSION,
     TEXTS,
     UNITS,
@@ -42,94 +40,101 @@ from uhr.train.encode.encoded import (
     LeftOutExample,
     LeftOutReason,
     ManifestRef,
-    ModelInfo,
     TextInfo,
     normalisation_fields,
 )
+from uhr.train.encode.images import PLACED
 from uhr.train.encode.parts import group_rows, write_parts
+from uhr.train.encode.request import EncodeRequest
+from uhr.train.encode.samples import write_samples
 from uhr.train.encode.tensors import BYTES, size_of
 
 ENCODED = pc.field("reason").is_null()
 EXAMPLES = 3
 """How many left-out rows per reason `encoded.json` lists."""
 
-STORED = ("sample_id", "uri", "text_key", "latent_key", "mean", "std")
-
 
 @dataclass(frozen=True)
-class EncodeRequest:
-    """What to encode, with which model and configuration.
+class Plans:
+    """The finished units of a request. texts: None for pixels."""
 
-    config: without None values. rows: the selected rows of the manifest.
-    """
-
-    out: Path
-    manifest: Manifest
-    model: Model
-    identity: ModelInfo
-    config: EncodeConfig
-    buckets: tuple[Bucket, ...]
-    rows: pa.Table
+    texts: UnitPlan | None
+    images: UnitPlan
 
 
-def commit(request: EncodeRequest, texts: UnitPlan, images: UnitPlan) -> EncodedInfo:
+def commit(request: EncodeRequest, plans: Plans) -> EncodedInfo:
     """Merge finished units into parts. Raises UserError if no image could be encoded."""
     out, folder = request.out, RunFolder(request.out, LAYOUT)
-    rows = finished_rows(images)
-    without_latents = left_out(rows)
-    if without_latents.num_rows == rows.num_rows:
+    rows = finished_rows(plans.images)
+    failed = rows.filter(~ENCODED).sort_by([("uri", "ascending"), ("sample_id", "ascending")])
+    if failed.num_rows == rows.num_rows:
         folder.clear(UNITS)
-        raise _nothing_encoded(without_latents)
+        raise _nothing_encoded(failed)
     # leftovers of a commit that was killed
-    folder.clear(LATENTS, TEXTS)
+    folder.clear(LATENTS, PIXELS, TEXTS, SAMPLES, MANIFEST)
     with all_or_nothing(out):
-        info = _write(request, texts, images, rows, without_latents)
+        info = _write(request, plans, rows, _reasons(failed))
     folder.clear(UNITS)
     return info
 
 
-def _write(
-    request: EncodeRequest, texts: UnitPlan, images: UnitPlan, rows: pa.Table, without_latents: pa.Table
-) -> EncodedInfo:
-    out, config = request.out, request.config
-    geometry, text_info = commit_texts(request, texts)
-    buckets = commit_images(request, geometry, images, rows)
-    encoded = rows.filter(ENCODED)["sample_id"]
-    sources = request.rows.filter(pc.field("sample_id").isin(encoded.combine_chunks()))
-    without_caption = sources.filter(pc.field(config.caption).is_null() | (pc.field(config.caption) == ""))
-    parts = [part for bucket in buckets for part in bucket.parts] + text_info.parts
+def _write(request: EncodeRequest, plans: Plans, rows: pa.Table, reasons: list[LeftOutReason]) -> EncodedInfo:
+    encoded = rows.filter(ENCODED)
+    geometry, texts, reused_captions = commit_texts(request, plans.texts)
+    buckets = commit_images(request, geometry, plans.images, rows)
+    parts = [*texts.parts, *(part for bucket in buckets for part in bucket.parts)]
+    manifest = write_samples(request, _numbered(rows), parts)
+    sources = request.rows.filter(pc.field("sample_id").isin(encoded["sample_id"].combine_chunks()))
     info = EncodedInfo(
         schema_version=SCHEMA_VERSION,
-        id=fingerprint(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "manifest": request.manifest.id,
-                "model": request.identity.hashes,
-                "config": config.model_dump(mode="json"),
-                "parts": [[part.rows, part.sha256] for part in parts],
-            }
-        ),
+        id=manifest.id,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         uhr=uhr.__version__,
         manifest=ManifestRef(
             id=request.manifest.id, path=path_text(request.manifest.path), counts=request.manifest.info.counts
         ),
         model=request.identity,
-        config=config,
+        config=request.config,
         geometry=geometry,
         buckets=buckets,
-        texts=text_info,
+        texts=texts,
         counts={
             "selected": request.rows.num_rows,
-            "encoded": len(encoded),
-            "left_out": without_latents.num_rows,
-            "without_caption": without_caption.num_rows,
+            "encoded": encoded.num_rows,
+            "left_out": rows.num_rows - encoded.num_rows,
+            "without_caption": _without_caption(encoded),
+            "reused": sum(encoded["reused"].to_pylist()),
+            "reused_captions": reused_captions,
         },
         licences=_count_licences(sources["license"]),
-        left_out=write_left_out(out, without_latents),
+        left_out=LeftOut(reasons=reasons),
+        samples=manifest.info.parts,
     )
-    write_json(out / FILE, info.model_dump(mode="json"))
+    write_json(request.out / FILE, info.model_dump(mode="json"))
     return info
+
+
+def _without_caption(encoded: pa.Table) -> int:
+    """Number of rows whose keys of captions are all null; 0 for pixels, which have none."""
+    return sum(bool(keys) and not any(keys) for keys in encoded["text_keys"].to_pylist())
+
+
+def _numbered(rows: pa.Table) -> pa.Table:
+    """The rows by sample_id with the columns that `encode` adds to the manifest, null where one failed."""
+    seen: Counter[str] = Counter()
+    buckets: list[str | None] = []
+    numbers: list[int | None] = []
+    for height, width, reason in zip(
+        *(rows[n].to_pylist() for n in ("height", "width", "reason")), strict=True
+    ):
+        bucket = str(Bucket(height, width)) if reason is None else None
+        buckets.append(bucket)
+        numbers.append(None if bucket is None else seen[bucket])
+        if bucket is not None:
+            seen[bucket] += 1
+    kept = rows.select(["sample_id", "reason", "error", *PLACED])
+    kept = kept.append_column("bucket", pa.array(buckets, pa.string()))
+    return kept.append_column("bucket_row", pa.array(numbers, pa.int64()))
 
 
 def _count_licences(stated: pa.ChunkedArray) -> dict[str, int]:
@@ -155,31 +160,12 @@ def finished_rows(plan: UnitPlan) -> pa.Table:
     """The result of every image without its tensors, in the plan's order; `unit` is the unit that has
     them.
     """
-    columns = ["sample_id", "uri", "height", "width", "reason", "error"]
+    columns = ["sample_id", "uri", "text_keys", "height", "width", *PLACED, "reused", "reason", "error"]
     tables = []
     for unit in range(plan.count):
         table = read_parquet(plan.part(unit), columns)
         tables.append(table.append_column("unit", pa.repeat(pa.scalar(unit, pa.int32()), table.num_rows)))
     return pa.concat_tables(tables)
-
-
-def left_out(rows: pa.Table) -> pa.Table:
-    """The rows without latents, sorted by uri."""
-    without_latents = rows.filter(~ENCODED).sort_by([("uri", "ascending"), ("sample_id", "ascending")])
-    return without_latents.select(["sample_id", "uri", "reason", "error"])
-
-
-def write_left_out(out: Path, without_latents: pa.Table) -> LeftOut:
-    """Write the rows without latents to a file of their own, so that `encoded.json` stays small."""
-    with atomic(out / LEFT_OUT) as temporary:
-        write_parquet(temporary, without_latents, compression="zstd")
-        part = Part(
-            path=LEFT_OUT,
-            rows=without_latents.num_rows,
-            bytes=temporary.stat().st_size,
-            sha256=sha256_file(temporary),
-        )
-    return LeftOut(part=part, reasons=_reasons(without_latents))
 
 
 def _reasons(without_latents: pa.Table) -> list[LeftOutReason]:
@@ -192,41 +178,50 @@ def _reasons(without_latents: pa.Table) -> list[LeftOutReason]:
     return sorted(found, key=lambda left: (-left.rows, left.reason))
 
 
-def commit_texts(request: EncodeRequest, plan: UnitPlan) -> tuple[Geometry, TextInfo]:
-    """Write the embeddings of every caption. The first row gives the shapes of all."""
+def commit_texts(request: EncodeRequest, plan: UnitPlan | None) -> tuple[Geometry, TextInfo, int]:
+    """Write the embeddings of every caption. The first row gives the shapes of all.
+
+    Returns also how many captions were copied from other folders.
+    """
     from uhr.models.families.registry import FAMILIES
 
+    if plan is None:
+        return _geometry(request, {}), TextInfo(rows=0, truncated={}, empty_key="", parts=[]), 0
     names = FAMILIES[request.model.spec.family].text_tensors
     lengths, dtype = request.identity.text_lengths, request.config.text_dtype
     first = read_parquet(plan.part(0)).slice(0, 1).to_pylist()[0]
     sizes = {name: len(first[name]) for name in names}
-    truncated = Counter(dict.fromkeys(lengths, 0))
+    truncated, reused = Counter(dict.fromkeys(lengths, 0)), 0
 
     def tables(advance: Advance) -> Iterator[pa.Table]:
+        nonlocal reused
         for unit in range(plan.count):
             table = read_parquet(plan.part(unit))
+            reused += sum(table["reused"].to_pylist())
             for name, length in lengths.items():
                 truncated[name] += sum(n > length for n in table[f"{name}_tokens"].to_pylist())
-            yield table
+            yield table.drop_columns("reused")
             advance(table.num_rows)
 
     with progress("write captions", plan.rows, "captions") as advance:
         group, facts = group_rows(sum(sizes.values())), {", ".join(names): dtype}
         parts = write_parts(request.out / TEXTS, "texts", tables(advance), group, facts)
     info = TextInfo(rows=plan.rows, truncated=dict(truncated), empty_key=first["text_key"], parts=parts)
-    return _geometry(request, {name: size // BYTES[dtype] for name, size in sizes.items()}), info
+    return _geometry(request, {name: size // BYTES[dtype] for name, size in sizes.items()}), info, reused
 
 
 def _geometry(request: EncodeRequest, numbers: Mapping[str, int]) -> Geometry:
     """`numbers`: the size of each text tensor of a caption, the sequence first."""
     from uhr.models.loading.model import load_normalisation
 
-    spec, (sequence, *others) = request.model.spec, numbers
-    length = request.identity.text_lengths[sequence]
-    shapes = {sequence: (length, numbers[sequence] // length)} | {name: (numbers[name],) for name in others}
+    shapes: dict[str, tuple[int, ...]] = {name: (number,) for name, number in numbers.items()}
+    if numbers:
+        sequence = next(iter(numbers))
+        length = request.identity.text_lengths[sequence]
+        shapes[sequence] = (length, numbers[sequence] // length)
     return Geometry(
-        latent_channels=spec.latent_channels,
-        vae_factor=spec.vae_factor,
+        latent_channels=request.model.spec.latent_channels,
+        vae_factor=request.factor,
         **normalisation_fields(load_normalisation(request.model)),
         **shapes,
     )
@@ -235,33 +230,52 @@ def _geometry(request: EncodeRequest, numbers: Mapping[str, int]) -> Geometry:
 def commit_images(
     request: EncodeRequest, geometry: Geometry, plan: UnitPlan, rows: pa.Table
 ) -> list[BucketInfo]:
-    """Write the latents of every bucket that has images, one bucket after the other."""
-    encoded = rows.filter(ENCODED)
-    factor = geometry.vae_factor
+    """Write the tensors of every bucket that has images, one bucket after the other."""
+    encoded, config = rows.filter(ENCODED), request.config
+    stored = ["sample_id", "uri", "text_keys", "latent_key", *config.tensors]
     infos = []
-    with progress("write latents", encoded.num_rows, "images") as advance:
+    with progress("write images", encoded.num_rows, "images") as advance:
         for bucket in request.buckets:
             inside = encoded.filter(_in(bucket))
             if not inside.num_rows:
                 continue
-            shape = (geometry.latent_channels, bucket.height // factor, bucket.width // factor)
-            group = group_rows(2 * size_of(shape, request.config.dtype))
-            tables = _bucket_rows(plan, sorted(set(inside["unit"].to_pylist())), bucket, advance)
-            facts = {
-                "mean, std": f"raw latents {list(shape)} (channel, row, column), {request.config.dtype}",
-                "model latents": geometry.formula,
-            }
-            parts = write_parts(request.out / LATENTS, str(bucket), tables, group, facts)
+            row_bytes, facts = _stored_form(request, geometry, bucket)
+            group = group_rows(row_bytes)
+            tables = _bucket_rows(plan, sorted(set(inside["unit"].to_pylist())), bucket, stored, advance)
+            folder = request.out / (PIXELS if config.pixels else LATENTS)
+            parts = write_parts(folder, str(bucket), tables, group, facts)
             sizes = {"height": bucket.height, "width": bucket.width, "rows": inside.num_rows}
             infos.append(BucketInfo(**sizes, group_rows=group, parts=parts))
     return infos
 
 
-def _bucket_rows(plan: UnitPlan, units: list[int], bucket: Bucket, advance: Advance) -> Iterator[pa.Table]:
+def _stored_form(request: EncodeRequest, geometry: Geometry, bucket: Bucket) -> tuple[int, dict[str, str]]:
+    """The bytes of a row of the bucket, and a description of its tensors for other readers."""
+    config = request.config
+    if config.pixels:
+        shape = [bucket.height, bucket.width, 3]
+        return bucket.height * bucket.width * 3, {"pixels": f"sRGB {shape} (row, column, channel), uint8"}
+    shape = request.latent_shape(bucket)
+    order = f"(channel, row, column), {config.dtype}"
+    facts = {"mean, std": f"raw latents {list(shape)} {order}", "model latents": geometry.formula}
+    size = 2 * size_of(shape, config.dtype)
+    if config.guide is not None:
+        guide = (shape[0], shape[1] // config.guide, shape[2] // config.guide)
+        facts["guide_mean, guide_std"] = f"raw latents {list(guide)} {order}"
+        size += 2 * size_of(guide, config.dtype)
+    if config.mask is not None:
+        facts["mask"] = f"{list(shape[1:])} (row, column), uint8; 255 takes part in training"
+        size += shape[1] * shape[2]
+    return size, facts
+
+
+def _bucket_rows(
+    plan: UnitPlan, units: list[int], bucket: Bucket, columns: list[str], advance: Advance
+) -> Iterator[pa.Table]:
     for unit in units:
-        table = read_parquet(plan.part(unit))
+        table = read_parquet(plan.part(unit), [*columns, "height", "width", "reason"])
         table = table.filter(_in(bucket) & ENCODED)
-        yield table.select(list(STORED))
+        yield table.select(columns)
         advance(table.num_rows)
 
 

@@ -2,64 +2,136 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from uhr.base.config import Config, fingerprint
-from uhr.train.encode.buckets import Bucket
+from uhr.train.encode.buckets import Bucket, parse_size
 
-ENCODE_VERSION = 1
+ENCODE_VERSION = 2
 """Increased whenever the code computes other values from the same inputs."""
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+ALPHA = "alpha"
+"""The value of `mask` for an image's own alpha channel."""
 
 
 class EncodeConfig(Config):
     """How images and captions are encoded. All fields are part of the keys, unless excluded below.
 
     resolution: px; the area of a bucket is about its square. None: the model's native size.
+    buckets: the table of sizes: "aspects" (one bucket per ratio of `aspects`), "square" (one), a published
+        table ("ultraflux-4k"), or a list of sizes as WIDTHxHEIGHT. With a table or a list, `resolution` only
+        says for which phases of a recipe the data are (`buckets.table_side` by default).
     aspects: aspect ratios (width/height) of the buckets. The transpose of each is added.
-    enlarge: whether images smaller than their bucket are enlarged; they are left out otherwise.
+    enlarge: whether images smaller than their bucket are enlarged; they fail otherwise.
     dtype: of the stored latents (mean and standard deviation); the VAE itself runs in float32.
     text_dtype: of the stored embeddings, and of the text encoders while they run.
-    caption: column of the manifest that holds the caption; a row without one gets the empty caption.
+    captions: columns of the manifest that hold captions; every one of a row is encoded. `caption: NAME` is
+        the same as one column. A row without any gets the empty caption.
     split: encode only rows with this value in the manifest's column `split`. None: "train" if there is such
         a column, otherwise all rows.
+    guide: also store the latents of the image at 1/guide of its side (UltraGen trains with 4). None: do not.
+    mask: also store, for each latent, which share of its pixels takes part in training: a column with the
+        path of a gray image relative to the source (white takes part), or "alpha". None: no mask.
+    pixels: store the cropped pixels (uint8 RGB) instead of latents and texts, to train a VAE.
+    tiling: "exact" runs the VAE in bounded memory, as samplers do; "none" always runs it on whole images.
     """
 
     resolution: int | None = Field(None, gt=0)
+    buckets: str | tuple[str, ...] = "aspects"
     aspects: tuple[str, ...] = Field(("1/1", "5/4", "4/3", "3/2", "16/9", "2/1"), min_length=1)
     enlarge: bool = False
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    text_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    caption: str = "caption"
+    dtype: Dtype = "bfloat16"
+    text_dtype: Dtype = "bfloat16"
+    captions: tuple[str, ...] = Field(("caption",), min_length=1)
     split: str | None = None
+    guide: int | None = Field(None, ge=2, le=16)
+    mask: str | None = None
+    pixels: bool = False
+    tiling: Literal["exact", "none"] = "exact"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_caption(cls, tree: Any) -> Any:
+        """Read `caption: NAME`, which folders of version 1 have, as one column."""
+        if not isinstance(tree, dict) or "caption" not in tree:
+            return tree
+        if "captions" in tree:
+            raise ValueError("caption and captions are both given: give captions")
+        rest = {name: value for name, value in tree.items() if name != "caption"}
+        return {**rest, "captions": tree["caption"]}
+
+    @field_validator("captions", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("captions")
+    @classmethod
+    def _different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a column twice")
+        return value
+
+    @model_validator(mode="after")
+    def _pixels_alone(self) -> EncodeConfig:
+        if self.pixels and (self.guide is not None or self.mask is not None):
+            raise ValueError("pixels are stored without guide and mask: leave these out")
+        return self
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of the tensors that every encoded image has."""
+        if self.pixels:
+            return ("pixels",)
+        guide = ("guide_mean", "guide_std") if self.guide is not None else ()
+        return ("mean", "std", *guide, *(("mask",) if self.mask is not None else ()))
+
+    @field_validator("buckets")
+    @classmethod
+    def _sizes(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(value, str):
+            return value
+        if not value:
+            raise ValueError("is an empty list")
+        for text in value:
+            parse_size(text)
+        return value
 
 
-SELECTION = {"caption", "split"}
+SELECTION = {"captions", "split"}
 """Fields that choose which rows and texts are encoded, not how."""
 
+SIZES = {"resolution", "buckets", "aspects", "enlarge"}
+"""Fields that choose an image's bucket, which is in the key itself."""
+
 TEXT_ONLY = {"text_dtype"}
-IMAGE_ONLY = {"resolution", "aspects", "enlarge", "dtype"}
-"""Fields that only text keys, or only image keys, contain. A field in no list here is in both keys: a
+IMAGE_ONLY = {"dtype", "guide", "mask", "pixels", "tiling"}
+"""Fields that only text keys, or only latent keys, contain. A field in no list here is in both keys: a
 forgotten one re-encodes too much, never too little."""
 
 
 def latent_key(
     config: EncodeConfig,
     vae_hash: str,
-    content_hash: str,
+    content: tuple[str, ...],
     box: tuple[int, int, int, int] | None,
     bucket: Bucket,
 ) -> str:
-    """The cache key (64 hex digits) of an image's latents: a hash of the image's bytes, box and bucket, of
-    the VAE, and of the configuration.
+    """The cache key (64 hex digits) of an image's latents.
+
+    It depends on the hashes of the image's bytes and of its mask's (`content`), box and bucket, the VAE, the
+    configuration and the version of this code. The stored tensors of two rows with one key are equal.
     """
     return fingerprint(
         {
             "version": ENCODE_VERSION,
-            "config": config.model_dump(mode="json", exclude=SELECTION | TEXT_ONLY),
+            "config": config.model_dump(mode="json", exclude=SELECTION | SIZES | TEXT_ONLY),
             "vae": vae_hash,
-            "content": content_hash,
+            "content": content,
             "box": box,
             "bucket": bucket,
         }
@@ -72,7 +144,7 @@ def text_key(config: EncodeConfig, text_hash: str, lengths: dict[str, int], capt
     return fingerprint(
         {
             "version": ENCODE_VERSION,
-            "config": config.model_dump(mode="json", exclude=SELECTION | IMAGE_ONLY),
+            "config": config.model_dump(mode="json", exclude=SELECTION | SIZES | IMAGE_ONLY),
             "encoders": text_hash,
             "lengths": lengths,
             "caption": caption,

@@ -1,4 +1,8 @@
-"""`encoded.json`: the description of a folder of encoded data, written last."""
+"""`encoded.json`: the description of a folder of encoded data, written last.
+
+Beside it are the manifest of the encoded rows (`manifest.json`, `samples/`), and the tensors in `latents/`
+(or `pixels/`) and `texts/`. Folders of version 1 have no manifest, and one caption per image.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from uhr.base.config import Config, read_versioned
 from uhr.base.console import command, say, shown, table
@@ -15,7 +19,10 @@ from uhr.base.errors import UserError
 from uhr.base.files import or_half_written
 from uhr.base.lock import NAME as LOCK
 from uhr.base.run_folder import FolderLayout
+from uhr.manifests.info import FILE as MANIFEST
 from uhr.manifests.info import Part
+from uhr.manifests.parts import LAYOUT as MANIFEST_LAYOUT
+from uhr.manifests.parts import REPORT, SAMPLES
 from uhr.runtime import units
 from uhr.train.encode.config import EncodeConfig
 
@@ -23,23 +30,27 @@ if TYPE_CHECKING:
     from uhr.models.ops.latents import Normalisation, PatchNormalisation
 
 FILE = "encoded.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NOT_STATED = "not stated"
 """The licence of rows that state none."""
 
-LATENTS, TEXTS, UNITS = "latents", "texts", "units"
+LATENTS, PIXELS, TEXTS, UNITS = "latents", "pixels", "texts", "units"
 LEFT_OUT = "left_out.parquet"
+"""In version 1, the rows that were not encoded."""
 
+MANIFEST_PART = MANIFEST_LAYOUT.inside[SAMPLES]
 _PART = or_half_written(r"(texts|\d+x\d+)-\d{5}\.parquet")
 _UNIT = or_half_written(units.FILES)
 
 LAYOUT = FolderLayout(
     "encoded data",
-    (FILE, LEFT_OUT, LATENTS, TEXTS, UNITS),
+    (FILE, LEFT_OUT, LATENTS, PIXELS, TEXTS, UNITS, MANIFEST, SAMPLES, REPORT),
     (FILE, UNITS),
     {
         LATENTS: _PART,
+        PIXELS: _PART,
         TEXTS: _PART,
+        SAMPLES: MANIFEST_PART,
         UNITS: re.compile(LOCK),
         f"{UNITS}/{LATENTS}": _UNIT,
         f"{UNITS}/{TEXTS}": _UNIT,
@@ -66,7 +77,7 @@ class Geometry(Config):
     Stored latents are raw. Model latents are (raw - shift) * scale, or (patch - patch_mean) / patch_std over
     the 4C channels of the 2x2 patches of raw latents (`latents.pack`): a family has one pair of keys or the
     other. Each further key is the name of a text tensor, and its value the shape without the batch; the
-    sequence comes first.
+    sequence comes first. Pixels have no text tensors.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -84,8 +95,6 @@ class Geometry(Config):
         pairs = (self.shift, self.scale), (self.patch_mean, self.patch_std)
         if sorted(pair.count(None) for pair in pairs) != [0, 2]:
             raise ValueError("it needs shift and scale, or patch_mean and patch_std")
-        if not self.text_shapes:
-            raise ValueError("it names no text tensor")
         return self
 
     @model_serializer(mode="wrap")
@@ -162,11 +171,11 @@ class LeftOutReason(Config):
 
 
 class LeftOut(Config):
-    """Rows without latents: `part` lists all of them by uri (sample_id, uri, reason, error), `reasons`
-    counts them.
+    """Rows that were not encoded: `reasons` counts them. They are the failed rows of the manifest in the
+    folder; in version 1, `part` lists them by uri (sample_id, uri, reason, error).
     """
 
-    part: Part
+    part: Part | None = None
     reasons: list[LeftOutReason]
 
 
@@ -174,6 +183,7 @@ class TextInfo(Config):
     """The encoded captions.
 
     truncated: the number of captions (not samples) that are longer than an encoder reads, by encoder.
+    empty_key: the key of the empty caption; empty for pixels, which have no texts.
     """
 
     rows: int
@@ -185,8 +195,11 @@ class TextInfo(Config):
 class EncodedInfo(Config):
     """The content of `encoded.json`.
 
-    id: a hash of configuration, model, manifest and parts; not of paths or times.
-    counts: rows that are selected, encoded, left_out, without_caption.
+    id: that of the manifest in the folder, a hash of configuration, model, slice, rows and tensors; not of
+        paths or times.
+    manifest: the slice that was encoded. samples: the parts of the manifest in the folder; none in version 1.
+    counts: rows that are selected, encoded, left_out, without_caption; reused: rows and captions that were
+        copied from other folders.
     licences: encoded rows per licence; `NOT_STATED` counts rows without one.
     """
 
@@ -203,6 +216,13 @@ class EncodedInfo(Config):
     counts: dict[str, int]
     licences: dict[str, int]
     left_out: LeftOut
+    samples: list[Part] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _has_texts(self) -> EncodedInfo:
+        if not self.config.pixels and not self.geometry.text_shapes:
+            raise ValueError("geometry names no text tensor")
+        return self
 
     @property
     def resolution(self) -> int:
@@ -214,12 +234,19 @@ class EncodedInfo(Config):
     def parts(self) -> list[Part]:
         """All Parquet files that `encoded.json` lists."""
         latents = (part for bucket in self.buckets for part in bucket.parts)
-        return [*self.texts.parts, *latents, self.left_out.part]
+        left_out = [] if self.left_out.part is None else [self.left_out.part]
+        return [*self.texts.parts, *latents, *self.samples, *left_out]
 
     def latent_shape(self, bucket: BucketInfo) -> tuple[int, int, int]:
         """[C, H, W] of the bucket's latents."""
         factor = self.geometry.vae_factor
         return self.geometry.latent_channels, bucket.height // factor, bucket.width // factor
+
+    def guide_shape(self, bucket: BucketInfo) -> tuple[int, int, int]:
+        """[C, H, W] of the latents of the bucket's guides, which the configuration must have."""
+        assert self.config.guide is not None
+        channels, height, width = self.latent_shape(bucket)
+        return channels, height // self.config.guide, width // self.config.guide
 
 
 def read_encoded(path: Path) -> EncodedInfo:
@@ -249,9 +276,14 @@ def print_encoded(info: EncodedInfo) -> None:
     """Print what was encoded, and what was left out with its reason."""
     counts = info.counts
     say(f"{counts['encoded']:,} of {counts['selected']:,} images encoded at {info.resolution} px")
+    if counts.get("reused") or counts.get("reused_captions"):
+        say(f"taken over: {counts['reused']:,} images and {counts['reused_captions']:,} captions")
     table(["bucket", "images"], [[f"{b.width}x{b.height}", b.rows] for b in info.buckets])
-    bare = counts["without_caption"]
-    say(f"{info.texts.rows:,} captions; {bare:,} images have none and get the empty one")
+    if info.config.pixels:
+        say("pixels are stored, to train a VAE; no texts")
+    else:
+        bare = counts["without_caption"]
+        say(f"{info.texts.rows:,} captions; {bare:,} images have none and get the empty one")
     for name, count in info.texts.truncated.items():
         if count:
             sequence = next(iter(info.geometry.text_shapes))
@@ -260,8 +292,10 @@ def print_encoded(info: EncodedInfo) -> None:
     for left in info.left_out.reasons:
         first = left.examples[0]
         say(shown(f"left out, {left.reason}: {left.rows:,} ({first.uri}: {first.error})"))
-    if info.left_out.reasons:
+    if info.left_out.part is not None:
         say(f"{LEFT_OUT} lists all that were left out")
+    elif info.left_out.reasons:
+        say("the manifest of the folder has them as failed rows, with their errors")
 
 
 def _truncated(encoder: str, count: int, reads: int, sequence: str) -> str:

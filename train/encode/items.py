@@ -13,16 +13,22 @@ import pyarrow.compute as pc
 
 from uhr.base.console import progress
 from uhr.train.encode.buckets import Bucket, choose
-from uhr.train.encode.config import EncodeConfig, text_key
-from uhr.train.encode.work import IMAGE_ITEMS, TEXT_ITEMS
+from uhr.train.encode.config import ALPHA, EncodeConfig, text_key
+from uhr.train.encode.images import IMAGE_ITEMS
+from uhr.train.encode.texts import TEXT_ITEMS
 
 
 def caption_items(
-    captions: pa.ChunkedArray, config: EncodeConfig, encoders: str, lengths: Mapping[str, int]
+    rows: pa.Table, config: EncodeConfig, encoders: str, lengths: Mapping[str, int]
 ) -> pa.Table:
     """List each distinct caption with its key. The empty caption, which caption dropout needs, comes first;
-    the others follow in the order of their first use."""
-    different = dict.fromkeys(["", *captions.fill_null("").unique().to_pylist()])
+    the others follow in the order of their first use.
+
+    The columns `config.captions` are listed one after the other.
+    """
+    different = {"": None}
+    for name in config.captions:
+        different |= dict.fromkeys(rows[name].fill_null("").unique().to_pylist())
     keys = []
     with progress("list captions", len(different), "captions") as advance:
         for caption in different:
@@ -31,20 +37,39 @@ def caption_items(
     return pa.table([keys, list(different)], schema=TEXT_ITEMS)
 
 
-def image_items(rows: pa.Table, caption: str, texts: pa.Table, buckets: Sequence[Bucket]) -> pa.Table:
+def image_items(rows: pa.Table, config: EncodeConfig, texts: pa.Table, buckets: Sequence[Bucket]) -> pa.Table:
     """List the images, sorted by bucket (if the manifest has their size), then by uri.
 
-    texts: the result of `caption_items` for the same rows.
+    All images of one uri (patches) are together, in the place of the one whose bucket comes first. texts: the
+    result of `caption_items` for the same rows; without rows for pixels.
     """
-    found = pc.call_function(
-        "index_in", [rows[caption].fill_null("")], pc.SetLookupOptions(texts["caption"].combine_chunks())
-    )
+    count = rows.num_rows
     columns = {name: rows[name] for name in ("sample_id", "uri", "box", "content_hash")}
     columns |= {name: _whole_side(rows, name) for name in ("width", "height")}
-    items = pa.table({**columns, "text_key": texts["text_key"].take(found)}).cast(IMAGE_ITEMS)
+    files = config.mask not in (None, ALPHA)
+    columns["mask"] = rows[config.mask] if files else pa.nulls(count, pa.string())
+    columns["text_keys"] = _text_keys(rows, () if config.pixels else config.captions, texts)
+    items = pa.table(columns).cast(IMAGE_ITEMS)
     places = pa.array(_places(_sides(rows, "height", 3), _sides(rows, "width", 2), buckets), pa.int32())
-    order = [("place", "ascending"), ("uri", "ascending"), ("sample_id", "ascending")]
-    return items.append_column("place", places).sort_by(order).drop_columns("place")
+    first = pa.table({"uri": items["uri"], "place": places}).group_by("uri").aggregate([("place", "min")])
+    found = pc.call_function("index_in", [items["uri"]], pc.SetLookupOptions(first["uri"].combine_chunks()))
+    items = items.append_column("place", places)
+    items = items.append_column("first", first["place_min"].take(found))
+    items = items.sort_by([(name, "ascending") for name in ("first", "uri", "place", "sample_id")])
+    return items.drop_columns(["place", "first"])
+
+
+def _text_keys(rows: pa.Table, captions: Sequence[str], texts: pa.Table) -> pa.Array:
+    """The keys of each row's captions, list<string> [N]: null where the row has none or an empty one."""
+    lookup = pc.SetLookupOptions(texts["caption"].combine_chunks())
+    columns = []
+    for name in captions:
+        empty = pc.call_function("equal", [rows[name], pa.scalar("")])
+        given = pc.call_function("if_else", [empty, pa.scalar(None, pa.string()), rows[name]])
+        found = pc.call_function("index_in", [given], lookup)
+        columns.append(texts["text_key"].take(found).to_pylist())
+    keys = zip(*columns, strict=True) if columns else [()] * rows.num_rows
+    return pa.array([list(row) for row in keys], pa.list_(pa.string()))
 
 
 def _whole_side(rows: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:

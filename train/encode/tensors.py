@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "uint8": 1}
 
 
 def size_of(shape: tuple[int, ...], dtype: str) -> int:
@@ -33,3 +33,11 @@ def from_bytes(data: bytes, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
     if len(data) != expected:
         raise ValueError(f"{len(data)} bytes where {shape} in {dtype} are {expected}")
     return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).reshape(shape)
+
+
+def all_finite(data: bytes, dtype: str) -> bool:
+    """Whether the bytes of a tensor contain neither NaN nor infinity."""
+    import torch
+
+    values = torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype))
+    return bool(torch.isfinite(values).all())

@@ -10,15 +10,18 @@ from safetensors.torch import load_file, save_file
 
 import uhr.train.encode.run as encode_module
 from uhr.base.errors import UserError
+from uhr.manifests.manifest import Manifest
 from uhr.models.families.flux1 import Flux1
 from uhr.models.vae.codec import encode_moments
 from uhr.models.zoo import Prompt, load_text_encoders, load_vae
 from uhr.train.encode.buckets import Bucket
 from uhr.train.encode.config import EncodeConfig
 from uhr.train.encode.encoded import read_encoded
+from uhr.train.encode.images import ImageWork
 from uhr.train.encode.run import encode
+from uhr.train.encode.source import cut
 from uhr.train.encode.tensors import from_bytes
-from uhr.train.encode.work import ImageWork, TextWork, cut
+from uhr.train.encode.texts import TextWork
 
 
 def rows_of(folder, kind):
@@ -28,12 +31,20 @@ def rows_of(folder, kind):
 
 
 def left_out_of(folder):
-    return pq.read_table(folder / "left_out.parquet").to_pylist()
+    rows = Manifest.open(folder).table(["uri", "sample_id", "reason", "error"], where="status = 'failed'")
+    return rows.sort_by([("uri", "ascending"), ("sample_id", "ascending")]).to_pylist()
 
 
 def test_every_kept_image_is_encoded_or_left_out_with_a_reason(small_set):
     info = small_set.info
-    assert info.counts == {"selected": 10, "encoded": 9, "left_out": 1, "without_caption": 1}
+    assert info.counts == {
+        "selected": 10,
+        "encoded": 9,
+        "left_out": 1,
+        "without_caption": 1,
+        "reused": 0,
+        "reused_captions": 0,
+    }
     (left,) = left_out_of(small_set.folder)
     assert (left["uri"], left["reason"]) == ("j-small.png", "too small")
     assert "60x60" in left["error"]
@@ -78,11 +89,13 @@ def test_every_row_has_its_own_latents_and_its_own_caption(small_set, tiny_flux)
         assert torch.equal(from_bytes(row["mean"], shape, "bfloat16"), mean[0].bfloat16())
         assert torch.equal(from_bytes(row["std"], shape, "bfloat16"), std[0].bfloat16())
         caption = source["caption"] or ""
-        assert texts[row["text_key"]]["caption"] == caption
+        (key,) = row["text_keys"]
+        assert (key is None) == (not caption)
+        text = texts[key or small_set.info.texts.empty_key]
+        assert text["caption"] == caption
         for name, tensor in Flux1().embed(encoders, Prompt(caption)).texts.items():
-            stored = texts[row["text_key"]][name]
             shape = small_set.info.geometry.text_shapes[name]
-            assert torch.equal(from_bytes(stored, shape, "bfloat16"), tensor[0])
+            assert torch.equal(from_bytes(text[name], shape, "bfloat16"), tensor[0])
 
 
 def _pixels(path):
@@ -347,7 +360,7 @@ def test_a_split_that_the_manifest_does_not_have_is_an_error(four, tiny_flux, tm
 
 def test_an_unknown_caption_column_names_the_nearest(four, tiny_flux, tmp_path):
     with pytest.raises(UserError, match="unknown caption column 'captoin': did you mean caption"):
-        encode(four.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(caption="captoin"))
+        encode(four.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(captions=("captoin",)))
 
 
 def test_half_written_damaged_and_newer_folders_are_refused(small_set, tmp_path):
@@ -363,6 +376,6 @@ def test_half_written_damaged_and_newer_folders_are_refused(small_set, tmp_path)
     with pytest.raises(UserError, match="is missing"):
         read_encoded(copy)
     tree = json.loads((copy / "encoded.json").read_text())
-    (copy / "encoded.json").write_text(json.dumps({**tree, "schema_version": 2}))
+    (copy / "encoded.json").write_text(json.dumps({**tree, "schema_version": 3}))
     with pytest.raises(UserError, match="install a newer uhr"):
         read_encoded(copy)

@@ -24,25 +24,39 @@ def expected(rows, with_sizes=True):
     def key(row):
         width, height = row["box"][2:] if row["box"] else (row["width"], row["height"])
         known = width and (with_sizes or row["box"])
-        return (
-            SIZES.index(choose(height, width, SIZES)) if known else len(SIZES),
-            row["uri"],
-            row["sample_id"],
-        )
+        return SIZES.index(choose(height, width, SIZES)) if known else len(SIZES)
 
-    return [row["sample_id"] for row in sorted(rows, key=key)]
+    first = {row["uri"]: min(key(other) for other in rows if other["uri"] == row["uri"]) for row in rows}
+    order = sorted(rows, key=lambda row: (first[row["uri"]], row["uri"], key(row), row["sample_id"]))
+    return [row["sample_id"] for row in order]
 
 
-def test_images_go_by_bucket_then_address_each_with_its_captions_key():
+def test_images_go_by_bucket_then_address_with_all_of_an_address_together():
     for names in (None, ["sample_id", "uri", "content_hash", "caption", "box"]):
         rows = table(ROWS) if names is None else table(ROWS).select(names)
         rows = pa.concat_tables([rows.slice(0, 2), rows.slice(2)])  # in chunks, as a manifest comes
-        texts = caption_items(rows["caption"], EncodeConfig(), "e", {"t5": 512})
+        texts = caption_items(rows, EncodeConfig(), "e", {"t5": 512})
         assert texts["caption"].to_pylist() == ["", "one", "two"]
         keys = dict(zip(texts["caption"].to_pylist(), texts["text_key"].to_pylist(), strict=True))
-        items = image_items(rows, "caption", texts, SIZES).to_pylist()
+        items = image_items(rows, EncodeConfig(), texts, SIZES).to_pylist()
         assert [item["sample_id"] for item in items] == expected(ROWS, names is None)
         source = {row["sample_id"]: row for row in ROWS}
         for item in items:
-            assert item["text_key"] == keys[source[item["sample_id"]]["caption"] or ""]
+            caption = source[item["sample_id"]]["caption"]
+            assert item["text_keys"] == [keys[caption] if caption else None]
             assert item["box"] == source[item["sample_id"]]["box"]
+
+
+def test_every_caption_column_has_its_key_and_a_text_in_two_columns_is_listed_once():
+    rows = table(ROWS).append_column("long", pa.array(["two", "three", "", None, "one"]))
+    config = EncodeConfig(captions=("long", "caption"))
+    texts = caption_items(rows, config, "e", {"t5": 512})
+    assert texts["caption"].to_pylist() == ["", "two", "three", "one"]
+    caption_of = dict(zip(texts["text_key"].to_pylist(), texts["caption"].to_pylist(), strict=True))
+    found = {
+        item["sample_id"]: [caption_of.get(key) for key in item["text_keys"]]
+        for item in image_items(rows, config, texts, SIZES).to_pylist()
+    }
+    assert found == {
+        "1": ["two", "one"], "2": ["three", None], "4": [None, "two"], "3": [None, "one"], "5": ["one", None],
+    }  # fmt: skip

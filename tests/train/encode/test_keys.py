@@ -2,7 +2,15 @@ import pytest
 
 from uhr.train.encode import config as config_module
 from uhr.train.encode.buckets import Bucket
-from uhr.train.encode.config import IMAGE_ONLY, SELECTION, TEXT_ONLY, EncodeConfig, latent_key, text_key
+from uhr.train.encode.config import (
+    IMAGE_ONLY,
+    SELECTION,
+    SIZES,
+    TEXT_ONLY,
+    EncodeConfig,
+    latent_key,
+    text_key,
+)
 
 OTHER = {
     "resolution": 256,
@@ -10,12 +18,17 @@ OTHER = {
     "enlarge": True,
     "dtype": "float32",
     "text_dtype": "float32",
-    "caption": "caption_en",
+    "buckets": "square",
+    "captions": ("caption_en",),
+    "guide": 4,
+    "mask": "alpha",
+    "pixels": True,
+    "tiling": "none",
     "split": "val",
 }
 
 
-def image(config=None, vae="v", content="c", box=None, bucket=None):
+def image(config=None, vae="v", content=("c",), box=None, bucket=None):
     return latent_key(config or EncodeConfig(), vae, content, box, bucket or Bucket(1024, 1024))
 
 
@@ -27,13 +40,13 @@ def text(config=None, encoders="t", lengths=None, caption="a cat"):
 def test_every_field_of_the_configuration_changes_each_key_it_can_affect(name):
     changed = EncodeConfig(**{name: OTHER[name]})
     assert getattr(changed, name) != getattr(EncodeConfig(), name)
-    assert (image(changed) != image()) == (name not in SELECTION | TEXT_ONLY)
-    assert (text(changed) != text()) == (name not in SELECTION | IMAGE_ONLY)
+    assert (image(changed) != image()) == (name not in SELECTION | SIZES | TEXT_ONLY)
+    assert (text(changed) != text()) == (name not in SELECTION | SIZES | IMAGE_ONLY)
 
 
 def test_every_other_input_changes_the_key():
     images = [
-        image(), image(vae="w"), image(content="d"), image(box=(0, 0, 64, 64)),
+        image(), image(vae="w"), image(content=("d",)), image(content=("c", "m")), image(box=(0, 0, 64, 64)),
         image(box=(0, 0, 64, 65)), image(bucket=Bucket(1024, 768)), image(bucket=Bucket(768, 1024)),
     ]  # fmt: skip
     texts = [

@@ -11,7 +11,7 @@ from uhr.cli import main
 from uhr.models.ops.latents import normalisation
 from uhr.models.vae.codec import encode_moments
 from uhr.models.zoo import load_transformer, load_vae
-from uhr.train.encode.encoded import Geometry, read_encoded
+from uhr.train.encode.encoded import EncodedInfo, Geometry, read_encoded
 from uhr.train.objectives.draws import Draws
 from uhr.train.recipes import resolve
 from uhr.train.run.job import start
@@ -52,18 +52,21 @@ def test_columns_and_keys_of_encoded_data_are_the_familys_names(small_set, small
     assert read_encoded(small_set2.folder) == small_set2.info
 
 
-def test_geometry_of_neither_or_both_normalisations_or_without_texts_is_invalid():
+def test_geometry_of_neither_or_both_normalisations_or_without_texts_is_invalid(small_set2):
     whole = {"latent_channels": 16, "vae_factor": 8, "shift": 0.1, "scale": 0.3, "t5": (4, 2)}
     patches = {"patch_mean": (0.0,) * 64, "patch_std": (1.0,) * 64}
     Geometry(**whole)
     for wrong, message in (
         ({**whole, "shift": None}, "shift and scale, or"),
         ({**whole, **patches}, "shift and scale, or"),
-        ({name: whole[name] for name in whole if name != "t5"}, "names no text tensor"),
         ({**whole, "t5": "long"}, "t5"),
     ):
         with pytest.raises(ValueError, match=message):
             Geometry(**wrong)
+    tree = small_set2.info.model_dump(mode="json")
+    del tree["geometry"]["qwen3"]
+    with pytest.raises(ValueError, match="names no text tensor"):
+        EncodedInfo.model_validate(tree)
 
 
 def test_latents_of_flux2_reach_the_model_as_in_sampling(job2, small_set2, tiny_flux2):

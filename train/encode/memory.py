@@ -1,0 +1,48 @@
+"""How the VAE of `encode` uses memory: exact tiling, and how many images it encodes together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MOST_TOGETHER = 8
+"""Images of one call of the VAE. More do not make large images faster, and a unit has few of them."""
+
+
+def memory_for(vae: Any) -> int:
+    """Bytes that a call of the VAE may use: as `models.vae.budget`, which depends on the machine alone."""
+    import torch
+
+    from uhr.models.vae.budget import device_budget, host_budget
+
+    if vae.device.type != "cuda":
+        return host_budget()
+    weights = sum(parameter.nbytes for parameter in vae.parameters())
+    return device_budget(torch.cuda.get_device_properties(vae.device).total_memory, weights)
+
+
+def tiled(vae: Any) -> None:
+    """Apply exact tiling: images that do not fit into memory are encoded in bands."""
+    from pydantic import ByteSize
+
+    from uhr.models.vae.tiled import ExactTiling
+
+    ExactTiling(memory=ByteSize(memory_for(vae))).apply(vae)
+
+
+def images_together(vae: Any, height: int, width: int) -> int:
+    """How many images of height x width px the VAE encodes in one call: as many as fit untiled, at least 1
+    and at most `MOST_TOGETHER`.
+    """
+    from pydantic import ByteSize
+
+    from uhr.models.vae.tiled import ExactTiling
+
+    return ExactTiling(memory=ByteSize(memory_for(vae))).untiled_samples(vae, height, width, MOST_TOGETHER)
+
+
+def empty_gpu_cache() -> None:
+    """Return the freed memory of a GPU to other models and processes."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

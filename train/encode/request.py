@@ -1,0 +1,100 @@
+"""What to encode: the slice, the model, the resolved configuration, and the selected rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from uhr.base.console import command
+from uhr.base.errors import UserError, unknown
+from uhr.manifests.manifest import Manifest
+from uhr.models.zoo import Model
+from uhr.train.encode.buckets import Bucket, bucket_table, table_side
+from uhr.train.encode.config import ALPHA, EncodeConfig
+from uhr.train.encode.encoded import ModelInfo
+from uhr.train.encode.hashing import component_hash
+
+
+@dataclass(frozen=True)
+class EncodeRequest:
+    """What to encode, with which model and configuration.
+
+    config: with a resolution, and with a split if the manifest has any. factor: px per latent of the model's
+    VAE. rows: the selected rows of the manifest.
+    """
+
+    out: Path
+    manifest: Manifest
+    model: Model
+    identity: ModelInfo
+    config: EncodeConfig
+    buckets: tuple[Bucket, ...]
+    rows: pa.Table
+
+    @property
+    def factor(self) -> int:
+        return self.model.spec.vae_factor
+
+    def latent_shape(self, bucket: Bucket) -> tuple[int, int, int]:
+        """[C, H, W] of the bucket's latents."""
+        return self.model.spec.latent_channels, bucket.height // self.factor, bucket.width // self.factor
+
+
+def resolved(config: EncodeConfig, manifest: Manifest, model: Model) -> EncodeConfig:
+    """The configuration with a resolution, and with a split if the manifest has any."""
+    resolution = config.resolution or table_side(config.buckets) or model.spec.native_size
+    split = config.split or ("train" if "split" in manifest.schema.names else None)
+    return config.model_copy(update={"resolution": resolution, "split": split})
+
+
+def sizes(config: EncodeConfig, model: Model) -> tuple[Bucket, ...]:
+    """The buckets of a resolved configuration. Raises UserError if they do not fit the model."""
+    assert config.resolution is not None
+    multiple = model.spec.pixel_multiple * (config.guide or 1)
+    return bucket_table(config.buckets, config.resolution, config.aspects, multiple)
+
+
+def identity_of(model: Model, pixels: bool) -> ModelInfo:
+    """The model's description, with hashes of what encodes: the VAE and the text encoders; nothing for
+    pixels, which depend on no weights.
+    """
+    components = () if pixels else ("vae", *model.spec.text_components)
+    return ModelInfo(
+        path=model.source.text if model.backbone is None else str(model.backbone),
+        base=None if model.backbone is None else model.source.text,
+        spec=model.spec.name,
+        family=model.spec.family,
+        text_lengths=dict(model.spec.text_lengths),
+        hashes={name: component_hash(model, name) for name in components},
+    )
+
+
+def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
+    """The kept rows of the split to encode, in the manifest's order; `config` is resolved."""
+    names = manifest.schema.names
+    for caption in () if config.pixels else config.captions:
+        if caption not in names:
+            raise unknown("caption column", caption, names, str(manifest.path))
+    mask = [] if config.mask in (None, ALPHA) else [config.mask]
+    if mask and mask[0] not in names:
+        raise unknown("mask column", mask[0], names, str(manifest.path))
+    where = "status = 'kept'"
+    if config.split is not None:
+        if "split" not in names:
+            raise UserError(
+                f"{manifest.path} has no column 'split'",
+                "make a slice with `uhr manifest slice --split train=0.9,val=0.1`",
+            )
+        where += " AND split = '{}'".format(config.split.replace("'", "''"))
+    columns = ["sample_id", "uri", "box", "content_hash", "license", *mask]
+    columns += [] if config.pixels else config.captions
+    columns += [name for name in ("width", "height") if name in names]
+    rows = manifest.table(list(dict.fromkeys(columns)), where=where)
+    if not rows.num_rows:
+        of = f" of split '{config.split}'" if config.split is not None else ""
+        raise UserError(
+            f"{manifest.path} has no kept row{of}", f"see `{command('manifest', 'show', manifest.path)}`"
+        )
+    return rows
