@@ -45,6 +45,8 @@ PRINTED_BY = {
     "train/generate/": SAMPLE,
     "train/run/job.py": TRAIN,
     "train/run/trainer.py": TRAIN,
+    "train/data/": (*TRAIN, "train plan"),
+    "train/trainable/": (*TRAIN, "train plan"),
     "train/recipes/base.py": (*TRAIN, "train plan"),
     "train/recipes/": ("train run", "train plan", "train show"),
     "uhr/base/config.py": ("curate run", "train run", "train encode", *SAMPLE),
@@ -74,6 +76,7 @@ ELSEWHERE = {
     ("train/run/job.py", "--out"): ("train run",),
     ("uhr/demo/run.py", "--set"): ("train run",),
     ("uhr/demo/run.py", "--adapter"): SAMPLE,
+    ("train/trainable/adapters.py", "--adapter"): SAMPLE,
     ("train/recipes/__init__.py", "--config"): ("train run", "train plan", "train show"),
 }
 """Options of a module that fewer commands can print than the rest of it: `resume` finds its model by the run,
