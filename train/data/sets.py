@@ -45,6 +45,12 @@ def open_sets(recipe: Recipe, given: Iterable[NamedPath | Path]) -> list[NamedDa
             if (other.name, other.data.info.resolution) == (name, data.info.resolution):
                 what = f"{path} and {other.data.path} are both data set '{name}' at {data.info.resolution} px"
                 raise UserError(what, "give one of them, or name them differently in the recipe")
+        columns = data.info.config.captions
+        if recipe.captions and not set(columns) & set(recipe.captions):
+            what = f"recipe {recipe.name} draws captions from {', '.join(recipe.captions)}, and {path} has"
+            raise UserError(
+                f"{what} {', '.join(columns)}", "encode it with --set captions=[...], or set captions"
+            )
         found.append(NamedData(name, data))
     return found
 

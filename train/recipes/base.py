@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
@@ -153,6 +153,8 @@ class Recipe(Config):
     trainable: the part that is trained (`train.trainable`); the rest is frozen.
     windows: windowed attention with a guide, as UltraGen has it; None is the backbone's own attention.
     latents: "sample" draws from the VAE's distribution each time that an image is used, "mean" does not.
+    captions: share of each caption column, as encoded; a row that lacks some draws from the others, and one
+    that lacks all gets its first caption, as every row does if no share is given.
     caption_dropout: share of samples that train with the empty caption. clip: maximum norm of the gradient.
     ema: decay per step of the averaged adapter, after a warm-up (`average.decay_at`); None averages nothing.
     sources: where each value comes from, by dotted path. origin: the recipe's values before they were
@@ -171,12 +173,20 @@ class Recipe(Config):
     clip: float = Field(gt=0)
     batch: Batching
     latents: Literal["sample", "mean"]
+    captions: dict[str, float] = Field(default_factory=dict)
     caption_dropout: float = Field(ge=0, le=1)
     ema: float | None = Field(None, gt=0, lt=1)
     seed: int = Field(ge=0)
     runtime: Runtime
     sources: Mapping[str, str] = Field(default={}, exclude=True)
     origin: Mapping[str, Any] | None = Field(default=None, exclude=True)
+
+    @field_validator("captions")
+    @classmethod
+    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
+        if value and (min(value.values()) < 0 or sum(value.values()) <= 0):
+            raise ValueError("shares are not negative, and one is more than 0")
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -66,6 +66,7 @@ RECIPE = Recipe(
         "batch.micro": "ours: the least memory",
         "batch.remainder": "ours: every row once per epoch",
         "latents": "as diffusers: a new draw from the VAE's distribution at each visit",
+        "captions": "ours: the first caption of each image",
         "caption_dropout": "Ho and Salimans 2207.12598: keeps the unconditional prediction in shape",
         "ema": "none, as diffusers' script",
         "seed": "ours",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from uhr.models.ops.latents import sample_moments
-from uhr.train.data.mixture import UseOrder
+from uhr.train.data.mixture import Turn, UseOrder
 from uhr.train.data.reader import EncodedRows
 from uhr.train.objectives.base import Batch, BatchCondition, Denoiser
 from uhr.train.objectives.draws import Draws
@@ -35,6 +37,18 @@ class UseRun:
         self._normalisation = self.data.info.geometry.normalisation
         self._null = {name: tensor.to(device) for name, tensor in self.data.empty_texts().items()}
 
+    def read(self, turn: Turn, draws: Draws) -> EncodedRows:
+        """Read the rows of a batch, each with one of its captions, drawn by the recipe's shares."""
+        shares = self.recipe.captions
+        if not shares:
+            return self.data.read(turn.bucket, turn.rows)
+        columns = self.data.info.config.captions
+        weights = [shares.get(name, 0.0) for name in columns]
+        available = self.data.caption_columns(turn.bucket, turn.rows)
+        levels = draws.uniform("caption").tolist()
+        chosen = [_drawn(own, weights, level) for own, level in zip(available, levels, strict=True)]
+        return self.data.read(turn.bucket, turn.rows, chosen)
+
     def batch(self, rows: EncodedRows, draws: Draws) -> Batch:
         """Make a batch from stored rows: draw and normalise latents, drop some captions, draw noise and its
         level.
@@ -56,6 +70,7 @@ class UseRun:
             self.timesteps.sigma(draws.uniform("sigma")).to(data),
             BatchCondition(texts, self._null, guidance),
             rows.sample_ids,
+            None if rows.mask is None else rows.mask[:, None].to(self.device).float() / 255,
         )
 
     def loss(
@@ -66,6 +81,19 @@ class UseRun:
         loss = errors.per_sample(batch.mask) * self.loss_weight
         weight = self.timesteps.weight(batch.sigma)
         return loss if weight is None else loss * weight, dict(errors.parts)
+
+
+def _drawn(available: Sequence[int], weights: Sequence[float], level: float) -> int | None:
+    """The caption column at quantile `level` of those that a row has, by weight; None, the row's first, if
+    it has none of positive weight.
+    """
+    total = sum(weights[column] for column in available)
+    reached = 0.0
+    for column in available:
+        reached += weights[column]
+        if weights[column] > 0 and level * total <= reached:
+            return column
+    return None
 
 
 def _over(samples: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -121,8 +121,9 @@ class Trainer:
         lr = config.lr_at(inside)
         optim.set_lr(self.state.optimiser, lr)
         use = phase.uses[turn.use]
-        rows = use.data.read(turn.bucket, turn.rows)
-        losses, sigmas, parts = self._accumulate(use, rows)
+        draws = Draws(self.recipe.seed, self.state.step, range(len(turn.rows)))
+        rows = use.read(turn, draws)
+        losses, sigmas, parts = self._accumulate(use, rows, draws)
         parameters = list(self.state.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         if not torch.isfinite(norm):
@@ -153,14 +154,13 @@ class Trainer:
         }
 
     def _accumulate(
-        self, use: UseRun, rows: EncodedRows
+        self, use: UseRun, rows: EncodedRows, draws: Draws
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Accumulate the gradients of the batch's mean loss over micro-batches.
 
         Returns losses [B], sigmas [B], and the named parts of the loss, [B] each.
         """
         count = len(rows.sample_ids)
-        draws = Draws(self.recipe.seed, self.state.step, range(count))
         whole = use.batch(rows, draws)
         losses, parts = [], []
         for start in range(0, count, self.recipe.batch.micro):

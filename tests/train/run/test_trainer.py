@@ -42,7 +42,7 @@ CHANGED = {
 ELSEWHERE = {
     # checked against the model or the data, or by tests of their own
     "name", "about", "family", "surgeries", "windows", "trainable.kind", "phases.0.timesteps.scale",
-    "guidance.kind", "phases.0.name", "phases.0.resolution",
+    "guidance.kind", "phases.0.name", "phases.0.resolution", "captions",
     "phases.0.objective.kind", "phases.0.steps",
     "optimiser.kind", "batch.micro", "ema", "runtime.device",
     "runtime.gradient_checkpointing", "runtime.checkpoint_every", "runtime.keep_checkpoints",
@@ -93,7 +93,8 @@ def test_an_accumulated_gradient_is_that_of_the_whole_batch(job_of, tmp_path):
         trainer = Trainer(job_of("batch.size=3", f"batch.micro={micro}", out=tmp_path / str(micro)))
         phase = trainer.phase(0)
         turn = next(turn for turn in map(phase.mixture.at, range(4)) if len(turn.rows) == 3)
-        trainer._accumulate(phase.uses[0], phase.uses[0].data.read(turn.bucket, turn.rows))
+        rows, draws = phase.uses[0].data.read(turn.bucket, turn.rows), Draws(0, 0, range(3))
+        trainer._accumulate(phase.uses[0], rows, draws)
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.state.parameters.values()]))
     assert gradients[0].abs().max() > 0
     for other in gradients[1:]:
