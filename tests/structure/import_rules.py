@@ -29,7 +29,7 @@ COMMANDS = ("uhr.__main__", "uhr.cli", "uhr.demo", "uhr.doctor", "uhr.sample")
 LADDERS = {
     "uhr.models": "llm ops files specs surgery adapters attention vae families loading publish samplers "
     "generate estimate zoo show cli",
-    "uhr.train": "timesteps objectives trainable recipes encode data run generate state cli",
+    "uhr.train": "timesteps optimisers objectives trainable recipes encode data run generate state cli",
     # the texts for a row's faults and the stages' base classes are below the stages; an explanation of a row
     # needs no run
     "uhr.curate": "measures faults stage frame rules sidecars sources config stages planning explain run "
@@ -78,6 +78,7 @@ HEAVY_AT_MODULE_LEVEL = {
     "uhr.models.samplers": TORCH,
     "uhr.models.vae": {"torch"},
     "uhr.train.data": {"torch"},
+    "uhr.train.optimisers.prodigy": {"torch"},
     "uhr.train.run": {"torch"},
 }
 """Heavy packages that the modules of a package may import at module level; all others import them only inside

@@ -5,6 +5,7 @@ Every value of the tree is read by some line of the trainer; `sources` says wher
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from uhr.models.specs.spec import GuidanceKind, ModelSpec
 from uhr.models.surgery.base import from_record
 from uhr.train.objectives import AnyObjective
 from uhr.train.objectives.base import Objective
+from uhr.train.optimisers import AnyOptimiser
 from uhr.train.recipes.windows import GuideWindows
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable import AnyTrainable
@@ -39,15 +41,6 @@ class Guidance(Config):
         if (self.kind == "embedded") != (self.scale is not None):
             raise ValueError("scale belongs to kind 'embedded', and only to it")
         return self
-
-
-class AdamW(Config):
-    """The optimiser AdamW (Loshchilov and Hutter 1711.05101) of torch. Each phase sets the learning rate."""
-
-    kind: Literal["adamw"] = "adamw"
-    betas: tuple[float, float]
-    eps: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
 
 
 class Batching(Config):
@@ -98,6 +91,8 @@ class Phase(Config):
     resolution: px, as the data was encoded; None is the model's native size.
     objective: with its parameters (`train.objectives`). steps: optimiser steps.
     lr: learning rate after `warmup` steps, over which it rises linearly from 0.
+    schedule: of the steps after that. constant: lr. cosine: lr (1 + cos(pi p)) / 2. linear: lr (1 - p), with
+        p from 0 to 1 at the end of the phase, which the last step stays just short of.
     """
 
     name: str
@@ -108,11 +103,14 @@ class Phase(Config):
     steps: int = Field(gt=0)
     lr: float = Field(gt=0)
     warmup: int = Field(ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
 
     @model_validator(mode="after")
     def _comparable(self) -> Phase:
         if len({use.weight is None for use in self.data}) > 1:
             raise ValueError("all data sets of a phase have a weight, or none has")
+        if self.schedule != "constant" and self.warmup >= self.steps:
+            raise ValueError(f"warmup {self.warmup} leaves no step for the schedule: it must be below steps")
         for use in self.data:
             self.timesteps_of(use)
         return self
@@ -127,7 +125,14 @@ class Phase(Config):
 
     def lr_at(self, step: int) -> float:
         """The learning rate of the phase's step `step`, counted from 0."""
-        return self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        progress = (step - self.warmup) / (self.steps - self.warmup)
+        if self.schedule == "linear":
+            return self.lr * (1 - progress)
+        return self.lr * (1 + math.cos(math.pi * progress)) / 2
 
 
 class Runtime(Config):
@@ -169,7 +174,7 @@ class Recipe(Config):
     trainable: AnyTrainable
     windows: GuideWindows | None = None
     phases: tuple[Phase, ...] = Field(min_length=1)
-    optimiser: AdamW
+    optimiser: AnyOptimiser
     clip: float = Field(gt=0)
     batch: Batching
     latents: Literal["sample", "mean"]

@@ -5,7 +5,8 @@ by.
 from __future__ import annotations
 
 from uhr.train.objectives.flow import Flow
-from uhr.train.recipes.base import AdamW, Batching, Guidance, Phase, Recipe, Runtime
+from uhr.train.optimisers.kinds import AdamW
+from uhr.train.recipes.base import Batching, Guidance, Phase, Recipe, Runtime
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable.adapters import Lora
 
@@ -59,6 +60,7 @@ RECIPE = Recipe(
         "phases.timesteps.shift": "static 3, as the samplers' schedule: sigma is drawn where sampling goes",
         "phases.steps": "ours: a start for some hundred images",
         "phases.lr": _DIFFUSERS,
+        "phases.schedule": _DIFFUSERS,
         "phases.warmup": f"{_DIFFUSERS} (its constant schedule warms up over no step)",
         "optimiser": _DIFFUSERS,
         "clip": _DIFFUSERS,

@@ -23,7 +23,7 @@ from uhr.base.run_folder import all_or_nothing
 from uhr.models.files.write import save_tensors
 from uhr.models.loading.opening import ModelName
 from uhr.train.recipes.base import Recipe, leaves
-from uhr.train.run import average
+from uhr.train.run import average, optim
 from uhr.train.run.state import TrainState, generators, set_generators
 
 FILE = "checkpoint.json"
@@ -135,7 +135,12 @@ def write_checkpoint(
 
 def _fill(staging: Path, state: TrainState, facts: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     staging.mkdir(parents=True)
-    own = {state.file: dict(metadata), "ema": {**metadata, average.MARK: average.WARMED_UP}}
+    values = json.dumps(state.optimiser_state().values, sort_keys=True)
+    own = {
+        state.file: dict(metadata),
+        "ema": {**metadata, average.MARK: average.WARMED_UP},
+        "optimiser": {optim.METADATA: values},
+    }
     for name, tensors in state.tensors().items():
         save_tensors(tensors, staging / f"{name}.safetensors", own.get(name))
     write_json(staging / GENERATORS, generators())
@@ -228,12 +233,16 @@ def newest(run: Path) -> tuple[Path, CheckpointInfo, list[str]] | None:
 
 def load_checkpoint(folder: Path, info: CheckpointInfo, state: TrainState) -> None:
     """Load a checkpoint's tensors into `state`, and restore the process-wide generators."""
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     tensors = {name: load_file(folder / f"{name}.safetensors") for name in (state.file, "optimiser")}
     if state.ema is not None:
         tensors["ema"] = average.read_average(folder / "ema.safetensors", info.recipe["ema"], info.step)
-    state.load(info.step, tensors)
+    with safe_open(folder / "optimiser.safetensors", framework="pt") as opened:
+        # an earlier version wrote none
+        values = json.loads((opened.metadata() or {}).get(optim.METADATA, "{}"))
+    state.load(info.step, tensors, values)
     set_generators(json.loads((folder / GENERATORS).read_text(encoding="utf-8")))
 
 

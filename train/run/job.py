@@ -259,9 +259,13 @@ def _check_history(recipe: Recipe, stored: CheckpointInfo) -> None:
             f"the run is already at step {stored.step}", "give its phases at least that many steps"
         )
     before = Recipe.model_validate(stored.recipe)
-    for phase, one, two in zip(
-        recipe.phases, before.done_by_phase(stored.step), recipe.done_by_phase(stored.step), strict=True
-    ):
+    done = zip(before.done_by_phase(stored.step), recipe.done_by_phase(stored.step), strict=True)
+    for number, (one, two) in enumerate(done):
+        phase = recipe.phases[number]
+        if one and phase.schedule != "constant" and phase.steps != before.phases[number].steps:
+            what = f"phase '{phase.name}' has begun, and its {phase.schedule} schedule depends on its steps"
+            fix = f"--set phases.{phase.name}.steps={before.phases[number].steps}, or start a new run"
+            raise UserError(what, fix)
         if one != two:
             raise UserError(
                 f"phase '{phase.name}' is over, with {one} steps", f"--set phases.{phase.name}.steps={one}"

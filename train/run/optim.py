@@ -1,23 +1,32 @@
-"""The optimiser, its learning rate, and its state by the adapter's parameter names."""
+"""The optimiser's learning rate, and its whole state by the names of the parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from uhr.train.recipes.base import AdamW
+from uhr.base.errors import UserError
+
+METADATA = "uhr_optimiser"
+"""The key in the metadata of `optimiser.safetensors` for `OptimiserState.values`, as JSON."""
+
+_GROUPS = "param_groups"
 
 
-def build(config: AdamW, parameters: Mapping[str, torch.nn.Parameter]) -> torch.optim.AdamW:
-    """Create the optimiser over `parameters`; `set_lr` sets the learning rate before every step."""
-    return torch.optim.AdamW(
-        list(parameters.values()),
-        lr=0.0,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )
+@dataclass(frozen=True)
+class OptimiserState:
+    """The state of an optimiser: tensors, on the CPU, and values that are JSON.
+
+    tensors: by `<parameter>.<name>`, and `param_groups.<number>.<name>` for those of groups.
+    values: {"state": {parameter: {name: value}}, "groups": [{name: value}]}; empty for the checkpoint of an
+    earlier version, whose optimiser has none.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
@@ -27,25 +36,58 @@ def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
 
 def optimiser_state(
     optimiser: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
-) -> dict[str, torch.Tensor]:
-    """The state's tensors on the CPU, by `<parameter>.<name>`; empty before the first step."""
-    return {
-        f"{key}.{name}": value.detach().cpu().clone()
-        for key, parameter in parameters.items()
-        for name, value in optimiser.state.get(parameter, {}).items()
-    }
+) -> OptimiserState:
+    """Return a copy of the whole state. Raises UserError for a part of it that is neither tensor nor JSON."""
+    tensors: dict[str, torch.Tensor] = {}
+    values: dict[str, Any] = {"state": {}, "groups": []}
+    for key, parameter in parameters.items():
+        own = _divide(optimiser.state.get(parameter, {}), key, tensors)
+        if own:
+            values["state"][key] = own
+    for number, group in enumerate(optimiser.param_groups):
+        options = {name: value for name, value in group.items() if name != "params"}
+        values["groups"].append(_divide(options, f"{_GROUPS}.{number}", tensors))
+    return OptimiserState(tensors, values)
+
+
+def _divide(state: Mapping[str, Any], key: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Add the tensors of a mapping to `tensors`, and return its other values."""
+    values = {}
+    for name, value in state.items():
+        if type(value) in (torch.Tensor, torch.nn.Parameter):
+            tensors[f"{key}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
+        elif _is_plain(value):
+            values[name] = value
+        else:
+            what = f"the optimiser's '{name}' of {key} is a {type(value).__name__}"
+            raise UserError(f"{what}, which no checkpoint can contain", "use another optimiser")
+    return values
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def load_optimiser_state(
-    optimiser: torch.optim.Optimizer,
-    parameters: Mapping[str, torch.nn.Parameter],
-    state: Mapping[str, torch.Tensor],
+    optimiser: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], stored: OptimiserState
 ) -> None:
     """Restore what `optimiser_state` returned, bit for bit."""
+    values = stored.values.get("state", {})
     for key, parameter in parameters.items():
-        own = {name.removeprefix(f"{key}."): t for name, t in state.items() if name.startswith(f"{key}.")}
+        own = _of(stored.tensors, key)
         # counters have no shape and stay where the optimiser keeps them: on the CPU
-        optimiser.state[parameter] = {
-            name: tensor.clone().to(parameter.device) if tensor.ndim else tensor.clone()
-            for name, tensor in own.items()
-        }
+        state = {name: t.clone().to(parameter.device) if t.ndim else t.clone() for name, t in own.items()}
+        if state or key in values:
+            optimiser.state[parameter] = {**state, **values.get(key, {})}
+    for number, (group, found) in enumerate(
+        zip(optimiser.param_groups, stored.values.get("groups", ()), strict=False)
+    ):
+        # JSON has no tuples
+        plain = {name: tuple(v) if isinstance(group.get(name), tuple) else v for name, v in found.items()}
+        group.update(plain, **{n: t.clone() for n, t in _of(stored.tensors, f"{_GROUPS}.{number}").items()})
+
+
+def _of(tensors: Mapping[str, torch.Tensor], key: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(f"{key}."): t for name, t in tensors.items() if name.startswith(f"{key}.")}

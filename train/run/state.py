@@ -42,22 +42,35 @@ class TrainState:
     def _stored(self) -> dict[str, torch.Tensor]:
         return {**self.parameters, **self.constants}
 
+    def optimiser_state(self) -> optim.OptimiserState:
+        """A copy of the whole state of the optimiser."""
+        return optim.optimiser_state(self.optimiser, self.parameters)
+
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """All state as CPU tensors, by the name of the file that they are saved to."""
         found = {
             self.file: {name: t.detach().to("cpu", copy=True) for name, t in self._stored.items()},
-            "optimiser": optim.optimiser_state(self.optimiser, self.parameters),
+            "optimiser": dict(self.optimiser_state().tensors),
         }
         if self.ema is not None:
             found["ema"] = {name: average.to("cpu", copy=True) for name, average in self.ema.items()}
         return found
 
     @torch.no_grad()
-    def load(self, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Restore what `tensors` returned, bit for bit; asserts that the names are the same."""
+    def load(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, torch.Tensor]],
+        optimiser_values: Mapping[str, Any],
+    ) -> None:
+        """Restore what `tensors` returned, bit for bit; asserts that the names are the same.
+
+        optimiser_values: those of `optimiser_state`.
+        """
         self.step = step
         _copy_into(self._stored, tensors[self.file])
-        optim.load_optimiser_state(self.optimiser, self.parameters, tensors["optimiser"])
+        stored = optim.OptimiserState(tensors["optimiser"], optimiser_values)
+        optim.load_optimiser_state(self.optimiser, self.parameters, stored)
         if self.ema is not None:
             _copy_into(self.ema, tensors["ema"])
 

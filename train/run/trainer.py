@@ -80,7 +80,7 @@ class Trainer:
         average = (
             {name: p.detach().clone() for name, p in parameters.items()} if recipe.ema is not None else None
         )
-        optimiser = optim.build(recipe.optimiser, parameters)
+        optimiser = recipe.optimiser.build(list(parameters.values()))
         self.state = TrainState(0, parameters, optimiser, average, part.constants(transformer), part.file)
         if job.resume is not None:
             checkpoint.load_checkpoint(*job.resume, self.state)
@@ -136,6 +136,7 @@ class Trainer:
             self.state.update_ema(self.recipe.ema)
         seconds = time.perf_counter() - start
         bucket = use.data.buckets[turn.bucket]
+        logged = self.recipe.optimiser.log_values(self.state.optimiser)
         return {
             "step": self.state.step,
             "phase": config.name,
@@ -147,6 +148,7 @@ class Trainer:
             "parts": {name: values.mean().item() for name, values in parts.items()},
             "sigma": {"mean": sigmas.mean().item(), "min": sigmas.min().item(), "max": sigmas.max().item()},
             "lr": lr,
+            **({"optimiser": logged} if logged else {}),
             "grad_norm": norm.item(),
             "seconds": round(seconds, 4),
             "samples_per_second": round(len(turn.rows) / seconds, 3),

@@ -1,4 +1,5 @@
 import ast
+import math
 import sys
 from pathlib import Path
 
@@ -188,6 +189,25 @@ def test_an_objective_and_a_part_of_the_users_own_are_named_by_import_path(tmp_p
 def test_warmup_rises_linearly_to_the_rate():
     phase = resolve("lora", None, ["phases.main.warmup=4", "phases.main.lr=1"]).phases[0]
     assert [phase.lr_at(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_schedules_fall_from_the_rate_after_the_warm_up_to_nearly_zero():
+    def rates(kind):
+        sets = [
+            "phases.main.warmup=2",
+            "phases.main.lr=1",
+            "phases.main.steps=6",
+            f"phases.main.schedule={kind}",
+        ]
+        phase = resolve("lora", None, sets).phases[0]
+        return [phase.lr_at(step) for step in range(6)]
+
+    assert rates("constant") == [0.5, 1, 1, 1, 1, 1]
+    assert rates("linear") == [0.5, 1, 1, 0.75, 0.5, 0.25]
+    half = math.sqrt(0.5)
+    assert rates("cosine") == pytest.approx([0.5, 1, 1, (1 + half) / 2, 0.5, (1 - half) / 2])
+    with pytest.raises(UserError, match="warmup 6 leaves no step for the schedule"):
+        resolve("lora", None, ["phases.main.schedule=linear", "phases.main.warmup=6", "phases.main.steps=6"])
 
 
 def test_steps_belong_to_phases_in_order():

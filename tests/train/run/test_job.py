@@ -253,3 +253,14 @@ def test_a_run_that_failed_before_its_first_step_leaves_its_folder_free(job_of):
     with pytest.raises(UserError, match="'to_nothing' matches no module"):
         train(job)
     assert train(job_of("phases.main.steps=1")).step == 1
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_phase_that_has_begun_keeps_its_steps_if_its_schedule_depends_on_them(job_of, schedule):
+    job = job_of("phases.main.steps=4", f"phases.main.schedule={schedule}")
+    train(job)
+    with pytest.raises(
+        UserError,
+        match=rf"phase 'main' has begun, and its {schedule} schedule.*--set phases.main.steps=4, or",
+    ):
+        reopen(job.out, ["phases.main.steps=8"])

@@ -33,6 +33,11 @@ VARIANTS = {
         "--set", "batch.micro=2", "--set", "runtime.precision=bfloat16", "--set", "ema=0.9",
         "--set", "runtime.gradient_checkpointing=true", "--set", "phases.main.warmup=6",
     ],
+    # an estimate of the learning rate, a schedule that ends, and counters that are no tensors
+    "prodigy": [
+        "--set", "optimiser=prodigy", "--set", "phases.main.lr=1.0", "--set", "phases.main.schedule=cosine",
+    ],
+    "8 bits": ["--set", "optimiser.kind=adamw-8bit", "--set", "trainable.rank=32"],
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ CHANGED = {
     "phases.0.timesteps.weighting": "phases.main.timesteps.weighting=cosmap",
     "phases.0.lr": "phases.main.lr=0.01",
     "phases.0.warmup": "phases.main.warmup=9",
+    "phases.0.schedule": "phases.main.schedule=cosine",
     "optimiser.betas": "optimiser.betas=[0.8, 0.99]",
     "optimiser.eps": "optimiser.eps=0.1",
     "optimiser.weight_decay": "optimiser.weight_decay=0.5",
