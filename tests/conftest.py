@@ -74,6 +74,43 @@ def documents() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def warm_folder(tmp_path_factory) -> Path:
+    """Where the servers of `processes.py` listen, for all pytest processes of one run."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def warm_curation(warm_folder) -> Iterator[Any]:
+    """`processes.Warm`: starts processes that have imported what curation needs."""
+    server = _beside("processes").Warm("curation", warm_folder)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def warm(warm_folder) -> Iterator[Any]:
+    """`processes.Warm`: starts processes that have also imported torch, diffusers and peft."""
+    server = _beside("processes").Warm("everything", warm_folder)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def warm_workers(warm) -> Iterator[None]:
+    """Worker processes of this process start from the server of `warm`."""
+    with warm.workers():
+        yield
+
+
+@pytest.fixture
+def warm_curation_workers(warm_curation) -> Iterator[None]:
+    """Worker processes of this process start from the server of `warm_curation`."""
+    with warm_curation.workers():
+        yield
+
+
+@pytest.fixture(scope="session")
 def object_store_server() -> Iterator[Any]:
     """`object_store.ObjectStoreServer`, running."""
     server = _beside("object_store").ObjectStoreServer()

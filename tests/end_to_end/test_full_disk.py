@@ -55,8 +55,11 @@ def disk(tmp_path):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.usefixtures("warm_curation_workers")
 @pytest.mark.parametrize("writer", WRITERS)
-def test_every_writer_says_so_leaves_no_half_and_goes_on_once_there_is_space(writer, small, disk, capfd):
+def test_every_writer_reports_a_full_disk_leaves_no_partial_file_and_goes_on_with_space(
+    writer, small, disk, capfd
+):
     from uhr.cli import main
 
     line, size, named, may_stay = WRITERS[writer]
@@ -74,7 +77,7 @@ def test_every_writer_says_so_leaves_no_half_and_goes_on_once_there_is_space(wri
     assert main(arguments) == 0, capfd.readouterr().err
 
 
-def test_a_disk_that_is_read_only_is_read_and_said_to_be_so(small, disk, capfd):
+def test_a_read_only_disk_is_read_and_writing_to_it_is_an_error(small, disk, capfd):
     from uhr.cli import main
 
     folder = disk(100_000)
@@ -101,21 +104,26 @@ def test_a_disk_that_is_read_only_is_read_and_said_to_be_so(small, disk, capfd):
         assert fix in capfd.readouterr().err.replace(" (Read-only file system)", "")
 
 
-def limited(arguments, size):
+LIMITED = """
+import resource, sys
+from uhr.cli import main
+
+size = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def limited(warm, arguments, size):
     """Run a command as a process that may write no file of more than `size` bytes."""
-
-    def full():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    command = [sys.executable, "-m", "uhr", *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=full)
+    return warm.run(["-c", LIMITED, size, *arguments])
 
 
-def test_a_run_names_the_step_that_is_saved_and_the_command_that_goes_on(small, tmp_path):
+def test_a_run_names_the_step_that_is_saved_and_the_command_that_goes_on(small, warm, tmp_path):
     run = shutil.copytree(small / "run", tmp_path / "run")
     more = ("--set", "phases.0.steps=5")
     where = ("--model", small / "model", "--data", small / "encoded")
-    done = limited(["train", "resume", run, *where, *more], 100_000)
+    done = limited(warm, ["train", "resume", run, *where, *more], 100_000)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
         f"uhr: {run / 'checkpoints'} cannot be written (File too large): step 3 is saved; free space, then "
@@ -123,7 +131,7 @@ def test_a_run_names_the_step_that_is_saved_and_the_command_that_goes_on(small, 
     )
     left = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert left == ["step-00000002", "step-00000003"]
-    again = limited(["train", "resume", run, *where], resource.RLIM_INFINITY)
+    again = limited(warm, ["train", "resume", run, *where], resource.RLIM_INFINITY)
     assert again.returncode == 0, again.stderr
     assert (run / "checkpoints" / "step-00000005").is_dir()
 
@@ -131,14 +139,14 @@ def test_a_run_names_the_step_that_is_saved_and_the_command_that_goes_on(small, 
 @pytest.mark.parametrize(
     "line", ["models make-tiny {disk}/new", "train export {small}/run --out {disk}/deep/new"]
 )
-def test_weights_that_cannot_be_written_leave_no_folder(line, small, tmp_path):
-    done = limited(line.format(small=small, disk=tmp_path).split(), 50_000)
+def test_weights_that_cannot_be_written_leave_no_folder(line, small, warm, tmp_path):
+    done = limited(warm, line.format(small=small, disk=tmp_path).split(), 50_000)
     assert done.returncode == 1
     assert "new cannot be written (File too large): free space" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_output_that_nobody_takes_is_one_line(small):
+def test_output_that_cannot_be_written_is_one_line(small):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "uhr", "models", "list"]
         done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True)

@@ -92,16 +92,24 @@ OWN_PROCESS = [
 """Each command once as a user starts it, in an order in which one finds what another left."""
 
 
-def test_every_command_works_as_a_process_of_its_own(walked):
+def test_every_command_works_as_a_process_of_its_own(walked, warm):
     for command in OWN_PROCESS:
-        done = subprocess.run(
-            [sys.executable, "-m", "uhr", *shlex.split(command)],
-            cwd=walked.folder, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = warm.uhr(*shlex.split(command), cwd=walked.folder, warm_workers=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout.strip(), command
         if command.endswith("--json"):
             json.loads(done.stdout)
+
+
+def test_a_cold_process_generates_an_image(walked):
+    """With nothing imported before, as users start it."""
+    command = "sample euler --model demo/tiny-flux1 --prompt x --size 128x128 --steps 1 --out cold.png"
+    done = subprocess.run(
+        [sys.executable, "-m", "uhr", *command.split()],
+        cwd=walked.folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (walked.folder / "cold.png").is_file()
 
 
 @pytest.mark.parametrize(

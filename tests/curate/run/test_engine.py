@@ -1,4 +1,4 @@
-"""Runs as a user starts them: every file is one row, both engines agree, a bad image costs its row only."""
+"""Runs as a user starts them: every file is one row, both engines agree, a bad image fails only its row."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from uhr.manifests.manifest import Manifest
+
+pytestmark = pytest.mark.usefixtures("warm_curation_workers")
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def whole(curated) -> Manifest:
     return Manifest.open(curated[0])
 
 
-def test_every_file_becomes_one_row_with_the_verdict_that_it_deserves(curated, whole, expected):
+def test_every_file_becomes_one_row_with_the_expected_verdict(curated, whole, expected):
     manifest, printed = whole, curated[1]
     assert reasons(manifest) == expected
     for row in rows_of(manifest).values():
@@ -51,14 +53,14 @@ def test_every_file_becomes_one_row_with_the_verdict_that_it_deserves(curated, w
     assert not (manifest.path / "units").exists()
 
 
-def test_an_image_that_its_header_settles_is_never_decoded(whole):
+def test_an_image_that_is_rejected_by_its_header_is_never_decoded(whole):
     row = rows_of(whole)["small and truncated.png"]
     assert (row["status"], row["reason"]) == ("rejected", "resolution")
     assert row["width"] == 60
-    assert row["content_hash"] is None, "nothing behind the header has vouched for it"
+    assert row["content_hash"] is None, "nothing behind the header was read"
 
 
-def test_stages_after_a_rule_leave_what_it_turned_down_alone(curate):
+def test_stages_after_a_rule_skip_the_rejected_images(curate):
     sets = ("--set", "rules.exposure=luma_mean < 0")
     rows = rows_of(curate("quickstart", *sets)[0])
     assert {row["reason"] for row in rows.values() if row["luma_mean"] is not None} == {"exposure"}
@@ -165,7 +167,7 @@ def test_a_rule_that_cannot_be_evaluated_is_named_on_the_terminal_and_in_the_man
     assert not (tmp_path / "strict").exists()
 
 
-def test_a_set_stage_sees_what_is_still_in_and_rules_after_it_decide(curate, outside):
+def test_a_set_stage_sees_the_kept_rows_and_later_rules_decide(curate, outside):
     stages = ["header", "decode", f"{outside}:Neighbours", "exact_duplicates"]
     rules = {"crowd": "neighbours = 12 AND uri <> '1.jpg'", "first": "dup_rank = 0"}
     sets = [f"{name}={json.dumps(value)}" for name, value in (("stages", stages), ("rules", rules))]
@@ -202,9 +204,7 @@ MOODS = {
 
 
 @pytest.mark.ray
-def test_what_a_user_s_own_stage_does_to_an_image_costs_that_image_only_on_both_engines(
-    uhr, images, outside, tmp_path
-):
+def test_a_fault_of_a_user_s_stage_fails_only_its_image_on_both_engines(uhr, images, outside, tmp_path):
     source = tmp_path / "moody"
     source.mkdir()
     for mood in MOODS:
@@ -282,7 +282,7 @@ def test_the_sidecar_keys_of_the_pipeline_are_the_ones_that_count(curate):
     assert json.loads(row["source_meta"]) == {"photographer": "Ada"}
 
 
-def test_images_of_every_orientation_and_mode_go_through(curate, images):
+def test_images_of_every_orientation_and_mode_are_kept(curate, images):
     image = Image.open(images / "1.jpg")
     image.convert("CMYK").save(images / "cmyk.jpg")
     image.convert("L").save(images / "gray.png")

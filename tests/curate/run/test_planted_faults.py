@@ -13,13 +13,12 @@ from uhr.manifests.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
-def curated(torture, tmp_path_factory) -> dict[str, dict]:
+def curated(torture, warm_curation, tmp_path_factory) -> dict[str, dict]:
     folder, _ = torture
     out = tmp_path_factory.mktemp("curated") / "out"
-    assert (
-        main(["curate", "run", "quickstart", "--source", str(folder), "--out", str(out), "--engine", "local"])
-        == 0
-    )
+    command = ["curate", "run", "quickstart", "--source", str(folder), "--out", str(out), "--engine", "local"]
+    with warm_curation.workers():
+        assert main(command) == 0
     return {row["uri"]: row for row in Manifest.open(out).table().to_pylist()}
 
 

@@ -1,15 +1,14 @@
-"""Killed at any moment and started again, a run ends as if nothing had happened, and does nothing twice."""
+"""A run that is killed at any moment and started again ends like one that was not, and repeats no unit."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -75,33 +74,27 @@ class Run:
     """The same command again and again, as a process of its own."""
 
     def __init__(
-        self, tmp_path: Path, source: Path, outside: str, engine: str, seconds: float = 0.02
+        self, processes: Any, tmp_path: Path, source: Path, outside: str, engine: str, seconds: float = 0.02
     ) -> None:
         package = tmp_path / "elsewhere" / outside / "__init__.py"
         package.write_text(package.read_text() + SLOW)
         self.pipeline = tmp_path / "slow.yaml"
         self.pipeline.write_text(PIPELINE.format(outside=outside, seconds=seconds))
         self.path = str(package.parent.parent)
-        self.source, self.engine = source, engine
+        self.source, self.engine, self.processes = source, engine, processes
 
     def words(self, out: Path) -> list[str]:
         options = ["--source", self.source, "--out", out, "--engine", self.engine, "--workers", 2]
         return ["curate", "run", str(self.pipeline), *map(str, options)]
 
-    def start(self, out: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "uhr", *self.words(out)],
-            env={**os.environ, "PYTHONPATH": self.path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            # what a shell runs in the background ignores Ctrl-C, and so does what it starts
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+    def start(self, out: Path) -> Any:
+        env = {**os.environ, "PYTHONPATH": self.path}
+        return self.processes.start(
+            ["-m", "uhr", *self.words(out)], env=env, new_session=True, warm_workers=True
         )
 
     def kill_when(self, out: Path, moment: Callable[[], bool], patience: float = 90) -> bool:
-        """SIGKILL to the whole group as soon as `moment` says so; False if the run ended before."""
+        """SIGKILL as soon as `moment()`; return False if the run ended before. Its workers end with it."""
         process = self.start(out)
         end = time.monotonic() + patience
         while process.poll() is None and not moment():
@@ -109,21 +102,15 @@ class Run:
             time.sleep(0.001)
         killed = process.poll() is None
         if killed:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+            process.kill()
+        process.wait(20)
         return killed
 
     def die_at(self, out: Path, moment: str) -> int:
         """Run until `moment` of `DEATHS`; the exit code."""
-        words = [sys.executable, "-c", DIES, *DEATHS[moment], str(out), *self.words(out)]
-        done = subprocess.run(
-            words,
-            env={**os.environ, "PYTHONPATH": self.path},
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
-        return done.returncode
+        arguments = ["-c", DIES, *DEATHS[moment], str(out), *self.words(out)]
+        env = {**os.environ, "PYTHONPATH": self.path}
+        return self.processes.run(arguments, timeout=120, env=env, warm_workers=True).returncode
 
     def actors(self) -> list[psutil.Process]:
         """The processes of Ray's actors that do this run's units."""
@@ -139,9 +126,8 @@ class Run:
 
     def finish(self, out: Path) -> str:
         process = self.start(out)
-        printed, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, printed
-        return printed
+        assert process.wait(120) == 0, process.stderr()
+        return process.stdout()
 
 
 def parts(out: Path) -> dict[str, tuple[int, int]]:
@@ -186,8 +172,8 @@ def _stands(out: Path) -> dict[str, bool]:
     }
 
 
-def test_killed_at_each_moment_of_its_end_a_run_goes_on_from_there(tmp_path, images, outside):
-    run = Run(tmp_path, images, outside, "local", seconds=0)
+def test_killed_at_each_moment_of_its_end_a_run_goes_on_from_there(warm_curation, tmp_path, images, outside):
+    run = Run(warm_curation, tmp_path, images, outside, "local", seconds=0)
     out = tmp_path / "out"
     units, now = dict.fromkeys(("all units", "plan"), True), {}
     expected = {
@@ -215,8 +201,8 @@ def test_killed_at_each_moment_of_its_end_a_run_goes_on_from_there(tmp_path, ima
     assert Manifest.open(out).id == before
 
 
-def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path, images, outside):
-    run = Run(tmp_path, images, outside, "local")
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(warm_curation, tmp_path, images, outside):
+    run = Run(warm_curation, tmp_path, images, outside, "local")
     calm, out = tmp_path / "calm", tmp_path / "out"
     run.finish(calm)
     killed = []
@@ -237,8 +223,8 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path, image
 
 
 @pytest.mark.ray
-def test_on_ray_a_killed_run_goes_on_and_a_killed_actor_is_replaced(tmp_path, images, outside):
-    run = Run(tmp_path, images, outside, "ray", seconds=0.3)
+def test_on_ray_a_killed_run_goes_on_and_a_killed_actor_is_replaced(warm_curation, tmp_path, images, outside):
+    run = Run(warm_curation, tmp_path, images, outside, "ray", seconds=0.3)
     calm, out = tmp_path / "calm", tmp_path / "out"
     assert run.kill_when(out, lambda: len(parts(out)) >= 2)
     before = parts(out)
@@ -248,8 +234,7 @@ def test_on_ray_a_killed_run_goes_on_and_a_killed_actor_is_replaced(tmp_path, im
         time.sleep(0.01)
     run.actors()[0].kill()
     assert before.items() <= parts(out).items()
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, printed
+    assert process.wait(120) == 0, process.stderr()
     run.engine = "local"
     run.finish(calm)
     assert content(out) == content(calm)
@@ -266,13 +251,15 @@ def test_a_finished_run_says_so_and_touches_nothing(uhr, images, tmp_path):
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "half done"])
-def test_other_files_or_another_pipeline_want_another_folder(uhr, images, tmp_path, outside, finished):
+def test_other_files_or_another_pipeline_want_another_folder(
+    warm_curation, uhr, images, tmp_path, outside, finished
+):
     out = tmp_path / "out"
     words = ["curate", "run", "quickstart", "--source", images, "--out", out, "--workers", 0]
     if finished:
         assert uhr(*words)[0] == 0
     else:
-        run = Run(tmp_path, images, outside, "local")
+        run = Run(warm_curation, tmp_path, images, outside, "local")
         words[2] = run.pipeline
         assert run.kill_when(out, lambda: len(parts(out)) >= 2)
     code, _, errors = uhr(*words, "--set", "rules.entropy=entropy > 5")
@@ -288,8 +275,8 @@ def test_other_files_or_another_pipeline_want_another_folder(uhr, images, tmp_pa
     assert errors.count("\n") - errors.count("list:") == 1
 
 
-def test_only_one_run_at_a_time_works_in_a_folder(uhr, images, tmp_path, outside):
-    run = Run(tmp_path, images, outside, "local", seconds=0.5)
+def test_only_one_run_at_a_time_works_in_a_folder(warm_curation, uhr, images, tmp_path, outside):
+    run = Run(warm_curation, tmp_path, images, outside, "local", seconds=0.5)
     out = tmp_path / "out"
     first = run.start(out)
     try:
@@ -306,22 +293,22 @@ def test_only_one_run_at_a_time_works_in_a_folder(uhr, images, tmp_path, outside
         assert f"another run is at work in {out}: wait for it, or stop it" in errors
         assert first.poll() is None
     finally:
-        os.killpg(first.pid, signal.SIGKILL)
-        first.communicate()
+        first.kill()
+        first.wait(20)
     assert not is_held(out / "units")
     assert status_of(out)["state"] == "stopped"
 
 
-def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path, images, outside):
-    run = Run(tmp_path, images, outside, "local", seconds=0.3)
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(warm_curation, tmp_path, images, outside):
+    run = Run(warm_curation, tmp_path, images, outside, "local", seconds=0.3)
     out = tmp_path / "out"
     process = run.start(out)
     while len(parts(out)) < 1:
         assert process.poll() is None
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    printed, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    printed = process.stdout() + process.stderr()
     assert "interrupted" in printed.splitlines()[-1]
     assert "Traceback" not in printed
     before = parts(out)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,14 +88,10 @@ def test_on_flux2_with_a_negative_prompt_likewise(sampler, uhr, tiny_flux2, tmp_
     assert record.read_record(two)["negative"] == "ugly"
 
 
-def test_in_another_process_it_is_the_same_as_well(uhr, tiny_flux, tmp_path, monkeypatch):
+def test_in_another_process_the_repeated_image_is_the_same(uhr, warm, tiny_flux, tmp_path, monkeypatch):
     monkeypatch.undo()  # prompts of 512 tokens, as the other process has them
     uhr(*command_line("imax", tiny_flux, tmp_path / "one.png"))
-    command = "import sys, uhr.cli; sys.exit(uhr.cli.main(sys.argv[1:]))"
-    arguments = ("sample", "--repeat", "one.png", "--out", "two.png")
-    done = subprocess.run(
-        [sys.executable, "-c", command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = warm.uhr("sample", "--repeat", "one.png", "--out", "two.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "identical: all 65,536 pixels"
 

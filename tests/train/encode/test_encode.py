@@ -181,6 +181,7 @@ def test_an_interrupted_encode_goes_on_and_ends_with_the_same_bytes(
     assert not (tmp_path / "encoded" / "units").exists()
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_worker_processes_give_the_same_rows(small_set, tiny_flux, tmp_path):
     config = EncodeConfig(aspects=("1/1", "3/2"))
     encode(small_set.manifest.path, str(tiny_flux), tmp_path / "encoded", config, "cpu", workers=1)

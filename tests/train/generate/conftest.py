@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,42 +76,32 @@ def make(capfd):
     return run
 
 
-PROMPTER = """
+GENERATE = """
 import sys
 from uhr.cli import main
 from uhr.runtime import threads
 
-threads.threads_here = lambda: 2  # a thread for each of two workers, on any machine: the same last bits
-sys.exit(main(sys.argv[1:]))
+workers = int(sys.argv[1])
+threads.threads_here = lambda: workers  # one thread for each worker, on any machine: the same last bits
+sys.exit(main(sys.argv[2:]))
 """
 
 
 @pytest.fixture
-def killed():
-    """`killed(options, out, done)`: the command in a process of its own with two workers, and SIGKILL when
-    `done()`."""
+def killed(warm):
+    """`killed(engine, workers, out, done)`: start the command, and send it SIGKILL as soon as `done()`."""
 
-    def kill(options, out, done):
-        arguments = [
-            "sample",
-            "moody:Moody",
-            "--model",
-            "tiny",
-            "--size",
-            "64x64",
-            "--steps",
-            "1",
-            "--device",
-            "cpu",
-        ]
-        arguments += ["--prompts", "prompts.jsonl", "--workers", "2", *options, "--out", out]
-        process = subprocess.Popen([sys.executable, "-c", PROMPTER, *arguments], stderr=subprocess.DEVNULL)
+    def kill(engine: str, workers: int, out: str, done: Callable[[], bool]) -> None:
+        command = ["sample", "moody:Moody", "--model", "tiny", "--size", "64x64", "--steps", "1"]
+        command += ["--device", "cpu", "--prompts", "prompts.jsonl", "--engine", engine]
+        command += ["--workers", str(workers), "--out", out]
+        process = warm.start(["-c", GENERATE, workers, *command], warm_workers=True)
         while not done():
-            assert process.poll() is None
+            assert process.poll() is None, process.stderr()
             time.sleep(0.02)
         process.kill()
-        process.wait()
-        time.sleep(0.5)  # its children die with it, but not in the same moment
+        process.wait(20)
+        time.sleep(0.5)  # its workers end with it, but not at the same moment
 
     return kill
 

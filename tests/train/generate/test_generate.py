@@ -208,14 +208,12 @@ def test_the_run_that_begins_a_set_says_how_many_threads_each_worker_has(make, m
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
-def test_a_worker_generates_with_the_threads_that_it_is_given_and_as_this_process_does(
-    make, engine, monkeypatch
-):
-    """Bit for bit: a sum that is cut among another number of threads ends with other last bits."""
+@pytest.mark.usefixtures("warm_workers")
+def test_a_worker_generates_with_the_threads_that_it_is_given_and_as_this_process_does(make, monkeypatch):
+    """Bit for bit: a sum that is split among another number of threads has other last bits."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     here = make(["a lake"], "--workers", "0", out="here")
-    there = make(["a lake"], "--engine", engine, "--workers", "1", out="there")
+    there = make(["a lake"], "--engine", "local", "--workers", "1", out="there")
     assert (here.code, there.code) == (0, 0), there.err
     for made in (here, there):
         assert json.loads(made.files["request.json"])["threads"] == 1
