@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -62,6 +63,25 @@ def test_every_item_is_in_exactly_one_unit_and_in_order(tmp_path_factory, rows, 
     units = [again.items(unit)["x"].to_pylist() for unit in range(again.count)]
     assert [x for unit in units for x in unit] == list(range(rows))
     assert [len(unit) for unit in units] == [again.rows_in(unit) for unit in range(again.count)]
+
+
+def test_neighbours_of_one_value_are_in_one_unit(tmp_path):
+    rng = random.Random(0)
+    for number in range(200):
+        values = [rng.randrange(4) for _ in range(rng.randrange(1, 40))]
+        size = rng.randrange(1, 9)
+        folder = tmp_path / str(number)
+        plan = UnitPlan.create(folder, pa.table({"value": values}), size, "work", together="value")
+        assert UnitPlan.open(folder) == plan
+        units = [plan.items(unit)["value"].to_pylist() for unit in range(plan.count)]
+        assert list(itertools.chain(*units)) == values
+        assert [plan.rows_in(unit) for unit in range(plan.count)] == list(map(len, units))
+        assert all(len(unit) <= size or len(set(unit)) == 1 for unit in units)
+        for one, two in itertools.pairwise(units):
+            assert one[-1] != two[0]
+            # no unit is smaller than it must be
+            (first, group) = next(itertools.groupby(two))
+            assert len(one) + len(list(group)) > size, (first, one, two)
 
 
 @given(

@@ -24,6 +24,7 @@ class StoredRows:
         self._key = key
         self._files: list[Path] = []
         self._places: dict[bytes, tuple[int, int, int]] = {}
+        self._last: tuple[tuple[int, int], pa.Table] | None = None
         for folder, part in parts:
             path = folder / part.path
             with _mapped(path) as file:
@@ -58,14 +59,21 @@ class StoredRows:
             return None
         number, group, row = place
         try:
-            with _mapped(self._files[number]) as file:
-                if not set(names) <= set(file.schema_arrow.names):
-                    return None
-                (found,) = file.read_row_group(group, columns=list(names)).slice(row, 1).to_pylist()
+            table = self._group(number, group)
         except (OSError, pa.ArrowException) as error:
             what = f"{self._files[number]}, row group {group}, row {row}: {one_line(error)}"
             raise UserError(what, "leave its folder out of --reuse, or copy it again") from None
+        if not set(names) <= set(table.schema.names):
+            return None
+        (found,) = table.select(list(names)).slice(row, 1).to_pylist()
         return found
+
+    def _group(self, number: int, group: int) -> pa.Table:
+        """Read a row group, unless it is the one that was read last: items come in about the same order."""
+        if self._last is None or self._last[0] != (number, group):
+            with _mapped(self._files[number]) as file:
+                self._last = (number, group), file.read_row_group(group)
+        return self._last[1]
 
 
 def _mapped(path: Path) -> Any:

@@ -120,7 +120,7 @@ class _Job:
         if texts is not None:
             captions = pa.concat_tables([texts.items(unit) for unit in range(texts.count)])
         items = image_items(request.rows, request.config, captions, request.buckets)
-        plan = UnitPlan.create(request.out / UNITS / LATENTS, items, IMAGES_PER_UNIT, mark)
+        plan = UnitPlan.create(request.out / UNITS / LATENTS, items, IMAGES_PER_UNIT, mark, "uri")
         task = ImageTask(
             model=request.model,
             config=request.config,

@@ -188,7 +188,7 @@ def _mask_file(item: Mapping[str, Any], masks: LastFile, header: Header) -> Imag
         raise CannotEncode("mask", f"{item['mask']}: {failure.error}") from None
     found, expected = (mask.header.width, mask.header.height), (header.width, header.height)
     if found != expected:
-        sizes = f"{found[0]}x{found[1]} px, and its image {expected[0]}x{expected[1]}"
+        sizes = f"{found[0]}x{found[1]} px, and its image {expected[0]}x{expected[1]} px"
         raise CannotEncode("mask", f"{item['mask']} is {sizes}")
     return mask
 

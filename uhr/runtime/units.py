@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -110,7 +110,10 @@ class PlanMismatch(UserError):
 
 @dataclass(frozen=True)
 class UnitPlan:
-    """The division of `rows` items into units of `size`, stored in `folder` as plan.json and items.arrow."""
+    """The division of `rows` items into units of `size`, stored in `folder` as plan.json and items.arrow.
+
+    With `starts`, the units begin at these items, and are of about that size.
+    """
 
     folder: Path
     rows: int
@@ -118,12 +121,16 @@ class UnitPlan:
     items_hash: str
     fingerprint: str
     """Hash of the work (code, parameters); `items_hash` is that of the items."""
+    starts: tuple[int, ...] | None = None
 
     @classmethod
-    def create(cls, folder: Path, items: pa.Table, size: int, fingerprint: str) -> UnitPlan:
+    def create(
+        cls, folder: Path, items: pa.Table, size: int, fingerprint: str, together: str | None = None
+    ) -> UnitPlan:
         """Write the plan for these items, or open the one in `folder` if it is for the same items and work.
 
-        Raises PlanMismatch if the folder has a plan for other items or other work.
+        together: a column; neighbouring items with one value of it are in one unit, even if there are more of
+        them than `size`. Raises PlanMismatch if the folder has a plan for other items or other work.
         """
         assert size > 0
         found = table_hash(items)
@@ -135,16 +142,25 @@ class UnitPlan:
             if plan.fingerprint != fingerprint:
                 raise PlanMismatch(f"{folder} contains a run of other work", fix, "work")
             return plan
-        plan = cls(folder, items.num_rows, size, found, fingerprint)
+        starts = None if together is None else _starts(items[together].to_pylist(), size)
+        plan = cls(folder, items.num_rows, size, found, fingerprint, starts)
         with (
             atomic(folder / "items.arrow") as temporary,
             open(temporary, "wb") as file,
             pa.ipc.new_file(file, items.schema) as writer,
         ):
-            for start in range(0, items.num_rows, size):
-                writer.write_batch(_one_batch(items.slice(start, size)))
+            for unit in range(plan.count):
+                start = plan._start(unit)
+                writer.write_batch(_one_batch(items.slice(start, plan._start(unit + 1) - start)))
         # plan.json last: a run that was killed here has no plan, and is divided again
-        tree = {"rows": plan.rows, "size": size, "items_hash": found, "fingerprint": fingerprint}
+        tree: dict[str, Any] = {
+            "rows": plan.rows,
+            "size": size,
+            "items_hash": found,
+            "fingerprint": fingerprint,
+        }
+        if starts is not None:
+            tree["starts"] = starts
         write_json(folder / "plan.json", tree)
         return plan
 
@@ -154,7 +170,8 @@ class UnitPlan:
         if not cls.exists(folder):
             raise UserError(f"{folder} contains no plan of units", "start the run again")
         tree = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        return cls(folder, **tree)
+        starts = tree.pop("starts", None)
+        return cls(folder, **tree, starts=None if starts is None else tuple(starts))
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -167,11 +184,17 @@ class UnitPlan:
     @property
     def count(self) -> int:
         """Number of units."""
-        return -(-self.rows // self.size)
+        return -(-self.rows // self.size) if self.starts is None else len(self.starts)
 
     def rows_in(self, unit: int) -> int:
-        """Return the number of items in a unit: `size`, or fewer in the last unit."""
-        return min(self.size, self.rows - unit * self.size)
+        """Return the number of items in a unit."""
+        return self._start(unit + 1) - self._start(unit)
+
+    def _start(self, unit: int) -> int:
+        """The first item of a unit; the number of items for the one after the last."""
+        if self.starts is None:
+            return min(unit * self.size, self.rows)
+        return self.starts[unit] if unit < len(self.starts) else self.rows
 
     def items(self, unit: int) -> pa.Table:
         """Read the items of a unit, without the others."""
@@ -183,7 +206,8 @@ class UnitPlan:
 
     @cached_property
     def _suffix(self) -> str:
-        return fingerprint_of([self.fingerprint, self.items_hash, self.size])[:16]
+        division = [self.size] if self.starts is None else [self.size, self.starts]
+        return fingerprint_of([self.fingerprint, self.items_hash, *division])[:16]
 
     def part(self, unit: int) -> Path:
         """Return the path of the unit's part."""
@@ -201,6 +225,18 @@ class UnitPlan:
         watch.end()
         with atomic(self.part(unit)) as temporary:
             parquet.write(temporary, part, compression="zstd", compression_level=1)
+
+
+def _starts(values: Sequence[Any], size: int) -> tuple[int, ...]:
+    """The first items of units of at most `size` items that do not part neighbours of equal value."""
+    starts, group = [0] if values else [], 0
+    for place in range(1, len(values) + 1):
+        if place == len(values) or values[place] != values[place - 1]:
+            # the group [group, place) is complete: it begins a unit if it does not fit into the last one
+            if place - starts[-1] > size and group > starts[-1]:
+                starts.append(group)
+            group = place
+    return tuple(starts)
 
 
 class Runner(Protocol):
