@@ -45,6 +45,10 @@ DATA_HELP = (
     "What `uhr train encode` wrote, with its name if the recipe has several data sets; once per data set and "
     "resolution."
 )
+INIT_HELP = (
+    "Begin with the weights of a run, one of its checkpoints, or an adapter. They are trained further or "
+    "fused, as the recipe's init.use says. Repeatable: all but the last are fused."
+)
 Data = typer.Option("--data", parser=named_path, metavar="[NAME=]DIR", help=DATA_HELP)
 DataFolders = Annotated[list[Any] | None, Data]
 
@@ -183,6 +187,16 @@ def run_(
     recipe: RecipeName = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    init: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--init",
+            "--adapter",
+            parser=local("--init", utf8=True),
+            metavar="RUN|ADAPTER|FILE",
+            help=INIT_HELP,
+        ),
+    ] = None,
 ) -> None:
     """Train. Ctrl-C finishes the step and saves; the same command resumes, and so does `uhr train resume`."""
     from uhr.models.loading.opening import ModelName
@@ -191,7 +205,7 @@ def run_(
 
     resolved = resolve(recipe, config, sets)
     with saving(out, AGAIN), with_options(**IN_RECIPE), lock_run(out):
-        job = start(resolved, ModelName(model, spec, base), data, out)
+        job = start(resolved, ModelName(model, spec, base), data, out, init or [])
         if job.resume is not None and job.done < job.recipe.steps:
             say(f"{shown(out)} already contains this run at step {job.done}: resuming")
         _train(job)
@@ -255,20 +269,26 @@ def export_(
     """Write what was trained in the format of diffusers, with a model card: lineage, counts, licences."""
     from uhr.models.specs.registry import get
     from uhr.train.recipes.base import Recipe
-    from uhr.train.run.export import export
+    from uhr.train.run.export import export, needed_files
 
     if weights not in ("trained", "ema"):
         raise UserError(f"--weights {weights}", "it must be trained or ema")
     folder, info = export(run, out, checkpoint, "ema" if weights == "ema" else "trained")
+    needed = needed_files(run, info)
 
     def text(_: Any) -> None:
         part = Recipe.model_validate(info.recipe).trainable
         what = part.describe(get(info.model.spec))
         say(f"{shown(folder)}: {what}, after step {info.step}, and its card README.md")
+        for name, file in needed.items():
+            say(f"it was trained on top of {name} and must be loaded together with it: {shown(file)}")
         options = part.sample_options(folder, info.model.named)
+        options += [part for file in needed.values() for part in ("--adapter", str(file))]
         _next("sample", "euler", *options, "--prompt", "A PROMPT", "--out", "A.png")
 
-    console.emit({"folder": str(folder), "step": info.step}, as_json, text)
+    answer = {"folder": str(folder), "step": info.step}
+    answer["load_together"] = {name: str(path) for name, path in needed.items()}
+    console.emit(answer, as_json, text)
 
 
 @app.command("log")

@@ -43,7 +43,9 @@ class PlaneField:
         allowed = (labels[:, None] == of_class) | (labels[:, None] == NULL)
         variance = (keep * SPREAD) ** 2 + level**2
         away = noisy[:, None] - keep * means
-        weight = (-away.square().sum(-1) / (2 * variance[..., 0])).masked_fill(~allowed, -math.inf).softmax(-1)
+        weight = (
+            (-away.square().sum(-1) / (2 * variance[..., 0])).masked_fill(~allowed, -math.inf).softmax(-1)
+        )
         data = (weight[..., None] * (means + keep * SPREAD**2 / variance * away)).sum(1)
         noise = (noisy - (1 - sigma)[:, None] * data) / sigma[:, None]
         return noise - data
@@ -126,9 +128,7 @@ class PlaneDenoiser:
     def __init__(self, network: PlaneNetwork, teacher: PlaneNetwork | None = None) -> None:
         self.network, self._teacher = network, teacher
 
-    def velocity(
-        self, noisy: torch.Tensor, sigma: torch.Tensor, condition: BatchCondition
-    ) -> torch.Tensor:
+    def velocity(self, noisy: torch.Tensor, sigma: torch.Tensor, condition: BatchCondition) -> torch.Tensor:
         return _called(self.network, noisy, sigma, condition)
 
     @torch.no_grad()

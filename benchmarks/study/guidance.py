@@ -93,9 +93,7 @@ def trained(
     return network
 
 
-def fit(
-    what: str, network: torch.nn.Module, loss: Callable[[], torch.Tensor], steps: int, lr: float
-) -> None:
+def fit(what: str, network: torch.nn.Module, loss: Callable[[], torch.Tensor], steps: int, lr: float) -> None:
     """Minimise a loss by Adam; the learning rate rises over a tenth of the steps and falls to zero."""
     optimiser = torch.optim.Adam(network.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
@@ -118,7 +116,9 @@ def recovery(steps: int, seed: int) -> Recovery:
         found = trained(field, teacher, objective, objective.embedded, steps, seed)
     points = Points.draw(field, HELD_OUT, torch.Generator().manual_seed(10_000 + seed))
     null = torch.full_like(points.labels, NULL)
-    truth, unconditional = (field.velocity(points.noisy, points.sigma, each) for each in (points.labels, null))
+    truth, unconditional = (
+        field.velocity(points.noisy, points.sigma, each) for each in (points.labels, null)
+    )
 
     def error(network: PlaneNetwork, labels: torch.Tensor, guidance: float, target: torch.Tensor) -> float:
         inputs = torch.full((HELD_OUT,), guidance)

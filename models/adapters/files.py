@@ -40,6 +40,7 @@ class AdapterFile:
     clip:     updates of FLUX.1's CLIP
     factors:  whether `lora` consists of minor factors a_t, b_t alone (as URAE publishes them), whose a_0, b_0
               must be decomposed from the weights that they were trained on
+    starts:   whether the file also has the singular components that training began with (a checkpoint's)
     notes:    notes for the user about its strength
     config:   the file of peft's settings, if it was read
     """
@@ -49,6 +50,7 @@ class AdapterFile:
     clip: Lora
     usage: Usage
     factors: bool = False
+    starts: bool = False
     notes: tuple[str, ...] = ()
     config: Path | None = None
 
@@ -72,7 +74,8 @@ def read(path: str | Path, layout: KeyLayout) -> AdapterFile:
     state, metadata = reading.read_file(file)
     if is_urae_minor(state):
         return AdapterFile(file, urae_factors(state, str(file)), {}, ORDINARY, factors=True)
-    if any(key.endswith(f".{START}") for key in state):
+    starts = any(key.endswith(f".{START}") for key in state)
+    if starts:
         own = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
         parts, settings = reading.Parts(lora_of_state(own), {}), None
     else:
@@ -80,7 +83,9 @@ def read(path: str | Path, layout: KeyLayout) -> AdapterFile:
         parts = reading.read_state(state, metadata, layout, str(file), settings)
     usage = Usage.of(metadata, parts.backbone, str(file))
     config = None if settings is None else Path(settings.where)
-    return AdapterFile(file, parts.backbone, parts.clip, usage, notes=parts.notes, config=config)
+    return AdapterFile(
+        file, parts.backbone, parts.clip, usage, starts=starts, notes=parts.notes, config=config
+    )
 
 
 def read_all(paths: Iterable[str | Path], target: Any) -> dict[str, AdapterFile]:

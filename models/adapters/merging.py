@@ -1,4 +1,4 @@
-"""Merge adapters into the weights, and undo it bit for bit."""
+"""Merge adapters into the weights, and undo it bit for bit; fuse one for good."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.models.adapters import peft_layers
+from uhr.models.adapters.low_rank import Lora
+
+PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes of weights to which an update can be added."""
 
 
 @dataclass
@@ -55,3 +59,23 @@ def _merge_layer(layer: Any, merged: Merged) -> None:
     merged.layers.append((layer, weight.detach().to("cpu", copy=True)))
     weight.data.copy_(total)
     layer.merged_adapters.extend(names)
+
+
+@torch.no_grad()
+def fuse(transformer: Any, lora: Lora, name: str, where: str) -> bool:
+    """Add an adapter's updates to the weights for good, and return whether they are there.
+
+    Each sum is computed in float32 at least and rounded once to the weight's dtype. If one of the weights is
+    quantised, none changes: the adapter is added as `name`, active and frozen, and the result is False.
+    `where` names the adapter in errors, which are those of `peft_layers.check_fits`.
+    """
+    peft_layers.check_fits(transformer, lora, where)
+    linears = {path: peft_layers.linear_of(transformer.get_submodule(path)) for path in lora}
+    if any(linear.weight.dtype not in PLAIN for linear in linears.values()):
+        peft_layers.put(transformer, lora, name, where)
+        return False
+    for path, part in lora.items():
+        weight = linears[path].weight
+        delta = part.delta().to(weight.device)
+        weight.data.copy_(weight.to(delta.dtype) + delta)
+    return True

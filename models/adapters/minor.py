@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from uhr.base.console import progress
-from uhr.base.errors import unknown
+from uhr.base.errors import UserError, unknown
 from uhr.models.adapters import peft_layers
 from uhr.models.adapters.components import Factors, Which, cached
 from uhr.models.adapters.low_rank import Lora, LowRank
@@ -137,6 +137,7 @@ def load_minor(
     active.
     """
     over = _check_over(transformer, over)
+    _check_loaded(transformer, trained, name)
     peft_layers.put(transformer, trained, name, f"'{name}'")
     layers = peft_layers.layers_of(transformer, name)
     ranks = {part.rank for part in trained.values()}
@@ -147,6 +148,16 @@ def load_minor(
         peft_layers.remove(transformer, name)
         raise
     _attach(layers, name, starts)
+
+
+def _check_loaded(transformer: Any, trained: Lora, name: str) -> None:
+    """Raise UserError if weights are not in memory: they cannot be decomposed, and the values would be
+    lost."""
+    modules = dict(transformer.named_modules())
+    for path in trained:
+        if path in modules and peft_layers.linear_of(modules[path]).weight.is_meta:
+            what = f"adapter '{name}' needs the weight of {path}, which is offloaded from memory"
+            raise UserError(what, "load the adapter before the model is offloaded")
 
 
 def state_factors(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Factors], dict[str, Factors]]:

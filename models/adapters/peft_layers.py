@@ -183,6 +183,11 @@ def low_rank(layer: Any, name: str) -> LowRank:
     return LowRank(a, b, layer.scaling[name] * a.shape[0])
 
 
+def linear_of(module: Any) -> Any:
+    """Return the frozen linear of a module: the module itself, or the one inside peft's layer."""
+    return getattr(module, "base_layer", module)
+
+
 def base_weight(layer: Any) -> torch.Tensor:
     """Return a layer's frozen weight, [out, in], dequantised, float32 at least.
 

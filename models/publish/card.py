@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,10 @@ class CardFacts:
     of distinct samples, and `licences` counts them by their licence in the manifest (None: it has none).
     `guidance` is the value fed to the backbone while training, None for a backbone that takes none. `trained`
     says what was trained.
+
+    phases: one line for each phase of the training. command: the command line that trains it again. run: the
+    id of the run. init: the weights that it began with, as `run.json` lists them. data: the data sets by
+    `name`, with `id`, `manifest_id` and `rows`. values: the whole recipe.
     """
 
     name: str
@@ -40,6 +44,12 @@ class CardFacts:
     licences: Mapping[str | None, int]
     surgeries: tuple[str, ...] = ()
     trained: str = "a LoRA"
+    phases: tuple[str, ...] = ()
+    command: str = ""
+    run: str = ""
+    init: tuple[Mapping[str, Any], ...] = ()
+    data: tuple[Mapping[str, Any], ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -47,14 +57,16 @@ class CardFacts:
         """Return the facts as JSON."""
         values = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "spec"}
         counts = {name or "none recorded": count for name, count in self.licences.items()}
-        plain = {"spec": self.spec.name, "licences": counts, "surgeries": list(self.surgeries)}
+        plain: dict[str, Any] = {"spec": self.spec.name, "licences": counts, "values": dict(self.values)}
+        plain |= {name: list(getattr(self, name)) for name in ("surgeries", "phases", "init", "data")}
         return {**values, **plain, "metrics": dict(self.metrics), "versions": dict(self.versions)}
 
 
 def lora_card(facts: CardFacts, rank: int, alpha: float, targets: tuple[str, ...], usage: Usage) -> str:
     """Return an adapter's card as Markdown, with the YAML front matter that the hub reads."""
     what = f"A LoRA for {facts.spec.summary}, rank {rank}, alpha {alpha:g}, on {', '.join(targets)}."
-    use = _guide_usage(facts) if usage.tokens == "guide" else _usage(facts, alpha == rank)
+    guide = usage.tokens == "guide"
+    use = _guide_usage(facts) if guide else _usage(facts, alpha == rank, tuple(usage.over))
     return _card(facts, "adapter", "lora", [what + _limits(usage), use])
 
 
@@ -70,7 +82,8 @@ def _card(facts: CardFacts, relation: str, tag: str, first: list[str]) -> str:
 
     head = yaml.safe_dump(_front_matter(facts, relation, tag), sort_keys=False, allow_unicode=True)
     what = "adapter" if relation == "adapter" else "transformer"
-    sections = [f"# {shown(facts.name)}", *first, _training(facts), _data(facts), _licence(facts, what)]
+    training = [_training(facts), _lineage(facts), _data(facts), _licence(facts, what)]
+    sections = [f"# {shown(facts.name)}", *first, *training]
     return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -88,7 +101,10 @@ def _front_matter(facts: CardFacts, relation: str, tag: str) -> dict[str, Any]:
 
 def _limits(usage: Usage) -> str:
     guide = " It acts only on the tokens of UltraGen's guide." if usage.tokens == "guide" else ""
-    over = "".join(f" It acts on top of `{name}` (SHA-256 `{sha}`)." for name, sha in usage.over.items())
+    over = "".join(
+        f" It acts on top of `{name}` (SHA-256 `{sha}`), which must be loaded together with it."
+        for name, sha in usage.over.items()
+    )
     return guide + over
 
 
@@ -104,9 +120,15 @@ uhr sample ultragen --model {facts.base_model if "/" in facts.base_model else MO
 Programs that load it as an ordinary LoRA apply it to every token, for which it was not trained."""
 
 
-def _usage(facts: CardFacts, alpha_is_rank: bool) -> str:
+def _usage(facts: CardFacts, alpha_is_rank: bool, over: tuple[str, ...]) -> str:
     named, pinned, model = _base(facts)
     remark = "" if alpha_is_rank else ALPHA_IN_METADATA
+    load = 'pipe.load_lora_weights("path/to/this/folder")'
+    if over:
+        paths = [*((f"path/to/{name}.safetensors", name) for name in over), ("path/to/this/folder", "this")]
+        lines = [f'pipe.load_lora_weights("{path}", adapter_name="{name}")' for path, name in paths]
+        load = "\n".join([*lines, f"pipe.set_adapters({[name for _, name in paths]})"])
+    below = "".join(f"--adapter path/to/{name}.safetensors " for name in over)
     scale = "" if facts.spec.guidance_scale is None else f", guidance_scale={facts.spec.guidance_scale:g}"
     return f"""## Use
 
@@ -115,12 +137,12 @@ import torch
 from diffusers import {facts.spec.pipeline_class}
 
 pipe = {facts.spec.pipeline_class}.from_pretrained("{named}"{pinned}, torch_dtype=torch.bfloat16)
-pipe.load_lora_weights("path/to/this/folder")
+{load}
 pipe(prompt="a prompt", num_inference_steps={facts.spec.steps}{scale}).images[0].save("image.png")
 ```
 
 ```bash
-uhr sample euler --model {model} --adapter path/to/this/folder \\
+uhr sample euler --model {model} {below}--adapter path/to/this/folder \\
     --prompt "a prompt" --out image.png
 ```{remark}"""
 
@@ -170,13 +192,41 @@ def _training(facts: CardFacts) -> str:
         **{name: f"{value:.6g}" for name, value in facts.metrics.items()},
         **{f"{name} version": value for name, value in facts.versions.items()},
     }
-    return "## Training\n\n" + _table(("what", "value"), rows)
+    text = "## Training\n\n" + _table(("what", "value"), rows)
+    if facts.phases:
+        text += "\n\n" + "\n".join(f"- {shown(phase)}" for phase in facts.phases)
+    if facts.command:
+        text += f"\n\n```bash\n{shown(facts.command)}\n```\n\n`uhr.json` has every value of the recipe."
+    return text
+
+
+def _lineage(facts: CardFacts) -> str:
+    lines = [f"- base weights: {shown(facts.base_model)} (SHA-256 `{facts.base_weights}`)"]
+    if facts.run:
+        lines.append(f"- run `{facts.run}`")
+    return "## Lineage\n\n" + "\n".join(lines + _ancestors(facts.init, ""))
+
+
+def _ancestors(init: Sequence[Mapping[str, Any]], indent: str) -> list[str]:
+    """A line for each adapter that a run began with, and below it those that its own run began with."""
+    lines = []
+    for ref in init:
+        how = "fused with the base" if ref["use"] == "fuse" else "trained further"
+        known = [ref["recipe"] and f"recipe {ref['recipe']}", ref["run"] and f"run `{ref['run']}`"]
+        known += [ref["step"] and f"{ref['step']} steps", f"SHA-256 `{ref['sha256']}`"]
+        lines.append(f"{indent}- {how}: " + shown(", ".join(filter(None, known))))
+        lines += _ancestors(ref["init"], indent + "  ")
+    return lines
 
 
 def _data(facts: CardFacts) -> str:
     known = sorted((name, count) for name, count in facts.licences.items() if name is not None)
     silent = facts.licences.get(None, 0)
     text = f"## Data\n\n{facts.trained_on:,} images of the manifest `{facts.manifest_id}`."
+    if facts.data:
+        heads = ("name", "images", "encoded data", "manifest")
+        rows = [[entry[key] for key in ("name", "rows", "id", "manifest_id")] for entry in facts.data]
+        text += "\n\n" + _rows(heads, rows)
     if known:
         text += "\n\n" + _table(("licence of the images", "images"), dict(known))
     if silent:
@@ -198,8 +248,12 @@ def _licence(facts: CardFacts, what: str) -> str:
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|--|--|"]
-    return "\n".join(lines + [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()])
+    return _rows(head, list(rows.items()))
+
+
+def _rows(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'--|' * len(head)}"]
+    return "\n".join(lines + [f"| {' | '.join(map(_cell, row))} |" for row in rows])
 
 
 def _cell(value: Any) -> str:

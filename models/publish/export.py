@@ -18,8 +18,10 @@ from uhr.models.adapters.conversion import lora_of_state
 from uhr.models.adapters.formats import writing
 from uhr.models.adapters.formats.keys import LAYOUTS
 from uhr.models.adapters.formats.usage import ORDINARY, Usage
+from uhr.models.adapters.low_rank import LowRank
 from uhr.models.adapters.plain import LoraSpec
 from uhr.models.publish.card import CardFacts, lora_card
+from uhr.models.specs.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -49,15 +51,12 @@ def export_lora(
     if (folder / WEIGHTS).exists():
         raise UserError(f"{folder} already contains an adapter", "name a new folder")
     RunFolder(folder, LAYOUT).check()
-    ranks = {tensor.shape[0] for key, tensor in state.items() if key.endswith("lora_A.weight")}
-    assert ranks == {lora.rank}, f"a LoRA of rank {lora.rank} has matrices of rank {ranks}"
-    values = lora_of_state({key: tensor.float() for key, tensor in state.items()}, lora.alpha)
+    values = _values(state, lora)
     rank, alpha = next((part.rank, part.alpha) for part in values.values())
-    layout = LAYOUTS[facts.spec.transformer_class]
     card = lora_card(facts, rank, alpha, lora.targets, usage)
     fix = "free space and export again, or name another folder"
     with saving(folder, fix), all_or_nothing(folder), atomic(folder / WEIGHTS) as weights:
-        writing.save(values, weights, writing.Format.DIFFUSERS, layout, usage.metadata())
+        _write(values, weights, facts.spec, usage)
         record = {"uhr": __version__, "kind": "lora", "sha256": sha256_file(weights)}
         shape = {"rank": rank, "alpha": alpha, "targets": list(lora.targets)}
         limits = usage.model_dump(mode="json", exclude_defaults=True)
@@ -65,3 +64,20 @@ def export_lora(
         with atomic(folder / CARD) as temporary:
             temporary.write_text(card, encoding="utf-8")
     return folder
+
+
+def write_lora(
+    state: Mapping[str, torch.Tensor], lora: LoraSpec, path: Path, spec: ModelSpec, usage: Usage = ORDINARY
+) -> None:
+    """Write the file of weights that `export_lora` writes, with the same bytes."""
+    _write(_values(state, lora), path, spec, usage)
+
+
+def _values(state: Mapping[str, torch.Tensor], lora: LoraSpec) -> dict[str, LowRank]:
+    ranks = {tensor.shape[0] for key, tensor in state.items() if key.endswith("lora_A.weight")}
+    assert ranks == {lora.rank}, f"a LoRA of rank {lora.rank} has matrices of rank {ranks}"
+    return lora_of_state({key: tensor.float() for key, tensor in state.items()}, lora.alpha)
+
+
+def _write(values: Mapping[str, LowRank], path: Path, spec: ModelSpec, usage: Usage) -> None:
+    writing.save(values, path, writing.Format.DIFFUSERS, LAYOUTS[spec.transformer_class], usage.metadata())

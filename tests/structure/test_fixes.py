@@ -44,6 +44,7 @@ PRINTED_BY = {
     "train/generate/run.py": SAMPLE,
     "train/generate/": SAMPLE,
     "train/run/job.py": TRAIN,
+    "train/run/init.py": ("train run",),
     "train/run/trainer.py": TRAIN,
     "train/data/": (*TRAIN, "train plan"),
     "train/trainable/": (*TRAIN, "train plan"),
@@ -77,6 +78,10 @@ ELSEWHERE = {
     ("uhr/demo/run.py", "--set"): ("train run",),
     ("uhr/demo/run.py", "--adapter"): SAMPLE,
     ("train/trainable/adapters.py", "--adapter"): SAMPLE,
+    # the card's command that trains it again
+    ("train/run/export.py", "--data"): ("train run",),
+    ("train/run/export.py", "--init"): ("train run",),
+    ("train/run/export.py", "--set"): ("train run",),
     ("train/recipes/__init__.py", "--config"): ("train run", "train plan", "train show"),
 }
 """Options of a module that fewer commands can print than the rest of it: `resume` finds its model by the run,

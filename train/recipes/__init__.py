@@ -84,6 +84,24 @@ def _entry(entries: list[Any], key: str, where: str) -> int:
     return names.index(key)
 
 
+def sets_between(one: Any, two: Any, path: str = "") -> list[str]:
+    """The changes, as `--set` takes them, that make the resolved recipe `two` of `one`."""
+    if one == two:
+        return []
+    if isinstance(one, Mapping) and isinstance(two, Mapping) and one.keys() == two.keys() and one:
+        inside = [(key, one[key], two[key]) for key in two]
+    elif _entries(one) and _entries(two) and len(one) == len(two):
+        inside = [(index, before, after) for index, (before, after) in enumerate(zip(one, two, strict=True))]
+    else:
+        return [f"{path}={json.dumps(two)}"]
+    dot = f"{path}." if path else ""
+    return [change for key, a, b in inside for change in sets_between(a, b, f"{dot}{key}")]
+
+
+def _entries(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, Mapping) for entry in value)
+
+
 def describe(recipe: Recipe) -> list[dict[str, Any]]:
     """List every value of a recipe with its dotted path and its source ("set by you" if it was changed)."""
     values = dict(leaves(recipe.model_dump(mode="json")))

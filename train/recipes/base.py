@@ -54,6 +54,19 @@ class Batching(Config):
     remainder: Literal["short", "drop"]
 
 
+class Init(Config):
+    """How a run begins with trained weights, which `--init` names.
+
+    use: "continue" trains them further with a new optimiser; "fuse" adds them to the frozen weights and
+        trains a new part on top. Of several, all but the last are fused.
+    after: the recipe that trains these weights; without `--init` the run is refused. None: `--init` is
+        optional.
+    """
+
+    use: Literal["continue", "fuse"] = "continue"
+    after: str | None = None
+
+
 class DataUse(Config):
     """How a phase uses one data set of the run.
 
@@ -156,6 +169,7 @@ class Recipe(Config):
     family: that of `ModelSpec`. surgeries: those of the transformer, as `models.surgery.record` writes them;
     adapters are not among them.
     trainable: the part that is trained (`train.trainable`); the rest is frozen.
+    init: what becomes of trained weights that a run begins with.
     windows: windowed attention with a guide, as UltraGen has it; None is the backbone's own attention.
     latents: "sample" draws from the VAE's distribution each time that an image is used, "mean" does not.
     captions: share of each caption column, as encoded; a row that lacks some draws from the others, and one
@@ -172,6 +186,7 @@ class Recipe(Config):
     surgeries: tuple[dict[str, Any], ...] = ()
     guidance: Guidance
     trainable: AnyTrainable
+    init: Init = Init()
     windows: GuideWindows | None = None
     phases: tuple[Phase, ...] = Field(min_length=1)
     optimiser: AnyOptimiser

@@ -48,6 +48,7 @@ RECIPE = Recipe(
         "surgeries": "none: the published architecture",
         "guidance": "URAE: 1.0, the unguided point; larger ones unlearn the distillation",
         "trainable.kind": "ours: the baseline of every trainer",
+        "init": "ours: train an adapter further if one is given",
         "windows": "none: the published architecture",
         "trainable.rank": "URAE, official code",
         "trainable.alpha": "equal to the rank, so that a reader that ignores alpha is right all the same",

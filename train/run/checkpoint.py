@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uhr
 from uhr.base.config import Config, read_versioned
@@ -81,6 +81,36 @@ class ModelRef(Config):
         return ModelName(str(text_path(self.path)), self.spec if self.spec_given else None, base)
 
 
+class InitRef(Config):
+    """Trained weights that a run began with.
+
+    use: whether they were added to the frozen weights, or trained further.
+    path: where they were; empty in the record of an export.
+    sha256: of the file that was read, and that an export names.
+    stored: the copy in the run's folder, from which a resumed run fuses them; None if it needs no copy.
+    recipe, run, step: those that trained them, if known. init: what that run began with.
+    """
+
+    use: Literal["continue", "fuse"]
+    path: str = ""
+    sha256: str
+    stored: str | None = None
+    recipe: str | None = None
+    run: str | None = None
+    step: int | None = None
+    init: tuple[InitRef, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A name for people: that of the recipe, or of the file."""
+        return self.recipe or text_path(self.path).stem
+
+    def lineage(self) -> dict[str, Any]:
+        """All of it except paths of this machine, as JSON."""
+        values = self.model_dump(mode="json", exclude={"path", "stored", "init"})
+        return {**values, "init": [ref.lineage() for ref in self.init]}
+
+
 class CheckpointFile(Config):
     """Size and hash of one file of a checkpoint."""
 
@@ -91,10 +121,13 @@ class CheckpointFile(Config):
 class CheckpointInfo(Config):
     """The content of `checkpoint.json`: `step` steps are done; batch `batch` of `epoch` in `phase` is
     next.
+
+    run: the id of the run; empty if an earlier version began it. init: what the run began with.
     """
 
     schema_version: int = SCHEMA_VERSION
     created: str
+    run: str = ""
     step: int
     phase: int
     epoch: int
@@ -102,6 +135,7 @@ class CheckpointInfo(Config):
     recipe: dict[str, Any]
     model: ModelRef
     data: list[DataRef]
+    init: tuple[InitRef, ...] = ()
     surgeries: list[dict[str, Any]]
     metrics: dict[str, float]
     versions: dict[str, str]

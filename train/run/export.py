@@ -13,8 +13,10 @@ from uhr.base.errors import UserError
 from uhr.models.publish.card import CardFacts
 from uhr.models.zoo import get
 from uhr.train.encode.encoded import NOT_STATED
-from uhr.train.recipes.base import Recipe
-from uhr.train.run import average, checkpoint
+from uhr.train.recipes import NAMES, sets_between
+from uhr.train.recipes import recipe as known_recipe
+from uhr.train.recipes.base import DataUse, Phase, Recipe
+from uhr.train.run import average, checkpoint, init
 from uhr.train.run.checkpoint import CheckpointInfo
 from uhr.train.run.job import read_run
 from uhr.train.trainable.base import PartFile
@@ -88,9 +90,70 @@ def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> Car
         licences=licences,
         surgeries=tuple(entry["surgery"] for entry in recipe.surgeries),
         trained=recipe.trainable.describe(get(info.model.spec)),
+        phases=tuple(
+            _phase(p, steps, get(info.model.spec).native_size)
+            for p, steps in zip(recipe.phases, used, strict=True)
+            if steps
+        ),
+        command=_command(recipe, info),
+        run=info.run,
+        init=tuple(ref.lineage() for ref in info.init),
+        data=tuple(ref.model_dump(include={"name", "rows", "id", "manifest_id"}) for ref in info.data),
+        values=info.recipe,
         metrics=info.metrics,
         versions=info.versions,
     )
+
+
+def _phase(phase: Phase, steps: int, native: int) -> str:
+    """One phase in a line: steps, size, what is mixed, loss and noise levels."""
+    objective = phase.objective.model_dump(mode="json")
+    kind = objective.pop("kind")
+    values = ", ".join(f"{name} {value}" for name, value in objective.items())
+    loss = kind + (f" ({values})" if values else "")
+    parts = [_use(use) for use in phase.data]
+    levels = phase.timesteps
+    density = levels.density + (
+        f"({levels.mean:g}, {levels.std:g})" if levels.density == "logit_normal" else ""
+    )
+    noise = f"sigma {density}, shift {levels.shift:g}"
+    if levels.band is not None:
+        noise += f", in [{levels.band[0]:g}, {levels.band[1]:g}]"
+    where = f"{steps:,} steps at {phase.resolution or native} px on {', '.join(parts)}"
+    return f"{phase.name}: {where}; loss {loss}; {noise}; lr {phase.lr:g}"
+
+
+def _use(use: DataUse) -> str:
+    limits = [f"weight {use.weight:g}"] if use.weight is not None else []
+    limits += [f"where {use.where}"] if use.where is not None else []
+    limits += [f"sigma in [{use.band[0]:g}, {use.band[1]:g}]"] if use.band is not None else []
+    limits += [f"loss {use.objective.kind}"] if use.objective is not None else []
+    return use.data + (f" ({', '.join(limits)})" if limits else "")
+
+
+def _command(recipe: Recipe, info: CheckpointInfo) -> str:
+    """The command that trains it again; folders of this machine are left to the reader."""
+    known = recipe.name in NAMES
+    sets = sets_between(known_recipe(recipe.name).model_dump(mode="json"), info.recipe) if known else []
+    name = recipe.name if known else "PACKAGE.MODULE:RECIPE"
+    model = info.model.name if "/" in info.model.name else "MODEL"
+    several = len({ref.name for ref in info.data}) > 1
+    data = [(f"{ref.name}=" if several else "") + f"ENCODED-{ref.id[:12]}" for ref in info.data]
+    begin = [f"{ref.name}-{ref.sha256[:12]}" for ref in info.init]
+    arguments = [("--data", each) for each in data] + [("--init", each) for each in begin]
+    arguments += [("--set", each) for each in sets]
+    flat = [part for pair in arguments for part in pair]
+    return command("train", "run", name, "--model", model, *flat, "--out", "RUN")
+
+
+def needed_files(run: Path, info: CheckpointInfo) -> dict[str, Path]:
+    """The adapters that must be loaded together with the export of a run: name -> the copy in its folder.
+
+    A whole backbone contains them.
+    """
+    if not Recipe.model_validate(info.recipe).trainable.removable:
+        return {}
+    return {Path(ref.stored).stem: run / init.FOLDER / ref.stored for ref in info.init if ref.stored}
 
 
 def _average(recipe: Recipe, step: int) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import shutil
+import tempfile
+import uuid
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,27 +26,32 @@ from uhr.train.data.reader import EncodedData
 from uhr.train.data.sets import NamedData, check_all_used, open_sets
 from uhr.train.encode.hashing import shown_weights_hash
 from uhr.train.recipes.base import Recipe
-from uhr.train.run import checkpoint
-from uhr.train.run.checkpoint import CheckpointInfo, DataRef, ModelRef
+from uhr.train.run import checkpoint, init
+from uhr.train.run.checkpoint import CheckpointInfo, DataRef, InitRef, ModelRef
 from uhr.train.run.log import FILE as LOG
 
-FILE = "run.json"
+FILE = init.RUN
 SCHEMA_VERSION = 1
 
 _LOCK = ".lock"
 """A hidden folder for the lock; it is removed at the end, unless the process is killed."""
 
-LAYOUT = FolderLayout("a run", (FILE, LOG, checkpoint.FOLDER, _LOCK), (FILE, _LOCK))
+LAYOUT = FolderLayout("a run", (FILE, LOG, checkpoint.FOLDER, init.FOLDER, _LOCK), (FILE, _LOCK))
 
 
 class RunInfo(Config):
-    """The content of `run.json`: the resolved recipe, model and data, which a resumed run reads."""
+    """The content of `run.json`: the resolved recipe, model and data, which a resumed run reads.
+
+    id: of this run; empty if an earlier version began it. init: what it began with.
+    """
 
     schema_version: int = SCHEMA_VERSION
+    id: str = ""
     created: str
     recipe: dict[str, Any]
     model: ModelRef
     data: list[DataRef]
+    init: tuple[InitRef, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,11 +88,28 @@ def lock_run(out: Path) -> Generator[None]:
         yield
 
 
-def start(recipe: Recipe, model: str | ModelName, data: Sequence[NamedPath | Path], out: Path) -> Job:
+def start(
+    recipe: Recipe,
+    model: str | ModelName,
+    data: Sequence[NamedPath | Path],
+    out: Path,
+    begin: Sequence[str | Path] = (),
+) -> Job:
     """Create a job in a new folder, or continue the one that is there if it has the same recipe, model and
     data, so that the command of a killed run can be repeated. Raises UserError if they differ.
+
+    begin: runs or adapters that it begins with (`init.find`).
     """
     info, opened, sets = _check(recipe, ModelName.of(model), data)
+    with tempfile.TemporaryDirectory() as staging:
+        found = init.find(recipe, opened, begin, Path(staging))
+        return _start(info.model_copy(update={"init": found}), recipe, opened, sets, out, Path(staging))
+
+
+def _start(
+    info: RunInfo, recipe: Recipe, opened: Model, sets: list[NamedData], out: Path, staging: Path
+) -> Job:
+    """`start` after all checks of recipe, model and data; `staging` has the files of `init.FOLDER`."""
     if _started(out):
         before = read_run(out)
         differs = _differences(before, info)
@@ -94,7 +119,12 @@ def start(recipe: Recipe, model: str | ModelName, data: Sequence[NamedPath | Pat
                 f"name another folder with --out, or resume with `{command('train', 'resume', out)}`",
             )
         return _job(out, recipe, opened, before, sets)
-    RunFolder(out, LAYOUT).claim()
+    folder = RunFolder(out, LAYOUT)
+    folder.claim()
+    folder.clear(init.FOLDER)
+    if info.init:
+        shutil.copytree(staging, out / init.FOLDER)
+    info = info.model_copy(update={"id": uuid.uuid4().hex})
     write_json(out / FILE, info.model_dump(mode="json"))
     return _job(out, recipe, opened, info, sets)
 
@@ -131,12 +161,14 @@ def reopen(
             what = f"{path}, the {name} of {out}, does not exist"
             raise UserError(what, "name its new path", give={name: "PATH"})
     info, opened, found = _check(recipe, named, data)
-    for name in _differences(before, info):
+    for name in _differences(before, info.model_copy(update={"init": before.init})):
         if name in ("model", "data"):
             what = f"the {name} is not what {out} was trained with"
             raise UserError(what, "name the path of the original", give={name: "PATH"})
     kept = {
+        "id": before.id,
         "created": before.created,
+        "init": before.init,
         "model": info.model.model_copy(update={"spec_given": before.model.spec_given}),
     }
     info = info.model_copy(update=kept)
@@ -219,13 +251,20 @@ def read_run(out: Path) -> RunInfo:
 
 
 def _differences(before: RunInfo, after: RunInfo) -> list[str]:
-    """What differs between two runs: paths in the recipe, "model", "data". Locations do not count."""
+    """What differs between two runs: paths in the recipe, "model", "data", "init". Locations do not
+    count."""
     differs = checkpoint.changed(_present(before.recipe), after.recipe)
     if before.model.transformer != after.model.transformer:
         differs.append("model")
     if sorted((ref.name, ref.id) for ref in before.data) != sorted((ref.name, ref.id) for ref in after.data):
         differs.append("data")
+    if _begun_with(before) != _begun_with(after):
+        differs.append("init")
     return differs
+
+
+def _begun_with(info: RunInfo) -> list[tuple[str, str]]:
+    return [(ref.use, ref.sha256) for ref in info.init]
 
 
 def _present(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,18 +280,20 @@ def _job(out: Path, recipe: Recipe, model: Model, info: RunInfo, data: list[Name
     folder, stored, faults = found
     for fault in faults:
         warn(f"{fault}: resuming from step {stored.step}")
-    _check_history(recipe, stored)
+    _check_history(recipe, stored, out)
     return Job(out, recipe, model, info, data, (folder, stored))
 
 
-def _check_history(recipe: Recipe, stored: CheckpointInfo) -> None:
+def _check_history(recipe: Recipe, stored: CheckpointInfo, out: Path) -> None:
     """Raise UserError if the steps done so far are not steps of this recipe."""
     differs = checkpoint.changed(_present(stored.recipe), recipe.model_dump(mode="json"))
     not_allowed = [path for path in differs if not checkpoint.may_change(path)]
     if not_allowed:
+        begin = command("train", "run", recipe.name, "--init", out)
         raise UserError(
             f"the run so far had another {', another '.join(not_allowed)}",
-            "leave it as it was, or start a new run: only steps, device and checkpoints may change",
+            "only steps, device and checkpoints may change: leave it as it was, or begin a new run with its "
+            f"weights, `{begin} --model M --data DIR --out NEW --set ...`",
         )
     if recipe.steps < stored.step:
         raise UserError(

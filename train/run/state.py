@@ -68,14 +68,16 @@ class TrainState:
         optimiser_values: those of `optimiser_state`.
         """
         self.step = step
-        _copy_into(self._stored, tensors[self.file])
+        copy_into(self._stored, tensors[self.file])
         stored = optim.OptimiserState(tensors["optimiser"], optimiser_values)
         optim.load_optimiser_state(self.optimiser, self.parameters, stored)
         if self.ema is not None:
-            _copy_into(self.ema, tensors["ema"])
+            copy_into(self.ema, tensors["ema"])
 
 
-def _copy_into(targets: Mapping[str, torch.Tensor], sources: Mapping[str, torch.Tensor]) -> None:
+@torch.no_grad()
+def copy_into(targets: Mapping[str, torch.Tensor], sources: Mapping[str, torch.Tensor]) -> None:
+    """Copy values by name; asserts that the names are the same."""
     assert set(targets) == set(sources), sorted(set(targets) ^ set(sources))[:4]
     for name, target in targets.items():
         target.copy_(sources[name])

@@ -24,14 +24,14 @@ from uhr.models.zoo import load_transformer, pick_device
 from uhr.train.data.reader import EncodedRows
 from uhr.train.objectives.base import Denoiser
 from uhr.train.objectives.draws import Draws
-from uhr.train.run import checkpoint, optim
+from uhr.train.run import checkpoint, init, optim
 from uhr.train.run.average import decay_at, describe_average
 from uhr.train.run.denoiser import BackboneDenoiser
 from uhr.train.run.job import Job
 from uhr.train.run.log import read_log, track
 from uhr.train.run.masters import Masters
 from uhr.train.run.phase import PhaseRun, UseRun
-from uhr.train.run.state import TrainState, seed_everything
+from uhr.train.run.state import TrainState, copy_into, seed_everything
 from uhr.train.run.stop import stop_requests
 
 RECENT = 50
@@ -66,6 +66,7 @@ class Trainer:
         attention = [] if windows is None else [AttentionCalls()]
         named = from_record(recipe.surgeries, f"recipe {recipe.name}: surgeries")
         compose(transformer, [*attention, *named])
+        init.fuse_into(transformer, job.info.init, job.out)
         frozen = copy.deepcopy(transformer).requires_grad_(False) if recipe.second_model else None
         if recipe.runtime.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
@@ -76,12 +77,15 @@ class Trainer:
         family = FAMILIES[recipe.family]
         self.denoiser: Denoiser = BackboneDenoiser(family, transformer, part, windows, frozen)
         self.masters = Masters(part.parameters(transformer))
-        parameters = self.masters.parameters
+        parameters, constants = self.masters.parameters, part.constants(transformer)
+        if job.resume is None and (begun := init.read(transformer, job.info.init, recipe, spec)):
+            copy_into({**parameters, **constants}, begun)
+            self.masters.publish()
         average = (
             {name: p.detach().clone() for name, p in parameters.items()} if recipe.ema is not None else None
         )
         optimiser = recipe.optimiser.build(list(parameters.values()))
-        self.state = TrainState(0, parameters, optimiser, average, part.constants(transformer), part.file)
+        self.state = TrainState(0, parameters, optimiser, average, constants, part.file)
         if job.resume is not None:
             checkpoint.load_checkpoint(*job.resume, self.state)
             self.masters.publish()
@@ -214,10 +218,12 @@ class Trainer:
                 "recipe": self.recipe.model_dump(mode="json"),
                 "model": self.job.info.model,
                 "data": self.job.info.data,
+                "run": self.job.info.id,
+                "init": self.job.info.init,
                 "surgeries": self.surgeries,
                 "metrics": metrics,
             },
-            self.recipe.trainable.metadata(self.transformer),
+            self.recipe.trainable.metadata(self.transformer, init.over(self.job.info.init)),
         )
         checkpoint.keep_newest(self.job.out, self.recipe.runtime.keep_checkpoints)
         return folder

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from uhr.base.errors import unknown
+from uhr.base.errors import UserError, unknown
 from uhr.models.specs.spec import ModelSpec
 from uhr.train.trainable.base import PartFile, Trainable
 
 if TYPE_CHECKING:
     import torch
 
+    from uhr.models.adapters.files import AdapterFile
     from uhr.models.adapters.formats.usage import Usage
+    from uhr.models.adapters.plain import LoraSpec
     from uhr.models.adapters.surgeries import AdapterSurgery
     from uhr.models.loading.opening import ModelName
     from uhr.models.publish.card import CardFacts
+
+
+FUSED = "--set init.use=fuse"
+"""The fix for an adapter that cannot be trained further: add it to the frozen weights instead."""
 
 
 class Adapter(Trainable):
@@ -51,12 +58,17 @@ class Adapter(Trainable):
     def strength(self) -> float:
         """Alpha: the adapter's product is scaled by alpha / rank."""
 
-    @property
-    def usage(self) -> Usage:
-        """How the adapter is used, which its export says."""
-        from uhr.models.adapters.formats.usage import ORDINARY
+    def usage(self, over: Mapping[str, str]) -> Usage:
+        """How the adapter is used, which its export says; `over` as in `export`."""
+        from uhr.models.adapters.formats.usage import Usage
 
-        return ORDINARY
+        return Usage(over=dict(over))
+
+    def lora(self, spec: ModelSpec) -> LoraSpec:
+        """Rank, alpha and modules."""
+        from uhr.models.adapters.plain import LoraSpec
+
+        return LoraSpec(self.rank, self.suffixes(spec), self.strength)
 
     def prepare(self, transformer: Any, spec: ModelSpec, seed: int) -> None:
         transformer.requires_grad_(False)
@@ -71,25 +83,72 @@ class Adapter(Trainable):
             if parameter.requires_grad
         }
 
+    def read(self, path: Path, transformer: Any, spec: ModelSpec) -> Mapping[str, torch.Tensor]:
+        from uhr.models.adapters.files import read
+        from uhr.models.adapters.formats.keys import layout_of
+
+        file = read(path, layout_of(transformer))
+        if file.clip:
+            raise UserError(f"adapter {path} also changes CLIP, which is not trained", FUSED)
+        own_tokens = self.usage({}).tokens
+        if file.usage.tokens != own_tokens:
+            tokens = {"all": "every token", "guide": "guide tokens alone"}
+            what = f"adapter {path} acts on {tokens[file.usage.tokens]}"
+            raise UserError(
+                f"{what}, and the recipe's on {tokens[own_tokens]}",
+                "take a recipe of the same trainable part",
+            )
+        self.check_same(file, spec)
+        found = self.tensors_of(file)
+        own = {**self.parameters(transformer), **self.constants(transformer)}
+        differs = sorted(set(found) ^ set(own))
+        if differs:
+            module = differs[0].partition(".lora_")[0]
+            has, lacks = (
+                ("the adapter", "the recipe") if differs[0] in found else ("the recipe", "the adapter")
+            )
+            fix = self._targets_fix(set(file.lora), transformer, spec)
+            raise UserError(f"adapter {path}: {has} adapts {module}, and {lacks} does not", fix)
+        for name, tensor in found.items():
+            assert tensor.shape == own[name].shape, name
+        return found
+
+    @abstractmethod
+    def check_same(self, file: AdapterFile, spec: ModelSpec) -> None:
+        """Raise UserError if a file's adapter is of another kind, rank or strength."""
+
+    @abstractmethod
+    def tensors_of(self, file: AdapterFile) -> dict[str, torch.Tensor]:
+        """The tensors of a file's adapter, by the names of this one's."""
+
+    def _targets_fix(self, adapted: set[str], transformer: Any, spec: ModelSpec) -> str:
+        """The fix for other modules: the set of targets that has them, if there is one."""
+        paths = [path for path, _ in transformer.named_modules() if not path.endswith(".base_layer")]
+        for name, suffixes in spec.lora_target_sets.items():
+            endings = tuple(f".{suffix}" for suffix in suffixes)
+            if adapted == {path for path in paths if path.endswith(endings)}:
+                return f"--set trainable.targets={name}, or {FUSED}"
+        return FUSED
+
     def off(self, transformer: Any) -> AbstractContextManager[None]:
         from uhr.models.adapters import peft_layers
         from uhr.models.adapters.plain import ADAPTER
 
         return peft_layers.disabled(transformer, ADAPTER)
 
-    def metadata(self, transformer: Any) -> dict[str, str]:
+    def metadata(self, transformer: Any, over: Mapping[str, str]) -> dict[str, str]:
         """Rank and alpha as diffusers writes them, so that the file is loaded at the right strength."""
         from uhr.models.adapters.formats.alphas import DIFFUSERS_METADATA
 
         lora = {"transformer.r": self.rank, "transformer.lora_alpha": self.strength}
-        return {DIFFUSERS_METADATA: json.dumps(lora, sort_keys=True), **self.usage.metadata()}
+        return {DIFFUSERS_METADATA: json.dumps(lora, sort_keys=True), **self.usage(over).metadata()}
 
     def export(self, part: PartFile, spec: ModelSpec, out: Path, facts: CardFacts) -> Path:
-        from uhr.models.adapters.plain import LoraSpec
+        from uhr.models.adapters.formats.usage import Usage
         from uhr.models.publish.export import export_lora
 
-        lora = LoraSpec(self.rank, self.suffixes(spec), self.strength)
-        return export_lora(part.tensors, lora, out, facts, self.usage)
+        over = Usage.of(part.metadata, (), "of the checkpoint").over
+        return export_lora(part.tensors, self.lora(spec), out, facts, self.usage(over))
 
     def sample_options(self, folder: Path, model: ModelName) -> list[str]:
         return [*model.options(), "--adapter", str(folder)]
@@ -110,6 +169,28 @@ class Lora(Adapter):
 
         return PlainLora(rank=self.rank, alpha=self.alpha, targets=self.suffixes(spec), seed=seed)
 
+    def check_same(self, file: AdapterFile, spec: ModelSpec) -> None:
+        if file.starts or file.factors:
+            what = f"adapter {file.path} has singular components, and the recipe trains a LoRA"
+            raise UserError(what, f"take a recipe that trains these, or {FUSED}")
+        alphas = {part.alpha for part in file.lora.values()}
+        if file.ranks == (self.rank,) and alphas == {self.alpha}:
+            return
+        if len(file.ranks) == len(alphas) == 1:
+            rank, alpha = file.ranks[0], alphas.pop()
+            what = f"adapter {file.path} has rank {rank} and alpha {alpha:g}"
+            what += f", the recipe rank {self.rank} and alpha {self.alpha:g}"
+            raise UserError(what, f"--set trainable.rank={rank} --set trainable.alpha={alpha:g}, or {FUSED}")
+        raise UserError(f"adapter {file.path} has another rank or alpha from linear to linear", FUSED)
+
+    def tensors_of(self, file: AdapterFile) -> dict[str, torch.Tensor]:
+        halves = (("A", "a"), ("B", "b"))
+        return {
+            f"{path}.lora_{name}.weight": getattr(part, half)
+            for path, part in file.lora.items()
+            for name, half in halves
+        }
+
     def describe(self, spec: ModelSpec) -> str:
         return f"LoRA of rank {self.rank} on {', '.join(self.suffixes(spec))}"
 
@@ -119,11 +200,8 @@ class GuideLora(Lora):
 
     kind: str = "token-masked-lora"
 
-    @property
-    def usage(self) -> Usage:
-        from uhr.models.adapters.formats.usage import Usage
-
-        return Usage(tokens="guide")
+    def usage(self, over: Mapping[str, str]) -> Usage:
+        return super().usage(over).model_copy(update={"tokens": "guide"})
 
     def surgery(self, spec: ModelSpec, seed: int) -> AdapterSurgery:
         from uhr.models.adapters.surgeries import TokenMaskedLora
@@ -158,6 +236,30 @@ class Components(Adapter):
             components=self.components,
             cache=user_cache("components"),
         )
+
+    def prepare(self, transformer: Any, spec: ModelSpec, seed: int) -> None:
+        from uhr.models.adapters import peft_layers
+
+        # adapters that could not be fused with a quantised weight count as part of it
+        over = tuple(peft_layers.active(transformer))
+        transformer.requires_grad_(False)
+        self.surgery(spec, seed).model_copy(update={"over": over}).apply(transformer)
+
+    def check_same(self, file: AdapterFile, spec: ModelSpec) -> None:
+        if not file.starts:
+            what = f"adapter {file.path} does not have the components that training began with"
+            raise UserError(what, f"name the run that trained it, or {FUSED}")
+        # as read, both halves are one LoRA
+        if file.ranks != (2 * self.rank,):
+            ranks = ", ".join(str(rank // 2) for rank in file.ranks)
+            what = f"adapter {file.path} has rank {ranks}, the recipe {self.rank}"
+            raise UserError(what, f"--set trainable.rank={ranks}, or {FUSED}")
+
+    def tensors_of(self, file: AdapterFile) -> dict[str, torch.Tensor]:
+        from uhr.models.adapters.formats.reading import read_file
+
+        state, _ = read_file(file.path)
+        return {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
 
     def constants(self, transformer: Any) -> dict[str, torch.Tensor]:
         from uhr.models.adapters.minor import START

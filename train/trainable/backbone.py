@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,6 +39,11 @@ class WholeBackbone(Trainable):
     def parameters(self, transformer: Any) -> dict[str, torch.nn.Parameter]:
         return dict(transformer.named_parameters())
 
+    def read(self, path: Path, transformer: Any, spec: ModelSpec) -> Mapping[str, torch.Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(path)
+
     def off(self, transformer: Any) -> AbstractContextManager[None]:
         what = "the objective needs the model before training, and with trainable part 'backbone' all of it"
         raise UserError(f"{what} changes", "set `uses_teacher = True` in the objective's class")
@@ -45,7 +51,7 @@ class WholeBackbone(Trainable):
     def describe(self, spec: ModelSpec) -> str:
         return "the whole backbone"
 
-    def metadata(self, transformer: Any) -> dict[str, str]:
+    def metadata(self, transformer: Any, over: Mapping[str, str]) -> dict[str, str]:
         config = json.loads(transformer.to_json_string())
         # where the weights were on this machine
         config.pop("_name_or_path", None)

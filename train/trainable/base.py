@@ -57,6 +57,13 @@ class Trainable(Kind):
         return {}
 
     @abstractmethod
+    def read(self, path: Path, transformer: Any, spec: ModelSpec) -> Mapping[str, torch.Tensor]:
+        """Read a file of such a part, to train it further: the tensors of `parameters` and `constants`.
+
+        `transformer` is prepared; it may be on the meta device. Raises UserError for another part.
+        """
+
+    @abstractmethod
     def off(self, transformer: Any) -> AbstractContextManager[None]:
         """A `with` block in which the model is the one before training, if the part is `removable`."""
 
@@ -64,8 +71,12 @@ class Trainable(Kind):
     def describe(self, spec: ModelSpec) -> str:
         """What is trained, in a few words for people."""
 
-    def metadata(self, transformer: Any) -> dict[str, str]:
-        """The metadata of its file in a checkpoint, for the model that is trained."""
+    def metadata(self, transformer: Any, over: Mapping[str, str]) -> dict[str, str]:
+        """The metadata of its file in a checkpoint, for the model that is trained.
+
+        over: adapters that were fused with the weights, name -> SHA-256 of the file. A part that does not
+        contain these weights needs them beside it.
+        """
         return {}
 
     @abstractmethod
