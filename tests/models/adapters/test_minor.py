@@ -244,6 +244,15 @@ def test_published_factors_stand_on_a_fresh_decomposition(tiny_flux, transformer
     assert torch.equal(call(other, inputs), call(transformer, inputs))
 
 
+def test_published_factors_are_refused_on_offloaded_weights_whose_values_would_be_lost(transformer):
+    factors = {Q: LowRank(torch.ones(4, 64), torch.ones(64, 4), 4.0)}
+    linear = transformer.get_submodule(Q)
+    linear.weight = torch.nn.Parameter(linear.weight.to("meta"))
+    with pytest.raises(UserError, match=f"needs the weight of {Q}, which is offloaded from memory: load the"):
+        load_minor(transformer, factors, "published", None)
+    assert peft_layers.names(transformer) == []
+
+
 def test_decompositions_are_kept_by_the_weights_hash(tmp_path, tiny_flux, monkeypatch):
     first, second = (zoo.load_transformer(tiny_flux) for _ in range(2))
     add_minor(first, SPEC, tmp_path)
