@@ -41,6 +41,9 @@ CHANGED = {
     "runtime.precision": "runtime.precision=bfloat16",
 }
 ELSEWHERE = {
+    # test_init.py
+    "init.use",
+    "init.after",
     # checked against the model or the data, or by tests of their own
     "name", "about", "family", "surgeries", "windows", "trainable.kind", "phases.0.timesteps.scale",
     "guidance.kind", "phases.0.name", "phases.0.resolution", "captions",
