@@ -27,7 +27,7 @@ def open_sets(recipe: Recipe, given: Iterable[NamedPath | Path]) -> list[NamedDa
     Raises UserError for a name that the recipe does not use, a missing name, and two folders of one name and
     one resolution.
     """
-    names = list(dict.fromkeys(use.data for phase in recipe.phases for use in phase.data))
+    names = recipe.data_names
     found: list[NamedData] = []
     for entry in given:
         name, path = entry if isinstance(entry, NamedPath) else NamedPath(None, entry)
@@ -74,7 +74,9 @@ def data_for(use: DataUse, phase: Phase, spec: ModelSpec, sets: Sequence[NamedDa
 
 def check_all_used(recipe: Recipe, spec: ModelSpec, sets: Sequence[NamedData]) -> None:
     """Raise UserError for a data set that no phase uses."""
-    pairs = ((use, phase) for phase in recipe.phases for use in phase.data)
+    held_out = recipe.validation.loss
+    extra = () if held_out is None else (DataUse(data=held_out.data, resolution=held_out.resolution),)
+    pairs = ((use, phase) for phase in recipe.phases for use in (*phase.data, *extra))
     used = {id(data_for(use, phase, spec, sets)) for use, phase in pairs}
     for each in sets:
         if id(each.data) not in used:

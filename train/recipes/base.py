@@ -19,6 +19,7 @@ from uhr.models.surgery.base import from_record
 from uhr.train.objectives import AnyObjective
 from uhr.train.objectives.base import Objective
 from uhr.train.optimisers import AnyOptimiser
+from uhr.train.recipes.validation import Validation
 from uhr.train.recipes.windows import GuideWindows
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable import AnyTrainable
@@ -176,6 +177,7 @@ class Recipe(Config):
     that lacks all gets its first caption, as every row does if no share is given.
     caption_dropout: share of samples that train with the empty caption. clip: maximum norm of the gradient.
     ema: decay per step of the averaged adapter, after a warm-up (`average.decay_at`); None averages nothing.
+    validation: what is measured during the run.
     sources: where each value comes from, by dotted path. origin: the recipe's values before they were
     changed.
     """
@@ -197,6 +199,7 @@ class Recipe(Config):
     caption_dropout: float = Field(ge=0, le=1)
     ema: float | None = Field(None, gt=0, lt=1)
     seed: int = Field(ge=0)
+    validation: Validation = Validation()
     runtime: Runtime
     sources: Mapping[str, str] = Field(default={}, exclude=True)
     origin: Mapping[str, Any] | None = Field(default=None, exclude=True)
@@ -233,6 +236,14 @@ class Recipe(Config):
     def second_model(self) -> bool:
         """Whether the model before training is a second, frozen copy."""
         return self.uses_teacher and not self.trainable.removable
+
+    @property
+    def data_names(self) -> list[str]:
+        """The names of the data sets that the recipe uses, held-out ones included."""
+        names = [use.data for phase in self.phases for use in phase.data]
+        if self.validation.loss is not None:
+            names.append(self.validation.loss.data)
+        return list(dict.fromkeys(names))
 
     def phase_of(self, step: int) -> tuple[int, int]:
         """The phase of the run's step `step`, and the step within the phase; all counted from 0."""

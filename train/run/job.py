@@ -28,6 +28,7 @@ from uhr.train.encode.hashing import shown_weights_hash
 from uhr.train.recipes.base import Recipe
 from uhr.train.run import checkpoint, init
 from uhr.train.run.checkpoint import CheckpointInfo, DataRef, InitRef, ModelRef
+from uhr.train.run.held_out import check_held_out
 from uhr.train.run.log import FILE as LOG
 
 FILE = init.RUN
@@ -189,6 +190,7 @@ def _check(
     check_all_used(recipe, opened.spec, found)
     for index in range(len(recipe.phases)):
         mixture_of(recipe, index, opened.spec, found)
+    check_held_out(recipe, opened.spec, found)
     info = RunInfo(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),

@@ -7,35 +7,50 @@ from collections.abc import Sequence
 import torch
 
 from uhr.models.ops.latents import sample_moments
-from uhr.train.data.mixture import Turn, UseOrder
-from uhr.train.data.reader import EncodedRows
-from uhr.train.objectives.base import Batch, BatchCondition, Denoiser
+from uhr.train.data.mixture import Mixture, Turn, UseOrder
+from uhr.train.data.reader import EncodedData, EncodedRows
+from uhr.train.objectives.base import Batch, BatchCondition, Denoiser, Objective
 from uhr.train.objectives.draws import Draws
-from uhr.train.run.job import Job
+from uhr.train.recipes.base import Recipe
+from uhr.train.timesteps import Timesteps
 
 
 class PhaseRun:
-    """One phase of a job with its data opened. `uses` are in the order of the recipe."""
+    """One phase of a run with its data opened. `uses` are in the order of the recipe."""
 
-    def __init__(self, job: Job, phase: int, device: torch.device) -> None:
-        self.index = phase
-        self.mixture = job.mixture_of(phase)
-        self.uses = [UseRun(job, phase, order, device) for order in self.mixture.orders]
+    def __init__(self, recipe: Recipe, phase: int, mixture: Mixture, device: torch.device) -> None:
+        self.index, self.mixture = phase, mixture
+        self.uses = [UseRun.of(recipe, phase, order, device) for order in self.mixture.orders]
 
 
 class UseRun:
-    """One data set of a phase, and how its samples are trained."""
+    """One data set of a phase, and how its samples are trained.
 
-    def __init__(self, job: Job, phase: int, order: UseOrder, device: torch.device) -> None:
-        config = job.recipe.phases[phase]
-        self.data = order.data
-        self.objective = config.objective_of(order.use)
-        self.timesteps = config.timesteps_of(order.use)
-        self.loss_weight = order.use.loss_weight
-        self.recipe = job.recipe
-        self.device = device
-        self._normalisation = self.data.info.geometry.normalisation
-        self._null = {name: tensor.to(device) for name, tensor in self.data.empty_texts().items()}
+    Args:
+        recipe: how latents, captions and guidance become a batch.
+        timesteps: noise levels of the samples. loss_weight: factor of their loss.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: EncodedData,
+        objective: Objective,
+        timesteps: Timesteps,
+        loss_weight: float,
+        device: torch.device,
+    ) -> None:
+        self.recipe, self.data, self.objective = recipe, data, objective
+        self.timesteps, self.loss_weight, self.device = timesteps, loss_weight, device
+        self._normalisation = data.info.geometry.normalisation
+        self._null = {name: tensor.to(device) for name, tensor in data.empty_texts().items()}
+
+    @classmethod
+    def of(cls, recipe: Recipe, phase: int, order: UseOrder, device: torch.device) -> UseRun:
+        """A data set of a phase as the recipe uses it."""
+        config, use = recipe.phases[phase], order.use
+        objective, timesteps = config.objective_of(use), config.timesteps_of(use)
+        return cls(recipe, order.data, objective, timesteps, use.loss_weight, device)
 
     def read(self, turn: Turn, draws: Draws) -> EncodedRows:
         """Read the rows of a batch, each with one of its captions, drawn by the recipe's shares."""

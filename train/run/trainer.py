@@ -27,6 +27,8 @@ from uhr.train.objectives.draws import Draws
 from uhr.train.run import checkpoint, init, optim
 from uhr.train.run.average import decay_at, describe_average
 from uhr.train.run.denoiser import BackboneDenoiser
+from uhr.train.run.held_out import HeldOut, apart_from_training
+from uhr.train.run.held_out import metrics as held_out_metrics
 from uhr.train.run.job import Job
 from uhr.train.run.log import read_log, track
 from uhr.train.run.masters import Masters
@@ -90,12 +92,15 @@ class Trainer:
             checkpoint.load_checkpoint(*job.resume, self.state)
             self.masters.publish()
         self._phase: PhaseRun | None = None
+        self._held_out: HeldOut | None = None
 
     def run(self) -> TrainingResult:
         """Train from the current step to the recipe's last; at least one step must be left."""
         job, state, total = self.job, self.state, self.recipe.steps
         assert state.step < total
-        recent = deque((line["loss"] for line in read_log(job.out) if line["step"] <= state.step), RECENT)
+        before = [line for line in read_log(job.out) if line["step"] <= state.step]
+        recent = deque((line["loss"] for line in before), RECENT)
+        held_out = next((line["held_out"] for line in reversed(before) if "held_out" in line), None)
         with (
             saving(job.out, lambda: checkpoint.resume_hint(job.out)),
             track(job.out, state.step) as write,
@@ -105,14 +110,17 @@ class Trainer:
             advance(state.step)
             while True:
                 entry = self.step()
+                entry |= self.validate()
                 write(entry)
+                held_out = entry.get("held_out", held_out)
                 recent.append(entry["loss"])
                 advance(1, f"loss {entry['loss']:.4f}")
                 # read once: a request that comes while the checkpoint is written waits for the next step
                 stopping = stop.requested or state.step == total
                 if stopping or state.step % self.recipe.runtime.checkpoint_every == 0:
                     mean = sum(recent) / len(recent)
-                    folder = self.save({"loss": entry["loss"], f"mean loss of {len(recent)} steps": mean})
+                    metrics = {"loss": entry["loss"], f"mean loss of {len(recent)} steps": mean}
+                    folder = self.save(metrics | (held_out_metrics(held_out) if held_out else {}))
                     if stopping:
                         return TrainingResult(state.step, folder, mean, stopped=state.step < total)
 
@@ -159,6 +167,19 @@ class Trainer:
             "peak_memory": peak_memory(self.device),
         }
 
+    def validate(self) -> dict[str, Any]:
+        """Measure what the recipe's `validation` asks for after the last step, as values of its log line."""
+        config = self.recipe.validation.loss
+        if config is None or self.state.step % config.every:
+            return {}
+        index, _ = self.recipe.phase_of(self.state.step - 1)
+        with apart_from_training(self.transformer):
+            self.phase(index)
+            if self._held_out is None:
+                job = self.job
+                self._held_out = HeldOut(self.recipe, index, job.model.spec, job.data, self.device)
+            return {"held_out": self._held_out.measure(self.denoiser)}
+
     def _accumulate(
         self, use: UseRun, rows: EncodedRows, draws: Draws
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -191,7 +212,8 @@ class Trainer:
     def phase(self, index: int) -> PhaseRun:
         """The phase with this number; only one is open at a time."""
         if self._phase is None or self._phase.index != index:
-            self._phase = PhaseRun(self.job, index, self.device)
+            self._phase = PhaseRun(self.recipe, index, self.job.mixture_of(index), self.device)
+            self._held_out = None
         return self._phase
 
     def _not_finite(self, what: str, uris: Sequence[str]) -> UserError:
