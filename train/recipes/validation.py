@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from uhr.base.config import Config
@@ -28,7 +30,32 @@ class HeldOutLoss(Config):
     bins: int = Field(4, gt=0)
 
 
+class ValidationImages(Config):
+    """Images that the model generates as it is during the run, as PNG files in `validation/` of the run.
+
+    They are those of `uhr sample` with what is exported then: the sampler sets positions and attention.
+    Prompts are encoded before the training starts.
+
+    prompts: an image each. every: steps between two sets of images; the first is before training.
+    sampler: its name, and its `options`. size (width and height in px), steps, guidance: None is the
+        sampler's own.
+    seed: of the noise of the first image; each other has the next number.
+    """
+
+    prompts: tuple[str, ...] = Field(min_length=1)
+    every: int = Field(gt=0)
+    sampler: str = "euler"
+    options: dict[str, Any] = Field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    steps: int | None = Field(None, gt=0)
+    guidance: float | None = None
+    seed: int = Field(0, ge=0)
+
+
 class Validation(Config):
-    """loss: held-out loss, in the log and in the metrics of checkpoints; None measures nothing."""
+    """loss: held-out loss, in the log and in the metrics of checkpoints; None measures nothing.
+    images: generated images; None generates none.
+    """
 
     loss: HeldOutLoss | None = None
+    images: ValidationImages | None = None

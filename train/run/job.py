@@ -26,7 +26,7 @@ from uhr.train.data.reader import EncodedData
 from uhr.train.data.sets import NamedData, check_all_used, open_sets
 from uhr.train.encode.hashing import shown_weights_hash
 from uhr.train.recipes.base import Recipe
-from uhr.train.run import checkpoint, init
+from uhr.train.run import checkpoint, init, validation_images
 from uhr.train.run.checkpoint import CheckpointInfo, DataRef, InitRef, ModelRef
 from uhr.train.run.held_out import check_held_out
 from uhr.train.run.log import FILE as LOG
@@ -37,7 +37,9 @@ SCHEMA_VERSION = 1
 _LOCK = ".lock"
 """A hidden folder for the lock; it is removed at the end, unless the process is killed."""
 
-LAYOUT = FolderLayout("a run", (FILE, LOG, checkpoint.FOLDER, init.FOLDER, _LOCK), (FILE, _LOCK))
+LAYOUT = FolderLayout(
+    "a run", (FILE, LOG, checkpoint.FOLDER, init.FOLDER, validation_images.FOLDER, _LOCK), (FILE, _LOCK)
+)
 
 
 class RunInfo(Config):
@@ -191,6 +193,7 @@ def _check(
     for index in range(len(recipe.phases)):
         mixture_of(recipe, index, opened.spec, found)
     check_held_out(recipe, opened.spec, found)
+    validation_images.check(recipe, opened.spec)
     info = RunInfo(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),

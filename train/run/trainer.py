@@ -35,6 +35,7 @@ from uhr.train.run.masters import Masters
 from uhr.train.run.phase import PhaseRun, UseRun
 from uhr.train.run.state import TrainState, copy_into, seed_everything
 from uhr.train.run.stop import stop_requests
+from uhr.train.run.validation_images import ValidationImageWriter
 
 RECENT = 50
 """Number of steps whose mean loss is written to a checkpoint; one step's loss is too noisy."""
@@ -62,11 +63,17 @@ class Trainer:
         self.job, self.recipe = job, recipe
         self.device = pick_device(recipe.runtime.device)
         seed_everything(recipe.seed)
+        named = from_record(recipe.surgeries, f"recipe {recipe.name}: surgeries")
+        attention = [] if recipe.windows is None else [AttentionCalls()]
+        self._images = None
+        if recipe.validation.images is not None:
+            # before the transformer is loaded: text encoders need its memory
+            self._images = ValidationImageWriter(
+                job.out, recipe.validation.images, job.model, self.device, [*attention, *named]
+            )
         transformer = load_transformer(job.model, recipe.runtime.precision, recipe.runtime.device)
         spec, part = job.model.spec, recipe.trainable
         windows = None if recipe.windows is None else recipe.windows.for_model(spec)
-        attention = [] if windows is None else [AttentionCalls()]
-        named = from_record(recipe.surgeries, f"recipe {recipe.name}: surgeries")
         compose(transformer, [*attention, *named])
         init.fuse_into(transformer, job.info.init, job.out)
         frozen = copy.deepcopy(transformer).requires_grad_(False) if recipe.second_model else None
@@ -108,6 +115,9 @@ class Trainer:
             stop_requests() as stop,
         ):
             advance(state.step)
+            if state.step == 0:
+                # a sampler that fails does so before training
+                self.validate()
             while True:
                 entry = self.step()
                 entry |= self.validate()
@@ -169,8 +179,11 @@ class Trainer:
 
     def validate(self) -> dict[str, Any]:
         """Measure what the recipe's `validation` asks for after the last step, as values of its log line."""
-        config = self.recipe.validation.loss
-        if config is None or self.state.step % config.every:
+        images, config = self.recipe.validation.images, self.recipe.validation.loss
+        if self._images is not None and images is not None and self.state.step % images.every == 0:
+            with apart_from_training(self.transformer):
+                self._images.write(self.transformer, self.state.step)
+        if config is None or self.state.step == 0 or self.state.step % config.every:
             return {}
         index, _ = self.recipe.phase_of(self.state.step - 1)
         with apart_from_training(self.transformer):

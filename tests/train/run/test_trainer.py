@@ -46,7 +46,8 @@ ELSEWHERE = {
     "init.after",
     # checked against the model or the data, or by tests of their own
     "name", "about", "family", "surgeries", "windows", "trainable.kind", "phases.0.timesteps.scale",
-    "validation.loss", "guidance.kind", "phases.0.name", "phases.0.resolution", "captions",
+    "validation.loss", "validation.images",
+    "guidance.kind", "phases.0.name", "phases.0.resolution", "captions",
     "phases.0.objective.kind", "phases.0.steps",
     "optimiser.kind", "batch.micro", "ema", "runtime.device",
     "runtime.gradient_checkpointing", "runtime.checkpoint_every", "runtime.keep_checkpoints",
