@@ -68,12 +68,15 @@ class Warm:
         self.address = folder / f"{name}.sock"
         with open(folder / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not self.address.exists():
+            try:
+                self._alive = _connect(self.address)
+            except OSError:  # there is none, or it has ended
                 self._start(name, folder)
-        self._alive = _connect(self.address)
-        _send(self._alive, {"keep": True})
+                self._alive = _connect(self.address)
+            _send(self._alive, {"keep": True})
 
     def _start(self, name: str, folder: Path) -> None:
+        self.address.unlink(missing_ok=True)
         with open(folder / f"{name}.log", "w") as log:
             server = subprocess.Popen(
                 [sys.executable, __file__, str(self.address), *SERVERS[name]],
@@ -291,7 +294,8 @@ def serve(address: str, imports: Sequence[str]) -> dict[str, Any]:
         for file in files:
             os.close(file)
         running[pid] = connection
-    os.unlink(address)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(address)
     times = os.times()
     print(
         f"CPU seconds: imports {times.user:.1f}, processes {times.children_user + times.children_system:.1f}"

@@ -243,7 +243,7 @@ def test_operations_are_those_that_torch_counts():
     assert shape.call_flops(4608, 4608**2) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def test_what_is_measured_lies_on_the_gpu(gpu, monkeypatch, capsys):
+def test_what_is_measured_is_on_the_gpu(gpu, monkeypatch, capsys):
     """One layer, one call and the VAE of the benchmark, traced on a GPU that is not there."""
     generator, models = torch.Generator(), shapes.Models(shapes.tiny())
     parts = models.transformer, models.vae
@@ -252,11 +252,11 @@ def test_what_is_measured_lies_on_the_gpu(gpu, monkeypatch, capsys):
     # which kernels there are is a matter of values
     monkeypatch.setattr(attention, "sdpa_kernel", contextlib.nullcontext)
     table, clock, shape = Table({}), Clock(torch.device("cpu")), models.shape
-    run = Bench(shape, models, ["2K"], table, clock, Budget(60), 60, 1, [], False)
+    run = Bench(shape, models, ["1K"], table, clock, Budget(60), 60, 1, [], False)
     with gpu.pretended(monkeypatch):
         for part in parts:
             gpu.to_cuda(part)
-        attention.measure(run, "2K", "forward", attention.Inputs.of(shape, "2K"), {})
+        attention.measure(run, "1K", "forward", attention.Inputs.of(shape, "1K"), {})
         step.run(run)
         vae.run(run)
     assert not [row for row in table.rows if row.failed]

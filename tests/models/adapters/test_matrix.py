@@ -1,6 +1,6 @@
 """The matrix adapter x sampler x family: every kind of adapter's file, through every sampler's real pipeline.
 
-Cells come from the registry, so a new sampler is in it by itself. What does not go together says so before
+Cells come from the registry, so that it contains new samplers. What does not fit together is an error before
 weights are loaded.
 """
 
@@ -164,11 +164,14 @@ def test_every_sampler_is_in_the_matrix_on_every_family():
     assert len(CELLS) == sum(len(info.families) for info in SAMPLERS.values())
 
 
-@pytest.mark.parametrize(("family", "name"), CELLS)
-def test_without_adapters_a_call_gives_the_same_finite_image_again(families, family, name):
-    found = families[family].generate(name)
-    assert found.isfinite().all()
-    assert torch.equal(families[family].sample(name), found)
+def at_scale_0(family, name):
+    """The kind whose scale is set to 0 in a cell: every kind on both families, and every sampler twice."""
+    kinds = [kind for kind in KINDS if "guide" not in KINDS[kind] or find_sampler(name).guide_tokens]
+    return kinds[(list(SAMPLERS).index(name) + 3 * (family == "flux2")) % len(kinds)]
+
+
+def test_every_kind_is_set_to_scale_0_on_some_sampler():
+    assert {at_scale_0(*cell) for cell in CELLS} >= KINDS.keys() - {"on guide tokens"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -189,16 +192,17 @@ def test_adapters_act_and_at_scale_0_not_at_all(families, family, name, kind):
     try:
         adapted = here.sample(name)
         set_scales(pipeline, dict.fromkeys(found, 0.0))
-        silent = here.sample(name)
+        silent = here.sample(name) if kind == at_scale_0(family, name) else before
     finally:
         for each in found:
             peft_layers.remove(pipeline.transformer, each)
+    assert before.isfinite().all()
     assert adapted.isfinite().all()
     assert (adapted - before).abs().max() > 1e-3 * before.abs().max()
     torch.testing.assert_close(silent, before, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("family", "name"), CELLS)
+@pytest.mark.parametrize(("family", "name"), CELLS[::2])
 def test_components_in_training_generate_what_their_export_generates(families, family, name):
     """The difference form on the model against the LoRA of twice the rank in the file."""
     here, pipeline = families[family], families[family].pipeline(name)

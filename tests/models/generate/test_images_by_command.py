@@ -21,7 +21,7 @@ TAKING = [name for name in SAMPLERS if find_sampler(name).takes_image]
 
 @pytest.fixture
 def made(tiny_flux, tmp_path, capsys):
-    """What a command made of an image in these bytes: the image and its record."""
+    """Run a command on an image with these bytes: the generated image and its record."""
 
     def make(sampler, data, *more, model=tiny_flux, code=0):
         given, out = tmp_path / "given image", tmp_path / "out.png"
@@ -41,7 +41,7 @@ def made(tiny_flux, tmp_path, capsys):
     return make
 
 
-def framed(forge, width=193, height=137):
+def framed(forge, width=97, height=69):
     """An image with transparency and a wide gamut, stored lying on its side; and its alpha, upright."""
     stored = forge.image(width, height, "RGBA")
     profile = forge.wide_gamut_profile()
@@ -57,16 +57,16 @@ def alpha_of(levels, height, width):
 
 
 @pytest.mark.parametrize("sampler", TAKING)
-def test_a_framed_image_of_odd_size_comes_back_upright_enlarged_and_framed(sampler, forge, made, tmp_path):
+def test_an_image_of_odd_size_is_enlarged_upright_with_its_alpha_and_profile(sampler, forge, made, tmp_path):
     data, profile, alpha = framed(forge)
     image, record = made(sampler, data, "--scale", 2)
-    assert (image.size, image.mode) == ((274, 386), "RGBA")
+    assert (image.size, image.mode) == ((138, 194), "RGBA")
     assert (record["width"], record["height"]) == image.size
     assert image.info["icc_profile"] == profile
-    assert np.array_equal(np.asarray(image)[..., 3], alpha_of(alpha, 386, 274))
+    assert np.array_equal(np.asarray(image)[..., 3], alpha_of(alpha, 194, 138))
     assert np.asarray(image)[..., :3].std() > 5
     given = record["image"]
-    assert (given["given"], given["target"], given["enlarged_first"]) == ([193, 137], [386, 274], False)
+    assert (given["given"], given["target"], given["enlarged_first"]) == ([97, 69], [194, 138], False)
     assert all(made >= side for made, side in zip(given["made"], given["target"], strict=True))
     # no base pass
     assert all(stage["name"] != "base" for stage in record["details"]["stages"])
@@ -78,7 +78,7 @@ def test_a_framed_image_of_odd_size_comes_back_upright_enlarged_and_framed(sampl
 
 @pytest.mark.parametrize("sampler", ["sdedit", "patch-cascade", "ultragen"])
 def test_on_the_other_family_too(sampler, forge, made, tiny_flux2):
-    data, profile, alpha = framed(forge)
+    data, profile, alpha = framed(forge, 193, 137)
     image, _ = made(sampler, data, "--scale", 1.5, model=tiny_flux2)
     assert (image.size, image.mode) == ((206, 290), "RGBA")
     assert image.info["icc_profile"] == profile
@@ -86,7 +86,7 @@ def test_on_the_other_family_too(sampler, forge, made, tiny_flux2):
 
 
 @pytest.mark.parametrize("sampler", TAKING)
-def test_at_scale_1_a_gray_image_keeps_its_size_and_its_grayness(sampler, forge, made):
+def test_at_scale_1_a_gray_image_keeps_its_size_and_mode(sampler, forge, made):
     image, record = made(sampler, forge.encode(forge.image(193, 137, "L"), "JPEG"), "--scale", 1)
     assert (image.size, image.mode) == ((193, 137), "L")
     assert "icc_profile" not in image.info
@@ -196,7 +196,7 @@ def test_repeated_it_is_the_same_in_the_same_frame_and_another_image_is_noticed(
     with Image.open(tmp_path / "again.png") as again:
         assert again.info["icc_profile"] == profile
         assert np.array_equal(np.asarray(again), np.asarray(image))
-    (tmp_path / "given image").write_bytes(forge.encode(forge.image(137, 193), "PNG"))
+    (tmp_path / "given image").write_bytes(forge.encode(forge.image(69, 97), "PNG"))
     assert main([str(argument) for argument in arguments]) == 0
     output = capsys.readouterr()
     assert "given image is not the same file as then" in output.err

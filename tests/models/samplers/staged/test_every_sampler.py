@@ -67,7 +67,9 @@ WHOLE = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", WHOLE, indirect=True)
-def test_every_place_finds_its_own_value(name, sampler, sample, seeded, backbone, engine_of, monkeypatch):
+def test_every_part_of_the_image_reaches_its_own_target(
+    name, sampler, sample, seeded, backbone, engine_of, monkeypatch
+):
     """x* is another at every place: each call's part of the image is known again by its noise, and a window
     that is cut, or put back, where it does not belong leads elsewhere."""
     side, fresh = SIDE // sampler.pixel_multiple, seeded(7)
@@ -111,20 +113,10 @@ def test_images_of_different_samplers_differ(family, usual):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_model_calls_are_those_of_the_plan_for_each_branch(sampler, sample, monkeypatch):
-    calls = []
-    forward = sampler.transformer.forward
-    monkeypatch.setattr(
-        sampler.transformer, "forward", lambda **k: calls.append(len(k["hidden_states"])) or forward(**k)
-    )
-    for more in ({}, {"negative_prompt": "", "true_cfg_scale": 2.0}):
-        calls.clear()
-        sample(**more, output_type="latent")
-        assert sum(calls) == sampler.model_calls == sampler.last_run.plan.model_calls
-
-
-def test_one_bar_counts_all_calls_of_the_backbone(sampler, sample, monkeypatch):
-    bars = []
+def test_model_calls_are_those_of_the_plan_for_each_branch_and_one_bar_counts_them(
+    sampler, sample, monkeypatch
+):
+    calls, bars = [], []
 
     class Bar(contextlib.nullcontext):
         def __init__(self, total):
@@ -139,13 +131,19 @@ def test_one_bar_counts_all_calls_of_the_backbone(sampler, sample, monkeypatch):
         "uhr.models.samplers.core.pipelines.base.DiffusionPipeline.progress_bar",
         lambda self, _=None, total=None: Bar(total),
     )
+    forward = sampler.transformer.forward
+    monkeypatch.setattr(
+        sampler.transformer, "forward", lambda **k: calls.append(len(k["hidden_states"])) or forward(**k)
+    )
     for more in ({}, {"negative_prompt": "", "true_cfg_scale": 2.0}):
+        calls.clear()
         sample(**more, output_type="latent")
+        assert sum(calls) == sampler.model_calls == sampler.last_run.plan.model_calls
         assert [(bar.total, bar.done) for bar in bars] == [(sampler.model_calls, sampler.model_calls)]
         bars.clear()
 
 
-def test_the_callback_counts_on_through_the_stages_and_may_replace_latents(name, sampler, sample):
+def test_the_callback_counts_steps_over_all_stages_and_may_replace_latents(name, sampler, sample):
     seen = []
 
     def callback(pipeline, step, timestep, tensors):
@@ -153,11 +151,11 @@ def test_the_callback_counts_on_through_the_stages_and_may_replace_latents(name,
         seen.append((step, round(float(timestep), 3), tensors["latents"].shape[0]))
         return {"latents": torch.zeros_like(tensors["latents"])}
 
-    sample(callback_on_step_end=callback, output_type="latent")
+    zeros = sample(callback_on_step_end=callback, output_type="pt").images
     levels = [sigma for each in sampler.last_run.stages for sigma in each.sigmas[:-1] * each.rounds]
     assert seen == [(i, round(1000 * sigma, 3), 1) for i, sigma in enumerate(levels)]
     assert len(seen) == sampler.last_run.plan.steps
-    zeros = sample(callback_on_step_end=callback, generator=None, output_type="pt").images
+    # latents that are replaced do not depend on the seed any more
     assert torch.equal(zeros, sample(callback_on_step_end=callback, generator=None, output_type="pt").images)
 
 
@@ -169,7 +167,7 @@ def test_the_same_seed_is_bitwise_the_same_image_and_another_is_not(name, family
     assert not torch.equal(again, other)
 
 
-def test_it_leaves_torchs_random_state_and_the_models_alone(sampler, sample):
+def test_it_does_not_change_torchs_random_state_or_the_models(sampler, sample):
     torch.manual_seed(1)
     expected = torch.rand(2)
     before = {key: value.clone() for key, value in sampler.transformer.state_dict().items()}
@@ -191,7 +189,7 @@ def test_it_leaves_torchs_random_state_and_the_models_alone(sampler, sample):
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
-def test_what_was_on_the_models_is_listed(name, sampler, sample):
+def test_surgeries_are_recorded(name, sampler, sample):
     sample(output_type="latent")
     names = [each["surgery"] for each in sampler.details()["surgeries"]]
     assert "exact-tiling" in names
@@ -201,23 +199,30 @@ def test_what_was_on_the_models_is_listed(name, sampler, sample):
         assert [each["surgery"] for each in sampler.last_run.surgeries] == ["exact-tiling"]
 
 
-def test_the_vae_is_tiled_exactly_unless_the_user_tiles_it(sampler, sample, engine_of, monkeypatch):
+@pytest.mark.parametrize("name", ["euler", "ultraflux"], indirect=True)
+def test_an_image_that_does_not_fit_is_decoded_in_tiles_and_is_the_same(sampler, engine_of, monkeypatch):
+    """With both VAEs: a sampler's own has another factor."""
     tiles = []
     execute = tiled.execute
     monkeypatch.setattr(tiled, "execute", lambda *args: tiles.append(1) or execute(*args))
     z = torch.randn(1, sampler.vae.config.latent_channels, 32, 32, generator=torch.Generator().manual_seed(1))
     engine = engine_of(sampler)
-    with monkeypatch.context() as patched:
-        # so little that an image of 256 px does not fit as a whole
-        with engine.exact_vae(memory=6 << 20):
-            pieces = engine.decode(z)
-            assert tiles
-        with engine.exact_vae(memory=6 << 20):
-            tiles.clear()
-            patched.setattr(tiled, "untiled_bytes", lambda task: 0)
-            whole = engine.decode(z)
-            assert not tiles
+    # so little that an image of 256 px does not fit as a whole
+    with engine.exact_vae(memory=6 << 20):
+        pieces = engine.decode(z)
+        assert tiles
+    with engine.exact_vae(memory=6 << 20):
+        tiles.clear()
+        monkeypatch.setattr(tiled, "untiled_bytes", lambda task: 0)
+        whole = engine.decode(z)
+        assert not tiles
     torch.testing.assert_close(pieces, whole, atol=2e-5, rtol=0)
+
+
+def test_the_users_own_tiling_of_the_vae_is_left_alone(sampler, sample, monkeypatch):
+    tiles = []
+    execute = tiled.execute
+    monkeypatch.setattr(tiled, "execute", lambda *args: tiles.append(1) or execute(*args))
     sampler.vae.enable_tiling()
     try:
         sample(output_type="pt")
@@ -227,12 +232,12 @@ def test_the_vae_is_tiled_exactly_unless_the_user_tiles_it(sampler, sample, engi
     assert "exact-tiling" not in {each["surgery"] for each in sampler.last_run.surgeries}
 
 
-def test_a_batch_is_its_images_made_one_by_one(name, family, usual, sample, seeded):
+def test_a_batch_is_its_images_generated_one_by_one(name, family, usual, sample, seeded):
     both = sample(["a red house", "the sea"], generator=[seeded(), seeded(2)], output_type="pt").images
     two = sample("the sea", generator=[seeded(2)], output_type="pt").images
     torch.testing.assert_close(both, torch.cat([usual(name, family), two]), atol=5e-4, rtol=0)
-    four = sample(["a", "b"], num_images_per_prompt=2).images
-    assert [image.size for image in four] == [(SIDE, SIDE)] * 4
+    two = sample("a", num_images_per_prompt=2).images
+    assert [image.size for image in two] == [(SIDE, SIDE)] * 2
 
 
 def test_a_negative_prompt_changes_the_image(name, family, usual, sample):
@@ -251,7 +256,7 @@ def test_above_the_native_size_each_part_of_the_toolkit_acts(sampler, sample, pa
     assert not torch.allclose(sample(**size).images, other, atol=1e-4)
 
 
-def test_an_interrupted_call_hands_over_what_it_reached(sampler, sample):
+def test_an_interrupted_call_returns_the_image_that_it_reached(sampler, sample):
     def callback(pipeline, step, timestep, tensors):
         pipeline._interrupt = step == 1
         return {}
