@@ -163,10 +163,11 @@ def _import_faults(modules: list[str]) -> dict[str, str]:
                     faults[module] = one_line(fault)
                     advance(note=module)
             code = probe.wait()
-            # a process may also crash at its end, after all modules have been imported
+            # the first module without a line ended the process, with whatever exit code; a process that
+            # crashes after its last line has tested all of them
             crashed = next((module for module in left if module not in faults), None)
-            if code and crashed is not None:
-                faults[crashed] = f"the import crashed (exit code {code})"
+            if crashed is not None:
+                faults[crashed] = f"the import ended the process (exit code {code})"
                 advance(note=crashed)
     return faults
 

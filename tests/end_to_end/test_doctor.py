@@ -14,7 +14,7 @@ from uhr.doctor import Requirement
 TOPS = sorted({requirement.module.partition(".")[0] for requirement in doctor.REQUIREMENTS})
 
 
-def test_without_deep_no_package_is_imported_and_every_version_is_told():
+def test_without_deep_no_package_is_imported_and_every_version_is_reported():
     code = (
         "import sys; from uhr.cli import main; assert main(['doctor', '--json']) == 0\n"
         f"print(sorted(set(sys.modules) & set({TOPS!r})))"
@@ -64,7 +64,7 @@ def test_deep_reports_what_does_not_import_and_what_torch_says_of_a_driver(broke
     assert [(row["works"], row["fault"]) for row in found["packages"]] == [
         (True, ""),
         (False, "RuntimeError: built for another Python"),
-        (False, "the import crashed (exit code -6)"),
+        (False, "the import ended the process (exit code -6)"),
         (False, "installed, but its module no_such_module is missing"),
         (False, "not installed"),
     ]
@@ -75,6 +75,14 @@ def test_deep_reports_what_does_not_import_and_what_torch_says_of_a_driver(broke
     lines = capsys.readouterr().out.splitlines()
     assert "torch says: CUDA initialization: the NVIDIA driver is too old" in lines
     assert [line.split()[0] for line in lines[-5:]] == ["ok", "BROKEN", "BROKEN", "BROKEN", "MISSING"]
+
+
+def test_deep_reports_a_package_that_ends_the_process_without_an_error(broken):
+    """A loop that waited for this module's line would never end."""
+    (broken / "yaml.py").write_text("import os; os._exit(0)")
+    rows = {row["package"]: row for row in doctor.examine(deep=True)["packages"]}
+    assert rows["pyyaml"]["fault"] == "the import ended the process (exit code 0)"
+    assert rows["pyyaml"]["works"] is False
 
 
 def test_deep_reports_a_gpu_that_is_there_and_cannot_compute(broken):
