@@ -141,7 +141,8 @@ def _replacement(stock: Any) -> Any:
     from uhr.models.attention import processors
 
     for ours in (processors.FluxProcessor, processors.Flux2Processor, processors.Flux2SingleProcessor):
-        if type(stock) is ours.__base__:
+        # the stock class is the last base of ours
+        if type(stock) is ours.__bases__[-1]:
             made = ours()
             made._attention_backend, made._parallel_config = stock._attention_backend, stock._parallel_config
             return made

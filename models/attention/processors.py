@@ -33,8 +33,9 @@ class Attend(ABC):
         """
 
 
-class FluxProcessor(FluxAttnProcessor):
-    """For `FluxAttention`, in double blocks (text and image apart) and single blocks (one joint sequence)."""
+class _JointProcessor:
+    """What the processors of `FluxAttention` and `Flux2Attention` share; before the stock class in their
+    bases."""
 
     def __call__(
         self,
@@ -46,9 +47,8 @@ class FluxProcessor(FluxAttnProcessor):
         attention: Attend | None = None,
     ) -> Any:
         if attention is None:
-            return super().__call__(
-                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
-            )
+            stock: Any = super().__call__  # ty: ignore[missing-attribute]
+            return stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         assert attention_mask is None, "the call's attention has its own rules"
         joint = _attended(self, attn, hidden_states, encoder_hidden_states, image_rotary_emb, attention)
         if encoder_hidden_states is None:
@@ -56,26 +56,12 @@ class FluxProcessor(FluxAttnProcessor):
         return _project_streams(attn, joint, encoder_hidden_states.shape[1])
 
 
-class Flux2Processor(Flux2AttnProcessor):
-    """For `Flux2Attention`, in double blocks."""
+class FluxProcessor(_JointProcessor, FluxAttnProcessor):
+    """For `FluxAttention`, in double blocks (text and image apart) and single blocks (one joint sequence)."""
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: Any = None,
-        attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: Any = None,
-        attention: Attend | None = None,
-    ) -> Any:
-        if attention is None:
-            return super().__call__(
-                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
-            )
-        assert attention_mask is None, "the call's attention has its own rules"
-        assert encoder_hidden_states is not None
-        joint = _attended(self, attn, hidden_states, encoder_hidden_states, image_rotary_emb, attention)
-        return _project_streams(attn, joint, encoder_hidden_states.shape[1])
+
+class Flux2Processor(_JointProcessor, Flux2AttnProcessor):
+    """For `Flux2Attention`, in double blocks, which always have a text."""
 
 
 class Flux2SingleProcessor(Flux2ParallelSelfAttnProcessor):
