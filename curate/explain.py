@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
+from uhr.base.paths import is_utf8
 from uhr.curate.faults import NO_VALUE, RULE_ERROR
 from uhr.curate.rules import Judge, Rule
 from uhr.manifests.info import RuleInfo
@@ -33,7 +34,7 @@ def explain(out: Path, sample: str) -> dict[str, Any]:
         "manifest": str(out),
         "uri": row["uri"],
         "sample_id": row["sample_id"],
-        "path": path if _is_text(path) else None,
+        "path": path if is_utf8(path) else None,
         **verdict,
         "columns": _columns(manifest, row),
         "rules": list(_rules(manifest, row)),
@@ -62,21 +63,13 @@ def _row(manifest: Manifest, sample: str) -> dict[str, Any]:
 def _names(root: Path, sample: str) -> list[str]:
     """Return the names that a manifest may have for `sample`, most likely first, all of them UTF-8."""
     escaped = uri_of(sample)
-    names = [sample] if _is_text(sample) else []
+    names = [sample] if is_utf8(sample) else []
     names.append(escaped)
     path = os.path.abspath(sample)
     for base in (os.path.abspath(root), os.path.realpath(root)):
         if path.startswith(base.rstrip("/") + "/"):
             names.append(uri_of(os.path.relpath(path, base)))
     return list(dict.fromkeys(names))
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _columns(manifest: Manifest, row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -97,9 +97,8 @@ def _text(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> list[Tex
     rows, *answers = _one(connection, f"SELECT count(*), {counts} FROM samples")
     result = []
     for name, about, filled in zip(names, answers[::2], answers[1::2], strict=True):
-        if (
-            not filled or about > 2 * FEW_VALUES
-        ):  # a cheap estimate spares the exact count of ids and captions
+        # the estimate is cheap, and spares the exact count of ids and captions
+        if not filled or about > 2 * FEW_VALUES:
             continue
         value = quoted(name)
         top = connection.sql(

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError, one_line
-from uhr.models.files.containers import is_gguf, part_of, stored_tensors
+from uhr.models.files.containers import check_installed, is_gguf, part_of, stored_tensors
 from uhr.models.files.kinds import check_plain
 from uhr.models.loading.checks import check_config
-from uhr.models.loading.quantize import check_installed
 
 if TYPE_CHECKING:
     import torch

@@ -33,8 +33,8 @@ _REPORTS = ("LOAD REPORT", "Some weights of", "The config attributes")
 
 @contextlib.contextmanager
 def quiet_reports() -> Generator[None]:
-    """Disable both libraries' reports of weights and keys that do not fit: `loading_checks` raises an error
-    for them."""
+    """Disable both libraries' reports of weights and keys that do not fit: `models/loading/checks.py`
+    raises an error for them."""
     loggers = [logging.getLogger(name) for name in _REPORTERS]
     for logger in loggers:
         logger.addFilter(_is_not_report)

@@ -24,7 +24,7 @@ class SizeRule:
 
     @classmethod
     def multiples(cls, unit: int, above: int | None = None, least: int | None = None) -> SizeRule:
-        """Return the rule that sides are multiples of `multiple`, at every size."""
+        """Return the rule that sides are multiples of `unit` px, at every size."""
         return cls(lambda size: unit, above, least)
 
     def enough(self, size: Size) -> bool:
