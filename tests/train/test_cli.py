@@ -108,7 +108,7 @@ def test_a_plan_is_printed_without_weights(capsys, small_set, tiny_flux):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show"], "no recipe is named: name one (lora) or give --config FILE"),
+        (["show"], "no recipe is named: name one (lora, lora-flux2, gca-stage1, "),
         (["show", "loar"], "unknown recipe 'loar': did you mean lora?"),
         (["show", "lora", "--set", "phases.main.lr"], "--set phases.main.lr: write it as path=value"),
         (

@@ -8,17 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.config import apply_sets, build, read_yaml
-from uhr.base.console import say, table
+from uhr.base.console import say, table, warn
 from uhr.base.errors import UserError, load_object, unknown
 from uhr.train.recipes.base import Recipe, leaves
 
-NAMES = {"lora": "uhr.train.recipes.lora:RECIPE"}
+NAMES = {
+    "lora": "uhr.train.recipes.lora:RECIPE",
+    "lora-flux2": "uhr.train.recipes.lora_flux2:RECIPE",
+    "gca-stage1": "uhr.train.recipes.gca_stage1:RECIPE",
+    "gca-stage2": "uhr.train.recipes.gca_stage2:RECIPE",
+    "urae-2k": "uhr.train.recipes.urae_2k:RECIPE",
+    "urae-4k@paper": "uhr.train.recipes.urae_4k_paper:RECIPE",
+    "urae-4k@code": "uhr.train.recipes.urae_4k_code:RECIPE",
+    "ultragen": "uhr.train.recipes.ultragen:RECIPE",
+    "ultraflux-stage1": "uhr.train.recipes.ultraflux_stage1:RECIPE",
+    "ultraflux-stage2": "uhr.train.recipes.ultraflux_stage2:RECIPE",
+    "ultraflux": "uhr.train.recipes.ultraflux:RECIPE",
+}
+
+SHORT = {"urae-4k": "urae-4k@code"}
+"""A name without its version, and the recipe that it means."""
 
 
 def recipe(name: str) -> Recipe:
     """The recipe of a name, or of an import path such as `mypkg.recipes:Mine`, which is a `Recipe` or a
     function that returns one.
     """
+    if name in SHORT:
+        warn(f"recipe {name} is {SHORT[name]}; the other is {_others(name)}")
+        name = SHORT[name]
     if name not in NAMES and ":" not in name:
         raise unknown("recipe", name, NAMES)
     found = load_object(NAMES.get(name, name), "recipe")
@@ -28,6 +46,10 @@ def recipe(name: str) -> Recipe:
             f"'{name}' is a {type(found).__name__}", "give a Recipe, or a function that returns one"
         )
     return found
+
+
+def _others(name: str) -> str:
+    return ", ".join(each for each in NAMES if each.startswith(f"{name}@") and each != SHORT[name])
 
 
 def resolve(name: str | None, config: Path | None = None, sets: list[str] | None = None) -> Recipe:

@@ -20,7 +20,7 @@ from uhr.train.objectives import AnyObjective
 from uhr.train.objectives.base import Objective
 from uhr.train.optimisers import AnyOptimiser
 from uhr.train.recipes.validation import Validation
-from uhr.train.recipes.windows import GuideWindows
+from uhr.train.recipes.windows import CallAttention, GuideWindows, ProportionalAttention
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable import AnyTrainable
 
@@ -171,7 +171,9 @@ class Recipe(Config):
     adapters are not among them.
     trainable: the part that is trained (`train.trainable`); the rest is frozen.
     init: what becomes of trained weights that a run begins with.
-    windows: windowed attention with a guide, as UltraGen has it; None is the backbone's own attention.
+    windows: windowed attention with a guide, as UltraGen has it; None is attention to all tokens.
+    proportional: sharpen attention to all tokens by their number, as URAE's samplers do
+        (`models.attention.proportional`).
     latents: "sample" draws from the VAE's distribution each time that an image is used, "mean" does not.
     captions: share of each caption column, as encoded; a row that lacks some draws from the others, and one
     that lacks all gets its first caption, as every row does if no share is given.
@@ -190,6 +192,7 @@ class Recipe(Config):
     trainable: AnyTrainable
     init: Init = Init()
     windows: GuideWindows | None = None
+    proportional: bool = False
     phases: tuple[Phase, ...] = Field(min_length=1)
     optimiser: AnyOptimiser
     clip: float = Field(gt=0)
@@ -279,9 +282,26 @@ class Recipe(Config):
                     "name it as `trainable: {kind: ...}`",
                 )
         self.trainable.check(spec)
+        self._check_attention()
         for phase in self.phases:
             for use in phase.data:
                 phase.objective_of(use).check(spec, self.guidance.scale)
+
+    def attention(self, spec: ModelSpec) -> CallAttention | None:
+        """The attention of the model's calls; None is the backbone's own."""
+        if self.windows is not None:
+            return self.windows.for_model(spec)
+        return ProportionalAttention() if self.proportional else None
+
+    def _check_attention(self) -> None:
+        if self.windows is not None and self.proportional:
+            what = (
+                f"recipe {self.name}: windowed attention has as many keys at any size, and is not sharpened"
+            )
+            raise UserError(what, "--set proportional=false")
+        if self.trainable.needs_guide and self.windows is None:
+            what = f"recipe {self.name}: its adapter acts on a guide's tokens, and there is no guide"
+            raise UserError(what, "--set windows={ratio: 4}")
 
     def changes_for(self, spec: ModelSpec) -> list[str]:
         """The changes, as `path=value`, that adapt this recipe to the model's family and guidance."""

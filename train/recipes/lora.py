@@ -50,6 +50,7 @@ RECIPE = Recipe(
         "trainable.kind": "ours: the baseline of every trainer",
         "init": "ours: train an adapter further if one is given",
         "windows": "none: the published architecture",
+        "proportional": "off: the published attention",
         "trainable.rank": "URAE, official code",
         "trainable.alpha": "equal to the rank, so that a reader that ignores alpha is right all the same",
         "trainable.targets": "URAE: q, k, v, out of the image stream and of the single blocks",

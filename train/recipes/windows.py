@@ -1,13 +1,15 @@
-"""UltraGen's windowed attention with a guide, as a setting of a recipe."""
+"""Attention other than the backbone's own, as a setting of a recipe."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
 from uhr.base.config import Config
+from uhr.base.errors import UserError
 from uhr.models.attention.window_rules import WindowRules
 from uhr.models.specs.spec import ModelSpec
 
@@ -15,6 +17,27 @@ if TYPE_CHECKING:
     import torch
 
     from uhr.models.families.conditions import Condition
+
+
+class CallAttention(Protocol):
+    """The attention of the calls in training."""
+
+    def attended(self, condition: Condition, noisy: torch.Tensor, guide: torch.Tensor | None) -> Condition:
+        """Add the attention to a call's conditioning.
+
+        noisy: the image's latents [B, C, h, w]. guide: the guide's model latents [B, C, h/ratio, w/ratio], or
+        None.
+        """
+        ...
+
+
+class ProportionalAttention:
+    """Attention to all tokens, sharpened by their number, as samplers do at sizes above the native one."""
+
+    def attended(self, condition: Condition, noisy: torch.Tensor, guide: torch.Tensor | None) -> Condition:
+        from uhr.models.attention.proportional import Proportional
+
+        return replace(condition, attention=Proportional())
 
 
 class GuideWindows(Config):
@@ -36,11 +59,30 @@ class GuideWindows(Config):
         side = spec.native_size // spec.pixel_multiple
         return self.model_copy(update={"window": self.window or window_side(side, self.ratio)})
 
-    def attended(self, condition: Condition, noisy: torch.Tensor, guide: torch.Tensor | None) -> Condition:
-        """Add the attention to a call's conditioning.
+    def check_sizes(
+        self, spec: ModelSpec, name: str, sizes: Iterable[tuple[int, int]], guide: int | None
+    ) -> None:
+        """Raise UserError for data sets without the guide, or with sizes that do not consist of windows.
 
-        noisy: the image's latents [B, C, h, w]. guide: the guide's model latents [B, C, h/ratio, w/ratio].
+        name: of the data in errors. sizes: (height, width) in px. guide: the side of an image over that of
+        its stored guide; None without one.
         """
+        from uhr.models.attention.layout import WindowLayout
+
+        if guide != self.ratio:
+            has = "no guide" if guide is None else f"a guide of 1/{guide} of the side"
+            fix = f"encode with `uhr train encode --set guide={self.ratio}`"
+            raise UserError(f"{name} has {has}, and the recipe's windows read one of 1/{self.ratio}", fix)
+        window = self.for_model(spec).window
+        assert window is not None
+        for height, width in sizes:
+            try:
+                WindowLayout.of_pixels(height, width, spec.pixel_multiple, window, self.ratio)
+            except UserError as error:
+                fix = "encode with `uhr train encode --set buckets=[...]`, sizes that consist of windows"
+                raise UserError(f"{name}: {error.what}", fix) from None
+
+    def attended(self, condition: Condition, noisy: torch.Tensor, guide: torch.Tensor | None) -> Condition:
         from uhr.models.attention.call import Windows
         from uhr.models.attention.guide import Guide
         from uhr.models.attention.layout import WindowLayout

@@ -9,7 +9,7 @@ import torch
 from uhr.models.families.base import Backbone
 from uhr.models.ops.latents import pack, unpack
 from uhr.train.objectives.base import BatchCondition
-from uhr.train.recipes.windows import GuideWindows
+from uhr.train.recipes.windows import CallAttention
 from uhr.train.trainable.base import Trainable
 
 
@@ -22,7 +22,7 @@ class BackboneDenoiser:
         transformer: the model with its trainable part.
         trainable: the part; the teacher is the model without it, if it can be taken out.
         frozen: the model before training, which is the teacher where the part cannot be taken out.
-        windows: how image tokens attend to each other and to a guide; None is the backbone's own attention.
+        attention: of its calls; None is the backbone's own.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class BackboneDenoiser:
         family: Backbone,
         transformer: Any,
         trainable: Trainable,
-        windows: GuideWindows | None = None,
+        attention: CallAttention | None = None,
         frozen: Any = None,
     ) -> None:
         self.family, self.transformer, self.trainable = family, transformer, trainable
-        self.windows, self.frozen = windows, frozen
+        self.attention, self.frozen = attention, frozen
 
     def velocity(self, noisy: torch.Tensor, sigma: torch.Tensor, condition: BatchCondition) -> torch.Tensor:
         """Predict the velocity (noise - data), float32 [B, C, h, w], of noisy [B, C, h, w] at sigma [B] in
@@ -56,6 +56,6 @@ class BackboneDenoiser:
         height, width = noisy.shape[-2:]
         image_ids = self.family.image_ids(height // 2, width // 2, noisy.device)
         inputs = self.family.condition(condition.texts, image_ids, condition.guidance, transformer.dtype)
-        if self.windows is not None:
-            inputs = self.windows.attended(inputs, noisy, condition.guide)
+        if self.attention is not None:
+            inputs = self.attention.attended(inputs, noisy, condition.guide)
         return unpack(self.family.call(transformer, pack(noisy), sigma, inputs), height, width)

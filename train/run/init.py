@@ -54,7 +54,11 @@ def find(recipe: Recipe, model: Model, given: Sequence[str | Path], staging: Pat
         return ()
     uses = ["fuse"] * (len(given) - 1) + [recipe.init.use]
     refs: list[InitRef] = []
-    for use, path in zip(uses, map(user_path, given), strict=True):
+    for use, entry in zip(uses, given, strict=True):
+        path = user_path(entry)
+        # the file of a checkpoint is named by its folder, which says more
+        if path.stem not in ("ema", "optimiser") and (path.parent / checkpoint.FILE).is_file():
+            path = path.parent
         is_run = (path / RUN).is_file() or (path / checkpoint.FILE).is_file()
         find_one = _of_run if is_run else _of_file
         refs += find_one(recipe, model, path, use, staging, refs)

@@ -189,6 +189,10 @@ def _check(
     found = open_sets(recipe, data)
     for each in found:
         _check_data(each.data, opened)
+        if recipe.windows is not None:
+            sizes = [(bucket.height, bucket.width) for bucket in each.data.buckets]
+            guide = each.data.info.config.guide
+            recipe.windows.check_sizes(opened.spec, str(each.data.path), sizes, guide)
     check_all_used(recipe, opened.spec, found)
     for index in range(len(recipe.phases)):
         mixture_of(recipe, index, opened.spec, found)

@@ -68,10 +68,11 @@ class UseRun:
         """Make a batch from stored rows: draw and normalise latents, drop some captions, draw noise and its
         level.
         """
-        raw = rows.mean.float()
-        if self.recipe.latents == "sample":
-            raw = sample_moments(raw, rows.std, draws.normal("latents", raw.shape[1:]))
-        data = self._normalisation.to_model(raw).to(self.device)
+        data = self._latents("latents", rows.mean, rows.std, draws)
+        # only windowed attention reads a guide
+        guide = None
+        if rows.guide is not None and self.recipe.windows is not None:
+            guide = self._latents("guide", *rows.guide, draws)
         dropped = (draws.uniform("caption dropout") < self.recipe.caption_dropout).to(self.device)
         texts = {
             name: torch.where(_over(dropped, stored), self._null[name], stored.to(self.device))
@@ -83,10 +84,17 @@ class UseRun:
             data,
             draws.normal("noise", data.shape[1:]).to(data),
             self.timesteps.sigma(draws.uniform("sigma")).to(data),
-            BatchCondition(texts, self._null, guidance),
+            BatchCondition(texts, self._null, guidance, guide),
             rows.sample_ids,
             None if rows.mask is None else rows.mask[:, None].to(self.device).float() / 255,
         )
+
+    def _latents(self, stream: str, mean: torch.Tensor, std: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """Model latents from stored moments, float32: drawn, or their mean, as the recipe says."""
+        raw = mean.float()
+        if self.recipe.latents == "sample":
+            raw = sample_moments(raw, std, draws.normal(stream, raw.shape[1:]))
+        return self._normalisation.to_model(raw).to(self.device)
 
     def loss(
         self, denoiser: Denoiser, batch: Batch, draws: Draws

@@ -64,17 +64,17 @@ class Trainer:
         self.device = pick_device(recipe.runtime.device)
         seed_everything(recipe.seed)
         named = from_record(recipe.surgeries, f"recipe {recipe.name}: surgeries")
-        attention = [] if recipe.windows is None else [AttentionCalls()]
+        attention = recipe.attention(job.model.spec)
+        calls = [] if attention is None else [AttentionCalls()]
         self._images = None
         if recipe.validation.images is not None:
             # before the transformer is loaded: text encoders need its memory
             self._images = ValidationImageWriter(
-                job.out, recipe.validation.images, job.model, self.device, [*attention, *named]
+                job.out, recipe.validation.images, job.model, self.device, [*calls, *named]
             )
         transformer = load_transformer(job.model, recipe.runtime.precision, recipe.runtime.device)
         spec, part = job.model.spec, recipe.trainable
-        windows = None if recipe.windows is None else recipe.windows.for_model(spec)
-        compose(transformer, [*attention, *named])
+        compose(transformer, [*calls, *named])
         init.fuse_into(transformer, job.info.init, job.out)
         frozen = copy.deepcopy(transformer).requires_grad_(False) if recipe.second_model else None
         if recipe.runtime.gradient_checkpointing:
@@ -84,7 +84,7 @@ class Trainer:
         self.surgeries = record(transformer)
         self.transformer = transformer
         family = FAMILIES[recipe.family]
-        self.denoiser: Denoiser = BackboneDenoiser(family, transformer, part, windows, frozen)
+        self.denoiser: Denoiser = BackboneDenoiser(family, transformer, part, attention, frozen)
         self.masters = Masters(part.parameters(transformer))
         parameters, constants = self.masters.parameters, part.constants(transformer)
         if job.resume is None and (begun := init.read(transformer, job.info.init, recipe, spec)):

@@ -198,6 +198,8 @@ class Lora(Adapter):
 class GuideLora(Lora):
     """UltraGen's LoRA (2510.16325, section 3): it acts on guide tokens and on no others."""
 
+    needs_guide: ClassVar[bool] = True
+
     kind: str = "token-masked-lora"
 
     def usage(self, over: Mapping[str, str]) -> Usage:

@@ -37,6 +37,9 @@ class Trainable(Kind):
     """Whether `off` gives the model before training. Otherwise an objective's teacher is a second, frozen
     copy of the model."""
 
+    needs_guide: ClassVar[bool] = False
+    """Whether it acts on a guide's tokens alone, and so learns nothing without a guide."""
+
     def check(self, spec: ModelSpec) -> None:
         """Raise UserError if it does not fit the model."""
         return

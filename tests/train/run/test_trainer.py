@@ -45,8 +45,8 @@ ELSEWHERE = {
     "init.use",
     "init.after",
     # checked against the model or the data, or by tests of their own
-    "name", "about", "family", "surgeries", "windows", "trainable.kind", "phases.0.timesteps.scale",
-    "validation.loss", "validation.images",
+    "name", "about", "family", "surgeries", "windows", "proportional", "trainable.kind",
+    "phases.0.timesteps.scale", "validation.loss", "validation.images",
     "guidance.kind", "phases.0.name", "phases.0.resolution", "captions",
     "phases.0.objective.kind", "phases.0.steps",
     "optimiser.kind", "batch.micro", "ema", "runtime.device",
