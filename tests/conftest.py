@@ -2,7 +2,9 @@
 
 import gc
 import importlib.util
+import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,15 @@ def tiny_flux(tmp_path_factory) -> Path:
     from uhr.models.zoo import make_tiny
 
     return make_tiny("tiny-flux1", tmp_path_factory.mktemp("model") / "tiny flux1", seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_f16(tiny_flux, tmp_path_factory) -> Path:
+    """`tiny_flux` with an F16 VAE, as UltraFlux's checkpoints declare it."""
+    folder = shutil.copytree(tiny_flux, tmp_path_factory.mktemp("f16") / "tiny-flux1-f16")
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "stride": 2}))
+    return folder
 
 
 @pytest.fixture(scope="session")

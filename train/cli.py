@@ -129,7 +129,22 @@ def encode_(
     spec: Spec = None,
     sets: Sets = None,
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Processes for the images; 0 works in this one.")] = 0,
+    engine: Annotated[str, typer.Option(help="ray: Ray Data; local: uhr's own worker processes.")] = "ray",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Worker processes; by default one per GPU of several, all that a cluster can run, or 0: "
+            "this process.",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A running Ray cluster whose machines have MANIFEST, its images, the model and DIR at the "
+            "same paths; --device cuda uses its GPUs."
+        ),
+    ] = None,
     reuse: Annotated[
         list[Path] | None,
         typer.Option(
@@ -139,6 +154,9 @@ def encode_(
             help="Encoded data from which equal rows are copied; repeatable.",
         ),
     ] = None,
+    only_budget: Annotated[
+        bool, typer.Option("--budget", help="Print bytes on disk and hours, and stop; loads no weights.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Encode a manifest's kept rows to latents and text embeddings. Run it again to continue.
@@ -149,12 +167,19 @@ def encode_(
     from uhr.base.config import apply_sets, build
     from uhr.models.loading.opening import ModelName
     from uhr.train.encode.config import EncodeConfig
-    from uhr.train.encode.run import encode
+    from uhr.train.encode.run import device_of, encode, pool_of
 
     config = build(EncodeConfig, apply_sets({}, sets or []), "--set")
+    named = ModelName(model, spec, base)
+    if only_budget:
+        from uhr.train.encode.budget import budget, print_budget
+
+        console.emit(budget(manifest, named, config, device, workers or 1), as_json, print_budget)
+        return
+    place = device_of(device, address)
+    pool = pool_of(engine, workers, address, place)
     with saving(out, AGAIN):
-        named = ModelName(model, spec, base)
-        info, was_finished = encode(manifest, named, out, config, device, workers, reuse or [])
+        info, was_finished = encode(manifest, named, out, config, place, pool, reuse or [])
 
     def text(_: Any) -> None:
         from uhr.models.specs.registry import get

@@ -61,6 +61,10 @@ class ModelCost:
         self._coded: dict[tuple[Any, ...], tuple[int, Operations]] = {}
         self._peaks: dict[BackboneCalls, int] = {}
 
+    def part(self, name: str) -> Any:
+        """Return a component, without weights."""
+        return self._parts[name]
+
     @property
     def text_encoders(self) -> list[str]:
         return [name for name in TEXT_ENCODERS if name in self._parts]

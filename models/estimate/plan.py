@@ -70,6 +70,7 @@ def _model(request: Request) -> Model | ModelSpec:
     if known is not None and request.base is None:
         return known if request.spec is None else get(request.spec)
     model = open_model(request.model, request.spec, base=request.base)
+    model = model.with_vae(request.weights.get("vae"))
     backbone = request.weights.get("transformer")
     if backbone is None or not backbone.exists():
         return model

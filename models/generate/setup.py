@@ -209,6 +209,7 @@ class Setup:
         if request.dtype not in ("auto", *DTYPES):
             raise unknown("dtype", request.dtype, ("auto", *DTYPES), "--dtype")
         model = open_model(request.model, request.spec, base=request.base, fetch=fetch)
+        model = model.with_vae(request.weights.get("vae"))
         if model.backbone is not None and request.transformer is not None:
             raise UserError(
                 f"--transformer {request.transformer} and a backbone as --model", "give one of them"

@@ -93,6 +93,12 @@ class Model:
         differ = tuple((name, facts[name]) for name in BLOCKS if facts[name] != config.get(name))
         return replace(self, backbone=path, blocks=differ)
 
+    def with_vae(self, folder: Path | None) -> Model:
+        """Return the model with the VAE in another folder; None, or a single file, changes nothing."""
+        if folder is None or not folder.is_dir():
+            return self
+        return replace(self, spec=_with_vae(self.spec, folder))
+
 
 _INTERFACE = ("in_channels", "joint_attention_dim", "guidance_embeds")
 """Values of a backbone's configuration that the rest of the pipeline must match, and that its weights
@@ -165,8 +171,26 @@ def open_model(
     source = Source.parse(model, fetch)
     folder = source.fetch(components)
     known = recognise(folder) if spec is None else _given_spec(folder, get(spec))
-    known = replace(known, scheduler_config=read_config(folder))
+    known = replace(_with_vae(known, folder / "vae"), scheduler_config=read_config(folder))
     return Model(source.pinned(folder), folder, known)
+
+
+def _with_vae(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """Return the spec with the factor of the VAE in `folder`, and a native size of as many tokens.
+
+    The spec is returned as it is if the folder has no configuration.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return spec
+    config = _read_json(file, f"{folder} has no configuration")
+    blocks, stride = config.get("block_out_channels"), config.get("stride", 1)
+    # another stride is reported when the VAE is loaded (`vae.f16.restore`)
+    if not isinstance(blocks, list) or stride not in (1, 2):
+        return spec
+    factor = stride * 2 ** (len(blocks) - 1)
+    native = spec.native_size * factor // spec.vae_factor
+    return replace(spec, vae_factor=factor, native_size=native)
 
 
 def _component_class(path: Path) -> str | None:
@@ -209,7 +233,7 @@ def _open_backbone(
     if is_backbone(user_path(base)):
         raise UserError(f"base {base} is a backbone too", "name a whole model's diffusers folder or a hub id")
     opened = open_model(base, spec, [n for n in components if n != "transformer"], fetch=fetch)
-    if spec is None and opened.spec not in found:
+    if spec is None and opened.spec.name not in {each.name for each in found}:
         what = f"{path} is a backbone of {found[0].name}, and the base {base} is {opened.spec.name}"
         raise UserError(what, f"give a base that is {found[0].name}, {found[0].hub_id or 'or another file'}")
     return opened.with_backbone(path, spec_given=spec is not None)

@@ -76,6 +76,6 @@ class Source:
             return self.folder
         needed = [INDEX, *(f"{name}/*" for name in components), *(f"{name}/config.json" for name in configs)]
         # the spec and the noise levels are known from these, without any weights
-        needed += ["transformer/config.json", "scheduler/scheduler_config.json"]
+        needed += ["transformer/config.json", "scheduler/scheduler_config.json", "vae/config.json"]
         assert self.repository is not None
         return snapshot(self.repository, self.revision, needed, cached=self.cached)

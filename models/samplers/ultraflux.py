@@ -63,7 +63,7 @@ class UltraFlux(Sampler):
 
     Options = UltraFluxOptions
     takes_image = False
-    native_times = 4
+    native_times = 2
     published_steps = 50
     vae_factor = 16
 
@@ -71,8 +71,7 @@ class UltraFlux(Sampler):
         from uhr.models.vae.f16 import F16
 
         levels = facts.schedule(request.steps, 0, ShiftPolicy.STATIC, options.shift_factor)
-        # an F16 token is as wide as two of F8
-        positions = _positions(options.positions, 2 * facts.native_side)
+        positions = _positions(options.positions, facts.native_side)
         stage = replace(dense_stage(facts, request, request.size, levels), surgeries=positions)
         card = GUIDANCE if facts.guidance == "embedded" else None
         stages = default_vae_calls([stage], image=False)

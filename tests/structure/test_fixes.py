@@ -27,8 +27,6 @@ PRINTED_BY = {
     "manifests/cli.py": ("manifest slice",),
     "manifests/report/": ("manifest report",),
     "uhr/runtime/": UNITS,
-    "uhr/runtime/cluster.py": ("curate run", *SAMPLE),
-    "uhr/runtime/ray.py": ("curate run", *SAMPLE),
     "manifests/selection/slicing.py": ("manifest slice",),
     "models/": SAMPLE,
     "models/loading/file_spec.py": MODEL,

@@ -99,3 +99,17 @@ def _places(heights: np.ndarray, widths: np.ndarray, buckets: Sequence[Bucket]) 
             chosen[number] = place[choose(height, width, buckets)] if height and width else len(buckets)
             advance(counts[number])
     return chosen[inverse]
+
+
+def sizes_of(rows: pa.Table, buckets: Sequence[Bucket]) -> list[tuple[int, int, Bucket | None, int]]:
+    """The distinct sizes of the images: (height, width, bucket, number of images), px. An unknown size is
+    (0, 0) and has no bucket.
+    """
+    packed = (_sides(rows, "height", 3) << 32) | _sides(rows, "width", 2)
+    found = []
+    for size, number in zip(*(each.tolist() for each in np.unique(packed, return_counts=True)), strict=True):
+        height, width = size >> 32, size & 0xFFFFFFFF
+        known = height and width
+        bucket = choose(height, width, buckets) if known else None
+        found.append((height if known else 0, width if known else 0, bucket, number))
+    return found

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_TOGETHER = 8
 """Images of one call of the VAE. More do not make large images faster, and a unit has few of them."""
 
 
-def memory_for(vae: Any) -> int:
-    """Bytes that a call of the VAE may use: as `models.vae.budget`, which depends on the machine alone."""
+def memory_for(vae: Any, device: torch.device | None = None) -> int:
+    """Bytes that a call of the VAE on a device (its own, if None) may use.
+
+    As `models.vae.budget`, they depend on the machine alone.
+    """
     import torch
 
     from uhr.models.vae.budget import device_budget, host_budget
 
-    if vae.device.type != "cuda":
+    device = vae.device if device is None else device
+    if device.type != "cuda":
         return host_budget()
     weights = sum(parameter.nbytes for parameter in vae.parameters())
-    return device_budget(torch.cuda.get_device_properties(vae.device).total_memory, weights)
+    return device_budget(torch.cuda.get_device_properties(device).total_memory, weights)
 
 
 def tiled(vae: Any) -> None:

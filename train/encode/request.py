@@ -61,13 +61,19 @@ def identity_of(model: Model, pixels: bool) -> ModelInfo:
     pixels, which depend on no weights.
     """
     components = () if pixels else ("vae", *model.spec.text_components)
+    hashes = {name: component_hash(model, name) for name in components}
+    return identity_without_hashes(model).model_copy(update={"hashes": hashes})
+
+
+def identity_without_hashes(model: Model) -> ModelInfo:
+    """The model's description, for an estimate: no weights are read."""
     return ModelInfo(
         path=model.source.text if model.backbone is None else str(model.backbone),
         base=None if model.backbone is None else model.source.text,
         spec=model.spec.name,
         family=model.spec.family,
         text_lengths=dict(model.spec.text_lengths),
-        hashes={name: component_hash(model, name) for name in components},
+        hashes={},
     )
 
 

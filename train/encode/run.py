@@ -12,8 +12,8 @@ from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.base.run_folder import RunFolder
 from uhr.manifests.manifest import Manifest
-from uhr.models.zoo import Model, ModelName
-from uhr.runtime.pool import InlineRunner, Pool
+from uhr.models.zoo import Model, ModelName, pick_device
+from uhr.runtime.pool import InlineRunner, Pool, visible_gpus
 from uhr.runtime.threads import threads_given
 from uhr.runtime.units import Limits, Runner, UnitPlan, run_units
 from uhr.train.encode.commit import Plans, commit
@@ -35,15 +35,18 @@ def encode(
     out: Path,
     config: EncodeConfig,
     device: str = "auto",
-    workers: int = 0,
+    workers: int | Pool = 0,
     reuse: Sequence[Path] = (),
 ) -> tuple[EncodedInfo, bool]:
     """Encode into `out`. Returns its description, and whether it was finished before.
 
-    workers: number of processes for the images; 0 is this process. Text encoders and VAE are never in memory
-    together. reuse: encoded folders from which rows with the same key are copied. Raises UserError if `out`
-    contains something else, if another run works in it, or if no row can be encoded.
+    workers: the processes for the images (on GPUs, also for the captions), or their number on this machine; 0
+    is this process. Text encoders and VAE are never in memory together. reuse: encoded folders from which
+    rows with the same key are copied. Raises UserError if `out` contains something else, if another run works
+    in it, or if no row can be encoded.
     """
+    pool = workers if isinstance(workers, Pool) else Pool("local", workers)
+    device = device_of(device, pool.address)
     found = Manifest.open(manifest)
     opened = ModelName.of(model).open(components=("vae",))
     opened = opened.fetched(("vae", *opened.spec.text_components))
@@ -56,11 +59,33 @@ def encode(
             existing = _existing(request)
             folder.clear(UNITS)
             return existing, True
-        job = _Job(request, device, workers, tuple(path.absolute() for path in reuse))
+        job = _Job(request, device, pool, tuple(path.absolute() for path in reuse))
         for path in job.reuse:
             read_encoded(path)
         texts = None if request.config.pixels else job.texts()
         return commit(request, Plans(texts, job.images(texts))), False
+
+
+def pool_of(engine: str, workers: int | None, address: str | None, device: str) -> Pool:
+    """The processes of a command's options.
+
+    By default the work is done in this process, but by a worker per GPU if there are several, and by as many
+    as a cluster can run. Raises UserError for options that do not go together.
+    """
+    pool = Pool.of(engine, workers, address)
+    if workers is None and address is None and (device != "cuda" or len(visible_gpus()) < 2):
+        return Pool("local", 0)
+    return pool
+
+
+def device_of(device: str, address: str | None) -> str:
+    """The device of the workers: what "auto" is on this machine, or the CPU on a cluster.
+
+    Raises UserError for a GPU that is required here and not available.
+    """
+    if address is not None:
+        return "cpu" if device == "auto" else device
+    return str(pick_device(device))
 
 
 def _existing(request: EncodeRequest) -> EncodedInfo:
@@ -96,8 +121,13 @@ def _check_same(out: Path, existing: EncodedInfo, request: EncodeRequest) -> Non
 class _Job:
     """The units of a request."""
 
-    def __init__(self, request: EncodeRequest, device: str, workers: int, reuse: tuple[Path, ...]) -> None:
-        self.request, self.device, self.workers, self.reuse = request, device, workers, reuse
+    def __init__(self, request: EncodeRequest, device: str, pool: Pool, reuse: tuple[Path, ...]) -> None:
+        self.request, self.device, self.pool, self.reuse = request, device, pool, reuse
+
+    def _runner(self) -> Runner:
+        # one thread by default, so that the last bits of latents do not depend on the number of cores or
+        # workers
+        return self.pool.runner(LIMITS, threads_given() or 1, self.device)
 
     def texts(self) -> UnitPlan:
         """Encode the captions."""
@@ -108,7 +138,9 @@ class _Job:
         # a caption's key is a hash of how it is encoded, so the items need no other fingerprint
         plan = UnitPlan.create(request.out / UNITS / TEXTS, items, TEXTS_PER_UNIT, "captions")
         work = TextWork(request.model, request.config, self.device, self.reuse)
-        _run("encode captions", "captions", plan, work, InlineRunner())
+        # on CPUs one process: every worker would hold the text encoders in memory
+        runner = self._runner() if self.device == "cuda" else InlineRunner()
+        _run("encode captions", "captions", plan, work, runner)
         return plan
 
     def images(self, texts: UnitPlan | None) -> UnitPlan:
@@ -131,10 +163,7 @@ class _Job:
             device=self.device,
             reuse=self.reuse,
         )
-        # one thread by default, so that the last bits of latents do not depend on the number of cores or
-        # workers
-        runner = Pool("local", self.workers).runner(LIMITS, threads_given() or 1)
-        _run("encode images", "images", plan, ImageWork(task), runner)
+        _run("encode images", "images", plan, ImageWork(task), self._runner())
         return plan
 
 

@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from uhr.models.families.base import Backbone
 
 
+USUAL_FACTOR = 8
+"""Factor of the VAE that `native_size` is stated for."""
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """Geometry, guidance and schedule of one model, after the surgeries of a sampler.
 
-    `native_size` is the side in px of the training square; `steps` and `guidance_scale` are those of the
-    model's card. All three are None if no spec describes the model. `guidance_scale` is also None if the
-    model takes no guidance.
+    `native_size` is the side in px of the training square with a VAE of factor 8; `steps` and
+    `guidance_scale` are those of the model's card. All three are None if no spec describes the model.
+    `guidance_scale` is also None if the model takes no guidance.
     """
 
     family: Backbone
@@ -58,7 +62,7 @@ class ModelFacts:
             vae_factor=vae_factor or spec.vae_factor,
             patch=spec.patch,
             text_length=max(spec.text_lengths.values()),
-            native_size=spec.native_size,
+            native_size=spec.native_size * USUAL_FACTOR // spec.vae_factor,
             steps=spec.steps,
             guidance_scale=spec.guidance_scale,
             scheduler=_scheduler(spec),
@@ -103,15 +107,16 @@ class ModelFacts:
 
     @property
     def native(self) -> int:
-        """Side of the training square in px. Raises UserError if neither a spec nor the user gives it."""
+        """Side in px of the training square with this model's VAE: twice `native_size` with an F16 VAE, whose
+        tokens are twice as wide. Raises UserError if neither a spec nor the user gives it."""
         if self.native_size is None:
             fix = "give native_size, the side in px of its training square"
             raise UserError("no spec describes this backbone", fix)
-        return self.native_size
+        return self.native_size * self.vae_factor // USUAL_FACTOR
 
     @property
     def native_side(self) -> int:
-        """Side of the training square in tokens."""
+        """Side of the training square in tokens, which does not depend on the VAE."""
         return self.native // self.multiple
 
     def grid(self, size: Size) -> tuple[int, int]:

@@ -20,7 +20,8 @@ class SamplerOptions(Config):
 
     true_cfg_scale: above 1 it needs a negative prompt and doubles the model calls:
                     v = v_negative + scale * (v_prompt - v_negative)
-    native_size:    side in px of the backbone's training square; None takes the size of its spec
+    native_size:    side in px of the backbone's training square with a VAE of factor 8; None takes the
+                    size of its spec
     """
 
     true_cfg_scale: float = 1.0

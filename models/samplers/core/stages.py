@@ -78,7 +78,7 @@ def model_base(facts: ModelFacts, request: SamplingRequest, steps: int | None) -
     try:
         levels = facts.schedule(steps or facts.steps or request.steps, facts.tokens(size))
     except ShiftOutOfRange as error:
-        fix = f"the base pass has about the area of native_size, {facts.native} px: set it lower"
+        fix = f"the base pass has about the area of native_size, {facts.native_size} px: set it lower"
         raise error.with_fix(fix) from error
     return base_stage(facts, request, levels, size)
 
