@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ class EncodedData:
         self.path, self.info = path, info
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
         self._cached = 0
+        # a run reads ahead in one thread, and held-out images in another
+        self._lock = threading.Lock()
 
     @classmethod
     def open(cls, path: Path) -> EncodedData:
@@ -235,7 +238,9 @@ class EncodedData:
 
     def _row(self, parts: list[Part], location: _Location) -> dict:
         part = parts[location.part]
-        return self._group(part, location).slice(location.row, 1).to_pylist()[0]
+        with self._lock:
+            table = self._group(part, location)
+        return table.slice(location.row, 1).to_pylist()[0]
 
     def _group(self, part: Part, location: _Location) -> pa.Table:
         key = (part.path, location.group)

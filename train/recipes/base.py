@@ -155,6 +155,7 @@ class Runtime(Config):
     precision: of the frozen weights and of the computation; adapters and their optimiser are float32 always.
     checkpoint_every: steps between checkpoints (the last step and an interruption write one too).
     keep_checkpoints: how many of the newest are kept.
+    log: where the numbers of `log.jsonl` are written too.
     """
 
     device: str
@@ -162,6 +163,7 @@ class Runtime(Config):
     gradient_checkpointing: bool
     checkpoint_every: int = Field(gt=0)
     keep_checkpoints: int = Field(gt=0)
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 
 class Recipe(Config):

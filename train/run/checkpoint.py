@@ -42,6 +42,7 @@ MAY_CHANGE = (
     r"runtime\.device",
     r"runtime\.checkpoint_every",
     r"runtime\.keep_checkpoints",
+    r"runtime\.log",
     r"validation\..*",
 )
 """Values of a recipe that may change when a run is resumed: they do not affect any step."""

@@ -30,6 +30,8 @@ from uhr.train.run import checkpoint, init, validation_images
 from uhr.train.run.checkpoint import CheckpointInfo, DataRef, InitRef, ModelRef
 from uhr.train.run.held_out import check_held_out
 from uhr.train.run.log import FILE as LOG
+from uhr.train.run.loggers import FOLDERS as LOGGERS
+from uhr.train.run.loggers import check_loggers
 
 FILE = init.RUN
 SCHEMA_VERSION = 1
@@ -38,7 +40,9 @@ _LOCK = ".lock"
 """A hidden folder for the lock; it is removed at the end, unless the process is killed."""
 
 LAYOUT = FolderLayout(
-    "a run", (FILE, LOG, checkpoint.FOLDER, init.FOLDER, validation_images.FOLDER, _LOCK), (FILE, _LOCK)
+    "a run",
+    (FILE, LOG, checkpoint.FOLDER, init.FOLDER, validation_images.FOLDER, *LOGGERS, _LOCK),
+    (FILE, _LOCK),
 )
 
 
@@ -198,6 +202,7 @@ def _check(
         mixture_of(recipe, index, opened.spec, found)
     check_held_out(recipe, opened.spec, found)
     validation_images.check(recipe, opened.spec)
+    check_loggers(recipe.runtime.log)
     info = RunInfo(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),

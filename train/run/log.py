@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from uhr.base.console import table
 from uhr.base.errors import UserError, one_line
-from uhr.base.files import atomic
+from uhr.base.files import atomic, gibibytes
 
 FILE = "log.jsonl"
 
@@ -59,24 +60,64 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
             ) from None
 
 
+def progress_note(entry: dict[str, Any], total: int) -> str:
+    """A step's line of the log in a few words, for the progress bar; `total` is the run's steps."""
+    left = (total - entry["step"]) * entry["seconds"]
+    parts = [
+        f"loss {entry['loss']:.4f}",
+        f"{entry['samples_per_second']:.3g} images/s",
+        f"{entry['tokens_per_second']:,.0f} tokens/s",
+        f"wait {entry['wait'] / max(entry['seconds'], 1e-9):.1%}",
+        gibibytes(entry["peak_memory"]),
+        f"{datetime.timedelta(seconds=round(left))} left",
+    ]
+    return ", ".join(parts)
+
+
 def print_log(entries: list[dict[str, Any]], lines: int = 20) -> None:
-    """Print at most `lines` rows, each with the means over a range of steps and a bar for the loss."""
+    """Print at most `lines` rows, each with the means over a range of steps and a bar for the loss.
+
+    Columns that no line of the log has are left out: earlier versions wrote fewer.
+    """
     length = -(-len(entries) // lines)
     stretches = [entries[i : i + length] for i in range(0, len(entries), length)]
     losses = [_mean(stretch, "loss") for stretch in stretches]
-    rows = [
-        [
-            f"{stretch[0]['step']}-{stretch[-1]['step']}" if len(stretch) > 1 else f"{stretch[0]['step']}",
-            loss,
-            stretch[-1]["lr"],
-            _mean(stretch, "grad_norm"),
-            _mean(stretch, "samples_per_second"),
-            "#" * round(40 * loss / max(losses)) if max(losses) > 0 else "",
-        ]
-        for stretch, loss in zip(stretches, losses, strict=True)
-    ]
-    table(["steps", "loss", "lr", "grad norm", "samples/s", "loss"], rows)
+    most = max(loss for loss in losses if loss is not None)
+    columns = {
+        "steps": [_steps(stretch) for stretch in stretches],
+        "loss": losses,
+        "held-out loss": [_mean(stretch, "held_out", "loss") for stretch in stretches],
+        "lr": [stretch[-1]["lr"] for stretch in stretches],
+        "d": [_mean(stretch, "optimiser", "d") for stretch in stretches],
+        "grad norm": [_mean(stretch, "grad_norm") for stretch in stretches],
+        "samples/s": [_mean(stretch, "samples_per_second") for stretch in stretches],
+        "tokens/s": [_mean(stretch, "tokens_per_second") for stretch in stretches],
+        "wait %": [_wait(stretch) for stretch in stretches],
+    }
+    shown = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    bars = ["#" * round(40 * loss / most) if loss and most > 0 else "" for loss in losses]
+    table([*shown, "loss"], [list(row) for row in zip(*shown.values(), bars, strict=True)])
 
 
-def _mean(entries: list[dict[str, Any]], name: str) -> float:
-    return sum(entry[name] for entry in entries) / len(entries)
+def _steps(stretch: list[dict[str, Any]]) -> str:
+    first, last = stretch[0]["step"], stretch[-1]["step"]
+    return f"{first}-{last}" if first != last else f"{first}"
+
+
+def _mean(entries: list[dict[str, Any]], *path: str) -> float | None:
+    """The mean of a value over the lines that have it; None if none has."""
+    found = []
+    for entry in entries:
+        value: Any = entry
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None:
+            found.append(value)
+    return sum(found) / len(found) if found else None
+
+
+def _wait(stretch: list[dict[str, Any]]) -> float | None:
+    """The share of the time that the steps waited for data, in percent."""
+    waits = [entry["wait"] for entry in stretch if "wait" in entry]
+    seconds = sum(entry["seconds"] for entry in stretch if "wait" in entry)
+    return 100 * sum(waits) / seconds if waits and seconds else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import resource
 import sys
@@ -21,18 +22,19 @@ from uhr.models.attention.call import AttentionCalls
 from uhr.models.families.registry import FAMILIES
 from uhr.models.surgery.base import compose, from_record, record
 from uhr.models.zoo import load_transformer, pick_device
-from uhr.train.data.reader import EncodedRows
+from uhr.train.data.prefetch import Prefetch
 from uhr.train.objectives.base import Denoiser
-from uhr.train.objectives.draws import Draws
 from uhr.train.run import checkpoint, init, optim
 from uhr.train.run.average import decay_at, describe_average
 from uhr.train.run.denoiser import BackboneDenoiser
+from uhr.train.run.feed import LoadedBatch, Phases, feed
 from uhr.train.run.held_out import HeldOut, apart_from_training
 from uhr.train.run.held_out import metrics as held_out_metrics
 from uhr.train.run.job import Job
-from uhr.train.run.log import read_log, track
+from uhr.train.run.log import progress_note, read_log, track
+from uhr.train.run.loggers import loggers
 from uhr.train.run.masters import Masters
-from uhr.train.run.phase import PhaseRun, UseRun
+from uhr.train.run.phase import PhaseRun
 from uhr.train.run.state import TrainState, copy_into, seed_everything
 from uhr.train.run.stop import stop_requests
 from uhr.train.run.validation_images import ValidationImageWriter
@@ -98,8 +100,9 @@ class Trainer:
         if job.resume is not None:
             checkpoint.load_checkpoint(*job.resume, self.state)
             self.masters.publish()
-        self._phase: PhaseRun | None = None
-        self._held_out: HeldOut | None = None
+        self._phases = Phases(job, self.device)
+        self._feed: Prefetch[LoadedBatch] | None = None
+        self._held_out: tuple[int, HeldOut] | None = None
 
     def run(self) -> TrainingResult:
         """Train from the current step to the recipe's last; at least one step must be left."""
@@ -111,8 +114,10 @@ class Trainer:
         with (
             saving(job.out, lambda: checkpoint.resume_hint(job.out)),
             track(job.out, state.step) as write,
+            loggers(self.recipe.runtime.log, job.out, job.info.id, job.info.recipe, state.step) as copy_to,
             progress("train", total, "steps") as advance,
             stop_requests() as stop,
+            contextlib.closing(self),
         ):
             advance(state.step)
             if state.step == 0:
@@ -122,9 +127,10 @@ class Trainer:
                 entry = self.step()
                 entry |= self.validate()
                 write(entry)
+                copy_to(entry)
                 held_out = entry.get("held_out", held_out)
                 recent.append(entry["loss"])
-                advance(1, f"loss {entry['loss']:.4f}")
+                advance(1, progress_note(entry, total))
                 # read once: a request that comes while the checkpoint is written waits for the next step
                 stopping = stop.requested or state.step == total
                 if stopping or state.step % self.recipe.runtime.checkpoint_every == 0:
@@ -138,18 +144,19 @@ class Trainer:
         """Do one optimiser step on one global batch and return its line of the log."""
         start = time.perf_counter()
         index, inside = self.recipe.phase_of(self.state.step)
-        phase, config = self.phase(index), self.recipe.phases[index]
-        turn = phase.mixture.at(inside)
+        config = self.recipe.phases[index]
         lr = config.lr_at(inside)
         optim.set_lr(self.state.optimiser, lr)
-        use = phase.uses[turn.use]
-        draws = Draws(self.recipe.seed, self.state.step, range(len(turn.rows)))
-        rows = use.read(turn, draws)
-        losses, sigmas, parts = self._accumulate(use, rows, draws)
+        if self._feed is None or self._feed.next != self.state.step:
+            self.close()
+            self._feed = feed(self.job, self.device, self.state.step)
+        loaded = self._feed.take(self.state.step)
+        wait = time.perf_counter() - start
+        losses, parts = self._accumulate(loaded)
         parameters = list(self.state.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         if not torch.isfinite(norm):
-            raise self._not_finite("gradient", rows.uris)
+            raise self._not_finite("gradient", loaded.uris)
         self.state.optimiser.step()
         self.state.optimiser.zero_grad(set_to_none=True)
         self.masters.publish()
@@ -157,7 +164,8 @@ class Trainer:
         if self.recipe.ema is not None:
             self.state.update_ema(self.recipe.ema)
         seconds = time.perf_counter() - start
-        bucket = use.data.buckets[turn.bucket]
+        turn, sigmas = loaded.turn, loaded.batch.sigma
+        bucket = loaded.use.data.buckets[turn.bucket]
         logged = self.recipe.optimiser.log_values(self.state.optimiser)
         return {
             "step": self.state.step,
@@ -173,9 +181,17 @@ class Trainer:
             **({"optimiser": logged} if logged else {}),
             "grad_norm": norm.item(),
             "seconds": round(seconds, 4),
+            "wait": round(wait, 4),
             "samples_per_second": round(len(turn.rows) / seconds, 3),
+            "tokens_per_second": round(loaded.tokens / seconds, 1),
             "peak_memory": peak_memory(self.device),
         }
+
+    def close(self) -> None:
+        """End the thread that reads ahead; `step` starts another."""
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
 
     def validate(self) -> dict[str, Any]:
         """Measure what the recipe's `validation` asks for after the last step, as values of its log line."""
@@ -187,28 +203,25 @@ class Trainer:
             return {}
         index, _ = self.recipe.phase_of(self.state.step - 1)
         with apart_from_training(self.transformer):
-            self.phase(index)
-            if self._held_out is None:
+            if self._held_out is None or self._held_out[0] != index:
                 job = self.job
-                self._held_out = HeldOut(self.recipe, index, job.model.spec, job.data, self.device)
-            return {"held_out": self._held_out.measure(self.denoiser)}
+                self._held_out = index, HeldOut(self.recipe, index, job.model.spec, job.data, self.device)
+            return {"held_out": self._held_out[1].measure(self.denoiser)}
 
-    def _accumulate(
-        self, use: UseRun, rows: EncodedRows, draws: Draws
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def _accumulate(self, loaded: LoadedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Accumulate the gradients of the batch's mean loss over micro-batches.
 
-        Returns losses [B], sigmas [B], and the named parts of the loss, [B] each.
+        Returns losses [B], and the named parts of the loss, [B] each.
         """
-        count = len(rows.sample_ids)
-        whole = use.batch(rows, draws)
+        count, micro = len(loaded.uris), self.recipe.batch.micro
         losses, parts = [], []
-        for start in range(0, count, self.recipe.batch.micro):
-            stop = min(start + self.recipe.batch.micro, count)
-            loss, named = use.loss(self.denoiser, whole.slice(start, stop), draws.slice(start, stop))
+        for start in range(0, count, micro):
+            stop = min(start + micro, count)
+            batch, draws = loaded.batch.slice(start, stop), loaded.draws.slice(start, stop)
+            loss, named = loaded.use.loss(self.denoiser, batch, draws)
             finite = torch.isfinite(loss.detach()).tolist()
             if not all(finite):
-                inside = rows.uris[start:stop]
+                inside = loaded.uris[start:stop]
                 raise self._not_finite(
                     "loss", [uri for uri, ok in zip(inside, finite, strict=True) if not ok]
                 )
@@ -218,16 +231,12 @@ class Trainer:
         names = parts[0].keys()
         return (
             torch.cat(losses),
-            whole.sigma,
             {name: torch.cat([part[name].detach() for part in parts]) for name in names},
         )
 
     def phase(self, index: int) -> PhaseRun:
         """The phase with this number; only one is open at a time."""
-        if self._phase is None or self._phase.index != index:
-            self._phase = PhaseRun(self.recipe, index, self.job.mixture_of(index), self.device)
-            self._held_out = None
-        return self._phase
+        return self._phases[index]
 
     def _not_finite(self, what: str, uris: Sequence[str]) -> UserError:
         """The error for a loss or gradient that is not finite, raised before the weights are updated."""

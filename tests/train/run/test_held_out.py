@@ -18,7 +18,7 @@ from uhr.train.run.held_out import held_out_rows
 from uhr.train.run.job import reopen, start
 from uhr.train.run.trainer import Trainer, train
 
-TIMING = ("seconds", "samples_per_second", "peak_memory")
+TIMING = ("seconds", "wait", "samples_per_second", "tokens_per_second", "peak_memory")
 LOSS = "validation.loss={data: held-out, every: 2, rows: 2, bins: 3}"
 SETS = ["phases.main.steps=6", "phases.main.lr=0.01", "runtime.checkpoint_every=4", "caption_dropout=0.5"]
 
@@ -96,7 +96,6 @@ def test_equal_weights_have_equal_losses_and_a_run_that_stopped_measures_the_sam
 def test_each_range_has_its_sigmas_and_nothing_is_dropped_or_drawn(measured_job, monkeypatch):
     trainer = Trainer(measured_job(LOSS, "captions={caption: 1}"))
     batches: list[Batch] = []
-    trainer.phase(0)
     kind = type(trainer.recipe.phases[0].objective)
     real = kind.__call__
 
@@ -107,6 +106,7 @@ def test_each_range_has_its_sigmas_and_nothing_is_dropped_or_drawn(measured_job,
         return real(self, denoiser, batch, draws)
 
     monkeypatch.setattr(kind, "__call__", watch)
+    trainer.state.step = 2
     trainer.validate()
     assert trainer.transformer.training
     (one, two, three) = batches

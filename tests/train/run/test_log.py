@@ -3,7 +3,8 @@ import json
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.train.run.log import print_log, read_log, track
+from uhr.train.run.log import print_log, progress_note, read_log, track
+from uhr.train.run.loggers import check_loggers, loggers, scalars
 
 
 def entry(step: int) -> dict:
@@ -49,3 +50,66 @@ def test_a_long_log_is_shown_in_at_most_twenty_stretches(tmp_path, capsys):
     assert len(lines) == 21
     assert lines[1].startswith("1-50")
     assert lines[-1].startswith("951-1000")
+
+
+FULL = {
+    "step": 10, "phase": "main", "bucket": "64x64", "samples": 2, "loss": 0.5, "parts": {"g": 2.0},
+    "sigma": {"mean": 0.5, "min": 0.1, "max": 0.9}, "lr": 0.1, "optimiser": {"d": 1e-4}, "grad_norm": 1.0,
+    "seconds": 2.0, "wait": 0.5, "samples_per_second": 1.0, "tokens_per_second": 5000.0,
+    "peak_memory": 3 << 30,
+    "held_out": {"loss": 0.4, "images": 2, "bins": [{"sigma": [0.0, 0.5], "loss": 0.3}]},
+}  # fmt: skip
+
+
+def test_the_progress_line_has_loss_speed_wait_memory_and_time_left():
+    assert progress_note(FULL, 100) == (
+        "loss 0.5000, 1 images/s, 5,000 tokens/s, wait 25.0%, 3.0 GiB, 0:03:00 left"
+    )
+
+
+def test_the_table_shows_what_the_lines_have_and_reads_those_of_earlier_versions(capsys):
+    print_log([FULL, {**FULL, "step": 11, "wait": 1.5}])
+    head, first, second = capsys.readouterr().out.splitlines()
+    for name in ("held-out loss", "tokens/s", "wait %", "d"):
+        assert name in head
+    assert "25" in first
+    assert "75" in second
+    print_log([entry(1), FULL])
+    assert "held-out loss" in capsys.readouterr().out
+    print_log([entry(1), entry(2)])
+    assert "wait" not in capsys.readouterr().out
+
+
+def test_every_number_of_a_line_has_a_name_of_its_own_for_other_loggers():
+    found = dict(scalars(FULL))
+    assert found["parts/g"] == 2
+    assert found["optimiser/d"] == 1e-4
+    assert found["held_out/loss"] == 0.4
+    assert found["held_out/sigma 0 to 0.5"] == 0.3
+    assert "step" not in found
+    assert "phase" not in found
+
+
+def test_tensorboard_gets_every_step_and_drops_those_behind_the_checkpoint(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for done, steps in ((0, range(1, 6)), (3, range(4, 8))):
+        with loggers(("tensorboard",), tmp_path, "", {}, done) as write:
+            for step in steps:
+                write({**FULL, "step": step, "loss": step + done})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(1, 1), (2, 2), (3, 3), (4, 7), (5, 8), (6, 9), (7, 10)]
+    assert "held_out/loss" in events.Tags()["scalars"]
+
+
+def test_a_logger_that_is_not_installed_is_named_with_its_package(monkeypatch, job_of, tmp_path):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else real(name))
+    check_loggers(["tensorboard"])
+    with pytest.raises(UserError, match="names wandb, whose package is not installed: pip install wandb"):
+        job_of("runtime.log=[tensorboard, wandb]")
+    assert not (tmp_path / "run").exists()

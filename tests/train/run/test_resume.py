@@ -22,7 +22,7 @@ LONG = [
     "--set",
     "runtime.checkpoint_every=2",
 ]
-TIMING = ("seconds", "samples_per_second", "peak_memory")
+TIMING = ("seconds", "wait", "samples_per_second", "tokens_per_second", "peak_memory")
 
 VARIANTS = {
     "plain": [],

@@ -12,6 +12,7 @@ from uhr.train.objectives.draws import Draws
 from uhr.train.recipes import recipe, resolve
 from uhr.train.recipes.base import DataUse, leaves
 from uhr.train.run import checkpoint
+from uhr.train.run.feed import Phases, load_batch
 from uhr.train.run.job import reopen, start
 from uhr.train.run.trainer import Trainer, train
 
@@ -50,7 +51,7 @@ ELSEWHERE = {
     "guidance.kind", "phases.0.name", "phases.0.resolution", "captions",
     "phases.0.objective.kind", "phases.0.steps",
     "optimiser.kind", "batch.micro", "ema", "runtime.device",
-    "runtime.gradient_checkpointing", "runtime.checkpoint_every", "runtime.keep_checkpoints",
+    "runtime.log", "runtime.gradient_checkpointing", "runtime.checkpoint_every", "runtime.keep_checkpoints",
 }  # fmt: skip
 BASE = ["batch.size=2", "batch.micro=2", "phases.main.lr=0.005"]
 
@@ -95,11 +96,10 @@ def test_gradient_checkpointing_and_micro_batches_change_nothing_but_rounding(we
 def test_an_accumulated_gradient_is_that_of_the_whole_batch(job_of, tmp_path):
     gradients = []
     for micro in (1, 2, 3):
-        trainer = Trainer(job_of("batch.size=3", f"batch.micro={micro}", out=tmp_path / str(micro)))
-        phase = trainer.phase(0)
-        turn = next(turn for turn in map(phase.mixture.at, range(4)) if len(turn.rows) == 3)
-        rows, draws = phase.uses[0].data.read(turn.bucket, turn.rows), Draws(0, 0, range(3))
-        trainer._accumulate(phase.uses[0], rows, draws)
+        job = job_of("batch.size=3", f"batch.micro={micro}", out=tmp_path / str(micro))
+        trainer, phases = Trainer(job), Phases(job, torch.device("cpu"))
+        batches = (load_batch(job, phases, step) for step in range(4))
+        trainer._accumulate(next(loaded for loaded in batches if len(loaded.uris) == 3))
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.state.parameters.values()]))
     assert gradients[0].abs().max() > 0
     for other in gradients[1:]:
@@ -200,6 +200,10 @@ def test_a_line_per_step_tells_how_it_went(job_of):
         assert line["samples"] in (2, 3)
         assert line["peak_memory"] > 1e6
         assert line["samples_per_second"] > 0
+        assert 0 <= line["wait"] <= line["seconds"]
+        width, height = map(int, line["bucket"].split("x"))
+        tokens = line["samples"] * (width * height // 256 + 512)
+        assert line["tokens_per_second"] == pytest.approx(tokens / line["seconds"], rel=0.02)
 
 
 @pytest.fixture

@@ -1,0 +1,66 @@
+"""The batches of a run, made ahead by a background thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from uhr.train.data.mixture import Turn
+from uhr.train.data.prefetch import Prefetch
+from uhr.train.objectives.base import Batch
+from uhr.train.objectives.draws import Draws
+from uhr.train.run.job import Job
+from uhr.train.run.phase import PhaseRun, UseRun
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """The global batch of one step on the run's device. uris: the images' files."""
+
+    turn: Turn
+    use: UseRun
+    batch: Batch
+    draws: Draws
+    uris: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Image and text tokens of all samples."""
+        count, _, height, width = self.batch.data.shape
+        # the sequence is the first of a family's text tensors
+        text = next(iter(self.batch.condition.texts.values())).shape[1]
+        return count * (height * width // 4 + text)
+
+
+class Phases:
+    """The phases of a job; one is open at a time."""
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        self._job, self._device = job, device
+        self._open: PhaseRun | None = None
+
+    def __getitem__(self, index: int) -> PhaseRun:
+        if self._open is None or self._open.index != index:
+            mixture = self._job.mixture_of(index)
+            self._open = PhaseRun(self._job.recipe, index, mixture, self._device)
+        return self._open
+
+
+def load_batch(job: Job, phases: Phases, step: int) -> LoadedBatch:
+    """Read and make the batch of a step, counted from 0."""
+    index, inside = job.recipe.phase_of(step)
+    phase = phases[index]
+    turn = phase.mixture.at(inside)
+    use = phase.uses[turn.use]
+    draws = Draws(job.recipe.seed, step, range(len(turn.rows)))
+    rows = use.read(turn, draws)
+    return LoadedBatch(turn, use, use.batch(rows, draws), draws, rows.uris)
+
+
+def feed(job: Job, device: torch.device, first: int) -> Prefetch[LoadedBatch]:
+    """The batches of all steps from `first` on. The thread has phases of its own."""
+    phases = Phases(job, device)
+    produce: Callable[[int], LoadedBatch] = lambda step: load_batch(job, phases, step)  # noqa: E731
+    return Prefetch(produce, first, job.recipe.steps)
