@@ -193,3 +193,16 @@ def test_an_upload_in_parts_is_atomic_too(s3):
     store.write("8k.png", data)
     assert len(s3.puts("8k.png")) > 1
     assert store.read("8k.png") == data
+
+
+def test_half_written_files_are_removed_and_others_of_a_like_name_stay(tmp_path):
+    store = open_store(str(tmp_path / "store"))
+    store.write("below/image.png", b"whole")
+    half = tmp_path / "store" / "below" / f".image.png.{'0' * 32}.tmp"
+    kept = tmp_path / "store" / "below" / ".hidden.tmp"
+    half.write_bytes(b"ha")
+    kept.write_bytes(b"the user's")
+    store.remove_half_written()
+    assert not half.exists()
+    assert kept.read_bytes() == b"the user's"
+    assert store.read("below/image.png") == b"whole"

@@ -125,6 +125,7 @@ def generate(job: SetJob) -> SetResult:
     with saving(work.path, fix), work.lock(where=store.text):
         try:
             requested = identity.begin_or_resume(store, requested, job.other_out(job.out))
+            store.remove_half_written()
             names = store.names()
             found = index.read_set(store)
             if found is not None and not found.counts["failed"] and not _undone(items, names):

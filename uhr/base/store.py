@@ -62,6 +62,13 @@ class Store(ABC):
     def work_folder(self) -> Path:
         """A folder on this machine for the temporary state of a run."""
 
+    def remove_half_written(self) -> None:
+        """Remove what a killed process left of files that it was writing, for the only process that writes.
+
+        An object store has none: it shows whole objects only.
+        """
+        return
+
     def place(self, name: str) -> str:
         """The path or URL of a file, for messages."""
         return f"{self.text.rstrip('/')}/{name}"
@@ -103,6 +110,12 @@ class FolderStore(Store):
     def delete(self, name: str) -> None:
         with self._store_errors(name):
             (self.folder / name).unlink(missing_ok=True)
+
+    def remove_half_written(self) -> None:
+        for folder, _, files in os.walk(self.folder):
+            for file in files:
+                if TEMPORARY.fullmatch(file):
+                    (Path(folder) / file).unlink(missing_ok=True)
 
     def probe(self) -> None:
         place = self.folder
