@@ -28,6 +28,8 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 LORA_TARGET_SETS = {
     # URAE's: image-stream q, k, v, out of the double blocks, q, k, v of the single ones (190 linears of dev)
     "attention": _ATTENTION,
+    # UltraGen's paper
+    "qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     # diffusers' own FLUX trainer: also the text stream and both feed-forwards of the double blocks
     "all-linear": (
         *(f"attn.{name}" for name in _ATTENTION),

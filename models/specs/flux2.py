@@ -43,6 +43,8 @@ def lora_target_sets(single_blocks: int) -> dict[str, tuple[str, ...]]:
         # the image stream of the double blocks, and the single blocks' one projection of query, key, value
         # and the MLP's input: the nearest to "attention" of FLUX.1
         "attention": _ATTENTION,
+        # the same without the output of the double blocks
+        "qkv": ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_qkv_mlp_proj"),
         # the text stream, the feed-forwards and the single blocks' output as well
         "all-linear": (
             *(f"attn.{name}" for name in _ATTENTION),

@@ -45,6 +45,7 @@ PRINTED_BY = {
     "train/run/init.py": ("train run",),
     "train/run/trainer.py": TRAIN,
     "train/data/": (*TRAIN, "train plan"),
+    "train/objectives/": (*TRAIN, "train plan"),
     "train/trainable/": (*TRAIN, "train plan"),
     "train/recipes/base.py": (*TRAIN, "train plan"),
     "train/recipes/": ("train run", "train plan", "train show"),

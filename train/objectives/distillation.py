@@ -66,7 +66,10 @@ class ReverseDistillation(Objective):
     def check(self, spec: ModelSpec, guidance: float | None) -> None:
         if spec.guidance != "embedded":
             what = f"reverse distillation recovers the field of a guidance-distilled model, and {spec.name}"
-            raise UserError(f"{what} has no guidance input", "train it with objective flow instead")
+            raise UserError(
+                f"{what} has no guidance input",
+                "train it by flow matching, as gca-stage2 does with --set init.after=null",
+            )
         if guidance != self.embedded:
             what = f"the recipe trains at guidance {guidance}, and reverse distillation at {self.embedded}"
             raise UserError(what, "set guidance.scale and objective.embedded to one value")

@@ -268,6 +268,10 @@ class Recipe(Config):
 
     def check(self, spec: ModelSpec) -> None:
         """Raise UserError if this recipe does not fit the model."""
+        # what no change of other values can repair comes first
+        for phase in self.phases:
+            for use in phase.data:
+                phase.objective_of(use).check(spec, self.guidance.scale)
         fix = " ".join(f"--set {shlex.quote(change)}" for change in self.changes_for(spec))
         if spec.family != self.family:
             what = f"recipe {self.name} is for {self.family}, and {spec.name} is of family {spec.family}"
@@ -285,9 +289,6 @@ class Recipe(Config):
                 )
         self.trainable.check(spec)
         self._check_attention()
-        for phase in self.phases:
-            for use in phase.data:
-                phase.objective_of(use).check(spec, self.guidance.scale)
 
     def attention(self, spec: ModelSpec) -> CallAttention | None:
         """The attention of the model's calls; None is the backbone's own."""

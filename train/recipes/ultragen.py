@@ -16,7 +16,7 @@ RECIPE = Recipe(
     family="flux1",
     surgeries=({"surgery": "rope-ntk", "factor": 10.0, "floor": None},),
     guidance=Guidance(kind="embedded", scale=1.0),
-    trainable=GuideLora(rank=16, alpha=16, targets=("attn.to_q", "attn.to_k", "attn.to_v")),
+    trainable=GuideLora(rank=16, alpha=16, targets="qkv"),
     windows=GuideWindows(ratio=4),
     phases=(
         Phase(

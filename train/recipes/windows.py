@@ -75,12 +75,14 @@ class GuideWindows(Config):
             raise UserError(f"{name} has {has}, and the recipe's windows read one of 1/{self.ratio}", fix)
         window = self.for_model(spec).window
         assert window is not None
+        # raises UserError for a window that the ratio does not divide
+        WindowLayout(window, window, window, self.ratio)
+        unit = spec.pixel_multiple * window
         for height, width in sizes:
-            try:
-                WindowLayout.of_pixels(height, width, spec.pixel_multiple, window, self.ratio)
-            except UserError as error:
-                fix = "encode with `uhr train encode --set buckets=[...]`, sizes that consist of windows"
-                raise UserError(f"{name}: {error.what}", fix) from None
+            if height % unit or width % unit:
+                what = f"{name} has images of {width}x{height} px, and windows of {window} tokens need"
+                fix = "encode with `uhr train encode --set buckets=[...]`, or set windows.window"
+                raise UserError(f"{what} multiples of {unit} px", fix)
 
     def attended(self, condition: Condition, noisy: torch.Tensor, guide: torch.Tensor | None) -> Condition:
         from uhr.models.attention.call import Windows

@@ -104,7 +104,7 @@ def test_gradients_flow_through_both_passes_and_not_into_the_teacher(batch, draw
 def test_reverse_distillation_refuses_a_model_without_distilled_guidance():
     ReverseDistillation().check(get("flux1-dev"), 1.0)
     for name in ("flux1-schnell", "flux2-klein-base-9b"):
-        with pytest.raises(UserError, match=f"{name} has no guidance input: train it with objective flow"):
+        with pytest.raises(UserError, match=f"{name} has no guidance input: train it by flow matching"):
             ReverseDistillation().check(get(name), None)
     with pytest.raises(UserError, match=r"the recipe trains at guidance 3\.5, and reverse distillation at 1"):
         ReverseDistillation().check(get("flux1-dev"), 3.5)

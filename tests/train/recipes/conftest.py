@@ -1,6 +1,6 @@
 """A small curated set with ranks, two captions and guides, encoded with the tiny models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,11 +75,13 @@ def encoded2(ranked, klein_base, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def command_of(encoded, tiny_flux) -> Callable[..., list[str]]:
     """`command_of(recipe, out, steps, lr, *more)`: the command that trains a recipe on the tiny model, at its
-    native size, without one image.
+    native size, without one image. `on` are the options of another model and its data.
     """
     from uhr.train.recipes import recipe
 
-    def make(name: str, out: Path, steps: int, lr: float, *more: str) -> list[str]:
+    def make(
+        name: str, out: Path, steps: int, lr: float, *more: str, on: Sequence[str] | None = None
+    ) -> list[str]:
         sets, names = list(QUICK), []
         for number, phase in enumerate(recipe(name).phases):
             sets += [f"phases.{number}.resolution=null", f"phases.{number}.steps={steps}"]
@@ -90,7 +92,8 @@ def command_of(encoded, tiny_flux) -> Callable[..., list[str]]:
                 names.append(use.data)
         data = [part for name in dict.fromkeys(names) for part in ("--data", f"{name}={encoded}")]
         flags = [part for value in sets for part in ("--set", value)]
-        return ["train", "run", name, "--model", str(tiny_flux), *data, "--out", str(out), *flags, *more]
+        place = ["--model", str(tiny_flux), *data] if on is None else on
+        return ["train", "run", name, *place, "--out", str(out), *flags, *more]
 
     return make
 
@@ -99,10 +102,10 @@ def command_of(encoded, tiny_flux) -> Callable[..., list[str]]:
 def chain_of(command_of, tmp_path_factory) -> Callable[..., Chain]:
     """`chain_of(recipe, steps, lr, *more)`: train and export through the command line."""
 
-    def make(name: str, steps: int, lr: float, *more: str) -> Chain:
+    def make(name: str, steps: int, lr: float, *more: str, on: Sequence[str] | None = None) -> Chain:
         folder = tmp_path_factory.mktemp("chain")
         run, adapter = folder / "run", folder / "export"
-        assert main(command_of(name, run, steps, lr, *more)) == 0
+        assert main(command_of(name, run, steps, lr, *more, on=on)) == 0
         assert main(["train", "export", str(run), "--out", str(adapter)]) == 0
         return Chain(run, adapter)
 

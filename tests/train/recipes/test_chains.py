@@ -92,6 +92,19 @@ def test_lora(chain_of, tiny_flux, tmp_path):
     sample(tiny_flux, tmp_path / "a.png", "euler", "--adapter", str(chain.adapter))
 
 
+def test_lora_flux2(chain_of, klein_base, encoded2, tmp_path):
+    on_klein = ["--model", str(klein_base), "--data", str(encoded2)]
+    chain = chain_of("lora-flux2", 12, 0.01, on=on_klein)
+    before, after = before_and_after(chain.run, tmp_path)
+    assert after < before
+    from diffusers import Flux2KleinPipeline
+
+    pipeline = Flux2KleinPipeline.from_pretrained(klein_base)
+    pipeline.load_lora_weights(chain.adapter)
+    assert [name for name in pipeline.transformer.state_dict() if ".lora_A." in name]
+    sample(klein_base, tmp_path / "a.png", "euler", "--adapter", str(chain.adapter))
+
+
 def test_gca_recovers_and_adapts_then_samples_by_the_patch_cascade(chain_of, stage1, tiny_flux, tmp_path):
     before, after = before_and_after(stage1.run, tmp_path / "one")
     assert after < before
