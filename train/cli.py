@@ -99,6 +99,9 @@ def plan_(
     spec: Spec = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    on: Annotated[
+        str | None, typer.Option("--on", metavar="GPU", help="Say whether it fits: rtx-4080, h100, ...")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Estimate steps, batches, tokens, parameters, memory and storage of a run; loads no weights."""
@@ -107,7 +110,7 @@ def plan_(
     from uhr.train.run.estimate import estimate, print_estimate
 
     named = ModelName(model, spec, base)
-    console.emit(estimate(resolve(recipe, config, sets), named, data or []), as_json, print_estimate)
+    console.emit(estimate(resolve(recipe, config, sets), named, data or [], on), as_json, print_estimate)
 
 
 @app.command("encode")

@@ -74,6 +74,7 @@ HEAVY_AT_MODULE_LEVEL = {
     "uhr.models.estimate": {"torch"},
     "uhr.models.families": {"torch"},
     "uhr.models.generate": {"torch"},
+    "uhr.models.loading.stream": {"torch"},
     "uhr.models.ops": {"torch"},
     "uhr.models.samplers": TORCH,
     "uhr.models.vae": {"torch"},

@@ -156,6 +156,9 @@ class Runtime(Config):
     checkpoint_every: steps between checkpoints (the last step and an interruption write one too).
     keep_checkpoints: how many of the newest are kept.
     log: where the numbers of `log.jsonl` are written too.
+    compile: compile each kind of block once (`torch.compile`).
+    quantize: of the frozen weights, by the names of `models.loading.quantize.KINDS`.
+    offload: "blocks" keeps the blocks' frozen weights on the host and streams them (`models.loading.stream`).
     """
 
     device: str
@@ -164,6 +167,17 @@ class Runtime(Config):
     checkpoint_every: int = Field(gt=0)
     keep_checkpoints: int = Field(gt=0)
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    compile: bool = False
+    quantize: Literal["nf4", "int8", "int8wo", "float8wo"] | None = None
+    offload: Literal["blocks"] | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_save_memory(self) -> Runtime:
+        if self.offload is not None and (self.quantize is not None or self.compile):
+            raise ValueError("offload streams plain weights: leave out quantize and compile, or offload")
+        if self.offload is not None and not self.gradient_checkpointing:
+            raise ValueError("offload recomputes blocks: it requires gradient_checkpointing")
+        return self
 
 
 class Recipe(Config):
@@ -287,6 +301,7 @@ class Recipe(Config):
                     f"recipe {self.name}: '{surgery.name}' is in surgeries, where it would not be trained",
                     "name it as `trainable: {kind: ...}`",
                 )
+        self._check_memory()
         self.trainable.check(spec)
         self._check_attention()
 
@@ -305,6 +320,18 @@ class Recipe(Config):
         if self.trainable.needs_guide and self.windows is None:
             what = f"recipe {self.name}: its adapter acts on a guide's tokens, and there is no guide"
             raise UserError(what, "--set windows={ratio: 4}")
+
+    def _check_memory(self) -> None:
+        """Raise UserError if the trained part is in weights that are quantised or on the host."""
+        runtime, part = self.runtime, self.trainable
+        if runtime.quantize is not None and not part.quantised_base:
+            what = (
+                f"runtime.quantize is {runtime.quantize}, and trainable part '{part.kind}' needs the weights"
+            )
+            raise UserError(f"{what} themselves", "--set runtime.quantize=null, or --set trainable.kind=lora")
+        if runtime.offload is not None and not part.removable:
+            what = "runtime.offload keeps frozen weights on the host, and all weights are trained"
+            raise UserError(what, "--set runtime.offload=null")
 
     def changes_for(self, spec: ModelSpec) -> list[str]:
         """The changes, as `path=value`, that adapt this recipe to the model's family and guidance."""

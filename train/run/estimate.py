@@ -8,7 +8,8 @@ from typing import Any
 
 from uhr.base.console import say, table
 from uhr.base.errors import UserError
-from uhr.base.files import human_bytes
+from uhr.base.files import gibibytes, human_bytes
+from uhr.models.estimate.devices import device
 from uhr.models.estimate.shapes import empty_component, spec_named
 from uhr.models.families.registry import FAMILIES
 from uhr.models.loading.model import empty_transformer
@@ -19,24 +20,29 @@ from uhr.train.data.sets import NamedData, open_sets
 from uhr.train.encode.tensors import size_of
 from uhr.train.recipes.base import Recipe
 from uhr.train.run.average import describe_average
-
-WORK_PER_TOKEN = 24
-"""Numbers per token and channel that one transformer block keeps for its backward pass: normalised inputs,
-q, k, v before and after normalisation and rotation, attention output, and a feed-forward four times as wide,
-twice."""
+from uhr.train.run.memory import BaseSizes, fit, memory
 
 
-def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[NamedPath | Path]) -> dict[str, Any]:
+def estimate(
+    recipe: Recipe, model: str | ModelName, data: Sequence[NamedPath | Path], on: str | None = None
+) -> dict[str, Any]:
     """Estimate steps, batches, tokens, parameters, memory and storage of a run, as plain values.
 
-    model: a checkpoint, or the name of a published spec. Sizes are in bytes.
+    model: a checkpoint, or the name of a published spec. on: the name of a GPU, to say whether the run fits.
+    Sizes are in bytes.
     """
+    gpu = None if on is None else device(on)
     spec, transformer = _backbone(ModelName.of(model))
     recipe.check(spec)
     encoded = open_sets(recipe, data)
     phases = [_phase(recipe, index, spec, encoded) for index in range(len(recipe.phases))]
+    base = BaseSizes.of(recipe, spec, transformer)
     parameters = _parameters(recipe, spec, transformer)
     longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
+    trained = parameters["trainable"]
+    # an adapter's weights are no weights of the backbone
+    inside = trained - (parameters["total"] - parameters["base"])
+    sizes = memory(recipe, base, trained, inside, parameters["constant"], longest)
     return {
         "recipe": recipe.name,
         "model": spec.name,
@@ -46,7 +52,8 @@ def estimate(recipe: Recipe, model: str | ModelName, data: Sequence[NamedPath | 
         "phases": phases,
         "trained": recipe.trainable.describe(spec),
         "parameters": {name: parameters[name] for name in ("base", "total", "trainable", "linears")},
-        "memory": _memory(recipe, parameters, longest),
+        "memory": sizes,
+        **({} if gpu is None else {"gpu": fit(sizes, gpu)}),
         "storage": _storage(recipe, spec, transformer.config, parameters, encoded),
     }
 
@@ -67,11 +74,10 @@ def _backbone(model: ModelName) -> tuple[ModelSpec, Any]:
 
 def _parameters(recipe: Recipe, spec: ModelSpec, transformer: Any) -> dict[str, int]:
     """Numbers of parameters: of the backbone, with the trainable part, trained, constant in the part; and the
-    number of linears with an adapter, of blocks, and the width. The part is added to `transformer`.
+    number of linears with an adapter. The part is added to `transformer`.
     """
     from uhr.models.adapters.peft_layers import all_layers
 
-    blocks = [m for m in transformer.modules() if type(m).__name__ in (spec.double_block, spec.single_block)]
     base = sum(p.numel() for p in transformer.parameters())
     recipe.trainable.prepare(transformer, spec, recipe.seed)
     return {
@@ -80,8 +86,6 @@ def _parameters(recipe: Recipe, spec: ModelSpec, transformer: Any) -> dict[str, 
         "trainable": sum(p.numel() for p in recipe.trainable.parameters(transformer).values()),
         "constant": sum(t.numel() for t in recipe.trainable.constants(transformer).values()),
         "linears": len(all_layers(transformer)),
-        "blocks": len(blocks),
-        "width": transformer.inner_dim,
     }
 
 
@@ -146,33 +150,6 @@ def _bucket(
     }
 
 
-def _memory(recipe: Recipe, parameters: dict[str, int], tokens: int) -> dict[str, int]:
-    """Estimate the bytes on the device at the longest sequence.
-
-    weights: the backbone in the precision of the run. teacher: its second copy, if an objective needs one.
-    trained: float32 values (of a weight that the backbone has in the same precision, they are that weight),
-    gradients, two moments, the average if there is one, and constants that belong to the part.
-    activations: each block's input, and the tensors kept by the block being differentiated (by all blocks
-    without gradient checkpointing).
-    """
-    width = 2 if recipe.runtime.precision == "bfloat16" else 4
-    per_block = recipe.batch.micro * tokens * parameters["width"] * width
-    at_work = 1 if recipe.runtime.gradient_checkpointing else parameters["blocks"]
-    trained = parameters["trainable"]
-    # an adapter's weights are no weights of the backbone
-    inside = trained - (parameters["total"] - parameters["base"])
-    values = trained if width < 4 else trained - inside
-    sizes = {
-        "weights": parameters["base"] * width,
-        "teacher": parameters["base"] * width if recipe.second_model else 0,
-        "trained": 4 * values
-        + trained * (12 + (4 if recipe.ema is not None else 0))
-        + 4 * parameters["constant"],
-        "activations": per_block * (parameters["blocks"] + WORK_PER_TOKEN * at_work),
-    }
-    return {**sizes, "total": sum(sizes.values())}
-
-
 def _storage(
     recipe: Recipe,
     spec: ModelSpec,
@@ -188,7 +165,10 @@ def _storage(
     storage: dict[str, Any] = {
         "latents_per_picture": 2 * size_of((spec.latent_channels, side, side), "bfloat16"),
         "text_per_caption": sum(size_of(shape, "bfloat16") for shape in shapes.values()),
-        "checkpoint": parameters["trainable"] * (12 + (4 if recipe.ema is not None else 0))
+        "checkpoint": round(
+            parameters["trainable"]
+            * (4 + recipe.optimiser.state_bytes() + (4 if recipe.ema is not None else 0))
+        )
         + 4 * parameters["constant"],
     }
     if encoded:
@@ -219,6 +199,9 @@ def print_estimate(plan: dict[str, Any]) -> None:
         table(heads, [[bucket[name] for name in columns] for bucket in phase["buckets"]])
     say("\nestimated memory at the longest sequence:")
     table(["what", "size"], [[name, human_bytes(size)] for name, size in plan["memory"].items() if size])
+    if (gpu := plan.get("gpu")) is not None:
+        state = "fits in" if gpu["fits"] else "does not fit in"
+        say(f"{state} {gpu['title']}: {gibibytes(gpu['memory'])}, of which {gibibytes(gpu['usable'])} usable")
     say("\nstorage:")
     table(
         ["what", "size"],

@@ -117,6 +117,9 @@ def _start(
     info: RunInfo, recipe: Recipe, opened: Model, sets: list[NamedData], out: Path, staging: Path
 ) -> Job:
     """`start` after all checks of recipe, model and data; `staging` has the files of `init.FOLDER`."""
+    if recipe.runtime.quantize is not None and any(ref.use == "fuse" for ref in info.init):
+        what = f"runtime.quantize is {recipe.runtime.quantize}, and nothing can be fused into such weights"
+        raise UserError(what, "--set runtime.quantize=null")
     if _started(out):
         before = read_run(out)
         differs = _differences(before, info)

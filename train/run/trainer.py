@@ -20,8 +20,9 @@ from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.models.attention.call import AttentionCalls
 from uhr.models.families.registry import FAMILIES
+from uhr.models.loading.stream import check_device, stream_blocks
 from uhr.models.surgery.base import compose, from_record, record
-from uhr.models.zoo import load_transformer, pick_device
+from uhr.models.zoo import load_component, pick_device
 from uhr.train.data.prefetch import Prefetch
 from uhr.train.objectives.base import Denoiser
 from uhr.train.run import checkpoint, init, optim
@@ -74,7 +75,13 @@ class Trainer:
             self._images = ValidationImageWriter(
                 job.out, recipe.validation.images, job.model, self.device, [*calls, *named]
             )
-        transformer = load_transformer(job.model, recipe.runtime.precision, recipe.runtime.device)
+        runtime = recipe.runtime
+        if runtime.offload is not None:
+            check_device(self.device)
+        place = runtime.device if runtime.offload is None else "cpu"
+        transformer = load_component(
+            job.model, "transformer", runtime.precision, place, quantize=runtime.quantize
+        )
         spec, part = job.model.spec, recipe.trainable
         compose(transformer, [*calls, *named])
         init.fuse_into(transformer, job.info.init, job.out)
@@ -83,6 +90,10 @@ class Trainer:
             transformer.enable_gradient_checkpointing()
         part.prepare(transformer, spec, recipe.seed)
         transformer.train()
+        if runtime.compile:
+            transformer.compile_repeated_blocks()
+        if runtime.offload is not None:
+            stream_blocks(transformer, (spec.double_block, spec.single_block), self.device)
         self.surgeries = record(transformer)
         self.transformer = transformer
         family = FAMILIES[recipe.family]

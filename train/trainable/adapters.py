@@ -157,6 +157,8 @@ class Adapter(Trainable):
 class Lora(Adapter):
     """A LoRA (Hu et al. 2106.09685): (alpha / rank) B A; A is Gaussian and B zero at the start."""
 
+    quantised_base: ClassVar[bool] = True
+
     kind: str = "lora"
     alpha: float = Field(gt=0)
 
@@ -199,6 +201,8 @@ class GuideLora(Lora):
     """UltraGen's LoRA (2510.16325, section 3): it acts on guide tokens and on no others."""
 
     needs_guide: ClassVar[bool] = True
+
+    quantised_base: ClassVar[bool] = False
 
     kind: str = "token-masked-lora"
 

@@ -40,6 +40,9 @@ class Trainable(Kind):
     needs_guide: ClassVar[bool] = False
     """Whether it acts on a guide's tokens alone, and so learns nothing without a guide."""
 
+    quantised_base: ClassVar[bool] = False
+    """Whether the frozen weights may be quantised."""
+
     def check(self, spec: ModelSpec) -> None:
         """Raise UserError if it does not fit the model."""
         return
