@@ -115,7 +115,7 @@ def test_the_tables_have_every_recipe_and_sampler(documents):
 
     def first_column(header: str) -> list[str]:
         rows = readme.split(f"| {header} |")[1].split("\n\n")[0]
-        return re.findall(r"^\| `([\w-]+)`", rows, re.MULTILINE)
+        return re.findall(r"^\| `([\w@-]+)`", rows, re.MULTILINE)
 
     assert first_column("recipe") == list(NAMES)
     assert set(first_column("sampler")) == set(SAMPLERS)
