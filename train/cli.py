@@ -157,6 +157,9 @@ def encode_(
             help="Encoded data from which equal rows are copied; repeatable.",
         ),
     ] = None,
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="Store pixel crops to train a VAE: --set pixels=true.")
+    ] = False,
     only_budget: Annotated[
         bool, typer.Option("--budget", help="Print bytes on disk and hours, and stop; loads no weights.")
     ] = False,
@@ -165,14 +168,15 @@ def encode_(
     """Encode a manifest's kept rows to latents and text embeddings. Run it again to continue.
 
     --set takes resolution, buckets (aspects, square, ultraflux-4k or sizes), aspects, enlarge, dtype,
-    text_dtype, captions (columns), split, guide, mask, pixels (for a VAE) and tiling: see docs/encoding.md.
+    text_dtype, captions (columns), split, guide, mask, pixels and tiling: see docs/encoding.md.
     """
     from uhr.base.config import apply_sets, build
     from uhr.models.loading.opening import ModelName
     from uhr.train.encode.config import EncodeConfig
     from uhr.train.encode.run import device_of, encode, pool_of
 
-    config = build(EncodeConfig, apply_sets({}, sets or []), "--set")
+    changes = [*(sets or []), *(["pixels=true"] if pixels else [])]
+    config = build(EncodeConfig, apply_sets({}, changes), "--set")
     named = ModelName(model, spec, base)
     if only_budget:
         from uhr.train.encode.budget import budget, print_budget

@@ -49,7 +49,7 @@ def encode(
     device = device_of(device, pool.address)
     found = Manifest.open(manifest)
     opened = ModelName.of(model).open(components=("vae",))
-    opened = opened.fetched(("vae", *opened.spec.text_components))
+    opened = opened.fetched(("vae", *(() if config.pixels else opened.spec.text_components)))
     folder = RunFolder(out, LAYOUT)
     request = _request(found, opened, folder, config)
     if (out / FILE).is_file() and not (out / UNITS).exists():

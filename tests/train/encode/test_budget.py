@@ -20,6 +20,13 @@ def no_weights(monkeypatch):
     monkeypatch.setattr("uhr.models.loading.model.load_component", must_not_load)
 
 
+@pytest.fixture
+def fixed_rates(monkeypatch):
+    """The rates are not measured, which takes seconds on a busy machine."""
+    monkeypatch.setattr(budget_module, "measured_rates", lambda *_: (1e9, 1e9))
+
+
+@pytest.mark.usefixtures("fixed_rates")
 def test_the_bytes_are_those_that_the_encode_stores(small_set, tiny_flux):
     found = budget(small_set.manifest.path, str(tiny_flux), EncodeConfig(aspects=ASPECTS), "cpu")
     assert found["images"] == {"selected": 10, "too_small": 1, "unknown_size": 0}
@@ -34,6 +41,7 @@ def test_the_bytes_are_those_that_the_encode_stores(small_set, tiny_flux):
         assert found["bytes"][name] < size < found["bytes"][name] * 1.3
 
 
+@pytest.mark.usefixtures("fixed_rates")
 def test_guides_masks_and_pixels_are_counted(small_set, tiny_flux):
     def bytes_of(**config):
         settings = EncodeConfig(buckets=("128x128",), **config)
@@ -49,9 +57,8 @@ def test_guides_masks_and_pixels_are_counted(small_set, tiny_flux):
     assert bytes_of(pixels=True) == {"pixels": 9 * 128 * 128 * 3}
 
 
-def test_hours_fall_with_workers_and_rise_with_the_area(small_set, tiny_flux, monkeypatch):
-    monkeypatch.setattr(budget_module, "measured_rates", lambda *_: (1e9, 1e9))
-
+@pytest.mark.usefixtures("fixed_rates")
+def test_hours_fall_with_workers_and_rise_with_the_area(small_set, tiny_flux):
     def hours(workers=1, **config):
         settings = EncodeConfig(enlarge=True, tiling="none", **config)
         return budget(small_set.manifest.path, str(tiny_flux), settings, "cpu", workers)["hours"]["vae"]
@@ -62,6 +69,7 @@ def test_hours_fall_with_workers_and_rise_with_the_area(small_set, tiny_flux, mo
     assert hours(buckets=("128x128",), guide=2) / hours(buckets=("128x128",)) == pytest.approx(1.25, rel=0.05)
 
 
+@pytest.mark.usefixtures("fixed_rates")
 def test_images_of_unknown_size_count_as_the_largest_bucket(tmp_path, manifest_of, tiny_flux):
     images = [{"name": f"{i}.png", "height": 150, "width": 150, "known_size": i > 0} for i in range(3)]
     manifest = manifest_of(tmp_path, images)

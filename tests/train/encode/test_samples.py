@@ -193,3 +193,43 @@ def test_a_folder_of_version_1_is_still_read(small_set, tmp_path):
     assert sum(map(len, old.select())) == 9
     with pytest.raises(UserError, match="without its curated columns: encode again"):
         old.select("width > 3")
+
+
+def test_a_commit_that_was_killed_is_repeated_with_the_same_result(
+    small_set, tiny_flux, tmp_path, monkeypatch
+):
+    import contextlib
+
+    from uhr.train.encode import commit
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    arguments = (
+        small_set.manifest.path,
+        str(tiny_flux),
+        tmp_path / "e",
+        EncodeConfig(aspects=("1/1", "3/2")),
+    )
+    with monkeypatch.context() as patched:
+        # a process that is killed cleans nothing up
+        patched.setattr(commit, "all_or_nothing", lambda _: contextlib.nullcontext())
+        patched.setattr(commit, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            encode(*arguments, "cpu")
+    assert {path.name for path in (tmp_path / "e").iterdir()} == {
+        "latents", "texts", "samples", "manifest.json", "units",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="not fully encoded"):
+        EncodedData.open(tmp_path / "e")
+    info, was_finished = encode(*arguments, "cpu")
+    assert not was_finished
+    assert info.id == small_set.info.id
+    assert verify(tmp_path / "e").faults == []
+
+
+def test_a_report_of_encoded_data_is_written_beside_them(small_set, tmp_path):
+    copy = shutil.copytree(small_set.folder, tmp_path / "copy")
+    assert main(["manifest", "report", str(copy)]) == 0
+    assert "too small" in (copy / "report.html").read_text()
+    assert EncodedData.open(copy).info == small_set.info
