@@ -1,7 +1,7 @@
 """Hierarchical local attention by SDPA on gathered keys: any device, any dtype, differentiable.
 
 Memory is linear in the number of tokens: besides the output there is one buffer of keys and values whose size
-does not grow with the image. The result equals dense attention under `rules.dense_mask`.
+does not grow with the image. The result equals dense attention under `mask.dense_mask`.
 
 Tensors are [batch, tokens, heads, head_dim], as diffusers' attention processors have them; image and guide
 tokens in window-first order.

@@ -125,14 +125,10 @@ class SamplerChoice:
         target = target_size(given.size, self.request.scale, self._size(item), scale)
         least = rule.least or self.facts.native
         check_patch(given.size, target, least, whole=rule.above is not None)
-
-        def makeable(height: int, width: int) -> Size:
-            return rule.smallest((height, width))
-
         if self.sampler.fits_images:
-            found, planned = Fit(given.size, target, given.size, target), makeable(*target)
+            found, planned = Fit(given.size, target, given.size, target), rule.whole_units(target)
         else:
-            found = fit(given.size, target, makeable)
+            found = fit(given.size, target, lambda height, width: rule.smallest((height, width)))
             planned = found.made
         return CheckedCall(item, target[0], target[1], self._plan(item, planned, target), given, found)
 

@@ -28,7 +28,7 @@ class F16(Surgery):
     )
 
     def perform(self, model: Any) -> dict[str, Any]:
-        conv, before = _seat_of_encoder(model), model.decoder.conv_act
+        conv, before = _first_conv(model), model.decoder.conv_act
         kept = {
             "stride": conv.stride,
             "conv_act": before,
@@ -49,7 +49,7 @@ class F16(Surgery):
         model.tile_latent_min_size = kept["tile_latent_min_size"]
 
 
-def _seat_of_encoder(model: Any) -> nn.Conv2d:
+def _first_conv(model: Any) -> nn.Conv2d:
     conv = getattr(getattr(model, "encoder", None), "conv_in", None)
     if not isinstance(conv, nn.Conv2d) or not hasattr(model, "register_to_config"):
         what = f"{type(model).__name__} is not a VAE of diffusers"

@@ -32,6 +32,10 @@ class SizeRule:
         large = self.above is None or size[0] * size[1] > self.above**2
         return large and (self.least is None or max(size) >= self.least)
 
+    def whole_units(self, size: Size) -> Size:
+        """Return the smallest size of whole units whose sides are at least these, whatever its area."""
+        return smallest(size, self.unit, lambda _: True)
+
     def smallest(self, size: Size) -> Size:
         """Return the smallest size that can be generated and whose sides are at least these. If that size has
         too few px, both sides grow."""

@@ -31,7 +31,7 @@ from uhr.models.loading.offload import clear, tiling_memory
 from uhr.models.ops import latents as latent
 from uhr.models.ops.fitting import target_size
 from uhr.models.ops.patches.strips import AssembledImage
-from uhr.models.ops.sizes import Size, check_sides, up_to
+from uhr.models.ops.sizes import Size, check_sides
 from uhr.models.samplers.core.conditioning import PromptInputs, encode
 from uhr.models.samplers.core.engine import Engine, Models, Noise, Strip
 from uhr.models.samplers.core.facts import ModelFacts
@@ -41,6 +41,7 @@ from uhr.models.samplers.core.plan import SamplingPlan, SamplingRequest
 from uhr.models.samplers.core.progress import OnStepEnd, Progress, Steps
 from uhr.models.samplers.core.run_record import RunRecord
 from uhr.models.samplers.core.sampler import Sampler, make_plan
+from uhr.models.samplers.core.size_rule import SizeRule
 from uhr.models.specs import registry
 from uhr.models.specs.spec import GuidanceKind, ModelSpec
 
@@ -142,7 +143,8 @@ class SamplerPipeline(DiffusionPipeline):
         )
         facts = self.facts.with_native(chosen.native_size)
         steps = self.sampler.default_steps(facts) if num_inference_steps is None else num_inference_steps
-        size, cut = self._sizes(facts, given, NamedSize(height, width, scale))
+        rule = self.sampler.sizes(facts, chosen)
+        size, cut = self._sizes(facts, rule, given, NamedSize(height, width, scale))
         request = SamplingRequest(
             *size,
             steps,
@@ -248,24 +250,25 @@ class SamplerPipeline(DiffusionPipeline):
         return found
 
     def _sizes(
-        self, facts: ModelFacts, image: torch.Tensor | None, named: NamedSize
+        self, facts: ModelFacts, rule: SizeRule, image: torch.Tensor | None, named: NamedSize
     ) -> tuple[Size, Size | None]:
         """The generated size, and the size that it is cut to, or None if it is not cut."""
         if image is None:
             if named.scale is not None:
                 what = f"scale {named.scale:g} is given without an image"
                 raise UserError(what, "give image, or height and width")
-            if named.height and named.width:
+            if named.height is not None and named.width is not None:
                 return (named.height, named.width), None
-            default = self.sampler.default_size(facts)
-            return (named.height or default[0], named.width or default[1]), None
+            height, width = self.sampler.default_size(facts)
+            height = height if named.height is None else named.height
+            return (height, width if named.width is None else named.width), None
         if (named.height is None) != (named.width is None):
             raise UserError("only one of height and width is given", "give both, or a scale")
         size = None if named.height is None or named.width is None else (named.height, named.width)
         given, default_scale = (image.shape[-2], image.shape[-1]), self.sampler.default_scale()
         if self.sampler.fits_images:
             target = target_size(given, named.scale, size, default_scale)
-            return (up_to(target[0], facts.multiple), up_to(target[1], facts.multiple)), target
+            return rule.whole_units(target), target
         if size is None or named.scale is not None:
             return target_size(given, named.scale, size, default_scale), None
         check_aspect(given, size, facts.multiple)

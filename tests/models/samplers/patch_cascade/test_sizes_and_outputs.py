@@ -76,6 +76,8 @@ def test_latents_are_those_of_the_finished_image(cascade, sample, monkeypatch, i
     ("more", "message"),
     [
         ({"width": 200}, "200x256 cannot be generated: use multiples of 16; nearest 192x256 or 208x256"),
+        # not the default size, which is the meaning of None
+        ({"width": 0}, "0x256 cannot be generated: use multiples of 16; nearest "),
         (
             {"height": 64, "width": 64},
             "an image of 64x64 is smaller than one patch of 128 px: .* set patch=64",
