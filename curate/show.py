@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from uhr.base.console import command, say, shown, table, warn
-from uhr.base.numbers import first_words
+from uhr.base.formatting import first_words
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Rule
 from uhr.curate.run.failures import Failures

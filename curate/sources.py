@@ -17,7 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from uhr.base.errors import UserError
-from uhr.base.files import file_version, human_bytes
+from uhr.base.files import file_version
+from uhr.base.formatting import human_bytes
 from uhr.curate.faults import BROKEN_LINK
 from uhr.curate.sidecars import sidecars_in
 from uhr.manifests.uris import uri_of

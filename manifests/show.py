@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from uhr.base.console import say, shown, table
-from uhr.base.numbers import first_words, share
+from uhr.base.formatting import first_words, share
 from uhr.manifests.lineage import summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.stats import Stats

@@ -8,7 +8,8 @@ from shlex import quote
 from typing import Any
 
 from uhr.base.console import say, shown, table
-from uhr.base.files import human_bytes, user_path
+from uhr.base.files import user_path
+from uhr.base.formatting import human_bytes
 from uhr.models.ops.choices import ShiftPolicy
 from uhr.models.samplers import SAMPLERS, names_for
 from uhr.models.specs.registry import SPECS

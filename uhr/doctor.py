@@ -18,7 +18,7 @@ import typer
 
 from uhr.base.console import emit, progress, say, table
 from uhr.base.errors import install, one_line
-from uhr.base.files import human_bytes
+from uhr.base.formatting import human_bytes
 
 
 @dataclass(frozen=True)

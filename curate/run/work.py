@@ -11,12 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from uhr.base.stable_text import stable_text
 from uhr.curate.faults import CHANGED, STAGE_ERROR
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge, Rule
 from uhr.curate.run.rows import UnitRows
 from uhr.curate.stage import Stage
+from uhr.pixels.decoder_noise import stable_text
 from uhr.pixels.types import Header, PixelFault
 from uhr.runtime.units import UnitFault, Watch, Work
 

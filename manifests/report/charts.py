@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from uhr.base.numbers import number
+from uhr.base.formatting import number
 from uhr.manifests.report.thresholds import Threshold
 from uhr.manifests.schema import STATUSES, Column
 from uhr.manifests.sql import finite_column

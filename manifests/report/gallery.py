@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from uhr.base.numbers import first_words, with_unit
+from uhr.base.formatting import first_words, with_unit
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.report.thresholds import condition_of, thresholds
 from uhr.manifests.schema import KEPT, REJECTED

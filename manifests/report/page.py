@@ -13,7 +13,7 @@ import yaml
 from uhr.base.console import progress, shown
 from uhr.base.errors import UserError, install, one_line
 from uhr.base.files import atomic, saving
-from uhr.base.numbers import first_words, number, share
+from uhr.base.formatting import first_words, number, share
 from uhr.manifests.lineage import lineage, summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.report.charts import HEIGHT, WIDTH, Histogram, histogram

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from uhr.base.console import counted, say, table
-from uhr.base.files import gibibytes
+from uhr.base.formatting import gibibytes
 from uhr.models.estimate.devices import ATTENTION, CONVOLUTION, LINEAR, Device
 from uhr.models.estimate.plan import CallPlan, StagePlan
 from uhr.models.families.text import TokenCount, notes_of

@@ -8,7 +8,8 @@ from typing import Any
 
 from uhr.base.console import counted, progress, say, table, warn
 from uhr.base.errors import UserError
-from uhr.base.files import gibibytes, user_path
+from uhr.base.files import user_path
+from uhr.base.formatting import gibibytes
 from uhr.models.estimate import plan_text
 from uhr.models.estimate.plan import CallPlan, plan
 from uhr.models.estimate.plan_text import duration

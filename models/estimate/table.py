@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from functools import cache
 
-from uhr.base.files import gibibytes
+from uhr.base.formatting import gibibytes
 from uhr.models.estimate.cost import CostEstimate
 from uhr.models.estimate.devices import device
 from uhr.models.estimate.plan import plan

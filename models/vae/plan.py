@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.base.files import sufficient_bytes
+from uhr.base.formatting import sufficient_bytes
 from uhr.models.vae.attention import VaeAttention
 from uhr.models.vae.program import Layer, Unit, shapes
 from uhr.models.vae.stream import Conv, Double, Join, Norm, Shape, Split

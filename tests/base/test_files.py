@@ -6,16 +6,7 @@ import stat
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.base.files import (
-    atomic,
-    disk_fault,
-    human_bytes,
-    saving,
-    sha256_file,
-    user_path,
-    usual_modes,
-    write_json,
-)
+from uhr.base.files import atomic, disk_fault, saving, sha256_file, user_path, usual_modes, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -40,13 +31,6 @@ def test_a_finished_write_replaces_the_file_and_makes_its_folder(tmp_path):
     assert "ö" in path.read_text(encoding="utf-8")
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
     assert sha256_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (4.2e9, "4.2 GB"), (3e12, "3.0 TB")]
-)
-def test_bytes_for_people(count, text):
-    assert human_bytes(count) == text
 
 
 def test_a_tilde_of_an_unknown_user_is_an_ordinary_name(monkeypatch):

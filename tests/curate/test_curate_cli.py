@@ -9,7 +9,7 @@ import shutil
 import pytest
 import yaml
 
-from uhr.base.files import human_bytes
+from uhr.base.formatting import human_bytes
 from uhr.curate.config import preset_names, preset_text
 from uhr.curate.stages import NAMES
 from uhr.manifests.schema import sample_id

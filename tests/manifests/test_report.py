@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
-from uhr.base.numbers import first_words, number, share, with_unit
 from uhr.manifests.info import RuleInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
@@ -247,31 +246,6 @@ def test_places_on_an_axis_agree_with_its_bins(low: float, factor: float, share_
     below, above = axis.edges(bin_)
     slack = 1e-6 * low * factor
     assert below - slack <= value <= above + slack
-
-
-def test_numbers_are_written_for_people() -> None:
-    assert [number(v) for v in (None, 0, 12345, 4.0, 0.03125, 1234.5, "x")] == [
-        "–",
-        "0",
-        "12,345",
-        "4",
-        "0.0312",
-        "1,234",
-        "x",
-    ]
-    assert [share(a, 1000) for a in (0, 0.4, 4, 123, 996, 1000)] == [
-        "0 %",
-        "< 0.1 %",
-        "0.4 %",
-        "12 %",
-        "99.6 %",
-        "100 %",
-    ]
-    assert share(1, 0) == "–"
-    assert with_unit(3.21, "bit") == "3.21 bit"
-    assert with_unit(0.5, "1") == "0.5"
-    assert first_words("a " * 200).endswith("…")
-    assert first_words(None) == ""
 
 
 def test_a_report_deals_with_numbers_that_no_axis_can_show(make: Make, make_row: Row, tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from uhr.base.stable_text import stable_text
 from uhr.pixels.decode import decode
-from uhr.pixels.decoder_noise import captured
+from uhr.pixels.decoder_noise import captured, stable_text
 from uhr.pixels.types import PixelFault
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from uhr.base.console import say, table
 from uhr.base.errors import UserError
-from uhr.base.files import gibibytes, human_bytes
+from uhr.base.formatting import gibibytes, human_bytes
 from uhr.models.estimate.devices import device
 from uhr.models.estimate.shapes import empty_component, spec_named
 from uhr.models.families.registry import FAMILIES

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import stat
@@ -181,25 +180,3 @@ def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str
             total.update(chunk)
             advance(len(chunk))
         return total.hexdigest()
-
-
-def human_bytes(count: float) -> str:
-    """`1.5 GB`: decimal units, as disks and networks count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def gibibytes(count: float) -> str:
-    """`1.5 GiB`, or MiB below 0.1 GiB: binary units, as drivers of GPUs count."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MiB"
-
-
-def sufficient_bytes(count: int) -> str:
-    """`1.51 GiB`: binary units, rounded up, for a limit that has to be enough."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= scale:
-            return f"{math.ceil(count / scale * 100) / 100:.2f} {unit}"
-    return f"{count} B"

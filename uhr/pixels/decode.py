@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from uhr.base.config import Config
-from uhr.base.files import human_bytes
+from uhr.base.formatting import human_bytes
 from uhr.pixels.decoders import decode_planes, upright
 from uhr.pixels.files import open_version
 from uhr.pixels.headers import read_header

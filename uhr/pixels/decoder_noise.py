@@ -1,4 +1,7 @@
-"""Capture what the C decoders print on standard error, since some damage is reported nowhere else."""
+"""Capture what the C decoders print on standard error, since some damage is reported nowhere else.
+
+What is printed or raised is stored as data: `stable_text` removes what differs from run to run.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Generator
 
-from uhr.base.stable_text import stable_text
+from uhr.base.errors import one_line
 
 _LOCK = threading.RLock()
 
@@ -41,6 +44,15 @@ LOGGED = "OpenCV: "
 """Prefix of what OpenCV logs itself; any other line is from a library that it uses."""
 
 _OPENCV_LEVEL = re.compile(r"\[ *([A-Z]+):\d+@\d")
+
+_OF_THE_RUN = (
+    # OpenCV's log: level, thread, seconds since the start; source file and line; function
+    (re.compile(r"\[ *[A-Z]+:\d+@[\d.]+\] *(?:global )?(?:\S+\.[ch]pp:\d+ )?(?:\w+ )?"), ""),
+    # OpenCV's exceptions: version, source file and line; code
+    (re.compile(r"OpenCV\([^)]*\) \S+:\d+: (?:error: )?(?:\(-?\d+:[^)]*\) )?"), ""),
+    # addresses of objects, as Python and C print them
+    (re.compile(r"\b0x[0-9a-fA-F]{7,16}\b"), "0x..."),
+)
 
 
 @contextlib.contextmanager
@@ -89,3 +101,10 @@ def _memory_file():
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("decoder-noise"), "w+b")
     return tempfile.TemporaryFile()
+
+
+def stable_text(text: str) -> str:
+    """Reduce `text` to one line without times, thread numbers, source lines and addresses."""
+    for pattern, replacement in _OF_THE_RUN:
+        text = pattern.sub(replacement, text)
+    return one_line(text)

@@ -12,9 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from uhr.base.stable_text import stable_text
 from uhr.pixels import code_points, colour
-from uhr.pixels.decoder_noise import LOGGED, captured
+from uhr.pixels.decoder_noise import LOGGED, captured, stable_text
 from uhr.pixels.formats import bmp, gif, ico, jpeg, jpeg2000, netpbm, pillow_formats, png, qoi
 from uhr.pixels.formats.isobmff import avif
 from uhr.pixels.formats.jpeg import JpegFile

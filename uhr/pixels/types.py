@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from uhr.base.stable_text import stable_text
+from uhr.pixels.decoder_noise import stable_text
 
 if TYPE_CHECKING:
     from uhr.pixels.code_points import ColourSpace

@@ -15,7 +15,7 @@ from multiprocessing.connection import wait as wait_any
 from pathlib import Path
 
 from uhr.base.errors import UserError
-from uhr.base.files import human_bytes
+from uhr.base.formatting import human_bytes
 from uhr.runtime.process import Child, ChildSetup, how_it_ended
 from uhr.runtime.units import CRASH, MEMORY_LIMIT, TIME_LIMIT, Limits, UnitFault, Work
 

@@ -1,7 +1,8 @@
-"""Formatting of numbers for people."""
+"""Formatting of numbers, sizes and texts for people."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from uhr.base.errors import one_line
@@ -33,6 +34,28 @@ def share(part: float, whole: float) -> str:
     if 99 < percent < 100:
         return f"{min(percent, 99.9):.1f} %"
     return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.1f} %"
+
+
+def human_bytes(count: float) -> str:
+    """`1.5 GB`: decimal units, as disks and networks count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def gibibytes(count: float) -> str:
+    """`1.5 GiB`, or MiB below 0.1 GiB: binary units, as drivers of GPUs count."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MiB"
+
+
+def sufficient_bytes(count: int) -> str:
+    """`1.51 GiB`: binary units, rounded up, for a limit that has to be enough."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{math.ceil(count / scale * 100) / 100:.2f} {unit}"
+    return f"{count} B"
 
 
 def first_words(text: str | None, most: int = 140) -> str:
