@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,14 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]
 CPU_BUFFER = 8 * 2**20
 ACCELERATOR_BUFFER = 512 * 2**20
 """Bytes of gathered keys and values: small enough for a CPU's cache, large enough to keep a GPU busy."""
+
+
+class Beside(NamedTuple):
+    """What windows see besides their neighbourhood: every window the `shared` tokens [B, S, H, D], and its
+    own m tokens of `own` [B, windows * m, H, D]."""
+
+    shared: KeysValues
+    own: KeysValues | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def attend(
         own = guide
     elif guide is not None:
         shared = (torch.cat([shared[0], guide[0]], dim=1), torch.cat([shared[1], guide[1]], dim=1))
-    return local(query, key, value, shared, own, Around.image(layout, rules), text, buffer)
+    return local(query, key, value, Beside(shared, own), Around.image(layout, rules), text, buffer)
 
 
 def attend_guide(
@@ -89,7 +97,7 @@ def attend_guide(
     seen = text if rules.guide_to_text else (key[:, :0], value[:, :0])
     if rules.guide_is_local(layout):
         blocks = [layout.guide_to_blocks(x) for x in (query, key, value)]
-        return layout.guide_from_blocks(local(*blocks, seen, None, Around.guide(layout, rules)))
+        return layout.guide_from_blocks(local(*blocks, Beside(seen), Around.guide(layout, rules)))
     both = [torch.cat(pair, dim=1) for pair in zip(seen, guide, strict=True)]
     return dense(query, *both)
 
@@ -105,21 +113,19 @@ def local(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    shared: KeysValues,
-    own: KeysValues | None,
+    beside: Beside,
     around: Around,
     lead: int = 0,
     buffer: int | None = None,
 ) -> torch.Tensor:
     """Attend in the windows of one grid: query, key, value [B, lead + N, H, D] -> the same shape.
 
-    The first `lead` rows are not part of the grid and see all of key and value. Every window also sees the
-    `shared` tokens [B, S, H, D] and its own m tokens of `own` [B, windows * m, H, D].
+    The first `lead` rows are not part of the grid and see all of key and value.
     """
     if buffer is None:
         buffer = CPU_BUFFER if query.device.type == "cpu" else ACCELERATOR_BUFFER
-    own = own if own is not None else (key[:, :0], value[:, :0])
-    out: torch.Tensor = _Local.apply(query, key, value, *shared, *own, around, lead, buffer)
+    own = (key[:, :0], value[:, :0]) if beside.own is None else beside.own
+    out: torch.Tensor = _Local.apply(query, key, value, *beside.shared, *own, around, lead, buffer)
     return out
 
 

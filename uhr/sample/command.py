@@ -192,7 +192,8 @@ def generate(
 
     pool = Pool.of(engine, workers, address)
     if image_set.is_set(prompts, image):
-        image_set.make_set(request, item, prompts, out, refinement, previews, pool, as_json)
+        made = image_set.make_set(request, item, prompts, out, refinement, previews, pool)
+        image_set.report(made, as_json)
     else:
         image_set.refuse_workers(pool)
         _one(request, item, Target.of(_checked_out(prompt, out)), refinement, previews, as_json)

@@ -54,12 +54,8 @@ def make_set(
     refinement: Refinement | None,
     previews: Path | None,
     pool: Pool,
-    as_json: bool,
-) -> None:
-    """Generate a set and print the result. `item` has the values of the command line, for all items.
-
-    Raises UserError at the end if an image failed.
-    """
+) -> SetResult:
+    """Generate a set. `item` has the values of the command line, for all items."""
     if out is None:
         raise UserError("--out is missing", "name a folder for the set, or s3://bucket/prefix")
     if out.lower().endswith(".png"):
@@ -84,12 +80,17 @@ def make_set(
             images=item.image if prompts is None else None,
             left_out=left_out,
         )
-        result = generate(job)
+        return generate(job)
+
+
+def report(result: SetResult, as_json: bool) -> None:
+    """Print the result of a set. Raises UserError at the end if an image failed."""
     console.emit(result.facts(), as_json, lambda _: _print_result(result))
     counts = result.info.counts
     if counts["failed"]:
         what = f"{counts['failed']} of {counts['items']} images failed; {result.first_error}"
-        raise UserError(what, f"see {open_store(out).place('failed')}; the same command tries them again")
+        failed = open_store(result.out).place("failed")
+        raise UserError(what, f"see {failed}; the same command tries them again")
 
 
 def plan_set(request: Request, item: Item, prompts: Path | None, on: str | None, as_json: bool) -> None:

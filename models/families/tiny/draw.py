@@ -48,3 +48,17 @@ def values(name: str, shape: tuple[int, ...], component: str, seed: int, gain: G
         factor, mean = gain(name)
         scale = factor / math.sqrt(fan_in)
     return torch.from_numpy(normal * np.float32(scale) + np.float32(mean))
+
+
+def vae_gain(spread: float) -> Gain:
+    """Return the gain of a VAE whose posterior's mean has standard deviation `spread`."""
+    # the features before the last convolution are normalised and pass a SiLU (rms about 0.6)
+    factors = {"encoder.conv_out.weight": spread / 0.6, "decoder.conv_out.weight": 0.8}
+    return lambda name: (factors.get(name, 1.0), 0.0)
+
+
+def narrow(head: Any, channels: int) -> None:
+    """Make a VAE's posterior narrow (log variance about -6), as trained VAEs have it. `head` is the layer of
+    its moments: `channels` means, then as many log variances."""
+    head.weight[channels:] *= 0.05
+    head.bias[channels:] -= 6.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from uhr.models.families.tiny.draw import draw
+from uhr.models.families.tiny.draw import draw, narrow, vae_gain
 from uhr.models.specs.spec import ModelSpec
 
 TEXT_WIDTH = 32
@@ -21,7 +21,7 @@ def pipeline(spec: ModelSpec, seed: int) -> Any:
     import torch
     from diffusers import FluxPipeline
 
-    vae = draw(_vae(spec), "vae", seed, _vae_gain)
+    vae = draw(_vae(spec), "vae", seed, vae_gain(1 / SCALING))
     with torch.no_grad():
         _set_latent_statistics(vae)
     return FluxPipeline(
@@ -163,20 +163,8 @@ def _text_gain(name: str) -> tuple[float, float]:
     return (8**-0.5, 0.0) if name.endswith("SelfAttention.q.weight") else (1.0, 0.0)
 
 
-def _vae_gain(name: str) -> tuple[float, float]:
-    return {
-        # mean channels spread by 1/scaling; the features before are normalised and pass a SiLU (rms about
-        # 0.6)
-        "encoder.conv_out.weight": (1 / SCALING / 0.6, 0.0),
-        "decoder.conv_out.weight": (0.8, 0.0),
-    }.get(name, (1.0, 0.0))
-
-
 def _set_latent_statistics(vae: Any) -> None:
-    """Centre the posterior's mean on the shift, and make it narrow (log variance about -6), as trained
-    VAEs."""
-    channels = vae.config.latent_channels
-    head = vae.encoder.conv_out
+    """Centre the posterior's mean on the shift, and make it narrow."""
+    head, channels = vae.encoder.conv_out, vae.config.latent_channels
     head.bias[:channels] += SHIFT
-    head.weight[channels:] *= 0.05
-    head.bias[channels:] -= 6.0
+    narrow(head, channels)

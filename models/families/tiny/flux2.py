@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from uhr.models.families.tiny.draw import draw, stream
+from uhr.models.families.tiny.draw import draw, narrow, stream, vae_gain
 from uhr.models.families.tiny.flux1 import scheduler, vae_shape
 from uhr.models.specs.spec import ModelSpec
 
@@ -24,7 +24,7 @@ def pipeline(spec: ModelSpec, seed: int) -> Any:
     """Return the whole pipeline with random weights."""
     from diffusers import Flux2KleinPipeline
 
-    vae = draw(_vae(spec), "vae", seed, _vae_gain)
+    vae = draw(_vae(spec), "vae", seed, vae_gain(1))
     _set_latent_statistics(vae, seed)
     return Flux2KleinPipeline(
         scheduler=scheduler(),
@@ -106,24 +106,15 @@ def _transformer_gain(name: str) -> tuple[float, float]:
     return 1.0, 0.0
 
 
-def _vae_gain(name: str) -> tuple[float, float]:
-    return {
-        # mean channels of unit size; the features before are normalised and pass a SiLU (rms about 0.6)
-        "encoder.conv_out.weight": (1 / 0.6, 0.0),
-        "decoder.conv_out.weight": (0.8, 0.0),
-    }.get(name, (1.0, 0.0))
-
-
 def _set_latent_statistics(vae: Any, seed: int) -> None:
-    """Make the posterior narrow (log variance about -6), as in trained VAEs, and give each channel of the
-    BatchNorm its own mean and variance, near those of the latents."""
+    """Make the posterior narrow, and give each channel of the BatchNorm its own mean and variance, near those
+    of the latents."""
     import numpy as np
     import torch
 
     channels = vae.config.latent_channels
     with torch.no_grad():
-        vae.quant_conv.weight[channels:] *= 0.05
-        vae.quant_conv.bias[channels:] -= 6.0
+        narrow(vae.quant_conv, channels)
         for name, mean, spread in (("running_mean", 0.0, 0.2), ("running_var", 1.0, 0.1)):
             values = stream(f"bn.{name}", "vae", seed).standard_normal(4 * channels, dtype=np.float32)
             statistic = torch.from_numpy(np.float32(mean) + np.float32(spread) * values)
