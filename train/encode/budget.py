@@ -11,8 +11,7 @@ import pyarrow as pa
 from pydantic import ByteSize
 
 from uhr.base.console import say, table
-from uhr.base.files import human_bytes
-from uhr.base.numbers import share
+from uhr.base.formatting import human_bytes, share
 from uhr.manifests.manifest import Manifest
 from uhr.models.zoo import ModelName
 from uhr.train.encode.buckets import Bucket, fits

@@ -11,7 +11,8 @@ from typing import Any
 
 from uhr.base.console import table
 from uhr.base.errors import UserError, one_line
-from uhr.base.files import atomic, gibibytes
+from uhr.base.files import atomic
+from uhr.base.formatting import gibibytes
 
 FILE = "log.jsonl"
 
