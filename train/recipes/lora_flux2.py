@@ -15,6 +15,7 @@ RECIPE = LORA.model_copy(
             **LORA.sources,
             "family": "ours: the geometry of FLUX.2's adapters",
             "guidance": "none: klein base has no guidance input, and is guided by two passes",
+            "phases.timesteps.shift": "ours: that of FLUX.1; FLUX.2's own shift depends on size and steps",
             "trainable.targets": "URAE's choice for FLUX.1, in FLUX.2's layers: q, k, v and out of the image",
         },
     }

@@ -17,7 +17,7 @@ from uhr.base.console import command, warn
 from uhr.base.errors import UserError
 from uhr.base.files import user_path, write_json
 from uhr.base.paths import path_text, text_path
-from uhr.base.run_folder import FolderLayout, RunFolder
+from uhr.base.run_folder import FolderLayout, RunFolder, all_or_nothing
 from uhr.models.families.registry import FAMILIES
 from uhr.models.zoo import Model, ModelName
 from uhr.train.data.mixture import Mixture, mixture_of
@@ -132,10 +132,11 @@ def _start(
     folder = RunFolder(out, LAYOUT)
     folder.claim()
     folder.clear(init.FOLDER)
-    if info.init:
-        shutil.copytree(staging, out / init.FOLDER)
     info = info.model_copy(update={"id": uuid.uuid4().hex})
-    write_json(out / FILE, info.model_dump(mode="json"))
+    with all_or_nothing(out):
+        if info.init:
+            shutil.copytree(staging, out / init.FOLDER)
+        write_json(out / FILE, info.model_dump(mode="json"))
     return _job(out, recipe, opened, info, sets)
 
 

@@ -307,6 +307,21 @@ def test_the_command_repeated_with_another_adapter_is_refused(first, make, tmp_p
         make(out)
 
 
+def test_a_full_disk_leaves_no_half_of_a_run(first, make, tmp_path, monkeypatch):
+    from uhr.train.run import job as job_module
+
+    def full(path, value):
+        raise OSError(28, "No space left on device", str(path))
+
+    out = tmp_path / "second"
+    with monkeypatch.context() as patched:
+        patched.setattr(job_module, "write_json", full)
+        with pytest.raises(OSError, match="No space left"):
+            make(out, "init.use=fuse", init=[first[0]])
+    assert not out.exists() or not list(out.iterdir())
+    assert (make(out, "init.use=fuse", init=[first[0]]).out / "init" / "lora.safetensors").is_file()
+
+
 def test_two_adapters_are_fused_and_trained_further_in_their_order(first, make, tmp_path):
     _, adapter = first
     over = make(tmp_path / "over", "init.use=fuse", init=[adapter])
