@@ -14,7 +14,7 @@ from uhr.base.files import user_path
 from uhr.base.paths import check_utf8
 from uhr.models.loading.file_spec import backbone_facts, fitting
 from uhr.models.loading.scheduler_config import read_config
-from uhr.models.loading.source import INDEX, Source
+from uhr.models.loading.source import INDEX, ModelSource
 from uhr.models.specs.registry import get, match, names
 from uhr.models.specs.spec import ModelSpec
 
@@ -31,7 +31,7 @@ class Model:
     (`BLOCKS`) in which a single file differs from that of `folder`.
     """
 
-    source: Source
+    source: ModelSource
     folder: Path
     spec: ModelSpec
     backbone: Path | None = None
@@ -168,7 +168,7 @@ def open_model(
             else f"make one: `uhr models make-tiny DIR --spec {known.name}`"
         )
         raise UserError(f"'{model}' is the name of a spec, not of weights", what)
-    source = Source.parse(model, fetch)
+    source = ModelSource.parse(model, fetch)
     folder = source.fetch(components)
     known = recognise(folder) if spec is None else _given_spec(folder, get(spec))
     known = replace(_with_vae(known, folder / "vae"), scheduler_config=read_config(folder))

@@ -18,7 +18,7 @@ _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model as the user named it.
 
     `repository` is set for a hub id; only then is the network used. With `cached` it is not used at all, and
@@ -32,7 +32,7 @@ class Source:
     cached: bool = False
 
     @classmethod
-    def parse(cls, model: str | Path, fetch: bool = True) -> Source:
+    def parse(cls, model: str | Path, fetch: bool = True) -> ModelSource:
         """Return the folder of that name if there is one, else the hub id `org/name[@revision]`.
 
         Raises UserError for a file, and for a name that is neither.
@@ -53,7 +53,7 @@ class Source:
             )
         return cls(text, repository=match[1], revision=match[2], cached=not fetch)
 
-    def pinned(self, folder: Path) -> Source:
+    def pinned(self, folder: Path) -> ModelSource:
         """Return the source at the commit whose snapshot `folder` is: a branch may move before the next
         fetch."""
         return self if self.repository is None else replace(self, revision=folder.name)
@@ -75,7 +75,7 @@ class Source:
         if self.folder is not None:
             return self.folder
         needed = [INDEX, *(f"{name}/*" for name in components), *(f"{name}/config.json" for name in configs)]
-        # the spec and the noise levels are known from these, without any weights
+        # the spec, the noise levels and the VAE's factor are known from these, without any weights
         needed += ["transformer/config.json", "scheduler/scheduler_config.json", "vae/config.json"]
         assert self.repository is not None
         return snapshot(self.repository, self.revision, needed, cached=self.cached)

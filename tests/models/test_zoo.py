@@ -265,7 +265,7 @@ def test_of_a_hub_repository_only_the_requested_parts_are_fetched(tiny_flux, mon
     zoo.load_vae("org/model@v2")
     ((repository, revision, patterns),) = hub.requests
     assert (repository, revision) == ("org/model", "v2")
-    known = ("transformer/config.json", "scheduler/scheduler_config.json")
+    known = ("transformer/config.json", "scheduler/scheduler_config.json", "vae/config.json")
     assert patterns == ("model_index.json", "vae/*", *known)
     hub.requests.clear()
     assert type(zoo.load_pipeline("org/model")).__name__ == "FluxPipeline"

@@ -14,9 +14,9 @@ from uhr.runtime.threads import threads_each
 from uhr.runtime.units import Limits, Runner
 from uhr.runtime.worker import cores
 
-__all__ = ["Engine", "InlineRunner", "LocalRunner", "Pool", "RayRunner", "visible_gpus"]
+__all__ = ["EngineName", "InlineRunner", "LocalRunner", "Pool", "RayRunner", "visible_gpus"]
 
-Engine = Literal["ray", "local"]
+EngineName = Literal["ray", "local"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Pool:
         address: a running Ray cluster. None: this machine.
     """
 
-    engine: Engine = "ray"
+    engine: EngineName = "ray"
     workers: int | None = None
     address: str | None = None
 
@@ -41,7 +41,7 @@ class Pool:
         Raises UserError if the engine is unknown, or if an address is set and nothing runs on Ray.
         """
         if engine != "ray" and engine != "local":
-            raise unknown("engine", engine, get_args(Engine), "--engine")
+            raise unknown("engine", engine, get_args(EngineName), "--engine")
         if address is not None and (engine != "ray" or workers == 0):
             raise UserError("--address names a Ray cluster", "leave out --engine local and --workers 0")
         return cls(engine, workers, address)
