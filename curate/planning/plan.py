@@ -139,7 +139,7 @@ class CurationPlan:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that affects the rows (64 hex digits). The engine, the workers and the size of
+        """Hash of everything that affects the rows (64 hex digits). The runner, the workers and the size of
         units do not."""
         tree = self.config.model_dump(mode="json", exclude={"name", "description", "stages", "rules", "unit"})
         return fingerprint(

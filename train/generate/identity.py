@@ -1,6 +1,6 @@
 """The identity of a set: written into OUT before anything is generated, and compared by every later run.
 
-It does not contain the engine and the number of workers, because images do not depend on them. It does not
+It does not contain the runner and the number of workers, because images do not depend on them. It does not
 contain the machine either: another GPU or kind of CPU may round differently, which changes only the last
 bits.
 """

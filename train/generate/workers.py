@@ -1,4 +1,4 @@
-"""The workers of a set: their engine, number, device and threads."""
+"""The workers of a set: their runner, number, device and threads."""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ ELSEWHERE = {
     "phases.0.objective.kind", "phases.0.steps",
     "optimiser.kind", "batch.micro", "ema", "runtime.device",
     "runtime.log", "runtime.compile",
-    "runtime.quantize", "runtime.offload", "runtime.gradient_checkpointing", "runtime.checkpoint_every", "runtime.keep_checkpoints",
+    "runtime.quantize", "runtime.offload", "runtime.gradient_checkpointing", "runtime.checkpoint_every",
+    "runtime.keep_checkpoints",
 }  # fmt: skip
 BASE = ["batch.size=2", "batch.micro=2", "phases.main.lr=0.005"]
 
