@@ -251,7 +251,10 @@ def resume_(
     data: DataFolders = None,
     base: Annotated[str | None, typer.Option(help="Where the model's base is now, if it was moved.")] = None,
 ) -> None:
-    """Resume a run exactly where it stopped. Only steps, device and checkpoints may change."""
+    """Resume a run exactly where it stopped.
+
+    Only steps, device, checkpoints, log and validation may change.
+    """
     from uhr.train.run.job import lock_run, read_run, reopen
 
     read_run(run)  # do not create a lock in a folder that is not a run

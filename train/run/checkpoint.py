@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -286,6 +286,17 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Dotted paths at which two resolved recipes differ."""
     one, two = dict(leaves(before)), dict(leaves(after))
     return sorted(path for path in one.keys() | two.keys() if one.get(path) != two.get(path))
+
+
+def shown_changes(before: Mapping[str, Any], after: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
+    """Each path with its values before and after, as JSON: `phases.0.lr (0.0001 -> 0.01)`."""
+    one, two = dict(leaves(before)), dict(leaves(after))
+    return [
+        f"{path} ({json.dumps(one.get(path))} -> {json.dumps(two.get(path))})"
+        if path in one or path in two
+        else path
+        for path in paths
+    ]
 
 
 def may_change(path: str) -> bool:

@@ -244,6 +244,7 @@ def fuse_into(transformer: Any, refs: Sequence[InitRef], run: Path) -> None:
             assert ref.stored is not None
             path = _intact(run / FOLDER / ref.stored, ref)
             file = _fusable(path, ref, transformer)
+            _check_finite(load_file(path), ref)
             fuse(transformer, file.lora, f"init_{number}", str(path))
 
 
@@ -257,4 +258,15 @@ def read(
     if not refs or refs[-1].use != "continue":
         return {}
     path = _intact(user_path(refs[-1].path), refs[-1])
-    return recipe.trainable.read(path, transformer, spec)
+    found = recipe.trainable.read(path, transformer, spec)
+    _check_finite(found, refs[-1])
+    return found
+
+
+def _check_finite(tensors: Mapping[str, torch.Tensor], ref: InitRef) -> None:
+    """Raise UserError if an adapter has values that would make every loss infinite or NaN."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{ref.path}: {name} has values that are not finite", "begin with another adapter"
+            )

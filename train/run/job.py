@@ -117,12 +117,9 @@ def _start(
     info: RunInfo, recipe: Recipe, opened: Model, sets: list[NamedData], out: Path, staging: Path
 ) -> Job:
     """`start` after all checks of recipe, model and data; `staging` has the files of `init.FOLDER`."""
-    if recipe.runtime.quantize is not None and any(ref.use == "fuse" for ref in info.init):
-        what = f"runtime.quantize is {recipe.runtime.quantize}, and nothing can be fused into such weights"
-        raise UserError(what, "--set runtime.quantize=null")
     if _started(out):
         before = read_run(out)
-        differs = _differences(before, info)
+        differs = checkpoint.shown_changes(_present(before.recipe), info.recipe, _differences(before, info))
         if differs:
             raise UserError(
                 f"{out} already contains a run with another {', another '.join(differs)}",
@@ -304,26 +301,28 @@ def _job(out: Path, recipe: Recipe, model: Model, info: RunInfo, data: list[Name
 
 def _check_history(recipe: Recipe, stored: CheckpointInfo, out: Path) -> None:
     """Raise UserError if the steps done so far are not steps of this recipe."""
-    differs = checkpoint.changed(_present(stored.recipe), recipe.model_dump(mode="json"))
+    before, after = _present(stored.recipe), recipe.model_dump(mode="json")
+    differs = checkpoint.changed(before, after)
     not_allowed = [path for path in differs if not checkpoint.may_change(path)]
     if not_allowed:
+        shown = checkpoint.shown_changes(before, after, not_allowed)
         begin = command("train", "run", recipe.name, "--init", out)
         raise UserError(
-            f"the run so far had another {', another '.join(not_allowed)}",
-            "only steps, device and checkpoints may change: leave it as it was, or begin a new run with its "
-            f"weights, `{begin} --model M --data DIR --out NEW --set ...`",
+            f"the run so far had another {', another '.join(shown)}",
+            "only steps, device, checkpoints, log and validation may change: leave it as it was, or begin a "
+            f"new run with its weights, `{begin} --model M --data DIR --out NEW --set ...`",
         )
     if recipe.steps < stored.step:
         raise UserError(
             f"the run is already at step {stored.step}", "give its phases at least that many steps"
         )
-    before = Recipe.model_validate(stored.recipe)
-    done = zip(before.done_by_phase(stored.step), recipe.done_by_phase(stored.step), strict=True)
+    was = Recipe.model_validate(stored.recipe)
+    done = zip(was.done_by_phase(stored.step), recipe.done_by_phase(stored.step), strict=True)
     for number, (one, two) in enumerate(done):
         phase = recipe.phases[number]
-        if one and phase.schedule != "constant" and phase.steps != before.phases[number].steps:
+        if one and phase.schedule != "constant" and phase.steps != was.phases[number].steps:
             what = f"phase '{phase.name}' has begun, and its {phase.schedule} schedule depends on its steps"
-            fix = f"--set phases.{phase.name}.steps={before.phases[number].steps}, or start a new run"
+            fix = f"--set phases.{phase.name}.steps={was.phases[number].steps}, or start a new run"
             raise UserError(what, fix)
         if one != two:
             raise UserError(

@@ -295,7 +295,9 @@ def test_guide_adapters_and_bare_factors_cannot_be_fused(first, make, tmp_path):
 
 
 def test_the_refusal_of_another_learning_rate_names_init(first, make):
-    with pytest.raises(UserError, match=r"another phases\.0\.lr: .*`uhr train run lora --init .*run"):
+    with pytest.raises(
+        UserError, match=r"another phases\.0\.lr \(0\.\d+ -> 0\.001\): .*`uhr train run lora --init .*run"
+    ):
         reopen(first[0], ["phases.main.lr=0.001"])
 
 
@@ -335,3 +337,15 @@ def test_two_adapters_are_fused_and_trained_further_in_their_order(first, make, 
     assert [ref.use for ref in job.info.init] == ["fuse", "continue"]
     stored = adapter_of(over.out)
     assert all(torch.equal(tensor, stored[name]) for name, tensor in values(Trainer(job)).items())
+
+
+@pytest.mark.parametrize("use", ["continue", "fuse"])
+def test_an_adapter_with_values_that_are_not_finite_is_named(first, make, tmp_path, use):
+    tensors = load_file(first[1] / "pytorch_lora_weights.safetensors")
+    name = next(name for name in tensors if "lora_B" in name)
+    tensors[name][0, 0] = float("nan")
+    file = tmp_path / "broken.safetensors"
+    save_file(tensors, file)
+    job = make(tmp_path / "run", f"init.use={use}", init=[file])
+    with pytest.raises(UserError, match=r"broken\.safetensors: .*lora_B.* not finite: begin with another"):
+        Trainer(job)
