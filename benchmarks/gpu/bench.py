@@ -18,8 +18,8 @@ from uhr.base.console import warn
 T = TypeVar("T")
 
 RATE = {"cuda": 5e14, "cpu": 2e10}
-"""Operations a second by which work is judged that nothing like it was measured before: an H200's in
-bfloat16, and one CPU core's in float32."""
+"""Operations a second, for an estimate before anything similar was measured: an H200's in bfloat16, and one
+CPU core's in float32."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Bench:
         return None
 
     def judged(self, flops: float, rate: float | None = None) -> float:
-        """Seconds that so many operations will take."""
+        """Return an estimate of the seconds that these operations will take."""
         return flops / (rate or RATE[self.shape.device.type])
 
 

@@ -22,7 +22,7 @@ class Clock:
             torch.cuda.synchronize()
 
     def mark(self) -> Any:
-        """A moment in the device's stream: two of them give `between`, after `finish`."""
+        """Mark a moment in the device's stream; `between` two of them, after `finish`, are seconds."""
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -30,11 +30,11 @@ class Clock:
         return event
 
     def between(self, first: Any, last: Any) -> float:
-        """Seconds."""
+        """Return the seconds between two marks."""
         return first.elapsed_time(last) / 1000 if self.cuda else last - first
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """One run, from the device's idleness to its idleness."""
+        """Time one run, from an idle device until the device is idle again."""
         self.finish()
         first = self.mark()
         result = run()
@@ -52,7 +52,7 @@ class Clock:
         return found
 
     def clear(self) -> None:
-        """Give back what is not held any more, and count peaks from here."""
+        """Free memory that is no longer used, and count peaks from here."""
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()

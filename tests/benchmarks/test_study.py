@@ -59,7 +59,7 @@ def test_detail_is_measured_in_the_high_bands_and_classes_in_the_low():
     assert sum(high) > 2 * low
 
 
-def test_wrong_classes_are_as_frequent_as_asked_and_change_nothing_else():
+def test_wrong_classes_are_as_frequent_as_requested_and_change_nothing_else():
     right, wrong = (textures.batch(4000, torch.Generator().manual_seed(3), wrong=share) for share in (0, 0.5))
     assert torch.equal(right.data, wrong.data)
     differ = (right.condition.texts["pooled"] != wrong.condition.texts["pooled"]).any(1).float().mean()

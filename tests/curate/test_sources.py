@@ -168,7 +168,7 @@ def test_a_source_without_files_is_one_clear_line(tmp_path, make, message):
     assert "\n" not in str(error.value)
 
 
-def test_out_and_source_may_not_lie_in_each_other(tmp_path):
+def test_out_and_source_may_not_be_inside_each_other(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a")
     for source, out in (("a", "a"), ("a", "a/out"), ("a/b", "a"), ("a", "link/out"), ("link", "a/x")):

@@ -24,7 +24,7 @@ def test_every_planted_fault_ends_as_it_was_planted(walked, torture):
     assert {status for status, _ in found.values()} == {"kept", "rejected", "failed"}
 
 
-def test_training_was_interrupted_and_every_step_stands_in_the_log_once(walked):
+def test_training_was_interrupted_and_every_step_is_in_the_log_once(walked):
     assert "stopped after step" in walked.printed
     log = [json.loads(line) for line in (walked.folder / "demo/run/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == list(range(1, len(log) + 1))

@@ -1,4 +1,4 @@
-"""From prompts to an adapter: a set is painted on Ray, curated with its captions, encoded, and trained on."""
+"""From prompts to an adapter: a set is generated on Ray, curated with captions, encoded, and trained on."""
 
 import json
 import shlex

@@ -178,7 +178,7 @@ def test_a_broken_profile_leaves_the_colours_and_says_so(forge, profile) -> None
     assert any("ICC profile ignored" in note for note in decoded.notes)
 
 
-def test_a_profile_of_another_colour_space_is_ignored_and_said(forge) -> None:
+def test_a_profile_of_another_colour_space_is_ignored_and_noted(forge) -> None:
     decoded = decode(forge.encode(forge.image(30, 30, "CMYK"), "JPEG", icc_profile=forge.srgb_profile()))
     assert "it is for RGB, the picture is CMYK" in decoded.notes[0]
 

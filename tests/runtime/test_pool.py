@@ -48,7 +48,7 @@ def test_local_workers_have_a_gpu_each_and_share_the_cores(workers, device, expe
         (8, "10.0.0.1:6379", "cuda", (8, 2, 1)),
     ],
 )
-def test_ray_actors_too_and_a_cluster_is_asked_for_its_gpus(workers, address, device, expected):
+def test_ray_actors_too_and_a_cluster_is_queried_for_its_gpus(workers, address, device, expected):
     runner = Pool("ray", workers, address).runner(NO_LIMITS, threads=None, device=device, carry=True)
     assert isinstance(runner, RayRunner)
     assert (runner.workers, runner.threads, runner.gpus) == expected

@@ -1,4 +1,4 @@
-"""An address of a Ray cluster: what is wrong with it is told apart, at once and in one line."""
+"""An address of a Ray cluster: each fault is distinguished, at once and in one line."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_units_run_on_a_cluster_with_its_token_alone(head, tmp_path, is_named, t
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_no_cluster_is_said_at_once_whatever_is_there_instead(scheme):
+def test_no_cluster_is_reported_at_once_whatever_is_there_instead(scheme):
     started = time.monotonic()
     address = f"{scheme}127.0.0.1:{free_port()}"
     said = refusal(address)

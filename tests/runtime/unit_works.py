@@ -122,7 +122,7 @@ class WhereIt(Work):
 
 
 class CountsThreads(Work):
-    """How many threads the libraries of the process take, and how those wait, told to a folder."""
+    """How many threads the libraries of the process take, and how those wait, written to a folder."""
 
     def __init__(self, told: Path) -> None:
         self.told = told
@@ -143,7 +143,7 @@ class CountsThreads(Work):
 
 
 class SeesGpus(Work):
-    """Which GPUs the process may use, told to a folder: where parts stay with the worker."""
+    """Which GPUs the process may use, written to a folder: where parts stay with the worker."""
 
     def __init__(self, told: Path) -> None:
         self.told = told

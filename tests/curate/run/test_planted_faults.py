@@ -29,7 +29,7 @@ def test_every_file_is_one_row_and_sidecars_are_none(torture, curated) -> None:
     assert len(sidecars) >= 15
 
 
-def test_each_file_becomes_what_its_planter_said(torture, curated) -> None:
+def test_each_file_has_the_result_that_it_was_planted_for(torture, curated) -> None:
     _, planted = torture
     expected = {file.name: (file.status, file.reason) for file in planted}
     assert {name: (row["status"], row["reason"]) for name, row in curated.items()} == expected

@@ -189,7 +189,7 @@ def test_a_slice_that_cannot_be_says_how_many_there_are(
     "text",
     ["", "train", "train=", "train=0.5", "train=0.5,train=0.5", "a=1.5,b=-0.5", "a=x", "a=0,b=1", "a=nan"],
 )
-def test_a_split_that_is_none_says_how_to_write_one(text: str) -> None:
+def test_an_invalid_split_says_how_to_write_one(text: str) -> None:
     with pytest.raises(UserError, match=r"train=0\.9,val=0\.1"):
         parse_split(text)
 

@@ -45,7 +45,7 @@ KINDS = {
 """Files that act together, and how strongly."""
 
 NATIVE = 64
-"""Side in px of the square that stands for the native one: 16 tokens, images of 64."""
+"""Side in px of the square in place of the native one: 16 tokens, images of 64."""
 
 RANK = 2
 

@@ -53,7 +53,7 @@ def test_a_backbone_with_other_inputs_is_refused_one_with_fewer_blocks_is_not(ti
     check_weights("transformer", folder, spec, spec_given=True)
 
 
-def test_what_holds_no_such_component_is_said(tiny_flux, tmp_path):
+def test_a_file_without_such_a_component_is_reported(tiny_flux, tmp_path):
     spec = zoo.get("tiny-flux1")
     with pytest.raises(UserError, match=r"has no config\.json"):
         check_weights("vae", tiny_flux, spec)

@@ -144,7 +144,7 @@ def _must_not_run(self):
     raise AssertionError("a model was loaded")
 
 
-def test_another_configuration_is_refused_where_encoded_data_stands(small_set, tiny_flux):
+def test_another_configuration_is_refused_where_encoded_data_exists(small_set, tiny_flux):
     with pytest.raises(UserError, match=r"another aspects, another dtype: name another folder with --out"):
         encode(small_set.manifest.path, str(tiny_flux), small_set.folder, EncodeConfig(dtype="float32"))
 

@@ -61,7 +61,7 @@ def images(folder, *names):
         (folder / name).touch()
 
 
-def test_a_folder_is_a_batch_in_the_order_of_its_paths_and_other_files_are_told(tmp_path):
+def test_a_folder_is_a_batch_in_the_order_of_its_paths_and_other_files_are_reported(tmp_path):
     images(tmp_path, "b.JPG", "a/c.png", "notes.txt", ".hidden.png", ".git/x.png", "a/d")
     entries, others = from_images(tmp_path, "more detail", Defaults(seed=5, negative="blur"))
     assert [(e.item.name, e.item.seed) for e in entries] == [("a/c", 5), ("b", 6)]

@@ -1,4 +1,4 @@
-"""What a run may be asked, and what it refuses."""
+"""The requests that a run accepts, and those that it refuses."""
 
 import json
 import shutil
