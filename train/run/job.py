@@ -25,6 +25,7 @@ from uhr.train.data.names import NamedPath
 from uhr.train.data.reader import EncodedData
 from uhr.train.data.sets import NamedData, check_all_used, open_sets
 from uhr.train.encode.hashing import shown_weights_hash
+from uhr.train.recipes import NAMES
 from uhr.train.recipes.base import Recipe
 from uhr.train.run import checkpoint, init, validation_images
 from uhr.train.run.checkpoint import CheckpointInfo, DataRef, InitRef, ModelRef
@@ -306,7 +307,8 @@ def _check_history(recipe: Recipe, stored: CheckpointInfo, out: Path) -> None:
     not_allowed = [path for path in differs if not checkpoint.may_change(path)]
     if not_allowed:
         shown = checkpoint.shown_changes(before, after, not_allowed)
-        begin = command("train", "run", recipe.name, "--init", out)
+        name = recipe.name if recipe.name in NAMES else "RECIPE"
+        begin = command("train", "run", name, "--init", out)
         raise UserError(
             f"the run so far had another {', another '.join(shown)}",
             "only steps, device, checkpoints, log and validation may change: leave it as it was, or begin a "
