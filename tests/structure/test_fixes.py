@@ -41,6 +41,7 @@ PRINTED_BY = {
     "train/run/export.py": ("train export",),
     "train/generate/run.py": SAMPLE,
     "train/generate/": SAMPLE,
+    "train/run/": TRAIN,
     "train/run/job.py": TRAIN,
     "train/run/init.py": ("train run",),
     "train/run/trainer.py": TRAIN,
