@@ -22,7 +22,7 @@ from uhr.manifests.info import Part
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.sql import SqlCondition
 from uhr.train.encode.encoded import BucketInfo, EncodedInfo, read_encoded
-from uhr.train.encode.tensors import from_bytes
+from uhr.train.encode.tensors import CellFault, stacked
 
 CACHE_BYTES = 1 << 30
 """Bytes of row groups kept in memory; `BucketPlan` uses the rows of a group close together."""
@@ -138,7 +138,7 @@ class EncodedData:
         ]
 
         def stack(name: str, shape: tuple[int, ...], dtype: str = dtype) -> torch.Tensor:
-            return torch.stack([self._tensor(row, name, shape, dtype) for row in found])
+            return self._stacked(found, name, shape, dtype)
 
         guide = mask = None
         if config.guide is not None:
@@ -167,7 +167,7 @@ class EncodedData:
         info = self.buckets[bucket]
         found = [self._row(info.parts, self._locate(info, row)) for row in rows]
         shape = (info.height, info.width, 3)
-        pixels = torch.stack([self._tensor(row, "pixels", shape, "uint8") for row in found])
+        pixels = self._stacked(found, "pixels", shape, "uint8")
         return PixelRows(
             pixels.permute(0, 3, 1, 2).contiguous(),
             tuple(row["sample_id"] for row in found),
@@ -223,24 +223,30 @@ class EncodedData:
     def _tensors(self, texts: list[dict]) -> dict[str, torch.Tensor]:
         dtype = self.info.config.text_dtype
         return {
-            name: torch.stack([self._tensor(text, name, shape, dtype) for text in texts])
+            name: self._stacked(texts, name, shape, dtype)
             for name, shape in self.info.geometry.text_shapes.items()
         }
 
-    def _tensor(self, row: dict, name: str, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    def _stacked(self, rows: Sequence[dict], name: str, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         try:
-            return from_bytes(row[name], shape, dtype)
-        except ValueError as error:
+            return stacked([row[name] for row in rows], shape, dtype)
+        except CellFault as fault:
+            row = rows[fault.number]
             sample = row.get("sample_id") or row["caption"]
             raise DataFault(
-                f"{self.path}: '{name}' of {sample} is damaged ({one_line(error)})", "encode again"
+                f"{self.path}: '{name}' of {sample} is damaged ({one_line(fault)})", "encode again"
             ) from None
 
-    def _row(self, parts: list[Part], location: _Location) -> dict:
+    def _row(self, parts: list[Part], location: _Location) -> dict[str, Any]:
+        """One row. Binary cells are buffers of the row group, which are not copied."""
         part = parts[location.part]
         with self._lock:
             table = self._group(part, location)
-        return table.slice(location.row, 1).to_pylist()[0]
+        cells = {name: table.column(name)[location.row] for name in table.column_names}
+        return {
+            name: cell.as_buffer() if pa.types.is_binary(cell.type) and cell.is_valid else cell.as_py()
+            for name, cell in cells.items()
+        }
 
     def _group(self, part: Part, location: _Location) -> pa.Table:
         key = (part.path, location.group)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -25,14 +26,33 @@ def to_bytes(tensor: torch.Tensor, dtype: str) -> bytes:
     return stored.view(torch.uint8).numpy().tobytes()
 
 
-def from_bytes(data: bytes, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """Read what `to_bytes` wrote. Raises ValueError if the number of bytes does not fit the shape."""
+def stacked(cells: Sequence[Any], shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    """Read what `to_bytes` wrote into one new tensor [len(cells), *shape]; each byte is copied once.
+
+    cells: objects with the buffer interface, such as bytes and pyarrow's buffers. Raises `CellFault` if the
+    number of bytes of one does not fit the shape.
+    """
+    import numpy as np
     import torch
 
     expected = size_of(shape, dtype)
-    if len(data) != expected:
-        raise ValueError(f"{len(data)} bytes where {shape} in {dtype} are {expected}")
-    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).reshape(shape)
+    found = torch.empty((len(cells), *shape), dtype=getattr(torch, dtype))
+    flat = found.view(torch.uint8).numpy().reshape(len(cells), expected)
+    for number, cell in enumerate(cells):
+        data = np.frombuffer(cell, np.uint8)
+        if data.size != expected:
+            what = f"{data.size} bytes where {shape} in {dtype} are {expected}"
+            raise CellFault(number, what)
+        flat[number] = data
+    return found
+
+
+class CellFault(ValueError):
+    """A cell whose bytes are not a tensor of the expected shape; `number` is its place among those read."""
+
+    def __init__(self, number: int, what: str) -> None:
+        super().__init__(what)
+        self.number = number
 
 
 def all_finite(data: bytes, dtype: str) -> bool:

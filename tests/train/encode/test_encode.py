@@ -20,7 +20,7 @@ from uhr.train.encode.encoded import read_encoded
 from uhr.train.encode.images import ImageWork
 from uhr.train.encode.run import encode
 from uhr.train.encode.source import cut
-from uhr.train.encode.tensors import from_bytes
+from uhr.train.encode.tensors import stacked
 from uhr.train.encode.texts import TextWork
 
 
@@ -86,8 +86,8 @@ def test_every_row_has_its_own_latents_and_its_own_caption(small_set, tiny_flux)
             vae, np.ascontiguousarray(cut(rgb, Bucket(bucket.height, bucket.width)))[None]
         )
         shape = small_set.info.latent_shape(bucket)
-        assert torch.equal(from_bytes(row["mean"], shape, "bfloat16"), mean[0].bfloat16())
-        assert torch.equal(from_bytes(row["std"], shape, "bfloat16"), std[0].bfloat16())
+        assert torch.equal(stacked([row["mean"]], shape, "bfloat16")[0], mean[0].bfloat16())
+        assert torch.equal(stacked([row["std"]], shape, "bfloat16")[0], std[0].bfloat16())
         caption = source["caption"] or ""
         (key,) = row["text_keys"]
         assert (key is None) == (not caption)
@@ -95,7 +95,7 @@ def test_every_row_has_its_own_latents_and_its_own_caption(small_set, tiny_flux)
         assert text["caption"] == caption
         for name, tensor in Flux1().embed(encoders, Prompt(caption)).texts.items():
             shape = small_set.info.geometry.text_shapes[name]
-            assert torch.equal(from_bytes(text[name], shape, "bfloat16"), tensor[0])
+            assert torch.equal(stacked([text[name]], shape, "bfloat16")[0], tensor[0])
 
 
 def _pixels(path):
@@ -223,7 +223,7 @@ def test_a_patch_is_encoded_from_its_box(four, tiny_flux, tmp_path):
     (patch,) = patches
     crop = _pixels(four.root / "c.png")[20:148, 101:229]  # 130 px wide: one off at each side
     mean, _ = encode_moments(load_vae(tiny_flux), np.ascontiguousarray(crop)[None])
-    assert torch.equal(from_bytes(patch["mean"], (16, 16, 16), "float32"), mean[0])
+    assert torch.equal(stacked([patch["mean"]], (16, 16, 16), "float32")[0], mean[0])
 
 
 def test_an_image_that_changed_or_vanished_or_broke_is_left_out(four, tiny_flux, tmp_path):
