@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -87,9 +88,15 @@ def _details(setup: Setup, call: CheckedCall, run: dict[str, Any], seams: float 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages on which pixels depend."""
+    return {"python": platform.python_version(), **_installed()}
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    """The version of each of `PACKAGES`. Each is read from a file, so once for a set of images."""
     from importlib.metadata import version
 
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {name: version(name) for name in PACKAGES}
 
 
 def machine(device: str) -> dict[str, Any]:

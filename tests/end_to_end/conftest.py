@@ -62,28 +62,39 @@ def small(tmp_path_factory) -> Path:
 
 @dataclass
 class Walked:
-    """Where the demo ran, what it printed and how it ended."""
+    """Where the demo ran, what it printed, how it ended, and what it knows of its images."""
 
     folder: Path
     code: int
     printed: str
+    planted: list
 
 
 @pytest.fixture(scope="session")
 def walked(tmp_path_factory) -> Walked:
-    """`uhr demo` in this process, from a working folder of its own."""
+    """`uhr demo` in this process, from a working folder of its own; it trains 8 steps instead of 40."""
     import contextlib
     import io
 
     from uhr.cli import main
+    from uhr.demo import images, run
+
+    gather, planted = images.gather, []
+
+    def gathered(*args):
+        planted.extend(gather(*args))
+        return planted
 
     folder = tmp_path_factory.mktemp("a newcomer's folder")
     before = Path.cwd()
     printed = io.StringIO()
     os.chdir(folder)
     try:
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "STEPS", 8)
+            patch.setattr(run, "INTERRUPT_AT", 3)
+            patch.setattr(images, "gather", gathered)
             code = main(["demo"])
     finally:
         os.chdir(before)
-    return Walked(folder, code, printed.getvalue())
+    return Walked(folder, code, printed.getvalue(), planted)
