@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,9 +53,23 @@ INIT_HELP = (
 Data = typer.Option("--data", parser=named_path, metavar="[NAME=]DIR", help=DATA_HELP)
 DataFolders = Annotated[list[Any] | None, Data]
 
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes that share each batch; by default 1, or torchrun's.")
+]
+LauncherName = Annotated[
+    str | None,
+    typer.Option(
+        "--launcher",
+        metavar="local|torchrun|ray",
+        help="What starts the processes: this command, torchrun (it has), or Ray.",
+    ),
+]
+Address = Annotated[
+    str | None, typer.Option(help="A Ray cluster, HOST:PORT; with --launcher ray, which else starts its own.")
+]
 
-IN_RECIPE = {"device": "--set runtime.device="}
-"""The options of parameters that are values of the recipe, as prefixes."""
+IN_RECIPE = {"device": "--set runtime.device=", "engine": "--launcher "}
+"""The options of parameters that are values of the recipe or have another name here, as prefixes."""
 
 AGAIN = "free space there; the same command resumes where it stopped"
 
@@ -229,18 +244,27 @@ def run_(
             help=INIT_HELP,
         ),
     ] = None,
+    workers: Workers = None,
+    launcher: LauncherName = None,
+    address: Address = None,
 ) -> None:
     """Train. Ctrl-C finishes the step and saves; the same command resumes, and so does `uhr train resume`."""
     from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
-    from uhr.train.run.job import lock_run, start
+    from uhr.train.run.job import start
+    from uhr.train.run.launch import Launch
 
     resolved = resolve(recipe, config, sets)
-    with saving(out, AGAIN), with_options(**IN_RECIPE), lock_run(out):
+    launch = Launch.of(launcher, workers, address)
+
+    def begin() -> Any:
         job = start(resolved, ModelName(model, spec, base), data, out, init or [])
         if job.resume is not None and job.done < job.recipe.steps:
             say(f"{shown(out)} already contains this run at step {job.done}: resuming")
-        _train(job)
+        return job
+
+    with saving(out, AGAIN), with_options(**IN_RECIPE):
+        _train(out, resolved.runtime.device, begin, launch)
 
 
 @app.command("resume")
@@ -250,32 +274,42 @@ def resume_(
     model: Annotated[str | None, typer.Option(help="Where the model is now, if it was moved.")] = None,
     data: DataFolders = None,
     base: Annotated[str | None, typer.Option(help="Where the model's base is now, if it was moved.")] = None,
+    workers: Workers = None,
+    launcher: LauncherName = None,
+    address: Address = None,
 ) -> None:
     """Resume a run exactly where it stopped.
 
-    Only steps, device, checkpoints, log and validation may change.
+    Only steps, device, shard, checkpoints, log and validation may change; so may the number of processes.
     """
-    from uhr.train.run.job import lock_run, read_run, reopen
+    from uhr.train.run.job import recipe_of, reopen
+    from uhr.train.run.launch import Launch
 
-    read_run(run)  # do not create a lock in a folder that is not a run
-    with saving(run, AGAIN), with_options(**IN_RECIPE), lock_run(run):
+    launch = Launch.of(launcher, workers, address)
+
+    def begin() -> Any:
         job = reopen(run, sets or [], model, data or [], base)
-        if job.resume is None:
+        if job.resume is None and launch.launcher != "torchrun":
             say(f"{shown(run)} has no checkpoint yet: starting at its first step")
-        _train(job)
+        return job
+
+    with saving(run, AGAIN), with_options(**IN_RECIPE):
+        _train(run, recipe_of(run, sets or []).runtime.device, begin, launch)
 
 
-def _train(job: Any) -> None:
-    if job.done >= job.recipe.steps:
+def _train(out: Path, device: str, begin: Callable[[], Any], launch: Any) -> None:
+    """Start or reopen a run, train it, and say how it ended."""
+    found = launch.train(out, device, begin)
+    if found is None:
+        return
+    job, result = found
+    if result is None:
         say(f"{shown(job.out)} is finished: all {job.recipe.steps} steps are done")
         last = job.recipe.phases[-1]
 
         longer = f"phases.{last.name}.steps={2 * last.steps}"
         say(f"longer: {command('train', 'resume', job.out, '--set', longer)}")
     else:
-        from uhr.train.run.trainer import train
-
-        result = train(job)
         if result.stopped:
             # `train` has printed how to resume
             raise typer.Exit(130)

@@ -134,7 +134,7 @@ class Backbone(ABC):
         added to them.
         """
         return transformer(
-            hidden_states=tokens.to(transformer.dtype),
+            hidden_states=tokens.to(condition.text.dtype),
             timestep=sigma.float(),
             guidance=condition.guidance,
             encoder_hidden_states=condition.text,

@@ -254,7 +254,7 @@ def test_the_runner_looks_before_it_starts_ray(monkeypatch, tmp_path):
     from uhr.runtime import ray as runner
 
     address = f"127.0.0.1:{free_port()}"
-    with pytest.raises(UserError, match="nothing answers there"), runner._ray(address, 1):
+    with pytest.raises(UserError, match="nothing answers there"), runner.running_ray(address, 1):
         pass
     assert RayRunner(1, NO_LIMITS, address).address == address
 
@@ -269,5 +269,7 @@ def test_a_home_that_ray_cannot_write_its_token_to_is_one_line(monkeypatch):
     monkeypatch.setattr(
         ray, "init", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
     )
-    with pytest.raises(UserError, match=r"Ray does not start here .*Permission denied.*: use --engine local"):
+    with pytest.raises(
+        UserError, match=r"Ray does not start here .*Permission denied.*: run without it: engine=local"
+    ):
         runner._start(None, 1)

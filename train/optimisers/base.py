@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from uhr.base.kinds import Kind
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 class Optimiser(Kind):
     """An optimiser and its settings. The learning rate is not among them: each phase sets it."""
+
+    divisible: ClassVar[bool] = False
+    """Whether its step is the same on parameters that `runtime.shard` divides among processes."""
 
     @abstractmethod
     def build(self, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:

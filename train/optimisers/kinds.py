@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pydantic
 from pydantic import Field
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 class AdamW(Optimiser):
     """AdamW (Loshchilov and Hutter 1711.05101) of torch."""
+
+    divisible: ClassVar[bool] = True
 
     kind: str = "adamw"
     betas: tuple[float, float]
@@ -39,6 +41,9 @@ class AdamW8bit(AdamW):
     A parameter of fewer than 4,096 elements keeps its moments in float32.
     """
 
+    # its blocks of moments have no places in a divided parameter
+    divisible: ClassVar[bool] = False
+
     kind: str = "adamw-8bit"
 
     def build(self, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -58,6 +63,8 @@ class Prodigy(Optimiser):
     out of the denominator of the estimate, so that a warm-up does not enlarge it.
     d0: the first estimate. d_coef: factor of the estimate.
     """
+
+    divisible: ClassVar[bool] = True
 
     kind: str = "prodigy"
     betas: tuple[float, float] = (0.9, 0.999)

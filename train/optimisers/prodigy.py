@@ -69,7 +69,7 @@ class Prodigy(torch.optim.Optimizer):
         if not dots:
             return loss
         # one transfer from the device for both sums
-        sums = torch.stack([torch.stack(dots).sum(), torch.stack(norms).sum()]).tolist()
+        sums = torch.stack([_whole(torch.stack(dots).sum()), _whole(torch.stack(norms).sum())]).tolist()
         r = beta3 * first["r"] + (1 - beta3) * d**2 * sums[0]
         after = max(d, first["d_coef"] * r / sums[1]) if sums[1] > 0 else d
         for group, rate in zip(self.param_groups, rates, strict=True):
@@ -90,6 +90,13 @@ class Prodigy(torch.optim.Optimizer):
             for name in ("m", "v", "s"):
                 state[name] = torch.zeros_like(state["x0"])
         return state
+
+
+def _whole(total: torch.Tensor) -> torch.Tensor:
+    """A sum over parameters that may be divided among processes, in each of them."""
+    from torch.distributed.tensor import DTensor
+
+    return total.full_tensor() if isinstance(total, DTensor) else total
 
 
 def _rate(group: dict[str, Any]) -> float:

@@ -153,6 +153,8 @@ class Runtime(Config):
     """Device, precision and checkpoints of a run; `checkpoint.MAY_CHANGE` lists what may change on resume.
 
     precision: of the frozen weights and of the computation; adapters and their optimiser are float32 always.
+    shard: how several processes divide the weights (`train.run.shard`). replicate: each has all. full: each
+        has a part. hybrid: the processes of a machine divide them, and every machine has all.
     checkpoint_every: steps between checkpoints (the last step and an interruption write one too).
     keep_checkpoints: how many of the newest are kept.
     log: where the numbers of `log.jsonl` are written too.
@@ -164,6 +166,7 @@ class Runtime(Config):
     device: str
     precision: Literal["bfloat16", "float32"]
     gradient_checkpointing: bool
+    shard: Literal["replicate", "hybrid", "full"] = "replicate"
     checkpoint_every: int = Field(gt=0)
     keep_checkpoints: int = Field(gt=0)
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
@@ -332,6 +335,26 @@ class Recipe(Config):
         if runtime.offload is not None and not part.removable:
             what = "runtime.offload keeps frozen weights on the host, and all weights are trained"
             raise UserError(what, "--set runtime.offload=null")
+        self._check_shard()
+
+    def _check_shard(self) -> None:
+        """Raise UserError if `runtime.shard` would divide what cannot be divided."""
+        runtime = self.runtime
+        if runtime.shard == "replicate":
+            return
+        divides, fix = f"runtime.shard={runtime.shard} divides", "--set runtime.shard=replicate"
+        if runtime.quantize is not None:
+            what = f"{divides} weights, and runtime.quantize={runtime.quantize} packs them"
+            raise UserError(what, f"{fix}, or --set runtime.quantize=null")
+        if runtime.offload is not None:
+            what = f"{divides} weights, and runtime.offload keeps them whole on the host"
+            raise UserError(what, f"{fix}, or --set runtime.offload=null")
+        if self.trainable.divisible and not self.optimiser.divisible:
+            what = f"{divides} parameters, and optimiser '{self.optimiser.kind}' needs whole ones"
+            raise UserError(what, f"{fix}, or --set optimiser.kind=adamw")
+        if self.validation.images is not None:
+            what = f"{divides} weights, and validation images are generated with whole ones"
+            raise UserError(what, f"{fix}, or --set validation.images=null")
 
     def changes_for(self, spec: ModelSpec) -> list[str]:
         """The changes, as `path=value`, that adapt this recipe to the model's family and guidance."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -13,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 import uhr
 from uhr.base.config import Config, read_versioned
 from uhr.base.console import command
@@ -23,16 +26,18 @@ from uhr.base.run_folder import all_or_nothing
 from uhr.models.files.write import save_tensors
 from uhr.models.loading.opening import ModelName
 from uhr.train.recipes.base import Recipe, leaves
-from uhr.train.run import average, optim
+from uhr.train.run import average, divided, optim
+from uhr.train.run.parallel import ALONE, Ranks
 from uhr.train.run.state import TrainState, generators, set_generators
 
 FILE = "checkpoint.json"
 FOLDER = "checkpoints"
-GENERATORS = "generators-00000.json"
-"""The random generators of process 0."""
 
-ALWAYS = {"optimiser.safetensors", GENERATORS}
-"""Files without which no run can resume; the file of the trainable part is another."""
+
+def generators_file(rank: int) -> str:
+    """The name of the file with the process-wide random generators of a process."""
+    return f"generators-{rank:05d}.json"
+
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})")
@@ -40,6 +45,7 @@ _NAME = re.compile(r"step-(\d{8})")
 MAY_CHANGE = (
     r"phases\.\d+\.steps",
     r"runtime\.device",
+    r"runtime\.shard",
     r"runtime\.checkpoint_every",
     r"runtime\.keep_checkpoints",
     r"runtime\.log",
@@ -149,28 +155,74 @@ def folder_of(run: Path, step: int) -> Path:
 
 
 def write_checkpoint(
-    run: Path, state: TrainState, facts: Mapping[str, Any], metadata: Mapping[str, str]
+    run: Path,
+    state: TrainState,
+    facts: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write the state after `state.step` steps; `facts` are the other fields of `CheckpointInfo`, `metadata`
     that of the files of the trainable part and its average.
 
     The files are written to a temporary folder, `checkpoint.json` last, which is then renamed. If the disk is
-    full, the folder is removed, and a UserError names the last step that is saved.
+    full, the folder is removed, and a UserError names the last step that is saved. Every process of the run
+    must call it, and each writes its own files; all see one folder.
     """
     final = folder_of(run, state.step)
-    staging = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
-    with saving(run / FOLDER, resume_hint(run)), all_or_nothing(staging):
-        _fill(staging, state, facts, metadata)
-        if final.exists():
-            # incomplete, or of an earlier run of this step: a rename needs a free name
-            remove(final)
-        os.replace(staging, final)
-        sync(final.parent)
+    hint = resume_hint(run)
+    staging = ranks.from_first(lambda: final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp"))
+    with all_or_nothing(staging) if ranks.first else contextlib.nullcontext():
+        with ranks.together(), saving(run / FOLDER, hint):
+            if ranks.first:
+                staging.mkdir(parents=True)
+        if state.divided:
+            with saving(run / FOLDER, hint):
+                divided.save(state, staging, metadata, ranks)
+        with ranks.together(), saving(run / FOLDER, hint):
+            if ranks.first and not state.divided:
+                _write_whole(staging, state, metadata)
+            write_json(staging / generators_file(ranks.rank), generators())
+        with ranks.together(), saving(run / FOLDER, hint):
+            hashes = _hashes(staging, ranks)
+        files = {name: file for own in ranks.objects(hashes) for name, file in own.items()}
+        with ranks.together(), saving(run / FOLDER, hint):
+            if ranks.first:
+                _finish(staging, final, state.step, files, facts)
     return final
 
 
-def _fill(staging: Path, state: TrainState, facts: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    staging.mkdir(parents=True)
+def _hashes(staging: Path, ranks: Ranks) -> dict[str, CheckpointFile]:
+    """Size and hash of the files that fall to this process, which are all if it is alone."""
+    paths = sorted(path for path in staging.rglob("*") if path.is_file())
+    return {
+        path.relative_to(staging).as_posix(): CheckpointFile(
+            bytes=path.stat().st_size, sha256=sha256_file(path)
+        )
+        for path in paths[ranks.rank :: ranks.world]
+    }
+
+
+def _finish(
+    staging: Path, final: Path, step: int, files: Mapping[str, CheckpointFile], facts: Mapping[str, Any]
+) -> None:
+    """Write `checkpoint.json`, and give the folder its name."""
+    info = CheckpointInfo(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        step=step,
+        versions=versions(),
+        files=dict(sorted(files.items())),
+        **facts,
+    )
+    write_json(staging / FILE, info.model_dump(mode="json"))
+    if final.exists():
+        # incomplete, or of an earlier run of this step: a rename needs a free name
+        remove(final)
+    os.replace(staging, final)
+    sync(final.parent)
+
+
+def _write_whole(staging: Path, state: TrainState, metadata: Mapping[str, str]) -> None:
+    """Write the state of a process that has all of it."""
     values = json.dumps(state.optimiser_state().values, sort_keys=True)
     own = {
         state.file: dict(metadata),
@@ -179,19 +231,6 @@ def _fill(staging: Path, state: TrainState, facts: Mapping[str, Any], metadata: 
     }
     for name, tensors in state.tensors().items():
         save_tensors(tensors, staging / f"{name}.safetensors", own.get(name))
-    write_json(staging / GENERATORS, generators())
-    files = {
-        path.name: CheckpointFile(bytes=path.stat().st_size, sha256=sha256_file(path))
-        for path in sorted(staging.iterdir())
-    }
-    info = CheckpointInfo(
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        step=state.step,
-        versions=versions(),
-        files=files,
-        **facts,
-    )
-    write_json(staging / FILE, info.model_dump(mode="json"))
 
 
 def resume_hint(run: Path) -> str:
@@ -238,7 +277,7 @@ def read_info(folder: Path) -> CheckpointInfo:
         raise UserError(f"{folder} has no {FILE}", "it was never finished: take another checkpoint")
     info = read_versioned(CheckpointInfo, file, SCHEMA_VERSION, "take another checkpoint")
     part = Recipe.model_validate(info.recipe).trainable.file
-    missing = sorted({*ALWAYS, f"{part}.safetensors"} - info.files.keys())
+    missing = sorted(_always(info, part) - info.files.keys())
     if missing:
         raise UserError(f"{file} does not list {missing[0]}", "take another checkpoint")
     for name, stored in info.files.items():
@@ -247,6 +286,39 @@ def read_info(folder: Path) -> CheckpointInfo:
             state = "is damaged" if path.exists() else "is missing"
             raise UserError(f"{path} {state}", "take another checkpoint")
     return info
+
+
+def is_divided(info: CheckpointInfo) -> bool:
+    """Whether its tensors are in parts, one for each process that wrote it."""
+    return any(name.startswith(f"{divided.FOLDER}/") for name in info.files)
+
+
+def _always(info: CheckpointInfo, part: str) -> set[str]:
+    """Files without which no run can resume."""
+    own = (
+        {divided.INDEX, divided.VALUES}
+        if is_divided(info)
+        else {"optimiser.safetensors", f"{part}.safetensors"}
+    )
+    return own | {generators_file(0)}
+
+
+def read_part(folder: Path, info: CheckpointInfo) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The trained part of a checkpoint, whole, and the metadata of its file."""
+    from safetensors import safe_open
+
+    if is_divided(info):
+        return divided.read(folder, "part")
+    part = Recipe.model_validate(info.recipe).trainable.file
+    with safe_open(folder / f"{part}.safetensors", framework="pt") as opened:
+        return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+
+
+def read_average(folder: Path, info: CheckpointInfo) -> dict[str, torch.Tensor]:
+    """The average of the part's parameters in a checkpoint of a recipe that keeps one, whole."""
+    if is_divided(info):
+        return divided.read(folder, "ema")[0]
+    return average.read_average(folder / "ema.safetensors", info.recipe["ema"], info.step)
 
 
 def newest(run: Path) -> tuple[Path, CheckpointInfo, list[str]] | None:
@@ -267,19 +339,31 @@ def newest(run: Path) -> tuple[Path, CheckpointInfo, list[str]] | None:
     return None
 
 
-def load_checkpoint(folder: Path, info: CheckpointInfo, state: TrainState) -> None:
-    """Load a checkpoint's tensors into `state`, and restore the process-wide generators."""
+def load_checkpoint(folder: Path, info: CheckpointInfo, state: TrainState, ranks: Ranks = ALONE) -> None:
+    """Load a checkpoint's tensors into `state`, and restore the process-wide generators.
+
+    A process that the run did not have when it was saved keeps its generators.
+    """
+    if is_divided(info):
+        divided.load(folder, info.step, state)
+    else:
+        _load_whole(folder, info, state)
+    name = generators_file(ranks.rank)
+    if name in info.files:
+        set_generators(json.loads((folder / name).read_text(encoding="utf-8")))
+
+
+def _load_whole(folder: Path, info: CheckpointInfo, state: TrainState) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
     tensors = {name: load_file(folder / f"{name}.safetensors") for name in (state.file, "optimiser")}
     if state.ema is not None:
-        tensors["ema"] = average.read_average(folder / "ema.safetensors", info.recipe["ema"], info.step)
+        tensors["ema"] = read_average(folder, info)
     with safe_open(folder / "optimiser.safetensors", framework="pt") as opened:
         # an earlier version wrote none
         values = json.loads((opened.metadata() or {}).get(optim.METADATA, "{}"))
     state.load(info.step, tensors, values)
-    set_generators(json.loads((folder / GENERATORS).read_text(encoding="utf-8")))
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,8 @@ class BackboneDenoiser:
         family: that of the transformer.
         transformer: the model with its trainable part.
         trainable: the part; the teacher is the model without it, if it can be taken out.
+        dtype: that of the computation; None is the transformer's. A divided transformer has float32 weights,
+            and computes in the dtype of its inputs.
         frozen: the model before training, which is the teacher where the part cannot be taken out.
         attention: of its calls; None is the backbone's own.
     """
@@ -32,9 +34,11 @@ class BackboneDenoiser:
         trainable: Trainable,
         attention: CallAttention | None = None,
         frozen: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.family, self.transformer, self.trainable = family, transformer, trainable
         self.attention, self.frozen = attention, frozen
+        self.dtype = dtype or transformer.dtype
 
     def velocity(self, noisy: torch.Tensor, sigma: torch.Tensor, condition: BatchCondition) -> torch.Tensor:
         """Predict the velocity (noise - data), float32 [B, C, h, w], of noisy [B, C, h, w] at sigma [B] in
@@ -55,7 +59,7 @@ class BackboneDenoiser:
     ) -> torch.Tensor:
         height, width = noisy.shape[-2:]
         image_ids = self.family.image_ids(height // 2, width // 2, noisy.device)
-        inputs = self.family.condition(condition.texts, image_ids, condition.guidance, transformer.dtype)
+        inputs = self.family.condition(condition.texts, image_ids, condition.guidance, self.dtype)
         if self.attention is not None:
             inputs = self.attention.attended(inputs, noisy, condition.guide)
         return unpack(self.family.call(transformer, pack(noisy), sigma, inputs), height, width)

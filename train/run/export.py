@@ -6,8 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from uhr.base.console import command
 from uhr.base.errors import UserError
 from uhr.models.publish.card import CardFacts
@@ -36,22 +34,13 @@ def export(
         raise UserError(
             f"{run} has no average", "leave --weights out, or train with `uhr train run --set ema=0.999`"
         )
-    tensors, metadata = _read(folder / f"{recipe.trainable.file}.safetensors")
+    tensors, metadata = checkpoint.read_part(folder, info)
     if weights == "ema":
-        assert recipe.ema is not None
         # an average has no constants of the part: they are in its own file
-        tensors |= average.read_average(folder / "ema.safetensors", recipe.ema, info.step)
+        tensors |= checkpoint.read_average(folder, info)
     facts = _facts(out.resolve().name, recipe, info, weights)
     part = PartFile(tensors, metadata)
     return recipe.trainable.export(part, get(info.model.spec), out, facts), info
-
-
-def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as opened:
-        return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
 
 
 def _choose(run: Path, step: int | None) -> tuple[Path, CheckpointInfo]:

@@ -12,14 +12,19 @@ from uhr.train.data.prefetch import Prefetch
 from uhr.train.objectives.base import Batch
 from uhr.train.objectives.draws import Draws
 from uhr.train.run.job import Job
+from uhr.train.run.parallel import ALONE, Ranks, Share
 from uhr.train.run.phase import PhaseRun, UseRun
 
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """The global batch of one step on the run's device. uris: the images' files."""
+    """The samples of one step's global batch that are computed here, on the run's device.
+
+    turn: the whole batch. share: which of its places these are. uris: the images' files.
+    """
 
     turn: Turn
+    share: Share
     use: UseRun
     batch: Batch
     draws: Draws
@@ -27,11 +32,11 @@ class LoadedBatch:
 
     @property
     def tokens(self) -> int:
-        """Image and text tokens of all samples."""
-        count, _, height, width = self.batch.data.shape
+        """Image and text tokens of all samples of the global batch."""
+        height, width = self.batch.data.shape[-2:]
         # the sequence is the first of a family's text tensors
         text = next(iter(self.batch.condition.texts.values())).shape[1]
-        return count * (height * width // 4 + text)
+        return self.share.count * (height * width // 4 + text)
 
 
 class Phases:
@@ -48,19 +53,20 @@ class Phases:
         return self._open
 
 
-def load_batch(job: Job, phases: Phases, step: int) -> LoadedBatch:
-    """Read and make the batch of a step, counted from 0."""
+def load_batch(job: Job, phases: Phases, step: int, ranks: Ranks = ALONE) -> LoadedBatch:
+    """Read and make this process's part of the batch of a step, counted from 0."""
     index, inside = job.recipe.phase_of(step)
     phase = phases[index]
     turn = phase.mixture.at(inside)
     use = phase.uses[turn.use]
-    draws = Draws(job.recipe.seed, step, range(len(turn.rows)))
-    rows = use.read(turn, draws)
-    return LoadedBatch(turn, use, use.batch(rows, draws), draws, rows.uris)
+    share = ranks.share(len(turn.rows), job.recipe.batch.micro)
+    draws = Draws(job.recipe.seed, step, share.places)
+    rows = use.read(turn._replace(rows=tuple(turn.rows[place] for place in share.places)), draws)
+    return LoadedBatch(turn, share, use, use.batch(rows, draws), draws, rows.uris)
 
 
-def feed(job: Job, device: torch.device, first: int) -> Prefetch[LoadedBatch]:
+def feed(job: Job, device: torch.device, first: int, ranks: Ranks = ALONE) -> Prefetch[LoadedBatch]:
     """The batches of all steps from `first` on. The thread has phases of its own."""
     phases = Phases(job, device)
-    produce: Callable[[int], LoadedBatch] = lambda step: load_batch(job, phases, step)  # noqa: E731
+    produce: Callable[[int], LoadedBatch] = lambda step: load_batch(job, phases, step, ranks)  # noqa: E731
     return Prefetch(produce, first, job.recipe.steps)

@@ -79,6 +79,8 @@ def _of_run(
         )
     _check_base(path, info.model.transformer, info.model.name, model)
     base = [_copied(ref, run / FOLDER, staging, before) for ref in info.init if ref.use == "fuse"]
+    if checkpoint.is_divided(info):
+        raise UserError(f"--init {path} was saved in parts", "export it, and name that as --model")
     file = folder / f"{theirs.trainable.file}.safetensors"
     stored = None
     if use == "fuse":

@@ -33,6 +33,7 @@ from uhr.train.run.held_out import check_held_out
 from uhr.train.run.log import FILE as LOG
 from uhr.train.run.loggers import FOLDERS as LOGGERS
 from uhr.train.run.loggers import check_loggers
+from uhr.train.run.stop import FILE as STOP
 
 FILE = init.RUN
 SCHEMA_VERSION = 1
@@ -40,9 +41,12 @@ SCHEMA_VERSION = 1
 _LOCK = ".lock"
 """A hidden folder for the lock; it is removed at the end, unless the process is killed."""
 
+RAY = ".ray"
+"""What Ray Train writes while it runs."""
+
 LAYOUT = FolderLayout(
     "a run",
-    (FILE, LOG, checkpoint.FOLDER, init.FOLDER, validation_images.FOLDER, *LOGGERS, _LOCK),
+    (FILE, LOG, checkpoint.FOLDER, init.FOLDER, validation_images.FOLDER, *LOGGERS, STOP, RAY, _LOCK),
     (FILE, _LOCK),
 )
 
@@ -143,6 +147,12 @@ def _started(out: Path) -> bool:
     return (out / FILE).is_file() and (out / LOG).is_file()
 
 
+def recipe_of(out: Path, sets: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run's folder, with changes."""
+    before = read_run(out)
+    return build(Recipe, apply_sets(_present(before.recipe), list(sets)), f"{out / FILE} with --set")
+
+
 def reopen(
     out: Path,
     sets: Sequence[str] = (),
@@ -155,8 +165,7 @@ def reopen(
     `sets` may change values that affect no step (`checkpoint.MAY_CHANGE`); `model`, `base` and `data` are the
     new paths of what was moved.
     """
-    before = read_run(out)
-    recipe = build(Recipe, apply_sets(_present(before.recipe), list(sets)), f"{out / FILE} with --set")
+    before, recipe = read_run(out), recipe_of(out, sets)
     was = before.model.named
     if base is None and (model is None or user_path(model).is_file()):
         base = was.base
@@ -184,6 +193,25 @@ def reopen(
     job = _job(out, recipe, opened, info, found)
     write_json(out / FILE, info.model_dump(mode="json"))
     return job
+
+
+def joined_job(out: Path, resume: tuple[Path, CheckpointInfo] | None, device: str | None = None) -> Job:
+    """The job of a run that another process has started or reopened; writes nothing.
+
+    resume: as that process found it. device: in place of the recipe's.
+    """
+    info = read_run(out)
+    recipe = Recipe.model_validate(info.recipe)
+    data = [NamedPath(ref.name, text_path(ref.path)) for ref in info.data]
+    found, opened, sets = _check(recipe, info.model.named, data)
+    differs = _differences(info, found.model_copy(update={"init": info.init}))
+    if differs:
+        what = f"this process sees another {', another '.join(differs)} than the first process of {out}"
+        raise UserError(what, "give all machines the same files under the same paths")
+    if device is not None:
+        runtime = recipe.runtime.model_copy(update={"device": device})
+        recipe = recipe.model_copy(update={"runtime": runtime})
+    return Job(out, recipe, opened, info, sets, resume)
 
 
 def _check(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from uhr.base.errors import UserError
+from uhr.train.run.parallel import is_divided, placed_as
 
 METADATA = "uhr_optimiser"
 """The key in the metadata of `optimiser.safetensors` for `OptimiserState.values`, as JSON."""
@@ -35,26 +36,33 @@ def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
 
 
 def optimiser_state(
-    optimiser: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
+    optimiser: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], copied: bool = True
 ) -> OptimiserState:
-    """Return a copy of the whole state. Raises UserError for a part of it that is neither tensor nor JSON."""
+    """Return the whole state. Raises UserError for a part of it that is neither tensor nor JSON.
+
+    copied: the tensors are copies on the CPU; otherwise the optimiser's own, divided as the parameters are.
+    """
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {"state": {}, "groups": []}
     for key, parameter in parameters.items():
-        own = _divide(optimiser.state.get(parameter, {}), key, tensors)
+        own = _divide(optimiser.state.get(parameter, {}), key, tensors, copied)
         if own:
             values["state"][key] = own
     for number, group in enumerate(optimiser.param_groups):
         options = {name: value for name, value in group.items() if name != "params"}
-        values["groups"].append(_divide(options, f"{_GROUPS}.{number}", tensors))
+        values["groups"].append(_divide(options, f"{_GROUPS}.{number}", tensors, copied))
     return OptimiserState(tensors, values)
 
 
-def _divide(state: Mapping[str, Any], key: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _divide(
+    state: Mapping[str, Any], key: str, tensors: dict[str, torch.Tensor], copied: bool
+) -> dict[str, Any]:
     """Add the tensors of a mapping to `tensors`, and return its other values."""
     values = {}
     for name, value in state.items():
-        if type(value) in (torch.Tensor, torch.nn.Parameter):
+        if not copied and (type(value) is torch.Tensor or is_divided(value)):
+            tensors[f"{key}.{name}"] = value
+        elif type(value) in (torch.Tensor, torch.nn.Parameter):
             tensors[f"{key}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
         elif _is_plain(value):
             values[name] = value
@@ -78,7 +86,7 @@ def load_optimiser_state(
     for key, parameter in parameters.items():
         own = _of(stored.tensors, key)
         # counters have no shape and stay where the optimiser keeps them: on the CPU
-        state = {name: t.clone().to(parameter.device) if t.ndim else t.clone() for name, t in own.items()}
+        state = {name: placed_as(parameter, t.clone()) if t.ndim else t.clone() for name, t in own.items()}
         if state or key in values:
             optimiser.state[parameter] = {**state, **values.get(key, {})}
     for number, (group, found) in enumerate(

@@ -12,6 +12,7 @@ import torch
 
 from uhr.train.run import optim
 from uhr.train.run.average import decay_at
+from uhr.train.run.parallel import is_divided, placed_as
 
 
 @dataclass
@@ -39,8 +40,14 @@ class TrainState:
             average.lerp_(self.parameters[name].detach(), 1 - now)
 
     @property
-    def _stored(self) -> dict[str, torch.Tensor]:
+    def stored(self) -> dict[str, torch.Tensor]:
+        """The tensors of the part's file."""
         return {**self.parameters, **self.constants}
+
+    @property
+    def divided(self) -> bool:
+        """Whether this process has only a part of the parameters."""
+        return any(map(is_divided, self.parameters.values()))
 
     def optimiser_state(self) -> optim.OptimiserState:
         """A copy of the whole state of the optimiser."""
@@ -49,7 +56,7 @@ class TrainState:
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """All state as CPU tensors, by the name of the file that they are saved to."""
         found = {
-            self.file: {name: t.detach().to("cpu", copy=True) for name, t in self._stored.items()},
+            self.file: {name: t.detach().to("cpu", copy=True) for name, t in self.stored.items()},
             "optimiser": dict(self.optimiser_state().tensors),
         }
         if self.ema is not None:
@@ -68,7 +75,7 @@ class TrainState:
         optimiser_values: those of `optimiser_state`.
         """
         self.step = step
-        copy_into(self._stored, tensors[self.file])
+        copy_into(self.stored, tensors[self.file])
         stored = optim.OptimiserState(tensors["optimiser"], optimiser_values)
         optim.load_optimiser_state(self.optimiser, self.parameters, stored)
         if self.ema is not None:
@@ -80,7 +87,7 @@ def copy_into(targets: Mapping[str, torch.Tensor], sources: Mapping[str, torch.T
     """Copy values by name; asserts that the names are the same."""
     assert set(targets) == set(sources), sorted(set(targets) ^ set(sources))[:4]
     for name, target in targets.items():
-        target.copy_(sources[name])
+        target.copy_(placed_as(target, sources[name]))
 
 
 def seed_everything(seed: int) -> None:

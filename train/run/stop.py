@@ -7,31 +7,41 @@ import signal
 import sys
 import threading
 from collections.abc import Generator
+from pathlib import Path
 from types import FrameType
+
+FILE = ".stop"
+"""A file in a run's folder by which a process that receives signals asks one that does not to stop."""
 
 
 class StopRequest:
-    """Whether a signal requested a stop."""
+    """Whether a signal, or `FILE`, requested a stop. announce: whether to print it."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, file: Path, announce: bool) -> None:
+        self._signalled, self._file, self._announce = False, file, announce
+
+    @property
+    def requested(self) -> bool:
+        return self._signalled or (self._announce and self._file.exists())
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if self.requested:
+        if self._signalled:
             raise KeyboardInterrupt
-        self.requested = True
+        self._signalled = True
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        if not self._announce:
+            return
         print(f"{name}: stopping after this step (again: at once)", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def stop_requests() -> Generator[StopRequest]:
+def stop_requests(run: Path, announce: bool = True) -> Generator[StopRequest]:
     """Handle SIGINT and SIGTERM in the block by setting `requested`.
 
-    Does nothing outside the main thread, where Python delivers no signals.
+    Outside the main thread, where Python delivers no signals, the file `FILE` in the run's folder sets it.
     """
-    request = StopRequest()
+    request = StopRequest(run / FILE, announce)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -8,15 +8,14 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from uhr.base.console import command, progress, say, shown
-from uhr.base.errors import UserError
+from uhr.base.console import Advance, command, progress, say, shown
 from uhr.base.files import saving
 from uhr.models.attention.call import AttentionCalls
 from uhr.models.families.registry import FAMILIES
@@ -25,7 +24,7 @@ from uhr.models.surgery.base import compose, from_record, record
 from uhr.models.zoo import load_component, pick_device
 from uhr.train.data.prefetch import Prefetch
 from uhr.train.objectives.base import Denoiser
-from uhr.train.run import checkpoint, init, optim
+from uhr.train.run import checkpoint, init, optim, shard
 from uhr.train.run.average import decay_at, describe_average
 from uhr.train.run.denoiser import BackboneDenoiser
 from uhr.train.run.feed import LoadedBatch, Phases, feed
@@ -35,6 +34,7 @@ from uhr.train.run.job import Job
 from uhr.train.run.log import progress_note, read_log, track
 from uhr.train.run.loggers import loggers
 from uhr.train.run.masters import Masters
+from uhr.train.run.parallel import ALONE, EveryRank, Ranks, device_of, whole
 from uhr.train.run.phase import PhaseRun
 from uhr.train.run.state import TrainState, copy_into, seed_everything
 from uhr.train.run.stop import stop_requests
@@ -61,16 +61,16 @@ class TrainingResult:
 class Trainer:
     """A job with its model in memory."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, ranks: Ranks = ALONE) -> None:
         recipe = job.recipe
-        self.job, self.recipe = job, recipe
-        self.device = pick_device(recipe.runtime.device)
+        self.job, self.recipe, self.ranks = job, recipe, ranks
+        self.device = device_of(pick_device(recipe.runtime.device), ranks)
         seed_everything(recipe.seed)
         named = from_record(recipe.surgeries, f"recipe {recipe.name}: surgeries")
         attention = recipe.attention(job.model.spec)
         calls = [] if attention is None else [AttentionCalls()]
         self._images = None
-        if recipe.validation.images is not None:
+        if recipe.validation.images is not None and ranks.first:
             # before the transformer is loaded: text encoders need its memory
             self._images = ValidationImageWriter(
                 job.out, recipe.validation.images, job.model, self.device, [*calls, *named]
@@ -78,9 +78,14 @@ class Trainer:
         runtime = recipe.runtime
         if runtime.offload is not None:
             check_device(self.device)
-        place = runtime.device if runtime.offload is None else "cpu"
+        # weights that are divided go from the host to the device in parts
+        on_host = runtime.offload is not None or shard.divides(recipe)
         transformer = load_component(
-            job.model, "transformer", runtime.precision, place, quantize=runtime.quantize
+            job.model,
+            "transformer",
+            runtime.precision,
+            "cpu" if on_host else str(self.device),
+            quantize=runtime.quantize,
         )
         spec, part = job.model.spec, recipe.trainable
         compose(transformer, [*calls, *named])
@@ -96,20 +101,27 @@ class Trainer:
             stream_blocks(transformer, (spec.double_block, spec.single_block), self.device)
         self.surgeries = record(transformer)
         self.transformer = transformer
+        if shard.divides(recipe):
+            shard.divide_all(transformer, frozen, recipe, ranks, self.device)
         family = FAMILIES[recipe.family]
-        self.denoiser: Denoiser = BackboneDenoiser(family, transformer, part, attention, frozen)
+        dtype = getattr(torch, runtime.precision)
+        self.denoiser: Denoiser = BackboneDenoiser(family, transformer, part, attention, frozen, dtype)
         self.masters = Masters(part.parameters(transformer))
         parameters, constants = self.masters.parameters, part.constants(transformer)
         if job.resume is None and (begun := init.read(transformer, job.info.init, recipe, spec)):
             copy_into({**parameters, **constants}, begun)
             self.masters.publish()
+        ranks.equalise({**parameters, **constants})
         average = (
             {name: p.detach().clone() for name, p in parameters.items()} if recipe.ema is not None else None
         )
         optimiser = recipe.optimiser.build(list(parameters.values()))
+        if not ranks.first:
+            # what draws from these generators, such as an objective of a user's, differs between processes
+            seed_everything(ranks.seed(recipe.seed, job.done))
         self.state = TrainState(0, parameters, optimiser, average, constants, part.file)
         if job.resume is not None:
-            checkpoint.load_checkpoint(*job.resume, self.state)
+            checkpoint.load_checkpoint(*job.resume, self.state, ranks)
             self.masters.publish()
         self._phases = Phases(job, self.device)
         self._feed: Prefetch[LoadedBatch] | None = None
@@ -124,10 +136,8 @@ class Trainer:
         held_out = next((line["held_out"] for line in reversed(before) if "held_out" in line), None)
         with (
             saving(job.out, lambda: checkpoint.resume_hint(job.out)),
-            track(job.out, state.step) as write,
-            loggers(self.recipe.runtime.log, job.out, job.info.id, job.info.recipe, state.step) as copy_to,
-            progress("train", total, "steps") as advance,
-            stop_requests() as stop,
+            self._written() as (write, advance),
+            stop_requests(job.out, self.ranks.first) as stop,
             contextlib.closing(self),
         ):
             advance(state.step)
@@ -138,18 +148,37 @@ class Trainer:
                 entry = self.step()
                 entry |= self.validate()
                 write(entry)
-                copy_to(entry)
                 held_out = entry.get("held_out", held_out)
                 recent.append(entry["loss"])
                 advance(1, progress_note(entry, total))
                 # read once: a request that comes while the checkpoint is written waits for the next step
-                stopping = stop.requested or state.step == total
+                stopping = self.ranks.any(stop.requested) or state.step == total
                 if stopping or state.step % self.recipe.runtime.checkpoint_every == 0:
                     mean = sum(recent) / len(recent)
                     metrics = {"loss": entry["loss"], f"mean loss of {len(recent)} steps": mean}
                     folder = self.save(metrics | (held_out_metrics(held_out) if held_out else {}))
                     if stopping:
                         return TrainingResult(state.step, folder, mean, stopped=state.step < total)
+
+    @contextlib.contextmanager
+    def _written(self) -> Generator[tuple[Callable[[dict[str, Any]], None], Advance]]:
+        """Yield what writes a step's line, and what shows progress. Rank 0 alone does either."""
+        if not self.ranks.first:
+            yield (lambda _: None), (lambda *_: None)
+            return
+        job, step = self.job, self.state.step
+        log = self.recipe.runtime.log
+        with (
+            track(job.out, step) as write,
+            loggers(log, job.out, job.info.id, job.info.recipe, step) as copy_to,
+            progress("train", self.recipe.steps, "steps") as advance,
+        ):
+
+            def both(entry: dict[str, Any]) -> None:
+                write(entry)
+                copy_to(entry)
+
+            yield both, advance
 
     def step(self) -> dict[str, Any]:
         """Do one optimiser step on one global batch and return its line of the log."""
@@ -160,14 +189,16 @@ class Trainer:
         optim.set_lr(self.state.optimiser, lr)
         if self._feed is None or self._feed.next != self.state.step:
             self.close()
-            self._feed = feed(self.job, self.device, self.state.step)
-        loaded = self._feed.take(self.state.step)
+            self._feed = feed(self.job, self.device, self.state.step, self.ranks)
+        with self.ranks.together():
+            loaded = self._feed.take(self.state.step)
         wait = time.perf_counter() - start
-        losses, parts = self._accumulate(loaded)
+        losses, sigmas, parts = self._accumulate(loaded)
         parameters = list(self.state.parameters.values())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        self.ranks.sum_gradients(parameters)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip))
         if not torch.isfinite(norm):
-            raise self._not_finite("gradient", loaded.uris)
+            raise self._not_finite("gradient", self._uris(loaded, [True] * loaded.share.count))
         self.state.optimiser.step()
         self.state.optimiser.zero_grad(set_to_none=True)
         self.masters.publish()
@@ -175,7 +206,7 @@ class Trainer:
         if self.recipe.ema is not None:
             self.state.update_ema(self.recipe.ema)
         seconds = time.perf_counter() - start
-        turn, sigmas = loaded.turn, loaded.batch.sigma
+        turn = loaded.turn
         bucket = loaded.use.data.buckets[turn.bucket]
         logged = self.recipe.optimiser.log_values(self.state.optimiser)
         return {
@@ -206,6 +237,9 @@ class Trainer:
 
     def validate(self) -> dict[str, Any]:
         """Measure what the recipe's `validation` asks for after the last step, as values of its log line."""
+        if not (self.ranks.first or shard.divides(self.recipe)):
+            # rank 0 has all weights, and measures for all
+            return {}
         images, config = self.recipe.validation.images, self.recipe.validation.loss
         if self._images is not None and images is not None and self.state.step % images.every == 0:
             with apart_from_training(self.transformer):
@@ -219,40 +253,45 @@ class Trainer:
                 self._held_out = index, HeldOut(self.recipe, index, job.model.spec, job.data, self.device)
             return {"held_out": self._held_out[1].measure(self.denoiser)}
 
-    def _accumulate(self, loaded: LoadedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Accumulate the gradients of the batch's mean loss over micro-batches.
+    def _accumulate(self, loaded: LoadedBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Accumulate this process's part of the gradients of the global batch's mean loss.
 
-        Returns losses [B], and the named parts of the loss, [B] each.
+        Returns losses [B], sigmas [B], and the named parts of the loss, [B] each, of the global batch, on the
+        CPU. Raises UserError if a loss is not finite, in every process.
         """
-        count, micro = len(loaded.uris), self.recipe.batch.micro
-        losses, parts = [], []
-        for start in range(0, count, micro):
-            stop = min(start + micro, count)
+        share = loaded.share
+        found: list[dict[str, torch.Tensor]] = []
+        for start, stop, counts in share.passes:
             batch, draws = loaded.batch.slice(start, stop), loaded.draws.slice(start, stop)
             loss, named = loaded.use.loss(self.denoiser, batch, draws)
-            finite = torch.isfinite(loss.detach()).tolist()
-            if not all(finite):
-                inside = loaded.uris[start:stop]
-                raise self._not_finite(
-                    "loss", [uri for uri, ok in zip(inside, finite, strict=True) if not ok]
-                )
-            (loss.sum() / count).backward()
-            losses.append(loss.detach())
-            parts.append(named)
-        names = parts[0].keys()
-        return (
-            torch.cat(losses),
-            {name: torch.cat([part[name].detach() for part in parts]) for name in names},
-        )
+            ((loss.sum() if counts else loss.sum() * 0) / share.count).backward()
+            if counts or not found:
+                parts = {f"part {name}": values for name, values in named.items()}
+                found.append({"loss": loss.detach(), "sigma": batch.sigma, **parts})
+        names = list(found[0])
+        table = torch.stack([torch.cat([each[name].detach().float() for each in found]) for name in names])
+        values = dict(zip(names, self.ranks.assemble(table, share), strict=True))
+        finite = torch.isfinite(values["loss"])
+        if not finite.all():
+            raise self._not_finite("loss", self._uris(loaded, (~finite).tolist()))
+        named = {name.removeprefix("part "): v for name, v in values.items() if name.startswith("part ")}
+        return values["loss"], values["sigma"], named
+
+    def _uris(self, loaded: LoadedBatch, chosen: Sequence[bool]) -> list[str]:
+        """The images at the chosen places of the global batch. Every process must call it."""
+        share = loaded.share
+        own = dict(zip(share.places, loaded.uris, strict=True)) if share.counted else {}
+        found = {place: uri for each in self.ranks.objects(own) for place, uri in each.items()}
+        return [found[place] for place, taken in enumerate(chosen) if taken]
 
     def phase(self, index: int) -> PhaseRun:
         """The phase with this number; only one is open at a time."""
         return self._phases[index]
 
-    def _not_finite(self, what: str, uris: Sequence[str]) -> UserError:
+    def _not_finite(self, what: str, uris: Sequence[str]) -> EveryRank:
         """The error for a loss or gradient that is not finite, raised before the weights are updated."""
         phase = self.recipe.phases[self.recipe.phase_of(self.state.step)[0]]
-        return UserError(
+        return EveryRank(
             f"step {self.state.step + 1}: the {what} is not finite (images {', '.join(map(shown, uris))})",
             f"check those images, or start a new run: `uhr train run --set phases.{phase.name}.lr=LOWER`",
         )
@@ -279,8 +318,10 @@ class Trainer:
                 "metrics": metrics,
             },
             self.recipe.trainable.metadata(self.transformer, init.over(self.job.info.init)),
+            self.ranks,
         )
-        checkpoint.keep_newest(self.job.out, self.recipe.runtime.keep_checkpoints)
+        if self.ranks.first:
+            checkpoint.keep_newest(self.job.out, self.recipe.runtime.keep_checkpoints)
         return folder
 
 
@@ -292,12 +333,14 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def train(job: Job) -> TrainingResult:
-    """Run a job to its last step, or until it is stopped."""
+def train(job: Job, ranks: Ranks = ALONE) -> TrainingResult:
+    """Run a job to its last step, or until it is stopped; every process of the run calls it."""
     recipe = job.recipe
+    if not ranks.first:
+        return Trainer(job, ranks).run()
     if recipe.ema is not None and decay_at(recipe.steps, recipe.ema) < recipe.ema:
         say(f"averaged adapter: {describe_average(recipe.ema, recipe.steps)}")
-    result = Trainer(job).run()
+    result = Trainer(job, ranks).run()
     if result.stopped:
         say(f"stopped after step {result.step} of {job.recipe.steps}; saved in {shown(result.checkpoint)}")
         say(f"go on with: {command('train', 'resume', job.out)}")

@@ -30,6 +30,7 @@ class WholeBackbone(Trainable):
 
     file: ClassVar[str] = "backbone"
     removable: ClassVar[bool] = False
+    divisible: ClassVar[bool] = True
 
     kind: str = "backbone"
 

@@ -43,6 +43,10 @@ class Trainable(Kind):
     quantised_base: ClassVar[bool] = False
     """Whether the frozen weights may be quantised."""
 
+    divisible: ClassVar[bool] = False
+    """Whether its parameters are weights of the backbone, which `runtime.shard` divides among processes.
+    Otherwise each process has the whole part, and the frozen backbone is divided."""
+
     def check(self, spec: ModelSpec) -> None:
         """Raise UserError if it does not fit the model."""
         return

@@ -57,15 +57,14 @@ class RayRunner:
         assert workers is None or workers > 0
         self.gpus = gpus
         self.carry = carry
-        if importlib.util.find_spec("ray") is None:
-            raise UserError("Ray is not installed", f"{install('curate')}, or use --engine local")
+        check_installed()
         self.workers = workers
         self.limits = limits
         self.address = address
         self.threads = threads
 
     def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
-        with _ray(self.address, self.workers) as (cpus, gpus):
+        with running_ray(self.address, self.workers) as (cpus, gpus):
             workers = self._team(cpus, gpus, len(pending))
             yield from self._stream(plan, pickle.dumps(work), pending, workers)
 
@@ -159,8 +158,16 @@ class UnitActor:
         return {"unit": batch["unit"], "error": errors}
 
 
+def check_installed() -> None:
+    """Raise UserError if Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise UserError(
+            "Ray is not installed", f"{install('curate')}, or run without it", give={"engine": "local"}
+        )
+
+
 @contextlib.contextmanager
-def _ray(address: str | None, workers: int | None) -> Generator[tuple[int, int]]:
+def running_ray(address: str | None, workers: int | None) -> Generator[tuple[int, int]]:
     """Start Ray if it does not run; yield its numbers of CPUs and GPUs; then shut it down."""
     os.environ.update(_QUIET)
     import ray
@@ -200,11 +207,15 @@ def _start(address: str | None, workers: int | None) -> None:
     except UnicodeEncodeError as error:
         # Ray sends the command line of this process as text
         what = "Ray does not start from a command whose paths are not UTF-8"
-        raise UserError(what, "use --engine local, or give links with plain names") from error
+        raise UserError(
+            what, "give links with plain names, or run without Ray", give={"engine": "local"}
+        ) from error
     except (OSError, ValueError, RuntimeError, RayError) as error:
         message = one_line(error)
         if address is None:
-            raise UserError(f"Ray does not start here ({message})", "use --engine local") from error
+            raise UserError(
+                f"Ray does not start here ({message})", "run without it", give={"engine": "local"}
+            ) from error
         if is_token_error(f"{message} {error.__cause__} {getattr(error, '__notes__', '')}"):
             raise token_error(address) from error
         raise no_cluster(address, message) from error

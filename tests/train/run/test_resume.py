@@ -146,10 +146,10 @@ def test_a_run_that_ended_at_once_goes_on_from_its_last_checkpoint(straight, mom
             patched.setattr(Trainer, "step", lambda self: die() if self.state.step == 3 else real_step(self))
         elif moment == "write":  # in the middle of the second checkpoint, some files written
 
-            def write(run, state, facts, metadata):
+            def write(run, state, facts, metadata, ranks):
                 if state.step == 4:
                     patched.setattr(checkpoint_module, "generators", die)
-                return real_write(run, state, facts, metadata)
+                return real_write(run, state, facts, metadata, ranks)
 
             patched.setattr(checkpoint_module, "write_checkpoint", write)
         elif moment == "rename":

@@ -50,7 +50,7 @@ ELSEWHERE = {
     "phases.0.timesteps.scale", "validation.loss", "validation.images",
     "guidance.kind", "phases.0.name", "phases.0.resolution", "captions",
     "phases.0.objective.kind", "phases.0.steps",
-    "optimiser.kind", "batch.micro", "ema", "runtime.device",
+    "optimiser.kind", "batch.micro", "ema", "runtime.device", "runtime.shard",
     "runtime.log", "runtime.compile",
     "runtime.quantize", "runtime.offload", "runtime.gradient_checkpointing", "runtime.checkpoint_every",
     "runtime.keep_checkpoints",

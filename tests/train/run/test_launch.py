@@ -1,0 +1,106 @@
+"""One command, three launchers: local processes, torchrun's environment, and Ray."""
+
+import json
+import os
+import socket
+
+import pytest
+from safetensors.torch import load_file
+
+from uhr.cli import main
+from uhr.train.run import checkpoint, launch
+
+SETS = ["phases.main.steps=3", "phases.main.lr=0.01", "runtime.checkpoint_every=2"]
+
+
+@pytest.fixture
+def arguments(small_set, tiny_flux, fast):
+    sets = [part for value in (*fast, *SETS) for part in ("--set", value)]
+    return ["train", "run", "lora", "--model", str(tiny_flux), "--data", str(small_set.folder), *sets]
+
+
+@pytest.fixture
+def warm_ranks(warm, monkeypatch):
+    """Local processes of a run that start from the server of `warm`; their list."""
+    started = []
+
+    def start(out, environment):
+        command = ["-m", "uhr", "train", "resume", str(out)]
+        started.append(warm.start(command, env={**os.environ, **environment}, new_session=True))
+        return started[-1]
+
+    monkeypatch.setattr(launch, "_start", start)
+    return started
+
+
+def losses(run):
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def adapter(run):
+    return load_file(checkpoint.folder_of(run, 3) / "adapter.safetensors")
+
+
+def test_local_processes_train_and_only_the_first_prints(arguments, warm_ranks, tmp_path, capsys):
+    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "two"), "--workers", "2"]) == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    assert {name: tensor.shape for name, tensor in one.items()} == {n: t.shape for n, t in two.items()}
+    first, second = warm_ranks
+    assert "3 steps done, mean loss" in first.stdout()
+    assert "train: 3/3 steps" in first.stderr()
+    assert second.stdout() + second.stderr() == ""
+    capsys.readouterr()
+    # finished: nothing is started
+    assert main(["train", "resume", str(tmp_path / "two"), "--workers", "2"]) == 0
+    assert "is finished: all 3 steps are done" in capsys.readouterr().out
+    assert len(warm_ranks) == 2
+
+
+def test_a_process_that_is_killed_ends_the_others_with_its_name(
+    arguments, warm_ranks, tmp_path, capsys, monkeypatch
+):
+    real = launch._wait
+
+    def kill(processes):
+        while not (tmp_path / "run" / "log.jsonl").is_file():
+            assert processes[1].poll() is None
+        processes[1].kill()
+        return real(processes)
+
+    monkeypatch.setattr(launch, "_wait", kill)
+    long = ["--set", "phases.main.steps=999", "--workers", "2"]
+    assert main([*arguments, *long, "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert "process 1 of 2 was killed (SIGKILL" in error
+    assert f"`uhr train resume {tmp_path / 'run'}` continues" in error
+    assert [process.poll() for process in warm_ranks] == [1, -9]
+    assert "process 0 of 2: the other processes are lost" in warm_ranks[0].stderr()
+
+
+def test_the_same_command_under_torchrun(arguments, warm, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = ["-m", "uhr", *arguments, "--out", str(tmp_path / "run")]
+    started = [
+        warm.start(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in (0, 1)
+    ]
+    assert [process.wait(120) for process in started] == [0, 0], [p.stderr() for p in started]
+    assert started[1].stdout() + started[1].stderr() == ""
+    assert "3 steps done" in started[0].stdout()
+    assert len(losses(tmp_path / "run")) == 3
+
+
+@pytest.mark.ray
+def test_ray_trains_with_two_workers(arguments, tmp_path, capsys):
+    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    command = [*arguments, "--out", str(tmp_path / "ray"), "--launcher", "ray", "--workers", "2"]
+    assert main(command) == 0, capsys.readouterr().err
+    assert losses(tmp_path / "ray") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert "3 steps done, mean loss" in capsys.readouterr().out
+    left = sorted(path.name for path in (tmp_path / "ray").iterdir())
+    assert left == ["checkpoints", "log.jsonl", "run.json"]
