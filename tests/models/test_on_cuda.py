@@ -62,7 +62,9 @@ def test_a_sampler_stays_on_the_gpu(name, family, parts, gpu):
     assert pipeline.model_calls > 0
 
 
-@pytest.mark.parametrize(("name", "options"), [("ultragen", {"backend": "gathered"}), ("patch-cascade", {})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("ultragen", {"backend": "gathered"}), ("patch-cascade", {"batch": 9})]
+)
 def test_an_image_is_moved_to_the_gpu(name, options, parts, gpu):
     pipeline = sampler_class(name, "flux1")(**parts["flux1"])
     pipeline.set_progress_bar_config(disable=True)
