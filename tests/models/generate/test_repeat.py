@@ -41,6 +41,21 @@ def given(tmp_path):
     return tmp_path / "given.png"
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def one(uhr, tiny_flux, kept, tmp_path):
+    """An image by Euler's sampler with its JSON, generated once and copied for each test."""
+    if not (kept / "one.json").exists():
+        uhr(*command_line("euler", tiny_flux, kept / "one.png"))
+    for name in ("one.png", "one.json"):
+        shutil.copy(kept / name, tmp_path)
+    return tmp_path / "one.png"
+
+
 def command_line(sampler, model, out, *more):
     sets = [word for each in SETS[sampler] for word in ("--set", each)]
     fixed = ("--prompt", "a lake", "--steps", 3, "--seed", 5, "--device", "cpu")
@@ -96,9 +111,8 @@ def test_in_another_process_the_repeated_image_is_the_same(uhr, warm, tiny_flux,
     assert done.stdout.splitlines()[-1] == "identical: all 65,536 pixels"
 
 
-def test_the_record_may_be_in_the_json_alone(uhr, tiny_flux, tmp_path):
-    one, two = tmp_path / "one.png", tmp_path / "two.png"
-    uhr(*command_line("euler", tiny_flux, one))
+def test_the_record_may_be_in_the_json_alone(uhr, one, tmp_path):
+    two = tmp_path / "two.png"
     Image.open(one).save(one)
     assert "uhr" not in Image.open(one).text
     assert "identical: all" in uhr("--repeat", one, "--out", two).out
@@ -213,27 +227,21 @@ def test_a_missing_file_is_one_line_with_the_fix_before_anything_is_loaded(
         (lambda r: r.update(adapters=[{}]), "1 adapters of 0"),
     ],
 )
-def test_a_record_that_was_changed_is_one_line(change, message, uhr, tiny_flux, tmp_path):
-    one = tmp_path / "one.png"
-    uhr(*command_line("euler", tiny_flux, one))
+def test_a_record_that_was_changed_is_one_line(change, message, uhr, one, tmp_path):
     found = record.read_record(one)
     change(found)
     record.write(one, Image.open(one), found)
     assert message in uhr("--repeat", one, "--out", tmp_path / "two.png", code=1).err
 
 
-def test_a_backbone_alone_in_place_of_a_whole_model_says_what_to_name(uhr, tiny_flux, tmp_path):
-    one = tmp_path / "one.png"
-    uhr(*command_line("euler", tiny_flux, one))
+def test_a_backbone_alone_in_place_of_a_whole_model_says_what_to_name(uhr, one, tiny_flux, tmp_path):
     file = tiny_flux / "transformer" / "diffusion_pytorch_model.safetensors"
     error = uhr("--repeat", one, "--out", tmp_path / "two.png", "--model", file, code=1).err
     assert "is only a backbone, and the image was made with a whole model" in error
     assert "--base" not in error
 
 
-def test_wrong_calls_of_repeat_are_one_line(uhr, tiny_flux, tmp_path):
-    one = tmp_path / "one.png"
-    uhr(*command_line("euler", tiny_flux, one))
+def test_wrong_calls_of_repeat_are_one_line(uhr, one, tiny_flux, tmp_path):
     assert "name the new image: --out again.png" in uhr("--repeat", one, code=1).err
     assert "is the image to repeat" in uhr("--repeat", one, "--out", one, code=1).err
     assert "give one of them" in uhr("--repeat", one, "--out", "x.png", "euler", code=1).err
@@ -262,9 +270,8 @@ def test_nothing_is_lost_by_repeating(uhr, tiny_flux, given, tmp_path, monkeypat
     assert "one.json is the image to repeat, or its record" in error
 
 
-def test_a_damaged_image_of_then_costs_no_new_one(uhr, tiny_flux, tmp_path):
-    one, two = tmp_path / "one.png", tmp_path / "two.png"
-    uhr(*command_line("euler", tiny_flux, one))
+def test_a_damaged_image_of_then_costs_no_new_one(uhr, one, tmp_path):
+    two = tmp_path / "two.png"
     then = pixels(one)
     one.write_bytes(one.read_bytes()[:-2000])
     assert (
