@@ -36,6 +36,19 @@ class _Location(NamedTuple):
     row: int
 
 
+class _Group(NamedTuple):
+    """The columns of a row group in memory, and their size in bytes."""
+
+    columns: dict[str, pa.Array | pa.ChunkedArray]
+    nbytes: int
+
+
+def _cell(column: pa.Array | pa.ChunkedArray, row: int) -> Any:
+    """A value; one of bytes is a buffer of the row group, which is not copied."""
+    cell = column[row]
+    return cell.as_buffer() if pa.types.is_binary(column.type) and cell.is_valid else cell.as_py()
+
+
 class DataFault(UserError):
     """A Parquet file that cannot be read or has invalid content; names file, row group and sample."""
 
@@ -77,7 +90,7 @@ class EncodedData:
 
     def __init__(self, path: Path, info: EncodedInfo) -> None:
         self.path, self.info = path, info
-        self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, int], _Group] = OrderedDict()
         self._cached = 0
         # a run reads ahead in one thread, and held-out images in another
         self._lock = threading.Lock()
@@ -238,17 +251,13 @@ class EncodedData:
             ) from None
 
     def _row(self, parts: list[Part], location: _Location) -> dict[str, Any]:
-        """One row. Binary cells are buffers of the row group, which are not copied."""
+        """One row."""
         part = parts[location.part]
         with self._lock:
-            table = self._group(part, location)
-        cells = {name: table.column(name)[location.row] for name in table.column_names}
-        return {
-            name: cell.as_buffer() if pa.types.is_binary(cell.type) and cell.is_valid else cell.as_py()
-            for name, cell in cells.items()
-        }
+            columns = self._group(part, location).columns
+        return {name: _cell(column, location.row) for name, column in columns.items()}
 
-    def _group(self, part: Part, location: _Location) -> pa.Table:
+    def _group(self, part: Part, location: _Location) -> _Group:
         key = (part.path, location.group)
         if key not in self._groups:
             try:
@@ -256,7 +265,10 @@ class EncodedData:
                     table = file.read_row_group(location.group)
             except (OSError, pa.ArrowException) as error:
                 raise self._fault(part, location, error) from error
-            self._groups[key] = table
+            # a column of a row group is one chunk, unless it is too long for one
+            columns = {name: table.column(name) for name in table.column_names}
+            found = {name: c.chunk(0) if c.num_chunks == 1 else c for name, c in columns.items()}
+            self._groups[key] = _Group(found, table.nbytes)
             self._cached += table.nbytes
             while self._cached > CACHE_BYTES and len(self._groups) > 1:
                 _, oldest = self._groups.popitem(last=False)
