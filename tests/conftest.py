@@ -21,10 +21,14 @@ settings.register_profile("explore", deadline=None, max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 # tiny tensors are slower on two threads than on one, many times so where something else uses the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# bitsandbytes calls torch.compile when it is imported, which imports Inductor: a fifth of all imports
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
 def pytest_collection_finish() -> None:
-    """Leave what the imports made, millions of objects, out of every later collection of garbage."""
+    """Let torch compile again after the imports. Leave what they made, millions of objects, out of every
+    later collection of garbage."""
+    del os.environ["TORCHDYNAMO_DISABLE"]
     gc.collect()
     gc.freeze()
 
