@@ -346,14 +346,16 @@ def export_(
     needed = needed_files(run, info)
 
     def text(_: Any) -> None:
-        part = Recipe.model_validate(info.recipe).trainable
+        recipe = Recipe.model_validate(info.recipe)
+        part = recipe.trainable
         what = part.describe(get(info.model.spec))
         say(f"{shown(folder)}: {what}, after step {info.step}, and its card README.md")
         for name, file in needed.items():
             say(f"it was trained on top of {name} and must be loaded together with it: {shown(file)}")
         options = part.sample_options(folder, info.model.named)
         options += [part for file in needed.values() for part in ("--adapter", str(file))]
-        _next("sample", "euler", *options, "--prompt", "A PROMPT", "--out", "A.png")
+        options += ["--prompt", "A PROMPT", *recipe.sampling.arguments]
+        _next("sample", recipe.sampling.sampler, *options, "--out", "A.png")
 
     answer = {"folder": str(folder), "step": info.step}
     answer["load_together"] = {name: str(path) for name, path in needed.items()}

@@ -151,11 +151,17 @@ def load_minor(
 
 
 def _check_loaded(transformer: Any, trained: Lora, name: str) -> None:
-    """Raise UserError if weights are not in memory: they cannot be decomposed, and the values would be
-    lost."""
+    """Raise UserError if weights are offloaded: they cannot be decomposed, and the values would be lost.
+
+    A model that is on the meta device as a whole, without accelerate's hooks, has no values to lose.
+    """
     modules = dict(transformer.named_modules())
+    hooked = any(hasattr(module, "_hf_hook") for module in modules.values())
+    if not hooked and all(parameter.is_meta for parameter in transformer.parameters()):
+        return
     for path in trained:
-        if path in modules and peft_layers.linear_of(modules[path]).weight.is_meta:
+        linear = peft_layers.linear_of(modules[path]) if path in modules else None
+        if linear is not None and linear.weight.is_meta:
             what = f"adapter '{name}' needs the weight of {path}, which is offloaded from memory"
             raise UserError(what, "load the adapter before the model is offloaded")
 

@@ -17,6 +17,9 @@ Alpha is in the file's metadata, which diffusers reads. A program that does not 
 and the adapter then has another strength: set it to alpha / rank there."""
 
 
+_LISTS = ("surgeries", "sample_arguments", "phases", "init", "data")
+
+
 @dataclass(frozen=True)
 class CardFacts:
     """The facts of a training run that a model card states.
@@ -26,6 +29,8 @@ class CardFacts:
     `guidance` is the value fed to the backbone while training, None for a backbone that takes none. `trained`
     says what was trained.
 
+    sampler, sample_arguments: the sampler that it is for, and the options of `uhr sample` that it needs.
+    sample_guidance: guidance of the stock pipeline; None is that of the model's card.
     phases: one line for each phase of the training. command: the command line that trains it again. run: the
     id of the run. init: the weights that it began with, as `run.json` lists them. data: the data sets by
     `name`, with `id`, `manifest_id` and `rows`. values: the whole recipe.
@@ -44,6 +49,9 @@ class CardFacts:
     licences: Mapping[str | None, int]
     surgeries: tuple[str, ...] = ()
     trained: str = "a LoRA"
+    sampler: str = "euler"
+    sample_arguments: tuple[str, ...] = ()
+    sample_guidance: float | None = None
     phases: tuple[str, ...] = ()
     command: str = ""
     run: str = ""
@@ -58,7 +66,7 @@ class CardFacts:
         values = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "spec"}
         counts = {name or "none recorded": count for name, count in self.licences.items()}
         plain: dict[str, Any] = {"spec": self.spec.name, "licences": counts, "values": dict(self.values)}
-        plain |= {name: list(getattr(self, name)) for name in ("surgeries", "phases", "init", "data")}
+        plain |= {name: list(getattr(self, name)) for name in _LISTS}
         return {**values, **plain, "metrics": dict(self.metrics), "versions": dict(self.versions)}
 
 
@@ -113,8 +121,7 @@ def _guide_usage(facts: CardFacts) -> str:
     return f"""## Use
 
 ```bash
-uhr sample ultragen --model {facts.base_model if "/" in facts.base_model else MODEL} \\
-    --adapter path/to/this/folder --prompt "a prompt" --out image.png
+{_command(facts, f"--model {_base(facts)[2]} --adapter path/to/this/folder")}
 ```
 
 Programs that load it as an ordinary LoRA apply it to every token, for which it was not trained."""
@@ -129,7 +136,7 @@ def _usage(facts: CardFacts, alpha_is_rank: bool, over: tuple[str, ...]) -> str:
         lines = [f'pipe.load_lora_weights("{path}", adapter_name="{name}")' for path, name in paths]
         load = "\n".join([*lines, f"pipe.set_adapters({[name for _, name in paths]})"])
     below = "".join(f"--adapter path/to/{name}.safetensors " for name in over)
-    scale = "" if facts.spec.guidance_scale is None else f", guidance_scale={facts.spec.guidance_scale:g}"
+    scale = _scale(facts)
     return f"""## Use
 
 ```python
@@ -142,9 +149,30 @@ pipe(prompt="a prompt", num_inference_steps={facts.spec.steps}{scale}).images[0]
 ```
 
 ```bash
-uhr sample euler --model {model} {below}--adapter path/to/this/folder \\
-    --prompt "a prompt" --out image.png
-```{remark}"""
+{_command(facts, f"--model {model} {below}--adapter path/to/this/folder")}
+```{remark}{_positions(facts)}"""
+
+
+def _scale(facts: CardFacts) -> str:
+    """The guidance of the stock pipeline as an argument; nothing for a backbone that takes none."""
+    card = facts.spec.guidance_scale
+    if card is None:
+        return ""
+    return f", guidance_scale={card if facts.sample_guidance is None else facts.sample_guidance:g}"
+
+
+def _command(facts: CardFacts, model: str) -> str:
+    """The `uhr sample` command, in two lines."""
+    further = "".join(f" {argument}" for argument in facts.sample_arguments)
+    return f'uhr sample {facts.sampler} {model} \\\n    --prompt "a prompt"{further} --out image.png'
+
+
+def _positions(facts: CardFacts) -> str:
+    """A warning where the stock pipeline lacks what the backbone was trained with."""
+    if not facts.surgeries:
+        return ""
+    names = ", ".join(facts.surgeries)
+    return f"\n\nIt was trained with {names}, which the stock pipeline lacks and the command above has."
 
 
 def _base(facts: CardFacts) -> tuple[str, str, str]:
@@ -158,7 +186,7 @@ def _base(facts: CardFacts) -> tuple[str, str, str]:
 
 def _backbone_usage(facts: CardFacts) -> str:
     named, pinned, model = _base(facts)
-    scale = "" if facts.spec.guidance_scale is None else f", guidance_scale={facts.spec.guidance_scale:g}"
+    scale = _scale(facts)
     transformer, pipeline = facts.spec.transformer_class, facts.spec.pipeline_class
     return f"""## Use
 
@@ -174,9 +202,8 @@ pipe(prompt="a prompt", num_inference_steps={facts.spec.steps}{scale}).images[0]
 ```
 
 ```bash
-uhr sample euler --model path/to/this/folder --base {model} \\
-    --prompt "a prompt" --out image.png
-```"""
+{_command(facts, f"--model path/to/this/folder --base {model}")}
+```{_positions(facts)}"""
 
 
 def _training(facts: CardFacts) -> str:

@@ -183,6 +183,27 @@ class Runtime(Config):
         return self
 
 
+class Sampling(Config):
+    """How the result is sampled: what its card and the command after an export say. Training reads none of
+    it.
+
+    sampler: its name. options: values of its options, as `--set` takes them.
+    guidance: guidance input for a plain call of the pipeline; None is that of the model's card.
+    """
+
+    sampler: str = "euler"
+    options: dict[str, Any] = Field(default_factory=dict)
+    guidance: float | None = None
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options of `uhr sample SAMPLER`."""
+        # patch-cascade has a guidance of the patches; the other is that of its base pass
+        guided = self.guidance is not None and self.sampler != "patch-cascade"
+        sets = [part for name, value in self.options.items() for part in ("--set", f"{name}={value}")]
+        return [*(["--guidance", f"{self.guidance:g}"] if guided else []), *sets]
+
+
 class Recipe(Config):
     """Everything about a training run except model and data.
 
@@ -221,6 +242,7 @@ class Recipe(Config):
     caption_dropout: float = Field(ge=0, le=1)
     ema: float | None = Field(None, gt=0, lt=1)
     seed: int = Field(ge=0)
+    sampling: Sampling = Sampling()
     validation: Validation = Validation()
     runtime: Runtime
     sources: Mapping[str, str] = Field(default={}, exclude=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from uhr.train.objectives.flow import Flow
 from uhr.train.optimisers.kinds import AdamW
-from uhr.train.recipes.base import Batching, DataUse, Guidance, Init, Phase, Recipe
+from uhr.train.recipes.base import Batching, DataUse, Guidance, Init, Phase, Recipe, Sampling
 from uhr.train.recipes.shared import RUNTIME, sources
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable.adapters import Lora
@@ -37,6 +37,7 @@ RECIPE = Recipe(
     latents="sample",
     caption_dropout=0.1,
     seed=0,
+    sampling=Sampling(sampler="patch-cascade", guidance=1.0),
     runtime=RUNTIME,
     sources=sources(
         family="RealUHR: FLUX.1-dev",

@@ -74,6 +74,7 @@ RECIPE = Recipe(
         "caption_dropout": "Ho and Salimans 2207.12598: keeps the unconditional prediction in shape",
         "ema": "none, as diffusers' script",
         "seed": "ours",
+        "sampling": "ours: the plain sampler at the native size",
         "validation": "nothing is measured unless it is asked for",
         "runtime": "ours",
     },

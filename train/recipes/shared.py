@@ -34,6 +34,7 @@ GENERAL = {
     "caption_dropout": "none, as none is mentioned",
     "ema": "none, as none is mentioned",
     "seed": "ours",
+    "sampling": "ours: the sampler of the recipe's paper",
     "runtime": "ours",
     "validation": "nothing is measured unless it is asked for",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from uhr.train.optimisers.kinds import AdamW
-from uhr.train.recipes.base import Batching, Guidance, Recipe
+from uhr.train.recipes.base import Batching, Guidance, Recipe, Sampling
 from uhr.train.recipes.shared import RUNTIME, sources
 from uhr.train.recipes.ultraflux_stage1 import PHASE as STAGE1
 from uhr.train.recipes.ultraflux_stage2 import PHASE as STAGE2
@@ -23,6 +23,7 @@ RECIPE = Recipe(
     latents="sample",
     caption_dropout=0.1,
     seed=0,
+    sampling=Sampling(sampler="ultraflux"),
     runtime=RUNTIME,
     sources=sources(
         family="UltraFlux: FLUX.1-dev",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from uhr.train.objectives.wavelet import SnrHuberWavelet
 from uhr.train.optimisers.kinds import AdamW
-from uhr.train.recipes.base import Batching, Guidance, Phase, Recipe
+from uhr.train.recipes.base import Batching, Guidance, Phase, Recipe, Sampling
 from uhr.train.recipes.shared import RUNTIME, sources
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable.backbone import WholeBackbone
@@ -36,6 +36,7 @@ RECIPE = Recipe(
     latents="sample",
     caption_dropout=0.1,
     seed=0,
+    sampling=Sampling(sampler="ultraflux"),
     runtime=RUNTIME,
     sources=sources(
         family="UltraFlux: FLUX.1-dev",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uhr.train.objectives.flow import Flow
 from uhr.train.optimisers.kinds import Prodigy
-from uhr.train.recipes.base import Batching, Guidance, Phase, Recipe
+from uhr.train.recipes.base import Batching, Guidance, Phase, Recipe, Sampling
 from uhr.train.recipes.shared import RUNTIME, sources
 from uhr.train.recipes.windows import GuideWindows
 from uhr.train.timesteps import Timesteps
@@ -36,6 +36,7 @@ RECIPE = Recipe(
     latents="sample",
     caption_dropout=0.1,
     seed=0,
+    sampling=Sampling(sampler="ultragen"),
     runtime=RUNTIME,
     sources=sources(
         family="UltraGen: FLUX.1-dev",

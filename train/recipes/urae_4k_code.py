@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uhr.train.objectives.flow import Flow
 from uhr.train.optimisers.kinds import Prodigy
-from uhr.train.recipes.base import Batching, DataUse, Guidance, Init, Phase, Recipe
+from uhr.train.recipes.base import Batching, DataUse, Guidance, Init, Phase, Recipe, Sampling
 from uhr.train.recipes.shared import RUNTIME, sources
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable.adapters import Components
@@ -39,6 +39,7 @@ RECIPE = Recipe(
     captions={"caption": 0.2, "caption_en": 0.8},
     caption_dropout=0.0,
     seed=0,
+    sampling=Sampling(options={"toolkit.ntk": 10.0}),
     runtime=RUNTIME,
     sources=sources(
         family="URAE: FLUX.1-dev",

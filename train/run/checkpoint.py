@@ -50,6 +50,7 @@ MAY_CHANGE = (
     r"runtime\.keep_checkpoints",
     r"runtime\.log",
     r"validation\..*",
+    r"sampling\..*",
 )
 """Values of a recipe that may change when a run is resumed: they do not affect any step."""
 

@@ -48,6 +48,7 @@ ELSEWHERE = {
     # checked against the model or the data, or by tests of their own
     "name", "about", "family", "surgeries", "windows", "proportional", "trainable.kind",
     "phases.0.timesteps.scale", "validation.loss", "validation.images",
+    "sampling.sampler", "sampling.options", "sampling.guidance",
     "guidance.kind", "phases.0.name", "phases.0.resolution", "captions",
     "phases.0.objective.kind", "phases.0.steps",
     "optimiser.kind", "batch.micro", "ema", "runtime.device", "runtime.shard",
