@@ -51,7 +51,8 @@ class UseOrder:
     def of(cls, recipe: Recipe, phase: int, number: int, data: EncodedData) -> UseOrder:
         """The order of use `number` of a phase. Raises UserError if a row or bucket would never be used."""
         use = recipe.phases[phase].data[number]
-        chosen = [(bucket, rows) for bucket, rows in enumerate(data.select(use.where)) if len(rows)]
+        where = f"{data.path}, phases.{recipe.phases[phase].name}.data.{number}.where"
+        chosen = [(bucket, rows) for bucket, rows in enumerate(data.select(use.where, where)) if len(rows)]
         if not chosen:
             raise UserError(
                 f"{data.path}: no row of it has {use.where}", "loosen the condition of that phase"

@@ -104,8 +104,8 @@ class EncodedData:
     def buckets(self) -> list[BucketInfo]:
         return self.info.buckets
 
-    def select(self, where: str | None = None) -> list[np.ndarray]:
-        """The rows for which an SQL condition over the manifest's columns is true.
+    def select(self, where: str | None = None, named: str = "where") -> list[np.ndarray]:
+        """The rows for which an SQL condition over the manifest's columns is true; errors call it `named`.
 
         Returns for each bucket the numbers of its rows, ascending int64; all rows if `where` is None. A row
         for which the condition is null is not selected. Raises UserError if the condition is invalid, and for
@@ -116,7 +116,7 @@ class EncodedData:
         if self.info.schema_version < 2:
             raise UserError(f"{self.path} was encoded without its curated columns", "encode again")
         manifest = Manifest.open(self.path)
-        SqlCondition.parse(where, "where").check(manifest.schema)
+        SqlCondition.parse(where, named).check(manifest.schema)
         rows = manifest.table(["bucket", "bucket_row"], where=f"bucket IS NOT NULL AND ({where})")
         names, numbers = rows["bucket"].to_numpy(), rows["bucket_row"].to_numpy()
         return [np.sort(numbers[names == f"{b.width}x{b.height}"]).astype(np.int64) for b in self.buckets]

@@ -62,7 +62,10 @@ def data_for(use: DataUse, phase: Phase, spec: ModelSpec, sets: Sequence[NamedDa
     for data in of_name:
         if data.info.resolution == resolution:
             return data
-    have = ", ".join(f"{data.info.resolution} px" for data in of_name) or "none"
+    if not of_name:
+        what = f"phase '{phase.name}' needs data set '{use.data}' (at {resolution} px), and it is not given"
+        raise UserError(what, f"give it as --data {use.data}=DIR")
+    have = ", ".join(f"{data.info.resolution} px" for data in of_name)
     other = of_name[0].info.resolution if len(of_name) == 1 else "N"
     what = f"phase '{phase.name}' needs data set '{use.data}' encoded at {resolution} px"
     raise UserError(
@@ -70,6 +73,15 @@ def data_for(use: DataUse, phase: Phase, spec: ModelSpec, sets: Sequence[NamedDa
         f"encode with `uhr train encode --set resolution={resolution}`, or train with --set "
         f"phases.{phase.name}.resolution={other}",
     )
+
+
+def check_windows(recipe: Recipe, spec: ModelSpec, sets: Sequence[NamedData]) -> None:
+    """Raise UserError for data without the guide, or of sizes, that the recipe's windows cannot read."""
+    if recipe.windows is None:
+        return
+    for each in sets:
+        sizes = [(bucket.height, bucket.width) for bucket in each.data.buckets]
+        recipe.windows.check_sizes(spec, str(each.data.path), sizes, each.data.info.config.guide)
 
 
 def check_all_used(recipe: Recipe, spec: ModelSpec, sets: Sequence[NamedData]) -> None:

@@ -16,7 +16,7 @@ from uhr.models.loading.model import empty_transformer
 from uhr.models.zoo import ModelName, ModelSpec, get
 from uhr.train.data.mixture import mixture_of
 from uhr.train.data.names import NamedPath
-from uhr.train.data.sets import NamedData, open_sets
+from uhr.train.data.sets import NamedData, check_windows, open_sets
 from uhr.train.encode.tensors import size_of
 from uhr.train.recipes.base import Recipe
 from uhr.train.run.average import describe_average
@@ -35,6 +35,7 @@ def estimate(
     spec, transformer = _backbone(ModelName.of(model))
     recipe.check(spec)
     encoded = open_sets(recipe, data)
+    check_windows(recipe, spec, encoded)
     phases = [_phase(recipe, index, spec, encoded) for index in range(len(recipe.phases))]
     base = BaseSizes.of(recipe, spec, transformer)
     parameters = _parameters(recipe, spec, transformer)

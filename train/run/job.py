@@ -23,7 +23,7 @@ from uhr.models.zoo import Model, ModelName
 from uhr.train.data.mixture import Mixture, mixture_of
 from uhr.train.data.names import NamedPath
 from uhr.train.data.reader import EncodedData
-from uhr.train.data.sets import NamedData, check_all_used, open_sets
+from uhr.train.data.sets import NamedData, check_all_used, check_windows, open_sets
 from uhr.train.encode.hashing import shown_weights_hash
 from uhr.train.recipes import NAMES
 from uhr.train.recipes.base import Recipe
@@ -223,10 +223,7 @@ def _check(
     found = open_sets(recipe, data)
     for each in found:
         _check_data(each.data, opened)
-        if recipe.windows is not None:
-            sizes = [(bucket.height, bucket.width) for bucket in each.data.buckets]
-            guide = each.data.info.config.guide
-            recipe.windows.check_sizes(opened.spec, str(each.data.path), sizes, guide)
+    check_windows(recipe, opened.spec, found)
     check_all_used(recipe, opened.spec, found)
     for index in range(len(recipe.phases)):
         mixture_of(recipe, index, opened.spec, found)

@@ -26,7 +26,7 @@ class Data:
         self.buckets = [SimpleNamespace(rows=size, group_rows=4) for size in sizes]
         self.step = step
 
-    def select(self, where):
+    def select(self, where, named="where"):
         step = 1 if where is None else self.step
         return [np.arange(0, bucket.rows, step) for bucket in self.buckets]
 
@@ -93,7 +93,7 @@ def test_a_condition_leaves_only_rows_that_meet_it_and_each_of_them_once_an_epoc
 
 def test_a_bucket_without_any_row_of_the_condition_is_left_out():
     class Narrow(Data):
-        def select(self, where):
+        def select(self, where, named="where"):
             return [np.arange(0), np.array([2, 5])]
 
     mixed = mixture((use(where="x"), Narrow(4, 8)))
@@ -103,7 +103,7 @@ def test_a_bucket_without_any_row_of_the_condition_is_left_out():
 
 def test_a_condition_that_no_row_meets_is_an_error():
     class Empty(Data):
-        def select(self, where):
+        def select(self, where, named="where"):
             return [np.arange(0)]
 
     with pytest.raises(UserError, match="no row of it has score > 9"):
@@ -180,7 +180,10 @@ def test_a_set_that_is_missing_or_that_no_phase_uses_is_named(small_set, tiny_fl
 
     spec, recipe = get("tiny-flux1"), recipe_of("real", "made")
     found = open_sets(recipe, [NamedPath("real", small_set.folder)])
-    with pytest.raises(UserError, match="phase 'main' needs data set 'made' encoded at 128 px"):
+    with pytest.raises(
+        UserError,
+        match=r"needs data set 'made' \(at 128 px\), and it is not given: give it as --data made=DIR",
+    ):
         data_for(recipe.phases[0].data[1], recipe.phases[0], spec, found)
     other = recipe.model_copy(
         update={"phases": (recipe.phases[0].model_copy(update={"resolution": 256, "data": ()}),)}

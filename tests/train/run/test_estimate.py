@@ -82,3 +82,8 @@ def test_data_of_another_resolution_is_an_error(small_set, tiny_flux):
         UserError, match=r"phase 'main' needs data set 'main' encoded at 256 px, and it is given at 128 px"
     ):
         estimate(resolve("lora", None, ["phases.main.resolution=256"]), str(tiny_flux), [small_set.folder])
+
+
+def test_data_that_the_windows_of_a_recipe_cannot_read_are_refused_as_by_a_run(small_set, tiny_flux):
+    with pytest.raises(UserError, match="has no guide, and the recipe's windows read one of 1/4"):
+        estimate(resolve("ultragen"), str(tiny_flux), [small_set.folder])
