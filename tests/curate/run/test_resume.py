@@ -40,7 +40,7 @@ class Slow(Stage):
 
 
 DEATHS = {
-    "in the commit": ("uhr.manifests.manifest", "write_json"),
+    "in the commit": ("uhr.manifests.writer", "write_json"),
     "before the report": ("uhr.curate.run.job", "_finish"),
     "in the report": ("uhr.manifests.report", "write_report"),
     "before clearing up": ("uhr.base.run_folder.RunFolder", "clear"),
