@@ -82,6 +82,7 @@ ELSEWHERE = {
     ("uhr/demo/run.py", "--set"): ("train run",),
     ("uhr/demo/run.py", "--adapter"): SAMPLE,
     ("train/trainable/adapters.py", "--adapter"): SAMPLE,
+    ("train/recipes/base.py", "--guidance"): SAMPLE,
     # the card's command that trains it again
     ("train/run/export.py", "--data"): ("train run",),
     ("train/run/export.py", "--init"): ("train run",),
