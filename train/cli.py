@@ -212,9 +212,13 @@ def encode_(
             say(f"{shown(out)} is encoded already: the same manifest, model and configuration")
         print_encoded(info)
         say()
-        changes = resolve("lora", None).changes_for(get(info.model.spec))
+        if info.config.pixels:
+            return  # pixels train a VAE, for which there is no recipe yet
+        # a guide is of use to UltraGen alone
+        recipe = "lora" if info.config.guide is None else "ultragen"
+        changes = resolve(recipe, None).changes_for(get(info.model.spec))
         sets = [argument for change in changes for argument in ("--set", change)]
-        _next("train", "run", "lora", *named.options(), "--data", out, "--out", "RUN", *sets)
+        _next("train", "run", recipe, *named.options(), "--data", out, "--out", "RUN", *sets)
 
     console.emit({"already": was_finished, **info.model_dump(mode="json")}, as_json, text)
 

@@ -177,6 +177,14 @@ def _storage(
     return storage
 
 
+_STORED = {
+    "latents_per_picture": "latents per image",
+    "text_per_caption": "text per caption",
+    "encoded_data": "encoded data",
+}
+"""How people read the keys of the storage."""
+
+
 def print_estimate(plan: dict[str, Any]) -> None:
     """Print what `estimate` returns."""
     base, trainable = plan["parameters"]["base"], plan["parameters"]["trainable"]
@@ -206,5 +214,5 @@ def print_estimate(plan: dict[str, Any]) -> None:
     say("\nstorage:")
     table(
         ["what", "size"],
-        [[name.replace("_", " "), human_bytes(size)] for name, size in plan["storage"].items()],
+        [[_STORED.get(name, name), human_bytes(size)] for name, size in plan["storage"].items()],
     )
