@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,8 @@ class TrainState:
     parameters: dict[str, torch.nn.Parameter]
     optimiser: torch.optim.Optimizer
     ema: dict[str, torch.Tensor] | None
-    constants: dict[str, torch.Tensor]
-    file: str
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    file: str = "adapter"
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
