@@ -6,6 +6,7 @@ A condition is parsed first, and only expressions over the columns of one row ar
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -88,6 +89,8 @@ def _database(threads: int | None, process: int) -> duckdb.DuckDBPyConnection:
     `process` is the id of this process: threads of a database do not survive a fork.
     """
     database = duckdb.connect(":memory:")
+    # a database that is open when the interpreter ends may abort the process
+    atexit.register(database.close)
     # an integer divided by 0 is null, as is any other number divided by 0 (`finite.py`)
     database.execute("SET GLOBAL error_on_division_by_zero = false")
     # a condition rewritten by `finite.py` is up to three times as deep
