@@ -167,7 +167,7 @@ def test_an_export_for_guide_tokens_says_so_and_is_kept_to_them(
     tiny_flux, transformer, tmp_path, facts, inputs
 ):
     state, spec = adapted(transformer)
-    folder = export_lora(state, spec, tmp_path / "guide", facts(), Usage(tokens="guide"))
+    folder = export_lora(state, spec, tmp_path / "guide", facts(sampler="ultragen"), Usage(tokens="guide"))
     card = (folder / "README.md").read_text()
     assert "only on the tokens of UltraGen's guide" in card
     assert "uhr sample ultragen" in card
