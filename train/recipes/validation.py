@@ -12,11 +12,13 @@ from uhr.base.config import Config
 class HeldOutLoss(Config):
     """The loss of images that are not trained on, on fixed noise, for each of several ranges of sigma.
 
-    It is the objective of the current phase without its weights, with the images' first captions and the mean
-    latents: its values differ only by what was learned.
+    It is the objective of the phases without its weights, with the images' first captions and the mean
+    latents: its values differ only by what was learned. Where phases have different objectives or
+    resolutions, the loss of each is measured throughout, and has its phase's name.
 
     data: name of the data set, as in `--data NAME=DIR`. where: SQL condition on curated columns, such as
-        `split = 'validation'`; None is all rows. every: steps between two measurements.
+        `split = 'validation'`; None is all rows. every: steps between two measurements; the first is before
+        training, and the last after the last step.
     resolution: px, as the data was encoded; None is that of the phase.
     rows: the most images, evenly spread over those of the data set.
     bins: number of equal ranges of sigma in [0, 1]; an image has one sigma in each.

@@ -19,11 +19,10 @@ from uhr.train.objectives.base import Denoiser
 from uhr.train.objectives.draws import Draws
 from uhr.train.recipes.base import DataUse, Recipe
 from uhr.train.recipes.validation import HeldOutLoss
+from uhr.train.run.log import held_out_losses
 from uhr.train.run.phase import UseRun
 from uhr.train.run.state import generators, set_generators
 from uhr.train.timesteps import Timesteps
-
-METRIC = "held-out loss"
 
 
 @contextlib.contextmanager
@@ -127,10 +126,42 @@ class HeldOut:
         return sum(losses) / len(losses)
 
 
-def metrics(measured: dict[str, Any]) -> dict[str, float]:
-    """What `HeldOut.measure` returned as metrics of a checkpoint."""
-    found = {METRIC: measured["loss"]}
-    for each in measured["bins"]:
-        low, high = each["sigma"]
-        found[f"{METRIC}, sigma {low:g} to {high:g}"] = each["loss"]
+class HeldOutLosses:
+    """The held-out losses of a run, each of which has one meaning from the first step to the last.
+
+    Phases with one objective and one resolution share one. Each of the others has its own, and all are
+    measured together: a number can be followed through phases that train by something else.
+    """
+
+    def __init__(
+        self, recipe: Recipe, spec: ModelSpec, sets: Sequence[NamedData], device: torch.device
+    ) -> None:
+        config = recipe.validation.loss
+        assert config is not None
+        names: dict[str, list[str]] = {}
+        first: dict[str, int] = {}
+        for index, phase in enumerate(recipe.phases):
+            resolution = config.resolution or phase.resolution or spec.native_size
+            meaning = f"{resolution} {phase.objective.model_dump_json()}"
+            names.setdefault(meaning, []).append(phase.name)
+            first.setdefault(meaning, index)
+        self._losses = {
+            ", ".join(names[meaning]): HeldOut(recipe, index, spec, sets, device)
+            for meaning, index in first.items()
+        }
+
+    def measure(self, denoiser: Denoiser) -> dict[str, Any]:
+        """Return the values of a line of the log: `held_out`, or `held_out_by_phase`."""
+        found = {name: each.measure(denoiser) for name, each in self._losses.items()}
+        return {"held_out": next(iter(found.values()))} if len(found) == 1 else {"held_out_by_phase": found}
+
+
+def metrics(entry: dict[str, Any]) -> dict[str, float]:
+    """The held-out losses of a line of the log as metrics of a checkpoint."""
+    found: dict[str, float] = {}
+    for name, measured in held_out_losses(entry).items():
+        found[name] = measured["loss"]
+        for each in measured["bins"]:
+            low, high = each["sigma"]
+            found[f"{name}, sigma {low:g} to {high:g}"] = each["loss"]
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from uhr.base.formatting import gibibytes
 
 FILE = "log.jsonl"
 
+HELD_OUT = "held-out loss"
+"""The name of a held-out loss in tables and in the metrics of checkpoints."""
+
 
 @contextlib.contextmanager
 def track(run: Path, step: int) -> Generator[Callable[[dict[str, Any]], None]]:
@@ -25,7 +28,8 @@ def track(run: Path, step: int) -> Generator[Callable[[dict[str, Any]], None]]:
     checkpoint. Each line is flushed, so that a killed process loses none.
     """
     path = run / FILE
-    kept = [line for line in read_log(run) if line["step"] <= step]
+    # a run that begins measures the model before its first step again
+    kept = [line for line in read_log(run) if line["step"] <= step] if step else []
     with atomic(path) as temporary:
         temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
     with open(path, "a", encoding="utf-8") as file:
@@ -61,6 +65,17 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
             ) from None
 
 
+def held_out_losses(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The held-out losses of a line of the log, by their names for people.
+
+    There is one if all phases have one objective and one resolution, and otherwise one for each that differs:
+    their values cannot be compared.
+    """
+    by_phase = entry.get("held_out_by_phase", {})
+    named = {f"{HELD_OUT} of phase {phase}": measured for phase, measured in by_phase.items()}
+    return {HELD_OUT: entry["held_out"], **named} if "held_out" in entry else named
+
+
 def progress_note(entry: dict[str, Any], total: int) -> str:
     """A step's line of the log in a few words, for the progress bar; `total` is the run's steps."""
     left = (total - entry["step"]) * entry["seconds"]
@@ -80,15 +95,20 @@ def print_log(entries: list[dict[str, Any]], lines: int = 20) -> None:
 
     Columns that no line of the log has are left out: earlier versions wrote fewer.
     """
-    length = -(-len(entries) // lines)
-    stretches = [entries[i : i + length] for i in range(0, len(entries), length)]
+    # the model before the first step is not part of a range of steps
+    before = [entry for entry in entries if entry["step"] == 0]
+    steps = entries[len(before) :]
+    length = max(1, -(-len(steps) // lines))
+    stretches = [before] if before else []
+    stretches += [steps[i : i + length] for i in range(0, len(steps), length)]
     losses = [_mean(stretch, "loss") for stretch in stretches]
-    most = max(loss for loss in losses if loss is not None)
+    most = max((loss for loss in losses if loss is not None), default=0)
+    held_out = dict.fromkeys(name for entry in entries for name in held_out_losses(entry))
     columns = {
         "steps": [_steps(stretch) for stretch in stretches],
         "loss": losses,
-        "held-out loss": [_mean(stretch, "held_out", "loss") for stretch in stretches],
-        "lr": [stretch[-1]["lr"] for stretch in stretches],
+        **{name: [_mean_held_out(stretch, name) for stretch in stretches] for name in held_out},
+        "lr": [stretch[-1].get("lr") for stretch in stretches],
         "d": [_mean(stretch, "optimiser", "d") for stretch in stretches],
         "grad norm": [_mean(stretch, "grad_norm") for stretch in stretches],
         "samples/s": [_mean(stretch, "samples_per_second") for stretch in stretches],
@@ -115,6 +135,10 @@ def _mean(entries: list[dict[str, Any]], *path: str) -> float | None:
         if value is not None:
             found.append(value)
     return sum(found) / len(found) if found else None
+
+
+def _mean_held_out(stretch: list[dict[str, Any]], name: str) -> float | None:
+    return _mean([held_out_losses(entry).get(name, {}) for entry in stretch], "loss")
 
 
 def _wait(stretch: list[dict[str, Any]]) -> float | None:

@@ -77,11 +77,18 @@ def scalars(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """The numbers of a line of the log, as (name, value), with nested names joined by `/`."""
     for name, value in entry.items():
         if name == "held_out":
-            yield "held_out/loss", value["loss"]
-            for each in value["bins"]:
-                low, high = each["sigma"]
-                yield f"held_out/sigma {low:g} to {high:g}", each["loss"]
+            yield from _held_out(name, value)
+        elif name == "held_out_by_phase":
+            for phase, measured in value.items():
+                yield from _held_out(f"held_out {phase}", measured)
         elif isinstance(value, Mapping):
             yield from ((f"{name}/{inner}", number) for inner, number in scalars(value))
         elif isinstance(value, int | float) and name != "step":
             yield name, value
+
+
+def _held_out(name: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    yield f"{name}/loss", measured["loss"]
+    for each in measured["bins"]:
+        low, high = each["sigma"]
+        yield f"{name}/sigma {low:g} to {high:g}", each["loss"]

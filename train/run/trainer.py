@@ -28,10 +28,10 @@ from uhr.train.run import checkpoint, init, optim, shard
 from uhr.train.run.average import decay_at, describe_average
 from uhr.train.run.denoiser import BackboneDenoiser
 from uhr.train.run.feed import LoadedBatch, Phases, feed
-from uhr.train.run.held_out import HeldOut, apart_from_training
+from uhr.train.run.held_out import HeldOutLosses, apart_from_training
 from uhr.train.run.held_out import metrics as held_out_metrics
 from uhr.train.run.job import Job
-from uhr.train.run.log import progress_note, read_log, track
+from uhr.train.run.log import held_out_losses, progress_note, read_log, track
 from uhr.train.run.loggers import loggers
 from uhr.train.run.masters import Masters
 from uhr.train.run.parallel import ALONE, EveryRank, Ranks, device_of, whole
@@ -125,15 +125,15 @@ class Trainer:
             self.masters.publish()
         self._phases = Phases(job, self.device)
         self._feed: Prefetch[LoadedBatch] | None = None
-        self._held_out: tuple[int, HeldOut] | None = None
+        self._held_out: HeldOutLosses | None = None
 
     def run(self) -> TrainingResult:
         """Train from the current step to the recipe's last; at least one step must be left."""
         job, state, total = self.job, self.state, self.recipe.steps
         assert state.step < total
         before = [line for line in read_log(job.out) if line["step"] <= state.step]
-        recent = deque((line["loss"] for line in before), RECENT)
-        held_out = next((line["held_out"] for line in reversed(before) if "held_out" in line), None)
+        recent = deque((line["loss"] for line in before if line["step"]), RECENT)
+        held_out = next((line for line in reversed(before) if held_out_losses(line)), {})
         with (
             saving(job.out, lambda: checkpoint.resume_hint(job.out)),
             self._written() as (write, advance),
@@ -141,14 +141,14 @@ class Trainer:
             contextlib.closing(self),
         ):
             advance(state.step)
-            if state.step == 0:
-                # a sampler that fails does so before training
-                self.validate()
+            # a sampler that fails does so before training
+            if state.step == 0 and (entry := self.validate()):
+                write({"step": 0, **entry})
             while True:
                 entry = self.step()
                 entry |= self.validate()
                 write(entry)
-                held_out = entry.get("held_out", held_out)
+                held_out = entry if held_out_losses(entry) else held_out
                 recent.append(entry["loss"])
                 advance(1, progress_note(entry, total))
                 # read once: a request that comes while the checkpoint is written waits for the next step
@@ -156,7 +156,7 @@ class Trainer:
                 if stopping or state.step % self.recipe.runtime.checkpoint_every == 0:
                     mean = sum(recent) / len(recent)
                     metrics = {"loss": entry["loss"], f"mean loss of {len(recent)} steps": mean}
-                    folder = self.save(metrics | (held_out_metrics(held_out) if held_out else {}))
+                    folder = self.save(metrics | held_out_metrics(held_out))
                     if stopping:
                         return TrainingResult(state.step, folder, mean, stopped=state.step < total)
 
@@ -236,7 +236,7 @@ class Trainer:
             self._feed = None
 
     def validate(self) -> dict[str, Any]:
-        """Measure what the recipe's `validation` asks for after the last step, as values of its log line."""
+        """Measure what the recipe's `validation` asks for after `state.step` steps, as values of the log."""
         if not (self.ranks.first or shard.divides(self.recipe)):
             # rank 0 has all weights, and measures for all
             return {}
@@ -244,14 +244,13 @@ class Trainer:
         if self._images is not None and images is not None and self.state.step % images.every == 0:
             with apart_from_training(self.transformer):
                 self._images.write(self.transformer, self.state.step)
-        if config is None or self.state.step == 0 or self.state.step % config.every:
+        if config is None or (self.state.step % config.every and self.state.step < self.recipe.steps):
             return {}
-        index, _ = self.recipe.phase_of(self.state.step - 1)
         with apart_from_training(self.transformer):
-            if self._held_out is None or self._held_out[0] != index:
+            if self._held_out is None:
                 job = self.job
-                self._held_out = index, HeldOut(self.recipe, index, job.model.spec, job.data, self.device)
-            return {"held_out": self._held_out[1].measure(self.denoiser)}
+                self._held_out = HeldOutLosses(self.recipe, job.model.spec, job.data, self.device)
+            return self._held_out.measure(self.denoiser)
 
     def _accumulate(self, loaded: LoadedBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Accumulate this process's part of the gradients of the global batch's mean loss.

@@ -37,11 +37,11 @@ def held_out(tmp_path_factory, tiny_flux, manifest_of):
 
 @pytest.fixture
 def measured_job(small_set, held_out, tiny_flux, fast, tmp_path):
-    def make(*sets, out=None):
+    def make(*sets, out=None, phases=None):
         data = [NamedPath("main", small_set.folder), NamedPath("held-out", held_out)]
-        return start(
-            resolve("lora", None, [*fast, *SETS, *sets]), str(tiny_flux), data, out or tmp_path / "run"
-        )
+        own = SETS if phases is None else [f"phases={phases}", *SETS[2:]]
+        recipe = resolve("lora", None, [*fast, *own, *sets])
+        return start(recipe, str(tiny_flux), data, out or tmp_path / "run")
 
     return make
 
@@ -52,14 +52,16 @@ def lines(run):
 
 def bare(run):
     drop = (*TIMING, "held_out")
-    return [{key: value for key, value in line.items() if key not in drop} for line in lines(run)]
+    return [
+        {key: value for key, value in line.items() if key not in drop} for line in lines(run) if line["step"]
+    ]
 
 
 def test_it_is_in_the_log_and_in_the_checkpoints_metrics_per_range_of_sigma(measured_job):
     job = measured_job(LOSS)
     train(job)
     found = {line["step"]: line["held_out"] for line in lines(job.out) if "held_out" in line}
-    assert list(found) == [2, 4, 6]
+    assert list(found) == [0, 2, 4, 6]
     for each in found.values():
         assert each["images"] == 2
         bands = [entry["sigma"] for entry in each["bins"]]
@@ -68,6 +70,48 @@ def test_it_is_in_the_log_and_in_the_checkpoints_metrics_per_range_of_sigma(meas
     metrics = checkpoint.read_info(checkpoint.folder_of(job.out, 6)).metrics
     assert metrics["held-out loss"] == found[6]["loss"]
     assert metrics["held-out loss, sigma 0 to 0.333333"] == found[6]["bins"][0]["loss"]
+
+
+def test_it_is_measured_before_the_first_step_and_after_the_last_whatever_the_interval(
+    measured_job, tmp_path
+):
+    job = measured_job(
+        LOSS.replace("every: 2", "every: 4"), "phases.main.steps=5", "runtime.checkpoint_every=9"
+    )
+    untrained = Trainer(job).validate()
+    train(job)
+    found = {line["step"]: line["held_out"] for line in lines(job.out) if "held_out" in line}
+    assert list(found) == [0, 4, 5]
+    assert found[0] == untrained["held_out"]
+    assert "loss" not in lines(job.out)[0]
+    assert checkpoint.read_info(checkpoint.folder_of(job.out, 5)).metrics["held-out loss"] == found[5]["loss"]
+
+
+def test_phases_with_other_objectives_have_losses_of_their_own_in_every_measurement(measured_job):
+    one = {"name": "one", "steps": 2, "objective": {"kind": "flow"}}
+    phases = [
+        one,
+        {**one, "name": "two", "objective": {"kind": "snr-huber-wavelet"}},
+        {**one, "name": "three"},
+    ]
+    base = resolve("lora").model_dump(mode="json")["phases"][0]
+    changed = json.dumps([{**base, "lr": 0.01, **phase} for phase in phases])
+    job = measured_job(LOSS, phases=changed)
+    train(job)
+    measured = [line for line in lines(job.out) if line["step"] % 2 == 0]
+    assert not any("held_out" in line for line in measured)
+    assert [list(line["held_out_by_phase"]) for line in measured] == [["one, three", "two"]] * 4
+    for name in ("one, three", "two"):
+        first, *later = [line["held_out_by_phase"][name]["loss"] for line in measured]
+        assert all(loss != first for loss in later)
+    metrics = checkpoint.read_info(checkpoint.folder_of(job.out, 6)).metrics
+    last = measured[-1]["held_out_by_phase"]
+    assert metrics["held-out loss of phase two"] == last["two"]["loss"]
+    assert (
+        metrics["held-out loss of phase one, three, sigma 0 to 0.333333"]
+        == last["one, three"]["bins"][0]["loss"]
+    )
+    assert "held-out loss" not in metrics
 
 
 def test_it_changes_no_number_of_the_training(measured_job, job_of, tmp_path):
@@ -86,7 +130,7 @@ def test_equal_weights_have_equal_losses_and_a_run_that_stopped_measures_the_sam
         trainer.step()
     torch.rand(5)
     one = trainer.validate()["held_out"]
-    assert one == trainer.validate()["held_out"] == lines(straight.out)[3]["held_out"]
+    assert one == trainer.validate()["held_out"] == lines(straight.out)[4]["held_out"]
     trainer.step()
     assert trainer.validate() == {}
     trainer.step()

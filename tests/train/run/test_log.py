@@ -80,6 +80,41 @@ def test_the_table_shows_what_the_lines_have_and_reads_those_of_earlier_versions
     assert "wait" not in capsys.readouterr().out
 
 
+def test_the_table_has_a_line_for_the_model_before_training_and_a_column_for_each_held_out_loss(capsys):
+    def measured(**losses):
+        return {name: {"loss": loss, "images": 1, "bins": []} for name, loss in losses.items()}
+
+    print_log([{"step": 0, "held_out_by_phase": measured(one=0.8, two=0.6)}])
+    print_log(
+        [
+            {"step": 0, "held_out_by_phase": measured(one=0.8, two=0.6)},
+            *[entry(step) for step in range(1, 22)],
+            {**entry(22), "held_out_by_phase": measured(one=0.7, two=0.5)},
+        ]
+    )
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert "held-out loss of phase one" in lines[0]
+    assert "held-out loss of phase two" in lines[0]
+    assert lines[1].split()[:2] == ["0", "-"]
+    assert "0.8" in lines[1]
+    assert lines[2].startswith("1-2 ")
+    assert "0.7" in lines[-1]
+    assert "0.5" in lines[-1]
+
+
+def test_losses_of_several_phases_have_names_of_their_own_for_other_loggers():
+    measured = {"loss": 0.4, "images": 2, "bins": [{"sigma": [0.0, 0.5], "loss": 0.3}]}
+    found = dict(
+        scalars({"step": 2, "held_out_by_phase": {"one": measured, "two": {**measured, "loss": 9.0}}})
+    )
+    assert found == {
+        "held_out one/loss": 0.4,
+        "held_out one/sigma 0 to 0.5": 0.3,
+        "held_out two/loss": 9.0,
+        "held_out two/sigma 0 to 0.5": 0.3,
+    }
+
+
 def test_every_number_of_a_line_has_a_name_of_its_own_for_other_loggers():
     found = dict(scalars(FULL))
     assert found["parts/g"] == 2
