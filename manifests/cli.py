@@ -38,6 +38,20 @@ def slice_(
         Path, typer.Option("--out", parser=local("--out"), metavar="DIR", help="Folder of the new manifest.")
     ],
     where: Annotated[str | None, typer.Option(help="SQL condition over the columns.")] = None,
+    top: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COL=SIZE", help="Keep the highest of a column: artimuse=5% or artimuse=1000."),
+    ] = None,
+    per: Annotated[
+        str | None, typer.Option(metavar="COL,...", help="With --top: the highest of each value of COL.")
+    ] = None,
+    stratify: Annotated[
+        str | None,
+        typer.Option(metavar="COL,...", help="Draw the sample so that each value of COL keeps its share."),
+    ] = None,
+    balance: Annotated[
+        str | None, typer.Option(metavar="COL", help="Draw equally many rows of each value of COL.")
+    ] = None,
     sample: Annotated[int | None, typer.Option(metavar="N", help="Draw N of the remaining rows.")] = None,
     split: Annotated[
         str | None, typer.Option(metavar="NAME=SHARE,...", help="Add a column `split`: train=0.9,val=0.1.")
@@ -46,17 +60,28 @@ def slice_(
     status: Annotated[str, typer.Option(help="Rows to slice: kept, rejected, failed or any.")] = "kept",
     as_json: Json = False,
 ) -> None:
-    """Write a smaller manifest: status, then --where, then --sample, then --split."""
+    """Write a smaller manifest. Steps, in this order: --status, --where, --top, --stratify, --balance,
+    --sample, --split.
+    """
     from uhr.manifests.info import is_manifest
     from uhr.manifests.manifest import Manifest
     from uhr.manifests.schema import STATUSES
-    from uhr.manifests.selection.slicing import SliceOptions, parse_split, slice_manifest
+    from uhr.manifests.selection.options import SliceOptions, parse_columns, parse_split, parse_top
+    from uhr.manifests.selection.slicing import slice_manifest
 
     if status not in (*STATUSES, "any"):
         raise unknown("status", status, (*STATUSES, "any"), "--status")
-    shares = parse_split(split) if split is not None else None
     options = SliceOptions.model_validate(
-        {"status": status, "where": where, "sample": sample, "split": shares, "seed": seed}
+        {
+            "status": status,
+            "where": where,
+            "top": parse_top(top or (), per) or None,
+            "stratify": parse_columns(stratify, "--stratify") if stratify is not None else None,
+            "balance": balance,
+            "sample": sample,
+            "split": parse_split(split) if split is not None else None,
+            "seed": seed,
+        }
     )
     parent = Manifest.open(path)
     finished = is_manifest(out)

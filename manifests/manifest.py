@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from uhr.base import parquet
+from uhr.base.console import Advance
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import sha256_file
 from uhr.base.paths import text_path
@@ -147,6 +149,25 @@ class Manifest:
         for part in self.info.parts:
             with self._damage_named(), parquet.opened(self.path / part.path) as file:
                 yield from file.iter_batches(GROUP_ROWS, columns=columns)
+
+    def take(
+        self, positions: np.ndarray, advance: Advance = lambda n=1, note=None: None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows at `positions` (int64 [n], rising, counted over all rows), in order.
+
+        Only row groups with one of them are read, one at a time. `advance` is called with the rows passed.
+        """
+        start = 0
+        for part in self.info.parts:
+            with self._damage_named(), parquet.opened(self.path / part.path) as file:
+                for group in range(file.num_row_groups):
+                    stop = start + file.metadata.row_group(group).num_rows
+                    low, high = np.searchsorted(positions, [start, stop])
+                    if low < high:
+                        rows = file.read_row_group(group).take(positions[low:high] - start)
+                        yield from rows.combine_chunks().to_batches()
+                    advance(stop - start)
+                    start = stop
 
     def preview_batches(self, sample_ids: Collection[str]) -> Iterator[pa.RecordBatch]:
         """Yield the preview rows of these samples, in order. Only row groups with one of them are read."""

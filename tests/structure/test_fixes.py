@@ -27,6 +27,8 @@ PRINTED_BY = {
     "manifests/cli.py": ("manifest slice",),
     "manifests/report/": ("manifest report",),
     "uhr/runtime/": UNITS,
+    "manifests/selection/options.py": ("manifest slice",),
+    "manifests/selection/select.py": ("manifest slice",),
     "manifests/selection/slicing.py": ("manifest slice",),
     "models/": SAMPLE,
     "models/loading/file_spec.py": MODEL,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from uhr.base.errors import UserError
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import patch_id
-from uhr.manifests.selection.slicing import SliceOptions, parse_split, slice_manifest
+from uhr.manifests.selection.options import SliceOptions, parse_split
+from uhr.manifests.selection.slicing import slice_manifest
 
 Make = Callable[..., Manifest]
 Row = Callable[..., dict[str, Any]]

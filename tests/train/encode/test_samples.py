@@ -13,7 +13,8 @@ from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.manifests.lineage import lineage
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.selection.slicing import SliceOptions, slice_manifest
+from uhr.manifests.selection.options import SliceOptions
+from uhr.manifests.selection.slicing import slice_manifest
 from uhr.manifests.verify.verification import verify
 from uhr.train.data.reader import EncodedData
 from uhr.train.encode.buckets import Bucket, place

@@ -1,0 +1,144 @@
+"""The options of a slice, and the texts in which the command line takes them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from uhr.base.config import Config
+from uhr.base.errors import UserError
+
+_NAME = r"[A-Za-z_][\w.-]*"
+
+
+class Top(Config):
+    """The rows with the highest values of one column: `rows` of them, or the `share` of all in (0, 1].
+
+    `per` names columns: the highest of each combination of their values, instead of the highest of all.
+    """
+
+    by: str
+    rows: int | None = Field(None, ge=1)
+    share: float | None = Field(None, gt=0, le=1)
+    per: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Top:
+        if (self.rows is None) == (self.share is None):
+            raise ValueError("give either rows or share")
+        return self
+
+
+class SliceOptions(Config):
+    """The options of a slice, in the order in which they are applied (`select.py`).
+
+    status: the verdict that rows must have. where: an SQL condition. top: the highest values of columns, one
+    after the other. stratify: columns whose combinations keep their shares in the sample. balance: a column
+    of whose values equally many rows are drawn. sample: a number of rows. split: shares by name, which add up
+    to 1. seed: what is drawn depends on this and the sample ids alone.
+    """
+
+    status: Literal["kept", "rejected", "failed", "any"] = "kept"
+    where: str | None = None
+    top: tuple[Top, ...] | None = None
+    stratify: tuple[str, ...] | None = None
+    balance: str | None = None
+    sample: int | None = None
+    split: dict[str, float] | None = None
+    seed: int = 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether the seed has an effect."""
+        return not (self.sample is None and self.split is None and self.balance is None)
+
+    def operation(self) -> dict[str, Any]:
+        """Return the operation, which is part of the id. It has no seed if nothing is drawn."""
+        steps = self.model_dump(mode="json", exclude_none=True, exclude=set() if self.draws else {"seed"})
+        for top in steps.get("top", ()):
+            if not top["per"]:
+                del top["per"]
+        return {"kind": "slice", **steps}
+
+    def columns(self) -> dict[str, str]:
+        """Return the columns that the steps after `where` read, with the option that names each."""
+        named: dict[str, str] = {}
+        for top in self.top or ():
+            named[top.by] = f"--top {top.by}"
+            named |= dict.fromkeys(top.per, "--per")
+        named |= dict.fromkeys(self.stratify or (), "--stratify")
+        if self.balance is not None:
+            named[self.balance] = "--balance"
+        return named
+
+
+def parse_top(texts: Sequence[str], per: str | None = None) -> tuple[Top, ...]:
+    """Parse `artimuse=5%`, `artimuse=0.05` or `artimuse=1000`, each the highest of one column.
+
+    `per` is a list of column names with commas between, for all of them. Raises UserError if a text is
+    invalid.
+    """
+    groups = parse_columns(per, "--per") if per is not None else ()
+    if groups and not texts:
+        raise UserError("--per is a part of --top", "add --top COLUMN=5%")
+    return tuple(_top(text, groups) for text in texts)
+
+
+def _top(text: str, per: tuple[str, ...]) -> Top:
+    fix = "write it as artimuse=5% (a share) or artimuse=1000 (rows)"
+    match = re.fullmatch(rf"\s*({_NAME})\s*=\s*([0-9.eE+-]+)\s*(%?)\s*", text)
+    if match is None:
+        raise UserError(f"--top '{text}' is not a column and a size", fix)
+    name, size, percent = match.groups()
+    if size.isdigit() and not percent:
+        if int(size) < 1:
+            raise UserError(f"--top '{text}' takes no row", fix)
+        return Top(by=name, rows=int(size), per=per)
+    try:
+        share = float(size) / (100 if percent else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise UserError(f"--top '{text}': '{size}{percent}' is not a share in (0, 1]", fix)
+    return Top(by=name, share=share, per=per)
+
+
+def parse_columns(text: str, option: str) -> tuple[str, ...]:
+    """Parse names of columns with commas between. Raises UserError, which names `option`, if one is empty or
+    repeated.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if "" in names or len(set(names)) < len(names):
+        raise UserError(
+            f"{option} '{text}' has an empty or repeated name", f"write it as {option} width,height"
+        )
+    return names
+
+
+def parse_split(text: str) -> dict[str, float]:
+    """Parse `train=0.9,val=0.1` into shares by name. Raises UserError if it is invalid."""
+    fix = "write it as train=0.9,val=0.1, adding up to 1"
+    shares: dict[str, float] = {}
+    for item in text.split(","):
+        match = re.fullmatch(r"\s*([A-Za-z][\w-]*)\s*=\s*([0-9.eE+-]+)\s*", item)
+        try:
+            name, share = (match[1], float(match[2])) if match else ("", 0.0)
+        except ValueError:
+            name, share = "", 0.0
+        if not name or name in shares or not 0 < share <= 1:
+            raise UserError(f"--split '{text}': '{item.strip()}' is not a share, or repeats a name", fix)
+        shares[name] = share
+    check_shares(shares, f"--split '{text}'")
+    return shares
+
+
+def check_shares(shares: Mapping[str, float], where: str) -> None:
+    """Raise UserError unless the shares add up to 1."""
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        raise UserError(
+            f"{where} adds up to {sum(shares.values()):g}", "write it as train=0.9,val=0.1, adding up to 1"
+        )
