@@ -70,13 +70,16 @@ def test_every_command_for_an_object_store_works(documents, here, s3, capsys):
 def test_the_python_of_the_documents_runs(documents, here, monkeypatch):
     import datasets
 
+    from uhr.manifests.manifest import Manifest
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", here / "datasets")
     blocks = [block for block in documents.blocks("python") if not block.is_file]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     found: dict = {}
     for block in blocks:
         exec(compile(block.text, str(block.document), "exec"), found)
     assert (found["image"].size, found["larger"].size) == ((256, 256), (384, 384))
+    assert 0 < Manifest.open(here / "demo/rich-halves").info.counts["rows"] == found["rich"].count()
 
 
 OWN_PROCESS = [
