@@ -136,6 +136,15 @@ PLANTED = {
         {"train/__init__.py": "from uhr.train import run", "train/run/__init__.py": ""},
         ["uhr.train:1 imports uhr.train.run"],
     ),
+    "the scorers import what is below them and not theirs": (
+        "wrong_rungs",
+        {
+            "models/scores/a.py": "from uhr.models.loading.b import c\nfrom uhr.models.vae.b import c",
+            "models/loading/b.py": "",
+            "models/vae/b.py": "",
+        },
+        ["uhr.models.scores.a:2 imports uhr.models.vae.b"],
+    ),
     "a package without a rung": (
         "wrong_rungs",
         {"train/evaluation/a.py": ""},

@@ -189,6 +189,36 @@ class ObjectStore(Store):
     def work_folder(self) -> Path:
         return user_cache("stores") / hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
+    def download(self, cache: str) -> Path:
+        """Copy all objects below the prefix into a folder of the user's cache `cache`, or the one object that
+        has exactly this name, and return that folder or file.
+
+        Objects with the same names, ETags and sizes are copied once. Raises StoreError if there is none.
+        """
+        with self._store_errors(""):
+            try:
+                found = self._files.find(self._root, detail=True)
+            except FileNotFoundError:
+                found = {}
+        if not found:
+            raise StoreError(f"{self.text} contains nothing", "check the address")
+        facts = sorted((path, str(info.get("ETag")), info["size"]) for path, info in found.items())
+        folder = user_cache(cache) / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+        single = self._root in found
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
+                for path in found:
+                    name = Path(path).name if single else path[len(self._root) + 1 :]
+                    target = Path(part) / "files" / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with self._store_errors(name):
+                        self._files.get_file(path, str(target))
+                # another process may have finished the same copy meanwhile: then its folder is not empty
+                with contextlib.suppress(OSError):
+                    (Path(part) / "files").rename(folder)
+        return folder / Path(self._root).name if single else folder
+
     @contextlib.contextmanager
     def _store_errors(self, name: str) -> Generator[None]:
         try:
