@@ -79,9 +79,9 @@ def _of_run(
         )
     _check_base(path, info.model.transformer, info.model.name, model)
     base = [_copied(ref, run / FOLDER, staging, before) for ref in info.init if ref.use == "fuse"]
-    if checkpoint.is_divided(info):
-        raise UserError(f"--init {path} was saved in parts", "export it, and name that as --model")
-    file = folder / f"{theirs.trainable.file}.safetensors"
+    # what was saved in parts has no file of its own: the record has the hashes of all of them
+    divided = checkpoint.is_divided(info)
+    file = folder / (checkpoint.FILE if divided else f"{theirs.trainable.file}.safetensors")
     stored = None
     if use == "fuse":
         part = theirs.trainable
@@ -89,7 +89,8 @@ def _of_run(
             raise UserError(f"--init {path} trained {part.kind}", "export it, and name that as --model")
         stored = _free(theirs.name, staging)
         usage = part.usage(over(info.init))
-        write_lora(load_file(file), part.lora(model.spec), staging / stored, model.spec, usage)
+        tensors, _ = checkpoint.read_part(folder, info)
+        write_lora(tensors, part.lora(model.spec), staging / stored, model.spec, usage)
     elif (one := theirs.trainable.model_dump()) != (two := recipe.trainable.model_dump()):
         names = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
         sets = " ".join(f"--set trainable.{name}={json.dumps(one.get(name))}" for name in names)
@@ -260,7 +261,11 @@ def read(
     if not refs or refs[-1].use != "continue":
         return {}
     path = _intact(user_path(refs[-1].path), refs[-1])
-    found = recipe.trainable.read(path, transformer, spec)
+    if path.name == checkpoint.FILE:
+        # its parts have the names of the trained part
+        found = checkpoint.read_part(path.parent, checkpoint.read_info(path.parent))[0]
+    else:
+        found = recipe.trainable.read(path, transformer, spec)
     _check_finite(found, refs[-1])
     return found
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from uhr.base.errors import UserError
+from uhr.train.recipes import resolve
 from uhr.train.run import checkpoint
 from uhr.train.run.export import export
-from uhr.train.run.job import reopen
-from uhr.train.run.parallel import ALONE
+from uhr.train.run.job import reopen, start
+from uhr.train.run.parallel import ALONE, whole
 from uhr.train.run.trainer import Trainer, train
 
 HERE = Path(__file__).parent
@@ -209,6 +211,28 @@ def test_a_divided_run_continues_whole_and_a_whole_one_divided(alone, scenarios,
         train(reopen(run, [f"runtime.shard={shard}"]))
         assert checkpoint.is_divided(checkpoint.read_info(checkpoint.folder_of(run, 5))) == (shard == "full")
         assert_same_training(alone("whole-full"), run)
+
+
+@pytest.mark.parametrize("shard", ["replicate", "full"])
+def test_a_run_begins_with_a_backbone_that_two_processes_saved_in_parts(
+    two, scenarios, tiny_flux, small_set, fast, tmp_path, shard
+):
+    recipe = resolve("lora", None, [*fast, *scenarios.BASE, *scenarios.WHOLE, f"runtime.shard={shard}"])
+    run = two / "whole-prodigy"
+    job = start(recipe, str(tiny_flux), [small_set.folder], tmp_path / "run", [run])
+    trainer = Trainer(job)
+    begun = {name: whole(parameter) for name, parameter in trainer.state.parameters.items()}
+    stored = part_of(run, 5)
+    assert begun.keys() == stored.keys()
+    assert all(torch.equal(value, begun[name]) for name, value in stored.items())
+    (ref,) = job.info.init
+    assert (ref.use, ref.step, Path(ref.path).name) == ("continue", 5, "checkpoint.json")
+    with open(checkpoint.folder_of(run, 5) / "divided.json", "a") as file:
+        file.write(" ")
+    with pytest.raises(UserError, match=r"divided.json is damaged: take another checkpoint"):
+        Trainer(job)
+    text = (checkpoint.folder_of(run, 5) / "divided.json").read_text()
+    (checkpoint.folder_of(run, 5) / "divided.json").write_text(text.removesuffix(" "))
 
 
 def test_gradients_are_summed_and_one_that_no_process_has_stays_absent(two):
