@@ -147,6 +147,49 @@ def lineage(path: Folder, as_json: Json = False) -> None:
 
 
 @app.command()
+def history(
+    path: Folder,
+    sample: Annotated[str, typer.Argument(metavar="SAMPLE", help="Sample id, its beginning, or a uri.")],
+    below: Annotated[
+        Path | None,
+        typer.Option(
+            "--in",
+            parser=local("--in"),
+            metavar="DIR",
+            help="Also manifests in DIR that were made from these.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Follow one sample from its origin through every manifest that has it: verdict, and what changed."""
+    from dataclasses import asdict
+
+    from uhr.manifests.compare.history import history as steps_of
+    from uhr.manifests.manifest import Manifest
+    from uhr.manifests.show import print_history
+
+    steps = steps_of(Manifest.open(path), sample, below)
+    console.emit([asdict(step) for step in steps], as_json, lambda _: print_history(steps))
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(parser=local("A"), metavar="A", help="The manifest before.")],
+    b: Annotated[Path, typer.Argument(parser=local("B"), metavar="B", help="The manifest after.")],
+    as_json: Json = False,
+) -> None:
+    """Show which rows, columns and rules changed, and why verdicts moved."""
+    from dataclasses import asdict
+
+    from uhr.manifests.compare.diff import diff as compare
+    from uhr.manifests.manifest import Manifest
+    from uhr.manifests.show import print_diff
+
+    found = compare(Manifest.open(a), Manifest.open(b))
+    console.emit({**asdict(found), "same": found.same}, as_json, lambda _: print_diff(found))
+
+
+@app.command()
 def report(
     path: Folder,
     out: Annotated[

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
@@ -21,6 +21,9 @@ from uhr.manifests import sql
 from uhr.manifests.info import FILE, ManifestInfo, read_info
 from uhr.manifests.parts import GROUP_ROWS
 from uhr.manifests.schema import Column
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 
 class Manifest:
@@ -74,13 +77,15 @@ class Manifest:
 
         Raises UserError with the name of the part if reading inside the block fails on a damaged part.
         """
-        files = [self.path / part.path for part in self.info.parts]
-        with (
-            self._damage_named(),
-            parquet.dataset(files, self.schema) as samples,
-            sql.connect(threads, samples=samples) as connection,
-        ):
+        with self.dataset() as samples, sql.connect(threads, samples=samples) as connection:
             yield connection
+
+    @contextlib.contextmanager
+    def dataset(self) -> Generator[ds.Dataset]:
+        """Open the rows as an Arrow dataset while the block runs; errors are those of `connect`."""
+        files = [self.path / part.path for part in self.info.parts]
+        with self._damage_named(), parquet.dataset(files, self.schema) as samples:
+            yield samples
 
     @contextlib.contextmanager
     def _damage_named(self) -> Generator[None]:
@@ -188,3 +193,11 @@ class Manifest:
             for batch in self.preview_batches(sample_ids)
             for row in batch.select(["sample_id", "jpeg"]).to_pylist()
         }
+
+
+@contextlib.contextmanager
+def connect(**manifests: Manifest) -> Generator[duckdb.DuckDBPyConnection]:
+    """Open a DuckDB connection with each manifest as the relation of its name, as `Manifest.connect`."""
+    with contextlib.ExitStack() as opened:
+        datasets = {name: opened.enter_context(one.dataset()) for name, one in manifests.items()}
+        yield opened.enter_context(sql.connect(None, **datasets))

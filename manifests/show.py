@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from uhr.base.console import say, shown, table
 from uhr.base.formatting import first_words, share
+from uhr.manifests.compare.diff import Diff
+from uhr.manifests.compare.history import Step
 from uhr.manifests.lineage import summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.stats import Stats
@@ -82,3 +85,61 @@ def print_lineage(chain: list[dict[str, Any]]) -> None:
         else:
             what = f"not found any more (was at {link['path']})"
         say(shown(f"{lead}{link['id'][:16]}  {what}"))
+
+
+def print_history(steps: Sequence[Step]) -> None:
+    """Print one paragraph per manifest, oldest first."""
+    for step in steps:
+        say(shown(f"{step.path}  {step.operation}  id {step.id[:16]}"))
+        if not step.present:
+            say("  has no row of the sample" if step.found else "  cannot be read here")
+            continue
+        verdict = [step.status or "?", *(part for part in (step.reason, step.error) if part)]
+        say(shown("  " + ": ".join(verdict) + (f" ({step.rule})" if step.rule else "")))
+        for name, value in step.columns.items():
+            if isinstance(value, list) and len(value) == 2 and name != "box":
+                say(shown(f"  {name}: {_value(value[0])} -> {_value(value[1])}"))
+            elif value is not None:
+                say(shown(f"  {name}: {_value(value)}"))
+
+
+def print_diff(found: Diff) -> None:
+    """Print the differences as plain tables; empty ones are left out."""
+    rows = found.rows
+    say(shown(f"A {found.a}"))
+    say(shown(f"B {found.b}"))
+    say(
+        f"{rows['both']:,} samples in both, {rows['changed']:,} of them changed; "
+        f"{rows['only_a']:,} only in A, {rows['only_b']:,} only in B"
+    )
+    for side, uris in (("A", found.only_a), ("B", found.only_b)):
+        more = ", ..." if len(uris) < rows[f"only_{side.lower()}"] else ""
+        if uris:
+            say(shown(f"only in {side}: {', '.join(uris)}{more}"))
+    _section(("column", "changed rows"), found.columns.items())
+    columns = [(name, "only in B") for name in found.added] + [(name, "only in A") for name in found.removed]
+    columns += [(name, f"{before} -> {after}") for name, (before, after) in found.retyped.items()]
+    _section(("column", "difference"), columns)
+    _section(("rule", "difference"), found.rules.items())
+    _section(("stage", "difference"), found.stages.items())
+    for move in found.moves:
+        say()
+        before, after = (": ".join(part for part in side if part) for side in (move.before, move.after))
+        say(shown(f"{before} -> {after}: {move.rows:,} samples"))
+        for cause, count in move.why.items():
+            say(shown(f"  {count:,} x {cause}"))
+        for example in move.examples:
+            values = [
+                f"{name} {_value(pair['a'])} -> {_value(pair['b'])}"
+                for name, pair in example.items()
+                if name != "uri"
+            ]
+            say(shown(f"  {example['uri']}  {', '.join(values)}"))
+    if found.same:
+        say("no difference")
+
+
+def _value(value: Any) -> str:
+    return (
+        "null" if value is None else first_words(f"{value:g}" if isinstance(value, float) else str(value), 60)
+    )

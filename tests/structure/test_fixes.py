@@ -27,6 +27,7 @@ PRINTED_BY = {
     "manifests/cli.py": ("manifest slice",),
     "manifests/report/": ("manifest report",),
     "uhr/runtime/": UNITS,
+    "manifests/compare/history.py": ("manifest history",),
     "manifests/selection/options.py": ("manifest slice",),
     "manifests/selection/select.py": ("manifest slice",),
     "manifests/selection/slicing.py": ("manifest slice",),

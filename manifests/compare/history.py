@@ -1,0 +1,125 @@
+"""The history of one sample: its row in a manifest, in the parents of the manifest, and in the manifests
+below a folder that were made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uhr.base.errors import UserError
+from uhr.manifests.info import FILE, ManifestInfo, read_info
+from uhr.manifests.lineage import lineage, summary
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.schema import REJECTED
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one manifest says of the sample.
+
+    found: whether the manifest could be read (`path` is where it was, if not). present: whether it has a row
+    of the sample. status, reason, error: its verdict. rule: the condition of the rule that rejected it.
+    columns: values that the step before did not have, or had otherwise (`[before, after]`).
+    """
+
+    path: str
+    id: str
+    operation: str
+    found: bool = True
+    present: bool = False
+    status: str | None = None
+    reason: str | None = None
+    error: str | None = None
+    rule: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+def history(manifest: Manifest, sample: str, below: Path | None = None) -> list[Step]:
+    """Return the steps of `sample` (a sample id, the beginning of one, or a uri), from its origin on.
+
+    The chain is that of `lineage`, oldest first. `below` adds the manifests in this folder and its folders
+    that were made from one of the chain. Raises UserError if neither `manifest` nor one of its parents has
+    the sample.
+    """
+    chain = lineage(manifest.path)
+    chain.sort(key=lambda link: -link["depth"])
+    places = {link["id"]: Path(link["path"]) for link in chain if link["found"]}
+    sample_id = _sample_id(manifest, places, sample)
+    steps: list[Step] = []
+    row: dict[str, Any] = {}
+    seen: set[str] = set()
+    for link in chain:
+        if link["id"] in seen:
+            continue
+        seen.add(link["id"])
+        if not link["found"]:
+            steps.append(Step(link["path"], link["id"], "not found any more", found=False))
+            continue
+        step, row = _step(Manifest.open(link["path"]), sample_id, row)
+        steps.append(step)
+    if below is not None:
+        for found in _descendants(below, seen):
+            step, _ = _step(found, sample_id, row)
+            steps.append(step)
+    return steps
+
+
+def _sample_id(manifest: Manifest, places: dict[str, Path], sample: str) -> str:
+    """Find the sample in the manifest, or in the nearest of its parents that has it."""
+    first: UserError | None = None
+    for path in (manifest.path, *(p for p in reversed(places.values()) if p != manifest.path)):
+        try:
+            return str(Manifest.open(path).row(sample)["sample_id"])
+        except UserError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _step(manifest: Manifest, sample_id: str, before: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
+    """Return what `manifest` says, and the row that the next step is compared with."""
+    with manifest.connect() as connection:
+        rows = connection.sql("SELECT * FROM samples WHERE sample_id = $1", params=[sample_id])
+        found = rows.to_arrow_table().to_pylist()
+    known = (str(manifest.path), manifest.id, summary(manifest.info.operation))
+    if not found:
+        return Step(*known), before
+    row = found[0]
+    changed = {
+        name: [before[name], value] if name in before else value
+        for name, value in row.items()
+        if value != before.get(name) and name not in ("status", "reason", "error")
+    }
+    verdict = {name: row[name] for name in ("status", "reason", "error")}
+    rule = _rule(manifest.info, row["reason"]) if row["status"] == REJECTED else None
+    return Step(*known, present=True, **verdict, rule=rule, columns=changed), row
+
+
+def _rule(info: ManifestInfo, name: str | None) -> str | None:
+    return next((rule.where for rule in info.rules if rule.name == name), None)
+
+
+def _descendants(folder: Path, known: set[str]) -> Iterator[Manifest]:
+    """Yield the manifests below `folder` that were made from one of `known`, parents before children."""
+    infos: dict[Path, ManifestInfo] = {}
+    for file in sorted(folder.rglob(FILE)):
+        try:
+            infos[file.parent] = read_info(file.parent)
+        except UserError:
+            continue  # not a manifest of ours that can be read, hence not known to be a descendant
+    made = set(known)
+    while True:
+        more = {
+            path: info
+            for path, info in infos.items()
+            if info.id not in made and any(parent.id in made for parent in info.parents)
+        }
+        if not more:
+            return
+        for path, info in more.items():
+            if info.id not in made:
+                made.add(info.id)
+                yield Manifest.open(path)

@@ -1,0 +1,84 @@
+"""`uhr manifest history`: one sample through a chain of manifests."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uhr.base.errors import UserError
+from uhr.manifests.compare.history import history
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.selection.options import SliceOptions
+from uhr.manifests.selection.slicing import slice_manifest
+
+Make = Callable[..., Manifest]
+Row = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def chain(make: Make, make_row: Row, tmp_path: Path) -> tuple[Manifest, Manifest, Manifest]:
+    """100 rows; the 36 kept in two splits; of these the rows with entropy >= 6."""
+    whole = make(tmp_path / "whole", [make_row(number) for number in range(100)])
+    halves = slice_manifest(whole, tmp_path / "halves", SliceOptions(split={"a": 0.5, "b": 0.5}))
+    rich = slice_manifest(halves, tmp_path / "rich", SliceOptions(where="entropy >= 6"))
+    return whole, halves, rich
+
+
+def test_a_sample_is_followed_from_its_origin(chain: tuple[Manifest, Manifest, Manifest]) -> None:
+    whole, halves, rich = chain
+    steps = history(rich, "folder/00062.jpg")
+    assert [step.path for step in steps] == [str(one.path) for one in chain]
+    assert [step.id for step in steps] == [whole.id, halves.id, rich.id]
+    assert all(step.present and step.status == "kept" for step in steps)
+    assert steps[0].columns["entropy"] == 6.2
+    assert set(steps[1].columns) == {"split"}
+    assert steps[2].columns == {}
+
+
+def test_a_sample_that_was_left_out_is_found_in_the_parents(
+    chain: tuple[Manifest, Manifest, Manifest],
+) -> None:
+    whole, _, rich = chain
+    steps = history(rich, "folder/00002.jpg")
+    assert [step.present for step in steps] == [True, False, False]
+    assert (steps[0].status, steps[0].reason, steps[0].rule) == ("rejected", "entropy", "entropy >= 4")
+    with pytest.raises(UserError, match=r"no sample 'folder/99999.jpg' in .*rich"):
+        history(rich, "folder/99999.jpg")
+    assert history(whole, "folder/00009.jpg")[0].error == "no known image format"
+
+
+def test_manifests_made_from_it_are_found_in_a_folder(
+    chain: tuple[Manifest, Manifest, Manifest], make: Make, make_row: Row, tmp_path: Path
+) -> None:
+    whole, halves, rich = chain
+    make(tmp_path / "other", [make_row(62)])
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/manifest.json").write_text("{")
+    steps = history(whole, "folder/00062.jpg", tmp_path)
+    assert [step.path for step in steps] == [str(one.path) for one in (whole, halves, rich)]
+
+
+def test_a_parent_that_is_gone_is_named(chain: tuple[Manifest, Manifest, Manifest]) -> None:
+    whole, _, rich = chain
+    shutil.rmtree(whole.path)
+    first, *rest = history(rich, "folder/00062.jpg")
+    assert (first.found, first.id) == (False, whole.id)
+    assert all(step.present for step in rest)
+    assert rest[0].columns["entropy"] == 6.2
+
+
+def test_the_command_prints_the_steps(
+    chain: tuple[Manifest, Manifest, Manifest], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from uhr.cli import main
+
+    command = ["manifest", "history", str(chain[2].path), "folder/00002.jpg"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "rejected: entropy (entropy >= 4)" in text
+    assert text.count("has no row of the sample") == 2
+    assert main([*command, "--json"]) == 0
+    assert [step["present"] for step in json.loads(capsys.readouterr().out)] == [True, False, False]
