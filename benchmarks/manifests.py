@@ -1,0 +1,294 @@
+"""Manifests of millions of rows: a slice against the same query written by hand, opening, verification.
+
+python -m benchmarks.manifests [--rows N] [--peer-rows N] [--rounds N] [--only slice,open,verify,peers]
+
+The manifest is generated. Each measured task is a process of its own, from start to exit, so that imports
+and peak memory are its own; ways of doing the same are interleaved, and medians are compared. The slice is of
+kept rows: a condition, the highest 5 % of a score, and a stratified sample, written as Parquet with all
+columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from uhr.base import parquet
+from uhr.base.console import say, table
+from uhr.manifests.info import RuleInfo
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.parts import GROUP_ROWS
+from uhr.manifests.schema import COLUMNS, schema_of
+from uhr.manifests.writer import Provenance, write_manifest
+
+ROWS, PEER_ROWS = 10_000_000, 1_000_000
+SHARE_OF_SAMPLE = 0.01
+"""Rows of the sample as a share of the manifest's."""
+
+MOST_TIMES_BY_HAND = 1.5
+MOST_GIB = 4.0
+MOST_SECONDS_TO_OPEN = 1.0
+MOST_TIMES_HASHING = 1.25
+WHERE = "entropy >= 5 AND megapixels >= 8"
+SCORE, STRATA = "upscale_ratio", ("aspect_bucket", "license")
+
+_IDENTITY = ("uri", "sample_id", "content_hash", "status", "reason", "error")
+_TEXTS = ("caption", "source_url", "license", "aspect_bucket")
+_NUMBERS = ("width", "height", "megapixels", "entropy", "flat_fraction", "luma_mean", "laplacian_var", SCORE)
+_NULL = ("parent_id", "box", "source_version", "author", "source_meta")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took: wall and CPU seconds, and its largest resident memory in GiB."""
+
+    seconds: float
+    cpu: float
+    gib: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, the measured value, and whether it holds; None where it is a comparison without an aim."""
+
+    text: str
+    measured: str
+    holds: bool | None
+
+
+def generate(out: Path, rows: int) -> Manifest:
+    """Write a manifest of `rows` rows: 60 % kept, 30 % rejected, 10 % failed."""
+    schema = schema_of(COLUMNS[name] for name in (*_IDENTITY, *_TEXTS, *_NUMBERS, *_NULL))
+    rules = [RuleInfo(name="entropy", where="entropy >= 4", seen=rows, rejected=rows // 2)]
+    provenance = Provenance(root="/nowhere", operation={"kind": "curate", "rows": rows}, rules=rules)
+    return write_manifest(out, schema, _generated(schema, rows), provenance)
+
+
+def _generated(schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+    connection = duckdb.connect()
+    for start in range(0, rows, GROUP_ROWS):
+        stop = min(rows, start + GROUP_ROWS)
+        batch = connection.sql(
+            f"""WITH numbered AS (
+                    SELECT n, hash(n) % 10 AS fate, hash(n + 7) % 1000000 / 1e6 AS u,
+                           hash(n + 13) % 1000000 / 1e6 AS v, format('{{:09d}}.jpg', n) AS uri
+                    FROM range({start}, {stop}) AS r(n))
+                SELECT uri, sha256(uri)[1:32] AS sample_id, sha256(uri || 'bytes') AS content_hash,
+                    CASE WHEN fate < 6 THEN 'kept' WHEN fate < 9 THEN 'rejected' ELSE 'failed' END AS status,
+                    CASE WHEN fate < 6 THEN NULL WHEN fate < 9 THEN 'entropy' ELSE 'not an image'
+                         END AS reason,
+                    CASE WHEN fate = 9 THEN 'decode: no known image format' END AS error,
+                    'a photograph of ' || md5(uri) || ' beside ' || md5(uri || 'x') AS caption,
+                    'https://example.org/' || sha256(uri || 'url') AS source_url,
+                    CASE WHEN v < 0.7 THEN 'CC0-1.0' WHEN v < 0.95 THEN 'CC-BY-4.0' END AS license,
+                    (2000 + 6000 * u)::INTEGER AS width, (2000 + 4000 * v)::INTEGER AS height,
+                    (2000 + 6000 * u) * (2000 + 4000 * v) / 1e6 AS megapixels,
+                    CASE WHEN u < 0.5 THEN '3:2' WHEN u < 0.8 THEN '16:9' WHEN u < 0.99 THEN '1:1'
+                         ELSE '21:9' END AS aspect_bucket,
+                    4 + 4 * v AS entropy, u * v AS flat_fraction, 255 * u AS luma_mean,
+                    1000 * v AS laplacian_var, 1 + u + v AS upscale_ratio,
+                    NULL AS parent_id, NULL AS box, '1-1' AS source_version, NULL AS author,
+                    NULL AS source_meta
+                FROM numbered ORDER BY uri"""
+        ).to_arrow_table()
+        yield from batch.select(schema.names).cast(schema).combine_chunks().to_batches()
+
+
+def by_hand(parts: list[str], out: str, sample: int) -> str:
+    """Return the slice as one query for DuckDB, as somebody would write it who knows the manifest."""
+    strata, files = ", ".join(STRATA), ", ".join(f"'{part}'" for part in parts)
+    key = "('0x' || sha256('0:sample:' || sample_id)[1:16])::UBIGINT, sample_id"
+    return f"""COPY (
+        WITH chosen AS (
+            SELECT * FROM read_parquet([{files}]) WHERE status = 'kept' AND {WHERE}),
+        best AS (
+            SELECT * FROM chosen
+            QUALIFY row_number() OVER (ORDER BY {SCORE} DESC, sample_id)
+                <= floor((SELECT count({SCORE}) FROM chosen) * 0.05 + 0.5)),
+        placed AS (
+            SELECT *, (row_number() OVER (PARTITION BY {strata} ORDER BY {key}) - 0.5)::DOUBLE
+                / count(*) OVER (PARTITION BY {strata}) AS place
+            FROM best)
+        SELECT * EXCLUDE (place) FROM (SELECT * FROM placed ORDER BY place, {key} LIMIT {sample}) ORDER BY uri
+    ) TO '{out}' (FORMAT parquet, COMPRESSION zstd)"""
+
+
+def _slice_command(source: Path, out: Path, sample: int) -> list[str]:
+    options = ["--where", WHERE, "--top", f"{SCORE}=5%", "--stratify", ",".join(STRATA)]
+    return [
+        *(sys.executable, "-m", "uhr", "manifest", "slice", str(source), *options),
+        *("--sample", str(sample), "--out", str(out)),
+    ]
+
+
+_PANDAS = f"""
+import sys, pandas, pyarrow.parquet as pq
+parts, out, sample = sys.argv[3:], sys.argv[1], int(sys.argv[2])
+frame = pandas.concat([pandas.read_parquet(part) for part in parts])
+frame = frame[frame.status == "kept"].query("{WHERE.replace("AND", "and")}")
+frame = frame.sort_values(["{SCORE}", "sample_id"], ascending=[False, True]).head(round(len(frame) * 0.05))
+frame = frame.groupby({list(STRATA)!r}, dropna=False, group_keys=False).sample(
+    frac=sample / len(frame), random_state=0)
+frame.sort_values("uri").to_parquet(out, compression="zstd")
+"""
+
+_DATASETS = f"""
+import sys, datasets
+parts, out, sample = sys.argv[3:], sys.argv[1], int(sys.argv[2])
+datasets.config.HF_DATASETS_CACHE = out + ".cache"
+rows = datasets.load_dataset("parquet", data_files=parts, split="train", cache_dir=out + ".cache")
+rows = rows.filter(lambda status, entropy, megapixels: [
+        s == "kept" and e is not None and e >= 5 and m >= 8 for s, e, m in zip(status, entropy, megapixels)
+    ], input_columns=["status", "entropy", "megapixels"], batched=True)
+rows = rows.sort("{SCORE}", reverse=True)
+rows = rows.select(range(round(len(rows) * 0.05))).shuffle(seed=0).select(range(sample))
+rows.to_parquet(out)
+"""
+
+
+def slice_against_hand(manifest: Manifest, scratch: Path, rounds: int) -> list[Claim]:
+    """Time the slice and the query by hand, whole processes, on the same rows; they select the same."""
+    sample = int(manifest.info.counts["rows"] * SHARE_OF_SAMPLE)
+    parts = [str(manifest.path / part.path) for part in manifest.info.parts]
+    costs: dict[str, list[Cost]] = {"uhr": [], "by hand": []}
+    for number in range(rounds):
+        out, file = scratch / f"slice{number}", scratch / f"hand{number}.parquet"
+        costs["uhr"].append(_run(_slice_command(manifest.path, out, sample)))
+        query = f"import duckdb; duckdb.connect().execute({by_hand(parts, str(file), sample)!r})"
+        costs["by hand"].append(_run([sys.executable, "-c", query]))
+        ids = Manifest.open(out).table(["sample_id"])["sample_id"]
+        assert ids.equals(parquet.read(file, ["sample_id"])["sample_id"]), "other rows than by hand"
+        file.unlink()
+    ours, hand = _median(costs["uhr"]), _median(costs["by hand"])
+    ratio = ours.seconds / hand.seconds
+    rows = f"{manifest.info.counts['rows']:,} rows"
+    return [
+        Claim(
+            f"where, top 5 % and a stratified sample of {rows}: at most {MOST_TIMES_BY_HAND} of by hand",
+            f"{ratio:.2f} ({ours.seconds:.1f}, {hand.seconds:.1f} s; CPU {ours.cpu:.1f}, {hand.cpu:.1f} s)",
+            ratio <= MOST_TIMES_BY_HAND,
+        ),
+        Claim(
+            f"in at most {MOST_GIB:g} GiB", f"{ours.gib:.2f} ({hand.gib:.2f} by hand)", ours.gib <= MOST_GIB
+        ),
+    ]
+
+
+def opening(manifest: Manifest, rounds: int) -> Claim:
+    """Time a process of its own that opens the manifest and counts its kept rows from the parts."""
+    code = f"""
+import sys, time
+start = time.perf_counter()
+from uhr.manifests.manifest import Manifest
+opened = Manifest.open({str(manifest.path)!r})
+with opened.connect() as connection:
+    connection.sql("SELECT count(*) FROM samples WHERE status = 'kept'").fetchall()
+print(time.perf_counter() - start)
+"""
+    taken = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(rounds)
+    ]
+    seconds = statistics.median(taken)
+    text = f"opening and counting in less than {MOST_SECONDS_TO_OPEN:g} s, imports included"
+    return Claim(text, f"{seconds:.2f} s", seconds < MOST_SECONDS_TO_OPEN)
+
+
+def verifying(manifest: Manifest, rounds: int) -> Claim:
+    """Time `verify` against hashing the same files in one process, interleaved."""
+    hashing = "import sys; from uhr.base.files import sha256_file; from pathlib import Path\n"
+    hashing += "for name in sys.argv[1:]: sha256_file(Path(name))"
+    files = [str(manifest.path / part.path) for part in manifest.info.parts]
+    ours, bare = [], []
+    for _ in range(rounds):
+        ours.append(_run([sys.executable, "-m", "uhr", "manifest", "verify", str(manifest.path)]))
+        bare.append(_run([sys.executable, "-c", hashing, *files]))
+    ratio = _median(ours).seconds / _median(bare).seconds
+    measured = f"{ratio:.2f} ({_median(ours).seconds:.1f} s, {_median(bare).seconds:.1f} s)"
+    return Claim(
+        f"verify takes at most {MOST_TIMES_HASHING} of hashing", measured, ratio <= MOST_TIMES_HASHING
+    )
+
+
+def peers(manifest: Manifest, scratch: Path, rounds: int) -> list[Claim]:
+    """Time the slice against the same query with pandas and with `datasets`, whole processes."""
+    sample = int(manifest.info.counts["rows"] * SHARE_OF_SAMPLE)
+    parts = [str(manifest.path / part.path) for part in manifest.info.parts]
+    costs: dict[str, list[Cost]] = {"uhr": [], "pandas": [], "datasets": []}
+    for number in range(rounds):
+        costs["uhr"].append(_run(_slice_command(manifest.path, scratch / f"p{number}", sample)))
+        for name, code in (("pandas", _PANDAS), ("datasets", _DATASETS)):
+            file = str(scratch / f"{name}{number}.parquet")
+            costs[name].append(_run([sys.executable, "-c", code, file, str(sample), *parts]))
+    ours, claims = _median(costs.pop("uhr")), []
+    for name, found in costs.items():
+        other = _median(found)
+        text = f"the same of {manifest.info.counts['rows']:,} rows, in less time than {name}"
+        ratio = ours.seconds / other.seconds
+        measured = (
+            f"{ratio:.2f} ({ours.seconds:.1f} s, {other.seconds:.1f} s; {ours.gib:.2f}, {other.gib:.2f} GiB)"
+        )
+        claims.append(Claim(text, measured, ratio < 1))
+    return claims
+
+
+def _run(command: list[str]) -> Cost:
+    """Run a command to its end. Raises RuntimeError, with its output, if it fails."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - start
+        if process.returncode != 0:
+            output.seek(0)
+            raise RuntimeError(f"{command[:5]}: {output.read().decode(errors='replace')[-2000:]}")
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)
+
+
+def _median(costs: list[Cost]) -> Cost:
+    return Cost(*(statistics.median(getattr(c, name) for c in costs) for name in ("seconds", "cpu", "gib")))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print what each claim came to. Exit code 1 if one does not hold."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.manifests")
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--peer-rows", type=int, default=PEER_ROWS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="slice,open,verify,peers")
+    given = parser.parse_args([] if arguments is None else arguments)
+    only = set(given.only.split(","))
+    claims: list[Claim] = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if only & {"slice", "open", "verify"}:
+            manifest = generate(scratch / "manifest", given.rows)
+            claims += slice_against_hand(manifest, scratch, given.rounds) if "slice" in only else []
+            claims += [opening(manifest, given.rounds)] if "open" in only else []
+            claims += [verifying(manifest, given.rounds)] if "verify" in only else []
+        if "peers" in only:
+            smaller = generate(scratch / "smaller", given.peer_rows)
+            claims += peers(smaller, scratch, given.rounds)
+    table(("claim", "measured", "holds"), [(c.text, c.measured, c.holds) for c in claims])
+    say(json.dumps({"duckdb": duckdb.__version__, "pyarrow": pa.__version__}))
+    if any(claim.holds is False for claim in claims):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
