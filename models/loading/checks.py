@@ -111,7 +111,8 @@ def _checking(original: Any) -> Any:
 
 def _checked(cls: Any, load: Any, folder: Path, where: str, options: Mapping[str, Any]) -> Any:
     check_pointers(folder)
-    if not hasattr(cls, "parameters"):
+    # transformers' Auto classes of models have no parameters themselves
+    if not hasattr(cls, "parameters") and not hasattr(cls, "_model_mapping"):
         if hasattr(cls, "vocab_files_names"):
             check_tokenizer_files(cls, folder, where)
         elif hasattr(cls, "load_config"):

@@ -29,16 +29,15 @@ class View:
             raise ValueError(f"{self} limits both sides; give one")
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Return width and height of the view of an image of this size, in px."""
-        if self.shortest is not None:
-            scale = self.shortest / min(width, height)
-        elif self.longest is not None:
-            scale = self.longest / max(width, height)
-        else:
-            scale = 1.0
-        if scale >= 1:
+        """Return width and height of the view of an image of this size, in px.
+
+        The other side is rounded down, as torchvision and transformers do when they resize.
+        """
+        side = self.shortest or self.longest
+        reference = min(width, height) if self.shortest is not None else max(width, height)
+        if side is None or side >= reference:
             return width, height
-        return max(1, round(width * scale)), max(1, round(height * scale))
+        return max(1, side * width // reference), max(1, side * height // reference)
 
     def of(self, image: Any) -> torch.Tensor:
         """Return the view of an image, uint8 [H, W, 3]."""

@@ -94,3 +94,52 @@ def enlarge(model, factor: float) -> None:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(factor)
+
+
+CLIP_CONFIG = {
+    "embed_dim": 48,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+def open_clip(folder: Path, **preprocess) -> Path:
+    """A CLIP model of open_clip with images of 32 px, in the layout that `local-dir:` reads."""
+    import json
+
+    import torch
+    from open_clip.model import CLIP
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    model = CLIP(**CLIP_CONFIG)
+    enlarge(model.visual, 4.0)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    config = {"model_cfg": CLIP_CONFIG, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], **preprocess}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def image_classifier(folder: Path) -> Path:
+    """A ViT classifier with the labels normal, nsfw and drawing."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=32,
+        patch_size=8,
+        id2label={0: "normal", 1: "nsfw", 2: "drawing"},
+        label2id={"normal": 0, "nsfw": 1, "drawing": 2},
+    )
+    model = ViTForImageClassification(config)
+    enlarge(model, 8.0)
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder

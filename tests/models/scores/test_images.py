@@ -13,7 +13,7 @@ from uhr.models.scores.weights import Weights, combined_hash, hash_of_files, mis
 def test_a_view_limits_one_side_and_never_enlarges():
     assert View().size(4000, 3000) == (4000, 3000)
     assert View(longest=448).size(4000, 3000) == (448, 336)
-    assert View(shortest=224).size(4000, 3000) == (299, 224)
+    assert View(shortest=224).size(4000, 3000) == (298, 224)
     assert View(longest=448).size(300, 200) == (300, 200)
     assert View(longest=100).size(10_000, 3) == (100, 1)
     with pytest.raises(ValueError, match="both sides"):
