@@ -27,7 +27,8 @@ from uhr.base.console import say, table
 from uhr.curate.config import PipelineConfig, load
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run.job import CurationRequest, run
-from uhr.runtime.pool import Engine, Pool
+from uhr.manifests.sources.folder import Folder
+from uhr.runtime.pool import EngineName, Pool
 from uhr.runtime.worker import cores
 
 WALLPAPERS = Path("/usr/share/wallpapers")
@@ -73,7 +74,7 @@ def ray_against_local(rounds: int = 2) -> Claim:
         once = _timed(plan, probe, scratch, "local", workers)
         count = max(1, round(len(originals) * LOCAL_SECONDS / once))
         source = _links(scratch, originals, count)
-        times: dict[Engine, list[float]] = {"local": [], "ray": []}
+        times: dict[EngineName, list[float]] = {"local": [], "ray": []}
         for _ in range(rounds):
             for engine, taken in times.items():
                 taken.append(_timed(plan, source, scratch, engine, workers))
@@ -86,11 +87,11 @@ def ray_against_local(rounds: int = 2) -> Claim:
 CLAIMS = (header_only, ray_against_local)
 
 
-def _timed(plan: CurationPlan, source: Path, scratch: Path, engine: Engine, workers: int) -> float:
+def _timed(plan: CurationPlan, source: Path, scratch: Path, engine: EngineName, workers: int) -> float:
     out = scratch / "out"
     start = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):
-        outcome = run(CurationRequest(plan, source, out, Pool(engine, workers)), command_for=str)
+        outcome = run(CurationRequest(plan, Folder.at(source), out, Pool(engine, workers)), command_for=str)
     seconds = time.perf_counter() - start
     assert outcome.manifest.info.counts["failed"] == 0, outcome.manifest.info.counts
     shutil.rmtree(out)

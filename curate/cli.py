@@ -21,14 +21,6 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", h
 @app.command()
 def run(
     pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="A preset's name or a YAML file.")],
-    source: Annotated[
-        Path,
-        typer.Option(
-            parser=local("--source"),
-            metavar="DIR",
-            help="Folder of images; every file below it becomes one row.",
-        ),
-    ],
     out: Annotated[
         Path,
         typer.Option(
@@ -37,6 +29,14 @@ def run(
             help="Folder of the manifest. The same command resumes a run that was stopped.",
         ),
     ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Folder of images, or KIND:PLACE; every file in it becomes one row. "
+            "Not needed if the pipeline names its sources.",
+        ),
+    ] = None,
     engine: Annotated[str, typer.Option(help="ray: Ray Data; local: uhr's own worker processes.")] = "ray",
     workers: Annotated[
         int | None,
@@ -66,18 +66,23 @@ def run(
     from uhr.curate.run.job import CurationRequest, list_source
     from uhr.curate.run.job import run as run_request
     from uhr.curate.show import print_plan, print_result
+    from uhr.curate.sources import source_of
     from uhr.runtime.pool import Pool
 
     pool = Pool.of(engine, workers, address)
-    plan = CurationPlan.of(load(pipeline, sets or []), strict)
-    request = CurationRequest(plan, source, out, pool, limit)
+    config = load(pipeline, sets or [])
+    images = source_of(source, config.sources, pipeline)
+    plan = CurationPlan.of(config, strict, images.columns)
+    request = CurationRequest(plan, images, out, pool, limit)
     if dry_run:
         listing = list_source(request)
         rows = listing.items.num_rows
         facts = {**plan.facts(), "inputs": rows, "units": -(-rows // plan.unit_size(rows))}
         console.emit(facts, as_json, lambda _: print_plan(plan, listing))
         return
-    arguments = ["curate", "run", pipeline, "--source", str(source), "--engine", engine]
+    arguments = ["curate", "run", pipeline]
+    arguments += [] if source is None else ["--source", source]
+    arguments += ["--engine", engine]
     arguments += [argument for item in sets or [] for argument in ("--set", item)]
     arguments += [] if limit is None else ["--limit", str(limit)]
 

@@ -79,6 +79,8 @@ class PipelineConfig(Config):
     """Long side in pixels of the small JPEG that reports show; 0 for none."""
     unit: int | None = Field(None, ge=1)
     """Images per unit of work; by default 8 to 64, or 256 to 4096 where no stage needs pixels."""
+    sources: dict[str, Any] = Field(default_factory=dict)
+    """The sources by name, where `--source` does not name one: a path, or `kind` and its options."""
     sidecars: SidecarKeys = Field(default_factory=SidecarKeys)
 
 

@@ -14,7 +14,7 @@ from uhr.curate.rules import Judge, Rule
 from uhr.manifests.info import RuleInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import FAILED, REJECTED, VERDICT
-from uhr.manifests.uris import path_of, uri_of
+from uhr.manifests.uris import uri_of
 
 PASS, FAIL, NOT_EVALUATED, NOT_REACHED = "pass", "fail", "not evaluated", "not reached"
 
@@ -23,18 +23,18 @@ def explain(out: Path, sample: str) -> dict[str, Any]:
     """Return the verdict of `sample` (a sample id, the beginning of one, or a uri), its `columns` by stage,
     and all `rules`, each with `outcome` pass, fail, not evaluated (its stage did not run) or not reached.
 
-    `path` is None if the file's name is not UTF-8, which JSON cannot represent; the uri names it then. Raises
-    UserError if no sample, or more than one, has this name.
+    `path` is None if no file has exactly the image's bytes, or if its name is not UTF-8, which JSON cannot
+    represent; the uri names it then. Raises UserError if no sample, or more than one, has this name.
     """
     manifest = Manifest.open(out)
     row = _row(manifest, sample)
     verdict = {column.name: row[column.name] for column in VERDICT}
-    path = str(path_of(manifest.root, row["uri"]))
+    path = manifest.source.open(row).path
     return {
         "manifest": str(out),
         "uri": row["uri"],
         "sample_id": row["sample_id"],
-        "path": path if is_utf8(path) else None,
+        "path": path if path is not None and is_utf8(path) else None,
         **verdict,
         "columns": _columns(manifest, row),
         "rules": list(_rules(manifest, row)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+from uhr.manifests.sources.base import BROKEN_LINK
 from uhr.pixels.types import FaultKind
 from uhr.runtime.units import CRASH, MEMORY_LIMIT, TIME_LIMIT
 
@@ -12,8 +13,6 @@ NO_VALUE, RULE_ERROR = "no value", "rule error"
 
 STAGE_ERROR = "stage error"
 """A stage raised, or returned a value that its column cannot hold."""
-
-BROKEN_LINK = "broken link"
 
 CHANGED = "changed"
 """The file or one of its sidecars was changed, replaced or removed after it was listed. The row of such a

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uhr.pixels.decode import Decoded, PixelLimits, decode, jpeg_preview, read_bytes
-from uhr.pixels.files import changed, stat_file
+from uhr.manifests.sources.base import Blob
+from uhr.pixels.decode import Decoded, PixelLimits, decode, jpeg_preview
+from uhr.pixels.files import changed
 from uhr.pixels.headers import read_header
 from uhr.pixels.types import Header, PixelFault
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 class Frame:
     """One sample's image, shared by all stages.
 
-    All values come from one version of the file. If `row["source_version"]` is set, it is that version, and
-    its header is `known`. A stage that needs the file's bytes should use `data`; one that opens `path` itself
-    may read a newer version. Faults are not cached: a caller must stop at the first one.
+    All values come from one version of the file: the blob's, if it has one, whose header is `known`. A stage
+    that needs the file's bytes should use `data`; one that opens `path` itself may read a newer version.
+    Faults are not cached: a caller must stop at the first one.
 
     Args:
-        uri: the address below the source root.
-        path: the file.
+        uri: the address in the source.
+        blob: the file's bytes.
         row: the columns known so far, from the sidecars and earlier stages.
         limits: bounds on the file's bytes and pixels.
         known: the header that an earlier stage read.
@@ -40,25 +40,29 @@ class Frame:
     def __init__(
         self,
         uri: str,
-        path: Path | str,
+        blob: Blob,
         row: Mapping[str, Any],
         limits: PixelLimits | None = None,
         known: Header | None = None,
     ) -> None:
         self.uri = uri
-        self.path = path
+        self.blob = blob
         self.row = row
         self.limits = limits or PixelLimits()
         self.known = known
-        self._version: str | None = row.get("source_version")
         self._gray_measures: dict[int, GrayMeasures] = {}
+
+    @property
+    def path(self) -> str | None:
+        """The file that has exactly the image's bytes; None if they are in an archive or elsewhere."""
+        return self.blob.path
 
     @cached_property
     def header(self) -> Header:
         """The header, parsed from the first bytes of the file. The rest is not read or verified."""
         if self.known is None:
             read = "data" in self.__dict__
-            self.known = read_header(self.data) if read else read_header(self.path, self._version)
+            self.known = read_header(self.data) if read else self.blob.header()
         return self.known
 
     @cached_property
@@ -66,12 +70,12 @@ class Frame:
         """Size of the file in bytes."""
         if "data" in self.__dict__:
             return len(self.data)
-        return stat_file(self.path, self._version).st_size
+        return self.blob.size
 
     @cached_property
     def data(self) -> bytes:
         """The bytes of the whole file."""
-        data = read_bytes(self.path, self.limits, self._version)
+        data = self.blob.read(self.limits)
         if self.known is not None:
             _compare(self.known, data)
         return data
@@ -113,8 +117,7 @@ class Frame:
 
     def check_unchanged(self) -> None:
         """Raise PixelFault("changed") if the file is not the listed version any more."""
-        if self._version is not None:
-            stat_file(self.path, self._version)
+        self.blob.check_unchanged()
 
 
 def _compare(known: Header, data: bytes) -> None:

@@ -11,8 +11,8 @@ from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Rule
 from uhr.curate.run.failures import Failures
 from uhr.curate.run.job import CurationResult
-from uhr.curate.sources import NOT_OPENED, Listing, describe
 from uhr.manifests.info import ManifestInfo
+from uhr.manifests.sources.base import NOT_OPENED, Listing
 
 MOST_WARNINGS = 5
 LONGEST_ERROR = 160
@@ -25,7 +25,7 @@ def print_plan(plan: CurationPlan, listing: Listing) -> None:
     say(f"{config.name}: {config.description}" if config.description else config.name)
     size = plan.unit_size(listing.items.num_rows)
     units = -(-listing.items.num_rows // size)
-    say(f"source  {shown(listing.root)}: {describe(listing)}, in {units:,} units of {size}")
+    say(f"source  {shown(listing.source.place)}: {listing.describe()}, in {units:,} units of {size}")
     if not_opened := _not_opened(listing.not_opened):
         say(f"        {not_opened}")
     say()

@@ -1,69 +1,19 @@
 """Sidecars: caption and metadata files next to an image. Their values are added to the image's row.
 
-`lake.txt`, `lake.json`, `lake.jpg.txt` and `lake.jpg.json` are sidecars of `lake.jpg`; without such an image
-they are ordinary files.
+`uhr.manifests.sources.pairing` decides which files are sidecars of which image.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from uhr.curate.faults import CHANGED
-from uhr.pixels.files import open_version
+from uhr.manifests.sources.base import Blob
 from uhr.pixels.types import PixelFault
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "png",
-        "apng",
-        "webp",
-        "gif",
-        "bmp",
-        "dib",
-        "tif",
-        "tiff",
-        "avif",
-        "heic",
-        "heif",
-        "hif",
-        "jxl",
-        "jp2",
-        "j2k",
-        "jpx",
-        "jpf",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pnm",
-        "pfm",
-        "tga",
-        "icb",
-        "dds",
-        "ico",
-        "icns",
-        "psd",
-        "exr",
-        "hdr",
-        "qoi",
-        "svg",
-        "dng",
-        "cr2",
-        "nef",
-        "arw",
-        "raw",
-    ]
-)
-"""Suffixes of the files that a sidecar may belong to. The format of a file is decided by its content."""
-
-SIDECAR_SUFFIXES = (".txt", ".json")
 FIELDS = ("caption", "source_url", "author", "license")
 LONGEST_BYTES = 16 * 2**20
 MOST_DIGITS = 1000
@@ -85,57 +35,32 @@ class Sidecar(NamedTuple):
     fault: str | None
 
 
-def sidecars_in(names: Iterable[str], readable: Iterable[str]) -> dict[str, list[str]]:
-    """Return the sidecars of each image among the file names of one folder, `lake.jpg.txt` after `lake.txt`.
-
-    Only `readable` files can be sidecars: a broken link next to an image is a row of its own.
-    """
-    names = list(names)
-    candidates = [name for name in readable if name.lower().endswith(SIDECAR_SUFFIXES)]
-    if not candidates:
-        return {}
-    images: dict[str, list[str]] = {}
-    for name in names:
-        stem, _, suffix = name.rpartition(".")
-        if stem and suffix.lower() in IMAGE_SUFFIXES:
-            images.setdefault(stem, []).append(name)
-            images.setdefault(name, []).append(name)
-    found: dict[str, list[str]] = {}
-    # shorter base names first, so that lake.jpg.txt comes after lake.txt and wins
-    for name in sorted(candidates, key=lambda name: (len(name.rpartition(".")[0]), name)):
-        for image in images.get(name.rpartition(".")[0], ()):
-            found.setdefault(image, []).append(name)
-    return found
-
-
-def read_sidecars(
-    paths: Sequence[Path], keys: Mapping[str, Sequence[str]], versions: Sequence[str] | None = None
-) -> Sidecar:
-    """Read the sidecars of one image. Later files override earlier ones, and a caption file overrides a
-    caption in JSON.
+def read_sidecars(files: Sequence[tuple[str, Blob]], keys: Mapping[str, Sequence[str]]) -> Sidecar:
+    """Read the sidecars of one image, given as name and bytes. Later files override earlier ones, and a
+    caption file overrides a caption in JSON.
 
     A broken sidecar never fails its image: the fault is written to `source_meta` under `sidecar_fault`, and
-    is returned. `versions` are the listed versions of `paths`; raises PixelFault("changed") if a sidecar has
-    another version, or changes while it is read.
+    is returned. Raises PixelFault("changed") if a sidecar is not the listed version any more, or changes
+    while it is read.
     """
     caption: str | None = None
     tree: dict[str, Any] = {}
     faults: list[str] = []
-    for path, version in zip(paths, versions or [None] * len(paths), strict=True):
+    for name, blob in files:
         try:
-            text = _read(path, version)
-            if path.name.lower().endswith(".txt"):
+            text = _read(blob)
+            if name.lower().endswith(".txt"):
                 caption = text.strip() or caption
             else:
                 read, invalid = _object(text)
                 tree.update(read)
-                faults += [f"{_clean(path.name)}: {message}" for message in invalid]
+                faults += [f"{_clean(name)}: {message}" for message in invalid]
         except PixelFault as fault:
             if fault.kind == CHANGED:
-                raise PixelFault(fault.kind, f"{_clean(path.name)}: {fault.message}") from None
-            faults.append(f"{_clean(path.name)}: {fault.message}")
+                raise PixelFault(fault.kind, f"{_clean(name)}: {fault.message}") from None
+            faults.append(f"{_clean(name)}: {fault.message}")
         except (ValueError, RecursionError) as error:
-            faults.append(f"{_clean(path.name)}: {_message(error)}")
+            faults.append(f"{_clean(name)}: {_message(error)}")
     values = {} if caption is None else {"caption": _clean(caption)}
     for column in FIELDS:
         for key in keys.get(column, ()):
@@ -151,9 +76,8 @@ def read_sidecars(
     return Sidecar(values, fault)
 
 
-def _read(path: Path, version: str | None) -> str:
-    with open_version(path, version) as handle, open(handle, "rb", closefd=False) as file:
-        data = file.read(LONGEST_BYTES + 1)
+def _read(blob: Blob) -> str:
+    data = blob.head(LONGEST_BYTES + 1)
     if len(data) > LONGEST_BYTES:
         raise ValueError(f"longer than {LONGEST_BYTES // 2**20} MiB")
     try:

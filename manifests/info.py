@@ -65,6 +65,9 @@ class ManifestInfo(Config):
     of a curated manifest includes `source_version` (size and modification time of each source file) and the
     parameters of its stages: images copied with new times give another id.
 
+    `root` is where the source is. `origin` describes a source that is not the folder `root`, as
+    `manifests.sources.build` reads it.
+
     `operation` is {"kind": "curate", "pipeline": ...}, {"kind": "slice", "where": ...} or {"kind": "encode",
     "config": ...}; `counts` has rows, kept, rejected, failed and reasons; `source` counts what the listing
     found and did not open; `attachments` are Parquet files of other columns of the rows (latents, text
@@ -76,6 +79,7 @@ class ManifestInfo(Config):
     created: str
     uhr: str
     root: str
+    origin: dict[str, Any] | None = None
     parents: list[Parent] = Field(default_factory=list)
     operation: dict[str, Any]
     stages: list[StageInfo] = Field(default_factory=list)

@@ -25,6 +25,8 @@ from uhr.manifests.schema import Column
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
+    from uhr.manifests.sources.base import Source
+
 
 class Manifest:
     """A committed manifest, read only. Made by `open` and by `writer.write_manifest`."""
@@ -57,8 +59,18 @@ class Manifest:
 
     @property
     def root(self) -> Path:
-        """The folder that every `uri` is relative to."""
+        """The folder that every `uri` is relative to, if the source is a folder."""
         return text_path(self.info.root)
+
+    @cached_property
+    def source(self) -> Source:
+        """The source of the rows: it opens their bytes."""
+        from uhr.manifests import sources
+        from uhr.manifests.sources.folder import Folder
+
+        if self.info.origin is None:
+            return Folder.at(self.root)
+        return sources.build(self.info.origin, str(self.path / FILE))
 
     @cached_property
     def schema(self) -> pa.Schema:

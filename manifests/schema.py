@@ -314,9 +314,13 @@ def schema_of(columns: Iterable[Column]) -> pa.Schema:
     return pa.schema([column.field() for column in (*BASE, *added)])
 
 
-def sample_id(uri: str) -> str:
-    """Return the id of a whole image: 32 hex digits, independent of where the source is mounted."""
-    return hashlib.sha256(uri.encode()).hexdigest()[:32]
+def sample_id(uri: str, source_name: str | None = None) -> str:
+    """Return the id of a whole image: 32 hex digits, independent of where the source is mounted.
+
+    `source_name` is set where there are several sources, in which the same `uri` may occur.
+    """
+    text = uri if source_name is None else f"{source_name}\0{uri}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def patch_id(parent_id: str, box: tuple[int, int, int, int]) -> str:

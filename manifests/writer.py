@@ -28,7 +28,8 @@ from uhr.manifests.schema import SCHEMA_VERSION, STATUSES
 class Provenance:
     """Where the rows of a manifest come from and how they were made, as `manifest.json` records it.
 
-    root: the folder that uris are relative to
+    root: where the source is: the folder that uris are relative to, if it is one
+    origin: the description of the source; None if it is the folder `root`
     operation: what was done; part of the manifest's id, so it must not contain paths or times
     source: counts of what is in the source folder besides the rows
     weights: hashes of the models that wrote columns, by name
@@ -38,6 +39,7 @@ class Provenance:
 
     root: Path | str
     operation: dict[str, Any]
+    origin: dict[str, Any] | None = None
     parents: Sequence[Parent] = ()
     stages: Sequence[StageInfo] = ()
     rules: Sequence[RuleInfo] = ()
@@ -102,6 +104,7 @@ def write_manifest(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         uhr=uhr.__version__,
         root=path_text(provenance.root),
+        origin=provenance.origin,
         parents=list(provenance.parents),
         operation=provenance.operation,
         stages=list(provenance.stages),

@@ -132,9 +132,11 @@ def _by(owner: str) -> str:
     return owner if owner == "the source" else f"stage '{owner}'"
 
 
-def in_order(found: Sequence[Candidate], skipped: Sequence[Skipped]) -> tuple[list[Candidate], list[Skipped]]:
+def in_order(
+    found: Sequence[Candidate], skipped: Sequence[Skipped], given: Sequence[Column] = ()
+) -> tuple[list[Candidate], list[Skipped]]:
     """Order the stages: first header stages, then pixel stages, then set stages. Within each kind the order
-    of the pipeline is kept.
+    of the pipeline is kept. `given` are columns of the source besides SOURCE.
 
     A header stage that needs a column of a pixel stage runs after the pixel stages. A stage that needs a
     column of a skipped stage is skipped too if it has `if_missing: skip`.
@@ -143,7 +145,7 @@ def in_order(found: Sequence[Candidate], skipped: Sequence[Skipped]) -> tuple[li
     """
     left_out = list(skipped)
     ordered: list[Candidate] = []
-    have = {column.name for column in SOURCE}
+    have = {column.name for column in (*SOURCE, *given)}
     waiting = list(found)
     for kind in ("header", "pixel", "set"):
         for candidate in [candidate for candidate in waiting if candidate.kind == kind]:

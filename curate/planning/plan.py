@@ -66,25 +66,27 @@ class CurationPlan:
     sets: tuple[PlannedStage[SetStage], ...]
     skipped: tuple[Skipped, ...]
     idle: tuple[IdleRule, ...]
+    given: tuple[Column, ...] = ()
+    """Columns that the source has, besides those of every manifest."""
 
     @classmethod
-    def of(cls, config: PipelineConfig, strict: bool = False) -> CurationPlan:
-        """Check a pipeline and put it in order.
+    def of(cls, config: PipelineConfig, strict: bool = False, given: Sequence[Column] = ()) -> CurationPlan:
+        """Check a pipeline and put it in order. `given` are the columns of the source (`Source.columns`).
 
         Raises UserError if a stage or parameter is unknown, if two stages add the same column or none adds a
         column that is needed, if a stage comes before one that it needs, if a rule is not a boolean over
         columns, or if `strict` is set and a stage would be skipped.
         """
         found, skipped = candidates(config)
-        found, skipped = in_order(found, skipped)
+        found, skipped = in_order(found, skipped, given)
         if strict and skipped:
             raise UserError(
                 f"--strict: {skipped[0].label} would be skipped ({skipped[0].why})", "leave --strict out"
             )
         if not any(isinstance(candidate.stage, Stage) for candidate in found):
             raise UserError(f"{config.name}: no stage can run here", "name at least the stage header")
-        rules, idle = _rules(config, found, skipped)
-        return cls._put_together(config, found, rules, skipped, idle)
+        rules, idle = _rules(config, found, skipped, given)
+        return replace(cls._put_together(config, found, rules, skipped, idle), given=tuple(given))
 
     @classmethod
     def _put_together(
@@ -126,8 +128,9 @@ class CurationPlan:
 
     @property
     def schema(self) -> pa.Schema:
-        """The manifest's schema: the base columns, then the columns of each stage, in order."""
-        return schema_of(column for planned in self.stages for column in _own_columns(planned))
+        """The manifest's schema: the base columns, then those of the source and of each stage, in order."""
+        own = [column for planned in self.stages for column in _own_columns(planned)]
+        return schema_of([*self.given, *own])
 
     def unit_size(self, rows: int) -> int:
         """Return the number of images per unit. It is smaller for a small set, so that all workers get
@@ -141,7 +144,8 @@ class CurationPlan:
     def fingerprint(self) -> str:
         """Hash of everything that affects the rows (64 hex digits). The runner, the workers and the size of
         units do not."""
-        tree = self.config.model_dump(mode="json", exclude={"name", "description", "stages", "rules", "unit"})
+        left_out = {"name", "description", "stages", "rules", "unit", "sources"}
+        tree = self.config.model_dump(mode="json", exclude=left_out)
         return fingerprint(
             {
                 "versions": [SCHEMA_VERSION, ENGINE_VERSION],
@@ -156,7 +160,7 @@ class CurationPlan:
         """Return the pipeline with all defaults, as plain data. It is recorded in the lineage, and makes the
         same plan.
         """
-        tree = self.config.model_dump(mode="json", exclude={"unit"})
+        tree = self.config.model_dump(mode="json", exclude={"unit", "sources"})
         params = {planned.label: planned.stage.params.model_dump(mode="json") for planned in self.stages}
         labels = [entry.label for entry in self.config.stages]
         tree["stages"] = [
@@ -219,9 +223,9 @@ def _completed_at(rule: Rule, found: Sequence[Candidate]) -> int:
 
 
 def _rules(
-    config: PipelineConfig, found: Sequence[Candidate], skipped: Sequence[Skipped]
+    config: PipelineConfig, found: Sequence[Candidate], skipped: Sequence[Skipped], given: Sequence[Column]
 ) -> tuple[list[Rule], list[IdleRule]]:
-    columns = [*SOURCE, *(column for candidate in found for column in candidate.stage.adds)]
+    columns = [*SOURCE, *given, *(column for candidate in found for column in candidate.stage.adds)]
     known = {column.name: column for column in columns}
     absent = {name: stage for stage in skipped for name in stage.adds if name not in known}
     schema = pa.schema([column.field() for column in known.values()])

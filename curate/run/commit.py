@@ -28,13 +28,13 @@ from uhr.base.run_folder import FolderLayout, all_or_nothing
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge, Verdict
 from uhr.curate.run.rows import PREVIEW, Tally
-from uhr.curate.sources import Listing
 from uhr.curate.stage import SetStage
 from uhr.manifests import parts as part_files
 from uhr.manifests.info import FILE, RuleInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.schema import KEPT, REJECTED, Column
+from uhr.manifests.sources.base import Listing
 from uhr.manifests.sql import finite_column, quoted
 from uhr.manifests.writer import Provenance, write_manifest
 from uhr.runtime import units as unit_files
@@ -86,7 +86,8 @@ def commit(
         else:
             batches = _staged(parts, plan.schema)
         provenance = Provenance(
-            root=listing.root,
+            root=listing.source.place,
+            origin=listing.source.origin,
             operation=operation,
             stages=plan.stage_infos(),
             rules=_funnel(plan, seen, rejected),

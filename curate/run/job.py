@@ -24,10 +24,11 @@ from uhr.curate.run.commit import LAYOUT, UNITS, commit
 from uhr.curate.run.failures import Failures, NoteSummary, failures_of, notes_of
 from uhr.curate.run.rows import Tally
 from uhr.curate.run.work import CurateWork
-from uhr.curate.sources import Listing, check_no_overlap, check_source, list_folder
+from uhr.curate.sources import check_no_overlap
 from uhr.manifests import parts
 from uhr.manifests.info import is_manifest
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.sources.base import Listing, Source
 from uhr.runtime.pool import InlineRunner, Pool, RayRunner
 from uhr.runtime.units import Limits, PlanMismatch, Runner, UnitPlan, run_units, table_hash
 
@@ -40,7 +41,7 @@ class CurationRequest:
     """The options of a run: curate `source` into `out` with the pipeline `plan`, at most `limit` files."""
 
     plan: CurationPlan
-    source: Path
+    source: Source
     out: Path
     pool: Pool = field(default_factory=Pool)
     limit: int | None = None
@@ -101,7 +102,7 @@ def list_source(request: CurationRequest) -> Listing:
     """List the source. Raises UserError if it is missing or empty, or if it overlaps with OUT."""
     check_no_overlap(request.source, request.out)
     with progress("list", None, "files") as advance:
-        listing = list_folder(request.source, advance)
+        listing = request.source.list(advance)
     if request.limit is not None:
         listing = listing.first(request.limit)
     return listing
@@ -119,7 +120,7 @@ def run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:
 
 def _run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:
     start = time.monotonic()
-    check_source(request.source)
+    request.source.check()
     check_no_overlap(request.source, request.out)
     folder = RunFolder(request.out, LAYOUT)
     if not is_finished(request.out):  # a finished run's folder is only read, so it may hold anything
@@ -155,7 +156,7 @@ def _check_same_run(request: CurationRequest, inputs: str, command_for: OtherCom
         raise UserError(f"{request.out} was made with another pipeline", command_for(request.out))
     if made.get("inputs") != inputs:
         raise UserError(
-            f"the files in {request.source} are not those that {request.out} was made from",
+            f"the files in {request.source.place} are not those that {request.out} was made from",
             command_for(request.out),
         )
     return manifest
@@ -184,7 +185,7 @@ def _do_units(
     if isinstance(runner, InlineRunner):
         warn("in this process: an image that crashes its decoder, hangs or exhausts the memory ends the run")
     with progress("curate", items.num_rows, "images") as advance:
-        work = CurateWork(plan, str(request.source.absolute()))
+        work = CurateWork(plan, request.source)
         if isinstance(runner, RayRunner):
             advance(0, "starting Ray")
         run_units(units, work, runner, advance, note)

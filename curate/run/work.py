@@ -16,6 +16,7 @@ from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge, Rule
 from uhr.curate.run.rows import UnitRows
 from uhr.curate.stage import Stage
+from uhr.manifests.sources.base import Source
 from uhr.pixels.decoder_noise import stable_text
 from uhr.pixels.types import Header, PixelFault
 from uhr.runtime.units import UnitFault, Watch, Work
@@ -30,11 +31,11 @@ StageGroup = tuple[tuple[tuple[int, PlannedStage[Stage]], ...], tuple[Rule, ...]
 
 
 class CurateWork(Work):
-    """Curates the units of a run. Picklable: it has the checked plan and the source root."""
+    """Curates the units of a run. Picklable: it has the checked plan and the source."""
 
-    def __init__(self, plan: CurationPlan, root: str) -> None:
+    def __init__(self, plan: CurationPlan, source: Source) -> None:
         self.plan = plan
-        self.root = root
+        self.source = source
 
     def open(self) -> None:
         for planned in (*self.plan.header, *self.plan.pixel):
@@ -42,7 +43,7 @@ class CurateWork(Work):
         self._judge = Judge(self.plan.schema)
 
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
-        unit = _UnitRun(self.plan, self._judge, UnitRows(self.plan, items, self.root), watch)
+        unit = _UnitRun(self.plan, self._judge, UnitRows(self.plan, items, self.source), watch)
         unit.run()
         return unit.rows.part()
 
@@ -102,7 +103,7 @@ class _UnitRun:
 
         row = self.rows[index]
         known = self._headers.get(index)
-        return Frame(row["uri"], self.rows.path(index), row, self._plan.config.limits, known)
+        return Frame(row["uri"], self.rows.open(index), row, self._plan.config.limits, known)
 
     def _sidecars(self, index: int) -> bool:
         """Read the sidecars of one image; return False if the image failed."""

@@ -117,6 +117,7 @@ def slice_manifest(
         _claim(out)
         provenance = Provenance(
             root=parent.root,
+            origin=parent.info.origin,
             operation=options.operation(),
             parents=[Parent(id=parent.id, path=path_text(parent.path.resolve()), role="slice of")],
             stages=parent.info.stages,

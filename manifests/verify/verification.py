@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,15 +14,14 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.base.console import Advance
 from uhr.base.errors import UserError, one_line
-from uhr.base.files import file_version, sha256_file
+from uhr.base.files import sha256_file
 from uhr.manifests import parts as part_files
 from uhr.manifests.info import ManifestInfo, Part, content_id, read_info
 from uhr.manifests.lineage import find_parent
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import BASE, COLUMNS, KEPT
-from uhr.manifests.uris import path_of
+from uhr.manifests.sources.base import Source
 from uhr.manifests.verify.checks import VerifyFault, check_rows
-from uhr.pixels.headers import read_header
 from uhr.pixels.types import PixelFault
 
 
@@ -119,13 +119,13 @@ def _schema(manifest: Manifest) -> Iterator[VerifyFault]:
 
 def _pixels(manifest: Manifest, advance: Advance) -> Iterator[VerifyFault]:
     """Read again each source file whose content a row describes."""
-    known = ("uri", "status", "parent_id", "content_hash", *_OF_THE_FILE)
+    known = ("uri", "source_name", "status", "parent_id", "content_hash", *_OF_THE_FILE)
     names = [name for name in known if name in manifest.schema.names]
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         for batch in manifest.rows(columns=names):
             rows = [row for row in batch.to_pylist() if _describes_bytes(row)]
             advance(batch.num_rows - len(rows))
-            results = pool.map(lambda row: _file(manifest.root, row), rows)
+            results = pool.map(lambda row: _file(manifest.source, row), rows)
             for row, what in zip(rows, results, strict=True):
                 advance()
                 if what:
@@ -148,25 +148,24 @@ def _of_the_file(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in _OF_THE_FILE if row.get(name) is not None}
 
 
-def _file(root: Path, row: dict[str, Any]) -> str:
+def _file(source: Source, row: dict[str, Any]) -> str:
     """Say how a row differs from its file; empty if it does not."""
     expected, stated = row["content_hash"], _of_the_file(row)
     try:
-        file = path_of(root, row["uri"])
-        if not file.is_file():
-            return f"is missing below {root}"
-        status = file.stat()
-        if expected is not None and sha256_file(file) != expected:
+        blob = source.open({"uri": row["uri"], "source_name": row.get("source_name")})
+        if blob.path is not None and not os.path.isfile(blob.path):
+            return f"is missing below {source.place}"
+        if expected is not None and blob.sha256() != expected:
             return "has other bytes than when it was curated"
         if not stated:
             return ""
-        header = read_header(file, file_version(status))
+        header, size = blob.header(), blob.size
     except PixelFault as fault:
         return f"has no header that can be read ({fault.kind}: {fault.message})"
     except (UserError, OSError) as error:
         return f"cannot be read ({one_line(error)})"
     found = {"format": header.format, "width": header.width, "height": header.height}
-    found["file_size"] = status.st_size
+    found["file_size"] = size
     wrong = [
         f"{name} {found[name]} instead of {value}" for name, value in stated.items() if found[name] != value
     ]

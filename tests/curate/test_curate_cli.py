@@ -144,7 +144,7 @@ def test_show_lists_presets_and_stages_lists_stages(uhr):
     ("arguments", "code", "message"),
     [
         (("show", "quickstrat"), 1, "unknown preset 'quickstrat': did you mean quickstart?"),
-        (("run", "quickstart", "--source", "nowhere", "--out", "o"), 1, "the source nowhere does not exist"),
+        (("run", "quickstart", "--source", "nowhere", "--out", "o"), 1, "nowhere does not exist"),
         (
             ("run", "quickstart", "--source", "s", "--out", "o", "--engine", "spark"),
             1,

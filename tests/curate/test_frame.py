@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from uhr.curate.frame import Frame
+from uhr.manifests.sources.base import LocalBlob
 from uhr.pixels.types import PixelFault
 
 
@@ -18,14 +19,14 @@ def path(forge, tmp_path):
 
 
 def test_a_header_is_read_without_the_file(path, monkeypatch) -> None:
-    monkeypatch.setattr("uhr.curate.frame.read_bytes", lambda *_: pytest.fail("the file was read"))
-    frame = Frame("a.jpg", path, {})
+    monkeypatch.setattr("uhr.manifests.sources.base.read_bytes", lambda *_: pytest.fail("the file was read"))
+    frame = Frame("a.jpg", LocalBlob(str(path)), {})
     assert (frame.header.width, frame.header.height) == (600, 900)
     assert frame.file_size == path.stat().st_size
 
 
 def test_everything_is_computed_once(path, monkeypatch) -> None:
-    frame = Frame("a.jpg", path, {})
+    frame = Frame("a.jpg", LocalBlob(str(path)), {})
     gray, rgb, measured = frame.gray, frame.rgb, frame.gray_measures()
     path.unlink()
     monkeypatch.setattr("uhr.curate.frame.decode", lambda *_: pytest.fail("decoded again"))
@@ -37,20 +38,20 @@ def test_everything_is_computed_once(path, monkeypatch) -> None:
 
 
 def test_other_patches_are_measured_beside(path) -> None:
-    frame = Frame("a.jpg", path, {})
+    frame = Frame("a.jpg", LocalBlob(str(path)), {})
     assert frame.gray_measures(100).variance.shape == (6, 9)
     assert frame.gray_measures(300).variance.shape == (2, 3)
     assert frame.gray_measures() is frame.gray_measures(100), "whoever needs no patch takes what is there"
 
 
 def test_gray_is_stored_and_rgb_is_upright(path) -> None:
-    frame = Frame("a.jpg", path, {})
+    frame = Frame("a.jpg", LocalBlob(str(path)), {})
     assert frame.gray.shape == (600, 900)
     assert frame.rgb.shape == (900, 600, 3)
 
 
 def test_the_preview_shows_the_upright_image(path) -> None:
-    frame = Frame("a.jpg", path, {})
+    frame = Frame("a.jpg", LocalBlob(str(path)), {})
     data, width, height = frame.preview(200)
     shown = np.asarray(Image.open(io.BytesIO(data)), int)
     expected = np.asarray(Image.fromarray(frame.rgb).resize((width, height), Image.Resampling.BOX), int)
@@ -60,7 +61,7 @@ def test_the_preview_shows_the_upright_image(path) -> None:
 
 def test_a_fault_is_found_again(tmp_path) -> None:
     (tmp_path / "empty.jpg").touch()
-    frame = Frame("empty.jpg", tmp_path / "empty.jpg", {})
+    frame = Frame("empty.jpg", LocalBlob(str(tmp_path / "empty.jpg")), {})
     for _ in range(2):
         with pytest.raises(PixelFault):
             _ = frame.decoded

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.curate.sidecars import DEFAULT_KEYS, read_sidecars
+from uhr.manifests.sources.base import LocalBlob
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -23,7 +24,7 @@ def read(folder, **files):
     for name, content in files.items():
         paths.append(folder / name.replace("_", "."))
         paths[-1].write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_sidecars(paths, DEFAULT_KEYS)
+    return read_sidecars([(path.name, LocalBlob(str(path))) for path in paths], DEFAULT_KEYS)
 
 
 @given(tree=st.dictionaries(st.text(), JSON))
@@ -90,7 +91,7 @@ def test_what_json_may_hold_and_utf_8_may_not_is_replaced(tmp_path):
 
 
 def test_a_sidecar_that_vanished_is_a_fault_not_an_error(tmp_path):
-    values, fault = read_sidecars([tmp_path / "gone.txt"], DEFAULT_KEYS)
+    values, fault = read_sidecars([("gone.txt", LocalBlob(str(tmp_path / "gone.txt")))], DEFAULT_KEYS)
     assert fault is not None
     assert "No such file" in fault
     assert "sidecar_fault" in values["source_meta"]

@@ -1,171 +1,12 @@
-"""The listing: one row per regular file, whatever the tree holds, and nothing opened that is no file."""
+"""The source of a run, and its place relative to OUT."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-from pathlib import Path
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
-from uhr.curate.sources import ITEMS, check_no_overlap, list_folder
-from uhr.manifests.uris import path_of
-
-NAMES = st.binary(min_size=1, max_size=12).filter(lambda b: b not in (b".", b"..") and not {0, 47} & set(b))
-
-
-def uris(source: Path) -> list[str]:
-    return list_folder(source).items["uri"].to_pylist()
-
-
-@given(
-    files=st.dictionaries(
-        st.lists(NAMES, min_size=1, max_size=3).map(tuple), st.binary(max_size=3), max_size=12
-    )
-)
-def test_every_regular_file_is_one_row_whose_address_leads_back_to_it(tmp_path_factory, files):
-    root = tmp_path_factory.mktemp("tree")
-    (root / "always.jpg").touch()
-    for parts, content in files.items():
-        path = os.path.join(os.fsencode(root), *parts)
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "wb") as file:
-                file.write(content)
-        except OSError:
-            continue  # a file is where this one needs a folder, or the other way round
-    listing = list_folder(root)
-    found = [path_of(root, uri) for uri in listing.items["uri"].to_pylist()]
-    sidecars = [path_of(root, uri) for cars in listing.items["sidecars"].to_pylist() for uri in cars or ()]
-    walked = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
-    assert sorted(map(os.fsencode, found + sidecars)) == sorted(map(os.fsencode, walked))
-    assert listing.bytes == sum(path.stat().st_size for path in walked)
-    assert listing.items["uri"].to_pylist() == sorted(listing.items["uri"].to_pylist())
-    shutil.rmtree(root)
-
-
-def test_links_are_samples_of_their_own_and_never_resolved(tmp_path):
-    source = tmp_path / "source"
-    (source / "real").mkdir(parents=True)
-    (source / "real" / "a.jpg").write_bytes(b"12345")
-    (tmp_path / "outside.jpg").write_bytes(b"123")
-    (source / "inside.jpg").symlink_to(source / "real" / "a.jpg")
-    (source / "outside.jpg").symlink_to(tmp_path / "outside.jpg")
-    (source / "broken.jpg").symlink_to("nowhere")
-    (source / "loop.jpg").symlink_to("loop.jpg")
-    (source / "folder").symlink_to(source / "real")
-    (source / "up").symlink_to("..")
-    listing = list_folder(source)
-    rows = {row["uri"]: row for row in listing.items.to_pylist()}
-    assert list(rows) == ["broken.jpg", "inside.jpg", "loop.jpg", "outside.jpg", "real/a.jpg"]
-    assert rows["inside.jpg"]["source_version"] == rows["real/a.jpg"]["source_version"]
-    assert rows["outside.jpg"]["source_version"].startswith("3-")
-    assert {uri for uri, row in rows.items() if row["fault"] == "broken link"} == {"broken.jpg", "loop.jpg"}
-    assert listing.not_opened["linked_folders"] == 2
-
-
-def test_what_is_no_file_is_counted_and_never_opened(tmp_path, monkeypatch):
-    (tmp_path / "a.jpg").touch()
-    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for ever
-    (tmp_path / "null.jpg").symlink_to("/dev/null")
-    listener = socket.socket(socket.AF_UNIX)
-    monkeypatch.chdir(tmp_path)  # the address of a socket may have 107 bytes
-    listener.bind("socket.jpg")
-    try:
-        listing = list_folder(tmp_path)
-    finally:
-        listener.close()
-    assert listing.items["uri"].to_pylist() == ["a.jpg"]
-    assert {name: n for name, n in listing.not_opened.items() if n} == {
-        "pipes": 1,
-        "devices": 1,
-        "sockets": 1,
-    }
-
-
-def test_a_folder_that_cannot_be_read_is_counted_and_named_and_the_rest_is_listed(tmp_path):
-    (tmp_path / "a.jpg").touch()
-    # deeper than any path may be long: real, and unreadable for root too
-    here = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(20):
-        os.mkdir("d" * 250, dir_fd=here)
-        below = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    os.close(here)
-    listing = list_folder(tmp_path)
-    assert listing.items["uri"].to_pylist() == ["a.jpg"]
-    assert listing.not_opened["unreadable_folders"] == 1
-    assert "name too long" in listing.unreadable[0]
-
-
-def test_hidden_files_are_rows_as_well(tmp_path):
-    for name in (".DS_Store", ".hidden.jpg", "Thumbs.db", ".cache/x.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert uris(tmp_path) == [".DS_Store", ".cache/x.png", ".hidden.jpg", "Thumbs.db"]
-
-
-@pytest.mark.parametrize(
-    ("files", "rows"),
-    [
-        ("a.jpg a.txt", {"a.jpg": ["a.txt"]}),
-        ("a.jpg a.json a.txt", {"a.jpg": ["a.json", "a.txt"]}),
-        ("a.jpg a.jpg.txt a.txt", {"a.jpg": ["a.txt", "a.jpg.txt"]}),
-        ("a.JPG a.TXT", {"a.JPG": ["a.TXT"]}),
-        ("a.jpg a.png a.txt", {"a.jpg": ["a.txt"], "a.png": ["a.txt"]}),
-        ("a.jpg b.txt", {"a.jpg": None, "b.txt": None}),
-        ("a.pdf a.txt", {"a.pdf": None, "a.txt": None}),
-        ("a.jpg a.md", {"a.jpg": None, "a.md": None}),
-        ("a.b.jpg a.b.txt a.txt", {"a.b.jpg": ["a.b.txt"], "a.txt": None}),
-        ("x/a.jpg y/a.txt", {"x/a.jpg": None, "y/a.txt": None}),
-        ("é%.jpg é%.txt", {"é%25.jpg": ["é%25.txt"]}),
-    ],
-)
-def test_sidecars_go_with_their_image_and_are_no_rows(tmp_path, files, rows):
-    for name in files.split():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert {row["uri"]: row["sidecars"] for row in list_folder(tmp_path).items.to_pylist()} == rows
-
-
-def test_a_broken_link_beside_an_image_is_a_row_not_a_sidecar(tmp_path):
-    (tmp_path / "a.jpg").touch()
-    (tmp_path / "a.txt").symlink_to("nowhere")
-    assert uris(tmp_path) == ["a.jpg", "a.txt"]
-
-
-def test_a_changed_sidecar_or_image_changes_the_items(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"1")
-    (tmp_path / "a.txt").write_bytes(b"1")
-    versions = [list_folder(tmp_path).items]
-    for name in ("a.jpg", "a.txt"):
-        (tmp_path / name).write_bytes(b"22")
-        versions.append(list_folder(tmp_path).items)
-    assert versions[0].schema == ITEMS
-    assert not versions[0].equals(versions[1])
-    assert not versions[1].equals(versions[2])
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: None, "does not exist"),
-        (lambda path: path.write_bytes(b""), "is a file"),
-        (lambda path: path.mkdir(), "contains no file"),
-        (lambda path: (path / "a" / "b").mkdir(parents=True), "contains no file"),
-        (lambda path: (path.mkdir(), os.mkfifo(path / "p")), r"contains no file \(1 pipes\)"),
-    ],
-)
-def test_a_source_without_files_is_one_clear_line(tmp_path, make, message):
-    make(tmp_path / "source")
-    with pytest.raises(UserError, match=message) as error:
-        list_folder(tmp_path / "source")
-    assert "\n" not in str(error.value)
+from uhr.curate.sources import check_no_overlap
+from uhr.manifests.sources.folder import Folder
 
 
 def test_out_and_source_may_not_be_inside_each_other(tmp_path):
@@ -173,5 +14,5 @@ def test_out_and_source_may_not_be_inside_each_other(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "a")
     for source, out in (("a", "a"), ("a", "a/out"), ("a/b", "a"), ("a", "link/out"), ("link", "a/x")):
         with pytest.raises(UserError, match="is inside"):
-            check_no_overlap(tmp_path / source, tmp_path / out)
-    check_no_overlap(tmp_path / "a", tmp_path / "ab")
+            check_no_overlap(Folder.at(tmp_path / source), tmp_path / out)
+    check_no_overlap(Folder.at(tmp_path / "a"), tmp_path / "ab")

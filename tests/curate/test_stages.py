@@ -15,6 +15,7 @@ from uhr.curate.stage import SetStage, Stage
 from uhr.curate.stages import NAMES, stage_class
 from uhr.curate.stages.geometry import LANDSCAPES, aspect_bucket
 from uhr.manifests.schema import COLUMNS
+from uhr.manifests.sources.base import LocalBlob
 from uhr.pixels.decode import PixelLimits
 from uhr.pixels.types import PixelFault
 
@@ -25,7 +26,7 @@ FRAME_STAGES = [name for name in NAMES if issubclass(stage_class(name), Stage)]
 def photo(forge, tmp_path) -> Frame:
     path = tmp_path / "photo.jpg"
     path.write_bytes(forge.encode(forge.image(600, 500), "JPEG", 6, quality=90))
-    return Frame("photo.jpg", path, {})
+    return Frame("photo.jpg", LocalBlob(str(path)), {})
 
 
 def annotate(name: str, frame: Frame, **params):
@@ -66,10 +67,10 @@ def test_stages_that_read_headers_find_no_fault_behind_them(forge, tmp_path) -> 
     path.write_bytes(forge.encode(forge.image(600, 500), "JPEG")[:3000])
     for name in FRAME_STAGES:
         if stage_class(name).reads == "header":
-            annotate(name, Frame("cut.jpg", path, {}))
+            annotate(name, Frame("cut.jpg", LocalBlob(str(path)), {}))
         else:
             with pytest.raises(PixelFault):
-                annotate(name, Frame("cut.jpg", path, {}))
+                annotate(name, Frame("cut.jpg", LocalBlob(str(path)), {}))
 
 
 def test_content_hash_is_the_files_sha256(photo) -> None:
@@ -83,7 +84,7 @@ def test_guards_look_at_the_stored_grid_whatever_the_orientation(forge, tmp_path
     for orientation in range(1, 9):
         path = tmp_path / f"{orientation}.png"
         path.write_bytes(forge.encode(image, "PNG", orientation))
-        frame = Frame(path.name, path, {})
+        frame = Frame(path.name, LocalBlob(str(path)), {})
         values.append([annotate(name, frame) for name in ("flatness", "entropy", "exposure", "sharpness")])
     assert all(value == values[0] for value in values)
 
@@ -128,12 +129,12 @@ def test_exposure_of_known_grays(forge, tmp_path) -> None:
     gray = np.repeat(np.array([0, 15, 16, 255], np.uint8), 100).reshape(1, 400).repeat(10, axis=0)
     path = tmp_path / "bars.png"
     cv2.imwrite(str(path), gray)
-    values = annotate("exposure", Frame("bars.png", path, {}))
+    values = annotate("exposure", Frame("bars.png", LocalBlob(str(path)), {}))
     assert values == {"luma_mean": 71.5, "dark_fraction": 0.5, "clipped_fraction": 0.5}
 
 
 def test_limits_reach_the_decode(photo) -> None:
-    small = Frame(photo.uri, photo.path, {}, PixelLimits(pixels=1000))
+    small = Frame(photo.uri, photo.blob, {}, PixelLimits(pixels=1000))
     annotate("header", small)
     with pytest.raises(PixelFault, match="more than the limit"):
         annotate("decode", small)

@@ -44,6 +44,7 @@ ONLY = {
 
 REGISTRIES = (
     "uhr.curate.stages",
+    "uhr.manifests.sources",
     "uhr.models.samplers",
     "uhr.models.specs.flux1",
     "uhr.models.specs.flux2",

@@ -25,6 +25,7 @@ PRINTED_BY = {
     "manifests/writer.py": ("curate run", "manifest slice"),
     "manifests/parts.py": ("curate run", "manifest slice"),
     "manifests/cli.py": ("manifest slice",),
+    "manifests/sources/": ("curate run",),
     "manifests/report/": ("manifest report",),
     "uhr/runtime/": UNITS,
     "manifests/compare/history.py": ("manifest history",),

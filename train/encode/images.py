@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from uhr.manifests.sources.base import Source
     from uhr.models.zoo import Model
 
 IMAGE_ITEMS = pa.schema(
@@ -74,7 +75,7 @@ def image_rows(config: EncodeConfig) -> pa.Schema:
 class ImageTask:
     """What `ImageWork` does with every image.
 
-    factor: px per latent of the VAE. root: the folder that uris are relative to. reuse: encoded folders whose
+    factor: px per latent of the VAE. source: opens the images. reuse: encoded folders whose
     tensors are taken over.
     """
 
@@ -83,7 +84,7 @@ class ImageTask:
     buckets: tuple[Bucket, ...]
     factor: int
     vae_hash: str
-    root: Path
+    source: Source
     device: str
     reuse: tuple[Path, ...] = ()
 
@@ -133,8 +134,8 @@ class ImageWork(Work):
         empty_gpu_cache()
 
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
-        files = LastFile(self.task.root)
-        masks = LastFile(self.task.root) if self.task.config.mask not in (None, ALPHA) else None
+        files = LastFile(self.task.source)
+        masks = LastFile(self.task.source) if self.task.config.mask not in (None, ALPHA) else None
         rows: list[dict[str, Any]] = []
         waiting: list[_Ready] = []
         for index, item in enumerate(items.to_pylist()):

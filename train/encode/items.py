@@ -50,6 +50,8 @@ def image_items(rows: pa.Table, config: EncodeConfig, texts: pa.Table, buckets: 
     columns["mask"] = rows[config.mask] if files else pa.nulls(count, pa.string())
     columns["text_keys"] = _text_keys(rows, () if config.pixels else config.captions, texts)
     items = pa.table(columns).cast(IMAGE_ITEMS)
+    if "source_name" in rows.schema.names:
+        items = items.append_column("source_name", rows["source_name"])
     places = pa.array(_places(_sides(rows, "height", 3), _sides(rows, "width", 2), buckets), pa.int32())
     first = pa.table({"uri": items["uri"], "place": places}).group_by("uri").aggregate([("place", "min")])
     found = pc.call_function("index_in", [items["uri"]], pc.SetLookupOptions(first["uri"].combine_chunks()))

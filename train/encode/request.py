@@ -96,7 +96,7 @@ def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
         where += " AND split = '{}'".format(config.split.replace("'", "''"))
     columns = ["sample_id", "uri", "box", "content_hash", "license", *mask]
     columns += [] if config.pixels else config.captions
-    columns += [name for name in ("width", "height") if name in names]
+    columns += [name for name in ("width", "height", "source_name") if name in names]
     rows = manifest.table(list(dict.fromkeys(columns)), where=where)
     if not rows.num_rows:
         of = f" of split '{config.split}'" if config.split is not None else ""

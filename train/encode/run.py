@@ -159,7 +159,7 @@ class _Job:
             buckets=request.buckets,
             factor=request.factor,
             vae_hash=vae_hash,
-            root=request.manifest.root,
+            source=request.manifest.source,
             device=self.device,
             reuse=self.reuse,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uhr.train.encode import buckets as pixel_buckets
@@ -15,6 +14,7 @@ from uhr.train.encode.config import ALPHA
 if TYPE_CHECKING:
     import numpy as np
 
+    from uhr.manifests.sources.base import Source
     from uhr.pixels.decode import Decoded
     from uhr.pixels.types import Header
 
@@ -40,16 +40,14 @@ class ImageFile:
     _decoded: Decoded | None = None
 
     @classmethod
-    def read(cls, root: Path, uri: str) -> ImageFile:
-        """Read `uri` below `root`. Raises CannotEncode if it cannot be read, or is not an image."""
+    def read(cls, source: Source, item: Mapping[str, Any]) -> ImageFile:
+        """Read an item of the source. Raises CannotEncode if it cannot be read, or is not an image."""
         from uhr.base.errors import UserError
-        from uhr.manifests.uris import path_of
-        from uhr.pixels.decode import read_bytes
         from uhr.pixels.headers import read_header
         from uhr.pixels.types import PixelFault
 
         try:
-            data = read_bytes(path_of(root, uri))
+            data = source.open(item).read()
             return cls(hashlib.sha256(data).hexdigest(), read_header(data), data)
         except PixelFault as fault:
             raise CannotEncode(fault.kind, fault.message) from None
@@ -73,15 +71,16 @@ class ImageFile:
 class LastFile:
     """Reads files, and keeps the last one, so that the patches of an image decode it once."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._uri, self._file = "", None
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._key, self._file = ("", None), None
 
-    def read(self, uri: str) -> ImageFile:
+    def read(self, uri: str, source_name: str | None = None) -> ImageFile:
         """Read a file, unless it is the one that was read last."""
-        if self._file is None or self._uri != uri:
+        if self._file is None or self._key != (uri, source_name):
             self._file = None
-            self._file, self._uri = ImageFile.read(self.root, uri), uri
+            item = {"uri": uri, "source_name": source_name}
+            self._file, self._key = ImageFile.read(self.source, item), (uri, source_name)
         return self._file
 
     def forget(self) -> None:
@@ -117,7 +116,7 @@ class ItemImage:
         file is not the one that was curated, if it does not contain the item's box, or if it is smaller than
         its bucket and `enlarge` is false.
         """
-        file = files.read(item["uri"])
+        file = files.read(item["uri"], item.get("source_name"))
         header, known = file.header, item["content_hash"]
         if known not in (None, file.content_hash):
             raise CannotEncode("changed", "the file is no longer the one that was curated")
@@ -183,7 +182,7 @@ def _mask_file(item: Mapping[str, Any], masks: LastFile, header: Header) -> Imag
     if not item["mask"]:
         raise CannotEncode("mask", "the row has no mask")
     try:
-        mask = masks.read(item["mask"])
+        mask = masks.read(item["mask"], item.get("source_name"))
     except CannotEncode as failure:
         raise CannotEncode("mask", f"{item['mask']}: {failure.error}") from None
     found, expected = (mask.header.width, mask.header.height), (header.width, header.height)

@@ -114,13 +114,14 @@ def read_bytes(path: Path | str, limits: PixelLimits | None = None, version: str
     limits = limits or PixelLimits()
     with open_version(path, version) as handle:
         size = os.fstat(handle).st_size
-        _check_bytes(size, limits)
+        check_bytes(size, limits)
         with open(handle, "rb", closefd=False) as file:
             # not more: a file that is appended to meanwhile may have no end
             return file.read(size)
 
 
-def _check_bytes(size: int, limits: PixelLimits) -> None:
+def check_bytes(size: int, limits: PixelLimits) -> None:
+    """Raise PixelFault if an image of `size` bytes is empty, or larger than the limit."""
     if size == 0:
         raise PixelFault("empty file", "the file has no bytes")
     if size > limits.file_bytes:
@@ -134,7 +135,7 @@ def decode(data: bytes, limits: PixelLimits | None = None, header: Header | None
     `header` is `read_header(data)`, if that was already called.
     """
     limits = limits or PixelLimits()
-    _check_bytes(len(data), limits)
+    check_bytes(len(data), limits)
     header = header or read_header(data)
     limits.check(header)
     return Decoded(header, decode_planes(data, header))

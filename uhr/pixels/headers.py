@@ -45,13 +45,14 @@ def read_header(source: bytes | Path | str, version: str | None = None) -> Heade
     fault if a file no longer has the given `version` (`uhr.base.files.file_version`).
     """
     if isinstance(source, bytes):
-        return _read(FileBytes(source, len(source)))
+        return header_of(FileBytes(source, len(source)))
     with open_version(source, version) as handle:
         size = os.fstat(handle).st_size
-        return _read(FileBytes(os.read(handle, FIRST_BYTES), size, handle))
+        return header_of(FileBytes(os.read(handle, FIRST_BYTES), size, handle))
 
 
-def _read(source: FileBytes) -> Header:
+def header_of(source: FileBytes) -> Header:
+    """Read the header of bytes that may be anywhere. Raises PixelFault, as `read_header` does."""
     if not source.first:
         raise PixelFault("empty file", "the file has no bytes")
     header = _WALKS[signatures.format_of(source.first)](source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -87,16 +88,22 @@ class Header:
 
 
 class FileBytes:
-    """The bytes of a file: the first ones are in memory, others are read when they are needed."""
+    """The bytes of a file: the first ones are in memory, others are read when they are needed.
 
-    def __init__(self, first: bytes, size: int, handle: int | None = None) -> None:
-        self.first, self.size, self._handle = first, size, handle
+    source: an open file, or a function that returns `count` bytes from an offset; None if `first` has all.
+    """
+
+    def __init__(
+        self, first: bytes, size: int, source: int | Callable[[int, int], bytes] | None = None
+    ) -> None:
+        self.first, self.size, self._source = first, size, source
 
     def at(self, offset: int, count: int) -> bytes:
         """Return `count` bytes from `offset`, or fewer at the end of the file; any numbers are allowed."""
         count = min(count, self.size - offset)
         if count <= 0:
             return b""
-        if offset + count <= len(self.first) or self._handle is None:
+        source = self._source
+        if offset + count <= len(self.first) or source is None:
             return self.first[offset : offset + count]
-        return os.pread(self._handle, count, offset)
+        return os.pread(source, count, offset) if isinstance(source, int) else source(offset, count)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from uhr.curate.run import job as engine
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.sources.folder import Folder
 
 STAGES = """
 import pyarrow as pa
@@ -126,7 +126,7 @@ def rows_after(source, tmp_path, uhr, monkeypatch):
         changing_stages.change = lambda path: change(Path(path))
         pipeline = tmp_path / "p.yaml"
         if when == "listing":
-            listed = engine.list_folder
+            listed = Folder.list
 
             def then_change(*given):
                 found = listed(*given)
@@ -134,7 +134,7 @@ def rows_after(source, tmp_path, uhr, monkeypatch):
                     change(path)
                 return found
 
-            monkeypatch.setattr(engine, "list_folder", then_change)
+            monkeypatch.setattr(Folder, "list", then_change)
             pipeline.write_text(PIPELINE)
         else:
             pipeline.write_text(f"{PIPELINE}stages: {{'changing_stages:{when}': {{}}}}\n")

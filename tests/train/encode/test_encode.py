@@ -258,7 +258,7 @@ def test_an_image_that_is_written_while_it_is_read_is_left_out(tmp_path, manifes
 
     image = {"name": "a.png", "height": 150, "width": 150, "caption": "a", "known_hash": False}
     manifest = manifest_of(tmp_path, [image, {**image, "name": "b.png"}])
-    check = uhr.pixels.decode._check_bytes
+    check = uhr.pixels.decode.check_bytes
 
     def written_meanwhile(size, limits):
         file = manifest.root / "a.png"
@@ -266,7 +266,7 @@ def test_an_image_that_is_written_while_it_is_read_is_left_out(tmp_path, manifes
             file.write_bytes(file.read_bytes() + b"more")
         check(size, limits)
 
-    monkeypatch.setattr(uhr.pixels.decode, "_check_bytes", written_meanwhile)
+    monkeypatch.setattr(uhr.pixels.decode, "check_bytes", written_meanwhile)
     encode(manifest.path, str(tiny_flux), tmp_path / "encoded", EncodeConfig(), "cpu")
     (left,) = left_out_of(tmp_path / "encoded")
     assert (left["uri"], left["reason"]) == ("a.png", "changed")

@@ -190,7 +190,7 @@ def work_of(tmp_path, manifest_of, tiny_flux):
     def make(**config):
         settings = EncodeConfig(resolution=128, buckets="square", dtype="float32", **config)
         model = open_model(tiny_flux)
-        work = ImageWork(ImageTask(model, settings, (Bucket(128, 128),), 8, "v", manifest.root, "cpu"))
+        work = ImageWork(ImageTask(model, settings, (Bucket(128, 128),), 8, "v", manifest.source, "cpu"))
         work.open()
         items = manifest.table(["sample_id", "uri", "box", "content_hash", "width", "height"])
         for name in ("mask", "text_keys"):

@@ -15,6 +15,7 @@ from uhr.base.errors import UserError
 from uhr.base.lock import only_run
 from uhr.base.store import open_store
 from uhr.curate.sidecars import DEFAULT_KEYS, read_sidecars
+from uhr.manifests.sources.base import LocalBlob
 from uhr.models.generate.record import read_record
 from uhr.models.generate.request import Item, Request
 from uhr.models.generate.setup import Setup
@@ -93,7 +94,9 @@ def test_a_record_that_counted_no_tokens_leaves_them_open(make):
 
 def test_the_record_is_a_sidecar_that_gives_curation_caption_and_licence(make):
     made = make(["a lake"])
-    values = read_sidecars([made.folder / "pictures" / "0000.json"], DEFAULT_KEYS).values
+    values = read_sidecars(
+        [("0000.json", LocalBlob(str(made.folder / "pictures" / "0000.json")))], DEFAULT_KEYS
+    ).values
     assert (values["caption"], values["license"]) == ("a lake", "Apache-2.0")
 
 

@@ -1,0 +1,77 @@
+"""The registry of sources. A new kind of source is one file here and one line in `NAMES`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from uhr.base.errors import UserError, load_object, unknown
+
+if TYPE_CHECKING:
+    from uhr.manifests.sources.base import Source
+
+_HERE = "uhr.manifests.sources"
+
+NAMES: dict[str, str] = {
+    "folder": f"{_HERE}.folder:Folder",
+}
+"""Kind -> import path. A kind is imported when it is first used."""
+
+NAMED = "named"
+"""The kind of several sources with names; made by `of_pipeline`, never by name."""
+
+_KIND = re.compile(r"([A-Za-z][A-Za-z0-9_]*):(?!//)(.+)", re.DOTALL)
+
+
+def parse(text: str) -> Source:
+    """Make the source that `--source` names: a folder, or `KIND:PLACE`.
+
+    Raises UserError if the kind is unknown. A folder whose name looks like that is written `./KIND:PLACE`.
+    """
+    match = _KIND.fullmatch(text)
+    if match is not None:
+        return _class(match[1], "--source").of_text(match[2])
+    return _class("folder", "--source").of_text(text)
+
+
+def build(tree: Mapping[str, Any], where: str) -> Source:
+    """Make a source from plain data: its `kind`, and its options.
+
+    Raises UserError if a kind, a key or a value is invalid; `where` names the file or the key in it.
+    """
+    from uhr.base.config import build as build_config
+
+    options = dict(tree)
+    kind = options.pop("kind", "folder")
+    if kind == NAMED:
+        return of_pipeline(options["sources"], where)
+    return build_config(_class(str(kind), where), options, where)
+
+
+def of_pipeline(trees: Mapping[str, Any], where: str) -> Source:
+    """Make one source of several, by name; a tree that is a text is read as `parse` does.
+
+    Raises UserError as `build` does, and if there is none.
+    """
+    from uhr.manifests.sources.named import Named
+
+    made = {}
+    for name, tree in trees.items():
+        if isinstance(tree, str):
+            made[name] = parse(tree)
+        elif isinstance(tree, Mapping):
+            made[name] = build(tree, f"{where}: sources.{name}")
+        else:
+            raise UserError(
+                f"{where}: sources.{name} is {tree!r}", "write `kind:` and its options, or a path"
+            )
+    if not made:
+        raise UserError(f"{where}: sources is empty", "name a source, or leave the key out")
+    return Named(sources=made)
+
+
+def _class(kind: str, where: str) -> type[Source]:
+    if kind not in NAMES:
+        raise unknown("kind of source", kind, NAMES, where)
+    return load_object(NAMES[kind], "source")

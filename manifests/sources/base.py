@@ -1,0 +1,361 @@
+"""Sources: where the samples of a manifest come from, and the only way from a row to its bytes.
+
+`Source.list` gives the items to curate, `Source.open` the bytes of one of them, as a `Blob`. A source is a
+configuration that can be stored: `manifest.json` has its description, and later steps open the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pyarrow as pa
+import pydantic
+
+from uhr.base.config import Config
+from uhr.base.files import file_version, sha256_file
+from uhr.base.formatting import human_bytes
+from uhr.base.paths import path_text, text_path
+from uhr.manifests.schema import Column
+from uhr.pixels.decode import PixelLimits, check_bytes, read_bytes
+from uhr.pixels.files import open_version, stat_file
+from uhr.pixels.headers import FIRST_BYTES, header_of, read_header
+from uhr.pixels.types import FileBytes, Header, PixelFault
+
+ITEMS = pa.schema(
+    [
+        pa.field("uri", pa.string()),
+        pa.field("source_version", pa.string()),
+        pa.field(
+            "sidecars", pa.list_(pa.string()), metadata={"meaning": "uris of caption and metadata files"}
+        ),
+        pa.field("sidecar_versions", pa.string()),
+        pa.field("fault", pa.string(), metadata={"meaning": "why there is nothing to read"}),
+        pa.field("fault_words", pa.string()),
+    ]
+)
+"""The columns of every listing, sorted by uri. `fault` is null if the item can be read; `fault_words` is its
+message. Names and messages are part of the hash of a run's inputs, and must not change.
+
+A listing may have more columns: `GIVEN`, and columns of the manifest whose values the source states.
+"""
+
+GIVEN = pa.field("given", pa.string(), metadata={"meaning": "what a table says of the item, as JSON object"})
+"""Column of a listing that is read as a JSON sidecar is, before the sidecars."""
+
+NOT_OPENED = ("linked_folders", "unreadable_folders", "sockets", "pipes", "devices")
+
+BROKEN_LINK = "broken link"
+"""The `fault` of a link that leads to no file."""
+
+Advance = Callable[[int], None]
+"""Called with numbers of items while a source is listed."""
+
+Item = Mapping[str, Any]
+"""What identifies the bytes to open: `uri`; `source_version`, if only that version is wanted; `source_name`
+where there are several sources. A row of a manifest or of a listing is one.
+"""
+
+
+LocalPath = Annotated[str, pydantic.AfterValidator(lambda text: path_text(os.path.abspath(text_path(text))))]
+"""A path of this machine, made absolute, as `uhr.base.paths.path_text` writes it."""
+
+
+class Blob(ABC):
+    """The bytes of one item. If `version` is set, they are of that version only: the methods raise
+    PixelFault("changed") once it has another one, and PixelFault if it cannot be read.
+
+    `path` is the file that has exactly these bytes, or None if there is no such file.
+    """
+
+    __slots__ = ()
+
+    version: str | None
+    path: str | None
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """The number of bytes."""
+
+    @abstractmethod
+    def at(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes from `offset`, or fewer at the end."""
+
+    @abstractmethod
+    def read(self, limits: PixelLimits | None = None) -> bytes:
+        """Return all bytes. Raises PixelFault if there are none, or more than `limits` allow."""
+
+    @abstractmethod
+    def check_unchanged(self) -> None:
+        """Raise PixelFault("changed") if `version` is set and the item has another one now."""
+
+    def head(self, count: int) -> bytes:
+        """Return the first `count` bytes, or all if there are fewer."""
+        return self.at(0, count)
+
+    def header(self) -> Header:
+        """Read the image's header, from no more than the bytes that it takes."""
+        return header_of(FileBytes(self.head(FIRST_BYTES), self.size, self.at))
+
+    def sha256(self) -> str:
+        """The SHA-256 of the bytes, 64 hex digits. Raises OSError or PixelFault."""
+        return hashlib.sha256(self.read(NO_LIMITS)).hexdigest()
+
+
+NO_LIMITS = PixelLimits(pixels=2**62, file_bytes=2**62)
+
+
+class LocalBlob(Blob):
+    """A file of this machine."""
+
+    __slots__ = ("path", "version")
+
+    def __init__(self, path: str, version: str | None = None) -> None:
+        self.path: str = path
+        self.version = version
+
+    @property
+    def size(self) -> int:
+        return stat_file(self.path, self.version).st_size
+
+    def at(self, offset: int, count: int) -> bytes:
+        with open_version(self.path, self.version) as handle:
+            return os.pread(handle, count, offset)
+
+    def read(self, limits: PixelLimits | None = None) -> bytes:
+        return read_bytes(self.path, limits, self.version)
+
+    def check_unchanged(self) -> None:
+        if self.version is not None:
+            stat_file(self.path, self.version)
+
+    def header(self) -> Header:
+        return read_header(self.path, self.version)
+
+    def sha256(self) -> str:
+        return sha256_file(Path(self.path))
+
+
+class RangeBlob(Blob):
+    """A part of a file of this machine: `size` bytes from `offset`. `version` is that of the whole file."""
+
+    __slots__ = ("_file", "_offset", "_size", "path", "version")
+
+    def __init__(self, file: str, version: str | None, offset: int, size: int) -> None:
+        self._file, self._offset, self._size = file, offset, size
+        self.version = version
+        self.path = None
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def at(self, offset: int, count: int) -> bytes:
+        count = max(0, min(count, self._size - offset))
+        with open_version(self._file, self.version) as handle:
+            return self._whole(handle, offset, count)
+
+    def read(self, limits: PixelLimits | None = None) -> bytes:
+        check_bytes(self._size, limits or PixelLimits())
+        return self.at(0, self._size)
+
+    def header(self) -> Header:
+        with open_version(self._file, self.version) as handle:
+            first = self._whole(handle, 0, min(FIRST_BYTES, self._size))
+            return header_of(FileBytes(first, self._size, lambda at, count: self._whole(handle, at, count)))
+
+    def check_unchanged(self) -> None:
+        if self.version is not None:
+            stat_file(self._file, self.version)
+
+    def _whole(self, handle: int, offset: int, count: int) -> bytes:
+        data = os.pread(handle, count, self._offset + offset)
+        if len(data) < count:
+            raise PixelFault("truncated", "the archive ends inside of this member")
+        return data
+
+
+class MemoryBlob(Blob):
+    """Bytes in memory."""
+
+    __slots__ = ("_data", "path", "version")
+
+    def __init__(self, data: bytes, version: str | None = None) -> None:
+        self._data = data
+        self.version = version
+        self.path = None
+
+    @property
+    def size(self) -> int:
+        return len(self._data)
+
+    def at(self, offset: int, count: int) -> bytes:
+        return self._data[offset : offset + count]
+
+    def read(self, limits: PixelLimits | None = None) -> bytes:
+        check_bytes(len(self._data), limits or PixelLimits())
+        return self._data
+
+    def check_unchanged(self) -> None:
+        """Do nothing: bytes in memory do not change."""
+
+
+class FaultBlob(Blob):
+    """An item that cannot be opened: everything but `path` and `version` raises the same PixelFault."""
+
+    __slots__ = ("_fault", "path", "version")
+
+    def __init__(self, fault: PixelFault) -> None:
+        self._fault = fault
+        self.version = self.path = None
+
+    @property
+    def size(self) -> int:
+        raise self._fault
+
+    def at(self, offset: int, count: int) -> bytes:
+        raise self._fault
+
+    def read(self, limits: PixelLimits | None = None) -> bytes:
+        raise self._fault
+
+    def check_unchanged(self) -> None:
+        """Do nothing: there is no version to compare."""
+
+
+@dataclass
+class Listing:
+    """A source as it was listed.
+
+    `items` begins with the columns of ITEMS, sorted by uri; `not_opened` counts what was found and is no
+    item; `bytes` is the size of all files as far as the source knows it; `unreadable` names the folders and
+    archives that could not be read.
+    """
+
+    source: Source
+    items: pa.Table
+    not_opened: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    unreadable: list[str] = field(default_factory=list)
+
+    def first(self, count: int) -> Listing:
+        """Return a listing of the first `count` items; its `bytes` are theirs and their sidecars'."""
+        items = self.items.slice(0, count)
+        sizes: dict[str, int] = {}  # by uri: two images may share a sidecar
+        for row in items.select(ITEMS.names).to_pylist():
+            uris = [row["uri"], *(row["sidecars"] or ())]
+            versions = [row["source_version"], *(row["sidecar_versions"] or "").split(",")]
+            sizes.update((u, size_of(v)) for u, v in zip(uris, versions, strict=False) if v)
+        return replace(self, items=items, bytes=sum(sizes.values()))
+
+    def describe(self) -> str:
+        """Return a short text such as `1,234 files, 5.6 GB`."""
+        count = self.items.num_rows
+        size = f", {human_bytes(self.bytes)}" if self.bytes else ""
+        return f"{count:,} {'file' if count == 1 else 'files'}{size}"
+
+
+def size_of(version: str) -> int:
+    """Return the bytes of an item, with which its version begins; 0 if the source does not know them."""
+    digits = version.partition("-")[0]
+    return int(digits) if digits.isdigit() else 0
+
+
+class Source(Config, ABC):
+    """Where samples come from. A subclass is one kind, with its options as fields; `open` must give the same
+    bytes in any process, and for a row that was read from a manifest.
+
+    `license` and `contract` are values for the items whose own files and tables state none.
+    """
+
+    kind: ClassVar[str]
+
+    license: str | None = None
+    contract: str | None = None
+
+    @classmethod
+    def of_text(cls, text: str) -> Source:
+        """Make the source that `--source KIND:TEXT` names: by default with `text` as its field `path`."""
+        return cls.model_validate({"path": path_text(os.path.abspath(text))})
+
+    @property
+    @abstractmethod
+    def place(self) -> Path | str:
+        """Where the source is, for messages and as `root` in `manifest.json`."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the manifest that the listing has and that not every manifest has."""
+        return (CONTRACT,) if self.contract is not None else ()
+
+    @property
+    def local_paths(self) -> Sequence[Path]:
+        """The files and folders of this machine that the source reads; OUT may not be inside of them."""
+        return ()
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise UserError if it is certain, at almost no cost, that nothing can be listed."""
+
+    def list(self, advance: Advance = lambda count: None) -> Listing:
+        """List every item. Raises UserError if the source cannot be read, or if it has no item."""
+        listing = self._list(advance)
+        for name, value in (("license", self.license), ("contract", self.contract)):
+            if value is not None:
+                items = listing.items
+                column = pa.repeat(pa.scalar(value, pa.string()), items.num_rows)
+                listing = replace(listing, items=items.append_column(name, column))
+        return listing
+
+    @abstractmethod
+    def _list(self, advance: Advance) -> Listing:
+        """Do `list` without the default values."""
+
+    @abstractmethod
+    def open(self, item: Item) -> Blob:
+        """Return the bytes of an item. Nothing is read yet: what cannot be read is a fault of the Blob.
+
+        Raises UserError if the item's `uri` cannot be of this source.
+        """
+
+    def described(self) -> dict[str, Any]:
+        """Return the source as plain data, from which `uhr.manifests.sources.build` makes it again."""
+        return {"kind": self.kind, **self.model_dump(mode="json", exclude_defaults=True)}
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """The description for `manifest.json`; None for a plain folder, of which `place` says everything."""
+        return self.described()
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leave out what was cached, such as open files: every process opens its own."""
+        state = super().__getstate__()
+        return {**state, "__dict__": {k: v for k, v in self.__dict__.items() if k in type(self).model_fields}}
+
+
+CONTRACT = Column("contract", pa.string(), "the agreement under which the source gave the image")
+
+SOURCE_NAME = Column(
+    "source_name", pa.string(), "the source that the row comes from, by its name in the pipeline"
+)
+
+
+def items_table(rows: list[tuple[Any, ...]], schema: pa.Schema = ITEMS) -> pa.Table:
+    """Make the items of a listing of tuples in the order of `schema`, sorted by uri."""
+    rows.sort(key=lambda row: row[0])
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+
+
+def version_of(path: Path | str) -> str | None:
+    """The version of a file now; None if there is none."""
+    try:
+        return file_version(os.stat(path))
+    except OSError:
+        return None

@@ -1,0 +1,65 @@
+"""Several sources under names, listed together: rows say which they come from, in `source_name`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from uhr.base.errors import UserError
+from uhr.manifests.schema import Column
+from uhr.manifests.sources.base import SOURCE_NAME, Advance, Blob, Item, Listing, Source
+
+
+class Named(Source):
+    """The sources of a pipeline by name. The `sample_id` of a row then depends on the name as well."""
+
+    kind = "named"
+
+    sources: Mapping[str, Any]
+    """Name -> Source."""
+
+    @property
+    def place(self) -> str:
+        return ", ".join(f"{name} ({source.place})" for name, source in self.sources.items())
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        own = [column for source in self.sources.values() for column in source.columns]
+        return (SOURCE_NAME, *{column.name: column for column in own}.values())
+
+    @property
+    def local_paths(self) -> Sequence[Path]:
+        return [path for source in self.sources.values() for path in source.local_paths]
+
+    def check(self) -> None:
+        for source in self.sources.values():
+            source.check()
+
+    def _list(self, advance: Advance) -> Listing:
+        tables, counts, unreadable, size = [], Counter[str](), [], 0
+        for name, source in self.sources.items():
+            listing = source.list(advance)
+            column = pa.repeat(pa.scalar(name), listing.items.num_rows)
+            tables.append(listing.items.append_column(SOURCE_NAME.name, column))
+            counts.update(listing.not_opened)
+            unreadable += [f"{name}: {each}" for each in listing.unreadable]
+            size += listing.bytes
+        items = pa.concat_tables(tables, promote_options="default")
+        items = items.sort_by([("uri", "ascending"), (SOURCE_NAME.name, "ascending")])
+        return Listing(self, items, dict(counts), size, unreadable)
+
+    def open(self, item: Item) -> Blob:
+        name = str(item.get(SOURCE_NAME.name))
+        if name not in self.sources:
+            raise UserError(
+                f"'{item['uri']}' is of source '{name}', and there are {', '.join(self.sources)}",
+                "name the sources that the manifest was made from",
+            )
+        return self.sources[name].open(item)
+
+    def described(self) -> dict[str, Any]:
+        return {"kind": self.kind, "sources": {n: source.described() for n, source in self.sources.items()}}
