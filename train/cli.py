@@ -115,17 +115,22 @@ def plan_(
     config: ConfigFile = None,
     sets: Sets = None,
     on: Annotated[
-        str | None, typer.Option("--on", metavar="GPU", help="Say whether it fits: rtx-4080, h100, ...")
+        str | None,
+        typer.Option("--on", metavar="GPU", help="Say whether it fits, and how long it takes: h100, ..."),
     ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share each batch.")] = 1,
+    machines: Annotated[int, typer.Option(min=1, help="Machines on which they are, as many on each.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Estimate steps, batches, tokens, parameters, memory and storage of a run; loads no weights."""
+    """Estimate steps, tokens, parameters, memory, storage and time of a run; loads no weights."""
     from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
     from uhr.train.run.estimate import estimate, print_estimate
+    from uhr.train.run.memory import Processes
 
-    named = ModelName(model, spec, base)
-    console.emit(estimate(resolve(recipe, config, sets), named, data or [], on), as_json, print_estimate)
+    named, processes = ModelName(model, spec, base), Processes(workers, machines)
+    found = estimate(resolve(recipe, config, sets), named, data or [], on, processes)
+    console.emit(found, as_json, print_estimate)
 
 
 @app.command("encode")

@@ -189,6 +189,9 @@ class Objective(Kind):
     uses_teacher: ClassVar[bool] = False
     """Whether it calls `Denoiser.teacher`, which may cost the memory of a second model."""
 
+    passes: ClassVar[int] = 1
+    """Number of passes of the trained model over each sample, all of which keep activations."""
+
     def check(self, spec: ModelSpec, guidance: float | None) -> None:
         """Raise UserError if the objective cannot train a model of this spec.
 

@@ -50,6 +50,7 @@ class ReverseDistillation(Objective):
     """
 
     uses_teacher: ClassVar[bool] = True
+    passes: ClassVar[int] = 2
 
     kind: str = "reverse-distillation"
     g_min: float = Field(0.0, ge=0)

@@ -378,6 +378,21 @@ class Recipe(Config):
             what = f"{divides} weights, and validation images are generated with whole ones"
             raise UserError(what, f"{fix}, or --set validation.images=null")
 
+    def notes(self, spec: ModelSpec) -> list[str]:
+        """What is unusual about training this model, and no error."""
+        from uhr.models.samplers import find_sampler
+
+        name = self.sampling.sampler
+        factor = find_sampler(name).vae_factor
+        if factor is None or factor == spec.vae_factor:
+            return []
+        what = f"recipe {self.name} is for sampler {name} and an F{factor} VAE, and {spec.name} has an "
+        what += (
+            f"F{spec.vae_factor} one, with {(factor / spec.vae_factor) ** 2:g} times as many tokens an image"
+        )
+        fix = f"name a model with an F{factor} VAE, or a sampler for this one, --set sampling.sampler=euler"
+        return [f"{what}: {fix}"]
+
     def changes_for(self, spec: ModelSpec) -> list[str]:
         """The changes, as `path=value`, that adapt this recipe to the model's family and guidance."""
         changes = [] if spec.family == self.family else [f"family={spec.family}"]

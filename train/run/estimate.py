@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from uhr.base.console import say, table
 from uhr.base.errors import UserError
 from uhr.base.formatting import gibibytes, human_bytes
-from uhr.models.estimate.devices import device
+from uhr.models.estimate.devices import Device, device
+from uhr.models.estimate.operations import BackboneCost
+from uhr.models.estimate.plan_text import duration
 from uhr.models.estimate.shapes import empty_component, spec_named
 from uhr.models.families.registry import FAMILIES
 from uhr.models.loading.model import empty_transformer
@@ -20,30 +23,39 @@ from uhr.train.data.sets import NamedData, check_windows, open_sets
 from uhr.train.encode.tensors import size_of
 from uhr.train.recipes.base import Recipe
 from uhr.train.run.average import describe_average
-from uhr.train.run.memory import BaseSizes, fit, memory
+from uhr.train.run.duration import TokenCounts, sample_operations, step_seconds, token_counts
+from uhr.train.run.memory import BaseSizes, PartSizes, Processes, fit, memory
 
 
 def estimate(
-    recipe: Recipe, model: str | ModelName, data: Sequence[NamedPath | Path], on: str | None = None
+    recipe: Recipe,
+    model: str | ModelName,
+    data: Sequence[NamedPath | Path],
+    on: str | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
-    """Estimate steps, batches, tokens, parameters, memory and storage of a run, as plain values.
+    """Estimate steps, batches, tokens, parameters, memory, storage and time of a run, as plain values.
 
-    model: a checkpoint, or the name of a published spec. on: the name of a GPU, to say whether the run fits.
-    Sizes are in bytes.
+    model: a checkpoint, or the name of a published spec. on: the name of a GPU, to say whether the run fits
+    and how long it takes. processes: those that share the run; None is one. Sizes are in bytes.
     """
-    gpu = None if on is None else device(on)
+    gpu, processes = None if on is None else device(on), processes or Processes()
     spec, transformer = _backbone(ModelName.of(model))
     recipe.check(spec)
     encoded = open_sets(recipe, data)
     check_windows(recipe, spec, encoded)
+    if recipe.windows is not None:
+        recipe = recipe.model_copy(update={"windows": recipe.windows.for_model(spec)})
     phases = [_phase(recipe, index, spec, encoded) for index in range(len(recipe.phases))]
-    base = BaseSizes.of(recipe, spec, transformer)
+    base, cost = BaseSizes.of(recipe, spec, transformer), BackboneCost.of(transformer)
     parameters = _parameters(recipe, spec, transformer)
     longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
     trained = parameters["trainable"]
     # an adapter's weights are no weights of the backbone
     inside = trained - (parameters["total"] - parameters["base"])
-    sizes = memory(recipe, base, trained, inside, parameters["constant"], longest)
+    part = PartSizes(trained, inside, parameters["constant"])
+    sizes = memory(recipe, base, part, longest, processes)
+    timed = {} if gpu is None else _times(recipe, spec, gpu, cost, part, phases, processes)
     return {
         "recipe": recipe.name,
         "model": spec.name,
@@ -53,9 +65,11 @@ def estimate(
         "phases": phases,
         "trained": recipe.trainable.describe(spec),
         "parameters": {name: parameters[name] for name in ("base", "total", "trainable", "linears")},
+        "processes": {**dataclasses.asdict(processes), "parts": processes.parts(recipe)},
         "memory": sizes,
-        **({} if gpu is None else {"gpu": fit(sizes, gpu)}),
+        **({} if gpu is None else {"gpu": fit(sizes, gpu), "time": timed}),
         "storage": _storage(recipe, spec, transformer.config, parameters, encoded),
+        "notes": recipe.notes(spec),
     }
 
 
@@ -92,7 +106,7 @@ def _parameters(recipe: Recipe, spec: ModelSpec, transformer: Any) -> dict[str, 
 
 def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: Sequence[NamedData]) -> dict[str, Any]:
     phase = recipe.phases[index]
-    sets, buckets = _used(recipe, index, spec, encoded) if encoded else _assumed(recipe, index, spec)
+    sets, buckets = _used(recipe, index, spec, encoded) if encoded else _planned(recipe, index, spec)
     alone = sets[0] if len(sets) == 1 else None
     return {
         "name": phase.name,
@@ -120,35 +134,82 @@ def _used(
             order.buckets, order.rows, order.plan.batches_of_bucket, strict=True
         ):
             size = order.data.buckets[bucket]
-            buckets.append(_bucket(spec, order.use.data, size.height, size.width, len(rows), batches))
+            found = _bucket(recipe, spec, order.use.data, size.height, size.width)
+            buckets.append({**found, "rows": len(rows), "batches_per_epoch": batches})
     return sets, buckets
 
 
-def _assumed(
+def _planned(
     recipe: Recipe, index: int, spec: ModelSpec
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The same without data: squares of each data set's resolution, of unknown number."""
+    """The same without data: squares of each data set's resolution, of unknown number.
+
+    The share of a data set is known if the recipe weighs them, or has one.
+    """
     phase, sets, buckets = recipe.phases[index], [], []
-    for use in phase.data:
+    weights = [1.0] if len(phase.data) == 1 else [use.weight or 0.0 for use in phase.data]
+    for use, weight in zip(phase.data, weights, strict=True):
         side = use.resolution or phase.resolution or spec.native_size
-        unknown = {"share": None, "rows": None, "batches_per_epoch": None, "epochs": None}
-        sets.append({"name": use.data, **unknown})
-        buckets.append(_bucket(spec, use.data, side, side, None, None))
+        share = round(weight / sum(weights), 4) if weight else None
+        sets.append(
+            {"name": use.data, "share": share, "rows": None, "batches_per_epoch": None, "epochs": None}
+        )
+        buckets.append(_bucket(recipe, spec, use.data, side, side))
     return sets, buckets
 
 
-def _bucket(
-    spec: ModelSpec, name: str, height: int, width: int, rows: int | None, batches: int | None
-) -> dict[str, Any]:
-    tokens = spec.tokens(height, width)
+def _bucket(recipe: Recipe, spec: ModelSpec, name: str, height: int, width: int) -> dict[str, Any]:
+    found = _sequence(recipe, spec, height, width)
     return {
         "data": name,
         "size": f"{width}x{height}",
-        "rows": rows,
-        "batches_per_epoch": batches,
-        "image_tokens": tokens,
-        "tokens": tokens + spec.text_lengths[FAMILIES[spec.family].sequence],
+        "rows": None,
+        "batches_per_epoch": None,
+        "image_tokens": found.image,
+        "guide_tokens": found.guide,
+        "tokens": found.tokens,
     }
+
+
+def _sequence(recipe: Recipe, spec: ModelSpec, height: int, width: int) -> TokenCounts:
+    """The tokens of an image of height x width px."""
+    text = spec.text_lengths[FAMILIES[spec.family].sequence]
+    return token_counts(recipe, height // spec.pixel_multiple, width // spec.pixel_multiple, text)
+
+
+def _times(
+    recipe: Recipe,
+    spec: ModelSpec,
+    gpu: Device,
+    cost: BackboneCost,
+    part: PartSizes,
+    phases: Sequence[Mapping[str, Any]],
+    processes: Processes,
+) -> dict[str, Any]:
+    """Seconds of each phase's mean step, and of the run.
+
+    Buckets count by their batches, and without data alike; data sets by their share, or alike.
+    """
+    state = round((8 + recipe.optimiser.state_bytes()) * part.trained)
+    if recipe.trainable.divisible:
+        state //= processes.parts(recipe)
+    samples, precision = processes.samples(recipe), recipe.runtime.precision
+    found = {}
+    for phase, plan in zip(recipe.phases, phases, strict=True):
+        total = weight = 0.0
+        for use, each in zip(phase.data, plan["data"], strict=True):
+            own = [bucket for bucket in plan["buckets"] if bucket["data"] == use.data]
+            counts = [bucket["batches_per_epoch"] or 1 for bucket in own]
+            for bucket, count in zip(own, counts, strict=True):
+                width, height = map(int, bucket["size"].split("x"))
+                tokens = _sequence(recipe, spec, height, width)
+                work = sample_operations(recipe, cost, tokens, phase.objective_of(use))
+                share = (each["share"] or 1.0) * count / sum(counts)
+                total += share * step_seconds(work, gpu, samples, precision, state)
+                weight += share
+        found[phase.name] = total / weight
+    run = sum(phase.steps * found[phase.name] for phase in recipe.phases)
+    return {"steps": found, "run": run}
 
 
 def _storage(
@@ -163,8 +224,10 @@ def _storage(
     side = resolution // spec.vae_factor
     family = FAMILIES[spec.family]
     shapes = family.text_shapes(config, spec.text_lengths[family.sequence])
+    latents = 2 * size_of((spec.latent_channels, side, side), "bfloat16")
     storage: dict[str, Any] = {
-        "latents_per_picture": 2 * size_of((spec.latent_channels, side, side), "bfloat16"),
+        "latents_per_picture": latents,
+        **({} if recipe.windows is None else {"guide_per_picture": latents // recipe.windows.ratio**2}),
         "text_per_caption": sum(size_of(shape, "bfloat16") for shape in shapes.values()),
         "checkpoint": round(
             parameters["trainable"]
@@ -179,10 +242,37 @@ def _storage(
 
 _STORED = {
     "latents_per_picture": "latents per image",
+    "guide_per_picture": "its guide",
     "text_per_caption": "text per caption",
     "encoded_data": "encoded data",
 }
 """How people read the keys of the storage."""
+
+
+_SETS = {
+    "data": "name",
+    "share of batches": "share",
+    "images": "rows",
+    "batches per epoch": "batches_per_epoch",
+    "epochs": "epochs",
+}
+
+_BUCKETS = {
+    "data": "data",
+    "bucket": "size",
+    "images": "rows",
+    "batches per epoch": "batches_per_epoch",
+    "image tokens": "image_tokens",
+    "guide tokens": "guide_tokens",
+    "tokens in all": "tokens",
+}
+"""The columns of the tables, and the values in them."""
+
+
+def _known(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table without the columns that have no value in any row."""
+    shown = {head: key for head, key in columns.items() if any(row[key] for row in rows)}
+    table(list(shown), [[row[key] for key in shown.values()] for row in rows])
 
 
 def print_estimate(plan: dict[str, Any]) -> None:
@@ -200,19 +290,23 @@ def print_estimate(plan: dict[str, Any]) -> None:
         epochs = f", {phase['epochs']:g} epochs" if phase["epochs"] is not None else ""
         say(f"\nphase {phase['name']}: {phase['steps']:,} steps at {phase['resolution']} px{epochs}")
         if len(phase["data"]) > 1:
-            columns = ["name", "share", "rows", "batches_per_epoch", "epochs"]
-            heads = ["data", "share of batches", "images", "batches per epoch", "epochs"]
-            table(heads, [[each[name] for name in columns] for each in phase["data"]])
-        columns = ["data", "size", "rows", "batches_per_epoch", "image_tokens", "tokens"]
-        heads = ["data", "bucket", "images", "batches per epoch", "image tokens", "tokens with text"]
-        table(heads, [[bucket[name] for name in columns] for bucket in phase["buckets"]])
-    say("\nestimated memory at the longest sequence:")
+            _known(_SETS, phase["data"])
+        _known(_BUCKETS, phase["buckets"])
+    where = plan["processes"]
+    each = f" of each of {where['workers']} processes" if where["workers"] > 1 else ""
+    parts = f", weights divided by {where['parts']}" if where["parts"] > 1 else ""
+    say(f"\nestimated memory{each} at the longest sequence{parts}:")
     table(["what", "size"], [[name, human_bytes(size)] for name, size in plan["memory"].items() if size])
     if (gpu := plan.get("gpu")) is not None:
         state = "fits in" if gpu["fits"] else "does not fit in"
         say(f"{state} {gpu['title']}: {gibibytes(gpu['memory'])}, of which {gibibytes(gpu['usable'])} usable")
+        timed = plan["time"]
+        steps = ", ".join(f"{duration(seconds)} a step of {name}" for name, seconds in timed["steps"].items())
+        say(f"time by its data sheet: {steps}; {duration(timed['run'])} in all")
     say("\nstorage:")
     table(
         ["what", "size"],
         [[_STORED.get(name, name), human_bytes(size)] for name, size in plan["storage"].items()],
     )
+    for note in plan["notes"]:
+        say(f"\nnote: {note}")

@@ -32,11 +32,13 @@ class LoadedBatch:
 
     @property
     def tokens(self) -> int:
-        """Image and text tokens of all samples of the global batch."""
-        height, width = self.batch.data.shape[-2:]
+        """Image, text and guide tokens of all samples of the global batch."""
+        condition = self.batch.condition
+        streams = [self.batch.data, *([] if condition.guide is None else [condition.guide])]
+        image = sum(stream.shape[-2] * stream.shape[-1] // 4 for stream in streams)
         # the sequence is the first of a family's text tensors
-        text = next(iter(self.batch.condition.texts.values())).shape[1]
-        return self.share.count * (height * width // 4 + text)
+        text = next(iter(condition.texts.values())).shape[1]
+        return self.share.count * (image + text)
 
 
 class Phases:

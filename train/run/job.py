@@ -230,6 +230,8 @@ def _check(
     check_held_out(recipe, opened.spec, found)
     validation_images.check(recipe, opened.spec)
     check_loggers(recipe.runtime.log)
+    for note in recipe.notes(opened.spec):
+        warn(note)
     info = RunInfo(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),

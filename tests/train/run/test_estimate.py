@@ -1,8 +1,10 @@
 import pytest
 
 from uhr.base.errors import UserError
+from uhr.models.estimate.devices import DEVICES
 from uhr.train.recipes import resolve
-from uhr.train.run.estimate import estimate
+from uhr.train.run.estimate import estimate, print_estimate
+from uhr.train.run.memory import Processes
 from uhr.train.run.trainer import Trainer
 
 
@@ -87,3 +89,97 @@ def test_data_of_another_resolution_is_an_error(small_set, tiny_flux):
 def test_data_that_the_windows_of_a_recipe_cannot_read_are_refused_as_by_a_run(small_set, tiny_flux):
     with pytest.raises(UserError, match="has no guide, and the recipe's windows read one of 1/4"):
         estimate(resolve("ultragen"), str(tiny_flux), [small_set.folder])
+
+
+def plan_of(name, *sets, workers=1, machines=1, on=None):
+    processes = Processes(workers, machines)
+    return estimate(resolve(name, None, list(sets)), "flux1-dev", [], on, processes)
+
+
+def test_memory_is_that_of_each_process_by_how_weights_are_divided():
+    weights = 11_901_408_320
+    lora, *others = (
+        plan_of("lora", f"runtime.shard={shard}", "batch.size=16", "batch.micro=4", workers=8, machines=2)[
+            "memory"
+        ]
+        for shard in ("replicate", "hybrid", "full")
+    )
+    assert (lora["weights"], lora["gathered"]) == (2 * weights, 0)
+    for memory, parts in zip(others, (4, 8), strict=True):
+        assert memory["weights"] == 2 * weights // parts
+        # two blocks, and what is in none; an adapter stays whole
+        assert 0 < memory["gathered"] < 2 * weights / 10
+        for name in ("trained", "gradients", "optimiser"):
+            assert memory[name] == lora[name]
+        # two samples each, whatever a single process would take at once
+        assert memory["activations"] == lora["activations"]
+    alone = plan_of("lora", "batch.size=16", "batch.micro=4")["memory"]
+    assert alone["activations"] == 2 * lora["activations"]
+    whole = plan_of("ultraflux", "runtime.shard=full", workers=8)["memory"]
+    assert [whole[name] for name in ("weights", "trained", "gradients", "optimiser")] == [
+        0, 4 * weights // 8, 4 * weights // 8, 8 * weights // 8
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="5 processes are not a multiple of 2 machines"):
+        plan_of("lora", workers=5, machines=2)
+
+
+def test_guide_tokens_count_in_tokens_memory_storage_and_time():
+    plan = plan_of("ultragen", on="h100")
+    (bucket,) = plan["phases"][0]["buckets"]
+    assert (bucket["image_tokens"], bucket["guide_tokens"], bucket["tokens"]) == (4096, 256, 4096 + 256 + 512)
+    assert plan["storage"]["guide_per_picture"] == plan["storage"]["latents_per_picture"] // 16
+    wide = plan_of("ultragen", "windows.ratio=2", on="h100")
+    assert wide["phases"][0]["buckets"][0]["guide_tokens"] == 1024
+    assert wide["memory"]["activations"] / plan["memory"]["activations"] == pytest.approx(
+        5632 / 4864, rel=1e-6
+    )
+    assert wide["time"]["run"] > plan["time"]["run"]
+
+
+def test_time_is_that_of_the_passes_that_a_step_makes():
+    gpu = DEVICES["h100"]
+
+    def step(name, *sets, workers=1):
+        sets = ("batch.size=8", "batch.micro=1", *sets)
+        (seconds,) = plan_of(name, *sets, workers=workers, on="h100")["time"]["steps"].values()
+        return seconds
+
+    # 19 + 38 layers of 24 heads of 128 over 4608 tokens, 4 operations a pair; once more in the blocks
+    attention = 3.5 * 4 * 57 * 3072 * 4608**2 / (0.55 * gpu.tensor)
+    unchecked = step("lora", "runtime.gradient_checkpointing=false")
+    linear = unchecked / 8 - attention
+    # two operations for each weight and token, forward and backward, and less where a stream has its own
+    assert 0.5 < linear / (2 * 2 * 11_901_408_320 * 4608 / (0.7 * gpu.tensor)) < 1
+    assert step("lora") == pytest.approx(unchecked * 1.5, rel=0.15)
+    assert step("lora", workers=8) == pytest.approx(step("lora") / 8, rel=0.01)
+    distilled = step("lora", "phases.main.objective=distillation")
+    assert distilled == pytest.approx(step("lora") * 4 / 3, rel=0.1)
+    reverse = step("lora", "phases.main.objective=reverse-distillation")
+    assert reverse == pytest.approx(2 * step("lora") + distilled - step("lora"), rel=0.01)
+
+
+def test_without_data_the_shares_of_the_recipe_are_shown_and_unknown_numbers_are_not(capsys):
+    plan = plan_of("gca-stage2")
+    assert [(each["name"], each["share"]) for each in plan["phases"][0]["data"]] == [
+        ("patches", 0.5333), ("images", 0.4667)
+    ]  # fmt: skip
+    print_estimate(plan)
+    text = capsys.readouterr().out
+    assert "share of batches" in text
+    assert "0.5333" in text
+    assert "batches per epoch" not in text
+    (alone,) = plan_of("lora")["phases"][0]["data"]
+    assert alone["share"] == 1
+
+
+def test_a_plan_says_that_the_model_lacks_the_vae_of_the_recipes_sampler(tiny_f16, tiny_flux, capsys):
+    plan = plan_of("ultraflux")
+    (note,) = plan["notes"]
+    assert note.startswith(
+        "recipe ultraflux is for sampler ultraflux and an F16 VAE, and flux1-dev has an F8 one"
+    )
+    assert "4 times as many tokens" in note
+    print_estimate(plan)
+    assert f"note: {note}" in capsys.readouterr().out
+    assert plan_of("lora")["notes"] == plan_of("ultraflux", "sampling.sampler=euler")["notes"] == []
+    assert estimate(resolve("ultraflux"), str(tiny_f16), [])["notes"] == []
