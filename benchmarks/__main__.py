@@ -8,7 +8,15 @@ import sys
 from uhr.base.console import say
 from uhr.base.errors import UserError, unknown
 
-NAMES = ("curation", "native_resolution", "attention", "vae_tiling", "training_step", "manifests")
+NAMES = (
+    "curation",
+    "native_resolution",
+    "attention",
+    "vae_tiling",
+    "reader",
+    "training_step",
+    "manifests",
+)
 """Modules next to this file with a `main()`. A new benchmark is one file and one name here."""
 
 

@@ -1,4 +1,4 @@
-"""A training step against diffusers' own LoRA step, and the reader against a bare read of Parquet.
+"""A training step against diffusers' own LoRA step: time, memory, and wait for data.
 
 python -m benchmarks.training_step
 
@@ -11,19 +11,13 @@ about the seconds that the step's thread was on a core; the ratio on the clock i
 from __future__ import annotations
 
 import gc
-import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from diffusers.training_utils import (
@@ -31,24 +25,17 @@ from diffusers.training_utils import (
     compute_loss_weighting_for_sd3,
 )
 from peft import LoraConfig
-from PIL import Image
 
+from benchmarks.reader import Claim, encoded, report
 from uhr.base.console import say, table
-from uhr.manifests.schema import GEOMETRY, HEADER, sample_id, schema_of
-from uhr.manifests.writer import Provenance, write_manifest
 from uhr.models.zoo import ModelName, make_tiny
 from uhr.train.data.reader import EncodedData
-from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.run import encode
 from uhr.train.recipes import resolve
 from uhr.train.run.job import start
 from uhr.train.run.trainer import Trainer
 
 RATIO = 1.05
 """The most that our step may take of the time and memory of theirs."""
-
-READER = 0.9
-"""The least share of the bytes a second of a bare read."""
 
 WAIT = 0.02
 """The most of a step that waits for data."""
@@ -57,36 +44,6 @@ STEPS = 30
 SIZE, IMAGES, BATCH = 256, 48, 2
 SMALL = {"num_attention_heads": 8, "num_layers": 3, "num_single_layers": 6}
 """The larger model: 256 channels in place of 64."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim, the measured value, and whether it holds."""
-
-    text: str
-    measured: str
-    holds: bool
-
-
-def encoded(folder: Path, model: Path, size: int, images: int) -> Path:
-    """Generate images of size x size px and encode them."""
-    folder.mkdir()
-    rng, rows = np.random.default_rng(0), []
-    root = folder / "images"
-    root.mkdir()
-    for number in range(images):
-        name = f"{number:03d}.png"
-        noise = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC).save(root / name)
-        facts = {"width": size, "height": size, "status": "kept", "caption": f"image {number}"}
-        rows.append({"sample_id": sample_id(name), "uri": name, **facts})
-    schema = schema_of([*HEADER, *GEOMETRY])
-    batch = pa.RecordBatch.from_pylist(rows, schema)
-    provenance = Provenance(root, {"kind": "benchmark", "rows": len(rows)})
-    manifest = write_manifest(folder / "manifest", schema, [batch], provenance)
-    config = EncodeConfig(aspects=("1/1",), resolution=size)
-    encode(manifest.path, str(model), folder / "encoded", config, device="cpu")
-    return folder / "encoded"
 
 
 def enlarged(tiny: Path, folder: Path) -> Path:
@@ -221,38 +178,6 @@ def step_against_diffusers(name: str, model: Path, data: Path, out: Path) -> Ite
     yield Claim(f"{name}: wait for data under {WAIT:.0%} of a step", f"{wait:.2%}", wait < WAIT)
 
 
-def reader_against_bare(data: Path, rounds: int = 9) -> Claim:
-    """Bytes a second of the reader in its order, and of the same row groups read into NumPy with one copy of
-    each cell, both with checksums of pages, and by the time of the thread on a core."""
-    names = ("mean", "std")
-    ratios = []
-    for _ in range(rounds):
-        opened = EncodedData.open(data)
-        info, count = opened.buckets[0], opened.buckets[0].rows
-        opened.empty_texts()  # where each caption is, which a run reads once
-        start_time = time.thread_time()
-        for row in range(0, count, BATCH):
-            opened.read(0, range(row, min(row + BATCH, count)))
-        own = time.thread_time() - start_time
-        start_time = time.thread_time()
-        parts = [(data / part.path, [*names]) for part in info.parts]
-        parts += [
-            (data / part.path, list(opened.info.geometry.text_shapes)) for part in opened.info.texts.parts
-        ]
-        for path, columns in parts:
-            with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
-                for group in range(file.num_row_groups):
-                    read = file.read_row_group(group)
-                    for column in columns:
-                        for value in read.column(column):
-                            np.frombuffer(value.as_buffer(), np.uint8).copy()
-        ratios.append((time.thread_time() - start_time) / own)
-    ratio = statistics.median(ratios)
-    return Claim(
-        f"the reader has {READER:.0%} of a bare read's bytes a second", f"{ratio:.1%}", ratio >= READER
-    )
-
-
 def main() -> None:
     """Measure, print a table, and exit with 1 if a claim does not hold."""
     torch.set_num_threads(1)
@@ -263,10 +188,7 @@ def main() -> None:
         data = encoded(folder / "data", tiny, SIZE, IMAGES)
         for name, model in (("tiny", tiny), ("small", enlarged(tiny, folder / "small"))):
             claims += step_against_diffusers(name, model, data, folder / f"run {name}")
-        claims.append(reader_against_bare(encoded(folder / "1024 px", tiny, 1024, 24)))
-    table(["claim", "measured", "holds"], [[c.text, c.measured, "yes" if c.holds else "no"] for c in claims])
-    say(f"{os.cpu_count()} cores, torch {torch.__version__}")
-    sys.exit(0 if all(claim.holds for claim in claims) else 1)
+    report(claims)
 
 
 if __name__ == "__main__":

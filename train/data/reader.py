@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from uhr.base import parquet
 from uhr.base.errors import UserError, one_line
-from uhr.manifests.info import Part
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.sql import SqlCondition
+from uhr.train.data.rows import DataFault, Location, PartRows, StoredRow
 from uhr.train.encode.encoded import BucketInfo, EncodedInfo, read_encoded
 from uhr.train.encode.tensors import CellFault, stacked
-
-CACHE_BYTES = 1 << 30
-"""Bytes of row groups kept in memory; `BucketPlan` uses the rows of a group close together."""
-
-
-class _Location(NamedTuple):
-    """Where a row is: number of the part, row group in the part, row in the group."""
-
-    part: int
-    group: int
-    row: int
-
-
-class _Group(NamedTuple):
-    """The columns of a row group in memory, and their size in bytes."""
-
-    columns: dict[str, pa.Array | pa.ChunkedArray]
-    nbytes: int
-
-
-def _cell(column: pa.Array | pa.ChunkedArray, row: int) -> Any:
-    """A value; one of bytes is a buffer of the row group, which is not copied."""
-    cell = column[row]
-    return cell.as_buffer() if pa.types.is_binary(column.type) and cell.is_valid else cell.as_py()
-
-
-class DataFault(UserError):
-    """A Parquet file that cannot be read or has invalid content; names file, row group and sample."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +56,7 @@ class EncodedData:
 
     def __init__(self, path: Path, info: EncodedInfo) -> None:
         self.path, self.info = path, info
-        self._groups: OrderedDict[tuple[str, int], _Group] = OrderedDict()
-        self._cached = 0
-        # a run reads ahead in one thread, and held-out images in another
-        self._lock = threading.Lock()
+        self._stored = PartRows(path)
 
     @classmethod
     def open(cls, path: Path) -> EncodedData:
@@ -124,8 +87,7 @@ class EncodedData:
     def caption_columns(self, bucket: int, rows: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """For each row the indices of the caption columns that it has a text in, ascending."""
         info = self.buckets[bucket]
-        found = (self._row(info.parts, self._locate(info, row)) for row in rows)
-        return tuple(_available(self._text_keys(row)) for row in found)
+        return tuple(_available(self._text_keys(row.values)) for row in self._rows(info, rows))
 
     def read(
         self, bucket: int, rows: Sequence[int], captions: Sequence[int | None] | None = None
@@ -142,13 +104,11 @@ class EncodedData:
             )
         info, config = self.buckets[bucket], self.info.config
         shape, dtype = self.info.latent_shape(info), config.dtype
-        found = [self._row(info.parts, self._locate(info, row)) for row in rows]
-        keys = [self._text_keys(row) for row in found]
+        found = self._rows(info, rows)
+        keys = [self._text_keys(row.values) for row in found]
         chosen = [None] * len(found) if captions is None else captions
-        texts = [
-            self._text(self._chosen_key(row, own, column), row["sample_id"])
-            for row, own, column in zip(found, keys, chosen, strict=True)
-        ]
+        samples = tuple(row.values["sample_id"] for row in found)
+        texts = self._texts(list(map(self._chosen_key, samples, keys, chosen)), samples)
 
         def stack(name: str, shape: tuple[int, ...], dtype: str = dtype) -> torch.Tensor:
             return self._stacked(found, name, shape, dtype)
@@ -163,9 +123,9 @@ class EncodedData:
             stack("mean", shape),
             stack("std", shape),
             self._tensors(texts),
-            tuple(row["sample_id"] for row in found),
-            tuple(row["uri"] for row in found),
-            tuple(text["caption"] for text in texts),
+            samples,
+            tuple(row.values["uri"] for row in found),
+            tuple(text.values["caption"] for text in texts),
             tuple(map(_available, keys)),
             guide,
             mask,
@@ -178,13 +138,13 @@ class EncodedData:
                 f"{self.path} has latents and no pixels", "encode the same slice with pixels=true"
             )
         info = self.buckets[bucket]
-        found = [self._row(info.parts, self._locate(info, row)) for row in rows]
+        found = self._rows(info, rows)
         shape = (info.height, info.width, 3)
         pixels = self._stacked(found, "pixels", shape, "uint8")
         return PixelRows(
             pixels.permute(0, 3, 1, 2).contiguous(),
-            tuple(row["sample_id"] for row in found),
-            tuple(row["uri"] for row in found),
+            tuple(row.values["sample_id"] for row in found),
+            tuple(row.values["uri"] for row in found),
         )
 
     def _text_keys(self, row: Mapping[str, Any]) -> list[str | None]:
@@ -194,105 +154,64 @@ class EncodedData:
             return row["text_keys"]
         return [None if row["text_key"] == self.info.texts.empty_key else row["text_key"]]
 
-    def _chosen_key(self, row: Mapping[str, Any], keys: Sequence[str | None], column: int | None) -> str:
+    def _chosen_key(self, sample: str, keys: Sequence[str | None], column: int | None) -> str:
         if column is None:
             return next((key for key in keys if key is not None), self.info.texts.empty_key)
         key = keys[column]
         if key is None:
             name = self.info.config.captions[column]
-            raise ValueError(f"{self.path}: sample {row['sample_id']} has no {name}")
+            raise ValueError(f"{self.path}: sample {sample} has no {name}")
         return key
 
     def empty_texts(self) -> dict[str, torch.Tensor]:
         """The text tensors of the empty caption as a batch of one, for caption dropout."""
-        return self._tensors([self._text(self.info.texts.empty_key, "the empty caption")])
+        return self._tensors(self._texts([self.info.texts.empty_key], ["the empty caption"]))
 
-    def _locate(self, bucket: BucketInfo, row: int) -> _Location:
-        assert 0 <= row < bucket.rows
-        for number, part in enumerate(bucket.parts):
-            if row < part.rows:
-                return _Location(number, *divmod(row, bucket.group_rows))
-            row -= part.rows
-        raise AssertionError("the parts have fewer rows than their bucket")
+    def _rows(self, bucket: BucketInfo, rows: Sequence[int]) -> list[StoredRow]:
+        return self._stored.read([_locate(bucket, row) for row in rows])
 
     @cached_property
-    def _text_locations(self) -> dict[str, _Location]:
-        locations = {}
-        for number, part in enumerate(self.info.texts.parts):
-            with self._opened(part) as file:
-                for group in range(file.num_row_groups):
-                    keys = file.read_row_group(group, columns=["text_key"]).column(0).to_pylist()
-                    locations |= {key: _Location(number, group, row) for row, key in enumerate(keys)}
-        return locations
+    def _text_locations(self) -> dict[str, Location]:
+        parts = self.info.texts.parts
+        return {key: place for part in parts for key, place in self._stored.column(part, "text_key")}
 
-    def _text(self, key: str, sample: str) -> dict:
-        location = self._text_locations.get(key)
-        if location is None:
+    def _texts(self, keys: Sequence[str], samples: Sequence[str]) -> list[StoredRow]:
+        """The captions with these keys, of these samples."""
+        places = [self._text_locations.get(key) for key in keys]
+        if None in places:
+            sample = samples[places.index(None)]
             raise DataFault(
                 f"{self.path}: sample {sample} has a caption that is not in texts/", "encode again"
             )
-        return self._row(self.info.texts.parts, location)
+        return self._stored.read(place for place in places if place is not None)
 
-    def _tensors(self, texts: list[dict]) -> dict[str, torch.Tensor]:
+    def _tensors(self, texts: Sequence[StoredRow]) -> dict[str, torch.Tensor]:
         dtype = self.info.config.text_dtype
         return {
             name: self._stacked(texts, name, shape, dtype)
             for name, shape in self.info.geometry.text_shapes.items()
         }
 
-    def _stacked(self, rows: Sequence[dict], name: str, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    def _stacked(
+        self, rows: Sequence[StoredRow], name: str, shape: tuple[int, ...], dtype: str
+    ) -> torch.Tensor:
         try:
-            return stacked([row[name] for row in rows], shape, dtype)
+            return stacked([row.cells[name] for row in rows], shape, dtype)
         except CellFault as fault:
-            row = rows[fault.number]
-            sample = row.get("sample_id") or row["caption"]
+            values = rows[fault.number].values
+            sample = values.get("sample_id") or values["caption"]
             raise DataFault(
                 f"{self.path}: '{name}' of {sample} is damaged ({one_line(fault)})", "encode again"
             ) from None
 
-    def _row(self, parts: list[Part], location: _Location) -> dict[str, Any]:
-        """One row."""
-        part = parts[location.part]
-        with self._lock:
-            columns = self._group(part, location).columns
-        return {name: _cell(column, location.row) for name, column in columns.items()}
 
-    def _group(self, part: Part, location: _Location) -> _Group:
-        key = (part.path, location.group)
-        if key not in self._groups:
-            try:
-                with self._opened(part) as file:
-                    table = file.read_row_group(location.group)
-            except (OSError, pa.ArrowException) as error:
-                raise self._fault(part, location, error) from error
-            # a column of a row group is one chunk, unless it is too long for one
-            columns = {name: table.column(name) for name in table.column_names}
-            found = {name: c.chunk(0) if c.num_chunks == 1 else c for name, c in columns.items()}
-            self._groups[key] = _Group(found, table.nbytes)
-            self._cached += table.nbytes
-            while self._cached > CACHE_BYTES and len(self._groups) > 1:
-                _, oldest = self._groups.popitem(last=False)
-                self._cached -= oldest.nbytes
-        self._groups.move_to_end(key)
-        return self._groups[key]
-
-    def _opened(self, part: Part) -> contextlib.AbstractContextManager[pq.ParquetFile]:
-        return parquet.mapped(self.path / part.path, page_checksum_verification=True)
-
-    def _fault(self, part: Part, location: _Location, error: Exception) -> DataFault:
-        """The error for an unreadable row group, with the sample if its small columns can still be read."""
-        sample = "unknown"
-        try:
-            with self._opened(part) as file:
-                name = "sample_id" if "sample_id" in file.schema_arrow.names else "caption"
-                sample = file.read_row_group(location.group, columns=[name]).column(0)[location.row].as_py()
-        except (OSError, pa.ArrowException) as second:
-            sample = f"unknown ({one_line(second)})"
-        where = f"row group {location.group}, row {location.row}, sample {sample}"
-        return DataFault(
-            f"{self.path / part.path}, {where}: {one_line(error)}",
-            "copy the file again, or encode again into another folder",
-        )
+def _locate(bucket: BucketInfo, row: int) -> Location:
+    assert 0 <= row < bucket.rows
+    for part in bucket.parts:
+        if row < part.rows:
+            return Location(part, *divmod(row, bucket.group_rows))
+        row -= part.rows
+    raise AssertionError("the parts have fewer rows than their bucket")
 
 
 def _available(keys: Sequence[str | None]) -> tuple[int, ...]:

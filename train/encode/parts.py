@@ -13,7 +13,7 @@ from uhr.manifests.info import Part
 
 GROUP_ROWS = 64
 GROUP_BYTES = 16 << 20
-"""Limits of a row group. Reading one row reads its whole row group."""
+"""Limits of a row group. Reading the first row of one verifies the checksums of all of it."""
 
 PART_BYTES = 2 << 30
 
@@ -29,7 +29,8 @@ def write_parts(
     """Write `folder/stem-00000.parquet`, ... in row groups of `group` rows.
 
     There is no compression, as latents and embeddings are noise to a compressor. Checksums find damaged pages
-    when they are read. `facts` go into each file's schema, for readers without `encoded.json`.
+    when they are read. `uhr.base.parquet_pages` reads this form in place. `facts` go into each file's schema,
+    for readers without `encoded.json`.
     """
     parts: list[Part] = []
     groups = parquet.regrouped(tables, group)
@@ -46,6 +47,7 @@ def write_parts(
                 use_dictionary=False,
                 write_statistics=False,
                 write_page_checksum=True,
+                data_page_version="1.0",
             ) as writer:
                 while following is not None and size < PART_BYTES:
                     writer.write_table(following, row_group_size=group)

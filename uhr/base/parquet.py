@@ -30,8 +30,13 @@ def opened(path: Path, **options: Any) -> Generator[pq.ParquetFile]:
 @contextlib.contextmanager
 def mapped(path: Path, **options: Any) -> Generator[pq.ParquetFile]:
     """Open a Parquet file for many small reads: it is mapped into memory, and reads do not copy."""
-    with pq.ParquetFile(pa.BufferReader(_bytes_of(path)), **options) as parquet:
+    with file_in(mapped_bytes(path), **options) as parquet:
         yield parquet
+
+
+def file_in(data: pa.Buffer, **options: Any) -> pq.ParquetFile:
+    """A Parquet file whose bytes are in memory; `options` as for `opened`. It need not be closed."""
+    return pq.ParquetFile(pa.BufferReader(data), **options)
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -98,11 +103,11 @@ def dataset(paths: Sequence[Path], schema: pa.Schema) -> Generator[ds.Dataset]:
 
 def batches(path: Path) -> pa.ipc.RecordBatchFileReader:
     """Open an Arrow IPC file for random access to its record batches, mapped into memory."""
-    return pa.ipc.open_file(pa.BufferReader(_bytes_of(path)))
+    return pa.ipc.open_file(pa.BufferReader(mapped_bytes(path)))
 
 
-def _bytes_of(path: Path) -> pa.Buffer:
-    """A file's bytes, mapped into memory for as long as anything refers to them."""
+def mapped_bytes(path: Path) -> pa.Buffer:
+    """The bytes of a file, mapped into memory for as long as anything refers to them."""
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return pa.py_buffer(b"")  # which cannot be mapped

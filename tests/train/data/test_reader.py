@@ -1,10 +1,11 @@
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from uhr.base.errors import UserError
-from uhr.train.data import reader as data_module
+from uhr.train.data import rows as rows_module
 from uhr.train.data.order import BucketPlan
 from uhr.train.data.reader import DataFault, EncodedData
 
@@ -62,14 +63,60 @@ def _all(data):
     return data.read(wide, range(data.buckets[wide].rows))
 
 
-def test_a_small_cache_changes_nothing(data, small_set, monkeypatch):
-    monkeypatch.setattr(data_module, "CACHE_BYTES", 1)
+def test_bounds_of_memory_change_nothing_and_hold(data, small_set, monkeypatch):
+    monkeypatch.setattr(rows_module, "GROUPS", 1)
+    monkeypatch.setattr(rows_module, "OPEN_FILES", 1)
+    monkeypatch.setattr(rows_module, "MAPPED_BYTES", 0)
     tight = EncodedData.open(small_set.folder)
     for batch in plan_of(data).epoch(0):
         one, two = data.read(batch.bucket, batch.rows), tight.read(batch.bucket, batch.rows)
         assert torch.equal(one.mean, two.mean)
+        assert torch.equal(one.texts["t5"], two.texts["t5"])
         assert one.sample_ids == two.sample_ids
-    assert len(tight._groups) == 1
+        assert one.captions == two.captions
+        assert len(tight._stored._groups) == len(tight._stored._files) == 1
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"compression": "zstd"},
+        {"compression": "none", "use_dictionary": True},
+        {"compression": "none", "use_dictionary": False, "data_page_version": "2.0"},
+    ],
+)
+@pytest.mark.parametrize("bound", [1 << 30, 1])
+def test_files_that_another_program_wrote_anew_have_the_same_values(
+    data, small_set, tmp_path, monkeypatch, form, bound
+):
+    monkeypatch.setattr(rows_module, "DECODED_BYTES", bound)
+    other = tmp_path / "other"
+    shutil.copytree(small_set.folder, other)
+    info = data.info.model_copy(deep=True)
+    for part in [*info.texts.parts, *(part for bucket in info.buckets for part in bucket.parts)]:
+        groups = info.buckets[0].group_rows
+        pq.write_table(pq.read_table(other / part.path), other / part.path, row_group_size=groups, **form)
+    read = EncodedData(other, info)
+    for batch in plan_of(data).epoch(0):
+        one, two = data.read(batch.bucket, batch.rows), read.read(batch.bucket, batch.rows)
+        assert torch.equal(one.mean, two.mean)
+        assert torch.equal(one.texts["t5"], two.texts["t5"])
+        assert one.sample_ids == two.sample_ids
+        if bound == 1:
+            assert len(read._stored._groups) == 1
+
+
+def test_a_batch_does_not_change_with_a_later_one(data):
+    # batches have memory of their own: that of a batch that is still used is not given to another
+    first = data.read(1, [0, 1])
+    copies = [first.mean.clone(), first.std.clone(), first.texts["t5"].clone()]
+    for _ in range(3):
+        data.read(1, [2, 3]).mean.fill_(7)
+    assert all(
+        torch.equal(a, b) for a, b in zip(copies, [first.mean, first.std, first.texts["t5"]], strict=True)
+    )
+    again = data.read(1, [2, 3])
+    assert not (again.mean == 7).all()
 
 
 def test_a_damaged_page_names_shard_row_and_sample(small_set, tmp_path):

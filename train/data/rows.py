@@ -1,0 +1,187 @@
+"""Rows of Parquet parts by number: small values as Python objects, byte strings in place in the file."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uhr.base import parquet
+from uhr.base.errors import UserError, one_line
+from uhr.base.parquet_pages import OtherForm, PageFault, byte_strings
+from uhr.manifests.info import Part
+
+GROUPS = 1024
+"""Row groups whose small values are kept, of at most 64 rows each."""
+
+DECODED_BYTES = 1 << 30
+"""Bytes of byte strings kept that cannot be read in place; `encode` writes none."""
+
+OPEN_FILES = 64
+MAPPED_BYTES = 1 << 30
+"""Bytes that are read before the files are mapped anew. Until then, what was read counts as memory of this
+process, though the system can take it back at any time."""
+
+
+class DataFault(UserError):
+    """A Parquet file that cannot be read or has invalid content; names file, row group and sample."""
+
+
+class Location(NamedTuple):
+    """Where a row is: its part, row group in the part, row in the group."""
+
+    part: Part
+    group: int
+    row: int
+
+
+class StoredRow(NamedTuple):
+    """A row. values: by column. cells: byte strings by column, of the mapped file or Arrow's memory."""
+
+    values: Mapping[str, Any]
+    cells: Mapping[str, memoryview]
+
+
+class PartRows:
+    """The rows of the Parquet parts in a folder; threads may share it.
+
+    It keeps the small values of `GROUPS` row groups in memory, of mapped files at most `MAPPED_BYTES` and one
+    row group, and of columns that other programs wrote, in a form that Arrow has to decode, `DECODED_BYTES`
+    or one row group. Checksums of pages are verified when a row group is first read, and when it is read
+    again after others have taken its place.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._groups: OrderedDict[tuple[str, int], _Group] = OrderedDict()
+        self._files: OrderedDict[str, _File] = OrderedDict()
+        self._read_bytes = self._decoded_bytes = 0
+        # a run reads ahead in one thread, and held-out images in another
+        self._lock = threading.Lock()
+
+    def read(self, locations: Iterable[Location]) -> list[StoredRow]:
+        """Read rows. Raises `DataFault` if the row group of one is damaged or cannot be read."""
+        with self._lock:
+            return [self._row(location) for location in locations]
+
+    def column(self, part: Part, name: str) -> Iterator[tuple[Any, Location]]:
+        """All values of a column of a part, and where they are."""
+        with self._lock:
+            file = self._file(part).parquet
+        for group in range(file.num_row_groups):
+            for row, value in enumerate(file.read_row_group(group, columns=[name]).column(0).to_pylist()):
+                yield value, Location(part, group, row)
+
+    def _row(self, location: Location) -> StoredRow:
+        group, row = self._group(location), location.row
+        data = self._file(location.part).bytes
+        found = {name: data[places[row]] for name, places in group.places.items()}
+        self._read_bytes += sum(map(len, found.values()))
+        for name, cells in group.decoded.items():
+            found[name] = cells[row]
+        return StoredRow(group.values[row], found)
+
+    def _group(self, location: Location) -> _Group:
+        key = (location.part.path, location.group)
+        group = self._groups.get(key)
+        if group is None:
+            try:
+                group = self._read_group(location)
+            except (OSError, pa.ArrowException, PageFault) as error:
+                raise self._fault(location, error) from error
+            self._groups[key] = group
+            self._decoded_bytes += group.decoded_bytes
+            while len(self._groups) > 1 and (
+                len(self._groups) > GROUPS or self._decoded_bytes > DECODED_BYTES
+            ):
+                _, oldest = self._groups.popitem(last=False)
+                self._decoded_bytes -= oldest.decoded_bytes
+        else:
+            self._groups.move_to_end(key)
+        return group
+
+    def _read_group(self, location: Location) -> _Group:
+        file = self._file(location.part)
+        group = file.parquet.metadata.row_group(location.group)
+        self._read_bytes += group.total_byte_size
+        table = file.parquet.read_row_group(location.group, columns=file.small, use_threads=False)
+        found = _Group(table.to_pylist(), {}, {})
+        for name, (number, nullable) in file.binary.items():
+            try:
+                found.places[name] = byte_strings(file.bytes, group, number, nullable)
+            except OtherForm:
+                column = file.parquet.read_row_group(location.group, columns=[name]).column(0)
+                found.decoded[name] = [memoryview(cell.as_buffer() or b"") for cell in column]
+        return found
+
+    def _file(self, part: Part) -> _File:
+        if self._read_bytes > MAPPED_BYTES:
+            self._files.clear()
+            self._read_bytes = 0
+        file = self._files.get(part.path)
+        if file is None:
+            file = self._files[part.path] = _File(self.folder / part.path)
+            while len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)
+        else:
+            self._files.move_to_end(part.path)
+        return file
+
+    def _fault(self, location: Location, error: Exception) -> DataFault:
+        """The error for an unreadable row group, with the sample if its small columns can still be read."""
+        part, group, row = location
+        sample = "unknown"
+        try:
+            file = self._file(part).parquet
+            name = "sample_id" if "sample_id" in file.schema_arrow.names else "caption"
+            sample = file.read_row_group(group, columns=[name]).column(0)[row].as_py()
+        except (OSError, pa.ArrowException) as second:
+            sample = f"unknown ({one_line(second)})"
+        return DataFault(
+            f"{self.folder / part.path}, row group {group}, row {row}, sample {sample}: {one_line(error)}",
+            "copy the file again, or encode again into another folder",
+        )
+
+
+class _Group(NamedTuple):
+    """A row group. values: the small values of each row. places, decoded: by column the byte strings of each
+    row, in the file or in memory."""
+
+    values: list[dict[str, Any]]
+    places: dict[str, list[slice]]
+    decoded: dict[str, list[memoryview]]
+
+    @property
+    def decoded_bytes(self) -> int:
+        return sum(len(cell) for cells in self.decoded.values() for cell in cells)
+
+
+class _File:
+    """A Parquet file, mapped into memory for as long as this object or a slice of `bytes` exists."""
+
+    def __init__(self, path: Path) -> None:
+        self._buffer = parquet.mapped_bytes(path)
+        self.bytes = memoryview(self._buffer)
+
+    @cached_property
+    def parquet(self) -> pq.ParquetFile:
+        return parquet.file_in(self._buffer, page_checksum_verification=True)
+
+    @cached_property
+    def binary(self) -> dict[str, tuple[int, bool]]:
+        """The number in the file of each column of byte strings, and whether it may have nulls."""
+        leaves = self.parquet.schema
+        numbers = {leaves.column(number).path: number for number in range(len(leaves.names))}
+        found = [field for field in self.parquet.schema_arrow if pa.types.is_binary(field.type)]
+        return {field.name: (numbers[field.name], field.nullable) for field in found}
+
+    @cached_property
+    def small(self) -> list[str]:
+        """The other columns."""
+        return [name for name in self.parquet.schema_arrow.names if name not in self.binary]
