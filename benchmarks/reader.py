@@ -33,8 +33,8 @@ from uhr.models.zoo import make_tiny
 from uhr.train.data.order import BucketPlan
 from uhr.train.data.reader import EncodedData
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.encoded import EncodedInfo
 from uhr.train.encode.run import encode
+from uhr.train.encode.stored.encoded import EncodedInfo
 
 SHARE = 0.9
 """The least share of the bytes a second of a bare read."""

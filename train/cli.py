@@ -210,7 +210,7 @@ def encode_(
 
     def text(_: Any) -> None:
         from uhr.models.specs.registry import get
-        from uhr.train.encode.encoded import print_encoded
+        from uhr.train.encode.stored.encoded import print_encoded
         from uhr.train.recipes import resolve
 
         if was_finished:
@@ -346,7 +346,7 @@ def export_(
 ) -> None:
     """Write what was trained in the format of diffusers, with a model card: lineage, counts, licences."""
     from uhr.models.specs.registry import get
-    from uhr.train.recipes.base import Recipe
+    from uhr.train.recipes.core.base import Recipe
     from uhr.train.run.export import export, needed_files
 
     if weights not in ("trained", "ema"):
@@ -374,7 +374,7 @@ def export_(
 @app.command("log")
 def log_(run: RunFolder, as_json: Json = False) -> None:
     """Show the log of a run: loss, learning rate and gradient norm, a line per range of steps."""
-    from uhr.train.run.log import print_log, read_log
+    from uhr.train.run.monitoring.log import print_log, read_log
 
     entries = read_log(run)
     if not entries:

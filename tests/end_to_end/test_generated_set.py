@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from uhr.manifests.manifest import Manifest
-from uhr.train.encode.encoded import read_encoded
+from uhr.train.encode.stored.encoded import read_encoded
 
 PROMPTS = ["a lake at dawn", "three foxes", "a mill on a hill", "fog over a river"]
 

@@ -15,8 +15,8 @@ from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import GEOMETRY, HEADER, sample_id, schema_of
 from uhr.manifests.writer import Provenance, write_manifest
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.encoded import EncodedInfo
 from uhr.train.encode.run import encode
+from uhr.train.encode.stored.encoded import EncodedInfo
 from uhr.train.recipes import resolve
 from uhr.train.run.job import Job, start
 

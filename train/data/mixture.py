@@ -17,7 +17,7 @@ from uhr.models.specs.spec import ModelSpec
 from uhr.train.data.order import BucketPlan
 from uhr.train.data.reader import EncodedData
 from uhr.train.data.sets import NamedData, data_for
-from uhr.train.recipes.base import DataUse, Recipe
+from uhr.train.recipes.core.base import DataUse, Recipe
 
 
 class Turn(NamedTuple):

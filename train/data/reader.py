@@ -15,8 +15,8 @@ from uhr.base.errors import UserError, one_line
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.sql import SqlCondition
 from uhr.train.data.rows import DataFault, Location, PartRows, StoredRow
-from uhr.train.encode.encoded import BucketInfo, EncodedInfo, read_encoded
-from uhr.train.encode.tensors import CellFault, stacked
+from uhr.train.encode.stored.encoded import BucketInfo, EncodedInfo, read_encoded
+from uhr.train.encode.stored.tensors import CellFault, stacked
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from uhr.base.errors import UserError, unknown
 from uhr.models.specs.spec import ModelSpec
 from uhr.train.data.names import NamedPath
 from uhr.train.data.reader import EncodedData
-from uhr.train.recipes.base import DataUse, Phase, Recipe
+from uhr.train.recipes.core.base import DataUse, Phase, Recipe
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from uhr.manifests.manifest import Manifest
 from uhr.models.zoo import ModelName
 from uhr.train.encode.buckets import Bucket, fits
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.items import sizes_of
-from uhr.train.encode.memory import memory_for
 from uhr.train.encode.request import EncodeRequest, identity_without_hashes, resolved, select, sizes
-from uhr.train.encode.tensors import size_of
+from uhr.train.encode.stored.tensors import size_of
+from uhr.train.encode.work.items import sizes_of
+from uhr.train.encode.work.memory import memory_for
 
 if TYPE_CHECKING:
     import torch

@@ -22,7 +22,8 @@ from uhr.base.paths import path_text
 from uhr.base.run_folder import RunFolder, all_or_nothing
 from uhr.runtime.units import UnitPlan
 from uhr.train.encode.buckets import Bucket
-from uhr.train.encode.encoded import (
+from uhr.train.encode.request import EncodeRequest
+from uhr.train.encode.stored.encoded import (
     FILE,
     LATENTS,
     LAYOUT,
@@ -43,11 +44,10 @@ from uhr.train.encode.encoded import (
     TextInfo,
     normalisation_fields,
 )
-from uhr.train.encode.images import PLACED
-from uhr.train.encode.parts import group_rows, write_parts
-from uhr.train.encode.request import EncodeRequest
-from uhr.train.encode.samples import write_samples
-from uhr.train.encode.tensors import BYTES, size_of
+from uhr.train.encode.stored.parts import group_rows, write_parts
+from uhr.train.encode.stored.samples import write_samples
+from uhr.train.encode.stored.tensors import BYTES, size_of
+from uhr.train.encode.work.images import PLACED
 
 ENCODED = pc.field("reason").is_null()
 EXAMPLES = 3

@@ -13,8 +13,8 @@ from uhr.manifests.manifest import Manifest
 from uhr.models.zoo import Model
 from uhr.train.encode.buckets import Bucket, bucket_table, table_side
 from uhr.train.encode.config import ALPHA, EncodeConfig
-from uhr.train.encode.encoded import ModelInfo
 from uhr.train.encode.hashing import component_hash
+from uhr.train.encode.stored.encoded import ModelInfo
 
 
 @dataclass(frozen=True)

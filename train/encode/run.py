@@ -18,11 +18,11 @@ from uhr.runtime.threads import threads_given
 from uhr.runtime.units import Limits, Runner, UnitPlan, run_units
 from uhr.train.encode.commit import Plans, commit
 from uhr.train.encode.config import ENCODE_VERSION, EncodeConfig
-from uhr.train.encode.encoded import FILE, LATENTS, LAYOUT, TEXTS, UNITS, EncodedInfo, read_encoded
-from uhr.train.encode.images import ImageTask, ImageWork
-from uhr.train.encode.items import caption_items, image_items
 from uhr.train.encode.request import EncodeRequest, identity_of, resolved, select, sizes
-from uhr.train.encode.texts import TEXT_ITEMS, TextWork
+from uhr.train.encode.stored.encoded import FILE, LATENTS, LAYOUT, TEXTS, UNITS, EncodedInfo, read_encoded
+from uhr.train.encode.work.images import ImageTask, ImageWork
+from uhr.train.encode.work.items import caption_items, image_items
+from uhr.train.encode.work.texts import TEXT_ITEMS, TextWork
 
 IMAGES_PER_UNIT, TEXTS_PER_UNIT = 16, 64
 LIMITS = Limits(seconds=600, memory=64 << 30)

@@ -1,4 +1,7 @@
-"""The registry of recipes. A new recipe is a file in this folder and a line in `NAMES`."""
+"""The registry of recipes. A new recipe is a file in this folder and a line in `NAMES`.
+
+`core` has the classes that recipes consist of.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 from uhr.base.config import apply_sets, build, read_yaml
 from uhr.base.console import say, table, warn
 from uhr.base.errors import UserError, load_object, unknown
-from uhr.train.recipes.base import Recipe, leaves
+from uhr.train.recipes.core.base import Recipe, leaves
 
 NAMES = {
     "lora": "uhr.train.recipes.lora:RECIPE",

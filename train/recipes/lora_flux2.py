@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uhr.train.recipes.base import Guidance
+from uhr.train.recipes.core.base import Guidance
 from uhr.train.recipes.lora import RECIPE as LORA
 
 RECIPE = LORA.model_copy(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from uhr.train.optimisers.kinds import AdamW
-from uhr.train.recipes.base import Batching, DataUse, Guidance, Init, Recipe, Sampling
-from uhr.train.recipes.shared import RUNTIME, sources
+from uhr.train.recipes.core.base import Batching, DataUse, Guidance, Init, Recipe, Sampling
+from uhr.train.recipes.core.shared import RUNTIME, sources
 from uhr.train.recipes.ultraflux_stage1 import PHASE as STAGE1
 from uhr.train.trainable.backbone import WholeBackbone
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from uhr.train.objectives.flow import Flow
 from uhr.train.optimisers.kinds import Prodigy
-from uhr.train.recipes.base import Batching, Guidance, Phase, Recipe, Sampling
-from uhr.train.recipes.shared import RUNTIME, sources
-from uhr.train.recipes.windows import GuideWindows
+from uhr.train.recipes.core.base import Batching, Guidance, Phase, Recipe, Sampling
+from uhr.train.recipes.core.shared import RUNTIME, sources
+from uhr.train.recipes.core.windows import GuideWindows
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable.adapters import GuideLora
 

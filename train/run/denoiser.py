@@ -9,7 +9,7 @@ import torch
 from uhr.models.families.base import Backbone
 from uhr.models.ops.latents import pack, unpack
 from uhr.train.objectives.base import BatchCondition
-from uhr.train.recipes.windows import CallAttention
+from uhr.train.recipes.core.windows import CallAttention
 from uhr.train.trainable.base import Trainable
 
 

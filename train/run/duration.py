@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from uhr.models.estimate.devices import Device
 from uhr.models.estimate.operations import BackboneCost, Operations
-from uhr.train.recipes.base import Recipe
+from uhr.train.recipes.core.base import Recipe
 
 if TYPE_CHECKING:
     from uhr.models.attention.layout import WindowLayout

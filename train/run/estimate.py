@@ -20,9 +20,9 @@ from uhr.models.zoo import ModelName, ModelSpec, get
 from uhr.train.data.mixture import mixture_of
 from uhr.train.data.names import NamedPath
 from uhr.train.data.sets import NamedData, check_windows, open_sets
-from uhr.train.encode.tensors import size_of
-from uhr.train.recipes.base import Recipe
-from uhr.train.run.average import describe_average
+from uhr.train.encode.stored.tensors import size_of
+from uhr.train.recipes.core.base import Recipe
+from uhr.train.run.checkpoints.average import describe_average
 from uhr.train.run.duration import TokenCounts, sample_operations, step_seconds, token_counts
 from uhr.train.run.memory import BaseSizes, PartSizes, Processes, fit, memory
 

@@ -10,12 +10,13 @@ from uhr.base.console import command
 from uhr.base.errors import UserError
 from uhr.models.publish.card import CardFacts
 from uhr.models.zoo import get
-from uhr.train.encode.encoded import NOT_STATED
+from uhr.train.encode.stored.encoded import NOT_STATED
 from uhr.train.recipes import NAMES, sets_between
 from uhr.train.recipes import recipe as known_recipe
-from uhr.train.recipes.base import DataUse, Phase, Recipe
-from uhr.train.run import average, checkpoint, init
-from uhr.train.run.checkpoint import CheckpointInfo
+from uhr.train.recipes.core.base import DataUse, Phase, Recipe
+from uhr.train.run import init
+from uhr.train.run.checkpoints import average, checkpoint
+from uhr.train.run.checkpoints.checkpoint import CheckpointInfo
 from uhr.train.run.job import read_run
 from uhr.train.trainable.base import PartFile
 

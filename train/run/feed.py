@@ -12,8 +12,8 @@ from uhr.train.data.prefetch import Prefetch
 from uhr.train.objectives.base import Batch
 from uhr.train.objectives.draws import Draws
 from uhr.train.run.job import Job
-from uhr.train.run.parallel import ALONE, Ranks, Share
 from uhr.train.run.phase import PhaseRun, UseRun
+from uhr.train.run.processes.parallel import ALONE, Ranks, Share
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from uhr.models.loading.model import empty_transformer
 from uhr.models.publish.export import RECORD, WEIGHTS, write_lora
 from uhr.models.specs.spec import ModelSpec
 from uhr.models.zoo import Model
-from uhr.train.recipes.base import Recipe
-from uhr.train.run import checkpoint
-from uhr.train.run.checkpoint import CheckpointInfo, InitRef
+from uhr.train.recipes.core.base import Recipe
+from uhr.train.run.checkpoints import checkpoint
+from uhr.train.run.checkpoints.checkpoint import CheckpointInfo, InitRef
 from uhr.train.trainable.adapters import Adapter
 
 RUN = "run.json"

@@ -26,13 +26,15 @@ from uhr.train.data.reader import EncodedData
 from uhr.train.data.sets import NamedData, check_all_used, check_windows, open_sets
 from uhr.train.encode.hashing import shown_weights_hash
 from uhr.train.recipes import NAMES
-from uhr.train.recipes.base import Recipe
-from uhr.train.run import checkpoint, init, validation_images
-from uhr.train.run.checkpoint import CheckpointInfo, DataRef, InitRef, ModelRef
-from uhr.train.run.held_out import check_held_out
-from uhr.train.run.log import FILE as LOG
-from uhr.train.run.loggers import FOLDERS as LOGGERS
-from uhr.train.run.loggers import check_loggers
+from uhr.train.recipes.core.base import Recipe
+from uhr.train.run import init
+from uhr.train.run.checkpoints import checkpoint
+from uhr.train.run.checkpoints.checkpoint import CheckpointInfo, DataRef, InitRef, ModelRef
+from uhr.train.run.monitoring import validation_images
+from uhr.train.run.monitoring.held_out import check_held_out
+from uhr.train.run.monitoring.log import FILE as LOG
+from uhr.train.run.monitoring.loggers import FOLDERS as LOGGERS
+from uhr.train.run.monitoring.loggers import check_loggers
 from uhr.train.run.stop import FILE as STOP
 
 FILE = init.RUN

@@ -24,10 +24,10 @@ from uhr.models.zoo import pick_device
 from uhr.runtime.process import how_it_ended
 from uhr.runtime.threads import threads_each
 from uhr.runtime.worker import search_path
-from uhr.train.run import parallel
-from uhr.train.run.checkpoint import CheckpointInfo
+from uhr.train.run.checkpoints.checkpoint import CheckpointInfo
 from uhr.train.run.job import Job, joined_job, lock_run
-from uhr.train.run.parallel import EveryRank, Ranks, device_of
+from uhr.train.run.processes import parallel
+from uhr.train.run.processes.parallel import EveryRank, Ranks, device_of
 from uhr.train.run.trainer import TrainingResult, train
 
 Launcher = Literal["local", "torchrun", "ray"]

@@ -12,9 +12,9 @@ from uhr.models.estimate.devices import Device
 from uhr.models.estimate.weights import weight_bytes
 from uhr.models.loading.stream import blocks_of
 from uhr.models.specs.spec import ModelSpec
-from uhr.train.recipes.base import Recipe
-from uhr.train.run.parallel import Ranks
-from uhr.train.run.shard import divides, mesh_shape
+from uhr.train.recipes.core.base import Recipe
+from uhr.train.run.processes.parallel import Ranks
+from uhr.train.run.processes.shard import divides, mesh_shape
 
 WORK_PER_TOKEN = 24
 """Numbers per token and channel that one transformer block keeps for its backward pass: normalised inputs,

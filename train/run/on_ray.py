@@ -14,11 +14,12 @@ from uhr.base.console import progress
 from uhr.base.errors import UserError, one_line
 from uhr.runtime.ray import check_installed, running_ray
 from uhr.runtime.worker import search_path
-from uhr.train.run import checkpoint, parallel
-from uhr.train.run.checkpoint import CheckpointInfo
+from uhr.train.run.checkpoints import checkpoint
+from uhr.train.run.checkpoints.checkpoint import CheckpointInfo
 from uhr.train.run.job import RAY, Job, joined_job
-from uhr.train.run.log import read_log
-from uhr.train.run.parallel import EveryRank
+from uhr.train.run.monitoring.log import read_log
+from uhr.train.run.processes import parallel
+from uhr.train.run.processes.parallel import EveryRank
 from uhr.train.run.stop import FILE as STOP
 from uhr.train.run.stop import stop_requests
 from uhr.train.run.trainer import TrainingResult, train

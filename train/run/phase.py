@@ -11,7 +11,7 @@ from uhr.train.data.mixture import Mixture, Turn, UseOrder
 from uhr.train.data.reader import EncodedData, EncodedRows
 from uhr.train.objectives.base import Batch, BatchCondition, Denoiser, Objective
 from uhr.train.objectives.draws import Draws
-from uhr.train.recipes.base import Recipe
+from uhr.train.recipes.core.base import Recipe
 from uhr.train.timesteps import Timesteps
 
 

@@ -24,21 +24,23 @@ from uhr.models.surgery.base import compose, from_record, record
 from uhr.models.zoo import load_component, pick_device
 from uhr.train.data.prefetch import Prefetch
 from uhr.train.objectives.base import Denoiser
-from uhr.train.run import checkpoint, init, optim, shard
-from uhr.train.run.average import decay_at, describe_average
+from uhr.train.run import init
+from uhr.train.run.checkpoints import checkpoint, optim
+from uhr.train.run.checkpoints.average import decay_at, describe_average
+from uhr.train.run.checkpoints.masters import Masters
+from uhr.train.run.checkpoints.state import TrainState, copy_into, seed_everything
 from uhr.train.run.denoiser import BackboneDenoiser
 from uhr.train.run.feed import LoadedBatch, Phases, feed
-from uhr.train.run.held_out import HeldOutLosses, apart_from_training
-from uhr.train.run.held_out import metrics as held_out_metrics
 from uhr.train.run.job import Job
-from uhr.train.run.log import held_out_losses, progress_note, read_log, track
-from uhr.train.run.loggers import loggers
-from uhr.train.run.masters import Masters
-from uhr.train.run.parallel import ALONE, EveryRank, Ranks, device_of, whole
+from uhr.train.run.monitoring.held_out import HeldOutLosses, apart_from_training
+from uhr.train.run.monitoring.held_out import metrics as held_out_metrics
+from uhr.train.run.monitoring.log import held_out_losses, progress_note, read_log, track
+from uhr.train.run.monitoring.loggers import loggers
+from uhr.train.run.monitoring.validation_images import ValidationImageWriter
 from uhr.train.run.phase import PhaseRun
-from uhr.train.run.state import TrainState, copy_into, seed_everything
+from uhr.train.run.processes import shard
+from uhr.train.run.processes.parallel import ALONE, EveryRank, Ranks, device_of, whole
 from uhr.train.run.stop import stop_requests
-from uhr.train.run.validation_images import ValidationImageWriter
 
 RECENT = 50
 """Number of steps whose mean loss is written to a checkpoint; one step's loss is too noisy."""

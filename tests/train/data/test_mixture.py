@@ -14,7 +14,7 @@ from uhr.train.data.mixture import Mixture, UseOrder
 from uhr.train.data.names import NamedPath, named_path
 from uhr.train.data.sets import check_all_used, data_for, open_sets
 from uhr.train.recipes import resolve
-from uhr.train.recipes.base import DataUse
+from uhr.train.recipes.core.base import DataUse
 
 
 class Data:

@@ -16,12 +16,12 @@ from uhr.models.vae.codec import encode_moments
 from uhr.models.zoo import Prompt, load_text_encoders, load_vae
 from uhr.train.encode.buckets import Bucket
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.encoded import read_encoded
-from uhr.train.encode.images import ImageWork
 from uhr.train.encode.run import encode
-from uhr.train.encode.source import cut
-from uhr.train.encode.tensors import stacked
-from uhr.train.encode.texts import TextWork
+from uhr.train.encode.stored.encoded import read_encoded
+from uhr.train.encode.stored.tensors import stacked
+from uhr.train.encode.work.images import ImageWork
+from uhr.train.encode.work.source import cut
+from uhr.train.encode.work.texts import TextWork
 
 
 def rows_of(folder, kind):

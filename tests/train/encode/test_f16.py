@@ -11,8 +11,8 @@ from uhr.models.vae.tiled import ExactTiling
 from uhr.models.zoo import load_vae
 from uhr.train.data.reader import EncodedData
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.memory import images_together, memory_for, tiled
 from uhr.train.encode.run import encode
+from uhr.train.encode.work.memory import images_together, memory_for, tiled
 from uhr.train.recipes import resolve
 from uhr.train.run.estimate import estimate
 from uhr.train.run.job import start
@@ -87,5 +87,5 @@ def test_the_vae_is_tiled_within_its_memory_and_takes_as_many_small_images_as_fi
     assert memory_for(vae) >= 1 << 30
     tiled(vae)
     assert images_together(vae, 128, 128) == 8
-    monkeypatch.setattr("uhr.train.encode.memory.memory_for", lambda _: 16 << 20)
+    monkeypatch.setattr("uhr.train.encode.work.memory.memory_for", lambda _: 16 << 20)
     assert images_together(vae, 512, 512) == 1

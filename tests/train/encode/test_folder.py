@@ -8,8 +8,8 @@ from uhr.base.errors import UserError
 from uhr.base.lock import only_run
 from uhr.base.run_folder import RunFolder
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.encoded import LAYOUT
 from uhr.train.encode.run import encode
+from uhr.train.encode.stored.encoded import LAYOUT
 
 HEX = "0123456789abcdef"
 OURS = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import uhr.train.encode.images as images_module
+import uhr.train.encode.work.images as images_module
 from uhr.base.errors import UserError
 from uhr.manifests.manifest import Manifest
 from uhr.models.ops.latents import to_images
@@ -16,9 +16,9 @@ from uhr.runtime.units import CRASH, UnitFault, Watch
 from uhr.train.data.reader import EncodedData
 from uhr.train.encode.buckets import TABLES, Bucket, bucket_table, parse_size, place, table_side
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.images import IMAGE_ITEMS, ImageTask, ImageWork
 from uhr.train.encode.run import encode
-from uhr.train.encode.source import cut
+from uhr.train.encode.work.images import IMAGE_ITEMS, ImageTask, ImageWork
+from uhr.train.encode.work.source import cut
 
 TABLE_9 = (
     "5440x3072", "5184x3264", "4992x3328", "4736x3520", "5824x2880", "6272x2688", "5568x3008", "6336x2624",

@@ -8,8 +8,8 @@ import torch
 from uhr.base.errors import UserError
 from uhr.train.optimisers import NAMES, optimiser
 from uhr.train.recipes import resolve
-from uhr.train.recipes.base import Recipe
-from uhr.train.run import optim
+from uhr.train.recipes.core.base import Recipe
+from uhr.train.run.checkpoints import optim
 
 ADAM = {"betas": [0.8, 0.95], "eps": 1e-7, "weight_decay": 0.1}
 CONFIGS = [

@@ -14,8 +14,8 @@ from uhr.base.paths import text_path
 from uhr.cli import main
 from uhr.train.objectives.draws import Draws
 from uhr.train.recipes import NAMES
-from uhr.train.recipes.base import Recipe
-from uhr.train.run.checkpoint import folder_of, newest
+from uhr.train.recipes.core.base import Recipe
+from uhr.train.run.checkpoints.checkpoint import folder_of, newest
 from uhr.train.run.job import read_run, start
 from uhr.train.run.trainer import Trainer
 

@@ -13,8 +13,8 @@ from uhr.models.zoo import ModelSpec, get
 from uhr.train.encode.config import EncodeConfig
 from uhr.train.objectives.wavelet import Wavelet
 from uhr.train.recipes import NAMES, describe, recipe, resolve
-from uhr.train.recipes import base as recipe_module
-from uhr.train.recipes.base import Phase, Recipe, leaves
+from uhr.train.recipes.core import base as recipe_module
+from uhr.train.recipes.core.base import Phase, Recipe, leaves
 from uhr.train.trainable.adapters import Lora
 
 

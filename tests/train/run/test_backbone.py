@@ -12,10 +12,10 @@ from uhr.cli import main
 from uhr.models.publish.backbone import export_backbone
 from uhr.models.zoo import load_transformer
 from uhr.train.recipes import resolve
-from uhr.train.run import checkpoint
+from uhr.train.run.checkpoints import checkpoint
+from uhr.train.run.checkpoints.masters import Masters
 from uhr.train.run.export import export
 from uhr.train.run.job import reopen, start
-from uhr.train.run.masters import Masters
 from uhr.train.run.trainer import Trainer, train
 
 SETS = ["trainable={kind: backbone}", "runtime.precision=bfloat16", "batch.micro=1"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from uhr.train.run import checkpoint
-from uhr.train.run.checkpoint import folder_of
+from uhr.train.run.checkpoints import checkpoint
+from uhr.train.run.checkpoints.checkpoint import folder_of
 from uhr.train.run.export import export
 from uhr.train.run.job import reopen, start
 from uhr.train.run.trainer import Trainer, train

@@ -11,7 +11,7 @@ from uhr.cli import main
 from uhr.models.ops.latents import normalisation
 from uhr.models.vae.codec import encode_moments
 from uhr.models.zoo import load_transformer, load_vae
-from uhr.train.encode.encoded import EncodedInfo, Geometry, read_encoded
+from uhr.train.encode.stored.encoded import EncodedInfo, Geometry, read_encoded
 from uhr.train.objectives.draws import Draws
 from uhr.train.recipes import resolve
 from uhr.train.run.job import start

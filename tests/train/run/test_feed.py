@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from uhr.train.data.reader import DataFault, EncodedData
-from uhr.train.run.checkpoint import steps
+from uhr.train.run.checkpoints.checkpoint import steps
 from uhr.train.run.feed import Phases, feed, load_batch
 from uhr.train.run.trainer import Trainer, train
 

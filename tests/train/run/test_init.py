@@ -15,8 +15,8 @@ from uhr.cli import main
 from uhr.models.adapters.formats.usage import METADATA
 from uhr.models.zoo import load_transformer
 from uhr.train.recipes import resolve
-from uhr.train.run import checkpoint
-from uhr.train.run.checkpoint import folder_of, steps
+from uhr.train.run.checkpoints import checkpoint
+from uhr.train.run.checkpoints.checkpoint import folder_of, steps
 from uhr.train.run.export import export
 from uhr.train.run.job import read_run, reopen, start
 from uhr.train.run.trainer import Trainer, train

@@ -10,8 +10,8 @@ from uhr.train.encode.config import EncodeConfig
 from uhr.train.encode.run import encode
 from uhr.train.objectives.wavelet import Wavelet
 from uhr.train.recipes import recipe
-from uhr.train.run import checkpoint
-from uhr.train.run.checkpoint import folder_of, newest, steps
+from uhr.train.run.checkpoints import checkpoint
+from uhr.train.run.checkpoints.checkpoint import folder_of, newest, steps
 from uhr.train.run.job import reopen, start
 from uhr.train.run.trainer import Trainer, train
 

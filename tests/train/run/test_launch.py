@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from uhr.cli import main
-from uhr.train.run import checkpoint, launch
+from uhr.train.run import launch
+from uhr.train.run.checkpoints import checkpoint
 
 SETS = ["phases.main.steps=3", "phases.main.lr=0.01", "runtime.checkpoint_every=2"]
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from uhr.cli import main
 from uhr.models import zoo
-from uhr.train.encode.encoded import read_encoded
+from uhr.train.encode.stored.encoded import read_encoded
 
 FILE = "diffusion_pytorch_model.safetensors"
 

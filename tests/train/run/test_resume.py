@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import uhr.train.run.checkpoint as checkpoint_module
-from uhr.train.run.checkpoint import folder_of, steps
+import uhr.train.run.checkpoints.checkpoint as checkpoint_module
+from uhr.train.run.checkpoints.checkpoint import folder_of, steps
 from uhr.train.run.trainer import Trainer
 
 STEPS = 6

@@ -10,8 +10,8 @@ from uhr.base.errors import UserError
 from uhr.train.data.names import NamedPath
 from uhr.train.objectives.draws import Draws
 from uhr.train.recipes import recipe, resolve
-from uhr.train.recipes.base import DataUse, leaves
-from uhr.train.run import checkpoint
+from uhr.train.recipes.core.base import DataUse, leaves
+from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.feed import Phases, load_batch
 from uhr.train.run.job import reopen, start
 from uhr.train.run.trainer import Trainer, train

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from uhr.base.errors import UserError
 from uhr.train.recipes import resolve
-from uhr.train.run import checkpoint
+from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.export import export
 from uhr.train.run.job import reopen, start
-from uhr.train.run.parallel import ALONE, whole
+from uhr.train.run.processes.parallel import ALONE, whole
 from uhr.train.run.trainer import Trainer, train
 
 HERE = Path(__file__).parent

@@ -17,9 +17,9 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.train.recipes import resolve
-from uhr.train.run import parallel
 from uhr.train.run.job import joined_job, reopen, start
-from uhr.train.run.parallel import EveryRank, Ranks
+from uhr.train.run.processes import parallel
+from uhr.train.run.processes.parallel import EveryRank, Ranks
 from uhr.train.run.trainer import Trainer, train
 
 STEPS = 5
@@ -125,7 +125,7 @@ def interrupted(setting: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
 def full_disk(setting: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """A checkpoint whose files of process 1 do not fit on the disk."""
-    from uhr.train.run import checkpoint
+    from uhr.train.run.checkpoints import checkpoint
 
     real = checkpoint.write_json
 

@@ -6,9 +6,9 @@ import torch
 from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.train.recipes import resolve
-from uhr.train.run import shard
 from uhr.train.run.launch import Launch
-from uhr.train.run.parallel import Ranks, device_of, from_environment
+from uhr.train.run.processes import shard
+from uhr.train.run.processes.parallel import Ranks, device_of, from_environment
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from uhr.train.recipes.base import Runtime
+from uhr.train.recipes.core.base import Runtime
 
 RUNTIME = Runtime(
     device="auto",

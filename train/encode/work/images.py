@@ -12,10 +12,10 @@ import pyarrow as pa
 from uhr.runtime.units import UnitFault, Watch, Work
 from uhr.train.encode.buckets import Bucket
 from uhr.train.encode.config import ALPHA, EncodeConfig, latent_key
-from uhr.train.encode.memory import empty_gpu_cache, images_together, tiled
-from uhr.train.encode.reuse import StoredRows
-from uhr.train.encode.source import CannotEncode, ItemImage, LastFile
-from uhr.train.encode.tensors import all_finite, to_bytes
+from uhr.train.encode.stored.reuse import StoredRows
+from uhr.train.encode.stored.tensors import all_finite, to_bytes
+from uhr.train.encode.work.memory import empty_gpu_cache, images_together, tiled
+from uhr.train.encode.work.source import CannotEncode, ItemImage, LastFile
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,11 +17,11 @@ from uhr.train.data.reader import EncodedData
 from uhr.train.data.sets import NamedData, data_for
 from uhr.train.objectives.base import Denoiser
 from uhr.train.objectives.draws import Draws
-from uhr.train.recipes.base import DataUse, Recipe
-from uhr.train.recipes.validation import HeldOutLoss
-from uhr.train.run.log import held_out_losses
+from uhr.train.recipes.core.base import DataUse, Recipe
+from uhr.train.recipes.core.validation import HeldOutLoss
+from uhr.train.run.checkpoints.state import generators, set_generators
+from uhr.train.run.monitoring.log import held_out_losses
 from uhr.train.run.phase import UseRun
-from uhr.train.run.state import generators, set_generators
 from uhr.train.timesteps import Timesteps
 
 

@@ -12,10 +12,10 @@ from uhr.train.encode.config import EncodeConfig
 from uhr.train.encode.run import encode
 from uhr.train.objectives.base import Batch
 from uhr.train.recipes import resolve
-from uhr.train.recipes.validation import HeldOutLoss
-from uhr.train.run import checkpoint
-from uhr.train.run.held_out import held_out_rows
+from uhr.train.recipes.core.validation import HeldOutLoss
+from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.job import reopen, start
+from uhr.train.run.monitoring.held_out import held_out_rows
 from uhr.train.run.trainer import Trainer, train
 
 TIMING = ("seconds", "wait", "samples_per_second", "tokens_per_second", "peak_memory")

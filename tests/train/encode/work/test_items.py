@@ -2,7 +2,7 @@ import pyarrow as pa
 
 from uhr.train.encode.buckets import buckets, choose
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.items import caption_items, image_items
+from uhr.train.encode.work.items import caption_items, image_items
 
 SIZES = buckets(1024, EncodeConfig().aspects, 16)
 ROWS = [

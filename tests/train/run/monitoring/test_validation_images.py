@@ -9,7 +9,8 @@ from PIL import Image
 from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.models.loading import model as loading
-from uhr.train.run import checkpoint, validation_images
+from uhr.train.run.checkpoints import checkpoint
+from uhr.train.run.monitoring import validation_images
 from uhr.train.run.trainer import Trainer, train
 
 IMAGES = "validation.images={prompts: [a red square, a tree], every: 2, size: [96, 64], steps: 2, seed: 5}"

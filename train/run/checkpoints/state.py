@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from uhr.train.run import optim
-from uhr.train.run.average import decay_at
-from uhr.train.run.parallel import is_divided, placed_as
+from uhr.train.run.checkpoints import optim
+from uhr.train.run.checkpoints.average import decay_at
+from uhr.train.run.processes.parallel import is_divided, placed_as
 
 
 @dataclass

@@ -25,10 +25,10 @@ from uhr.base.paths import text_path
 from uhr.base.run_folder import all_or_nothing
 from uhr.models.files.write import save_tensors
 from uhr.models.loading.opening import ModelName
-from uhr.train.recipes.base import Recipe, leaves
-from uhr.train.run import average, divided, optim
-from uhr.train.run.parallel import ALONE, Ranks
-from uhr.train.run.state import TrainState, generators, set_generators
+from uhr.train.recipes.core.base import Recipe, leaves
+from uhr.train.run.checkpoints import average, divided, optim
+from uhr.train.run.checkpoints.state import TrainState, generators, set_generators
+from uhr.train.run.processes.parallel import ALONE, Ranks
 
 FILE = "checkpoint.json"
 FOLDER = "checkpoints"

@@ -20,7 +20,7 @@ from uhr.train.data.reader import EncodedData
 from uhr.train.encode.buckets import Bucket, place
 from uhr.train.encode.config import EncodeConfig
 from uhr.train.encode.run import encode
-from uhr.train.encode.samples import ADDED
+from uhr.train.encode.stored.samples import ADDED
 
 IMAGE = {"height": 150, "width": 150}
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.train.run.log import print_log, progress_note, read_log, track
-from uhr.train.run.loggers import check_loggers, loggers, scalars
+from uhr.train.run.monitoring.log import print_log, progress_note, read_log, track
+from uhr.train.run.monitoring.loggers import check_loggers, loggers, scalars
 
 
 def entry(step: int) -> dict:

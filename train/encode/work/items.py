@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from uhr.base.console import progress
 from uhr.train.encode.buckets import Bucket, choose
 from uhr.train.encode.config import ALPHA, EncodeConfig, text_key
-from uhr.train.encode.images import IMAGE_ITEMS
-from uhr.train.encode.texts import TEXT_ITEMS
+from uhr.train.encode.work.images import IMAGE_ITEMS
+from uhr.train.encode.work.texts import TEXT_ITEMS
 
 
 def caption_items(

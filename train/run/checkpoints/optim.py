@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from uhr.base.errors import UserError
-from uhr.train.run.parallel import is_divided, placed_as
+from uhr.train.run.processes.parallel import is_divided, placed_as
 
 METADATA = "uhr_optimiser"
 """The key in the metadata of `optimiser.safetensors` for `OptimiserState.values`, as JSON."""

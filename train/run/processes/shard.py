@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import nn
 
 from uhr.base.errors import UserError, unknown
-from uhr.train.recipes.base import Recipe
-from uhr.train.run.parallel import Ranks, backend_of
+from uhr.train.recipes.core.base import Recipe
+from uhr.train.run.processes.parallel import Ranks, backend_of
 
 Mode = Literal["replicate", "hybrid", "full"]
 

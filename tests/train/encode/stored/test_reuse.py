@@ -10,9 +10,9 @@ from uhr.cli import main
 from uhr.manifests.manifest import Manifest
 from uhr.train.data.reader import EncodedData
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.images import ImageWork
 from uhr.train.encode.run import encode
-from uhr.train.encode.texts import TextWork
+from uhr.train.encode.work.images import ImageWork
+from uhr.train.encode.work.texts import TextWork
 
 SIZE = {"height": 140, "width": 150}
 NAMES = ("a", "b", "c", "d")
@@ -76,7 +76,7 @@ def test_the_command_says_how_many_rows_were_taken_over(with_fifth, tiny_flux, t
         with_fifth.path, str(tiny_flux), tmp_path / "five", config, "cpu", reuse=[tmp_path / "four"]
     )
     assert (info.counts["reused"], info.counts["reused_captions"]) == (4, 5)
-    from uhr.train.encode.encoded import print_encoded
+    from uhr.train.encode.stored.encoded import print_encoded
 
     print_encoded(info)
     assert "taken over: 4 images and 5 captions" in capsys.readouterr().out

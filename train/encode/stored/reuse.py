@@ -11,7 +11,7 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.base.errors import UserError, one_line
 from uhr.manifests.info import Part
-from uhr.train.encode.encoded import read_encoded
+from uhr.train.encode.stored.encoded import read_encoded
 
 
 class StoredRows:

@@ -25,8 +25,8 @@ from uhr.models.samplers.core.sampler import plan_of_spec
 from uhr.models.specs.spec import ModelSpec
 from uhr.models.surgery.base import Surgery, compose
 from uhr.models.zoo import Model
-from uhr.train.recipes.base import Recipe
-from uhr.train.recipes.validation import ValidationImages
+from uhr.train.recipes.core.base import Recipe
+from uhr.train.recipes.core.validation import ValidationImages
 
 FOLDER = "validation"
 """The subfolder of a run."""

@@ -19,9 +19,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from uhr.base.files import write_json
-from uhr.train.run import optim
-from uhr.train.run.parallel import Ranks
-from uhr.train.run.state import TrainState
+from uhr.train.run.checkpoints import optim
+from uhr.train.run.checkpoints.state import TrainState
+from uhr.train.run.processes.parallel import Ranks
 
 FOLDER = "divided"
 INDEX = f"{FOLDER}/.metadata"

@@ -19,8 +19,8 @@ from uhr.models.surgery.base import from_record
 from uhr.train.objectives import AnyObjective
 from uhr.train.objectives.base import Objective
 from uhr.train.optimisers import AnyOptimiser
-from uhr.train.recipes.validation import Validation
-from uhr.train.recipes.windows import CallAttention, GuideWindows, ProportionalAttention
+from uhr.train.recipes.core.validation import Validation
+from uhr.train.recipes.core.windows import CallAttention, GuideWindows, ProportionalAttention
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable import AnyTrainable
 
@@ -153,8 +153,8 @@ class Runtime(Config):
     """Device, precision and checkpoints of a run; `checkpoint.MAY_CHANGE` lists what may change on resume.
 
     precision: of the frozen weights and of the computation; adapters and their optimiser are float32 always.
-    shard: how several processes divide the weights (`train.run.shard`). replicate: each has all. full: each
-        has a part. hybrid: the processes of a machine divide them, and every machine has all.
+    shard: how several processes divide the weights (`train.run.processes.shard`). replicate: each has all.
+        full: each has a part. hybrid: the processes of a machine divide them, and every machine has all.
     checkpoint_every: steps between checkpoints (the last step and an interruption write one too).
     keep_checkpoints: how many of the newest are kept.
     log: where the numbers of `log.jsonl` are written too.

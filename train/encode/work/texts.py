@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from uhr.runtime.units import Watch, Work
 from uhr.train.encode.config import EncodeConfig
-from uhr.train.encode.memory import empty_gpu_cache
-from uhr.train.encode.reuse import StoredRows
-from uhr.train.encode.tensors import all_finite, to_bytes
+from uhr.train.encode.stored.reuse import StoredRows
+from uhr.train.encode.stored.tensors import all_finite, to_bytes
+from uhr.train.encode.work.memory import empty_gpu_cache
 
 if TYPE_CHECKING:
     from uhr.models.zoo import Model

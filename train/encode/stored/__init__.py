@@ -1,0 +1,1 @@
+"""The files of encoded data: how tensors are written, described, found and read."""

@@ -1,0 +1,1 @@
+"""What a run trains, and how it is stored: state, optimiser, average, checkpoints."""
