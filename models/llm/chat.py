@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import io
 import json
 import os
 import random
@@ -12,7 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from uhr.base.console import warn
 from uhr.base.errors import UserError, one_line
@@ -81,24 +83,16 @@ class ChatServer:
         `tokens` is the longest answer. Raises NoAnswer if the answer is empty or incomplete, and ServerError
         if the server cannot be used.
         """
-        body = {
-            "model": self.model,
-            "messages": [
-                {"role": "system", "content": instruction},
-                {"role": "user", "content": question},
-            ],
-            "seed": seed,
-        }
-        choice = _choice(self._complete(body, tokens))
-        text = choice["message"].get("content")
-        if not isinstance(text, str) or not text.strip():
-            raise NoAnswer("the answer is empty")
-        reason = choice.get("finish_reason")
-        if reason in _CUT:
-            raise NoAnswer(f"the answer is longer than {tokens} tokens")
-        if reason in _INCOMPLETE:
-            raise NoAnswer(f"the server stopped before the end of the answer ({reason})")
-        return text.strip()
+        messages = [{"role": "system", "content": instruction}, {"role": "user", "content": question}]
+        return complete_text(self.choice(messages, tokens, seed=seed), tokens)
+
+    def choice(self, messages: list[dict[str, Any]], tokens: int, **options: Any) -> dict[str, Any]:
+        """Return the first choice of a chat completion, at temperature 0 unless the model does not take one.
+
+        `options` are further parameters of the request. Raises NoAnswer if the server refuses this request,
+        or its answer has no choice, and ServerError if the server cannot be used.
+        """
+        return _choice(self._complete({"model": self.model, "messages": messages, **options}, tokens))
 
     def _complete(self, body: dict[str, Any], tokens: int) -> Any:
         """Hosted reasoning models reject two parameters that all others take, so those are then left out."""
@@ -188,6 +182,29 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
         return None
+
+
+def complete_text(choice: dict[str, Any], tokens: int) -> str:
+    """Return the text of a choice without surrounding white space. Raises NoAnswer if it is empty or was cut,
+    at `tokens` tokens or by the server.
+    """
+    text = choice["message"].get("content")
+    if not isinstance(text, str) or not text.strip():
+        raise NoAnswer("the answer is empty")
+    reason = choice.get("finish_reason")
+    if reason in _CUT:
+        raise NoAnswer(f"the answer is longer than {tokens} tokens")
+    if reason in _INCOMPLETE:
+        raise NoAnswer(f"the server stopped before the end of the answer ({reason})")
+    return text.strip()
+
+
+def image_part(image: Any, format: Literal["PNG", "JPEG"]) -> dict[str, Any]:
+    """Return the part of a message with one of Pillow's images, as a data URI; JPEG in quality 95."""
+    data = io.BytesIO()
+    image.save(data, format, **({"quality": 95} if format == "JPEG" else {}))
+    text = base64.b64encode(data.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/{format.lower()};base64,{text}"}}
 
 
 def _choice(tree: Any) -> dict[str, Any]:

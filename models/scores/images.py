@@ -55,8 +55,11 @@ class View:
 
 def as_tensor(image: Any) -> torch.Tensor:
     """Return an image as a uint8 tensor [H, W, 3]. Raises ValueError for any other type or shape."""
+    import numpy as np
     import torch
 
+    if isinstance(image, np.ndarray) and not image.flags.writeable:
+        image = image.copy()  # torch warns about arrays that it might write to
     tensor = torch.as_tensor(image)
     if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[2] != 3 or 0 in tensor.shape:
         raise ValueError(f"an image is uint8 [H, W, 3], and this is {tensor.dtype} {list(tensor.shape)}")

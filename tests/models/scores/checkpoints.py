@@ -143,3 +143,105 @@ def image_classifier(folder: Path) -> Path:
     model.save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
+
+
+def byte_tokenizer(folder: Path, whole: list[str], special: list[str]):
+    """Save Qwen2's tokenizer over bytes, in which each text of `whole` is one token."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    alphabet = sorted(ByteLevel.alphabet())
+    vocab, merges = list(alphabet), []
+    for text in whole:
+        pieces = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0]
+        current = pieces[0]
+        for character in pieces[1:]:
+            merges.append((current, character))
+            current += character
+            vocab.append(current)
+    vocab, merges = list(dict.fromkeys(vocab)), list(dict.fromkeys(merges))
+    tokenizer = Qwen2Tokenizer(
+        vocab={piece: n for n, piece in enumerate(vocab)},
+        merges=merges,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>", *special],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def artimuse(folder: Path) -> Path:
+    """An InternVLChatModel checkpoint as ArtiMuse publishes it, in two shards: names and configuration of the
+    original class, random numbers.
+    """
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from uhr.models.scores.artimuse import WORDS
+
+    folder.mkdir(parents=True)
+    special = ["<img>", "</img>", "<IMG_CONTEXT>"]
+    tokenizer = byte_tokenizer(folder, list(WORDS), special)
+    text = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": len(tokenizer) + 5,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+    }
+    vision = {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 40,
+        "hidden_act": "gelu",
+        "image_size": 28,
+        "patch_size": 7,
+        "qkv_bias": True,
+        "qk_normalization": False,
+        "norm_type": "layer_norm",
+        "layer_norm_eps": 1e-6,
+    }
+    config = {"llm_config": text, "vision_config": vision, "force_image_size": 28, "downsample_ratio": 0.5}
+    config |= {"select_layer": -1, "ps_version": "v2", "template": "internvl2_5", "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    width, inner = vision["hidden_size"], vision["intermediate_size"]
+    tensors = {
+        "vision_model.embeddings.class_embedding": torch.randn(1, 1, width),
+        "vision_model.embeddings.patch_embedding.weight": torch.randn(width, 3, 7, 7) / 6,
+        "vision_model.embeddings.patch_embedding.bias": torch.randn(width),
+        "vision_model.embeddings.position_embedding": torch.randn(1, 17, width),
+        "mlp1.0.weight": torch.rand(4 * width) + 0.5,
+        "mlp1.0.bias": torch.randn(4 * width),
+        "mlp1.1.weight": torch.randn(32, 4 * width) / 6,
+        "mlp1.1.bias": torch.randn(32),
+        "mlp1.3.weight": torch.randn(32, 32),
+        "mlp1.3.bias": torch.randn(32),
+    }
+    for number in range(2):
+        layer = f"vision_model.encoder.layers.{number}."
+        shapes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+        shapes |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
+        for name, shape in shapes.items():
+            tensors[f"{layer}{name}.weight"] = torch.randn(shape) / 3
+            tensors[f"{layer}{name}.bias"] = torch.randn(shape[0])
+        for name in ("norm1", "norm2"):
+            tensors[f"{layer}{name}.weight"] = torch.rand(width) + 0.5
+            tensors[f"{layer}{name}.bias"] = torch.randn(width)
+        tensors |= {f"{layer}ls1": torch.rand(width), f"{layer}ls2": torch.rand(width)}
+    language = Qwen2ForCausalLM(Qwen2Config(**text))
+    enlarge(language, 20.0)
+    save_file({f"language_model.{k}": v for k, v in language.state_dict().items()}, folder / "b.safetensors")
+    save_file(tensors, folder / "a.safetensors")
+    return folder
