@@ -1,1 +1,1 @@
-"""Compare manifests: what changed between two, the history of one sample, union and difference."""
+"""Compare manifests: what changed between two, and the history of one sample."""
