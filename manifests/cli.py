@@ -206,3 +206,45 @@ def report(
     manifest = Manifest.open(path)
     written = write_report(manifest, out if out is not None else manifest.path / "report.html")
     console.say(console.shown(written))
+
+
+@app.command()
+def export(
+    path: Folder,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="webdataset, hf, folder, pairs, kohya, simpletuner, or an import path.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", parser=local("--out"), metavar="DIR", help="Folder to write.")
+    ],
+    captions: Annotated[
+        str,
+        typer.Option(metavar="COL,...", help="Columns of captions: the first that is not empty is taken."),
+    ] = "caption",
+    shard_mb: Annotated[int, typer.Option(min=1, metavar="MB", help="Image files per shard, in MB.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Write the images of the kept rows as files that other programs read. A killed export resumes."""
+    from dataclasses import asdict
+
+    from uhr.manifests.export import format_named
+    from uhr.manifests.export.base import ExportOptions
+    from uhr.manifests.export.job import ExportRequest
+    from uhr.manifests.export.job import export as run
+    from uhr.manifests.manifest import Manifest
+    from uhr.manifests.selection.options import parse_columns
+    from uhr.manifests.show import print_export
+
+    parent = Manifest.open(path)
+    options = ExportOptions(captions=parse_columns(captions, "--captions"), shard_bytes=shard_mb * 1_000_000)
+    request = ExportRequest(parent, out, format_named(to)(parent), options)
+    with console.progress("export", parent.info.counts["kept"], "images") as advance:
+        result = run(request, advance)
+    console.emit(asdict(result), as_json, lambda _: print_export(result))
+    if result.failed:
+        raise typer.Exit(1)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
     from uhr.manifests.sources.base import Source
+
+
+class RowGroup(NamedTuple):
+    """A row group: its part's path, its number in the part, its first row's position, and its rows."""
+
+    part: str
+    number: int
+    start: int
+    rows: int
 
 
 class Manifest:
@@ -174,17 +183,29 @@ class Manifest:
 
         Only row groups with one of them are read, one at a time. `advance` is called with the rows passed.
         """
+        for group in self.row_groups():
+            low, high = np.searchsorted(positions, [group.start, group.start + group.rows])
+            if low < high:
+                rows = self.row_group(group).take(positions[low:high] - group.start)
+                yield from rows.combine_chunks().to_batches()
+            advance(group.rows)
+
+    def row_groups(self) -> list[RowGroup]:
+        """Return the row groups of all parts, in order."""
+        found: list[RowGroup] = []
         start = 0
         for part in self.info.parts:
             with self._damage_named(), parquet.opened(self.path / part.path) as file:
-                for group in range(file.num_row_groups):
-                    stop = start + file.metadata.row_group(group).num_rows
-                    low, high = np.searchsorted(positions, [start, stop])
-                    if low < high:
-                        rows = file.read_row_group(group).take(positions[low:high] - start)
-                        yield from rows.combine_chunks().to_batches()
-                    advance(stop - start)
-                    start = stop
+                for number in range(file.num_row_groups):
+                    rows = file.metadata.row_group(number).num_rows
+                    found.append(RowGroup(part.path, number, start, rows))
+                    start += rows
+        return found
+
+    def row_group(self, group: RowGroup) -> pa.Table:
+        """Read the rows of one row group."""
+        with self._damage_named(), parquet.opened(self.path / group.part) as file:
+            return file.read_row_group(group.number)
 
     def preview_batches(self, sample_ids: Collection[str]) -> Iterator[pa.RecordBatch]:
         """Yield the preview rows of these samples, in order. Only row groups with one of them are read."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from uhr.base.console import say, shown, table
+from uhr.base.console import say, shown, table, warn
 from uhr.base.formatting import first_words, share
 from uhr.manifests.compare.diff import Diff
 from uhr.manifests.compare.history import Step
+from uhr.manifests.export.job import ExportResult
 from uhr.manifests.lineage import summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.stats import Stats
 from uhr.manifests.verify.verification import VerifyResult
+
+_MOST_FAULTS = 5
+"""Images that could not be exported, and are named on the terminal."""
 
 
 def print_stats(manifest: Manifest, stats: Stats) -> None:
@@ -85,6 +89,18 @@ def print_lineage(chain: list[dict[str, Any]]) -> None:
         else:
             what = f"not found any more (was at {link['path']})"
         say(shown(f"{lead}{link['id'][:16]}  {what}"))
+
+
+def print_export(result: ExportResult) -> None:
+    """Print what was written, and what could not be."""
+    for fault in result.failed[:_MOST_FAULTS]:
+        warn(shown(f"{fault['uri']} was left out: {fault['kind']}: {fault['error']}"))
+    if result.failed:
+        more = f"; all are listed in {result.path}/export.json" if len(result.failed) > _MOST_FAULTS else ""
+        warn(shown(f"{len(result.failed):,} images could not be exported{more}"))
+    verb = "is already finished:" if result.finished_before else "contains"
+    images = ", ".join(f"{name} {count:,} images" for name, count in result.images.items())
+    say(shown(f"{result.path} {verb} {images or 'no images'}; {result.format}, {result.shards:,} shards"))
 
 
 def print_history(steps: Sequence[Step]) -> None:

@@ -29,6 +29,8 @@ PRINTED_BY = {
     "manifests/report/": ("manifest report",),
     "uhr/runtime/": UNITS,
     "manifests/compare/history.py": ("manifest history",),
+    "manifests/export/__init__.py": ("manifest export",),
+    "manifests/export/job.py": ("manifest export",),
     "manifests/selection/options.py": ("manifest slice",),
     "manifests/selection/select.py": ("manifest slice",),
     "manifests/selection/slicing.py": ("manifest slice",),

@@ -187,3 +187,12 @@ def jpeg_preview(rgb: np.ndarray, long_side: int = 320, quality: int = 82) -> tu
     done, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done, "OpenCV encodes every uint8 image"
     return data.tobytes(), small.shape[1], small.shape[0]
+
+
+def png(rgb: np.ndarray) -> bytes:
+    """Return the pixels, uint8 [H, W, 3] or [H, W], as a PNG, losslessly."""
+    import cv2
+
+    done, data = cv2.imencode(".png", np.ascontiguousarray(rgb[..., ::-1] if rgb.ndim == 3 else rgb))
+    assert done, "OpenCV encodes every uint8 image"
+    return data.tobytes()

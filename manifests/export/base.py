@@ -1,0 +1,124 @@
+"""What a format of an export is: how it groups images into shards, writes a shard, and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from uhr.base.config import Config
+from uhr.base.files import sync
+from uhr.manifests.manifest import Manifest
+
+EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
+"""File extensions by the name of the format in the column `format`; of others the name in lower case."""
+
+
+class ExportOptions(Config):
+    """The options of an export.
+
+    captions: columns; the caption of an image is the first of them that is not null. shard_bytes: image files
+    per shard, at least one image. shard_rows: the largest number of images per shard.
+    """
+
+    captions: tuple[str, ...] = ("caption",)
+    shard_bytes: int = 1_000_000_000
+    shard_rows: int = 10_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to write: its row, its file's bytes and extension (without a dot), and its caption or ""."""
+
+    row: Mapping[str, Any]
+    data: bytes
+    extension: str
+    caption: str
+
+    @property
+    def id(self) -> str:
+        return str(self.row["sample_id"])
+
+    def facts(self) -> dict[str, Any]:
+        """Return the row without nulls, as JSON can have it."""
+        return json.loads(json.dumps({k: v for k, v in self.row.items() if v is not None}, default=str))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of an export: its number among the `count` of its split, both from 0, and the split's name.
+
+    `name` is the name of its files or folder, such as `train-00003`.
+    """
+
+    number: int
+    count: int
+    split: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.number:05d}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image as it was written: `file` relative to the export's folder, and what an index says of it."""
+
+    file: str
+    split: str
+    caption: str
+    facts: Mapping[str, Any]
+
+
+class Format(ABC):
+    """A format. A subclass writes shards; each is written whole or not at all, and alone.
+
+    upright: whether its readers need upright 8-bit images in sRGB, as JPEG, PNG or WebP: every other image is
+    written as PNG then. one_extension: whether all images of a shard have the same extension.
+    """
+
+    name: ClassVar[str]
+    upright: ClassVar[bool] = False
+    one_extension: ClassVar[bool] = False
+
+    def __init__(self, parent: Manifest) -> None:
+        """Make the format for one manifest. Raises UserError if it cannot write the manifest's rows."""
+        self.parent = parent
+
+    @abstractmethod
+    def write(self, out: Path, shard: Shard, samples: Iterable[Sample]) -> Iterator[Entry]:
+        """Write a shard below `out`, and yield an entry for each sample, in order.
+
+        The shard's file or folder has its name only when the last entry has been yielded.
+        """
+
+    @abstractmethod
+    def paths(self, shard: Shard) -> str:
+        """Return the path of a shard's file or folder, relative to the export's folder."""
+
+    def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int]) -> None:
+        """Write what is not part of a shard: indices, cards; by default nothing. `splits` has the number of
+        images of each.
+        """
+        return
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Generator[Path]:
+    """Yield an empty folder next to `path`; it gets this name when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

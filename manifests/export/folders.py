@@ -1,0 +1,174 @@
+"""Folders of image files, as image viewers and other trainers read them: each adds its own index."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from uhr.base import parquet
+from uhr.base.files import atomic, write_json
+from uhr.manifests.export.base import Entry, Format, Sample, Shard, whole_folder
+
+
+class _Folders(Format):
+    """A folder per shard; an image's file is named by its sample id. `captions` adds `ID.txt` to each."""
+
+    captions = True
+
+    def paths(self, shard: Shard) -> str:
+        return f"{shard.split}/{shard.number:05d}"
+
+    def write(self, out: Path, shard: Shard, samples: Iterable[Sample]) -> Iterator[Entry]:
+        path = self.paths(shard)
+        with whole_folder(out / path) as folder:
+            for sample in samples:
+                (folder / f"{sample.id}.{sample.extension}").write_bytes(sample.data)
+                if self.captions:
+                    (folder / f"{sample.id}.txt").write_text(sample.caption, encoding="utf-8")
+                file = f"{path}/{sample.id}.{sample.extension}"
+                yield Entry(file, shard.split, sample.caption, sample.facts())
+
+
+class Pairs(_Folders):
+    """Image and text files, `ID.jpg` and `ID.txt`, and nothing else: for ai-toolkit and the like."""
+
+    name = "pairs"
+    upright = True
+
+
+class ImageFolder(_Folders):
+    """Image files as they were found, and `metadata.jsonl`, for `datasets.load_dataset("imagefolder")`.
+
+    A line has `file_name`, `text` (the caption) and the row without nulls.
+    """
+
+    name = "folder"
+    captions = False
+
+    def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int]) -> None:
+        # one index per split, beside its images, where the reader looks for it
+        with _Lines(out) as lines:
+            for entry in entries:
+                name = entry.file.removeprefix(f"{entry.split}/")
+                facts = {k: v for k, v in entry.facts.items() if k not in ("file_name", "text")}
+                lines.add(
+                    f"{entry.split}/metadata.jsonl", {"file_name": name, "text": entry.caption, **facts}
+                )
+
+
+class _Lines(contextlib.ExitStack):
+    """Writes lines of JSON to several files below `out`, each of which gets its name at the end."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__()
+        self._out = out
+        self._open: dict[str, Any] = {}
+
+    def add(self, path: str, value: Mapping[str, Any]) -> None:
+        if path not in self._open:
+            temporary = self.enter_context(atomic(self._out / path))
+            self._open[path] = self.enter_context(temporary.open("w", encoding="utf-8"))
+        self._open[path].write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+class _Indexed(_Folders):
+    """A folder for a trainer that is configured by absolute paths."""
+
+    upright = True
+
+    def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int]) -> None:
+        by_split: dict[str, list[Entry]] = {split: [] for split in splits}
+        for entry in entries:
+            by_split[entry.split].append(entry)
+        for split, found in by_split.items():
+            self.index(out.resolve(), split, found)
+
+    @abstractmethod
+    def index(self, out: Path, split: str, entries: list[Entry]) -> None:
+        """Write the index of one split."""
+
+
+class Kohya(_Indexed):
+    """For kohya's sd-scripts: images, `SPLIT.json` (captions and sizes by path) and `SPLIT.toml`.
+
+    `--dataset_config OUT/train.toml` trains on it.
+    """
+
+    name = "kohya"
+
+    def index(self, out: Path, split: str, entries: list[Entry]) -> None:
+        found = {
+            str(out / entry.file): {
+                "caption": entry.caption,
+                "train_resolution": [entry.facts["width"], entry.facts["height"]],
+            }
+            for entry in entries
+        }
+        write_json(out / f"{split}.json", found)
+        quoted = [json.dumps(str(out / name), ensure_ascii=False) for name in (split, f"{split}.json")]
+        with atomic(out / f"{split}.toml") as temporary:
+            temporary.write_text(
+                "[general]\nenable_bucket = true\nbucket_no_upscale = true\n\n[[datasets]]\n\n"
+                f"[[datasets.subsets]]\nimage_dir = {quoted[0]}\nmetadata_file = {quoted[1]}\n",
+                encoding="utf-8",
+            )
+
+
+class SimpleTuner(_Indexed):
+    """For SimpleTuner: images, `SPLIT.parquet` for its `parquet` metadata backend, and `SPLIT.json`, the data
+    backend that names it.
+    """
+
+    name = "simpletuner"
+    captions = False
+
+    def index(self, out: Path, split: str, entries: list[Entry]) -> None:
+        rows = [
+            {
+                "filename": entry.file.removeprefix(f"{split}/"),
+                "caption": entry.caption,
+                "width": entry.facts["width"],
+                "height": entry.facts["height"],
+                "sample_id": entry.facts["sample_id"],
+                "license": entry.facts.get("license"),
+            }
+            for entry in entries
+        ]
+        table = pa.Table.from_pylist(rows, schema=_SIMPLETUNER)
+        with atomic(out / f"{split}.parquet") as temporary:
+            parquet.write(temporary, table)
+        backend = {
+            "id": f"{out.name}-{split}",
+            "type": "local",
+            "instance_data_dir": str(out / split),
+            "caption_strategy": "parquet",
+            "metadata_backend": "parquet",
+            "parquet": {
+                "path": str(out / f"{split}.parquet"),
+                "filename_column": "filename",
+                "caption_column": "caption",
+                "fallback_caption_column": "caption",
+                "width_column": "width",
+                "height_column": "height",
+                "identifier_includes_extension": True,
+            },
+        }
+        write_json(out / f"{split}.json", [backend])
+
+
+_SIMPLETUNER = pa.schema(
+    [
+        pa.field("filename", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("sample_id", pa.string()),
+        pa.field("license", pa.string()),
+    ]
+)

@@ -1,0 +1,46 @@
+"""WebDataset: tar archives in which the files of a sample have one key and follow one another."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from uhr.base.files import atomic
+from uhr.manifests.export.base import Entry, Format, Sample, Shard
+
+
+class WebDataset(Format):
+    """A tar per shard. The key is the sample id; the files are the image, `txt` (the caption, also an empty
+    one) and `json` (the row without nulls).
+
+    All images of a shard have one extension, which `datasets.load_dataset("webdataset")` needs. Headers have
+    no times and owners, so that the same samples give the same bytes.
+    """
+
+    name = "webdataset"
+    one_extension = True
+
+    def paths(self, shard: Shard) -> str:
+        return f"{shard.name}.tar"
+
+    def write(self, out: Path, shard: Shard, samples: Iterable[Sample]) -> Iterator[Entry]:
+        path = self.paths(shard)
+        with (
+            atomic(out / path) as temporary,
+            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            for sample in samples:
+                facts = sample.facts()
+                for extension, data in (
+                    (sample.extension, sample.data),
+                    ("txt", sample.caption.encode()),
+                    ("json", json.dumps(facts, ensure_ascii=False).encode()),
+                ):
+                    member = tarfile.TarInfo(f"{sample.id}.{extension}")
+                    member.size = len(data)
+                    member.mode = 0o644
+                    tar.addfile(member, io.BytesIO(data))
+                yield Entry(path, shard.split, sample.caption, facts)
