@@ -2,65 +2,28 @@
 
 from __future__ import annotations
 
-from uhr.train.objectives.flow import Flow
-from uhr.train.optimisers.kinds import Prodigy
-from uhr.train.recipes.core.base import Batching, DataUse, Guidance, Init, Phase, Recipe, Sampling
-from uhr.train.recipes.core.shared import RUNTIME, sources
-from uhr.train.timesteps import Timesteps
+from uhr.train.recipes.core.base import DataUse, Init
+from uhr.train.recipes.core.shared import changed, derived
+from uhr.train.recipes.urae_2k import RECIPE as URAE_2K
 from uhr.train.trainable.adapters import Components
 
-RECIPE = Recipe(
+PHASE = changed(URAE_2K.phases[0], data=(DataUse(data="real"),), resolution=4096, steps=10000)
+
+RECIPE = derived(
+    URAE_2K,
+    {
+        "trainable": "URAE, section 2.3 and official code: the smallest components, on noisy real images",
+        "phases.data": "URAE, README: about 16,000 images of LAION-5B of 4K or more",
+        "phases.steps": "URAE, official code; the paper has 2,000",
+        "surgeries": "URAE, official code: NTK factor 10 on all axes",
+        "proportional": "URAE, official code: on in training and sampling",
+        "init": "URAE, official code: the 2K adapter is fused before the weights are decomposed",
+    },
     name="urae-4k@code",
     about="native 4K by minor components on top of urae-2k, as the code does it (URAE)",
-    family="flux1",
     surgeries=({"surgery": "rope-ntk", "factor": 10.0, "floor": None},),
     proportional=True,
-    guidance=Guidance(kind="embedded", scale=1.0),
     trainable=Components(rank=16, targets="attention", components="minor"),
     init=Init(use="fuse", after="urae-2k"),
-    phases=(
-        Phase(
-            name="main",
-            data=(DataUse(data="real"),),
-            resolution=4096,
-            objective=Flow(),
-            timesteps=Timesteps(density="uniform", shift=1.0),
-            steps=10000,
-            lr=1.0,
-            warmup=0,
-        ),
-    ),
-    optimiser=Prodigy(
-        betas=(0.9, 0.999), weight_decay=1e-4, bias_correction=True, safeguard_warmup=True, d0=1e-6
-    ),
-    clip=1.0,
-    batch=Batching(size=8, micro=1, remainder="short"),
-    latents="sample",
-    captions={"caption": 0.2, "caption_en": 0.8},
-    caption_dropout=0.0,
-    seed=0,
-    sampling=Sampling(options={"toolkit.ntk": 10.0}),
-    runtime=RUNTIME,
-    sources=sources(
-        family="URAE: FLUX.1-dev",
-        guidance="URAE 2503.16322, section 2.4, and its code: 1.0, the unguided point",
-        trainable="URAE, section 2.3 and official code: the smallest components, on noisy real images",
-        phases__data="URAE, README: about 16,000 images of LAION-5B of 4K or more",
-        phases__resolution="URAE",
-        phases__objective="URAE, official code: flow matching on the data",
-        phases__timesteps="URAE, official code: uniform over the scheduler's table of unshifted levels",
-        phases__steps="URAE, official code; the paper has 2,000",
-        phases__lr="URAE, official code: Prodigy with factor 1",
-        phases__schedule="URAE, official code",
-        phases__warmup="URAE, official code",
-        optimiser="URAE, official code; eps, d0 and d_coef are Prodigy's defaults",
-        clip="URAE, official code",
-        batch__size="URAE, official code: 8 GPUs with one image each",
-        captions="URAE, official code: 20 % original, 80 % generated; the columns' names are ours",
-        latents="URAE, official code: mean and standard deviation are stored, and drawn from at each visit",
-        runtime="ours; trained values are float32: in the code's bfloat16 Prodigy stalls",
-        surgeries="URAE, official code: NTK factor 10 on all axes",
-        proportional="URAE, official code: on in training and sampling",
-        init="URAE, official code: the 2K adapter is fused before the weights are decomposed",
-    ),
+    phases=(PHASE,),
 )

@@ -2,64 +2,20 @@
 
 from __future__ import annotations
 
-from uhr.train.objectives.flow import Flow
-from uhr.train.optimisers.kinds import Prodigy
-from uhr.train.recipes.core.base import Batching, DataUse, Guidance, Phase, Recipe, Sampling
-from uhr.train.recipes.core.shared import RUNTIME, sources
-from uhr.train.timesteps import Timesteps
-from uhr.train.trainable.adapters import Components
+from uhr.train.recipes.core.base import Init
+from uhr.train.recipes.core.shared import changed, derived
+from uhr.train.recipes.urae_4k_code import PHASE
+from uhr.train.recipes.urae_4k_code import RECIPE as CODE
 
-RECIPE = Recipe(
+RECIPE = derived(
+    CODE,
+    {
+        "phases.data": "URAE, paper: 30,000 images of LAION-5B of 4K or more",
+        "phases.steps": "URAE, paper",
+        "init": "URAE, paper: begins with the base model; the code with its 2K adapter",
+    },
     name="urae-4k@paper",
     about="native 4K by minor components of FLUX.1-dev, as the paper says (URAE)",
-    family="flux1",
-    surgeries=({"surgery": "rope-ntk", "factor": 10.0, "floor": None},),
-    proportional=True,
-    guidance=Guidance(kind="embedded", scale=1.0),
-    trainable=Components(rank=16, targets="attention", components="minor"),
-    phases=(
-        Phase(
-            name="main",
-            data=(DataUse(data="real"),),
-            resolution=4096,
-            objective=Flow(),
-            timesteps=Timesteps(density="uniform", shift=1.0),
-            steps=2000,
-            lr=1.0,
-            warmup=0,
-        ),
-    ),
-    optimiser=Prodigy(
-        betas=(0.9, 0.999), weight_decay=1e-4, bias_correction=True, safeguard_warmup=True, d0=1e-6
-    ),
-    clip=1.0,
-    batch=Batching(size=8, micro=1, remainder="short"),
-    latents="sample",
-    captions={"caption": 0.2, "caption_en": 0.8},
-    caption_dropout=0.0,
-    seed=0,
-    sampling=Sampling(options={"toolkit.ntk": 10.0}),
-    runtime=RUNTIME,
-    sources=sources(
-        family="URAE: FLUX.1-dev",
-        guidance="URAE 2503.16322, section 2.4, and its code: 1.0, the unguided point",
-        trainable="URAE, section 2.3 and official code: the smallest components, on noisy real images",
-        phases__data="URAE, paper: 30,000 images of LAION-5B of 4K or more",
-        phases__resolution="URAE",
-        phases__objective="URAE, official code: flow matching on the data",
-        phases__timesteps="URAE, official code: uniform over the scheduler's table of unshifted levels",
-        phases__steps="URAE, paper",
-        phases__lr="URAE, official code: Prodigy with factor 1",
-        phases__schedule="URAE, official code",
-        phases__warmup="URAE, official code",
-        optimiser="URAE, official code; eps, d0 and d_coef are Prodigy's defaults",
-        clip="URAE, official code",
-        batch__size="URAE, official code: 8 GPUs with one image each",
-        captions="URAE, official code: 20 % original, 80 % generated; the columns' names are ours",
-        latents="URAE, official code: mean and standard deviation are stored, and drawn from at each visit",
-        runtime="ours; trained values are float32: in the code's bfloat16 Prodigy stalls",
-        surgeries="URAE, official code: NTK factor 10 on all axes",
-        proportional="URAE, official code: on in training and sampling",
-        init="URAE, paper: begins with the base model; the code with its 2K adapter",
-    ),
+    init=Init(),
+    phases=(changed(PHASE, steps=2000),),
 )

@@ -1,10 +1,14 @@
-"""Values that the papers' recipes have in common, and the sources of values that mean the same in all."""
+"""Values and sources that the recipes have in common, and recipes that differ from another one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from uhr.train.recipes.core.base import Runtime
+from uhr.base.config import Config
+from uhr.train.recipes.core.base import Recipe, Runtime
+
+C = TypeVar("C", bound=Config)
 
 RUNTIME = Runtime(
     device="auto",
@@ -44,3 +48,21 @@ GENERAL = {
 def sources(**own: str) -> Mapping[str, str]:
     """`GENERAL` with a recipe's own sources; `__` in a name is the dot of a path."""
     return {**GENERAL, **{name.replace("__", "."): text for name, text in own.items()}}
+
+
+def changed(config: C, **values: Any) -> C:
+    """Copy a part of a recipe with some other values, checked as a new one is."""
+    return type(config)(**{**dict(config), **values})
+
+
+def derived(recipe: Recipe, own: Mapping[str, str], **values: Any) -> Recipe:
+    """Copy a recipe with some other values.
+
+    own: sources by dotted path. One replaces those that `recipe` has of the path and of everything below it.
+    """
+    kept = {
+        path: text
+        for path, text in recipe.sources.items()
+        if not any(path.startswith(f"{each}.") for each in own)
+    }
+    return changed(recipe, **values, sources={**kept, **own})
