@@ -61,7 +61,7 @@ def run(
     """Curate a folder: every file becomes one row, kept, rejected (with the rule) or failed (with the
     error).
     """
-    from uhr.curate.config import load
+    from uhr.curate.config import fetching, load
     from uhr.curate.planning.plan import CurationPlan
     from uhr.curate.run.job import CurationRequest, list_source
     from uhr.curate.run.job import run as run_request
@@ -72,6 +72,7 @@ def run(
     pool = Pool.of(engine, workers, address)
     config = load(pipeline, sets or [])
     images = source_of(source, config.sources, pipeline)
+    config = fetching(config) if images.fetches else config
     plan = CurationPlan.of(config, strict, images.columns)
     request = CurationRequest(plan, images, out, pool, limit)
     if dry_run:

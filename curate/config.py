@@ -84,6 +84,18 @@ class PipelineConfig(Config):
     sidecars: SidecarKeys = Field(default_factory=SidecarKeys)
 
 
+def fetching(config: PipelineConfig) -> PipelineConfig:
+    """Return the pipeline for a source that fetches: with the stage `fetch` and the rule `opt_out`, before
+    all others, unless it has its own.
+    """
+    stages, rules = list(config.stages), dict(config.rules)
+    if all(entry.stage != "fetch" for entry in stages):
+        decodes = any(entry.stage == "decode" for entry in stages)
+        stages.insert(0, StageEntry.model_validate({"stage": "fetch", "hash": not decodes}))
+    rules = rules if "opt_out" in rules else {"opt_out": "opt_out IS NULL", **rules}
+    return config.model_copy(update={"stages": stages, "rules": rules})
+
+
 def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 

@@ -105,6 +105,42 @@ RIGHTS = (
     ),
 )
 
+SOURCES = (
+    Column("source_name", pa.string(), "the source of the row, by its name in the pipeline"),
+    Column("contract", pa.string(), "the agreement under which the source gave the image"),
+    Column(
+        "stated_width", pa.int32(), "width that the source states; nothing was read to check it", "px", "> 0"
+    ),
+    Column(
+        "stated_height",
+        pa.int32(),
+        "height that the source states; nothing was read to check it",
+        "px",
+        "> 0",
+    ),
+)
+"""Columns that only some sources have. A rule over them can reject before an image is read or fetched."""
+
+FETCH = (
+    Column("fetch_time", pa.string(), "when the image was fetched, ISO 8601 in UTC", stage="fetch"),
+    Column("final_url", pa.string(), "the URL that answered, after redirects", stage="fetch"),
+    Column(
+        "http_status",
+        pa.int16(),
+        "status of the last answer; null where there was none",
+        range="100..599",
+        stage="fetch",
+    ),
+    Column("etag", pa.string(), "ETag of the answer", stage="fetch"),
+    Column(
+        "opt_out",
+        pa.string(),
+        "the reservation of the site because of which the image was not taken: robots.txt, X-Robots-Tag or "
+        "tdm-reservation; null where there is none",
+        stage="fetch",
+    ),
+)
+
 HEADER = (
     Column(
         "format",
@@ -293,6 +329,8 @@ GROUPS = {
     "Identity": IDENTITY,
     "Verdict": VERDICT,
     "Caption and rights": RIGHTS,
+    "Source": SOURCES,
+    "Fetch": FETCH,
     "Header": HEADER,
     "Decode": DECODE,
     "Geometry": GEOMETRY,
@@ -303,6 +341,8 @@ GROUPS = {
 }
 
 COLUMNS: dict[str, Column] = {column.name: column for group in GROUPS.values() for column in group}
+
+SOURCE_NAME, CONTRACT, STATED = SOURCES[0], SOURCES[1], SOURCES[2:]
 
 BASE = (*IDENTITY, *VERDICT, *RIGHTS)
 """The columns that every manifest has, independent of its stages."""

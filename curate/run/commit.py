@@ -49,9 +49,12 @@ SPILLED = "commit.duckdb.tmp"
 
 UNITS = "units"
 
+FETCHED = "fetched"
+"""The folder in OUT with what a source fetched during the run."""
+
 LAYOUT = FolderLayout(
     "the manifest",
-    (*part_files.LAYOUT.names, UNITS),
+    (*part_files.LAYOUT.names, UNITS, FETCHED),
     (FILE, UNITS),
     {
         **part_files.LAYOUT.inside,

@@ -20,7 +20,7 @@ from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.base.run_folder import RunFolder
 from uhr.curate.planning.plan import CurationPlan
-from uhr.curate.run.commit import LAYOUT, UNITS, commit
+from uhr.curate.run.commit import FETCHED, LAYOUT, UNITS, commit
 from uhr.curate.run.failures import Failures, NoteSummary, failures_of, notes_of
 from uhr.curate.run.rows import Tally
 from uhr.curate.run.work import CurateWork
@@ -185,7 +185,7 @@ def _do_units(
     if isinstance(runner, InlineRunner):
         warn("in this process: an image that crashes its decoder, hangs or exhausts the memory ends the run")
     with progress("curate", items.num_rows, "images") as advance:
-        work = CurateWork(plan, request.source)
+        work = CurateWork(plan, request.source.spooled(request.out.absolute() / FETCHED))
         if isinstance(runner, RayRunner):
             advance(0, "starting Ray")
         run_units(units, work, runner, advance, note)
@@ -212,5 +212,5 @@ def _finish(manifest: Manifest, folder: RunFolder) -> Path:
     report = manifest.path / parts.REPORT
     if not report.exists():
         write_report(manifest, report)
-    folder.clear(UNITS)
+    folder.clear(FETCHED, UNITS)  # UNITS last: without them the run counts as finished
     return report

@@ -19,7 +19,7 @@ from uhr.curate.rules import Verdict
 from uhr.curate.run.conversion import Converter, converter_for
 from uhr.curate.sidecars import read_sidecars
 from uhr.manifests.schema import BASE, FAILED, KEPT, REJECTED, sample_id
-from uhr.manifests.sources.base import Blob, Source
+from uhr.manifests.sources.base import GIVEN, Blob, MemoryBlob, Source
 
 PREVIEW = (
     pa.field("_jpeg", pa.binary()),
@@ -90,6 +90,11 @@ class UnitRows:
         """Rows without a verdict."""
         return [index for index, row in enumerate(self._rows) if row["status"] is None]
 
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Fetch the bytes of these images together, if their source fetches."""
+        if self._source.fetches:
+            self._source.prefetch([self._items[index] for index in indices])
+
     def open(self, index: int) -> Blob:
         """The bytes of an image."""
         return self._source.open(self._items[index])
@@ -100,14 +105,16 @@ class UnitRows:
         Raises PixelFault("changed") if one of them is not the listed version any more.
         """
         item = self._items[index]
+        files: list[tuple[str, Blob]] = []
+        if item.get(GIVEN.name) is not None:
+            files.append((f"{GIVEN.name}.json", MemoryBlob(item[GIVEN.name].encode())))
         if item["sidecars"]:
-            files = [
-                (unescaped(uri), self._source.open({**item, "uri": uri, "source_version": version}))
-                for uri, version in zip(item["sidecars"], item["sidecar_versions"].split(","), strict=True)
-            ]
-            sidecar = read_sidecars(
-                [(name.rpartition("/")[2], blob) for name, blob in files], keys.model_dump()
-            )
+            versions = item["sidecar_versions"].split(",")
+            for uri, version in zip(item["sidecars"], versions, strict=True):
+                blob = self._source.open({**item, "uri": uri, "source_version": version})
+                files.append((unescaped(uri).rpartition("/")[2], blob))
+        if files:
+            sidecar = read_sidecars(files, keys.model_dump())
             self._rows[index].update(sidecar.values)
             self._broken_sidecars += sidecar.fault is not None
 

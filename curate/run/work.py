@@ -61,6 +61,8 @@ class _UnitRun:
     def run(self) -> None:
         alive = [index for index in self.rows.alive() if self._sidecars(index)]
         alive = self._apply_rules(self._plan.first, alive)
+        self._watch.end()
+        self.rows.prefetch(alive)
         for group in _stage_groups(self._plan.header, 1):
             alive = self._apply_rules(
                 group[1], [i for i in alive if self._annotate(i, self._frame(i), group[0])]

@@ -8,6 +8,7 @@ from uhr.curate.stage import SetStage, Stage
 _HERE = "uhr.curate.stages"
 
 NAMES: dict[str, str] = {
+    "fetch": f"{_HERE}.fetch:FetchStage",
     "header": f"{_HERE}.header:HeaderStage",
     "decode": f"{_HERE}.decode:DecodeStage",
     "geometry": f"{_HERE}.geometry:GeometryStage",

@@ -15,6 +15,7 @@ _HERE = "uhr.manifests.sources"
 
 NAMES: dict[str, str] = {
     "folder": f"{_HERE}.folder:Folder",
+    "urls": f"{_HERE}.urls:Urls",
 }
 """Kind -> import path. A kind is imported when it is first used."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -21,7 +21,7 @@ from uhr.base.config import Config
 from uhr.base.files import file_version, sha256_file
 from uhr.base.formatting import human_bytes
 from uhr.base.paths import path_text, text_path
-from uhr.manifests.schema import Column
+from uhr.manifests.schema import CONTRACT, Column
 from uhr.pixels.decode import PixelLimits, check_bytes, read_bytes
 from uhr.pixels.files import open_version, stat_file
 from uhr.pixels.headers import FIRST_BYTES, header_of, read_header
@@ -77,6 +77,11 @@ class Blob(ABC):
 
     version: str | None
     path: str | None
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """How the bytes were fetched, by the columns of `manifests.schema.FETCH`; empty if they were not."""
+        return {}
 
     @property
     @abstractmethod
@@ -295,6 +300,21 @@ class Source(Config, ABC):
         return (CONTRACT,) if self.contract is not None else ()
 
     @property
+    def fetches(self) -> bool:
+        """Whether the bytes are fetched over a network, once for each item."""
+        return False
+
+    def spooled(self, folder: Path) -> Source:
+        """Return this source for the time of a run: what it fetches is in `folder`, for all processes."""
+        return self
+
+    def prefetch(self, items: Iterable[Item]) -> None:
+        """Fetch these items, many at a time, if the source `fetches`. Raises nothing: what fails is a fault
+        of the item's Blob.
+        """
+        return
+
+    @property
     def local_paths(self) -> Sequence[Path]:
         """The files and folders of this machine that the source reads; OUT may not be inside of them."""
         return ()
@@ -337,13 +357,6 @@ class Source(Config, ABC):
         """Leave out what was cached, such as open files: every process opens its own."""
         state = super().__getstate__()
         return {**state, "__dict__": {k: v for k, v in self.__dict__.items() if k in type(self).model_fields}}
-
-
-CONTRACT = Column("contract", pa.string(), "the agreement under which the source gave the image")
-
-SOURCE_NAME = Column(
-    "source_name", pa.string(), "the source that the row comes from, by its name in the pipeline"
-)
 
 
 def items_table(rows: list[tuple[Any, ...]], schema: pa.Schema = ITEMS) -> pa.Table:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from uhr.base.errors import UserError
-from uhr.manifests.schema import Column
-from uhr.manifests.sources.base import SOURCE_NAME, Advance, Blob, Item, Listing, Source
+from uhr.manifests.schema import SOURCE_NAME, Column
+from uhr.manifests.sources.base import Advance, Blob, Item, Listing, Source
 
 
 class Named(Source):
@@ -34,6 +34,20 @@ class Named(Source):
     @property
     def local_paths(self) -> Sequence[Path]:
         return [path for source in self.sources.values() for path in source.local_paths]
+
+    @property
+    def fetches(self) -> bool:
+        return any(source.fetches for source in self.sources.values())
+
+    def spooled(self, folder: Path) -> Named:
+        return Named(sources={n: source.spooled(folder / n) for n, source in self.sources.items()})
+
+    def prefetch(self, items: Iterable[Item]) -> None:
+        by_name: dict[str, list[Item]] = {}
+        for item in items:
+            by_name.setdefault(str(item.get(SOURCE_NAME.name)), []).append(item)
+        for name, own in by_name.items():
+            self.sources[name].prefetch(own)
 
     def check(self) -> None:
         for source in self.sources.values():

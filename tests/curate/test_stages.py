@@ -44,7 +44,7 @@ def test_a_stage_gives_exactly_its_columns_as_plain_values(photo, name) -> None:
     for column in stage.adds:
         assert COLUMNS[column.name] == column
         assert column.stage == name
-        if column.name != "notes":
+        if column.name != "notes" and name != "fetch":  # null where there is nothing to say
             assert type(values[column.name]) in (int, float, str), "numpy's numbers do not travel"
 
 

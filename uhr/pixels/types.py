@@ -13,10 +13,18 @@ if TYPE_CHECKING:
     from uhr.pixels.code_points import ColourSpace
 
 FaultKind = Literal[
-    "empty file", "not an image", "truncated", "corrupt", "too large", "unreadable", "unsupported", "changed"
+    "empty file",
+    "not an image",
+    "truncated",
+    "corrupt",
+    "too large",
+    "unreadable",
+    "unsupported",
+    "changed",
+    "download",
 ]
 """The reason why no image can be read from a file. `changed`: it is not the file that was listed, or not the
-one whose header was read; all others are about one version of the file.
+one whose header was read; `download`: its URL did not give it; all others are about one version of the file.
 """
 
 

@@ -1,0 +1,35 @@
+"""How an image was fetched over a network: the evidence that stays with its row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from uhr.curate.frame import Frame
+from uhr.curate.stage import Stage
+from uhr.manifests.schema import COLUMNS, FETCH
+
+
+class FetchStage(Stage):
+    """Time, final URL, status, ETag and reservation of the answer. All are null for an image that was not
+    fetched.
+
+    Added to every pipeline whose source fetches (`config.fetching`). It never fails: an image that could not
+    be fetched fails in the first stage that reads it.
+    """
+
+    name = "fetch"
+    reads = "header"
+
+    class Params(Stage.Params):
+        """hash: whether to add `content_hash`, where no stage decodes."""
+
+        hash: bool = False
+
+    def __init__(self, params: Params | None = None) -> None:
+        super().__init__(params)
+        self.adds = (*FETCH, *((COLUMNS["content_hash"],) if self.params.hash else ()))
+
+    def annotate(self, frame: Frame) -> Mapping[str, Any]:
+        facts = frame.blob.facts
+        return {column.name: facts.get(column.name) for column in self.adds}

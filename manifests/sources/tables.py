@@ -1,0 +1,171 @@
+"""Tables of items: Parquet, CSV, TSV, JSON lines, or a text with one value a line."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from uhr.base import parquet
+from uhr.base.errors import UserError, one_line, unknown
+from uhr.base.paths import text_path
+
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
+
+LINE = "line"
+"""The only column of a .txt file."""
+
+
+def table_files(path: str) -> list[Path]:
+    """The files that a path, a folder or a pattern (`part-*.parquet`) names, sorted.
+
+    Raises UserError if there is none.
+    """
+    place = text_path(path)
+    if place.is_dir():
+        found = [file for file in sorted(place.rglob("*")) if file.suffix.lower() in SUFFIXES]
+    elif place.exists():
+        found = [place]
+    else:
+        found = sorted(map(Path, glob.glob(os.fspath(place), recursive=True)))
+    if not found:
+        raise UserError(
+            f"there is no table at {place}", f"name a file that ends with {' or '.join(SUFFIXES)}"
+        )
+    return found
+
+
+def read_table(file: Path) -> pa.Table:
+    """Read a table. The cells of CSV and TSV are texts; empty ones are null.
+
+    Raises UserError if the file cannot be read, or is not what its name ends with.
+    """
+    suffix = file.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            return parquet.read(file)
+        if suffix in (".csv", ".tsv", ".txt", ".jsonl", ".ndjson"):
+            text = decoded(file.read_bytes())
+            if suffix in (".jsonl", ".ndjson"):
+                return rows_table([json.loads(line) for line in text.splitlines() if line.strip()])
+            if suffix == ".txt":
+                return pa.table({LINE: [line.strip() for line in text.splitlines() if line.strip()]})
+            return csv_table(text, "\t" if suffix == ".tsv" else ",")
+    except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
+        raise UserError(f"the table {file} cannot be read ({one_line(error)})", "fix the file") from None
+    raise UserError(f"{file} is not a table", f"name a file that ends with {' or '.join(SUFFIXES)}")
+
+
+def decoded(data: bytes) -> str:
+    """Decode UTF-8, or what a byte order mark announces. Raises ValueError if it is neither."""
+    for mark, encoding in (
+        (b"\xff\xfe\0\0", "utf-32"),
+        (b"\0\0\xfe\xff", "utf-32"),
+        (b"\xff\xfe", "utf-16"),
+        (b"\xfe\xff", "utf-16"),
+    ):
+        if data.startswith(mark):
+            return data.decode(encoding)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+
+
+def csv_table(text: str, delimiter: str) -> pa.Table:
+    """Make a table of texts of a CSV with a line of names; empty cells are null."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names = next(reader, None)
+    if not names:
+        raise ValueError("it has no line of column names")
+    rows = []
+    for row in reader:
+        if len(row) not in (0, len(names)):
+            raise ValueError(f"line {reader.line_num} has {len(row)} cells, and the first has {len(names)}")
+        if row:
+            rows.append([cell or None for cell in row])
+    columns = list(zip(*rows, strict=True)) or [()] * len(names)
+    return pa.table([pa.array(column, pa.string()) for column in columns], names=names)
+
+
+def rows_table(rows: Sequence[Any]) -> pa.Table:
+    """Make a table of JSON objects; a value that is not a text or a number becomes JSON text."""
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"object {number} is a JSON {type(row).__name__}, not an object")  # noqa: TRY004 - one kind for all
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {}
+    for name in names:
+        cells = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(cells)
+        except (pa.ArrowException, OverflowError):
+            columns[name] = pa.array([None if cell is None else json.dumps(cell) for cell in cells])
+    return pa.table(columns)
+
+
+def column_of(table: pa.Table, wanted: str | None, usual: Sequence[str], where: str, what: str) -> str:
+    """The column that an option names, or else the first of the `usual` names, in any case.
+
+    Raises UserError if there is no such column.
+    """
+    if wanted is not None:
+        if wanted not in table.schema.names:
+            raise unknown("column", wanted, table.schema.names, where)
+        return wanted
+    by_folded = {name.casefold(): name for name in reversed(table.schema.names)}
+    for name in usual:
+        if name in by_folded:
+            return by_folded[name]
+    raise UserError(
+        f"{where} has no column {' or '.join(usual)} ({', '.join(table.schema.names)})", f"name {what}"
+    )
+
+
+def given(table: pa.Table, without: Sequence[str]) -> Iterator[str | None]:
+    """Yield each row's values as one JSON object, without nulls, bytes and the columns `without`; None where
+    nothing is left."""
+    kept = [
+        field.name
+        for field in table.schema
+        if field.name not in without
+        and not pa.types.is_large_binary(field.type)
+        and not _has_bytes(field.type)
+    ]
+    if not kept:
+        yield from [None] * table.num_rows
+        return
+    for batch in table.select(kept).to_batches():
+        for row in batch.to_pylist():
+            yield as_given(row)
+
+
+def as_given(row: Mapping[str, Any]) -> str | None:
+    """A row as one JSON object without nulls; None if nothing is left."""
+    left = {name: value for name, value in row.items() if value is not None}
+    return json.dumps(left, ensure_ascii=False, default=str) if left else None
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_has_bytes(field.type) for field in kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def whole_numbers(column: pa.ChunkedArray) -> list[int | None]:
+    """The values of a column as sizes in px; null where one is none."""
+    found: list[int | None] = []
+    for value in column.to_pylist():
+        try:
+            number = int(float(value))
+        except (TypeError, ValueError, OverflowError):
+            number = 0
+        found.append(number if 0 < number < 2**31 else None)
+    return found

@@ -1,0 +1,187 @@
+"""A list of URLs as a source: Parquet, CSV, JSON lines or a text file. Each image is fetched once."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from uhr.base.errors import UserError
+from uhr.base.paths import text_path
+from uhr.manifests.schema import STATED, Column
+from uhr.manifests.sources import tables
+from uhr.manifests.sources.base import (
+    GIVEN,
+    ITEMS,
+    Advance,
+    Blob,
+    Item,
+    Listing,
+    LocalBlob,
+    LocalPath,
+    Source,
+    items_table,
+)
+from uhr.manifests.sources.http import HttpOptions
+from uhr.manifests.sources.spool import Spool
+from uhr.pixels.decode import PixelLimits
+from uhr.pixels.types import Header, PixelFault
+
+URL_NAMES = ("url", "image_url", "source_url", "url_link", tables.LINE)
+
+_SCHEMA = pa.schema([*ITEMS, GIVEN, pa.field("source_url", pa.string()), *(c.field() for c in STATED)])
+
+
+class Urls(Source):
+    """Rows of a table that name images by URL. The other columns go into the rows as those of a JSON sidecar.
+
+    path: a file, a folder, or a pattern. url: the column of the URLs. width, height: the columns of the sizes
+    that the list states, of which `stated_width` and `stated_height` are made, if there are such columns.
+    """
+
+    kind = "urls"
+
+    path: LocalPath
+    url: str | None = None
+    width: str | None = None
+    height: str | None = None
+    http: HttpOptions = Field(default_factory=HttpOptions)
+    spool: str | None = Field(None, exclude=True)
+    """The folder of what was fetched, set for the time of a run."""
+
+    @property
+    def place(self) -> Path:
+        return text_path(self.path)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (*STATED, *super().columns)
+
+    @property
+    def fetches(self) -> bool:
+        return True
+
+    @property
+    def local_paths(self) -> Sequence[Path]:
+        return (self.place,) if self.place.is_dir() else ()
+
+    def check(self) -> None:
+        tables.table_files(self.path)
+
+    def _list(self, advance: Advance) -> Listing:
+        rows: list[tuple[Any, ...]] = []
+        seen: dict[str, int] = {}
+        for file in tables.table_files(self.path):
+            table = tables.read_table(file)
+            name = tables.column_of(table, self.url, URL_NAMES, str(file), "it with the option url")
+            sizes = [
+                self._sizes(table, getattr(self, side), (side, f"original_{side}"), file)
+                for side in ("width", "height")
+            ]
+            links = (_text(value) for value in table[name].to_pylist())
+            number = 0
+            for number, (link, given, *size) in enumerate(
+                zip(links, tables.given(table, (name,)), *sizes, strict=True), 1
+            ):
+                rows.append((*_identity(link, file, number, seen), given, link or None, *size))
+            advance(number)
+        if not rows:
+            raise UserError(f"the list {self.place} has no row", "name a list of URLs")
+        return Listing(self, items_table(rows, _SCHEMA))
+
+    def _sizes(
+        self, table: pa.Table, wanted: str | None, usual: Sequence[str], file: Path
+    ) -> list[int | None]:
+        if wanted is None and not {name.casefold() for name in table.schema.names}.intersection(usual):
+            return [None] * table.num_rows
+        return tables.whole_numbers(table[tables.column_of(table, wanted, usual, str(file), "it")])
+
+    def open(self, item: Item) -> UrlBlob:
+        return UrlBlob(self, item["uri"].partition("#")[0])
+
+    def spooled(self, folder: Path) -> Urls:
+        return self.model_copy(update={"spool": str(folder)})
+
+    def prefetch(self, items: Iterable[Item]) -> None:
+        """Fetch these items, `concurrency` at a time. What fails is a fault of the item's Blob."""
+        self.answers.forget()
+        with ThreadPoolExecutor(self.http.concurrency) as pool:
+            for _ in pool.map(lambda item: self.open(item).facts, items):
+                pass
+
+    @cached_property
+    def answers(self) -> Spool:
+        """Where the answers are; outside of a run in a folder of this process's own."""
+        if self.spool is not None:
+            return Spool(Path(self.spool), self.http)
+        folder = tempfile.mkdtemp(prefix="uhr-fetched-")
+        weakref.finalize(self.http, rmtree, folder, ignore_errors=True)
+        return Spool(Path(folder), self.http)
+
+
+class UrlBlob(Blob):
+    """The bytes of a URL, fetched when they are first needed. Raises PixelFault("download") if they cannot
+    be, or if the site reserves the image.
+    """
+
+    __slots__ = ("_source", "_url", "version")
+
+    def __init__(self, source: Urls, url: str) -> None:
+        self._source, self._url = source, url
+        self.version = None
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self._source.answers.fetch(self._url)
+
+    @property
+    def path(self) -> str | None:
+        return None
+
+    def _local(self) -> LocalBlob:
+        facts = self.facts
+        reason = facts["fault"] or (facts["opt_out"] and f"the site forbids it ({facts['opt_out']})")
+        if reason:
+            raise PixelFault("download", reason)
+        return LocalBlob(facts["path"])
+
+    @property
+    def size(self) -> int:
+        return self._local().size
+
+    def header(self) -> Header:
+        return self._local().header()
+
+    def at(self, offset: int, count: int) -> bytes:
+        return self._local().at(offset, count)
+
+    def read(self, limits: PixelLimits | None = None) -> bytes:
+        data = self._local().read(limits)
+        if self._source.spool is None:
+            # nobody reads it again: a set of images would fill the disk
+            self._source.answers.remove(self._url)
+        return data
+
+    def check_unchanged(self) -> None:
+        """Do nothing: a URL is fetched once."""
+
+
+def _text(value: Any) -> str:
+    return str(value).strip() if value is not None else ""
+
+
+def _identity(link: str, file: Path, number: int, seen: dict[str, int]) -> tuple[Any, ...]:
+    """The columns of ITEMS for one row of a list. A URL that occurs again gets a fragment with its number."""
+    if not link:
+        fault = "download", "the list has no URL in this row"
+        return (f"{file.name}#{number}", None, None, None, *fault)
+    count = seen[link] = seen.get(link, 0) + 1
+    return (link if count == 1 else f"{link}#{count}", None, None, None, None, None)
