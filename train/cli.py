@@ -12,7 +12,7 @@ from uhr.base import console
 from uhr.base.console import command, say, shown
 from uhr.base.errors import UserError, with_options
 from uhr.base.files import saving
-from uhr.base.paths import local
+from uhr.base.paths import local, or_similar
 from uhr.models.cli import BASE_HELP, MODEL_HELP, SPEC_HELP
 from uhr.train.data.names import named_path
 
@@ -378,5 +378,6 @@ def log_(run: RunFolder, as_json: Json = False) -> None:
 
     entries = read_log(run)
     if not entries:
-        raise UserError(f"{run} has no log", "name the folder that `uhr train run --out` wrote")
+        fix = or_similar(run, "name the folder that `uhr train run --out` wrote")
+        raise UserError(f"{run} has no log", fix)
     console.emit(entries, as_json, print_log)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from uhr.base.errors import UserError
 from uhr.base.files import user_path
-from uhr.base.paths import check_utf8
+from uhr.base.paths import check_utf8, or_similar
 from uhr.models.files.containers import is_gguf, stored_tensors
 from uhr.models.files.folders import MODEL_INDEX, check_folder
 from uhr.models.files.foreign import SAFETENSORS
@@ -23,7 +23,8 @@ def lora_file(path: str | Path) -> Path:
     if path.is_dir():
         path = _only_file(path)
     elif not path.exists():
-        raise UserError(f"adapter {path} is not there", "name a .safetensors file or the folder of one")
+        fix = or_similar(path, "name a .safetensors file or the folder of one")
+        raise UserError(f"adapter {path} is not there", fix)
     if is_gguf(path):
         raise UserError(f"adapter {path} is a GGUF file", "use the .safetensors file that it was made from")
     kind = kind_of(stored_tensors(path))

@@ -84,3 +84,13 @@ def test_an_import_error_of_many_lines_is_one(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=r"stage 'wordy:X' cannot be imported \(first second\): install"):
         load_object("wordy:X", "stage")
+
+
+def test_of_many_names_only_the_nearest_are_listed():
+    known = [f"column_{number}" for number in range(40)]
+    text = str(unknown("column", "zzc", known))
+    assert text.startswith("unknown column 'zzc': the nearest of 40: ")
+    assert text.count(",") == 5
+    assert str(unknown("column", "zzc", known[:3])) == (
+        "unknown column 'zzc': known: column_0, column_1, column_2"
+    )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
 from uhr.base.files import json_bytes, write_json
-from uhr.base.paths import is_url, is_utf8, local, path_text, plain_folder, text_path
+from uhr.base.paths import is_url, is_utf8, local, or_similar, path_text, plain_folder, text_path
 from uhr.cli import main
 
 NAME = st.binary(min_size=1, max_size=20).filter(lambda name: not {0, 47} & set(name) and name.strip(b"."))
@@ -160,3 +160,21 @@ def test_a_path_or_text_that_is_not_utf8_is_refused_before_any_work(
     assert "not UTF-8" in errors
     assert "unexpected" not in errors
     assert errors.count("\n") == 1
+
+
+def test_a_path_that_does_not_exist_is_answered_with_the_nearest_that_do(tmp_path):
+    for name in ("encoded/a", "encoded2/a", "other/b"):
+        (tmp_path / name).mkdir(parents=True)
+    fix = or_similar(tmp_path / "encodd/a", "encode it")
+    assert fix == f"did you mean {tmp_path}/encoded/a or {tmp_path}/encoded2/a? Or encode it"
+    assert or_similar(tmp_path / "encodd/b", "encode it") == "encode it"
+    assert or_similar(tmp_path / "encoded", "encode it") == "encode it"
+    assert or_similar(tmp_path / "zzz", "encode it") == "encode it"
+    (tmp_path / "file").touch()
+    assert or_similar(tmp_path / "file/x", "encode it") == "encode it"
+
+
+def test_the_nearest_of_a_relative_path_is_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "encoded").mkdir()
+    assert or_similar(Path("encodd"), "encode it") == "did you mean encoded? Or encode it"

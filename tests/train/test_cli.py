@@ -115,6 +115,14 @@ def test_a_plan_is_printed_without_weights(capsys, small_set, tiny_flux):
             ["show", "lora", "--set", "trainable.rnak=3"],
             "trainable part 'lora': unknown key 'rnak': did you mean rank",
         ),
+        (["show", "lora", "--set", "phases.main.where=x"], "did you mean phases.0.data.0.where?"),
+        (["show", "ultraflux", "--set", "phases.1.where=x"], "did you mean phases.1.data.0.where?"),
+        (["show", "lora", "--set", "phases.0.batch=1"], "unknown key 'phases.0.batch': did you mean batch?"),
+        (["show", "lora", "--set", "lr=1"], "unknown key 'lr': did you mean phases.0.lr?"),
+        (
+            ["show", "lora", "--set", "phases.main.data.1.where=x"],
+            "entry '1' does not exist: entries are 0 to 0",
+        ),
         (["resume", "nowhere"], "nowhere is not a run: name the folder that `uhr train run --out` wrote"),
         (["export", "nowhere", "--out", "x"], "nowhere is not a run"),
         (
@@ -124,10 +132,16 @@ def test_a_plan_is_printed_without_weights(capsys, small_set, tiny_flux):
         (["log", "nowhere"], "nowhere has no log"),
         (["encode", "nowhere", "--model", "M", "--out", "x"], "no manifest at nowhere"),
         (["plan", "lora", "--model", "flux1-devv"], "flux1-devv"),
+        (["resume", "rnu"], "rnu is not a run: did you mean run? Or name the folder"),
+        (
+            ["plan", "lora", "--model", "flux1-dev", "--data", "rnu"],
+            "rnu contains no encoded data: did you mean run? Or `uhr train encode",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
     assert main(["train", *arguments]) == 1
     shown_text = capsys.readouterr().err
     assert message in shown_text

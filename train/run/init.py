@@ -31,7 +31,7 @@ from uhr.models.zoo import Model
 from uhr.train.recipes.core.base import Recipe
 from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo, InitRef
-from uhr.train.trainable.adapters import Adapter
+from uhr.train.trainable.adapters import FUSED, Adapter
 
 RUN = "run.json"
 """The file that marks a run's folder."""
@@ -78,6 +78,7 @@ def _of_run(
             f"--init {path} trained {info.model.spec}", f"name one that trained {model.spec.name}"
         )
     _check_base(path, info.model.transformer, info.model.name, model)
+    _check_recipe(path, theirs, recipe, use)
     base = [_copied(ref, run / FOLDER, staging, before) for ref in info.init if ref.use == "fuse"]
     # what was saved in parts has no file of its own: the record has the hashes of all of them
     divided = checkpoint.is_divided(info)
@@ -106,6 +107,24 @@ def _of_run(
         init=info.init,
     )
     return [*base, own]
+
+
+def _check_recipe(path: Path, theirs: Recipe, recipe: Recipe, use: str) -> None:
+    """Raise UserError if what another recipe trains cannot become what this one begins with.
+
+    Warns if it can, and this recipe begins with the result of a third one.
+    """
+    after = recipe.init.after
+    what = f"--init {path} is a run of {theirs.name}, which trains '{theirs.trainable.kind}'"
+    right = f"give a run of {after}" if after is not None else f"take recipe {theirs.name}"
+    if use == "continue" and theirs.trainable.kind != recipe.trainable.kind:
+        fusable = isinstance(theirs.trainable, Adapter) and not theirs.trainable.needs_guide
+        fix = f"{right}, or add it to the frozen weights: {FUSED}" if fusable else right
+        raise UserError(f"{what}, and {recipe.name} trains '{recipe.trainable.kind}'", fix)
+    if use == "fuse" and theirs.trainable.needs_guide:
+        raise UserError(f"{what}, on guide tokens alone: it cannot be fused with the weights", right)
+    if after is not None and theirs.name != after and use == recipe.init.use:
+        warn(f"recipe {recipe.name} begins with the result of {after}, and {path} is a run of {theirs.name}")
 
 
 def _checkpoint(path: Path) -> tuple[Path, CheckpointInfo]:

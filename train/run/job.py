@@ -16,7 +16,7 @@ from uhr.base.config import Config, apply_sets, build, read_versioned
 from uhr.base.console import command, warn
 from uhr.base.errors import UserError
 from uhr.base.files import user_path, write_json
-from uhr.base.paths import path_text, text_path
+from uhr.base.paths import or_similar, path_text, text_path
 from uhr.base.run_folder import FolderLayout, RunFolder, all_or_nothing
 from uhr.models.families.registry import FAMILIES
 from uhr.models.zoo import Model, ModelName
@@ -291,7 +291,8 @@ def _check_data(data: EncodedData, model: Model) -> None:
 def read_run(out: Path) -> RunInfo:
     """Read `run.json` of a run's folder. Raises UserError if there is none."""
     if not (out / FILE).is_file():
-        raise UserError(f"{out} is not a run", "name the folder that `uhr train run --out` wrote")
+        fix = or_similar(out, "name the folder that `uhr train run --out` wrote")
+        raise UserError(f"{out} is not a run", fix)
     return read_versioned(RunInfo, out / FILE, SCHEMA_VERSION, "restore it, or start a new run")
 
 

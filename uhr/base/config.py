@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -50,7 +51,7 @@ def build(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
         fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
         path = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            raise unknown("key", path, _sibling_keys(cls, fault["loc"]), where) from None
+            raise _unknown_key(cls, fault["loc"], where) from None
         if fault["type"] == "missing":
             raise UserError(f"{where}: '{path}' is missing", "give it a value") from None
         if not path:  # the mistake is in the whole tree: its message says which values do not go together
@@ -103,6 +104,54 @@ def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
+def _unknown_key(cls: type[pydantic.BaseModel], loc: tuple[int | str, ...], where: str) -> UserError:
+    """The error for an unknown key: keys of this name elsewhere, or the nearest beside it."""
+    parts = [*map(str, loc)]
+    path = ".".join(parts)
+    same = [each for each in _all_keys((cls,), [], list(loc)) if each[-1] == loc[-1]]
+    if not same:
+        return unknown("key", path, _sibling_keys(cls, loc), where)
+    # those in the same branch of the tree, if there are any
+    chosen = [each for each in same if each[0] == parts[0]] or same
+    return UserError(
+        f"{where}: unknown key '{path}'",
+        f"did you mean {' or '.join('.'.join(each) for each in chosen[:3])}?",
+    )
+
+
+def _all_keys(
+    classes: tuple[type[pydantic.BaseModel], ...], walked: list[str], loc: list[int | str]
+) -> Iterator[tuple[str, ...]]:
+    """The paths of all keys below `walked`, which is inside `classes`, outermost first.
+
+    An entry of a list has the number that `loc` has there, or 0. A class inside itself is left out.
+    """
+    for name, field in classes[-1].model_fields.items():
+        if field.exclude:
+            continue
+        here = [*walked, name]
+        yield (*here,)
+        inside = _model_inside(field.annotation)
+        listed = _listed(field.annotation)
+        if inside is None or listed is None or inside in classes:
+            continue
+        if listed:
+            same = len(loc) > len(here) and [*map(str, loc[: len(here)])] == here
+            here.append(str(loc[len(here)]) if same else "0")
+        yield from _all_keys((*classes, inside), here, loc)
+
+
+def _listed(annotation: Any) -> bool | None:
+    """Whether the model in an annotation is in a list; None if it is in a mapping."""
+    if _is_model(annotation):
+        return False
+    if typing.get_origin(annotation) in (dict, Mapping):
+        return None
+    inner = next((each for each in typing.get_args(annotation) if _model_inside(each) is not None), None)
+    inside = _listed(inner) if inner is not None else False
+    return True if inside is False and typing.get_origin(annotation) in (list, tuple) else inside
+
+
 def _sibling_keys(cls: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Full dotted paths of the keys that are allowed in place of the unknown one."""
     here: Any = cls
@@ -111,7 +160,9 @@ def _sibling_keys(cls: type[pydantic.BaseModel], loc: tuple[int | str, ...]) -> 
         walked.append(str(part))
         if isinstance(part, str) and _is_model(here) and part in here.model_fields:
             here = _model_inside(here.model_fields[part].annotation)
-    names = list(here.model_fields) if _is_model(here) else []
+    names = (
+        [name for name, field in here.model_fields.items() if not field.exclude] if _is_model(here) else []
+    )
     return [".".join([*walked, name]) for name in names]
 
 
@@ -215,6 +266,11 @@ def _index(entries: list[Any], part: str, path: str) -> int:
     if part.lstrip("-").isdigit() and -len(entries) <= int(part) < len(entries):
         return int(part)
     names = [e.get("name", e.get("stage")) if isinstance(e, dict) else e for e in entries]
+    if not any(names):
+        what = f"--set {path}: entry '{part}' does not exist"
+        raise UserError(
+            what, f"entries are 0 to {len(entries) - 1}" if entries else "set the list as a whole"
+        )
     if part not in names:
         raise unknown("entry", part, [str(n) for n in names if n], f"--set {path}")
     return names.index(part)

@@ -86,20 +86,32 @@ def install(extra: str) -> str:
     return f"pip install -c constraints.txt -e '.[{extra}]'"
 
 
-def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The known names most similar to `name`, best first, without regard to case."""
+MANY = 25
+"""More names than this are not listed in an error."""
+
+
+def nearest(name: str, known: Iterable[str], most: int = 3, least: float = 0.6) -> list[str]:
+    """The known names most similar to `name`, best first, without regard to case.
+
+    least: the similarity that they have, in [0, 1], by difflib.
+    """
     by_folded: dict[str, list[str]] = {}
     for one in known:
         by_folded.setdefault(one.casefold(), []).append(one)
-    close = difflib.get_close_matches(name.casefold(), list(by_folded), n=most, cutoff=0.6)
+    close = difflib.get_close_matches(name.casefold(), list(by_folded), n=most, cutoff=least)
     return [one for folded in close for one in by_folded[folded]][:most]
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
-    """The error for an unknown name, with the most similar known names."""
+    """The error for an unknown name, with the most similar known names; without any, a few of many."""
     known = sorted(known)
     close = nearest(name, known)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}"
+    if close:
+        hint = f"did you mean {' or '.join(close)}?"
+    elif len(known) > MANY:
+        hint = f"the nearest of {len(known)}: {', '.join(nearest(name, known, 6, 0))}"
+    else:
+        hint = f"known: {', '.join(known) or 'none'}"
     return UserError(f"{where + ': ' if where else ''}unknown {kind} '{name}'", hint)
 
 

@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Callable, Generator
 from pathlib import Path, PurePath
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, nearest
 
 FILE_URI = "file://"
 
@@ -44,6 +44,24 @@ def local(name: str, utf8: bool = False) -> Callable[[str | PurePath], Path]:
         return Path(text)
 
     return parse
+
+
+def or_similar(path: Path, fix: str) -> str:
+    """A fix for something that `path` is not: if nothing is there, the existing paths with the most similar
+    names come first."""
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    if missing.exists() or not missing.parent.is_dir():
+        return fix
+    rest = path.relative_to(missing)
+    try:
+        names = [entry.name for entry in os.scandir(missing.parent) if is_utf8(entry.name)]
+    except OSError:
+        return fix
+    close = [missing.with_name(name) / rest for name in nearest(missing.name, names)]
+    found = [os.fspath(each) for each in close if each.exists()]
+    return f"did you mean {' or '.join(found)}? Or {fix}" if found else fix
 
 
 def check_utf8(name: str, path: str | PurePath) -> None:

@@ -294,6 +294,42 @@ def test_guide_adapters_and_bare_factors_cannot_be_fused(first, make, tmp_path):
         make(tmp_path / "run", "init.use=fuse", init=[factors])
 
 
+def test_a_run_of_a_recipe_that_cannot_be_its_beginning_is_named_with_the_right_one(first, make, tmp_path):
+    run = first[0]
+    with pytest.raises(UserError) as error:
+        make(tmp_path / "a", *MINOR, "init.after=urae-2k", init=[run])
+    assert str(error.value) == (
+        f"--init {run} is a run of lora, which trains 'lora', and lora trains 'singular-components': "
+        "give a run of urae-2k, or add it to the frozen weights: --set init.use=fuse"
+    )
+    copied = tmp_path / "guide"
+    shutil.copytree(run, copied)
+    for file in copied.glob("checkpoints/*/checkpoint.json"):
+        text = file.read_text().replace('"kind": "lora"', '"kind": "token-masked-lora"')
+        file.write_text(text.replace('"name": "lora"', '"name": "ultragen"'))
+    for use, message in (
+        ("fuse", "on guide tokens alone: it cannot be fused with the weights: take recipe ultragen"),
+        ("continue", "is a run of ultragen, which trains 'token-masked-lora', and lora trains 'lora'"),
+    ):
+        with pytest.raises(UserError) as error:
+            make(tmp_path / "b", f"init.use={use}", init=[copied])
+        assert message in str(error.value)
+        assert "init.use=fuse" not in str(error.value)
+
+
+def test_a_run_of_a_third_recipe_is_taken_with_a_warning(first, make, tmp_path, capsys):
+    make(tmp_path / "a", "init.after=gca-stage1", init=[first[0]])
+    assert "begins with the result of gca-stage1, and" in capsys.readouterr().err
+    make(tmp_path / "b", "init.after=lora", init=[first[0]])
+    assert "begins with" not in capsys.readouterr().err
+
+
+def test_the_nearest_existing_name_of_what_a_run_begins_with_is_given(first, make, tmp_path):
+    given = first[0].with_name("rum")
+    with pytest.raises(UserError, match=f"adapter {given} is not there: did you mean {first[0]}"):
+        make(tmp_path / "a", init=[given])
+
+
 def test_the_refusal_of_another_learning_rate_names_init(first, make):
     with pytest.raises(
         UserError, match=r"another phases\.0\.lr \(0\.\d+ -> 0\.001\): .*`uhr train run lora --init .*run"

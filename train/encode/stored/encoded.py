@@ -18,6 +18,7 @@ from uhr.base.console import command, say, shown, table
 from uhr.base.errors import UserError
 from uhr.base.files import or_half_written
 from uhr.base.lock import NAME as LOCK
+from uhr.base.paths import or_similar
 from uhr.base.run_folder import FolderLayout
 from uhr.manifests.info import FILE as MANIFEST
 from uhr.manifests.info import Part
@@ -261,7 +262,7 @@ def read_encoded(path: Path) -> EncodedInfo:
             )
         raise UserError(
             f"{path} contains no encoded data",
-            f"`{command('train', 'encode', 'MANIFEST', '--model', 'M', '--out', path)}`",
+            or_similar(path, f"`{command('train', 'encode', 'MANIFEST', '--model', 'M', '--out', path)}`"),
         )
     info = read_versioned(EncodedInfo, file, SCHEMA_VERSION, "encode again into another folder")
     for part in info.parts:
