@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from uhr.base.errors import unknown
 from uhr.models.estimate import operations
 from uhr.models.estimate.cost import CostEstimate, WeightPlacement, placements
 from uhr.models.estimate.devices import DEFAULT, Device, local_device
@@ -17,12 +16,9 @@ from uhr.models.estimate.model import cost_of
 from uhr.models.estimate.operations import Operations, of_calls
 from uhr.models.estimate.shapes import spec_named
 from uhr.models.generate.request import Item, Request
-from uhr.models.generate.setup import CheckedCall, SamplerChoice
-from uhr.models.loading.model import DTYPES, pick_dtype
-from uhr.models.loading.offload import Offload
+from uhr.models.generate.setup import CheckedCall, SamplerChoice, check_names
+from uhr.models.loading.model import pick_dtype
 from uhr.models.loading.opening import Model, open_model
-from uhr.models.loading.quantize import KINDS
-from uhr.models.samplers import check_name
 from uhr.models.samplers.core.plan import SamplingStage
 from uhr.models.specs.registry import get
 from uhr.models.specs.spec import ModelSpec
@@ -42,13 +38,7 @@ def plan(request: Request, item: Item, on: str | None = None) -> CallPlan:
     The model may also be the name of a spec, or a spec's hub id, from which nothing is fetched. Raises
     UserError for an invalid request.
     """
-    check_name(request.sampler)
-    if request.dtype not in ("auto", *DTYPES):
-        raise unknown("dtype", request.dtype, ("auto", *DTYPES), "--dtype")
-    if request.offload is not None and request.offload not in list(Offload):
-        raise unknown("offload", request.offload, list(Offload))
-    if request.quantize is not None and request.quantize not in KINDS:
-        raise unknown("quantisation", request.quantize, KINDS)
+    check_names(request)
     device = None
     if on is not None:
         device = find_device(on)

@@ -16,6 +16,7 @@ from uhr.base.errors import UserError, unknown
 from uhr.base.files import user_path
 from uhr.models.generate.input_images import InputImage, open_image
 from uhr.models.generate.request import Adapter, Item, Request
+from uhr.models.loading import offload, quantize
 from uhr.models.loading.hashes import (
     FileState,
     config_hash,
@@ -26,10 +27,8 @@ from uhr.models.loading.hashes import (
     shown_hash,
 )
 from uhr.models.loading.model import DTYPES, pick_device
-from uhr.models.loading.offload import check as check_offload
 from uhr.models.loading.opening import Model, open_model
 from uhr.models.loading.other_weights import check_weights
-from uhr.models.loading.quantize import check as check_quantize
 from uhr.models.loading.scheduler_config import SchedulerConfig
 from uhr.models.ops.fitting import Fit, check_patch, fit, target_size
 from uhr.models.ops.sizes import Size
@@ -183,6 +182,17 @@ def usual_dtype(device: str) -> str:
     return "float32" if device.partition(":")[0] == "cpu" else "bfloat16"
 
 
+def check_names(request: Request) -> None:
+    """Raise UserError for an unknown sampler, dtype, offload or quantisation. No file is opened."""
+    check_name(request.sampler)
+    if request.dtype not in ("auto", *DTYPES):
+        raise unknown("dtype", request.dtype, ("auto", *DTYPES), "--dtype")
+    if request.offload is not None:
+        offload.named(request.offload)
+    if request.quantize is not None:
+        quantize.check_name(request.quantize)
+
+
 @dataclass(frozen=True)
 class Setup:
     """A request with every name resolved and every file found; nothing is loaded."""
@@ -201,9 +211,7 @@ class Setup:
     def of(cls, request: Request, fetch: bool = True) -> Setup:
         """Resolve a request. Raises UserError for everything in it that is invalid whatever the image is.
         Without `fetch` nothing is downloaded from the hub, and only its cache is read."""
-        check_name(request.sampler)
-        if request.dtype not in ("auto", *DTYPES):
-            raise unknown("dtype", request.dtype, ("auto", *DTYPES), "--dtype")
+        check_names(request)
         model = open_model(request.model, request.spec, base=request.base, fetch=fetch)
         model = model.with_vae(request.weights.get("vae"))
         if model.backbone is not None and request.transformer is not None:
@@ -222,9 +230,9 @@ class Setup:
             model = model.with_backbone(backbone, spec_given=request.spec is not None)
         place = pick_device(request.device)
         if request.offload is not None:
-            check_offload(request.offload, place)
+            offload.check(request.offload, place)
         if request.quantize is not None:
-            check_quantize(request.quantize, place)
+            quantize.check(request.quantize, place)
         states = {file: file_state(file) for file in _files(model, request)}
         facts = _check_adapters(model, choice, request.adapters)
         dtype = usual_dtype(place.type) if request.dtype == "auto" else request.dtype

@@ -20,13 +20,19 @@ class Offload(StrEnum):
     SEQUENTIAL = "sequential"
 
 
-def check(kind: str, device: torch.device) -> Offload:
-    """Return the offload of that name. Raises UserError for an unknown one, or if the device is the CPU."""
+def named(kind: str) -> Offload:
+    """Return the offload of that name. Raises UserError for an unknown one."""
     if kind not in list(Offload):
         raise unknown("offload", kind, list(Offload))
+    return Offload(kind)
+
+
+def check(kind: str, device: torch.device) -> Offload:
+    """Return the offload of that name. Raises UserError for an unknown one, or if the device is the CPU."""
+    found = named(kind)
     if device.type == "cpu":
         raise UserError(f"offload '{kind}' keeps weights off a GPU, and the device is cpu", "leave it out")
-    return Offload(kind)
+    return found
 
 
 def offload(pipeline: Any, kind: Offload, device: torch.device) -> None:

@@ -65,10 +65,15 @@ KINDS: Mapping[str, Quantization] = {
 """nf4: 4 bits; int8: 8 bits, outliers apart; int8wo, float8wo: 8-bit weights alone, computed in the dtype."""
 
 
-def check(kind: str, device: torch.device) -> None:
-    """Raise UserError for an unknown quantisation, a missing package, or a device that it does not run on."""
+def check_name(kind: str) -> None:
+    """Raise UserError for an unknown quantisation."""
     if kind not in KINDS:
         raise unknown("quantisation", kind, KINDS)
+
+
+def check(kind: str, device: torch.device) -> None:
+    """Raise UserError for an unknown quantisation, a missing package, or a device that it does not run on."""
+    check_name(kind)
     check_installed(KINDS[kind].package, f"quantisation '{kind}'")
     if KINDS[kind].gpu and device.type == "cpu":
         others = ", ".join(name for name, other in KINDS.items() if not other.gpu)

@@ -113,7 +113,7 @@ def encode(pipeline: Any, inputs: PromptInputs, plan: SamplingPlan, device: torc
         negative = Prompt("")
     family, dtype = facts.family, pipeline.transformer.dtype
     count = inputs.prompt.check("prompt", family.pooled)
-    length = inputs.length or facts.text_length
+    length = facts.text_length if inputs.length is None else inputs.length
     ids = family.image_ids(*facts.grid(plan.stages[0].size), device=device)
 
     def condition(found: Embedded, repeats: int) -> Condition:

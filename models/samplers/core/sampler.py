@@ -105,9 +105,13 @@ def make_plan(sampler: Sampler, facts: ModelFacts, request: SamplingRequest, opt
     """Return the sampler's plan of a call.
 
     Raises:
-        UserError: if an image is given and the sampler takes none, if it cannot generate the size (the error
-            names the nearest sizes), or if its plan rejects the call for another reason.
+        UserError: if an image is given and the sampler takes none, if the text has no token, if the sampler
+            cannot generate the size (the error names the nearest sizes), or if its plan rejects the call for
+            another reason.
     """
+    if request.text_length is not None and request.text_length < 1:
+        what = f"max_sequence_length {request.text_length} is invalid"
+        raise UserError(what, "give at least 1, or None for the length that the backbone was trained with")
     if request.image and not sampler.takes_image:
         what = "this sampler has no base pass that an image could replace"
         raise UserError(what, "leave the image out, or take sdedit or patch-cascade")

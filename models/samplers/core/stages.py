@@ -21,7 +21,7 @@ def sized(size: Size) -> str:
 
 def text_tokens(facts: ModelFacts, request: SamplingRequest) -> int:
     """Return the number of text tokens of one prompt."""
-    return request.text_length or facts.text_length
+    return facts.text_length if request.text_length is None else request.text_length
 
 
 def dense_stage(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from uhr.base.errors import UserError
 from uhr.models.families.conditions import Prompt
 from uhr.models.families.text import TokenCount, notes_of
 from uhr.models.samplers.euler import EulerPipeline, Flux2EulerPipeline
@@ -108,6 +109,12 @@ def test_length_that_the_caller_gives_is_the_one_that_cuts(euler, lines):
     euler("one two three four five six seven", max_sequence_length=4, **CALL)
     (line,), _ = lines()
     assert line.endswith("t5 reads 4: its end is not read")
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_a_length_without_a_token_is_invalid_and_is_not_the_trained_one(euler, length):
+    with pytest.raises(UserError, match=f"max_sequence_length {length} is invalid: give at least 1, or None"):
+        euler("a lake", max_sequence_length=length, **CALL)
 
 
 def test_clips_limit_counts_where_t5_does_not_read_the_prompt(euler, lines):

@@ -280,7 +280,7 @@ def test_offload_needs_a_gpu_and_a_known_name(tiny_flux):
 def test_adapters_are_on_before_their_weights_are_offloaded(tiny_flux, adapter, tmp_path, monkeypatch):
     """The command's order, on a device in place of a GPU."""
     seen = {}
-    monkeypatch.setattr(setup, "check_offload", lambda kind, device: Offload(kind))
+    monkeypatch.setattr(setup.offload, "check", lambda kind, device: Offload(kind))
 
     def put(pipeline, kind, device):
         seen.update(kind=kind, adapters=pipeline.get_active_adapters())
