@@ -7,14 +7,13 @@ import hashlib
 import importlib.util
 import io
 import os
-import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from uhr.base.errors import UserError, install, one_line, unknown
 from uhr.base.hub import snapshot
+from uhr.models.scores.clip_package import clip_importable
 from uhr.models.scores.images import View, as_planes
 from uhr.models.scores.offline import NotDownloaded, no_downloads, replace
 from uhr.models.scores.weights import Weights
@@ -96,7 +95,7 @@ class PyiqaMetric:
 
 def names() -> list[str]:
     """The no-reference metrics that this version of pyiqa has, without Q-Align and those of whole sets."""
-    with _clip_importable():
+    with clip_importable():
         import pyiqa
     return [
         name
@@ -116,7 +115,7 @@ class _LacksFile(UserError):
 def _create(name: str, device: str, folder: Path | None) -> Any:
     import torch.hub
 
-    with _clip_importable():
+    with clip_importable():
         import pyiqa
         from pyiqa.utils import download_util
     printed = io.StringIO()
@@ -128,7 +127,7 @@ def _create(name: str, device: str, folder: Path | None) -> Any:
                 replace(stack, download_util, "DEFAULT_CACHE_DIR", str(folder))
                 stack.callback(torch.hub.set_dir, torch.hub.get_dir())
                 torch.hub.set_dir(folder)
-            stack.enter_context(_clip_importable())
+            stack.enter_context(clip_importable())
             return pyiqa.create_metric(name, device=device)
     except Exception as error:
         # what is raised differs by library, and each wraps the others' errors
@@ -149,27 +148,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-@contextlib.contextmanager
-def _clip_importable() -> Generator[None]:
-    """Let the package `clip`, on which a third of the metrics builds, be imported.
-
-    It takes `packaging` from `pkg_resources`, which newer versions of setuptools do not have.
-    """
-    name = "pkg_resources"
-    if name in sys.modules or importlib.util.find_spec(name) is not None:
-        yield
-        return
-    import packaging.version
-
-    stand_in = ModuleType(name)
-    stand_in.packaging = packaging  # ty: ignore[missing-attribute]
-    sys.modules[name] = stand_in
-    try:
-        yield
-    finally:
-        del sys.modules[name]
 
 
 @contextlib.contextmanager

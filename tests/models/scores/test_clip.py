@@ -12,9 +12,9 @@ from PIL import Image
 from uhr.base.errors import UserError
 from uhr.models.scores.classifier import ImageClassifier
 from uhr.models.scores.clip import ClipModel
+from uhr.models.scores.clip_package import clip_importable
 from uhr.models.scores.heads import Head
 from uhr.models.scores.images import View
-from uhr.models.scores.pyiqa_metrics import _clip_importable
 
 from . import checkpoints
 
@@ -112,7 +112,7 @@ def test_a_folder_that_is_incomplete_is_one_line(folder, tmp_path):
 
 
 def test_the_aesthetic_head_is_laions_network(clip, images, tmp_path):
-    with _clip_importable():
+    with clip_importable():
         from pyiqa.archs.laion_aes_arch import MLP
 
     torch.manual_seed(0)
