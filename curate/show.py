@@ -104,8 +104,15 @@ def _print_funnel(info: ManifestInfo, failures: Failures) -> None:
 
 def _not_opened(not_opened: Mapping[str, int]) -> str:
     """Return one line about what the listing found and did not open; empty if there was nothing."""
-    text = {"linked_folders": "links to folders", "unreadable_folders": "unreadable folders"}
-    found = [f"{text.get(name, name)} {not_opened[name]:,}" for name in NOT_OPENED if not_opened.get(name)]
+    text = {
+        "linked_folders": "links to folders",
+        "unreadable_folders": "unreadable folders",
+        "links_and_devices_in_archives": "links and devices in archives",
+        "other_members": "members of other kinds",
+        "unmatched_rows": "rows of tables without a file",
+    }
+    names = dict.fromkeys((*NOT_OPENED, *text))
+    found = [f"{text.get(name, name)} {not_opened[name]:,}" for name in names if not_opened.get(name)]
     return f"not opened: {', '.join(found)}" if found else ""
 
 

@@ -15,6 +15,8 @@ _HERE = "uhr.manifests.sources"
 
 NAMES: dict[str, str] = {
     "folder": f"{_HERE}.folder:Folder",
+    "archives": f"{_HERE}.archives:Archives",
+    "webdataset": f"{_HERE}.archives:WebDataset",
     "urls": f"{_HERE}.urls:Urls",
 }
 """Kind -> import path. A kind is imported when it is first used."""

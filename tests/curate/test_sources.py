@@ -16,3 +16,36 @@ def test_out_and_source_may_not_be_inside_each_other(tmp_path):
         with pytest.raises(UserError, match="is inside"):
             check_no_overlap(Folder.at(tmp_path / source), tmp_path / out)
     check_no_overlap(Folder.at(tmp_path / "a"), tmp_path / "ab")
+
+
+def test_a_webdataset_is_curated_and_verified_through_its_source(tmp_path, forge, uhr):
+    import io
+    import json
+    import tarfile
+
+    from uhr.manifests.manifest import Manifest
+
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for number in range(3):
+            image = forge.encode(forge.image(480, 320, seed=number), "JPEG", quality=90)
+            caption = json.dumps({"caption": f"image {number}", "license": "CC0"}).encode()
+            for suffix, data in (("jpg", image), ("json", caption)):
+                info = tarfile.TarInfo(f"{number}.{suffix}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    source = f"webdataset:{tmp_path / 's.tar'}"
+    arguments = ("--source", source, "--out", tmp_path / "out", "--engine", "local", "--workers", 2)
+    assert uhr("curate", "run", "quickstart", *arguments)[0] == 0
+    rows = Manifest.open(tmp_path / "out").table().to_pylist()
+    assert [(row["uri"], row["width"], row["caption"]) for row in rows] == [
+        (f"s.tar/{number}.jpg", 480, f"image {number}") for number in range(3)
+    ]
+    assert all(row["status"] != "failed" and row["content_hash"] for row in rows)
+    code, printed, _ = uhr("manifest", "verify", tmp_path / "out", "--pixels")
+    assert code == 0, printed
+    with open(tmp_path / "s.tar", "r+b") as file:
+        file.seek(900)
+        file.write(bytes(100))
+    code, printed, _ = uhr("manifest", "verify", tmp_path / "out", "--pixels")
+    assert code == 1
+    assert "s.tar/0.jpg" in printed
