@@ -148,15 +148,15 @@ def step_against_diffusers(name: str, model: Path, data: Path, out: Path) -> Ite
         mine.step()
         theirs.step()
     gc.disable()
-    for _ in range(STEPS):
-        marks = [_clocks()]
-        entry = mine.step()
-        marks.append(_clocks())
-        theirs.step()
-        marks.append(_clocks())
-        for who, one, two in zip(times, marks[:2], marks[1:], strict=True):
-            times[who].append((two[0] - one[0], two[1] - one[1]))
-        waits.append(entry["wait"] / entry["seconds"])
+    for number in range(STEPS):
+        # neither is always the first of a pair
+        for who in ("ours", "theirs") if number % 2 else ("theirs", "ours"):
+            wall, core = _clocks()
+            entry = mine.step() if who == "ours" else theirs.step()
+            wall_after, core_after = _clocks()
+            times[who].append((wall_after - wall, core_after - core))
+            if entry is not None:
+                waits.append(entry["wait"] / entry["seconds"])
     gc.enable()
     memory = {"ours": peak_bytes(mine.step), "theirs": peak_bytes(theirs.step)}
     mine.close()
@@ -166,7 +166,7 @@ def step_against_diffusers(name: str, model: Path, data: Path, out: Path) -> Ite
     table(
         ["model", "step", "median ms", "ms of CPU", "peak MiB of tensors"],
         [
-            [name, who, *(round(1000 * statistics.median(e[i] for e in each), 1) for i in (0, 1)),
+            [name, who, *(f"{1000 * statistics.median(e[i] for e in each):.1f}" for i in (0, 1)),
              round(memory[who] / 2**20, 1)]
             for who, each in times.items()
         ],
