@@ -220,7 +220,7 @@ def test_an_actor_works_in_the_folder_of_the_run_where_there_is_one(tmp_path, wo
         home.mkdir()
     work = pickle.dumps(works.WhereIt())
     actor = UnitActor(plan.folder, work, LIMITS, search_path(), 1, str(home))
-    assert actor({"unit": [0]}) == {"unit": [0], "error": [None]}
+    assert actor.do(0, None) == ((None, False), None)
     actor._worker.close()
     (row,) = pq.read_table(plan.part(0)).to_pylist()
     assert row["folder"] == (str(home) if there else os.getcwd())

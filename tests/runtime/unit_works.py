@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from uhr.runtime.units import Watch, Work
+from uhr.runtime.units import TaskWork, Watch, Work
 
 EAT_BYTES = 1 << 30
 
@@ -153,3 +153,36 @@ class SeesGpus(Work):
             (self.told / str(x)).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
         time.sleep(0.3)  # long enough for the others to get a unit too
         return items
+
+
+class Doubles(TaskWork):
+    """First segment: x -> 2 x, passed on in memory; a part that is there already is not written again."""
+
+    def task(self, plan, unit, watch, given):
+        assert given is None
+        doubled = [2 * x for x in plan.items(unit)["x"].to_pylist()]
+        if not plan.part(unit).exists():
+            plan.write(unit, pa.table({"doubled": doubled}))
+        return json.dumps(doubled).encode()
+
+
+class AddsOne(TaskWork):
+    """A later segment: adds 1 to what it is given, row by row where a batch dies. Dies at `fatal`."""
+
+    def __init__(self, segment: int, fatal: int = -1) -> None:
+        self.segment, self.fatal = segment, fatal
+
+    def task(self, plan, unit, watch, given):
+        numbers = json.loads(given)
+        if watch.batch(len(numbers), 1):
+            added = [self._one(x) for x in numbers]
+        else:
+            faults = [watch.begin(index, 1) or self._one(x) for index, x in enumerate(numbers)]
+            added = [x if isinstance(x, int) else -1 for x in faults]
+        watch.end()
+        plan.write(unit, pa.table({"added": added}), self.segment)
+
+    def _one(self, x: int) -> int:
+        if x == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x + 1

@@ -1,8 +1,9 @@
 """The child process, which does the work and may be killed at any time; started by `worker.Worker`.
 
-It receives units over a socket and sends "done" or an error back. Before it processes an item it writes the
+It receives tasks over a socket and sends "done" or an error back. Before it processes an item it writes the
 item's index into a memory page shared with the parent, which takes a microsecond. If the child dies, the
-parent reads there which item it was.
+parent reads there which item it was. What a task is given in memory the child asks for ("give"), so that the
+parent never waits for a child that is still loading weights.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PAGE = struct.Struct("<qqq")
-"""Layout of the page: turn (increases with every item), index of the item in the unit (-1: none), step."""
+PAGE = struct.Struct("<qqqq")
+"""Layout of the page: turn (increases with every item), index of the item in the unit (-1: none, -2: a
+batch), step, number of items in the batch."""
 PAGE_BYTES = mmap.PAGESIZE
 
 
@@ -39,39 +41,49 @@ def main(socket: int, page: int, parent: int, imports: Sequence[str]) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     connection = Connection(socket)
-    folder, packed, threads = connection.recv()
-    _serve(connection, mmap.mmap(page, PAGE_BYTES), folder, packed, threads)
+    (folder, number), packed, threads = connection.recv()
+    _serve(connection, mmap.mmap(page, PAGE_BYTES), (folder, number), packed, threads)
 
 
-def _serve(connection: Connection, page: mmap.mmap, folder: Path, packed: bytes, threads: int) -> None:
+def _serve(
+    connection: Connection, page: mmap.mmap, place: tuple[Path, int], packed: bytes, threads: int
+) -> None:
     from uhr.runtime.heap import keep_freed_memory
     from uhr.runtime.units import UnitPlan
 
     keep_freed_memory()
     unit: int | None = None
     try:
-        plan = UnitPlan.open(folder)
+        plan = UnitPlan.open(*place)
         work = pickle.loads(packed)
         work.open()
         _one_thread_each(threads)
         watch = _page_watch(page)
         while True:
-            unit, faults = connection.recv()
+            unit, faults, takes = connection.recv()
+            given = None
+            if takes:
+                connection.send(("give", unit))
+                given = connection.recv_bytes()
             watch.forget(faults)
-            plan.run(unit, work, watch)
-            connection.send(("done", unit))
+            passed = work.task(plan, unit, watch, given)
+            watch.end()
+            connection.send(("done", passed is not None))
+            if passed is not None:
+                connection.send_bytes(passed)
+            given = passed = None
     except EOFError:
         return
     except Exception as error:  # noqa: BLE001 - every error goes to the parent, which raises it there
         from uhr.runtime.inline import unit_error
 
-        report = unit_error(error, unit, folder)
+        report = unit_error(error, unit, place[0])
         # the type stays here: an error of the user's own class may not be importable in the parent
         connection.send(("error", (report.what, report.fix, report.give, traceback.format_exc())))
 
 
 def _page_watch(page: mmap.mmap) -> Any:
-    from uhr.runtime.units import UnitFault, Watch
+    from uhr.runtime.units import BATCH, UnitFault, Watch
 
     class PageWatch(Watch):
         """Writes the current item to the page that the parent reads."""
@@ -86,11 +98,11 @@ def _page_watch(page: mmap.mmap) -> Any:
             self._faults = faults
             self._record(-1, 0)
 
-        def _record(self, index: int, step: int) -> None:
-            if index != self._index:
+        def _record(self, index: int, step: int, count: int = 1) -> None:
+            if index != self._index or index == BATCH:
                 self._turn += 1
                 self._index = index
-            PAGE.pack_into(page, 0, self._turn, index, step)
+            PAGE.pack_into(page, 0, self._turn, index, step, count)
 
     return PageWatch()
 

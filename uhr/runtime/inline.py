@@ -8,25 +8,34 @@ from pathlib import Path
 
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import disk_fault
-from uhr.runtime.units import UnitPlan, Watch, Work
+from uhr.runtime.schedule import Schedule
+from uhr.runtime.units import Segment, UnitPlan, Watch
 
 
 class InlineRunner:
     """Runs units in this process, without limits: an item that crashes its decoder ends the run."""
 
-    def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
+    def run(self, plan: UnitPlan, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
         at: int | None = None
+        schedule = Schedule(plan, segments)
+        opened: set[int] = set()
         try:
-            work.open()
-            for at in pending:
-                plan.run(at, work, Watch())
-                yield at
+            while (task := schedule.last()) is not None:
+                segment, unit, given = task
+                work = segments[segment].work
+                if segment not in opened:
+                    at = None
+                    work.open()
+                    opened.add(segment)
+                at = unit
+                schedule.done(segment, unit, work.task(plan, unit, Watch(), given))
+                yield segment, unit
         except Exception as error:
             raise unit_error(error, at, plan.folder) from error
 
 
 def unit_error(error: Exception, unit: int | None, folder: Path) -> UserError:
-    """Turn what `Work.open` (unit None) or `Work.run` raised into one line with the unit and the source line.
+    """Turn what `TaskWork.open` (unit None) or `task` raised into one line with the unit and the source line.
 
     `folder` is the plan's, where parts are written.
     """

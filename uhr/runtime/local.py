@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import wait as wait_any
 
+from uhr.base.errors import UserError
 from uhr.runtime.process import Child, ChildSetup
-from uhr.runtime.units import Limits, UnitPlan, Work
+from uhr.runtime.schedule import Schedule
+from uhr.runtime.units import Limits, Segment, UnitPlan
 from uhr.runtime.worker import POLL_SECONDS, Worker, search_path
 
 
@@ -45,32 +47,65 @@ class LocalRunner:
                 child.kill()
             self._early = []
 
-    def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
-        waiting = iter(pending)
-        team = []
-        for number in range(min(self.workers, len(pending))):
-            child = self._early.pop(0) if self._early else None
-            team.append(Worker(plan.folder, work, self.limits, self._setup(number), child))
+    def run(self, plan: UnitPlan, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+        schedule = Schedule(plan, segments)
+        teams = [self._team(plan, number, segment, schedule.left) for number, segment in enumerate(segments)]
+        schedule.room = 1 + 2 * sum(map(len, teams[1:]))
+        busy: list[tuple[int, Worker]] = []
+
+        def assign() -> None:
+            # the last segments first: they free what is held in memory
+            for number, team in reversed(list(enumerate(teams))):
+                while (worker := next((w for w in team if w.unit is None), None)) is not None:
+                    task = schedule.take(number)
+                    if task is None:
+                        break
+                    worker.assign(*task)
+                    busy.append((number, worker))
+
         try:
-            busy = list(team)
-            for worker in team:
-                worker.assign(next(waiting))
-            while busy:
-                wait_any([worker.connection for worker in busy], timeout=POLL_SECONDS)
-                for worker in list(busy):
+            assign()
+            while schedule.left:
+                wait_any([worker.connection for _, worker in busy], timeout=POLL_SECONDS)
+                for number, worker in list(busy):
                     finished = worker.check()
                     if finished is None:
                         continue
-                    following = next(waiting, None)
-                    if following is None:
-                        busy.remove(worker)
-                    else:
-                        worker.assign(following)
-                    yield finished
+                    busy.remove((number, worker))
+                    schedule.done(number, finished, worker.passed)
+                    worker.passed = None
+                    assign()
+                    yield number, finished
         finally:
-            for worker in team:
-                worker.close()
+            for team in teams:
+                for worker in team:
+                    worker.close()
 
-    def _setup(self, number: int, imports: Sequence[str] = ()) -> ChildSetup:
-        gpu = {"CUDA_VISIBLE_DEVICES": self.gpus[number % len(self.gpus)]} if self.gpus else {}
-        return ChildSetup(search_path(), self.threads, gpu, imports)
+    def _team(self, plan: UnitPlan, number: int, segment: Segment, units: int) -> list[Worker]:
+        """Make the workers of a segment; each starts its child with its first task."""
+        count = min(self.workers if segment.workers is None else self._most(segment), units)
+        team = []
+        for place in range(count):
+            child = self._early.pop(0) if self._early and number == 0 else None
+            setup = self._setup(place, (), segment)
+            team.append(Worker(plan, segment.work, segment.limits or self.limits, setup, child))
+        return team
+
+    def _most(self, segment: Segment) -> int:
+        """The number of workers of a segment with a pool of its own: as many as its GPUs can have."""
+        assert segment.workers is not None
+        least, most = segment.workers
+        if not segment.gpus:
+            return most
+        room = int(len(self.gpus) / segment.gpus)
+        if room < least:
+            what = f"{least} workers need {least * segment.gpus:g} GPUs and this machine has {len(self.gpus)}"
+            raise UserError(what, "set num_gpus and actors of the stage's resources to fit")
+        return min(most, room)
+
+    def _setup(self, number: int, imports: Sequence[str] = (), segment: Segment | None = None) -> ChildSetup:
+        # a worker that needs part of a GPU shares it with the next ones
+        share = max(1, int(1 / segment.gpus)) if segment is not None and segment.gpus else 1
+        gpu = {"CUDA_VISIBLE_DEVICES": self.gpus[number // share % len(self.gpus)]} if self.gpus else {}
+        threads = self.threads if segment is None or segment.threads is None else segment.threads
+        return ChildSetup(search_path(), threads, gpu, imports)

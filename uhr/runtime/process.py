@@ -62,7 +62,7 @@ class Child:
         ours, theirs = socket.socketpair()
         page = _shared_page()
         self._page = mmap.mmap(page, PAGE_BYTES)
-        PAGE.pack_into(self._page, 0, 0, -1, 0)
+        PAGE.pack_into(self._page, 0, 0, -1, 0, 1)
         self._log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the child
         numbers = [str(theirs.fileno()), str(page), str(os.getpid())]
         self.process = subprocess.Popen(
@@ -89,19 +89,23 @@ class Child:
         self._turn, self._elapsed, self._looked = -1, 0.0, time.monotonic()
         self._threads = setup.threads
 
-    def begin(self, folder: Path, work: bytes) -> None:
-        """Send a plan's folder and the pickled work, once, before the first unit."""
+    def begin(self, place: tuple[Path, int], work: bytes) -> None:
+        """Send a plan's folder and number and the pickled work, once, before the first task."""
         # if the child is dead, the socket is closed: `Worker.check` handles it
         with contextlib.suppress(ConnectionError):
-            self.connection.send((folder, work, self._threads))
+            self.connection.send((place, work, self._threads))
 
     def turn(self) -> int:
         return PAGE.unpack_from(self._page)[0]
 
     def item(self) -> tuple[int, int]:
-        """Return index (-1: none) and step of the item that is being processed."""
-        _, index, step = PAGE.unpack_from(self._page)
+        """Return index (-1: none, -2: a batch) and step of the item that is being processed."""
+        _, index, step, _ = PAGE.unpack_from(self._page)
         return index, step
+
+    def items(self) -> int:
+        """Return how many items are being processed together: 1, or the size of the batch."""
+        return PAGE.unpack_from(self._page)[3]
 
     def seconds_on_item(self) -> float:
         """Return how long the child has been processing its item.
@@ -110,7 +114,7 @@ class Child:
         stopped (Ctrl-Z, suspend) is not counted.
         """
         now = time.monotonic()
-        if self.turn() != self._turn or self.item()[0] < 0:
+        if self.turn() != self._turn or self.item()[0] == -1:
             self._turn, self._elapsed = self.turn(), 0.0
         else:
             self._elapsed += min(now - self._looked, 1.0)

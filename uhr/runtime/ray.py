@@ -1,9 +1,10 @@
-"""Run units on Ray Data, on this machine or on a cluster.
+"""Run tasks in Ray actors, on this machine or on a cluster.
 
-Only unit numbers pass through Ray. Each actor has one child process (`worker.Worker`), which can be killed
-and writes its parts directly into the plan's folder: with pixels in Ray blocks a run had a tenth of the
-speed, and a crash would end the actor. The machines of a cluster share the plan's folder, or receive the
-plan.
+A pool of actors per segment; this process gives each free actor its next task. Each actor has one child
+process (`worker.Worker`), which can be killed and writes its parts directly into the plan's folder: a crash
+must not end the actor, and decoded images in Ray's objects made a run ten times as slow. Only unit numbers
+pass through Ray, and what a segment passes on in memory, straight from actor to actor. The machines of a
+cluster share the plan's folder, or receive the plan. docs/decisions/0012 says why this is not Ray Data.
 """
 
 from __future__ import annotations
@@ -16,20 +17,27 @@ import os
 import pickle
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from uhr.base.errors import UserError, install, one_line
+from uhr.base.errors import UserError, install, one_line, unknown
 from uhr.runtime.cluster import check_cluster, is_token_error, no_cluster, token_error
 from uhr.runtime.process import ChildSetup
-from uhr.runtime.units import Limits, UnitPlan, Work
+from uhr.runtime.schedule import Schedule
+from uhr.runtime.units import Limits, Segment, UnitPlan
 from uhr.runtime.worker import Worker, cores, search_path
 
 _OBJECT_STORE_BYTES = 128 * 2**20
-"""Unit numbers need little memory; Ray's default is a third of the machine."""
+"""Unit numbers need little memory; Ray's default is a third of the machine. What segments pass on is added.
+"""
 
-_MOST_BLOCKS = 10_000
+_ATTEMPTS = 5
+"""How often one task may lose its actor, or the machine of its actor, before the run ends."""
+
+_START = -1
+"""What is lost when an actor does not start, in place of the number of a unit."""
 
 
 class RayRunner:
@@ -63,62 +71,192 @@ class RayRunner:
         self.address = address
         self.threads = threads
 
-    def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
-        with running_ray(self.address, self.workers) as (cpus, gpus):
-            workers = self._team(cpus, gpus, len(pending))
-            yield from self._stream(plan, pickle.dumps(work), pending, workers)
+    def run(self, plan: UnitPlan, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+        schedule = Schedule(plan, segments)
+        with running_ray(self.address, self._cpus_here(segments), self._store(segments)) as (cpus, gpus):
+            _check_accelerators(segments)
+            counts = self._counts(segments, cpus, gpus, schedule.left)
+            pools = [
+                _Pool(self, plan, number, segment, *count)
+                for number, (segment, count) in enumerate(zip(segments, counts, strict=True))
+            ]
+            schedule.room = 1 + 2 * sum(most for _, most in counts[1:])
+            try:
+                yield from _run(schedule, pools)
+            finally:
+                for pool in pools:
+                    pool.close()
 
-    def _team(self, cpus: int, gpus: int, units: int) -> int:
-        """Return the number of actors. Raises UserError if the cluster cannot run them: Ray would wait."""
-        # one CPU stays free: a pool that uses all of them deadlocks
-        most = max(1, cpus - 1)
+    def _cpus_here(self, segments: Sequence[Segment]) -> int:
+        """The logical CPUs of a Ray of our own: enough for every pool."""
+        own = sum(s.workers[1] * s.cpus for s in segments if s.workers is not None)
+        shared = (self.workers or cores()) if any(s.workers is None for s in segments) else 0
+        return math.ceil(shared + own)
+
+    def _store(self, segments: Sequence[Segment]) -> int:
+        """Return the bytes of the object store of a Ray of our own: it must hold all that is passed on at one
+        time, since Ray would otherwise write it to disk.
+        """
+        units = (
+            2 + (self.workers or cores()) + sum(3 * s.workers[1] for s in segments if s.workers is not None)
+        )
+        return _OBJECT_STORE_BYTES + units * sum(segment.passes for segment in segments)
+
+    def _counts(self, segments: Sequence[Segment], cpus: int, gpus: int, units: int) -> list[tuple[int, int]]:
+        """Return the least and the largest number of actors of each segment.
+
+        Raises UserError if the cluster cannot run the least of all of them at once: Ray would wait without
+        end.
+        """
+        own = sum(s.workers[0] * s.cpus for s in segments if s.workers is not None)
+        own_gpus = sum(s.workers[0] * s.gpus for s in segments if s.workers is not None)
+        # one CPU stays free, for Ray's own tasks
+        most = max(1, int(cpus - 1 - own))
         if self.gpus:
-            most = min(most, gpus // self.gpus)
+            most = min(most, int((gpus - own_gpus) // self.gpus))
         if most == 0:
             raise UserError(f"the Ray cluster has {gpus} GPUs", "--device cpu, or --engine local")
+        shared = [s for s in segments if s.workers is None]
         workers = min(self.workers or most, units)
-        if workers > most or workers >= cpus:
-            needs = f"{workers + 1} CPUs" + (f" and {workers * self.gpus} GPUs" if self.gpus else "")
-            has = f"{cpus}" + (f" and {gpus}" if self.gpus else "")
-            raise UserError(
-                f"{workers} workers need {needs} and the Ray cluster has {has}", f"--workers {most}"
-            )
-        return workers
+        wanted = len(shared) * workers + own
+        needs_gpus = len(shared) * workers * self.gpus + own_gpus
+        if wanted + 1 > cpus or needs_gpus > gpus:
+            needs = f"{math.ceil(wanted) + 1} CPUs" + (f" and {needs_gpus:g} GPUs" if needs_gpus else "")
+            has = f"{cpus}" + (f" and {gpus}" if needs_gpus else "")
+            fix = f"--workers {most}" if not own else "fewer --workers or actors, or a larger cluster"
+            raise UserError(f"{_all(workers, segments)} need {needs} and the Ray cluster has {has}", fix)
+        return [(workers, workers) if s.workers is None else _within(s.workers, units) for s in segments]
 
-    def _stream(self, plan: UnitPlan, work: bytes, pending: Sequence[int], workers: int) -> Iterator[int]:
-        import ray.data
 
-        # Ray aborts a run in which nothing finishes for half an hour; a unit of bad items may take longer
-        timeout = max(1800.0, 2 * plan.size * self.limits.seconds)
-        if math.isinf(timeout):
-            timeout = -1.0  # Ray's value for no timeout
-        ray.data.DataContext.get_current().execution_no_progress_timeout_s = timeout
-        blocks = min(len(pending), _MOST_BLOCKS)
-        results = ray.data.from_items(
-            [{"unit": unit} for unit in pending], override_num_blocks=blocks
-        ).map_batches(
-            UnitActor,
-            fn_constructor_args=(
-                plan.packed() if self.carry else plan.folder.absolute(),
-                work,
-                self.limits,
-                search_path(),
-                self.threads,
-                os.getcwd(),
-            ),
-            batch_size=1,
-            num_cpus=1,
-            num_gpus=self.gpus or None,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-        )
-        for row in results.iter_rows():
-            if row["error"] is not None:
-                raise pickle.loads(row["error"])
-            yield int(row["unit"])
+def _check_accelerators(segments: Sequence[Segment]) -> None:
+    """Raise UserError if the cluster has no GPU of a required type: Ray would wait without end."""
+    import ray
+
+    prefix = "accelerator_type:"
+    types = [name.removeprefix(prefix) for name in ray.cluster_resources() if name.startswith(prefix)]
+    for segment in segments:
+        if segment.accelerator is not None and segment.accelerator not in types:
+            raise unknown("accelerator_type", segment.accelerator, types, "the Ray cluster")
+
+
+def _within(workers: tuple[int, int], units: int) -> tuple[int, int]:
+    return min(workers[0], units), min(workers[1], units)
+
+
+def _all(workers: int, segments: Sequence[Segment]) -> str:
+    own = sum(s.workers[0] for s in segments if s.workers is not None)
+    return f"{workers} workers" + (f" and {own} actors of model stages" if own else "")
+
+
+class _Pool:
+    """The actors of one segment, between `least` and `most` of them."""
+
+    def __init__(
+        self, runner: RayRunner, plan: UnitPlan, number: int, segment: Segment, least: int, most: int
+    ) -> None:
+        import ray
+
+        place = plan.packed() if runner.carry else plan.folder.absolute()
+        limits, threads = segment.limits or runner.limits, segment.threads or runner.threads
+        self.number = number
+        self._arguments = (place, pickle.dumps(segment.work), limits, search_path(), threads, os.getcwd())
+        self._plan_number = plan.number
+        self._options: dict[str, Any] = {
+            "num_cpus": segment.cpus,
+            "num_gpus": (runner.gpus if segment.workers is None else segment.gpus) or None,
+            "max_restarts": -1,
+        }
+        if segment.accelerator is not None:
+            self._options["accelerator_type"] = segment.accelerator
+        self._actor = ray.remote(UnitActor)
+        self._most = most
+        self._actors: list[Any] = []
+        self.idle: list[Any] = []
+        self.starting: dict[Any, Any] = {}
+        for _ in range(least):
+            self._start()
+
+    def _start(self) -> None:
+        actor: Any = self._actor.options(**self._options).remote(*self._arguments, self._plan_number)
+        self._actors.append(actor)
+        # until it has answered, it may be waiting for a free GPU
+        self.starting[actor.ready.remote()] = actor
+
+    def grow(self, waiting: int) -> None:
+        """Start one more actor if tasks are waiting, all actors work, and none is starting."""
+        if waiting and not self.idle and not self.starting and len(self._actors) < self._most:
+            self._start()
+
+    def close(self) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+class _Running(NamedTuple):
+    """A task in an actor: `passed` will refer to what it passes on."""
+
+    pool: _Pool
+    actor: Any
+    unit: int
+    passed: Any
+
+
+def _run(schedule: Schedule, pools: Sequence[_Pool]) -> Iterator[tuple[int, int]]:
+    """Give every free actor its next task until no unit is left; yield segment and unit of each."""
+    import ray
+    from ray.exceptions import RayError
+
+    running: dict[Any, _Running] = {}
+    lost: Counter[int] = Counter()
+    while schedule.left:
+        # the last segments first: they free what is held in memory
+        for pool in reversed(pools):
+            while pool.idle and (task := schedule.take(pool.number)) is not None:
+                unit, given = task
+                actor = pool.idle.pop()
+                state, passed = actor.do.options(num_returns=2).remote(unit, given)
+                running[state] = _Running(pool, actor, unit, passed)
+            pool.grow(schedule.waiting(pool.number))
+        starting = {ref: (pool, actor) for pool in pools for ref, actor in pool.starting.items()}
+        done, _ = ray.wait([*running, *starting], num_returns=1)
+        for ref in done:
+            if ref in starting:
+                pool, actor = starting[ref]
+                del pool.starting[ref]
+                try:
+                    ray.get(ref)
+                except RayError as fault:
+                    lost[_START] += 1
+                    if lost[_START] == _ATTEMPTS:
+                        what = f"a worker cannot start on the Ray cluster ({one_line(fault)[-200:]})"
+                        raise UserError(what, "install the same version of uhr on every machine") from fault
+                    pool.starting[actor.ready.remote()] = actor
+                else:
+                    pool.idle.append(actor)
+                continue
+            task = running.pop(ref)
+            try:
+                error, passes = ray.get(ref)
+            except RayError as fault:
+                # the actor's process or machine is gone, or what it was given; Ray starts the actor again
+                lost[task.unit] += 1
+                if lost[task.unit] == _ATTEMPTS:
+                    what = f"unit {task.unit} lost its worker {_ATTEMPTS} times ({one_line(fault)[-200:]})"
+                    raise UserError(what, "look at the machines of the cluster") from fault
+                schedule.again(task.unit)
+                task.pool.starting[task.actor.ready.remote()] = task.actor
+                continue
+            if error is not None:
+                raise pickle.loads(error)
+            task.pool.idle.append(task.actor)
+            schedule.done(task.pool.number, task.unit, task.passed if passes else None)
+            yield task.pool.number, task.unit
 
 
 class UnitActor:
-    """One Ray actor: its child processes the units of a batch.
+    """One Ray actor: its child does one task at a time.
 
     `run_folder` is the working folder of the run, from which relative paths of the work start. If this
     machine does not have it, the child starts in the actor's folder, and such paths are not found.
@@ -132,12 +270,13 @@ class UnitActor:
         path: list[str],
         threads: int,
         run_folder: str,
+        number: int = 1,
     ) -> None:
         folder = plan if isinstance(plan, Path) else self._unpack(plan)
         ours = search_path()
         both = ours + [folder for folder in path if folder not in ours]
         setup = ChildSetup(both, threads, folder=run_folder if os.path.isdir(run_folder) else None)
-        self._worker = Worker(folder, work, limits, setup)
+        self._worker = Worker((folder, number), work, limits, setup)
 
     def _unpack(self, plan: dict[str, bytes]) -> Path:
         self._folder = tempfile.TemporaryDirectory(prefix="uhr-units-")
@@ -145,17 +284,19 @@ class UnitActor:
             Path(self._folder.name, name).write_bytes(data)
         return Path(self._folder.name)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        errors: list[bytes | None] = []
-        for unit in batch["unit"]:
-            try:
-                self._worker.assign(int(unit))
-                self._worker.finish()
-                errors.append(None)
-            except UserError as error:
-                # as data: an exception in an actor would be shown with Ray's own traceback
-                errors.append(pickle.dumps(error))
-        return {"unit": batch["unit"], "error": errors}
+    def ready(self) -> None:
+        """Return when the actor has been placed on a machine."""
+
+    def do(self, unit: int, given: Any) -> tuple[tuple[bytes | None, bool], Any]:
+        """Do one task. Return its error or None and whether it passes something on; and what it passes on."""
+        try:
+            self._worker.assign(unit, given)
+            self._worker.finish()
+        except UserError as error:
+            # as data: an exception in an actor would be shown with Ray's own traceback
+            return (pickle.dumps(error), False), None
+        passed, self._worker.passed = self._worker.passed, None
+        return (None, passed is not None), None if passed is None else memoryview(passed)
 
 
 def check_installed() -> None:
@@ -167,21 +308,21 @@ def check_installed() -> None:
 
 
 @contextlib.contextmanager
-def running_ray(address: str | None, workers: int | None) -> Generator[tuple[int, int]]:
-    """Start Ray if it does not run; yield its numbers of CPUs and GPUs; then shut it down."""
+def running_ray(
+    address: str | None, workers: int | None, store: int = _OBJECT_STORE_BYTES
+) -> Generator[tuple[int, int]]:
+    """Start Ray if it does not run; yield its numbers of CPUs and GPUs; then shut it down.
+
+    A Ray of our own has a CPU for each of `workers` and one more, and an object store of `store` bytes.
+    """
     os.environ.update(_QUIET)
     import ray
-    from ray.data import DataContext
 
     mine = not ray.is_initialized()
     if mine:
-        _start(address, workers)
+        _start(address, workers, store)
     try:
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray").setLevel(logging.ERROR)
         there = ray.cluster_resources()
         yield int(there.get("CPU", 0)), int(there.get("GPU", 0))
     finally:
@@ -189,7 +330,7 @@ def running_ray(address: str | None, workers: int | None) -> Generator[tuple[int
             ray.shutdown()
 
 
-def _start(address: str | None, workers: int | None) -> None:
+def _start(address: str | None, workers: int | None, store: int) -> None:
     import ray
     from ray.exceptions import RayError
 
@@ -202,7 +343,7 @@ def _start(address: str | None, workers: int | None) -> None:
                 ray.init(address, **quiet)
             else:
                 cpus = (workers or cores()) + 1
-                resources: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
+                resources: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": store}
                 ray.init("local", include_dashboard=False, **resources, **quiet)
     except UnicodeEncodeError as error:
         # Ray sends the command line of this process as text
@@ -240,7 +381,6 @@ def _stderr_hidden() -> Generator[None]:
 
 
 _QUIET = {
-    # at level "error" the core warns about how Ray Data itself starts its actors
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",

@@ -31,8 +31,11 @@ from uhr.base.files import atomic, write_json
 TIME_LIMIT, MEMORY_LIMIT, CRASH = "time limit", "memory limit", "crash"
 """The kinds of `UnitFault`: why an item is not processed again."""
 
-FILES = r"plan\.json|items\.arrow|unit-\d+-[0-9a-f]{16}\.parquet"
-"""Regular expression of the file names of a plan and its parts."""
+FILES = r"plan(-\d+)?\.json|items(-\d+)?\.arrow|unit-\d+-[0-9a-f]{16}\.parquet"
+"""Regular expression of the file names of plans and their parts."""
+
+BATCH = -2
+"""The item that `Watch.batch` records: several items at once."""
 
 
 @dataclass(frozen=True)
@@ -77,27 +80,87 @@ class Watch:
         fault = self._faults.get(index)
         return fault if fault is not None and step >= fault.step else None
 
+    def batch(self, count: int, step: int) -> bool:
+        """Record that `count` items begin `step` together.
+
+        Returns False if such a batch of the unit ended an earlier attempt in this step or an earlier one. The
+        items must then be processed one by one, each after its own `begin`, so that the one at fault is
+        found.
+        """
+        fault = self._faults.get(BATCH)
+        if fault is not None and step >= fault.step:
+            return False
+        self._record(BATCH, step, count)
+        return True
+
     def end(self) -> None:
         """Record that no item is being processed: a crash after this is not the fault of an item."""
         self._record(-1, 0)
 
-    def _record(self, index: int, step: int) -> None:
-        """Store the current item (-1: none) and step. Overridden where another process observes this one."""
+    def _record(self, index: int, step: int, count: int = 1) -> None:
+        """Store the current item (-1: none, BATCH: `count` of them) and step. Overridden where another
+        process observes this one."""
 
 
-class Work(ABC):
-    """The work on a unit. Picklable; each worker process has one instance.
+class TaskWork(ABC):
+    """The work of one segment on a unit. Picklable; each worker process has one instance.
 
-    `run` must return the same table for the same items, on any machine and after any other unit. It handles
-    the faults of items itself: an exception that it raises stops the whole run.
+    A task is a pure function of the unit's items and the parts of earlier segments: it writes the same part
+    on any machine and after any other task. It handles the faults of items itself: an exception that it
+    raises stops the whole run.
     """
 
     def open(self) -> None:  # noqa: B027 - most kinds of work have nothing to open
-        """Called once per process before the first unit: load weights, compile kernels."""
+        """Called once per process before the first task: load weights, compile kernels."""
+
+    @abstractmethod
+    def task(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:
+        """Do one task and write its part with `plan.write`.
+
+        given: what the task of the first segment returned for this unit, if `Segment.takes` is set.
+        Returns what later segments of the unit need in memory, or None; only that of the first segment is
+        passed on.
+        """
+
+
+class Work(TaskWork):
+    """Work of a single segment: `run` makes the part of a unit from its items alone."""
 
     @abstractmethod
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
         """Process one unit and return its part, with the same schema for every unit."""
+
+    def task(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:
+        part = self.run(plan.items(unit), watch)
+        watch.end()
+        plan.write(unit, part)
+        return None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One of the tasks that are done for each unit, in this order, and the workers that do it.
+
+    Args:
+        work: what a task does.
+        limits: of each item. None: those of the runner.
+        workers: the least and the largest number of workers. None: the number of the runner.
+        cpus, gpus: of each worker, which may be fractions; on Ray they are reserved.
+        accelerator: the type of GPU that a cluster must give, by Ray's name ("H100").
+        threads: of each worker. None: those of the runner.
+        takes: whether its tasks need what the first segment passes on in memory.
+        passes: whether its tasks pass something on, and at most how many bytes for a unit; 0 if nothing.
+    """
+
+    work: TaskWork
+    limits: Limits | None = None
+    workers: tuple[int, int] | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    accelerator: str | None = None
+    threads: int | None = None
+    takes: bool = False
+    passes: int = 0
 
 
 class PlanMismatch(UserError):
@@ -112,7 +175,8 @@ class PlanMismatch(UserError):
 class UnitPlan:
     """The division of `rows` items into units of `size`, stored in `folder` as plan.json and items.arrow.
 
-    With `starts`, the units begin at these items, and are of about that size.
+    With `starts`, the units begin at these items, and are of about that size. `number` tells several plans of
+    one folder apart: those after the first are stored as plan-2.json and items-2.arrow, and so on.
     """
 
     folder: Path
@@ -122,10 +186,17 @@ class UnitPlan:
     fingerprint: str
     """Hash of the work (code, parameters); `items_hash` is that of the items."""
     starts: tuple[int, ...] | None = None
+    number: int = 1
 
     @classmethod
     def create(
-        cls, folder: Path, items: pa.Table, size: int, fingerprint: str, together: str | None = None
+        cls,
+        folder: Path,
+        items: pa.Table,
+        size: int,
+        fingerprint: str,
+        together: str | None = None,
+        number: int = 1,
     ) -> UnitPlan:
         """Write the plan for these items, or open the one in `folder` if it is for the same items and work.
 
@@ -134,8 +205,8 @@ class UnitPlan:
         """
         assert size > 0
         found = table_hash(items)
-        if cls.exists(folder):
-            plan = cls.open(folder)
+        if cls.exists(folder, number):
+            plan = cls.open(folder, number)
             fix = "name another folder, or remove this one"
             if plan.items_hash != found:
                 raise PlanMismatch(f"{folder} contains a run over other inputs", fix, "inputs")
@@ -143,9 +214,9 @@ class UnitPlan:
                 raise PlanMismatch(f"{folder} contains a run of other work", fix, "work")
             return plan
         starts = None if together is None else _starts(items[together].to_pylist(), size)
-        plan = cls(folder, items.num_rows, size, found, fingerprint, starts)
+        plan = cls(folder, items.num_rows, size, found, fingerprint, starts, number)
         with (
-            atomic(folder / "items.arrow") as temporary,
+            atomic(folder / _named("items.arrow", number)) as temporary,
             open(temporary, "wb") as file,
             pa.ipc.new_file(file, items.schema) as writer,
         ):
@@ -161,25 +232,26 @@ class UnitPlan:
         }
         if starts is not None:
             tree["starts"] = starts
-        write_json(folder / "plan.json", tree)
+        write_json(folder / _named("plan.json", number), tree)
         return plan
 
     @classmethod
-    def open(cls, folder: Path) -> UnitPlan:
+    def open(cls, folder: Path, number: int = 1) -> UnitPlan:
         """Open the plan in `folder`. Raises UserError if there is none."""
-        if not cls.exists(folder):
+        if not cls.exists(folder, number):
             raise UserError(f"{folder} contains no plan of units", "start the run again")
-        tree = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        tree = json.loads((folder / _named("plan.json", number)).read_text(encoding="utf-8"))
         starts = tree.pop("starts", None)
-        return cls(folder, **tree, starts=None if starts is None else tuple(starts))
+        return cls(folder, **tree, starts=None if starts is None else tuple(starts), number=number)
 
     @staticmethod
-    def exists(folder: Path) -> bool:
-        return (folder / "plan.json").exists()
+    def exists(folder: Path, number: int = 1) -> bool:
+        return (folder / _named("plan.json", number)).exists()
 
     def packed(self) -> dict[str, bytes]:
         """Return the plan's files by name. Written to a folder of another machine, they are the same plan."""
-        return {name: (self.folder / name).read_bytes() for name in ("items.arrow", "plan.json")}
+        names = [_named(name, self.number) for name in ("items.arrow", "plan.json")]
+        return {name: (self.folder / name).read_bytes() for name in names}
 
     @property
     def count(self) -> int:
@@ -202,29 +274,41 @@ class UnitPlan:
 
     @cached_property
     def _reader(self) -> pa.ipc.RecordBatchFileReader:
-        return parquet.batches(self.folder / "items.arrow")
+        return parquet.batches(self.folder / _named("items.arrow", self.number))
 
     @cached_property
-    def _suffix(self) -> str:
-        division = [self.size] if self.starts is None else [self.size, self.starts]
-        return fingerprint_of([self.fingerprint, self.items_hash, *division])[:16]
+    def _suffixes(self) -> dict[int, str]:
+        """What the names of the parts of each segment end with, as far as they were used."""
+        return {}
 
-    def part(self, unit: int) -> Path:
-        """Return the path of the unit's part."""
-        return self.folder / f"unit-{unit:07d}-{self._suffix}.parquet"
+    def _suffix(self, segment: int) -> str:
+        if segment not in self._suffixes:
+            division = [self.size] if self.starts is None else [self.size, self.starts]
+            where = [self.number, segment] if (self.number, segment) != (1, 0) else []
+            tree = [self.fingerprint, self.items_hash, *division, *where]
+            self._suffixes[segment] = fingerprint_of(tree)[:16]
+        return self._suffixes[segment]
 
-    def finished(self) -> set[int]:
-        """Return the units whose parts exist."""
-        pattern = re.compile(rf"unit-(\d+)-{self._suffix}\.parquet")
+    def part(self, unit: int, segment: int = 0) -> Path:
+        """Return the path of the part that a segment writes for a unit."""
+        return self.folder / f"unit-{unit:07d}-{self._suffix(segment)}.parquet"
+
+    def finished(self, segment: int = 0) -> set[int]:
+        """Return the units whose parts of this segment exist."""
+        pattern = re.compile(rf"unit-(\d+)-{self._suffix(segment)}\.parquet")
         found = (pattern.fullmatch(entry.name) for entry in self.folder.iterdir())
         return {int(match[1]) for match in found if match}
 
-    def run(self, unit: int, work: Work, watch: Watch) -> None:
-        """Process one unit in this process, and write its part."""
-        part = work.run(self.items(unit), watch)
-        watch.end()
-        with atomic(self.part(unit)) as temporary:
+    def write(self, unit: int, part: pa.Table, segment: int = 0) -> None:
+        """Write a part atomically."""
+        with atomic(self.part(unit, segment)) as temporary:
             parquet.write(temporary, part, compression="zstd", compression_level=1)
+
+
+def _named(file: str, number: int) -> str:
+    """Return the name of a plan's file in a folder that may have several plans."""
+    stem, dot, suffix = file.partition(".")
+    return file if number == 1 else f"{stem}-{number}{dot}{suffix}"
 
 
 def _starts(values: Sequence[Any], size: int) -> tuple[int, ...]:
@@ -240,10 +324,13 @@ def _starts(values: Sequence[Any], size: int) -> tuple[int, ...]:
 
 
 class Runner(Protocol):
-    """Distributes units over processes."""
+    """Distributes tasks over processes."""
 
-    def run(self, plan: UnitPlan, work: Work, pending: Sequence[int]) -> Iterator[int]:
-        """Process the pending units in any order; yield the number of each when its part is written."""
+    def run(self, plan: UnitPlan, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+        """Do every task that has no part yet; those of one unit in the order of the segments, units in any.
+
+        Yields segment and unit of each task when its part is written.
+        """
         ...
 
 
@@ -254,25 +341,36 @@ def run_units(
     advance: Advance,
     note: Callable[[int], str] | None = None,
 ) -> None:
-    """Process every unit of the plan that is not finished.
+    """Process every unit of the plan that is not finished; see `run_tasks`."""
+    run_tasks(plan, (Segment(work),), runner, advance, note)
+
+
+def run_tasks(
+    plan: UnitPlan,
+    segments: Sequence[Segment],
+    runner: Runner,
+    advance: Advance,
+    note: Callable[[int], str] | None = None,
+) -> None:
+    """Do the tasks of all segments for every unit of the plan, except those that are finished.
 
     `advance` is called with numbers of items, first those of finished units; `note(unit)` returns the text
-    after the progress bar. Raises UserError with the unit's number if `Work.open` or `Work.run` raises.
+    after the progress bar. Raises UserError with the unit's number if the work raises.
     """
-    finished = plan.finished()
+    finished = set.intersection(*(plan.finished(number) for number in range(len(segments))))
     if finished:
         advance(sum(map(plan.rows_in, finished)), f"{len(finished)} units were finished before")
-    pending = [unit for unit in range(plan.count) if unit not in finished]
-    if not pending:
+    if len(finished) == plan.count:
         return
-    with contextlib.closing(_closable(runner.run(plan, work, pending))) as done:
-        for unit in done:
-            advance(plan.rows_in(unit), note(unit) if note else None)
+    with contextlib.closing(_closable(runner.run(plan, segments))) as done:
+        for segment, unit in done:
+            if segment == len(segments) - 1:
+                advance(plan.rows_in(unit), note(unit) if note else None)
 
 
-def _closable(units: Iterator[int]) -> Generator[int, None, None]:
+def _closable(tasks: Iterator[tuple[int, int]]) -> Generator[tuple[int, int], None, None]:
     """A generator around any iterator, so that leaving early closes the runner's own generator."""
-    yield from units
+    yield from tasks
 
 
 def table_hash(table: pa.Table) -> str:

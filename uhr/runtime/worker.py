@@ -1,7 +1,8 @@
 """Supervise one child process. All runners use it, so that faults have the same meaning on each.
 
 An image that hangs, crashes or exhausts memory fails its row, not the run: the parent reads the item from the
-shared page, kills the child, starts another, and repeats the unit with that item marked.
+shared page, kills the child, starts another, and repeats the unit with that item marked. If a batch of items
+ended the child, the unit is repeated item by item, which shows the one at fault.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from uhr.base.errors import UserError
 from uhr.base.formatting import human_bytes
 from uhr.runtime.process import Child, ChildSetup, how_it_ended
-from uhr.runtime.units import CRASH, MEMORY_LIMIT, TIME_LIMIT, Limits, UnitFault, Work
+from uhr.runtime.units import BATCH, CRASH, MEMORY_LIMIT, TIME_LIMIT, Limits, TaskWork, UnitFault, UnitPlan
 
 POLL_SECONDS = 0.05
 """Interval at which a child's time and memory are checked."""
@@ -40,25 +41,32 @@ class Worker:
 
     def __init__(
         self,
-        folder: Path,
-        work: Work | bytes,
+        plan: UnitPlan | tuple[Path, int],
+        work: TaskWork | bytes,
         limits: Limits,
         setup: ChildSetup,
         child: Child | None = None,
     ) -> None:
-        """`child` was started with the same `setup` and has no work yet. None: start one when needed."""
-        self._job = (folder.absolute(), work if isinstance(work, bytes) else pickle.dumps(work))
+        """`plan` is a plan, or its folder and number. `child` was started with the same `setup` and has no
+        work yet. None: start one when needed.
+        """
+        folder, number = (plan.folder, plan.number) if isinstance(plan, UnitPlan) else plan
+        packed = work if isinstance(work, bytes) else pickle.dumps(work)
+        self._job = ((folder.absolute(), number), packed)
         self._limits = limits
         self._setup = setup
         self._child = child
         if child is not None:
             child.begin(*self._job)
         self.unit: int | None = None
+        self.passed: bytes | None = None
 
-    def assign(self, unit: int) -> None:
-        """Send the child its next unit; start a child if there is none."""
+    def assign(self, unit: int, given: bytes | None = None) -> None:
+        """Send the child its next task; start a child if there is none. `given`: see `TaskWork.task`."""
         assert self.unit is None
         self.unit = unit
+        self._given = given
+        self.passed = None
         self._faults: dict[int, UnitFault] = {}
         self._deaths: Counter[int] = Counter()
         self._send()
@@ -66,7 +74,8 @@ class Worker:
     def check(self) -> int | None:
         """Return the unit if it is finished, else None. Call it repeatedly: it also enforces the limits.
 
-        Raises UserError if the work raised, or if the child died three times while it processed no item.
+        What the task passes on is in `passed`. Raises UserError if the work raised, or if the child died
+        three times while it processed no item.
         """
         assert self.unit is not None
         child = self._child
@@ -80,13 +89,17 @@ class Worker:
                     error = UserError(what, fix, give)
                     error.add_note(trace)
                     raise error
+                if kind == "give":
+                    assert self._given is not None
+                    child.connection.send_bytes(self._given)
                 if kind == "done":
+                    self.passed = child.connection.recv_bytes() if value else None
                     return self._finish(child)
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionError):
             self._died(child)
             return None
         child.trim_log()
-        overdue = child.seconds_on_item() > self._limits.seconds
+        overdue = child.seconds_on_item() > self._limits.seconds * child.items()
         if overdue or child.rss() > self._limits.memory:
             self._kill(child, overdue)
         return None
@@ -115,12 +128,12 @@ class Worker:
             self._child = Child(self._setup)
             self._child.begin(*self._job)
         try:
-            self._child.connection.send((self.unit, self._faults))
+            self._child.connection.send((self.unit, self._faults, self._given is not None))
         except (BrokenPipeError, ConnectionResetError):
             self._died(self._child)
 
     def _finish(self, child: Child) -> int | None:
-        unit, self.unit = self.unit, None
+        unit, self.unit, self._given = self.unit, None, None
         if child.rss() > self._limits.memory / 2:
             # the memory of earlier units must not count against the items of the next
             child.kill()
@@ -148,9 +161,13 @@ class Worker:
         """Mark the child's current item as faulty if it has ended `tries` children.
 
         The first death may have another cause (the system's out-of-memory killer, an operator, memory of
-        earlier items). A second one, in a new process, is caused by the item.
+        earlier items). A second one, in a new process, is caused by the item. A batch is marked at once: from
+        its step on, the unit is repeated item by item.
         """
         index, step = child.item()
+        if index == BATCH:
+            self._faults[BATCH] = UnitFault(kind, message, step)
+            return
         self._deaths[index] += 1
         if index >= 0 and self._deaths[index] >= tries:
             self._faults[index] = UnitFault(kind, message, step)
