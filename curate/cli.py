@@ -37,7 +37,7 @@ def run(
             "Not needed if the pipeline names its sources.",
         ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="ray: Ray Data; local: uhr's own worker processes.")] = "ray",
+    engine: Annotated[str, typer.Option(help="ray: Ray; local: uhr's own worker processes.")] = "ray",
     workers: Annotated[
         int | None,
         typer.Option(
@@ -62,6 +62,7 @@ def run(
     error).
     """
     from uhr.curate.config import fetching, load
+    from uhr.curate.planning.catalogue import plan_facts
     from uhr.curate.planning.plan import CurationPlan
     from uhr.curate.run.job import CurationRequest, list_source
     from uhr.curate.run.job import run as run_request
@@ -78,7 +79,7 @@ def run(
     if dry_run:
         listing = list_source(request)
         rows = listing.items.num_rows
-        facts = {**plan.facts(), "inputs": rows, "units": -(-rows // plan.unit_size(rows))}
+        facts = {**plan_facts(plan), "inputs": rows, "units": -(-rows // plan.unit_size(rows))}
         console.emit(facts, as_json, lambda _: print_plan(plan, listing))
         return
     arguments = ["curate", "run", pipeline]

@@ -4,34 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pydantic
 from pydantic import ByteSize, Field
 
-from uhr.base.config import Config, apply_sets, build, read_yaml
+from uhr.base.config import Config, LaterKeys, apply_sets, build, read_yaml
 from uhr.base.errors import UserError, unknown
 from uhr.base.paths import escaped, is_utf8
 from uhr.curate.sidecars import DEFAULT_KEYS
 from uhr.pixels.decode import PixelLimits
 
+NullPolicy = Literal["fail", "reject", "keep"]
+
 PRESETS = Path(__file__).parent / "presets"
 
 
-class StageEntry(pydantic.BaseModel):
+class RuleEntry(Config):
+    """A rule with more than its condition: `null` says what becomes of a row on which it has no value."""
+
+    where: str
+    null: NullPolicy = "fail"
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _named(cls, tree: Any) -> Any:
+        # the key `null` of YAML is None
+        if not isinstance(tree, Mapping):
+            return tree
+        return {"null" if key is None else key: value for key, value in tree.items()}
+
+
+Rules = dict[str, str | RuleEntry]
+"""Rules by name: SQL over columns, or a mapping of it. They are evaluated in this order."""
+
+
+class StageEntry(LaterKeys):
     """One entry of `stages`; its other keys are the parameters of the stage.
 
-    `stage` is a name or an import path. `if_missing: skip` skips the stage if this machine or this version
-    does not have it; `adds` then names its columns, so that rules over them are reported as not evaluated. A
-    name that is neither known nor in `stages.LATER` is an error unless `adds` is set.
+    `stage` is a name or an import path. `if_missing: skip` skips the stage if this machine lacks its package
+    or weights, or if it cannot be imported; `adds` then names its columns, so that rules over them are
+    reported as not evaluated.
+
+    `resources` changes the resources of a model stage, `channel` limits a stage to the rows of one channel,
+    and `stages` and `rules` are those of the patches that a stage cuts.
     """
 
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+    later: ClassVar[tuple[str, ...]] = ("resources", "channel", "stages", "rules")
 
     stage: str
     name: str | None = None
     if_missing: Literal["fail", "skip"] = "fail"
     adds: list[str] = Field(default_factory=list)
+    resources: dict[str, Any] = Field(default_factory=dict)
+    channel: str | None = None
+    stages: list[StageEntry] = Field(default_factory=list)
+    rules: Rules = Field(default_factory=dict)
+
+    @pydantic.field_validator("stages", mode="before")
+    @classmethod
+    def _with_mappings(cls, entries: Any) -> Any:
+        return [_as_mapping(e) for e in entries if e is not None] if isinstance(entries, list) else entries
 
     @property
     def label(self) -> str:
@@ -66,14 +100,21 @@ class SidecarKeys(Config):
     license: list[str] = DEFAULT_KEYS["license"]
 
 
-class PipelineConfig(Config):
+class PipelineConfig(LaterKeys, Config):
     """A whole pipeline: what is measured of every image, and which images are kept."""
+
+    later: ClassVar[tuple[str, ...]] = ("channels", "all_rules")
 
     name: str
     description: str = ""
     stages: list[StageEntry] = Field(min_length=1)
-    rules: dict[str, str] = Field(default_factory=dict)
-    """The rules, as name -> SQL over columns. They are evaluated in this order."""
+    rules: Rules = Field(default_factory=dict)
+    channels: dict[str, Rules] = Field(default_factory=dict)
+    """Named rule sets besides `rules`: an image is kept if all of `rules` and all rules of one channel keep
+    it.
+    """
+    all_rules: bool = False
+    """Whether rejected images are measured on by the stages of the CPU, so that every rule is evaluated."""
     limits: RunLimits = Field(default_factory=RunLimits)
     preview: int = Field(320, ge=0, le=2048)
     """Long side in pixels of the small JPEG that reports show; 0 for none."""
@@ -206,6 +247,9 @@ def _with_stage_mappings(tree: dict[str, Any], where: str) -> dict[str, Any]:
         raise UserError(f"{where}: stages is {stages!r}", "write a list, such as [header, decode]")
     if not isinstance(rules, Mapping | None):
         raise UserError(f"{where}: rules is {rules!r}", "write a mapping of name: condition")
+    channels = tree.get("channels")
+    if not isinstance(channels, Mapping | None):
+        raise UserError(f"{where}: channels is {channels!r}", "write a mapping of channels to their rules")
     return tree if stages is None else {**tree, "stages": [_as_mapping(entry) for entry in stages]}
 
 

@@ -94,11 +94,15 @@ def _rules(manifest: Manifest, row: dict[str, Any]) -> Iterable[dict[str, Any]]:
     unreached = _unreached(manifest, row)
     ended = unreached is None
     for info in manifest.info.rules:
+        if info.rows and (info.rows == "patches") != (row["parent_id"] is not None):
+            continue
         entry: dict[str, Any] = {"rule": info.name, "where": info.where, "values": {}}
+        if info.channel:
+            entry["channel"] = info.channel
         if info.state == NOT_EVALUATED:
             yield {**entry, "outcome": NOT_EVALUATED, "why": info.why}
             continue
-        rule = Rule.parse(info.name, info.where)
+        rule = Rule.parse(info.name, info.where, info.null or "fail", info.channel or None)
         entry["values"] = {name: row[name] for name in sorted(rule.condition.columns)}
         ended = ended or bool(rule.condition.columns.intersection(unreached or ()))
         outcome = NOT_REACHED if ended else _outcome(judge, rule, row)
@@ -107,12 +111,17 @@ def _rules(manifest: Manifest, row: dict[str, Any]) -> Iterable[dict[str, Any]]:
 
 
 def _outcome(judge: Judge, rule: Rule, row: dict[str, Any]) -> str:
-    return PASS if judge.evaluate([rule], [row])[0][0] is True else FAIL
+    value = judge.evaluate([rule], [row])[0][0]
+    return PASS if value is True or (value is None and rule.null == "keep") else FAIL
 
 
 def _ends_here(info: RuleInfo, row: dict[str, Any], outcome: str) -> bool:
     """Whether this rule gave the row its verdict, so that no later rule was evaluated."""
-    return outcome == FAIL and (row["status"] == REJECTED or row["reason"] in (NO_VALUE, RULE_ERROR))
+    if outcome != FAIL or "rejected_by" in row:
+        return False
+    if info.channel:
+        return row["status"] == REJECTED and row["reason"] == info.name
+    return row["status"] == REJECTED or row["reason"] in (NO_VALUE, RULE_ERROR)
 
 
 def _unreached(manifest: Manifest, row: dict[str, Any]) -> set[str] | None:

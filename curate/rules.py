@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import duckdb
@@ -18,13 +18,19 @@ from uhr.manifests.schema import FAILED, REJECTED
 
 @dataclass(frozen=True)
 class Rule:
-    """Keeps the samples for which `condition` is true."""
+    """Keeps the samples for which `condition` is true.
+
+    `null` is what becomes of a sample on which the condition is null: fail, reject or keep. The rule of a
+    `channel` decides only whether that channel accepts the sample.
+    """
 
     name: str
     condition: sql.SqlCondition
+    null: str = "fail"
+    channel: str | None = None
 
     @classmethod
-    def parse(cls, name: str, text: str) -> Rule:
+    def parse(cls, name: str, text: str, null: str = "fail", channel: str | None = None) -> Rule:
         """Make a rule from its name and its SQL.
 
         Raises UserError if `name` is a kind of fault, or if `text` is not a condition.
@@ -34,7 +40,12 @@ class Rule:
                 f"rule '{name}' has the name of a kind of fault",
                 "rename it: `reason` could mean the rule or the fault",
             )
-        return cls(name, sql.SqlCondition.parse(text, f"rule '{name}'"))
+        return cls(name, sql.SqlCondition.parse(text, f"rule '{name}'"), null, channel)
+
+    def key(self) -> list[str]:
+        """Return what the rule is for fingerprints: name, condition, and what is not the default."""
+        more = [self.null] if self.null != "fail" else []
+        return [self.name, self.condition.text, *more, *([f"channel {self.channel}"] if self.channel else [])]
 
 
 class Verdict(NamedTuple):
@@ -51,23 +62,45 @@ RuleValue = bool | None | str
 """The value of a rule for one row: true, false, null, or the message of the error that it raised."""
 
 
-class Judge:
-    """Evaluates rules over rows, all rules in one query. One per process: it keeps a connection open."""
+@dataclass
+class RuleCounts:
+    """By rule: the number of rows that reached it, and for the rules of channels, those that lost the channel
+    by it."""
 
-    def __init__(self, schema: pa.Schema) -> None:
+    seen: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+
+
+class Ruling(NamedTuple):
+    """What some rules decide about one row: its verdict if it has one now, the channels that still accept it,
+    and the names of the rules that reject it.
+    """
+
+    verdict: Verdict | None
+    channels: list[str] | None = None
+    rejected_by: tuple[str, ...] = ()
+
+
+class Judge:
+    """Evaluates rules over rows, all rules in one query. One per process: it keeps a connection open.
+
+    channels: the names of all channels; none if there are no channels.
+    all_rules: whether the rules after the one that rejects a row are evaluated too.
+    """
+
+    def __init__(self, schema: pa.Schema, channels: Sequence[str] = (), all_rules: bool = False) -> None:
         self._schema = schema
+        self._channels = list(channels)
+        self._all_rules = all_rules
         self._connection = sql.connect(threads=1)
         self._sql: dict[str, str] = {}
 
-    def verdicts(
-        self, rules: Sequence[Rule], rows: Sequence[Mapping[str, Any]], seen: dict[str, int]
-    ) -> list[Verdict | None]:
-        """Return for each row the verdict of the first rule that is not true; None if all rules are.
-
-        Adds to `seen` the number of rows that reached each rule.
-        """
+    def rulings(
+        self, rules: Sequence[Rule], rows: Sequence[Mapping[str, Any]], counts: RuleCounts
+    ) -> list[Ruling]:
+        """Return for each row what the first rule that is not true decides, and add to `counts`."""
         values = self.evaluate(rules, rows)
-        return [self._verdict(rules, row, found, seen) for row, found in zip(rows, values, strict=True)]
+        return [self._ruling(rules, row, found, counts) for row, found in zip(rows, values, strict=True)]
 
     def evaluate(
         self, rules: Sequence[Rule], rows: Sequence[Mapping[str, Any]]
@@ -101,23 +134,42 @@ class Judge:
             self._sql[condition.text] = condition.sql_for(self._connection)
         return self._sql[condition.text]
 
-    def _verdict(
-        self,
-        rules: Sequence[Rule],
-        row: Mapping[str, Any],
-        values: Sequence[RuleValue],
-        seen: dict[str, int],
-    ) -> Verdict | None:
+    def _ruling(
+        self, rules: Sequence[Rule], row: Mapping[str, Any], values: Sequence[RuleValue], counts: RuleCounts
+    ) -> Ruling:
+        channels = row.get("channels")
+        left = list(self._channels) if channels is None else list(channels)
+        verdict: Verdict | None = None
+        rejected_by: list[str] = []
         for rule, value in zip(rules, values, strict=True):
-            seen[rule.name] = seen.get(rule.name, 0) + 1
-            if value is True:
+            if rule.channel is not None and rule.channel not in left:
                 continue
-            if value is False:
-                return Verdict(REJECTED, rule.name, None)
-            if value is None:
-                return Verdict(FAILED, NO_VALUE, null_message(rule, row))
-            return Verdict(FAILED, RULE_ERROR, f"rule '{rule.name}' ({rule.condition.text}): {value}")
+            counts.seen[rule.name] = counts.seen.get(rule.name, 0) + 1
+            found = _of_value(rule, row, value)
+            if found is None:
+                continue
+            if found.status == REJECTED:
+                rejected_by.append(rule.name)
+                if rule.channel is not None:
+                    counts.lost[rule.name] = counts.lost.get(rule.name, 0) + 1
+                    left.remove(rule.channel)
+                    if left:
+                        continue
+            verdict = verdict or found
+            if not self._all_rules or found.status == FAILED:
+                break
+        return Ruling(verdict, left if self._channels else None, tuple(rejected_by))
+
+
+def _of_value(rule: Rule, row: Mapping[str, Any], value: RuleValue) -> Verdict | None:
+    """Return the verdict that a rule's value gives a row; None if the rule keeps it."""
+    if value is True or (value is None and rule.null == "keep"):
         return None
+    if value is False or (value is None and rule.null == "reject"):
+        return Verdict(REJECTED, rule.name, None)
+    if value is None:
+        return Verdict(FAILED, NO_VALUE, null_message(rule, row))
+    return Verdict(FAILED, RULE_ERROR, f"rule '{rule.name}' ({rule.condition.text}): {value}")
 
 
 COMPUTED = "it is null, as a division by 0 is, or any other result that is not finite"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from uhr.base.console import command, say, shown, table, warn
 from uhr.base.formatting import first_words
-from uhr.curate.planning.plan import CurationPlan, PlannedStage
+from uhr.curate.planning.catalogue import weights_of
+from uhr.curate.planning.plan import CurationPlan, Pass, PlannedStage
 from uhr.curate.rules import Rule
 from uhr.curate.run.failures import Failures
 from uhr.curate.run.job import CurationResult
+from uhr.curate.stage import Resources
 from uhr.manifests.info import ManifestInfo
 from uhr.manifests.sources.base import NOT_OPENED, Listing
 
@@ -29,31 +31,66 @@ def print_plan(plan: CurationPlan, listing: Listing) -> None:
     if not_opened := _not_opened(listing.not_opened):
         say(f"        {not_opened}")
     say()
-    _print_rules(plan.first, "before anything is read")
-    for text, stages in (
-        ("from the first bytes", plan.header),
-        ("from the pixels, decoded once", plan.pixel),
-        ("over the whole set", plan.sets),
-    ):
-        if stages:
-            say(f"{text}:")
-        for planned in stages:
-            _print_stage(planned)
+    for number, this in enumerate(plan.passes, 1):
+        if len(plan.passes) > 1:
+            rows = "patches" if this.of_patches else "images"
+            what = f"the {rows} that are still kept" if number > 1 and this.expand is None else "every file"
+            if this.expand is not None:
+                what = "patches of the images that are still kept"
+            say(f"pass {number} of {len(plan.passes)}, over {what}")
+        _print_pass(this, "before anything is read" if number == 1 else "before the stages")
     for skipped in plan.skipped:
         say(shown(f"skipped  {skipped.label}: {skipped.why}"))
     for idle in plan.idle:
         say(shown(f"not evaluated  rule {idle.name} ({idle.where})"))
 
 
+def _print_pass(this: Pass, before: str) -> None:
+    if this.expand is not None:
+        say("cut from the pixels:")
+        _print_stage(this.expand)
+    _print_rules(this.first, before)
+    pixels = "from the pixels, decoded once"
+    for text, stages in (("from the first bytes", this.header), (pixels, this.pixel)):
+        _print_stages(text, stages)
+    for segment in this.segments:
+        _print_stages(f"by a model ({_resources(segment.resources)})", segment.stages)
+        for view in segment.views:
+            say(shown(f"    looks at {view}"))
+        for weights in (found for planned in segment.stages for found in weights_of(planned)):
+            say(shown(f"    weights {weights['from']}: present, SHA-256 {weights['sha256'][:16]}"))
+    _print_stages("over the whole set", this.sets)
+
+
+def _print_stages(text: str, stages: Sequence[PlannedStage[Any]]) -> None:
+    if stages:
+        say(f"{text}:")
+    for planned in stages:
+        _print_stage(planned)
+
+
+def _resources(resources: Resources) -> str:
+    gpus = "a GPU if there is one" if resources.num_gpus is None else f"{resources.num_gpus:g} GPUs"
+    least, most = resources.actors
+    workers = f"{least} to {most} workers" if most > least else "1 worker" if most == 1 else f"{most} workers"
+    kind = f" of type {resources.accelerator_type}" if resources.accelerator_type else ""
+    return f"{workers}, each {resources.num_cpus:g} CPUs and {gpus}{kind}; batches of {resources.batch_size}"
+
+
 def _print_stage(planned: PlannedStage[Any]) -> None:
     say(f"  {planned.label:<18} {', '.join(column.name for column in planned.stage.adds)}")
     for rule in planned.rules:
-        say(shown(f"    keep where {rule.condition.text}   [{rule.name}]"))
+        say(shown(f"    keep where {rule.condition.text}   [{_rule_name(rule)}]"))
 
 
 def _print_rules(rules: Iterable[Rule], text: str) -> None:
     for rule in rules:
-        say(shown(f"{text}: keep where {rule.condition.text}   [{rule.name}]"))
+        say(shown(f"{text}: keep where {rule.condition.text}   [{_rule_name(rule)}]"))
+
+
+def _rule_name(rule: Rule) -> str:
+    channel = "" if rule.channel is None else f", channel {rule.channel}"
+    return rule.name + channel + ("" if rule.null == "fail" else f", null: {rule.null}")
 
 
 def print_result(result: CurationResult) -> None:
@@ -90,7 +127,8 @@ def _print_funnel(info: ManifestInfo, failures: Failures) -> None:
     rejecting = {rule.name for rule in info.rules}
     for rule in info.rules:
         if rule.state == "evaluated":
-            say(shown(f"  rejected  {rule.rejected:>8,} of {rule.seen:,}   {rule.name}: {rule.where}"))
+            name = f"{rule.name} (channel {rule.channel})" if rule.channel else rule.name
+            say(shown(f"  rejected  {rule.rejected:>8,} of {rule.seen:,}   {name}: {rule.where}"))
     for kind, count in info.counts["reasons"].items():
         if kind not in rejecting:
             say(f"  failed    {count:>8,}   {shown(kind)}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
-from uhr.base.config import Config, fingerprint, read_versioned
+from uhr.base.config import Config, LaterKeys, fingerprint, read_versioned
 from uhr.base.errors import UserError
 from uhr.manifests.schema import SCHEMA_VERSION
 
@@ -47,8 +47,15 @@ class StageInfo(Config):
     why: str = ""
 
 
-class RuleInfo(Config):
-    """A rule, with the number of samples that reached it (`seen`) and that it rejected (`rejected`)."""
+class RuleInfo(LaterKeys, Config):
+    """A rule, with the number of samples that reached it (`seen`) and that it rejected (`rejected`).
+
+    `null` is what becomes of a sample on which it has no value: reject or keep; empty is fail. The rule of a
+    `channel` takes samples out of that channel only. `rows` is "patches" for a rule of patches, "images" for
+    one of whole images where there are patches too, and empty elsewhere.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("null", "channel", "rows")
 
     name: str
     where: str
@@ -56,6 +63,9 @@ class RuleInfo(Config):
     why: str = ""
     seen: int = 0
     rejected: int = 0
+    null: Literal["", "reject", "keep"] = ""
+    channel: str = ""
+    rows: Literal["", "images", "patches"] = ""
 
 
 class ManifestInfo(Config):

@@ -95,6 +95,22 @@ VERDICT = (
     Column("error", pa.string(), "the fault in words, for people; null unless failed"),
 )
 
+CHANNELS = Column(
+    "channels", pa.list_(pa.string()), "the channels whose rules keep the sample; empty where none does"
+)
+
+REJECTED_BY = Column(
+    "rejected_by", pa.list_(pa.string()), "every rule that rejects the sample, with `all_rules: true`"
+)
+
+CHILD_COUNT = Column(
+    "child_count",
+    pa.int32(),
+    "number of patches that were cut from the image; null for a patch, and where none were looked for",
+    "1",
+    ">= 0",
+)
+
 RIGHTS = (
     Column("caption", pa.string(), "the caption that came with the picture (sidecar, alt text)"),
     Column("source_url", pa.string(), "where the picture was taken from"),
@@ -336,6 +352,7 @@ GROUPS = {
     "Geometry": GEOMETRY,
     "Measurements": MEASUREMENTS,
     "Duplicates": DUPLICATES,
+    "Channels and patches": (CHANNELS, REJECTED_BY, CHILD_COUNT),
     "Choices": CHOICES,
     "Encoding": ENCODING,
 }

@@ -203,7 +203,7 @@ def doctor(
     """
     found = examine(deep)
     if preset is not None:
-        from uhr.curate.planning.placement import resolve_preset_stages
+        from uhr.curate.planning.catalogue import resolve_preset_stages
 
         found["preset"] = resolve_preset_stages(preset)
     emit(found, as_json, _print)

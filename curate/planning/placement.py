@@ -1,20 +1,20 @@
-"""Decide which stages of a pipeline can run on this machine, and in which order."""
+"""Decide which stages of a pipeline can run on this machine."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from uhr.base.config import build
-from uhr.base.errors import UserError, nearest, one_line
-from uhr.curate.config import PipelineConfig, StageEntry, load
-from uhr.curate.stage import SetStage, Stage
-from uhr.curate.stages import LATER, stage_class
+from uhr.base.errors import UserError, one_line, unknown
+from uhr.curate.config import PipelineConfig, StageEntry
+from uhr.curate.stage import BatchStage, ExpandStage, FrameStage, Resources, SetStage, Stage
+from uhr.curate.stages import stage_class
 from uhr.manifests.schema import BASE, COLUMNS, VERDICT, Column
 
-Kind = Literal["header", "pixel", "set"]
+Kind = Literal["header", "pixel", "batch", "set", "expand"]
 
 SOURCE: tuple[Column, ...] = tuple(column for column in BASE if not column.stage and column not in VERDICT)
 """Columns that every row has before the first stage."""
@@ -25,7 +25,7 @@ class Candidate:
     """A stage that this machine can run; `kind` is the group of stages that it runs in."""
 
     entry: StageEntry
-    stage: Stage | SetStage
+    stage: Stage
     kind: Kind
 
     @property
@@ -45,27 +45,38 @@ class Skipped(NamedTuple):
     why: str
 
 
-def candidates(config: PipelineConfig) -> tuple[list[Candidate], list[Skipped]]:
+def candidates(
+    entries: Sequence[StageEntry], where: str, channels: Sequence[str] = ()
+) -> tuple[list[Candidate], list[Skipped]]:
     """Make the stages of a pipeline. Return them, and those that are skipped by `if_missing: skip`.
 
-    Raises UserError if a stage is unknown, cannot be made, is missing and must not be skipped, or adds a
-    column that another one adds.
+    Raises UserError if a stage is unknown, cannot be made, is missing and must not be skipped, adds a column
+    that another one adds, or is of an unknown channel.
     """
     found: list[Candidate] = []
     skipped: list[Skipped] = []
-    for entry in config.stages:
+    for entry in entries:
+        if entry.channel is not None and entry.channel not in channels:
+            raise unknown("channel", entry.channel, channels, f"{where}: stage '{entry.label}'")
         try:
-            stage = _stage(entry, config.name)
+            stage = _stage(entry, where)
         except _Missing as missing:
             if entry.if_missing == "fail":
                 raise missing.error from None
             adds = tuple(entry.adds) or missing.adds
             skipped.append(Skipped(entry.label, adds, missing.error.what))
         else:
-            kind = "set" if isinstance(stage, SetStage) else "header" if stage.reads == "header" else "pixel"
-            found.append(Candidate(entry, stage, kind))
+            found.append(Candidate(entry, stage, kind_of(stage)))
     _check_unique(found)
     return found, skipped
+
+
+def kind_of(stage: Stage) -> Kind:
+    """Return the group of stages that a stage runs in."""
+    if isinstance(stage, FrameStage):
+        return "header" if stage.reads == "header" else "pixel"
+    kinds: dict[type[Stage], Kind] = {BatchStage: "batch", SetStage: "set", ExpandStage: "expand"}
+    return next(kind for base, kind in kinds.items() if isinstance(stage, base))
 
 
 class _Missing(Exception):
@@ -77,15 +88,15 @@ class _Missing(Exception):
         self.adds = adds
 
 
-def _stage(entry: StageEntry, where: str) -> Stage | SetStage:
+def _stage(entry: StageEntry, where: str) -> Stage:
     try:
         cls = stage_class(entry.stage)
     except UserError as error:
         if entry.if_missing == "fail":
             raise
-        if not _may_be_absent(entry, error):
-            fix = f"{error.fix}; or name its columns: adds: [...]"
-            raise UserError(error.what, fix) from None
+        if not (entry.adds or isinstance(error.__cause__, ImportError)):
+            # its name was probably mistyped
+            raise UserError(error.what, f"{error.fix}; or name its columns: adds: [...]") from None
         absent = ":" not in entry.stage
         raise _Missing(UserError("this version does not have it") if absent else error) from None
     stage = _instance(cls, entry, where)
@@ -96,18 +107,19 @@ def _stage(entry: StageEntry, where: str) -> Stage | SetStage:
     return stage
 
 
-def _may_be_absent(entry: StageEntry, error: UserError) -> bool:
-    """Whether a stage that was not found may be skipped; False if its name was probably mistyped."""
-    return bool(entry.adds) or entry.stage in LATER or isinstance(error.__cause__, ImportError)
-
-
-def _instance(cls: type[Stage] | type[SetStage], entry: StageEntry, where: str) -> Stage | SetStage:
-    if inspect.isabstract(cls):
-        lacking = ", ".join(sorted(cls.__abstractmethods__))
+def _instance(cls: type[Stage], entry: StageEntry, where: str) -> Stage:
+    lacking = ", ".join(sorted(cls.__abstractmethods__)) if inspect.isabstract(cls) else ""
+    if issubclass(cls, SetStage) and cls.compute is SetStage.compute and cls.query is SetStage.query:
+        lacking = "query or compute"
+    if lacking:
         raise UserError(f"stage '{entry.label}': {cls.__name__} has no method {lacking}", "define it")
-    params = build(cls.Params, entry.params, f"{where}: stage '{entry.label}'")
+    what = f"{where}: stage '{entry.label}'"
+    params = build(cls.Params, entry.params, what)
+    for key, base in (("resources", BatchStage), ("stages", ExpandStage), ("rules", ExpandStage)):
+        if getattr(entry, key) and not issubclass(cls, base):
+            raise UserError(f"{what} has '{key}', which only a {base.__name__} has", "remove it")
     try:
-        return cls(params)
+        stage = cls(params)
     except UserError:
         raise
     except Exception as error:
@@ -115,6 +127,10 @@ def _instance(cls: type[Stage] | type[SetStage], entry: StageEntry, where: str) 
             f"stage '{entry.label}' cannot be made ({type(error).__name__}: {one_line(error)})",
             f"fix {cls.__name__}.__init__, which is called with its Params; --debug shows the whole trace",
         ) from error
+    if isinstance(stage, BatchStage) and entry.resources:
+        tree = stage.resources.model_dump(mode="json") | entry.resources
+        stage.resources = build(Resources, tree, f"{what}: resources")
+    return stage
 
 
 def _check_unique(found: Sequence[Candidate]) -> None:
@@ -132,62 +148,6 @@ def _by(owner: str) -> str:
     return owner if owner == "the source" else f"stage '{owner}'"
 
 
-def in_order(
-    found: Sequence[Candidate], skipped: Sequence[Skipped], given: Sequence[Column] = ()
-) -> tuple[list[Candidate], list[Skipped]]:
-    """Order the stages: first header stages, then pixel stages, then set stages. Within each kind the order
-    of the pipeline is kept. `given` are columns of the source besides SOURCE.
-
-    A header stage that needs a column of a pixel stage runs after the pixel stages. A stage that needs a
-    column of a skipped stage is skipped too if it has `if_missing: skip`.
-
-    Raises UserError if a stage needs a column that no earlier stage adds.
-    """
-    left_out = list(skipped)
-    ordered: list[Candidate] = []
-    have = {column.name for column in (*SOURCE, *given)}
-    waiting = list(found)
-    for kind in ("header", "pixel", "set"):
-        for candidate in [candidate for candidate in waiting if candidate.kind == kind]:
-            lacking = [need for need in candidate.stage.needs if need not in have]
-            if not lacking:
-                ordered.append(candidate)
-                have.update(candidate.adds)
-            elif kind == "header" and any(c.kind == "pixel" and c.adds.intersection(lacking) for c in found):
-                # it reads only the header but needs a column of a pixel stage: it runs with those
-                waiting.append(replace(candidate, kind="pixel"))
-            elif candidate.entry.if_missing == "skip" and (gone := _skipped_owner(lacking, left_out)):
-                why = f"it needs {lacking[0]} of the skipped stage '{gone.label}'"
-                left_out.append(Skipped(candidate.label, tuple(sorted(candidate.adds)), why))
-            else:
-                raise _unmet(candidate, lacking[0], found, left_out, have)
-    return ordered, left_out
-
-
-def _skipped_owner(columns: Sequence[str], skipped: Sequence[Skipped]) -> Skipped | None:
-    return next((stage for stage in skipped for column in columns if column in stage.adds), None)
-
-
-def _unmet(
-    candidate: Candidate, need: str, found: Sequence[Candidate], skipped: Sequence[Skipped], have: set[str]
-) -> UserError:
-    what = f"stage '{candidate.label}' needs column '{need}'"
-    for other in found:
-        if need in other.adds:
-            return UserError(
-                f"{what}, which stage '{other.label}' adds only after it", f"put '{other.label}' first"
-            )
-    gone = _skipped_owner([need], skipped)
-    if gone is not None:
-        return UserError(
-            f"{what} of the skipped stage '{gone.label}'", f"give '{candidate.label}' if_missing: skip too"
-        )
-    if need in COLUMNS and COLUMNS[need].stage:
-        return UserError(f"{what}, which no stage adds", f"put stage '{COLUMNS[need].stage}' before it")
-    close = nearest(need, have)
-    return UserError(f"{what}, which no stage adds", f"did you mean {' or '.join(close)}?" if close else None)
-
-
 def whole_tree(config: PipelineConfig) -> dict[str, Any]:
     """Return the pipeline as plain data for a YAML file: every key, and all parameters of every stage.
 
@@ -200,6 +160,8 @@ def whole_tree(config: PipelineConfig) -> dict[str, Any]:
 
 def _whole_entry(entry: StageEntry, where: str) -> str | dict[str, Any]:
     tree = entry.model_dump(mode="json", exclude_defaults=True)
+    if entry.stages:
+        tree["stages"] = [_whole_entry(inner, where) for inner in entry.stages]
     try:
         cls = stage_class(entry.stage)
     except UserError:
@@ -209,12 +171,3 @@ def _whole_entry(entry: StageEntry, where: str) -> str | dict[str, Any]:
         params = build(cls.Params, entry.params, f"{where}: stage '{entry.label}'")
         tree |= params.model_dump(mode="json")
     return entry.stage if list(tree) == ["stage"] else tree
-
-
-def resolve_preset_stages(preset: str) -> list[dict[str, Any]]:
-    """Return for each stage of a preset whether it can run on this machine, and if not, why."""
-    config = load(preset)
-    lenient = [entry.model_copy(update={"if_missing": "skip"}) for entry in config.stages]
-    _, skipped = in_order(*candidates(config.model_copy(update={"stages": lenient})))
-    why = {stage.label: stage.why for stage in skipped}
-    return [{"stage": e.label, "runs": e.label not in why, "why": why.get(e.label, "")} for e in lenient]

@@ -1,26 +1,36 @@
 """A pipeline, checked and put in order before anything runs.
 
-Header stages come first, then pixel stages, then set stages. Each rule is evaluated right after the stage
-that adds the last of its columns, so that an image rejected by its header is never decoded. Rules that cannot
-be evaluated are listed with the reason.
+It is a list of passes (`passes.py`). In a pass, header stages come first, then pixel stages, then the
+segments of models, then set stages. Each rule is evaluated right after the stage that adds the last of its
+columns, so that an image rejected by its header is never decoded. Rules that cannot be evaluated are listed
+with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from uhr.base.config import fingerprint
 from uhr.base.errors import UserError
-from uhr.curate.config import PipelineConfig
-from uhr.curate.planning.placement import SOURCE, Candidate, Skipped, candidates, in_order
+from uhr.curate.config import PipelineConfig, RuleEntry, Rules
+from uhr.curate.planning.passes import cut
+from uhr.curate.planning.placement import SOURCE, Candidate, Skipped, candidates
 from uhr.curate.rules import Rule
-from uhr.curate.stage import SetStage, Stage
+from uhr.curate.stage import BatchStage, ExpandStage, FrameStage, Resources, SetStage, Stage
 from uhr.manifests.info import StageInfo
-from uhr.manifests.schema import COLUMNS, SCHEMA_VERSION, Column, schema_of
+from uhr.manifests.schema import (
+    CHANNELS,
+    CHILD_COUNT,
+    COLUMNS,
+    REJECTED_BY,
+    SCHEMA_VERSION,
+    Column,
+    schema_of,
+)
 from uhr.manifests.sql import SqlCondition
 
 ENGINE_VERSION = 2
@@ -32,17 +42,22 @@ if none does. A unit takes at most about a minute, and enough time that writing 
 it.
 """
 
+MODEL_UNIT, NATIVE_UNIT = 32, 8
+"""Images per unit where models score them; the second if a model looks at whole images, which are in memory
+for all images of a unit. It does not depend on the size of the set, since batches are cut inside units.
+"""
 
-S = TypeVar("S", Stage, SetStage)
+S = TypeVar("S", bound=Stage)
 
 
 @dataclass(frozen=True)
 class PlannedStage(Generic[S]):
-    """A stage, and the rules that are evaluated right after it."""
+    """A stage, the rules evaluated right after it, and the channel whose rows it sees (None: all)."""
 
     label: str
     stage: S
     rules: tuple[Rule, ...] = ()
+    channel: str | None = None
 
 
 class IdleRule(NamedTuple):
@@ -54,70 +69,52 @@ class IdleRule(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CurationPlan:
-    """The stages and rules of a run, in this order: `first` (rules over the source's own columns), `header`,
-    `pixel`, `sets`. `skipped` and `idle` are the stages and rules that cannot run.
+class ModelSegment:
+    """Consecutive model stages that share their workers."""
+
+    stages: tuple[PlannedStage[BatchStage], ...]
+
+    @property
+    def resources(self) -> Resources:
+        """The resources of its workers; the longest of the stages' times."""
+        found = [planned.stage.resources for planned in self.stages]
+        return found[0].model_copy(update={"seconds": max(each.seconds for each in found)})
+
+    @property
+    def views(self) -> dict[str, Any]:
+        """The views that its stages look at, by a text that is equal for equal views."""
+        return {repr(view): view for planned in self.stages for view in planned.stage.views.values()}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One table of items and what is done to it, in this order: `first` (rules over columns that the rows
+    have already), `header`, `pixel`, `segments`, `sets`.
+
+    The items of the first pass are the files of the source, those of a later one the rows that are still
+    kept. With `expand` the rows are the patches that it cuts from the items.
     """
 
-    config: PipelineConfig
-    first: tuple[Rule, ...]
-    header: tuple[PlannedStage[Stage], ...]
-    pixel: tuple[PlannedStage[Stage], ...]
-    sets: tuple[PlannedStage[SetStage], ...]
-    skipped: tuple[Skipped, ...]
-    idle: tuple[IdleRule, ...]
-    given: tuple[Column, ...] = ()
-    """Columns that the source has, besides those of every manifest."""
+    first: tuple[Rule, ...] = ()
+    header: tuple[PlannedStage[FrameStage], ...] = ()
+    pixel: tuple[PlannedStage[FrameStage], ...] = ()
+    segments: tuple[ModelSegment, ...] = ()
+    sets: tuple[PlannedStage[SetStage], ...] = ()
+    expand: PlannedStage[ExpandStage] | None = None
+    of_patches: bool = False
 
-    @classmethod
-    def of(cls, config: PipelineConfig, strict: bool = False, given: Sequence[Column] = ()) -> CurationPlan:
-        """Check a pipeline and put it in order. `given` are the columns of the source (`Source.columns`).
+    @property
+    def frames(self) -> tuple[PlannedStage[FrameStage], ...]:
+        return (*self.header, *self.pixel)
 
-        Raises UserError if a stage or parameter is unknown, if two stages add the same column or none adds a
-        column that is needed, if a stage comes before one that it needs, if a rule is not a boolean over
-        columns, or if `strict` is set and a stage would be skipped.
-        """
-        found, skipped = candidates(config)
-        found, skipped = in_order(found, skipped, given)
-        if strict and skipped:
-            raise UserError(
-                f"--strict: {skipped[0].label} would be skipped ({skipped[0].why})", "leave --strict out"
-            )
-        if not any(isinstance(candidate.stage, Stage) for candidate in found):
-            raise UserError(f"{config.name}: no stage can run here", "name at least the stage header")
-        rules, idle = _rules(config, found, skipped, given)
-        return replace(cls._put_together(config, found, rules, skipped, idle), given=tuple(given))
-
-    @classmethod
-    def _put_together(
-        cls,
-        config: PipelineConfig,
-        found: Sequence[Candidate],
-        rules: Sequence[Rule],
-        skipped: Sequence[Skipped],
-        idle: Sequence[IdleRule],
-    ) -> CurationPlan:
-        fired: list[list[Rule]] = [[] for _ in found]
-        first: list[Rule] = []
-        for rule in rules:
-            place = _completed_at(rule, found)
-            (first if place < 0 else fired[place]).append(rule)
-        header: list[PlannedStage[Stage]] = []
-        pixel: list[PlannedStage[Stage]] = []
-        sets: list[PlannedStage[SetStage]] = []
-        for candidate, own in zip(found, fired, strict=True):
-            if isinstance(candidate.stage, SetStage):
-                sets.append(PlannedStage(candidate.label, candidate.stage, tuple(own)))
-            else:
-                stages = header if candidate.kind == "header" else pixel
-                stages.append(PlannedStage(candidate.label, candidate.stage, tuple(own)))
-        return cls(
-            config, tuple(first), tuple(header), tuple(pixel), tuple(sets), tuple(skipped), tuple(idle)
-        )
+    @property
+    def batches(self) -> tuple[PlannedStage[BatchStage], ...]:
+        return tuple(planned for segment in self.segments for planned in segment.stages)
 
     @property
     def stages(self) -> tuple[PlannedStage[Any], ...]:
-        return (*self.header, *self.pixel, *self.sets)
+        first = () if self.expand is None else (self.expand,)
+        return (*first, *self.frames, *self.batches, *self.sets)
 
     @property
     def rules(self) -> Iterator[Rule]:
@@ -127,30 +124,107 @@ class CurationPlan:
             yield from planned.rules
 
     @property
+    def views(self) -> dict[str, Any]:
+        """The views of all segments, by a text that is equal for equal views."""
+        return {key: view for segment in self.segments for key, view in segment.views.items()}
+
+    def columns(self, stages: Sequence[PlannedStage[Any]]) -> list[Column]:
+        """Return the columns of some of its stages, with `stage` set."""
+        return [column for planned in stages for column in own_columns(planned)]
+
+
+@dataclass(frozen=True)
+class CurationPlan:
+    """The passes of a run. `skipped` and `idle` are the stages and rules that cannot run."""
+
+    config: PipelineConfig
+    passes: tuple[Pass, ...]
+    skipped: tuple[Skipped, ...]
+    idle: tuple[IdleRule, ...]
+    given: tuple[Column, ...] = ()
+    """Columns that the source has, besides those of every manifest."""
+
+    entries: dict[str, Stage] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, config: PipelineConfig, strict: bool = False, given: Sequence[Column] = ()) -> CurationPlan:
+        """Check a pipeline and cut it into passes. `given` are the columns of the source (`Source.columns`).
+
+        Raises UserError if a stage or parameter is unknown, if two stages add the same column or none adds a
+        column that is needed, if a stage comes before one that it needs, if a rule is not a boolean over
+        columns, or if `strict` is set and a stage would be skipped.
+        """
+        return _Planner(config, given).plan(strict)
+
+    @property
+    def first(self) -> tuple[Rule, ...]:
+        """The rules over the source's own columns."""
+        return self.passes[0].first
+
+    @property
+    def header(self) -> tuple[PlannedStage[FrameStage], ...]:
+        """The header stages of the first pass."""
+        return self.passes[0].header
+
+    @property
+    def stages(self) -> tuple[PlannedStage[Any], ...]:
+        return tuple(planned for each in self.passes for planned in each.stages)
+
+    @property
+    def rules(self) -> Iterator[Rule]:
+        """The rules that are evaluated, in this order."""
+        for each in self.passes:
+            yield from each.rules
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return tuple(self.config.channels)
+
+    @property
     def schema(self) -> pa.Schema:
         """The manifest's schema: the base columns, then those of the source and of each stage, in order."""
-        own = [column for planned in self.stages for column in _own_columns(planned)]
-        return schema_of([*self.given, *own])
+        found = {column.name: column for planned in self.stages for column in own_columns(planned)}
+        return schema_of([*self.given, *found.values(), *self.verdict_columns])
+
+    @property
+    def verdict_columns(self) -> tuple[Column, ...]:
+        """The columns besides those of every manifest that verdicts write."""
+        return (*((CHANNELS,) if self.channels else ()), *((REJECTED_BY,) if self.config.all_rules else ()))
+
+    @property
+    def needs_pixels(self) -> bool:
+        return any(each.pixel or each.views or each.expand for each in self.passes)
 
     def unit_size(self, rows: int) -> int:
         """Return the number of images per unit. It is smaller for a small set, so that all workers get
         units."""
         if self.config.unit is not None:
             return self.config.unit
-        least, most = PIXEL_UNIT if self.pixel else HEADER_UNIT
+        if any(each.segments for each in self.passes):
+            native = any(
+                view.shortest is view.longest is None for p in self.passes for view in p.views.values()
+            )
+            return NATIVE_UNIT if native else MODEL_UNIT
+        least, most = PIXEL_UNIT if self.needs_pixels else HEADER_UNIT
         return min(most, max(least, rows // 64))
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that affects the rows (64 hex digits). The runner, the workers and the size of
-        units do not."""
-        left_out = {"name", "description", "stages", "rules", "unit", "sources"}
-        tree = self.config.model_dump(mode="json", exclude=left_out)
+        """Hash of everything that affects the rows (64 hex digits). The runner, the workers and, without
+        models, the size of units do not."""
+        apart = {"name", "description", "stages", "rules", "unit", "sources", "channels"}
+        tree = self.config.model_dump(mode="json", exclude=apart)
+        if any(each.segments for each in self.passes):
+            tree["unit"] = self.unit_size(0)
+        if len(self.passes) > 1 or self.passes[0].segments:
+            tree["passes"] = [[planned.label for planned in each.stages] for each in self.passes]
+        if bound := [[planned.label, planned.channel] for planned in self.stages if planned.channel]:
+            tree["bound"] = bound
         return fingerprint(
             {
                 "versions": [SCHEMA_VERSION, ENGINE_VERSION],
                 "stages": [[planned.label, planned.stage.fingerprint()] for planned in self.stages],
-                "rules": [[rule.name, rule.condition.text] for rule in self.rules],
+                "rules": [rule.key() for rule in self.rules],
                 "not evaluated": [[idle.name, idle.where] for idle in self.idle],
                 **tree,
             }
@@ -161,37 +235,14 @@ class CurationPlan:
         same plan.
         """
         tree = self.config.model_dump(mode="json", exclude={"unit", "sources"})
-        params = {planned.label: planned.stage.params.model_dump(mode="json") for planned in self.stages}
-        labels = [entry.label for entry in self.config.stages]
-        tree["stages"] = [
-            entry | params.get(label, {}) for entry, label in zip(tree["stages"], labels, strict=True)
-        ]
+        tree["stages"] = [self._resolved(entry) for entry in tree["stages"]]
         return tree
 
-    def facts(self) -> dict[str, object]:
-        """Return the plan as plain data for `--json`: the stages in order, each with the rules after it."""
-
-        def named(rules: Iterable[Rule]) -> list[dict[str, str]]:
-            return [{"rule": rule.name, "where": rule.condition.text} for rule in rules]
-
-        kinds = (("header", self.header), ("pixels", self.pixel), ("set", self.sets))
-        return {
-            "pipeline": self.config.name,
-            "before_reading": named(self.first),
-            "stages": [
-                {
-                    "stage": s.label,
-                    "reads": kind,
-                    "adds": [c.name for c in s.stage.adds],
-                    "rules": named(s.rules),
-                }
-                for kind, stages in kinds
-                for s in stages
-            ],
-            "skipped": [skipped._asdict() for skipped in self.skipped],
-            "not_evaluated": [idle._asdict() for idle in self.idle],
-            "fingerprint": self.fingerprint,
-        }
+    def _resolved(self, entry: dict[str, Any]) -> dict[str, Any]:
+        stage = self.entries.get(entry["name"] or entry["stage"])
+        inner = [self._resolved(each) for each in entry.get("stages", ())]
+        params = {} if stage is None else stage.params.model_dump(mode="json")
+        return entry | params | ({"stages": inner} if inner else {})
 
     def stage_infos(self) -> list[StageInfo]:
         """Return the stages that run and those that are skipped, for `manifest.json`."""
@@ -210,37 +261,178 @@ class CurationPlan:
         ]
         return ran + left_out
 
+    def weight_hashes(self) -> dict[str, str]:
+        """Return the hash of all weights that stages load, by stage and name."""
+        return {
+            f"{planned.label}/{name}": found
+            for planned in self.stages
+            for name, found in planned.stage.weight_hashes().items()
+        }
 
-def _own_columns(planned: PlannedStage[Any]) -> list[Column]:
+
+def own_columns(planned: PlannedStage[Any]) -> list[Column]:
     """Return a stage's columns with `stage` set."""
-    return [replace(column, stage=column.stage or planned.label) for column in planned.stage.adds]
+    columns = [*planned.stage.adds, *((CHILD_COUNT,) if isinstance(planned.stage, ExpandStage) else ())]
+    return [replace(column, stage=column.stage or planned.label) for column in columns]
 
 
-def _completed_at(rule: Rule, found: Sequence[Candidate]) -> int:
-    """Return the index of the last stage whose columns the rule needs; -1 if it needs no stage."""
-    owners = {column.name: place for place, candidate in enumerate(found) for column in candidate.stage.adds}
-    return max((owners[name] for name in rule.condition.columns if name in owners), default=-1)
+class _Planner:
+    """Makes the plan of one pipeline."""
+
+    def __init__(self, config: PipelineConfig, given: Sequence[Column]) -> None:
+        self.config = config
+        self.given = tuple(given)
+        self.skipped: list[Skipped] = []
+        self.idle: list[IdleRule] = []
+        self.entries: dict[str, Stage] = {}
+        self.names: set[str] = set()
+        self.after_expand: tuple[Rule, ...] = ()
+
+    def plan(self, strict: bool) -> CurationPlan:
+        config = self.config
+        found, skipped = candidates(config.stages, config.name, tuple(config.channels))
+        expand = found[-1] if found and found[-1].kind == "expand" else None
+        outer = found if expand is None else found[:-1]
+        if (wrong := next((each for each in outer if each.kind == "expand"), None)) is not None:
+            raise UserError(
+                f"{config.name}: stage '{wrong.label}' cuts patches and is not the last one", "put it last"
+            )
+        source = (*SOURCE, *self.given)
+        cuts, skipped = cut(outer, skipped, {column.name for column in source})
+        passes = self._rows(cuts, skipped, source, [(None, config.rules), *config.channels.items()], expand)
+        if expand is not None:
+            passes += self._patches(expand, {column.name: column for column in self._columns(cuts)})
+        if strict and self.skipped:
+            raise UserError(
+                f"--strict: {self.skipped[0].label} would be skipped ({self.skipped[0].why})",
+                "leave --strict out",
+            )
+        if not any(each.frames or each.segments for each in passes):
+            raise UserError(f"{config.name}: no stage can run here", "name at least the stage header")
+        return CurationPlan(
+            config, tuple(passes), tuple(self.skipped), tuple(self.idle), self.given, self.entries
+        )
+
+    def _patches(self, expand: Candidate, outer: dict[str, Column]) -> list[Pass]:
+        """Return the passes of the patches; the first one cuts them."""
+        entry = expand.entry
+        before = {*outer, *(column.name for column in (*SOURCE, *self.given))}
+        lacking = [need for need in expand.stage.needs if need not in before]
+        if lacking:
+            what = f"stage '{expand.label}' needs column '{lacking[0]}', which no stage adds"
+            raise UserError(what, "put the stage that adds it before it")
+        where = f"{self.config.name}: stage '{expand.label}'"
+        found, skipped = candidates(entry.stages, where)
+        if (wrong := next((each for each in found if each.kind == "expand"), None)) is not None:
+            raise UserError(f"{where}: '{wrong.label}' cuts patches of patches", "leave it out")
+        for column in (column for each in found for column in each.stage.adds):
+            if column.name in outer and outer[column.name] != column:
+                what = f"{where} adds column '{column.name}', which images have with another meaning"
+                raise UserError(what, "rename it")
+        source = (*SOURCE, *self.given, *expand.stage.adds)
+        cuts, skipped = cut(found, skipped, {column.name for column in source})
+        rules_of_images = self.after_expand
+        passes = self._rows(cuts or [[]], skipped, source, [(None, entry.rules)], None)
+        self.entries[expand.label] = expand.stage
+        planned = PlannedStage(expand.label, expand.stage, rules_of_images)
+        assert isinstance(expand.stage, ExpandStage)
+        of_patches = [replace(each, of_patches=True) for each in passes]
+        return [replace(of_patches[0], expand=planned), *of_patches[1:]]
+
+    def _rows(
+        self,
+        cuts: Sequence[Sequence[Candidate]],
+        skipped: Sequence[Skipped],
+        source: Sequence[Column],
+        rule_sets: Sequence[tuple[str | None, Rules]],
+        expand: Candidate | None,
+    ) -> list[Pass]:
+        """Return the passes of one table of rows, with the rules of its rule sets."""
+        ordered = [candidate for each in cuts for candidate in each]
+        self.skipped += skipped
+        self.entries |= {candidate.label: candidate.stage for candidate in ordered}
+        known = {c.name: c for c in [*source, *(c for each in ordered for c in each.stage.adds)]}
+        if expand is not None:
+            known[CHILD_COUNT.name] = CHILD_COUNT
+        fired: dict[int, list[Rule]] = {}
+        owners = {column.name: at for at, each in enumerate(ordered) for column in each.stage.adds}
+        owners |= {CHILD_COUNT.name: len(ordered)}
+        for rule in self._rules(rule_sets, known, skipped):
+            place = max((owners[name] for name in rule.condition.columns if name in owners), default=-1)
+            fired.setdefault(place, []).append(rule)
+        passes, place = [], 0
+        for number, each in enumerate(cuts):
+            planned = [
+                PlannedStage(c.label, c.stage, tuple(fired.get(place + at, ())), c.entry.channel)
+                for at, c in enumerate(each)
+            ]
+            passes.append(_pass(each, planned, tuple(fired.get(-1, ())) if number == 0 else ()))
+            place += len(each)
+        self.after_expand = tuple(fired.get(len(ordered), ())) if expand is not None else ()
+        return passes
+
+    def _columns(self, cuts: Sequence[Sequence[Candidate]]) -> list[Column]:
+        return [column for each in cuts for candidate in each for column in candidate.stage.adds]
+
+    def _rules(
+        self,
+        rule_sets: Sequence[tuple[str | None, Rules]],
+        known: dict[str, Column],
+        skipped: Sequence[Skipped],
+    ) -> Iterator[Rule]:
+        absent = {name: stage for stage in skipped for name in stage.adds if name not in known}
+        schema = pa.schema([column.field() for column in known.values()])
+        for channel, rules in rule_sets:
+            for name, entry in rules.items():
+                entry = RuleEntry(where=entry) if isinstance(entry, str) else entry
+                rule = Rule.parse(name, entry.where, entry.null, channel)
+                if name in self.names:
+                    raise UserError(f"there are two rules '{name}'", "rename one: `reason` names the rule")
+                self.names.add(name)
+                _check_columns(rule.condition, [*known, *absent])
+                lacking = next((absent[c] for c in sorted(rule.condition.columns) if c in absent), None)
+                if lacking is not None:
+                    why = f"stage '{lacking.label}' was skipped: {lacking.why}"
+                    self.idle.append(IdleRule(name, entry.where, why))
+                else:
+                    rule.condition.check(schema)
+                    yield rule
 
 
-def _rules(
-    config: PipelineConfig, found: Sequence[Candidate], skipped: Sequence[Skipped], given: Sequence[Column]
-) -> tuple[list[Rule], list[IdleRule]]:
-    columns = [*SOURCE, *given, *(column for candidate in found for column in candidate.stage.adds)]
-    known = {column.name: column for column in columns}
-    absent = {name: stage for stage in skipped for name in stage.adds if name not in known}
-    schema = pa.schema([column.field() for column in known.values()])
-    rules: list[Rule] = []
-    idle: list[IdleRule] = []
-    for name, text in config.rules.items():
-        rule = Rule.parse(name, text)
-        _check_columns(rule.condition, [*known, *absent])
-        lacking = next((absent[c] for c in sorted(rule.condition.columns) if c in absent), None)
-        if lacking is not None:
-            idle.append(IdleRule(name, text, f"stage '{lacking.label}' was skipped: {lacking.why}"))
-        else:
-            rule.condition.check(schema)
-            rules.append(rule)
-    return rules, idle
+def _pass(each: Sequence[Candidate], planned: Sequence[PlannedStage[Any]], first: tuple[Rule, ...]) -> Pass:
+    by_kind: dict[str, list[PlannedStage[Any]]] = {"header": [], "pixel": [], "batch": [], "set": []}
+    for candidate, stage in zip(each, planned, strict=True):
+        by_kind[candidate.kind].append(stage)
+    return Pass(
+        first,
+        tuple(by_kind["header"]),
+        tuple(by_kind["pixel"]),
+        tuple(_segments(by_kind["batch"])),
+        tuple(by_kind["set"]),
+    )
+
+
+def _segments(batches: Sequence[PlannedStage[BatchStage]]) -> Iterator[ModelSegment]:
+    """Group consecutive model stages that share their workers: with equal resources, and the same backbone
+    or, without views of its own, the columns of the stage before it."""
+    run: list[PlannedStage[BatchStage]] = []
+    for planned in batches:
+        if run and not _shares(run, planned.stage):
+            yield ModelSegment(tuple(run))
+            run = []
+        run.append(planned)
+    if run:
+        yield ModelSegment(tuple(run))
+
+
+def _shares(run: Sequence[PlannedStage[BatchStage]], stage: BatchStage) -> bool:
+    other = run[-1].stage
+    if other.resources.key() != stage.resources.key():
+        return False
+    if stage.backbone is not None and stage.backbone == other.backbone:
+        return True
+    added = {column.name for planned in run for column in planned.stage.adds}
+    return not stage.views and bool(added.intersection(stage.needs))
 
 
 def _check_columns(condition: SqlCondition, known: list[str]) -> None:

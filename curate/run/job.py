@@ -13,24 +13,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import pyarrow as pa
-
-from uhr.base.console import progress, warn
+from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.base.run_folder import RunFolder
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run.commit import FETCHED, LAYOUT, UNITS, commit
+from uhr.curate.run.execution import passes_run
 from uhr.curate.run.failures import Failures, NoteSummary, failures_of, notes_of
-from uhr.curate.run.rows import Tally
-from uhr.curate.run.work import CurateWork
 from uhr.curate.sources import check_no_overlap
 from uhr.manifests import parts
 from uhr.manifests.info import is_manifest
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.sources.base import Listing, Source
-from uhr.runtime.pool import InlineRunner, Pool, RayRunner
-from uhr.runtime.units import Limits, PlanMismatch, Runner, UnitPlan, run_units, table_hash
+from uhr.runtime.pool import Pool
+from uhr.runtime.units import Limits, PlanMismatch, Runner, table_hash
 
 OtherCommand = Callable[[Path], str]
 """Returns the command that makes the same run into another folder; its argument is the folder in use."""
@@ -138,8 +135,7 @@ def _run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:
         if is_manifest(request.out):
             manifest = _check_same_run(request, inputs, command_for)
         else:
-            units, tally = _do_units(request, runner, listing.items, command_for)
-            manifest = _commit(request, listing, units, tally, inputs)
+            manifest = _do_passes(request, runner, listing, inputs, command_for)
         report = _finish(manifest, folder)
     return CurationResult(manifest, report, listing.unreadable, False, time.monotonic() - start)
 
@@ -162,47 +158,29 @@ def _check_same_run(request: CurationRequest, inputs: str, command_for: OtherCom
     return manifest
 
 
-def _do_units(
-    request: CurationRequest, runner: Runner, items: pa.Table, command_for: OtherCommand
-) -> tuple[UnitPlan, Tally]:
+def _do_passes(
+    request: CurationRequest, runner: Runner, listing: Listing, inputs: str, command_for: OtherCommand
+) -> Manifest:
+    """Run all passes, and commit the manifest."""
     plan, folder = request.plan, request.out / UNITS
+    operation = {
+        "kind": "curate",
+        "pipeline": plan.resolved(),
+        "fingerprint": plan.fingerprint,
+        "inputs": inputs,
+    }
+    source = request.source.spooled(request.out.absolute() / FETCHED)
     try:
-        units = UnitPlan.create(folder, items, plan.unit_size(items.num_rows), plan.fingerprint)
+        with (
+            passes_run(plan, folder, listing.items, source, runner) as finished,
+            progress("commit", finished.rows, "rows") as advance,
+        ):
+            return commit(request.out, plan, finished, listing, operation, advance)
     except PlanMismatch as mismatch:
         changed = (
             "was begun with another pipeline" if mismatch.changed == "work" else "was begun on other files"
         )
         raise UserError(f"the run in {request.out} {changed}", command_for(request.out)) from None
-    tally = Tally.empty()
-    for unit in sorted(units.finished()):
-        tally = tally.plus(Tally.of_part(units.part(unit)))
-
-    def note(unit: int) -> str:
-        nonlocal tally
-        tally = tally.plus(Tally.of_part(units.part(unit)))
-        return tally.summary()
-
-    if isinstance(runner, InlineRunner):
-        warn("in this process: an image that crashes its decoder, hangs or exhausts the memory ends the run")
-    with progress("curate", items.num_rows, "images") as advance:
-        work = CurateWork(plan, request.source.spooled(request.out.absolute() / FETCHED))
-        if isinstance(runner, RayRunner):
-            advance(0, "starting Ray")
-        run_units(units, work, runner, advance, note)
-    return units, tally
-
-
-def _commit(
-    request: CurationRequest, listing: Listing, units: UnitPlan, tally: Tally, inputs: str
-) -> Manifest:
-    operation = {
-        "kind": "curate",
-        "pipeline": request.plan.resolved(),
-        "fingerprint": request.plan.fingerprint,
-        "inputs": inputs,
-    }
-    with progress("commit", units.rows, "rows") as advance:
-        return commit(request.out, request.plan, units, tally, listing, operation, advance)
 
 
 def _finish(manifest: Manifest, folder: RunFolder) -> Path:

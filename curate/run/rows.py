@@ -1,4 +1,4 @@
-"""The rows of one unit. They collect columns and verdicts, and become the staged part of the unit."""
+"""The rows of one task. They collect columns and verdicts, and become the part that the task writes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from uhr.base import parquet
-from uhr.base.paths import unescaped
-from uhr.curate.config import SidecarKeys
 from uhr.curate.faults import CHANGED
-from uhr.curate.planning.plan import CurationPlan, PlannedStage
-from uhr.curate.rules import Verdict
+from uhr.curate.planning.plan import PlannedStage
+from uhr.curate.rules import Judge, Rule, RuleCounts, Verdict
 from uhr.curate.run.conversion import Converter, converter_for
-from uhr.curate.sidecars import read_sidecars
 from uhr.manifests.schema import BASE, FAILED, KEPT, REJECTED, sample_id
-from uhr.manifests.sources.base import GIVEN, Blob, MemoryBlob, Source
 
 PREVIEW = (
     pa.field("_jpeg", pa.binary()),
     pa.field("_preview_width", pa.int32()),
     pa.field("_preview_height", pa.int32()),
 )
-"""Columns of a staged part that are not in the manifest's rows; they go to the preview parts."""
+"""Columns of a part that are not in the manifest's rows; they go to the preview parts."""
+
+RAN = pa.field("_ran", pa.int32())
+"""Column of a part that is not in the manifest: how many stages of the task ran on the row, in their order.
+"""
 
 _LISTED = [column.name for column in BASE if column.name != "content_hash"]
 """Columns that do not depend on the image's bytes: uri, listed version, the values of the sidecars."""
@@ -37,7 +37,8 @@ _TALLY = b"tally"
 class Tally(NamedTuple):
     """Counts of the rows of one or more units: kept, rejected by rule, failed by kind of fault.
 
-    `seen` counts the rows that reached each rule, `broken_sidecars` the images with a broken sidecar.
+    `seen` counts the rows that reached each rule, `broken_sidecars` the images with a broken sidecar, and
+    `lost` the rows that a rule took out of its channel.
     """
 
     kept: int
@@ -45,19 +46,27 @@ class Tally(NamedTuple):
     failed: Counter[str]
     seen: Counter[str]
     broken_sidecars: int
+    lost: Counter[str]
 
     @classmethod
     def empty(cls) -> Tally:
-        return cls(0, Counter(), Counter(), Counter(), 0)
+        return cls(0, Counter(), Counter(), Counter(), 0, Counter())
 
     @classmethod
     def of_part(cls, part: Path) -> Tally:
-        """Read the tally that a staged part has in its footer."""
+        """Read the tally that a part has in its footer."""
         tree = json.loads(parquet.schema_of(part).metadata[_TALLY])
-        return cls(tree[0], *map(Counter, tree[1:4]), tree[4])
+        return cls(tree[0], *map(Counter, tree[1:4]), tree[4], Counter(tree[5]))
 
     def plus(self, other: Tally) -> Tally:
         return Tally(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def after(self, earlier: Tally) -> Tally:
+        """Return the tally of rows with these verdicts, which the tasks of `earlier` judged before."""
+        broken = earlier.broken_sidecars + self.broken_sidecars
+        return self._replace(
+            seen=earlier.seen + self.seen, lost=earlier.lost + self.lost, broken_sidecars=broken
+        )
 
     def summary(self) -> str:
         """Return a text such as `kept 10, rejected 3, failed 1`."""
@@ -66,57 +75,34 @@ class Tally(NamedTuple):
 
 
 class UnitRows:
-    """Collects the rows of a unit. A row has the same index as its item; it is a dict of the columns known so
-    far.
+    """Collects the rows of a task. A row is a dict of the columns known so far; its index is that of its
+    item, or comes after those if it is a patch that was added.
+
+    rows: status None is a row without a verdict.
     """
 
-    def __init__(self, plan: CurationPlan, items: pa.Table, source: Source) -> None:
-        # the columns of set stages are added after all units are finished
-        late = {column.name for planned in plan.sets for column in planned.stage.adds}
-        self._schema = pa.schema([field for field in plan.schema if field.name not in late])
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
         self._converters: dict[str, dict[str, Converter]] = {}
-        self._source = source
-        self._items = items.to_pylist()
-        stated = [name for name in items.schema.names if name in self._schema.names]
-        self._rows = [_row(item, stated) for item in self._items]
+        self._rows = rows
         self._previews: dict[int, tuple[bytes, int, int]] = {}
-        self._broken_sidecars = 0
-        self.seen: Counter[str] = Counter()
+        self._ran: dict[int, int] = {}
+        self.broken_sidecars = 0
+        self.counts = RuleCounts()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._rows[index]
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: dict[str, Any]) -> int:
+        """Add a row, and return its index."""
+        self._rows.append(row)
+        return len(self._rows) - 1
+
     def alive(self) -> list[int]:
         """Rows without a verdict."""
         return [index for index, row in enumerate(self._rows) if row["status"] is None]
-
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """Fetch the bytes of these images together, if their source fetches."""
-        if self._source.fetches:
-            self._source.prefetch([self._items[index] for index in indices])
-
-    def open(self, index: int) -> Blob:
-        """The bytes of an image."""
-        return self._source.open(self._items[index])
-
-    def read_sidecars(self, index: int, keys: SidecarKeys) -> None:
-        """Add the values of an image's sidecars to its row.
-
-        Raises PixelFault("changed") if one of them is not the listed version any more.
-        """
-        item = self._items[index]
-        files: list[tuple[str, Blob]] = []
-        if item.get(GIVEN.name) is not None:
-            files.append((f"{GIVEN.name}.json", MemoryBlob(item[GIVEN.name].encode())))
-        if item["sidecars"]:
-            versions = item["sidecar_versions"].split(",")
-            for uri, version in zip(item["sidecars"], versions, strict=True):
-                blob = self._source.open({**item, "uri": uri, "source_version": version})
-                files.append((unescaped(uri).rpartition("/")[2], blob))
-        if files:
-            sidecar = read_sidecars(files, keys.model_dump())
-            self._rows[index].update(sidecar.values)
-            self._broken_sidecars += sidecar.fault is not None
 
     def put(self, index: int, planned: PlannedStage[Any], values: Mapping[str, Any]) -> None:
         """Add the values that a stage returned for a row.
@@ -142,6 +128,7 @@ class UnitRows:
                 given = f"{type(value).__name__} {_short(value)}"
                 raise ValueError(f"column '{name}' cannot hold {given} ({_first_line(error)})") from error
         self._rows[index].update(converted)
+        self._ran[index] = self._ran.get(index, 0) + 1
 
     def put_preview(self, index: int, jpeg: bytes, width: int, height: int) -> None:
         self._previews[index] = (jpeg, width, height)
@@ -152,21 +139,57 @@ class UnitRows:
             row = self._rows[index]
             self._rows[index] = {name: row.get(name) for name in _LISTED}
             self._previews.pop(index, None)
+            self._ran.pop(index, None)
         self.decide(index, Verdict(FAILED, kind, message))
 
     def decide(self, index: int, verdict: Verdict) -> None:
-        error = verdict.error and verdict.error.encode("utf-8", "replace").decode()
-        self._rows[index].update(status=verdict.status, reason=verdict.reason, error=error)
+        """Give a row its verdict; the first one stays if it is measured on because of `all_rules`."""
+        row = self._rows[index]
+        if row["status"] is None:
+            error = verdict.error and verdict.error.encode("utf-8", "replace").decode()
+            row.update(status=verdict.status, reason=verdict.reason, error=error)
 
-    def part(self) -> pa.Table:
-        """Return the staged part: the manifest's columns, previews, and the tally as schema metadata."""
-        for index in self.alive():
-            self._rows[index]["status"] = KEPT
-        columns = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in self._schema]
-        shown = [self._previews.get(index, (None, None, None)) for index in range(len(self._rows))]
-        previews = [pa.array([p[i] for p in shown], f.type) for i, f in enumerate(PREVIEW)]
-        schema = pa.schema([*self._schema, *PREVIEW], metadata={_TALLY: json.dumps(self._tally()).encode()})
-        return pa.table([*columns, *previews], schema=schema)
+    def rule(self, judge: Judge, rules: Sequence[Rule], indices: list[int], go_on: bool = False) -> list[int]:
+        """Evaluate rules for these rows, and return the rows that are measured on: those that are kept, and
+        with `go_on` also the rejected ones.
+        """
+        if not rules or not indices:
+            return indices
+        rulings = judge.rulings(rules, [self._rows[i] for i in indices], self.counts)
+        left = []
+        for index, ruling in zip(indices, rulings, strict=True):
+            row = self._rows[index]
+            if ruling.channels is not None:
+                row["channels"] = ruling.channels
+            if ruling.rejected_by:
+                row["rejected_by"] = [*(row.get("rejected_by") or ()), *ruling.rejected_by]
+            if ruling.verdict is not None:
+                self.decide(index, ruling.verdict)
+            if row["status"] is None or (
+                go_on and (ruling.verdict is None or ruling.verdict.status == REJECTED)
+            ):
+                left.append(index)
+        return left
+
+    def part(self, schema: pa.Schema, channels: Sequence[str], previews: bool) -> pa.Table:
+        """Return the part: the columns of `schema`, how many stages of the task ran on each row (`RAN`),
+        previews if wanted, and the tally as schema metadata.
+        """
+        for row in self._rows:
+            if row["status"] is None:
+                row["status"] = KEPT
+            if channels:
+                left = row.get("channels")
+                row["channels"] = [] if row["status"] != KEPT else list(channels) if left is None else left
+        columns = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in schema]
+        fields = [*schema, RAN]
+        columns.append(pa.array([self._ran.get(i, 0) for i in range(len(self._rows))], RAN.type))
+        if previews:
+            shown = [self._previews.get(index, (None, None, None)) for index in range(len(self._rows))]
+            columns += [pa.array([p[i] for p in shown], f.type) for i, f in enumerate(PREVIEW)]
+            fields += PREVIEW
+        metadata = {_TALLY: json.dumps(self._tally()).encode()}
+        return pa.table(columns, schema=pa.schema(fields, metadata=metadata))
 
     def _tally(self) -> Tally:
         verdicts = Counter((row["status"], row["reason"]) for row in self._rows)
@@ -175,8 +198,9 @@ class UnitRows:
             for status in (REJECTED, FAILED)
         }
         kept = verdicts[(KEPT, None)]
-        seen = Counter(dict(sorted(self.seen.items())))
-        return Tally(kept, by_reason[REJECTED], by_reason[FAILED], seen, self._broken_sidecars)
+        seen = Counter(dict(sorted(self.counts.seen.items())))
+        lost = Counter(dict(sorted(self.counts.lost.items())))
+        return Tally(kept, by_reason[REJECTED], by_reason[FAILED], seen, self.broken_sidecars, lost)
 
 
 def _short(value: object, most: int = 60) -> str:
@@ -188,7 +212,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _row(item: dict[str, Any], stated: Sequence[str]) -> dict[str, Any]:
+def source_row(item: dict[str, Any], stated: Sequence[str]) -> dict[str, Any]:
+    """Return the row of an item of the source as it was listed, with the columns that the source states."""
     fault = item["fault"]
     return {
         **{name: item[name] for name in stated},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from uhr.base.errors import UserError, load_object, unknown
-from uhr.curate.stage import SetStage, Stage
+from uhr.curate.stage import BatchStage, ExpandStage, FrameStage, SetStage, Stage
 
 _HERE = "uhr.curate.stages"
 
@@ -22,13 +22,8 @@ NAMES: dict[str, str] = {
 }
 """Name in a pipeline -> import path. A stage is imported when it is first used."""
 
-LATER = frozenset({"safety", "q_align", "artimuse", "caption", "translate"})
-"""Stages that presets name and this version does not have; `if_missing: skip` skips them. Any other name that
-is not in `NAMES` is treated as mistyped.
-"""
 
-
-def stage_class(name: str) -> type[Stage] | type[SetStage]:
+def stage_class(name: str) -> type[Stage]:
     """Return the stage class with this name, or at the import path `package.module:Class`.
 
     Raises UserError if there is no such stage, or if the object is not a stage.
@@ -38,9 +33,10 @@ def stage_class(name: str) -> type[Stage] | type[SetStage]:
     elif ":" in name:
         found = load_object(name, "stage")
     else:
-        raise unknown("stage", name, [*NAMES, *LATER - {name}])
-    if not (isinstance(found, type) and issubclass(found, Stage | SetStage)):
+        raise unknown("stage", name, NAMES)
+    if not (isinstance(found, type) and issubclass(found, BatchStage | ExpandStage | FrameStage | SetStage)):
         raise UserError(
-            f"stage '{name}' is not a stage", "derive the class from uhr.curate.stage:Stage or SetStage"
+            f"stage '{name}' is not a stage",
+            "derive the class from FrameStage, BatchStage, ExpandStage or SetStage of uhr.curate.stage",
         )
     return found

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from uhr.curate.frame import Frame
-from uhr.curate.stage import Stage
+from uhr.curate.stage import FrameStage
 from uhr.manifests.schema import COLUMNS, DECODE
 
 
-class DecodeStage(Stage):
+class DecodeStage(FrameStage):
     """Decodes the image, and adds the hash of its bytes and the decoder's notes.
 
     A truncated or damaged file fails its sample.

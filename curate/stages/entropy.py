@@ -7,11 +7,11 @@ from typing import Any
 
 from uhr.curate.frame import Frame
 from uhr.curate.measures.gray_pass import warm
-from uhr.curate.stage import Stage
+from uhr.curate.stage import FrameStage
 from uhr.manifests.schema import COLUMNS
 
 
-class EntropyStage(Stage):
+class EntropyStage(FrameStage):
     """Shannon entropy of the 8-bit gray histogram in bits, [0, 8]: the number that UltraFlux's filter
     computes by scikit-image's `shannon_entropy` (2511.18050, `tools/filtering_pipeline.py`).
     """

@@ -7,11 +7,11 @@ from typing import Any
 
 from uhr.curate.frame import Frame
 from uhr.curate.measures.gray_pass import warm
-from uhr.curate.stage import Stage
+from uhr.curate.stage import FrameStage
 from uhr.manifests.schema import COLUMNS
 
 
-class ExposureStage(Stage):
+class ExposureStage(FrameStage):
     """Three numbers from the gray histogram: mean, share below 16, share at 0 or 255."""
 
     name = "exposure"

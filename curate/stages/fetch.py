@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from uhr.curate.frame import Frame
-from uhr.curate.stage import Stage
+from uhr.curate.stage import FrameStage
 from uhr.manifests.schema import COLUMNS, FETCH
 
 
-class FetchStage(Stage):
+class FetchStage(FrameStage):
     """Time, final URL, status, ETag and reservation of the answer. All are null for an image that was not
     fetched.
 
@@ -21,7 +21,7 @@ class FetchStage(Stage):
     name = "fetch"
     reads = "header"
 
-    class Params(Stage.Params):
+    class Params(FrameStage.Params):
         """hash: whether to add `content_hash`, where no stage decodes."""
 
         hash: bool = False

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from uhr.curate.frame import Frame
 from uhr.curate.measures.gray_pass import FLAT_VARIANCE, LARGEST_PATCH, PATCH, warm
-from uhr.curate.stage import Stage
+from uhr.curate.stage import FrameStage
 from uhr.manifests.schema import COLUMNS
 
 
-class FlatnessStage(Stage):
+class FlatnessStage(FrameStage):
     """Share of patches whose Sobel gradient magnitude has a small variance, as UltraFlux's filter computes
     it.
 
@@ -24,7 +24,7 @@ class FlatnessStage(Stage):
     name = "flatness"
     adds = (COLUMNS["flat_fraction"],)
 
-    class Params(Stage.Params):
+    class Params(FrameStage.Params):
         patch: int = Field(PATCH, ge=8, le=LARGEST_PATCH, description="side of a patch, px")
         variance: float = Field(FLAT_VARIANCE, ge=0, description="a patch below it is flat")
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from uhr.curate.frame import Frame
-from uhr.curate.stage import Stage
+from uhr.curate.stage import FrameStage
 from uhr.manifests.schema import GEOMETRY
 
 LANDSCAPES = ((1, 1), (5, 4), (4, 3), (3, 2), (16, 10), (16, 9), (2, 1), (21, 9), (3, 1))
 """Common aspect ratios (width, height), ascending; portraits are their mirror images."""
 
 
-class GeometryStage(Stage):
+class GeometryStage(FrameStage):
     """Megapixels, aspect ratio, and the label of the nearest common aspect ratio."""
 
     name = "geometry"

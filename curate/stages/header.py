@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from uhr.curate.frame import Frame
-from uhr.curate.stage import Stage
+from uhr.curate.stage import FrameStage
 from uhr.manifests.schema import HEADER
 
 
-class HeaderStage(Stage):
+class HeaderStage(FrameStage):
     """Format, size, orientation and colour model as the header states them; only `decode` verifies the
     file.
     """

@@ -7,11 +7,11 @@ from typing import Any
 
 from uhr.curate.frame import Frame
 from uhr.curate.measures.resolution import upscale_ratio
-from uhr.curate.stage import Stage
+from uhr.curate.stage import FrameStage
 from uhr.manifests.schema import COLUMNS
 
 
-class NativeResolutionStage(Stage):
+class NativeResolutionStage(FrameStage):
     """Estimated linear enlargement from the spectrum of the most detailed tiles (`measures/resolution.py`).
 
     1.0 means that no enlargement was detected, which is also the case for smooth and noisy images.

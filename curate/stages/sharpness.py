@@ -7,11 +7,11 @@ from typing import Any
 
 from uhr.curate.frame import Frame
 from uhr.curate.measures.gray_pass import warm
-from uhr.curate.stage import Stage
+from uhr.curate.stage import FrameStage
 from uhr.manifests.schema import COLUMNS
 
 
-class SharpnessStage(Stage):
+class SharpnessStage(FrameStage):
     """Variance of OpenCV's 3 x 3 Laplacian (`ksize=1`) of gray, and blockiness: the mean gray step across
     the lines of the 8 x 8 grid over the mean step inside its cells. The grid starts at the top left of the
     stored image, as in JPEG.

@@ -119,11 +119,11 @@ from pathlib import Path
 
 import pyarrow as pa
 from uhr.base.config import Config
-from uhr.curate.stage import SetStage, Stage
+from uhr.curate.stage import FrameStage, SetStage
 from uhr.manifests.schema import Column
 
 
-class Redness(Stage):
+class Redness(FrameStage):
     name = "redness"
     adds = (Column("redness", pa.float64(), "mean of red", "1", "[0, 255]"),)
 
@@ -134,7 +134,7 @@ class Redness(Stage):
         return {"redness": frame.rgb[..., 0].mean() * self.params.scale}
 
 
-class Moody(Stage):
+class Moody(FrameStage):
     """Does what the file's name says."""
 
     name = "moody"
@@ -169,7 +169,7 @@ class Moody(Stage):
         return {"mood": "fine", "score": 1.0}
 
 
-class Waits(Stage):
+class Waits(FrameStage):
     name = "waits"
     reads = "header"
     needs = ("entropy", "width")
@@ -179,7 +179,7 @@ class Waits(Stage):
         return {"waited": frame.row["entropy"] / frame.row["width"]}
 
 
-class Shouting(Stage):
+class Shouting(FrameStage):
     name = "shouting"
     adds = (Column("Width", pa.float64(), "a name that SQL takes for another"),)
 

@@ -16,13 +16,13 @@ from uhr.manifests.manifest import Manifest
 
 STAGES = '''
 import pyarrow as pa
-from uhr.curate.stage import SetStage, Stage
+from uhr.curate.stage import FrameStage, SetStage
 from uhr.manifests.schema import Column
 
 VALUES = {"nan": float("nan"), "inf": float("inf"), "minus": float("-inf"), "big": 1e300, "one": 1.0}
 
 
-class Wild(Stage):
+class Wild(FrameStage):
     """Gives the number that the file is called after, in double and in single precision."""
 
     name = "wild"

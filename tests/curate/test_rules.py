@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.curate.faults import NO_VALUE, RULE_ERROR
-from uhr.curate.rules import Judge, Rule
+from uhr.curate.rules import Judge, Rule, RuleCounts
 from uhr.manifests.schema import FAILED, REJECTED
 
 SCHEMA = pa.schema([("a", pa.float64()), ("b", pa.int32()), ("s", pa.string())])
@@ -20,8 +20,8 @@ def rules(**texts: str) -> list[Rule]:
 
 
 def judge(which: list[Rule], *rows: dict) -> tuple[list, dict[str, int]]:
-    seen: dict[str, int] = {}
-    return JUDGE.verdicts(which, rows, seen), seen
+    counts = RuleCounts()
+    return [ruling.verdict for ruling in JUDGE.rulings(which, rows, counts)], counts.seen
 
 
 VALUES = st.none() | st.floats(allow_nan=False, allow_infinity=False)

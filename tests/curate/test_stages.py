@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from uhr.base.config import build
 from uhr.base.errors import UserError
 from uhr.curate.frame import Frame
-from uhr.curate.stage import SetStage, Stage
+from uhr.curate.stage import FrameStage, SetStage
 from uhr.curate.stages import NAMES, stage_class
 from uhr.curate.stages.geometry import LANDSCAPES, aspect_bucket
 from uhr.manifests.schema import COLUMNS
@@ -19,7 +19,7 @@ from uhr.manifests.sources.base import LocalBlob
 from uhr.pixels.decode import PixelLimits
 from uhr.pixels.types import PixelFault
 
-FRAME_STAGES = [name for name in NAMES if issubclass(stage_class(name), Stage)]
+FRAME_STAGES = [name for name in NAMES if issubclass(stage_class(name), FrameStage)]
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ class SeesGpus(Work):
 class Doubles(TaskWork):
     """First segment: x -> 2 x, passed on in memory; a part that is there already is not written again."""
 
-    def task(self, plan, unit, watch, given):
+    def do(self, plan, unit, watch, given):
         assert given is None
         doubled = [2 * x for x in plan.items(unit)["x"].to_pylist()]
         if not plan.part(unit).exists():
@@ -172,7 +172,7 @@ class AddsOne(TaskWork):
     def __init__(self, segment: int, fatal: int = -1) -> None:
         self.segment, self.fatal = segment, fatal
 
-    def task(self, plan, unit, watch, given):
+    def do(self, plan, unit, watch, given):
         numbers = json.loads(given)
         if watch.batch(len(numbers), 1):
             added = [self._one(x) for x in numbers]

@@ -7,7 +7,7 @@ import json
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 import yaml
@@ -22,6 +22,18 @@ class Config(pydantic.BaseModel):
     """Base of every configuration: immutable; unknown keys, NaN and infinity are errors."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LaterKeys(pydantic.BaseModel):
+    """Leaves those of the keys `later` that are not set out of what is dumped: they were added after others
+    wrote such a tree, and a tree that does not use them stays the same, as does its hash.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @pydantic.model_serializer(mode="wrap")
+    def _dump(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value or key not in self.later}
 
 
 def _whole_characters(text: str) -> str:

@@ -66,7 +66,7 @@ def _serve(
                 connection.send(("give", unit))
                 given = connection.recv_bytes()
             watch.forget(faults)
-            passed = work.task(plan, unit, watch, given)
+            passed = work.do(plan, unit, watch, given)
             watch.end()
             connection.send(("done", passed is not None))
             if passed is not None:

@@ -28,14 +28,14 @@ class InlineRunner:
                     work.open()
                     opened.add(segment)
                 at = unit
-                schedule.done(segment, unit, work.task(plan, unit, Watch(), given))
+                schedule.done(segment, unit, work.do(plan, unit, Watch(), given))
                 yield segment, unit
         except Exception as error:
             raise unit_error(error, at, plan.folder) from error
 
 
 def unit_error(error: Exception, unit: int | None, folder: Path) -> UserError:
-    """Turn what `TaskWork.open` (unit None) or `task` raised into one line with the unit and the source line.
+    """Turn what `TaskWork.open` (unit None) or `do` raised into one line with the unit and the source line.
 
     `folder` is the plan's, where parts are written.
     """

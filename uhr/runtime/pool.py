@@ -85,3 +85,14 @@ def visible_gpus() -> tuple[str, ...]:
     if given is not None:
         return tuple(name.strip() for name in given.split(",") if name.strip())
     return tuple(map(str, range(torch.cuda.device_count())))
+
+
+def gpus_of(runner: Runner) -> int:
+    """Return the number of GPUs that workers with a pool of their own may have: of this machine, or at least
+    one on a cluster, which is counted when the run starts."""
+    if isinstance(runner, RayRunner) and runner.address is not None:
+        return 1
+    names = visible_gpus()
+    if isinstance(runner, LocalRunner):
+        runner.gpus = names
+    return len(names)

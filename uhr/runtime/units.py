@@ -114,7 +114,7 @@ class TaskWork(ABC):
         """Called once per process before the first task: load weights, compile kernels."""
 
     @abstractmethod
-    def task(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:
+    def do(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:
         """Do one task and write its part with `plan.write`.
 
         given: what the task of the first segment returned for this unit, if `Segment.takes` is set.
@@ -130,7 +130,7 @@ class Work(TaskWork):
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
         """Process one unit and return its part, with the same schema for every unit."""
 
-    def task(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:
+    def do(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:
         part = self.run(plan.items(unit), watch)
         watch.end()
         plan.write(unit, part)

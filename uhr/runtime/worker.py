@@ -62,7 +62,7 @@ class Worker:
         self.passed: bytes | None = None
 
     def assign(self, unit: int, given: bytes | None = None) -> None:
-        """Send the child its next task; start a child if there is none. `given`: see `TaskWork.task`."""
+        """Send the child its next task; start a child if there is none. `given`: see `TaskWork.do`."""
         assert self.unit is None
         self.unit = unit
         self._given = given

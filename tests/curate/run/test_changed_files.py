@@ -13,13 +13,13 @@ from uhr.manifests.sources.folder import Folder
 
 STAGES = """
 import pyarrow as pa
-from uhr.curate.stage import Stage
+from uhr.curate.stage import FrameStage
 from uhr.manifests.schema import Column
 
 change = None
 
 
-class _Change(Stage):
+class _Change(FrameStage):
     adds = (Column("nothing", pa.int32(), "no value"),)
 
     def annotate(self, frame):
@@ -39,7 +39,7 @@ class BeforeDecode(_Change):
     name, needs = "before_decode", ("width",)
 
 
-class OpensThePathItself(Stage):
+class OpensThePathItself(FrameStage):
     name = "opens_the_path"
     adds = (Column("first_byte", pa.int32(), "of whatever is there"),)
 

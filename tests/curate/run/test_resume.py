@@ -26,7 +26,7 @@ unit: 2
 """
 SLOW = """
 
-class Slow(Stage):
+class Slow(FrameStage):
     name = "slow"
     adds = (Column("slow", pa.bool_(), "whether it was"),)
 

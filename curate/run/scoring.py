@@ -1,0 +1,179 @@
+"""The work of a model on a unit: batches of the rows that are still kept, and the rules after each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from uhr.curate.faults import STAGE_ERROR
+from uhr.curate.planning.plan import CurationPlan, PlannedStage
+from uhr.curate.rules import Judge
+from uhr.curate.run.parts import segment_schema, unit_rows
+from uhr.curate.run.rows import UnitRows
+from uhr.curate.run.views import ViewReader
+from uhr.curate.stage import BatchStage
+from uhr.manifests.schema import KEPT
+from uhr.pixels.decoder_noise import stable_text
+from uhr.runtime.units import MEMORY_LIMIT, TaskWork, UnitFault, UnitPlan, Watch
+
+
+class ScoreWork(TaskWork):
+    """A segment of models, the `segment`th task of a unit of a pass. Picklable: the model is loaded by
+    `open`.
+    """
+
+    def __init__(self, plan: CurationPlan, number: int, segment: int, gpus: float) -> None:
+        self.plan = plan
+        self.number = number
+        self.segment = segment
+        self.gpus = gpus
+
+    def open(self) -> None:
+        this = self.plan.passes[self.number]
+        self._stages = this.segments[self.segment - 1].stages
+        self._keys = list(this.views)
+        device = self._device()
+        for planned in self._stages:
+            planned.stage.open(device)
+        self._judge = Judge(self.plan.schema, self.plan.channels)
+
+    def _device(self) -> str:
+        if not self.gpus:
+            return "cpu"
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def do(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:
+        table = unit_rows(self.plan, plan, self.number, unit, self.segment)
+        rows = UnitRows(self._rows(table, plan, unit))
+        views = None if given is None else ViewReader(given, self._keys)
+        batch = _Batches(rows, watch, views)
+        for step, planned in enumerate(self._stages):
+            alive = [i for i in rows.alive() if _sees(planned, rows[i])]
+            batch.score(planned, step, batch.with_views(planned, alive))
+            watch.end()
+            rows.rule(self._judge, planned.rules, rows.alive())
+        schema = segment_schema(self.plan, self.number, self.segment)
+        plan.write(unit, rows.part(schema, self.plan.channels, previews=False), self.segment)
+        return None
+
+    def _rows(self, table: pa.Table, plan: UnitPlan, unit: int) -> list[dict[str, Any]]:
+        """Return the rows; those that are still kept have no verdict yet. In a later pass they also have the
+        columns of their items; an image whose patches were cut is not scored with them."""
+        rows = table.to_pylist()
+        this = self.plan.passes[self.number]
+        if self.number and this.expand is None:
+            items = plan.items(unit).to_pylist()
+            rows = [item | row for item, row in zip(items, rows, strict=True)]
+        for row in rows:
+            is_patch = this.expand is None or row["parent_id"] is not None
+            if row["status"] == KEPT and is_patch:
+                row["status"] = None
+        return rows
+
+
+def _sees(planned: PlannedStage[Any], row: Mapping[str, Any]) -> bool:
+    channels = row.get("channels")
+    return planned.channel is None or channels is None or planned.channel in channels
+
+
+class _Batches:
+    """Scores rows in batches, in smaller ones if the memory does not suffice, and one by one to find a row at
+    fault."""
+
+    def __init__(self, rows: UnitRows, watch: Watch, views: ViewReader | None) -> None:
+        self._rows = rows
+        self._watch = watch
+        self._views = views
+
+    def with_views(self, planned: PlannedStage[BatchStage], indices: Sequence[int]) -> list[int]:
+        """Return the rows whose views exist; fail the others."""
+        if not planned.stage.views:
+            return list(indices)
+        assert self._views is not None
+        found = []
+        for index in indices:
+            fault = self._views.fault(index)
+            if fault is None:
+                found.append(index)
+            else:
+                self._rows.fail(index, fault.kind, f"views: {fault.message}")
+        return found
+
+    def score(self, planned: PlannedStage[BatchStage], step: int, indices: Sequence[int]) -> None:
+        """Add the columns of a stage to these rows, or fail them."""
+        size = planned.stage.resources.batch_size
+        for start in range(0, len(indices), size):
+            self._batch(planned, step, indices[start : start + size])
+
+    def _batch(self, planned: PlannedStage[BatchStage], step: int, batch: Sequence[int]) -> None:
+        if len(batch) > 1 and self._watch.batch(len(batch), step):
+            try:
+                self._put(planned, batch, self._scores(planned, batch))
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - the rows of the batch are tried again
+                half = len(batch) // 2 if is_out_of_memory(error) else 1
+            else:
+                return
+            # outside of the except clause: the error holds tensors of the batch
+            _free_memory()
+            for start in range(0, len(batch), half):
+                self._batch(planned, step, batch[start : start + half])
+            return
+        for index in batch:
+            self._single(planned, step, index)
+
+    def _single(self, planned: PlannedStage[BatchStage], step: int, index: int) -> None:
+        fault = self._watch.begin(index, step)
+        if fault is None:
+            try:
+                self._put(planned, [index], self._scores(planned, [index]))
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a stage may do anything: it costs this row only
+                fault = _fault_of(error)
+        if fault is not None:
+            self._rows.fail(index, fault.kind, f"{planned.label}: {fault.message}")
+
+    def _scores(self, planned: PlannedStage[BatchStage], batch: Sequence[int]) -> Mapping[str, Sequence[Any]]:
+        views: dict[str, list[Any]] = {}
+        for name, view in planned.stage.views.items():
+            assert self._views is not None
+            views[name] = [self._views.tensor(index, repr(view)) for index in batch]
+        found = planned.stage.score([self._rows[index] for index in batch], views)
+        if not isinstance(found, Mapping):
+            raise TypeError(f"score gives {type(found).__name__}, not a mapping of its columns")
+        for name, values in found.items():
+            if len(values) != len(batch):
+                raise ValueError(f"score gives {len(values)} values of column {name!r} for {len(batch)} rows")
+        return found
+
+    def _put(
+        self,
+        planned: PlannedStage[BatchStage],
+        batch: Sequence[int],
+        scores: Mapping[str, Sequence[Any]],
+    ) -> None:
+        for place, index in enumerate(batch):
+            self._rows.put(index, planned, {name: values[place] for name, values in scores.items()})
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the machine or of the GPU does not suffice."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _fault_of(error: BaseException) -> UnitFault:
+    if is_out_of_memory(error):
+        return UnitFault(MEMORY_LIMIT, "the model ran out of memory with this image alone")
+    text = stable_text(str(error))
+    return UnitFault(STAGE_ERROR, f"{type(error).__name__}{': ' if text else ''}{text}")
+
+
+def _free_memory() -> None:
+    """Return the memory that torch keeps of a failed batch."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
