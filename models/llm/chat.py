@@ -115,7 +115,7 @@ class ChatServer:
         if len(names) == 1:
             return names[0]
         served = f"{len(names)} models ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        raise UserError(f"{self.url} serves {served if names else 'no model'}", "name one (--refine-model)")
+        raise UserError(f"{self.url} serves {served if names else 'no model'}", "name one of them")
 
     def _fetch(self, path: str, body: dict[str, Any] | None) -> Any:
         """The server's answer as JSON; retries after 429, 5xx, a lost connection and a time-out."""
@@ -219,7 +219,7 @@ def _choice(tree: Any) -> dict[str, Any]:
 
 
 def _server_message(error: urllib.error.HTTPError) -> str:
-    """The server's message about an error, in one short line."""
+    """The server's message about an error, in one short line, without the key if the server repeats it."""
     target = error.headers.get("Location")
     if target:
         return f"it is at {target}"
@@ -233,6 +233,8 @@ def _server_message(error: urllib.error.HTTPError) -> str:
         text = inner["message"] if isinstance(inner, dict) and "message" in inner else str(inner)
     except (ValueError, AttributeError, RecursionError):
         text = text or str(error.reason)
+    if key := os.environ.get(KEY):
+        text = text.replace(key, "***")
     return one_line(text)[:200]
 
 
@@ -241,7 +243,7 @@ def _fix(code: int) -> str:
         return f"set {KEY}"
     if code in (301, 302, 303, 307, 308):
         return "name that address"
-    return "check the address, which usually ends in /v1, and --refine-model"
+    return "check the address, which usually ends in /v1, and the name of the model"
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uhr.base.config import fingerprint
 from uhr.base.errors import UserError
 from uhr.models.llm.chat import ChatServer, NoAnswer, image_part
+from uhr.models.llm.pool import answers
 from uhr.models.scores.images import View, as_pil
 from uhr.models.scores.vlm import VisionLanguageModel
 
@@ -118,10 +118,9 @@ class ServerJudge:
         """Return under `column` the expected rating of each image (float), or the NoAnswer that says why
         there is none. Raises ServerError if the server cannot be used.
         """
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            return {self.column: list(pool.map(self._one, as_pil(images)))}
+        return {self.column: answers(self._one, as_pil(images), self._concurrency)}
 
-    def _one(self, image: Any) -> float | NoAnswer:
+    def _one(self, image: Any) -> float:
         messages: list[dict[str, Any]] = [
             {
                 "role": "user",
@@ -130,11 +129,8 @@ class ServerJudge:
         ]
         if self.rating.system is not None:
             messages.insert(0, {"role": "system", "content": self.rating.system})
-        try:
-            choice = self._server.choice(messages, tokens=1, logprobs=True, top_logprobs=self._top)
-            return float(self.rating.expected([self._logprobs(choice)])[0])
-        except NoAnswer as error:
-            return error
+        choice = self._server.choice(messages, tokens=1, logprobs=True, top_logprobs=self._top)
+        return float(self.rating.expected([self._logprobs(choice)])[0])
 
     def _logprobs(self, choice: Mapping[str, Any]) -> list[float]:
         try:

@@ -97,6 +97,27 @@ class VisionLanguageModel:
             inputs = self.inputs(images, prompt, system, begin)
             return self.model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
 
+    def generate(
+        self, images: Sequence[Any], prompt: str, system: str | None, tokens: int
+    ) -> list[tuple[str, bool]]:
+        """Return the greedy answer about each image, without the token that ends it, and whether it ended
+        within `tokens` tokens.
+        """
+        import torch
+
+        inputs = self.inputs(images, prompt, system, "")
+        with torch.inference_mode():
+            found = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        new = found[:, inputs["input_ids"].shape[1] :]
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        answers = []
+        for ids in new.tolist():
+            length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+            text = self.processor.decode(ids[:length], skip_special_tokens=True)
+            answers.append((text, length < len(ids)))
+        return answers
+
     def token_id(self, word: str) -> int:
         """Return the id of a text that is exactly one token. Raises UserError if it is more."""
         tokenizer = self.processor.tokenizer
