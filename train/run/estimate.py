@@ -11,20 +11,19 @@ from uhr.base.console import say, table
 from uhr.base.errors import UserError
 from uhr.base.formatting import gibibytes, human_bytes
 from uhr.models.estimate.devices import Device, device
-from uhr.models.estimate.operations import BackboneCost
-from uhr.models.estimate.plan_text import duration
-from uhr.models.estimate.shapes import empty_component, spec_named
+from uhr.models.estimate.shapes import spec_named
 from uhr.models.families.registry import FAMILIES
 from uhr.models.loading.model import empty_transformer
-from uhr.models.zoo import ModelName, ModelSpec, get
+from uhr.models.zoo import Model, ModelName, ModelSpec, get
 from uhr.train.data.mixture import mixture_of
 from uhr.train.data.names import NamedPath
 from uhr.train.data.sets import NamedData, check_windows, open_sets
 from uhr.train.encode.stored.tensors import size_of
 from uhr.train.recipes.core.base import Recipe
 from uhr.train.run.checkpoints.average import describe_average
+from uhr.train.run.counts import Counts, counts_of_spec
 from uhr.train.run.duration import TokenCounts, sample_operations, step_seconds, token_counts
-from uhr.train.run.memory import BaseSizes, PartSizes, Processes, fit, memory
+from uhr.train.run.memory import Processes, fit, memory
 
 
 def estimate(
@@ -40,22 +39,20 @@ def estimate(
     and how long it takes. processes: those that share the run; None is one. Sizes are in bytes.
     """
     gpu, processes = None if on is None else device(on), processes or Processes()
-    spec, transformer = _backbone(ModelName.of(model))
+    spec, opened = _model(ModelName.of(model))
     recipe.check(spec)
     encoded = open_sets(recipe, data)
     check_windows(recipe, spec, encoded)
     if recipe.windows is not None:
         recipe = recipe.model_copy(update={"windows": recipe.windows.for_model(spec)})
     phases = [_phase(recipe, index, spec, encoded) for index in range(len(recipe.phases))]
-    base, cost = BaseSizes.of(recipe, spec, transformer), BackboneCost.of(transformer)
-    parameters = _parameters(recipe, spec, transformer)
     longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
-    trained = parameters["trainable"]
-    # an adapter's weights are no weights of the backbone
-    inside = trained - (parameters["total"] - parameters["base"])
-    part = PartSizes(trained, inside, parameters["constant"])
-    sizes = memory(recipe, base, part, longest, processes)
-    timed = {} if gpu is None else _times(recipe, spec, gpu, cost, part, phases, processes)
+    if opened is None:
+        counts = counts_of_spec(recipe, spec)
+    else:
+        counts = Counts.of(recipe, spec, empty_transformer(opened))
+    sizes = memory(recipe, counts.base, counts.part, longest, processes)
+    timed = {} if gpu is None else _times(recipe, spec, gpu, counts, phases, processes)
     return {
         "recipe": recipe.name,
         "model": spec.name,
@@ -64,44 +61,32 @@ def estimate(
         "samples": recipe.steps * recipe.batch.size,
         "phases": phases,
         "trained": recipe.trainable.describe(spec),
-        "parameters": {name: parameters[name] for name in ("base", "total", "trainable", "linears")},
+        "parameters": {
+            "base": counts.base.parameters,
+            "total": counts.total,
+            "trainable": counts.part.trained,
+            "linears": counts.linears,
+        },
         "processes": {**dataclasses.asdict(processes), "parts": processes.parts(recipe)},
         "memory": sizes,
         **({} if gpu is None else {"gpu": fit(sizes, gpu), "time": timed}),
-        "storage": _storage(recipe, spec, transformer.config, parameters, encoded),
+        "storage": _storage(recipe, spec, counts, encoded),
         "notes": recipe.notes(spec),
     }
 
 
-def _backbone(model: ModelName) -> tuple[ModelSpec, Any]:
-    """The spec, and the transformer without its weights."""
+def _model(model: ModelName) -> tuple[ModelSpec, Model | None]:
+    """The spec, and the checkpoint; None if the model is a published spec by name."""
     known = spec_named(model.model) if model.base is None else None
     if known is None:
         opened = model.open()
-        return opened.spec, empty_transformer(opened)
+        return opened.spec, opened
     if model.spec is not None:
         known = get(model.spec)
     if known.tiny:
         fix = "`uhr models make-tiny DIR`, then name DIR as the model"
         raise UserError(f"'{known.name}' has no published weights", fix)
-    return known, empty_component(known, "transformer")
-
-
-def _parameters(recipe: Recipe, spec: ModelSpec, transformer: Any) -> dict[str, int]:
-    """Numbers of parameters: of the backbone, with the trainable part, trained, constant in the part; and the
-    number of linears with an adapter. The part is added to `transformer`.
-    """
-    from uhr.models.adapters.peft_layers import all_layers
-
-    base = sum(p.numel() for p in transformer.parameters())
-    recipe.trainable.prepare(transformer, spec, recipe.seed)
-    return {
-        "base": base,
-        "total": sum(p.numel() for p in transformer.parameters()),
-        "trainable": sum(p.numel() for p in recipe.trainable.parameters(transformer).values()),
-        "constant": sum(t.numel() for t in recipe.trainable.constants(transformer).values()),
-        "linears": len(all_layers(transformer)),
-    }
+    return known, None
 
 
 def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: Sequence[NamedData]) -> dict[str, Any]:
@@ -181,8 +166,7 @@ def _times(
     recipe: Recipe,
     spec: ModelSpec,
     gpu: Device,
-    cost: BackboneCost,
-    part: PartSizes,
+    counts: Counts,
     phases: Sequence[Mapping[str, Any]],
     processes: Processes,
 ) -> dict[str, Any]:
@@ -190,7 +174,7 @@ def _times(
 
     Buckets count by their batches, and without data alike; data sets by their share, or alike.
     """
-    state = round((8 + recipe.optimiser.state_bytes()) * part.trained)
+    state = round((8 + counts.part.state) * counts.part.trained)
     if recipe.trainable.divisible:
         state //= processes.parts(recipe)
     samples, precision = processes.samples(recipe), recipe.runtime.precision
@@ -199,12 +183,12 @@ def _times(
         total = weight = 0.0
         for use, each in zip(phase.data, plan["data"], strict=True):
             own = [bucket for bucket in plan["buckets"] if bucket["data"] == use.data]
-            counts = [bucket["batches_per_epoch"] or 1 for bucket in own]
-            for bucket, count in zip(own, counts, strict=True):
+            batches = [bucket["batches_per_epoch"] or 1 for bucket in own]
+            for bucket, count in zip(own, batches, strict=True):
                 width, height = map(int, bucket["size"].split("x"))
                 tokens = _sequence(recipe, spec, height, width)
-                work = sample_operations(recipe, cost, tokens, phase.objective_of(use))
-                share = (each["share"] or 1.0) * count / sum(counts)
+                work = sample_operations(recipe, counts.cost, tokens, phase.objective_of(use))
+                share = (each["share"] or 1.0) * count / sum(batches)
                 total += share * step_seconds(work, gpu, samples, precision, state)
                 weight += share
         found[phase.name] = total / weight
@@ -215,25 +199,23 @@ def _times(
 def _storage(
     recipe: Recipe,
     spec: ModelSpec,
-    config: Mapping[str, Any],
-    parameters: Mapping[str, int],
+    counts: Counts,
     encoded: Sequence[NamedData],
 ) -> dict[str, Any]:
     """Bytes on disk per image and caption (in bfloat16, the default of `encode`), and per checkpoint."""
     resolution = recipe.phases[0].resolution or spec.native_size
     side = resolution // spec.vae_factor
     family = FAMILIES[spec.family]
-    shapes = family.text_shapes(config, spec.text_lengths[family.sequence])
+    shapes = family.text_shapes(counts.config, spec.text_lengths[family.sequence])
     latents = 2 * size_of((spec.latent_channels, side, side), "bfloat16")
     storage: dict[str, Any] = {
         "latents_per_picture": latents,
         **({} if recipe.windows is None else {"guide_per_picture": latents // recipe.windows.ratio**2}),
         "text_per_caption": sum(size_of(shape, "bfloat16") for shape in shapes.values()),
         "checkpoint": round(
-            parameters["trainable"]
-            * (4 + recipe.optimiser.state_bytes() + (4 if recipe.ema is not None else 0))
+            counts.part.trained * (4 + counts.part.state + (4 if recipe.ema is not None else 0))
         )
-        + 4 * parameters["constant"],
+        + 4 * counts.part.constant,
     }
     if encoded:
         storage["encoded_data"] = sum(part.bytes for each in encoded for part in each.data.info.parts)
@@ -277,6 +259,8 @@ def _known(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Non
 
 def print_estimate(plan: dict[str, Any]) -> None:
     """Print what `estimate` returns."""
+    from uhr.models.estimate.plan_text import duration
+
     base, trainable = plan["parameters"]["base"], plan["parameters"]["trainable"]
     say(f"{plan['recipe']} on {plan['model']}: {plan['steps']:,} steps, {plan['samples']:,} samples")
     say(f"trained: {plan['trained']}")

@@ -90,12 +90,13 @@ class PartSizes:
     """Numbers of parameters of the trainable part.
 
     trained: all that are trained. inside: how many of them are the backbone's own. constant: of tensors that
-    belong to the part.
+    belong to the part. state: bytes of the optimiser's state for each trained parameter.
     """
 
     trained: int
     inside: int
     constant: int
+    state: float
 
 
 def memory(
@@ -144,7 +145,7 @@ def memory(
         "dequantised": 0 if runtime.quantize is None else base.linear,
         "trained": values,
         "gradients": 4 * part.trained // own,
-        "optimiser": round(recipe.optimiser.state_bytes() * part.trained) // own,
+        "optimiser": round(part.state * part.trained) // own,
         "average": 4 * part.trained // own if recipe.ema is not None else 0,
         "constant": 4 * part.constant,
         "activations": per_block * passes * (base.blocks + WORK_PER_TOKEN * blocks),

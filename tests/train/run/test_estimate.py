@@ -3,6 +3,7 @@ import pytest
 from uhr.base.errors import UserError
 from uhr.models.estimate.devices import DEVICES
 from uhr.train.recipes import resolve
+from uhr.train.run import counts
 from uhr.train.run.estimate import estimate, print_estimate
 from uhr.train.run.memory import Processes
 from uhr.train.run.trainer import Trainer
@@ -183,3 +184,30 @@ def test_a_plan_says_that_the_model_lacks_the_vae_of_the_recipes_sampler(tiny_f1
     assert f"note: {note}" in capsys.readouterr().out
     assert plan_of("lora")["notes"] == plan_of("ultraflux", "sampling.sampler=euler")["notes"] == []
     assert estimate(resolve("ultraflux"), str(tiny_f16), [])["notes"] == []
+
+
+def test_a_spec_is_counted_once_for_each_part_and_version(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+    real = counts.empty_component
+    monkeypatch.setattr(counts, "empty_component", lambda *args: made.append(args[0].name) or real(*args))
+    first = plan_of("lora", on="h100")
+    assert plan_of("lora", "phases.main.steps=7", on="h100")["memory"] == first["memory"]
+    assert plan_of("lora", on="h100") == first
+    assert made == ["flux1-dev"]
+    plan_of("lora", "trainable.rank=8")
+    assert len(made) == 2
+    for file in (tmp_path / "uhr/counts").iterdir():
+        file.write_text("{}")
+    assert plan_of("lora", on="h100") == first
+    assert len(made) == 3
+    monkeypatch.setattr(counts, "_code", lambda: "changed")
+    assert plan_of("lora", on="h100") == first
+    assert len(made) == 4
+
+
+def test_a_part_of_the_users_is_counted_every_time(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kind = "uhr.train.trainable.adapters:Lora"
+    plan_of("lora", f"trainable={{kind: '{kind}', rank: 4, alpha: 4, targets: attention}}")
+    assert not (tmp_path / "uhr/counts").exists()
