@@ -38,12 +38,28 @@ def slice_(
         Path, typer.Option("--out", parser=local("--out"), metavar="DIR", help="Folder of the new manifest.")
     ],
     where: Annotated[str | None, typer.Option(help="SQL condition over the columns.")] = None,
+    similar: Annotated[
+        str | None,
+        typer.Option(
+            metavar="QUERY=K",
+            help="Keep the K nearest to a sample, a .npy file, or with --clip a text or image.",
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(metavar="WEIGHTS", help="The CLIP model that embeds the query of --similar.")
+    ] = None,
+    embedding: Annotated[
+        str, typer.Option(metavar="COL", help="The column of vectors for --similar and --diverse.")
+    ] = "clip_embedding",
     top: Annotated[
         list[str] | None,
         typer.Option(metavar="COL=SIZE", help="Keep the highest of a column: artimuse=5% or artimuse=1000."),
     ] = None,
     per: Annotated[
         str | None, typer.Option(metavar="COL,...", help="With --top: the highest of each value of COL.")
+    ] = None,
+    diverse: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Keep K rows that cover the others by embedding.")
     ] = None,
     stratify: Annotated[
         str | None,
@@ -60,21 +76,38 @@ def slice_(
     status: Annotated[str, typer.Option(help="Rows to slice: kept, rejected, failed or any.")] = "kept",
     as_json: Json = False,
 ) -> None:
-    """Write a smaller manifest. Steps, in this order: --status, --where, --top, --stratify, --balance,
-    --sample, --split.
+    """Write a smaller manifest. Steps, in this order: --status, --where, --similar, --top, --diverse,
+    --stratify, --balance, --sample, --split.
     """
     from uhr.manifests.info import is_manifest
     from uhr.manifests.manifest import Manifest
     from uhr.manifests.schema import STATUSES
-    from uhr.manifests.selection.options import SliceOptions, parse_columns, parse_split, parse_top
+    from uhr.manifests.selection.options import (
+        SliceOptions,
+        parse_columns,
+        parse_similar,
+        parse_split,
+        parse_top,
+    )
     from uhr.manifests.selection.slicing import slice_manifest
 
     if status not in (*STATUSES, "any"):
         raise unknown("status", status, (*STATUSES, "any"), "--status")
+    parent = Manifest.open(path)
+    near, query = None, None
+    if similar is not None:
+        from uhr.manifests.selection.embeddings import Vectors, query_of
+
+        near, query = query_of(Vectors(parent, embedding), parse_similar(similar), clip)
+    elif clip is not None:
+        raise UserError("--clip without --similar", "add --similar 'a lake=100'")
     options = SliceOptions.model_validate(
         {
             "status": status,
             "where": where,
+            "similar": near,
+            "diverse": diverse,
+            "embedding": embedding,
             "top": parse_top(top or (), per) or None,
             "stratify": parse_columns(stratify, "--stratify") if stratify is not None else None,
             "balance": balance,
@@ -83,7 +116,6 @@ def slice_(
             "seed": seed,
         }
     )
-    parent = Manifest.open(path)
     finished = is_manifest(out)
     if finished:
         made = Manifest.open(out)
@@ -92,7 +124,7 @@ def slice_(
             raise UserError(f"{out} already contains another manifest", "name another folder with --out")
     else:
         with console.progress("slice", parent.info.counts["rows"], "rows") as advance:
-            made = slice_manifest(parent, out, options, advance)
+            made = slice_manifest(parent, out, options, advance, query)
     facts = _slice_facts(made)
     verb = "is already finished:" if finished else "contains"
     console.emit(facts, as_json, lambda _: console.say(console.shown(f"{out} {verb} {_summary(facts)}")))

@@ -202,10 +202,10 @@ class Manifest:
                     start += rows
         return found
 
-    def row_group(self, group: RowGroup) -> pa.Table:
-        """Read the rows of one row group."""
+    def row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read the rows of one row group; all columns by default."""
         with self._damage_named(), parquet.opened(self.path / group.part) as file:
-            return file.read_row_group(group.number)
+            return file.read_row_group(group.number, columns=None if columns is None else list(columns))
 
     def preview_batches(self, sample_ids: Collection[str]) -> Iterator[pa.RecordBatch]:
         """Yield the preview rows of these samples, in order. Only row groups with one of them are read."""

@@ -33,18 +33,35 @@ class Top(Config):
         return self
 
 
+class Similar(Config):
+    """The `rows` rows whose embeddings are nearest to a query.
+
+    `to` is a sample (an id or a uri), or a text or the name of a file where the query is given as a vector;
+    `vector` is the SHA-256 of the vector's float32 bytes then (16 hex digits).
+    """
+
+    to: str
+    rows: int = Field(ge=1)
+    vector: str | None = None
+
+
 class SliceOptions(Config):
     """The options of a slice, in the order in which they are applied (`select.py`).
 
-    status: the verdict that rows must have. where: an SQL condition. top: the highest values of columns, one
-    after the other. stratify: columns whose combinations keep their shares in the sample. balance: a column
-    of whose values equally many rows are drawn. sample: a number of rows. split: shares by name, which add up
-    to 1. seed: what is drawn depends on this and the sample ids alone.
+    status: the verdict that rows must have. where: an SQL condition. similar: the rows nearest to a query.
+    top: the highest values of columns, one after the other. diverse: a number of rows that cover the others.
+    embedding: the column of vectors that `similar` and `diverse` compare. stratify: columns whose
+    combinations keep their shares in the sample. balance: a column of whose values equally many rows are
+    drawn. sample: a number of rows. split: shares by name, which add up to 1. seed: what is drawn depends on
+    this and the sample ids alone.
     """
 
     status: Literal["kept", "rejected", "failed", "any"] = "kept"
     where: str | None = None
+    similar: Similar | None = None
     top: tuple[Top, ...] | None = None
+    diverse: int | None = Field(None, ge=1)
+    embedding: str = "clip_embedding"
     stratify: tuple[str, ...] | None = None
     balance: str | None = None
     sample: int | None = None
@@ -58,7 +75,9 @@ class SliceOptions(Config):
 
     def operation(self) -> dict[str, Any]:
         """Return the operation, which is part of the id. It has no seed if nothing is drawn."""
-        steps = self.model_dump(mode="json", exclude_none=True, exclude=set() if self.draws else {"seed"})
+        unused = set() if self.draws else {"seed"}
+        unused |= set() if self.similar or self.diverse else {"embedding"}
+        steps = self.model_dump(mode="json", exclude_none=True, exclude=unused)
         for top in steps.get("top", ()):
             if not top["per"]:
                 del top["per"]
@@ -105,6 +124,14 @@ def _top(text: str, per: tuple[str, ...]) -> Top:
     if not 0 < share <= 1:
         raise UserError(f"--top '{text}': '{size}{percent}' is not a share in (0, 1]", fix)
     return Top(by=name, share=share, per=per)
+
+
+def parse_similar(text: str) -> Similar:
+    """Parse `QUERY=100`. The query may contain equals signs. Raises UserError if it is invalid."""
+    to, _, rows = text.rpartition("=")
+    if not to.strip() or not rows.isdigit() or int(rows) < 1:
+        raise UserError(f"--similar '{text}' is not a query and a number of rows", "write it as 'a lake=100'")
+    return Similar(to=to.strip(), rows=int(rows))
 
 
 def parse_columns(text: str, option: str) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""Select rows of a manifest: status, where, top, stratify, balance, sample, split, in this order.
+"""Select rows of a manifest: status, where, similar, top, diverse, stratify, balance, sample, split, in this
+order.
 
 Each step is a query over the rows that the step before has left, in a temporary table of the columns that
 the steps read. Whether a row is drawn, and its split, depend only on (seed, sample_id) and on which rows are
@@ -20,7 +21,8 @@ import pyarrow as pa
 from uhr.base.console import warn
 from uhr.base.errors import UserError, unknown
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.selection.options import SliceOptions, Top, check_shares
+from uhr.manifests.selection.embeddings import Vectors, covering, nearest
+from uhr.manifests.selection.options import Similar, SliceOptions, Top, check_shares
 from uhr.manifests.sql import SqlCondition, finite_column, quoted
 
 _NAMED = 5
@@ -40,8 +42,10 @@ class Selection:
     splits: pa.Array | None
 
 
-def select(parent: Manifest, options: SliceOptions) -> Selection:
+def select(parent: Manifest, options: SliceOptions, query: np.ndarray | None = None) -> Selection:
     """Select the rows of `parent` that `options` describes.
+
+    query: the unit vector of `options.similar`, float64 [D]; by default that of the sample `similar.to`.
 
     Raises UserError if a column is unknown or cannot be used by its step, if the condition is invalid, if no
     rows or fewer than `sample` are left, or if a split is empty.
@@ -55,8 +59,12 @@ def select(parent: Manifest, options: SliceOptions) -> Selection:
         with parent.connect() as connection:
             steps = _Steps(connection, parent, options)
             steps.first(condition)
+            if options.similar is not None:
+                steps.similar(options.similar, query)
             for top in options.top or ():
                 steps.top(top)
+            if options.diverse is not None:
+                steps.diverse(options.diverse)
             if options.stratify or options.balance is not None:
                 steps.draw_by_groups()
             elif options.sample is not None:
@@ -173,6 +181,30 @@ class _Steps:
                 FROM {self._table} WHERE {column} IS NOT NULL) WHERE place <= {size}"""
         )
         self._so_far += f", {self._left} of them at the top of {top.by}"
+
+    def similar(self, similar: Similar, query: np.ndarray | None) -> None:
+        """Keep the rows whose embeddings are nearest to the query."""
+        vectors = Vectors(self._parent, self._options.embedding)
+        to = vectors.of_sample(similar.to) if query is None else query
+        self._keep(nearest(vectors, *self._places(), to, similar.rows))
+        self._so_far += f", {self._left} of them nearest to {similar.to}"
+
+    def diverse(self, count: int) -> None:
+        """Keep rows that cover all by their embeddings."""
+        vectors = Vectors(self._parent, self._options.embedding)
+        self._keep(covering(vectors, *self._places(), count))
+        self._so_far += f", {self._left} of them that cover the others"
+
+    def _places(self) -> tuple[np.ndarray, pa.ChunkedArray]:
+        rows = self._connection.sql(
+            f"SELECT position, sample_id FROM {self._table} ORDER BY position"
+        ).to_arrow_table()
+        return rows["position"].to_numpy(), rows["sample_id"]
+
+    def _keep(self, positions: np.ndarray) -> None:
+        self._connection.register("chosen", pa.table({"position": positions}))
+        self._next(f"SELECT * FROM {self._table} SEMI JOIN chosen USING (position)")
+        self._connection.unregister("chosen")
 
     def draw(self) -> None:
         """Keep `sample` rows, those with the smallest keys."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from uhr.base.console import Advance
@@ -18,14 +19,15 @@ from uhr.manifests.info import Parent, is_manifest
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import LAYOUT
 from uhr.manifests.schema import COLUMNS
-from uhr.manifests.selection.options import SliceOptions, Top
+from uhr.manifests.selection.embeddings import unit_vector, vector_hash
+from uhr.manifests.selection.options import Similar, SliceOptions, Top
 from uhr.manifests.selection.select import Selection, select
 from uhr.manifests.writer import Provenance, write_manifest
 
 SPLIT = COLUMNS["split"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slice:
     """A slice in Python: each method returns a new one with a further step, and nothing is read before
     `select`, `count`, `table` or `write`. Made by `uhr.manifests.open`.
@@ -35,6 +37,7 @@ class Slice:
 
     parent: Manifest
     options: SliceOptions = field(default_factory=SliceOptions)
+    query: np.ndarray | None = None
 
     def status(self, status: str) -> Slice:
         """Take rows of this status: kept (the default), rejected, failed or any."""
@@ -44,6 +47,18 @@ class Slice:
         """Take rows for which this SQL condition is true, and those of earlier calls too."""
         before = self.options.where
         return self._with(where=condition if before is None else f"({before}) AND ({condition})")
+
+    def similar(self, to: str | np.ndarray, rows: int, embedding: str = "clip_embedding") -> Slice:
+        """Take the rows whose embeddings are nearest to a sample (an id or a uri) or a vector [D]."""
+        if isinstance(to, str):
+            return self._with(similar=Similar(to=to, rows=rows), embedding=embedding)
+        unit = unit_vector(to, "the query")
+        similar = Similar(to="a vector", rows=rows, vector=vector_hash(unit))
+        return replace(self._with(similar=similar, embedding=embedding), query=unit)
+
+    def diverse(self, rows: int, embedding: str = "clip_embedding") -> Slice:
+        """Take rows that cover the others by their embeddings (`embeddings.covering`)."""
+        return self._with(diverse=rows, embedding=embedding)
 
     def top(
         self, by: str, *, rows: int | None = None, share: float | None = None, per: Sequence[str] = ()
@@ -74,7 +89,7 @@ class Slice:
 
     def select(self) -> Selection:
         """Return the selected rows by position and id."""
-        return select(self.parent, self.options)
+        return select(self.parent, self.options, self.query)
 
     def count(self) -> int:
         """Return the number of selected rows."""
@@ -88,11 +103,11 @@ class Slice:
 
     def write(self, out: Path | str) -> Manifest:
         """Write the selected rows as a manifest, as `slice_manifest`."""
-        return slice_manifest(self.parent, Path(out), self.options)
+        return slice_manifest(self.parent, Path(out), self.options, query=self.query)
 
     def _with(self, **steps: Any) -> Slice:
         options = SliceOptions.model_validate({**self.options.model_dump(), **steps})
-        return Slice(self.parent, options)
+        return replace(self, options=options)
 
 
 def _no_advance(n: int = 1, note: str | None = None) -> None:
@@ -100,9 +115,13 @@ def _no_advance(n: int = 1, note: str | None = None) -> None:
 
 
 def slice_manifest(
-    parent: Manifest, out: Path, options: SliceOptions, advance: Advance = _no_advance
+    parent: Manifest,
+    out: Path,
+    options: SliceOptions,
+    advance: Advance = _no_advance,
+    query: np.ndarray | None = None,
 ) -> Manifest:
-    """Write a slice of `parent` to `out`.
+    """Write a slice of `parent` to `out`. `query` is that of `select`.
 
     It has all columns, the previews of its rows, the parent's stages, rules and weights, and a reference to
     the parent.
@@ -110,7 +129,7 @@ def slice_manifest(
     Raises UserError as `select` does, and if `out` is inside a manifest or contains anything but the
     leftovers of a slice that was killed.
     """
-    selection = select(parent, options)
+    selection = select(parent, options, query)
     schema = _schema(parent, selection)
     fix = "free space there, then repeat the command"
     with saving(out, fix), all_or_nothing(Path(out)):

@@ -143,3 +143,20 @@ def _view(preprocess: Any) -> View:
     if preprocess.resize_mode == "longest":
         return View(longest=size, filter=name)
     return View(shortest=size * 2 if preprocess.resize_mode == "squash" else size, filter=name)
+
+
+def embed_query(weights: str, query: Path | str) -> np.ndarray:
+    """Return the embedding of one image file (a Path) or text, float32 [D]. Raises UserError as `load`, and
+    if the image cannot be decoded.
+    """
+    from uhr.pixels.decode import decode, read_bytes
+    from uhr.pixels.types import PixelFault
+
+    model = ClipModel.load(weights)
+    if isinstance(query, str):
+        return model.embed_texts([query])[0].cpu().numpy()
+    try:
+        pixels = decode(read_bytes(query)).rgb()
+    except PixelFault as fault:
+        raise UserError(f"{query}: {fault.kind}: {fault.message}", "name another image") from None
+    return model.embed([model.view.of(pixels)])[0].cpu().numpy()

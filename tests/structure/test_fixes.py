@@ -31,6 +31,7 @@ PRINTED_BY = {
     "manifests/compare/history.py": ("manifest history",),
     "manifests/export/__init__.py": ("manifest export",),
     "manifests/export/job.py": ("manifest export",),
+    "manifests/selection/embeddings.py": ("manifest slice",),
     "manifests/selection/options.py": ("manifest slice",),
     "manifests/selection/select.py": ("manifest slice",),
     "manifests/selection/slicing.py": ("manifest slice",),

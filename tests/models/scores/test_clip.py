@@ -248,3 +248,31 @@ def test_a_classifier_without_a_weight_is_refused(classifier_folder, tmp_path):
     save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"lacks classifier\.weight"):
         ImageClassifier.load(lacking, ["nsfw"], "nsfw_prob")
+
+
+def test_a_slice_by_a_text_or_an_image_is_that_of_its_embedding(images, folder, clip, tmp_path):
+    """`uhr manifest slice --similar QUERY=K --clip WEIGHTS`."""
+    import pyarrow as pa
+
+    from uhr.cli import main
+    from uhr.manifests.manifest import Manifest
+    from uhr.manifests.schema import BASE, sample_id, schema_of
+    from uhr.manifests.writer import Provenance, write_manifest
+
+    vectors = clip.embed(images).cpu().numpy()
+    column = pa.field("clip_embedding", pa.list_(pa.float32(), vectors.shape[1]))
+    schema = schema_of(BASE).append(column)
+    rows = [
+        {"uri": f"{n}.png", "sample_id": sample_id(f"{n}.png"), "status": "kept", "clip_embedding": vector}
+        for n, vector in enumerate(vectors.tolist())
+    ]
+    batch = pa.RecordBatch.from_pylist(rows, schema=schema)
+    set_ = write_manifest(tmp_path / "set", schema, [batch], Provenance(tmp_path, {"kind": "curate"}))
+    Image.fromarray(images[2]).save(tmp_path / "query.png")
+    text = clip.embed_texts(["a lake = water"]).cpu().numpy()[0]
+    for query, expected in (("a lake = water", text), (str(tmp_path / "query.png"), vectors[2])):
+        out = tmp_path / f"slice{query == 'a lake = water'}"
+        command = ["manifest", "slice", str(set_.path), "--similar", f"{query}=2", "--clip", str(folder)]
+        assert main([*command, "--out", str(out)]) == 0
+        best = np.sort(np.argsort(-(vectors @ expected))[:2])
+        assert Manifest.open(out).table(["uri"])["uri"].to_pylist() == [f"{n}.png" for n in best]
