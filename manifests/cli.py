@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from uhr.base import console
-from uhr.base.errors import UserError, unknown
+from uhr.base.errors import UserError, load_object, unknown
 from uhr.base.paths import local
 
 app = typer.Typer(no_args_is_help=True, help="Show a manifest, verify it, slice it.")
 
 Folder = Annotated[Path, typer.Argument(parser=local("M"), metavar="M", help="Folder of the manifest.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
+
+
+EMBEDDER: str | None = None
+"""Import path of a function of (weights, image file or text) that returns a vector [D]. `uhr.cli` sets it:
+this package knows no models.
+"""
 
 
 @app.command()
@@ -98,7 +105,11 @@ def slice_(
     if similar is not None:
         from uhr.manifests.selection.embeddings import Vectors, query_of
 
-        near, query = query_of(Vectors(parent, embedding), parse_similar(similar), clip)
+        embed = None
+        if clip is not None:
+            assert EMBEDDER is not None, "uhr.cli names it"
+            embed = functools.partial(load_object(EMBEDDER, "embedder"), clip)
+        near, query = query_of(Vectors(parent, embedding), parse_similar(similar), embed)
     elif clip is not None:
         raise UserError("--clip without --similar", "add --similar 'a lake=100'")
     options = SliceOptions.model_validate(

@@ -21,7 +21,7 @@ from uhr.base.files import disk_fault
 from uhr.curate.cli import app as curate
 from uhr.demo.run import demo
 from uhr.doctor import doctor
-from uhr.manifests.cli import app as manifest
+from uhr.manifests import cli as manifests
 from uhr.models.cli import app as models
 from uhr.sample.command import app as sample
 from uhr.train.cli import app as train
@@ -35,10 +35,13 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(doctor)
 app.add_typer(curate, name="curate")
-app.add_typer(manifest, name="manifest")
+app.add_typer(manifests.app, name="manifest")
 app.add_typer(models, name="models")
 app.add_typer(sample, name="sample")
 app.add_typer(train, name="train")
+
+# `manifest slice --similar` embeds its query by a model, which the manifests do not know
+manifests.EMBEDDER = "uhr.models.scores.clip:embed_query"
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

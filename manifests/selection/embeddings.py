@@ -7,7 +7,7 @@ of threads nor on how the rows are divided into parts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from uhr.base.console import warn
-from uhr.base.errors import UserError, load_object, one_line
+from uhr.base.errors import UserError, one_line
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.selection.options import Similar
+
+Embed = Callable[[Path | str], np.ndarray]
+"""Returns the vector [D] of an image file (a Path) or a text."""
 
 _STEP = 8192
 """Rows whose vectors are in memory at once while they are compared with one vector."""
@@ -176,19 +179,17 @@ def _texts(ids: pa.ChunkedArray, positions: np.ndarray, places: np.ndarray) -> n
     return ids.take(pa.array(np.searchsorted(positions, places))).to_numpy().astype("S")
 
 
-def query_of(vectors: Vectors, similar: Similar, clip: str | None) -> tuple[Similar, np.ndarray]:
+def query_of(vectors: Vectors, similar: Similar, embed: Embed | None) -> tuple[Similar, np.ndarray]:
     """Return what `--similar` asks for, with its vector: of a .npy file, a sample, an image file or a text.
 
-    An image file and a text are embedded by the CLIP model `clip` (a folder, a hub id), which must be the one
-    that made the column. Raises UserError if it is not given, or if there is no such sample.
+    `embed` embeds an image file or a text by the model that made the column. Raises UserError if it is needed
+    and None, or if there is no such sample.
     """
     file = Path(similar.to)
     if file.suffix == ".npy" and file.is_file():
         vector = read_vector(file)
-    elif clip is not None:
-        vector = unit_vector(
-            load_object(EMBEDDER, "embedder")(clip, file if file.is_file() else similar.to), "it"
-        )
+    elif embed is not None:
+        vector = unit_vector(embed(file if file.is_file() else similar.to), "the embedding of the query")
     else:
         try:
             return similar, vectors.of_sample(similar.to)
@@ -199,7 +200,3 @@ def query_of(vectors: Vectors, similar: Similar, clip: str | None) -> tuple[Simi
             ) from None
     named = {"to": file.name if file.is_file() else similar.to, "vector": vector_hash(vector)}
     return similar.model_copy(update=named), vector
-
-
-EMBEDDER = "uhr.models.scores.clip:embed_query"
-"""Import path of a function of (weights, image file or text) that returns a vector [D]."""

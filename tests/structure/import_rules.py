@@ -44,7 +44,6 @@ ONLY = {
 
 REGISTRIES = (
     "uhr.curate.stages",
-    "uhr.manifests.selection.embeddings",
     "uhr.manifests.sources",
     "uhr.models.samplers",
     "uhr.models.specs.flux1",
