@@ -175,13 +175,3 @@ def _beside(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="session")
-def torture(tmp_path_factory) -> tuple[Path, list]:
-    """The demo's folder of images and planted faults, and what each file is and becomes. Read only."""
-    from uhr.demo.images import gather
-
-    folder = tmp_path_factory.mktemp("torture") / "demo images"
-    folder.mkdir()
-    return folder, gather(folder, lambda n=1, note=None: None)

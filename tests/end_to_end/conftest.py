@@ -72,7 +72,7 @@ class Walked:
 
 @pytest.fixture(scope="session")
 def walked(tmp_path_factory) -> Walked:
-    """`uhr demo` in this process, from a working folder of its own; it trains 8 steps instead of 40."""
+    """`uhr demo` in this process, from a working folder of its own; it trains 4 steps instead of 40."""
     import contextlib
     import io
 
@@ -91,8 +91,8 @@ def walked(tmp_path_factory) -> Walked:
     os.chdir(folder)
     try:
         with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "STEPS", 8)
-            patch.setattr(run, "INTERRUPT_AT", 3)
+            patch.setattr(run, "STEPS", 4)
+            patch.setattr(run, "INTERRUPT_AT", 1)
             patch.setattr(images, "gather", gathered)
             code = main(["demo"])
     finally:

@@ -6,21 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uhr.manifests.manifest import Manifest
-
 
 def test_the_demo_walks_to_the_end_and_says_what_it_made(walked):
     assert walked.code == 0, walked.printed
     for name in ("manifest/report.html", "run/log.jsonl", "without.png", "with.png"):
         assert (walked.folder / "demo" / name).stat().st_size > 0
     assert "its images are noise" in walked.printed
-
-
-def test_every_planted_fault_ends_as_it_was_planted(walked):
-    rows = Manifest.open(walked.folder / "demo" / "manifest").table(columns=["uri", "status", "reason"])
-    found = {row["uri"]: (row["status"], row["reason"]) for row in rows.to_pylist()}
-    assert found == {p.name: (p.status, p.reason) for p in walked.planted}
-    assert {status for status, _ in found.values()} == {"kept", "rejected", "failed"}
 
 
 def test_training_was_interrupted_and_every_step_is_in_the_log_once(walked):

@@ -24,7 +24,8 @@ ROAD = [
     "curate run generated.yaml --source set/pictures --out manifest --engine local --workers 1",
     """manifest slice manifest --where "caption like 'a %'" --out slice""",
     "train encode slice --model model --out encoded",
-    "train run lora --model model --data encoded --out run --set phases.0.steps=3",
+    "train run lora --model model --data encoded --out run --set phases.0.steps=3 "
+    "--set runtime.precision=float32",
     "train export run --out adapter",
     "sample euler --model model --prompt 'a lake' --size 128x128 --steps 1 --adapter adapter --out after.png",
 ]

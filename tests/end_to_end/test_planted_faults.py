@@ -1,4 +1,6 @@
-"""A folder as users have them: each planted fault ends as expected, and planting is deterministic."""
+"""The demo's folder of images is as users have them: each planted fault ends as expected, and planting is
+deterministic.
+"""
 
 import hashlib
 import json
@@ -7,32 +9,33 @@ from pathlib import Path
 
 import pytest
 
-from uhr.cli import main
 from uhr.demo.faults import plant
 from uhr.manifests.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
-def curated(torture, warm_curation, tmp_path_factory) -> dict[str, dict]:
-    folder, _ = torture
-    out = tmp_path_factory.mktemp("curated") / "out"
-    command = ["curate", "run", "quickstart", "--source", str(folder), "--out", str(out), "--engine", "local"]
-    with warm_curation.workers():
-        assert main(command) == 0
-    return {row["uri"]: row for row in Manifest.open(out).table().to_pylist()}
+def folder(walked) -> Path:
+    """The images of the demo."""
+    return walked.folder / "demo" / "pictures"
 
 
-def test_every_file_is_one_row_and_sidecars_are_none(torture, curated) -> None:
-    folder, planted = torture
-    assert set(curated) == {file.name for file in planted}
+@pytest.fixture(scope="module")
+def curated(walked) -> dict[str, dict]:
+    """The rows of the demo's manifest, by name."""
+    rows = Manifest.open(walked.folder / "demo" / "manifest").table().to_pylist()
+    return {row["uri"]: row for row in rows}
+
+
+def test_every_file_is_one_row_and_sidecars_are_none(walked, folder, curated) -> None:
+    assert set(curated) == {file.name for file in walked.planted}
     sidecars = [p for p in folder.rglob("*") if p.suffix in (".txt", ".json") and p.name != "notes.txt"]
     assert len(sidecars) >= 15
 
 
-def test_each_file_has_the_result_that_it_was_planted_for(torture, curated) -> None:
-    _, planted = torture
-    expected = {file.name: (file.status, file.reason) for file in planted}
+def test_each_file_has_the_result_that_it_was_planted_for(walked, curated) -> None:
+    expected = {file.name: (file.status, file.reason) for file in walked.planted}
     assert {name: (row["status"], row["reason"]) for name, row in curated.items()} == expected
+    assert {status for status, _ in expected.values()} == {"kept", "rejected", "failed"}
 
 
 def test_faults_are_described_in_words(curated) -> None:
@@ -40,8 +43,7 @@ def test_faults_are_described_in_words(curated) -> None:
         assert (row["status"] == "failed") == bool(row["error"])
 
 
-def test_sidecars_are_in_their_images_rows(torture, curated) -> None:
-    folder, _ = torture
+def test_sidecars_are_in_their_images_rows(folder, curated) -> None:
     cat = curated["photographs/chelsea.png"]
     sidecar = json.loads((folder / "photographs" / "chelsea.json").read_text())
     assert (cat["caption"], cat["author"], cat["license"]) == tuple(
@@ -64,8 +66,7 @@ def test_a_rotated_image_has_its_displayed_size(curated) -> None:
     assert (row["width"], row["height"], row["orientation"]) == (600, 500, 6)
 
 
-def test_planting_again_gives_the_same_bytes(torture, tmp_path) -> None:
-    folder, _ = torture
+def test_planting_again_gives_the_same_bytes(folder, tmp_path) -> None:
     shutil.copytree(folder / "photographs", tmp_path / "photographs")
     plant(tmp_path / "planted", tmp_path / "photographs", lambda n=1, note=None: None)
     assert _hashes(tmp_path / "planted") == _hashes(folder / "planted")
