@@ -161,7 +161,6 @@ def test_an_image_where_none_is_taken_is_rejected(sample):
         sample(image=torch.rand(3, 128, 128))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_the_plan_without_weights_is_the_plan_of_the_call_which_makes_it_once(
     name, family, sampler, sample, quick, monkeypatch
 ):
