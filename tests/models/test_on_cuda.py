@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from uhr.models.samplers import names_for, sampler_class
 from uhr.models.samplers.core.pipelines import base as pipelines
@@ -29,31 +30,28 @@ def cases():
 
 @pytest.fixture
 def parts(stock, stock2, gpu, monkeypatch):
-    """Components of each family's pipeline on "cuda", text encoders left out, with the GPU pretended."""
+    """`parts(family)`: components of its pipeline on "cuda", without text encoders; the GPU is pretended."""
     families = {"flux1": stock, "flux2": stock2}
-    models = {
-        family: {name: copy.deepcopy(getattr(pipeline, name)) for name in ("transformer", "vae")}
-        for family, pipeline in families.items()
-    }
     monkeypatch.setattr(pipelines, "make_plan", gpu.with_values(pipelines.make_plan))
+
+    def make(family):
+        pipeline = families[family]
+        with unset_fake_temporarily():
+            models = {name: copy.deepcopy(getattr(pipeline, name)) for name in ("transformer", "vae")}
+        moved = {name: gpu.to_cuda(model) for name, model in models.items()}
+        return {**dict.fromkeys(pipeline.components), "scheduler": pipeline.scheduler, **moved}
+
     with gpu.pretended(monkeypatch):
-        yield {
-            family: {
-                **dict.fromkeys(pipeline.components),
-                "scheduler": pipeline.scheduler,
-                **{name: gpu.to_cuda(model) for name, model in models[family].items()},
-            }
-            for family, pipeline in families.items()
-        }
+        yield make
 
 
 @pytest.mark.parametrize(("name", "family"), cases(), ids=lambda value: value)
 def test_a_sampler_stays_on_the_gpu(name, family, parts, gpu):
+    models, config = parts(family), registry.get(f"tiny-{family}").pipeline_config
     if name in ("euler", "patch-cascade"):
         # every sampler decodes by the same tiles; patch-cascade also writes strips of pixels
-        ExactTiling(memory="4MiB").apply(parts[family]["vae"])
-    config = registry.get(f"tiny-{family}").pipeline_config
-    pipeline = sampler_class(name, family)(**parts[family], **config)
+        ExactTiling(memory="4MiB").apply(models["vae"])
+    pipeline = sampler_class(name, family)(**models, **config)
     pipeline.set_progress_bar_config(disable=True)
     # as a seed on the command line: noise is drawn on the CPU, and goes to where the backbone is
     few = {**FEW.get(name, {"num_inference_steps": 1}), "generator": torch.Generator()}
@@ -66,7 +64,7 @@ def test_a_sampler_stays_on_the_gpu(name, family, parts, gpu):
     ("name", "options"), [("ultragen", {"backend": "gathered"}), ("patch-cascade", {"batch": 9})]
 )
 def test_an_image_is_moved_to_the_gpu(name, options, parts, gpu):
-    pipeline = sampler_class(name, "flux1")(**parts["flux1"])
+    pipeline = sampler_class(name, "flux1")(**parts("flux1"))
     pipeline.set_progress_bar_config(disable=True)
     image = torch.empty(3, 128, 128, dtype=torch.uint8)
     steps = 1 if name == "patch-cascade" else 3
