@@ -65,13 +65,12 @@ def is_offloaded(pipeline: Any) -> bool:
     return getattr(pipeline, "offloaded", None) is not None
 
 
-def tiling_memory(pipeline: Any) -> int:
-    """Return the bytes that a pass of a loaded pipeline's VAE may use."""
+def tiling_memory(pipeline: Any, device: torch.device) -> int:
+    """Return the bytes that a pass of a loaded pipeline's VAE may use on the device that it runs on."""
     import torch
 
     from uhr.models.vae.budget import device_budget, host_budget
 
-    device = torch.device(pipeline._execution_device)
     if device.type != "cuda":
         return host_budget()
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]

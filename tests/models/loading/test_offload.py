@@ -48,19 +48,19 @@ def test_sequential_offload_leaves_the_vae_where_exact_tiling_reads_it(sampler, 
 
 
 def test_the_vae_is_given_what_the_device_has_for_it_whatever_is_free_at_the_moment(sampler, monkeypatch):
-    assert tiling_memory(sampler) == host_budget()
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert tiling_memory(sampler, cpu) == host_budget()
     card = SimpleNamespace(total_memory=12 * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(SDEditPipeline, "_execution_device", torch.device("cuda"))
     weights = sum(
         p.numel() * p.element_size()
         for part in sampler.components.values()
         if isinstance(part, torch.nn.Module)
         for p in part.parameters()
     )
-    assert tiling_memory(sampler) == device_budget(12 * GIB, weights) < device_budget(12 * GIB, 0)
+    assert tiling_memory(sampler, cuda) == device_budget(12 * GIB, weights) < device_budget(12 * GIB, 0)
     sampler.offloaded = Offload.MODEL
-    assert tiling_memory(sampler) == device_budget(12 * GIB, 0)
+    assert tiling_memory(sampler, cuda) == device_budget(12 * GIB, 0)
 
 
 @pytest.mark.parametrize(("park", "kind"), [(False, "nf4"), (True, "nf4"), (True, "int8")])

@@ -148,7 +148,7 @@ def test_surgeries_are_listed_and_taken_off_bitwise_even_after_a_failure(ultrafl
     ]
     assert surgery.from_record(ultraflux.last_run.surgeries) == [
         F16(),
-        ExactTiling(memory=tiling_memory(ultraflux)),
+        ExactTiling(memory=tiling_memory(ultraflux, torch.device("cpu"))),
         RopeResonance(window=8),
     ]
     assert untouched()

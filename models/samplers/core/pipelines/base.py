@@ -311,7 +311,7 @@ class SamplerPipeline(DiffusionPipeline):
         result: torch.Tensor | AssembledImage | None = None
         clear(self)
         with (
-            engine.exact_vae(tiling_memory(self)),
+            engine.exact_vae(tiling_memory(self, engine.models.device)),
             self._progress(engine),
             contextlib.closing(self.sampler.run(engine, plan)) as run,
         ):
