@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -21,8 +22,40 @@ settings.register_profile("explore", deadline=None, max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 # tiny tensors are slower on two threads than on one, many times so where something else uses the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# with a handler, what is logged is not printed
+logging.getLogger().addHandler(logging.NullHandler())
 # bitsandbytes calls torch.compile when it is imported, which imports Inductor: a fifth of all imports
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
+
+SHORT = ("base", "contracts", "manifests", "pixels", "structure")
+"""Folders of short files. They come last, so that all processes end at about the same time."""
+
+TOGETHER = (
+    ("test_demo.py", "test_planted_faults.py", "test_readme_commands.py"),
+    ("test_full_disk.py", "test_modes.py"),
+)
+"""Files of end_to_end/ that share what takes long to make: each group runs in one process."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of short files last."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(here).parts[0] in SHORT)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Divide tests among processes by files (`--dist loadfile`), but leave those of `TOGETHER` together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return next((group[0] for group in TOGETHER if file.rpartition("/")[2] in group), file)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:
@@ -56,6 +89,25 @@ def tiny_flux2(tmp_path_factory) -> Path:
     from uhr.models.zoo import make_tiny
 
     return make_tiny("tiny-flux2", tmp_path_factory.mktemp("model2") / "tiny flux2", seed=0)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[logging.LogRecord]]:
+    """Every record that is logged during the test, also by loggers that pass nothing on to the root."""
+    found: list[logging.LogRecord] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record)
+
+    handler, root = Keep(), logging.getLogger()
+    others = [each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    loggers = [root, *(each for each in others if not each.propagate)]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield found
+    for logger in loggers:
+        logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

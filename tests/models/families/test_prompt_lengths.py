@@ -1,7 +1,6 @@
 """Tokens of a prompt that are not read are counted per encoder and reported in one line."""
 
 import copy
-import logging
 from dataclasses import replace
 
 import pytest
@@ -33,17 +32,16 @@ def pipeline_of(cls, stock):
 
 
 @pytest.fixture
-def lines(caplog, capfd):
+def lines(logged, capfd):
     """Every line that is logged or printed, whichever library it comes from; those of before are dropped."""
 
     def found():
-        own = [record.getMessage() for record in caplog.records if record.name.startswith("uhr.")]
+        own = [record.getMessage() for record in logged if record.name.startswith("uhr.")]
         printed = [line for text in capfd.readouterr() for line in text.splitlines()]
-        caplog.clear()
+        logged.clear()
         return own, [line for line in printed if line.strip() and line not in own]
 
     found()
-    caplog.set_level(logging.WARNING)
     return found
 
 

@@ -77,14 +77,14 @@ def refused(folder, model, part, message):
 
 
 @pytest.mark.parametrize(("model", "part"), EVERY)
-def test_a_missing_weight_is_named(copy, model, part, caplog):
+def test_a_missing_weight_is_named(copy, model, part, logged):
     folder, name = copy(model), PARTS[model][part]
     edit(folder / part, lambda state: state.pop(name))
     refused(folder, model, part, rf"lacks {name}: download it again")
     edit(folder / part, lambda state: state.pop(sorted(state)[-1]))
     with pytest.raises(UserError, match=r"lacks .* \(and 1 more\): download"):
         zoo.load_component(folder, part)
-    assert not [record for record in caplog.records if "LOAD REPORT" in record.getMessage()]
+    assert not [record for record in logged if "LOAD REPORT" in record.getMessage()]
 
 
 @pytest.mark.parametrize(("model", "part"), EVERY)
