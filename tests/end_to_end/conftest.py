@@ -2,7 +2,6 @@
 
 import os
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,16 +46,22 @@ def _run_small(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def run_small() -> Callable[[Path], None]:
-    """`run_small(folder)`: write images with captions into a new folder, and run `SMALL` there."""
-    return _run_small
+def small_umask() -> int:
+    """The umask under which `small` was run: one that gives no library's usual modes."""
+    usual = os.umask(0)
+    os.umask(usual)
+    return 0o002 if usual != 0o002 else 0o022
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory) -> Path:
+def small(tmp_path_factory, small_umask) -> Path:
     """A folder in which `SMALL` was run. Read only."""
     folder = tmp_path_factory.mktemp("small") / "flow"
-    _run_small(folder)
+    usual = os.umask(small_umask)
+    try:
+        _run_small(folder)
+    finally:
+        os.umask(usual)
     return folder
 
 
