@@ -19,6 +19,7 @@ that was measured is missed or a measurement fails; on a CPU no aim of speed app
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     if options.append:
         table.resume()
+    # what is here by now stays: each measurement begins with a collection of garbage, which would go over it
+    gc.freeze()
     table.begin()
     for part in parts:
         PARTS[part](bench)
