@@ -116,7 +116,13 @@ def print_result(result: CurationResult) -> None:
     for rule in result.failures.always:
         warn(f"rule {rule} failed every row that reached it: see the error above; fix the rule or its stage")
     if info.source.get("broken_sidecars"):
-        warn(f"{info.source['broken_sidecars']:,} with a broken sidecar: see source_meta")
+        what = f"{info.source['broken_sidecars']:,} with a broken sidecar: see source_meta"
+        if (fault := result.sidecars.fault) is not None:
+            what += shown(f" ({first_words(fault[0], LONGEST_ERROR)})")
+        warn(what)
+    if (key := result.sidecars.key) is not None:
+        text = f"no image has a caption, and {key[1]:,} have a text under '{key[0]}' in source_meta"
+        warn(shown(f"{text}: if that is the caption, --set sidecars.caption=[{key[0]}]"))
     say(f"manifest  {shown(path)}   id {info.id[:16]}")
     say(f"report    {shown(result.report)}")
     say(f"why       {command('curate', 'explain', path, 'URI')}")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from uhr.curate.faults import CHANGED
 from uhr.manifests.sources.base import Blob
+from uhr.manifests.sources.tables import decoded
 from uhr.pixels.types import PixelFault
 
 FIELDS = ("caption", "source_url", "author", "license")
@@ -20,8 +21,8 @@ MOST_DIGITS = 1000
 """Longest integer that is read; Python itself rejects more than 4300 digits."""
 
 DEFAULT_KEYS: dict[str, list[str]] = {
-    "caption": ["caption"],
-    "source_url": ["source_url", "image_url", "url"],
+    "caption": ["caption", "text", "TEXT", "prompt", "en_caption"],
+    "source_url": ["source_url", "image_url", "url", "URL"],
     "author": ["author", "photographer"],
     "license": ["license", "licence"],
 }
@@ -49,7 +50,7 @@ def read_sidecars(files: Sequence[tuple[str, Blob]], keys: Mapping[str, Sequence
     for name, blob in files:
         try:
             text = _read(blob)
-            if name.lower().endswith(".txt"):
+            if name.lower().endswith((".txt", ".caption")):
                 caption = text.strip() or caption
             else:
                 read, invalid = _object(text)
@@ -65,9 +66,14 @@ def read_sidecars(files: Sequence[tuple[str, Blob]], keys: Mapping[str, Sequence
     for column in FIELDS:
         for key in keys.get(column, ()):
             value = tree.get(key)
-            if column not in values and _is_scalar(value):
+            if column in values:
+                break
+            if _is_scalar(value):
                 values[column] = _clean(str(value).strip())
                 del tree[key]
+            elif column == "caption" and isinstance(value, list) and value and _is_scalar(value[0]):
+                # the others stay in source_meta
+                values[column] = _clean(str(value[0]).strip())
     fault = "; ".join(faults) or None
     if fault:
         tree["sidecar_fault"] = fault
@@ -80,10 +86,7 @@ def _read(blob: Blob) -> str:
     data = blob.head(LONGEST_BYTES + 1)
     if len(data) > LONGEST_BYTES:
         raise ValueError(f"longer than {LONGEST_BYTES // 2**20} MiB")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
+    return decoded(data)
 
 
 def _object(text: str) -> tuple[dict[str, Any], list[str]]:

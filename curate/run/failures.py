@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from typing import NamedTuple
 
 from uhr.curate.faults import NO_VALUE, RULE_ERROR
@@ -38,6 +40,45 @@ def failures_of(manifest: Manifest) -> Failures:
                 by_rule[name] += count if error.startswith(f"rule '{name}' (") else 0
     seen = {rule.name: rule.seen for rule in manifest.info.rules}
     return Failures(commonest, [name for name, n in by_rule.items() if n and n == seen[name]])
+
+
+class SidecarSummary(NamedTuple):
+    """What the sidecars of a run had.
+
+    fault: the most frequent fault, and the number of rows with it; None if all are valid. key: where no row
+    has a caption, the key of `source_meta` under which most rows have a text; None if there is no such key.
+    """
+
+    fault: tuple[str, int] | None
+    key: tuple[str, int] | None
+
+
+LOOKED_AT = 1000
+"""Rows with other metadata that are searched for a caption."""
+
+
+def sidecars_of(manifest: Manifest) -> SidecarSummary:
+    """Summarize what the sidecars of the images had."""
+    fault = "json_extract_string(source_meta, '$.sidecar_fault')"
+    with manifest.connect() as connection:
+        faults = connection.execute(
+            f"SELECT {fault} AS fault, count(*) AS n FROM samples "
+            "WHERE contains(source_meta, 'sidecar_fault') AND fault IS NOT NULL "
+            "GROUP BY fault ORDER BY n DESC, fault LIMIT 1"
+        ).fetchone()
+        captions = connection.execute("SELECT count(caption) FROM samples").fetchone()
+        rows = []
+        if captions == (0,):
+            query = "SELECT source_meta FROM samples WHERE source_meta IS NOT NULL LIMIT $1"
+            rows = connection.execute(query, [LOOKED_AT]).fetchall()
+    texts: Counter[str] = Counter()
+    for (meta,) in rows:
+        for key, value in json.loads(meta).items():
+            # a name, a date or an address has no spaces, and a caption has
+            if isinstance(value, str) and " " in value.strip() and key != "sidecar_fault":
+                texts[key] += 1
+    key = max(texts.items(), key=lambda entry: (entry[1], entry[0])) if texts else None
+    return SidecarSummary(faults, key)
 
 
 class NoteSummary(NamedTuple):

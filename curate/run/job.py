@@ -20,7 +20,14 @@ from uhr.base.run_folder import RunFolder
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run.commit import FETCHED, LAYOUT, UNITS, commit
 from uhr.curate.run.execution import passes_run
-from uhr.curate.run.failures import Failures, NoteSummary, failures_of, notes_of
+from uhr.curate.run.failures import (
+    Failures,
+    NoteSummary,
+    SidecarSummary,
+    failures_of,
+    notes_of,
+    sidecars_of,
+)
 from uhr.curate.sources import check_no_overlap
 from uhr.manifests import parts
 from uhr.manifests.info import is_manifest
@@ -63,6 +70,11 @@ class CurationResult:
     def noted(self) -> NoteSummary | None:
         """The decoder notes of the kept images."""
         return notes_of(self.manifest)
+
+    @cached_property
+    def sidecars(self) -> SidecarSummary:
+        """The most frequent fault of the sidecars, and where captions may be that were not found."""
+        return sidecars_of(self.manifest)
 
     def facts(self) -> dict[str, object]:
         """Return the result as plain data for `--json`."""

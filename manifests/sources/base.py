@@ -7,21 +7,24 @@ configuration that can be stored: `manifest.json` has its description, and later
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 import pydantic
 
 from uhr.base.config import Config
+from uhr.base.errors import UserError
 from uhr.base.files import file_version, sha256_file
 from uhr.base.formatting import human_bytes
-from uhr.base.paths import path_text, text_path
+from uhr.base.paths import path_text, text_path, unescaped
 from uhr.manifests.schema import CONTRACT, Column
+from uhr.manifests.sources import tables
 from uhr.pixels.decode import PixelLimits, check_bytes, read_bytes
 from uhr.pixels.files import open_version, stat_file
 from uhr.pixels.headers import FIRST_BYTES, header_of, read_header
@@ -272,17 +275,71 @@ def size_of(version: str) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
+class TableJoin(Config):
+    """A table beside a source, such as a vendor's CSV: each row goes to the item that its column `key` names.
+
+    on: what the key is: the item's `path` in the source, its file `name`, or that without suffix (`stem`).
+    """
+
+    path: LocalPath
+    key: str
+    on: Literal["path", "name", "stem"] = "name"
+
+    def joined(self, listing: Listing) -> Listing:
+        """Return the listing with the rows of the table in its column GIVEN, over what was there.
+
+        Raises UserError if the table cannot be read, has no such column, or has no row for any item.
+        """
+        values: dict[str, str] = {}
+        for file in tables.table_files(self.path):
+            table = tables.read_table(file)
+            values |= tables.by_key(table, tables.column_of(table, self.key, (), str(file), "it"))
+        keys = [self._key(uri) for uri in listing.items["uri"].to_pylist()]
+        if not values.keys() & keys:
+            example = f"'{next(iter(values))}' and the files are '{keys[0]}'" if values else "empty"
+            what = f"no file of {listing.source.place} has a row in {text_path(self.path)}"
+            raise UserError(f"{what}: its keys are {example}", "check key, and on: path, name or stem")
+        unmatched = len(values.keys() - set(keys))
+        counts = {
+            **listing.not_opened,
+            "unmatched_rows": listing.not_opened.get("unmatched_rows", 0) + unmatched,
+        }
+        return replace(listing, items=with_given(listing.items, map(values.get, keys)), not_opened=counts)
+
+    def _key(self, uri: str) -> str:
+        path = unescaped(uri)
+        name = path.rpartition("/")[2]
+        return {"path": path, "name": name, "stem": name.rpartition(".")[0] or name}[self.on]
+
+
+def with_given(items: pa.Table, values: Iterable[str | None]) -> pa.Table:
+    """Return the items with these JSON objects in the column GIVEN, merged over those that are there."""
+    new = list(values)
+    if GIVEN.name in items.schema.names:
+        place = items.schema.get_field_index(GIVEN.name)
+        old = items[GIVEN.name].to_pylist()
+        new = [a if b is None else b if a is None else _merged(a, b) for a, b in zip(old, new, strict=True)]
+        return items.set_column(place, GIVEN, pa.array(new, pa.string()))
+    return items.append_column(GIVEN, pa.array(new, pa.string()))
+
+
+def _merged(first: str, second: str) -> str:
+    return json.dumps({**json.loads(first), **json.loads(second)}, ensure_ascii=False)
+
+
 class Source(Config, ABC):
     """Where samples come from. A subclass is one kind, with its options as fields; `open` must give the same
     bytes in any process, and for a row that was read from a manifest.
 
-    `license` and `contract` are values for the items whose own files and tables state none.
+    `license` and `contract` are values for the items whose own files and tables state none. `table` has more
+    values of the items.
     """
 
     kind: ClassVar[str]
 
     license: str | None = None
     contract: str | None = None
+    table: TableJoin | None = None
 
     @classmethod
     def of_text(cls, text: str) -> Source:
@@ -326,6 +383,8 @@ class Source(Config, ABC):
     def list(self, advance: Advance = lambda count: None) -> Listing:
         """List every item. Raises UserError if the source cannot be read, or if it has no item."""
         listing = self._list(advance)
+        if self.table is not None:
+            listing = self.table.joined(listing)
         for name, value in (("license", self.license), ("contract", self.contract)):
             if value is not None:
                 items = listing.items

@@ -8,6 +8,7 @@ file.
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from typing import Any
 
 from uhr.base.errors import UserError
 from uhr.base.files import file_version
-from uhr.base.paths import path_text, text_path
+from uhr.base.paths import path_text, text_path, unescaped
+from uhr.manifests.sources import tables
 from uhr.manifests.sources.base import (
     BROKEN_LINK,
     NOT_OPENED,
@@ -28,6 +30,7 @@ from uhr.manifests.sources.base import (
     LocalPath,
     Source,
     items_table,
+    with_given,
 )
 from uhr.manifests.sources.pairing import sidecars_in
 from uhr.manifests.uris import path_of, uri_of
@@ -80,7 +83,40 @@ class Folder(Source):
                 "name a folder of images",
             )
         not_opened = {name: walk.not_opened[name] for name in NOT_OPENED}
-        return Listing(self, items_table(walk.rows), not_opened, walk.bytes, walk.unreadable)
+        rows, given, unmatched = self._metadata(walk.rows)
+        items = items_table(rows)
+        if given:
+            items = with_given(items, map(given.get, items["uri"].to_pylist()))
+        if unmatched:
+            not_opened["unmatched_rows"] = unmatched
+        return Listing(self, items, not_opened, walk.bytes, walk.unreadable)
+
+    def _metadata(self, rows: list[_Row]) -> tuple[list[_Row], dict[str, str], int]:
+        """Read the tables METADATA of any folder, which name files in their column FILE_NAME.
+
+        Returns the rows without those of the tables, the values of each file by its uri, and the number of
+        rows of tables without a file. A table that cannot be read stays a row, with the fault.
+        """
+        found: dict[str, str] = {}
+        left: list[_Row] = []
+        for row in rows:
+            folder, slash, name = row[0].rpartition("/")
+            if name not in tables.METADATA or row[4] is not None:
+                left.append(row)
+                continue
+            try:
+                table = tables.read_table(path_of(self.place, row[0]))
+            except UserError as error:
+                left.append((*row[:4], "unreadable", error.what))
+                continue
+            if tables.FILE_NAME not in table.schema.names:
+                left.append(row)
+                continue
+            for file, values in tables.by_key(table, tables.FILE_NAME).items():
+                found[uri_of(posixpath.normpath(f"{unescaped(folder)}{slash}{file}"))] = values
+        if not found:
+            return left, {}, 0
+        return left, found, len(found.keys() - {row[0] for row in left})
 
     def open(self, item: Item) -> LocalBlob:
         uri = item["uri"]

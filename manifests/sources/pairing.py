@@ -1,7 +1,7 @@
 """Which files beside an image are its sidecars: by their names alone, in a folder or an archive.
 
-`lake.txt`, `lake.json`, `lake.jpg.txt` and `lake.jpg.json` are sidecars of `lake.jpg`; without such an image
-they are ordinary files.
+`lake.txt`, `lake.caption`, `lake.json`, `lake.jpg.txt` and so on are sidecars of `lake.jpg`; without such an
+image they are ordinary files.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Suffixes of the files that a sidecar may belong to. The format of a file is decided by its content."""
 
-SIDECAR_SUFFIXES = (".txt", ".json")
+SIDECAR_SUFFIXES = (".txt", ".caption", ".json")
 
 
 def sidecars_in(names: Iterable[str], readable: Iterable[str]) -> dict[str, list[str]]:

@@ -65,18 +65,12 @@ def read_table(file: Path) -> pa.Table:
 
 def decoded(data: bytes) -> str:
     """Decode UTF-8, or what a byte order mark announces. Raises ValueError if it is neither."""
-    for mark, encoding in (
-        (b"\xff\xfe\0\0", "utf-32"),
-        (b"\0\0\xfe\xff", "utf-32"),
-        (b"\xff\xfe", "utf-16"),
-        (b"\xfe\xff", "utf-16"),
-    ):
-        if data.startswith(mark):
-            return data.decode(encoding)
+    marks = ((b"\xff\xfe\0\0", 32), (b"\0\0\xfe\xff", 32), (b"\xff\xfe", 16), (b"\xfe\xff", 16))
+    bits = next((bits for mark, bits in marks if data.startswith(mark)), 8)
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig" if bits == 8 else f"utf-{bits}")
     except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
+        raise ValueError(f"not UTF-{bits}") from None
 
 
 def csv_table(text: str, delimiter: str) -> pa.Table:
@@ -169,3 +163,17 @@ def whole_numbers(column: pa.ChunkedArray) -> list[int | None]:
             number = 0
         found.append(number if 0 < number < 2**31 else None)
     return found
+
+
+FILE_NAME = "file_name"
+"""The column of the table that `datasets` calls the metadata of an ImageFolder: a path from its folder."""
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def by_key(table: pa.Table, key: str) -> dict[str, str]:
+    """The other values of each row as JSON text, by the text of its column `key`. Of rows with the same key,
+    the last one counts.
+    """
+    texts = (str(value) for value in table[key].to_pylist())
+    return {text: row for text, row in zip(texts, given(table, (key,)), strict=True) if row is not None}

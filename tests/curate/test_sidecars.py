@@ -68,7 +68,8 @@ def test_the_more_particular_of_two_captions_wins(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"\xff\xfe\x00", "not UTF-16"),
+        (b"caf\xe9", "not UTF-8"),
         (b"{", "no JSON"),
         (b"[1]", "holds a JSON list"),
         (b"[" * 100_000, "nested too deeply"),
@@ -109,3 +110,25 @@ def test_an_odd_number_costs_itself_and_not_the_sidecar(tmp_path, odd, where):
     meta = json.loads(values["source_meta"])
     assert meta["iso"] == 100
     assert meta["x"] is None if "x" in meta else meta["deep"] == {"x": [1, None]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_believed(tmp_path, encoding):
+    tree = json.dumps({"caption": "ein See bei Tagesanbruch: ä"})
+    assert read(tmp_path, a_json=tree.encode(encoding)).values["caption"] == "ein See bei Tagesanbruch: ä"
+    assert read(tmp_path, a_txt="ä lake".encode(encoding)) == ({"caption": "ä lake"}, None)
+
+
+@pytest.mark.parametrize("key", ["caption", "text", "TEXT", "prompt", "en_caption"])
+def test_the_keys_of_common_tools_are_captions(tmp_path, key):
+    assert read(tmp_path, a_json=json.dumps({key: "a lake"})).values == {"caption": "a lake"}
+
+
+def test_the_first_of_several_captions_is_taken_and_the_others_are_not_lost(tmp_path):
+    values, fault = read(tmp_path, a_json=json.dumps({"caption": ["a lake", "water"]}))
+    assert values == {"caption": "a lake", "source_meta": '{"caption": ["a lake", "water"]}'}
+    assert fault is None
+
+
+def test_a_caption_file_of_kohya_is_a_caption(tmp_path):
+    assert read(tmp_path, a_caption="a lake\n").values == {"caption": "a lake"}

@@ -49,3 +49,23 @@ def test_a_webdataset_is_curated_and_verified_through_its_source(tmp_path, forge
     code, printed, _ = uhr("manifest", "verify", tmp_path / "out", "--pixels")
     assert code == 1
     assert "s.tar/0.jpg" in printed
+
+
+def test_captions_under_an_unknown_key_are_named_and_broken_sidecars_too(tmp_path, forge, uhr):
+    import json
+
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        image = forge.encode(forge.image(480, 320, seed=number), "JPEG", quality=90)
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(image)
+        content = json.dumps({"beschreibung": "ein See am Morgen", "id": "7"})
+        (tmp_path / "in" / f"{number}.json").write_text(content if number else "{")
+    run = ("curate", "run", "quickstart", "--source", tmp_path / "in", "--engine", "local", "--workers", 0)
+    code, _, errors = uhr(*run, "--out", tmp_path / "out")
+    assert code == 0
+    assert "no image has a caption, and 2 have a text under 'beschreibung'" in " ".join(errors.split())
+    assert "--set sidecars.caption=[beschreibung]" in " ".join(errors.split())
+    assert "1 with a broken sidecar: see source_meta (0.json: no JSON" in " ".join(errors.split())
+    code, _, errors = uhr(*run, "--out", tmp_path / "out2", "--set", "sidecars.caption=[beschreibung]")
+    assert code == 0
+    assert "no image has a caption" not in errors

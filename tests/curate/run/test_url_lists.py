@@ -82,13 +82,13 @@ def test_a_run_that_is_killed_fetches_nothing_twice(site, pipeline, tmp_path, uh
     from uhr.curate.run import job
 
     site.requests.clear()
-    monkeypatch.setattr(job, "_commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(job, "commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     arguments = ("curate", "run", pipeline, "--out", tmp_path / "out", "--engine", "local", "--workers", 0)
     uhr(*arguments)
     fetched = dict(site.requests)
     assert fetched
     monkeypatch.undo()
-    for part in (tmp_path / "out" / "units").glob("unit-*.parquet"):
+    for part in (tmp_path / "out" / "units").rglob("unit-*.parquet"):
         part.unlink()  # the unit was not finished either
     code, _, errors = uhr(*arguments)
     assert code == 0, errors

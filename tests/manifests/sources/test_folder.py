@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from uhr.base.errors import UserError
+from uhr.manifests import sources
 from uhr.manifests.sources.base import ITEMS
 from uhr.manifests.sources.folder import Folder
 from uhr.manifests.uris import path_of
@@ -167,3 +171,73 @@ def test_a_source_without_files_is_one_clear_line(tmp_path, make, message):
     with pytest.raises(UserError, match=message) as error:
         Folder.at(tmp_path / "source").list()
     assert "\n" not in str(error.value)
+
+
+def given_of(source: Folder) -> dict[str, dict | None]:
+    items = source.list().items
+    values = items["given"].to_pylist() if "given" in items.schema.names else [None] * items.num_rows
+    return {
+        uri: value and json.loads(value) for uri, value in zip(items["uri"].to_pylist(), values, strict=True)
+    }
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_the_metadata_of_an_image_folder_goes_to_its_files(tmp_path, suffix):
+    rows = [{"file_name": "0.jpg", "text": "a lake"}, {"file_name": "./deep/1.jpg", "text": "é"}]
+    rows += [{"file_name": "gone.jpg", "text": "no such file"}]
+    (tmp_path / "train" / "deep").mkdir(parents=True)
+    for name in ("train/0.jpg", "train/deep/1.jpg", "train/2.jpg", "0.jpg"):
+        (tmp_path / name).touch()
+    file = tmp_path / "train" / f"metadata.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif suffix == "csv":
+        file.write_text("file_name,text\n" + "".join(f"{r['file_name']},{r['text']}\n" for r in rows))
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8-sig")
+    source = Folder.at(tmp_path)
+    assert given_of(source) == {
+        "0.jpg": None,
+        "train/0.jpg": {"text": "a lake"},
+        "train/2.jpg": None,
+        "train/deep/1.jpg": {"text": "é"},
+    }
+    assert source.list().not_opened["unmatched_rows"] == 1
+
+
+def test_metadata_that_cannot_be_read_is_a_row_that_says_why(tmp_path):
+    for name, content in (("a", "{"), ("b", '{"x": 1}\n'), ("c", '{"file_name": "0.jpg", "x": 1}\n')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.jpg").touch()
+        (tmp_path / name / "metadata.jsonl").write_text(content)
+    rows = {row["uri"]: row["fault_words"] for row in Folder.at(tmp_path).list().items.to_pylist()}
+    assert rows.keys() == {"a/0.jpg", "a/metadata.jsonl", "b/0.jpg", "b/metadata.jsonl", "c/0.jpg"}
+    assert "metadata.jsonl cannot be read" in rows["a/metadata.jsonl"]
+    assert rows["b/metadata.jsonl"] is None, "a table that names no files is a file like any other"
+
+
+@pytest.mark.parametrize(("on", "key"), [("name", "0.jpg"), ("stem", "0"), ("path", "in/0.jpg")])
+def test_a_vendors_table_is_joined_by_its_key(tmp_path, on, key):
+    (tmp_path / "set" / "in").mkdir(parents=True)
+    (tmp_path / "set" / "in" / "0.jpg").touch()
+    (tmp_path / "t.csv").write_text(f"Asset,Title\n{key},a lake\nother,b\n")
+    table = {"path": str(tmp_path / "t.csv"), "key": "Asset", "on": on}
+    source = sources.build({"kind": "folder", "path": str(tmp_path / "set"), "table": table}, "p.yaml")
+    assert given_of(source) == {"in/0.jpg": {"Title": "a lake"}}
+    assert source.list().not_opened["unmatched_rows"] == 1
+    again = sources.build(source.origin, "manifest.json")
+    assert given_of(again) == given_of(source)
+
+
+def test_a_table_that_names_no_file_is_one_line(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "0.jpg").touch()
+    (tmp_path / "t.csv").write_text("Asset,Title\n1.jpg,a lake\n")
+    for key, message in (
+        ("Asset", "its keys are '1.jpg' and the files are '0.jpg'"),
+        ("Aset", "unknown column"),
+    ):
+        table = {"path": str(tmp_path / "t.csv"), "key": key}
+        source = sources.build({"path": str(tmp_path / "set"), "table": table}, "p.yaml")
+        with pytest.raises(UserError, match=message):
+            source.list()
