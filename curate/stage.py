@@ -112,7 +112,7 @@ def missing_weights(text: str) -> str | None:
         if not _is_hub_id(text):
             return f"the weights '{text}' do not exist; name a path, a hub id or s3://bucket/prefix"
         repository, _, revision = text.partition("@")
-        fetch = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
+        fetch = f"hf download {repository}" + (f", revision {revision}" if revision else "")
         return f"the weights '{text}' are neither a file here nor in the hub's cache ({fetch})"
     return None
 

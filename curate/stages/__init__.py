@@ -19,6 +19,9 @@ NAMES: dict[str, str] = {
     "native_resolution": f"{_HERE}.native_resolution:NativeResolutionStage",
     "exact_duplicates": f"{_HERE}.exact_duplicates:ExactDuplicatesStage",
     "rank": f"{_HERE}.rank:RankStage",
+    "phash": f"{_HERE}.phash:PhashStage",
+    "near_duplicates": f"{_HERE}.near_duplicates:NearDuplicatesStage",
+    "patches": f"{_HERE}.patches:PatchesStage",
 }
 """Name in a pipeline -> import path. A stage is imported when it is first used."""
 

@@ -330,7 +330,7 @@ def running_ray(
             ray.shutdown()
 
 
-def _start(address: str | None, workers: int | None, store: int) -> None:
+def _start(address: str | None, workers: int | None, store: int = _OBJECT_STORE_BYTES) -> None:
     import ray
     from ray.exceptions import RayError
 

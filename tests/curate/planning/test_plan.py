@@ -71,7 +71,9 @@ def test_a_header_stage_that_waits_for_a_number_from_the_pixels_runs_after_it(ou
 def test_every_preset_gives_a_plan_here(name):
     plan = CurationPlan.of(load(name))
     assert plan.header[0].label == "header"
-    assert {rule.name for rule in plan.rules} | {idle.name for idle in plan.idle} == set(load(name).rules)
+    config = load(name)
+    expected = set(config.rules).union(*(entry.rules for entry in config.stages))
+    assert {rule.name for rule in plan.rules} | {idle.name for idle in plan.idle} == expected
 
 
 def test_a_stage_that_is_not_there_is_skipped_with_its_rules_and_those_that_need_it():

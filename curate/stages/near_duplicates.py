@@ -1,0 +1,83 @@
+"""Near-duplicates: images whose perceptual hashes differ in few bits."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from uhr.base.console import warn
+from uhr.curate.measures.hamming import BANDED, leaders, pairs_within
+from uhr.curate.stage import SetStage, Workspace
+from uhr.manifests.schema import Column
+from uhr.manifests.sql import quoted
+
+_TERM = re.compile(r"(\S+)(?:\s+(asc|desc))?", re.IGNORECASE)
+
+QUADRATIC = 2e8
+"""Pairs that are compared in a second, for the estimate that is printed first."""
+
+
+class NearDuplicatesStage(SetStage):
+    """Groups kept rows around the best of them by `order`. A row within `radius` bits of a better one that is
+    not a duplicate itself is its duplicate (`dup_of`); ties are broken by `uri`.
+
+    Exact: up to a radius of 4 by bands of the hash, above by comparing all pairs.
+    """
+
+    name = "near_duplicates"
+
+    class Params(SetStage.Params):
+        radius: int = Field(4, ge=0, le=20, description="largest number of different bits of 64")
+        order: list[str] = Field(
+            ["megapixels desc"], description="columns, best row first, each with asc or desc"
+        )
+
+        @field_validator("order")
+        @classmethod
+        def _terms(cls, order: list[str]) -> list[str]:
+            for term in order:
+                if not _TERM.fullmatch(term.strip()):
+                    raise ValueError(f"'{term}' is no column with asc or desc")
+            return order
+
+    def __init__(self, params: Any = None) -> None:
+        super().__init__(params)
+        self._order = [_TERM.fullmatch(term.strip()) for term in self.params.order]
+        self.needs = ("phash", *(match[1] for match in self._order if match))
+        self.adds = (
+            Column(
+                "near_group",
+                pa.string(),
+                "`sample_id` of the best of the images that look alike; null where there is only one",
+                stage=self.name,
+            ),
+            Column(
+                "dup_of",
+                pa.string(),
+                "`sample_id` of the better image that this one looks like; null for the best one",
+                stage=self.name,
+            ),
+        )
+
+    def compute(self, live: duckdb.DuckDBPyRelation, workspace: Workspace) -> pa.Table:
+        import numpy as np
+
+        terms = [f"{quoted(m[1])} {(m[2] or 'asc').upper()} NULLS LAST" for m in self._order if m]
+        ordered = live.filter("phash IS NOT NULL").order(", ".join([*terms, "uri", "sample_id"]))
+        rows = ordered.select("sample_id, phash").to_arrow_table()
+        ids = rows["sample_id"].to_pylist()
+        hashes = np.array([int(text, 16) for text in rows["phash"].to_pylist()], np.uint64)
+        if self.params.radius > BANDED and (seconds := len(hashes) ** 2 / 2 / QUADRATIC) > 5:
+            warn(f"stage '{workspace.label}' compares all {len(hashes):,} images: about {seconds:,.0f} s")
+        lead = leaders(len(ids), pairs_within(hashes, self.params.radius))
+        grouped = set(lead[lead != np.arange(len(ids))].tolist())
+        table: dict[str, list[str | None]] = {"sample_id": ids, "near_group": [], "dup_of": []}
+        for place, leader in enumerate(lead.tolist()):
+            alone = leader == place and place not in grouped
+            table["near_group"].append(None if alone else ids[leader])
+            table["dup_of"].append(None if leader == place else ids[leader])
+        return pa.table(table, schema=pa.schema([(name, pa.string()) for name in table]))
