@@ -26,10 +26,14 @@ def options_of(sampler: str) -> list[dict[str, Any]]:
 
 def print_options(entries: list[dict[str, Any]]) -> None:
     """Print for each option what may be written, and below it what it means."""
+    off: tuple[str, ...] = ()
     for entry in entries:
         name, default = entry["name"], entry["default"]
+        if entry["values"] == "{}" and default is None:
+            off = (*off, f"{name}.")
         if entry["values"] != "{}":
-            shown = "" if default is None else f"  [default: {json.dumps(default)}]".replace('"', "")
+            what = "default once it is on" if name.startswith(off) else "default"
+            shown = "" if default is None else f"  [{what}: {json.dumps(default)}]".replace('"', "")
             say(f"--set {name}={entry['values']}{shown}")
         elif default is None:
             say(f"--set {name}={{}}  [off unless it or one of its parts is set]")

@@ -26,6 +26,16 @@ def test_progress_elsewhere_than_on_a_terminal_is_plain_lines(capsys):
     assert err.rstrip().endswith("last")
 
 
+def test_the_last_line_is_printed_once(capsys, monkeypatch):
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress("scan", total=2, unit="files") as advance:
+        advance()
+        advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" files")[0] for line in lines] == ["scan: 1/2", "scan: 2/2"]
+
+
 def test_a_note_before_the_first_item_is_printed_at_once(capsys):
     with console.progress("generate", total=3, unit="images") as advance:
         advance(0, "starting Ray")

@@ -85,8 +85,11 @@ def _bar(description: str, total: int | None, unit: str) -> Generator[Advance]:
 def _lines(description: str, total: int | None, unit: str, every: float = 5.0) -> Generator[Advance]:
     start = last = time.monotonic()
     done, text, known = 0, "", total
+    printed: tuple[int, str, int | None] | None = None
 
     def line() -> None:
+        nonlocal printed
+        printed = done, text, known
         of = f"/{known}" if known is not None else ""
         took = time.monotonic() - start
         tail = "  " + shown(text) if text else ""
@@ -103,7 +106,8 @@ def _lines(description: str, total: int | None, unit: str, every: float = 5.0) -
             line()
 
     yield advance
-    line()
+    if printed != (done, text, known):
+        line()
 
 
 def emit(value: Any, as_json: bool, text: Callable[[Any], None]) -> None:

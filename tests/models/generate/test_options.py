@@ -52,6 +52,11 @@ def test_the_command_lists_them_for_people_and_machines(capsys):
     assert main(["sample", "options", "sdedit"]) == 0
     out = capsys.readouterr().out
     assert "--set strength=FLOAT  [default: 0.7]" in out
+    # a part of what is off has no effect by default
+    assert main(["sample", "options", "euler"]) == 0
+    shown = capsys.readouterr().out
+    assert "--set toolkit={}  [off unless it or one of its parts is set]" in shown
+    assert "--set toolkit.ntk=FLOAT  [default once it is on: 10.0]" in shown
     assert main(["sample", "options", "sdedit", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == options_of("sdedit")
     assert main(["sample", "options", "sdedid"]) == 1
