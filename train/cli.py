@@ -320,9 +320,12 @@ def _train(out: Path, device: str, begin: Callable[[], Any], launch: Any) -> Non
         say(f"longer: {command('train', 'resume', job.out, '--set', longer)}")
     else:
         if result.stopped:
-            # `train` has printed how to resume
-            raise typer.Exit(130)
-        say(f"{result.step} steps done, mean loss {result.loss:.4f} at the end; {shown(result.checkpoint)}")
+            # `train` has printed how to resume: no other message follows
+            raise SystemExit(130)
+        from uhr.train.run.trainer import RECENT
+
+        loss = f"mean loss {result.loss:.4f} over the last {min(result.step, RECENT)}"
+        say(f"{result.step} steps done, {loss}; {shown(result.checkpoint)}")
     _next("train", "export", job.out, "--out", "EXPORT")
 
 

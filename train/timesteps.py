@@ -54,6 +54,12 @@ class Timesteps(Config):
             raise ValueError(f"band [{low}, {high}] has less than a millionth of the density")
         return self
 
+    @property
+    def unused(self) -> list[str]:
+        """The parameters that the density does not have."""
+        of_density = {"logit_normal": ["mean", "std"], "mode": ["scale"]}
+        return [name for density, names in of_density.items() if density != self.density for name in names]
+
     def with_band(self, band: tuple[float, float]) -> Timesteps:
         """The same with another band, checked."""
         return Timesteps.model_validate({**self.model_dump(), "band": band})

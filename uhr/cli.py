@@ -81,6 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
             code = _command()(args=arguments, prog_name="uhr", standalone_mode=False)
     except UserError as error:
         return _fail(str(error.with_options()), debug)
+    except SystemExit as end:
+        # the command has said itself how it ended
+        return end.code if isinstance(end.code, int) else 1
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except BrokenPipeError:

@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 
+from uhr.base.errors import UserError
 from uhr.cli import main
 from uhr.train.encode.config import EncodeConfig
 from uhr.train.recipes import NAMES
@@ -175,3 +176,26 @@ def test_the_help_of_encode_names_every_key(capsys):
     assert main(["train", "encode", "--help"]) == 0
     shown_text = capsys.readouterr().out
     assert not [name for name in EncodeConfig.model_fields if name not in shown_text]
+
+
+def test_a_run_that_ctrl_c_stopped_says_once_how_it_goes_on(
+    monkeypatch, job_of, small_set, tiny_flux, tmp_path, capsys
+):
+    from uhr.train.run.launch import Launch
+    from uhr.train.run.trainer import TrainingResult
+
+    stopped = TrainingResult(1, tmp_path, 0.5, stopped=True)
+    monkeypatch.setattr(Launch, "train", lambda self, out, device, begin: (begin(), stopped))
+    run = ["train", "run", "lora", "--model", str(tiny_flux), "--data", str(small_set.folder)]
+    assert main([*run, "--out", str(tmp_path / "run")]) == 130
+    assert "interrupted" not in capsys.readouterr().err
+
+
+def test_ctrl_c_in_the_demo_is_no_failure_of_its_command(monkeypatch):
+    from uhr.demo.run import _uhr
+
+    with pytest.raises(KeyboardInterrupt):
+        _uhr(lambda arguments: 130, "train", "resume", "run")
+    _uhr(lambda arguments: 130, "train", "run", expect=130)
+    with pytest.raises(UserError, match="ended with exit code 1, not 0"):
+        _uhr(lambda arguments: 1, "train", "resume", "run")

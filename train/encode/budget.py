@@ -173,6 +173,8 @@ def _rate(run: Any, operations: int, device: torch.device) -> float:
 
 def print_budget(found: dict[str, Any]) -> None:
     """Print what `budget` returns."""
+    from uhr.models.estimate.plan_text import duration
+
     images, total = found["images"], sum(found["bytes"].values())
     say(f"{images['selected']:,} images, {found['captions']:,} captions")
     for name in ("too_small", "unknown_size"):
@@ -183,6 +185,6 @@ def print_budget(found: dict[str, Any]) -> None:
     say()
     table(["on disk", "size"], [[name, human_bytes(size)] for name, size in found["bytes"].items()])
     say(f"together {human_bytes(total)}")
-    hours = found["hours"]
-    say(f"hours: {hours['vae']:.2g} for the VAE, {hours['texts']:.2g} for the text encoders")
+    seconds = {name: duration(3600 * hours) for name, hours in found["hours"].items()}
+    say(f"time: {seconds['vae']} for the VAE, {seconds['texts']} for the text encoders")
     say(f"rate {found['rate']}; reading and decoding are not counted")

@@ -141,10 +141,25 @@ def describe(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
+def _unused(recipe: Recipe) -> set[str]:
+    """The paths of values that have no effect with the others: they are shown only where a user set them."""
+    found = set[str]()
+    for number, phase in enumerate(recipe.phases):
+        times = phase.timesteps.unused
+        found |= {f"phases.{number}.timesteps.{name}" for name in times}
+        for place, use in enumerate(phase.data):
+            values = use.model_dump()
+            idle = [name for name, value in values.items() if value is None]
+            idle += ["repeats"] if use.weight is not None else []
+            found |= {f"phases.{number}.data.{place}.{name}" for name in idle}
+    return found
+
+
 def print_description(recipe: Recipe, rows: list[dict[str, Any]]) -> None:
     """Print what `describe` returns as a table."""
     say(f"{recipe.name}: {recipe.about}\n")
-    values = [row for row in rows if row["path"] not in ("name", "about")]
+    hidden = {"name", "about", *_unused(recipe)}
+    values = [row for row in rows if row["path"] not in hidden or row["source"] == "set by you"]
     table(
         ["value of", "is", "source"],
         [[row["path"], json.dumps(row["value"]), row["source"]] for row in values],

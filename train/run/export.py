@@ -65,6 +65,7 @@ def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> Car
         for licence, count in data.licences.items():
             licences[None if licence == NOT_STATED else licence] += count
     used = recipe.done_by_phase(info.step)
+    native = info.model.native_size or get(info.model.spec).native_size
     reached = [p for p, steps in zip(recipe.phases, used, strict=True) if steps]
     return CardFacts(
         name=name,
@@ -73,7 +74,7 @@ def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> Car
         base_weights=info.model.transformer,
         recipe=recipe.name + (_average(recipe, info.step) if weights == "ema" else ""),
         steps=info.step,
-        resolution=", then ".join(f"{p.resolution or get(info.model.spec).native_size} px" for p in reached),
+        resolution=", then ".join(f"{p.resolution or native} px" for p in reached),
         guidance=recipe.guidance.scale,
         sampler=recipe.sampling.sampler,
         sample_arguments=tuple(recipe.sampling.arguments),
@@ -83,11 +84,7 @@ def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> Car
         licences=licences,
         surgeries=tuple(entry["surgery"] for entry in recipe.surgeries),
         trained=recipe.trainable.describe(get(info.model.spec)),
-        phases=tuple(
-            _phase(p, steps, get(info.model.spec).native_size)
-            for p, steps in zip(recipe.phases, used, strict=True)
-            if steps
-        ),
+        phases=tuple(_phase(p, steps, native) for p, steps in zip(recipe.phases, used, strict=True) if steps),
         command=_command(recipe, info),
         run=info.run,
         init=tuple(ref.lineage() for ref in info.init),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import shutil
 import tempfile
 import uuid
@@ -26,7 +27,7 @@ from uhr.train.data.reader import EncodedData
 from uhr.train.data.sets import NamedData, check_all_used, check_windows, open_sets
 from uhr.train.encode.hashing import shown_weights_hash
 from uhr.train.recipes import NAMES
-from uhr.train.recipes.core.base import Recipe
+from uhr.train.recipes.core.base import Recipe, leaves
 from uhr.train.run import init
 from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo, DataRef, InitRef, ModelRef
@@ -126,12 +127,16 @@ def _start(
     """`start` after all checks of recipe, model and data; `staging` has the files of `init.FOLDER`."""
     if _started(out):
         before = read_run(out)
-        differs = checkpoint.shown_changes(_present(before.recipe), info.recipe, _differences(before, info))
+        paths = _differences(before, info)
+        differs = checkpoint.shown_changes(_present(before.recipe), info.recipe, paths)
         if differs:
-            raise UserError(
-                f"{out} already contains a run with another {', another '.join(differs)}",
-                f"name another folder with --out, or resume with `{command('train', 'resume', out)}`",
-            )
+            what = f"{out} already contains a run with another {', another '.join(differs)}"
+            if not all(map(checkpoint.may_change, paths)):
+                resume = command("train", "resume", out)
+                raise UserError(what, f"name another folder with --out, or resume with `{resume}`")
+            values = dict(leaves(info.recipe))
+            changes = [part for path in paths for part in ("--set", f"{path}={json.dumps(values.get(path))}")]
+            raise UserError(what, f"continue it with that: `{command('train', 'resume', out, *changes)}`")
         return _job(out, recipe, opened, before, sets)
     folder = RunFolder(out, LAYOUT)
     folder.claim()
@@ -255,6 +260,7 @@ def _model_ref(opened: Model, spec_given: bool) -> ModelRef:
         transformer=shown_weights_hash(opened, "transformer"),
         base=None if backbone is None else whole,
         spec_given=spec_given,
+        native_size=opened.spec.native_size,
     )
 
 

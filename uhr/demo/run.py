@@ -129,6 +129,8 @@ def _uhr(main: Main, *parts: object, expect: int = 0) -> None:
     arguments = [str(part) for part in parts]
     say(f"$ uhr {shlex.join(arguments)}")
     code = main(arguments)
+    if code == 130 and expect != 130:
+        raise KeyboardInterrupt
     if code != expect:
         raise UserError(f"the demo's `uhr {shlex.join(arguments)}` ended with exit code {code}, not {expect}")
 

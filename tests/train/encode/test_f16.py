@@ -15,6 +15,7 @@ from uhr.train.encode.run import encode
 from uhr.train.encode.work.memory import images_together, memory_for, tiled
 from uhr.train.recipes import resolve
 from uhr.train.run.estimate import estimate
+from uhr.train.run.export import export
 from uhr.train.run.job import start
 from uhr.train.run.trainer import Trainer
 
@@ -50,6 +51,11 @@ def test_f16_data_are_planned_and_trained_on(f16_set, tiny_f16, fast, tmp_path):
     assert (bucket["size"], bucket["image_tokens"]) == ("256x256", 64)
     trainer = Trainer(start(recipe, str(tiny_f16), [folder], tmp_path / "run"))
     assert torch.isfinite(torch.tensor(trainer.step()["loss"]))
+    trainer.save({})
+    exported, _ = export(tmp_path / "run", tmp_path / "export")
+    card = (exported / "README.md").read_text()
+    assert "| resolution | 256 px |" in card
+    assert "1 steps at 256 px" in card
 
 
 def test_data_of_an_f8_vae_are_refused_by_a_model_with_f16(small_set, tiny_f16, tmp_path, capsys):

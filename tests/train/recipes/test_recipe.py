@@ -12,7 +12,7 @@ from uhr.models.adapters.surgeries import AdapterSurgery
 from uhr.models.zoo import ModelSpec, get
 from uhr.train.encode.config import EncodeConfig
 from uhr.train.objectives.wavelet import Wavelet
-from uhr.train.recipes import NAMES, describe, recipe, resolve
+from uhr.train.recipes import NAMES, describe, print_description, recipe, resolve
 from uhr.train.recipes.core import base as recipe_module
 from uhr.train.recipes.core.base import Phase, Recipe, leaves
 from uhr.train.trainable.adapters import Lora
@@ -247,3 +247,19 @@ def test_every_field_of_every_configuration_is_read_somewhere():
 def test_leaves_are_the_values_of_a_tree():
     tree = {"a": {"b": 1, "c": []}, "d": [{"e": 2}, {"e": 3}], "f": [1, 2]}
     assert dict(leaves(tree)) == {"a.b": 1, "a.c": [], "d.0.e": 2, "d.1.e": 3, "f": [1, 2]}
+
+
+def test_values_without_effect_are_shown_only_where_a_user_set_them(capsys):
+    def shown(*sets):
+        found = resolve("gca-stage2", None, list(sets))
+        print_description(found, describe(found))
+        return capsys.readouterr().out
+
+    plain = shown("phases.main.timesteps.density=uniform")
+    for name in ("timesteps.mean", "timesteps.std", "timesteps.scale", "data.0.where", "data.1.repeats"):
+        assert f"phases.0.{name} " not in plain
+    assert "phases.0.data.0.weight " in plain
+    mode = shown("phases.main.timesteps={density: mode, scale: 1.0, mean: 0.5}")
+    assert "phases.0.timesteps.scale " in mode
+    assert "phases.0.timesteps.mean " in mode
+    assert "phases.0.timesteps.std " not in mode

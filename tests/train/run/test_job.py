@@ -179,6 +179,10 @@ def test_another_run_in_the_same_folder_is_refused(job_of, tmp_path):
         match=r"another caption_dropout .*, another phases.0.steps .*, another seed .*: name another",
     ):
         job_of("seed=2", "caption_dropout=0.5", out=tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"\(1 -> 9\): continue it with that: `uhr train resume .*--set phases.0.steps=9`"
+    ):
+        job_of("seed=1", "phases.main.steps=9", out=tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(UserError, match="already contains something else"):

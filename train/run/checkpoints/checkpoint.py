@@ -73,7 +73,8 @@ class ModelRef(Config):
     """The frozen backbone.
 
     name: its hub id, or the name of its folder or file. transformer: the hash of its weights. base: where the
-    rest of the model was, for a lone backbone. spec_given: whether the user named the spec.
+    rest of the model was, for a lone backbone. spec_given: whether the user named the spec. native_size: of
+    the model with the VAE that it has, px; None in a run of an earlier version.
     """
 
     path: str
@@ -82,6 +83,7 @@ class ModelRef(Config):
     transformer: str
     base: str | None = None
     spec_given: bool = False
+    native_size: int | None = None
 
     @property
     def named(self) -> ModelName:
