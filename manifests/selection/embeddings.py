@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +48,12 @@ class Vectors:
         self.parent, self.name = parent, name
 
     def of(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (positions, unit vectors float64 [n, D]) of the rows at `positions` that have a vector."""
+        """Yield (positions, unit vectors float64 [n, D]) of the rows at `positions` that have a direction.
+
+        A null, a vector of zeros and one that is not finite have none. Raises UserError if two vectors have
+        different lengths.
+        """
+        length: int | None = None
         for group in self.parent.row_groups():
             low, high = np.searchsorted(positions, [group.start, group.start + group.rows])
             if low == high:
@@ -59,34 +63,54 @@ class Vectors:
                 here = positions[start : min(high, start + _STEP)]
                 taken = column.take(pa.array(here - group.start))
                 present = taken.is_valid().to_numpy(zero_copy_only=False)
-                if present.any():
-                    yield here[present], _unit(taken.drop_null())
+                if not present.any():
+                    continue
+                matrix = self._matrix(taken.drop_null(), length)
+                length = matrix.shape[1]
+                units, directed = _unit(matrix)
+                if directed.any():
+                    yield here[present][directed], units[directed]
 
     def of_sample(self, sample: str) -> np.ndarray:
         """Return the unit vector of a sample (an id, the beginning of one, or a uri), float64 [D]."""
         row = self.parent.row(sample)
         if row[self.name] is None:
             raise UserError(f"{row['uri']} has no {self.name}", "name another sample")
-        return _unit(pa.array([row[self.name]]))[0]
+        return unit_vector(np.array(row[self.name], dtype=np.float64), f"{self.name} of {row['uri']}")
+
+    def _matrix(self, vectors: pa.Array, length: int | None) -> np.ndarray:
+        """Return lists of numbers as float64 [n, D], a null in a list as NaN. `length` is D, if known."""
+        lengths = vectors.value_lengths().to_numpy(zero_copy_only=False)
+        length = int(lengths[0]) if length is None else length
+        if (lengths != length).any():
+            other = int(lengths[lengths != length][0])
+            raise UserError(
+                f"{self.parent.path}: {self.name} has vectors of {length} and of {other} numbers",
+                "name a column of vectors of one length with --embedding",
+            )
+        flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+        return flat.reshape(len(vectors), length)
 
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
 
 
-def _unit(vectors: Any) -> np.ndarray:
-    """Return vectors of one length as float64 [n, D] of norm 1; a vector of zeros stays as it is."""
-    flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-    matrix = flat.reshape(len(vectors), -1)
-    norms = np.sqrt(np.square(matrix).sum(axis=1, keepdims=True))
-    return matrix / np.where(norms > 0, norms, 1)
+def _unit(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of a matrix [n, D] with norm 1, and which rows have a direction, bool [n]."""
+    largest = np.abs(matrix).max(axis=1, keepdims=True, initial=0)
+    directed = np.isfinite(largest) & (largest > 0)
+    # divided by the largest number first, so that no square overflows or vanishes
+    scaled = matrix / np.where(directed, largest, 1)
+    norms = np.sqrt(np.square(scaled).sum(axis=1, keepdims=True))
+    return scaled / np.where(directed, norms, 1), directed[:, 0]
 
 
 def read_vector(file: Path) -> np.ndarray:
     """Read a vector from a .npy file, float64 [D] of norm 1. Raises UserError if it is not one."""
     try:
         vector = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise UserError(
             f"{file} cannot be read ({one_line(error)})", "save one vector with numpy.save"
         ) from None
@@ -96,10 +120,14 @@ def read_vector(file: Path) -> np.ndarray:
 def unit_vector(vector: np.ndarray, where: str) -> np.ndarray:
     """Return a vector as float64 [D] of norm 1. Raises UserError, which names `where`, if it is not one."""
     vector = np.squeeze(np.asarray(vector))
-    if vector.ndim != 1 or not np.isfinite(vector).all() or not np.any(vector):
-        raise UserError(f"{where} has shape {vector.shape}, or no finite length", "give one vector [D]")
-    vector = vector.astype(np.float64)
-    return vector / np.sqrt(np.square(vector).sum())
+    if vector.ndim != 1 or vector.dtype.kind not in "fiub":
+        raise UserError(
+            f"{where} is {vector.dtype} of shape {vector.shape}, not a vector", "give real numbers [D]"
+        )
+    units, directed = _unit(vector.astype(np.float64)[None])
+    if not directed[0]:
+        raise UserError(f"{where} is all zeros, or not finite, and has no direction", "give another vector")
+    return units[0]
 
 
 def vector_hash(vector: np.ndarray) -> str:
@@ -170,7 +198,10 @@ def _present(found: list[np.ndarray], positions: np.ndarray, name: str, option: 
             "run the stage that writes it, or name another column with --embedding",
         )
     if missing:
-        warn(f"{name} is null on {missing:,} of {len(positions):,} rows, and {option} leaves them out")
+        warn(
+            f"{name} is null, zero or not finite on {missing:,} of {len(positions):,} rows, and {option} "
+            f"leaves them out"
+        )
     return places
 
 

@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
 
 _NAME = r"[A-Za-z_][\w.-]*"
+_SPLIT = r"[A-Za-z][\w-]*"
+"""The name of a split, which exports use as the name of a file or folder."""
 
 
 class Top(Config):
@@ -68,6 +70,16 @@ class SliceOptions(Config):
     split: dict[str, float] | None = None
     seed: int = 0
 
+    @field_validator("split")
+    @classmethod
+    def _named(cls, split: dict[str, float] | None) -> dict[str, float] | None:
+        for name, share in (split or {}).items():
+            if re.fullmatch(_SPLIT, name) is None:
+                raise ValueError(f"has the name '{name}': a name is a letter, then letters, digits, - or _")
+            if not 0 < share <= 1:
+                raise ValueError(f"has the share {share:g} of '{name}', which is not in (0, 1]")
+        return split
+
     @property
     def draws(self) -> bool:
         """Whether the seed has an effect."""
@@ -83,16 +95,15 @@ class SliceOptions(Config):
                 del top["per"]
         return {"kind": "slice", **steps}
 
-    def columns(self) -> dict[str, str]:
-        """Return the columns that the steps after `where` read, with the option that names each."""
-        named: dict[str, str] = {}
-        for top in self.top or ():
-            named[top.by] = f"--top {top.by}"
-            named |= dict.fromkeys(top.per, "--per")
+    def ranked(self) -> dict[str, str]:
+        """Return the columns that `top` orders by, with the option that names each."""
+        return {top.by: f"--top {top.by}" for top in self.top or ()}
+
+    def grouped(self) -> dict[str, str]:
+        """Return the columns whose values make groups, with the option that names each."""
+        named = {name: "--per" for top in self.top or () for name in top.per}
         named |= dict.fromkeys(self.stratify or (), "--stratify")
-        if self.balance is not None:
-            named[self.balance] = "--balance"
-        return named
+        return named | ({} if self.balance is None else {self.balance: "--balance"})
 
 
 def parse_top(texts: Sequence[str], per: str | None = None) -> tuple[Top, ...]:
@@ -129,7 +140,7 @@ def _top(text: str, per: tuple[str, ...]) -> Top:
 def parse_similar(text: str) -> Similar:
     """Parse `QUERY=100`. The query may contain equals signs. Raises UserError if it is invalid."""
     to, _, rows = text.rpartition("=")
-    if not to.strip() or not rows.isdigit() or int(rows) < 1:
+    if not to.strip() or not rows.isdecimal() or int(rows) < 1:
         raise UserError(f"--similar '{text}' is not a query and a number of rows", "write it as 'a lake=100'")
     return Similar(to=to.strip(), rows=int(rows))
 
@@ -151,7 +162,7 @@ def parse_split(text: str) -> dict[str, float]:
     fix = "write it as train=0.9,val=0.1, adding up to 1"
     shares: dict[str, float] = {}
     for item in text.split(","):
-        match = re.fullmatch(r"\s*([A-Za-z][\w-]*)\s*=\s*([0-9.eE+-]+)\s*", item)
+        match = re.fullmatch(rf"\s*({_SPLIT})\s*=\s*([0-9.eE+-]+)\s*", item)
         try:
             name, share = (match[1], float(match[2])) if match else ("", 0.0)
         except ValueError:

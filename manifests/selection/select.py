@@ -78,16 +78,18 @@ def select(parent: Manifest, options: SliceOptions, query: np.ndarray | None = N
 
 def _check(schema: pa.Schema, options: SliceOptions, where: str) -> None:
     """Raise UserError unless the options fit together and name columns that their steps can use."""
-    for name, option in options.columns().items():
+    for name, option in (*options.ranked().items(), *options.grouped().items()):
         if name not in schema.names:
             raise unknown("column", name, schema.names, f"{option}: {where}")
+    for name, option in options.ranked().items():
         kind = schema.field(name).type
-        if option.startswith("--top"):
-            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-                raise UserError(f"{option}: {name} is {kind}, not a number", "name a column of numbers")
-        elif pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise UserError(f"{option}: {name} is {kind}, not a number", "name a column of numbers")
+    for name, option in options.grouped().items():
+        kind = schema.field(name).type
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind):
             raise UserError(f"{option}: {name} is {kind}, which makes no groups", "name another column")
-        elif pa.types.is_floating(kind):
+        if pa.types.is_floating(kind):
             raise UserError(
                 f"{option}: {name} is {kind}: nearly every row would be a group of its own",
                 "name a column of texts, integers or booleans",
@@ -113,7 +115,9 @@ class _Steps:
         self._connection = connection
         self._parent = parent
         self._options = options
-        self._column = {name: f"c{number}" for number, name in enumerate(options.columns())}
+        self._column = {
+            name: f"c{number}" for number, name in enumerate(options.ranked() | options.grouped())
+        }
         self._numbers = itertools.count()
         self._table = ""
         self._left = 0
@@ -153,13 +157,22 @@ class _Steps:
         return finite_column(name) if floating else quoted(name)
 
     def _family(self) -> list[str]:
-        """Patches are split by their parent, and exact copies by their group, so that no image is in two
+        """Patches are split with their parent, and exact copies by their group, so that no image is in two
         splits.
         """
         if not self._options.split:
             return []
-        names = [n for n in ("dup_group", "parent_id") if n in self._parent.schema.names]
-        return [f"coalesce({', '.join([*names, 'sample_id'])}) AS family"]
+        names = self._parent.schema.names
+        own = [name for name in ("dup_group", "parent_id") if name in names]
+        if len(own) == 2:
+            # the copies of a parent are those of its patches too
+            self._connection.execute(
+                """CREATE TEMP TABLE groups AS
+                   SELECT sample_id AS member, any_value(dup_group) AS of_parent FROM samples
+                   WHERE parent_id IS NULL AND dup_group IS NOT NULL GROUP BY sample_id"""
+            )
+            own.insert(0, "(SELECT of_parent FROM groups WHERE member = parent_id)")
+        return [f"coalesce({', '.join([*own, 'sample_id'])}) AS family"]
 
     def top(self, top: Top) -> None:
         """Keep the rows with the highest values; rows without a value are left out, ties go by sample_id."""

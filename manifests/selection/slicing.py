@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from uhr.base.config import build
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.base.files import saving
@@ -20,8 +21,9 @@ from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import LAYOUT
 from uhr.manifests.schema import COLUMNS
 from uhr.manifests.selection.embeddings import unit_vector, vector_hash
-from uhr.manifests.selection.options import Similar, SliceOptions, Top
+from uhr.manifests.selection.options import SliceOptions, Top
 from uhr.manifests.selection.select import Selection, select
+from uhr.manifests.sql import SqlCondition
 from uhr.manifests.writer import Provenance, write_manifest
 
 SPLIT = COLUMNS["split"]
@@ -45,15 +47,16 @@ class Slice:
 
     def where(self, condition: str) -> Slice:
         """Take rows for which this SQL condition is true, and those of earlier calls too."""
+        SqlCondition.parse(condition, "where")  # alone: "a) OR (b" would be a condition once it is joined
         before = self.options.where
         return self._with(where=condition if before is None else f"({before}) AND ({condition})")
 
     def similar(self, to: str | np.ndarray, rows: int, embedding: str = "clip_embedding") -> Slice:
         """Take the rows whose embeddings are nearest to a sample (an id or a uri) or a vector [D]."""
         if isinstance(to, str):
-            return self._with(similar=Similar(to=to, rows=rows), embedding=embedding)
+            return self._with(similar={"to": to, "rows": rows}, embedding=embedding)
         unit = unit_vector(to, "the query")
-        similar = Similar(to="a vector", rows=rows, vector=vector_hash(unit))
+        similar = {"to": "a vector", "rows": rows, "vector": vector_hash(unit)}
         return replace(self._with(similar=similar, embedding=embedding), query=unit)
 
     def diverse(self, rows: int, embedding: str = "clip_embedding") -> Slice:
@@ -64,7 +67,7 @@ class Slice:
         self, by: str, *, rows: int | None = None, share: float | None = None, per: Sequence[str] = ()
     ) -> Slice:
         """Take the rows with the highest values of `by`: give `rows`, or the `share` in (0, 1]."""
-        top = Top(by=by, rows=rows, share=share, per=tuple(per))
+        top = build(Top, {"by": by, "rows": rows, "share": share, "per": tuple(per)}, f"top of {by}")
         return self._with(top=(*(self.options.top or ()), top))
 
     def stratify(self, *columns: str) -> Slice:
@@ -106,7 +109,7 @@ class Slice:
         return slice_manifest(self.parent, Path(out), self.options, query=self.query)
 
     def _with(self, **steps: Any) -> Slice:
-        options = SliceOptions.model_validate({**self.options.model_dump(), **steps})
+        options = build(SliceOptions, {**self.options.model_dump(), **steps}, "slice")
         return replace(self, options=options)
 
 

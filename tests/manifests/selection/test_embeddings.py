@@ -15,6 +15,7 @@ import uhr.manifests
 from uhr.base.errors import UserError
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import COLUMNS, schema_of
+from uhr.manifests.selection.embeddings import read_vector, unit_vector
 from uhr.manifests.selection.options import Similar, SliceOptions, parse_similar
 from uhr.manifests.selection.select import select
 
@@ -148,6 +149,62 @@ def test_a_selection_that_cannot_be_says_why(
 def test_a_vector_of_another_length_is_refused(parent: Manifest) -> None:
     with pytest.raises(UserError, match=r"--similar has 3 numbers, and clip_embedding has 6"):
         uhr.manifests.open(parent.path).similar(np.ones(3), 2).count()
+
+
+def _with_vectors(folder: Path, make: Callable[..., Manifest], make_row: Any, vectors: list[Any]) -> Manifest:
+    schema = schema_of(c for c in COLUMNS.values() if c.name != "split")
+    schema = schema.append(pa.field("clip_embedding", pa.list_(pa.float32())))
+    rows = [make_row(n, **KEPT) | {"clip_embedding": one} for n, one in enumerate(vectors)]
+    return make(folder / "set", rows, schema=schema)
+
+
+def test_vectors_without_a_direction_are_left_out(
+    make: Callable[..., Manifest], make_row: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nan, inf = float("nan"), float("inf")
+    faulty = [[nan, 1.0], [inf, 1.0], [1.0, None], [0.0, 0.0], None]
+    made = _with_vectors(tmp_path, make, make_row, [[1.0, 0.0], *faulty, [0.0, 1.0], [-1.0, 0.1]])
+    assert chosen(made, diverse=3) == [0, 6, 7]
+    assert chosen(made, similar=Similar(to="folder/00000.jpg", rows=8)) == [0, 6, 7]
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("null, zero or not finite on 5 of 8 rows") == 2
+    with pytest.raises(UserError, match="4 is more than the 3 rows"):
+        chosen(made, diverse=4)
+    with pytest.raises(UserError, match=r"folder/00004.jpg is all zeros, or not finite"):
+        chosen(made, similar=Similar(to="folder/00004.jpg", rows=1))
+
+
+@pytest.mark.parametrize("vectors", [[[1.0, 2.0], [1.0, 2.0, 3.0, 4.0]], [[1.0], [1.0, 2.0]]])
+def test_vectors_of_several_lengths_are_refused(
+    vectors: list[Any], make: Callable[..., Manifest], make_row: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"clip_embedding has vectors of \d and of \d numbers"):
+        chosen(_with_vectors(tmp_path, make, make_row, vectors), diverse=1)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array(["a", "b"]), np.array([1j, 2.0]), np.zeros(3), np.array([1.0, np.nan]), np.ones((2, 2)), None],
+    ids=["texts", "complex", "zeros", "nan", "matrix", "empty file"],
+)
+def test_a_file_that_is_no_vector_is_refused(array: np.ndarray | None, tmp_path: Path) -> None:
+    file = tmp_path / "query.npy"
+    file.write_bytes(b"")
+    if array is not None:
+        np.save(file, array)
+    with pytest.raises(UserError, match=r"query\.npy"):
+        read_vector(file)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e300])
+def test_a_unit_vector_does_not_depend_on_the_size(size: float) -> None:
+    assert np.allclose(unit_vector(size * np.array([3.0, 4.0]), "query"), [0.6, 0.8], rtol=1e-15)
+
+
+@pytest.mark.parametrize("text", ["a lake=\u00b2", "a lake=0", "=3"])
+def test_an_invalid_number_of_similar_rows_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="is not a query and a number of rows"):
+        parse_similar(text)
 
 
 def test_a_query_may_contain_equals_signs() -> None:

@@ -189,9 +189,12 @@ def test_exact_copies_and_their_patches_are_in_one_split(make: Make, make_row: R
         group = f"{number // 3:064x}" if number < 45 else None
         whole = make_row(number, **KEPT, dup_group=group)
         made.append(whole)
-    for whole in list(made):
+    for number, whole in enumerate(list(made)):
         patch = f"{int(whole['sample_id'], 16) ^ 1:032x}"
-        made.append(whole | {"sample_id": patch, "parent_id": whole["sample_id"], "box": [0, 0, 8, 8]})
+        of_patch = {"sample_id": patch, "parent_id": whole["sample_id"], "box": [0, 0, 8, 8]}
+        if number % 2:
+            of_patch["dup_group"] = None
+        made.append(whole | of_patch)
     made.sort(key=lambda row: (row["uri"], row["sample_id"]))
     found = select(make(tmp_path / "set", made), SliceOptions(split={"a": 0.5, "b": 0.5}))
     assert found.splits is not None
@@ -199,7 +202,8 @@ def test_exact_copies_and_their_patches_are_in_one_split(make: Make, make_row: R
     row_of = {row["sample_id"]: row for row in made}
     for sample, side in zip(found.ids.to_pylist(), found.splits.to_pylist(), strict=True):
         row = row_of[sample]
-        sides.setdefault(row["dup_group"] or row.get("parent_id") or sample, set()).add(side)
+        whole = row_of[row.get("parent_id") or sample]
+        sides.setdefault(whole["dup_group"] or whole["sample_id"], set()).add(side)
     assert all(len(found) == 1 for found in sides.values())
     assert len({side for found in sides.values() for side in found}) == 2
 
@@ -243,11 +247,31 @@ def test_a_slice_in_python_is_the_slice_of_its_options(parent: Manifest, tmp_pat
         ({"balance": "author"}, "--balance author: none of the 300 rows"),
         ({"balance": "license", "sample": 301}, "301 is more than the 300 rows that are left"),
         ({"split": {"a": 0.5, "b": 0.2}}, "adds up to 0.7"),
+        ({"top": (Top(by="license", rows=3, per=("license",)),)}, "license is string, not a number"),
     ],
 )
 def test_a_step_that_cannot_be_applied_says_why(steps: dict[str, Any], says: str, parent: Manifest) -> None:
     with pytest.raises(UserError, match=says):
         chosen(parent, **steps)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda one: one.split(**{"../a": 0.5, "b": 0.5}), "has the name '../a'"),
+        (lambda one: one.split(**{"": 0.5, "b": 0.5}), "has the name ''"),
+        (lambda one: one.split(a=-0.5, b=1.5), "has the share -0.5 of 'a'"),
+        (lambda one: one.split(a=float("nan")), "split"),
+        (lambda one: one.top("height"), "give either rows or share"),
+        (lambda one: one.status("keep"), "'status' should be 'kept', 'rejected'"),
+        (lambda one: one.diverse(0), "'diverse' should be greater than or equal to 1"),
+        (lambda one: one.where("height > 0) OR (height < 1").where("width > 0"), "not an SQL condition"),
+    ],
+)
+def test_an_invalid_step_in_python_is_an_error_of_one_line(call: Any, says: str, parent: Manifest) -> None:
+    with pytest.raises(UserError, match=says) as found:
+        call(uhr.manifests.open(parent.path))
+    assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize(
