@@ -1,4 +1,4 @@
-"""The model card of an adapter or a backbone: summary, usage, training, data and licence."""
+"""The model card of an adapter, a backbone or a VAE: summary, usage, training, data and licence."""
 
 from __future__ import annotations
 
@@ -85,11 +85,18 @@ def backbone_card(facts: CardFacts) -> str:
     return _card(facts, "finetune", "transformer", [what, _backbone_usage(facts)])
 
 
+def vae_card(facts: CardFacts) -> str:
+    """Return the card of a trained VAE, as `lora_card`."""
+    what = f"The VAE of {facts.spec.summary} with {facts.trained} trained, in float32."
+    what += " Weights that were not trained are those of the base."
+    return _card(facts, "finetune", "vae", [what, _vae_usage(facts)])
+
+
 def _card(facts: CardFacts, relation: str, tag: str, first: list[str]) -> str:
     import yaml
 
     head = yaml.safe_dump(_front_matter(facts, relation, tag), sort_keys=False, allow_unicode=True)
-    what = "adapter" if relation == "adapter" else "transformer"
+    what = {"lora": "adapter", "vae": "VAE"}.get(tag, tag)
     training = [_training(facts), _lineage(facts), _data(facts), _licence(facts, what)]
     sections = [f"# {shown(facts.name)}", *first, *training]
     return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
@@ -97,13 +104,14 @@ def _card(facts: CardFacts, relation: str, tag: str, first: list[str]) -> str:
 
 def _front_matter(facts: CardFacts, relation: str, tag: str) -> dict[str, Any]:
     licence = facts.spec.licence
-    head: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    task = "image-to-image" if tag == "vae" else "text-to-image"
+    head: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": task}
     if "/" in facts.base_model:
         head |= {"base_model": facts.base_model.partition("@")[0], "base_model_relation": relation}
     head["license"] = licence.id
     if licence.id == "other":
         head |= {"license_name": licence.name, "license_link": licence.url}
-    head["tags"] = ["text-to-image", tag, "diffusers", facts.spec.family, "uhr"]
+    head["tags"] = [head["pipeline_tag"], tag, "diffusers", facts.spec.family, "uhr"]
     return head
 
 
@@ -206,6 +214,31 @@ pipe(prompt="a prompt", num_inference_steps={facts.spec.steps}{scale}).images[0]
 ```{_positions(facts)}"""
 
 
+def _vae_usage(facts: CardFacts) -> str:
+    model = _base(facts)[2]
+    f16 = "vae-f16" in facts.surgeries
+    restore, factor = "", ""
+    if f16:
+        restore = "\nvae = restore(vae)"
+        factor = """
+
+An image of H x W has latents of H/16 x W/16. Stock diffusers loads the weights and ignores `stride` in the
+configuration: without `restore` it would run them as a VAE of factor 8."""
+    imports = "from diffusers import AutoencoderKL"
+    imports += "\nfrom uhr.models.vae.f16 import restore" if f16 else ""
+    return f"""## Use
+
+```python
+{imports}
+
+vae = AutoencoderKL.from_pretrained("path/to/this/folder"){restore}
+```
+
+```bash
+{_command(facts, f"--model {model} --vae path/to/this/folder")}
+```{factor}"""
+
+
 def _training(facts: CardFacts) -> str:
     guidance = "none" if facts.guidance is None else f"embedded {facts.guidance:g}"
     rows = {
@@ -215,7 +248,7 @@ def _training(facts: CardFacts) -> str:
         "resolution": facts.resolution,
         "guidance while training": guidance,
         "base weights (SHA-256)": facts.base_weights,
-        "surgeries of the backbone": ", ".join(facts.surgeries) or "none",
+        "surgeries": ", ".join(facts.surgeries) or "none",
         **{name: f"{value:.6g}" for name, value in facts.metrics.items()},
         **{f"{name} version": value for name, value in facts.versions.items()},
     }

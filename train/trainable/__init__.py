@@ -15,6 +15,7 @@ NAMES = {
     "lora": "uhr.train.trainable.adapters:Lora",
     "singular-components": "uhr.train.trainable.adapters:Components",
     "token-masked-lora": "uhr.train.trainable.adapters:GuideLora",
+    "vae": "uhr.train.trainable.vae:Vae",
 }
 """The trainable parts by kind; any other is named by its import path, such as `mypkg.parts:Mine`."""
 

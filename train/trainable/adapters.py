@@ -70,24 +70,24 @@ class Adapter(Trainable):
 
         return LoraSpec(self.rank, self.suffixes(spec), self.strength)
 
-    def prepare(self, transformer: Any, spec: ModelSpec, seed: int) -> None:
-        transformer.requires_grad_(False)
-        self.surgery(spec, seed).apply(transformer)
+    def prepare(self, model: Any, spec: ModelSpec, seed: int) -> None:
+        model.requires_grad_(False)
+        self.surgery(spec, seed).apply(model)
 
-    def parameters(self, transformer: Any) -> dict[str, torch.nn.Parameter]:
+    def parameters(self, model: Any) -> dict[str, torch.nn.Parameter]:
         from uhr.models.adapters.plain import ADAPTER
 
         return {
             name.replace(f".{ADAPTER}.", "."): parameter
-            for name, parameter in transformer.named_parameters()
+            for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
 
-    def read(self, path: Path, transformer: Any, spec: ModelSpec) -> Mapping[str, torch.Tensor]:
+    def read(self, path: Path, model: Any, spec: ModelSpec) -> Mapping[str, torch.Tensor]:
         from uhr.models.adapters.files import read
         from uhr.models.adapters.formats.keys import layout_of
 
-        file = read(path, layout_of(transformer))
+        file = read(path, layout_of(model))
         if file.clip:
             raise UserError(f"adapter {path} also changes CLIP, which is not trained", FUSED)
         own_tokens = self.usage({}).tokens
@@ -100,14 +100,14 @@ class Adapter(Trainable):
             )
         self.check_same(file, spec)
         found = self.tensors_of(file)
-        own = {**self.parameters(transformer), **self.constants(transformer)}
+        own = {**self.parameters(model), **self.constants(model)}
         differs = sorted(set(found) ^ set(own))
         if differs:
             module = differs[0].partition(".lora_")[0]
             has, lacks = (
                 ("the adapter", "the recipe") if differs[0] in found else ("the recipe", "the adapter")
             )
-            fix = self._targets_fix(set(file.lora), transformer, spec)
+            fix = self._targets_fix(set(file.lora), model, spec)
             raise UserError(f"adapter {path}: {has} adapts {module}, and {lacks} does not", fix)
         for name, tensor in found.items():
             assert tensor.shape == own[name].shape, name
@@ -121,22 +121,22 @@ class Adapter(Trainable):
     def tensors_of(self, file: AdapterFile) -> dict[str, torch.Tensor]:
         """The tensors of a file's adapter, by the names of this one's."""
 
-    def _targets_fix(self, adapted: set[str], transformer: Any, spec: ModelSpec) -> str:
+    def _targets_fix(self, adapted: set[str], model: Any, spec: ModelSpec) -> str:
         """The fix for other modules: the set of targets that has them, if there is one."""
-        paths = [path for path, _ in transformer.named_modules() if not path.endswith(".base_layer")]
+        paths = [path for path, _ in model.named_modules() if not path.endswith(".base_layer")]
         for name, suffixes in spec.lora_target_sets.items():
             endings = tuple(f".{suffix}" for suffix in suffixes)
             if adapted == {path for path in paths if path.endswith(endings)}:
                 return f"--set trainable.targets={name}, or {FUSED}"
         return FUSED
 
-    def off(self, transformer: Any) -> AbstractContextManager[None]:
+    def off(self, model: Any) -> AbstractContextManager[None]:
         from uhr.models.adapters import peft_layers
         from uhr.models.adapters.plain import ADAPTER
 
-        return peft_layers.disabled(transformer, ADAPTER)
+        return peft_layers.disabled(model, ADAPTER)
 
-    def metadata(self, transformer: Any, over: Mapping[str, str]) -> dict[str, str]:
+    def metadata(self, model: Any, over: Mapping[str, str]) -> dict[str, str]:
         """Rank and alpha as diffusers writes them, so that the file is loaded at the right strength."""
         from uhr.models.adapters.formats.alphas import DIFFUSERS_METADATA
 
@@ -243,13 +243,13 @@ class Components(Adapter):
             cache=user_cache("components"),
         )
 
-    def prepare(self, transformer: Any, spec: ModelSpec, seed: int) -> None:
+    def prepare(self, model: Any, spec: ModelSpec, seed: int) -> None:
         from uhr.models.adapters import peft_layers
 
         # adapters that could not be fused with a quantised weight count as part of it
-        over = tuple(peft_layers.active(transformer))
-        transformer.requires_grad_(False)
-        self.surgery(spec, seed).model_copy(update={"over": over}).apply(transformer)
+        over = tuple(peft_layers.active(model))
+        model.requires_grad_(False)
+        self.surgery(spec, seed).model_copy(update={"over": over}).apply(model)
 
     def check_same(self, file: AdapterFile, spec: ModelSpec) -> None:
         if not file.starts:
@@ -267,13 +267,13 @@ class Components(Adapter):
         state, _ = read_file(file.path)
         return {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
 
-    def constants(self, transformer: Any) -> dict[str, torch.Tensor]:
+    def constants(self, model: Any) -> dict[str, torch.Tensor]:
         from uhr.models.adapters.minor import START
         from uhr.models.adapters.plain import ADAPTER
 
         return {
             name.replace(f".{ADAPTER}.", "."): buffer
-            for name, buffer in transformer.named_buffers()
+            for name, buffer in model.named_buffers()
             if name.endswith(f".{ADAPTER}.{START}")
         }
 

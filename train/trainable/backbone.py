@@ -34,34 +34,34 @@ class WholeBackbone(Trainable):
 
     kind: str = "backbone"
 
-    def prepare(self, transformer: Any, spec: ModelSpec, seed: int) -> None:
-        transformer.requires_grad_(True)
+    def prepare(self, model: Any, spec: ModelSpec, seed: int) -> None:
+        model.requires_grad_(True)
 
-    def parameters(self, transformer: Any) -> dict[str, torch.nn.Parameter]:
-        return dict(transformer.named_parameters())
+    def parameters(self, model: Any) -> dict[str, torch.nn.Parameter]:
+        return dict(model.named_parameters())
 
-    def read(self, path: Path, transformer: Any, spec: ModelSpec) -> Mapping[str, torch.Tensor]:
+    def read(self, path: Path, model: Any, spec: ModelSpec) -> Mapping[str, torch.Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
 
-    def off(self, transformer: Any) -> AbstractContextManager[None]:
+    def off(self, model: Any) -> AbstractContextManager[None]:
         what = "the objective needs the model before training, and with trainable part 'backbone' all of it"
         raise UserError(f"{what} changes", "set `uses_teacher = True` in the objective's class")
 
     def describe(self, spec: ModelSpec) -> str:
         return "the whole backbone"
 
-    def metadata(self, transformer: Any, over: Mapping[str, str]) -> dict[str, str]:
-        config = json.loads(transformer.to_json_string())
+    def metadata(self, model: Any, over: Mapping[str, str]) -> dict[str, str]:
+        config = json.loads(model.to_json_string())
         # where the weights were on this machine
         config.pop("_name_or_path", None)
         return {CONFIG: json.dumps(config, sort_keys=True)}
 
     def export(self, part: PartFile, spec: ModelSpec, out: Path, facts: CardFacts) -> Path:
-        from uhr.models.publish.backbone import export_backbone
+        from uhr.models.publish.component import export_component
 
-        return export_backbone(part.tensors, json.loads(part.metadata[CONFIG]), out, facts)
+        return export_component("backbone", part.tensors, json.loads(part.metadata[CONFIG]), out, facts)
 
     def sample_options(self, folder: Path, model: ModelName) -> list[str]:
         from uhr.models.loading.opening import ModelName

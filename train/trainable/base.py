@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from uhr.base.kinds import Kind
 from uhr.models.specs.spec import ModelSpec
@@ -33,6 +33,9 @@ class Trainable(Kind):
     file: ClassVar[str]
     """Name of its file in a checkpoint, without `.safetensors`."""
 
+    component: ClassVar[Literal["transformer", "vae"]] = "transformer"
+    """The component of the model that it is a part of."""
+
     removable: ClassVar[bool] = True
     """Whether `off` gives the model before training. Otherwise an objective's teacher is a second, frozen
     copy of the model."""
@@ -52,36 +55,36 @@ class Trainable(Kind):
         return
 
     @abstractmethod
-    def prepare(self, transformer: Any, spec: ModelSpec, seed: int) -> None:
+    def prepare(self, model: Any, spec: ModelSpec, seed: int) -> None:
         """Freeze the model and make the part trainable. Raises UserError if the model lacks it.
 
         `seed` is that of its initial values. On the meta device only the structure is made.
         """
 
     @abstractmethod
-    def parameters(self, transformer: Any) -> dict[str, torch.nn.Parameter]:
+    def parameters(self, model: Any) -> dict[str, torch.nn.Parameter]:
         """The trained parameters of a prepared model, by the names of its file."""
 
-    def constants(self, transformer: Any) -> dict[str, torch.Tensor]:
+    def constants(self, model: Any) -> dict[str, torch.Tensor]:
         """Frozen tensors that belong to the part, by the names of its file; a checkpoint contains them."""
         return {}
 
     @abstractmethod
-    def read(self, path: Path, transformer: Any, spec: ModelSpec) -> Mapping[str, torch.Tensor]:
+    def read(self, path: Path, model: Any, spec: ModelSpec) -> Mapping[str, torch.Tensor]:
         """Read a file of such a part, to train it further: the tensors of `parameters` and `constants`.
 
-        `transformer` is prepared; it may be on the meta device. Raises UserError for another part.
+        `model` is prepared; it may be on the meta device. Raises UserError for another part.
         """
 
     @abstractmethod
-    def off(self, transformer: Any) -> AbstractContextManager[None]:
+    def off(self, model: Any) -> AbstractContextManager[None]:
         """A `with` block in which the model is the one before training, if the part is `removable`."""
 
     @abstractmethod
     def describe(self, spec: ModelSpec) -> str:
         """What is trained, in a few words for people."""
 
-    def metadata(self, transformer: Any, over: Mapping[str, str]) -> dict[str, str]:
+    def metadata(self, model: Any, over: Mapping[str, str]) -> dict[str, str]:
         """The metadata of its file in a checkpoint, for the model that is trained.
 
         over: adapters that were fused with the weights, name -> SHA-256 of the file. A part that does not

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from uhr.base.errors import UserError
 from uhr.cli import main
-from uhr.models.publish.backbone import export_backbone
+from uhr.models.publish.component import export_component
 from uhr.models.zoo import load_transformer
 from uhr.train.recipes import resolve
 from uhr.train.run.checkpoints import checkpoint
@@ -137,14 +137,16 @@ def test_the_export_loads_in_stock_diffusers_with_the_float32_values(
 def test_an_export_in_several_files_is_the_same_model(tiny_flux, facts_of_card, tmp_path):
     model = load_transformer(tiny_flux)
     config = json.loads(model.to_json_string())
-    folder = export_backbone(model.state_dict(), config, tmp_path / "shards", facts_of_card, 300_000)
+    folder = export_component(
+        "backbone", model.state_dict(), config, tmp_path / "shards", facts_of_card, 300_000
+    )
     assert len(list(folder.glob("*-of-*.safetensors"))) > 2
     loaded = FluxTransformer2DModel.from_pretrained(folder).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "README.md").write_text("mine")
     with pytest.raises(UserError, match="already contains something else"):
-        export_backbone(model.state_dict(), config, tmp_path / "mine", facts_of_card)
+        export_component("backbone", model.state_dict(), config, tmp_path / "mine", facts_of_card)
 
 
 @pytest.fixture
