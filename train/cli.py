@@ -209,19 +209,14 @@ def encode_(
         info, was_finished = encode(manifest, named, out, config, place, pool, reuse or [])
 
     def text(_: Any) -> None:
-        from uhr.models.specs.registry import get
         from uhr.train.encode.stored.encoded import print_encoded
-        from uhr.train.recipes import resolve
+        from uhr.train.run.suggestion import for_encoded
 
         if was_finished:
             say(f"{shown(out)} is encoded already: the same manifest, model and configuration")
         print_encoded(info)
         say()
-        if info.config.pixels:
-            return  # pixels train a VAE, for which there is no recipe yet
-        # a guide is of use to UltraGen alone
-        recipe = "lora" if info.config.guide is None else "ultragen"
-        changes = resolve(recipe, None).changes_for(get(info.model.spec))
+        recipe, changes = for_encoded(info, out)
         sets = [argument for change in changes for argument in ("--set", change)]
         _next("train", "run", recipe, *named.options(), "--data", out, "--out", "RUN", *sets)
 
@@ -349,7 +344,7 @@ def export_(
 ) -> None:
     """Write what was trained in the format of diffusers, with a model card: lineage, counts, licences."""
     from uhr.models.specs.registry import get
-    from uhr.train.recipes.core.base import Recipe
+    from uhr.train.recipes import read_recipe
     from uhr.train.run.export import export, needed_files
 
     if weights not in ("trained", "ema"):
@@ -358,7 +353,7 @@ def export_(
     needed = needed_files(run, info)
 
     def text(_: Any) -> None:
-        recipe = Recipe.model_validate(info.recipe)
+        recipe = read_recipe(info.recipe)
         part = recipe.trainable
         what = part.describe(get(info.model.spec))
         say(f"{shown(folder)}: {what}, after step {info.step}, and its card README.md")

@@ -89,6 +89,7 @@ ELSEWHERE = {
     ("uhr/demo/run.py", "--set"): ("train run",),
     ("uhr/demo/run.py", "--adapter"): SAMPLE,
     ("train/trainable/adapters.py", "--adapter"): SAMPLE,
+    ("train/trainable/vae.py", "--vae"): SAMPLE,
     ("train/recipes/core/base.py", "--guidance"): SAMPLE,
     # the card's command that trains it again
     ("train/run/export.py", "--data"): ("train run",),

@@ -16,8 +16,8 @@ from uhr.base.errors import UserError
 from uhr.models.specs.spec import ModelSpec
 from uhr.train.data.order import BucketPlan
 from uhr.train.data.reader import EncodedData
-from uhr.train.data.sets import NamedData, data_for
-from uhr.train.recipes.core.base import DataUse, Recipe
+from uhr.train.data.sets import NamedData, data_for, rows_of
+from uhr.train.recipes.core.base import DataUseBase, RecipeBase
 
 
 class Turn(NamedTuple):
@@ -41,18 +41,18 @@ class UseOrder:
     of them, rising.
     """
 
-    use: DataUse
+    use: DataUseBase
     data: EncodedData
     plan: BucketPlan
     buckets: tuple[int, ...]
     rows: tuple[np.ndarray, ...]
 
     @classmethod
-    def of(cls, recipe: Recipe, phase: int, number: int, data: EncodedData) -> UseOrder:
+    def of(cls, recipe: RecipeBase, phase: int, number: int, data: EncodedData) -> UseOrder:
         """The order of use `number` of a phase. Raises UserError if a row or bucket would never be used."""
         use = recipe.phases[phase].data[number]
         where = f"{data.path}, phases.{recipe.phases[phase].name}.data.{number}.where"
-        chosen = [(bucket, rows) for bucket, rows in enumerate(data.select(use.where, where)) if len(rows)]
+        chosen = [(bucket, rows) for bucket, rows in enumerate(rows_of(use, data, where)) if len(rows)]
         if not chosen:
             raise UserError(
                 f"{data.path}: no row of it has {use.where}", "loosen the condition of that phase"
@@ -134,7 +134,7 @@ class Mixture:
         self._uses, self._places = uses[order], own[order]
 
 
-def mixture_of(recipe: Recipe, phase: int, spec: ModelSpec, sets: Sequence[NamedData]) -> Mixture:
+def mixture_of(recipe: RecipeBase, phase: int, spec: ModelSpec, sets: Sequence[NamedData]) -> Mixture:
     """The order of a phase's batches. Raises UserError if data are missing or never used."""
     config = recipe.phases[phase]
     return Mixture(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from uhr.base.errors import UserError, one_line
@@ -83,6 +85,42 @@ class EncodedData:
         rows = manifest.table(["bucket", "bucket_row"], where=f"bucket IS NOT NULL AND ({where})")
         names, numbers = rows["bucket"].to_numpy(), rows["bucket_row"].to_numpy()
         return [np.sort(numbers[names == f"{b.width}x{b.height}"]).astype(np.int64) for b in self.buckets]
+
+    def lowest(self, rows: Sequence[np.ndarray], shares: Mapping[str, float]) -> list[np.ndarray]:
+        """Of rows by bucket, as `select` returns them, the share with the lowest values of a column.
+
+        shares: at most one column, and a share in (0, 1]; at least one row is left. Rows without a value are
+        left out, and equal values are in the order of sample ids, as in slices. Raises UserError if no row
+        has a value.
+        """
+        if not shares:
+            return list(rows)
+        ((column, share),) = shares.items()
+        manifest = None if self.info.schema_version < 2 else Manifest.open(self.path)
+        if manifest is None or column not in manifest.schema.names:
+            fix = "curate with the stage that computes it, or set the phase's data.0.lowest={}"
+            raise UserError(f"{self.path} has no column '{column}'", fix)
+        kind = manifest.schema.field(column).type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise UserError(f"{self.path}: column '{column}' has no numbers", "name another in `lowest`")
+        table = manifest.table(["sample_id", "bucket", "bucket_row", column], where="bucket IS NOT NULL")
+        values = table[column].cast(pa.float64()).to_numpy()
+        names, numbers = table["bucket"].to_numpy(), table["bucket_row"].to_numpy()
+        candidate = np.zeros(len(values), bool)
+        for bucket, own in zip(self.buckets, rows, strict=True):
+            here = names == f"{bucket.width}x{bucket.height}"
+            candidate[here] = np.isin(numbers[here], own) & np.isfinite(values[here])
+        if not candidate.any():
+            raise UserError(
+                f"{self.path}: no row has a value of {column}", "set the phase's data.0.lowest={}"
+            )
+        order = np.lexsort((table["sample_id"].to_numpy().astype(str), values))
+        order = order[candidate[order]]
+        left = order[: max(1, math.floor(len(order) * share + 0.5))]
+        return [
+            np.sort(numbers[left[names[left] == f"{b.width}x{b.height}"]]).astype(np.int64)
+            for b in self.buckets
+        ]
 
     def caption_columns(self, bucket: int, rows: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """For each row the indices of the caption columns that it has a text in, ascending."""

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from uhr.base.errors import UserError, unknown
 from uhr.models.specs.spec import ModelSpec
 from uhr.train.data.names import NamedPath
 from uhr.train.data.reader import EncodedData
-from uhr.train.recipes.core.base import DataUse, Phase, Recipe
+from uhr.train.recipes.core.base import DataUseBase, PhaseBase, Recipe, RecipeBase
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class NamedData:
     data: EncodedData
 
 
-def open_sets(recipe: Recipe, given: Iterable[NamedPath | Path]) -> list[NamedData]:
+def open_sets(recipe: RecipeBase, given: Iterable[NamedPath | Path]) -> list[NamedData]:
     """Open the folders. A folder without a name is the recipe's only data set.
 
     Raises UserError for a name that the recipe does not use, a missing name, and two folders of one name and
@@ -45,17 +47,28 @@ def open_sets(recipe: Recipe, given: Iterable[NamedPath | Path]) -> list[NamedDa
             if (other.name, other.data.info.resolution) == (name, data.info.resolution):
                 what = f"{path} and {other.data.path} are both data set '{name}' at {data.info.resolution} px"
                 raise UserError(what, "give one of them, or name them differently in the recipe")
-        columns = data.info.config.captions
-        if recipe.captions and not set(columns) & set(recipe.captions):
-            what = f"recipe {recipe.name} draws captions from {', '.join(recipe.captions)}, and {path} has"
-            raise UserError(
-                f"{what} {', '.join(columns)}", "encode it with --set captions=[...], or set captions"
-            )
+        if isinstance(recipe, Recipe):
+            _check_captions(recipe, path, data.info.config.captions)
         found.append(NamedData(name, data))
     return found
 
 
-def data_for(use: DataUse, phase: Phase, spec: ModelSpec, sets: Sequence[NamedData]) -> EncodedData:
+def _check_captions(recipe: Recipe, path: Path, columns: Sequence[str]) -> None:
+    if recipe.captions and not set(columns) & set(recipe.captions):
+        what = f"recipe {recipe.name} draws captions from {', '.join(recipe.captions)}, and {path} has"
+        raise UserError(
+            f"{what} {', '.join(columns)}", "encode it with --set captions=[...], or set captions"
+        )
+
+
+def rows_of(use: DataUseBase, data: EncodedData, where: str = "where") -> list[np.ndarray]:
+    """The rows that a phase uses of a data set, for each bucket ascending; errors call its condition
+    `where`.
+    """
+    return data.lowest(data.select(use.where, where), use.lowest)
+
+
+def data_for(use: DataUseBase, phase: PhaseBase, spec: ModelSpec, sets: Sequence[NamedData]) -> EncodedData:
     """The data that a phase uses. Raises UserError if they are not among those given."""
     resolution = use.resolution or phase.resolution or spec.native_size
     of_name = [each.data for each in sets if each.name == use.data]
@@ -84,10 +97,10 @@ def check_windows(recipe: Recipe, spec: ModelSpec, sets: Sequence[NamedData]) ->
         recipe.windows.check_sizes(spec, str(each.data.path), sizes, each.data.info.config.guide)
 
 
-def check_all_used(recipe: Recipe, spec: ModelSpec, sets: Sequence[NamedData]) -> None:
+def check_all_used(recipe: RecipeBase, spec: ModelSpec, sets: Sequence[NamedData]) -> None:
     """Raise UserError for a data set that no phase uses."""
-    held_out = recipe.validation.loss
-    extra = () if held_out is None else (DataUse(data=held_out.data, resolution=held_out.resolution),)
+    measured = recipe.validation.measured
+    extra = [DataUseBase(data=rows.data, resolution=rows.resolution) for rows in measured]
     pairs = ((use, phase) for phase in recipe.phases for use in (*phase.data, *extra))
     used = {id(data_for(use, phase, spec, sets)) for use, phase in pairs}
     for each in sets:

@@ -106,6 +106,21 @@ class Batch:
     mask: torch.Tensor | None = None
 
     @property
+    def noise_levels(self) -> torch.Tensor:
+        """Sigma of each sample, for the log."""
+        return self.sigma
+
+    @property
+    def amount(self) -> tuple[str, float]:
+        """The size of one sample with its unit, for rates in the log: its image, text and guide tokens."""
+        guide = self.condition.guide
+        streams = [self.data, *([] if guide is None else [guide])]
+        image = sum(stream.shape[-2] * stream.shape[-1] // 4 for stream in streams)
+        # the sequence is the first of a family's text tensors
+        text = next(iter(self.condition.texts.values())).shape[1]
+        return "tokens", image + text
+
+    @property
     def levels(self) -> torch.Tensor:
         """Sigma as [B, 1, 1, 1]."""
         return self.sigma.view(-1, 1, 1, 1)

@@ -10,10 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from uhr.base.config import apply_sets, build, read_yaml
 from uhr.base.console import say, table, warn
 from uhr.base.errors import UserError, load_object, unknown
-from uhr.train.recipes.core.base import Recipe, leaves
+from uhr.train.recipes.core.base import Phase, Recipe, RecipeBase, leaves
+from uhr.train.recipes.core.vae import VaeRecipe
+from uhr.train.trainable import AnyTrainable
+from uhr.train.trainable.base import Trainable
 
 NAMES = {
     "lora": "uhr.train.recipes.lora:RECIPE",
@@ -27,13 +32,14 @@ NAMES = {
     "ultraflux-stage1": "uhr.train.recipes.ultraflux_stage1:RECIPE",
     "ultraflux-stage2": "uhr.train.recipes.ultraflux_stage2:RECIPE",
     "ultraflux": "uhr.train.recipes.ultraflux:RECIPE",
+    "vae-f16": "uhr.train.recipes.vae_f16:RECIPE",
 }
 
 SHORT = {"urae-4k": "urae-4k@code"}
 """A name without its version, and the recipe that it means."""
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str) -> RecipeBase:
     """The recipe of a name, or of an import path such as `mypkg.recipes:Mine`, which is a `Recipe` or a
     function that returns one.
     """
@@ -44,18 +50,33 @@ def recipe(name: str) -> Recipe:
         raise unknown("recipe", name, NAMES)
     found = load_object(NAMES.get(name, name), "recipe")
     found = found() if callable(found) else found
-    if not isinstance(found, Recipe):
+    if not isinstance(found, RecipeBase):
         raise UserError(
             f"'{name}' is a {type(found).__name__}", "give a Recipe, or a function that returns one"
         )
     return found
 
 
+def read_recipe(tree: Mapping[str, Any]) -> RecipeBase:
+    """The recipe of a resolved configuration, as `run.json` and checkpoints have it."""
+    return recipe_class(tree).model_validate(tree)
+
+
+def recipe_class(tree: Mapping[str, Any]) -> type[RecipeBase]:
+    """The class of a resolved configuration, by the component that it trains."""
+    trainable = tree.get("trainable")
+    if trainable is None:
+        # of an earlier version
+        return Recipe
+    part: Trainable = TypeAdapter(AnyTrainable).validate_python(trainable)
+    return VaeRecipe if part.component == "vae" else Recipe
+
+
 def _others(name: str) -> str:
     return ", ".join(each for each in NAMES if each.startswith(f"{name}@") and each != SHORT[name])
 
 
-def resolve(name: str | None, config: Path | None = None, sets: list[str] | None = None) -> Recipe:
+def resolve(name: str | None, config: Path | None = None, sets: list[str] | None = None) -> RecipeBase:
     """The recipe, changed by a YAML file and then by `--set` options.
 
     The file starts with `recipe: NAME`; entries of `phases` are addressed by name or number: `phases: {main:
@@ -79,7 +100,7 @@ def resolve(name: str | None, config: Path | None = None, sets: list[str] | None
     base = recipe(name)
     where = str(config) if config is not None else "--set"
     tree = merge(base.model_dump(mode="json"), differences, where)
-    resolved = build(Recipe, apply_sets(tree, sets or []), where)
+    resolved = build(type(base), apply_sets(tree, sets or []), where)
     # sources are not configuration: they stay those of the recipe
     return resolved.model_copy(update={"sources": base.sources, "origin": base.model_dump(mode="json")})
 
@@ -127,7 +148,7 @@ def _entries(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(entry, Mapping) for entry in value)
 
 
-def describe(recipe: Recipe) -> list[dict[str, Any]]:
+def describe(recipe: RecipeBase) -> list[dict[str, Any]]:
     """List every value of a recipe with its dotted path and its source ("set by you" if it was changed)."""
     values = dict(leaves(recipe.model_dump(mode="json")))
     given = dict(leaves(recipe.origin)) if recipe.origin is not None else values
@@ -141,21 +162,21 @@ def describe(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def _unused(recipe: Recipe) -> set[str]:
+def _unused(recipe: RecipeBase) -> set[str]:
     """The paths of values that have no effect with the others: they are shown only where a user set them."""
     found = set[str]()
     for number, phase in enumerate(recipe.phases):
-        times = phase.timesteps.unused
-        found |= {f"phases.{number}.timesteps.{name}" for name in times}
+        if isinstance(phase, Phase):
+            found |= {f"phases.{number}.timesteps.{name}" for name in phase.timesteps.unused}
         for place, use in enumerate(phase.data):
             values = use.model_dump()
-            idle = [name for name, value in values.items() if value is None]
+            idle = [name for name, value in values.items() if value in (None, {})]
             idle += ["repeats"] if use.weight is not None else []
             found |= {f"phases.{number}.data.{place}.{name}" for name in idle}
     return found
 
 
-def print_description(recipe: Recipe, rows: list[dict[str, Any]]) -> None:
+def print_description(recipe: RecipeBase, rows: list[dict[str, Any]]) -> None:
     """Print what `describe` returns as a table."""
     say(f"{recipe.name}: {recipe.about}\n")
     hidden = {"name", "about", *_unused(recipe)}

@@ -11,7 +11,7 @@ from uhr.base.console import say, table
 from uhr.base.errors import UserError
 from uhr.base.formatting import gibibytes, human_bytes
 from uhr.models.estimate.devices import Device, device
-from uhr.models.estimate.shapes import spec_named
+from uhr.models.estimate.shapes import empty_component, empty_components, spec_named
 from uhr.models.families.registry import FAMILIES
 from uhr.models.loading.model import empty_transformer
 from uhr.models.zoo import Model, ModelName, ModelSpec, get
@@ -19,7 +19,8 @@ from uhr.train.data.mixture import mixture_of
 from uhr.train.data.names import NamedPath
 from uhr.train.data.sets import NamedData, check_windows, open_sets
 from uhr.train.encode.stored.tensors import size_of
-from uhr.train.recipes.core.base import Recipe
+from uhr.train.recipes.core.base import Recipe, RecipeBase
+from uhr.train.recipes.core.vae import VaeRecipe
 from uhr.train.run.checkpoints.average import describe_average
 from uhr.train.run.counts import Counts, counts_of_spec
 from uhr.train.run.duration import TokenCounts, sample_operations, step_seconds, token_counts
@@ -27,7 +28,7 @@ from uhr.train.run.memory import Processes, fit, memory
 
 
 def estimate(
-    recipe: Recipe,
+    recipe: RecipeBase,
     model: str | ModelName,
     data: Sequence[NamedPath | Path],
     on: str | None = None,
@@ -42,10 +43,49 @@ def estimate(
     spec, opened = _model(ModelName.of(model))
     recipe.check(spec)
     encoded = open_sets(recipe, data)
-    check_windows(recipe, spec, encoded)
-    if recipe.windows is not None:
+    if isinstance(recipe, Recipe) and recipe.windows is not None:
+        check_windows(recipe, spec, encoded)
         recipe = recipe.model_copy(update={"windows": recipe.windows.for_model(spec)})
     phases = [_phase(recipe, index, spec, encoded) for index in range(len(recipe.phases))]
+    common = {
+        "recipe": recipe.name,
+        "model": spec.name,
+        "steps": recipe.steps,
+        "average": None if recipe.ema is None else describe_average(recipe.ema, recipe.steps),
+        "samples": recipe.steps * recipe.batch.size,
+        "component": recipe.trainable.component,
+        "phases": phases,
+        "trained": recipe.trainable.describe(spec),
+        "processes": {**dataclasses.asdict(processes), "parts": processes.parts(recipe)},
+        "notes": recipe.notes(spec),
+    }
+    if isinstance(recipe, VaeRecipe):
+        from uhr.train.run.vae.estimate import vae_plan
+
+        found = vae_plan(recipe, spec, _empty_vae(spec, opened), phases, gpu, processes)
+    else:
+        assert isinstance(recipe, Recipe)
+        found = _backbone_plan(recipe, spec, opened, phases, gpu, processes)
+    if encoded:
+        parts = (part for each in encoded for part in each.data.info.parts)
+        found["storage"]["encoded_data"] = sum(part.bytes for part in parts)
+    return {**common, **found}
+
+
+def _empty_vae(spec: ModelSpec, opened: Model | None) -> Any:
+    """The VAE without its weights."""
+    return empty_component(spec, "vae") if opened is None else empty_components(opened)["vae"]
+
+
+def _backbone_plan(
+    recipe: Recipe,
+    spec: ModelSpec,
+    opened: Model | None,
+    phases: Sequence[dict[str, Any]],
+    gpu: Device | None,
+    processes: Processes,
+) -> dict[str, Any]:
+    """Parameters, memory, time and storage of the training of a backbone."""
     longest = max(bucket["tokens"] for phase in phases for bucket in phase["buckets"])
     if opened is None:
         counts = counts_of_spec(recipe, spec)
@@ -54,24 +94,15 @@ def estimate(
     sizes = memory(recipe, counts.base, counts.part, longest, processes)
     timed = {} if gpu is None else _times(recipe, spec, gpu, counts, phases, processes)
     return {
-        "recipe": recipe.name,
-        "model": spec.name,
-        "steps": recipe.steps,
-        "average": None if recipe.ema is None else describe_average(recipe.ema, recipe.steps),
-        "samples": recipe.steps * recipe.batch.size,
-        "phases": phases,
-        "trained": recipe.trainable.describe(spec),
         "parameters": {
             "base": counts.base.parameters,
             "total": counts.total,
             "trainable": counts.part.trained,
             "linears": counts.linears,
         },
-        "processes": {**dataclasses.asdict(processes), "parts": processes.parts(recipe)},
         "memory": sizes,
         **({} if gpu is None else {"gpu": fit(sizes, gpu), "time": timed}),
-        "storage": _storage(recipe, spec, counts, encoded),
-        "notes": recipe.notes(spec),
+        "storage": _storage(recipe, spec, counts),
     }
 
 
@@ -89,7 +120,7 @@ def _model(model: ModelName) -> tuple[ModelSpec, Model | None]:
     return known, None
 
 
-def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: Sequence[NamedData]) -> dict[str, Any]:
+def _phase(recipe: RecipeBase, index: int, spec: ModelSpec, encoded: Sequence[NamedData]) -> dict[str, Any]:
     phase = recipe.phases[index]
     sets, buckets = _used(recipe, index, spec, encoded) if encoded else _planned(recipe, index, spec)
     alone = sets[0] if len(sets) == 1 else None
@@ -105,7 +136,7 @@ def _phase(recipe: Recipe, index: int, spec: ModelSpec, encoded: Sequence[NamedD
 
 
 def _used(
-    recipe: Recipe, index: int, spec: ModelSpec, encoded: Sequence[NamedData]
+    recipe: RecipeBase, index: int, spec: ModelSpec, encoded: Sequence[NamedData]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The data sets that a phase mixes, and their buckets."""
     mixture, steps = mixture_of(recipe, index, spec, encoded), recipe.phases[index].steps
@@ -125,7 +156,7 @@ def _used(
 
 
 def _planned(
-    recipe: Recipe, index: int, spec: ModelSpec
+    recipe: RecipeBase, index: int, spec: ModelSpec
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The same without data: squares of each data set's resolution, of unknown number.
 
@@ -143,13 +174,13 @@ def _planned(
     return sets, buckets
 
 
-def _bucket(recipe: Recipe, spec: ModelSpec, name: str, height: int, width: int) -> dict[str, Any]:
+def _bucket(recipe: RecipeBase, spec: ModelSpec, name: str, height: int, width: int) -> dict[str, Any]:
+    bucket = {"data": name, "size": f"{width}x{height}", "rows": None, "batches_per_epoch": None}
+    if not isinstance(recipe, Recipe):
+        return bucket
     found = _sequence(recipe, spec, height, width)
     return {
-        "data": name,
-        "size": f"{width}x{height}",
-        "rows": None,
-        "batches_per_epoch": None,
+        **bucket,
         "image_tokens": found.image,
         "guide_tokens": found.guide,
         "tokens": found.tokens,
@@ -200,7 +231,6 @@ def _storage(
     recipe: Recipe,
     spec: ModelSpec,
     counts: Counts,
-    encoded: Sequence[NamedData],
 ) -> dict[str, Any]:
     """Bytes on disk per image and caption (in bfloat16, the default of `encode`), and per checkpoint."""
     resolution = recipe.phases[0].resolution or spec.native_size
@@ -217,8 +247,6 @@ def _storage(
         )
         + 4 * counts.part.constant,
     }
-    if encoded:
-        storage["encoded_data"] = sum(part.bytes for each in encoded for part in each.data.info.parts)
     return storage
 
 
@@ -226,6 +254,7 @@ _STORED = {
     "latents_per_picture": "latents per image",
     "guide_per_picture": "its guide",
     "text_per_caption": "text per caption",
+    "pixels_per_picture": "pixels per image",
     "encoded_data": "encoded data",
 }
 """How people read the keys of the storage."""
@@ -253,7 +282,7 @@ _BUCKETS = {
 
 def _known(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Print a table without the columns that have no value in any row."""
-    shown = {head: key for head, key in columns.items() if any(row[key] for row in rows)}
+    shown = {head: key for head, key in columns.items() if any(row.get(key) for row in rows)}
     table(list(shown), [[row[key] for key in shown.values()] for row in rows])
 
 
@@ -266,7 +295,8 @@ def print_estimate(plan: dict[str, Any]) -> None:
     say(f"trained: {plan['trained']}")
     linears = plan["parameters"]["linears"]
     total = plan["parameters"]["total"]
-    share = f"{trainable / base:.2%} of the backbone" + (f", in {linears} linears" if linears else "")
+    whole = {"transformer": "backbone", "vae": "VAE"}[plan["component"]]
+    share = f"{trainable / base:.2%} of the {whole}" + (f", in {linears} linears" if linears else "")
     say(f"trainable {trainable:,} of {total:,} parameters ({share})")
     if plan["average"] is not None:
         say(f"averaged adapter: {plan['average']}")
@@ -279,7 +309,8 @@ def print_estimate(plan: dict[str, Any]) -> None:
     where = plan["processes"]
     each = f" of each of {where['workers']} processes" if where["workers"] > 1 else ""
     parts = f", weights divided by {where['parts']}" if where["parts"] > 1 else ""
-    say(f"\nestimated memory{each} at the longest sequence{parts}:")
+    at = "at the longest sequence" if plan["component"] == "transformer" else "for the largest images"
+    say(f"\nestimated memory{each} {at}{parts}:")
     table(["what", "size"], [[name, human_bytes(size)] for name, size in plan["memory"].items() if size])
     if (gpu := plan.get("gpu")) is not None:
         state = "fits in" if gpu["fits"] else "does not fit in"

@@ -11,13 +11,15 @@ from uhr.base.errors import UserError
 from uhr.models.publish.card import CardFacts
 from uhr.models.zoo import get
 from uhr.train.encode.stored.encoded import NOT_STATED
-from uhr.train.recipes import NAMES, sets_between
+from uhr.train.recipes import NAMES, read_recipe, sets_between
 from uhr.train.recipes import recipe as known_recipe
-from uhr.train.recipes.core.base import DataUse, Phase, Recipe
+from uhr.train.recipes.core.base import DataUse, DataUseBase, Phase, PhaseBase, Recipe, RecipeBase
+from uhr.train.recipes.core.vae import VaeRecipe
 from uhr.train.run import init
 from uhr.train.run.checkpoints import average, checkpoint
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo
 from uhr.train.run.job import read_run
+from uhr.train.timesteps import Timesteps
 from uhr.train.trainable.base import PartFile
 
 
@@ -30,7 +32,10 @@ def export(
     """
     read_run(run)
     folder, info = _choose(run, step)
-    recipe = Recipe.model_validate(info.recipe)
+    recipe = read_recipe(info.recipe)
+    if isinstance(recipe, VaeRecipe):
+        recipe = recipe.published()
+        info = info.model_copy(update={"recipe": recipe.model_dump(mode="json")})
     if weights == "ema" and recipe.ema is None:
         raise UserError(
             f"{run} has no average", "leave --weights out, or train with `uhr train run --set ema=0.999`"
@@ -59,7 +64,7 @@ def _choose(run: Path, step: int | None) -> tuple[Path, CheckpointInfo]:
     return found[0], found[1]
 
 
-def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> CardFacts:
+def _facts(name: str, recipe: RecipeBase, info: CheckpointInfo, weights: str) -> CardFacts:
     licences: Counter[str | None] = Counter()
     for data in info.data:
         for licence, count in data.licences.items():
@@ -71,11 +76,11 @@ def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> Car
         name=name,
         spec=get(info.model.spec),
         base_model=info.model.name,
-        base_weights=info.model.transformer,
+        base_weights=info.model.weights,
         recipe=recipe.name + (_average(recipe, info.step) if weights == "ema" else ""),
         steps=info.step,
         resolution=", then ".join(f"{p.resolution or native} px" for p in reached),
-        guidance=recipe.guidance.scale,
+        guidance=recipe.guidance.scale if isinstance(recipe, Recipe) else None,
         sampler=recipe.sampling.sampler,
         sample_arguments=tuple(recipe.sampling.arguments),
         sample_guidance=recipe.sampling.guidance,
@@ -95,33 +100,39 @@ def _facts(name: str, recipe: Recipe, info: CheckpointInfo, weights: str) -> Car
     )
 
 
-def _phase(phase: Phase, steps: int, native: int) -> str:
+def _phase(phase: PhaseBase, steps: int, native: int) -> str:
     """One phase in a line: steps, size, what is mixed, loss and noise levels."""
     objective = phase.objective.model_dump(mode="json")
     kind = objective.pop("kind")
     values = ", ".join(f"{name} {value}" for name, value in objective.items())
     loss = kind + (f" ({values})" if values else "")
     parts = [_use(use) for use in phase.data]
-    levels = phase.timesteps
+    where = f"{steps:,} steps at {phase.resolution or native} px on {', '.join(parts)}"
+    levels = f"; {_noise(phase.timesteps)}" if isinstance(phase, Phase) else ""
+    return f"{phase.name}: {where}; loss {loss}{levels}; lr {phase.lr:g}"
+
+
+def _noise(levels: Timesteps) -> str:
     density = levels.density + (
         f"({levels.mean:g}, {levels.std:g})" if levels.density == "logit_normal" else ""
     )
     noise = f"sigma {density}, shift {levels.shift:g}"
     if levels.band is not None:
         noise += f", in [{levels.band[0]:g}, {levels.band[1]:g}]"
-    where = f"{steps:,} steps at {phase.resolution or native} px on {', '.join(parts)}"
-    return f"{phase.name}: {where}; loss {loss}; {noise}; lr {phase.lr:g}"
+    return noise
 
 
-def _use(use: DataUse) -> str:
+def _use(use: DataUseBase) -> str:
     limits = [f"weight {use.weight:g}"] if use.weight is not None else []
     limits += [f"where {use.where}"] if use.where is not None else []
-    limits += [f"sigma in [{use.band[0]:g}, {use.band[1]:g}]"] if use.band is not None else []
-    limits += [f"loss {use.objective.kind}"] if use.objective is not None else []
+    limits += [f"lowest {share:g} by {column}" for column, share in use.lowest.items()]
+    if isinstance(use, DataUse):
+        limits += [f"sigma in [{use.band[0]:g}, {use.band[1]:g}]"] if use.band is not None else []
+        limits += [f"loss {use.objective.kind}"] if use.objective is not None else []
     return use.data + (f" ({', '.join(limits)})" if limits else "")
 
 
-def _command(recipe: Recipe, info: CheckpointInfo) -> str:
+def _command(recipe: RecipeBase, info: CheckpointInfo) -> str:
     """The command that trains it again; folders of this machine are left to the reader."""
     known = recipe.name in NAMES
     sets = sets_between(known_recipe(recipe.name).model_dump(mode="json"), info.recipe) if known else []
@@ -141,11 +152,11 @@ def needed_files(run: Path, info: CheckpointInfo) -> dict[str, Path]:
 
     A whole backbone contains them.
     """
-    if not Recipe.model_validate(info.recipe).trainable.removable:
+    if not read_recipe(info.recipe).trainable.removable:
         return {}
     return {Path(ref.stored).stem: run / init.FOLDER / ref.stored for ref in info.init if ref.stored}
 
 
-def _average(recipe: Recipe, step: int) -> str:
+def _average(recipe: RecipeBase, step: int) -> str:
     assert recipe.ema is not None
     return f", averaged over steps ({average.describe_average(recipe.ema, step)})"

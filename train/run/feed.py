@@ -9,10 +9,9 @@ import torch
 
 from uhr.train.data.mixture import Turn
 from uhr.train.data.prefetch import Prefetch
-from uhr.train.objectives.base import Batch
 from uhr.train.objectives.draws import Draws
 from uhr.train.run.job import Job
-from uhr.train.run.phase import PhaseRun, UseRun
+from uhr.train.run.phase import PhaseRun, TrainingBatch, TrainingUse
 from uhr.train.run.processes.parallel import ALONE, Ranks, Share
 
 
@@ -25,20 +24,10 @@ class LoadedBatch:
 
     turn: Turn
     share: Share
-    use: UseRun
-    batch: Batch
+    use: TrainingUse
+    batch: TrainingBatch
     draws: Draws
     uris: tuple[str, ...]
-
-    @property
-    def tokens(self) -> int:
-        """Image, text and guide tokens of all samples of the global batch."""
-        condition = self.batch.condition
-        streams = [self.batch.data, *([] if condition.guide is None else [condition.guide])]
-        image = sum(stream.shape[-2] * stream.shape[-1] // 4 for stream in streams)
-        # the sequence is the first of a family's text tensors
-        text = next(iter(condition.texts.values())).shape[1]
-        return self.share.count * (image + text)
 
 
 class Phases:

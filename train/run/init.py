@@ -23,12 +23,15 @@ from uhr.models.adapters import files as adapters
 from uhr.models.adapters.formats.keys import layout_of
 from uhr.models.adapters.formats.usage import Usage
 from uhr.models.adapters.merging import fuse
+from uhr.models.estimate.shapes import empty_components
 from uhr.models.files.adapter import lora_file
 from uhr.models.loading.model import empty_transformer
+from uhr.models.publish.component import NAME as COMPONENT
 from uhr.models.publish.export import RECORD, WEIGHTS, write_lora
 from uhr.models.specs.spec import ModelSpec
 from uhr.models.zoo import Model
-from uhr.train.recipes.core.base import Recipe
+from uhr.train.recipes import read_recipe
+from uhr.train.recipes.core.base import RecipeBase
 from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo, InitRef
 from uhr.train.trainable.adapters import FUSED, Adapter
@@ -40,7 +43,7 @@ FOLDER = "init"
 """The subfolder of a run with the adapters that are fused."""
 
 
-def find(recipe: Recipe, model: Model, given: Sequence[str | Path], staging: Path) -> tuple[InitRef, ...]:
+def find(recipe: RecipeBase, model: Model, given: Sequence[str | Path], staging: Path) -> tuple[InitRef, ...]:
     """Find what a run begins with, and write the adapters that are fused into the folder `staging`.
 
     given: folders of runs, folders of adapters, or files, in the order in which they build on each other.
@@ -52,6 +55,9 @@ def find(recipe: Recipe, model: Model, given: Sequence[str | Path], staging: Pat
             fix = "give its run or adapter with --init, or begin with the model: --set init.after=null"
             raise UserError(what, fix)
         return ()
+    component = recipe.trainable.component
+    if component == "vae" and len(given) > 1:
+        raise UserError(f"--init names {len(given)} places, and a VAE begins with one", "name one")
     uses = ["fuse"] * (len(given) - 1) + [recipe.init.use]
     refs: list[InitRef] = []
     for use, entry in zip(uses, given, strict=True):
@@ -60,6 +66,9 @@ def find(recipe: Recipe, model: Model, given: Sequence[str | Path], staging: Pat
         if path.stem not in ("ema", "optimiser") and (path.parent / checkpoint.FILE).is_file():
             path = path.parent
         is_run = (path / RUN).is_file() or (path / checkpoint.FILE).is_file()
+        if component == "vae" and not is_run:
+            refs.append(_of_vae(path, model))
+            continue
         find_one = _of_run if is_run else _of_file
         refs += find_one(recipe, model, path, use, staging, refs)
     _check(recipe, model, refs, staging)
@@ -67,18 +76,18 @@ def find(recipe: Recipe, model: Model, given: Sequence[str | Path], staging: Pat
 
 
 def _of_run(
-    recipe: Recipe, model: Model, path: Path, use: str, staging: Path, before: Sequence[InitRef]
+    recipe: RecipeBase, model: Model, path: Path, use: str, staging: Path, before: Sequence[InitRef]
 ) -> list[InitRef]:
     """A run's checkpoint, after what that run was trained on top of."""
     folder, info = _checkpoint(path)
     run = folder.parent.parent
-    theirs = Recipe.model_validate(info.recipe)
+    theirs = read_recipe(info.recipe)
     if info.model.spec != model.spec.name and not isinstance(theirs.trainable, Adapter):
         raise UserError(
             f"--init {path} trained {info.model.spec}", f"name one that trained {model.spec.name}"
         )
-    _check_base(path, info.model.transformer, info.model.name, model)
     _check_recipe(path, theirs, recipe, use)
+    _check_base(path, info.model.weights, info.model.name, model, recipe.trainable.component)
     base = [_copied(ref, run / FOLDER, staging, before) for ref in info.init if ref.use == "fuse"]
     # what was saved in parts has no file of its own: the record has the hashes of all of them
     divided = checkpoint.is_divided(info)
@@ -109,7 +118,7 @@ def _of_run(
     return [*base, own]
 
 
-def _check_recipe(path: Path, theirs: Recipe, recipe: Recipe, use: str) -> None:
+def _check_recipe(path: Path, theirs: RecipeBase, recipe: RecipeBase, use: str) -> None:
     """Raise UserError if what another recipe trains cannot become what this one begins with.
 
     Warns if it can, and this recipe begins with the result of a third one.
@@ -141,7 +150,7 @@ def _checkpoint(path: Path) -> tuple[Path, CheckpointInfo]:
 
 
 def _of_file(
-    recipe: Recipe, model: Model, path: Path, use: str, staging: Path, before: Sequence[InitRef]
+    recipe: RecipeBase, model: Model, path: Path, use: str, staging: Path, before: Sequence[InitRef]
 ) -> list[InitRef]:
     """An adapter's file, with what the record of `uhr train export` beside it says."""
     file = lora_file(path)
@@ -165,6 +174,28 @@ def _of_file(
     return [own]
 
 
+def _of_vae(path: Path, model: Model) -> InitRef:
+    """The weights of a VAE, with what the record of `uhr train export` beside them says."""
+    file = path / f"{COMPONENT}.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"--init {path} has no {file.name}", "name a run, or the folder or file of a VAE")
+    sha256, place = sha256_file(file), file.with_name(RECORD)
+    record = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    if record.get("sha256") != {file.name: sha256}:
+        record = {}
+    if record:
+        _check_base(path, record["base_weights"], record["base_model"], model, "vae")
+    return InitRef(
+        use="continue",
+        path=path_text(file.absolute()),
+        sha256=sha256,
+        recipe=record.get("recipe"),
+        run=record.get("run") or None,
+        step=record.get("steps"),
+        init=tuple(InitRef.model_validate(entry) for entry in record.get("init", ())),
+    )
+
+
 def _record(file: Path) -> dict[str, Any]:
     """The record beside an exported adapter; empty if there is none for this file."""
     place = file.with_name(RECORD)
@@ -174,10 +205,12 @@ def _record(file: Path) -> dict[str, Any]:
     return record if record.get("sha256") == sha256_file(file) else {}
 
 
-def _check_base(path: Path, weights: str | None, name: str, model: Model) -> None:
+def _check_base(
+    path: Path, weights: str | None, name: str, model: Model, component: str = "transformer"
+) -> None:
     from uhr.train.encode.hashing import shown_weights_hash
 
-    if weights is not None and weights != shown_weights_hash(model, "transformer"):
+    if weights is not None and weights != shown_weights_hash(model, component):
         warn(f"--init {path} was trained on other weights ({name})")
 
 
@@ -210,8 +243,11 @@ def _intact(file: Path, ref: InitRef) -> Path:
     return file
 
 
-def _check(recipe: Recipe, model: Model, refs: Sequence[InitRef], staging: Path) -> None:
+def _check(recipe: RecipeBase, model: Model, refs: Sequence[InitRef], staging: Path) -> None:
     """Raise UserError unless all files fit the model, each other, and the recipe's part."""
+    if recipe.trainable.component == "vae":
+        recipe.trainable.read(user_path(refs[-1].path), empty_components(model)["vae"], model.spec)
+        return
     transformer = empty_transformer(model)
     hashes = {ref.sha256 for ref in refs}
     for ref in refs:
@@ -271,7 +307,7 @@ def fuse_into(transformer: Any, refs: Sequence[InitRef], run: Path) -> None:
 
 
 def read(
-    transformer: Any, refs: Sequence[InitRef], recipe: Recipe, spec: ModelSpec
+    transformer: Any, refs: Sequence[InitRef], recipe: RecipeBase, spec: ModelSpec
 ) -> Mapping[str, torch.Tensor]:
     """The weights that a run trains further, by the names of the part's file; none if it begins anew.
 

@@ -26,8 +26,9 @@ from uhr.train.data.names import NamedPath
 from uhr.train.data.reader import EncodedData
 from uhr.train.data.sets import NamedData, check_all_used, check_windows, open_sets
 from uhr.train.encode.hashing import shown_weights_hash
-from uhr.train.recipes import NAMES
-from uhr.train.recipes.core.base import Recipe, leaves
+from uhr.train.recipes import NAMES, read_recipe, recipe_class
+from uhr.train.recipes.core.base import Recipe, RecipeBase, leaves
+from uhr.train.recipes.core.vae import VaeRecipe
 from uhr.train.run import init
 from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.checkpoints.checkpoint import CheckpointInfo, DataRef, InitRef, ModelRef
@@ -74,7 +75,7 @@ class Job:
     """A run that can start; `resume` is the checkpoint to resume from."""
 
     out: Path
-    recipe: Recipe
+    recipe: RecipeBase
     model: Model
     info: RunInfo
     data: list[NamedData]
@@ -104,7 +105,7 @@ def lock_run(out: Path) -> Generator[None]:
 
 
 def start(
-    recipe: Recipe,
+    recipe: RecipeBase,
     model: str | ModelName,
     data: Sequence[NamedPath | Path],
     out: Path,
@@ -115,14 +116,14 @@ def start(
 
     begin: runs or adapters that it begins with (`init.find`).
     """
-    info, opened, sets = _check(recipe, ModelName.of(model), data)
+    recipe, info, opened, sets = _check(recipe, ModelName.of(model), data)
     with tempfile.TemporaryDirectory() as staging:
         found = init.find(recipe, opened, begin, Path(staging))
         return _start(info.model_copy(update={"init": found}), recipe, opened, sets, out, Path(staging))
 
 
 def _start(
-    info: RunInfo, recipe: Recipe, opened: Model, sets: list[NamedData], out: Path, staging: Path
+    info: RunInfo, recipe: RecipeBase, opened: Model, sets: list[NamedData], out: Path, staging: Path
 ) -> Job:
     """`start` after all checks of recipe, model and data; `staging` has the files of `init.FOLDER`."""
     if _started(out):
@@ -154,10 +155,11 @@ def _started(out: Path) -> bool:
     return (out / FILE).is_file() and (out / LOG).is_file()
 
 
-def recipe_of(out: Path, sets: Sequence[str] = ()) -> Recipe:
+def recipe_of(out: Path, sets: Sequence[str] = ()) -> RecipeBase:
     """The recipe of a run's folder, with changes."""
     before = read_run(out)
-    return build(Recipe, apply_sets(_present(before.recipe), list(sets)), f"{out / FILE} with --set")
+    present = _present(before.recipe)
+    return build(recipe_class(present), apply_sets(present, list(sets)), f"{out / FILE} with --set")
 
 
 def reopen(
@@ -185,7 +187,7 @@ def reopen(
         if path.is_absolute() and not path.exists():
             what = f"{path}, the {name} of {out}, does not exist"
             raise UserError(what, "name its new path", give={name: "PATH"})
-    info, opened, found = _check(recipe, named, data)
+    recipe, info, opened, found = _check(recipe, named, data)
     for name in _differences(before, info.model_copy(update={"init": before.init})):
         if name in ("model", "data"):
             what = f"the {name} is not what {out} was trained with"
@@ -208,9 +210,9 @@ def joined_job(out: Path, resume: tuple[Path, CheckpointInfo] | None, device: st
     resume: as that process found it. device: in place of the recipe's.
     """
     info = read_run(out)
-    recipe = Recipe.model_validate(info.recipe)
+    recipe = read_recipe(info.recipe)
     data = [NamedPath(ref.name, text_path(ref.path)) for ref in info.data]
-    found, opened, sets = _check(recipe, info.model.named, data)
+    recipe, found, opened, sets = _check(recipe, info.model.named, data)
     differs = _differences(info, found.model_copy(update={"init": info.init}))
     if differs:
         what = f"this process sees another {', another '.join(differs)} than the first process of {out}"
@@ -222,33 +224,41 @@ def joined_job(out: Path, resume: tuple[Path, CheckpointInfo] | None, device: st
 
 
 def _check(
-    recipe: Recipe, model: ModelName, data: Sequence[NamedPath | Path]
-) -> tuple[RunInfo, Model, list[NamedData]]:
-    """Open model and data. Raises UserError if they do not fit each other or the recipe."""
-    opened = model.open(components=("transformer",))
+    recipe: RecipeBase, model: ModelName, data: Sequence[NamedPath | Path]
+) -> tuple[RecipeBase, RunInfo, Model, list[NamedData]]:
+    """Open model and data, and complete the recipe with hashes of the files that it names.
+
+    Raises UserError if they do not fit each other or the recipe.
+    """
+    component = recipe.trainable.component
+    opened = model.open(components=(component,))
     recipe.check(opened.spec)
+    if isinstance(recipe, VaeRecipe):
+        recipe = recipe.pinned()
     found = open_sets(recipe, data)
     for each in found:
-        _check_data(each.data, opened)
-    check_windows(recipe, opened.spec, found)
+        _check_data(each.data, opened, component)
+    if isinstance(recipe, Recipe):
+        check_windows(recipe, opened.spec, found)
     check_all_used(recipe, opened.spec, found)
     for index in range(len(recipe.phases)):
         mixture_of(recipe, index, opened.spec, found)
     check_held_out(recipe, opened.spec, found)
-    validation_images.check(recipe, opened.spec)
+    if isinstance(recipe, Recipe):
+        validation_images.check(recipe, opened.spec)
     check_loggers(recipe.runtime.log)
     for note in recipe.notes(opened.spec):
         warn(note)
     info = RunInfo(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
-        model=_model_ref(opened, spec_given=model.spec is not None),
+        model=_model_ref(opened, component, spec_given=model.spec is not None),
         data=[_data_ref(each) for each in found],
     )
-    return info, opened, found
+    return recipe, info, opened, found
 
 
-def _model_ref(opened: Model, spec_given: bool) -> ModelRef:
+def _model_ref(opened: Model, component: str, spec_given: bool) -> ModelRef:
     source, backbone = opened.source, opened.backbone
     # absolute, so that the run can be resumed from another working folder
     whole = source.text if source.repository else path_text(opened.folder.absolute())
@@ -257,7 +267,7 @@ def _model_ref(opened: Model, spec_given: bool) -> ModelRef:
         path=whole if backbone is None else path_text(backbone.absolute()),
         name=name if backbone is None else backbone.resolve().name,
         spec=opened.spec.name,
-        transformer=shown_weights_hash(opened, "transformer"),
+        **{component: shown_weights_hash(opened, component)},
         base=None if backbone is None else whole,
         spec_given=spec_given,
         native_size=opened.spec.native_size,
@@ -276,9 +286,17 @@ def _data_ref(named: NamedData) -> DataRef:
     )
 
 
-def _check_data(data: EncodedData, model: Model) -> None:
-    """Raise UserError if data were encoded for a model with other latents or texts."""
+def _check_data(data: EncodedData, model: Model, component: str) -> None:
+    """Raise UserError if data were encoded for a model with other latents or texts, or have pixels where
+    latents are trained on.
+    """
     info, spec = data.info, model.spec
+    if info.config.pixels != (component == "vae"):
+        has, needs = ("pixels", "latents") if info.config.pixels else ("latents", "pixels")
+        what = f"{data.path} has {has}, and a {component} is trained on {needs}"
+        raise UserError(what, f"encode the same slice with pixels={str(needs == 'pixels').lower()}")
+    if component == "vae":
+        return
     pairs = {
         "family": (info.model.family, spec.family),
         "latent channels": (info.geometry.latent_channels, spec.latent_channels),
@@ -306,7 +324,7 @@ def _differences(before: RunInfo, after: RunInfo) -> list[str]:
     """What differs between two runs: paths in the recipe, "model", "data", "init". Locations do not
     count."""
     differs = checkpoint.changed(_present(before.recipe), after.recipe)
-    if before.model.transformer != after.model.transformer:
+    if before.model.weights != after.model.weights:
         differs.append("model")
     if sorted((ref.name, ref.id) for ref in before.data) != sorted((ref.name, ref.id) for ref in after.data):
         differs.append("data")
@@ -321,10 +339,10 @@ def _begun_with(info: RunInfo) -> list[tuple[str, str]]:
 
 def _present(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A stored recipe with the keys of this version."""
-    return Recipe.model_validate(recipe).model_dump(mode="json")
+    return read_recipe(recipe).model_dump(mode="json")
 
 
-def _job(out: Path, recipe: Recipe, model: Model, info: RunInfo, data: list[NamedData]) -> Job:
+def _job(out: Path, recipe: RecipeBase, model: Model, info: RunInfo, data: list[NamedData]) -> Job:
     checkpoint.clear_leftovers(out)
     found = checkpoint.newest(out)
     if found is None:
@@ -336,7 +354,7 @@ def _job(out: Path, recipe: Recipe, model: Model, info: RunInfo, data: list[Name
     return Job(out, recipe, model, info, data, (folder, stored))
 
 
-def _check_history(recipe: Recipe, stored: CheckpointInfo, out: Path) -> None:
+def _check_history(recipe: RecipeBase, stored: CheckpointInfo, out: Path) -> None:
     """Raise UserError if the steps done so far are not steps of this recipe."""
     before, after = _present(stored.recipe), recipe.model_dump(mode="json")
     differs = checkpoint.changed(before, after)
@@ -354,7 +372,7 @@ def _check_history(recipe: Recipe, stored: CheckpointInfo, out: Path) -> None:
         raise UserError(
             f"the run is already at step {stored.step}", "give its phases at least that many steps"
         )
-    was = Recipe.model_validate(stored.recipe)
+    was = read_recipe(stored.recipe)
     done = zip(was.done_by_phase(stored.step), recipe.done_by_phase(stored.step), strict=True)
     for number, (one, two) in enumerate(done):
         phase = recipe.phases[number]

@@ -12,7 +12,7 @@ from uhr.models.estimate.devices import Device
 from uhr.models.estimate.weights import weight_bytes
 from uhr.models.loading.stream import blocks_of
 from uhr.models.specs.spec import ModelSpec
-from uhr.train.recipes.core.base import Recipe
+from uhr.train.recipes.core.base import Recipe, RecipeBase
 from uhr.train.run.processes.parallel import Ranks
 from uhr.train.run.processes.shard import divides, mesh_shape
 
@@ -34,14 +34,14 @@ class Processes:
             what = f"{self.workers} processes are not a multiple of {self.machines} machines"
             raise UserError(what, give={"workers": str(self.machines)})
 
-    def parts(self, recipe: Recipe) -> int:
+    def parts(self, recipe: RecipeBase) -> int:
         """Into how many parts `runtime.shard` divides each weight."""
         if not divides(recipe):
             return 1
         ranks = Ranks(world=self.workers, local_world=self.workers // self.machines)
         return mesh_shape(recipe.runtime.shard, ranks)[-1]
 
-    def samples(self, recipe: Recipe) -> int:
+    def samples(self, recipe: RecipeBase) -> int:
         """The most samples of a global batch that one process computes."""
         return -(-recipe.batch.size // self.workers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -11,16 +12,61 @@ from uhr.train.data.mixture import Mixture, Turn, UseOrder
 from uhr.train.data.reader import EncodedData, EncodedRows
 from uhr.train.objectives.base import Batch, BatchCondition, Denoiser, Objective
 from uhr.train.objectives.draws import Draws
-from uhr.train.recipes.core.base import Recipe
+from uhr.train.recipes.core.base import DataUse, Recipe, RecipeBase
+from uhr.train.recipes.core.vae import VaeRecipe
+from uhr.train.run.vae.phase import PixelUse
 from uhr.train.timesteps import Timesteps
+
+
+class TrainingBatch(Protocol):
+    """The samples of a batch, as the loop sees them."""
+
+    @property
+    def noise_levels(self) -> torch.Tensor | None:
+        """Sigma of each sample, [B]; None where there is no noise."""
+        ...
+
+    @property
+    def amount(self) -> tuple[str, float]:
+        """The size of one sample with its unit, for rates in the log."""
+        ...
+
+    def slice(self, start: int, stop: int) -> TrainingBatch:
+        """The samples from `start` to `stop` (exclusive)."""
+        ...
+
+
+class TrainingUse(Protocol):
+    """One data set of a phase, as the loop sees it. `rows`, `batch` and `network` are those of its kind."""
+
+    data: EncodedData
+
+    def read(self, turn: Turn, draws: Draws) -> Any:
+        """Read the rows of a batch."""
+        ...
+
+    def batch(self, rows: Any, draws: Draws) -> Any:
+        """Make a batch from stored rows."""
+        ...
+
+    def loss(self, network: Any, batch: Any, draws: Draws) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of each sample with all its weights, float32 [B], and its named parts, [B] each."""
+        ...
 
 
 class PhaseRun:
     """One phase of a run with its data opened. `uses` are in the order of the recipe."""
 
-    def __init__(self, recipe: Recipe, phase: int, mixture: Mixture, device: torch.device) -> None:
+    def __init__(self, recipe: RecipeBase, phase: int, mixture: Mixture, device: torch.device) -> None:
         self.index, self.mixture = phase, mixture
-        self.uses = [UseRun.of(recipe, phase, order, device) for order in self.mixture.orders]
+        self.uses: list[TrainingUse] = [_use(recipe, phase, order, device) for order in mixture.orders]
+
+
+def _use(recipe: RecipeBase, phase: int, order: UseOrder, device: torch.device) -> TrainingUse:
+    if isinstance(recipe, VaeRecipe):
+        return PixelUse.of(recipe, phase, order, device)
+    assert isinstance(recipe, Recipe)
+    return UseRun.of(recipe, phase, order, device)
 
 
 class UseRun:
@@ -49,6 +95,7 @@ class UseRun:
     def of(cls, recipe: Recipe, phase: int, order: UseOrder, device: torch.device) -> UseRun:
         """A data set of a phase as the recipe uses it."""
         config, use = recipe.phases[phase], order.use
+        assert isinstance(use, DataUse)
         objective, timesteps = config.objective_of(use), config.timesteps_of(use)
         return cls(recipe, order.data, objective, timesteps, use.loss_weight, device)
 
@@ -97,10 +144,10 @@ class UseRun:
         return self._normalisation.to_model(raw).to(self.device)
 
     def loss(
-        self, denoiser: Denoiser, batch: Batch, draws: Draws
+        self, network: Denoiser, batch: Batch, draws: Draws
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of each sample with all its weights, float32 [B], and its named parts, [B] each."""
-        errors = self.objective(denoiser, batch, draws)
+        errors = self.objective(network, batch, draws)
         loss = errors.per_sample(batch.mask) * self.loss_weight
         weight = self.timesteps.weight(batch.sigma)
         return loss if weight is None else loss * weight, dict(errors.parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import resource
 import sys
 import time
@@ -17,33 +16,35 @@ import torch
 
 from uhr.base.console import Advance, command, progress, say, shown
 from uhr.base.files import saving
-from uhr.models.attention.call import AttentionCalls
-from uhr.models.families.registry import FAMILIES
-from uhr.models.loading.stream import check_device, stream_blocks
-from uhr.models.surgery.base import compose, from_record, record
-from uhr.models.zoo import load_component, pick_device
+from uhr.models.zoo import pick_device
 from uhr.train.data.prefetch import Prefetch
-from uhr.train.objectives.base import Denoiser
+from uhr.train.recipes.core.base import Recipe
+from uhr.train.recipes.core.vae import VaeRecipe
 from uhr.train.run import init
+from uhr.train.run.backbone import BackboneModel
 from uhr.train.run.checkpoints import checkpoint, optim
 from uhr.train.run.checkpoints.average import decay_at, describe_average
 from uhr.train.run.checkpoints.masters import Masters
 from uhr.train.run.checkpoints.state import TrainState, copy_into, seed_everything
-from uhr.train.run.denoiser import BackboneDenoiser
 from uhr.train.run.feed import LoadedBatch, Phases, feed
 from uhr.train.run.job import Job
-from uhr.train.run.monitoring.held_out import HeldOutLosses, apart_from_training
+from uhr.train.run.model import TrainedModel
+from uhr.train.run.monitoring.held_out import apart_from_training
 from uhr.train.run.monitoring.held_out import metrics as held_out_metrics
 from uhr.train.run.monitoring.log import held_out_losses, progress_note, read_log, track
 from uhr.train.run.monitoring.loggers import loggers
-from uhr.train.run.monitoring.validation_images import ValidationImageWriter
 from uhr.train.run.phase import PhaseRun
 from uhr.train.run.processes import shard
 from uhr.train.run.processes.parallel import ALONE, EveryRank, Ranks, device_of, whole
 from uhr.train.run.stop import stop_requests
+from uhr.train.run.vae.model import VaeModel
 
 RECENT = 50
 """Number of steps whose mean loss is written to a checkpoint; one step's loss is too noisy."""
+
+
+PART = "part "
+"""Begins the names of the parts of a loss among the values of a step."""
 
 
 @dataclass(frozen=True)
@@ -68,49 +69,11 @@ class Trainer:
         self.job, self.recipe, self.ranks = job, recipe, ranks
         self.device = device_of(pick_device(recipe.runtime.device), ranks)
         seed_everything(recipe.seed)
-        named = from_record(recipe.surgeries, f"recipe {recipe.name}: surgeries")
-        attention = recipe.attention(job.model.spec)
-        calls = [] if attention is None else [AttentionCalls()]
-        self._images = None
-        if recipe.validation.images is not None and ranks.first:
-            # before the transformer is loaded: text encoders need its memory
-            self._images = ValidationImageWriter(
-                job.out, recipe.validation.images, job.model, self.device, [*calls, *named]
-            )
-        runtime = recipe.runtime
-        if runtime.offload is not None:
-            check_device(self.device)
-        # weights that are divided go from the host to the device in parts
-        on_host = runtime.offload is not None or shard.divides(recipe)
-        transformer = load_component(
-            job.model,
-            "transformer",
-            runtime.precision,
-            "cpu" if on_host else str(self.device),
-            quantize=runtime.quantize,
-        )
-        spec, part = job.model.spec, recipe.trainable
-        compose(transformer, [*calls, *named])
-        init.fuse_into(transformer, job.info.init, job.out)
-        frozen = copy.deepcopy(transformer).requires_grad_(False) if recipe.second_model else None
-        if recipe.runtime.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
-        part.prepare(transformer, spec, recipe.seed)
-        transformer.train()
-        if runtime.compile:
-            transformer.compile_repeated_blocks()
-        if runtime.offload is not None:
-            stream_blocks(transformer, (spec.double_block, spec.single_block), self.device)
-        self.surgeries = record(transformer)
-        self.transformer = transformer
-        if shard.divides(recipe):
-            shard.divide_all(transformer, frozen, recipe, ranks, self.device)
-        family = FAMILIES[recipe.family]
-        dtype = getattr(torch, runtime.precision)
-        self.denoiser: Denoiser = BackboneDenoiser(family, transformer, part, attention, frozen, dtype)
-        self.masters = Masters(part.parameters(transformer))
-        parameters, constants = self.masters.parameters, part.constants(transformer)
-        if job.resume is None and (begun := init.read(transformer, job.info.init, recipe, spec)):
+        self.model = load_model(job, ranks, self.device)
+        module, spec, part = self.model.module, job.model.spec, recipe.trainable
+        self.masters = Masters(part.parameters(module))
+        parameters, constants = self.masters.parameters, part.constants(module)
+        if job.resume is None and (begun := init.read(module, job.info.init, recipe, spec)):
             copy_into({**parameters, **constants}, begun)
             self.masters.publish()
         ranks.equalise({**parameters, **constants})
@@ -127,7 +90,6 @@ class Trainer:
             self.masters.publish()
         self._phases = Phases(job, self.device)
         self._feed: Prefetch[LoadedBatch] | None = None
-        self._held_out: HeldOutLosses | None = None
 
     def run(self) -> TrainingResult:
         """Train from the current step to the recipe's last; at least one step must be left."""
@@ -195,7 +157,8 @@ class Trainer:
         with self.ranks.together():
             loaded = self._feed.take(self.state.step)
         wait = time.perf_counter() - start
-        losses, sigmas, parts = self._accumulate(loaded)
+        values = self._accumulate(loaded)
+        losses, levels = values.pop("loss"), values.pop("sigma", None)
         parameters = list(self.state.parameters.values())
         self.ranks.sum_gradients(parameters)
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip))
@@ -210,6 +173,7 @@ class Trainer:
         seconds = time.perf_counter() - start
         turn = loaded.turn
         bucket = loaded.use.data.buckets[turn.bucket]
+        unit, amount = loaded.batch.amount
         logged = self.recipe.optimiser.log_values(self.state.optimiser)
         return {
             "step": self.state.step,
@@ -219,15 +183,15 @@ class Trainer:
             "bucket": f"{bucket.width}x{bucket.height}",
             "samples": len(turn.rows),
             "loss": losses.mean().item(),
-            "parts": {name: values.mean().item() for name, values in parts.items()},
-            "sigma": {"mean": sigmas.mean().item(), "min": sigmas.min().item(), "max": sigmas.max().item()},
+            "parts": {name.removeprefix(PART): each.mean().item() for name, each in values.items()},
+            **({} if levels is None else {"sigma": _range(levels)}),
             "lr": lr,
             **({"optimiser": logged} if logged else {}),
             "grad_norm": norm.item(),
             "seconds": round(seconds, 4),
             "wait": round(wait, 4),
             "samples_per_second": round(len(turn.rows) / seconds, 3),
-            "tokens_per_second": round(loaded.tokens / seconds, 1),
+            f"{unit}_per_second": round(amount * len(turn.rows) / seconds, 3),
             "peak_memory": peak_memory(self.device),
         }
 
@@ -242,41 +206,39 @@ class Trainer:
         if not (self.ranks.first or shard.divides(self.recipe)):
             # rank 0 has all weights, and measures for all
             return {}
-        images, config = self.recipe.validation.images, self.recipe.validation.loss
-        if self._images is not None and images is not None and self.state.step % images.every == 0:
-            with apart_from_training(self.transformer):
-                self._images.write(self.transformer, self.state.step)
-        if config is None or (self.state.step % config.every and self.state.step < self.recipe.steps):
+        images, config, step = self.recipe.validation.images, self.recipe.validation.loss, self.state.step
+        if images is not None and step % images.every == 0:
+            with apart_from_training(self.model.module):
+                self.model.write_images(step)
+        if config is None or (step % config.every and step < self.recipe.steps):
             return {}
-        with apart_from_training(self.transformer):
-            if self._held_out is None:
-                job = self.job
-                self._held_out = HeldOutLosses(self.recipe, job.model.spec, job.data, self.device)
-            return self._held_out.measure(self.denoiser)
+        with apart_from_training(self.model.module):
+            return self.model.measure()
 
-    def _accumulate(self, loaded: LoadedBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def _accumulate(self, loaded: LoadedBatch) -> dict[str, torch.Tensor]:
         """Accumulate this process's part of the gradients of the global batch's mean loss.
 
-        Returns losses [B], sigmas [B], and the named parts of the loss, [B] each, of the global batch, on the
-        CPU. Raises UserError if a loss is not finite, in every process.
+        Returns values of the samples of the global batch, [B] each, on the CPU: "loss", "sigma" if they have
+        noise levels, and the named parts of the loss after `PART`. Raises UserError if a loss is not finite,
+        in every process.
         """
         share = loaded.share
         found: list[dict[str, torch.Tensor]] = []
         for start, stop, counts in share.passes:
             batch, draws = loaded.batch.slice(start, stop), loaded.draws.slice(start, stop)
-            loss, named = loaded.use.loss(self.denoiser, batch, draws)
+            loss, named = loaded.use.loss(self.model.network, batch, draws)
             ((loss.sum() if counts else loss.sum() * 0) / share.count).backward()
             if counts or not found:
-                parts = {f"part {name}": values for name, values in named.items()}
-                found.append({"loss": loss.detach(), "sigma": batch.sigma, **parts})
+                levels = {} if batch.noise_levels is None else {"sigma": batch.noise_levels}
+                parts = {f"{PART}{name}": values for name, values in named.items()}
+                found.append({"loss": loss.detach(), **levels, **parts})
         names = list(found[0])
         table = torch.stack([torch.cat([each[name].detach().float() for each in found]) for name in names])
         values = dict(zip(names, self.ranks.assemble(table, share), strict=True))
         finite = torch.isfinite(values["loss"])
         if not finite.all():
             raise self._not_finite("loss", self._uris(loaded, (~finite).tolist()))
-        named = {name.removeprefix("part "): v for name, v in values.items() if name.startswith("part ")}
-        return values["loss"], values["sigma"], named
+        return values
 
     def _uris(self, loaded: LoadedBatch, chosen: Sequence[bool]) -> list[str]:
         """The images at the chosen places of the global batch. Every process must call it."""
@@ -315,15 +277,27 @@ class Trainer:
                 "data": self.job.info.data,
                 "run": self.job.info.id,
                 "init": self.job.info.init,
-                "surgeries": self.surgeries,
+                "surgeries": self.model.surgeries,
                 "metrics": metrics,
             },
-            self.recipe.trainable.metadata(self.transformer, init.over(self.job.info.init)),
+            self.recipe.trainable.metadata(self.model.module, init.over(self.job.info.init)),
             self.ranks,
         )
         if self.ranks.first:
             checkpoint.keep_newest(self.job.out, self.recipe.runtime.keep_checkpoints)
         return folder
+
+
+def load_model(job: Job, ranks: Ranks, device: torch.device) -> TrainedModel:
+    """Load the component that the recipe trains, and make it what the recipe says."""
+    if isinstance(job.recipe, VaeRecipe):
+        return VaeModel(job, job.recipe, device)
+    assert isinstance(job.recipe, Recipe)
+    return BackboneModel(job, job.recipe, ranks, device)
+
+
+def _range(values: torch.Tensor) -> dict[str, float]:
+    return {"mean": values.mean().item(), "min": values.min().item(), "max": values.max().item()}
 
 
 def peak_memory(device: torch.device) -> int:

@@ -12,10 +12,14 @@ from safetensors.torch import load_file
 
 from uhr.base.paths import text_path
 from uhr.cli import main
+from uhr.train.data.reader import EncodedData
+from uhr.train.encode.config import EncodeConfig
+from uhr.train.encode.run import encode
 from uhr.train.objectives.draws import Draws
-from uhr.train.recipes import NAMES
+from uhr.train.recipes import NAMES, resolve
 from uhr.train.recipes.core.base import Recipe
 from uhr.train.run.checkpoints.checkpoint import folder_of, newest
+from uhr.train.run.feed import Phases, load_batch
 from uhr.train.run.job import read_run, start
 from uhr.train.run.trainer import Trainer
 
@@ -34,7 +38,7 @@ def held_out(trainer: Trainer) -> float:
     chosen = use.data.read(0, [place] * 8)
     draws = Draws(seed=77, step=0, places=range(8))
     with torch.no_grad():
-        loss, _ = use.loss(trainer.denoiser, use.batch(chosen, draws), draws)
+        loss, _ = use.loss(trainer.model.network, use.batch(chosen, draws), draws)
     return loss.mean().item()
 
 
@@ -185,6 +189,43 @@ def test_ultraflux_in_two_runs_and_in_one(chain_of, flux_stage1, tiny_flux, tmp_
     sample(two.adapter, tmp_path / "a.png", "ultraflux", *model)
 
 
+def test_ultraflux_on_the_latents_of_an_f16_vae(chain_of, ranked, tiny_f16, tmp_path):
+    config = EncodeConfig(buckets=("128x128",), resolution=128, dtype="float32")
+    encode(ranked.path, str(tiny_f16), tmp_path / "encoded", config, device="cpu")
+    data = EncodedData.open(tmp_path / "encoded")
+    assert data.read(0, [0]).mean.shape == (1, 16, 8, 8)
+    size = [part for phase in (0, 1) for part in ("--set", f"phases.{phase}.resolution=128")]
+    on_f16 = ["--model", str(tiny_f16), "--data", str(tmp_path / "encoded")]
+    chain = chain_of("ultraflux", 8, 1e-3, *size, on=on_f16)
+    before, after = before_and_after(chain.run, tmp_path)
+    assert after < before
+    on_base = ["--base", str(tiny_f16), "--spec", "tiny-flux1"]
+    record = sample(chain.adapter, tmp_path / "a.png", "ultraflux", *on_base)
+    assert "unadapted" not in json.dumps(record)
+
+
+def test_the_second_phase_of_the_curriculum_sees_only_its_slice_and_its_noise_levels(
+    encoded, tiny_flux, tmp_path
+):
+    sets = [change for n in (0, 1) for change in (f"phases.{n}.resolution=null", f"phases.{n}.steps=80")]
+    recipe = resolve("ultraflux", None, [*sets, "batch.size=4", "batch.micro=4"])
+    job = start(recipe, str(tiny_flux), [encoded], tmp_path / "run")
+    phases = Phases(job, torch.device("cpu"))
+    loaded = [load_batch(job, phases, step) for step in range(160)]
+    first, second = loaded[:80], loaded[80:]
+    assert {uri for each in first for uri in each.uris} == {f"{letter}.png" for letter in "abcdef"}
+    # their ranks are 0.01, 0.05 and 0.04
+    assert {uri for each in second for uri in each.uris} == {"a.png", "b.png", "f.png"}
+    low, high = (torch.cat([each.batch.sigma for each in half]) for half in (first, second))
+    assert low.min() < 0.1
+    assert high.min() >= 0.54
+    # all of the band is seen
+    assert high.min() < 0.58
+    assert high.max() > 0.96
+    share = ((high > 0.54) & (high < 0.77)).float().mean().item()
+    assert share == pytest.approx(0.5, abs=0.1)
+
+
 def test_the_second_phase_of_ultraflux_reads_only_the_top_twentieth(chain_of, flux_stage1, monkeypatch):
     from uhr.train.run.phase import UseRun
 
@@ -200,7 +241,9 @@ def test_the_second_phase_of_ultraflux_reads_only_the_top_twentieth(chain_of, fl
 
 def test_every_recipe_has_its_chain():
     tested = {"lora", "lora-flux2", "gca-stage1", "gca-stage2", "urae-2k", "urae-4k@paper", "urae-4k@code"}
-    assert tested | {"ultragen", "ultraflux-stage1", "ultraflux-stage2", "ultraflux"} == set(NAMES)
+    tested |= {"ultragen", "ultraflux-stage1", "ultraflux-stage2", "ultraflux"}
+    # the chain of the VAE: run/vae/test_chain.py
+    assert tested | {"vae-f16"} == set(NAMES)
 
 
 def test_checkpoints_of_a_chain_are_found(two_k):

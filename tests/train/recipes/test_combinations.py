@@ -52,7 +52,7 @@ def test_a_part_trains_by_every_objective_under_every_surgery(part, encoded, tin
         sets = [f"trainable={PARTS[part]}", f"phases.main.objective={objective}", *changes]
         trainer, line, moved = step("lora", sets, tiny_flux, encoded, tmp_path / objective)
         assert torch.isfinite(torch.tensor(line["loss"])), objective
-        surgeries = [entry["surgery"] for entry in trainer.surgeries]
+        surgeries = [entry["surgery"] for entry in trainer.model.surgeries]
         assert [name for name in surgeries if name.startswith("rope-")] == [
             change.partition("surgery: ")[2].split(",")[0] for change in changes if "surgery: " in change
         ]
@@ -73,7 +73,7 @@ def test_urae_with_ultrafluxs_positions_and_loss_is_four_values(encoded, tiny_fl
     trainer, line, moved = step("urae-4k@paper", sets, tiny_flux, encoded, tmp_path / "run")
     assert line["parts"].keys() == {"huber"}
     assert all(moved.values())
-    names = [entry["surgery"] for entry in trainer.surgeries]
+    names = [entry["surgery"] for entry in trainer.model.surgeries]
     assert names == ["rope-resonance", "singular-components"]
 
 

@@ -43,7 +43,7 @@ def loss_of(trainer, count=2):
     use = trainer.phase(0).uses[0]
     draws = Draws(5, 0, range(count))
     batch = use.batch(use.data.read(0, range(count)), draws)
-    return batch, use.loss(trainer.denoiser, batch, draws)[0].mean()
+    return batch, use.loss(trainer.model.network, batch, draws)[0].mean()
 
 
 def gradients(trainer):
@@ -78,7 +78,7 @@ def test_image_and_text_rows_are_those_of_the_base_bit_for_bit(trainer):
         with torch.no_grad():
             calls.append((arguments[0].shape[1], output, layer.get_base_layer()(arguments[0])))
 
-    layers = peft_layers.layers_of(made.transformer, ADAPTER)
+    layers = peft_layers.layers_of(made.model.module, ADAPTER)
     assert len(layers) == 4 * 3
     hooks = [layer.register_forward_hook(watch) for layer in layers.values()]
     loss_of(made)
@@ -94,7 +94,7 @@ def test_image_and_text_rows_are_those_of_the_base_bit_for_bit(trainer):
 
 def test_gradients_come_through_guide_tokens_alone(trainer):
     made = trainer("runtime.gradient_checkpointing=false")
-    seen, layers = {}, peft_layers.layers_of(made.transformer, ADAPTER)
+    seen, layers = {}, peft_layers.layers_of(made.model.module, ADAPTER)
 
     def keep(path):
         def watch(layer, arguments, output):

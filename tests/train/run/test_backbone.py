@@ -33,11 +33,11 @@ def backbone_job(small_set, tiny_flux, tmp_path):
 def test_a_learning_rate_of_1e_6_moves_float32_values_that_bfloat16_would_not_show(backbone_job):
     trainer = Trainer(backbone_job("phases.main.lr=1e-6", "optimiser.weight_decay=0"))
     before = {name: value.detach().clone() for name, value in trainer.state.parameters.items()}
-    assert trainer.transformer.dtype == torch.bfloat16
+    assert trainer.model.module.dtype == torch.bfloat16
     for _ in range(3):
         trainer.step()
     moved = hidden = 0
-    live = dict(trainer.transformer.named_parameters())
+    live = dict(trainer.model.module.named_parameters())
     for name, value in trainer.state.parameters.items():
         assert value.dtype == torch.float32
         assert live[name].dtype == torch.bfloat16
@@ -86,24 +86,26 @@ def test_it_resumes_bit_for_bit(backbone_job, stops, tmp_path):
 
 def test_the_teacher_is_a_second_model_where_an_objective_needs_one_and_there_alone(backbone_job, tmp_path):
     plain = Trainer(backbone_job(out=tmp_path / "plain"))
-    assert plain.denoiser.frozen is None
+    assert plain.model.network.frozen is None
     with pytest.raises(UserError, match="set `uses_teacher = True`"):
-        plain.denoiser.teacher(None, None, None)
+        plain.model.network.teacher(None, None, None)
     uses = "[{weight: 1}, {weight: 1, objective: distillation}]"
     trainer = Trainer(backbone_job(f"phases.main.data={uses}", "phases.main.lr=0.01", out=tmp_path / "two"))
-    frozen = {name: value.clone() for name, value in trainer.denoiser.frozen.state_dict().items()}
+    frozen = {name: value.clone() for name, value in trainer.model.network.frozen.state_dict().items()}
     losses = [entry["loss"] for entry in (trainer.step(), trainer.step())]
     # flow matching first; then the distance to the teacher, which the first step made
     assert losses[0] > 0
     assert losses[1] > 0
     assert all(
-        torch.equal(value, frozen[name]) for name, value in trainer.denoiser.frozen.state_dict().items()
+        torch.equal(value, frozen[name]) for name, value in trainer.model.network.frozen.state_dict().items()
     )
-    assert not any(value.requires_grad for value in trainer.denoiser.frozen.parameters())
+    assert not any(value.requires_grad for value in trainer.model.network.frozen.parameters())
     # a teacher that was saved with nobody would be lost on resume: it is loaded from the model again
     trainer.save({})
     again = Trainer(reopen(tmp_path / "two"))
-    assert all(torch.equal(value, frozen[name]) for name, value in again.denoiser.frozen.state_dict().items())
+    assert all(
+        torch.equal(value, frozen[name]) for name, value in again.model.network.frozen.state_dict().items()
+    )
 
 
 def test_the_export_loads_in_stock_diffusers_with_the_float32_values(

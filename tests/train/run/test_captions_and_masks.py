@@ -105,7 +105,7 @@ def test_latents_outside_the_mask_have_no_gradient(use_of):
 
         class Shifted:
             def velocity(self, noisy, sigma, condition, error=error):
-                return trainer.denoiser.velocity(noisy, sigma, condition) + error
+                return trainer.model.network.velocity(noisy, sigma, condition) + error
 
         losses.append(use.loss(Shifted(), batch, draws)[0])
     torch.testing.assert_close(losses[0], losses[1])

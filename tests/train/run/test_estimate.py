@@ -32,7 +32,7 @@ def test_the_plan_counts_what_the_run_then_has(small_set, tiny_flux, job_of):
     plan = estimate(job.recipe, str(tiny_flux), [small_set.folder])
     trainer = Trainer(job)
     assert plan["parameters"]["trainable"] == sum(p.numel() for p in trainer.state.parameters.values())
-    everything = sum(p.numel() for p in trainer.denoiser.transformer.parameters())
+    everything = sum(p.numel() for p in trainer.model.network.transformer.parameters())
     assert plan["parameters"]["base"] == everything - plan["parameters"]["trainable"]
     (phase,) = plan["phases"]
     assert phase["batches_per_epoch"] == job.mixture_of(0).orders[0].plan.batches_per_epoch == 4

@@ -55,12 +55,12 @@ def adapter_of(run):
 
 
 def values(trainer):
-    part, model = trainer.recipe.trainable, trainer.denoiser.transformer
+    part, model = trainer.recipe.trainable, trainer.model.network.transformer
     return {name: t.detach().clone() for name, t in part.parameters(model).items()}
 
 
 def weights(trainer):
-    state = trainer.denoiser.transformer.state_dict()
+    state = trainer.model.network.transformer.state_dict()
     return {name.replace(".base_layer", ""): tensor for name, tensor in state.items() if ".lora_" not in name}
 
 
@@ -125,7 +125,7 @@ def test_a_whole_backbone_is_trained_further_from_its_float32_values(make, tmp_p
     trainer = Trainer(make(tmp_path / "two", *whole, init=[one.out]))
     stored = load_file(last(one.out) / "backbone.safetensors")
     assert trainer.state.parameters.keys() == stored.keys()
-    live = trainer.transformer.state_dict()
+    live = trainer.model.module.state_dict()
     rounded = 0
     for name, tensor in stored.items():
         assert torch.equal(trainer.state.parameters[name], tensor)

@@ -121,7 +121,7 @@ def test_the_loss_goes_down_on_a_few_images(job_of):
     def loss() -> float:
         draws = [Draws(99, step, range(len(turn.rows))) for step in range(4)]
         with torch.no_grad():
-            found = [use.loss(trainer.denoiser, use.batch(rows, d), d)[0].mean() for d in draws]
+            found = [use.loss(trainer.model.network, use.batch(rows, d), d)[0].mean() for d in draws]
         return torch.stack(found).mean().item()
 
     before = loss()
@@ -165,7 +165,7 @@ def test_adapters_and_their_optimiser_are_float32_on_a_bfloat16_backbone(job_of)
     trainer.step()
     for tensors in trainer.state.tensors().values():
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
-    assert trainer.denoiser.transformer.dtype == torch.bfloat16
+    assert trainer.model.network.transformer.dtype == torch.bfloat16
 
 
 def test_the_average_follows_the_weights_by_its_decay(job_of):
@@ -306,7 +306,7 @@ def test_a_phase_mixes_its_data_sets_by_weight_each_with_its_objective_band_and_
     trainer = Trainer(start(recipe, str(tiny_flux), data, tmp_path / "third"))
     kept, draws = phase.uses[1], Draws(0, 0, range(2))
     rows = kept.data.read(1, [0, 1])
-    loss, _ = kept.loss(trainer.denoiser, kept.batch(rows, draws), draws)
+    loss, _ = kept.loss(trainer.model.network, kept.batch(rows, draws), draws)
     assert loss.tolist() == [0, 0]
     info = json.loads((job.out / "run.json").read_text())
     assert [ref["name"] for ref in info["data"]] == ["real", "kept"]

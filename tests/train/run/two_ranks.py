@@ -37,6 +37,12 @@ SCENARIOS = {
     "whole-full": [*WHOLE, "runtime.shard=full", "ema=0.9", "batch.micro=1"],
     "whole-hybrid": [*WHOLE, "runtime.shard=hybrid"],
     "whole-prodigy": [*WHOLE, "runtime.shard=full", "optimiser={kind: prodigy}", "phases.main.lr=1"],
+    "vae": [
+        "batch.micro=1",
+        "phases.main.lr=0.0001",
+        "phases.main.objective.perceptual.weight=0",
+        "phases.main.resolution=64",
+    ],
     "restless": ["phases.main.objective=two_ranks_objectives:Restless"],
 }
 """What is trained both by one process and by two."""
@@ -56,8 +62,12 @@ def job_of(setting: dict[str, Any], name: str, sets: list[str], ranks: Ranks) ->
 
 
 def _start(setting: dict[str, Any], out: Path, sets: list[str]) -> Any:
-    recipe = resolve("lora", None, [*setting["fast"], *BASE, *sets])
-    return start(recipe, setting["model"], [Path(setting["data"])], out)
+    if out.name == "vae":
+        fast = [value for value in setting["fast"] if not value.startswith("trainable")]
+        recipe, data = resolve("vae-f16", None, [*fast, *BASE, *sets]), setting["crops"]
+    else:
+        recipe, data = resolve("lora", None, [*setting["fast"], *BASE, *sets]), setting["data"]
+    return start(recipe, setting["model"], [Path(data)], out)
 
 
 def run(setting: dict[str, Any], name: str, ranks: Ranks, sets: list[str] | None = None) -> dict[str, Any]:

@@ -137,7 +137,9 @@ class PerceptualDistance:
 
     @classmethod
     def load(cls, config: Perceptual, device: torch.device) -> PerceptualDistance:
-        """Read its files. Raises UserError if they have other tensors."""
+        """Read its files; the meta device needs none. Raises UserError if they have other tensors."""
+        if device.type == "meta":
+            return cls(layers_of(config, empty=True), NETWORKS[config.network].ends, _empty_heads(config))
         layers = layers_of(config).to(device)
         return cls(layers, NETWORKS[config.network].ends, [head.to(device) for head in heads_of(config)])
 
@@ -208,6 +210,12 @@ def heads_of(config: Perceptual) -> list[torch.Tensor]:
             raise UserError(what, f"fetch {network.heads}")
         found.append(_copy(head))
     return found
+
+
+def _empty_heads(config: Perceptual) -> list[torch.Tensor]:
+    import torch
+
+    return [torch.empty(1, channels, 1, 1, device="meta") for channels in NETWORKS[config.network].channels]
 
 
 def _read(file: str) -> Mapping[str, Any]:

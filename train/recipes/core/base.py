@@ -8,18 +8,19 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
+from uhr.base.kinds import Kind
 from uhr.models.specs.spec import GuidanceKind, ModelSpec
 from uhr.models.surgery.base import from_record
 from uhr.train.objectives import AnyObjective
 from uhr.train.objectives.base import Objective
 from uhr.train.optimisers import AnyOptimiser
-from uhr.train.recipes.core.validation import Validation
+from uhr.train.recipes.core.validation import Validation, ValidationBase
 from uhr.train.recipes.core.windows import CallAttention, GuideWindows, ProportionalAttention
 from uhr.train.timesteps import Timesteps
 from uhr.train.trainable import AnyTrainable
@@ -68,17 +69,16 @@ class Init(Config):
     after: str | None = None
 
 
-class DataUse(Config):
+class DataUseBase(Config):
     """How a phase uses one data set of the run.
 
     data: its name, as in `--data NAME=DIR`.
     weight: share of the phase's batches, in proportion to those of its other data sets. None: every row is
         used `repeats` times while the others are used as often as they say. All or none of a phase have one.
     where: SQL condition on curated columns, such as `artimuse_rank <= 0.05`; None is all rows.
+    lowest: share of these rows, by the lowest values of a curated column: `{flat_fraction: 0.5}` is the less
+        flat half. Rows without a value are left out, and equal values are in the order of sample ids.
     resolution: px, as the data was encoded; None is that of the phase.
-    band: noise levels [low, high] of these samples; None is that of the phase's `timesteps`.
-    objective: of these samples; None is the phase's. With `distillation` they are a preservation set: the
-        model is kept where it is on them.
     loss_weight: factor of their loss.
     """
 
@@ -86,56 +86,58 @@ class DataUse(Config):
     weight: float | None = Field(None, gt=0)
     repeats: int = Field(1, gt=0)
     where: str | None = None
+    lowest: dict[str, float] = Field(default_factory=dict, max_length=1)
     resolution: int | None = Field(None, gt=0)
-    band: tuple[float, float] | None = None
-    objective: AnyObjective | None = None
     loss_weight: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
-    def _one_measure(self) -> DataUse:
+    def _one_measure(self) -> Self:
         if self.weight is not None and self.repeats != 1:
             raise ValueError("weight is a share of batches already: leave out repeats")
+        if any(not 0 < share <= 1 for share in self.lowest.values()):
+            raise ValueError("lowest is a share of the rows, more than 0 and at most 1")
         return self
 
 
-class Phase(Config):
+class DataUse(DataUseBase):
+    """How a phase that trains a backbone uses one data set of the run.
+
+    band: noise levels [low, high] of these samples; None is that of the phase's `timesteps`.
+    objective: of these samples; None is the phase's. With `distillation` they are a preservation set: the
+        model is kept where it is on them.
+    """
+
+    band: tuple[float, float] | None = None
+    objective: AnyObjective | None = None
+
+
+class PhaseBase(Config):
     """One phase of a training run.
 
     data: the data sets that it mixes.
     resolution: px, as the data was encoded; None is the model's native size.
-    objective: with its parameters (`train.objectives`). steps: optimiser steps.
+    steps: optimiser steps. objective: what is minimised, with its parameters.
     lr: learning rate after `warmup` steps, over which it rises linearly from 0.
     schedule: of the steps after that. constant: lr. cosine: lr (1 + cos(pi p)) / 2. linear: lr (1 - p), with
         p from 0 to 1 at the end of the phase, which the last step stays just short of.
     """
 
     name: str
-    data: tuple[DataUse, ...] = Field((DataUse(),), min_length=1)
+    data: tuple[DataUseBase, ...] = Field(min_length=1)
     resolution: int | None = Field(None, gt=0)
-    objective: AnyObjective
-    timesteps: Timesteps
     steps: int = Field(gt=0)
     lr: float = Field(gt=0)
     warmup: int = Field(ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    objective: Kind
 
     @model_validator(mode="after")
-    def _comparable(self) -> Phase:
+    def _comparable(self) -> Self:
         if len({use.weight is None for use in self.data}) > 1:
             raise ValueError("all data sets of a phase have a weight, or none has")
         if self.schedule != "constant" and self.warmup >= self.steps:
             raise ValueError(f"warmup {self.warmup} leaves no step for the schedule: it must be below steps")
-        for use in self.data:
-            self.timesteps_of(use)
         return self
-
-    def objective_of(self, use: DataUse) -> Objective:
-        """The objective of the samples of one of the phase's data sets."""
-        return use.objective or self.objective
-
-    def timesteps_of(self, use: DataUse) -> Timesteps:
-        """The noise levels of the samples of one of the phase's data sets."""
-        return self.timesteps if use.band is None else self.timesteps.with_band(use.band)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of the phase's step `step`, counted from 0."""
@@ -147,6 +149,31 @@ class Phase(Config):
         if self.schedule == "linear":
             return self.lr * (1 - progress)
         return self.lr * (1 + math.cos(math.pi * progress)) / 2
+
+
+class Phase(PhaseBase):
+    """One phase of the training of a backbone.
+
+    objective: one of `train.objectives`. timesteps: the noise levels.
+    """
+
+    data: tuple[DataUse, ...] = Field((DataUse(),), min_length=1)
+    objective: AnyObjective
+    timesteps: Timesteps
+
+    @model_validator(mode="after")
+    def _bands(self) -> Self:
+        for use in self.data:
+            self.timesteps_of(use)
+        return self
+
+    def objective_of(self, use: DataUse) -> Objective:
+        """The objective of the samples of one of the phase's data sets."""
+        return use.objective or self.objective
+
+    def timesteps_of(self, use: DataUse) -> Timesteps:
+        """The noise levels of the samples of one of the phase's data sets."""
+        return self.timesteps if use.band is None else self.timesteps.with_band(use.band)
 
 
 class Runtime(Config):
@@ -204,21 +231,15 @@ class Sampling(Config):
         return [*(["--guidance", f"{self.guidance:g}"] if guided else []), *sets]
 
 
-class Recipe(Config):
-    """Everything about a training run except model and data.
+class RecipeBase(Config):
+    """Everything about a training run except model and data, whatever is trained.
 
-    family: that of `ModelSpec`. surgeries: those of the transformer, as `models.surgery.record` writes them;
-    adapters are not among them.
+    family: that of `ModelSpec`. surgeries: those of the component that is trained, as `models.surgery.record`
+    writes them; adapters are not among them.
     trainable: the part that is trained (`train.trainable`); the rest is frozen.
     init: what becomes of trained weights that a run begins with.
-    windows: windowed attention with a guide, as UltraGen has it; None is attention to all tokens.
-    proportional: sharpen attention to all tokens by their number, as URAE's samplers do
-        (`models.attention.proportional`).
-    latents: "sample" draws from the VAE's distribution each time that an image is used, "mean" does not.
-    captions: share of each caption column, as encoded; a row that lacks some draws from the others, and one
-    that lacks all gets its first caption, as every row does if no share is given.
-    caption_dropout: share of samples that train with the empty caption. clip: maximum norm of the gradient.
-    ema: decay per step of the averaged adapter, after a warm-up (`average.decay_at`); None averages nothing.
+    clip: maximum norm of the gradient.
+    ema: decay per step of the averaged part, after a warm-up (`average.decay_at`); None averages nothing.
     validation: what is measured during the run.
     sources: where each value comes from, by dotted path. origin: the recipe's values before they were
     changed.
@@ -228,25 +249,88 @@ class Recipe(Config):
     about: str
     family: str
     surgeries: tuple[dict[str, Any], ...] = ()
-    guidance: Guidance
     trainable: AnyTrainable
     init: Init = Init()
-    windows: GuideWindows | None = None
-    proportional: bool = False
-    phases: tuple[Phase, ...] = Field(min_length=1)
+    phases: tuple[PhaseBase, ...] = Field(min_length=1)
     optimiser: AnyOptimiser
     clip: float = Field(gt=0)
     batch: Batching
-    latents: Literal["sample", "mean"]
-    captions: dict[str, float] = Field(default_factory=dict)
-    caption_dropout: float = Field(ge=0, le=1)
     ema: float | None = Field(None, gt=0, lt=1)
     seed: int = Field(ge=0)
     sampling: Sampling = Sampling()
-    validation: Validation = Validation()
+    validation: ValidationBase = ValidationBase()
     runtime: Runtime
     sources: Mapping[str, str] = Field(default={}, exclude=True)
     origin: Mapping[str, Any] | None = Field(default=None, exclude=True)
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise UserError if this recipe does not fit the model."""
+        raise NotImplementedError
+
+    def notes(self, spec: ModelSpec) -> list[str]:
+        """What is unusual about training this model, and no error."""
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> int:
+        """Number of optimiser steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def data_names(self) -> list[str]:
+        """The names of the data sets that the recipe uses, held-out ones included."""
+        names = [use.data for phase in self.phases for use in phase.data]
+        names += [rows.data for rows in self.validation.measured]
+        return list(dict.fromkeys(names))
+
+    def phase_of(self, step: int) -> tuple[int, int]:
+        """The phase of the run's step `step`, and the step within the phase; all counted from 0."""
+        for index, phase in enumerate(self.phases):
+            if step < phase.steps:
+                return index, step
+            step -= phase.steps
+        raise AssertionError("past the last phase")
+
+    def done_by_phase(self, step: int) -> list[int]:
+        """How many of the first `step` steps of the run belong to each phase."""
+        done = []
+        for phase in self.phases:
+            done.append(min(step, phase.steps))
+            step -= done[-1]
+        return done
+
+    def source(self, path: str) -> str | None:
+        """The source of the value at a dotted path: that of the path itself, or of the nearest parent with
+        one.
+        """
+        parts = [part for part in path.split(".") if not part.isdigit()]
+        while parts:
+            if ".".join(parts) in self.sources:
+                return self.sources[".".join(parts)]
+            parts.pop()
+        return None
+
+
+class Recipe(RecipeBase):
+    """Everything about the training of a backbone except model and data.
+
+    windows: windowed attention with a guide, as UltraGen has it; None is attention to all tokens.
+    proportional: sharpen attention to all tokens by their number, as URAE's samplers do
+        (`models.attention.proportional`).
+    latents: "sample" draws from the VAE's distribution each time that an image is used, "mean" does not.
+    captions: share of each caption column, as encoded; a row that lacks some draws from the others, and one
+    that lacks all gets its first caption, as every row does if no share is given.
+    caption_dropout: share of samples that train with the empty caption.
+    """
+
+    guidance: Guidance
+    windows: GuideWindows | None = None
+    proportional: bool = False
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    latents: Literal["sample", "mean"]
+    captions: dict[str, float] = Field(default_factory=dict)
+    caption_dropout: float = Field(ge=0, le=1)
+    validation: Validation = Validation()
 
     @field_validator("captions")
     @classmethod
@@ -266,10 +350,11 @@ class Recipe(Config):
         left = {key: value for key, value in tree.items() if key != "adapter"}
         return {**left, "trainable": {**base, **tree["adapter"]}}
 
-    @property
-    def steps(self) -> int:
-        """Number of optimiser steps of all phases."""
-        return sum(phase.steps for phase in self.phases)
+    @model_validator(mode="after")
+    def _a_backbone(self) -> Recipe:
+        if self.trainable.component != "transformer":
+            raise ValueError("the VAE is trained by recipes of its own, such as vae-f16")
+        return self
 
     @property
     def uses_teacher(self) -> bool:
@@ -280,30 +365,6 @@ class Recipe(Config):
     def second_model(self) -> bool:
         """Whether the model before training is a second, frozen copy."""
         return self.uses_teacher and not self.trainable.removable
-
-    @property
-    def data_names(self) -> list[str]:
-        """The names of the data sets that the recipe uses, held-out ones included."""
-        names = [use.data for phase in self.phases for use in phase.data]
-        if self.validation.loss is not None:
-            names.append(self.validation.loss.data)
-        return list(dict.fromkeys(names))
-
-    def phase_of(self, step: int) -> tuple[int, int]:
-        """The phase of the run's step `step`, and the step within the phase; all counted from 0."""
-        for index, phase in enumerate(self.phases):
-            if step < phase.steps:
-                return index, step
-            step -= phase.steps
-        raise AssertionError("past the last phase")
-
-    def done_by_phase(self, step: int) -> list[int]:
-        """How many of the first `step` steps of the run belong to each phase."""
-        done = []
-        for phase in self.phases:
-            done.append(min(step, phase.steps))
-            step -= done[-1]
-        return done
 
     def check(self, spec: ModelSpec) -> None:
         """Raise UserError if this recipe does not fit the model."""
@@ -400,17 +461,6 @@ class Recipe(Config):
             scale = "1.0" if spec.guidance == "embedded" else "null"
             changes.append(f"guidance={{kind: {spec.guidance}, scale: {scale}}}")
         return changes
-
-    def source(self, path: str) -> str | None:
-        """The source of the value at a dotted path: that of the path itself, or of the nearest parent with
-        one.
-        """
-        parts = [part for part in path.split(".") if not part.isdigit()]
-        while parts:
-            if ".".join(parts) in self.sources:
-                return self.sources[".".join(parts)]
-            parts.pop()
-        return None
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,19 +9,14 @@ from pydantic import Field
 from uhr.base.config import Config
 
 
-class HeldOutLoss(Config):
-    """The loss of images that are not trained on, on fixed noise, for each of several ranges of sigma.
-
-    It is the objective of the phases without its weights, with the images' first captions and the mean
-    latents: its values differ only by what was learned. Where phases have different objectives or
-    resolutions, the loss of each is measured throughout, and has its phase's name.
+class MeasuredRows(Config):
+    """Images of a data set that are measured or shown during a run.
 
     data: name of the data set, as in `--data NAME=DIR`. where: SQL condition on curated columns, such as
         `split = 'validation'`; None is all rows. every: steps between two measurements; the first is before
         training, and the last after the last step.
     resolution: px, as the data was encoded; None is that of the phase.
     rows: the most images, evenly spread over those of the data set.
-    bins: number of equal ranges of sigma in [0, 1]; an image has one sigma in each.
     """
 
     data: str = "main"
@@ -29,6 +24,18 @@ class HeldOutLoss(Config):
     every: int = Field(gt=0)
     resolution: int | None = Field(None, gt=0)
     rows: int = Field(32, gt=0)
+
+
+class HeldOutLoss(MeasuredRows):
+    """The loss of images that are not trained on, on fixed noise, for each of several ranges of sigma.
+
+    It is the objective of the phases without its weights, with the images' first captions and the mean
+    latents: its values differ only by what was learned. Where phases have different objectives or
+    resolutions, the loss of each is measured throughout, and has its phase's name.
+
+    bins: number of equal ranges of sigma in [0, 1]; an image has one sigma in each.
+    """
+
     bins: int = Field(4, gt=0)
 
 
@@ -54,7 +61,19 @@ class ValidationImages(Config):
     seed: int = Field(0, ge=0)
 
 
-class Validation(Config):
+class ValidationBase(Config):
+    """What a run measures and shows while it trains."""
+
+    loss: MeasuredRows | None = None
+    images: MeasuredRows | ValidationImages | None = None
+
+    @property
+    def measured(self) -> list[MeasuredRows]:
+        """The rows of data sets that it reads."""
+        return [each for each in (self.loss, self.images) if isinstance(each, MeasuredRows)]
+
+
+class Validation(ValidationBase):
     """loss: held-out loss, in the log and in the metrics of checkpoints; None measures nothing.
     images: generated images; None generates none.
     """

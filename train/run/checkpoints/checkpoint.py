@@ -25,7 +25,8 @@ from uhr.base.paths import text_path
 from uhr.base.run_folder import all_or_nothing
 from uhr.models.files.write import save_tensors
 from uhr.models.loading.opening import ModelName
-from uhr.train.recipes.core.base import Recipe, leaves
+from uhr.train.recipes import read_recipe
+from uhr.train.recipes.core.base import leaves
 from uhr.train.run.checkpoints import average, divided, optim
 from uhr.train.run.checkpoints.state import TrainState, generators, set_generators
 from uhr.train.run.processes.parallel import ALONE, Ranks
@@ -51,6 +52,8 @@ MAY_CHANGE = (
     r"runtime\.log",
     r"validation\..*",
     r"sampling\..*",
+    # the files are the same, by their hashes in the recipe
+    r"phases\.\d+\.objective\.perceptual\.(network_file|heads_file)",
 )
 """Values of a recipe that may change when a run is resumed: they do not affect any step."""
 
@@ -70,20 +73,27 @@ class DataRef(Config):
 
 
 class ModelRef(Config):
-    """The frozen backbone.
+    """The model of which a component is trained.
 
-    name: its hub id, or the name of its folder or file. transformer: the hash of its weights. base: where the
-    rest of the model was, for a lone backbone. spec_given: whether the user named the spec. native_size: of
-    the model with the VAE that it has, px; None in a run of an earlier version.
+    name: its hub id, or the name of its folder or file. base: where the rest of the model was, for a lone
+    backbone. spec_given: whether the user named the spec. transformer, vae: the hash of the weights of the
+    component that is trained; empty of the other. native_size: of the model with the VAE that it has, px;
+    None in a run of an earlier version.
     """
 
     path: str
     name: str
     spec: str
-    transformer: str
+    transformer: str = ""
+    vae: str = ""
     base: str | None = None
     spec_given: bool = False
     native_size: int | None = None
+
+    @property
+    def weights(self) -> str:
+        """The hash of the weights of the component that is trained, before training."""
+        return self.transformer or self.vae
 
     @property
     def named(self) -> ModelName:
@@ -279,7 +289,7 @@ def read_info(folder: Path) -> CheckpointInfo:
     if not file.is_file():
         raise UserError(f"{folder} has no {FILE}", "it was never finished: take another checkpoint")
     info = read_versioned(CheckpointInfo, file, SCHEMA_VERSION, "take another checkpoint")
-    part = Recipe.model_validate(info.recipe).trainable.file
+    part = read_recipe(info.recipe).trainable.file
     missing = sorted(_always(info, part) - info.files.keys())
     if missing:
         raise UserError(f"{file} does not list {missing[0]}", "take another checkpoint")
@@ -312,7 +322,7 @@ def read_part(folder: Path, info: CheckpointInfo) -> tuple[dict[str, torch.Tenso
 
     if is_divided(info):
         return divided.read(folder, "part")
-    part = Recipe.model_validate(info.recipe).trainable.file
+    part = read_recipe(info.recipe).trainable.file
     with safe_open(folder / f"{part}.safetensors", framework="pt") as opened:
         return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ import torch
 from uhr.base.errors import UserError
 from uhr.models.specs.spec import ModelSpec
 from uhr.train.data.reader import EncodedData
-from uhr.train.data.sets import NamedData, data_for
+from uhr.train.data.sets import NamedData, data_for, rows_of
 from uhr.train.objectives.base import Denoiser
 from uhr.train.objectives.draws import Draws
-from uhr.train.recipes.core.base import DataUse, Recipe
-from uhr.train.recipes.core.validation import HeldOutLoss
+from uhr.train.recipes.core.base import DataUseBase, PhaseBase, Recipe, RecipeBase
+from uhr.train.recipes.core.validation import MeasuredRows
 from uhr.train.run.checkpoints.state import generators, set_generators
 from uhr.train.run.monitoring.log import held_out_losses
 from uhr.train.run.phase import UseRun
@@ -26,19 +26,19 @@ from uhr.train.timesteps import Timesteps
 
 
 @contextlib.contextmanager
-def apart_from_training(transformer: Any) -> Generator[None]:
+def apart_from_training(model: Any) -> Generator[None]:
     """Run a block without gradients and in evaluation mode, and restore the process-wide generators."""
-    kept, training = generators(), transformer.training
-    transformer.eval()
+    kept, training = generators(), model.training
+    model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        transformer.train(training)
+        model.train(training)
         set_generators(kept)
 
 
-def held_out_rows(config: HeldOutLoss, data: EncodedData) -> list[tuple[int, int]]:
+def held_out_rows(config: MeasuredRows, data: EncodedData) -> list[tuple[int, int]]:
     """The (bucket, row) of the measured images: at most `config.rows`, evenly spread, in rising order.
 
     Raises UserError if no row meets the condition.
@@ -46,27 +46,27 @@ def held_out_rows(config: HeldOutLoss, data: EncodedData) -> list[tuple[int, int
     chosen = [(bucket, int(row)) for bucket, rows in enumerate(data.select(config.where)) for row in rows]
     if not chosen:
         raise UserError(
-            f"{data.path}: no row of it has {config.where}", "change the condition, validation.loss.where"
+            f"{data.path}: no row of it has {config.where}", "change the condition, `where` in validation"
         )
     places = np.linspace(0, len(chosen) - 1, min(config.rows, len(chosen))).round().astype(int)
     return [chosen[place] for place in dict.fromkeys(places.tolist())]
 
 
-def check_held_out(recipe: Recipe, spec: ModelSpec, sets: Sequence[NamedData]) -> None:
+def check_held_out(recipe: RecipeBase, spec: ModelSpec, sets: Sequence[NamedData]) -> None:
     """Raise UserError if the held-out data of a phase are missing, or are trained on in any phase."""
     config = recipe.validation.loss
     if config is None:
         return
     measured: dict[int, set[tuple[int, int]]] = {}
     for index in range(len(recipe.phases)):
-        data = _data(recipe, index, spec, sets)
+        data = held_out_data(config, recipe.phases[index], spec, sets)
         measured[id(data)] = set(held_out_rows(config, data))
     for phase in recipe.phases:
         for use in phase.data:
             data = data_for(use, phase, spec, sets)
             if id(data) not in measured:
                 continue
-            trained = {(b, int(row)) for b, rows in enumerate(data.select(use.where)) for row in rows}
+            trained = {(b, int(row)) for b, rows in enumerate(rows_of(use, data)) for row in rows}
             both = len(trained & measured[id(data)])
             if both:
                 what = f"{both} of the images for the held-out loss are trained on in phase '{phase.name}'"
@@ -74,11 +74,11 @@ def check_held_out(recipe: Recipe, spec: ModelSpec, sets: Sequence[NamedData]) -
                 raise UserError(what, f"{fix}split = 'validation' and split = 'train'")
 
 
-def _data(recipe: Recipe, phase: int, spec: ModelSpec, sets: Sequence[NamedData]) -> EncodedData:
-    config = recipe.validation.loss
-    assert config is not None
-    use = DataUse(data=config.data, resolution=config.resolution)
-    return data_for(use, recipe.phases[phase], spec, sets)
+def held_out_data(
+    config: MeasuredRows, phase: PhaseBase, spec: ModelSpec, sets: Sequence[NamedData]
+) -> EncodedData:
+    """The data set of the measured rows. Raises UserError if it is not among those given."""
+    return data_for(DataUseBase(data=config.data, resolution=config.resolution), phase, spec, sets)
 
 
 class HeldOut:
@@ -90,7 +90,7 @@ class HeldOut:
         config = recipe.validation.loss
         assert config is not None
         self.config, self._micro = config, recipe.batch.micro
-        self._data = _data(recipe, phase, spec, sets)
+        self._data = held_out_data(config, recipe.phases[phase], spec, sets)
         self._rows = held_out_rows(config, self._data)
         plain = recipe.model_copy(update={"latents": "mean", "caption_dropout": 0.0, "captions": {}})
         objective = recipe.phases[phase].objective
@@ -107,9 +107,9 @@ class HeldOut:
         edges = [index / self.config.bins for index in range(self.config.bins + 1)]
         return list(pairwise(edges))
 
-    def measure(self, denoiser: Denoiser) -> dict[str, Any]:
+    def measure(self, network: Denoiser) -> dict[str, Any]:
         """Return the mean loss, and that of each range of sigma: {"loss": float, "bins": [...]}."""
-        means = [self._mean(use, number, denoiser) for number, use in enumerate(self._bins)]
+        means = [self._mean(use, number, network) for number, use in enumerate(self._bins)]
         bins = [{"sigma": list(band), "loss": mean} for band, mean in zip(self.bands, means, strict=True)]
         return {"loss": sum(means) / len(means), "images": len(self._rows), "bins": bins}
 
@@ -126,6 +126,14 @@ class HeldOut:
         return sum(losses) / len(losses)
 
 
+class Measure(Protocol):
+    """Measures a held-out loss of a model, as its objectives call it."""
+
+    def measure(self, network: Any) -> dict[str, Any]:
+        """Return means over the images, "loss" among them."""
+        ...
+
+
 class HeldOutLosses:
     """The held-out losses of a run, each of which has one meaning from the first step to the last.
 
@@ -133,9 +141,8 @@ class HeldOutLosses:
     measured together: a number can be followed through phases that train by something else.
     """
 
-    def __init__(
-        self, recipe: Recipe, spec: ModelSpec, sets: Sequence[NamedData], device: torch.device
-    ) -> None:
+    def __init__(self, recipe: RecipeBase, spec: ModelSpec, measure_of: Callable[[int], Measure]) -> None:
+        """`measure_of` makes the measure of a phase's objective, by the number of the phase."""
         config = recipe.validation.loss
         assert config is not None
         names: dict[str, list[str]] = {}
@@ -145,14 +152,11 @@ class HeldOutLosses:
             meaning = f"{resolution} {phase.objective.model_dump_json()}"
             names.setdefault(meaning, []).append(phase.name)
             first.setdefault(meaning, index)
-        self._losses = {
-            ", ".join(names[meaning]): HeldOut(recipe, index, spec, sets, device)
-            for meaning, index in first.items()
-        }
+        self._losses = {", ".join(names[meaning]): measure_of(index) for meaning, index in first.items()}
 
-    def measure(self, denoiser: Denoiser) -> dict[str, Any]:
+    def measure(self, network: Any) -> dict[str, Any]:
         """Return the values of a line of the log: `held_out`, or `held_out_by_phase`."""
-        found = {name: each.measure(denoiser) for name, each in self._losses.items()}
+        found = {name: each.measure(network) for name, each in self._losses.items()}
         return {"held_out": next(iter(found.values()))} if len(found) == 1 else {"held_out_by_phase": found}
 
 
@@ -161,7 +165,9 @@ def metrics(entry: dict[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, measured in held_out_losses(entry).items():
         found[name] = measured["loss"]
-        for each in measured["bins"]:
+        if "psnr" in measured:
+            found[f"{name}: PSNR (dB)"] = measured["psnr"]
+        for each in measured.get("bins", ()):
             low, high = each["sigma"]
             found[f"{name}, sigma {low:g} to {high:g}"] = each["loss"]
     return found

@@ -16,6 +16,9 @@ from uhr.base.formatting import gibibytes
 
 FILE = "log.jsonl"
 
+RATES = {"tokens_per_second": "tokens/s", "megapixels_per_second": "Mpx/s"}
+"""Keys of the rates at which a backbone and a VAE are trained, and their units."""
+
 HELD_OUT = "held-out loss"
 """The name of a held-out loss in tables and in the metrics of checkpoints."""
 
@@ -82,7 +85,7 @@ def progress_note(entry: dict[str, Any], total: int) -> str:
     parts = [
         f"loss {entry['loss']:.4f}",
         f"{entry['samples_per_second']:.3g} images/s",
-        f"{entry['tokens_per_second']:,.0f} tokens/s",
+        *(f"{entry[name]:,.0f} {unit}" for name, unit in RATES.items() if name in entry),
         f"wait {entry['wait'] / max(entry['seconds'], 1e-9):.1%}",
         gibibytes(entry["peak_memory"]),
         f"{datetime.timedelta(seconds=round(left))} left",
@@ -107,12 +110,13 @@ def print_log(entries: list[dict[str, Any]], lines: int = 20) -> None:
     columns = {
         "steps": [_steps(stretch) for stretch in stretches],
         "loss": losses,
-        **{name: [_mean_held_out(stretch, name) for stretch in stretches] for name in held_out},
+        **{name: [_mean_held_out(stretch, name, "loss") for stretch in stretches] for name in held_out},
+        **{f"{name}: PSNR": [_mean_held_out(each, name, "psnr") for each in stretches] for name in held_out},
         "lr": [stretch[-1].get("lr") for stretch in stretches],
         "d": [_mean(stretch, "optimiser", "d") for stretch in stretches],
         "grad norm": [_mean(stretch, "grad_norm") for stretch in stretches],
         "samples/s": [_mean(stretch, "samples_per_second") for stretch in stretches],
-        "tokens/s": [_mean(stretch, "tokens_per_second") for stretch in stretches],
+        **{unit: [_mean(stretch, name) for stretch in stretches] for name, unit in RATES.items()},
         "wait %": [_wait(stretch) for stretch in stretches],
     }
     shown = {name: values for name, values in columns.items() if any(value is not None for value in values)}
@@ -137,8 +141,8 @@ def _mean(entries: list[dict[str, Any]], *path: str) -> float | None:
     return sum(found) / len(found) if found else None
 
 
-def _mean_held_out(stretch: list[dict[str, Any]], name: str) -> float | None:
-    return _mean([held_out_losses(entry).get(name, {}) for entry in stretch], "loss")
+def _mean_held_out(stretch: list[dict[str, Any]], name: str, value: str) -> float | None:
+    return _mean([held_out_losses(entry).get(name, {}) for entry in stretch], value)
 
 
 def _wait(stretch: list[dict[str, Any]]) -> float | None:

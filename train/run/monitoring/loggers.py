@@ -89,6 +89,8 @@ def scalars(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _held_out(name: str, measured: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     yield f"{name}/loss", measured["loss"]
-    for each in measured["bins"]:
+    if "psnr" in measured:
+        yield f"{name}/psnr", measured["psnr"]
+    for each in measured.get("bins", ()):
         low, high = each["sigma"]
         yield f"{name}/sigma {low:g} to {high:g}", each["loss"]

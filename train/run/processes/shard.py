@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from uhr.base.errors import UserError, unknown
-from uhr.train.recipes.core.base import Recipe
+from uhr.train.recipes.core.base import Recipe, RecipeBase
 from uhr.train.run.processes.parallel import Ranks, backend_of
 
 Mode = Literal["replicate", "hybrid", "full"]
@@ -40,7 +40,7 @@ def mesh_shape(mode: str, ranks: Ranks) -> tuple[int, ...]:
     raise unknown("way to divide", mode, get_args(Mode), "runtime.shard")
 
 
-def divides(recipe: Recipe) -> bool:
+def divides(recipe: RecipeBase) -> bool:
     """Whether the recipe divides weights."""
     return recipe.runtime.shard != "replicate"
 

@@ -152,7 +152,7 @@ def test_each_range_has_its_sigmas_and_nothing_is_dropped_or_drawn(measured_job,
     monkeypatch.setattr(kind, "__call__", watch)
     trainer.state.step = 2
     trainer.validate()
-    assert trainer.transformer.training
+    assert trainer.model.module.training
     (one, two, three) = batches
     for batch, (low, high) in zip(batches, ((0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1)), strict=True):
         assert ((batch.sigma >= low) & (batch.sigma <= high)).all()

@@ -80,15 +80,15 @@ def test_prompts_are_encoded_once_and_no_text_encoder_is_loaded_afterwards(job_o
 def test_the_surgeries_of_training_are_put_aside_for_a_sampler_with_its_own(job_of):
     images = IMAGES.replace("every", "sampler: imax, every").replace("[96, 64]", "[256, 256]")
     trainer = Trainer(job_of(*SETS, images, "surgeries=[{surgery: rope-ntk, factor: 10.0}]"))
-    before = (trainer.surgeries, trainer.transformer.pos_embed)
+    before = (trainer.model.surgeries, trainer.model.module.pos_embed)
     trainer.validate()
     from uhr.models.surgery.base import record
 
-    assert record(trainer.transformer) is not None
-    assert sorted(entry["surgery"] for entry in record(trainer.transformer)) == sorted(
+    assert record(trainer.model.module) is not None
+    assert sorted(entry["surgery"] for entry in record(trainer.model.module)) == sorted(
         entry["surgery"] for entry in before[0]
     )
-    assert type(trainer.transformer.pos_embed) is type(before[1])
+    assert type(trainer.model.module.pos_embed) is type(before[1])
 
 
 @pytest.mark.parametrize(
@@ -115,4 +115,4 @@ def test_a_model_with_two_passes_gets_the_empty_prompt_too(small_set2, tiny_flux
     trainer = Trainer(start(recipe, str(tiny_flux2), [small_set2.folder], tmp_path / "run"))
     trainer.validate()
     assert len(list((tmp_path / "run" / "validation" / "step-00000000").iterdir())) == 2
-    assert trainer._images._arguments(0, "cfg").keys() == {"prompt_embeds", "negative_prompt_embeds"}
+    assert trainer.model._images._arguments(0, "cfg").keys() == {"prompt_embeds", "negative_prompt_embeds"}
