@@ -376,7 +376,7 @@ def sample_id(uri: str, source_name: str | None = None) -> str:
 
     `source_name` is set where there are several sources, in which the same `uri` may occur.
     """
-    text = uri if source_name is None else f"{source_name}\0{uri}"
+    text = uri if source_name is None else f"{source_name}:{uri}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -291,6 +291,9 @@ class _Planner:
     def plan(self, strict: bool) -> CurationPlan:
         config = self.config
         found, skipped = candidates(config.stages, config.name, tuple(config.channels))
+        # a column of the source that a stage adds is measured anew
+        added = {column.name for each in found for column in each.stage.adds}
+        self.given = tuple(column for column in self.given if column.name not in added)
         expand = found[-1] if found and found[-1].kind == "expand" else None
         outer = found if expand is None else found[:-1]
         if (wrong := next((each for each in outer if each.kind == "expand"), None)) is not None:

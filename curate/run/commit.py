@@ -65,6 +65,7 @@ def commit(
             root=listing.source.place,
             origin=listing.source.origin,
             operation=operation,
+            parents=listing.source.parents,
             stages=plan.stage_infos(),
             rules=_funnel(plan, finished),
             source={**listing.not_opened, "broken_sidecars": finished.broken_sidecars},

@@ -15,7 +15,7 @@ from uhr.curate.faults import CHANGED
 from uhr.curate.planning.plan import PlannedStage
 from uhr.curate.rules import Judge, Rule, RuleCounts, Verdict
 from uhr.curate.run.conversion import Converter, converter_for
-from uhr.manifests.schema import BASE, FAILED, KEPT, REJECTED, sample_id
+from uhr.manifests.schema import BASE, FAILED, KEPT, REJECTED, SOURCES, sample_id
 
 PREVIEW = (
     pa.field("_jpeg", pa.binary()),
@@ -28,8 +28,8 @@ RAN = pa.field("_ran", pa.int32())
 """Column of a part that is not in the manifest: how many stages of the task ran on the row, in their order.
 """
 
-_LISTED = [column.name for column in BASE if column.name != "content_hash"]
-"""Columns that do not depend on the image's bytes: uri, listed version, the values of the sidecars."""
+_LISTED = [column.name for column in (*BASE, *SOURCES) if column.name != "content_hash"]
+"""Columns that do not depend on the image's bytes: uri, listed version, the values of sidecars and source."""
 
 _TALLY = b"tally"
 

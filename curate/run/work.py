@@ -82,7 +82,10 @@ class _UnitRun:
         self._whole: tuple[str, Any] | None = None
         self._views = self._pass.views
         self._block = ViewBlock(list(self._views))
-        stated = [name for name in (items[0] if items else ()) if name in self._plan.schema.names]
+        kept = {column.name for column in (*BASE, *self._plan.given)}
+        if "content_hash" in {column.name for planned in self._plan.stages for column in planned.stage.adds}:
+            kept.remove("content_hash")
+        stated = [name for name in (items[0] if items else ()) if name in kept]
         made = (source_row(i, stated) if self._from_source else _later_row(i) for i in items)
         self.rows = UnitRows(list(made))
 

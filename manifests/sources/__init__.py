@@ -17,6 +17,9 @@ NAMES: dict[str, str] = {
     "folder": f"{_HERE}.folder:Folder",
     "archives": f"{_HERE}.archives:Archives",
     "webdataset": f"{_HERE}.archives:WebDataset",
+    "manifest": f"{_HERE}.of_manifest:OfManifest",
+    "parquet": f"{_HERE}.parquet_images:ParquetImages",
+    "s3": f"{_HERE}.s3:S3",
     "urls": f"{_HERE}.urls:Urls",
 }
 """Kind -> import path. A kind is imported when it is first used."""
@@ -28,14 +31,14 @@ _KIND = re.compile(r"([A-Za-z][A-Za-z0-9_]*):(?!//)(.+)", re.DOTALL)
 
 
 def parse(text: str) -> Source:
-    """Make the source that `--source` names: a folder, or `KIND:PLACE`.
+    """Make the source that `--source` names: a folder, `s3://bucket/prefix`, or `KIND:PLACE`.
 
     Raises UserError if the kind is unknown. A folder whose name looks like that is written `./KIND:PLACE`.
     """
     match = _KIND.fullmatch(text)
     if match is not None:
         return _class(match[1], "--source").of_text(match[2])
-    return _class("folder", "--source").of_text(text)
+    return _class("s3" if text.startswith("s3://") else "folder", "--source").of_text(text)
 
 
 def build(tree: Mapping[str, Any], where: str) -> Source:
@@ -61,6 +64,8 @@ def of_pipeline(trees: Mapping[str, Any], where: str) -> Source:
 
     made = {}
     for name, tree in trees.items():
+        if re.fullmatch(r"[\w.-]+", name) is None:
+            raise UserError(f"{where}: sources has the name {name!r}", "use letters, digits and _.- only")
         if isinstance(tree, str):
             made[name] = parse(tree)
         elif isinstance(tree, Mapping):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pydantic
 
 from uhr.base.config import Config
@@ -23,6 +24,7 @@ from uhr.base.errors import UserError
 from uhr.base.files import file_version, sha256_file
 from uhr.base.formatting import human_bytes
 from uhr.base.paths import path_text, text_path, unescaped
+from uhr.manifests.info import Parent
 from uhr.manifests.schema import CONTRACT, Column
 from uhr.manifests.sources import tables
 from uhr.pixels.decode import PixelLimits, check_bytes, read_bytes
@@ -376,6 +378,11 @@ class Source(Config, ABC):
         """The files and folders of this machine that the source reads; OUT may not be inside of them."""
         return ()
 
+    @property
+    def parents(self) -> Sequence[Parent]:
+        """The manifests that the rows come from."""
+        return ()
+
     @abstractmethod
     def check(self) -> None:
         """Raise UserError if it is certain, at almost no cost, that nothing can be listed."""
@@ -386,10 +393,14 @@ class Source(Config, ABC):
         if self.table is not None:
             listing = self.table.joined(listing)
         for name, value in (("license", self.license), ("contract", self.contract)):
-            if value is not None:
-                items = listing.items
-                column = pa.repeat(pa.scalar(value, pa.string()), items.num_rows)
-                listing = replace(listing, items=items.append_column(name, column))
+            if value is None:
+                continue
+            items = listing.items
+            column = pa.repeat(pa.scalar(value, pa.string()), items.num_rows)
+            if name in items.schema.names:
+                column = pc.call_function("coalesce", [items[name], column])
+                items = items.drop_columns(name)
+            listing = replace(listing, items=items.append_column(name, column))
         return listing
 
     @abstractmethod

@@ -18,7 +18,7 @@ from typing import Any
 
 from uhr.base.errors import UserError
 from uhr.base.files import file_version
-from uhr.base.paths import path_text, text_path, unescaped
+from uhr.base.paths import is_url, path_text, text_path, unescaped
 from uhr.manifests.sources import tables
 from uhr.manifests.sources.base import (
     BROKEN_LINK,
@@ -47,6 +47,13 @@ class Folder(Source):
     def at(cls, path: Path | str) -> Folder:
         """The source for a folder at any path."""
         return cls(path=path_text(os.path.abspath(path)))
+
+    @classmethod
+    def of_text(cls, text: str) -> Folder:
+        if is_url(text):
+            fix = "name a folder or s3://bucket/prefix; a list of URLs is urls:FILE"
+            raise UserError(f"--source {text} is a URL, not a path", fix)
+        return cls.at(text)
 
     @cached_property
     def place(self) -> Path:

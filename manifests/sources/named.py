@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from uhr.base.errors import UserError
+from uhr.manifests.info import Parent
 from uhr.manifests.schema import SOURCE_NAME, Column
 from uhr.manifests.sources.base import Advance, Blob, Item, Listing, Source
 
@@ -30,6 +31,10 @@ class Named(Source):
     def columns(self) -> tuple[Column, ...]:
         own = [column for source in self.sources.values() for column in source.columns]
         return (SOURCE_NAME, *{column.name: column for column in own}.values())
+
+    @property
+    def parents(self) -> Sequence[Parent]:
+        return [parent for source in self.sources.values() for parent in source.parents]
 
     @property
     def local_paths(self) -> Sequence[Path]:
@@ -57,6 +62,10 @@ class Named(Source):
         tables, counts, unreadable, size = [], Counter[str](), [], 0
         for name, source in self.sources.items():
             listing = source.list(advance)
+            if SOURCE_NAME.name in listing.items.schema.names:
+                raise UserError(
+                    f"source '{name}' has named sources itself", "name it with --source, without sources"
+                )
             column = pa.repeat(pa.scalar(name), listing.items.num_rows)
             tables.append(listing.items.append_column(SOURCE_NAME.name, column))
             counts.update(listing.not_opened)

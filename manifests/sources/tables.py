@@ -126,13 +126,7 @@ def column_of(table: pa.Table, wanted: str | None, usual: Sequence[str], where: 
 def given(table: pa.Table, without: Sequence[str]) -> Iterator[str | None]:
     """Yield each row's values as one JSON object, without nulls, bytes and the columns `without`; None where
     nothing is left."""
-    kept = [
-        field.name
-        for field in table.schema
-        if field.name not in without
-        and not pa.types.is_large_binary(field.type)
-        and not _has_bytes(field.type)
-    ]
+    kept = [field.name for field in table.schema if field.name not in without and not has_bytes(field.type)]
     if not kept:
         yield from [None] * table.num_rows
         return
@@ -147,9 +141,10 @@ def as_given(row: Mapping[str, Any]) -> str | None:
     return json.dumps(left, ensure_ascii=False, default=str) if left else None
 
 
-def _has_bytes(kind: pa.DataType) -> bool:
+def has_bytes(kind: pa.DataType) -> bool:
+    """Whether cells of this type are bytes, or have bytes in them."""
     if pa.types.is_struct(kind):
-        return any(_has_bytes(field.type) for field in kind)
+        return any(has_bytes(field.type) for field in kind)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.manifests.info import ManifestInfo
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.schema import STATUSES, Column
+from uhr.manifests.schema import SOURCE_NAME, STATUSES, Column
 from uhr.manifests.sql import quoted
 
 EXAMPLES = 3
@@ -35,7 +35,7 @@ def check_rows(manifest: Manifest) -> Iterator[VerifyFault]:
     """Yield the faults of the rows: identity, order, verdicts, counts, ranges, previews."""
     with manifest.connect() as connection:
         for check, where, what, condition in (
-            *_identity(),
+            *_identity(SOURCE_NAME.name in manifest.schema.names),
             *_verdicts(manifest.info),
             *_ranges(manifest.columns),
         ):
@@ -55,9 +55,11 @@ Check = tuple[str, str, str, str]
 """(check, column, what is wrong, SQL condition that is true for a faulty row)"""
 
 
-def _identity() -> Iterator[Check]:
+def _identity(named: bool) -> Iterator[Check]:
     yield "identity", "sample_id", "or uri is null", "sample_id IS NULL OR uri IS NULL"
-    whole = "sample_id <> sha256(uri)[1:32]"
+    # as in schema.sample_id
+    text = "coalesce(source_name || ':', '') || uri" if named else "uri"
+    whole = f"sample_id <> sha256({text})[1:32]"
     yield "identity", "sample_id", "is not the hash of its uri", f"parent_id IS NULL AND {whole}"
     # as in schema.patch_id
     patch = "sample_id IS DISTINCT FROM sha256(parent_id || '#' || array_to_string(box, ','))[1:32]"

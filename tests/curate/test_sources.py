@@ -69,3 +69,80 @@ def test_captions_under_an_unknown_key_are_named_and_broken_sidecars_too(tmp_pat
     code, _, errors = uhr(*run, "--out", tmp_path / "out2", "--set", "sidecars.caption=[beschreibung]")
     assert code == 0
     assert "no image has a caption" not in errors
+
+
+def test_a_manifest_as_source_gives_its_rows_more_columns(tmp_path, forge, uhr):
+    from uhr.manifests.lineage import lineage
+    from uhr.manifests.manifest import Manifest
+
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        image = forge.encode(forge.image(480 - number, 320, seed=number), "JPEG", quality=90)
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(image)
+    (tmp_path / "in" / "0.txt").write_text("a lake")
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("stages: [header, decode, entropy]\nrules: {wide: width >= 479}\n")
+    second.write_text("stages: [header, exposure]\nrules: {textured: entropy > 0}\n")
+    run = ("--engine", "local", "--workers", 0)
+    assert uhr("curate", "run", first, "--source", tmp_path / "in", "--out", tmp_path / "a", *run)[0] == 0
+    source = f"manifest:{tmp_path / 'a'}"
+    code, _, errors = uhr("curate", "run", second, "--source", source, "--out", tmp_path / "b", *run)
+    assert code == 0, errors
+    old = {row["uri"]: row for row in Manifest.open(tmp_path / "a").table().to_pylist()}
+    made = Manifest.open(tmp_path / "b")
+    rows = {row["uri"]: row for row in made.table().to_pylist()}
+    assert rows.keys() == {"0.jpg", "1.jpg"}
+    for uri, row in rows.items():
+        for name in ("sample_id", "content_hash", "entropy", "caption", "width", "source_version"):
+            assert row[name] == old[uri][name], name
+        assert row["luma_mean"] is not None
+    assert [each["role"] for each in lineage(tmp_path / "b")] == ["", "columns added to"]
+    assert made.source.open(rows["0.jpg"]).path == str(tmp_path / "in" / "0.jpg")
+    code, printed, _ = uhr("manifest", "verify", tmp_path / "b", "--pixels")
+    assert code == 0, printed
+    # the file changed since: nothing that was measured of the old one is left
+    (tmp_path / "in" / "0.jpg").write_bytes(forge.encode(forge.image(500, 320, seed=9), "JPEG"))
+    assert uhr("curate", "run", second, "--source", source, "--out", tmp_path / "c", *run)[0] == 0
+    row = Manifest.open(tmp_path / "c").row("0.jpg")
+    assert (row["status"], row["reason"], row["entropy"], row["content_hash"]) == (
+        "failed",
+        "changed",
+        None,
+        None,
+    )
+
+
+def test_the_same_uri_in_two_named_sources_is_two_samples(tmp_path, forge, uhr):
+    from uhr.manifests.manifest import Manifest
+
+    for seed, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        image = forge.encode(forge.image(480, 320, seed=seed), "JPEG", quality=90)
+        (tmp_path / name / "0.jpg").write_bytes(image)
+    (tmp_path / "b" / "copy of a.jpg").write_bytes((tmp_path / "a" / "0.jpg").read_bytes())
+    (tmp_path / "b" / "0.json").write_text('{"license": "MIT"}')
+    pipeline = tmp_path / "p.yaml"
+    pipeline.write_text(
+        "preset: quickstart\nrules: {flatness: null}\nsources:\n"
+        f"  one: {tmp_path / 'a'}\n"
+        f"  two: {{path: {tmp_path / 'b'}, license: CC0, contract: C-7}}\n"
+    )
+    run = ("curate", "run", pipeline, "--out", tmp_path / "out", "--engine", "local", "--workers", 0)
+    code, _, errors = uhr(*run)
+    assert code == 0, errors
+    manifest = Manifest.open(tmp_path / "out")
+    rows = {(row["source_name"], row["uri"]): row for row in manifest.table().to_pylist()}
+    assert {key: (row["license"], row["contract"], row["reason"]) for key, row in rows.items()} == {
+        ("one", "0.jpg"): (None, None, None),
+        ("two", "0.jpg"): ("MIT", "C-7", None),
+        ("two", "copy of a.jpg"): ("CC0", "C-7", "duplicates"),
+    }
+    assert len({row["sample_id"] for row in rows.values()}) == 3
+    code, printed, _ = uhr("manifest", "verify", tmp_path / "out", "--pixels")
+    assert code == 0, printed
+    path = manifest.source.open(rows["two", "0.jpg"]).path
+    assert path == str(tmp_path / "b" / "0.jpg")
+    assert "already finished" in uhr(*run)[1]
+    pipeline.write_text(pipeline.read_text().replace("  one:", "  'o/ne':"))
+    assert "use letters, digits" in uhr(*run)[2]
+    assert uhr(*run, "--source", tmp_path / "a")[0] == 1

@@ -28,6 +28,10 @@ class StoreError(UserError):
     """The storage itself cannot be read or written, so the run ends: it is not one item that failed."""
 
 
+class ObjectChanged(Exception):
+    """An object is not the version any more that was asked for."""
+
+
 class Store(ABC):
     """Storage of files by name. `text` is the path or URL as the user wrote it."""
 
@@ -219,11 +223,61 @@ class ObjectStore(Store):
                     (Path(part) / "files").rename(folder)
         return folder / Path(self._root).name if single else folder
 
+    def versions(self) -> dict[str, str]:
+        """`SIZE-ETAG` of every object below the prefix, by name, without what some tools make for folders."""
+        with self._store_errors(""):
+            try:
+                found = self._files.find(self._root, detail=True)
+            except FileNotFoundError:
+                return {}
+        names = {path[len(self._root) + 1 :]: info for path, info in found.items()}
+        return {
+            name: f"{info['size']}-{str(info.get('ETag') or '').strip(chr(34))}"
+            for name, info in names.items()
+            if name and not name.endswith("/") and info.get("type") != "directory"
+        }
+
+    def size(self, name: str) -> int:
+        """The size of an object now. Raises FileNotFoundError if there is none."""
+        with self._store_errors(name, missing=True):
+            return int(self._files.info(f"{self._root}/{name}")["size"])
+
+    def read_range(self, name: str, etag: str | None, offset: int, count: int | None) -> bytes:
+        """Read `count` bytes of an object from `offset`, or all of it, in one request.
+
+        Raises FileNotFoundError if there is no such object, and ObjectChanged if it has another ETag than
+        `etag`.
+        """
+        from fsspec.asyn import sync
+
+        bucket, _, prefix = self._root.partition("/")
+        options = {"Bucket": bucket, "Key": f"{prefix}/{name}" if prefix else name}
+        if count is not None:
+            options["Range"] = f"bytes={offset}-{offset + count - 1}"
+        if etag:
+            options["IfMatch"] = f'"{etag}"'
+
+        async def body() -> bytes:
+            answer = await self._files._call_s3("get_object", **options)
+            async with answer["Body"] as stream:
+                return await stream.read()
+
+        with self._store_errors(name, missing=True):
+            try:
+                return sync(self._files.loop, body)
+            except Exception as error:
+                code = getattr(error.__cause__, "response", None) or getattr(error, "response", None) or {}
+                if code.get("Error", {}).get("Code") in ("PreconditionFailed", "412"):
+                    raise ObjectChanged(name) from None
+                raise
+
     @contextlib.contextmanager
-    def _store_errors(self, name: str) -> Generator[None]:
+    def _store_errors(self, name: str, missing: bool = False) -> Generator[None]:
         try:
             yield
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and missing:
+                raise
             description = _described(error)
             if description is None:
                 raise

@@ -1,0 +1,85 @@
+"""A manifest as a source: its rows get more columns, and keep those that they have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+from uhr.base.errors import UserError
+from uhr.base.paths import path_text, text_path
+from uhr.manifests.info import Parent
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.schema import BASE, CHANNELS, REJECTED_BY, VERDICT, Column
+from uhr.manifests.sources.base import ITEMS, Advance, Blob, Item, Listing, LocalPath, Source
+
+_MADE = {
+    *("sample_id", "uri", "source_version", "parent_id", "box"),
+    *(column.name for column in (*VERDICT, CHANNELS, REJECTED_BY)),
+}
+"""Columns that every run makes anew, of the same uri."""
+
+
+class OfManifest(Source):
+    """The rows of a manifest for which `where` is true; by default those that it keeps. All its columns are
+    in the new manifest, save for those that a stage of the pipeline adds.
+    """
+
+    kind = "manifest"
+
+    path: LocalPath
+    where: str = "status = 'kept'"
+
+    @property
+    def place(self) -> Path:
+        return text_path(self.path)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return Manifest.open(self.place)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        made = _MADE.union(column.name for column in BASE)
+        own = [column for column in self.manifest.columns if column.name not in made]
+        return (*own, *(each for each in super().columns if each.name not in {c.name for c in own}))
+
+    @property
+    def local_paths(self) -> Sequence[Path]:
+        return (self.place, *self.manifest.source.local_paths)
+
+    @property
+    def parents(self) -> Sequence[Parent]:
+        made = self.manifest
+        return [Parent(id=made.id, path=path_text(self.place.resolve()), role="columns added to")]
+
+    def check(self) -> None:
+        assert self.manifest
+
+    def _list(self, advance: Advance) -> Listing:
+        rows = self.manifest.table(where=self.where)
+        patches = rows.num_rows - rows["parent_id"].null_count
+        if patches:
+            raise UserError(
+                f"{self.place} has {patches:,} patches, and a source has whole images",
+                f"add to its option where: {self.where} AND parent_id IS NULL",
+            )
+        if not rows.num_rows:
+            raise UserError(f"no row of {self.place} is `{self.where}`", "change its option where")
+        # the values of sidecars and tables are columns of the manifest already
+        listed = [
+            rows[field.name]
+            if field.name in ("uri", "source_version")
+            else pa.nulls(rows.num_rows, field.type)
+            for field in ITEMS
+        ]
+        kept = [field for field in rows.schema if field.name not in _MADE]
+        columns = [*listed, *(rows[field.name] for field in kept)]
+        items = pa.table(columns, schema=pa.schema([*ITEMS, *(f.remove_metadata() for f in kept)]))
+        advance(items.num_rows)
+        return Listing(self, items)
+
+    def open(self, item: Item) -> Blob:
+        return self.manifest.source.open(item)
