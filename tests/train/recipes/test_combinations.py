@@ -48,7 +48,7 @@ def test_a_part_trains_by_every_objective_under_every_surgery(part, encoded, tin
         changes = list(SURGERIES[kind])
         if part == "guide":
             changes = [change for change in changes if "proportional" not in change]
-            changes.append("windows={ratio: 4}")
+            changes += ["windows={ratio: 4}", "sampling.sampler=ultragen"]
         sets = [f"trainable={PARTS[part]}", f"phases.main.objective={objective}", *changes]
         trainer, line, moved = step("lora", sets, tiny_flux, encoded, tmp_path / objective)
         assert torch.isfinite(torch.tensor(line["loss"])), objective

@@ -191,3 +191,13 @@ def test_data_without_the_guide_or_with_other_sizes_are_refused(small_set, tiny_
         resolve("ultragen", None, ["windows=null"]).check(get("flux1-dev"))
     with pytest.raises(UserError, match=r"windowed attention .* is not sharpened"):
         resolve("ultragen", None, ["proportional=true"]).check(get("flux1-dev"))
+
+
+def test_an_adapter_for_guide_tokens_is_refused_for_a_sampler_without_them():
+    from uhr.base.errors import UserError
+
+    spec = get("flux1-dev")
+    part = ["trainable={kind: token-masked-lora, rank: 4, alpha: 4, targets: qkv}", "windows={ratio: 4}"]
+    with pytest.raises(UserError, match=r"sampler euler has none, .*: --set sampling\.sampler=ultragen"):
+        resolve("lora", None, part).check(spec)
+    resolve("lora", None, [*part, "sampling.sampler=ultragen"]).check(spec)

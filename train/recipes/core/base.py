@@ -406,6 +406,14 @@ class Recipe(RecipeBase):
         if self.trainable.needs_guide and self.windows is None:
             what = f"recipe {self.name}: its adapter acts on a guide's tokens, and there is no guide"
             raise UserError(what, "--set windows={ratio: 4}")
+        from uhr.models.samplers import find_sampler
+
+        name = self.sampling.sampler
+        if self.trainable.needs_guide and not find_sampler(name).guide_tokens:
+            what = f"recipe {self.name}: its adapter acts on a guide's tokens, and sampler {name} has none"
+            raise UserError(
+                f"{what}, so that its card and commands would be wrong", "--set sampling.sampler=ultragen"
+            )
 
     def _check_memory(self) -> None:
         """Raise UserError if the trained part is in weights that are quantised or on the host."""
