@@ -114,6 +114,7 @@ def test_a_plan_is_the_same_for_the_same_items_and_work(tmp_path):
     assert (inputs.value.changed, work.value.changed) == ("inputs", "work")
 
 
+@pytest.mark.usefixtures("warm_curation_workers")
 def test_finished_units_are_not_touched_and_missing_ones_come_back_byte_for_byte(tmp_path, works):
     plan = numbers(tmp_path, 40, 4)
     do(plan, works.Square(), LocalRunner(2, LIMITS))
@@ -155,9 +156,9 @@ EXPECTED = [
 
 
 @pytest.fixture(scope="module")
-def survived(tmp_path_factory):
+def survived(warm_curation, tmp_path_factory):
     """The plan of all hazards, after local workers, and its rows."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warm_curation.workers():
         patch.syspath_prepend(str(HERE))
         import unit_works
 
@@ -169,6 +170,7 @@ def test_an_item_that_crashes_hangs_or_exhausts_memory_fails_alone(survived):
     assert [row["said"] for row in survived[1]] == EXPECTED
 
 
+@pytest.mark.usefixtures("warm_curation_workers")
 def test_an_item_that_computes_without_end_is_stopped(tmp_path, works):
     plan = UnitPlan.create(tmp_path / "plan", pa.table({"what": ["spin"]}), 1, "hazard")
     (row,) = do(plan, works.Hazard(), LocalRunner(1, Limits(seconds=1.5, memory=700 * 2**20)))
@@ -186,6 +188,7 @@ def test_ray_gives_the_same_parts_as_local_workers_whatever_happens_to_them(surv
         assert survived[0].part(unit).read_bytes() == plan.part(unit).read_bytes()
 
 
+@pytest.mark.usefixtures("warm_curation_workers")
 def test_an_item_is_not_failed_by_the_first_death_of_its_worker(tmp_path, works):
     plan = numbers(tmp_path / "plan", 4, 4)
     assert len(do(plan, works.KilledOnce(tmp_path / "marker"), LocalRunner(1, LIMITS))) == 4
@@ -197,6 +200,7 @@ def test_a_worker_that_dies_before_any_item_stops_the_run_with_its_last_words(tm
         do(numbers(tmp_path, 4, 2), works.DiesInOpen(), LocalRunner(1, LIMITS))
 
 
+@pytest.mark.usefixtures("warm_curation_workers")
 @pytest.mark.parametrize("runner", [InlineRunner(), LocalRunner(2, LIMITS)], ids=["inline", "local"])
 def test_an_error_of_the_work_itself_stops_the_run_and_names_the_unit(tmp_path, works, runner):
     plan = numbers(tmp_path, 8, 2)
