@@ -221,8 +221,11 @@ class GuideLora(Lora):
 class Components(Adapter):
     """URAE's singular components of each weight (2503.16322, section 2.3), in difference form.
 
-    components: "minor" trains the smallest, "major" the largest. See `models/adapters/minor.py`.
+    components: "minor" trains the smallest, "major" the largest. See `models/adapters/minor.py`. Those of a
+    quantised weight are the components of its values, dequantised.
     """
+
+    quantised_base: ClassVar[bool] = True
 
     kind: str = "singular-components"
     components: Literal["minor", "major"] = "minor"

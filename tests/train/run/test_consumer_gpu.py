@@ -1,5 +1,6 @@
 """Settings for one consumer GPU: what fits by the account, what is refused, and that numbers are the same."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 
 from uhr.base.errors import UserError
 from uhr.cli import main
+from uhr.models.adapters import peft_layers
 from uhr.models.estimate.devices import device
 from uhr.models.zoo import get
 from uhr.train.recipes import resolve
+from uhr.train.run import backbone as backbone_module
 from uhr.train.run import trainer as trainer_module
 from uhr.train.run.estimate import estimate
 from uhr.train.run.trainer import Trainer
@@ -91,6 +94,42 @@ def test_on_a_cpu_it_is_said_what_requires_a_gpu(job_of, tmp_path):
         Trainer(job_of("runtime.offload=blocks", "runtime.gradient_checkpointing=true", "runtime.device=cpu"))
     with pytest.raises(UserError, match="quantisation 'nf4' requires a GPU"):
         Trainer(job_of("runtime.quantize=nf4", "runtime.device=cpu", out=tmp_path / "other"))
+
+
+def test_singular_components_of_a_quantised_base_are_those_of_its_values(job_of, monkeypatch):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    part = "trainable={kind: singular-components, rank: 2, targets: [to_q]}"
+    chosen = resolve("lora", None, ["runtime.quantize=nf4", part])
+    chosen.check(get("flux1-dev"))
+    real = backbone_module.load_component
+
+    def quantised(*args, quantize, **kwargs):
+        """What diffusers' quantiser does, which requires a GPU."""
+        model = real(*args, **kwargs)
+        for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
+            linear = bitsandbytes.nn.Linear4bit(
+                *block.attn.to_q.weight.shape, compute_dtype=torch.float32, quant_type=quantize
+            )
+            linear.load_state_dict(block.attn.to_q.state_dict())
+            block.attn.to_q = linear.to("cpu")
+        return model
+
+    monkeypatch.setattr(backbone_module, "load_component", quantised)
+    job = job_of("runtime.quantize=nf4", "runtime.device=cpu", "phases.main.lr=0.01")
+    recipe = job.recipe.model_copy(update={"trainable": chosen.trainable})
+    trainer = Trainer(dataclasses.replace(job, recipe=recipe))
+    layer = peft_layers.all_layers(trainer.model.module)[0][1]
+    assert not layer.get_base_layer().weight.is_floating_point()
+    smallest = torch.linalg.svdvals(peft_layers.base_weight(layer).double())[-2:]
+    a, b = layer.lora_A["default"].start, layer.lora_B["default"].start
+    torch.testing.assert_close((b @ a).double().norm(), smallest.norm(), rtol=1e-3, atol=1e-5)
+    x = torch.randn(3, layer.in_features)
+    assert torch.equal(layer(x), layer.get_base_layer()(x))
+    before = layer.lora_B["default"].weight.detach().clone()
+    assert torch.isfinite(torch.tensor([trainer.step()["loss"], trainer.step()["loss"]])).all()
+    assert not torch.equal(before, layer.lora_B["default"].weight)
+    assert torch.equal(layer.lora_B["default"].start, b)
+    trainer.close()
 
 
 def test_streamed_blocks_train_the_same_weights(job_of, monkeypatch, tmp_path):
