@@ -13,7 +13,6 @@ from uhr.models.estimate.devices import device
 from uhr.models.zoo import get
 from uhr.train.recipes import resolve
 from uhr.train.run import backbone as backbone_module
-from uhr.train.run import trainer as trainer_module
 from uhr.train.run.estimate import estimate
 from uhr.train.run.trainer import Trainer
 
@@ -133,7 +132,7 @@ def test_singular_components_of_a_quantised_base_are_those_of_its_values(job_of,
 
 
 def test_streamed_blocks_train_the_same_weights(job_of, monkeypatch, tmp_path):
-    monkeypatch.setattr(trainer_module, "check_device", lambda device: None)
+    monkeypatch.setattr(backbone_module, "check_device", lambda device: None)
     results = []
     for offload in ("null", "blocks"):
         sets = [f"runtime.offload={offload}", "runtime.gradient_checkpointing=true", "phases.main.steps=3"]
