@@ -22,6 +22,17 @@ NAMES: dict[str, str] = {
     "phash": f"{_HERE}.phash:PhashStage",
     "near_duplicates": f"{_HERE}.near_duplicates:NearDuplicatesStage",
     "patches": f"{_HERE}.patches:PatchesStage",
+    "pyiqa": f"{_HERE}.quality:PyiqaStage",
+    "q_align": f"{_HERE}.quality:QAlignStage",
+    "embedding": f"{_HERE}.clip:EmbeddingStage",
+    "laion_aesthetic": f"{_HERE}.clip:LaionAestheticStage",
+    "clip_score": f"{_HERE}.clip:ClipScoreStage",
+    "safety": f"{_HERE}.safety:SafetyStage",
+    "rating": f"{_HERE}.rating:RatingStage",
+    "artimuse": f"{_HERE}.rating:ArtimuseStage",
+    "people": f"{_HERE}.people:PeopleStage",
+    "caption": f"{_HERE}.caption:CaptionStage",
+    "translate": f"{_HERE}.caption:TranslateStage",
 }
 """Name in a pipeline -> import path. A stage is imported when it is first used."""
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.models.llm.chat import NoAnswer
 
 _REFUSAL = re.compile(
@@ -52,7 +52,7 @@ def check_refusal(text: str) -> str:
     if not text:
         raise NoAnswer("the answer is empty")
     if _REFUSAL.match(text):
-        raise NoAnswer(f"the model refused: {' '.join(text.split())[:100]}")
+        raise NoAnswer(f"the model refused: {one_line(text)[:100]}")
     return text
 
 

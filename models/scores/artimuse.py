@@ -7,14 +7,17 @@ expected value over 101 pairs of letters, 0 to 100.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError, one_line
-from uhr.base.files import write_json
+from uhr.base.files import user_cache, write_json
+from uhr.models.scores.weights import EVERYTHING, Weights, hash_of_files
 
 WORDS: Mapping[str, float] = {
     f"{first}{chr(ord('a') + number)}": float(start + number)
@@ -121,6 +124,28 @@ def convert(source: Path, out: Path) -> Path:
             out / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": names}
         )
     _write_processor(tree, source, out)
+    return out
+
+
+def converted(weights: str | Path) -> Path:
+    """Return a folder for transformers' class: the weights themselves if they are converted already, else
+    their conversion in the user's cache, which is made once.
+    """
+    source = Weights.parse(weights).fetch(EVERYTHING)
+    try:
+        tree = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source / 'config.json'} cannot be read ({one_line(error)})", "check it") from error
+    if "llm_config" not in tree:
+        return source
+    out = user_cache("converted") / hash_of_files(source)[:32]
+    if not out.is_dir():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".part-") as part:
+            folder = convert(source, Path(part) / "model")
+            # another process may have finished the same conversion meanwhile
+            with contextlib.suppress(OSError):
+                folder.rename(out)
     return out
 
 

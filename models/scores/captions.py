@@ -60,10 +60,10 @@ class CaptionPrompt:
         tree = None
         if schema is not None:
             try:
-                tree = json.loads(_read(schema))
+                tree = json.loads(read_text(schema))
             except ValueError as error:
                 raise UserError(f"the schema {schema} is not JSON ({one_line(error)})", "fix it") from None
-        return cls(PROMPT if text is None else _read(text), tokens, tree)
+        return cls(PROMPT if text is None else read_text(text), tokens, tree)
 
     @property
     def hash(self) -> str:
@@ -166,7 +166,8 @@ class TokenCounter:
         return np.array([len(ids) for ids in found], dtype=np.int64)
 
 
-def _read(path: str | Path) -> str:
+def read_text(path: str | Path) -> str:
+    """Return the text of a file that a user named. Raises UserError if it cannot be read."""
     try:
         return user_path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ class ImageClassifier:
             if label.casefold() not in known:
                 raise unknown("label of the classifier", label, model.config.id2label.values())
         self._classes = [known[label.casefold()] for label in labels]
-        self.view = View(shortest=2 * _side(processor))
+        self.view = view_of(getattr(processor, "size", None) or {})
 
     @classmethod
     def load(
@@ -74,12 +74,12 @@ class ImageClassifier:
         return {self.column: found.cpu().numpy()}
 
 
-def _side(processor: Any) -> int:
-    """The longer side of the processor's input, in px."""
-    size = dict(getattr(processor, "size", None) or {})
-    sides = [value for value in size.values() if isinstance(value, int)]
+def view_of(size: Mapping[str, Any]) -> View:
+    """Return the view for the `size` of a preprocessor: twice its longer side.
+
+    Raises UserError if it names no side.
+    """
+    sides = [value for value in dict(size).values() if isinstance(value, int)]
     if not sides:
-        raise UserError(
-            f"the classifier's preprocessor names no size ({size})", "check its preprocessor_config.json"
-        )
-    return max(sides)
+        raise UserError(f"the classifier's preprocessor has the size {dict(size)}", "check its configuration")
+    return View(shortest=2 * max(sides))

@@ -6,7 +6,7 @@ Whatever is computed from an embedding (`heads`) takes the embedding, so that th
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +39,7 @@ class ClipModel:
         self._model, self._dtype, self._tokenizer = model, dtype, tokenizer
         self._transform = open_clip.transform.image_transform_v2(preprocess, is_train=False)
         self._device = next(model.parameters()).device
-        self.view = _view(preprocess)
+        self.view = _view(preprocess.size, preprocess.resize_mode, preprocess.interpolation)
         self.weights_hash = weights_hash
 
     @classmethod
@@ -137,12 +137,19 @@ class ClipModel:
             return torch.nn.functional.normalize(tower(values).float(), dim=-1)
 
 
-def _view(preprocess: Any) -> View:
-    size = preprocess.size if isinstance(preprocess.size, int) else max(preprocess.size)
-    name = "bilinear" if preprocess.interpolation == "bilinear" else "bicubic"
-    if preprocess.resize_mode == "longest":
-        return View(longest=size, filter=name)
-    return View(shortest=size * 2 if preprocess.resize_mode == "squash" else size, filter=name)
+def view_of(config: Mapping[str, Any]) -> View:
+    """Return the view of a model by its `open_clip_config.json`; 224 px where that says nothing."""
+    size = config.get("model_cfg", {}).get("vision_cfg", {}).get("image_size", 224)
+    preprocess = config.get("preprocess_cfg", {})
+    return _view(size, preprocess.get("resize_mode", "shortest"), preprocess.get("interpolation"))
+
+
+def _view(size: int | Sequence[int], resize_mode: str, interpolation: str | None) -> View:
+    side = size if isinstance(size, int) else max(size)
+    name = "bilinear" if interpolation == "bilinear" else "bicubic"
+    if resize_mode == "longest":
+        return View(longest=side, filter=name)
+    return View(shortest=side * 2 if resize_mode == "squash" else side, filter=name)
 
 
 def embed_query(weights: str, query: Path | str) -> np.ndarray:

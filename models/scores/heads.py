@@ -83,8 +83,8 @@ class Head:
             return values.sigmoid()
         return values.clamp(0, 1) if layout.output == "clip" else values
 
-    def score(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return the same for an array: float64 [N]."""
+    def score(self, embeddings: Any) -> np.ndarray:
+        """Return the same for an array or rows of numbers: float64 [N]."""
         import numpy as np
         import torch
 

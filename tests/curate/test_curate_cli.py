@@ -105,7 +105,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(uhr, images, tmp_path):
         for word in ("geometry", "8.2944", "decode ", "flat_f")
     ]
     assert at == sorted(at)
-    assert "skipped  q_align: this version does not have it" in printed
+    assert (
+        "skipped  q_align: stage 'q_align' cannot run: the weights 'q-future/one-align' are neither"
+        in printed
+    )
     facts = json.loads(uhr(*arguments, "--json")[1])
     assert (facts["inputs"], facts["units"]) == (17, 3)
     assert [s["stage"] for s in facts["stages"][:3]] == ["header", "geometry", "decode"]

@@ -80,24 +80,24 @@ def test_a_stage_that_is_not_there_is_skipped_with_its_rules_and_those_that_need
     plan = plan_of(
         stages=stages(
             "header",
-            {"stage": "q_align", "if_missing": "skip", "adds": ["q_align"], "device": "cuda"},
+            {"stage": "beauty", "if_missing": "skip", "adds": ["beauty"], "device": "cuda"},
             {"stage": "nowhere.stages:Faces", "if_missing": "skip", "adds": ["faces"]},
-            {"stage": "rank", "of": "q_align", "if_missing": "skip"},
+            {"stage": "rank", "of": "beauty", "if_missing": "skip"},
         ),
-        rules={"quality": "q_align > 4", "best": "q_align_rank < 0.3", "mixed": "faces > 0 OR width > 5"},
+        rules={"quality": "beauty > 4", "best": "beauty_rank < 0.3", "mixed": "faces > 0 OR width > 5"},
     )
     assert order(plan) == ["header"]
     assert {s.label: s.adds for s in plan.skipped} == {
-        "q_align": ("q_align",),
+        "beauty": ("beauty",),
         "nowhere.stages:Faces": ("faces",),
-        "rank": ("q_align_rank",),
+        "rank": ("beauty_rank",),
     }
     assert {idle.name: idle.why.split(":")[0] for idle in plan.idle} == {
-        "quality": "stage 'q_align' was skipped",
+        "quality": "stage 'beauty' was skipped",
         "best": "stage 'rank' was skipped",
         "mixed": "stage 'nowhere.stages",
     }
-    assert "q_align" not in plan.schema.names
+    assert "beauty" not in plan.schema.names
 
 
 def test_a_skipped_stage_s_column_may_come_from_another_stage(outside):

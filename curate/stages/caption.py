@@ -1,0 +1,192 @@
+"""Captions by a vision-language model, and their translation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from uhr.base.errors import UserError
+from uhr.curate.stages.models import (
+    SERVER_RESOURCES,
+    Dtype,
+    ModelStage,
+    Server,
+    free_models,
+    precision,
+    texts,
+    vision_language_model,
+)
+from uhr.manifests.schema import Column
+from uhr.models.scores.images import View
+
+_NAME = "^[a-z][a-z0-9_]*$"
+
+
+class CaptionStage(ModelStage):
+    """A caption by a local model or a server. An answer that is empty, cut, refused or outside the schema is
+    no caption; `<column>_error` says why. For several kinds of captions, use the stage several times, each
+    with a `name` and a `column` of its own.
+    """
+
+    name = "caption"
+
+    class Params(ModelStage.Params):
+        """column: where the caption goes. weights: a local model of AutoModelForImageTextToText, or `server`.
+        prompt, json_schema: files with the question and with a schema of the answer. tokens: the longest
+        answer. longest: px of the longer side of the image. keep: a column whose text is taken where it has
+        one, so that only the others are captioned. t5_tokenizer, clip_tokenizer: folders, to count tokens.
+        """
+
+        column: str = Field("caption_en", pattern=_NAME)
+        weights: str | None = None
+        server: Server | None = None
+        prompt: str | None = None
+        json_schema: str | None = None
+        tokens: int = Field(512, ge=1)
+        longest: int = Field(1024, ge=32)
+        keep: str | None = None
+        t5_tokenizer: str | None = None
+        clip_tokenizer: str | None = None
+        dtype: Dtype = "auto"
+
+    def __init__(self, params: Any = None) -> None:
+        super().__init__(params)
+        p = self.params
+        if p.weights is not None and p.server is not None:
+            raise UserError(f"stage '{self.name}' has weights and a server", "set one of them to null")
+        self.views = {"image": View(longest=p.longest)}
+        self.needs = () if p.keep is None else (p.keep,)
+        self._tokenizers = {
+            kind: folder
+            for kind, folder in (("t5", p.t5_tokenizer), ("clip", p.clip_tokenizer))
+            if folder is not None
+        }
+        self.adds = (
+            Column(p.column, pa.string(), "caption by the model that `manifest.json` names", stage=self.name),
+            Column(f"{p.column}_error", pa.string(), "why the model gave no caption", stage=self.name),
+            *(
+                Column(
+                    f"{p.column}_{kind}_tokens",
+                    pa.int64(),
+                    f"tokens of `{p.column}` by the {kind.upper()} tokenizer, special tokens included",
+                    "1",
+                    ">= 0",
+                    stage=self.name,
+                )
+                for kind in self._tokenizers
+            ),
+        )
+        if p.server is not None:
+            self.resources = SERVER_RESOURCES
+        self.backbone = None if p.weights is None else f"vlm {p.weights}"
+
+    def unnamed(self) -> str | None:
+        if self.params.weights is None and self.params.server is None:
+            return "weights=FOLDER or server={url: URL, model: NAME}"
+        return None
+
+    def weights(self) -> Mapping[str, str]:
+        named = {"model": self.params.weights, **{f"{k}_tokenizer": v for k, v in self._tokenizers.items()}}
+        return {name: text for name, text in named.items() if text is not None}
+
+    def contents(self) -> Mapping[str, str]:
+        return {"prompt": self._prompt().hash}
+
+    def _prompt(self) -> Any:
+        from uhr.models.scores.captions import CaptionPrompt
+
+        return CaptionPrompt.of_files(self.params.prompt, self.params.json_schema, self.params.tokens)
+
+    def open(self, device: str) -> None:
+        from uhr.models.scores.captions import LocalCaptioner, ServerCaptioner, TokenCounter
+
+        p, prompt, view = self.params, self._prompt(), self.views["image"]
+        self._counters = {kind: TokenCounter.load(folder) for kind, folder in self._tokenizers.items()}
+        if p.server is not None:
+            self._captioner: Any = ServerCaptioner(p.server.open(), prompt, view, p.server.concurrency)
+            return
+        model = vision_language_model(
+            p.weights, device, precision(p.dtype, device, "bfloat16"), json.dumps({})
+        )
+        self._captioner = LocalCaptioner(model, prompt, view)
+
+    def score(
+        self, rows: Sequence[Mapping[str, Any]], views: Mapping[str, Sequence[Any]]
+    ) -> Mapping[str, Sequence[Any]]:
+        p = self.params
+        found: list[Any] = [row.get(p.keep) or None if p.keep is not None else None for row in rows]
+        wanted = [place for place, text in enumerate(found) if text is None]
+        if wanted:
+            answers = self._captioner.captions([views["image"][place] for place in wanted])
+            for place, answer in zip(wanted, answers, strict=True):
+                found[place] = answer
+        captions, why = texts(found)
+        columns: dict[str, list[Any]] = {p.column: captions, f"{p.column}_error": why}
+        for kind, counter in self._counters.items():
+            counts = counter.count([caption or "" for caption in captions]).tolist()
+            columns[f"{p.column}_{kind}_tokens"] = [
+                None if caption is None else count for caption, count in zip(captions, counts, strict=True)
+            ]
+        return columns
+
+    def close(self) -> None:
+        free_models()
+
+
+class TranslateStage(ModelStage):
+    """A translation of a caption by a language model behind a server; a row without a caption has none."""
+
+    name = "translate"
+    resources = SERVER_RESOURCES
+
+    class Params(ModelStage.Params):
+        """of: the column with the text. column: where the translation goes. target, source: languages."""
+
+        server: Server | None = None
+        of: str = "caption_en"
+        column: str = Field("caption_zh", pattern=_NAME)
+        target: str = "Simplified Chinese"
+        source: str = "English"
+        tokens: int = Field(2048, ge=1)
+
+    def __init__(self, params: Any = None) -> None:
+        super().__init__(params)
+        p = self.params
+        self.needs = (p.of,)
+        self.adds = (
+            Column(p.column, pa.string(), f"`{p.of}` in {p.target}", stage=self.name),
+            Column(f"{p.column}_error", pa.string(), "why there is no translation", stage=self.name),
+        )
+
+    def unnamed(self) -> str | None:
+        return "server={url: URL, model: NAME}" if self.params.server is None else None
+
+    def contents(self) -> Mapping[str, str]:
+        from uhr.models.llm.translate import INSTRUCTION
+
+        return {"instruction": INSTRUCTION}
+
+    def open(self, device: str) -> None:
+        from uhr.models.llm.translate import Translator
+
+        p = self.params
+        self._translator = Translator(p.server.open(), p.target, p.source, p.server.concurrency, p.tokens)
+
+    def score(
+        self, rows: Sequence[Mapping[str, Any]], views: Mapping[str, Sequence[Any]]
+    ) -> Mapping[str, Sequence[Any]]:
+        p = self.params
+        wanted = [place for place, row in enumerate(rows) if row.get(p.of)]
+        answers: list[Any] = [None] * len(rows)
+        for place, answer in zip(
+            wanted, self._translator.translate([rows[place][p.of] for place in wanted]), strict=True
+        ):
+            answers[place] = answer
+        found, why = texts(answers)
+        # a row without a caption has no translation, and nothing failed
+        reasons = [None if answer is None else reason for answer, reason in zip(answers, why, strict=True)]
+        return {p.column: found, f"{p.column}_error": reasons}

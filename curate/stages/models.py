@@ -1,0 +1,134 @@
+"""What the stages with models share: weights that must be named, servers, precision, and loaded models."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from uhr.base.config import Config, fingerprint
+from uhr.base.errors import UserError
+from uhr.curate.stage import BatchStage, Resources
+
+if TYPE_CHECKING:
+    from uhr.models.llm.chat import ChatServer
+    from uhr.models.scores.clip import ClipModel
+    from uhr.models.scores.images import View
+    from uhr.models.scores.vlm import VisionLanguageModel
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+SERVER_RESOURCES = Resources(num_gpus=0, seconds=1800, batch_size=32)
+"""Of stages whose model is behind a server. The client retries for minutes before it gives up."""
+
+
+class Server(Config):
+    """An OpenAI-compatible server. Its key is in the environment (OPENAI_API_KEY), and is stored nowhere."""
+
+    url: str
+    model: str
+    seconds: float = Field(120.0, gt=0, description="longest time for one answer")
+    concurrency: int = Field(8, ge=1, le=256, description="requests at the same time")
+
+    def open(self) -> ChatServer:
+        """Return the client; no request is made yet. Raises UserError if the address is invalid."""
+        from uhr.models.llm.chat import ChatServer
+
+        return ChatServer(self.url, self.model, self.seconds)
+
+
+class ModelStage(BatchStage):
+    """A stage that cannot run before its user has named a model: `unnamed` says which parameter is empty."""
+
+    def unnamed(self) -> str | None:
+        """Name the parameter that must be set, with an example; None if nothing is lacking."""
+        return None
+
+    def contents(self) -> Mapping[str, str]:
+        """Return hashes of what else decides the scores, by name, such as the text of a prompt's file."""
+        return {}
+
+    def missing(self) -> str | None:
+        if (lack := self.unnamed()) is not None:
+            return f"no model is named; set {lack}"
+        if (lack := super().missing()) is not None:
+            return lack
+        try:
+            self.contents()
+            if (server := getattr(self.params, "server", None)) is not None:
+                server.open()
+        except UserError as error:
+            return str(error)
+        return None
+
+    def fingerprint(self) -> str:
+        found = super().fingerprint()
+        contents = sorted(self.contents().items())
+        return fingerprint([found, contents]) if contents else found
+
+
+def precision(dtype: Dtype, device: str, half: Literal["float16", "bfloat16"]) -> Any:
+    """Return the dtype of a model: by default half precision on a GPU, and float32 on a CPU."""
+    if dtype != "auto":
+        return dtype
+    return half if device.startswith("cuda") else "float32"
+
+
+@functools.lru_cache(maxsize=4)
+def clip_model(weights: str, architecture: str | None, device: str, dtype: str) -> ClipModel:
+    """Load a CLIP model once per worker, for all stages that use it."""
+    from uhr.models.scores.clip import ClipModel
+
+    return ClipModel.load(weights, device, dtype, architecture)  # ty: ignore[invalid-argument-type]
+
+
+@functools.lru_cache(maxsize=2)
+def vision_language_model(weights: str, device: str, dtype: str, options: str) -> VisionLanguageModel:
+    """Load a vision-language model once per worker, for all stages that use it; `options` is JSON."""
+    from uhr.models.scores.vlm import VisionLanguageModel
+
+    return VisionLanguageModel.load(weights, device, dtype, json.loads(options))
+
+
+def free_models() -> None:
+    """Forget the loaded models: the worker ends."""
+    clip_model.cache_clear()
+    vision_language_model.cache_clear()
+
+
+def check_view(stage: BatchStage, loaded: View) -> None:
+    """Raise UserError if the loaded model expects another size than was planned without its configuration."""
+    planned = stage.views["image"]
+    if planned != loaded:
+        what = f"stage '{stage.name}' was planned with {planned}, and its model takes {loaded}"
+        raise UserError(what, "name the weights by a local path")
+
+
+def local_json(weights: str | None, name: str) -> Mapping[str, Any]:
+    """Return a configuration file of weights that are on this machine; empty if it is not there.
+
+    Never uses the network: it is called to describe stages.
+    """
+    from uhr.base.hub import snapshot
+    from uhr.models.scores.weights import EVERYTHING, Weights
+
+    try:
+        source = Weights.parse(weights or "")
+        folder = source.path
+        if source.repository is not None:
+            folder = snapshot(source.repository, source.revision, EVERYTHING, cached=True)
+        return {} if folder is None else json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+    except (UserError, OSError, ValueError):
+        # what is missing or broken is reported by `missing`, or when the model is loaded
+        return {}
+
+
+def texts(values: Sequence[Any]) -> tuple[list[str | None], list[str | None]]:
+    """Divide answers into texts and reasons why there is none."""
+    found = [value if isinstance(value, str) else None for value in values]
+    why = [None if isinstance(value, str) else str(value) for value in values]
+    return found, why

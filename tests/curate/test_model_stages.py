@@ -1,0 +1,270 @@
+"""Stages with models, in whole runs with tiny checkpoints: their columns are what the scorers give."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from uhr.base.errors import UserError
+from uhr.curate.config import load
+from uhr.curate.planning.plan import CurationPlan
+from uhr.curate.stage import BatchStage
+from uhr.curate.stages import NAMES, stage_class
+from uhr.manifests.manifest import Manifest
+from uhr.models.scores.images import View
+
+SPEC = importlib.util.spec_from_file_location(
+    "checkpoints", Path(__file__).parents[1] / "models/scores/checkpoints.py"
+)
+checkpoints = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(checkpoints)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with a tiny checkpoint of each kind."""
+    folder = tmp_path_factory.mktemp("models")
+    checkpoints.open_clip(folder / "clip")
+    checkpoints.image_classifier(folder / "classifier")
+    checkpoints.q_align(folder / "one-align")
+    checkpoints.artimuse(folder / "ArtiMuse")
+    torch.manual_seed(0)
+    layers = {}
+    for number, (first, second) in enumerate(((48, 1024), (1024, 128), (128, 64), (64, 16), (16, 1))):
+        layers[f"layers.{number}.weight"] = torch.randn(second, first) / first**0.5
+        layers[f"layers.{number}.bias"] = torch.randn(second)
+    torch.save(layers, folder / "laion.pth")
+    head = {
+        "a.weight": torch.randn(8, 48),
+        "a.bias": torch.zeros(8),
+        "b.weight": torch.randn(1, 8),
+        "b.bias": torch.zeros(1),
+    }
+    torch.save(head, folder / "watermark.pt")
+    (folder / "question.txt").write_text("How beautiful is this image?")
+    (folder / "system.txt").write_text("You are a judge.")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Three images, one with a caption beside it."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:96, 0:128]
+    waves = np.stack([127 + 120 * np.sin(x / 9 + c) * np.cos(y / 7) for c in range(3)], axis=2)
+    pixels = {"a": rng.integers(0, 256, (64, 64, 3)), "b": waves, "c": np.repeat(waves[:, :64] // 2, 2, 0)}
+    for name, array in pixels.items():
+        Image.fromarray(array.astype(np.uint8)).save(folder / f"{name}.png")
+    (folder / "a.txt").write_text("coloured noise")
+    return folder
+
+
+@pytest.fixture
+def run(uhr, source, tmp_path):
+    """Run these stages over the images, in this process; give the rows by name."""
+
+    def call(*stages, **rules):
+        pipeline, out = tmp_path / "mine.yaml", tmp_path / "out"
+        pipeline.write_text(yaml.safe_dump({"stages": ["header", "decode", *stages], "rules": rules}))
+        arguments = ("--source", source, "--out", out, "--engine", "local", "--workers", 0)
+        code, _, errors = uhr("curate", "run", pipeline, *arguments)
+        assert code == 0, errors
+        manifest = Manifest.open(out)
+        return {Path(row["uri"]).stem: row for row in manifest.table().to_pylist()}, manifest
+
+    return call
+
+
+def pixels(source, name):
+    return np.asarray(Image.open(source / f"{name}.png").convert("RGB"))
+
+
+def test_the_columns_of_clip_come_from_one_embedding(run, models, source):
+    from uhr.models.scores.classifier import ImageClassifier
+    from uhr.models.scores.clip import ClipModel
+    from uhr.models.scores.heads import Head
+
+    clip = {"weights": str(models / "clip")}
+    rows, manifest = run(
+        {"stage": "embedding", **clip},
+        {"stage": "laion_aesthetic", "weights": str(models / "laion.pth")},
+        {"stage": "clip_score", **clip},
+        {
+            "stage": "safety",
+            "nsfw": {"weights": str(models / "classifier"), "labels": ["nsfw"]},
+            "watermark": {"weights": str(models / "watermark.pt"), "kind": "probability"},
+        },
+    )
+    model = ClipModel.load(models / "clip")
+    for name, row in rows.items():
+        image = pixels(source, name)
+        embedding = model.score([model.view.of(image)])["clip_embedding"][0]
+        assert row["clip_embedding"] == pytest.approx(embedding.tolist(), abs=1e-5)
+        aesthetic = Head.load("laion-aesthetic", models / "laion.pth").score([embedding])[0]
+        assert row["laion_aesthetic"] == pytest.approx(aesthetic, abs=1e-4)
+        watermark = Head.load("probability", models / "watermark.pt").score([embedding])[0]
+        assert row["watermark_prob"] == pytest.approx(watermark, abs=1e-4)
+        classifier = ImageClassifier.load(models / "classifier", ["nsfw"], "nsfw_prob")
+        assert row["nsfw_prob"] == pytest.approx(
+            classifier.score([classifier.view.of(image)])["nsfw_prob"][0], abs=1e-5
+        )
+    assert rows["a"]["clip_score"] == pytest.approx(
+        model.fit(np.array([rows["a"]["clip_embedding"]]), ["coloured noise"])[0], abs=1e-3
+    )
+    assert rows["b"]["clip_score"] is rows["c"]["clip_score"] is None
+    assert len({row["laion_aesthetic"] for row in rows.values()}) == 3
+    column = next(c for c in manifest.columns if c.name == "nsfw_prob")
+    assert (column.unit, column.range, column.stage) == ("1", "[0, 1]", "safety")
+
+
+def test_quality_is_pyiqas_own_value(run, models, source):
+    from uhr.models.scores.pyiqa_metrics import PyiqaMetric
+    from uhr.models.scores.q_align import QAlign
+
+    rows, manifest = run(
+        "pyiqa", {"stage": "q_align", "weights": str(models / "one-align"), "tasks": ["quality", "aesthetic"]}
+    )
+    q_align = QAlign.load(models / "one-align", tasks=("quality", "aesthetic"))
+    for name, row in rows.items():
+        image = pixels(source, name)
+        assert row["piqe"] == PyiqaMetric.load("piqe").score([image])["piqe"][0]
+        expected = q_align.score([q_align.view.of(image)])
+        assert row["q_align"] == pytest.approx(expected["q_align"][0], abs=4e-3)
+        assert row["q_align_aesthetic"] == pytest.approx(expected["q_align_aesthetic"][0], abs=4e-3)
+    assert q_align.weights_hash in json.dumps(manifest.info.model_dump(mode="json"))
+
+
+def test_artimuse_is_converted_once_and_scored(run, models, source, tmp_path, monkeypatch):
+    from uhr.models.scores import artimuse
+    from uhr.models.scores.rating import LocalJudge, Rating
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = {"prompt": str(models / "question.txt"), "system": str(models / "system.txt")}
+    rows, _ = run({"stage": "artimuse", "weights": str(models / "ArtiMuse"), **files})
+    folder = artimuse.converted(models / "ArtiMuse")
+    assert [path.parent.name for path in (tmp_path / "cache").rglob("config.json")] == [folder.name]
+    rating = Rating("How beautiful is this image?", artimuse.WORDS, "You are a judge.")
+    judge = LocalJudge.load(folder, rating, "artimuse", View(), dtype="float32", options=artimuse.OPTIONS)
+    for name, row in rows.items():
+        assert row["artimuse"] == pytest.approx(judge.score([pixels(source, name)])["artimuse"][0], abs=1e-3)
+
+
+def test_captions_are_requested_only_where_they_are_missing_and_are_translated(run, chat, tiny_flux):
+    def reply(body, number):
+        question = body["messages"][-1]["content"]
+        if isinstance(question, str):
+            return {"coloured noise": "彩色噪声", "A wave.": "一个波浪"}[question]
+        return "A wave." if len(chat.requests) == 1 else "I'm sorry, I can't help with that."
+
+    chat.reply = reply
+    server = {"url": chat.url, "model": "expander", "concurrency": 1}
+    rows, _ = run(
+        {
+            "stage": "caption",
+            "server": server,
+            "keep": "caption",
+            "t5_tokenizer": str(tiny_flux / "tokenizer_2"),
+        },
+        {"stage": "translate", "server": server},
+    )
+    assert len([body for body in chat.requests if isinstance(body["messages"][-1]["content"], list)]) == 2
+    a, b, c = (rows[name] for name in "abc")
+    assert (a["caption_en"], a["caption"], a["caption_zh"]) == (
+        "coloured noise",
+        "coloured noise",
+        "彩色噪声",
+    )
+    assert (b["caption_en"], b["caption_zh"]) == ("A wave.", "一个波浪")
+    assert (c["caption_en"], c["caption_zh"], c["caption_zh_error"]) == (None, None, None)
+    assert "the model refused" in c["caption_en_error"]
+    assert c["status"] == "kept"
+    assert a["caption_en_t5_tokens"] > 0
+    assert c["caption_en_t5_tokens"] is None
+
+
+def test_the_key_of_a_server_is_in_no_file_of_the_run(run, chat, monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key-123")
+    chat.reply = lambda body, n: (
+        lambda handler: handler.send({"error": {"message": "no secret-key-123"}}, 400)
+    )
+    rows, _ = run({"stage": "caption", "server": {"url": chat.url, "model": "expander"}})
+    assert chat.headers[-1]["Authorization"] == "Bearer secret-key-123"
+    assert all("answers 400" in row["caption_en_error"] for row in rows.values())
+    for file in (tmp_path / "out").rglob("*"):
+        assert not file.is_file() or b"secret-key" not in file.read_bytes()
+
+
+def test_faces_are_counted_only_by_explicit_choice(run, source):
+    from uhr.models.scores.people import FaceCascade
+
+    rows, manifest = run({"stage": "people", "backend": "cascade"})
+    expected = FaceCascade.load().score([pixels(source, name) for name in rows])["face_count"]
+    assert [row["face_count"] for row in rows.values()] == expected.tolist()
+    assert "person_count" not in {column.name for column in manifest.columns}
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("embedding", "no model is named; set weights=FOLDER"),
+        ("artimuse", "set weights=FOLDER or server="),
+        ("safety", r"set nsfw=\{weights: FOLDER, labels: \[nsfw\]\}, or watermark"),
+        ("people", "set weights=FILE"),
+        ({"stage": "caption", "weights": "/no/model"}, "the weights '/no/model' do not exist"),
+        (
+            {"stage": "translate", "server": {"url": "ftp://x", "model": "m"}},
+            "is not the address of a server",
+        ),
+        ({"stage": "rating", "weights": "."}, "set prompt=FILE"),
+        ({"stage": "rating", "weights": ".", "prompt": "/no/prompt"}, "set words="),
+        (
+            {"stage": "rating", "weights": ".", "prompt": "/no/prompt", "words": {"a": 1, "b": 0}},
+            "/no/prompt cannot be read",
+        ),
+        ({"stage": "pyiqa", "metric": "musik"}, "did you mean musiq"),
+        (
+            {"stage": "caption", "weights": ".", "server": {"url": "http://x", "model": "m"}},
+            "has weights and a server",
+        ),
+    ],
+)
+def test_what_a_stage_lacks_is_named_before_the_run(stage, message, tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(yaml.safe_dump({"stages": ["header", "decode", stage]}))
+    with pytest.raises(UserError, match=message):
+        CurationPlan.of(load(str(path)))
+
+
+def test_a_prompt_of_another_text_is_another_stage(models, tmp_path):
+    def fingerprint(**params):
+        cls = stage_class("rating")
+        stage = cls(cls.Params(weights=str(models / "clip"), words={"a": 1, "b": 0}, **params))
+        assert stage.missing() is None
+        return stage.fingerprint()
+
+    file = tmp_path / "prompt.txt"
+    file.write_text("one")
+    first = fingerprint(prompt=str(file))
+    assert fingerprint(prompt=str(file)) == first
+    file.write_text("two")
+    assert fingerprint(prompt=str(file)) != first
+
+
+def test_licences_that_restrict_are_told_by_the_stages():
+    found = {p.name: p.licence for name in NAMES for p in stage_class(name).packages}
+    assert found["pyiqa"] == "PolyForm-Noncommercial-1.0.0"
+    assert found["ultralytics"] == "AGPL-3.0"
+
+
+def test_models_of_a_stage_have_views_and_stages_over_columns_have_none():
+    for name in NAMES:
+        cls = stage_class(name)
+        if issubclass(cls, BatchStage):
+            stage = cls(cls.Params())
+            assert bool(stage.views) == (name not in ("laion_aesthetic", "clip_score", "translate", "safety"))
