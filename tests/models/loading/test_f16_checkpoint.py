@@ -11,6 +11,8 @@ from uhr.models.samplers import find_sampler, names_for, sampler_class
 from uhr.models.samplers.core.facts import ModelFacts
 from uhr.models.zoo import get, load_pipeline
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 NAMES = names_for("flux1")
 
 

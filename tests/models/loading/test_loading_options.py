@@ -21,6 +21,8 @@ from uhr.models.loading.hashes import hash_of
 from uhr.models.loading.offload import Offload
 from uhr.models.samplers.euler import EulerPipeline, Flux2EulerPipeline
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 CALL = {"prompt": "a", "height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"}
 GUIDANCE = {"tiny_flux": 3.5, "tiny_flux2": None}
 NORMS = {

@@ -16,6 +16,8 @@ from uhr.models.generate.record import read_record
 from uhr.models.publish.export import export_lora
 from uhr.models.samplers import sampler_class
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 DOC = Path(__file__).parents[3] / "docs" / "extending-samplers.md"
 NAME = "latent_upscale:LatentUpscale"
 FAMILIES = {"flux1": "tiny-flux1", "flux2": "tiny-flux2"}

@@ -9,6 +9,8 @@ from uhr.cli import main
 from uhr.models.generate.record import read_record
 from uhr.models.samplers import SAMPLERS, sampler_class
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 QUICK = {"base_steps": "1", "strength": "0.5", "skip": "1"}
 SETS = {
     "euler": ["toolkit.ntk=4", "shift=static"],
