@@ -130,6 +130,13 @@ def is_manifest(path: Path) -> bool:
     return (Path(path) / FILE).is_file()
 
 
+def check_outside_manifests(out: Path) -> None:
+    """Raise UserError if the folder `out` is inside the folder of a manifest."""
+    for above in Path(out).resolve().parents:
+        if is_manifest(above):
+            raise UserError(f"--out {out} is inside the manifest {above}", "name a folder outside it")
+
+
 def read_info(path: Path) -> ManifestInfo:
     """Read `manifest.json` in the folder `path`. Raises UserError if it is missing or cannot be read."""
     file = path / FILE

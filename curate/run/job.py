@@ -28,11 +28,10 @@ from uhr.curate.run.failures import (
     notes_of,
     sidecars_of,
 )
-from uhr.curate.sources import check_no_overlap
 from uhr.manifests import parts
 from uhr.manifests.info import is_manifest
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.sources.base import Listing, Source
+from uhr.manifests.sources.base import Listing, Source, check_no_overlap
 from uhr.runtime.pool import Pool
 from uhr.runtime.units import Limits, PlanMismatch, Runner, table_hash
 

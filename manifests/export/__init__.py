@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from uhr.base.errors import load_object, unknown
+from uhr.base.errors import UserError, load_object, unknown
 
 if TYPE_CHECKING:
     from uhr.manifests.export.base import Format
@@ -26,8 +26,11 @@ def format_named(name: str) -> type[Format]:
     """Return the class of a format, by its name or an import path (`mypkg.exports:Mine`). Raises UserError if
     there is none.
     """
-    if ":" in name:
-        return load_object(name, "format")
-    if name not in FORMATS:
+    from uhr.manifests.export.base import Format
+
+    if ":" not in name and name not in FORMATS:
         raise unknown("format", name, FORMATS, "--to")
-    return load_object(FORMATS[name], "format")
+    found = load_object(FORMATS.get(name, name), "format")
+    if not (isinstance(found, type) and issubclass(found, Format) and hasattr(found, "name")):
+        raise UserError(f"--to {name} is not a format", f"name a class made from {Format.__module__}.Format")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import shutil
@@ -13,18 +14,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from uhr.base.config import Config
-from uhr.base.files import sync
+from uhr.base.files import finite, sync
 from uhr.manifests.manifest import Manifest
 
 EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 """File extensions by the name of the format in the column `format`; of others the name in lower case."""
 
 
+SPLIT_NAME = r"\w[\w-]{0,99}"
+"""Names of splits that are names of files too."""
+
+
 class ExportOptions(Config):
     """The options of an export.
 
-    captions: columns; the caption of an image is the first of them that is not null. shard_bytes: image files
-    per shard, at least one image. shard_rows: the largest number of images per shard.
+    captions: columns of texts; the caption of an image is the first that is neither null nor empty.
+    shard_bytes: bytes of image files per shard, at least one image. shard_rows: the largest number of images.
     """
 
     captions: tuple[str, ...] = ("caption",)
@@ -46,8 +51,16 @@ class Sample:
         return str(self.row["sample_id"])
 
     def facts(self) -> dict[str, Any]:
-        """Return the row without nulls, as JSON can have it."""
-        return json.loads(json.dumps({k: v for k, v in self.row.items() if v is not None}, default=str))
+        """Return the row without nulls, as JSON can have it.
+
+        NaN and infinity count as null. Bytes are base64; times, decimals and the like are texts.
+        """
+        row = {name: value for name, value in finite(self.row).items() if value is not None}
+        return json.loads(json.dumps(row, default=_text, allow_nan=False))
+
+
+def _text(value: Any) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 @dataclass(frozen=True)
@@ -80,12 +93,17 @@ class Format(ABC):
     """A format. A subclass writes shards; each is written whole or not at all, and alone.
 
     upright: whether its readers need upright 8-bit images in sRGB, as JPEG, PNG or WebP: every other image is
-    written as PNG then. one_extension: whether all images of a shard have the same extension.
+    written as PNG then. one_extension: whether all images of a shard have the same extension. split_names: a
+    pattern of the names that its splits can have. needs: columns of which every row must have a value.
+    absolute: whether its files contain absolute paths.
     """
 
     name: ClassVar[str]
     upright: ClassVar[bool] = False
     one_extension: ClassVar[bool] = False
+    split_names: ClassVar[str] = SPLIT_NAME
+    needs: ClassVar[tuple[str, ...]] = ()
+    absolute: ClassVar[bool] = False
 
     def __init__(self, parent: Manifest) -> None:
         """Make the format for one manifest. Raises UserError if it cannot write the manifest's rows."""
@@ -113,7 +131,7 @@ class Format(ABC):
 def whole_folder(path: Path) -> Generator[Path]:
     """Yield an empty folder next to `path`; it gets this name when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # as `files.TEMPORARY`
     temporary.mkdir()
     try:
         yield temporary

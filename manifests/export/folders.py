@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from uhr.base import parquet
 from uhr.base.files import atomic, write_json
-from uhr.manifests.export.base import Entry, Format, Sample, Shard, whole_folder
+from uhr.manifests.export.base import SPLIT_NAME, Entry, Format, Sample, Shard, whole_folder
 
 
 class _Folders(Format):
@@ -45,7 +45,8 @@ class Pairs(_Folders):
 class ImageFolder(_Folders):
     """Image files as they were found, and `metadata.jsonl`, for `datasets.load_dataset("imagefolder")`.
 
-    A line has `file_name`, `text` (the caption) and the row without nulls.
+    A line has `file_name`, `text` (the caption) and the row without nulls. Columns of these two names are
+    left out.
     """
 
     name = "folder"
@@ -81,6 +82,9 @@ class _Indexed(_Folders):
     """A folder for a trainer that is configured by absolute paths."""
 
     upright = True
+    split_names = rf"(?!export$){SPLIT_NAME}"  # `SPLIT.json` is beside `export.json`
+    needs = ("width", "height")
+    absolute = True
 
     def finish(self, out: Path, entries: Iterable[Entry], splits: Mapping[str, int]) -> None:
         by_split: dict[str, list[Entry]] = {split: [] for split in splits}

@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from uhr.base import parquet
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import atomic
+from uhr.base.paths import escaped, is_utf8
 from uhr.manifests.export.base import Entry, Format, Sample, Shard
 from uhr.manifests.lineage import lineage, summary
 from uhr.manifests.manifest import Manifest
@@ -30,10 +32,12 @@ _LEFT_OUT = ("status", "reason", "error")
 class HuggingFace(Format):
     """A Parquet file per shard in `data/`: the column `image`, `text` (the caption), and the row's columns.
 
-    `datasets.load_dataset(OUT)` reads it, with one split for each of the manifest's.
+    `datasets.load_dataset(OUT)` reads it, with one split for each of the manifest's. Columns of the manifest
+    that are called `image` or `text` are left out.
     """
 
     name = "hf"
+    split_names = r"\w{1,100}"  # `datasets` allows no more, and a `-` ends the split in the name of a file
 
     def __init__(self, parent: Manifest) -> None:
         super().__init__(parent)
@@ -41,9 +45,14 @@ class HuggingFace(Format):
         self._columns = [field.name for field in columns]
         features = {"info": {"features": {"image": {"_type": "Image"}}}}
         self._schema = pa.schema([pa.field("image", IMAGE), pa.field("text", pa.string()), *columns])
-        self._schema = self._schema.with_metadata(
-            {"huggingface": json.dumps(_features(self._schema, features))}
-        )
+        try:
+            features = _features(self._schema, features)
+        except ValueError as error:
+            raise UserError(
+                f"--to hf: {parent.path} has a column that `datasets` cannot have ({one_line(error)})",
+                "choose another format, such as webdataset",
+            ) from None
+        self._schema = self._schema.with_metadata({"huggingface": json.dumps(features)})
 
     def paths(self, shard: Shard) -> str:
         return f"data/{shard.name}-of-{shard.count:05d}.parquet"
@@ -86,6 +95,7 @@ def _card(
 ) -> str:
     import yaml
 
+    name = parent.path.resolve().name
     total = sum(splits.values())
     files = [{"split": split, "path": f"data/{split}-*"} for split in splits]
     head = {
@@ -104,12 +114,12 @@ def _card(
     ]
     counts = "\n".join(f"| {split} | {count:,} |" for split, count in splits.items())
     by_licence = "\n".join(
-        f"| {name or 'none recorded'} | {count:,} |" for name, count in licences.most_common()
+        f"| {_cell(licence or 'none recorded')} | {count:,} |" for licence, count in licences.most_common()
     )
     return f"""---
 {yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---
 
-# {parent.path.resolve().name}
+# {name if is_utf8(name) else escaped(name)}
 
 {total:,} images with their captions and measurements.
 
@@ -129,7 +139,7 @@ As their sources state them. An image without a stated licence is not free to us
 
 | column | meaning |
 |---|---|
-| `image` | the image file, as it was found |
+| `image` | the image file, as it was found; a patch is cut out, as PNG |
 | `text` | the caption; empty if there is none |
 {chr(10).join(described)}
 
@@ -143,7 +153,12 @@ Written from the manifest `{parent.id}`. The manifests that it was made from, ne
 
 def _described(column: Column) -> str:
     facts = [column.meaning or "not described", column.unit, column.range]
-    return f"| `{column.name}` | {'; '.join(fact for fact in facts if fact).replace('|', chr(92) + '|')} |"
+    return f"| `{_cell(column.name)}` | {_cell('; '.join(fact for fact in facts if fact))} |"
+
+
+def _cell(text: str) -> str:
+    """Return a text as it can be in a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _size(rows: int) -> str:

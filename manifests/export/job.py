@@ -11,7 +11,7 @@ import datetime
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,29 +24,25 @@ import uhr
 from uhr.base.config import fingerprint
 from uhr.base.console import Advance
 from uhr.base.errors import UserError, one_line
-from uhr.base.files import saving, write_json
-from uhr.base.paths import path_text
+from uhr.base.files import TEMPORARY, saving, write_json
+from uhr.base.paths import check_utf8, path_text
 from uhr.base.run_folder import FolderLayout, RunFolder
-from uhr.manifests.export.base import EXTENSIONS, Entry, ExportOptions, Format, Sample, Shard
+from uhr.manifests.export.base import EXTENSIONS, Entry, ExportOptions, Format, Sample
+from uhr.manifests.export.plan import PlannedShard, plan_shards
+from uhr.manifests.info import check_outside_manifests
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.schema import KEPT
-from uhr.manifests.sources.base import NO_LIMITS
+from uhr.manifests.sources.base import NO_LIMITS, check_no_overlap
 from uhr.pixels.decode import decode, png
 from uhr.pixels.headers import read_header
-from uhr.pixels.types import PixelFault
+from uhr.pixels.types import Header, PixelFault
 
 RECORD, WORK = "export.json", ".export"
 LAYOUT = FolderLayout("an export", (RECORD, WORK), (RECORD, WORK), allow_others=True)
-
-SPLIT = "train"
-"""The split of a manifest that has none."""
 
 _READERS = 8
 """Threads that read image files ahead: reading waits for disks and servers."""
 
 _PLAIN = ("JPEG", "PNG", "WEBP")
-_GUESSED_BYTES = 4_000_000
-"""Size of an image whose manifest has no `file_size`."""
 
 
 @dataclass(frozen=True)
@@ -75,50 +71,32 @@ class ExportResult:
     finished_before: bool = False
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """A shard, and the positions of its rows in the manifest."""
-
-    shard: Shard
-    positions: np.ndarray
-
-
 def export(request: ExportRequest, advance: Advance = lambda n=1, note=None: None) -> ExportResult:
     """Write the export, or what is missing of it. Images that cannot be read are left out, and listed.
 
-    Raises UserError if the manifest has no kept rows or lacks a caption column, if OUT contains something
-    else or another export, or cannot be written.
+    Raises UserError as `plan_shards`, and if OUT contains something else or another export, is inside a
+    manifest or the source, or cannot be written.
     """
-    _check(request)
+    check_outside_manifests(request.out)
+    check_no_overlap(request.parent.source, request.out)
+    if request.format.absolute:
+        check_utf8("--out", request.out.resolve())
     with saving(request.out, "free space there; the same command resumes the export"):
         folder = RunFolder(request.out, LAYOUT)
         finished = _finished(request)
         if finished is not None:
             return finished
+        plan = plan_shards(request.parent, request.format, request.options)
         folder.claim()
         with folder.lock(WORK):
             _claim_plan(request)
-            plan = _shards(request)
+            _remove_half_written(request, plan)
             rows = _Rows(request.parent)
             for planned in plan:
                 _shard(request, planned, rows, advance)
             result = _commit(request, plan)
         shutil.rmtree(request.out / WORK, ignore_errors=True)
         return result
-
-
-def _check(request: ExportRequest) -> None:
-    parent = request.parent
-    names = parent.schema.names
-    for name in request.options.captions:
-        if name not in names:
-            texts = [f.name for f in parent.schema if pa.types.is_string(f.type) and "caption" in f.name]
-            raise UserError(
-                f"--captions {name}: {parent.path} has no such column",
-                f"name one of {', '.join(texts)}" if texts else "name a column of texts",
-            )
-    if parent.info.counts[KEPT] == 0:
-        raise UserError(f"{parent.path} has no kept rows", "export a manifest that has some")
 
 
 def _finished(request: ExportRequest) -> ExportResult | None:
@@ -129,6 +107,9 @@ def _finished(request: ExportRequest) -> ExportResult | None:
     record = _read_json(file)
     if record.get("plan") != fingerprint(request.plan()):
         raise UserError(f"--out {request.out} contains another export", "name another folder")
+    missing = next((name for name in record["files"] if not (request.out / name).exists()), None)
+    if missing is not None:
+        raise UserError(f"--out {request.out} contains an export without {missing}", "name another folder")
     return ExportResult(
         str(request.out), record["format"], record["images"], record["shards"], record["failed"], True
     )
@@ -158,54 +139,14 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _shards(request: ExportRequest) -> list[_Planned]:
-    """Divide the kept rows into shards, in order: by split, by extension if the format needs it, and by
-    bytes. The shards are sorted by their first row.
-    """
-    parent, options = request.parent, request.options
-    names = parent.schema.names
-    split = "split" if "split" in names else f"'{SPLIT}'"
-    kind = "format" if request.format.one_extension and "format" in names else "''"
-    if request.format.one_extension and "parent_id" in names:
-        kind = f"CASE WHEN parent_id IS NULL THEN {kind} ELSE 'PNG' END"
-    size = f"coalesce(file_size, {_GUESSED_BYTES})" if "file_size" in names else str(_GUESSED_BYTES)
-    with parent.connect() as connection:
-        rows = connection.sql(
-            f"""SELECT position, split, split || '/' || kind AS kind, size FROM
-                (SELECT row_number() OVER () - 1 AS position, status, coalesce({split}, '{SPLIT}') AS split,
-                        coalesce({kind}, '') AS kind, {size} AS size FROM samples)
-                WHERE status = '{KEPT}' ORDER BY position"""
-        ).to_arrow_table()
-    codes = rows["kind"].combine_chunks().dictionary_encode().indices.to_numpy()
-    positions, sizes = rows["position"].to_numpy(), rows["size"].to_numpy()
-    splits = rows["split"].combine_chunks().dictionary_encode()
-    names_of, split_codes = splits.dictionary.to_pylist(), splits.indices.to_numpy()
-    cuts: list[tuple[int, str, np.ndarray]] = []
-    for code in np.unique(codes):
-        (here,) = np.nonzero(codes == code)
-        for part in _cut(sizes[here], options):
-            chosen = here[part]
-            cuts.append((int(positions[chosen[0]]), names_of[split_codes[chosen[0]]], positions[chosen]))
-    cuts.sort(key=lambda cut: cut[0])
-    counts = collections.Counter(name for _, name, _ in cuts)
-    numbers: collections.Counter[str] = collections.Counter()
-    plan = []
-    for _, name, chosen in cuts:
-        plan.append(_Planned(Shard(numbers[name], counts[name], name), chosen))
-        numbers[name] += 1
-    return plan
-
-
-def _cut(sizes: np.ndarray, options: ExportOptions) -> Iterator[slice]:
-    """Yield consecutive runs of at most `shard_rows` images and `shard_bytes`, each of at least one image."""
-    start = 0
-    ends = np.cumsum(sizes)
-    while start < len(sizes):
-        before = ends[start - 1] if start else 0
-        stop = int(np.searchsorted(ends, before + options.shard_bytes, side="right"))
-        stop = max(start + 1, min(stop, start + options.shard_rows))
-        yield slice(start, stop)
-        start = stop
+def _remove_half_written(request: ExportRequest, plan: Iterable[PlannedShard]) -> None:
+    """Remove the temporary files and folders of shards that a killed export left."""
+    paths = {request.out / request.format.paths(planned.shard) for planned in plan}
+    for folder in {path.parent for path in paths if path.parent.is_dir()}:
+        for entry in folder.iterdir():
+            name = entry.name[1:].rsplit(".", 2)[0]
+            if TEMPORARY.fullmatch(entry.name) and folder / name in paths:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 class _Rows:
@@ -232,7 +173,7 @@ class _Rows:
         return self._held[1]
 
 
-def _shard(request: ExportRequest, planned: _Planned, rows: _Rows, advance: Advance) -> None:
+def _shard(request: ExportRequest, planned: PlannedShard, rows: _Rows, advance: Advance) -> None:
     """Write one shard and its record, if it is not there."""
     record = request.out / WORK / f"{planned.shard.name}.json"
     count = len(planned.positions)
@@ -292,12 +233,22 @@ def _image(request: ExportRequest, row: Mapping[str, Any]) -> tuple[bytes, str]:
     header = read_header(data)
     box = row.get("box")
     if box is not None or (request.format.upright and not _is_plain(header)):
+        if box is not None and not _inside(box, header):
+            size = f"{header.width} x {header.height} px"
+            raise PixelFault("changed", f"the patch {box} is not inside of the image of {size}")
         pixels = decode(data, header=header).rgb(None if box is None else tuple(box))
         return png(pixels), "png"
     return data, EXTENSIONS.get(header.format, header.format.lower())
 
 
-def _is_plain(header: Any) -> bool:
+def _inside(box: Sequence[int], header: Header) -> bool:
+    """Whether a box (x, y, width, height) is a part of the image as displayed."""
+    x, y, width, height = box
+    inside = x + width <= header.width and y + height <= header.height
+    return inside and min(x, y) >= 0 and min(width, height) > 0
+
+
+def _is_plain(header: Header) -> bool:
     """Whether every reader shows the file as it is meant: upright, 8 bits, sRGB, opaque."""
     return (
         header.format in _PLAIN
@@ -308,13 +259,13 @@ def _is_plain(header: Any) -> bool:
     )
 
 
-def _entries(request: ExportRequest, plan: Iterable[_Planned]) -> Iterator[Entry]:
+def _entries(request: ExportRequest, plan: Iterable[PlannedShard]) -> Iterator[Entry]:
     for planned in plan:
         record = _read_json(request.out / WORK / f"{planned.shard.name}.json")
         yield from (Entry(**entry) for entry in record["entries"])
 
 
-def _commit(request: ExportRequest, plan: list[_Planned]) -> ExportResult:
+def _commit(request: ExportRequest, plan: list[PlannedShard]) -> ExportResult:
     """Write the indices, and `export.json` last."""
     images: collections.Counter[str] = collections.Counter()
     failed: list[dict[str, str]] = []

@@ -12,11 +12,10 @@ import pyarrow as pa
 
 from uhr.base.config import build
 from uhr.base.console import Advance
-from uhr.base.errors import UserError
 from uhr.base.files import saving
 from uhr.base.paths import path_text
 from uhr.base.run_folder import RunFolder, all_or_nothing
-from uhr.manifests.info import Parent, is_manifest
+from uhr.manifests.info import Parent, check_outside_manifests
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import LAYOUT
 from uhr.manifests.schema import COLUMNS
@@ -136,7 +135,8 @@ def slice_manifest(
     schema = _schema(parent, selection)
     fix = "free space there, then repeat the command"
     with saving(out, fix), all_or_nothing(Path(out)):
-        _claim(out)
+        check_outside_manifests(out)
+        RunFolder(out, LAYOUT).claim()
         provenance = Provenance(
             root=parent.root,
             origin=parent.info.origin,
@@ -159,13 +159,6 @@ def _schema(parent: Manifest, selection: Selection) -> pa.Schema:
     if SPLIT.name in schema.names:
         schema = schema.remove(schema.get_field_index(SPLIT.name))
     return schema.append(SPLIT.field())
-
-
-def _claim(out: Path) -> None:
-    for above in Path(out).resolve().parents:
-        if is_manifest(above):
-            raise UserError(f"--out {out} is inside the manifest {above}", "name a folder outside it")
-    RunFolder(out, LAYOUT).claim()
 
 
 def _batches(

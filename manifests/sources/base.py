@@ -442,3 +442,16 @@ def version_of(path: Path | str) -> str | None:
         return file_version(os.stat(path))
     except OSError:
         return None
+
+
+def check_no_overlap(source: Source, out: Path) -> None:
+    """Raise UserError if OUT is inside a folder of the source or the other way round: what is written there
+    would be listed as images of the source.
+    """
+    b = out.resolve()
+    for path in source.local_paths:
+        a = path.resolve()
+        if a == b or a in b.parents:
+            raise UserError(f"--out {out} is inside the source {path}", "name a folder outside it")
+        if b in a.parents:
+            raise UserError(f"the source {path} is inside --out {out}", "name a folder outside it")

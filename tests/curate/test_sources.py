@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.curate.sources import check_no_overlap
+from uhr.manifests.sources.base import check_no_overlap
 from uhr.manifests.sources.folder import Folder
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import shlex
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import PurePath
 from typing import Any
+
+from uhr.base.files import finite
 
 Advance = Callable[..., None]
 """`advance(n=1, note=None, total=None)`: n more are done; `note` replaces the text behind the bar, `total`
@@ -124,23 +125,13 @@ def json_text(value: Any) -> str:
     NaN and infinity, which JSON does not have, become null. What the terminal's encoding cannot represent,
     such as a byte of a path that is not UTF-8, becomes a JSON escape.
     """
-    value = _finite(value)
+    value = finite(value)
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         return json.dumps(value, indent=2, default=str, allow_nan=False)
     return text
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return value
 
 
 def say(text: str = "") -> None:

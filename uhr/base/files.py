@@ -6,11 +6,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import stat
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,17 @@ def json_bytes(value: Any, sort_keys: bool = False) -> bytes:
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
     return f"{text}\n".encode("utf-8", "backslashreplace")
+
+
+def finite(value: Any) -> Any:
+    """Return `value` with None for every NaN and infinity in it, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
