@@ -122,19 +122,23 @@ class PipelineConfig(LaterKeys, Config):
     """Images per unit of work; by default 8 to 64, or 256 to 4096 where no stage needs pixels."""
     sources: dict[str, Any] = Field(default_factory=dict)
     """The sources by name, where `--source` does not name one: a path, or `kind` and its options."""
+    pixels: Literal["none", "kept", "all"] | None = None
+    """Of which images the original bytes are stored in OUT: by default of none, and of the kept ones if the
+    source fetches them."""
     sidecars: SidecarKeys = Field(default_factory=SidecarKeys)
 
 
 def fetching(config: PipelineConfig) -> PipelineConfig:
     """Return the pipeline for a source that fetches: with the stage `fetch` and the rule `opt_out`, before
-    all others, unless it has its own.
+    all others, unless it has its own, and with the bytes of the kept images stored.
     """
     stages, rules = list(config.stages), dict(config.rules)
     if all(entry.stage != "fetch" for entry in stages):
         decodes = any(entry.stage == "decode" for entry in stages)
         stages.insert(0, StageEntry.model_validate({"stage": "fetch", "hash": not decodes}))
     rules = rules if "opt_out" in rules else {"opt_out": "opt_out IS NULL", **rules}
-    return config.model_copy(update={"stages": stages, "rules": rules})
+    update = {"stages": stages, "rules": rules, "pixels": config.pixels or "kept"}
+    return config.model_copy(update=update)
 
 
 def preset_names() -> list[str]:

@@ -16,10 +16,10 @@ from uhr.base import parquet
 from uhr.base.console import Advance
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import sha256_file
-from uhr.base.paths import text_path
+from uhr.base.paths import path_text, text_path
 from uhr.manifests import sql
 from uhr.manifests.info import FILE, ManifestInfo, read_info
-from uhr.manifests.parts import GROUP_ROWS
+from uhr.manifests.parts import GROUP_ROWS, PIXELS
 from uhr.manifests.schema import Column
 
 if TYPE_CHECKING:
@@ -76,10 +76,21 @@ class Manifest:
         """The source of the rows: it opens their bytes."""
         from uhr.manifests import sources
         from uhr.manifests.sources.folder import Folder
+        from uhr.manifests.sources.stored import Stored
 
         if self.info.origin is None:
-            return Folder.at(self.root)
-        return sources.build(self.info.origin, str(self.path / FILE))
+            source: Source = Folder.at(self.root)
+        else:
+            source = sources.build(self.info.origin, str(self.path / FILE))
+        stored = [part.path for part in self.info.attachments if part.path.startswith(f"{PIXELS}/")]
+        if not stored:
+            return source
+        return Stored(path=path_text(self.path), parts=tuple(stored), source=source)
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """The description of `source` for the `manifest.json` of a manifest that is made from this one."""
+        return self.source.origin
 
     @cached_property
     def schema(self) -> pa.Schema:

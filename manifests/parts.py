@@ -14,7 +14,7 @@ from uhr.base.run_folder import FolderLayout
 from uhr.manifests.info import FILE, Part
 from uhr.manifests.schema import SCHEMA_VERSION
 
-SAMPLES, PREVIEWS, REPORT = "samples", "previews", "report.html"
+SAMPLES, PREVIEWS, PIXELS, REPORT = "samples", "previews", "pixels", "report.html"
 
 GROUP_ROWS = 122_880
 """Rows per row group of samples: 60 vectors of DuckDB, whose scans are much slower with small groups."""
@@ -39,10 +39,10 @@ _OURS = or_half_written(r"part-\d{5}\.parquet")
 
 LAYOUT = FolderLayout(
     "a manifest",
-    (FILE, SAMPLES, PREVIEWS, REPORT),
+    (FILE, SAMPLES, PREVIEWS, PIXELS, REPORT),
     # a commit that was killed leaves samples without a manifest.json
     (FILE, SAMPLES),
-    {SAMPLES: _OURS, PREVIEWS: _OURS},
+    {SAMPLES: _OURS, PREVIEWS: _OURS, PIXELS: _OURS},
 )
 
 

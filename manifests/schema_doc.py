@@ -24,6 +24,7 @@ OUT/
   manifest.json            id, schema version, parents, what was done, stages, rules, counts, parts
   samples/part-*.parquet   one row per file of the source, sorted by uri; row groups of {rows:,}
   previews/part-*.parquet  small JPEGs for people: {previews}
+  pixels/part-*.parquet    the original bytes by content_hash, where the pipeline stores them
   report.html              what `uhr manifest report` writes; not part of the manifest
 ```
 

@@ -213,6 +213,7 @@ class CurationPlan:
         """Hash of everything that affects the rows (64 hex digits). The runner, the workers and, without
         models, the size of units do not."""
         apart = {"name", "description", "stages", "rules", "unit", "sources", "channels"}
+        apart |= {"pixels"} if self.config.pixels is None else set()
         tree = self.config.model_dump(mode="json", exclude=apart)
         if any(each.segments for each in self.passes):
             tree["unit"] = self.unit_size(0)
@@ -234,7 +235,8 @@ class CurationPlan:
         """Return the pipeline with all defaults, as plain data. It is recorded in the lineage, and makes the
         same plan.
         """
-        tree = self.config.model_dump(mode="json", exclude={"unit", "sources"})
+        apart = {"unit", "sources"} | ({"pixels"} if self.config.pixels is None else set())
+        tree = self.config.model_dump(mode="json", exclude=apart)
         tree["stages"] = [self._resolved(entry) for entry in tree["stages"]]
         return tree
 
@@ -310,6 +312,8 @@ class _Planner:
                 f"--strict: {self.skipped[0].label} would be skipped ({self.skipped[0].why})",
                 "leave --strict out",
             )
+        if config.pixels not in (None, "none") and "content_hash" not in added:
+            raise UserError(f"{config.name}: pixels needs the column content_hash", "add the stage decode")
         if not any(each.frames or each.segments for each in passes):
             raise UserError(f"{config.name}: no stage can run here", "name at least the stage header")
         return CurationPlan(

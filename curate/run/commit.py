@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from uhr.base import parquet
-from uhr.base.console import Advance
+from uhr.base.console import Advance, progress, warn
 from uhr.base.files import or_half_written
 from uhr.base.lock import NAME as LOCK
 from uhr.base.run_folder import FolderLayout, all_or_nothing
@@ -25,10 +25,11 @@ from uhr.curate.run.execution import Finished
 from uhr.curate.run.parts import has_previews, previews_of
 from uhr.curate.run.table import SPILLED
 from uhr.manifests import parts as part_files
-from uhr.manifests.info import FILE, RuleInfo
+from uhr.manifests.info import FILE, Part, RuleInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
-from uhr.manifests.sources.base import Listing
+from uhr.manifests.sources.base import Listing, Source
+from uhr.manifests.sources.stored import write_pixels
 from uhr.manifests.writer import Provenance, write_manifest
 from uhr.runtime import units as unit_files
 
@@ -54,13 +55,16 @@ def commit(
     plan: CurationPlan,
     finished: Finished,
     listing: Listing,
+    source: Source,
     operation: dict[str, Any],
     advance: Advance,
 ) -> Manifest:
-    """Write the manifest of a run whose tasks are all finished. `operation` says what was done, as in
-    `Provenance`.
+    """Write the manifest of a run whose tasks are all finished, and the original bytes that it is to store.
+
+    source: the source during the run. operation: says what was done, as in `Provenance`.
     """
     with all_or_nothing(out):
+        pixels = _pixels(out, plan, finished, source)
         provenance = Provenance(
             root=listing.source.place,
             origin=listing.source.origin,
@@ -71,10 +75,21 @@ def commit(
             source={**listing.not_opened, "broken_sidecars": finished.broken_sidecars},
             weights=plan.weight_hashes(),
             versions=_versions(),
+            attachments=pixels,
         )
         shown = plan.config.preview and any(each.pixel for each in plan.passes)
         previews = _previews(plan, finished) if shown else None
         return write_manifest(out, plan.schema, _counted(finished.batches(), advance), provenance, previews)
+
+
+def _pixels(out: Path, plan: CurationPlan, finished: Finished, source: Source) -> list[Part]:
+    if plan.config.pixels in (None, "none"):
+        return []
+    with progress("store images", None, "images") as advance:
+        written = write_pixels(out, finished.batches(), source, plan.config.pixels == "all", advance)
+    if written.lost:
+        warn(f"{written.lost:,} images changed after they were measured, and are not stored")
+    return written.parts
 
 
 def _funnel(plan: CurationPlan, finished: Finished) -> list[RuleInfo]:

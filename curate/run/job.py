@@ -186,7 +186,7 @@ def _do_passes(
             passes_run(plan, folder, listing.items, source, runner) as finished,
             progress("commit", finished.rows, "rows") as advance,
         ):
-            return commit(request.out, plan, finished, listing, operation, advance)
+            return commit(request.out, plan, finished, listing, source, operation, advance)
     except PlanMismatch as mismatch:
         changed = (
             "was begun with another pipeline" if mismatch.changed == "work" else "was begun on other files"

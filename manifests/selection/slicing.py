@@ -139,7 +139,7 @@ def slice_manifest(
         RunFolder(out, LAYOUT).claim()
         provenance = Provenance(
             root=parent.root,
-            origin=parent.info.origin,
+            origin=parent.origin,
             operation=options.operation(),
             parents=[Parent(id=parent.id, path=path_text(parent.path.resolve()), role="slice of")],
             stages=parent.info.stages,

@@ -19,6 +19,7 @@ NAMES: dict[str, str] = {
     "webdataset": f"{_HERE}.archives:WebDataset",
     "manifest": f"{_HERE}.of_manifest:OfManifest",
     "parquet": f"{_HERE}.parquet_images:ParquetImages",
+    "stored": f"{_HERE}.stored:Stored",
     "s3": f"{_HERE}.s3:S3",
     "urls": f"{_HERE}.urls:Urls",
 }
@@ -26,6 +27,9 @@ NAMES: dict[str, str] = {
 
 NAMED = "named"
 """The kind of several sources with names; made by `of_pipeline`, never by name."""
+
+STORED = "stored"
+"""The kind of a manifest's source where the manifest has the bytes itself."""
 
 _KIND = re.compile(r"([A-Za-z][A-Za-z0-9_]*):(?!//)(.+)", re.DOTALL)
 
@@ -52,6 +56,8 @@ def build(tree: Mapping[str, Any], where: str) -> Source:
     kind = options.pop("kind", "folder")
     if kind == NAMED:
         return of_pipeline(options["sources"], where)
+    if kind == STORED:
+        options["source"] = build(options["source"], where)
     return build_config(_class(str(kind), where), options, where)
 
 

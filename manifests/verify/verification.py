@@ -152,7 +152,8 @@ def _file(source: Source, row: dict[str, Any]) -> str:
     """Say how a row differs from its file; empty if it does not."""
     expected, stated = row["content_hash"], _of_the_file(row)
     try:
-        blob = source.open({"uri": row["uri"], "source_name": row.get("source_name")})
+        names = ("uri", "source_name", "content_hash")
+        blob = source.open({name: row.get(name) for name in names})
         if blob.path is not None and not os.path.isfile(blob.path):
             return f"is missing below {source.place}"
         if expected is not None and blob.sha256() != expected:

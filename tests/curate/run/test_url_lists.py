@@ -76,6 +76,37 @@ def test_every_url_is_one_row_and_is_requested_once(site, pipeline, tmp_path, uh
     assert not (tmp_path / "out" / "fetched").exists()
     # an image that was rejected before it was fetched has no evidence
     assert rows["never.jpg"]["fetch_time"] is None
+    # later steps read the stored bytes: of the kept images, also through a slice and in another folder
+    site.requests.clear()
+    code, printed, errors = uhr(
+        "manifest", "slice", tmp_path / "out", "--sample", 1, "--out", tmp_path / "cut"
+    )
+    assert code == 0, errors
+    code, printed, _ = uhr("manifest", "verify", tmp_path / "cut", "--pixels")
+    assert code == 0, printed
+    for folder in ("out", "cut"):
+        manifest = Manifest.open(tmp_path / folder)
+        for row in manifest.table(where="status = 'kept'").to_pylist():
+            assert manifest.source.open(row).read() == site.images[f"/{row['uri'].rpartition('/')[2]}"]
+    assert not site.requests
+    small = Manifest.open(tmp_path / "out").source.open(rows["small.jpg"])
+    assert small.read() == site.images["/small.jpg"], "a rejected image is fetched again"
+    assert site.requests["/small.jpg"] == 1
+
+
+@pytest.mark.parametrize("pixels", ["none", "all"])
+def test_which_bytes_are_stored_is_a_choice(site, pipeline, tmp_path, uhr, pixels):
+    arguments = ("curate", "run", pipeline, "--out", tmp_path / "out", "--engine", "local", "--workers", 0)
+    code, _, errors = uhr(*arguments, "--set", f"pixels={pixels}")
+    assert code == 0, errors
+    manifest = Manifest.open(tmp_path / "out")
+    site.requests.clear()
+    rows = manifest.table(where="content_hash is not null").to_pylist()
+    assert len(rows) == 2
+    for row in rows:
+        assert manifest.source.open(row).sha256() == row["content_hash"]
+    fetched = set(site.requests) - {"/robots.txt"}
+    assert fetched == (set() if pixels == "all" else {"/a.jpg", "/b.jpg"})
 
 
 def test_a_run_that_is_killed_fetches_nothing_twice(site, pipeline, tmp_path, uhr, monkeypatch):

@@ -37,7 +37,7 @@ def write_samples(request: EncodeRequest, result: pa.Table, attachments: Sequenc
     )
     provenance = Provenance(
         root=parent.root,
-        origin=parent.info.origin,
+        origin=parent.origin,
         operation={
             "kind": "encode",
             "version": ENCODE_VERSION,

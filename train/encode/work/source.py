@@ -75,12 +75,12 @@ class LastFile:
         self.source = source
         self._key, self._file = ("", None), None
 
-    def read(self, uri: str, source_name: str | None = None) -> ImageFile:
-        """Read a file, unless it is the one that was read last."""
-        if self._file is None or self._key != (uri, source_name):
+    def read(self, item: Mapping[str, Any]) -> ImageFile:
+        """Read an item of the source, unless it is the one that was read last."""
+        key = item["uri"], item.get("source_name")
+        if self._file is None or self._key != key:
             self._file = None
-            item = {"uri": uri, "source_name": source_name}
-            self._file, self._key = ImageFile.read(self.source, item), (uri, source_name)
+            self._file, self._key = ImageFile.read(self.source, item), key
         return self._file
 
     def forget(self) -> None:
@@ -116,7 +116,7 @@ class ItemImage:
         file is not the one that was curated, if it does not contain the item's box, or if it is smaller than
         its bucket and `enlarge` is false.
         """
-        file = files.read(item["uri"], item.get("source_name"))
+        file = files.read(item)
         header, known = file.header, item["content_hash"]
         if known not in (None, file.content_hash):
             raise CannotEncode("changed", "the file is no longer the one that was curated")
@@ -182,7 +182,7 @@ def _mask_file(item: Mapping[str, Any], masks: LastFile, header: Header) -> Imag
     if not item["mask"]:
         raise CannotEncode("mask", "the row has no mask")
     try:
-        mask = masks.read(item["mask"], item.get("source_name"))
+        mask = masks.read({"uri": item["mask"], "source_name": item.get("source_name")})
     except CannotEncode as failure:
         raise CannotEncode("mask", f"{item['mask']}: {failure.error}") from None
     found, expected = (mask.header.width, mask.header.height), (header.width, header.height)

@@ -1,0 +1,226 @@
+"""The original bytes of images in a manifest's own folder: fetched once, read by every later step.
+
+`pixels/part-*.parquet` has a row for each distinct image, sorted by `content_hash`, with the bytes in the
+struct that `datasets.Image` reads.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from uhr.base import parquet
+from uhr.base.errors import UserError, one_line
+from uhr.base.files import atomic, sha256_file
+from uhr.base.paths import text_path
+from uhr.manifests.info import Part
+from uhr.manifests.parts import PIXELS
+from uhr.manifests.schema import KEPT, Column
+from uhr.manifests.sources.base import (
+    NO_LIMITS,
+    Advance,
+    Blob,
+    Item,
+    Listing,
+    LocalPath,
+    MemoryBlob,
+    Source,
+)
+from uhr.pixels.types import PixelFault
+
+SCHEMA = pa.schema(
+    [
+        pa.field("content_hash", pa.string()),
+        pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ]
+)
+
+GROUP_ROWS, GROUP_BYTES, PART_BYTES = 100, 16 * 2**20, 2**30
+"""To read one image its row group is read, so that a group has few of them."""
+
+_CHOSEN = ("content_hash", "uri", "source_version", "source_name", "status")
+
+
+class Written(NamedTuple):
+    """The parts that were written, and the number of images whose bytes are not those of their row now."""
+
+    parts: list[Part]
+    lost: int
+
+
+def write_pixels(
+    out: Path, batches: Iterable[pa.RecordBatch], source: Source, everything: bool, advance: Advance
+) -> Written:
+    """Write the bytes of the kept rows that have a `content_hash`, or of all such rows, to `out/pixels`.
+
+    Each content is stored once. Bytes that cannot be read, or have another hash by now, are left out.
+    """
+    items: dict[str, Item] = {}
+    for batch in batches:
+        names = [name for name in _CHOSEN if name in batch.schema.names]
+        for row in batch.select(names).to_pylist():
+            if row["content_hash"] is not None and (everything or row["status"] == KEPT):
+                items.setdefault(row["content_hash"], row)
+    folder = out / PIXELS
+    for leftover in folder.glob("part-*.parquet"):
+        leftover.unlink()
+    images = _Images(items, source, advance)
+    parts = [_write_part(folder, number, groups) for number, groups in enumerate(_parts(iter(images)))]
+    return Written(parts, images.lost)
+
+
+class _Images:
+    """Reads the images in the order of their hashes; counts those that are `lost`."""
+
+    def __init__(self, items: Mapping[str, Item], source: Source, advance: Advance) -> None:
+        self._items, self._source, self._advance = items, source, advance
+        self.lost = 0
+
+    def __iter__(self) -> Iterator[tuple[str, bytes, str]]:
+        for key in sorted(self._items):
+            item = self._items[key]
+            self._advance(1)
+            try:
+                data = self._source.open(item).read(NO_LIMITS)
+            except PixelFault:
+                self.lost += 1
+                continue
+            if hashlib.sha256(data).hexdigest() != key:
+                self.lost += 1
+                continue
+            yield key, data, item["uri"].rpartition("/")[2]
+
+
+def _parts(images: Iterator[tuple[str, bytes, str]]) -> Iterator[Iterator[pa.Table]]:
+    """Group images into row groups, and these into parts."""
+    groups = _groups(images)
+    for first in groups:
+        yield _until_full(first, groups)
+
+
+def _until_full(first: pa.Table, groups: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    size = first.nbytes
+    yield first
+    while size < PART_BYTES and (group := next(groups, None)) is not None:
+        size += group.nbytes
+        yield group
+
+
+def _groups(images: Iterator[tuple[str, bytes, str]]) -> Iterator[pa.Table]:
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for key, data, name in images:
+        if rows and (len(rows) == GROUP_ROWS or size + len(data) > GROUP_BYTES):
+            yield pa.Table.from_pylist(rows, SCHEMA)
+            rows, size = [], 0
+        rows.append({"content_hash": key, "image": {"bytes": data, "path": name}})
+        size += len(data)
+    if rows:
+        yield pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _write_part(folder: Path, number: int, groups: Iterator[pa.Table]) -> Part:
+    path = folder / f"part-{number:05d}.parquet"
+    rows = 0
+    with atomic(path) as temporary:
+        # image files are compressed already; the page index lets readers find one of them
+        with parquet.writer(temporary, SCHEMA, compression="none", write_page_index=True) as writer:
+            for group in groups:
+                writer.write_table(group, row_group_size=GROUP_ROWS)
+                rows += group.num_rows
+        digest, size = sha256_file(temporary), temporary.stat().st_size
+    return Part(path=f"{PIXELS}/{path.name}", rows=rows, bytes=size, sha256=digest)
+
+
+class _Group(NamedTuple):
+    """A row group: the largest hash in it, its part, and its number in that."""
+
+    last: str
+    part: str
+    number: int
+
+
+class PixelStore:
+    """Reads the bytes of single images from the parts of one manifest. One per process."""
+
+    def __init__(self, folder: Path, parts: Sequence[str]) -> None:
+        self._folder = folder
+        self._parts = parts
+        self._held: tuple[_Group, dict[str, bytes]] | None = None
+
+    @cached_property
+    def _groups(self) -> list[_Group]:
+        found = []
+        for part in self._parts:
+            with parquet.opened(self._folder / part) as file:
+                for number in range(file.num_row_groups):
+                    last = file.metadata.row_group(number).column(0).statistics.max
+                    found.append(_Group(last, part, number))
+        return found
+
+    def read(self, content_hash: str) -> bytes | None:
+        """The bytes with this hash; None if they are not here."""
+        place = bisect.bisect_left(self._groups, content_hash, key=lambda group: group.last)
+        if place == len(self._groups):
+            return None
+        group = self._groups[place]
+        if self._held is None or self._held[0] != group:
+            with parquet.opened(self._folder / group.part) as file:
+                rows = file.read_row_group(group.number)
+            images = rows["image"].combine_chunks().field("bytes")
+            self._held = group, dict(zip(rows["content_hash"].to_pylist(), images.to_pylist(), strict=True))
+        return self._held[1].get(content_hash)
+
+
+class Stored(Source):
+    """The images whose bytes are in the folder `path` of a manifest; `source` opens all others."""
+
+    kind = "stored"
+
+    path: LocalPath
+    parts: tuple[str, ...]
+    source: Any
+
+    @property
+    def place(self) -> Path | str:
+        return self.source.place
+
+    @property
+    def local_paths(self) -> Sequence[Path]:
+        return self.source.local_paths
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return self.source.columns
+
+    def check(self) -> None:
+        self.source.check()
+
+    def _list(self, advance: Advance) -> Listing:
+        raise UserError(
+            f"{text_path(self.path)} is a manifest", f"name it as manifest:{text_path(self.path)}"
+        )
+
+    @cached_property
+    def store(self) -> PixelStore:
+        return PixelStore(text_path(self.path), self.parts)
+
+    def open(self, item: Item) -> Blob:
+        key = item.get("content_hash")
+        try:
+            data = None if key is None else self.store.read(key)
+        except (OSError, pa.ArrowException) as error:
+            fix = "restore the folder, or make the manifest anew"
+            what = f"the stored images of {text_path(self.path)} cannot be read ({one_line(error)})"
+            raise UserError(what, fix) from None
+        return self.source.open(item) if data is None else MemoryBlob(data)
+
+    def described(self) -> dict[str, Any]:
+        tree = {"kind": self.kind, "path": self.path, "parts": list(self.parts)}
+        return {**tree, "source": self.source.described()}
