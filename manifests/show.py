@@ -113,10 +113,9 @@ def print_history(steps: Sequence[Step]) -> None:
         verdict = [step.status or "?", *(part for part in (step.reason, step.error) if part)]
         say(shown("  " + ": ".join(verdict) + (f" ({step.rule})" if step.rule else "")))
         for name, value in step.columns.items():
-            if isinstance(value, list) and len(value) == 2 and name != "box":
-                say(shown(f"  {name}: {_value(value[0])} -> {_value(value[1])}"))
-            elif value is not None:
-                say(shown(f"  {name}: {_value(value)}"))
+            say(shown(f"  {name}: {_value(value)}"))
+        for name, (old, new) in step.changed.items():
+            say(shown(f"  {name}: {_value(old)} -> {_value(new)}"))
 
 
 def print_diff(found: Diff) -> None:

@@ -137,7 +137,11 @@ def _missing(connection: duckdb.DuckDBPyConnection, here: str, there: str) -> li
 
 def _rules(a: ManifestInfo, b: ManifestInfo) -> dict[str, str]:
     def text(rule: RuleInfo) -> str:
-        return rule.where if rule.state == "evaluated" else f"{rule.where} (not evaluated: {rule.why})"
+        facts = [f"null: {rule.null}" if rule.null else "", f"channel {rule.channel}" if rule.channel else ""]
+        facts += [f"of {rule.rows}" if rule.rows else ""]
+        facts += ["" if rule.state == "evaluated" else f"not evaluated: {rule.why}"]
+        known = "; ".join(fact for fact in facts if fact)
+        return f"{rule.where} ({known})" if known else rule.where
 
     return _changed({r.name: text(r) for r in a.rules}, {r.name: text(r) for r in b.rules})
 

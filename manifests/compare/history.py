@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
+from uhr.base.files import finite
 from uhr.manifests.info import FILE, ManifestInfo, read_info
 from uhr.manifests.lineage import lineage, summary
 from uhr.manifests.manifest import Manifest
@@ -22,7 +23,8 @@ class Step:
 
     found: whether the manifest could be read (`path` is where it was, if not). present: whether it has a row
     of the sample. status, reason, error: its verdict. rule: the condition of the rule that rejected it.
-    columns: values that the step before did not have, or had otherwise (`[before, after]`).
+    columns: the values of columns that the step before did not have. changed: (before, after) of the columns
+    with another value than in the step before; NaN and infinity are null in both.
     """
 
     path: str
@@ -35,6 +37,7 @@ class Step:
     error: str | None = None
     rule: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 def history(manifest: Manifest, sample: str, below: Path | None = None) -> list[Step]:
@@ -42,8 +45,10 @@ def history(manifest: Manifest, sample: str, below: Path | None = None) -> list[
 
     The chain is that of `lineage`, oldest first. `below` adds the manifests in this folder and its folders
     that were made from one of the chain. Raises UserError if neither `manifest` nor one of its parents has
-    the sample.
+    the sample, or if `below` is no folder.
     """
+    if below is not None and not below.is_dir():
+        raise UserError(f"--in {below} is no folder", "name a folder that has manifests in it")
     chain = lineage(manifest.path)
     chain.sort(key=lambda link: -link["depth"])
     places = {link["id"]: Path(link["path"]) for link in chain if link["found"]}
@@ -87,15 +92,17 @@ def _step(manifest: Manifest, sample_id: str, before: dict[str, Any]) -> tuple[S
     known = (str(manifest.path), manifest.id, summary(manifest.info.operation))
     if not found:
         return Step(*known), before
-    row = found[0]
+    row = finite(found[0])
+    values = {name: value for name, value in row.items() if name not in ("status", "reason", "error")}
+    columns = {name: value for name, value in values.items() if name not in before and value is not None}
     changed = {
-        name: [before[name], value] if name in before else value
-        for name, value in row.items()
-        if value != before.get(name) and name not in ("status", "reason", "error")
+        name: (before[name], value)
+        for name, value in values.items()
+        if name in before and value != before[name]
     }
     verdict = {name: row[name] for name in ("status", "reason", "error")}
     rule = _rule(manifest.info, row["reason"]) if row["status"] == REJECTED else None
-    return Step(*known, present=True, **verdict, rule=rule, columns=changed), row
+    return Step(*known, present=True, **verdict, rule=rule, columns=columns, changed=changed), row
 
 
 def _rule(info: ManifestInfo, name: str | None) -> str | None:

@@ -51,6 +51,18 @@ def test_a_stricter_rule_explains_the_moves(
     assert not found.same
 
 
+def test_another_meaning_of_null_or_channel_is_a_change_of_the_rule(
+    before: Manifest, make: Make, make_row: Row, tmp_path: Path
+) -> None:
+    rows = [make_row(n) for n in range(80)]
+    rows[40] |= {"status": "rejected", "reason": "entropy"}
+    rule = RuleInfo(name="entropy", where="entropy >= 4", null="reject", channel="people", rows="images")
+    found = diff(before, make(tmp_path / "b", rows, rules=(rule,)))
+    change = "entropy >= 4 -> entropy >= 4 (null: reject; channel people; of images)"
+    assert found.rules["entropy"] == change
+    assert found.moves[0].why == {f"rule entropy: {change}": 1}
+
+
 def test_another_value_explains_a_move(before: Manifest, make: Make, make_row: Row, tmp_path: Path) -> None:
     rows = [make_row(n) for n in range(80)]
     rows[40] |= {"entropy": 3.5, "status": "rejected", "reason": "entropy"}

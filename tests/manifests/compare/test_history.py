@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from uhr.base.errors import UserError
 from uhr.manifests.compare.history import history
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.schema import COLUMNS, schema_of
 from uhr.manifests.selection.options import SliceOptions
 from uhr.manifests.selection.slicing import slice_manifest
 
@@ -68,6 +70,38 @@ def test_a_parent_that_is_gone_is_named(chain: tuple[Manifest, Manifest, Manifes
     assert (first.found, first.id) == (False, whole.id)
     assert all(step.present for step in rest)
     assert rest[0].columns["entropy"] == 6.2
+
+
+def test_new_and_changed_values_are_told_apart(
+    make: Make, make_row: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A value that is a list of two is one value, and NaN has not changed into NaN."""
+    from uhr.cli import main
+    from uhr.manifests.info import Parent
+
+    schema = schema_of(c for c in COLUMNS.values() if c.name != "split")
+    schema = schema.append(pa.field("pair", pa.list_(pa.string())))
+    row = make_row(42, entropy=float("nan")) | {"pair": ["general", "people"]}
+    first = make(tmp_path / "first", [row], schema=schema)
+    parent = Parent(id=first.id, path=str(first.path), role="slice of")
+    second = make(tmp_path / "second", [row | {"height": 9, "author": "A"}], schema=schema, parents=[parent])
+    start, after = history(second, row["uri"])
+    assert start.columns["pair"] == ["general", "people"]
+    assert start.changed == {}
+    assert "entropy" not in start.columns
+    assert after.columns == {}
+    assert after.changed == {"height": (3042, 9), "author": (None, "A")}
+    assert main(["manifest", "history", str(second.path), row["uri"]]) == 0
+    text = capsys.readouterr().out
+    assert "pair: ['general', 'people']" in text
+    assert "height: 3042 -> 9" in text
+
+
+def test_a_folder_that_is_not_there_is_refused(
+    chain: tuple[Manifest, Manifest, Manifest], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"--in .*nowhere is no folder"):
+        history(chain[0], "folder/00062.jpg", tmp_path / "nowhere")
 
 
 def test_the_command_prints_the_steps(
