@@ -23,6 +23,8 @@ GROUPS = 1024
 DECODED_BYTES = 1 << 30
 """Bytes of byte strings kept that cannot be read in place; `encode` writes none."""
 
+_ENCODE_AGAIN = "copy the file again, or encode again into another folder"
+
 OPEN_FILES = 64
 MAPPED_BYTES = 1 << 30
 """Bytes that are read before the files are mapped anew. Until then, what was read counts as memory of this
@@ -71,12 +73,17 @@ class PartRows:
             return [self._row(location) for location in locations]
 
     def column(self, part: Part, name: str) -> Iterator[tuple[Any, Location]]:
-        """All values of a column of a part, and where they are."""
-        with self._lock:
-            file = self._file(part).parquet
-        for group in range(file.num_row_groups):
-            for row, value in enumerate(file.read_row_group(group, columns=[name]).column(0).to_pylist()):
-                yield value, Location(part, group, row)
+        """All values of a column of a part, and where they are. Raises `DataFault` if it cannot be read."""
+        group = 0
+        try:
+            with self._lock:
+                file = self._file(part).parquet
+            for group in range(file.num_row_groups):
+                for row, value in enumerate(file.read_row_group(group, columns=[name]).column(0).to_pylist()):
+                    yield value, Location(part, group, row)
+        except (OSError, pa.ArrowException) as error:
+            what = f"{self.folder / part.path}, row group {group}, column {name}: {one_line(error)}"
+            raise DataFault(what, _ENCODE_AGAIN) from error
 
     def _row(self, location: Location) -> StoredRow:
         group, row = self._group(location), location.row
@@ -145,7 +152,7 @@ class PartRows:
             sample = f"unknown ({one_line(second)})"
         return DataFault(
             f"{self.folder / part.path}, row group {group}, row {row}, sample {sample}: {one_line(error)}",
-            "copy the file again, or encode again into another folder",
+            _ENCODE_AGAIN,
         )
 
 

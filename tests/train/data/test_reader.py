@@ -138,6 +138,22 @@ def test_a_damaged_page_names_shard_row_and_sample(small_set, tmp_path):
     assert victim.sample_ids[0] in message
 
 
+@pytest.mark.parametrize("damage", ["page", "footer"])
+def test_damaged_keys_of_captions_name_the_file(damage, small_set, tmp_path):
+    copy = tmp_path / "damaged"
+    shutil.copytree(small_set.folder, copy)
+    data = EncodedData.open(copy)
+    (part,) = data.info.texts.parts
+    key = data.info.texts.empty_key.encode()
+    file = copy / part.path
+    contents = bytearray(file.read_bytes())
+    at = contents.index(key) if damage == "page" else len(contents) - 1
+    contents[at] ^= 255
+    file.write_bytes(contents)
+    with pytest.raises(DataFault, match=part.path):
+        data.read(1, [3])
+
+
 def test_training_refuses_a_folder_that_was_not_finished(tmp_path):
     (tmp_path / "units").mkdir()
     with pytest.raises(UserError, match="not fully encoded: run the same `uhr train encode` again"):
