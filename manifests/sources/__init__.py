@@ -17,6 +17,7 @@ NAMES: dict[str, str] = {
     "folder": f"{_HERE}.folder:Folder",
     "archives": f"{_HERE}.archives:Archives",
     "webdataset": f"{_HERE}.archives:WebDataset",
+    "hf": f"{_HERE}.hf:HuggingFace",
     "manifest": f"{_HERE}.of_manifest:OfManifest",
     "parquet": f"{_HERE}.parquet_images:ParquetImages",
     "stored": f"{_HERE}.stored:Stored",

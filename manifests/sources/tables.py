@@ -17,7 +17,7 @@ from uhr.base import parquet
 from uhr.base.errors import UserError, one_line, unknown
 from uhr.base.paths import text_path
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 
 LINE = "line"
 """The only column of a .txt file."""
@@ -30,7 +30,8 @@ def table_files(path: str) -> list[Path]:
     """
     place = text_path(path)
     if place.is_dir():
-        found = [file for file in sorted(place.rglob("*")) if file.suffix.lower() in SUFFIXES]
+        # a text in a folder of tables is a licence or a description
+        found = [file for file in sorted(place.rglob("*")) if file.suffix.lower() in SUFFIXES[:-1]]
     elif place.exists():
         found = [place]
     else:
@@ -51,8 +52,11 @@ def read_table(file: Path) -> pa.Table:
     try:
         if suffix == ".parquet":
             return parquet.read(file)
-        if suffix in (".csv", ".tsv", ".txt", ".jsonl", ".ndjson"):
+        if suffix in SUFFIXES:
             text = decoded(file.read_bytes())
+            if suffix == ".json":
+                rows = json.loads(text)
+                return rows_table(rows if isinstance(rows, list) else [rows])
             if suffix in (".jsonl", ".ndjson"):
                 return rows_table([json.loads(line) for line in text.splitlines() if line.strip()])
             if suffix == ".txt":
@@ -150,14 +154,16 @@ def has_bytes(kind: pa.DataType) -> bool:
 
 def whole_numbers(column: pa.ChunkedArray) -> list[int | None]:
     """The values of a column as sizes in px; null where one is none."""
-    found: list[int | None] = []
-    for value in column.to_pylist():
-        try:
-            number = int(float(value))
-        except (TypeError, ValueError, OverflowError):
-            number = 0
-        found.append(number if 0 < number < 2**31 else None)
-    return found
+    return [whole_number(value) for value in column.to_pylist()]
+
+
+def whole_number(value: Any) -> int | None:
+    """A value as a size in px; None if it is none."""
+    try:
+        number = int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if 0 < number < 2**31 else None
 
 
 FILE_NAME = "file_name"

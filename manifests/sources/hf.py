@@ -1,0 +1,137 @@
+"""A data set of Hugging Face as a source: a hub id, a folder of its files, or what `save_to_disk` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from uhr.base.errors import UserError, install, one_line, unknown
+from uhr.manifests.schema import STATED, Column
+from uhr.manifests.sources import tables
+from uhr.manifests.sources.base import (
+    GIVEN,
+    ITEMS,
+    Advance,
+    Blob,
+    FaultBlob,
+    Item,
+    Listing,
+    LocalBlob,
+    MemoryBlob,
+    Source,
+    items_table,
+)
+from uhr.pixels.types import PixelFault
+
+_SCHEMA = pa.schema([*ITEMS, GIVEN, *(column.field() for column in STATED)])
+
+
+class HuggingFace(Source):
+    """A split of a data set with an image column, read by the package `datasets`. The other columns go into
+    the rows as those of a JSON sidecar.
+
+    path: a folder, or a hub id, which is downloaded into the cache of `datasets`. name: the configuration.
+    image: the column, by default the only one with images.
+    """
+
+    kind = "hf"
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    image: str | None = None
+
+    @classmethod
+    def of_text(cls, text: str) -> HuggingFace:
+        return cls(path=text)
+
+    @property
+    def place(self) -> str:
+        return self.path
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (*STATED, *super().columns)
+
+    @property
+    def local_paths(self) -> Sequence[Path]:
+        return (Path(self.path),) if Path(self.path).is_dir() else ()
+
+    def check(self) -> None:
+        """Raise UserError if `datasets` is not installed."""
+        try:
+            import datasets as _  # noqa: F401 - whether it is there
+        except ImportError:
+            raise UserError(f"hf:{self.path} needs the package datasets", install("all")) from None
+
+    @cached_property
+    def rows(self) -> Any:
+        """The split, with its images as bytes or paths. Raises UserError if it cannot be loaded."""
+        self.check()
+        import datasets
+
+        try:
+            if (Path(self.path) / "state.json").exists() or (Path(self.path) / "dataset_dict.json").exists():
+                found = datasets.load_from_disk(self.path)
+                found = found[self.split] if isinstance(found, datasets.DatasetDict) else found
+            else:
+                found = datasets.load_dataset(self.path, self.name, split=self.split, revision=self.revision)
+        except Exception as error:  # noqa: BLE001 - a script of the data set, or the hub, may raise anything
+            what = f"the data set {self.path} cannot be loaded ({type(error).__name__}: {one_line(error)})"
+            raise UserError(what, "check path, name, split and revision") from None
+        return found.cast_column(self._image_of(found), datasets.Image(decode=False))
+
+    def _image_of(self, found: Any) -> str:
+        import datasets
+
+        images = [name for name, kind in found.features.items() if isinstance(kind, datasets.Image)]
+        if self.image is not None:
+            if self.image not in found.features:
+                raise unknown("column", self.image, found.features, self.path)
+            return self.image
+        if len(images) != 1:
+            raise UserError(
+                f"the data set {self.path} has {len(images)} columns of images ({', '.join(found.features)})",
+                "name one with the option image",
+            )
+        return images[0]
+
+    def _list(self, advance: Advance) -> Listing:
+        rows, image = self.rows, self._image_of(self.rows)
+        others = rows.remove_columns(image)
+        found: list[tuple[Any, ...]] = []
+        for start in range(0, len(rows), 1000):
+            stop = min(start + 1000, len(rows))
+            batch = others[start:stop] if others.column_names else {}
+            for at in range(stop - start):
+                values = {name: cells[at] for name, cells in batch.items()}
+                place = start + at
+                version = f"row-{place}@{rows._fingerprint}"
+                given = tables.as_given({k: v for k, v in values.items() if not isinstance(v, bytes)})
+                sizes = (tables.whole_number(_folded(values, side)) for side in ("width", "height"))
+                uri = f"{self.split}/{place:08d}"
+                found.append((uri, version, None, None, None, None, given, *sizes))
+            advance(stop - start)
+        if not found:
+            raise UserError(f"split {self.split} of {self.path} has no row", "name another split")
+        return Listing(self, items_table(found, _SCHEMA))
+
+    def open(self, item: Item) -> Blob:
+        row = item["uri"].rpartition("/")[2]
+        if not row.isdigit() or int(row) >= len(self.rows):
+            return FaultBlob(PixelFault("unreadable", f"the data set has no row {row}"))
+        cell = self.rows[int(row)][self._image_of(self.rows)]
+        if cell is None or (cell["bytes"] is None and cell["path"] is None):
+            return FaultBlob(PixelFault("unreadable", "the data set has no image in this row"))
+        if cell["bytes"] is None:
+            return LocalBlob(cell["path"])
+        return MemoryBlob(cell["bytes"], item.get("source_version"))
+
+
+def _folded(values: dict[str, Any], side: str) -> Any:
+    return next((v for name, v in values.items() if name.casefold() in (side, f"original_{side}")), None)
