@@ -41,7 +41,7 @@ class Package:
     licence: str = ""
 
 
-class Stage(ABC):
+class BaseStage(ABC):
     """Base of all kinds of stage: a name, parameters, declared columns, weights, a fingerprint."""
 
     name: ClassVar[str]
@@ -121,7 +121,7 @@ def _is_hub_id(text: str) -> bool:
     return text.count("/") == 1 and not text.startswith((".", "/", "~")) and "://" not in text
 
 
-class FrameStage(Stage):
+class FrameStage(BaseStage):
     """Measures one image at a time, on a CPU.
 
     To add one, subclass it with `name`, `adds` and `annotate`, and list it in `stages/__init__.py`, or name
@@ -160,7 +160,7 @@ class Resources(Config):
         return canonical_json(self.model_dump(mode="json", exclude={"batch_size", "seconds"}))
 
 
-class BatchStage(Stage):
+class BatchStage(BaseStage):
     """Scores batches of images with a model, on a GPU if there is one.
 
     A worker of its own loads the model once. It receives `views` of the images, resized from the decoded
@@ -209,7 +209,7 @@ class Child:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-class ExpandStage(Stage):
+class ExpandStage(BaseStage):
     """Cuts an image into patches, which become rows of their own.
 
     Its entry in a pipeline has the `stages` and `rules` of the patches. The column `child_count` of the image
@@ -232,7 +232,7 @@ class Workspace:
     label: str
 
 
-class SetStage(Stage):
+class SetStage(BaseStage):
     """Measures the whole set at once, after all units are finished: duplicates, ranks, balance.
 
     Define `query` where SQL can say it, else `compute`.
@@ -255,3 +255,7 @@ class SetStage(Stage):
         It must not depend on row order: write ORDER BY inside windows, with ties broken by `uri`.
         """
         raise NotImplementedError
+
+
+Stage = FrameStage
+"""The former name of `FrameStage`, for stages of the user's own that were written for it."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from uhr.base.config import build
 from uhr.base.errors import UserError, one_line, unknown
 from uhr.curate.config import PipelineConfig, StageEntry
-from uhr.curate.stage import BatchStage, ExpandStage, FrameStage, Resources, SetStage, Stage
+from uhr.curate.stage import BaseStage, BatchStage, ExpandStage, FrameStage, Resources, SetStage
 from uhr.curate.stages import stage_class
 from uhr.manifests.schema import BASE, COLUMNS, VERDICT, Column
 
@@ -25,7 +25,7 @@ class Candidate:
     """A stage that this machine can run; `kind` is the group of stages that it runs in."""
 
     entry: StageEntry
-    stage: Stage
+    stage: BaseStage
     kind: Kind
 
     @property
@@ -71,11 +71,11 @@ def candidates(
     return found, skipped
 
 
-def kind_of(stage: Stage) -> Kind:
+def kind_of(stage: BaseStage) -> Kind:
     """Return the group of stages that a stage runs in."""
     if isinstance(stage, FrameStage):
         return "header" if stage.reads == "header" else "pixel"
-    kinds: dict[type[Stage], Kind] = {BatchStage: "batch", SetStage: "set", ExpandStage: "expand"}
+    kinds: dict[type[BaseStage], Kind] = {BatchStage: "batch", SetStage: "set", ExpandStage: "expand"}
     return next(kind for base, kind in kinds.items() if isinstance(stage, base))
 
 
@@ -88,7 +88,7 @@ class _Missing(Exception):
         self.adds = adds
 
 
-def _stage(entry: StageEntry, where: str) -> Stage:
+def _stage(entry: StageEntry, where: str) -> BaseStage:
     try:
         cls = stage_class(entry.stage)
     except UserError as error:
@@ -107,7 +107,7 @@ def _stage(entry: StageEntry, where: str) -> Stage:
     return stage
 
 
-def _instance(cls: type[Stage], entry: StageEntry, where: str) -> Stage:
+def _instance(cls: type[BaseStage], entry: StageEntry, where: str) -> BaseStage:
     lacking = ", ".join(sorted(cls.__abstractmethods__)) if inspect.isabstract(cls) else ""
     if issubclass(cls, SetStage) and cls.compute is SetStage.compute and cls.query is SetStage.query:
         lacking = "query or compute"

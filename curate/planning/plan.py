@@ -20,7 +20,7 @@ from uhr.curate.config import PipelineConfig, RuleEntry, Rules
 from uhr.curate.planning.passes import cut
 from uhr.curate.planning.placement import SOURCE, Candidate, Skipped, candidates
 from uhr.curate.rules import Rule
-from uhr.curate.stage import BatchStage, ExpandStage, FrameStage, Resources, SetStage, Stage
+from uhr.curate.stage import BaseStage, BatchStage, ExpandStage, FrameStage, Resources, SetStage
 from uhr.manifests.info import StageInfo
 from uhr.manifests.schema import (
     CHANNELS,
@@ -47,7 +47,7 @@ MODEL_UNIT, NATIVE_UNIT = 32, 8
 for all images of a unit. It does not depend on the size of the set, since batches are cut inside units.
 """
 
-S = TypeVar("S", bound=Stage)
+S = TypeVar("S", bound=BaseStage)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class CurationPlan:
     given: tuple[Column, ...] = ()
     """Columns that the source has, besides those of every manifest."""
 
-    entries: dict[str, Stage] = field(default_factory=dict, compare=False)
+    entries: dict[str, BaseStage] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, config: PipelineConfig, strict: bool = False, given: Sequence[Column] = ()) -> CurationPlan:
@@ -286,7 +286,7 @@ class _Planner:
         self.given = tuple(given)
         self.skipped: list[Skipped] = []
         self.idle: list[IdleRule] = []
-        self.entries: dict[str, Stage] = {}
+        self.entries: dict[str, BaseStage] = {}
         self.names: set[str] = set()
         self.after_expand: tuple[Rule, ...] = ()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.base.files import saving
-from uhr.base.run_folder import RunFolder
+from uhr.base.run_folder import RunFolder, all_or_nothing
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run.commit import FETCHED, LAYOUT, UNITS, commit
 from uhr.curate.run.execution import passes_run
@@ -131,11 +131,12 @@ def _run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:
     request.source.check()
     check_no_overlap(request.source, request.out)
     folder = RunFolder(request.out, LAYOUT)
-    if not is_finished(request.out):  # a finished run's folder is only read, so it may hold anything
-        folder.claim()
     config = request.plan.config.limits
-    runner = request.pool.runner(Limits(config.seconds, int(config.memory)))
-    listing = list_source(request)
+    with all_or_nothing(request.out):  # a source that cannot be listed leaves no empty folder
+        if not is_finished(request.out):  # a finished run's folder is only read, so it may hold anything
+            folder.claim()
+        runner = request.pool.runner(Limits(config.seconds, int(config.memory)))
+        listing = list_source(request)
     inputs = table_hash(listing.items)
     if is_finished(request.out):
         manifest = _check_same_run(request, inputs, command_for)

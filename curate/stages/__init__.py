@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from uhr.base.errors import UserError, load_object, unknown
-from uhr.curate.stage import BatchStage, ExpandStage, FrameStage, SetStage, Stage
+from uhr.curate.stage import BaseStage, BatchStage, ExpandStage, FrameStage, SetStage
 
 _HERE = "uhr.curate.stages"
 
@@ -37,7 +37,7 @@ NAMES: dict[str, str] = {
 """Name in a pipeline -> import path. A stage is imported when it is first used."""
 
 
-def stage_class(name: str) -> type[Stage]:
+def stage_class(name: str) -> type[BaseStage]:
     """Return the stage class with this name, or at the import path `package.module:Class`.
 
     Raises UserError if there is no such stage, or if the object is not a stage.

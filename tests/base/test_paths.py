@@ -69,7 +69,6 @@ def test_a_url_is_distinguished_from_a_path() -> None:
 
 
 COMMANDS = """
-curate run quickstart --source ADDRESS --out o
 curate run quickstart --source s --out ADDRESS
 curate status ADDRESS
 curate explain ADDRESS x

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
+from uhr.base.errors import one_line
+
 _DATA_PAGE, _PLAIN = 0, 0
 _TYPE, _BODY_BYTES, _CHECKSUM, _DATA_PAGE_HEADER = 1, 3, 4, 5
 _VALUES, _ENCODING = 1, 2
@@ -95,7 +97,7 @@ def _page_header(data: bytes) -> _PageHeader:
     except KeyError as error:
         raise OtherForm(f"a page header has no field {error}; 4 is the checksum") from None
     except (IndexError, TypeError) as error:
-        raise PageFault(f"a page header cannot be read ({error})") from None
+        raise PageFault(f"a page header cannot be read ({one_line(error)})") from None
 
 
 def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
