@@ -165,6 +165,9 @@ def print_status(status: Mapping[str, Any]) -> None:
     if status["rows"] is None:
         return
     units = f" ({status['units_done']:,} of {status['units']:,} units)" if "units" in status else ""
+    if "pass" in status:
+        tasks = ", ".join(f"{done:,}" for done in status["tasks_done"])
+        say(f"pass {status['pass']}, tasks done of each segment: {tasks} of {status['units']:,}")
     say(f"{status['rows_done']:,} of {status['rows']:,} files{units}")
     say(", ".join(f"{name} {status[name]:,}" for name in ("kept", "rejected", "failed")))
     for reason, count in status.get("reasons", {}).items():

@@ -21,7 +21,7 @@ from uhr.curate.run.scoring import ScoreWork
 from uhr.curate.run.table import SampleTable
 from uhr.curate.run.work import CurateWork
 from uhr.manifests.sources.base import Source
-from uhr.runtime.pool import InlineRunner, RayRunner, gpus_of
+from uhr.runtime.pool import InlineRunner, RayRunner
 from uhr.runtime.units import Limits, Runner, Segment, UnitPlan, run_tasks
 
 PARTS_VERSION = 2
@@ -91,7 +91,7 @@ class _Run:
         together = "uri" if this.of_patches and this.expand is None else None
         mark = fingerprint([plan.fingerprint, PARTS_VERSION])
         size = plan.unit_size(items.num_rows)
-        units = UnitPlan.create(self._folder, items, size, mark, together, number + 1)
+        units = UnitPlan.create(self._folder, items, size, mark, together, number + 1, 1 + len(this.segments))
         self._units.append(units)
         self._tasks(number, units)
         if self._table is not None:
@@ -103,18 +103,15 @@ class _Run:
     def _tasks(self, number: int, units: UnitPlan) -> None:
         this = self._plan.passes[number]
         segments = [Segment(CurateWork(self._plan, self._source, number), passes=self._view_bytes(this))]
-        if this.segments:
-            gpus = gpus_of(self._runner)
-            for place, segment in enumerate(this.segments, 1):
-                segments.append(self._segment(number, place, segment, gpus))
-        last = len(segments) - 1
+        for place, segment in enumerate(this.segments, 1):
+            segments.append(self._segment(number, place, segment))
         shown = Tally.empty()
-        for unit in sorted(set.intersection(*(units.finished(s) for s in range(len(segments))))):
-            shown = shown.plus(_tally_of(units, unit, last))
+        for unit in sorted(units.complete()):
+            shown = shown.plus(Tally.of_unit(units, unit))
 
         def note(unit: int) -> str:
             nonlocal shown
-            shown = shown.plus(_tally_of(units, unit, last))
+            shown = shown.plus(Tally.of_unit(units, unit))
             return shown.summary()
 
         if isinstance(self._runner, InlineRunner) and number == 0:
@@ -127,15 +124,14 @@ class _Run:
             run_tasks(units, segments, self._runner, advance, note)
         self._tally = shown.after(self._tally) if number else shown
 
-    def _segment(self, number: int, place: int, segment: ModelSegment, gpus: int) -> Segment:
+    def _segment(self, number: int, place: int, segment: ModelSegment) -> Segment:
         resources = segment.resources
-        needed = resources.num_gpus if resources.num_gpus is not None else min(1, gpus)
         return Segment(
-            ScoreWork(self._plan, number, place, needed),
+            ScoreWork(self._plan, number, place, resources.num_gpus),
             Limits(resources.seconds, int(resources.memory)),
             resources.actors,
             resources.num_cpus,
-            needed,
+            resources.num_gpus,
             resources.accelerator_type,
             takes=bool(segment.views),
         )
@@ -206,11 +202,3 @@ class _Run:
             return
         for unit in range(units.count):
             yield from parquet.read(units.part(unit), names).to_batches()
-
-
-def _tally_of(units: UnitPlan, unit: int, last: int) -> Tally:
-    """Return the tally of a unit: the verdicts of its last part, and what all of its parts counted."""
-    tally = Tally.of_part(units.part(unit))
-    for segment in range(1, last + 1):
-        tally = Tally.of_part(units.part(unit, segment)).after(tally)
-    return tally

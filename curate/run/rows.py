@@ -16,6 +16,7 @@ from uhr.curate.planning.plan import PlannedStage
 from uhr.curate.rules import Judge, Rule, RuleCounts, Verdict
 from uhr.curate.run.conversion import Converter, converter_for
 from uhr.manifests.schema import BASE, FAILED, KEPT, REJECTED, SOURCES, sample_id
+from uhr.runtime.units import UnitPlan
 
 PREVIEW = (
     pa.field("_jpeg", pa.binary()),
@@ -57,6 +58,14 @@ class Tally(NamedTuple):
         """Read the tally that a part has in its footer."""
         tree = json.loads(parquet.schema_of(part).metadata[_TALLY])
         return cls(tree[0], *map(Counter, tree[1:4]), tree[4], Counter(tree[5]))
+
+    @classmethod
+    def of_unit(cls, units: UnitPlan, unit: int) -> Tally:
+        """Return the tally of a finished unit: the verdicts of its last part, and what all parts counted."""
+        tally = cls.of_part(units.part(unit))
+        for segment in range(1, units.segments):
+            tally = cls.of_part(units.part(unit, segment)).after(tally)
+        return tally
 
     def plus(self, other: Tally) -> Tally:
         return Tally(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))

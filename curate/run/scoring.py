@@ -24,7 +24,7 @@ class ScoreWork(TaskWork):
     `open`.
     """
 
-    def __init__(self, plan: CurationPlan, number: int, segment: int, gpus: float) -> None:
+    def __init__(self, plan: CurationPlan, number: int, segment: int, gpus: float | None) -> None:
         self.plan = plan
         self.number = number
         self.segment = segment
@@ -40,7 +40,7 @@ class ScoreWork(TaskWork):
         self._judge = Judge(self.plan.schema, self.plan.channels)
 
     def _device(self) -> str:
-        if not self.gpus:
+        if self.gpus == 0:
             return "cpu"
         import torch
 

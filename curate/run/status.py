@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from uhr.runtime.units import UnitPlan
 
 def status_of(out: Path) -> dict[str, Any]:
     """Return the state of the run in `out`, with its units, rows and verdicts so far.
+
+    Of a run in several passes these are those of its current `pass`; `tasks_done` has the finished tasks of
+    each segment of the pass.
 
     `state` is listing, running, stopped, committed (only the report is missing) or finished. Raises UserError
     if the folder contains no run.
@@ -37,12 +41,15 @@ def status_of(out: Path) -> dict[str, Any]:
         raise UserError(f"{out} contains no run", "name the folder that `uhr curate run --out` wrote")
     if not UnitPlan.exists(folder):
         return {"out": str(out), "state": "listing" if running else "stopped", "rows": None, "rows_done": 0}
-    plan = UnitPlan.open(folder)
-    finished = plan.finished()
+    number = next(n for n in itertools.count(1) if not UnitPlan.exists(folder, n + 1))
+    plan = UnitPlan.open(folder, number)
+    finished = plan.complete()
     tally = Tally.empty()
     for unit in finished:
-        tally = tally.plus(Tally.of_part(plan.part(unit)))
+        tally = tally.plus(Tally.of_unit(plan, unit))
+    begun = {} if number == plan.segments == 1 else {"pass": number, "tasks_done": _tasks_done(plan)}
     return {
+        **begun,
         "out": str(out),
         "state": "running" if running else "stopped",
         "rows": plan.rows,
@@ -54,3 +61,7 @@ def status_of(out: Path) -> dict[str, Any]:
         "failed": tally.failed.total(),
         "reasons": {**tally.rejected, **tally.failed},
     }
+
+
+def _tasks_done(plan: UnitPlan) -> list[int]:
+    return [len(plan.finished(segment)) for segment in range(plan.segments)]

@@ -113,5 +113,11 @@ def test_pools_that_do_not_fit_fail_in_one_line(works):
         runner._counts(models, 5, 1, 100)
     with pytest.raises(UserError, match=r"need 10 CPUs and 1 GPUs and the Ray cluster has 10 and 0"):
         runner._counts(models, 10, 0, 100)
+    local = LocalRunner(1, NO_LIMITS)
+    local._own_gpus = ("0",)
     with pytest.raises(UserError, match="2 workers need 4 GPUs and this machine has 1"):
-        LocalRunner(1, NO_LIMITS, gpus=("0",))._most(Segment(works.AddsOne(1), workers=(2, 4), gpus=2))
+        local._most(Segment(works.AddsOne(1), workers=(2, 4), gpus=2))
+    half = Segment(works.AddsOne(1), workers=(1, 4), gpus=0.5)
+    assert local._most(half) == 2
+    assert local._most(Segment(works.AddsOne(1), workers=(1, 4), gpus=None)) == 1
+    assert local._setup(1, (), half).environment == {"CUDA_VISIBLE_DEVICES": "0"}

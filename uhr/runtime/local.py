@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import wait as wait_any
 
 from uhr.base.errors import UserError
+from uhr.runtime.gpus import visible_gpus
 from uhr.runtime.process import Child, ChildSetup
 from uhr.runtime.schedule import Schedule
 from uhr.runtime.units import Limits, Segment, UnitPlan
@@ -31,6 +32,7 @@ class LocalRunner:
         self.limits = limits
         self.threads = threads
         self._early: list[Child] = []
+        self._own_gpus: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def early(self, most: int, imports: Sequence[str]) -> Generator[None]:
@@ -49,6 +51,8 @@ class LocalRunner:
 
     def run(self, plan: UnitPlan, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
         schedule = Schedule(plan, segments)
+        if any(segment.workers is not None and segment.gpus != 0 for segment in segments):
+            self._own_gpus = visible_gpus()
         teams = [self._team(plan, number, segment, schedule.left) for number, segment in enumerate(segments)]
         schedule.room = 1 + 2 * sum(map(len, teams[1:]))
         busy: list[tuple[int, Worker]] = []
@@ -95,17 +99,24 @@ class LocalRunner:
         """The number of workers of a segment with a pool of its own: as many as its GPUs can have."""
         assert segment.workers is not None
         least, most = segment.workers
-        if not segment.gpus:
+        needed = self._gpus_each(segment)
+        if not needed:
             return most
-        room = int(len(self.gpus) / segment.gpus)
+        room = int(len(self._own_gpus) / needed)
         if room < least:
-            what = f"{least} workers need {least * segment.gpus:g} GPUs and this machine has {len(self.gpus)}"
+            what = f"{least} workers need {least * needed:g} GPUs and this machine has {len(self._own_gpus)}"
             raise UserError(what, "set num_gpus and actors of the stage's resources to fit")
         return min(most, room)
 
+    def _gpus_each(self, segment: Segment) -> float:
+        return min(1, len(self._own_gpus)) if segment.gpus is None else segment.gpus
+
     def _setup(self, number: int, imports: Sequence[str] = (), segment: Segment | None = None) -> ChildSetup:
-        # a worker that needs part of a GPU shares it with the next ones
-        share = max(1, int(1 / segment.gpus)) if segment is not None and segment.gpus else 1
-        gpu = {"CUDA_VISIBLE_DEVICES": self.gpus[number // share % len(self.gpus)]} if self.gpus else {}
+        names, share = self.gpus, 1
+        if segment is not None and segment.workers is not None:
+            names, needed = self._own_gpus, self._gpus_each(segment)
+            # a worker that needs part of a GPU shares it with the next ones
+            share = max(1, int(1 / needed)) if needed else 1
+        gpu = {"CUDA_VISIBLE_DEVICES": names[number // share % len(names)]} if names else {}
         threads = self.threads if segment is None or segment.threads is None else segment.threads
         return ChildSetup(search_path(), threads, gpu, imports)

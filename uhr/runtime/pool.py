@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from uhr.base.errors import UserError, unknown
+from uhr.runtime.gpus import visible_gpus
 from uhr.runtime.inline import InlineRunner
 from uhr.runtime.local import LocalRunner
 from uhr.runtime.ray import RayRunner
@@ -75,24 +75,3 @@ class Pool:
             assert count is not None
             return LocalRunner(count, limits, each, gpus)
         return RayRunner(count, limits, self.address, each, gpus=int(shared), carry=carry)
-
-
-def visible_gpus() -> tuple[str, ...]:
-    """Return the GPUs of this process, by their names for CUDA_VISIBLE_DEVICES."""
-    import torch
-
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return tuple(name.strip() for name in given.split(",") if name.strip())
-    return tuple(map(str, range(torch.cuda.device_count())))
-
-
-def gpus_of(runner: Runner) -> int:
-    """Return the number of GPUs that workers with a pool of their own may have: of this machine, or at least
-    one on a cluster, which is counted when the run starts."""
-    if isinstance(runner, RayRunner) and runner.address is not None:
-        return 1
-    names = visible_gpus()
-    if isinstance(runner, LocalRunner):
-        runner.gpus = names
-    return len(names)

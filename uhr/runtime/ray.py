@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,7 @@ class RayRunner:
     def run(self, plan: UnitPlan, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
         schedule = Schedule(plan, segments)
         with running_ray(self.address, self._cpus_here(segments), self._store(segments)) as (cpus, gpus):
+            segments = [s if s.gpus is not None else replace(s, gpus=min(1, gpus)) for s in segments]
             _check_accelerators(segments)
             counts = self._counts(segments, cpus, gpus, schedule.left)
             pools = [
@@ -109,7 +111,7 @@ class RayRunner:
         end.
         """
         own = sum(s.workers[0] * s.cpus for s in segments if s.workers is not None)
-        own_gpus = sum(s.workers[0] * s.gpus for s in segments if s.workers is not None)
+        own_gpus = sum(s.workers[0] * (s.gpus or 0) for s in segments if s.workers is not None)
         # one CPU stays free, for Ray's own tasks
         most = max(1, int(cpus - 1 - own))
         if self.gpus:

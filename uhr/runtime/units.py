@@ -145,7 +145,8 @@ class Segment:
         work: what a task does.
         limits: of each item. None: those of the runner.
         workers: the least and the largest number of workers. None: the number of the runner.
-        cpus, gpus: of each worker, which may be fractions; on Ray they are reserved.
+        cpus: of each worker, on Ray; may be a fraction.
+        gpus: of each worker; may be a fraction. None: one if there is any.
         accelerator: the type of GPU that a cluster must give, by Ray's name ("H100").
         threads: of each worker. None: those of the runner.
         takes: whether its tasks need what the first segment passes on in memory.
@@ -156,7 +157,7 @@ class Segment:
     limits: Limits | None = None
     workers: tuple[int, int] | None = None
     cpus: float = 1.0
-    gpus: float = 0.0
+    gpus: float | None = 0.0
     accelerator: str | None = None
     threads: int | None = None
     takes: bool = False
@@ -187,6 +188,8 @@ class UnitPlan:
     """Hash of the work (code, parameters); `items_hash` is that of the items."""
     starts: tuple[int, ...] | None = None
     number: int = 1
+    segments: int = 1
+    """Number of tasks of each unit."""
 
     @classmethod
     def create(
@@ -197,6 +200,7 @@ class UnitPlan:
         fingerprint: str,
         together: str | None = None,
         number: int = 1,
+        segments: int = 1,
     ) -> UnitPlan:
         """Write the plan for these items, or open the one in `folder` if it is for the same items and work.
 
@@ -214,7 +218,7 @@ class UnitPlan:
                 raise PlanMismatch(f"{folder} contains a run of other work", fix, "work")
             return plan
         starts = None if together is None else _starts(items[together].to_pylist(), size)
-        plan = cls(folder, items.num_rows, size, found, fingerprint, starts, number)
+        plan = cls(folder, items.num_rows, size, found, fingerprint, starts, number, segments)
         with (
             atomic(folder / _named("items.arrow", number)) as temporary,
             open(temporary, "wb") as file,
@@ -232,6 +236,8 @@ class UnitPlan:
         }
         if starts is not None:
             tree["starts"] = starts
+        if segments > 1:
+            tree["segments"] = segments
         write_json(folder / _named("plan.json", number), tree)
         return plan
 
@@ -298,6 +304,10 @@ class UnitPlan:
         pattern = re.compile(rf"unit-(\d+)-{self._suffix(segment)}\.parquet")
         found = (pattern.fullmatch(entry.name) for entry in self.folder.iterdir())
         return {int(match[1]) for match in found if match}
+
+    def complete(self) -> set[int]:
+        """Return the units whose parts of all segments exist."""
+        return set.intersection(*(self.finished(number) for number in range(self.segments)))
 
     def write(self, unit: int, part: pa.Table, segment: int = 0) -> None:
         """Write a part atomically."""

@@ -13,6 +13,7 @@ from PIL import Image
 
 from uhr.base.errors import UserError
 from uhr.curate.run import job
+from uhr.curate.run.status import status_of
 from uhr.manifests.manifest import Manifest
 
 STAGES = '''
@@ -176,7 +177,11 @@ def test_a_model_s_part_that_is_missing_after_a_restart_is_made_from_the_image_a
     parts = sorted((tmp_path / "out" / "units").glob("unit-*.parquet"))
     assert len(parts) == 2, "one of the CPU, and one of the model"
     newest = max(parts, key=lambda part: part.stat().st_mtime_ns)
+    seen = status_of(tmp_path / "out")
+    assert (seen["state"], seen["pass"], seen["tasks_done"], seen["kept"]) == ("stopped", 1, [1, 1], 6)
     newest.unlink()
+    seen = status_of(tmp_path / "out")
+    assert (seen["tasks_done"], seen["units_done"]) == ([1, 0], 0)
     (kept,) = [part for part in parts if part != newest]
     before = kept.stat().st_mtime_ns
     assert run(NAMES, ONE)[0].id == calm
