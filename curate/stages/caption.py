@@ -14,6 +14,7 @@ from uhr.curate.stages.models import (
     SERVER_RESOURCES,
     Dtype,
     ModelStage,
+    Outage,
     Server,
     free_models,
     precision,
@@ -105,6 +106,7 @@ class CaptionStage(ModelStage):
         from uhr.models.scores.captions import LocalCaptioner, ServerCaptioner, TokenCounter
 
         p, prompt, view = self.params, self._prompt(), self.views["image"]
+        self._outage = Outage()
         self._counters = {kind: TokenCounter.load(folder) for kind, folder in self._tokenizers.items()}
         if p.server is not None:
             self._captioner: Any = ServerCaptioner(p.server.open(), prompt, view, p.server.concurrency)
@@ -121,7 +123,8 @@ class CaptionStage(ModelStage):
         found: list[Any] = [row.get(p.keep) or None if p.keep is not None else None for row in rows]
         wanted = [place for place, text in enumerate(found) if text is None]
         if wanted:
-            answers = self._captioner.captions([views["image"][place] for place in wanted])
+            images = [views["image"][place] for place in wanted]
+            answers = self._outage.call(lambda: self._captioner.captions(images))
             for place, answer in zip(wanted, answers, strict=True):
                 found[place] = answer
         captions, why = texts(found)
@@ -174,6 +177,7 @@ class TranslateStage(ModelStage):
         from uhr.models.llm.translate import Translator
 
         p = self.params
+        self._outage = Outage()
         self._translator = Translator(p.server.open(), p.target, p.source, p.server.concurrency, p.tokens)
 
     def score(
@@ -182,8 +186,9 @@ class TranslateStage(ModelStage):
         p = self.params
         wanted = [place for place, row in enumerate(rows) if row.get(p.of)]
         answers: list[Any] = [None] * len(rows)
+        given = [rows[place][p.of] for place in wanted]
         for place, answer in zip(
-            wanted, self._translator.translate([rows[place][p.of] for place in wanted]), strict=True
+            wanted, self._outage.call(lambda: self._translator.translate(given)), strict=True
         ):
             answers[place] = answer
         found, why = texts(answers)

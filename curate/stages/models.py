@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from uhr.models.scores.clip import ClipModel
     from uhr.models.scores.images import View
     from uhr.models.scores.vlm import VisionLanguageModel
+
+T = TypeVar("T")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -39,6 +42,32 @@ class Server(Config):
         from uhr.models.llm.chat import ChatServer
 
         return ChatServer(self.url, self.model, self.seconds)
+
+
+class Outage:
+    """Remembers for a while that a server failed. A failed batch is tried again row by row, and each row
+    would wait for minutes until the client gives up again.
+    """
+
+    seconds = 60.0
+
+    def __init__(self) -> None:
+        self._error: Exception | None = None
+        self._until = 0.0
+
+    def call(self, ask: Callable[[], T]) -> T:
+        """Return what `ask` returns. Raises its ServerError, and for a while the same without asking."""
+        from uhr.models.llm.chat import ServerError
+
+        if self._error is not None and time.monotonic() < self._until:
+            raise self._error
+        try:
+            found = ask()
+        except ServerError as error:
+            self._error, self._until = error, time.monotonic() + self.seconds
+            raise
+        self._error = None
+        return found
 
 
 class ModelStage(BatchStage):

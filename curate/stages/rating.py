@@ -13,6 +13,7 @@ from uhr.curate.stages.models import (
     SERVER_RESOURCES,
     Dtype,
     ModelStage,
+    Outage,
     Server,
     free_models,
     precision,
@@ -110,6 +111,7 @@ class RatingStage(ModelStage):
         from uhr.models.scores.rating import LocalJudge, ServerJudge
 
         p, rating, view = self.params, self._rating(), self.views["image"]
+        self._outage = Outage()
         if p.server is not None:
             self._judge: Any = ServerJudge(
                 p.server.open(), rating, p.column, view, p.top_logprobs, p.server.concurrency
@@ -123,7 +125,7 @@ class RatingStage(ModelStage):
         self, rows: Sequence[Mapping[str, Any]], views: Mapping[str, Sequence[Any]]
     ) -> Mapping[str, Sequence[Any]]:
         column = self.params.column
-        values = list(self._judge.score(views["image"])[column])
+        values = list(self._outage.call(lambda: self._judge.score(views["image"]))[column])
         if self.params.server is None:
             return {column: values}
         return {

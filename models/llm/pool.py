@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TypeVar
 
 from uhr.models.llm.chat import NoAnswer
@@ -19,11 +20,19 @@ def answers(ask: Callable[[T], R], items: Iterable[T], concurrency: int) -> list
     Any other error ends the whole call: what has not started by then is not asked.
     """
 
+    failed = threading.Event()
+
     def one(item: T) -> R | NoAnswer:
+        if failed.is_set():
+            # a thread takes the next item before the first error reaches the caller
+            raise CancelledError
         try:
             return ask(item)
         except NoAnswer as error:
             return error
+        except BaseException:
+            failed.set()
+            raise
 
     pool = ThreadPoolExecutor(concurrency)
     try:

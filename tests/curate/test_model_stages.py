@@ -200,6 +200,14 @@ def test_the_key_of_a_server_is_in_no_file_of_the_run(run, chat, monkeypatch, tm
         assert not file.is_file() or b"secret-key" not in file.read_bytes()
 
 
+def test_a_server_that_cannot_be_used_is_not_asked_again_for_each_row(run, chat):
+    chat.reply = lambda body, n: 403
+    rows, _ = run({"stage": "caption", "server": {"url": chat.url, "model": "expander", "concurrency": 1}})
+    assert {row["status"] for row in rows.values()} == {"failed"}
+    assert all("answers 403" in row["error"] for row in rows.values())
+    assert len(chat.requests) == 1
+
+
 def test_faces_are_counted_only_by_explicit_choice(run, source):
     from uhr.models.scores.people import FaceCascade
 
