@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uhr.base.errors import UserError, one_line
+from uhr.base.paths import is_utf8
 from uhr.models.llm.chat import NoAnswer
 
 _REFUSAL = re.compile(
@@ -80,11 +81,18 @@ def structured(text: str, schema: Mapping[str, Any]) -> str:
     """
     fenced = _FENCE.match(text)
     try:
-        tree = json.loads(fenced[1] if fenced else text)
+        tree = json.loads(fenced[1] if fenced else text, parse_constant=_no_json)
+        found = json.dumps(tree, ensure_ascii=False, sort_keys=True, allow_nan=False)
     except (ValueError, RecursionError):
         raise NoAnswer(f"the answer is not JSON: {text[:60]!r}") from None
+    if not is_utf8(found):
+        raise NoAnswer("the answer has half of a character")
     _check(tree, schema, "the answer")
-    return json.dumps(tree, ensure_ascii=False, sort_keys=True)
+    return found
+
+
+def _no_json(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _check(value: Any, schema: Mapping[str, Any], where: str) -> None:

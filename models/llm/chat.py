@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from uhr.base.console import warn
 from uhr.base.errors import UserError, one_line
+from uhr.base.paths import is_utf8
 
 KEY = "OPENAI_API_KEY"
 """The environment variable of the key, which is sent to the server and nowhere else."""
@@ -185,8 +186,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def complete_text(choice: dict[str, Any], tokens: int) -> str:
-    """Return the text of a choice without surrounding white space. Raises NoAnswer if it is empty or was cut,
-    at `tokens` tokens or by the server.
+    """Return the text of a choice without surrounding white space. Raises NoAnswer if it is empty, if it was
+    cut, at `tokens` tokens or by the server, or if it has half of a surrogate pair, which no file can keep.
     """
     text = choice["message"].get("content")
     if not isinstance(text, str) or not text.strip():
@@ -196,6 +197,8 @@ def complete_text(choice: dict[str, Any], tokens: int) -> str:
         raise NoAnswer(f"the answer is longer than {tokens} tokens")
     if reason in _INCOMPLETE:
         raise NoAnswer(f"the server stopped before the end of the answer ({reason})")
+    if not is_utf8(text):
+        raise NoAnswer("the answer has half of a character")
     return text.strip()
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from uhr.base.console import warn
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, one_line
 from uhr.base.files import sha256_file, user_path
 from uhr.base.paths import path_text
 from uhr.models.adapters import files as adapters
@@ -154,7 +154,7 @@ def _of_file(
 ) -> list[InitRef]:
     """An adapter's file, with what the record of `uhr train export` beside it says."""
     file = lora_file(path)
-    record = _record(file)
+    record = _record(file, sha256_file(file))
     if record:
         _check_base(path, record.get("base_weights"), record.get("base_model", "another model"), model)
     stored = None
@@ -179,10 +179,8 @@ def _of_vae(path: Path, model: Model) -> InitRef:
     file = path / f"{COMPONENT}.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"--init {path} has no {file.name}", "name a run, or the folder or file of a VAE")
-    sha256, place = sha256_file(file), file.with_name(RECORD)
-    record = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-    if record.get("sha256") != {file.name: sha256}:
-        record = {}
+    sha256 = sha256_file(file)
+    record = _record(file, {file.name: sha256})
     if record:
         _check_base(path, record["base_weights"], record["base_model"], model, "vae")
     return InitRef(
@@ -196,13 +194,20 @@ def _of_vae(path: Path, model: Model) -> InitRef:
     )
 
 
-def _record(file: Path) -> dict[str, Any]:
-    """The record beside an exported adapter; empty if there is none for this file."""
+def _record(file: Path, sha256: str | Mapping[str, str]) -> dict[str, Any]:
+    """The record beside exported weights; empty if there is none with this `sha256`.
+
+    Raises UserError if the record cannot be read.
+    """
     place = file.with_name(RECORD)
     if not place.is_file():
         return {}
-    record = json.loads(place.read_text(encoding="utf-8"))
-    return record if record.get("sha256") == sha256_file(file) else {}
+    try:
+        record = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        fix = "restore it, or remove it to begin with the weights alone"
+        raise UserError(f"{place} cannot be read ({one_line(error)})", fix) from None
+    return record if isinstance(record, dict) and record.get("sha256") == sha256 else {}
 
 
 def _check_base(

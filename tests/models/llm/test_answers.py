@@ -8,7 +8,7 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.models.llm.answers import check_refusal, check_schema, structured, without_thoughts
-from uhr.models.llm.chat import KEY, ChatServer, NoAnswer, ServerError
+from uhr.models.llm.chat import KEY, ChatServer, NoAnswer, ServerError, complete_text
 from uhr.models.llm.pool import answers
 from uhr.models.llm.translate import Translator
 
@@ -75,6 +75,20 @@ def test_structured_answers_are_checked_and_made_canonical():
 def test_what_the_schema_does_not_allow_is_no_answer(answer, message):
     with pytest.raises(NoAnswer, match=message):
         structured(answer, SCHEMA)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_json_does_not_have_are_no_answer(number):
+    with pytest.raises(NoAnswer, match="is not JSON"):
+        structured(f'{{"a": {number}}}', {"type": "object"})
+
+
+def test_half_of_a_character_is_no_answer():
+    with pytest.raises(NoAnswer, match="half of a character"):
+        structured('{"a": "\\ud83d"}', {"type": "object"})
+    with pytest.raises(NoAnswer, match="half of a character"):
+        complete_text({"message": {"content": "a lake \ud83d"}}, 10)
+    assert complete_text({"message": {"content": "a lake \U0001f600 "}}, 10) == "a lake \U0001f600"
 
 
 @pytest.mark.parametrize(

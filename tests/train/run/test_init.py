@@ -385,3 +385,13 @@ def test_an_adapter_with_values_that_are_not_finite_is_named(first, make, tmp_pa
     job = make(tmp_path / "run", f"init.use={use}", init=[file])
     with pytest.raises(UserError, match=r"broken\.safetensors: .*lora_B.* not finite: begin with another"):
         Trainer(job)
+
+
+def test_a_damaged_record_beside_an_adapter_is_named(first, make, tmp_path):
+    shutil.copytree(first[1], tmp_path / "adapter")
+    record = tmp_path / "adapter" / "uhr.json"
+    record.write_text(record.read_text()[:-20])
+    with pytest.raises(UserError, match=r"uhr\.json cannot be read .*remove it to begin with the weights"):
+        make(tmp_path / "run", init=[tmp_path / "adapter"])
+    record.write_text("[]")
+    make(tmp_path / "run", init=[tmp_path / "adapter"])
