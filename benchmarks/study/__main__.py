@@ -15,6 +15,7 @@ import torch
 from benchmarks.study import components, detail, guidance
 from benchmarks.study.training import interval
 from uhr.base.console import say
+from uhr.base.files import atomic
 
 RESULTS = Path(__file__).parents[1] / "results" / "study.md"
 
@@ -124,28 +125,45 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown part {unknown[0]}: known are {', '.join(PARTS)}")
     torch.set_num_threads(1)
-    machine = (
-        f"{platform.machine()}, one thread, torch {torch.__version__}, Python {platform.python_version()}"
-    )
-    lines = ["# Study", "", f"{datetime.date.today()}, {machine}.", ""]
-    lines += [
-        f"Mean and 95 % interval over {given.seeds} seeds. `python -m benchmarks.study` makes this file.",
-        "",
-    ]
     failed = False
     for name in given.parts or PARTS:
         title, function, steps = PARTS[name]
         rows = function(range(given.seeds), steps)
-        lines += [f"## {title}", "", "| what | value | holds |", "|--|--|--|"]
-        for row in rows:
-            holds = "" if row.holds is None else "yes" if row.holds else "no"
-            lines.append(f"| {row.what} | {row.value} | {holds} |")
-            failed |= row.holds is False
-        lines.append("")
-    text = "\n".join(lines)
-    given.out.write_text(text, encoding="utf-8")
-    say(text)
+        section = _section(rows, given.seeds)
+        write_section(given.out, title, section)
+        say(f"## {title}\n{section}")
+        failed |= any(row.holds is False for row in rows)
     raise SystemExit(1 if failed else 0)
+
+
+def _section(rows: Sequence[Row], seeds: int) -> str:
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    lines = [f"\n{datetime.date.today()}, {seeds} seeds, {platform.machine()}, one thread, {versions}.", ""]
+    lines += ["| what | value | holds |", "|--|--|--|"]
+    for row in rows:
+        holds = "" if row.holds is None else "yes" if row.holds else "no"
+        lines.append(f"| {row.what} | {row.value} | {holds} |")
+    return "\n".join([*lines, ""])
+
+
+HEAD = """# Study
+
+`python -m benchmarks.study PART...` (`make study` for all) makes this file, section by section. Mean and 95 %
+interval over the seeds.
+"""
+
+
+def write_section(file: Path, title: str, section: str) -> None:
+    """Write one section of the table; sections of other parts stay as they are."""
+    known = [entry[0] for entry in PARTS.values()]
+    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    _, *old = f"\n{before}".split("\n## ")
+    sections = {head.partition("\n")[0]: head.partition("\n")[2].strip("\n") for head in old}
+    sections[title] = section.strip("\n")
+    ordered = sorted(sections, key=lambda name: known.index(name) if name in known else len(known))
+    text = "\n".join([HEAD, *(f"## {name}\n\n{sections[name]}\n" for name in ordered)])
+    with atomic(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -80,3 +80,19 @@ def test_a_transformer_learns_the_textures():
 def test_an_interval_is_that_of_students_t():
     assert interval([3.0]) == "3"
     assert interval([1.0, 2.0, 3.0]) == "2 ± 2.5"
+
+
+def test_a_part_that_is_run_alone_leaves_the_other_sections_as_they_are(tmp_path):
+    from benchmarks.study.__main__ import PARTS, RESULTS, Row, _section, write_section
+
+    kept = RESULTS.read_text(encoding="utf-8")
+    file = tmp_path / "study.md"
+    file.write_text(kept, encoding="utf-8")
+    title, other = PARTS["recovery"][0], PARTS["drift"][0]
+    write_section(file, title, _section([Row("a", "1", True)], 2))
+    changed = file.read_text(encoding="utf-8")
+    assert changed.partition(f"## {other}")[2] == kept.partition(f"## {other}")[2]
+    assert "| a | 1 | yes |" in changed
+    assert "8.16" not in changed
+    write_section(file, title, kept.partition(f"## {title}")[2].partition("## ")[0])
+    assert file.read_text(encoding="utf-8") == kept
