@@ -177,21 +177,14 @@ class _Steps:
     def top(self, top: Top) -> None:
         """Keep the rows with the highest values; rows without a value are left out, ties go by sample_id."""
         column, groups = self._column[top.by], [self._column[name] for name in top.per]
-        missing = self._count(f"{self._table} WHERE {column} IS NULL")
-        if missing == self._left:
-            raise UserError(
-                f"--top {top.by}: none of the {self._left} rows that are left has a value ({self._so_far})",
-                "name a column that the pipeline has written",
-            )
-        if missing:
-            warn(f"--top {top.by} is null on {missing:,} of {self._left:,} rows, and they are left out")
+        self._leave_out_null(f"--top {top.by}", column)
         size = f"{top.rows:d}" if top.rows is not None else f"greatest(1, floor(n * {top.share!r} + 0.5))"
         over = f"PARTITION BY {', '.join(groups)}" if groups else ""
         self._next(
             f"""SELECT * EXCLUDE (place, n) FROM (
                 SELECT *, count(*) OVER ({over}) AS n,
                        row_number() OVER ({over} ORDER BY {column} DESC, sample_id) AS place
-                FROM {self._table} WHERE {column} IS NOT NULL) WHERE place <= {size}"""
+                FROM {self._table}) WHERE place <= {size}"""
         )
         self._so_far += f", {self._left} of them at the top of {top.by}"
 
@@ -238,7 +231,7 @@ class _Steps:
         options = self._options
         balance = None if options.balance is None else self._column[options.balance]
         if balance is not None:
-            self._leave_out_null(str(options.balance), balance)
+            self._leave_out_null(f"--balance {options.balance}", balance)
         by = f"PARTITION BY {balance}" if balance else ""
         strata = [self._column[name] for name in options.stratify or ()]
         stratum = ", ".join([*([balance] if balance else []), *strata])
@@ -259,15 +252,16 @@ class _Steps:
             self._next(f"SELECT * EXCLUDE (place, turn) FROM ({turns}) {limit}")
         self._warn_of_small_groups(before, balance, strata)
 
-    def _leave_out_null(self, name: str, column: str) -> None:
+    def _leave_out_null(self, option: str, column: str) -> None:
+        """Keep the rows that have a value. Raises UserError, which names the option, if none has one."""
         missing = self._count(f"{self._table} WHERE {column} IS NULL")
         if missing == self._left:
             raise UserError(
-                f"--balance {name}: none of the {self._left} rows that are left has a value",
-                "name a column that the rows have",
+                f"{option}: none of the {self._left} rows that are left has a value ({self._so_far})",
+                "name a column that the pipeline has written",
             )
         if missing:
-            warn(f"--balance {name} is null on {missing:,} of {self._left:,} rows, and they are left out")
+            warn(f"{option} is null on {missing:,} of {self._left:,} rows, and they are left out")
             self._next(f"SELECT * FROM {self._table} WHERE {column} IS NOT NULL")
 
     def _warn_of_small_groups(self, before: str, balance: str | None, strata: Sequence[str]) -> None:

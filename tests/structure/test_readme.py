@@ -140,6 +140,13 @@ def test_every_link_leads_to_a_file_and_a_heading(documents):
     assert not broken
 
 
+def test_decisions_are_numbered_from_one_and_each_number_once():
+    files = sorted((ROOT / "docs/decisions").glob("*.md"))
+    assert [file.name[:4] for file in files] == [f"{number:04d}" for number in range(1, len(files) + 1)]
+    for file in files:
+        assert file.read_text(encoding="utf-8").startswith(f"# {file.name[:4]}. "), file.name
+
+
 def test_the_glossary_is_in_order(documents):
     terms = re.findall(r"^\| ([^|]+) \|", documents.text("docs/glossary.md"), re.MULTILINE)[1:]
     terms = [term.strip("`").lower() for term in terms if not term.startswith("--")]
