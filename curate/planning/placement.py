@@ -92,13 +92,10 @@ def _stage(entry: StageEntry, where: str) -> BaseStage:
     try:
         cls = stage_class(entry.stage)
     except UserError as error:
-        if entry.if_missing == "fail":
+        # a name that no stage has was mistyped, whatever the entry says
+        if entry.if_missing == "fail" or not isinstance(error.__cause__, ImportError):
             raise
-        if not (entry.adds or isinstance(error.__cause__, ImportError)):
-            # its name was probably mistyped
-            raise UserError(error.what, f"{error.fix}; or name its columns: adds: [...]") from None
-        absent = ":" not in entry.stage
-        raise _Missing(UserError("this version does not have it") if absent else error) from None
+        raise _Missing(error) from None
     stage = _instance(cls, entry, where)
     lack = stage.missing()
     if lack is not None:

@@ -80,7 +80,7 @@ def test_a_stage_that_is_not_there_is_skipped_with_its_rules_and_those_that_need
     plan = plan_of(
         stages=stages(
             "header",
-            {"stage": "beauty", "if_missing": "skip", "adds": ["beauty"], "device": "cuda"},
+            {"stage": "no.module:B", "name": "beauty", "if_missing": "skip", "adds": ["beauty"], "x": 1},
             {"stage": "nowhere.stages:Faces", "if_missing": "skip", "adds": ["faces"]},
             {"stage": "rank", "of": "beauty", "if_missing": "skip"},
         ),
@@ -102,7 +102,9 @@ def test_a_stage_that_is_not_there_is_skipped_with_its_rules_and_those_that_need
 
 def test_a_skipped_stage_s_column_may_come_from_another_stage(outside):
     entries = stages(
-        {"stage": "red", "if_missing": "skip", "adds": ["redness"]}, f"{outside}:Redness", "header"
+        {"stage": "nowhere.stages:Red", "if_missing": "skip", "adds": ["redness"]},
+        f"{outside}:Redness",
+        "header",
     )
     plan = plan_of(stages=entries, rules={"red": "redness > 3"})
     assert [rule.name for rule in plan.rules] == ["red"]
@@ -139,7 +141,11 @@ def test_strict_makes_whatever_would_be_skipped_an_error():
             "needs column 'x_rank', which stage 'rank' adds only after it|needs column 'x'",
         ),
         (
-            ["header", {"stage": "q", "if_missing": "skip", "adds": ["q"]}, {"stage": "rank", "of": "q"}],
+            [
+                "header",
+                {"stage": "nowhere.stages:Q", "name": "q", "if_missing": "skip", "adds": ["q"]},
+                {"stage": "rank", "of": "q"},
+            ],
             {},
             "column 'q' of the skipped stage 'q': give 'rank' if_missing: skip too",
         ),
@@ -149,9 +155,9 @@ def test_strict_makes_whatever_would_be_skipped_an_error():
             "no stage can run here",
         ),
         (
-            ["header", {"stage": "q_aling", "if_missing": "skip"}],
+            ["header", {"stage": "q_aling", "if_missing": "skip", "adds": ["q_align"]}],
             {},
-            "unknown stage 'q_aling'.*adds",
+            "unknown stage 'q_aling': did you mean q_align",
         ),
         (["header", {"stage": "json:Faces", "if_missing": "skip"}], {}, "unknown stage in json 'Faces'"),
         (["header"], {"truncated": "width > 1"}, "rule 'truncated' has the name of a kind of fault"),
