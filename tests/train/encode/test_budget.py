@@ -1,5 +1,6 @@
 """`uhr train encode --budget`: bytes and hours before any weight is loaded."""
 
+import functools
 import json
 
 import pytest
@@ -78,7 +79,9 @@ def test_images_of_unknown_size_count_as_the_largest_bucket(tmp_path, manifest_o
     assert found["buckets"] == {"128x128": 2, "256x128": 1}
 
 
-def test_the_command_prints_it_and_writes_nothing(small_set, tiny_flux, tmp_path, capsys):
+def test_the_command_prints_it_and_writes_nothing(small_set, tiny_flux, tmp_path, capsys, monkeypatch):
+    measured_once = functools.cache(budget_module.measured_rates)
+    monkeypatch.setattr(budget_module, "measured_rates", measured_once)
     arguments = ["train", "encode", str(small_set.manifest.path), "--model", str(tiny_flux)]
     arguments += ["--out", str(tmp_path / "x"), "--device", "cpu", "--budget"]
     assert main(arguments) == 0
