@@ -65,23 +65,24 @@ def test_a_parameter_that_is_float32_is_its_own_master():
     assert Masters({"a": live}).parameters["a"] is live
 
 
-@pytest.mark.parametrize("stops", [[3], [2, 4]])
-def test_it_resumes_bit_for_bit(backbone_job, stops, tmp_path):
-    sets = ["phases.main.steps=5", "ema=0.9", "phases.main.lr=0.001", "runtime.keep_checkpoints=9"]
+def test_it_resumes_bit_for_bit(backbone_job, tmp_path):
+    sets = ["phases.main.steps=4", "ema=0.9", "phases.main.lr=0.001", "runtime.keep_checkpoints=9"]
     train(backbone_job(*sets, out=tmp_path / "straight"))
-    trainer = Trainer(backbone_job(*sets, out=tmp_path / "broken"))
-    for stop in stops:
-        while trainer.state.step < stop:
-            trainer.step()
-        trainer.save({})
-        trainer = Trainer(reopen(tmp_path / "broken"))
-    trainer.run()
-    one, two = (
-        checkpoint.read_info(checkpoint.folder_of(tmp_path / name, 5)) for name in ("straight", "broken")
-    )
-    assert one.files == two.files
-    assert set(one.files) == {"backbone.safetensors", "ema.safetensors", "optimiser.safetensors",
-                              "generators-00000.json"}  # fmt: skip
+    for stops in ([3], [1, 2]):
+        run = tmp_path / f"broken {stops}"
+        trainer = Trainer(backbone_job(*sets, out=run))
+        for stop in stops:
+            while trainer.state.step < stop:
+                trainer.step()
+            trainer.save({})
+            trainer = Trainer(reopen(run))
+        trainer.run()
+        one, two = (
+            checkpoint.read_info(checkpoint.folder_of(each, 4)) for each in (tmp_path / "straight", run)
+        )
+        assert one.files == two.files
+        assert set(one.files) == {"backbone.safetensors", "ema.safetensors", "optimiser.safetensors",
+                                  "generators-00000.json"}  # fmt: skip
 
 
 def test_the_teacher_is_a_second_model_where_an_objective_needs_one_and_there_alone(backbone_job, tmp_path):
