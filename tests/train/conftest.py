@@ -1,8 +1,10 @@
 """A small set of images, its manifest, and the manifest encoded with the tiny model."""
 
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -25,6 +27,36 @@ from uhr.train.run.job import Job, start
 def one_thread() -> None:
     """Tiny tensors are slower on two threads than on one, many times so where others use the cores."""
     torch.set_num_threads(1)
+
+
+def _beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TEXTS = _beside("short_texts")
+
+
+@pytest.fixture(scope="session")
+def short_texts() -> ModuleType:
+    """`short_texts.py` beside this file: tiny models that read fewer text tokens."""
+    return TEXTS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def texts_of_tests(tiny_flux, tiny_flux2) -> Iterator[None]:
+    """Short texts in all tests of this folder. The checkpoints are made before: other folders share them."""
+    with TEXTS.text_length():
+        yield
+
+
+@pytest.fixture
+def full_texts() -> Iterator[None]:
+    """The tiny models read as many text tokens as the real ones."""
+    with TEXTS.text_length(TEXTS.REAL_LENGTH):
+        yield
 
 
 @dataclass
@@ -150,7 +182,8 @@ def small_set(tmp_path_factory, tiny_flux, manifest_of) -> Set:
     folder = tmp_path_factory.mktemp("small set")
     manifest = manifest_of(folder, IMAGES)
     config = EncodeConfig(aspects=("1/1", "3/2"))
-    info, stood = encode(manifest.path, str(tiny_flux), folder / "encoded", config, device="cpu")
+    with TEXTS.text_length():
+        info, stood = encode(manifest.path, str(tiny_flux), folder / "encoded", config, device="cpu")
     assert not stood
     return Set(manifest, folder / "encoded", info)
 
@@ -162,7 +195,8 @@ def small_set2(tmp_path_factory, tiny_flux2, manifest_of) -> Set:
     chosen = ("c-square.png", "e-wide.png", "h-square.png")
     manifest = manifest_of(folder, [image for image in IMAGES if image["name"] in chosen])
     config = EncodeConfig(aspects=("1/1", "3/2"))
-    info, _ = encode(manifest.path, str(tiny_flux2), folder / "encoded", config, device="cpu")
+    with TEXTS.text_length():
+        info, _ = encode(manifest.path, str(tiny_flux2), folder / "encoded", config, device="cpu")
     return Set(manifest, folder / "encoded", info)
 
 

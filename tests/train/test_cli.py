@@ -19,6 +19,7 @@ def answer(capsys, *arguments: object):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.usefixtures("full_texts")
 def test_from_a_manifest_to_an_image_that_the_adapter_changed(
     small_set, tiny_flux, fast, tmp_path, capsys, monkeypatch
 ):

@@ -44,11 +44,11 @@ def test_each_image_keeps_its_latents_and_its_caption_however_often_it_is_shuffl
     assert len({tuple(row.tolist()) for row in means}) == 9
 
 
-def test_a_batch_has_the_shape_of_its_bucket(data):
+def test_a_batch_has_the_shape_of_its_bucket(data, short_texts):
     for bucket, info in enumerate(data.buckets):
         rows = data.read(bucket, [0, 1])
         assert rows.mean.shape == (2, 16, info.height // 8, info.width // 8)
-        assert rows.texts["t5"].shape == (2, 512, 32)
+        assert rows.texts["t5"].shape == (2, short_texts.LENGTH, 32)
         assert rows.texts["pooled"].shape == (2, 32)
 
 

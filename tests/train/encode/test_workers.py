@@ -67,7 +67,7 @@ def rows_of(folder):
     ]
 
 
-@pytest.mark.usefixtures("warm_workers")
+@pytest.mark.usefixtures("full_texts", "warm_workers")
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
 def test_workers_give_the_same_rows_and_a_faulty_image_costs_one(
     engine, tmp_path, manifest_of, tiny_flux, capsys

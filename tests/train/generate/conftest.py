@@ -88,8 +88,11 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.fixture
-def killed(warm):
-    """`killed(engine, workers, out, done)`: start the command, and send it SIGKILL as soon as `done()`."""
+def killed(warm, full_texts):
+    """`killed(engine, workers, out, done)`: start the command, and send it SIGKILL as soon as `done()`.
+
+    Its workers generate with the real text length, and so does the test.
+    """
 
     def kill(engine: str, workers: int, out: str, done: Callable[[], bool]) -> None:
         command = ["sample", "moody:Moody", "--model", "tiny", "--size", "64x64", "--steps", "1"]

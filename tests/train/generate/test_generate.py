@@ -47,6 +47,7 @@ def test_a_set_is_an_image_and_a_record_per_prompt_an_index_and_set_json(make):
     assert not (made.folder / "work").exists()
 
 
+@pytest.mark.usefixtures("full_texts")
 def test_prompts_that_are_cut_are_counted_and_can_be_found(make):
     long = "a lake " * 200
     prompts = ["a lake", long, {"prompt": "a hill", "negative": long}, {"prompt": "a tree", "negative": "x"}]
@@ -211,7 +212,7 @@ def test_the_run_that_begins_a_set_says_how_many_threads_each_worker_has(make, m
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.usefixtures("warm_workers")
+@pytest.mark.usefixtures("warm_workers", "full_texts")
 def test_a_worker_generates_with_the_threads_that_it_is_given_and_as_this_process_does(make, monkeypatch):
     """Bit for bit: a sum that is split among another number of threads has other last bits."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

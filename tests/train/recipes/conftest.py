@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pytest
@@ -48,15 +49,16 @@ def ranked(tmp_path_factory, manifest_of):
     )
 
 
-def _encoded(manifest, model: Path, out: Path) -> Path:
+def _encoded(manifest, model: Path, out: Path, texts: ModuleType) -> Path:
     config = EncodeConfig(buckets="square", guide=4, captions=("caption", "caption_en"), dtype="float32")
-    encode(manifest.path, str(model), out, config, device="cpu")
+    with texts.text_length():
+        encode(manifest.path, str(model), out, config, device="cpu")
     return out
 
 
 @pytest.fixture(scope="session")
-def encoded(ranked, tiny_flux, tmp_path_factory) -> Path:
-    return _encoded(ranked, tiny_flux, tmp_path_factory.mktemp("encoded") / "flux1")
+def encoded(ranked, tiny_flux, tmp_path_factory, short_texts) -> Path:
+    return _encoded(ranked, tiny_flux, tmp_path_factory.mktemp("encoded") / "flux1", short_texts)
 
 
 @pytest.fixture(scope="session")
@@ -68,8 +70,8 @@ def klein_base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def encoded2(ranked, klein_base, tmp_path_factory) -> Path:
-    return _encoded(ranked, klein_base, tmp_path_factory.mktemp("encoded") / "flux2")
+def encoded2(ranked, klein_base, tmp_path_factory, short_texts) -> Path:
+    return _encoded(ranked, klein_base, tmp_path_factory.mktemp("encoded") / "flux2", short_texts)
 
 
 @pytest.fixture(scope="session")

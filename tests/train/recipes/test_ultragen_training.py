@@ -70,7 +70,7 @@ def test_the_guide_is_the_stored_one_drawn_anew_and_normalised(trainer):
     torch.testing.assert_close(exact.condition.guide, (mean - geometry.shift) * geometry.scale)
 
 
-def test_image_and_text_rows_are_those_of_the_base_bit_for_bit(trainer):
+def test_image_and_text_rows_are_those_of_the_base_bit_for_bit(trainer, short_texts):
     made = trainer("runtime.gradient_checkpointing=false")
     calls = []
 
@@ -87,7 +87,7 @@ def test_image_and_text_rows_are_those_of_the_base_bit_for_bit(trainer):
     guide = [entry for entry in calls if entry[0] == GUIDE_TOKENS]
     others = [entry for entry in calls if entry[0] != GUIDE_TOKENS]
     assert len(guide) == len(others) == len(layers)
-    assert {tokens for tokens, *_ in others} == {IMAGE_TOKENS, 512 + IMAGE_TOKENS}
+    assert {tokens for tokens, *_ in others} == {IMAGE_TOKENS, short_texts.LENGTH + IMAGE_TOKENS}
     assert all(torch.equal(output, base) for _, output, base in others)
     assert all(((output - base).abs().amax(-1) > 1e-4).all() for _, output, base in guide)
 

@@ -34,7 +34,7 @@ def columns(encoded):
     return pq.read_schema(encoded.folder / part.path)
 
 
-def test_columns_and_keys_of_encoded_data_are_the_familys_names(small_set, small_set2):
+def test_columns_and_keys_of_encoded_data_are_the_familys_names(small_set, small_set2, short_texts):
     names = columns(small_set).names
     assert names == ["text_key", "caption", "t5_tokens", "clip_tokens", "t5", "pooled"]
     assert columns(small_set).metadata == {b"t5, pooled": b"bfloat16"}
@@ -44,10 +44,10 @@ def test_columns_and_keys_of_encoded_data_are_the_familys_names(small_set, small
     )
     assert one == {
         "latent_channels": 16, "vae_factor": 8, "shift": 0.1159, "scale": 0.3611,
-        "t5": [512, 32], "pooled": [32],
+        "t5": [short_texts.LENGTH, 32], "pooled": [32],
     }  # fmt: skip
     assert list(two) == ["latent_channels", "vae_factor", "patch_mean", "patch_std", "qwen3"]
-    assert two["qwen3"] == [512, 96]
+    assert two["qwen3"] == [short_texts.LENGTH, 96]
     assert small_set2.info.texts.truncated == {"qwen3": 0}
     assert read_encoded(small_set2.folder) == small_set2.info
 
@@ -90,7 +90,9 @@ def test_dropout_takes_the_empty_captions_tensors_on_flux2_too(job2):
     assert not torch.equal(texts["qwen3"], rows.texts["qwen3"])
 
 
-def test_the_commands_train_and_export_an_adapter_of_flux2(small_set2, tiny_flux2, fast, tmp_path, capsys):
+def test_the_commands_train_and_export_an_adapter_of_flux2(
+    small_set2, tiny_flux2, fast, short_texts, tmp_path, capsys
+):
     run, adapter = tmp_path / "run", tmp_path / "adapter"
     where = ["--model", str(tiny_flux2), "--data", str(small_set2.folder), "--out", str(run)]
     arguments = ["train", "encode", str(small_set2.manifest.path), "--model", str(tiny_flux2)]
@@ -107,8 +109,9 @@ def test_the_commands_train_and_export_an_adapter_of_flux2(small_set2, tiny_flux
     sets = [word for change in quick for word in ("--set", change)]
     assert main(["train", "plan", "lora", *where[:4], *sets, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["storage"]["text_per_caption"] == 2 * 512 * 96
-    assert {bucket["tokens"] - bucket["image_tokens"] for bucket in plan["phases"][0]["buckets"]} == {512}
+    assert plan["storage"]["text_per_caption"] == 2 * short_texts.LENGTH * 96
+    text_tokens = {bucket["tokens"] - bucket["image_tokens"] for bucket in plan["phases"][0]["buckets"]}
+    assert text_tokens == {short_texts.LENGTH}
     assert main(["train", "run", "lora", *where, *sets]) == 0
     assert main(["train", "export", str(run), "--out", str(adapter)]) == 0
 

@@ -8,6 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from uhr.cli import main
+from uhr.train.encode.config import EncodeConfig
+from uhr.train.encode.run import encode
 from uhr.train.run import launch
 from uhr.train.run.checkpoints import checkpoint
 
@@ -21,12 +23,12 @@ def arguments(small_set, tiny_flux, fast):
 
 
 @pytest.fixture
-def warm_ranks(warm, monkeypatch):
+def warm_ranks(warm, short_texts, monkeypatch):
     """Local processes of a run that start from the server of `warm`; their list."""
     started = []
 
     def start(out, environment):
-        command = ["-m", "uhr", "train", "resume", str(out)]
+        command = ["-c", short_texts.COMMAND, "train", "resume", str(out)]
         started.append(warm.start(command, env={**os.environ, **environment}, new_session=True))
         return started[-1]
 
@@ -80,12 +82,12 @@ def test_a_process_that_is_killed_ends_the_others_with_its_name(
     assert "process 0 of 2: the other processes are lost" in warm_ranks[0].stderr()
 
 
-def test_the_same_command_under_torchrun(arguments, warm, tmp_path):
+def test_the_same_command_under_torchrun(arguments, warm, short_texts, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = ["-m", "uhr", *arguments, "--out", str(tmp_path / "run")]
+    command = ["-c", short_texts.COMMAND, *arguments, "--out", str(tmp_path / "run")]
     started = [
         warm.start(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in (0, 1)
@@ -97,7 +99,11 @@ def test_the_same_command_under_torchrun(arguments, warm, tmp_path):
 
 
 @pytest.mark.ray
-def test_ray_trains_with_two_workers(arguments, tmp_path, capsys):
+@pytest.mark.usefixtures("full_texts")
+def test_ray_trains_with_two_workers(arguments, small_set, tiny_flux, tmp_path, capsys):
+    config = EncodeConfig(aspects=("1/1", "3/2"))
+    encode(small_set.manifest.path, str(tiny_flux), tmp_path / "full", config, device="cpu")
+    arguments = [str(tmp_path / "full") if each == str(small_set.folder) else each for each in arguments]
     assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
     command = [*arguments, "--out", str(tmp_path / "ray"), "--launcher", "ray", "--workers", "2"]
     assert main(command) == 0, capsys.readouterr().err

@@ -166,12 +166,12 @@ def test_a_run_that_ended_at_once_goes_on_from_its_last_checkpoint(straight, mom
     assert not list((run / "checkpoints").glob(".*"))
 
 
-def test_after_sigkill_a_run_goes_on_from_its_last_checkpoint(straight, warm, tmp_path):
+def test_after_sigkill_a_run_goes_on_from_its_last_checkpoint(straight, warm, short_texts, tmp_path):
     from uhr.cli import main
 
     out, arguments = straight
     run = tmp_path / "run"
-    process = warm.start(["-m", "uhr", "train", "run", "lora", *arguments, "--out", run])
+    process = warm.start(["-c", short_texts.COMMAND, "train", "run", "lora", *arguments, "--out", run])
     while process.poll() is None and not folder_of(run, 2).exists():
         time.sleep(0.01)
     process.kill()

@@ -190,7 +190,7 @@ def test_training_needs_no_text_encoder_no_tokenizer_and_no_vae(job_of, tiny_flu
     assert train(job_of("phases.main.steps=1", model=lean)).step == 1
 
 
-def test_a_line_per_step_tells_how_it_went(job_of):
+def test_a_line_per_step_tells_how_it_went(job_of, short_texts):
     job = job_of("phases.main.steps=3", "phases.main.warmup=2", "phases.main.lr=0.001")
     train(job)
     lines = [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()]
@@ -205,7 +205,7 @@ def test_a_line_per_step_tells_how_it_went(job_of):
         assert line["samples_per_second"] > 0
         assert 0 <= line["wait"] <= line["seconds"]
         width, height = map(int, line["bucket"].split("x"))
-        tokens = line["samples"] * (width * height // 256 + 512)
+        tokens = line["samples"] * (width * height // 256 + short_texts.LENGTH)
         assert line["tokens_per_second"] == pytest.approx(tokens / line["seconds"], rel=0.02)
 
 

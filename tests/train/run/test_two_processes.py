@@ -25,12 +25,14 @@ TIMING = ("seconds", "wait", "samples_per_second", "tokens_per_second", "megapix
 
 @pytest.fixture(scope="module")
 def scenarios():
-    sys.path.insert(0, str(HERE))
+    folders = [str(HERE), str(HERE.parent)]
+    sys.path[:0] = folders
     import two_ranks
 
     yield two_ranks
-    sys.path.remove(str(HERE))
-    for name in ("two_ranks", "two_ranks_objectives"):
+    for folder in folders:
+        sys.path.remove(folder)
+    for name in ("short_texts", "two_ranks", "two_ranks_objectives"):
         sys.modules.pop(name, None)
 
 
@@ -74,11 +76,11 @@ def two(setting, scenarios, warm) -> Path:
         port = free.getsockname()[1]
     processes = []
     for rank in (0, 1):
-        path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2,
                      "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": path}  # fmt: skip
         env = {**os.environ, **{name: str(value) for name, value in variables.items()}}
-        code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import json, two_ranks; "
+        code = f"import sys; sys.path[:0] = {[str(HERE), str(HERE.parent)]!r}; import json, two_ranks; "
         code += "two_ranks.main(json.loads(sys.argv[1]))"
         processes.append(warm.start(["-c", code, json.dumps(here)], env=env))
     codes = [process.wait(240) for process in processes]

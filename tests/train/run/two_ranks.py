@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import short_texts
 import torch
 
 from uhr.base.errors import UserError
@@ -197,7 +198,7 @@ def main(setting: dict[str, Any]) -> None:
         "interrupted": lambda: interrupted(setting, ranks),
         "full-disk": lambda: full_disk(setting, ranks),
     }
-    with parallel.joined(ranks, torch.device("cpu")):
+    with short_texts.text_length(), parallel.joined(ranks, torch.device("cpu")):
         for name, work in works.items():
             write(name, work())
         # last: process 1 dies between two steps
