@@ -96,11 +96,15 @@ VERDICT = (
 )
 
 CHANNELS = Column(
-    "channels", pa.list_(pa.string()), "the channels whose rules keep the sample; empty where none does"
+    "channels",
+    pa.list_(pa.field("element", pa.string())),
+    "the channels whose rules keep the sample; empty where none does",
 )
 
 REJECTED_BY = Column(
-    "rejected_by", pa.list_(pa.string()), "every rule that rejects the sample, with `all_rules: true`"
+    "rejected_by",
+    pa.list_(pa.field("element", pa.string())),
+    "every rule that rejects the sample, with `all_rules: true`",
 )
 
 CHILD_COUNT = Column(

@@ -24,7 +24,7 @@ OPEN_CLIP = Package("open_clip", "clip", "MIT")
 
 EMBEDDING = Column(
     "clip_embedding",
-    pa.list_(pa.float32()),
+    pa.list_(pa.field("element", pa.float32())),
     "embedding of the image by the CLIP model that `manifest.json` names, of length 1",
     "1",
     "[-1, 1]",

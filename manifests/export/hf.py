@@ -158,7 +158,7 @@ def _described(column: Column) -> str:
 
 def _cell(text: str) -> str:
     """Return a text as it can be in a cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return one_line(text).replace("|", "\\|")
 
 
 def _size(rows: int) -> str:

@@ -29,8 +29,8 @@ PRINTED_BY = {
     "manifests/report/": ("manifest report",),
     "uhr/runtime/": UNITS,
     "manifests/compare/history.py": ("manifest history",),
-    "manifests/export/__init__.py": ("manifest export",),
-    "manifests/export/job.py": ("manifest export",),
+    "manifests/export/": ("manifest export",),
+    "manifests/info.py": ("manifest slice", "manifest export"),
     "manifests/selection/embeddings.py": ("manifest slice",),
     "manifests/selection/options.py": ("manifest slice",),
     "manifests/selection/select.py": ("manifest slice",),
@@ -73,6 +73,9 @@ PRINTED_BY = {
 """By the longest path that begins a module's: the commands that print what it says."""
 
 ELSEWHERE = {
+    ("manifests/export/hf.py", "--split"): ("manifest slice",),
+    ("manifests/export/plan.py", "--split"): ("manifest slice",),
+    ("manifests/export/plan.py", "--where"): ("manifest slice",),
     ("uhr/runtime/ray.py", "--device"): SAMPLE,  # only there units have GPUs
     ("models/loading/opening.py", "--model"): (*SAMPLE, "train encode", "train run", "train plan"),
     ("models/loading/opening.py", "--base"): (
