@@ -12,13 +12,14 @@ from typing import Any
 
 
 class Site:
-    """`address` is the beginning of its URLs. `images` holds bytes by path; other paths are faults, by their
-    name: see `_Handler`. `requests` counts the requests by path, `most_at_once` is the largest number at a
-    time.
+    """`address` is the beginning of its URLs. `images` holds bytes by path, `answers` status and headers;
+    other paths are faults, by their name: see `_Handler`. `requests` counts the requests by path,
+    `most_at_once` is the largest number at a time.
     """
 
     def __init__(self) -> None:
         self.images: dict[str, bytes] = {}
+        self.answers: dict[str, tuple[int, dict[str, str]]] = {}
         self.headers: dict[str, dict[str, str]] = {}
         self.robots: str | int = 404
         self.requests: Counter[str] = Counter()
@@ -36,6 +37,7 @@ class Site:
     def reset(self) -> None:
         """Forget images, headers, robots.txt and counts."""
         self.images.clear()
+        self.answers.clear()
         self.headers.clear()
         self.requests.clear()
         self.robots, self.delay, self.most_at_once = 404, 0.0, 0
@@ -67,6 +69,9 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.site.delay)
             if path == "/robots.txt":
                 self._robots()
+            elif path in self.site.answers:
+                status, headers = self.site.answers[path]
+                self._send(status, b"", **headers)
             elif path in self.site.images:
                 self._send(200, self.site.images[path], **self.site.headers.get(path, {}))
             else:

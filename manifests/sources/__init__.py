@@ -38,8 +38,11 @@ _KIND = re.compile(r"([A-Za-z][A-Za-z0-9_]*):(?!//)(.+)", re.DOTALL)
 def parse(text: str) -> Source:
     """Make the source that `--source` names: a folder, `s3://bucket/prefix`, or `KIND:PLACE`.
 
-    Raises UserError if the kind is unknown. A folder whose name looks like that is written `./KIND:PLACE`.
+    Raises UserError if the kind is unknown, or if `text` is empty. A folder whose name looks like that is
+    written `./KIND:PLACE`.
     """
+    if not text.strip():
+        raise UserError("--source is empty", "name a folder, s3://bucket/prefix or KIND:PLACE")
     match = _KIND.fullmatch(text)
     if match is not None:
         return _class(match[1], "--source").of_text(match[2])
@@ -55,10 +58,14 @@ def build(tree: Mapping[str, Any], where: str) -> Source:
 
     options = dict(tree)
     kind = options.pop("kind", "folder")
-    if kind == NAMED:
-        return of_pipeline(options["sources"], where)
-    if kind == STORED:
-        options["source"] = build(options["source"], where)
+    inner = options.get({NAMED: "sources", STORED: "source"}.get(str(kind), ""))
+    if kind == NAMED and isinstance(inner, Mapping):
+        return of_pipeline(inner, where)
+    if kind == STORED and isinstance(inner, Mapping):
+        options["source"] = build(inner, where)
+    elif kind in (NAMED, STORED):
+        kinds = ", ".join(name for name in sorted(NAMES) if name != STORED)
+        raise UserError(f"{where}: the kind '{kind}' is not one of its own", f"name one of {kinds}")
     return build_config(_class(str(kind), where), options, where)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from uhr.base.errors import one_line
 from uhr.base.files import file_version
-from uhr.manifests.sources.base import Blob, FaultBlob, RangeBlob
+from uhr.manifests.sources.base import Blob, FaultBlob, RangeBlob, numbered
 from uhr.pixels.decode import PixelLimits, check_bytes
 from uhr.pixels.files import open_version, stat_file
 from uhr.pixels.types import PixelFault
@@ -27,6 +27,14 @@ _LOCAL = struct.Struct("<4s22xHH")
 """Of a local header of a zip file: signature, length of the name, length of the extra field."""
 
 _BLOCK = 512
+
+
+DAMAGED = (
+    *(OSError, tarfile.TarError, zipfile.BadZipFile, ValueError, struct.error, EOFError, OverflowError),
+    # of a zip file for a newer version, and of a tar file with thousands of extended headers in a row
+    *(NotImplementedError, RecursionError),
+)
+"""What the standard library raises for archives that it cannot read."""
 
 
 class Member(NamedTuple):
@@ -66,7 +74,7 @@ def contents(file: Path) -> Contents:
                 others += 1
             else:
                 found.append(member)
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, ValueError, struct.error, EOFError) as error:
+    except DAMAGED as error:
         damage = one_line(error) or type(error).__name__
     return Contents(_unique(found), others, damage)
 
@@ -113,12 +121,8 @@ def _zip(file: Path) -> Iterator[Member | None]:
 
 def _unique(members: list[Member]) -> list[Member]:
     """Give members with the name of an earlier one a name with their number."""
-    seen: dict[str, int] = {}
-    found = []
-    for member in members:
-        count = seen[member.name] = seen.get(member.name, 0) + 1
-        found.append(member if count == 1 else member._replace(name=f"{member.name}#{count}"))
-    return found
+    seen: set[str] = set()
+    return [member._replace(name=numbered(member.name, seen)) for member in members]
 
 
 def open_member(file: Path, version: str) -> Blob:

@@ -436,6 +436,18 @@ def items_table(rows: list[tuple[Any, ...]], schema: pa.Schema = ITEMS) -> pa.Ta
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 
 
+def numbered(name: str, seen: set[str]) -> str:
+    """Return `name`, or, if it is one of `seen`, the first of `name#2`, `name#3`, ... that is not; add it to
+    `seen`.
+    """
+    found, number = name, 1
+    while found in seen:
+        number += 1
+        found = f"{name}#{number}"
+    seen.add(found)
+    return found
+
+
 def version_of(path: Path | str) -> str | None:
     """The version of a file now; None if there is none."""
     try:

@@ -12,6 +12,7 @@ import email.utils
 import http.client
 import ipaddress
 import random
+import re
 import socket
 import ssl
 import threading
@@ -35,7 +36,18 @@ MOST_REDIRECTS = 5
 LONGEST_WAIT = 60.0
 """Seconds that are waited at most before a retry, whatever Retry-After says."""
 
+_DIGITS = re.compile(r"[0-9]{1,18}")
+"""A number in a header; `str.isdigit` also accepts digits that `int` refuses."""
+
 IMAGE_TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
+
+
+_CREDENTIALS = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]*:)?//)[^/?#]*@")
+
+
+def without_credentials(url: str) -> str:
+    """Return a URL without the user name and the password before its host."""
+    return _CREDENTIALS.sub(r"\1", url, count=1) if _CREDENTIALS.match(url) else url
 
 
 class HttpOptions(Config):
@@ -56,7 +68,7 @@ class HttpOptions(Config):
     most: ByteSize = Field(ByteSize(200 * 2**20), ge=1)
     private: bool = False
     obey: bool = True
-    user_agent: str | None = None
+    user_agent: str | None = Field(None, pattern=r"^[ -~]+$")
     pause: float = Field(1.0, gt=0)
     """Seconds before the first retry; doubled before each further one, and varied by half."""
 
@@ -143,7 +155,10 @@ def _attempt(request: Request, body: BinaryIO) -> Fetched:
                 location = found.header("location")
                 if answer.status not in (301, 302, 303, 307, 308) or not location:
                     return _used(found, answer, request, body, end)
-            onward = urllib.parse.urljoin(found.url, location)
+            try:
+                onward = without_credentials(urllib.parse.urljoin(found.url, location))
+            except ValueError:
+                raise NotFetched("it redirects to what is not a valid URL") from None
             if onward in seen or len(seen) > MOST_REDIRECTS:
                 raise NotFetched(f"it redirects in a circle, or more than {MOST_REDIRECTS} times")
             seen.add(onward)
@@ -176,7 +191,7 @@ def _used(
     if request.types and kind and not kind.startswith(request.types):
         raise NotFetched(f"its content type is {kind}")
     length = found.header("content-length")
-    stated = int(length) if length is not None and length.isdigit() else None
+    stated = int(length) if length is not None and _DIGITS.fullmatch(length) else None
     limit = int(request.options.most)
     if stated is not None and stated > limit:
         raise NotFetched(f"it has {human_bytes(stated)}, more than the limit of {human_bytes(limit)}")
@@ -277,9 +292,9 @@ def _seconds(after: str | None) -> float:
     """The seconds of a Retry-After header, which is a number or a date; 0 if there is none."""
     if after is None:
         return 0.0
-    if after.strip().isdigit():
+    if _DIGITS.fullmatch(after.strip()):
         return float(after)
     try:
         return email.utils.parsedate_to_datetime(after).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0

@@ -30,6 +30,7 @@ from uhr.manifests.sources.base import (
     MemoryBlob,
     Source,
     items_table,
+    numbered,
     version_of,
 )
 from uhr.manifests.uris import path_of, uri_of
@@ -86,17 +87,19 @@ class ParquetImages(Source):
 
     def _list(self, advance: Advance) -> Listing:
         rows: list[tuple[Any, ...]] = []
+        seen: set[str] = set()
         for file in self._files:
             try:
                 schema, version = parquet.schema_of(file), version_of(file)
+                tables.check_names(schema.names)
                 name, by_path = self._column(schema, file)
                 plain = [field.name for field in schema if not tables.has_bytes(field.type)]
                 table = parquet.read(file, plain)
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, ValueError, pa.ArrowException) as error:
                 raise UserError(
                     f"the table {file} cannot be read ({one_line(error)})", "fix the file"
                 ) from None
-            uris = self._paths(table, name, file) if by_path else self._rows(file, schema, version)
+            uris = self._paths(table, name, file, seen) if by_path else self._rows(file, schema, version)
             sizes = [_sizes(table, side) for side in ("width", "height")]
             given = tables.given(table, (name,))
             rows += [(*ids, *rest) for ids, *rest in zip(uris, given, *sizes, strict=True)]
@@ -107,7 +110,7 @@ class ParquetImages(Source):
 
     def _column(self, schema: pa.Schema, file: Path) -> tuple[str, bool]:
         """The column of the images, and whether it has paths."""
-        bytes_in = [field.name for field in schema if tables.has_bytes(field.type)]
+        bytes_in = [field.name for field in schema if _is_image(field.type)]
         table = schema.empty_table()
         if self.file is not None:
             return tables.column_of(table, self.file, (), str(file), "it"), True
@@ -134,8 +137,7 @@ class ParquetImages(Source):
         for row in range(parquet.row_count(file)):
             yield uri_of(f"{relative}/{row:08d}"), f"row-{row}@{version}", None, None, None, None
 
-    def _paths(self, table: pa.Table, name: str, file: Path) -> Iterator[tuple[Any, ...]]:
-        seen: dict[str, int] = {}
+    def _paths(self, table: pa.Table, name: str, file: Path, seen: set[str]) -> Iterator[tuple[Any, ...]]:
         for row, value in enumerate(table[name].to_pylist()):
             if not value:
                 fault = "unreadable", "the table has no path in this row"
@@ -143,10 +145,9 @@ class ParquetImages(Source):
                 continue
             full = os.path.normpath(os.path.join(self._root(file), str(value)))
             uri = uri_of(os.path.relpath(full, self._files_below))
-            count = seen[uri] = seen.get(uri, 0) + 1
             version = version_of(full)
             fault = (None, None) if version else ("unreadable", f"there is no file {full}")
-            yield uri if count == 1 else f"{uri}#{count}", version, None, None, *fault
+            yield numbered(uri, seen), version, None, None, *fault
 
     def _root(self, file: Path) -> Path:
         return file.parent if self.root is None else text_path(self.root)
@@ -229,6 +230,14 @@ class _Rows:
         self._bytes += len(cell or b"")
         while self._bytes > HELD and len(self._held) > 1:
             self._bytes -= len(self._held.popitem(last=False)[1] or b"")
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    """Whether cells of this type are the bytes of an image, alone or in a struct as `bytes`."""
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and tables.is_bytes(kind.field(place).type)
+    return tables.is_bytes(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def _sizes(table: pa.Table, side: str) -> list[int | None]:

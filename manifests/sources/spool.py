@@ -78,10 +78,11 @@ class Spool:
                 tree = _facts(found)
                 if found.whole:
                     body.flush()
-                    tree["content_hash"] = sha256_file(Path(body.name))
-                    # a link, as the temporary name is deleted; another process may have been faster
+                    # a link, as the temporary name is deleted; another process may have been faster, or an
+                    # earlier one was killed before it wrote the facts: then its bytes are those that are read
                     with contextlib.suppress(FileExistsError):
                         os.link(body.name, facts.with_suffix(".bytes"))
+                    tree["content_hash"] = sha256_file(facts.with_suffix(".bytes"))
                 # last: where the facts are, the body is whole
                 write_json(facts, tree)
         return found

@@ -6,6 +6,7 @@ import csv
 import glob
 import io
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,11 +47,13 @@ def table_files(path: str) -> list[Path]:
 def read_table(file: Path) -> pa.Table:
     """Read a table. The cells of CSV and TSV are texts; empty ones are null.
 
-    Raises UserError if the file cannot be read, or is not what its name ends with.
+    Raises UserError if the file cannot be read, is not what its name ends with, or has two columns of one
+    name.
     """
     suffix = file.suffix.lower()
     try:
         if suffix == ".parquet":
+            check_names(parquet.schema_of(file).names)
             return parquet.read(file)
         if suffix in SUFFIXES:
             text = decoded(file.read_bytes())
@@ -58,13 +61,23 @@ def read_table(file: Path) -> pa.Table:
                 rows = json.loads(text)
                 return rows_table(rows if isinstance(rows, list) else [rows])
             if suffix in (".jsonl", ".ndjson"):
-                return rows_table([json.loads(line) for line in text.splitlines() if line.strip()])
+                # not splitlines: a JSON text may contain other separators of lines, such as U+2028
+                return rows_table([json.loads(line) for line in text.split("\n") if line.strip()])
             if suffix == ".txt":
                 return pa.table({LINE: [line.strip() for line in text.splitlines() if line.strip()]})
             return csv_table(text, "\t" if suffix == ".tsv" else ",")
     except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
         raise UserError(f"the table {file} cannot be read ({one_line(error)})", "fix the file") from None
+    except RecursionError:
+        raise UserError(f"the table {file} cannot be read (nested too deeply)", "fix the file") from None
     raise UserError(f"{file} is not a table", f"name a file that ends with {' or '.join(SUFFIXES)}")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError if two columns have the same name."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"it has two columns {twice[0]!r}")
 
 
 def decoded(data: bytes) -> str:
@@ -83,6 +96,7 @@ def csv_table(text: str, delimiter: str) -> pa.Table:
     names = next(reader, None)
     if not names:
         raise ValueError("it has no line of column names")
+    check_names(names)
     rows = []
     for row in reader:
         if len(row) not in (0, len(names)):
@@ -140,16 +154,25 @@ def given(table: pa.Table, without: Sequence[str]) -> Iterator[str | None]:
 
 
 def as_given(row: Mapping[str, Any]) -> str | None:
-    """A row as one JSON object without nulls; None if nothing is left."""
-    left = {name: value for name, value in row.items() if value is not None}
+    """Return a row as one JSON object without nulls and NaN, which is how pandas writes a missing value; None
+    if nothing is left.
+    """
+    left = {n: v for n, v in row.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
     return json.dumps(left, ensure_ascii=False, default=str) if left else None
 
 
 def has_bytes(kind: pa.DataType) -> bool:
     """Whether cells of this type are bytes, or have bytes in them."""
-    if pa.types.is_struct(kind):
-        return any(has_bytes(field.type) for field in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if pa.types.is_nested(kind):
+        return any(has_bytes(kind.field(place).type) for place in range(kind.num_fields))
+    if pa.types.is_dictionary(kind):
+        return has_bytes(kind.value_type)
+    return is_bytes(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether cells of this type are bytes of any number."""
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def whole_numbers(column: pa.ChunkedArray) -> list[int | None]:

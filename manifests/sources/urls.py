@@ -29,8 +29,9 @@ from uhr.manifests.sources.base import (
     LocalPath,
     Source,
     items_table,
+    numbered,
 )
-from uhr.manifests.sources.http import HttpOptions
+from uhr.manifests.sources.http import HttpOptions, without_credentials
 from uhr.manifests.sources.spool import Spool
 from uhr.pixels.decode import PixelLimits
 from uhr.pixels.types import Header, PixelFault
@@ -42,6 +43,9 @@ _SCHEMA = pa.schema([*ITEMS, GIVEN, pa.field("source_url", pa.string()), *(c.fie
 
 class Urls(Source):
     """Rows of a table that name images by URL. The other columns go into the rows as those of a JSON sidecar.
+
+    A URL that occurs again gets a fragment with its number as uri. A URL with a user name or a password fails
+    its row, and is stored without them.
 
     path: a file, a folder, or a pattern. url: the column of the URLs. width, height: the columns of the sizes
     that the list states, of which `stated_width` and `stated_height` are made, if there are such columns.
@@ -78,7 +82,7 @@ class Urls(Source):
 
     def _list(self, advance: Advance) -> Listing:
         rows: list[tuple[Any, ...]] = []
-        seen: dict[str, int] = {}
+        seen: set[str] = set()
         for file in tables.table_files(self.path):
             table = tables.read_table(file)
             name = tables.column_of(table, self.url, URL_NAMES, str(file), "it with the option url")
@@ -91,7 +95,10 @@ class Urls(Source):
             for number, (link, given, *size) in enumerate(
                 zip(links, tables.given(table, (name,)), *sizes, strict=True), 1
             ):
-                rows.append((*_identity(link, file, number, seen), given, link or None, *size))
+                url = without_credentials(link)
+                fault = _fault_of(link, url)
+                uri = numbered(url or f"{file.name}#{number}", seen)
+                rows.append((uri, None, None, None, *fault, given, url or None, *size))
             advance(number)
         if not rows:
             raise UserError(f"the list {self.place} has no row", "name a list of URLs")
@@ -178,10 +185,11 @@ def _text(value: Any) -> str:
     return str(value).strip() if value is not None else ""
 
 
-def _identity(link: str, file: Path, number: int, seen: dict[str, int]) -> tuple[Any, ...]:
-    """The columns of ITEMS for one row of a list. A URL that occurs again gets a fragment with its number."""
-    if not link:
-        fault = "download", "the list has no URL in this row"
-        return (f"{file.name}#{number}", None, None, None, *fault)
-    count = seen[link] = seen.get(link, 0) + 1
-    return (link if count == 1 else f"{link}#{count}", None, None, None, None, None)
+def _fault_of(link: str, url: str) -> tuple[str | None, str | None]:
+    """Return `fault` and `fault_words` of a row of a list. `url` is the link without credentials."""
+    if not url:
+        return "download", "the list has no URL in this row"
+    if url != link:
+        what = "its URL in the list has a user name or a password, which are neither sent nor stored"
+        return "download", what
+    return None, None

@@ -228,3 +228,28 @@ def test_an_address_outside_of_the_archives_is_refused(tmp_path, image):
     for uri in ("a.jpg", "../s.tar/a.jpg", "t.tar/a.jpg"):
         with pytest.raises(UserError, match="no archive of"):
             source.open({"uri": uri})
+
+
+def test_a_member_named_as_a_numbered_one_is_not_lost(tmp_path, image):
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for number, name in enumerate(["x.jpg", "x.jpg", "x.jpg#2"]):
+            info = tarfile.TarInfo(name)
+            info.size = len(image) + number
+            archive.addfile(info, io.BytesIO(image + bytes(number)))
+    source = sources.parse(f"archives:{tmp_path / 's.tar'}")
+    sizes = {uri: source.open(row).size - len(image) for uri, row in rows_of(source).items()}
+    assert sizes == {"s.tar/x.jpg": 0, "s.tar/x.jpg#2": 1, "s.tar/x.jpg#2#2": 2}
+
+
+def test_what_the_standard_library_cannot_read_is_a_row_that_fails(tmp_path, image):
+    path = zipped(tmp_path / "new.zip", {"a.jpg": image})
+    data = bytearray(path.read_bytes())
+    data[data.rfind(b"PK\1\2") + 6] = 99  # the version of zip that is needed
+    path.write_bytes(data)
+    header = tarfile.TarInfo("p")
+    header.type = tarfile.XHDTYPE
+    (tmp_path / "deep.tar").write_bytes(header.tobuf(tarfile.USTAR_FORMAT) * 2000 + bytes(1024))
+    rows = rows_of(sources.parse(f"archives:{tmp_path}"))
+    assert {uri: row["fault"] for uri, row in rows.items()} == dict.fromkeys(
+        ["deep.tar", "new.zip"], "unreadable"
+    )

@@ -106,6 +106,8 @@ def test_a_table_that_was_replaced_after_the_listing_is_a_fault(table, images):
         ({"a": ["x"]}, {"image": "b"}, "unknown column 'b'"),
         ({"a": ["x"]}, {"image": "a"}, "column a of .* has no bytes"),
         ({"image": pa.array([], pa.binary())}, {}, "has no row"),
+        ({"image": pa.array([[b"x"]], pa.list_(pa.binary()))}, {}, "has no column file_name or"),
+        ({"image": pa.array([b"abcd"], pa.binary(4))}, {}, "has no column file_name or"),
     ],
 )
 def test_a_table_without_images_is_one_line(tmp_path, columns, options, message):
@@ -114,3 +116,29 @@ def test_a_table_without_images_is_one_line(tmp_path, columns, options, message)
     with pytest.raises(UserError, match=message) as error:
         source.list()
     assert "\n" not in str(error.value)
+
+
+def test_a_path_in_two_tables_is_two_rows(tmp_path, images):
+    (tmp_path / "0.jpg").write_bytes(images[0])
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"path": ["0.jpg"]}), tmp_path / f"{name}.parquet")
+    assert sources.parse(f"parquet:{tmp_path}").list().items["uri"].to_pylist() == ["0.jpg", "0.jpg#2"]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())]
+)
+def test_bytes_of_every_type_are_read_and_are_no_metadata(tmp_path, images, kind):
+    others = pa.array([[b"12"]], pa.list_(pa.binary()))
+    table = pa.table({"image": pa.array(images[:1], pa.binary()).cast(kind), "others": others})
+    pq.write_table(table, tmp_path / "t.parquet")
+    source = sources.parse(f"parquet:{tmp_path / 't.parquet'}")
+    (row,) = source.list().items.to_pylist()
+    assert (source.open(row).read(), row["given"]) == (images[0], None)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path, images):
+    columns = [pa.array(images[:1]), pa.array([1]), pa.array([2])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["image", "c", "c"]), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="it has two columns 'c'"):
+        sources.parse(f"parquet:{tmp_path / 't.parquet'}").list()

@@ -280,3 +280,85 @@ def test_without_a_run_nothing_stays_behind(site, tmp_path):
     source = listed(tmp_path, f"{site.address}/a.jpg").model_copy(update={"spool": None})
     assert source.open({"uri": f"{site.address}/a.jpg"}).read() == site.images["/a.jpg"]
     assert list(source.answers.folder.rglob("*.bytes")) == []
+
+
+def test_every_row_has_a_uri_of_its_own_and_no_credentials(tmp_path):
+    a = "http://127.0.0.1/a.jpg"
+    source = listed(
+        tmp_path, a, a, f"{a}#2", "http://bob:secret@127.0.0.1/b@c.jpg", "//eve:secret@x/a", "no/@"
+    )
+    items = source.list().items
+    assert "secret" not in str(items.to_pylist())
+    uris = ["//x/a", a, f"{a}#2", f"{a}#2#2", "http://127.0.0.1/b@c.jpg", "no/@"]
+    assert items["uri"].to_pylist() == uris
+    faults = dict(zip(uris, items["fault_words"].to_pylist(), strict=True))
+    assert "password" in faults["//x/a"]
+    assert "password" in faults["http://127.0.0.1/b@c.jpg"]
+    assert sum(fault is None for fault in faults.values()) == 4
+
+
+@pytest.mark.parametrize(
+    ("headers", "fault"),
+    [
+        ({"Location": "http://[bad/"}, "redirects to what is not a valid URL"),
+        ({"Location": "HOST/a.jpg"}, None),
+        ({"Retry_After": "\u00b2"}, "HTTP 503"),
+    ],
+)
+def test_no_header_of_a_server_ends_the_run(site, tmp_path, headers, fault):
+    headers = {k: v.replace("HOST", site.address.replace("//", "//eve:secret@")) for k, v in headers.items()}
+    site.answers["/odd"] = (302 if "Location" in headers else 503, headers)
+    source = listed(tmp_path, f"{site.address}/odd")
+    facts = source.open(source.list().items.to_pylist()[0]).facts
+    assert (fault is None) == (facts["fault"] is None)
+    assert fault is None or fault in facts["fault"]
+    assert fault is not None or facts["final_url"] == f"{site.address}/a.jpg"
+
+
+def test_the_hash_is_of_the_bytes_that_are_read_after_a_kill(site, tmp_path):
+    source = listed(tmp_path, f"{site.address}/a.jpg")
+    item = source.list().items.to_pylist()[0]
+    source.open(item).read()
+    next(tmp_path.glob("spool/??/*.json")).unlink()  # killed before it was written
+    site.images["/a.jpg"] = b"\xff\xd8 another image"
+    again = listed(tmp_path, f"{site.address}/a.jpg").open(item)
+    assert again.sha256() == again.facts["content_hash"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("l.csv", "url,url\nhttp://a,http://b\n", "two columns 'url'"),
+        ("l.csv", "url,c,c\nhttp://a,1,2\n", "two columns 'c'"),
+        ("l.json", "[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_an_ambiguous_table_is_refused(tmp_path, name, text, why):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=why):
+        Urls(path=str(tmp_path / name)).list()
+
+
+def test_json_lines_may_contain_separators_of_lines(tmp_path):
+    (tmp_path / "l.jsonl").write_text(
+        '{"url": "http://a", "caption": "one\u2028two\x85"}\r\n', encoding="utf-8"
+    )
+    (row,) = Urls(path=str(tmp_path / "l.jsonl")).list().items.to_pylist()
+    assert json.loads(row["given"]) == {"caption": "one\u2028two\x85"}
+
+
+def test_nan_in_a_table_is_a_missing_value(tmp_path):
+    pq.write_table(pa.table({"url": ["http://a"], "score": [float("nan")]}), tmp_path / "l.parquet")
+    (row,) = Urls(path=str(tmp_path / "l.parquet")).list().items.to_pylist()
+    assert row["given"] is None
+
+
+@pytest.mark.parametrize("kind", ["named", "stored"])
+def test_kinds_that_only_records_have_are_refused(kind):
+    with pytest.raises(UserError, match=f"the kind '{kind}' is not one of its own"):
+        sources.of_pipeline({"a": {"kind": kind}}, "p.yaml")
+
+
+def test_an_empty_source_is_not_the_current_folder():
+    with pytest.raises(UserError, match="--source is empty"):
+        sources.parse("")
