@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from uhr.base.console import say, shown, table
 from uhr.base.files import user_path
-from uhr.base.formatting import human_bytes
+from uhr.base.formatting import human_bytes, numbered_names
 from uhr.models.ops.choices import ShiftPolicy
 from uhr.models.samplers import SAMPLERS, names_for
 from uhr.models.specs.registry import SPECS
@@ -152,7 +151,9 @@ def print_details(value: dict[str, Any]) -> None:
         "text tokens": ", ".join(f"{name} {count}" for name, count in value["text_lengths"].items()),
         "guidance": _GUIDANCE[value["guidance"]],
         "sampling": _sampling(sampling),
-        "LoRA targets": "; ".join(f"{name}: {_names(t)}" for name, t in value["lora_targets"].items()),
+        "LoRA targets": "; ".join(
+            f"{name}: {numbered_names(t)}" for name, t in value["lora_targets"].items()
+        ),
     }
     if "bytes" in value:
         rows["on disk"] = ", ".join(f"{name} {human_bytes(n)}" for name, n in value["bytes"].items() if n)
@@ -177,19 +178,6 @@ def _recipe_changes(value: dict[str, Any]) -> list[str]:
     if value["guidance"] != "embedded":
         changes.append(f"guidance={{kind: {value['guidance']}, scale: null}}")
     return changes
-
-
-def _names(targets: list[str]) -> str:
-    """Runs of names that differ only in a block's number, as one: `blocks.{0-23}.attn.to_out`."""
-    runs: dict[str, list[int]] = {}
-    for target in targets:
-        number = re.search(r"\.(\d+)\.", target)
-        pattern = target if number is None else re.sub(r"\.\d+\.", ".#.", target, count=1)
-        runs.setdefault(pattern, []).extend([] if number is None else [int(number[1])])
-    return ", ".join(
-        pattern.replace("#", f"{{{min(found)}-{max(found)}}}") if found else pattern
-        for pattern, found in runs.items()
-    )
 
 
 def _sampling(sampling: dict[str, Any]) -> str:

@@ -227,11 +227,13 @@ def count(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as `0.4 s`, `32 s`, `2 min 22 s` or `1 h 20 min`."""
+    """Format seconds as `0.4 s`, `32 s`, `2 min 22 s`, `1 h 20 min` or, from four days on, `26.8 days`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
+    if whole >= 4 * 86400:
+        return f"{whole / 86400:,.1f} days"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

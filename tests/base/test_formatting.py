@@ -5,6 +5,7 @@ from uhr.base.formatting import (
     gibibytes,
     human_bytes,
     number,
+    numbered_names,
     share,
     sufficient_bytes,
     with_unit,
@@ -49,3 +50,12 @@ def test_memory_of_a_gpu_is_in_binary_units():
 
 def test_a_limit_that_has_to_be_enough_is_rounded_up():
     assert [sufficient_bytes(b) for b in (1, 1025, (1 << 30) + 1)] == ["1 B", "1.01 KiB", "1.01 GiB"]
+
+
+def test_names_that_differ_in_a_number_are_one():
+    blocks = [f"single.{n}.attn.to_out" for n in (0, 1, 2, 4)]
+    assert numbered_names(["to_q", *blocks, "double.7.ff"]) == (
+        "to_q, single.{0-2,4}.attn.to_out, double.7.ff"
+    )
+    # no number between two dots: the whole name, each once
+    assert numbered_names(["to_out.0", "ff.net.2"]) == "to_out.0, ff.net.2"

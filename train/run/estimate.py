@@ -57,7 +57,7 @@ def estimate(
         "phases": phases,
         "trained": recipe.trainable.describe(spec),
         "processes": {**dataclasses.asdict(processes), "parts": processes.parts(recipe)},
-        "notes": recipe.notes(spec),
+        "notes": [*recipe.notes(spec), *_first(recipe)],
     }
     if isinstance(recipe, VaeRecipe):
         from uhr.train.run.vae.estimate import vae_plan
@@ -70,6 +70,15 @@ def estimate(
         parts = (part for each in encoded for part in each.data.info.parts)
         found["storage"]["encoded_data"] = sum(part.bytes for part in parts)
     return {**common, **found}
+
+
+def _first(recipe: RecipeBase) -> list[str]:
+    """Which recipe has to be run before this one, if any."""
+    before = recipe.init.after
+    if before is None:
+        return []
+    what = f"recipe {recipe.name} begins with the result of {before}, which this plan does not count"
+    return [f"{what}: run that first, then `uhr train run {recipe.name} --init ITS_RUN`"]
 
 
 def _empty_vae(spec: ModelSpec, opened: Model | None) -> Any:
@@ -260,6 +269,10 @@ _STORED = {
 """How people read the keys of the storage."""
 
 
+_MEMORY = {"constant": "constant part of the adapter", "host": "on the host, not in the total"}
+"""How people read those keys of the memory that do not explain themselves."""
+
+
 _SETS = {
     "data": "name",
     "share of batches": "share",
@@ -311,7 +324,11 @@ def print_estimate(plan: dict[str, Any]) -> None:
     parts = f", weights divided by {where['parts']}" if where["parts"] > 1 else ""
     at = "at the longest sequence" if plan["component"] == "transformer" else "for the largest images"
     say(f"\nestimated memory{each} {at}{parts}:")
-    table(["what", "size"], [[name, human_bytes(size)] for name, size in plan["memory"].items() if size])
+    # in the unit of the GPU's memory, with which the reader compares them
+    table(
+        ["what", "size"],
+        [[_MEMORY.get(name, name), gibibytes(size)] for name, size in plan["memory"].items() if size],
+    )
     if (gpu := plan.get("gpu")) is not None:
         state = "fits in" if gpu["fits"] else "does not fit in"
         say(f"{state} {gpu['title']}: {gibibytes(gpu['memory'])}, of which {gibibytes(gpu['usable'])} usable")

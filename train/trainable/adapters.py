@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from uhr.base.errors import UserError, unknown
+from uhr.base.formatting import numbered_names
 from uhr.models.specs.spec import ModelSpec
 from uhr.train.trainable.base import PartFile, Trainable
 
@@ -194,7 +195,7 @@ class Lora(Adapter):
         }
 
     def describe(self, spec: ModelSpec) -> str:
-        return f"LoRA of rank {self.rank} on {', '.join(self.suffixes(spec))}"
+        return f"LoRA of rank {self.rank} on {numbered_names(self.suffixes(spec))}"
 
 
 class GuideLora(Lora):
@@ -281,4 +282,4 @@ class Components(Adapter):
         }
 
     def describe(self, spec: ModelSpec) -> str:
-        return f"{self.rank} {self.components} singular components of {', '.join(self.suffixes(spec))}"
+        return f"{self.rank} {self.components} singular components of {numbered_names(self.suffixes(spec))}"

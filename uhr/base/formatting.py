@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from uhr.base.errors import one_line
@@ -62,3 +64,30 @@ def first_words(text: str | None, most: int = 140) -> str:
     """The first `most` characters of a text, cut between words."""
     text = one_line(text or "")
     return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"
+
+
+def numbered_names(names: Iterable[str]) -> str:
+    """`to_q, blocks.{0-23}.attn.to_out`: names that differ only in a number between two dots, as one.
+
+    Numbers that are missing in between are shown: `blocks.{0-3,5}.attn.to_out`.
+    """
+    groups: dict[str, set[int]] = {}
+    for name in names:
+        number = re.search(r"\.(\d+)\.", name)
+        pattern = name if number is None else re.sub(r"\.\d+\.", ".#.", name, count=1)
+        groups.setdefault(pattern, set()).update(() if number is None else (int(number[1]),))
+    return ", ".join(
+        pattern.replace("#", _ranges(numbers)) if numbers else pattern for pattern, numbers in groups.items()
+    )
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """`{0-3,5}`; one number alone has no braces."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    text = ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+    return f"{{{text}}}" if "-" in text or "," in text else text

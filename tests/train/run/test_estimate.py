@@ -211,3 +211,24 @@ def test_a_part_of_the_users_is_counted_every_time(monkeypatch, tmp_path):
     kind = "uhr.train.trainable.adapters:Lora"
     plan_of("lora", f"trainable={{kind: '{kind}', rank: 4, alpha: 4, targets: attention}}")
     assert not (tmp_path / "uhr/counts").exists()
+
+
+def test_memory_is_in_the_unit_of_the_gpu(capsys):
+    plan = plan_of("lora")
+    print_estimate(plan)
+    (total,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("total")]
+    assert total.split() == ["total", f"{plan['memory']['total'] / 2**30:.1f}", "GiB"]
+
+
+def test_the_recipe_that_comes_first_is_named():
+    (note,) = plan_of("urae-4k@code")["notes"]
+    assert "begins with the result of urae-2k" in note
+    assert "`uhr train run urae-4k@code --init" in note
+    assert plan_of("urae-4k@code", "init.after=null")["notes"] == plan_of("urae-4k@paper")["notes"] == []
+
+
+def test_blocks_of_one_kind_are_one_name():
+    changes = ("family=flux2", "guidance={kind: cfg, scale: null}")
+    plan = estimate(resolve("gca-stage2", sets=changes), "flux2-klein-base-4b", [])
+    assert "single_transformer_blocks.{0-19}.attn.to_out" in plan["trained"]
+    assert plan["trained"].count("single_transformer_blocks") == 1
