@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from uhr.base.console import warn
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import sha256_file, user_path
-from uhr.base.paths import path_text
+from uhr.base.paths import or_similar, path_text
 from uhr.models.adapters import files as adapters
 from uhr.models.adapters.formats.keys import layout_of
 from uhr.models.adapters.formats.usage import Usage
@@ -62,6 +62,9 @@ def find(recipe: RecipeBase, model: Model, given: Sequence[str | Path], staging:
     refs: list[InitRef] = []
     for use, entry in zip(uses, given, strict=True):
         path = user_path(entry)
+        if not path.exists():
+            fix = or_similar(path, "name a run, a checkpoint of one, or an adapter")
+            raise UserError(f"--init {path} does not exist", fix)
         # the file of a checkpoint is named by its folder, which says more
         if path.stem not in ("ema", "optimiser") and (path.parent / checkpoint.FILE).is_file():
             path = path.parent

@@ -96,6 +96,7 @@ class Trainer:
         job, state, total = self.job, self.state, self.recipe.steps
         assert state.step < total
         before = [line for line in read_log(job.out) if line["step"] <= state.step]
+        took: deque[float] = deque(maxlen=RECENT)
         recent = deque((line["loss"] for line in before if line["step"]), RECENT)
         held_out = next((line for line in reversed(before) if held_out_losses(line)), {})
         with (
@@ -114,7 +115,8 @@ class Trainer:
                 write(entry)
                 held_out = entry if held_out_losses(entry) else held_out
                 recent.append(entry["loss"])
-                advance(1, progress_note(entry, total))
+                took.append(entry["seconds"])
+                advance(1, progress_note(entry, total, sum(took) / len(took)))
                 # read once: a request that comes while the checkpoint is written waits for the next step
                 stopping = self.ranks.any(stop.requested) or state.step == total
                 if stopping or state.step % self.recipe.runtime.checkpoint_every == 0:

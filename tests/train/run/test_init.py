@@ -326,7 +326,7 @@ def test_a_run_of_a_third_recipe_is_taken_with_a_warning(first, make, tmp_path, 
 
 def test_the_nearest_existing_name_of_what_a_run_begins_with_is_given(first, make, tmp_path):
     given = first[0].with_name("rum")
-    with pytest.raises(UserError, match=f"adapter {given} is not there: did you mean {first[0]}"):
+    with pytest.raises(UserError, match=f"--init {given} does not exist: did you mean {first[0]}"):
         make(tmp_path / "a", init=[given])
 
 

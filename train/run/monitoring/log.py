@@ -12,7 +12,7 @@ from typing import Any
 from uhr.base.console import table
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import atomic
-from uhr.base.formatting import gibibytes
+from uhr.base.formatting import gibibytes, number
 
 FILE = "log.jsonl"
 
@@ -57,14 +57,14 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines):
+    for index, line in enumerate(lines):
         if not line.endswith("\n"):
             return
         try:
             yield json.loads(line)
         except ValueError as error:
             raise UserError(
-                f"{path} line {number + 1} is not JSON ({one_line(error)})", "remove that line"
+                f"{path} line {index + 1} is not JSON ({one_line(error)})", "remove that line"
             ) from None
 
 
@@ -79,15 +79,18 @@ def held_out_losses(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {HELD_OUT: entry["held_out"], **named} if "held_out" in entry else named
 
 
-def progress_note(entry: dict[str, Any], total: int) -> str:
-    """A step's line of the log in a few words, for the progress bar; `total` is the run's steps."""
-    left = (total - entry["step"]) * entry["seconds"]
+def progress_note(entry: dict[str, Any], total: int, seconds: float | None = None) -> str:
+    """A step's line of the log in a few words, for the progress bar.
+
+    total: the run's steps. seconds: of a step, for the time that is left; None is those of this step.
+    """
+    left = (total - entry["step"]) * (entry["seconds"] if seconds is None else seconds)
     parts = [
         f"loss {entry['loss']:.4f}",
         f"{entry['samples_per_second']:.3g} images/s",
-        *(f"{entry[name]:,.0f} {unit}" for name, unit in RATES.items() if name in entry),
+        *(f"{number(entry[name])} {unit}" for name, unit in RATES.items() if name in entry),
         f"wait {entry['wait'] / max(entry['seconds'], 1e-9):.1%}",
-        gibibytes(entry["peak_memory"]),
+        f"memory {gibibytes(entry['peak_memory'])}",
         f"{datetime.timedelta(seconds=round(left))} left",
     ]
     return ", ".join(parts)

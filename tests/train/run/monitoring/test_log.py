@@ -63,8 +63,13 @@ FULL = {
 
 def test_the_progress_line_has_loss_speed_wait_memory_and_time_left():
     assert progress_note(FULL, 100) == (
-        "loss 0.5000, 1 images/s, 5,000 tokens/s, wait 25.0%, 3.0 GiB, 0:03:00 left"
+        "loss 0.5000, 1 images/s, 5,000 tokens/s, wait 25.0%, memory 3.0 GiB, 0:03:00 left"
     )
+    # of a VAE: small rates are not rounded to 0
+    crops = {key: value for key, value in FULL.items() if key != "tokens_per_second"}
+    assert "0.027 Mpx/s" in progress_note({**crops, "megapixels_per_second": 0.027}, 100)
+    # one slow step does not change the time left by more than its part of the recent ones
+    assert progress_note(FULL, 100, seconds=1.0).endswith("0:01:30 left")
 
 
 def test_the_table_shows_what_the_lines_have_and_reads_those_of_earlier_versions(capsys):
