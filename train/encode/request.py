@@ -99,8 +99,11 @@ def select(manifest: Manifest, config: EncodeConfig) -> pa.Table:
     columns += [name for name in ("width", "height", "source_name") if name in names]
     rows = manifest.table(list(dict.fromkeys(columns)), where=where)
     if not rows.num_rows:
-        of = f" of split '{config.split}'" if config.split is not None else ""
-        raise UserError(
-            f"{manifest.path} has no kept row{of}", f"see `{command('manifest', 'show', manifest.path)}`"
-        )
+        see = f"see `{command('manifest', 'show', manifest.path)}`"
+        if config.split is None:
+            raise UserError(f"{manifest.path} has no kept row", see)
+        splits = manifest.table(["split"], where="status = 'kept' AND split IS NOT NULL")["split"].unique()
+        known = ", ".join(sorted(splits.to_pylist()))
+        fix = f"its splits are {known}: --set split=NAME" if known else see
+        raise UserError(f"{manifest.path} has no kept row of split '{config.split}'", fix)
     return rows

@@ -170,6 +170,9 @@ class _Job:
 def _run(description: str, unit: str, plan: UnitPlan, work: TextWork | ImageWork, runner: Runner) -> None:
     try:
         with progress(description, plan.rows, unit) as advance:
+            # the first unit takes the longest: what computes it is loaded in it
+            advance(0, "loading")
+            advance(0, "")
             run_units(plan, work, runner, advance)
     finally:
         work.close()

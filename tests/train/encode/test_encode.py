@@ -334,7 +334,7 @@ def test_only_rows_of_the_split_are_encoded(tmp_path, manifest_of, tiny_flux):
     seen = [{row["uri"] for row in rows_of(tmp_path / part, "latents")} for part in ("train", "val")]
     assert seen[0] | seen[1] == set(names)
     assert not seen[0] & seen[1]
-    with pytest.raises(UserError, match="no kept row of split 'test'"):
+    with pytest.raises(UserError, match="no kept row of split 'test': its splits are train, val"):
         encode(tmp_path / "s", str(tiny_flux), tmp_path / "test", EncodeConfig(split="test"), "cpu")
 
 
@@ -351,6 +351,13 @@ def test_an_unknown_caption_column_names_the_nearest(four, tiny_flux, tmp_path):
 def test_half_written_damaged_and_newer_folders_are_refused(small_set, tmp_path):
     with pytest.raises(UserError, match="contains no encoded data"):
         read_encoded(tmp_path)
+    # the manifest is what has to be encoded, not where to
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "manifest.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"plain is a manifest that is not encoded: `uhr train encode .*plain"
+    ):
+        read_encoded(tmp_path / "plain")
     copy = tmp_path / "copy"
     shutil.copytree(small_set.folder, copy)
     file = copy / small_set.info.buckets[0].parts[0].path

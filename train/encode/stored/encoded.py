@@ -260,6 +260,9 @@ def read_encoded(path: Path) -> EncodedInfo:
             raise UserError(
                 f"{path} is not fully encoded", "run the same `uhr train encode` again to continue"
             )
+        if (path / MANIFEST).is_file():
+            fix = command("train", "encode", path, "--model", "M", "--out", "ENCODED")
+            raise UserError(f"{path} is a manifest that is not encoded", f"`{fix}`, then name ENCODED")
         raise UserError(
             f"{path} contains no encoded data",
             or_similar(path, f"`{command('train', 'encode', 'MANIFEST', '--model', 'M', '--out', path)}`"),
@@ -284,7 +287,8 @@ def print_encoded(info: EncodedInfo) -> None:
         say("pixels are stored, to train a VAE; no texts")
     else:
         bare = counts["without_caption"]
-        say(f"{info.texts.rows:,} captions; {bare:,} images have none and get the empty one")
+        get = f"; {bare:,} images have no caption and get the empty one" if bare else ""
+        say(f"embeddings of {info.texts.rows:,} texts, the empty one included{get}")
     for name, count in info.texts.truncated.items():
         if count:
             sequence = next(iter(info.geometry.text_shapes))
