@@ -31,7 +31,7 @@ class RuleEntry(Config):
     def _named(cls, tree: Any) -> Any:
         # the key `null` of YAML is None
         if not isinstance(tree, Mapping):
-            return tree
+            raise ValueError("write its condition, or a mapping with `where`")  # noqa: TRY004 - pydantic's kind
         return {"null" if key is None else key: value for key, value in tree.items()}
 
 

@@ -245,14 +245,15 @@ class SetStage(BaseStage):
 
         live: the rows that are still kept, with all columns so far, in no order.
 
-        The result must not depend on the order of rows: break ties by `uri`.
+        The result must not depend on the order of rows: break ties by `uri` and `sample_id`.
         """
         return live.query("live", self.query())
 
     def query(self) -> str:
         """Return SQL over the relation `live` that selects `sample_id` and `adds`.
 
-        It must not depend on row order: write ORDER BY inside windows, with ties broken by `uri`.
+        It must not depend on row order: write ORDER BY inside windows, with ties broken by `uri` and
+        `sample_id`.
         """
         raise NotImplementedError
 

@@ -64,6 +64,11 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def literal(text: str) -> str:
+    """Return a text as SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def finite_column(name: str) -> str:
     """Return SQL for the column as a double, null if it is not finite."""
     value = f"{quoted(name)}::DOUBLE"

@@ -184,7 +184,13 @@ class CurationPlan:
     def schema(self) -> pa.Schema:
         """The manifest's schema: the base columns, then those of the source and of each stage, in order."""
         found = {column.name: column for planned in self.stages for column in own_columns(planned)}
-        return schema_of([*self.given, *found.values(), *self.verdict_columns])
+        given = [column for column in self.given if column.name not in found]
+        return schema_of([*given, *found.values(), *self.verdict_columns])
+
+    @property
+    def inherited(self) -> tuple[Column, ...]:
+        """The columns of the source that patches have from their image: those that no stage measured."""
+        return _unmeasured(self.given)
 
     @property
     def verdict_columns(self) -> tuple[Column, ...]:
@@ -219,6 +225,9 @@ class CurationPlan:
             tree["unit"] = self.unit_size(0)
         if len(self.passes) > 1 or self.passes[0].segments:
             tree["passes"] = [[planned.label for planned in each.stages] for each in self.passes]
+        if self.channels:
+            # also those without rules: `channels` names them, and they keep rows
+            tree["channels"] = list(self.channels)
         if bound := [[planned.label, planned.channel] for planned in self.stages if planned.channel]:
             tree["bound"] = bound
         return fingerprint(
@@ -278,6 +287,15 @@ def own_columns(planned: PlannedStage[Any]) -> list[Column]:
     return [replace(column, stage=column.stage or planned.label) for column in columns]
 
 
+def _unmeasured(columns: Sequence[Column]) -> tuple[Column, ...]:
+    return tuple(column for column in columns if not column.stage)
+
+
+def _same(one: Column, two: Column) -> bool:
+    """Whether two columns have one meaning, whatever the names of the stages that add them."""
+    return replace(one, stage="") == replace(two, stage="")
+
+
 class _Planner:
     """Makes the plan of one pipeline."""
 
@@ -295,8 +313,9 @@ class _Planner:
         found, skipped = candidates(config.stages, config.name, tuple(config.channels))
         # a column of the source that a stage adds is measured anew
         added = {column.name for each in found for column in each.stage.adds}
-        self.given = tuple(column for column in self.given if column.name not in added)
         expand = found[-1] if found and found[-1].kind == "expand" else None
+        added |= set() if expand is None else {CHILD_COUNT.name}
+        self.given = tuple(column for column in self.given if column.name not in added)
         outer = found if expand is None else found[:-1]
         if (wrong := next((each for each in outer if each.kind == "expand"), None)) is not None:
             raise UserError(
@@ -306,7 +325,8 @@ class _Planner:
         cuts, skipped = cut(outer, skipped, {column.name for column in source})
         passes = self._rows(cuts, skipped, source, [(None, config.rules), *config.channels.items()], expand)
         if expand is not None:
-            passes += self._patches(expand, {column.name: column for column in self._columns(cuts)})
+            of_images = (*self.given, *self._columns(cuts))
+            passes += self._patches(expand, {column.name: column for column in of_images})
         if strict and self.skipped:
             raise UserError(
                 f"--strict: {self.skipped[0].label} would be skipped ({self.skipped[0].why})",
@@ -323,7 +343,7 @@ class _Planner:
     def _patches(self, expand: Candidate, outer: dict[str, Column]) -> list[Pass]:
         """Return the passes of the patches; the first one cuts them."""
         entry = expand.entry
-        before = {*outer, *(column.name for column in (*SOURCE, *self.given))}
+        before = {*outer, *(column.name for column in SOURCE)}
         lacking = [need for need in expand.stage.needs if need not in before]
         if lacking:
             what = f"stage '{expand.label}' needs column '{lacking[0]}', which no stage adds"
@@ -333,10 +353,10 @@ class _Planner:
         if (wrong := next((each for each in found if each.kind == "expand"), None)) is not None:
             raise UserError(f"{where}: '{wrong.label}' cuts patches of patches", "leave it out")
         for column in (column for each in found for column in each.stage.adds):
-            if column.name in outer and outer[column.name] != column:
+            if column.name in outer and not _same(outer[column.name], column):
                 what = f"{where} adds column '{column.name}', which images have with another meaning"
                 raise UserError(what, "rename it")
-        source = (*SOURCE, *self.given, *expand.stage.adds)
+        source = (*SOURCE, *_unmeasured(self.given), *expand.stage.adds)
         cuts, skipped = cut(found, skipped, {column.name for column in source})
         rules_of_images = self.after_expand
         passes = self._rows(cuts or [[]], skipped, source, [(None, entry.rules)], None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -17,7 +18,7 @@ from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge, RuleCounts, Ruling
 from uhr.curate.stage import SetStage, Workspace
 from uhr.manifests.schema import CHILD_COUNT, KEPT, VERDICT, Column
-from uhr.manifests.sql import finite_column, quoted
+from uhr.manifests.sql import finite_column, literal, quoted
 
 BATCH_ROWS = 16_384
 MEMORY = "1GiB"
@@ -26,8 +27,8 @@ MEMORY = "1GiB"
 SPILLED = "commit.duckdb.tmp"
 """The folder of the spilled files, and of those of set stages."""
 
-_ORDER = "uri, parent_id IS NOT NULL, box[2], box[1], box[4], box[3]"
-"""Images by uri, each followed by its patches from the top left."""
+_PATCH_ORDER = "parent_id IS NOT NULL, box[2], box[1], box[4], box[3]"
+"""An image, followed by its patches from the top left."""
 
 
 class SampleTable:
@@ -39,6 +40,9 @@ class SampleTable:
         self._patches = any(each.of_patches for each in plan.passes)
         self._verdict = [column.name for column in (*VERDICT, *plan.verdict_columns)]
         self._types = {field.name: field.type for field in plan.schema}
+        # in named sources the same uri may occur more than once
+        named = ["source_name"] if "source_name" in self._types else []
+        self._order = ", ".join(["uri", *named, *([_PATCH_ORDER] if self._patches else [])])
 
     def __enter__(self) -> SampleTable:
         self._clear()
@@ -78,12 +82,13 @@ class SampleTable:
         """Add the columns `new` of a later pass to the rows that it was about, and replace their verdicts."""
         self._create("fresh", schema, batches)
         run = self._connection.execute
-        columns = ", ".join(f"fresh.{quoted(name)}" for name in new)
+        have = self._columns("samples")
+        columns = ", ".join(f"fresh.{quoted(name)}" for name in new if name not in have)
+        # images may have a column that is new for patches: a row that is not in the pass keeps its value
         verdict = ", ".join(
             f"CASE WHEN fresh.sample_id IS NULL THEN samples.{n} ELSE fresh.{n} END AS {n}"
-            for n in self._verdict
+            for n in [*self._verdict, *(quoted(name) for name in new if name in have)]
         )
-        have = self._columns("samples")
         others = ", ".join(f"samples.{quoted(n)}" for n in have if n not in {*self._verdict, *new})
         joined = "samples LEFT JOIN fresh USING (sample_id)"
         chosen = ", ".join(part for part in (others, verdict, columns) if part)
@@ -111,7 +116,7 @@ class SampleTable:
         """Return the columns `names` of the rows that are still kept, images or patches, sorted."""
         where = f"status = '{KEPT}'" + self._scope(of_patches)
         chosen = ", ".join(map(quoted, names))
-        query = f"SELECT {chosen} FROM samples WHERE {where} ORDER BY {_ORDER}"
+        query = f"SELECT {chosen} FROM samples WHERE {where} ORDER BY {self._order}"
         table = self._connection.sql(query).to_arrow_table()
         schema = pa.schema([(name, self._types[name]) for name in names])
         return pa.table([_as(table[n], schema.field(n).type) for n in names], schema=schema)
@@ -124,7 +129,7 @@ class SampleTable:
         run = self._connection.execute
         where = f"status = '{KEPT}'" + self._scope(of_patches)
         if planned.channel is not None:
-            where += f" AND list_contains(channels, '{planned.channel}')"
+            where += f" AND list_contains(channels, {literal(planned.channel)})"
         run(f"CREATE OR REPLACE TEMP VIEW live AS SELECT * FROM samples WHERE {where}")
         self._compute(planned)
         self._check_result(planned)
@@ -181,28 +186,28 @@ class SampleTable:
         """Evaluate the rules that follow a set stage on the kept rows, and write the verdicts."""
         if not planned.rules:
             return
-        columns = {"sample_id", *(("channels",) if self._plan.channels else ())}
+        columns = {"sample_id", *(column.name for column in self._plan.verdict_columns)}
         columns.update(*(rule.condition.columns for rule in planned.rules))
         chosen = ", ".join(map(quoted, sorted(columns)))
         run = self._connection.execute
         listed = ", ".join(f"{name} {self._type_of('samples', name)}" for name in self._verdict)
         run(f"CREATE TABLE changes (sample_id VARCHAR, {listed})")
         where = f"status = '{KEPT}'" + self._scope(of_patches)
-        query = f"SELECT {chosen} FROM samples WHERE {where} ORDER BY {_ORDER}"
+        query = f"SELECT {chosen} FROM samples WHERE {where} ORDER BY {self._order}"
         schema = pa.schema([self._plan.schema.field(name) for name in sorted(columns)])
         judge = Judge(self._plan.schema, self._plan.channels)
         for batch in self._connection.cursor().sql(query).to_arrow_reader(BATCH_ROWS):
             rows = pa.Table.from_batches([batch]).cast(schema).to_pylist()
             rulings = judge.rulings(planned.rules, rows, counts)
-            self._change([(row["sample_id"], r) for row, r in zip(rows, rulings, strict=True)])
+            self._change(zip(rows, rulings, strict=True))
         changed = ", ".join(f"{name} = changes.{name}" for name in self._verdict)
         run(f"UPDATE samples SET {changed} FROM changes WHERE samples.sample_id = changes.sample_id")
         run("DROP TABLE changes")
 
-    def _change(self, rulings: list[tuple[str, Ruling]]) -> None:
+    def _change(self, rulings: Iterable[tuple[Mapping[str, Any], Ruling]]) -> None:
         """Note the verdicts of the rows that have one now, and the channels of all."""
         rows = []
-        for sample, ruling in rulings:
+        for row, ruling in rulings:
             verdict = ruling.verdict
             if verdict is None and ruling.channels is None:
                 continue
@@ -211,10 +216,10 @@ class SampleTable:
                 "status": status,
                 "reason": reason,
                 "error": error,
-                "rejected_by": list(ruling.rejected_by),
+                "rejected_by": [*(row.get("rejected_by") or ()), *ruling.rejected_by] or None,
             }
             known["channels"] = (ruling.channels or []) if verdict is None else []
-            rows.append({"sample_id": sample, **{name: known[name] for name in self._verdict}})
+            rows.append({"sample_id": row["sample_id"], **{name: known[name] for name in self._verdict}})
         if rows:
             fields = [("sample_id", pa.string()), *((name, self._types[name]) for name in self._verdict)]
             self._connection.register("rows_to_change", pa.Table.from_pylist(rows, schema=pa.schema(fields)))
@@ -233,7 +238,7 @@ class SampleTable:
     def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """Yield every row with the columns of `schema`, sorted; patches follow their image."""
         columns = ", ".join(map(quoted, schema.names))
-        query = f"SELECT {columns} FROM samples ORDER BY {_ORDER if self._patches else 'uri'}"
+        query = f"SELECT {columns} FROM samples ORDER BY {self._order}"
         for batch in self._connection.sql(query).to_arrow_reader(BATCH_ROWS):
             table = pa.Table.from_batches([batch])
             arrays = [_as(table[field.name], field.type) for field in schema]

@@ -161,7 +161,7 @@ class _UnitRun:
             return
         try:
             children = [_checked(child, frame) for child in expand.stage.expand(frame)]
-            inherited = (*_INHERITED, *(column.name for column in self._plan.given))
+            inherited = (*_INHERITED, *(column.name for column in self._plan.inherited))
             added = [self.rows.add(_child_row(row, child, inherited)) for child in children]
             for at, child in zip(added, children, strict=True):
                 self.rows.put(at, expand, child.values)

@@ -7,7 +7,8 @@ from uhr.manifests.schema import DUPLICATES
 
 
 class ExactDuplicatesStage(SetStage):
-    """Groups kept rows by `content_hash` and ranks each group by `uri`; `dup_rank = 0` is the one to keep.
+    """Groups kept rows by `content_hash` and ranks each group by `uri` and `sample_id`; `dup_rank = 0` is the
+    one to keep.
 
     An image whose bytes are unique has rank 0 and no group. An image without a hash has neither rank nor
     group.
@@ -23,7 +24,8 @@ class ExactDuplicatesStage(SetStage):
                 sample_id,
                 CASE WHEN count(content_hash) OVER same > 1 THEN content_hash END AS dup_group,
                 CASE WHEN content_hash IS NOT NULL
-                    THEN CAST(row_number() OVER (PARTITION BY content_hash ORDER BY uri) - 1 AS INTEGER)
+                    THEN CAST(row_number() OVER (
+                        PARTITION BY content_hash ORDER BY uri, sample_id) - 1 AS INTEGER)
                 END AS dup_rank
             FROM live
             WINDOW same AS (PARTITION BY content_hash)

@@ -15,8 +15,8 @@ class RankStage(SetStage):
     """Adds `<of>_rank`: percent rank in [0, 1) by column `of` among the kept rows that have a value; 0 is the
     best.
 
-    The top 5 % are `<of>_rank < 0.05`. Ties are broken by `uri`, so that ranks are distinct and this
-    share is exact.
+    The top 5 % are `<of>_rank < 0.05`. Ties are broken by `uri` and `sample_id`, so that ranks are distinct
+    and this share is exact.
     """
 
     name = "rank"
@@ -39,13 +39,13 @@ class RankStage(SetStage):
         name = quoted(f"{self.params.of}_rank")
         order = "DESC" if self.params.descending else "ASC"
         # NaN and infinity count as missing: DuckDB would order them above every number
+        rank = f"row_number() OVER (PARTITION BY value IS NULL ORDER BY value {order}, uri, sample_id) - 1"
         value = f"CASE WHEN isfinite(CAST({of} AS DOUBLE)) THEN {of} END"
         return f"""
             SELECT
                 sample_id,
                 CASE WHEN value IS NOT NULL THEN
-                    (row_number() OVER (PARTITION BY value IS NULL ORDER BY value {order}, uri) - 1)
-                    / CAST(count(value) OVER () AS DOUBLE)
+                    ({rank}) / CAST(count(value) OVER () AS DOUBLE)
                 END AS {name}
             FROM (SELECT sample_id, uri, {value} AS value FROM live)
         """

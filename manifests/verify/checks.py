@@ -15,7 +15,7 @@ from uhr.base import parquet
 from uhr.manifests.info import ManifestInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import SOURCE_NAME, STATUSES, Column
-from uhr.manifests.sql import quoted
+from uhr.manifests.sql import literal, quoted
 
 EXAMPLES = 3
 """Number of samples that a fault names as examples. Its count includes all samples."""
@@ -67,11 +67,11 @@ def _identity(named: bool) -> Iterator[Check]:
 
 
 def _verdicts(info: ManifestInfo) -> Iterator[Check]:
-    statuses = ", ".join(map(_text, STATUSES))
+    statuses = ", ".join(map(literal, STATUSES))
     yield "verdicts", "status", "is not one of the three", f"status IS NULL OR status NOT IN ({statuses})"
     yield "verdicts", "reason", "of a kept sample", "status = 'kept' AND reason IS NOT NULL"
     yield "verdicts", "error", "of a sample that has not failed", "status <> 'failed' AND error IS NOT NULL"
-    rules = ", ".join(_text(rule.name) for rule in info.rules) or "NULL"
+    rules = ", ".join(literal(rule.name) for rule in info.rules) or "NULL"
     unknown = f"status = 'rejected' AND (reason IS NULL OR coalesce(reason NOT IN ({rules}), true))"
     yield "verdicts", "reason", "of a rejected sample is not a rule", unknown
     silent = "status = 'failed' AND (reason IS NULL OR error IS NULL)"
@@ -156,7 +156,3 @@ def _order(manifest: Manifest) -> Iterator[VerifyFault]:
             yield VerifyFault("order", "uri", "the rows are not sorted by it")
             return
         last = uris[-1].as_py()
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -15,10 +16,12 @@ from uhr.curate.frame import Frame
 from uhr.curate.measures.detail import TILE, tiles, windows
 from uhr.curate.patch_frame import PatchFrame
 from uhr.curate.planning.plan import CurationPlan
+from uhr.curate.stage import FrameStage
 from uhr.curate.stages.near_duplicates import NearDuplicatesStage
 from uhr.curate.stages.patches import PatchesStage
 from uhr.curate.stages.phash import phash
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.schema import Column
 from uhr.manifests.sources.base import MemoryBlob
 
 
@@ -195,3 +198,76 @@ def test_of_images_that_look_alike_the_best_by_the_order_is_kept(tmp_path):
         "s0": ("s1", "s1"),
         "s3": (None, None),
     }
+
+
+@pytest.fixture
+def measured(uhr, tmp_path):
+    """Run a pipeline over two noisy images, or over a manifest; returns the rows by uri and box."""
+    (tmp_path / "images").mkdir()
+    for number, name in enumerate(("a", "b")):
+        pixels = textured((0, 0, 128, 64), width=128, height=64) // (number + 1)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.png")
+
+    def run(name: str, text: str, source: object = None) -> list[dict[str, Any]]:
+        (tmp_path / f"{name}.yaml").write_text(f"name: t\n{text}")
+        arguments = ("--out", tmp_path / name, "--engine", "local", "--workers", 0)
+        arguments += () if source is None else ("--source", source)
+        code, _, errors = uhr("curate", "run", tmp_path / f"{name}.yaml", *arguments)
+        assert code == 0, errors
+        return Manifest.open(tmp_path / name).table().to_pylist()
+
+    return run
+
+
+def test_patches_of_a_manifest_have_values_of_their_own(measured, tmp_path):
+    stages = "stages: [header, geometry, decode, exposure, entropy]\n"
+    images = {row["uri"]: row for row in measured("images-out", stages, tmp_path / "images")}
+    patches = "{stage: patches, size: 64, flat: 1, stages: [header, exposure], rules: {lit: luma_mean > 1}}"
+    rows = measured("out", f"stages: [header, decode, {patches}]\n", f"manifest:{tmp_path / 'images-out'}")
+    assert sum(row["parent_id"] is not None for row in rows) == 4
+    for row in rows:
+        image = images[row["uri"]]
+        if row["parent_id"] is None:
+            assert (row["luma_mean"], row["entropy"]) == (image["luma_mean"], image["entropy"])
+        else:
+            assert row["luma_mean"] not in (None, image["luma_mean"])
+            assert (row["entropy"], row["megapixels"]) == (None, None), "they are of the whole image"
+
+
+def test_images_keep_a_column_that_a_later_pass_measures_of_patches(measured, tmp_path):
+    late = f"{{stage: '{__name__}:Late'}}"
+    inner = f"[header, geometry, phash, near_duplicates, {late}]"
+    patches = f"{{stage: patches, size: 64, flat: 1, stages: {inner}}}"
+    outer = "header, geometry, decode, phash, near_duplicates"
+    rows = measured("out", f"stages: [{outer}, {late}, {patches}]\n", tmp_path / "images")
+    assert {row["parent_id"] is None for row in rows} == {True, False}
+    assert all(row["late"] == f"{row['width']} px" for row in rows)
+
+
+def test_a_rule_of_images_after_the_patches_sees_columns_that_patches_have_too(measured, tmp_path):
+    patches = "{stage: patches, size: 64, flat: 1, stages: [header, exposure]}"
+    rules = "rules: {counted: child_count * 64 = width AND luma_mean > 1}\n"
+    text = f"stages: [header, decode, exposure, {patches}]\n{rules}"
+    rows = measured("out", text, tmp_path / "images")
+    assert [row["status"] for row in rows] == ["kept"] * 6
+
+
+def test_named_sources_with_equal_uris_are_in_one_order(measured, tmp_path):
+    patches = "{stage: patches, size: 64, flat: 1, stages: [header]}"
+    sources = f"sources: {{z: {tmp_path / 'images'}, y: {tmp_path / 'images'}}}\n"
+    rows = measured("out", f"stages: [header, decode, {patches}]\n{sources}")
+    order = [(row["uri"], row["source_name"], row["parent_id"] is not None) for row in rows]
+    assert order == sorted(order)
+    assert len(order) == 12
+
+
+class Late(FrameStage):
+    """Says how wide an image is, once it is known whether it is a duplicate."""
+
+    name = "late"
+    reads = "header"
+    needs = ("width", "dup_of")
+    adds = (Column("late", pa.string(), "the width"),)
+
+    def annotate(self, frame: Frame) -> dict[str, str]:
+        return {"late": f"{frame.row['width']} px"}

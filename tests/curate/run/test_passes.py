@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from uhr.base.errors import UserError
+from uhr.curate.config import load
+from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run import job
 from uhr.curate.run.status import status_of
 from uhr.manifests.manifest import Manifest
@@ -266,6 +268,33 @@ def test_an_image_is_kept_if_one_channel_accepts_it(run, uhr, tmp_path):
         "light": ("bright", "pass"),
         "top": ("bright", "fail"),
     }
+
+
+def test_the_rules_of_two_stages_over_the_set_are_both_in_rejected_by(run):
+    tree = """
+stages: [header, geometry, decode, phash, {stage: near_duplicates, channel: o'k},
+  {stage: rank, of: megapixels}]
+all_rules: true
+channels:
+  o'k: {copy: dup_of IS NOT NULL}
+  first: {best: megapixels_rank > 0}
+  all: {}
+"""
+    rows = rows_of(run(NAMES, tree)[0])
+    # images of one colour look alike: the first is the best of them, and all others its duplicates
+    assert rows["0"]["rejected_by"] == ["copy", "best"]
+    assert rows["0"]["channels"] == ["all"]
+    assert [rows[name]["rejected_by"] for name in NAMES[1:]] == [None] * 7
+    assert rows["1"]["channels"] == ["o'k", "first", "all"]
+
+
+def test_a_channel_without_rules_makes_another_plan(tmp_path):
+    def mark(channels: str) -> str:
+        (tmp_path / "p.yaml").write_text(f"stages: [header]\nchannels: {channels}")
+        return CurationPlan.of(load(str(tmp_path / "p.yaml"))).fingerprint
+
+    marks = {mark("{}"), mark("{a: {x: width > 5}}"), mark("{a: {x: width > 5}, b: {}}"), mark("{b: {}}")}
+    assert len(marks) == 4
 
 
 @pytest.mark.parametrize(("null", "reason"), [("fail", "no value"), ("reject", "said"), ("keep", None)])
