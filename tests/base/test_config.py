@@ -1,9 +1,11 @@
 import json
 from pathlib import Path
+from typing import Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import model_validator
 
 from uhr.base.config import (
     Config,
@@ -20,6 +22,21 @@ from uhr.base.errors import UserError
 
 class Inner(Config):
     threshold: float = 0.5
+
+
+class Range(Config):
+    low: float = 0.0
+    high: float = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+class Ranges(Config):
+    first: Range = Range()
 
 
 class Outer(Config):
@@ -44,6 +61,12 @@ def test_a_wrong_value_names_its_key_and_the_value():
         UserError, match=r"plan.yaml: 'inner.threshold' should be a valid number.*\(got 'high'\)"
     ):
         build(Outer, {"name": "a", "inner": {"threshold": "high"}}, "plan.yaml")
+
+
+def test_values_that_do_not_go_together_are_named_without_the_others():
+    with pytest.raises(UserError) as error:
+        build(Ranges, {"first": {"low": 3.0}}, "plan.yaml")
+    assert str(error.value) == "plan.yaml: 'first': low 3.0 is above high 1.0"
 
 
 def test_a_missing_key_is_named():

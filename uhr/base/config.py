@@ -68,6 +68,9 @@ def build(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
             raise UserError(f"{where}: '{path}' is missing", "give it a value") from None
         if not path:  # the mistake is in the whole tree: its message says which values do not go together
             raise UserError(f"{where}: {_lower(fault['msg'])}") from None
+        if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):
+            # several values of a part do not go together: the message has them, and the part has many others
+            raise UserError(f"{where}: '{path}': {_lower(fault['msg'])}") from None
         got = f" (got {fault['input']!r})"
         raise UserError(f"{where}: '{path}' {_lower(fault['msg'])}{got}") from None
 
