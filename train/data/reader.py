@@ -138,7 +138,7 @@ class EncodedData:
         """
         if self.info.config.pixels:
             raise UserError(
-                f"{self.path} has pixels and no latents", "encode the same slice with pixels=false"
+                f"{self.path} has pixels and no latents", "encode the same slice without --pixels"
             )
         info, config = self.buckets[bucket], self.info.config
         shape, dtype = self.info.latent_shape(info), config.dtype
@@ -172,9 +172,7 @@ class EncodedData:
     def read_pixels(self, bucket: int, rows: Sequence[int]) -> PixelRows:
         """Read rows of a folder that was encoded with `pixels`. Raises UserError if it was not."""
         if not self.info.config.pixels:
-            raise UserError(
-                f"{self.path} has latents and no pixels", "encode the same slice with pixels=true"
-            )
+            raise UserError(f"{self.path} has latents and no pixels", "encode the same slice with --pixels")
         info = self.buckets[bucket]
         found = self._rows(info, rows)
         shape = (info.height, info.width, 3)

@@ -294,7 +294,8 @@ def _check_data(data: EncodedData, model: Model, component: str) -> None:
     if info.config.pixels != (component == "vae"):
         has, needs = ("pixels", "latents") if info.config.pixels else ("latents", "pixels")
         what = f"{data.path} has {has}, and a {component} is trained on {needs}"
-        raise UserError(what, f"encode the same slice with pixels={str(needs == 'pixels').lower()}")
+        how = "with" if needs == "pixels" else "without"
+        raise UserError(what, f"encode the same slice into another folder, {how} --pixels")
     if component == "vae":
         return
     pairs = {

@@ -154,10 +154,14 @@ def test_what_a_vae_has_no_use_for_is_refused(vae_job, change, error):
 
 
 def test_pixels_and_latents_are_not_mistaken_for_each_other(crops, small_set, tiny_flux, fast_vae, tmp_path):
-    with pytest.raises(UserError, match="has pixels, and a transformer is trained on latents"):
+    with pytest.raises(
+        UserError, match=r"has pixels, and a transformer is trained on latents: encode.*without --pixels"
+    ):
         start(resolve("lora", None, ["phases.main.resolution=64"]), str(tiny_flux), [crops], tmp_path / "one")
     recipe = resolve("vae-f16", None, [*fast_vae, "phases.main.resolution=128"])
-    with pytest.raises(UserError, match="has latents, and a vae is trained on pixels"):
+    with pytest.raises(
+        UserError, match=r"has latents, and a vae is trained on pixels: encode.*, with --pixels"
+    ):
         start(recipe, str(tiny_flux), [small_set.folder], tmp_path / "two")
     with pytest.raises(UserError, match="recipes of its own, such as vae-f16"):
         resolve("lora", None, ["trainable={kind: vae}"])
