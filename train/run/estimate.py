@@ -78,7 +78,8 @@ def _first(recipe: RecipeBase) -> list[str]:
     if before is None:
         return []
     what = f"recipe {recipe.name} begins with the result of {before}, which this plan does not count"
-    return [f"{what}: run that first, then `uhr train run {recipe.name} --init ITS_RUN`"]
+    fix = f"run that first, then `uhr train run {recipe.name} --init ITS_RUN`"
+    return [f"{what}: {fix}; or begin with the model, --set init.after=null"]
 
 
 def _empty_vae(spec: ModelSpec, opened: Model | None) -> Any:

@@ -224,6 +224,7 @@ def test_the_recipe_that_comes_first_is_named():
     (note,) = plan_of("urae-4k@code")["notes"]
     assert "begins with the result of urae-2k" in note
     assert "`uhr train run urae-4k@code --init" in note
+    assert note.endswith("--set init.after=null")
     assert plan_of("urae-4k@code", "init.after=null")["notes"] == plan_of("urae-4k@paper")["notes"] == []
 
 
