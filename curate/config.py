@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import ByteSize, Field
@@ -31,11 +31,17 @@ class RuleEntry(Config):
     def _named(cls, tree: Any) -> Any:
         # the key `null` of YAML is None
         if not isinstance(tree, Mapping):
-            raise ValueError("write its condition, or a mapping with `where`")  # noqa: TRY004 - pydantic's kind
+            raise ValueError("should be a condition, or a mapping with `where`")  # noqa: TRY004 - pydantic's kind
         return {"null" if key is None else key: value for key, value in tree.items()}
 
 
-Rules = dict[str, str | RuleEntry]
+_Rule = Annotated[
+    Annotated[str, pydantic.Tag("text")] | Annotated[RuleEntry, pydantic.Tag("rule")],
+    # an error is then about the kind of rule that was written
+    pydantic.Discriminator(lambda rule: "text" if isinstance(rule, str) else "rule"),
+]
+
+Rules = dict[str, _Rule]
 """Rules by name: SQL over columns, or a mapping of it. They are evaluated in this order."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import pydantic
 from pydantic import Field
 
 from uhr.base.config import Config, fingerprint
@@ -37,8 +38,17 @@ class Server(Config):
     seconds: float = Field(120.0, gt=0, description="longest time for one answer")
     concurrency: int = Field(8, ge=1, le=256, description="requests at the same time")
 
+    @pydantic.field_validator("url")
+    @classmethod
+    def _storable(cls, url: str) -> str:
+        # a UserError, which pydantic passes on: its own message would print the password
+        from uhr.models.llm.chat import check_address
+
+        check_address(url)
+        return url
+
     def open(self) -> ChatServer:
-        """Return the client; no request is made yet. Raises UserError if the address is invalid."""
+        """Return the client; no request is made yet."""
         from uhr.models.llm.chat import ChatServer
 
         return ChatServer(self.url, self.model, self.seconds)

@@ -52,6 +52,21 @@ class ServerError(UserError):
     """The server cannot be used: it is unreachable, rejects requests, or keeps failing."""
 
 
+def check_address(url: str) -> None:
+    """Raise UserError if a server's address is not an http or https URL, or contains a user name or a
+    password: addresses are stored in records.
+    """
+    fix = "write it as http://localhost:8000/v1"
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        raise UserError("the address of the server is not a valid URL", fix) from None
+    if parts.username or parts.password:
+        raise UserError(f"the address of {parts.hostname} contains a password", f"set {KEY} instead")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise UserError(f"'{url}' is not the address of a server", fix)
+
+
 class ChatServer:
     """One model behind `url`/chat/completions. `seconds` is the time limit for one answer, from the first
     byte sent to the last byte read.
@@ -64,11 +79,7 @@ class ChatServer:
         seconds: float = 120.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise UserError(f"'{url}' is not the address of a server", "write it as http://localhost:8000/v1")
-        if parts.username or parts.password:
-            raise UserError(f"the address of {parts.hostname} contains a password", f"set {KEY} instead")
+        check_address(url)
         self.url = url.rstrip("/").removesuffix("/chat/completions")
         self.seconds = seconds
         self._sleep = sleep

@@ -41,6 +41,10 @@ class Weights:
         """
         name = str(text)
         check_utf8("weights", name)
+        if not name.strip():
+            raise UserError(
+                "the name of the weights is empty", "name a path, a hub id, or s3://bucket/prefix"
+            )
         if is_url(name):
             return cls(name)
         path = user_path(name)

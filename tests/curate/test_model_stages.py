@@ -276,3 +276,25 @@ def test_models_of_a_stage_have_views_and_stages_over_columns_have_none():
         if issubclass(cls, BatchStage):
             stage = cls(cls.Params())
             assert bool(stage.views) == (name not in ("laion_aesthetic", "clip_score", "translate", "safety"))
+
+
+@pytest.mark.parametrize("stage", ["caption", "translate"])
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://bob:secret@host/v1", "the address of host contains a password"),
+        ("http://[", "not a valid URL"),
+    ],
+)
+def test_an_address_that_cannot_be_stored_is_refused_and_not_skipped(tmp_path, stage, url, message):
+    entry = {"stage": stage, "if_missing": "skip", "server": {"url": url, "model": "m"}}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"stages": ["header", "decode", entry]}))
+    with pytest.raises(UserError, match=message) as error:
+        CurationPlan.of(load(str(tmp_path / "p.yaml")))
+    assert "secret" not in str(error.value)
+
+
+def test_an_empty_name_of_weights_is_not_the_current_folder(tmp_path):
+    (tmp_path / "p.yaml").write_text("stages: [header, decode, {stage: embedding, weights: ''}]")
+    with pytest.raises(UserError, match="stage 'embedding' cannot run"):
+        CurationPlan.of(load(str(tmp_path / "p.yaml")))

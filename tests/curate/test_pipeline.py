@@ -150,3 +150,19 @@ def test_a_pipeline_that_is_not_there_names_those_that_are(name, message):
 def test_a_setting_of_the_wrong_shape_is_one_line(change, message):
     with pytest.raises(UserError, match=message):
         load("quickstart", [change])
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("3", "should be a condition, or a mapping with `where`"),
+        ("{null: keep}", "where' is missing"),
+        ("{where: width > 3, null: nope}", "should be 'fail', 'reject' or 'keep' (got 'nope')"),
+        ("{where: width > 3, nul: keep}", "unknown key 'rules.x.rule.nul'"),
+    ],
+)
+def test_a_mistake_in_a_rule_is_about_what_was_written(tmp_path, rule, message):
+    (tmp_path / "p.yaml").write_text(f"stages: [header]\nrules: {{x: {rule}}}\n")
+    with pytest.raises(UserError) as error:
+        load(str(tmp_path / "p.yaml"))
+    assert message in str(error.value)
