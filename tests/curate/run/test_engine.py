@@ -189,7 +189,7 @@ def test_a_set_stage_sees_the_kept_rows_and_later_rules_decide(curate, outside):
 
 MOODS = {
     "segfault": ("crash", "crashed (SIGSEGV)"),
-    "sleep": ("time limit", "took longer than 5 s"),
+    "sleep": ("time limit", "took longer than 10 s"),
     "eat": ("memory limit", "needed more than 629.1 MB of memory"),
     "raise": ("stage error", "KeyError: 'a key\\nwith two lines'"),
     "exit": ("stage error", "SystemExit: 3"),
@@ -213,7 +213,7 @@ def test_a_fault_of_a_user_s_stage_fails_only_its_image_on_both_engines(uhr, ima
     pipeline.write_text(f"""
         stages: [header, decode, {{stage: "{outside}:Moody"}}, {{stage: "{outside}:Redness", scale: 0.5}}]
         rules: {{scored: score >= 0}}
-        limits: {{seconds: 5, memory: 600MiB}}
+        limits: {{seconds: 10, memory: 600MiB}}
         unit: 5
     """)
     ids = []
