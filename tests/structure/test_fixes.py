@@ -73,6 +73,8 @@ PRINTED_BY = {
 """By the longest path that begins a module's: the commands that print what it says."""
 
 ELSEWHERE = {
+    ("train/data/reader.py", "--pixels"): ("train encode",),
+    ("train/run/job.py", "--pixels"): ("train encode",),
     ("manifests/export/hf.py", "--split"): ("manifest slice",),
     ("manifests/export/plan.py", "--split"): ("manifest slice",),
     ("manifests/export/plan.py", "--where"): ("manifest slice",),
