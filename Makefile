@@ -23,11 +23,11 @@ demo: $(STAMP)
 	$(BIN)/python -m uhr demo
 
 test: $(STAMP)
-	@# three processes for two cores, as some tests wait: for Ray to start, for a time limit to pass. A file stays
-	@# in one, for the fixtures that its tests share. Files come in their order (tests/conftest.py), not by number
-	@# of tests: the long files of few tests would come last, and one process would wait for the others. Compiled
-	@# tests are kept, whatever the environment says: each process would compile all of them anew
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@# two processes: a third makes tests with time limits fail on two cores. A file stays in one, for the fixtures
+	@# that its tests share. Files come in their order (tests/conftest.py), not by number of tests: the long files
+	@# of few tests would come last, and one process would wait for the other. Compiled tests are kept, whatever
+	@# the environment says: each process would compile all of them anew
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

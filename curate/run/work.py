@@ -7,6 +7,7 @@ patches of an image are done while it is decoded.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,9 @@ class CurateWork(TaskWork):
         this = self.plan.passes[self.number]
         for planned in (*this.frames, *(() if this.expand is None else (this.expand,))):
             planned.stage.open()
+        if this.views:
+            # takes seconds, which must not count against the first image
+            importlib.import_module("torch")
         self._judge = Judge(self.plan.schema, self.plan.channels, self.plan.config.all_rules)
 
     def do(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:

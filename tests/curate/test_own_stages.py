@@ -54,7 +54,6 @@ def rows_of(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 @pytest.mark.ray
-@pytest.mark.ray
 def test_the_four_stages_of_the_docs_give_the_same_rows_on_both_engines(uhr, package, tmp_path, monkeypatch):
     source, ids = source_of(tmp_path / "source"), []
     monkeypatch.chdir(tmp_path)
