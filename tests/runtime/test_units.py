@@ -30,7 +30,7 @@ from uhr.runtime.worker import cores, search_path
 HERE = Path(__file__).parent
 LIMITS = Limits(seconds=20, memory=700 * 2**20)
 """Generous: a harmless item must not run into it on a busy machine."""
-SHORT = Limits(seconds=6, memory=700 * 2**20)
+SHORT = Limits(seconds=10, memory=700 * 2**20)
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +149,7 @@ EXPECTED = [
     "fine",
     "crash: ended itself with exit code 7",
     "fine",
-    "time limit: took longer than 6 s",
+    "time limit: took longer than 10 s",
     "memory limit: needed more than 734.0 MB of memory",
     "fine",
 ]

@@ -99,9 +99,10 @@ class Worker:
             self._died(child)
             return None
         child.trim_log()
-        overdue = child.seconds_on_item() > self._limits.seconds * child.items()
-        if overdue or child.rss() > self._limits.memory:
-            self._kill(child, overdue)
+        too_large = child.rss() > self._limits.memory
+        # an item that fills the memory may be slow because of it: the memory is the cause
+        if too_large or child.seconds_on_item() > self._limits.seconds * child.items():
+            self._kill(child, overdue=not too_large)
         return None
 
     @property
