@@ -39,6 +39,8 @@ from uhr.train.trainable.adapters import FUSED, Adapter
 RUN = "run.json"
 """The file that marks a run's folder."""
 
+_A_VAE = "name a run, or the folder or file of a VAE"
+
 FOLDER = "init"
 """The subfolder of a run with the adapters that are fused."""
 
@@ -63,8 +65,8 @@ def find(recipe: RecipeBase, model: Model, given: Sequence[str | Path], staging:
     for use, entry in zip(uses, given, strict=True):
         path = user_path(entry)
         if not path.exists():
-            fix = or_similar(path, "name a run, a checkpoint of one, or an adapter")
-            raise UserError(f"--init {path} does not exist", fix)
+            known = _A_VAE if component == "vae" else "name a run, a checkpoint of one, or an adapter"
+            raise UserError(f"--init {path} does not exist", or_similar(path, known))
         # the file of a checkpoint is named by its folder, which says more
         if path.stem not in ("ema", "optimiser") and (path.parent / checkpoint.FILE).is_file():
             path = path.parent
@@ -181,7 +183,7 @@ def _of_vae(path: Path, model: Model) -> InitRef:
     """The weights of a VAE, with what the record of `uhr train export` beside them says."""
     file = path / f"{COMPONENT}.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"--init {path} has no {file.name}", "name a run, or the folder or file of a VAE")
+        raise UserError(f"--init {path} has no {file.name}", _A_VAE)
     sha256 = sha256_file(file)
     record = _record(file, {file.name: sha256})
     if record:
