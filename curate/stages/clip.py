@@ -33,12 +33,10 @@ EMBEDDING = Column(
 )
 
 
-class EmbeddingStage(ModelStage):
-    """The embedding of the image by a CLIP model of open_clip."""
+class _ClipStage(ModelStage):
+    """A stage that loads a CLIP model of open_clip. Stages with the same weights share a worker."""
 
-    name = "embedding"
     packages: ClassVar[tuple[Package, ...]] = (OPEN_CLIP,)
-    adds = (EMBEDDING,)
 
     class Params(ModelStage.Params):
         """weights: a folder with open_clip_config.json, hub id or s3://; or a file, with `architecture` (such
@@ -51,7 +49,6 @@ class EmbeddingStage(ModelStage):
 
     def __init__(self, params: Any = None) -> None:
         super().__init__(params)
-        self.views = {"image": _view(self.params.weights, self.params.architecture)}
         self.backbone = f"clip {self.params.weights}"
 
     def unnamed(self) -> str | None:
@@ -63,15 +60,29 @@ class EmbeddingStage(ModelStage):
     def open(self, device: str) -> None:
         dtype = precision(self.params.dtype, device, "float16")
         self._model = clip_model(self.params.weights, self.params.architecture, device, dtype)
+
+    def close(self) -> None:
+        free_models()
+
+
+class EmbeddingStage(_ClipStage):
+    """The embedding of the image by a CLIP model of open_clip."""
+
+    name = "embedding"
+    adds = (EMBEDDING,)
+
+    def __init__(self, params: Any = None) -> None:
+        super().__init__(params)
+        self.views = {"image": _view(self.params.weights, self.params.architecture)}
+
+    def open(self, device: str) -> None:
+        super().open(device)
         check_view(self, self._model.view)
 
     def score(
         self, rows: Sequence[Mapping[str, Any]], views: Mapping[str, Sequence[Any]]
     ) -> Mapping[str, Sequence[Any]]:
         return {"clip_embedding": self._model.score(views["image"])["clip_embedding"].tolist()}
-
-    def close(self) -> None:
-        free_models()
 
 
 def _view(weights: str | None, architecture: str | None) -> View:
@@ -126,20 +137,16 @@ class LaionAestheticStage(ModelStage):
         return {"laion_aesthetic": self._head.score(embeddings).tolist()}
 
 
-class ClipScoreStage(ModelStage):
+class ClipScoreStage(_ClipStage):
     """How well a caption fits its image: 100 x the cosine of their embeddings, at least 0. Null without a
     caption; one longer than the model's context (77 tokens) is cut.
     """
 
     name = "clip_score"
-    packages: ClassVar[tuple[Package, ...]] = (OPEN_CLIP,)
 
-    class Params(ModelStage.Params):
+    class Params(_ClipStage.Params):
         """weights, architecture, dtype: those of `embedding`. of: the column of the caption."""
 
-        weights: str | None = None
-        architecture: str | None = None
-        dtype: Dtype = "auto"
         of: str = "caption"
 
     def __init__(self, params: Any = None) -> None:
@@ -150,17 +157,6 @@ class ClipScoreStage(ModelStage):
         meaning = f"100 x the cosine of `clip_embedding` and the embedding of `{of}`, at least 0"
         source = "CLIPScore 2104.08718 without its factor 2.5, as in torchmetrics"
         self.adds = (Column(self.column, pa.float64(), meaning, "1", "[0, 100]", source, stage=self.name),)
-        self.backbone = f"clip {self.params.weights}"
-
-    def unnamed(self) -> str | None:
-        return "weights=FOLDER" if self.params.weights is None else None
-
-    def weights(self) -> Mapping[str, str]:
-        return {} if self.params.weights is None else {"clip": self.params.weights}
-
-    def open(self, device: str) -> None:
-        dtype = precision(self.params.dtype, device, "float16")
-        self._model = clip_model(self.params.weights, self.params.architecture, device, dtype)
 
     def score(
         self, rows: Sequence[Mapping[str, Any]], views: Mapping[str, Sequence[Any]]
@@ -170,6 +166,3 @@ class ClipScoreStage(ModelStage):
         embeddings = np.array([row["clip_embedding"] for row in rows], dtype=np.float32)
         found = self._model.fit(embeddings, [row.get(self.params.of) for row in rows])
         return {self.column: [None if np.isnan(value) else float(value) for value in found]}
-
-    def close(self) -> None:
-        free_models()
