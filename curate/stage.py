@@ -45,6 +45,12 @@ class BaseStage(ABC):
     """Base of all kinds of stage: a name, parameters, declared columns, weights, a fingerprint."""
 
     name: ClassVar[str]
+
+    hashed_name: ClassVar[str] = ""
+    """What the fingerprint contains for this class; empty: its import path, `module:qualname`. A class that
+    moves sets the path that it had, so that results from before the move are still reused. Subclasses do not
+    inherit it."""
+
     version: ClassVar[int] = 1
     """Increase it whenever the numbers change: old results with another fingerprint are not reused."""
 
@@ -89,14 +95,15 @@ class BaseStage(ABC):
 
     def fingerprint(self) -> str:
         """Hash of class, version, parameters and weights (64 hex digits)."""
-        tree: list[Any] = [self._kind, self.version, canonical_json(self.params)]
+        tree: list[Any] = [self._class_name, self.version, canonical_json(self.params)]
         if hashes := self.weight_hashes():
             tree.append(sorted(hashes.items()))
         return fingerprint(tree)
 
     @property
-    def _kind(self) -> str:
-        return f"{type(self).__module__}:{type(self).__qualname__}"
+    def _class_name(self) -> str:
+        cls = type(self)
+        return vars(cls).get("hashed_name") or f"{cls.__module__}:{cls.__qualname__}"
 
 
 def missing_weights(text: str) -> str | None:

@@ -125,8 +125,8 @@ def plan_(
     """Estimate steps, tokens, parameters, memory, storage and time of a run; loads no weights."""
     from uhr.models.loading.opening import ModelName
     from uhr.train.recipes import resolve
-    from uhr.train.run.estimate import estimate, print_estimate
-    from uhr.train.run.memory import Processes
+    from uhr.train.run.estimate.estimate import estimate, print_estimate
+    from uhr.train.run.estimate.memory import Processes
 
     named, processes = ModelName(model, spec, base), Processes(workers, machines)
     found = estimate(resolve(recipe, config, sets), named, data or [], on, processes)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uhr.base.compiled import compiled
+from uhr.pixels.compiled import compiled
 
 PATCH = 240
 """Side of a flatness patch in px, as published (UltraFlux 2511.18050, `tools/filtering_pipeline.py`)."""

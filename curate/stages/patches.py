@@ -23,6 +23,7 @@ class PatchesStage(ExpandStage):
     """
 
     name = "patches"
+    hashed_name = "uhr.curate.stages.patches:PatchesStage"
     adds = (
         Column(
             "patch_detail",

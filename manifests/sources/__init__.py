@@ -22,7 +22,7 @@ NAMES: dict[str, str] = {
     "parquet": f"{_HERE}.parquet_images:ParquetImages",
     "stored": f"{_HERE}.stored:Stored",
     "s3": f"{_HERE}.s3:S3",
-    "urls": f"{_HERE}.urls:Urls",
+    "urls": f"{_HERE}.fetching.urls:Urls",
 }
 """Kind -> import path. A kind is imported when it is first used."""
 

@@ -17,9 +17,9 @@ from uhr.curate.measures.detail import TILE, tiles, windows
 from uhr.curate.patch_frame import PatchFrame
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.stage import FrameStage
-from uhr.curate.stages.near_duplicates import NearDuplicatesStage
+from uhr.curate.stages.frames.phash import phash
 from uhr.curate.stages.patches import PatchesStage
-from uhr.curate.stages.phash import phash
+from uhr.curate.stages.sets.near_duplicates import NearDuplicatesStage
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import Column
 from uhr.manifests.sources.base import MemoryBlob

@@ -13,7 +13,7 @@ from uhr.base.errors import UserError
 from uhr.curate.frame import Frame
 from uhr.curate.stage import FrameStage, SetStage
 from uhr.curate.stages import NAMES, stage_class
-from uhr.curate.stages.geometry import LANDSCAPES, aspect_bucket
+from uhr.curate.stages.frames.geometry import LANDSCAPES, aspect_bucket
 from uhr.manifests.schema import COLUMNS
 from uhr.manifests.sources.base import LocalBlob
 from uhr.pixels.decode import PixelLimits
@@ -177,7 +177,7 @@ def test_what_is_no_stage_is_refused(path) -> None:
 
 def test_a_stage_of_the_users_own_is_named_by_import_path() -> None:
     assert stage_class(NAMES["entropy"]) is stage_class("entropy")
-    assert issubclass(stage_class("uhr.curate.stages.rank:RankStage"), SetStage)
+    assert issubclass(stage_class("uhr.curate.stages.sets.rank:RankStage"), SetStage)
 
 
 def test_a_stage_of_the_former_base_class_measures_one_image():

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uhr.curate.stages.exact_duplicates import ExactDuplicatesStage
-from uhr.curate.stages.rank import RankStage
+from uhr.curate.stages.sets.exact_duplicates import ExactDuplicatesStage
+from uhr.curate.stages.sets.rank import RankStage
 
 HASHES = st.lists(st.sampled_from(("aa", "bb", "cc", "dd", None)), min_size=1, max_size=30)
 VALUES = st.lists(

@@ -42,7 +42,7 @@ PRINTED_BY = {
     "models/loading/opening.py": MODEL,
     "models/specs/registry.py": MODEL,
     "models/generate/repeat.py": ("sample",),
-    "train/run/estimate.py": ("train plan",),
+    "train/run/estimate/estimate.py": ("train plan",),
     "train/encode/run.py": ("train encode",),
     "train/encode/": ("train encode",),
     "train/run/export.py": ("train export",),

@@ -13,8 +13,8 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.manifests import sources
-from uhr.manifests.sources.robots import Robots, opt_out
-from uhr.manifests.sources.urls import Urls
+from uhr.manifests.sources.fetching.robots import Robots, opt_out
+from uhr.manifests.sources.fetching.urls import Urls
 from uhr.pixels.types import PixelFault
 
 FAST = {"private": True, "timeout": 0.5, "total": 1.0, "retries": 1, "pause": 0.01, "most": 100_000}
@@ -122,7 +122,7 @@ def test_invalid_urls_and_private_addresses_are_refused(tmp_path, url, message):
 
 
 def test_a_redirect_to_a_private_address_is_refused(site, tmp_path, monkeypatch):
-    from uhr.manifests.sources import http
+    from uhr.manifests.sources.fetching import http
 
     source = listed(tmp_path, f"{site.address}/moved", private=False, obey=False)
     public = http.ipaddress.ip_address("93.184.216.34")

@@ -3,7 +3,7 @@
 import pytest
 
 from uhr.train.recipes import NAMES, recipe, resolve
-from uhr.train.run.estimate import estimate
+from uhr.train.run.estimate.estimate import estimate
 
 QKV = 16 * (3072 + 3072)
 """Parameters of one adapted projection at rank 16."""

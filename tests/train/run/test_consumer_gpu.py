@@ -13,7 +13,7 @@ from uhr.models.estimate.devices import device
 from uhr.models.zoo import get
 from uhr.train.recipes import resolve
 from uhr.train.run import backbone as backbone_module
-from uhr.train.run.estimate import estimate
+from uhr.train.run.estimate.estimate import estimate
 from uhr.train.run.trainer import Trainer
 
 LORA_1K = ["phases.main.resolution=1024", "batch.micro=1"]

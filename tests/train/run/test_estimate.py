@@ -3,9 +3,9 @@ import pytest
 from uhr.base.errors import UserError
 from uhr.models.estimate.devices import DEVICES
 from uhr.train.recipes import resolve
-from uhr.train.run import counts
-from uhr.train.run.estimate import estimate, print_estimate
-from uhr.train.run.memory import Processes
+from uhr.train.run.estimate import counts
+from uhr.train.run.estimate.estimate import estimate, print_estimate
+from uhr.train.run.estimate.memory import Processes
 from uhr.train.run.trainer import Trainer
 
 

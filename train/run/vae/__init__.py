@@ -1,1 +1,1 @@
-"""Trains a model's VAE: what is loaded, batches of pixels, held-out reconstructions, and the plan."""
+"""Trains a model's VAE: what is loaded, batches of pixels, and held-out reconstructions."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uhr.base.compiled import compiled
+from uhr.pixels.compiled import compiled
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 

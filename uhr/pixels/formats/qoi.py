@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from uhr.base.compiled import compiled
+from uhr.pixels.compiled import compiled
 from uhr.pixels.planes import Planes
 from uhr.pixels.types import FileBytes, Header, PixelFault
 

@@ -15,7 +15,7 @@ from uhr.models.adapters.formats.keys import FLUX1
 from uhr.train.run.checkpoints.average import MARK, decay_at, describe_average, full_from, read_average
 from uhr.train.run.checkpoints.checkpoint import FILE, folder_of
 from uhr.train.run.checkpoints.state import TrainState
-from uhr.train.run.estimate import estimate
+from uhr.train.run.estimate.estimate import estimate
 from uhr.train.run.export import export
 from uhr.train.run.job import reopen
 from uhr.train.run.trainer import Trainer, train

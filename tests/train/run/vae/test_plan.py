@@ -6,8 +6,8 @@ import torch
 from uhr.models.estimate.live_bytes import LiveBytes
 from uhr.train.objectives.draws import Draws
 from uhr.train.recipes import resolve
-from uhr.train.run.estimate import estimate
-from uhr.train.run.memory import Processes
+from uhr.train.run.estimate.estimate import estimate
+from uhr.train.run.estimate.memory import Processes
 from uhr.train.run.trainer import Trainer
 
 OFF = "phases.main.objective.perceptual.weight=0"

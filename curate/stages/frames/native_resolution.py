@@ -18,6 +18,7 @@ class NativeResolutionStage(FrameStage):
     """
 
     name = "native_resolution"
+    hashed_name = "uhr.curate.stages.native_resolution:NativeResolutionStage"
     adds = (COLUMNS["upscale_ratio"],)
 
     def annotate(self, frame: Frame) -> Mapping[str, Any]:

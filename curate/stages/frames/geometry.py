@@ -17,6 +17,7 @@ class GeometryStage(FrameStage):
     """Megapixels, aspect ratio, and the label of the nearest common aspect ratio."""
 
     name = "geometry"
+    hashed_name = "uhr.curate.stages.geometry:GeometryStage"
     reads = "header"
     adds = GEOMETRY
 

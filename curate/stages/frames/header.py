@@ -16,6 +16,7 @@ class HeaderStage(FrameStage):
     """
 
     name = "header"
+    hashed_name = "uhr.curate.stages.header:HeaderStage"
     version = 2
     reads = "header"
     adds = HEADER

@@ -15,6 +15,7 @@ class ExactDuplicatesStage(SetStage):
     """
 
     name = "exact_duplicates"
+    hashed_name = "uhr.curate.stages.exact_duplicates:ExactDuplicatesStage"
     needs = ("content_hash",)
     adds = DUPLICATES
 

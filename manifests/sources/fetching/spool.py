@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from uhr.base.files import sha256_file, write_json
-from uhr.manifests.sources.http import AGENT, Fetched, HttpOptions, NotFetched, Request, get
-from uhr.manifests.sources.robots import Robots, opt_out
+from uhr.manifests.sources.fetching.http import AGENT, Fetched, HttpOptions, NotFetched, Request, get
+from uhr.manifests.sources.fetching.robots import Robots, opt_out
 
 LONGEST_ROBOTS = 512 * 1024
 """Bytes of a robots.txt that are read, as RFC 9309 requires at least."""

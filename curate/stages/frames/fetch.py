@@ -19,6 +19,7 @@ class FetchStage(FrameStage):
     """
 
     name = "fetch"
+    hashed_name = "uhr.curate.stages.fetch:FetchStage"
     reads = "header"
 
     class Params(FrameStage.Params):

@@ -31,8 +31,8 @@ from uhr.manifests.sources.base import (
     items_table,
     numbered,
 )
-from uhr.manifests.sources.http import HttpOptions, without_credentials
-from uhr.manifests.sources.spool import Spool
+from uhr.manifests.sources.fetching.http import HttpOptions, without_credentials
+from uhr.manifests.sources.fetching.spool import Spool
 from uhr.pixels.decode import PixelLimits
 from uhr.pixels.types import Header, PixelFault
 

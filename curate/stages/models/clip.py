@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from uhr.curate.stage import Package
-from uhr.curate.stages.models import (
+from uhr.curate.stages.models.base import (
     Dtype,
     ModelStage,
     check_view,
@@ -69,6 +69,7 @@ class EmbeddingStage(_ClipStage):
     """The embedding of the image by a CLIP model of open_clip."""
 
     name = "embedding"
+    hashed_name = "uhr.curate.stages.clip:EmbeddingStage"
     adds = (EMBEDDING,)
 
     def __init__(self, params: Any = None) -> None:
@@ -101,6 +102,7 @@ class LaionAestheticStage(ModelStage):
     """LAION's aesthetic predictor over the embedding of OpenAI's CLIP ViT-L/14."""
 
     name = "laion_aesthetic"
+    hashed_name = "uhr.curate.stages.clip:LaionAestheticStage"
     needs = ("clip_embedding",)
     adds = (
         Column(
@@ -143,6 +145,7 @@ class ClipScoreStage(_ClipStage):
     """
 
     name = "clip_score"
+    hashed_name = "uhr.curate.stages.clip:ClipScoreStage"
 
     class Params(_ClipStage.Params):
         """weights, architecture, dtype: those of `embedding`. of: the column of the caption."""

@@ -17,6 +17,7 @@ class DecodeStage(FrameStage):
     """
 
     name = "decode"
+    hashed_name = "uhr.curate.stages.decode:DecodeStage"
     version = 2
     adds = (COLUMNS["content_hash"], *DECODE)
 

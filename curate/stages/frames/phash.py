@@ -32,6 +32,7 @@ class PhashStage(FrameStage):
     """64-bit perceptual hash of the upright gray image."""
 
     name = "phash"
+    hashed_name = "uhr.curate.stages.phash:PhashStage"
     adds = (PHASH,)
 
     def annotate(self, frame: Frame) -> Mapping[str, Any]:

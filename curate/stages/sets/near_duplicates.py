@@ -29,6 +29,7 @@ class NearDuplicatesStage(SetStage):
     """
 
     name = "near_duplicates"
+    hashed_name = "uhr.curate.stages.near_duplicates:NearDuplicatesStage"
 
     class Params(SetStage.Params):
         radius: int = Field(4, ge=0, le=20, description="largest number of different bits of 64")

@@ -15,7 +15,7 @@ from uhr.models.estimate.operations import Operations
 from uhr.models.specs.spec import ModelSpec
 from uhr.train.objectives.draws import Draws
 from uhr.train.recipes.core.vae import VaeRecipe
-from uhr.train.run.memory import Processes, fit
+from uhr.train.run.estimate.memory import Processes, fit
 from uhr.train.run.vae.model import prepare
 
 

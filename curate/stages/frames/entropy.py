@@ -17,6 +17,7 @@ class EntropyStage(FrameStage):
     """
 
     name = "entropy"
+    hashed_name = "uhr.curate.stages.entropy:EntropyStage"
     adds = (COLUMNS["entropy"],)
 
     def open(self) -> None:

@@ -27,7 +27,7 @@ from uhr.models.estimate.shapes import empty_component
 from uhr.models.specs.spec import ModelSpec
 from uhr.train.optimisers import NAMES as OPTIMISERS
 from uhr.train.recipes.core.base import Recipe
-from uhr.train.run.memory import BaseSizes, PartSizes
+from uhr.train.run.estimate.memory import BaseSizes, PartSizes
 from uhr.train.trainable import NAMES
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from uhr.base.config import Config
-from uhr.curate.stages.models import ModelStage, local_json, precision
+from uhr.curate.stages.models.base import ModelStage, local_json, precision
 from uhr.manifests.schema import Column
 from uhr.models.scores.images import View
 
@@ -28,6 +28,7 @@ class SafetyStage(ModelStage):
     """`nsfw_prob` and `watermark_prob`, each by a model of its own; a column without a model is not added."""
 
     name = "safety"
+    hashed_name = "uhr.curate.stages.safety:SafetyStage"
 
     class Params(ModelStage.Params):
         """nsfw, watermark: the models. dtype of classifiers: float16 on a GPU, float32 on a CPU."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from uhr.base.errors import UserError
 from uhr.curate.stage import BatchStage, Package
-from uhr.curate.stages.models import check_view, local_json
+from uhr.curate.stages.models.base import check_view, local_json
 from uhr.manifests.schema import Column
 from uhr.models.scores.images import View
 
@@ -29,6 +29,7 @@ class PyiqaStage(BatchStage):
     """
 
     name = "pyiqa"
+    hashed_name = "uhr.curate.stages.quality:PyiqaStage"
     packages: ClassVar[tuple[Package, ...]] = (_PYIQA,)
     views: Mapping[str, View] = {"image": View()}
 
@@ -102,6 +103,7 @@ class QAlignStage(BatchStage):
     """
 
     name = "q_align"
+    hashed_name = "uhr.curate.stages.quality:QAlignStage"
     packages: ClassVar[tuple[Package, ...]] = (_PYIQA, Package("icecream", "quality", "MIT"))
 
     class Params(BatchStage.Params):

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from uhr.base.errors import UserError
-from uhr.curate.stages.models import (
+from uhr.curate.stages.models.base import (
     SERVER_RESOURCES,
     Dtype,
     ModelStage,
@@ -32,6 +32,7 @@ class RatingStage(ModelStage):
     """
 
     name = "rating"
+    hashed_name = "uhr.curate.stages.rating:RatingStage"
 
     class Params(ModelStage.Params):
         """column: the name of the score. weights: a local model of AutoModelForImageTextToText, or `server`.
@@ -146,6 +147,7 @@ class ArtimuseStage(RatingStage):
     """
 
     name = "artimuse"
+    hashed_name = "uhr.curate.stages.rating:ArtimuseStage"
     options = OPTIONS
 
     class Params(RatingStage.Params):

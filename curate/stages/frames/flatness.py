@@ -22,6 +22,7 @@ class FlatnessStage(FrameStage):
     """
 
     name = "flatness"
+    hashed_name = "uhr.curate.stages.flatness:FlatnessStage"
     adds = (COLUMNS["flat_fraction"],)
 
     class Params(FrameStage.Params):

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from uhr.base.errors import install
 from uhr.curate.stage import Package
-from uhr.curate.stages.models import ModelStage
+from uhr.curate.stages.models.base import ModelStage
 from uhr.manifests.schema import Column
 from uhr.models.scores.images import View
 
@@ -29,6 +29,7 @@ class PeopleStage(ModelStage):
     """
 
     name = "people"
+    hashed_name = "uhr.curate.stages.people:PeopleStage"
     packages: ClassVar[tuple[Package, ...]] = (Package("ultralytics", "people", "AGPL-3.0"),)
 
     class Params(ModelStage.Params):

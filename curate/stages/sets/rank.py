@@ -20,6 +20,7 @@ class RankStage(SetStage):
     """
 
     name = "rank"
+    hashed_name = "uhr.curate.stages.rank:RankStage"
     version = 2
 
     class Params(SetStage.Params):

@@ -22,9 +22,9 @@ from uhr.train.encode.stored.tensors import size_of
 from uhr.train.recipes.core.base import Recipe, RecipeBase
 from uhr.train.recipes.core.vae import VaeRecipe
 from uhr.train.run.checkpoints.average import describe_average
-from uhr.train.run.counts import Counts, counts_of_spec
-from uhr.train.run.duration import TokenCounts, sample_operations, step_seconds, token_counts
-from uhr.train.run.memory import Processes, fit, memory
+from uhr.train.run.estimate.counts import Counts, counts_of_spec
+from uhr.train.run.estimate.duration import TokenCounts, sample_operations, step_seconds, token_counts
+from uhr.train.run.estimate.memory import Processes, fit, memory
 
 
 def estimate(
@@ -60,7 +60,7 @@ def estimate(
         "notes": [*recipe.notes(spec), *_first(recipe)],
     }
     if isinstance(recipe, VaeRecipe):
-        from uhr.train.run.vae.estimate import vae_plan
+        from uhr.train.run.estimate.vae import vae_plan
 
         found = vae_plan(recipe, spec, _empty_vae(spec, opened), phases, gpu, processes)
     else:

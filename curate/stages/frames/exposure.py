@@ -15,6 +15,7 @@ class ExposureStage(FrameStage):
     """Three numbers from the gray histogram: mean, share below 16, share at 0 or 255."""
 
     name = "exposure"
+    hashed_name = "uhr.curate.stages.exposure:ExposureStage"
     adds = (COLUMNS["luma_mean"], COLUMNS["dark_fraction"], COLUMNS["clipped_fraction"])
 
     def open(self) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from uhr.base.errors import UserError
-from uhr.curate.stages.models import (
+from uhr.curate.stages.models.base import (
     SERVER_RESOURCES,
     Dtype,
     ModelStage,
@@ -34,6 +34,7 @@ class CaptionStage(ModelStage):
     """
 
     name = "caption"
+    hashed_name = "uhr.curate.stages.caption:CaptionStage"
 
     class Params(ModelStage.Params):
         """column: where the caption goes. weights: a local model of AutoModelForImageTextToText, or `server`.
@@ -144,6 +145,7 @@ class TranslateStage(ModelStage):
     """A translation of a caption by a language model behind a server; a row without a caption has none."""
 
     name = "translate"
+    hashed_name = "uhr.curate.stages.caption:TranslateStage"
     resources = SERVER_RESOURCES
 
     class Params(ModelStage.Params):

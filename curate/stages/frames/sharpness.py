@@ -18,6 +18,7 @@ class SharpnessStage(FrameStage):
     """
 
     name = "sharpness"
+    hashed_name = "uhr.curate.stages.sharpness:SharpnessStage"
     adds = (COLUMNS["laplacian_var"], COLUMNS["blockiness"])
 
     def open(self) -> None:

@@ -1,0 +1,1 @@
+"""Stages that measure one image at a time, on a CPU."""

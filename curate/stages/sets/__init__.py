@@ -1,0 +1,1 @@
+"""Stages that look at all rows at once: duplicates, and ranks."""
