@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from uhr.base.console import warn
-from uhr.curate.measures.hamming import BANDED, leaders, pairs_within
+from uhr.base.console import progress, say
+from uhr.curate.measures.hamming import comparisons, comparisons_per_second, leaders_within
 from uhr.curate.stage import SetStage, Workspace
 from uhr.manifests.schema import Column
 from uhr.manifests.sql import quoted
 
+if TYPE_CHECKING:
+    import numpy as np
+
 _TERM = re.compile(r"(\S+)(?:\s+(asc|desc))?", re.IGNORECASE)
 
-QUADRATIC = 2e8
-"""Pairs that are compared in a second, for the estimate that is printed first."""
+LONG = 5.0
+"""Seconds above which the time is printed first."""
 
 
 class NearDuplicatesStage(SetStage):
     """Groups kept rows around the best of them by `order`. A row within `radius` bits of a better one that is
     not a duplicate itself is its duplicate (`dup_of`); ties are broken by `uri`.
 
-    Exact: up to a radius of 4 by bands of the hash, above by comparing all pairs.
+    Exact: no pair is missed. The number of comparisons grows with the square of the rows, slowly for a small
+    radius; where it takes long, the time is printed first.
     """
 
     name = "near_duplicates"
@@ -72,9 +76,7 @@ class NearDuplicatesStage(SetStage):
         rows = ordered.select("sample_id, phash").to_arrow_table()
         ids = rows["sample_id"].to_pylist()
         hashes = np.array([int(text, 16) for text in rows["phash"].to_pylist()], np.uint64)
-        if self.params.radius > BANDED and (seconds := len(hashes) ** 2 / 2 / QUADRATIC) > 5:
-            warn(f"stage '{workspace.label}' compares all {len(hashes):,} images: about {seconds:,.0f} s")
-        lead = leaders(len(ids), pairs_within(hashes, self.params.radius))
+        lead = self._leaders(hashes, workspace.label)
         grouped = set(lead[lead != np.arange(len(ids))].tolist())
         table: dict[str, list[str | None]] = {"sample_id": ids, "near_group": [], "dup_of": []}
         for place, leader in enumerate(lead.tolist()):
@@ -82,3 +84,15 @@ class NearDuplicatesStage(SetStage):
             table["near_group"].append(None if alone else ids[leader])
             table["dup_of"].append(None if leader == place else ids[leader])
         return pa.table(table, schema=pa.schema([(name, pa.string()) for name in table]))
+
+    def _leaders(self, hashes: np.ndarray, label: str) -> np.ndarray:
+        radius = self.params.radius
+        total = comparisons(hashes, radius)
+        seconds = total / comparisons_per_second()
+        if seconds < LONG:
+            return leaders_within(hashes, radius)
+        say(
+            f"stage '{label}' makes {total:.2g} comparisons of {len(hashes):,} hashes: about {seconds:,.0f} s"
+        )
+        with progress(label, total, "comparisons") as advance:
+            return leaders_within(hashes, radius, advance)

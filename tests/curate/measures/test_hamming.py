@@ -7,7 +7,14 @@ import itertools
 import numpy as np
 import pytest
 
-from uhr.curate.measures.hamming import leaders, pairs_within
+from uhr.curate.measures import hamming
+from uhr.curate.measures.hamming import (
+    comparisons,
+    leaders,
+    leaders_within,
+    nearest_within,
+    pairs_within,
+)
 
 
 def by_hand(hashes: np.ndarray, radius: int) -> list[tuple[int, int]]:
@@ -30,17 +37,47 @@ def crowded(seed: int, count: int) -> np.ndarray:
     return hashes
 
 
-@pytest.mark.parametrize("radius", [0, 1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("radius", [0, 1, 2, 3, 4, 5, 9, 20])
 def test_the_pairs_are_those_of_comparing_all_with_all(radius):
     for seed, count in ((0, 0), (1, 1), (2, 2), (3, 90), (4, 150)):
-        hashes = crowded(seed, count)
-        assert [tuple(pair) for pair in pairs_within(hashes, radius).tolist()] == by_hand(hashes, radius)
+        hashes = np.unique(crowded(seed, count))
+        compared = []
+        found = [tuple(pair) for pair in pairs_within(hashes, radius, compared.append).tolist()]
+        assert found == by_hand(hashes, radius)
+        assert sum(compared) == comparisons(hashes, radius), "what was foretold"
 
 
-def test_many_equal_hashes_are_all_pairs():
-    hashes = np.array([7, 7, 9, 7], np.uint64)
-    assert pairs_within(hashes, 0).tolist() == [[0, 1], [0, 3], [1, 3]]
-    assert len(pairs_within(hashes, 3)) == 6, "7 and 9 differ in three bits"
+@pytest.mark.parametrize("small", [0, 16])
+def test_large_and_small_buckets_give_the_same_pairs(small, monkeypatch):
+    monkeypatch.setattr(hamming, "_SMALL", small)
+    monkeypatch.setattr(hamming, "_BLOCK", 64)
+    hashes = np.unique(crowded(5, 120))
+    assert [tuple(pair) for pair in pairs_within(hashes, 4).tolist()] == by_hand(hashes, 4)
+
+
+@pytest.mark.parametrize("radius", [0, 3, 6])
+def test_leaders_are_those_of_all_pairs_equal_hashes_included(radius):
+    hashes = np.concatenate([crowded(6, 60), crowded(6, 60)[::3]])
+    pairs = np.array(by_hand(hashes, radius), np.int64).reshape(-1, 2)
+    assert leaders_within(hashes, radius).tolist() == leaders(len(hashes), pairs).tolist()
+
+
+def test_a_hundred_thousand_equal_hashes_need_no_pairs():
+    found = leaders_within(np.full(100_000, 7, np.uint64), 4)
+    assert not found.any(), "all follow the first"
+    assert comparisons(np.full(100_000, 7, np.uint64), 4) == 0
+
+
+@pytest.mark.parametrize("radius", [0, 4, 9])
+def test_the_nearest_of_another_set_is_that_of_comparing_all(radius):
+    hashes, others = crowded(7, 40), crowded(7, 90)[::-1].copy()
+    places, distances = nearest_within(hashes, others, radius)
+    for at, value in enumerate(hashes.tolist()):
+        apart = [(value ^ other).bit_count() for other in others.tolist()]
+        least = min(apart)
+        wanted = (apart.index(least), least) if least <= radius else (-1, -1)
+        assert (places[at], distances[at]) == wanted
+    assert nearest_within(hashes, others[:0], radius)[0].tolist() == [-1] * 40
 
 
 def test_a_chain_of_small_steps_does_not_make_two_different_images_one():
