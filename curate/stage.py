@@ -1,6 +1,6 @@
 """Base classes of stages: what a stage reads, which columns it adds, and its version.
 
-Four kinds, told apart by their base class: `FrameStage` measures one image on a CPU, `BatchStage` scores
+Four kinds, by their base class: `FrameStage` measures one image on a CPU, `BatchStage` scores
 batches of images with a model, `ExpandStage` cuts images into patches, `SetStage` looks at all rows at once.
 Stages annotate and never reject a sample (rules do, `rules.py`). The same images give the same columns on any
 machine and in any order, so that a run can be resumed and its results reused.
@@ -263,7 +263,3 @@ class SetStage(BaseStage):
         `sample_id`.
         """
         raise NotImplementedError
-
-
-Stage = FrameStage
-"""The former name of `FrameStage`, for stages of the user's own that were written for it."""

@@ -389,7 +389,7 @@ def _end(code: int) -> NoReturn:
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # the packages are those beside the tests
-    asked = serve(sys.argv[1], sys.argv[2:])
-    workers = warm_workers(Path(asked["address"])) if asked["warm_workers"] else contextlib.nullcontext()
+    request = serve(sys.argv[1], sys.argv[2:])
+    workers = warm_workers(Path(request["address"])) if request["warm_workers"] else contextlib.nullcontext()
     with workers:
-        _end(_exit_code(asked))
+        _end(_exit_code(request))

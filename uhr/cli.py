@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         if usage is not None:
             return _fail(usage, debug, code=2)
         if (reason := disk_fault(error)) is not None:
-            return _fail(f"nothing more can be written{_where(error)} ({reason}): {_MAKE_ROOM}", debug)
+            return _fail(f"nothing more can be written{_where(error)} ({reason}): {_FREE_SPACE}", debug)
         return _fail(f"unexpected {type(error).__name__}: {one_line(error)} (--debug shows where)", debug)
     if code == 130:
         # typer turns Ctrl-C into this exit code, without a message
@@ -123,7 +123,7 @@ def _working_folder_searched() -> Generator[None]:
             sys.path.remove("")
 
 
-_MAKE_ROOM = "free space there, then give the same command again"
+_FREE_SPACE = "free space there, then give the same command again"
 
 
 def _where(error: Exception) -> str:

@@ -188,7 +188,7 @@ def _is_image(name: str) -> bool:
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """The patterns that `{000..015}` stands for, as the shards of WebDataset are named."""
+    """Expand `{000..015}`, as the shards of WebDataset are named."""
     match = _BRACES.search(pattern)
     if match is None:
         yield pattern

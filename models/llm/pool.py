@@ -17,7 +17,7 @@ def answers(ask: Callable[[T], R], items: Iterable[T], concurrency: int) -> list
     """Call `ask` for each item, for at most `concurrency` at the same time, and return in their order what
     it returns, or the NoAnswer that it raises.
 
-    Any other error ends the whole call: what has not started by then is not asked.
+    Any other error ends the whole call: calls that have not started by then are never made.
     """
 
     failed = threading.Event()

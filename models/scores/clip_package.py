@@ -18,9 +18,9 @@ def clip_importable() -> Generator[None]:
         return
     import packaging.version
 
-    stand_in = ModuleType(name)
-    stand_in.packaging = packaging  # ty: ignore[missing-attribute]
-    sys.modules[name] = stand_in
+    substitute = ModuleType(name)
+    substitute.packaging = packaging  # ty: ignore[missing-attribute]
+    sys.modules[name] = substitute
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """People in an image: boxes by YOLOE with any words, or a count of frontal faces without weights.
 
-The two are different measurements, and neither stands in for the other: a detector of people gives boxes,
+The two are different measurements, and neither replaces the other: a detector of people gives boxes,
 their area and the flag `character`; the face cascade gives `face_count` only.
 """
 

@@ -69,17 +69,17 @@ class PyiqaMetric:
         if source is None or source.repository is None:
             return cls(_create(name, device, None if source is None else source.fetch()))
         assert source.repository is not None
-        # which files a metric consists of is known only to its own code: it is made until it lacks none
+        # only the metric's own code knows its files: create it again after each file that it lacks
         folder: Path | None = None
-        asked: list[str] = []
+        fetched: list[str] = []
         while True:
             try:
                 return cls(_create(name, device, folder))
             except _LacksFile as lack:
-                if lack.file is None or lack.file in asked or len(asked) == _MOST_FILES:
+                if lack.file is None or lack.file in fetched or len(fetched) == _MOST_FILES:
                     raise UserError(lack.what, lack.fix) from lack
-                asked.append(lack.file)
-                folder = snapshot(source.repository, source.revision, asked)
+                fetched.append(lack.file)
+                folder = snapshot(source.repository, source.revision, fetched)
 
     def score(self, images: Sequence[Any]) -> dict[str, np.ndarray]:
         """Return the metric's value of each image, under the metric's name (float64)."""

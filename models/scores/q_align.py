@@ -146,7 +146,7 @@ def _at(folder: Path) -> Generator[None]:
 
 
 class _LoadedFrom:
-    """Stands for a class of transformers whose `from_pretrained` loads from one folder, whatever its name."""
+    """Replaces a class of transformers: `from_pretrained` loads from `folder`, not from the hub."""
 
     def __init__(self, cls: Any, folder: Path, checked: bool = False) -> None:
         self._cls, self._folder, self._checked = cls, folder, checked

@@ -1,7 +1,7 @@
 """A vision-language model as a judge: the expected value of a rating over the logits of its words.
 
-The model is asked once for each image, and answers nothing: of the probabilities of its next token those of
-the rating's words are taken and normalised (Q-Align, arXiv 2312.17090, equation 2).
+The model runs once for each image and generates no text: of the probabilities of its next token, those of the
+rating's words are taken and normalised (Q-Align, arXiv 2312.17090, equation 2).
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def _fits_whole(options: ExactTiling, vae: Any, task: Task, samples: int) -> boo
     alive = samples * (untiled_bytes(task) - task.fixed) + task.fixed
     # with more values, GPU kernels of convolution and interpolation fail or are slow
     indexed = samples * largest_tensor(task) < 2**31
-    # asked only where it matters: a VAE's dtype is found by a walk through its modules
+    # `vae.dtype` visits all modules, so it is read last
     own = options.dtype != "float32" or vae.dtype == torch.float32
     return own and alive <= int(options.memory) and indexed
 

@@ -98,8 +98,8 @@ def test_the_two_back_ends_gave_the_same(report):
 
 @pytest.mark.parametrize(("limit", "code"), [("0", 0), ("1e9", 1)])
 def test_an_aim_that_is_missed_is_exit_code_1(limit, code, capsys):
-    asked = ["--tiny", "--only", "attention", "--sizes", "4K", "--aim", f"attention-4k={limit}"]
-    assert main(asked) == code
+    arguments = ["--tiny", "--only", "attention", "--sizes", "4K", "--aim", f"attention-4k={limit}"]
+    assert main(arguments) == code
     assert ("FAILS" in capsys.readouterr().out) == bool(code)
 
 
@@ -175,7 +175,7 @@ def test_out_of_memory_is_a_row_and_a_missed_aim(capsys):
     run = bench()
 
     def work():
-        raise torch.OutOfMemoryError("no room")
+        raise torch.OutOfMemoryError("no memory")
 
     assert run.attempt("sampler", "ultragen", "8K", "64 calls", work) is None
     assert run.table.rows[0].how == aims.OUT_OF_MEMORY

@@ -200,7 +200,7 @@ def test_the_key_of_a_server_is_in_no_file_of_the_run(run, chat, monkeypatch, tm
         assert not file.is_file() or b"secret-key" not in file.read_bytes()
 
 
-def test_a_server_that_cannot_be_used_is_not_asked_again_for_each_row(run, chat):
+def test_a_server_that_cannot_be_used_is_not_called_again_for_each_row(run, chat):
     chat.reply = lambda body, n: 403
     rows, _ = run({"stage": "caption", "server": {"url": chat.url, "model": "expander", "concurrency": 1}})
     assert {row["status"] for row in rows.values()} == {"failed"}
@@ -264,7 +264,7 @@ def test_a_prompt_of_another_text_is_another_stage(models, tmp_path):
     assert fingerprint(prompt=str(file)) != first
 
 
-def test_licences_that_restrict_are_told_by_the_stages():
+def test_stages_say_which_licences_restrict_use():
     found = {p.name: p.licence for name in NAMES for p in stage_class(name).packages}
     assert found["pyiqa"] == "PolyForm-Noncommercial-1.0.0"
     assert found["ultralytics"] == "AGPL-3.0"

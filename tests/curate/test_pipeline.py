@@ -95,7 +95,7 @@ def test_settings_of_the_command_line_reach_every_place(tmp_path):
     assert (config.limits.memory, config.preview) == (2 * 2**30, 0)
 
 
-def test_a_stage_may_stand_twice_under_two_names(tmp_path):
+def test_a_stage_may_occur_twice_under_two_names(tmp_path):
     text = "stages: [header, {stage: rank, name: by width, of: width}, {stage: rank, of: height}]"
     assert labels(load(write(tmp_path, text))) == ["header", "by width", "rank"]
 

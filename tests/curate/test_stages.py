@@ -178,17 +178,3 @@ def test_what_is_no_stage_is_refused(path) -> None:
 def test_a_stage_of_the_users_own_is_named_by_import_path() -> None:
     assert stage_class(NAMES["entropy"]) is stage_class("entropy")
     assert issubclass(stage_class("uhr.curate.stages.sets.rank:RankStage"), SetStage)
-
-
-def test_a_stage_of_the_former_base_class_measures_one_image():
-    """Stages of users that were written for `Stage`, before there were several kinds."""
-    from uhr.curate.planning.placement import kind_of
-    from uhr.curate.stage import Stage
-
-    class Old(Stage):
-        name, reads = "old", "header"
-
-        def annotate(self, frame):
-            return {}
-
-    assert kind_of(Old()) == "header"

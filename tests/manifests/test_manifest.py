@@ -143,7 +143,7 @@ def test_a_manifest_is_never_overwritten(manifest: Manifest, make: Make, make_ro
 
 
 class Killed(BaseException):
-    """Stands for a death that no handler sees."""
+    """Raised as if the process were killed: no handler catches it."""
 
 
 @pytest.mark.parametrize("step", range(1, 13))

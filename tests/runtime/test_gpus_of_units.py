@@ -17,13 +17,13 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def work(monkeypatch, tmp_path):
-    """A work that writes what it sees into `work.told`."""
+    """Writes the GPUs that each process sees into `work.folder`."""
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     import unit_works
 
-    (tmp_path / "told").mkdir()
-    return unit_works.SeesGpus(tmp_path / "told")
+    (tmp_path / "seen").mkdir()
+    return unit_works.SeesGpus(tmp_path / "seen")
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def plan(tmp_path):
 
 def seen(plan, work, runner) -> list[str]:
     run_units(plan, work, runner, lambda n=1, note=None: None)
-    return [(work.told / str(x)).read_text() for x in range(plan.rows)]
+    return [(work.folder / str(x)).read_text() for x in range(plan.rows)]
 
 
 def test_local_workers_share_the_gpus_out_in_turn(plan, work):

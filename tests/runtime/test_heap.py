@@ -14,14 +14,14 @@ import resource, sys
 import numpy as np
 import psutil
 from uhr.runtime.heap import KEPT_BYTES, keep_freed_memory
-told = keep_freed_memory() if sys.argv[1] == "keep" else None
+applied = keep_freed_memory() if sys.argv[1] == "keep" else None
 def faults(megabytes, times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(times):
         np.ones(megabytes * 2**20, np.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults(100, 1)
-print(told, faults(100, 8))
+print(applied, faults(100, 8))
 resident = psutil.Process().memory_info().rss
 np.ones(4 * KEPT_BYTES, np.uint8)
 print((psutil.Process().memory_info().rss - resident) / KEPT_BYTES)
@@ -38,8 +38,8 @@ GLIBC = platform.libc_ver()[0] == "glibc"
 
 @pytest.mark.skipif(not GLIBC, reason="only glibc can be set to keep memory")
 def test_buffers_of_the_next_image_are_there_already_and_giants_go() -> None:
-    told, faults, left = run("keep")
-    assert told == "True"
+    applied, faults, left = run("keep")
+    assert applied == "True"
     assert int(faults) < int(run("plain")[1]) / 10
     assert float(left) <= 1.1
 

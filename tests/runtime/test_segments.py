@@ -81,7 +81,7 @@ def test_the_row_that_kills_its_worker_in_a_batch_is_found_on_both_engines(tmp_p
 
 
 def test_the_first_segment_waits_while_too_much_is_held(tmp_path, works):
-    schedule = Schedule(plan_of(tmp_path), segments_of(works), room=2)
+    schedule = Schedule(plan_of(tmp_path), segments_of(works), capacity=2)
     for unit in (0, 1):
         assert schedule.take(0) == (unit, None)
         schedule.done(0, unit, b"held")
@@ -96,7 +96,7 @@ def test_the_first_segment_waits_while_too_much_is_held(tmp_path, works):
 
 
 def test_a_task_lost_with_its_worker_begins_where_its_data_come_from(tmp_path, works):
-    schedule = Schedule(plan_of(tmp_path), segments_of(works), room=9)
+    schedule = Schedule(plan_of(tmp_path), segments_of(works), capacity=9)
     schedule.take(0)
     schedule.done(0, 0, b"held")
     assert schedule.take(1) == (0, b"held")

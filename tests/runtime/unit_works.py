@@ -124,8 +124,8 @@ class WhereIt(Work):
 class CountsThreads(Work):
     """How many threads the libraries of the process take, and how those wait, written to a folder."""
 
-    def __init__(self, told: Path) -> None:
-        self.told = told
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
         import torch
@@ -138,19 +138,19 @@ class CountsThreads(Work):
             "mkl": os.environ["MKL_NUM_THREADS"],
             "wait": os.environ["OMP_WAIT_POLICY"],
         }
-        (self.told / "threads.json").write_text(json.dumps(found))
+        (self.folder / "threads.json").write_text(json.dumps(found))
         return items
 
 
 class SeesGpus(Work):
     """Which GPUs the process may use, written to a folder: where parts stay with the worker."""
 
-    def __init__(self, told: Path) -> None:
-        self.told = told
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def run(self, items: pa.Table, watch: Watch) -> pa.Table:
         for x in items["x"].to_pylist():
-            (self.told / str(x)).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+            (self.folder / str(x)).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
         time.sleep(0.3)  # long enough for the others to get a unit too
         return items
 

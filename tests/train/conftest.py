@@ -178,7 +178,7 @@ class Set:
 
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory, tiny_flux, manifest_of) -> Set:
-    """Nine images in three buckets of about 128 x 128 px; one more is too small, one was turned down."""
+    """Nine images in three buckets of about 128 x 128 px; one more is too small, one is rejected."""
     folder = tmp_path_factory.mktemp("small set")
     manifest = manifest_of(folder, IMAGES)
     config = EncodeConfig(aspects=("1/1", "3/2"))
@@ -218,7 +218,7 @@ def fast() -> list[str]:
 
 @pytest.fixture
 def job_of(small_set, tiny_flux, tmp_path) -> Callable[..., Job]:
-    """`job_of("phases.main.steps=4", ..., out=...)`: a job on the small set, quick unless told otherwise."""
+    """`job_of("phases.main.steps=4", ..., out=...)`: a quick job on the small set."""
 
     def make(*sets: str, out: Path | None = None, model: Path = tiny_flux, data: Path | None = None) -> Job:
         recipe = resolve("lora", None, [*FAST, *sets])

@@ -89,7 +89,7 @@ def bucket_table(
 
 
 def table_side(table: str | Sequence[str]) -> int | None:
-    """The resolution in px that a table of sizes stands for: the side of its largest square, or else of the
+    """The resolution in px of a table of sizes: the side of its largest square, or else of the
     square (rounded down) with the area of its largest size. None if the table depends on a resolution.
     """
     if table in (ASPECTS, SQUARE) or (isinstance(table, str) and table not in TABLES):

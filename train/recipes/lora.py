@@ -75,7 +75,7 @@ RECIPE = Recipe(
         "ema": "none, as diffusers' script",
         "seed": "ours",
         "sampling": "ours: the plain sampler at the native size",
-        "validation": "nothing is measured unless it is asked for",
+        "validation": "by default nothing is measured",
         "runtime": "ours",
     },
 )

@@ -118,7 +118,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _as_user_error(error: BaseException) -> UserError:
-    """The error of the worker that failed first, as far as it can be told."""
+    """The error of the worker that failed first, as far as it is known."""
     found = [each for each in _chain(error) if isinstance(each, UserError)]
     shared = [each for each in found if isinstance(each, EveryRank)]
     if shared or found:

@@ -29,7 +29,7 @@ class StoreError(UserError):
 
 
 class ObjectChanged(Exception):
-    """An object is not the version any more that was asked for."""
+    """An object was replaced since it was listed: it has another version than the requested one."""
 
 
 class Store(ABC):
@@ -141,7 +141,7 @@ class FolderStore(Store):
         try:
             yield
         except OSError as error:
-            fix = _GO_ON if disk_fault(error) is None else _MAKE_ROOM
+            fix = _GO_ON if disk_fault(error) is None else _FREE_SPACE
             raise StoreError(f"{self.place(name)}: {error.strerror or error}", fix) from error
 
 
@@ -285,7 +285,7 @@ class ObjectStore(Store):
             raise StoreError(f"{self.place(name) if name else self.text}: {what}", fix) from error
 
 
-_MAKE_ROOM = "free space there; the same command resumes where it stopped"
+_FREE_SPACE = "free space there; the same command resumes where it stopped"
 _GO_ON = "fix that; the same command resumes it"
 
 

@@ -54,7 +54,7 @@ class LocalRunner:
         if any(segment.workers is not None and segment.gpus != 0 for segment in segments):
             self._own_gpus = visible_gpus()
         teams = [self._team(plan, number, segment, schedule.left) for number, segment in enumerate(segments)]
-        schedule.room = 1 + 2 * sum(map(len, teams[1:]))
+        schedule.capacity = 1 + 2 * sum(map(len, teams[1:]))
         busy: list[tuple[int, Worker]] = []
 
         def assign() -> None:
@@ -102,11 +102,11 @@ class LocalRunner:
         needed = self._gpus_each(segment)
         if not needed:
             return most
-        room = int(len(self._own_gpus) / needed)
-        if room < least:
+        possible = int(len(self._own_gpus) / needed)
+        if possible < least:
             what = f"{least} workers need {least * needed:g} GPUs and this machine has {len(self._own_gpus)}"
             raise UserError(what, "set num_gpus and actors of the stage's resources to fit")
-        return min(most, room)
+        return min(most, possible)
 
     def _gpus_each(self, segment: Segment) -> float:
         return min(1, len(self._own_gpus)) if segment.gpus is None else segment.gpus

@@ -82,7 +82,7 @@ class RayRunner:
                 _Pool(self, plan, number, segment, *count)
                 for number, (segment, count) in enumerate(zip(segments, counts, strict=True))
             ]
-            schedule.room = 1 + 2 * sum(most for _, most in counts[1:])
+            schedule.capacity = 1 + 2 * sum(most for _, most in counts[1:])
             try:
                 yield from _run(schedule, pools)
             finally:

@@ -13,15 +13,15 @@ class Schedule:
     """The tasks of a plan that have no part yet, in the order in which they can be done.
 
     Args:
-        room: number of units for which something passed on may be held before the first segment pauses.
+        capacity: number of units for which something passed on may be held before the first segment pauses.
 
     A unit whose later part is missing, after a restart, or because what was passed on is lost, begins with
     the first segment again if later ones need what that passes on: its task sees its own part, and only
     passes on.
     """
 
-    def __init__(self, plan: UnitPlan, segments: Sequence[Segment], room: int = 1) -> None:
-        self.room = room
+    def __init__(self, plan: UnitPlan, segments: Sequence[Segment], capacity: int = 1) -> None:
+        self.capacity = capacity
         self._segments = segments
         self._ready: list[deque[int]] = [deque() for _ in segments]
         self._missing: dict[int, list[int]] = {}
@@ -46,7 +46,7 @@ class Schedule:
         """Return the next unit for a free worker of a segment, and what its task is given; None if there is
         none now."""
         ready = self._ready[segment]
-        if not ready or (segment == 0 and len(self._passed) >= self.room):
+        if not ready or (segment == 0 and len(self._passed) >= self.capacity):
             return None
         unit = ready.popleft()
         return unit, self._passed.get(unit) if self._segments[segment].takes else None

@@ -60,7 +60,7 @@ def die(path=None, *words, **options):
     if module != "pathlib.Path":
         os.kill(os.getpid(), signal.SIGKILL)
     unlink(path, *words, **options)
-    # the first of the units is gone, the others stand
+    # the first of the units is gone, the others exist
     if path.parent == Path(out, "units") and path.name.startswith("unit-"):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -161,8 +161,8 @@ def moments(out: Path, seed: int) -> dict[str, Callable[[], bool]]:
     }
 
 
-def _stands(out: Path) -> dict[str, bool]:
-    """What tells the end of a run apart: the manifest, the report, and some or all of the units."""
+def _present(out: Path) -> dict[str, bool]:
+    """Which results of a run exist: the manifest, the report, and some or all of the units."""
     return {
         "samples": any((out / "samples").glob("part-*.parquet")),
         "manifest": is_manifest(out),
@@ -182,12 +182,12 @@ def test_killed_at_each_moment_of_its_end_a_run_goes_on_from_there(warm_curation
         "in the report": {"samples": True, "manifest": True, "report": False, **units},
         "before clearing up": {"samples": True, "manifest": True, "report": True, **units},
     }
-    for moment, stands in expected.items():
+    for moment, expected_files in expected.items():
         assert run.die_at(out, moment) == -signal.SIGKILL, moment
-        assert _stands(out) == stands, moment
+        assert _present(out) == expected_files, moment
         assert not now or parts(out) == now, f"a finished unit was touched after {moment}"
         now = parts(out)
-        assert status_of(out)["state"] == ("committed" if stands["manifest"] else "stopped")
+        assert status_of(out)["state"] == ("committed" if expected_files["manifest"] else "stopped")
     assert run.die_at(out, "while clearing up") == -signal.SIGKILL
     assert len(parts(out)) < 9
     assert (out / "units" / "lock").exists()

@@ -72,7 +72,7 @@ def test_a_parent_that_is_gone_is_named(chain: tuple[Manifest, Manifest, Manifes
     assert rest[0].columns["entropy"] == 6.2
 
 
-def test_new_and_changed_values_are_told_apart(
+def test_new_and_changed_values_are_distinguished(
     make: Make, make_row: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A value that is a list of two is one value, and NaN has not changed into NaN."""

@@ -126,11 +126,11 @@ def test_a_redirect_to_a_private_address_is_refused(site, tmp_path, monkeypatch)
 
     source = listed(tmp_path, f"{site.address}/moved", private=False, obey=False)
     public = http.ipaddress.ip_address("93.184.216.34")
-    asked = []
+    resolved = []
 
     def first_is_public(address):
-        asked.append(address)
-        return public if len(asked) == 1 else real(address)
+        resolved.append(address)
+        return public if len(resolved) == 1 else real(address)
 
     real = http.ipaddress.ip_address
     monkeypatch.setattr(http.ipaddress, "ip_address", first_is_public)
@@ -150,7 +150,7 @@ def test_a_redirect_to_a_private_address_is_refused(site, tmp_path, monkeypatch)
         ({"TDM_Reservation": "0"}, None),
     ],
 )
-def test_reservations_in_headers_are_obeyed_unless_told_otherwise(site, tmp_path, headers, reason):
+def test_reservations_in_headers_are_obeyed_unless_switched_off(site, tmp_path, headers, reason):
     site.headers["/a.jpg"] = headers
     url = f"{site.address}/a.jpg"
     blob = (

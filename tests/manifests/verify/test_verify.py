@@ -80,7 +80,7 @@ def test_each_planted_fault_of_a_row_is_found_and_nothing_else(
         assert rows[4]["uri"] in faults[0].what
 
 
-def test_ids_that_stand_twice_are_counted_and_named(make: Make, make_row: Row, tmp_path: Path) -> None:
+def test_ids_that_occur_twice_are_counted_and_named(make: Make, make_row: Row, tmp_path: Path) -> None:
     rows = [make_row(50), make_row(51), make_row(51), make_row(52), make_row(52)]
     faults = verify(make(tmp_path / "set", rows, previews=None).path).faults
     assert _kinds(faults) == {("identity", "sample_id")}

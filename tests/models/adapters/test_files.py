@@ -78,7 +78,7 @@ def test_several_files_act_together_each_by_its_scale(transformer, style, base):
     torch.testing.assert_close(lora_of(transformer)[PATH].delta(), expected)
 
 
-def test_minor_factors_find_the_lora_that_they_stand_on_before_them(tiny_flux, style, base, factors):
+def test_minor_factors_find_the_lora_that_they_depend_on_before_them(tiny_flux, style, base, factors):
     """Whatever their scale, they were trained over it at 1. A style on fewer modules does not count."""
     implied, named = (zoo.load_transformer(tiny_flux) for _ in range(2))
     files = read_all([style, base, factors], implied)

@@ -253,7 +253,12 @@ COMMANDS = {
 }
 REFUSED = {
     "a guide's tokens that are not there": ("flux2", "euler", ["guide"], "sample with ultragen"),
-    "factors before what they stand on": ("flux1", "imax", ["urae-4k", "urae-2k"], "give that one before it"),
+    "factors before what they depend on": (
+        "flux1",
+        "imax",
+        ["urae-4k", "urae-2k"],
+        "give that one before it",
+    ),
 }
 
 

@@ -232,7 +232,7 @@ def test_a_state_holds_the_frozen_halves(transformer):
         assert torch.equal(state[name.replace(f".{ADAPTER}.", ".")], buffer)
 
 
-def test_published_factors_stand_on_a_fresh_decomposition(tiny_flux, transformer, inputs):
+def test_published_factors_belong_to_a_fresh_decomposition(tiny_flux, transformer, inputs):
     own = add_minor(transformer, SPEC, None)
     move(own)
     trained = {

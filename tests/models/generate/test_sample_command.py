@@ -154,7 +154,7 @@ def test_size_is_the_models_own_unless_given(run, tiny_flux, tmp_path):
     assert Image.open(out).size == (128, 128)
 
 
-def test_adapters_change_the_image_by_their_scale_and_stand_in_the_record(run, tiny_flux, tmp_path, adapter):
+def test_adapters_change_the_image_by_their_scale_and_are_in_the_record(run, tiny_flux, tmp_path, adapter):
     names = ("without", "zero", "full", "half", "twice")
     without, zero, full, half, twice = (tmp_path / f"{name}.png" for name in names)
     run(*sample(tiny_flux, without))

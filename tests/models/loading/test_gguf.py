@@ -77,7 +77,7 @@ def test_a_gguf_backbone_computes_what_it_was_made_of(tiny_flux2, model, tmp_pat
     assert off(call(found, inputs2), call(model, inputs2)) < ERRORS[kind]
 
 
-def test_an_adapter_acts_beside_quantised_weights_as_beside_what_they_stand_for(
+def test_an_adapter_acts_beside_quantised_weights_as_beside_their_values(
     tiny_flux2, model, tmp_path, facts, trained, inputs2
 ):
     spec = zoo.get("tiny-flux2")

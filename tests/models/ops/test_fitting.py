@@ -121,7 +121,7 @@ def test_a_scale_is_met_to_the_pixel(height, width, scale):
 
 
 @given(sides, sides, scales)
-def test_the_size_that_a_scale_makes_may_stand_in_for_it(height, width, scale):
+def test_the_size_that_a_scale_makes_may_replace_it(height, width, scale):
     target = scaled((height, width), scale)
     assert target_size((height, width), None, target, 1) == target
 

@@ -60,7 +60,7 @@ def test_eight_bands_have_a_cycle_and_become_whole_cycles_per_window():
     torch.testing.assert_close(resonant[8:], cycles[8:])
 
 
-def test_ramps_stand_where_the_code_puts_them():
+def test_ramps_are_where_the_code_puts_them():
     assert rope.band_of(1.25, 56, THETA, WINDOW) == pytest.approx(6.378, abs=5e-4)
     assert rope.band_of(0.75, 56, THETA, WINDOW) == pytest.approx(7.931, abs=5e-4)
     slow = rope.correction_ramp(1.25, 0.75, 56, THETA, WINDOW, top=28)

@@ -76,7 +76,7 @@ def test_with_a_straight_field_the_sampler_returns_its_target(euler, backbone, s
     torch.testing.assert_close(found, target, atol=2e-5, rtol=2e-5)
 
 
-def test_embeddings_may_stand_in_for_the_prompt(euler):
+def test_embeddings_may_replace_the_prompt(euler):
     t5, pooled, _ = euler.encode_prompt(["a", "b"], max_sequence_length=32)
     named = euler(
         ["a", "b"], **CALL, num_images_per_prompt=2, generator=seeded(), output_type="latent"

@@ -140,7 +140,7 @@ def test_in_bfloat16_latents_and_ids_stay_float32_and_noise_is_that_of_float32(t
     assert torch.equal(ours, theirs)
 
 
-def test_embeddings_may_stand_in_for_the_prompt_and_a_second_prompt_is_rejected(euler):
+def test_embeddings_may_replace_the_prompt_and_a_second_prompt_is_rejected(euler):
     text, _ = euler.encode_prompt(["a", "b"], max_sequence_length=64)
     named = euler(["a", "b"], **CALL, generator=seeded(), output_type="latent").images
     given = euler(prompt_embeds=text, **CALL, generator=seeded(), output_type="latent").images

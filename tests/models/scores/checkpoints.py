@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def words_of(text: str) -> list[str]:
-    """A text in SentencePiece's pieces of whole words: `▁` stands for the blank before a word."""
+    """A text in SentencePiece's pieces of whole words: `▁` is the blank before a word."""
     return [f"▁{word}" for word in text.split()]
 
 

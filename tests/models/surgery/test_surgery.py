@@ -47,7 +47,7 @@ class Rename(Surgery):
 
 
 class Polish(Surgery):
-    """Stands on Rename: it edits what Rename put there."""
+    """Edits what Rename has changed."""
 
     name: ClassVar[str] = "polish"
     after: ClassVar[frozenset[str]] = frozenset({"rename"})

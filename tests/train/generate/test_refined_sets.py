@@ -18,7 +18,7 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr("uhr.models.llm.chat.random.uniform", lambda a, b: 0.0)
 
 
-def test_both_prompts_stand_in_the_record_and_the_index_and_the_rewritten_one_is_generated(make, chat):
+def test_both_prompts_are_in_the_record_and_the_index_and_the_rewritten_one_is_generated(make, chat):
     made = make(PROMPTS, "--refine", chat.url)
     assert made.code == 0, made.err
     assert [(row["prompt"], row["original_prompt"]) for row in made.rows] == [

@@ -34,7 +34,7 @@ def lpips(tmp_path_factory):
     torch.manual_seed(0)
     real = lpips_arch.models.alexnet
     with pytest.MonkeyPatch.context() as patched:
-        # it would fetch weights whatever it is told
+        # it would fetch weights even with pretrained=False
         patched.setattr(lpips_arch.models, "alexnet", lambda **_: real(weights=None))
         theirs = lpips_arch.LPIPS(net="alex", pnet_rand=True, pretrained=False).eval()
     for index in range(5):

@@ -91,18 +91,6 @@ def test_a_recipe_of_the_users_own_is_named_by_import_path(tmp_path, monkeypatch
     sys.modules.pop("my_recipes")
 
 
-def test_a_recipe_that_imports_from_the_former_path_has_the_same_classes(tmp_path, monkeypatch):
-    (tmp_path / "old_recipes.py").write_text(
-        "from uhr.train.recipes.base import Guidance, Recipe\n"
-        "from uhr.train.recipes.lora import RECIPE\n"
-        "MINE = Recipe(**{**dict(RECIPE), 'guidance': Guidance(kind='none')})\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    found = resolve("old_recipes:MINE")
-    assert (type(found), found.guidance.kind) == (Recipe, "none")
-    sys.modules.pop("old_recipes")
-
-
 def test_guidance_has_no_default():
     tree = recipe("lora").model_dump(mode="json")
     del tree["guidance"]

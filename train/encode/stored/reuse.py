@@ -17,7 +17,7 @@ from uhr.train.encode.stored.encoded import read_encoded
 class StoredRows:
     """The rows of some Parquet parts, found by a column of keys (64 hex digits).
 
-    Every key is in memory as 32 bytes; rows are read when they are asked for, by row group.
+    Every key is in memory as 32 bytes; `get` reads rows by row group.
     """
 
     def __init__(self, parts: Iterable[tuple[Path, Part]], key: str) -> None:

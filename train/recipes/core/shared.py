@@ -40,7 +40,7 @@ GENERAL = {
     "seed": "ours",
     "sampling": "ours: the sampler of the recipe's paper",
     "runtime": "ours",
-    "validation": "nothing is measured unless it is asked for",
+    "validation": "by default nothing is measured",
 }
 """Sources of the values that most recipes leave as they are."""
 

@@ -179,7 +179,7 @@ def test_factors_that_were_saved_untrained_change_nothing(tiny_flux, transformer
         assert torch.equal(other(**inputs)[0], before)
 
 
-def test_minor_factors_without_what_they_stand_on_are_an_error(transformer, tmp_path):
+def test_minor_factors_without_their_lora_are_an_error(transformer, tmp_path):
     file = write(tmp_path, urae_keys(urae_modules(transformer), 4))
     with pytest.raises(UserError, match="on top of a 2K LoRA"):
         load_adapter(transformer, file, "urae-4k")

@@ -41,7 +41,7 @@ def test_an_image_of_any_size_comes_back_at_exactly_its_size_times_the_scale(
     torch.testing.assert_close(found, bicubic(given, *expected).clamp(0, 1), atol=1e-5, rtol=0)
 
 
-def test_a_size_may_stand_in_for_the_scale_and_4_is_the_scale_by_default(sample, image):
+def test_a_size_may_replace_the_scale_and_4_is_the_scale_by_default(sample, image):
     assert sample(image=image(100, 128), height=201, width=257, num_inference_steps=1).images[0].size == (
         257,
         201,
