@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 from pydantic import Field
 
-from uhr.base.errors import UserError
-from uhr.curate.stages.models.base import (
-    SERVER_RESOURCES,
-    Dtype,
-    ModelStage,
-    Outage,
-    Server,
-    free_models,
-    precision,
-    texts,
-    vision_language_model,
-)
+from uhr.curate.stages.models.base import SERVER_RESOURCES, ModelStage, Outage, Server, texts
+from uhr.curate.stages.models.vision_language import COLUMN_NAME, VisionLanguageStage
 from uhr.manifests.schema import Column
-from uhr.models.scores.images import View
-
-_NAME = "^[a-z][a-z0-9_]*$"
 
 
-class CaptionStage(ModelStage):
+class CaptionStage(VisionLanguageStage):
     """A caption by a local model or a server. An answer that is empty, cut, refused or outside the schema is
     no caption; `<column>_error` says why. For several kinds of captions, use the stage several times, each
     with a `name` and a `column` of its own.
@@ -36,31 +22,22 @@ class CaptionStage(ModelStage):
     name = "caption"
     hashed_name = "uhr.curate.stages.caption:CaptionStage"
 
-    class Params(ModelStage.Params):
-        """column: where the caption goes. weights: a local model of AutoModelForImageTextToText, or `server`.
-        prompt, json_schema: files with the question and with a schema of the answer. tokens: the longest
-        answer. longest: px of the longer side of the image. keep: a column whose text is taken where it has
-        one, so that only the others are captioned. t5_tokenizer, clip_tokenizer: folders, to count tokens.
+    class Params(VisionLanguageStage.Params):
+        """json_schema: a file with a schema of the answer. tokens: the longest answer. keep: a column whose
+        text is taken where it has one, so that only the other images are captioned. t5_tokenizer,
+        clip_tokenizer: folders, to count the caption's tokens. The rest as of all vision-language stages.
         """
 
-        column: str = Field("caption_en", pattern=_NAME)
-        weights: str | None = None
-        server: Server | None = None
-        prompt: str | None = None
+        column: str = Field("caption_en", pattern=COLUMN_NAME)
         json_schema: str | None = None
         tokens: int = Field(512, ge=1)
-        longest: int = Field(1024, ge=32)
         keep: str | None = None
         t5_tokenizer: str | None = None
         clip_tokenizer: str | None = None
-        dtype: Dtype = "auto"
 
     def __init__(self, params: Any = None) -> None:
         super().__init__(params)
         p = self.params
-        if p.weights is not None and p.server is not None:
-            raise UserError(f"stage '{self.name}' has weights and a server", "set one of them to null")
-        self.views = {"image": View(longest=p.longest)}
         self.needs = () if p.keep is None else (p.keep,)
         self._tokenizers = {
             kind: folder
@@ -82,18 +59,12 @@ class CaptionStage(ModelStage):
                 for kind in self._tokenizers
             ),
         )
-        if p.server is not None:
-            self.resources = SERVER_RESOURCES
-        self.backbone = None if p.weights is None else f"vlm {p.weights}"
-
-    def unnamed(self) -> str | None:
-        if self.params.weights is None and self.params.server is None:
-            return "weights=FOLDER or server={url: URL, model: NAME}"
-        return None
 
     def weights(self) -> Mapping[str, str]:
-        named = {"model": self.params.weights, **{f"{k}_tokenizer": v for k, v in self._tokenizers.items()}}
-        return {name: text for name, text in named.items() if text is not None}
+        return {
+            **super().weights(),
+            **{f"{kind}_tokenizer": folder for kind, folder in self._tokenizers.items()},
+        }
 
     def contents(self) -> Mapping[str, str]:
         return {"prompt": self._prompt().hash}
@@ -106,27 +77,24 @@ class CaptionStage(ModelStage):
     def open(self, device: str) -> None:
         from uhr.models.scores.captions import LocalCaptioner, ServerCaptioner, TokenCounter
 
-        p, prompt, view = self.params, self._prompt(), self.views["image"]
-        self._outage = Outage()
+        server, prompt, view = self.params.server, self._prompt(), self.views["image"]
         self._counters = {kind: TokenCounter.load(folder) for kind, folder in self._tokenizers.items()}
-        if p.server is not None:
-            self._captioner: Any = ServerCaptioner(p.server.open(), prompt, view, p.server.concurrency)
-            return
-        model = vision_language_model(
-            p.weights, device, precision(p.dtype, device, "bfloat16"), json.dumps({})
+        self._captioner: Any = (
+            LocalCaptioner(self.load(device), prompt, view)
+            if server is None
+            else ServerCaptioner(server.open(), prompt, view, server.concurrency)
         )
-        self._captioner = LocalCaptioner(model, prompt, view)
 
     def score(
         self, rows: Sequence[Mapping[str, Any]], views: Mapping[str, Sequence[Any]]
     ) -> Mapping[str, Sequence[Any]]:
         p = self.params
         found: list[Any] = [row.get(p.keep) or None if p.keep is not None else None for row in rows]
-        wanted = [place for place, text in enumerate(found) if text is None]
-        if wanted:
-            images = [views["image"][place] for place in wanted]
+        places = [place for place, text in enumerate(found) if text is None]
+        if places:
+            images = [views["image"][place] for place in places]
             answers = self._outage.call(lambda: self._captioner.captions(images))
-            for place, answer in zip(wanted, answers, strict=True):
+            for place, answer in zip(places, answers, strict=True):
                 found[place] = answer
         captions, why = texts(found)
         columns: dict[str, list[Any]] = {p.column: captions, f"{p.column}_error": why}
@@ -136,9 +104,6 @@ class CaptionStage(ModelStage):
                 None if caption is None else count for caption, count in zip(captions, counts, strict=True)
             ]
         return columns
-
-    def close(self) -> None:
-        free_models()
 
 
 class TranslateStage(ModelStage):
@@ -153,7 +118,7 @@ class TranslateStage(ModelStage):
 
         server: Server | None = None
         of: str = "caption_en"
-        column: str = Field("caption_zh", pattern=_NAME)
+        column: str = Field("caption_zh", pattern=COLUMN_NAME)
         target: str = "Simplified Chinese"
         source: str = "English"
         tokens: int = Field(2048, ge=1)
@@ -186,11 +151,11 @@ class TranslateStage(ModelStage):
         self, rows: Sequence[Mapping[str, Any]], views: Mapping[str, Sequence[Any]]
     ) -> Mapping[str, Sequence[Any]]:
         p = self.params
-        wanted = [place for place, row in enumerate(rows) if row.get(p.of)]
+        places = [place for place, row in enumerate(rows) if row.get(p.of)]
         answers: list[Any] = [None] * len(rows)
-        given = [rows[place][p.of] for place in wanted]
+        given = [rows[place][p.of] for place in places]
         for place, answer in zip(
-            wanted, self._outage.call(lambda: self._translator.translate(given)), strict=True
+            places, self._outage.call(lambda: self._translator.translate(given)), strict=True
         ):
             answers[place] = answer
         found, why = texts(answers)
