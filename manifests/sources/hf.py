@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from uhr.base.errors import UserError, install, one_line, unknown
-from uhr.manifests.schema import STATED, Column
 from uhr.manifests.sources import tables
 from uhr.manifests.sources.base import (
-    GIVEN,
-    ITEMS,
     Advance,
     Blob,
     FaultBlob,
@@ -22,17 +18,14 @@ from uhr.manifests.sources.base import (
     Listing,
     LocalBlob,
     MemoryBlob,
-    Source,
     items_table,
 )
+from uhr.manifests.sources.table_rows import SCHEMA, TableRows, stated_sizes
 from uhr.pixels.types import PixelFault
 
-_SCHEMA = pa.schema([*ITEMS, GIVEN, *(column.field() for column in STATED)])
 
-
-class HuggingFace(Source):
-    """A split of a data set with an image column, read by the package `datasets`. The other columns go into
-    the rows as those of a JSON sidecar.
+class HuggingFace(TableRows):
+    """A split of a data set with an image column, read by the package `datasets`.
 
     path: a folder, or a hub id, which is downloaded into the cache of `datasets`. name: the configuration.
     image: the column, by default the only one with images.
@@ -53,14 +46,6 @@ class HuggingFace(Source):
     @property
     def place(self) -> str:
         return self.path
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        return (*STATED, *super().columns)
-
-    @property
-    def local_paths(self) -> Sequence[Path]:
-        return (Path(self.path),) if Path(self.path).is_dir() else ()
 
     def check(self) -> None:
         """Raise UserError if `datasets` is not installed."""
@@ -103,23 +88,21 @@ class HuggingFace(Source):
 
     def _list(self, advance: Advance) -> Listing:
         rows, image = self.rows, self._image_of(self.rows)
-        others = rows.remove_columns(image)
+        others = rows.remove_columns(image).with_format("arrow")
         found: list[tuple[Any, ...]] = []
         for start in range(0, len(rows), 1000):
             stop = min(start + 1000, len(rows))
-            batch = others[start:stop] if others.column_names else {}
-            for at in range(stop - start):
-                values = {name: cells[at] for name, cells in batch.items()}
-                place = start + at
+            # without a column the data set would be without rows too
+            table = others[start:stop] if others.column_names else pa.table({"": pa.nulls(stop - start)})
+            values = zip(tables.given(table, ()), *stated_sizes(table), strict=True)
+            for place, (given, *sizes) in enumerate(values, start):
                 version = f"row-{place}@{rows._fingerprint}"
-                given = tables.as_given({k: v for k, v in values.items() if not isinstance(v, bytes)})
-                sizes = (tables.whole_number(_folded(values, side)) for side in ("width", "height"))
                 uri = f"{self.split}/{place:08d}"
                 found.append((uri, version, None, None, None, None, given, *sizes))
             advance(stop - start)
         if not found:
             raise UserError(f"split {self.split} of {self.path} has no row", "name another split")
-        return Listing(self, items_table(found, _SCHEMA))
+        return Listing(self, items_table(found, SCHEMA))
 
     def open(self, item: Item) -> Blob:
         row = item["uri"].rpartition("/")[2]
@@ -131,7 +114,3 @@ class HuggingFace(Source):
         if cell["bytes"] is None:
             return LocalBlob(cell["path"])
         return MemoryBlob(cell["bytes"], item.get("source_version"))
-
-
-def _folded(values: dict[str, Any], side: str) -> Any:
-    return next((v for name, v in values.items() if name.casefold() in (side, f"original_{side}")), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,8 @@ import pyarrow.parquet as pq
 from uhr.base import parquet
 from uhr.base.errors import UserError, one_line
 from uhr.base.paths import text_path, unescaped
-from uhr.manifests.schema import STATED, Column
 from uhr.manifests.sources import tables
 from uhr.manifests.sources.base import (
-    GIVEN,
-    ITEMS,
     Advance,
     Blob,
     FaultBlob,
@@ -28,11 +25,11 @@ from uhr.manifests.sources.base import (
     LocalBlob,
     LocalPath,
     MemoryBlob,
-    Source,
     items_table,
     numbered,
     version_of,
 )
+from uhr.manifests.sources.table_rows import SCHEMA, TableFiles, stated_sizes
 from uhr.manifests.uris import path_of, uri_of
 from uhr.pixels.files import changed
 from uhr.pixels.types import PixelFault
@@ -43,35 +40,20 @@ FILE_NAMES = ("file_name", "path", "image_path", "file", "filename", "filepath")
 HELD = 256 * 2**20
 """Bytes of images that a process keeps, because a unit of images is read once for each group of stages."""
 
-_SCHEMA = pa.schema([*ITEMS, GIVEN, *(column.field() for column in STATED)])
 
-
-class ParquetImages(Source):
+class ParquetImages(TableFiles):
     """Rows of Parquet files, each with an image: its bytes, alone or in the struct of `datasets.Image`, or
     the path of its file. The other columns go into the rows as those of a JSON sidecar.
 
-    path: a file, a folder, or a pattern. image: the column of the bytes. file: the column of the paths, which
+    image: the column of the bytes. file: the column of the paths, which
     are relative to `root` (by default to the folder of the table).
     """
 
     kind = "parquet"
 
-    path: LocalPath
     image: str | None = None
     file: str | None = None
     root: LocalPath | None = None
-
-    @property
-    def place(self) -> Path:
-        return text_path(self.path)
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        return (*STATED, *super().columns)
-
-    @property
-    def local_paths(self) -> Sequence[Path]:
-        return (self.place,) if self.place.is_dir() else ()
 
     def check(self) -> None:
         assert self._files
@@ -100,13 +82,12 @@ class ParquetImages(Source):
                     f"the table {file} cannot be read ({one_line(error)})", "fix the file"
                 ) from None
             uris = self._paths(table, name, file, seen) if by_path else self._rows(file, schema, version)
-            sizes = [_sizes(table, side) for side in ("width", "height")]
             given = tables.given(table, (name,))
-            rows += [(*ids, *rest) for ids, *rest in zip(uris, given, *sizes, strict=True)]
+            rows += [(*ids, *rest) for ids, *rest in zip(uris, given, *stated_sizes(table), strict=True)]
             advance(table.num_rows)
         if not rows:
             raise UserError(f"{self.place} has no row", "name Parquet files of images")
-        return Listing(self, items_table(rows, _SCHEMA))
+        return Listing(self, items_table(rows, SCHEMA))
 
     def _column(self, schema: pa.Schema, file: Path) -> tuple[str, bool]:
         """The column of the images, and whether it has paths."""
@@ -238,8 +219,3 @@ def _is_image(kind: pa.DataType) -> bool:
         place = kind.get_field_index("bytes")
         return place >= 0 and tables.is_bytes(kind.field(place).type)
     return tables.is_bytes(kind.value_type if pa.types.is_dictionary(kind) else kind)
-
-
-def _sizes(table: pa.Table, side: str) -> list[int | None]:
-    names = [name for name in table.schema.names if name.casefold() in (side, f"original_{side}")]
-    return tables.whole_numbers(table[names[0]]) if names else [None] * table.num_rows

@@ -124,7 +124,7 @@ def rows_table(rows: Sequence[Any]) -> pa.Table:
 
 
 def column_of(table: pa.Table, wanted: str | None, usual: Sequence[str], where: str, what: str) -> str:
-    """The column that an option names, or else the first of the `usual` names, in any case.
+    """The column that an option names, or else the first of the `usual` names, whatever their letter case.
 
     Raises UserError if there is no such column.
     """

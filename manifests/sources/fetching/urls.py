@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from uhr.base.errors import UserError
-from uhr.base.paths import text_path
-from uhr.manifests.schema import STATED, Column
+from uhr.manifests.schema import STATED
 from uhr.manifests.sources import tables
 from uhr.manifests.sources.base import (
     GIVEN,
@@ -26,13 +25,12 @@ from uhr.manifests.sources.base import (
     Item,
     Listing,
     LocalBlob,
-    LocalPath,
-    Source,
     items_table,
     numbered,
 )
 from uhr.manifests.sources.fetching.http import HttpOptions, without_credentials
 from uhr.manifests.sources.fetching.spool import Spool
+from uhr.manifests.sources.table_rows import TableFiles, stated_sizes
 from uhr.pixels.decode import PixelLimits
 from uhr.pixels.types import Header, PixelFault
 
@@ -41,19 +39,17 @@ URL_NAMES = ("url", "image_url", "source_url", "url_link", tables.LINE)
 _SCHEMA = pa.schema([*ITEMS, GIVEN, pa.field("source_url", pa.string()), *(c.field() for c in STATED)])
 
 
-class Urls(Source):
-    """Rows of a table that name images by URL. The other columns go into the rows as those of a JSON sidecar.
+class Urls(TableFiles):
+    """Rows of tables that name images by URL.
 
     A URL that occurs again gets a fragment with its number as uri. A URL with a user name or a password fails
     its row, and is stored without them.
 
-    path: a file, a folder, or a pattern. url: the column of the URLs. width, height: the columns of the sizes
-    that the list states, of which `stated_width` and `stated_height` are made, if there are such columns.
+    url: the column of the URLs. width, height: the columns of the sizes that the list states.
     """
 
     kind = "urls"
 
-    path: LocalPath
     url: str | None = None
     width: str | None = None
     height: str | None = None
@@ -62,20 +58,8 @@ class Urls(Source):
     """The folder of what was fetched, set for the time of a run."""
 
     @property
-    def place(self) -> Path:
-        return text_path(self.path)
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        return (*STATED, *super().columns)
-
-    @property
     def fetches(self) -> bool:
         return True
-
-    @property
-    def local_paths(self) -> Sequence[Path]:
-        return (self.place,) if self.place.is_dir() else ()
 
     def check(self) -> None:
         tables.table_files(self.path)
@@ -86,10 +70,7 @@ class Urls(Source):
         for file in tables.table_files(self.path):
             table = tables.read_table(file)
             name = tables.column_of(table, self.url, URL_NAMES, str(file), "it with the option url")
-            sizes = [
-                self._sizes(table, getattr(self, side), (side, f"original_{side}"), file)
-                for side in ("width", "height")
-            ]
+            sizes = stated_sizes(table, self.width, self.height, str(file))
             links = (_text(value) for value in table[name].to_pylist())
             number = 0
             for number, (link, given, *size) in enumerate(
@@ -103,13 +84,6 @@ class Urls(Source):
         if not rows:
             raise UserError(f"the list {self.place} has no row", "name a list of URLs")
         return Listing(self, items_table(rows, _SCHEMA))
-
-    def _sizes(
-        self, table: pa.Table, wanted: str | None, usual: Sequence[str], file: Path
-    ) -> list[int | None]:
-        if wanted is None and not {name.casefold() for name in table.schema.names}.intersection(usual):
-            return [None] * table.num_rows
-        return tables.whole_numbers(table[tables.column_of(table, wanted, usual, str(file), "it")])
 
     def open(self, item: Item) -> UrlBlob:
         return UrlBlob(self, item["uri"].partition("#")[0])

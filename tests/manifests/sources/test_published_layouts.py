@@ -139,3 +139,32 @@ def test_a_data_set_that_cannot_be_loaded_is_one_line(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=message) as error:
             sources.parse(f"hf:{place}").list()
         assert "\n" not in str(error.value)
+
+
+def test_columns_beside_the_image_of_a_data_set_are_plain_values(tmp_path, image):
+    cell = {"bytes": image, "path": None}
+    cells = {
+        "image": [cell],
+        "thumb": [cell],
+        "original_width": [4000],
+        "width": [64],
+        "kind": [1],
+        "size": [[2, 3]],
+    }
+    features = {
+        "image": datasets.Image(), "thumb": datasets.Image(), "original_width": datasets.Value("int32"),
+        "width": datasets.Value("int32"), "kind": datasets.ClassLabel(names=["a", "b"]),
+        "size": datasets.Sequence(datasets.Value("int64")),
+    }  # fmt: skip
+    made = datasets.Dataset.from_dict(cells, features=datasets.Features(features))
+    made.save_to_disk(str(tmp_path / "set"))
+    made.to_parquet(str(tmp_path / "set.parquet"))
+    tree = {"path": str(tmp_path / "set"), "image": "image"}
+    for source in (
+        sources.build({"kind": "hf", **tree}, "test"),
+        sources.build({"kind": "parquet", **tree, "path": str(tmp_path / "set.parquet")}, "test"),
+    ):
+        items = source.list().items
+        assert items["stated_width"].to_pylist() == [64], "of the image in the table, not of its original"
+        given = json.loads(items["given"][0].as_py())
+        assert given == {"original_width": 4000, "width": 64, "kind": 1, "size": [2, 3]}
