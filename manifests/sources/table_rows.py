@@ -47,7 +47,9 @@ def stated_sizes(
     """Return the width and the height in px that each row of a table states; None where it states none.
 
     width, height: the columns; by default `width` and `height`, or else `original_width` and
-    `original_height`, whatever their letter case. Raises UserError if a column that is named does not exist in `where`.
+    `original_height`, whatever their letter case. where: the table's name in messages.
+
+    Raises UserError if a column that is named does not exist.
     """
     return _sizes(table, "width", width, where), _sizes(table, "height", height, where)
 
