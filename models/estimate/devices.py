@@ -34,12 +34,16 @@ _PCIE = {4: 31.5e9, 5: 63.0e9}
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU. `memory` in bytes; operations a second: `tensor` on dense tensor cores in bfloat16 or float16
-    with float32 sums, `float32` in plain float32; bytes a second: `bandwidth` of its memory, `link` of the
-    bus to the host."""
+    """One GPU.
+
+    `sold` is its memory in GB by its name, and `memory` in bytes what CUDA reports. Operations a second:
+    `tensor` on dense tensor cores in bfloat16 or float16 with float32 sums, `float32` in plain float32. Bytes
+    a second: `bandwidth` of its memory, `link` of the bus to the host.
+    """
 
     name: str
     title: str
+    sold: int
     memory: int
     tensor: float
     float32: float
@@ -65,31 +69,39 @@ class Device:
 
 
 def _device(
-    name: str, title: str, gib: int, tensor: float, float32: float, bandwidth: int, pcie: int
+    name: str, title: str, memory: tuple[int, int], tensor: float, float32: float, bandwidth: int, pcie: int
 ) -> Device:
-    """Memory in GiB, rates in tera-operations a second, bandwidth in GB/s."""
-    return Device(name, title, gib << 30, tensor * 1e12, float32 * 1e12, bandwidth * 1e9, _PCIE[pcie])
+    """Memory in GB as sold and in MiB as CUDA reports it; rates in tera-operations and GB a second."""
+    sold, mib = memory
+    rates = tensor * 1e12, float32 * 1e12, bandwidth * 1e9
+    return Device(name, title, sold, mib << 20, *rates, _PCIE[pcie])
 
 
+# Memory: what CUDA reports (`cudaDeviceProp.totalGlobalMem`, the "total capacity" of PyTorch's errors) is
+# less than the card has: the driver keeps some, and so does ECC. It differs by driver; these are the least
+# values seen in public logs that name the card, on Linux. H200: 139.72 to 139.81 GiB, where nvidia-smi says
+# 143,771 MiB = 140.40 GiB and the data sheet 141 GB. No log names an RTX 4070: 11.60 GiB is what other
+# 12 GiB cards of its time have.
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
-        _device("rtx-3060", "GeForce RTX 3060", 12, 25.5, 12.7, 360, 4),
-        _device("rtx-4070", "GeForce RTX 4070", 12, 58.3, 29.1, 504, 4),
-        _device("rtx-4080", "GeForce RTX 4080", 16, 97.5, 48.7, 717, 4),
-        _device("rtx-3090", "GeForce RTX 3090", 24, 71.0, 35.6, 936, 4),
-        _device("rtx-4090", "GeForce RTX 4090", 24, 165.2, 82.6, 1008, 4),
-        _device("rtx-5090", "GeForce RTX 5090", 32, 209.5, 104.8, 1792, 5),
-        _device("rtx-a6000", "RTX A6000", 48, 154.8, 38.7, 768, 4),
-        _device("l40s", "L40S", 48, 362.0, 91.6, 864, 4),
-        _device("a100-40", "A100 40GB", 40, 312.0, 19.5, 1555, 4),
-        _device("a100", "A100 80GB", 80, 312.0, 19.5, 2039, 4),
-        _device("h100", "H100 SXM 80GB", 80, 989.4, 66.9, 3350, 5),
-        _device("h200", "H200 SXM 141GB", 141, 989.4, 66.9, 4800, 5),
-        _device("b200", "B200 180GB", 180, 2250.0, 75.0, 8000, 5),
+        _device("rtx-3060", "GeForce RTX 3060", (12, 11931), 25.5, 12.7, 360, 4),
+        _device("rtx-4070", "GeForce RTX 4070", (12, 11873), 58.3, 29.1, 504, 4),
+        _device("rtx-4080", "GeForce RTX 4080", (16, 16049), 97.5, 48.7, 717, 4),
+        _device("rtx-3090", "GeForce RTX 3090", (24, 24259), 71.0, 35.6, 936, 4),
+        _device("rtx-4090", "GeForce RTX 4090", (24, 24084), 165.2, 82.6, 1008, 4),
+        _device("rtx-5090", "GeForce RTX 5090", (32, 32112), 209.5, 104.8, 1792, 5),
+        _device("rtx-a6000", "RTX A6000", (48, 48676), 154.8, 38.7, 768, 4),
+        _device("l40s", "L40S", (48, 45486), 362.0, 91.6, 864, 4),
+        _device("a100-40", "A100 40GB", (40, 40325), 312.0, 19.5, 1555, 4),
+        _device("a100", "A100 80GB", (80, 81039), 312.0, 19.5, 2039, 4),
+        _device("h100", "H100 SXM 80GB", (80, 81039), 989.4, 66.9, 3350, 5),
+        _device("h200", "H200 SXM 141GB", (141, 143073), 989.4, 66.9, 4800, 5),
+        _device("b200", "B200 180GB", (180, 182631), 2250.0, 75.0, 8000, 5),
     )
 }
-"""GPUs by name, from NVIDIA's data sheets and architecture papers; tensor rates without sparsity."""
+"""GPUs by name. Rates are from NVIDIA's data sheets and architecture papers; tensor rates are without
+sparsity."""
 
 DEFAULT = "h200"
 """The GPU that is planned for on a machine without one."""

@@ -56,7 +56,7 @@ def table() -> str:
     lines = ["| GPU | command | memory | of the host | time |", "|--|--|--|--|--|"]
     for gpu, call in ROWS:
         estimate, card = fastest(gpu, call), device(gpu)
-        title = f"{card.memory >> 30} GB ({re.sub(' [0-9]+GB', '', card.title)})"
+        title = f"{card.sold} GB ({re.sub(' [0-9]+GB', '', card.title)})"
         host = gibibytes(estimate.host) if estimate.host else "-"
         cells = (
             title,

@@ -64,7 +64,7 @@ def test_the_table_of_gpus_has_the_sizes_that_people_have():
     from uhr.models.estimate.devices import device
     from uhr.models.estimate.table import ROWS
 
-    assert {device(gpu).memory >> 30 for gpu, _ in ROWS} == {12, 24, 48, 80}
+    assert {device(gpu).sold for gpu, _ in ROWS} == {12, 24, 48, 80}
 
 
 def test_the_plan_that_is_shown_is_what_its_command_prints(documents, capsys):

@@ -233,7 +233,7 @@ def test_on_a_cpu_there_is_no_time_and_float32(capsys):
 
 
 def test_the_gpu_that_is_here_is_planned_for_unless_another_is_named(monkeypatch):
-    here = devices.Device("rtx-4090", "the one here", 23 * GIB, 1e14, 1e13, 1e12, 1e10)
+    here = devices.Device("rtx-4090", "the one here", 24, 23 * GIB, 1e14, 1e13, 1e12, 1e10)
     monkeypatch.setattr("uhr.models.estimate.plan.local_device", lambda: here)
     assert plan_of("imax", on=None).device is here
     monkeypatch.setattr("uhr.models.estimate.plan.local_device", lambda: None)

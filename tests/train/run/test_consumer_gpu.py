@@ -25,7 +25,7 @@ def plan(*sets, model="flux1-dev", on="rtx-4080"):
 
 @pytest.mark.parametrize("setting", ["runtime.quantize=nf4", "runtime.offload=blocks"])
 def test_a_lora_on_flux1_dev_at_1k_fits_in_16_gib_with_either_setting_and_not_without(setting):
-    assert device("rtx-4080").memory == 16 << 30
+    assert 15 << 30 < device("rtx-4080").memory < 16 << 30
     assert not plan()["gpu"]["fits"]
     found = plan(setting)
     assert found["gpu"]["fits"]
@@ -62,7 +62,7 @@ def test_the_optimisers_state_is_counted_by_its_kind():
 def test_the_command_says_whether_it_fits(capsys):
     arguments = ["train", "plan", "lora", "--model", "flux1-dev", "--on"]
     assert main([*arguments, "rtx-4080"]) == 0
-    assert "does not fit in GeForce RTX 4080: 16.0 GiB, of which 15.0 GiB usable" in capsys.readouterr().out
+    assert "does not fit in GeForce RTX 4080: 15.7 GiB, of which 14.7 GiB usable" in capsys.readouterr().out
     assert main([*arguments, "h200", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gpu"]["fits"] is True
     assert main([*arguments, "rtx-4081"]) == 1
