@@ -365,6 +365,19 @@ COLUMNS: dict[str, Column] = {column.name: column for group in GROUPS.values() f
 
 SOURCE_NAME, CONTRACT, STATED = SOURCES[0], SOURCES[1], SOURCES[2:]
 
+_RANK = "_rank"
+"""Ends the columns of the stage `rank`, after the column that they are ranks by."""
+
+
+def curated_by(name: str) -> str | None:
+    """What to curate with, so that a manifest has the column; None if no stage of ours adds it."""
+    column = COLUMNS.get(name)
+    if column is not None:
+        own = column.stage not in ("", "slice", "encode")
+        return f"curate with stage {column.stage}" if own else None
+    return f"curate with stage rank (of: {name.removesuffix(_RANK)})" if name.endswith(_RANK) else None
+
+
 BASE = (*IDENTITY, *VERDICT, *RIGHTS)
 """The columns that every manifest has, independent of its stages."""
 

@@ -152,7 +152,9 @@ def encode_(
     spec: Spec = None,
     sets: Sets = None,
     device: Device = "auto",
-    engine: Annotated[str, typer.Option(help="ray: Ray Data; local: uhr's own worker processes.")] = "ray",
+    engine: Annotated[
+        str, typer.Option(help="ray: workers of Ray; local: uhr's own worker processes.")
+    ] = "ray",
     workers: Annotated[
         int | None,
         typer.Option(
@@ -317,10 +319,9 @@ def _train(out: Path, device: str, begin: Callable[[], Any], launch: Any) -> Non
         if result.stopped:
             # `train` has printed how to resume: no other message follows
             raise SystemExit(130)
-        from uhr.train.run.trainer import RECENT
+        from uhr.train.run.monitoring.log import read_log
 
-        loss = f"mean loss {result.loss:.4f} over the last {min(result.step, RECENT)}"
-        say(f"{result.step} steps done, {loss}; {shown(result.checkpoint)}")
+        say(result.describe(read_log(job.out)))
     _next("train", "export", job.out, "--out", "EXPORT")
 
 

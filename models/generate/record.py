@@ -264,15 +264,24 @@ def _parsed(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and {"uhr", "sampler", "model"} <= found.keys() else None
 
 
+_NAMED = {"transformer": "transformer", "vae": "VAE"}
+"""Components whose weights may be named apart from the model."""
+
+
 def describe(path: Path | str, record: dict[str, Any]) -> str:
     """Describe a generated image in one line, including every value that was filled in, and its notes."""
     guidance = guidance_text.describe([stage["guidance"] for stage in record["details"]["stages"]])
     adapters = "".join(f", {shown(a['file'])} at {a['scale']:g}" for a in record["adapters"])
+    weights = "".join(
+        f", {label} {shown(path)}"
+        for name, label in _NAMED.items()
+        if (path := record["weights"][name]["path"]) is not None
+    )
     image = "" if record["image"] is None else f" from {shown(record['image']['path'])}"
     notes = "".join(f"\nnote: {shown(note)}" for note in record["details"].get("notes", ()))
     steps, calls = counted(record["steps"], "step"), counted(record["model_calls"], "call")
     return (
         f"{shown(path)}: {record['width']}x{record['height']}{image}, {record['sampler']} on "
-        f"{record['model']['spec']}{adapters}, {steps}, {guidance}, seed {record['seed']}, "
+        f"{record['model']['spec']}{weights}{adapters}, {steps}, {guidance}, seed {record['seed']}, "
         f"{record['dtype']} on {record['device']}, {calls} of the backbone{notes}"
     )

@@ -76,7 +76,8 @@ SAMPLERS: Mapping[str, SamplerInfo] = {
     "ultraflux": SamplerInfo(
         f"{__name__}.ultraflux:UltraFlux",
         "native 4K in one pass, with an F16 VAE and Resonance positions",
-        "Owen777/UltraFlux-v1, its transformer from Owen777/UltraFlux-v1-1-Transformer",
+        "Owen777/UltraFlux-v1 (transformer and F16 VAE), its transformer from "
+        "Owen777/UltraFlux-v1-1-Transformer; an F16 VAE of recipe vae-f16 goes with any FLUX.1 (--vae)",
     ),
 }
 

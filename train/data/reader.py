@@ -15,6 +15,7 @@ import torch
 
 from uhr.base.errors import UserError, one_line
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.schema import curated_by
 from uhr.manifests.sql import SqlCondition
 from uhr.train.data.rows import DataFault, Location, PartRows, StoredRow
 from uhr.train.encode.stored.encoded import BucketInfo, EncodedInfo, read_encoded
@@ -81,7 +82,13 @@ class EncodedData:
         if self.info.schema_version < 2:
             raise UserError(f"{self.path} was encoded without its curated columns", "encode again")
         manifest = Manifest.open(self.path)
-        SqlCondition.parse(where, named).check(manifest.schema)
+        condition = SqlCondition.parse(where, named)
+        for name in sorted(condition.columns.difference(manifest.schema.names)):
+            error = condition.unknown_column(name, manifest.schema.names)
+            if (fix := curated_by(name)) is not None:
+                error = UserError(f"{error.what}: {self.path} lacks it", f"{fix}; or {error.fix}")
+            raise error
+        condition.check(manifest.schema)
         rows = manifest.table(["bucket", "bucket_row"], where=f"bucket IS NOT NULL AND ({where})")
         names, numbers = rows["bucket"].to_numpy(), rows["bucket_row"].to_numpy()
         return [np.sort(numbers[names == f"{b.width}x{b.height}"]).astype(np.int64) for b in self.buckets]
@@ -98,8 +105,10 @@ class EncodedData:
         ((column, share),) = shares.items()
         manifest = None if self.info.schema_version < 2 else Manifest.open(self.path)
         if manifest is None or column not in manifest.schema.names:
-            fix = "curate with the stage that computes it, or set the phase's data.0.lowest={}"
-            raise UserError(f"{self.path} has no column '{column}'", fix)
+            fix = curated_by(column) or "curate with the stage that computes it"
+            raise UserError(
+                f"{self.path} has no column '{column}'", f"{fix}, or set the phase's data.0.lowest={{}}"
+            )
         kind = manifest.schema.field(column).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             raise UserError(f"{self.path}: column '{column}' has no numbers", "name another in `lowest`")

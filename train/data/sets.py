@@ -12,6 +12,7 @@ from uhr.base.errors import UserError, unknown
 from uhr.models.specs.spec import ModelSpec
 from uhr.train.data.names import NamedPath
 from uhr.train.data.reader import EncodedData
+from uhr.train.encode.buckets import TABLES, table_side
 from uhr.train.recipes.core.base import DataUseBase, PhaseBase, Recipe, RecipeBase
 
 
@@ -81,10 +82,11 @@ def data_for(use: DataUseBase, phase: PhaseBase, spec: ModelSpec, sets: Sequence
     have = ", ".join(f"{data.info.resolution} px" for data in of_name)
     other = of_name[0].info.resolution if len(of_name) == 1 else "N"
     what = f"phase '{phase.name}' needs data set '{use.data}' encoded at {resolution} px"
+    sizes = [f"`--set buckets={name}`" for name in TABLES if table_side(name) == resolution]
+    encode = " or with ".join([f"`uhr train encode --set resolution={resolution}`", *sizes])
     raise UserError(
         f"{what}, and it is given at {have}",
-        f"encode with `uhr train encode --set resolution={resolution}`, or train with --set "
-        f"phases.{phase.name}.resolution={other}",
+        f"encode with {encode}, or train with --set phases.{phase.name}.resolution={other}",
     )
 
 

@@ -10,7 +10,7 @@ from uhr.train.recipes.ultraflux_stage1 import RECIPE as STAGE1
 PHASE = changed(
     PHASE1,
     name="stage2",
-    data=(DataUse(where="artimuse_rank <= 0.05"),),
+    data=(DataUse(where="artimuse_rank < 0.05"),),
     timesteps=PHASE1.timesteps.with_band((0.54, 1.0)),
     steps=2000,
 )

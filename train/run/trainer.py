@@ -60,6 +60,16 @@ class TrainingResult:
     loss: float
     stopped: bool
 
+    def describe(self, log: Sequence[dict[str, Any]]) -> str:
+        """Steps, loss, and each held-out loss of the run's log, the last beside the first."""
+        loss = f"mean loss {self.loss:.4f} over the last {min(self.step, RECENT)}"
+        measured: dict[str, list[float]] = {}
+        for line in log:
+            for name, found in held_out_losses(line).items():
+                measured.setdefault(name, []).append(found["loss"])
+        held_out = "".join(f", {name} {v[-1]:.4f} (first {v[0]:.4f})" for name, v in measured.items())
+        return f"{self.step} steps done, {loss}{held_out}; {shown(self.checkpoint)}"
+
 
 class Trainer:
     """A job with its model in memory."""
@@ -116,7 +126,7 @@ class Trainer:
                 held_out = entry if held_out_losses(entry) else held_out
                 recent.append(entry["loss"])
                 took.append(entry["seconds"])
-                advance(1, progress_note(entry, total, sum(took) / len(took)))
+                advance(1, progress_note(entry, total, sum(took) / len(took), held_out))
                 # read once: a request that comes while the checkpoint is written waits for the next step
                 stopping = self.ranks.any(stop.requested) or state.step == total
                 if stopping or state.step % self.recipe.runtime.checkpoint_every == 0:

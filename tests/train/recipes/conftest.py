@@ -33,14 +33,14 @@ class Chain:
 
 @pytest.fixture(scope="session")
 def ranked(tmp_path_factory, manifest_of):
-    """Six images of 128 x 128 px; two of them in the top 5 % by ArtiMuse."""
+    """Six images of 128 x 128 px; three of them in the top 5 % by ArtiMuse, whose ranks are below 0.05."""
     folder = tmp_path_factory.mktemp("ranked")
     names = [f"{letter}.png" for letter in "abcdef"]
     images = [
         {"name": name, "height": 128, "width": 128, "caption": "alt", "license": "CC0"} for name in names
     ]
     table = manifest_of(folder, images).table()
-    ranks = pa.array([0.01, 0.05, 0.3, 0.6, 0.9, 0.04], pa.float64())
+    ranks = pa.array([0.01, 0.049, 0.05, 0.6, 0.9, 0.04], pa.float64())
     flat = pa.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], pa.float64())
     table = table.append_column("artimuse_rank", ranks).append_column("flat_fraction", flat)
     table = table.append_column("caption_en", pa.array([f"image {name}" for name in names]))

@@ -85,6 +85,17 @@ def test_data_of_another_resolution_is_an_error(small_set, tiny_flux):
         UserError, match=r"phase 'main' needs data set 'main' encoded at 256 px, and it is given at 128 px"
     ):
         estimate(resolve("lora", None, ["phases.main.resolution=256"]), str(tiny_flux), [small_set.folder])
+    with pytest.raises(UserError, match=r"resolution=4096` or with `--set buckets=ultraflux-4k`"):
+        estimate(resolve("ultraflux-stage1"), str(tiny_flux), [small_set.folder])
+
+
+def test_a_curated_column_that_is_missing_is_an_error_with_the_stage_that_adds_it(small_set, tiny_flux):
+    sets = ["phases.0.resolution=128", "init.after=null"]
+    with pytest.raises(UserError, match=r"unknown column 'artimuse_rank'.*stage rank \(of: artimuse\)"):
+        estimate(resolve("ultraflux-stage2", None, sets), str(tiny_flux), [small_set.folder])
+    vae = ["phases.0.resolution=128", "phases.0.data.0.lowest={}", "phases.0.data.0.where=entropy > 7"]
+    with pytest.raises(UserError, match=r"unknown column 'entropy'.*curate with stage entropy"):
+        estimate(resolve("vae-f16", None, vae), str(tiny_flux), [small_set.folder])
 
 
 def test_data_that_the_windows_of_a_recipe_cannot_read_are_refused_as_by_a_run(small_set, tiny_flux):

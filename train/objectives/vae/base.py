@@ -52,6 +52,13 @@ class VaeObjective(Kind):
         """
         return
 
+    def missing(self, where: str) -> Sequence[str]:
+        """What a run needs besides this configuration, and how to get it: one sentence each, for a plan.
+
+        where: as in `check`.
+        """
+        return ()
+
     def pinned(self, where: str) -> VaeObjective:
         """The same with the hash of every file that it reads, so that a resumed run reads the same ones.
 

@@ -80,27 +80,37 @@ class Perceptual(Config):
 
         where: the place of this configuration in the recipe.
         """
-        if not self.weight:
-            return
+        missing = self.missing(where)
+        if missing is not None:
+            raise UserError(*missing)
+        if self.weight:
+            layers_of(self)
+            heads_of(self)
+
+    def missing(self, where: str) -> tuple[str, str] | None:
+        """What is missing while a file that is needed has no name, and where to get it; else None.
+
+        where: as in `check`.
+        """
         known = NETWORKS[self.network]
         missing = [
             (field, url)
             for field, url in (("network_file", known.weights), ("heads_file", known.heads))
             if getattr(self, field) is None
         ]
-        if missing:
-            fetch = " and ".join(url for _, url in missing)
-            sets = " ".join(f"--set {where}.{field}=FILE" for field, _ in missing)
-            what = f"the perceptual term of the loss needs files of LPIPS ({self.network})"
-            raise UserError(what, f"fetch {fetch}, then {sets}; or train without: --set {where}.weight=0")
-        layers_of(self)
-        heads_of(self)
+        if not (self.weight and missing):
+            return None
+        fetch = " and ".join(url for _, url in missing)
+        sets = " ".join(f"--set {where}.{field}=FILE" for field, _ in missing)
+        what = f"the perceptual term of the loss needs files of LPIPS ({self.network})"
+        return what, f"fetch {fetch}, then {sets}; or train without: --set {where}.weight=0"
 
     def pinned(self, where: str) -> Perceptual:
-        """The same with the hashes of its files. Raises UserError if they are not those of `sha256`."""
+        """The same, checked, with the hashes of its files. Raises UserError if they are not those of
+        `sha256`.
+        """
         if not self.weight:
             return self
-        self.check(where)
         found = tuple(sha256_file(path) for path in self._files)
         for field, path, was, now in zip(FILES, self._files, self.sha256, found, strict=False):
             if was != now:

@@ -67,6 +67,10 @@ class ReconstructionLoss(VaeObjective):
     def check(self, where: str) -> None:
         self.perceptual.check(f"{where}.perceptual")
 
+    def missing(self, where: str) -> Sequence[str]:
+        found = self.perceptual.missing(f"{where}.perceptual")
+        return [] if found is None else [f"{found[0]}, which this plan does not: {found[1]}"]
+
     def pinned(self, where: str) -> ReconstructionLoss:
         return self.model_copy(update={"perceptual": self.perceptual.pinned(f"{where}.perceptual")})
 

@@ -75,7 +75,7 @@ class DataUseBase(Config):
     data: its name, as in `--data NAME=DIR`.
     weight: share of the phase's batches, in proportion to those of its other data sets. None: every row is
         used `repeats` times while the others are used as often as they say. All or none of a phase have one.
-    where: SQL condition on curated columns, such as `artimuse_rank <= 0.05`; None is all rows.
+    where: SQL condition on curated columns, such as `artimuse_rank < 0.05`; None is all rows.
     lowest: share of these rows, by the lowest values of a curated column: `{flat_fraction: 0.5}` is the less
         flat half. Rows without a value are left out, and equal values are in the order of sample ids.
     resolution: px, as the data was encoded; None is that of the phase.

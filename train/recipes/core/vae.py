@@ -76,16 +76,23 @@ class VaeRecipe(RecipeBase):
                     what, f"--set runtime.{name}={'null' if value is None else str(value).lower()}"
                 )
         self.trainable.check(spec)
-        for phase in self.phases:
-            phase.objective.check(f"phases.{phase.name}.objective")
 
     def pinned(self) -> VaeRecipe:
-        """The recipe with the hashes of all files that its objectives read."""
-        phases = [
-            p.model_copy(update={"objective": p.objective.pinned(f"phases.{p.name}.objective")})
-            for p in self.phases
-        ]
+        """The recipe with the hashes of all files that its objectives read.
+
+        Raises UserError if one of them is missing or invalid.
+        """
+        phases = []
+        for phase in self.phases:
+            where = f"phases.{phase.name}.objective"
+            phase.objective.check(where)
+            phases.append(phase.model_copy(update={"objective": phase.objective.pinned(where)}))
         return self.model_copy(update={"phases": tuple(phases)})
+
+    def missing(self) -> list[str]:
+        """What a run needs besides model and data, one sentence each, for a plan."""
+        found = (phase.objective.missing(f"phases.{phase.name}.objective") for phase in self.phases)
+        return [sentence for sentences in found for sentence in sentences]
 
     def published(self) -> VaeRecipe:
         """The recipe without paths of this machine."""

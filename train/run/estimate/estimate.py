@@ -57,7 +57,11 @@ def estimate(
         "phases": phases,
         "trained": recipe.trainable.describe(spec),
         "processes": {**dataclasses.asdict(processes), "parts": processes.parts(recipe)},
-        "notes": [*recipe.notes(spec), *_first(recipe)],
+        "notes": [
+            *recipe.notes(spec),
+            *_first(recipe),
+            *(recipe.missing() if isinstance(recipe, VaeRecipe) else ()),
+        ],
     }
     if isinstance(recipe, VaeRecipe):
         from uhr.train.run.estimate.vae import vae_plan

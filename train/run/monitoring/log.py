@@ -79,14 +79,25 @@ def held_out_losses(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {HELD_OUT: entry["held_out"], **named} if "held_out" in entry else named
 
 
-def progress_note(entry: dict[str, Any], total: int, seconds: float | None = None) -> str:
+def progress_note(
+    entry: dict[str, Any],
+    total: int,
+    seconds: float | None = None,
+    measured: Mapping[str, Any] | None = None,
+) -> str:
     """A step's line of the log in a few words, for the progress bar.
 
     total: the run's steps. seconds: of a step, for the time that is left; None is those of this step.
+    measured: the last line that has held-out losses, if there is one.
     """
     left = (total - entry["step"]) * (entry["seconds"] if seconds is None else seconds)
     parts = [
         f"loss {entry['loss']:.4f}",
+        *(
+            f"{name} {found['loss']:.4f} at step {measured['step']}"
+            for name, found in held_out_losses(measured or {}).items()
+            if measured is not None
+        ),
         f"{entry['samples_per_second']:.3g} images/s",
         *(f"{number(entry[name])} {unit}" for name, unit in RATES.items() if name in entry),
         f"wait {entry['wait'] / max(entry['seconds'], 1e-9):.1%}",

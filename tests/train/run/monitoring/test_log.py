@@ -65,6 +65,7 @@ def test_the_progress_line_has_loss_speed_wait_memory_and_time_left():
     assert progress_note(FULL, 100) == (
         "loss 0.5000, 1 images/s, 5,000 tokens/s, wait 25.0%, memory 3.0 GiB, 0:03:00 left"
     )
+    assert ", held-out loss 0.4000 at step 10," in progress_note({**FULL, "step": 12}, 100, measured=FULL)
     # of a VAE: small rates are not rounded to 0
     crops = {key: value for key, value in FULL.items() if key != "tokens_per_second"}
     assert "0.027 Mpx/s" in progress_note({**crops, "megapixels_per_second": 0.027}, 100)

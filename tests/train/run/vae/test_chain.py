@@ -1,5 +1,7 @@
 """From a curated slice to an image of the trained VAE, through the command line."""
 
+import contextlib
+import io
 import json
 import shutil
 
@@ -34,9 +36,10 @@ def chain(curated, tiny_flux, fast_vae, tmp_path_factory):
         "phases.main.data.0.where=uri <> 'a.png'",
     ]
     train = ["train", "run", "vae-f16", "--model", str(tiny_flux), "--data", str(pixels), "--out", str(run)]
-    assert main([*train, *sets([*fast_vae, *held_out])]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main([*train, *sets([*fast_vae, *held_out])]) == 0
     assert main(["train", "export", str(run), "--out", str(vae)]) == 0
-    return {"pixels": pixels, "run": run, "vae": vae}
+    return {"pixels": pixels, "run": run, "vae": vae, "printed": printed.getvalue()}
 
 
 def test_the_held_out_loss_falls_and_the_psnr_rises(chain):
@@ -45,6 +48,9 @@ def test_the_held_out_loss_falls_and_the_psnr_rises(chain):
     assert len(measured) == 3
     assert measured[-1]["loss"] < measured[0]["loss"]
     assert measured[-1]["psnr"] > measured[0]["psnr"]
+    first, last = measured[0]["loss"], measured[-1]["loss"]
+    assert "12 steps done, mean loss " in chain["printed"]
+    assert f", held-out loss {last:.4f} (first {first:.4f}); " in chain["printed"]
 
 
 def test_stock_diffusers_loads_the_export_and_it_is_what_was_trained(chain, tiny_flux):
@@ -65,7 +71,7 @@ def test_stock_diffusers_loads_the_export_and_it_is_what_was_trained(chain, tiny
     assert FluxPipeline.from_pretrained(tiny_flux, vae=loaded).vae is loaded
 
 
-def test_ultraflux_samples_with_it_and_it_is_no_longer_unadapted(chain, tiny_flux, tmp_path):
+def test_ultraflux_samples_with_it_and_it_is_no_longer_unadapted(chain, tiny_flux, tmp_path, capsys):
     def sample(name, *more):
         out = tmp_path / f"{name}.png"
         arguments = ["sample", "ultraflux", "--model", str(tiny_flux), "--prompt", "a lake", "--steps", "1"]
@@ -73,7 +79,9 @@ def test_ultraflux_samples_with_it_and_it_is_no_longer_unadapted(chain, tiny_flu
         return out.read_bytes(), json.loads(out.with_suffix(".json").read_text())
 
     trained, record = sample("trained", "--vae", str(chain["vae"]))
+    assert f"on tiny-flux1, VAE {chain['vae']}, 1 step" in capsys.readouterr().out
     untrained, other = sample("untrained")
+    assert "VAE" not in capsys.readouterr().out.partition("note:")[0]
     assert "unadapted" not in json.dumps(record)
     assert "unadapted" in json.dumps(other)
     assert trained != untrained
@@ -162,12 +170,15 @@ def test_without_files_of_lpips_a_run_is_refused_unless_the_term_is_turned_off(
 ):
     plain = ["phases.main.resolution=64", "batch.size=2", "batch.micro=2", "phases.main.steps=1"]
     plan = ["train", "plan", "vae-f16", "--model", str(tiny_flux), "--data", str(chain["pixels"])]
-    assert main([*plan, *sets(plain)]) == 1
-    assert "needs files of LPIPS (vgg16): fetch https://" in capsys.readouterr().err
+    assert main([*plan, *sets(plain)]) == 0
+    assert "needs files of LPIPS (vgg16), which this plan does not: fetch" in capsys.readouterr().out
     off = sets([*plain, "phases.main.objective.perceptual.weight=0"])
     assert main([*plan, *off]) == 0
     note = "the perceptual term of the loss is off: its weight was set to 0"
     assert note in capsys.readouterr().out
     run = ["train", "run", "vae-f16", "--model", str(tiny_flux), "--data", str(chain["pixels"])]
+    assert main([*run, "--out", str(tmp_path / "run"), *sets(plain)]) == 1
+    assert "needs files of LPIPS (vgg16): fetch https://" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
     assert main([*run, "--out", str(tmp_path / "run"), *off]) == 0
     assert note in capsys.readouterr().err

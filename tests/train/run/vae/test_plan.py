@@ -15,7 +15,7 @@ OFF = "phases.main.objective.perceptual.weight=0"
 
 @pytest.fixture(scope="module")
 def plan():
-    return estimate(resolve("vae-f16", None, [OFF]), "flux1-dev", [], "h100")
+    return estimate(resolve("vae-f16"), "flux1-dev", [], "h100")
 
 
 def test_flux1_dev_counts_its_decoder(plan):
@@ -29,15 +29,26 @@ def test_flux1_dev_counts_its_decoder(plan):
         "pixels_per_picture": 3 * 512 * 512,
         "checkpoint": 4 * 83_819_683 + 8 * 49_545_475,
     }
-    assert plan["notes"] == ["the perceptual term of the loss is off: its weight was set to 0"]
+
+
+def test_a_plan_needs_no_files_of_lpips_and_says_that_the_run_does(plan):
+    (note,) = plan["notes"]
+    assert note.startswith("the perceptual term of the loss needs files of LPIPS (vgg16), which this plan")
+    assert "fetch https://" in note
+    assert "--set phases.main.objective.perceptual.network_file=FILE" in note
+    off = estimate(resolve("vae-f16", None, [OFF]), "flux1-dev", [], "h100")
+    assert off["notes"] == ["the perceptual term of the loss is off: its weight was set to 0"]
+    # the network's work is counted where its loss is
+    assert plan["memory"]["activations"] > off["memory"]["activations"]
+    assert plan["time"]["run"] > off["time"]["run"]
 
 
 def test_time_and_memory_are_those_of_the_batch(plan):
     assert plan["gpu"]["fits"]
     assert plan["time"]["run"] == pytest.approx(4000 * plan["time"]["steps"]["main"])
-    eighth = estimate(resolve("vae-f16", None, [OFF]), "flux1-dev", [], "h100", Processes(8))
+    eighth = estimate(resolve("vae-f16"), "flux1-dev", [], "h100", Processes(8))
     assert eighth["time"]["run"] == pytest.approx(plan["time"]["run"] / 8)
-    half = estimate(resolve("vae-f16", None, [OFF, "batch.micro=8"]), "flux1-dev", [])
+    half = estimate(resolve("vae-f16", None, ["batch.micro=8"]), "flux1-dev", [])
     assert half["memory"]["activations"] == pytest.approx(plan["memory"]["activations"] / 2, rel=0.05)
 
 

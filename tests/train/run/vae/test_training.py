@@ -33,6 +33,10 @@ def test_a_share_is_of_the_rows_that_the_condition_leaves(crops):
     assert [len(own) for own in data.lowest(data.select(), {})] == [6]
     with pytest.raises(UserError, match="has no column 'blur': curate with the stage"):
         data.lowest(data.select(), {"blur": 0.5})
+    with pytest.raises(
+        UserError, match=r"has no column 'artimuse_rank': curate with stage rank \(of: artimuse"
+    ):
+        data.lowest(data.select(), {"artimuse_rank": 0.5})
     with pytest.raises(UserError, match="column 'uri' has no numbers"):
         data.lowest(data.select(), {"uri": 0.5})
     with pytest.raises(UserError, match="no row has a value of flat_fraction"):
