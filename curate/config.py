@@ -106,10 +106,15 @@ class SidecarKeys(Config):
     license: list[str] = DEFAULT_KEYS["license"]
 
 
+def _as_files(value: Any) -> Any:
+    """The parameters of `blocklist` of what a pipeline may also write: a file, or a list of files."""
+    return {"files": [value] if isinstance(value, str) else value} if isinstance(value, str | list) else value
+
+
 class PipelineConfig(LaterKeys, Config):
     """A whole pipeline: what is measured of every image, and which images are kept."""
 
-    later: ClassVar[tuple[str, ...]] = ("channels", "all_rules")
+    later: ClassVar[tuple[str, ...]] = ("channels", "all_rules", "blocklist", "licences")
 
     name: str
     description: str = ""
@@ -132,6 +137,30 @@ class PipelineConfig(LaterKeys, Config):
     """Of which images the original bytes are stored in OUT: by default of none, and of the kept ones if the
     source fetches them."""
     sidecars: SidecarKeys = Field(default_factory=SidecarKeys)
+
+    blocklist: Annotated[dict[str, Any] | None, pydantic.BeforeValidator(_as_files)] = None
+    """Lists of images that must not be in the set: a file, several, or the parameters of `blocklist`."""
+    licences: str | None = None
+    """The file of a policy of licences (`curate.measures.licences.LicencePolicy`)."""
+
+
+def guarded(config: PipelineConfig) -> PipelineConfig:
+    """Return the pipeline with the stages and rules that `blocklist` and `licences` mean, before all
+    others, unless it has its own.
+    """
+    have = {entry.stage for entry in config.stages}
+    stages: list[dict[str, Any]] = []
+    rules: Rules = {}
+    if config.blocklist is not None:
+        stages.append({"stage": "blocklist", **config.blocklist})
+        rules["blocklist"] = "blocklist_match IS NULL"
+    if config.licences is not None:
+        stages += [{"stage": "rights"}, {"stage": "licence", "policy": config.licences}]
+        rules["licence"] = "license_problem IS NULL"
+    new = [StageEntry.model_validate(entry) for entry in stages if entry["stage"] not in have]
+    before = {name: rule for name, rule in rules.items() if name not in config.rules}
+    update = {"stages": [*new, *config.stages], "rules": {**before, **config.rules}}
+    return config.model_copy(update=update)
 
 
 def fetching(config: PipelineConfig) -> PipelineConfig:
@@ -169,7 +198,7 @@ def load(pipeline: str, sets: Sequence[str] = ()) -> PipelineConfig:
     tree["rules"] = {name: text for name, text in (tree.get("rules") or {}).items() if text is not None}
     stem = Path(pipeline).stem
     tree.setdefault("name", stem if is_utf8(stem) else escaped(stem))
-    return build(PipelineConfig, tree, pipeline)
+    return guarded(build(PipelineConfig, tree, pipeline))
 
 
 def is_file(pipeline: str) -> bool:

@@ -85,7 +85,17 @@ class BaseStage(ABC):
         for name, text in self.weights().items():
             if (lack := missing_weights(text)) is not None:
                 return lack if name in lack else f"{name}: {lack}"
+        try:
+            self.contents()
+        except UserError as error:
+            return str(error)
         return None
+
+    def contents(self) -> Mapping[str, str]:
+        """Return hashes of the other files that decide the values, by a name for people: the text of a
+        prompt, a list. Raises UserError if one is missing or invalid.
+        """
+        return {}
 
     def weight_hashes(self) -> dict[str, str]:
         """Return the hash of each of `weights`: SHA-256 over all files, 64 hex digits."""
@@ -94,7 +104,11 @@ class BaseStage(ABC):
         return {name: hash_of_files(Weights.parse(text).fetch()) for name, text in self.weights().items()}
 
     def fingerprint(self) -> str:
-        """Hash of class, version, parameters and weights (64 hex digits)."""
+        """Hash of class, version, parameters, weights and contents (64 hex digits)."""
+        found, contents = self._without_contents(), sorted(self.contents().items())
+        return fingerprint([found, contents]) if contents else found
+
+    def _without_contents(self) -> str:
         tree: list[Any] = [self._class_name, self.version, canonical_json(self.params)]
         if hashes := self.weight_hashes():
             tree.append(sorted(hashes.items()))
@@ -137,6 +151,9 @@ class FrameStage(BaseStage):
 
     reads: ClassVar[Literal["header", "pixels"]] = "pixels"
     """`header`: only the first bytes are read, so a rule over its columns can reject without decoding."""
+
+    hides: ClassVar[str | None] = None
+    """A column of `adds`: of an image in which it has a value neither preview nor bytes are stored."""
 
     def open(self) -> None:
         """Called once in each worker before the first frame: load weights, compile kernels."""
@@ -203,9 +220,9 @@ class BatchStage(BaseStage):
     def close(self) -> None:
         """Called when the worker ends: free what `open` took."""
 
-    def fingerprint(self) -> str:
+    def _without_contents(self) -> str:
         views = [[name, repr(view)] for name, view in sorted(self.views.items())]
-        return fingerprint([super().fingerprint(), views, self.resources.batch_size])
+        return fingerprint([super()._without_contents(), views, self.resources.batch_size])
 
 
 @dataclass(frozen=True)

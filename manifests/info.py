@@ -80,8 +80,9 @@ class ManifestInfo(Config):
 
     `operation` is {"kind": "curate", "pipeline": ...}, {"kind": "slice", "where": ...} or {"kind": "encode",
     "config": ...}; `counts` has rows, kept, rejected, failed and reasons; `source` counts what the listing
-    found and did not open; `attachments` are Parquet files of other columns of the rows (latents, text
-    embeddings), which readers of the manifest do not open.
+    found and did not open; `weights` and `files` are hashes of the models, and of the other files (lists,
+    policies, prompts) that decided values; `attachments` are Parquet files of other columns of the rows
+    (latents, text embeddings), which readers of the manifest do not open.
     """
 
     schema_version: int
@@ -97,6 +98,7 @@ class ManifestInfo(Config):
     counts: dict[str, Any]
     source: dict[str, int] = Field(default_factory=dict)
     weights: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     parts: list[Part]
     previews: list[Part] = Field(default_factory=list)

@@ -159,6 +159,12 @@ FETCH = (
         "tdm-reservation; null where there is none",
         stage="fetch",
     ),
+    Column(
+        "opt_out_headers",
+        pa.string(),
+        "the headers X-Robots-Tag, tdm-reservation and tdm-policy of the answer, obeyed or not",
+        stage="fetch",
+    ),
 )
 
 HEADER = (

@@ -33,6 +33,7 @@ class Provenance:
     operation: what was done; part of the manifest's id, so it must not contain paths or times
     source: counts of what is in the source folder besides the rows
     weights: hashes of the models that wrote columns, by name
+    files: hashes of the other files that decided values, by stage and name
     versions: of software, besides uhr, Python, pyarrow and duckdb
     attachments: Parquet files that were written into the folder before (`ManifestInfo.attachments`)
     """
@@ -45,6 +46,7 @@ class Provenance:
     rules: Sequence[RuleInfo] = ()
     source: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     attachments: Sequence[Part] = ()
 
@@ -112,6 +114,7 @@ def write_manifest(
         counts=verdicts.counts(),
         source=dict(provenance.source),
         weights=dict(provenance.weights),
+        files=dict(provenance.files),
         versions={**_versions(), **provenance.versions},
         parts=parts,
         previews=shown,

@@ -280,6 +280,20 @@ class CurationPlan:
             for name, found in planned.stage.weight_hashes().items()
         }
 
+    def file_hashes(self) -> dict[str, str]:
+        """Return the hash of all other files that decide values, by stage and name."""
+        return {
+            f"{planned.label}/{name}": found
+            for planned in self.stages
+            for name, found in planned.stage.contents().items()
+        }
+
+    @property
+    def hiding(self) -> tuple[str, ...]:
+        """Columns that have a value for images of which neither preview nor bytes are stored."""
+        stages = [planned.stage for planned in self.stages]
+        return tuple(s.hides for s in stages if isinstance(s, FrameStage) and s.hides is not None)
+
 
 def own_columns(planned: PlannedStage[Any]) -> list[Column]:
     """Return a stage's columns with `stage` set."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ def commit(
             rules=_funnel(plan, finished),
             source={**listing.not_opened, "broken_sidecars": finished.broken_sidecars},
             weights=plan.weight_hashes(),
+            files=plan.file_hashes(),
             versions=_versions(),
             attachments=pixels,
         )
@@ -86,10 +87,19 @@ def _pixels(out: Path, plan: CurationPlan, finished: Finished, source: Source) -
     if plan.config.pixels in (None, "none"):
         return []
     with progress("store images", None, "images") as advance:
-        written = write_pixels(out, finished.batches(), source, plan.config.pixels == "all", advance)
+        shown = _without(finished.batches(), plan.hiding)
+        written = write_pixels(out, shown, source, plan.config.pixels == "all", advance)
     if written.lost:
         warn(f"{written.lost:,} images changed after they were measured, and are not stored")
     return written.parts
+
+
+def _without(batches: Iterator[pa.RecordBatch], hiding: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Leave out the rows that have a value in one of the columns `hiding`."""
+    for batch in batches:
+        for name in hiding:
+            batch = batch.filter(batch[name].is_null())
+        yield batch
 
 
 def _funnel(plan: CurationPlan, finished: Finished) -> list[RuleInfo]:

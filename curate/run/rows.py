@@ -94,6 +94,7 @@ class UnitRows:
         self._converters: dict[str, dict[str, Converter]] = {}
         self._rows = rows
         self._previews: dict[int, tuple[bytes, int, int]] = {}
+        self._hidden: set[int] = set()
         self._ran: dict[int, int] = {}
         self.broken_sidecars = 0
         self.counts = RuleCounts()
@@ -137,10 +138,18 @@ class UnitRows:
                 given = f"{type(value).__name__} {_short(value)}"
                 raise ValueError(f"column '{name}' cannot hold {given} ({_first_line(error)})") from error
         self._rows[index].update(converted)
+        if converted.get(getattr(planned.stage, "hides", None)) is not None:
+            self._hide(index)
         self._ran[index] = self._ran.get(index, 0) + 1
 
     def put_preview(self, index: int, jpeg: bytes, width: int, height: int) -> None:
-        self._previews[index] = (jpeg, width, height)
+        if index not in self._hidden:
+            self._previews[index] = (jpeg, width, height)
+
+    def _hide(self, index: int) -> None:
+        """Drop the preview of a row, and take none later."""
+        self._hidden.add(index)
+        self._previews.pop(index, None)
 
     def fail(self, index: int, kind: str, message: str) -> None:
         if kind == CHANGED:

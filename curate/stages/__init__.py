@@ -9,6 +9,9 @@ _HERE = "uhr.curate.stages"
 
 NAMES: dict[str, str] = {
     "fetch": f"{_HERE}.frames.fetch:FetchStage",
+    "blocklist": f"{_HERE}.frames.blocklist:BlocklistStage",
+    "rights": f"{_HERE}.frames.rights:RightsStage",
+    "licence": f"{_HERE}.frames.licence:LicenceStage",
     "header": f"{_HERE}.frames.header:HeaderStage",
     "decode": f"{_HERE}.frames.decode:DecodeStage",
     "geometry": f"{_HERE}.frames.geometry:GeometryStage",

@@ -145,6 +145,7 @@ def slice_manifest(
             stages=parent.info.stages,
             rules=parent.info.rules,
             weights=parent.info.weights,
+            files=parent.info.files,
         )
         batches = _batches(parent, schema, selection, advance)
         previews = parent.preview_batches(selection.ids.to_pylist()) if parent.info.previews else None

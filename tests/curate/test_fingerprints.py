@@ -14,7 +14,10 @@ from uhr.curate.stages import NAMES, stage_class
 from uhr.curate.stages.frames.entropy import EntropyStage
 
 STAGES = {
-    "fetch": "40b8fa626c8027b5",
+    "fetch": "bb91dc806142c9aa",
+    "blocklist": "57364e52501a25bf",
+    "rights": "10059b7e217bf4f5",
+    "licence": "75a08a44685be761",
     "header": "d55b6b6dc22b11ad",
     "decode": "7f01d61151cb1854",
     "geometry": "bfe434fc5a452f78",

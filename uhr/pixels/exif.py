@@ -1,8 +1,9 @@
-"""Read orientation and Adobe RGB from an EXIF block (EXIF 2.32, a TIFF structure)."""
+"""Read orientation, Adobe RGB and texts from an EXIF block (EXIF 2.32, a TIFF structure)."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _ORIENTATION, _EXIF, _INTEROPERABILITY = 0x0112, 0x8769, 0xA005
@@ -31,6 +32,15 @@ class _Block(NamedTuple):
             return None
         return struct.unpack_from(self.order + ("H" if found[0] == 3 else "I"), self.data, found[2])[0]
 
+    def text(self, directory: int, tag: int) -> str:
+        """Return the value of an entry that is ASCII or UTF-8 text; empty otherwise."""
+        found = self.find(directory, tag)
+        if found is None or found[0] not in (2, 129):
+            return ""
+        _, length, place = found
+        start = place if length <= 4 else struct.unpack_from(self.order + "I", self.data, place)[0]
+        return text(self.data[start : start + length])
+
 
 def _block(tiff: bytes) -> tuple[_Block, int] | None:
     """Return the block and the offset of its first directory; None if it is invalid."""
@@ -45,6 +55,21 @@ def orientation(tiff: bytes) -> int:
     found = _block(tiff)
     value = None if found is None else found[0].number(found[1], _ORIENTATION)
     return value if value is not None and 1 <= value <= 8 else 1
+
+
+def texts(tiff: bytes, tags: Sequence[int]) -> dict[int, str]:
+    """Return the texts of these tags of the first directory, without those that are missing or empty."""
+    block = _block(tiff)
+    found = {} if block is None else {tag: block[0].text(block[1], tag) for tag in tags}
+    return {tag: value for tag, value in found.items() if value}
+
+
+def text(value: bytes) -> str:
+    """Decode a text, which should be ASCII; UTF-8 is usual, and what is neither is read as Latin-1."""
+    try:
+        return value.decode("utf-8").strip("\0 ")
+    except UnicodeDecodeError:
+        return value.decode("latin-1").strip("\0 ")
 
 
 def says_adobe_rgb(tiff: bytes) -> bool:

@@ -20,6 +20,7 @@ class FetchStage(FrameStage):
 
     name = "fetch"
     hashed_name = "uhr.curate.stages.fetch:FetchStage"
+    version = 2
     reads = "header"
 
     class Params(FrameStage.Params):

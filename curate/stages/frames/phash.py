@@ -36,9 +36,14 @@ class PhashStage(FrameStage):
     adds = (PHASH,)
 
     def annotate(self, frame: Frame) -> Mapping[str, Any]:
-        from uhr.pixels.decoders import upright
+        return {"phash": f"{phash_of(frame):016x}"}
 
-        return {"phash": f"{phash(upright(frame.gray, frame.header.orientation)):016x}"}
+
+def phash_of(frame: Frame) -> int:
+    """Return the hash of a frame's upright gray image."""
+    from uhr.pixels.decoders import upright
+
+    return phash(upright(frame.gray, frame.header.orientation))
 
 
 def phash(gray: np.ndarray) -> int:

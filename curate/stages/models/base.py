@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import pydantic
 from pydantic import Field
 
-from uhr.base.config import Config, fingerprint
+from uhr.base.config import Config
 from uhr.base.errors import UserError
 from uhr.curate.stage import BatchStage, Resources
 
@@ -87,27 +87,17 @@ class ModelStage(BatchStage):
         """Name the parameter that must be set, with an example; None if nothing is lacking."""
         return None
 
-    def contents(self) -> Mapping[str, str]:
-        """Return hashes of what else decides the scores, by name, such as the text of a prompt's file."""
-        return {}
-
     def missing(self) -> str | None:
         if (lack := self.unnamed()) is not None:
             return f"no model is named; set {lack}"
         if (lack := super().missing()) is not None:
             return lack
         try:
-            self.contents()
             if (server := getattr(self.params, "server", None)) is not None:
                 server.open()
         except UserError as error:
             return str(error)
         return None
-
-    def fingerprint(self) -> str:
-        found = super().fingerprint()
-        contents = sorted(self.contents().items())
-        return fingerprint([found, contents]) if contents else found
 
 
 def precision(dtype: Dtype, device: str, half: Literal["float16", "bfloat16"]) -> Any:

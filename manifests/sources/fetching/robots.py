@@ -10,6 +10,9 @@ from dataclasses import dataclass
 OPT_OUT_TAGS = frozenset({"noai", "noimageai", "noindex", "none"})
 """Values of X-Robots-Tag that forbid to use an image for training; `none` is short for noindex, nofollow."""
 
+_EVIDENCE = ("x-robots-tag", "tdm-reservation", "tdm-policy")
+"""Headers that are kept as evidence, whatever they say."""
+
 
 @dataclass(frozen=True)
 class Robots:
@@ -72,6 +75,12 @@ def opt_out(headers: Mapping[str, Sequence[str]], agent: str) -> str | None:
     if any(value.strip() == "1" for value in headers.get("tdm-reservation", ())):
         return "tdm-reservation: 1"
     return None
+
+
+def opt_out_headers(headers: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the headers of an answer that are about reservations, as they came; None if there are none."""
+    found = [f"{name}: {value.strip()}" for name in _EVIDENCE for value in headers.get(name, ())]
+    return "; ".join(found) or None
 
 
 def _tags_for(value: str, agent: str) -> Iterable[str]:

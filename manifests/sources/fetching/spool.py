@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 
 from uhr.base.files import sha256_file, write_json
 from uhr.manifests.sources.fetching.http import AGENT, Fetched, HttpOptions, NotFetched, Request, get
-from uhr.manifests.sources.fetching.robots import Robots, opt_out
+from uhr.manifests.sources.fetching.robots import Robots, opt_out, opt_out_headers
 
 LONGEST_ROBOTS = 512 * 1024
 """Bytes of a robots.txt that are read, as RFC 9309 requires at least."""
@@ -157,5 +157,6 @@ def _facts(found: Fetched) -> dict[str, Any]:
         "http_status": found.status,
         "etag": found.header("etag"),
         "opt_out": found.opt_out,
+        "opt_out_headers": opt_out_headers(found.headers),
         "fault": found.fault,
     }
