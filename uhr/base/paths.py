@@ -47,8 +47,8 @@ def local(name: str, utf8: bool = False) -> Callable[[str | PurePath], Path]:
 
 
 def or_similar(path: Path, fix: str) -> str:
-    """A fix for something that `path` is not: if nothing is there, the existing paths with the most similar
-    names come first."""
+    """Return `fix` for an error about `path`. If `path` does not exist, existing paths with similar names are
+    named first: `did you mean runs/lora? Or ...`."""
     missing = path
     while not missing.parent.exists():
         missing = missing.parent
@@ -96,7 +96,7 @@ def path_text(path: str | PurePath) -> str:
     """Write a path as text for JSON and Parquet; `text_path` reads it back.
 
     A path in UTF-8 is its own text. Any other is written as the URI of its absolute path, escaped
-    (`file:///data/caf%E9`): no path has two slashes behind a scheme, as those fold into one.
+    (`file:///data/caf%E9`). No `Path` looks like that, since `//` inside a path becomes `/`.
     """
     return os.fspath(path) if is_utf8(path) else FILE_URI + escaped(os.path.abspath(path))
 
@@ -108,12 +108,11 @@ def text_path(text: str) -> Path:
 
 @contextlib.contextmanager
 def plain_folder(folder: Path) -> Generator[Path]:
-    """Yield an absolute path of an existing folder that libraries do not interpret.
+    """Yield an absolute path to an existing folder in which no character has a meaning for libraries, as `?`
+    has for DuckDB.
 
-    It is the folder's own if that has only letters, digits and `_.-/`; otherwise a link in a temporary
-    folder, which is removed when the block ends.
-
-    DuckDB takes `?` in the name of its file for the beginning of options, for example.
+    It is the folder's own path if that has only letters, digits and `_.-/`. Otherwise it is a link in a
+    temporary folder, which is removed when the block ends.
     """
     whole = Path(os.path.abspath(folder))
     if _PLAIN.fullmatch(str(whole)):
