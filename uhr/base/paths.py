@@ -46,6 +46,26 @@ def local(name: str, utf8: bool = False) -> Callable[[str | PurePath], Path]:
     return parse
 
 
+def anywhere(name: str) -> Callable[[str | PurePath], Path | str]:
+    """Make the parser of an option or argument called `name` that takes a path of this machine, or the
+    address of a prefix in an object store, which stays a text.
+
+    The parser raises UserError for an address that is not of the form `s3://bucket/prefix`.
+    """
+
+    def parse(value: str | PurePath) -> Path | str:
+        text = os.fspath(value)
+        if not is_url(text):
+            return Path(text)
+        if not text.startswith("s3://") or not text.removeprefix("s3://").strip("/"):
+            raise UserError(
+                f"{name} {text}: not an address in an object store", "write it as s3://bucket/prefix"
+            )
+        return text.rstrip("/")
+
+    return parse
+
+
 def or_similar(path: Path, fix: str) -> str:
     """Return `fix` for an error about `path`. If `path` does not exist, existing paths with similar names are
     named first: `did you mean runs/lora? Or ...`."""
