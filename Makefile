@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench study clean
+.PHONY: install demo test browser lint bench study clean
 
 install: $(STAMP)
 
@@ -22,12 +22,24 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m uhr demo
 
-test: $(STAMP)
+test: $(STAMP) browser
 	@# two processes: a third makes tests with time limits fail on two cores. A file stays in one, for the fixtures
 	@# that its tests share. Files come in their order (tests/conftest.py), not by number of tests: the long files
 	@# of few tests would come last, and one process would wait for the other. Compiled tests are kept, whatever
 	@# the environment says: each process would compile all of them anew
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+browser:
+	@# Debian's Chromium for the tests of pages, where it can be installed without a question; without it they are
+	@# skipped, and say so
+	@command -v chromium chromium-browser google-chrome > /dev/null || { \
+		command -v apt-get > /dev/null || exit 0; \
+		root=; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
+		[ -z "$$root" ] || sudo -n true 2> /dev/null || exit 0; \
+		install="$$root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends chromium"; \
+		$$install > /dev/null 2>&1 || { $$root apt-get update > /dev/null 2>&1 && $$install > /dev/null 2>&1; } \
+			|| echo "chromium could not be installed: the tests of pages are skipped"; \
+	}
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

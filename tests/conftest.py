@@ -34,8 +34,9 @@ SHORT = ("base", "contracts", "manifests", "pixels", "structure")
 TOGETHER = (
     ("test_demo.py", "test_planted_faults.py", "test_readme_commands.py"),
     ("test_full_disk.py", "test_modes.py"),
+    ("test_browse_page.py", "test_report_page.py"),
 )
-"""Files of end_to_end/ that share what takes long to make: each group runs in one process."""
+"""Files that share what takes long to make, such as a browser: each group runs in one process."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -211,6 +212,18 @@ def s3(object_store_server, monkeypatch, tmp_path) -> Any:
     s3fs.S3FileSystem.clear_instance_cache()
     yield object_store_server
     object_store_server.fault = lambda method, path: None
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory) -> Iterator[Any]:
+    """`browser.Browser`, running: one for all tests of pages, which are skipped without a browser."""
+    module = _beside("browser")
+    program = module.find()
+    if program is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    running = module.Browser(program, tmp_path_factory.mktemp("browser"))
+    yield running
+    running.close()
 
 
 @pytest.fixture
