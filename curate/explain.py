@@ -27,11 +27,15 @@ def explain(out: Path, sample: str) -> dict[str, Any]:
     represent; the uri names it then. Raises UserError if no sample, or more than one, has this name.
     """
     manifest = Manifest.open(out)
-    row = _row(manifest, sample)
+    return explain_row(manifest, _row(manifest, sample))
+
+
+def explain_row(manifest: Manifest, row: dict[str, Any]) -> dict[str, Any]:
+    """Return what `explain` returns, of a row that was read already."""
     verdict = {column.name: row[column.name] for column in VERDICT}
     path = manifest.source.open(row).path
     return {
-        "manifest": str(out),
+        "manifest": str(manifest.path),
         "uri": row["uri"],
         "sample_id": row["sample_id"],
         "path": path if path is not None and is_utf8(path) else None,

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
-"""Increase it when an older version could misread a manifest, and add a function to `info.MIGRATIONS`. Added
-columns do not require it. Version 2 has slices by reference, redactions, and the coverage of columns."""
+SCHEMA_VERSION = 1
+"""Increase it when an older version could misread a manifest. Added columns do not require it."""
 
 KEPT, REJECTED, FAILED = "kept", "rejected", "failed"
 STATUSES = (KEPT, REJECTED, FAILED)
@@ -306,6 +305,22 @@ CHOICES = (
     Column("split", pa.string(), "the part of a training split that the row was drawn into", stage="slice"),
 )
 
+REVIEW = (
+    Column(
+        "review",
+        pa.string(),
+        "what a person decided of the image by hand; it changes no status: slice by it",
+        range="accepted | rejected",
+    ),
+    Column(
+        "review_tags", pa.list_(pa.field("element", pa.string())), "tags that a person gave the image, sorted"
+    ),
+    Column("review_by", pa.string(), "who reviewed the image last"),
+    Column("review_time", pa.string(), "when the image was reviewed last, ISO 8601 in UTC"),
+    Column("review_reason", pa.string(), "why it was decided so, in the reviewer's words"),
+)
+"""Columns that `uhr manifest browse` adds."""
+
 ENCODING = (
     Column(
         "bucket",
@@ -365,6 +380,7 @@ GROUPS = {
     "Duplicates": DUPLICATES,
     "Channels and patches": (CHANNELS, REJECTED_BY, CHILD_COUNT),
     "Choices": CHOICES,
+    "Review": REVIEW,
     "Encoding": ENCODING,
 }
 

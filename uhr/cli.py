@@ -42,6 +42,8 @@ app.add_typer(train, name="train")
 
 # `manifest slice --similar` embeds its query by a model, which the manifests do not know
 manifests.EMBEDDER = "uhr.models.scores.clip:embed_query"
+# `manifest browse` shows why a row was kept or rejected: curation has the rules
+manifests.EXPLAINER = "uhr.curate.explain:explain_row"
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

@@ -12,10 +12,10 @@ import pytest
 from uhr.manifests.info import RuleInfo, StageInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
-from uhr.manifests.schema import COLUMNS, sample_id, schema_of
+from uhr.manifests.schema import COLUMNS, REVIEW, sample_id, schema_of
 from uhr.manifests.writer import Provenance, write_manifest
 
-SCHEMA = schema_of(c for c in COLUMNS.values() if c.name != "split")
+SCHEMA = schema_of(c for c in COLUMNS.values() if c.name != "split" and c not in REVIEW)
 RULES = (
     RuleInfo(name="entropy", where="entropy >= 4", seen=100, rejected=40),
     RuleInfo(name="aesthetic", where="artimuse >= 50", state="not evaluated", why="no weights"),

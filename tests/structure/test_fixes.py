@@ -28,6 +28,7 @@ PRINTED_BY = {
     "manifests/sources/": ("curate run",),
     "manifests/report/": ("manifest report",),
     "uhr/runtime/": UNITS,
+    "manifests/browse/": ("manifest browse",),
     "manifests/compare/history.py": ("manifest history",),
     "manifests/export/": ("manifest export",),
     "manifests/info.py": ("manifest slice", "manifest export"),
@@ -35,9 +36,6 @@ PRINTED_BY = {
     "manifests/selection/options.py": ("manifest slice",),
     "manifests/selection/select.py": ("manifest slice",),
     "manifests/selection/slicing.py": ("manifest slice",),
-    "manifests/selection/reference.py": ("manifest slice",),
-    "manifests/selection/sets.py": ("manifest union",),
-    "manifests/places.py": ("manifest slice", "manifest union", "manifest difference"),
     "models/": SAMPLE,
     "models/loading/file_spec.py": MODEL,
     "uhr/base/hub.py": ("sample",),  # only a repeat may not fetch
@@ -76,6 +74,8 @@ PRINTED_BY = {
 """By the longest path that begins a module's: the commands that print what it says."""
 
 ELSEWHERE = {
+    ("manifests/browse/session.py", "--status"): ("manifest slice",),
+    ("manifests/browse/session.py", "--where"): ("manifest slice",),
     ("train/data/reader.py", "--pixels"): ("train encode",),
     ("train/run/job.py", "--pixels"): ("train encode",),
     ("manifests/export/hf.py", "--split"): ("manifest slice",),

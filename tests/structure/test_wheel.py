@@ -65,5 +65,6 @@ def test_the_wheel_works_beside_a_decoy_train_and_models(installed, tmp_path):
 def test_the_wheel_holds_presets_templates_and_no_tests(installed):
     assert list(installed.glob("uhr/curate/presets/*.yaml"))
     assert list(installed.glob("uhr/manifests/report/*.html"))
+    assert list(installed.glob("uhr/manifests/browse/*.js"))
     assert not (installed / "tests").exists()
     assert not (installed / "curate").exists()

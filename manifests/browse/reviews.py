@@ -1,0 +1,233 @@
+"""Reviews by hand: a journal beside the manifest, and the manifest that has them as columns.
+
+A manifest never changes. While people review, each decision is a line of JSON in a journal, which is on disk
+before the page shows it; later lines of a sample replace earlier ones. `write` makes the manifest with the
+columns of `schema.REVIEW`. No status changes: a slice chooses by `review`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from uhr.base import parquet
+from uhr.base.config import Config, Text, build
+from uhr.base.console import Advance
+from uhr.base.errors import UserError, one_line
+from uhr.base.files import saving, sync
+from uhr.base.paths import path_text
+from uhr.base.run_folder import RunFolder, all_or_nothing
+from uhr.manifests.info import Parent, check_outside_manifests
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.parts import LAYOUT, PREVIEW_GROUP_ROWS
+from uhr.manifests.schema import REVIEW
+from uhr.manifests.writer import Provenance, write_manifest
+
+_FIX = "name another file with --reviews"
+
+Short = Annotated[Text, Field(max_length=200)]
+
+
+class Review(Config):
+    """What a person decided of one sample. A review without verdict and tags takes an earlier one back.
+
+    A verdict needs a name and a reason, tags need a name.
+    """
+
+    sample_id: Text
+    verdict: Literal["accepted", "rejected"] | None = None
+    tags: tuple[Short, ...] = ()
+    name: Short
+    reason: Annotated[Text, Field(max_length=2000)] = ""
+    time: Text
+
+    @model_validator(mode="after")
+    def _whole(self) -> Review:
+        if not self.name.strip():
+            raise ValueError("a review needs the name of the reviewer")
+        if self.verdict is not None and not self.reason.strip():
+            raise ValueError("a verdict needs a reason")
+        if any(not tag.strip() for tag in self.tags):
+            raise ValueError("a tag is empty")
+        return self
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this takes an earlier review back."""
+        return self.verdict is None and not self.tags
+
+
+def now() -> str:
+    """The time of a review: ISO 8601 in UTC, in seconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+class Journal:
+    """The reviews of a manifest in a file, which is made with the first of them. For several threads.
+
+    One process writes to it at a time. Raises UserError if the file is of another manifest, or is no journal.
+    """
+
+    def __init__(self, file: Path, manifest: Manifest) -> None:
+        self.file, self._manifest = file, manifest
+        self._lock = threading.Lock()
+        self._handle: int | None = None
+        self.reviews: dict[str, Review] = {}
+        self._size = self._end = 0
+        if file.exists():
+            self._load()
+
+    def _load(self) -> None:
+        """Read the reviews up to the end of the last whole line: one that was cut by a crash is left out."""
+        try:
+            data = self.file.read_bytes()
+        except OSError as error:
+            raise UserError(f"--reviews {self.file} cannot be read ({one_line(error)})", _FIX) from None
+        self._size, self._end = len(data), data.rfind(b"\n") + 1
+        for number, line in enumerate(data[: self._end].splitlines(), 1):
+            where = f"--reviews {self.file}, line {number}"
+            try:
+                tree = json.loads(line)
+            except (ValueError, RecursionError):
+                tree = None
+            if not isinstance(tree, dict):
+                raise UserError(f"{where}: this is no review", _FIX)
+            if number == 1:
+                if tree.get("reviews_of") != self._manifest.id:
+                    raise UserError(
+                        f"{where}: the file is not of the manifest {self._manifest.id[:16]}", _FIX
+                    )
+                continue
+            self._keep(build(Review, tree, where))
+
+    def _keep(self, review: Review) -> None:
+        self.reviews[review.sample_id] = review
+
+    def add(self, reviews: Sequence[Review]) -> None:
+        """Add reviews; they are on disk when this returns. Raises UserError if they cannot be written."""
+        with self._lock, saving(self.file, f"free space there, or {_FIX}"):
+            handle = self._opened()
+            lines = [review.model_dump_json(exclude_defaults=True) for review in reviews]
+            if self._end == 0:
+                lines.insert(0, json.dumps({"reviews_of": self._manifest.id}))
+            data = "".join(f"{line}\n" for line in lines).encode()
+            try:
+                os.ftruncate(handle, self._end)
+                written = 0
+                while written < len(data):
+                    written += os.pwrite(handle, data[written:], self._end + written)
+                os.fsync(handle)
+            except OSError:
+                os.ftruncate(handle, self._end)
+                raise
+            self._end += len(data)
+            for review in reviews:
+                self._keep(review)
+
+    def _opened(self) -> int:
+        if self._handle is None:
+            handle = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(handle)
+                raise UserError(f"another browser is writing reviews to {self.file}", "close it") from None
+            if os.fstat(handle).st_size != self._size:
+                os.close(handle)
+                raise UserError(f"{self.file} has changed since it was read", "start the browser again")
+            self._handle = handle
+            sync(self.file.parent)
+        return self._handle
+
+    def close(self) -> None:
+        """Let another process write."""
+        with self._lock:
+            if self._handle is not None:
+                os.close(self._handle)
+                self._handle = None
+
+
+def write(manifest: Manifest, reviews: Sequence[Review], out: Path, advance: Advance) -> Manifest:
+    """Write a manifest of all rows of `manifest` with the columns of these reviews to the folder `out`.
+
+    Reviews that `manifest` has already are kept where none of `reviews` is of the same sample. Raises
+    UserError if `out` is not empty or is inside a manifest.
+    """
+    schema = _schema(manifest.schema)
+    counts = Counter(review.verdict for review in reviews)
+    operation = {
+        "kind": "review",
+        "accepted": counts["accepted"],
+        "rejected": counts["rejected"],
+        "tagged": sum(bool(review.tags) for review in reviews),
+    }
+    with saving(out, "free space there, then save again"), all_or_nothing(out):
+        check_outside_manifests(out)
+        RunFolder(out, LAYOUT).claim()
+        info = manifest.info
+        provenance = Provenance(
+            root=manifest.root,
+            origin=manifest.origin,
+            operation=operation,
+            parents=[Parent(id=manifest.id, path=path_text(manifest.path.resolve()), role="reviews of")],
+            stages=info.stages,
+            rules=info.rules,
+            weights=info.weights,
+        )
+        batches = _batches(manifest, schema, reviews, advance)
+        return write_manifest(
+            out, schema, batches, provenance, _previews(manifest) if info.previews else None
+        )
+
+
+def _previews(manifest: Manifest) -> Iterator[pa.RecordBatch]:
+    for part in manifest.info.previews:
+        with parquet.opened(manifest.path / part.path) as file:
+            yield from file.iter_batches(PREVIEW_GROUP_ROWS)
+
+
+def _schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema with the columns of reviews at its end."""
+    added = {column.name: column.field() for column in REVIEW}
+    return pa.schema([field for field in schema if field.name not in added] + list(added.values()))
+
+
+def _batches(
+    manifest: Manifest, schema: pa.Schema, reviews: Sequence[Review], advance: Advance
+) -> Iterator[pa.RecordBatch]:
+    """Yield all rows with their reviews."""
+    ids = pa.array([review.sample_id for review in reviews], pa.string())
+    values: dict[str, list[object]] = {
+        "review": [review.verdict for review in reviews],
+        "review_tags": [sorted(set(review.tags)) or None for review in reviews],
+        "review_by": [None if review.is_empty else review.name for review in reviews],
+        "review_time": [None if review.is_empty else review.time for review in reviews],
+        "review_reason": [None if review.is_empty else review.reason or None for review in reviews],
+    }
+    own = {column.name: pa.array(values[column.name], column.type) for column in REVIEW}
+    lookup = pc.SetLookupOptions(value_set=ids)
+    for batch in manifest.rows():
+        place = pc.call_function("index_in", [batch.column("sample_id")], lookup).fill_null(-1).to_numpy()
+        # rows of the reviews, then those that the batch has already
+        numbers = np.where(place >= 0, place, len(ids) + np.arange(batch.num_rows))
+        columns = []
+        for field in schema:
+            has = field.name in batch.schema.names
+            old = batch.column(field.name) if has else pa.nulls(batch.num_rows, field.type)
+            if field.name in own:
+                old = pa.concat_arrays([own[field.name], old.cast(field.type)]).take(pa.array(numbers))
+            columns.append(old)
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        advance(batch.num_rows)
