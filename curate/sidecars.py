@@ -16,7 +16,10 @@ from uhr.manifests.sources.tables import decoded
 from uhr.pixels.types import PixelFault
 
 FIELDS = ("caption", "source_url", "author", "license")
+
 LONGEST_BYTES = 16 * 2**20
+"""Largest sidecar that is read."""
+
 MOST_DIGITS = 1000
 """Longest integer that is read; Python itself rejects more than 4300 digits."""
 
@@ -90,11 +93,12 @@ def _read(blob: Blob) -> str:
 
 
 def _object(text: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the object, and a message for each number that became null: not every JSON reader accepts it."""
+    """Parse a JSON object. Return it, and a message for each number that became null because other readers of
+    JSON reject it: NaN, infinity, and very long ones."""
     invalid: list[str] = []
 
     def reject(number: str) -> None:
-        invalid.append(f"{number if len(number) <= 20 else f'{number[:20]}...'} is no JSON number")
+        invalid.append(f"{number if len(number) <= 20 else f'{number[:20]}...'} is not a JSON number")
 
     def whole(digits: str) -> int | None:
         return int(digits) if len(digits) <= MOST_DIGITS else reject(digits)
@@ -106,7 +110,7 @@ def _object(text: str) -> tuple[dict[str, Any], list[str]]:
     try:
         tree = json.loads(text, parse_constant=reject, parse_float=real, parse_int=whole)
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON (line {error.lineno}: {error.msg})") from None
+        raise ValueError(f"not JSON (line {error.lineno}: {error.msg})") from None
     if not isinstance(tree, dict):
         raise ValueError(f"holds a JSON {type(tree).__name__}, not an object")  # noqa: TRY004 - one kind for all
     return tree, invalid

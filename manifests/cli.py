@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +11,17 @@ import typer
 
 from uhr.base import console
 from uhr.base.errors import UserError, load_object, unknown
-from uhr.base.paths import local
+from uhr.base.paths import anywhere, is_url, local
 
 app = typer.Typer(no_args_is_help=True, help="Show a manifest, verify it, slice it.")
 
-Folder = Annotated[Path, typer.Argument(parser=local("M"), metavar="M", help="Folder of the manifest.")]
+Folder = Annotated[
+    Any, typer.Argument(parser=anywhere("M"), metavar="M", help="Folder or s3:// address of the manifest.")
+]
+Out = Annotated[
+    Any,
+    typer.Option("--out", parser=anywhere("--out"), metavar="DIR", help="Folder or s3:// address to write."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 
@@ -47,9 +54,7 @@ def show(path: Folder, as_json: Json = False) -> None:
 @app.command("slice")
 def slice_(
     path: Folder,
-    out: Annotated[
-        Path, typer.Option("--out", parser=local("--out"), metavar="DIR", help="Folder of the new manifest.")
-    ],
+    out: Out,
     where: Annotated[str | None, typer.Option(help="SQL condition over the columns.")] = None,
     similar: Annotated[
         str | None,
@@ -87,15 +92,19 @@ def slice_(
     ] = None,
     seed: Annotated[int, typer.Option(help="The draw depends only on this and the sample ids.")] = 0,
     status: Annotated[str, typer.Option(help="Rows to slice: kept, rejected, failed or any.")] = "kept",
+    materialise: Annotated[
+        str,
+        typer.Option(metavar="WHAT", help="rows, also pixels, or none: a slice by reference to its parent."),
+    ] = "rows",
     as_json: Json = False,
 ) -> None:
     """Write a smaller manifest. Steps, in this order: --status, --where, --similar, --top, --diverse,
     --stratify, --balance, --sample, --split.
     """
-    from uhr.manifests.info import is_manifest
     from uhr.manifests.manifest import Manifest
     from uhr.manifests.schema import STATUSES
     from uhr.manifests.selection.options import (
+        MATERIALISED,
         SliceOptions,
         parse_columns,
         parse_similar,
@@ -106,6 +115,8 @@ def slice_(
 
     if status not in (*STATUSES, "any"):
         raise unknown("status", status, (*STATUSES, "any"), "--status")
+    if materialise not in MATERIALISED:
+        raise unknown("value", materialise, MATERIALISED, "--materialise")
     parent = Manifest.open(path)
     near, query = None, None
     if similar is not None:
@@ -131,24 +142,40 @@ def slice_(
             "sample": sample,
             "split": parse_split(split) if split is not None else None,
             "seed": seed,
+            "materialise": materialise,
         }
     )
-    finished = is_manifest(out)
-    if finished:
-        made = Manifest.open(out)
-        same = made.info.operation == options.operation() and [p.id for p in made.info.parents] == [parent.id]
-        if not same:
-            raise UserError(f"{out} already contains another manifest", "name another folder with --out")
-    else:
+    made = _finished(out, options.operation(), (parent,))
+    finished = made is not None
+    if made is None:
         with console.progress("slice", parent.info.counts["rows"], "rows") as advance:
             made = slice_manifest(parent, out, options, advance, query)
+    _say_written(out, made, finished, as_json)
+
+
+def _finished(out: Any, operation: dict[str, Any], parents: Sequence[Any]) -> Any:
+    """The manifest at `out` if it was made of these parents by this operation; None if there is no manifest.
+    Raises UserError if it is another one.
+    """
+    from uhr.manifests.manifest import Manifest
+    from uhr.manifests.places import is_manifest_at
+
+    if not is_manifest_at(out):
+        return None
+    made = Manifest.open(out)
+    if made.info.operation != operation or [p.id for p in made.info.parents] != [p.id for p in parents]:
+        raise UserError(f"{out} already contains another manifest", "name another folder with --out")
+    return made
+
+
+def _say_written(out: Any, made: Any, finished: bool, as_json: bool) -> None:
     facts = _slice_facts(made)
     verb = "is already finished:" if finished else "contains"
     console.emit(facts, as_json, lambda _: console.say(console.shown(f"{out} {verb} {_summary(facts)}")))
 
 
 def _slice_facts(made: Any) -> dict[str, Any]:
-    facts = {"path": str(made.path), "id": made.id, "counts": made.info.counts}
+    facts = {"path": made.name, "id": made.id, "counts": made.info.counts}
     if made.info.operation.get("split"):
         with made.connect() as connection:
             query = "SELECT split, count(*) FROM samples GROUP BY split ORDER BY split"
@@ -164,6 +191,56 @@ def _summary(facts: dict[str, Any]) -> str:
 
 
 @app.command()
+def union(
+    manifests: Annotated[
+        list[str], typer.Argument(metavar="A B...", help="Manifests: folders or s3:// addresses.")
+    ],
+    out: Out,
+    prefer: Annotated[
+        str | None,
+        typer.Option(metavar="first", help="Take the values of the first manifest where rows disagree."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the rows of all manifests, each sample once. Rows that disagree are an error, or see --prefer."""
+    from uhr.manifests.manifest import Manifest
+    from uhr.manifests.selection import sets
+
+    if prefer not in (None, "first"):
+        raise unknown("value", prefer, ("first",), "--prefer")
+    if len(manifests) < 2:
+        raise UserError("a union needs at least two manifests", "name another one")
+    opened = [Manifest.open(anywhere("A B...")(each)) for each in manifests]
+    made = _finished(out, sets.union_operation(prefer), opened)
+    finished = made is not None
+    if made is None:
+        total = sum(each.info.counts["rows"] for each in opened)
+        with console.progress("union", total, "rows") as advance:
+            made = sets.union(opened, out, prefer, advance)
+    _say_written(out, made, finished, as_json)
+
+
+@app.command()
+def difference(
+    a: Annotated[Any, typer.Argument(parser=anywhere("A"), metavar="A", help="The manifest with the rows.")],
+    b: Annotated[Any, typer.Argument(parser=anywhere("B"), metavar="B", help="The rows to leave out.")],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """Write the rows of A whose sample ids are not in B."""
+    from uhr.manifests.manifest import Manifest
+    from uhr.manifests.selection import sets
+
+    opened = (Manifest.open(a), Manifest.open(b))
+    made = _finished(out, sets.DIFFERENCE, opened)
+    finished = made is not None
+    if made is None:
+        with console.progress("difference", opened[0].info.counts["rows"], "rows") as advance:
+            made = sets.difference(*opened, out, advance)
+    _say_written(out, made, finished, as_json)
+
+
+@app.command()
 def verify(
     path: Folder,
     pixels: Annotated[bool, typer.Option("--pixels", help="Also hash the source files again.")] = False,
@@ -172,12 +249,12 @@ def verify(
     """Check parts, id, schema, rows and previews; every fault is listed, and any makes the exit code 1."""
     from dataclasses import asdict
 
-    from uhr.manifests.info import read_info
+    from uhr.manifests.places import info_at
     from uhr.manifests.show import print_verify_result
     from uhr.manifests.verify.verification import verify as check
 
     if pixels:
-        with console.progress("hash", read_info(path).counts["rows"], "files") as advance:
+        with console.progress("hash", info_at(path).counts["rows"], "files") as advance:
             verdict = check(path, pixels=True, advance=advance)
     else:
         verdict = check(path)
@@ -223,8 +300,8 @@ def history(
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(parser=local("A"), metavar="A", help="The manifest before.")],
-    b: Annotated[Path, typer.Argument(parser=local("B"), metavar="B", help="The manifest after.")],
+    a: Annotated[Any, typer.Argument(parser=anywhere("A"), metavar="A", help="The manifest before.")],
+    b: Annotated[Any, typer.Argument(parser=anywhere("B"), metavar="B", help="The manifest after.")],
     as_json: Json = False,
 ) -> None:
     """Show which rows, columns and rules changed, and why verdicts moved."""
@@ -253,6 +330,8 @@ def report(
     from uhr.manifests.report import write_report
 
     manifest = Manifest.open(path)
+    if out is None and is_url(manifest.name):
+        raise UserError(f"{manifest.name} is in an object store", "name a file of this machine with --out")
     written = write_report(manifest, out if out is not None else manifest.path / "report.html")
     console.say(console.shown(written))
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
-from uhr.base.config import Config, LaterKeys, fingerprint, read_versioned
-from uhr.base.errors import UserError
+from uhr.base.config import Config, LaterKeys, build, fingerprint, versioned_tree
+from uhr.base.errors import UserError, one_line
 from uhr.manifests.schema import SCHEMA_VERSION
 
 FILE = "manifest.json"
@@ -68,7 +68,21 @@ class RuleInfo(LaterKeys, Config):
     rows: Literal["", "images", "patches"] = ""
 
 
-class ManifestInfo(Config):
+class Redaction(Config):
+    """What `forget` took out of a manifest: how many rows, when, why, and the id before.
+
+    `tombstones` are SHA-256 hashes of what must not come back, as `forget.tombstones` makes them: of sample
+    ids, uris with their sources, content hashes and URLs.
+    """
+
+    time: str
+    rows: int
+    reason: str = ""
+    before: str
+    tombstones: list[str] = Field(default_factory=list)
+
+
+class ManifestInfo(LaterKeys, Config):
     """The content of `manifest.json`.
 
     `id` depends only on the content and the operation, not on time, place or software versions. The content
@@ -82,8 +96,15 @@ class ManifestInfo(Config):
     "config": ...}; `counts` has rows, kept, rejected, failed and reasons; `source` counts what the listing
     found and did not open; `weights` and `files` are hashes of the models, and of the other files (lists,
     policies, prompts) that decided values; `attachments` are Parquet files of other columns of the rows
-    (latents, text embeddings), which readers of the manifest do not open.
+    (latents, text embeddings), which readers of the manifest do not open. `coverage`: the number of rows with
+    a value, by column. `redactions` are the times that samples were forgotten, oldest first.
+
+    `schema_version` is that with which the manifest was written, and part of its id. `by_reference`: the
+    parts have no columns but `sample_id`, `position` (among the rows of the first parent), and those that the
+    slice adds; `Manifest` reads all others from the parent.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("by_reference", "redactions")
 
     schema_version: int
     id: str
@@ -103,6 +124,18 @@ class ManifestInfo(Config):
     parts: list[Part]
     previews: list[Part] = Field(default_factory=list)
     attachments: list[Part] = Field(default_factory=list)
+    coverage: dict[str, int]
+    by_reference: bool = False
+    redactions: list[Redaction] = Field(default_factory=list)
+
+
+def _from_1(tree: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 did not record the coverage of columns."""
+    return {**tree, "coverage": {}}
+
+
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+"""By version, a function that turns the content of its `manifest.json` into that of the next version."""
 
 
 def content_id(
@@ -112,10 +145,11 @@ def content_id(
     parts: Sequence[Part],
     previews: Sequence[Part],
     attachments: Sequence[Part] = (),
+    schema_version: int = SCHEMA_VERSION,
 ) -> str:
     """Return the id of a manifest (64 hex digits): SHA-256 over its content and the operation."""
     content = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": schema_version,
         "schema": [[field.name, str(field.type)] for field in schema],
         "operation": operation,
         "parents": [[parent.id, parent.role] for parent in parents],
@@ -156,4 +190,21 @@ def read_info(path: Path) -> ManifestInfo:
             f"{path} contains no {FILE}",
             "name the folder that `uhr curate run` or `uhr manifest slice` wrote",
         )
-    return read_versioned(ManifestInfo, file, SCHEMA_VERSION, "restore the file, or make the manifest again")
+    try:
+        return parse_info(file.read_bytes(), str(file))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({one_line(error)})", _RESTORE) from None
+
+
+def parse_info(data: bytes, where: str) -> ManifestInfo:
+    """Read the bytes of a `manifest.json` of any version; `where` names it in errors.
+
+    Raises UserError if it is damaged, or of a newer version.
+    """
+    tree = versioned_tree(data, where, SCHEMA_VERSION, _RESTORE)
+    for version in range(tree["schema_version"], SCHEMA_VERSION):
+        tree = MIGRATIONS[version](tree)
+    return build(ManifestInfo, tree, where)
+
+
+_RESTORE = "restore the file, or make the manifest again"

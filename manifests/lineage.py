@@ -7,38 +7,43 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.errors import UserError
-from uhr.base.paths import text_path
-from uhr.manifests.info import ManifestInfo, Parent, is_manifest, read_info
+from uhr.base.paths import is_url, text_path
+from uhr.manifests import places
+from uhr.manifests.info import ManifestInfo, Parent
 
 
-def find_parent(child: Path, parent: Parent) -> Path | None:
-    """Find the parent at its recorded path, or next to the child under its name; None if it is at neither."""
-    then = text_path(parent.path)
-    for place in (then, child.resolve().parent / then.name):
-        if not is_manifest(place):
-            continue
-        try:
-            if read_info(place).id == parent.id:
-                return place
-        except UserError:
-            continue  # not readable as a manifest, hence not the parent: it is named by its id
-    return None
+def find_parent(child: Path | str, parent: Parent) -> Path | str | None:
+    """Find the parent at its recorded path or address, or next to the child under its name; None if it is at
+    neither.
+    """
+    then: Path | str = parent.path if is_url(parent.path) else text_path(parent.path)
+    name = then.rpartition("/")[2] if isinstance(then, str) else then.name
+    place = places.place_of(child)
+    near = f"{place.rpartition('/')[0]}/{name}" if is_url(place) else text_path(place).parent / name
+    return next((place for place in (then, near) if _has_id(place, parent.id)), None)
 
 
-def lineage(path: Path) -> list[dict[str, Any]]:
+def _has_id(place: Path | str, id_: str) -> bool:
+    try:
+        return places.info_at(place).id == id_
+    except UserError:
+        return False  # not readable as a manifest, hence not the parent: it is named by its id
+
+
+def lineage(path: Path | str) -> list[dict[str, Any]]:
     """Return the manifest at `path`, then its parents, depth first: depth, role, id, path, operation of each.
 
     A parent that is not found has `found` false, and only what its child records of it.
     """
-    return list(_walk(path, read_info(path), "", 0))
+    return list(_walk(path, places.info_at(path), "", 0))
 
 
-def _walk(path: Path, info: ManifestInfo, role: str, depth: int) -> Iterator[dict[str, Any]]:
+def _walk(path: Path | str, info: ManifestInfo, role: str, depth: int) -> Iterator[dict[str, Any]]:
     yield {
         "depth": depth,
         "role": role,
         "id": info.id,
-        "path": str(path),
+        "path": str(path) if isinstance(path, str) else places.shown(path),
         "found": True,
         "created": info.created,
         "uhr": info.uhr,
@@ -51,7 +56,7 @@ def _walk(path: Path, info: ManifestInfo, role: str, depth: int) -> Iterator[dic
             known = {"role": parent.role, "id": parent.id, "path": parent.path}
             yield {"depth": depth + 1, **known, "found": False}
         else:
-            yield from _walk(place, read_info(place), parent.role, depth + 1)
+            yield from _walk(place, places.info_at(place), parent.role, depth + 1)
 
 
 def summary(operation: dict[str, Any]) -> str:

@@ -16,11 +16,12 @@ from uhr.base import parquet
 from uhr.base.console import Advance
 from uhr.base.errors import UserError, unknown
 from uhr.base.files import sha256_file
-from uhr.base.paths import path_text, text_path
-from uhr.manifests import sql
+from uhr.base.paths import text_path
+from uhr.manifests import places, sql
 from uhr.manifests.info import FILE, ManifestInfo, read_info
 from uhr.manifests.parts import GROUP_ROWS, PIXELS
 from uhr.manifests.schema import Column
+from uhr.manifests.selection.reference import rows_of
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -38,28 +39,46 @@ class RowGroup(NamedTuple):
 
 
 class Manifest:
-    """A committed manifest, read only. Made by `open` and by `writer.write_manifest`."""
+    """A committed manifest, read only. Made by `open` and by `writer.write_manifest`.
 
-    def __init__(self, path: Path, info: ManifestInfo) -> None:
+    `path` is its folder; `files` is the folder of its parts and previews: the same, save for a slice by
+    reference, whose rows are made from its parent in the user's cache. `info` names the parts that are read.
+    """
+
+    def __init__(self, path: Path, info: ManifestInfo, files: Path | None = None) -> None:
         self.path = path
         self.info = info
+        self.files = path if files is None else files
 
     @classmethod
     def open(cls, path: Path | str) -> Manifest:
-        """Open the manifest in the folder `path`, which may also be the path of its `manifest.json`.
+        """Open the manifest in the folder `path`, which may also be the path of its `manifest.json`, or at an
+        address in an object store (`places.local`).
 
-        Raises UserError if there is none, if it is unfinished, if a part is missing or has changed, or if its
-        schema version is newer than this version can read.
+        Raises UserError if there is none, if it is unfinished, if a part is missing or has changed, if its
+        schema version is newer than this version can read, or if the parent of a slice by reference is
+        missing.
         """
-        path = Path(path)
+        path = places.local(path)
         path = path.parent if path.name == FILE and path.is_file() else path
         info = read_info(path)
         for part in (*info.parts, *info.previews):
             file = path / part.path
             if not file.is_file() or file.stat().st_size != part.bytes:
                 state = "has changed" if file.exists() else "is missing"
-                raise UserError(f"{file} {state}", f"see 'uhr manifest verify {path}', or make it anew")
-        return cls(path, info)
+                name = places.shown(path)
+                raise UserError(
+                    f"{name}/{part.path} {state}", f"see 'uhr manifest verify {name}', or make it anew"
+                )
+        if not info.by_reference:
+            return cls(path, info)
+        rows = rows_of(path, info, cls.open)
+        return cls(path, rows.info, rows.folder)
+
+    @property
+    def name(self) -> str:
+        """Its path or address, for messages."""
+        return places.shown(self.path)
 
     @property
     def id(self) -> str:
@@ -85,7 +104,7 @@ class Manifest:
         stored = [part.path for part in self.info.attachments if part.path.startswith(f"{PIXELS}/")]
         if not stored:
             return source
-        return Stored(path=path_text(self.path), parts=tuple(stored), source=source)
+        return Stored(path=places.place_of(self.path), parts=tuple(stored), source=source)
 
     @property
     def origin(self) -> dict[str, Any] | None:
@@ -96,7 +115,7 @@ class Manifest:
     def schema(self) -> pa.Schema:
         """The Arrow schema of every part, with the field metadata."""
         with self._damage_named():
-            return parquet.schema_of(self.path / self.info.parts[0].path).remove_metadata()
+            return parquet.schema_of(self.files / self.info.parts[0].path).remove_metadata()
 
     @property
     def columns(self) -> list[Column]:
@@ -115,7 +134,7 @@ class Manifest:
     @contextlib.contextmanager
     def dataset(self) -> Generator[ds.Dataset]:
         """Open the rows as an Arrow dataset while the block runs; errors are those of `connect`."""
-        files = [self.path / part.path for part in self.info.parts]
+        files = [self.files / part.path for part in self.info.parts]
         with self._damage_named(), parquet.dataset(files, self.schema) as samples:
             yield samples
 
@@ -127,10 +146,10 @@ class Manifest:
         except (pa.ArrowException, duckdb.Error, OSError):
             # the error rarely names the file, and may be about a condition: compare the hashes
             for part in (*self.info.parts, *self.info.previews):
-                file = self.path / part.path
+                file = self.files / part.path
                 if not file.is_file() or sha256_file(file) != part.sha256:
                     raise UserError(
-                        f"{file} is damaged", f"see 'uhr manifest verify {self.path}', or make it anew"
+                        f"{file} is damaged", f"see 'uhr manifest verify {self.name}', or make it anew"
                     ) from None
             raise
 
@@ -144,7 +163,7 @@ class Manifest:
         columns = self.schema.names if columns is None else list(columns)
         for name in columns:
             if name not in self.schema.names:
-                raise unknown("column", name, self.schema.names, str(self.path))
+                raise unknown("column", name, self.schema.names, self.name)
         query = f"SELECT {', '.join(map(sql.quoted, columns))} FROM samples"
         condition = None
         if where is not None:
@@ -175,29 +194,33 @@ class Manifest:
                 return found[0]
             if found:
                 raise UserError(
-                    f"'{sample}' begins several sample ids in {self.path}", "give more of its digits"
+                    f"'{sample}' begins several sample ids in {self.name}", "give more of its digits"
                 )
         raise UserError(
-            f"no sample '{sample}' in {self.path}", "name a sample_id or a uri as the manifest has it"
+            f"no sample '{sample}' in {self.name}", "name a sample_id or a uri as the manifest has it"
         )
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield all rows in order, in batches. At most one row group is in memory."""
         for part in self.info.parts:
-            with self._damage_named(), parquet.opened(self.path / part.path) as file:
+            with self._damage_named(), parquet.opened(self.files / part.path) as file:
                 yield from file.iter_batches(GROUP_ROWS, columns=columns)
 
     def take(
-        self, positions: np.ndarray, advance: Advance = lambda n=1, note=None: None
+        self,
+        positions: np.ndarray,
+        advance: Advance = lambda n=1, note=None: None,
+        columns: Sequence[str] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the rows at `positions` (int64 [n], rising, counted over all rows), in order.
+        """Yield the rows at `positions` (int64 [n], rising, counted over all rows), in order; all columns by
+        default.
 
         Only row groups with one of them are read, one at a time. `advance` is called with the rows passed.
         """
         for group in self.row_groups():
             low, high = np.searchsorted(positions, [group.start, group.start + group.rows])
             if low < high:
-                rows = self.row_group(group).take(positions[low:high] - group.start)
+                rows = self.row_group(group, columns).take(positions[low:high] - group.start)
                 yield from rows.combine_chunks().to_batches()
             advance(group.rows)
 
@@ -206,7 +229,7 @@ class Manifest:
         found: list[RowGroup] = []
         start = 0
         for part in self.info.parts:
-            with self._damage_named(), parquet.opened(self.path / part.path) as file:
+            with self._damage_named(), parquet.opened(self.files / part.path) as file:
                 for number in range(file.num_row_groups):
                     rows = file.metadata.row_group(number).num_rows
                     found.append(RowGroup(part.path, number, start, rows))
@@ -215,14 +238,14 @@ class Manifest:
 
     def row_group(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the rows of one row group; all columns by default."""
-        with self._damage_named(), parquet.opened(self.path / group.part) as file:
+        with self._damage_named(), parquet.opened(self.files / group.part) as file:
             return file.read_row_group(group.number, columns=None if columns is None else list(columns))
 
     def preview_batches(self, sample_ids: Collection[str]) -> Iterator[pa.RecordBatch]:
         """Yield the preview rows of these samples, in order. Only row groups with one of them are read."""
         chosen = frozenset(sample_ids)
         for part in self.info.previews:
-            with self._damage_named(), parquet.opened(self.path / part.path) as file:
+            with self._damage_named(), parquet.opened(self.files / part.path) as file:
                 for group in range(file.num_row_groups):
                     ids = file.read_row_group(group, columns=["sample_id"]).column(0).to_pylist()
                     mask = [one in chosen for one in ids]

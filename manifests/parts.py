@@ -10,6 +10,7 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, or_half_written, sha256_file
+from uhr.base.lock import NAME as LOCK
 from uhr.base.run_folder import FolderLayout
 from uhr.manifests.info import FILE, Part
 from uhr.manifests.schema import SCHEMA_VERSION
@@ -39,7 +40,7 @@ _OURS = or_half_written(r"part-\d{5}\.parquet")
 
 LAYOUT = FolderLayout(
     "a manifest",
-    (FILE, SAMPLES, PREVIEWS, PIXELS, REPORT),
+    (FILE, SAMPLES, PREVIEWS, PIXELS, REPORT, LOCK),
     # a commit that was killed leaves samples without a manifest.json
     (FILE, SAMPLES),
     {SAMPLES: _OURS, PREVIEWS: _OURS, PIXELS: _OURS},
@@ -77,6 +78,18 @@ def write_parts(
             )
         yield part
         number += 1
+
+
+def write_samples(out: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> list[Part]:
+    """Write the rows of a manifest to `out/samples`."""
+    parts = write_parts(out / SAMPLES, schema, batches, group_rows=GROUP_ROWS, part_rows=PART_ROWS)
+    return list(parts)
+
+
+def write_previews(out: Path, batches: Iterable[pa.RecordBatch]) -> list[Part]:
+    """Write the previews of a manifest to `out/previews`."""
+    rows, of_part = PREVIEW_GROUP_ROWS, PREVIEW_PART_ROWS
+    return list(write_parts(out / PREVIEWS, PREVIEW_SCHEMA, batches, group_rows=rows, part_rows=of_part))
 
 
 def _as_declared(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

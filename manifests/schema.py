@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-"""Increase it when an older version could misread a manifest. Added columns do not require it."""
+SCHEMA_VERSION = 2
+"""Increase it when an older version could misread a manifest, and add a function to `info.MIGRATIONS`. Added
+columns do not require it. Version 2 has slices by reference, redactions, and the coverage of columns."""
 
 KEPT, REJECTED, FAILED = "kept", "rejected", "failed"
 STATUSES = (KEPT, REJECTED, FAILED)

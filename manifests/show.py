@@ -22,7 +22,7 @@ _MOST_FAULTS = 5
 def print_stats(manifest: Manifest, stats: Stats) -> None:
     """Print the statistics as plain tables; empty ones are left out."""
     info, counts = manifest.info, stats.counts
-    say(shown(f"{manifest.path}  {summary(info.operation)}"))
+    say(shown(f"{manifest.name}  {summary(info.operation)}"))
     say(shown(f"id {info.id}, made {info.created} by uhr {info.uhr}, source root {info.root}"))
     say()
     states = ", ".join(f"{counts[state]} {state}" for state in ("kept", "rejected", "failed"))

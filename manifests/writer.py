@@ -6,7 +6,7 @@ import datetime
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,17 @@ from uhr.base.errors import UserError
 from uhr.base.files import write_json
 from uhr.base.paths import path_text
 from uhr.manifests import parts as part_files
-from uhr.manifests.info import FILE, ManifestInfo, Parent, Part, RuleInfo, StageInfo, content_id, is_manifest
+from uhr.manifests.info import (
+    FILE,
+    ManifestInfo,
+    Parent,
+    Part,
+    Redaction,
+    RuleInfo,
+    StageInfo,
+    content_id,
+    is_manifest,
+)
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import SCHEMA_VERSION, STATUSES
 
@@ -36,6 +46,7 @@ class Provenance:
     files: hashes of the other files that decided values, by stage and name
     versions: of software, besides uhr, Python, pyarrow and duckdb
     attachments: Parquet files that were written into the folder before (`ManifestInfo.attachments`)
+    by_reference, redactions: as in `ManifestInfo`
     """
 
     root: Path | str
@@ -49,6 +60,29 @@ class Provenance:
     files: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     attachments: Sequence[Part] = ()
+    by_reference: bool = False
+    redactions: Sequence[Redaction] = ()
+
+    @classmethod
+    def derived(
+        cls, parent: Manifest, operation: dict[str, Any], parents: Sequence[Parent], **changes: Any
+    ) -> Provenance:
+        """Return the provenance of a manifest with rows of `parent`: the same source, stages, rules, weights,
+        files and redactions.
+        """
+        info = parent.info
+        same = cls(
+            root=parent.root,
+            origin=parent.origin,
+            operation=operation,
+            parents=parents,
+            stages=info.stages,
+            rules=info.rules,
+            weights=info.weights,
+            files=info.files,
+            redactions=info.redactions,
+        )
+        return replace(same, **changes)
 
 
 def write_manifest(
@@ -57,6 +91,7 @@ def write_manifest(
     batches: Iterable[pa.RecordBatch],
     provenance: Provenance,
     previews: Iterable[pa.RecordBatch] | None = None,
+    counts: RowCounts | None = None,
 ) -> Manifest:
     """Write and commit a manifest to the folder `out`. It becomes visible in the last step.
 
@@ -67,31 +102,22 @@ def write_manifest(
         schema: the columns of the rows.
         batches: the rows, sorted by uri. They are streamed, as are the previews.
         previews: rows of `parts.PREVIEW_SCHEMA` in the same order.
+        counts: what was counted of the rows, by reference; by default the batches are counted.
 
     Raises UserError if `out` already contains a manifest.
     """
     out = Path(out)
     if is_manifest(out):
         raise UserError(f"{out} already contains a manifest", "name another folder with --out")
-    for stage in provenance.stages:
+    for stage in () if provenance.by_reference else provenance.stages:
         missing = set(stage.adds).difference(schema.names) if stage.state == "ran" else set()
         assert not missing, f"stage {stage.name} says it adds {sorted(missing)}, which the schema lacks"
     part_files.clear_leftovers(out)
-    verdicts = _VerdictCounts()
-    parts = _write(
-        out / part_files.SAMPLES, schema, verdicts.watch(batches), part_files.GROUP_ROWS, part_files.PART_ROWS
-    )
-    shown = (
-        _write(
-            out / part_files.PREVIEWS,
-            part_files.PREVIEW_SCHEMA,
-            previews,
-            part_files.PREVIEW_GROUP_ROWS,
-            part_files.PREVIEW_PART_ROWS,
-        )
-        if previews is not None
-        else []
-    )
+    if counts is None:
+        counts = RowCounts()
+        batches = counts.watch(batches)
+    parts = part_files.write_samples(out, schema, batches)
+    shown = [] if previews is None else part_files.write_previews(out, previews)
     info = ManifestInfo(
         schema_version=SCHEMA_VERSION,
         # the schema as it is read back: Parquet renames the fields inside lists
@@ -111,7 +137,7 @@ def write_manifest(
         operation=provenance.operation,
         stages=list(provenance.stages),
         rules=list(provenance.rules),
-        counts=verdicts.counts(),
+        counts=counts.verdicts(),
         source=dict(provenance.source),
         weights=dict(provenance.weights),
         files=dict(provenance.files),
@@ -119,23 +145,21 @@ def write_manifest(
         parts=parts,
         previews=shown,
         attachments=list(provenance.attachments),
+        coverage=dict(counts.coverage),
+        by_reference=provenance.by_reference,
+        redactions=list(provenance.redactions),
     )
     write_json(out / FILE, info.model_dump(mode="json"))
     return Manifest(out, info)
 
 
-def _write(
-    folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], group_rows: int, part_rows: int
-) -> list[Part]:
-    return list(part_files.write_parts(folder, schema, batches, group_rows=group_rows, part_rows=part_rows))
-
-
-class _VerdictCounts:
-    """Counts the verdicts of the rows that pass through `watch`."""
+class RowCounts:
+    """Counts the verdicts, and the values of each column, of the rows that pass through `watch`."""
 
     def __init__(self) -> None:
         self.statuses: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.coverage: Counter[str] = Counter()
 
     def watch(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         last = ""
@@ -147,9 +171,12 @@ class _VerdictCounts:
             for name, counter in (("status", self.statuses), ("reason", self.reasons)):
                 for entry in batch.column(name).value_counts().to_pylist():
                     counter[entry["values"]] += entry["counts"]
+            for name in batch.schema.names:
+                self.coverage[name] += batch.num_rows - batch.column(name).null_count
             yield batch
 
-    def counts(self) -> dict[str, Any]:
+    def verdicts(self) -> dict[str, Any]:
+        """Return the counts of `ManifestInfo`: rows, each status, and reasons, the most frequent first."""
         strange = set(self.statuses).difference(STATUSES)
         assert not strange, f"status {strange}"
         reasons = {name: n for name, n in self.reasons.items() if name is not None}

@@ -12,8 +12,8 @@ numpy and Pillow, and nothing else of what this project depends on. Parts:
     vae         encoding and decoding by exact tiling
     samplers    a 4K image by each sampler, an 8K one by UltraGen
 
-Every row is printed, and written to --out and --json, as soon as it is measured. Exit code 1 where an aim
-that was measured is missed or a measurement fails; on a CPU no aim of speed applies, unless it is given.
+Every row is printed, and written to --out and --json, as soon as it is measured. The exit code is 1 if a
+measured value misses its aim, or a measurement fails. On a CPU only the aims given by --aim apply.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     parts, sizes = _names(options.only, PARTS, "part"), _names(options.sizes, SIZES, "size")
     if not options.tiny and not torch.cuda.is_available():
-        raise UserError("torch sees no GPU here", "--tiny proves the benchmark on a CPU")
+        raise UserError("torch sees no GPU here", "run the benchmark's code on a CPU with --tiny")
     shape = tiny() if options.tiny else flux1_dev()
     chosen_aims = aims.chosen(options.aim, on_gpu=not options.tiny)
     table = Table(facts(shape, _command(arguments)), options.out, options.json)
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     if options.append:
         table.resume()
-    # what is here by now stays: each measurement begins with a collection of garbage, which would go over it
+    # garbage is collected before each measurement: what exists by now need not be searched
     gc.freeze()
     table.begin()
     for part in parts:
@@ -76,23 +76,33 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="See the module.")
-    parser.add_argument("--tiny", action="store_true", help="toy shapes in float32 on the CPU")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas")
-    parser.add_argument("--sizes", default=",".join(SIZES), help="sizes, with commas")
-    parser.add_argument("--samplers", default="", help="of the part samplers; all if none is named")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes in float32 on the CPU")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, comma-separated")
+    parser.add_argument("--sizes", default=",".join(SIZES), help="sizes, comma-separated")
+    parser.add_argument("--samplers", default="", help="samplers to measure, comma-separated; default: all")
     parser.add_argument("--out", type=Path, help="Markdown file for the table")
     parser.add_argument("--json", type=Path, help="JSON file for its numbers")
     parser.add_argument("--append", action="store_true", help="add to the rows in the file of --json")
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds for the whole run")
-    parser.add_argument("--seconds", type=float, help="seconds for one image (120); longer is extrapolated")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="most seconds for one image (120, with --tiny 1); a longer one is extrapolated",
+    )
     parser.add_argument("--compile", action="store_true", help="measure calls with compiled blocks, too")
-    parser.add_argument("--aim", action="append", default=[], metavar="NAME=LIMIT", help="another bound")
+    parser.add_argument(
+        "--aim", action="append", default=[], metavar="NAME=LIMIT", help="replace the bound of an aim"
+    )
     return parser
 
 
 def _names(text: str, known: Collection[str], kind: str) -> list[str]:
-    """Names with commas between them, in the order in which they are known."""
+    """Split names at commas, in the order of `known`. Raises UserError for an unknown one."""
     given = [name for name in text.split(",") if name]
     for name in given:
         if name not in known:

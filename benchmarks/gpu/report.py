@@ -20,7 +20,8 @@ from uhr.base.files import atomic, write_json
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement, or why there is none (`seconds` None, `how` says why)."""
+    """One measurement: `seconds` is the time of `what`, and `how` says how it was measured. If it was not,
+    `seconds` is None, and `how` says why."""
 
     part: str
     what: str
@@ -32,17 +33,17 @@ class Row:
     """How many times faster than the dense variant of the same computation."""
 
     tflops: float | None = None
-    """Counted operations a second, in units of 10^12; pairs that a mask excludes are no work."""
+    """10^12 operations per second, counted from shapes, without the pairs that a mask excludes."""
 
     peak: float | None = None
-    """GiB allocated at most."""
+    """Most memory allocated, in GiB."""
 
     failed: bool = False
     error: float | None = None
     """Largest relative difference from another variant of the same computation."""
 
     extrapolated: bool = False
-    """Whether `seconds` are worked out from a few calls; the rest of the row was measured."""
+    """Whether `seconds` is extrapolated from a few calls. All else in the row is measured."""
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -66,14 +67,17 @@ def _number(value: float | None) -> str:
 
 @dataclass
 class Table:
-    """Rows as they come: on stdout, and in files if they are named."""
+    """The rows measured so far: each is printed and, if files are named, written at once.
+
+    facts: the lines above the table. out: a Markdown file. numbers: a JSON file.
+    """
 
     facts: dict[str, str]
     out: Path | None = None
     numbers: Path | None = None
     rows: list[Row] = field(default_factory=list)
     ending: Callable[[Table], list[str]] = lambda table: []
-    """Lines behind the table, of what was measured so far."""
+    """Makes the lines below the table from the rows so far."""
 
     def begin(self) -> None:
         for name, value in self.facts.items():
@@ -82,9 +86,10 @@ class Table:
         say(_line(HEAD))
 
     def resume(self) -> None:
-        """Go on from the rows of the JSON file; UserError if they are of another model, device or version."""
+        """Read the rows of the JSON file, to add to them. Raises UserError if there is none, or if its model,
+        device or versions are others."""
         if self.numbers is None or not self.numbers.exists():
-            raise UserError("--append goes on from a JSON file that is there", "name it with --json")
+            raise UserError("--append needs an existing JSON file", "name it with --json")
         tree = json.loads(self.numbers.read_text(encoding="utf-8"))
         for name in ("model", "device", "versions"):
             if tree["facts"][name] != self.facts[name]:
@@ -96,7 +101,7 @@ class Table:
         self.rows = [Row(**row) for row in tree["rows"]]
 
     def add(self, row: Row) -> None:
-        """A row, in place of an older one of the same work."""
+        """Add a row; it replaces an older one with the same key."""
         self.rows = [other for other in self.rows if other.key != row.key] + [row]
         say(_line(cells(row)))
         self.write()
@@ -134,7 +139,7 @@ def _markdown(parts: Iterable[str]) -> str:
 
 
 def facts(shape: Any, command: str) -> dict[str, str]:
-    """What the numbers belong to."""
+    """Return what the numbers were measured with, by name: command, model, device, versions."""
     found = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": command,

@@ -1,8 +1,8 @@
-"""Minor against major components when captions are noisy (URAE 2503.16322, section 2.3).
+"""Compare adapters of minor and of major components when captions are noisy (URAE 2503.16322, section 2.3).
 
-A model is trained from scratch on images of little detail, then adapted to images of much detail whose
-classes are partly wrong. The adapters have one rank; each has the learning rate of a grid that is best for it
-on the held-out loss, which has right classes.
+A model is trained from scratch on images of little detail, then adapted to images of much detail, some of
+which have the caption of another class. All adapters have the same rank. Each is trained at every learning
+rate of RATES, and its best held-out loss counts; the captions of held-out images are right.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ PARTS: dict[str, Trainable] = {
 }
 RATES = (1e-3, 3e-3, 1e-2)
 BEFORE, AFTER = 0.1, 0.6
-"""Amplitude of the detail in the images that the base was trained on, and in those it is adapted to."""
+"""Amplitude of the detail, in [0, 1], in the images of the base and in those of the adapters."""
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """Held-out loss of one adapter at its best rate, and how far it moved the model on the images before."""
+    """One adapter at its best learning rate.
+
+    loss: held-out loss on the images that it is adapted to. before: that on the images of the base, which
+    rises as the model forgets them.
+    """
 
     loss: float
     before: float
@@ -60,7 +64,7 @@ def base_model(steps: int, seed: int) -> Any:
 def adapted(
     base: Any, part: Trainable, wrong: float, steps: int, seed: int, rates: tuple[float, ...]
 ) -> Adapted:
-    """Adapt a copy of the base at each rate, and return the best."""
+    """Adapt a copy of the base at each learning rate, and return the best. wrong: share of wrong captions."""
     found = []
     for rate in rates:
         model = textures.copied(base)

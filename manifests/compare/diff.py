@@ -9,10 +9,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from uhr.base.errors import UserError
 from uhr.manifests.info import ManifestInfo, RuleInfo, StageInfo
 from uhr.manifests.manifest import Manifest, connect
 from uhr.manifests.schema import REJECTED, VERDICT
+from uhr.manifests.selection.sets import check_unique
 from uhr.manifests.sql import SqlCondition, quoted
 
 EXAMPLES = 5
@@ -75,11 +75,11 @@ def diff(a: Manifest, b: Manifest) -> Diff:
     common = [name for name in types_a if types_a[name] == types_b.get(name) and name != _KEY]
     with connect(a=a, b=b) as connection:
         for side, manifest in (("a", a), ("b", b)):
-            _check_unique(connection, side, manifest)
+            check_unique(connection, side, manifest)
         counts, columns = _counts(connection, common)
         return Diff(
-            str(a.path),
-            str(b.path),
+            a.name,
+            b.name,
             counts,
             _missing(connection, "a", "b"),
             _missing(connection, "b", "a"),
@@ -99,15 +99,6 @@ def diff(a: Manifest, b: Manifest) -> Diff:
 
 def _types(schema: pa.Schema) -> dict[str, pa.DataType]:
     return {column.name: column.type for column in schema}
-
-
-def _check_unique(connection: duckdb.DuckDBPyConnection, side: str, manifest: Manifest) -> None:
-    ids, rows = _one(connection, f"SELECT count(DISTINCT {_KEY}), count(*) FROM {side}")
-    if ids != rows:
-        raise UserError(
-            f"{manifest.path} has {rows - ids} rows with a sample id that another row has",
-            f"see 'uhr manifest verify {manifest.path}'",
-        )
 
 
 def _one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:

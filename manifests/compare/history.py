@@ -51,7 +51,7 @@ def history(manifest: Manifest, sample: str, below: Path | None = None) -> list[
         raise UserError(f"--in {below} is no folder", "name a folder that has manifests in it")
     chain = lineage(manifest.path)
     chain.sort(key=lambda link: -link["depth"])
-    places = {link["id"]: Path(link["path"]) for link in chain if link["found"]}
+    places = {link["id"]: link["path"] for link in chain if link["found"]}
     sample_id = _sample_id(manifest, places, sample)
     steps: list[Step] = []
     row: dict[str, Any] = {}
@@ -72,12 +72,14 @@ def history(manifest: Manifest, sample: str, below: Path | None = None) -> list[
     return steps
 
 
-def _sample_id(manifest: Manifest, places: dict[str, Path], sample: str) -> str:
+def _sample_id(manifest: Manifest, places: dict[str, str], sample: str) -> str:
     """Find the sample in the manifest, or in the nearest of its parents that has it."""
     first: UserError | None = None
-    for path in (manifest.path, *(p for p in reversed(places.values()) if p != manifest.path)):
+    others = [path for id_, path in places.items() if id_ != manifest.id]
+    for one in (manifest, *reversed(others)):
         try:
-            return str(Manifest.open(path).row(sample)["sample_id"])
+            found = one if isinstance(one, Manifest) else Manifest.open(one)
+            return str(found.row(sample)["sample_id"])
         except UserError as error:
             first = first or error
     assert first is not None
@@ -89,7 +91,7 @@ def _step(manifest: Manifest, sample_id: str, before: dict[str, Any]) -> tuple[S
     with manifest.connect() as connection:
         rows = connection.sql("SELECT * FROM samples WHERE sample_id = $1", params=[sample_id])
         found = rows.to_arrow_table().to_pylist()
-    known = (str(manifest.path), manifest.id, summary(manifest.info.operation))
+    known = (manifest.name, manifest.id, summary(manifest.info.operation))
     if not found:
         return Step(*known), before
     row = finite(found[0])

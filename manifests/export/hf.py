@@ -17,6 +17,7 @@ from uhr.base.paths import escaped, is_utf8
 from uhr.manifests.export.base import Entry, Format, Sample, Shard
 from uhr.manifests.lineage import lineage, summary
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.places import place_of
 from uhr.manifests.schema import Column
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -49,7 +50,7 @@ class HuggingFace(Format):
             features = _features(self._schema, features)
         except ValueError as error:
             raise UserError(
-                f"--to hf: {parent.path} has a column that `datasets` cannot have ({one_line(error)})",
+                f"--to hf: {parent.name} has a column that `datasets` cannot have ({one_line(error)})",
                 "choose another format, such as webdataset",
             ) from None
         self._schema = self._schema.with_metadata({"huggingface": json.dumps(features)})
@@ -95,7 +96,7 @@ def _card(
 ) -> str:
     import yaml
 
-    name = parent.path.resolve().name
+    name = place_of(parent.path).rpartition("/")[2]
     total = sum(splits.values())
     files = [{"split": split, "path": f"data/{split}-*"} for split in splits]
     head = {

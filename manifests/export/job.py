@@ -25,12 +25,13 @@ from uhr.base.config import fingerprint
 from uhr.base.console import Advance
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import TEMPORARY, saving, write_json
-from uhr.base.paths import check_utf8, path_text
+from uhr.base.paths import check_utf8
 from uhr.base.run_folder import FolderLayout, RunFolder
 from uhr.manifests.export.base import EXTENSIONS, Entry, ExportOptions, Format, Sample
 from uhr.manifests.export.plan import PlannedShard, plan_shards
 from uhr.manifests.info import check_outside_manifests
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.places import place_of
 from uhr.manifests.sources.base import NO_LIMITS, check_no_overlap
 from uhr.pixels.decode import decode, png
 from uhr.pixels.headers import read_header
@@ -282,7 +283,7 @@ def _commit(request: ExportRequest, plan: list[PlannedShard]) -> ExportResult:
             "plan": fingerprint(request.plan()),
             "format": request.format.name,
             "options": request.options.model_dump(mode="json"),
-            "parent": {"id": request.parent.id, "path": path_text(request.parent.path.resolve())},
+            "parent": {"id": request.parent.id, "path": place_of(request.parent.path)},
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "uhr": uhr.__version__,
             "images": splits,

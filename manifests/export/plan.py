@@ -63,7 +63,7 @@ def plan_shards(parent: Manifest, format: Format, options: ExportOptions) -> lis
     for name in names_of:
         if re.fullmatch(format.split_names, name) is None:
             raise UserError(
-                f"{parent.path} has a split {name!r}, which --to {format.name} cannot write",
+                f"{parent.name} has a split {name!r}, which --to {format.name} cannot write",
                 "slice it with --split, and name the splits such as train and val",
             )
     cuts: list[tuple[int, str, np.ndarray]] = []
@@ -84,23 +84,23 @@ def plan_shards(parent: Manifest, format: Format, options: ExportOptions) -> lis
 
 def _check_columns(parent: Manifest, format: Format, options: ExportOptions) -> None:
     if parent.info.counts[KEPT] == 0:
-        raise UserError(f"{parent.path} has no kept rows", "export a manifest that has some")
+        raise UserError(f"{parent.name} has no kept rows", "export a manifest that has some")
     types = {field.name: field.type for field in parent.schema}
     texts = [name for name, kind in types.items() if _is_text(kind) and "caption" in name]
     for name in options.captions:
         if name not in types or not _is_text(types[name]):
             what = f"has no column {name}" if name not in types else f"has {types[name]}, not texts, there"
             raise UserError(
-                f"--captions {name}: {parent.path} {what}",
+                f"--captions {name}: {parent.name} {what}",
                 f"name one of {', '.join(texts)}" if texts else "name a column of texts",
             )
     if not _is_text(types.get("split", pa.string())):
         raise UserError(
-            f"{parent.path}: split is {types['split']}, not a text", "slice it with --split train=0.9,val=0.1"
+            f"{parent.name}: split is {types['split']}, not a text", "slice it with --split train=0.9,val=0.1"
         )
     for name in format.needs:
         if name not in types:
-            raise UserError(f"--to {format.name} needs the column {name}, which {parent.path} lacks")
+            raise UserError(f"--to {format.name} needs the column {name}, which {parent.name} lacks")
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -116,8 +116,8 @@ def _check_ids(connection: duckdb.DuckDBPyConnection, parent: Manifest) -> None:
     ).fetchall()
     if faulty:
         raise UserError(
-            f"{parent.path} has the sample id {faulty[0][0]!r}, which is repeated or no name of a file",
-            f"see 'uhr manifest verify {parent.path}'",
+            f"{parent.name} has the sample id {faulty[0][0]!r}, which is repeated or no name of a file",
+            f"see 'uhr manifest verify {parent.name}'",
         )
 
 

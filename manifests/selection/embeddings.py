@@ -37,7 +37,7 @@ class Vectors:
     def __init__(self, parent: Manifest, name: str) -> None:
         if name not in parent.schema.names:
             raise UserError(
-                f"{parent.path} has no column {name}",
+                f"{parent.name} has no column {name}",
                 "add the stage that writes it to the pipeline, or name another column with --embedding",
             )
         kind = parent.schema.field(name).type
@@ -85,7 +85,7 @@ class Vectors:
         if (lengths != length).any():
             other = int(lengths[lengths != length][0])
             raise UserError(
-                f"{self.parent.path}: {self.name} has vectors of {length} and of {other} numbers",
+                f"{self.parent.name}: {self.name} has vectors of {length} and of {other} numbers",
                 "name a column of vectors of one length with --embedding",
             )
         flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float64)

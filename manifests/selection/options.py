@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
+
+Materialised = Literal["none", "rows", "pixels"]
+MATERIALISED = get_args(Materialised)
+"""What is written of the rows of a slice."""
 
 _NAME = r"[A-Za-z_][\w.-]*"
 _SPLIT = r"[A-Za-z][\w-]*"
@@ -55,7 +59,8 @@ class SliceOptions(Config):
     embedding: the column of vectors that `similar` and `diverse` compare. stratify: columns whose
     combinations keep their shares in the sample. balance: a column of whose values equally many rows are
     drawn. sample: a number of rows. split: shares by name, which add up to 1. seed: what is drawn depends on
-    this and the sample ids alone.
+    this and the sample ids alone. materialise: what is written: rows of all columns, also the original bytes
+    of the images (pixels), or none, only ids and the parent.
     """
 
     status: Literal["kept", "rejected", "failed", "any"] = "kept"
@@ -69,6 +74,7 @@ class SliceOptions(Config):
     sample: int | None = None
     split: dict[str, float] | None = None
     seed: int = 0
+    materialise: Materialised = "rows"
 
     @field_validator("split")
     @classmethod
@@ -89,6 +95,7 @@ class SliceOptions(Config):
         """Return the operation, which is part of the id. It has no seed if nothing is drawn."""
         unused = set() if self.draws else {"seed"}
         unused |= set() if self.similar or self.diverse else {"embedding"}
+        unused |= {"materialise"} if self.materialise == "rows" else set()
         steps = self.model_dump(mode="json", exclude_none=True, exclude=unused)
         for top in steps.get("top", ()):
             if not top["per"]:

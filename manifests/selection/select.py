@@ -54,7 +54,7 @@ def select(parent: Manifest, options: SliceOptions, query: np.ndarray | None = N
     if options.where is not None:
         condition = SqlCondition.parse(options.where, "--where")
         condition.check(parent.schema)
-    _check(parent.schema, options, str(parent.path))
+    _check(parent.schema, options, parent.name)
     try:
         with parent.connect() as connection:
             steps = _Steps(connection, parent, options)
@@ -148,7 +148,7 @@ class _Steps:
                 )
         if self._left == 0:
             raise UserError(
-                f"nothing is left of {self._parent.path} ({self._so_far})",
+                f"nothing is left of {self._parent.name} ({self._so_far})",
                 "loosen --where, or see --status any",
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,18 +13,18 @@ import pyarrow as pa
 
 from uhr.base.config import build
 from uhr.base.console import Advance
-from uhr.base.files import saving
-from uhr.base.paths import path_text
-from uhr.base.run_folder import RunFolder, all_or_nothing
-from uhr.manifests.info import Parent, check_outside_manifests
+from uhr.base.errors import UserError
+from uhr.manifests import places
+from uhr.manifests.info import Parent, Part
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.parts import LAYOUT
 from uhr.manifests.schema import COLUMNS
 from uhr.manifests.selection.embeddings import unit_vector, vector_hash
 from uhr.manifests.selection.options import SliceOptions, Top
+from uhr.manifests.selection.reference import reference_schema, with_columns
 from uhr.manifests.selection.select import Selection, select
+from uhr.manifests.sources.stored import write_pixels
 from uhr.manifests.sql import SqlCondition
-from uhr.manifests.writer import Provenance, write_manifest
+from uhr.manifests.writer import Provenance, RowCounts, write_manifest
 
 SPLIT = COLUMNS["split"]
 
@@ -85,6 +86,10 @@ class Slice:
         """Add a column `split`: `split(train=0.98, val=0.02)`."""
         return self._with(split=shares)
 
+    def materialise(self, what: str) -> Slice:
+        """Write rows (the default), also the pixels, or none: a slice by reference."""
+        return self._with(materialise=what)
+
     def seed(self, seed: int) -> Slice:
         """Draw with this seed; 0 by default."""
         return self._with(seed=seed)
@@ -105,7 +110,7 @@ class Slice:
 
     def write(self, out: Path | str) -> Manifest:
         """Write the selected rows as a manifest, as `slice_manifest`."""
-        return slice_manifest(self.parent, Path(out), self.options, query=self.query)
+        return slice_manifest(self.parent, out, self.options, query=self.query)
 
     def _with(self, **steps: Any) -> Slice:
         options = build(SliceOptions, {**self.options.model_dump(), **steps}, "slice")
@@ -118,48 +123,79 @@ def _no_advance(n: int = 1, note: str | None = None) -> None:
 
 def slice_manifest(
     parent: Manifest,
-    out: Path,
+    out: Path | str,
     options: SliceOptions,
     advance: Advance = _no_advance,
     query: np.ndarray | None = None,
 ) -> Manifest:
-    """Write a slice of `parent` to `out`. `query` is that of `select`.
+    """Write a slice of `parent` to `out`, a folder or an address. `query` is that of `select`.
 
-    It has all columns, the previews of its rows, the parent's stages, rules and weights, and a reference to
-    the parent.
+    Its readers find all columns, the previews of its rows, the parent's stages, rules and weights, and a
+    reference to the parent, whatever `options.materialise` is.
 
-    Raises UserError as `select` does, and if `out` is inside a manifest or contains anything but the
-    leftovers of a slice that was killed.
+    Raises UserError as `select` does, if `out` is inside a manifest or contains anything but the leftovers of
+    a slice that was killed, and if pixels are to be stored that cannot be read.
     """
     selection = select(parent, options, query)
+    with places.output(out) as folder:
+        _write(folder, parent, options, selection, advance)
+    return Manifest.open(out)
+
+
+def _write(
+    folder: Path, parent: Manifest, options: SliceOptions, selection: Selection, advance: Advance
+) -> None:
+    by_reference = options.materialise == "none"
     schema = _schema(parent, selection)
-    fix = "free space there, then repeat the command"
-    with saving(out, fix), all_or_nothing(Path(out)):
-        check_outside_manifests(out)
-        RunFolder(out, LAYOUT).claim()
-        provenance = Provenance(
-            root=parent.root,
-            origin=parent.origin,
-            operation=options.operation(),
-            parents=[Parent(id=parent.id, path=path_text(parent.path.resolve()), role="slice of")],
-            stages=parent.info.stages,
-            rules=parent.info.rules,
-            weights=parent.info.weights,
-            files=parent.info.files,
+    provenance = Provenance.derived(
+        parent,
+        options.operation(),
+        [Parent(id=parent.id, path=places.place_of(parent.path), role="slice of")],
+        attachments=_pixels(folder, parent, selection) if options.materialise == "pixels" else (),
+        by_reference=by_reference,
+    )
+    if by_reference:
+        counts = RowCounts()
+        seen = parent.take(selection.positions, advance, ("uri", "status", "reason"))
+        collections.deque(counts.watch(seen), maxlen=0)
+        counts.coverage.clear()
+        added = () if selection.splits is None else (SPLIT.name,)
+        columns = [selection.ids.combine_chunks(), pa.array(selection.positions)]
+        columns += [] if selection.splits is None else [selection.splits]
+        rows = pa.table(columns, schema=reference_schema(added)).to_batches()
+        write_manifest(folder, reference_schema(added), rows, provenance, counts=counts)
+        return
+    previews = parent.preview_batches(selection.ids.to_pylist()) if parent.info.previews else None
+    write_manifest(folder, schema, _batches(parent, schema, selection, advance), provenance, previews)
+
+
+def _pixels(folder: Path, parent: Manifest, selection: Selection) -> list[Part]:
+    """Store the original bytes of the rows. Raises UserError if those of a row cannot be had."""
+    known = ("uri", "source_version", "source_name", "status", "content_hash")
+    names = [name for name in known if name in parent.schema.names]
+    hashless = sum(
+        batch.column("content_hash").null_count
+        for batch in parent.take(selection.positions, columns=["content_hash"])
+    )
+    if hashless:
+        raise UserError(
+            f"--materialise pixels: {hashless:,} rows have no content_hash, as only their header was read",
+            "slice with --where 'content_hash IS NOT NULL'",
         )
-        batches = _batches(parent, schema, selection, advance)
-        previews = parent.preview_batches(selection.ids.to_pylist()) if parent.info.previews else None
-        return write_manifest(out, schema, batches, provenance, previews)
+    batches = parent.take(selection.positions, columns=names)
+    written = write_pixels(folder, batches, parent.source, everything=True, advance=_no_advance)
+    if written.lost:
+        raise UserError(
+            f"--materialise pixels: {written.lost:,} images cannot be read, or have changed",
+            f"see 'uhr manifest verify --pixels {parent.name}'",
+        )
+    return written.parts
 
 
 def _schema(parent: Manifest, selection: Selection) -> pa.Schema:
     """Return the parent's schema; with a split, that column is the last."""
-    schema = parent.schema
-    if selection.splits is None:
-        return schema
-    if SPLIT.name in schema.names:
-        schema = schema.remove(schema.get_field_index(SPLIT.name))
-    return schema.append(SPLIT.field())
+    added = [] if selection.splits is None else [SPLIT.field()]
+    return with_columns(parent.schema, added)
 
 
 def _batches(

@@ -67,7 +67,12 @@ where there are several sources. A row of a manifest or of a listing is one.
 """
 
 
-LocalPath = Annotated[str, pydantic.AfterValidator(lambda text: path_text(os.path.abspath(text_path(text))))]
+def absolute(text: str) -> str:
+    """Return the text of a path, as `path_text` writes it, as that of an absolute path."""
+    return path_text(os.path.abspath(text_path(text)))
+
+
+LocalPath = Annotated[str, pydantic.AfterValidator(absolute)]
 """A path of this machine, made absolute, as `uhr.base.paths.path_text` writes it."""
 
 

@@ -11,16 +11,18 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pyarrow as pa
+import pydantic
 
 from uhr.base import parquet
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import atomic, sha256_file
-from uhr.base.paths import text_path
+from uhr.base.paths import is_url, text_path
 from uhr.manifests.info import Part
 from uhr.manifests.parts import PIXELS
+from uhr.manifests.places import file_at
 from uhr.manifests.schema import KEPT, Column
 from uhr.manifests.sources.base import (
     NO_LIMITS,
@@ -28,9 +30,9 @@ from uhr.manifests.sources.base import (
     Blob,
     Item,
     Listing,
-    LocalPath,
     MemoryBlob,
     Source,
+    absolute,
 )
 from uhr.pixels.types import PixelFault
 
@@ -147,10 +149,12 @@ class _Group(NamedTuple):
 
 
 class PixelStore:
-    """Reads the bytes of single images from the parts of one manifest. One per process."""
+    """Reads the bytes of single images from the parts of one manifest, whose place is as `places.place_of`
+    writes it. One per process.
+    """
 
-    def __init__(self, folder: Path, parts: Sequence[str]) -> None:
-        self._folder = folder
+    def __init__(self, place: str, parts: Sequence[str]) -> None:
+        self._place = place
         self._parts = parts
         self._held: tuple[_Group, dict[str, bytes]] | None = None
 
@@ -158,7 +162,7 @@ class PixelStore:
     def _groups(self) -> list[_Group]:
         found = []
         for part in self._parts:
-            with parquet.opened(self._folder / part) as file:
+            with parquet.opened(file_at(self._place, part)) as file:
                 for number in range(file.num_row_groups):
                     last = file.metadata.row_group(number).column(0).statistics.max
                     found.append(_Group(last, part, number))
@@ -171,7 +175,7 @@ class PixelStore:
             return None
         group = self._groups[place]
         if self._held is None or self._held[0] != group:
-            with parquet.opened(self._folder / group.part) as file:
+            with parquet.opened(file_at(self._place, group.part)) as file:
                 rows = file.read_row_group(group.number)
             images = rows["image"].combine_chunks().field("bytes")
             self._held = group, dict(zip(rows["content_hash"].to_pylist(), images.to_pylist(), strict=True))
@@ -179,11 +183,13 @@ class PixelStore:
 
 
 class Stored(Source):
-    """The images whose bytes are in the folder `path` of a manifest; `source` opens all others."""
+    """The images whose bytes are in the folder `path` of a manifest, or at this address; `source` opens all
+    others.
+    """
 
     kind = "stored"
 
-    path: LocalPath
+    path: Annotated[str, pydantic.AfterValidator(lambda text: text if is_url(text) else absolute(text))]
     parts: tuple[str, ...]
     source: Any
 
@@ -203,13 +209,12 @@ class Stored(Source):
         self.source.check()
 
     def _list(self, advance: Advance) -> Listing:
-        raise UserError(
-            f"{text_path(self.path)} is a manifest", f"name it as manifest:{text_path(self.path)}"
-        )
+        place = self.path if is_url(self.path) else text_path(self.path)
+        raise UserError(f"{place} is a manifest", f"name it as manifest:{place}")
 
     @cached_property
     def store(self) -> PixelStore:
-        return PixelStore(text_path(self.path), self.parts)
+        return PixelStore(self.path, self.parts)
 
     def open(self, item: Item) -> Blob:
         key = item.get("content_hash")
@@ -217,7 +222,7 @@ class Stored(Source):
             data = None if key is None else self.store.read(key)
         except (OSError, pa.ArrowException) as error:
             fix = "restore the folder, or make the manifest anew"
-            what = f"the stored images of {text_path(self.path)} cannot be read ({one_line(error)})"
+            what = f"the stored images of {self.path} cannot be read ({one_line(error)})"
             raise UserError(what, fix) from None
         return self.source.open(item) if data is None else MemoryBlob(data)
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from uhr.base import parquet
 from uhr.manifests.info import ManifestInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import SOURCE_NAME, STATUSES, Column
 from uhr.manifests.sql import literal, quoted
+
+REVIEW = "review"
+REVIEWED = ("review_by", "review_time", "review_reason")
+"""The column of verdicts by hand, and those that each such verdict needs."""
 
 EXAMPLES = 3
 """Number of samples that a fault names as examples. Its count includes all samples."""
@@ -31,58 +36,109 @@ class VerifyFault:
     count: int = 1
 
 
+class Check(NamedTuple):
+    """A check of rows: its kind, the column, what is wrong, and SQL that is true for a faulty row."""
+
+    check: str
+    where: str
+    what: str
+    condition: str
+
+
 def check_rows(manifest: Manifest) -> Iterator[VerifyFault]:
-    """Yield the faults of the rows: identity, order, verdicts, counts, ranges, previews."""
+    """Yield the faults of the rows: identity, order, verdicts, counts, ranges, coverage, previews."""
+    checks = [
+        *_identity(SOURCE_NAME.name in manifest.schema.names),
+        *_verdicts(manifest.info, manifest.schema.names),
+        *_ranges(manifest.columns),
+        *_coverage_of_stages(manifest),
+    ]
     with manifest.connect() as connection:
-        for check, where, what, condition in (
-            *_identity(SOURCE_NAME.name in manifest.schema.names),
-            *_verdicts(manifest.info),
-            *_ranges(manifest.columns),
-        ):
-            yield from _count(connection, check, where, what, condition)
-        repeated = connection.sql(
-            "SELECT sample_id, count(*) AS n FROM samples GROUP BY sample_id HAVING n > 1 ORDER BY sample_id"
-        ).fetchall()
-        if repeated:
-            names = ", ".join(str(name) for name, _ in repeated[:EXAMPLES])
-            yield VerifyFault("identity", "sample_id", f"is in several rows: {names}", len(repeated))
+        sums = ", ".join(f"count(*) FILTER ({check.condition})" for check in checks)
+        counted = connection.sql(f"SELECT {sums} FROM samples").fetchall()[0]
+        for check, count in zip(checks, counted, strict=True):
+            if count:
+                named = _examples(connection, manifest, check.condition)
+                yield VerifyFault(check.check, check.where, f"{check.what}: {named}", count)
+        yield from _repeated(connection, manifest)
+        yield from _orphans(connection, manifest)
         yield from _counts(connection, manifest.info)
+        yield from _coverage(connection, manifest)
         yield from _previews(connection, manifest)
     yield from _order(manifest)
 
 
-Check = tuple[str, str, str, str]
-"""(check, column, what is wrong, SQL condition that is true for a faulty row)"""
+def _examples(connection: duckdb.DuckDBPyConnection, manifest: Manifest, condition: str) -> str:
+    """Name the first rows for which the condition is true, with part and row."""
+    rows = connection.sql(
+        f"""SELECT position, uri FROM (SELECT row_number() OVER () - 1 AS position, * FROM samples)
+            WHERE {condition} ORDER BY position LIMIT {EXAMPLES}"""
+    ).fetchall()
+    return ", ".join(f"{uri} ({place_of_row(manifest, position)})" for position, uri in rows)
+
+
+def place_of_row(manifest: Manifest, position: int) -> str:
+    """Return the part of a row and its number there, from 0: `samples/part-00001.parquet row 17`."""
+    for part in manifest.info.parts:
+        if position < part.rows:
+            return f"{part.path} row {position}"
+        position -= part.rows
+    raise AssertionError("the position is past the last row")
 
 
 def _identity(named: bool) -> Iterator[Check]:
-    yield "identity", "sample_id", "or uri is null", "sample_id IS NULL OR uri IS NULL"
+    yield Check("identity", "sample_id", "or uri is null", "sample_id IS NULL OR uri IS NULL")
     # as in schema.sample_id
     text = "coalesce(source_name || ':', '') || uri" if named else "uri"
     whole = f"sample_id <> sha256({text})[1:32]"
-    yield "identity", "sample_id", "is not the hash of its uri", f"parent_id IS NULL AND {whole}"
+    yield Check("identity", "sample_id", "is not the hash of its uri", f"parent_id IS NULL AND {whole}")
     # as in schema.patch_id
     patch = "sample_id IS DISTINCT FROM sha256(parent_id || '#' || array_to_string(box, ','))[1:32]"
-    yield "identity", "sample_id", "is not the hash of parent and box", f"parent_id IS NOT NULL AND {patch}"
+    yield Check(
+        "identity", "sample_id", "is not the hash of parent and box", f"parent_id IS NOT NULL AND {patch}"
+    )
 
 
-def _verdicts(info: ManifestInfo) -> Iterator[Check]:
+def _verdicts(info: ManifestInfo, names: Sequence[str]) -> Iterator[Check]:
     statuses = ", ".join(map(literal, STATUSES))
-    yield "verdicts", "status", "is not one of the three", f"status IS NULL OR status NOT IN ({statuses})"
-    yield "verdicts", "reason", "of a kept sample", "status = 'kept' AND reason IS NOT NULL"
-    yield "verdicts", "error", "of a sample that has not failed", "status <> 'failed' AND error IS NOT NULL"
+    unknown = f"status IS NULL OR status NOT IN ({statuses})"
+    yield Check("verdicts", "status", "is not one of the three", unknown)
+    yield Check("verdicts", "reason", "of a kept sample", "status = 'kept' AND reason IS NOT NULL")
+    yield Check(
+        "verdicts", "error", "of a sample that has not failed", "status <> 'failed' AND error IS NOT NULL"
+    )
     rules = ", ".join(literal(rule.name) for rule in info.rules) or "NULL"
-    unknown = f"status = 'rejected' AND (reason IS NULL OR coalesce(reason NOT IN ({rules}), true))"
-    yield "verdicts", "reason", "of a rejected sample is not a rule", unknown
+    no_rule = f"status = 'rejected' AND (reason IS NULL OR coalesce(reason NOT IN ({rules}), true))"
+    yield Check("verdicts", "reason", "of a rejected sample is not a rule", no_rule)
     silent = "status = 'failed' AND (reason IS NULL OR error IS NULL)"
-    yield "verdicts", "error", "or reason of a failed sample is missing", silent
+    yield Check("verdicts", "error", "or reason of a failed sample is missing", silent)
+    yield from _reviews(names)
+
+
+def _reviews(names: Sequence[str]) -> Iterator[Check]:
+    """A verdict by hand needs the name of its reviewer, the time and a reason."""
+    if REVIEW not in names:
+        return
+    for name in REVIEWED:
+        lacks = f"{quoted(name)} IS NULL OR trim({quoted(name)}) = ''" if name in names else "true"
+        yield Check("verdicts", REVIEW, f"has no {name}", f"{REVIEW} IS NOT NULL AND ({lacks})")
 
 
 def _ranges(columns: list[Column]) -> Iterator[Check]:
     for column in columns:
         outside = outside_range(column)
         if outside:
-            yield "ranges", column.name, f"is outside of {column.range}", outside
+            yield Check("ranges", column.name, f"is outside of {column.range}", outside)
+
+
+def _coverage_of_stages(manifest: Manifest) -> Iterator[Check]:
+    """A stage that was skipped has written no value."""
+    ran = {name for stage in manifest.info.stages if stage.state == "ran" for name in stage.adds}
+    for stage in manifest.info.stages:
+        for name in stage.adds if stage.state == "skipped" else ():
+            if name in manifest.schema.names and name not in ran:
+                what = f"has values, and its stage {stage.name} was skipped"
+                yield Check("coverage", name, what, f"{quoted(name)} IS NOT NULL")
 
 
 def outside_range(column: Column) -> str | None:
@@ -102,16 +158,59 @@ def outside_range(column: Column) -> str | None:
     return None
 
 
-def _count(
-    connection: duckdb.DuckDBPyConnection, check: str, where: str, what: str, condition: str
-) -> Iterator[VerifyFault]:
-    (row,) = connection.sql(
-        f"SELECT count(*), min(uri), max(uri) FROM samples WHERE {condition}"  # min and max: examples
+def _repeated(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator[VerifyFault]:
+    """Sample ids of several rows. Their hashes are sorted first: two ids of one hash are compared then."""
+    hashes = connection.sql("SELECT hash(sample_id) AS key FROM samples").to_arrow_table()["key"].to_numpy()
+    hashes = np.sort(hashes)
+    twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    if not len(twice):
+        return
+    connection.register("twice", pa.table({"key": twice}))
+    found = connection.sql(
+        """SELECT sample_id, list(position) FROM (
+               SELECT row_number() OVER () - 1 AS position, sample_id FROM samples
+           ) WHERE hash(sample_id) IN (SELECT key FROM twice)
+           GROUP BY sample_id HAVING count(*) > 1 ORDER BY sample_id"""
     ).fetchall()
-    count, first, last = row
+    if found:
+        named = ", ".join(
+            f"{name} ({', '.join(place_of_row(manifest, one) for one in sorted(places)[:EXAMPLES])})"
+            for name, places in found[:EXAMPLES]
+        )
+        yield VerifyFault("identity", "sample_id", f"is in several rows: {named}", len(found))
+
+
+def _orphans(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator[VerifyFault]:
+    """Patches without the image that they were cut from, where the manifest has all rows of its run."""
+    if manifest.info.operation.get("kind") != "curate" or manifest.info.redactions:
+        return
+    if not connection.sql("SELECT count(parent_id) FROM samples").fetchall()[0][0]:
+        return
+    orphan = (
+        "parent_id IS NOT NULL AND parent_id NOT IN (SELECT sample_id FROM samples WHERE parent_id IS NULL)"
+    )
+    count = connection.sql(f"SELECT count(*) FROM samples WHERE {orphan}").fetchall()[0][0]
     if count:
-        names = str(first) if first == last else f"{first} ... {last}"
-        yield VerifyFault(check, where, f"{what}: {names}", count)
+        named = _examples(connection, manifest, orphan)
+        yield VerifyFault("identity", "parent_id", f"is the id of no row: {named}", count)
+
+
+def _coverage(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator[VerifyFault]:
+    """Columns that have another number of values than `manifest.json` says."""
+    stated = manifest.info.coverage
+    if not stated:
+        return  # of a manifest of version 1
+    names = [name for name in manifest.schema.names if name in stated]
+    found = connection.sql(
+        f"SELECT {', '.join(f'count({quoted(name)})' for name in names)} FROM samples"
+    ).fetchall()[0]
+    for name, count in zip(names, found, strict=True):
+        if count != stated[name]:
+            what = f"has {count:,} values in the parts, and manifest.json says {stated[name]:,}"
+            yield VerifyFault("coverage", name, what)
+    for name in sorted({*manifest.schema.names} ^ {*stated}):
+        where = "only in the parts" if name not in stated else "only in the coverage of manifest.json"
+        yield VerifyFault("coverage", name, f"is {where}")
 
 
 def _counts(connection: duckdb.DuckDBPyConnection, info: ManifestInfo) -> Iterator[VerifyFault]:
@@ -131,7 +230,7 @@ def _counts(connection: duckdb.DuckDBPyConnection, info: ManifestInfo) -> Iterat
 
 
 def _previews(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator[VerifyFault]:
-    ids = [parquet.read(manifest.path / part.path, ["sample_id"]) for part in manifest.info.previews]
+    ids = [parquet.read(manifest.files / part.path, ["sample_id"]) for part in manifest.info.previews]
     if not ids:
         return
     connection.register("previews", pa.concat_tables(ids))
@@ -145,14 +244,16 @@ def _previews(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iter
 
 
 def _order(manifest: Manifest) -> Iterator[VerifyFault]:
-    last: str | None = None
+    last: pa.Scalar | None = None
+    position = 0
     for batch in manifest.rows(columns=["uri"]):
-        uris = batch.column("uri").drop_null()
-        if len(uris) == 0:
-            continue
-        first = uris[0].as_py()
-        falls = any(after < before for before, after in itertools.pairwise(uris.to_pylist()))
-        if falls or (last is not None and first < last):
-            yield VerifyFault("order", "uri", "the rows are not sorted by it")
+        uris = batch.column("uri")
+        before = uris if last is None else pa.concat_arrays([pa.array([last], uris.type), uris])
+        falls = pc.call_function("less", [before[1:], before[:-1]])
+        place = pc.call_function("index", [falls], pc.IndexOptions(pa.scalar(True))).as_py()
+        if place >= 0:
+            row = place_of_row(manifest, position + place + (last is None))
+            yield VerifyFault("order", "uri", f"the rows are not sorted by it: {row}")
             return
-        last = uris[-1].as_py()
+        position += batch.num_rows
+        last = uris[-1].as_py() if batch.num_rows else last

@@ -16,10 +16,12 @@ from uhr.base.console import Advance
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import sha256_file
 from uhr.manifests import parts as part_files
+from uhr.manifests import places
 from uhr.manifests.info import ManifestInfo, Part, content_id, read_info
 from uhr.manifests.lineage import find_parent
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import BASE, COLUMNS, KEPT
+from uhr.manifests.selection.reference import parent_of
 from uhr.manifests.sources.base import Source
 from uhr.manifests.verify.checks import VerifyFault, check_rows
 from uhr.pixels.types import PixelFault
@@ -38,40 +40,74 @@ class VerifyResult:
 
 
 def verify(
-    path: Path, *, pixels: bool = False, advance: Advance = lambda n=1, note=None: None
+    path: Path | str, *, pixels: bool = False, advance: Advance = lambda n=1, note=None: None
 ) -> VerifyResult:
-    """Check the manifest in the folder `path`, and return all faults.
+    """Check the manifest in the folder `path`, or at an address, and return all faults.
 
     With `pixels`, the source files are hashed again, which `advance` counts, and the format and size of each
     image are compared with its row. Raises UserError if `manifest.json` cannot be read.
     """
+    path = places.local(path, check=False)
     info = read_info(path)
     faults = list(_parts(path, info))
     checks = ["parts"]
     broken = {fault.where for fault in faults}
     if not broken.intersection(part.path for part in (*info.parts, *info.previews)):
         manifest = Manifest(path, info)
-        checks += ["id", "schema", "identity", "order", "verdicts", "counts", "ranges", "previews"]
+        checks += ["id", "schema"]
         faults += _id(manifest)
+        if info.by_reference:
+            checks.append("parent")
+            found = list(_parent(path, info))
+            faults += found
+            if found:
+                return _result(path, info, checks, faults)
+            manifest = Manifest.open(path)
         faults += _schema(manifest)
+        checks += ["identity", "order", "verdicts", "counts", "ranges", "coverage", "previews"]
         if not any(fault.check == "schema" for fault in faults):
             faults += check_rows(manifest)
         if pixels:
             checks.append("pixels")
             faults += _pixels(manifest, advance)
+    return _result(path, info, checks, faults)
+
+
+def _result(path: Path, info: ManifestInfo, checks: list[str], faults: list[VerifyFault]) -> VerifyResult:
     notes = [
         f"{parent.role} {parent.id[:16]}: not found at {parent.path}"
         for parent in info.parents
         if find_parent(path, parent) is None
     ]
-    return VerifyResult(str(path), info.id, info.counts["rows"], checks, faults, notes)
+    notes += [
+        f"redacted {each.time}: {each.rows:,} rows were forgotten{f' ({each.reason})' if each.reason else ''}"
+        for each in info.redactions
+    ]
+    return VerifyResult(places.shown(path), info.id, info.counts["rows"], checks, faults, notes)
+
+
+def _parent(path: Path, info: ManifestInfo) -> Iterator[VerifyFault]:
+    """Check that the parent of a slice by reference has the bytes that its `manifest.json` names."""
+    try:
+        parent = parent_of(path, info, Manifest.open)
+    except UserError as error:
+        yield VerifyFault("parent", info.parents[0].path, one_line(error))
+        return
+    own = read_info(parent.path)
+    for fault in _parts(parent.path, own):
+        yield VerifyFault("parent", f"{parent.name}/{fault.where}", fault.what)
+    if own.by_reference:
+        yield from _parent(parent.path, own)
 
 
 def _parts(path: Path, info: ManifestInfo) -> Iterator[VerifyFault]:
-    for part in (*info.parts, *info.previews, *info.attachments):
-        what = _part(path / part.path, part)
-        if what:
-            yield VerifyFault("parts", part.path, what)
+    parts = places.all_parts(info)
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        for part, what in zip(
+            parts, pool.map(lambda part: _part(path / part.path, part), parts), strict=True
+        ):
+            if what:
+                yield VerifyFault("parts", part.path, what)
     known = {part.path for part in (*info.parts, *info.previews)}
     for folder in (part_files.SAMPLES, part_files.PREVIEWS):
         for file in sorted((path / folder).glob("*.parquet")):
@@ -96,7 +132,13 @@ def _part(file: Path, part: Part) -> str:
 def _id(manifest: Manifest) -> Iterator[VerifyFault]:
     info = manifest.info
     found = content_id(
-        manifest.schema, info.operation, info.parents, info.parts, info.previews, info.attachments
+        manifest.schema,
+        info.operation,
+        info.parents,
+        info.parts,
+        info.previews,
+        info.attachments,
+        info.schema_version,
     )
     if found != info.id:
         yield VerifyFault(
@@ -106,7 +148,7 @@ def _id(manifest: Manifest) -> Iterator[VerifyFault]:
 
 def _schema(manifest: Manifest) -> Iterator[VerifyFault]:
     for part in manifest.info.parts[1:]:
-        if not parquet.schema_of(manifest.path / part.path).equals(manifest.schema):
+        if not parquet.schema_of(manifest.files / part.path).equals(manifest.schema):
             yield VerifyFault("schema", part.path, "has another schema than the first part")
     for column in BASE:
         if column.name not in manifest.schema.names:

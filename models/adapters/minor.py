@@ -92,9 +92,11 @@ def add_minor(
 ) -> list[torch.nn.Parameter]:
     """Freeze the backbone, add an adapter, and return its parameters a_t, b_t, float32 and trainable.
 
-    The output stays the same, bit for bit. Active adapters stay active, and do not train.
+    The model's output stays the same, bit for bit. Adapters that are active stay so, and are not trained.
+    Raises UserError for an adapter in `over` that is not active, and for adapters merged into the weights.
 
     Args:
+        name: the adapter's name in peft.
         cache: the folder of decompositions (`components.py`); None caches none.
         over: adapters on the model that count as part of W, at their present scale (URAE's 4K adapter is
             trained on top of its 2K LoRA).

@@ -1,10 +1,13 @@
 """Hierarchical local attention by FlexAttention: one fused block-sparse kernel on CUDA.
 
-The result equals that of `gathered.py` to rounding. In window-first order windows of 256 tokens and a text of
-512 fill whole 128 x 128 tiles, so that almost every tile is either skipped or dense.
+The result equals that of `gathered.py` to rounding. The kernel works on tiles of 128 queries x 128 keys.
+Tokens are ordered window by window, so that with windows of 256 tokens and a text of 512 almost every tile is
+either skipped or needs no mask.
+
+Sequences are written [T | X | Y]: text, image and guide tokens, one after the other.
 
 On CUDA it is compiled, forward and backward. On a CPU it runs uncompiled, without a backward pass, and
-materialises all scores: this compares the back ends on small grids, and tests the masks, not the kernel.
+materialises all scores: enough to compare the back ends on small grids and to test masks, not the kernel.
 """
 
 from __future__ import annotations
@@ -33,16 +36,19 @@ SPECIALISATIONS = 64
 class BlockMasks:
     """A cache of block masks by geometry, shared by all layers and steps."""
 
-    kept: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    masks: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def get(
         self, layout: WindowLayout, rules: WindowRules, text: int, guide: bool, device: torch.device
     ) -> Any:
-        """Return the mask of queries [T | X] over keys [T | X | Y], or [T | X] without `guide`."""
+        """Return the mask of queries [T | X] over keys [T | X | Y]; without `guide` over keys [T | X].
+
+        text: number of text tokens.
+        """
         key = (layout, rules, text, guide, device)
-        if key not in self.kept:
-            self.kept[key] = block_mask(layout, rules, text, guide, device, text + layout.tokens)
-        return self.kept[key]
+        if key not in self.masks:
+            self.masks[key] = block_mask(layout, rules, text, guide, device, text + layout.tokens)
+        return self.masks[key]
 
 
 def block_mask(
@@ -53,7 +59,9 @@ def block_mask(
     device: torch.device,
     queries: int | None = None,
 ) -> Any:
-    """Build a BlockMask over the joint sequence [T | X | Y], whose queries are its first `queries` tokens.
+    """Build a BlockMask over the keys [T | X | Y], or [T | X] without `guide`.
+
+    text: number of text tokens. queries: the number of leading tokens that are queries; all by default.
 
     It is built from the pairs per tile: a mask of all pairs, which at 4K would be 4.6 GB, is never made.
     """
@@ -92,7 +100,7 @@ def _kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: A
 
     if query.device.type == "cpu" or torch.compiler.is_compiling():
         return flex_attention(query, key, value, block_mask=mask)
-    # every grid is a specialisation: beyond torch's limit of 8 it runs unfused, at 4K with 200 GB per layer
+    # each grid is compiled for itself; beyond torch's limit of 8 it would run unfused: 200 GB per layer at 4K
     with torch._dynamo.config.patch(recompile_limit=SPECIALISATIONS):
         return _compiled()(query, key, value, block_mask=mask)
 
@@ -100,7 +108,11 @@ def _kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: A
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, guide: KeysValues | None, mask: Any
 ) -> torch.Tensor:
-    """Do the same as `gathered.attend`, with the rules in a mask of `BlockMasks`: [B, T + N, H, D]."""
+    """Attend from text and image, as `gathered.attend` does: [B, T + N, H, D].
+
+    query, key, value: [B, T + N, H, D]. guide: keys and values of the guide, [B, M, H, D] each. mask: of
+    `BlockMasks`, for the same tokens. Raises UserError for a backward pass on a CPU.
+    """
     requires_gradient = any(x.requires_grad for x in (query, key, value, *(guide or ())))
     if query.device.type == "cpu" and requires_gradient and torch.is_grad_enabled():
         raise UserError("FlexAttention has no backward pass on a CPU", "use the gathered back end")

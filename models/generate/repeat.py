@@ -20,7 +20,7 @@ from uhr.models.generate.setup import WEIGHTED, CheckedCall, Setup
 from uhr.models.loading.opening import is_backbone
 from uhr.models.samplers import SAMPLERS, check_name
 
-WHERE_MADE = "repeat it in the folder where it was made, since the record has paths as they were given"
+WHERE_MADE = "repeat it in the folder where it was made: the record has relative paths as they were given"
 
 
 class RecordedOptions(Config):
@@ -159,14 +159,14 @@ def differences(record: Mapping[str, Any], setup: Setup, call: CheckedCall) -> l
         before = then.get(name, {})
         if before.get("sha256") != now["sha256"]:
             kind = "weights" if name in WEIGHTED else "files"
-            lines.append(f"{kind}: those of the {name} are not the same as then")
+            lines.append(f"{kind}: those of the {name} differ from the recorded ones")
         if before.get("config") != now["config"]:
-            lines.append(f"configuration: that of the {name} is not the same as then")
+            lines.append(f"configuration: that of the {name} differs from the recorded one")
     for old, new in zip(record.get("adapters", ()), setup.adapters, strict=True):
         if old.get("sha256") != new["sha256"]:
-            lines.append(f"adapter: {new['file']} is not the same file as then")
+            lines.append(f"adapter: {new['file']} is not the recorded file")
         if old.get("config") != new["config"]:
-            lines.append(f"adapter: the settings next to {new['file']} are not the same as then")
+            lines.append(f"adapter: the settings next to {new['file']} differ from the recorded ones")
     lines += _given(record.get("image"), call)
     lines += _changed("version", {"uhr": record.get("uhr"), **record.get("versions", {})}, _versions_now())
     return lines + _changed("machine", record.get("machine", {}), machine(setup.device))
@@ -175,7 +175,7 @@ def differences(record: Mapping[str, Any], setup: Setup, call: CheckedCall) -> l
 def _given(then: Mapping[str, Any] | None, call: CheckedCall) -> list[str]:
     if call.given is None or then is None or then.get("sha256") == call.given.sha256:
         return []
-    return [f"image: {call.item.image} is not the same file as then"]
+    return [f"image: {call.item.image} is not the recorded file"]
 
 
 def _versions_now() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Load components from one file by diffusers: BFL's and ComfyUI's safetensors, diffusers' own keys, GGUF.
+"""Load one component from one file: safetensors with the keys of BFL, ComfyUI or diffusers, or GGUF.
 
 The file gives the weights only. The configuration comes from the model that the component is for, and the
 file must contain every weight of it.
@@ -33,9 +33,9 @@ def load_single_file(
 ) -> Any:
     """Load a transformer or VAE of class `cls` from `file`.
 
-    Its configuration is that of `component` in the diffusers `folder`, with the values of `changes`. GGUF
-    weights stay quantised and are dequantised to `dtype` in each call; all others are cast to it. Raises
-    UserError for a file that cannot be read or does not fit the configuration.
+    Its configuration is that of `component` (`transformer`, `vae`) in `folder`, a model in diffusers' layout,
+    with the values of `changes`. GGUF weights stay quantised and are dequantised to `dtype` in each call; all
+    others are cast to it. Raises UserError for a file that cannot be read or does not fit the configuration.
     """
     where = f"{component} file {file}"
     check_config(cls, folder / component, f"{component} of {folder}")
@@ -45,14 +45,14 @@ def load_single_file(
         else:
             part = _assigned(cls, _read(file, component), folder / component, dtype, where, changes or {})
     except (OSError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
-        # the converters look up the keys that they expect, and FLUX.1's splits by its real width
+        # diffusers' converters fail in all these ways on keys and shapes of another model
         text = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{where} cannot be read ({text})", _fix(folder / component)) from error
     return part.eval().to(device)
 
 
 def _fix(folder: Path) -> str:
-    return f"is it of the same model as {folder}?"
+    return f"name a file of the same model as {folder}"
 
 
 def _assigned(
@@ -85,13 +85,15 @@ def _fitted(
     Raises UserError for a missing and for an unexpected weight.
     """
     needed = part.state_dict()
-    # the two namings share some keys
+    # diffusers' keys and the original ones overlap: the majority decides
     own = 2 * len(needed.keys() & checkpoint.keys()) > len(needed)
     state = checkpoint if own else _converted(cls, checkpoint, part.config, where)
-    lacking, strange = sorted(needed.keys() - state.keys()), sorted(state.keys() - needed.keys())
-    if lacking or strange:
-        what = f"lacks {lacking[0]}" if lacking else f"contains {strange[0]}, which this model does not have"
-        more = len(lacking) + len(strange) - 1
+    missing, unexpected = sorted(needed.keys() - state.keys()), sorted(state.keys() - needed.keys())
+    if missing or unexpected:
+        what = (
+            f"lacks {missing[0]}" if missing else f"contains {unexpected[0]}, which this model does not have"
+        )
+        more = len(missing) + len(unexpected) - 1
         raise UserError(f"{where} {what}" + (f" (and {more} more)" if more else ""), _fix(folder))
     return state
 
@@ -102,8 +104,8 @@ def _converted(cls: Any, checkpoint: dict[str, torch.Tensor], config: Any, where
     known: Any = SINGLE_FILE_LOADABLE_CLASSES.get(cls.__name__)
     if known is None:
         raise UserError(
-            f"{where} is not in diffusers' keys, and it converts no {cls.__name__}",
-            "name a folder of diffusers'",
+            f"{where} has other keys than diffusers, which cannot convert those of a {cls.__name__}",
+            "name a folder in diffusers' layout",
         )
     return known["checkpoint_mapping_fn"](checkpoint=checkpoint, config=config)
 

@@ -70,10 +70,10 @@ def test_the_more_particular_of_two_captions_wins(tmp_path):
     [
         (b"\xff\xfe\x00", "not UTF-16"),
         (b"caf\xe9", "not UTF-8"),
-        (b"{", "no JSON"),
+        (b"{", "not JSON"),
         (b"[1]", "holds a JSON list"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"x": 1e999}', "1e999 is no JSON number"),
+        (b'{"x": 1e999}', "1e999 is not a JSON number"),
         (b" " * (17 * 2**20), "longer than 16 MiB"),
     ],
 )
@@ -106,7 +106,7 @@ def test_an_odd_number_costs_itself_and_not_the_sidecar(tmp_path, odd, where):
     assert (values["caption"], values["license"]) == ("a lake", "CC0")
     assert fault is not None
     assert fault.startswith(f"a.json: {odd[:20]}")
-    assert fault.endswith("is no JSON number")
+    assert fault.endswith("is not a JSON number")
     meta = json.loads(values["source_meta"])
     assert meta["iso"] == 100
     assert meta["x"] is None if "x" in meta else meta["deep"] == {"x": [1, None]}

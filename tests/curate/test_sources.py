@@ -65,7 +65,7 @@ def test_captions_under_an_unknown_key_are_named_and_broken_sidecars_too(tmp_pat
     assert code == 0
     assert "no image has a caption, and 2 have a text under 'beschreibung'" in " ".join(errors.split())
     assert "--set sidecars.caption=[beschreibung]" in " ".join(errors.split())
-    assert "1 with a broken sidecar: see source_meta (0.json: no JSON" in " ".join(errors.split())
+    assert "1 with a broken sidecar: see source_meta (0.json: not JSON" in " ".join(errors.split())
     code, _, errors = uhr(*run, "--out", tmp_path / "out2", "--set", "sidecars.caption=[beschreibung]")
     assert code == 0
     assert "no image has a caption" not in errors

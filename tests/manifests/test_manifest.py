@@ -21,7 +21,7 @@ from uhr.manifests import parts
 from uhr.manifests.info import Parent, is_manifest
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.report import write_report
-from uhr.manifests.schema import COLUMNS, sample_id, schema_of
+from uhr.manifests.schema import COLUMNS, SCHEMA_VERSION, sample_id, schema_of
 from uhr.manifests.selection.slicing import SliceOptions, slice_manifest
 from uhr.manifests.stats import compute
 
@@ -230,10 +230,13 @@ def test_files_of_others_are_never_cleared(name: str, tmp_path: Path, make: Make
         (lambda path: (path / "manifest.json").write_text("{"), "cannot be read"),
         (lambda path: (path / "manifest.json").write_text("[1]"), "not a JSON object"),
         (
-            lambda path: _edit(path, schema_version=2),
-            "schema version 2.*this uhr reads 1: install a newer uhr",
+            lambda path: _edit(path, schema_version=SCHEMA_VERSION + 1),
+            f"schema version {SCHEMA_VERSION + 1}.*this uhr reads {SCHEMA_VERSION}: install a newer uhr",
         ),
-        (lambda path: _edit(path, schema_version=2, unheard_of=1), "schema version 2"),
+        (
+            lambda path: _edit(path, schema_version=SCHEMA_VERSION + 1, unheard_of=1),
+            f"schema version {SCHEMA_VERSION + 1}",
+        ),
         (lambda path: _edit(path, unheard_of=1), "unknown key 'unheard_of'"),
         (lambda path: (path / "samples/part-00000.parquet").unlink(), "is missing"),
         (lambda path: (path / "samples/part-00000.parquet").write_bytes(b"PAR1"), "has changed"),

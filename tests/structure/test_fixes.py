@@ -36,6 +36,9 @@ PRINTED_BY = {
     "manifests/selection/options.py": ("manifest slice",),
     "manifests/selection/select.py": ("manifest slice",),
     "manifests/selection/slicing.py": ("manifest slice",),
+    "manifests/selection/reference.py": ("manifest slice",),
+    "manifests/selection/sets.py": ("manifest union",),
+    "manifests/places.py": ("manifest slice", "manifest union", "manifest difference"),
     "models/": SAMPLE,
     "models/loading/file_spec.py": MODEL,
     "uhr/base/hub.py": ("sample",),  # only a repeat may not fetch

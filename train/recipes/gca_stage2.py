@@ -16,7 +16,7 @@ RECIPE = derived(
     {
         "guidance": "as stage 1: the constant input at which the field is unguided",
         "trainable": "as stage 1, whose adapter is trained further",
-        "init": "RealUHR: stage 2 adapts the model of stage 1; --set init.after=null is its ablation",
+        "init": "RealUHR: stage 2 adapts the model of stage 1; --set init.after=null leaves stage 1 out",
         "phases.data": "RealUHR: about 80,000 filtered patches and 70,000 whole images",
         "phases.objective": "RealUHR: conditional flow matching",
         "caption_dropout": "ours: keeps the field of the empty prompt, which guidance by two passes reads",

@@ -54,8 +54,8 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def with_options(**options: str) -> Generator[None]:
-    """Write parameters in the fix of a `UserError` that the block raises as these options
-    (`UserError.with_options`); for a command whose option is not called as the parameter.
+    """Write parameters as these options in the fix of a `UserError` that the block raises
+    (`UserError.with_options`), for a command whose options have other names than the parameters.
     """
     try:
         yield
@@ -91,9 +91,9 @@ MANY = 25
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3, least: float = 0.6) -> list[str]:
-    """The known names most similar to `name`, best first, without regard to case.
+    """Return the known names most similar to `name`, best first, without regard to case.
 
-    least: the similarity that they have, in [0, 1], by difflib.
+    most: how many at most. least: the lowest ratio of difflib that counts as similar, in [0, 1].
     """
     by_folded: dict[str, list[str]] = {}
     for one in known:
@@ -103,7 +103,9 @@ def nearest(name: str, known: Iterable[str], most: int = 3, least: float = 0.6) 
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
-    """The error for an unknown name, with the most similar known names; without any, a few of many."""
+    """Make the error for an unknown name. It lists similar known names; if none is similar, all known names,
+    or of more than `MANY` the six nearest.
+    """
     known = sorted(known)
     close = nearest(name, known)
     if close:

@@ -46,9 +46,29 @@ def local(name: str, utf8: bool = False) -> Callable[[str | PurePath], Path]:
     return parse
 
 
+def anywhere(name: str) -> Callable[[str | PurePath], Path | str]:
+    """Make the parser of an option or argument called `name` that takes a path of this machine, or the
+    address of a prefix in an object store, which stays a text.
+
+    The parser raises UserError for an address that is not of the form `s3://bucket/prefix`.
+    """
+
+    def parse(value: str | PurePath) -> Path | str:
+        text = os.fspath(value)
+        if not is_url(text):
+            return Path(text)
+        if not text.startswith("s3://") or not text.removeprefix("s3://").strip("/"):
+            raise UserError(
+                f"{name} {text}: not an address in an object store", "write it as s3://bucket/prefix"
+            )
+        return text.rstrip("/")
+
+    return parse
+
+
 def or_similar(path: Path, fix: str) -> str:
-    """A fix for something that `path` is not: if nothing is there, the existing paths with the most similar
-    names come first."""
+    """Return `fix` for an error about `path`. If `path` does not exist, existing paths with similar names are
+    named first: `did you mean runs/lora? Or ...`."""
     missing = path
     while not missing.parent.exists():
         missing = missing.parent
@@ -96,7 +116,7 @@ def path_text(path: str | PurePath) -> str:
     """Write a path as text for JSON and Parquet; `text_path` reads it back.
 
     A path in UTF-8 is its own text. Any other is written as the URI of its absolute path, escaped
-    (`file:///data/caf%E9`): no path has two slashes behind a scheme, as those fold into one.
+    (`file:///data/caf%E9`). No `Path` looks like that, since `//` inside a path becomes `/`.
     """
     return os.fspath(path) if is_utf8(path) else FILE_URI + escaped(os.path.abspath(path))
 
@@ -108,12 +128,11 @@ def text_path(text: str) -> Path:
 
 @contextlib.contextmanager
 def plain_folder(folder: Path) -> Generator[Path]:
-    """Yield an absolute path of an existing folder that libraries do not interpret.
+    """Yield an absolute path to an existing folder in which no character has a meaning for libraries, as `?`
+    has for DuckDB.
 
-    It is the folder's own if that has only letters, digits and `_.-/`; otherwise a link in a temporary
-    folder, which is removed when the block ends.
-
-    DuckDB takes `?` in the name of its file for the beginning of options, for example.
+    It is the folder's own path if that has only letters, digits and `_.-/`. Otherwise it is a link in a
+    temporary folder, which is removed when the block ends.
     """
     whole = Path(os.path.abspath(folder))
     if _PLAIN.fullmatch(str(whole)):

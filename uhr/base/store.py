@@ -193,6 +193,55 @@ class ObjectStore(Store):
     def work_folder(self) -> Path:
         return user_cache("stores") / hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object on the condition that there is none of this name; whether it was written."""
+        return self._put(name, data, IfNoneMatch="*")
+
+    def replace(self, name: str, data: bytes, version: str) -> bool:
+        """Write an object on the condition that it still has this version, as `version` returns it; whether
+        it was written.
+        """
+        return self._put(name, data, IfMatch=f'"{version.partition("-")[2]}"')
+
+    def _put(self, name: str, data: bytes, **condition: str) -> bool:
+        from fsspec.asyn import sync
+
+        bucket, _, prefix = self._root.partition("/")
+        key = f"{prefix}/{name}" if prefix else name
+        with self._store_errors(name):
+            try:
+                sync(
+                    self._files.loop,
+                    self._files._call_s3,
+                    "put_object",
+                    Bucket=bucket,
+                    Key=key,
+                    Body=data,
+                    **condition,
+                )
+            except Exception as error:
+                # 409: another conditional request for the same object is being answered
+                if _code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
+                    return False
+                raise
+        return True
+
+    def upload(self, file: Path, name: str) -> None:
+        """Write a file of this machine as an object, in several requests if it is large."""
+        with self._store_errors(name):
+            self._files.put_file(str(file), f"{self._root}/{name}")
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy an object to a file of this machine. Raises FileNotFoundError if there is none."""
+        with self._store_errors(name, missing=True):
+            self._files.get_file(f"{self._root}/{name}", str(target))
+
+    def version(self, name: str) -> str:
+        """`SIZE-ETAG` of an object. Raises FileNotFoundError if there is none."""
+        with self._store_errors(name, missing=True):
+            info = self._files.info(f"{self._root}/{name}")
+        return f"{info['size']}-{str(info.get('ETag') or '').strip(chr(34))}"
+
     def download(self, cache: str) -> Path:
         """Copy all objects below the prefix into a folder of the user's cache `cache`, or the one object that
         has exactly this name, and return that folder or file.
@@ -266,8 +315,7 @@ class ObjectStore(Store):
             try:
                 return sync(self._files.loop, body)
             except Exception as error:
-                code = getattr(error.__cause__, "response", None) or getattr(error, "response", None) or {}
-                if code.get("Error", {}).get("Code") in ("PreconditionFailed", "412"):
+                if _code(error) in ("PreconditionFailed", "412"):
                     raise ObjectChanged(name) from None
                 raise
 
@@ -322,6 +370,12 @@ _KINDS = {
     "FileNotFoundError": ("there is no such bucket", "make the bucket, or name another"),
 }
 """What happened and the fix, by the name of the client library's or Python's exception class."""
+
+
+def _code(error: Exception) -> str:
+    """The code of the store's answer, such as `PreconditionFailed`; empty if the error has none."""
+    answer = getattr(error.__cause__, "response", None) or getattr(error, "response", None) or {}
+    return str(answer.get("Error", {}).get("Code", ""))
 
 
 def _described(error: Exception) -> tuple[str, str] | None:

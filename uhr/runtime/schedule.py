@@ -13,11 +13,14 @@ class Schedule:
     """The tasks of a plan that have no part yet, in the order in which they can be done.
 
     Args:
-        capacity: number of units for which something passed on may be held before the first segment pauses.
+        plan: the units.
+        segments: what each unit passes through, in order: a task for each.
+        capacity: how many results of the first segment may be in memory, passed on but not yet used up;
+            beyond that the first segment pauses.
 
-    A unit whose later part is missing, after a restart, or because what was passed on is lost, begins with
-    the first segment again if later ones need what that passes on: its task sees its own part, and only
-    passes on.
+    What a task passes on is only in memory. After a restart, or when a worker is lost, a unit whose later
+    tasks need it begins with the first segment again. That task finds its part already written, and only
+    passes its result on.
     """
 
     def __init__(self, plan: UnitPlan, segments: Sequence[Segment], capacity: int = 1) -> None:
@@ -43,8 +46,8 @@ class Schedule:
         return len(self._ready[segment])
 
     def take(self, segment: int) -> tuple[int, Any] | None:
-        """Return the next unit for a free worker of a segment, and what its task is given; None if there is
-        none now."""
+        """Return the next unit for a free worker of a segment, and what the first segment passed on for it;
+        None if there is no task now."""
         ready = self._ready[segment]
         if not ready or (segment == 0 and len(self._passed) >= self.capacity):
             return None
@@ -52,14 +55,15 @@ class Schedule:
         return unit, self._passed.get(unit) if self._segments[segment].takes else None
 
     def last(self) -> tuple[int, int, Any] | None:
-        """Return segment, unit and given of the task nearest to the end of its unit; None if all are done."""
+        """Take a task of the last segment that has one: segment, unit, and what was passed on. None if there
+        is no task now."""
         for segment in reversed(range(len(self._segments))):
             if (task := self.take(segment)) is not None:
                 return segment, *task
         return None
 
     def done(self, segment: int, unit: int, passed: Any = None) -> None:
-        """Record that a task is done and what it passed on."""
+        """Record that a unit's task of a segment is done. passed: what it passes on to later segments."""
         missing = self._missing[unit]
         if segment in missing:
             missing.remove(segment)
@@ -73,11 +77,11 @@ class Schedule:
             del self._missing[unit]
 
     def again(self, unit: int) -> None:
-        """Record that a task was lost with its worker; what was passed on to it counts as lost too."""
+        """Queue a unit again whose worker was lost, and with it what had been passed on."""
         self._passed.pop(unit, None)
         self._ready[self._first(unit)].appendleft(unit)
 
     def _first(self, unit: int) -> int:
-        """The segment with which a unit begins, with nothing passed on."""
+        """The segment with which a unit begins when nothing has been passed on for it."""
         missing = self._missing[unit]
         return 0 if any(self._segments[number].takes for number in missing) else missing[0]

@@ -19,6 +19,8 @@ class StripCanvas:
 
     Boxes must be ordered by their top (as `grid.grid` returns them) and leave no gap; `finish` emits the
     rest. Sums and weights are on the CPU, in float32.
+
+    batch, channels, width: the sizes B, C and W of the image.
     """
 
     def __init__(self, batch: int, channels: int, width: int, on_strip: OnStrip) -> None:

@@ -89,7 +89,7 @@ def test_a_broken_sidecar_is_a_warning_and_a_note(curate, images, uhr, tmp_path)
     assert "warning: 1 with a broken sidecar" in errors
     row = Manifest.open(tmp_path / "o").row("1.jpg")
     assert row["status"] == "kept"
-    assert "1.json: no JSON" in json.loads(row["source_meta"])["sidecar_fault"]
+    assert "1.json: not JSON" in json.loads(row["source_meta"])["sidecar_fault"]
 
 
 def test_all_that_was_decoded_has_a_preview_kept_or_not(whole, curate):

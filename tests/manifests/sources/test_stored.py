@@ -43,7 +43,7 @@ def test_each_content_is_stored_once_and_found_by_its_hash(folder, tmp_path, mon
     parts, lost = stored.write_pixels(tmp_path, [batch], source, everything, nothing)
     assert (sum(part.rows for part in parts), lost) == (11 if everything else 10, 0)
     assert (len(parts) > 1) == (sizes[2] == 9000)
-    store = stored.PixelStore(tmp_path, [part.path for part in parts])
+    store = stored.PixelStore(str(tmp_path), [part.path for part in parts])
     for row in batch.to_pylist():
         if row["content_hash"] is None:
             continue

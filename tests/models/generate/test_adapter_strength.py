@@ -23,7 +23,8 @@ def test_a_command_names_settings_that_changed_and_an_alpha_that_nothing_says(uh
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 8}))
     output = uhr("--repeat", one, "--out", two)
     assert (
-        f"the settings next to {folder / 'adapter_model.safetensors'} are not the same as then" in output.err
+        f"the settings next to {folder / 'adapter_model.safetensors'} differ from the recorded ones"
+        in output.err
     )
     assert "not identical" in output.out
     file.unlink()

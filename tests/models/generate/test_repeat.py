@@ -130,7 +130,7 @@ def test_other_weights_are_reported_and_so_is_how_many_pixels_differ(uhr, tiny_f
     shutil.copytree(tiny_flux / "vae", other / "vae")
     output = uhr("--repeat", one, "--out", two, "--model", other)
     assert [line for line in output.err.splitlines() if line.startswith("warning: ")] == [
-        f"warning: weights: those of the {name} are not the same as then"
+        f"warning: weights: those of the {name} differ from the recorded ones"
         for name in ("text_encoder", "text_encoder_2", "transformer")
     ]
     differ = int((np.abs(pixels(one) - pixels(two)).max(axis=-1) > 0).sum())
@@ -157,9 +157,9 @@ def test_an_edited_configuration_scheduler_or_tokenizer_is_reported(uhr, tiny_fl
     edit("tokenizer/tokenizer_config.json", clean_up_tokenization_spaces=True)
     output = uhr("--repeat", one, "--out", two)
     assert sorted(line for line in output.err.splitlines() if line.startswith("warning: ")) == [
-        "warning: configuration: that of the vae is not the same as then",
-        "warning: files: those of the scheduler are not the same as then",
-        "warning: files: those of the tokenizer are not the same as then",
+        "warning: configuration: that of the vae differs from the recorded one",
+        "warning: files: those of the scheduler differ from the recorded ones",
+        "warning: files: those of the tokenizer differ from the recorded ones",
     ]
 
 

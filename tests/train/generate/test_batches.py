@@ -17,7 +17,7 @@ def images(folder, *names):
         Image.fromarray(pixels).save(folder / name)
 
 
-SDEDIT = ("--image", "given", "--scale", 2, "--prompt", "more detail")
+SDEDIT = ("--image", "given", "--scale", 2, "--prompt", "more detail", "--steps", 4)
 
 
 @pytest.fixture
@@ -25,18 +25,7 @@ def batch(capfd):
     from uhr.cli import main
 
     def run(*options):
-        arguments = [
-            "sample",
-            "sdedit",
-            "--model",
-            "tiny",
-            "--steps",
-            "4",
-            "--device",
-            "cpu",
-            "--workers",
-            "0",
-        ]
+        arguments = ["sample", "sdedit", "--model", "tiny", "--device", "cpu", "--workers", "0"]
         arguments += [] if "--out" in options else ["--out", "out"]
         capfd.readouterr()
         code = main([*arguments, *map(str, options)])
@@ -45,7 +34,7 @@ def batch(capfd):
     return run
 
 
-def test_a_folder_of_images_is_a_batch_and_a_broken_one_costs_itself(batch):
+def test_a_folder_of_images_is_a_batch_and_a_broken_one_fails_alone(batch):
     given = Path("given")
     images(given, "a.png", "sub/b.jpg", "c.png")
     (given / "c.png").write_bytes((given / "c.png").read_bytes()[:200])
@@ -87,7 +76,7 @@ def test_an_image_that_changes_after_the_check_fails_and_the_next_run_sees_anoth
     monkeypatch.undo()
 
 
-def test_a_link_to_nothing_in_a_folder_of_images_costs_itself(batch):
+def test_a_broken_link_in_a_folder_of_images_fails_alone(batch):
     images(Path("given"), "a.png")
     Path("given/b.png").symlink_to("nowhere.png")
     code, output = batch(*SDEDIT)
@@ -104,7 +93,7 @@ def test_every_format_that_is_decoded_has_a_suffix_that_a_folder_of_images_takes
         assert any(suffix[1:] in IMAGES for suffix, name in Image.EXTENSION.items() if name == format)
 
 
-def test_a_folder_of_which_no_image_can_be_used_is_one_line(batch):
+def test_a_folder_without_a_usable_image_is_refused_in_one_line(batch):
     Path("given").mkdir()
     Path("given/a.png").write_text("no image")
     code, output = batch(*SDEDIT)
@@ -113,7 +102,7 @@ def test_a_folder_of_which_no_image_can_be_used_is_one_line(batch):
     assert not Path("out").exists()
 
 
-def test_previews_of_a_set_lie_under_its_names(make):
+def test_previews_of_a_set_are_named_after_its_images(make):
     options = ("--size", "256x256", "--steps", "4", "--previews", "seen")
     made = make([{"prompt": "a lake", "name": "sub/lake"}], *options, sampler="sdedit")
     assert made.code == 0, made.err
@@ -137,7 +126,7 @@ def test_previews_of_a_set_replace_earlier_ones_and_nothing_else(make):
 
 
 @pytest.mark.parametrize("options", [("--out", "given/big"), ("--out", "set", "--previews", "given/seen")])
-def test_what_is_written_is_never_taken_for_given(batch, options):
+def test_output_inside_the_folder_of_given_images_is_refused(batch, options):
     images(Path("given"), "a.png")
     code, output = batch(*SDEDIT, *options)
     assert code == 1

@@ -25,16 +25,22 @@ _BATCH = 1 << 26
 """Most decompressed bytes of a batch of segments, which share one call of libtiff."""
 
 _CHUNK, _MOST_LEFT = 1 << 20, 1 << 26
-"""Most bytes that are read after the pixels of a deflated segment."""
+"""Bytes that are inflated at a time, and at most, after the pixels of a deflated segment."""
+
+_OFFSETS, _COUNTS = {False: 273, True: 324}, {False: 279, True: 325}
+"""Tags with the place and the length of each strip (False) or tile (True), in bytes."""
+
+_JPEG_TABLES, _FILL_ORDER = 347, 266
 
 _OPTIONAL = {34925: "lzma", 50000: "zstd"}
 """Compressions that libtiff may be built without, with Pillow's names."""
 
 _MOST_PADDING = 64
-"""Pixels by which the JPEG of a segment may be wider and higher: a small one may name a huge size."""
+"""Pixels by which the JPEG of a segment may be wider and higher than the segment. A larger difference is
+damage, and would take memory: a few bytes may state a huge size."""
 
 _MOST_UNPACKED = 1 << 22
-"""Samples that are unpacked at once if they are not whole bytes."""
+"""Most samples that are unpacked at a time where they are not whole bytes."""
 
 
 class Segment(NamedTuple):
@@ -62,8 +68,10 @@ def segments(layout: TiffLayout) -> Iterator[Segment]:
 
 @dataclass
 class SegmentReader:
-    """Reads the segments of an image; `data` is the whole file, `offsets` and `counts` are bytes of each
-    segment, a count None where the file does not give it.
+    """Reads the segments of an image.
+
+    data: the whole file. offsets, counts: where each segment begins and how long it is, in bytes; 0 where the
+    file does not say. tables: the tables that all JPEG segments share, itself a JPEG stream; may be empty.
     """
 
     data: bytes
@@ -75,19 +83,22 @@ class SegmentReader:
 
     @classmethod
     def of(cls, data: bytes, directory: Directory, layout: TiffLayout) -> SegmentReader:
-        """Raise `PixelFault` if the file names fewer segments than its image needs."""
+        """Make the reader of the image that `directory` and `layout` describe.
+
+        Raises PixelFault if the file has fewer segments than its image needs, or does not say their lengths.
+        """
         needed = -(-layout.width // layout.across) * -(-layout.height // layout.down)
         needed *= layout.samples if layout.planar else 1
-        offsets = directory.numbers(324 if layout.tiled else 273, most=needed)
-        counts = directory.numbers(325 if layout.tiled else 279, most=needed)
+        offsets = directory.numbers(_OFFSETS[layout.tiled], most=needed)
+        counts = directory.numbers(_COUNTS[layout.tiled], most=needed)
         name = "tiles" if layout.tiled else "strips"
         if len(offsets) < needed:
-            raise PixelFault("corrupt", f"the TIFF names {len(offsets)} {name}, its image takes {needed}")
+            raise PixelFault("corrupt", f"the TIFF lists {len(offsets)} {name}, and its image has {needed}")
         if len(counts) < needed:
             if layout.compression != tiff.NONE and needed > 1:
                 raise PixelFault("corrupt", f"the TIFF does not say how long its {name} are")
             counts = (0,) * needed
-        tables = directory.data(347) if 347 in directory else b""
+        tables = directory.data(_JPEG_TABLES) if _JPEG_TABLES in directory else b""
         return cls(data, directory, layout, offsets, counts, tables)
 
     @property
@@ -117,7 +128,7 @@ class SegmentReader:
         return self._row() * -(-segment.rows // self.layout.fractions[1])
 
     def _batches(self) -> Iterator[list[Segment]]:
-        """Yield batches of segments; all but the last of a batch have the rows of a whole one."""
+        """Yield batches of about `_BATCH` bytes; only the last segment of a batch may have fewer rows."""
         batch: list[Segment] = []
         size = 0
         for segment in segments(self.layout):
@@ -130,7 +141,7 @@ class SegmentReader:
             yield batch
 
     def _unwrapped(self, batch: list[Segment]) -> list[bytes]:
-        """Yield the decompressed bytes of each segment."""
+        """Return the decompressed bytes of each segment. Raises PixelFault if they are damaged or too few."""
         layout = self.layout
         stored = [self._stored(segment) for segment in batch]
         if layout.reversed_bits:
@@ -173,7 +184,8 @@ class SegmentReader:
         return self.data[offset : offset + count]
 
     def _inflated(self, stored: bytes, segment: Segment) -> bytes:
-        """Inflate up to the checksum at the end. Writers may pad their last strip: the rest is ignored."""
+        """Inflate a segment, and return its pixels alone: some writers pad the last strip. What follows is
+        read too, for the checksum."""
         stream = zlib.decompressobj()
         try:
             found = stream.decompress(stored, max(self._needed(segment), 1))
@@ -197,7 +209,7 @@ class SegmentReader:
         tags = {256: layout.across if fax else self._row(), 257: rows, 258: 1 if fax else 8}
         tags |= {259: layout.compression, 262: 1, 278: -(-layout.down // layout.fractions[1])}
         if fax:
-            tags[266] = self.directory.number(266, 1)
+            tags[_FILL_ORDER] = self.directory.number(_FILL_ORDER, 1)
         options = {3: 292, 4: 293}.get(layout.compression)
         if options is not None:
             tags[options] = self.directory.number(options, 0)
@@ -221,8 +233,9 @@ class SegmentReader:
         return found
 
     def _jpeg(self, segment: Segment) -> np.ndarray:
-        """Decode a JPEG stream whose tables are in a tag. Only the TIFF has the meaning of its components: an
-        Adobe marker passes it on.
+        """Decode a segment that is a JPEG stream: uint8 [rows, across, samples].
+
+        Whether its components are YCbCr is only in the TIFF; an Adobe marker in the stream tells the decoder.
         """
         layout = self.layout
         stored = self._stored(segment)
@@ -242,7 +255,8 @@ class SegmentReader:
         return values[: segment.rows, : layout.across]
 
     def _subsampled(self, segment: Segment, data: bytes) -> np.ndarray:
-        """Expand YCbCr in units of h x v luma samples and one of each colour, which is repeated."""
+        """Expand subsampled YCbCr, stored in units of h x v luma samples and one of each colour: uint8 [rows,
+        across, 3]."""
         (h, v), across = self.layout.fractions, self.layout.across
         wide, high = -(-across // h), -(-segment.rows // v)
         units = np.frombuffer(data, np.uint8).reshape(high, wide, h * v + 2)
@@ -285,7 +299,7 @@ def _bytes(data: bytes) -> bytes:
 
 
 def _fax(data: bytes) -> bytes:
-    """Decode a fax to bits, 1 is white, by OpenCV, which unlike Pillow prints libtiff's warnings."""
+    """Decode a fax to packed bits (1 is white) by OpenCV, which unlike Pillow prints libtiff's warnings."""
     import cv2
 
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -301,7 +315,7 @@ def _jpeg(stream: bytes, width: int) -> np.ndarray:
     encoded = np.frombuffer(file.decodable, np.uint8)
     with captured() as lines:
         if width == 4:
-            # Pillow keeps libjpeg's warnings to itself, OpenCV has no inks
+            # Pillow hides libjpeg's warnings, so OpenCV decodes too; by itself it would convert CMYK
             cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
             image = pillow_formats.load(pillow_formats.open_image(io.BytesIO(file.decodable), ("JPEG",)))
             # Pillow inverts the inks of a JPEG, as Photoshop stores them; a TIFF does not

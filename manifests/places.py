@@ -1,0 +1,205 @@
+"""Where a manifest is: a folder of this machine, or a prefix of an object store (`s3://bucket/prefix`).
+
+A manifest in a store is read from a copy in the user's cache, and written there from a folder in it: Parquet
+and DuckDB see local files only. `manifest.json` is put on the condition that none exists, and the names of
+the parts contain their hashes, so that of two writers one commits, and the other changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Generator, Iterable
+from pathlib import Path
+
+from uhr.base.errors import UserError
+from uhr.base.files import atomic, json_bytes, saving, sha256_file, user_cache
+from uhr.base.paths import is_url, path_text, text_path
+from uhr.base.run_folder import RunFolder, all_or_nothing
+from uhr.base.store import ObjectStore
+from uhr.manifests.info import (
+    FILE,
+    ManifestInfo,
+    Part,
+    check_outside_manifests,
+    is_manifest,
+    parse_info,
+    read_info,
+)
+from uhr.manifests.parts import LAYOUT
+
+_CACHE = "manifests"
+_PLACE = "place"
+"""The file beside a copy that has the address of the manifest."""
+
+FIX = "free space there, then repeat the command"
+
+
+def place_of(path: Path | str) -> str:
+    """Return the path as a record has it, or the address, also if `path` is the copy of a manifest there."""
+    if isinstance(path, str) and is_url(path):
+        return path
+    note = Path(path).parent / _PLACE
+    if note.is_file() and Path(path).is_relative_to(user_cache(_CACHE)):
+        return note.read_text(encoding="utf-8")
+    return path_text(Path(path).resolve())
+
+
+def shown(path: Path) -> str:
+    """Return the path as it was given, or the address of a copy: the name of a manifest in messages."""
+    place = place_of(path)
+    return place if is_url(place) else str(path)
+
+
+def local(place: Path | str, check: bool = True) -> Path:
+    """Return the folder of a manifest on this machine; that of a copy if `place` is an address.
+
+    The copy has the samples and the previews, and is made once for each content of `manifest.json`. Without
+    `check`, files that are missing or have changed in the store are missing or changed in the copy.
+
+    Raises UserError if there is no manifest at the address, or if a file of it has changed.
+    """
+    if not isinstance(place, str) or not is_url(place):
+        return Path(place)
+    store = ObjectStore(place)
+    data = _committed(store)
+    info = parse_info(data, f"{place}/{FILE}")
+    kind = "" if check else "-unchecked"
+    home = user_cache(_CACHE) / (hashlib.sha256(place.encode() + data).hexdigest()[:32] + kind)
+    folder = home / "manifest"
+    if not check:
+        shutil.rmtree(home, ignore_errors=True)
+    for part in (*info.parts, *info.previews, *(() if check else info.attachments)):
+        _fetch(store, part, folder, check)
+    if not check:
+        for name in store.names():
+            if name.endswith(".parquet") and not (folder / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).touch()
+    for file, content in ((home / _PLACE, place.encode()), (folder / FILE, data)):
+        if not file.is_file():
+            with atomic(file) as temporary:
+                temporary.write_bytes(content)
+    return folder
+
+
+def _fetch(store: ObjectStore, part: Part, folder: Path, check: bool) -> None:
+    target = folder / part.path
+    if target.is_file() and target.stat().st_size == part.bytes:
+        return
+    with contextlib.suppress(FileNotFoundError), atomic(target) as temporary:
+        store.fetch(part.path, temporary)
+        if check and sha256_file(temporary) != part.sha256:
+            raise UserError(
+                f"{store.place(part.path)} has changed",
+                f"see 'uhr manifest verify {store.text}', or make it anew",
+            )
+    if check and not target.is_file():
+        raise UserError(
+            f"{store.place(part.path)} is missing", f"see 'uhr manifest verify {store.text}', or make it anew"
+        )
+
+
+def info_at(place: Path | str) -> ManifestInfo:
+    """Read the `manifest.json` at a path or an address. Raises UserError as `read_info` does."""
+    if not isinstance(place, str) or not is_url(place):
+        return read_info(Path(place))
+    return parse_info(_committed(ObjectStore(place)), f"{place}/{FILE}")
+
+
+def _committed(store: ObjectStore) -> bytes:
+    data = store.read(FILE)
+    if data is None:
+        raise UserError(f"no manifest at {store.text}", "name the prefix that the manifest was written to")
+    return data
+
+
+def is_manifest_at(place: Path | str) -> bool:
+    """Whether there is a committed manifest at a path or an address."""
+    if isinstance(place, str) and is_url(place):
+        return ObjectStore(place).exists(FILE)
+    return is_manifest(Path(place))
+
+
+def file_at(place: str, name: str) -> Path:
+    """Return the file `name` of the manifest whose `place_of` is `place`. One in a store is copied once."""
+    if not is_url(place):
+        return text_path(place) / name
+    store = ObjectStore(place)
+    key = hashlib.sha256(f"{place}/{name}:{store.version(name)}".encode()).hexdigest()[:32]
+    target = user_cache(_CACHE) / "files" / key
+    if not target.is_file():
+        with atomic(target) as temporary:
+            store.fetch(name, temporary)
+    return target
+
+
+@contextlib.contextmanager
+def output(out: Path | str, *, option: str = "--out") -> Generator[Path]:
+    """Yield an empty folder in which the block writes a manifest; it is at `out` when the block has ended.
+
+    Nothing is left if the block fails. One process at a time can be in the block for a folder, and of several
+    for a prefix only the first commits.
+
+    Raises UserError if `out` contains a manifest or anything else, is inside a manifest, or cannot be
+    written.
+    """
+    if isinstance(out, str) and is_url(out):
+        with _staged(out, option) as folder:
+            yield folder
+        return
+    out = Path(out)
+    with saving(out, FIX):
+        check_outside_manifests(out)
+        folder = RunFolder(out, LAYOUT)
+        folder.claim()
+        with folder.lock(), all_or_nothing(out):
+            yield out
+
+
+@contextlib.contextmanager
+def _staged(out: str, option: str) -> Generator[Path]:
+    store = ObjectStore(out)
+    if store.exists(FILE):
+        raise UserError(f"{out} already contains a manifest", f"name another prefix with {option}")
+    cache = user_cache(_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="new-") as folder:
+        yield Path(folder)
+        _upload(store, Path(folder), option)
+
+
+def _upload(store: ObjectStore, folder: Path, option: str) -> None:
+    """Put the files of a manifest into the store, and `manifest.json` last, unless one is there by then."""
+    info = parse_info((folder / FILE).read_bytes(), str(folder / FILE))
+    put: list[str] = []
+
+    def renamed(parts: Iterable[Part]) -> list[Part]:
+        moved = []
+        for part in parts:
+            name = f"{part.path.removesuffix('.parquet')}-{part.sha256[:16]}.parquet"
+            if not store.exists(name):
+                put.append(name)
+                store.upload(folder / part.path, name)
+            moved.append(part.model_copy(update={"path": name}))
+        return moved
+
+    names = ("parts", "previews", "attachments")
+    info = info.model_copy(update={name: renamed(getattr(info, name)) for name in names})
+    if not store.create(FILE, json_bytes(info.model_dump(mode="json"))):
+        theirs = parse_info(store.read(FILE) or b"", store.place(FILE))
+        kept = {part.path for part in all_parts(theirs)}
+        for name in put:
+            if name not in kept:
+                store.delete(name)
+        raise UserError(
+            f"another command has written a manifest to {store.text} meanwhile",
+            f"name another prefix with {option}",
+        )
+
+
+def all_parts(info: ManifestInfo) -> list[Part]:
+    """Return every Parquet file of a manifest."""
+    return [*info.parts, *info.previews, *info.attachments]
