@@ -1,4 +1,4 @@
-"""What changed between two manifests: rows, columns, rules, and why the verdict of a sample moved."""
+"""What changed between two manifests: rows, columns, rules, and why verdicts of samples changed."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ class Move:
 @dataclass(frozen=True)
 class Diff:
     """The differences of two manifests, A (before) and B (after).
+
+    a, b: their folders.
 
     rows: counts of `only_a`, `only_b`, `both`, and `changed`, those of `both` with another value in a common
     column. only_a, only_b: uris of some of them. columns: how many rows of `both` have another value, by

@@ -28,8 +28,8 @@ def spec_named(model: str) -> ModelSpec | None:
 def empty_components(model: Model | ModelSpec) -> dict[str, nn.Module]:
     """Build every component that has parameters on the meta device, by its folder's name.
 
-    A checkpoint's own configurations are used; a component without one on this machine (of a hub model only
-    some files are fetched), and every component of a bare spec, is built from the spec's published one.
+    A component has the configuration of the model's own config.json. Where that is not on this machine, and
+    for a bare spec, it has the configuration that is published for the spec.
     """
     spec = model.spec if isinstance(model, Model) else model
     made = {}
@@ -46,6 +46,7 @@ def empty_components(model: Model | ModelSpec) -> dict[str, nn.Module]:
 
 
 def component_class(spec: ModelSpec, name: str) -> Any:
+    """Return the class of a component (`transformer`, `text_encoder_2`, ...); its library is imported."""
     library, _, class_name = spec.components[name].partition(":")
     return getattr(importlib.import_module(library), class_name)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from uhr.models.samplers.core.engine import Engine
 
 IMAGE_STRENGTH = 0.7
-"""Default strength with an input image. It is ours, after CLEAR's SDEdit."""
+"""Default strength with an input image: not published, but CLEAR's value for SDEdit."""
 
 
 class MultiDiffusionOptions(StagedOptions):
@@ -39,8 +39,8 @@ class MultiDiffusionOptions(StagedOptions):
 
     overlap:    share of a window's side by which the next one overlaps it (paper: half, or more)
     strength:   1 begins at pure noise, as published; less begins at the enlarged base image, as SDEdit does.
-                None is 1, and with an input image 0.7, which is ours, after sdedit's
-    base_steps: steps of that base pass; None is the number of the model's card
+                None is 1, or 0.7 with an input image, the default of sdedit (not published)
+    base_steps: steps of the pass that makes the base image; None is the number of the model's card
     """
 
     overlap: float = Field(default=0.5, ge=0, lt=1)
@@ -91,8 +91,8 @@ class MultiDiffusion(Sampler):
             calls=(windowed_calls(facts, request, size, (len(levels) - 1) * len(boxes)),),
             boxes=tuple(box.scaled(facts.vae_factor) for box in boxes),
         )
-        alone = request.image or strength == 1
-        stages = [stage] if alone else [model_base(facts, request, options.base_steps), stage]
+        without_base = request.image or strength == 1
+        stages = [stage] if without_base else [model_base(facts, request, options.base_steps), stage]
         return guided_plan(facts, request, options, default_vae_calls(stages, request.image))
 
     def run(self, engine: Engine, plan: SamplingPlan) -> Generator[torch.Tensor]:

@@ -43,9 +43,9 @@ def refine_all(
                 prompt = pending[done]
                 try:
                     answers[prompt] = done.result()
-                except NoAnswer as none:
+                except NoAnswer as error:
                     unanswered[prompt] = (
-                        f"{refiner.server.model} does not rewrite its prompt ({one_line(none)})"
+                        f"{refiner.server.model} does not rewrite its prompt ({one_line(error)})"
                     )
                     if not answers and len(unanswered) >= GIVE_UP:
                         raise _no_answer(unanswered) from None
@@ -64,8 +64,8 @@ def _no_answer(unanswered: dict[str, str]) -> UserError:
 
 
 def _check_model(model: str, store: Store, known: set[str]) -> None:
-    """Raise UserError if another model rewrote earlier prompts: a server's only model is not in the
-    request.
+    """Raise UserError if another model rewrote earlier prompts of the set. A request that names no model
+    takes the server's only one, which may have changed.
     """
     first = min((name for name in known if name.startswith(f"{ANSWERS}/")), default=None)
     data = None if first is None else store.read(first)

@@ -15,7 +15,10 @@ FILE = ".stop"
 
 
 class StopRequest:
-    """Whether a signal, or `FILE`, requested a stop. announce: whether to print it."""
+    """Whether a signal, or `FILE`, requested a stop.
+
+    announce: whether this process prints that and looks for `file`; true in one process of a run.
+    """
 
     def __init__(self, file: Path, announce: bool) -> None:
         self._signalled, self._file, self._announce = False, file, announce
@@ -37,9 +40,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests(run: Path, announce: bool = True) -> Generator[StopRequest]:
-    """Handle SIGINT and SIGTERM in the block by setting `requested`.
+    """Handle SIGINT and SIGTERM in the block by setting `requested`, as the file `FILE` in `run` does.
 
-    Outside the main thread, where Python delivers no signals, the file `FILE` in the run's folder sets it.
+    Outside the main thread, where Python delivers no signals, only the file does.
     """
     request = StopRequest(run / FILE, announce)
     if threading.current_thread() is not threading.main_thread():

@@ -37,7 +37,7 @@ class Vae(Trainable):
     part: Literal["decoder", "whole"] = "decoder"
 
     def prepare(self, model: Any, spec: ModelSpec, seed: int) -> None:
-        """Freeze the VAE and make the part trainable; nothing is drawn."""
+        """Freeze the VAE and make the part trainable. `seed` is not used."""
         model.requires_grad_(self.part == "whole")
         model.decoder.requires_grad_(True)
         if model.post_quant_conv is not None:

@@ -33,7 +33,10 @@ class ObjectChanged(Exception):
 
 
 class Store(ABC):
-    """Storage of files by name. `text` is the path or URL as the user wrote it."""
+    """Storage of files by name. text: the path or URL as the user wrote it.
+
+    `read`, `write` and `delete` raise StoreError if the storage fails.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -146,7 +149,7 @@ class FolderStore(Store):
 
 
 class ObjectStore(Store):
-    """A prefix of a bucket, through fsspec; S3's credentials and endpoint are found as its own tools find
+    """A prefix of a bucket, through fsspec. Credentials and endpoint are found as Amazon's own tools find
     them (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `AWS_ENDPOINT_URL`, ...).
     """
 
@@ -273,7 +276,8 @@ class ObjectStore(Store):
         return folder / Path(self._root).name if single else folder
 
     def versions(self) -> dict[str, str]:
-        """`SIZE-ETAG` of every object below the prefix, by name, without what some tools make for folders."""
+        """Return `SIZE-ETAG` of every object below the prefix, by name. The empty objects that some
+        tools create as folders are left out."""
         with self._store_errors(""):
             try:
                 found = self._files.find(self._root, detail=True)
@@ -334,7 +338,7 @@ class ObjectStore(Store):
 
 
 _FREE_SPACE = "free space there; the same command resumes where it stopped"
-_GO_ON = "fix that; the same command resumes it"
+_GO_ON = "fix the cause; the same command resumes the run"
 
 
 def _file_system(protocol: str, text: str) -> Any:

@@ -43,7 +43,8 @@ _KINDS = {
     ".up.weight": "b",
     ".alpha": "alpha",
 }
-"""Spellings of A [rank, in], B [out, rank] and alpha; a suffix of another one comes after it."""
+"""Spellings of A [rank, in], B [out, rank] and alpha, in the order in which they are tried: `.down.weight`
+is also the end of `.lora.down.weight`, and so comes later."""
 
 _PREFIXES = ("lora_unet_", "lora_transformer_", "diffusion_model.", "base_model.model.", "transformer.")
 _CLIP_PREFIXES = ("text_encoder.", "lora_te1_", "lora_te_")
@@ -75,7 +76,7 @@ def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         text = one_line(error)
-        raise UserError(f"adapter {path} cannot be read ({text})", "is it a safetensors file?") from error
+        raise UserError(f"adapter {path} cannot be read ({text})", "name a safetensors file") from error
 
 
 def read_state(

@@ -129,6 +129,6 @@ def encode(pipeline: Any, inputs: PromptInputs, plan: SamplingPlan, device: torc
         what = f"{negative.count} negative prompts for {count} prompts"
         raise UserError(what, "give one, or one for each")
     other = family.embed(encoders, negative).called("negative")
-    unlike = condition(other, inputs.images * count // negative.count)
+    negated = condition(other, inputs.images * count // negative.count)
     counts = (*found.counts, *other.counts)
-    return Conditions(positive, unlike, plan.options.true_cfg_scale, counts)
+    return Conditions(positive, negated, plan.options.true_cfg_scale, counts)
