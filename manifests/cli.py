@@ -363,16 +363,15 @@ def browse(
     """Serve a page on this machine to filter, sort, look at and review all rows, until Ctrl-C."""
     from uhr.manifests.browse.reviews import Journal
     from uhr.manifests.browse.server import BrowseServer
-    from uhr.manifests.browse.session import Session
+    from uhr.manifests.browse.session import Session, short_name
     from uhr.manifests.manifest import Manifest
 
     assert EXPLAINER is not None, "uhr.cli names it"
     manifest = Manifest.open(path)
-    place = manifest.path.resolve()
-    into = place.parent if into is None else into
-    journal = Journal(
-        place.with_name(f"{place.name}-reviews.jsonl") if reviews is None else reviews, manifest
-    )
+    # nothing can be kept beside a manifest in a store: the working folder, then
+    beside = Path.cwd() if is_url(manifest.name) else manifest.path.resolve().parent
+    journal = Journal(reviews or beside / f"{short_name(manifest)}-reviews.jsonl", manifest)
+    into = into or beside
     session = Session(manifest, into, journal, load_object(EXPLAINER, "explainer"))
     with BrowseServer(session, port) as server:
         facts = {"url": server.url, "reviews": str(journal.file), "into": str(into)}

@@ -27,11 +27,10 @@ from uhr.base.config import Config, Text, build
 from uhr.base.console import Advance
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import saving, sync
-from uhr.base.paths import path_text
-from uhr.base.run_folder import RunFolder, all_or_nothing
-from uhr.manifests.info import Parent, check_outside_manifests
+from uhr.manifests import places
+from uhr.manifests.info import Parent
 from uhr.manifests.manifest import Manifest
-from uhr.manifests.parts import LAYOUT, PREVIEW_GROUP_ROWS
+from uhr.manifests.parts import PREVIEW_GROUP_ROWS
 from uhr.manifests.schema import REVIEW
 from uhr.manifests.writer import Provenance, write_manifest
 
@@ -173,28 +172,17 @@ def write(manifest: Manifest, reviews: Sequence[Review], out: Path, advance: Adv
         "rejected": counts["rejected"],
         "tagged": sum(bool(review.tags) for review in reviews),
     }
-    with saving(out, "free space there, then save again"), all_or_nothing(out):
-        check_outside_manifests(out)
-        RunFolder(out, LAYOUT).claim()
-        info = manifest.info
-        provenance = Provenance(
-            root=manifest.root,
-            origin=manifest.origin,
-            operation=operation,
-            parents=[Parent(id=manifest.id, path=path_text(manifest.path.resolve()), role="reviews of")],
-            stages=info.stages,
-            rules=info.rules,
-            weights=info.weights,
-        )
+    parents = [Parent(id=manifest.id, path=places.place_of(manifest.path), role="reviews of")]
+    provenance = Provenance.derived(manifest, operation, parents)
+    with places.output(out) as folder:
         batches = _batches(manifest, schema, reviews, advance)
-        return write_manifest(
-            out, schema, batches, provenance, _previews(manifest) if info.previews else None
-        )
+        previews = _previews(manifest) if manifest.info.previews else None
+        return write_manifest(folder, schema, batches, provenance, previews)
 
 
 def _previews(manifest: Manifest) -> Iterator[pa.RecordBatch]:
     for part in manifest.info.previews:
-        with parquet.opened(manifest.path / part.path) as file:
+        with parquet.opened(manifest.files / part.path) as file:
             yield from file.iter_batches(PREVIEW_GROUP_ROWS)
 
 

@@ -19,6 +19,7 @@ from uhr.base.console import command, progress
 from uhr.base.errors import UserError
 from uhr.base.files import finite
 from uhr.base.formatting import first_words
+from uhr.manifests import places
 from uhr.manifests.browse.filters import Filter
 from uhr.manifests.browse.reviews import Journal, Review, now, write
 from uhr.manifests.browse.rows import Rows, is_vector
@@ -100,8 +101,8 @@ class Session:
         """Return what does not change: the manifest, its columns, and where new ones go."""
         info = self.manifest.info
         return {
-            "name": self.manifest.path.resolve().name,
-            "path": str(self.manifest.path.resolve()),
+            "name": short_name(self.manifest),
+            "path": places.place_of(self.manifest.path),
             "id": info.id,
             "operation": summary(info.operation),
             "counts": info.counts,
@@ -138,7 +139,7 @@ class Session:
         options = page.filter.options(self.manifest.schema)
         arguments = ["--status", options.status]
         arguments += [] if options.where is None else ["--where", options.where]
-        line = command("manifest", "slice", self.manifest.path, *arguments, "--out", "NAME")
+        line = command("manifest", "slice", self.manifest.name, *arguments, "--out", "NAME")
         return {"total": len(positions), "rows": rows, "where": options.where, "command": line}
 
     @cached_property
@@ -255,6 +256,11 @@ class Session:
         self._thumbnails.close()
         with self._writing:
             self.journal.close()
+
+
+def short_name(manifest: Manifest) -> str:
+    """The last part of the path or address of a manifest, from which the names of new ones are made."""
+    return places.place_of(manifest.path).rstrip("/").rpartition("/")[2]
 
 
 def _user() -> str:
