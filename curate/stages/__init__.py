@@ -1,4 +1,6 @@
-"""The registry of stages. A new stage is one file here and one line in `NAMES`."""
+"""The registry of stages. A new stage is one line in `NAMES`, and one file: in `frames/` if it measures one
+image on a CPU, in `models/` if it has a model, in `sets/` if it looks at all rows.
+"""
 
 from __future__ import annotations
 
