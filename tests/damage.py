@@ -21,6 +21,12 @@ class Damaged(NamedTuple):
     data: bytes
     harmless: bool
 
+    def kinds(self, other: set[str]) -> set[str]:
+        """The kinds of fault that the damage may result in. `other` are further kinds of damage at any place,
+        which may hit a length, a marker or a signature."""
+        known = {"cut": {"truncated"}, "declared": {"corrupt", "truncated"}}
+        return known.get(self.name.split()[0], {"corrupt", "truncated"} | other)
+
 
 def cut(data: bytes, share: float) -> bytes:
     """The first `share` (0..1) of the file."""

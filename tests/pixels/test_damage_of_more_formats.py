@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from uhr.pixels.decode import Decoded, decode
+from uhr.pixels.decode import decode
 from uhr.pixels.types import PixelFault
 
 WIDTH, HEIGHT = 160, 120
@@ -43,22 +43,13 @@ WITH_CHECKSUMS = ("tiff by deflate", "icon")
 UNKNOWABLE = ("jp2", "codestream")
 """A JPEG 2000 of one tile says its size once, and OpenJPEG takes any coefficients for it."""
 
-KINDS = {"cut": {"truncated"}, "declared": {"corrupt", "truncated"}}
-"""Kinds by the first word of a damage's name; all others may hit a length, a size or a signature too."""
-
-ANY = {"corrupt", "truncated", "unsupported", "not an image", "too large"}
-
-
-def outcome(data: bytes) -> Decoded | PixelFault:
-    try:
-        return decode(data)
-    except PixelFault as fault:
-        return fault
+OTHER_KINDS = {"unsupported", "not an image", "too large"}
+"""What damage to a size or a signature may result in."""
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("seed", range(2))
-def test_damage_is_a_fault_or_leaves_pixels_of_the_right_size(name, seed, forge, damage) -> None:
+def test_damage_is_a_fault_or_leaves_pixels_of_the_right_size(name, seed, forge, damage, outcome) -> None:
     format, mode, settings = FILES[name]
     whole = forge.encode(forge.image(WIDTH, HEIGHT, mode, seed), format, **settings)
     right = decode(whole).rgb()
@@ -66,7 +57,7 @@ def test_damage_is_a_fault_or_leaves_pixels_of_the_right_size(name, seed, forge,
         found = outcome(damaged.data)
         if isinstance(found, PixelFault):
             assert not damaged.harmless, f"{damaged.name}: {found}"
-            assert found.kind in KINDS.get(damaged.name.split()[0], ANY), f"{damaged.name}: {found}"
+            assert found.kind in damaged.kinds(OTHER_KINDS), f"{damaged.name}: {found}"
             continue
         rgb = found.rgb()
         assert rgb.shape == (found.header.height, found.header.width, 3)
@@ -83,7 +74,7 @@ def test_damage_is_a_fault_or_leaves_pixels_of_the_right_size(name, seed, forge,
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_cut_at_any_place_is_truncated(name, forge) -> None:
+def test_a_cut_at_any_place_is_truncated(name, forge, outcome) -> None:
     format, mode, settings = FILES[name]
     whole = forge.encode(forge.image(WIDTH, HEIGHT, mode), format, **settings)
     places = sorted({*range(16, 400, 37), *np.linspace(400, len(whole) - 9, 40).astype(int).tolist()})
@@ -94,7 +85,7 @@ def test_a_cut_at_any_place_is_truncated(name, forge) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_what_libjpeg_reports_of_a_jpeg_in_a_tiff_is_a_fault(mode, forge, damage) -> None:
+def test_what_libjpeg_reports_of_a_jpeg_in_a_tiff_is_a_fault(mode, forge, damage, outcome) -> None:
     whole = forge.encode(forge.image(300, 200, mode), "TIFF", compression="jpeg", quality=90)
     random = np.random.default_rng(4)
     starts = random.integers(len(whole) // 4, len(whole) * 3 // 4, 40)
