@@ -1,4 +1,7 @@
-"""The columns of the parts that tasks write, and the rows that several parts are together."""
+"""The columns of the parts that tasks write, and how the parts of a unit are joined into rows.
+
+A pass is given by its `number`, a segment by its place in the pass; 0 is that of the CPU.
+"""
 
 from __future__ import annotations
 

@@ -24,10 +24,12 @@ _LISTS = ("surgeries", "sample_arguments", "phases", "init", "data")
 class CardFacts:
     """The facts of a training run that a model card states.
 
-    `base_model` is the model as the user named it (a hub id, or a folder's name). `trained_on` is the number
-    of distinct samples, and `licences` counts them by their licence in the manifest (None: it has none).
-    `guidance` is the value fed to the backbone while training, None for a backbone that takes none. `trained`
-    says what was trained.
+    name: the title. base_model: the model as the user named it (a hub id, or a folder's name). base_weights:
+    SHA-256 of its weights. recipe: its name. steps: optimiser steps. resolution: the sizes trained at, as
+    text. guidance: the value fed to the backbone while training, None for a backbone that takes none.
+    manifest_id: of the encoded images. trained_on: number of distinct samples. licences: how many of them
+    have each licence (None: none recorded). surgeries: edits of the model, by name. trained: the part that
+    was trained. metrics, versions: values of the last checkpoint, and versions of packages, by name.
 
     sampler, sample_arguments: the sampler that it is for, and the options of `uhr sample` that it needs.
     sample_guidance: guidance of the stock pipeline; None is that of the model's card.

@@ -44,7 +44,7 @@ RECENT = 50
 
 
 PART = "part "
-"""Begins the names of the parts of a loss among the values of a step."""
+"""Prefix of the names of a loss's parts among the values of a step."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class TrainingResult:
     stopped: bool
 
     def describe(self, log: Sequence[dict[str, Any]]) -> str:
-        """Steps, loss, and each held-out loss of the run's log, the last beside the first."""
+        """Return one line: steps, loss, and each held-out loss of the log, the last beside the first."""
         loss = f"mean loss {self.loss:.4f} over the last {min(self.step, RECENT)}"
         measured: dict[str, list[float]] = {}
         for line in log:
@@ -72,7 +72,10 @@ class TrainingResult:
 
 
 class Trainer:
-    """A job with its model in memory."""
+    """A job with its model in memory.
+
+    ranks: the processes that train together; each has a trainer of the same job.
+    """
 
     def __init__(self, job: Job, ranks: Ranks = ALONE) -> None:
         recipe = job.recipe
