@@ -20,11 +20,18 @@ NullPolicy = Literal["fail", "reject", "keep"]
 PRESETS = Path(__file__).parent / "presets"
 
 
-class RuleEntry(Config):
-    """A rule with more than its condition: `null` says what becomes of a row on which it has no value."""
+class RuleEntry(LaterKeys, Config):
+    """A rule with more than its condition: `null` says what becomes of a row on which it has no value.
+
+    Without a `required` rule nothing is accepted: if it cannot be evaluated, a rule of the pipeline stops the
+    plan, and a rule of a channel takes out the channel.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("required",)
 
     where: str
     null: NullPolicy = "fail"
+    required: bool = False
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -160,7 +167,37 @@ def guarded(config: PipelineConfig) -> PipelineConfig:
     new = [StageEntry.model_validate(entry) for entry in stages if entry["stage"] not in have]
     before = {name: rule for name, rule in rules.items() if name not in config.rules}
     update = {"stages": [*new, *config.stages], "rules": {**before, **config.rules}}
-    return config.model_copy(update=update)
+    return _with_own_sources(config.model_copy(update=update))
+
+
+def own_sources(channel: str) -> str:
+    """The name of the rule that gives a channel the images of its own sources."""
+    return f"{channel}_sources"
+
+
+def _with_own_sources(config: PipelineConfig) -> PipelineConfig:
+    """Return the pipeline with a rule in each channel for the sources that have the key `channel`: these
+    belong to that channel alone, and it takes no others.
+    """
+    trees = {name: dict(tree) for name, tree in config.sources.items() if isinstance(tree, Mapping)}
+    owners = {name: tree.pop("channel") for name, tree in trees.items() if "channel" in tree}
+    if not owners:
+        return config
+    for name, channel in owners.items():
+        if channel not in config.channels:
+            raise unknown("channel", str(channel), list(config.channels), f"source '{name}'")
+    channels = {}
+    for channel, rules in config.channels.items():
+        own = [name for name, owner in owners.items() if owner == channel]
+        listed = ", ".join(_literal(name) for name in (own or owners))
+        where = f"source_name {'IN' if own else 'NOT IN'} ({listed})"
+        channels[channel] = {own_sources(channel): where, **rules}
+    return config.model_copy(update={"sources": {**config.sources, **trees}, "channels": channels})
+
+
+def _literal(text: str) -> str:
+    quoted = text.replace("'", "''")
+    return f"'{quoted}'"
 
 
 def fetching(config: PipelineConfig) -> PipelineConfig:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
 from uhr.base.config import fingerprint
 from uhr.base.errors import UserError
 from uhr.curate.config import PipelineConfig, RuleEntry, Rules
+from uhr.curate.planning.channels import IdleRule, closed_channels
 from uhr.curate.planning.passes import cut
 from uhr.curate.planning.placement import SOURCE, Candidate, Skipped, candidates
 from uhr.curate.rules import Rule
@@ -58,14 +59,6 @@ class PlannedStage(Generic[S]):
     stage: S
     rules: tuple[Rule, ...] = ()
     channel: str | None = None
-
-
-class IdleRule(NamedTuple):
-    """A rule that cannot be evaluated here, and the reason."""
-
-    name: str
-    where: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -144,6 +137,9 @@ class CurationPlan:
     given: tuple[Column, ...] = ()
     """Columns that the source has, besides those of every manifest."""
 
+    closed: tuple[str, ...] = ()
+    """The channels that are left out, because a required rule of theirs cannot be evaluated."""
+
     entries: dict[str, BaseStage] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -178,7 +174,7 @@ class CurationPlan:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        return tuple(self.config.channels)
+        return tuple(name for name in self.config.channels if name not in self.closed)
 
     @property
     def schema(self) -> pa.Schema:
@@ -337,7 +333,10 @@ class _Planner:
             )
         source = (*SOURCE, *self.given)
         cuts, skipped = cut(outer, skipped, {column.name for column in source})
-        passes = self._rows(cuts, skipped, source, [(None, config.rules), *config.channels.items()], expand)
+        closed, idle = closed_channels(config, skipped)
+        self.idle += idle
+        channels = [(name, rules) for name, rules in config.channels.items() if name not in closed]
+        passes = self._rows(cuts, skipped, source, [(None, config.rules), *channels], expand)
         if expand is not None:
             of_images = (*self.given, *self._columns(cuts))
             passes += self._patches(expand, {column.name: column for column in of_images})
@@ -351,7 +350,7 @@ class _Planner:
         if not any(each.frames or each.segments for each in passes):
             raise UserError(f"{config.name}: no stage can run here", "name at least the stage header")
         return CurationPlan(
-            config, tuple(passes), tuple(self.skipped), tuple(self.idle), self.given, self.entries
+            config, tuple(passes), tuple(self.skipped), tuple(self.idle), self.given, closed, self.entries
         )
 
     def _patches(self, expand: Candidate, outer: dict[str, Column]) -> list[Pass]:
@@ -434,6 +433,9 @@ class _Planner:
                 lacking = next((absent[c] for c in sorted(rule.condition.columns) if c in absent), None)
                 if lacking is not None:
                     why = f"stage '{lacking.label}' was skipped: {lacking.why}"
+                    if entry.required and channel is None:
+                        what = f"rule '{name}' is required, and {why}"
+                        raise UserError(what, "name the model of the stage; `uhr curate stages` describes it")
                     self.idle.append(IdleRule(name, entry.where, why))
                 else:
                     rule.condition.check(schema)

@@ -88,6 +88,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(uhr, images, tmp_path):
         "curate",
         "run",
         "multiaspect-4k",
+        "--set",
+        "stages.safety=null",
+        "--set",
+        "rules.nsfw=null",
         "--source",
         images,
         "--out",
@@ -112,7 +116,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(uhr, images, tmp_path):
     facts = json.loads(uhr(*arguments, "--json")[1])
     assert (facts["inputs"], facts["units"]) == (17, 3)
     assert [s["stage"] for s in facts["stages"][:3]] == ["header", "geometry", "decode"]
-    assert [idle["name"] for idle in facts["not_evaluated"]] == ["nsfw", "quality", "aesthetics"]
+    idle = [rule["name"] for rule in facts["not_evaluated"]]
+    of_people = [name for name in idle if name.endswith("people")]
+    assert idle == [*of_people, "quality", "aesthetics"]
+    assert len(of_people) == 5, "without its model the channel is left out"
+    assert facts["channels"] == ["general"]
 
 
 def test_the_summary_is_there_for_machines_too(uhr, images, tmp_path):

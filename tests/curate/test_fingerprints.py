@@ -52,7 +52,7 @@ PARAMS = {"rank": {"of": "sharpness"}, "rating": RATING, "artimuse": RATING}
 
 PRESETS = {
     "quickstart": "23f0e294e71f0e40",
-    "multiaspect-4k": "f91f564ac7ad397a",
+    "as-is": "d7db1261c39bc594",
     "gca-patches": "b28636301c9f815b",
 }
 """Preset -> the start of its fingerprint, with version 1 of the schema and without weights."""

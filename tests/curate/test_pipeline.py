@@ -41,13 +41,19 @@ def test_quickstart_has_what_the_readme_promises():
 
 
 def test_multiaspect_4k_has_the_thresholds_of_the_paper():
-    rules = load("multiaspect-4k").rules
-    assert rules["resolution"] == "megapixels >= 8.2944"
-    assert rules["flatness"] == "flat_fraction <= 0.5"
-    assert rules["entropy"] == "entropy >= 7.0"
-    assert rules["quality"] == "q_align > 4.0"
-    assert rules["aesthetics"] == "artimuse_rank < 0.3"
-    assert next(iter(rules)) == "nsfw"
+    config = load("multiaspect-4k")
+    general, people = config.channels["general"], config.channels["people"]
+    assert config.rules["resolution"] == "megapixels >= 8.2944"
+    assert general["flatness"] == people["flatness_of_people"] == "flat_fraction <= 0.5"
+    assert general["entropy"] == people["entropy_of_people"] == "entropy >= 7.0"
+    assert general["quality"] == people["quality_of_people"] == "q_align > 4.0"
+    assert general["aesthetics"] == "artimuse_rank < 0.3"
+    assert next(iter(config.rules)) == "nsfw"
+
+
+def test_as_is_rejects_nothing():
+    config = load("as-is")
+    assert config.rules == config.channels == {}
 
 
 def test_a_file_that_starts_from_a_preset_holds_only_differences(tmp_path):

@@ -32,7 +32,7 @@ YOUR_OWN = r"""
 The same workflow on your own images:
 
   uhr doctor                                               what is installed and what is missing
-  uhr curate run multiaspect-4k --source YOUR/IMAGES --out YOUR/SET
+  uhr curate run quickstart --source YOUR/IMAGES --out YOUR/SET
   uhr manifest slice YOUR/SET --where "license is not null" --out YOUR/SLICE
   uhr train encode YOUR/SLICE --model black-forest-labs/FLUX.1-dev --out YOUR/ENCODED --set resolution=1024
   uhr train run lora --model black-forest-labs/FLUX.1-dev --data YOUR/ENCODED --out YOUR/RUN

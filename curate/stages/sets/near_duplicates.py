@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from uhr.base.console import progress, say
 from uhr.curate.measures.hamming import comparisons, comparisons_per_second, leaders_within
 from uhr.curate.stage import SetStage, Workspace
+from uhr.curate.stages.sets.order import Order, order_by, terms
 from uhr.manifests.schema import Column
-from uhr.manifests.sql import quoted
 
 if TYPE_CHECKING:
     import numpy as np
-
-_TERM = re.compile(r"(\S+)(?:\s+(asc|desc))?", re.IGNORECASE)
 
 LONG = 5.0
 """Seconds above which the time is printed first."""
@@ -37,22 +34,11 @@ class NearDuplicatesStage(SetStage):
 
     class Params(SetStage.Params):
         radius: int = Field(4, ge=0, le=20, description="largest number of different bits of 64")
-        order: list[str] = Field(
-            ["megapixels desc"], description="columns, best row first, each with asc or desc"
-        )
-
-        @field_validator("order")
-        @classmethod
-        def _terms(cls, order: list[str]) -> list[str]:
-            for term in order:
-                if not _TERM.fullmatch(term.strip()):
-                    raise ValueError(f"'{term}' is no column with asc or desc")
-            return order
+        order: Order = Field(["megapixels desc"])
 
     def __init__(self, params: Any = None) -> None:
         super().__init__(params)
-        self._order = [_TERM.fullmatch(term.strip()) for term in self.params.order]
-        self.needs = ("phash", *(match[1] for match in self._order if match))
+        self.needs = ("phash", *(term.column for term in terms(self.params.order)))
         self.adds = (
             Column(
                 "near_group",
@@ -71,8 +57,7 @@ class NearDuplicatesStage(SetStage):
     def compute(self, live: duckdb.DuckDBPyRelation, workspace: Workspace) -> pa.Table:
         import numpy as np
 
-        terms = [f"{quoted(m[1])} {(m[2] or 'asc').upper()} NULLS LAST" for m in self._order if m]
-        ordered = live.filter("phash IS NOT NULL").order(", ".join([*terms, "uri", "sample_id"]))
+        ordered = live.filter("phash IS NOT NULL").order(order_by(self.params.order))
         rows = ordered.select("sample_id, phash").to_arrow_table()
         ids = rows["sample_id"].to_pylist()
         hashes = np.array([int(text, 16) for text in rows["phash"].to_pylist()], np.uint64)

@@ -20,6 +20,14 @@ def plan_of(strict: bool = False, **tree) -> CurationPlan:
     return CurationPlan.of(PipelineConfig.model_validate({"name": "test", **tree}), strict)
 
 
+WITHOUT_SAFETY = ["stages.safety=null", "rules.nsfw=null"]
+"""Settings for the presets that do not run without a model for it."""
+
+
+def preset(name: str) -> PipelineConfig:
+    return load(name, WITHOUT_SAFETY if name in ("multiaspect-4k", "urae-4k") else [])
+
+
 def order(plan: CurationPlan) -> list[str]:
     """Stages and rules in the order in which they run."""
     stages = [f"[{rule.name}]" for rule in plan.first]
@@ -69,11 +77,38 @@ def test_a_header_stage_that_waits_for_a_number_from_the_pixels_runs_after_it(ou
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_gives_a_plan_here(name):
-    plan = CurationPlan.of(load(name))
+    config = preset(name)
+    plan = CurationPlan.of(config)
     assert plan.header[0].label == "header"
-    config = load(name)
-    expected = set(config.rules).union(*(entry.rules for entry in config.stages))
+    expected = set(config.rules).union(*(entry.rules for entry in config.stages), *config.channels.values())
     assert {rule.name for rule in plan.rules} | {idle.name for idle in plan.idle} == expected
+
+
+@pytest.mark.parametrize("name", ["multiaspect-4k", "urae-4k"])
+@pytest.mark.parametrize("sets", [(), ("stages.safety.if_missing=skip",), ("stages.safety=null",)])
+def test_a_preset_of_a_published_set_does_not_run_without_safety(name, sets):
+    with pytest.raises(UserError, match=r"safety|nsfw_prob"):
+        CurationPlan.of(load(name, sets))
+
+
+RULE = {"where": "faces > 0", "required": True}
+FACES = {"stage": "nowhere.stages:Faces", "if_missing": "skip", "adds": ["faces"]}
+
+
+def test_a_channel_without_its_required_rule_is_left_out():
+    channels = {"general": {"size": "width > 1"}, "people": {"faces": RULE, "large": "width > 9"}}
+    plan = plan_of(stages=stages("header", FACES), channels=channels)
+    assert plan.channels == ("general",)
+    assert [rule.name for rule in plan.idle] == ["faces", "large"]
+    assert "channel 'people' requires rule 'faces': stage" in plan.idle[0].why
+    for alone in (
+        {"people": channels["people"]},
+        {**channels, "people": {"people_sources": "1 = 1", "f": RULE}},
+    ):
+        with pytest.raises(UserError, match="requires rule"):
+            plan_of(stages=stages("header", FACES), channels=alone)
+    with pytest.raises(UserError, match="rule 'faces' is required, and stage"):
+        plan_of(stages=stages("header", FACES), rules={"faces": RULE})
 
 
 def test_a_stage_that_is_not_there_is_skipped_with_its_rules_and_those_that_need_it():
@@ -248,7 +283,7 @@ def test_what_changes_no_row_leaves_the_fingerprint(change):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_the_resolved_pipeline_is_a_pipeline_that_gives_the_same_plan(name, tmp_path):
-    plan = CurationPlan.of(load(name))
+    plan = CurationPlan.of(preset(name))
     path = Path(tmp_path / "resolved.yaml")
     path.write_text(yaml.safe_dump(plan.resolved(), sort_keys=False))
     again = CurationPlan.of(load(str(path)))
@@ -257,7 +292,7 @@ def test_the_resolved_pipeline_is_a_pipeline_that_gives_the_same_plan(name, tmp_
 
 
 def test_a_plan_survives_the_way_to_a_worker():
-    plan = CurationPlan.of(load("multiaspect-4k"))
+    plan = CurationPlan.of(load("as-is"))
     assert pickle.loads(pickle.dumps(plan)).fingerprint == plan.fingerprint
 
 

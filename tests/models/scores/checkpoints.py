@@ -245,3 +245,36 @@ def artimuse(folder: Path) -> Path:
     save_file({f"language_model.{k}": v for k, v in language.state_dict().items()}, folder / "b.safetensors")
     save_file(tensors, folder / "a.safetensors")
     return folder
+
+
+def yoloe(folder: Path) -> Path:
+    """A YOLOE checkpoint that is sure of something everywhere, and a text encoder, which is as the published
+    one: tokens [n, 77] to embeddings [n, 512].
+    """
+    import torch
+
+    from uhr.models.scores.people import _ultralytics
+
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(49408, 512)
+
+        def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.table(tokens).mean(1)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.encode_text(tokens)
+
+    torch.manual_seed(0)
+    model = _ultralytics().YOLOE("yoloe-11n-seg.yaml")
+    # without this the features of a random model vanish on their way through its layers
+    enlarge(model.model, 2.6)
+    with torch.no_grad():
+        for head in model.model.model[-1].cv4:
+            head.bias.fill_(-1.0)
+            head.logit_scale.fill_(-3.5)
+    model.save(str(folder / "promptable.pt"))
+    torch.manual_seed(1)
+    torch.jit.save(torch.jit.script(Encoder()), str(folder / "mobileclip_blt.ts"))
+    return folder

@@ -24,33 +24,7 @@ CERTAIN = {"min_confidence": 0.3, "size": 160}
 @pytest.fixture(scope="session")
 def yoloe(tmp_path_factory):
     """A random YOLOE checkpoint that is sure of something everywhere, and a text encoder."""
-    folder = tmp_path_factory.mktemp("yoloe")
-    torch.manual_seed(0)
-    model = _ultralytics().YOLOE("yoloe-11n-seg.yaml")
-    # without this the features of a random model vanish on their way through its layers
-    checkpoints.enlarge(model.model, 2.6)
-    with torch.no_grad():
-        for head in model.model.model[-1].cv4:
-            head.bias.fill_(-1.0)
-            head.logit_scale.fill_(-3.5)
-    model.save(str(folder / "promptable.pt"))
-    torch.manual_seed(1)
-    torch.jit.save(torch.jit.script(_Encoder()), str(folder / "mobileclip_blt.ts"))
-    return folder
-
-
-class _Encoder(torch.nn.Module):
-    """Tokens [n, 77] to embeddings [n, 512], as the published encoder."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = torch.nn.Embedding(49408, 512)
-
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.table(tokens).mean(1)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.encode_text(tokens)
+    return checkpoints.yoloe(tmp_path_factory.mktemp("yoloe"))
 
 
 @pytest.fixture(scope="session")
