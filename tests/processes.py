@@ -208,19 +208,41 @@ class Process:
 
 @contextlib.contextmanager
 def warm_workers(address: Path) -> Iterator[None]:
-    """Have the worker processes of `uhr.runtime` in this process start from the server at `address`."""
+    """Have the worker processes of `uhr.runtime` start from the server at `address`: those of this process,
+    and those of the actors that it starts on Ray.
+    """
+    from uhr.runtime import process
+    from uhr.runtime import ray as runner
+
+    real, actor = process.subprocess, runner.UnitActor
+    _use_server(address)
+    runner.UnitActor = _warm_actor(address)  # ty: ignore[invalid-assignment]
+    try:
+        yield
+    finally:
+        process.subprocess, runner.UnitActor = real, actor
+
+
+def _use_server(address: Path) -> None:
     from uhr.runtime import process
 
     def popen(command: Sequence[str], *, stdin: Any, stderr: Any, **options: Any) -> Process:
         return Process(address, command[1:], stderr=stderr, **options)
 
-    real = process.subprocess
-    names = {"TimeoutExpired": real.TimeoutExpired, "DEVNULL": real.DEVNULL}
+    names = {"TimeoutExpired": subprocess.TimeoutExpired, "DEVNULL": subprocess.DEVNULL}
     process.subprocess = types.SimpleNamespace(Popen=popen, **names)  # ty: ignore[invalid-assignment]
-    try:
-        yield
-    finally:
-        process.subprocess = real
+
+
+def _warm_actor(address: Path) -> type:
+    """The actor of `uhr.runtime.ray`, whose child starts from the server. Ray sends the class by value."""
+    from uhr.runtime import ray as runner
+
+    class UnitActor(runner.UnitActor):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            _use_server(address)
+            super().__init__(*arguments, **named)
+
+    return UnitActor
 
 
 def _temporary() -> BinaryIO:

@@ -53,6 +53,7 @@ def rows_of(manifest: Manifest) -> list[dict[str, Any]]:
     return manifest.table().to_pylist()
 
 
+@pytest.mark.usefixtures("warm_curation_workers")
 @pytest.mark.ray
 def test_the_four_stages_of_the_docs_give_the_same_rows_on_both_engines(uhr, package, tmp_path, monkeypatch):
     source, ids = source_of(tmp_path / "source"), []

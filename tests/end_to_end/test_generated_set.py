@@ -32,6 +32,7 @@ ROAD = [
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("warm_workers")
 def test_from_prompts_to_an_adapter_by_command(tmp_path, monkeypatch, capfd):
     from uhr.cli import main
 

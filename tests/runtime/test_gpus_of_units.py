@@ -13,6 +13,7 @@ from uhr.runtime.pool import LocalRunner, RayRunner
 from uhr.runtime.units import NO_LIMITS, UnitPlan, run_units
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("warm_curation_workers")
 
 
 @pytest.fixture

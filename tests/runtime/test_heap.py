@@ -21,10 +21,11 @@ def faults(megabytes, times):
         np.ones(megabytes * 2**20, np.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults(100, 1)
-print(applied, faults(100, 8))
-resident = psutil.Process().memory_info().rss
-np.ones(4 * KEPT_BYTES, np.uint8)
-print((psutil.Process().memory_info().rss - resident) / KEPT_BYTES)
+print(applied, faults(100, 4))
+if applied:
+    resident = psutil.Process().memory_info().rss
+    np.ones(2 * KEPT_BYTES, np.uint8)
+    print((psutil.Process().memory_info().rss - resident) / KEPT_BYTES)
 """
 
 

@@ -14,6 +14,7 @@ from uhr.runtime.schedule import Schedule
 from uhr.runtime.units import NO_LIMITS, Segment, UnitPlan, run_tasks
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("warm_curation_workers")
 
 
 @pytest.fixture(autouse=True)

@@ -177,6 +177,7 @@ def test_an_item_that_computes_without_end_is_stopped(tmp_path, works):
     assert row["said"] == "time limit: took longer than 1.5 s"
 
 
+@pytest.mark.usefixtures("warm_curation_workers")
 @pytest.mark.ray
 def test_ray_gives_the_same_parts_as_local_workers_whatever_happens_to_them(survived, tmp_path, works, capfd):
     plan = hazards(tmp_path)
@@ -195,6 +196,7 @@ def test_an_item_is_not_failed_by_the_first_death_of_its_worker(tmp_path, works)
     assert (tmp_path / "marker").exists()
 
 
+@pytest.mark.usefixtures("warm_curation_workers")
 def test_a_worker_that_dies_before_any_item_stops_the_run_with_its_last_words(tmp_path, works):
     with pytest.raises(UserError, match=r"exit code 3 three times.*bad magic number"):
         do(numbers(tmp_path, 4, 2), works.DiesInOpen(), LocalRunner(1, LIMITS))
@@ -216,6 +218,7 @@ def test_workers_have_one_thread_and_processes_of_their_own(tmp_path, works):
     assert os.getpid() not in [row["pid"] for row in rows]
 
 
+@pytest.mark.usefixtures("warm_curation_workers")
 @pytest.mark.parametrize("there", [True, False], ids=["a folder of this machine", "a folder of another"])
 def test_an_actor_works_in_the_folder_of_the_run_where_there_is_one(tmp_path, works, there):
     """Ray starts its actors in a folder of its own."""

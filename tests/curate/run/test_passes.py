@@ -151,6 +151,7 @@ def test_memory_that_does_not_suffice_halves_the_batch_and_an_image_alone_fails_
     assert rows["4large"]["error"].endswith("the model ran out of memory with this image alone")
 
 
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.parametrize(("name", "reason"), [("raise", "stage error"), ("kill", "crash")])
 def test_a_row_that_ends_its_batch_is_found_and_the_others_are_scored(run, tmp_path, name, reason):
     names = ["0", "1", f"2{name}", "3", "4", "5"]
