@@ -76,13 +76,15 @@ class Walked:
 
 
 @pytest.fixture(scope="session")
-def walked(tmp_path_factory) -> Walked:
-    """`uhr demo` in this process, from a working folder of its own; it trains 4 steps instead of 40."""
+def walked(tmp_path_factory, warm_curation) -> Walked:
+    """`uhr demo` in this process, from a working folder of its own; it trains 4 steps instead of 40, and all
+    but one of its scenes have a third of their sides."""
     import contextlib
     import io
 
     from uhr.cli import main
     from uhr.demo import images, run
+    from uhr.demo.scenes import marble
 
     gather, planted = images.gather, []
 
@@ -90,15 +92,24 @@ def walked(tmp_path_factory) -> Walked:
         planted.extend(gather(*args))
         return planted
 
+    scenes = [
+        (name, caption, scene, *(side // (1 if scene is marble else 3) for side in sides))
+        for name, caption, scene, *sides in images.SCENES
+    ]
     folder = tmp_path_factory.mktemp("a newcomer's folder")
     before = Path.cwd()
     printed = io.StringIO()
     os.chdir(folder)
     try:
-        with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        with (
+            contextlib.redirect_stdout(printed),
+            pytest.MonkeyPatch.context() as patch,
+            warm_curation.workers(),
+        ):
             patch.setattr(run, "STEPS", 4)
             patch.setattr(run, "INTERRUPT_AT", 1)
             patch.setattr(images, "gather", gathered)
+            patch.setattr(images, "SCENES", scenes)
             code = main(["demo"])
     finally:
         os.chdir(before)

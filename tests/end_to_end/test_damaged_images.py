@@ -88,7 +88,7 @@ def name_of(variant: str, damage: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def files(forge, damage, tmp_path_factory) -> dict[str, list[File]]:
+def files(forge, damage, warm_curation, tmp_path_factory) -> dict[str, list[File]]:
     """By variant: the undamaged file first, then each damage of it, after one run of `quickstart`."""
     work = tmp_path_factory.mktemp("damaged images")
     source, made = work / "in", []
@@ -104,7 +104,8 @@ def files(forge, damage, tmp_path_factory) -> dict[str, list[File]]:
     rules = ("resolution", "flatness", "entropy", "duplicates")
     sets = [word for rule in rules for word in ("--set", f"rules.{rule}=null")]
     arguments = ["curate", "run", "quickstart", "--source", source, "--out", work / "out", *sets]
-    assert main([str(word) for word in (*arguments, "--engine", "local", "--workers", 1)]) == 0
+    with warm_curation.workers():
+        assert main([str(word) for word in (*arguments, "--engine", "local", "--workers", 1)]) == 0
     manifest = Manifest.open(work / "out")
     rows = {row["uri"]: row for row in manifest.table().to_pylist()}
     previews = manifest.previews([row["sample_id"] for row in rows.values()])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from uhr.demo.faults import plant
+from uhr.demo.scenes import SCENES
 from uhr.manifests.manifest import Manifest
 
 
@@ -58,7 +59,13 @@ def test_what_was_enlarged_shows_and_what_is_native_does_not(curated) -> None:
     for name, row in curated.items():
         if name.startswith("scenes/"):
             assert row["upscale_ratio"] < 1.3, name
-            assert row["megapixels"] >= 8.2944
+    assert curated["scenes/marble-2160x3840.jpg"]["megapixels"] >= 8.2944
+
+
+def test_every_scene_of_the_demo_is_of_4k() -> None:
+    for name, _, _, height, width in SCENES:
+        assert height * width >= 3840 * 2160
+        assert f"-{width}x{height}." in name
 
 
 def test_a_rotated_image_has_its_displayed_size(curated) -> None:

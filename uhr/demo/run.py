@@ -82,7 +82,9 @@ def demo(
     uhr("train", "encode", chosen, "--model", model, "--out", encoded)
 
     _headline("6. Train a LoRA by flow matching, interrupt it (Ctrl-C), resume it")
-    length = ("--set", f"phases.0.steps={STEPS}")
+    # many CPUs compute bfloat16 slowly, and so small a model needs no memory saved
+    quick = (*_setting("precision", "float32"), *_setting("gradient_checkpointing", "false"))
+    length = ("--set", f"phases.0.steps={STEPS}", *quick)
     with _interrupt_after(run / "log.jsonl", INTERRUPT_AT):
         uhr("train", "run", "lora", "--model", model, "--data", encoded, "--out", run, *length, expect=130)
     uhr("train", "resume", run)
@@ -133,6 +135,10 @@ def _uhr(main: Main, *parts: object, expect: int = 0) -> None:
         raise KeyboardInterrupt
     if code != expect:
         raise UserError(f"the demo's `uhr {shlex.join(arguments)}` ended with exit code {code}, not {expect}")
+
+
+def _setting(name: str, value: str) -> tuple[str, str]:
+    return "--set", f"runtime.{name}={value}"
 
 
 def _gather(folder: Path) -> Sequence[Any]:
