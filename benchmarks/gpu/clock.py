@@ -52,9 +52,9 @@ class Clock:
         return found
 
     def clear(self) -> None:
-        """Free memory that is no longer used, and count peaks from here."""
-        gc.collect()
+        """Free memory of the GPU that is no longer used, and count its peaks from here."""
         if self.cuda:
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
