@@ -76,18 +76,22 @@ def numeric_columns(schema: pa.Schema) -> list[str]:
 
 def _numeric(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> list[Numeric]:
     units = {column.name: column.unit for column in manifest.columns}
-    result = []
-    for name in numeric_columns(manifest.schema):
-        cut = f"quantile_cont(value, {list(QUANTILES)})"
-        inside = f"SELECT {finite_column(name)} AS value FROM samples"
-        query = f"SELECT count(*), count(value), min(value), max(value), {cut} FROM ({inside})"
-        rows, count, least, greatest, values = _one(connection, query)
-        quantiles = {
-            f"p{q * 100:g}": value
-            for q, value in zip(QUANTILES, values or [None] * len(QUANTILES), strict=True)
-        }
-        result.append(Numeric(name, units[name], count / max(rows, 1), least, greatest, quantiles))
-    return result
+    return [
+        numeric_of(connection, name, units[name], finite_column(name))
+        for name in numeric_columns(manifest.schema)
+    ]
+
+
+def numeric_of(connection: duckdb.DuckDBPyConnection, name: str, unit: str, value: str) -> Numeric:
+    """Return the statistics of a number over all rows; `value` is SQL over the columns of one row."""
+    cut = f"quantile_cont(value, {list(QUANTILES)})"
+    inside = f"SELECT {value} AS value FROM samples"
+    query = f"SELECT count(*), count(value), min(value), max(value), {cut} FROM ({inside})"
+    rows, count, least, greatest, values = _one(connection, query)
+    quantiles = {
+        f"p{q * 100:g}": one for q, one in zip(QUANTILES, values or [None] * len(QUANTILES), strict=True)
+    }
+    return Numeric(name, unit, count / max(rows, 1), least, greatest, quantiles)
 
 
 def _text(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> list[Text]:

@@ -129,14 +129,18 @@ def _aligned(low: float, high: float, log: bool, cut: float) -> Axis:
 
 
 def histogram(
-    connection: duckdb.DuckDBPyConnection, column: Column, numeric: Numeric, thresholds: Sequence[Threshold]
+    connection: duckdb.DuckDBPyConnection,
+    column: Column,
+    numeric: Numeric,
+    thresholds: Sequence[Threshold],
+    value: str | None = None,
 ) -> Histogram | None:
-    """Compute the histogram of a column of the relation `samples`."""
+    """Compute the histogram of a column of the relation `samples`, or of `value`, SQL over its rows."""
     mine = [threshold for threshold in thresholds if threshold.column == column.name]
     axis = axis_for(column, numeric, [threshold.value for threshold in mine])
     if axis is None:
         return None
-    inside = f"SELECT status, {finite_column(column.name)} AS value FROM samples"
+    inside = f"SELECT status, {value or finite_column(column.name)} AS value FROM samples"
     query = f"""
         SELECT {axis.sql("value")} AS bin, status, count(*) FROM ({inside})
         WHERE value IS NOT NULL GROUP BY bin, status"""

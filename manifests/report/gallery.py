@@ -6,19 +6,23 @@ import base64
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from uhr.base.formatting import first_words, with_unit
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.report.scatter import scores_of
 from uhr.manifests.report.thresholds import condition_of, thresholds
 from uhr.manifests.schema import KEPT, REJECTED
-from uhr.manifests.sql import quoted
+from uhr.manifests.sql import finite_column, quoted
 
 PER_GROUP = 60
-BUDGET = 9_000_000
-"""Bytes of JPEG on a page: about 12 MB as base64."""
+BUDGET = 14_000_000
+"""Bytes of a page that images take, as base64, with their texts."""
+
+_TILE = 1200
+"""Bytes of a tile without its image and names."""
 
 KEPT_VALUES = 3
 """Number of columns that are shown for a kept image: the first that rules compare."""
@@ -28,7 +32,9 @@ SHOWN_ALWAYS = ("width", "height", "format")
 
 @dataclass(frozen=True)
 class Image:
-    """One tile. `source` is a data URI, or None if the image was rejected before it was decoded."""
+    """One tile. `source` is a data URI, or None if the image was rejected before it was decoded; `scores` is
+    the JSON of `scatter.scores_of`.
+    """
 
     uri: str
     alt: str
@@ -37,6 +43,7 @@ class Image:
     copies: int
     values: list[tuple[str, str]]
     caption: str
+    scores: str = "[]"
 
 
 @dataclass(frozen=True)
@@ -50,24 +57,40 @@ class Group:
     images: list[Image]
 
 
-def groups(manifest: Manifest) -> list[Group]:
+class Spent:
+    """What is left of a number of bytes of the page."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = float(limit)
+
+    def fits(self, row: Mapping[str, Any], jpeg: bytes | None) -> bool:
+        """Whether a tile still fits; its bytes are then taken. After the first that does not, none fits."""
+        self._left -= 4 / 3 * len(jpeg or b"") + 6 * len(row["uri"]) + _TILE
+        return self._left >= 0
+
+
+def groups(manifest: Manifest, scores: Sequence[str] = (), limit: int | None = None) -> list[Group]:
     """Return the group of kept images, then those rejected by each rule, in the funnel's order.
 
     Each has at most PER_GROUP images, selected by sample_id (a hash, so independent of name and score), and
     sorted by the value that the rule tested. Files with the same bytes count as one. If the budget is
-    exceeded, the last images of each group are left out.
+    exceeded, the last images of each group are left out. `scores` names the columns of `Image.scores`; the
+    budget is `limit`, or BUDGET.
     """
     conditions = {rule.name: rule.where for rule in manifest.info.rules}
     columns = _columns(manifest)
-    chosen = {key: _choose(manifest, *key, columns.get(key[1], [])) for key in _keys(manifest)}
-    jpegs = _within_budget(manifest, list(chosen.values()))
+    chosen = {key: _choose(manifest, *key, columns.get(key[1], []), scores) for key in _keys(manifest)}
+    jpegs = _within_budget(manifest, list(chosen.values()), Spent(BUDGET if limit is None else limit))
     result = []
     for (status, reason), rows in chosen.items():
         deciding = columns.get(reason, [])
         shown = [row for row in rows if row["sample_id"] in jpegs]
         first = deciding[0] if status == REJECTED and deciding else "uri"
         shown.sort(key=lambda row: (_place(row[first]), row["uri"]))
-        images = [_image(manifest, row, deciding, jpegs[row["sample_id"]]) for row in shown]
+        images = [
+            replace(image_of(manifest, row, deciding, jpegs[row["sample_id"]]), scores=_scores(row, scores))
+            for row in shown
+        ]
         total = manifest.info.counts["kept"] if status == KEPT else manifest.info.counts["reasons"][reason]
         result.append(Group(status, reason, conditions.get(reason, ""), total, images))
     return result
@@ -107,9 +130,16 @@ def _columns(manifest: Manifest) -> dict[str, list[str]]:
     return {**result, "": list(shared)[:KEPT_VALUES]}
 
 
-def _choose(manifest: Manifest, status: str, reason: str, deciding: Sequence[str]) -> list[dict[str, Any]]:
+def _scores(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    return scores_of([row[f"score {number}"] for number in range(len(names))])
+
+
+def _choose(
+    manifest: Manifest, status: str, reason: str, deciding: Sequence[str], scores: Sequence[str]
+) -> list[dict[str, Any]]:
     columns = ["sample_id", "uri", "caption", *SHOWN_ALWAYS, *deciding]
     names = ", ".join(quoted(n) for n in dict.fromkeys(columns) if n in manifest.schema.names)
+    names += "".join(f', {finite_column(n)} AS "score {number}"' for number, n in enumerate(scores))
     where, values = "status = $1", [status]
     if reason:
         where, values = f"{where} AND reason = $2", [status, reason]
@@ -123,24 +153,25 @@ def _choose(manifest: Manifest, status: str, reason: str, deciding: Sequence[str
 
 
 def _within_budget(
-    manifest: Manifest, rows: Sequence[Sequence[Mapping[str, Any]]]
+    manifest: Manifest, rows: Sequence[Sequence[Mapping[str, Any]]], spent: Spent
 ) -> dict[str, bytes | None]:
     """Return the JPEGs that fit into the budget, by sample_id, from all groups in turn; None without JPEG."""
     found = manifest.previews([row["sample_id"] for group in rows for row in group])
     result: dict[str, bytes | None] = {}
-    used = 0
     for row in itertools.chain.from_iterable(itertools.zip_longest(*rows)):
         if row is None:
             continue
         jpeg = found.get(row["sample_id"])
-        used += len(jpeg or b"")
-        if used > BUDGET:
+        if not spent.fits(row, jpeg):
             break
         result[row["sample_id"]] = jpeg
     return result
 
 
-def _image(manifest: Manifest, row: Mapping[str, Any], deciding: Sequence[str], jpeg: bytes | None) -> Image:
+def image_of(
+    manifest: Manifest, row: Mapping[str, Any], deciding: Sequence[str], jpeg: bytes | None
+) -> Image:
+    """Return the tile of a row with the values of the columns `deciding`."""
     units = {column.name: column.unit for column in manifest.columns}
     values = [(name, with_unit(row[name], units[name])) for name in deciding]
     size = f"{row['width']} × {row['height']}" if row.get("width") and row.get("height") else ""

@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import functools
+import re
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import duckdb
+import pyarrow as pa
 import yaml
 
-from uhr.base.console import progress, shown
+from uhr.base.console import Advance, progress, shown
 from uhr.base.errors import UserError, install, one_line
 from uhr.base.files import atomic, saving
 from uhr.base.formatting import first_words, number, share
 from uhr.manifests.lineage import lineage, summary
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.report import gallery
 from uhr.manifests.report.charts import HEIGHT, WIDTH, Histogram, histogram
-from uhr.manifests.report.gallery import groups
-from uhr.manifests.report.thresholds import condition_of, thresholds
-from uhr.manifests.schema import FAILED
-from uhr.manifests.stats import Stats, compute
+from uhr.manifests.report.coverage import coverage, faults
+from uhr.manifests.report.duplicates import duplicates
+from uhr.manifests.report.maps import SIDE, maps
+from uhr.manifests.report.scatter import scatter, score_names
+from uhr.manifests.report.thresholds import Threshold, condition_of, thresholds
+from uhr.manifests.schema import STATUSES, Column
+from uhr.manifests.sql import quoted
+from uhr.manifests.stats import Stats, compute, numeric_of
 
 if TYPE_CHECKING:
     import jinja2
 
 HERE = Path(__file__).parent
-EXAMPLES = 8
-"""Number of files that are named per kind of fault."""
+CAPTION = re.compile(r"(.*_)?captions?(_.*)?|prompt")
+"""Names of columns of captions."""
 
+LARGEST = 25_000_000
+"""Bytes of a page."""
 
-@dataclass(frozen=True)
-class FaultCount:
-    """A kind of fault, the number of samples that failed with it, and some of them with their errors."""
+DUPLICATES = 3_000_000
+"""Bytes of a page that groups of duplicates take."""
 
-    kind: str
-    count: int
-    examples: list[tuple[str, str]]
+MOST_HISTOGRAMS = 80
+"""The largest number of histograms, each of up to 20 kB."""
 
 
 def write_report(manifest: Manifest, out: Path) -> Path:
@@ -55,33 +63,62 @@ def write_report(manifest: Manifest, out: Path) -> Path:
 
 
 def render(manifest: Manifest) -> str:
-    """Return the page as HTML. Every value is escaped by the template engine; nothing is marked safe."""
+    """Return the page as HTML. Every value is escaped by the template engine; nothing is marked safe.
+
+    It has at most LARGEST bytes in UTF-8: with fewer images where texts take much of it.
+    """
     template = _template()
-    steps = 3
-    with progress("report", steps, "steps") as advance:
-        stats = compute(manifest)
+    with progress("report", 4, "steps") as advance:
+        content = _content(manifest, advance)
+        names = content["scores"]
+        for budget in (gallery.BUDGET, gallery.BUDGET // 4, 0):
+            images = gallery.groups(manifest, names, budget)
+            html = template.render(groups=images, **content)
+            if len(html.encode()) <= LARGEST:
+                break
         advance()
-        charts = _histograms(manifest, stats)
-        advance()
-        images = groups(manifest)
-        advance()
-    return template.render(
-        info=manifest.info,
-        query=_query(manifest.path),
-        title=_title(manifest),
-        counts=manifest.info.counts,
-        stats=stats,
-        highlights=_highlights(stats),
-        is_slice=manifest.info.operation.get("kind") == "slice",
-        rules=stats.rules,
-        faults=_faults(manifest),
-        histograms=charts,
-        chart=(WIDTH, HEIGHT),
-        aspects=stats.aspects,
-        groups=images,
-        chain=[link | {"what": summary(link.get("operation", {}))} for link in lineage(manifest.path)],
-        operation=yaml.safe_dump(manifest.info.operation, sort_keys=False, allow_unicode=True, width=100),
-    )
+    return html
+
+
+def _content(manifest: Manifest, advance: Advance) -> dict[str, Any]:
+    """Return everything that the template shows but the gallery."""
+    info = manifest.info
+    stats = compute(manifest)
+    advance()
+    cuts = _thresholds(manifest)
+    charts = _histograms(manifest, stats, cuts)
+    names = score_names([cut.column for cut in cuts], [chart.column.name for chart in charts])
+    advance()
+    with manifest.connect() as connection:
+        parts = {
+            "faults": faults(connection),
+            "coverage": coverage(connection, manifest),
+            "maps": maps(connection, manifest.schema.names),
+            "captions": _captions(connection, manifest),
+            "scatter": scatter(connection, names, cuts),
+            "alike": duplicates(connection, manifest, gallery.Spent(DUPLICATES)),
+        }
+    advance()
+    return {
+        **parts,
+        "info": info,
+        "query": _query(manifest.path),
+        "title": _title(manifest),
+        "counts": info.counts,
+        "stats": stats,
+        "highlights": _highlights(stats),
+        "is_slice": info.operation.get("kind") == "slice",
+        "rules": stats.rules,
+        "histograms": charts[:MOST_HISTOGRAMS],
+        "more_histograms": max(0, len(charts) - MOST_HISTOGRAMS),
+        "chart": (WIDTH, HEIGHT),
+        "side": SIDE,
+        "statuses": STATUSES,
+        "scores": names,
+        "aspects": stats.aspects,
+        "chain": [link | {"what": summary(link.get("operation", {}))} for link in lineage(manifest.path)],
+        "operation": yaml.safe_dump(info.operation, sort_keys=False, allow_unicode=True, width=100),
+    }
 
 
 @functools.cache
@@ -130,28 +167,35 @@ def _highlights(stats: Stats) -> list[tuple[str, str]]:
     return result + [(number(n), f"in split {name}") for column in splits for name, n in column.top.items()]
 
 
-def _faults(manifest: Manifest) -> list[FaultCount]:
-    """Return the kinds of fault, most frequent first."""
-    query = f"""
-        SELECT reason, count(*) AS n, min_by((uri, error), uri, {EXAMPLES})
-        FROM samples WHERE status = '{FAILED}' GROUP BY reason ORDER BY n DESC, reason"""
-    with manifest.connect() as connection:
-        found = connection.sql(query).fetchall()
-    return [
-        FaultCount(kind, count, [tuple(example) for example in examples]) for kind, count, examples in found
-    ]
-
-
-def _histograms(manifest: Manifest, stats: Stats) -> list[Histogram]:
-    """Return one histogram per numeric column that varies, first those that rules compare."""
-    cuts = []
+def _thresholds(manifest: Manifest) -> list[Threshold]:
+    """Return the thresholds of the rules that were evaluated."""
+    found = []
     for rule in manifest.info.rules:
         condition = condition_of(rule)
         if condition is not None and rule.state == "evaluated":
-            cuts += thresholds(condition)
+            found += thresholds(condition)
+    return found
+
+
+def _histograms(manifest: Manifest, stats: Stats, cuts: Sequence[Threshold]) -> list[Histogram]:
+    """Return one histogram per numeric column that varies, first those that rules compare."""
     ruled = [cut.column for cut in cuts]
     columns = {column.name: column for column in manifest.columns}
     numeric = sorted(stats.numeric, key=lambda column: column.name not in ruled)
     with manifest.connect() as connection:
         charts = [histogram(connection, columns[one.name], one, cuts) for one in numeric if one.coverage]
     return [chart for chart in charts if chart is not None]
+
+
+def _captions(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> list[Histogram]:
+    """Return a histogram of the number of words for each column of captions."""
+    found = []
+    for column in manifest.columns:
+        if not (pa.types.is_string(column.type) and CAPTION.fullmatch(column.name)):
+            continue
+        words = f"length(string_split_regex(trim({quoted(column.name)}), '\\s+'))::DOUBLE"
+        words = f"CASE WHEN trim({quoted(column.name)}) <> '' THEN {words} END"
+        lengths = Column(column.name, pa.int32(), f"words: {column.meaning}", "words")
+        chart = histogram(connection, lengths, numeric_of(connection, column.name, "words", words), [], words)
+        found += [] if chart is None else [chart]
+    return found
