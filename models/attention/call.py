@@ -43,7 +43,11 @@ class Attention(ABC):
 
 
 class AttentionCall(Attend):
-    """The attention of one transformer call."""
+    """The attention of one transformer call.
+
+    Subclasses are no dataclasses: FSDP, which looks for tensors in the inputs of a block, makes copies of
+    dataclasses, and what one block stores would be lost to the next.
+    """
 
     def end(self, sample: torch.Tensor) -> torch.Tensor:
         """Return the transformer's output [B, N, C] in the caller's order of tokens."""
@@ -88,14 +92,13 @@ class Windows(Attention):
         return ordered, _WindowsCall(self.layout, self.rules, text, run, mask)
 
 
-@dataclass
 class _WindowsCall(AttentionCall):
-    layout: WindowLayout
-    rules: WindowRules
-    text: int
-    guide: GuideRun | None
-    mask: Any
-    """FlexAttention's block mask; None for the gathered back end."""
+    """text: number of text tokens. mask: FlexAttention's block mask; None for the gathered back end."""
+
+    def __init__(
+        self, layout: WindowLayout, rules: WindowRules, text: int, guide: GuideRun | None, mask: Any
+    ) -> None:
+        self.layout, self.rules, self.text, self.guide, self.mask = layout, rules, text, guide, mask
 
     def attend(
         self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rotary: Rotary

@@ -44,12 +44,11 @@ class Proportional(Attention):
         return inputs, _ProportionalCall(keys, self.trained)
 
 
-@dataclass
 class _ProportionalCall(AttentionCall):
-    keys: int
-    """Keys of the whole sequence; a rank of context parallelism sees only its part."""
+    """keys: of the whole sequence; a rank of context parallelism sees only its part."""
 
-    trained: int
+    def __init__(self, keys: int, trained: int) -> None:
+        self.keys, self.trained = keys, trained
 
     def attend(
         self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rotary: Rotary

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from uhr.base.errors import UserError
+from uhr.train.encode.config import EncodeConfig
+from uhr.train.encode.run import encode
 from uhr.train.recipes import resolve
 from uhr.train.run.checkpoints import checkpoint
 from uhr.train.run.export import export
@@ -37,12 +39,22 @@ def scenarios():
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory, small_set, crops, tiny_flux, fast):
+def guided(curated, tiny_flux, tmp_path_factory, short_texts) -> Path:
+    """Encoded images of 64 x 64 px with their guides."""
+    out = tmp_path_factory.mktemp("guided") / "encoded"
+    config = EncodeConfig(buckets="square", resolution=64, guide=4)
+    with short_texts.text_length():
+        encode(curated.path, str(tiny_flux), out, config, device="cpu")
+    return out
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory, small_set, crops, guided, tiny_flux, fast):
     """The arguments of `two_ranks.main`, and of the same runs in one process."""
 
     def make(name: str) -> dict:
         work = tmp_path_factory.mktemp(name)
-        data = {"data": str(small_set.folder), "crops": str(crops)}
+        data = {"data": str(small_set.folder), "crops": str(crops), "guided": str(guided)}
         return {"work": str(work), "model": str(tiny_flux), **data, "fast": fast}
 
     return make
@@ -140,9 +152,25 @@ def test_losses_and_weights_are_those_of_one_process(alone, two, name):
     assert {line["samples"] for line in log_of(two / name)} == expected
 
 
-def test_a_divided_backbone_trains_as_a_whole_one(alone, two):
-    for name in ("whole-full", "whole-hybrid"):
-        assert_same_training(alone("whole-replicate"), two / name)
+@pytest.mark.parametrize(
+    ("divided", "whole"),
+    [
+        ("whole-full", "whole-replicate"),
+        ("whole-hybrid", "whole-replicate"),
+        ("windows-on-divided", "windows"),
+        ("teacher-on-divided", "teacher"),
+        ("compiled-on-divided", "plain"),
+        ("compiled-whole-full", "plain-whole"),
+    ],
+)
+def test_a_divided_backbone_trains_as_a_whole_one(alone, two, divided, whole):
+    assert_same_training(alone(whole), two / divided, 2 if divided.startswith("compiled") else 5)
+    assert min(line["loss"] for line in log_of(two / divided)) > 1e-3
+
+
+def test_what_was_to_be_compiled_was_compiled(two):
+    for found in of_both(two, "compiled-on-divided") + of_both(two, "compiled-whole-full"):
+        assert found["compiled"] == ["FluxSingleTransformerBlock"] * 2 + ["FluxTransformerBlock"] * 2
 
 
 def test_what_is_divided_is_stored_in_parts_and_adapters_are_stored_whole(two):
@@ -270,7 +298,7 @@ def test_a_failure_in_one_process_is_the_same_error_in_both(two, name, message):
 
 
 def test_ctrl_c_in_one_process_saves_once_after_the_step_and_stops_both(two):
-    assert of_both(two, "interrupted") == [{"step": 3, "stopped": True}] * 2
+    assert of_both(two, "interrupted") == [{"step": 3, "stopped": True, "compiled": []}] * 2
     assert checkpoint.steps(two / "interrupted") == [3]
     assert len(log_of(two / "interrupted")) == 3
 

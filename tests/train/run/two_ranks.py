@@ -3,12 +3,13 @@
 A function per scenario; each result is written to `NAME-RANK.json` in the work folder.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ STEPS = 5
 BASE = [f"phases.main.steps={STEPS}", "phases.main.lr=0.01", "runtime.checkpoint_every=2",
         "runtime.keep_checkpoints=9", "clip=0.5"]  # fmt: skip
 WHOLE = ["trainable={kind: backbone}", "phases.main.lr=0.0001"]
+FULL = "runtime.shard=full"
+WINDOWS = ["trainable={kind: token-masked-lora, rank: 4, alpha: 4, targets: qkv}", "windows={ratio: 4}",
+           "sampling.sampler=ultragen", "phases.main.resolution=64"]  # fmt: skip
+# the model before training is a second copy; the student learns what it does with guidance
+TEACHER = [*WHOLE, "phases.main.objective={kind: reverse-distillation}", "phases.main.resolution=64"]
+COMPILED = ["runtime.compile=true", "phases.main.resolution=64", "phases.main.steps=2"]
 SCENARIOS = {
     "lora": ["ema=0.9"],
     "lora-small-passes": ["batch.micro=1"],
@@ -38,6 +45,10 @@ SCENARIOS = {
     "whole-full": [*WHOLE, "runtime.shard=full", "ema=0.9", "batch.micro=1"],
     "whole-hybrid": [*WHOLE, "runtime.shard=hybrid"],
     "whole-prodigy": [*WHOLE, "runtime.shard=full", "optimiser={kind: prodigy}", "phases.main.lr=1"],
+    "windows-on-divided": [*WINDOWS, FULL],
+    "teacher-on-divided": [*TEACHER, FULL],
+    "compiled-on-divided": [*COMPILED, FULL],
+    "compiled-whole-full": [*WHOLE, *COMPILED, FULL],
     "vae": [
         "batch.micro=1",
         "phases.main.lr=0.0001",
@@ -46,7 +57,15 @@ SCENARIOS = {
     ],
     "restless": ["phases.main.objective=two_ranks_objectives:Restless"],
 }
-"""What is trained both by one process and by two."""
+"""What is trained by two processes, and by one."""
+
+UNDIVIDED = {
+    "windows": WINDOWS,
+    "teacher": TEACHER,
+    "plain": [value for value in COMPILED if "compile" not in value],
+    "plain-whole": [*WHOLE, *(value for value in COMPILED if "compile" not in value)],
+}
+"""What one process alone trains, undivided and not compiled."""
 
 
 def job_of(setting: dict[str, Any], name: str, sets: list[str], ranks: Ranks) -> Any:
@@ -67,15 +86,34 @@ def _start(setting: dict[str, Any], out: Path, sets: list[str]) -> Any:
         fast = [value for value in setting["fast"] if not value.startswith("trainable")]
         recipe, data = resolve("vae-f16", None, [*fast, *BASE, *sets]), setting["crops"]
     else:
-        recipe, data = resolve("lora", None, [*setting["fast"], *BASE, *sets]), setting["data"]
+        recipe = resolve("lora", None, [*setting["fast"], *BASE, *sets])
+        data = setting["data" if recipe.phases[0].resolution is None else "guided"]
     return start(recipe, setting["model"], [Path(data)], out)
 
 
 def run(setting: dict[str, Any], name: str, ranks: Ranks, sets: list[str] | None = None) -> dict[str, Any]:
     """Train a scenario to its end."""
     here = ranks if "hybrid" not in name else replace(ranks, local_rank=0, local_world=1)
-    result = train(job_of(setting, name, SCENARIOS[name] if sets is None else sets, ranks), here)
-    return {"step": result.step, "stopped": result.stopped}
+    sets = {**SCENARIOS, **UNDIVIDED}[name] if sets is None else sets
+    with _graphs_without_cpp() as compiled:
+        result = train(job_of(setting, name, sets, ranks), here)
+    return {"step": result.step, "stopped": result.stopped, "compiled": sorted(compiled)}
+
+
+@contextlib.contextmanager
+def _graphs_without_cpp() -> Generator[list[str]]:
+    """`compile` makes the same graphs, and runs them without a C++ compiler; yields the classes compiled."""
+    real, compiled = torch.nn.Module.compile, []
+
+    def compile(self: Any, **kwargs: Any) -> None:
+        compiled.append(type(self).__name__)
+        real(self, backend="eager", **kwargs)
+
+    torch.nn.Module.compile = compile
+    try:
+        yield compiled
+    finally:
+        torch.nn.Module.compile = real
 
 
 def stop_and_go(setting: dict[str, Any], scenario: str, ranks: Ranks) -> dict[str, Any]:
