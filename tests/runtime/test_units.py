@@ -131,6 +131,28 @@ def test_finished_units_are_not_touched_and_missing_ones_come_back_byte_for_byte
             assert (now.st_ino, now.st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
 
 
+@pytest.mark.parametrize("engine", ["inline", "local", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.usefixtures("warm_curation_workers")
+def test_what_is_done_of_a_unit_is_shown_before_it_is_finished(engine, tmp_path, works):
+    plan, heard = numbers(tmp_path / "plan", 4, 3), []
+
+    def advance(n: int = 1, note: str | None = None) -> None:
+        heard.append(n)
+        (tmp_path / f"go-{sum(heard)}").touch()
+
+    if engine == "inline":
+        # it hears of an item before it goes on
+        run_units(plan, works.Reporting(tmp_path), InlineRunner(), advance)
+        assert heard == [1, 1, 1, 0, 1, 0]
+        return
+    runner = LocalRunner(1, NO_LIMITS) if engine == "local" else RayRunner(1, NO_LIMITS)
+    run_units(plan, works.Reporting(tmp_path), runner, advance)
+    # the first unit does not go on until the first two of its items are shown
+    assert heard[:2] == [1, 1]
+    assert sum(heard) == 4
+    assert min(heard) >= 0
+
+
 def test_parts_of_another_plan_in_the_same_folder_do_not_count(tmp_path, works):
     plan = numbers(tmp_path, 8, 4)
     do(plan, works.Square(), InlineRunner())

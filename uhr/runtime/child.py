@@ -25,9 +25,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PAGE = struct.Struct("<qqqq")
+PAGE = struct.Struct("<qqqqq")
 """Layout of the page: turn (increases with every item), index of the item in the unit (-1: none, -2: a
-batch), step, number of items in the batch."""
+batch), step, number of items in the batch, number of items that are reported as done."""
 PAGE_BYTES = mmap.PAGESIZE
 
 
@@ -90,19 +90,28 @@ def _page_watch(page: mmap.mmap) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self._turn = 0
-            self._index = -1
+            self._turn, self._index, self._step, self._count, self._done = 0, -1, 0, 1, 0
 
         def forget(self, faults: dict[int, UnitFault]) -> None:
             """Start a new unit; `faults` are its items that ended earlier attempts."""
-            self._faults = faults
+            self._faults, self._done = faults, 0
             self._record(-1, 0)
+
+        def end(self) -> None:
+            # the next unit begins at none
+            self._done = 0
+            super().end()
+
+        def done(self, count: int) -> None:
+            self._done = count
+            PAGE.pack_into(page, 0, self._turn, self._index, self._step, self._count, count)
 
         def _record(self, index: int, step: int, count: int = 1) -> None:
             if index != self._index or index == BATCH:
                 self._turn += 1
                 self._index = index
-            PAGE.pack_into(page, 0, self._turn, index, step, count)
+            self._step, self._count = step, count
+            PAGE.pack_into(page, 0, self._turn, index, step, count, self._done)
 
     return PageWatch()
 

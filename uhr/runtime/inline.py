@@ -9,13 +9,24 @@ from pathlib import Path
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import disk_fault
 from uhr.runtime.schedule import Schedule
-from uhr.runtime.units import Segment, UnitPlan, Watch
+from uhr.runtime.units import Report, Segment, UnitPlan, Watch
+
+
+class _Reporting(Watch):
+    """Reports what is done of a task."""
+
+    def __init__(self, report: Report, segment: int, unit: int) -> None:
+        super().__init__()
+        self._report, self._segment, self._unit = report, segment, unit
+
+    def done(self, count: int) -> None:
+        self._report(self._segment, self._unit, count)
 
 
 class InlineRunner:
     """Runs units in this process, without limits: an item that crashes its decoder ends the run."""
 
-    def run(self, plan: UnitPlan, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+    def run(self, plan: UnitPlan, segments: Sequence[Segment], report: Report) -> Iterator[tuple[int, int]]:
         at: int | None = None
         schedule = Schedule(plan, segments)
         opened: set[int] = set()
@@ -28,7 +39,7 @@ class InlineRunner:
                     work.open()
                     opened.add(segment)
                 at = unit
-                schedule.done(segment, unit, work.do(plan, unit, Watch(), given))
+                schedule.done(segment, unit, work.do(plan, unit, _Reporting(report, segment, unit), given))
                 yield segment, unit
         except Exception as error:
             raise unit_error(error, at, plan.folder) from error

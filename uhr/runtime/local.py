@@ -10,7 +10,7 @@ from uhr.base.errors import UserError
 from uhr.runtime.gpus import visible_gpus
 from uhr.runtime.process import Child, ChildSetup
 from uhr.runtime.schedule import Schedule
-from uhr.runtime.units import Limits, Segment, UnitPlan
+from uhr.runtime.units import Limits, Report, Segment, UnitPlan
 from uhr.runtime.worker import POLL_SECONDS, Worker, search_path
 
 
@@ -49,7 +49,7 @@ class LocalRunner:
                 child.kill()
             self._early = []
 
-    def run(self, plan: UnitPlan, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+    def run(self, plan: UnitPlan, segments: Sequence[Segment], report: Report) -> Iterator[tuple[int, int]]:
         schedule = Schedule(plan, segments)
         if any(segment.workers is not None and segment.gpus != 0 for segment in segments):
             self._own_gpus = visible_gpus()
@@ -74,6 +74,8 @@ class LocalRunner:
                 for number, worker in list(busy):
                     finished = worker.check()
                     if finished is None:
+                        if worker.unit is not None and worker.done:
+                            report(number, worker.unit, worker.done)
                         continue
                     busy.remove((number, worker))
                     schedule.done(number, finished, worker.passed)

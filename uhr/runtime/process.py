@@ -62,7 +62,7 @@ class Child:
         ours, theirs = socket.socketpair()
         page = _shared_page()
         self._page = mmap.mmap(page, PAGE_BYTES)
-        PAGE.pack_into(self._page, 0, 0, -1, 0, 1)
+        PAGE.pack_into(self._page, 0, 0, -1, 0, 1, 0)
         self._log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the child
         numbers = [str(theirs.fileno()), str(page), str(os.getpid())]
         self.process = subprocess.Popen(
@@ -100,12 +100,16 @@ class Child:
 
     def item(self) -> tuple[int, int]:
         """Return index (-1: none, -2: a batch) and step of the item that is being processed."""
-        _, index, step, _ = PAGE.unpack_from(self._page)
+        _, index, step, *_ = PAGE.unpack_from(self._page)
         return index, step
 
     def items(self) -> int:
         """Return how many items are being processed together: 1, or the size of the batch."""
         return PAGE.unpack_from(self._page)[3]
+
+    def done(self) -> int:
+        """Return how many items of its unit are done, as far as the work reports it."""
+        return PAGE.unpack_from(self._page)[4]
 
     def seconds_on_item(self) -> float:
         """Return how long the child has been processing its item.

@@ -18,7 +18,7 @@ import pickle
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from uhr.base.errors import UserError, install, one_line, unknown
 from uhr.runtime.cluster import check_cluster, is_token_error, no_cluster, token_error
 from uhr.runtime.process import ChildSetup
 from uhr.runtime.schedule import Schedule
-from uhr.runtime.units import Limits, Segment, UnitPlan
+from uhr.runtime.units import Limits, Report, Segment, UnitPlan
 from uhr.runtime.worker import Worker, cores, search_path
 
 _OBJECT_STORE_BYTES = 128 * 2**20
@@ -72,7 +72,7 @@ class RayRunner:
         self.address = address
         self.threads = threads
 
-    def run(self, plan: UnitPlan, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+    def run(self, plan: UnitPlan, segments: Sequence[Segment], report: Report) -> Iterator[tuple[int, int]]:
         schedule = Schedule(plan, segments)
         with running_ray(self.address, self._cpus_here(segments), self._store(segments)) as (cpus, gpus):
             segments = [s if s.gpus is not None else replace(s, gpus=min(1, gpus)) for s in segments]
@@ -84,7 +84,7 @@ class RayRunner:
             ]
             schedule.capacity = 1 + 2 * sum(most for _, most in counts[1:])
             try:
-                yield from _run(schedule, pools)
+                yield from _run(schedule, pools, report)
             finally:
                 for pool in pools:
                     pool.close()
@@ -168,6 +168,10 @@ class _Pool:
             "num_gpus": (runner.gpus if segment.workers is None else segment.gpus) or None,
             "max_restarts": -1,
         }
+        self.reports = segment.work.reports
+        if self.reports:
+            # it answers what is done of a task while it does it
+            self._options["max_concurrency"] = 2
         if segment.accelerator is not None:
             self._options["accelerator_type"] = segment.accelerator
         self._actor = ray.remote(UnitActor)
@@ -205,7 +209,24 @@ class _Running(NamedTuple):
     passed: Any
 
 
-def _run(schedule: Schedule, pools: Sequence[_Pool]) -> Iterator[tuple[int, int]]:
+_REPORT_SECONDS = 2.0
+"""How often actors are asked what is done of their tasks."""
+
+
+def _reported(running: Mapping[Any, _Running], report: Report) -> None:
+    """Ask the actors whose work reports it what is done of their tasks."""
+    import ray
+    from ray.exceptions import RayError
+
+    asked = {task.actor.done.remote(): task for task in running.values() if task.pool.reports}
+    answered, _ = ray.wait([*asked], num_returns=len(asked), timeout=_REPORT_SECONDS)
+    for ref in answered:
+        # the task of an actor that is gone says so itself
+        with contextlib.suppress(RayError):
+            report(asked[ref].pool.number, asked[ref].unit, ray.get(ref))
+
+
+def _run(schedule: Schedule, pools: Sequence[_Pool], report: Report) -> Iterator[tuple[int, int]]:
     """Give every free actor its next task until no unit is left; yield segment and unit of each."""
     import ray
     from ray.exceptions import RayError
@@ -222,7 +243,11 @@ def _run(schedule: Schedule, pools: Sequence[_Pool]) -> Iterator[tuple[int, int]
                 running[state] = _Running(pool, actor, unit, passed)
             pool.grow(schedule.waiting(pool.number))
         starting = {ref: (pool, actor) for pool in pools for ref, actor in pool.starting.items()}
-        done, _ = ray.wait([*running, *starting], num_returns=1)
+        reporting = any(task.pool.reports for task in running.values())
+        timeout = _REPORT_SECONDS if reporting else None
+        done, _ = ray.wait([*running, *starting], num_returns=1, timeout=timeout)
+        if not done:
+            _reported(running, report)
         for ref in done:
             if ref in starting:
                 pool, actor = starting[ref]
@@ -288,6 +313,10 @@ class UnitActor:
 
     def ready(self) -> None:
         """Return when the actor has been placed on a machine."""
+
+    def done(self) -> int:
+        """Return how many items of the present task are done."""
+        return self._worker.done
 
     def do(self, unit: int, given: Any) -> tuple[tuple[bytes | None, bool], Any]:
         """Do one task. Return its error or None and whether it passes something on; and what it passes on."""

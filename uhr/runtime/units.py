@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -97,6 +97,11 @@ class Watch:
         """Record that no item is being processed: a crash after this is not the fault of an item."""
         self._record(-1, 0)
 
+    def done(self, count: int) -> None:
+        """Report that the first `count` items of the unit are done, for the progress that is shown. Work that
+        does so sets `TaskWork.reports`.
+        """
+
     def _record(self, index: int, step: int, count: int = 1) -> None:
         """Store the current item (-1: none, BATCH: `count` of them) and step. Overridden where another
         process observes this one."""
@@ -109,6 +114,9 @@ class TaskWork(ABC):
     on any machine and after any other task. It handles the faults of items itself: an exception that it
     raises stops the whole run.
     """
+
+    reports: ClassVar[bool] = False
+    """Whether it calls `Watch.done`: its items take so long that a unit of them is silent for minutes."""
 
     def open(self) -> None:  # noqa: B027 - most kinds of work have nothing to open
         """Called once per process before the first task: load weights, compile kernels."""
@@ -333,13 +341,18 @@ def _starts(values: Sequence[Any], size: int) -> tuple[int, ...]:
     return tuple(starts)
 
 
+Report = Callable[[int, int, int], None]
+"""`report(segment, unit, done)`: so many items of a task that is not finished are done."""
+
+
 class Runner(Protocol):
     """Distributes tasks over processes."""
 
-    def run(self, plan: UnitPlan, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+    def run(self, plan: UnitPlan, segments: Sequence[Segment], report: Report) -> Iterator[tuple[int, int]]:
         """Do every task that has no part yet; those of one unit in the order of the segments, units in any.
 
-        Yields segment and unit of each task when its part is written.
+        Yields segment and unit of each task when its part is written. `report` is called meanwhile with what
+        `Watch.done` was called with.
         """
         ...
 
@@ -372,10 +385,18 @@ def run_tasks(
         advance(sum(map(plan.rows_in, finished)), f"{len(finished)} units were finished before")
     if len(finished) == plan.count:
         return
-    with contextlib.closing(_closable(runner.run(plan, segments))) as done:
+    last, partly = len(segments) - 1, dict[int, int]()
+
+    def report(segment: int, unit: int, count: int) -> None:
+        # a task that starts again, after its worker died, is shown no earlier than it was
+        if segment == last and count > (before := partly.get(unit, 0)):
+            partly[unit] = count
+            advance(count - before)
+
+    with contextlib.closing(_closable(runner.run(plan, segments, report))) as done:
         for segment, unit in done:
-            if segment == len(segments) - 1:
-                advance(plan.rows_in(unit), note(unit) if note else None)
+            if segment == last:
+                advance(plan.rows_in(unit) - partly.pop(unit, 0), note(unit) if note else None)
 
 
 def _closable(tasks: Iterator[tuple[int, int]]) -> Generator[tuple[int, int], None, None]:

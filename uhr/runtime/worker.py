@@ -111,6 +111,11 @@ class Worker:
         assert self._child is not None
         return self._child.connection
 
+    @property
+    def done(self) -> int:
+        """How many items of its unit the child has reported as done."""
+        return 0 if self._child is None else self._child.done()
+
     def finish(self) -> int:
         """Wait for the unit, and return its number."""
         while (unit := self.check()) is None:

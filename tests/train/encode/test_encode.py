@@ -1,3 +1,4 @@
+import contextlib
 import json
 import re
 import shutil
@@ -371,3 +372,18 @@ def test_half_written_damaged_and_newer_folders_are_refused(small_set, tmp_path)
     (copy / "encoded.json").write_text(json.dumps({**tree, "schema_version": 3}))
     with pytest.raises(UserError, match="install a newer uhr"):
         read_encoded(copy)
+
+
+def test_each_image_is_shown_as_it_is_done(manifest_of, tiny_flux, tmp_path, monkeypatch):
+    heard: dict[str, list[int]] = {}
+
+    @contextlib.contextmanager
+    def progress(description, total, unit=""):
+        yield lambda n=1, note=None, total=None: heard.setdefault(description, []).append(n)
+
+    monkeypatch.setattr("uhr.train.encode.run.progress", progress)
+    # one unit of images of three sizes, of which no two go through the VAE together
+    images = [{"name": f"{side}.png", "height": 64, "width": side} for side in (64, 96, 128)]
+    config = EncodeConfig(buckets=("64x64", "96x64", "128x64"))
+    encode(manifest_of(tmp_path, images).path, str(tiny_flux), tmp_path / "out", config, device="cpu")
+    assert [n for n in heard["encode images"] if n] == [1, 1, 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
@@ -106,6 +106,8 @@ class ImageWork(Work):
     not depend on that beyond rounding.
     """
 
+    reports: ClassVar[bool] = True
+
     def __init__(self, task: ImageTask) -> None:
         self.task = task
         self._vae: Any = None
@@ -139,6 +141,8 @@ class ImageWork(Work):
         rows: list[dict[str, Any]] = []
         waiting: list[_Ready] = []
         for index, item in enumerate(items.to_pylist()):
+            # those that wait are the last ones
+            watch.done(index - len(waiting))
             row = {name: item[name] for name in ("sample_id", "uri", "text_keys")}
             rows.append(row)
             fault = watch.begin(index, DECODE)
@@ -214,6 +218,7 @@ class ImageWork(Work):
                 rows[ready.index] |= self._alone(ready, fault)
             except CannotEncode as failure:
                 _fail(rows[ready.index], failure)
+            watch.done(ready.index + 1)
 
     def _tensors(self, waiting: Sequence[_Ready]) -> list[dict[str, bytes]] | None:
         """Encode the images in one call; None if they must be encoded one by one, because they do not fit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
@@ -35,6 +35,8 @@ class TextWork(Work):
 
     reuse: encoded folders whose embeddings are taken over.
     """
+
+    reports: ClassVar[bool] = True
 
     def __init__(self, model: Model, config: EncodeConfig, device: str, reuse: tuple[Path, ...] = ()) -> None:
         self.model, self.config, self.device, self.reuse = model, config, device, reuse
@@ -74,6 +76,7 @@ class TextWork(Work):
             stored = None if self._stored is None else self._stored.get(item["text_key"], names)
             found = self._embed(item["caption"]) if stored is None else stored
             rows.append({**item, **found, "reused": stored is not None})
+            watch.done(len(rows))
         return pa.Table.from_pylist(rows, schema)
 
     def _embed(self, caption: str) -> dict[str, Any]:
