@@ -22,6 +22,7 @@ Out = Annotated[
     Any,
     typer.Option("--out", parser=anywhere("--out"), metavar="DIR", help="Folder or s3:// address to write."),
 ]
+Where = Annotated[str | None, typer.Option(help="SQL condition over the columns.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 
@@ -34,6 +35,12 @@ this package knows no models.
 EXPLAINER: str | None = None
 """Import path of a function of a manifest and a row that returns its verdict, columns and rules. `uhr.cli`
 sets it: the rules are evaluated by curation.
+"""
+
+
+ENCODED: tuple[str, str] | None = None
+"""Import paths of the functions that take samples out of encoded data (`forget.redact.Encoded`, `Sealed`).
+`uhr.cli` sets them.
 """
 
 
@@ -55,7 +62,7 @@ def show(path: Folder, as_json: Json = False) -> None:
 def slice_(
     path: Folder,
     out: Out,
-    where: Annotated[str | None, typer.Option(help="SQL condition over the columns.")] = None,
+    where: Where = None,
     similar: Annotated[
         str | None,
         typer.Option(
@@ -261,6 +268,66 @@ def verify(
     console.emit(asdict(verdict), as_json, lambda _: print_verify_result(verdict))
     if verdict.faults:
         raise typer.Exit(1)
+
+
+@app.command()
+def audit(
+    path: Folder,
+    out: Annotated[
+        Path,
+        typer.Option("--out", parser=local("--out"), metavar="FILE", help="File to write: .parquet or .csv."),
+    ],
+    where: Where = None,
+    as_json: Json = False,
+) -> None:
+    """Write a line per image and rule: value, threshold, stage version, weights, time, rights, reviewer."""
+    from dataclasses import asdict
+
+    from uhr.manifests.manifest import Manifest
+    from uhr.manifests.verify.audit import audit as write
+
+    manifest = Manifest.open(path)
+    with console.progress("audit", manifest.info.counts["rows"], "rows") as advance:
+        done = write(manifest, out, where, advance)
+    text = f"{done.path} contains {done.lines:,} lines of {done.images:,} images"
+    console.emit(asdict(done), as_json, lambda _: console.say(console.shown(text)))
+
+
+@app.command()
+def forget(
+    path: Folder,
+    ids: Annotated[str | None, typer.Option(metavar="ID,...", help="Sample ids.")] = None,
+    where: Where = None,
+    url: Annotated[str | None, typer.Option(help="The address that an image came from, or its uri.")] = None,
+    author: Annotated[str | None, typer.Option(help="The author, as the column has it.")] = None,
+    hash_: Annotated[str | None, typer.Option("--hash", help="SHA-256 of the file.")] = None,
+    below: Annotated[
+        list[str] | None,
+        typer.Option("--in", metavar="DIR", help="Look for what was made from the samples in here too."),
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be taken out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take samples, their crops and near-duplicates out of a manifest and all that its chain has of them."""
+    from dataclasses import asdict
+
+    from uhr.manifests.forget import job
+    from uhr.manifests.forget.targets import ForgetRequest
+    from uhr.manifests.selection.options import parse_columns
+    from uhr.manifests.show import print_forgotten
+
+    given = {"where": where, "url": url, "author": author, "hash": hash_}
+    request = ForgetRequest(ids=None if ids is None else parse_columns(ids, "--ids"), **given)
+    encoded = None
+    if ENCODED is not None:
+        encoded = (load_object(ENCODED[0], "function"), load_object(ENCODED[1], "function"))
+    folders = [anywhere("--in")(each) for each in below or ()]
+    with console.progress("forget", None, "manifests") as advance:
+        done = job.forget(
+            path, request, folders, reason=reason, dry_run=dry_run, encoded=encoded, advance=advance
+        )
+    console.emit(asdict(done), as_json, lambda _: print_forgotten(done))
 
 
 @app.command()

@@ -71,8 +71,8 @@ class RuleInfo(LaterKeys, Config):
 class Redaction(Config):
     """What `forget` took out of a manifest: how many rows, when, why, and the id before.
 
-    `tombstones` are SHA-256 hashes of what must not come back, as `forget.tombstones` makes them: of sample
-    ids, uris with their sources, content hashes and URLs.
+    `tombstones` are SHA-256 hashes of what must not come back, as `selection.tombstones` makes them: of
+    sample ids, uris with their sources, content hashes and URLs.
     """
 
     time: str

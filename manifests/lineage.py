@@ -25,7 +25,8 @@ def find_parent(child: Path | str, parent: Parent) -> Path | str | None:
 
 def _has_id(place: Path | str, id_: str) -> bool:
     try:
-        return places.info_at(place).id == id_
+        info = places.info_at(place)
+        return info.id == id_ or id_ in {each.before for each in info.redactions}
     except UserError:
         return False  # not readable as a manifest, hence not the parent: it is named by its id
 

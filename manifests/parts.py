@@ -17,6 +17,9 @@ from uhr.manifests.schema import SCHEMA_VERSION
 
 SAMPLES, PREVIEWS, PIXELS, REPORT = "samples", "previews", "pixels", "report.html"
 
+JOURNAL = "forget.json"
+"""What `uhr manifest forget` is doing with the manifest; removed when it is done."""
+
 GROUP_ROWS = 122_880
 """Rows per row group of samples: 60 vectors of DuckDB, whose scans are much slower with small groups."""
 
@@ -36,11 +39,11 @@ PREVIEW_SCHEMA = pa.schema(
 )
 
 _MARK = b"uhr_schema_version"
-_OURS = or_half_written(r"part-\d{5}\.parquet")
+_OURS = or_half_written(r"part-\d{5}(-[0-9a-f]{16})?\.parquet")
 
 LAYOUT = FolderLayout(
     "a manifest",
-    (FILE, SAMPLES, PREVIEWS, PIXELS, REPORT, LOCK),
+    (FILE, SAMPLES, PREVIEWS, PIXELS, REPORT, LOCK, JOURNAL),
     # a commit that was killed leaves samples without a manifest.json
     (FILE, SAMPLES),
     {SAMPLES: _OURS, PREVIEWS: _OURS, PIXELS: _OURS},

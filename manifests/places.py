@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Generator, Iterable
@@ -28,7 +29,7 @@ from uhr.manifests.info import (
     parse_info,
     read_info,
 )
-from uhr.manifests.parts import LAYOUT
+from uhr.manifests.parts import LAYOUT, PIXELS, PREVIEWS, SAMPLES
 
 _CACHE = "manifests"
 _PLACE = "place"
@@ -186,8 +187,7 @@ def _upload(store: ObjectStore, folder: Path, option: str) -> None:
             moved.append(part.model_copy(update={"path": name}))
         return moved
 
-    names = ("parts", "previews", "attachments")
-    info = info.model_copy(update={name: renamed(getattr(info, name)) for name in names})
+    info = info.model_copy(update={name: renamed(getattr(info, name)) for name in _PARTS})
     if not store.create(FILE, json_bytes(info.model_dump(mode="json"))):
         theirs = parse_info(store.read(FILE) or b"", store.place(FILE))
         kept = {part.path for part in all_parts(theirs)}
@@ -198,6 +198,74 @@ def _upload(store: ObjectStore, folder: Path, option: str) -> None:
             f"another command has written a manifest to {store.text} meanwhile",
             f"name another prefix with {option}",
         )
+
+
+def replace(place: str, staged: Path, info: ManifestInfo) -> None:
+    """Put the manifest `info`, whose new files are in the folder `staged`, in the place of the one there.
+
+    Readers see the old manifest or the new one at any moment: files get names with their hashes, and
+    `manifest.json` is replaced after them. Files that the new one does not name are removed at last; `tidy`
+    does it too, if this process is killed before.
+
+    Raises UserError if another command has replaced the manifest in a store meanwhile.
+    """
+    store = ObjectStore(place) if is_url(place) else None
+    folder = None if store is not None else text_path(place)
+    version = "" if store is None else store.version(FILE)
+
+    def put(part: Part) -> Part:
+        file = staged / part.path
+        if not file.is_file():
+            return part  # it is there already
+        stem = re.sub(r"-[0-9a-f]{16}$", "", part.path.removesuffix(".parquet"))
+        name = f"{stem}-{part.sha256[:16]}.parquet"
+        if store is not None:
+            store.upload(file, name)
+        elif folder is not None:
+            (folder / name).parent.mkdir(exist_ok=True)
+            file.rename(folder / name)
+        return part.model_copy(update={"path": name})
+
+    named = {name: [put(part) for part in getattr(info, name)] for name in _PARTS}
+    data = json_bytes(info.model_copy(update=named).model_dump(mode="json"))
+    if folder is not None:
+        with atomic(folder / FILE) as temporary:
+            temporary.write_bytes(data)
+    elif store is not None and not store.replace(FILE, data, version):
+        raise UserError(f"another command has changed {place} meanwhile", "repeat the command")
+    tidy(place)
+
+
+def tidy(place: str) -> None:
+    """Remove Parquet files of a manifest that its `manifest.json` does not name, and copies of it."""
+    info = info_at(place)
+    known = {part.path for part in all_parts(info)}
+    folders = {path.partition("/")[0] for path in known} | {SAMPLES, PREVIEWS, PIXELS}
+    if is_url(place):
+        store = ObjectStore(place)
+        for name in store.names():
+            if name.partition("/")[0] in folders and name.endswith(".parquet") and name not in known:
+                store.delete(name)
+    else:
+        home = text_path(place)
+        for each in sorted(folders):
+            for file in (home / each).glob("*.parquet"):
+                if f"{each}/{file.name}" not in known:
+                    file.unlink()
+    forget_copies(place, info)
+
+
+def forget_copies(place: str, info: ManifestInfo) -> None:
+    """Remove what the user's cache has of the earlier contents of a manifest."""
+    for note in user_cache(_CACHE).glob(f"*/{_PLACE}"):
+        if note.read_text(encoding="utf-8") == place:
+            shutil.rmtree(note.parent, ignore_errors=True)
+    shutil.rmtree(user_cache(_CACHE) / "files", ignore_errors=True)
+    for each in info.redactions:
+        shutil.rmtree(user_cache("slices") / each.before, ignore_errors=True)
+
+
+_PARTS = ("parts", "previews", "attachments")
 
 
 def all_parts(info: ManifestInfo) -> list[Part]:

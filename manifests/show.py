@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uhr.base.console import say, shown, table, warn
 from uhr.base.formatting import first_words, share
-from uhr.manifests.compare.diff import Diff
-from uhr.manifests.compare.history import Step
-from uhr.manifests.export.job import ExportResult
 from uhr.manifests.lineage import summary
-from uhr.manifests.manifest import Manifest
-from uhr.manifests.stats import Stats
-from uhr.manifests.verify.verification import VerifyResult
+
+if TYPE_CHECKING:
+    from uhr.manifests.compare.diff import Diff
+    from uhr.manifests.compare.history import Step
+    from uhr.manifests.export.job import ExportResult
+    from uhr.manifests.forget.job import Forgotten
+    from uhr.manifests.manifest import Manifest
+    from uhr.manifests.stats import Stats
+    from uhr.manifests.verify.verification import VerifyResult
 
 _MOST_FAULTS = 5
 """Images that could not be exported, and are named on the terminal."""
@@ -152,6 +155,17 @@ def print_diff(found: Diff) -> None:
             say(shown(f"  {example['uri']}  {', '.join(values)}"))
     if found.same:
         say("no difference")
+
+
+def print_forgotten(done: Forgotten) -> None:
+    """Print what was taken out of each manifest and export, and which checkpoints had seen it."""
+    verb = "would be taken" if done.dry_run else "were taken"
+    say(f"{done.samples:,} samples, with crops and near-duplicates, {verb} out")
+    rows = [(change.path, change.rows, change.previews, change.pixels) for change in done.manifests]
+    table(("manifest", "rows", "previews", "stored images"), rows)
+    _section(("export", "files"), done.exports.items())
+    for path in done.checkpoints:
+        say(shown(f"trained on a manifest that had them, and not changed: {path}"))
 
 
 def _value(value: Any) -> str:

@@ -44,6 +44,8 @@ app.add_typer(train, name="train")
 manifests.EMBEDDER = "uhr.models.scores.clip:embed_query"
 # `manifest browse` shows why a row was kept or rejected: curation has the rules
 manifests.EXPLAINER = "uhr.curate.explain:explain_row"
+# `manifest forget` takes latents and embeddings out of encoded data
+manifests.ENCODED = ("uhr.train.encode.redact:redact", "uhr.train.encode.redact:seal")
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

@@ -18,6 +18,7 @@ from uhr.manifests import places
 from uhr.manifests.info import Parent, RuleInfo, StageInfo
 from uhr.manifests.manifest import Manifest, connect
 from uhr.manifests.parts import GROUP_ROWS, PREVIEW_GROUP_ROWS, PREVIEW_SCHEMA
+from uhr.manifests.selection.tombstones import COLUMNS, all_tombstones, living
 from uhr.manifests.sql import quoted
 from uhr.manifests.writer import Provenance, write_manifest
 
@@ -77,7 +78,7 @@ def union(
         if prefer is None:
             for a, b in itertools.combinations(range(len(manifests)), 2):
                 _check_agreement(connection, (names[a], manifests[a]), (names[b], manifests[b]))
-        order = _order(connection, names)
+        order = _living(_order(connection, names), manifests)
     with places.output(out) as folder:
         provenance = Provenance.derived(
             first,
@@ -244,6 +245,23 @@ def _order(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> _Orde
     return _Order(rows[_KEY], np.stack([rows[f"p{n}"].to_numpy() for n in range(len(names))]))
 
 
+def _living(order: _Order, manifests: Sequence[Manifest]) -> _Order:
+    """Leave out the rows that one of the manifests was made to forget."""
+    tombstones = all_tombstones(manifest.info for manifest in manifests)
+    if not tombstones:
+        return order
+    alive = np.ones(order.rows, bool)
+    for manifest, at in zip(manifests, order.positions, strict=True):
+        names = [name for name in COLUMNS if name in manifest.schema.names]
+        for start in range(0, order.rows, GROUP_ROWS):
+            here = slice(start, start + GROUP_ROWS)
+            mine = np.nonzero(at[here] >= 0)[0] + start
+            alive[mine] &= living(_taken(manifest, at[mine], names), tombstones).to_numpy(
+                zero_copy_only=False
+            )
+    return _Order(order.ids.filter(pa.array(alive)), order.positions[:, alive])
+
+
 def _rows(
     manifests: Sequence[Manifest], schema: pa.Schema, order: _Order, advance: Advance
 ) -> Iterator[pa.RecordBatch]:
@@ -256,11 +274,12 @@ def _rows(
         advance(places_.shape[1])
 
 
-def _taken(manifest: Manifest, positions: np.ndarray) -> pa.Table:
-    """Return a row per position of at least 0, in the order of the positions."""
+def _taken(manifest: Manifest, positions: np.ndarray, names: Sequence[str] | None = None) -> pa.Table:
+    """Return a row per position of at least 0, in the order of the positions; all columns by default."""
     wanted = positions[positions >= 0]
     rising, back = np.unique(wanted, return_inverse=True)
-    rows = pa.Table.from_batches(manifest.take(rising), schema=manifest.schema)
+    schema = manifest.schema if names is None else pa.schema([manifest.schema.field(n) for n in names])
+    rows = pa.Table.from_batches(manifest.take(rising, columns=names), schema=schema)
     return rows.take(pa.array(back))
 
 

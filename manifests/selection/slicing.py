@@ -22,7 +22,6 @@ from uhr.manifests.selection.embeddings import unit_vector, vector_hash
 from uhr.manifests.selection.options import SliceOptions, Top
 from uhr.manifests.selection.reference import reference_schema, with_columns
 from uhr.manifests.selection.select import Selection, select
-from uhr.manifests.sources.stored import write_pixels
 from uhr.manifests.sql import SqlCondition
 from uhr.manifests.writer import Provenance, RowCounts, write_manifest
 
@@ -171,6 +170,8 @@ def _write(
 
 def _pixels(folder: Path, parent: Manifest, selection: Selection) -> list[Part]:
     """Store the original bytes of the rows. Raises UserError if those of a row cannot be had."""
+    from uhr.manifests.sources.stored import write_pixels  # imports the decoders
+
     known = ("uri", "source_version", "source_name", "status", "content_hash")
     names = [name for name in known if name in parent.schema.names]
     hashless = sum(

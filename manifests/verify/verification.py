@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -22,9 +22,11 @@ from uhr.manifests.lineage import find_parent
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.schema import BASE, COLUMNS, KEPT
 from uhr.manifests.selection.reference import parent_of
-from uhr.manifests.sources.base import Source
 from uhr.manifests.verify.checks import VerifyFault, check_rows
 from uhr.pixels.types import PixelFault
+
+if TYPE_CHECKING:
+    from uhr.manifests.sources.base import Source
 
 
 @dataclass(frozen=True)

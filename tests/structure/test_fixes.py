@@ -38,6 +38,8 @@ PRINTED_BY = {
     "manifests/selection/slicing.py": ("manifest slice",),
     "manifests/selection/reference.py": ("manifest slice",),
     "manifests/selection/sets.py": ("manifest union",),
+    "manifests/forget/": ("manifest forget",),
+    "manifests/verify/audit.py": ("manifest audit",),
     "manifests/places.py": ("manifest slice", "manifest union", "manifest difference"),
     "models/": SAMPLE,
     "models/loading/file_spec.py": MODEL,

@@ -40,7 +40,7 @@ LEFT_OUT = "left_out.parquet"
 """In version 1, the rows that were not encoded."""
 
 MANIFEST_PART = MANIFEST_LAYOUT.inside[SAMPLES]
-_PART = or_half_written(r"(texts|\d+x\d+)-\d{5}\.parquet")
+_PART = or_half_written(r"(texts|\d+x\d+)-\d{5}(-[0-9a-f]{16})?\.parquet")
 _UNIT = or_half_written(units.FILES)
 
 LAYOUT = FolderLayout(

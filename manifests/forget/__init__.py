@@ -1,0 +1,1 @@
+"""Take samples out of a chain of manifests: rows, previews, pixels, encoded data, exports."""

@@ -1,0 +1,130 @@
+"""Forget samples: in every manifest of their chain, in exports and reports. A run that was killed is finished
+by the same command.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uhr.base.config import build
+from uhr.base.console import Advance
+from uhr.base.errors import UserError
+from uhr.base.files import json_bytes
+from uhr.base.paths import is_url, text_path
+from uhr.base.store import FolderStore, ObjectStore, Store
+from uhr.manifests import places
+from uhr.manifests.forget import exports
+from uhr.manifests.forget.redact import Change, Encoded, Redactor, Sealed
+from uhr.manifests.forget.targets import ForgetRequest, Targets, chain_of, extend, first_targets
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.parts import JOURNAL
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What was taken out, or would be in a dry run.
+
+    samples: their number, with crops and near-duplicates. manifests: by manifest, parents first. exports: the
+    number of files by folder. checkpoints: those that were trained on data that had one of the samples; they
+    are not changed.
+    """
+
+    samples: int
+    manifests: list[Change]
+    exports: dict[str, int]
+    checkpoints: list[str]
+    dry_run: bool
+    ids: list[str] = field(default_factory=list)
+
+
+def forget(
+    place: Path | str,
+    request: ForgetRequest,
+    below: Sequence[Path | str] = (),
+    *,
+    reason: str = "",
+    dry_run: bool = False,
+    encoded: tuple[Encoded, Sealed] | None = None,
+    advance: Advance = lambda n=1, note=None: None,
+) -> Forgotten:
+    """Take samples out of the manifest at `place`, its parents, and all that was made from any of them.
+
+    Images of the sources and checkpoints are not changed. Each changed manifest gets a new id, and records
+    the one before, the time, `reason` and tombstones: hashes by which a rerun leaves the samples out.
+
+    Args:
+        below: folders and prefixes in which descendants, exports and runs are looked for too; otherwise only
+            beside the manifests of the chain.
+        encoded: what redacts encoded data.
+
+    Raises UserError if no sample is found, or if another `forget` of the manifest was not finished.
+    """
+    home = places.place_of(place)
+    store: Store = ObjectStore(home) if is_url(home) else FolderStore(str(text_path(home)))
+    plan = _unfinished(store, request, home)
+    if plan is None:
+        plan = _planned(Manifest.open(place), request, below, reason)
+        if not dry_run:
+            store.write(JOURNAL, json_bytes(plan))
+    targets = Targets(ids=set(plan["ids"]), hashes=set(plan["hashes"]), tombstones=set(plan["tombstones"]))
+    changes = [Change(**change) for change in plan["manifests"]]
+    if not dry_run:
+        redactor = Redactor(targets, plan["time"], plan["reason"], encoded)
+        for number, change in enumerate(changes):
+            changes[number] = redactor.redact(change.path, change)
+            advance(1)
+        for folder in plan["exports"]:
+            exports.redact(Path(folder), frozenset(targets.ids), plan["time"])
+        store.delete(JOURNAL)
+    return Forgotten(
+        len(targets.ids), changes, plan["exports"], plan["checkpoints"], dry_run, sorted(targets.ids)
+    )
+
+
+def _planned(
+    manifest: Manifest, request: ForgetRequest, below: Sequence[Path | str], reason: str
+) -> dict[str, Any]:
+    """Return what is to be done, as the journal has it until it is done."""
+    chain = chain_of(manifest, below)
+    targets = first_targets(manifest, request)
+    extend(targets, [Manifest.open(place) for place in chain.manifests])
+    redactor = Redactor(targets, "", "", None)
+    changes = [redactor.would(place) for place in chain.manifests]
+    seen = {change.before for change in changes if change.rows}
+    for change in changes:
+        if change.rows:
+            seen |= {each.before for each in places.info_at(change.path).redactions}
+    ids = frozenset(targets.ids)
+    files = {str(folder): len(exports.matching(folder, ids)) for folder in chain.exports}
+    return {
+        "request": request.model_dump(mode="json"),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+        "reason": reason,
+        "ids": sorted(targets.ids),
+        "hashes": sorted(targets.hashes),
+        "tombstones": sorted(targets.tombstones),
+        "manifests": [asdict(change) for change in changes],
+        "exports": {folder: count for folder, count in files.items() if count},
+        "checkpoints": sorted(path for path, data in chain.checkpoints.items() if seen.intersection(data)),
+    }
+
+
+def _unfinished(store: Store, request: ForgetRequest, home: str) -> dict[str, Any] | None:
+    """Return the plan of a run of the same request that was not finished. Raises UserError if there is one of
+    another request.
+    """
+    data = store.read(JOURNAL)
+    if data is None:
+        return None
+    plan: dict[str, Any] = json.loads(data)
+    if build(ForgetRequest, plan["request"], JOURNAL) != request:
+        given = next((f"--{name} {value}" for name, value in plan["request"].items() if value), "")
+        raise UserError(
+            f"{home}: 'forget {given}' was not finished", "repeat that command first, with the same options"
+        )
+    return plan

@@ -1,0 +1,264 @@
+"""Take rows out of one manifest, with their previews, pixels and encoded data."""
+
+from __future__ import annotations
+
+import collections
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from uhr.base import parquet
+from uhr.base.files import sha256_file, user_cache
+from uhr.base.paths import is_url, text_path
+from uhr.manifests import places
+from uhr.manifests.forget.targets import Targets
+from uhr.manifests.info import ManifestInfo, Parent, Part, Redaction, read_info
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.parts import PIXELS, REPORT
+from uhr.manifests.selection.reference import POSITION, parent_of
+from uhr.manifests.sources.stored import GROUP_ROWS
+from uhr.manifests.writer import Provenance, RowCounts, write_manifest
+
+Encoded = Callable[[Path, Path, frozenset[str]], list[Part]]
+"""A function of (folder, staging folder, sample ids) that writes the tensors of encoded data without these
+samples into the staging folder, and returns its files."""
+
+Sealed = Callable[[Path], None]
+"""A function of a folder of encoded data that makes its own records agree with the redacted manifest."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is, or would be, taken out of one manifest; `id` is empty in a dry run."""
+
+    path: str
+    before: str
+    rows: int
+    previews: int
+    pixels: int
+    id: str = ""
+
+
+class Redactor:
+    """Redacts the manifests of a chain, one after the other, parents before children.
+
+    targets: what to take out. time, reason: for the records. encoded: as `Encoded` and `Sealed`.
+    """
+
+    def __init__(
+        self, targets: Targets, time: str, reason: str, encoded: tuple[Encoded, Sealed] | None
+    ) -> None:
+        self._ids, self._hashes = frozenset(targets.ids), frozenset(targets.hashes)
+        self._tombstones = sorted(targets.tombstones)
+        self._time, self._reason = time, reason
+        self._encoded = encoded
+        self._pixels: dict[str, list[str]] = {}
+        self.new_ids: dict[str, str] = {}
+
+    def would(self, place: str) -> Change:
+        """Count what `redact` would take out. Changes nothing."""
+        manifest = Manifest.open(place)
+        ids = [each for batch in manifest.rows(["sample_id"]) for each in batch.column(0).to_pylist()]
+        mine = self._ids.intersection(ids)
+        previews = sum(batch.num_rows for batch in manifest.preview_batches(mine)) if mine else 0
+        pixels = sum(
+            _count(places.file_at(place, part.path), self._hashes) for part in _pixel_parts(manifest.info)
+        )
+        return Change(place, manifest.id, len(mine), previews, pixels)
+
+    def redact(self, place: str, change: Change) -> Change:
+        """Take the rows out, if there are any. A manifest whose parent has changed names its new id."""
+        info = places.info_at(place)
+        moved = any(parent.id in self.new_ids for parent in info.parents)
+        done = bool(info.redactions) and info.redactions[-1].time == self._time
+        if not done and (change.rows or change.pixels or moved):
+            folder = None if is_url(place) else text_path(place)
+            home = user_cache("forget") if folder is None else folder
+            home.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=home, prefix=".forget-") as staged:
+                new = self._written(Path(staged) / "new", place, info, change)
+                places.replace(place, Path(staged) / "new", new)
+            info = places.info_at(place)
+        elif done:
+            places.tidy(place)
+        self._finish(place, info)
+        if info.redactions:
+            for each in info.redactions:
+                self.new_ids[each.before] = info.id
+        pixels = [part.path for part in _pixel_parts(info)]
+        self._pixels[place] = pixels
+        return Change(place, change.before, change.rows, change.previews, change.pixels, info.id)
+
+    def _finish(self, place: str, info: ManifestInfo) -> None:
+        """Make what is beside the manifest again: a report, and the records of encoded data."""
+        if is_url(place) or not info.redactions:
+            return
+        folder = text_path(place)
+        if info.operation.get("kind") == "encode" and self._encoded is not None:
+            self._encoded[1](folder)
+        if (folder / REPORT).is_file():
+            from uhr.manifests.report import write_report
+
+            write_report(Manifest.open(folder), folder / REPORT)
+
+    def _written(self, staged: Path, place: str, info: ManifestInfo, change: Change) -> ManifestInfo:
+        # a slice by reference is not opened: the positions that it has are those of its parent before
+        folder = places.local(place)
+        manifest = Manifest(folder, info) if info.by_reference else Manifest.open(folder)
+        parents = [Parent(id=self.new_ids.get(p.id, p.id), path=p.path, role=p.role) for p in info.parents]
+        redaction = Redaction(
+            time=self._time,
+            rows=change.rows,
+            reason=self._reason,
+            before=info.id,
+            tombstones=self._tombstones if change.rows else [],
+        )
+        provenance = Provenance.derived(
+            manifest,
+            info.operation,
+            parents,
+            root=info.root,
+            origin=self._origin(info.origin),
+            source=info.source,
+            versions=info.versions,
+            attachments=self._attachments(staged, place, info, change),
+            by_reference=info.by_reference,
+            redactions=[*info.redactions, redaction],
+        )
+        if info.by_reference:
+            self._write_reference(staged, folder, info, provenance)
+        else:
+            previews = self._previews(manifest) if info.previews else None
+            write_manifest(staged, manifest.schema, self._rows(manifest), provenance, previews)
+        made = read_info(staged)
+        # when and by which software the rows were made is not the redaction's
+        return made.model_copy(update={"created": info.created, "uhr": info.uhr})
+
+    def _rows(self, manifest: Manifest) -> Iterator[pa.RecordBatch]:
+        encoded = manifest.info.operation.get("kind") == "encode"
+        removed = _removed(manifest, self._ids) if encoded else {}
+        for batch in manifest.rows():
+            kept = batch.filter(_others(batch.column("sample_id"), self._ids))
+            yield _renumbered(kept, removed) if encoded else kept
+
+    def _previews(self, manifest: Manifest) -> Iterator[pa.RecordBatch]:
+        for part in manifest.info.previews:
+            with parquet.opened(manifest.files / part.path) as file:
+                for batch in file.iter_batches(100):
+                    yield batch.filter(_others(batch.column("sample_id"), self._ids))
+
+    def _write_reference(
+        self, staged: Path, folder: Path, info: ManifestInfo, provenance: Provenance
+    ) -> None:
+        """Write ids and their positions among the rows that the parent has now."""
+        own = pa.concat_tables([parquet.read(folder / part.path) for part in info.parts])
+        own = own.filter(_others(own["sample_id"], self._ids))
+        info = info.model_copy(update={"parents": list(provenance.parents)})
+        parent = parent_of(folder, info, Manifest.open)
+        ids = parent.table(["sample_id"])["sample_id"].combine_chunks()
+        found = pc.call_function("index_in", [own["sample_id"]], pc.SetLookupOptions(ids)).cast(pa.int64())
+        own = own.set_column(own.schema.get_field_index(POSITION.name), POSITION, found)
+        counts = RowCounts()
+        seen = parent.take(own[POSITION.name].to_numpy(), columns=("uri", "status", "reason"))
+        collections.deque(counts.watch(seen), maxlen=0)
+        counts.coverage.clear()
+        write_manifest(staged, own.schema, own.combine_chunks().to_batches(), provenance, counts=counts)
+
+    def _attachments(self, staged: Path, place: str, info: ManifestInfo, change: Change) -> list[Part]:
+        found = []
+        tensors = [part for part in info.attachments if part not in _pixel_parts(info)]
+        if tensors and change.rows:
+            assert self._encoded is not None, "uhr.cli names it"
+            found += self._encoded[0](text_path(place), staged, self._ids)
+        else:
+            found += tensors
+        for part in _pixel_parts(info):
+            file = places.file_at(place, part.path)
+            if _count(file, self._hashes):
+                rewritten = _without(file, staged / part.path, self._hashes)
+                found += [rewritten] if rewritten is not None else []
+            else:
+                found.append(part)
+        return found
+
+    def _origin(self, tree: Any) -> Any:
+        """Return the description of a source with the new names of stored pixels."""
+        if not isinstance(tree, Mapping):
+            return tree
+        new = {key: self._origin(value) for key, value in tree.items()}
+        if tree.get("kind") == "stored" and tree.get("path") in self._pixels:
+            new["parts"] = self._pixels[tree["path"]]
+        return new
+
+
+def _among(column: pa.Array | pa.ChunkedArray, values: frozenset[str]) -> Any:
+    """Return whether each is one of the values; bool [rows], never null."""
+    known = pc.SetLookupOptions(pa.array(sorted(values), pa.string()))
+    return pc.call_function("is_in", [column], known)
+
+
+def _others(column: pa.Array | pa.ChunkedArray, values: frozenset[str]) -> Any:
+    return pc.call_function("invert", [_among(column, values)])
+
+
+def _count(file: Path, hashes: frozenset[str]) -> int:
+    """Return how many stored images have one of these hashes."""
+    column = parquet.read(file, ["content_hash"])["content_hash"]
+    return int(pc.call_function("sum", [_among(column, hashes)]).as_py() or 0)
+
+
+def _pixel_parts(info: ManifestInfo) -> list[Part]:
+    return [part for part in info.attachments if part.path.startswith(f"{PIXELS}/") and _is_store(part)]
+
+
+def _is_store(part: Part) -> bool:
+    """Whether these are the files of images, by content; encoded pixels of a VAE's recipe are by bucket."""
+    return part.path.rpartition("/")[2].startswith("part-")
+
+
+def _without(file: Path, target: Path, hashes: frozenset[str]) -> Part | None:
+    """Write stored images without those of these hashes; None if none is left."""
+    rows = 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        parquet.opened(file) as old,
+        parquet.writer(target, old.schema_arrow, compression="none", write_page_index=True) as writer,
+    ):
+        for number in range(old.num_row_groups):
+            group = old.read_row_group(number)
+            kept = group.filter(_others(group["content_hash"], hashes))
+            if kept.num_rows:
+                writer.write_table(kept, row_group_size=GROUP_ROWS)
+                rows += kept.num_rows
+    if not rows:
+        target.unlink()
+        return None
+    name = f"{PIXELS}/{target.name}"
+    return Part(path=name, rows=rows, bytes=target.stat().st_size, sha256=sha256_file(target))
+
+
+def _removed(manifest: Manifest, ids: frozenset[str]) -> dict[str, np.ndarray]:
+    """Return the numbers of the rows that are taken out of each bucket, rising."""
+    rows = manifest.table(["sample_id", "bucket", "bucket_row"], where="bucket IS NOT NULL")
+    rows = rows.filter(_among(rows["sample_id"], ids))
+    found: dict[str, list[int]] = {}
+    for bucket, number in zip(rows["bucket"].to_pylist(), rows["bucket_row"].to_pylist(), strict=True):
+        found.setdefault(bucket, []).append(number)
+    return {bucket: np.sort(numbers) for bucket, numbers in found.items()}
+
+
+def _renumbered(batch: pa.RecordBatch, removed: Mapping[str, np.ndarray]) -> pa.RecordBatch:
+    """Return the rows with the numbers that they have in their buckets now."""
+    buckets, numbers = batch.column("bucket").to_pylist(), batch.column("bucket_row").to_pylist()
+    new = [
+        number - int(np.searchsorted(removed[bucket], number)) if bucket in removed else number
+        for bucket, number in zip(buckets, numbers, strict=True)
+    ]
+    place = batch.schema.get_field_index("bucket_row")
+    return batch.set_column(place, batch.schema.field(place), pa.array(new, pa.int64()))

@@ -1,0 +1,204 @@
+"""What is to be forgotten: the samples, and the manifests, exports and checkpoints that have them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from uhr.base.config import Config
+from uhr.base.errors import UserError
+from uhr.base.paths import is_url
+from uhr.base.store import ObjectStore
+from uhr.manifests import places
+from uhr.manifests.info import FILE
+from uhr.manifests.lineage import lineage
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.selection.tombstones import COLUMNS, tombstones_of
+from uhr.manifests.sql import SqlCondition, literal, quoted
+
+EXPORT, CHECKPOINT = "export.json", "checkpoint.json"
+_DEPTH = 4
+"""Levels of folders in which the manifests, exports and runs beside a manifest are looked for."""
+
+_NOT_INTO = {"samples", "previews", "pixels", "latents", "texts", "units"}
+
+
+class ForgetRequest(Config):
+    """Which samples: exactly one of the fields is set.
+
+    ids: sample ids. where: an SQL condition. url: an address (`source_url`, `final_url` or `uri`). author: as
+    in the column. hash: of the file (`content_hash`).
+    """
+
+    ids: tuple[str, ...] | None = None
+    where: str | None = None
+    url: str | None = None
+    author: str | None = None
+    hash: str | None = None
+
+    def condition(self, manifest: Manifest) -> str:
+        """Return the SQL condition of the samples. Raises UserError unless one field is set and fits."""
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        if len(given) != 1:
+            fix = "give one of --ids, --where, --url, --author and --hash"
+            raise UserError(f"{'several conditions' if given else 'no condition'} of what to forget", fix)
+        if self.ids is not None:
+            return f"sample_id IN ({', '.join(map(literal, self.ids))})"
+        if self.where is not None:
+            return self.where
+        names = {"url": ("source_url", "final_url", "uri"), "author": ("author",), "hash": ("content_hash",)}
+        ((name, value),) = given.items()
+        known = [each for each in names[name] if each in manifest.schema.names]
+        return " OR ".join(f"{each} = {literal(value)}" for each in known)
+
+
+@dataclass
+class Targets:
+    """The samples to forget, by id and by the hash of their files, and the groups of near-duplicates."""
+
+    ids: set[str] = field(default_factory=set)
+    hashes: set[str] = field(default_factory=set)
+    groups: set[str] = field(default_factory=set)
+    tombstones: set[str] = field(default_factory=set)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        return len(self.ids), len(self.hashes), len(self.groups)
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        for row in rows:
+            self.ids |= {row["sample_id"], row.get("parent_id") or row["sample_id"]}
+            self.hashes |= {each for each in (row.get("content_hash"),) if each}
+            self.groups |= {each for each in (row.get("near_group"),) if each}
+            self.tombstones |= set(tombstones_of(row))
+
+
+def first_targets(manifest: Manifest, request: ForgetRequest) -> Targets:
+    """Return the samples of the request. Raises UserError if there are none, or as `condition` does."""
+    text = request.condition(manifest)
+    condition = SqlCondition.parse(text, "--where" if request.where is not None else "forget")
+    condition.check(manifest.schema)
+    found = Targets()
+    try:
+        with manifest.connect() as connection:
+            found.add(_rows(connection, manifest, condition.sql_for(connection)))
+    except duckdb.Error as error:
+        raise condition.error_from(error) from None
+    if not found.ids:
+        raise UserError(f"{manifest.name} has no such sample", "see 'uhr manifest history' for its ids")
+    return found
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, manifest: Manifest, condition: str) -> list[dict[str, Any]]:
+    names = [name for name in (*COLUMNS, "near_group") if name in manifest.schema.names]
+    columns = ", ".join(map(quoted, names))
+    return connection.sql(f"SELECT {columns} FROM samples WHERE {condition}").to_arrow_table().to_pylist()
+
+
+def extend(targets: Targets, manifests: Sequence[Manifest]) -> None:
+    """Add crops of the samples, the images of crops, copies of the same file, and near-duplicates, in all of
+    the manifests, until none is left to add.
+    """
+    while True:
+        before = targets.size
+        for manifest in manifests:
+            names = manifest.schema.names
+            parts = [("ids", "sample_id"), ("ids", "parent_id"), ("hashes", "content_hash")]
+            parts += [("groups", "near_group")]
+            condition = " OR ".join(
+                f"{column} IN (SELECT value FROM {which})" for which, column in parts if column in names
+            )
+            with manifest.connect() as connection:
+                for which in ("ids", "hashes", "groups"):
+                    values = sorted(getattr(targets, which))
+                    connection.register(which, pa.table({"value": pa.array(values, pa.string())}))
+                targets.add(_rows(connection, manifest, condition))
+        if targets.size == before:
+            return
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What may have samples of a manifest: manifests, parents before children; the folders of exports, and
+    checkpoints with the ids of the data that they name.
+    """
+
+    manifests: list[str]
+    exports: list[Path]
+    checkpoints: dict[str, list[str]]
+
+
+def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
+    """Find the parents of a manifest, all that was made from any of them, and their exports and checkpoints.
+
+    What was made from them is looked for beside each of them, and in the folders and prefixes `below`.
+    """
+    links = [link for link in lineage(places.place_of(manifest.path)) if link["found"]]
+    known = {link["id"]: str(link["path"]) for link in sorted(links, key=lambda link: -link["depth"])}
+    folders = {Path(path).resolve().parent for path in known.values() if not is_url(path)}
+    files: dict[str, list[Path]] = {FILE: [], EXPORT: [], CHECKPOINT: []}
+    for folder in sorted(folders | {Path(each) for each in below if not is_url(str(each))}):
+        for file in _files(folder):
+            files[file.name].append(file)
+    candidates = [str(file.parent) for file in files[FILE]]
+    for each in below:
+        if is_url(str(each)):
+            found = (name for name in ObjectStore(str(each)).names() if name.rpartition("/")[2] == FILE)
+            candidates += [f"{each}/{name}".rpartition("/")[0] for name in sorted(found)]
+    infos = {place: info for place in dict.fromkeys(candidates) if (info := _info(place)) is not None}
+    aliases = {old for info in infos.values() for old in (each.before for each in info.redactions)}
+    while True:
+        more = {
+            place: info
+            for place, info in infos.items()
+            if info.id not in known
+            and any(parent.id in known or parent.id in aliases for parent in info.parents)
+        }
+        if not more:
+            break
+        known |= {info.id: place for place, info in more.items()}
+    ids = {*known, *aliases}
+    exports = [file.parent for file in files[EXPORT] if _names(file, ("parent", "id")) in ids]
+    checkpoints = {str(file.parent): _data_of(file) for file in files[CHECKPOINT]}
+    return Chain(list(known.values()), sorted(set(exports)), checkpoints)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    top = len(folder.parts)
+    for here, folders, files in os.walk(folder):
+        deep = len(Path(here).parts) - top >= _DEPTH
+        folders[:] = (
+            [] if deep else sorted(f for f in folders if f not in _NOT_INTO and not f.startswith("."))
+        )
+        yield from (Path(here) / name for name in (FILE, EXPORT, CHECKPOINT) if name in files)
+
+
+def _info(place: str) -> Any:
+    try:
+        return places.info_at(place)
+    except UserError:
+        return None  # not a manifest of ours that can be read, hence not known to be of the chain
+
+
+def _names(file: Path, keys: Sequence[str]) -> Any:
+    try:
+        tree = json.loads(file.read_bytes())
+        for key in keys:
+            tree = tree[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not a record of ours
+    return tree
+
+
+def _data_of(file: Path) -> list[str]:
+    """Return the ids of the manifests and encoded data that a checkpoint names."""
+    data = _names(file, ("data",))
+    entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+    return [str(entry.get(key)) for entry in entries for key in ("id", "manifest_id")]

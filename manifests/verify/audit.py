@@ -1,0 +1,227 @@
+"""Audit: what decided of each image and rule: value, threshold, stage, weights, evidence of rights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from uhr.base import parquet
+from uhr.base.config import canonical_json
+from uhr.base.console import Advance
+from uhr.base.errors import UserError
+from uhr.base.files import atomic, saving
+from uhr.manifests import places, sql
+from uhr.manifests.info import ManifestInfo, RuleInfo
+from uhr.manifests.lineage import lineage
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.sql import SqlCondition, finite_column, literal, quoted
+from uhr.manifests.verify.checks import REVIEW, REVIEWED
+
+EVIDENCE = (
+    *("source_name", "source_url", "final_url", "fetch_time", "http_status", "etag", "contract"),
+    *("author", "license", "license_spdx", "license_problem", "opt_out", "opt_out_headers"),
+    *("embedded_creator", "embedded_copyright", "embedded_license", "data_mining", "digital_source_type"),
+    *("c2pa", "rights_fault", "blocklist_match"),
+)
+"""Columns that are evidence of rights; those that a manifest has are in its audit."""
+
+_FIRST = ("sample_id", "uri", "parent_id", "content_hash", "status", "reason", "error")
+_ROWS = 20_000
+"""Rows that are judged at a time."""
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """The audit that was written: its file, the images and the lines in it."""
+
+    path: str
+    images: int
+    lines: int
+
+
+def audit(
+    manifest: Manifest,
+    out: Path,
+    where: str | None = None,
+    advance: Advance = lambda n=1, note=None: None,
+) -> AuditResult:
+    """Write a line for each row for which the condition `where` is true and each rule that applies to it.
+
+    A line has the row's identity and verdict; the rule, its condition (the threshold), what it came to and
+    the values of its columns as JSON; the stages of these columns with versions, fingerprints and hashes of
+    their weights and files as JSON; when and with which software it was decided; the evidence of rights; the
+    review. A row to which no rule applies has one line without a rule. Lines are in the order of rows, then
+    of rules.
+
+    `outcome` is `rejected` (this rule rejects the row), `passed`, `failed` (its condition is false, and
+    another rule or another channel decided), `no value`, or `not evaluated`.
+
+    Raises UserError if `out` is neither .parquet nor .csv, if the condition is invalid, or if a review lacks
+    name, time or reason.
+    """
+    kind = out.suffix.lower()
+    if kind not in (".parquet", ".csv"):
+        raise UserError(f"--out {out} is neither .parquet nor .csv", "name it with one of these endings")
+    condition = None
+    if where is not None:
+        condition = SqlCondition.parse(where, "--where")
+        condition.check(manifest.schema)
+    _check_reviews(manifest)
+    images = lines = 0
+    query = _query(manifest)
+    with saving(out, "free space there, then repeat the command"), _table(out, kind) as write:
+        for rows in _batches(manifest):
+            with sql.connect(samples=rows) as connection:
+                if condition is not None:
+                    try:
+                        rows = connection.sql(
+                            f"SELECT * FROM samples WHERE {condition.sql_for(connection)}"
+                        ).to_arrow_table()
+                    except duckdb.Error as error:
+                        raise condition.error_from(error) from None
+            with sql.connect(chosen=rows.append_column("row", pa.array(range(rows.num_rows)))) as connection:
+                found = connection.sql(query).to_arrow_table()
+            write(found)
+            images += rows.num_rows
+            lines += found.num_rows
+            advance(_ROWS)
+    return AuditResult(str(out), images, lines)
+
+
+def _check_reviews(manifest: Manifest) -> None:
+    """Raise UserError if a verdict by hand lacks the name of its reviewer, the time or the reason."""
+    names = manifest.schema.names
+    if REVIEW not in names:
+        return
+    lacks = [
+        f"{quoted(name)} IS NULL OR trim({quoted(name)}) = ''" if name in names else "true"
+        for name in REVIEWED
+    ]
+    with manifest.connect() as connection:
+        ((count, uri),) = connection.sql(
+            f"SELECT count(*), min(uri) FROM samples WHERE {REVIEW} IS NOT NULL AND ({' OR '.join(lacks)})"
+        ).fetchall()
+    if count:
+        raise UserError(
+            f"{manifest.name}: the review of {count:,} rows, such as {uri}, lacks one of "
+            f"{', '.join(REVIEWED)}",
+            "give each verdict a name, a time and a reason",
+        )
+
+
+def _batches(manifest: Manifest) -> Iterator[pa.Table]:
+    for batch in manifest.rows():
+        for start in range(0, batch.num_rows, _ROWS):
+            yield pa.Table.from_batches([batch.slice(start, _ROWS)])
+
+
+def _query(manifest: Manifest) -> str:
+    """Return SQL that makes the lines of the rows in the relation `chosen`, which has their number `row`."""
+    names = manifest.schema.names
+    time, software = _decided(manifest)
+    own = [quoted(name) for name in (*_FIRST, *EVIDENCE, REVIEW, *REVIEWED) if name in names]
+    with sql.connect(samples=manifest.schema.empty_table()) as connection:
+        parts = [
+            _of_rule(manifest, number, rule, connection) for number, rule in enumerate(manifest.info.rules)
+        ]
+    applies = [part[0] for part in parts]
+    none = " AND ".join(f"NOT coalesce({each}, false)" for each in applies) or "true"
+    empty = ", ".join(f"NULL::VARCHAR AS {name}" for name in _OF_RULE)
+    selects = [part[1] for part in parts]
+    selects.append(f"SELECT *, {len(parts)} AS number, {empty} FROM chosen WHERE {none}")
+    first = ", ".join(own[: len([name for name in _FIRST if name in names])])
+    rest = ", ".join(own[len([name for name in _FIRST if name in names]) :])
+    columns = [first, *_OF_RULE, f"{literal(time)} AS decided", f"{literal(software)} AS decided_by"]
+    columns += [rest] if rest else []
+    return f'SELECT {", ".join(columns)} FROM ({" UNION ALL BY NAME ".join(selects)}) ORDER BY "row", number'
+
+
+_OF_RULE = ("rule", "outcome", "threshold", "missing", "channel", "value", "stages", "weights", "files")
+
+
+def _of_rule(
+    manifest: Manifest, number: int, rule: RuleInfo, connection: duckdb.DuckDBPyConnection
+) -> tuple[str, str]:
+    """Return SQL for whether a rule applies to a row, and for its lines."""
+    schema = manifest.schema
+    condition = SqlCondition.parse(rule.where, f"rule '{rule.name}'")
+    columns = sorted(name for name in condition.columns if name in schema.names)
+    applies = {"images": "parent_id IS NULL", "patches": "parent_id IS NOT NULL"}.get(rule.rows, "true")
+    rejected = f"status = 'rejected' AND reason = {literal(rule.name)}"
+    if "rejected_by" in schema.names:
+        rejected = f"({rejected}) OR coalesce(list_contains(rejected_by, {literal(rule.name)}), false)"
+    if rule.state != "evaluated" or not condition.columns <= set(schema.names):
+        outcome = literal(f"not evaluated{f': {rule.why}' if rule.why else ''}")
+    else:
+        true = condition.sql_for(connection)
+        outcome = (
+            f"CASE WHEN {rejected} THEN 'rejected' WHEN {true} THEN 'passed' WHEN NOT ({true}) THEN 'failed' "
+            f"ELSE 'no value' END"
+        )
+    pairs = []
+    for name in columns:
+        floating = pa.types.is_floating(schema.field(name).type)
+        pairs.append(f"{literal(name)}, {finite_column(name) if floating else quoted(name)}")
+    value = f"json_object({', '.join(pairs)})::VARCHAR" if pairs else "NULL::VARCHAR"
+    stages, weights, files = _made_by(manifest.info, columns)
+    facts = {
+        "rule": literal(rule.name),
+        "outcome": outcome,
+        "threshold": literal(rule.where),
+        "missing": literal(rule.null or "fail"),
+        "channel": literal(rule.channel) if rule.channel else "NULL::VARCHAR",
+        "value": value,
+        "stages": literal(stages),
+        "weights": literal(weights),
+        "files": literal(files),
+    }
+    made = ", ".join(f"{text} AS {name}" for name, text in facts.items())
+    return applies, f"SELECT *, {number} AS number, {made} FROM chosen WHERE {applies}"
+
+
+def _made_by(info: ManifestInfo, columns: Sequence[str]) -> tuple[str, str, str]:
+    """Return the stages that wrote the columns, their weights and their other files, each as JSON."""
+    stages = [
+        stage for stage in info.stages if stage.state == "ran" and not set(columns).isdisjoint(stage.adds)
+    ]
+    known = {stage.name: {"version": stage.version, "fingerprint": stage.fingerprint} for stage in stages}
+
+    def of(trees: dict[str, str]) -> dict[str, str]:
+        return {name: hash_ for name, hash_ in trees.items() if name.partition("/")[0] in known}
+
+    return canonical_json(known), canonical_json(of(info.weights)), canonical_json(of(info.files))
+
+
+def _decided(manifest: Manifest) -> tuple[str, str]:
+    """Return when the rules were evaluated, and the software: of the curation that the rows come from, or of
+    the manifest itself if that is not found.
+    """
+    for link in lineage(places.place_of(manifest.path)):
+        if link["found"] and link["operation"].get("kind") == "curate":
+            return link["created"], f"uhr {link['uhr']}"
+    return manifest.info.created, f"uhr {manifest.info.uhr}"
+
+
+@contextlib.contextmanager
+def _table(out: Path, kind: str) -> Generator[Any]:
+    """Yield a function that appends a table to a new file, which gets its name at the end."""
+    with atomic(out) as temporary, contextlib.ExitStack() as opened:
+        writer: Any = None
+
+        def write(table: pa.Table) -> None:
+            nonlocal writer
+            if writer is None and kind == ".csv":
+                from pyarrow import csv
+
+                writer = opened.enter_context(csv.CSVWriter(str(temporary), table.schema))
+            elif writer is None:
+                writer = opened.enter_context(parquet.writer(temporary, table.schema, compression="zstd"))
+            writer.write_table(table)
+
+        yield write

@@ -1,0 +1,300 @@
+"""`uhr manifest forget`: samples leave every manifest of their chain, exports and reports."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from uhr.base.errors import UserError
+from uhr.base.files import sha256_file, write_json
+from uhr.cli import main
+from uhr.manifests import places
+from uhr.manifests.export import FORMATS, format_named
+from uhr.manifests.export.base import ExportOptions
+from uhr.manifests.export.job import ExportRequest, export
+from uhr.manifests.forget import exports, job
+from uhr.manifests.forget.targets import ForgetRequest
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.report import write_report
+from uhr.manifests.schema import COLUMNS, patch_id, sample_id, schema_of
+from uhr.manifests.selection.options import SliceOptions
+from uhr.manifests.selection.sets import union
+from uhr.manifests.selection.slicing import slice_manifest
+from uhr.manifests.selection.tombstones import tombstones_of
+from uhr.manifests.verify.verification import verify
+
+Make = Callable[..., Manifest]
+
+NEAR = ("near_group",)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def rows(forge: Any, tmp_path: Path) -> list[dict[str, Any]]:
+    """Six images on disk; b.jpg has a patch, and c.jpg has the same bytes as b.jpg."""
+    rows = []
+    for number, name in enumerate("abcdef"):
+        file = tmp_path / "source" / f"{name}.jpg"
+        file.parent.mkdir(exist_ok=True)
+        seed = 1 if name == "c" else number
+        file.write_bytes(forge.encode(forge.image(64, 48, seed=seed), "JPEG"))
+        facts = {"format": "JPEG", "width": 64, "height": 48, "content_hash": sha256_file(file)}
+        facts |= {"uri": file.name, "sample_id": sample_id(file.name), "status": "kept", "caption": name}
+        facts |= {"author": "A" if name == "e" else "B", "source_url": f"https://example.org/{name}"}
+        facts["file_size"] = file.stat().st_size
+        rows.append(facts)
+        if name == "b":
+            box = (0, 0, 32, 32)
+            patch = {"sample_id": patch_id(facts["sample_id"], box), "parent_id": facts["sample_id"]}
+            rows.append(facts | patch | {"box": list(box), "width": 32, "height": 32})
+    return rows
+
+
+@pytest.fixture
+def chain(make: Make, rows: list[dict[str, Any]], tmp_path: Path) -> dict[str, Manifest]:
+    """A manifest with a report, a slice with its pixels, one by reference of that, and one of two others."""
+    top = make(tmp_path / "set", rows)
+    write_report(top, top.path / "report.html")
+    stored = slice_manifest(top, tmp_path / "stored", SliceOptions(materialise="pixels"))
+    inner = slice_manifest(
+        stored,
+        tmp_path / "inner",
+        SliceOptions(where="uri < 'f'", split={"x": 0.5, "y": 0.5}, materialise="none"),
+    )
+    other = slice_manifest(stored, tmp_path / "other", SliceOptions(where="uri > 'd'"))
+    return {"set": top, "stored": stored, "inner": inner, "other": other}
+
+
+GONE = {"b.jpg", "c.jpg"}
+
+
+def _everything(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            yield str(file.relative_to(folder)), file.read_bytes()
+
+
+def _check(chain: dict[str, Manifest], before: dict[str, list[dict[str, Any]]]) -> None:
+    """Every manifest has exactly its other rows, verifies, and is marked as redacted."""
+    for name, manifest in chain.items():
+        again = Manifest.open(manifest.path)
+        expected = [row for row in before[name] if row["uri"] not in GONE]
+        assert again.table().to_pylist() == expected, name
+        result = verify(manifest.path, pixels=True)
+        assert result.faults == [], name
+        assert any(note.startswith("redacted ") for note in result.notes), name
+        assert again.info.redactions[-1].before == manifest.id
+        shown = again.previews([row["sample_id"] for row in before[name]])
+        assert set(shown) <= {row["sample_id"] for row in expected}
+        assert not list(manifest.path.glob(".forget-*"))
+
+
+def test_a_sample_leaves_the_whole_chain(
+    chain: dict[str, Manifest], rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: manifest.table().to_pylist() for name, manifest in chain.items()}
+    bytes_of_b = (tmp_path / "source/b.jpg").read_bytes()
+    preview = chain["set"].previews([rows[1]["sample_id"]])
+    assert any(bytes_of_b in data for _, data in _everything(tmp_path / "stored"))
+    call = ["manifest", "forget", str(chain["stored"].path), "--ids", rows[2]["sample_id"], "--json"]
+    assert main([*call, "--dry-run"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert {Path(each["path"]).name: each["rows"] for each in planned["manifests"]} == {
+        "set": 3,
+        "stored": 3,
+        "inner": 3,
+        "other": 0,
+    }
+    assert [each["pixels"] for each in planned["manifests"]] == [0, 1, 0, 0]
+    assert {name: Manifest.open(one.path).id for name, one in chain.items()} == {
+        name: one.id for name, one in chain.items()
+    }, "a dry run changes nothing"
+    assert main([*call, "--reason", "asked to"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["samples"] == 3, "the patch, its image, and the copy"
+    _check(chain, before)
+    for folder in ("set", "stored", "inner", "other"):
+        for name, data in _everything(tmp_path / folder):
+            assert bytes_of_b not in data, name
+            assert all(jpeg not in data for jpeg in preview.values()), name
+            assert rows[1]["sample_id"].encode() not in data, name
+    assert (tmp_path / "source/b.jpg").exists(), "sources are the user's"
+    info = Manifest.open(tmp_path / "set").info
+    assert info.redactions[0].reason == "asked to"
+    assert set(tombstones_of(rows[1])) <= set(info.redactions[0].tombstones)
+    # a second time there is nothing to forget
+    assert main(call) == 1
+    assert "has no such sample" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kill", ["replace", "tidy", "report", "exports", "journal"])
+def test_a_kill_at_any_step_is_finished_by_the_same_command(
+    kill: str, chain: dict[str, Manifest], rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: Any
+) -> None:
+    before = {name: manifest.table().to_pylist() for name, manifest in chain.items()}
+    folder = tmp_path / "tars"
+    export(ExportRequest(chain["stored"], folder, format_named("webdataset")(chain["stored"])))
+    request = ForgetRequest(url="https://example.org/b")
+    owner, name = {
+        "replace": (places, "replace"),
+        "tidy": (places, "tidy"),
+        "report": (__import__("uhr.manifests.report", fromlist=["x"]), "write_report"),
+        "exports": (exports, "_card"),
+        "journal": (places.Path, "unlink"),
+    }[kill]
+    real, calls = getattr(owner, name), []
+
+    def killed(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if kill == "journal":
+            if arguments[0].name == "forget.json":
+                raise KeyboardInterrupt
+            return real(*arguments, **options)
+        if len(calls) == (2 if kill in ("replace", "tidy") else 1):
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, killed)
+    with pytest.raises(KeyboardInterrupt):
+        job.forget(chain["set"].path, request)
+    monkeypatch.setattr(owner, name, real)
+    with pytest.raises(UserError, match=r"'forget --url https://example.org/b' was not finished"):
+        job.forget(chain["set"].path, ForgetRequest(author="A"))
+    done = job.forget(chain["set"].path, request)
+    assert done.samples == 3
+    _check(chain, before)
+    for redacted in chain.values():
+        assert len(Manifest.open(redacted.path).info.redactions) == 1
+    assert not (chain["set"].path / "forget.json").exists()
+    assert not exports.matching(folder, frozenset(done.ids))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_exports_lose_the_samples_and_keep_the_others(
+    name: str, chain: dict[str, Manifest], rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    stored = chain["stored"]
+    out = tmp_path / "export"
+    export(ExportRequest(stored, out, format_named(name)(stored), ExportOptions()))
+    done = job.forget(stored.path, ForgetRequest(hash=rows[1]["content_hash"]))
+    assert list(done.exports) == [str(out)]
+    gone = [row["sample_id"].encode() for row in rows if row["uri"] in GONE]
+    for file, data in _everything(out):
+        assert not any(each in data or each.decode() in file for each in gone), file
+    record = json.loads((out / "export.json").read_text())
+    assert record["images"] == {"train": 4}
+    assert record["redactions"]
+    kept = [row["sample_id"] for row in rows if row["uri"] not in GONE]
+    text = " ".join(file for file, _ in _everything(out))
+    if name == "webdataset":
+        with tarfile.open(next(out.glob("*.tar"))) as tar:
+            text = " ".join(tar.getnames())
+    elif name == "hf":
+        text = " ".join(pq.read_table(out / "data")["sample_id"].to_pylist())
+    assert all(each in text for each in kept)
+
+
+@pytest.mark.parametrize(
+    ("request_", "samples"),
+    [
+        ({"author": "A"}, {"e.jpg"}),
+        ({"where": "uri = 'a.jpg' OR uri = 'd.jpg'"}, {"a.jpg", "d.jpg"}),
+        ({"url": "f.jpg"}, {"f.jpg"}),
+    ],
+)
+def test_samples_are_named_in_several_ways(
+    request_: dict[str, Any], samples: set[str], chain: dict[str, Manifest], tmp_path: Path
+) -> None:
+    job.forget(chain["set"].path, ForgetRequest(**request_))
+    left = set(Manifest.open(chain["set"].path).table(["uri"])["uri"].to_pylist())
+    assert left == {f"{name}.jpg" for name in "abcdef"} - samples
+
+
+def test_near_duplicates_go_too(make: Make, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from uhr.manifests.schema import Column
+
+    schema = schema_of([*COLUMNS.values(), Column("near_group", pa.string(), "")])
+    group = rows[0]["sample_id"]
+    near = [row | {"near_group": group if row["uri"] in ("a.jpg", "f.jpg") else None} for row in rows]
+    made = make(tmp_path / "set", near, schema=schema)
+    job.forget(made.path, ForgetRequest(ids=(group,)))
+    left = set(Manifest.open(made.path).table(["uri"])["uri"].to_pylist())
+    assert left == {"b.jpg", "c.jpg", "d.jpg", "e.jpg"}
+
+
+def test_checkpoints_that_were_trained_on_a_sample_are_named(
+    chain: dict[str, Manifest], rows: list[dict[str, Any]], tmp_path: Path, capsys: Any
+) -> None:
+    for run, name in (("run-a", "inner"), ("run-b", "other")):
+        folder = tmp_path / run / "checkpoints/step-00000001"
+        folder.mkdir(parents=True)
+        write_json(folder / "checkpoint.json", {"data": [{"id": "x", "manifest_id": chain[name].id}]})
+    call = ["manifest", "forget", str(chain["set"].path), "--url", "https://example.org/b"]
+    assert main([*call, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"run-a/checkpoints/step-00000001", printed)
+    assert "run-b" not in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "no condition of what to forget"),
+        (["--author", "A", "--url", "x"], "several conditions"),
+        (["--author", "nobody"], "has no such sample"),
+        (["--where", "1); DELETE FROM x"], "is not an SQL condition"),
+    ],
+)
+def test_wrong_requests_are_one_line(
+    options: list[str], says: str, chain: dict[str, Manifest], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["manifest", "forget", str(chain["set"].path), *options]) == 1
+    line = capsys.readouterr().err
+    assert says in line
+    assert line.count("\n") == 1
+
+
+def test_a_union_with_an_older_copy_does_not_bring_a_sample_back(
+    make: Make, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    made = make(tmp_path / "set", rows)
+    old = make(tmp_path / "elsewhere/old", rows, root=made.root)
+    job.forget(made.path, ForgetRequest(url="https://example.org/b"))
+    both = union([Manifest.open(made.path), old], tmp_path / "both")
+    assert set(both.table(["uri"])["uri"].to_pylist()) == {f"{name}.jpg" for name in "adef"}
+    assert verify(both.path).faults == []
+
+
+def test_it_works_in_a_bucket_too(s3: Any, make: Make, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    import boto3
+
+    top = make(tmp_path / "set", rows)
+    address = f"s3://{s3.bucket}/stored"
+    stored = slice_manifest(top, address, SliceOptions(materialise="pixels"))
+    before = {row["uri"] for row in stored.table().to_pylist()}
+    job.forget(address, ForgetRequest(ids=(rows[1]["sample_id"],)))
+    left = Manifest.open(address)
+    assert {row["uri"] for row in left.table().to_pylist()} == before - GONE
+    assert verify(address, pixels=True).faults == []
+    client, data = boto3.client("s3"), (tmp_path / "source/b.jpg").read_bytes()
+    for entry in client.list_objects_v2(Bucket=s3.bucket)["Contents"]:
+        body = client.get_object(Bucket=s3.bucket, Key=entry["Key"])["Body"].read()
+        assert data not in body, entry["Key"]
+        assert rows[1]["sample_id"].encode() not in body, entry["Key"]
+    assert "forget.json" not in [
+        entry["Key"] for entry in client.list_objects_v2(Bucket=s3.bucket)["Contents"]
+    ]

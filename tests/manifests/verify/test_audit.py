@@ -1,0 +1,145 @@
+"""`uhr manifest audit`: a line per image and rule."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from uhr.cli import main
+from uhr.manifests.info import RuleInfo, StageInfo
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.schema import COLUMNS, Column, schema_of
+from uhr.manifests.selection.options import SliceOptions
+from uhr.manifests.selection.slicing import slice_manifest
+from uhr.manifests.verify.verification import verify
+
+Make = Callable[..., Manifest]
+Row = Callable[..., dict[str, Any]]
+
+RULES = (
+    RuleInfo(name="entropy", where="entropy >= 4", seen=4, rejected=1),
+    RuleInfo(name="wide", where="width >= 4000 AND height > 10", null="reject", rows="images"),
+    RuleInfo(name="aesthetic", where="artimuse >= 50", state="not evaluated", why="no weights"),
+)
+STAGES = (
+    StageInfo(name="entropy", version=3, fingerprint="e" * 64, adds=["entropy"]),
+    StageInfo(name="header", version=2, fingerprint="h" * 64, adds=["width", "height"]),
+)
+
+
+@pytest.fixture
+def judged(make: Make, make_row: Row, tmp_path: Path) -> Manifest:
+    rows = [make_row(number) for number in (10, 49, 50, 51)]
+    rows[3] |= {"width": None, "source_url": "https://example.org/51", "license": "CC-BY-4.0"}
+    return make(
+        tmp_path / "set",
+        rows,
+        rules=RULES,
+        stages=STAGES,
+        weights={"entropy/model": "w" * 8, "other/model": "x" * 8},
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return pq.read_table(path).to_pylist()
+
+
+def test_each_line_says_what_a_rule_came_to_on_an_image_and_why(judged: Manifest, tmp_path: Path) -> None:
+    out = tmp_path / "audit.parquet"
+    made = slice_manifest(judged, tmp_path / "slice", SliceOptions(status="any"))
+    assert main(["manifest", "audit", str(made.path), "--out", str(out)]) == 0
+    lines = _lines(out)
+    outcomes = {(line["uri"][-8:-4], line["rule"]): line["outcome"] for line in lines}
+    assert outcomes == {
+        ("0010", "entropy"): "rejected",
+        ("0010", "wide"): "passed",
+        ("0049", "entropy"): "no value",
+        ("0049", "wide"): "no value",
+        ("0050", "entropy"): "passed",
+        ("0050", "wide"): "passed",
+        ("0051", "entropy"): "passed",
+        ("0051", "wide"): "no value",
+        **{(name, "aesthetic"): "not evaluated: no weights" for name in ("0010", "0049", "0050", "0051")},
+    }
+    line = lines[0]
+    assert (line["threshold"], json.loads(line["value"])) == ("entropy >= 4", {"entropy": 1.0})
+    assert json.loads(line["stages"]) == {"entropy": {"version": 3, "fingerprint": "e" * 64}}
+    assert json.loads(line["weights"]) == {"entropy/model": "w" * 8}
+    assert line["decided"] == judged.info.created, "by the curation, not by the slice"
+    assert lines[1]["missing"] == "reject"
+    assert json.loads(lines[1]["value"]) == {"height": 3010, "width": 4000}
+    assert (lines[-1]["source_url"], lines[-1]["license"]) == ("https://example.org/51", "CC-BY-4.0")
+
+
+def test_a_condition_chooses_images_and_csv_has_the_same_lines(
+    judged: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--where", "status = 'kept'"]
+    for name in ("a.csv", "a.parquet"):
+        capsys.readouterr()
+        call = ["manifest", "audit", str(judged.path), *chosen, "--out", str(tmp_path / name), "--json"]
+        assert main(call) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert (answer["images"], answer["lines"]) == (2, 6)
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    expected = _lines(tmp_path / "a.parquet")
+    assert len(found) == len(expected) == 6
+    assert [line["value"] for line in found] == [line["value"] or "" for line in expected]
+
+
+def test_images_without_rules_have_one_line(make: Make, make_row: Row, tmp_path: Path) -> None:
+    made = make(tmp_path / "none", [make_row(50)], rules=())
+    assert main(["manifest", "audit", str(made.path), "--out", str(tmp_path / "x.parquet")]) == 0
+    (line,) = _lines(tmp_path / "x.parquet")
+    assert (line["rule"], line["status"]) == (None, "kept")
+
+
+def test_a_review_needs_name_time_and_reason(
+    make: Make, make_row: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("review", "review_by", "review_time", "review_reason")
+    known = {name: COLUMNS.get(name, Column(name, pa.string(), "")) for name in names}
+    schema = schema_of([*COLUMNS.values(), *known.values()])
+    whole = {"review": "accepted", "review_by": "A", "review_time": "2026-01-01", "review_reason": "sharp"}
+    rows = [make_row(50) | whole, make_row(51), make_row(52) | whole | {"review_reason": " "}]
+    made = make(tmp_path / "set", rows[:2], schema=schema)
+    out = tmp_path / "x.parquet"
+    assert main(["manifest", "audit", str(made.path), "--out", str(out)]) == 0
+    assert _lines(out)[0]["review_by"] == "A"
+    lacking = make(tmp_path / "lacking", rows, schema=schema)
+    assert main(["manifest", "audit", str(lacking.path), "--out", str(tmp_path / "y.csv")]) == 1
+    assert "the review of 1 rows, such as folder/00052.jpg, lacks one of" in capsys.readouterr().err
+    assert not (tmp_path / "y.csv").exists()
+    (fault,) = verify(lacking.path).faults
+    assert (fault.where, fault.what[:24]) == ("review", "has no review_reason: fo")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--out", "x.txt"], "neither .parquet nor .csv"),
+        (["--out", "x.csv", "--where", "1; DROP TABLE x"], "is not an SQL condition"),
+        (["--out", "x.csv", "--where", "entropi > 1"], "did you mean entropy"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    options: list[str],
+    says: str,
+    judged: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["manifest", "audit", str(judged.path), *options]) == 1
+    line = capsys.readouterr().err
+    assert says in line
+    assert line.count("\n") == 1
