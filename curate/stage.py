@@ -250,10 +250,14 @@ class ExpandStage(BaseStage):
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a set stage may use besides its rows: a folder for large temporary files, emptied afterwards."""
+    """What a set stage may use besides its rows: a folder for large temporary files, emptied afterwards.
+
+    weights: the hashes of the models of the pipeline, by stage and name.
+    """
 
     folder: Path
     label: str
+    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 class SetStage(BaseStage):

@@ -26,6 +26,8 @@ NAMES: dict[str, str] = {
     "rank": f"{_HERE}.sets.rank:RankStage",
     "phash": f"{_HERE}.frames.phash:PhashStage",
     "near_duplicates": f"{_HERE}.sets.near_duplicates:NearDuplicatesStage",
+    "semantic_duplicates": f"{_HERE}.sets.semantic_duplicates:SemanticDuplicatesStage",
+    "overlap": f"{_HERE}.sets.overlap:OverlapStage",
     "patches": f"{_HERE}.patches:PatchesStage",
     "pyiqa": f"{_HERE}.models.quality:PyiqaStage",
     "q_align": f"{_HERE}.models.quality:QAlignStage",

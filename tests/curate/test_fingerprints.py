@@ -12,6 +12,7 @@ from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.stage import BaseStage
 from uhr.curate.stages import NAMES, stage_class
 from uhr.curate.stages.frames.entropy import EntropyStage
+from uhr.curate.stages.sets.overlap import OverlapStage
 
 STAGES = {
     "fetch": "bb91dc806142c9aa",
@@ -30,6 +31,8 @@ STAGES = {
     "rank": "badf8182eca059b5",
     "phash": "a6bc1b379b1d0926",
     "near_duplicates": "aea0f4014f58cdb6",
+    "semantic_duplicates": "273a8fc5bab87a75",
+    "overlap": "bb1586ed1594a179",
     "patches": "2c260d803fea8bc9",
     "pyiqa": "3d2268b70241de71",
     "q_align": "243d68d729661b37",
@@ -47,7 +50,7 @@ STAGES = {
 
 RATING = {"prompt": "prompt.txt", "words": {"bad": 0.0, "good": 1.0}}
 
-PARAMS = {"rank": {"of": "sharpness"}, "rating": RATING, "artimuse": RATING}
+PARAMS = {"rank": {"of": "sharpness"}, "rating": RATING, "artimuse": RATING, "overlap": {"against": "EVAL"}}
 """The parameters of the stages that have none by default."""
 
 PRESETS = {
@@ -61,6 +64,7 @@ PRESETS = {
 @pytest.fixture
 def no_weights(monkeypatch):
     monkeypatch.setattr(BaseStage, "weight_hashes", lambda self: {})
+    monkeypatch.setattr(OverlapStage, "contents", lambda self: {})  # the id of a manifest
 
 
 def test_the_fingerprint_of_every_stage_is_that_of_earlier_versions(no_weights, tmp_path, monkeypatch):
