@@ -11,6 +11,7 @@ from uhr.base.errors import UserError, unknown
 NAMES = (
     "curation",
     "native_resolution",
+    "duplicates",
     "attention",
     "vae_tiling",
     "reader",
