@@ -70,6 +70,10 @@ def summary(operation: dict[str, Any]) -> str:
         if split:
             texts.append("split " + ",".join(f"{name}={share:g}" for name, share in split.items()))
         return f"slice: {', '.join(texts)}"
+    if kind == "review":
+        return (
+            f"review: {', '.join(f'{count} {what}' for what, count in operation.items() if what != 'kind')}"
+        )
     if kind == "encode":
         return f"encode: {operation.get('spec')}, {operation.get('config', {}).get('resolution')} px"
     name = operation.get("pipeline", {}).get("name") if isinstance(operation.get("pipeline"), dict) else None

@@ -11,10 +11,12 @@ function remember() {
 }
 
 let latest = 0;
+let counted = false;
 
 /** Load the page of rows, and with `facets` the counts of values. Answers that were overtaken are dropped. */
 export async function load({ facets = true } = {}) {
   const mine = ++latest;
+  if (facets) counted = false;
   remember();
   $("#results").setAttribute("aria-busy", "true");
   $("#where-error").textContent = $("#problem").textContent = "";
@@ -28,9 +30,12 @@ export async function load({ facets = true } = {}) {
     }
     Object.assign(state, { rows: found.rows, total: found.total, command: found.command, condition: found.where });
     showRows();
-    if (facets) {
-      const counted = await ask("facets", filter());
-      if (mine === latest) showFacets(counted);
+    if (!counted) {
+      // also after a load that was overtaken before it had counted
+      const found = await ask("facets", filter());
+      if (mine !== latest) return;
+      showFacets(found);
+      counted = true;
     }
   } catch (error) {
     if (mine === latest) $(state.where ? "#where-error" : "#problem").textContent = error.message;

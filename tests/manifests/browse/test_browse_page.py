@@ -108,12 +108,13 @@ def test_rows_have_images_and_a_page_of_them_is_shown(page: Any) -> None:
 def test_a_condition_values_and_an_order_choose_rows(page: Any) -> None:
     page.write("#where", "entropy > 7")
     page.press("Enter")
+    page.choose("#sort", "entropy")  # at once: the counts of the condition must not be lost
     ready(page)
-    page.until("document.querySelector('#range').innerText.endsWith('of 9 rows')")
-    page.choose("#sort", "entropy")
+    assert page.text("#range").endswith("of 9 rows")
     page.until("document.querySelector('.tile b')?.innerText === 'entropy 7.99'")
     box = "fieldset[data-column='aspect_bucket'] label"
     labels = page.texts(box)
+    assert sum(int(label.split()[1]) for label in labels) == 9
     assert [label.split()[0] for label in labels] == ["4:3", "1:1"]
     page.click(f"{box} input", 1)
     page.until(f"document.querySelector('#range').innerText.endsWith('of {labels[1].split()[1]} rows')")

@@ -9,6 +9,7 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.manifests.browse.reviews import Journal, Review, write
+from uhr.manifests.lineage import summary
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.selection.options import SliceOptions
 from uhr.manifests.selection.slicing import slice_manifest
@@ -142,6 +143,7 @@ def test_the_new_manifest_has_every_row_and_the_reviews(manifest: Manifest, tmp_
     assert (rows[51]["review"], rows[51]["review_tags"]) == (None, ["b"])
     assert {rows[n]["review_by"] for n in (0, 52)} == {None}
     assert made.info.operation == {"kind": "review", "accepted": 1, "rejected": 1, "tagged": 2}
+    assert summary(made.info.operation) == "review: 1 accepted, 1 rejected, 2 tagged"
     assert made.info.parents[0].id == manifest.id
     assert made.previews([rows[3]["sample_id"]]) == manifest.previews([rows[3]["sample_id"]])
     kept = slice_manifest(
