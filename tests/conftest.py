@@ -65,6 +65,8 @@ def pytest_collection_finish() -> None:
     del os.environ["TORCHDYNAMO_DISABLE"]
     gc.collect()
     gc.freeze()
+    # modules that are imported later make it as expensive again: a tenth of a test's time
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +92,22 @@ def tiny_flux2(tmp_path_factory) -> Path:
     from uhr.models.zoo import make_tiny
 
     return make_tiny("tiny-flux2", tmp_path_factory.mktemp("model2") / "tiny flux2", seed=0)
+
+
+@pytest.fixture(scope="session")
+def loaded() -> Any:
+    """`loaded.Loaded`: components that tests have loaded before, for `copied_models`."""
+    from uhr.models.loading.checks import load_whole
+
+    return _beside("loaded").Loaded(load_whole)
+
+
+@pytest.fixture
+def copied_models(loaded) -> Iterator[None]:
+    """Models that were loaded before are copied, in a quarter of the time. For tests of other things."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uhr.models.loading.model.load_whole", loaded)
+        yield
 
 
 @pytest.fixture

@@ -4,6 +4,15 @@ import pytest
 
 from uhr.cli import main
 
+ABOUT_LOADING = ("families", "loading", "scores", "vae")
+"""Folders of tests for which each load is one from the disk."""
+
+
+@pytest.fixture(autouse=True)
+def _models_are_copied(request):
+    if request.path.parent.name not in ABOUT_LOADING:
+        request.getfixturevalue("copied_models")
+
 
 @pytest.fixture(scope="session")
 def stock(tiny_flux):
