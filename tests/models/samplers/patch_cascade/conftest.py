@@ -5,9 +5,10 @@ import torch
 
 from uhr.models.ops.filters import bicubic
 
+# four patches of 128 px
 CALL = {
-    "height": 256,
-    "width": 256,
+    "height": 192,
+    "width": 192,
     "num_inference_steps": 2,
     "guidance_scale": 3.5,
     "max_sequence_length": 16,

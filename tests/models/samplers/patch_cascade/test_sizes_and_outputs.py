@@ -53,7 +53,7 @@ def test_every_output_type_comes_out(sample):
     levels = torch.from_numpy(np.asarray(sample().images[0]).copy())
     (array,) = sample(output_type="np", return_dict=False)
     tensor = sample(output_type="pt").images
-    assert (array.shape, tuple(tensor.shape)) == ((1, 256, 256, 3), (1, 3, 256, 256))
+    assert (array.shape, tuple(tensor.shape)) == ((1, 192, 192, 3), (1, 3, 192, 192))
     assert torch.equal((tensor[0] * 255).round().byte().movedim(0, -1), levels)
     assert np.allclose(array[0], tensor[0].movedim(0, -1))
 
@@ -63,7 +63,7 @@ def test_latents_are_those_of_the_finished_image(cascade, sample, monkeypatch, i
     encode = Engine.encode
     monkeypatch.setattr(Engine, "encode", lambda engine, x: seen.append(x) or encode(engine, x))
     output = sample(output_type="latent", return_stages=True)
-    assert (output.images.shape, output.stages[0].shape) == ((1, 256, 64), (1, 64, 64))
+    assert (output.images.shape, output.stages[0].shape) == ((1, 144, 64), (1, 64, 64))
     monkeypatch.undo()
     assert torch.equal(output.images, latents.pack(engine_of(cascade).encode(seen[-1])))
     finished = sample(output_type="pt").images
@@ -75,9 +75,9 @@ def test_latents_are_those_of_the_finished_image(cascade, sample, monkeypatch, i
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"width": 200}, "200x256 cannot be generated: use multiples of 16; nearest 192x256 or 208x256"),
+        ({"width": 200}, "200x192 cannot be generated: use multiples of 16; nearest 192x192 or 208x192"),
         # not the default size, which is the meaning of None
-        ({"width": 0}, "0x256 cannot be generated: use multiples of 16; nearest "),
+        ({"width": 0}, "0x192 cannot be generated: use multiples of 16; nearest "),
         (
             {"height": 64, "width": 64},
             "an image of 64x64 is smaller than one patch of 128 px: .* set patch=64",
