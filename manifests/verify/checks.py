@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,13 +47,14 @@ class Check(NamedTuple):
 
 def check_rows(manifest: Manifest) -> Iterator[VerifyFault]:
     """Yield the faults of the rows: identity, order, verdicts, counts, ranges, coverage, previews."""
-    checks = [
-        *_identity(SOURCE_NAME.name in manifest.schema.names),
-        *_verdicts(manifest.info, manifest.schema.names),
-        *_ranges(manifest.columns),
-        *_coverage_of_stages(manifest),
-    ]
     with manifest.connect() as connection:
+        values = _values_in(connection, manifest)
+        checks = [
+            *_identity(SOURCE_NAME.name in manifest.schema.names, patches=values["parent_id"] > 0),
+            *_verdicts(manifest.info, manifest.schema.names),
+            *_ranges([column for column in manifest.columns if values[column.name]]),
+            *_coverage_of_stages(manifest),
+        ]
         sums = ", ".join(f"count(*) FILTER ({check.condition})" for check in checks)
         counted = connection.sql(f"SELECT {sums} FROM samples").fetchall()[0]
         for check, count in zip(checks, counted, strict=True):
@@ -61,9 +62,10 @@ def check_rows(manifest: Manifest) -> Iterator[VerifyFault]:
                 named = _examples(connection, manifest, check.condition)
                 yield VerifyFault(check.check, check.where, f"{check.what}: {named}", count)
         yield from _repeated(connection, manifest)
-        yield from _orphans(connection, manifest)
+        if values["parent_id"]:
+            yield from _orphans(connection, manifest)
         yield from _counts(connection, manifest.info)
-        yield from _coverage(connection, manifest)
+        yield from _coverage(values, manifest)
         yield from _previews(connection, manifest)
     yield from _order(manifest)
 
@@ -86,12 +88,14 @@ def place_of_row(manifest: Manifest, position: int) -> str:
     raise AssertionError("the position is past the last row")
 
 
-def _identity(named: bool) -> Iterator[Check]:
+def _identity(named: bool, patches: bool) -> Iterator[Check]:
     yield Check("identity", "sample_id", "or uri is null", "sample_id IS NULL OR uri IS NULL")
     # as in schema.sample_id
     text = "coalesce(source_name || ':', '') || uri" if named else "uri"
     whole = f"sample_id <> sha256({text})[1:32]"
     yield Check("identity", "sample_id", "is not the hash of its uri", f"parent_id IS NULL AND {whole}")
+    if not patches:
+        return
     # as in schema.patch_id
     patch = "sample_id IS DISTINCT FROM sha256(parent_id || '#' || array_to_string(box, ','))[1:32]"
     yield Check(
@@ -184,8 +188,6 @@ def _orphans(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Itera
     """Patches without the image that they were cut from, where the manifest has all rows of its run."""
     if manifest.info.operation.get("kind") != "curate" or manifest.info.redactions:
         return
-    if not connection.sql("SELECT count(parent_id) FROM samples").fetchall()[0][0]:
-        return
     orphan = (
         "parent_id IS NOT NULL AND parent_id NOT IN (SELECT sample_id FROM samples WHERE parent_id IS NULL)"
     )
@@ -195,17 +197,39 @@ def _orphans(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Itera
         yield VerifyFault("identity", "parent_id", f"is the id of no row: {named}", count)
 
 
-def _coverage(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator[VerifyFault]:
+def _values_in(connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> dict[str, int]:
+    """Return the number of values of each column: from the footers of the parts where these count nulls,
+    which they do for plain columns.
+    """
+    rows = sum(part.rows for part in manifest.info.parts)
+    nulls = dict.fromkeys(manifest.schema.names, 0)
+    counted = set(nulls)
+    for part in manifest.info.parts:
+        with parquet.opened(manifest.files / part.path) as file:
+            for group in range(file.num_row_groups):
+                metadata = file.metadata.row_group(group)
+                for number in range(metadata.num_columns):
+                    column = metadata.column(number)
+                    stats = column.statistics
+                    if column.path_in_schema in counted and stats is not None and stats.has_null_count:
+                        nulls[column.path_in_schema] += stats.null_count
+                    else:
+                        counted.discard(column.path_in_schema.partition(".")[0])
+    found = {name: rows - nulls[name] for name in nulls if name in counted}
+    others = [name for name in nulls if name not in counted]
+    if others:
+        sums = ", ".join(f"count({quoted(name)})" for name in others)
+        found |= zip(others, connection.sql(f"SELECT {sums} FROM samples").fetchall()[0], strict=True)
+    return found
+
+
+def _coverage(values: Mapping[str, int], manifest: Manifest) -> Iterator[VerifyFault]:
     """Columns that have another number of values than `manifest.json` says."""
     stated = manifest.info.coverage
     if not stated:
         return  # of a manifest of version 1
-    names = [name for name in manifest.schema.names if name in stated]
-    found = connection.sql(
-        f"SELECT {', '.join(f'count({quoted(name)})' for name in names)} FROM samples"
-    ).fetchall()[0]
-    for name, count in zip(names, found, strict=True):
-        if count != stated[name]:
+    for name, count in values.items():
+        if name in stated and count != stated[name]:
             what = f"has {count:,} values in the parts, and manifest.json says {stated[name]:,}"
             yield VerifyFault("coverage", name, what)
     for name in sorted({*manifest.schema.names} ^ {*stated}):
