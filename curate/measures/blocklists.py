@@ -10,6 +10,9 @@ import numpy as np
 
 from uhr.base.errors import UserError
 from uhr.base.paths import text_path
+from uhr.manifests.info import FILE as MANIFEST
+from uhr.manifests.info import read_info
+from uhr.manifests.selection.tombstones import all_tombstones, tombstones_of
 from uhr.manifests.sources import tables
 
 DIGITS = {"sha256": 64, "md5": 32, "phash": 16}
@@ -18,6 +21,9 @@ DIGITS = {"sha256": 64, "md5": 32, "phash": 16}
 _NAMES = {"content_hash": "sha256", "perceptual_hash": "phash"}
 _ANY = ("hash", tables.LINE)
 """Columns whose values may be of any kind, which their lengths say."""
+
+TOMBSTONE = "tombstone"
+"""The kind of hash in the redactions of a manifest, which `uhr manifest forget` wrote."""
 
 _HEX = frozenset("0123456789abcdef")
 
@@ -33,13 +39,18 @@ class Blocklist:
     @classmethod
     def read(cls, files: Sequence[str]) -> Blocklist:
         """Read lists: a text with one hash a line (`#` begins a comment), or a table with the columns sha256,
-        md5 or phash, or `hash`, whose kind its length says.
+        md5 or phash, or `hash`, whose kind its length says; or the `manifest.json` of a manifest from which
+        samples were forgotten.
 
         Raises UserError if a file cannot be read, has no such column, or has a value that is no such hash.
         """
-        found: dict[str, dict[str, str]] = {kind: {} for kind in DIGITS}
+        found: dict[str, dict[str, str]] = {kind: {} for kind in (*DIGITS, TOMBSTONE)}
         for file in files:
             path = text_path(file)
+            if path.name == MANIFEST:
+                infos = [read_info(path.parent)]
+                found[TOMBSTONE] |= dict.fromkeys(sorted(all_tombstones(infos)), str(path))
+                continue
             table = tables.read_table(path)
             columns = {
                 name: _NAMES.get(name.casefold(), name.casefold())
@@ -69,6 +80,10 @@ class Blocklist:
             listed = self.hashes[kind]
             if listed and (found := listed.get(digest())) is not None:
                 return f"{found}: {kind}"
+        listed = self.hashes[TOMBSTONE]
+        for each in tombstones_of({"content_hash": sha256}) if listed else ():
+            if each in listed:
+                return f"{listed[each]}: forgotten"
         if not len(self._values):
             return None
         apart = np.bitwise_count(self._values ^ np.uint64(phash()))

@@ -11,6 +11,9 @@ from pathlib import Path
 from uhr.base.files import atomic
 from uhr.manifests.export.base import Entry, Format, Sample, Shard
 
+_COPIED = 16 << 20
+"""Bytes that are copied into a tar at once; 16 KB by default."""
+
 
 class WebDataset(Format):
     """A tar per shard. The key is the sample id; the files are the image, `txt` (the caption, also an empty
@@ -30,7 +33,7 @@ class WebDataset(Format):
         path = self.paths(shard)
         with (
             atomic(out / path) as temporary,
-            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT, copybufsize=_COPIED) as tar,
         ):
             for sample in samples:
                 facts = sample.facts()

@@ -279,6 +279,20 @@ def test_a_union_with_an_older_copy_does_not_bring_a_sample_back(
     assert verify(both.path).faults == []
 
 
+def test_a_blocklist_of_the_manifest_knows_the_forgotten_bytes(
+    chain: dict[str, Manifest], rows: list[dict[str, Any]]
+) -> None:
+    from uhr.curate.measures.blocklists import Blocklist
+
+    folder = chain["set"].path
+    with pytest.raises(UserError, match="has no hash"):
+        Blocklist.read([str(folder / "manifest.json")])
+    job.forget(folder, ForgetRequest(url="https://example.org/b"))
+    listed = Blocklist.read([str(folder / "manifest.json")])
+    matches = [listed.match(bytes, row["content_hash"], int, 4) for row in rows]
+    assert [match is not None for match in matches] == [row["uri"] in GONE for row in rows]
+
+
 def test_it_works_in_a_bucket_too(s3: Any, make: Make, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     import boto3
 
