@@ -29,6 +29,8 @@ def guide_only(transformer: Any, named: Sequence[str] | None) -> Generator[list[
     chosen = [name for name in plain if is_published(transformer, name)] if named is None else list(named)
     mask, former = TokenMask(), [(each, each.chosen) for each in masks(transformer)]
     added = [name for name in chosen if not _masked(transformer, name)]
+    layers = [(name, each) for name in added for each in peft_layers.layers_of(transformer, name).values()]
+    before = [each.lora_variant.pop(name, None) for name, each in layers]
     for name in added:
         mask_adapter(transformer, name, mask)
     for each in masks(transformer):
@@ -36,9 +38,10 @@ def guide_only(transformer: Any, named: Sequence[str] | None) -> Generator[list[
     try:
         yield [name for name in acting if _masked(transformer, name)]
     finally:
-        for name in added:
-            for layer in peft_layers.layers_of(transformer, name).values():
-                del layer.lora_variant[name]
+        for (name, layer), variant in zip(layers, before, strict=True):
+            del layer.lora_variant[name]
+            if variant is not None:
+                layer.lora_variant[name] = variant
         for each, chosen in former:
             each.chosen = chosen
 

@@ -177,8 +177,11 @@ def delta_weight(layer: Any, name: str) -> torch.Tensor:
 def low_rank(layer: Any, name: str) -> LowRank:
     """Return a layer's adapter as an ordinary LoRA at its present scale; tensors are shared, not copied."""
     variant = variant_of(layer, name)
-    if variant is not None:
-        return variant.low_rank(layer, name)
+    return ordinary(layer, name) if variant is None else variant.low_rank(layer, name)
+
+
+def ordinary(layer: Any, name: str) -> LowRank:
+    """The same of an adapter whose arithmetic is (alpha / rank) B A x."""
     a, b = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
     return LowRank(a, b, layer.scaling[name] * a.shape[0])
 

@@ -51,13 +51,21 @@ class AdapterSurgery(Surgery):
 
 
 class PlainLora(AdapterSurgery):
-    """An ordinary LoRA, `plain.add_lora`; its initial weights are drawn from `seed`."""
+    """An ordinary LoRA, `plain.add_lora`; its initial weights are drawn from `seed`. It is added to a
+    linear's output in one operation (`added.py`).
+    """
 
     name: ClassVar[str] = "lora"
     alpha: float = Field(gt=0)
     seed: int = 0
 
     def add(self, model: Any) -> None:
+        from uhr.models.adapters.added import add_at_once
+
+        self._add_weights(model)
+        add_at_once(model, self.adapter)
+
+    def _add_weights(self, model: Any) -> None:
         from uhr.models.adapters.plain import LoraSpec, add_lora
 
         add_lora(model, LoraSpec(self.rank, self.targets, self.alpha), self.seed, self.adapter)
@@ -71,7 +79,7 @@ class TokenMaskedLora(PlainLora):
     def add(self, model: Any) -> None:
         from uhr.models.adapters.masked import TokenMask, mask_adapter
 
-        super().add(model)
+        self._add_weights(model)
         mask_adapter(model, self.adapter, TokenMask())
 
 
