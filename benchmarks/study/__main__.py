@@ -74,21 +74,22 @@ def drift_rows(seeds: Sequence[int], steps: int) -> list[Row]:
 def component_rows(seeds: Sequence[int], steps: int) -> list[Row]:
     """Adapters on right and on partly wrong captions."""
     rows = []
-    bases = {seed: components.base_model(4 * steps, seed) for seed in seeds}
+    bases = {seed: components.base_model(3 * steps, seed) for seed in seeds}
     for wrong in (0.0, 0.5):
+        found = {}
         for name, part in components.PARTS.items():
-            found = [
-                components.adapted(base, part, wrong, steps, seed, components.RATES)
-                for seed, base in bases.items()
-            ]
-            moved = interval([each.before for each in found])
-            rates = ", ".join(f"{each.rate:g}" for each in found)
+            found[name] = each = components.over_seeds(bases, part, wrong, steps)
+            moved = interval([one.before for one in each])
             rows.append(
                 Row(
-                    f"{name}, {wrong:.0%} of classes wrong: held-out loss (best rates {rates})",
-                    f"{interval([each.loss for each in found])}; on the images before {moved}",
+                    f"{name}, {wrong:.0%} of classes wrong: held-out loss (rate {each[0].rate:g})",
+                    f"{interval([one.loss for one in each])}; on the images before {moved}",
                 )
             )
+        for other in ("major components", "LoRA"):
+            pairs = zip(found["minor components"], found[other], strict=True)
+            ratios = [minor.loss / one.loss for minor, one in pairs]
+            rows.append(Row(f"minor components over {other}, {wrong:.0%} wrong: ratio", interval(ratios)))
     return rows
 
 
@@ -108,7 +109,7 @@ def detail_rows(seeds: Sequence[int], steps: int) -> list[Row]:
 PARTS: dict[str, tuple[str, Callable[[Sequence[int], int], list[Row]], int]] = {
     "recovery": ("Reverse distillation recovers the field without guidance", recovery_rows, 4000),
     "drift": ("Fine-tuning at the distilled guidance unlearns it", drift_rows, 4000),
-    "components": ("Minor and major components under wrong captions", component_rows, 250),
+    "components": ("Minor and major components under wrong captions", component_rows, 200),
     "detail": ("Robust wavelet loss and fine detail", detail_rows, 800),
 }
 """Title, function and number of steps of each part."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.study import detail, guidance, textures
+from benchmarks.study import components, detail, guidance, textures
 from benchmarks.study.field import NULL, PlaneField, Points
 from benchmarks.study.training import interval
 from uhr.train.objectives.draws import Draws
@@ -75,6 +75,21 @@ def test_a_transformer_learns_the_textures():
         Flow()(denoiser, textures.batch(8, generator), Draws(0, 0, range(8))).per_sample().mean().backward()
         optimiser.step()
     assert textures.held_out(model, 0.5, 64) < 0.9 * before
+
+
+def test_every_seed_is_adapted_at_the_rate_that_is_best_on_the_first(monkeypatch):
+    tried = []
+
+    def adapted(base, part, wrong, steps, seed, rate):
+        tried.append((base, wrong, seed, rate))
+        return components.Adapted(abs(rate - components.RATES[1 if seed == 0 else 2]), 0.0, rate)
+
+    monkeypatch.setattr(components, "adapted", adapted)
+    found = components.over_seeds({0: "a", 1: "b", 2: "c"}, components.PARTS["LoRA"], 0.5, 10)
+    low, best, high = components.RATES
+    expected = [("a", 0.5, 0, rate) for rate in (low, best, high)]
+    assert tried == [*expected, ("b", 0.5, 1, best), ("c", 0.5, 2, best)]
+    assert [each.rate for each in found] == [best] * 3
 
 
 def test_an_interval_is_that_of_students_t():
