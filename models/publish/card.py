@@ -35,7 +35,7 @@ class CardFacts:
     sample_guidance: guidance of the stock pipeline; None is that of the model's card.
     phases: one line for each phase of the training. command: the command line that trains it again. run: the
     id of the run. init: the weights that it began with, as `run.json` lists them. data: the data sets by
-    `name`, with `id`, `manifest_id` and `rows`. values: the whole recipe.
+    `name`, with `id`, `manifest_id`, `rows` and `encoding` (a text). values: the whole recipe.
     """
 
     name: str
@@ -286,8 +286,9 @@ def _data(facts: CardFacts) -> str:
     silent = facts.licences.get(None, 0)
     text = f"## Data\n\n{facts.trained_on:,} images of the manifest `{facts.manifest_id}`."
     if facts.data:
-        heads = ("name", "images", "encoded data", "manifest")
-        rows = [[entry[key] for key in ("name", "rows", "id", "manifest_id")] for entry in facts.data]
+        heads = ("name", "images", "encoded data", "manifest", "encoding")
+        keys = ("name", "rows", "id", "manifest_id", "encoding")
+        rows = [[entry.get(key, "") for key in keys] for entry in facts.data]
         text += "\n\n" + _rows(heads, rows)
     if known:
         text += "\n\n" + _table(("licence of the images", "images"), dict(known))

@@ -93,7 +93,9 @@ def _facts(name: str, recipe: RecipeBase, info: CheckpointInfo, weights: str) ->
         command=_command(recipe, info),
         run=info.run,
         init=tuple(ref.lineage() for ref in info.init),
-        data=tuple(ref.model_dump(include={"name", "rows", "id", "manifest_id"}) for ref in info.data),
+        data=tuple(
+            ref.model_dump(include={"name", "rows", "id", "manifest_id", "encoding"}) for ref in info.data
+        ),
         values=info.recipe,
         metrics=info.metrics,
         versions=info.versions,

@@ -283,6 +283,7 @@ def _data_ref(named: NamedData) -> DataRef:
         manifest_id=info.manifest.id,
         rows=info.counts["encoded"],
         licences=info.licences,
+        encoding=info.describe_encoding(),
     )
 
 

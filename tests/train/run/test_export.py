@@ -67,6 +67,9 @@ def test_the_card_says_what_it_was_made_from(run, small_set, tiny_flux, tmp_path
     card = (folder / "README.md").read_text()
     record = json.loads((folder / "uhr.json").read_text())
     assert small_set.manifest.id in card
+    # both change images: the length of the text even where the text is shorter
+    lengths = ", ".join(f"{name} {count}" for name, count in small_set.info.model.text_lengths.items())
+    assert f"| exact tiling, text tokens: {lengths} |" in card
     assert "| CC0 | 6 |" in card
     assert "| CC-BY | 2 |" in card
     assert "records no licence for 1" in card

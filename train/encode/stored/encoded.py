@@ -238,6 +238,16 @@ class EncodedInfo(Config):
         left_out = [] if self.left_out.part is None else [self.left_out.part]
         return [*self.texts.parts, *latents, *self.samples, *left_out]
 
+    def describe_encoding(self) -> str:
+        """What of the encoding changes the images of a model that is trained on it: the VAE's tiling, and the
+        lengths of the texts, which FLUX.1 reads without a mask of their padding.
+        """
+        if self.config.pixels:
+            return "pixels"
+        tiling = "exact tiling" if self.config.tiling == "exact" else "no tiling"
+        texts = ", ".join(f"{name} {count}" for name, count in self.model.text_lengths.items())
+        return f"{tiling}, text tokens: {texts}"
+
     def latent_shape(self, bucket: BucketInfo) -> tuple[int, int, int]:
         """[C, H, W] of the bucket's latents."""
         factor = self.geometry.vae_factor

@@ -61,10 +61,12 @@ MAY_CHANGE = (
 class DataRef(Config):
     """Encoded data of a run, identified by `id`; `path` is where it was. `licences` counts `rows`.
 
-    name: under which the recipe uses it.
+    name: under which the recipe uses it. encoding: what of its encoding changes the images of a model, for
+    people; empty in a run of an earlier version.
     """
 
     name: str = "main"
+    encoding: str = ""
     path: str
     id: str
     manifest_id: str
