@@ -45,7 +45,10 @@ KINDS = {
 """Files that act together, and how strongly."""
 
 NATIVE = 64
-"""Side in px of the square in place of the native one: 16 tokens, images of 64."""
+"""Side in px of the square in place of the native one: 16 tokens."""
+
+SIDE = 96
+"""Side in px of the images, or the next that a sampler takes: 36 tokens, four patches."""
 
 RANK = 2
 
@@ -71,17 +74,18 @@ class Family:
         options = {key: value for key, value in options.items() if key in sampler.Options.model_fields}
         chosen = sampler.Options(**options)
         rule = sampler.sizes(sampler.facts_of(self.spec, chosen), chosen)
-        height, width = rule.smallest((2 * NATIVE, 2 * NATIVE))
+        height, width = rule.smallest((SIDE, SIDE))
+        steps = self._steps(sampler, chosen, (height, width))
         return Request(
-            sampler=name, model=str(self.folder), size=(width, height), steps=self._steps(sampler, chosen),
+            sampler=name, model=str(self.folder), size=(width, height), steps=steps,
             device="cpu", options=options, adapters=adapters,
         )  # fmt: skip
 
-    def _steps(self, sampler, options):
+    def _steps(self, sampler, options, size):
         """The fewest that the sampler takes."""
         for steps in range(1, 6):
             try:
-                plan_of_spec(sampler, self.spec, options, (2 * NATIVE, 2 * NATIVE), steps)
+                plan_of_spec(sampler, self.spec, options, size, steps)
             except UserError:
                 continue
             return steps

@@ -43,7 +43,8 @@ def offline(monkeypatch):
     ("model", "sampler"),
     [
         *(("flux2-klein-base-4b", sampler) for sampler in SAMPLERS),
-        *((spec, "ultragen") for spec in SPECS),
+        # what tracing windows adds is the sampler's, and the same on every backbone of a family
+        *((spec, "imax") for spec in SPECS if spec != "flux2-klein-base-4b"),
     ],
 )
 def test_every_sampler_and_every_backbone_is_planned_by_its_bare_name(sampler, model, offline):
@@ -55,9 +56,9 @@ def test_every_sampler_and_every_backbone_is_planned_by_its_bare_name(sampler, m
 
 
 def test_a_hub_id_is_planned_without_the_hub_and_is_its_spec(capsys, offline):
-    arguments = ("--size", "4096x4096", "--on", "h100")
-    by_id = answered(capsys, "ultragen", "--model", "black-forest-labs/FLUX.1-dev", *arguments)
-    assert by_id == answered(capsys, "ultragen", "--model", "flux1-dev", *arguments)
+    arguments = ("--size", "1024x1024", "--on", "h100")
+    by_id = answered(capsys, "euler", "--model", "black-forest-labs/FLUX.1-dev", *arguments)
+    assert by_id == answered(capsys, "euler", "--model", "flux1-dev", *arguments)
 
 
 def test_the_published_numbers_of_calls_at_4k(offline):
@@ -75,8 +76,9 @@ def test_the_published_numbers_of_calls_at_4k(offline):
 
 
 def test_a_folder_is_planned_by_its_own_configurations(tiny_flux, capsys):
-    spec_named = answered(capsys, "hiflow", "--model", "tiny-flux1", "--size", "256x256", "--on", "h200")
-    own = answered(capsys, "hiflow", "--model", str(tiny_flux), "--size", "256x256", "--on", "h200")
+    arguments = ("--size", "128x128", "--on", "h200")
+    spec_named = answered(capsys, "euler", "--model", "tiny-flux1", *arguments)
+    own = answered(capsys, "euler", "--model", str(tiny_flux), *arguments)
     assert own == spec_named
     config = json.loads((tiny_flux / "vae" / "config.json").read_text())
     other = {**config, "block_out_channels": [16, 16, 16, 16]}
@@ -86,9 +88,7 @@ def test_a_folder_is_planned_by_its_own_configurations(tiny_flux, capsys):
     (tiny_flux.parent / "other" / "vae").unlink()
     (tiny_flux.parent / "other" / "vae").mkdir()
     (tiny_flux.parent / "other" / "vae" / "config.json").write_text(json.dumps(other))
-    more = answered(
-        capsys, "hiflow", "--model", str(tiny_flux.parent / "other"), "--size", "256x256", "--on", "h200"
-    )
+    more = answered(capsys, "euler", "--model", str(tiny_flux.parent / "other"), *arguments)
     assert more["operations"]["convolution"] > own["operations"]["convolution"]
     assert more["operations"]["linear"] == own["operations"]["linear"]
 

@@ -118,10 +118,11 @@ def test_the_settings_do_change_the_levels(scheduled):
 
 @pytest.mark.parametrize("values", SPACINGS, ids=IDS)
 @pytest.mark.parametrize("family", ["flux1", "flux2"])
-def test_what_is_planned_without_weights_is_what_runs(scheduled, family, values):
+def test_what_is_planned_without_weights_is_what_runs(scheduled, components, family, values):
     folder = scheduled(family, **values)
-    loaded = zoo.load_pipeline(
-        folder, pipeline_class={"flux1": EulerPipeline, "flux2": Flux2EulerPipeline}[family]
+    loaded = {"flux1": EulerPipeline, "flux2": Flux2EulerPipeline}[family](
+        **{**components[family], "scheduler": zoo.load_component(folder, "scheduler")},
+        **zoo.get(f"tiny-{family}").pipeline_config,
     )
     facts = ModelFacts.of_spec(open_model(folder).spec)
     assert facts.schedule(7, 64) == loaded.facts.schedule(7, 64)
@@ -230,6 +231,7 @@ STEPS = {"num_inference_steps": 4, "guidance_scale": 3.5, "output_type": "latent
 def test_a_sampler_whose_stages_have_levels_of_their_own_says_which(scheduled):
     folder = scheduled(use_beta_sigmas=True)
     base = SDEditPipeline.from_pretrained(folder)
+    base.set_progress_bar_config(disable=True)
     base("a", height=256, width=256, base_steps=3, **STEPS)
     (note,) = base.details()["notes"]
     assert note == (
@@ -237,10 +239,10 @@ def test_a_sampler_whose_stages_have_levels_of_their_own_says_which(scheduled):
         "the sampler has its own noise levels"
     )
     assert base.last_run.stages[0].sigmas == tuple(base.facts.schedule(3, 64))
-    patches = PatchCascadePipeline.from_pretrained(folder)
-    patches("a", height=256, width=256, base_steps=3, **STEPS)
+    patches = PatchCascadePipeline.from_pipe(base)
+    patches("a", height=144, width=144, base_steps=1, **STEPS)
     assert any("does not apply to stage" in note for note in patches.details()["notes"])
-    alone = UltraFluxPipeline.from_pretrained(folder)
+    alone = UltraFluxPipeline.from_pipe(base)
     alone("a", height=128, width=128, **STEPS)
     assert any("does not apply to this call" in note for note in alone.details()["notes"])
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,9 +146,11 @@ def test_files_that_do_not_fit_are_one_line(yoloe, tmp_path):
         PeopleDetector.load(yoloe / "promptable.pt", text_encoder=tmp_path / "broken.pt")
 
 
-def test_nothing_is_written_into_the_home_of_the_user(tmp_path):
+def test_nothing_is_written_into_the_home_of_the_user(warm, tmp_path):
     """In a process of its own: what ultralytics does at its first import is done already in this one."""
     code = (
+        "import sys\n"
+        "assert 'ultralytics' not in sys.modules\n"
         "from uhr.models.scores.people import _ultralytics\n"
         "import os\n"
         "found = _ultralytics()\n"
@@ -158,16 +158,8 @@ def test_nothing_is_written_into_the_home_of_the_user(tmp_path):
         "print(ONLINE, AUTOINSTALL, USER_CONFIG_DIR, os.environ.get('YOLO_OFFLINE'))\n"
     )
     environment = {**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
     environment.pop("YOLO_CONFIG_DIR", None)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        check=False,
-    )
+    done = warm.run(["-c", code], env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     online, install, folder, left = done.stdout.split()[-4:]
     assert (online, install, left) == ("False", "False", "None")

@@ -84,7 +84,7 @@ def test_the_line_and_the_record_say_the_guidance_of_each_stage(
     more, spoken, expected, tiny_flux, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (128, 128), "teal").save("given.png")
+    Image.new("RGB", (96, 96), "teal").save("given.png")
     short = ["--steps", "2", "--set", "base_steps=1", "--set", "strength=0.5"]
     arguments = ["sample", "sdedit", "--model", str(tiny_flux), "--prompt", "x", *short, *more]
     assert main([*arguments, "--out", "a.png"]) == 0, capsys.readouterr().err

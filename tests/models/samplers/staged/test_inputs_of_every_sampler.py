@@ -32,15 +32,12 @@ def test_noise_may_be_given_in_place_of_what_is_drawn_first(sampler, sample, see
 
 @pytest.mark.parametrize("name", IMAGES, indirect=True)
 def test_an_image_takes_the_place_of_the_base_pass(sampler, sample, seeded):
+    """In whatever form it is given: `../test_given_images.py`."""
     pixels = (255 * torch.rand(64, 64, 3, generator=seeded(1))).byte().numpy()
-    as_pil = sample(image=Image.fromarray(pixels), output_type="pt").images
+    found = sample(image=Image.fromarray(pixels), output_type="latent").images
     assert len(sampler.last_run.stages) == 1
-    as_array = sample(image=pixels, output_type="pt").images
-    as_tensor = sample(image=torch.from_numpy(pixels).movedim(-1, 0) / 255, output_type="pt").images
-    assert torch.equal(as_pil, as_array)
-    torch.testing.assert_close(as_tensor, as_pil, atol=1e-4, rtol=1e-4)
-    other = sample(image=255 - pixels, output_type="pt").images
-    assert not torch.allclose(other, as_pil, atol=1e-3)
+    other = sample(image=255 - pixels, output_type="latent").images
+    assert not torch.allclose(other, found, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", IMAGES, indirect=True)
@@ -60,7 +57,7 @@ def test_with_an_image_the_calls_guidance_is_what_the_backbone_gets(sampler, sam
     for guidance in (2.0, 9.0):
         backbone_calls.clear()
         image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1))
-        images.append(sample(image=image, guidance_scale=guidance, output_type="pt").images)
+        images.append(sample(image=image, guidance_scale=guidance, output_type="latent").images)
         assert embedded() == {guidance}
         assert [each["guidance"] for each in sampler.details()["stages"]] == [guidance]
     assert not torch.allclose(*images, atol=1e-4)
@@ -94,11 +91,10 @@ def test_any_shape_of_whole_units_and_every_output_type_are_generated(name, fami
 
 
 def test_every_stage_before_the_last_is_returned_on_request(sampler, sample):
-    output = sample(return_stages=True)
-    shown = [images[0].size for images in output.stages]
+    images, stages = sample(return_stages=True, return_dict=False)
+    shown = [each[0].size for each in stages]
     assert shown == [(each.width, each.height) for each in sampler.last_run.stages[:-1]]
-    last, again = sample(return_stages=True, return_dict=False)
-    assert (last[0].size, len(again)) == ((SIDE, SIDE), len(shown))
+    assert images[0].size == (SIDE, SIDE)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +211,9 @@ def test_it_takes_diffusers_arguments_and_documents_its_own_options(name):
 @pytest.mark.parametrize(
     ("family", "name"), [*(("flux1", name) for name in SAMPLERS), ("flux2", "euler")], indirect=["name"]
 )
-def test_what_it_saves_is_opened_by_diffusers_and_by_itself(family, sampler, tmp_path, tiny_flux, tiny_flux2):
+def test_what_it_saves_is_opened_by_diffusers_and_by_itself(
+    family, name, sampler, tmp_path, tiny_flux, tiny_flux2
+):
     from diffusers import DiffusionPipeline, __version__
 
     sampler.save_pretrained(tmp_path)
@@ -224,8 +222,10 @@ def test_what_it_saves_is_opened_by_diffusers_and_by_itself(family, sampler, tmp
     index.pop("_name_or_path", None)
     assert index == json.loads((folder / "model_index.json").read_text())
     assert index["_diffusers_version"] == __version__
-    theirs = DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
-    assert type(theirs) is cls.stock()
+    if name == "euler":
+        # the others write the same: index, above, and components
+        theirs = DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+        assert type(theirs) is cls.stock()
     ours = cls.from_pretrained(tmp_path, local_files_only=True)
     assert ours.spec == sampler.spec == zoo.get(f"tiny-{family}")
 
