@@ -210,20 +210,20 @@ class _Running(NamedTuple):
 
 
 _REPORT_SECONDS = 2.0
-"""How often actors are asked what is done of their tasks."""
+"""Seconds between two requests to the actors for what is done of their tasks."""
 
 
 def _reported(running: Mapping[Any, _Running], report: Report) -> None:
-    """Ask the actors whose work reports it what is done of their tasks."""
+    """Report what is done of the tasks of actors whose work counts it."""
     import ray
     from ray.exceptions import RayError
 
-    asked = {task.actor.done.remote(): task for task in running.values() if task.pool.reports}
-    answered, _ = ray.wait([*asked], num_returns=len(asked), timeout=_REPORT_SECONDS)
+    requests = {task.actor.done.remote(): task for task in running.values() if task.pool.reports}
+    answered, _ = ray.wait([*requests], num_returns=len(requests), timeout=_REPORT_SECONDS)
     for ref in answered:
         # the task of an actor that is gone says so itself
         with contextlib.suppress(RayError):
-            report(asked[ref].pool.number, asked[ref].unit, ray.get(ref))
+            report(requests[ref].pool.number, requests[ref].unit, ray.get(ref))
 
 
 def _run(schedule: Schedule, pools: Sequence[_Pool], report: Report) -> Iterator[tuple[int, int]]:
