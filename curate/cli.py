@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from uhr.base import console
+from uhr.base.errors import UserError
 from uhr.base.paths import local
 from uhr.base.run_folder import free_name
 
@@ -51,6 +52,25 @@ def run(
         typer.Option(help="A running Ray cluster whose machines have SOURCE and OUT at the same paths."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N files.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only N files, drawn at random by --seed.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of --sample: the same files for the same seed.")] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            parser=local("--reuse"),
+            metavar="M",
+            help="A manifest or an unfinished run: what is measured there is not measured again.",
+        ),
+    ] = None,
+    retry: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REASON",
+            help="Measure rows again that failed for this reason, of an unfinished run or of --reuse.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="A rule that cannot be evaluated is an error.")
@@ -64,7 +84,7 @@ def run(
     from uhr.curate.config import fetching, load
     from uhr.curate.planning.catalogue import plan_facts
     from uhr.curate.planning.plan import CurationPlan
-    from uhr.curate.run.job import CurationRequest, list_source
+    from uhr.curate.run.job import CurationRequest, Subset, list_source
     from uhr.curate.run.job import run as run_request
     from uhr.curate.show import print_plan, print_result
     from uhr.curate.sources import source_of
@@ -75,7 +95,12 @@ def run(
     images = source_of(source, config.sources, pipeline)
     config = fetching(config) if images.fetches else config
     plan = CurationPlan.of(config, strict, images.columns)
-    request = CurationRequest(plan, images, out, pool, limit)
+    if sample is not None and limit is not None:
+        raise UserError("--limit and --sample are both set", "leave one of them out")
+    if seed is not None and sample is None:
+        raise UserError("--seed is of --sample", "add --sample N")
+    subset = Subset(limit, sample, seed or 0)
+    request = CurationRequest(plan, images, out, pool, subset, tuple(reuse or ()), tuple(retry or ()))
     if dry_run:
         listing = list_source(request)
         rows = listing.items.num_rows
@@ -86,10 +111,14 @@ def run(
     arguments += [] if source is None else ["--source", source]
     arguments += ["--engine", engine]
     arguments += [argument for item in sets or [] for argument in ("--set", item)]
-    arguments += [] if limit is None else ["--limit", str(limit)]
+    for name, value in (("--limit", limit), ("--sample", sample), ("--seed", seed)):
+        arguments += [] if value is None else [name, str(value)]
+    arguments += [argument for kind in retry or () for argument in ("--retry", kind)]
+    arguments += [argument for path in reuse or () for argument in ("--reuse", str(path))]
 
     def into_another(taken: Path) -> str:
-        return console.command(*arguments, "--out", free_name(str(taken), os.path.exists))
+        free = free_name(str(taken), os.path.exists)
+        return console.command(*arguments, "--reuse", str(taken), "--out", free)
 
     result = run_request(request, into_another)
     console.emit(result.facts(), as_json, lambda _: print_result(result))

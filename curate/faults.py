@@ -19,7 +19,23 @@ CHANGED = "changed"
 file has no measured values.
 """
 
+UNAVAILABLE = "unavailable"
+"""The host of the image or the server of a stage did not answer, or refused: another attempt may succeed."""
+
+TRANSIENT = frozenset((UNAVAILABLE,))
+"""Kinds that say nothing about the image: such a row is no result that another run could reuse."""
+
 KINDS: frozenset[str] = frozenset(
-    (*get_args(FaultKind), TIME_LIMIT, MEMORY_LIMIT, CRASH, NO_VALUE, RULE_ERROR, STAGE_ERROR, BROKEN_LINK)
+    (
+        *get_args(FaultKind),
+        TIME_LIMIT,
+        MEMORY_LIMIT,
+        CRASH,
+        NO_VALUE,
+        RULE_ERROR,
+        STAGE_ERROR,
+        BROKEN_LINK,
+        UNAVAILABLE,
+    )
 )
 """All kinds. No rule may have such a name: a rejection could not be distinguished from a failure."""

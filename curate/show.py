@@ -102,6 +102,8 @@ def print_result(result: CurationResult) -> None:
     kept, rejected, failed = (f"{counts[name]:,} {name}" for name in ("kept", "rejected", "failed"))
     took = "" if result.finished_before else f"   in {result.seconds:.1f} s"
     say(f"{counts['rows']:,} files: {kept}, {rejected}, {failed}{took}")
+    if reused := info.operation.get("reused"):
+        say(shown(f"  reused    {', '.join(f'{label} {rows:,}' for label, rows in reused.items())}"))
     _print_funnel(info, result.failures)
     if (noted := result.noted) is not None:
         of = "" if noted.times == noted.rows else f"{noted.times:,} times "

@@ -8,7 +8,7 @@ with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -59,6 +59,11 @@ class PlannedStage(Generic[S]):
     stage: S
     rules: tuple[Rule, ...] = ()
     channel: str | None = None
+
+    def sees(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row is one of the stage's channel."""
+        channels = row.get("channels")
+        return self.channel is None or channels is None or self.channel in channels
 
 
 @dataclass(frozen=True)

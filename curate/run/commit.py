@@ -21,6 +21,9 @@ from uhr.base.lock import NAME as LOCK
 from uhr.base.run_folder import FolderLayout, all_or_nothing
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.rules import Rule
+from uhr.curate.run.earlier import files as earlier
+from uhr.curate.run.earlier import run_file
+from uhr.curate.run.earlier.harvest import UNITS
 from uhr.curate.run.execution import Finished
 from uhr.curate.run.parts import has_previews, previews_of
 from uhr.curate.run.table import SPILLED
@@ -29,11 +32,9 @@ from uhr.manifests.info import FILE, Part, RuleInfo
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.parts import PREVIEW_SCHEMA
 from uhr.manifests.sources.base import Listing, Source
-from uhr.manifests.sources.stored import write_pixels
+from uhr.manifests.sources.stored import Stored, write_pixels
 from uhr.manifests.writer import Provenance, write_manifest
 from uhr.runtime import units as unit_files
-
-UNITS = "units"
 
 FETCHED = "fetched"
 """The folder in OUT with what a source fetched during the run."""
@@ -44,7 +45,7 @@ LAYOUT = FolderLayout(
     (FILE, UNITS),
     {
         **part_files.LAYOUT.inside,
-        UNITS: or_half_written(f"{LOCK}|{unit_files.FILES}"),
+        UNITS: or_half_written(f"{LOCK}|{unit_files.FILES}|{run_file.NAME}|{earlier.NAMES}"),
         f"{UNITS}/{SPILLED}": re.compile(".*"),
     },
 )
@@ -65,13 +66,16 @@ def commit(
     """
     with all_or_nothing(out):
         pixels = _pixels(out, plan, finished, source)
+        reused = [info.origin for info in earlier.origins(out / UNITS) if info.origin is not None]
+        if reused:
+            operation = {**operation, "reused": dict(sorted(finished.reused.items()))}
         provenance = Provenance(
             root=listing.source.place,
-            origin=listing.source.origin,
+            origin=with_stores(listing.source, out / UNITS).origin,
             operation=operation,
-            parents=listing.source.parents,
+            parents=[*listing.source.parents, *{each.id: each for each in reused}.values()],
             stages=plan.stage_infos(),
-            rules=_funnel(plan, finished),
+            rules=funnel(plan, finished),
             source={**listing.not_opened, "broken_sidecars": finished.broken_sidecars},
             weights=plan.weight_hashes(),
             files=plan.file_hashes(),
@@ -81,6 +85,17 @@ def commit(
         shown = plan.config.preview and any(each.pixel for each in plan.passes)
         previews = _previews(plan, finished) if shown else None
         return write_manifest(out, plan.schema, _counted(finished.batches(), advance), provenance, previews)
+
+
+def with_stores(source: Source, units: Path) -> Source:
+    """Return the source that reads what earlier runs have stored of its images from their folders.
+
+    units: the folder of the run's units, which names them.
+    """
+    stores = {store for info in earlier.origins(units) for store in info.stores}
+    for path, parts in sorted(stores):
+        source = Stored(path=path, parts=parts, source=source)
+    return source
 
 
 def _pixels(out: Path, plan: CurationPlan, finished: Finished, source: Source) -> list[Part]:
@@ -102,17 +117,23 @@ def _without(batches: Iterator[pa.RecordBatch], hiding: Sequence[str]) -> Iterat
         yield batch
 
 
-def _funnel(plan: CurationPlan, finished: Finished) -> list[RuleInfo]:
+def funnel(plan: CurationPlan, finished: Finished | None = None) -> list[RuleInfo]:
+    """Return the rules with the number of rows that reached them and that they rejected, if there are any
+    yet.
+    """
     patches = any(each.of_patches for each in plan.passes)
+    seen, counted, lost = (
+        ({}, {}, {}) if finished is None else (finished.seen, finished.rejected, finished.lost)
+    )
 
     def info(rule: Rule, rows: str) -> RuleInfo:
         name = rule.name
-        rejected = finished.lost if rule.channel else finished.rejected
+        rejected = lost if rule.channel else counted
         return RuleInfo.model_validate(
             {
                 "name": name,
                 "where": rule.condition.text,
-                "seen": finished.seen.get(name, 0),
+                "seen": seen.get(name, 0),
                 "rejected": rejected.get(name, 0),
                 "null": "" if rule.null == "fail" else rule.null,
                 "channel": rule.channel or "",

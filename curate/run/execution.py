@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +13,12 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.base.config import fingerprint
 from uhr.base.console import progress, warn
+from uhr.curate.faults import TRANSIENT
 from uhr.curate.planning.plan import CurationPlan, ModelSegment, Pass
 from uhr.curate.rules import RuleCounts
+from uhr.curate.run.earlier.again import Again
+from uhr.curate.run.earlier.files import keys_of
+from uhr.curate.run.earlier.run_file import RunFile
 from uhr.curate.run.parts import frame_schema, item_columns, unit_rows
 from uhr.curate.run.rows import Tally
 from uhr.curate.run.scoring import ScoreWork
@@ -22,9 +26,9 @@ from uhr.curate.run.table import SampleTable
 from uhr.curate.run.work import CurateWork
 from uhr.manifests.sources.base import Source
 from uhr.runtime.pool import InlineRunner, RayRunner
-from uhr.runtime.units import Limits, Runner, Segment, UnitPlan, run_tasks
+from uhr.runtime.units import Limits, PlanMismatch, Runner, Segment, UnitPlan, run_tasks
 
-PARTS_VERSION = 2
+PARTS_VERSION = 3
 """Increase it when parts of an unfinished run could be misread by another version."""
 
 WIDEST_VIEW = 3
@@ -45,15 +49,26 @@ class Finished:
     lost: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
     broken_sidecars: int = 0
+    reused: dict[str, int] = field(default_factory=dict)
+    """By stage, the rows whose results are those of an earlier run."""
 
 
 @contextlib.contextmanager
 def passes_run(
-    plan: CurationPlan, folder: Path, items: pa.Table, source: Source, runner: Runner
+    plan: CurationPlan,
+    folder: Path,
+    items: pa.Table,
+    source: Source,
+    runner: Runner,
+    described: RunFile,
+    retry: Collection[str] = (),
 ) -> Generator[Finished]:
     """Run all passes over `items`; the block can then read the rows.
 
-    folder: of the units. Raises PlanMismatch if the folder has units of another run.
+    folder: of the units, with the file `described` and what earlier runs measured. retry: the kinds of fault
+    whose rows are measured again, besides those that may pass by themselves.
+
+    Raises PlanMismatch if the folder has units of another run.
     """
     this = plan.passes[0]
     with contextlib.ExitStack() as stack:
@@ -61,6 +76,7 @@ def passes_run(
         if len(plan.passes) > 1 or this.sets:
             table = stack.enter_context(SampleTable(folder, plan))
         run = _Run(plan, folder, source, runner, table)
+        run.again = Again(folder, described, frozenset((*retry, *TRANSIENT)))
         for number in range(len(plan.passes)):
             run.do(number, items)
         yield run.finished()
@@ -68,6 +84,8 @@ def passes_run(
 
 class _Run:
     """A run over its passes; `do` runs one of them."""
+
+    again: Again
 
     def __init__(
         self, plan: CurationPlan, folder: Path, source: Source, runner: Runner, table: SampleTable | None
@@ -77,6 +95,7 @@ class _Run:
         self._source = source
         self._runner = runner
         self._table = table
+        self._keys = keys_of(plan)
         self._units: list[UnitPlan] = []
         self._tally = Tally.empty()
         self._counts = RuleCounts()
@@ -90,8 +109,16 @@ class _Run:
             items = self._table.items(item_columns(plan, number), patches)
         together = "uri" if this.of_patches and this.expand is None else None
         mark = fingerprint([plan.fingerprint, PARTS_VERSION])
-        size = plan.unit_size(items.num_rows)
-        units = UnitPlan.create(self._folder, items, size, mark, together, number + 1, 1 + len(this.segments))
+        size, segments = plan.unit_size(items.num_rows), 1 + len(this.segments)
+        try:
+            units = UnitPlan.create(self._folder, items, size, mark, together, number + 1, segments)
+        except PlanMismatch as mismatch:
+            if number == 0 or mismatch.changed != "inputs":
+                raise
+            # rows of an earlier pass were measured again, and others are still kept
+            self.again.from_pass(number + 1)
+            units = UnitPlan.create(self._folder, items, size, mark, together, number + 1, segments)
+        self.again.unfinished(units)
         self._units.append(units)
         self._tasks(number, units)
         if self._table is not None:
@@ -102,7 +129,9 @@ class _Run:
 
     def _tasks(self, number: int, units: UnitPlan) -> None:
         this = self._plan.passes[number]
-        segments = [Segment(CurateWork(self._plan, self._source, number), passes=self._view_bytes(this))]
+        segments = [
+            Segment(CurateWork(self._plan, self._source, number, self._keys), passes=self._view_bytes(this))
+        ]
         for place, segment in enumerate(this.segments, 1):
             segments.append(self._segment(number, place, segment))
         shown = Tally.empty()
@@ -127,7 +156,7 @@ class _Run:
     def _segment(self, number: int, place: int, segment: ModelSegment) -> Segment:
         resources = segment.resources
         return Segment(
-            ScoreWork(self._plan, number, place, resources.num_gpus),
+            ScoreWork(self._plan, number, place, resources.num_gpus, self._keys),
             Limits(resources.seconds, int(resources.memory)),
             resources.actors,
             resources.num_cpus,
@@ -187,10 +216,18 @@ class _Run:
                 lost,
                 table.counts(),
                 tally.broken_sidecars,
+                tally.reused,
             )
         rejected = dict(tally.rejected)
         return Finished(
-            self._rows, self._units[0].rows, self._units, seen, lost, rejected, tally.broken_sidecars
+            self._rows,
+            self._units[0].rows,
+            self._units,
+            seen,
+            lost,
+            rejected,
+            tally.broken_sidecars,
+            tally.reused,
         )
 
     def _rows(self) -> Iterator[pa.RecordBatch]:

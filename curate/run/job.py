@@ -7,18 +7,24 @@ finished: `manifest.json` and no `units/`.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from uhr.base.console import progress
-from uhr.base.errors import UserError
+from uhr.base.errors import UserError, unknown
 from uhr.base.files import saving
+from uhr.base.paths import path_text
 from uhr.base.run_folder import RunFolder, all_or_nothing
+from uhr.curate.faults import KINDS
 from uhr.curate.planning.plan import CurationPlan
-from uhr.curate.run.commit import FETCHED, LAYOUT, UNITS, commit
+from uhr.curate.run.commit import FETCHED, LAYOUT, UNITS, commit, funnel, with_stores
+from uhr.curate.run.earlier.harvest import of_units, take
+from uhr.curate.run.earlier.run_file import RunFile, stages_of
 from uhr.curate.run.execution import passes_run
 from uhr.curate.run.failures import (
     Failures,
@@ -33,21 +39,49 @@ from uhr.manifests.info import is_manifest
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.sources.base import Listing, Source, check_no_overlap
 from uhr.runtime.pool import Pool
-from uhr.runtime.units import Limits, PlanMismatch, Runner, table_hash
+from uhr.runtime.units import Limits, PlanMismatch, Runner, UnitPlan, table_hash
 
 OtherCommand = Callable[[Path], str]
 """Returns the command that makes the same run into another folder; its argument is the folder in use."""
 
 
+class Subset(NamedTuple):
+    """Which of the source's items are curated: all, the first `limit` names, or `sample` that are drawn."""
+
+    limit: int | None = None
+    sample: int | None = None
+    seed: int = 0
+
+    def of(self, listing: Listing) -> Listing:
+        if self.sample is not None:
+            return listing.drawn(self.sample, self.seed)
+        return listing if self.limit is None else listing.first(self.limit)
+
+
 @dataclass(frozen=True)
 class CurationRequest:
-    """The options of a run: curate `source` into `out` with the pipeline `plan`, at most `limit` files."""
+    """The options of a run: curate `source` into `out` with the pipeline `plan`.
+
+    reuse: folders of manifests and unfinished runs whose results are taken over. retry: kinds of fault whose
+    rows are measured again, of an unfinished run in `out` or of those in `reuse`.
+    """
 
     plan: CurationPlan
     source: Source
     out: Path
     pool: Pool = field(default_factory=Pool)
-    limit: int | None = None
+    subset: Subset = field(default_factory=Subset)
+    reuse: tuple[Path, ...] = ()
+    retry: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise UserError if a kind of fault is unknown, or `out` is among the folders to reuse."""
+        for kind in self.retry:
+            if kind not in KINDS:
+                raise unknown("reason", kind, sorted(KINDS), "--retry")
+        for path in self.reuse:
+            if path.resolve() == self.out.resolve():
+                raise UserError(f"--reuse {path} is the folder of this run", "name another --out")
 
 
 @dataclass(frozen=True)
@@ -97,6 +131,7 @@ class CurationResult:
             ],
             "source": info.source,
             "unreadable_folders": self.unreadable,
+            "reused": info.operation.get("reused", {}),
             "seconds": round(self.seconds, 3),
         }
 
@@ -111,9 +146,7 @@ def list_source(request: CurationRequest) -> Listing:
     check_no_overlap(request.source, request.out)
     with progress("list", None, "files") as advance:
         listing = request.source.list(advance)
-    if request.limit is not None:
-        listing = listing.first(request.limit)
-    return listing
+    return request.subset.of(listing)
 
 
 def run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:
@@ -128,6 +161,7 @@ def run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:
 
 def _run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:
     start = time.monotonic()
+    request.check()
     request.source.check()
     check_no_overlap(request.source, request.out)
     folder = RunFolder(request.out, LAYOUT)
@@ -138,6 +172,8 @@ def _run(request: CurationRequest, command_for: OtherCommand) -> CurationResult:
         runner = request.pool.runner(Limits(config.seconds, int(config.memory)))
         listing = list_source(request)
     inputs = table_hash(listing.items)
+    if request.retry and not request.reuse and is_finished(request.out):
+        raise UserError(f"the run in {request.out} is finished", command_for(request.out))
     if is_finished(request.out):
         manifest = _check_same_run(request, inputs, command_for)
         return CurationResult(
@@ -181,10 +217,23 @@ def _do_passes(
         "fingerprint": plan.fingerprint,
         "inputs": inputs,
     }
-    source = request.source.spooled(request.out.absolute() / FETCHED)
+    images, patches = stages_of(plan)
+    described = RunFile(
+        fingerprint=plan.fingerprint,
+        inputs=inputs,
+        pipeline=operation["pipeline"],
+        images=images,
+        patches=patches,
+        stages=tuple(plan.stage_infos()),
+        rules=tuple(funnel(plan)),
+        root=path_text(listing.source.place),
+        origin=listing.source.origin,
+    )
     try:
+        _prepare(request, described)
+        source = with_stores(request.source.spooled(request.out.absolute() / FETCHED), folder)
         with (
-            passes_run(plan, folder, listing.items, source, runner) as finished,
+            passes_run(plan, folder, listing.items, source, runner, described, request.retry) as finished,
             progress("commit", finished.rows, "rows") as advance,
         ):
             return commit(request.out, plan, finished, listing, source, operation, advance)
@@ -193,6 +242,29 @@ def _do_passes(
             "was begun with another pipeline" if mismatch.changed == "work" else "was begun on other files"
         )
         raise UserError(f"the run in {request.out} {changed}", command_for(request.out)) from None
+
+
+def _prepare(request: CurationRequest, described: RunFile) -> None:
+    """Collect the earlier results that the run may use. Raises PlanMismatch if the folder has another run."""
+    units = request.out / UNITS
+    if RunFile.exists(units):
+        before = RunFile.read(units)
+        if before.inputs != described.inputs:
+            raise PlanMismatch("", None, "inputs")
+        if before.fingerprint != described.fingerprint:
+            if not request.retry or before.same_but_limits != described.same_but_limits:
+                raise PlanMismatch("", None, "work")
+            # the limits are others: all tasks are done again, and take over what is not to be retried
+            of_units(units, units, before.fingerprint[:16], request.retry)
+            for number in itertools.count(1):
+                if not UnitPlan.exists(units, number):
+                    break
+                UnitPlan.open(units, number).remove()
+    elif UnitPlan.exists(units):
+        raise PlanMismatch("", None, "work")
+    described.write(units)
+    for path in request.reuse:
+        take(path, units, request.retry)
 
 
 def _finish(manifest: Manifest, folder: RunFolder) -> Path:

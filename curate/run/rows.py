@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,21 +27,29 @@ PREVIEW = (
 )
 """Columns of a part that are not in the manifest's rows; they go to the preview parts."""
 
-RAN = pa.field("_ran", pa.int32())
-"""Column of a part that is not in the manifest: how many stages of the task ran on the row, in their order.
+RAN = pa.field("_ran", pa.list_(pa.field("element", pa.string())))
+"""Column of a part that is not in the manifest: the labels of the task's stages that gave values for the row.
 """
 
 _LISTED = [column.name for column in (*BASE, *SOURCES) if column.name != "content_hash"]
 """Columns that do not depend on the image's bytes: uri, listed version, the values of sidecars and source."""
 
+UNDONE = "undone"
+"""The status, in a part, of a row that was left because its host or a stage is paused."""
+
 _TALLY = b"tally"
+
+_ADDED_UP = ("seen", "lost", "broken_sidecars", "measured", "microseconds", "reused")
+"""The counts of a unit to which all of its tasks add."""
 
 
 class Tally(NamedTuple):
     """Counts of the rows of one or more units: kept, rejected by rule, failed by kind of fault.
 
-    `seen` counts the rows that reached each rule, `broken_sidecars` the images with a broken sidecar, and
-    `lost` the rows that a rule took out of its channel.
+    `seen` counts the rows that reached each rule, `broken_sidecars` the images with a broken sidecar, `lost`
+    the rows that a rule took out of its channel, and `undone` those that were left because their host or
+    stage is paused. By stage, `measured` counts the rows that it was called for, `microseconds` what the
+    calls took, and `reused` the rows whose results are those of an earlier run.
     """
 
     kept: int
@@ -48,16 +58,22 @@ class Tally(NamedTuple):
     seen: Counter[str]
     broken_sidecars: int
     lost: Counter[str]
+    undone: int
+    measured: Counter[str]
+    microseconds: Counter[str]
+    reused: Counter[str]
 
     @classmethod
     def empty(cls) -> Tally:
-        return cls(0, Counter(), Counter(), Counter(), 0, Counter())
+        counts = [Counter[str]() for _ in range(7)]
+        kept, broken_sidecars, undone = 0, 0, 0
+        return cls(kept, counts[0], counts[1], counts[2], broken_sidecars, counts[3], undone, *counts[4:])
 
     @classmethod
     def of_part(cls, part: Path) -> Tally:
         """Read the tally that a part has in its footer."""
         tree = json.loads(parquet.schema_of(part).metadata[_TALLY])
-        return cls(tree[0], *map(Counter, tree[1:4]), tree[4], Counter(tree[5]))
+        return cls._make(Counter(value) if isinstance(value, dict) else value for value in tree)
 
     @classmethod
     def of_unit(cls, units: UnitPlan, unit: int) -> Tally:
@@ -72,15 +88,15 @@ class Tally(NamedTuple):
 
     def after(self, earlier: Tally) -> Tally:
         """Return the tally of rows with these verdicts, which the tasks of `earlier` judged before."""
-        broken = earlier.broken_sidecars + self.broken_sidecars
         return self._replace(
-            seen=earlier.seen + self.seen, lost=earlier.lost + self.lost, broken_sidecars=broken
+            **{name: getattr(earlier, name) + getattr(self, name) for name in _ADDED_UP},
         )
 
     def summary(self) -> str:
         """Return a text such as `kept 10, rejected 3, failed 1`."""
-        counts = (self.kept, self.rejected.total(), self.failed.total())
-        return ", ".join(f"{name} {n:,}" for name, n in zip((KEPT, REJECTED, FAILED), counts, strict=True))
+        counts = {KEPT: self.kept, REJECTED: self.rejected.total(), FAILED: self.failed.total()}
+        counts |= {UNDONE: self.undone} if self.undone else {}
+        return ", ".join(f"{name} {n:,}" for name, n in counts.items())
 
 
 class UnitRows:
@@ -95,9 +111,12 @@ class UnitRows:
         self._rows = rows
         self._previews: dict[int, tuple[bytes, int, int]] = {}
         self._hidden: set[int] = set()
-        self._ran: dict[int, int] = {}
+        self._ran: dict[int, list[str]] = {}
         self.broken_sidecars = 0
         self.counts = RuleCounts()
+        self.measured: Counter[str] = Counter()
+        self.microseconds: Counter[str] = Counter()
+        self.reused: Counter[str] = Counter()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._rows[index]
@@ -138,9 +157,36 @@ class UnitRows:
                 given = f"{type(value).__name__} {_short(value)}"
                 raise ValueError(f"column '{name}' cannot hold {given} ({_first_line(error)})") from error
         self._rows[index].update(converted)
-        if converted.get(getattr(planned.stage, "hides", None)) is not None:
+        self._note(index, planned, converted)
+
+    def take_over(self, index: int, planned: PlannedStage[Any], values: Mapping[str, Any]) -> None:
+        """Add the values that a stage gave in an earlier run."""
+        self._rows[index].update(values)
+        self._note(index, planned, values)
+        self.reused[planned.label] += 1
+
+    def _note(self, index: int, planned: PlannedStage[Any], values: Mapping[str, Any]) -> None:
+        if values.get(getattr(planned.stage, "hides", None)) is not None:
             self._hide(index)
-        self._ran[index] = self._ran.get(index, 0) + 1
+        self._ran.setdefault(index, []).append(planned.label)
+
+    @contextlib.contextmanager
+    def timed(self, label: str, rows: int = 1) -> Generator[None]:
+        """Count a call of a stage on some rows, and the time that the block takes."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.measured[label] += rows
+            self.microseconds[label] += round((time.perf_counter() - start) * 1e6)
+
+    def mark(self, index: int, label: str) -> None:
+        """Note that a stage gave its result for a row whose columns it does not write: it cut its patches."""
+        self._ran.setdefault(index, []).append(label)
+
+    def leave(self, index: int, why: str) -> None:
+        """Leave a row undone: it has no verdict, and the run cannot be finished without it."""
+        self._rows[index].update(status=UNDONE, reason=None, error=why)
 
     def put_preview(self, index: int, jpeg: bytes, width: int, height: int) -> None:
         if index not in self._hidden:
@@ -190,8 +236,8 @@ class UnitRows:
         return left
 
     def part(self, schema: pa.Schema, channels: Sequence[str], previews: bool) -> pa.Table:
-        """Return the part: the columns of `schema`, how many stages of the task ran on each row (`RAN`),
-        previews if wanted, and the tally as schema metadata.
+        """Return the part: the columns of `schema`, which stages of the task gave values for each row
+        (`RAN`), previews if wanted, and the tally as schema metadata.
         """
         for row in self._rows:
             if row["status"] is None:
@@ -201,7 +247,7 @@ class UnitRows:
                 row["channels"] = [] if row["status"] != KEPT else list(channels) if left is None else left
         columns = [pa.array([row.get(f.name) for row in self._rows], f.type) for f in schema]
         fields = [*schema, RAN]
-        columns.append(pa.array([self._ran.get(i, 0) for i in range(len(self._rows))], RAN.type))
+        columns.append(pa.array([self._ran.get(i) for i in range(len(self._rows))], RAN.type))
         if previews:
             shown = [self._previews.get(index, (None, None, None)) for index in range(len(self._rows))]
             columns += [pa.array([p[i] for p in shown], f.type) for i, f in enumerate(PREVIEW)]
@@ -218,7 +264,18 @@ class UnitRows:
         kept = verdicts[(KEPT, None)]
         seen = Counter(dict(sorted(self.counts.seen.items())))
         lost = Counter(dict(sorted(self.counts.lost.items())))
-        return Tally(kept, by_reason[REJECTED], by_reason[FAILED], seen, self.broken_sidecars, lost)
+        return Tally(
+            kept,
+            by_reason[REJECTED],
+            by_reason[FAILED],
+            seen,
+            self.broken_sidecars,
+            lost,
+            sum(n for (status, _), n in verdicts.items() if status == UNDONE),
+            self.measured,
+            self.microseconds,
+            self.reused,
+        )
 
 
 def _short(value: object, most: int = 60) -> str:

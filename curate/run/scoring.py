@@ -7,15 +7,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from uhr.curate.faults import STAGE_ERROR
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge
+from uhr.curate.run.earlier.known import Earlier
+from uhr.curate.run.earlier.rows import EarlierRows, StageKeys
 from uhr.curate.run.parts import segment_schema, unit_rows
 from uhr.curate.run.rows import UnitRows
 from uhr.curate.run.views import ViewReader
+from uhr.curate.run.work import stage_fault
 from uhr.curate.stage import BatchStage
 from uhr.manifests.schema import KEPT
-from uhr.pixels.decoder_noise import stable_text
 from uhr.runtime.units import MEMORY_LIMIT, TaskWork, UnitFault, UnitPlan, Watch
 
 
@@ -24,20 +25,28 @@ class ScoreWork(TaskWork):
     `open`.
     """
 
-    def __init__(self, plan: CurationPlan, number: int, segment: int, gpus: float | None) -> None:
+    def __init__(
+        self, plan: CurationPlan, number: int, segment: int, gpus: float | None, keys: StageKeys
+    ) -> None:
         self.plan = plan
         self.number = number
         self.segment = segment
         self.gpus = gpus
+        self.keys = keys
 
     def open(self) -> None:
         this = self.plan.passes[self.number]
         self._stages = this.segments[self.segment - 1].stages
-        self._keys = list(this.views)
-        device = self._device()
-        for planned in self._stages:
-            planned.stage.open(device)
+        self._views = list(this.views)
         self._judge = Judge(self.plan.schema, self.plan.channels)
+        self._opened: set[str] = set()
+        self._earlier: Earlier | None = None
+
+    def _open(self, planned: PlannedStage[BatchStage]) -> None:
+        """Load a model before its first row: where all results are known, it is not needed at all."""
+        if planned.label not in self._opened:
+            planned.stage.open(self._device())
+            self._opened.add(planned.label)
 
     def _device(self) -> str:
         if self.gpus == 0:
@@ -49,10 +58,16 @@ class ScoreWork(TaskWork):
     def do(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:
         table = unit_rows(self.plan, plan, self.number, unit, self.segment)
         rows = UnitRows(self._rows(table, plan, unit))
-        views = None if given is None else ViewReader(given, self._keys)
+        views = None if given is None else ViewReader(given, self._views)
+        if self._earlier is None:
+            self._earlier = Earlier(plan.folder, fetched=False)
+        earlier = EarlierRows(self._earlier, self.keys, set())
         batch = _Batches(rows, watch, views)
         for step, planned in enumerate(self._stages):
-            alive = [i for i in rows.alive() if _sees(planned, rows[i])]
+            alive = [i for i in rows.alive() if planned.sees(rows[i])]
+            alive = [i for i in alive if not _reuse(rows, i, planned, earlier)]
+            if alive:
+                self._open(planned)
             batch.score(planned, step, batch.with_views(planned, alive))
             watch.end()
             rows.rule(self._judge, planned.rules, rows.alive())
@@ -75,9 +90,17 @@ class ScoreWork(TaskWork):
         return rows
 
 
-def _sees(planned: PlannedStage[Any], row: Mapping[str, Any]) -> bool:
-    channels = row.get("channels")
-    return planned.channel is None or channels is None or planned.channel in channels
+def _reuse(rows: UnitRows, index: int, planned: PlannedStage[BatchStage], earlier: EarlierRows) -> bool:
+    """Take over what an earlier run has of a stage for a row; return False if there is nothing."""
+    answer = earlier.answer(index, rows[index], planned)
+    if answer is None:
+        return False
+    if answer.fault is None:
+        rows.take_over(index, planned, answer.values)
+    else:
+        rows.reused[planned.label] += 1
+        rows.fail(index, answer.fault.kind, f"{planned.label}: {answer.fault.message}")
+    return True
 
 
 class _Batches:
@@ -140,7 +163,8 @@ class _Batches:
         for name, view in planned.stage.views.items():
             assert self._views is not None
             views[name] = [self._views.tensor(index, repr(view)) for index in batch]
-        found = planned.stage.score([self._rows[index] for index in batch], views)
+        with self._rows.timed(planned.label, len(batch)):
+            found = planned.stage.score([self._rows[index] for index in batch], views)
         if not isinstance(found, Mapping):
             raise TypeError(f"score gives {type(found).__name__}, not a mapping of its columns")
         for name, values in found.items():
@@ -166,8 +190,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _fault_of(error: BaseException) -> UnitFault:
     if is_out_of_memory(error):
         return UnitFault(MEMORY_LIMIT, "the model ran out of memory with this image alone")
-    text = stable_text(str(error))
-    return UnitFault(STAGE_ERROR, f"{type(error).__name__}{': ' if text else ''}{text}")
+    return stage_fault(error)
 
 
 def _free_memory() -> None:

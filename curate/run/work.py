@@ -13,17 +13,21 @@ from typing import Any
 
 from uhr.base import parquet
 from uhr.base.paths import unescaped
-from uhr.curate.faults import CHANGED, STAGE_ERROR
+from uhr.curate.faults import CHANGED, STAGE_ERROR, UNAVAILABLE
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge, Rule
+from uhr.curate.run.earlier.known import Answer, Earlier
+from uhr.curate.run.earlier.rows import EarlierFault, EarlierRows, Outdated, StageKeys
 from uhr.curate.run.parts import frame_schema, has_previews
 from uhr.curate.run.rows import UnitRows, source_row
 from uhr.curate.run.views import ViewBlock
 from uhr.curate.sidecars import read_sidecars
 from uhr.curate.stage import Child, FrameStage
+from uhr.curate.stages.frames.fetch import FetchStage
 from uhr.manifests.schema import BASE, KEPT, RIGHTS, patch_id
 from uhr.manifests.sources.base import GIVEN, Blob, MemoryBlob, Source
 from uhr.pixels.decoder_noise import stable_text
+from uhr.pixels.files import changed
 from uhr.pixels.types import Header, PixelFault
 from uhr.runtime.units import TaskWork, UnitFault, UnitPlan, Watch
 
@@ -40,12 +44,17 @@ _INHERITED = ("uri", "source_version", "content_hash", *(c.name for c in RIGHTS 
 
 
 class CurateWork(TaskWork):
-    """The first segment of a pass. Picklable: it has the checked plan and the source."""
+    """The first segment of a pass. Picklable: it has the checked plan and the source.
 
-    def __init__(self, plan: CurationPlan, source: Source, number: int = 0) -> None:
+    keys: what the results of each stage depend on (`keys_of`), which takes long to compute where there are
+    weights.
+    """
+
+    def __init__(self, plan: CurationPlan, source: Source, number: int, keys: StageKeys) -> None:
         self.plan = plan
         self.source = source
         self.number = number
+        self.keys = keys
 
     def open(self) -> None:
         this = self.plan.passes[self.number]
@@ -55,14 +64,23 @@ class CurateWork(TaskWork):
             # takes seconds, which must not count against the first image
             importlib.import_module("torch")
         self._judge = Judge(self.plan.schema, self.plan.channels, self.plan.config.all_rules)
+        self._earlier: Earlier | None = None
 
     def do(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:
         items = plan.items(unit).to_pylist()
-        run = _UnitRun(self, self._judge, items, watch)
-        if plan.part(unit).exists():
-            # only what it passed on in memory is missing
-            return run.views_of(parquet.read(plan.part(unit)).to_pylist())
-        run.run()
+        if self._earlier is None:
+            self._earlier = Earlier(plan.folder, self.source.fetches)
+        outdated: set[int] = set()
+        while True:
+            run = _UnitRun(self, self._judge, items, watch, EarlierRows(self._earlier, self.keys, outdated))
+            if plan.part(unit).exists():
+                # only what it passed on in memory is missing
+                return run.views_of(parquet.read(plan.part(unit)).to_pylist())
+            try:
+                run.run()
+                break
+            except Outdated as found:
+                outdated.add(found.index)
         watch.end()
         schema = frame_schema(self.plan, self.number)
         part = run.rows.part(schema, self.plan.channels, has_previews(self.plan, self.number))
@@ -73,8 +91,16 @@ class CurateWork(TaskWork):
 class _UnitRun:
     """One unit: `run` applies the pass to its items; `rows` collects columns and verdicts."""
 
-    def __init__(self, work: CurateWork, judge: Judge, items: list[dict[str, Any]], watch: Watch) -> None:
+    def __init__(
+        self,
+        work: CurateWork,
+        judge: Judge,
+        items: list[dict[str, Any]],
+        watch: Watch,
+        earlier: EarlierRows,
+    ) -> None:
         self._plan = work.plan
+        self._earlier = earlier
         self._pass = work.plan.passes[work.number]
         self._source = work.source
         self._judge = judge
@@ -85,6 +111,9 @@ class _UnitRun:
         self._from_source = work.number == 0
         self._whole: tuple[str, Any] | None = None
         self._views = self._pass.views
+        header = self._pass.header
+        self._evidence = next((p for p in header if isinstance(p.stage, FetchStage)), None)
+        self._previews = bool(work.plan.config.preview) and has_previews(work.plan, work.number)
         self._block = ViewBlock(list(self._views))
         kept = {column.name for column in (*BASE, *self._plan.given)}
         if "content_hash" in {column.name for planned in self._plan.stages for column in planned.stage.adds}:
@@ -98,14 +127,12 @@ class _UnitRun:
         if self._from_source:
             alive = [index for index in alive if self._sidecars(index)]
         if self._pass.expand is not None:
-            self._prefetch(alive)
+            self._prefetch([i for i in alive if self._answer(i, self._pass.expand) is None])
             for index in alive:
                 self._expand(index)
             self._watch.end()
             return
         alive = self._apply_rules(self._pass.first, alive)
-        if self._pass.frames or self._views:
-            self._prefetch(alive)
         alive = self._measure(alive)
         self._pixels(alive)
         self._watch.end()
@@ -117,44 +144,57 @@ class _UnitRun:
     def views_of(self, rows: Sequence[dict[str, Any]]) -> bytes | None:
         """Return the views of the rows of a part that was written before."""
         for index, row in enumerate(rows):
-            if row["status"] != KEPT or (self._pass.expand is not None and row["parent_id"] is None):
-                continue
             while len(self.rows) <= index:
                 self.rows.add({})
+            if row["status"] != KEPT or (self._pass.expand is not None and row["parent_id"] is None):
+                continue
             self.rows[index].update(row)
-            self._add_views(index, self._frame(index))
+            if self._earlier.lacks(index, self.rows[index], self._pass.batches):
+                self._add_views(index, self._frame(index))
         self._watch.end()
         return self.packed()
 
     def _measure(self, alive: list[int], frames: Mapping[int, Any] | None = None) -> list[int]:
         """Apply the header stages to rows, and return those that are measured on."""
-        for group in _stage_groups(self._pass.header, 1):
-            alive = self._apply_rules(
-                group[1],
-                [
-                    i
-                    for i in alive
-                    if self._annotate(i, frames[i] if frames is not None else self._frame(i), group[0])
-                ],
-            )
+        for stages, rules in _stage_groups(self._pass.header, 1):
+            if frames is None:
+                self._prefetch_for(stages, alive)
+            measured = [i for i in alive if self._annotate(i, self._frame_of(i, frames), stages)]
+            alive = self._apply_rules(rules, measured)
         return alive
+
+    def _frame_of(self, index: int, frames: Mapping[int, Any] | None) -> Any:
+        return self._frame(index) if frames is None else frames[index]
 
     def _pixels(self, alive: list[int], frames: Mapping[int, Any] | None = None) -> None:
         """Apply the pixel stages to rows, and make the views of those that are still kept."""
         groups = list(_stage_groups(self._pass.pixel, 1 + len(self._pass.header)))
+        if frames is None:
+            # all of these images reach the first stages, whatever rules come after them
+            self._prefetch_for(groups[0][0], alive) if groups else self._prefetch(self._for_views(alive))
         if len(groups) == 1 and not self._views and frames is None:
             # rules only at the end: no decoded image has to be kept while they are evaluated
             stages, rules = groups[0]
             self._apply_rules(rules, [i for i in alive if self._annotate(i, self._frame(i), stages)])
             return
         for chunk in self._chunks(alive) if groups or self._views else ():
-            held = {index: self._frame(index) if frames is None else frames[index] for index in chunk}
+            held = {index: self._frame_of(index, frames) for index in chunk}
             for stages, rules in groups:
                 chunk = self._apply_rules(rules, [i for i in chunk if self._annotate(i, held[i], stages)])
                 held = {index: held[index] for index in chunk}
-            for index in chunk:
-                if self._views and self.rows[index]["status"] is None:
-                    self._make_views(index, held[index])
+            for index in self._for_views(chunk):
+                self._make_views(index, held[index])
+
+    def _for_views(self, indices: Sequence[int]) -> list[int]:
+        """Return the rows of which a model will look at views."""
+        if not self._views:
+            return []
+        alive = (index for index in indices if self.rows[index]["status"] is None)
+        return [index for index in alive if self._earlier.lacks(index, self.rows[index], self._pass.batches)]
+
+    def _answer(self, index: int, planned: PlannedStage[Any]) -> Answer | None:
+        """Return the result that an earlier run has of a stage for a row."""
+        return self._earlier.answer(index, self.rows[index], planned)
 
     def _expand(self, index: int) -> None:
         """Cut the patches of an image, and take them through the stages and rules of patches."""
@@ -164,22 +204,40 @@ class _UnitRun:
         if not self._begin(index, 0, expand.label):
             return
         try:
-            children = [_checked(child, frame) for child in expand.stage.expand(frame)]
+            children = self._children(index, frame, expand)
             inherited = (*_INHERITED, *(column.name for column in self._plan.inherited))
             added = [self.rows.add(_child_row(row, child, inherited)) for child in children]
             for at, child in zip(added, children, strict=True):
                 self.rows.put(at, expand, child.values)
             frame.check_unchanged()
+        except Outdated:
+            raise
         except PixelFault as fault:
             self._fail(index, frame, expand.label, fault)
             return
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a stage may do anything: it costs this row only
-            self._fail(index, frame, expand.label, _stage_fault(error))
+            self._fail(index, frame, expand.label, stage_fault(error))
             return
+        self.rows.mark(index, expand.label)
         row["child_count"] = len(added)
         self._apply_rules(expand.rules, [index])
         frames = {at: self._child_frame(frame, at) for at in added}
         self._pixels(self._measure(self._apply_rules(self._pass.first, added), frames), frames)
+
+    def _children(self, index: int, frame: Any, expand: PlannedStage[Any]) -> list[Child]:
+        """Return the patches of an image, as an earlier run or the stage cuts them. Raises PixelFault if it
+        fails.
+        """
+        answer = self._answer(index, expand)
+        if answer is not None and answer.fault is not None:
+            raise EarlierFault(answer.fault)
+        patches = None if answer is None else self._earlier.patches(index, self.rows[index], expand)
+        if patches is None:
+            self._check_content(index, frame)
+            return [_checked(child, frame) for child in expand.stage.expand(frame)]
+        self.rows.reused[expand.label] += 1
+        names = [column.name for column in expand.stage.adds]
+        return [Child(tuple(each["box"]), {n: each.get(n) for n in names}) for each in patches]
 
     def _chunks(self, indices: Sequence[int]) -> Iterator[list[int]]:
         """Yield consecutive rows whose decoded images fit into memory together; single rows if their size is
@@ -203,10 +261,8 @@ class _UnitRun:
 
         row = self.rows[index]
         if row.get("box") is None:
-            item = self._items[index]
-            return Frame(
-                row["uri"], self._source.open(item), row, self._plan.config.limits, self._headers.get(index)
-            )
+            blob = self._source.open(self._with_content(index))
+            return Frame(row["uri"], blob, row, self._plan.config.limits, self._headers.get(index))
         if self._whole is None or self._whole[0] != row["parent_id"]:
             frame = Frame(row["uri"], self._source.open(row), row, self._plan.config.limits)
             self._whole = row["parent_id"], frame
@@ -249,9 +305,32 @@ class _UnitRun:
 
     def _prefetch(self, indices: Sequence[int]) -> None:
         """Fetch the bytes of these images together, if their source fetches."""
-        if self._source.fetches:
+        if self._source.fetches and indices:
             self._watch.end()
-            self._source.prefetch([self._items[index] for index in indices])
+            self._source.prefetch([self._with_content(index) for index in indices])
+
+    def _prefetch_for(
+        self, stages: Sequence[tuple[int, PlannedStage[FrameStage]]], indices: Sequence[int]
+    ) -> None:
+        """Fetch the bytes of the images for which one of these stages has to be called."""
+        if self._source.fetches:
+            own = [planned for _, planned in stages]
+            self._prefetch([i for i in indices if self._earlier.lacks(i, self.rows[i], own)])
+
+    def _with_content(self, index: int) -> dict[str, Any]:
+        """Return what identifies the bytes of a row: also its hash, if an earlier run has stored them."""
+        item = self._items[index]
+        if self._evidence is not None and self._answer(index, self._evidence) is None:
+            # how the image was fetched is not stored with its bytes
+            return item
+        known = self.rows[index].get("content_hash") or self._earlier.content_hash(index, self.rows[index])
+        return item if known is None else {**item, "content_hash": known}
+
+    def _check_content(self, index: int, frame: Any) -> None:
+        """Raise Outdated if the earlier results of a row are those of other bytes than it has now."""
+        expected = self._earlier.unchecked(index, self.rows[index])
+        if expected is not None and frame.content_hash != expected:
+            raise Outdated(index)
 
     def _begin(self, index: int, number: int, label: str) -> bool:
         """Announce the next step of an image to the watch. If the image ended an earlier attempt in this
@@ -267,28 +346,71 @@ class _UnitRun:
         self, index: int, frame: Any, stages: Sequence[tuple[int, PlannedStage[FrameStage]]]
     ) -> bool:
         """Add the columns of these stages for one image; return False if it failed."""
-        label = ""
+        label, called = "", False
         try:
             for number, planned in stages:
                 label = planned.label
-                if not self._begin(index, number, label):
-                    return False
-                if _sees(planned, self.rows[index]):
-                    self.rows.put(index, planned, planned.stage.annotate(frame))
-                if self._plan.config.preview and number == 1 + len(self._pass.header):
+                if planned.sees(self.rows[index]) and not self._reuse(index, frame, planned):
+                    if not self._begin(index, number, label):
+                        return False
+                    called = True
+                    self._call(index, frame, planned)
+                if self._previews and number == 1 + len(self._pass.header):
                     # right after the first pixel stage, so that images which later rules reject have one too
                     label = f"{planned.label}: preview"
-                    self.rows.put_preview(index, *frame.preview(self._plan.config.preview))
-            frame.check_unchanged()
+                    if not self._reuse_preview(index):
+                        if not self._begin(index, number, label):
+                            return False
+                        called = True
+                        self._check_content(index, frame)
+                        self.rows.put_preview(index, *frame.preview(self._plan.config.preview))
+            if called:
+                frame.check_unchanged()
             if frame.known is not None:
                 self._headers[index] = frame.known
+        except Outdated:
+            raise
+        except EarlierFault as known:
+            self.rows.fail(index, known.fault.kind, f"{label}: {known.fault.message}")
         except PixelFault as fault:
             self._fail(index, frame, label, fault)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a stage may do anything: it costs this row only
-            self._fail(index, frame, label, _stage_fault(error))
+            self._fail(index, frame, label, stage_fault(error))
         else:
             return True
         return False
+
+    def _reuse(self, index: int, frame: Any, planned: PlannedStage[FrameStage]) -> bool:
+        """Take over what an earlier run has of a stage; return False if there is nothing.
+
+        Raises EarlierFault if the stage failed, and PixelFault if the file cannot be read.
+        """
+        answer = self._answer(index, planned)
+        if answer is None and planned in self._pass.pixel and self._earlier.may_search(index):
+            # the stage reads the bytes anyway: another file may have had the same
+            self._check_content(index, frame)
+            self._earlier.search(index, self.rows[index], frame.content_hash)
+            answer = self._answer(index, planned)
+        if answer is None:
+            return False
+        if answer.fault is not None:
+            self.rows.reused[planned.label] += 1
+            raise EarlierFault(answer.fault)
+        self.rows.take_over(index, planned, answer.values)
+        return True
+
+    def _call(self, index: int, frame: Any, planned: PlannedStage[FrameStage]) -> None:
+        """Call a stage on one image."""
+        self._check_content(index, frame)
+        with self.rows.timed(planned.label):
+            self.rows.put(index, planned, planned.stage.annotate(frame))
+
+    def _reuse_preview(self, index: int) -> bool:
+        """Take over the preview that an earlier run made of these bytes; return False if there is none."""
+        found = self._earlier.preview(index, self.rows[index], self._plan.config.preview)
+        if found is not None:
+            self.rows.put_preview(index, *found)
+        return found is not None
 
     def _make_views(self, index: int, frame: Any) -> None:
         """Add the views of one image to the block, or fail its row."""
@@ -301,13 +423,18 @@ class _UnitRun:
         fault: PixelFault | UnitFault | None = self._watch.begin(index, 1 + len(self._pass.frames))
         if fault is None:
             try:
+                self._check_content(index, frame)
                 views = {key: view.of(frame.rgb) for key, view in self._views.items()}
                 frame.check_unchanged()
                 self._block.add(index, views)
+            except Outdated:
+                if not and_faults:
+                    raise
+                fault = changed("its bytes are not those that its row was measured on")
             except PixelFault as found:
                 fault = found
             except Exception as error:  # noqa: BLE001 - it costs this row only
-                fault = _stage_fault(error)
+                fault = stage_fault(error)
         if fault is not None and and_faults:
             self._block.add_fault(index, fault)
         return fault
@@ -328,15 +455,13 @@ class _UnitRun:
         return self.rows.rule(self._judge, rules, indices, self._go_on)
 
 
-def _sees(planned: PlannedStage[Any], row: Mapping[str, Any]) -> bool:
-    """Whether a stage of a channel sees this row."""
-    channels = row.get("channels")
-    return planned.channel is None or channels is None or planned.channel in channels
-
-
-def _stage_fault(error: BaseException) -> UnitFault:
+def stage_fault(error: BaseException) -> UnitFault:
+    """Return the fault of a row on which a stage raised an error. If its attribute `transient` is true, it
+    says nothing about the row, as where a server does not answer.
+    """
     text = stable_text(str(error))
-    return UnitFault(STAGE_ERROR, f"{type(error).__name__}{': ' if text else ''}{text}")
+    kind = UNAVAILABLE if getattr(error, "transient", False) else STAGE_ERROR
+    return UnitFault(kind, f"{type(error).__name__}{': ' if text else ''}{text}")
 
 
 def _later_row(item: dict[str, Any]) -> dict[str, Any]:

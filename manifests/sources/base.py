@@ -25,7 +25,7 @@ from uhr.base.files import file_version, sha256_file
 from uhr.base.formatting import human_bytes
 from uhr.base.paths import path_text, text_path, unescaped
 from uhr.manifests.info import Parent
-from uhr.manifests.schema import CONTRACT, Column
+from uhr.manifests.schema import CONTRACT, SOURCE_NAME, Column
 from uhr.manifests.sources import tables
 from uhr.pixels.decode import PixelLimits, check_bytes, read_bytes
 from uhr.pixels.files import open_version, stat_file
@@ -261,7 +261,21 @@ class Listing:
 
     def first(self, count: int) -> Listing:
         """Return a listing of the first `count` items; its `bytes` are theirs and their sidecars'."""
-        items = self.items.slice(0, count)
+        return self._of(self.items.slice(0, count))
+
+    def drawn(self, count: int, seed: int) -> Listing:
+        """Return a listing of `count` items that are drawn at random. Whether one is drawn depends only on
+        its name, on the seed and on which others there are, not on their order.
+        """
+        names = zip(
+            *(self.items[n].to_pylist() for n in ("uri", SOURCE_NAME.name) if n in self.items.schema.names),
+            strict=True,
+        )
+        draws = [hashlib.sha256(json.dumps([seed, *name]).encode()).digest() for name in names]
+        chosen = sorted(sorted(range(len(draws)), key=draws.__getitem__)[:count])
+        return self._of(self.items.take(pa.array(chosen, pa.int64())))
+
+    def _of(self, items: pa.Table) -> Listing:
         sizes: dict[str, int] = {}  # by uri: two images may share a sidecar
         for row in items.select(ITEMS.names).to_pylist():
             uris = [row["uri"], *(row["sidecars"] or ())]

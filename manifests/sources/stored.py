@@ -20,7 +20,7 @@ from uhr.base import parquet
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import atomic, sha256_file
 from uhr.base.paths import is_url, text_path
-from uhr.manifests.info import Part
+from uhr.manifests.info import Parent, Part
 from uhr.manifests.parts import PIXELS
 from uhr.manifests.places import file_at
 from uhr.manifests.schema import KEPT, Column
@@ -61,7 +61,8 @@ def write_pixels(
 ) -> Written:
     """Write the bytes of the kept rows that have a `content_hash`, or of all such rows, to `out/pixels`.
 
-    Each content is stored once. Bytes that cannot be read, or have another hash by now, are left out.
+    Each content is stored once, and not at all if `source` reads it from the folder of another manifest.
+    Bytes that cannot be read, or have another hash by now, are left out.
     """
     items: dict[str, Item] = {}
     for batch in batches:
@@ -88,6 +89,8 @@ class _Images:
         for key in sorted(self._items):
             item = self._items[key]
             self._advance(1)
+            if isinstance(self._source, Stored) and self._source.holds(key):
+                continue
             try:
                 data = self._source.open(item).read(NO_LIMITS)
             except PixelFault:
@@ -204,6 +207,28 @@ class Stored(Source):
     @property
     def columns(self) -> tuple[Column, ...]:
         return self.source.columns
+
+    @property
+    def parents(self) -> Sequence[Parent]:
+        return self.source.parents
+
+    @property
+    def fetches(self) -> bool:
+        return self.source.fetches
+
+    def spooled(self, folder: Path) -> Stored:
+        return self.model_copy(update={"source": self.source.spooled(folder)})
+
+    def prefetch(self, items: Iterable[Item]) -> None:
+        self.source.prefetch([item for item in items if not self.holds(item.get("content_hash"))])
+
+    def holds(self, content_hash: str | None) -> bool:
+        """Whether the bytes with this hash are in the folder, or in one that `source` reads."""
+        if content_hash is None:
+            return False
+        if self.store.read(content_hash) is not None:
+            return True
+        return isinstance(self.source, Stored) and self.source.holds(content_hash)
 
     def check(self) -> None:
         self.source.check()

@@ -317,6 +317,14 @@ class UnitPlan:
         """Return the units whose parts of all segments exist."""
         return set.intersection(*(self.finished(number) for number in range(self.segments)))
 
+    def remove(self) -> None:
+        """Remove the plan and all of its parts. The plan goes first: without it they are of no run."""
+        for name in ("plan.json", "items.arrow"):
+            (self.folder / _named(name, self.number)).unlink(missing_ok=True)
+        for segment in range(self.segments):
+            for unit in self.finished(segment):
+                self.part(unit, segment).unlink(missing_ok=True)
+
     def write(self, unit: int, part: pa.Table, segment: int = 0) -> None:
         """Write a part atomically."""
         with atomic(self.part(unit, segment)) as temporary:
