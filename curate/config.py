@@ -121,7 +121,7 @@ def _as_files(value: Any) -> Any:
 class PipelineConfig(LaterKeys, Config):
     """A whole pipeline: what is measured of every image, and which images are kept."""
 
-    later: ClassVar[tuple[str, ...]] = ("channels", "all_rules", "blocklist", "licences")
+    later: ClassVar[tuple[str, ...]] = ("channels", "all_rules", "blocklist", "licences", "pause")
 
     name: str
     description: str = ""
@@ -136,6 +136,9 @@ class PipelineConfig(LaterKeys, Config):
     limits: RunLimits = Field(default_factory=RunLimits)
     preview: int = Field(320, ge=0, le=2048)
     """Long side in pixels of the small JPEG that reports show; 0 for none."""
+    pause: int = Field(20, ge=0)
+    """Number of last rows of a host or stage: if most of them fail, its other rows are left undone. 0: they
+    fail."""
     unit: int | None = Field(None, ge=1)
     """Images per unit of work; by default 8 to 64, or 256 to 4096 where no stage needs pixels."""
     sources: dict[str, Any] = Field(default_factory=dict)

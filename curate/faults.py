@@ -22,6 +22,9 @@ file has no measured values.
 UNAVAILABLE = "unavailable"
 """The host of the image or the server of a stage did not answer, or refused: another attempt may succeed."""
 
+OF_STAGE = frozenset((STAGE_ERROR, UNAVAILABLE, TIME_LIMIT, MEMORY_LIMIT, CRASH))
+"""Kinds that may be a fault of the stage. If most of its last rows fail with them, it is paused."""
+
 TRANSIENT = frozenset((UNAVAILABLE,))
 """Kinds that say nothing about the image: such a row is no result that another run could reuse."""
 

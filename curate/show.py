@@ -172,6 +172,8 @@ def print_status(status: Mapping[str, Any]) -> None:
         say(f"pass {status['pass']}, tasks done of each segment: {tasks} of {status['units']:,}")
     say(f"{status['rows_done']:,} of {status['rows']:,} files{units}")
     say(", ".join(f"{name} {status[name]:,}" for name in ("kept", "rejected", "failed")))
+    if "undone" in status:
+        say(f"left undone, as a host or stage is paused: {status['undone']:,}")
     for reason, count in status.get("reasons", {}).items():
         say(f"  {count:>8,}   {shown(reason)}")
     if status["state"] == "stopped":

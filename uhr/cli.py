@@ -71,7 +71,7 @@ def _command() -> Callable[..., Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 success, 1 an error, in one line on stderr, 2 wrong usage,
-    130 Ctrl-C.
+    75 a run that is unfinished because hosts or stages are paused, 130 Ctrl-C.
 
     `--debug` may be anywhere in the arguments and adds the traceback.
     """
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         with _working_folder_searched():
             code = _command()(args=arguments, prog_name="uhr", standalone_mode=False)
     except UserError as error:
-        return _fail(str(error.with_options()), debug)
+        return _fail(str(error.with_options()), debug, error.code)
     except SystemExit as end:
         # the command has said itself how it ended
         return end.code if isinstance(end.code, int) else 1

@@ -219,7 +219,7 @@ class CurationPlan:
     def fingerprint(self) -> str:
         """Hash of everything that affects the rows (64 hex digits). The runner, the workers and, without
         models, the size of units do not."""
-        apart = {"name", "description", "stages", "rules", "unit", "sources", "channels"}
+        apart = {"name", "description", "stages", "rules", "unit", "sources", "channels", "pause"}
         apart |= {"pixels"} if self.config.pixels is None else set()
         tree = self.config.model_dump(mode="json", exclude=apart)
         if any(each.segments for each in self.passes):
@@ -245,7 +245,7 @@ class CurationPlan:
         """Return the pipeline with all defaults, as plain data. It is recorded in the lineage, and makes the
         same plan.
         """
-        apart = {"unit", "sources"} | ({"pixels"} if self.config.pixels is None else set())
+        apart = {"unit", "sources", "pause"} | ({"pixels"} if self.config.pixels is None else set())
         tree = self.config.model_dump(mode="json", exclude=apart)
         tree["stages"] = [self._resolved(entry) for entry in tree["stages"]]
         return tree

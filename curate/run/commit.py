@@ -25,6 +25,7 @@ from uhr.curate.run.earlier import files as earlier
 from uhr.curate.run.earlier import run_file
 from uhr.curate.run.earlier.harvest import UNITS
 from uhr.curate.run.execution import Finished
+from uhr.curate.run.lanes import FOLDER as LANES
 from uhr.curate.run.parts import has_previews, previews_of
 from uhr.curate.run.table import SPILLED
 from uhr.manifests import parts as part_files
@@ -47,6 +48,7 @@ LAYOUT = FolderLayout(
         **part_files.LAYOUT.inside,
         UNITS: or_half_written(f"{LOCK}|{unit_files.FILES}|{run_file.NAME}|{earlier.NAMES}"),
         f"{UNITS}/{SPILLED}": re.compile(".*"),
+        f"{UNITS}/{LANES}": or_half_written(r"[0-9a-f]{16}(\.json)?"),
     },
 )
 

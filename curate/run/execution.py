@@ -13,12 +13,14 @@ import pyarrow as pa
 from uhr.base import parquet
 from uhr.base.config import fingerprint
 from uhr.base.console import progress, warn
+from uhr.base.errors import Unfinished
 from uhr.curate.faults import TRANSIENT
 from uhr.curate.planning.plan import CurationPlan, ModelSegment, Pass
 from uhr.curate.rules import RuleCounts
 from uhr.curate.run.earlier.again import Again
 from uhr.curate.run.earlier.files import keys_of
 from uhr.curate.run.earlier.run_file import RunFile
+from uhr.curate.run.lanes import Lanes
 from uhr.curate.run.parts import frame_schema, item_columns, unit_rows
 from uhr.curate.run.rows import Tally
 from uhr.curate.run.scoring import ScoreWork
@@ -120,6 +122,8 @@ class _Run:
             units = UnitPlan.create(self._folder, items, size, mark, together, number + 1, segments)
         self.again.unfinished(units)
         self._units.append(units)
+        self._lanes = Lanes(self._folder, plan.config.pause)
+        self._lanes.clear()
         self._tasks(number, units)
         if self._table is not None:
             self._take(number, units)
@@ -141,6 +145,10 @@ class _Run:
         def note(unit: int) -> str:
             nonlocal shown
             shown = shown.plus(Tally.of_unit(units, unit))
+            for lane, why in self._lanes.refresh():
+                warn(
+                    f"{lane} is paused, its other rows are left undone: most of its last rows failed ({why})"
+                )
             return shown.summary()
 
         if isinstance(self._runner, InlineRunner) and number == 0:
@@ -151,6 +159,11 @@ class _Run:
             if isinstance(self._runner, RayRunner):
                 advance(0, "starting Ray")
             run_tasks(units, segments, self._runner, advance, note)
+        if shown.undone:
+            lanes = ", ".join(each.lane for each in self._lanes)
+            what = f"the run in {self._folder.parent} is unfinished: {shown.undone:,} rows are left undone"
+            fix = f"when {lanes} can be used, the same command goes on; with --set pause=0 they fail"
+            raise Unfinished(f"{what} (paused: {lanes})", fix)
         self._tally = shown.after(self._tally) if number else shown
 
     def _segment(self, number: int, place: int, segment: ModelSegment) -> Segment:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from uhr.curate.faults import OF_STAGE
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge
 from uhr.curate.run.earlier.known import Earlier
 from uhr.curate.run.earlier.rows import EarlierRows, StageKeys
+from uhr.curate.run.lanes import Lanes, stage_lane
 from uhr.curate.run.parts import segment_schema, unit_rows
 from uhr.curate.run.rows import UnitRows
 from uhr.curate.run.views import ViewReader
@@ -61,8 +63,10 @@ class ScoreWork(TaskWork):
         views = None if given is None else ViewReader(given, self._views)
         if self._earlier is None:
             self._earlier = Earlier(plan.folder, fetched=False)
+            self._lanes = Lanes(plan.folder, self.plan.config.pause)
+        self._lanes.refresh()
         earlier = EarlierRows(self._earlier, self.keys, set())
-        batch = _Batches(rows, watch, views)
+        batch = _Batches(rows, watch, views, self._lanes)
         for step, planned in enumerate(self._stages):
             alive = [i for i in rows.alive() if planned.sees(rows[i])]
             alive = [i for i in alive if not _reuse(rows, i, planned, earlier)]
@@ -107,7 +111,8 @@ class _Batches:
     """Scores rows in batches, in smaller ones if the memory does not suffice, and one by one to find a row at
     fault."""
 
-    def __init__(self, rows: UnitRows, watch: Watch, views: ViewReader | None) -> None:
+    def __init__(self, rows: UnitRows, watch: Watch, views: ViewReader | None, lanes: Lanes) -> None:
+        self._lanes = lanes
         self._rows = rows
         self._watch = watch
         self._views = views
@@ -127,26 +132,36 @@ class _Batches:
         return found
 
     def score(self, planned: PlannedStage[BatchStage], step: int, indices: Sequence[int]) -> None:
-        """Add the columns of a stage to these rows, or fail them."""
+        """Add the columns of a stage to these rows, or fail them, or leave them undone."""
         size = planned.stage.resources.batch_size
         for start in range(0, len(indices), size):
             self._batch(planned, step, indices[start : start + size])
 
     def _batch(self, planned: PlannedStage[BatchStage], step: int, batch: Sequence[int]) -> None:
+        lane = stage_lane(planned.label)
+        if (why := self._lanes.paused(lane)) is not None:
+            for index in batch:
+                self._rows.leave(index, why)
+            return
         if len(batch) > 1 and self._watch.batch(len(batch), step):
             try:
                 self._put(planned, batch, self._scores(planned, batch))
             except (Exception, SystemExit) as error:  # noqa: BLE001 - the rows of the batch are tried again
                 half = len(batch) // 2 if is_out_of_memory(error) else 1
             else:
+                self._lanes.succeeded(lane)
                 return
             # outside of the except clause: the error holds tensors of the batch
             _free_memory()
             for start in range(0, len(batch), half):
                 self._batch(planned, step, batch[start : start + half])
             return
-        for index in batch:
-            self._single(planned, step, index)
+        if len(batch) > 1:
+            # such a batch ended its worker
+            for index in batch:
+                self._batch(planned, step, [index])
+            return
+        self._single(planned, step, batch[0])
 
     def _single(self, planned: PlannedStage[BatchStage], step: int, index: int) -> None:
         fault = self._watch.begin(index, step)
@@ -155,8 +170,12 @@ class _Batches:
                 self._put(planned, [index], self._scores(planned, [index]))
             except (Exception, SystemExit) as error:  # noqa: BLE001 - a stage may do anything: it costs this row only
                 fault = _fault_of(error)
-        if fault is not None:
-            self._rows.fail(index, fault.kind, f"{planned.label}: {fault.message}")
+        if fault is None:
+            self._lanes.succeeded(stage_lane(planned.label))
+            return
+        self._rows.fail(index, fault.kind, f"{planned.label}: {fault.message}")
+        if fault.kind in OF_STAGE:
+            self._lanes.failed(stage_lane(planned.label), f"{fault.kind}, {fault.message}")
 
     def _scores(self, planned: PlannedStage[BatchStage], batch: Sequence[int]) -> Mapping[str, Sequence[Any]]:
         views: dict[str, list[Any]] = {}

@@ -59,6 +59,7 @@ def status_of(out: Path) -> dict[str, Any]:
         "kept": tally.kept,
         "rejected": tally.rejected.total(),
         "failed": tally.failed.total(),
+        **({"undone": tally.undone} if tally.undone else {}),
         "reasons": {**tally.rejected, **tally.failed},
     }
 

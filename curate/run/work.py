@@ -13,19 +13,20 @@ from typing import Any
 
 from uhr.base import parquet
 from uhr.base.paths import unescaped
-from uhr.curate.faults import CHANGED, STAGE_ERROR, UNAVAILABLE
+from uhr.curate.faults import CHANGED, OF_STAGE, STAGE_ERROR, UNAVAILABLE
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge, Rule
 from uhr.curate.run.earlier.known import Answer, Earlier
 from uhr.curate.run.earlier.rows import EarlierFault, EarlierRows, Outdated, StageKeys
+from uhr.curate.run.lanes import Lanes, stage_lane
 from uhr.curate.run.parts import frame_schema, has_previews
-from uhr.curate.run.rows import UnitRows, source_row
+from uhr.curate.run.rows import UNDONE, UnitRows, source_row
 from uhr.curate.run.views import ViewBlock
 from uhr.curate.sidecars import read_sidecars
 from uhr.curate.stage import Child, FrameStage
 from uhr.curate.stages.frames.fetch import FetchStage
 from uhr.manifests.schema import BASE, KEPT, RIGHTS, patch_id
-from uhr.manifests.sources.base import GIVEN, Blob, MemoryBlob, Source
+from uhr.manifests.sources.base import GIVEN, Blob, Item, MemoryBlob, Source
 from uhr.pixels.decoder_noise import stable_text
 from uhr.pixels.files import changed
 from uhr.pixels.types import Header, PixelFault
@@ -70,9 +71,12 @@ class CurateWork(TaskWork):
         items = plan.items(unit).to_pylist()
         if self._earlier is None:
             self._earlier = Earlier(plan.folder, self.source.fetches)
+            self._lanes = Lanes(plan.folder, self.plan.config.pause)
+        self._lanes.refresh()
         outdated: set[int] = set()
         while True:
-            run = _UnitRun(self, self._judge, items, watch, EarlierRows(self._earlier, self.keys, outdated))
+            earlier = EarlierRows(self._earlier, self.keys, outdated)
+            run = _UnitRun(self, self._judge, items, watch, earlier, self._lanes)
             if plan.part(unit).exists():
                 # only what it passed on in memory is missing
                 return run.views_of(parquet.read(plan.part(unit)).to_pylist())
@@ -98,7 +102,9 @@ class _UnitRun:
         items: list[dict[str, Any]],
         watch: Watch,
         earlier: EarlierRows,
+        lanes: Lanes,
     ) -> None:
+        self._lanes = lanes
         self._plan = work.plan
         self._earlier = earlier
         self._pass = work.plan.passes[work.number]
@@ -128,7 +134,7 @@ class _UnitRun:
             alive = [index for index in alive if self._sidecars(index)]
         if self._pass.expand is not None:
             self._prefetch([i for i in alive if self._answer(i, self._pass.expand) is None])
-            for index in alive:
+            for index in self._not_left(alive):
                 self._expand(index)
             self._watch.end()
             return
@@ -159,7 +165,9 @@ class _UnitRun:
         for stages, rules in _stage_groups(self._pass.header, 1):
             if frames is None:
                 self._prefetch_for(stages, alive)
-            measured = [i for i in alive if self._annotate(i, self._frame_of(i, frames), stages)]
+            measured = [
+                i for i in self._not_left(alive) if self._annotate(i, self._frame_of(i, frames), stages)
+            ]
             alive = self._apply_rules(rules, measured)
         return alive
 
@@ -172,6 +180,7 @@ class _UnitRun:
         if frames is None:
             # all of these images reach the first stages, whatever rules come after them
             self._prefetch_for(groups[0][0], alive) if groups else self._prefetch(self._for_views(alive))
+            alive = self._not_left(alive)
         if len(groups) == 1 and not self._views and frames is None:
             # rules only at the end: no decoded image has to be kept while they are evaluated
             stages, rules = groups[0]
@@ -201,6 +210,8 @@ class _UnitRun:
         expand = self._pass.expand
         assert expand is not None
         row, frame = self.rows[index], self._frame(index)
+        if self._answer(index, expand) is None and self._waits(index, expand.label):
+            return
         if not self._begin(index, 0, expand.label):
             return
         try:
@@ -305,9 +316,44 @@ class _UnitRun:
 
     def _prefetch(self, indices: Sequence[int]) -> None:
         """Fetch the bytes of these images together, if their source fetches."""
-        if self._source.fetches and indices:
-            self._watch.end()
-            self._source.prefetch([self._with_content(index) for index in indices])
+        if not self._source.fetches or not indices:
+            return
+        self._watch.end()
+        reached: set[int] = set()
+
+        def fetch(item: Item) -> None:
+            lane = self._source.lane(item)
+            if self._lanes.paused(lane) is None:
+                facts = self._source.open(item).facts
+                self._note(lane, facts["fault"] if facts.get("transient") else None)
+                reached.add(id(item))
+
+        items = {index: self._with_content(index) for index in indices}
+        self._source.prefetch(items.values(), fetch)
+        for index, item in items.items():
+            why = self._lanes.paused(self._source.lane(item))
+            if why is not None and id(item) not in reached:
+                self.rows.leave(index, why)
+
+    def _not_left(self, indices: Sequence[int]) -> list[int]:
+        """Return the rows that are not left undone."""
+        return [index for index in indices if self.rows[index]["status"] != UNDONE]
+
+    def _note(self, lane: str | None, fault: str | None) -> None:
+        """Record what became of a row of a lane."""
+        if fault is None:
+            self._lanes.succeeded(lane)
+        else:
+            self._lanes.failed(lane, fault)
+
+    def _waits(self, index: int, label: str) -> bool:
+        """Leave a row undone if the stage that is to be called, or what its bytes come from, is paused."""
+        why = self._lanes.paused(stage_lane(label))
+        if why is None and not self._source.fetches and self._lanes:
+            why = self._lanes.paused(self._source.lane(self.rows[index]))
+        if why is not None:
+            self.rows.leave(index, why)
+        return why is not None
 
     def _prefetch_for(
         self, stages: Sequence[tuple[int, PlannedStage[FrameStage]]], indices: Sequence[int]
@@ -340,6 +386,7 @@ class _UnitRun:
         if fault is None:
             return True
         self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
+        self._lanes.failed(stage_lane(label), f"{fault.kind}, {fault.message}")
         return False
 
     def _annotate(
@@ -351,7 +398,7 @@ class _UnitRun:
             for number, planned in stages:
                 label = planned.label
                 if planned.sees(self.rows[index]) and not self._reuse(index, frame, planned):
-                    if not self._begin(index, number, label):
+                    if self._waits(index, label) or not self._begin(index, number, label):
                         return False
                     called = True
                     self._call(index, frame, planned)
@@ -366,6 +413,10 @@ class _UnitRun:
                         self.rows.put_preview(index, *frame.preview(self._plan.config.preview))
             if called:
                 frame.check_unchanged()
+                if self._lanes:
+                    for _, planned in stages:
+                        self._lanes.succeeded(stage_lane(planned.label))
+                    self._lanes.succeeded(self._source.lane(self.rows[index]))
             if frame.known is not None:
                 self._headers[index] = frame.known
         except Outdated:
@@ -446,6 +497,11 @@ class _UnitRun:
         except PixelFault as found:
             fault = found if found.kind == CHANGED else fault
         self.rows.fail(index, fault.kind, f"{label}: {fault.message}")
+        if isinstance(fault, PixelFault):
+            if fault.kind == UNAVAILABLE and not self._source.fetches:
+                self._lanes.failed(self._source.lane(self.rows[index]), fault.message)
+        elif fault.kind in OF_STAGE:
+            self._lanes.failed(stage_lane(label), f"{fault.kind}, {fault.message}")
 
     def _apply_rules(self, rules: Sequence[Rule], indices: list[int]) -> list[int]:
         """Evaluate the rules for these rows, and return the rows that are measured on."""

@@ -386,9 +386,17 @@ class Source(Config, ABC):
         """Return this source for the time of a run: what it fetches is in `folder`, for all processes."""
         return self
 
-    def prefetch(self, items: Iterable[Item]) -> None:
+    def lane(self, item: Item) -> str | None:
+        """Return what else fails where this item fails because of its place: its host, its bucket; None for
+        files of this machine.
+        """
+        return None
+
+    def prefetch(self, items: Iterable[Item], fetch: Callable[[Item], None] | None = None) -> None:
         """Fetch these items, many at a time, if the source `fetches`. Raises nothing: what fails is a fault
         of the item's Blob.
+
+        fetch: called for each item in a thread, instead of fetching it by `facts` of its Blob.
         """
         return
 

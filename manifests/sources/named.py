@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,15 @@ class Named(Source):
     def spooled(self, folder: Path) -> Named:
         return Named(sources={n: source.spooled(folder / n) for n, source in self.sources.items()})
 
-    def prefetch(self, items: Iterable[Item]) -> None:
+    def lane(self, item: Item) -> str | None:
+        return self._source_of(item).lane(item)
+
+    def prefetch(self, items: Iterable[Item], fetch: Callable[[Item], None] | None = None) -> None:
         by_name: dict[str, list[Item]] = {}
         for item in items:
             by_name.setdefault(str(item.get(SOURCE_NAME.name)), []).append(item)
         for name, own in by_name.items():
-            self.sources[name].prefetch(own)
+            self.sources[name].prefetch(own, fetch)
 
     def check(self) -> None:
         for source in self.sources.values():
@@ -76,13 +79,16 @@ class Named(Source):
         return Listing(self, items, dict(counts), size, unreadable)
 
     def open(self, item: Item) -> Blob:
+        return self._source_of(item).open(item)
+
+    def _source_of(self, item: Item) -> Source:
         name = str(item.get(SOURCE_NAME.name))
         if name not in self.sources:
             raise UserError(
                 f"'{item['uri']}' is of source '{name}', and there are {', '.join(self.sources)}",
                 "name the sources that the manifest was made from",
             )
-        return self.sources[name].open(item)
+        return self.sources[name]
 
     def described(self) -> dict[str, Any]:
         return {"kind": self.kind, "sources": {n: source.described() for n, source in self.sources.items()}}

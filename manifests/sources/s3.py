@@ -65,6 +65,9 @@ class S3(Source):
             raise UserError(f"the source {self.path} contains no object", "name a prefix with images")
         return Listing(self, items_table(rows), {}, sum(map(size_of, versions.values())))
 
+    def lane(self, item: Item) -> str | None:
+        return f"bucket {self.path.removeprefix('s3://').partition('/')[0]}"
+
     def open(self, item: Item) -> S3Blob:
         return S3Blob(self.store, unescaped(item["uri"]), item.get("source_version"))
 
@@ -113,4 +116,4 @@ class S3Blob(Blob):
                 raise changed("it was removed after it was listed") from None
             raise PixelFault("unreadable", "there is no such object") from None
         except StoreError as error:
-            raise PixelFault("unreadable", error.what) from None
+            raise PixelFault("unavailable", error.what) from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -219,8 +219,11 @@ class Stored(Source):
     def spooled(self, folder: Path) -> Stored:
         return self.model_copy(update={"source": self.source.spooled(folder)})
 
-    def prefetch(self, items: Iterable[Item]) -> None:
-        self.source.prefetch([item for item in items if not self.holds(item.get("content_hash"))])
+    def lane(self, item: Item) -> str | None:
+        return None if self.holds(item.get("content_hash")) else self.source.lane(item)
+
+    def prefetch(self, items: Iterable[Item], fetch: Callable[[Item], None] | None = None) -> None:
+        self.source.prefetch([item for item in items if not self.holds(item.get("content_hash"))], fetch)
 
     def holds(self, content_hash: str | None) -> bool:
         """Whether the bytes with this hash are in the folder, or in one that `source` reads."""

@@ -51,6 +51,9 @@ class NoAnswer(Exception):
 class ServerError(UserError):
     """The server cannot be used: it is unreachable, rejects requests, or keeps failing."""
 
+    transient = True
+    """Another attempt may succeed: it says nothing about the question."""
+
 
 def check_address(url: str) -> None:
     """Raise UserError if a server's address is not an http or https URL, or contains a user name or a

@@ -7,7 +7,7 @@ import copy
 import difflib
 import importlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 
 class UserError(Exception):
@@ -20,6 +20,9 @@ class UserError(Exception):
             commands call does not know the names of their options: `with_options` turns parameters into
             options. Before that the text is `base=FOLDER`, as in a call from Python.
     """
+
+    code: ClassVar[int] = 1
+    """The exit code of the command."""
 
     def __init__(self, what: str, fix: str | None = None, give: Mapping[str, str] | None = None) -> None:
         self.what = what
@@ -50,6 +53,14 @@ class UserError(Exception):
         found.fix = ": ".join(part for part in (self.fix, " ".join(written)) if part) or None
         found.give = left
         return found
+
+
+class Unfinished(UserError):
+    """A run did what it could and left the rest: the same command tries it again. Its exit code is that of
+    temporary failures (EX_TEMPFAIL).
+    """
+
+    code = 75
 
 
 @contextlib.contextmanager

@@ -22,9 +22,11 @@ FaultKind = Literal[
     "unsupported",
     "changed",
     "download",
+    "unavailable",
 ]
 """The reason why no image can be read from a file. `changed`: it is not the file that was listed, or not the
-one whose header was read; `download`: its URL did not give it; all others are about one version of the file.
+one whose header was read; `download`: its URL does not give it; `unavailable`: its host or store did not
+answer, or refused, and may answer another time; all others are about one version of the file.
 """
 
 

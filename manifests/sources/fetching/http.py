@@ -32,6 +32,9 @@ from uhr.base.formatting import human_bytes
 AGENT = "uhr"
 """The name that robots.txt and X-Robots-Tag know this software by."""
 
+REFUSED = (401, 403)
+"""Status of a host that gives the image to others, with other credentials, or at another time."""
+
 MOST_REDIRECTS = 5
 LONGEST_WAIT = 60.0
 """Seconds that are waited at most before a retry, whatever Retry-After says."""
@@ -129,7 +132,8 @@ def get(request: Request, body: BinaryIO) -> Fetched:
         body.seek(0)
         body.truncate()
         found = _attempt(request, body)
-        if not found.transient or attempt == options.retries:
+        # a refusal does not pass in seconds, but with another key, or on another day
+        if not found.transient or found.status in REFUSED or attempt == options.retries:
             break
         wait = options.pause * 2**attempt * random.uniform(0.5, 1.5)
         time.sleep(min(LONGEST_WAIT, max(wait, _seconds(found.header("retry-after")))))
@@ -183,7 +187,7 @@ def _used(
     """Write the body of the last answer, if it may and can be used."""
     status = answer.status
     if status != 200:
-        transient = status in (408, 425, 429) or status >= 500
+        transient = status in (*REFUSED, 408, 425, 429) or status >= 500
         raise NotFetched(f"HTTP {status} {one_line(answer.reason)}".rstrip(), transient)
     if (why := request.usable(found.headers)) is not None:
         return replace(found, opt_out=why)

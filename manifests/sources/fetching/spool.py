@@ -54,7 +54,7 @@ class Spool:
             found = self._fetch(url, facts)
             if not found.transient:
                 return self.fetch(url)
-            self._failed[url] = _facts(found)
+            self._failed[url] = {**_facts(found), "transient": True}
         return self._failed[url]
 
     def remove(self, url: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -91,11 +91,14 @@ class Urls(TableFiles):
     def spooled(self, folder: Path) -> Urls:
         return self.model_copy(update={"spool": str(folder)})
 
-    def prefetch(self, items: Iterable[Item]) -> None:
+    def lane(self, item: Item) -> str | None:
+        return f"host {item['uri'].partition('://')[2].partition('/')[0].lower()}"
+
+    def prefetch(self, items: Iterable[Item], fetch: Callable[[Item], None] | None = None) -> None:
         """Fetch these items, `concurrency` at a time. What fails is a fault of the item's Blob."""
         self.answers.forget()
         with ThreadPoolExecutor(self.http.concurrency) as pool:
-            for _ in pool.map(lambda item: self.open(item).facts, items):
+            for _ in pool.map(fetch or (lambda item: self.open(item).facts), items):
                 pass
 
     @cached_property
@@ -110,7 +113,7 @@ class Urls(TableFiles):
 
 class UrlBlob(Blob):
     """The bytes of a URL, fetched when they are first needed. Raises PixelFault("download") if they cannot
-    be, or if the site reserves the image.
+    be, or if the site reserves the image, and "unavailable" if another attempt may get them.
     """
 
     __slots__ = ("_source", "_url", "version")
@@ -131,7 +134,7 @@ class UrlBlob(Blob):
         facts = self.facts
         reason = facts["fault"] or (facts["opt_out"] and f"the site forbids it ({facts['opt_out']})")
         if reason:
-            raise PixelFault("download", reason)
+            raise PixelFault("unavailable" if facts.get("transient") else "download", reason)
         return LocalBlob(facts["path"])
 
     @property
