@@ -12,24 +12,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from uhr.base import parquet
-from uhr.base.paths import unescaped
 from uhr.curate.faults import CHANGED, OF_STAGE, STAGE_ERROR, UNAVAILABLE
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge, Rule
 from uhr.curate.run.earlier.known import Answer, Earlier
 from uhr.curate.run.earlier.rows import EarlierFault, EarlierRows, Outdated, StageKeys
+from uhr.curate.run.images import UnitImages
 from uhr.curate.run.lanes import Lanes, stage_lane
 from uhr.curate.run.parts import frame_schema, has_previews
-from uhr.curate.run.rows import UNDONE, UnitRows, source_row
+from uhr.curate.run.rows import UnitRows, source_row
 from uhr.curate.run.views import ViewBlock
 from uhr.curate.sidecars import read_sidecars
 from uhr.curate.stage import Child, FrameStage
-from uhr.curate.stages.frames.fetch import FetchStage
 from uhr.manifests.schema import BASE, KEPT, RIGHTS, patch_id
-from uhr.manifests.sources.base import GIVEN, Blob, Item, MemoryBlob, Source
+from uhr.manifests.sources.base import Source
 from uhr.pixels.decoder_noise import stable_text
 from uhr.pixels.files import changed
-from uhr.pixels.types import Header, PixelFault
+from uhr.pixels.types import PixelFault
 from uhr.runtime.units import TaskWork, UnitFault, UnitPlan, Watch
 
 HELD_PIXELS = 10_000_000
@@ -110,15 +109,10 @@ class _UnitRun:
         self._pass = work.plan.passes[work.number]
         self._source = work.source
         self._judge = judge
-        self._items = items
         self._watch = watch
-        self._headers: dict[int, Header] = {}
         self._go_on = work.plan.config.all_rules
         self._from_source = work.number == 0
-        self._whole: tuple[str, Any] | None = None
         self._views = self._pass.views
-        header = self._pass.header
-        self._evidence = next((p for p in header if isinstance(p.stage, FetchStage)), None)
         self._previews = bool(work.plan.config.preview) and has_previews(work.plan, work.number)
         self._block = ViewBlock(list(self._views))
         kept = {column.name for column in (*BASE, *self._plan.given)}
@@ -127,6 +121,8 @@ class _UnitRun:
         stated = [name for name in (items[0] if items else ()) if name in kept]
         made = (source_row(i, stated) if self._from_source else _later_row(i) for i in items)
         self.rows = UnitRows(list(made))
+        limits = work.plan.config.limits
+        self._images = UnitImages(self._source, self._pass, limits, items, self.rows, earlier, lanes)
 
     def run(self) -> None:
         alive = self.rows.alive()
@@ -134,7 +130,7 @@ class _UnitRun:
             alive = [index for index in alive if self._sidecars(index)]
         if self._pass.expand is not None:
             self._prefetch([i for i in alive if self._answer(i, self._pass.expand) is None])
-            for index in self._not_left(alive):
+            for index in self._images.not_left(alive):
                 self._expand(index)
             self._watch.end()
             return
@@ -156,7 +152,7 @@ class _UnitRun:
                 continue
             self.rows[index].update(row)
             if self._earlier.lacks(index, self.rows[index], self._pass.batches):
-                self._add_views(index, self._frame(index))
+                self._add_views(index, self._images.frame(index))
         self._watch.end()
         return self.packed()
 
@@ -164,27 +160,30 @@ class _UnitRun:
         """Apply the header stages to rows, and return those that are measured on."""
         for stages, rules in _stage_groups(self._pass.header, 1):
             if frames is None:
-                self._prefetch_for(stages, alive)
+                self._prefetch(self._images.lacking(stages, alive))
             measured = [
-                i for i in self._not_left(alive) if self._annotate(i, self._frame_of(i, frames), stages)
+                i
+                for i in self._images.not_left(alive)
+                if self._annotate(i, self._frame_of(i, frames), stages)
             ]
             alive = self._apply_rules(rules, measured)
         return alive
 
     def _frame_of(self, index: int, frames: Mapping[int, Any] | None) -> Any:
-        return self._frame(index) if frames is None else frames[index]
+        return self._images.frame(index) if frames is None else frames[index]
 
     def _pixels(self, alive: list[int], frames: Mapping[int, Any] | None = None) -> None:
         """Apply the pixel stages to rows, and make the views of those that are still kept."""
         groups = list(_stage_groups(self._pass.pixel, 1 + len(self._pass.header)))
         if frames is None:
             # all of these images reach the first stages, whatever rules come after them
-            self._prefetch_for(groups[0][0], alive) if groups else self._prefetch(self._for_views(alive))
-            alive = self._not_left(alive)
+            needing = self._images.lacking(groups[0][0], alive) if groups else self._for_views(alive)
+            self._prefetch(needing)
+            alive = self._images.not_left(alive)
         if len(groups) == 1 and not self._views and frames is None:
             # rules only at the end: no decoded image has to be kept while they are evaluated
             stages, rules = groups[0]
-            self._apply_rules(rules, [i for i in alive if self._annotate(i, self._frame(i), stages)])
+            self._apply_rules(rules, [i for i in alive if self._annotate(i, self._images.frame(i), stages)])
             return
         for chunk in self._chunks(alive) if groups or self._views else ():
             held = {index: self._frame_of(index, frames) for index in chunk}
@@ -209,7 +208,7 @@ class _UnitRun:
         """Cut the patches of an image, and take them through the stages and rules of patches."""
         expand = self._pass.expand
         assert expand is not None
-        row, frame = self.rows[index], self._frame(index)
+        row, frame = self.rows[index], self._images.frame(index)
         if self._answer(index, expand) is None and self._waits(index, expand.label):
             return
         if not self._begin(index, 0, expand.label):
@@ -232,7 +231,7 @@ class _UnitRun:
         self.rows.mark(index, expand.label)
         row["child_count"] = len(added)
         self._apply_rules(expand.rules, [index])
-        frames = {at: self._child_frame(frame, at) for at in added}
+        frames = {at: self._images.child_frame(frame, at) for at in added}
         self._pixels(self._measure(self._apply_rules(self._pass.first, added), frames), frames)
 
     def _children(self, index: int, frame: Any, expand: PlannedStage[Any]) -> list[Child]:
@@ -244,7 +243,7 @@ class _UnitRun:
             raise EarlierFault(answer.fault)
         patches = None if answer is None else self._earlier.patches(index, self.rows[index], expand)
         if patches is None:
-            self._check_content(index, frame)
+            self._images.check_content(index, frame)
             return [_checked(child, frame) for child in expand.stage.expand(frame)]
         self.rows.reused[expand.label] += 1
         names = [column.name for column in expand.stage.adds]
@@ -267,30 +266,12 @@ class _UnitRun:
         if chunk:
             yield chunk
 
-    def _frame(self, index: int) -> Any:
-        from uhr.curate.frame import Frame
-
-        row = self.rows[index]
-        if row.get("box") is None:
-            blob = self._source.open(self._with_content(index))
-            return Frame(row["uri"], blob, row, self._plan.config.limits, self._headers.get(index))
-        if self._whole is None or self._whole[0] != row["parent_id"]:
-            frame = Frame(row["uri"], self._source.open(row), row, self._plan.config.limits)
-            self._whole = row["parent_id"], frame
-        return self._child_frame(self._whole[1], index)
-
-    def _child_frame(self, whole: Any, index: int) -> Any:
-        from uhr.curate.patch_frame import PatchFrame
-
-        row = self.rows[index]
-        return PatchFrame(whole, tuple(row["box"]), row)
-
     def _sidecars(self, index: int) -> bool:
         """Read the sidecars of one image; return False if the image failed."""
         label = "sidecars"
         if not self._begin(index, 0, label):
             return False
-        files = self._sidecar_files(self._items[index])
+        files = self._images.sidecar_files(index)
         if not files:
             return True
         try:
@@ -302,49 +283,11 @@ class _UnitRun:
         self.rows.broken_sidecars += sidecar.fault is not None
         return True
 
-    def _sidecar_files(self, item: Mapping[str, Any]) -> list[tuple[str, Blob]]:
-        """Return name and bytes of the sidecars of an item; first what its source says of it."""
-        files: list[tuple[str, Blob]] = []
-        if item.get(GIVEN.name) is not None:
-            files.append((f"{GIVEN.name}.json", MemoryBlob(item[GIVEN.name].encode())))
-        if item["sidecars"]:
-            versions = item["sidecar_versions"].split(",")
-            for uri, version in zip(item["sidecars"], versions, strict=True):
-                blob = self._source.open({**item, "uri": uri, "source_version": version})
-                files.append((unescaped(uri).rpartition("/")[2], blob))
-        return files
-
     def _prefetch(self, indices: Sequence[int]) -> None:
         """Fetch the bytes of these images together, if their source fetches."""
-        if not self._source.fetches or not indices:
-            return
-        self._watch.end()
-        reached: set[int] = set()
-
-        def fetch(item: Item) -> None:
-            lane = self._source.lane(item)
-            if self._lanes.paused(lane) is None:
-                facts = self._source.open(item).facts
-                self._note(lane, facts["fault"] if facts.get("transient") else None)
-                reached.add(id(item))
-
-        items = {index: self._with_content(index) for index in indices}
-        self._source.prefetch(items.values(), fetch)
-        for index, item in items.items():
-            why = self._lanes.paused(self._source.lane(item))
-            if why is not None and id(item) not in reached:
-                self.rows.leave(index, why)
-
-    def _not_left(self, indices: Sequence[int]) -> list[int]:
-        """Return the rows that are not left undone."""
-        return [index for index in indices if self.rows[index]["status"] != UNDONE]
-
-    def _note(self, lane: str | None, fault: str | None) -> None:
-        """Record what became of a row of a lane."""
-        if fault is None:
-            self._lanes.succeeded(lane)
-        else:
-            self._lanes.failed(lane, fault)
+        if self._source.fetches and indices:
+            self._watch.end()
+            self._images.prefetch(indices)
 
     def _waits(self, index: int, label: str) -> bool:
         """Leave a row undone if the stage that is to be called, or what its bytes come from, is paused."""
@@ -354,29 +297,6 @@ class _UnitRun:
         if why is not None:
             self.rows.leave(index, why)
         return why is not None
-
-    def _prefetch_for(
-        self, stages: Sequence[tuple[int, PlannedStage[FrameStage]]], indices: Sequence[int]
-    ) -> None:
-        """Fetch the bytes of the images for which one of these stages has to be called."""
-        if self._source.fetches:
-            own = [planned for _, planned in stages]
-            self._prefetch([i for i in indices if self._earlier.lacks(i, self.rows[i], own)])
-
-    def _with_content(self, index: int) -> dict[str, Any]:
-        """Return what identifies the bytes of a row: also its hash, if an earlier run has stored them."""
-        item = self._items[index]
-        if self._evidence is not None and self._answer(index, self._evidence) is None:
-            # how the image was fetched is not stored with its bytes
-            return item
-        known = self.rows[index].get("content_hash") or self._earlier.content_hash(index, self.rows[index])
-        return item if known is None else {**item, "content_hash": known}
-
-    def _check_content(self, index: int, frame: Any) -> None:
-        """Raise Outdated if the earlier results of a row are those of other bytes than it has now."""
-        expected = self._earlier.unchecked(index, self.rows[index])
-        if expected is not None and frame.content_hash != expected:
-            raise Outdated(index)
 
     def _begin(self, index: int, number: int, label: str) -> bool:
         """Announce the next step of an image to the watch. If the image ended an earlier attempt in this
@@ -409,7 +329,7 @@ class _UnitRun:
                         if not self._begin(index, number, label):
                             return False
                         called = True
-                        self._check_content(index, frame)
+                        self._images.check_content(index, frame)
                         self.rows.put_preview(index, *frame.preview(self._plan.config.preview))
             if called:
                 frame.check_unchanged()
@@ -418,7 +338,7 @@ class _UnitRun:
                         self._lanes.succeeded(stage_lane(planned.label))
                     self._lanes.succeeded(self._source.lane(self.rows[index]))
             if frame.known is not None:
-                self._headers[index] = frame.known
+                self._images.headers[index] = frame.known
         except Outdated:
             raise
         except EarlierFault as known:
@@ -439,7 +359,7 @@ class _UnitRun:
         answer = self._answer(index, planned)
         if answer is None and planned in self._pass.pixel and self._earlier.may_search(index):
             # the stage reads the bytes anyway: another file may have had the same
-            self._check_content(index, frame)
+            self._images.check_content(index, frame)
             self._earlier.search(index, self.rows[index], frame.content_hash)
             answer = self._answer(index, planned)
         if answer is None:
@@ -452,7 +372,7 @@ class _UnitRun:
 
     def _call(self, index: int, frame: Any, planned: PlannedStage[FrameStage]) -> None:
         """Call a stage on one image."""
-        self._check_content(index, frame)
+        self._images.check_content(index, frame)
         with self.rows.timed(planned.label):
             self.rows.put(index, planned, planned.stage.annotate(frame))
 
@@ -474,7 +394,7 @@ class _UnitRun:
         fault: PixelFault | UnitFault | None = self._watch.begin(index, 1 + len(self._pass.frames))
         if fault is None:
             try:
-                self._check_content(index, frame)
+                self._images.check_content(index, frame)
                 views = {key: view.of(frame.rgb) for key, view in self._views.items()}
                 frame.check_unchanged()
                 self._block.add(index, views)
