@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,7 +71,12 @@ def run(
             help="Measure rows again that failed for this reason, of an unfinished run or of --reuse.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and what the run will take, and stop.")
+    ] = False,
+    measure: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Files that --dry-run measures, drawn at random.")
+    ] = 16,
     strict: Annotated[
         bool, typer.Option("--strict", help="A rule that cannot be evaluated is an error.")
     ] = False,
@@ -82,11 +87,11 @@ def run(
     error).
     """
     from uhr.curate.config import fetching, load
-    from uhr.curate.planning.catalogue import plan_facts
+    from uhr.curate.estimate import plan_of
     from uhr.curate.planning.plan import CurationPlan
-    from uhr.curate.run.job import CurationRequest, Subset, list_source
+    from uhr.curate.run.job import CurationRequest, Subset
     from uhr.curate.run.job import run as run_request
-    from uhr.curate.show import print_plan, print_result
+    from uhr.curate.show import print_result
     from uhr.curate.sources import source_of
     from uhr.runtime.pool import Pool
 
@@ -94,19 +99,18 @@ def run(
     config = load(pipeline, sets or [])
     images = source_of(source, config.sources, pipeline)
     config = fetching(config) if images.fetches else config
-    plan = CurationPlan.of(config, strict, images.columns)
     if sample is not None and limit is not None:
         raise UserError("--limit and --sample are both set", "leave one of them out")
     if seed is not None and sample is None:
         raise UserError("--seed is of --sample", "add --sample N")
     subset = Subset(limit, sample, seed or 0)
-    request = CurationRequest(plan, images, out, pool, subset, tuple(reuse or ()), tuple(retry or ()))
     if dry_run:
-        listing = list_source(request)
-        rows = listing.items.num_rows
-        facts = {**plan_facts(plan), "inputs": rows, "units": -(-rows // plan.unit_size(rows))}
-        console.emit(facts, as_json, lambda _: print_plan(plan, listing))
+        plan, problem = plan_of(config, strict, images)
+        request = CurationRequest(plan, images, out, pool, subset)
+        _dry_run(request, measure, problem, as_json)
         return
+    plan = CurationPlan.of(config, strict, images.columns)
+    request = CurationRequest(plan, images, out, pool, subset, tuple(reuse or ()), tuple(retry or ()))
     arguments = ["curate", "run", pipeline]
     arguments += [] if source is None else ["--source", source]
     arguments += ["--engine", engine]
@@ -122,6 +126,36 @@ def run(
 
     result = run_request(request, into_another)
     console.emit(result.facts(), as_json, lambda _: print_result(result))
+
+
+def _dry_run(request: Any, measure: int, problem: UserError | None, as_json: bool) -> None:
+    """Print the plan of a request, and what the run will take. Raises `problem`, because of which it would
+    not start.
+    """
+    from uhr.curate.estimate import estimate
+    from uhr.curate.planning.catalogue import plan_facts
+    from uhr.curate.run.job import list_source
+    from uhr.curate.show import print_estimate, print_plan
+
+    listing = list_source(request)
+    rows = listing.items.num_rows
+    facts = {
+        **plan_facts(request.plan),
+        "inputs": rows,
+        "units": -(-rows // request.plan.unit_size(rows)),
+        "problem": None if problem is None else str(problem),
+    }
+    found = estimate(request, listing, measure) if measure else None
+    facts["estimate"] = found
+
+    def text(_: Any) -> None:
+        print_plan(request.plan, listing)
+        if found is not None:
+            print_estimate(found)
+
+    console.emit(facts, as_json, text)
+    if problem is not None:
+        raise problem
 
 
 @app.command()

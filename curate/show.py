@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from uhr.base.console import command, say, shown, table, warn
-from uhr.base.formatting import first_words
+from uhr.base.formatting import first_words, human_bytes
 from uhr.curate.planning.catalogue import weights_of
 from uhr.curate.planning.plan import CurationPlan, Pass, PlannedStage
 from uhr.curate.rules import Rule
@@ -43,6 +43,35 @@ def print_plan(plan: CurationPlan, listing: Listing) -> None:
         say(shown(f"skipped  {skipped.label}: {skipped.why}"))
     for idle in plan.idle:
         say(shown(f"not evaluated  rule {idle.name} ({idle.where})"))
+
+
+def print_estimate(found: Mapping[str, Any]) -> None:
+    """Print what a run will take, as `estimate` measured it."""
+    say(f"\nestimated from {found['measured']:,} of {found['of']:,} files, which were measured:")
+    for stage in found["stages"]:
+        each = stage["seconds_each"]
+        took = "not reached" if each is None else f"{each * 1e3:,.1f} ms each, {_duration(stage['seconds'])}"
+        say(shown(f"  {stage['stage']:<18} {stage['rows']:>12,} rows   {took}"))
+    for rule in found["rules"]:
+        say(shown(f"  rule {rule['rule']}: rejected {rule['rejected']:,} of {rule['seen']:,}"))
+    for column, text in found["tokens"].items():
+        about = "" if text["counted"] else "about "
+        say(shown(f"  {column}: {text['texts']:,} texts, {about}{text['tokens']:,} tokens"))
+    sizes = found["bytes"]
+    say(
+        f"  read {human_bytes(sizes['read'])}, written {human_bytes(sizes['previews'])} of previews and "
+        f"{human_bytes(sizes['stored'])} of stored images"
+    )
+    seconds = [each["seconds"] for each in found["passes"]]
+    passes = "" if len(seconds) == 1 else f" ({', '.join(_duration(each) for each in seconds)} by pass)"
+    say(f"  time with these workers, without their start: {_duration(sum(seconds))}{passes}")
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def _print_pass(this: Pass, before: str) -> None:

@@ -70,7 +70,7 @@ def commit(
         pixels = _pixels(out, plan, finished, source)
         reused = [info.origin for info in earlier.origins(out / UNITS) if info.origin is not None]
         if reused:
-            operation = {**operation, "reused": dict(sorted(finished.reused.items()))}
+            operation = {**operation, "reused": dict(sorted(finished.tally.reused.items()))}
         provenance = Provenance(
             root=listing.source.place,
             origin=with_stores(listing.source, out / UNITS).origin,
@@ -78,7 +78,7 @@ def commit(
             parents=[*listing.source.parents, *{each.id: each for each in reused}.values()],
             stages=plan.stage_infos(),
             rules=funnel(plan, finished),
-            source={**listing.not_opened, "broken_sidecars": finished.broken_sidecars},
+            source={**listing.not_opened, "broken_sidecars": finished.tally.broken_sidecars},
             weights=plan.weight_hashes(),
             files=plan.file_hashes(),
             versions=_versions(),

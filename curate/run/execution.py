@@ -41,7 +41,8 @@ WIDEST_VIEW = 3
 class Finished:
     """The result of all passes: `batches` yields all `rows`, `units` has the plan of each pass.
 
-    `rejected` counts rows by reason, `seen` and `lost` by rule as in `RuleCounts`.
+    `rejected` counts rows by reason, `seen` and `lost` by rule as in `RuleCounts`. `tally` has what the tasks
+    counted.
     """
 
     batches: Callable[[], Iterator[pa.RecordBatch]]
@@ -50,9 +51,7 @@ class Finished:
     seen: dict[str, int] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
-    broken_sidecars: int = 0
-    reused: dict[str, int] = field(default_factory=dict)
-    """By stage, the rows whose results are those of an earlier run."""
+    tally: Tally = field(default_factory=Tally.empty)
 
 
 @contextlib.contextmanager
@@ -228,8 +227,7 @@ class _Run:
                 seen,
                 lost,
                 table.counts(),
-                tally.broken_sidecars,
-                tally.reused,
+                tally,
             )
         rejected = dict(tally.rejected)
         return Finished(
@@ -239,8 +237,7 @@ class _Run:
             seen,
             lost,
             rejected,
-            tally.broken_sidecars,
-            tally.reused,
+            tally,
         )
 
     def _rows(self) -> Iterator[pa.RecordBatch]:

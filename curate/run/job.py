@@ -217,18 +217,7 @@ def _do_passes(
         "fingerprint": plan.fingerprint,
         "inputs": inputs,
     }
-    images, patches = stages_of(plan)
-    described = RunFile(
-        fingerprint=plan.fingerprint,
-        inputs=inputs,
-        pipeline=operation["pipeline"],
-        images=images,
-        patches=patches,
-        stages=tuple(plan.stage_infos()),
-        rules=tuple(funnel(plan)),
-        root=path_text(listing.source.place),
-        origin=listing.source.origin,
-    )
+    described = run_file(plan, listing, inputs)
     try:
         _prepare(request, described)
         source = with_stores(request.source.spooled(request.out.absolute() / FETCHED), folder)
@@ -242,6 +231,22 @@ def _do_passes(
             "was begun with another pipeline" if mismatch.changed == "work" else "was begun on other files"
         )
         raise UserError(f"the run in {request.out} {changed}", command_for(request.out)) from None
+
+
+def run_file(plan: CurationPlan, listing: Listing, inputs: str) -> RunFile:
+    """Describe a run for those who read its parts. `inputs` is the hash of its items."""
+    images, patches = stages_of(plan)
+    return RunFile(
+        fingerprint=plan.fingerprint,
+        inputs=inputs,
+        pipeline=plan.resolved(),
+        images=images,
+        patches=patches,
+        stages=tuple(plan.stage_infos()),
+        rules=tuple(funnel(plan)),
+        root=path_text(listing.source.place),
+        origin=listing.source.origin,
+    )
 
 
 def _prepare(request: CurationRequest, described: RunFile) -> None:
