@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,11 @@ Out = Annotated[
 Where = Annotated[str | None, typer.Option(help="SQL condition over the columns.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
+
+UNFINISHED: str | None = None
+"""Import path of a function of (folder of an unfinished run, empty folder) that writes the rows so far into
+the latter, as a manifest. `uhr.cli` sets it: this package knows no runs.
+"""
 
 EMBEDDER: str | None = None
 """Import path of a function of (weights, image file or text) that returns a vector [D]. `uhr.cli` sets it:
@@ -393,9 +399,17 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained HTML page: funnel, histograms, gallery with the reason on each image."""
+    from uhr.manifests.info import is_manifest
     from uhr.manifests.manifest import Manifest
     from uhr.manifests.report import write_report
 
+    if isinstance(path, Path) and (path / "units").is_dir() and not is_manifest(path):
+        assert UNFINISHED is not None, "uhr.cli names it"
+        with tempfile.TemporaryDirectory(prefix="uhr-report-") as folder:
+            rows = load_object(UNFINISHED, "reader of unfinished runs")(path, Path(folder))
+            written = write_report(rows, out if out is not None else path / "report.html")
+        console.say(console.shown(written))
+        return
     manifest = Manifest.open(path)
     if out is None and is_url(manifest.name):
         raise UserError(f"{manifest.name} is in an object store", "name a file of this machine with --out")

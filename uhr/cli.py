@@ -41,6 +41,7 @@ app.add_typer(sample, name="sample")
 app.add_typer(train, name="train")
 
 # `manifest slice --similar` embeds its query by a model, which the manifests do not know
+manifests.UNFINISHED = "uhr.curate.run.earlier.so_far:so_far"
 manifests.EMBEDDER = "uhr.models.scores.clip:embed_query"
 # `manifest browse` shows why a row was kept or rejected: curation has the rules
 manifests.EXPLAINER = "uhr.curate.explain:explain_row"

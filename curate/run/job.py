@@ -225,6 +225,8 @@ def _do_passes(
             passes_run(plan, folder, listing.items, source, runner, described, request.retry) as finished,
             progress("commit", finished.rows, "rows") as advance,
         ):
+            # of the run when it was unfinished
+            (request.out / parts.REPORT).unlink(missing_ok=True)
             return commit(request.out, plan, finished, listing, source, operation, advance)
     except PlanMismatch as mismatch:
         changed = (

@@ -107,6 +107,7 @@ def _content(manifest: Manifest, advance: Advance) -> dict[str, Any]:
         "counts": info.counts,
         "stats": stats,
         "highlights": _highlights(stats),
+        "unfinished": info.operation.get("unfinished"),
         "is_slice": info.operation.get("kind") == "slice",
         "rules": stats.rules,
         "histograms": charts[:MOST_HISTOGRAMS],

@@ -70,7 +70,7 @@ def of_manifest(manifest: Manifest, folder: Path, without: Collection[str]) -> N
     if path.exists():
         return
     info, rows = manifest.info, _ManifestRows(manifest, without)
-    files = tuple((str((manifest.path / p.path).resolve()), p.rows) for p in info.previews)
+    files = tuple((str((manifest.files / p.path).resolve()), p.rows) for p in info.previews)
     made = EarlierInfo(
         origin=Parent(id=info.id, path=path_text(manifest.path.resolve()), role=REUSED),
         stages=rows.stages,
@@ -155,7 +155,7 @@ class _ManifestRows:
     def _previews(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for part in self._manifest.info.previews:
-            ids = parquet.read(self._manifest.path / part.path, ["sample_id"])["sample_id"].to_pylist()
+            ids = parquet.read(self._manifest.files / part.path, ["sample_id"])["sample_id"].to_pylist()
             found.update(zip(ids, itertools.count(len(found))))
         return found
 
@@ -260,13 +260,13 @@ def collect(
         stages=(*run.images, *run.patches),
         preview=run.pipeline.get("preview", 0),
     )
-    rows = _PartRows(plan, run, without)
+    rows = PartRows(plan, run, without)
     if rows.schema is not None:
         with progress("reuse", len(units), "units") as advance:
             write_earlier(path, made, rows.schema, rows.tables(units, advance))
 
 
-class _PartRows:
+class PartRows:
     """The rows of the parts of one pass, each with what all of its tasks found."""
 
     def __init__(self, plan: UnitPlan, run: RunFile, without: Collection[str]) -> None:
@@ -290,7 +290,7 @@ class _PartRows:
         for name in KEYS:
             fields.setdefault(name, pa.field(name, pa.string()))
         has = [pa.field(f"_has_{n}", pa.bool_()) for n in range(len(self.stages))]
-        own = [field.remove_metadata() for field in fields.values()]
+        own = list(fields.values())
         previews = [] if PREVIEW[0].name in fields else list(PREVIEW)
         return pa.schema([*own, *previews, *has, *_FAULT_FIELDS])
 

@@ -76,7 +76,7 @@ def run(uhr, tmp_path, monkeypatch) -> Any:
     (folder / "lane_stages.py").write_text(STAGES)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(__import__("sys").modules, "lane_stages", raising=False)
-    monkeypatch.setattr("uhr.manifests.report.write_report", lambda manifest, out: out.touch())
+    monkeypatch.setattr("uhr.manifests.report.write_report", lambda manifest, out: out.touch() or out)
 
     def call(tree: str, *arguments: object, workers: int = 0) -> tuple[int, str, str]:
         file = tmp_path / "pipeline.yaml"

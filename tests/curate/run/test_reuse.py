@@ -23,9 +23,11 @@ from uhr.base.errors import UserError
 from uhr.curate.config import load
 from uhr.curate.planning.plan import CurationPlan
 from uhr.curate.run import job
+from uhr.curate.run.earlier.so_far import so_far
 from uhr.curate.run.job import CurationRequest
 from uhr.manifests.lineage import lineage
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.report.page import render
 from uhr.manifests.sources.folder import Folder
 from uhr.runtime.inline import InlineRunner
 from uhr.runtime.pool import Pool
@@ -94,6 +96,14 @@ class Blue(BatchStage):
             called(self, row["uri"] if row.get("box") is None else f"{row['uri']}{row['box']}")
         return {"blue": [view[..., 2].double().mean().item() for view in views["small"]]}
 
+class Again(Red):
+    name = "again"
+    needs = ("red_rank",)
+    adds = (Column("again", pa.float64(), "mean of red"),)
+
+    def annotate(self, frame):
+        return {"again": frame.rgb[..., 0].mean()}
+
 class Halves(ExpandStage):
     name = "halves"
     adds = (Column("half", pa.int64(), "which"),)
@@ -117,11 +127,13 @@ class Stops:
     tasks: int
 
     def runner(self, limits: object) -> Any:
+        done = itertools.count(1)
+
         class Runner(InlineRunner):
             def run(runner, plan: Any, segments: Any) -> Iterator[tuple[int, int]]:
-                for number, done in enumerate(super().run(plan, segments), 1):
-                    yield done
-                    if number == self.tasks:
+                for task in super().run(plan, segments):
+                    yield task
+                    if next(done) == self.tasks:
                         raise Interrupted
 
         return Runner()
@@ -192,7 +204,7 @@ def stages(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         # it takes longer than the run
-        patch.setattr("uhr.manifests.report.write_report", lambda manifest, out: out.touch())
+        patch.setattr("uhr.manifests.report.write_report", lambda manifest, out: out.touch() or out)
         yield
 
 
@@ -320,6 +332,32 @@ def test_what_cannot_be_reused_is_one_line(lab):
         lab.run(tree, reuse=(first.path,), retry=("stage eror",))
 
 
+def test_a_report_on_an_unfinished_run_shows_what_is_there(lab, uhr):
+    tree = lab.pipeline("Red", "Blue", rules={"light": "red > 30"})
+    tree["stages"].append({"stage": "rank", "of": "red"})
+    tree["stages"].append({**tree["stages"][3], "name": "again", "stage": "reused_stages:Again"})
+    whole = lab.run(tree)
+    for tasks, rows in ((1, 3), (4, 6), (5, 6)):
+        out = lab.begin(tree, tasks)
+        code, printed, errors = uhr("manifest", "report", out)
+        assert code == 0, errors
+        assert printed.strip() == str(out / "report.html")
+        found = so_far(out, lab.folder / f"so-far-{tasks}")
+        assert [row["uri"] for row in found.table().to_pylist()] == [f"i{n}.png" for n in range(rows)]
+        assert {c.name: c.meaning for c in found.columns}["red"] == "mean of red"
+        before = {row["uri"]: row for row in whole.table().to_pylist()}
+        for row in found.table().to_pylist():
+            assert row["status"] == before[row["uri"]]["status"]
+            assert row["red"] == before[row["uri"]]["red"]
+        page = render(found)
+        assert f"{rows} rows so far of 6 files" in page
+        assert "light" in page
+        assert found.previews({row["sample_id"] for row in found.table().to_pylist()})
+    code, _, errors = uhr("manifest", "report", lab.source)
+    assert code == 1
+    assert "contains no manifest.json" in errors
+
+
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(["add", "change", "touch", "remove", "caption", "rename"]),
@@ -349,7 +387,7 @@ def pipelines(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(max_examples=8)
-@given(before=pipelines(), after=pipelines(), changes=CHANGES, tasks=st.integers(0, 3))
+@given(before=pipelines(), after=pipelines(), changes=CHANGES, tasks=st.integers(0, 5))
 def test_a_run_that_reuses_another_ends_like_one_from_nothing(
     stages, tmp_path_factory, before, after, changes, tasks
 ):
