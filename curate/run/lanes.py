@@ -1,7 +1,8 @@
 """Hosts, buckets and stages whose last rows mostly failed are paused: their other rows are left undone.
 
 Without that, a server that is down or a key that has expired would fail every row of a long run. The outcomes
-are files in the folder of the run's units, so that all workers share them, and a killed worker loses none.
+are files in the folder of the run's units, so that all workers share them. Those of a unit are written when it
+is done: a unit that is repeated because a row ended its worker counts once.
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ class Lanes:
         self._window = window
         self._paused: dict[str, Paused] = {}
         self._watched: set[str] = set()
+        self._now: dict[str, bytearray] = {}
         self.refresh()
 
     def clear(self) -> None:
         """Let all lanes go on: another attempt begins."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._paused, self._watched = {}, set()
+        self._paused, self._watched, self._now = {}, set(), {}
 
     def refresh(self) -> list[Paused]:
         """Read what other workers wrote; return the lanes that are newly paused."""
@@ -58,6 +60,22 @@ class Lanes:
             self._paused[name] = Paused(**json.loads((self._folder / name).read_text(encoding="utf-8")))
         return [self._paused[name] for name in new]
 
+    def begin(self) -> None:
+        """Begin a unit: forget what was recorded of an attempt that was not finished."""
+        self._now.clear()
+        self.refresh()
+
+    def end(self) -> None:
+        """End a unit: write what became of its rows."""
+        for name, outcomes in self._now.items():
+            handle = os.open(self._folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+            try:
+                # at the end, in one call: writes of several processes do not mix
+                os.write(handle, outcomes)
+            finally:
+                os.close(handle)
+        self._now.clear()
+
     def paused(self, lane: str | None) -> str | None:
         """Return why a lane is paused; None if it is not."""
         if lane is None or not self._paused:
@@ -68,20 +86,19 @@ class Lanes:
     def succeeded(self, lane: str | None) -> None:
         """Record that a row of a lane did not fail. Costs nothing as long as none has."""
         if lane is not None and self._watched and _name(lane) in self._watched:
-            self._append(lane, b".")
+            self._now.setdefault(_name(lane), bytearray()).extend(b".")
 
     def failed(self, lane: str | None, why: str) -> None:
         """Record that a row of a lane failed, and pause the lane if its last rows mostly did."""
         if lane is None or not self._window:
             return
         self._folder.mkdir(exist_ok=True)
-        self._watched.add(_name(lane))
-        self._append(lane, b"x")
-        with open(self._folder / _name(lane), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - self._window))
-            last = file.read(self._window)
+        name = _name(lane)
+        self._watched.add(name)
+        self._now.setdefault(name, bytearray()).extend(b"x")
+        last = (self._tail(name) + self._now[name])[-self._window :]
         if len(last) == self._window and last.count(b"x") >= MOSTLY * self._window:
-            file_of_pause = self._folder / f"{_name(lane)}.json"
+            file_of_pause = self._folder / f"{name}.json"
             if not file_of_pause.exists():
                 write_json(file_of_pause, Paused(lane, why)._asdict())
             self._paused[file_of_pause.name] = Paused(lane, why)
@@ -94,13 +111,14 @@ class Lanes:
         """The paused lanes."""
         yield from sorted(self._paused.values())
 
-    def _append(self, lane: str, outcome: bytes) -> None:
-        handle = os.open(self._folder / _name(lane), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+    def _tail(self, name: str) -> bytes:
+        """Return the last outcomes that were written of a lane."""
         try:
-            # one byte at the end: writes of several processes do not mix
-            os.write(handle, outcome)
-        finally:
-            os.close(handle)
+            with open(self._folder / name, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - self._window))
+                return file.read(self._window)
+        except FileNotFoundError:
+            return b""
 
 
 def stage_lane(label: str) -> str:

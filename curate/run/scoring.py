@@ -64,7 +64,7 @@ class ScoreWork(TaskWork):
         if self._earlier is None:
             self._earlier = Earlier(plan.folder, fetched=False)
             self._lanes = Lanes(plan.folder, self.plan.config.pause)
-        self._lanes.refresh()
+        self._lanes.begin()
         earlier = EarlierRows(self._earlier, self.keys, set())
         batch = _Batches(rows, watch, views, self._lanes)
         for step, planned in enumerate(self._stages):
@@ -77,6 +77,7 @@ class ScoreWork(TaskWork):
             rows.rule(self._judge, planned.rules, rows.alive())
         schema = segment_schema(self.plan, self.number, self.segment)
         plan.write(unit, rows.part(schema, self.plan.channels, previews=False), self.segment)
+        self._lanes.end()
         return None
 
     def _rows(self, table: pa.Table, plan: UnitPlan, unit: int) -> list[dict[str, Any]]:

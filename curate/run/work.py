@@ -71,9 +71,9 @@ class CurateWork(TaskWork):
         if self._earlier is None:
             self._earlier = Earlier(plan.folder, self.source.fetches)
             self._lanes = Lanes(plan.folder, self.plan.config.pause)
-        self._lanes.refresh()
         outdated: set[int] = set()
         while True:
+            self._lanes.begin()
             earlier = EarlierRows(self._earlier, self.keys, outdated)
             run = _UnitRun(self, self._judge, items, watch, earlier, self._lanes)
             if plan.part(unit).exists():
@@ -88,6 +88,7 @@ class CurateWork(TaskWork):
         schema = frame_schema(self.plan, self.number)
         part = run.rows.part(schema, self.plan.channels, has_previews(self.plan, self.number))
         plan.write(unit, part)
+        self._lanes.end()
         return run.packed()
 
 

@@ -225,9 +225,16 @@ def test_a_lane_pauses_by_its_last_rows_only(tmp_path):
         one.succeeded("host a")
         one.succeeded("host b")
     assert one.paused("host a") is None
-    for _ in range(7):
+    for _ in range(6):
         one.failed("host a", "503")
     assert one.paused("host a") is None
+    one.end()
+    # a unit that is repeated counts once
+    other.failed("host a", "504")
+    other.begin()
+    other.succeeded("host a")
+    other.failed("host a", "504")
+    assert other.paused("host a") is None
     # another worker's rows count too, and it learns of the pause
     other.failed("host a", "504")
     assert other.paused("host a") == "host a is paused: 504"
