@@ -28,9 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 
 UNFINISHED: str | None = None
-"""Import path of a function of (folder of an unfinished run, empty folder) that writes the rows so far into
-the latter, as a manifest. `uhr.cli` sets it: this package knows no runs.
-"""
+"""Import path of a function that writes the rows of an unfinished run as a manifest. `uhr.cli` sets it."""
 
 EMBEDDER: str | None = None
 """Import path of a function of (weights, image file or text) that returns a vector [D]. `uhr.cli` sets it:
@@ -399,22 +397,18 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained HTML page: funnel, histograms, gallery with the reason on each image."""
-    from uhr.manifests.info import is_manifest
     from uhr.manifests.manifest import Manifest
     from uhr.manifests.report import write_report
 
-    if isinstance(path, Path) and (path / "units").is_dir() and not is_manifest(path):
-        assert UNFINISHED is not None, "uhr.cli names it"
+    if isinstance(path, Path) and (path / "units").is_dir() and not (path / "manifest.json").exists():
         with tempfile.TemporaryDirectory(prefix="uhr-report-") as folder:
-            rows = load_object(UNFINISHED, "reader of unfinished runs")(path, Path(folder))
-            written = write_report(rows, out if out is not None else path / "report.html")
-        console.say(console.shown(written))
+            rows = load_object(UNFINISHED or "", "reader of unfinished runs")(path, Path(folder))
+            console.say(console.shown(write_report(rows, out or path / "report.html")))
         return
     manifest = Manifest.open(path)
     if out is None and is_url(manifest.name):
         raise UserError(f"{manifest.name} is in an object store", "name a file of this machine with --out")
-    written = write_report(manifest, out if out is not None else manifest.path / "report.html")
-    console.say(console.shown(written))
+    console.say(console.shown(write_report(manifest, out or manifest.path / "report.html")))
 
 
 @app.command()

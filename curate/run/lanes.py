@@ -1,8 +1,8 @@
 """Hosts, buckets and stages whose last rows mostly failed are paused: their other rows are left undone.
 
 Without that, a server that is down or a key that has expired would fail every row of a long run. The outcomes
-are files in the folder of the run's units, so that all workers share them. Those of a unit are written when it
-is done: a unit that is repeated because a row ended its worker counts once.
+are files in the folder of the run's units, so that all workers share them. Those of a unit are written when
+it is done: a unit that is repeated because a row ended its worker counts once.
 """
 
 from __future__ import annotations

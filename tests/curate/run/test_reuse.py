@@ -130,8 +130,8 @@ class Stops:
         done = itertools.count(1)
 
         class Runner(InlineRunner):
-            def run(runner, plan: Any, segments: Any) -> Iterator[tuple[int, int]]:
-                for task in super().run(plan, segments):
+            def run(runner, *arguments: Any) -> Iterator[tuple[int, int]]:
+                for task in super().run(*arguments):
                     yield task
                     if next(done) == self.tasks:
                         raise Interrupted
