@@ -184,14 +184,14 @@ def warm(warm_folder) -> Iterator[Any]:
 
 @pytest.fixture
 def warm_workers(warm) -> Iterator[None]:
-    """Worker processes of this process start from the server of `warm`."""
+    """Worker processes of this process, and of its actors on Ray, start from the server of `warm`."""
     with warm.workers():
         yield
 
 
 @pytest.fixture
 def warm_curation_workers(warm_curation) -> Iterator[None]:
-    """Worker processes of this process start from the server of `warm_curation`."""
+    """The same, from the server of `warm_curation`."""
     with warm_curation.workers():
         yield
 
