@@ -95,6 +95,12 @@ def tiny_flux2(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def copier() -> Any:
+    """`loaded.copier`: a maker of copies of a component, in less time than it takes to build one."""
+    return _beside("loaded").copier
+
+
+@pytest.fixture(scope="session")
 def loaded() -> Any:
     """`loaded.Loaded`: components that tests have loaded before, for `copied_models`."""
     from uhr.models.loading.checks import load_whole

@@ -146,14 +146,19 @@ def adapter(tiny_flux, trained, facts, tmp_path_factory):
     return export_lora(state, lora, tmp_path_factory.mktemp("lora") / "a = b", facts())
 
 
-@pytest.fixture
-def flux_dev():
-    """FLUX.1-dev's transformer at its real shape on the meta device: every key, no memory."""
+@pytest.fixture(scope="session")
+def _flux_devs(copier):
     import torch
     from diffusers import FluxTransformer2DModel
 
     with torch.device("meta"):
-        return FluxTransformer2DModel(guidance_embeds=True)
+        return copier(FluxTransformer2DModel(guidance_embeds=True))
+
+
+@pytest.fixture
+def flux_dev(_flux_devs):
+    """FLUX.1-dev's transformer at its real shape on the meta device: every key, no memory."""
+    return _flux_devs()
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from peft import LoraConfig, get_peft_model
 
 from uhr.models.generate.record import read_record
+
+pytestmark = pytest.mark.usefixtures("short_prompts")
 
 
 def test_a_command_names_settings_that_changed_and_an_alpha_that_nothing_says(uhr, tiny_flux, tmp_path):

@@ -8,6 +8,8 @@ from PIL import Image
 
 from uhr.models.generate import record
 
+pytestmark = pytest.mark.usefixtures("short_prompts")
+
 
 @pytest.fixture
 def foreign_record(uhr, tiny_flux, tmp_path, monkeypatch):

@@ -236,6 +236,7 @@ def f16_folder(tiny_flux, tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("short_prompts")
 @pytest.mark.parametrize("sampler", ["euler", "sdedit", "hiflow"])
 def test_on_an_f16_vae_the_image_has_the_requested_size(f16_folder, tmp_path, sampler, capsys):
     from PIL import Image

@@ -197,6 +197,7 @@ def test_an_image_survives_encoding_as_the_stock_pipeline_does_it(euler, engine_
     assert 0 < (drawn - engine.encode(images)).abs().mean() < 0.2
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_the_command_guides_an_undistilled_checkpoint_by_its_cards_scale(tmp_path, capsys):
     from uhr.cli import main
     from uhr.models import zoo

@@ -310,6 +310,7 @@ def test_preflight_requires_32_px_before_any_weights_are_loaded():
         plan_of_spec(UltraFlux(), spec, UltraFluxOptions(true_cfg_scale=3), (4096, 4096), 50)
 
 
+@pytest.mark.usefixtures("short_prompts")
 def test_the_command_generates_at_the_published_defaults(tiny_flux, tmp_path, capsys):
     from PIL import Image
 

@@ -28,12 +28,18 @@ def lead(cascade, backbone, targets):
     backbone(velocity)
 
 
-@pytest.mark.parametrize("schedule", ["warped-labels", "warped-grid", "uniform", "logarithmic", "cosine"])
-@pytest.mark.parametrize("shared_noise", [True, False])
+@pytest.mark.parametrize(
+    ("schedule", "shared_noise"),
+    [
+        *((name, True) for name in ("warped-labels", "warped-grid", "uniform", "logarithmic", "cosine")),
+        # the noise of a patch is drawn in the same way whatever its levels are
+        ("warped-labels", False),
+    ],
+)
 def test_with_a_straight_field_the_target_comes_back_through_the_blending(
     cascade, sample, backbone, monkeypatch, schedule, shared_noise, image, seeded
 ):
-    target = torch.randn(1, 16, 32, 40, generator=seeded(5))
+    target = torch.randn(1, 16, 24, 30, generator=seeded(5))
 
     def decode(engine, z):
         # a decoder that knows no neighbours: cuts of the target decode to cuts of its image
@@ -46,7 +52,7 @@ def test_with_a_straight_field_the_target_comes_back_through_the_blending(
         lambda box: target[..., box.top // 8 : box.bottom // 8, box.left // 8 : box.right // 8],
     )
     found = sample(
-        image=image(128, 160), scale=2, schedule=schedule, shared_noise=shared_noise, gamma=0.6,
+        image=image(128, 160), scale=1.5, schedule=schedule, shared_noise=shared_noise, gamma=0.6,
         num_inference_steps=4, output_type="pt",
     ).images  # fmt: skip
     torch.testing.assert_close(found, (decode(None, target) / 2 + 0.5).clamp(0, 1), atol=2e-5, rtol=0)
