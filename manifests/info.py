@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from uhr.base.config import Config, LaterKeys, build, fingerprint, versioned_tree
 from uhr.base.errors import UserError, one_line
-from uhr.manifests.schema import SCHEMA_VERSION
+from uhr.manifests.schema import SCHEMA_VERSION, STATUSES
 
 FILE = "manifest.json"
+
+
+def _inside(path: str) -> str:
+    if path.startswith("/") or ".." in path.split("/"):
+        raise ValueError("is not inside of the manifest's folder")
+    return path
 
 
 class Part(Config):
     """One Parquet file of the manifest. `path` is relative to the manifest's folder, `bytes` its size."""
 
-    path: str
+    path: Annotated[str, AfterValidator(_inside)]
     rows: int
     bytes: int
     sha256: str
@@ -82,6 +88,14 @@ class Redaction(Config):
     tombstones: list[str] = Field(default_factory=list)
 
 
+def _counted(counts: dict[str, Any]) -> dict[str, Any]:
+    names = ("rows", *STATUSES)
+    wrong = next((name for name in names if type(counts.get(name)) is not int), None)
+    if wrong is not None or not isinstance(counts.get("reasons"), dict):
+        raise ValueError(f"has no number of {wrong}" if wrong is not None else "has no reasons")
+    return counts
+
+
 class ManifestInfo(LaterKeys, Config):
     """The content of `manifest.json`.
 
@@ -116,12 +130,12 @@ class ManifestInfo(LaterKeys, Config):
     operation: dict[str, Any]
     stages: list[StageInfo] = Field(default_factory=list)
     rules: list[RuleInfo] = Field(default_factory=list)
-    counts: dict[str, Any]
+    counts: Annotated[dict[str, Any], AfterValidator(_counted)]
     source: dict[str, int] = Field(default_factory=dict)
     weights: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
-    parts: list[Part]
+    parts: Annotated[list[Part], Field(min_length=1)]
     previews: list[Part] = Field(default_factory=list)
     attachments: list[Part] = Field(default_factory=list)
     coverage: dict[str, int]
@@ -204,7 +218,10 @@ def parse_info(data: bytes, where: str) -> ManifestInfo:
     tree = versioned_tree(data, where, SCHEMA_VERSION, _RESTORE)
     for version in range(tree["schema_version"], SCHEMA_VERSION):
         tree = MIGRATIONS[version](tree)
-    return build(ManifestInfo, tree, where)
+    try:
+        return build(ManifestInfo, tree, where)
+    except UserError as error:
+        raise UserError(error.what, error.fix or _RESTORE) from None
 
 
 _RESTORE = "restore the file, or make the manifest again"

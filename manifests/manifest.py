@@ -20,7 +20,7 @@ from uhr.base.paths import text_path
 from uhr.manifests import places, sql
 from uhr.manifests.info import FILE, ManifestInfo, read_info
 from uhr.manifests.parts import GROUP_ROWS, PIXELS
-from uhr.manifests.schema import Column
+from uhr.manifests.schema import BASE, Column
 from uhr.manifests.selection.reference import rows_of
 
 if TYPE_CHECKING:
@@ -70,10 +70,24 @@ class Manifest:
                 raise UserError(
                     f"{name}/{part.path} {state}", f"see 'uhr manifest verify {name}', or make it anew"
                 )
-        if not info.by_reference:
-            return cls(path, info)
-        rows = rows_of(path, info, cls.open)
-        return cls(path, rows.info, rows.folder)
+        if info.by_reference:
+            rows = rows_of(path, info, cls.open)
+            return cls(path, rows.info, rows.folder)
+        opened = cls(path, info)
+        opened._check_base()
+        return opened
+
+    def _check_base(self) -> None:
+        """Raise UserError if a column that every manifest has is missing, or has another type."""
+        types = {field.name: field.type for field in self.schema}
+        for column in BASE:
+            found = types.get(column.name)
+            if found is None or not found.equals(column.type):
+                state = "is missing" if found is None else f"is {found}, not {column.type}"
+                raise UserError(
+                    f"{self.name}: the column {column.name} {state}",
+                    f"see 'uhr manifest verify {self.name}', or make it anew",
+                )
 
     @property
     def name(self) -> str:

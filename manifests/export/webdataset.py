@@ -33,7 +33,7 @@ class WebDataset(Format):
         path = self.paths(shard)
         with (
             atomic(out / path) as temporary,
-            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT, copybufsize=_COPIED) as tar,
+            tarfile.TarFile(temporary, "w", format=tarfile.USTAR_FORMAT, copybufsize=_COPIED) as tar,
         ):
             for sample in samples:
                 facts = sample.facts()
