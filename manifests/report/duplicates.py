@@ -13,8 +13,11 @@ from uhr.manifests.sql import quoted
 GROUPS, PER_GROUP = 24, 6
 """The largest numbers of groups, and of images of one group."""
 
-COLUMNS = ("near_group", "dup_group")
-"""Columns that group images, the most informative first: files with the same bytes need no second look."""
+ALIKE = {"near_group": "Near-duplicates", "semantic_group": "Images of one subject"}
+"""Columns that group images that look alike, and what their groups are called."""
+
+EXACT = {"dup_group": "Files with the same bytes"}
+"""Shown where there are no others: such images need no second look."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,20 @@ class Duplicates:
     """The largest groups of a column; there are `total` groups with `rows` images."""
 
     column: str
+    title: str
     total: int
     rows: int
     groups: list[Alike]
 
 
-def duplicates(connection: duckdb.DuckDBPyConnection, manifest: Manifest, spent: Spent) -> Duplicates | None:
-    """Return the largest groups, as far as their previews fit into what is left; None without a group."""
-    for column in COLUMNS:
-        if column in manifest.schema.names:
-            found = _groups(connection, manifest, column, spent)
-            if found is not None:
-                return found
-    return None
+def duplicates(connection: duckdb.DuckDBPyConnection, manifest: Manifest, spent: Spent) -> list[Duplicates]:
+    """Return the largest groups of each column, as far as their previews fit into what is left."""
+    for columns in (ALIKE, EXACT):
+        present = [name for name in columns if name in manifest.schema.names]
+        found = [_groups(connection, manifest, name, spent) for name in present]
+        if some := [one for one in found if one is not None]:
+            return some
+    return []
 
 
 def _groups(
@@ -72,4 +76,4 @@ def _groups(
         group = groups.setdefault(row["g"], Alike(row["n"], []))
         group.images.append(image_of(manifest, row | {"copies": 1}, values, jpeg))
     shown = [group for group in groups.values() if len(group.images) > 1]
-    return Duplicates(column, total, int(rows), shown)
+    return Duplicates(column, (ALIKE | EXACT)[column], total, int(rows), shown)

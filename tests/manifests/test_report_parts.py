@@ -125,7 +125,7 @@ def with_groups(make: Make, make_row: Row, out: Path, sizes: list[int], name: st
     from uhr.manifests.schema import COLUMNS, schema_of
 
     columns = [COLUMNS[one] for one in ("width", "height", "format", "content_hash", "file_size")]
-    schema = schema_of([*columns, Column(name, pa.string(), "a group")])
+    schema = schema_of([*columns, Column(name, pa.string(), "a group")])  # of a stage, or of exact duplicates
     rows, number = [], 0
     for group, size in enumerate(sizes):
         for _ in range(size):
@@ -141,24 +141,29 @@ def test_the_largest_groups_are_shown_side_by_side(make: Make, make_row: Row, tm
     sizes = [2, 9, 3, *[2] * 30, 1]
     manifest = with_groups(make, make_row, tmp_path / "set", sizes)
     with manifest.connect() as connection:
-        found = duplicates(connection, manifest, Spent(10**7))
-        none = duplicates(connection, manifest, Spent(100))
-    assert found is not None
+        (found,) = duplicates(connection, manifest, Spent(10**7))
+        (none,) = duplicates(connection, manifest, Spent(100))
     assert (found.total, found.rows) == (33, sum(sizes) - 1)
     assert [group.total for group in found.groups] == [9, 3, *[2] * (GROUPS - 2)]
     assert len(found.groups[0].images) == PER_GROUP
     uris = [row["uri"] for row in manifest.table(["uri"]).to_pylist()]
     assert [image.uri for image in found.groups[1].images] == uris[11:14]
-    assert none is not None
     assert none.groups == []
     html = write_report(manifest, tmp_path / "report.html").read_text()
     assert "Near-duplicates" in html
     assert "the 24 largest are shown" in html
 
 
+@pytest.mark.parametrize("column", ["near_group", "semantic_group", "dup_group"])
+def test_groups_of_every_stage_are_shown(make: Make, make_row: Row, tmp_path: Path, column: str) -> None:
+    manifest = with_groups(make, make_row, tmp_path / "set", [2, 3], column)
+    html = write_report(manifest, tmp_path / "report.html").read_text()
+    assert f"2 groups of <code>{column}</code> with 5 images." in html
+
+
 def test_a_set_without_groups_has_no_duplicates(manifest: Manifest) -> None:
     with manifest.connect() as connection:
-        assert duplicates(connection, manifest, Spent(10**7)) is None
+        assert duplicates(connection, manifest, Spent(10**7)) == []
 
 
 def test_captions_are_counted_in_words(make: Make, make_row: Row, tmp_path: Path) -> None:

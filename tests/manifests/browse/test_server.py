@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 from uhr.base.errors import UserError
+from uhr.cli import main
 from uhr.manifests.browse import thumbnails
 from uhr.manifests.browse.server import LARGEST_BODY, BrowseServer
-from uhr.manifests.browse.session import Session
+from uhr.manifests.browse.session import Page, Session
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.selection.options import SliceOptions
+from uhr.manifests.selection.slicing import slice_manifest
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -212,6 +215,34 @@ def test_ctrl_c_ends_the_command_at_once(
         assert ("stopped" in process.stdout()) == (not options)
     finally:
         process.kill()
+
+
+def test_a_manifest_in_a_store_is_browsed_with_its_reviews_in_the_working_folder(
+    s3: Any,
+    manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    address = f"s3://{s3.bucket}/sets/a slice"
+    slice_manifest(manifest, address, SliceOptions(status="any"))
+    pages: list[dict[str, Any]] = []
+
+    def serve_forever(self: BrowseServer, poll_interval: float) -> None:
+        jpeg = self.session.image(41, large=False)
+        pages.append(self.session.facts() | {"jpeg": jpeg} | self.session.page(Page()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BrowseServer, "serve_forever", serve_forever)
+    monkeypatch.chdir(tmp_path)
+    assert main(["manifest", "browse", address, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["reviews"] == str(tmp_path / "a slice-reviews.jsonl")
+    assert found["into"] == str(tmp_path)
+    (page,) = pages
+    assert (page["name"], page["path"], page["total"]) == ("a slice", address, 100)
+    assert address in page["command"]
+    assert page["jpeg"].startswith(b"\xff\xd8")
 
 
 def test_stopping_removes_what_is_half_written(
