@@ -8,10 +8,12 @@ and says so in its Content-Security-Policy.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import http.server
 import json
 import secrets
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -111,6 +113,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         allowed = length.isascii() and length.isdecimal() and int(length) <= LARGEST_BODY
         self._received = self.rfile.read(int(length)) if allowed else None
         self._answer(self._post)
+        if not allowed:
+            self._read_rest()
+
+    def _read_rest(self) -> None:
+        """Read for a moment what the client still sends: a closed connection loses the answer."""
+        left = 8 * LARGEST_BODY
+        with contextlib.suppress(OSError):
+            self.connection.settimeout(1)
+            self.connection.shutdown(socket.SHUT_WR)
+            while left > 0 and (data := self.connection.recv(1 << 16)):
+                left -= len(data)
 
     def _answer(self, method: Callable[[str], tuple[bytes, str]]) -> None:
         status, kind = HTTPStatus.OK, "application/json"
