@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 
@@ -42,6 +44,8 @@ def test_what_breaks_the_claim_is_noticed(decoder, monkeypatch):
     monkeypatch.setattr("benchmarks.fuzz.BUDGET", -1)
     with pytest.raises(BrokenClaim, match="are its budget"):
         decoder.check(seeds()[0])
-    monkeypatch.setattr("benchmarks.fuzz.SECONDS", 0.0)
+    monkeypatch.setattr("benchmarks.fuzz.SECONDS", 0.1)
+    # a process that hangs
+    os.kill(decoder._child.pid, signal.SIGSTOP)
     with pytest.raises(BrokenClaim, match="took longer"):
         decoder.check(seeds()[0])
