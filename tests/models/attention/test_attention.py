@@ -186,7 +186,7 @@ def test_float32_agrees_with_dense_to_1e_6_at_the_paper_s_window(neighbourhood, 
 @pytest.mark.parametrize("options", [{"image_to_guide": "all"}, {"neighbourhood": "cross", "reach": 2}])
 def test_both_back_ends_agree_on_grids_that_are_no_whole_tiles(options, text):
     case = Case(WindowLayout(24, 16, 8), WindowRules(**options), text, dtype=torch.float32, head_dim=16)
-    assert (case.gathered() - case.flex()).abs().max() < 1e-6
+    assert (case.gathered() - case.flex()).abs().max() < 2e-6  # float32: some 16 roundings
 
 
 @pytest.mark.parametrize("rules", [WindowRules(neighbourhood="own"), WindowRules(reach=3), WindowRules()])
