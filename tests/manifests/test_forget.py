@@ -121,7 +121,7 @@ def test_a_sample_leaves_the_whole_chain(
     assert {name: Manifest.open(one.path).id for name, one in chain.items()} == {
         name: one.id for name, one in chain.items()
     }, "a dry run changes nothing"
-    assert main([*call, "--reason", "asked to"]) == 0
+    assert main([*call, "--reason", "on request"]) == 0
     done = json.loads(capsys.readouterr().out)
     assert done["samples"] == 3, "the patch, its image, and the copy"
     _check(chain, before)
@@ -132,7 +132,7 @@ def test_a_sample_leaves_the_whole_chain(
             assert rows[1]["sample_id"].encode() not in data, name
     assert (tmp_path / "source/b.jpg").exists(), "sources are the user's"
     info = Manifest.open(tmp_path / "set").info
-    assert info.redactions[0].reason == "asked to"
+    assert info.redactions[0].reason == "on request"
     assert set(tombstones_of(rows[1])) <= set(info.redactions[0].tombstones)
     # a second time there is nothing to forget
     assert main(call) == 1

@@ -32,7 +32,7 @@ class Asks(BatchStage):
 
     name = "asks"
     needs = ("width",)
-    adds = (Column("asked", pa.string(), "the answer"),)
+    adds = (Column("answered", pa.string(), "the answer"),)
     resources = Resources(num_gpus=0, batch_size=4)
     Params = Params
 
@@ -41,7 +41,7 @@ class Asks(BatchStage):
             print(len(rows), file=file)
         if os.path.exists(self.params.down):
             raise ServerIsDown("503")
-        return {"asked": ["yes"] * len(rows)}
+        return {"answered": ["yes"] * len(rows)}
 
 class Broken(FrameStage):
     """Has a fault that its user can fix."""
@@ -120,7 +120,7 @@ def test_a_stage_whose_server_is_down_leaves_its_rows_undone(run, pictures, tmp_
     assert code == 0, errors
     assert Counter(calls.read_text().split()) == {"4": 3}
     rows = Manifest.open(tmp_path / "out").table().to_pylist()
-    assert {(row["status"], row["asked"]) for row in rows} == {("kept", "yes")}
+    assert {(row["status"], row["answered"]) for row in rows} == {("kept", "yes")}
     assert Manifest.open(tmp_path / "out").info.parents == []
 
 
