@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow as pa
 from uhr.curate.faults import OF_STAGE
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge
+from uhr.curate.run import machine
 from uhr.curate.run.earlier.known import Earlier
 from uhr.curate.run.earlier.rows import EarlierRows, StageKeys
 from uhr.curate.run.lanes import Lanes, stage_lane
@@ -38,7 +39,7 @@ class ScoreWork(TaskWork):
 
     def open(self) -> None:
         this = self.plan.passes[self.number]
-        self._stages = this.segments[self.segment - 1].stages
+        self._stages = self._planned
         self._views = list(this.views)
         self._judge = Judge(self.plan.schema, self.plan.channels)
         self._opened: set[str] = set()
@@ -49,6 +50,19 @@ class ScoreWork(TaskWork):
         if planned.label not in self._opened:
             planned.stage.open(self._device())
             self._opened.add(planned.label)
+
+    @property
+    def _planned(self) -> tuple[PlannedStage[BatchStage], ...]:
+        return self.plan.passes[self.number].segments[self.segment - 1].stages
+
+    def libraries(self) -> Collection[str]:
+        return machine.libraries(self._planned)
+
+    def facts(self, plan: UnitPlan) -> machine.Facts:
+        return machine.facts_of(self._planned)
+
+    def check(self, facts: machine.Facts) -> None:
+        machine.check(self._planned, facts)
 
     def _device(self) -> str:
         if self.gpus == 0:

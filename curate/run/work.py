@@ -8,13 +8,14 @@ patches of an image are done while it is decoded.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from uhr.base import parquet
 from uhr.curate.faults import CHANGED, OF_STAGE, STAGE_ERROR, UNAVAILABLE
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge, Rule
+from uhr.curate.run import machine
 from uhr.curate.run.earlier.known import Answer, Earlier
 from uhr.curate.run.earlier.rows import EarlierFault, EarlierRows, Outdated, StageKeys
 from uhr.curate.run.images import UnitImages
@@ -58,13 +59,27 @@ class CurateWork(TaskWork):
 
     def open(self) -> None:
         this = self.plan.passes[self.number]
-        for planned in (*this.frames, *(() if this.expand is None else (this.expand,))):
+        for planned in self._stages:
             planned.stage.open()
         if this.views:
             # takes seconds, which must not count against the first image
             importlib.import_module("torch")
         self._judge = Judge(self.plan.schema, self.plan.channels, self.plan.config.all_rules)
         self._earlier: Earlier | None = None
+
+    @property
+    def _stages(self) -> tuple[PlannedStage[Any], ...]:
+        this = self.plan.passes[self.number]
+        return (*this.frames, *(() if this.expand is None else (this.expand,)))
+
+    def libraries(self) -> Collection[str]:
+        return machine.libraries(self._stages)
+
+    def facts(self, plan: UnitPlan) -> machine.Facts:
+        return machine.facts_of(self._stages, self.source, plan)
+
+    def check(self, facts: machine.Facts) -> None:
+        machine.check(self._stages, facts, self.source)
 
     def do(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:
         items = plan.items(unit).to_pylist()

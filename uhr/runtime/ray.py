@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from uhr.base.errors import UserError, install, one_line, unknown
 from uhr.runtime.cluster import check_cluster, is_token_error, no_cluster, token_error
+from uhr.runtime.preflight import check_free, check_machines
 from uhr.runtime.process import ChildSetup
 from uhr.runtime.schedule import Schedule
 from uhr.runtime.units import Limits, Report, Segment, UnitPlan
@@ -38,7 +39,8 @@ _ATTEMPTS = 5
 """How often one task may lose its actor, or the machine of its actor, before the run ends."""
 
 _START = -1
-"""What is lost when an actor does not start, in place of the number of a unit."""
+"""What is lost when an actor does not start, in place of the number of a unit; counted until one starts: a
+long run may lose any number of machines, one after the other."""
 
 
 class RayRunner:
@@ -78,6 +80,8 @@ class RayRunner:
             segments = [s if s.gpus is not None else replace(s, gpus=min(1, gpus)) for s in segments]
             _check_accelerators(segments)
             counts = self._counts(segments, cpus, gpus, schedule.left)
+            if self.address is not None:
+                self._check_cluster(plan, segments, counts)
             pools = [
                 _Pool(self, plan, number, segment, *count)
                 for number, (segment, count) in enumerate(zip(segments, counts, strict=True))
@@ -88,6 +92,19 @@ class RayRunner:
             finally:
                 for pool in pools:
                     pool.close()
+
+    def _check_cluster(
+        self, plan: UnitPlan, segments: Sequence[Segment], counts: Sequence[tuple[int, int]]
+    ) -> None:
+        """Check each machine, and that the least number of workers can start now."""
+        pairs = list(zip(segments, counts, strict=True))
+        cpus = sum(least * segment.cpus for segment, (least, _) in pairs)
+        gpus = sum(
+            least * ((self.gpus if segment.workers is None else segment.gpus) or 0)
+            for segment, (least, _) in pairs
+        )
+        check_free(cpus, gpus)
+        check_machines(plan, segments, self.gpus, search_path(), self.carry)
 
     def _cpus_here(self, segments: Sequence[Segment]) -> int:
         """The logical CPUs of a Ray of our own: enough for every pool."""
@@ -261,6 +278,7 @@ def _run(schedule: Schedule, pools: Sequence[_Pool], report: Report) -> Iterator
                         raise UserError(what, "install the same version of uhr on every machine") from fault
                     pool.starting[actor.ready.remote()] = actor
                 else:
+                    lost[_START] = 0
                     pool.idle.append(actor)
                 continue
             task = running.pop(ref)

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +120,19 @@ class TaskWork(ABC):
 
     def open(self) -> None:  # noqa: B027 - most kinds of work have nothing to open
         """Called once per process before the first task: load weights, compile kernels."""
+
+    def libraries(self) -> Collection[str]:
+        """Return the packages whose versions decide the values of the work, besides those of uhr itself."""
+        return ()
+
+    def facts(self, plan: UnitPlan) -> Any:
+        """Return what `check` compares other machines with; called where a run on a cluster starts."""
+        return None
+
+    def check(self, facts: Any) -> None:  # noqa: B027 - most kinds of work need nothing
+        """Raise UserError if this machine cannot do the work. Called before the first task, on each machine
+        of a cluster that may get tasks, with what `facts` has returned.
+        """
 
     @abstractmethod
     def do(self, plan: UnitPlan, unit: int, watch: Watch, given: bytes | None) -> bytes | None:
@@ -261,6 +274,11 @@ class UnitPlan:
     @staticmethod
     def exists(folder: Path, number: int = 1) -> bool:
         return (folder / _named("plan.json", number)).exists()
+
+    def mark(self) -> tuple[str, str, bytes]:
+        """Return folder, name and content of plan.json, by which another machine knows the same folder."""
+        name = _named("plan.json", self.number)
+        return str(self.folder.absolute()), name, (self.folder / name).read_bytes()
 
     def packed(self) -> dict[str, bytes]:
         """Return the plan's files by name. Written to a folder of another machine, they are the same plan."""

@@ -1,0 +1,220 @@
+"""Three Ray nodes on this machine: what one lacks is said before any work, and one may be lost midway."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uhr.base.errors import UserError
+from uhr.curate.config import load
+from uhr.curate.planning.plan import CurationPlan
+from uhr.curate.run import machine
+from uhr.curate.run.work import CurateWork
+from uhr.manifests.manifest import Manifest
+from uhr.manifests.sources.folder import Folder
+from uhr.runtime import preflight
+from uhr.runtime.units import UnitPlan
+
+NODES = ("head", "second", "third")
+STAGE = """
+
+class Slow(FrameStage):
+    name = "slow"
+    adds = (Column("slow", pa.bool_(), "whether it was"),)
+
+    class Params(Config):
+        seconds: float
+        notes: str
+
+    def weights(self):
+        return {"brake": "~/brake.bin"}
+
+    def annotate(self, frame):
+        import os
+
+        Path(self.params.notes, os.environ.get("UHR_TEST_NODE", "here")).touch()
+        time.sleep(self.params.seconds)
+        return {"slow": True}
+"""
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory) -> Path:
+    """A home folder for each node; that of the third has no weights, and an old version of numba."""
+    folder = tmp_path_factory.mktemp("homes")
+    for name in NODES:
+        (folder / name).mkdir()
+        (folder / name / "brake.bin").write_bytes(b"weights")
+    (folder / "third" / "brake.bin").unlink()
+    old = folder / "third" / "numba-0.0.1.dist-info"
+    old.mkdir()
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: numba\nVersion: 0.0.1\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(homes) -> Iterator[Any]:
+    """`ray.cluster_utils.Cluster` of three nodes with one CPU each, by name in `nodes`."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    search = os.environ.get("PYTHONPATH", "")
+    quick = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 200,
+        "health_check_failure_threshold": 3,
+    }
+    running = Cluster()
+    running.nodes = {}
+    try:
+        for name in NODES:
+            options = {"_system_config": quick, "include_dashboard": False} if name == "head" else {}
+            running.nodes[name] = running.add_node(
+                num_cpus=1,
+                object_store_memory=80_000_000,
+                node_name=name,
+                env_vars={
+                    "UHR_TEST_NODE": name,
+                    "HOME": str(homes / name),
+                    "PYTHONPATH": f"{homes / name}:{search}",
+                },
+                **options,
+            )
+        yield running
+    finally:
+        ray.shutdown()
+        running.shutdown()
+
+
+@pytest.fixture
+def words(images, tmp_path, outside, homes, monkeypatch) -> list[object]:
+    """The command, without OUT and engine. An image takes 0.2 s."""
+    module = tmp_path / "elsewhere" / outside / "__init__.py"
+    module.write_text(module.read_text() + STAGE)
+    monkeypatch.setenv("HOME", str(homes / "head"))
+    (tmp_path / "notes").mkdir()
+    pipeline = tmp_path / "slow.yaml"
+    entry = f"{{stage: '{outside}:Slow', seconds: 0.2, notes: '{tmp_path / 'notes'}'}}"
+    pipeline.write_text(f"preset: quickstart\nstages: {{slow: {entry}}}\nunit: 2\n")
+    return ["curate", "run", pipeline, "--source", images]
+
+
+@pytest.mark.ray
+def test_what_one_machine_lacks_ends_the_run_before_any_work_and_a_lost_machine_changes_nothing(
+    cluster, homes, words, uhr, tmp_path
+):
+    out, notes = tmp_path / "out", tmp_path / "notes"
+    on_cluster = [*words, "--out", out, "--address", cluster.address, "--workers", 2]
+
+    def refused() -> str:
+        code, _, errors = uhr(*on_cluster)
+        assert code == 1
+        assert not any(notes.iterdir()), "an image was measured"
+        return errors.splitlines()[-1]
+
+    said = refused()
+    assert "machine third: numba is 0.0.1, and " in said
+    assert said.endswith("where the run was started: install the same version there")
+    shutil.rmtree(homes / "third" / "numba-0.0.1.dist-info")
+    said = refused()
+    assert "machine third: stage 'slow' cannot run: the weights '~/brake.bin' do not exist" in said
+    (homes / "third" / "brake.bin").write_bytes(b"others")
+    assert "machine third: the weights slow/brake has other content" in refused()
+    (homes / "third" / "brake.bin").write_bytes(b"weights")
+
+    lost: list[str] = []
+
+    def lose_one() -> None:
+        while not lost and time.monotonic() < end:
+            busy = [name for name in NODES[1:] if (notes / name).exists()]
+            if busy and len(list((out / "units").glob("unit-*"))) >= 2:
+                cluster.remove_node(cluster.nodes[busy[0]], allow_graceful=False)
+                lost.append(busy[0])
+            time.sleep(0.02)
+
+    end = time.monotonic() + 120
+    watch = threading.Thread(target=lose_one)
+    watch.start()
+    code, printed, errors = uhr(*on_cluster)
+    watch.join()
+    assert code == 0, errors
+    assert lost, "no machine was lost"
+    assert "17 files: 8 kept, 5 rejected, 4 failed" in printed
+    calm = tmp_path / "calm"
+    assert uhr(*words, "--out", calm, "--engine", "local", "--workers", 0)[0] == 0
+    one, other = Manifest.open(out), Manifest.open(calm)
+    assert one.id == other.id
+    assert one.table().to_pylist() == other.table().to_pylist()
+
+
+@pytest.fixture
+def task(images, tmp_path) -> tuple[CurateWork, UnitPlan]:
+    """The work of `quickstart` over the images, and its units."""
+    source = Folder(path=str(images))
+    plan = CurationPlan.of(load("quickstart", []))
+    units = UnitPlan.create(tmp_path / "units", source.list().items, 8, "work")
+    return CurateWork(plan, source), units
+
+
+def expected(work: CurateWork, units: UnitPlan) -> tuple[preflight.Task, preflight.Expected]:
+    facts = work.facts(units)
+    versions = preflight.versions(preflight.LIBRARIES)
+    code = preflight.code_hash()
+    wanted = preflight.Expected(versions, code, units.mark(), [], os.getcwd())
+    return preflight.Task(pickle.dumps(work), facts, 1, 0, None), wanted
+
+
+def test_each_thing_that_a_machine_lacks_is_one_line(task, images, tmp_path, monkeypatch):
+    work, units = task
+    asked, wanted = expected(work, units)
+    assert preflight._fault([asked], wanted) is None
+
+    def fault(**changes: Any) -> str:
+        found = preflight._fault([asked], dataclasses.replace(wanted, **changes))
+        assert found is not None
+        assert "\n" not in found[0]
+        return found[0]
+
+    assert "python is 3." in fault(versions={**wanted.versions, "python": "2.7"})
+    assert "has other code than where the run was started" in fault(code="0" * 64)
+    assert "is not the folder that the run writes" in fault(plan=(str(tmp_path), "plan.json", b""))
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "FREE_BYTES", 2**60)
+        assert "for temporary files (TMPDIR), has" in fault()
+    images.rename(tmp_path / "unmounted")
+    assert "does not exist" in fault()
+    images.mkdir()
+    assert f"of the source {images} cannot be read (" in fault()
+
+
+def test_a_key_that_is_set_here_must_be_set_on_every_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv(machine.KEY, "a secret")
+    pipeline = tmp_path / "caption.yaml"
+    pipeline.write_text(
+        "stages: [header, decode, {stage: caption, server: {url: 'http://a/v1', model: m}}]\nrules: {}\n"
+    )
+    stages = CurationPlan.of(load(str(pipeline), [])).passes[-1].batches
+    facts = machine.facts_of(stages)
+    assert facts.secrets == (machine.KEY,)
+    assert "a secret" not in repr(facts)
+    machine.check(stages, facts)
+    monkeypatch.delenv(machine.KEY)
+    with pytest.raises(UserError, match="OPENAI_API_KEY is not set, which is where the run was started"):
+        machine.check(stages, facts)
+
+
+def test_a_machine_is_asked_only_for_the_segments_that_it_can_run():
+    task = preflight.Task(b"", None, 1, 0.5, "H100")
+    assert task.fits({"CPU": 4, "GPU": 1, "accelerator_type:H100": 1})
+    assert not task.fits({"CPU": 4, "GPU": 1, "accelerator_type:A100": 1})
+    assert not task.fits({"CPU": 4, "GPU": 0})
+    assert not task.fits({"CPU": 0.5, "GPU": 8, "accelerator_type:H100": 1})
