@@ -10,7 +10,7 @@ import typer
 
 from uhr.base import console
 from uhr.base.errors import UserError
-from uhr.base.paths import local
+from uhr.base.paths import anywhere, local
 from uhr.base.run_folder import free_name
 
 app = typer.Typer(no_args_is_help=True, help="Images in, manifest out: measure every image, select by rules.")
@@ -25,9 +25,10 @@ def run(
     out: Annotated[
         Path,
         typer.Option(
-            parser=local("--out"),
+            parser=anywhere("--out"),
             metavar="DIR",
-            help="Folder of the manifest. The same command resumes a run that was stopped.",
+            help="Folder of the manifest, or s3://bucket/prefix. The same command resumes a run that was "
+            "stopped.",
         ),
     ],
     source: Annotated[
@@ -49,7 +50,10 @@ def run(
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="A running Ray cluster whose machines have SOURCE and OUT at the same paths."),
+        typer.Option(
+            help="A running Ray cluster whose machines have SOURCE and OUT, if they are folders, at the same "
+            "paths."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N files.")] = None,
     sample: Annotated[
@@ -86,9 +90,11 @@ def run(
     """Curate a folder: every file becomes one row, kept, rejected (with the rule) or failed (with the
     error).
     """
+    from uhr.base.store import ObjectStore
     from uhr.curate.config import fetching, load
     from uhr.curate.estimate import plan_of
     from uhr.curate.planning.plan import CurationPlan
+    from uhr.curate.run.in_store import RunInStore
     from uhr.curate.run.job import CurationRequest, Subset
     from uhr.curate.run.job import run as run_request
     from uhr.curate.show import print_result
@@ -104,13 +110,14 @@ def run(
     if seed is not None and sample is None:
         raise UserError("--seed is of --sample", "add --sample N")
     subset = Subset(limit, sample, seed or 0)
+    place = out if isinstance(out, str) else None
     if dry_run:
         plan, problem = plan_of(config, strict, images)
-        request = CurationRequest(plan, images, out, pool, subset)
+        request = CurationRequest(plan, images, Path(out), pool, subset)
         _dry_run(request, measure, problem, as_json)
         return
     plan = CurationPlan.of(config, strict, images.columns)
-    request = CurationRequest(plan, images, out, pool, subset, tuple(reuse or ()), tuple(retry or ()))
+    request = CurationRequest(plan, images, Path(out), pool, subset, tuple(reuse or ()), tuple(retry or ()))
     arguments = ["curate", "run", pipeline]
     arguments += [] if source is None else ["--source", source]
     arguments += ["--engine", engine]
@@ -121,10 +128,17 @@ def run(
     arguments += [argument for path in reuse or () for argument in ("--reuse", str(path))]
 
     def into_another(taken: Path) -> str:
-        free = free_name(str(taken), os.path.exists)
-        return console.command(*arguments, "--reuse", str(taken), "--out", free)
+        free = free_name(str(place or taken), is_taken)
+        # earlier results are read from folders
+        earlier = ["--reuse", str(taken)] if place is None else []
+        return console.command(*arguments, *earlier, "--out", free)
 
-    result = run_request(request, into_another)
+    def is_taken(name: str) -> bool:
+        return os.path.exists(name) if place is None else bool(ObjectStore(name).names())
+
+    result = (
+        run_request(request, into_another) if place is None else RunInStore(place).run(request, into_another)
+    )
     console.emit(result.facts(), as_json, lambda _: print_result(result))
 
 
@@ -160,19 +174,25 @@ def _dry_run(request: Any, measure: int, problem: UserError | None, as_json: boo
 
 @app.command()
 def status(
-    out: Annotated[Path, typer.Argument(parser=local("OUT"), metavar="OUT", help="Folder of a run.")],
+    out: Annotated[
+        Path, typer.Argument(parser=anywhere("OUT"), metavar="OUT", help="Folder of a run, or its address.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Show the progress of a run, also while it runs."""
+    """Show the progress of a run, also while it runs, from any machine that sees OUT."""
+    from uhr.curate.run.in_store import status_in_store
     from uhr.curate.run.status import status_of
     from uhr.curate.show import print_status
 
-    console.emit(status_of(out), as_json, print_status)
+    found = status_in_store(out) if isinstance(out, str) else status_of(out)
+    console.emit(found, as_json, print_status)
 
 
 @app.command()
 def explain(
-    out: Annotated[Path, typer.Argument(parser=local("OUT"), metavar="OUT", help="Folder of a manifest.")],
+    out: Annotated[
+        Path, typer.Argument(parser=anywhere("OUT"), metavar="OUT", help="A manifest, or its address.")
+    ],
     sample: Annotated[
         str, typer.Argument(metavar="SAMPLE", help="A sample id, the beginning of one, or a uri.")
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -124,7 +125,7 @@ def _rule_name(rule: Rule) -> str:
 
 def print_result(result: CurationResult) -> None:
     """Print the summary of a run."""
-    info, path = result.manifest.info, result.manifest.path
+    info, path = result.manifest.info, result.manifest.name
     counts = info.counts
     if result.finished_before:
         say(f"{shown(path)} is already finished, with the same pipeline and files; nothing was done")
@@ -204,7 +205,16 @@ def print_status(status: Mapping[str, Any]) -> None:
     if "undone" in status:
         say(f"left undone, as a host or stage is paused: {status['undone']:,}")
     for reason, count in status.get("reasons", {}).items():
-        say(f"  {count:>8,}   {shown(reason)}")
+        failed = "   failed" if reason in status.get("faults", {}) else ""
+        say(f"  {count:>8,}   {shown(reason)}{failed}")
+    for number, segment in enumerate(status.get("segments", [])):
+        if segment["rows_per_minute"] is not None:
+            name = f"segment {number + 1}: " if len(status["segments"]) > 1 else ""
+            left = segment["seconds_left"]
+            text = "" if left is None else f", {datetime.timedelta(seconds=left)} left"
+            say(f"{name}{segment['rows_per_minute']:,.0f} images a minute{text}")
+    if "holder" in status:
+        say(f"held by {shown(status['holder'])} until {status['until']}")
     if status["state"] == "stopped":
         say("the same command resumes the run")
 

@@ -67,8 +67,7 @@ def local(place: Path | str, check: bool = True) -> Path:
     store = ObjectStore(place)
     data = _committed(store)
     info = parse_info(data, f"{place}/{FILE}")
-    kind = "" if check else "-unchecked"
-    home = user_cache(_CACHE) / (hashlib.sha256(place.encode() + data).hexdigest()[:32] + kind)
+    home = _home(place, data, "" if check else "-unchecked")
     folder = home / "manifest"
     if not check:
         shutil.rmtree(home, ignore_errors=True)
@@ -170,6 +169,27 @@ def _staged(out: str, option: str) -> Generator[Path]:
     with tempfile.TemporaryDirectory(dir=cache, prefix="new-") as folder:
         yield Path(folder)
         _upload(store, Path(folder), option)
+
+
+def publish(out: str, folder: Path, *, option: str = "--out") -> Path:
+    """Put the manifest in `folder` at the address `out`; return the folder of its copy, as `local` does. The
+    files of `folder` become those of the copy.
+
+    Raises UserError if there is a manifest at the address by then.
+    """
+    store = ObjectStore(out)
+    before = parse_info((folder / FILE).read_bytes(), str(folder / FILE))
+    _upload(store, folder, option)
+    copy = _home(out, _committed(store)) / "manifest"
+    for part, renamed in zip(all_parts(before), all_parts(info_at(out)), strict=True):
+        (copy / renamed.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder / part.path, copy / renamed.path)
+    return local(out)
+
+
+def _home(place: str, data: bytes, kind: str = "") -> Path:
+    """Return the folder of the copy of a manifest whose `manifest.json` is `data`."""
+    return user_cache(_CACHE) / (hashlib.sha256(place.encode() + data).hexdigest()[:32] + kind)
 
 
 def _upload(store: ObjectStore, folder: Path, option: str) -> None:

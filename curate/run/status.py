@@ -14,18 +14,22 @@ from uhr.manifests.info import is_manifest
 from uhr.manifests.manifest import Manifest
 from uhr.runtime.units import UnitPlan
 
+WINDOW = 600.0
+"""Seconds before the newest part of a segment over which its rate is measured."""
 
-def status_of(out: Path) -> dict[str, Any]:
+
+def status_of(out: Path, running: bool | None = None) -> dict[str, Any]:
     """Return the state of the run in `out`, with its units, rows and verdicts so far.
 
     Of a run in several passes these are those of its current `pass`; `tasks_done` has the finished tasks of
-    each segment of the pass.
+    each segment of the pass, and `segments` its rows per minute and the seconds until it is done.
 
-    `state` is listing, running, stopped, committed (only the report is missing) or finished. Raises UserError
-    if the folder contains no run.
+    `state` is listing, running, stopped, committed (only the report is missing) or finished. `running` says
+    whether a run is at work, if that is not to be seen from the folder. Raises UserError if the folder
+    contains no run.
     """
     folder = out / UNITS
-    running = is_held(folder)
+    running = is_held(folder) if running is None else running
     if is_manifest(out):
         counts = Manifest.open(out).info.counts
         state = "finished" if not folder.exists() else "running" if running else "committed"
@@ -61,6 +65,29 @@ def status_of(out: Path) -> dict[str, Any]:
         "failed": tally.failed.total(),
         **({"undone": tally.undone} if tally.undone else {}),
         "reasons": {**tally.rejected, **tally.failed},
+        "faults": dict(tally.failed.most_common()),
+        "segments": [_pace(plan, segment, running) for segment in range(plan.segments)],
+    }
+
+
+def _pace(plan: UnitPlan, segment: int, running: bool) -> dict[str, Any]:
+    """Return tasks and rows of a segment, its rows per minute while the newest parts were written, and the
+    seconds until it is done at that rate; None where that is not known.
+    """
+    done = sorted(plan.finished(segment))
+    rows = sum(map(plan.rows_in, done))
+    times = sorted((plan.part(unit, segment).stat().st_mtime, unit) for unit in done)
+    recent = [entry for entry in times if entry[0] > times[-1][0] - WINDOW]
+    rate = None
+    if len(recent) > 1 and (seconds := recent[-1][0] - recent[0][0]) > 0:
+        # what was written first was begun before
+        rate = sum(plan.rows_in(unit) for _, unit in recent[1:]) / seconds
+    left = plan.rows - rows
+    return {
+        "tasks": len(done),
+        "rows": rows,
+        "rows_per_minute": None if rate is None else round(rate * 60, 1),
+        "seconds_left": round(left / rate) if running and rate is not None else None,
     }
 
 

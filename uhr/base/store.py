@@ -290,6 +290,21 @@ class ObjectStore(Store):
             if name and not name.endswith("/") and info.get("type") != "directory"
         }
 
+    def states(self) -> dict[str, tuple[int, float]]:
+        """Return the size of each object below the prefix, and when it was written in whole seconds since
+        1970, by name.
+        """
+        with self._store_errors(""):
+            try:
+                found = self._files.find(self._root, detail=True)
+            except FileNotFoundError:
+                return {}
+        return {
+            path[len(self._root) + 1 :]: (int(info["size"]), float(int(info["LastModified"].timestamp())))
+            for path, info in found.items()
+            if path != self._root and info.get("type") != "directory"
+        }
+
     def size(self, name: str) -> int:
         """The size of an object now. Raises FileNotFoundError if there is none."""
         with self._store_errors(name, missing=True):

@@ -24,6 +24,7 @@ from typing import Any
 import uhr
 from uhr.base.errors import UserError, one_line
 from uhr.base.formatting import human_bytes
+from uhr.base.store import ObjectStore
 from uhr.runtime.units import Segment, TaskWork, UnitPlan
 
 SECONDS = 600.0
@@ -63,6 +64,8 @@ class Expected:
     code: str
     plan: tuple[str, str, bytes] | None
     """Folder, name and content of the plan's file; None if the plan is sent to the machines."""
+    store: str | None
+    """Where the machines put their parts, if it is not a folder."""
     path: Sequence[str]
     folder: str
 
@@ -91,7 +94,8 @@ def check_machines(
     ]
     libraries = sorted({*LIBRARIES, *(name for s in segments for name in s.work.libraries())})
     file = None if carry else plan.mark()
-    expected = Expected(versions(libraries), code_hash(), file, path, os.getcwd())
+    store = None if plan.mirror is None else plan.mirror.address
+    expected = Expected(versions(libraries), code_hash(), file, store, path, os.getcwd())
     answers = {}
     for node in ray.nodes():
         own = [task for task in tasks if task.fits(node["Resources"])] if node["Alive"] else []
@@ -175,6 +179,8 @@ def _fault(tasks: Sequence[Task], expected: Expected) -> tuple[str, str | None] 
         _check_versions(expected)
         if expected.plan is not None:
             _check_plan(*expected.plan)
+        if expected.store is not None:
+            ObjectStore(expected.store).probe()
         _check_disk(Path(tempfile.gettempdir()), "temporary files (TMPDIR)")
         with _inside(expected.folder):
             for task in tasks:

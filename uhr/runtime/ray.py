@@ -93,6 +93,10 @@ class RayRunner:
                 for pool in pools:
                     pool.close()
 
+    def carries(self, plan: UnitPlan) -> bool:
+        """Whether each actor has the plan in a folder of its own: its parts go to a store."""
+        return self.carry or plan.mirror is not None
+
     def _check_cluster(
         self, plan: UnitPlan, segments: Sequence[Segment], counts: Sequence[tuple[int, int]]
     ) -> None:
@@ -104,7 +108,7 @@ class RayRunner:
             for segment, (least, _) in pairs
         )
         check_free(cpus, gpus)
-        check_machines(plan, segments, self.gpus, search_path(), self.carry)
+        check_machines(plan, segments, self.gpus, search_path(), self.carries(plan))
 
     def _cpus_here(self, segments: Sequence[Segment]) -> int:
         """The logical CPUs of a Ray of our own: enough for every pool."""
@@ -175,7 +179,7 @@ class _Pool:
     ) -> None:
         import ray
 
-        place = plan.packed() if runner.carry else plan.folder.absolute()
+        place = plan.packed() if runner.carries(plan) else plan.folder.absolute()
         limits, threads = segment.limits or runner.limits, segment.threads or runner.threads
         self.number = number
         self._arguments = (place, pickle.dumps(segment.work), limits, search_path(), threads, os.getcwd())

@@ -27,12 +27,15 @@ from uhr.base.config import fingerprint as fingerprint_of
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.base.files import atomic, write_json
+from uhr.base.lock import NAME as LOCK
+from uhr.runtime.mirror import FILE, Mirror
 
 TIME_LIMIT, MEMORY_LIMIT, CRASH = "time limit", "memory limit", "crash"
 """The kinds of `UnitFault`: why an item is not processed again."""
 
-FILES = r"plan(-\d+)?\.json|items(-\d+)?\.arrow|unit-\d+-[0-9a-f]{16}\.parquet"
+FILES = r"plan(-\d+)?\.json|items(-\d+)?\.arrow|unit-\d+-[0-9a-f]{16}\.parquet|mirror\.json"
 """Regular expression of the file names of plans and their parts."""
+
 
 BATCH = -2
 """The item that `Watch.batch` records: several items at once."""
@@ -260,6 +263,10 @@ class UnitPlan:
         if segments > 1:
             tree["segments"] = segments
         write_json(folder / _named("plan.json", number), tree)
+        if plan.mirror is not None:
+            for name in plan.side_files():
+                plan.mirror.push(name)
+            plan.mirror.push(_named("plan.json", number))
         return plan
 
     @classmethod
@@ -282,8 +289,22 @@ class UnitPlan:
 
     def packed(self) -> dict[str, bytes]:
         """Return the plan's files by name. Written to a folder of another machine, they are the same plan."""
-        names = [_named(name, self.number) for name in ("items.arrow", "plan.json")]
-        return {name: (self.folder / name).read_bytes() for name in names}
+        names = {_named(name, self.number) for name in ("items.arrow", "plan.json")}
+        names |= {FILE, *self.side_files()} if self.mirror is not None else set()
+        return {name: (self.folder / name).read_bytes() for name in sorted(names)}
+
+    @cached_property
+    def mirror(self) -> Mirror | None:
+        """The copy of the folder in an object store, if it has one."""
+        return Mirror.of(self.folder)
+
+    def side_files(self) -> list[str]:
+        """Return the names of the folder's files besides plan.json and the parts: items, and what else the
+        work reads.
+        """
+        found = sorted(entry.name for entry in self.folder.iterdir() if entry.is_file())
+        apart = re.compile(rf"plan(-\d+)?\.json|unit-.*|\..*|{re.escape(FILE)}|{LOCK}")
+        return [name for name in found if apart.fullmatch(name) is None]
 
     @property
     def count(self) -> int:
@@ -322,8 +343,19 @@ class UnitPlan:
         return self._suffixes[segment]
 
     def part(self, unit: int, segment: int = 0) -> Path:
-        """Return the path of the part that a segment writes for a unit."""
-        return self.folder / f"unit-{unit:07d}-{self._suffix(segment)}.parquet"
+        """Return the path of the part that a segment writes for a unit. One that another machine has put into
+        the store is fetched."""
+        path = self.folder / f"unit-{unit:07d}-{self._suffix(segment)}.parquet"
+        if self.mirror is not None and not path.exists():
+            self.mirror.fetch(path.name)
+        return path
+
+    def discard(self, unit: int, segment: int = 0) -> None:
+        """Remove a part, so that its task is done again."""
+        path = self.folder / f"unit-{unit:07d}-{self._suffix(segment)}.parquet"
+        if self.mirror is not None:
+            self.mirror.remove(path.name)
+        path.unlink(missing_ok=True)
 
     def finished(self, segment: int = 0) -> set[int]:
         """Return the units whose parts of this segment exist."""
@@ -338,15 +370,20 @@ class UnitPlan:
     def remove(self) -> None:
         """Remove the plan and all of its parts. The plan goes first: without it they are of no run."""
         for name in ("plan.json", "items.arrow"):
+            if self.mirror is not None:
+                self.mirror.remove(_named(name, self.number))
             (self.folder / _named(name, self.number)).unlink(missing_ok=True)
         for segment in range(self.segments):
             for unit in self.finished(segment):
-                self.part(unit, segment).unlink(missing_ok=True)
+                self.discard(unit, segment)
 
     def write(self, unit: int, part: pa.Table, segment: int = 0) -> None:
         """Write a part atomically."""
-        with atomic(self.part(unit, segment)) as temporary:
+        path = self.folder / f"unit-{unit:07d}-{self._suffix(segment)}.parquet"
+        with atomic(path) as temporary:
             parquet.write(temporary, part, compression="zstd", compression_level=1)
+        if self.mirror is not None:
+            self.mirror.push(path.name)
 
 
 def _named(file: str, number: int) -> str:

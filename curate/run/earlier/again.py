@@ -36,7 +36,7 @@ class Again:
             self._collect(plan, sorted(first))
         for unit, begin in first.items():
             for segment in range(begin, plan.segments):
-                plan.part(unit, segment).unlink(missing_ok=True)
+                plan.discard(unit, segment)
 
     def from_pass(self, number: int) -> None:
         """Do all tasks of a pass and of those after it again."""

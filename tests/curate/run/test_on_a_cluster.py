@@ -126,9 +126,12 @@ def test_what_one_machine_lacks_ends_the_run_before_any_work_and_a_lost_machine_
     assert said.endswith("where the run was started: install the same version there")
     shutil.rmtree(homes / "third" / "numba-0.0.1.dist-info")
     said = refused()
-    assert "machine third: stage 'slow' cannot run: the weights '~/brake.bin' do not exist" in said
+    assert (
+        "machine third: stage 'outside_stages:Slow' cannot run: the weights '~/brake.bin' do not exist"
+        in said
+    )
     (homes / "third" / "brake.bin").write_bytes(b"others")
-    assert "machine third: the weights slow/brake has other content" in refused()
+    assert "machine third: the weights outside_stages:Slow/brake has other content" in refused()
     (homes / "third" / "brake.bin").write_bytes(b"weights")
 
     lost: list[str] = []
@@ -169,7 +172,7 @@ def expected(work: CurateWork, units: UnitPlan) -> tuple[preflight.Task, preflig
     facts = work.facts(units)
     versions = preflight.versions(preflight.LIBRARIES)
     code = preflight.code_hash()
-    wanted = preflight.Expected(versions, code, units.mark(), [], os.getcwd())
+    wanted = preflight.Expected(versions, code, units.mark(), None, [], os.getcwd())
     return preflight.Task(pickle.dumps(work), facts, 1, 0, None), wanted
 
 
@@ -189,7 +192,8 @@ def test_each_thing_that_a_machine_lacks_is_one_line(task, images, tmp_path, mon
     assert "is not the folder that the run writes" in fault(plan=(str(tmp_path), "plan.json", b""))
     with monkeypatch.context() as patch:
         patch.setattr(preflight, "FREE_BYTES", 2**60)
-        assert "for temporary files (TMPDIR), has" in fault()
+        assert ", for the run, has " in fault()
+        assert "for temporary files (TMPDIR), has" in fault(plan=None)
     images.rename(tmp_path / "unmounted")
     assert "does not exist" in fault()
     images.mkdir()

@@ -1,0 +1,159 @@
+"""OUT in an object store: the rows of a folder, resumed on another machine, held by one run at a time."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from uhr.base import lease
+from uhr.base.errors import UserError
+from uhr.base.store import ObjectStore
+from uhr.curate.run import job
+from uhr.manifests.manifest import Manifest
+
+
+@pytest.fixture
+def source(s3, images) -> str:
+    """Six of the images, in the bucket."""
+    client = boto3.client("s3")
+    for name in ("1.jpg", "3.jpg", "5.jpg", "5.txt", "trip/0.png", "truncated.jpg", "flat.png"):
+        client.upload_file(str(images / name), s3.bucket, f"images/{name}")
+    return f"s3://{s3.bucket}/images"
+
+
+@pytest.fixture
+def curate(uhr, source, s3) -> Any:
+    """Curate them in this process, units of two: exit code and what is printed."""
+    words = ("curate", "run", "quickstart", "--source", source, "--set", "unit=2")
+
+    def call(out: object = None, *more: object) -> tuple[int, str, str]:
+        out = f"s3://{s3.bucket}/out" if out is None else out
+        return uhr(*words, "--out", out, "--engine", "local", "--workers", 0, *more)
+
+    return call
+
+
+def keys(s3: Any, prefix: str = "out/") -> list[str]:
+    found = boto3.client("s3").list_objects_v2(Bucket=s3.bucket, Prefix=prefix).get("Contents", [])
+    return sorted(entry["Key"].removeprefix(prefix) for entry in found)
+
+
+def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """What this machine remembers is gone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+
+
+def test_a_run_stopped_on_one_machine_goes_on_on_another_and_its_manifest_is_that_of_a_folder(
+    curate, s3, uhr, tmp_path, monkeypatch
+):
+    out = f"s3://{s3.bucket}/out"
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert curate()[0] == 130
+    units = [name for name in keys(s3) if name.startswith("units/unit-")]
+    assert len(units) == 3
+    assert keys(s3) == ["units/items.arrow", "units/plan.json", *units]
+
+    another_machine(monkeypatch, tmp_path / "third")
+    status = json.loads(uhr("curate", "status", out, "--json")[1])
+    assert (status["state"], status["rows_done"], status["units_done"]) == ("stopped", 6, 3)
+    assert status["faults"] == {"truncated": 1}
+    assert status["segments"][0]["tasks"] == 3
+
+    another_machine(monkeypatch, tmp_path / "other")
+    s3.requests.clear()
+    code, printed, errors = curate()
+    assert code == 0, errors
+    assert not s3.puts("/units/unit-"), "a unit was measured again"
+    assert f"manifest  {out}" in printed
+    assert {name.partition("/")[0] for name in keys(s3)} == {
+        *("manifest.json", "report.html", "samples", "previews")
+    }
+    assert curate(tmp_path / "here")[0] == 0
+    there, here = Manifest.open(out), Manifest.open(tmp_path / "here")
+    assert there.id == here.id
+    assert there.table().to_pylist() == here.table().to_pylist()
+    assert there.name == out
+
+    another_machine(monkeypatch, tmp_path / "fourth")
+    code, printed, _ = curate()
+    assert code == 0
+    assert f"{out} is already finished" in printed
+    assert json.loads(uhr("curate", "status", out, "--json")[1])["state"] == "finished"
+    code, _, errors = curate(None, "--set", "rules.entropy=entropy > 5")
+    assert code == 1
+    assert f"--out {out}-2" in errors
+    assert "truncated.jpg" in uhr("curate", "explain", out, "truncated.jpg")[1]
+
+
+def test_a_run_killed_after_its_commit_only_clears_up(curate, s3, monkeypatch, tmp_path):
+    from uhr.curate.run.in_store import RunInStore
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunInStore, "_clear", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert curate()[0] == 130
+    assert "manifest.json" in keys(s3)
+    assert "units/plan.json" in keys(s3)
+    another_machine(monkeypatch, tmp_path / "other")
+    s3.requests.clear()
+    code, _, errors = curate()
+    assert code == 0, errors
+    assert not s3.puts("/samples/")
+    assert not any(name.startswith("units") for name in keys(s3))
+
+
+def test_one_run_at_a_time_and_a_dead_one_holds_out_only_until_its_lease_ends(curate, s3, uhr):
+    out = f"s3://{s3.bucket}/out"
+    store = ObjectStore(out)
+    with lease.held(store, 60):
+        code, _, errors = curate()
+        assert code == 1
+        claim = lease.claim_at(store)
+        assert f"uhr: {out} is in use by {claim.holder} until {claim.time}: wait for it" in errors
+        assert errors.splitlines()[-1].startswith("uhr: ")
+        status = json.loads(uhr("curate", "status", out, "--json")[1])
+        assert (status["state"], status["holder"], status["until"]) == ("listing", claim.holder, claim.time)
+    assert lease.claim_at(store) is None
+    dead = lease.Claim("somebody@elsewhere (process 7)", time.time() - 1, "dead")
+    store.write(lease.NAME, json.dumps(vars(dead)).encode())
+    code, _, errors = curate()
+    assert code == 0, errors
+    assert lease.NAME not in keys(s3)
+
+
+def test_a_lease_is_renewed_while_its_run_works_and_taken_over_only_when_it_ended(s3):
+    store = ObjectStore(f"s3://{s3.bucket}/out")
+    with lease.held(store, 0.6):
+        first = lease.claim_at(store)
+        while (now := lease.claim_at(store)).until == first.until:
+            time.sleep(0.02)
+        assert now.token == first.token
+        assert now.until > first.until
+        with pytest.raises(UserError, match="is in use by"), lease.held(store, 60):
+            pass
+
+
+def test_a_run_whose_lease_was_taken_over_stops_with_one_line(s3):
+    store = ObjectStore(f"s3://{s3.bucket}/out")
+    other = lease.Claim("somebody@elsewhere (process 7)", time.time() + 60, "other")
+    taken = json.dumps(vars(other)).encode()
+
+    def work() -> None:
+        with lease.held(store, 0.3):
+            store.write(lease.NAME, taken)
+            time.sleep(30)
+
+    with pytest.raises(UserError, match="could not be renewed in time, which somebody@elsewhere"):
+        work()
+    assert lease.claim_at(store) == other
+
+
+def test_out_and_source_may_not_overlap(curate, s3, source):
+    code, _, errors = curate(f"{source}/out")
+    assert code == 1
+    assert f"--out {source}/out and the source {source} overlap: name another prefix" in errors
