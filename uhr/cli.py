@@ -21,6 +21,7 @@ from uhr.base.files import disk_fault
 from uhr.curate.cli import app as curate
 from uhr.demo.run import demo
 from uhr.doctor import doctor
+from uhr.fetch import fetch
 from uhr.manifests import cli as manifests
 from uhr.models.cli import app as models
 from uhr.sample.command import app as sample
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(doctor)
+app.command()(fetch)
 app.add_typer(curate, name="curate")
 app.add_typer(manifests.app, name="manifest")
 app.add_typer(models, name="models")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from uhr.base.errors import UserError, one_line
 from uhr.base.files import disk_fault
 
 
-def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, cached: bool = False) -> Path:
+def snapshot(
+    repository: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    cached: bool = False,
+    into: Path | None = None,
+) -> Path:
     """Download the files of a hub repository that match `patterns` into the hub's own cache.
 
     Args:
@@ -17,19 +25,19 @@ def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, 
         revision: a branch, tag or commit; None is the default branch.
         patterns: shell patterns of file names. Pickles and compiled weights are never downloaded.
         cached: use what is in the cache already, without the network.
+        into: a folder to download into, instead of the cache.
 
     Returns:
-        The folder of the snapshot, named by its commit.
+        The folder of the snapshot, named by its commit, or `into`.
 
     Raises:
         UserError: if the licence was not accepted, the hub cannot be reached or has no such repository, or
             the disk is full.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
     name = repository if revision is None else f"{repository}@{revision}"
-    try:
+    with _hub_errors(repository, name, cached):
         return Path(
             snapshot_download(
                 repository,
@@ -37,8 +45,32 @@ def snapshot(repository: str, revision: str | None, patterns: Sequence[str], *, 
                 allow_patterns=list(patterns),
                 ignore_patterns=["*.bin", "*.pt", "*.msgpack", "*.onnx*"],
                 local_files_only=cached,
+                local_dir=into,
             )
         )
+
+
+def described(repository: str, revision: str | None) -> tuple[str, str | None]:
+    """Return the commit of a revision of a hub repository, and the licence that its card states, if any.
+
+    Raises UserError as `snapshot` does.
+    """
+    from huggingface_hub import HfApi
+
+    name = repository if revision is None else f"{repository}@{revision}"
+    with _hub_errors(repository, name, False):
+        info = HfApi().model_info(repository, revision=revision)
+    card = info.card_data
+    licence = None if card is None else card.get("license_name") or card.get("license")
+    return str(info.sha), None if licence is None else str(licence)
+
+
+@contextlib.contextmanager
+def _hub_errors(repository: str, name: str, cached: bool) -> Generator[None]:
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        yield
     except GatedRepoError as error:
         page = f"https://huggingface.co/{repository}"
         raise UserError(

@@ -7,12 +7,13 @@ folder a temporary file is renamed, and a PUT to an object store shows nothing u
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,8 @@ class ObjectStore(Store):
         """Copy all objects below the prefix into a folder of the user's cache `cache`, or the one object that
         has exactly this name, and return that folder or file.
 
-        Objects with the same names, ETags and sizes are copied once. Raises StoreError if there is none.
+        Objects with the same names, ETags and sizes are copied once, also if several processes ask at the
+        same time. Raises StoreError if there is none.
         """
         with self._store_errors(""):
             try:
@@ -261,19 +263,21 @@ class ObjectStore(Store):
         facts = sorted((path, str(info.get("ETag")), info["size"]) for path, info in found.items())
         folder = user_cache(cache) / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
         single = self._root in found
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
-                for path in found:
-                    name = Path(path).name if single else path[len(self._root) + 1 :]
-                    target = Path(part) / "files" / name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with self._store_errors(name):
-                        self._files.get_file(path, str(target))
-                # another process may have finished the same copy meanwhile: then its folder is not empty
-                with contextlib.suppress(OSError):
-                    (Path(part) / "files").rename(folder)
+        with _one_at_a_time(folder):
+            if not folder.is_dir():
+                self._copy(list(found), folder, single)
         return folder / Path(self._root).name if single else folder
+
+    def _copy(self, objects: Sequence[str], folder: Path, single: bool) -> None:
+        """Copy objects into a folder that shows all of them or does not exist."""
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
+            for path in objects:
+                name = Path(path).name if single else path[len(self._root) + 1 :]
+                target = Path(part) / "files" / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with self._store_errors(name):
+                    self._files.get_file(path, str(target))
+            (Path(part) / "files").rename(folder)
 
     def versions(self) -> dict[str, str]:
         """Return `SIZE-ETAG` of every object below the prefix, by name. The empty objects that some
@@ -350,6 +354,15 @@ class ObjectStore(Store):
                 raise
             what, fix = description
             raise StoreError(f"{self.place(name) if name else self.text}: {what}", fix) from error
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Generator[None]:
+    """Let one process of this machine at a time make `folder`: the others wait, and find it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 _FREE_SPACE = "free space there; the same command resumes where it stopped"

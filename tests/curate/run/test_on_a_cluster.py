@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from uhr.base.errors import UserError
@@ -62,8 +63,8 @@ def homes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(homes) -> Iterator[Any]:
-    """`ray.cluster_utils.Cluster` of three nodes with one CPU each, by name in `nodes`."""
+def cluster(homes, object_store_server) -> Iterator[Any]:
+    """`ray.cluster_utils.Cluster` of three nodes with one CPU each, by name in `nodes`. They may use S3."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -83,6 +84,11 @@ def cluster(homes) -> Iterator[Any]:
                 object_store_memory=80_000_000,
                 node_name=name,
                 env_vars={
+                    "AWS_ENDPOINT_URL": object_store_server.endpoint,
+                    "AWS_ACCESS_KEY_ID": "tests",
+                    "AWS_SECRET_ACCESS_KEY": "tests",
+                    "AWS_DEFAULT_REGION": "us-east-1",
+                    "AWS_EC2_METADATA_DISABLED": "true",
                     "UHR_TEST_NODE": name,
                     "HOME": str(homes / name),
                     "PYTHONPATH": f"{homes / name}:{search}",
@@ -157,6 +163,25 @@ def test_what_one_machine_lacks_ends_the_run_before_any_work_and_a_lost_machine_
     one, other = Manifest.open(out), Manifest.open(calm)
     assert one.id == other.id
     assert one.table().to_pylist() == other.table().to_pylist()
+
+
+@pytest.mark.ray
+def test_source_and_out_in_a_store_need_no_folder_that_the_machines_share(
+    cluster, homes, images, s3, uhr, tmp_path
+):
+    shutil.rmtree(homes / "third" / "numba-0.0.1.dist-info", ignore_errors=True)
+    client = boto3.client("s3")
+    for name in ("1.jpg", "3.jpg", "5.jpg", "5.txt", "trip/0.png", "truncated.jpg", "flat.png"):
+        client.upload_file(str(images / name), s3.bucket, f"images/{name}")
+    words = ("curate", "run", "quickstart", "--source", f"s3://{s3.bucket}/images", "--set", "unit=2")
+    out = f"s3://{s3.bucket}/out"
+    code, printed, errors = uhr(*words, "--out", out, "--address", cluster.address, "--workers", 1)
+    assert code == 0, errors
+    assert "6 files: 4 kept, 1 rejected, 1 failed" in printed
+    assert len(s3.puts("/units/unit-")) == 3
+    calm = tmp_path / "calm"
+    assert uhr(*words, "--out", calm, "--engine", "local", "--workers", 0)[0] == 0
+    assert Manifest.open(out).id == Manifest.open(calm).id
 
 
 @pytest.fixture
