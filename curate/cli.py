@@ -93,8 +93,8 @@ def run(
     from uhr.base.store import ObjectStore
     from uhr.curate.config import fetching, load
     from uhr.curate.estimate import plan_of
+    from uhr.curate.in_store import RunInStore
     from uhr.curate.planning.plan import CurationPlan
-    from uhr.curate.run.in_store import RunInStore
     from uhr.curate.run.job import CurationRequest, Subset
     from uhr.curate.run.job import run as run_request
     from uhr.curate.show import print_result
@@ -180,7 +180,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show the progress of a run, also while it runs, from any machine that sees OUT."""
-    from uhr.curate.run.in_store import status_in_store
+    from uhr.curate.in_store import status_in_store
     from uhr.curate.run.status import status_of
     from uhr.curate.show import print_status
 

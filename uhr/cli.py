@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Generator
@@ -162,4 +163,10 @@ def run() -> None:
         # a terminal that is not UTF-8 gets escapes for what it cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # schedulers stop a job with SIGTERM: it ends as by Ctrl-C, which a shell's background jobs ignore
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(main())
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -30,7 +30,7 @@ class Item:
 
     by: what names them ("stage q_align", "recipe lora"). name: for people. weights: hub id, address or path
     as it is written; empty if there is none. how: how to get what cannot be fetched, or where it is already.
-    option: the option of the command that then names them; `{}` stands for the place.
+    option: the option of the command that then names them; the place is put in for `{}`.
     """
 
     by: str

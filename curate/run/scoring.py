@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from uhr.curate.faults import OF_STAGE
+from uhr.curate.planning import machine
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge
-from uhr.curate.run import machine
 from uhr.curate.run.earlier.known import Earlier
 from uhr.curate.run.earlier.rows import EarlierRows, StageKeys
 from uhr.curate.run.lanes import Lanes, stage_lane

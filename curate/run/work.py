@@ -13,9 +13,9 @@ from typing import Any
 
 from uhr.base import parquet
 from uhr.curate.faults import CHANGED, OF_STAGE, STAGE_ERROR, UNAVAILABLE
+from uhr.curate.planning import machine
 from uhr.curate.planning.plan import CurationPlan, PlannedStage
 from uhr.curate.rules import Judge, Rule
-from uhr.curate.run import machine
 from uhr.curate.run.earlier.known import Answer, Earlier
 from uhr.curate.run.earlier.rows import EarlierFault, EarlierRows, Outdated, StageKeys
 from uhr.curate.run.images import UnitImages

@@ -66,6 +66,12 @@ def hub() -> Iterator[tuple[str, Counter[str]]]:
                 self.wfile.write(data)
 
         def _data(self) -> tuple[bytes | None, dict[str, str]]:
+            if self.path.startswith("/api/models/org/name/tree/"):
+                listed = [
+                    {"type": "file", "path": name, "size": len(data), "oid": _etag(data)}
+                    for name, data in FILES.items()
+                ]
+                return json.dumps(listed).encode(), {"Content-Type": "application/json"}
             if self.path.startswith("/api/models/org/name"):
                 info = {
                     "id": "org/name",
@@ -77,7 +83,7 @@ def hub() -> Iterator[tuple[str, Counter[str]]]:
             data = FILES.get(self.path.rpartition("/")[2])
             if data is None or not self.path.startswith(f"/org/name/resolve/{COMMIT}/"):
                 return None, {}
-            return data, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+            return data, {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(data)}"'}
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -89,6 +95,10 @@ def hub() -> Iterator[tuple[str, Counter[str]]]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
 
 
 @pytest.fixture

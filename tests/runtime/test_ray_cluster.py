@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from uhr.base.errors import UserError
-from uhr.runtime import cluster
+from uhr.runtime.cluster import address as cluster
 from uhr.runtime.pool import RayRunner
 from uhr.runtime.units import NO_LIMITS
 

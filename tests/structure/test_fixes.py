@@ -21,6 +21,7 @@ MANIFEST = ("manifest show", "manifest slice", "manifest verify", "manifest line
 TRAIN = ("train run", "train resume")
 
 PRINTED_BY = {
+    "uhr/fetch.py": ("fetch",),
     "curate/": ("curate run",),
     "manifests/writer.py": ("curate run", "manifest slice"),
     "manifests/parts.py": ("curate run", "manifest slice"),

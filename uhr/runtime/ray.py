@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from uhr.base.errors import UserError, install, one_line, unknown
-from uhr.runtime.cluster import check_cluster, is_token_error, no_cluster, token_error
-from uhr.runtime.preflight import check_free, check_machines
+from uhr.runtime.cluster.address import check_cluster, is_token_error, no_cluster, token_error
+from uhr.runtime.cluster.preflight import check_free, check_machines
 from uhr.runtime.process import ChildSetup
 from uhr.runtime.schedule import Schedule
 from uhr.runtime.units import Limits, Report, Segment, UnitPlan

@@ -264,9 +264,8 @@ class UnitPlan:
             tree["segments"] = segments
         write_json(folder / _named("plan.json", number), tree)
         if plan.mirror is not None:
-            for name in plan.side_files():
+            for name in (*plan.side_files(), _named("plan.json", number)):
                 plan.mirror.push(name)
-            plan.mirror.push(_named("plan.json", number))
         return plan
 
     @classmethod
@@ -299,9 +298,7 @@ class UnitPlan:
         return Mirror.of(self.folder)
 
     def side_files(self) -> list[str]:
-        """Return the names of the folder's files besides plan.json and the parts: items, and what else the
-        work reads.
-        """
+        """Return the names of the folder's files besides plan.json and parts: what the work reads."""
         found = sorted(entry.name for entry in self.folder.iterdir() if entry.is_file())
         apart = re.compile(rf"plan(-\d+)?\.json|unit-.*|\..*|{re.escape(FILE)}|{LOCK}")
         return [name for name in found if apart.fullmatch(name) is None]
@@ -342,17 +339,19 @@ class UnitPlan:
             self._suffixes[segment] = fingerprint_of(tree)[:16]
         return self._suffixes[segment]
 
+    def _path(self, unit: int, segment: int) -> Path:
+        return self.folder / f"unit-{unit:07d}-{self._suffix(segment)}.parquet"
+
     def part(self, unit: int, segment: int = 0) -> Path:
-        """Return the path of the part that a segment writes for a unit. One that another machine has put into
-        the store is fetched."""
-        path = self.folder / f"unit-{unit:07d}-{self._suffix(segment)}.parquet"
+        """Return the path of the part that a segment writes for a unit; fetched, if only the store has it."""
+        path = self._path(unit, segment)
         if self.mirror is not None and not path.exists():
             self.mirror.fetch(path.name)
         return path
 
     def discard(self, unit: int, segment: int = 0) -> None:
         """Remove a part, so that its task is done again."""
-        path = self.folder / f"unit-{unit:07d}-{self._suffix(segment)}.parquet"
+        path = self._path(unit, segment)
         if self.mirror is not None:
             self.mirror.remove(path.name)
         path.unlink(missing_ok=True)
@@ -379,7 +378,7 @@ class UnitPlan:
 
     def write(self, unit: int, part: pa.Table, segment: int = 0) -> None:
         """Write a part atomically."""
-        path = self.folder / f"unit-{unit:07d}-{self._suffix(segment)}.parquet"
+        path = self._path(unit, segment)
         with atomic(path) as temporary:
             parquet.write(temporary, part, compression="zstd", compression_level=1)
         if self.mirror is not None:

@@ -10,11 +10,11 @@ from typing import Any
 import boto3
 import pytest
 
-from uhr.base import lease
 from uhr.base.errors import UserError
 from uhr.base.store import ObjectStore
 from uhr.curate.run import job
 from uhr.manifests.manifest import Manifest
+from uhr.runtime import lease
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_run_stopped_on_one_machine_goes_on_on_another_and_its_manifest_is_tha
         assert curate()[0] == 130
     units = [name for name in keys(s3) if name.startswith("units/unit-")]
     assert len(units) == 3
-    assert keys(s3) == ["units/items.arrow", "units/plan.json", *units]
+    assert keys(s3) == ["units/items.arrow", "units/plan.json", "units/run.json", *units]
 
     another_machine(monkeypatch, tmp_path / "third")
     status = json.loads(uhr("curate", "status", out, "--json")[1])
@@ -92,7 +92,7 @@ def test_a_run_stopped_on_one_machine_goes_on_on_another_and_its_manifest_is_tha
 
 
 def test_a_run_killed_after_its_commit_only_clears_up(curate, s3, monkeypatch, tmp_path):
-    from uhr.curate.run.in_store import RunInStore
+    from uhr.curate.in_store import RunInStore
 
     with monkeypatch.context() as patch:
         patch.setattr(RunInStore, "_clear", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

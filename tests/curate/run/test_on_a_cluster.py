@@ -17,12 +17,13 @@ import pytest
 
 from uhr.base.errors import UserError
 from uhr.curate.config import load
+from uhr.curate.planning import machine
 from uhr.curate.planning.plan import CurationPlan
-from uhr.curate.run import machine
+from uhr.curate.run.earlier.files import keys_of
 from uhr.curate.run.work import CurateWork
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.sources.folder import Folder
-from uhr.runtime import preflight
+from uhr.runtime.cluster import preflight
 from uhr.runtime.units import UnitPlan
 
 NODES = ("head", "second", "third")
@@ -190,7 +191,7 @@ def task(images, tmp_path) -> tuple[CurateWork, UnitPlan]:
     source = Folder(path=str(images))
     plan = CurationPlan.of(load("quickstart", []))
     units = UnitPlan.create(tmp_path / "units", source.list().items, 8, "work")
-    return CurateWork(plan, source), units
+    return CurateWork(plan, source, 0, keys_of(plan)), units
 
 
 def expected(work: CurateWork, units: UnitPlan) -> tuple[preflight.Task, preflight.Expected]:
@@ -203,11 +204,11 @@ def expected(work: CurateWork, units: UnitPlan) -> tuple[preflight.Task, preflig
 
 def test_each_thing_that_a_machine_lacks_is_one_line(task, images, tmp_path, monkeypatch):
     work, units = task
-    asked, wanted = expected(work, units)
-    assert preflight._fault([asked], wanted) is None
+    one, wanted = expected(work, units)
+    assert preflight._fault([one], wanted) is None
 
     def fault(**changes: Any) -> str:
-        found = preflight._fault([asked], dataclasses.replace(wanted, **changes))
+        found = preflight._fault([one], dataclasses.replace(wanted, **changes))
         assert found is not None
         assert "\n" not in found[0]
         return found[0]
@@ -241,7 +242,7 @@ def test_a_key_that_is_set_here_must_be_set_on_every_machine(monkeypatch, tmp_pa
         machine.check(stages, facts)
 
 
-def test_a_machine_is_asked_only_for_the_segments_that_it_can_run():
+def test_a_machine_is_checked_only_for_the_segments_that_it_can_run():
     task = preflight.Task(b"", None, 1, 0.5, "H100")
     assert task.fits({"CPU": 4, "GPU": 1, "accelerator_type:H100": 1})
     assert not task.fits({"CPU": 4, "GPU": 1, "accelerator_type:A100": 1})

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uhr.base import lease
 from uhr.base.console import progress
 from uhr.base.errors import UserError
 from uhr.base.store import ObjectStore
@@ -27,6 +26,7 @@ from uhr.curate.run.status import status_of
 from uhr.manifests import parts, places
 from uhr.manifests.info import FILE
 from uhr.manifests.manifest import Manifest
+from uhr.runtime import lease
 from uhr.runtime.mirror import Mirror
 
 

@@ -1,7 +1,7 @@
 """Check every machine of a Ray cluster before any work: one that lacks something ends the run in one line.
 
 Without it a run would fail image by image, or hours later, on the machine that has another version, no
-weights or no credentials. A machine is only asked for what the segments need that it can run.
+weights or no credentials. A machine is only checked for the segments that it can run.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Ray clusters: whether one answers at an address, and whether its machines can do the work."""
