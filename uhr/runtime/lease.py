@@ -6,12 +6,12 @@ write is on the condition that nobody else has written since, so that of two run
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import datetime
 import getpass
 import json
 import os
+import signal
 import socket
 import threading
 import uuid
@@ -59,14 +59,15 @@ def claim_at(store: ObjectStore) -> Claim | None:
 
 @contextlib.contextmanager
 def held(store: ObjectStore, seconds: float = SECONDS) -> Generator[None]:
-    """Hold the lease of a prefix while the block runs.
+    """Hold the lease of a prefix while the block runs, in the main thread.
 
     Raises UserError if another run holds it, with who and until when; and, after the block was interrupted,
     if the lease was lost meanwhile because it could not be renewed in time.
     """
     lease = _Lease(store, seconds)
-    lease.take()
+    before = signal.signal(signal.SIGUSR2, _interrupt)
     try:
+        lease.take()
         yield
     except KeyboardInterrupt:
         if lease.lost is not None:
@@ -74,6 +75,11 @@ def held(store: ObjectStore, seconds: float = SECONDS) -> Generator[None]:
         raise
     finally:
         lease.release()
+        signal.signal(signal.SIGUSR2, before)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 class _Lease:
@@ -108,6 +114,8 @@ class _Lease:
 
     def release(self) -> None:
         self._over.set()
+        if self._thread.ident is None:
+            return  # it was never taken
         self._thread.join()
         with contextlib.suppress(StoreError):  # it ends by itself
             claim = claim_at(self._store)
@@ -143,7 +151,8 @@ class _Lease:
                 f"the lease of {self._store.text} could not be renewed in time{by}",
                 "the same command resumes the run when it is free",
             )
-            _thread.interrupt_main()
+            # a shell's background jobs ignore SIGINT; a signal also ends a wait inside a library
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
             return
 
 

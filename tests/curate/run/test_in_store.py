@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import pyarrow as pa
 import pytest
 
 from uhr.base.errors import UserError
@@ -15,6 +16,8 @@ from uhr.base.store import ObjectStore
 from uhr.curate.run import job
 from uhr.manifests.manifest import Manifest
 from uhr.runtime import lease
+from uhr.runtime.mirror import Mirror
+from uhr.runtime.units import UnitPlan
 
 
 @pytest.fixture
@@ -151,6 +154,25 @@ def test_a_run_whose_lease_was_taken_over_stops_with_one_line(s3):
     with pytest.raises(UserError, match="could not be renewed in time, which somebody@elsewhere"):
         work()
     assert lease.claim_at(store) == other
+
+
+def test_a_part_that_is_discarded_is_gone_on_every_machine(s3, tmp_path):
+    address = f"s3://{s3.bucket}/out/units"
+    Mirror.begin(tmp_path / "here", address)
+    plan = UnitPlan.create(tmp_path / "here", pa.table({"x": [1, 2]}), 1, "work")
+    for unit in (0, 1):
+        plan.write(unit, plan.items(unit))
+    other = Mirror.begin(tmp_path / "there", address)
+    assert UnitPlan.open(tmp_path / "there").finished() == {0, 1}
+    plan.discard(0)
+    assert not plan.part(0).exists()
+    other.pull()
+    there = UnitPlan.open(tmp_path / "there")
+    assert there.finished() == {1}
+    there.part(1).unlink()
+    assert there.part(1).exists(), "it is fetched again"
+    plan.remove()
+    assert keys(s3) == []
 
 
 def test_out_and_source_may_not_overlap(curate, s3, source):

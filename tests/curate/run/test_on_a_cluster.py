@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -102,6 +105,39 @@ def cluster(homes, object_store_server) -> Iterator[Any]:
         running.shutdown()
 
 
+OTHER_JOB = """
+import sys, time, ray
+ray.init(sys.argv[1], log_to_driver=False)
+
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+class Busy:
+    def ready(self):
+        return True
+
+busy = [Busy.remote(), Busy.remote()]
+ray.get([each.ready.remote() for each in busy])
+print("busy", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def other_job(address: str) -> Iterator[None]:
+    """Another job of the cluster, which has two of its CPUs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OTHER_JOB, address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "busy\n"
+        yield
+    finally:
+        process.communicate("")
+
+
 @pytest.fixture
 def words(images, tmp_path, outside, homes, monkeypatch) -> list[object]:
     """The command, without OUT and engine. An image takes 0.2 s."""
@@ -117,7 +153,7 @@ def words(images, tmp_path, outside, homes, monkeypatch) -> list[object]:
 
 @pytest.mark.ray
 def test_what_one_machine_lacks_ends_the_run_before_any_work_and_a_lost_machine_changes_nothing(
-    cluster, homes, words, uhr, tmp_path
+    cluster, homes, words, uhr, tmp_path, monkeypatch
 ):
     out, notes = tmp_path / "out", tmp_path / "notes"
     on_cluster = [*words, "--out", out, "--address", cluster.address, "--workers", 2]
@@ -140,6 +176,10 @@ def test_what_one_machine_lacks_ends_the_run_before_any_work_and_a_lost_machine_
     (homes / "third" / "brake.bin").write_bytes(b"others")
     assert "machine third: the weights outside_stages:Slow/brake has other content" in refused()
     (homes / "third" / "brake.bin").write_bytes(b"weights")
+    monkeypatch.setattr(preflight, "FREE_SECONDS", 0.5)
+    with other_job(cluster.address):
+        said = refused()
+    assert "the run needs 2 CPUs, and other jobs of the Ray cluster have left 1: fewer --workers" in said
 
     lost: list[str] = []
 

@@ -288,6 +288,10 @@ def test_only_one_run_at_a_time_works_in_a_folder(warm_curation, uhr, images, tm
         assert seen["state"] == "running"
         assert 1 <= seen["units_done"] < seen["units"] == 9
         assert seen["kept"] + seen["rejected"] + seen["failed"] == seen["rows_done"] <= seen["rows"] == 17
+        (segment,) = seen["segments"]
+        assert (segment["tasks"], segment["rows"]) == (seen["units_done"], seen["rows_done"])
+        assert set(seen["faults"]) <= {"truncated", "not an image", "empty file", "broken link"}
+        assert (segment["rows_per_minute"] is None) == (segment["seconds_left"] is None)
         code, _, errors = uhr(*run.words(out))
         assert code == 1
         assert f"another run is at work in {out}: wait for it, or stop it" in errors

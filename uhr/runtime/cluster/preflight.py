@@ -137,7 +137,7 @@ def check_free(cpus: float, gpus: float) -> None:
             return
         if time.monotonic() > end:
             needs = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
-            left = f"{has:g} CPUs" + (f" and {has_gpus:g} GPUs" if gpus else "")
+            left = f"{has:g}" + (f" and {has_gpus:g}" if gpus else "")
             what = f"the run needs {needs}, and other jobs of the Ray cluster have left {left}"
             raise UserError(what, "fewer --workers or actors, or wait for the other jobs")
         time.sleep(0.2)
