@@ -155,21 +155,36 @@ class PipelineConfig(LaterKeys, Config):
 
 
 def guarded(config: PipelineConfig) -> PipelineConfig:
-    """Return the pipeline with the stages and rules that `blocklist` and `licences` mean, before all
-    others, unless it has its own.
+    """Return the pipeline with the stages and rules that `blocklist` and `licences` mean, before all others.
+    A stage that it has already gets these files.
+
+    Raises UserError if that names others.
     """
-    have = {entry.stage for entry in config.stages}
-    stages: list[dict[str, Any]] = []
+    own = [*config.stages]
+    new: list[StageEntry] = []
     rules: Rules = {}
+
+    def add(key: str, stage: str, params: Mapping[str, Any]) -> None:
+        have = [entry for entry in own if entry.stage == stage]
+        if not have:
+            new.append(StageEntry.model_validate({"stage": stage, **params}))
+        for entry in have:
+            for name, value in params.items():
+                if entry.params.get(name, value) not in (value, None, []):
+                    what = f"{config.name}: {key} names other files than its stage '{entry.label}'"
+                    raise UserError(what, f"leave out {key}, or {name} of the stage")
+            whole = StageEntry.model_validate({**entry.model_dump(), **params})
+            own[own.index(entry)] = whole
+
     if config.blocklist is not None:
-        stages.append({"stage": "blocklist", **config.blocklist})
+        add("blocklist", "blocklist", config.blocklist)
         rules["blocklist"] = "blocklist_match IS NULL"
     if config.licences is not None:
-        stages += [{"stage": "rights"}, {"stage": "licence", "policy": config.licences}]
+        add("licences", "rights", {})
+        add("licences", "licence", {"policy": config.licences})
         rules["licence"] = "license_problem IS NULL"
-    new = [StageEntry.model_validate(entry) for entry in stages if entry["stage"] not in have]
     before = {name: rule for name, rule in rules.items() if name not in config.rules}
-    update = {"stages": [*new, *config.stages], "rules": {**before, **config.rules}}
+    update = {"stages": [*new, *own], "rules": {**before, **config.rules}}
     return _with_own_sources(config.model_copy(update=update))
 
 

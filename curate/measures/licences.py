@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,8 +28,11 @@ _CC = {
 """Words of the names of Creative Commons licences, and the letters for them."""
 
 _CC_URL = re.compile(
-    r"creativecommons\.org/(?:licenses/([a-z-]+)/([0-9.]+)(?:/([a-z]{2}))?|publicdomain/(zero|mark)/1\.0)"
+    r"creativecommons\.org/(?:licenses/([a-z-]+)/([0-9.]+)(?:/(?!deed|legalcode)([a-z-]+))?"
+    r"|publicdomain/(zero|mark)/1\.0)"
 )
+"""Licence, version and the country of a port, or a dedication to the public domain."""
+
 _CC_NAME = re.compile(
     r"(?:cc|creative commons)[ -]((?:by|nc|nd|sa)(?:[ -](?:nc|nd|sa))*)[ -](?:v\.? ?)?([0-9]\.[0-9])"
     r"(?:[ -](?:international|unported|generic))?(?: licen[cs]e)?"
@@ -88,6 +92,42 @@ def _canonical(text: str) -> str | None:
         return None
 
 
+def accepts(licence: str, allow: Collection[str]) -> bool:
+    """Whether these licences permit what an SPDX expression in its canonical form requires: one side of
+    `OR`, both of `AND`. A licence with an exception must be named with it: `ID WITH EXCEPTION`.
+    """
+    words = re.findall(r"[()]|[^()\s]+(?: WITH [^()\s]+)?", licence)
+    return _any_side(words, allow)
+
+
+def _any_side(words: list[str], allow: Collection[str]) -> bool:
+    """Take an expression from the front of `words`, to its end or a closing bracket."""
+    found = _both_sides(words, allow)
+    while words and words[0] == "OR":
+        del words[0]
+        # the second operand is taken also where the first decides
+        found = _both_sides(words, allow) or found
+    return found
+
+
+def _both_sides(words: list[str], allow: Collection[str]) -> bool:
+    found = _operand(words, allow)
+    while words and words[0] == "AND":
+        del words[0]
+        found = _operand(words, allow) and found
+    return found
+
+
+def _operand(words: list[str], allow: Collection[str]) -> bool:
+    word = words.pop(0)
+    if word != "(":
+        return word in allow
+    found = _any_side(words, allow)
+    # the closing bracket
+    del words[0]
+    return found
+
+
 class LicencePolicy(Config):
     """Which licences are accepted.
 
@@ -133,7 +173,7 @@ class LicencePolicy(Config):
             return LicenceVerdict(None, f"unknown: {text}" if self.unknown == "reject" else None)
         if licence is None:
             return LicenceVerdict(None, "missing" if self.missing == "reject" else None)
-        if self.allow and not any(part.strip("() ") in self.allow for part in licence.split(" OR ")):
+        if self.allow and not accepts(licence, self.allow):
             return LicenceVerdict(licence, f"not allowed: {licence}")
         return LicenceVerdict(licence, None)
 

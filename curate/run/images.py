@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,10 @@ class UnitImages:
                 reached.add(id(item))
 
         items = {index: self._with_content(index) for index in indices}
-        self._source.prefetch(items.values(), fetch)
+        label = None if self._evidence is None else self._evidence.label
+        # the calls of the stage, which then only read what was fetched, are counted apart
+        with contextlib.nullcontext() if label is None else self._rows.timed(label, rows=0):
+            self._source.prefetch(items.values(), fetch)
         for index, item in items.items():
             why = self._lanes.paused(self._source.lane(item))
             if why is not None and id(item) not in reached:

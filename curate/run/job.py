@@ -263,9 +263,9 @@ def _prepare(request: CurationRequest, described: RunFile) -> None:
                 raise PlanMismatch("", None, "work")
             # the limits are others: all tasks are done again, and take over what is not to be retried
             of_units(units, units, before.fingerprint[:16], request.retry)
-            for number in itertools.count(1):
-                if not UnitPlan.exists(units, number):
-                    break
+            numbers = itertools.takewhile(lambda number: UnitPlan.exists(units, number), itertools.count(1))
+            # the last first: after a kill the same loop finds the others
+            for number in reversed(list(numbers)):
                 UnitPlan.open(units, number).remove()
     elif UnitPlan.exists(units):
         raise PlanMismatch("", None, "work")

@@ -238,6 +238,10 @@ class _UnitRun:
             frame.check_unchanged()
         except Outdated:
             raise
+        except EarlierFault as known:
+            self.rows.reused[expand.label] += 1
+            self.rows.fail(index, known.fault.kind, f"{expand.label}: {known.fault.message}")
+            return
         except PixelFault as fault:
             self._fail(index, frame, expand.label, fault)
             return
@@ -251,8 +255,8 @@ class _UnitRun:
         self._pixels(self._measure(self._apply_rules(self._pass.first, added), frames), frames)
 
     def _children(self, index: int, frame: Any, expand: PlannedStage[Any]) -> list[Child]:
-        """Return the patches of an image, as an earlier run or the stage cuts them. Raises PixelFault if it
-        fails.
+        """Return the patches of an image, as an earlier run or the stage cuts them. Raises EarlierFault if
+        the stage failed in that run, and PixelFault if the file cannot be read.
         """
         answer = self._answer(index, expand)
         if answer is not None and answer.fault is not None:
@@ -260,7 +264,8 @@ class _UnitRun:
         patches = None if answer is None else self._earlier.patches(index, self.rows[index], expand)
         if patches is None:
             self._images.check_content(index, frame)
-            return [_checked(child, frame) for child in expand.stage.expand(frame)]
+            with self.rows.timed(expand.label):
+                return [_checked(child, frame) for child in expand.stage.expand(frame)]
         self.rows.reused[expand.label] += 1
         names = [column.name for column in expand.stage.adds]
         return [Child(tuple(each["box"]), {n: each.get(n) for n in names}) for each in patches]

@@ -93,6 +93,17 @@ def test_a_dry_run_extrapolates_what_it_measured(uhr, pictures, tmp_path):
     assert f"text: {2 * bright} texts, about {8 * bright} tokens" in again
 
 
+def test_the_estimate_counts_the_cutting_of_patches(uhr, pictures, tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("stages: [header, decode, {stage: patches, size: 64, place: grid}]")
+    arguments = ("--source", pictures, "--out", tmp_path / "out", "--workers", 0, "--dry-run", "--json")
+    code, printed, errors = uhr("curate", "run", file, *arguments, "--measure", 3)
+    assert code == 0, errors
+    stages = {stage["stage"]: stage for stage in json.loads(printed)["estimate"]["stages"]}
+    assert (stages["patches"]["measured"], stages["patches"]["rows"]) == (3, 24)
+    assert stages["patches"]["seconds"] > 0
+
+
 def test_a_dry_run_says_what_is_missing_and_how_to_get_it(uhr, pictures, tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text("stages: [header, decode, {stage: embedding, weights: no/such-model}]\nrules: {}")

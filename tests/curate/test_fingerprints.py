@@ -18,7 +18,7 @@ STAGES = {
     "fetch": "bb91dc806142c9aa",
     "blocklist": "57364e52501a25bf",
     "rights": "10059b7e217bf4f5",
-    "licence": "75a08a44685be761",
+    "licence": "415805ff898a5269",
     "header": "d55b6b6dc22b11ad",
     "decode": "7f01d61151cb1854",
     "geometry": "bfe434fc5a452f78",
@@ -55,7 +55,7 @@ PARAMS = {"rank": {"of": "sharpness"}, "rating": RATING, "artimuse": RATING, "ov
 
 PRESETS = {
     "quickstart": "23f0e294e71f0e40",
-    "as-is": "d7db1261c39bc594",
+    "as-is": "29bb742db6ff980c",
     "gca-patches": "b28636301c9f815b",
 }
 """Preset -> the start of its fingerprint, with version 1 of the schema and without weights."""

@@ -16,7 +16,7 @@ from uhr.curate.frame import Frame
 from uhr.curate.measures.detail import TILE, tiles, windows
 from uhr.curate.patch_frame import PatchFrame
 from uhr.curate.planning.plan import CurationPlan
-from uhr.curate.stage import FrameStage
+from uhr.curate.stage import FrameStage, Workspace
 from uhr.curate.stages.frames.phash import phash
 from uhr.curate.stages.patches import PatchesStage
 from uhr.curate.stages.sets.near_duplicates import NearDuplicatesStage
@@ -191,7 +191,7 @@ def test_of_images_that_look_alike_the_best_by_the_order_is_kept(tmp_path):
         )
         hashed = [(*row[:3], None if row[3] is None else f"{row[3]:016x}") for row in rows]
         connection.executemany("INSERT INTO live VALUES (?, ?, ?, ?)", hashed)
-        found = stage.compute(connection.table("live"), Any)
+        found = stage.compute(connection.table("live"), Workspace(tmp_path, "near"))
     assert {row["sample_id"]: (row["near_group"], row["dup_of"]) for row in found.to_pylist()} == {
         "s1": ("s1", None),
         "s2": ("s1", "s1"),

@@ -154,6 +154,25 @@ def test_a_changed_list_is_another_run(folder, tmp_path):
     assert CurationPlan.of(config).fingerprint != before
 
 
+@pytest.mark.parametrize("key", ["licences", "blocklist"])
+def test_a_key_reaches_the_stage_that_a_pipeline_has_already(folder, tmp_path, key):
+    file, stage, name, value = {
+        "licences": ("policy.yaml", "licence", "policy", f"{folder}/policy.yaml"),
+        "blocklist": ("takedowns.txt", "blocklist", "files", [f"{folder}/takedowns.txt"]),
+    }[key]
+    pipeline, chosen = tmp_path / "p.yaml", f"{key}={folder}/{file}"
+    pipeline.write_text(f"stages: [header, rights, decode, {stage}]")
+    config = load(str(pipeline), [chosen])
+    (entry,) = [each for each in config.stages if each.stage == stage]
+    assert entry.params[name] == value
+    # as the lineage records it
+    pipeline.write_text(json.dumps(config.model_dump(mode="json")))
+    assert load(str(pipeline)).stages == config.stages
+    pipeline.write_text(f"stages: [header, rights, decode, {{stage: {stage}, {name}: another}}]")
+    with pytest.raises(UserError, match=f"{key} names other files than its stage '{stage}'"):
+        load(str(pipeline), [chosen])
+
+
 def test_a_stated_licence_rejects_before_an_image_is_read(folder, tmp_path, uhr):
     """The image is not even one: its licence is judged first."""
     images = tmp_path / "images"

@@ -35,7 +35,8 @@ class Again:
         if first:
             self._collect(plan, sorted(first))
         for unit, begin in first.items():
-            for segment in range(begin, plan.segments):
+            # the last first: a part without those before it would be taken for one of the new rows
+            for segment in reversed(range(begin, plan.segments)):
                 plan.discard(unit, segment)
 
     def from_pass(self, number: int) -> None:

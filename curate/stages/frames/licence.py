@@ -24,6 +24,7 @@ class LicenceStage(FrameStage):
     """
 
     name = "licence"
+    version = 2
     reads = "header"
     adds = (
         Column(

@@ -19,11 +19,17 @@ def vectors_of(column: pa.ChunkedArray, where: str) -> np.ndarray:
     """
     import numpy as np
 
-    lists = column.combine_chunks()
-    count = len(lists)
-    values = lists.flatten().to_numpy(zero_copy_only=False)
-    width = len(values) // count if count else 0
-    if count and set(np.unique(lists.value_lengths().to_numpy(zero_copy_only=False)).tolist()) != {width}:
+    # chunk by chunk: the offsets of one list array count up to 2**31 values, 2 million embeddings
+    chunks = [chunk for chunk in column.chunks if len(chunk)]
+    lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]
+    widths = {int(width) for each in lengths for width in np.unique(each)}
+    if len(widths) > 1:
         raise UserError(f"stage '{where}': the embeddings have several lengths", "make them by one model")
-    matrix = values.astype(np.float32).reshape(count, width)
-    return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), np.float32(1e-12))
+    matrix = np.empty((len(column), widths.pop() if widths else 0), np.float32)
+    start = 0
+    for chunk in chunks:
+        rows = matrix[start : start + len(chunk)]
+        rows[:] = chunk.flatten().to_numpy(zero_copy_only=False).reshape(rows.shape)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+        start += len(chunk)
+    return matrix

@@ -19,6 +19,11 @@ from uhr.curate.measures.licences import LENIENT, LicencePolicy, spdx
         ("https://creativecommons.org/licenses/by/4.0/", "CC-BY-4.0"),
         ("http://www.creativecommons.org/licenses/by-nc-nd/2.5/deed.en", "CC-BY-NC-ND-2.5"),
         ("https://creativecommons.org/licenses/by/3.0/de/", "CC-BY-3.0-DE"),
+        ("https://creativecommons.org/licenses/by/3.0/deed.de", "CC-BY-3.0"),
+        ("https://creativecommons.org/licenses/by-sa/3.0/at/deed.de", "CC-BY-SA-3.0-AT"),
+        ("https://creativecommons.org/licenses/by-sa/4.0/legalcode", "CC-BY-SA-4.0"),
+        ("https://creativecommons.org/licenses/by/3.0/igo/", "CC-BY-3.0-IGO"),
+        ("https://creativecommons.org/licenses/by/2.5/scotland/", None),
         ("https://creativecommons.org/publicdomain/zero/1.0/legalcode", "CC0-1.0"),
         ("http://creativecommons.org/publicdomain/mark/1.0/", "CC-PDM-1.0"),
         ("CC0", "CC0-1.0"),
@@ -60,6 +65,14 @@ POLICY = LicencePolicy(allow=["cc0-1.0", "CC-BY-4.0"])
         ("cc-by-nc-4.0", None, "CC-BY-NC-4.0", "not allowed: CC-BY-NC-4.0"),
         ("MIT OR CC0-1.0", None, "MIT OR CC0-1.0", None),
         ("MIT AND CC0-1.0", None, "MIT AND CC0-1.0", "not allowed: MIT AND CC0-1.0"),
+        ("CC-BY-4.0 AND CC0-1.0", None, "CC-BY-4.0 AND CC0-1.0", None),
+        ("MIT OR CC-BY-4.0 AND CC0-1.0", None, "MIT OR CC-BY-4.0 AND CC0-1.0", None),
+        (
+            "(CC0-1.0 OR MIT) AND CC-BY-NC-4.0",
+            None,
+            "(CC0-1.0 OR MIT) AND CC-BY-NC-4.0",
+            "not allowed: (CC0-1.0 OR MIT) AND CC-BY-NC-4.0",
+        ),
     ],
 )
 def test_a_policy_says_why_it_rejects(stated, embedded, licence, problem):

@@ -111,6 +111,8 @@ class Halves(ExpandStage):
 
     def expand(self, frame):
         called(self, frame.uri)
+        if self.params.fail and frame.rgb[..., 0].mean() > 180:
+            raise ValueError("too bright")
         width, height = frame.header.width // 2, frame.header.height
         return [Child((at * width, 0, width, height), {"half": at}) for at in (1, 0)]
 '''
@@ -285,6 +287,22 @@ def test_patches_are_neither_cut_nor_measured_again(lab):
     changed = tree(right="half = 1")
     reused = lab.run(changed, reuse=(first.path,))
     assert lab.calls() == {"Red": {"j"}, "Halves": {"j"}, "Blue": {"j[8, 0, 8, 12]"}}
+    assert content(reused) == content(lab.run(changed))
+
+
+def test_a_fault_of_cutting_patches_is_taken_over_as_it_was(lab):
+    def tree(**rules: str) -> dict[str, Any]:
+        made = lab.pipeline("Red", rules=rules)
+        cut = {"stage": "reused_stages:Halves", "log": str(lab.log), "fail": "bright"}
+        return {**made, "stages": [*made["stages"], cut]}
+
+    first = lab.run(tree())
+    assert [row["error"] for row in first.table().to_pylist() if row["status"] == "failed"] == [
+        "reused_stages:Halves: ValueError: too bright"
+    ]
+    changed = tree(light="red > 30")
+    reused = lab.run(changed, reuse=(first.path,))
+    assert lab.calls() == {}
     assert content(reused) == content(lab.run(changed))
 
 
