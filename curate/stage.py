@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import pydantic
 from pydantic import ByteSize, Field
 
 from uhr.base.config import Config, canonical_json, fingerprint
@@ -178,6 +179,13 @@ class Resources(Config):
     seconds: float = Field(120.0, gt=0, description="longest time for one image")
     actors: tuple[int, int] = Field((1, 1), description="least and largest number of workers")
     batch_size: int = Field(8, ge=1, description="images that are scored together")
+
+    @pydantic.field_validator("actors")
+    @classmethod
+    def _least_first(cls, actors: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= actors[0] <= actors[1]:
+            raise ValueError("the least number of workers comes first and is at least 1")
+        return actors
 
     def key(self) -> str:
         """Return a text that is equal for stages which can share a worker."""

@@ -301,3 +301,17 @@ def test_units_are_small_in_a_small_set_and_never_large_where_images_are_decoded
     assert [pixels.unit_size(n) for n in (1, 1000, 10**6)] == [8, 15, 64]
     assert [header.unit_size(n) for n in (1, 30_000, 10**6)] == [256, 468, 4096]
     assert plan_of(**BASE, unit=5).unit_size(10**6) == 5
+
+
+def test_the_resources_of_an_entry_are_those_of_its_workers():
+    def segment(**resources):
+        caption = {"stage": "caption", "server": {"url": "http://a/v1", "model": "m"}, "resources": resources}
+        return plan_of(stages=stages("header", "decode", caption), rules={}).passes[0].segments[0]
+
+    found = segment(num_gpus=0.5, accelerator_type="H100", actors=[1, 16], batch_size=32).resources
+    assert (found.num_gpus, found.accelerator_type, found.actors) == (0.5, "H100", (1, 16))
+    assert found.batch_size == 32
+    for wrong in ([4, 2], [0, 1]):
+        with pytest.raises(UserError, match=r"stage 'caption': resources.*actors.*comes first") as error:
+            segment(actors=wrong)
+        assert "\n" not in str(error.value)
