@@ -316,8 +316,8 @@ REVIEW = (
     Column(
         "review_tags", pa.list_(pa.field("element", pa.string())), "tags that a person gave the image, sorted"
     ),
-    Column("review_by", pa.string(), "who reviewed the image last"),
-    Column("review_time", pa.string(), "when the image was reviewed last, ISO 8601 in UTC"),
+    Column("review_by", pa.string(), "who gave the verdict, or the tags where there is none"),
+    Column("review_time", pa.string(), "when that was, ISO 8601 in UTC"),
     Column("review_reason", pa.string(), "why it was decided so, in the reviewer's words"),
 )
 """Columns that `uhr manifest browse` adds."""

@@ -27,6 +27,7 @@ from uhr.manifests.browse.thumbnails import Thumbnails
 from uhr.manifests.browse.views import Order, Views
 from uhr.manifests.lineage import summary
 from uhr.manifests.manifest import Manifest
+from uhr.manifests.schema import REVIEW
 from uhr.manifests.selection.slicing import slice_manifest
 
 Explain = Callable[[Manifest, dict[str, Any]], dict[str, Any]]
@@ -44,6 +45,9 @@ SHOWN = (
     "review_tags",
 )
 """Columns of a row of a page."""
+
+_OF_VERDICT = {"name": "by", "time": "time", "reason": "reason"}
+"""The fields of a review that belong to its verdict, and the ends of their columns."""
 
 _NAME = re.compile(r"[^\s./\\\0-\x1f][^/\\\0-\x1f]{0,199}")
 
@@ -189,7 +193,7 @@ class Session:
 
         Raises IndexError if there is no such row.
         """
-        names = ["sample_id", *(name for name in ("review", "review_tags") if name in self._names)]
+        names = ["sample_id", *(column.name for column in REVIEW if column.name in self._names)]
         rows = self._rows.at(sorted(set(decision.positions)), names)
         reviews = [self._decided(row, decision) for row in rows]
         self.journal.add(reviews)
@@ -211,8 +215,11 @@ class Session:
             "reason": decision.reason.strip(),
             "time": now(),
         }
-        if verdict == "keep" and before["review"] is not None and kept is not None:
-            tree["reason"] = kept.reason
+        if verdict == "keep" and before["review"] is not None:
+            # tags do not change whose verdict it is, when and why
+            own = {name: row.get(f"review_{key}") for name, key in _OF_VERDICT.items()}
+            own = own if kept is None else {name: getattr(kept, name) for name in _OF_VERDICT}
+            tree |= {name: value for name, value in own.items() if value}
         return build(Review, tree, "review")
 
     def save_slice(self, saving: Saving) -> dict[str, Any]:

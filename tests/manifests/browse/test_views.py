@@ -224,6 +224,22 @@ def test_a_sample_is_explained_with_its_rules_and_columns(
     assert next(c["value"] for c in session.sample(8)["columns"] if c["column"] == "entropy") is None, "NaN"
 
 
+def test_tags_leave_a_verdict_with_the_one_who_gave_it(
+    manifest: Manifest, open_session: Callable[[Manifest], Session], tmp_path: Path
+) -> None:
+    session = open_session(manifest)
+    session.review(Decision(positions=(3,), verdict="accepted", name="Ada", reason="sharp"))
+    (first,) = session.journal.reviews.values()
+    session.journal.add([first.model_copy(update={"time": "2026-01-01T00:00:00+00:00"})])
+    session.review(Decision(positions=(3,), add_tags=("night",), name="Bob"))
+    made = session.save_reviews(Saving(name="reviewed"))
+    again = open_session(Manifest.open(made["path"]))
+    again.review(Decision(positions=(3,), add_tags=("lake",), name="Eve"))
+    found = again.sample(3)["review"]
+    assert (found["name"], found["reason"], found["time"]) == ("Ada", "sharp", "2026-01-01T00:00:00+00:00")
+    assert found["review_tags"] == ["lake", "night"]
+
+
 def test_reviews_are_shown_with_the_rows(
     many: Manifest, tmp_path: Path, open_session: Callable[..., Session]
 ) -> None:
@@ -236,7 +252,7 @@ def test_reviews_are_shown_with_the_rows(
     assert (row["review"], row["review_tags"], row["pending"]) == ("accepted", ["night", "portrait"], True)
     session.review(Decision(positions=rows, remove_tags=("night",), name="Bob"))
     review = session.sample(0)["review"]
-    assert (review["review"], review["review_tags"], review["name"]) == ("accepted", ["portrait"], "Bob")
-    assert review["reason"] == "sharp", "tags leave the reason of a verdict as it is"
+    assert (review["review"], review["review_tags"], review["name"]) == ("accepted", ["portrait"], "Ada")
+    assert review["reason"] == "sharp", "tags leave a verdict as it is"
     with pytest.raises(IndexError):
         session.review(Decision(positions=(300,), verdict="accepted", name="Ada", reason="sharp"))
