@@ -15,7 +15,7 @@ import pyarrow as pa
 from uhr.base.console import Advance
 from uhr.base.errors import UserError
 from uhr.manifests import places
-from uhr.manifests.info import Parent, RuleInfo, StageInfo
+from uhr.manifests.info import Parent, Redaction, RuleInfo, StageInfo
 from uhr.manifests.manifest import Manifest, connect
 from uhr.manifests.parts import GROUP_ROWS, PREVIEW_GROUP_ROWS, PREVIEW_SCHEMA
 from uhr.manifests.selection.tombstones import COLUMNS, all_tombstones, living
@@ -78,7 +78,7 @@ def union(
         if prefer is None:
             for a, b in itertools.combinations(range(len(manifests)), 2):
                 _check_agreement(connection, (names[a], manifests[a]), (names[b], manifests[b]))
-        order = _living(_order(connection, names), manifests)
+        order = _living(_order(connection, names), manifests, _tombstones(manifests))
     with places.output(out) as folder:
         provenance = Provenance.derived(
             first,
@@ -91,7 +91,7 @@ def union(
                 name: hash_ for each in reversed(manifests) for name, hash_ in each.info.weights.items()
             },
             files={name: hash_ for each in reversed(manifests) for name, hash_ in each.info.files.items()},
-            redactions=[*{each.before: each for one in manifests for each in one.info.redactions}.values()],
+            redactions=_redactions(manifests),
         )
         previews = _previews(manifests, order) if any(each.info.previews for each in manifests) else None
         write_manifest(folder, schema, _rows(manifests, schema, order, advance), provenance, previews)
@@ -101,16 +101,20 @@ def union(
 def difference(
     a: Manifest, b: Manifest, out: Path | str, advance: Advance = lambda n=1, note=None: None
 ) -> Manifest:
-    """Write the rows of `a` whose sample ids `b` does not have to `out`.
+    """Write the rows of `a` whose sample ids `b` does not have to `out`, without those that one of them was
+    made to forget.
 
-    Raises UserError if no row is left, and as `places.output` does.
+    Raises UserError if no row is left, if their rows are of different sources, and as `places.output` does.
     """
+    _origin((a, b))
     with connect(a=a, b=b) as connection:
         found = connection.sql(
             f"""SELECT position, {_KEY} FROM (SELECT row_number() OVER () - 1 AS position, {_KEY} FROM a)
                 ANTI JOIN b USING ({_KEY}) ORDER BY position"""
         ).to_arrow_table()
-    if not found.num_rows:
+    order = _Order(found[_KEY], found["position"].to_numpy()[None])
+    order = _living(order, [a], _tombstones((a, b)))
+    if not order.rows:
         raise UserError(f"nothing is left: {b.name} has every row of {a.name}", "name another manifest")
     with places.output(out) as folder:
         provenance = Provenance.derived(
@@ -120,9 +124,10 @@ def difference(
                 Parent(id=a.id, path=places.place_of(a.path), role="rows of"),
                 Parent(id=b.id, path=places.place_of(b.path), role="without the rows of"),
             ],
+            redactions=_redactions((a, b)),
         )
-        previews = a.preview_batches(found[_KEY].to_pylist()) if a.info.previews else None
-        rows = a.take(found["position"].to_numpy(), advance)
+        previews = a.preview_batches(order.ids.to_pylist()) if a.info.previews else None
+        rows = a.take(order.positions[0], advance)
         write_manifest(folder, a.schema, rows, provenance, previews)
     return Manifest.open(out)
 
@@ -245,9 +250,18 @@ def _order(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> _Orde
     return _Order(rows[_KEY], np.stack([rows[f"p{n}"].to_numpy() for n in range(len(names))]))
 
 
-def _living(order: _Order, manifests: Sequence[Manifest]) -> _Order:
-    """Leave out the rows that one of the manifests was made to forget."""
-    tombstones = all_tombstones(manifest.info for manifest in manifests)
+def _tombstones(manifests: Sequence[Manifest]) -> frozenset[str]:
+    return all_tombstones(manifest.info for manifest in manifests)
+
+
+def _redactions(manifests: Sequence[Manifest]) -> list[Redaction]:
+    """Return the redactions of all, each once, oldest first."""
+    found = {(each.before, each.time): each for one in manifests for each in one.info.redactions}
+    return sorted(found.values(), key=lambda each: each.time)
+
+
+def _living(order: _Order, manifests: Sequence[Manifest], tombstones: frozenset[str]) -> _Order:
+    """Leave out the rows that have one of these tombstones."""
     if not tombstones:
         return order
     alive = np.ones(order.rows, bool)

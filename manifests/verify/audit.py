@@ -116,6 +116,8 @@ def _check_reviews(manifest: Manifest) -> None:
 
 
 def _batches(manifest: Manifest) -> Iterator[pa.Table]:
+    if not manifest.info.counts["rows"]:
+        yield manifest.schema.empty_table()  # the file has its columns
     for batch in manifest.rows():
         for start in range(0, batch.num_rows, _ROWS):
             yield pa.Table.from_batches([batch.slice(start, _ROWS)])
