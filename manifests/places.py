@@ -256,6 +256,18 @@ def replace(place: str, staged: Path, info: ManifestInfo) -> None:
     tidy(place)
 
 
+@contextlib.contextmanager
+def locked(place: str) -> Generator[None]:
+    """Be the only process that changes the manifest in a folder, while the block runs. In a store, `replace`
+    has a condition instead. Raises UserError if another process has the lock.
+    """
+    if is_url(place):
+        yield
+        return
+    with RunFolder(text_path(place), LAYOUT).lock():
+        yield
+
+
 def tidy(place: str) -> None:
     """Remove Parquet files of a manifest that its `manifest.json` does not name, and copies of it."""
     info = info_at(place)

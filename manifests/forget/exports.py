@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,7 +158,7 @@ def _images(folder: Path, record: dict[str, Any]) -> dict[str, int]:
     counts = dict.fromkeys(record["images"], 0)
     for name in record["files"]:
         file = folder / name
-        split = next(each for each in counts if name.removeprefix("data/").startswith(each))
+        split = max((each for each in counts if _is_of(name, each)), key=len)
         if file.suffix == ".tar":
             with tarfile.open(file) as tar:
                 counts[split] += sum(member.name.endswith(".json") for member in tar)
@@ -166,6 +167,11 @@ def _images(folder: Path, record: dict[str, Any]) -> dict[str, int]:
         elif file.is_dir():
             counts[split] += sum(each.suffix not in (".txt", ".jsonl") for each in file.iterdir())
     return counts
+
+
+def _is_of(name: str, split: str) -> bool:
+    """Whether a file or folder of an export is a shard of the split: `data/train-00001-of-00002.parquet`."""
+    return re.match(rf"{re.escape(split)}(-\d{{5}}|/|\.|$)", name.removeprefix("data/")) is not None
 
 
 def _card(folder: Path, record: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ by the same command.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from uhr.base.config import build
-from uhr.base.console import Advance
+from uhr.base.console import Advance, command
 from uhr.base.errors import UserError
 from uhr.base.files import json_bytes
 from uhr.base.paths import is_url, text_path
@@ -62,25 +63,34 @@ def forget(
             beside the manifests of the chain.
         encoded: what redacts encoded data.
 
-    Raises UserError if no sample is found, or if another `forget` of the manifest was not finished.
+    Raises UserError if a sample is not found, if another `forget` of the manifest was not finished, or if
+    another command is writing to a manifest of the chain.
     """
     home = places.place_of(place)
+    places.info_at(place)  # or it raises, before anything is written there
     store: Store = ObjectStore(home) if is_url(home) else FolderStore(str(text_path(home)))
-    plan = _unfinished(store, request, home)
-    if plan is None:
-        plan = _planned(Manifest.open(place), request, below, reason)
+    with contextlib.ExitStack() as locks:
         if not dry_run:
-            store.write(JOURNAL, json_bytes(plan))
-    targets = Targets(ids=set(plan["ids"]), hashes=set(plan["hashes"]), tombstones=set(plan["tombstones"]))
-    changes = [Change(**change) for change in plan["manifests"]]
-    if not dry_run:
-        redactor = Redactor(targets, plan["time"], plan["reason"], encoded)
-        for number, change in enumerate(changes):
-            changes[number] = redactor.redact(change.path, change)
-            advance(1)
-        for folder in plan["exports"]:
-            exports.redact(Path(folder), frozenset(targets.ids), plan["time"])
-        store.delete(JOURNAL)
+            locks.enter_context(places.locked(home))
+        unfinished = _unfinished(store, request, home)
+        plan = unfinished or _planned(Manifest.open(place), request, below, reason)
+        targets = Targets(
+            ids=set(plan["ids"]), hashes=set(plan["hashes"]), tombstones=set(plan["tombstones"])
+        )
+        changes = [Change(**change) for change in plan["manifests"]]
+        if not dry_run:
+            for change in changes:
+                if change.path != home:
+                    locks.enter_context(places.locked(change.path))
+            if unfinished is None:
+                _begin(store, plan)
+            redactor = Redactor(targets, plan["time"], plan["reason"], encoded)
+            for number, change in enumerate(changes):
+                changes[number] = redactor.redact(change.path, change)
+                advance(1)
+            for folder in plan["exports"]:
+                exports.redact(Path(folder), frozenset(targets.ids), plan["time"])
+            store.delete(JOURNAL)
     return Forgotten(
         len(targets.ids), changes, plan["exports"], plan["checkpoints"], dry_run, sorted(targets.ids)
     )
@@ -114,6 +124,15 @@ def _planned(
     }
 
 
+def _begin(store: Store, plan: dict[str, Any]) -> None:
+    """Write the journal. Raises UserError if another process has written one to the bucket meanwhile."""
+    data = json_bytes(plan)
+    if not isinstance(store, ObjectStore):
+        store.write(JOURNAL, data)
+    elif not store.create(JOURNAL, data):
+        raise UserError(f"another 'forget' is at work in {store.text}", "wait for it, or stop it")
+
+
 def _unfinished(store: Store, request: ForgetRequest, home: str) -> dict[str, Any] | None:
     """Return the plan of a run of the same request that was not finished. Raises UserError if there is one of
     another request.
@@ -123,8 +142,8 @@ def _unfinished(store: Store, request: ForgetRequest, home: str) -> dict[str, An
         return None
     plan: dict[str, Any] = json.loads(data)
     if build(ForgetRequest, plan["request"], JOURNAL) != request:
-        given = next((f"--{name} {value}" for name, value in plan["request"].items() if value), "")
-        raise UserError(
-            f"{home}: 'forget {given}' was not finished", "repeat that command first, with the same options"
-        )
+        name, value = next((name, value) for name, value in plan["request"].items() if value is not None)
+        value = ",".join(value) if name == "ids" else value
+        line = command("manifest", "forget", home if is_url(home) else text_path(home), f"--{name}", value)
+        raise UserError(f"{home}: an earlier 'forget' was not finished", f"finish it first with: {line}")
     return plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from uhr.base import parquet
+from uhr.base.errors import UserError
 from uhr.base.files import sha256_file, user_cache
 from uhr.base.paths import is_url, text_path
 from uhr.manifests import places
@@ -76,7 +78,10 @@ class Redactor:
         """Take the rows out, if there are any. A manifest whose parent has changed names its new id."""
         info = places.info_at(place)
         moved = any(parent.id in self.new_ids for parent in info.parents)
-        done = bool(info.redactions) and info.redactions[-1].time == self._time
+        done = any(each.time == self._time for each in info.redactions)
+        if not is_url(place):
+            for leftover in text_path(place).glob(".forget-*"):  # of a command that was killed
+                shutil.rmtree(leftover)
         if not done and (change.rows or change.pixels or moved):
             folder = None if is_url(place) else text_path(place)
             home = user_cache("forget") if folder is None else folder
@@ -88,9 +93,9 @@ class Redactor:
         elif done:
             places.tidy(place)
         self._finish(place, info)
-        if info.redactions:
-            for each in info.redactions:
-                self.new_ids[each.before] = info.id
+        for each in info.redactions:
+            # parents come first: a child has the redactions of its parent too
+            self.new_ids.setdefault(each.before, info.id)
         pixels = [part.path for part in _pixel_parts(info)]
         self._pixels[place] = pixels
         return Change(place, change.before, change.rows, change.previews, change.pixels, info.id)
@@ -163,6 +168,12 @@ class Redactor:
         parent = parent_of(folder, info, Manifest.open)
         ids = parent.table(["sample_id"])["sample_id"].combine_chunks()
         found = pc.call_function("index_in", [own["sample_id"]], pc.SetLookupOptions(ids)).cast(pa.int64())
+        if found.null_count:
+            raise UserError(
+                f"{places.shown(folder)} refers to {found.null_count:,} rows that its parent {parent.name} "
+                "does not have",
+                "remove this slice, and make it anew afterwards",
+            )
         own = own.set_column(own.schema.get_field_index(POSITION.name), POSITION, found)
         counts = RowCounts()
         seen = parent.take(own[POSITION.name].to_numpy(), columns=("uri", "status", "reason"))

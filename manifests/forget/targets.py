@@ -14,20 +14,23 @@ import pyarrow as pa
 
 from uhr.base.config import Config
 from uhr.base.errors import UserError
-from uhr.base.paths import is_url
+from uhr.base.paths import is_url, text_path
 from uhr.base.store import ObjectStore
 from uhr.manifests import places
-from uhr.manifests.info import FILE
+from uhr.manifests.info import FILE, ManifestInfo
 from uhr.manifests.lineage import lineage
 from uhr.manifests.manifest import Manifest
 from uhr.manifests.selection.tombstones import COLUMNS, tombstones_of
 from uhr.manifests.sql import SqlCondition, literal, quoted
 
 EXPORT, CHECKPOINT = "export.json", "checkpoint.json"
+_PLAN = ".export/plan.json"
+"""What an export has until it is finished, and `export.json` only then."""
+
 _DEPTH = 4
 """Levels of folders in which the manifests, exports and runs beside a manifest are looked for."""
 
-_NOT_INTO = {"samples", "previews", "pixels", "latents", "texts", "units"}
+_PARTS_OF_MANIFESTS = {"samples", "previews", "pixels", "latents", "texts", "units"}
 
 
 class ForgetRequest(Config):
@@ -56,6 +59,7 @@ class ForgetRequest(Config):
         names = {"url": ("source_url", "final_url", "uri"), "author": ("author",), "hash": ("content_hash",)}
         ((name, value),) = given.items()
         known = [each for each in names[name] if each in manifest.schema.names]
+        value = value.lower() if name == "hash" else value
         return " OR ".join(f"{each} = {literal(value)}" for each in known)
 
 
@@ -81,7 +85,9 @@ class Targets:
 
 
 def first_targets(manifest: Manifest, request: ForgetRequest) -> Targets:
-    """Return the samples of the request. Raises UserError if there are none, or as `condition` does."""
+    """Return the samples of the request. Raises UserError if there are none, if one of its ids is not in the
+    manifest, or as `condition` does.
+    """
     text = request.condition(manifest)
     condition = SqlCondition.parse(text, "--where" if request.where is not None else "forget")
     condition.check(manifest.schema)
@@ -93,6 +99,11 @@ def first_targets(manifest: Manifest, request: ForgetRequest) -> Targets:
         raise condition.error_from(error) from None
     if not found.ids:
         raise UserError(f"{manifest.name} has no such sample", "see 'uhr manifest history' for its ids")
+    if missing := sorted(set(request.ids or ()).difference(found.ids)):
+        raise UserError(
+            f"{manifest.name} has no sample {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
+            "correct the id, or leave it out",
+        )
     return found
 
 
@@ -138,46 +149,56 @@ class Chain:
 def chain_of(manifest: Manifest, below: Sequence[Path | str]) -> Chain:
     """Find the parents of a manifest, all that was made from any of them, and their exports and checkpoints.
 
-    What was made from them is looked for beside each of them, and in the folders and prefixes `below`.
+    What was made from them, and copies of them, are looked for beside each of them, and in the folders and
+    prefixes `below`. Raises UserError if there is an unfinished export of one of them.
     """
     links = [link for link in lineage(places.place_of(manifest.path)) if link["found"]]
-    known = {link["id"]: str(link["path"]) for link in sorted(links, key=lambda link: -link["depth"])}
-    folders = {Path(path).resolve().parent for path in known.values() if not is_url(path)}
-    files: dict[str, list[Path]] = {FILE: [], EXPORT: [], CHECKPOINT: []}
-    for folder in sorted(folders | {Path(each) for each in below if not is_url(str(each))}):
-        for file in _files(folder):
-            files[file.name].append(file)
-    candidates = [str(file.parent) for file in files[FILE]]
+    known: dict[str, ManifestInfo] = {}
+    for link in sorted(links, key=lambda link: -link["depth"]):
+        place = link["path"] if is_url(link["path"]) else places.place_of(Path(link["path"]))
+        known.setdefault(place, places.info_at(link["path"]))
+    folders = {text_path(place).parent for place in known if not is_url(place)}
+    folders |= {Path(each).resolve() for each in below if not is_url(str(each))}
+    found_files = sorted({file for folder in folders for file in _files(folder)})
+    files = {name: [file for file in found_files if file.name == name] for name in (FILE, EXPORT, CHECKPOINT)}
+    candidates = [places.place_of(file.parent) for file in files[FILE]]
     for each in below:
         if is_url(str(each)):
             found = (name for name in ObjectStore(str(each)).names() if name.rpartition("/")[2] == FILE)
             candidates += [f"{each}/{name}".rpartition("/")[0] for name in sorted(found)]
     infos = {place: info for place in dict.fromkeys(candidates) if (info := _info(place)) is not None}
-    aliases = {old for info in infos.values() for old in (each.before for each in info.redactions)}
-    while True:
-        more = {
-            place: info
-            for place, info in infos.items()
-            if info.id not in known
-            and any(parent.id in known or parent.id in aliases for parent in info.parents)
+    ids: set[str] = set()
+    more = dict(known)
+    while more:
+        known |= more
+        ids |= {
+            id_ for info in more.values() for id_ in (info.id, *(each.before for each in info.redactions))
         }
-        if not more:
-            break
-        known |= {info.id: place for place, info in more.items()}
-    ids = {*known, *aliases}
+        left = {place: info for place, info in infos.items() if place not in known}
+        # copies first: what is made of one may be read from it
+        more = {place: info for place, info in left.items() if info.id in ids} or {
+            place: info for place, info in left.items() if any(parent.id in ids for parent in info.parents)
+        }
+    for file in found_files:
+        if file.name == "plan.json" and _names(file, ("parent",)) in ids:
+            raise UserError(
+                f"{file.parents[1]} contains an unfinished export of these manifests",
+                "finish it with the command that began it, or remove the folder",
+            )
     exports = [file.parent for file in files[EXPORT] if _names(file, ("parent", "id")) in ids]
     checkpoints = {str(file.parent): _data_of(file) for file in files[CHECKPOINT]}
-    return Chain(list(known.values()), sorted(set(exports)), checkpoints)
+    return Chain(list(known), sorted(set(exports)), checkpoints)
 
 
 def _files(folder: Path) -> Iterator[Path]:
     top = len(folder.parts)
     for here, folders, files in os.walk(folder):
         deep = len(Path(here).parts) - top >= _DEPTH
-        folders[:] = (
-            [] if deep else sorted(f for f in folders if f not in _NOT_INTO and not f.startswith("."))
-        )
+        parts = _PARTS_OF_MANIFESTS if FILE in files else set()
+        folders[:] = [] if deep else sorted(f for f in folders if f not in parts and not f.startswith("."))
         yield from (Path(here) / name for name in (FILE, EXPORT, CHECKPOINT) if name in files)
+        if (Path(here) / _PLAN).is_file():
+            yield Path(here) / _PLAN
 
 
 def _info(place: str) -> Any:

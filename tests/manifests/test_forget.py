@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,10 @@ from uhr.manifests.manifest import Manifest
 from uhr.manifests.report import write_report
 from uhr.manifests.schema import COLUMNS, patch_id, sample_id, schema_of
 from uhr.manifests.selection.options import SliceOptions
-from uhr.manifests.selection.sets import union
+from uhr.manifests.selection.sets import difference, union
 from uhr.manifests.selection.slicing import slice_manifest
 from uhr.manifests.selection.tombstones import tombstones_of
+from uhr.manifests.verify.audit import audit
 from uhr.manifests.verify.verification import verify
 
 Make = Callable[..., Manifest]
@@ -170,7 +173,10 @@ def test_a_kill_at_any_step_is_finished_by_the_same_command(
     with pytest.raises(KeyboardInterrupt):
         job.forget(chain["set"].path, request)
     monkeypatch.setattr(owner, name, real)
-    with pytest.raises(UserError, match=r"'forget --url https://example.org/b' was not finished"):
+    with pytest.raises(
+        UserError,
+        match=r"was not finished.*finish it first with: uhr manifest forget .*/set --url https://example.org/b",
+    ):
         job.forget(chain["set"].path, ForgetRequest(author="A"))
     done = job.forget(chain["set"].path, request)
     assert done.samples == 3
@@ -179,6 +185,104 @@ def test_a_kill_at_any_step_is_finished_by_the_same_command(
         assert len(Manifest.open(redacted.path).info.redactions) == 1
     assert not (chain["set"].path / "forget.json").exists()
     assert not exports.matching(folder, frozenset(done.ids))
+
+
+def test_copies_and_slices_of_the_same_content_lose_it_too(
+    make: Make, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    made = make(tmp_path / "set", rows)
+    for name in ("one", "two"):
+        slice_manifest(made, tmp_path / name, SliceOptions(where="uri < 'd'"))
+    shutil.copytree(tmp_path / "set", tmp_path / "backups/set")
+    done = job.forget(made.path, ForgetRequest(url="https://example.org/b"))
+    places_ = [tmp_path / name for name in ("set", "backups/set", "one", "two")]
+    assert sorted(change.path for change in done.manifests) == sorted(map(str, places_))
+    for place in places_:
+        assert GONE.isdisjoint(Manifest.open(place).table(["uri"])["uri"].to_pylist()), place
+        assert verify(place).faults == []
+
+
+def test_a_chain_beside_it_that_has_the_same_names_is_not_touched(
+    make: Make, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    foreign = make(
+        tmp_path / "foreign",
+        [row | {"content_hash": row["content_hash"][::-1]} for row in rows],
+        root="/other",
+    )
+    job.forget(foreign.path, ForgetRequest(url="https://example.org/f"))
+    child = slice_manifest(Manifest.open(foreign.path), tmp_path / "child", SliceOptions())
+    made = make(tmp_path / "set", rows)
+    job.forget(made.path, ForgetRequest(url="https://example.org/a"))
+    assert Manifest.open(child.path).id == child.id
+    assert Manifest.open(made.path).info.counts["rows"] == 6
+
+
+def test_every_row_of_a_slice_can_go(make: Make, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    made = make(tmp_path / "set", rows)
+    for what in ("rows", "pixels", "none"):
+        slice_manifest(made, tmp_path / what, SliceOptions(where="uri = 'b.jpg'", materialise=what))
+    job.forget(made.path, ForgetRequest(url="https://example.org/b"))
+    for what in ("rows", "pixels", "none"):
+        assert Manifest.open(tmp_path / what).table().num_rows == 0, what
+        assert verify(tmp_path / what).faults == [], what
+        audited = audit(Manifest.open(tmp_path / what), tmp_path / f"{what}.parquet")
+        assert audited.lines == pq.read_table(audited.path).num_rows == 0
+
+
+def test_one_command_at_a_time_changes_a_chain(
+    chain: dict[str, Manifest], rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    left = tmp_path / "set/.forget-killed/new/samples"
+    left.mkdir(parents=True)
+    request = ForgetRequest(url="https://example.org/b")
+    for name in ("set", "other"):
+        with places.locked(str(chain[name].path)), pytest.raises(UserError, match="another run is at work"):
+            job.forget(chain["set"].path, request)
+    assert Manifest.open(chain["set"].path).id == chain["set"].id
+    job.forget(chain["set"].path, request)
+    assert not left.exists(), "it may have what a later command forgets"
+
+
+def test_an_id_that_is_not_there_is_not_passed_over(
+    chain: dict[str, Manifest], rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["manifest", "forget", str(chain["set"].path), "--ids", f"{rows[0]['sample_id']},{'0' * 32}"]
+    assert main(call) == 1
+    assert f"has no sample {'0' * 32}" in capsys.readouterr().err
+    assert Manifest.open(chain["set"].path).id == chain["set"].id
+
+
+def test_an_unfinished_export_is_named_first(chain: dict[str, Manifest], tmp_path: Path) -> None:
+    write_json(tmp_path / "tars/.export/plan.json", {"plan": "x", "parent": chain["stored"].id})
+    with pytest.raises(UserError, match="tars contains an unfinished export"):
+        job.forget(chain["set"].path, ForgetRequest(url="https://example.org/b"))
+
+
+def test_a_slice_by_reference_elsewhere_does_not_show_it(
+    make: Make, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    made = make(tmp_path / "set", rows)
+    for name, where in (("first", "uri <= 'b.jpg'"), ("last", "uri >= 'e.jpg'")):
+        far = tmp_path / "1/2/3/4/5/6" / name
+        slice_manifest(made, far, SliceOptions(where=where, materialise="none")).table()
+    job.forget(made.path, ForgetRequest(where="uri = 'b.jpg' OR uri = 'f.jpg'"))
+    for name in ("first", "last"):
+        with pytest.raises(UserError, match=r"refers to other rows .* make the slice anew"):
+            Manifest.open(tmp_path / "1/2/3/4/5/6" / name)
+
+
+@pytest.mark.parametrize("names", [("train", "train-hard"), ("a", "a-0")])
+def test_images_that_are_left_are_counted_in_their_split(
+    names: tuple[str, str], make: Make, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    made = make(tmp_path / "set", [row for row in rows if row.get("parent_id") is None])
+    split = slice_manifest(made, tmp_path / "split", SliceOptions(split={names[0]: 0.5, names[1]: 0.5}))
+    out = tmp_path / "tars"
+    export(ExportRequest(split, out, format_named("webdataset")(split)))
+    job.forget(made.path, ForgetRequest(author="A"))
+    left = Manifest.open(split.path).table(["split"])["split"].to_pylist()
+    assert json.loads((out / "export.json").read_text())["images"] == dict(Counter(left))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -272,11 +376,23 @@ def test_a_union_with_an_older_copy_does_not_bring_a_sample_back(
     make: Make, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     made = make(tmp_path / "set", rows)
-    old = make(tmp_path / "elsewhere/old", rows, root=made.root)
+    old = make(tmp_path / "1/2/3/4/5/6/old", rows, root=made.root)
     job.forget(made.path, ForgetRequest(url="https://example.org/b"))
     both = union([Manifest.open(made.path), old], tmp_path / "both")
     assert set(both.table(["uri"])["uri"].to_pylist()) == {f"{name}.jpg" for name in "adef"}
     assert verify(both.path).faults == []
+
+
+def test_a_difference_does_not_bring_a_sample_back(
+    make: Make, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    made = make(tmp_path / "set", rows)
+    old = make(tmp_path / "1/2/3/4/5/6/old", rows, root=made.root)
+    less = slice_manifest(made, tmp_path / "less", SliceOptions(where="uri < 'f'"))
+    job.forget(made.path, ForgetRequest(url="https://example.org/b"))
+    rest = difference(old, Manifest.open(less.path), tmp_path / "rest")
+    assert rest.table(["uri"])["uri"].to_pylist() == ["f.jpg"]
+    assert rest.info.redactions
 
 
 def test_a_blocklist_of_the_manifest_knows_the_forgotten_bytes(
